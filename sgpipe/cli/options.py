@@ -122,11 +122,9 @@ def judged_file(run: Any, file: Path | None) -> Path | None:
 def certificate_of(run: Any) -> dict[str, Any]:
     """Return the certificate of a run after computing it again. Raises UserError: there is none, or it is not valid."""
     from sgpipe.stats.certify import check
-    from sgpipe.storage.judgements import CERTIFICATE
     from sgpipe.storage.run_folder import RunFiles
 
-    judgements = RunFiles(run).judgements
-    return check(run, judgements.parent / CERTIFICATE, judgements)
+    return check(run, RunFiles(run).judgements)
 
 
 def certified_threshold(runs: Iterable[Any]) -> float:

@@ -173,8 +173,7 @@ def certify(
     certificate, groups, unanswered = continue_plan(
         run, answers, precision=precision, confidence=confidence, by=by, threshold=threshold, prediction=prediction
     )
-    reached = bool(certificate["sets"])
-    if reached:
+    if certificate["sets"]:
         write_result_text(out or own.parent / CERTIFICATE, console.json_text(certificate, 2) + "\n")
     if certificate["plans_begun"] > 1:
         begun = f"{certificate['plans_begun']} plans of certificates have begun for this run"
@@ -186,7 +185,7 @@ def certify(
             cli.show(line)
         if unanswered:
             cli.say(f"{count(unanswered, 'open question')}: answer them in `sgpipe view {run}`, on the page Judge")
-    if not reached:
+    if not certificate["sets"]:
         raise typer.Exit(console.EXIT_FAILED)
 
 
@@ -210,8 +209,7 @@ def verify(
 
     with console.Progress().images(None, "verifying") as advance:
         verification = check(run, repair=repair, advance=advance)
-    certificate = RunFiles(run).judgements.with_name(CERTIFICATE)
-    if certificate.is_file() and not verification.problems:
+    if RunFiles(run).judgements.with_name(CERTIFICATE).is_file() and not verification.problems:
         try:
             cli.certificate_of(run)
         except UserError as error:

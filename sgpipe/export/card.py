@@ -50,7 +50,7 @@ def certified_text(certificate: Mapping[str, Any]) -> str:
     return (
         f"People's answers to a random sample certify a precision {which} of at least {certificate['precision']:g} "
         f"(confidence {certificate['confidence']:g}{', of each by itself' if certificate['by'] else ''}; of relations "
-        f"between two boxes, as these people see them; how many relations are missing was not measured{together})."
+        f"between two boxes, as these people see them; how many relations are missing is not certified{together})."
     )
 
 

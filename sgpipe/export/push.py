@@ -24,7 +24,6 @@ from sgpipe.export.run import HUGGING_FACE, Exported, export_run
 from sgpipe.files.hub import HubModel, naming_hub
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.stats.certify import check
-from sgpipe.storage.judgements import CERTIFICATE
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFiles, RunFolder
 from sgpipe.training.metrics import MEASURES, read_metrics
@@ -91,7 +90,7 @@ def _part(place: str) -> tuple[str, list[str]]:
     images, relations = (sum(s.counts.get(name, 0) for s in run.manifest.shards) for name in ("images", "relations"))
     steps = [f"{images:,} images, {relations:,} relations.", *describe_origin(run.manifest.run)[1]]
     with suppress(UserError, OSError):
-        steps.append(certified_text(check(place, run.judgements.with_name(CERTIFICATE), run.judgements)))
+        steps.append(certified_text(check(place, run.judgements)))
     return str(run.manifest.run.get("name", "sgpipe")), steps
 
 

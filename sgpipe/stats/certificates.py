@@ -61,11 +61,6 @@ class Round:
     wrong: NDArray[np.bool_]
     is_open: NDArray[np.bool_]
 
-    @property
-    def focus(self) -> int:
-        """The largest set that the round asks about."""
-        return int(self.level.max())
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -119,7 +114,7 @@ def _best_capital(rounds: Sequence[Round], first: int, number: int, size: int, p
     capital = np.full(BETS, -math.log(BETS))
     best, wrong, known = 0.0, 0, 0
     for at, each in enumerate(rounds):
-        if at >= first and each.focus >= number and len(each.asked):
+        if at >= first and each.level.max() >= number and len(each.asked):
             paths = capital + np.cumsum(gains(each, number, size, limit, limit - wrong), axis=0)
             top = paths.max(axis=1)
             best = max(best, float((top + np.log(np.exp(paths - top[:, None]).sum(axis=1))).max(initial=0)))

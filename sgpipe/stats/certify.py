@@ -32,6 +32,7 @@ from sgpipe.stats.plans import Judged, judgements_of
 from sgpipe.stats.precision import short_threshold
 from sgpipe.storage.index import Index, open_run
 from sgpipe.storage.judgements import (
+    CERTIFICATE,
     CertificateRound,
     CertificateSettings,
     CertifiedGroup,
@@ -181,26 +182,34 @@ def _tuples(table: pa.Table) -> list[tuple[Any, ...]]:
 class GroupProgress:
     """How far a group is: its rounds, the latest settings, and what the answers show; `more`: expected answers."""
 
+    predicate: str | None
+    settings: CertificateSettings
     latest: CertifiedGroup
     rounds: list[Round]
     given: list[Judged | None]
     standing: Standing
     more: int | None
 
-    def as_json(self, name: str | None, settings: CertificateSettings) -> dict[str, Any]:
+    @property
+    def open(self) -> int:
+        """The open questions; none are asked once the largest set is certified."""
+        return 0 if self.standing.reached == len(self.latest.relations) - 1 else self.given.count(None)
+
+    def as_json(self) -> dict[str, Any]:
         """As plain values for JSON; `share`: how much of the evidence is there."""
         share, standing = 0.0, self.standing
         if standing.started:
-            needed, evidence = -math.log(1 - settings.confidence), math.log(max(standing.evidence, 1e-9))
+            needed, evidence = -math.log(1 - self.settings.confidence), math.log(max(standing.evidence, 1e-9))
             share = 1.0 if standing.tested is None else max(0.0, 1 + evidence / needed)
         more = self.more if standing.started else None
         certified = 0 if standing.reached is None else self.latest.relations[standing.reached]
-        values = {"predicate": name, "share": share, "more": more, "certified": certified}
-        return {**values, "lines": list(self.describe(name, settings))}
+        values = {"predicate": self.predicate, "share": share, "more": more, "certified": certified, "open": self.open}
+        return {**values, "lines": list(self.describe())}
 
-    def describe(self, name: str | None, settings: CertificateSettings) -> Iterator[str]:
+    def describe(self) -> Iterator[str]:
         """In sentences: which relations are certified, and which may be."""
-        named, standing = "all predicates" if name is None else single_line(name, 60), self.standing
+        named = "all predicates" if self.predicate is None else single_line(self.predicate, 60)
+        settings, standing = self.settings, self.standing
 
         def those(number: int) -> str:
             size, of = self.latest.relations[number], count(self.latest.relations[-1], "relation")
@@ -258,7 +267,7 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
         rest = latest.relations[tested] - judged
         more = None if more is None and rest else min(more or 0, rest)
         answers = [answer for *_, own in parts for answer in own]
-        progress[name] = GroupProgress(latest, rounds, answers, standing, more)
+        progress[name] = GroupProgress(name, settings, latest, rounds, answers, standing, more)
     return progress
 
 
@@ -408,9 +417,8 @@ def certify(population: Population, settings: CertificateSettings, log: Judgemen
     """
     plans = rounds_of(log, settings)
     _check_rounds(population, settings, plans)
-    progress = measure(plans, log)
     sets: list[dict[str, Any]] = []
-    for name, own in progress.items():
+    for name, own in measure(plans, log).items():
         if (reached := own.standing.reached) is not None:
             sizes, threshold = own.latest.relations, own.latest.thresholds[reached]
             answers = {each: own.given.count(each) for each in ("right", "wrong", "unsure")}
@@ -433,7 +441,9 @@ def certify(population: Population, settings: CertificateSettings, log: Judgemen
             "error_rows": population.errors,
             "images_without_relations": population.unlabelled,
             "other_relations": population.relations - sum(each["relations"] for each in sets),
-            "recall": "not measured",
+            "recall": "not certified, but asked about: `sgpipe stats --judgements`"
+            if log.recall_plans
+            else "not measured",
         },
         "judgements": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
     }
@@ -466,11 +476,12 @@ def _check_rounds(population: Population, settings: CertificateSettings, plans: 
         taken[rows] = True
 
 
-def check(run: str | Location, file: Location, judgements: Path) -> dict[str, Any]:
-    """Return a certificate after computing it again from the run and its judgements.
+def check(run: str | Location, judgements: Path) -> dict[str, Any]:
+    """Return the certificate beside a run's judgements after computing it again from them and the run.
 
     Raises UserError: it is not what they give, or not any more.
     """
+    file = judgements.with_name(CERTIFICATE)
     try:
         given: dict[str, Any] = json.loads(read_text(file, "certificate"))
         settings = CertificateSettings(
@@ -515,9 +526,8 @@ def continue_plan(
         log = JudgementLog(judgements, database.index.fingerprint)
         certificate = certify(population_of(database.index, settings), settings, log)
         extend(database.index, settings, log, "sgpipe certify")
-        progress = measure(rounds_of(log, settings), log)
-    groups = [own.as_json(name, settings) for name, own in progress.items()]
-    return certificate, groups, sum(own.given.count(None) for own in progress.values())
+        groups = [own.as_json() for own in measure(rounds_of(log, settings), log).values()]
+    return certificate, groups, sum(own["open"] for own in groups)
 
 
 def settings_for(index: Index, **values: Any) -> CertificateSettings:
@@ -540,7 +550,7 @@ def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: s
     Raises UserError: the run has changed since, or the rounds are not those that are drawn from it.
     """
     plans = rounds_of(log, settings)
-    if plans and any(None in own.given for own in measure(plans[-1:], log).values()):
+    if any(own.open for own in measure(plans, log).values()):
         return plans[-1]
     population = population_of(index, settings)
     _check_rounds(population, settings, plans)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
@@ -177,13 +177,11 @@ def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, Relati
 
 
 def count_states(states: Sequence[RelationState]) -> dict[str, int]:
-    """Return how many relations are judged, and how: right, wrong, changed, unsure, conflict; and added, which are
-    right.
-    """
+    """Return how many relations are judged, and how; also how many of them were added."""
     counts = Counter[str](state.state for state in states)
-    names = ("right", "wrong", "changed", "unsure", "conflict")
-    added = sum(state.is_added for state in states)
-    return {"relations": len(states), **{name: counts[name] for name in names}, "added": added}
+    names = ("right", "wrong", "changed", "unsure", "conflict", "added")
+    counts["added"] = sum(state.is_added for state in states)
+    return {"relations": len(states), **{name: counts[name] for name in names}}
 
 
 def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
@@ -250,14 +248,15 @@ def _is_narrow(estimate: PrecisionEstimate) -> bool:
     return estimate.value is not None and estimate.high - estimate.low <= 2 * MARGIN
 
 
-def next_question(plan: SamplingPlan, log: JudgementLog, by: str) -> PlannedQuestion | None:
-    """Return a question that nobody has judged; None if none is left.
+def next_question(plan: SamplingPlan, log: JudgementLog, by: str, done: Collection[Any] = ()) -> PlannedQuestion | None:
+    """Return a question that nobody has judged; None if none is left. `done`: predicates of strata to leave out.
 
     Each person gets them in another random order; those of a certificate nearly in the order of the plan, as an open
     one counts as wrong. What this person skipped comes last.
     """
     asked, skipped = states_of(plan, log), log.skipped(plan.plan, by)
-    left = [pair for pair in enumerate(plan.questions) if pair[1].key not in asked]
+    questions = enumerate(plan.questions)
+    left = [(at, q) for at, q in questions if q.key not in asked and plan.strata[q.stratum].predicate not in done]
 
     def order(pair: tuple[int, PlannedQuestion]) -> tuple[int, int, str]:
         text = "\0".join(map(str, (by, *pair[1].key)))

@@ -212,7 +212,7 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
     if wanted.kind == "recall":
         if made is None:
             images, asked = draw_recall(viewer.index.rows, wanted.count, wanted.boxes, wanted.seed)
-            log.append(RecallPlan.model_validate({**common, "images": images, "questions": asked}))
+            log.append(RecallPlan(**common, images=images, questions=asked))
         return JSONResponse({"plan": wanted.id, "kind": "recall"}, 201)
     if made is None:
         search = wanted.search if wanted.kind == "search" else None
@@ -221,8 +221,7 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
             freshness_of(request).update_judgements()
         select, parameters = select_relations(viewer.index, filters)
         strata, questions = draw(viewer.index.rows, select, parameters, wanted.kind, wanted.count, wanted.seed)
-        drawn = {"search": search, "strata": strata, "questions": questions}
-        log.append(SamplingPlan.model_validate({**common, **drawn}))
+        log.append(SamplingPlan(**common, search=search, strata=strata, questions=questions))
     return JSONResponse(_summary(_plan(viewer, wanted.id)), 201)
 
 
@@ -248,12 +247,16 @@ def plan_progress(request: Request) -> Response:
     plan, question = _asked(request)
     common = {"alpha": _alpha(log, plan), "question": question and question._asdict()}
     if plan.certificate:
-        progress = measure(_rounds(log, plan), log)
-        groups = [own.as_json(name, plan.certificate.settings) for name, own in progress.items()]
-        open_ = sum(own.given.count(None) for own in progress.values())
-        return JSONResponse({"plan": plan.plan, "groups": groups, "open": open_, **common})
+        groups = _groups(viewer, plan)
+        return JSONResponse({"plan": plan.plan, "groups": groups, "open": sum(own["open"] for own in groups), **common})
     figures = asdict(measure_plan(plan, log)) | {"more": judgements_needed(plan, log), "margin": MARGIN}
     return JSONResponse(_summary(plan) | figures | common)
+
+
+def _groups(viewer: Viewer, plan: SamplingPlan) -> list[dict[str, Any]]:
+    log = viewer.judgements
+    found = viewer.index.remember((plan.plan, log.version), lambda: measure(_rounds(log, plan), log))
+    return [own.as_json() for own in found.values()]
 
 
 def _rounds(log: JudgementLog, plan: SamplingPlan) -> list[SamplingPlan]:
@@ -286,7 +289,8 @@ def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
         with suppress(UserError):  # a run that has changed since gets no more questions
             key = ("round", settings, log.version)
             plan = viewer.index.remember(key, lambda: extend(viewer.index, settings, log, who)) or plan
-    questions = (next_question(each, log, who) for each in _rounds(log, plan))
+    done = [own["predicate"] for own in _groups(viewer, plan) if not own["open"]] if plan.certificate else ()
+    questions = (next_question(each, log, who, done) for each in _rounds(log, plan))
     return plan, next(filter(None, questions), None)
 
 
@@ -332,10 +336,7 @@ def plans_page(request: Request) -> Response:
     certificates = {each.certificate.settings: each for each in plans if each.certificate}
     values = {
         "plans": [(each, measure_plan(each, log)) for each in reversed(plans) if not each.certificate],
-        "certificates": [
-            (plan, [own.as_json(name, settings) for name, own in measure(rounds_of(log, settings), log).items()])
-            for settings, plan in certificates.items()
-        ],
+        "certificates": [(plan, _groups(viewer, plan)) for plan in certificates.values()],
         "recalls": list(log.recall_plans.values()),
         "alpha": describe_alpha(states),
         "alpha_of": lambda plan: _alpha(log, plan),

@@ -174,7 +174,7 @@ const acts = {
 
 function perform(name) {
   const button = element("acts")?.querySelector(`[data-act=${name}]`);
-  if (button && !button.disabled && !judge.busy && !walk.moving) acts[name]();
+  if (document.body.dataset.ready && button && !button.disabled && !judge.busy && !walk.moving) acts[name]();
 }
 
 // --- keys and buttons

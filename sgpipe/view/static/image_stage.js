@@ -9,7 +9,8 @@ const FAINT = 40,
   CLOSE = 24,
   BEND = 0.2,
   NAMED = 12,
-  CROWDED = 60;
+  CROWDED = 60,
+  SMALL = 8; // labels that a box has room for
 let stages = 0;
 
 export class Stage {
@@ -315,6 +316,11 @@ export class Stage {
     this.label(this.objects[index].name, this.objects[index].colour, "box-name", { x, y, over: true });
   }
 
+  boxesOf({ subject, object }) {
+    const boxes = [subject, object].filter((index) => !this.objects[index].missing).map((index) => this.objects[index].box);
+    return boxes.map(([x, y, width, height]) => ({ x, y, width, height }));
+  }
+
   nameEdge({ relation, texts, differs }) {
     const points = this.path(relation) ?? Array(3).fill(this.middle(relation.subject));
     const middle = [0, 1].map((axis) => points[0][axis] / 4 + points[1][axis] / 2 + points[2][axis] / 4);
@@ -326,7 +332,7 @@ export class Stage {
         .join(" · ") +
       more +
       (differs ? " (only here)" : "");
-    this.label(text, this.objects[relation.subject].colour, "edge-name", { x: middle[0], y: middle[1], centre: true });
+    this.label(text, this.objects[relation.subject].colour, "edge-name", { x: middle[0], y: middle[1], ends: this.boxesOf(relation) });
   }
 
   label(text, colour, kind, place) {
@@ -343,7 +349,8 @@ export class Stage {
     words.setAttribute("x", ".35em");
   }
 
-  // Over a box, or inside if there is no room; on the middle of an edge; never outside of what can be seen.
+  // Over a box, or inside if there is no room; on the middle of an edge, but not over a small box, which it would hide;
+  // never outside of what can be seen.
   place(name) {
     const place = JSON.parse(name.dataset.place),
       em = TEXT * this.unit,
@@ -351,8 +358,8 @@ export class Stage {
       height = 1.4 * em;
     const { window } = this;
     const inside = (value, low, high) => Math.max(Math.min(value, high), low);
-    let x = place.centre ? place.x - width / 2 : place.x,
-      y = place.centre ? place.y - height / 2 : place.y - height;
+    let x = place.ends ? place.x - width / 2 : place.x,
+      y = place.ends ? place.y - height / 2 : place.y - height;
     if (place.over && y < window.y) y = place.y;
     x = inside(x, window.x, window.x + window.width - width);
     y = inside(y, window.y, window.y + window.height - height);
@@ -360,10 +367,13 @@ export class Stage {
       .slice(0, [...this.names.children].indexOf(name))
       .map((other) => other.spot)
       .filter(Boolean);
-    const free = [0, 1, -1, 2, -2, 3, -3, 4, -4]
-      .map((step) => inside(y + step * height * 1.08, window.y, window.y + window.height - height))
-      .find((top) => taken.every((t) => x + width < t.x || x > t.x + t.width || top + height < t.y || top > t.y + t.height));
-    name.spot = { x, y: free ?? y, width, height };
-    name.setAttribute("transform", `translate(${x} ${free ?? y})`);
+    const small = (place.ends ?? []).filter((box) => box.width * box.height < SMALL * width * height);
+    const free = (spots) =>
+      [0, 1, -1, 2, -2, 3, -3, 4, -4]
+        .map((step) => inside(y + step * height * 1.08, window.y, window.y + window.height - height))
+        .find((top) => spots.every((t) => x + width < t.x || x > t.x + t.width || top + height < t.y || top > t.y + t.height));
+    y = free([...taken, ...small]) ?? free(taken) ?? y;
+    name.spot = { x, y, width, height };
+    name.setAttribute("transform", `translate(${x} ${y})`);
   }
 }

@@ -107,7 +107,7 @@ export class Walk {
   async ask(plan) {
     const found = await this.readPlan(plan);
     if (found?.question) await this.visit(found.question);
-    else if (found) say("All questions of the plan are judged.");
+    else if (found) say(found.groups ? "Nothing is left to ask: the page Judge says what is certified." : "All questions of the plan are judged.");
     this.showPlan(found);
   }
 
@@ -122,17 +122,18 @@ export class Walk {
   }
 
   showPlan(found) {
-    if (found) element("precision").textContent = `Plan: ${counted(found.open, "question")} open, ${(found.groups ? evidence : precision)(found)}`;
+    if (found) element("precision").textContent = found.groups ? evidence(found) : `Plan: ${counted(found.open, "question")} open, ${precision(found)}`;
   }
 }
 
 // Of a certificate: how many groups have a test that is still open, and the answers that these take.
-function evidence({ groups }) {
+function evidence({ groups, open }) {
   const left = groups.filter((group) => group.share < 1),
     more = left.reduce((sum, group) => sum + (group.more ?? Infinity), 0);
   const certified = groups.reduce((sum, group) => sum + group.certified, 0),
     done = certified ? `${counted(certified, "relation")} certified, ` : "";
-  return left.length ? done + (Number.isFinite(more) ? `about ${more.toLocaleString("en")} more answers` : groups.some((group) => group.share) ? "no end in sight" : "they show where to start") : "all is certified";
+  const end = Number.isFinite(more) ? `about ${counted(more, "more answer")}` : groups.some((group) => group.share) ? "no end in sight" : "the first round shows where to start";
+  return `Certificate: ${left.length ? `${done}${end}; ${counted(open, "question")} left in this round` : "all is certified"}`;
 }
 
 // Short, so that the bar keeps its height: the buttons stay where the pointer is.

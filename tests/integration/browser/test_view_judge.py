@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from sgpipe.storage.judgements import JUDGEMENTS
+from sgpipe.storage.judgements import JUDGEMENTS, RelationKey
 from tests.integration.browser.conftest import accessibility_faults, view_server
 from tests.sgpipe.view.gallery_run import EVIL, make_gallery_run
 
@@ -105,6 +105,37 @@ def test_what_holds_between_boxes_is_named_by_keyboard_and_what_the_run_has_stay
     assert named == [[{"subject": 0, "object": 1, "predicate": "riding"}]] * 2 + [None, []]
     page.get_by_role("link", name="Plans").click()
     expect(page.locator(".plan", has_text="Recall, blind")).to_contain_text("2 of")
+
+
+def test_a_certificate_is_answered_by_keyboard_until_all_is_certified(visit, server, run):
+    page = visit(f"{server}/judge")
+    page.get_by_label("for a certificate").check()
+    expect(page.get_by_label("Questions", exact=True)).to_be_hidden()
+    page.get_by_label("Precision", exact=True).fill("0.5")
+    page.get_by_role("button", name="Draw the sample").click()
+    page.wait_for_url("**/image/**plan=certificate**")
+    counter, plan = page.locator("#precision"), page.url.split("plan=")[1].split("&")[0]
+    expect(counter).to_have_text(re.compile("^Certificate: .*; [0-9]+ questions left in this round$"))
+    [first] = [each for each in map(json.loads, (run / JUDGEMENTS).read_text().splitlines()) if each.get("certificate")]
+    for number, question in enumerate(first["questions"][:-1]):  # the first round, but for one, by another person
+        key = dict(zip(RelationKey._fields, question[:5], strict=True))
+        post(page, "/api/judgements", {**key, "id": f"c{number}", "by": "cleo", "judgement": "right", "plan": plan})
+    page.goto(f"{server}/judge/{plan}")
+    page.wait_for_selector("body[data-ready=true]")
+    expect(counter).to_contain_text("1 question left")
+    for _ in range(40):
+        address, said = page.url, counter.text_content()
+        page.keyboard.press("r")
+        expect(counter).not_to_have_text(said)
+        if "all is certified" in counter.text_content():
+            break
+        page.wait_for_url(lambda url, address=address: url != address)
+    expect(page.locator("#status")).to_contain_text("Nothing is left to ask")
+    page.goto(f"{server}/judge")
+    card = page.locator(".plan", has_text="A certificate: precision 0.5")
+    expect(card).to_contain_text("sgpipe certify RUN --precision 0.5")
+    expect(card.locator("[data-show=groups]")).to_contain_text("certified, all predicates")
+    expect(card.locator("[data-go]")).to_be_hidden()
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -305,7 +305,7 @@ def test_the_page_of_plans(client, tmp_path):
     assert "cannot be sampled" in client.get('/judge?q="a caption"').text
 
 
-def test_a_certificate_goes_on_round_after_round(client, index):
+def test_a_certificate_goes_on_round_after_round(client, tmp_path):
     made = client.post("/api/plans", json={"kind": "certificate", "precision": 0.5, "by": "bob"})
     assert made.status_code == 201
     name, asked = made.json()["plan"], set()
@@ -320,10 +320,14 @@ def test_a_certificate_goes_on_round_after_round(client, index):
         assert client.post("/api/judgements", json=line).json()["plan"] is not None
     assert len(found["groups"]) == 1
     assert found["groups"][0]["share"] == 1
+    planned = sum(len(line["questions"]) for line in lines(tmp_path) if "questions" in line)
+    assert (found["open"], len(asked) < planned) == (0, True)  # nothing is asked in vain once all is certified
     page = client.get("/judge").text
     assert "A certificate: precision 0.5" in page
     assert "certified, all predicates" in page
     assert client.post("/api/plans", json={"kind": "certificate", "precision": 2}).status_code in (400, 422)
+    client.post("/api/judgements", json={"id": "undo", "by": "bob", "undoes": "q1"})
+    assert client.get(f"/api/plans/{name}?by=bob").json()["open"] > 0
 
 
 def test_people_who_agree(client):
