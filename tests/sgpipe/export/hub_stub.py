@@ -19,23 +19,16 @@ COMMIT = "0" * 40
 
 @dataclass
 class HubStub:
-    """One user's datasets, by name, and models, by "models/" and name.
+    """One user's datasets, by name, and models, by "models/" and name."""
 
-    Attributes:
-        versions: the files of a model by commit.
-        mode: how Parquet files are sent: regular (in the commit) or lfs (by themselves, then named by the commit).
-        failures: answers to the next requests whose path has such a word, such as {"commit": [0, 503]}; 0: no failure.
-        downloads: commit and name of the files that were asked for.
-    """
-
-    mode: str = "regular"
+    mode: str = "regular"  # how Parquet files are sent: in the commit, or (lfs) by themselves, then named by it
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    versions: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    versions: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the files of a model by commit
     private: dict[str, bool] = field(default_factory=dict)
-    failures: dict[str, list[int]] = field(default_factory=dict)
+    failures: dict[str, list[int]] = field(default_factory=dict)  # the next answers by words in the path; 0: none
     objects: dict[str, bytes] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
-    downloads: list[str] = field(default_factory=list)
+    downloads: list[str] = field(default_factory=list)  # commit and name of the files that were asked for
     url: str = ""
 
     def answer(self, method: str, path: str, body: bytes, token: str | None) -> tuple[int, Any]:
@@ -88,7 +81,7 @@ class HubStub:
     def _of(self, name: str, rest: str, body: bytes) -> tuple[int, Any]:
         files = self.repositories[name]
         if rest.startswith("/preupload"):
-            return 200, {"files": [self._mode(files, each["path"]) for each in json.loads(body)["files"]]}
+            return 200, {"files": [self._mode(each["path"]) for each in json.loads(body)["files"]]}
         if rest.startswith("/commit"):
             return self._commit(name, [json.loads(line) for line in body.splitlines()])
         if rest.startswith("/tree"):
@@ -99,26 +92,18 @@ class HubStub:
             _, _, revision, file = rest.split("/", 3)
             files = self.versions.get(revision, files)
             return (200, files[file]) if file in files else (404, {"error": "Entry not found"})
-        card = files.get("README.md", b"").decode()
-        tags = ["sgpipe"] if "- sgpipe\n" in card else []
+        tags = ["sgpipe"] if b"- sgpipe\n" in files.get("README.md", b"") else []
         siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
         described = {"id": name.removeprefix("models/"), "sha": self._sha(name), "siblings": siblings, "tags": tags}
-        described["private"] = self.private.get(name, False)
-        return 200, {**described, "downloads": 0, "likes": 0}
+        return 200, {**described, "private": self.private.get(name, False), "downloads": 0, "likes": 0}
 
-    def _mode(self, files: dict[str, bytes], path: str) -> dict[str, Any]:
+    def _mode(self, path: str) -> dict[str, Any]:
         mode = self.mode if path.endswith((".parquet", ".safetensors")) else "regular"
-        oid = None
-        if path in files:
-            data = files[path]
-            oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-        return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+        return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None}
 
     def _lfs(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        answer = {"oid": wanted["oid"], "size": wanted["size"]}
-        if wanted["oid"] not in self.objects:
-            answer["actions"] = {"upload": {"href": f"{self.url}/upload/{wanted['oid']}"}}
-        return answer
+        upload = {"upload": {"href": f"{self.url}/upload/{wanted['oid']}"}}
+        return {"oid": wanted["oid"], "size": wanted["size"], "actions": upload}
 
     def _commit(self, name: str, lines: list[dict[str, Any]]) -> tuple[int, Any]:
         files = self.repositories[name]
@@ -144,9 +129,8 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
         disable_nagle_algorithm = True  # else the body of an answer waits 40 ms for the receipt of its header
 
         def _serve(self) -> None:
-            body = self._body()
             path = self.path.partition("?")[0]
-            status, value = stub.answer(self.command, path, body, self.headers.get("Authorization"))
+            status, value = stub.answer(self.command, path, self._body(), self.headers.get("Authorization"))
             data = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(status)
             if status == 404:
@@ -173,8 +157,7 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
 
         do_GET = do_HEAD = do_POST = do_PUT = _serve  # noqa: N815 - names of http.server
 
-        def log_message(self, *_: Any) -> None:
-            """Nothing: the tests' output stays readable."""
+        def log_message(self, *_: Any) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     stub.url = f"http://127.0.0.1:{server.server_port}"

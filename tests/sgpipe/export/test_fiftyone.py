@@ -44,11 +44,6 @@ def states(root: Path, file: Path) -> dict[str, RelationState]:
     return {state.key.image_id: state for state in log.current()}
 
 
-def tagged(root: Path, samples: list[dict[str, Any]]) -> Path:
-    (root / "samples.json").write_text(json.dumps({"samples": samples}))
-    return root / "samples.json"
-
-
 def test_samples_have_boxes_relations_and_captions(tmp_path: Path) -> None:
     made = records(30)
     made[0].objects.append(NOTHING)
@@ -61,21 +56,19 @@ def test_samples_have_boxes_relations_and_captions(tmp_path: Path) -> None:
         assert sample["captions"] == [caption.text for caption in record.captions]
         objects, relations = (sample[name]["detections"] for name in ("objects", "relations"))
         kept = [box for box in record.objects if not box.is_nothing]
-        assert [(each["label"], each["iscrowd"], each["origin"]) for each in objects] == [
-            (box.category, box.iscrowd, box.origin) for box in kept
-        ]
-        scale = (WIDTH, HEIGHT, WIDTH, HEIGHT)
         for each, box in zip(objects, kept, strict=True):
+            assert (each["label"], each["iscrowd"], each["origin"]) == (box.category, box.iscrowd, box.origin)
+            scale = (WIDTH, HEIGHT, WIDTH, HEIGHT)
             sides = [share * side for share, side in zip(each["bounding_box"], scale, strict=True)]
             assert sides == pytest.approx(box.bbox)
         places = {each["_id"]["$oid"]: each for each in objects}
-        assert [
-            (places[r["subject"]]["index"], r["label"], places[r["object"]]["index"], r["confidence"], r["origin"])
-            for r in relations
-        ] == [(r.subject, r.predicate, r.object, r.confidence, r.origin) for r in deduplicate(record.relations)]
-        for relation in relations:  # its box is around both
-            x, y, width, height = relation["bounding_box"]
-            for end in (places[relation["subject"]], places[relation["object"]]):
+        for made_of, r in zip(relations, deduplicate(record.relations), strict=True):
+            ends = [places[made_of[end]] for end in ("subject", "object")]
+            assert [end["index"] for end in ends] == [r.subject, r.object]
+            found = made_of["label"], made_of["confidence"], made_of["origin"]
+            assert found == (r.predicate, r.confidence, r.origin)
+            x, y, width, height = made_of["bounding_box"]
+            for end in ends:  # it is around both
                 left, top, wide, high = end["bounding_box"]
                 assert x <= left <= left + wide <= x + width + 1e-9
                 assert y <= top <= top + high <= y + height + 1e-9
@@ -105,13 +98,10 @@ def test_tags_and_labels_of_relations_are_judgements(tmp_path: Path) -> None:
         sample["relations"]["detections"][0]["tags"] = tags
         sample["objects"]["detections"][0]["tags"] = ["wrong"]
     samples[4]["relations"]["detections"][0]["label"] = "beside"
-    found = states(tmp_path, tagged(tmp_path, samples))
-    assert {name: state.state for name, state in found.items()} == {
-        "0": "right",
-        "1": "wrong",
-        "2": "unsure",
-        "4": "changed",
-    }
+    (tmp_path / "samples.json").write_text(json.dumps({"samples": samples}))
+    found = states(tmp_path, tmp_path / "samples.json")
+    expected = {"0": "right", "1": "wrong", "2": "unsure", "4": "changed"}
+    assert {name: state.state for name, state in found.items()} == expected
     assert [key.predicate for key in found["4"].resolve() or ()] == ["beside"]
     assert found["0"].key == ("val", "0", 0, 1, "on")
     before = (tmp_path / "samples.json").read_bytes()
