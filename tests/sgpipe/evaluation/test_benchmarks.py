@@ -99,22 +99,14 @@ def test_hico_of_a_network_equals_hico_of_its_file(drawn_run: Path, tmp_path: Pa
 
 def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
     rng, items = np.random.default_rng(1), []
+    categories = [1, 1, 2, 19]  # persons, a bicycle, a horse
+    verbs = [(0, 2, 77), (0, 3, 77), (1, 2, 37), (0, 1, 43)]  # ride, ride, hold, hug
+    relations = [{"subject_id": s, "object_id": o, "category_id": verb} for s, o, verb in verbs]
     for number in range(12):
-        lefts = rng.integers(0, 200, (4, 2))
-        categories = [1, 1, 2, 19]  # persons, a bicycle, a horse
-        verbs = [(0, 2, 77), (0, 3, 77), (1, 2, 37), (0, 1, 43)]  # ride, ride, hold, hug
-        items.append(
-            {
-                "file_name": f"HICO_test2015_{number:08}.jpg",
-                "width": 320,
-                "height": 320,
-                "annotations": [
-                    {"bbox": [x, y, x + 90, y + 90], "category_id": category}
-                    for (x, y), category in zip(lefts.tolist(), categories, strict=True)
-                ],
-                "hoi_annotation": [{"subject_id": s, "object_id": o, "category_id": verb} for s, o, verb in verbs],
-            }
-        )
+        corners = zip(rng.integers(0, 200, (4, 2)).tolist(), categories, strict=True)
+        boxes = [{"bbox": [x, y, x + 90, y + 90], "category_id": category} for (x, y), category in corners]
+        sizes = {"file_name": f"HICO_test2015_{number:08}.jpg", "width": 320, "height": 320}
+        items.append({**sizes, "annotations": boxes, "hoi_annotation": relations})
     true, run, out = tmp_path / "test_hico.json", tmp_path / "run", tmp_path / "found.json"
     true.write_text(json.dumps(items))
     import_annotations(hico_source(true, "test"), tmp_path, run, Progress(Console(quiet=True)))
@@ -123,12 +115,9 @@ def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
     assert 0.02 < direct["summary"]["mAP non-rare"] < 0.99
     invoke("predict", MODEL, "--data", run, "--out", out)
     invoke("predict", MODEL, "--data", run, "--out", out.with_suffix(".parquet"), "--form", "hico")
-    by_files = [
-        evaluated(tmp_path, "hico", "--predictions", path, "--annotations", true)
-        for path in (out, out.with_suffix(".parquet"))
-    ]
-    again = evaluated(tmp_path, "hico", "--model", MODEL, "--data", run, "--annotations", true)
-    assert [*by_files, again] == [direct] * 3
+    found = [("--predictions", path) for path in (out, out.with_suffix(".parquet"))]
+    for options in (*found, ("--model", MODEL, "--data", run)):
+        assert evaluated(tmp_path, "hico", *options, "--annotations", true) == direct
 
 
 def test_scene_graphs_of_a_network_as_open_images_counts(drawn_run: Path, tmp_path: Path) -> None:
@@ -192,16 +181,11 @@ def write_vcoco(root: Path) -> dict[str, Any]:
         for place, box in enumerate(objects[:3]):
             annotation = {"id": 10 * number + place, "image_id": number, "bbox": box.bbox, "area": 1600}
             coco["annotations"].append({**annotation, "category_id": 1 if place == 0 else 40})
-        does = {
-            "hold": [10 * number, 10 * number + 1],
-            "hit": [10 * number, 0, 10 * number + 2],
-            "stand": [10 * number],
-        }
+        person = 10 * number
+        does = {"hold": [person, person + 1], "hit": [person, 0, person + 2], "stand": [person]}
         for name, ends in does.items():
-            verbs[name]["image_id"].append(number)
-            verbs[name]["ann_id"].append(10 * number)
-            verbs[name]["label"].append(1)
-            verbs[name]["role_object_id"].append(ends)
+            for key, value in {"image_id": number, "ann_id": person, "label": 1, "role_object_id": ends}.items():
+                verbs[name][key].append(value)
         relations = [Relation(0, 1, "hold"), Relation(0, 2, "hit"), Relation(0, 3, "stand")]
         records.append(Record(str(number), "vcoco", "test", f"{number}.jpg", 200, 100, objects, relations=relations))
     for verb in verbs.values():
@@ -213,43 +197,35 @@ def write_vcoco(root: Path) -> dict[str, Any]:
     return {"vsrl.json": list(verbs.values()), "coco.json": coco}
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--model", "MODEL"), "pass --predictions and --annotations, or --model and --data"),
-        (("--model", "MODEL", "--data", "RUN", "--predictions", "few.json"), "pass --predictions"),
-        (("--model", "MODEL", "--data", "RUN", "--setting", "UO"), "these are others"),
-        (("--model", "MODEL", "--data", "RUN", "--annotations", "few.json"), "other classes than HICO-DET"),
-        (("--model", "MODEL", "--data", "RUN", "--classes", "few.json"), "is not a listed class"),
-        (("--model", "MODEL", "--data", "RUN", "--classes", "bad.json"), "classes file .*bad.json: expected"),
-        (("--model", "MODEL", "--data", "nowhere"), "nowhere"),
-    ],
-)
+REFUSED = {
+    "": "pass --predictions and --annotations, or --model and --data",
+    "--data RUN --predictions few.json": "pass --predictions",
+    "--data RUN --setting UO": "these are others",
+    "--data RUN --annotations few.json": "other classes than HICO-DET",
+    "--data RUN --classes few.json": "is not a listed class",
+    "--data RUN --classes bad.json": "classes file .*bad.json: expected",
+    "--data nowhere": "nowhere",
+}
+
+
+@pytest.mark.parametrize("options", REFUSED)
 def test_what_does_not_go_together_is_refused(
-    drawn_run: Path, tmp_path: Path, options: Sequence[str], message: str
+    drawn_run: Path, tmp_path: Path, options: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "few.json").write_text('{"objects": ["person"], "relations": ["riding"]}')
-    (tmp_path / "bad.json").write_text('{"objects": ["person", "person"], "relations": ["riding"]}')
-    paths = {"RUN": drawn_run, "MODEL": tmp_path} | {
-        name: tmp_path / name for name in ("few.json", "bad.json", "nowhere")
-    }
-    arguments = [str(paths.get(option, option)) for option in options]
+    monkeypatch.chdir(tmp_path)
+    Path("few.json").write_text('{"objects": ["person"], "relations": ["riding"]}')
+    Path("bad.json").write_text('{"objects": ["person", "person"], "relations": ["riding"]}')
+    arguments = ["--model", str(tmp_path), *options.replace("RUN", str(drawn_run)).split()]
     result = CliRunner().invoke(app, ["eval", "hico", *arguments])
     assert result.exit_code == 2
-    assert result.exception is not None
     output = " ".join((result.output + str(result.stderr)).split())
-    assert re.search(message, output), output
+    assert re.search(REFUSED[options], output), output
 
 
 CLASSES = DatasetClasses(("person", "horse", "dog"), ("riding", "next to"))
 TRIPLET = {
-    "pair": 0,
-    "subject": "person",
-    "predicate": "riding",
-    "object": "horse",
-    "score": 0.5,
-    "subject_box": [0.0, 0.0, 9.0, 9.0],
-    "object_box": [5.0, 5.0, 9.0, 9.0],
+    **{"pair": 0, "subject": "person", "predicate": "riding", "object": "horse", "score": 0.5},
+    **{"subject_box": [0.0, 0.0, 9.0, 9.0], "object_box": [5.0, 5.0, 9.0, 9.0]},
 }
 
 
@@ -274,10 +250,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         written.append(predicted(f"{number}.jpg", None if number % 10 == 9 else pairs))
     write_parquet(written, tmp_path / "found.parquet", CLASSES, 100)
     found = dict(read_triplets(tmp_path / "found.parquet", {}, []))
-    assert [(name, each is None) for name, each in found.items()] == [
-        (one.row.file_name, one.pairs is None) for one in written
-    ]
+    assert list(found) == [one.row.file_name for one in written]
     for one in written:
+        assert (found[one.row.file_name] is None) == (one.pairs is None)
         if one.pairs is not None:
             pairs = found[one.row.file_name].pairs(CLASSES)
             for name in ("subject_boxes", "object_boxes", "subject_labels", "object_labels", "scores"):
@@ -311,12 +286,12 @@ def test_other_classes_are_refused(tmp_path: Path, change: dict[str, Any]) -> No
 
 
 def test_other_files_are_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "found.parquet"
-    with pytest.raises(UserError, match=r"found.parquet cannot be read: No such file or directory$"):
-        list(read_triplets(path, {}, []))
-    pq.write_table(pa.table({"file_name": ["a.jpg"]}), path)
-    with pytest.raises(UserError, match="not written by `sgpipe predict"):
-        list(read_triplets(path, {}, []))
-    path.write_bytes(b"PAR1 but not really")
-    with pytest.raises(UserError, match="not written by `sgpipe predict"):
-        list(read_triplets(path, {}, []))
+    pq.write_table(pa.table({"file_name": ["a.jpg"]}), tmp_path / "other.parquet")
+    (tmp_path / "text.parquet").write_bytes(b"PAR1 but not really")
+    for name, message in (
+        ("none", r"none.parquet cannot be read: No such file or directory$"),
+        ("other", "not written by `sgpipe predict"),
+        ("text", "not written by `sgpipe predict"),
+    ):
+        with pytest.raises(UserError, match=message):
+            list(read_triplets(tmp_path / f"{name}.parquet", {}, []))

@@ -14,18 +14,10 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.result import Difference, EvaluationResult, Resampling, class_curve, compare_paired, precision_at
 
 
-def scores(*classes: tuple[int, list[bool]]) -> ClassScores:
-    """Scores of classes with a number of targets and the correctness of their detections."""
-    targets, correct = (np.array([count for count, _ in classes]), np.concatenate([found for _, found in classes]))
-    return ClassScores(
-        classes=np.arange(10, 10 + len(classes)),
-        targets=targets,
-        detections=np.array([len(found) for _, found in classes]),
-        true_positives=np.array([sum(found) for _, found in classes]),
-        average_precision=np.zeros(len(classes)),
-        scores=np.zeros(len(correct)),
-        correct=correct.astype(bool),
-    )
+def scores(targets: int, correct: np.ndarray) -> ClassScores:
+    """Scores of a class with a number of targets and the correctness of its detections."""
+    counts = np.array([targets]), np.array([len(correct)]), np.array([correct.sum()])
+    return ClassScores(np.array([10]), *counts, np.zeros(1), np.zeros(len(correct)), correct)
 
 
 def test_precision_is_the_best_at_this_recall_or_a_larger_one() -> None:
@@ -40,7 +32,7 @@ def test_the_area_below_a_curve_is_the_average_precision() -> None:
     for count in (50, 200):
         hits = rng.random(3 * count) < 0.3
         hits &= np.cumsum(hits) <= count
-        assert class_curve(scores((count, hits.tolist()))).mean() == pytest.approx(area(hits, count), abs=0.01)
+        assert class_curve(scores(count, hits)).mean() == pytest.approx(area(hits, count), abs=0.01)
 
 
 def test_the_plot_has_a_line_and_a_legend_entry_for_each_group_and_escapes_names(tmp_path: Path) -> None:
@@ -85,13 +77,12 @@ def _t_interval(values: np.ndarray) -> tuple[float, float]:
 def test_intervals_contain_their_estimates_and_cover_where_classes_have_few_targets() -> None:
     """Mean average precision over 20 classes, half of which have three targets or fewer in 100 images."""
     rng = np.random.default_rng(1)
-    values, intervals = [], []
+    found = []
     for _ in range(150):
         sides = detections(rng, images=100, classes=20, targets_per_image=1.2, gain=0.1)
-        own = compare_paired(*sides, resamples=60).measures["mAP"]
-        values.append((own.value, own.other, own.difference))
-        intervals.append((own.interval, own.other_interval, own.difference_interval))
-    estimates, bounds = np.array(values), np.array(intervals)
+        found.append(compare_paired(*sides, resamples=60).measures["mAP"])
+    estimates = np.array([(own.value, own.other, own.difference) for own in found])
+    bounds = np.array([(own.interval, own.other_interval, own.difference_interval) for own in found])
     assert ((bounds[..., 0] < estimates) & (estimates < bounds[..., 1])).all()
     expected = estimates.mean(0)
     covered = ((bounds[..., 0] <= expected) & (expected <= bounds[..., 1])).mean(0)
@@ -137,10 +128,11 @@ def test_halves_in_which_a_measure_is_undefined_are_left_out() -> None:
 
 
 def test_other_images_are_refused_with_their_number() -> None:
-    values = np.ones(3)
-    with pytest.raises(UserError, match="3 images on one side only, such as 'b'"):
-        compare_paired(share(values, ["a", "b", "c"]), share(np.ones(2), ["a", "d"]))
-    with pytest.raises(UserError, match="1 image on one side only"):
-        compare_paired(share(values), share(values, unpredicted=frozenset({"001"})))
-    with pytest.raises(UserError, match="none was scored"):
-        compare_paired(share(np.ones(0)), share(np.ones(0)))
+    three, lacking = share(np.ones(3)), share(np.ones(3), unpredicted=frozenset({"001"}))
+    for first, second, message in (
+        (share(np.ones(3), ["a", "b", "c"]), share(np.ones(2), ["a", "d"]), "3 images on one side only, such as 'b'"),
+        (three, lacking, "1 image on one side only"),
+        (share(np.ones(0)), share(np.ones(0)), "none was scored"),
+    ):
+        with pytest.raises(UserError, match=message):
+            compare_paired(first, second)

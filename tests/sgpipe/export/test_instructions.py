@@ -286,15 +286,8 @@ def test_coordinates(tmp_path, coordinates):
 
 
 NASTY = (
-    "<image>",
-    "</s>",
-    "<|im_start|>",
-    "[INST]",
-    "{question}",
-    "<|vision_start|>",
-    "a\n### User:",
-    "x" * 300,
-    "＜image＞",
+    *("<image>", "</s>", "<|im_start|>", "[INST]", "{question}", "<|vision_start|>"),
+    *("a\n### User:", "x" * 300, "＜image＞"),
 )
 
 
@@ -313,12 +306,11 @@ def test_a_chat_template_sees_only_its_own_tokens(tmp_path):
     """That of Qwen2-VL, through transformers: one image each, two turns."""
     made, _ = world_of(150)
     nasty = dict(zip(("person", "dog", "bench", "umbrella"), NASTY, strict=False))
+    predicates = {"riding": "<|im_end|>", "next to": "x" * 300}
     for record in made:
         record.objects = [replace(box, category=nasty[box.category]) for box in record.objects]
         for relation in record.relations:
-            relation.predicate = {"riding": "<|im_end|>", "next to": "x" * 300}.get(
-                relation.predicate, relation.predicate
-            )
+            relation.predicate = predicates.get(relation.predicate, relation.predicate)
         record.pairs = []
     run = labelled(tmp_path / "run", made)
     tokenizer = make_tokenizer(["<|im_start|>", "<|im_end|>", "<|image_pad|>"], eos_token="<|im_end|>")
@@ -351,26 +343,24 @@ def test_datasets_reads_both_files(tmp_path):
             assert all(Path(path).is_file() for row in rows for path in row["images"])
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("templates: {existence: [{question: 'Is it?'}]}", "existence: expected question and yes and no"),
-        ("templates: {counting: []}", "counting: expected templates"),
-        ("templates: {counting: [{question: '{0}', answer: '{plural.upper}'}]}", "counting: expected question"),
-        ("templates: {counting: [{question: '?', answer: '{count:d}'}]}", "counting: expected question and answer"),
-        ("templates: 3", "templates: Input should be a valid dictionary"),
-        ("[", "not valid YAML"),
-    ],
-)
-def test_bad_templates_are_refused_in_one_line(tmp_path, text, message):
-    run, file = labelled(tmp_path / "run", world_of(3)[0]), tmp_path / "own.yaml"
-    file.write_text(text)
-    result = invoke(run, "--to", "instructions", "--templates", file, "--images-url", "i/", "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert len(result.stderr.splitlines()) == 1
-    assert "own.yaml" in result.stderr
-    assert message in result.stderr
-    assert not (tmp_path / "out").exists()
+BAD_TEMPLATES = {
+    "templates: {existence: [{question: 'Is it?'}]}": "existence: expected question and yes and no",
+    "templates: {counting: []}": "counting: expected templates",
+    "templates: {counting: [{question: '{0}', answer: '{plural.upper}'}]}": "counting: expected question",
+    "templates: {counting: [{question: '?', answer: '{count:d}'}]}": "counting: expected question and answer",
+    "templates: 3": "templates: Input should be a valid dictionary",
+    "[": "not valid YAML",
+}
+
+
+def test_bad_templates_are_refused_in_one_line(tmp_path):
+    run, file, out = labelled(tmp_path / "run", world_of(3)[0]), tmp_path / "own.yaml", tmp_path / "out"
+    for text, message in BAD_TEMPLATES.items():
+        file.write_text(text)
+        result = invoke(run, "--to", "instructions", "--templates", file, "--images-url", "i/", "--out", out)
+        assert (result.exit_code, len(result.stderr.splitlines()), out.exists()) == (2, 1, False)
+        assert "own.yaml" in result.stderr
+        assert message in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -389,29 +379,19 @@ def test_options_that_do_not_fit_are_refused_in_one_line(tmp_path, options, mess
     assert message in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("name", "forms"),
-    [
-        ("person", ("a person", "people", False)),
-        ("umbrella", ("an umbrella", "umbrellas", False)),
-        ("wine glass", ("a wine glass", "wine glasses", False)),
-        ("cabinet/shelf", ("a cabinet/shelf", "cabinets/shelves", False)),
-        ("knife", ("a knife", "knives", False)),
-        ("skis", ("skis", "skis", True)),
-        ("sheep", ("a sheep", "sheep", False)),
-        ("bus", ("a bus", "buses", False)),
-        ("TV", ("a TV", "TVs", False)),
-        ("grass", ("grass", "", False)),
-    ],
-)
-def test_class_names_as_english_has_them(name, forms):
-    assert English(load_phrases()).noun(name) == forms
+def test_class_names_as_english_has_them():
+    plurals = {
+        **{"a person": "people", "an umbrella": "umbrellas", "a wine glass": "wine glasses", "a knife": "knives"},
+        **{"a cabinet/shelf": "cabinets/shelves", "a sheep": "sheep", "a bus": "buses", "a TV": "TVs", "grass": ""},
+    }
+    for noun, plural in plurals.items():
+        assert ENGLISH.noun(noun.removeprefix("an ").removeprefix("a ")) == (noun, plural, False)
+    assert ENGLISH.noun("skis") == ("skis", "skis", True)
 
 
 @pytest.mark.parametrize(
     ("predicate", "is_many", "question", "statement"),
     [
-        ("riding", False, "is riding", "is riding"),
         ("rides", False, "is riding", "is riding"),
         ("on", True, "are on", "are on"),
         ("swing", False, "is swinging", "is swinging"),
@@ -426,6 +406,6 @@ def test_class_names_as_english_has_them(name, forms):
     ],
 )
 def test_predicates_as_english_has_them(predicate, is_many, question, statement):
-    fields = English(load_phrases()).predicate(predicate, is_many)
+    fields = ENGLISH.predicate(predicate, is_many)
     assert fields is not None
     assert (f"{fields['is']} {fields['verb']}", fields["is_verb"]) == (question, statement)

@@ -75,14 +75,6 @@ def test_a_full_disk_is_named_by_its_file_and_leaves_nothing_behind(run, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
-def test_images_that_are_nowhere_are_asked_for(run, tmp_path):
-    """And not left out of every row."""
-    result = invoke(run, "--to", "hf", "--embed", "--out", tmp_path / "out")
-    assert result.exit_code == 2
-    assert result.stderr.endswith("does not say where the images of train are: pass --images\n")
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("form", FORMATS)
 def test_equal_runs_give_equal_files(run, tmp_path, form):
     files = [write(run, form, tmp_path / name).files for name in ("a", "b")]

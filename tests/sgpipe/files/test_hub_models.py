@@ -20,7 +20,6 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
     [
         ((), False),
         (("model.safetensors",), False),
-        (("config.json",), False),
         (("config.json", "tf_model.h5"), False),
         (("config.json", "model.safetensors"), False),
         ((*SETTINGS, "model.safetensors"), True),

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from sgpipe.errors import EngineError, ImageError
-from sgpipe.files.hub import HubDataset, MissingFileError
+from sgpipe.errors import ImageError, StoreError
+from sgpipe.files.hub import HubDataset
 from sgpipe.files.image_roots import image_root
-from sgpipe.files.roots import HubRoot
+from sgpipe.files.parquet_images import ParquetImages, parse_row_name
 from sgpipe.generation.run import open_image_roots
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.storage.manifest import Manifest
@@ -22,7 +25,6 @@ from sgpipe.utils.console import Progress
 from tests.sgpipe.sources.hub.parquet_files import row, write
 
 FILE = "data/train-00000-of-00001.parquet"
-LOCATION = "hf://datasets/anna/set@main"
 
 
 @pytest.fixture
@@ -34,21 +36,16 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def downloads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is fetched from a hub that has the folder as a dataset."""
-    fetched: list[str] = []
+def hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that has the folder as a dataset."""
 
     def fetch(dataset: HubDataset, file: str) -> Path:
         assert (dataset.name, dataset.revision) == ("anna/set", "main")
-        fetched.append(file)
-        if not (folder / file).exists():
-            raise MissingFileError(f"{file} of the dataset anna/set does not exist on the hub")
         return folder / file
 
     files = [path.relative_to(folder).as_posix() for path in folder.rglob("*.p*") if path.is_file()]
     monkeypatch.setattr(HubDataset, "fetch", fetch)
     monkeypatch.setattr(HubDataset, "list", lambda dataset: (dataset, files))
-    return fetched
 
 
 def data(file: Any) -> bytes:
@@ -56,8 +53,8 @@ def data(file: Any) -> bytes:
 
 
 @pytest.mark.parametrize("place", ["folder", "hub"])
-def test_rows_are_images_and_files_still_are(place, folder, downloads):
-    root = image_root(folder if place == "folder" else LOCATION)
+def test_rows_are_images_and_files_still_are(place, folder, hub):
+    root = image_root(folder if place == "folder" else "hf://datasets/anna/set@main")
     for each in (root, pickle.loads(pickle.dumps(root))):  # noqa: S301 - our own
         assert data(each.open(f"{FILE}#2")) == data(each.peek(f"{FILE}#image:2")) == row(2)["image"]["bytes"]
         assert data(each.open("a.png")) == row(9)["image"]["bytes"]
@@ -96,13 +93,45 @@ def test_a_dataset_of_the_hub_stays_at_its_commit(tmp_path, monkeypatch):
     assert location("other") == f"hf://datasets/anna/set@{'2' * 40}"
 
 
-def test_a_dataset_of_the_hub_is_fetched_by_file(folder, downloads):
-    root = HubRoot(LOCATION)
-    root.open(f"{FILE}#0")
-    root.open(f"{FILE}#2")
-    assert downloads == [FILE]
-    for name in ("b.png", "b.parquet#0"):
-        with pytest.raises(ImageError, match="does not exist on the hub"):
-            root.open(name)
-    with pytest.raises(EngineError, match="is not a dataset of the hub"):
-        HubRoot("hf://models/x").open("a")
+def test_images_are_read_in_any_order(tmp_path):
+    rows = [row(i) for i in range(60)]
+    write(tmp_path / "a.parquet", rows[:50], batch=20)
+    write(tmp_path / "b.parquet", rows[50:], batch=4)
+    images = ParquetImages(tmp_path.joinpath)
+    order = [*range(60), *reversed(range(60)), 3, 41, 22, 59, 4]
+    for number in order:
+        name = f"a.parquet#{number}" if number < 50 else f"b.parquet#image:{number - 50}"
+        assert images.read_name(name) == rows[number]["image"]["bytes"]
+    for absent in ("a.parquet#50", "c.parquet#0", "a.parquet#photo:1", "a.parquet"):
+        with pytest.raises(FileNotFoundError):
+            images.read_name(absent)
+
+
+def test_images_are_read_after_a_failure_of_the_store(tmp_path):
+    files = [bytes([number]) * 100_000 for number in range(40)]
+    table = pa.table({"image": pa.array(files, pa.binary())})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", data_page_size=1, write_batch_size=1)
+
+    class Stored(io.BytesIO):
+        fails = False
+
+        def read(self, size: int | None = -1) -> bytes:
+            if self.fails:
+                raise StoreError("the store is gone")
+            return super().read(size)
+
+    stored = Stored((tmp_path / "a.parquet").read_bytes())
+    images = ParquetImages(lambda name: stored)
+    assert images.read_name("a.parquet#0") == files[0]
+    stored.fails = True
+    for _ in range(2):
+        with pytest.raises(StoreError, match="the store is gone"):
+            images.read_name("a.parquet#39")
+    stored.fails = False
+    assert images.read_name("a.parquet#39") == files[39]
+
+
+def test_names_of_rows():
+    assert parse_row_name("data/x.parquet#7") == ("data/x.parquet", None, 7)
+    assert parse_row_name("x.parquet#photo:7") == ("x.parquet", "photo", 7)
+    assert [parse_row_name(name) for name in ("x.jpg", "x#7.jpg", "x.parquet#", "x.parquet#-1")] == [None] * 4

@@ -1,3 +1,5 @@
+"""Text that may be compressed, and JSON read piece by piece."""
+
 import gzip
 import json
 import os
@@ -5,8 +7,11 @@ import threading
 import tracemalloc
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
+from sgpipe.files import json_stream
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import open_text, read_ends, read_text, text_sha256
 from sgpipe.utils.hashing import file_sha256
@@ -19,22 +24,14 @@ def flipped(at: int) -> bytes:
     return GZIP[:at] + bytes([GZIP[at] ^ 0xFF]) + GZIP[at + 1 :]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
-        GZIP,
-        gzip.compress(TEXT[:50], mtime=0) + gzip.compress(TEXT[50:], mtime=0),
-        GZIP + b"\0" * 512,
-        gzip.compress(b"\xef\xbb\xbf" + TEXT, mtime=0),
-    ],
-    ids=["one member", "two members", "padded", "byte order mark"],
-)
 @pytest.mark.parametrize("name", ["a.json.gz", "a.json"])
-def test_gzip_is_read_whatever_its_name(tmp_path, name, content):
-    path = tmp_path / name
-    path.write_bytes(content)
-    assert [item for key, item in JsonStream(path) if key == "a"] == list(range(3000))
-    assert json.loads(read_text(path, "file")) == json.loads(TEXT)
+def test_gzip_is_read_whatever_its_name(tmp_path, name):
+    path, two_members = tmp_path / name, (gzip.compress(part, mtime=0) for part in (TEXT[:50], TEXT[50:]))
+    marked = gzip.compress(b"\xef\xbb\xbf" + TEXT, mtime=0)
+    for content in (GZIP, b"".join(two_members), GZIP + b"\0" * 512, marked):
+        path.write_bytes(content)
+        assert [item for key, item in JsonStream(path) if key == "a"] == list(range(3000))
+        assert json.loads(read_text(path, "file")) == json.loads(TEXT)
 
 
 def test_the_hash_is_that_of_the_content(tmp_path):
@@ -72,12 +69,11 @@ def test_gzip_is_never_decompressed_as_a_whole(tmp_path, monkeypatch):
         *((GZIP[:end], "cut short") for end in (-1, len(GZIP) // 2, 3)),
         *((damaged, "corrupt") for damaged in (flipped(-5), flipped(2), GZIP + b"rest")),
         (gzip.compress(TEXT[:-5], mtime=0), "cut short"),
-        (gzip.compress(b"", mtime=0), "is empty"),
-        (b"\xef\xbb\xbf \n\t ", "is empty"),
-        (gzip.compress(GZIP, mtime=0), "is not UTF-8 JSON"),
-        (b"\0" * 4096, "is not UTF-8 JSON"),
-        (TEXT.decode().encode("utf-16"), "is not UTF-8 JSON"),
-        (TEXT.decode().encode("utf-16-le"), "not valid JSON"),
+        *((empty, "is empty") for empty in (gzip.compress(b"", mtime=0), b"\xef\xbb\xbf \n\t ")),
+        *((odd, "is not UTF-8 JSON") for odd in (gzip.compress(GZIP), b"\0" * 4096, TEXT.decode().encode("utf-16"))),
+        *((wrong, "not valid JSON") for wrong in (TEXT.decode().encode("utf-16-le"), b"{a: 1}")),
+        (b'{"a": [1 2]}', "expected ','"),
+        (b'{"a": 1} x', "after the end"),
     ],
 )
 def test_what_is_not_text_is_refused_by_one_line(tmp_path, content, reason):
@@ -101,14 +97,52 @@ def test_small_files_are_refused_in_the_same_words(tmp_path):
 def test_a_pipe_can_be_read_once(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    for content in (TEXT, GZIP):
+
+    def written(content: bytes) -> threading.Thread:
         writer = threading.Thread(target=path.write_bytes, args=(content,))
         writer.start()
+        return writer
+
+    for content in (TEXT, GZIP):
+        writer = written(content)
         with open_text(path) as file:
             assert file.read() == TEXT
         writer.join()
-    writer = threading.Thread(target=path.write_bytes, args=(b"[]",))
-    writer.start()
+    writer = written(b"[]")
     with pytest.raises(UserError, match="is a pipe, but it is read more than once"):
         read_ends(path, 100)
     writer.join()
+
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=8
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(document=st.dictionaries(st.text(), VALUES, max_size=5), indent=st.sampled_from([None, 2]), data=st.data())
+def test_reads_what_json_reads_wherever_a_chunk_ends(tmp_path_factory, document, indent, data):
+    path = tmp_path_factory.mktemp("json") / "a.json"
+    path.write_text(json.dumps(document, indent=indent))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_stream, "_CHUNK", data.draw(st.integers(1, 9)))
+        stream = JsonStream(path)
+        arrays = {key: [] for key, value in document.items() if isinstance(value, list)}
+        for key, item in stream:
+            arrays[key].append(item)
+    scalars = {key: value for key, value in document.items() if not isinstance(value, list)}
+    assert arrays == {key: document[key] for key in arrays}
+    assert stream.scalars == scalars
+    assert stream.sha256 == file_sha256(path)
+
+
+def test_a_long_malformed_file_is_not_read_to_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_stream, "_CHUNK", 64)
+    monkeypatch.setattr(json_stream, "_LOOKAHEAD", 64)
+    path = tmp_path / "a.json"
+    path.write_text('{"a": [{"b": oops}' + " " * 100_000 + "]}")
+    stream = JsonStream(path)
+    with pytest.raises(UserError, match="not valid JSON"):
+        list(stream)
+    assert len(stream._text) < 1000

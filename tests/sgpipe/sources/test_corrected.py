@@ -213,9 +213,8 @@ def test_the_command(run, tmp_path):
         assert part in text
     again = CliRunner().invoke(app, ["-q", "correct", str(run), "--out", str(tmp_path / "out"), "--json"])
     assert json.loads(again.output)["counts"]["changed"] == 2
-    (tmp_path / "other.jsonl").write_text((run / JUDGEMENTS).read_text().replace('"run":"drawn"', '"run":"other"'))
-    given_ = ["--judgements", str(tmp_path / "other.jsonl"), "--out", str(tmp_path / "no")]
-    refused = CliRunner().invoke(app, ["correct", str(run), *given_])
-    assert refused.exit_code == 2
+    other, out = tmp_path / "other.jsonl", tmp_path / "no"
+    other.write_text((run / JUDGEMENTS).read_text().replace('"run":"drawn"', '"run":"other"'))
+    refused = CliRunner().invoke(app, ["correct", str(run), "--judgements", str(other), "--out", str(out)])
+    assert (refused.exit_code, out.exists()) == (2, False)
     assert "of another run" in refused.output
-    assert not (tmp_path / "no").exists()

@@ -1,9 +1,14 @@
+"""Formats, splits and fields of annotation files."""
+
 import json
+import math
 from pathlib import Path
 
 import pytest
 
 from sgpipe.errors import UserError
+from sgpipe.sources import fields
+from sgpipe.sources.fields import FieldError
 from sgpipe.sources.formats import detect_format, infer_split, require_format, run_split
 from sgpipe.storage.manifest import Manifest
 
@@ -98,3 +103,27 @@ def test_the_split_of_a_run_is_known_to_the_command_that_resumes_it(tmp_path):
     run = {"name": "coco", "identity": {}, "images": {"first": "a"}}
     Manifest.create(tmp_path, run)
     assert run_split(tmp_path) == "first"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(7, "7"), (7.0, "7"), ("a7", "a7"), (7.5, None), (None, None), ([7], None)]
+)
+def test_ids_are_texts(value, text):
+    assert fields.identifier(value) == text
+
+
+def test_errors_name_the_field():
+    assert fields.integer({"n": "12"}, "n") == 12
+    assert fields.text({"t": "a \ud800"}, "t") == "a ?"
+    assert fields.corners([1, 2, 4, 8.5]) == (1, 2, 3, 6.5)
+    for item in ({}, None, ["n"], "n"):
+        with pytest.raises(FieldError, match="'n' is missing"):
+            fields.required(item, "n")
+    for value in (1.5, "x", None, 2**40, math.inf):
+        with pytest.raises(FieldError, match="'n' is"):
+            fields.integer({"n": value}, "n")
+    with pytest.raises(FieldError, match="'t' is 3"):
+        fields.text({"t": 3}, "t")
+    for value in ([1, 2, 3], [1, 2, 3, "x"], "1234", None, [1, 2, 3, 10**400]):
+        with pytest.raises(FieldError, match="expected 4 numbers"):
+            fields.numbers(value, 4)

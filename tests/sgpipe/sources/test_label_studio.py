@@ -11,7 +11,7 @@ from PIL import Image
 
 from sgpipe.errors import UserError
 from sgpipe.images import is_upright
-from sgpipe.records import Box, Caption, Record, Relation
+from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.label_studio import LabelStudio
 
 WIDTH, HEIGHT = 200, 100
@@ -142,16 +142,6 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
     (found,), problems = read(tmp_path, *tasks, predictions=True)
     assert found.objects == [box()]
     assert problems == {"skipped_tasks": 1, "unannotated_tasks": 1, "further_predictions": 1}
-
-
-def test_what_the_export_wrote_beside_the_image_is_used(tmp_path):
-    data = {"image": "data:image/png;base64,AA==", "image_id": "a/b", "dataset": "coco", "split": "val"}
-    data |= {"file_name": "a/b.jpg", "width": 100, "height": 100, "captions": ["a dog", 1], "category_ids": {"dog": 18}}
-    marked = region(1, meta={"text": ["crowd"]})
-    (found,), _ = read(tmp_path, task(marked, region(2, "new"), data=data))
-    assert (found.image_id, found.dataset, found.split, found.file_name) == ("a/b", "coco", "val", "a/b.jpg")
-    assert (found.width, found.height, found.captions) == (100, 100, [Caption("a dog")])
-    assert found.objects == [Box("dog", 18, (10, 50, 10, 10), True), Box("new", 0, (10, 50, 10, 10))]
 
 
 def test_tasks_of_several_splits_are_read_one_at_a_time(tmp_path):

@@ -4,23 +4,20 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.records import Box, Record, Relation, list_of
+from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.hugging_face import dataset_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.verify import verify
 from tests.sgpipe.export.runs import imported
-from tests.sgpipe.sources.test_benchmarks import graphs
 
 CATEGORIES = {
     "categories": [{"id": 1, "name": "dog"}, {"id": 7, "name": "ü" * 300}],
@@ -174,36 +171,3 @@ def test_rows_need_images_or_names_and_all_files_the_columns(tmp_path):
     (tmp_path / "data/train-00000-of-00001.parquet").unlink()
     with pytest.raises(UserError, match=r"train-00001-of-00002.parquet has no column relations.subject_id"):
         read(tmp_path)
-
-
-@given(graphs(("train",)))
-@settings(max_examples=15, deadline=None)
-def test_any_graph_in_sgg_benchmarks_form_is_read_field_by_field(made):
-    names = [sorted({box.category for record in made for box in record.objects} | {"-"})]
-    names.append(sorted({relation.predicate for record in made for relation in record.relations} | {"-"}))
-    rows, wanted = [], []
-    for number, record in enumerate(made):
-        objects, relations = [], []
-        for index, box in enumerate(record.objects):
-            category = names[0].index(box.category)
-            placed = {"id": 100 * number + index, "bbox": box.bbox, "iscrowd": box.iscrowd}
-            objects.append(placed | {"category_id": category})
-        for relation in record.relations:
-            ends = {"subject_id": 100 * number + relation.subject, "object_id": 100 * number + relation.object}
-            relations.append(ends | {"predicate_id": names[1].index(relation.predicate)})
-        size = {"file_name": record.file_name, "width": record.width, "height": record.height}
-        rows.append({"image_id": number, **size, "objects": objects, "relations": relations})
-        kept = [
-            replace(box, category_id=each["category_id"], attributes=[], segmentation=None)
-            for box, each in zip(record.objects, objects, strict=True)
-        ]
-        wanted.append(replace(record, dataset="hf", objects=kept))
-    listed = [[{"id": number, "name": name} for number, name in enumerate(each)] for each in names]
-    kinds = list_of(id=pa.int64(), category_id=pa.int64(), bbox=pa.list_(pa.float64()), iscrowd=pa.bool_())
-    ends = list_of(**{f"{name}_id": pa.int64() for name in ("subject", "object", "predicate")})
-    sides = [("image_id", pa.int64()), ("file_name", pa.string()), ("width", pa.int64()), ("height", pa.int64())]
-    with TemporaryDirectory() as folder:
-        write(Path(folder), [], dict(zip(("categories", "rel_categories"), listed, strict=True)))
-        table = pa.Table.from_pylist(rows, pa.schema([*sides, ("objects", kinds), ("relations", ends)]))
-        pq.write_table(table, Path(folder) / "data/train-00000-of-00001.parquet")
-        assert read(Path(folder)) == wanted

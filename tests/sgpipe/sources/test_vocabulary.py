@@ -156,15 +156,12 @@ def test_a_table_of_ones_own_replaces_what_the_packaged_one_says_of_its_texts(tm
     assert own.key(0, "right of", 1) == own.key(0, "port of", 1) == own.key(1, "to the left of", 0)
 
 
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
+def test_tables_that_contradict_themselves_are_refused_in_one_line(tmp_path):
+    for content, expected in (
         ({kind: {"left of": ["right of"]} for kind in ("synonyms", "inverses")}, "'right of' is both the same"),
         ({"synonyms": {"near": "by"}}, "key 'near': expected predicate: [texts]"),
         ({"near": ["by"]}, "expected {synonyms: {predicate: [texts]}"),
-    ],
-)
-def test_tables_that_contradict_themselves_are_refused_in_one_line(tmp_path, content, expected):
-    (tmp_path / "own.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=f"^equivalents file .*{re.escape(expected)}"):
-        load_equivalents(tmp_path / "own.json")
+    ):
+        (tmp_path / "own.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=f"^equivalents file .*{re.escape(expected)}"):
+            load_equivalents(tmp_path / "own.json")

@@ -2,8 +2,8 @@ import errno
 import json
 import os
 import re
-import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -173,13 +173,9 @@ def test_several_logs_and_threads_lose_and_repeat_nothing(tmp_path):
         for answer in part:
             assert log.append(answer) == answer
 
-    threads = [
-        threading.Thread(target=send, args=(log, answers[start : start + 40])) for log in logs for start in (0, 20)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    parts = [(log, answers[start : start + 40]) for log in logs for start in (0, 20)]
+    with ThreadPoolExecutor(len(parts)) as threads:
+        list(threads.map(send, *zip(*parts, strict=True)))
     written = [Judgement.model_validate_json(text) for text in logs[0].file.read_text().splitlines()]
     assert sorted(each.id for each in written) == sorted(each.id for each in answers)
     for log in logs:
@@ -236,17 +232,11 @@ def test_plans_are_lines_too_and_know_what_was_answered_when_they_asked(log):
     assert log.judged("p1") == set()
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        {"questions": []},
-        {"questions": [PlannedQuestion(*KEY, "cat", "sofa", 0.05, 1)]},
+def test_plans_that_contradict_themselves_are_refused():
+    for wrong in (
+        *({"questions": each} for each in ([], [PlannedQuestion(*KEY, "cat", "sofa", 0.05, 1)])),
         {"strata": [PlanStratum(name="", relations=0, sampled=1)]},
-        {"seed": -1},
-        {"kind": "other"},
-        {"kind": "certificate"},
-    ],
-)
-def test_plans_that_contradict_themselves_are_refused(values):
-    with pytest.raises(ValidationError):
-        plan(**values)
+        *({"seed": -1}, {"kind": "other"}, {"kind": "certificate"}),
+    ):
+        with pytest.raises(ValidationError):
+            plan(**wrong)

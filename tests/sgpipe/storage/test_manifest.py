@@ -13,13 +13,15 @@ def entry(start: int, stop: int, split: str = "val", file: str | None = None) ->
     return ShardEntry(split, start, stop, file or f"data/{split}-{start}-{stop}.parquet", "0" * 64, 10)
 
 
-def test_what_is_committed_is_read_back(tmp_path):
+def test_what_is_committed_is_read_back_and_superseded_by_a_shard_done_again(tmp_path):
     manifest = Manifest.create(tmp_path, {"name": "x"})
-    manifest.commit(entry(8, 16))
-    manifest.commit(entry(0, 8))
+    assert manifest.commit(entry(8, 16)) is None
+    assert manifest.commit(entry(0, 8)) is None
     again = Manifest.load(tmp_path)
     assert again.shards == manifest.shards == [entry(0, 8), entry(8, 16)]
     assert again.run["name"] == "x"
+    assert manifest.commit(entry(0, 8, file="data/again.parquet")) == entry(0, 8)
+    assert [shard.file for shard in Manifest.load(tmp_path).shards] == ["data/again.parquet", entry(8, 16).file]
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"crc32": "00000000", "shard": {}}', b'{"crc32'])
@@ -43,20 +45,11 @@ def test_every_flipped_byte_is_found(tmp_path):
             Manifest.load(tmp_path)
 
 
-def test_a_shard_done_again_supersedes_the_earlier_one(tmp_path):
-    manifest = Manifest.create(tmp_path, {})
-    assert manifest.commit(entry(0, 8)) is None
-    assert manifest.commit(entry(0, 8, file="data/again.parquet")) == entry(0, 8)
-    assert [shard.file for shard in Manifest.load(tmp_path).shards] == ["data/again.parquet"]
-
-
 @settings(max_examples=100, deadline=None)
 @given(cuts=st.sets(st.integers(1, 39)), done=st.data(), rows=st.integers(0, 60))
 def test_missing_ranges_and_shards_cover_every_row_once(tmp_path_factory, cuts, done, rows):
-    edges = [0, *sorted(cuts), 40]
-    ranges = list(itertools.pairwise(edges))
-    chosen = done.draw(st.sets(st.sampled_from(ranges)))
-    shards = [entry(start, stop) for start, stop in chosen]
+    ranges = list(itertools.pairwise([0, *sorted(cuts), 40]))
+    shards = [entry(start, stop) for start, stop in done.draw(st.sets(st.sampled_from(ranges)))]
     manifest = Manifest(tmp_path_factory.getbasetemp(), {}, [*shards, entry(0, 99, split="train")], 0)
     gaps = manifest.missing("val", rows)
     covered = [row for start, stop in gaps for row in range(start, stop)]

@@ -1,6 +1,7 @@
 """The manifest of a run in a store: what is read of it whenever its writer is killed, or whoever else writes."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class Driver:
         self.copy()
 
     def copy(self) -> None:
-        put_manifest(self.store, whole_lines(self.path.read_bytes()), self.claim.check)
+        put_manifest(self.store, whole_lines(self.content), self.claim.check)
 
     def commit(self, number: int) -> None:
         name = f"data/val-{number}.parquet"
@@ -166,28 +167,22 @@ def test_a_copy_whose_answer_was_lost_is_written(tmp_path: Path, monkeypatch: py
 
 def test_of_runs_that_start_at_once_one_wins_and_nothing_is_lost(tmp_path: Path) -> None:
     """Each of the others ends in one line, at its start or when it next writes."""
-    for number in range(100):
-        store, runs, ended = Memory(), 2 + number % 3, list[str]()
-        start = threading.Barrier(runs)
 
-        def run(
-            folder: Path, store: Memory = store, start: threading.Barrier = start, ended: list[str] = ended
-        ) -> None:
-            start.wait()
-            try:
-                driver = Driver(folder, store)
-                for unit in range(2):
-                    driver.commit(unit)
-                ended.append("")
-            except (UserError, StoreError) as error:
-                ended.append(str(error))
+    def run(folder: Path, store: Memory, start: threading.Barrier) -> str:
+        start.wait()
+        try:
+            driver = Driver(folder, store)
+            for unit in range(2):
+                driver.commit(unit)
+        except (UserError, StoreError) as error:
+            return str(error)
+        return ""
 
-        threads = [threading.Thread(target=run, args=(tmp_path / f"{number}-{each}",)) for each in range(runs)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert len(ended) == runs
-        assert "" in ended  # more than once where one had finished before the next began
-        assert all("another run" in line and "\n" not in line for line in ended if line)
-        assert [shard.start for shard in shards(store)] == [0, 1]
+    with ThreadPoolExecutor(4) as threads:
+        for number in range(100):
+            store, runs = Memory(), 2 + number % 3
+            folders, start = [tmp_path / f"{number}-{each}" for each in range(runs)], threading.Barrier(runs)
+            ended = list(threads.map(run, folders, [store] * runs, [start] * runs))
+            assert "" in ended  # more than once where one had finished before the next began
+            assert all("another run" in line and "\n" not in line for line in ended if line)
+            assert [shard.start for shard in shards(store)] == [0, 1]

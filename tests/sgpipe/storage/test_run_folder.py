@@ -1,8 +1,11 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFiles, RunFolder
+from sgpipe.storage.run_folder import RunFiles, RunFolder, check_output, write_result_text
 
 
 def test_a_run_that_stopped_before_its_first_shard_binds_nothing(tmp_path):
@@ -14,10 +17,9 @@ def test_a_run_that_stopped_before_its_first_shard_binds_nothing(tmp_path):
 
 def test_what_is_not_a_run_is_left_alone(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="is not an sgpipe run"), RunFolder(tmp_path).lock():
-        pass
-    with pytest.raises(UserError, match="is a file"), RunFolder(tmp_path / "file").lock():
-        pass
+    for root, message in ((tmp_path, "is not an sgpipe run"), (tmp_path / "file", "is a file")):
+        with pytest.raises(UserError, match=message), RunFolder(root).lock():
+            pass
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -52,3 +54,40 @@ def test_a_cache_that_cannot_be_made_says_how_to_have_another(tmp_path, monkeypa
     monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "file"))
     with pytest.raises(UserError, match=r"file/runs/.* cannot be made: Not a directory; set SGPIPE_CACHE to a folder"):
         _ = RunFiles(root).cache
+
+
+@pytest.mark.parametrize(
+    ("existing", "path"),
+    [
+        ("manifest.jsonl", "manifest.jsonl"),
+        ("manifest.jsonl", "data/val-000000000-000000001.parquet"),
+        ("manifest.jsonl", "judgements.jsonl"),
+        (".sgpipe/lock", ".sgpipe/requests.sqlite"),
+        ("run.json", "metrics.jsonl"),
+        ("best/config.json", "best/tokenizer.json"),
+    ],
+)
+def test_files_of_a_run_a_training_or_a_model_are_not_replaced(existing: str, path: str, tmp_path: Path) -> None:
+    for name in {existing, path}:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("valuable")
+    (tmp_path / "link").symlink_to(path)
+    for file in (tmp_path / path, tmp_path / "link"):
+        with pytest.raises(UserError, match="belongs to"):
+            write_result_text(file, "result")
+    assert (tmp_path / path).read_text() == "valuable"
+    write_result_text(tmp_path / "reports/report.html", "result")
+    write_result_text(tmp_path / "report.html", "result")
+
+
+def test_inputs_are_not_replaced(tmp_path: Path) -> None:
+    photos, file = tmp_path / "photos", tmp_path / "annotations.json"
+    photos.mkdir()
+    for path in (photos / "1.jpg", file):
+        path.write_text("valuable")
+    os.link(file, tmp_path / "same.json")
+    for path, read in [(file, file), (tmp_path / "same.json", file), (photos, photos), (photos / "1.jpg", tmp_path)]:
+        with pytest.raises(UserError, match="this command"):
+            check_output(path, ["elsewhere", read])
+    check_output(photos / "sheet.png", [photos, file])
+    check_output(tmp_path / "report.html", [tmp_path])

@@ -30,25 +30,19 @@ def full_record(number: int) -> Record:
     )
 
 
-def test_records_survive_the_table():
-    failed = Record("7", "coco", "val", "7.jpg", 1, 1)
+def test_records_survive_the_table_and_the_shard_with_all_that_is_known(tmp_path):
+    failed, found = Record("7", "coco", "val", "7.jpg", 1, 1), full_record(2)
     failed.fail("load", "broken")
-    records = [full_record(1), failed, Record("8", "coco", "val", "8.jpg", 1, 1)]
+    red = [Attribute("red", 0), Attribute("old")]
+    found.objects[0] = replace(found.objects[0], origin="grounded", score=0.25, phrase="the red dog", attributes=red)
+    found.objects[1] = replace(found.objects[1], origin="detector", score=0.5, segmentation="[[0, 0, 1, 0, 1, 1]]")
+    records = [full_record(1), found, failed, Record("8", "coco", "val", "8.jpg", 1, 1)]
     table = to_table(records)
     assert table.schema.equals(SCHEMA)
     assert from_table(table) == records
     assert (failed.status, failed.error) == ("error", "load: broken")
-
-
-def test_boxes_keep_what_is_known_of_them(tmp_path):
-    given, found = full_record(1), full_record(2)
-    red = [Attribute("red", 0), Attribute("old")]
-    found.objects[0] = replace(found.objects[0], origin="grounded", score=0.25, phrase="the red dog", attributes=red)
-    found.objects[1] = replace(found.objects[1], origin="detector", score=0.5, segmentation="[[0, 0, 1, 0, 1, 1]]")
-    records = [given, found, Record("3", "coco", "val", "3.jpg", 1, 1)]
-    assert from_table(to_table(records)) == records
-    Manifest.create(tmp_path, {}).commit(write_shard(tmp_path, shard_name("val", 0, 3), "val", 0, records, {}))
-    assert list(iter_records(tmp_path)) == records
+    run = run_of(tmp_path, records)
+    assert list(run) == list(iter_records(tmp_path)) == records
     assert verify(tmp_path).problems == []
 
 
@@ -62,15 +56,7 @@ def test_a_shard_is_described_as_it_lies_on_disk(tmp_path):
     assert entry.counts["relations"] == 6
     assert entry.counts["matched_triplets"] == 0
     assert pq.read_schema(path).field("relations").type == SCHEMA.field("relations").type
-    Manifest.create(tmp_path, {}).commit(entry)
-    assert list(iter_records(tmp_path)) == records
-
-
-def test_the_same_records_make_the_same_bytes(tmp_path):
-    entries = [
-        write_shard(tmp_path / folder, shard_name("val", 0, 1), "val", 0, [full_record(1)], {}) for folder in "ab"
-    ]
-    assert entries[0].sha256 == entries[1].sha256
+    assert write_shard(tmp_path / "again", name, "val", 4, records, {"tag": 1.5}) == entry  # the same bytes
 
 
 def test_row_groups_are_small_enough_to_stream(tmp_path):
@@ -128,14 +114,10 @@ def test_relations_of_a_run_are_rows_of_pandas(tmp_path: Path) -> None:
     assert polars.from_arrow(run.to_arrow(0.3))["predicate"].to_list() == ["on"] * 3
 
 
-def test_the_rows_of_a_run_have_the_same_columns_if_there_are_none(tmp_path: Path) -> None:
-    empty, full = run_of(tmp_path / "empty").to_pandas(), run_of(tmp_path / "full", [full_record(1)]).to_pandas()
+def test_a_table_of_a_run_has_its_columns_without_rows_and_needs_pandas_and_a_threshold(tmp_path, monkeypatch):
+    run, empty = run_of(tmp_path / "full", [full_record(1)]), run_of(tmp_path / "empty").to_pandas()
     assert empty.empty
-    assert empty.dtypes.equals(full.dtypes)
-
-
-def test_a_table_of_a_run_needs_pandas_and_a_valid_threshold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = run_of(tmp_path, [full_record(1)])
+    assert empty.dtypes.equals(run.to_pandas().dtypes)
     with pytest.raises(UserError, match="threshold nan: expected a number from 0 to 1"):
         run.to_pandas(float("nan"))
     monkeypatch.setitem(sys.modules, "pandas", None)
