@@ -143,6 +143,8 @@ def test_the_number_of_further_answers_narrows_the_interval_to_the_margin(log):
     assert write(lines[: 100 + int(0.8 * more)]) > MARGIN
     assert write(lines) <= MARGIN * 1.02
     assert judgements_needed(plan, JudgementLog(log.file, RUN)) < more / 10
+    write(list(map(answer, questions)))
+    assert judgements_needed(plan, JudgementLog(log.file, RUN)) == 0
 
 
 def test_people_get_questions_in_other_orders_and_what_was_skipped_last(population, log):
