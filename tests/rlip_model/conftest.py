@@ -1,6 +1,5 @@
 """A miniature R-Tagger, built once."""
 
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -16,15 +15,6 @@ TEXTS = (
     "person dog horse bench no objects",
     "riding on, next to, holding, sitting in front of, looking at, wearing, under the",
 )
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Networks this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

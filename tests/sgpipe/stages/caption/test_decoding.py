@@ -120,10 +120,8 @@ def test_damaged_weights_raise_an_error(model):
 
 
 def expected_scores(scores, tokens, sampling):
-    steps = [
-        transformers.MinLengthLogitsProcessor(sampling.min_tokens, END),
-        transformers.TemperatureLogitsWarper(sampling.temperature),
-    ]
+    shortest = transformers.MinLengthLogitsProcessor(sampling.min_tokens, END)
+    steps = [shortest, transformers.TemperatureLogitsWarper(sampling.temperature)]
     if sampling.repetition_penalty != 1:
         steps.insert(0, transformers.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
     if sampling.top_k:

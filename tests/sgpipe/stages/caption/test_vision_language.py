@@ -180,14 +180,9 @@ def test_a_caption_is_one_line(text, expected):
     assert one_line(expected) == expected
 
 
-@pytest.fixture(scope="module")
-def original(checkpoint):
-    return checkpoint("qwen2_5_vl")
-
-
 @pytest.fixture
-def folder(original, tmp_path):
-    return shutil.copytree(original, tmp_path / "captioner")
+def folder(checkpoint, tmp_path):
+    return shutil.copytree(checkpoint("qwen2_5_vl"), tmp_path / "captioner")
 
 
 def error_of(folder, **settings):
@@ -262,20 +257,20 @@ def test_a_package_that_a_processor_needs_is_named(tmp_path, monkeypatch):
     assert "pip install num2words" in error_of(tmp_path)
 
 
-def test_null_settings_are_those_of_the_family(original, tmp_path):
+def test_null_settings_are_those_of_the_family(folder, tmp_path):
     def own(captioner, **settings):
         config = settings_of(CaptionConfig(captioner=str(captioner), **settings))
         return config.prompt, config.max_tokens
 
     assert own(make_blip(tmp_path)) == own("hub/not-here") == ("a picture of", 20)
-    assert own(original) == own("gpt", endpoint="http://localhost:1/v1")
-    assert own(original)[1] == 128
-    assert own(original, prompt="", max_tokens=7) == ("", 7)
+    assert own(folder) == own("gpt", endpoint="http://localhost:1/v1")
+    assert own(folder)[1] == 128
+    assert own(folder, prompt="", max_tokens=7) == ("", 7)
     assert "caption.system" in error_of(tmp_path, system="Be brief.")
 
 
-def test_failures_while_captioning(original, monkeypatch):
-    captioner = load_captioner(CaptionConfig(captioner=str(original), device="cpu", samples=3))
+def test_failures_while_captioning(folder, monkeypatch):
+    captioner = load_captioner(CaptionConfig(captioner=str(folder), device="cpu", samples=3))
     captioner.setup()
     texts = iter(["\n", "a cat", "<think> a", "", "- ", "**"])
     with monkeypatch.context() as patch:
@@ -287,7 +282,7 @@ def test_failures_while_captioning(original, monkeypatch):
         patch.setattr(vision_language.SharedPrefix, "__call__", fail)
         reason = "the captioner cannot process the image: shapes do not match"
         assert list(captioner.caption(inputs()[:1])) == [Refusal(reason)]
-        assert "example image: shapes do not match" in error_of(original)
+        assert "example image: shapes do not match" in error_of(folder)
     full = Mock(side_effect=torch.cuda.OutOfMemoryError("CUDA out of memory"))
     monkeypatch.setattr(vision_language.VisionLanguageCaptioner, "_decode", full)
     with pytest.raises(UserError, match=r"lower caption.samples"):

@@ -98,14 +98,11 @@ def test_what_cannot_be_scored_is_an_error_row(folder: Path) -> None:
     assert (refused.error, refused.relations) == ("tag: too long", [])
 
 
-def test_what_a_method_needs() -> None:
+def test_what_a_method_needs_and_those_without_a_model_do_not() -> None:
     served = {"method": "clip", "tagger": "a/b", "endpoint": "http://localhost:1/v1"}
     for settings in ({}, {"method": "clip"}, served, {"method": "all", "precision": 0.9}):
         with pytest.raises(UserError):
             check_tagger(TagConfig.model_validate(settings))
-
-
-def test_methods_without_a_model_need_none() -> None:
     for method in ("all", "overlap"):
         check_tagger(TagConfig(method=method, tagger="./no/such/folder"), PairConfig())
         assert "confidence 1" in recipe_notes(Recipe(tag=TagConfig(method=method)), detects=False)[0]
