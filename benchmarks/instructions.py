@@ -5,14 +5,15 @@ python -m benchmarks.instructions
 500 drawn images (seed 0), labelled by the packaged models with `tag.threshold=0`, and a calibration from 500 others
 (seed 1). Every answer of `sgpipe export --to instructions --precision 0.9` is read from the text of question and answer
 and compared with the ground truth that the images were drawn by. What reads them knows the templates and nothing else
-of sgpipe.
+of sgpipe. Once with all predicates of an image's captions for all its pairs, which gives more to deny; once by default.
 
-The guesses see the text alone, as a model without eyes: the most frequent answer to a template, and a logistic model
-of words and pairs of words, both fitted to the questions about the 500 other images. Chance is one of the answers that
-the same question has elsewhere, or one of its options.
+The guesses see the text alone, as a model without eyes: the most frequent answer to a template, and logistic models of
+words and pairs of words, without and with the numbers of coordinates, all fitted to the questions about the 500 other
+images. Chance is one of the answers that the same question has elsewhere, or one of its options; beside it, how far a
+guess of so many questions is from it in 95% of cases.
 
 Coordinates are text, too, and tell where boxes are. A small network of the places of two boxes answers the yes or no
-questions about them (last line), as what is improbable here is mostly far apart.
+questions about them, and the nearest box is taken for the right one of several (last lines).
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ BOX = r"\[\d+(?:, \d+){3}\]"
 FIELDS = {
     "the_subject": rf"[Tt]he (?P<subject>[a-z ]+) at (?P<subject_box>{BOX})",
     "the_object": rf"[Tt]he (?P<object>[a-z ]+) at (?P<object_box>{BOX})",
-    "a_subject": r"an? (?P<subject>[a-z ]+?)",
+    "a_subject": r"an? (?P<subject>sports ball|dining table|[a-z]+)",  # all classes of the miniworld
     "a_object": r"(?:an?|another) (?P<object>[a-z ]+)",
     "is": r"(?:[Ii]s)",
     "verb": r"(?P<predicate>[a-z ]+?)",
@@ -198,28 +199,29 @@ def as_option(role: str, option: str) -> dict[str, str]:
     return {role: match[1], f"{role}_box": match[2]}
 
 
-def guesses(train: Sequence[Checked], test: Sequence[Checked]) -> tuple[list[bool], list[bool]]:
-    """Whether the most frequent answer to a template is right, and that of a logistic model of words."""
+def guesses(train: Sequence[Checked], test: Sequence[Checked]) -> list[list[bool]]:
+    """Whether the most frequent answer to a template is right, and those of logistic models of words: without and with
+    the numbers of coordinates."""
     answers = sorted({each.item["answer"] for each in train})
     target = np.array([answers.index(each.item["answer"]) for each in train])
     most = defaultdict[str, Counter[str]](Counter)
     for each in train:
         most[each.item["template"]][each.item["answer"]] += 1
     common = [most[each.item["template"]].most_common(1)[:1] for each in test]
-    said = _logistic([_words(each.item) for each in train], target, [_words(each.item) for each in test])
-    return (
-        [bool(best) and best[0][0] == each.item["answer"] for best, each in zip(common, test, strict=True)],
-        [answers[at] == each.item["answer"] for at, each in zip(said, test, strict=True)],
-    )
+    found = [[bool(best) and best[0][0] == each.item["answer"] for best, each in zip(common, test, strict=True)]]
+    for numbers in ("", r"|\d+"):
+        said = _logistic(*([_words(each.item, numbers) for each in some] for some in (train, test)), target)
+        found.append([answers[at] == each.item["answer"] for at, each in zip(said, test, strict=True)])
+    return found
 
 
-def _words(item: Mapping[str, Any]) -> set[str]:
-    tokens = re.findall(r"[a-z]+|\d+|[A-E](?=\. )", item["messages"][0]["content"][-1]["text"])
+def _words(item: Mapping[str, Any], numbers: str) -> set[str]:
+    tokens = re.findall(rf"[a-z]+|[A-E](?=\. ){numbers}", item["messages"][0]["content"][-1]["text"])
     pairs = (" ".join(pair) for pair in pairwise(tokens))
     return {item["template"], *tokens, *pairs, *(f"{item['template']} {token}" for token in tokens)}
 
 
-def _logistic(train: Sequence[set[str]], target: Any, test: Sequence[set[str]]) -> Any:
+def _logistic(train: Sequence[set[str]], test: Sequence[set[str]], target: Any) -> Any:
     seen = Counter(word for words in train for word in words)
     columns = {word: at for at, word in enumerate(word for word, number in seen.items() if number > 1)}
     torch.manual_seed(0)
@@ -270,6 +272,18 @@ def _places(checked: Sequence[Checked]) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.tensor(places, dtype=torch.float32), torch.tensor(answers)
 
 
+def guesses_of_the_nearest(checked: Sequence[Checked]) -> list[bool]:
+    """Whether the option whose box is nearest is the right one, where options are boxes and one of them is right."""
+    right = []
+    for each in checked:
+        if each.item["kind"] == "multiple_choice" and each.shown[0] != "choose_predicate":
+            found = re.findall(BOX, each.item["messages"][0]["content"][-1]["text"])
+            (a, b, c, d), *options = (list(map(int, re.findall(r"\d+", box))) for box in found)
+            gaps = [max(0, e - c, a - g) + max(0, f - d, b - h) for e, f, g, h in options]
+            right.append("ABCDE"[int(np.argmin(gaps))] == each.item["answer"])
+    return right
+
+
 def chances(checked: Sequence[Checked]) -> list[float]:
     """One of the answers that the same question has; one of the options."""
     answers = defaultdict[tuple[str, ...], set[str]](set)
@@ -294,20 +308,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="keep the runs there, and use those that are")
     folder = parser.parse_args().folder or Path(tempfile.mkdtemp())
-    runs = [folder / f"seed{seed}" for seed in (0, 1)]
-    for seed, run in enumerate(runs):
-        settings = {"source.miniworld.images": IMAGES, "source.miniworld.seed": seed, "tag.threshold": 0}
-        sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
-        sgpipe("generate", "miniworld", *sets, "--out", run)
-    sgpipe("calibrate", runs[1], "--out", folder / "calibration.json")
-    options = ("--to", "instructions", "--calibration", folder / "calibration.json", "--precision", PRECISION)
     templates = yaml.safe_load(TEMPLATES.read_text("utf-8"))["templates"]
-    checked = []
-    for run in runs:
-        out = Path(tempfile.mkdtemp(dir=folder)) / "out"
-        sgpipe("export", run, *options, "--out", out)
-        world, lines = World(run / ".sgpipe/drawn/world"), (out / "val.jsonl").read_text("utf-8").splitlines()
-        checked.append([check(world, templates, json.loads(line)) for line in lines])
+    parts = list[Table | str]()
+    for candidates in ("image", "captions"):
+        runs = [folder / f"{candidates}{seed}" for seed in (0, 1)]
+        for seed, run in enumerate(runs):
+            settings = {"source.miniworld.images": IMAGES, "source.miniworld.seed": seed, "tag.threshold": 0}
+            settings |= {"pair.candidates": candidates}
+            sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
+            sgpipe("generate", "miniworld", *sets, "--out", run)
+        calibration = folder / f"calibration-{candidates}.json"
+        sgpipe("calibrate", runs[1], "--out", calibration)
+        options = ("--to", "instructions", "--calibration", calibration, "--precision", PRECISION)
+        checked = []
+        for run in runs:
+            out = Path(tempfile.mkdtemp(dir=folder)) / "out"
+            sgpipe("export", run, *options, "--out", out)
+            world, lines = World(run / ".sgpipe/drawn/world"), (out / "val.jsonl").read_text("utf-8").splitlines()
+            checked.append([check(world, templates, json.loads(line)) for line in lines])
+        parts += [f"## Candidates: `pair.candidates={candidates}`", *tables(*checked)]
     speed = Table("images", "questions", "CPU seconds", "peak MB")
     for copies in COPIES:
         out = folder / f"copies-{copies}"
@@ -316,7 +335,7 @@ def main() -> None:
         with (out / "exported/val.jsonl").open("rb") as lines:
             speed.add_row(f"{copies * IMAGES:,}", f"{sum(1 for _ in lines):,}", seconds, peak)
         shutil.rmtree(out)
-    report(str(__doc__), *tables(*checked), "One process, with its start:", speed)
+    report(str(__doc__), *parts, "One process, with its start, of candidates from captions:", speed)
 
 
 def repeat(run: Path, out: Path, copies: int) -> None:
@@ -333,9 +352,9 @@ def repeat(run: Path, out: Path, copies: int) -> None:
 
 def tables(checked: Sequence[Checked], others: Sequence[Checked]) -> Iterator[Table | str]:
     answers = Table("kind", "questions", "right", "mean probability", "taken to be false", "of these true")
-    texts = Table("kind", "questions", "chance", "most frequent answer", "logistic model of words")
+    texts = Table("kind", "questions", "chance", "most frequent answer", "words", "words and coordinates")
     text_only = [each for each in checked if each.item["kind"] != "description"]
-    common, model = guesses([each for each in others if each.item["kind"] != "description"], text_only)
+    guessed = guesses([each for each in others if each.item["kind"] != "description"], text_only)
     chance = chances(text_only)
     for kind in [*sorted({each.item["kind"] for each in checked}), "all"]:
         some = [each for each in checked if kind in ("all", each.item["kind"])]
@@ -345,12 +364,15 @@ def tables(checked: Sequence[Checked], others: Sequence[Checked]) -> Iterator[Ta
         share = f"{np.mean(denied):.1%}" if denied else ""
         answers.add_row(kind, f"{len(some):,}", f"{right:.1%}", f"{probability:.1%}", f"{len(denied) or ''}", share)
         if at := [number for number, each in enumerate(text_only) if kind in ("all", each.item["kind"])]:
-            rates = (np.mean([values[number] for number in at]) for values in (chance, common, model))
-            texts.add_row(kind, f"{len(at):,}", *(f"{rate:.1%}" for rate in rates))
+            first, *rates = (np.mean([values[number] for number in at]) for values in (chance, *guessed))
+            spread = 1.96 * np.mean([chance[number] * (1 - chance[number]) for number in at]) ** 0.5 / len(at) ** 0.5
+            texts.add_row(kind, f"{len(at):,}", f"{first:.1%} ± {spread:.1%}", *(f"{rate:.1%}" for rate in rates))
     yield answers
     yield texts
-    guessed = guesses_of_coordinates(others, checked)
-    yield f"From coordinates alone: {np.mean(guessed):.1%} of {len(guessed):,} yes or no questions about two boxes."
+    places, nearest = guesses_of_coordinates(others, checked), guesses_of_the_nearest(checked)
+    yield f"From coordinates alone: {np.mean(places):.1%} of {len(places):,} yes or no questions about two boxes."
+    if nearest:
+        yield f"Of boxes to choose from, the nearest is right in {np.mean(nearest):.1%} of {len(nearest):,} questions."
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def test_the_workflow_runs_every_supported_python() -> None:
 
 
 def test_the_version_is_in_one_place_and_released() -> None:
-    assert 'dynamic = ["version"]' in read("pyproject.toml")
+    assert 'dynamic = ["readme", "version"]' in read("pyproject.toml")
     assert load("CITATION.cff")["version"] == sgpipe.__version__
     assert re.search(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)[1].rstrip(",") == sgpipe.__version__
 

@@ -32,9 +32,8 @@ from sgpipe.utils.lemmas import predicate_lemma
 def write_coco(rows: ExportRows, out: Path) -> None:
     """Write instances_SPLIT.json and, if the images have captions, captions_SPLIT.json; no relations."""
     numbers = _category_ids(rows, with_nothing=False)
-    rows.left_out["relations that the format cannot hold"] += sum(
-        shard.counts.get("relations", 0) for shard in rows.manifest.shards
-    )
+    lost = sum(shard.counts.get("relations", 0) for shard in rows.manifest.shards)
+    rows.left_out["relations that the format cannot hold"] += lost
     for split in rows.splits:
         write_json(out / f"instances_{split}.json", Members(_instances(rows, split, numbers, with_nothing=False)))
         captions = _captions(rows, split)

@@ -154,7 +154,7 @@ def _common(rows: ExportRows) -> dict[str, Any]:
         "steps": [*steps, *([certified_text(rows.certificate)] if rows.certificate else [])],
         "identities": [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in identities],
         "left_out": _sentences("left_out.md.jinja", rows=rows, before=totals(rows), source=total, problems=problems),
-        "origins": origins_text(rows.census.origins),
+        "origins": origins_text(rows.census.origins) if rows.census.origins else "No relations",
     }
 
 

@@ -1,8 +1,8 @@
 """`--to instructions`: questions and answers about images, for training vision-language models.
 
-A first pass over the rows counts what could be asked. Questions that read the same but for coordinates are a stratum;
-from each, a second pass draws as many items of every answer, so that the text alone does not tell the answer. Memory
-grows with the number of strata, not of images.
+A first pass over the rows counts what could be asked. Questions that read the same but for coordinates are a stratum,
+and if some of them deny, of boxes that are placed alike; from each, a second pass draws as many items of every answer,
+so that the text alone does not tell the answer. Memory grows with the number of strata, not of images.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
-from itertools import combinations, islice
+from itertools import combinations, count, islice
 from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple, TypeAlias
@@ -190,6 +190,7 @@ class Facts(NamedTuple):
     """
 
     names: list[str]
+    boxes: list[tuple[float, float, float, float]]
     held: dict[Key, float]
     denied: dict[Key, float]
     unclear: dict[Key, float]
@@ -197,6 +198,15 @@ class Facts(NamedTuple):
 
     def classes(self, key: Key) -> tuple[str, str, str]:
         return self.names[key[0]], key[1], self.names[key[2]]
+
+    def place(self, key: Key) -> str:
+        """Return roughly where the boxes of a relation are, as their coordinates tell without the image."""
+        (x, y, w, h), (x2, y2, w2, h2) = self.boxes[key[0]], self.boxes[key[2]]
+        across, down = min(x + w, x2 + w2) - max(x, x2), min(y + h, y2 + h2) - max(y, y2)
+        if min(across, down) > 0:
+            return "within" if 2 * across * down > min(w * h, w2 * h2) else "overlapping"
+        gap, size = math.hypot(min(across, 0), min(down, 0)), min(max(w, h), max(w2, h2))
+        return "touching" if gap < size / 4 else "near" if gap < size else "far"
 
 
 class Instructions:
@@ -214,7 +224,7 @@ class Instructions:
         self.absent = self._absent()
         # One object of two runs that place it differently is two objects of the merged one.
         self._is_merged = any("merged" in identity for identity in Manifest.identities(rows.manifest.run))
-        self.written, self._turns = Counter[str](), Counter[Any]()
+        self.written, self._turns = Counter[str](), defaultdict[Any, Iterator[int]](count)
         self._orders: dict[Stratum, tuple[int, str, dict[str, str]]] = {}
         self._waiting: dict[Stratum, tuple[Item, dict[str, str], dict[str, Any]]] = {}
 
@@ -271,7 +281,7 @@ class Instructions:
         for pair in record.pairs:
             for text in pair.predicates:
                 known.setdefault((pair.subject, plain_name(text), pair.object), self.absent)
-        facts = Facts(names, {}, {}, {}, dict(sorted(counted.items())))
+        facts = Facts(names, [box.bbox for box in record.objects], {}, {}, {}, dict(sorted(counted.items())))
         for key, probability in known.items():
             if key[0] != key[2] and all(facts.classes(key)) and self._english.predicate(key[1]):
                 is_denied = probability <= _IMPROBABLE and key not in others
@@ -305,10 +315,6 @@ class Instructions:
                 if item.stratum[0] in ("existence", "counting"):
                     yield from self._comparison(item, fields, row)
 
-    def _turn(self, *key: Any) -> int:
-        self._turns[key] += 1
-        return self._turns[key] - 1
-
     def _template(self, form: str, number: int) -> tuple[str, dict[str, str]]:
         templates = self._english.phrases.templates[form]
         return f"{form}/{number % len(templates) + 1}", templates[number % len(templates)]
@@ -316,7 +322,7 @@ class Instructions:
     def _row(self, item: Item, record: Record, image: Any) -> tuple[dict[str, Any], dict[str, str]]:
         """Return a row and the fields of its texts: each answer of a stratum in turn by each template and letter."""
         kind, form, *shown = item.stratum
-        turn = self._turn(item.stratum, item.answer)
+        turn = next(self._turns[item.stratum, item.answer])
         number = turn // len(item.claims) if item.answer == _ONE else turn
         name, texts = self._template(form, zlib.crc32(repr(item.stratum).encode()) + number)
         answer, text = item.answer, texts.get(item.answer, texts.get("answer", "{said}"))
@@ -362,8 +368,8 @@ class Instructions:
                 order, name, texts = self._orders.pop(item.stratum)
             else:
                 form = "compare_count" if is_count else "compare_existence"
-                name, texts = self._template(form, self._turn(form))
-                order = self._turn(name) % 2
+                name, texts = self._template(form, next(self._turns[form]))
+                order = next(self._turns[name]) % 2
                 self._orders[item.stratum] = (1 - order, name, texts)
             answer = ("first", "second")[order]
             pair = (row, its_row) if has_more == (answer == "first") else (its_row, row)
@@ -412,13 +418,14 @@ def _relations(facts: Facts) -> Iterator[Item]:
         subject, predicate, object_ = facts.classes(key)
         claims = ((key, True),)
         yield Item(("relation", "relation", subject, object_), predicate, claims, probability)
-        yield Item(("relation", "verification", subject, predicate, object_), "yes", claims, probability)
+        yield Item(("relation", "verification", *facts.classes(key), facts.place(key)), "yes", claims, probability)
         if objects[key[:2]] == 1:
             yield Item(("which_object", "which_object", subject, predicate), object_, claims, probability)
         if subjects[key[1:]] == 1:
             yield Item(("which_object", "which_subject", object_, predicate), subject, claims, probability)
     for key, probability in facts.denied.items():
-        yield Item(("relation", "verification", *facts.classes(key)), "no", ((key, False),), 1 - probability)
+        asked = ("relation", "verification", *facts.classes(key), facts.place(key))
+        yield Item(asked, "no", ((key, False),), 1 - probability)
 
 
 def _existence(facts: Facts) -> Iterator[Item]:
@@ -442,8 +449,8 @@ def _choices(facts: Facts) -> Iterator[Item]:
         groups = defaultdict[Any, tuple[list[Key], list[Key]]](lambda: ([], []))
         for number, keys in enumerate((facts.held, facts.denied)):
             for key in keys:
-                alike = "" if part == 1 else facts.classes(key)[part]
-                groups[(*key[:part], alike, *key[part + 1 :])][number].append(key)
+                alike = () if part == 1 else (facts.classes(key)[part], facts.place(key))
+                groups[(*key[:part], *alike, *key[part + 1 :])][number].append(key)
         for right, wrong in groups.values():
             wrong = sorted(wrong)[:_MOST]
             for size in range(1, min(len(wrong), _MOST - 1) + 1):
@@ -456,7 +463,7 @@ def _options(facts: Facts, form: str, right: list[Key], wrong: tuple[Key, ...]) 
     doubt, claims = sum(facts.denied[key] for key in wrong), tuple((key, False) for key in wrong)
     for keys in [(key, *wrong) for key in right] + [wrong] * (len(wrong) > 1):
         subject, predicate, object_ = facts.classes(keys[0])
-        shown: Stratum = (form, subject, predicate, object_, str(len(keys)))
+        shown: Stratum = (form, subject, predicate, object_, facts.place(keys[0]), str(len(keys)))
         answer = predicate if form == "choose_predicate" else _ONE
         if form == "choose_predicate":
             shown = (form, subject, object_, *sorted(key[1] for key in keys))

@@ -130,8 +130,7 @@ class Pushed:
     exported: Exported | None = None
 
     def as_json(self) -> dict[str, Any]:
-        exported = self.exported
-        kept = {"relations": exported.relations, "left_out": exported.left_out} if exported else {}
+        kept = {"relations": self.exported.relations, "left_out": self.exported.left_out} if self.exported else {}
         return {"url": self.url, "private": self.private, "files": len(self.files)} | kept
 
 
@@ -141,7 +140,6 @@ class _Repository:
     def __init__(self, name: str, kind: Literal["dataset", "model"], public: bool) -> None:
         """Raises UserError: nobody is logged in, no such user, or it has files of others."""
         from huggingface_hub import HfApi, get_token
-        from huggingface_hub.errors import RepositoryNotFoundError
 
         if not _REPOSITORY.fullmatch(name):
             raise UserError(f"--to {name}: expected USER/NAME, the id of a {kind} on the hub")
@@ -149,12 +147,9 @@ class _Repository:
             raise UserError("push needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN")
         self.name, self.kind, self._api, self._what = name, kind, HfApi(), f"the {kind} {name}"
         with _unfinished(self._what):
-            info: Any
-            try:
-                info = self._api.repo_info(name, repo_type=kind, files_metadata=True)
-            except RepositoryNotFoundError:
+            if not self._api.repo_exists(name, repo_type=kind):
                 self._api.create_repo(name, repo_type=kind, private=not public, exist_ok=True)
-                info = self._api.repo_info(name, repo_type=kind, files_metadata=True)
+            info: Any = self._api.repo_info(name, repo_type=kind, files_metadata=True)
         self.private = bool(info.private)
         self.url = f"{self._api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
         self._before = {each.rfilename: each.size for each in info.siblings or ()}

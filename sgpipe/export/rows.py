@@ -171,9 +171,8 @@ class Census:
             lowest = pa.array([least.get(name, math.inf) for name in predicates.to_pylist()], pa.float32())
             confident = pc.and_kleene(pc.greater_equal(confidences, lowest), pc.is_finite(lowest))
         self.scored += pc.sum(confident).as_py() or 0
-        kept = pc.fill_null(confident, True)
         for names, counts in ((predicates, self.predicates), (pc.struct_field(relations, "origin"), self.origins)):
-            for row in pc.value_counts(names.filter(kept)).to_pylist():
+            for row in pc.value_counts(names.filter(pc.fill_null(confident, True))).to_pylist():
                 counts[row["values"]] += row["counts"]
         self.numbered &= all(isinstance(as_number(image_id), int) for image_id in table["image_id"].to_pylist())
 

@@ -1,6 +1,7 @@
 """The wheel alone, in an environment of its own away from the repository, is a whole sgpipe."""
 
 import os
+import re
 import site
 import subprocess
 import sys
@@ -31,6 +32,8 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
     packages = Path(run(python, "-c", "import site; print(site.getsitepackages()[0])", folder=tmp_path).strip())
     with zipfile.ZipFile(wheel) as content:
         content.extractall(packages)
+        [metadata] = (content.read(name).decode() for name in content.namelist() if name.endswith("/METADATA"))
+    assert set(re.findall(r"\]\((?!https://)[^)]*", metadata)) == set()  # PyPI shows the README without the repository
     dependencies = [path for path in site.getsitepackages() if Path(path).is_dir()]
     (packages / "dependencies.pth").write_text("\n".join(dependencies) + "\n")
     sgpipe = [python, "-c", "from sgpipe.cli.main import main; main()"]

@@ -155,6 +155,27 @@ def test_the_text_alone_does_not_tell_the_answer(tmp_path):
     assert abs(compared["first"] - compared["second"]) <= 0.1 * compared.total()
 
 
+def test_boxes_of_what_is_denied_are_placed_like_those_of_what_holds(tmp_path):
+    """As many yes as no of boxes that overlap, and of those that do not; of several boxes, all overlap or none."""
+    run = labelled(tmp_path / "run", world_of(350)[0])
+    overlapping, mixed = defaultdict[Any, Counter[str]](Counter), Counter[int]()
+    for item in write(run, calibration=calibrated(run)):
+        text = item["messages"][0]["content"][-1]["text"]
+        boxes = [[int(side) for side in re.findall(r"\d+", box)] for box in re.findall(BOX, text)]
+        shared = [
+            min(g, c) > max(e, a) and min(h, d) > max(f, b) for (a, b, c, d) in boxes[:1] for e, f, g, h in boxes[1:]
+        ]
+        if item["template"].startswith("verification"):
+            overlapping[re.sub(BOX, "[]", text)][f"{item['answer']} {shared[0]}"] += 1
+        elif re.match("choose_(su|o)bject", item["template"]):
+            mixed[len({*shared})] += 1
+    assert len(overlapping) > 20
+    for text, counts in overlapping.items():
+        assert all(counts[f"yes {shared}"] == counts[f"no {shared}"] for shared in (True, False)), text
+    assert mixed[1] > 40
+    assert mixed[2] == 0
+
+
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 50), min_size=1))
 def test_quotas_are_equal_and_as_large_as_they_can_be(numbers):
     """Against all thresholds, tried one by one."""
