@@ -52,9 +52,8 @@ def _box(rng: random.Random, name: str, crowd: bool) -> Box:
 def draw_images(folder: Path, made: Sequence[Record]) -> Path:
     folder.mkdir()
     for record in made:
-        Image.new("RGB", (record.width, record.height), (int(record.image_id) % 256, 0, 0)).save(
-            folder / record.file_name
-        )
+        image = Image.new("RGB", (record.width, record.height), (int(record.image_id) % 256, 0, 0))
+        image.save(folder / record.file_name)
     return folder
 
 

@@ -95,13 +95,15 @@ def test_provenance_survives_scoring_and_the_hub(tmp_path):
     run = run_of(tmp_path / "run", records(8), {**IDENTITY, **CAPTIONED, **NO_CAPTIONER})
     scored = {"model": "ViT-B-32", "weights": None, "contrasts": []}
     asked = {"by": "vlm", "model": "Qwen2.5-VL", "served": True}
+
+    def unscored(record: Record, _: Any) -> list[None]:
+        return [None] * len(record.relations)
+
     for before, out, column, identity in (
         (run, "scored", CLIP_COLUMN, scored),
         (tmp_path / "scored", "judged", VLM_COLUMN, asked),
     ):
-        score_run(
-            before, tmp_path / out, column, lambda: lambda record, _: [None] * len(record.relations), identity, QUIET
-        )
+        score_run(before, tmp_path / out, column, lambda: unscored, identity, QUIET)
     hub = export_run(tmp_path / "judged", "hf", tmp_path / "hub", threshold=0.5).root
     imported(dataset_source(str(hub), "val")[0], hub, tmp_path / "in")
     text = card(tmp_path / "in", tmp_path / "again")

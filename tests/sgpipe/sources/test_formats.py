@@ -124,6 +124,6 @@ def test_errors_name_the_field():
             fields.integer({"n": value}, "n")
     with pytest.raises(FieldError, match="'t' is 3"):
         fields.text({"t": 3}, "t")
-    for value in ([1, 2, 3], [1, 2, 3, "x"], "1234", None, [1, 2, 3, 10**400]):
+    for value in ([1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, "x"], "1234", None, [1, 2, 3, 10**400]):
         with pytest.raises(FieldError, match="expected 4 numbers"):
             fields.numbers(value, 4)
