@@ -20,15 +20,30 @@ from transformers import (  # type: ignore[attr-defined]
 )
 
 from sgpipe.miniworld.actors import KINDS
-from sgpipe.miniworld.captions import WORDINGS, nouns_of
+from sgpipe.miniworld.captions import NOUNS, WORDINGS, names_of
+from sgpipe.miniworld.figures import PEOPLE
+from sgpipe.miniworld.scene import Fact, Scene
 from sgpipe.recipe import Config
 from sgpipe.stages.caption.captioner import PROMPT
+from sgpipe.stages.score.scorer import with_article
 
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _ARTICLES = ("a", "an", "another")
 # Maximum length of a sequence: [DEC], the prompt, a caption and [SEP].
 _POSITIONS = 32
 _MIN_VARIANCE = 1e-2
+
+
+def nouns_of(kind: str) -> tuple[str, ...]:
+    """The canonical nouns of a class: one, or four for people."""
+    return PEOPLE if kind == "person" else (NOUNS.get(kind, (kind,))[0],)
+
+
+def canonical_caption(scene: Scene, fact: Fact) -> str:
+    """The simplest caption of a fact: "a man riding a horse"; "a dog chasing another dog"."""
+    subject, object_ = (names_of(scene.things[thing])[0] for thing in (fact.subject, fact.object))
+    second = f"another {object_}" if subject == object_ else with_article(object_)
+    return f"{with_article(subject)} {WORDINGS[fact.predicate].participle} {second}"
 
 
 def caption_words() -> tuple[str, ...]:

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from experiments.miniworld.captioner import CaptionerModelConfig, prompt_ids
+from experiments.miniworld.captioner import CaptionerModelConfig, canonical_caption, nouns_of, prompt_ids
 from sgpipe.miniworld.actors import KINDS
-from sgpipe.miniworld.captions import canonical_caption, noun_of, nouns_of
+from sgpipe.miniworld.captions import names_of
 from sgpipe.miniworld.relations import CONVERSE, RULES
 from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Fact, Scene, random_scene
@@ -90,13 +90,13 @@ def dense_labels(scene: Scene, rendered: RenderedScene, grid: int) -> Tensor:
     things = torch.zeros(len(scene.things), DENSE_LABELS)
     subject, object_, partner = (len(NOUNS) + part * len(TAUGHT_PREDICATES) for part in range(3))
     for number, thing in enumerate(scene.things):
-        things[number, NOUNS.index(noun_of(thing))] = 1
+        things[number, NOUNS.index(names_of(thing)[0])] = 1
     for fact in taught_facts(scene):
         predicate = TAUGHT_PREDICATES.index(fact.predicate)
         things[fact.subject, subject + predicate] = 1
         things[fact.object, object_ + predicate] = 1
-        things[fact.subject, partner + NOUNS.index(noun_of(scene.things[fact.object]))] = 1
-        things[fact.object, partner + len(NOUNS) + NOUNS.index(noun_of(scene.things[fact.subject]))] = 1
+        things[fact.subject, partner + NOUNS.index(names_of(scene.things[fact.object])[0])] = 1
+        things[fact.object, partner + len(NOUNS) + NOUNS.index(names_of(scene.things[fact.subject])[0])] = 1
     return visible_in_patches(rendered.owners, len(scene.things), grid).float() @ things > 0
 
 
@@ -111,7 +111,7 @@ def visible_in_patches(owners: np.ndarray, things: int, grid: int) -> Tensor:
 
 
 def _tokens(scene: Scene, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tensor]:
-    texts = dict.fromkeys(canonical_caption(scene, fact).text for fact in taught_facts(scene))
+    texts = dict.fromkeys(canonical_caption(scene, fact) for fact in taught_facts(scene))
     for text in texts:
         words = tokenizer(text, add_special_tokens=False)["input_ids"]
         yield torch.tensor([*prompt_ids(tokenizer), *words, tokenizer.sep_token_id])

@@ -138,7 +138,6 @@ HANDLE: Point = (0.5, 1.12)
 PEDALS: tuple[Point, Point] = ((0.06, 0.24), (-0.06, 0.5))
 DECK_HEIGHT = 0.2
 DECK_HALF = 0.56
-CAR_HOOD: Point = (1.08, 0.82)
 CAR_ROOF: Point = (-0.2, 1.28)
 CAR_ROOF_HALF = 0.55
 CAR_HALF = 1.45

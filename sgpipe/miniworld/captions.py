@@ -8,7 +8,7 @@ from typing import NamedTuple
 from numpy.random import Generator
 
 from sgpipe.miniworld.actors import Actor, ThingLook
-from sgpipe.miniworld.figures import PEOPLE, AnimalLook, PersonLook
+from sgpipe.miniworld.figures import AnimalLook, PersonLook
 from sgpipe.miniworld.relations import PREDICATES
 from sgpipe.miniworld.scene import Fact, Scene
 
@@ -36,7 +36,7 @@ _VERBS = {
 WORDINGS = {name: Wording(name, *_VERBS.get(name, f"is {name}").split(", ")) for name in PREDICATES}
 
 # The first name is canonical; a name that is listed more often is used more often.
-_NOUNS: dict[str, tuple[str, ...]] = {
+NOUNS: dict[str, tuple[str, ...]] = {
     "man": ("man", "man", "man", "guy", "person"),
     "woman": ("woman", "woman", "woman", "lady", "person"),
     "boy": ("boy", "boy", "child", "kid"),
@@ -60,22 +60,6 @@ class SceneCaption:
 
     text: str
     facts: tuple[Fact, ...]
-
-
-def nouns_of(kind: str) -> tuple[str, ...]:
-    """Return the canonical nouns of a class: one, or four for people."""
-    return PEOPLE if kind == "person" else (_NOUNS.get(kind, (kind,))[0],)
-
-
-def noun_of(thing: Actor) -> str:
-    """Return the canonical noun of a thing."""
-    return _names(thing)[0]
-
-
-def canonical_caption(scene: Scene, fact: Fact) -> SceneCaption:
-    """Return the simplest caption of a fact: "a man riding a horse"."""
-    subject, object_ = _pair(scene, fact, None)
-    return SceneCaption(f"{subject} {WORDINGS[fact.predicate].participle} {object_}", (fact,))
 
 
 def scene_captions(scene: Scene, rng: Generator, count: int = 5) -> list[SceneCaption]:
@@ -141,30 +125,29 @@ def _can_combine(fact: Fact, other: Fact) -> bool:
     return apart or other.subject == fact.subject
 
 
-def _pair(scene: Scene, fact: Fact, rng: Generator | None) -> tuple[str, str]:
+def _pair(scene: Scene, fact: Fact, rng: Generator) -> tuple[str, str]:
     """Subject and object with their articles; "another dog" if both have the same name."""
     subject, object_ = (_article(_noun_phrase(scene.things[thing], rng)) for thing in (fact.subject, fact.object))
     return subject, f"another {object_.split(' ', 1)[1]}" if subject == object_ else object_
 
 
-def _noun_phrase(thing: Actor, rng: Generator | None) -> str:
-    """Return a name of the thing, sometimes with its colour; without `rng`, the canonical one."""
-    names = _names(thing)
-    if rng is None:
-        return names[0]
+def _noun_phrase(thing: Actor, rng: Generator) -> str:
+    """Return a name of the thing, sometimes with its colour."""
+    names = names_of(thing)
     name = names[rng.integers(len(names))]
     look = thing.look
     colour = "" if isinstance(look, PersonLook) else (look.coat if isinstance(look, AnimalLook) else look.colour).name
     return f"{colour} {name}" if colour and rng.random() < 0.2 else name
 
 
-def _names(thing: Actor) -> tuple[str, ...]:
+def names_of(thing: Actor) -> tuple[str, ...]:
+    """Return the nouns of a thing, the canonical one first."""
     look = thing.look
     if isinstance(look, PersonLook):
-        return _NOUNS[look.noun]
+        return NOUNS[look.noun]
     if thing.kind == "sports ball" and isinstance(look, ThingLook) and look.style in _BALLS:
         return ("ball", "ball", _BALLS[look.style])
-    return _NOUNS.get(thing.kind, (thing.kind,))
+    return NOUNS.get(thing.kind, (thing.kind,))
 
 
 def _article(phrase: str) -> str:

@@ -441,10 +441,7 @@ def _draw(
 class RecordedCaptions:
     """How a GPU captions a group of images: a CUDA graph, which is one launch, of every part that `_draw` yields.
 
-    They are replayed in this order, for other groups of the size.
-
-    Attributes:
-        of: how many images, and the decoder's width.
+    They are replayed in this order, for other groups of the size. `of`: how many images, and the decoder's width.
     """
 
     def __init__(
