@@ -384,20 +384,18 @@ def test_bad_templates_are_refused_in_one_line(tmp_path):
         assert message in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--to", "instructions", "--precision", "0.9"], "needs a calibration"),
-        (["--to", "instructions", "--coordinates", "miles"], "expected one of pixel, normalised, 0-1000"),
-        (["--to", "instructions", "--embed"], "pass --parquet"),
-        (["--to", "instructions"], "does not say where the images of val are: pass --images"),
-        (["--to", "vg", "--seed", "1"], "is for --to instructions"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused_in_one_line(tmp_path, options, message):
-    result = invoke(labelled(tmp_path / "run", world_of(3)[0]), *options, "--out", tmp_path / "out")
-    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
-    assert message in result.stderr
+def test_options_that_do_not_fit_are_refused_in_one_line(tmp_path):
+    run = labelled(tmp_path / "run", world_of(3)[0])
+    for options, message in {
+        "instructions --precision 0.9": "needs a calibration",
+        "instructions --coordinates miles": "expected one of pixel, normalised, 0-1000",
+        "instructions --embed": "pass --parquet",
+        "instructions": "does not say where the images of val are: pass --images",
+        "vg --seed 1": "is for --to instructions",
+    }.items():
+        result = invoke(run, "--to", *options.split(), "--out", tmp_path / "out")
+        assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
+        assert message in result.stderr
 
 
 def test_class_names_as_english_has_them():

@@ -36,7 +36,7 @@ from sgpipe.utils.console import Progress
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
 from tests.sgpipe.cli.test_imports import invoke
 from tests.sgpipe.generation.in_process import RAN
-from tests.sgpipe.sources.test_svg_gbc import GRAPH, svg_form
+from tests.sgpipe.sources.test_benchmarks import GRAPH, svg_form
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 COUNT = 6

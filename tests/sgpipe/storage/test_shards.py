@@ -15,19 +15,13 @@ from sgpipe.utils.hashing import file_sha256
 
 
 def full_record(number: int) -> Record:
-    return Record(
-        image_id=str(number),
-        dataset="coco",
-        split="val",
-        file_name=f"{number}.jpg",
-        width=640,
-        height=480,
-        objects=[Box("dog", 18, (1.5, 2.25, 3.0, 4.0)), Box("person", 1, (0.0, 0.0, 9.0, 9.0), True)],
-        captions=[Caption("a dog", "pair", [0, 1])],
-        triplets=[Triplet("big dog", "running on", "hill", "dog", "hill", "run on", 0, "dog", None)],
-        pairs=[Pair(0, 1, ["near", "on"])],
-        relations=[Relation(0, 1, "near", 0.25), Relation(1, 0, "on")],
-    )
+    record = Record(str(number), "coco", "val", f"{number}.jpg", 640, 480)
+    record.objects = [Box("dog", 18, (1.5, 2.25, 3.0, 4.0)), Box("person", 1, (0.0, 0.0, 9.0, 9.0), True)]
+    record.captions = [Caption("a dog", "pair", [0, 1])]
+    record.triplets = [Triplet("big dog", "running on", "hill", "dog", "hill", "run on", 0, "dog", None)]
+    record.pairs = [Pair(0, 1, ["near", "on"])]
+    record.relations = [Relation(0, 1, "near", 0.25), Relation(1, 0, "on")]
+    return record
 
 
 def test_records_survive_the_table_and_the_shard_with_all_that_is_known(tmp_path):

@@ -123,10 +123,7 @@ def test_counts_are_compared(run):
 
 
 def spoilt(**values: object) -> Record:
-    record = full_record(7)
-    for name, value in values.items():
-        setattr(record, name, value)
-    return record
+    return replace(full_record(7), **values)
 
 
 def boxes(*bbox: float) -> list[Box]:
