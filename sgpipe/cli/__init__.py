@@ -3,8 +3,10 @@
 import os
 import signal
 import sys
+import time
 from types import FrameType
 
+STARTED = time.monotonic()  # before the imports of a command, which take seconds
 _WHILE_IMPORTING = b"interrupted. Run the same command again.\n"
 
 

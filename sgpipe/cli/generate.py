@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from sgpipe.cli import STARTED
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import LARGEST_SEED, console
@@ -248,7 +249,7 @@ def plan(
 
     loaded = options.applied_to(recipe, data, None)
     with redirect_stdout(sys.stderr):
-        found = measure(loaded, console.Progress(), sample)
+        found = measure(loaded, console.Progress(), sample, began=STARTED)
     if not cli.printed_json(json_, found.as_json(machines, price, price_per_token)):
         print_plan(found, console.output(), machines, price, price_per_token)
 

@@ -46,6 +46,14 @@ class Step(Config):
     published: str | None = Field(None, description="the published figures that it is compared with")
 
 
+class FinishedStep(Config):
+    """What is kept of a step."""
+
+    command: str
+    seconds: float
+    figure: float | None
+
+
 class Reproduction(Config):
     """A list of steps, in their order."""
 
@@ -63,7 +71,10 @@ def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reprodu
     scales = {path.stem: [path] for path in sorted(beside.glob("*.yaml"))} | {PUBLISHED: []}
     if scale not in scales:
         raise UserError(f"--scale {scale}: {paper} has the scales {', '.join(scales)}")
-    return load(Reproduction, paper, folder, parse_set(assignments), *scales[scale])
+    known, changes = load(Reproduction, paper, folder, {}, *scales[scale]).values, parse_set(assignments)
+    if unknown := next((name for name in changes if name.removeprefix("values.") not in {name, *known}), None):
+        raise UserError(f"--set {unknown}: the values are {', '.join(known)}")
+    return load(Reproduction, paper, folder, changes, *scales[scale])
 
 
 @dataclass(frozen=True)
@@ -123,9 +134,14 @@ def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = N
 def _task(paper: Reproduction, step: Step, text: str, needs: Sequence[str], data: Path, out: Path) -> Task:
     for name, value in paper.values.items():
         text = text.replace(f"{{{name}}}", str(value))
-    words = shlex.split(text)
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"step {step.name}: {error} in {text!r}") from None
+    if unknown := re.search(r"\{(?!(?:data|out|pipelines|models)\}/)[^}]*\}", text):
+        raise UserError(f"step {step.name}: {unknown[0]} is not one of the values {', '.join(paper.values)}")
     written = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("--out", "--json-file")), "")
-    if not written.startswith("{out}/"):
+    if not written.startswith("{out}/") or not written.removeprefix("{out}/").strip("/."):
         raise UserError(f"step {step.name}: expected --out or --json-file with a place below {{out}} in {text!r}")
     found = [match.groups() for word in words if (match := _PLACE.search(word))]
     own = out / written.removeprefix("{out}/")
@@ -180,7 +196,8 @@ def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[P
     file, state = out / STATE, dict[str, Any]()
     if file.is_file():
         try:
-            state = TypeAdapter(dict[str, dict[str, str | float | None]]).validate_json(file.read_bytes())
+            found = TypeAdapter(dict[str, FinishedStep]).validate_json(file.read_bytes())
+            state = {name: step.model_dump() for name, step in found.items()}
         except ValueError:
             raise UserError(f"{file} is damaged: delete it, and every step runs again") from None
     redone: set[Path] = set()  # what changes, so that what reads it does

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from sgpipe.storage.run_folder import REQUESTS, RunFolder
 from sgpipe.utils.console import Progress
 
 SAMPLE, PATIENCE = 64, 60.0  # images, and seconds after which fewer are enough
-_UNITS_PER_WORKER = 6
+_UNITS_PER_WORKER = 3  # the first one loads models; many small ones would count what each costs beside its images
+_IN_FLIGHT = 8  # times as many images in a unit as requests are under way, as these end one by one at its end
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Plan:
 
     Attributes:
         images: of the whole. sampled: those that were labelled to know.
-        start: seconds until models are loaded. rate: images per second of all workers of this machine.
+        start: seconds until models are loaded, since `began`. rate: images per second of all workers of this machine.
         stages: seconds per image of each stage. workers: how many processes run which stages.
         errors: the number of error rows to expect, with its 95 % interval.
         memory: bytes of the driver and of the largest worker at their peak; None: not known on a cluster.
@@ -58,11 +60,6 @@ class Plan:
         """Return the time for all images on as many machines like this one."""
         return self.start + self.images / (self.rate * machines)
 
-    @property
-    def bottleneck(self) -> str:
-        """The stage that takes most of the time."""
-        return max(self.stages, key=lambda name: self.stages[name])
-
     def actors(self, workers: int) -> dict[str, int]:
         """Divide workers between the stages so that none waits for another: `resources.actors` of each, on Ray."""
         whole = sum(self.stages.values()) or 1.0
@@ -82,7 +79,7 @@ class Plan:
             "start_seconds": self.start,
             "images_per_second": self.rate * machines,
             "seconds_per_image": dict(self.stages),
-            "bottleneck": self.bottleneck,
+            "bottleneck": max(self.stages, key=lambda name: self.stages[name]),
             "workers": workers,
             "balanced_actors": self.actors(workers),
             "disk_bytes": round(self.row_bytes * self.images),
@@ -97,71 +94,71 @@ class Plan:
         return values | {"price": price}
 
 
-def plan(recipe: Recipe, progress: Progress | None = None, images: int = SAMPLE, patience: float = PATIENCE) -> Plan:
+def plan(recipe: Recipe, progress: Progress, images: int = SAMPLE, began: float | None = None) -> Plan:
     """Label a seeded sample of the recipe's images, and tell from it what the whole takes. Nothing is kept.
 
-    `patience`: seconds of labelling after which fewer than `images` are enough.
+    `images`: more if a served model needs more to be busy. `began`: when the command did, by `time.monotonic`.
 
     Raises UserError, EngineError: as `generate`; all images of the sample fail.
     """
-    progress = progress or Progress()
+    began = began or time.monotonic()
     check_recipe(recipe)
     with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as temporary:
         folder = RunFolder(Path(temporary) / "run", None)
         with folder.lock(), closing(LabellingRun(recipe, folder, None, progress)) as run:
-            began = time.monotonic()
             run.plan()
             units = run.missing_units(retry_failed=False)
             whole = sum(unit.rows for unit in units)
             if not whole:
                 raise UserError("the recipe has no images")
-            run.start_engine(units)
+            longest = max(unit.rows for unit in run.start_engine(units))
             assert run.engine is not None
             workers = run.engine.workers
-            sample = _sample(units, min(images, whole), sum(workers.values()), recipe.seed)
+            served = [stage for stage in (recipe.caption, recipe.parse, recipe.pair, recipe.tag) if stage.endpoint]
+            least = _IN_FLIGHT * max((stage.requests.in_flight for stage in served), default=0)
+            sample = _sample(units, min(images, whole), sum(workers.values()), recipe.seed, min(least, longest))
             done: list[tuple[float, ShardEntry]] = []
             with closing(run.engine.run(sample, run.reader(), UnitWriter(folder.storage))) as shards:
                 for shard in shards:
                     done.append((time.monotonic(), shard))
-                    if time.monotonic() - done[0][0] > patience and len(done) > 3 * sum(workers.values()):
+                    if time.monotonic() - done[0][0] > PATIENCE and len(done) >= 2 * sum(workers.values()):
                         break
         local = isinstance(run.engine, LocalEngine)
-        found = _measured(whole, began, done, len(sample) - len(done), workers, local)
+        found = _measured(whole, began, done, workers, local)
         tokens = RequestCache(folder.private / REQUESTS).tokens()
         return replace(found, tokens=round(tokens / found.sampled * whole))
 
 
-def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int) -> list[WorkUnit]:
-    """Choose images at random, in small units that keep all workers busy."""
-    size = max(1, images // (_UNITS_PER_WORKER * workers))
+def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int, least: int = 0) -> list[WorkUnit]:
+    """Choose images at random, in small units, of at least `least` images, that keep all workers busy."""
+    size = max(1, images // (_UNITS_PER_WORKER * workers), least)
     starts = [(unit, at) for unit in units for at in range(unit.start, unit.stop, size)]
-    chosen = random.Random(seed).sample(starts, min(-(-images // size), len(starts)))
-    return [WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit, at in chosen]
+    chosen = random.Random(seed).sample(starts, len(starts))
+    sample = [WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit, at in chosen]
+    rows = accumulate(unit.rows for unit in sample)
+    return [unit for unit, total in zip(sample, rows, strict=True) if total - unit.rows < max(images, least * workers)]
 
 
 def _measured(
     whole: int,
     began: float,
     done: Sequence[tuple[float, ShardEntry]],
-    left: int,
     workers: Mapping[tuple[str, ...], int],
     local: bool,
 ) -> Plan:
     """Return what the shards of the sample tell, by the time at which each came.
 
-    The rate counts from when every worker has had its first unit, which loads models, until the first has none left.
+    Each counts from when every worker has had its first unit. The rate is that of the workers that take longest.
     """
     number = sum(workers.values())
-    first, last = min(number, len(done)) - 1, len(done) - 1 - max(number - 1 - left, 0)
+    first = min(number, len(done)) - 1
     steady = done[first + 1 :] if len(done) > number else done
     rows = sum(shard.rows for _, shard in steady)
     seconds: Counter[str] = Counter()
     for _, shard in steady:
         seconds.update(shard.seconds)
     stages = {name: each / rows for name, each in seconds.items()}
-    span = done[last][0] - done[first][0]
-    between = sum(shard.rows for _, shard in done[first + 1 : last + 1])
-    rate = between / span if last - first >= number and span > 0 else number / max(sum(stages.values()), 1e-9)
+    rate = min(each / max(sum(stages.get(name, 0) for name in names), 1e-9) for names, each in workers.items())
     start = done[first][0] - began - sum(done[first][1].seconds.values())
     sampled = sum(shard.rows for _, shard in done)
     errors = sum(shard.counts.get("errors", 0) for _, shard in done)

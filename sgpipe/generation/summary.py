@@ -64,7 +64,7 @@ def print_plan(plan: Plan, console: Console, machines: int, *prices: float | Non
         "images per second": f"{values['images_per_second']:.3g}",
         "time until models are loaded": duration(plan.start),
         "seconds per image": ", ".join(f"{name} {each:.3g}" for name, each in plan.stages.items()),
-        "slowest stage": plan.bottleneck,
+        "slowest stage": values["bottleneck"],
         "disk": f"{values['disk_bytes'] / 1e6:,.1f} MB",
         "memory": f"driver {driver / 1e9:.1f} GB" + ("" if worker is None else f", a worker {worker / 1e9:.1f} GB"),
         "error rows": f"about {expected:,} ({least:,} to {most:,})",

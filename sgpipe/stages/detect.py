@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -80,7 +80,15 @@ class DetectedBoxes(NamedTuple):
     labels: Tensor
 
 
-Detector = Callable[[Image.Image, float], DetectedBoxes]  # the boxes of an image with a score above a threshold
+class Prepared(NamedTuple):
+    """What a network reads of an image, with its `pixel_values`; `size`: (height, width) of the image."""
+
+    inputs: Any
+    size: tuple[int, int]
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.inputs["pixel_values"].nbytes)
 
 
 def detector_classes(config: DetectConfig) -> tuple[str, ...]:
@@ -97,7 +105,7 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
     """Load the detector of a recipe. Raises UserError: no such model, or not a detector."""
     name = local_model(str(config.detector))
     if not _reads_text(name):
-        return _closed(*_open(name, device, AutoModelForObjectDetection, AutoImageProcessor), device)
+        return Detector(*_open(name, device, AutoModelForObjectDetection, AutoImageProcessor), device)
     return load_prompted(name, detector_classes(config), device)
 
 
@@ -146,21 +154,29 @@ def _require_numbers(name: str, model: nn.Module) -> None:
         raise UserError(f"detector {name} returns NaN scores: its weights are damaged, such as {damaged}")
 
 
-def _closed(model: PreTrainedModel, processor: Any, device: torch.device) -> Detector:
-    """Return a detector with a fixed set of classes, such as DETR."""
-    nn.Module.to(model.eval(), device)
-    is_class = torch.tensor([name != _UNUSED_COCO_CLASS for name in _class_names(model.config)])
+class Detector:
+    """Detects the boxes of a fixed set of classes, as DETR does, with a score above a threshold."""
+
+    def __init__(self, model: PreTrainedModel, processor: Any, device: torch.device) -> None:
+        self._model, self._processor, self._device = nn.Module.to(model.eval(), device), processor, device
+        self._is_class = torch.tensor([name != _UNUSED_COCO_CLASS for name in _class_names(model.config)])
+
+    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
+        return self.detect(self.prepare(image), threshold)
+
+    def prepare(self, image: Image.Image) -> Prepared:
+        """Resize and normalise an image; also called in other threads than `detect`."""
+        process = getattr(self._processor, "image_processor", self._processor)  # tokenizers are not safe for threads
+        return Prepared(process(images=image, return_tensors="pt"), (image.height, image.width))
 
     @torch.no_grad()
-    def detect(image: Image.Image, threshold: float) -> DetectedBoxes:
-        output, size = model(**processor(images=image, return_tensors="pt").to(device)), [(image.height, image.width)]
-        [boxes] = processor.post_process_object_detection(output, threshold=threshold, target_sizes=size)
-        return _select(boxes, labels := boxes["labels"].cpu(), is_class[labels])
-
-    return detect
+    def detect(self, image: Prepared, threshold: float) -> DetectedBoxes:
+        output, process = self._model(**image.inputs.to(self._device)), self._processor.post_process_object_detection
+        [boxes] = process(output, threshold=threshold, target_sizes=[image.size])
+        return _select(boxes, labels := boxes["labels"].cpu(), self._is_class[labels])
 
 
-class ZeroShotDetector:
+class ZeroShotDetector(Detector):
     """A detector that takes any number of class names as text, such as OWLv2, Grounding DINO or SAM 3.
 
     Grounding DINO reads as many names at a time as fit in its text length, in their order. Its boxes depend on the
@@ -169,9 +185,8 @@ class ZeroShotDetector:
 
     def __init__(self, model: PreTrainedModel, processor: Any, classes: Sequence[str], device: torch.device) -> None:
         """Raises UserError: the model cannot read a name that long."""
+        self._model, self._processor, self._device = nn.Module.to(model.eval(), device), processor, device
         self._kind = model.config.model_type
-        self._model, self._processor, self._device = model.eval(), processor, device
-        nn.Module.to(model, device)
         self._together = self._kind in _RETURN_PHRASE
         positions = model.config.text_config.max_position_embeddings
         self._limit: int = model.config.max_text_len if self._together else positions  # of tokens
@@ -207,25 +222,33 @@ class ZeroShotDetector:
                 room = most
             self._prompts[-1].append(name)
             room -= cost
+        needed = {"images": Image.new("RGB", (64, 64))} if self._kind == _OMDET else {}  # by its processor
+        texts = self._prompts if self._kind in _SAM else [[names] for names in self._prompts]
+        read = [self._processor(text=text, return_tensors="pt", **needed).to(self._device) for text in texts]
+        shown = self._processor.image_processor.model_input_names
+        self._texts = [{name: each[name] for name in each if name not in shown} for each in read]
 
     @torch.no_grad()
-    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
-        size = [(image.height, image.width)]
-        if self._kind in _SAM:
-            return self._each(image, threshold, size)
-        process = self._processor.post_process_grounded_object_detection
+    def detect(self, image: Prepared, threshold: float) -> DetectedBoxes:
+        shown, size = image.inputs.to(self._device), [image.size]
+        if self._kind in _SAM:  # sees the image once and then looks for one class after the other
+            shown = {"vision_embeds": self._model.get_vision_features(shown["pixel_values"])}
+        grounded = "" if self._kind in _SAM else "grounded_"
+        process = getattr(self._processor, f"post_process_{grounded}object_detection")
         outputs, found, first = [], [], 0
-        for names in self._prompts:
-            inputs = self._processor(text=[names], images=image, return_tensors="pt").to(self._device)
-            output = self._model(**inputs)
+        for names, texts in zip(self._prompts, self._texts, strict=True):
+            output = self._model(**texts, **shown)
             if self._kind in _RETURN_INDEX:
                 outputs.append(output)
                 continue
-            if self._kind == _OMDET:
+            if self._kind in _SAM:
+                [boxes] = process(output, threshold, size)
+                labels = torch.zeros(boxes["scores"].shape).long()
+            elif self._kind == _OMDET:
                 [boxes] = process(output, threshold=threshold, nms_threshold=1.0, target_sizes=size)
                 labels = boxes["labels"].cpu()
             else:
-                ids = inputs["input_ids"]
+                ids = texts["input_ids"]
                 [boxes] = process(output, ids, threshold=threshold, text_threshold=threshold, target_sizes=size)
                 tokenizer = self._processor.tokenizer  # it makes "t - shirt" of "t-shirt"
                 spelled = tokenizer.batch_decode(tokenizer(names, add_special_tokens=False)["input_ids"])
@@ -238,18 +261,6 @@ class ZeroShotDetector:
             found = [DetectedBoxes(*(boxes[part].cpu() for part in DetectedBoxes._fields))]
         return DetectedBoxes(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
-    def _each(self, image: Image.Image, threshold: float, size: list[tuple[int, int]]) -> DetectedBoxes:
-        """Return the boxes of SAM 3, which sees the image once and then looks for one class after the other."""
-        pixels = self._processor(images=image, return_tensors="pt")["pixel_values"].to(self._device)
-        seen, found = self._model.get_vision_features(pixels), []
-        for label, [name] in enumerate(self._prompts):
-            text = self._processor(text=name, return_tensors="pt").to(self._device)
-            output = self._model(vision_embeds=seen, **text)
-            [boxes] = self._processor.post_process_object_detection(output, threshold, size)
-            labels = torch.full(boxes["scores"].shape, label)
-            found.append(_select(boxes, labels, labels == label))
-        return DetectedBoxes(*(torch.cat(parts) for parts in zip(*found, strict=True)))
-
 
 def _phrase_index(phrase: str, names: list[str]) -> int:
     """Return the index of the name that is a phrase, or the only one that contains it ("dining"); else -1."""
@@ -259,7 +270,7 @@ def _phrase_index(phrase: str, names: list[str]) -> int:
     return containing[0] if len(containing) == 1 else -1
 
 
-class RLIPDetector:
+class RLIPDetector(Detector):
     """Detects the boxes of the dense head of a ParSeDA or ParSeD, or else their subjects and objects."""
 
     def __init__(
@@ -278,10 +289,13 @@ class RLIPDetector:
         """Look for other classes."""
         self._labels = self._model.encode_labels([*classes, NO_OBJECTS], _DETECTION_PREDICATE)
 
+    def prepare(self, image: Image.Image) -> Prepared:
+        return Prepared({"pixel_values": to_pixel_values(image, *self._sides)}, (image.height, image.width))
+
     @torch.no_grad()
-    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
-        pixels = to_pixel_values(image, *self._sides).unsqueeze(0).to(self._device)
-        sides = torch.tensor([image.width, image.height] * 2)
+    def detect(self, image: Prepared, threshold: float) -> DetectedBoxes:
+        pixels = image.inputs["pixel_values"].unsqueeze(0).to(self._device)
+        sides = torch.tensor(image.size[::-1] * 2)
         if self._model.dense_head is not None:
             dense = self._model.detect_boxes(self._model.encode_image(pixels), self._labels)
             boxes, scores, labels = (part.cpu() for part in dense.detections(0, threshold))
@@ -331,12 +345,11 @@ class DetectStage(ImageStage):
         self.detector = load(self.config, self.device)
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        for record, image in self.opened(records):
-            self._fill(record, image)
+        for record, prepared in self.opened(records, lambda image, file: self.detector.prepare(image)):
+            self._fill(record, *self.detector.detect(prepared, self.config.threshold))
         return records
 
-    def _fill(self, record: Record, image: Image.Image) -> None:
-        boxes, scores, labels = self.detector(image, self.config.threshold)
+    def _fill(self, record: Record, boxes: Tensor, scores: Tensor, labels: Tensor) -> None:
         if not bool(scores.isfinite().all()):
             raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
         # It moves the boxes of each label far apart, too far for float32 with many labels.

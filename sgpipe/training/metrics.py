@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
+from sgpipe.errors import UserError
 from sgpipe.training.recipe import BENCHMARKS
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count, print_rows
@@ -71,12 +72,15 @@ def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[dict[str, Any]],
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Return the lines written so far; an incomplete last line, left by a crash, is ignored."""
+    """Return the lines so far, without an incomplete last one, left by a crash. Raises UserError: one is damaged."""
     path = out / METRICS
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("}\n")]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("}\n")]
+    except ValueError:
+        raise UserError(f"{path} is damaged: delete it, or its damaged lines") from None
 
 
 @dataclass(frozen=True)

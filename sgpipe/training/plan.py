@@ -64,9 +64,7 @@ class _EnoughError(Exception):
     """Enough steps are measured."""
 
 
-def plan_training(
-    recipe: TrainRecipe, progress: Progress, steps: int = STEPS, patience: float = PATIENCE
-) -> TrainingPlan:
+def plan_training(recipe: TrainRecipe, progress: Progress, steps: int = STEPS) -> TrainingPlan:
     """Make some steps of a worker's share, in twice as many parts as long as they do not fit into the GPU's memory.
 
     Raises UserError, EngineError: as `train`, or a single image does not fit.
@@ -83,7 +81,7 @@ def plan_training(
             workers=changed(recipe.workers, count=1),
         )
         try:
-            return _measure(alone, recipe, steps, patience, progress)
+            return _measure(alone, recipe, steps, progress)
         except MemoryFullError:
             if accumulate * 2 > share or share % (accumulate * 2):
                 raise
@@ -91,14 +89,14 @@ def plan_training(
             progress.say(f"the memory is full: trying optimisation.accumulate={accumulate}")
 
 
-def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, patience: float, progress: Progress) -> TrainingPlan:
+def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, progress: Progress) -> TrainingPlan:
     rows: list[dict[str, Any]] = []
     times: list[float] = []
 
     def show(row: dict[str, Any]) -> None:
         rows.append(row)
         times.append(time.monotonic())
-        if len(rows) > steps or (len(rows) > 1 and times[-1] - times[0] > patience):
+        if len(rows) > steps or (len(rows) > 1 and times[-1] - times[0] > PATIENCE):
             raise _EnoughError
 
     options, workers = recipe.optimisation, recipe.workers.count

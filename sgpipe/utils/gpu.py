@@ -68,7 +68,7 @@ class GpuMemory:
     def compute(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
         """Return the result of each item of a batch. Raises UserError: an item alone is too large."""
         if not self._is_scarce:
-            with _unless_full(), self.shared():  # after it, what it holds is free
+            with _unless_full(), self._places:  # after it, what it holds is free
                 return function(items)
             self._is_scarce = True
             with self.alone():
@@ -86,12 +86,6 @@ class GpuMemory:
         half = len(items) // 2
         self.batch_size = min(self.batch_size, half)
         return self._compute_alone(function, items[:half]) + self._compute_alone(function, items[half:])
-
-    @contextmanager
-    def shared(self) -> Iterator[None]:
-        """Beside the other threads."""
-        with self._places:
-            yield
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -76,10 +76,12 @@ class CaptionStage(ImageStage):
         open_: deque[tuple[Record, Region]] = deque()
         for captions in self.captioner.caption(self._inputs(records, open_)):
             record, region = open_.popleft()
+            if not record.ok:  # another region of it was refused
+                continue
             if isinstance(captions, Refusal):
                 record.captions = []
                 record.fail(self.name, captions.reason)
-            elif record.ok:
+            else:
                 record.captions += [Caption(text, region.scope, list(region.boxes)) for text in captions]
         return records
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +26,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
+from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput, one_line
 from sgpipe.stages.caption.decoding import check_finite, draw, process
 from sgpipe.stages.checkpoint import (
@@ -41,7 +43,9 @@ from sgpipe.stages.checkpoint import (
 from sgpipe.stages.endpoint import Answer, ChatRequest, Refusal, conversation, shown_image
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory
+from sgpipe.utils.prefetch import prefetch
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _EXAMPLE = Image.new("RGB", (64, 64), "grey")
@@ -111,36 +115,48 @@ class VisionLanguageCaptioner:
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
         """See `Captioner.caption`."""
-        for each in inputs:
-            yield self.attempt(partial(self._caption, each), _REMEDY)
+        return self.answer_each(inputs, lambda given: (self.prompt(given.image), given.key), self._caption, _REMEDY)
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[Answer | Refusal]:
         """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced."""
-        for request in requests:
-            yield self.attempt(partial(self._answer, request), _REMEDY_OF_PAIR)
+        return self.answer_each(requests, lambda each: (each, self._read(each)), self._answer, _REMEDY_OF_PAIR)
 
-    def attempt(self, compute: Callable[[], Result], remedy: str) -> Result | Refusal:
-        """Return a result, or why the model cannot process its image. Raises UserError: the memory is full."""
+    def answer_each(
+        self, items: Iterable[Item], prepare: Callable[[Item], Any], compute: Callable[[Any], Result], remedy: str
+    ) -> Iterator[Result | Refusal]:
+        """Yield what the model computes of each item, or why it cannot; a thread prepares the next one meanwhile.
+
+        Raises UserError: the memory is full; `remedy`: what to do then.
+        """
+        threads = min(image_threads(self.config.resources, elsewhere=self.device.type != "cpu"), 1)
+        with quiet(), prefetch(partial(self._attempt, prepare, remedy), items, threads, 2) as prepared:
+            for each in prepared:
+                yield each if isinstance(each, Refusal) else self._attempt(compute, remedy, each)
+
+    def _attempt(self, function: Callable[[Item], Result], remedy: str, item: Item) -> Result | Refusal:
         try:
-            with enough_memory(self.device, remedy), quiet():
-                return compute()
+            with enough_memory(self.device, remedy):
+                return function(item)
         except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
             return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
 
-    def _caption(self, given: CaptionInput) -> list[str] | Refusal:
-        rows = self._decode(self.prompt(given.image), given.key, self.generation)
+    def _caption(self, given: tuple[Any, int]) -> list[str] | Refusal:
+        rows = self._decode(*given, self.generation)
         captions = [one_line(self.prompt.decode(row)) for row in rows]
         return [caption for caption in captions if caption] or Refusal("the captions are empty")
 
-    def _answer(self, request: ChatRequest) -> Answer:
-        texts = self._texts(request)
+    def _read(self, request: ChatRequest) -> Any:
+        return self.prompt(shown_image(request.messages), self.prompt.chat(request.messages))
+
+    def _answer(self, given: tuple[ChatRequest, Any]) -> Answer:
+        request, _ = given
+        texts = self._texts(*given)
         for number, text in enumerate(texts):
             if request.check and (wrong := request.check(text)):
-                [texts[number]] = self._texts(request.once_more(number, text, wrong))
+                [texts[number]] = self._texts(more := request.once_more(number, text, wrong), self._read(more))
         return Answer(tuple(texts))
 
-    def _texts(self, request: ChatRequest) -> list[str]:
-        inputs = self.prompt(shown_image(request.messages), self.prompt.chat(request.messages))
+    def _texts(self, request: ChatRequest, inputs: Any) -> list[str]:
         rows = self._decode(inputs, request.seed ^ request.first, self.generation, request.n)
         return [self.prompt.decode(row) for row in rows]
 
@@ -157,6 +173,9 @@ class VisionLanguageCaptioner:
             return self.model.generate(**inputs, generation_config=generation, custom_generate=shared)
         except FloatingPointError as reason:
             raise UserError(f"{self.name}: {reason}") from None
+
+
+_READING = threading.Lock()  # tokenizers are not safe for threads
 
 
 class ImagePrompt:
@@ -195,11 +214,13 @@ class ImagePrompt:
         # A chat template writes the start token itself.
         text, start = text or self.text, getattr(self.tokenizer, "bos_token", None)
         written = {"add_special_tokens": False} if start and text.startswith(start) else {}
-        return self.processor(text=[text], images=[plain], return_tensors="pt", **written)
+        with _READING:
+            return self.processor(text=[text], images=[plain], return_tensors="pt", **written)
 
     def decode(self, tokens: list[int]) -> str:
         """Return the text of generated tokens, without special ones."""
-        return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+        with _READING:
+            return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
     def chat(self, messages: Iterable[Mapping[str, Any]]) -> str:
         """Return messages of the OpenAI chat API, of which one has an image, in the chat template."""

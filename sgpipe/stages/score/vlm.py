@@ -58,23 +58,21 @@ class VlmScorer:
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """See `RelationScorer`."""
-        found: list[Score] = []
-        for relation in relations:
-            if (marked := marked_image(image, objects, relation, LONGEST_SIDE)) is None:
-                found.append(NO_AREA)
-            else:
-                ask = partial(self._ask, marked, ask_about(objects, relation))
-                found.append(self._model.attempt(ask, _REMEDY))
-        return found
+        return list(self._model.answer_each(relations, partial(self._read, image, objects), self._score, _REMEDY))
 
-    def _ask(self, image: Image.Image, questions: Sequence[str]) -> Score:
-        return mean_of_orders(*(self._share_of_yes(image, question) for question in questions))
+    def _read(self, image: Image.Image, objects: Sequence[Box], relation: Relation) -> list[Any] | Refusal:
+        if (marked := marked_image(image, objects, relation, LONGEST_SIDE)) is None:
+            return NO_AREA
+        prompt = self._model.prompt
+        return [prompt(marked, prompt.chat(conversation(each, ""))) for each in ask_about(objects, relation)]
+
+    def _score(self, questions: Sequence[Any]) -> Score:
+        return mean_of_orders(*map(self._share_of_yes, questions))
 
     @torch.inference_mode()
-    def _share_of_yes(self, image: Image.Image, question: str) -> float:
-        model, prompt = self._model, self._model.prompt
-        inputs = prompt(image, prompt.chat(conversation(question, ""))).to(model.device, model.dtype)
-        logits = model.model(**inputs).logits[0, -1].double()
+    def _share_of_yes(self, inputs: Any) -> float:
+        model = self._model
+        logits = model.model(**inputs.to(model.device, model.dtype)).logits[0, -1].double()
         yes, no = logits[self._yes].logsumexp(0), logits[self._no].logsumexp(0)
         share = float((yes - no).sigmoid())
         if share != share:

@@ -136,9 +136,10 @@ def test_what_is_done_does_not_depend_on_how_the_folders_are_named(
     run(Path(), Runner())
     run(tmp_path, again := Runner())
     assert again.ran == []
-    (tmp_path / "out" / STATE).write_text('{"a": 1}')
-    with pytest.raises(UserError, match=r"^\S+/out/reproduce.json is damaged: delete it"):
-        run(tmp_path, Runner())
+    for damaged in ('{"a": 1}', '{"a": {"command": "x"}}', "[", "[]"):
+        (tmp_path / "out" / STATE).write_text(damaged)
+        with pytest.raises(UserError, match=r"^\S+/out/reproduce.json is damaged: delete it"):
+            run(tmp_path, Runner())
 
 
 @pytest.mark.parametrize(
@@ -146,6 +147,9 @@ def test_what_is_done_does_not_depend_on_how_the_folders_are_named(
     [
         ({"name": "a", "run": "stats --out {out}/b"}, "^two steps are named a: "),
         ({"run": "stats {out}/b"}, "step d: expected --out or --json-file with a place below {out}"),
+        ({"run": "stats --out {out}/"}, "step d: expected --out or --json-file with a place below {out}"),
+        ({"run": "stats 'x --out {out}/d"}, "step d: No closing quotation in "),
+        ({"run": "stats {m} --out {out}/d"}, "step d: {m} is not one of the values n"),
         (
             {"run": "eval hico --model {out}/e --json-file {out}/d"},
             "step d reads OUT/e, which no step before it writes",
@@ -173,5 +177,7 @@ def test_all_missing_inputs_are_one_message_before_the_first_step(tmp_path: Path
     assert [len(step["missing"]) for step in plan] == [3, 1, 0]
     assert "--until x: the steps are vg, " in invoke("rlipv2", "--until", "x").stderr
     assert "--scale x:" in invoke("rlipv2", "--scale", "x").stderr
+    mistyped = invoke("rlipv2", "--scale", "miniature", "--set", "values.tager_steps=3")
+    assert mistyped.stderr.startswith("error: --set values.tager_steps: the values are ")
     (tmp_path / "my.yaml").write_text("{title: t, steps: [{name: a, run: 'train x --no --out {out}/a', gives: a}]}")
     assert invoke(str(tmp_path / "my.yaml")).stderr.startswith("error: step a: No such option: --no")

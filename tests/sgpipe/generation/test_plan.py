@@ -44,11 +44,11 @@ def simulate(units: list[int], workers: int, load: float, cost: float, seed: int
 def test_the_plan_of_simulated_workers_is_right(workers: int, load: float, cost: float, whole: int, seed: int) -> None:
     units = _sample([WorkUnit("all", 0, whole)], 64, workers, seed)
     rows = [unit.rows for unit in units]
-    plan = _measured(whole, 0.0, simulate(rows, workers, load, cost, seed), 0, {("caption", "tag"): workers}, True)
+    plan = _measured(whole, 0.0, simulate(rows, workers, load, cost, seed), {("caption", "tag"): workers}, True)
     took = simulate([10] * (whole // 10), workers, load, cost, seed + 1)[-1][0]
     assert abs(plan.seconds() / took - 1) < 0.15
     assert abs(plan.stages["caption"] / plan.stages["tag"] - 3) < 1e-6
-    assert plan.bottleneck == "caption"
+    assert plan.as_json()["bottleneck"] == "caption"
     assert plan.seconds(2) - plan.start == pytest.approx((plan.seconds() - plan.start) / 2)
     assert plan.as_json(price_per_hour=3600)["price"] == pytest.approx(plan.seconds())
     priced = replace(plan, tokens=500).as_json(2, 3600, 0.5)
@@ -67,7 +67,21 @@ def test_a_sample_has_different_images_of_the_units(rows: list[int], images: int
     assert len(set(chosen)) == len(chosen)
     assert set(chosen) <= {(unit.split, row) for unit in units for row in range(unit.start, unit.stop)}
     assert sample == _sample(units, images, workers, seed)
-    assert sum(unit.rows for unit in sample) >= images / 2
+    assert sum(unit.rows for unit in sample) >= images
+
+
+def test_a_sample_for_a_served_model_keeps_its_requests_under_way() -> None:
+    sample = _sample([WorkUnit("all", 0, 5000)], 64, 2, 0, 256)
+    assert [unit.rows for unit in sample] == [256, 256]  # one for each worker
+    assert max(unit.rows for unit in _sample([WorkUnit("all", 0, 300)], 64, 1, 0, 16)) == 64 // 3
+
+
+def test_the_workers_that_take_longest_decide() -> None:
+    seconds = {"caption": 20.0, "pair": 1.0, "tag": 9.0}
+    done = [(5.0, ShardEntry("all", 0, 10, "a", "", 1000, {}, seconds))]
+    pools = {("caption",): 1, ("pair", "tag"): 5}
+    assert _measured(100, 0.0, done, pools, False).rate == pytest.approx(0.5)
+    assert _measured(100, 0.0, done, {("caption", "pair", "tag"): 3}, True).rate == pytest.approx(1)
 
 
 @pytest.mark.slow

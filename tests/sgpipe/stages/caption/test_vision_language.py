@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import threading
 from functools import cache
 from unittest.mock import Mock
 
@@ -163,6 +164,25 @@ def test_an_image_that_the_processor_refuses_has_a_reason(checkpoint):
     refused, fine = captioner.caption([strip, inputs()[0]])
     assert re.fullmatch(".*aspect ratio.*", refused.reason)
     assert len(fine) == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_thread_prepares_the_next_image_and_changes_no_caption(checkpoint, family):
+    alone = make_captioner(checkpoint(family))
+    ahead = make_captioner(checkpoint(family), resources={"io_threads": 4})
+    threads, prompt = [], ahead.prompt
+    ahead.prompt = lambda *given: threads.append(threading.current_thread().name) or prompt(*given)
+    ahead.prompt.decode = prompt.decode
+    given = inputs(SIZES * 3)
+    if family == "qwen2_5_vl":
+        given.insert(4, CaptionInput(Image.new("RGB", (2, 600)), 1))  # which its processor refuses
+    expected = list(alone.caption(given))
+    assert list(ahead.caption(given)) == expected
+    assert sum(isinstance(each, Refusal) for each in expected) == len(given) - 9
+    assert set(threads) == {"prefetch_0"}
+    taken = []
+    assert next(ahead.caption(taken.append(each) or each for each in given)) == expected[0]
+    assert len(taken) == 2
 
 
 @pytest.mark.parametrize(("text", "expected"), [

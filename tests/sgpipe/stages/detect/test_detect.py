@@ -9,10 +9,19 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import DetectConfig, packaged_model
+from sgpipe.recipe import DetectConfig, Resources, packaged_model
 from sgpipe.records import Record
 from sgpipe.stages import detect
-from sgpipe.stages.detect import DetectedBoxes, DetectStage, GivenBoxesStage, detector_classes, load
+from sgpipe.stages.detect import (
+    DetectedBoxes,
+    Detector,
+    DetectStage,
+    GivenBoxesStage,
+    Prepared,
+    ZeroShotDetector,
+    detector_classes,
+    load,
+)
 from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_omdet, make_owl, make_sam3
 
 CPU = torch.device("cpu")
@@ -28,8 +37,21 @@ def image() -> Image.Image:
 def stage(folder: Path, found: DetectedBoxes, **settings) -> DetectStage:
     made = DetectStage(DetectConfig(detector="d", **settings), {"all": folder})
     made.classes = ("dog", "cup")
-    made.detector = lambda image, threshold: found
+    made.detector = Found(found)
     return made
+
+
+class Found(Detector):
+    """A detector that finds the same in every image."""
+
+    def __init__(self, found: DetectedBoxes) -> None:
+        self.found = found
+
+    def prepare(self, image):
+        return Prepared({}, image.size)
+
+    def detect(self, image, threshold):
+        return self.found
 
 
 def record(folder: Path, name: str = "a.png") -> Record:
@@ -111,6 +133,32 @@ def test_zero_shot_detectors_get_class_names(tmp_path, image, make):
     assert found.boxes.shape == (len(found.scores), 4)
     assert len(found.labels) == len(found.scores)
     assert set(found.labels.tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize("make", [make_closed, make_owl, make_omdet, make_grounding_dino, make_sam3, copy_parseda])
+def test_images_are_prepared_in_threads_as_by_the_whole_processor(tmp_path, image, make):
+    config = DetectConfig(detector=str(make(tmp_path / "d")), threshold=0.01, max_boxes=7)
+    images = [image.rotate(10 * turn).resize((64, 48)) for turn in range(9)]
+    names = [f"{number}.png" for number in range(9)]
+    for each, name in zip(images, names, strict=True):
+        each.save(tmp_path / name)
+    (tmp_path / "4.png").write_bytes(b"no image")
+    found = []
+    for threads in (0, 3):
+        made = DetectStage(config.model_copy(update={"resources": Resources(io_threads=threads)}), {"all": tmp_path})
+        made.setup()
+        done = made([record(tmp_path, name) for name in names])
+        assert [each.ok for each in done] == [number != 4 for number in range(9)]
+        found.append([(each.image_id, each.error, each.objects) for each in done])
+    assert found[0] == found[1]
+    assert any(objects for _, _, objects in found[0])
+    detector = made.detector
+    if isinstance(detector, ZeroShotDetector):
+        text = detector._prompts[0] if make is make_sam3 else detector._prompts[:1]
+        whole = detector._processor(images=image, text=text, return_tensors="pt")
+        inputs = {**detector.prepare(image).inputs, **detector._texts[0]}
+        assert whole.keys() == inputs.keys()
+        assert all(torch.equal(whole[name], inputs[name]) for name in whole)
 
 
 def assert_same(one: DetectedBoxes, other: DetectedBoxes) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import Requests, packaged_model
+from sgpipe.recipe import Requests, Resources, packaged_model
 from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR
@@ -45,6 +45,9 @@ def test_a_local_model_is_asked_one_question_at_a_time(family: str, tmp_path: Pa
     alone = [scorer.scores(image, OBJECTS, [relation])[0] for relation in RELATIONS[::-1]]
     assert alone == together[::-1]
     assert scorer.scores(image.rotate(90), OBJECTS, RELATIONS[:1]) != together[:1], "the image counts"
+    ahead = {"resources": Resources(io_threads=1)}  # a thread prepares the next questions
+    scorer._model.config = scorer._model.config.model_copy(update=ahead)
+    assert scorer.scores(image, OBJECTS, RELATIONS) == together
 
 
 def test_an_image_that_the_processor_refuses_has_no_score(tmp_path: Path) -> None:
