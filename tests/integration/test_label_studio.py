@@ -21,7 +21,7 @@ from sgpipe.records import Record, Relation
 from sgpipe.sources.label_studio import LabelStudio
 from tests.integration.served import served
 from tests.sgpipe.export.runs import draw_images, imported, records
-from tests.sgpipe.export.test_label_studio import rounded, without_repeated
+from tests.sgpipe.export.test_label_studio import rounded
 from tests.sgpipe.stats.runs import make_shards
 
 INSTALLED = Path(__file__).parents[2] / ".label-studio"
@@ -87,14 +87,14 @@ def test_a_project_comes_back_with_what_was_changed(server: httpx.Client, folder
     assert served.content == (images / made[0].file_name).read_bytes()
 
     before = snapshot(server, project, folder / "before.json")
-    assert rows(folder, "before", predictions=True) == [rounded(without_repeated(record)) for record in made]
+    assert rows(folder, "before", predictions=True) == [rounded(record) for record in made]
 
     number, changed, expected = correct(before)
     answer(server.post(f"/api/tasks/{before[number]['id']}/annotations/", json={"result": changed}))
     exported(server, project, folder / "after.json")
     (found,) = rows(folder, "after")
     assert found.relations == expected
-    confirmed = rounded(without_repeated(made[number]))
+    confirmed = rounded(made[number])
     assert replace(found, relations=[]) == replace(confirmed, relations=[])
 
 
