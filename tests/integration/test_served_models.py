@@ -22,7 +22,7 @@ from tests.endpoint_server import LASTING, EndpointServer, at_random, wait_until
 from tests.integration.faults.runs import descendants
 
 KEY = "sk-only-in-the-environment-4f1c"
-IMAGES, SAMPLES, IN_FLIGHT = 120, 2, 16
+IMAGES, SAMPLES, IN_FLIGHT = 120, 2, 8
 
 
 class ServedRun:
