@@ -136,7 +136,9 @@ def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int, lea
     chosen = random.Random(seed).sample(starts, len(starts))
     sample = [WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit, at in chosen]
     rows = accumulate(unit.rows for unit in sample)
-    return [unit for unit, total in zip(sample, rows, strict=True) if total - unit.rows < max(images, least * workers)]
+    return [
+        unit for unit, total in zip(sample, rows, strict=True) if total - unit.rows < max(images, 2 * least * workers)
+    ]
 
 
 def _measured(
