@@ -161,7 +161,8 @@ def _measured(
         seconds.update(shard.seconds)
     stages = {name: each / rows for name, each in seconds.items()}
     rate = min(each / max(sum(stages.get(name, 0) for name in names), 1e-9) for names, each in workers.items())
-    start = done[first][0] - began - sum(done[first][1].seconds.values())
+    starts = [when - began - sum(shard.seconds.values()) for when, shard in done[: first + 1]]  # one after the other
+    start = sum(starts) / len(starts)
     sampled = sum(shard.rows for _, shard in done)
     errors = sum(shard.counts.get("errors", 0) for _, shard in done)
     if errors == sampled:
