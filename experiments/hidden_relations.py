@@ -20,7 +20,7 @@ import typer
 from experiments.command import run_command
 from experiments.miniworld.cards import markdown_table
 from sgpipe.generation.run import generate
-from sgpipe.miniworld.captions import _NOUNS
+from sgpipe.miniworld.captions import NOUNS
 from sgpipe.miniworld.dataset import IMAGES, SCENE_GRAPHS, render_dataset
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record, Relation
@@ -46,9 +46,9 @@ _ADJECTIVES = (
 
 def free_names() -> Mapping[str, list[str]]:
     """Return `NAMES` names by class, as people write them: the nouns of captions, alone and with an adjective."""
-    people = [noun for kind in ("man", "woman", "boy", "girl") for noun in _NOUNS[kind]]
+    people = [noun for kind in ("man", "woman", "boy", "girl") for noun in NOUNS[kind]]
     classes = load_recipe("miniworld").detect.classes or ()
-    nouns = {each: list(dict.fromkeys(people if each == "person" else _NOUNS.get(each, (each,)))) for each in classes}
+    nouns = {each: list(dict.fromkeys(people if each == "person" else NOUNS.get(each, (each,)))) for each in classes}
     names = {each: list(own) for each, own in nouns.items()}
     described = [(each, f"{word} {noun}") for word, each in product(_ADJECTIVES, classes) for noun in nouns[each]]
     for each, name in described[: NAMES - sum(map(len, names.values()))]:
