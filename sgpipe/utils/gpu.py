@@ -95,6 +95,10 @@ class GpuMemory:
                 taken.enter_context(self._places)
             yield
 
+    def __reduce__(self) -> tuple[type[GpuMemory], tuple[torch.device, str, int, int]]:
+        """Another process has threads of its own."""
+        return GpuMemory, (self._device, self._remedy, self._threads, self.batch_size)
+
 
 @contextmanager
 def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
