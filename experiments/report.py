@@ -97,15 +97,20 @@ def _for_every_seed(experiment: Experiment, rows: Sequence[Row]) -> list[Row]:
 def _answers(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     rows = _for_every_seed(experiment, rows)
     yield f"## {experiment.title}\n\n{experiment.question}{f' {experiment.limits}' if experiment.limits else ''}"
+    decided = False
     for stage, measure in dict.fromkeys((expected.stage, expected.measure) for expected in experiment.expected):
         lines = []
         for expected in (each for each in experiment.expected if (each.stage, each.measure) == (stage, measure)):
             for pair in pairwise(expected.order):
                 at = (rows, stage, measure, *pair)
-                if paired(*at):
+                if len(paired(*at)) > 1:
                     lines.append(f"|{' > '.join(pair)}|{_difference(*at)}|{_outcome(experiment, *at)}|")
         if lines:
             yield "\n".join((f"\n|expected|{measure}, {stage}|outcome|", "|---|---|---|", *lines))
+            decided = True
+    if not decided:
+        seeds = f"1 of {count(experiment.seeds, 'seed')} has run, which decides nothing"
+        yield f"\n{seeds}: [figures so far](../experiments/results/README.md)."
 
 
 def _difference(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
