@@ -4,9 +4,9 @@
 
 Images of the miniworld, drawn before. *models*: the recipe miniworld, with its captioner and tagger; *served*: captions
 by a server on this machine that answers each request after 0.1 s, four at a time from each actor, and no tagger
-(`tag.method=all`). In each round every row is planned (a sample of 64 images) and then run, both as commands of their
-own; measured is the whole command. The ratio is predicted / measured; load: the mean of the number of processes that
-wanted a core in the last minute, when the run ended.
+(`tag.method=all`). In each round every row is planned (a sample of 64 images; for *served* with two actors, 128) and
+then run, both as commands of their own; measured is the whole command. The ratio is predicted / measured; load: the
+mean of the number of processes that wanted a core in the last minute, when the run ended.
 """
 
 from __future__ import annotations

@@ -230,7 +230,7 @@ def plan(
     recipe: _RecipeName = None,
     data: SourceOptions,
     options: RecipeOptions,
-    sample: Annotated[int, cli.option("Images to label; fewer if they take a minute.", min=1)] = 64,
+    sample: Annotated[int | None, cli.option("Images to label; fewer if they take a minute.", min=1)] = None,
     machines: Annotated[int, cli.option("Number of machines like this one.", min=1)] = 1,
     price: Annotated[float | None, cli.option("Price of a machine-hour.", "--price-per-hour", min=0, max=1e9)] = None,
     price_per_token: Annotated[float | None, cli.option("Price of a token of an endpoint.", min=0, max=1e9)] = None,
@@ -238,7 +238,8 @@ def plan(
 ) -> None:
     """Tell how long `generate` will take, and what for, from labelling a sample.
 
-    Takes the recipe and the options of `generate`; keeps nothing.
+    Takes the recipe and the options of `generate`; keeps nothing. Without
+    --sample it labels 64 images, or up to 256 to keep a served model busy.
 
     Examples:
       sgpipe plan coco --root datasets/coco --tagger tagger/

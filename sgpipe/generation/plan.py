@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,10 @@ from sgpipe.recipe import Recipe
 from sgpipe.stages.endpoint import RequestCache
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import REQUESTS, RunFolder
-from sgpipe.utils.console import Progress
+from sgpipe.utils.console import Progress, count
 
-SAMPLE, PATIENCE = 64, 60.0  # images, and seconds after which fewer are enough
-_UNITS_PER_WORKER = 3  # the first one loads models; many small ones would count what each costs beside its images
+SAMPLE, LARGEST, PATIENCE = 64, 256, 60.0  # images, if a served model needs more, and seconds after which fewer do
+_UNITS_PER_WORKER = 3  # the first warms up; many small ones would count what each costs beside its images
 _IN_FLIGHT = 8  # times as many images in a unit as requests are under way, as these end one by one at its end
 
 
@@ -70,7 +69,6 @@ class Plan:
     ) -> dict[str, Any]:
         """Return everything as plain values."""
         seconds, workers = self.seconds(machines), sum(self.workers.values())
-        driver, worker = self.memory
         values = {
             "images": self.images,
             "sampled": self.sampled,
@@ -83,8 +81,8 @@ class Plan:
             "workers": workers,
             "balanced_actors": self.actors(workers),
             "disk_bytes": round(self.row_bytes * self.images),
-            "driver_memory_bytes": driver,
-            "worker_memory_bytes": worker,
+            "driver_memory_bytes": self.memory[0],
+            "worker_memory_bytes": self.memory[1],
             "error_rows": dict(zip(("expected", "least", "most"), self.errors, strict=True)),
             "endpoint_tokens": self.tokens,
         }
@@ -94,10 +92,10 @@ class Plan:
         return values | {"price": price}
 
 
-def plan(recipe: Recipe, progress: Progress, images: int = SAMPLE, began: float | None = None) -> Plan:
+def plan(recipe: Recipe, progress: Progress, images: int | None = None, began: float | None = None) -> Plan:
     """Label a seeded sample of the recipe's images, and tell from it what the whole takes. Nothing is kept.
 
-    `images`: more if a served model needs more to be busy. `began`: when the command did, by `time.monotonic`.
+    `images`: the most; None: 64, or as keep a served model busy. `began`: when the command did, by `time.monotonic`.
 
     Raises UserError, EngineError: as `generate`; all images of the sample fail.
     """
@@ -115,30 +113,32 @@ def plan(recipe: Recipe, progress: Progress, images: int = SAMPLE, began: float 
             assert run.engine is not None
             workers = run.engine.workers
             served = [stage for stage in (recipe.caption, recipe.parse, recipe.pair, recipe.tag) if stage.endpoint]
-            least = _IN_FLIGHT * max((stage.requests.in_flight for stage in served), default=0)
-            sample = _sample(units, min(images, whole), sum(workers.values()), recipe.seed, min(least, longest))
+            least = min(longest, _IN_FLIGHT * max((stage.requests.in_flight for stage in served), default=0))
+            images = images or max(SAMPLE, min(2 * least * sum(workers.values()), LARGEST))
+            sample = _sample(units, min(images, whole), sum(workers.values()), recipe.seed, least)
+            if served:
+                progress.say(f"asking the served model about {count(min(images, whole), 'image')}")
             done: list[tuple[float, ShardEntry]] = []
             with closing(run.engine.run(sample, run.reader(), UnitWriter(folder.storage))) as shards:
                 for shard in shards:
                     done.append((time.monotonic(), shard))
-                    if time.monotonic() - done[0][0] > PATIENCE and len(done) >= 2 * sum(workers.values()):
+                    if done[-1][0] - done[0][0] + sum(done[0][1].seconds.values()) > PATIENCE:
                         break
-        local = isinstance(run.engine, LocalEngine)
-        found = _measured(whole, began, done, workers, local)
+        found = _measured(whole, began, done, workers, isinstance(run.engine, LocalEngine))
         tokens = RequestCache(folder.private / REQUESTS).tokens()
         return replace(found, tokens=round(tokens / found.sampled * whole))
 
 
 def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int, least: int = 0) -> list[WorkUnit]:
-    """Choose images at random, in small units, of at least `least` images, that keep all workers busy."""
-    size = max(1, images // (_UNITS_PER_WORKER * workers), least)
+    """Choose images at random, in small units that keep all workers busy, of at least `least` if these are enough."""
+    size = max(-(-images // (_UNITS_PER_WORKER * workers)), min(least, -(-images // (2 * workers))))
     starts = [(unit, at) for unit in units for at in range(unit.start, unit.stop, size)]
-    chosen = random.Random(seed).sample(starts, len(starts))
-    sample = [WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit, at in chosen]
-    rows = accumulate(unit.rows for unit in sample)
-    return [
-        unit for unit, total in zip(sample, rows, strict=True) if total - unit.rows < max(images, 2 * least * workers)
-    ]
+    sample: list[WorkUnit] = []
+    for unit, at in random.Random(seed).sample(starts, len(starts)):
+        rows = min(size, unit.stop - at, images)
+        sample += [WorkUnit(unit.split, at, at + rows)] if rows else []
+        images -= rows
+    return sample
 
 
 def _measured(
@@ -153,15 +153,14 @@ def _measured(
     Each counts from when every worker has had its first unit. The rate is that of the workers that take longest.
     """
     number = sum(workers.values())
-    first = min(number, len(done)) - 1
-    steady = done[first + 1 :] if len(done) > number else done
+    steady = done[number:] or done
     rows = sum(shard.rows for _, shard in steady)
     seconds: Counter[str] = Counter()
     for _, shard in steady:
         seconds.update(shard.seconds)
     stages = {name: each / rows for name, each in seconds.items()}
     rate = min(each / max(sum(stages.get(name, 0) for name in names), 1e-9) for names, each in workers.items())
-    starts = [when - began - sum(shard.seconds.values()) for when, shard in done[: first + 1]]  # one after the other
+    starts = [when - began - sum(shard.seconds.values()) for when, shard in done[:number]]  # one after the other
     start = sum(starts) / len(starts)
     sampled = sum(shard.rows for _, shard in done)
     errors = sum(shard.counts.get("errors", 0) for _, shard in done)

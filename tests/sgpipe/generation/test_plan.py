@@ -1,6 +1,7 @@
 """What `sgpipe plan` tells from the shards of a sample, against simulated workers and a run of this machine."""
 
 import heapq
+import io
 import json
 import random
 from dataclasses import replace
@@ -8,15 +9,24 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.generation.engine import WorkUnit
-from sgpipe.generation.plan import _measured, _sample
-from sgpipe.recipe import recipe_folder
+from sgpipe.generation.plan import _measured, _sample, plan
+from sgpipe.recipe import load_recipe, recipe_folder
 from sgpipe.storage.manifest import ShardEntry
+from sgpipe.utils.console import Progress
+from tests.detections import Files, make_coco
+from tests.endpoint_server import EndpointServer
 
 GROUNDED = recipe_folder() / "miniworld" / "grounded.yaml"
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    return make_coco(tmp_path_factory.mktemp("coco"), images=520)
 
 
 def simulate(units: list[int], workers: int, load: float, cost: float, seed: int) -> list[tuple[float, ShardEntry]]:
@@ -67,13 +77,46 @@ def test_a_sample_has_different_images_of_the_units(rows: list[int], images: int
     assert len(set(chosen)) == len(chosen)
     assert set(chosen) <= {(unit.split, row) for unit in units for row in range(unit.start, unit.stop)}
     assert sample == _sample(units, images, workers, seed)
-    assert sum(unit.rows for unit in sample) >= images
+    assert len(chosen) == images
 
 
 def test_a_sample_for_a_served_model_keeps_its_requests_under_way() -> None:
-    sample = _sample([WorkUnit("all", 0, 5000)], 64, 2, 0, 256)
-    assert [unit.rows for unit in sample] == [256] * 4  # two for each worker, as the first one warms up
-    assert max(unit.rows for unit in _sample([WorkUnit("all", 0, 300)], 64, 1, 0, 16)) == 64 // 3
+    whole = [WorkUnit("all", 0, 5000)]
+    assert [unit.rows for unit in _sample(whole, 1024, 2, 0, 256)] == [256] * 4  # two for each worker: one warms up
+    assert [unit.rows for unit in _sample(whole, 256, 2, 0, 256)] == [64] * 4
+    assert [unit.rows for unit in _sample(whole, 64, 1, 0, 16)] == [22, 22, 20]
+
+
+@pytest.mark.parametrize(
+    ("images", "in_flight", "patience", "asked"),
+    [
+        (4, 1, 60, 4),
+        (None, 1, 60, 64),
+        (None, 6, 60, 2 * 8 * 6),
+        (None, 400, 60, 256),
+        (300, 6, 60, 300),
+        (300, 1, 0, 100),  # a unit
+    ],
+)
+def test_a_served_model_is_asked_about_no_more_images_than_said(
+    coco, in_this_process, no_pauses, images, in_flight, patience, asked, monkeypatch
+) -> None:
+    monkeypatch.setattr("sgpipe.generation.plan.PATIENCE", patience)
+    said = io.StringIO()
+    with EndpointServer() as server:
+        values = {
+            "source.format": "coco",
+            "source.splits": {"val": {"annotations": coco.annotations, "images": coco.images}},
+            "caption": {"captioner": "tiny-vlm", "endpoint": server.url, "samples": 1},
+            "caption.requests.in_flight": in_flight,
+            "tag.method": "all",
+            "engine.cpus": 1,
+        }
+        found = plan(load_recipe("folder", values), Progress(Console(file=said, width=200)), images)
+    assert found.sampled == asked
+    assert len(server.requests) == asked + 1  # an example before the work
+    most = asked if patience else images
+    assert f"asking the served model about {most} images\n" in said.getvalue()
 
 
 def test_the_workers_that_take_longest_decide() -> None:
