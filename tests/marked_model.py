@@ -45,6 +45,19 @@ class MarkedWorld:
             self.records.append(Record(name, "coco", "val", f"{name}.png", 96, 72, boxes))
             self.truth[name] = [_triple(noise, len(boxes)) for _ in range(noise.randint(0, 5))]
 
+    def options(self) -> list[str]:
+        """The images and their annotations, as options of `sgpipe generate coco`."""
+        lists: dict[str, list[dict[str, object]]] = {"images": [], "annotations": []}
+        for number, record in enumerate(self.records):
+            lists["images"].append({"id": number, "file_name": record.file_name, "width": 96, "height": 72})
+            for box in record.objects:
+                own = {"image_id": number, "category_id": box.category_id, "bbox": list(box.bbox), "iscrowd": 0}
+                lists["annotations"].append(own)
+        lists["categories"] = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
+        file = self.folder.with_suffix(".json")
+        file.write_text(json.dumps(lists), "utf-8")
+        return ["--images", str(self.folder), "--annotations", str(file), "--split", "val"]
+
     def stated(self, record: Record) -> list[Triple]:
         """What the model states of an image, the same each time."""
         noise = random.Random(f"{self.seed} {record.image_id}")

@@ -1,4 +1,4 @@
-"""A run with a served captioner: faults of the server, and kills of the driver with all of its processes."""
+"""Runs with a served captioner or model of marks: faults of the server, and kills of all processes of a run."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,7 @@ from sgpipe.storage.shards import iter_records
 from tests.detections import make_coco
 from tests.endpoint_server import LASTING, EndpointServer, at_random, wait_until
 from tests.integration.faults.runs import descendants
+from tests.marked_model import MarkedWorld
 
 KEY = "sk-only-in-the-environment-4f1c"
 IMAGES, SAMPLES, IN_FLIGHT = 120, 2, 8
@@ -28,11 +30,8 @@ IMAGES, SAMPLES, IN_FLIGHT = 120, 2, 8
 class ServedRun:
     """`sgpipe generate` in processes of its own, with all of Ray's files in `ray`, whose path must be short."""
 
-    def __init__(self, images: list[str], out: Path, ray: Path, url: str) -> None:
-        values = {
-            "caption.endpoint": url, "caption.captioner": "tiny-vlm", "caption.samples": SAMPLES, "tag.method": "all",
-            "caption.requests.in_flight": IN_FLIGHT, "caption.resources.actors": 1, "engine.unit_size": 16,
-        }  # fmt: skip
+    def __init__(self, images: list[str], out: Path, ray: Path, values: Mapping[str, object]) -> None:
+        values = {"tag.method": "all", "engine.unit_size": 16, **values}
         settings = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
         program = [sys.executable, "-c", "from sgpipe.cli.main import main; main()"]
         self.command = [*program, "generate", "coco", *images, "--split", "val", "--out", str(out), *settings]
@@ -93,7 +92,11 @@ def ray() -> Iterator[Path]:
 def test_nothing_is_lost_or_paid_twice_when_a_run_is_killed(tmp_path: Path, ray: Path) -> None:
     faults = at_random(5, share=0.15, lasting=0.05)
     with EndpointServer(faults=faults, seconds=0.05, key=KEY) as server:
-        run = ServedRun(make_coco(tmp_path / "coco", IMAGES).options[:4], tmp_path / "run", ray, server.url)
+        values = {
+            "caption.endpoint": server.url, "caption.captioner": "tiny-vlm", "caption.samples": SAMPLES,
+            "caption.requests.in_flight": IN_FLIGHT, "caption.resources.actors": 1,
+        }  # fmt: skip
+        run = ServedRun(make_coco(tmp_path / "coco", IMAGES).options[:4], tmp_path / "run", ray, values)
         for kills in range(1, 4):
             run.start()
             if kills == 1:
@@ -115,5 +118,40 @@ def test_nothing_is_lost_or_paid_twice_when_a_run_is_killed(tmp_path: Path, ray:
     assert 0 < len(failed) < IMAGES / 5
     assert {(row.error or "").partition(":")[0] for row in failed} == {"caption"}
     assert len(refused) >= len(failed)
+    assert "Traceback" not in run.log.read_text()
+    assert list(files_with(KEY, tmp_path, ray)) == []
+
+
+def test_marks_are_exact_and_paid_once_when_a_run_is_killed(tmp_path: Path, ray: Path) -> None:
+    """The model relates numbered boxes and errs in three of ten; every fourth image it answers at a second try."""
+    world = MarkedWorld(tmp_path / "images", IMAGES, rate=0.3, seed=1)
+
+    def answer(body: dict[str, Any]) -> list[str]:
+        again = len(body["messages"]) > 1
+        return world(body) if again or int(world.shown(body).image_id) % 4 else ["1 is on 2"]
+
+    with EndpointServer(answer, at_random(1, share=0.15), seconds=0.02, key=KEY) as server:
+        values = {
+            "pair.candidates": "marks", "pair.model": "tiny-vlm", "pair.endpoint": server.url, "engine.kind": "local",
+            "caption.captioner": "null", "pair.requests.in_flight": IN_FLIGHT, "pair.resources.actors": 1,
+        }  # fmt: skip
+        run = ServedRun(world.options(), tmp_path / "run", ray, values)
+        for kills in range(1, 3):
+            run.start()
+            run.kill_when_paid(server, IMAGES * kills // 3)
+        run.start()
+        assert run.process.wait(900) == 0, run.log.read_text()
+    *images, example = sorted(server.paid.values())  # the example is asked for by each worker as it starts
+    assert set(images) == {1}
+    assert len(images) == IMAGES + IMAGES // 4
+    assert example <= 2 * 3
+    rows = {row.image_id: row for row in iter_records(run.out)}
+    assert len(rows) == IMAGES
+    for record in world.records:
+        row = rows[str(int(record.image_id))]
+        found = {(pair.subject, pair.object): set(pair.predicates) for pair in row.pairs}
+        related = {(each.subject, each.predicate, each.object) for each in row.relations if each.origin == "marks"}
+        assert (row.ok, row.captions, found) == (True, [], world.expected(record))
+        assert related == set(world.stated(record))
     assert "Traceback" not in run.log.read_text()
     assert list(files_with(KEY, tmp_path, ray)) == []
