@@ -3,6 +3,8 @@
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from contextlib import suppress
@@ -15,9 +17,11 @@ from sgpipe.records import Record
 from sgpipe.storage.manifest import MANIFEST
 from sgpipe.storage.mirror import fetch
 from sgpipe.utils.atomic import FAULT_VARIABLE
+from tests.detections import make_coco
 from tests.integration.faults.runs import FIFTY, Run, assert_whole, finished, make_dataset, rows
 from tests.integration.faults.stage import SECONDS
 from tests.integration.faults.stub import COPIES
+from tests.vlm_checkpoints import make_vlm
 
 IMAGES, KILLS, RUNS = 80, 200, 20
 ON_THE_WORKER = ("before write", "mid write", "after write", "before rename", "after rename")
@@ -106,6 +110,36 @@ def uninterrupted(folder: Path) -> tuple[list[str], list[Record]]:
 def test_a_run_on_ray_killed_twice_gives_the_same_rows(tmp_path: Path) -> None:
     kills = killed(tmp_path, *uninterrupted(tmp_path), "ray", seed=0, times=2)
     assert kills.total() == 2
+
+
+@pytest.mark.parametrize("family", ["florence2", "qwen3_vl"])
+def test_a_captioner_killed_and_gone_on_with_another_batch_size_gives_the_same_rows(
+    family: str, tmp_path: Path
+) -> None:
+    settings = ["caption.samples=2", "caption.max_tokens=12", "tag.method=all", "caption.resources.io_threads=1"]
+    settings.append(f"caption.captioner={make_vlm(tmp_path / 'captioner', family)}")
+    options = [*make_coco(tmp_path / "coco", images=8).options[:4], "--split", "val"]
+
+    def start(out: Path, batch: int, unit: int) -> subprocess.Popen[bytes]:
+        own = [*settings, f"caption.batch_size={batch}", f"engine.unit_size={unit}", "engine.cpus=1"]
+        sets = [word for setting in own for word in ("--set", setting)]
+        program = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "generate", "coco", *options]
+        with out.with_suffix(".log").open("ab") as log:
+            return subprocess.Popen([*program, "--out", str(out), *sets], stderr=log)
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole, 8, 8).wait() == 0, whole.with_suffix(".log").read_text()
+    expected = rows(whole)
+    assert [len(row.captions) for row in expected] == [2] * 8
+    assert len({caption.text for row in expected for caption in row.captions}) > 8
+    process, manifest = start(killed, 1, 1), killed / MANIFEST
+    while process.poll() is None and not (manifest.exists() and manifest.read_bytes().count(b"\n") > 2):
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert 0 < len(rows(killed)) < 8
+    assert start(killed, 3, 3).wait() == 0, killed.with_suffix(".log").read_text()
+    assert_whole(killed, expected)
 
 
 @pytest.mark.soak
