@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from rlip_model.text import build_tokenizer
@@ -34,7 +35,7 @@ from sgpipe.training.data.stream import StepStream
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import Progress
 from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
-from tests.sgpipe.cli.test_imports import invoke
+from tests.sgpipe.cli.test_imports import FILES, TRIPLETS, invoke, options
 from tests.sgpipe.generation.in_process import RAN
 from tests.sgpipe.sources.test_benchmarks import GRAPH, svg_form
 
@@ -149,6 +150,20 @@ def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(ex
     assert "pass --extend" in invoke("generate", "--certified", "--out", tmp_path / "x").output.replace("\n", " ")
 
 
+@pytest.mark.parametrize("kind", FILES)
+def test_each_import_is_extended(kind, tmp_path):
+    (tmp_path / f"{kind}_train.json").write_text(json.dumps(FILES[kind]))
+    (tmp_path / "rel.json").write_text(json.dumps(TRIPLETS))
+    assert invoke(*options(tmp_path, kind), "--out", tmp_path / "run").exit_code == 0
+    [known] = rows(tmp_path / "run")
+    image = tmp_path / known.file_name
+    image.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (known.width, known.height)).save(image)
+    extend(tmp_path / "run", tmp_path / "out", "miniworld")
+    assert all(row.ok for row in rows(tmp_path / "out"))
+    assert_kept([known], rows(tmp_path / "out"))
+
+
 ATTRIBUTED = "VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json --image-data image_data.json"
 
 
@@ -180,6 +195,17 @@ def test_each_form_is_imported_and_extended(command, tmp_path, world, monkeypatc
     names = [each["name"] for each in json.loads(file.read_text())["rel_categories"]]
     assert not before or names[: len(before["relations"])] == before["relations"]
     assert len(set(names)) == len(names)
+
+
+def test_images_in_the_shards_are_found_there(world, extended, tmp_path):
+    graphs = ["import", "vg", "--annotations", world / "known.json", "--images", world / "drawn" / IMAGES]
+    assert invoke(*graphs, "--no-preprocess", "--split", "val", "--embed", "--out", tmp_path / "run").exit_code == 0
+    dataset = export_run(tmp_path / "run", "hf", tmp_path / "hub").root
+    assert invoke("import", "hf", "--annotations", dataset, "--out", tmp_path / "again").exit_code == 0
+    shutil.rmtree(dataset)
+    for run in ("run", "again"):
+        extend(tmp_path / run, tmp_path / f"{run}-out", "miniworld")
+        assert rows(tmp_path / f"{run}-out") == rows(extended)
 
 
 def test_error_rows_stay_unless_a_stage_that_runs_again_made_them(world, tmp_path):
