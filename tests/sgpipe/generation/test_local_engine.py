@@ -1,6 +1,8 @@
 """The local engine with a made-up stage: rows, crashes, errors, and kills."""
 
 import os
+import random
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +19,8 @@ from sgpipe.records import Record
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.storage.shards import read_file
 from sgpipe.utils.console import Progress
-from tests.integration.faults.runs import descendants, title_of
-from tests.integration.faults.stage import Stub
+from tests.integration.faults.runs import Run, assert_whole, descendants, finished, make_dataset, rows, title_of
+from tests.integration.faults.stage import SECONDS, Stub
 
 IMAGES = 8
 
@@ -127,3 +129,27 @@ def test_where_a_run_is_done(tmp_path: Path, settings: dict[str, object], images
     recipe = load_recipe("coco", settings)
     stages = StageBuilder(stub, recipe, {}, (), ("caption", "parse", "pair", "tag"), (), CacheFolder(tmp_path))
     assert runs_locally(recipe, stages, images) == local
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_gives_the_same_rows(tmp_path: Path) -> None:
+    """The driver or a worker; workers end with their driver."""
+    dataset, rng = make_dataset(tmp_path / "data", 40, fatal=(17,)), random.Random(0)
+    expected = rows(finished(Run(dataset, tmp_path / "whole")).out)
+    assert [record.image_id for record in expected if not record.ok] == ["17"]
+    run, ended = Run(dataset, tmp_path / "killed", environment={SECONDS: "0.1"}), []
+    for kill in range(3):
+        run.start()
+        run.wait_for(lambda: kill == 0 and run.committed > 2, rng.uniform(0, 10) if kill else 300)  # noqa: B023
+        workers = run.processes("local_engine")
+        if kill and workers:
+            os.kill(rng.choice(workers), signal.SIGKILL)
+            time.sleep(rng.uniform(0, 1))
+        run.process.kill()
+        ended.append(run.wait())
+        end = time.monotonic() + 30
+        while any("local_engine" in title_of(pid) for pid in workers):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    assert ended[0] == -signal.SIGKILL
+    assert_whole(finished(run).out, expected)
