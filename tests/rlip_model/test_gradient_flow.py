@@ -1,4 +1,4 @@
-"""Training steps of whole networks: which parameters get a gradient, with late fusion, and no triplets."""
+"""Training steps of whole networks: which parameters get a gradient, with gates, late fusion, and no triplets."""
 
 import pytest
 import torch
@@ -50,6 +50,22 @@ def test_all_but_the_relation_decoders_box_heads_learn(kind: type, backbone: str
     assert without_gradient(network) == box_heads(network)
     assert len(box_heads(network)) == 36
     assert all(value.grad is None for name, value in network.named_parameters() if name in frozen)
+
+
+@pytest.mark.parametrize("gating", ["GLIP", "VXAc", "XGating"])
+def test_gates_that_are_read_learn(gating: str) -> None:
+    network = tiny_network(ParSeDA, gating=gating)
+    train_step(network)
+    gates = {name: value for name, value in network.named_parameters() if name.endswith(".gamma")}
+    unused = without_gradient(network) - box_heads(network)
+    assert gates
+    assert unused == (set(gates) if gating == "XGating" else set())
+    for value in gates.values():
+        if gating == "VXAc":
+            assert value.grad[0] != 0
+            assert value.grad[1:].eq(0).all()
+        if gating == "GLIP":
+            assert value.grad.ne(0).float().mean() > 0.9
 
 
 @pytest.mark.parametrize(("kind", "counts"), [*((kind, (0, 0)) for kind in KINDS), (RTagger, (2, 0))])

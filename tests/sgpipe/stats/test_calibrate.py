@@ -12,6 +12,7 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.stats.calibrate import Judgements, calibrate
 from sgpipe.storage.index import open_run
+from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.stats.judging import judge
 from tests.sgpipe.stats.runs import make_shards, scene
 
@@ -194,6 +195,19 @@ def test_the_thresholds_of_stats_are_probabilities(runs, calibrated):
     assert any(f"relations of probability {chosen:.2f} or more" in each["text"] for each in audit["findings"])
     both = CliRunner().invoke(app, [*options, "--threshold", "0.5", "--precision", "0.9"])
     assert (both.exit_code, "threshold and precision both choose" in both.output) == (2, True)
+
+
+def test_runs_of_other_taggers_are_refused(calibrated, tmp_path):
+    other = make_shards(tmp_path / "other", [scene("0", [(0, "near", 1, 0.5), (0, "on", 1)])])
+    manifest = Manifest.load(other)
+    manifest.run["fingerprint"] = "other"
+    manifest.rewrite()
+    for command in (["stats"], ["export", "--to", "vg", "--out", str(tmp_path / "out")]):
+        result = CliRunner().invoke(app, [*command, str(other), "--calibration", str(calibrated[1])])
+        assert result.exit_code == 2
+        assert "whose confidences are of another tagger" in result.output
+    human = make_shards(tmp_path / "human", [scene("0", [(0, "on", 1)])])
+    assert CliRunner().invoke(app, ["stats", str(human), "--calibration", str(calibrated[1])]).exit_code == 0
 
 
 def test_an_export_keeps_what_is_probable_enough(runs, calibrated, tmp_path):

@@ -1,5 +1,7 @@
 """The report of an audit as one page, as JSON, as tables, and as a sheet of images."""
 
+import re
+
 import pytest
 from PIL import Image
 
@@ -74,6 +76,23 @@ def test_a_run_without_labels_says_so_in_all_forms(tmp_path):
         texts = [each["text"] for each in findings if each["question"] == "How good is it?"]
         assert texts == ["There are no relations or captions to check."]
         assert "bad" in [each["grade"] for each in findings if each["question"] == "Can I train on it?"]
+
+
+TURNED, HEBREW = "on \u202edeppils\u202c", "\u05e2\u05dc"
+
+
+def test_text_that_runs_the_other_way_turns_nothing_round(tmp_path):
+    """In pages it is isolated, by <bdi> or, where no element can be, by Unicode's isolates."""
+    objects = [PERSON, Box(f"{HEBREW}\u202e", 2, (50, 50, 50, 50)), Box(TURNED, 3, (10, 60, 50, 50))]
+    record = scene(TURNED, [(0, TURNED, 1, 0.9), (2, HEBREW, 0, 0.8)], objects, [TURNED], HEBREW)
+    make_run(tmp_path / "run", [record], run={"name": f"{HEBREW}{TURNED}"})
+    invoke(tmp_path / "run", "--html", tmp_path / "r.html", "--compare", tmp_path / "run")
+    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    page = re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
+    page = re.sub(r'(value|data-\w+)="[^"]*"', "", page)  # not shown
+    assert "<bdi>" in page
+    page = re.sub(r"<bdi>[^<]*</bdi>|\u2068[^<\u2069]*\u2069", "", page)
+    assert not [part for part in re.split(r"\s{2,}|[<>]", page) if HEBREW in part or "\u202e" in part]
 
 
 def run_of(root, confidences, **options):
