@@ -23,12 +23,15 @@ from sgpipe.export.run import export_run
 from sgpipe.generation import merging
 from sgpipe.generation.merging import are_synonyms, merge_runs, unite
 from sgpipe.records import NO_OBJECT, Attribute, Box, Caption, Pair, Record, Relation, Triplet
+from sgpipe.sources.corrected import correct_run
 from sgpipe.storage.index import Index
+from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import SOURCES, embedded_images, iter_records, iter_tables, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.view.search import Filters, search
+from tests.sgpipe.sources import test_corrected
 from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.training.data.runs import cut_shards
 
@@ -330,6 +333,21 @@ def test_a_calibration_is_of_one_tagger(tmp_path):
     merged(tmp_path / "mixed", one, two)
     mixed = Manifest.load(tmp_path / "mixed").run
     assert scoring_of_run(mixed) == {"run": mixed["fingerprint"]}
+
+
+def test_a_corrected_copy_of_a_merged_run_is_merged_as_it_is(tmp_path, monkeypatch):
+    relation = Relation(0, 1, "on", 0.5, "tagger")
+    record = scene("0", person(), person(50, category="dog"), relations=[relation])
+    one, two = make_run(tmp_path / "one", [record]), make_run(tmp_path / "two", [scene("0", person())])
+    merged(tmp_path / "out", one, two)
+    source = Manifest.load(tmp_path / "out")
+    monkeypatch.setattr(test_corrected, "RUN", source.run["fingerprint"])
+    test_corrected.judge(tmp_path / "out", "0", (0, 1, "on"), **test_corrected.change("delete"))
+    log = JudgementLog(tmp_path / "out/judgements.jsonl", source.run["fingerprint"], read_only=True)
+    correct_run(source, tmp_path / "out", log, tmp_path / "corrected", QUIET)
+    [found] = merged(tmp_path / "again", tmp_path / "corrected", two)
+    assert found.relations == []
+    assert len(found.objects) == 2
 
 
 @pytest.fixture

@@ -59,9 +59,10 @@ def test_utilization_is_the_share_of_time_in_which_the_actors_of_a_pool_compute(
 
 def test_gpus_are_in_the_log_and_the_manifest(tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch):
     """The tag stage is told that it has one."""
-    use = {"gpu": "H100", "memory": 2_500_000_000, "attention": "grid_sample", "compile_error": "no g++"}
-    use["graph_error"] = "old driver"
-    monkeypatch.setattr(TagStage, "gpu_use", lambda stage: use | {"compilation": 40.0})
+    use = {"gpu": "H100", "attention": "grid_sample", "compile_error": "no g++", "graph_error": "old driver"}
+    uses = [use | {"memory": memory} for memory in (2_500_000_000, 4_000_000_000, 3_000_000_000)]
+    now = iter(uses)
+    monkeypatch.setattr(TagStage, "gpu_use", lambda stage: next(now) | {"compilation": 40.0})
     said = io.StringIO()
     settings = {"source.miniworld.images": IMAGES, "engine.unit_size": 2}
     made = load_recipe("miniworld", settings)
@@ -69,9 +70,9 @@ def test_gpus_are_in_the_log_and_the_manifest(tmp_path: Path, in_this_process: N
     assert said.getvalue().count("tag computes on H100, deformable attention by grid_sample\n") == 1
     assert said.getvalue().count("NOTE: tag continues without torch.compile: no g++\n") == 1
     assert said.getvalue().count("NOTE: tag continues without CUDA graphs: old driver\n") == 1
-    assert "; peak GPU memory: tag 2.5 GB" in said.getvalue()
+    assert "; peak GPU memory: tag 4.0 GB" in said.getvalue()
     shards = Manifest.load(tmp_path / "out").shards
-    assert [each.gpus for each in shards] == 3 * [{"tag": use}]
+    assert [each.gpus for each in shards] == [{"tag": each} for each in uses]
     assert [each.seconds.get("compilation", 0.0) for each in shards] == [40.0, 0.0, 0.0]
 
 

@@ -61,6 +61,18 @@ def test_a_file_of_another_format_is_refused_with_a_hint(tmp_path):
     assert require_format(write(tmp_path, [GRAPH]), "relationships", "vg") == "vg"
 
 
+def test_formats_of_real_files(oracle):
+    for file, form in {
+        "objects365/real_record_fragments.json": "coco",
+        "coco_mini/captions_val2017.json": "captions",
+        "vg/vadbeg_relationships2.json": "relationships",
+        "hicodet/instances_test2015.json": "hico pairs",
+        "hicodet/test_hico_sample300.qpic_format.json": "hico",
+        "vcoco/fredzzhang_instances_vcoco_val.json": "vcoco pairs",
+    }.items():
+        assert detect_format(oracle / "data" / file) == form
+
+
 @pytest.mark.parametrize(
     ("annotations", "images", "split"),
     [
