@@ -97,14 +97,14 @@ def evaluate(rounds: Sequence[Round], sizes: Sequence[int], precision: float, co
         if opening.start is None:
             continue
         rest, starts = rest - opening.capital, starts + 1
-        tested, evidence = opening.start, 0.0
-        while tested is not None:
+        for tested in range(opening.start, len(sizes)):
             found = math.log(opening.capital) + _best_capital(rounds, number, tested, sizes[tested], precision)
             evidence = math.exp(min(found - needed, 0))
             if found < needed:
                 break
             reached = tested if reached is None else max(reached, tested)
-            tested = tested + 1 if tested + 1 < len(sizes) else None
+    if reached == len(sizes) - 1:  # a later chain may be open
+        tested, evidence = None, 1.0
     return Standing(reached, tested, evidence, starts, rest)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -197,10 +197,8 @@ class GroupProgress:
 
     def as_json(self) -> dict[str, Any]:
         """As plain values for JSON; `share`: how much of the evidence is there."""
-        share, standing = 0.0, self.standing
-        if standing.started:
-            needed, evidence = -math.log(1 - self.settings.confidence), math.log(max(standing.evidence, 1e-9))
-            share = 1.0 if standing.tested is None else max(0.0, 1 + evidence / needed)
+        standing, needed = self.standing, max(-math.log(1 - self.settings.confidence), certificates.TINY)
+        share = max(0.0, 1 + math.log(standing.evidence) / needed) if standing.evidence else 0.0
         more = self.more if standing.started else None
         certified = 0 if standing.reached is None else self.latest.relations[standing.reached]
         values = {"predicate": self.predicate, "share": share, "more": more, "certified": certified, "open": self.open}
@@ -394,15 +392,11 @@ def _draw(
         most = min(number_asked, int((each > 0).sum()))
         first = np.argpartition(arrival, most - 1)[:most]
         first = first[np.argsort(arrival[first], kind="stable")]
-        found = zip(
-            _tuples(population.table.take(group.rows[first])), stratum[group.cells[first]].tolist(), strict=True
-        )
-        queues.append(
-            [
-                PlannedQuestion._make((*row, certainty if math.isfinite(certainty) else None, at))
-                for (*row, certainty, _), at in found
-            ]
-        )
+        queues.append([])
+        found = _tuples(population.table.take(group.rows[first]))
+        for (*row, certainty, _), at in zip(found, stratum[group.cells[first]].tolist(), strict=True):
+            known = certainty if math.isfinite(certainty) else None
+            queues[-1].append(PlannedQuestion._make((*row, known, at)))
         asked = np.bincount(group.cells[first], minlength=len(numbers))[own].tolist()
         strata += [cell.model_copy(update={"sampled": n}) for cell, n in zip(cells, asked, strict=True)]
     turns = seeded("order").permutation(np.repeat(np.arange(len(queues)), [len(queue) for queue in queues]))
@@ -441,9 +435,7 @@ def certify(population: Population, settings: CertificateSettings, log: Judgemen
             "error_rows": population.errors,
             "images_without_relations": population.unlabelled,
             "other_relations": population.relations - sum(each["relations"] for each in sets),
-            "recall": "not certified, but asked about: `sgpipe stats --judgements`"
-            if log.recall_plans
-            else "not measured",
+            "recall": "asked about: see `sgpipe stats --judgements`" if log.recall_plans else "not measured",
         },
         "judgements": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
     }
@@ -484,10 +476,9 @@ def check(run: str | Location, judgements: Path) -> dict[str, Any]:
     file = judgements.with_name(CERTIFICATE)
     try:
         given: dict[str, Any] = json.loads(read_text(file, "certificate"))
-        settings = CertificateSettings(
-            **{name: given[name] for name in CertificateSettings.model_fields.keys() & given.keys()}
-        )
-        end = int(given["judgements"]["bytes"])
+        names = CertificateSettings.model_fields.keys() & given.keys()
+        settings = CertificateSettings(**{name: given[name] for name in names})
+        end, words = int(given["judgements"]["bytes"]), given["not_covered"]["recall"]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{file} is not a file of `sgpipe certify`") from None
     content = judgements.read_bytes() if judgements.is_file() else b""
@@ -498,6 +489,7 @@ def check(run: str | Location, judgements: Path) -> dict[str, Any]:
         found = certify(population, settings, JudgementLog(then, population.run, read_only=True))
         log = JudgementLog(judgements, population.run, read_only=True)
         now = measure(rounds_of(log, settings), log)
+    found["not_covered"]["recall"] = words  # other versions of sgpipe say it otherwise
     again = "run `sgpipe certify` again"
     for name, value in found.items():
         if given.get(name) != value:
@@ -530,13 +522,17 @@ def continue_plan(
     return certificate, groups, sum(own["open"] for own in groups)
 
 
+def usual_prediction(index: Index) -> Literal["vlm_score", "clip_score", "confidence"]:
+    """Return the first column that a run has of those that predict which relations are wrong."""
+    return "vlm_score" if index.has_vlm_scores else "clip_score" if index.scored else "confidence"
+
+
 def settings_for(index: Index, **values: Any) -> CertificateSettings:
     """Return settings; without a `prediction`, with the first column that the run has.
 
     Raises UserError: invalid, or as `Population`.
     """
-    if values.get("prediction") is None:
-        values["prediction"] = "vlm_score" if index.has_vlm_scores else "clip_score" if index.scored else "confidence"
+    values["prediction"] = values.get("prediction") or usual_prediction(index)
     try:
         settings = CertificateSettings.model_validate(values)
     except ValidationError as error:

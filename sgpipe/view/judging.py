@@ -27,7 +27,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from sgpipe.errors import UserError
-from sgpipe.stats.certify import extend, measure, rounds_of, settings_for
+from sgpipe.stats.certify import extend, measure, rounds_of, settings_for, usual_prediction
 from sgpipe.stats.plans import (
     MARGIN,
     count_states,
@@ -42,6 +42,7 @@ from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_le
 from sgpipe.storage.index import read_record
 from sgpipe.storage.judgements import (
     CERTIFICATE_PLAN,
+    CertificateSettings,
     Judgement,
     JudgementLog,
     Kind,
@@ -74,11 +75,16 @@ def _writing(handler: Callable[[Request, dict[str, Any]], Response]) -> Callable
     return handle
 
 
+def _reloaded(request: Request) -> tuple[Viewer, JudgementLog]:
+    """Return the viewer and its judgements, with what other processes appended."""
+    viewer = viewer_of(request)
+    viewer.judgements.reload()
+    return viewer, viewer.judgements
+
+
 def judge(request: Request, values: dict[str, Any]) -> Response:
     """Write a judgement into the file of the run before it is acknowledged; a repeated one is not written again."""
-    viewer = viewer_of(request)
-    log = viewer.judgements
-    log.reload()
+    viewer, log = _reloaded(request)
     if (stored := log.find(str(values.get("id")))) is None:
         who = _who(viewer, str(values.get("by") or ""))
         complete = {**values, "at": utc_now(), "run": log.fingerprint, "by": who}
@@ -148,9 +154,7 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
     if new is not None:
         _check_predicate(new)
     plan = _plan(viewer, line.plan) if line.plan else None
-    strata = {
-        each.key: each.stratum for each in reversed(plan.questions if plan else [])
-    }  # of repeated ones, the first
+    strata = {each.key: each.stratum for each in reversed(plan.questions if plan else [])}  # of repeated, the first
     confidences = [each.confidence for each in found if each.confidence is not None and isfinite(each.confidence)]
     update = {
         "plan": plan.plan if plan and line.key in strata else None,
@@ -164,10 +168,9 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
 
 def judgements_of_image(request: Request) -> Response:
     """Return what people say about the relations of an image. Status 400: split or image_id is missing."""
-    log, params = viewer_of(request).judgements, request.query_params
+    params, (_, log) = request.query_params, _reloaded(request)
     if not {"split", "image_id"} <= params.keys():
         raise HTTPException(400, "give split and image_id")
-    log.reload()
     states = log.state(params["split"], params["image_id"])
     return JSONResponse({"relations": [state.as_json() for state in states], "problems": log.problems})
 
@@ -191,11 +194,9 @@ class _NewPlan(BaseModel):
 
 def draw_plan(request: Request, values: dict[str, Any]) -> Response:
     """Draw a stratified sample and write it into the file of judgements."""
-    viewer = viewer_of(request)
-    log = viewer.judgements
+    viewer, log = _reloaded(request)
     wanted = _valid(_NewPlan, values, "a plan")
     who = _who(viewer, wanted.by)
-    log.reload()
     if wanted.kind == "certificate":
         by = "predicate" if wanted.by_predicate else None
         plan = extend(viewer.index, settings_for(viewer.index, precision=wanted.precision, by=by), log, who)
@@ -232,9 +233,7 @@ def _summary(plan: SamplingPlan) -> dict[str, Any]:
 
 def plan_progress(request: Request) -> Response:
     """Return a plan's precision, how many more judgements it takes until ±3%, and the next open question."""
-    viewer, name = viewer_of(request), request.path_params["plan"]
-    log = viewer.judgements
-    log.reload()
+    (viewer, log), name = _reloaded(request), request.path_params["plan"]
     if recall := log.recall_plans.get(name):
         left = questions_left(recall, log, _asker(request))
         if left and not viewer.read_only:  # figures would tell what the run has of what was just named
@@ -280,9 +279,7 @@ def ask_next(request: Request) -> Response:
 
 def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
     """Return the plan that the address names, and its next open question for whoever asks."""
-    viewer, who = viewer_of(request), _asker(request)
-    log = viewer.judgements
-    log.reload()
+    (viewer, log), who = _reloaded(request), _asker(request)
     plan = _plan(viewer, request.path_params["plan"])
     if plan.certificate:  # once all is answered, by whoever and even if a server was killed then, another round begins
         settings = plan.certificate.settings
@@ -319,8 +316,7 @@ def recall_question(request: Request) -> Response:
 
 
 def _recall_plan(request: Request) -> RecallPlan:
-    log = viewer_of(request).judgements
-    log.reload()
+    _, log = _reloaded(request)
     if (plan := log.recall_plans.get(request.path_params["plan"])) is None:
         raise HTTPException(404, "there is no such plan")
     return plan
@@ -328,15 +324,14 @@ def _recall_plan(request: Request) -> RecallPlan:
 
 def plans_page(request: Request) -> Response:
     """Return the page on which plans are made and followed; the parameters of a search let one sample it."""
-    viewer, params = viewer_of(request), request.query_params.multi_items()
-    log = viewer.judgements
-    log.reload()
+    (viewer, log), params = _reloaded(request), request.query_params.multi_items()
     filters = Filters.from_params(params, viewer.index.vocabulary)
     states, plans = list(log.current()), [*log.plans.values()]
     certificates = {each.certificate.settings: each for each in plans if each.certificate}
     values = {
         "plans": [(each, measure_plan(each, log)) for each in reversed(plans) if not each.certificate],
         "certificates": [(plan, _groups(viewer, plan)) for plan in certificates.values()],
+        "usual": CertificateSettings(precision=1, prediction=usual_prediction(viewer.index)),
         "recalls": list(log.recall_plans.values()),
         "alpha": describe_alpha(states),
         "alpha_of": lambda plan: _alpha(log, plan),

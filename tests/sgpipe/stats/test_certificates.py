@@ -102,6 +102,14 @@ def test_a_set_is_reached_only_after_the_stricter_ones():
     assert evaluate([untested], [900, 1800, 10800], 0.9, 0.95).tested is None
 
 
+def test_a_later_chain_that_is_open_does_not_matter_once_all_is_reached():
+    asked = np.tile([0, 1], 60)
+    first = round_of([1.0, 1.0], [900, 900], [0.0, 0.0], asked, asked < 0, level=np.array([0, 1]), capital=0.8)
+    later = round_of([1.0, 1.0], [840, 840], [0.0, 0.0], [0, 1], [True, False], level=first.level, capital=0.1)
+    standing = evaluate([first, later], [900, 1800], 0.9, 0.95)
+    assert (standing.reached, standing.tested, standing.evidence, standing.started) == (1, None, 1.0, 2)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run, and which of its relations are right: confident ones, but for all that are "near"."""
@@ -209,6 +217,9 @@ def test_an_edited_certificate_and_changed_answers_are_refused(copy):
     for wrong in (None, [], 5, "a", json.loads(text) | {"judgements": []}):
         file.write_text(json.dumps(wrong))
         assert "is not a file of" in refused()
+    file.write_text(text.replace('"recall": "not measured"', '"recall": "in other words"'))
+    assert "other words" in file.read_text()
+    assert invoke("verify", root).exit_code == 0
     file.write_text(text)
     log = JudgementLog(root / JUDGEMENTS, RUN)
     for state in list(log.current()):

@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 
 from sgpipe.records import NO_OBJECT, Box, from_table
 from sgpipe.sources.corrected import Corrections
+from sgpipe.stats.certify import extend, settings_for
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.storage.shards import read_file
@@ -323,11 +324,29 @@ def test_a_certificate_goes_on_round_after_round(client, tmp_path):
     planned = sum(len(line["questions"]) for line in lines(tmp_path) if "questions" in line)
     assert (found["open"], len(asked) < planned) == (0, True)  # nothing is asked in vain once all is certified
     page = client.get("/judge").text
-    assert "A certificate: precision 0.5" in page
+    assert "A certificate: precision 0.5 (0.95 confidence)</h2>" in page
+    assert "<code>sgpipe certify RUN --precision 0.5</code>" in page
     assert "certified, all predicates" in page
     assert client.post("/api/plans", json={"kind": "certificate", "precision": 2}).status_code in (400, 422)
     client.post("/api/judgements", json={"id": "undo", "by": "bob", "undoes": "q1"})
     assert client.get(f"/api/plans/{name}?by=bob").json()["open"] > 0
+
+
+def test_the_command_of_a_certificate_has_all_settings_that_are_not_usual(client, index, tmp_path):
+    log, values = JudgementLog(tmp_path / JUDGEMENTS, index.fingerprint), {"precision": 0.9, "prediction": None}
+    for changes in ({}, {"confidence": 0.99, "threshold": 0.1}, {"by": "predicate", "prediction": "none"}):
+        extend(index, settings_for(index, **values | changes), log, "anna")
+    page = client.get("/judge").text
+    assert re.findall("<h2>A certificate: precision (.*)</h2>", page) == [
+        "0.9 (0.95 confidence)",
+        "0.9 (0.99 confidence), of relations of confidence 0.1 or more",
+        "0.9 (0.95 confidence), by predicate",
+    ]
+    assert re.findall("<code>sgpipe certify RUN --precision 0.9(.*)</code>", page) == [
+        "",
+        " --confidence 0.99 --threshold 0.1",
+        " --by predicate --prediction none",
+    ]
 
 
 def test_people_who_agree(client):
