@@ -4,7 +4,7 @@ the hub, how good they are."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sgpipe.sources.fields import single_line
 from sgpipe.stats.audit import origins_text
 from sgpipe.stats.measures import measure_database, use_probabilities
 from sgpipe.storage.index import open_run
+from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import source_images
 from sgpipe.storage.shards import DATA
@@ -26,14 +27,14 @@ from sgpipe.utils import __version__
 from sgpipe.utils.console import count
 
 
-def describe_origin(run: Mapping[str, Any]) -> tuple[bool | None, list[str], Sequence[Mapping[str, Any]]]:
+def describe_origin(run: Mapping[str, Any], reviewed: bool) -> tuple[bool | None, list[str], list[dict[str, Any]]]:
     """Return how rows came to be, by the header of their manifest: whether models chose the relations (None: unknown),
-    sentences in order, and the identities that they come from.
+    sentences in order, and the identities that they come from. `reviewed`: whether people judged some relations.
     """
     identities, steps = [identity for identity in Manifest.identities(run) if identity], []
     for identity in identities:
         try:
-            steps += _sentences("steps.md.jinja", identity=identity)
+            steps += _sentences("steps.md.jinja", identity=identity, identities=identities, reviewed=reviewed)
         except (jinja2.UndefinedError, AttributeError, KeyError, TypeError, ValueError):  # changed by others
             steps.append("One step is recorded in a form that sgpipe does not know; see below.")
     first = identities[0] if identities else {}
@@ -143,7 +144,8 @@ def totals(rows: ExportRows) -> dict[str, int]:
 def _common(rows: ExportRows) -> dict[str, Any]:
     """Return what both templates show."""
     run, problems = rows.manifest.run, Counter[str]()
-    generated, steps, identities = describe_origin(run)
+    reviewed = bool(rows.certificate) or (isinstance(rows.root, Path) and (rows.root / JUDGEMENTS).is_file())
+    generated, steps, identities = describe_origin(run, reviewed)
     for shard in rows.manifest.shards:
         problems.update({key: number for key, number in shard.counts.items() if key.startswith("problem.") and number})
     total = source_images(rows.root) or run.get("source_images")

@@ -88,10 +88,12 @@ def _part(place: str) -> tuple[str, list[str]]:
     except (UserError, EngineError, StoreError):
         return place.rstrip("/").rpartition("/")[2], ["It was not there when this card was written."]
     images, relations = (sum(s.counts.get(name, 0) for s in run.manifest.shards) for name in ("images", "relations"))
-    steps = [f"{images:,} images, {relations:,} relations.", *describe_origin(run.manifest.run)[1]]
+    reviewed, certified = False, []
     with suppress(UserError, OSError):
-        steps.append(certified_text(check(place, run.judgements)))
-    return str(run.manifest.run.get("name", "sgpipe")), steps
+        reviewed = run.judgements.is_file()
+        certified = [certified_text(check(place, run.judgements))]
+    steps = [f"{images:,} images, {relations:,} relations.", *describe_origin(run.manifest.run, reviewed)[1]]
+    return str(run.manifest.run.get("name", "sgpipe")), [*steps, *certified]
 
 
 def _read_card(file: Path) -> tuple[dict[str, Any], str]:

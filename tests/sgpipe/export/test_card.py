@@ -71,12 +71,22 @@ MINIWORLD = {"images": 8, "seed": 5, "split": "val"}
     ],
 )
 def test_provenance_comes_from_the_identity(changes, present, absent):
-    generated, steps, _ = describe_origin({"identity": IDENTITY | changes})
+    generated, steps, _ = describe_origin({"identity": IDENTITY | changes}, False)
     text = "\n".join(steps)
     assert present in text
     assert absent not in text
     assert "with seed 1234" in text
     assert generated
+
+
+@pytest.mark.parametrize(
+    ("after", "reviewed", "said"),
+    [({}, False, "them"), ({}, True, "each of them"), ({"exported": {"threshold": 0.5}}, False, "them"),
+     ({"corrected": "a"}, False, "each of them"), ({"exported": {"certificate": {"by": None}}}, False, "each of them")],
+)  # fmt: skip
+def test_the_card_says_whether_people_reviewed_relations(after, reviewed, said):
+    header = {"origin": [IDENTITY], "identity": after}
+    assert f"**People have not reviewed {said}.**" in "\n".join(describe_origin(header, reviewed)[1])
 
 
 def test_other_origins_are_named_or_called_unknown():
@@ -86,7 +96,7 @@ def test_other_origins_are_named_or_called_unknown():
         ({}, "How the rows were made is not recorded."),
         ({"tag": 5}, "a form that sgpipe does not know"),
     ):
-        generated, steps, _ = describe_origin({"identity": identity})
+        generated, steps, _ = describe_origin({"identity": identity}, False)
         assert text in "\n".join(steps)
         assert bool(generated) == ("tag" in identity)
 

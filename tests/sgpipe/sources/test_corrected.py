@@ -101,7 +101,7 @@ def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
     assert header["labels"]["relations"] == ["on", "holding", "near", "under"]
     assert header["identity"]["corrected"] == RUN
     assert header["fingerprint"] != RUN
-    assert "Corrected by people in `sgpipe view`" in describe_origin(header)[1][-1]
+    assert "Corrected by people in `sgpipe view`" in describe_origin(header, False)[1][-1]
 
 
 @pytest.mark.parametrize(
