@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, nullcontext
@@ -20,6 +21,8 @@ from sgpipe.utils.console import count, print_rows
 
 METRICS = "metrics.jsonl"
 _NOT_MEASURES = {"event", "epoch", "step", "steps", "compile_error"}
+_COMMON = ("epoch", "step")
+_FIELDS = {"step": (*_COMMON, "steps", "loss", "images_per_second", "waited", "skipped"), "validation": _COMMON}
 _SECONDS_BETWEEN_LINES = 10.0
 MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
 
@@ -37,8 +40,7 @@ def metrics_log(out: Path, step: int, tensorboard: bool) -> Iterator[Callable[[d
         show = stack.enter_context(_tensorboard(out / "tensorboard", step)) if tensorboard else None
 
         def write(row: dict[str, Any]) -> None:
-            file.write(f"{json.dumps(row)}\n")
-            file.flush()
+            print(json.dumps(row), file=file, flush=True)
             if show:
                 show(row)
 
@@ -78,8 +80,12 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
         return []
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
-    except ValueError:
+        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
+        for row in rows:
+            for name in {*_FIELDS[row["event"]], *row} - {"event", "compile_error"}:
+                math.isnan(row[name])  # raises TypeError if it is no number
+        return rows
+    except (ValueError, LookupError, TypeError, OverflowError):
         raise UserError(f"{path} is damaged: delete it, or its damaged lines") from None
 
 

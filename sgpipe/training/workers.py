@@ -43,8 +43,7 @@ def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progre
     Raises UserError: a worker refused its input, or Ray has too few CPUs or GPUs; EngineError: more workers were lost
     than are replaced, or (DivergedError) a loss is not finite.
     """
-    config = job.recipe.workers
-    refusal = job.private / _REFUSAL
+    config, refusal = job.recipe.workers, job.private / _REFUSAL
     refusal.unlink(missing_ok=True)
     progress.say(f"joining Ray at {config.address}" if config.address else "starting Ray")
     start_ray(config.address)
@@ -110,9 +109,8 @@ def _worker(config: dict[str, Any]) -> None:
     if refusal.exists():
         raise EngineError("the input was refused before; a retry would change nothing")
     torch.set_num_threads(max(1, int(workers.cpus)))
-    share, wrap = (context.get_world_rank(), context.get_world_size()), wrap_ddp
-    if workers.parallel == "fsdp":
-        wrap = wrap_fsdp
+    share = context.get_world_rank(), context.get_world_size()
+    wrap = wrap_fsdp if workers.parallel == "fsdp" else wrap_ddp
     try:
         run_job(job, device=worker_device(workers), share=share, wrap=wrap)
     except (UserError, DivergenceError, EngineError, OSError) as error:
@@ -164,6 +162,7 @@ def _following(out: Path, show: Callable[[dict[str, Any]], None]) -> Iterator[No
         while not stop.wait(_POLL_SECONDS):
             show_new()
 
+    show_new()  # a damaged file is an error here, not in the thread
     follower = threading.Thread(target=follow, name="metrics", daemon=True)
     follower.start()
     try:

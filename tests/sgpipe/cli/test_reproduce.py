@@ -101,7 +101,7 @@ def test_killed_at_any_step_the_rest_runs_once(tmp_path: Path, kill: int) -> Non
     (tmp_path / "out" / "b").rmdir()
     run(tmp_path, again)
     assert again.ran == ["train", "eval"]  # what reads it, too
-    (tmp_path / "out" / "b" / METRICS).write_text('{"event": "validation"}\n')
+    (tmp_path / "out" / "b" / METRICS).write_text('{"event": "validation", "epoch": 1, "step": 2}\n')
     run(tmp_path, Runner())  # a training without steps has no curve
     with pytest.raises(
         UserError, match=r"ran step b with another command: choose another --out, or revert to .*steps 3"
