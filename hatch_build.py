@@ -11,8 +11,10 @@ from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 def absolute_links(readme: str, repository: str) -> str:
     """Return a README whose relative links and images lead to the repository on GitHub."""
-    images = re.sub(r"(?<=!)(\[[^\]]*\]\()(?!https?:|#)", rf"\1{repository}/raw/main/", readme)
-    return re.sub(r"(?<!!)(\[[^\]]*\]\()(?!https?:|#)", rf"\1{repository}/blob/main/", images)
+    image, elsewhere = r"!\[[^\]]*\]\(", r"(?![a-z][a-z0-9+.-]*:|#)"
+    readme = re.sub(rf"({image}){elsewhere}", rf"\1{repository}/raw/main/", readme)
+    link = rf"(?<!!)\[(?:[^\[\]]|{image}[^)]*\))*\]\("  # its text may be an image
+    return re.sub(rf"({link}){elsewhere}", rf"\1{repository}/blob/main/", readme)
 
 
 class ReadmeHook(MetadataHookInterface):

@@ -1,8 +1,10 @@
 """The files around the code agree with each other: Python versions, make targets, and the programs of hooks."""
 
 import re
+import runpy
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -47,6 +49,26 @@ def test_named_make_targets_exist(name: str) -> None:
     called = set(re.findall(r"(?:^make|step make|run: make|`make) ([a-z][a-z-]*)", read(name), re.MULTILINE))
     assert called
     assert called <= set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.MULTILINE))
+
+
+def test_links_of_the_readme_work_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in for hatchling, which only environments that build have."""
+    for name in ("hatchling", "hatchling.metadata", "hatchling.metadata.plugin"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    interface = ModuleType("hatchling.metadata.plugin.interface")
+    interface.MetadataHookInterface = object  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    absolute_links = runpy.run_path(str(ROOT / "hatch_build.py"))["absolute_links"]
+    for text, expected in {
+        "[a](docs/a.md)": "[a](R/blob/main/docs/a.md)",
+        "![a](a.png)": "![a](R/raw/main/a.png)",
+        "[![badge](b.svg)](docs/a.md)": "[![badge](R/raw/main/b.svg)](R/blob/main/docs/a.md)",
+        "[![badge](https://b)](LICENSE)": "[![badge](https://b)](R/blob/main/LICENSE)",
+        "[![badge](b.svg)](https://a)": "[![badge](R/raw/main/b.svg)](https://a)",
+        "[x] [two words ![b](c)](d)": "[x] [two words ![b](R/raw/main/c)](R/blob/main/d)",
+        "[write](mailto:a@b.org), [up](#top)": "[write](mailto:a@b.org), [up](#top)",
+    }.items():
+        assert absolute_links(text, "R") == expected
 
 
 def test_hooks_run_programs_of_the_environment() -> None:
