@@ -250,16 +250,19 @@ def captioning(machine: Machine, shape: str, *, compiled: bool = False) -> str:
     count = GPU_GROUP if machine.real else 2
     pixels, keys = torch.randn(count, 3, 384, 384).to(machine.device, model.dtype), list(range(count))
     sampling = CaptionConfig(samples=SAMPLES, min_tokens=LEAST, max_tokens=MOST, **PUBLISHED)
-    recorded = None
+    recorded, refusal = None, ""
 
     @torch.no_grad()
     def encode() -> torch.Tensor:
         return model.vision_model(pixels).last_hidden_state
 
     if machine.real and step is None:
-        recorded = RecordedCaptions(decoder, encode(), keys, PROMPT, sampling)
+        try:
+            recorded = RecordedCaptions(decoder, encode(), keys, PROMPT, sampling)
+        except RuntimeError as reason:
+            refusal = f", without CUDA graphs: {one_line(reason)}"
     taken = machine.seconds(lambda: sample_captions(decoder, encode(), PROMPT, keys, sampling, recorded))
-    return rate(count, taken, step.failure if step is not None else "")
+    return rate(count, taken, step.failure if step is not None else "") + refusal
 
 
 def draw_captions(records: list[Record]) -> list[Record]:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -79,6 +80,18 @@ def test_an_input_must_be_kept() -> None:
         graph.replay()
 
 
+def spy(patch: pytest.MonkeyPatch, owner: Any, name: str, see: Callable[..., Any]) -> list[Any]:
+    """Return what `see` returns for the arguments of each call of a method, before it."""
+    seen, method = [], getattr(owner, name)
+
+    def call(*given: Any, **named: Any) -> Any:
+        seen.append(see(*given))
+        return method(*given, **named)
+
+    patch.setattr(owner, name, call)
+    return seen
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = images(tmp_path_factory.mktemp("captions"))
@@ -92,9 +105,9 @@ def _groups_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def captions(
-    folder: Path, dtype: str = "auto", prepare: Callable[[Any], None] = lambda captioner: None
+    folder: Path, dtype: str = "auto", prepare: Callable[[Any], None] = lambda captioner: None, count: int = 22
 ) -> tuple[list[list[str]], Any]:
-    """Of two calls for four groups, of other images; the last group of each is padded.
+    """Of two calls for four groups, of other images; the last group of each is not full.
 
     `prepare`: what is done to the captioner before. Returns it, too.
     """
@@ -102,7 +115,7 @@ def captions(
     stage = CaptionStage(config, {"val": folder}, 0)
     stage.setup()
     prepare(stage.captioner)
-    made = [replace(record(at % IMAGES), image_id=str(at)) for at in range(22)]
+    made = [replace(record(at % IMAGES), image_id=str(at)) for at in range(count)]
     found = [*stage(made[:11]), *stage(made[11:])]
     return [[caption.text for caption in each.captions] for each in found], stage
 
@@ -133,10 +146,72 @@ def test_captions_with_and_without_graphs_are_equal(
     assert "graph_error" not in stage.gpu_use()
 
 
+@pytest.mark.parametrize(("count", "encoded"), [(1, [1]), (3, [3]), (8, [3, 3, 3, 2])])
+def test_the_second_full_group_is_recorded(folder: Path, count: int, encoded: list[int]) -> None:
+    """Fewer images cost what they cost without graphs."""
+    with pytest.MonkeyPatch.context() as patch:
+        sizes = spy(patch, blip.Blip, "encode", lambda _, pixels: len(pixels))
+        _, stage = captions(folder, count=count)
+    assert sizes == encoded
+    assert (stage.captioner.recorded is not None) == (count > GROUP)
+
+
 def test_a_nucleus_wider_than_its_graphs_records_others(folder: Path, ordinary: dict[str, list[list[str]]]) -> None:
-    found, stage = captions(folder, prepare=lambda captioner: setattr(captioner.decoder, "width", 2))
+    def narrow(captioner: Any) -> None:
+        captioner.decoder.width = 2
+        captioner.full_groups[GROUP, 2] = 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        recordings = spy(patch, RecordedCaptions, "__init__", lambda _, decoder, *__: decoder.width)
+        streams = spy(patch, torch.cuda.Stream, "__init__", lambda *_: None)
+        found, stage = captions(folder, prepare=narrow)
     assert found == ordinary["bfloat16"]
-    assert stage.captioner.recorded.of == (GROUP, stage.captioner.decoder.width) != (GROUP, 2)
+    assert recordings[0] == 2
+    assert recordings[1:] == [stage.captioner.decoder.width]
+    assert len(streams) == 1
+
+
+def full(*_: object, **__: object) -> None:
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_recording_that_does_not_fit_is_tried_once(folder: Path, ordinary: dict[str, list[list[str]]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        recordings = spy(patch, RecordedCaptions, "__init__", lambda *_: None)
+        patch.setattr(torch.cuda, "graph", full)
+        found, stage = captions(folder)
+    assert found == ordinary["bfloat16"]
+    assert (len(recordings), stage.captioner.recorded) == (1, None)
+    assert stage.captioner.uses_graphs
+    assert "graph_error" not in stage.gpu_use()
+
+
+def test_graphs_of_groups_that_do_not_fit_are_of_smaller_ones(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        spy(patch, blip.Blip, "encode", lambda _, pixels: len(pixels) < GROUP or full())
+        found, stage = captions(folder)
+    assert len(found) == 22
+    assert stage.captioner.recorded.of == (1, stage.captioner.decoder.width)
+
+
+def test_graphs_make_room_for_a_group_that_does_not_fit_beside_them(
+    folder: Path, ordinary: dict[str, list[list[str]]]
+) -> None:
+    kept: WeakSet[RecordedCaptions] = WeakSet()
+    with pytest.MonkeyPatch.context() as patch:
+        spy(patch, RecordedCaptions, "replay", lambda recorded, *_: kept.add(recorded))
+        spy(patch, blip.Blip, "encode", lambda *_: full() if kept else None)
+        found, stage = captions(folder)
+    assert found == ordinary["bfloat16"]
+    assert (stage.captioner.recorded, stage.captioner.memory.batch_size) == (None, GROUP)
+
+
+def test_what_keeps_the_tensors_of_graphs_is_closed_when_python_has_cleared_its_modules(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, stage = captions(folder)
+    monkeypatch.setattr("torch.autograd.grad_mode.torch", None)
+    stage.captioner.recorded._generator.close()
 
 
 def record_one(recorded: RecordedCaptions, *given: Any) -> None:

@@ -1,16 +1,17 @@
 """A BLIP checkpoint (Li et al., ICML 2022) as a captioner: weights, tokenizer, image preparation and captions.
 
 Matrix products round differently for different numbers of rows, so on a CPU each image is computed alone, with all its
-samples, and the result is bit-for-bit reproducible. On a GPU images are computed in padded groups of a fixed size,
-halved when the memory is full; there scores differ in their last digits, which rarely changes a caption. What a GPU
-computes for a group is recorded as CUDA graphs and replayed for other groups.
+samples, and the result is bit-for-bit reproducible. On a GPU images are computed in groups, halved when the memory is
+full; with their size scores differ in their last digits, which rarely changes a caption. What a GPU computes for the
+second full group is recorded as CUDA graphs and replayed for other full groups.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from transformers import (
 )
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from rlip_model.gpu_memory import send
+from rlip_model.gpu_memory import is_out_of_memory, send
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.base import image_threads
@@ -63,6 +64,7 @@ class BlipCaptioner:
         self.source = str(config.captioner)
         self.uses_graphs, self.graph_error = False, ""
         self.recorded: RecordedCaptions | None = None
+        self.full_groups: Counter[tuple[int, int]] = Counter()  # by size and the decoder's width
 
     def check(self) -> None:
         """Raise UserError if `caption.system` is set, or the model is for another task than captions."""
@@ -109,34 +111,39 @@ class BlipCaptioner:
         return pixels.pin_memory() if self.device.type == "cuda" else pixels, given.key
 
     def _compute(self, group: list[_Prepared]) -> list[list[list[int]]]:
-        """Return the tokens of each sample of a group, which is padded to the size of all groups."""
-        padded = [*group, *[group[-1]] * (self.memory.batch_size - len(group))]
-        if self.uses_graphs:
-            self._record(padded)
+        """Return the tokens of each sample of a group, padded for compiled code, for which each size costs minutes."""
+        size = self.memory.batch_size
+        if self.uses_graphs and len(group) == size:
+            self.full_groups[size, self.decoder.width] += 1
+            if self.full_groups[size, self.decoder.width] == 2:
+                self._record(group)
+        padded = [*group, *[group[-1]] * (size - len(group))] if self.compiled else group
         return self.memory.compute(self._caption, padded)[: len(group)]
 
     def _record(self, group: Sequence[_Prepared]) -> None:
-        """Record how groups of this size are computed, unless that is done; note why if the GPU cannot."""
-        if self.recorded is not None and self.recorded.of == (len(group), self.decoder.width):
-            return
+        """Record how groups of this size are computed, if the memory suffices; note why if the GPU cannot."""
         self.recorded = None  # its memory is needed
         try:
             with self.memory.alone():
                 self.recorded = RecordedCaptions(self.decoder, *self._encode(group), self.prompt, self.config)
         except RuntimeError as reason:
-            self.uses_graphs, self.graph_error = False, one_line(reason)
+            if not is_out_of_memory(reason):
+                self.uses_graphs, self.graph_error = False, one_line(reason)
 
     def _encode(self, group: Sequence[_Prepared]) -> tuple[Tensor, list[int]]:
         return self.blip.encode(self.blip.to_device([pixels for pixels, _ in group])), [key for _, key in group]
 
     def _caption(self, group: Sequence[_Prepared]) -> list[list[list[int]]]:
-        states, keys = self._encode(group)
-        if self.config.decoding == "beam":
-            return beam_captions(self.blip.model, states, self.prompt, self.config)
         try:
+            states, keys = self._encode(group)
+            if self.config.decoding == "beam":
+                return beam_captions(self.blip.model, states, self.prompt, self.config)
             return sample_captions(self.decoder, states, self.prompt, keys, self.config, self.recorded)
         except FloatingPointError as reason:
             raise UserError(f"captioner {self.config.captioner!r}: {reason}") from None
+        except RuntimeError:
+            self.recorded = None  # its memory is needed, if that is full
+            raise
 
 
 @dataclass(frozen=True)
@@ -284,6 +291,11 @@ class BlipDecoder:
         self.width = 256  # of the likeliest tokens, which contain the nucleus; it grows where they do not
         self._step: Callable[[Tensor, DecoderState], Tensor] = self._next_scores
 
+    @cached_property
+    def stream(self) -> torch.cuda.Stream:
+        """Return the stream that graphs are recorded on: always the same, as libraries keep memory for each."""
+        return torch.cuda.Stream(self.embeddings.word_embeddings.weight.device)
+
     @torch.no_grad()  # not inference_mode, in which PyTorch 2.13's inductor cannot compile the step
     def start(self, image_states: Tensor, capacity: int) -> DecoderState:
         """Return an empty cache for `capacity` tokens, given image states [images, 1 + patches, vision width]."""
@@ -396,11 +408,10 @@ def sample_captions(
     return [captions[first : first + samples] for first in range(0, len(captions), samples)]
 
 
-@torch.no_grad()
 def _draw(
     decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: Tensor, sampling: CaptionConfig, width: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield after every few tokens, on a CPU after each, without waiting for a GPU.
+    """Yield after every few tokens, on a CPU after each, without waiting for a GPU; for callers without gradients.
 
     Yields whether all sequences have ended, scores are finite, and `width` is enough; and all tokens [rows, most].
     """
@@ -444,6 +455,7 @@ class RecordedCaptions:
     They are replayed in this order, for other groups of the size. `of`: how many images, and the decoder's width.
     """
 
+    @torch.no_grad()
     def __init__(
         self, decoder: BlipDecoder, image_states: Tensor, keys: list[int], prompt: list[int], sampling: CaptionConfig
     ) -> None:
@@ -452,7 +464,7 @@ class RecordedCaptions:
         self._image_states, self._keys = image_states.clone(), send(torch.tensor(keys), device)  # no inference tensors
         given = decoder, self._image_states, prompt, self._keys, sampling, decoder.width
         self._parts: list[tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = []
-        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+        stream, current = decoder.stream, torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             count = sum(1 for _ in _draw(*given))  # what libraries do once is not to be recorded
