@@ -86,7 +86,8 @@ def test_text_that_runs_the_other_way_turns_nothing_round(tmp_path):
     objects = [PERSON, Box(f"{HEBREW}\u202e", 2, (50, 50, 50, 50)), Box(TURNED, 3, (10, 60, 50, 50))]
     record = scene(TURNED, [(0, TURNED, 1, 0.9), (2, HEBREW, 0, 0.8)], objects, [TURNED], HEBREW)
     make_run(tmp_path / "run", [record], run={"name": f"{HEBREW}{TURNED}"})
-    invoke(tmp_path / "run", "--html", tmp_path / "r.html", "--compare", tmp_path / "run")
+    other = make_shards(tmp_path / HEBREW, [scene("0", [(0, "near", 1)])])
+    invoke(tmp_path / "run", "--html", tmp_path / "r.html", "--compare", other)
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     page = re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
     page = re.sub(r'(value|data-\w+)="[^"]*"', "", page)  # not shown
