@@ -9,8 +9,8 @@ of sgpipe. Once with all predicates of an image's captions for all its pairs, wh
 
 The guesses see the text alone, as a model without eyes: the most frequent answer to a template, and logistic models of
 words and pairs of words, without and with the numbers of coordinates, all fitted to the questions about the 500 other
-images. Chance is one of the answers that the same question has elsewhere, or one of its options; beside it, how far a
-guess of so many questions is from it in 95% of cases.
+images. Chance is one of the answers that the same question has elsewhere, or one of its options; ± is the
+95% interval of random guesses at that number of questions.
 
 Coordinates are text, too, and tell where boxes are. A small network of the places of two boxes answers the yes or no
 questions about them, and the nearest box is taken for the right one of several (last lines).

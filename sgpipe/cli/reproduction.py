@@ -47,7 +47,7 @@ class Step(Config):
 
 
 class FinishedStep(Config):
-    """What is kept of a step."""
+    """A finished step in the state file; `figure`: in percent, if the step has one."""
 
     command: str
     seconds: float

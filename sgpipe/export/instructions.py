@@ -200,7 +200,7 @@ class Facts(NamedTuple):
         return self.names[key[0]], key[1], self.names[key[2]]
 
     def place(self, key: Key) -> str:
-        """Return roughly where the boxes of a relation are, as their coordinates tell without the image."""
+        """Return how the two boxes of a relation lie, which their coordinates tell without the image."""
         (x, y, w, h), (x2, y2, w2, h2) = self.boxes[key[0]], self.boxes[key[2]]
         across, down = min(x + w, x2 + w2) - max(x, x2), min(y + h, y2 + h2) - max(y, y2)
         if min(across, down) > 0:

@@ -489,7 +489,7 @@ def check(run: str | Location, judgements: Path) -> dict[str, Any]:
         found = certify(population, settings, JudgementLog(then, population.run, read_only=True))
         log = JudgementLog(judgements, population.run, read_only=True)
         now = measure(rounds_of(log, settings), log)
-    found["not_covered"]["recall"] = words  # other versions of sgpipe say it otherwise
+    found["not_covered"]["recall"] = words  # it changes when a recall plan begins
     again = "run `sgpipe certify` again"
     for name, value in found.items():
         if given.get(name) != value:

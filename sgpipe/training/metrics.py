@@ -83,7 +83,7 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
         rows = [json.loads(line) for line in lines if line.endswith("}\n")]
         for row in rows:
             for name in {*_FIELDS[row["event"]], *row} - {"event", "compile_error"}:
-                math.isnan(row[name])  # raises TypeError if it is no number
+                math.isnan(row[name])  # raises TypeError if it is not a number
         return rows
     except (ValueError, LookupError, TypeError, OverflowError):
         raise UserError(f"{path} is damaged: delete it, or its damaged lines") from None
