@@ -11,12 +11,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, ValidationError
 
+from experiments.miniworld.captioner import CaptionerConfig
 from experiments.people import Ask
 from sgpipe.errors import UserError
 from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import Config, MiniworldConfig, PackagedModel, packaged_model
 from sgpipe.training.recipe import Kind, TrainRecipe, load_train_recipe
-from sgpipe.utils.config_file import read_yaml, recipe_folder
+from sgpipe.utils.config_file import load, read_yaml, recipe_folder
 from sgpipe.utils.hashing import fingerprint
 
 PLAN = Path(__file__).parent / "experiments.yaml"
@@ -25,10 +26,18 @@ SPLITS = {"seen": "val", "unseen": COMPOSITIONAL}  # combinations that occur in 
 Kept = Literal["labels", "candidates", "overlapping", "true"]
 
 
+class CaptionerOfFew(Config):
+    """A captioner trained on the images of a set alone."""
+
+    of: str = Field(description="the set")
+    steps: int = Field(ge=1)
+
+
 class LabelsConfig(Config):
     """How images get pseudo-labels: by the recipe "miniworld", with `set` laid over it."""
 
     tagger: str | None = Field(None, description="network of the plan; null: the packaged one")
+    captioner: CaptionerOfFew | None = Field(None, description="null: the packaged one, which saw 40,000 images")
     set: dict[str, Any] = Field(default_factory=dict, description="settings of the recipe by dotted key")
     keep: Kept = Field(
         "labels",
@@ -176,7 +185,16 @@ class Plan(Config):
             "drawn": drawn.model_dump(),
             **({"half": True} if half else {}),
         }
-        return fingerprint({**recipe, "tagger": tagger, "captioner": _packaged("captioner")})
+        captioner: Any = _packaged("captioner")
+        if labels.captioner is not None:
+            captioner = self.captioner(labels.captioner, seed).model_dump()
+        return fingerprint({**recipe, "tagger": tagger, "captioner": captioner})
+
+    def captioner(self, few: CaptionerOfFew, seed: int) -> CaptionerConfig:
+        """Return how the captioner is trained that saw only the images of a set for a seed of an arm."""
+        drawn = self.drawn(few.of, seed)
+        overrides = {"seed": drawn.seed, "train_images": drawn.images, "steps": few.steps}
+        return load(CaptionerConfig, "captioner", recipe_folder() / "miniworld", overrides)
 
     def shared_seed(self, name: str, seed: int) -> int:
         """Return the seed of a network of the plan: that of the arm if it learns from sets of its own, or else 0."""
@@ -232,6 +250,7 @@ def load_plan(path: Path = PLAN) -> Plan:
     networks = {stage.init for stage in stages} | {each.labels.tagger for each in plan.sets.values() if each.labels}
     sets: set[str | None] = {part.set for stage in stages for part in stage.data}
     sets |= {stage.calibrated_by for stage in stages} - {None}
+    sets |= {each.labels.captioner.of for each in plan.sets.values() if each.labels and each.labels.captioner}
     sets |= {name for experiment in plan.experiments.values() for name in experiment.compared_sets}
     for kind, used, known in (("network", networks - {None}, plan.networks), ("set", sets, plan.sets)):
         if missing := sorted(str(each) for each in used if each not in known):

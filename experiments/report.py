@@ -81,11 +81,11 @@ def report(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
 
 def same_networks(plan: Plan) -> list[list[str]]:
     """The names of arms that have the same networks, also of several experiments."""
-    names: dict[tuple[str, ...], list[str]] = {}
+    names: dict[tuple[str, ...], dict[str, None]] = {}
     for experiment in plan.experiments.values():
         for arm, stages in experiment.arms.items():
-            names.setdefault(tuple(plan.stage_keys(stages, 0)), []).append(arm)
-    return [each for each in names.values() if len(each) > 1]
+            names.setdefault(tuple(plan.stage_keys(stages, 0)), {})[arm] = None
+    return [list(each) for each in names.values() if len(each) > 1]
 
 
 def _for_every_seed(experiment: Experiment, rows: Sequence[Row]) -> list[Row]:

@@ -22,6 +22,8 @@ from typing import Any
 from rich.console import Console
 
 from experiments.hidden_relations import SEED, half_of
+from experiments.miniworld.captioner import CaptionerConfig
+from experiments.miniworld.train_captioner import train_captioner
 from experiments.people import Statement, judge, statement_of, statements_of
 from experiments.plan import JudgedConfig, Kept, LabelsConfig, Part, Plan, Stage
 from sgpipe.generation.run import generate
@@ -123,6 +125,8 @@ class Workshop:
         if half:
             source = {"source.format": "run", "source.run": str(self._half(drawn))}
         overrides = {**source, "tag.tagger": str(tagger), "engine.cpus": 1, **labels.set}
+        if labels.captioner is not None:
+            overrides["caption.captioner"] = str(self._captioner(self.plan.captioner(labels.captioner, seed)))
 
         def make(out: Path) -> None:
             summary = generate(load_recipe("miniworld", overrides), out, _QUIET)
@@ -130,6 +134,15 @@ class Workshop:
 
         key = self.plan.run_key(drawn, labels, seed, half)
         return self._once("runs", f"{drawn.split}-{drawn.images}-{key}", make)
+
+    def _captioner(self, config: CaptionerConfig) -> Path:
+        """A captioner that saw only the images of its configuration."""
+
+        def make(out: Path) -> None:
+            shutil.rmtree(out, ignore_errors=True)
+            train_captioner(config, out, _QUIET)
+
+        return self._once("captioners", fingerprint(config.model_dump()), make)
 
     def _half(self, config: MiniworldConfig) -> Path:
         """The shards of drawn images with half of their true relations."""

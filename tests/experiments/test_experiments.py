@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from experiments.measures import of_pairs
-from experiments.plan import Plan, load_plan
+from experiments.plan import CaptionerOfFew, Plan, load_plan
 from experiments.report import ROOT, TABLES, outcome, report
 from experiments.results import Results
 from experiments.run import Task, open_tasks
@@ -91,6 +91,11 @@ def test_every_seed_has_its_own_images_tagger_and_labels():
     judged = {"labels": {**own["labels"], "judged": {"ask": "uncertain", "answers": 5}}}
     asked = one.model_validate({**one.model_dump(), "sets": {**SETS, **own, **judged, "shared": SETS["truth"]}})
     assert asked.set_key("labels", 0) != one.set_key("labels", 0)
+    few = CaptionerOfFew(of="truth", steps=3)  # learns from the annotated images of its seed alone
+    assert one.captioner(few, 2).model_dump().items() >= {"seed": 2, "train_images": 8, "steps": 3}.items()
+    own["labels"]["labels"]["captioner"] = few.model_dump()
+    alone = one.model_validate({**one.model_dump(), "sets": {**SETS, **own, "shared": SETS["truth"]}})
+    assert len({alone.set_key("labels", 0), alone.set_key("labels", 1), one.set_key("labels", 0)}) == 3
     assert one.experiments["one"].label_sets(one) == [("labels", 0), ("labels", 1), ("correct", 0)]
 
 
