@@ -15,7 +15,7 @@ from sgpipe.records import Triplet
 from sgpipe.sources.opening import open_source
 from sgpipe.stages.base import LoadStage
 from sgpipe.stages.pair import PairStage
-from tests.bad_data.case import Case, Outcome, outcome
+from tests.bad_data.case import Outcome, cases, outcome
 
 IMAGE = {"id": 1, "file_name": "1.png", "width": 100, "height": 80}
 BOX = {"image_id": 1, "category_id": 1, "bbox": [10, 10, 20, 20]}
@@ -31,10 +31,9 @@ Make = Callable[[Path], Any]
 def process(folder: Path, made: Any) -> Outcome:
     """The records and problem counts of the source, after the stages that open images and pair boxes."""
     captions = folder / "captions.json"
-    split = SplitConfig(
-        annotations=folder / "a.json", images=folder, captions=captions if captions.exists() else None
-    )  # fmt: skip
-    index = open_source(SourceConfig(splits={"val": split}), "val", folder / "index.arrow")
+    files = {"annotations": folder / "a.json", "captions": captions if captions.exists() else None}
+    source = SourceConfig(splits={"val": SplitConfig(images=folder, **files)})
+    index = open_source(source, "val", folder / "index.arrow")
     records = index.records(0, len(index))
     LoadStage({"val": folder}, Resources())(records)
     for record in records:
@@ -62,16 +61,12 @@ def says(**arrays: Any) -> Make:
 
 
 def image(**values: Any) -> Make:
-    return says(images=[IMAGE, {"id": 2, "file_name": "1.png", "width": 100, "height": 80, **values}])
+    return says(images=[IMAGE, {**IMAGE, "id": 2, **values}])
 
 
 def box(**values: Any) -> Make:
     """A valid box, and one with the given values."""
     return says(annotations=[BOX, {**BOX, "bbox": [30, 30, 9, 9], **values}])
-
-
-def bbox(*values: Any) -> Make:
-    return box(bbox=list(values))
 
 
 def category(name: Any) -> Make:
@@ -88,17 +83,15 @@ def captioned(*captions: Any) -> Make:
 
 MANY = [{**BOX, "bbox": [i % 300 * 0.3, i // 300 * 0.2, 9, 9]} for i in range(100_000)]
 TEXT = json.dumps(GOOD)
-FLIPPED = (
-    gzip.compress(TEXT.encode(), mtime=0)[:-5] + b"\xff" + gzip.compress(TEXT.encode(), mtime=0)[-4:]
-)  # in its checksum
+ZIPPED = gzip.compress(TEXT.encode(), mtime=0)
 
 _FILES: tuple[tuple[Any, ...], ...] = (
     ("no file", lambda folder: None, "refused"),
     ("an empty file", holds(""), "refused"),
     ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused"),
-    ("gzip", holds(gzip.compress(TEXT.encode(), mtime=0)), "accepted", NAMED),
-    ("gzip cut short", holds(gzip.compress(TEXT.encode(), mtime=0)[:-9]), "refused"),
-    ("gzip with a flipped byte", holds(FLIPPED), "refused"),
+    ("gzip", holds(ZIPPED), "accepted", NAMED),
+    ("gzip cut short", holds(ZIPPED[:-9]), "refused"),
+    ("gzip with another checksum", holds(ZIPPED[:-5] + b"\xff" + ZIPPED[-4:]), "refused"),
     ("UTF-16", holds(TEXT.encode("utf-16")), "refused"),
     ("UTF-8 with a byte order mark", holds(b"\xef\xbb\xbf" + TEXT.encode()), "accepted", NAMED),
     ("cut short in the middle", holds(TEXT[: len(TEXT) // 2]), "refused"),
@@ -113,7 +106,6 @@ _FILES: tuple[tuple[Any, ...], ...] = (
     ("annotations before images", holds(json.dumps(dict(reversed(GOOD.items())))), "accepted", NAMED),
 )
 _IMAGES: tuple[tuple[Any, ...], ...] = (
-    ("a duplicate image id", image(id=1), "counted", "^duplicate_images 1$"),
     ("an image without an id", image(id=None), "counted", "^malformed 1$"),
     ("a number instead of an image", says(images=[IMAGE, 7]), "counted", "^malformed 1$"),
     ("an image id as text", says(annotations=[{**BOX, "image_id": "1"}]), "accepted", NAMED),
@@ -125,21 +117,13 @@ _IMAGES: tuple[tuple[Any, ...], ...] = (
     ("a file name with half a surrogate pair", image(file_name="\ud800.png"), "error row"),
 )
 _BOXES: tuple[tuple[Any, ...], ...] = (
-    ("a duplicate box", says(annotations=[BOX, BOX]), "counted", "^duplicate_boxes 1$"),
-    ("NaN in a box", bbox(NAN, 1, 1, 1), "counted", "^degenerate 1$"),
-    ("a box of 1e308", bbox(1e308, 1, 1e308, 1), "counted", "^degenerate 1$"),
-    ("a box of zero height", bbox(10, 10, 5, 0), "counted", "^degenerate 1$"),
-    ("a box across the edge", bbox(90, 70, 50, 50), "counted", "^clipped 1$"),
-    ("a box with negative coordinates", bbox(-5, -5, 20, 20), "counted", "^clipped 1$"),
-    ("a box of three numbers", bbox(1, 2, 3), "counted", "^malformed 1$"),
-    ("numbers as text", bbox("30", "30", "9", "9"), "accepted", r"dog \[30.0, 30.0, 9.0, 9.0\]"),
-    ("words instead of numbers", bbox("ten", 10, 5, 5), "counted", "^malformed 1$"),
-    ("a box of an unlisted image", box(image_id=9), "counted", "^unknown_image 1$"),
-    ("a box of an unlisted category", box(category_id=99), "counted", "^unknown_category 1$"),
+    ("NaN in a box", box(bbox=[NAN, 1, 1, 1]), "counted", "^degenerate 1$"),
+    ("a box of 1e308", box(bbox=[1e308, 1, 1e308, 1]), "counted", "^degenerate 1$"),
+    ("a box of zero height", box(bbox=[10, 10, 5, 0]), "counted", "^degenerate 1$"),
+    ("a box of three numbers", box(bbox=[1, 2, 3]), "counted", "^malformed 1$"),
+    ("numbers as text", box(bbox=["30", "30", "9", "9"]), "accepted", r"dog \[30.0, 30.0, 9.0, 9.0\]"),
+    ("words instead of numbers", box(bbox=["ten", 10, 5, 5]), "counted", "^malformed 1$"),
     ("a category id of 1.5", box(category_id=1.5), "counted", "^malformed 1$"),
-    ("a box without a category", says(annotations=[BOX, without("category_id", BOX)]), "counted", "^malformed 1$"),
-    ("an annotation that is null", says(annotations=[BOX, None]), "counted", "^malformed 1$"),
-    ("a crowd", box(iscrowd=1), "counted", "^crowd 1$"),
     ("only unreadable boxes", says(annotations=[{**BOX, "bbox": "x"}] * 3), "refused"),
     ("100,000 boxes in an image", says(annotations=MANY), "accepted", "1 100x80 100000 boxes"),
 )  # fmt: skip
@@ -155,8 +139,4 @@ _NAMES: tuple[tuple[Any, ...], ...] = (
     ("captions of other images", holds(TEXT, captions='{"annotations": [{"image_id": 9, "caption": "a"}]}'), "refused"),
 )  # fmt: skip
 
-CASES = [
-    Case(f"annotations, {group}", what, make, process, kind, *pattern)
-    for group, rows in (("file", _FILES), ("images", _IMAGES), ("boxes", _BOXES), ("names", _NAMES))
-    for what, make, kind, *pattern in rows
-]
+CASES = cases("annotations", process, (*_FILES, *_IMAGES, *_BOXES, *_NAMES))

@@ -1,51 +1,37 @@
-"""A bad input and its expected outcome."""
+"""Tables of bad inputs: what it is, `make`, the kind of its outcome and, of some, a pattern that is in the outcome.
+
+`make` creates the input in an empty folder; its result is passed to `process`, which runs the library on the input.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
+
+import pytest
 
 from sgpipe.records import Record
 
-Kind = Literal["refused", "error row", "counted", "accepted", "found"]
 
-
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How an input was handled, and the text that goes with it. A traceback is never an outcome.
 
     `refused`: the line for the user; `error row`: its reason; `counted`: the problem counts; `accepted`: the result;
     `found`: the message of `sgpipe verify`.
     """
 
-    kind: Kind
+    kind: str
     text: str
 
 
-@dataclass(frozen=True)
-class Case:
-    """An input and its outcome.
-
-    Attributes:
-        make: creates the input in an empty folder; the result is passed to `process`.
-        process: runs the library on the input.
-        pattern: a regular expression that the text of the outcome matches; what is refused or found names a file or a
-            setting in one line, in whatever words.
-    """
-
-    group: str
-    name: str
-    make: Callable[[Path], Any]
-    process: Callable[[Path, Any], Outcome]
-    kind: Kind
-    pattern: str = ""
-
-    @property
-    def id(self) -> str:
-        return f"{self.group}: {self.name}"
+def cases(group: str, process: Callable[[Path, Any], Outcome], rows: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """The parameters of the test: `make`, `process`, the kind and the pattern of each row."""
+    return [
+        pytest.param(make, process, kind, *(pattern or [""]), id=f"{group}: {what}")
+        for what, make, kind, *pattern in rows
+    ]
 
 
 def outcome(records: Iterable[Record], problems: Counter[str] | dict[str, int]) -> Outcome:

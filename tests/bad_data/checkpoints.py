@@ -16,7 +16,7 @@ from sgpipe.recipe import CaptionConfig, TagConfig, packaged_model
 from sgpipe.records import Box, Pair, Record
 from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.tag.stage import TagStage
-from tests.bad_data.case import Case, Outcome
+from tests.bad_data.case import Outcome, cases
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 Damage = Callable[[Path], object]
@@ -62,10 +62,6 @@ def copied(kind: Any, damage: Damage) -> Callable[[Path], object]:
     return make
 
 
-def nothing(folder: Path) -> None:
-    """Leave the checkpoint as it is: this shows that the others are refused because of their damage."""
-
-
 def cut(name: str) -> Damage:
     def damage(folder: Path) -> None:
         whole = (folder / name).read_bytes()
@@ -102,20 +98,21 @@ def of_another_size(folder: Path) -> None:
     (folder / CONFIG).write_text(json.dumps(config))
 
 
-_DAMAGES: tuple[tuple[str, Damage], ...] = (
-    ("a missing folder", shutil.rmtree),
-    ("no config.json", gone(CONFIG)),
-    ("config.json cut short", cut(CONFIG)),
-    ("no weights", gone(WEIGHTS)),
-    ("weights cut short", cut(WEIGHTS)),
-    ("weights of another size", of_another_size),
-    ("NaN weights", of_nan),
-    ("a pickle that executes code", pickled),
-    ("no tokenizer", without_tokenizer),
-)  # fmt: skip
+_DAMAGES: tuple[tuple[str, Damage, str], ...] = (
+    ("undamaged", lambda folder: None, "accepted"),  # the others are refused because of their damage
+    ("a missing folder", shutil.rmtree, "refused"),
+    ("no config.json", gone(CONFIG), "refused"),
+    ("config.json cut short", cut(CONFIG), "refused"),
+    ("no weights", gone(WEIGHTS), "refused"),
+    ("weights cut short", cut(WEIGHTS), "refused"),
+    ("weights of another size", of_another_size, "refused"),
+    ("NaN weights", of_nan, "refused"),
+    ("a pickle that executes code", pickled, "refused"),
+    ("no tokenizer", without_tokenizer, "refused"),
+)
 
 CASES = [
-    Case("checkpoint", f"{kind}: {what}", copied(kind, damage), process, outcome)
+    case
     for kind, process in (("captioner", run_captioner), ("tagger", run_tagger))
-    for what, damage, outcome in (("undamaged", nothing, "accepted"), *((*row, "refused") for row in _DAMAGES))
+    for case in cases(kind, process, ((what, copied(kind, damage), *outcome) for what, damage, *outcome in _DAMAGES))
 ]

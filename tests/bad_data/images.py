@@ -18,7 +18,7 @@ from sgpipe.images import open_row_image
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.stages.base import LoadStage
-from tests.bad_data.case import Case, Outcome
+from tests.bad_data.case import Outcome, cases
 
 SIZE = (8, 6)
 NAME = "a.jpg"
@@ -141,4 +141,4 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     ("a name with a NUL", named("a\0.jpg"), "error row"),
 )  # fmt: skip
 
-CASES = [Case("image", what, make, process, kind, *pattern) for what, make, kind, *pattern in _ROWS]
+CASES = cases("image", process, _ROWS)

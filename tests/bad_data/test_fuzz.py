@@ -9,7 +9,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -21,15 +21,17 @@ from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.records import Box, Record, Relation, to_table
-from sgpipe.sources.annotated import clip_objects
+from sgpipe.sources.annotated import AnnotationSource, clip_objects
+from sgpipe.sources.coco import coco_relations_source
 from sgpipe.sources.detections import Detections
+from sgpipe.sources.hoi import hico_source, open_images_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.opening import open_source
+from sgpipe.sources.scene_graphs import VisualGenome, pseudo_label_source
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import iter_records, row_faults
 from sgpipe.utils.console import Progress
 from tests.bad_data.annotations import BOX, GOOD
-from tests.bad_data.imports import source_of
 from tests.sgpipe.cli.test_imports import FILES, GRAPH, TRIPLETS
 from tests.sgpipe.sources.test_hoi import HICO_PAIRS, VCOCO_PAIRS, VRD
 
@@ -41,12 +43,8 @@ TOKENS = (
 
 
 def fuzz(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return settings(
-        max_examples=int(os.environ.get("SGPIPE_FUZZ", examples)),
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
+    number = int(os.environ.get("SGPIPE_FUZZ", examples))
+    return settings(max_examples=number, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 
 
 @st.composite
@@ -56,12 +54,9 @@ def damaged(draw: st.DrawFn, valid: bytes) -> bytes:
     for _ in range(draw(st.integers(1, 3))):
         start = draw(st.integers(0, len(data)))
         stop = start + draw(st.sampled_from((0, 1, 2, 5, 20)))
-        new = draw(
-            st.sampled_from(TOKENS)
-            | st.binary(max_size=4)
-            | st.just(data[start:stop] * 2)
-            | st.just(bytes(byte ^ 1 for byte in data[start:stop]))
-        )
+        part = data[start:stop]
+        changed = st.sampled_from((part * 2, bytes(byte ^ 1 for byte in part)))
+        new = draw(st.sampled_from(TOKENS) | st.binary(max_size=4) | changed)
         data = data[:start] + new + (b"" if draw(st.integers(0, 9)) == 0 else data[stop:])
     return data
 
@@ -84,11 +79,9 @@ def assert_valid(records: list[Record], split: str) -> None:
 def test_json_is_read_if_and_only_if_it_is_json(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(data)
-    try:
+    known = read = False
+    with suppress(ValueError):
         known = isinstance(json.loads(data.decode("utf-8-sig")), list | dict)
-    except ValueError:
-        known = False
-    read = False
     with one_line_at_most():
         list(JsonStream(path))
         read = True
@@ -107,10 +100,19 @@ def test_detections_become_rows_counts_or_a_one_line_error(tmp_path: Path, data:
         assert_valid(index.records(0, len(index)), "val")
 
 
-INLINE = {
-    "image_id": 2,
-    "relationships": [{"predicate": "on", "subject": GRAPH["objects"][0], "object": GRAPH["objects"][1]}],
-}
+def source_of(kind: str, path: Path) -> AnnotationSource:
+    match kind:
+        case "coco-rel":
+            return coco_relations_source(path, path.parent / "rel.json", "train")
+        case "rlipv2":
+            return pseudo_label_source(path, path.parent, "train")
+        case "vg":
+            return VisualGenome(path, path.parent, "train").source()
+    return {"openimages": open_images_source, "hico": hico_source, "vcoco": vcoco_source}[kind](path, "train")
+
+
+THINGS = dict(zip(("subject", "object"), GRAPH["objects"], strict=True))
+INLINE = {"image_id": 2, "relationships": [{"predicate": "on"} | THINGS]}
 CONTENTS = {
     **FILES,
     "hico pairs": HICO_PAIRS,

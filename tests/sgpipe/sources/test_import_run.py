@@ -35,11 +35,13 @@ def graph(number: int) -> dict:
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory) -> Path:
-    """Images 3 and 700 have neither a size nor a file; item 600 is not an image."""
+    """Images 3 and 700 have neither a size nor a file; item 600 is not an image; image 5 is there twice."""
     folder = tmp_path_factory.mktemp("vg")
     (folder / "images").mkdir()
     items = [graph(number) for number in range(IMAGES)]
-    (folder / "scene_graphs_val.json").write_text(json.dumps([*items[:600], None, *items[600:], {"no": "id"}]))
+    (folder / "scene_graphs_val.json").write_text(
+        json.dumps([*items[:600], None, *items[600:], {"no": "id"}, items[5]])
+    )
     return folder / "scene_graphs_val.json"
 
 
@@ -77,6 +79,7 @@ def test_the_summary_counts_rows_and_problems(annotations, tmp_path):
     good = IMAGES - 2
     assert (summary.counts["errors"], summary.counts["relations"], summary.counts["boxes"]) == (2, good, 2 * good)
     expected = {"malformed": 2, "clipped": good, "degenerate": good, "relations_of_dropped_boxes": good}
+    expected["duplicate_images"] = 1
     assert summary.problems == expected
     files = [*tmp_path.glob("out/data/*"), tmp_path / "out/manifest.jsonl"]
     before = [path.stat().st_mtime_ns for path in files]

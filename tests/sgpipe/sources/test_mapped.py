@@ -24,10 +24,7 @@ CATEGORIES = {
     "rel_categories": [{"id": 0, "name": "on"}, {"id": 3, "name": "near"}],
 }
 ROW = {  # as SGG-Benchmark publishes its datasets; ids of objects count over the whole split
-    "image_id": 42,
-    "width": 64,
-    "height": 48,
-    "file_name": "42.jpg",
+    **{"image_id": 42, "width": 64, "height": 48, "file_name": "42.jpg"},
     "objects": [
         {"id": 900, "category_id": 7, "bbox": [1.5, 2.0, 10.0, 20.0], "area": 200.0, "iscrowd": 0},
         {"id": 901, "category_id": 1, "bbox": [0.0, 0.0, 64.0, 48.0], "area": 3072.0, "iscrowd": 1},
@@ -64,13 +61,13 @@ def jpeg() -> dict[str, Any]:
     return {"bytes": file.getvalue(), "path": "42.jpg"}
 
 
+def without(*keys: str) -> dict[str, Any]:
+    return {key: value for key, value in ROW.items() if key not in keys}
+
+
 def test_sgg_benchmarks_form_is_read_without_a_mapping(tmp_path):
     assert read(write(tmp_path, [ROW])) == [Record("42", "hf", "train", "42.jpg", 64, 48, GRAPH[0], relations=GRAPH[1])]
-
-
-def test_images_of_rows_are_found_where_they_are(tmp_path):
-    plain = {key: value for key, value in ROW.items() if key not in ("width", "height", "file_name")}
-    (record,) = read(write(tmp_path, [plain | {"image": jpeg()}]))
+    (record,) = read(write(tmp_path, [without("width", "height", "file_name") | {"image": jpeg()}]))
     assert (record.dataset, record.file_name) == ("hub", "data/train-00000-of-00001.parquet#0")
     assert (record.width, record.height, record.objects) == (64, 48, GRAPH[0])
 
@@ -86,9 +83,7 @@ def test_rows_without_a_file_name_and_blank_predicates_are_dropped(tmp_path):
 
 def test_columns_of_any_name_are_mapped(tmp_path):
     row = {
-        "path": "a.jpg",
-        "w": 64,
-        "h": 48,
+        **{"path": "a.jpg", "w": 64, "h": 48},
         "boxes": {"xywh": [[1.5, 2.0, 10.0, 20.0], [0.0, 0.0, 64.0, 48.0]], "what": ["ü" * 300, "dog"]},
         "edges": [{"a": 1, "b": 0, "verb": "near", "p": 0.5}, {"a": 0, "b": 0, "verb": "on", "p": None}],
     }
@@ -146,16 +141,14 @@ def test_numbers_without_names_several_splits_and_damage_are_refused(tmp_path):
         read(tmp_path, split="train")
 
 
-ONE = ROW["objects"][0]
-
-
 def test_bad_rows_are_error_rows(tmp_path):
+    one = ROW["objects"][0]
     changes: list[dict[str, Any]] = [
         {},
         {"relations": [ROW["relations"][0] | {"object_id": 17}]},
-        {"objects": [ONE | {"category_id": 2}], "relations": []},
+        {"objects": [one | {"category_id": 2}], "relations": []},
         {"relations": [ROW["relations"][0] | {"predicate_id": 9}]},
-        {"objects": [ONE | {"bbox": [1.0, 2, 3]}], "relations": []},
+        {"objects": [one | {"bbox": [1.0, 2, 3]}], "relations": []},
         {"objects": []},
     ]
     rows = read(write(tmp_path, [ROW | {"image_id": number} | each for number, each in enumerate(changes)]))
@@ -163,10 +156,10 @@ def test_bad_rows_are_error_rows(tmp_path):
 
 
 def test_rows_need_images_or_names_and_all_files_the_columns(tmp_path):
-    write(tmp_path, [{key: value for key, value in ROW.items() if key != "file_name"}])
+    write(tmp_path, [without("file_name")])
     with pytest.raises(UserError, match="has neither images nor their names: pass --map file_name=COLUMN"):
         read(tmp_path)
-    for number, row in enumerate((ROW, {key: value for key, value in ROW.items() if key != "relations"})):
+    for number, row in enumerate((ROW, without("relations"))):
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"data/train-0000{number}-of-00002.parquet")
     (tmp_path / "data/train-00000-of-00001.parquet").unlink()
     with pytest.raises(UserError, match=r"train-00001-of-00002.parquet has no column relations.subject_id"):

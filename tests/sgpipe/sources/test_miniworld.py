@@ -6,7 +6,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
@@ -20,10 +19,9 @@ from sgpipe.sources.opening import prepare_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
-from sgpipe.utils.console import Progress
+from tests.sgpipe.sources.test_import_run import QUIET
 
 CONFIG = MiniworldConfig(images=6, seed=3, split="test-compositional")
-QUIET = Progress(Console(quiet=True))
 
 
 @pytest.fixture(scope="module")

@@ -51,10 +51,13 @@ def test_relations_by_id_and_inline_and_all_kinds_of_names():
     [
         ({"relationships": [related(1, 99)]}, "unknown_object"),
         ({"relationships": [related("x", 2)]}, "malformed"),
-        ({"relationships": [related(1, 2, confidence=1.5)]}, "malformed"),
+        ({"relationships": [related(1, 2, None)]}, "malformed"),
+        *(({"relationships": [related(1, 2, confidence=value)]}, "malformed") for value in (1.5, float("nan"))),
         ({"relationships": {"a": 1}}, "malformed"),
-        ({"objects": [thing(1), thing(2), thing(3, w="wide")]}, "malformed"),
-        ({"objects": [thing(1), thing(2), thing(None)]}, "malformed"),
+        *(
+            ({"objects": [thing(1), thing(2), other]}, "malformed")
+            for other in (thing(3, w="wide"), thing(3, names=[]), thing(None))
+        ),
     ],
 )
 def test_malformed_items_are_dropped_and_counted(broken, problem):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError
 from sgpipe.files.image_roots import image_root
@@ -20,8 +22,11 @@ from sgpipe.sources.detections import write_detections
 from sgpipe.sources.hub import check_hub, find_files, prepare_hub, read_split, stamp_split
 from sgpipe.storage.source_index import SourceIndex
 from tests.sgpipe.export.hub_stub import COMMIT, TOKEN, HubStub, serving
-from tests.sgpipe.sources.hub.parquet_files import BOXES, HEIGHT, NAMES, WIDTH, features, jpeg, row, write
 
+NAMES = ["cat", "dog", "cup"]
+WIDTH, HEIGHT = 80, 60
+# Boxes in every corner, as in real data: x, y, width, height.
+BOXES = [[0.0, 0.0, 30.0, 20.0], [50.0, 40.0, 30.0, 20.0], [40.0, 5.0, 40.0, 50.0], [2.0, 30.0, 10.0, 30.0]]
 URL = "/{repo_id}/resolve/{revision}/{filename}"
 TRAIN, TEST = "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"
 CARD_WITH_NAMES = """---
@@ -43,6 +48,31 @@ configs:
   data_files: b/*.parquet
 ---
 """
+
+
+def jpeg(color: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT), orientation: int = 1) -> bytes:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.new("RGB", size, (color % 256, 100, 200)).save(file, "PNG", exif=exif)
+    return file.getvalue()
+
+
+def features(**columns: Any) -> datasets.Features:
+    box, label = datasets.List(datasets.Value("float32"), length=4), datasets.ClassLabel(names=NAMES)
+    objects = {"bbox": datasets.List(box), "category": datasets.List(label)}
+    return datasets.Features({"image": datasets.Image(), "objects": objects, **columns})
+
+
+def row(number: int, **columns: Any) -> dict[str, Any]:
+    objects = {"bbox": BOXES, "category": [0, 1, 2, 1]}
+    return {"image": {"bytes": jpeg(number), "path": f"{number}.png"}, "objects": objects, **columns}
+
+
+def write(path: Path, rows: list[dict[str, Any]], kinds: datasets.Features | None = None, batch: int = 100) -> Path:
+    """A Parquet file with row groups of `batch` rows, as `datasets` writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    datasets.Dataset.from_list(rows, features=kinds or features()).to_parquet(path, batch_size=batch)
+    return path
 
 
 def read(
