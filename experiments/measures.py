@@ -17,8 +17,8 @@ from rlip_model.training.validation import RelationScores
 from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles, score_hico
 from sgpipe.evaluation.label_quality import label_quality
 from sgpipe.evaluation.result import Interval, Resampling, compare_paired
+from sgpipe.inference.predictions import write_hoia
 from sgpipe.inference.predictor import predict
-from sgpipe.inference.writers import write_hoia
 from sgpipe.recipe import MiniworldConfig
 from sgpipe.training.metrics import read_metrics
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from rlip_model.attention import sample
 from rlip_model.image import enlarge, normalise
 from sgpipe.evaluation.inputs import data_classes
+from sgpipe.inference.predictions import PredictConfig, list_row_groups
 from sgpipe.inference.predictor import Predictor
-from sgpipe.inference.rows import PredictConfig, list_row_groups
 from sgpipe.recipe import CaptionConfig, TagConfig, packaged_model
 from sgpipe.records import Pair, Record
 from sgpipe.stages.caption import blip

@@ -19,7 +19,7 @@ from sgpipe.utils.console import count
 if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
     from sgpipe.evaluation.result import EvaluationResult
-    from sgpipe.inference.writers import WriteSummary
+    from sgpipe.inference.predictions import WriteSummary
     from sgpipe.storage.run_folder import GroundTruth
 
 _FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
@@ -313,7 +313,7 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, limit: int, 
     """Predict, and write what the benchmark's evaluator reads."""
     import rlip_model.evaluation.hico_classes as hico
     from sgpipe.evaluation.inputs import hoia_schema_of
-    from sgpipe.inference import writers
+    from sgpipe.inference import predictions as files
     from sgpipe.inference.predictor import predict as predict_images
     from sgpipe.sources.hoi import HICO
     from sgpipe.stages.detect import load_detector
@@ -327,15 +327,15 @@ def _write(run: ModelRun, out: Path, form: PredictionFormat | None, limit: int, 
     config = run.config("scene graph" if graphs else "zero-shot hoi" if zero_shot and form == "hico" else "hoi")
     classes, predictions = config.classes, predict_images(config, run.row_groups())
     if form == "vg":
-        return writers.write_graphs(predictions, out, classes, limit)
+        return files.write_graphs(predictions, out, classes, limit)
     if form == "vcoco":
-        converter = writers.PeopleConverter(classes, writers.vcoco_actions(classes.relations))
-        return writers.write_vcoco(predictions, out, converter)
+        converter = files.PeopleConverter(classes, files.vcoco_actions(classes.relations))
+        return files.write_vcoco(predictions, out, converter)
     possible = hico.possible_interactions() if form == "hico" and classes == HICO.classes else None
     if parquet:
-        return writers.write_parquet(predictions, out, classes, limit, possible)
+        return files.write_parquet(predictions, out, classes, limit, possible)
     schema, key = run.hoia_schema() or hoia_schema_of(classes), "rel_prediction" if graphs else "hoi_prediction"
-    return writers.write_hoia(predictions, out, schema, key, limit, possible)
+    return files.write_hoia(predictions, out, schema, key, limit, possible)
 
 
 def score(

@@ -105,10 +105,10 @@ def vg(
     Examples:
       sgpipe import vg --annotations scene_graphs.json --image-data image_data.json --images VG --out vg/
     """
-    from sgpipe.sources.scene_graphs import VisualGenome
+    from sgpipe.sources.scene_graphs import visual_genome_source
 
-    files = (image_data, object_aliases, predicate_aliases)
-    return VisualGenome(data.annotations, data.images, data.split_name(unsplit=True), *files, preprocess).source()
+    split, aliases = data.split_name(unsplit=True), (object_aliases, predicate_aliases)
+    return visual_genome_source(data.annotations, data.images, split, image_data, aliases, preprocess)
 
 
 def hico(data: BoxOptions, classes: cli.Classes = None) -> AnnotationSource:
@@ -275,9 +275,9 @@ def label_studio(
     Examples:
       sgpipe import label-studio --annotations project.json --images photos --out corrected/
     """
-    from sgpipe.sources.label_studio import LabelStudio
+    from sgpipe.sources.label_studio import label_studio_source
 
-    return LabelStudio(data.annotations, data.images, data.split, predictions, annotator, image_field).source()
+    return label_studio_source(data.annotations, data.images, data.split, predictions, annotator, image_field)
 
 
 def hf(

@@ -48,16 +48,17 @@ from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import location, read_text, text_of
 from sgpipe.files.model_cache import pin_model
-from sgpipe.inference.rows import (
+from sgpipe.inference.predictions import (
     ImageRow,
     InferenceConfig,
+    PeopleConverter,
     PredictConfig,
     RowGroup,
     Task,
     coco_image_id,
     list_row_groups,
+    predicted_graph,
 )
-from sgpipe.inference.writers import PeopleConverter, predicted_graph
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_classes, read_hoia
 from sgpipe.storage.shards import iter_records

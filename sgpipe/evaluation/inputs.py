@@ -34,8 +34,7 @@ from sgpipe.errors import UserError, os_error_reason
 from sgpipe.evaluation.result import ScoredImages
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
-from sgpipe.inference.rows import PERSON
-from sgpipe.inference.writers import CLASSES
+from sgpipe.inference.predictions import CLASSES, PERSON
 from sgpipe.records import Record, from_table
 from sgpipe.sources import fields
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts

@@ -20,7 +20,7 @@ from rlip_model.training.objective import detect
 from sgpipe.errors import EngineError, UserError
 from sgpipe.files.locations import text_of
 from sgpipe.images import ImageError
-from sgpipe.inference.rows import PERSON, ImagePrediction, ImageRow, PredictConfig, RowGroup, iter_rows
+from sgpipe.inference.predictions import PERSON, ImagePrediction, ImageRow, PredictConfig, RowGroup, iter_rows
 from sgpipe.recipe import DEFAULT_SIDES, miniworld_notes, size_notes, trained_sides
 from sgpipe.stages.detect import load_detector
 from sgpipe.utils.console import Progress

@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -35,100 +33,100 @@ _RECTANGLES = ("rectanglelabels", "rectangle", "labels")  # `labels` repeats the
 _SPLIT = re.compile(r"\w{1,64}")
 
 
-@dataclass(frozen=True)
-class LabelStudio:
-    """A project that Label Studio exported as JSON, or tasks in that form.
+def label_studio_source(
+    annotations: Path,
+    images: ImagePlace,
+    split: str | None = None,
+    predictions: bool = False,
+    annotator: str | None = None,
+    image_field: str = "image",
+) -> AnnotationSource:
+    """Return the annotated tasks of a project that Label Studio exported as JSON, or tasks in that form.
 
-    Attributes:
+    Args:
         images: folder of the images; the addresses of the tasks are looked up in it.
         split: None: the only one that the tasks name.
         predictions: read the predictions of tasks that nobody has annotated; otherwise these tasks are left out.
         annotator: id or e-mail address of the only person whose annotations count.
         image_field: the key of a task's data that contains the address of its image.
     """
+    require_format(annotations, "label-studio")
+    splits = sorted({named for _, task in JsonStream(annotations) if (named := _split(task)) is not None})
+    if (splits and split and split not in splits) or (len(splits) > 1 and split is None):
+        found = f"no task of split {split!r}" if split else "tasks of several splits"
+        raise UserError(f"{annotations} has {found}: pass --split {' or '.join(splits)}")
+    chosen = split or (splits[0] if splits else infer_split(annotations, images, WHOLE))
 
-    annotations: Path
-    images: ImagePlace
-    split: str | None = None
-    predictions: bool = False
-    annotator: str | None = None
-    image_field: str = "image"
-
-    def source(self) -> AnnotationSource:
-        """Raises UserError: the file is missing, of another format, or of several splits."""
-        require_format(self.annotations, "label-studio")
-        options = {"predictions": self.predictions, "annotator": self.annotator, "image_field": self.image_field}
-        files = {"annotations": self.annotations}
-        return AnnotationSource(LABEL_STUDIO_DATASET, self._only_split, self.records, files, options)
-
-    @cached_property
-    def _only_split(self) -> str:
-        splits = sorted({split for _, task in JsonStream(self.annotations) if (split := _split(task)) is not None})
-        if (splits and self.split and self.split not in splits) or (len(splits) > 1 and self.split is None):
-            found = f"no task of split {self.split!r}" if self.split else "tasks of several splits"
-            raise UserError(f"{self.annotations} has {found}: pass --split {' or '.join(splits)}")
-        return self.split or (splits[0] if splits else infer_split(self.annotations, self.images, WHOLE))
-
-    def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """Yield the annotated images in file order. Raises UserError: nobody has annotated any."""
-        found = False
-        for _, task in JsonStream(self.annotations):
-            if _split(task) not in (None, self._only_split):
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        is_empty = True
+        for _, task in JsonStream(annotations):
+            if _split(task) not in (None, chosen):
                 problems["other_splits"] += 1
                 continue
             try:
                 data = fields.required(task, "data")
-                results = self._results(task, problems)
+                results = _results(task, annotator, predictions, problems)
             except FieldError:
                 problems["malformed"] += 1
                 continue
             if results is not None:
-                found = True
-                yield self._record(task, data, results, problems)
-        if not found and (tasks := problems["unannotated_tasks"]):
-            whose = "" if self.annotator is None else f" of {self.annotator}"
-            advice = "export full predictions" if self.predictions else "--predictions imports what was predicted"
-            raise UserError(f"none of {count(tasks, 'task')} in {self.annotations} has an annotation{whose}; {advice}")
+                is_empty = False
+                record = Record(fields.identifier(task.get("id")) or "", LABEL_STUDIO_DATASET, chosen, "", 0, 0)
+                with error_row(record):
+                    address = fields.text(data, image_field)
+                    _fill(record, data, results, images, address, problems)
+                yield record
+        if is_empty and (tasks := problems["unannotated_tasks"]):
+            whose = "" if annotator is None else f" of {annotator}"
+            advice = "export full predictions" if predictions else "--predictions imports what was predicted"
+            raise UserError(f"none of {count(tasks, 'task')} in {annotations} has an annotation{whose}; {advice}")
 
-    def _results(self, task: Mapping[str, Any], problems: ProblemCounts) -> list[Any] | None:
-        """Return what counts of a task, if anything: of annotations the ground truth, otherwise the latest one."""
-        annotations = _dicts(task.get("annotations"))
-        if self.annotator is not None:
-            annotations = [each for each in annotations if self.annotator in _names(each.get("completed_by"))]
-        found = [each for each in annotations if not each.get("was_cancelled")]
-        further = "further_annotations"
-        if not annotations and self.predictions:
-            found, further = _dicts(task.get("predictions")), "further_predictions"
-        if not found:
-            problems["skipped_tasks" if annotations else "unannotated_tasks"] += 1
-            return None
-        problems[further] += len(found) - 1
+    options = {"predictions": predictions, "annotator": annotator, "image_field": image_field}
+    return AnnotationSource(LABEL_STUDIO_DATASET, chosen, read, {"annotations": annotations}, options)
 
-        def precedence(result: Mapping[str, Any]) -> tuple[bool, str]:
-            return result.get("ground_truth") is True, str(result.get("updated_at") or result.get("created_at") or "")
 
-        return fields.array(max(reversed(found), key=precedence), "result")
+def _results(
+    task: Mapping[str, Any], annotator: str | None, predictions: bool, problems: ProblemCounts
+) -> list[Any] | None:
+    """Return what counts of a task, if anything: of annotations the ground truth, otherwise the latest one."""
+    annotations = _dicts(task.get("annotations"))
+    if annotator is not None:
+        annotations = [each for each in annotations if annotator in _names(each.get("completed_by"))]
+    found = [each for each in annotations if not each.get("was_cancelled")]
+    further = "further_annotations"
+    if not annotations and predictions:
+        found, further = _dicts(task.get("predictions")), "further_predictions"
+    if not found:
+        problems["skipped_tasks" if annotations else "unannotated_tasks"] += 1
+        return None
+    problems[further] += len(found) - 1
 
-    def _record(self, task: Mapping[str, Any], data: Any, results: Sequence[Any], problems: ProblemCounts) -> Record:
-        """Return a task as a record, or as an error row."""
-        number = fields.identifier(task.get("id"))
-        record = Record(number or "", LABEL_STUDIO_DATASET, self._only_split, "", 0, 0)
-        with error_row(record):
-            address = fields.text(data, self.image_field)
-            named = "file_name" in data
-            record.file_name = fields.text(data, "file_name") if named else _file_name(address, self.images)
-            stated = fields.identifier(data.get("image_id"))
-            named_after = number or annotated.image_id_from_name(record.file_name)
-            record.image_id = named_after if stated is None else stated
-            record.dataset = fields.text(data, "dataset") if "dataset" in data else record.dataset
-            originals = [(item.get("original_width"), item.get("original_height")) for item in _dicts(results)]
-            sizes = [fields.size(data), *((fields.side(width), fields.side(height)) for width, height in originals)]
-            size = next((size for size in sizes if all(size)), None)
-            record.width, record.height = size or read_upright_size(self.images, record.file_name)
-            texts = data.get("captions") if isinstance(data.get("captions"), list) else []
-            record.captions = [Caption(fields.clean(text)) for text in texts if isinstance(text, str)]
-            _add_objects(record, results, _dict(data.get("category_ids")), problems)
-        return record
+    def precedence(result: Mapping[str, Any]) -> tuple[bool, str]:
+        return result.get("ground_truth") is True, str(result.get("updated_at") or result.get("created_at") or "")
+
+    return fields.array(max(reversed(found), key=precedence), "result")
+
+
+def _fill(
+    record: Record,
+    data: Mapping[str, Any],
+    results: Sequence[Any],
+    images: ImagePlace,
+    address: str,
+    problems: ProblemCounts,
+) -> None:
+    """Add what a task says of an image, and of its objects and relations. Raises FieldError, ImageError."""
+    record.file_name = fields.text(data, "file_name") if "file_name" in data else _file_name(address, images)
+    stated = fields.identifier(data.get("image_id"))
+    record.image_id = (record.image_id or annotated.image_id_from_name(record.file_name)) if stated is None else stated
+    record.dataset = fields.text(data, "dataset") if "dataset" in data else record.dataset
+    originals = [(item.get("original_width"), item.get("original_height")) for item in _dicts(results)]
+    sizes = [fields.size(data), *((fields.side(width), fields.side(height)) for width, height in originals)]
+    size = next((size for size in sizes if all(size)), None)
+    record.width, record.height = size or read_upright_size(images, record.file_name)
+    texts = data.get("captions") if isinstance(data.get("captions"), list) else []
+    record.captions = [Caption(fields.clean(text)) for text in texts if isinstance(text, str)]
+    _add_objects(record, results, _dict(data.get("category_ids")), problems)
 
 
 def _split(task: Any) -> str | None:

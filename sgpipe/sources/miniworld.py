@@ -14,7 +14,7 @@ from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS
 from sgpipe.miniworld.dataset import render_dataset as render_dataset
 from sgpipe.recipe import MiniworldConfig, SourceConfig, SplitConfig
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import VisualGenome
+from sgpipe.sources.scene_graphs import visual_genome_source
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, count
@@ -86,7 +86,7 @@ def remove_unused(source: SourceConfig, private: Path) -> None:
 def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = None) -> None:
     """Import scene graphs of the miniworld as shards; `images` defaults to the folder next to them."""
     images = images or graphs.parent / IMAGES
-    source = VisualGenome(graphs, images, split_name(split), preprocess=False).source()
+    source = visual_genome_source(graphs, images, split_name(split), preprocess=False)
     import_annotations(source, images, out, Progress(Console(quiet=True)))
 
 

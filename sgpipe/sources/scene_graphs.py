@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -150,49 +149,43 @@ def locate_image(images: ImagePlace, name: str) -> str:
     return next((each for each in names if image_exists(images, each)), name)
 
 
-@dataclass(frozen=True)
-class VisualGenome:
-    """A file of Visual Genome's annotations, and whether its redundant relations are removed.
+def visual_genome_source(
+    annotations: Path,
+    images: ImagePlace,
+    split: str,
+    image_data: Path | None = None,
+    aliases: tuple[Path | None, Path | None] = (None, None),
+    preprocess: bool = True,
+) -> AnnotationSource:
+    """Return Visual Genome's images; `preprocess` removes redundant relations.
 
-    `image_data`: image_data.json with the image sizes; None: they come from the images. `object_aliases` and
-    `predicate_aliases`: files of words with the same meaning, one group per line.
+    `image_data`: image_data.json with the image sizes; None: they come from the images. `aliases`, of objects and of
+    predicates: files of words with the same meaning, one group per line.
     """
+    if any(aliases) and not preprocess:
+        raise UserError("aliases are used only by the preprocessing: omit --no-preprocess or the alias files")
+    require_format(annotations, "vg", "relationships")
+    if image_data:
+        require_format(image_data, "image data")
 
-    annotations: Path
-    images: ImagePlace
-    split: str
-    image_data: Path | None = None
-    object_aliases: Path | None = None
-    predicate_aliases: Path | None = None
-    preprocess: bool = True
-
-    def source(self) -> AnnotationSource:
-        """Raises UserError: a file is missing or of another format, or aliases are given without preprocessing."""
-        if (self.object_aliases or self.predicate_aliases) and not self.preprocess:
-            raise UserError("aliases are used only by the preprocessing: omit --no-preprocess or the alias files")
-        require_format(self.annotations, "vg", "relationships")
-        if self.image_data:
-            require_format(self.image_data, "image data")
-        roles = ("annotations", "image_data", "object_aliases", "predicate_aliases")
-        files = {role: path for role in roles if (path := getattr(self, role))}
-        options = {"preprocess": self.preprocess}
-        return AnnotationSource("visual_genome", self.split, self.records, files, options)
-
-    def records(self, problems: ProblemCounts) -> Iterator[Record]:
-        """Yield the images in file order."""
-        objects, predicates = load_aliases(self.object_aliases), load_aliases(self.predicate_aliases)
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        objects, predicates = map(load_aliases, aliases)
         sizes = {}
-        for _, item in JsonStream(self.image_data) if self.image_data else ():
+        for _, item in JsonStream(image_data) if image_data else ():
             if isinstance(item, dict) and (image_id := fields.identifier(item.get("image_id"))):
                 sizes[image_id] = fields.size(item)
-        for item in iter_graphs(self.annotations):
-            if record := graph_record(item, "visual_genome", self.split, problems):
-                if self.preprocess:
+        for item in iter_graphs(annotations):
+            if record := graph_record(item, "visual_genome", split, problems):
+                if preprocess:
                     remove_redundant(record, objects, predicates, problems)
                 drop_nameless(record, problems)
                 record.width, record.height = sizes.get(record.image_id, (record.width, record.height))
-                record.file_name = locate_image(self.images, record.file_name)
+                record.file_name = locate_image(images, record.file_name)
                 yield record
+
+    roles = ("annotations", "image_data", "object_aliases", "predicate_aliases")
+    files = {role: path for role, path in zip(roles, (annotations, image_data, *aliases), strict=True) if path}
+    return AnnotationSource("visual_genome", split, read, files, {"preprocess": preprocess})
 
 
 MAX_RELATIONS = 100  # the number of query pairs of RLIPv2

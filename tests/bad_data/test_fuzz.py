@@ -27,7 +27,7 @@ from sgpipe.sources.detections import Detections
 from sgpipe.sources.hoi import hico_source, open_images_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.opening import open_source
-from sgpipe.sources.scene_graphs import VisualGenome, pseudo_label_source
+from sgpipe.sources.scene_graphs import pseudo_label_source, visual_genome_source
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import iter_records, row_faults
 from sgpipe.utils.console import Progress
@@ -107,7 +107,7 @@ def source_of(kind: str, path: Path) -> AnnotationSource:
         case "rlipv2":
             return pseudo_label_source(path, path.parent, "train")
         case "vg":
-            return VisualGenome(path, path.parent, "train").source()
+            return visual_genome_source(path, path.parent, "train")
     return {"openimages": open_images_source, "hico": hico_source, "vcoco": vcoco_source}[kind](path, "train")
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from sgpipe.export.run import export_run
 from sgpipe.records import Record, Relation
-from sgpipe.sources.label_studio import LabelStudio
+from sgpipe.sources.label_studio import label_studio_source
 from tests.integration.served import served
 from tests.sgpipe.export.runs import draw_images, imported, records
 from tests.sgpipe.export.test_label_studio import rounded
@@ -114,7 +114,7 @@ def snapshot(server: httpx.Client, project: int, file: Path) -> list[Any]:
 
 
 def rows(folder: Path, name: str, **options: Any) -> list[Record]:
-    source = LabelStudio(folder / f"{name}.json", folder / "images", **options).source()
+    source = label_studio_source(folder / f"{name}.json", folder / "images", **options)
     return [rounded(record) for record in imported(source, folder / "images", folder / name)]
 
 

@@ -20,8 +20,15 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.inputs import data_classes, read_triplets
 from sgpipe.inference import predictor
-from sgpipe.inference.rows import ImagePrediction, ImageRow, PredictConfig, RowGroup, iter_rows
-from sgpipe.inference.writers import SCHEMA, write_parquet
+from sgpipe.inference.predictions import (
+    SCHEMA,
+    ImagePrediction,
+    ImageRow,
+    PredictConfig,
+    RowGroup,
+    iter_rows,
+    write_parquet,
+)
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.fields import FieldError

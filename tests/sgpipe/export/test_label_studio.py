@@ -14,7 +14,7 @@ from label_studio_sdk.label_interface import LabelInterface
 
 from sgpipe.export.run import Exported, export_run
 from sgpipe.records import Box, Caption, Record, Relation, deduplicate
-from sgpipe.sources.label_studio import LabelStudio
+from sgpipe.sources.label_studio import label_studio_source
 from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.export.test_round_trips import NAMES, ODD_NAMES, PAIR, named_record
 from tests.sgpipe.stats.runs import make_shards
@@ -35,7 +35,7 @@ def export(root: Path, *made: Record, **options: Any) -> tuple[list[Any], Export
 
 
 def read(root: Path, **options: Any) -> list[Record]:
-    source = LabelStudio(root / "out/val.json", root, predictions=True, **options).source()
+    source = label_studio_source(root / "out/val.json", root, predictions=True, **options)
     return imported(source, root, root / "in")
 
 
@@ -81,7 +81,7 @@ def test_all_but_triplets_and_pairs_comes_back(tmp_path, split):
     made[0].relations.append(Relation(0, 0, "on", 0.875)) if made[0].objects else None
     run = make_shards(tmp_path / "run", made, rows=7)
     out = export_run(run, "label-studio", tmp_path / "out", threshold=0.0, images_url=URL).root
-    source = LabelStudio(out / f"{split}.json", tmp_path, predictions=True).source()
+    source = label_studio_source(out / f"{split}.json", tmp_path, predictions=True)
     found = imported(source, tmp_path, tmp_path / "in")
     assert any(box.iscrowd for item in found for box in item.objects)
     assert [rounded(item) for item in found] == [rounded(item) for item in only(made, split)]

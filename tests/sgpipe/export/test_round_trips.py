@@ -16,7 +16,7 @@ from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco import coco_relations_source, coco_source
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.hugging_face import dataset_source
-from sgpipe.sources.scene_graphs import VisualGenome, pseudo_label_source
+from sgpipe.sources.scene_graphs import pseudo_label_source, visual_genome_source
 from sgpipe.storage.shards import iter_records
 from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.stats.runs import make_shards
@@ -49,7 +49,7 @@ def source_of(form: str, out: Path, split: str = "val") -> AnnotationSource:
     if form == "sgg-benchmark":
         return coco_relations_source(out / split / "_annotations.coco.json", None, split)
     if form == "vg":
-        return VisualGenome(out / f"scene_graphs_{split}.json", out, split, preprocess=False).source()
+        return visual_genome_source(out / f"scene_graphs_{split}.json", out, split, preprocess=False)
     if form == "rlipv2":
         return pseudo_label_source(out / f"{split}.json", out, split)
     return dataset_source(str(out), split)[0]

@@ -21,8 +21,8 @@ from rlip_model.model import ParSeDA
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.inputs import data_classes
+from sgpipe.inference.predictions import ImagePrediction, PredictConfig, list_row_groups
 from sgpipe.inference.predictor import predict
-from sgpipe.inference.rows import ImagePrediction, PredictConfig, list_row_groups
 from sgpipe.recipe import network_folder, trained_sides
 from sgpipe.stages.detect import load_detector
 from sgpipe.storage.manifest import Manifest

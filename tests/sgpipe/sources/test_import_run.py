@@ -13,7 +13,7 @@ from sgpipe.records import Record
 from sgpipe.sources import import_run
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import VisualGenome
+from sgpipe.sources.scene_graphs import visual_genome_source
 from sgpipe.storage.manifest import Manifest, Summary
 from sgpipe.storage.shards import iter_records, read_file
 from sgpipe.utils.console import Progress
@@ -47,7 +47,7 @@ def annotations(tmp_path_factory) -> Path:
 
 def run(annotations: Path, out: Path, images: Path | None = None, preprocess: bool = True, **options) -> Summary:
     images = images or annotations.parent / "images"
-    source = VisualGenome(annotations, images, "val", preprocess=preprocess).source()
+    source = visual_genome_source(annotations, images, "val", preprocess=preprocess)
     return import_annotations(source, images, out, QUIET, **options)
 
 
@@ -168,7 +168,7 @@ def test_embedded_images_make_shards_self_contained(annotations, tmp_path):
 
 def test_a_finished_import_says_so_without_reading_its_source_again(tmp_path):
     (tmp_path / "graphs.json").write_text(json.dumps([graph(1) | {"image_id": number} for number in range(24)]))
-    source, text, reads = VisualGenome(tmp_path / "graphs.json", tmp_path, "val").source(), io.StringIO(), []
+    source, text, reads = visual_genome_source(tmp_path / "graphs.json", tmp_path, "val"), io.StringIO(), []
     progress = Progress(Console(file=text, width=300))
 
     def run(limit: int | None = None) -> int:

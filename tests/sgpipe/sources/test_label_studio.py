@@ -12,7 +12,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.images import is_upright
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.label_studio import LabelStudio
+from sgpipe.sources.label_studio import label_studio_source
 
 WIDTH, HEIGHT = 200, 100
 
@@ -44,7 +44,7 @@ def read(folder: Path, *tasks: Any, **options: Any) -> tuple[list[Record], dict[
     path = folder / "project-1.json"
     path.write_text(json.dumps(tasks))
     problems: Counter[str] = Counter()
-    return list(LabelStudio(path, folder, **options).source().read(problems)), +problems
+    return list(label_studio_source(path, folder, **options).read(problems)), +problems
 
 
 def box(name: str = "dog", x: float = 20.0, number: int = 0, crowd: bool = False) -> Box:

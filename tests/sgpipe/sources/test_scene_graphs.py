@@ -8,15 +8,16 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
+from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.scene_graphs import (
     MAX_RELATIONS,
-    VisualGenome,
     graph_record,
     iter_graphs,
     load_aliases,
     pixel_iou,
     pseudo_label_source,
     remove_redundant,
+    visual_genome_source,
 )
 
 
@@ -145,15 +146,15 @@ def genome(tmp_path):
     (tmp_path / "scene_graphs.json").write_text(json.dumps(GRAPH))  # a file may be a single graph
     (tmp_path / "images").mkdir()
 
-    def make(**options) -> VisualGenome:
-        return VisualGenome(tmp_path / "scene_graphs.json", tmp_path / "images", "train", **options)
+    def make(**options) -> AnnotationSource:
+        return visual_genome_source(tmp_path / "scene_graphs.json", tmp_path / "images", "train", **options)
 
     return make
 
 
-def only(genome: VisualGenome) -> tuple[Record, Counter]:
+def only(source: AnnotationSource) -> tuple[Record, Counter]:
     problems: Counter[str] = Counter()
-    (record,) = genome.source().read(problems)
+    (record,) = source.read(problems)
     return record, +problems
 
 
@@ -173,12 +174,12 @@ def test_sizes_come_from_image_data(genome, tmp_path):
     record, _ = only(genome(image_data=sizes))
     assert (record.width, record.height) == (80, 60)
     with pytest.raises(UserError, match=r"scene_graphs\.json is scene graphs .*not Visual Genome's image_data"):
-        genome(image_data=tmp_path / "scene_graphs.json").source()
+        genome(image_data=tmp_path / "scene_graphs.json")
 
 
-def test_images_are_found_in_the_folders_of_the_downloads(genome):
+def test_images_are_found_in_the_folders_of_the_downloads(genome, tmp_path):
     for place in ("VG_100K_2/7.jpg", "VG_100K/7.jpg", "7.jpg"):
-        image = genome().images / place
+        image = tmp_path / "images" / place
         image.parent.mkdir(exist_ok=True)
         image.touch()
         assert only(genome())[0].file_name == place
@@ -191,7 +192,7 @@ def test_real_records_lose_only_counted_relations(oracle, tmp_path):
     aliases = (data / "danfeix_object_alias.txt", data / "danfeix_predicate_alias.txt")
     for suffix, count, left in (("", 41, 35), ("2", 23, 22), ("3", 50, 44)):
         file = data / f"vadbeg_relationships{suffix}.json"
-        record, problems = only(VisualGenome(file, tmp_path, "train", None, *aliases))
+        record, problems = only(visual_genome_source(file, tmp_path, "train", aliases=aliases))
         assert len(record.relations) == left == count - problems.total()
         facts = [(relation.subject, relation.object, relation.predicate) for relation in record.relations]
         assert len(set(facts)) == len(facts)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import VisualGenome
+from sgpipe.sources.scene_graphs import visual_genome_source
 from sgpipe.training.metrics import TrainSummary, read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.training.run import train
@@ -57,7 +57,7 @@ def make_run(folder: Path, seed: int = 0) -> Path:
     """Synthetic images in folder/drawn, and their shards in folder/run."""
     render_dataset(folder / "drawn", IMAGES, seed, "train")
     images = folder / "drawn" / "images"
-    source = VisualGenome(folder / "drawn" / "scene_graphs.json", images, "train", preprocess=False).source()
+    source = visual_genome_source(folder / "drawn" / "scene_graphs.json", images, "train", preprocess=False)
     import_annotations(source, images, folder / "run", QUIET)
     return folder / "run"
 
