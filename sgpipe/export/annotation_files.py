@@ -44,7 +44,8 @@ def write_coco(rows: ExportRows, out: Path) -> None:
 
 def write_coco_relations(rows: ExportRows, out: Path) -> None:
     """Write SPLIT.json (instances) and rel.json: triplets by split and image; their object indices skip crowds."""
-    numbers, predicates = _category_ids(rows, with_nothing=True), _number_predicates(rows)
+    numbers, names = _category_ids(rows, with_nothing=True), _names(rows)[1]
+    predicates = dict(zip(names, count(1), strict=False))
     for split in rows.splits:
         write_json(out / f"{split}.json", Members(_instances(rows, split, numbers, with_nothing=True)))
     splits = [(split, Members(_triplets(rows, split, predicates))) for split in rows.splits]
@@ -52,22 +53,16 @@ def write_coco_relations(rows: ExportRows, out: Path) -> None:
 
 
 def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
-    """Write SPLIT/_annotations.coco.json: instances with `rel_annotations`, which refer to the ids of `annotations`.
-
-    SGG-Benchmark takes class and predicate 0 for the background, so numbers of both begin at 1.
-    """
-    numbers, predicates = _category_ids(rows, with_nothing=True, positive=True), _number_predicates(rows)
+    """Write SPLIT/_annotations.coco.json: instances with `rel_annotations`, which refer to the ids of `annotations`."""
+    # SGG-Benchmark takes class and predicate 0 for the background, so numbers of both begin at 1.
+    numbers = _category_ids(rows, with_nothing=True, positive=True)
+    predicates = dict(zip(_names(rows)[1], count(1), strict=False))
     categories = [{"id": number, "name": name} for name, number in predicates.items()]
     for split in rows.splits:
         (out / split).mkdir()
         members = _instances(rows, split, numbers, with_nothing=True)
         members.insert(2, ("rel_annotations", _rel_annotations(rows, split, predicates)))
         write_json(out / split / "_annotations.coco.json", Members([*members, ("rel_categories", categories)]))
-
-
-def _number_predicates(rows: ExportRows) -> dict[str, int]:
-    """Return the numbers of all predicates, from 1."""
-    return {name: number for number, name in enumerate(_names(rows)[1], 1)}
 
 
 def _category_ids(rows: ExportRows, *, with_nothing: bool, positive: bool = False) -> dict[str, int]:
@@ -152,10 +147,8 @@ def number_categories(
     """Return an id for each class: that of the run if ids are unambiguous and known of all classes, or else that of the
     dataset that the classes belong to, or else a number from 1.
 
-    Args:
-        seen: the id and the name of the class of every object.
-        names: all classes in order, if the run knows them.
-        positive: the form has no ids below 1.
+    `seen`: id and name of the class of every object; `names`: all classes in order, if the run knows them; `positive`:
+    the form has no ids below 1.
     """
     known = {name: number for number, name in sorted(seen)}
     classes = list(dict.fromkeys([*(names or ()), *known]))
@@ -242,13 +235,9 @@ def _confidence(relation: Relation) -> dict[str, float]:
 
 def write_hico(rows: ExportRows, out: Path) -> None:
     """Write hico_SPLIT.json, without objects of other classes and relations other than the 600 interactions."""
-    for split in rows.splits:
-        write_json(out / f"hico_{split}.json", _hico_items(rows, split))
-
-
-def _hico_items(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
     numbers = {name: number for number, name in category_names("coco").items()}
-    for record in rows.records(split, "objects", "relations"):
+
+    def item(record: Record) -> dict[str, Any]:
         indices = rows.renumber(record, [box.category in numbers and not box.iscrowd for box in record.objects])
         boxes = [record.objects[index] for index in indices]
         interactions = []
@@ -262,7 +251,10 @@ def _hico_items(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
                 rows.left_out["relations that the format cannot hold"] += 1
         objects = [{"bbox": _corners(box), "category_id": numbers[box.category]} for box in boxes]
         own_id = {"image_id": record.image_id}  # also where it is a number
-        yield _image(record) | own_id | {"annotations": objects, "hoi_annotation": interactions}
+        return _image(record) | own_id | {"annotations": objects, "hoi_annotation": interactions}
+
+    for split in rows.splits:
+        write_json(out / f"hico_{split}.json", map(item, rows.records(split, "objects", "relations")))
 
 
 def _corners(box: Box) -> list[float | int]:

@@ -44,10 +44,7 @@ _SAMPLE = {
 
 
 def write_fiftyone(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: bool) -> None:
-    """Write metadata.json and samples.json; `embed` copies the images into the folder `data`, too.
-
-    Raises UserError: the images are unknown or, without `embed`, not files in a folder.
-    """
+    """Write metadata.json and samples.json; `embed` copies the images to `data`, needed if they are not in a folder."""
     fields = [_field("id", "ObjectId"), *(_field(name, kind) for name, kind in _SAMPLE.items())]
     sizes = [_field(side, "Int") for side in ("width", "height")]
     fields.append(_field("metadata", "EmbeddedDocument", "metadata.ImageMetadata", sizes))
@@ -158,8 +155,6 @@ def write_label_studio(
 
     `embed` puts the images into the tasks. Otherwise these have addresses that begin with `images_url`, or at which
     Label Studio serves local files below the parent of `images` or of the run's image folders.
-
-    Raises UserError: the images are not in a folder.
     """
     prefixes = dict.fromkeys(rows.splits, images_url)
     if images_url is None and not embed:

@@ -49,10 +49,7 @@ def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *
 
 
 def write_webdataset(rows: ExportRows, out: Path, images: ImagePlace | None) -> None:
-    """Write SPLIT-000000.tar and so on, one per shard: of each image its file, KEY.jpeg or so, and its row, KEY.json.
-
-    Raises UserError: the image folder is unknown.
-    """
+    """Write a SPLIT-000000.tar per shard: of each image its file, KEY.jpeg or so, and its row, KEY.json."""
     for split in rows.splits:
         for number, shard in enumerate(rows.shards(split)):
             with new_file(out / f"{split}-{number:06d}.tar") as file, tarfile.open(fileobj=file, mode="w") as tar:

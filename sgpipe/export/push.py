@@ -178,14 +178,10 @@ class _Repository:
 
 
 def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pushed:
-    """Export the run in `root`, a folder or a store, with the options of `export_run`, and upload it to a dataset.
+    """Export the run in `root` with the options of `export_run`, and upload it to a dataset, if new a private one.
 
-    Args:
-        to: USER/NAME or ORGANISATION/NAME; a new one is private unless `public`.
-
-    Raises:
-        UserError: not a run, no such user, or the dataset was not pushed by sgpipe; nothing is uploaded.
-        EngineError: the hub cannot be reached any more; the same call continues.
+    Raises UserError: not a run, no such user, or the dataset was not pushed by sgpipe; EngineError: the hub cannot be
+    reached any more; the same call continues.
     """
     manifest = Manifest.load(root)
     dataset = _Repository(to, "dataset", public)
@@ -199,10 +195,7 @@ def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pu
 def push_model(
     folder: Path, to: str, *, public: bool = False, licence: str | None = None, evaluations: Sequence[Path] = ()
 ) -> Pushed:
-    """Upload the model in `folder` to a model of the hub; see `push_run` and `model_card`.
-
-    Raises UserError also if it has no weights in safetensors.
-    """
+    """Upload the model in `folder`, which has weights in safetensors; see `push_run` and `model_card`."""
     files = sorted(file.name for file in folder.iterdir() if _OF_MODEL.fullmatch(file.name) and file.name not in _STATE)
     if not any(file.endswith(".safetensors") for file in files):
         raise UserError(f"{folder} has no model.safetensors: save the model in safetensors, from which no code can run")

@@ -211,10 +211,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Members | Iterator[Any]) -> None:
-    """Write a new file and sync it to disk. Iterators become arrays and `Members` objects, one item per line.
-
-    Raises UserError: a number is not finite.
-    """
+    """Write a new file and sync it to disk. Iterators become arrays and `Members` objects, one item per line."""
     with new_file(path) as binary:
         file = io.TextIOWrapper(binary, encoding="utf-8")
         _write(file, value)

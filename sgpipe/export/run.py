@@ -39,10 +39,7 @@ FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, FIFTYONE, WEBDATASET, INSTRUCT
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: the folder, its files, the number of relations, and counts of what was left out.
-
-    note: on predicates that the calibration does not know, or on how to use the files.
-    """
+    """What was written, the number of relations, what was left out, and a note on how to use the files."""
 
     root: Path
     files: list[str]

@@ -88,10 +88,7 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class ImageRow:
-    """The image of a shard's row, without its annotations: embedded in the shard or in `images`.
-
-    `error`: why it has no usable image, such as the message of an error row.
-    """
+    """The image of a shard's row, embedded in the shard or in `images`; `error`: why it is not usable."""
 
     image_id: str
     dataset: str
@@ -261,10 +258,7 @@ def predicted_graph(pairs: PredictedPairs, limit: int) -> PredictedGraph:
 
 
 def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, converter: PeopleConverter) -> WriteSummary:
-    """Write every pair of every image as a person with the scores of all actions and roles, for `sgpipe eval vcoco`.
-
-    Raises UserError: an image id is not an integer.
-    """
+    """Write every pair of every image as a person with the scores of all actions and roles, for `sgpipe eval vcoco`."""
     actions = converter.actions
     agents = [f"{name}_{AGENT}" for name in actions.names]
     roles = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]
@@ -296,10 +290,7 @@ def vcoco_actions(relations: Sequence[str]) -> Actions:
 
 @dataclass(frozen=True)
 class PeopleConverter:
-    """Converts pairs to persons with actions.
-
-    `possible`: see `top_triplets`; a relation without an object is always possible.
-    """
+    """Converts pairs to persons with actions; `possible`: see `top_triplets`; without an object, all is possible."""
 
     classes: DatasetClasses
     actions: Actions
@@ -382,10 +373,9 @@ def write_parquet(
     limit: int,
     possible: Array | None = None,
 ) -> WriteSummary:
-    """Write the `limit` best triplets of each image by name, with boxes as pixel xyxy.
+    """Write the `limit` best triplets of each image by name, with boxes as pixel xyxy; `possible`: see `top_triplets`.
 
-    `pair` is the index of a triplet's pair in the image; `error` says why an image has no triplets. `possible`: see
-    `top_triplets`.
+    `pair` is the index of a triplet's pair in the image; `error` says why an image has no triplets.
     """
     summary, rows = WriteSummary(), list[dict[str, Any]]()
     with write_result(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:

@@ -77,10 +77,7 @@ class Predictor:
             while batch := list(islice(images, size)):
                 detections = iter(self._detect([pixels for _, pixels, error in batch if not error]))
                 for row, _, error in batch:
-                    if error is not None:
-                        yield ImagePrediction(row, error=error)
-                    else:
-                        yield ImagePrediction(row, self._pairs(next(detections), row))
+                    yield ImagePrediction(row, None if error else self._pairs(next(detections), row), error)
 
     def _read(self, row: ImageRow) -> tuple[ImageRow, Tensor, str | None]:
         if row.error is not None:
@@ -119,10 +116,7 @@ class Predictor:
         return detections(output, sizes, person)
 
     def _pairs(self, detections: TripletDetections, row: ImageRow) -> PredictedPairs:
-        """Boxes in pixels; as in the official code, they are not clipped to the image.
-
-        Raises UserError: a number is not finite.
-        """
+        """Boxes in pixels, not clipped, as in the official code. Raises UserError: a number is not finite."""
         pairs = PredictedPairs.from_detections(detections)
         if not all(np.isfinite(part).all() for part in (pairs.scores, pairs.subject_boxes, pairs.object_boxes)):
             raise UserError(

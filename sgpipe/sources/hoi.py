@@ -94,10 +94,7 @@ _ENOUGH = 3  # wrong relations that may be faults of single images, which become
 
 
 def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: Path | None = None) -> None:
-    """Refuse a file in HOIA format whose numbers belong to another list of classes than `dataset` or `classes`.
-
-    Raises UserError: a file beside it lists other classes, or most relations are impossible with these.
-    """
+    """Raises UserError: a file beside a HOIA file lists other classes, or most relations are impossible with these."""
     title = classes or _TITLES[dataset]
     beside = annotations.with_name(f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json")
     if classes is None and beside.is_file() and read_classes(beside).class_list != schema.class_list:

@@ -64,10 +64,7 @@ def packaged_synonyms(dataset: str) -> Synonyms:
 
 
 def loose_words() -> dict[str, tuple[str, ...]]:
-    """Return words that may stand for a thing of some class of COCO or Objects365, and the classes, best first.
-
-    "beer" may be a bottle, a cup or a wine glass, and "food" whatever food has a box.
-    """
+    """Return words such as "beer" or "food" for things of several classes of COCO or Objects365: these, best first."""
     return {word: tuple(classes) for words, classes in _packaged("loose_words.json")["called"] for word in words}
 
 
@@ -135,10 +132,7 @@ _Form: TypeAlias = tuple[str, bool]  # a lemma, and whether the text says it fro
 
 
 def load_equivalents(path: Location | None) -> Equivalents:
-    """Return the packaged `data/equivalents.yaml`, changed by a table of the same form if there is one.
-
-    Raises UserError: the file is not such a table, or contradicts itself.
-    """
+    """Return the packaged `data/equivalents.yaml`, changed by a table of the same form if there is one."""
     packaged = parse_yaml((files("sgpipe.sources") / "data" / "equivalents.yaml").read_text(encoding="utf-8"))
     if path is None:
         return Equivalents(packaged)
