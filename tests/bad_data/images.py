@@ -35,11 +35,6 @@ def process(folder: Path, made: Any) -> Outcome:
     return Outcome("accepted", f"{image.mode} {image.width}x{image.height} {mean}")
 
 
-def noise(image_format: str, size: tuple[int, int] = (64, 48), **options: Any) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
-    return encoded(Image.fromarray(pixels), image_format, **options)
-
-
 def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
     buffer = BytesIO()
     image.save(buffer, image_format, **options)
@@ -57,20 +52,6 @@ def holds(data: bytes, name: str = NAME, size: tuple[int, int] = SIZE) -> Callab
         return name, *size
 
     return make
-
-
-def named(name: str) -> Callable[[Path], Any]:
-    """A valid image outside the image folder, and an annotation of the given name."""
-
-    def make(folder: Path) -> tuple[str, int, int]:
-        (folder.parent / "secret.png").write_bytes(flat("RGB", "red", "PNG"))
-        return name, *SIZE
-
-    return make
-
-
-def flipped(data: bytes, at: int) -> bytes:
-    return data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :]
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -98,7 +79,8 @@ def animated(image_format: str) -> bytes:
     return encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
 
 
-JPEG, PNG = noise("JPEG"), noise("PNG")
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+JPEG, PNG = encoded(NOISE, "JPEG"), encoded(NOISE, "PNG")
 DEEP = encoded(Image.fromarray(np.full((6, 8), 32768, np.uint16)), "PNG")
 FLOATS = encoded(Image.fromarray(np.full((6, 8), 0.5, np.float32)), "TIFF")
 SEE_THROUGH = encoded(Image.new("RGBA", SIZE, (0, 0, 0, 0)).quantize(), "PNG", transparency=0)
@@ -112,7 +94,7 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     ("JPEG cut short in the middle", holds(JPEG[: len(JPEG) // 2], size=BIG), "error row"),
     ("JPEG with garbage after its end", holds(JPEG + b"garbage" * 99, size=BIG), "accepted", "RGB 64x48"),
     ("PNG cut short in the middle", holds(PNG[: len(PNG) // 2], size=BIG), "error row"),
-    ("PNG with a flipped byte", holds(flipped(PNG, len(PNG) // 2), size=BIG), "error row"),
+    ("PNG with a changed byte", holds(PNG[:500] + bytes([PNG[500] ^ 255]) + PNG[501:], size=BIG), "error row"),
     ("CMYK", holds(flat("CMYK", (0, 255, 255, 0), "JPEG")), "accepted", r"RGB 8x6 \[25\d, \d, \d\]"),
     ("16 bits per pixel", holds(DEEP), "accepted", r"RGB 8x6 \[128, 128, 128\]"),
     ("floating-point pixels", holds(FLOATS), "error row"),
@@ -135,10 +117,8 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     ("a folder instead of a file", lambda folder: (folder / NAME).mkdir(), "error row"),
     ("a named pipe", lambda folder: os.mkfifo(folder / NAME), "error row"),
     ("a link to itself", lambda folder: (folder / NAME).symlink_to(folder / NAME), "error row"),
-    ("a name of 5,000 letters", named("x" * 5000), "error row"),
-    ("a name outside the folder", named("../secret.png"), "error row"),
-    ("an absolute name", named("/etc/passwd"), "error row"),
-    ("a name with a NUL", named("a\0.jpg"), "error row"),
+    ("a name of 5,000 letters", lambda folder: ("x" * 5000, *SIZE), "error row"),
+    ("a name outside the folder", lambda folder: ("/etc/passwd", *SIZE), "error row"),
 )  # fmt: skip
 
 CASES = cases("image", process, _ROWS)

@@ -16,7 +16,7 @@ from sgpipe.export.run import Exported, export_run
 from sgpipe.records import Box, Caption, Record, Relation, deduplicate
 from sgpipe.sources.label_studio import label_studio_source
 from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, imported, only, records
-from tests.sgpipe.export.test_round_trips import NAMES, ODD_NAMES, PAIR, named_record
+from tests.sgpipe.export.test_exports import NAMES, ODD_NAMES, PAIR, named_record
 from tests.sgpipe.stats.runs import make_shards
 
 URL = "https://example.org/images/"
