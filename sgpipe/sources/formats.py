@@ -109,10 +109,8 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
     """Return the split that an annotation file or its image folder is named after: "instances_val2017.json" is "val".
 
     If neither is, the folder that contains them counts, if it is named after nothing else ("val2017/labels.json").
-
-    Args:
-        images: None: the name of the image folder does not count, as of V-COCO's, which are COCO's.
-        default: the split of a dataset that is published without splits, or of the run that is to be resumed.
+    `images`: None: the name of their folder does not count, as of V-COCO's, which are COCO's. `default`: of a dataset
+    that is published without splits, or of the run that is to be resumed.
 
     Raises UserError: the two names contradict each other, or neither is a split's and there is no default.
     """

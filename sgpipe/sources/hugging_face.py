@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,54 +34,48 @@ from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group, row_
 CLASSES, ORIGIN = "sgpipe.classes", "sgpipe.origin"
 
 
-@dataclass
-class _Exported:
-    """A split of what `sgpipe export --to hf` wrote, or of what others made of it."""
+def _exported(split: str, files: Mapping[str, Location]) -> AnnotationSource:
+    """Return a split of what `sgpipe export --to hf` wrote, or of what others made of it."""
+    first, *others = files.items()
+    with open_shard(first[1], SCHEMA.names) as opened:
+        schema = opened.schema_arrow
+    lists, origin = (_metadata(schema, key) for key in (CLASSES, ORIGIN))
+    try:
+        names = [tuple(map(str, lists[kind])) for kind in ("objects", "relations")] if lists is not None else None
+    except (KeyError, TypeError):
+        raise UserError(f"{first[1]}: the metadata {CLASSES!r} is not the lists objects and relations") from None
+    places: dict[str, tuple[Location, int, int]] = {}
 
-    split: str
-    files: Mapping[str, Location]
-    _locations: dict[str, tuple[Location, int, int]] = field(default_factory=dict)
-    _group: tuple[tuple[Location, int], Sequence[Any]] | None = None
-
-    def source(self) -> AnnotationSource:
-        """Raises UserError: the files have other columns."""
-        first, *others = self.files.items()
-        with open_shard(first[1], SCHEMA.names) as file:
-            schema = file.schema_arrow
-        lists, origin = (_metadata(schema, key) for key in (CLASSES, ORIGIN))
-        try:
-            names = [tuple(map(str, lists[kind])) for kind in ("objects", "relations")] if lists is not None else None
-        except (KeyError, TypeError):
-            raise UserError(f"{first[1]}: the metadata {CLASSES!r} is not the lists objects and relations") from None
-        return AnnotationSource(
-            dataset="hf",
-            split=self.split,
-            read=self._records,
-            files={"annotations": first[1], **dict(others)},
-            classes=DatasetClasses(*names) if names else None,
-            image=self._image if IMAGE_COLUMN in schema.names else None,
-            origin=[each for each in origin if isinstance(each, dict)] if isinstance(origin, list) else (),
-        )
-
-    def _records(self, problems: ProblemCounts) -> Iterator[Record]:
-        for file in self.files.values():
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        for file in files.values():
             with open_shard(file, SCHEMA.names) as shard:
                 for group in range(shard.num_row_groups):
                     table = shard.read_row_group(group, columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
-                    for fault in row_faults(table, self.split):
+                    for fault in row_faults(table, split):
                         raise UserError(f"{file}: {fault}")
                     for row, record in enumerate(from_table(table)):
-                        self._locations.setdefault(record.image_id, (file, group, row))  # repeated ones are dropped
+                        places.setdefault(record.image_id, (file, group, row))  # repeated ones are dropped
                         yield record
 
-    def _image(self, record: Record) -> bytes | None:
+    @lru_cache(1)
+    def images(file: Location, group: int) -> Any:
+        return read_row_group(file, group, [IMAGE_COLUMN])[IMAGE_COLUMN]
+
+    def image(record: Record) -> bytes | None:
         """Return the image file of a record; it is read only now, as 512 records with images are large."""
-        file, group, row = self._locations[record.image_id]
-        if self._group is None or self._group[0] != (file, group):
-            table: pa.Table = read_row_group(file, group, [IMAGE_COLUMN])
-            self._group = (file, group), table[IMAGE_COLUMN]
-        image = self._group[1][row].as_py()
-        return image and image["bytes"]
+        file, group, row = places[record.image_id]
+        found = images(file, group)[row].as_py()
+        return found and found["bytes"]
+
+    return AnnotationSource(
+        dataset="hf",
+        split=split,
+        read=read,
+        files={"annotations": first[1], **dict(others)},
+        classes=DatasetClasses(*names) if names else None,
+        image=image if IMAGE_COLUMN in schema.names else None,
+        origin=[each for each in origin if isinstance(each, dict)] if isinstance(origin, list) else (),
+    )
 
 
 def _metadata(schema: pa.Schema, key: str) -> Any:
@@ -139,7 +134,7 @@ def dataset_source(
     with hub.open_parquet(files, names[0]) as parquet:
         schema = parquet.schema_arrow
         if not (mapping or classes) and {"triplets", "status"} <= set(schema.names):
-            return _Exported(split, paths).source(), files.root
+            return _exported(split, paths), files.root
         of = _map_columns(schema, dict(each.partition("=")[::2] for each in mapping), names[0])
         images = image_columns(schema) if own_images else []
         has_own = len(images) == 1 and has_images(parquet, images[0])

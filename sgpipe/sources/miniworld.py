@@ -75,11 +75,8 @@ def prepare(
 
 
 def remove_unused(source: SourceConfig, private: Path) -> None:
-    """Remove what an earlier run in the same folder generated, if the source of the present one is not the miniworld.
-
-    Not in `prepare`: a run that is refused leaves the folder as it was.
-    """
-    if source.synthetic is None:
+    """Remove what an earlier run in this folder generated, if the source of the present one is not the miniworld."""
+    if source.synthetic is None:  # not in `prepare`: a run that is refused leaves the folder as it was
         shutil.rmtree(private / _FOLDER, ignore_errors=True)
 
 
