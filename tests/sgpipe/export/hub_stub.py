@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 TOKEN = "hf_secretsecretsecret"
 COMMIT = "0" * 40
@@ -166,3 +169,23 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def answer_at(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have huggingface_hub ask this address."""
+    template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", url)
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStub]:
+    """A stub that a user who is logged in asks, with an empty cache."""
+    cache = str(tmp_path / "cache")
+    with serving(HubStub(mode="lfs")) as stub:
+        answer_at(stub.url, monkeypatch)
+        for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_CACHE": cache, "HF_HUB_DISABLE_XET": True}.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_HUB_CACHE", cache)  # of workers
+        yield stub

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from sgpipe.files.hub import HubModel
 from sgpipe.files.model_cache import local_model, pin_model
 from sgpipe.recipe import load_recipe, packaged_model, with_model_folders
 from sgpipe.storage.manifest import Manifest
-from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
+from tests.sgpipe.export.hub_stub import TOKEN, hub  # noqa: F401 - a fixture
 from tests.sgpipe.export.runs import records
 from tests.sgpipe.stats.runs import make_shards
 
@@ -29,19 +28,6 @@ datasets = pytest.importorskip("datasets")
 TO = "anna/relations"
 KEY = f"models/{TO}"
 TAGGER = packaged_model("tagger")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[HubStub]:
-    cache = str(tmp_path / "cache")
-    with serving(HubStub(mode="lfs")) as stub:
-        template = f"{stub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        values = {"ENDPOINT": stub.url, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": cache, "HF_HUB_DISABLE_XET": True}
-        for name, value in (values | {"HUGGINGFACE_CO_URL_TEMPLATE": template}).items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("HF_HUB_CACHE", cache)  # of workers
-        yield stub
 
 
 @pytest.fixture
@@ -62,7 +48,7 @@ def push(place: Path, *options: object, code: int = 0, to: str = TO):
 
 
 @pytest.mark.parametrize("mode", ["regular", "lfs"])
-def test_the_hub_has_what_export_writes(hub, run, tmp_path, monkeypatch, mode):
+def test_the_hub_has_what_export_writes(hub, run, tmp_path, monkeypatch, mode):  # noqa: F811 - a fixture
     hub.mode = mode
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", mode == "lfs")
     done = push(run, "--json")
@@ -81,7 +67,7 @@ def test_the_hub_has_what_export_writes(hub, run, tmp_path, monkeypatch, mode):
     assert TOKEN not in "".join(path.read_text(errors="replace") for path in run.rglob("*") if path.is_file())
 
 
-def test_an_interrupted_upload_goes_on_with_the_same_command(hub, run):
+def test_an_interrupted_upload_goes_on_with_the_same_command(hub, run):  # noqa: F811 - a fixture
     hub.failures = {"/commit/": [0, 409]}  # the card arrives, the data do not
     done = push(run, code=1)
     assert "run the same command again to resume" in done.stderr
@@ -92,7 +78,7 @@ def test_an_interrupted_upload_goes_on_with_the_same_command(hub, run):
     assert "0.9" in hub.repositories[TO]["README.md"].decode()
 
 
-def test_what_is_refused_before_anything_is_sent(hub, run, monkeypatch, tmp_path):
+def test_what_is_refused_before_anything_is_sent(hub, run, monkeypatch, tmp_path):  # noqa: F811 - a fixture
     for to in ("relations", "a/b/c", "anna/"):
         assert "expected USER/NAME" in push(run, to=to, code=2).stderr
     assert "the hub refuses this user (403)" in push(run, to="berta/relations", code=2).stderr
@@ -113,7 +99,7 @@ def test_what_is_refused_before_anything_is_sent(hub, run, monkeypatch, tmp_path
 
 
 @pytest.mark.slow
-def test_a_model_comes_back_bit_for_bit_online_and_from_the_cache(hub, monkeypatch):
+def test_a_model_comes_back_bit_for_bit_online_and_from_the_cache(hub, monkeypatch):  # noqa: F811 - a fixture
     printed = json.loads(push(TAGGER, "--license", "apache-2.0", "--json").stdout)
     assert printed["url"] == f"{hub.url}/{TO}"
     assert printed["private"] is hub.private[KEY] is True
@@ -139,7 +125,7 @@ def test_a_model_comes_back_bit_for_bit_online_and_from_the_cache(hub, monkeypat
             assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
 
 
-def test_the_card_says_what_a_network_was_trained_on(hub, trained_tagger, tmp_path):
+def test_the_card_says_what_a_network_was_trained_on(hub, trained_tagger, tmp_path):  # noqa: F811 - a fixture
     evaluation = tmp_path / "hico.json"
     evaluation.write_text(json.dumps({"benchmark": "HICO-DET", "summary": {"full": 0.33}}))
     push(trained_tagger, "--evaluation", evaluation)
@@ -177,7 +163,7 @@ def test_the_card_keeps_what_its_owner_wrote(tmp_path):
             model_card(tmp_path, TO, None, ())
 
 
-def test_what_is_refused_in_one_line(hub, run, tmp_path, drawn_run):
+def test_what_is_refused_in_one_line(hub, run, tmp_path, drawn_run):  # noqa: F811 - a fixture
     others = "data/train-00000-of-00001.parquet"
     hub.repositories[TO], hub.repositories[KEY] = ({"README.md": b"# mine", name: b"1"} for name in (others, "a.bin"))
     hub.private |= {TO: False, KEY: False}
@@ -200,7 +186,7 @@ def test_what_is_refused_in_one_line(hub, run, tmp_path, drawn_run):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):
+def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):  # noqa: F811 - a fixture
     push(TAGGER)
     first, out = pin_model(TO), tmp_path / "run"
     settings = ("--set", "source.miniworld.images=4", "--set", "engine.unit_size=2")

@@ -21,13 +21,12 @@ from sgpipe.records import Box, Record
 from sgpipe.sources.detections import write_detections
 from sgpipe.sources.hub import check_hub, find_files, prepare_hub, read_split, stamp_split
 from sgpipe.storage.source_index import SourceIndex
-from tests.sgpipe.export.hub_stub import COMMIT, TOKEN, HubStub, serving
+from tests.sgpipe.export.hub_stub import COMMIT, answer_at, hub  # noqa: F401 - a fixture
 
 NAMES = ["cat", "dog", "cup"]
 WIDTH, HEIGHT = 80, 60
 # Boxes in every corner, as in real data: x, y, width, height.
 BOXES = [[0.0, 0.0, 30.0, 20.0], [50.0, 40.0, 30.0, 20.0], [40.0, 5.0, 40.0, 50.0], [2.0, 30.0, 10.0, 30.0]]
-URL = "/{repo_id}/resolve/{revision}/{filename}"
 TRAIN, TEST = "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"
 CARD_WITH_NAMES = """---
 dataset_info:
@@ -274,37 +273,30 @@ def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, m
         prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/set@other")))
 
 
-def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch):
+def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch, hub):  # noqa: F811 - a fixture
     local = write(tmp_path / "train.parquet", [row(i) for i in range(3)])
-    files = {TRAIN: local.read_bytes(), TEST: b"", "README.md": b"# card"}
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.repositories["anna/set"] = {TRAIN: local.read_bytes(), TEST: b"", "README.md": b"# card"}
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the attempts of huggingface_hub
-    with serving(HubStub(repositories={"anna/set": files}, private={"anna/set": True})) as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + URL)
-        prepared = prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/set", split="train")))
-        assert prepared.images("train") == f"hf://datasets/anna/set@{COMMIT}"
-        read_split(prepared, "train")
-        root = image_root(prepared.images("train"))
-        assert root.open(f"{TRAIN}#1").getvalue() == row(1)["image"]["bytes"]
-        root.open(f"{TRAIN}#2")
-        assert set(hub.downloads) == {f"{COMMIT}/README.md", f"{COMMIT}/{TRAIN}"}
-        assert len(hub.downloads) == 4  # each was asked for, then downloaded
-        hub.failures = {"/resolve/": [401]}
-        with pytest.raises(EngineError, match=r"data/test.* refuses this user \(401\)"):  # no fault of an image
-            root.open(f"{TEST}#0")
-        with pytest.raises(ImageError, match=r"a\.jpg of the dataset anna/set does not exist on the hub"):
-            root.open("a.jpg")
-        assert [*map(root.contains, (f"./{TRAIN}#5", "a.jpg", "../a"))] == [True, False, False]
-        with pytest.raises(UserError, match="the dataset anna/other is not on the hub, or is private"):
-            prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/other")))
-        hub.failures = {"/api/datasets": [503]}
-        with pytest.raises(StoreError, match="the hub answers 503"):
-            prepare_hub(prepared)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9" + URL)
+    prepared = prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/set", split="train")))
+    assert prepared.images("train") == f"hf://datasets/anna/set@{COMMIT}"
+    read_split(prepared, "train")
+    root = image_root(prepared.images("train"))
+    assert root.open(f"{TRAIN}#1").getvalue() == row(1)["image"]["bytes"]
+    root.open(f"{TRAIN}#2")
+    assert set(hub.downloads) == {f"{COMMIT}/README.md", f"{COMMIT}/{TRAIN}"}
+    assert len(hub.downloads) == 4  # each was asked for, then downloaded
+    hub.failures = {"/resolve/": [401]}
+    with pytest.raises(EngineError, match=r"data/test.* refuses this user \(401\)"):  # no fault of an image
+        root.open(f"{TEST}#0")
+    with pytest.raises(ImageError, match=r"a\.jpg of the dataset anna/set does not exist on the hub"):
+        root.open("a.jpg")
+    assert [*map(root.contains, (f"./{TRAIN}#5", "a.jpg", "../a"))] == [True, False, False]
+    with pytest.raises(UserError, match="the dataset anna/other is not on the hub, or is private"):
+        prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/other")))
+    hub.failures = {"/api/datasets": [503]}
+    with pytest.raises(StoreError, match="the hub answers 503"):
+        prepare_hub(prepared)
+    answer_at("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(StoreError, match="the hub cannot be reached"):
         prepare_hub(prepared)
     with pytest.raises(StoreError, match=rf"{TEST} of the dataset anna/set: the hub cannot be reached \("):
