@@ -100,16 +100,12 @@ def of_another_size(folder: Path) -> None:
 
 _DAMAGES: tuple[tuple[str, Damage, str], ...] = (
     ("undamaged", lambda folder: None, "accepted"),  # the others are refused because of their damage
-    ("a missing folder", shutil.rmtree, "refused"),
-    ("no config.json", gone(CONFIG), "refused"),
-    ("config.json cut short", cut(CONFIG), "refused"),
-    ("no weights", gone(WEIGHTS), "refused"),
-    ("weights cut short", cut(WEIGHTS), "refused"),
-    ("weights of another size", of_another_size, "refused"),
-    ("NaN weights", of_nan, "refused"),
-    ("a pickle that executes code", pickled, "refused"),
+    ("a missing folder", shutil.rmtree, "refused"), ("no config.json", gone(CONFIG), "refused"),
+    ("config.json cut short", cut(CONFIG), "refused"), ("no weights", gone(WEIGHTS), "refused"),
+    ("weights cut short", cut(WEIGHTS), "refused"), ("weights of another size", of_another_size, "refused"),
+    ("NaN weights", of_nan, "refused"), ("a pickle that executes code", pickled, "refused"),
     ("no tokenizer", without_tokenizer, "refused"),
-)
+)  # fmt: skip
 
 CASES = [
     case

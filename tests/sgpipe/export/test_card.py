@@ -21,11 +21,8 @@ from tests.sgpipe.stats.runs import make_shards
 
 BLIP, TAGGER = "sha256:0123456789abcdef", "sha256:fedcba9876543210"
 IDENTITY: dict[str, Any] = {
-    "sgpipe": "0.1.0",
-    "seed": 1234,
-    "format": "coco",
+    **{"sgpipe": "0.1.0", "seed": 1234, "format": "coco", "miniworld": None},
     "source": {"val": {"annotations": "a" * 64, "captions": None}},
-    "miniworld": None,
     "caption": {"captioner": BLIP, "decoding": "nucleus", "samples": 10, "top_p": 0.9, "scopes": ["image", "box"]},
     "parse": {"model": "en_core_web_sm 3.8.0"},
     "pair": {"candidates": "captions", "prior": None},
@@ -90,15 +87,11 @@ def test_the_card_says_whether_people_reviewed_relations(after, reviewed, said):
 
 
 def test_other_origins_are_named_or_called_unknown():
-    imported = {"import": "visual_genome", "files": {"annotations": "f" * 64}, "options": {}}
-    for identity, text in (
-        (imported, "of format `visual_genome`"),
-        ({}, "How the rows were made is not recorded."),
-        ({"tag": 5}, "a form that sgpipe does not know"),
-    ):
-        generated, steps, _ = describe_origin({"identity": identity}, False)
-        assert text in "\n".join(steps)
-        assert bool(generated) == ("tag" in identity)
+    vg = {"import": "visual_genome", "files": {"annotations": "f" * 64}, "options": {}}
+    made = [describe_origin({"identity": identity}, False) for identity in (vg, {}, {"tag": 5})]
+    assert [generated for generated, *_ in made] == [False, None, True]
+    texts = ("of format `visual_genome`", "How the rows were made is not recorded.", "a form that sgpipe does not know")
+    assert all(text in "\n".join(steps) for text, (_, steps, _) in zip(texts, made, strict=True))
 
 
 def test_provenance_survives_scoring_and_the_hub(tmp_path):
@@ -109,24 +102,16 @@ def test_provenance_survives_scoring_and_the_hub(tmp_path):
     def unscored(record: Record, _: Any) -> list[None]:
         return [None] * len(record.relations)
 
-    for before, out, column, identity in (
-        (run, "scored", CLIP_COLUMN, scored),
-        (tmp_path / "scored", "judged", VLM_COLUMN, asked),
-    ):
-        score_run(before, tmp_path / out, column, lambda: unscored, identity, QUIET)
+    score_run(run, tmp_path / "scored", CLIP_COLUMN, lambda: unscored, scored, QUIET)
+    score_run(tmp_path / "scored", tmp_path / "judged", VLM_COLUMN, lambda: unscored, asked, QUIET)
     hub = export_run(tmp_path / "judged", "hf", tmp_path / "hub", threshold=0.5).root
     imported(dataset_source(str(hub), "val")[0], hub, tmp_path / "in")
     text = card(tmp_path / "in", tmp_path / "again")
     total, kept = _counts(tmp_path / "run", 0.5)
-    for sentence in (
-        "those of the source; no captioner ran",
-        f"a Relation Tagger (`{TAGGER}`)",
-        "(`ViT-B-32`)",
-        "(`Qwen2.5-VL`, behind an endpoint)",
-        f"Exported with {kept} of {total} relations: those of confidence 0.5 or more",
-        "of format `hf`",
-    ):
-        assert sentence in text
+    origin = ("those of the source; no captioner ran", f"a Relation Tagger (`{TAGGER}`)", "of format `hf`")
+    scores = ("(`ViT-B-32`)", "(`Qwen2.5-VL`, behind an endpoint)")
+    exported = f"Exported with {kept} of {total} relations: those of confidence 0.5 or more"
+    assert [sentence for sentence in (*origin, *scores, exported) if sentence not in text] == []
 
 
 def _counts(root: Path, threshold: float) -> tuple[int, int]:

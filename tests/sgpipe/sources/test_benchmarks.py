@@ -52,10 +52,8 @@ def psg(folder: Path, **changes: Any) -> Path:
     }
     content = {
         "data": [item | changes, item | {"image_id": "2", "file_name": "val2017/2.jpg", "relations": []}],
-        "thing_classes": ["person", "dog"],
-        "stuff_classes": ["grass-merged"],
-        "predicate_classes": ["over", "in front of"],
-        "test_image_ids": ["2"],
+        **{"thing_classes": ["person", "dog"], "stuff_classes": ["grass-merged"]},
+        **{"predicate_classes": ["over", "in front of"], "test_image_ids": ["2"]},
     }
     (folder / "panoptic").mkdir(exist_ok=True)
     colours = np.stack([IDS & 255, IDS >> 8 & 255, IDS >> 16], -1).astype(np.uint8)
@@ -420,9 +418,7 @@ GRAPH = {
         vertex("[horse|trees_0]", "relation", "The horse is under a tree.", to=("horse", "trees_0")),
         vertex("[horse|trees]", "relation", "Trees are behind it.", to=("horse", "trees")),
     ],
-    "img_path": "wiki/horses.jpg",
-    "img_url": None,
-    "img_size": [80, 40],
+    **{"img_path": "wiki/horses.jpg", "img_url": None, "img_size": [80, 40]},
 }
 
 

@@ -240,12 +240,9 @@ def test_relations_in_the_instances_refer_to_ids_of_boxes(tmp_path):
 @pytest.mark.parametrize(
     ("relation", "names", "malformed"),
     [
-        (related(1, 0, 5), ["on"], False),
-        (related(1, 2, 1), ["on"], False),
+        *((relation, ["on"], False) for relation in (related(1, 0, 5), related(1, 2, 1))),
         (related(1, 0, 1), ["__background__", "on"], False),
-        (related("?", 0, 1), ["on"], True),
-        (related(1, 0, 1, confidence=2), ["on"], True),
-        (None, ["on"], True),
+        *((item, ["on"], True) for item in (related("?", 0, 1), related(1, 0, 1, confidence=2), None)),
     ],
 )
 def test_an_invalid_relation_makes_an_error_row_or_is_counted(tmp_path, relation, names, malformed):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from rich.console import Console
@@ -25,16 +24,15 @@ from sgpipe.utils.console import Progress
 IMAGES = 60
 
 
-@dataclass
-class Dataset:
+class Dataset(NamedTuple):
     """The contents of an instances file and a captions file."""
 
     instances: dict[str, Any]
     captions: dict[str, Any]
 
     @classmethod
-    def load(cls, instances: Path, captions: Path) -> Dataset:
-        return cls(json.loads(instances.read_text()), json.loads(captions.read_text()))
+    def load(cls, *files: Path) -> Dataset:
+        return cls(*(json.loads(file.read_text()) for file in files))
 
     def change_boxes(self, form: str) -> None:
         """Write the boxes in another form than x, y, width, height."""
@@ -47,13 +45,14 @@ class Dataset:
     def part(self, start: int, stop: int) -> Dataset:
         images = self.instances["images"][start:stop]
         ids = {image["id"] for image in images}
-        boxes, captions = ([a for a in p["annotations"] if a["image_id"] in ids] for p in vars(self).values())
+        boxes, captions = ([a for a in part["annotations"] if a["image_id"] in ids] for part in self)
         return Dataset({**self.instances, "images": images, "annotations": boxes}, {"annotations": captions})
 
     def save(self, folder: Path) -> tuple[Path, Path]:
-        for name, content in (("instances.json", self.instances), ("captions.json", self.captions)):
-            (folder / name).write_text(json.dumps(content))
-        return folder / "instances.json", folder / "captions.json"
+        files = folder / "instances.json", folder / "captions.json"
+        for file, content in zip(files, self, strict=True):
+            file.write_text(json.dumps(content))
+        return files
 
 
 @pytest.fixture(scope="module")

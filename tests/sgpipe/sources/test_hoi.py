@@ -127,9 +127,7 @@ HICO_PAIRS = {
         {"boxes_h": [], "boxes_o": [], "object": [], "verb": []},
     ],
     "filenames": ["HICO_train2015_00000001.jpg", "HICO_train2015_00000002.jpg"],
-    "objects": ["wine_glass", "bicycle"],
-    "verbs": ["drink_with", "ride"],
-    "size": [[640, 480], [320, 240]],
+    **{"objects": ["wine_glass", "bicycle"], "verbs": ["drink_with", "ride"], "size": [[640, 480], [320, 240]]},
 }
 VCOCO_ENDS = {"boxes_h": [MAN_BOX, MAN_BOX], "boxes_o": [BIKE_BOX, MAN_BOX], "objects": [2, 1], "actions": [1, 0]}
 VCOCO_PAIRS = {
@@ -234,13 +232,8 @@ HOIA = {
     "annotations": [{"bbox": [1, 2, 11, 22], "category_id": APPLE}, {"bbox": [0, 0, 50, 50], "category_id": SINK}],
     "rel_annotations": [hoi(0, 1, 7)],
 }
-VRD = {
-    "img_fn": "003e363ce1f302cd",
-    "img_size": [1024, 768],
-    "bbox": [[1, 2, 11, 22], [0, 0, 50, 50]],
-    "det_labels": [APPLE, SINK],
-    "rel": [[0, 1, 7]],
-}
+VRD = {"img_fn": "003e363ce1f302cd", "img_size": [1024, 768], "det_labels": [APPLE, SINK], "rel": [[0, 1, 7]]}
+VRD |= {"bbox": [[1, 2, 11, 22], [0, 0, 50, 50]]}
 
 
 @pytest.mark.parametrize(("item", "size"), [(HOIA, (0, 0)), (VRD, (1024, 768))])
