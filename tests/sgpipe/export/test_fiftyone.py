@@ -12,7 +12,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
-from sgpipe.records import NO_OBJECT, Box, Record, Relation, deduplicate
+from sgpipe.records import NO_OBJECT, Box, Caption, Record, Relation, deduplicate
 from sgpipe.storage.judgements import JudgementLog, RelationState
 from sgpipe.storage.manifest import Manifest
 from tests.sgpipe.export.runs import HEIGHT, WIDTH, draw_images, records
@@ -44,37 +44,27 @@ def states(root: Path, file: Path) -> dict[str, RelationState]:
     return {state.key.image_id: state for state in log.current()}
 
 
-def test_samples_have_boxes_relations_and_captions(tmp_path: Path) -> None:
-    made = records(30)
-    made[0].objects.append(NOTHING)
-    samples = export(tmp_path, made)
-    assert sorted(sample["image_id"] for sample in samples) == sorted(record.image_id for record in made)
-    by_id = {record.image_id: record for record in made}
-    for sample in samples:
-        record = by_id[sample["image_id"]]
-        assert Path(sample["filepath"]).is_file()
-        assert sample["captions"] == [caption.text for caption in record.captions]
-        objects, relations = (sample[name]["detections"] for name in ("objects", "relations"))
-        kept = [box for box in record.objects if not box.is_nothing]
-        for each, box in zip(objects, kept, strict=True):
-            assert (each["label"], each["iscrowd"], each["origin"]) == (box.category, box.iscrowd, box.origin)
-            scale = (WIDTH, HEIGHT, WIDTH, HEIGHT)
-            sides = [share * side for share, side in zip(each["bounding_box"], scale, strict=True)]
-            assert sides == pytest.approx(box.bbox)
-        places = {each["_id"]["$oid"]: each for each in objects}
-        for made_of, r in zip(relations, deduplicate(record.relations), strict=True):
-            ends = [places[made_of[end]] for end in ("subject", "object")]
-            assert [end["index"] for end in ends] == [r.subject, r.object]
-            found = made_of["label"], made_of["confidence"], made_of["origin"]
-            assert found == (r.predicate, r.confidence, r.origin)
-            x, y, width, height = made_of["bounding_box"]
-            for end in ends:  # it is around both
-                left, top, wide, high = end["bounding_box"]
-                assert x <= left <= left + wide <= x + width + 1e-9
-                assert y <= top <= top + high <= y + height + 1e-9
+def test_a_sample_has_boxes_relations_around_both_and_captions(tmp_path: Path) -> None:
+    dog, cup = Box("dog", 18, (32, 24, 64, 48), True), Box("cup", 47, (0, 0, 32, 24), False, "detector", 0.5)
+    relations = [Relation(1, 0, "on", 0.5), Relation(1, 0, "on", 0.75, "tagger"), Relation(0, 2, "run")]
+    made = Record(
+        "7", "coco", "val", "7.jpg", WIDTH, HEIGHT, [dog, cup, NOTHING], [Caption("a dog")], relations=relations
+    )
+    [sample] = export(tmp_path, [made])
+    assert Path(sample["filepath"]).is_file()
+    assert (sample["image_id"], sample["captions"], sample["tags"]) == ("7", ["a dog"], ["val"])
+    [first, second], [relation] = (sample[name]["detections"] for name in ("objects", "relations"))
+    keys = ("label", "index", "iscrowd", "origin", "confidence")
+    assert [first[key] for key in keys] == ["dog", 0, True, "annotation", None]
+    assert [second[key] for key in keys] == ["cup", 1, False, "detector", 0.5]
+    keys = ("label", "subject_index", "object_index", "origin", "confidence")
+    assert [relation[key] for key in keys] == ["on", 1, 0, "tagger", 0.75]  # of repeated ones, the most confident
+    assert [relation[end] for end in ("subject", "object")] == [each["_id"]["$oid"] for each in (second, first)]
+    boxes = [0.1, 0.1, 0.2, 0.2], [0, 0, 0.1, 0.1], [0, 0, 0.3, 0.3]
+    for each, box in zip((first, second, relation), boxes, strict=True):
+        assert each["bounding_box"] == pytest.approx(box)
+    assert len({each["_id"]["$oid"] for each in (sample, first, second, relation)}) == 4
     assert "tags of relations come back" in (tmp_path / "out/README.md").read_text()
-    ids = [each["_id"]["$oid"] for s in samples for n in ("objects", "relations") for each in s[n]["detections"]]
-    assert len({*ids, *(sample["_id"]["$oid"] for sample in samples)}) == len(ids) + len(samples)
 
 
 def test_ids_are_the_same_in_every_export_and_images_can_be_in_the_folder(tmp_path: Path) -> None:

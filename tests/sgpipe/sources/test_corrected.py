@@ -50,34 +50,29 @@ def correct(root: Path, out: Path, conflicts: str = "majority", **options: Any) 
 
 
 def relations(root: Path) -> dict[str, list[tuple[int, int, str, float | None]]]:
-    found: dict[str, list[tuple[int, int, str, float | None]]] = {}
-    for record in iter_records(root):
-        kept = [(r.subject, r.object, r.predicate, r.confidence and round(r.confidence, 2)) for r in record.relations]
-        found[record.image_id] = kept
-    return found
+    def shown(r: Relation) -> tuple[int, int, str, float | None]:
+        return r.subject, r.object, r.predicate, r.confidence and round(r.confidence, 2)
+
+    return {record.image_id: [*map(shown, record.relations)] for record in iter_records(root)}
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Seven images of one or two relations in two shards."""
+    """Seven images of two relations in two shards, of which one is judged in each but the last."""
     names = ("right", "wrong", "unsure", "predicate", "swap", "delete", "untouched")
     records = [scene(name, (0, 1, "on", 0.8), (0, 2, "holding", 0.3)) for name in names]
     labels = {"objects": ["person", "dog", "cup"], "relations": ["on", "holding"]}
-    return make_run(tmp_path / "run", records, rows=4, run={"labels": labels}).shards
-
-
-def judge_all(run: Path) -> None:
-    on = (0, 1, "on")
+    run, on = make_run(tmp_path / "run", records, rows=4, run={"labels": labels}).shards, (0, 1, "on")
     for judgement in ("right", "wrong", "unsure"):
         judge(run, judgement, on, judgement=judgement)
     judge(run, "predicate", on, **change("predicate", predicate="near"))
     judge(run, "swap", on, **change("swap"))
     judge(run, "delete", on, **change("delete"))
     judge(run, "delete", (1, 2, "under"), **change("add"))
+    return run
 
 
 def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
-    judge_all(run)
     found = correct(run, tmp_path / "out")
     held = (0, 2, "holding", 0.3)
     assert relations(tmp_path / "out") == {
@@ -143,7 +138,6 @@ def test_what_is_certain_is_there_once_and_what_nobody_judged_stays(there, outco
 
 
 def test_a_corrected_run_is_resumed_and_other_judgements_make_another(run, tmp_path, monkeypatch):
-    judge_all(run)
     whole = correct(run, tmp_path / "whole")
 
     def stop(*_: Any) -> None:
@@ -170,7 +164,6 @@ def test_scores_stay_with_their_relations(run, tmp_path):
         table = read_file(run / shard.file)
         column = pa.array([[{"score": 0.5}, {"score": 0.25}]] * table.num_rows, score)
         manifest.commit(write_copy(run, shard, table.append_column(CLIP_SCORE, column)))
-    judge_all(run)
     correct(run, tmp_path / "out")
     tables = [read_file(tmp_path / "out" / shard.file) for shard in Manifest.load(tmp_path / "out").shards]
     rows = [row for table in tables for row in table.to_pylist()]
@@ -199,7 +192,6 @@ def test_training_reads_a_corrected_run_wherever_the_images_are(tmp_path, place)
 
 
 def test_the_command(run, tmp_path):
-    judge_all(run)
     judge(run, "right", (0, 1, "on"), "ben", judgement="wrong")
     judge(run, "nowhere", (0, 1, "on"), judgement="right")
     with (run / JUDGEMENTS).open("a") as file:
