@@ -46,10 +46,8 @@ def states(root: Path, file: Path) -> dict[str, RelationState]:
 
 def test_a_sample_has_boxes_relations_around_both_and_captions(tmp_path: Path) -> None:
     dog, cup = Box("dog", 18, (32, 24, 64, 48), True), Box("cup", 47, (0, 0, 32, 24), False, "detector", 0.5)
-    relations = [Relation(1, 0, "on", 0.5), Relation(1, 0, "on", 0.75, "tagger"), Relation(0, 2, "run")]
-    made = Record(
-        "7", "coco", "val", "7.jpg", WIDTH, HEIGHT, [dog, cup, NOTHING], [Caption("a dog")], relations=relations
-    )
+    made = Record("7", "coco", "val", "7.jpg", WIDTH, HEIGHT, [dog, cup, NOTHING], [Caption("a dog")])
+    made.relations = [Relation(1, 0, "on", 0.5), Relation(1, 0, "on", 0.75, "tagger"), Relation(0, 2, "run")]
     [sample] = export(tmp_path, [made])
     assert Path(sample["filepath"]).is_file()
     assert (sample["image_id"], sample["captions"], sample["tags"]) == ("7", ["a dog"], ["val"])
