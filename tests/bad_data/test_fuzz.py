@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -23,7 +23,6 @@ from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.records import Box, Record, Relation, to_table
 from sgpipe.sources.annotated import AnnotationSource, clip_objects
 from sgpipe.sources.coco import coco_relations_source
-from sgpipe.sources.detections import Detections
 from sgpipe.sources.hoi import hico_source, open_images_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.opening import open_source
@@ -180,21 +179,3 @@ def test_clipped_boxes_are_inside_their_image_and_keep_their_relations(bboxes, e
     before, again = list(record.objects), Counter[str]()
     clip_objects(record, again)
     assert (record.objects, +again) == (before, Counter())
-
-
-@fuzz(150)
-@given(bboxes=st.lists(BBOX, min_size=1, max_size=6))
-@example(bboxes=[(0.0, 1.0, 1.0, 6e-230)])  # thinner than the rounding at its position: 1 + 6e-230 is 1
-def test_detections_and_imports_clip_identically(bboxes) -> None:
-    detections, problems, expected = Detections("coco", "val"), Counter[str](), []
-    detections.add_category({"id": 1, "name": "dog"})
-    for number, bbox in enumerate(bboxes):
-        detections.add_image({"id": number, "file_name": "a", "width": 100, "height": 60})
-        detections.add_box({"image_id": number, "category_id": 1, "bbox": list(bbox)})
-        record = Record(str(number), "coco", "val", "a", 100, 60, [Box("dog", 1, bbox)])
-        clip_objects(record, problems)
-        expected.append([list(box.bbox) for box in record.objects])
-    [table] = detections.tables()
-    assert [[box["bbox"] for box in objects] for objects in table["objects"].to_pylist()] == expected
-    assert detections.problems["degenerate"] == problems["degenerate"]
-    assert detections.problems["clipped"] == problems["clipped"]
