@@ -5,14 +5,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-
-from sgpipe.records import Record
 
 
 class Outcome(NamedTuple):
@@ -32,18 +29,3 @@ def cases(group: str, process: Callable[[Path, Any], Outcome], rows: Iterable[tu
         pytest.param(make, process, kind, *(pattern or [""]), id=f"{group}: {what}")
         for what, make, kind, *pattern in rows
     ]
-
-
-def outcome(records: Iterable[Record], problems: Counter[str] | dict[str, int]) -> Outcome:
-    """The error rows, else the problem counts, else the records."""
-    records = list(records)
-    if failed := [record.error for record in records if not record.ok]:
-        return Outcome("error row", "; ".join(map(str, failed)))
-    if counted := {name: count for name, count in problems.items() if count}:
-        return Outcome("counted", ", ".join(f"{name} {count}" for name, count in sorted(counted.items())))
-    return Outcome("accepted", "; ".join(_described(record) for record in records))
-
-
-def _described(record: Record) -> str:
-    names = ", ".join(f"{box.category} {[round(float(side), 2) for side in box.bbox]}" for box in record.objects[:3])
-    return f"{record.image_id} {record.width}x{record.height} {len(record.objects)} boxes: {names}"
