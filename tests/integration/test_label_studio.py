@@ -21,7 +21,7 @@ from sgpipe.records import Record, Relation
 from sgpipe.sources.label_studio import label_studio_source
 from tests.integration.served import served
 from tests.sgpipe.export.runs import draw_images, imported, records
-from tests.sgpipe.export.test_label_studio import rounded
+from tests.sgpipe.export.test_annotation_tools import rounded
 from tests.sgpipe.stats.runs import make_shards
 
 INSTALLED = Path(__file__).parents[2] / ".label-studio"
