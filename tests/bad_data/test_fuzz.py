@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
@@ -29,12 +28,11 @@ from sgpipe.sources.opening import open_source
 from sgpipe.sources.scene_graphs import pseudo_label_source, visual_genome_source
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import iter_records, row_faults
-from sgpipe.utils.console import Progress
 from tests.bad_data.annotations import BOX, GOOD
 from tests.sgpipe.cli.test_imports import FILES, GRAPH, TRIPLETS
 from tests.sgpipe.sources.test_hoi import HICO_PAIRS, VCOCO_PAIRS, VRD
+from tests.sgpipe.sources.test_import_run import QUIET
 
-QUIET = Progress(Console(quiet=True))
 TOKENS = (
     b'null true NaN Infinity -Infinity -1 0 1e400 0.5 99999999999999999999 "" "x" "\\ud800" [] {} [[]] { } [ ] : , " '
     b"\\ \\u0000 \x00 \xff \xef\xbb\xbf \xe2\x80\xa8 \n \r\n - * & ! % @ ? | > # --- ... <<: !!python/name:os.system"

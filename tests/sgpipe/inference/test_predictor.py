@@ -113,9 +113,7 @@ def test_a_parquet_file_holds_the_best_triplets_by_name(drawn_run: Path, network
     assert [path.name for path in out.parent.iterdir()] == ["predictions.parquet"]
 
 
-def test_invalid_input_is_refused_in_one_line(
-    drawn_run: Path, network: Path, trained_tagger: Path, tmp_path: Path
-) -> None:
+def test_invalid_input_is_refused(drawn_run: Path, network: Path, trained_tagger: Path, tmp_path: Path) -> None:
     for folder, reason in (
         (trained_tagger, "is an R-Tagger"),
         (tmp_path, "is not an RLIPv2-ParSeDA folder"),
@@ -164,9 +162,7 @@ def test_classes_from_a_file_are_predicted(drawn_run: Path, network: Path, tmp_p
 
 
 @pytest.mark.slow
-def test_two_workers_predict_the_same_as_one_process_or_are_refused_in_one_line(
-    drawn_run: Path, network: Path, tmp_path: Path
-) -> None:
+def test_two_workers_predict_as_one_process_or_are_refused(drawn_run: Path, network: Path, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     start_ray(cpus=2)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -28,17 +29,6 @@ WIDTH, HEIGHT = 80, 60
 # Boxes in every corner, as in real data: x, y, width, height.
 BOXES = [[0.0, 0.0, 30.0, 20.0], [50.0, 40.0, 30.0, 20.0], [40.0, 5.0, 40.0, 50.0], [2.0, 30.0, 10.0, 30.0]]
 TRAIN, TEST = "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"
-CARD_WITH_NAMES = """---
-dataset_info:
-  features:
-  - {name: image, dtype: image}
-  - name: objects
-    struct:
-    - {name: bbox, list: {list: float32, length: 4}}
-    - {name: category, list: {class_label: {names: {'0': x, '1': y, '2': z}}}}
----
-# Card
-"""
 CARD_WITH_SUBSETS = """---
 configs:
 - config_name: first
@@ -176,7 +166,9 @@ def test_numbers_without_names_are_refused_unless_the_recipe_or_the_readme_names
         read(tmp_path)
     assert classes_of(read(tmp_path, classes=["a", "b", "c"])[0][0])[1] == ("b", 1)
     pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
-    (tmp_path / "README.md").write_text(CARD_WITH_NAMES)
+    kinds = [{"name": "category", "list": {"class_label": {"names": {"0": "x", "1": "y", "2": "z"}}}}]
+    card = {"features": [{"name": "image", "dtype": "image"}, {"name": "objects", "struct": kinds}]}
+    (tmp_path / "README.md").write_text(f"---\n{json.dumps({'dataset_info': card})}\n---\n# Card\n")
     assert classes_of(read(tmp_path)[0][0])[1] == ("y", 1)
 
 

@@ -1,6 +1,5 @@
 """Datasets of objects and relations whose columns are not sgpipe's, as `sgpipe import hf --map` reads them."""
 
-import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +9,6 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
@@ -18,6 +16,7 @@ from sgpipe.sources.hugging_face import dataset_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.verify import verify
 from tests.sgpipe.export.runs import imported
+from tests.sgpipe.sources.test_hub import jpeg
 
 CATEGORIES = {
     "categories": [{"id": 1, "name": "dog"}, {"id": 7, "name": "ü" * 300}],
@@ -55,19 +54,18 @@ def read(folder: Path, *mapping: str, split: str | None = None, classes: Path | 
     return rows
 
 
-def jpeg() -> dict[str, Any]:
-    file = io.BytesIO()
-    Image.new("RGB", (64, 48)).save(file, "jpeg")
-    return {"bytes": file.getvalue(), "path": "42.jpg"}
-
-
 def without(*keys: str) -> dict[str, Any]:
     return {key: value for key, value in ROW.items() if key not in keys}
 
 
 def test_sgg_benchmarks_form_is_read_without_a_mapping(tmp_path):
     assert read(write(tmp_path, [ROW])) == [Record("42", "hf", "train", "42.jpg", 64, 48, GRAPH[0], relations=GRAPH[1])]
-    (record,) = read(write(tmp_path, [without("width", "height", "file_name") | {"image": jpeg()}]))
+    (record,) = read(
+        write(
+            tmp_path,
+            [without("width", "height", "file_name") | {"image": {"bytes": jpeg(0, (64, 48)), "path": "42.jpg"}}],
+        )
+    )
     assert (record.dataset, record.file_name) == ("hub", "data/train-00000-of-00001.parquet#0")
     assert (record.width, record.height, record.objects) == (64, 48, GRAPH[0])
 
@@ -108,7 +106,7 @@ def test_class_labels_and_class_files_name_numbers(tmp_path):
     row = {"file_name": "1.jpg", "objects": [{"bbox": [0, 0, 5, 5], "category": 1}]}
     row["relations"] = [{"subject": 0, "object": 0, "predicate": 0}]
     (tmp_path / "data").mkdir()
-    (tmp_path / "1.jpg").write_bytes(jpeg()["bytes"])
+    (tmp_path / "1.jpg").write_bytes(jpeg(0, (64, 48)))
     dataset = datasets.Dataset.from_list([row], features=datasets.Features(kinds))
     dataset.to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
     (record,) = read(tmp_path)
