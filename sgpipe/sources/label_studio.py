@@ -109,7 +109,7 @@ def _results(
 
 def _fill(
     record: Record,
-    data: Mapping[str, Any],
+    data: Any,
     results: Sequence[Any],
     images: ImagePlace,
     address: str,
