@@ -157,7 +157,7 @@ def only(source: AnnotationSource) -> tuple[Record, Counter]:
     return record, +problems
 
 
-def test_preprocessing_is_the_default_and_can_be_switched_off(genome):
+def test_preprocessing_is_the_default_and_can_be_switched_off(genome, tmp_path):
     record, problems = only(genome())
     assert record.relations == [Relation(0, 1, "on"), Relation(0, 2, "on")]
     assert problems == {"repeated_relations": 1, "nameless": 1}
@@ -165,6 +165,9 @@ def test_preprocessing_is_the_default_and_can_be_switched_off(genome):
     assert [relation.predicate for relation in record.relations] == ["ON", "on", "on"]
     assert problems == {"nameless": 1}
     assert record.objects[0].category == "Man"
+    (tmp_path / "aliases.txt").write_text("man,men\n")
+    record, problems = only(genome(aliases=(tmp_path / "aliases.txt", None)))
+    assert (record.relations, problems["redundant_relations"]) == ([Relation(0, 1, "on")], 1)
 
 
 def test_sizes_come_from_image_data(genome, tmp_path):
