@@ -159,7 +159,8 @@ def test_real_images_of_hico_come_back_as_they_were(oracle, tmp_path):
     assert imported(hico_source(out / "hico_test.json", "test"), tmp_path, tmp_path / "again") == before
 
 
-def test_the_hub_s_form_holds_images(made, run, tmp_path):
+def test_the_hub_s_form_holds_images(made, run, tmp_path, monkeypatch):
+    monkeypatch.setattr("sgpipe.export.hugging_face._IMAGES_PER_GROUP", 3)
     out = exported(run, "hf", tmp_path / "out", images=run.parent / "images", embed=True)
     assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(made, "val")
     again = exported(tmp_path / "in", "hf", tmp_path / "again")
@@ -372,6 +373,7 @@ def test_numbers_of_classes_are_kept_where_they_mean_something():
     assert number_categories([(18, "dog"), (1, "person")], ["person", "cup", "dog"]) == coco
     assert number_categories([(3, "a"), (1, "b")], None) == {"b": 1, "a": 3}
     assert number_categories([(0, "b"), (0, "a")], None) == {"a": 1, "b": 2}
+    assert number_categories([(0, "b"), (2, "a")], None, positive=True) == {"a": 1, "b": 2}
     assert number_categories([(1, "a"), (2, "a")], None) == {"a": 1}
     assert number_categories([(5, "b")], ["a", "b"]) == {"a": 1, "b": 2}
 
