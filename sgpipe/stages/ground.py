@@ -15,7 +15,6 @@ from itertools import compress
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torchvision.ops import batched_nms, box_iou, nms
 
 from sgpipe.errors import UserError
@@ -24,7 +23,7 @@ from sgpipe.recipe import Recipe
 from sgpipe.records import Box, Record
 from sgpipe.sources.vocabulary import category_names, loose_words
 from sgpipe.stages.base import ImageStage
-from sgpipe.stages.detect import check_prompted, load_prompted
+from sgpipe.stages.detect import Prepared, check_prompted, load_prompted
 from sgpipe.stages.pair import HeadMatcher, locate_head, split_words, synonyms_of
 from sgpipe.stages.parse.grammar.lexicon import NON_THINGS
 from sgpipe.stages.parse.grammar.tree import Tree
@@ -84,8 +83,9 @@ class GroundStage(ImageStage):
 
     def __call__(self, records: list[Record]) -> list[Record]:
         asked = {id(record): (record, words) for record in records if record.ok and (words := self.words(record))}
-        for record, image in self.opened(record for record, _ in asked.values()):
-            self._fill(record, asked[id(record)][1], image)
+        named = (record for record, _ in asked.values())
+        for record, prepared in self.opened(named, lambda image, file: self.detector.prepare(image)):
+            self._fill(record, asked[id(record)][1], prepared)
         return records
 
     def words(self, record: Record) -> dict[str, Word]:
@@ -123,18 +123,18 @@ class GroundStage(ImageStage):
             for number, (tokens, doc) in enumerate(analysed):
                 yield from ((number, name, head) for name, head in nouns(Tree.of(doc, tokens)))
 
-    def _fill(self, record: Record, words: Mapping[str, Word], image: Image.Image) -> None:
+    def _fill(self, record: Record, words: Mapping[str, Word], image: Prepared) -> None:
         found = self._find(image, words, record)
         names = [box.category for box in found]  # they take turns, so that what is everywhere leaves room for others
         turns = sorted(range(len(found)), key=lambda at: (names[:at].count(names[at]), at))[: self.config.max_boxes]
         record.left_out["grounded"] = len(found) - len(turns)
         record.objects += [found[at] for at in sorted(turns)]
 
-    def _find(self, image: Image.Image, words: Mapping[str, Word], record: Record) -> list[Box]:
+    def _find(self, image: Prepared, words: Mapping[str, Word], record: Record) -> list[Box]:
         """Boxes of words, highest score first, without repetitions and those that the image has."""
         detector = copy(self.detector)
         detector.ask(list(words))
-        corners, scores, labels = detector(image, self.config.threshold)
+        corners, scores, labels = detector.detect(image, self.config.threshold)
         corners, asked = corners.double(), list(words.values())
         if not bool(scores.isfinite().all()):
             raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")

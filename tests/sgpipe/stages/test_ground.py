@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from torchvision.ops import box_iou
 from sgpipe.errors import UserError
 from sgpipe.recipe import load_recipe, packaged_model
 from sgpipe.records import Box, Caption, Record, Triplet
-from sgpipe.stages.detect import DetectedBoxes, DetectStage, load_prompted
+from sgpipe.stages.detect import DetectedBoxes, DetectStage, Prepared, load_prompted
 from sgpipe.stages.ground import GroundStage
 from sgpipe.stages.pair import PairStage
 from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino
@@ -40,7 +41,10 @@ class Scripted:
         self.asked.append(names)
         self.names = names
 
-    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
+    def prepare(self, image: Image.Image) -> Prepared:
+        return Prepared({}, (image.height, image.width))
+
+    def detect(self, image: Prepared, threshold: float) -> DetectedBoxes:
         rows = [(*row, label) for label, name in enumerate(self.names) for row in self.found.get(name, ())]
         rows = [row for row in rows if not row[1] <= threshold]
         boxes, scores, labels = zip(*rows, strict=True) if rows else ((), (), ())
@@ -206,6 +210,23 @@ def test_images_without_words_are_not_opened_and_bad_ones_are_error_rows(folder:
     assert scripted.asked == [["dog"]]
     with pytest.raises(UserError, match="NaN"):
         stage(folder, {"dog": [((1, 1, 1, 1), float("nan"))]})([record("dog")])
+
+
+def test_images_are_prepared_in_threads_and_get_the_same_boxes(tmp_path: Path) -> None:
+    image = Image.effect_mandelbrot(SIZE, (-2, -1, 1, 1), 60).convert("RGB")
+    for turn in range(5):
+        image.rotate(20 * turn).save(tmp_path / f"{turn}.png")
+    found, values = [], {"ground.detector": str(make_grounding_dino(tmp_path / "d")), "ground.threshold": 0.01}
+    for threads in (0, 3):
+        recipe = load_recipe("folder", {**values, "ground.resources.io_threads": threads})
+        made = GroundStage(recipe, {"all": tmp_path}, {}, "coco")
+        made.setup()
+        prepare, used = made.detector.prepare, set[threading.Thread]()
+        made.detector.prepare = lambda image: (used.add(threading.current_thread()), prepare(image))[1]  # noqa: B023
+        found.append([each.objects for each in made([record("dog", "cup", name=f"{turn}.png") for turn in range(5)])])
+        assert (threading.main_thread() in used) == (threads == 0)
+    assert found[0] == found[1]
+    assert all(found[0])
 
 
 def test_all_nouns_are_those_of_triplets_and_others(folder: Path) -> None:
