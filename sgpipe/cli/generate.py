@@ -232,6 +232,7 @@ def plan(
     options: RecipeOptions,
     sample: Annotated[int | None, cli.option("Images to label; fewer if they take a minute.", min=1)] = None,
     machines: Annotated[int, cli.option("Number of machines like this one.", min=1)] = 1,
+    gpus: Annotated[int | None, cli.option("GPUs of each, if not as many as here.", min=1)] = None,
     price: Annotated[float | None, cli.option("Price of a machine-hour.", "--price-per-hour", min=0, max=1e9)] = None,
     price_per_token: Annotated[float | None, cli.option("Price of a token of an endpoint.", min=0, max=1e9)] = None,
     json_: cli.Json = False,
@@ -243,7 +244,7 @@ def plan(
 
     Examples:
       sgpipe plan coco --root datasets/coco --tagger tagger/
-      sgpipe plan coco --root datasets/coco --tagger tagger/ --machines 8 --price-per-hour 2.5
+      sgpipe plan coco --root datasets/coco --tagger tagger/ --machines 8 --gpus 4 --price-per-hour 12
     """
     from sgpipe.generation.plan import plan as measure
     from sgpipe.generation.summary import print_plan
@@ -251,6 +252,7 @@ def plan(
     loaded = options.applied_to(recipe, data, None)
     with redirect_stdout(sys.stderr):
         found = measure(loaded, console.Progress(), sample, began=STARTED)
+    found = found.with_gpus(gpus) if gpus else found
     if not cli.printed_json(json_, found.as_json(machines, price, price_per_token)):
         print_plan(found, console.output(), machines, price, price_per_token)
 

@@ -173,9 +173,10 @@ class StageBuilder:
 
 
 class Engine(Protocol):
-    """Runs units through the stages; `workers`: how many processes run these stages, known after `start`."""
+    """Runs units through the stages; `workers`: how many processes run these, and with `gpus`, known after `start`."""
 
     workers: Mapping[tuple[str, ...], int]
+    gpus: int
 
     def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
         """Get ready; returns the units, cut so that all workers have work to the end.

@@ -98,6 +98,7 @@ class LocalEngine:
         if share > cpus:
             raise UserError(f"{name} takes {share:g} CPUs, but only {cpus} can be used: lower {name}.resources.cpus")
         self.max_workers = min([*actors, self._gpus or int(cpus // share)])
+        self.gpus = self.max_workers if self._gpus else 0
         self.workers: Mapping[tuple[str, ...], int] = {}
         self._processes: list[WorkerProcess] = []
 

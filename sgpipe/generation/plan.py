@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import resource
 import sys
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from sgpipe.generation.engine import UnitWriter, WorkUnit
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.run import LabellingRun, check_recipe
 from sgpipe.recipe import Recipe
+from sgpipe.stages.base import COMPILATION
 from sgpipe.stages.endpoint import RequestCache
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import REQUESTS, RunFolder
@@ -28,6 +31,7 @@ from sgpipe.utils.console import Progress, count
 
 SAMPLE, LARGEST, PATIENCE = 64, 256, 60.0  # images, if a served model needs more, and seconds after which fewer do
 _UNITS_PER_WORKER = 3  # the first warms up; many small ones would count what each costs beside its images
+_UTILIZED = 0.85  # share of the time from which a GPU has enough to do
 _IN_FLIGHT = 8  # times as many images in a unit as requests are under way, as these end one by one at its end
 
 
@@ -37,8 +41,10 @@ class Plan:
 
     Attributes:
         images: of the whole. sampled: those that were labelled to know.
-        start: seconds until models are loaded, since `began`. rate: images per second of all workers of this machine.
+        start: seconds until models are loaded, since `began`.
         stages: seconds per image of each stage. workers: how many processes run which stages.
+        utilization: of its GPU while a stage computes, for each stage that computes on one; None: not measured.
+        gpus: how many the workers share.
         errors: the number of error rows to expect, with its 95 % interval.
         memory: bytes of the driver and of the largest worker at their peak; None: not known on a cluster.
         tokens: of requests to endpoints and their answers, if these count them.
@@ -47,39 +53,77 @@ class Plan:
     images: int
     sampled: int
     start: float
-    rate: float
     stages: Mapping[str, float]
     workers: Mapping[tuple[str, ...], int]
+    utilization: Mapping[str, float | None]
+    gpus: int
     row_bytes: float
     errors: tuple[int, int, int]
     memory: tuple[int, int | None]
     tokens: int = 0
 
+    def with_gpus(self, gpus: int) -> Plan:
+        """Return the plan if this machine had as many GPUs, and cores enough for them; the same if it uses none."""
+        grown = {pool: max(1, round(self.workers[pool] * gpus / self.gpus)) for pool in self._on_gpus()}
+        return replace(self, workers={**self.workers, **grown}, gpus=gpus) if grown else self
+
     def seconds(self, machines: int = 1) -> float:
         """Return the time for all images on as many machines like this one."""
-        return self.start + self.images / (self.rate * machines)
+        return self.start + self.images * self._seconds(self._slowest()) / machines
 
-    def actors(self, workers: int) -> dict[str, int]:
-        """Divide workers between the stages so that none waits for another: `resources.actors` of each, on Ray."""
-        whole = sum(self.stages.values()) or 1.0
-        return {name: max(1, round(workers * each / whole)) for name, each in self.stages.items()}
+    def actors(self) -> dict[str, int]:
+        """Return `resources.actors` of each stage, on Ray, by which none waits: with the workers or the GPUs of now."""
+        pace, spare = sum(self.workers.values()) / (sum(self.stages.values()) or 1.0), 0.0
+        if pools := self._on_gpus():
+            pace, spare = 1 / max(map(self._seconds, pools)), 0.4
+        return {name: max(1, round(pace * each + spare)) for name, each in self.stages.items()}
+
+    def advice(self) -> str:
+        """Return how many actors should share a GPU, by how much of the time it computes."""
+        slowest, shares = self._slowest(), self.utilization
+        if not shares:
+            return "not measured: no stage of the sample computed on one"
+        if slowest not in self._on_gpus():
+            return f"waiting for {' + '.join(slowest)}: more cores help, more actors per GPU do not"
+        if None in shares.values():
+            return "utilization not measured: it takes nvidia-ml-py (sgpipe[gpu]) and a sample of some seconds"
+        computed = sum((shares.get(name) or 0) * self.stages[name] for name in slowest)
+        utilized = computed / self.workers[slowest] / self._seconds(slowest)
+        if utilized >= _UTILIZED:
+            return f"utilized {utilized:.0%}: enough actors of each stage per GPU"
+        actors = sum(n * sum(on for on, _ in groupby(pool, shares.__contains__)) for pool, n in self.workers.items())
+        share = math.floor(50 * self.gpus / actors) / 100  # half of that of an actor now
+        sets = " ".join(f"--set {name}.resources.gpus={share:g}" for name in shares)
+        return f"utilized {utilized:.0%}: switch CUDA's MPS on (nvidia-cuda-mps-control -d) and plan again with {sets}"
+
+    def _on_gpus(self) -> list[tuple[str, ...]]:
+        return [pool for pool in self.workers if self.utilization.keys() & set(pool)]
+
+    def _seconds(self, pool: tuple[str, ...]) -> float:
+        return max(sum(self.stages[name] for name in pool), 1e-9) / self.workers[pool]
+
+    def _slowest(self) -> tuple[str, ...]:
+        return max(self.workers, key=self._seconds)
 
     def as_json(
         self, machines: int = 1, price_per_hour: float | None = None, price_per_token: float | None = None
     ) -> dict[str, Any]:
         """Return everything as plain values."""
-        seconds, workers = self.seconds(machines), sum(self.workers.values())
+        seconds, slowest = self.seconds(machines), self._slowest()
         values = {
             "images": self.images,
             "sampled": self.sampled,
             "machines": machines,
+            "gpus": self.gpus,
             "seconds": seconds,
             "start_seconds": self.start,
-            "images_per_second": self.rate * machines,
+            "images_per_second": machines / self._seconds(slowest),
             "seconds_per_image": dict(self.stages),
-            "bottleneck": max(self.stages, key=lambda name: self.stages[name]),
-            "workers": workers,
-            "balanced_actors": self.actors(workers),
+            "bottleneck": max(slowest, key=self.stages.__getitem__),
+            "workers": sum(self.workers.values()),
+            "balanced_actors": self.actors(),
+            "gpu_utilization": dict(self.utilization),
+            "gpu_advice": self.advice(),
             "disk_bytes": round(self.row_bytes * self.images),
             "driver_memory_bytes": self.memory[0],
             "worker_memory_bytes": self.memory[1],
@@ -124,7 +168,7 @@ def plan(recipe: Recipe, progress: Progress, images: int | None = None, began: f
                     done.append((time.monotonic(), shard))
                     if done[-1][0] - done[0][0] + sum(done[0][1].seconds.values()) > PATIENCE:
                         break
-        found = _measured(whole, began, done, workers, isinstance(run.engine, LocalEngine))
+        found = _measured(whole, began, done, workers, run.engine.gpus, isinstance(run.engine, LocalEngine))
         tokens = RequestCache(folder.private / REQUESTS).tokens()
         return replace(found, tokens=round(tokens / found.sampled * whole))
 
@@ -146,11 +190,12 @@ def _measured(
     began: float,
     done: Sequence[tuple[float, ShardEntry]],
     workers: Mapping[tuple[str, ...], int],
+    gpus: int,
     local: bool,
 ) -> Plan:
     """Return what the shards of the sample tell, by the time at which each came.
 
-    Each counts from when every worker has had its first unit. The rate is that of the workers that take longest.
+    Each counts from when every worker has had its first unit.
     """
     number = sum(workers.values())
     steady = done[number:] or done
@@ -158,8 +203,14 @@ def _measured(
     seconds: Counter[str] = Counter()
     for _, shard in steady:
         seconds.update(shard.seconds)
-    stages = {name: each / rows for name, each in seconds.items()}
-    rate = min(each / max(sum(stages.get(name, 0) for name in names), 1e-9) for names, each in workers.items())
+    if local:
+        workers = {tuple(name for name in seconds if name != COMPILATION): number}
+    stages = {name: seconds[name] / rows for name in chain.from_iterable(workers)}
+    utilization: dict[str, float | None] = {}
+    for name in stages:
+        if uses := [shard.gpus[name].get("utilization") for _, shard in steady if name in shard.gpus]:
+            known = [share for share in uses if share is not None]
+            utilization[name] = sum(known) / len(known) if known else None
     starts = [when - began - sum(shard.seconds.values()) for when, shard in done[:number]]  # one after the other
     start = sum(starts) / len(starts)
     sampled = sum(shard.rows for _, shard in done)
@@ -172,4 +223,5 @@ def _measured(
     unit = 1 if sys.platform == "darwin" else 1024
     peaks = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     row_bytes, memory = sum(shard.bytes for _, shard in done) / sampled, (peaks[0], peaks[1] if local else None)
-    return Plan(whole, sampled, max(start, 0.0), rate, stages, workers, row_bytes, expected, memory)
+    start = max(start, 0.0)
+    return Plan(whole, sampled, start, stages, workers, utilization, gpus, row_bytes, expected, memory)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import socket
 import threading
 import warnings
@@ -153,6 +154,7 @@ class RayEngine:
         self.workers: Mapping[tuple[str, ...], int] = {
             tuple(stage.name for stage in pool.stages): pool.actors for pool in pools
         }
+        self.gpus = math.ceil(sum(pool.actors * (pool.resources.gpus or 0) for pool in pools) - _ROUNDING)
         return units
 
     def run(

@@ -58,12 +58,13 @@ def print_plan(plan: Plan, console: Console, machines: int, *prices: float | Non
     values = plan.as_json(machines, *prices)
     expected, least, most = plan.errors
     driver, worker = plan.memory
+    gpus, on = f", {count(plan.gpus, 'GPU')} each" if plan.gpus else "", dict.fromkeys(plan.utilization, " on GPUs")
     rows = {
         "images": f"{plan.images:,}",
-        f"time on {count(machines, 'machine')} like this": duration(values["seconds"]),
+        f"time on {count(machines, 'machine')} like this{gpus}": duration(values["seconds"]),
         "images per second": f"{values['images_per_second']:.3g}",
         "time until models are loaded": duration(plan.start),
-        "seconds per image": ", ".join(f"{name} {each:.3g}" for name, each in plan.stages.items()),
+        "seconds per image": ", ".join(f"{name} {each:.3g}{on.get(name, '')}" for name, each in plan.stages.items()),
         "slowest stage": values["bottleneck"],
         "disk": f"{values['disk_bytes'] / 1e6:,.1f} MB",
         "memory": f"driver {driver / 1e9:.1f} GB" + ("" if worker is None else f", a worker {worker / 1e9:.1f} GB"),
@@ -76,6 +77,7 @@ def print_plan(plan: Plan, console: Console, machines: int, *prices: float | Non
     if "price" in values:
         rows["price"] = f"{values['price']:,.2f}"
     print_rows(f"plan, from {count(plan.sampled, 'image')}", rows, console)
+    console.print(Text(f"GPUs: {values['gpu_advice']}"), soft_wrap=True)
 
 
 def _print_table(summary: Summary, rows: dict[str, int], console: Console) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
+from rlip_model.training.gpu_utilization import GpuUtilization
 from sgpipe.errors import ImageError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.images import ImageFeed
@@ -165,9 +166,12 @@ class StageRunner:
         usage = Usage()
         for stage in self.stages:
             began = time.perf_counter()
-            records = stage(records)
+            with GpuUtilization(getattr(stage, "device", None)) as gpu:
+                records = stage(records)
             seconds = time.perf_counter() - began
             use = stage.gpu_use()
+            if (share := gpu.read()) is not None:
+                use["utilization"] = round(share, 3)
             total = use.pop("compilation", 0.0)
             compiled = total - self._compiled.get(stage.name, 0.0)
             self._compiled[stage.name] = total

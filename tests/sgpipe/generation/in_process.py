@@ -22,6 +22,7 @@ class InProcessEngine:
     """An `Engine`."""
 
     workers: Mapping[tuple[str, ...], int] = {}
+    gpus = 0
 
     def __init__(self, stages: StageBuilder) -> None: ...
 

@@ -4,6 +4,7 @@ import heapq
 import io
 import json
 import random
+import re
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.generation.engine import WorkUnit
-from sgpipe.generation.plan import _measured, _sample, plan
+from sgpipe.generation.plan import Plan, _measured, _sample, plan
+from sgpipe.generation.summary import print_plan
 from sgpipe.recipe import load_recipe, recipe_folder
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress
@@ -54,7 +56,7 @@ def simulate(units: list[int], workers: int, load: float, cost: float, seed: int
 def test_the_plan_of_simulated_workers_is_right(workers: int, load: float, cost: float, whole: int, seed: int) -> None:
     units = _sample([WorkUnit("all", 0, whole)], 64, workers, seed)
     rows = [unit.rows for unit in units]
-    plan = _measured(whole, 0.0, simulate(rows, workers, load, cost, seed), {("caption", "tag"): workers}, True)
+    plan = _measured(whole, 0.0, simulate(rows, workers, load, cost, seed), {("caption", "tag"): workers}, 0, True)
     took = simulate([10] * (whole // 10), workers, load, cost, seed + 1)[-1][0]
     assert abs(plan.seconds() / took - 1) < 0.15
     assert abs(plan.stages["caption"] / plan.stages["tag"] - 3) < 1e-6
@@ -119,12 +121,70 @@ def test_a_served_model_is_asked_about_no_more_images_than_said(
     assert f"asking the served model about {most} images\n" in said.getvalue()
 
 
+SECONDS = {"caption": 20.0, "parse": 1.0, "tag": 9.0, "compilation": 50.0}
+ON_CPUS = {("caption",): 1, ("parse", "tag"): 5}
+ON_GPUS = {("caption",): 2, ("parse",): 1, ("tag",): 2}
+
+
+def planned(workers: dict[tuple[str, ...], int], gpus: int = 0, local: bool = False, **used: float | None) -> Plan:
+    """The plan for 100 images of 10 that took `SECONDS`, where stages with a utilization computed on `gpus`."""
+    uses = {name: {"gpu": "H100"} | ({} if u is None else {"utilization": u}) for name, u in used.items()}
+    shard = ShardEntry("all", 0, 10, "a", "", 1000, {}, SECONDS, uses)
+    return _measured(100, 0.0, [(5.0, shard)], workers, gpus, local)
+
+
 def test_the_workers_that_take_longest_decide() -> None:
-    seconds = {"caption": 20.0, "pair": 1.0, "tag": 9.0}
-    done = [(5.0, ShardEntry("all", 0, 10, "a", "", 1000, {}, seconds))]
-    pools = {("caption",): 1, ("pair", "tag"): 5}
-    assert _measured(100, 0.0, done, pools, False).rate == pytest.approx(0.5)
-    assert _measured(100, 0.0, done, {("caption", "pair", "tag"): 3}, True).rate == pytest.approx(1)
+    assert planned(ON_CPUS).as_json()["images_per_second"] == pytest.approx(0.5)
+    alone = planned({("caption", "parse", "tag"): 3}, local=True)
+    assert alone.seconds() - alone.start == pytest.approx(100)
+    few = planned({("caption",): 90, ("parse", "tag"): 1})
+    assert few.as_json()["bottleneck"] == "tag"
+    assert few.actors() == {"caption": 61, "parse": 3, "tag": 27}
+
+
+@pytest.mark.parametrize(
+    ("workers", "gpus", "rate", "actors", "slowest"),
+    [
+        (ON_GPUS, 2, 1, {"caption": 2, "parse": 1, "tag": 1}, "caption"),
+        (ON_GPUS, 8, 4, {"caption": 8, "parse": 1, "tag": 4}, "caption"),
+        (ON_GPUS, 40, 10, {"caption": 40, "parse": 2, "tag": 18}, "parse"),
+        ({("caption", "parse", "tag"): 2}, 8, 8 / 3, {"caption": 6, "parse": 1, "tag": 3}, "caption"),
+        (ON_CPUS, 8, 0.5, {"caption": 4, "parse": 1, "tag": 2}, "caption"),
+    ],
+)
+def test_stages_on_gpus_grow_with_them_and_others_do_not(workers, gpus, rate, actors, slowest) -> None:
+    known = (0, {}) if workers is ON_CPUS else (2, {"caption": 0.9, "tag": 0.9})
+    plan = planned(workers, known[0], **known[1]).with_gpus(gpus)
+    assert plan.actors() == actors
+    values = plan.as_json(3)
+    assert (values["gpus"], values["bottleneck"]) == (known[0] and gpus, slowest)
+    assert values["images_per_second"] == pytest.approx(3 * rate)
+    assert values["seconds"] == pytest.approx(plan.start + 100 / (3 * rate))
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (planned(ON_CPUS), "not measured: no stage"),
+        (planned(ON_GPUS, 2, caption=None, tag=0.9), "utilization not measured: it takes nvidia-ml-py"),
+        (planned(ON_GPUS, 2, caption=0.86, tag=0.1), "utilized 86%: enough actors"),
+        (
+            planned(ON_GPUS, 2, caption=0.4, tag=0.9),
+            ".* 40%: .* MPS .*caption.resources.gpus=0.25 .*tag.*=0.25$",
+        ),
+        (
+            planned({("caption", "parse", "tag"): 2}, 2, True, caption=0.9, tag=0.4),
+            "utilized 72%: .*caption.*gpus=0.25 ",
+        ),
+        (planned(ON_GPUS, 2, caption=0.4, tag=0.4).with_gpus(40), "waiting for parse: more cores"),
+    ],
+)
+def test_the_advice_follows_from_the_utilization_while_the_slowest_workers_compute(plan: Plan, said: str) -> None:
+    assert re.match(said, plan.advice())
+    shown = io.StringIO()
+    print_plan(plan, Console(file=shown, width=400), 2, 2.5)
+    assert plan.advice() in shown.getvalue()
+    assert (", 2 GPUs each" in shown.getvalue()) == (plan.gpus == 2)
 
 
 @pytest.mark.slow
@@ -132,11 +192,12 @@ def test_a_plan_keeps_nothing_and_says_what_generate_would_refuse(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SGPIPE_QUIET", "1")
     runner = CliRunner()
-    done = runner.invoke(app, ["plan", "--limit", "4", "--sample", "2", "--machines", "2", "--json"])
+    done = runner.invoke(app, ["plan", "--limit", "4", "--sample", "2", "--machines", "2", "--gpus", "9", "--json"])
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert (found["images"], found["machines"], found["error_rows"]["expected"]) == (4, 2, 0)
     assert found["seconds"] > found["start_seconds"] > 0
+    assert found["gpu_advice"].startswith("not measured")
     assert found["worker_memory_bytes"] > found["driver_memory_bytes"] / 10
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "bad").mkdir()

@@ -1,14 +1,16 @@
 """Running stages: what they took."""
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+import torch
 
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.stages import base
-from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
+from sgpipe.stages.base import ImageStage, IsolatedRunner, Stage, StageRunner, Usage
 
 
 @dataclass
@@ -47,6 +49,28 @@ def test_compiling_is_counted_apart_and_usage_adds_up(monkeypatch: pytest.Monkey
     usage.add(Usage({"tag": 1.0, "compilation": 3.0}, {"tag": {"memory": 2}}))
     seconds = {"caption": 1.0, "compilation": 5.0, "tag": 1.0}
     assert usage == Usage(seconds, {"caption": {"memory": 1}, "tag": {"memory": 2}})
+
+
+def test_the_utilization_of_a_gpu_is_that_while_its_stage_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled, percent = threading.Event(), [0]
+    monkeypatch.setattr("rlip_model.training.gpu_utilization._SECONDS_BETWEEN_SAMPLES", 0.001)
+    monkeypatch.setattr("torch.cuda.utilization", lambda device: (sampled.set(), percent[0])[1])
+
+    class OnGpu(ImageStage):
+        def __init__(self, name: str, device: str) -> None:
+            self.name, self.device = name, torch.device(device)
+
+        def __call__(self, records: list[Record]) -> list[Record]:
+            assert self.device.type == "cpu" or sampled.wait(10)
+            return records
+
+        def gpu_use(self) -> dict[str, Any]:
+            return {}
+
+    runner = StageRunner([OnGpu("caption", "cuda"), OnGpu("tag", "cpu"), Clocked("parse")])
+    for percent[0] in (40, 90):
+        sampled.clear()
+        assert runner(records(1))[1].gpus == {"caption": {"utilization": percent[0] / 100}}
 
 
 @dataclass
