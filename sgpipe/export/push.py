@@ -33,7 +33,7 @@ from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import only_process
 
 TAG = "sgpipe"  # in the card of everything that sgpipe pushes
-_EVALUATION = re.compile(r"\n## Evaluation\n.*?(?=\n## |\Z)", re.DOTALL)
+_OURS = re.compile(r"\n## (Training|Evaluation|Licence)\n.*?(?=\n## |\Z)", re.DOTALL)  # of cards that are pushed again
 
 
 def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence[Path]) -> str:
@@ -66,11 +66,14 @@ def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence
             raise UserError(f"{file}: `summary` is not a JSON object; name a file that `sgpipe eval --json-file` wrote")
         figures.append((str(result.get("benchmark", "Evaluation")), summary))
     data = training.pop("data", {})
+    new = {"Evaluation", "Training" if parts else "", "Licence" if "licences of their own" in body else ""}
+    body = _OURS.sub(lambda section: "" if section[1] in new else section[0], body.replace("FOLDER_OR_ID", to)).strip()
     return card_template("model.md.jinja").render(
         metadata=dump_yaml(metadata),
         name=to.partition("/")[2],
         auto=next(iter(settings.get("architectures") or ()), "AutoModel"),
-        body=_EVALUATION.sub("", body.replace("FOLDER_OR_ID", to)).strip(),
+        body=body,
+        kept={section[1] for section in _OURS.finditer(body)},
         images=training.pop("images", {}).get("training"),
         recipe=dump_yaml(training | {"data": {name: data[name] for name in data if name not in ("train", "val")}}),
         to=to,

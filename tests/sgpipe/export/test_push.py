@@ -300,6 +300,9 @@ def test_the_card_keeps_what_its_owner_wrote(tmp_path):
     card = model_card(tmp_path, "anna/model", None, ())
     assert yaml.safe_load(card.split("---\n")[1]) == {"license": "mit", "tags": ["vision", "sgpipe", "model"]}
     assert [text in card for text in ("# Mine", "## Citation\n\nme", "`mit`.", "old")] == [True, True, True, False]
+    readme.write_text(card.replace("is not recorded", "was said"))
+    again = model_card(tmp_path, "anna/model", None, ())
+    assert [again.count(text) for text in ("\n## ", "was said", "`mit`.")] == [4, 1, 1]
     result.write_text('{"summary": [1, 2]}')
     with pytest.raises(UserError, match=r"result\.json: `summary` is not a JSON object"):
         model_card(tmp_path, TO, None, [result])
