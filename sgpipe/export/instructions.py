@@ -34,7 +34,7 @@ from sgpipe.images import ImageError, read_image
 from sgpipe.records import HUB_DATASET, LABEL_STUDIO_DATASET, Record, list_of
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.config_file import Config, merged, read_yaml
-from sgpipe.utils.lemmas import gerund, is_participle, lemmas, plural, verb_lemma, without_auxiliaries
+from sgpipe.utils.lemmas import gerund, is_participle, is_verb, lemmas, plural, verb_lemma, without_auxiliaries
 
 _PACKAGED = Path(__file__).with_name("instructions.yaml")
 _LONGEST_NAME = 100
@@ -137,7 +137,7 @@ class English:
 
     def _is_finite(self, word: str) -> bool:
         """Return whether a word is a verb such as "ride", not one that can follow "is" ("riding", "made")."""
-        if word in self.phrases.not_verbs or not (word.isascii() and word.isalpha()):
+        if word in self.phrases.not_verbs or not is_verb(word):
             return False
         return verb_lemma(word) == word or not (word.endswith("ing") or is_participle(word))
 

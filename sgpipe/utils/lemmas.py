@@ -20,6 +20,12 @@ def verb_lemma(verb: str) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
+def is_verb(word: str) -> bool:
+    """Return whether the dictionaries have a word as a form of a verb; the rules for others inflect anything."""
+    return bool(_dictionaries()[0].getAllLemmas(word, "VERB"))
+
+
+@lru_cache(maxsize=1 << 16)
 def gerund(verb: str) -> str:
     """Return the -ing form of any form of a verb: the predicate of a passive clause that is turned active."""
     return next(iter(_inflections(verb_lemma(verb), "VBG")), verb)
