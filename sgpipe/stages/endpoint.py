@@ -554,14 +554,13 @@ def endpoint_url(url: str) -> str:
 
     Raises UserError if it is not a URL, or has parts that must not be stored in a run, which are not quoted.
     """
-    if set("?#") & set(url) or "@" in url.rpartition("://")[2].partition("/")[0]:
+    if set("?#@") & set(url):
         raise UserError(
-            "the URL of an endpoint has a name, a password, '?' or '#' in it, which would be stored in the run: put "
-            "the key into an environment variable (requests.key)"
+            "the URL of an endpoint has '@', '?' or '#' in it, as with a password, which the run would store: put the "
+            "key into an environment variable (requests.key)"
         )
     with suppress(ValueError):
         parts = urlsplit(url.strip())
         if parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port):
             return parts.geturl().rstrip("/").removesuffix(_CHAT)
-    shown = "the endpoint" if "@" in url else repr(quote(url))  # without a password
-    raise UserError(f"{shown} is not a URL, such as http://localhost:8000/v1")
+    raise UserError(f"{quote(url)!r} is not a URL, such as http://localhost:8000/v1")

@@ -227,7 +227,7 @@ def test_an_error_ends_at_once(connect: Connect) -> None:
 
 @pytest.mark.parametrize("url", [
     "localhost:8000", "ftp://host/v1", "http://", "http://host:port/v1", f"http://user:{KEY}@host/v1",
-    f"https://user:{KEY}/x@host/v1", f"http:/user:{KEY}@host/v1",
+    f"https://user:{KEY}/x@host/v1", f"https://user:12/{KEY}@host", f"http:/user:{KEY}@host/v1",
     f"http://{KEY}@host/v1", f"http://host/v1?key={KEY}", f"http://host/v1#{KEY}",
 ])  # fmt: skip
 def test_not_a_url(url: str) -> None:
