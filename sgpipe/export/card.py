@@ -19,9 +19,8 @@ from sgpipe.sources.fields import single_line
 from sgpipe.stats.audit import origins_text
 from sgpipe.stats.measures import measure_database, use_probabilities
 from sgpipe.storage.index import open_run
-from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import source_images
+from sgpipe.storage.run_folder import RunFiles, source_images
 from sgpipe.storage.shards import DATA
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count
@@ -144,7 +143,7 @@ def totals(rows: ExportRows) -> dict[str, int]:
 def _common(rows: ExportRows) -> dict[str, Any]:
     """Return what both templates show."""
     run, problems = rows.manifest.run, Counter[str]()
-    reviewed = bool(rows.certificate) or (isinstance(rows.root, Path) and (rows.root / JUDGEMENTS).is_file())
+    reviewed = bool(rows.certificate) or RunFiles(rows.root).judgements.is_file()
     generated, steps, identities = describe_origin(run, reviewed)
     for shard in rows.manifest.shards:
         problems.update({key: number for key, number in shard.counts.items() if key.startswith("problem.") and number})
