@@ -9,8 +9,11 @@ from sgpipe.records import Attribute, Box
 from sgpipe.stats.audit import Audit, compare
 from sgpipe.stats.gallery import open_records, sample_images, write_sheet
 from sgpipe.stats.measures import measure
+from sgpipe.stats.report import render
 from sgpipe.storage.index import open_run
+from sgpipe.viz.svg import curve
 from tests.sgpipe.stats.forms import Texts, assert_forms_agree, invoke
+from tests.sgpipe.stats.judging import judge
 from tests.sgpipe.stats.runs import PERSON, labelled_records, make_shards, scene
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
@@ -87,8 +90,15 @@ def test_text_that_runs_the_other_way_turns_nothing_round(tmp_path):
     record = scene(TURNED, [(0, TURNED, 1, 0.9), (2, HEBREW, 0, 0.8)], objects, [TURNED], HEBREW)
     make_run(tmp_path / "run", [record], run={"name": f"{HEBREW}{TURNED}"})
     other = make_shards(tmp_path / HEBREW, [scene("0", [(0, "near", 1)])])
-    invoke(tmp_path / "run", "--html", tmp_path / "r.html", "--compare", other)
-    page = (tmp_path / "r.html").read_text(encoding="utf-8")
+    judge(tmp_path / "run", 2, lambda question: "right", "predicates")
+    invoke(tmp_path / "run", "--html", tmp_path / "r.html", "--compare", other, "--truth", tmp_path / "run")
+    assert_not_turned((tmp_path / "r.html").read_text(encoding="utf-8"))
+    plot = curve(TURNED, [(1.0, 1.0)], "step", "loss", ["step 1: 1.000"])
+    cells = {"titles": [TURNED], "rows": [[HEBREW, TURNED]], "steps": [(TURNED, HEBREW, "1 s")], "plots": [plot]}
+    assert_not_turned(render("reproduction", {"title": f"{HEBREW}{TURNED}", "note": TURNED, **cells}))
+
+
+def assert_not_turned(page: str) -> None:
     page = re.sub(r"<script.*?</script>|<style.*?</style>", "", page, flags=re.DOTALL)
     page = re.sub(r'(value|data-\w+)="[^"]*"', "", page)  # not shown
     assert "<bdi>" in page
