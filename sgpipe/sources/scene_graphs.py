@@ -293,7 +293,7 @@ def gbc_source(annotations: Location, images: ImagePlace, split: str) -> Annotat
     """
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        lines = ".jsonl" in annotations.name
+        lines, taken = ".jsonl" in annotations.name, set[int]()  # hashes: there may be millions
         for item in json_lines(annotations) if lines else (item for _, item in JsonStream(annotations)):
             name = (item.get("img_path") or item.get("img_url")) if isinstance(item, Mapping) else None
             if not isinstance(name, str) or not isinstance(item.get("vertices"), list):
@@ -306,6 +306,9 @@ def gbc_source(annotations: Location, images: ImagePlace, split: str) -> Annotat
                 name = name.partition("?")[0].rpartition("/")[2]
             record = Record(image_id, "gbc", split, name, 0, 0)
             with error_row(record):
+                if hash(name) in taken and not item.get("img_path"):
+                    raise FieldError(f"an earlier image has the file name {name}, too: set img_path")
+                taken.add(hash(name))
                 width, height = map(fields.side, fields.numbers(item.get("img_size") or [0, 0], 2))
                 record.width, record.height = (width, height) if width and height else read_size(images, name)
                 _add_vertices(record, item["vertices"], problems)

@@ -465,7 +465,9 @@ def test_gbc_takes_sizes_and_names_from_images_and_addresses(tmp_path):
     others.append(bare | {"img_url": "https://example.org/b/7.png?x=1"})
     row, *rows = gbc(tmp_path, bare, *others)
     assert (row.image_id, row.file_name, row.objects[0].bbox) == (bare["img_url"], "7.png", (20, 20, 40, 20))
-    assert [each.image_id for each in rows] == ["a/1", "b/1", others[-1]["img_url"]]  # base names repeat
+    assert [each.image_id for each in rows] == ["a/1", "b/1", others[-1]["img_url"]]
+    assert [each.ok for each in rows] == [True, True, False]
+    assert "an earlier image has the file name 7.png, too" in rows[-1].error
 
 
 def test_bad_graphs_of_gbc_are_error_rows(tmp_path):
