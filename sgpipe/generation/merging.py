@@ -36,15 +36,7 @@ from sgpipe.storage.health_rules import AXES
 from sgpipe.storage.index_build import FAULTS, configure, interruptible
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFiles, RunFolder
-from sgpipe.storage.shards import (
-    IMAGE_COLUMN,
-    SOURCES,
-    count_rows,
-    open_shard,
-    shard_name,
-    with_images,
-    write_copy,
-)
+from sgpipe.storage.shards import IMAGE_COLUMN, SOURCES, count_rows, open_shard, shard_name, with_images, write_copy
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint

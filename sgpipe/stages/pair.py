@@ -160,11 +160,7 @@ Predicates: TypeAlias = Mapping[tuple[str, str], Sequence[str]]
 
 
 def candidate_pairs(
-    objects: Sequence[Box],
-    predicates: Predicates,
-    *,
-    require_overlap: bool = False,
-    limit: int | None = None,
+    objects: Sequence[Box], predicates: Predicates, *, require_overlap: bool = False, limit: int | None = None
 ) -> tuple[list[Pair], int]:
     """Return all ordered pairs of distinct boxes whose (subject class, object class) has predicates; without crowds.
 

@@ -18,14 +18,7 @@ from numpy.typing import NDArray
 
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError, check_share
-from sgpipe.stats.plans import (
-    PlanProgress,
-    StratumPrecision,
-    count_states,
-    judgements_of,
-    measure_plan,
-    stratum_sql,
-)
+from sgpipe.stats.plans import PlanProgress, StratumPrecision, count_states, judgements_of, measure_plan, stratum_sql
 from sgpipe.stats.precision import (
     JudgedRelations,
     PrecisionEstimate,
@@ -110,11 +103,7 @@ class JudgementMeasures:
 
 
 def measure_judgements(
-    database: Database,
-    file: Path,
-    target: float,
-    thresholds: Sequence[float],
-    calibration: Calibration | None = None,
+    database: Database, file: Path, target: float, thresholds: Sequence[float], calibration: Calibration | None = None
 ) -> JudgementMeasures:
     """Estimate the precision of an open run from a file of judgements, and the threshold that reaches the `target`.
 

@@ -24,17 +24,7 @@ from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from sgpipe.errors import UserError, add_filename
 from sgpipe.storage.manifest import sync_folder
-from sgpipe.storage.recall_plans import (
-    MOST_QUESTIONS,
-    BlindAnswer,
-    Id,
-    Index,
-    Name,
-    PlanLine,
-    RecallPlan,
-    Strict,
-    Text,
-)
+from sgpipe.storage.recall_plans import MOST_QUESTIONS, BlindAnswer, Id, Index, Name, PlanLine, RecallPlan, Strict, Text
 from sgpipe.utils.console import count
 
 CERTIFICATE_PLAN = "certificate-"  # what the ids of such plans, and of no others, begin with

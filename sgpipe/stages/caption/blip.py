@@ -36,14 +36,7 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput
 from sgpipe.stages.caption.decoding import check_finite, draw, process
-from sgpipe.stages.checkpoint import (
-    check_architecture,
-    check_vocabulary,
-    load_part,
-    load_weights,
-    loading,
-    read_config,
-)
+from sgpipe.stages.checkpoint import check_architecture, check_vocabulary, load_part, load_weights, loading, read_config
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import Backend, Compiled, GpuMemory, one_line
 from sgpipe.utils.prefetch import prefetch
