@@ -361,6 +361,7 @@ def score(
     from sgpipe.files.model_cache import local_model
     from sgpipe.generation import scoring
     from sgpipe.stages.score.scorer import ScorerSettings
+    from sgpipe.storage.index import open_run
 
     column: Any
     make: Callable[[], Any]
@@ -377,7 +378,9 @@ def score(
         if endpoint is not None:
             raise UserError("--endpoint is for --by vlm")
         name = local_model(model or "ViT-B-32")
-        predicates = scoring.frequent_predicates(run, contrasts)
+        by_frequency = "select predicate from predicates order by relations desc, predicate limit ?"
+        with open_run(run) as database:
+            predicates = [predicate for (predicate,) in database.rows(by_frequency, contrasts)]
         identity = {each: scoring.model_identity(value) for each, value in (("model", name), ("weights", weights))}
         column, identity = scoring.CLIP_COLUMN, identity | {"contrasts": predicates}
         make = partial(scoring.RelationRanker, name, weights, predicates, device)

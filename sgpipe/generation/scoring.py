@@ -26,7 +26,6 @@ from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score import make_scorer
 from sgpipe.stages.score.clip import ClipModel
 from sgpipe.stages.score.scorer import ScorerSettings, is_directed, relation_text
-from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder, source_images
 from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, embedded_images, read_file, write_copy
@@ -181,13 +180,6 @@ def score_run(
         title = f"{source.run.get('name', '')}: scored by sgpipe"
         folder.write_readme(title, f"Column `{column.name}`: {column.what}.", manifest)
     return counts
-
-
-def frequent_predicates(root: Path, count: int) -> list[str]:
-    """Return the most frequent predicates of a run, for contrast texts. Raises UserError: it cannot be read."""
-    with open_run(root) as database:
-        rows = database.rows("select predicate from predicates order by relations desc, predicate limit ?", count)
-    return [predicate for (predicate,) in rows]
 
 
 def model_identity(name: str | None) -> str | None:
