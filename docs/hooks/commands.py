@@ -19,7 +19,7 @@ This page is generated from the program; `sgpipe COMMAND --help` prints the same
 def command_page() -> str:
     """Every command with its arguments, options and examples, as Markdown."""
     root = typer.main.get_command(app)
-    context = typer.Context(root, info_name="sgpipe")  # type: ignore[arg-type]
+    context = typer.Context(root, info_name="sgpipe")
     return "\n".join([_HEAD, *_described(root, context, 1)]) + "\n"
 
 

@@ -44,7 +44,7 @@ def main() -> None:
 @contextmanager
 def viewer(run: Path) -> Iterator[str]:
     """The address of a server on a run."""
-    command = [_SGPIPE, "view", run, "--no-browser", "--port", "0", "--as", "anna"]
+    command = [str(_SGPIPE), "view", str(run), "--no-browser", "--port", "0", "--as", "anna"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
