@@ -36,6 +36,7 @@ from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import shard_name, write_shard
 from sgpipe.training.data.feed import ShardFeed
 from sgpipe.training.data.scan import scan_training
+from sgpipe.training.data.stream import StepStream
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 
 BATCH, MAX_RELATIONS, ROWS_PER_SHARD, DISTINCT = 32, 100, 64, 32
@@ -99,7 +100,7 @@ def read_epoch(root: Path) -> Measured:
     started = time.perf_counter()
     trainset = scan_training(data)
     scanned = time.perf_counter()
-    feed = ShardFeed(trainset, None, data, BATCH, 0, MAX_RELATIONS)
+    feed = ShardFeed(StepStream(trainset, data, BATCH, 0, MAX_RELATIONS))
     next(feed.stream.steps(0, feed.steps_per_epoch - 1))
     stepped = time.perf_counter()
     with feed.read() as steps:
@@ -114,7 +115,7 @@ def read_epoch(root: Path) -> Measured:
 def read_images(root: Path, count: int, threads: int) -> tuple[float, float]:
     """Images per second, and CPU seconds per image, at full size and augmentation, after a first batch."""
     data = DataConfig(train=(ShardsConfig(shards=root),), threads=threads)
-    feed = ShardFeed(scan_training(data), None, data, 16, 0, MAX_RELATIONS)
+    feed = ShardFeed(StepStream(scan_training(data), data, 16, 0, MAX_RELATIONS))
     with feed.read() as steps:
         next(steps)
         started, cpu = time.perf_counter(), time.process_time()

@@ -24,15 +24,6 @@ def test_every_setting_has_one_meaning(recipe: str) -> None:
     assert [key for key in meanings if settings.get(key, "unknown")] == []
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_every_setting_of_the_recipe_is_on_its_page(recipe: str) -> None:
-    hook = docs_hook("settings")
-    page, kind = hook.settings_page(recipe), hook.RECIPES[recipe]
-    settings = {setting.key for setting in hook.settings(kind)}
-    assert {key.split(".")[0] for key in settings} == set(kind.model_fields)
-    assert [key for key in settings if f"| `{key}` |" not in page] == []
-
-
 def test_every_command_and_option_is_on_the_page() -> None:
     page = docs_hook("commands").command_page()
     for path, command in commands().items():

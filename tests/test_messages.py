@@ -50,6 +50,7 @@ CASES: dict[str, str] = {
     "train DIR/none.yaml --out DIR/out": "DIR/none.yaml",
     "train tagger --miniature --data DIR/none --out DIR/out": "DIR/none",
     "train tagger --miniature --data DIR/run --init DIR/bert --out DIR/out": "DIR/bert",
+    "train tagger --miniature --data DIR/run --out DIR/coco": "DIR/coco",
     "predict DIR/none --data DIR/run --out DIR/out.json": "DIR/none",
     "predict DIR/bert --data DIR/run --out DIR/out.json": "DIR/bert",
     "convert DIR/none.pth --out DIR/out": "DIR/none.pth",

@@ -60,10 +60,7 @@ def _existing(config: ModelConfig, folder: Path, seed: int) -> RLIPModel:
 
 
 def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLIPModel:
-    """Return the network with changed settings; the parameters of another `fusion` are random.
-
-    Raises CheckpointError: a setting does not exist, or the parameters do not fit it.
-    """
+    """Return it with changed settings; parameters of another `fusion` are random. Raises CheckpointError."""
     queries = changes.get("num_queries", network.config.num_queries)
     if queries != network.config.num_queries:
         network = prune_queries(network, queries)
@@ -85,7 +82,6 @@ def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLI
 
 
 def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
-    """Return a new network, initialised from the seed."""
     roberta: RobertaModel | None = None
     changes = _checked(KINDS[config.kind], config.config)
     tokenizer: PreTrainedTokenizerBase

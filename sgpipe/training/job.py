@@ -23,8 +23,9 @@ from rlip_model.training.optimisation import freeze
 from rlip_model.training.state import Checkpoints, read_position
 from sgpipe.errors import EngineError, UserError
 from sgpipe.training.benchmark import Benchmark
-from sgpipe.training.data.feed import ShardFeed, WorkerShare
+from sgpipe.training.data.feed import ShardFeed
 from sgpipe.training.data.scan import TrainingSet
+from sgpipe.training.data.stream import StepStream
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.metrics import metrics_log
 from sgpipe.training.recipe import BENCHMARKS, TrainRecipe
@@ -53,12 +54,10 @@ class TrainingJob:
 
     @property
     def private(self) -> Path:
-        """The folder for state that users need not know."""
         return self.out / PRIVATE
 
     @property
     def initial_model(self) -> Path:
-        """The folder of the network that the training starts from."""
         return self.private / _INITIAL_MODEL
 
 
@@ -72,11 +71,7 @@ def run_job(
 ) -> None:
     """Train from the latest checkpoint, or from the initial model, until all epochs, or all steps, are done.
 
-    Args:
-        show: called with every line of metrics, by the first worker.
-        share: index of this worker, and number of workers.
-        wrap: see `Trainer`.
-
+    `show` gets every line of metrics, in the first worker; `share`: index of this worker, and number of workers.
     Raises as `train`, but DivergenceError.
     """
     recipe, checkpoints = job.recipe, job.checkpoints
@@ -156,29 +151,15 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
     if isinstance(network, RTagger):
         criterion = TaggerCriterion(loss.weights, loss.no_object_weight)
     elif not loss.only_boxes:
-        criterion = DetectionCriterion(
-            weights=loss.weights,
-            costs=loss.costs,
-            quality_labels=loss.quality_labels,
-            pseudo_labels=loss.pseudo_labels,
-            pseudo_label_gradient=loss.pseudo_label_gradient,
-            no_object_weight=loss.no_object_weight,
-        )
+        labels = loss.quality_labels, loss.pseudo_labels, loss.pseudo_label_gradient
+        criterion = DetectionCriterion(loss.costs, loss.weights, *labels, loss.no_object_weight)
     return Objective(network, criterion, options.precision, loss.mask_by_sum, loss.dense)
 
 
 def make_feed(job: TrainingJob, network: RLIPModel, rank: int, world_size: int, *, pinned: bool = False) -> ShardFeed:
     """Return a worker's batches. As published, the R-Tagger learns from as many relations as it has queries."""
-    recipe, config = job.recipe, network.config
-    is_tagger = isinstance(network, RTagger)
-    return ShardFeed(
-        job.training_set,
-        job.validation_set,
-        recipe.data,
-        recipe.optimisation.batch,
-        recipe.seed,
-        config.num_queries if is_tagger else config.num_pairs,
-        config.num_pairs if is_tagger else None,
-        WorkerShare(rank, world_size, recipe.optimisation.accumulate),
-        pinned,
-    )
+    recipe, options, pairs = job.recipe, job.recipe.optimisation, network.config.num_pairs
+    most, most_pairs = (network.config.num_queries, pairs) if isinstance(network, RTagger) else (pairs, None)
+    of_step = recipe.data, options.batch, recipe.seed, most
+    stream = StepStream(job.training_set, *of_step, rank, world_size, accumulate=options.accumulate)
+    return ShardFeed(stream, job.validation_set, most_pairs, pinned)

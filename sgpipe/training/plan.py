@@ -65,10 +65,7 @@ class _EnoughError(Exception):
 
 
 def plan_training(recipe: TrainRecipe, progress: Progress, steps: int = STEPS) -> TrainingPlan:
-    """Make some steps of a worker's share, in twice as many parts as long as they do not fit into the GPU's memory.
-
-    Raises UserError, EngineError: as `train`, or a single image does not fit.
-    """
+    """Make some steps of a worker's share, in twice as many parts until they fit on the GPU. Raises as `train`."""
     options, workers = recipe.optimisation, recipe.workers.count
     check_batch(options.batch, workers)
     share, accumulate = options.batch // workers, options.accumulate
@@ -132,7 +129,6 @@ def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, progress: Prog
 
 
 def print_training_plan(plan: TrainingPlan, console: Console) -> None:
-    """Print what a training takes, and how its batch fits on the GPUs there are."""
     parts = f"{count(plan.accumulate, 'part')} of {count(plan.part, 'image')}"
     rate = f"{plan.batch / plan.step_seconds:.3g} images/s, waiting for images {plan.waited:.0%}"
     rows = {

@@ -141,7 +141,6 @@ class TrainRecipe(Config):
 
 
 def train_recipe_folder() -> Path:
-    """Return the folder of the packaged training recipes."""
     return recipe_folder() / "train"
 
 
@@ -150,10 +149,7 @@ def load_train_recipe(
 ) -> TrainRecipe:
     """Return the training recipe of a packaged name ("tagger") or a YAML file, with overrides by dotted key.
 
-    Args:
-        miniature: override the recipe with settings for a laptop: a small network and small images.
-
-    Raises UserError: see `config_file.load`.
+    `miniature`: with settings for a laptop: a small network and small images. Raises UserError: as `config_file.load`.
     """
     folder = train_recipe_folder()
     overlays = [folder / "miniature" / "overlay.yaml"] if miniature else []

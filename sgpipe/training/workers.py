@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ def _worker(config: dict[str, Any]) -> None:
         raise EngineError("the input was refused before; a retry would change nothing")
     torch.set_num_threads(max(1, int(workers.cpus)))
     share = context.get_world_rank(), context.get_world_size()
-    wrap = wrap_fsdp if workers.parallel == "fsdp" else wrap_ddp
+    wrap: Callable[[Objective], nn.Module] = wrap_fsdp
+    if workers.parallel == "ddp":  # some parameters, such as the relation decoder's box heads, get no gradient
+        wrap = partial(DistributedDataParallel, find_unused_parameters=True)
     try:
         run_job(job, device=worker_device(workers), share=share, wrap=wrap)
     except (UserError, DivergenceError, EngineError, OSError) as error:
@@ -128,11 +131,6 @@ def worker_device(config: WorkersConfig) -> torch.device:
 def _gpus(config: WorkersConfig) -> float:
     """GPUs per worker; none if the device is set to the CPU."""
     return 0 if config.device == "cpu" else config.gpus
-
-
-def wrap_ddp(objective: Objective) -> nn.Module:
-    """Every process has all parameters. Some, such as the relation decoder's box heads, get no gradient."""
-    return DistributedDataParallel(objective, find_unused_parameters=True)
 
 
 def wrap_fsdp(objective: Objective) -> nn.Module:

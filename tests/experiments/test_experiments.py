@@ -10,7 +10,7 @@ import yaml
 
 from experiments.measures import of_pairs
 from experiments.plan import CaptionerOfFew, Plan, load_plan
-from experiments.report import ROOT, TABLES, outcome, report
+from experiments.report import ROOT, outcome, report
 from experiments.results import Results
 from experiments.run import Task, open_tasks
 from rlip_model.training.validation import RelationScores
@@ -153,19 +153,6 @@ def test_a_difference_is_shown_if_both_intervals_exclude_0(differences, images, 
         row = {"compared": ["a", "b"], "stage": "first", "measure": "mAP", "interval": images}
         rows.append({**row, "method": "half samples"})
     assert outcome(rows, "first", "mAP", "a", "b") == expected
-
-
-def test_the_tables_have_every_arm_also_those_that_diverged():
-    one = Plan.model_validate(plan())
-    rows = [
-        arm_row("both", 0, "first", measures={"seen mAP": 0.5}),
-        arm_row("both", 1, "first", measures={"seen mAP": 0.3}),
-        arm_row("tagger", 0, "first", diverged="the loss is not finite"),
-        arm_row("tagger", 1, "first", measures={"seen AP": 0.25}),
-    ]
-    text = report(one, {"one": rows})[TABLES]
-    assert "| both | 2 of 2 | 0.400 ± 1.271 |  |" in text
-    assert "| tagger | 2 of 2, 1 diverged |  | 0.250 |" in text
 
 
 @pytest.mark.soak

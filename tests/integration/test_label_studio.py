@@ -45,17 +45,11 @@ def server(folder: Path) -> Iterator[httpx.Client]:
     """Label Studio with an empty database, which serves local files below `folder`."""
     shutil.copytree(INSTALLED / "data", folder / "data")
     settings = {
-        "BASE_DATA_DIR": folder / "data",
-        "COLLECT_ANALYTICS": "false",
-        "LATEST_VERSION_CHECK": "false",
-        "SENTRY_DSN": "",
-        "LOCAL_FILES_SERVING_ENABLED": "true",
-        "LOCAL_FILES_DOCUMENT_ROOT": folder,
-        "USERNAME": "anna@example.org",
-        "PASSWORD": "only-for-this-test",
-        "USER_TOKEN": TOKEN,
+        "BASE_DATA_DIR": folder / "data", "COLLECT_ANALYTICS": "false", "LATEST_VERSION_CHECK": "false",
+        "SENTRY_DSN": "", "LOCAL_FILES_SERVING_ENABLED": "true", "LOCAL_FILES_DOCUMENT_ROOT": folder,
+        "USERNAME": "anna@example.org", "PASSWORD": "only-for-this-test", "USER_TOKEN": TOKEN,
         "ENABLE_LEGACY_API_TOKEN": "true",
-    }
+    }  # fmt: skip
     environment = {f"LABEL_STUDIO_{name}": str(value) for name, value in settings.items()} | {"PYTHONPATH": ""}
     program = [INSTALLED / "bin/label-studio", "start", "--no-browser", "--internal-host", "127.0.0.1"]
     with (

@@ -1,41 +1,20 @@
-"""Image tokens: levels, masks, frozen parameters, folded norms, windows."""
+"""Images and their tokens: resizing and normalisation, folded norms, windows."""
 
-import json
 from copy import deepcopy
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
 from torchvision.models import ResNet, resnet50
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.transforms import functional
 
 from rlip_model.backbone import ResNet50
-from rlip_model.model import RTagger
-from rlip_model.official import renamed
+from rlip_model.image import MEAN, STD, enlarge, normalise, normalised, resized, to_pixel_values, to_pixels
 from rlip_model.swin import Swin, attend
-
-
-def test_padding_is_known_to_every_level(tagger: RTagger) -> None:
-    padding = torch.zeros(1, 128, 128, dtype=torch.bool)
-    padding[:, 64:] = True
-    padding[:, :, 96:] = True
-    image = tagger.encode_image(torch.randn(1, 3, 128, 128), padding)
-    torch.testing.assert_close(image.valid_ratios[0, :3], torch.tensor([[0.75, 0.5]] * 3))
-    start = 0
-    for height, width in image.shapes[:3]:
-        level = image.padding[0, start : start + height * width].view(height, width)
-        assert not level[: height // 2, : 3 * width // 4].any()
-        assert level[height // 2 :].all()
-        assert level[:, 3 * width // 4 :].all()
-        start += height * width
-
-
-@pytest.mark.parametrize(("model", "keys"), [("tagger_vxac", "keys_swint"), ("parsed", "keys_r50")])
-def test_frozen_parameters_are_those_of_the_published_training(oracle: Path, model: str, keys: str) -> None:
-    info = json.loads((oracle / "golden" / "model" / model / f"{keys}_info.json").read_text())
-    expected = {renamed(key, 3).removeprefix("image_encoder.backbone.") for key in info["params_requires_grad_false"]}
-    backbone = ResNet50() if keys.endswith("r50") else Swin(96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2)
-    assert {name for name, value in backbone.named_parameters() if not value.requires_grad} == expected
 
 
 def test_folded_batch_norms_follow_the_weights() -> None:
@@ -91,3 +70,56 @@ def test_drop_path_grows_from_zero_to_its_rate() -> None:
     swin = Swin(12, (2, 2, 6, 2), (3, 6, 12, 24), window=7, drop_path=0.2)
     rates = [block.drop_path.p for stage in swin.layers for block in stage.blocks]
     assert rates == pytest.approx(torch.linspace(0, 0.2, 12).tolist())
+
+
+@pytest.mark.parametrize(("size", "expected"), [
+    ((640, 480), (1066, 800)), ((480, 640), (800, 1066)), ((500, 500), (800, 800)), ((1333, 800), (1333, 800)),
+    ((2000, 500), (1332, 333)), ((500, 2000), (333, 1332)), ((5000, 1), (1333, 1)),
+])  # fmt: skip
+def test_shorter_side_800_longer_at_most_1333(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert resized(*size) == expected
+
+
+def test_pixels_equal_torchvision() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (123, 77, 3), dtype=np.uint8)
+    image = Image.fromarray(noise)
+    width, height = resized(77, 123, 64, 90)
+    expected = functional.normalize(functional.to_tensor(functional.resize(image, [height, width])), MEAN, STD)
+    torch.testing.assert_close(to_pixel_values(image, 64, 90), expected, atol=1e-6, rtol=0)
+
+
+SIDES = st.one_of(st.integers(1, 70), st.integers(1, 900))
+ADDED = st.one_of(st.integers(0, 3), SIDES)
+
+
+@settings(deadline=None)
+@given(st.tuples(SIDES, SIDES), st.tuples(ADDED, ADDED), st.integers(0, 2**32 - 1))
+def test_devices_enlarge_as_pillow_does_bit_for_bit(old: tuple[int, int], more: tuple[int, int], seed: int) -> None:
+    new = (old[0] + more[0], old[1] + more[1])
+    noise = np.random.default_rng(seed).integers(0, 256, (old[1], old[0], 3), dtype=np.uint8)
+    noise[noise > 127] = 255  # as much white as noise
+    image = Image.fromarray(noise)
+    expected = np.asarray(image.resize(new, Image.Resampling.BILINEAR))
+    whole = torch.from_numpy(np.asarray(image.convert("RGBX")).copy())
+    assert np.array_equal(enlarge(whole, new)[..., :3].numpy(), expected)
+    assert np.array_equal(enlarge(to_pixels(image, new), new)[..., :3].numpy(), expected)
+
+
+def test_images_larger_than_what_the_network_reads_are_made_smaller_before_they_are_copied() -> None:
+    assert to_pixels(Image.new("RGB", (64, 48)), (106, 80)).shape == (48, 64, 4)
+    large = to_pixels(Image.new("RGB", (640, 480)), (106, 80))
+    assert large.shape == (80, 106, 4)
+    with pytest.raises(ValueError, match="106×80 pixels are not smaller than 105×80"):
+        enlarge(large, (105, 80))
+
+
+def test_pixels_are_normalised_bit_for_bit() -> None:
+    """All values of all channels, as divided and subtracted in float32."""
+    values = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
+    pixels = to_pixels(Image.fromarray(values), (16, 16))
+    assert pixels.dtype == torch.uint8
+    assert np.array_equal(pixels[..., :3].numpy(), values)
+    mean, deviation = np.float32(MEAN), np.float32(STD)
+    expected = (values.astype(np.float32) / np.float32(255) - mean) / deviation
+    assert np.array_equal(normalise(pixels).permute(1, 2, 0).numpy(), expected)
+    assert np.array_equal(normalised(Image.fromarray(values)).permute(1, 2, 0).numpy(), expected)

@@ -1,29 +1,63 @@
-"""Matching and losses: empty batches, missing objects, degenerate boxes, and where gradients go."""
+"""Matching and losses: empty batches, degenerate boxes, several processes, and where gradients go in whole networks."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from torchvision.ops import generalized_box_iou
+from torch import Tensor, distributed, multiprocessing
 
-from rlip_model.boxes import generalized_iou, to_corners
-from rlip_model.heads import RelationOutput
-from rlip_model.losses import DetectionCriterion, TaggerCriterion, prediction_errors
+from rlip_model.boxes import generalized_iou
+from rlip_model.config import Fusion
+from rlip_model.distributed import gather, rank, without_collectives, world_size
+from rlip_model.heads import LayerOutput, RelationOutput
+from rlip_model.losses import DetectionCriterion, ModelLosses, TaggerCriterion
 from rlip_model.matcher import NonFiniteError, match, matching_costs
+from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
 from rlip_model.postprocess import hoi_detections, scene_graph_detections, zero_shot_hoi_detections
 from rlip_model.relation_losses import focal_loss, quality_focal_loss
 from rlip_model.settings import MatchingCosts
 from rlip_model.targets import Triplets, join
-from tests.rlip_model import samples
-from tests.rlip_model.samples import PAIRS, RELATIONS, random_layer, random_output, random_triplets
+from tests.rlip_model.conftest import tiny_network
+
+OBJECTS, RELATIONS, PAIRS = 5, 4, 6
 
 
-def test_agrees_with_torchvision_for_every_pair() -> None:
-    generator = torch.Generator().manual_seed(0)
-    first, second = (to_corners(samples.random_boxes(generator, count)) for count in (30, 20))
-    torch.testing.assert_close(generalized_iou(first.unsqueeze(1), second), generalized_box_iou(first, second))
+def random_boxes(generator: torch.Generator, *shape: int) -> Tensor:
+    """cxcywh, inside the image."""
+    size = 0.1 + 0.4 * torch.rand(*shape, 2, generator=generator)
+    centre = size / 2 + (1 - size) * torch.rand(*shape, 2, generator=generator)
+    return torch.cat((centre, size), dim=-1)
+
+
+def random_triplets(count: int) -> Triplets:
+    """Every pair has at least one relation; no label is "no objects"."""
+    generator = torch.Generator().manual_seed(1000 * count)
+    relations = (torch.rand(count, RELATIONS, generator=generator) < 0.3).float()
+    relations[torch.arange(count), torch.randint(0, RELATIONS, (count,), generator=generator)] = 1
+    return Triplets(
+        random_boxes(generator, count),
+        random_boxes(generator, count),
+        torch.randint(0, OBJECTS - 1, (count,), generator=generator),
+        torch.randint(0, OBJECTS - 1, (count,), generator=generator),
+        relations,
+    )
+
+
+def random_layer(batch: int = 2, seed: int = 0, subjects: bool = True) -> LayerOutput:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, batch, PAIRS, OBJECTS, generator=generator)
+    relations = 2 * torch.randn(batch, PAIRS, RELATIONS, generator=generator)
+    boxes = random_boxes(generator, 2, batch, PAIRS)
+    leaves = [tensor.requires_grad_() for tensor in (logits[0], logits[1], relations, boxes[0], boxes[1])]
+    return LayerOutput(leaves[0] if subjects else None, *leaves[1:])
+
+
+def random_output(batch: int = 2) -> RelationOutput:
+    layers = [random_layer(batch, seed) for seed in range(3)]
+    return RelationOutput(layers[0], tuple(layers[1:]))
 
 
 def test_boxes_without_area_give_numbers_and_gradients() -> None:
@@ -54,24 +88,6 @@ def test_diverged_predictions_are_refused() -> None:
         match([broken], join([random_triplets(2)], RELATIONS), COSTS)
 
 
-def test_images_without_triplets_are_joined_and_an_object_is_missing_only_if_its_box_is_all_zero() -> None:
-    triplets = [random_triplets(count) for count in (0, 3, 0, 2)]
-    triplets[1].object_boxes[:2] = torch.tensor([[0.0] * 4, [0.0, 0.0, 0.1, 0.1]])
-    batch = join(triplets, RELATIONS)
-    assert (batch.counts, len(batch)) == ((0, 3, 0, 2), 5)
-    assert (batch.images.tolist(), batch.slots.tolist()) == ([1, 1, 1, 3, 3], [0, 1, 2, 0, 1])
-    assert batch.has_object.tolist() == [False, True, True, True, True]
-
-
-def test_wrong_classes_are_counted_in_percent() -> None:
-    triplets = random_triplets(4)
-    layer, batch = samples.perfect_layer(triplets), join([triplets], RELATIONS)
-    assignment = match([layer], batch, COSTS)[0]
-    layer.object_logits[0, 0] = layer.object_logits[0, 0].roll(1)
-    errors = prediction_errors(layer, batch, assignment)
-    assert float(errors.object_class) == 25
-
-
 def test_subjects_that_are_not_classified_cost_nothing_and_are_not_detected() -> None:
     triplets, layer = random_triplets(3), random_layer(batch=1, subjects=False)
     other = replace(triplets, subject_labels=(triplets.subject_labels + 1) % 4)
@@ -85,7 +101,7 @@ def test_subjects_that_are_not_classified_cost_nothing_and_are_not_detected() ->
 
 
 FEATURES = torch.randn(RELATIONS, 8, generator=torch.Generator().manual_seed(3))
-CRITERIA: dict[str, Callable[[RelationOutput, list[Triplets]], object]] = {
+CRITERIA: dict[str, Callable[[RelationOutput, list[Triplets]], ModelLosses]] = {
     "plain": DetectionCriterion(quality_labels=False, pseudo_labels=False),
     "quality": DetectionCriterion(pseudo_labels=False),
     "pseudo": partial(DetectionCriterion(quality_labels=False), relation_features=FEATURES),
@@ -108,15 +124,6 @@ def test_images_without_triplets(name: str, counts: tuple[int, int]) -> None:
         assert name != "tagger" or float(losses.total.detach()) == 0
 
 
-def test_unused_slots_of_the_tagger_get_no_gradient() -> None:
-    output = random_output(batch=2)
-    TaggerCriterion()(output, [random_triplets(2), random_triplets(0)]).total.backward()
-    for tensor in vars(output.final).values():
-        assert tensor.grad[0, :2].abs().sum() > 0
-        assert tensor.grad[0, 2:].eq(0).all()
-        assert tensor.grad[1].eq(0).all()
-
-
 @pytest.mark.parametrize("published", [False, True])
 def test_pseudo_labels_move_the_text_encoder_only_if_asked_to(published: bool) -> None:
     features = FEATURES.clone().requires_grad_()
@@ -124,3 +131,95 @@ def test_pseudo_labels_move_the_text_encoder_only_if_asked_to(published: bool) -
     criterion(random_output(), [random_triplets(3), random_triplets(2)], features).total.backward()
     assert (features.grad is not None and bool(features.grad.abs().sum() > 0)) is published
     assert published or features.grad is None
+
+
+KINDS = (ParSeD, ParSeDA, RTagger)
+PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(5, 100, (OBJECTS + RELATIONS, 4), generator=torch.Generator().manual_seed(0))
+BOX_HEADS = ("relation_decoder.subject_box_heads", "relation_decoder.object_box_heads")
+
+
+def train_step(network: RLIPModel, counts: tuple[int, int] = (4, 3)) -> ModelLosses:
+    network.train()
+    targets = [random_triplets(count) for count in counts]
+    labels = network.encode_tokens(TOKENS, torch.ones_like(TOKENS), OBJECTS)
+    if isinstance(network, RTagger):
+        losses = TaggerCriterion()(network(PIXELS, None, labels, targets), targets)
+    else:
+        losses = DetectionCriterion()(network(PIXELS, None, labels), targets, labels.features[0, OBJECTS:])
+    losses.total.backward()
+    return losses
+
+
+def without_gradient(network: RLIPModel) -> set[str]:
+    return {name for name, value in network.named_parameters() if value.requires_grad and value.grad is None}
+
+
+def box_heads(network: RLIPModel) -> set[str]:
+    """The relation decoder's, whose boxes only steer attention."""
+    return {name for name, _ in network.named_parameters() if name.startswith(BOX_HEADS)}
+
+
+@pytest.mark.parametrize(
+    ("backbone", "fusion"), [("swin", "alif"), ("resnet50", "alif"), ("swin", "after_decoding"), ("swin", "none")]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_but_the_relation_decoders_box_heads_learn(kind: type, backbone: str, fusion: Fusion) -> None:
+    network = tiny_network(kind, fusion, backbone=backbone)
+    network.freeze()
+    frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
+    assert frozen
+    assert all(name.startswith("image_encoder.backbone.") for name in frozen)
+    assert backbone == "swin" or {name.split(".")[2] for name in frozen} == {"conv1", "layer1"}
+    train_step(network)
+    assert without_gradient(network) == box_heads(network)
+    assert len(box_heads(network)) == 36
+    assert all(value.grad is None for name, value in network.named_parameters() if name in frozen)
+
+
+@pytest.mark.parametrize(("kind", "counts"), [*((kind, (0, 0)) for kind in KINDS), (RTagger, (2, 0))])
+def test_images_without_triplets_train(kind: type, counts: tuple[int, int]) -> None:
+    network = tiny_network(kind)
+    losses = train_step(network, counts)
+    assert losses.total.isfinite()
+    assert all(value.grad.isfinite().all() for value in network.parameters() if value.grad is not None)
+
+
+COUNTS = (3, 0, 1, 2)  # triplets of four images; two processes have two images each
+
+
+def part(output: RelationOutput, images: slice) -> RelationOutput:
+    parts = [vars(layer).values() for layer in (output.final, *output.auxiliary)]
+    final, *auxiliary = (LayerOutput(*(tensor.detach()[images] for tensor in layer)) for layer in parts)
+    return RelationOutput(final, tuple(auxiliary))
+
+
+def losses(images: slice) -> list[float]:
+    output, triplets = random_output(batch=len(COUNTS)), [random_triplets(count) for count in COUNTS]
+    chosen = [CRITERIA[name](part(output, images), triplets[images]) for name in ("plain", "quality", "tagger")]
+    return [float(each.total) for each in chosen]
+
+
+def _one_of_two(number: int, meeting: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=2)
+    try:
+        own = losses(slice(2 * number, 2 * number + 2))
+        every = gather(own)
+        expected = torch.tensor(losses_alone)
+        assert (rank(), world_size()) == (number, 2)
+        torch.testing.assert_close(torch.tensor(every).mean(0), expected, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(torch.tensor(every[0]), expected, rtol=1e-2)
+        with without_collectives():
+            assert world_size() == 1
+            if number == 0:  # the other process computes nothing here
+                assert losses(slice(None)) == losses_alone
+    finally:
+        distributed.destroy_process_group()
+
+
+losses_alone = losses(slice(None))  # in every process, before it meets the others
+
+
+@pytest.mark.slow
+def test_two_processes_lose_as_much_as_one(tmp_path: Path) -> None:
+    multiprocessing.spawn(_one_of_two, args=(str(tmp_path / "meeting"),), nprocs=2)

@@ -1,21 +1,17 @@
 """Folders: saved, loaded and pushed as they are; what is no R-Tagger is told in one line."""
 
 import copy
-import os
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-import transformers.utils.hub as hub
 from safetensors.torch import load_file, save_file
 from transformers import RobertaConfig
 
 from rlip_model.model import ParSeD, ParSeDA, RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
-from tests.factories import make_tagger
 from tests.rlip_model.conftest import tiny_network
 
 
@@ -62,18 +58,6 @@ def test_half_precision_on_disk_is_float32_in_memory_unless_asked(tagger: RTagge
     for name, value in loaded.named_parameters():
         assert torch.equal(value, tagger.get_parameter(name).half().float())
     assert RTagger.from_pretrained(tmp_path, dtype="auto").scorer.projection.weight.dtype == torch.float16
-
-
-def test_all_that_a_network_needs_is_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tagger, pushed = make_tagger(tmp_path / "tagger", ["a dog"]), set()
-    api = SimpleNamespace(create_repo=lambda name, **options: SimpleNamespace(repo_id=name))
-    card = SimpleNamespace(save=lambda path: Path(path).write_text("card"))
-    monkeypatch.setattr(hub, "hf_api", lambda: api, raising=False)
-    monkeypatch.setattr(hub, "create_and_tag_model_card", lambda *arguments, **options: card)
-    push = "_upload_modified_files"
-    monkeypatch.setattr(RTagger, push, lambda self, folder, *_, **__: pushed.update(os.listdir(folder)))
-    tagger.push_to_hub("me/tagger")
-    assert pushed >= {"config.json", "model.safetensors", "tokenizer.json", "README.md"}
 
 
 QUERY_TABLES = {ParSeD: ["query_embed"], ParSeDA: ["content", "verb_content", "anchors"], RTagger: ["verb_content"]}

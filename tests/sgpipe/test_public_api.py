@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import sgpipe
 
 HEAVY = {"torch", "torchvision", "transformers", "ray", "spacy", "scipy", "sympy", "moto", "pycocotools"}
@@ -35,10 +37,12 @@ def test_every_public_name_can_be_imported() -> None:
     assert set(sgpipe.__all__) <= set(dir(sgpipe))
 
 
-def test_importing_the_package_loads_nothing_heavy() -> None:
-    code = "import sys, sgpipe; print(*{'torch', 'ray', 'pyarrow', 'transformers', 'pydantic'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout.split() == []
+@pytest.mark.parametrize("name", ["sgpipe", "sgpipe.cli.main"])
+def test_neither_the_package_nor_the_command_line_loads_anything_heavy(name: str) -> None:
+    command = [sys.executable, "-c", f"import sys, {name}; print(*sys.modules)"]
+    loaded = set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert name in loaded
+    assert not {"torch", "ray", "numpy", "pyarrow", "PIL", "pydantic", "transformers", "rich"} & loaded
 
 
 def test_commands_without_work_for_models_import_no_model_libraries(tmp_path: Path) -> None:

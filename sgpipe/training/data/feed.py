@@ -29,53 +29,32 @@ from sgpipe.utils.prefetch import prefetch_generator, start_early
 
 
 @dataclass(frozen=True)
-class WorkerShare:
-    """The index of a worker, the number of workers, and the number of parts in which a worker computes a step."""
-
-    rank: int = 0
-    world_size: int = 1
-    accumulate: int = 1
-
-
-@dataclass(frozen=True)
 class ShardFeed:
-    """Feeds `rlip_model.training.loop.Trainer` from shards: `batch` images per step, over all workers.
+    """Feeds `rlip_model.training.loop.Trainer` from shards with the steps of `stream`.
 
-    most_relations, most_pairs: see `StepStream` and `ExamplePreparation`. pinned: in memory that a GPU copies at once.
+    most_pairs: see `ExamplePreparation`. pinned: in memory that a GPU copies at once.
 
-    Raises UserError: a batch cannot be divided evenly, or an epoch has fewer images than a batch. While batches are
-    read: no image can be read, or shards have changed since the scan.
+    Raises UserError: a worker's share of a step cannot be cut evenly. While batches are read: no image can be read, or
+    shards have changed since the scan.
     """
 
-    training_set: TrainingSet
-    validation_set: TrainingSet | None
-    data: DataConfig
-    batch: int
-    seed: int
-    most_relations: int
+    stream: StepStream
+    validation_set: TrainingSet | None = None
     most_pairs: int | None = None
-    share: WorkerShare = WorkerShare()
     pinned: bool = False
 
     def __post_init__(self) -> None:
-        per_worker = self.stream.batch // self.share.world_size
-        if per_worker % self.share.accumulate:
+        per_worker = self.stream.batch // self.stream.world_size
+        if per_worker % self.stream.accumulate:
             raise UserError(
-                f"a worker's {count(per_worker, 'image')} per step cannot be divided into {self.share.accumulate} "
+                f"a worker's {count(per_worker, 'image')} per step cannot be divided into {self.stream.accumulate} "
                 "equal parts; change optimisation.batch or optimisation.accumulate"
             )
 
     @cached_property
-    def stream(self) -> StepStream:
-        """The steps of the training."""
-        rank, world_size, accumulate = self.share.rank, self.share.world_size, self.share.accumulate
-        of_step = self.batch, self.seed, self.most_relations
-        return StepStream(self.training_set, self.data, *of_step, rank, world_size, accumulate=accumulate)
-
-    @cached_property
     def reader(self) -> ImageReader:
         """Reads the training images; counts skipped images and keeps the reasons."""
-        return ImageReader(self.training_set, self.share.world_size)
+        return ImageReader(self.stream.training_set, self.stream.world_size)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -83,21 +62,18 @@ class ShardFeed:
 
     def read(self, epoch: int = 0, step: int = 0) -> AbstractContextManager[Iterator[list[TrainingBatch]]]:
         """Return the parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
-        preparation = ExamplePreparation(self.reader, self.data, self.most_relations, self.most_pairs)
+        preparation = ExamplePreparation(self.reader, self.stream.data, self.stream.most_relations, self.most_pairs)
         return prefetch_generator(batches(self.stream.steps(epoch, step), preparation, pinned=self.pinned))
 
     def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
-        """This worker's share of all validation images; None without a validation set.
-
-        Every worker gets the same number of batches, so some of them may be empty.
-        """
+        """This worker's share of the validation images, if any: as many batches as others', some perhaps empty."""
         return None if self.validation_set is None else prefetch_generator(self._validation(self.validation_set))
 
     def _validation(self, validation_set: TrainingSet) -> Generator[TrainingBatch, None, None]:
         stream = replace(self.stream, training_set=validation_set, training=False)
-        reader, unchanged = ImageReader(validation_set, self.share.world_size), {"augment": None}
-        settings = self.data.model_copy(update=unchanged)
-        preparation = ExamplePreparation(reader, settings, self.most_relations, self.most_pairs)
+        reader = ImageReader(validation_set, stream.world_size)
+        settings = stream.data.model_copy(update={"augment": None})
+        preparation = ExamplePreparation(reader, settings, stream.most_relations, self.most_pairs)
         with closing(batches(stream.epoch(0), preparation)) as steps:
             for parts in steps:
                 yield from parts
@@ -182,10 +158,7 @@ class ImageReader:
         self._lock = Lock()
 
     def open(self, item: TrainingItem) -> Image.Image | None:
-        """Return the image as RGB, of the annotated size; None if it cannot be read.
-
-        Raises UserError: none of the first images can be read.
-        """
+        """Return the RGB image, of the annotated size; None: unreadable. Raises UserError: so are all first ones."""
         try:
             image = open_row_image(self._images[item.folder], item, item.embedded)
         except ImageError as error:

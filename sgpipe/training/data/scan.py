@@ -317,17 +317,9 @@ def scan(
             if labels not in (None, own):
                 raise UserError(f"{config.shards} has other classes than {configs[0].shards}; train on them separately")
             labels = own
-    return TrainingSet(
-        tuple(folders),
-        tuple(row_groups),
-        threshold,
-        LabelVocabulary.from_counts(objects),
-        LabelVocabulary.from_counts(relations),
-        labels,
-        error_rows=errors,
-        rows_without_relations=rows - errors - sum(row_group.rows for row_group in row_groups),
-        notes=tuple(notes),
-    )
+    names = LabelVocabulary.from_counts(objects), LabelVocabulary.from_counts(relations)
+    without = rows - errors - sum(row_group.rows for row_group in row_groups)
+    return TrainingSet(tuple(folders), tuple(row_groups), threshold, *names, labels, errors, without, tuple(notes))
 
 
 _Place = tuple[int, str, int]  # folder, file, row group

@@ -144,10 +144,7 @@ class TrainingRow:
 
 
 def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> Iterator[TrainingRow]:
-    """Yield the rows of an epoch from a position on; earlier windows are not read.
-
-    Raises UserError, StoreError: a shard cannot be read, or has changed since the scan.
-    """
+    """Yield the rows of an epoch from a position on. Raises UserError, StoreError: a shard is lost or changed."""
     window, skipped = epoch.find(position)
     groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
     in_store = any(is_uri(folder.root) for folder in training_set.folders)  # threads read one window in advance
@@ -181,10 +178,7 @@ def _aspect_ratios(table: pa.Table) -> np.ndarray:
 
 
 def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
-    """Return the usable part of a row: objects without crowds (id: index in the row), and sure relations between them.
-
-    Boxes are xywh in pixels of the original image.
-    """
+    """Return objects but crowds (id: index in the row; box: xywh in pixels), and sure relations between them."""
     objects = tuple(
         SceneObject(index, item["category"], tuple(item["bbox"]))
         for index, item in enumerate(values["objects"] or ())
@@ -235,10 +229,7 @@ class TrainingItem:
 
 @dataclass(frozen=True)
 class StepPart:
-    """Images of one group, which a worker computes together; the network reads `network_texts`, possibly reworded.
-
-    Without items, it only makes up the number of parts.
-    """
+    """Images of one group, if any, computed together; the network reads `network_texts`, possibly reworded."""
 
     texts: Texts
     network_texts: Texts
@@ -252,11 +243,6 @@ class TrainingStep:
     epoch: int
     index: int
     parts: tuple[StepPart, ...]
-
-    @property
-    def items(self) -> tuple[TrainingItem, ...]:
-        """The images of all parts."""
-        return tuple(item for part in self.parts for item in part.items)
 
 
 @dataclass(frozen=True)
@@ -372,26 +358,18 @@ class StepStream:
 
 
 def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1) -> list[range]:
-    """Return the parts of a worker's share of the images of a step: none has images of two groups.
-
-    All workers get equally many parts; the last ones may be empty. Shares differ only if the images cannot be divided
-    evenly.
-    """
-    every = [_cut(images, group, worker, world_size, accumulate) for worker in range(world_size)]
-    own, most = every[rank], max(map(len, every))
-    stop = min((rank + 1) * -(-images // world_size), images)
-    return own + [range(stop, stop)] * (most - len(own))
-
-
-def _cut(images: int, group: int, rank: int, world_size: int, accumulate: int) -> list[range]:
+    """Return a worker's parts of a step, none with images of two groups: as many as others', the last ones empty."""
+    every: list[list[range]] = []
     share = -(-images // world_size)
-    start, stop = (min(end * share, images) for end in (rank, rank + 1))
-    starts = sorted({*range(start, stop, -(-share // accumulate)), *range(-(-start // group) * group, stop, group)})
-    return [range(*ends) for ends in pairwise([*starts, stop])]
+    for worker in range(world_size):
+        start, stop = (min(end * share, images) for end in (worker, worker + 1))
+        starts = {*range(start, stop, -(-share // accumulate)), *range(-(-start // group) * group, stop, group)}
+        every.append([range(*ends) for ends in pairwise([*sorted(starts), stop])])
+    own, end = every[rank], min((rank + 1) * share, images)
+    return own + [range(end, end)] * (max(map(len, every)) - len(own))
 
 
 def check_batch(batch: int, workers: int) -> None:
-    """Raises UserError: a batch cannot be divided evenly between the workers."""
     if batch % workers:
         raise UserError(
             f"a batch of {batch} cannot be divided evenly between {workers} workers; change optimisation.batch or "

@@ -1,6 +1,9 @@
-"""Official protocols beside the reference figures of tests/parity: empty inputs, suppression, HICO-DET's divisions."""
+"""Official protocols beside the reference figures of tests/parity: empty inputs, suppression, divisions, bad input."""
 
 import math
+import re
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 
 from rlip_model.evaluation.hico import evaluate_hico
 from rlip_model.evaluation.hico_classes import CLASSES, SETTINGS, class_numbers, possible_interactions, split
+from rlip_model.evaluation.inputs import EvaluationError, ImageGroundTruth, PredictedPairs
 from rlip_model.evaluation.open_images import OpenImagesSettings, evaluate_open_images
 from rlip_model.evaluation.suppression import unsuppressed
 from rlip_model.evaluation.vcoco import Actions, Role, evaluate_vcoco
@@ -56,3 +60,41 @@ def test_nothing_is_no_number() -> None:
         *(people.agent_mean(), people.role_mean(1), graphs["R@20"], graphs["ng-zR@100"]),
     ]
     assert all(map(math.isnan, found))
+
+
+BOXES = np.array([[0, 0, 9, 9], [50, 50, 59, 59]], np.float32)
+INVERTED, INFINITE = np.array([[5, 0, 4, 9]], np.float32), np.array([[0, 0, np.inf, 1]], np.float32)
+TRUE = ImageGroundTruth.from_lists(BOXES, [0, 1], [[0, 1, 3]])
+FOUND = PredictedPairs(BOXES[:1], BOXES[1:], TRUE.labels[:1], TRUE.labels[1:], np.full((1, 117), 0.5, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("scene", "changes", "told"),
+    [
+        (FOUND, {"object_labels": np.array([80])}, "a.jpg: predicted object label is 80, expected 0 to 79"),
+        (FOUND, {"object_boxes": INVERTED}, "box [5.0, 0.0, 4.0, 9.0] has inverted corners"),
+        (FOUND, {"scores": FOUND.scores * np.nan}, "a.jpg: a score is NaN or infinite"),
+        (FOUND, {"subject_boxes": INFINITE}, "a predicted subject box is NaN or infinite"),
+        (FOUND, {"scores": FOUND.scores[:, :5]}, "shape (1, 5), expected (1, 117)"),
+        (TRUE, {"triplets": np.array([[0, 2, 3]])}, "object of a ground-truth triplet is 2"),
+        (TRUE, {"triplets": np.array([[0, 1, 117]])}, "predicate of a ground-truth triplet is 117"),
+        (TRUE, {"labels": np.array([0, 80])}, "label of a ground-truth box is 80"),
+        (TRUE, {"labels": TRUE.labels[:1]}, "1 labels of ground-truth boxes, expected 2"),
+        (TRUE, {"boxes": INVERTED}, "ground-truth box [5.0, 0.0, 4.0, 9.0] has inverted corners"),
+    ],
+)
+def test_what_would_make_numbers_wrong_is_told(scene: Any, changes: dict[str, Any], told: str) -> None:
+    scene.check("a.jpg", 80, 117)
+    with pytest.raises(EvaluationError, match=re.escape(told)):
+        replace(scene, **changes).check("a.jpg", 80, 117)
+
+
+@pytest.mark.parametrize(("boxes", "labels", "triplets"), [
+    ([[0, 0, 1]], [0], []), ([[0, 0], [1, 1]], [0], []),  # four numbers, but not one box
+    ([[0, 0, 1, 1]], [[]], []), ([[0, 0, 1, 1]], [0.5], []), ([[0, 0, 1, 1]], [10**30], []),
+    ([[0, 0, 1, 1]], [0], [[0, 0, 1, 0]] * 3),  # twelve numbers, but not four triplets
+    ([[0, 0, 1, 1], [0, 0, 1]], [0, 0], []),
+])  # fmt: skip
+def test_lists_of_another_form_are_told(boxes: Any, labels: Any, triplets: Any) -> None:
+    with pytest.raises(EvaluationError, match="not a table of"):
+        ImageGroundTruth.from_lists(boxes, labels, triplets)

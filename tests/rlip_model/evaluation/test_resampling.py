@@ -5,8 +5,11 @@ Scores are equal only between images: the order of equal scores within an image 
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +23,18 @@ from rlip_model.evaluation.open_images import OpenImagesSettings, evaluate_open_
 from rlip_model.evaluation.precision import area, coco_point, eleven_point
 from rlip_model.evaluation.scores import ClassScores, Tally
 from rlip_model.evaluation.vcoco import evaluate_vcoco
-from rlip_model.evaluation.visual_genome import evaluate_graphs
-from tests.rlip_model.evaluation import crowded_scenes
-from tests.rlip_model.evaluation.crowded_scenes import ACTIONS, OBJECTS, PREDICATES
+from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
+from rlip_model.evaluation.visual_genome import evaluate_graphs, vg150_zero_shot
+from tests.parity.evaluation.forms import pair_images
+from tests.parity.evaluation.visual_genome import graph_image
 
-SPLIT = ClassSplit(np.arange(0, 12, 2), np.arange(1, 12, 2))
+GOLDEN = Path(__file__).parents[2] / "golden" / "evaluation"
+IMAGES = 40
+OBJECTS, PREDICATES = 601, 30  # of Open Images
+
+
+def golden(name: str) -> dict[str, Any]:
+    return dict(json.loads(gzip.decompress((GOLDEN / f"{name}.inputs.json.gz").read_bytes())))
 
 
 def draws(images: int) -> list[Array]:
@@ -34,13 +44,13 @@ def draws(images: int) -> list[Array]:
     return [np.ones(images, dtype=int), *resamples, np.zeros(images, dtype=int)]
 
 
-def distinct_scenes(seed: int) -> list[EvaluationImage]:
-    scenes = []
-    for image in crowded_scenes.pair_scenes(seed):
+def pairs() -> list[EvaluationImage]:
+    images = []
+    for image in pair_images(golden("openimages/main300")["images"][:IMAGES], "image", "rels", PREDICATES):
         scores = image.predicted.scores
         scores = scores + 1e-5 * np.arange(scores.size, dtype=np.float32).reshape(scores.shape)
-        scenes.append(replace(image, predicted=replace(image.predicted, scores=scores)))
-    return scenes
+        images.append(replace(image, predicted=replace(image.predicted, scores=scores)))
+    return images
 
 
 def repeated(images: Sequence[Any], counts: Array) -> list[Any]:
@@ -58,22 +68,26 @@ def check_resampled(images: Sequence[Any], evaluate: Callable[[Sequence[Any]], A
 
 
 def test_hico() -> None:
-    settings = HicoSettings(np.ones((PREDICATES, OBJECTS)))
-    check_resampled(distinct_scenes(0), lambda images: evaluate_hico(images, settings), SPLIT)
+    settings, classes = HicoSettings(np.ones((PREDICATES, OBJECTS))), np.arange(PREDICATES * OBJECTS)
+    division = ClassSplit(classes[::2], classes[1::2])
+    check_resampled(pairs(), lambda images: evaluate_hico(images, settings), division)
 
 
 def test_open_images() -> None:
     settings = OpenImagesSettings(OBJECTS, PREDICATES)
-    check_resampled(distinct_scenes(1), lambda images: evaluate_open_images(images, settings))
+    check_resampled(pairs(), lambda images: evaluate_open_images(images, settings))
 
 
 def test_vcoco() -> None:
-    rng = np.random.default_rng(2)
-    images = [crowded_scenes.people_scene(rng, str(number)) for number in range(30)]
-    scores = evaluate_vcoco(images, ACTIONS)
+    inputs = golden("vcoco/main300")
+    actions, people = read_actions(inputs["vsrl"]), read_people(inputs["coco"], inputs["vsrl"])
+    chosen = {image: people[image] for image in list(dict.fromkeys(inputs["image_ids"]))[:IMAGES]}
+    people_found = [each for each in inputs["detections"] if each["image_id"] in chosen]
+    images = list(people_images(chosen, read_predicted_people(people_found, actions), actions))
+    scores = evaluate_vcoco(images, actions)
     for counts in draws(len(images)):
         if counts.any():
-            expected, found = evaluate_vcoco(repeated(images, counts), ACTIONS), scores.resampled(counts)
+            expected, found = evaluate_vcoco(repeated(images, counts), actions), scores.resampled(counts)
             assert found.agent_mean() == pytest.approx(expected.agent_mean(), abs=1e-12)
             for which in (1, 2):
                 precisions = pytest.approx(expected.role_precisions(which), abs=1e-12, nan_ok=True)
@@ -82,11 +96,9 @@ def test_vcoco() -> None:
 
 
 def test_visual_genome() -> None:
-    rng = np.random.default_rng(3)
-    images = [crowded_scenes.graph_scene(rng, str(number)) for number in range(30)]
-    given = {"num_objects": OBJECTS, "num_predicates": PREDICATES, "zero_shot": np.array([[1, 2, 3], [2, 2, 1]])}
-    assert evaluate_graphs(images, "sgcls", **given).pair_accuracy
-    check_resampled(images, lambda images: evaluate_graphs(images, "sgcls", **given))
+    images = [graph_image(each, str(number), 50) for number, each in enumerate(golden("vg/sgcls")["images"][:IMAGES])]
+    assert evaluate_graphs(images, "sgcls").pair_accuracy
+    check_resampled(images, lambda images: evaluate_graphs(images, "sgcls", zero_shot=vg150_zero_shot()))
 
 
 @pytest.mark.parametrize("measure", [eleven_point, coco_point, area])

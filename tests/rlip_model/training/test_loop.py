@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rlip_model.losses import DetectionCriterion, TaggerCriterion
-from rlip_model.model import AutoModel, RTagger
+from rlip_model.model import RTagger
 from rlip_model.targets import Triplets
 from rlip_model.training.batches import TrainingExample, collate
 from rlip_model.training.divergence import DivergenceError
@@ -22,44 +22,8 @@ from rlip_model.training.objective import Objective, checkpoint_activations
 from tests.rlip_model.training.worlds import DENSE, TEXTS, ToyFeed, example, folder, network, objective, options
 
 
-class KilledError(Exception):
-    """Stands for the end of the process."""
-
-
 def final(path: Path) -> dict[str, Tensor]:
     return load_file(path / "last" / "model.safetensors")
-
-
-@pytest.mark.parametrize(
-    ("kind", "ema", "killed_at"), [pytest.param("parseda", 0.0, 4, marks=pytest.mark.slow), ("tagger", 0.9, 5)]
-)
-def test_killed_and_gone_on_ends_in_the_same_weights(tmp_path: Path, kind: str, ema: float, killed_at: int) -> None:
-    feed = ToyFeed(3, validate=True)
-
-    def trainer(name: str, kill: int | None = None) -> tuple[Trainer, list[Metrics]]:
-        rows: list[Metrics] = []
-
-        def report(row: Metrics) -> None:
-            rows.append(row)
-            if row["event"] == "step" and row["step"] == kill:
-                raise KilledError
-
-        parts = (objective(kind), options(ema=ema), folder(tmp_path / name))
-        return Trainer(*parts, report=report, log_every=1, checkpoint_every=2), rows
-
-    whole, expected = trainer("whole")
-    whole.fit(feed)
-    cut, _ = trainer("cut", killed_at)
-    with pytest.raises(KilledError):
-        cut.fit(feed)
-    again, rows = trainer("cut")
-    latest = again.checkpoints.latest()
-    again.objective.network.load_state_dict(AutoModel.from_pretrained(latest).state_dict())
-    again.restore(latest)
-    again.fit(feed)
-    torch.testing.assert_close(final(tmp_path / "cut"), final(tmp_path / "whole"), rtol=0, atol=0)
-    curve, rest = ({row["step"]: row["loss"] for row in each if row["event"] == "step"} for each in (expected, rows))
-    assert set() < rest.items() <= curve.items()
 
 
 CRITERIA = {

@@ -1,4 +1,4 @@
-"""Pairs for the R-Tagger: related ones first, others while there is room."""
+"""Pairs for the R-Tagger, related ones first, and extended label texts; `tests/parity/misc.py` has merged ones."""
 
 import random
 from collections import Counter
@@ -9,9 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlip_model.settings import Strategy
+from rlip_model.targets import Triplets
 from rlip_model.training.annotations import MISSING_OBJECT, SceneTargets
 from rlip_model.training.pairs import tagger_triplets
-from rlip_model.training.sampling import LabelledTriplets
+from rlip_model.training.sampling import LabelledTriplets, LabelVocabulary, Texts, extend, relabelled
 
 WORDS = ("on", "near", "under")
 Relation = tuple[int, int, int]
@@ -79,3 +81,28 @@ def test_missing_objects_are_in_no_pair() -> None:
     assert len(found.triplets) == 6
     assert (found.triplets.object_boxes[:, 2:] > 0).all()
     assert [row for row in read(found) if row[2]] == [(0, 1, {0})]
+
+
+OBJECTS = LabelVocabulary.from_counts({name: 100 // rank for rank, name in enumerate("abcdefghijklmnop", 1)})
+
+
+@given(st.integers(0, 40), st.integers(0, 10**6), st.sampled_from(["frequency", "uniform"]))
+def test_names_are_new_and_never_more_than_there_are(wanted: int, seed: int, strategy: Strategy) -> None:
+    names = ["x", "a", "c"]
+    extended = extend(names, OBJECTS, wanted, strategy, random.Random(seed))
+    assert extended[:3] == names
+    assert len(set(extended)) == len(extended) == max(3, min(wanted, 17))
+    assert set(extended) <= {"x", *OBJECTS.names}
+
+
+def test_a_name_that_is_hardly_ever_drawn_does_not_hold_up() -> None:
+    """One in 10^15: drawing until it comes would not end."""
+    lopsided = LabelVocabulary(("often", "once"), (10**15, 1))
+    assert extend(["often"], lopsided, 500, "frequency", random.Random(0)) == ["often", "once"]
+
+
+def test_relabelling_needs_all_of_an_images_texts() -> None:
+    boxes, labels = torch.zeros(1, 4), torch.zeros(1, dtype=torch.long)
+    image = LabelledTriplets(Triplets(boxes, boxes, labels + 1, labels, torch.ones(1, 1)), ("b", "c"), ("near",))
+    with pytest.raises(ValueError, match="is not among the 1 texts"):
+        relabelled(image, Texts(("b",), ("near", "on")))

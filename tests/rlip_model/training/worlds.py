@@ -48,8 +48,8 @@ def example(number: int) -> TrainingExample:
 class ToyFeed:
     """`steps` batches of `batch` images, the same ones in every epoch, in an order of its own."""
 
-    def __init__(self, steps: int, batch: int = 2, parts: int = 1, validate: bool = False) -> None:
-        self.steps_per_epoch, self.batch, self.parts, self.validate = steps, batch, parts, validate
+    def __init__(self, steps: int, batch: int = 2, validate: bool = False) -> None:
+        self.steps_per_epoch, self.batch, self.validate = steps, batch, validate
 
     def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[TrainingBatch]]]:
         return nullcontext(self._endless(epoch, step))
@@ -67,8 +67,7 @@ class ToyFeed:
         order = torch.randperm(images, generator=torch.Generator().manual_seed(epoch)).tolist()
         for step in range(first, self.steps_per_epoch):
             chosen = [example(number) for number in order[step * self.batch : (step + 1) * self.batch]]
-            size = len(chosen) // self.parts
-            yield [collate(chosen[at : at + size], TEXTS) for at in range(0, len(chosen), size)]
+            yield [collate(chosen, TEXTS)]
 
 
 DENSE = {"backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 3}

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from rlip_model.evaluation.hico_classes import possible_interactions
+from rlip_model.evaluation.suppression import PairSuppression
 from sgpipe.cli.main import app
+from sgpipe.evaluation import benchmarks
 from sgpipe.evaluation.label_quality import label_quality, label_report
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.run_folder import GroundTruth
 from tests.sgpipe.stats.runs import make_shards
 
@@ -36,10 +36,9 @@ def predicted(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE, **more
     return {"file_name": name, "predictions": [PERSON, BIKE], "hoi_prediction": found}
 
 
-def run(folder: Path, benchmark: str, contents: dict[str, Any], *options: str, json_file: bool = True) -> Result:
+def run(folder: Path, benchmark: str, contents: dict[str, Any], *options: str) -> Result:
     """Write the contents of each option to a file, and evaluate the files."""
-    outputs = ["--csv", str(folder / "out.csv"), *(["--json-file", str(folder / "out.json")] if json_file else [])]
-    arguments = ["eval", benchmark, *outputs, *options]
+    arguments = ["eval", benchmark, "--csv", f"{folder}/out.csv", "--json-file", f"{folder}/out.json", *options]
     for option, content in contents.items():
         path = folder / f"{option}.json"
         path.write_text(json.dumps(content))
@@ -69,9 +68,35 @@ def test_hico_as_tables_json_and_csv(tmp_path: Path) -> None:
     assert json.loads(hico(tmp_path, images, [predicted()], "--json").stdout) == content
     assert content["summary"]["mAP"] == pytest.approx(0.5)
     assert content["summary"]["mAP rare"] is None
+    assert hico(tmp_path, images, [predicted()], "--setting", "UC-RF").exit_code == 0
+    assert "mAP unseen" in written(tmp_path)["summary"]
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     cells = [(row["predicate"], row["object"], row["hits"]) for row in rows]
     assert cells == [("hold", "bicycle", "0"), ("ride", "bicycle", "1")]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        *(("hico", [None, False]), ("hico --pair-nms", [PairSuppression(), False])),
+        *(("hico --known-object", [None, True]), ("openimages", [None, "published"])),
+        ("openimages --nms published", [PairSuppression(), "published"]),
+        ("openimages --nms repaired", [PairSuppression(), "repaired"]),
+    ],
+)
+def test_options_reach_the_evaluator(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, expected: list[Any]
+) -> None:
+    benchmark, *options = words.split()
+    name, used = {"hico": "evaluate_hico", "openimages": "evaluate_open_images"}[benchmark], []
+    evaluate = getattr(benchmarks, name)
+    monkeypatch.setattr(benchmarks, name, lambda images, settings: used.append(settings) or evaluate(images, settings))
+    true, found = annotated(verb=1), predicted(verb=1)
+    if benchmark == "openimages":
+        true["rel_annotations"], found["rel_prediction"] = true.pop("hoi_annotation"), found.pop("hoi_prediction")
+    contents = {"annotations": [true], "predictions": [found]}
+    assert run(tmp_path, benchmark, contents, *options).exit_code == 0
+    assert [*vars(used[0]).values()][-2:] == expected
 
 
 NAMED = {"objects": {"1": "bicycle", "2": "person"}, "relations": {"1": "hold", "3": "ride"}}
@@ -138,36 +163,15 @@ def test_scene_graphs(tmp_path: Path) -> None:
     assert written(tmp_path)["summary"]["R@20"] == 1
 
 
-IMAGES = 12
-
-
-def name(number: int) -> str:
-    return f"HICO_test2015_{number:08d}.jpg"
-
-
-def evaluate(*arguments: str) -> Result:
-    return CliRunner().invoke(app, ["eval", *arguments, "--resamples", "40"])
-
-
-def hico_files(folder: Path) -> dict[str, str]:
-    """The other predictions lack every third interaction."""
-    named = [(name(number), RIDE if number % 2 else HOLD) for number in range(IMAGES)]
-    contents = {
-        "annotations": [annotated(*each) for each in named],
-        "new": [predicted(*each) for each in named],
-        "old": [predicted(each, verb + (number % 3 == 0)) for number, (each, verb) in enumerate(named)],
-    }
-    for key, content in contents.items():
-        (folder / f"{key}.json").write_text(json.dumps(content))
-    return {key: str(folder / f"{key}.json") for key in contents}
-
-
 def test_hico_compared(tmp_path: Path) -> None:
-    files = hico_files(tmp_path)
-    options = ["hico", "--predictions", files["new"], "--annotations", files["annotations"], "--compare", files["old"]]
-    result = json.loads(evaluate(*options, "--json").stdout)
-    content = result["comparison"]
-    assert (content["other"], content["images"], content["resamples"], content["seed"]) == (files["old"], 12, 40, 0)
+    """The other predictions lack every third interaction."""
+    named = [(f"HICO_test2015_{number:08d}.jpg", RIDE if number % 2 else HOLD) for number in range(12)]
+    other = [predicted(each, verb + (number % 3 == 0)) for number, (each, verb) in enumerate(named)]
+    (old := tmp_path / "old.json").write_text(json.dumps(other))
+    images, found = [annotated(*each) for each in named], [predicted(*each) for each in named]
+    assert hico(tmp_path, images, found, "--compare", str(old), "--resamples", "40").exit_code == 0
+    content = written(tmp_path)["comparison"]
+    assert (content["other"], content["images"], content["resamples"], content["seed"]) == (str(old), 12, 40, 0)
     measure = content["measures"]["mAP"]
     low, high = measure["difference_interval"]
     assert measure["value"] == 1
@@ -201,8 +205,8 @@ def shards(folder: Path, correct: Callable[[int], bool], images: int = 12) -> Pa
 def test_runs_are_compared(tmp_path: Path, command: list[str], measure: str) -> None:
     truth, other = shards(tmp_path / "truth", lambda _: True), shards(tmp_path / "other", lambda number: number % 2 > 0)
     same = shards(tmp_path / "same", lambda _: True)
-    options = [*command, str(same), "--truth", str(truth), "--compare"]
-    result = evaluate(*options, str(other), "--json")
+    options = ["eval", *command, str(same), "--truth", str(truth), "--resamples", "40", "--compare"]
+    result = CliRunner().invoke(app, [*options, str(other), "--json"])
     assert result.exit_code == 0, result.output
     own = json.loads(result.stdout)["comparison"]["measures"][measure]
     low, high = own["difference_interval"]
@@ -210,7 +214,7 @@ def test_runs_are_compared(tmp_path: Path, command: list[str], measure: str) -> 
     assert 0 < low < own["difference"] < high < 1
     assert own["shown"] is True
     few = shards(tmp_path / "few", lambda _: True, 10)
-    assert "images on one side only" in refused(evaluate(*options, str(few)))
+    assert "images on one side only" in refused(CliRunner().invoke(app, [*options, str(few)]))
 
 
 def test_labels_of_resampled_images_beside_runs_in_which_they_are_repeated(tmp_path: Path) -> None:
@@ -241,104 +245,15 @@ def test_labels_of_resampled_images_beside_runs_in_which_they_are_repeated(tmp_p
         assert found == pytest.approx(expected, nan_ok=True)
 
 
-def golden(oracle: Path, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    folder = oracle / "golden" / "evaluation"
-    inputs = json.loads(gzip.decompress((folder / f"{name}.inputs.json.gz").read_bytes()))
-    return inputs, json.loads((folder / f"{name}.expected.json").read_text())
-
-
-def boxes(part: dict[str, Any], categories: list[int]) -> list[dict[str, Any]]:
-    pairs = zip(part["boxes"], part["labels"], strict=True)
-    return [{"bbox": box, "category_id": categories[label]} for box, label in pairs]
-
-
-def best_hundred(found: dict[str, Any], scores: np.ndarray, first: int) -> list[dict[str, Any]]:
-    """The best 100, as the official evaluators keep them, padded with score 0; `first`: category_id of predicate 0."""
-    best = np.argsort(-scores.reshape(-1), kind="stable")[:100]
-    pairs, predicates = np.divmod(best, scores.shape[1])
-    values = zip(pairs.tolist(), predicates.tolist(), scores.reshape(-1)[best].tolist(), strict=True)
-    return [
-        {"subject_id": found["sub_ids"][pair], "object_id": found["obj_ids"][pair], "category_id": predicate + first}
-        | {"score": score}
-        for pair, predicate, score in values
-    ]
-
-
-def true_relations(rows: list[list[int]], first: int) -> list[dict[str, Any]]:
-    return [{"subject_id": s, "object_id": o, "category_id": predicate + first} for s, o, predicate in rows]
-
-
-def hico_scores(found: dict[str, Any]) -> np.ndarray:
-    scores = np.zeros((len(found["sub_ids"]), 117), dtype=np.float32)
-    for pair, verb, score in found["verb_scores"]:
-        scores[pair, verb] = score
-    labels = np.array(found["labels"], dtype=int)[np.array(found["obj_ids"], dtype=int)]
-    return scores * possible_interactions().T[labels]
-
-
-@pytest.mark.parametrize(
-    ("setting", "options"), [("default", []), ("pair_nms", ["--pair-nms"]), ("UC-RF", ["--setting", "UC-RF"])]
-)
-def test_hico_gives_the_official_figures(oracle: Path, tmp_path: Path, setting: str, options: list[str]) -> None:
-    inputs, expected = golden(oracle, "hico/real500")
-    categories, annotations, predictions = list(category_names("coco")), [], []
-    for image in inputs["images"]:
-        name, truth, found = image["filename"], image["gt"], image["pred"]
-        relations = true_relations(truth["hois"], 1)
-        annotations.append({"file_name": name, "annotations": boxes(truth, categories), "hoi_annotation": relations})
-        best = best_hundred(found, hico_scores(found), 1)
-        predictions.append({"file_name": name, "predictions": boxes(found, categories), "hoi_prediction": best})
-    result = hico(tmp_path, annotations, predictions, *options)
-    assert result.exit_code == 0, result.output
-    official = expected["settings"][setting]["metrics"]
-    assert list(written(tmp_path)["summary"].values()) == pytest.approx(list(official.values()))
-
-
-@pytest.mark.parametrize(
-    ("setting", "nms"), [("default", "none"), ("nms", "published"), ("nms_phrase_order_repaired", "repaired")]
-)
-def test_open_images_gives_the_official_figures(oracle: Path, tmp_path: Path, setting: str, nms: str) -> None:
-    inputs, expected = golden(oracle, "openimages/main300")
-    categories, annotations, predictions = list(range(601)), [], []
-    for image in inputs["images"]:
-        name, truth, found = image["filename"], image["gt"], image["pred"]
-        relations = true_relations(truth["rels"], 0)
-        annotations.append({"file_name": name, "annotations": boxes(truth, categories), "rel_annotations": relations})
-        scores = np.array(found["verb_scores"], dtype=np.float32).reshape(-1, 30)
-        best = best_hundred(found, scores, 0)
-        predictions.append({"file_name": name, "predictions": boxes(found, categories), "rel_prediction": best})
-    contents = {"annotations": annotations, "predictions": predictions}
-    assert run(tmp_path, "openimages", contents, "--nms", nms).exit_code == 0
-    assert written(tmp_path)["summary"] == pytest.approx(expected["settings"][setting]["metrics"])
-
-
-def test_vcoco_gives_the_official_figures(oracle: Path, tmp_path: Path) -> None:
-    inputs, expected = golden(oracle, "vcoco/main300")
+def test_vcoco_gives_the_official_figures(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "golden" / "evaluation" / "vcoco"
+    inputs = json.loads(gzip.decompress((folder / "main300.inputs.json.gz").read_bytes()))
+    official = json.loads((folder / "main300.expected.json").read_text())["official"]
     contents = {"annotations": inputs["vsrl"], "coco": inputs["coco"], "predictions": inputs["detections"]}
     result = run(tmp_path, "vcoco", contents)
     assert result.exit_code == 0, result.output
-    summary, official = written(tmp_path)["summary"], expected["official"]
+    summary = written(tmp_path)["summary"]
     for scenario in (1, 2):
-        assert summary[f"role AP, scenario {scenario}"] == pytest.approx(
-            official[f"scenario_{scenario}"]["mean_without_point"]
-        )
+        expected = official[f"scenario_{scenario}"]["mean_without_point"]
+        assert summary[f"role AP, scenario {scenario}"] == pytest.approx(expected)
     assert summary["agent AP"] == pytest.approx(official["agent"]["mean"])
-
-
-@pytest.mark.parametrize("mode", ["predcls", "sgdet"])
-def test_visual_genome_gives_the_official_figures(oracle: Path, tmp_path: Path, mode: str) -> None:
-    inputs, expected = golden(oracle, f"vg/{mode}")
-    keys = {"pred_labels": "labels", "pred_scores": "scores", "rel_pair_idxs": "pairs"}
-    keys["pred_rel_scores"] = "predicate_scores"
-    annotations, predictions = [], []
-    for number, image in enumerate(inputs["images"]):
-        true = {"relations" if key == "relation_tuple" else key: value for key, value in image["gt"].items()}
-        annotations.append({"image_id": number, **true})
-        predictions.append({"image_id": number, **{keys.get(key, key): value for key, value in image["pred"].items()}})
-    result = run(tmp_path, "vg", {"annotations": annotations, "predictions": predictions}, "--mode", mode)
-    assert result.exit_code == 0, result.output
-    summary, official = written(tmp_path)["summary"], expected["metrics"]
-    for ours, theirs in (("R@50", "recall@50"), ("ng-mR@100", "ng_mean_recall@100"), ("zR@20", "zeroshot_recall@20")):
-        assert summary[ours] == pytest.approx(official[theirs])
-    rows = {row["predicate"]: row["R@100"] for row in written(tmp_path)["per_class"]}
-    assert rows == pytest.approx(expected["mean_recall_list_100"])

@@ -44,13 +44,6 @@ def test_quiet_prints_only_results(tmp_path):
     assert wrong.stderr.startswith("error: ")
 
 
-def test_the_command_line_starts_without_large_libraries():
-    script = "import sys, sgpipe.cli.main; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert "sgpipe.cli.train" in loaded
-    assert not {"torch", "ray", "numpy", "pyarrow", "PIL", "pydantic", "transformers", "rich"} & set(loaded)
-
-
 def test_parse_prints_one_json_line_for_each_line():
     result = CliRunner().invoke(app, ["parse"], input="a man riding a horse\n\ntwo dogs\n")
     lines = [json.loads(line) for line in result.stdout.splitlines()]

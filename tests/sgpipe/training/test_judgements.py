@@ -16,6 +16,7 @@ from sgpipe.records import Relation
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, RelationKey
 from sgpipe.training.data.feed import ShardFeed
 from sgpipe.training.data.scan import JudgedRelation, data_warnings, judged_relations, scan_training
+from sgpipe.training.data.stream import StepStream
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from tests.sgpipe.stats.judging import judge
 from tests.sgpipe.training.data.runs import data, make_run, plain_record
@@ -61,7 +62,7 @@ def test_bands_of_which_many_were_asked_count_less(tmp_path: Path) -> None:
     found = [one for own in judged_relations(str(tmp_path))[0].values() for one in own]
     assert Counter((one.right, round(one.share, 6)) for one in found) == {(False, 1.0): 5, (True, 0.25): 5}
     settings = data(ShardsConfig(shards=tmp_path, judged=True), val=())
-    fed = ShardFeed(scan_training(settings), None, settings, 5, 0, 10, 10)
+    fed = ShardFeed(StepStream(scan_training(settings), settings, 5, 0, 10), None, 10)
     labels = Counter[float]()
     with fed.read() as batches:
         for [batch] in islice(batches, 200):
@@ -77,7 +78,7 @@ def test_a_wrong_relation_lowers_the_score_of_exactly_its_pair_and_text(tmp_path
     config = make_run(tmp_path, [record, other])
     said(tmp_path, (key(0), {"judgement": "wrong"}))
     settings = data(config, ShardsConfig(shards=tmp_path, judged=True), val=(), augment=None)
-    fed = ShardFeed(scan_training(settings), None, settings, 3, 0, 10, 10)
+    fed = ShardFeed(StepStream(scan_training(settings), settings, 3, 0, 10), None, 10)
     with fed.read() as batches:
         [batch] = next(batches)
     assert len(batch) == 3  # the run's two images, and the judged one once more

@@ -1,5 +1,6 @@
 """Trainings with one process: their files, how they resume, what they refuse, and their plan."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -11,15 +12,15 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner, Result
 
 from rlip_model.model import RTagger
+from rlip_model.training import state
 from rlip_model.training.loop import Trainer
+from sgpipe.cli.main import app
 from sgpipe.errors import EngineError, UserError
-from sgpipe.recipe import DetectConfig, TagConfig
-from sgpipe.records import Pair
+from sgpipe.recipe import DetectConfig
 from sgpipe.stages.detect import load
-from sgpipe.stages.tag.stage import TagStage
-from sgpipe.storage.shards import iter_records
 from sgpipe.training import plan
 from sgpipe.training.job import _BOX_PARTS
 from sgpipe.training.metrics import read_metrics
@@ -32,6 +33,7 @@ from tests.sgpipe.training.trainings import (
     QUIET,
     SIZES,
     STEPS,
+    command,
     curve,
     different,
     make_run,
@@ -69,8 +71,14 @@ def validated(run: Path) -> list[dict[str, str]]:
 
 
 def by_steps(run: Path, **changes: object) -> dict[str, object]:
-    """Five steps, in the middle of the second epoch of three, validated every two steps."""
-    return {"optimisation__steps": 5, "output__validate_every_steps": 2, "data__val": validated(run), **changes}
+    """Five averaged steps, in the middle of the second epoch of three, validated every two steps."""
+    return {
+        "optimisation__steps": 5,
+        "optimisation__ema": 0.9,
+        "output__validate_every_steps": 2,
+        "data__val": validated(run),
+        **changes,
+    }
 
 
 def test_the_files_of_a_training(trained_tagger: Path) -> None:
@@ -89,18 +97,6 @@ def test_the_files_of_a_training(trained_tagger: Path) -> None:
     assert {path.name for path in (trained_tagger / "checkpoints").iterdir()} == {
         (trained_tagger / name).resolve().name for name in ("last", "best")
     }
-
-
-def test_a_trained_tagger_tags(trained_tagger: Path, drawn_run: Path) -> None:
-    record = next(record for record in iter_records(drawn_run) if len(record.objects) > 1)
-    record.relations, record.pairs = [], [Pair(0, 1, ["next to", "above"])]
-    config = TagConfig(tagger=str(trained_tagger / "best"), short_side=48, long_side=64, threshold=0.0)
-    names = [box.category for box in record.objects]
-    stage = TagStage(config, {record.split: drawn_run.parent / "drawn" / "images"}, names)
-    stage.setup()
-    (tagged,) = stage([record])
-    assert tagged.ok, tagged.error
-    assert {(r.subject, r.object, r.predicate) for r in tagged.relations} == {(0, 1, "next to"), (0, 1, "above")}
 
 
 def test_a_finished_training_is_left_alone(trained_tagger: Path, drawn_run: Path, tmp_path: Path) -> None:
@@ -128,37 +124,19 @@ def test_other_settings_in_the_same_folder_are_refused_and_named(drawn_run: Path
     assert not different(weights(trained_tagger), before)
 
 
-def test_a_training_can_be_extended_and_written_differently(drawn_run: Path, tmp_path: Path) -> None:
+def test_a_training_can_be_extended_moved_and_written_differently(drawn_run: Path, tmp_path: Path) -> None:
     step = {"optimisation__schedule": "step"}
     training(drawn_run, tmp_path / "whole", **step, optimisation__epochs=2)
     training(drawn_run, tmp_path / "out", **step, optimisation__epochs=1)
     shutil.copytree(drawn_run.parent / "drawn" / "images", tmp_path / "moved")
     changes = {"data__threads": 1, "data__prefetch": 1, "output__log_every": 2, "output__keep": 2}
-    moved = [{"shards": str(drawn_run), "images": str(tmp_path / "moved")}]
-    training(drawn_run, tmp_path / "out", **step, **changes, optimisation__epochs=2, data__train=moved)
+    shards = shutil.copytree(drawn_run, tmp_path / "shards")
+    moved = [{"shards": str(shards), "images": str(tmp_path / "moved")}]
+    training(shards, tmp_path / "out", **step, **changes, optimisation__epochs=2, data__train=moved)
     assert not different(weights(tmp_path / "out"), weights(tmp_path / "whole"))
     assert len(list((tmp_path / "out" / "checkpoints").iterdir())) == 2
-
-
-def test_shards_may_move_but_not_change(drawn_run: Path, tmp_path: Path, killed_at: KillAt) -> None:
-    shutil.copytree(drawn_run, tmp_path / "moved")
-    killed_at(5)
-    with pytest.raises(KilledError):
-        training(drawn_run, tmp_path / "out")
-    killed_at(0)
-    training(tmp_path / "moved", tmp_path / "out")
     with pytest.raises(UserError, match=r"was made with other settings.*\n  data.train"):
-        training(make_run(tmp_path, seed=1), tmp_path / "out")
-
-
-def test_other_folders_are_refused(drawn_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file, not a folder"):
-        training(drawn_run, tmp_path / "file")
-    before = (drawn_run / "manifest.jsonl").read_text()
-    with pytest.raises(UserError, match="contains something that is not an sgpipe training"):
-        training(drawn_run, drawn_run)
-    assert (drawn_run / "manifest.jsonl").read_text() == before
+        training(make_run(tmp_path, seed=1), tmp_path / "out", **step)
 
 
 def test_a_training_starts_from_an_existing_network(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:
@@ -269,3 +247,88 @@ def test_parts_are_halved_until_they_fit(drawn_run: Path, monkeypatch: pytest.Mo
             plan.plan_training(recipe(drawn_run), QUIET, steps=1)
     else:
         assert plan.plan_training(recipe(drawn_run), QUIET, steps=1).accumulate == fits
+
+
+def invoke(run: Path, out: Path, *more: str, kind: str = "tagger", **changes: Any) -> Result:
+    arguments = command(run, out, kind, **changes)
+    return CliRunner().invoke(app, [*arguments[arguments.index("train") :], *more])
+
+
+def refused(result: Result, code: int = 2) -> str:
+    """The only error message of a refused training."""
+    assert not isinstance(result.exception, Exception), result.exception
+    assert result.exit_code == code, result.output
+    (message,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in result.output
+    return message
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimisation__batch": 0}, "optimisation: batch is 0, expected at least 1"),
+        ({"optimisation__accumulate": 3}, "cannot be divided into 3 equal parts"),
+        ({"optimisation__frozen": ["backbones"]}, "optimisation.frozen: the network has no part 'backbones'"),
+        ({"data__labels": "full"}, "has no closed class lists"),
+        ({"data__train": []}, "data.train is not set"),
+        ({"model__config": {"text_config": 5}}, "text_config"),
+        ({"model__backbone": "swin_tiny"}, "needs a RoBERTa"),
+    ],
+    ids=str,
+)
+def test_invalid_settings(drawn_run: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    said = refused(invoke(drawn_run, tmp_path / "out", **changes))
+    assert message in said
+    assert len(said) < 600
+
+
+DAMAGES = {
+    "model.safetensors": b"cut", "config.json": b"{", "optimizer.safetensors": b"", "training.json": b'{"epoch": 1}',
+    "tokenizer.json": None,
+}  # fmt: skip
+
+
+def test_a_damaged_checkpoint_is_named(drawn_run: Path, tmp_path: Path) -> None:
+    """Of a training that can be extended."""
+    training(drawn_run, tmp_path / "whole", optimisation__schedule="step", optimisation__epochs=1)
+    for name, content in DAMAGES.items():
+        out = shutil.copytree(tmp_path / "whole", tmp_path / f"damaged-{name}", symlinks=True)
+        file = (out / "last").resolve() / name
+        file.unlink() if content is None else file.write_bytes(content)
+        assert "step-00000003" in refused(invoke(drawn_run, out, optimisation__schedule="step")), name
+
+
+def test_a_diverging_training_keeps_the_batch_and_the_last_checkpoint(drawn_run: Path, tmp_path: Path) -> None:
+    result = invoke(drawn_run, tmp_path / "out", optimisation__lr=1e30, output__checkpoint_every=1)
+    said = refused(result, code=1)
+    assert "step 2" in said
+    assert "the batch is saved in" in said
+    assert "optimisation.lr" in said
+    (kept,) = (tmp_path / "out").glob("diverged-step-*/process-0")
+    names = json.loads((kept / "batch.json").read_text())["images"]
+    assert len(names) == len(load_file(kept / "batch.safetensors")["pixel_values"]) == 4
+    assert (tmp_path / "out" / "last").resolve().name == "step-00000001"
+
+
+def full(*arguments: object, **options: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_training_resumes_after_a_full_disk(
+    drawn_run: Path, trained_tagger: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = state.Checkpoints.save
+
+    def save_first(self: state.Checkpoints, *arguments: Any) -> Path:
+        if (self.root / "last").exists():
+            monkeypatch.setattr(state, "save_file", full)
+        return save(self, *arguments)
+
+    monkeypatch.setattr(state.Checkpoints, "save", save_first)
+    said = refused(invoke(drawn_run, tmp_path / "out"), code=1)
+    assert "No space left on device" in said
+    assert (tmp_path / "out" / "last").resolve().name == "step-00000003"
+    assert [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()] == ["step-00000003"]
+    monkeypatch.undo()
+    training(drawn_run, tmp_path / "out")
+    assert not different(weights(tmp_path / "out"), weights(trained_tagger))

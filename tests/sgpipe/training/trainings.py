@@ -25,32 +25,15 @@ QUIET = Progress(Console(quiet=True))
 IMAGES, BATCH, EPOCHS = 12, 4, 2
 STEPS = EPOCHS * IMAGES // BATCH
 SIZES = {
-    "swin_embed_dim": 6,
-    "swin_depths": [1, 1, 1, 1],
-    "swin_heads": [1, 1, 2, 2],
-    "hidden_dim": 64,
-    "feedforward_dim": 32,
-    "num_queries": 16,
-    "num_heads": 2,
-    "num_points": 1,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "fusion_interval": 1,
-    "fusion_dim": 16,
-    "fusion_heads": 2,
-    "drop_path": 0.0,
-}
+    "swin_embed_dim": 6, "swin_depths": [1, 1, 1, 1], "swin_heads": [1, 1, 2, 2], "drop_path": 0.0, "hidden_dim": 64,
+    "feedforward_dim": 32, "num_queries": 16, "num_heads": 2, "num_points": 1, "encoder_layers": 1,
+    "decoder_layers": 1, "fusion_interval": 1, "fusion_dim": 16, "fusion_heads": 2,
+}  # fmt: skip
 SETTINGS: Mapping[str, Any] = {
-    "model.config": SIZES,
-    "data.short_side": 48,
-    "data.long_side": 64,
-    "data.negative_texts": 12,
-    "optimisation.epochs": EPOCHS,
-    "optimisation.batch": BATCH,
-    "optimisation.warmup": 0,
-    "output.log_every": 1,
-    "output.tensorboard": False,
-}
+    "model.config": SIZES, "data.short_side": 48, "data.long_side": 64, "data.negative_texts": 12,
+    "optimisation.epochs": EPOCHS, "optimisation.batch": BATCH, "optimisation.warmup": 0,
+    "output.log_every": 1, "output.tensorboard": False,
+}  # fmt: skip
 
 
 def make_run(folder: Path, seed: int = 0) -> Path:

@@ -1,6 +1,7 @@
-"""Devices, their memory, and functions that are compiled for shapes that recur, here without kernels."""
+"""Devices, their memory, functions that are compiled for shapes that recur, and Ray clusters to join."""
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from sgpipe.errors import UserError
-from sgpipe.utils import gpu
+from sgpipe.utils import gpu, ray_cluster
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
 from sgpipe.utils.gpu import Compiled, GpuMemory, enough_memory
+from sgpipe.utils.ray_cluster import worker_failure
 
 
 def test_numbered_gpus_and_other_words(monkeypatch):
@@ -223,3 +225,41 @@ def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> Non
     for _ in range(3):
         with pytest.raises(torch.cuda.OutOfMemoryError):
             function(torch.ones(2))
+
+
+def test_the_innermost_error_is_told():
+    for text, expected in (
+        ("ray.exceptions.UserCodeException: UDF failed\n  File\nstruct.error: 4 bytes\n\nAnd", "struct.error: 4 bytes"),
+        ("something\nelse", "something"),
+        ("ValueError: bad", "ValueError: bad"),
+    ):
+        assert worker_failure(RuntimeError(text)) == f"a worker failed: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("address", "has_token", "is_open", "mode", "own_token"),
+    [
+        (None, False, None, "token", True),
+        (None, True, None, "token", False),
+        ("head:6379", False, True, "disabled", False),
+        ("head:6379", True, True, "disabled", False),
+        ("head:6379", True, False, "token", False),
+    ],
+)
+def test_a_token_is_presented_only_where_one_is_needed(
+    address, has_token, is_open, mode, own_token, tmp_path, monkeypatch
+):
+    """A local Ray has its own in memory; one of this machine must not keep it out of an open cluster."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.setenv(name, "")  # so that what is set here is undone
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    monkeypatch.setattr(ray_cluster, "_check_port", lambda address: None)
+    monkeypatch.setattr(ray_cluster, "_answers", lambda address, mode: (mode == "disabled") == is_open)
+    if has_token:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text("a" * 64)
+    ray_cluster.prepare_ray(address)
+    assert os.environ.get("RAY_AUTH_MODE") == mode
+    assert len(os.environ.get("RAY_AUTH_TOKEN", "")) == 64 * own_token

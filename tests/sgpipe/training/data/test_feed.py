@@ -8,8 +8,9 @@ import torch
 from rlip_model.training.batches import TrainingBatch
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT, Box, Relation
-from sgpipe.training.data.feed import ExamplePreparation, ShardFeed, WorkerShare
+from sgpipe.training.data.feed import ExamplePreparation, ShardFeed
 from sgpipe.training.data.scan import scan_training, scan_validation
+from sgpipe.training.data.stream import StepStream
 from tests.sgpipe.training.data.runs import data, image, make_records, make_run, plain_record
 
 
@@ -18,10 +19,11 @@ def config(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), make_records(60), rows=7)
 
 
-def feed(*configs, batch=4, most_pairs=None, share=WorkerShare(), **changes) -> ShardFeed:  # noqa: B008
+def feed(*configs, batch=4, most_pairs=None, rank=0, world=1, accumulate=1, **changes) -> ShardFeed:
     settings = data(*configs, **changes)
     found = scan_training(settings)
-    return ShardFeed(found, scan_validation(settings, found), settings, batch, 0, 10, most_pairs, share)
+    stream = StepStream(found, settings, batch, 0, 10, rank, world, accumulate=accumulate)
+    return ShardFeed(stream, scan_validation(settings, found), most_pairs)
 
 
 def training(fed: ShardFeed, count: int, epoch: int = 0, step: int = 0) -> list[list[TrainingBatch]]:
@@ -78,7 +80,7 @@ def joined(batches: list[TrainingBatch], name: str) -> list:
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2)])
 def test_the_parts_of_all_workers_make_up_the_step(config, world, accumulate):
-    shares = [training(feed(config, share=WorkerShare(rank, world, accumulate)), 10) for rank in range(world)]
+    shares = [training(feed(config, rank=rank, world=world, accumulate=accumulate), 10) for rank in range(world)]
     for [whole], *workers in zip(training(feed(config), 10), *shares, strict=True):
         parts = [part for worker in workers for part in worker]
         assert {len(part) for part in parts} == {4 // (world * accumulate)}
@@ -144,8 +146,8 @@ def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
 
 @pytest.mark.parametrize("world", [1, 3])
 def test_a_validation_reads_every_image_once_unchanged(config, world):
-    fed = [feed(config, batch=3, share=WorkerShare(rank, world)) for rank in range(world)]
-    shares, rows = [validation(each) for each in fed], fed[0].training_set.rows
+    fed = [feed(config, batch=3, rank=rank, world=world) for rank in range(world)]
+    shares, rows = [validation(each) for each in fed], fed[0].stream.training_set.rows
     assert {len(share) for share in shares} == {-(-rows // 3)}
     ids = [image_id for share in shares for batch in share for image_id in batch.image_ids]
     assert len(ids) == len(set(ids)) == rows

@@ -58,17 +58,6 @@ def test_an_epoch_visits_every_row_once(sizes: Sizes, window: int, number: int) 
     assert sorted(rows(found, epoch)) == every_row(found)
 
 
-@given(sizes, st.integers(1, 4), st.data())
-def test_a_position_is_found_in_its_window(sizes: Sizes, window: int, choice: st.DataObject) -> None:
-    found = training_set(sizes)
-    epoch = shuffled_epoch(found, window, 0, 0)
-    position = choice.draw(st.integers(0, len(epoch)))
-    number, place = epoch.find(position)
-    sizes_of = [sum(visit.rows for visit in visits) for visits in windows(epoch)]
-    assert sum(sizes_of[:number]) + place == position
-    assert position == len(epoch) or place < sizes_of[number]
-
-
 def test_the_row_groups_of_a_window_are_mixed():
     found = training_set([[50] * 6])
     ordered = rows(found, shuffled_epoch(found, 2, 0, 0))
@@ -126,9 +115,13 @@ def relations(item: TrainingItem) -> tuple[str, ...]:
     return tuple(each.predicate for each in item.graph.relations)
 
 
+def images_of(step: TrainingStep) -> list[TrainingItem]:
+    return [item for part in step.parts for item in part.items]
+
+
 def plain_step(step: TrainingStep) -> tuple:
     texts = [part.texts for part in step.parts if part.items]
-    return step.epoch, step.index, texts, [plain(item) for item in step.items]
+    return step.epoch, step.index, texts, [plain(item) for item in images_of(step)]
 
 
 def first(found: StepStream, count: int, epoch: int = 0, step: int = 0) -> list[tuple]:
@@ -150,23 +143,13 @@ def test_resuming_from_a_step_gives_the_same_steps(
         assert first(found, at + 1 - step, 1, step) == whole[at + step :]
 
 
-def test_an_epoch_has_every_usable_image_once_except_an_incomplete_batch(config):
-    found = stream(config)
-    rows = found.training_set.rows
-    assert rows % 4
-    for epoch in (0, 1):
-        seen = Counter(item.image_id for step in found.epoch(epoch) for item in step.items)
-        assert set(seen.values()) == {1}
-        assert sum(seen.values()) == 4 * found.steps_per_epoch == rows - rows % 4
-
-
 @pytest.mark.parametrize("world", [1, 2])
 def test_the_images_of_a_step_have_similar_shapes(tmp_path, world):
     shapes = [(40, 20), (20, 40), (30, 30)]
     records = [plain_record(str(n), width=shapes[n % 3][0], height=shapes[n % 3][1]) for n in range(60)]
     run = make_run(tmp_path, records, rows=15)
     shares = [stream(run, rank=rank, world=world, shuffle=4, similar_shapes=True).epoch(0) for rank in range(world)]
-    steps = [[item for part in parts for item in part.items] for parts in zip(*shares, strict=True)]
+    steps = [[item for step in parts for item in images_of(step)] for parts in zip(*shares, strict=True)]
     assert sorted(int(item.image_id) for step in steps for item in step) == list(range(60))
     assert all(len({(item.width, item.height) for item in step}) == 1 for step in steps)  # 20 of each: 5 steps of 4
     assert len({step[0].width for step in steps[:5]}) > 1
@@ -175,7 +158,7 @@ def test_the_images_of_a_step_have_similar_shapes(tmp_path, world):
 def test_random_choices_stay_as_in_earlier_versions(config):
     """Otherwise a training that was interrupted before an update would not resume exactly."""
     steps = islice(stream(config).steps(), 3)
-    assert [[(item.image_id, item.flip) for item in step.items] for step in steps] == [
+    assert [[(item.image_id, item.flip) for item in images_of(step)] for step in steps] == [
         [("0-46", False), ("0-88", True), ("0-44", False), ("0-48", True)],
         [("0-87", False), ("0-77", False), ("0-81", True), ("0-43", False)],
         [("0-80", True), ("0-45", True), ("0-86", True), ("0-2", True)],
@@ -221,7 +204,7 @@ def test_flips_are_random_per_image_and_change_names(tmp_path):
     records = [plain_record(str(n), "left of") for n in range(40)]
     for each in records:
         each.objects[1].category = "right hand"
-    items = [item for step in stream(make_run(tmp_path, records)).epoch(0) for item in step.items]
+    items = [item for step in stream(make_run(tmp_path, records)).epoch(0) for item in images_of(step)]
     plain_names = ("person", "right hand"), ("left of",)
     mirrored = tuple(tuple(map(flip_text, part)) for part in plain_names)
     for item in items:
@@ -237,7 +220,7 @@ def test_closed_labels_are_the_texts_and_flips_stay_within_them(tmp_path):
     assert {step.parts[0].texts.relations for step in steps} == {("on", "left of")}
     flips = {name: set[bool]() for name in ("on", "left of")}
     for step in steps:
-        for item in step.items:
+        for item in images_of(step):
             flips[relations(item)[0]].add(item.flip)
     assert flips == {"on": {True, False}, "left of": {False}}
 
