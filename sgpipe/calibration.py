@@ -74,7 +74,6 @@ class Calibration(Config):
     levels: tuple[ExpectedPrecision, ...] = Field(min_length=1)
 
     def probabilities(self, confidence: ArrayLike) -> Floats:
-        """Return the probabilities that relations of these confidences are correct."""
         given = np.asarray(confidence, np.float64)
         return np.where(given < self.lowest, 0.0, from_log_odds(self.slope * log_odds(given) + self.offset))
 
@@ -97,10 +96,7 @@ class Calibration(Config):
         return stored(max(least, self.lowest) if least > NEAREST else self.lowest)  # below NEAREST, odds are the same
 
     def probability_for(self, precision: float) -> float:
-        """Return the lowest probability such that the judged relations above it show the precision with 95% confidence.
-
-        Raises UserError: they do not show it for any threshold.
-        """
+        """Return the lowest probability that shows the precision with 95% confidence. Raises UserError: none does."""
         check_share("precision", precision)
         for level in self.levels:
             if level.low >= precision:
@@ -174,10 +170,7 @@ def probability_for(calibration: Location | None, precision: float, threshold: f
 
 
 def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
-    """Return what decides the confidences that the tag stage gives, and how many of them are right.
-
-    The number format and the device are not part of it: they change confidences only slightly.
-    """
+    """Return what decides the confidences of the tag stage, but number format and device, which hardly matter."""
     model = {"tagger": model_sha256(tag.tagger)} if tag.endpoint is None else {"endpoint": SERVED}
     return _scoring(tag.model_dump() | model, pair.model_dump())
 
@@ -213,7 +206,6 @@ def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def log_odds(confidence: ArrayLike) -> Floats:
-    """Return the log odds of confidences."""
     inside = np.clip(np.asarray(confidence, np.float64), NEAREST, 1 - NEAREST)
     odds: Floats = np.log(inside / (1 - inside))
     return odds

@@ -14,10 +14,7 @@ WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 
 
 class UserError(Exception):
-    """Something the user can fix. The message is one line: what is wrong, where, and what to do.
-
-    The command line prints it without a traceback and exits with code 2.
-    """
+    """Something the user can fix, in one line: what is wrong, where, and what to do. Commands exit with code 2."""
 
 
 class ImageError(UserError):

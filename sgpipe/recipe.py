@@ -50,10 +50,6 @@ class Requests(Config):
     key: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_]\w*$", description="environment variable with it, if set")
 
 
-def _as_text(place: Any) -> Any:
-    return located(place) if isinstance(place, str | Location) else place
-
-
 def _as_location(place: Any) -> Location:
     if not isinstance(place, str | Location):
         raise ValueError("expected a path or a URI")
@@ -61,7 +57,9 @@ def _as_location(place: Any) -> Location:
 
 
 _DRAWN = ".sgpipe/drawn/"  # within a run of the miniworld
-ImageLocation = Annotated[str, BeforeValidator(_as_text)]
+ImageLocation = Annotated[
+    str, BeforeValidator(lambda place: located(place) if isinstance(place, str | Location) else place)
+]
 StoredPath = Annotated[Location, PlainValidator(_as_location), PlainSerializer(text_of, when_used="json")]
 
 
@@ -306,10 +304,7 @@ class Recipe(Config):
 
 
 def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Return the recipe of a packaged name ("coco") or a YAML file, with `{"tag.threshold": 0.1}`-style overrides.
-
-    Raises UserError: as `config_file.load`.
-    """
+    """Return the recipe of a packaged name or YAML file, with overrides by dotted key; raises UserError, as `load`."""
     return load(Recipe, name, recipe_folder(), overrides or {})
 
 
@@ -348,10 +343,7 @@ def _config_json(model: str | None) -> dict[str, Any]:
 
 
 def trained_sides(model: str) -> tuple[int, int] | None:
-    """Return the short and maximum long side, in pixels, of a network's validation images, or None.
-
-    Raises UserError, EngineError: as `local_model`.
-    """
+    """Return the sides of a network's validation images, short and long, or None. Raises as `local_model`."""
     return _image_sides(_config_json(model))
 
 
@@ -395,11 +387,7 @@ def size_notes(detector: str | None) -> list[str]:
 
 
 def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None = None) -> list[str]:
-    """Return what users should know of a recipe's models, before they run.
-
-    Args:
-        detects: whether its detector runs. source: of the images, if known.
-    """
+    """Return what users should know of a recipe's models; `detects`: its detector runs; `source`: if known."""
     tag, detector = recipe.tag, recipe.detect.detector if detects else None
     models = [detector, recipe.ground.detector, recipe.caption.captioner, tag.tagger if tag.scores else None]
     notes = miniworld_notes(models, source)
@@ -423,10 +411,7 @@ _PACKAGED = {"detect": "parseda", "ground": "parseda", "caption": "captioner", "
 
 
 def models_of(recipe: Recipe, skipped: Collection[str] = ()) -> dict[str, str]:
-    """Return the model of each stage that loads one: not those behind endpoints, nor spaCy's.
-
-    `skipped`: stages that do not run.
-    """
+    """Return the models that stages but `skipped` ones load: not those behind endpoints, nor spaCy's."""
     used = {"parse": recipe.parse.parser == "seq2seq", "pair": recipe.pair.marks, "tag": recipe.tag.scores}
     configs = {stage: getattr(recipe, stage) for stage in _MODELS if stage not in skipped and used.get(stage, True)}
     served = {stage for stage, config in configs.items() if getattr(config, "endpoint", None) is not None}
@@ -453,10 +438,7 @@ def with_model_folders(recipe: Recipe, before: Mapping[str, Any] | None = None, 
 
 
 def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
-    """Return the hub ids of the models that a recipe loads; none if one is open_clip's, which downloads by itself.
-
-    `skipped`: stages that do not run.
-    """
+    """Return the hub ids of the models that stages but `skipped` ones load; none if one is open_clip's."""
     names = dict.fromkeys(models_of(recipe, skipped).values())
     found = [name for name in names if name != MINIWORLD and not is_uri(name) and not Path(name).exists()]
     return [] if any(":" in name for name in found) else found

@@ -55,11 +55,7 @@ class ReportOptions:
     def run_and_report(
         self, evaluate: Callable[[Path | None], EvaluationResult], plot: Path | None = None, *, per_class: bool = False
     ) -> None:
-        """Evaluate, compare, print and write.
-
-        Args:
-            evaluate: takes what is evaluated instead of the first, if anything.
-        """
+        """Evaluate, compare, print and write; `evaluate` takes what is evaluated instead of the first, if anything."""
         from sgpipe.files.locations import text_of
 
         result = evaluate(None)
@@ -91,10 +87,7 @@ class InputOptions(cli.InferenceOptions):
     def given(
         self, annotations: Path | None, classes: Path | None = None, other: Path | None = None
     ) -> PredictionFiles | ModelRun:
-        """Return what is evaluated; `other` takes the place of the predictions or the model.
-
-        Raises UserError: neither predictions with annotations nor a model with data is given.
-        """
+        """Return what is evaluated; `other`: instead of predictions or model. Raises UserError: too few options."""
         from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
 
         if self.predictions and annotations and not self.model and not self.data:

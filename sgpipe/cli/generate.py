@@ -46,10 +46,7 @@ class SourceOptions:
     certified: cli.Certified = False
 
     def applied_to(self, source: SourceConfig, out: Path, extend: str | None = None) -> SourceConfig:
-        """Return the source with these settings; `extend`: the run that is extended.
-
-        Raises UserError: an option needs another one, or another recipe.
-        """
+        """Return the source, or the run `extend` as one, with these settings. Raises UserError: one needs another."""
         from sgpipe.files.locations import absolute_location
         from sgpipe.utils.config_file import changed
 
@@ -124,10 +121,7 @@ class RecipeOptions:
         parent: str | None = None,
         extend: str | None = None,
     ) -> Recipe:
-        """Return the recipe of that name, or of the run that is taken over or extended, with these settings and data.
-
-        Raises UserError: there is no such recipe or run, or an option needs another one.
-        """
+        """Return the recipe of that name, or of the parent or extended run, with these settings. Raises UserError."""
         from sgpipe.recipe import load_recipe
         from sgpipe.utils.config_file import changed, parse_set
 
@@ -368,10 +362,7 @@ def label(
 
 
 def _files(images: list[Path], out: Path) -> Iterator[Path]:
-    """Yield the images, and those in folders and archives, without earlier drawings, as `out` may be such a folder.
-
-    Raises UserError: a folder contains no images.
-    """
+    """Yield the images, also of folders and archives, not drawings in `out`. Raises UserError: a folder has none."""
     from sgpipe.files.archives import is_archive, refuse_compressed
     from sgpipe.files.roots import FolderRoot
     from sgpipe.sources.folder import list_folder, no_images

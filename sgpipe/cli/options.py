@@ -38,7 +38,6 @@ def option(text: str, *names: str, panel: str | None = None, **settings: Any) ->
 
 
 def reads_file(text: str, panel: str | None = DATA) -> Any:
-    """Return an option for a file of this machine."""
     return option(text, panel=panel, exists=True, dir_okay=False)
 
 
@@ -48,12 +47,10 @@ def reads_stored(text: str, *, exists: bool = True) -> Any:
 
 
 def stored_argument(text: str, metavar: str | None = None, callback: Any = None) -> Any:
-    """Return an argument for a file or folder, also in an object store."""
     return typer.Argument(help=text, metavar=metavar, parser=as_location, callback=callback or stored)
 
 
 def reads_images(text: str) -> Any:
-    """Return an option for where images are: a folder, archives or a store."""
     return option(text, panel=DATA, callback=stored)
 
 
@@ -63,17 +60,14 @@ def reads_model(text: str, **settings: Any) -> Any:
 
 
 def writes_file(text: str) -> Any:
-    """Return an option for a file to write on this machine."""
     return option(text, dir_okay=False, callback=local)
 
 
 def writes_folder(text: str) -> Any:
-    """Return an option for a folder to write on this machine."""
     return option(text, file_okay=False, callback=local)
 
 
 def maybe_path(value: Any) -> Any:
-    """Return the value, which may name a file or folder."""
     return value
 
 
@@ -141,7 +135,6 @@ def say(message: str) -> None:
 
 
 def show(line: str) -> None:
-    """Print a line of the result."""
     console.output().print(line, soft_wrap=True)
 
 
@@ -196,17 +189,16 @@ class InferenceOptions:
 def command(function: Callable[..., None], *, writes_beside: bool = False) -> Callable[..., None]:
     """Return a function as a command of typer, which sees the options in a group instead of the group.
 
-    What the command writes must not be anything that it reads.
-
-    Args:
-        writes_beside: it may write into a folder that it reads, by names that no image has.
+    What the command writes must not be what it reads, but if it `writes_beside` it, by names that no image has.
     """
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, Any] = {}
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
         if dataclasses.is_dataclass(parameter.annotation):
             groups[name] = parameter.annotation
-            parameters |= _options_of(parameter.annotation)
+            types = get_type_hints(groups[name], include_extras=True)
+            for own, each in inspect.signature(groups[name]).parameters.items():
+                parameters[own] = each.replace(annotation=types[own])
         else:
             parameters[name] = parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
 
@@ -241,8 +233,3 @@ def _check_outputs(values: Mapping[str, Any], parameters: Mapping[str, inspect.P
 
         for path in outputs:
             check_output(path, () if beside else [each for each in inputs if "://" not in str(each)])
-
-
-def _options_of(group: Any) -> dict[str, inspect.Parameter]:
-    types = get_type_hints(group, include_extras=True)
-    return {name: each.replace(annotation=types[name]) for name, each in inspect.signature(group).parameters.items()}

@@ -356,18 +356,9 @@ def export(
     from sgpipe.export.run import export_run
     from sgpipe.records import ORIGINS
 
-    written = export_run(
-        run,
-        to,
-        out,
-        origins=ORIGINS if origin is None else origin.split(","),
-        images_url=images_url,
-        coordinates=coordinates,
-        templates=templates,
-        seed=seed,
-        parquet=parquet,
-        **relations.as_arguments(run),
-    )
+    how: dict[str, Any] = {"images_url": images_url, "coordinates": coordinates, "templates": templates}
+    how |= {"seed": seed, "parquet": parquet, "origins": ORIGINS if origin is None else origin.split(",")}
+    written = export_run(run, to, out, **how, **relations.as_arguments(run))
     if written.note:
         cli.say(f"NOTE: {written.note}")
     if cli.printed_json(json_, written.as_json()):
@@ -480,9 +471,8 @@ def view(
     url = address.url(token)
     cli.show(url)
     if token is not None:
-        cli.say(
-            "keep this address secret: whoever has it can see the run" + ("" if read_only else " and judge relations")
-        )
+        may_judge = "" if read_only else " and judge relations"
+        cli.say(f"keep this address secret: whoever has it can see the run{may_judge}")
     if port and address.port != port:
         cli.say(f"port {port} is in use")
     cli.say("Ctrl-C ends the server")
@@ -541,20 +531,16 @@ def correct(
     log = JudgementLog(judgements or files.judgements, fingerprint, read_only=True)
     for problem in log.problems:
         cli.say(f"NOTE: {problem}")
-    progress = console.Progress()
-    corrected = correct_run(files.manifest, files.storage, log, out, progress, conflicts, images)
+    corrected = correct_run(files.manifest, files.storage, log, out, console.Progress(), conflicts, images)
     if cli.printed_json(json_, corrected.as_json()):
         return
-    size = f"{count(corrected.images, 'image')} in {count(corrected.shards, 'shard')}"
     done = ", ".join(f"{number:,} {what}" for what, number in corrected.counts.items() if number)
+    size = _size(corrected.images, corrected.shards)
     cli.show(f"{corrected.root}: {size}; relations: {done or 'none corrected'}")
-    notes = []
     if corrected.conflicts:
-        notes.append(f"people differ on {count(corrected.conflicts, 'relation')}; --conflicts says what counts")
+        cli.say(f"NOTE: people differ on {count(corrected.conflicts, 'relation')}; --conflicts says what counts")
     if corrected.missing:
-        notes.append(f"{count(corrected.missing, 'judged relation')} left out: the run does not have them")
-    if corrected.new_predicates:
-        named = ", ".join(map(repr, corrected.new_predicates[:5]))
-        notes.append(f"{count(len(corrected.new_predicates), 'predicate')} added to the run's list of classes: {named}")
-    for note in notes:
-        cli.say(f"NOTE: {note}")
+        cli.say(f"NOTE: {count(corrected.missing, 'judged relation')} left out: the run does not have them")
+    if new := corrected.new_predicates:
+        named = ", ".join(map(repr, new[:5]))
+        cli.say(f"NOTE: {count(len(new), 'predicate')} added to the run's list of classes: {named}")

@@ -87,12 +87,7 @@ _TOLERANCE = 0.01  # of the side of an image, for boxes that are rounded
 
 
 def to_xywh(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> NDArray[Any]:
-    """Return boxes of any form as x, y, width, height in pixels.
-
-    Args:
-        boxes: `[boxes, 4]`.
-        sizes: width and height of the image of each, in pixels, `[boxes, 2]`.
-    """
+    """Return boxes `[boxes, 4]` of any form as xywh in pixels; `sizes`: width, height of their images `[boxes, 2]`."""
     with np.errstate(over="ignore", invalid="ignore"):
         if form.endswith(_PARTS):
             boxes = boxes * np.tile(sizes, 2)
@@ -105,10 +100,7 @@ def to_xywh(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> NDArray[
 
 
 def share_inside(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> float:
-    """Return the share of boxes that lie in their images if they are of this form; 1 without boxes.
-
-    Boxes that are not finite, and those of images without a size, do not count.
-    """
+    """Return the share of boxes inside their images by this form; 1 without finite boxes in images with a size."""
     known = np.isfinite(boxes).all(1) & (sizes > 0).all(1)
     with np.errstate(over="ignore", invalid="ignore"):
         xywh, slack = to_xywh(boxes, sizes, form), _TOLERANCE * sizes + 1
@@ -199,10 +191,7 @@ _FEW_IMAGES = 8
 
 
 def match_captions(named: NDArray[np.bool_], boxed: NDArray[np.bool_]) -> CaptionMatch:
-    """Compare the classes that captions name with those that have boxes, both `[images, classes]`.
-
-    Images whose captions name nothing, or that have no boxes, are left out.
-    """
+    """Compare the classes that captions name with those that have boxes, `[images, classes]`, where there are both."""
     kept = named.any(1) & boxed.any(1)
     named, boxed = named[kept], boxed[kept]
     images, total = len(named), int(named.sum())

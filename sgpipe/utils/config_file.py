@@ -95,12 +95,9 @@ def recipe_folder() -> Path:
 
 
 def load(kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[str, Any], *overlays: Path) -> Kind:
-    """Return the recipe of a packaged name or a YAML file, with overlays and then overrides applied.
+    """Return the recipe of a packaged name in `folder` or a YAML file, with overlays and then overrides applied.
 
-    Args:
-        folder: of the packaged recipes of this kind.
-        overrides: values by dotted key, such as `{"tag.threshold": 0.1}`.
-        overlays: files whose keys replace the recipe's, key by key.
+    `overrides`: values by dotted key, as in `{"tag.threshold": 0.1}`. `overlays`: files whose keys replace others.
 
     Raises UserError: no such recipe, not YAML, or a setting that is unknown or of the wrong type.
     """
@@ -138,10 +135,7 @@ def _replaced(values: Any, path: Sequence[str], value: Any, key: str) -> Any:
 
 
 def changed(section: Section, **settings: Any) -> Section:
-    """Return a copy of a section of a recipe with these settings; None leaves a setting as it is.
-
-    Raises UserError: a value is invalid.
-    """
+    """Return a section of a recipe with those settings that are not None. Raises UserError: a value is invalid."""
     given = {name: value for name, value in settings.items() if value is not None}
     with _explained():
         return TypeAdapter(type(section)).validate_python({**vars(section), **given}) if given else section

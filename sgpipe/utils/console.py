@@ -25,7 +25,6 @@ EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 def output() -> Console:
-    """Return the console for results."""
     return _console()
 
 
@@ -56,10 +55,7 @@ def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
 
 
 def _printable(text: str, instead: str = " ") -> str:
-    """Text without what a terminal acts on: control characters become `instead`, those that format are removed.
-
-    The latter are Unicode's category Cf: zero-width characters and those that change the direction of writing.
-    """
+    """Text with `instead` of control characters, and without those that format (Cf), as those of zero width."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
     kinds = {"Cc": instead, "Zl": instead, "Zp": instead, "Cs": "?", "Cf": ""}
@@ -90,7 +86,6 @@ def json_text(value: Any, indent: int | None = None) -> str:
 
 
 def print_rows(title: str, rows: Mapping[str, str], console: Console) -> None:
-    """Print a table of names and values."""
     from rich.table import Table
     from rich.text import Text
 

@@ -59,10 +59,7 @@ def usable_gpus() -> int:
 
 
 def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]) -> None:
-    """Raise UserError for a device or a number of GPUs of each worker that would silently be ignored.
-
-    `workers`: one in this process, or several on Ray. `names`: of both settings.
-    """
+    """Raise UserError for a device or number of GPUs that would be ignored; `workers`: several run on Ray."""
     device_name, gpus_name = names
     number = _gpu_number(device, device_name)
     if gpus > 1:

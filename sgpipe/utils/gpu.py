@@ -189,24 +189,17 @@ class Compiled(Generic[Result]):
         self.failure = one_line(reason)
 
 
-def compile_forward(*modules: nn.Module, backend: Backend = "inductor") -> Compiled[Any]:
-    """Let PyTorch compile the forward pass of modules of one class, separately for each shape that recurs.
-
-    Equal modules with other parameters, such as the layers of a network, are compiled once.
-    """
-    compiled: Compiled[Any] = Compiled(
-        type(modules[0]).forward, warm_up_calls=_WARM_UP_CALLS * len(modules), dynamic=False, backend=backend
-    )
+def compile_forward(*modules: nn.Module) -> Compiled[Any]:
+    """Compile the forward pass of modules of one class for each shape that recurs; equal modules are compiled once."""
+    calls = _WARM_UP_CALLS * len(modules)
+    compiled: Compiled[Any] = Compiled(type(modules[0]).forward, warm_up_calls=calls, dynamic=False)
     for module in modules:
         module.forward = partial(compiled, module)
     return compiled
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """Return what PyTorch raises for what it cannot compile.
-
-    Not a constant, as importing its compiler takes seconds.
-    """
+    """Return what PyTorch raises for what it cannot compile. No constant: importing its compiler takes seconds."""
     errors = torch._dynamo.exc
     return errors.TorchDynamoException, getattr(errors, "FailOnRecompileLimitHit", errors.TorchDynamoException)
 

@@ -10,7 +10,6 @@ from typing import Any
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

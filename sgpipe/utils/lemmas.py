@@ -56,7 +56,6 @@ def without_auxiliaries(text: str) -> list[str]:
 
 @lru_cache(maxsize=1 << 16)
 def plural(noun: str) -> str:
-    """Return the plural of a noun."""
     return next(iter(_inflections(noun, "NNS")), noun)
 
 

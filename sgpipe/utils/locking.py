@@ -42,7 +42,6 @@ def only_process(file: Path, folder: Path) -> Iterator[None]:
 
 
 def is_locked(file: Path) -> bool:
-    """Return whether a process has locked `file`."""
     if not file.is_file():
         return False
     try:
@@ -56,10 +55,7 @@ def is_locked(file: Path) -> bool:
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Make a folder in `parent` (None: the system's temporary folder), deleted at the end of the block.
-
-    The folders of killed processes, which no longer lock them, are deleted too.
-    """
+    """Make a folder in `parent` (None: the system's) for the block; those of killed processes are deleted, too."""
     parent = parent or Path(tempfile.gettempdir())
     for folder in parent.glob(f"{_TEMPORARY}*"):
         if _is_left(folder):

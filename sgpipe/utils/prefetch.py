@@ -63,10 +63,9 @@ def prefetch(
 
 @contextmanager
 def prefetch_generator(results: Generator[Result, None, None], most: int = 3) -> Iterator[Iterator[Result]]:
-    """Yield the results of a generator, which runs in a thread.
+    """Yield the results of a generator, which runs in a thread; an exception comes after the results before it.
 
-    An exception is raised after the results before it. At the end, the generator is closed, once what its thread
-    computes is done. `most`: number of results that are computed or wait.
+    `most`: number of results that are computed or wait. At the end, the generator is closed when its thread is done.
     """
     pool = ThreadPoolExecutor(1, "prefetch")
     try:
