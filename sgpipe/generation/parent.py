@@ -160,7 +160,7 @@ class Reuse:
         changed = {stage: _changes(stage, before, now, parent.recipe, recipe) for stage in stages}
         first = next((stage for stage in changed if changed[stage]), None)
         if first is None:
-            raise UserError(f"nothing differs from {run}: change a model or setting, such as tag.tagger (--tagger)")
+            raise UserError(f"nothing differs from {run}: change a model or setting (--tagger), or omit --from")
         changes = [line for lines in changed.values() for line in lines]
         reused = stages[: stages.index(first)]
         matched = [{name: made.get("pair", {}).get(name) for name in _MATCHING} for made in (before, now)]

@@ -474,6 +474,8 @@ def check(run: str | Location, judgements: Path) -> dict[str, Any]:
     Raises UserError: it is not what they give, or not any more.
     """
     file = judgements.with_name(CERTIFICATE)
+    if not file.is_file():
+        raise UserError(f"{run} has no certificate: `sgpipe certify {run} --precision P` makes one")
     try:
         given: dict[str, Any] = json.loads(read_text(file, "certificate"))
         names = CertificateSettings.model_fields.keys() & given.keys()

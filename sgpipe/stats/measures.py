@@ -463,7 +463,7 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         fingerprint=str(run.get("fingerprint", "")),
         images=_counts(database, "select split, count(*) from images group by 1"),
         datasets=_counts(database, "select dataset, count(*) from images group by 1"),
-        errors=_counts(database, _ERRORS),
+        errors=_counts(database, f"select concat(kind, ', such as ', example), number from ({_ERRORS})"),
         totals=_totals(database, "true"),
         in_error_rows=_totals(database, "status = 'error'"),
         without_relations=_counts(database, "select why, count(*) from images where why is not null group by 1"),
@@ -494,11 +494,11 @@ def distinct_predicates(root: Path) -> set[str]:
     return predicates
 
 
-# Errors without what is specific to one image: paths, quoted names and numbers.
+# Errors without what is specific to one image: paths, quoted names and numbers; and the name of one such image.
 _ERRORS = r"""
     select regexp_replace(regexp_replace(regexp_replace(coalesce(error, 'unknown'),
-        '''[^'']*''|"[^"]*"', '…', 'g'), '\S*/\S*', '…', 'g'), '\d+(x\d+)?', 'N', 'g') as kind, count(*)
-    from images where status = 'error' group by 1
+        '''[^'']*''|"[^"]*"', '…', 'g'), '\S*/\S*', '…', 'g'), '\d+(x\d+)?', 'N', 'g') as kind, count(*) as number,
+        min(file_name) as example from images where status = 'error' group by kind
 """
 
 _TRIPLETS = """

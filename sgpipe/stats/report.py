@@ -202,8 +202,8 @@ def _judged(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Tab
         ]
         cells = [(single_line(name, _LONGEST), str(each)) for name, each in found]
         yield table("recall of what people name", ["relations", ">recall (95% interval, named)"], cells)
-    plans = [(each.title, f"{each.open:,}", str(each.precision)) for each in judged.judgements.plans]
-    yield table("plans", ["sample of", ">open", _PRECISION], plans)
+    if plans := [(each.title, f"{each.open:,}", str(each.precision)) for each in judged.judgements.plans]:
+        yield table("plans", ["sample of", ">open", _PRECISION], plans)
     if not judged.judged:
         return
     first = "predicate" if judged.strata == "predicates" else "confidence"

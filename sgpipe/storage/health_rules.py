@@ -188,7 +188,7 @@ RULES = (
     ),
     HealthRule(
         "impossible_places",
-        "relations that contradict the boxes, such as on with the subject below, or inside without overlap",
+        "relations that contradict the boxes, such as “on” with the subject below, or “inside” without overlap",
         "relations",
         "Drop them, or raise the threshold of these predicates.",
         f"""select image, {_TRIPLET} as text, 1 as number, subject, object, predicate from placed where case claim

@@ -155,7 +155,7 @@ _WHY = """case
     when triplets = 0 then 'no triplet in the captions'
     when matched_triplets = 0 then 'no triplet matches the objects'
     when pairs = 0 then 'no candidate pair'
-    else 'nothing above the threshold of the tagger' || (select removed from run_header) end"""
+    else 'tagging kept no candidate' || (select removed from run_header) end"""
 _FLAGS = (
     """create table run.marks as
     select bit, count(*) as hits from (select bit from relations_marks union all select bit from images_marks)

@@ -241,6 +241,8 @@ def settings_changed(
     if kinds[0] != kinds[1]:
         return UserError(f"{place} contains {kinds[0]}, not {kinds[1]}; choose another {option}")
     lines = "".join(f"\n  {line}" for line in differences(before, now))
+    if before.get("source") != now.get("source"):
+        lines += "\nTo add images, label them in a run of their own, and `sgpipe merge` both."
     return UserError(f"{place} was made with other settings; choose another {option}, or revert these settings:{lines}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,13 @@ def differences(
     """Return the settings in which two identities differ, one line each; `absent`: values of keys that one may lack."""
     old, new = ({**(absent or {}), **dict(_flatten(identity))} for identity in (before, now))
     keys = sorted({*old, *new}, key=str)
-    return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now" for key in keys if old.get(key) != new.get(key)]
+    pairs = [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
+    return [f"{key}: {_text(before)} then, {_text(now)} now" for key, before, now in pairs]
+
+
+def _text(value: Any) -> str:
+    is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
+    return f"a file of SHA-256 {value[:8]}…" if is_hash else repr(value)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -89,7 +89,8 @@ class Provenance:
         self.settings = PairSettings.of(run)
         substring = self.settings.match == "substring"
         triplets = told_triplets(record, self.settings.match, self.settings.loose)
-        self.statements = [_statement(triplet, substring) for triplet in triplets]
+        own = len(record.triplets)
+        self.statements = [_statement(each, substring, at >= own) for at, each in enumerate(triplets)]
         self.candidates = _candidates(record)
         self._categories = [box.category for box in record.objects]
         self._captions = len(record.captions)
@@ -135,16 +136,19 @@ class Provenance:
     def _captions_of(self, statements: list[int]) -> str:
         """Return how many captions make these statements, as the beginning of a sentence."""
         stating = len({self.statements[number]["caption"] for number in statements})
-        return f"{stating} of {count(self._captions, 'caption')} {'states' if stating == 1 else 'state'}"
+        implied = all(self.statements[number]["implied"] for number in statements)
+        one, many = ("implies", "imply") if implied else ("states", "state")
+        return f"{stating} of {count(self._captions, 'caption')} {one if stating == 1 else many}"
 
 
-def _statement(triplet: Triplet, substring: bool) -> Values:
+def _statement(triplet: Triplet, substring: bool, implied: bool) -> Values:
     def end(phrase: str, head: str, category: str | None) -> Values:
         how = how_matched(phrase, head, category, substring)
         return {"phrase": phrase, "head": head, "category": category, "match": how}
 
     return {
         "caption": triplet.caption,
+        "implied": implied,
         "subject": end(triplet.subject, triplet.subject_head, triplet.subject_category),
         "predicate": triplet.predicate,
         "lemma": triplet.predicate_lemma,

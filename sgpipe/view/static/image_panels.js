@@ -92,7 +92,8 @@ function statement(values, numbers) {
     : "";
   const which = [...new Set(numbers.map((number) => values.statements[number].caption + 1))];
   const marks = caption ? markWords(caption.text, found) : [],
-    inferred = !marks.some((mark) => mark.role === "predicate");
+    inferred = !marks.some((mark) => mark.role === "predicate"),
+    why = found.implied ? "implied by the caption" : "follows from the grammar";
   return html(
     "div",
     { class: "statement" },
@@ -111,7 +112,7 @@ function statement(values, numbers) {
         {},
         html("mark", { class: "predicate" }, bdi(found.predicate)),
         found.lemma === found.predicate ? "" : html("span", { class: "quiet" }, " (lemma “", bdi(found.lemma), "”)"),
-        inferred ? html("span", { class: "quiet" }, " (follows from the grammar)") : "",
+        inferred || found.implied ? html("span", { class: "quiet" }, ` (${why})`) : "",
       ),
       noun("object", found.object),
     ),

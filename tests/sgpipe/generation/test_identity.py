@@ -105,7 +105,7 @@ def test_models_and_calibrations_count_by_their_content(tmp_path: Path) -> None:
     places[1].write_bytes(b"2")
     for first, other, name in zip(before, of(places[1]), ("tagger", "calibration", "tagger"), strict=True):
         (told,) = differences(first, other)
-        assert told.startswith(f"tag.{name}: '")
+        assert told.startswith(f"tag.{name}: ")
     assert parts(tag__method="clip", tag__tagger="ViT-B-32:laion2b")["tag"]["tagger"] == "ViT-B-32:laion2b"
     with pytest.raises(UserError, match="no such file"):
         parts(tag__calibration=tmp_path / "c.json")

@@ -214,7 +214,7 @@ def test_a_moved_run_keeps_its_images_and_files(coco, models, tmp_path, monkeypa
     [
         ("", {}, "nothing differs from {run}"),
         ("", {"seed": 1}, "nothing of {run} can be reused, as its first stage differs (seed: 0 then, 1 now)"),
-        ("annotations", {}, "{run} has other images or annotations (source.val.annotations: "),
+        ("annotations", {}, "{run} has other images or annotations (source.val.annotations: a file of SHA-256 "),
         ("", {"source.format": "objects365"}, "other images or annotations (format: 'coco' then, 'objects365' now)"),
         ("shorter", {}, "{run} lacks 2 of 6 images: finish it first"),
         ("locked", {}, "another process is writing into {run}"),

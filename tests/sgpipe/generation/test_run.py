@@ -5,6 +5,7 @@ import json
 import random
 import shutil
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,14 @@ def test_another_recipe_is_refused_and_leaves_the_ground_truth_of_the_run_as_it_
     assert ground_truth_of(folder.root) == GroundTruth(finished)
     run(coco, tagger, finished)  # the same recipe, but no ground truth any more
     assert ground_truth_of(folder.root) is None
+
+
+def test_a_longer_annotation_file_is_another_run_and_merging_is_advised(finished, coco, tagger, tmp_path):
+    listed = json.loads(coco.annotations.read_text())
+    longer = tmp_path / "longer.json"
+    longer.write_text(json.dumps(listed | {"images": [*listed["images"], {**listed["images"][0], "id": 99}]}))
+    with pytest.raises(UserError, match=r"annotations: a file of SHA-256 \w{8}… then.*\n.*sgpipe merge"):
+        run(replace(coco, annotations=longer), tagger, finished)
 
 
 def test_shards_without_a_manifest_are_left_alone(finished, coco, tagger, tmp_path):

@@ -165,8 +165,12 @@ def certify(root: Path, right, *options: object, decide=None, rounds: int = 60):
 
 def test_certify_verify_and_export(copy, tmp_path):
     root, right = copy
+    out = tmp_path / "out"
+    exported = ("export", root, "--to", "hf", "--certified", "--out", out)
+    assert "has no certificate: `sgpipe certify" in invoke(*exported).output
     result = certify(root, right, "--precision", "0.9", "--by", "predicate")
     assert result.exit_code == 0, result.output
+    assert "sample of" not in invoke("stats", root, "--judgements", "own").output  # no table of no other plans
     certificate = json.loads((root / CERTIFICATE).read_text())
     kept = {each["predicate"]: each["threshold"] for each in certificate["sets"]}
     assert kept
@@ -174,13 +178,12 @@ def test_certify_verify_and_export(copy, tmp_path):
     assert certificate["people"].keys() == {"anna"}
     assert certificate["dates"] == sorted(certificate["dates"])
     assert invoke("verify", root).exit_code == 0
-    out = tmp_path / "out"
-    assert invoke("export", root, "--to", "hf", "--certified", "--out", out).exit_code == 0
+    assert invoke(*exported).exit_code == 0
     rows = [row for file in sorted(out.glob("data/*.parquet")) for row in read_file(file)["relations"].to_pylist()]
-    exported = [(each["predicate"], each["confidence"]) for row in rows for each in row]
-    assert {predicate for predicate, _ in exported} == set(kept)
-    assert all(confidence >= np.float32(kept[predicate]) for predicate, confidence in exported)
-    assert len(exported) == sum(each["relations"] for each in certificate["sets"])
+    kinds = [(each["predicate"], each["confidence"]) for row in rows for each in row]
+    assert {predicate for predicate, _ in kinds} == set(kept)
+    assert all(confidence >= np.float32(kept[predicate]) for predicate, confidence in kinds)
+    assert len(kinds) == sum(each["relations"] for each in certificate["sets"])
     assert "certify a precision of each predicate of at least 0.9" in " ".join((out / "README.md").read_text().split())
     assert "--certified needs one threshold" in invoke(
         "train", "tagger", "--data", root, "--certified", "--out", tmp_path / "model"

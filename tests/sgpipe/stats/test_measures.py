@@ -114,7 +114,7 @@ def test_images_without_relations_say_what_they_lack(tmp_path):
         "no triplet in the captions": {"triplets": []},
         "no triplet matches the objects": {"triplets": [Triplet("a", "on", "b", "a", "b", "on", 0, "dog", None)]},
         "no candidate pair": {"pairs": []},
-        "nothing above the threshold of the tagger": {},
+        "tagging kept no candidate": {},
     }
     triplets, pairs = [Triplet("a dog", "on", "a cup", "dog", "cup", "on", 0, "dog", "cup")], [Pair(0, 1, ["on"])]
     records = [
@@ -147,8 +147,8 @@ def test_errors_are_told_apart_by_kind_not_by_image(tmp_path):
         record.fail("load", error)
     make_shards(tmp_path / "run", records)
     assert measure(tmp_path / "run").errors == {
-        "load: image file not found: a …": 3,
-        "load: image is N, the annotation says N": 2,
+        "load: image file not found: a …, such as 0.png": 3,
+        "load: image is N, the annotation says N, such as 3.png": 2,
     }
 
 

@@ -299,10 +299,10 @@ def test_what_a_caption_implies_is_a_statement() -> None:
     boxes, pairs = [Box("person", 1, (0, 0, 9, 9)), Box("skis", 35, (5, 5, 9, 9))], [Pair(0, 1, ["skiing on"])]
     captions = [Caption("snow"), Caption("A skier.")]
     record = Record("0", "coco", "val", "0.jpg", 20, 20, boxes, captions, pairs=pairs)
-    for loose, origin in ((True, "1 of 2 captions states it of these two classes."), (False, "The run does not say")):
+    for loose, origin in ((True, "1 of 2 captions implies it of these two classes."), (False, "The run does not say")):
         provenance = Provenance(record, header(candidates="captions", match="head", loose=loose))
         assert provenance.explain(Relation(0, 1, "skiing on", 0.5)).startswith(origin)
-        assert [(each["caption"], each["predicate"]) for each in provenance.statements] == [(1, "skiing on")] * loose
+        assert [(each["caption"], each["implied"]) for each in provenance.statements] == [(1, True)] * loose
 
 
 def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
