@@ -4,31 +4,25 @@ import pytest
 from playwright.sync_api import expect
 
 from sgpipe.records import Box
-from sgpipe.stats.audit import audit
-from sgpipe.stats.gallery import cards
-from sgpipe.stats.report import write_report
-from sgpipe.storage.index import open_run
 from tests.integration.browser.conftest import eventually
-from tests.sgpipe.stats.runs import PERSON, scene
+from tests.sgpipe.stats.runs import PERSON, invoke, scene
 from tests.sgpipe.training.data.runs import make_run
 
 EVIL = "<script>alert(1)</script>"
+EVIL_PREDICATE = f'" onmouseover="alert(2)" {EVIL}'
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
-    evil = Box(EVIL, 9, (100, 50, 60, 60))
     records = [
         scene("0", [(0, "on", 1, 0.9), (0, "near", 2, 0.4)], captions=[EVIL, "a dog"]),
-        scene("1", [(0, f'" onmouseover="alert(2)" {EVIL}', 1, 0.8)], [PERSON, evil]),
+        scene("1", [(0, EVIL_PREDICATE, 1, 0.8)], [PERSON, Box(EVIL, 9, (100, 50, 60, 60))]),
         scene("2", [(1, "under", 0, 0.1)]),
         scene("3"),
     ]
     make_run(root / "run", records, run={"name": f"run {EVIL}"})
-    with open_run(root / "run") as database:
-        found, gallery = audit(database), list(cards(database, 10, 0.2))
-    write_report(root / "report.html", found, gallery)
+    invoke("stats", root / "run", "--html", root / "report.html")
     return root / "report.html"
 
 
@@ -43,9 +37,8 @@ def shown(page) -> dict[str, list[str | None]]:
 
 def test_the_filters_show_what_they_say(visit, report):
     page = visit(report.as_uri(), offline=True)
-    evil = f'" onmouseover="alert(2)" {EVIL}'
-    # The relation of image 2 is below 0.2.
-    eventually(lambda: shown(page), {"0": ["on", "near"], "1": [evil], "2": [], "3": []})
+    evil = EVIL_PREDICATE
+    eventually(lambda: shown(page), {"0": ["on", "near"], "1": [evil], "2": [], "3": []})  # of 2, it is below 0.2
     expect(page.locator(".card:visible .graph .edge:visible")).to_have_count(6)  # a line and a text each
     page.locator("#by-confidence").fill("0.5")
     eventually(lambda: shown(page), {"0": ["on"], "1": [evil], "2": [], "3": []})

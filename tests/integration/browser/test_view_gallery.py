@@ -24,7 +24,7 @@ def test_a_search_is_narrowed_by_keyboard_and_mouse(visit, server):
     page.keyboard.type("person riding *")
     page.keyboard.press("Enter")
     page.wait_for_url("**/?q=person+riding+*")
-    total, confidences = page.locator("#total"), page.locator(".card .confidence")
+    total = page.locator("#total")
     expect(total).to_have_text("3 relations in 3 images")
     box = page.locator(".histogram").bounding_box()
     page.mouse.move(box["x"] + box["width"] * 0.66, box["y"] + 20)
@@ -35,7 +35,7 @@ def test_a_search_is_narrowed_by_keyboard_and_mouse(visit, server):
     expect(total).to_have_text("2 relations in 2 images")
     page.get_by_label("Order").select_option("-confidence")
     page.wait_for_url("**order=-confidence**")
-    expect(confidences).to_have_text(["0.70", "0.90"])
+    expect(page.locator(".card .confidence")).to_have_text(["0.70", "0.90"])
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
@@ -57,20 +57,15 @@ def test_cards_are_judged_by_key(visit, tmp_path: Path):
         page.reload()
         expect(page.locator(".chip.judged:visible")).to_have_text(["right", "wrong"])
         page.context.close()  # it would complain that the server is gone
-    lines = [json.loads(line) for line in (run / "judgements.jsonl").read_text().splitlines()]
+    lines = map(json.loads, (run / "judgements.jsonl").read_text().splitlines())
     said = [(line["by"], line["judgement"]) for line in lines]
     assert said == [("anna", judgement) for judgement in ("right", "wrong", "unsure", None)]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_every_screen_and_axe_finds_nothing_serious(visit, server, scheme):
-    for path in (
-        "/",
-        f'/?q="very long"&predicate={EVIL}',
-        "/?q=person riding *&low=0.5",
-        "/?q=ridin",
-        "/?status=error",
-    ):
+    searches = (f'?q="very long"&predicate={EVIL}', "?q=person riding *&low=0.5", "?q=ridin", "?status=error")
+    for path in ("/", *(f"/{search}" for search in searches)):
         page = visit(f"{server}{path}", scheme=scheme)
         for width in (390, 768, 1920):
             page.set_viewport_size({"width": width, "height": 900})

@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import expect
@@ -25,14 +24,9 @@ def server(run: Path) -> Iterator[str]:
         yield url
 
 
-def answers(run: Path) -> list[dict]:
-    return [line for line in map(json.loads, (run / JUDGEMENTS).read_text().splitlines()) if "judgement" in line]
-
-
-def post(page: Any, path: str, body: dict[str, object]) -> None:
-    script = """([path, body]) => fetch(path, { method: "POST", headers: { "Content-Type": "application/json" },
-        body: JSON.stringify(body) }).then((response) => response.ok)"""
-    assert page.evaluate(script, [path, body])
+def lines(run: Path, kind: str) -> list[dict]:
+    """The lines of the file of judgements that have this field."""
+    return [line for line in map(json.loads, (run / JUDGEMENTS).read_text().splitlines()) if line.get(kind)]
 
 
 def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(visit, server, run):
@@ -52,10 +46,8 @@ def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(v
         page.keyboard.press("w" if left == 3 else "r")
     expect(page.locator("#precision")).to_contain_text("Plan: 0 questions")
     assert len(heights) == 1  # the buttons stay where they are
-    said = answers(run)
-    assert [(each["judgement"], each["by"], each["plan"] is None) for each in said] == [
-        ("wrong" if number == 2 else "right", "ben", False) for number in range(5)
-    ]
+    said = [(each["judgement"], each["by"], each["plan"] is None) for each in lines(run, "judgement")]
+    assert said == [("wrong" if number == 2 else "right", "ben", False) for number in range(5)]
     page.goto(f"{server}/judge")
     card = page.locator(".plan")
     expect(card.locator("[data-show=counts]")).to_have_text("5 judged, 0 unsure, 0 open")
@@ -100,8 +92,8 @@ def test_what_holds_between_boxes_is_named_by_keyboard_and_what_the_run_has_stay
     expect(page.locator("#about")).to_contain_text("Question 3 of 3")
     page.keyboard.press("Enter")
     expect(page.locator("#about")).to_contain_text("Question 2 of 3, 1 open")
-    said = [line for line in map(json.loads, (run / JUDGEMENTS).read_text().splitlines()) if "images" not in line]
-    named = [line["relations"] for line in said if line["plan"] == page.url.split("/")[-1]]
+    answers = [line for line in lines(run, "plan") if line["plan"] == page.url.split("/")[-1] and "images" not in line]
+    named = [line["relations"] for line in answers]
     assert named == [[{"subject": 0, "object": 1, "predicate": "riding"}]] * 2 + [None, []]
     page.get_by_role("link", name="Plans").click()
     expect(page.locator(".plan", has_text="Recall, blind")).to_contain_text("2 of")
@@ -116,10 +108,11 @@ def test_a_certificate_is_answered_by_keyboard_until_all_is_certified(visit, ser
     page.wait_for_url("**/image/**plan=certificate**")
     counter, plan = page.locator("#precision"), page.url.split("plan=")[1].split("&")[0]
     expect(counter).to_have_text(re.compile("^Certificate: .*; [0-9]+ questions left in this round$"))
-    [first] = [each for each in map(json.loads, (run / JUDGEMENTS).read_text().splitlines()) if each.get("certificate")]
+    [first] = lines(run, "certificate")
     for number, question in enumerate(first["questions"][:-1]):  # the first round, but for one, by another person
         key = dict(zip(RelationKey._fields, question[:5], strict=True))
-        post(page, "/api/judgements", {**key, "id": f"c{number}", "by": "cleo", "judgement": "right", "plan": plan})
+        line = {**key, "id": f"c{number}", "by": "cleo", "judgement": "right", "plan": plan}
+        assert page.request.post(f"{server}/api/judgements", data=line).ok
     page.goto(f"{server}/judge/{plan}")
     page.wait_for_selector("body[data-ready=true]")
     expect(counter).to_contain_text("1 question left")
@@ -141,10 +134,12 @@ def test_a_certificate_is_answered_by_keyboard_until_all_is_certified(visit, ser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_people_can_use_it(visit, server, run, scheme):
     page = visit(f"{server}/judge?predicate={EVIL}", scheme=scheme)
-    post(page, "/api/plans", {"kind": "predicates", "count": 30, "seed": 1, "id": "evil", "by": EVIL})
+    evil = {"kind": "predicates", "count": 30, "seed": 1, "id": "evil", "by": EVIL}
+    assert page.request.post(f"{server}/api/plans", data=evil).ok
     relation = {"split": "val", "image_id": "a", "subject": 0, "object": 1, "predicate": "riding"}
     for by, judgement in (("anna", "wrong"), ("ben", "right")):
-        post(page, "/api/judgements", {**relation, "id": by, "by": by, "judgement": judgement})
+        line = {**relation, "id": by, "by": by, "judgement": judgement}
+        assert page.request.post(f"{server}/api/judgements", data=line).ok
     page.reload()
     expect(page.locator("#evil [data-show=more]")).to_contain_text("until")
     expect(page.get_by_role("region", name="Conflicts").get_by_text("anna: wrong; ben: right")).to_be_visible()

@@ -13,10 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner, Result
 
 from rlip_model.evaluation.inputs import PredictedPairs
-from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.evaluation.inputs import data_classes, read_triplets
 from sgpipe.inference import predictor
@@ -37,6 +35,7 @@ from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
 from sgpipe.utils.console import Progress
+from tests.sgpipe.stats.runs import invoke
 
 QUERIES = 12
 MODEL = Path(__file__).parent  # any folder: `clumsy` does not read it
@@ -67,12 +66,6 @@ def clumsy(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[Im
 @pytest.fixture(autouse=True)
 def clumsy_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predictor, "predict", clumsy)
-
-
-def invoke(*arguments: Any) -> Result:
-    result = CliRunner().invoke(app, list(map(str, arguments)))
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def evaluated(folder: Path, *arguments: Any) -> dict[str, Any]:
@@ -147,7 +140,7 @@ def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_
         relations = [(one.subject, one.object, 1 + classes.relations.index(one.predicate)) for one in record.relations]
         items.append({"image_id": record.image_id, "boxes": boxes, "labels": labels, "relations": relations})
     (tmp_path / "true.json").write_text(json.dumps(items))
-    (tmp_path / "classes.json").write_text(json.dumps({"objects": classes.objects, "relations": classes.relations}))
+    (tmp_path / "classes.json").write_text(json.dumps(vars(classes)))
     annotated = ("--annotations", tmp_path / "true.json", "--classes", tmp_path / "classes.json")
     invoke("predict", MODEL, "--data", drawn_run, "--out", out, "--form", "vg")
     by_file = evaluated(tmp_path, "vg", "--predictions", out, *annotated, "--mode", "sgdet")
@@ -159,9 +152,7 @@ def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_
 
 def test_vcoco_of_a_network_equals_vcoco_of_its_file(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "found.json"
-    truth = write_vcoco(run)
-    for name, content in truth.items():
-        (tmp_path / name).write_text(json.dumps(content))
+    write_vcoco(run, tmp_path / "vsrl.json", tmp_path / "coco.json")
     official = ("--annotations", tmp_path / "vsrl.json", "--coco", tmp_path / "coco.json")
     direct = evaluated(tmp_path, "vcoco", "--model", MODEL, "--data", run, "--images", tmp_path, *official)
     assert 0 < direct["summary"]["role AP, scenario 1"] < 1
@@ -172,8 +163,8 @@ def test_vcoco_of_a_network_equals_vcoco_of_its_file(tmp_path: Path) -> None:
     assert possible["summary"]["role AP, scenario 1"] > direct["summary"]["role AP, scenario 1"]
 
 
-def write_vcoco(root: Path) -> dict[str, Any]:
-    """Shards of persons with things, and V-COCO's two files about them: all "hold", and some "hit" and "stand"."""
+def write_vcoco(root: Path, vsrl_file: Path, coco_file: Path) -> None:
+    """Shards of persons with things, and V-COCO's two files about them: all "hold", "hit" and "stand"."""
     rng, records = np.random.default_rng(3), []
     coco: dict[str, Any] = {"images": [], "annotations": []}
     verbs = {
@@ -189,10 +180,10 @@ def write_vcoco(root: Path) -> dict[str, Any]:
             annotation = {"id": 10 * number + place, "image_id": number, "bbox": box.bbox, "area": 1600}
             coco["annotations"].append({**annotation, "category_id": 1 if place == 0 else 40})
         person = 10 * number
-        does = {"hold": [person, person + 1], "hit": [person, 0, person + 2], "stand": [person]}
-        for name, ends in does.items():
-            for key, value in {"image_id": number, "ann_id": person, "label": 1, "role_object_id": ends}.items():
-                verbs[name][key].append(value)
+        ends = {"hold": [person, person + 1], "hit": [person, 0, person + 2], "stand": [person]}
+        for name, verb in verbs.items():
+            for key, value in {"image_id": number, "ann_id": person, "label": 1, "role_object_id": ends[name]}.items():
+                verb[key].append(value)
         relations = [Relation(0, 1, "hold"), Relation(0, 2, "hit"), Relation(0, 3, "stand")]
         records.append(Record(str(number), "vcoco", "test", f"{number}.jpg", 200, 100, objects, relations=relations))
     for verb in verbs.values():
@@ -201,7 +192,8 @@ def write_vcoco(root: Path) -> dict[str, Any]:
     classes = DatasetClasses(("person", "cup", "sports ball", NO_OBJECT), ("hold", "hit", "hit with", "stand"))
     manifest = Manifest.create(root, {"labels": {"objects": classes.objects, "relations": classes.relations}})
     manifest.commit(write_shard(root, shard_name("test", 0, 8), "test", 0, records, {}))
-    return {"vsrl.json": list(verbs.values()), "coco.json": coco}
+    vsrl_file.write_text(json.dumps(list(verbs.values())))
+    coco_file.write_text(json.dumps(coco))
 
 
 REFUSED = {
@@ -222,23 +214,14 @@ def test_what_does_not_go_together_is_refused(
     monkeypatch.chdir(tmp_path)
     Path("few.json").write_text('{"objects": ["person"], "relations": ["riding"]}')
     Path("bad.json").write_text('{"objects": ["person", "person"], "relations": ["riding"]}')
-    arguments = ["--model", str(tmp_path), *options.replace("RUN", str(drawn_run)).split()]
-    result = CliRunner().invoke(app, ["eval", "hico", *arguments])
-    assert result.exit_code == 2
-    output = " ".join((result.output + str(result.stderr)).split())
+    result = invoke("eval", "hico", "--model", tmp_path, *options.replace("RUN", str(drawn_run)).split(), code=2)
+    output = " ".join(result.output.split())
     assert re.search(REFUSED[options], output), output
 
 
 CLASSES = DatasetClasses(("person", "horse", "dog"), ("riding", "next to"))
-TRIPLET = {
-    **{"pair": 0, "subject": "person", "predicate": "riding", "object": "horse", "score": 0.5},
-    **{"subject_box": [0.0, 0.0, 9.0, 9.0], "object_box": [5.0, 5.0, 9.0, 9.0]},
-}
-
-
-def predicted(name: str, pairs: PredictedPairs | None) -> ImagePrediction:
-    row = ImageRow(name, "drawn", "val", name, 64, 48, None, None, None)
-    return ImagePrediction(row, pairs, None if pairs is not None else "not found")
+TRIPLET = {"pair": 0, "subject": "person", "predicate": "riding", "object": "horse", "score": 0.5}
+TRIPLET |= {"subject_box": [0.0, 0.0, 9.0, 9.0], "object_box": [5.0, 5.0, 9.0, 9.0]}
 
 
 def table(path: Path, *triplets: dict[str, Any]) -> Path:
@@ -254,7 +237,8 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         boxes = rng.random((2, count, 4), dtype=np.float32)
         scores = rng.integers(1, 4, (count, 2)).astype(np.float32)  # many are equal: their order counts
         pairs = PredictedPairs(*boxes, *rng.integers(0, 3, (2, count)), scores)
-        written.append(predicted(f"{number}.jpg", None if number % 10 == 9 else pairs))
+        row = ImageRow(str(number), "drawn", "val", f"{number}.jpg", 64, 48, None, None, None)
+        written.append(ImagePrediction(row, None, "not found") if number % 10 == 9 else ImagePrediction(row, pairs))
     write_parquet(written, tmp_path / "found.parquet", CLASSES, 100)
     found = dict(read_triplets(tmp_path / "found.parquet", {}, []))
     assert list(found) == [one.row.file_name for one in written]
@@ -284,15 +268,12 @@ def test_what_would_make_numbers_wrong_is_one_line(tmp_path: Path, change: dict[
         list(read_triplets(path, {}, []))
 
 
-@pytest.mark.parametrize("change", [{"object": "unicorn"}, {"predicate": "unicorn"}])
-def test_other_classes_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
-    path = table(tmp_path / "found.parquet", TRIPLET, {**TRIPLET, "pair": 1, **change})
-    ((_, triplets),) = read_triplets(path, {}, [])
-    with pytest.raises(FieldError, match="'unicorn' is not a class"):
-        triplets.pairs(CLASSES)
-
-
-def test_other_files_are_one_line(tmp_path: Path) -> None:
+def test_other_classes_and_files_are_one_line(tmp_path: Path) -> None:
+    for change in ({"object": "unicorn"}, {"predicate": "unicorn"}):
+        path = table(tmp_path / "found.parquet", TRIPLET, {**TRIPLET, "pair": 1, **change})
+        ((_, triplets),) = read_triplets(path, {}, [])
+        with pytest.raises(FieldError, match="'unicorn' is not a class"):
+            triplets.pairs(CLASSES)
     pq.write_table(pa.table({"file_name": ["a.jpg"]}), tmp_path / "other.parquet")
     (tmp_path / "text.parquet").write_bytes(b"PAR1 but not really")
     for name, message in (

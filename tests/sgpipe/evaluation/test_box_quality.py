@@ -103,23 +103,21 @@ def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path
     (tmp_path / "results.json").write_text(json.dumps(found))
     resampling = evaluate_boxes(tmp_path / "results.json", truth).resampling
     assert resampling is not None
-    rng = np.random.default_rng(5)
+    rng, again, repeated = np.random.default_rng(5), tmp_path / "again.json", tmp_path / "repeated.json"
     for _ in range(3):
         drawn = np.sort(rng.integers(0, 8, 8))
-
         images = [{**content["images"][image], "id": place} for place, image in enumerate(drawn)]
-        repeated = {**content, "images": images, "annotations": copies(content["annotations"], drawn)}
-        again = copies(found, drawn)
-        (tmp_path / "repeated.json").write_text(json.dumps(repeated))
-        (tmp_path / "again.json").write_text(json.dumps(again))
-        expected = evaluate_boxes(tmp_path / "again.json", tmp_path / "repeated.json").summary
+        annotations = copies(content["annotations"], drawn)
+        repeated.write_text(json.dumps({**content, "images": images, "annotations": annotations}))
+        again.write_text(json.dumps(copies(found, drawn)))
+        expected = evaluate_boxes(again, repeated).summary
         summary = resampling.summary(np.bincount(drawn, minlength=8))
         assert summary == pytest.approx({name: expected[name] for name in summary}, abs=1e-12, nan_ok=True)
 
 
-def record(number: int, *boxes: Box, scores: list[float] | None = None, size: int = 100) -> Record:
+def record(number: int, *boxes: Box, scores: list[float] | None = None) -> Record:
     found = [replace(box, score=score) for box, score in zip(boxes, scores or [None] * len(boxes), strict=True)]
-    return Record(str(number), "coco", "val", f"{number}.jpg", size, size, found)
+    return Record(str(number), "coco", "val", f"{number}.jpg", 100, 100, found)
 
 
 DOG, CUP = Box("dog", 18, (10.0, 10.0, 30.0, 30.0)), Box("cup", 47, (60.0, 60.0, 20.0, 20.0))
@@ -128,9 +126,8 @@ WRONG = Box("dog", 18, (60.0, 0.0, 20.0, 20.0))
 
 def test_precision_and_recall_at_a_score_and_the_best_f1(tmp_path: Path) -> None:
     truth = make_shards(tmp_path / "truth", [record(1, DOG, CUP), record(2, DOG)])
-    run = make_shards(
-        tmp_path / "run", [record(1, DOG, WRONG, CUP, scores=[0.9, 0.8, 0.4]), record(2, WRONG, scores=[0.3])]
-    )
+    detected = [record(1, DOG, WRONG, CUP, scores=[0.9, 0.8, 0.4]), record(2, WRONG, scores=[0.3])]
+    run = make_shards(tmp_path / "run", detected)
     summary = evaluate_boxes(run, truth, 0.5).summary
     assert (summary["precision at 0.5"], summary["recall at 0.5"]) == (1 / 2, 1 / 3)
     assert summary["best F1"] == pytest.approx(2 * 2 / (3 + 3))

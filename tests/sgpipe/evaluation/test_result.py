@@ -22,9 +22,7 @@ def scores(targets: int, correct: np.ndarray) -> ClassScores:
 
 def test_precision_is_the_best_at_this_recall_or_a_larger_one() -> None:
     precision = precision_at(np.array([0.3, 0.6]), np.array([1.0, 0.5]))
-    assert precision[0] == precision[30] == 1
-    assert precision[31] == precision[60] == 0.5
-    assert precision[61] == precision[100] == 0
+    assert precision.tolist() == [1] * 31 + [0.5] * 30 + [0] * 40
 
 
 def test_the_area_below_a_curve_is_the_average_precision() -> None:

@@ -1,14 +1,23 @@
-"""Records whose labels say what a test needs."""
+"""Runs whose labels say what a test needs, people who judge them, and commands."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+import uuid
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from typer.testing import CliRunner, Result
+
+from sgpipe.cli.main import app
 from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet
+from sgpipe.stats.plans import draw
+from sgpipe.storage.index import open_run
+from sgpipe.storage.judgements import JUDGEMENTS, Judgement, Kind, PlannedQuestion, SamplingPlan
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import write_shard
+from sgpipe.view.search import Filters, select_relations
 from tests.sgpipe.training.data.runs import cut_shards, make_records
 
 PERSON, DOG, CUP = Box("person", 1, (10, 10, 40, 80)), Box("dog", 2, (60, 40, 50, 40)), Box("cup", 3, (30, 30, 10, 10))
@@ -27,13 +36,20 @@ def scene(
     return Record(image_id, dataset, "val", f"{image_id}.png", 320, 240, list(objects), texts, relations=made)
 
 
-def make_shards(root: Path, records: Sequence[Record], rows: int = 200) -> Path:
-    """A run without images."""
+def make_shards(root: Path, records: Sequence[Record], rows: int = 200, **run: Any) -> Path:
+    """A run without images; `run`: of the header of its manifest."""
     root.mkdir(parents=True)
-    manifest = Manifest.create(root, {"name": "drawn", "fingerprint": "drawn"})
+    manifest = Manifest.create(root, {"name": "drawn", "fingerprint": "drawn", **run})
     for shard in cut_shards(records, rows):
         manifest.commit(write_shard(root, *shard, {}))
     return root
+
+
+def invoke(*arguments: object, code: int | None = 0) -> Result:
+    """Run a command in a terminal that breaks no line of a table; `code`: of its end; None: any."""
+    result = CliRunner().invoke(app, list(map(str, arguments)), env={"COLUMNS": "400"})
+    assert code in (None, result.exit_code), result.output
+    return result
 
 
 def labelled_records(count: int, seed: int = 0) -> list[Record]:
@@ -49,3 +65,22 @@ def labelled_records(count: int, seed: int = 0) -> list[Record]:
         for _ in range(rng.randint(0, 2) if record.objects else 0):
             record.pairs.append(Pair(0, len(record.objects) - 1, ["on", "near"][: rng.randint(1, 2)]))
     return records
+
+
+def said(question: PlannedQuestion, judgement: str, **values: Any) -> Judgement:
+    """Return an answer to a question of the plan "p", if nothing else is said."""
+    line = {"id": uuid.uuid4().hex, "at": "", "by": "anna", "run": "drawn", "judgement": judgement, "plan": "p"}
+    return Judgement.model_validate({**question.key._asdict(), **line, **values})
+
+
+def judge(root: Path, number: int, decide: Callable[[PlannedQuestion], str | None], kind: Kind = "bands") -> Path:
+    """Plan this number of questions about a run and judge them; `decide`: right, wrong, unsure, None: it stays open."""
+    with open_run(root) as database:
+        run, index = str(database.run["fingerprint"]), database.index
+        strata, questions = draw(index.rows, *select_relations(index, Filters()), kind, number)
+    values = {"kind": kind, "seed": 0, "strata": strata, "questions": questions}
+    lines = [SamplingPlan(plan="p", at="", by="anna", run=run, **values)]
+    lines += [said(question, judgement, run=run) for question in questions if (judgement := decide(question))]
+    file = root / JUDGEMENTS
+    file.write_text("".join(f"{line.model_dump_json()}\n" for line in lines), encoding="utf-8")
+    return file

@@ -1,7 +1,9 @@
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from operator import attrgetter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +11,12 @@ import pytest
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import NO_OBJECT, Box, Caption, Record
+from sgpipe.sources.coco import coco_source
 from sgpipe.stats.audit import Audit
 from sgpipe.stats.measures import DOUBTS, Check, check_health, measure
 from sgpipe.storage.health_rules import RULES
 from sgpipe.storage.index import open_run
 from sgpipe.storage.shards import iter_records
-from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.config_file import parse_set
 from tests.sgpipe.stats.runs import CUP, PERSON, make_shards, scene
 
@@ -63,14 +65,12 @@ PLANTED = [
 def test_each_check_finds_what_it_is_for_and_nothing_else(tmp_path):
     clean = scene("1", [(0, "next to", 1), (1, "next to", 0), (2, "on", 0)], captions=["a dog", "a person and a dog"])
     checks = found(tmp_path, [clean, *(record for _, record, _ in PLANTED)])
-    wanted: dict[str, dict[str, str | None]] = {}
-    for name, record, text in PLANTED:
-        wanted.setdefault(name, {})[record.image_id] = text
-    assert checks.keys() == wanted.keys()
+    assert checks.keys() == {name for name, *_ in PLANTED}
     for name, check in checks.items():
-        assert check.count == len(wanted[name])
+        wanted = {record.image_id: text for of, record, text in PLANTED if of == name}
+        assert check.count == len(wanted)
         assert check.share == check.count / check.total < 0.5
-        assert {each.image_id: each.text for each in check.examples} == wanted[name]
+        assert {each.image_id: each.text for each in check.examples} == wanted
 
 
 def test_one_predicate_that_dominates(tmp_path):
@@ -82,12 +82,8 @@ def test_one_predicate_that_dominates(tmp_path):
 
 
 def test_datasets_that_use_other_predicates(tmp_path):
-    predicates = {"one": ["on", "near", "has"], "two": ["on", "near", "riding"]}
-    records = [
-        scene(f"{dataset}{n}", [(0, names[n % 3], 1)], dataset=dataset)
-        for dataset, names in predicates.items()
-        for n in range(60)
-    ]
+    records = [scene(f"one{n}", [(0, ("on", "near", "has")[n % 3], 1)], dataset="one") for n in range(60)]
+    records += [scene(f"two{n}", [(0, ("on", "near", "riding")[n % 3], 1)], dataset="two") for n in range(60)]
     # "has" and "riding" occur 20 times each: too few to be told from chance.
     assert "uneven_predicates" not in found(tmp_path / "few", records)
     check = found(tmp_path / "many", [record for record in records for _ in range(3)])["uneven_predicates"]
@@ -97,24 +93,19 @@ def test_datasets_that_use_other_predicates(tmp_path):
 
 def test_relations_below_the_threshold_crowds_and_missing_objects_are_no_fault(tmp_path):
     crowd = [Box("cup", 3, (30, 30, 10, 10), True), Box("cup", 3, (30, 30, 10, 10), True)]
-    records = [
-        scene("0", [(1, "near", 1, 0.1)]),
-        scene("1", objects=crowd),
-        scene("2", [(0, "smiling", 1)], [PERSON, Box(NO_OBJECT, 0, (0, 0, 0, 0))]),
-    ]
-    assert not found(tmp_path, records)
+    smiling = scene("2", [(0, "smiling", 1)], [PERSON, Box(NO_OBJECT, 0, (0, 0, 0, 0))])
+    assert not found(tmp_path, [scene("0", [(1, "near", 1, 0.1)]), scene("1", objects=crowd), smiling])
     with open_run(tmp_path / "run") as database:
         assert [check.name for check in check_health(database, 0.05) if check.count] == ["self_relations"]
 
 
 def test_the_drawn_world_is_clean(drawn_run, tmp_path):
-    spoken = json.loads((drawn_run.parent / "drawn" / "captions.json").read_text())
-    records = list(iter_records(drawn_run))
-    by_id = {record.image_id: record for record in records}
-    for each in spoken["annotations"]:
-        by_id[str(each["image_id"])].captions.append(Caption(each["caption"]))
-    assert sum(len(record.captions) for record in records) == len(spoken["annotations"]) > 20
-    assert not found(tmp_path, records)
+    spoken = json.loads((drawn_run.parent / "drawn" / "captions.json").read_text())["annotations"]
+    records = {record.image_id: record for record in iter_records(drawn_run)}
+    for each in spoken:
+        records[str(each["image_id"])].captions.append(Caption(each["caption"]))
+    assert len(spoken) > 20
+    assert not found(tmp_path, list(records.values()))
 
 
 def test_every_setting_that_an_advice_names_is_accepted_by_the_recipe():
@@ -139,27 +130,19 @@ def annotated(request, tmp_path_factory) -> Callable[[], tuple[dict, dict]]:
     return lambda: tuple(map(json.loads, texts))
 
 
-def records_of(instances: dict, captions: dict, shift: int = 0) -> list[Record]:
-    """Records as a source makes them of COCO's files, with the captions of other images if there is a `shift`."""
-    names = {each["id"]: each["name"] for each in instances["categories"]}
-    records = {
-        each["id"]: Record(str(each["id"]), "coco", "val", "a.jpg", each["width"], each["height"])
-        for each in instances["images"]
-    }
-    for each in instances["annotations"]:
-        record, name = records[each["image_id"]], names.get(each["category_id"])
-        box = clip_box(tuple(each["bbox"]), record.width, record.height)
-        if box and name:
-            record.objects.append(Box(name, each["category_id"], box, bool(each.get("iscrowd"))))
-    owner = dict(zip(records, np.roll(list(records), -shift).tolist(), strict=True))
+def records_of(folder: Path, instances: dict, captions: dict, shift: int = 0) -> list[Record]:
+    """The records of COCO's files, with the captions of other images if there is a `shift`."""
+    images = [each["id"] for each in instances["images"]]
+    owner = dict(zip(images, np.roll(images, -shift).tolist(), strict=True))
     for each in captions["annotations"]:
-        if each["image_id"] in owner:
-            records[owner[each["image_id"]]].captions.append(Caption(each["caption"]))
-    return list(records.values())
+        each["image_id"] = owner.get(each["image_id"], each["image_id"])
+    for name, content in {"instances": instances, "captions": captions}.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return list(coco_source(folder / "instances.json", "val", folder / "captions.json").read(Counter()))
 
 
 def test_right_data_is_not_doubted_nor_a_few_images_of_it(annotated, tmp_path):
-    records = records_of(*annotated())
+    records = records_of(tmp_path, *annotated())
     for number in (1, 12, len(records)):
         assert not DOUBTS & found(tmp_path / str(number), records[:number]).keys()
 
@@ -167,9 +150,7 @@ def test_right_data_is_not_doubted_nor_a_few_images_of_it(annotated, tmp_path):
 FORMS = {
     "corners": lambda x, y, w, h, image: [x, y, x + w, y + h],
     "centres": lambda x, y, w, h, image: [x + w / 2, y + h / 2, w, h],
-    "parts": lambda x, y, w, h, image: [
-        value / image[side] for value, side in zip((x, y, w, h), ("width", "height") * 2, strict=True)
-    ],
+    "parts": lambda x, y, w, h, image: np.divide((x, y, w, h), (image["width"], image["height"]) * 2).tolist(),
 }
 
 
@@ -179,8 +160,8 @@ def test_boxes_of_another_form_are_named(annotated, tmp_path, form):
     images = {each["id"]: each for each in instances["images"]}
     for each in instances["annotations"]:
         each["bbox"] = FORMS[form](*each["bbox"], images[each["image_id"]])
-    checks, fault = found(tmp_path, records_of(instances, captions)), "clipped_boxes"
-    fault = "boxes_in_parts" if form == "parts" else fault
+    checks = found(tmp_path, records_of(tmp_path, instances, captions))
+    fault = "boxes_in_parts" if form == "parts" else "clipped_boxes"
     assert checks.keys() & DOUBTS == {fault}
     assert checks[fault].share > 0.25
     assert Audit(measure(tmp_path / "run")).findings[-1].text != "No problems found."
@@ -189,7 +170,7 @@ def test_boxes_of_another_form_are_named(annotated, tmp_path, form):
 def test_captions_of_other_images_are_named(annotated, tmp_path):
     places = {1: " in the image before it", 2: " in any other image", -1: " in the image after it"}
     for shift, place in places.items():
-        check = found(tmp_path / str(shift), records_of(*annotated(), shift))["foreign_captions"]
+        check = found(tmp_path / str(shift), records_of(tmp_path, *annotated(), shift))["foreign_captions"]
         assert check.examples[0].text.endswith(place)
     assert Audit(measure(tmp_path / "1" / "run")).findings[-1].grade == "bad"
 
@@ -200,7 +181,7 @@ def test_boxes_with_the_names_of_other_classes_are_named(annotated, tmp_path):
     following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
     for each in instances["annotations"]:
         each["category_id"] = following[each["category_id"]]
-    checks = found(tmp_path, records_of(instances, captions))
+    checks = found(tmp_path, records_of(tmp_path, instances, captions))
     if len(ids) == 80:  # 79 images are too few to tell which of 80 classes is which
         assert checks.keys() & DOUBTS == {"foreign_captions"}
         return

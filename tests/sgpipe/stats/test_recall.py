@@ -5,14 +5,12 @@ from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
-from typer.testing import CliRunner
 
 from benchmarks.recall_coverage import parts_of_all, people, plans
-from sgpipe.cli.main import app
 from sgpipe.records import NO_OBJECT, Box
 from sgpipe.stats.recall import measure_recall
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
-from tests.sgpipe.stats.runs import make_shards, scene
+from tests.sgpipe.stats.runs import invoke, make_shards, scene
 from tests.sgpipe.view.gallery_run import open_client
 
 SECRET = "levitating above"  # a predicate of the run that nobody else utters
@@ -64,16 +62,15 @@ def answer(
 
 def test_people_answer_blindly_and_the_recall_is_reported(client, run):
     draw(client)
-    log = JudgementLog(run / JUDGEMENTS, client.app.state.freshness.viewer.index.fingerprint)
     for by in ("anna", "ben"):
         for number in range(20):
             asked = question(client, by)
             assert (asked["number"], asked["left"], len(asked["question"]["objects"])) == (number, 40 - number, 4)
             seen = [(0, "on", 1), (1, "NEAR", 0)] if by == "anna" else [(0, "on", 1)]
-            stored = answer(client, asked, seen, by)
-            assert stored["by"] == by
-    log.reload()
-    found = measure_recall(log.recall_plans["r"], log, client.app.state.freshness.viewer.index.rows)
+            assert answer(client, asked, seen, by)["by"] == by
+    viewer = client.app.state.freshness.viewer
+    log = JudgementLog(run / JUDGEMENTS, viewer.index.fingerprint)
+    found = measure_recall(log.recall_plans["r"], log, viewer.index.rows)
     rows = found.predicates
     assert (found.answered, found.open, found.images) == (20, 20, IMAGES)
     assert (rows["on"].correct, rows["on"].judged) == (20, 20)
@@ -83,11 +80,10 @@ def test_people_answer_blindly_and_the_recall_is_reported(client, run):
     assert found.recall.low < found.recall.value < found.recall.high
     assert (found.people.both, found.people.one) == (20, 20)
     assert "anna and ben answered 20 common questions" in found.as_groups()[0]["lines"][1]
-    shown = client.get("/judge").text + client.get("/api/plans/r", params={"by": "ben"}).text
+    shown = client.get("/judge").text + client.get("/api/plans/r?by=ben").text
     assert "20 of 40 questions answered" in shown  # and no figure before the last answer
     assert not any(text in shown for text in ("of the relations that", "near:", "common question"))
-    report = CliRunner().invoke(app, ["stats", str(run), "--judgements", "own", "--json"])
-    assert report.exit_code == 0, report.output
+    report = invoke("stats", run, "--judgements", "own", "--json")
     assert json.loads(report.stdout)["judgements"]["recall"]["answered"] == 20
 
 
@@ -108,15 +104,15 @@ def test_nothing_of_the_labels_reaches_the_page_or_its_answers(client):
     assert client.get("/judge/r", follow_redirects=False).headers["location"] == "/recall/r"
 
 
-def test_boxes_of_a_question_stand_for_all_pairs_of_the_image(client, run):
+def test_boxes_of_a_question_stand_for_all_pairs_of_the_image(client):
     draw(client, boxes=2, count=5)
     asked = question(client)
     indices = [each["index"] for each in asked["question"]["objects"]]
     assert len(indices) == 2
     other = next(index for index in range(4) if index not in indices)
     assert "between two boxes" in answer(client, asked, [(indices[0], "on", other)], status=400)["error"]
-    log = JudgementLog(run / JUDGEMENTS, client.app.state.freshness.viewer.index.fingerprint)
-    assert {each.weight for each in log.recall_plans["r"].questions} == {6.0}
+    plan = client.app.state.freshness.viewer.judgements.recall_plans["r"]
+    assert {each.weight for each in plan.questions} == {6.0}
 
 
 def test_what_is_no_answer_and_plans_that_cannot_be_drawn_are_refused(client, run):

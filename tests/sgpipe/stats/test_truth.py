@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from typer.testing import CliRunner
 
-from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.records import Record
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
@@ -18,9 +16,8 @@ from sgpipe.stats.precision import area_under_roc, measure_against_ground_truth
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.shards import VLM_SCORE, read_file, write_copy
-from tests.sgpipe.stats.forms import assert_forms_agree, invoke
-from tests.sgpipe.stats.judging import judge
-from tests.sgpipe.stats.runs import make_shards, scene
+from tests.sgpipe.stats.forms import assert_forms_agree
+from tests.sgpipe.stats.runs import invoke, judge, make_shards, scene
 
 THRESHOLDS = (0.2, 0.5)
 TRUE = [scene(str(n), [(0, "holding", 2), (1, "near", 2)]) for n in range(20)]
@@ -65,7 +62,7 @@ def test_a_run_without_a_confident_relation(tmp_path, runs):
     weak = make_shards(tmp_path / "weak", [scene(str(n), [(0, "holding", 2, 0.01)]) for n in range(20)])
     found = compare(weak, runs[1], 0.2, 0.9, THRESHOLDS)
     assert found.precision.value is None
-    result = CliRunner().invoke(app, ["stats", str(weak), "--truth", str(runs[1]), "--json"])
+    result = invoke("stats", weak, "--truth", runs[1], "--json")
     assert "NaN" not in result.stdout
     assert json.loads(result.stdout)["ground_truth"]["related_precision"] is None
 
@@ -93,14 +90,14 @@ def test_how_probable_it_finds_relations(scored: tuple[Path, Path]) -> None:
 
 
 def test_ground_truth_says_how_good_it_is(scored: tuple[Path, Path], tmp_path: Path) -> None:
-    report = json.loads(invoke(scored[0], "--truth", scored[1], "--json").stdout)
+    report = json.loads(invoke("stats", scored[0], "--truth", scored[1], "--json").stdout)
     found = report["ground_truth"]["vlm_score"]
     assert (found["judged"], found["auc"]) == (59, 1.0)
     assert found["confidence_auc"] == pytest.approx((20 * 30 + 10 * 0 + 10 * 10 / 2) / (30 * 30))
     expected = (20 * 0.05 + 10 * 0.25 + 10 * 0.25 + 19 * 0.15) / 59
     assert found["calibration_error"] == pytest.approx(expected, abs=1e-6)
     assert [part["precision"]["judged"] for part in found["reliability"]] == [19, 10, 10, 20]
-    text = invoke(scored[0], "--truth", scored[1]).stdout
+    text = invoke("stats", scored[0], "--truth", scored[1]).stdout
     assert re.search(r"0.9 to 1.0.*?0.95.*?100.0% \(83.9% to 100.0%, of 20\)", text, re.DOTALL)
     assert_forms_agree(scored[0], tmp_path, "--truth", scored[1])
 
@@ -108,7 +105,8 @@ def test_ground_truth_says_how_good_it_is(scored: tuple[Path, Path], tmp_path: P
 def test_people_say_how_good_it_is(scored: tuple[Path, Path]) -> None:
     right = lambda question: question.predicate in ("holding", "near") and question.object_category == "cup"  # noqa: E731
     judge(scored[0], 60, lambda question: "right" if right(question) else "wrong")
-    found = json.loads(invoke(scored[0], "--judgements", "own", "--json").stdout)["judgements"]["vlm_score"]
+    report = json.loads(invoke("stats", scored[0], "--judgements", "own", "--json").stdout)
+    found = report["judgements"]["vlm_score"]
     assert (found["judged"], found["auc"]) == (59, 1.0)
 
 
@@ -125,11 +123,8 @@ def test_the_area_under_the_curve_counts_pairs() -> None:
 def test_relations_that_nothing_scored_are_called_so(tmp_path: Path) -> None:
     records = [scene(str(n), [(0, "holding", 2, 1.0), (0, "near", 1, 1.0)]) for n in range(60)]
     truth = make_shards(tmp_path / "truth", [scene(str(n), [(0, "holding", 2)]) for n in range(60)])
-    run = make_shards(tmp_path / "run", records)
-    manifest = Manifest.load(run)
-    manifest.run["identity"] = {"tag": {"method": "overlap"}, "pair": {}}
-    manifest.rewrite()
-    text = invoke(run).stdout
+    run = make_shards(tmp_path / "run", records, identity={"tag": {"method": "overlap"}, "pair": {}})
+    text = invoke("stats", run).stdout
     assert "Nothing scored the relations: every candidate pair whose boxes overlap is related" in text
     assert "how sure the tagger is" not in text
     with pytest.raises(UserError, match="has no scores to calibrate: every candidate pair whose boxes overlap"):

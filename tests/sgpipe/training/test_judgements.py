@@ -18,7 +18,7 @@ from sgpipe.training.data.feed import ShardFeed
 from sgpipe.training.data.scan import JudgedRelation, data_warnings, judged_relations, scan_training
 from sgpipe.training.data.stream import StepStream
 from sgpipe.training.recipe import DataConfig, ShardsConfig
-from tests.sgpipe.stats.judging import judge
+from tests.sgpipe.stats.runs import judge
 from tests.sgpipe.training.data.runs import data, make_run, plain_record
 from tests.sgpipe.training.trainings import different, steps, training, weights
 from tests.sgpipe.training.trainings import make_run as make_drawn_run

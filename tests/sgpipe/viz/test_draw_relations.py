@@ -20,11 +20,10 @@ def record(*relations: Relation, size=(320, 240)) -> Record:
     return Record("7", "drawn", "val", "7.png", *size, objects=boxes, relations=list(relations))
 
 
-def changed(record: Record, *relations: Relation, width: int = 480) -> tuple[int, int, int, int] | None:
-    """Where these relations make the drawing differ from one without any, left out the outlines of objects."""
-    grey = Image.new("RGB", (record.width, record.height), "#808080")
-    before, after = (draw_relations(grey, record, part, width) for part in ([], relations))
-    assert after.size == before.size == (width, round(width * record.height / record.width))
+def changed(record: Record, *relations: Relation) -> tuple[int, int, int, int] | None:
+    """Where these relations make the drawing differ from one without any."""
+    before, after = (draw_relations(Image.new("RGB", (320, 240)), record, part, 480) for part in ([], relations))
+    assert after.size == before.size == (480, 360)
     return ImageChops.difference(before, after).getbbox()
 
 
@@ -44,10 +43,8 @@ def test_a_link_joins_the_centres_in_the_colour_of_its_subject():
 
 
 def test_odd_relations_are_drawn():
-    assert changed(record(), Relation(0, 3, "smiling", 0.9))  # without an object
-    assert changed(record(), Relation(1, 1, "looking at", None))
-    assert changed(record(), Relation(2, 0, "around", 0.3))
-    assert changed(record(), Relation(4, 1, "a very long predicate " * 9, 0.3))
+    for odd in ((0, 3, "smiling", 0.9), (1, 1, "looking at", None), (2, 0, "around", 0.3), (4, 1, "a long name " * 12)):
+        assert changed(record(), Relation(*odd)), odd  # the first has no object
 
 
 def test_labels_stay_in_the_image_and_apart_while_there_is_room():
