@@ -302,21 +302,13 @@ class BoxScores:
         return known.mean(1) if known.size else np.zeros(len(RECALLS))
 
 
-@dataclass(frozen=True)
-class BoxQuality:
-    """What `compare_boxes` finds.
-
-    scores: of the images named `images`. counts: images and boxes, including those that could not be compared.
-    lowest: the lowest score; NaN if the boxes have none. other_classes: of the boxes, which the ground truth does not
-    have, by name: how many boxes. missed_classes: of the ground truth, of which nothing was detected.
-    """
+class BoxQuality(NamedTuple):
+    """What `compare_boxes` finds: the scores of the `images`, by name; counts, also of what could not be compared."""
 
     scores: BoxScores
     images: list[str]
     counts: dict[str, int]
-    lowest: float
-    other_classes: dict[str, int]
-    missed_classes: list[str]
+    notes: list[str]
 
 
 def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
@@ -365,14 +357,8 @@ def compare_boxes(detected: Location, truth: Location) -> BoxQuality:
     }
     scored = all(box.score is not None for own in found.boxes.values() for box in own)
     lowest = min((box.score for _, own in pairs for box in own if box.score is not None), default=math.nan)
-    return BoxQuality(
-        scores,
-        [f"{name.dataset} {name.image_id} {name.base_name}" for name in compared],
-        counts,
-        lowest if scored else math.nan,
-        {name: detected_classes[name] for name in sorted(detected_classes) if name not in known},
-        [name for name in known if name not in detected_classes],
-    )
+    images = [f"{name.dataset} {name.image_id} {name.base_name}" for name in compared]
+    return BoxQuality(scores, images, counts, _notes(counts, detected_classes, known, lowest if scored else math.nan))
 
 
 def _scores(pairs: Sequence[tuple[list[ScoredBox], list[ScoredBox]]], names: tuple[str, ...]) -> BoxScores:
@@ -475,7 +461,7 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
         {"pred": text_of(detected), "truth": text_of(truth), "threshold": level},
         {**summary(), **there},
         scores.per_class,
-        _notes(quality),
+        quality.notes,
         counts=quality.counts,
         curves=curves,
         resampling=Resampling(quality.images, summary),
@@ -491,23 +477,23 @@ def own_threshold(detected: Location) -> float:
     return float((made.get("detect") or {}).get("threshold", DetectConfig().threshold))
 
 
-def _notes(quality: BoxQuality) -> list[str]:
-    counts = quality.counts
+def _notes(counts: Mapping[str, int], detected: Counter[str], known: Sequence[str], lowest: float) -> list[str]:
+    """`detected`: boxes by class; `known`: the classes of the ground truth; `lowest`: the score, NaN without any."""
     notes = [
         f"compared {count(counts['boxes'], 'box', 'boxes')} in {count(counts['images'], 'image')} with "
         f"{counts['ground truth boxes']:,} of the ground truth; crowds left out: {counts['ground truth crowds']:,}"
     ]
     notes += count_notes(counts, NOTES)
-    if quality.other_classes:
-        boxes = count(sum(quality.other_classes.values()), "box", "boxes")
-        notes.append(f"left out {boxes} of classes without ground truth here: {listed(quality.other_classes)}")
-    if quality.missed_classes:
-        notes.append(f"nothing was detected of {listed(quality.missed_classes)}; classes are matched by name")
-    if np.isnan(quality.lowest):
+    if others := sorted(detected.keys() - known):
+        boxes = count(sum(detected[name] for name in others), "box", "boxes")
+        notes.append(f"left out {boxes} of classes without ground truth here: {listed(others)}")
+    if missed := [name for name in known if name not in detected]:
+        notes.append(f"nothing was detected of {listed(missed)}; classes are matched by name")
+    if np.isnan(lowest):
         notes.append("the boxes have no scores, so AP has one step; runs that detect boxes keep their scores")
-    elif quality.lowest >= 0.01:
+    elif lowest >= 0.01:
         notes.append(
-            f"the lowest score is {quality.lowest:.3f}: AP counts boxes below it as missed; runs with "
+            f"the lowest score is {lowest:.3f}: AP counts boxes below it as missed; runs with "
             "--set detect.threshold=0 keep them"
         )
     return notes

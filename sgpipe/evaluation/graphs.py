@@ -172,21 +172,21 @@ def _graphs(
     image = np.repeat(np.arange(table.num_rows), counts)
     owner = np.repeat(np.arange(table.num_rows), _lengths(table[column]))
     relations = _flat(table[column])
-    ends = [_numbers(pc.struct_field(relations, end), np.int64) for end in ("subject", "object")]
+    ends = [np.array(pc.struct_field(relations, end), np.int64) for end in ("subject", "object")]
     if any(((end < 0) | (end >= counts[owner])).any() for end in ends):
         raise UserError(f"{root}: {column} refer to objects that do not exist; regenerate the shards")
     if column == "relations":
         texts = pc.struct_field(relations, "predicate")
-        confidence = _numbers(pc.fill_null(pc.struct_field(relations, "confidence"), 1.0), np.float32)
+        confidence = np.array(pc.fill_null(pc.struct_field(relations, "confidence"), 1.0), np.float32)
         _refuse(root, table, owner, ~((confidence >= 0) & (confidence <= 1)), "a confidence from 0 to 1", confidence)
-        annotated = _numbers(pc.is_null(pc.struct_field(relations, "confidence")), bool)
+        annotated = np.array(pc.is_null(pc.struct_field(relations, "confidence")), bool)
         if calibration is not None:
             confidence = np.where(annotated, 1, calibration.probabilities(confidence)).astype(np.float32)
         if VLM_SCORE in table.column_names:
             scores = _flat(table[VLM_SCORE])
-            known = _numbers(pc.is_valid(scores), bool)
+            known = np.array(pc.is_valid(scores), bool)
             owner, ends, texts = owner[known], [end[known] for end in ends], texts.filter(pa.array(known))
-            confidence, annotated = _numbers(scores.drop_null(), np.float32), np.zeros(known.sum(), dtype=bool)
+            confidence, annotated = np.array(scores.drop_null(), np.float32), np.zeros(known.sum(), dtype=bool)
     else:
         lists = pc.struct_field(relations, "predicates")
         owner, *ends = (np.repeat(each, _lengths(lists)) for each in (owner, *ends))
@@ -195,11 +195,11 @@ def _graphs(
     names = (table[name].to_pylist() for name in ("dataset", "image_id", "file_name"))
     return Graphs(
         names=[ImageName(dataset, id_, image_base_name(file)) for dataset, id_, file in zip(*names, strict=True)],
-        ok=_numbers(pc.equal(table["status"], "ok"), bool),
+        ok=np.array(pc.equal(table["status"], "ok"), bool),
         starts=starts,
         image=image,
         category=classes.numbers(pc.struct_field(objects, "category")),
-        crowd=_numbers(pc.fill_null(pc.struct_field(objects, "iscrowd"), False), bool),
+        crowd=np.array(pc.fill_null(pc.struct_field(objects, "iscrowd"), False), bool),
         boxes=_boxes(root, objects, table, image),
         subject=starts[owner] + ends[0],
         object=starts[owner] + ends[1],
@@ -219,9 +219,9 @@ def _boxes(root: Location, objects: pa.Array, table: pa.Table, image: Array) -> 
     column = pc.struct_field(objects, "bbox")
     lengths = _lengths(column)
     _refuse(root, table, image, lengths != 4, "the number of values of a bbox, 4", lengths)
-    boxes = _numbers(column.flatten(), np.float64).reshape(-1, 4)
+    boxes = np.array(column.flatten(), np.float64).reshape(-1, 4)
     _refuse(root, table, image, ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1), "x, y, width, height", boxes)
-    sides = np.stack([_numbers(table[side], np.float64) for side in ("width", "height")], axis=1)
+    sides = np.stack([np.array(table[side], np.float64) for side in ("width", "height")], axis=1)
     return xywh_to_xyxy(boxes) / np.maximum(np.tile(sides, 2), 1)[image]
 
 
@@ -237,12 +237,7 @@ def _flat(column: pa.ChunkedArray) -> pa.Array:
 
 
 def _lengths(column: pa.Array | pa.ChunkedArray) -> Array:
-    return _numbers(pc.fill_null(pc.list_value_length(column), 0), np.int64)
-
-
-def _numbers(column: pa.Array | pa.ChunkedArray, kind: Any) -> Array:
-    """Return a writable copy."""
-    return np.array(column, dtype=kind)
+    return np.array(pc.fill_null(pc.list_value_length(column), 0), np.int64)
 
 
 NO_MATCH = -1

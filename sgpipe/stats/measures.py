@@ -65,12 +65,11 @@ def check_health(database: Database, threshold: float) -> list[Check]:
     }
     totals = {name: database.rows(f"select count(*) from {source}")[0][0] for name, source in sources.items()}
     found = {**_box_doubts(database), **_caption_doubts(database)}
-    nothing: tuple[int, list[Example]] = (0, [])
-    doubts = [(name, title, of, advice, found.get(name, nothing)) for name, title, of, advice in _DOUBTS]
-    return [
-        *(Check(name, title, n, totals[of], of, advice, examples) for name, title, of, advice, (n, examples) in doubts),
-        *(_run(database, rule, totals[rule.of]) for rule in RULES),
-    ]
+    checks = []
+    for name, title, of, advice in _DOUBTS:
+        number, examples = found.get(name, (0, []))
+        checks.append(Check(name, title, number, totals[of], of, advice, examples))
+    return checks + [_run(database, rule, totals[rule.of]) for rule in RULES]
 
 
 def _run(database: Database, rule: HealthRule, total: int) -> Check:
@@ -86,32 +85,16 @@ def _run(database: Database, rule: HealthRule, total: int) -> Check:
 
 
 _DOUBTS = (
-    (
-        "clipped_boxes",
-        "boxes at the right or lower edge of their images, unusually many",
-        "boxes",
-        "Are width and height read from corners or from centres, or do the sizes belong to other images? "
-        "Run again with `source.boxes=xyxy` or `cxcywh`.",
-    ),
-    (
-        "boxes_in_parts",
-        "boxes in the first pixel of their images, as parts of an image read as pixels are",
-        "boxes",
-        "Run again with `source.boxes=xywhn`, `xyxyn` or `cxcywhn`.",
-    ),
-    (
-        "foreign_captions",
-        "captions that seem to belong to other images: few of the classes that they name have boxes",
-        "captions",
-        "Check the image_id of captions and the category_id of boxes.",
-    ),
-    (
-        "foreign_classes",
-        "boxes that seem to have the names of other classes: captions of their images name another",
-        "boxes",
-        "Check the category_id of boxes against the ids in the list of categories.",
-    ),
-)
+    ("clipped_boxes", "boxes at the right or lower edge of their images, unusually many", "boxes",
+     "Are width and height read from corners or from centres, or do the sizes belong to other images? "
+     "Run again with `source.boxes=xyxy` or `cxcywh`."),
+    ("boxes_in_parts", "boxes in the first pixel of their images, as parts of an image read as pixels are", "boxes",
+     "Run again with `source.boxes=xywhn`, `xyxyn` or `cxcywhn`."),
+    ("foreign_captions", "captions that seem to belong to other images: few of the classes that they name have boxes",
+     "captions", "Check the image_id of captions and the category_id of boxes."),
+    ("foreign_classes", "boxes that seem to have the names of other classes: captions of their images name another",
+     "boxes", "Check the category_id of boxes against the ids in the list of categories."),
+)  # fmt: skip
 DOUBTS = frozenset(name for name, *_ in _DOUBTS)
 _Found = dict[str, tuple[int, list[Example]]]
 
@@ -443,10 +426,8 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         list(PEOPLE),
     )
     above = ", ".join(f"count(*) filter (certainty >= {level}::float)" for level in THRESHOLDS)
-    kept = [
-        rows(f"select {above} from {name}")[0]
-        for name in ("relations", "related_images", "related_pairs", "predicates")
-    ]
+    sources = ("relations", "related_images", "related_pairs", "predicates")
+    kept = [rows(f"select {above} from {source}")[0] for source in sources]
     bins = dict(rows(
         f"""select least(greatest(floor(confidence::double * {BINS}), 0), {BINS - 1})::int, count(*)
         from relations where confidence is not null group by 1"""
@@ -516,6 +497,7 @@ def _counts(database: Database, query: str) -> dict[str, int]:
 def _totals(database: Database, where: str) -> dict[str, int]:
     names = ("objects", "captions", "different_captions", "triplets", "matched_triplets", "pairs", "candidate_texts",
              "relations", *(f"{name}_left_out" for name in LEFT_OUT))  # fmt: skip
+    others = ("images_without_relations", "distinct_captions", "kept_relations", "described_objects")
     sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in names)
     [row] = database.rows(
         f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),
@@ -525,10 +507,4 @@ def _totals(database: Database, where: str) -> dict[str, int]:
         (select count(attributes) from objects join images using (image) where {where})
         from images where {where}"""
     )
-    return dict(
-        zip(
-            (*names, "images_without_relations", "distinct_captions", "kept_relations", "described_objects"),
-            row,
-            strict=True,
-        )
-    )
+    return dict(zip((*names, *others), row, strict=True))

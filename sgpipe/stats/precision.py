@@ -296,10 +296,8 @@ class ScoreQuality(CalibrationQuality):
 
 def score_quality(scored: JudgedRelations, confidence: JudgedRelations) -> ScoreQuality:
     """Compare scores of judged relations with their confidences; some of the relations may lack a score."""
-    area, confidence_area = (area_under_roc(each.confidence, each.correct) for each in (scored, confidence))
-    return ScoreQuality(
-        **vars(scored.calibration), judged=len(scored.correct), auc=area, confidence_auc=confidence_area
-    )
+    areas = [area_under_roc(each.confidence, each.correct) for each in (scored, confidence)]
+    return ScoreQuality(**vars(scored.calibration), judged=len(scored.correct), auc=areas[0], confidence_auc=areas[1])
 
 
 def area_under_roc(scores: NDArray[np.float32], correct: NDArray[np.bool_]) -> float | None:

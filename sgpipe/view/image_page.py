@@ -236,11 +236,6 @@ def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]
     return {row: column for row, column in pairs if overlaps[row, column]}
 
 
-def image_page(request: Request) -> Response:
-    """Return the page of an image. Status 404: the run does not have it."""
-    return render(request, "image", {"values": _values(request)})
-
-
 def _predicates_answer(request: Request) -> Response:
     """Return the run's predicates that start with `prefix`, the most frequent first: `[{"predicate", "count"}]`."""
     found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
@@ -253,6 +248,7 @@ def _why(index: Index, split: str, image_id: str) -> str | None:
 
 
 def _values(request: Request) -> Values:
+    """Return what the page of an image shows. Status 404: the run does not have it."""
     viewer, params = viewer_of(request), request.query_params
     split, image_id = place_of(request)
     view = read_record(viewer.index, split, image_id)
@@ -276,8 +272,8 @@ def _neighbours(request: Request) -> Values:
     index, params = viewer_of(request).index, request.query_params
     filters, key = Filters.from_params(params.multi_items(), index.vocabulary), params.get("relation")
     found = neighbours(index, filters, *place_of(request), parse_relation(key) if key else None)
-    urls = (hit and hit_url(hit, params.multi_items()) for hit in found)
-    return dict(zip(("previous", "next"), urls, strict=True))
+    before, after = (hit and hit_url(hit, params.multi_items()) for hit in found)
+    return {"previous": before, "next": after}
 
 
 def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None, why: str | None = None) -> Values:
@@ -307,13 +303,10 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
             "elsewhere": others,
         }
 
+    image = {name: getattr(record, name) for name in names}
+    pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
     values = {
-        "image": {
-            **{name: getattr(record, name) for name in names},
-            "photo": photo_url(record.split, record.image_id),
-            "shard": view.shard,
-            "row": view.row,
-        },
+        "image": {**image, "photo": photo_url(record.split, record.image_id), "shard": view.shard, "row": view.row},
         "objects": [
             {
                 **{"name": name, "category": box.category, "box": box.bbox, "score": box.score, "phrase": box.phrase},
@@ -326,10 +319,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         "total": len(relations),
         "captions": [asdict(caption) for caption in record.captions],
         "statements": provenance.statements,
-        "candidates": {
-            f"{subject}-{object_}": provenance.candidates[subject, object_]
-            for subject, object_ in dict.fromkeys((relation.subject, relation.object) for relation in shown)
-        },
+        "candidates": {f"{pair[0]}-{pair[1]}": provenance.candidates[pair] for pair in pairs},
         "threshold": provenance.settings.threshold,
         "graph": _graph(record, _most_confident(relations, _IN_GRAPH, chosen)),
         "why": why,
@@ -401,7 +391,7 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
 
 _PLACE = "/{split}/{image_id:path}"
 ROUTES = [
-    Route(f"/image{_PLACE}", image_page),
+    Route(f"/image{_PLACE}", lambda request: render(request, "image", {"values": _values(request)})),
     Route(f"/api/image{_PLACE}", lambda request: JSONResponse(_values(request))),
     Route(f"/api/neighbours{_PLACE}", lambda request: JSONResponse(_neighbours(request))),
     Route("/api/predicates", _predicates_answer),

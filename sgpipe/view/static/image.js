@@ -2,21 +2,8 @@
 import { addForm, changeForm } from "./image_forms.js";
 import { isolated } from "./image_dom.js";
 import { Judge } from "./image_judge.js";
-import {
-  chosen,
-  element,
-  find,
-  keyOf,
-  named,
-  page,
-  params,
-  readJudged,
-  readOnly,
-  relations,
-  rename,
-  renewJudged,
-  say,
-} from "./image_state.js";
+import { chosen, element, find, keyOf, named, page, params, readJudged, readOnly } from "./image_state.js";
+import { relations, rename, renewJudged, say } from "./image_state.js";
 import { View } from "./image_view.js";
 import { Walk } from "./image_walk.js";
 
@@ -27,8 +14,7 @@ const walk = new Walk(view, { choose, leave: closeForm });
 // --- choosing
 
 function choose(key) {
-  const list = element("relations"),
-    focused = list.contains(document.activeElement);
+  const list = element("relations"), focused = list.contains(document.activeElement);
   Object.assign(page, { chosenKey: key, otherKey: null });
   if (page.pinned !== null && ![find(key)?.subject, find(key)?.object].includes(page.pinned)) page.pinned = null;
   const address = new URL(location.href);
@@ -43,8 +29,7 @@ function choose(key) {
 
 // Scrolls the list, and not the page: the image stays where it is.
 function reveal(item, list) {
-  const top = item.offsetTop - list.offsetTop,
-    bottom = top + item.offsetHeight;
+  const top = item.offsetTop - list.offsetTop, bottom = top + item.offsetHeight;
   if (top < list.scrollTop) list.scrollTop = top;
   else if (bottom > list.scrollTop + list.clientHeight) list.scrollTop = bottom - list.clientHeight;
 }
@@ -82,9 +67,7 @@ function move(by) {
 // Sends an answer about a relation; true once it is saved. `text`: in words.
 async function send(relation, answer, text) {
   if (judge.busy || walk.moving) return false;
-  const { split, image_id } = page.values.image,
-    { subject, object, predicate } = relation,
-    plan = params().get("plan");
+  const { split, image_id } = page.values.image, { subject, object, predicate } = relation, plan = params().get("plan");
   const line = { split, image_id, subject, object, predicate, by: page.person, ...(plan ? { plan } : {}), ...answer };
   const said = `${named(relation)}: ${text}`;
   const stored = await judge.save(line, said);

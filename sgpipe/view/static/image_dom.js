@@ -38,14 +38,11 @@ export const score = (value) => (value === null || value === undefined ? "–" :
 export function sentence(relation, objects) {
   const end = (index) => [dot(objects[index].colour), " ", bdi(shortened(objects[index].name, 60))];
   const alone = relation.subject === relation.object || objects[relation.object].missing;
-  return html(
-    "span",
-    { class: "triplet" },
+  return html("span", { class: "triplet" },
     end(relation.subject),
     " ",
     html("b", {}, bdi(shortened(relation.predicate, 80))),
-    alone ? [] : [" ", end(relation.object)],
-  );
+    alone ? [] : [" ", end(relation.object)]);
 }
 
 export async function getJson(url, options = {}) {

@@ -1,8 +1,7 @@
 // The forms that change a relation's predicate or add a relation; the run's predicates are suggested.
 import { html, isolated, getJson, shortened } from "./image_dom.js";
 
-const LONGEST = 200,
-  PAUSE = 80;
+const LONGEST = 200, PAUSE = 80;
 
 // An input for a predicate, and its suggestions.
 function predicateInput(value) {
@@ -67,12 +66,9 @@ export function addForm(objects, subject, { save, cancel, redraw, taken }) {
   const option = (object, index, role) =>
     role === "subject" && object.missing ? null : html("option", { value: index }, shortened(object.name, 60));
   const ends = ["subject", "object"].map((role) =>
-    html(
-      "select",
-      { name: role, required: true, change: () => picked() },
+    html("select", { name: role, required: true, change: () => picked() },
       html("option", { value: "" }, "choose or click"),
-      objects.map((object, index) => option(object, index, role)),
-    ),
+      objects.map((object, index) => option(object, index, role))),
   );
   if (subject !== null) ends[0].value = subject;
   const [input, list] = predicateInput("");
@@ -95,8 +91,7 @@ export function addForm(objects, subject, { save, cancel, redraw, taken }) {
       if (ends.every((end) => end.value !== "")) input.focus();
     },
     submit: () => {
-      const [from, to] = ends.map((end) => Number(end.value)),
-        predicate = words(input);
+      const [from, to] = ends.map((end) => Number(end.value)), predicate = words(input);
       if (from === to) refuse(input, "Subject and object are the same box.");
       else if (!predicate) refuse(input, "Type a predicate.");
       else if (taken({ subject: from, object: to, predicate })) refuse(input, "This relation is there already.");

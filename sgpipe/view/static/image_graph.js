@@ -13,48 +13,23 @@ export class Graph {
 
   show({ graph, objects, total }) {
     const colour = (index) => objects[index].colour;
-    const edges = graph.edges.map((edge) =>
-      svg(
-        "g",
-        { class: "edge", "data-key": edge.key, click: () => this.act.choose(edge.key) },
-        svg("polyline", { class: "link", points: edge.in_graph, stroke: colour(edge.subject) }),
-        edge.graph_head ? svg("polygon", { points: edge.graph_head, fill: colour(edge.subject) }) : null,
-      ),
-    );
-    const texts = graph.edges.map((edge) =>
-      svg(
-        "g",
-        { class: "edge", "data-key": edge.key, click: () => this.act.choose(edge.key) },
-        svg("rect", { class: "label", rx: 3, stroke: colour(edge.subject), ...rectangle(edge.text_box) }),
-        svg("text", { class: "what", ...centre(edge.text_box) }, isolated(edge.text)),
-      ),
-    );
-    const nodes = graph.nodes.map((node) =>
-      svg(
-        "g",
-        {
-          class: "node",
-          "data-object": node.index,
-          pointerenter: () => this.act.point(node.index),
-          pointerleave: () => this.act.point(null),
-        },
-        svg("rect", { rx: 12, fill: colour(node.index), ...rectangle(node.pill) }),
-        svg("text", { class: "name", fill: inkOn(colour(node.index)), ...centre(node.pill) }, isolated(node.name)),
-      ),
-    );
+    const ofEdge = (edge) => ({ class: "edge", "data-key": edge.key, click: () => this.act.choose(edge.key) });
+    const edges = graph.edges.map((edge) => svg("g", ofEdge(edge),
+      svg("polyline", { class: "link", points: edge.in_graph, stroke: colour(edge.subject) }),
+      edge.graph_head ? svg("polygon", { points: edge.graph_head, fill: colour(edge.subject) }) : null));
+    const texts = graph.edges.map((edge) => svg("g", ofEdge(edge),
+      svg("rect", { class: "label", rx: 3, stroke: colour(edge.subject), ...rectangle(edge.text_box) }),
+      svg("text", { class: "what", ...centre(edge.text_box) }, isolated(edge.text))));
+    const point = (index) => () => this.act.point(index);
+    const ofNode = ({ index }) => ({ "data-object": index, pointerenter: point(index), pointerleave: point(null) });
+    const nodes = graph.nodes.map((node) => svg("g", { class: "node", ...ofNode(node) },
+      svg("rect", { rx: 12, fill: colour(node.index), ...rectangle(node.pill) }),
+      svg("text", { class: "name", fill: inkOn(colour(node.index)), ...centre(node.pill) }, isolated(node.name))));
     this.edges = graph.edges;
-    const drawing = svg(
-      "svg",
-      {
-        class: "graph",
-        viewBox: `0 0 ${WIDTH} ${Math.round(graph.height)}`,
-        role: "img",
-        "aria-label": `Scene graph of ${counted(edges.length, "relation")}; they are also in the list`,
-      },
-      ...edges,
-      ...nodes,
-      ...texts,
-    );
+    const name = `Scene graph of ${counted(edges.length, "relation")}; they are also in the list`;
+    const size = `0 0 ${WIDTH} ${Math.round(graph.height)}`;
+    const parts = [...edges, ...nodes, ...texts];
+    const drawing = svg("svg", { class: "graph", viewBox: size, role: "img", "aria-label": name }, ...parts);
     this.section.replaceChildren(
       html("h2", {}, "Scene graph"),
       edges.length ? drawing : html("p", { class: "quiet" }, "There is no relation to draw."),

@@ -2,12 +2,8 @@
 // kept in the browser meanwhile, so that neither a failing server nor a closed page loses it.
 import { getJson } from "./image_dom.js";
 
-const PENDING = "sgpipe-unsaved ",
-  DONE = "sgpipe-answers",
-  REMEMBERED = 500;
-const PATIENCE = 15000,
-  FIRST_WAIT = 2000,
-  LONGEST_WAIT = 30000; // milliseconds
+const PENDING = "sgpipe-unsaved ", DONE = "sgpipe-answers", REMEMBERED = 500;
+const PATIENCE = 15000, FIRST_WAIT = 2000, LONGEST_WAIT = 30000; // milliseconds
 const PERMANENT = [400, 403, 404, 409, 413, 415, 422]; // trying again cannot help
 
 // storage: by name, as a browser that stores nothing refuses even to name it.
@@ -96,19 +92,10 @@ export class Judge {
         signal: AbortSignal.timeout(PATIENCE),
       });
       const done = read("sessionStorage", DONE) ?? [];
-      const { id, split, image_id, subject, object, predicate } = this.pending.line;
-      if (this.pending.line.undoes)
-        write(
-          "sessionStorage",
-          DONE,
-          done.filter((answer) => answer.id !== this.pending.line.undoes),
-        );
-      else if (predicate !== undefined)
-        write(
-          "sessionStorage",
-          DONE,
-          [...done, { id, split, image_id, subject, object, predicate, run: this.run }].slice(-REMEMBERED),
-        );
+      const { id, split, image_id, subject, object, predicate, undoes } = this.pending.line;
+      const own = { id, split, image_id, subject, object, predicate, run: this.run };
+      if (undoes) write("sessionStorage", DONE, done.filter((answer) => answer.id !== undoes));
+      else if (predicate !== undefined) write("sessionStorage", DONE, [...done, own].slice(-REMEMBERED));
       this.end(stored);
     } catch (error) {
       const refused = PERMANENT.includes(error.status);

@@ -24,8 +24,7 @@ const nearest = (all, far) => all.reduce((best, place) => (best === null || far(
 // Marks { role, start, stop } in the order of the text.
 export function markWords(text, { subject, predicate, object }) {
   const subjects = places(text, subject.phrase, subject.head),
-    predicates = places(text, predicate, predicate.split(" ")[0]),
-    objects = places(text, object.phrase, object.head);
+    predicates = places(text, predicate, predicate.split(" ")[0]), objects = places(text, object.phrase, object.head);
   const least = (distances) => (distances.length ? Math.min(...distances) : 0);
   const far = (place) =>
     least(subjects.filter((each) => !same(each, place)).map((each) => distance(each, place))) +

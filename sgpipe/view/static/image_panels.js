@@ -2,30 +2,22 @@
 import { markWords } from "./image_marks.js";
 import { html, svg, bdi, counted, score, sentence, shortened } from "./image_dom.js";
 
-const AROUND = 160,
-  LONG = 300,
-  FEW = 5,
-  LISTED = 100,
-  LISTED_DIFFERENCES = 12;
+const AROUND = 160, LONG = 300, FEW = 5, LISTED = 100, LISTED_DIFFERENCES = 12;
 const SIGNS = { right: "✓", wrong: "✗", unsure: "?", changed: "✎", conflict: "≠" };
-const ROLES = ["subject", "predicate", "object"];
+const quiet = (...children) => html("span", { class: "quiet" }, ...children);
 
 // A long text: its beginning, and all of it on demand.
 function folded(text) {
   if (text.length <= LONG) return bdi(text);
-  return html(
-    "details",
-    { class: "fold" },
-    html(
-      "summary",
-      {},
+  return html("details", { class: "fold" },
+    html("summary", {},
       bdi(shortened(text, LONG)),
       " ",
-      html("span", { class: "quiet" }, `(${counted(text.length, "character")})`),
-    ),
-    html("p", {}, bdi(text)),
-  );
+      quiet(`(${counted(text.length, "character")})`)),
+    html("p", {}, bdi(text)));
 }
+
+const more = (number, rest) => html("details", {}, html("summary", {}, `${number} more`), rest);
 
 // Some items of a list, and the rest on demand.
 function few(items, most, noun) {
@@ -38,8 +30,7 @@ function few(items, most, noun) {
 
 // The part of a caption around its marked words.
 function quotation(text, marks) {
-  const first = marks[0]?.start ?? 0,
-    last = marks.at(-1)?.stop ?? 0;
+  const first = marks[0]?.start ?? 0, last = marks.at(-1)?.stop ?? 0;
   const start = first > AROUND ? text.indexOf(" ", first - AROUND) + 1 || first - AROUND : 0;
   const stop = Math.min(text.length, Math.max(last + AROUND, LONG));
   const parts = [start ? "… " : ""];
@@ -63,15 +54,14 @@ const HOW = {
 };
 
 const noun = (role, found) =>
-  html(
-    "li",
-    {},
+  html("li", {},
     html("mark", { class: role }, bdi(shortened(found.phrase, 120))),
     " → ",
     found.category === null
       ? html("i", {}, "no box")
-      : [html("b", {}, bdi(shortened(found.category, 60))), html("span", { class: "quiet" }, " (", HOW[found.match](found), ")")],
-  );
+      : [html("b", {}, bdi(shortened(found.category, 60))), quiet(" (", HOW[found.match](found), ")")]);
+
+const boxesOf = (caption, values) => caption.boxes.map((index) => values.objects[index]?.name ?? index).join(" and ");
 
 // Statements that say the same in the same words are one, of several captions.
 function statements(values, numbers) {
@@ -85,119 +75,66 @@ function statements(values, numbers) {
 }
 
 function statement(values, numbers) {
-  const found = values.statements[numbers[0]],
-    caption = values.captions[found.caption];
-  const boxes = caption?.boxes.length
-    ? ` of ${caption.boxes.map((index) => values.objects[index]?.name ?? index).join(" and ")}`
-    : "";
+  const found = values.statements[numbers[0]], caption = values.captions[found.caption];
+  const boxes = caption?.boxes.length ? ` of ${boxesOf(caption, values)}` : "";
   const which = [...new Set(numbers.map((number) => values.statements[number].caption + 1))];
   const marks = caption ? markWords(caption.text, found) : [],
-    inferred = !marks.some((mark) => mark.role === "predicate"),
-    why = found.implied ? "implied by the caption" : "follows from the grammar";
-  return html(
-    "div",
-    { class: "statement" },
-    html(
-      "p",
-      {},
-      html("span", { class: "quiet" }, `Caption${which.length > 1 ? "s" : ""} ${which.join(", ")}${boxes}: `),
-      caption ? quotation(caption.text, marks) : html("i", {}, "not in the row"),
-    ),
-    html(
-      "ul",
-      {},
+    inferred = !marks.some((mark) => mark.role === "predicate");
+  const why = found.implied ? "implied by the caption" : "follows from the grammar";
+  return html("div", { class: "statement" },
+    html("p", {},
+      quiet(`Caption${which.length > 1 ? "s" : ""} ${which.join(", ")}${boxes}: `),
+      caption ? quotation(caption.text, marks) : html("i", {}, "not in the row")),
+    html("ul", {},
       noun("subject", found.subject),
-      html(
-        "li",
-        {},
+      html("li", {},
         html("mark", { class: "predicate" }, bdi(found.predicate)),
-        found.lemma === found.predicate ? "" : html("span", { class: "quiet" }, " (lemma “", bdi(found.lemma), "”)"),
-        inferred || found.implied ? html("span", { class: "quiet" }, ` (${why})`) : "",
-      ),
-      noun("object", found.object),
-    ),
-  );
+        found.lemma === found.predicate ? "" : quiet(" (lemma “", bdi(found.lemma), "”)"),
+        inferred || found.implied ? quiet(` (${why})`) : ""),
+      noun("object", found.object)));
 }
 
 const bar = (share) =>
-  svg(
-    "svg",
-    { class: "bar-chart", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
+  svg("svg", { class: "bar-chart", viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" },
     svg("rect", { class: "all", width: 100, height: 10, rx: 2 }),
-    svg("rect", { width: Math.max(100 * share, 0.5), height: 10, rx: 2 }),
-  );
+    svg("rect", { width: Math.max(100 * share, 0.5), height: 10, rx: 2 }));
 
 function candidates(values, relation) {
   const found = values.candidates[`${relation.subject}-${relation.object}`] ?? [];
   if (!found.length) return [];
   const below = values.threshold === null ? "not kept" : `≤ ${values.threshold}`;
   const rows = found.map((candidate) =>
-    html(
-      "tr",
-      candidate.predicate === relation.predicate ? { class: "this" } : {},
-      html(
-        "td",
-        {},
-        bdi(shortened(candidate.predicate, 80)),
-        candidate.own ? "" : html("span", { class: "quiet" }, " (no candidate)"),
-      ),
-      html(
-        "td",
-        { class: "number" },
-        candidate.confidence === null
-          ? html("span", { class: "quiet" }, candidate.relation ? "no score" : below)
-          : score(candidate.confidence),
-      ),
-      html("td", { class: "chart" }, candidate.confidence === null ? "" : bar(candidate.confidence)),
-    ),
+    html("tr", candidate.predicate === relation.predicate ? { class: "this" } : {},
+      html("td", {}, bdi(shortened(candidate.predicate, 80)), candidate.own ? "" : quiet(" (no candidate)")),
+      html("td", { class: "number" },
+        candidate.confidence === null ? quiet(candidate.relation ? "no score" : below) : score(candidate.confidence)),
+      html("td", { class: "chart" }, candidate.confidence === null ? "" : bar(candidate.confidence))),
   );
   const table = (some) =>
-    html(
-      "table",
-      {},
-      html(
-        "thead",
-        {},
-        html(
-          "tr",
-          {},
+    html("table", {},
+      html("thead", {},
+        html("tr", {},
           html("th", { scope: "col" }, "predicate"),
           html("th", { scope: "col", class: "number" }, "confidence"),
-          html("td", {}),
-        ),
-      ),
-      html("tbody", {}, ...some),
-    );
-  return html(
-    "section",
-    {},
+          html("td", {}))),
+      html("tbody", {}, ...some));
+  return html("section", {},
     html("h3", {}, `${counted(found.length, "candidate")} of this pair`),
     table(rows.slice(0, 12)),
-    rows.length > 12 ? html("details", {}, html("summary", {}, `${rows.length - 12} more`), table(rows.slice(12))) : "",
-  );
+    rows.length > 12 ? more(rows.length - 12, table(rows.slice(12))) : "");
 }
 
 function facts(values, relation) {
-  const scored = (values.candidates[`${relation.subject}-${relation.object}`] ?? []).filter(
-    (candidate) => candidate.rank !== null,
-  ).length;
+  const own = values.candidates[`${relation.subject}-${relation.object}`] ?? [];
+  const scored = own.filter((candidate) => candidate.rank !== null).length;
   const rank = relation.rank === null ? "" : `, number ${relation.rank} of ${scored} of this pair`;
   const confidence = relation.confidence === null ? "none" : `${score(relation.confidence)}${rank}`;
-  const clip = relation.clip_score
-    ? html("div", {}, html("dt", {}, "CLIP score"), html("dd", { class: "number" }, score(relation.clip_score.score)))
-    : "";
-  const vlm =
-    relation.vlm_score === null
-      ? ""
-      : html("div", {}, html("dt", {}, "VLM score"), html("dd", { class: "number" }, score(relation.vlm_score)));
-  return html(
-    "dl",
-    {},
-    html("div", {}, html("dt", {}, "Confidence"), html("dd", { class: "number" }, confidence)),
-    relation.origin ? html("div", {}, html("dt", {}, "Origin"), html("dd", {}, relation.origin)) : "",
-    clip,
-    vlm,
-  );
+  const fact = (dt, dd, kind = "number") => html("div", {}, html("dt", {}, dt), html("dd", { class: kind }, dd));
+  return html("dl", {},
+    fact("Confidence", confidence),
+    relation.origin ? fact("Origin", relation.origin, null) : "",
+    relation.clip_score ? fact("CLIP score", score(relation.clip_score.score)) : "",
+    relation.vlm_score === null ? "" : fact("VLM score", score(relation.vlm_score)));
 }
 
 // What people said about a relation; undo(answer): for one's own answers.
@@ -211,24 +148,18 @@ function answers(judged, name, undo) {
       : { swap: "swapped", delete: "deleted", add: "added" }[action];
   };
   const rows = judged.judgements.map((answer) =>
-    html(
-      "li",
-      {},
+    html("li", {},
       bdi(answer.by),
       ": ",
       html("b", {}, said(answer)),
-      html("span", { class: "quiet" }, ` ${answer.at.slice(0, 16).replace("T", " ")} UTC`),
+      quiet(` ${answer.at.slice(0, 16).replace("T", " ")} UTC`),
       undo && answer.by === name
         ? [" ", html("button", { type: "button", class: "link", click: () => undo(answer) }, "Take back")]
-        : "",
-    ),
+        : ""),
   );
-  return html(
-    "section",
-    {},
+  return html("section", {},
     html("h3", {}, "Answers", judged.state === "conflict" ? html("b", { class: "bad" }, " ≠ they differ") : ""),
-    html("ul", { class: "answers" }, rows),
-  );
+    html("ul", { class: "answers" }, rows));
 }
 
 export function showProvenance(section, values, relation, judged, { name, undo }) {
@@ -239,8 +170,7 @@ export function showProvenance(section, values, relation, judged, { name, undo }
     section.replaceChildren(html("h2", {}, "Why"), html("p", { class: values.image.error ? "bad" : "quiet" }, why));
     return;
   }
-  const stated = statements(values, relation.stated),
-    elsewhere = statements(values, relation.elsewhere);
+  const stated = statements(values, relation.stated), elsewhere = statements(values, relation.elsewhere);
   section.replaceChildren(
     html("h2", {}, sentence(relation, values.objects)),
     facts(values, relation),
@@ -248,12 +178,9 @@ export function showProvenance(section, values, relation, judged, { name, undo }
     html("p", {}, relation.explanation),
     ...few(stated, 3, "statement"),
     elsewhere.length
-      ? html(
-          "details",
-          { open: !stated.length },
+      ? html("details", { open: !stated.length },
           html("summary", {}, `${counted(elsewhere.length, "statement")} about other things`),
-          ...few(elsewhere, 3, "statement"),
-        )
+          ...few(elsewhere, 3, "statement"))
       : "",
     candidates(values, relation),
   );
@@ -262,21 +189,14 @@ export function showProvenance(section, values, relation, judged, { name, undo }
 // One line of a list; a listbox, of which one option can be reached by Tab, and the others from there by arrow keys.
 function option(relation, values, { chosen, judged, mark = "" }) {
   const { state, changed } = judged?.get(relation.key) ?? {};
-  return html(
-    "li",
-    {
-      role: "option",
-      "aria-selected": String(relation.key === chosen?.key),
-      tabindex: relation.key === chosen?.key ? 0 : -1,
-      "data-key": relation.key,
-    },
+  const isChosen = relation.key === chosen?.key, tabindex = isChosen ? 0 : -1;
+  return html("li", { role: "option", "aria-selected": String(isChosen), tabindex, "data-key": relation.key },
     sentence(relation, values.objects),
     state ? html("span", { class: `chip ${state}` }, `${SIGNS[state]} ${state}`) : "",
     changed ? [" → ", sentence(changed, values.objects)] : "",
     relation.added ? html("span", { class: "chip" }, "added") : "",
     mark,
-    html("span", { class: "number quiet" }, score(relation.confidence)),
-  );
+    html("span", { class: "number quiet" }, score(relation.confidence)));
 }
 
 export function showRelations(section, values, { relations, chosen, pinned, judged, all, showAll, unpin, choose }) {
@@ -294,19 +214,16 @@ export function showRelations(section, values, { relations, chosen, pinned, judg
     if (item) choose(item.dataset.key);
   };
   section.replaceChildren(
-    html(
-      "h2",
-      {},
+    html("h2", {},
       pinned === null
         ? counted(of.length, "relation")
         : [
             `${counted(of.length, "relation")} of `,
             bdi(values.objects[pinned].name),
             " ",
-            ...values.objects[pinned].attributes.flatMap((name) => [html("span", { class: "quiet" }, bdi(shortened(name, 60))), " "]),
+            ...values.objects[pinned].attributes.flatMap((name) => [quiet(bdi(shortened(name, 60))), " "]),
             html("button", { type: "button", class: "link", click: unpin }, "show all"),
-          ],
-    ),
+          ]),
     items.length
       ? html("ul", { role: "listbox", "aria-label": "Relations", class: "options", click: chooses }, items)
       : html("p", { class: "quiet" }, "None."),
@@ -321,25 +238,16 @@ export function showRelations(section, values, { relations, chosen, pinned, judg
 
 export function showCaptions(section, values) {
   const items = values.captions.map((caption, number) =>
-    html(
-      "li",
-      { value: number + 1 },
-      caption.boxes.length
-        ? html(
-            "span",
-            { class: "quiet" },
-            `${caption.boxes.map((index) => values.objects[index]?.name ?? index).join(" and ")}: `,
-          )
-        : "",
-      folded(caption.text),
-    ),
+    html("li", { value: number + 1 },
+      caption.boxes.length ? quiet(`${boxesOf(caption, values)}: `) : "",
+      folded(caption.text)),
   );
   section.hidden = !items.length;
   const rest = items.slice(FEW);
   section.replaceChildren(
     html("h2", {}, counted(items.length, "caption")),
     html("ol", {}, items.slice(0, FEW)),
-    rest.length ? html("details", {}, html("summary", {}, `${rest.length} more`), html("ol", {}, rest)) : "",
+    rest.length ? more(rest.length, html("ol", {}, rest)) : "",
   );
 }
 
@@ -355,37 +263,23 @@ export function showComparison(section, values, { chosen, choose, chooseOther })
   const find = (from, key) => from.relations.find((relation) => relation.key === key);
   const list = (items) => html("ul", { class: "options" }, items);
   const group = (name, sign, keys, row) => {
-    const items = keys.map(row).filter(Boolean),
-      rest = items.slice(LISTED_DIFFERENCES);
-    return html(
-      "section",
-      {},
+    const items = keys.map(row).filter(Boolean), rest = items.slice(LISTED_DIFFERENCES);
+    return html("section", {},
       html("h3", {}, `${sign} `, name, ` (${keys.length})`),
       items.length ? list(items.slice(0, LISTED_DIFFERENCES)) : html("p", { class: "quiet" }, "None."),
-      rest.length ? html("details", {}, html("summary", {}, `${rest.length} more`), list(rest)) : "",
-    );
+      rest.length ? more(rest.length, list(rest)) : "");
   };
-  const line = (relation, from, act, numbers) =>
-    relation &&
-    html(
-      "li",
-      {},
-      html(
-        "button",
-        {
-          type: "button",
-          "aria-pressed": String(from === values && relation.key === chosen?.key),
-          click: () => act(relation.key),
-        },
+  const line = (relation, from, act, numbers) => {
+    if (!relation) return null;
+    const pressed = String(from === values && relation.key === chosen?.key);
+    return html("li", {},
+      html("button", { type: "button", "aria-pressed": pressed, click: () => act(relation.key) },
         sentence(relation, from.objects),
-        html("span", { class: "number quiet" }, numbers),
-      ),
-    );
+        html("span", { class: "number quiet" }, numbers)));
+  };
   section.replaceChildren(
     title,
-    html(
-      "div",
-      { class: "groups" },
+    html("div", { class: "groups" },
       group("Only in this run", "+", values.other.here, (key) => {
         const r = find(values, key);
         return line(r, values, choose, score(r?.confidence));
@@ -397,7 +291,6 @@ export function showComparison(section, values, { chosen, choose, chooseOther })
       group("In both", "=", other.both, ([here, there]) => {
         const [a, b] = [find(values, here), find(other, there)];
         return a && b && line(a, values, choose, `${score(a.confidence)} | ${score(b.confidence)}`);
-      }),
-    ),
+      })),
   );
 }

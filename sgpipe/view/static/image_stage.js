@@ -2,15 +2,8 @@
 // keep their size, as all are drawn in units of the one font size and stroke width of their group.
 import { html, svg, inkOn, isolated, shortened } from "./image_dom.js";
 
-const FAINT = 40,
-  LIT = 60,
-  TEXT = 13,
-  LINE = 2.5,
-  CLOSE = 24,
-  BEND = 0.2,
-  NAMED = 12,
-  CROWDED = 60,
-  SMALL = 8; // labels that a box has room for
+const FAINT = 40, LIT = 60, TEXT = 13, LINE = 2.5, CLOSE = 24, BEND = 0.2, NAMED = 12, CROWDED = 60;
+const SMALL = 8; // labels that a box has room for
 let stages = 0;
 
 export class Stage {
@@ -24,29 +17,20 @@ export class Stage {
     this.names = svg("g", { class: "names" });
     this.scaled = svg("g", {}, this.boxes, this.edges, this.names);
     this.missing = html("p", { class: "missing", hidden: true });
-    this.view = svg(
-      "svg",
-      { class: "stage", role: "group", "aria-label": title },
+    this.view = svg("svg", { class: "stage", role: "group", "aria-label": title },
       svg("defs"),
       svg("rect", { class: "ground" }),
       this.photo,
-      this.scaled,
-    );
+      this.scaled);
     const button = (text, name, act) => html("button", { type: "button", title: name, "aria-label": name, click: act }, text);
-    this.tools = html(
-      "div",
-      { class: "tools", role: "group", "aria-label": `Zoom of ${title}` },
+    this.tools = html("div", { class: "tools", role: "group", "aria-label": `Zoom of ${title}` },
       button("+", "Zoom in", () => this.zoom(1.5)),
       button("−", "Zoom out", () => this.zoom(1 / 1.5)),
-      button("⤢", "Whole image", () => this.whole()),
-    );
+      button("⤢", "Whole image", () => this.whole()));
     this.caption = html("span", {});
-    this.element = html(
-      "figure",
-      {},
+    this.element = html("figure", {},
       html("div", { class: "viewport" }, this.view, this.missing),
-      html("figcaption", {}, this.caption, this.tools),
-    );
+      html("figcaption", {}, this.caption, this.tools));
     this.listen();
     new ResizeObserver(() => this.scale()).observe(this.view);
   }
@@ -63,17 +47,10 @@ export class Stage {
     }
     this.photo.setAttribute("href", image.photo);
     const colours = [...new Set(objects.map((object) => object.colour))];
-    this.view
-      .querySelector("defs")
-      .replaceChildren(
-        ...colours.map((colour) =>
-          svg(
-            "marker",
-            { id: this.head(colour), viewBox: "0 0 10 10", refX: 8.5, refY: 5, markerWidth: 5, markerHeight: 5, orient: "auto" },
-            svg("path", { d: "M0 0L10 5L0 10z", fill: colour, stroke: "#fff", "stroke-width": 0.8 }),
-          ),
-        ),
-      );
+    const head = { viewBox: "0 0 10 10", refX: 8.5, refY: 5, markerWidth: 5, markerHeight: 5, orient: "auto" };
+    const heads = colours.map((colour) => svg("marker", { id: this.head(colour), ...head },
+      svg("path", { d: "M0 0L10 5L0 10z", fill: colour, stroke: "#fff", "stroke-width": 0.8 })));
+    this.view.querySelector("defs").replaceChildren(...heads);
     // The small above the large, so that each can be pointed at.
     const order = objects
       .map((_, index) => index)
@@ -92,30 +69,28 @@ export class Stage {
 
   head = (colour) => `head-${this.number}-${colour.slice(1)}`;
   area = (index) => this.objects[index].box[2] * this.objects[index].box[3];
-  middle = (index, share = 0.5) => [
-    this.objects[index].box[0] + this.objects[index].box[2] / 2,
-    this.objects[index].box[1] + this.objects[index].box[3] * share,
-  ];
+  middle(index, share = 0.5) {
+    const [x, y, width, height] = this.objects[index].box;
+    return [x + width / 2, y + height * share];
+  }
 
   box(index) {
-    const object = this.objects[index],
-      [x, y, width, height] = object.box;
+    const object = this.objects[index], [x, y, width, height] = object.box;
     const finder = object.phrase === null ? "detector" : `found by “${isolated(object.phrase)}”`;
     const score = object.score === null ? [] : [`${finder} ${object.score.toFixed(2)}`];
     const name = `${isolated(object.name)}${object.crowd ? " (crowd)" : ""}`;
     const about = [name, ...object.attributes.map(isolated), ...score].join(", ");
-    return svg(
-      "g",
-      { class: "object", role: "button", tabindex: -1, "aria-label": about, "aria-pressed": "false", "data-object": index },
+    const role = { role: "button", tabindex: -1, "aria-label": about, "aria-pressed": "false" };
+    return svg("g", { class: "object", "data-object": index, ...role },
       svg("title", {}, about),
       svg("rect", { class: "halo", x, y, width, height }),
-      svg("rect", { class: "line", x, y, width, height, stroke: object.colour }),
-    );
+      svg("rect", { class: "line", x, y, width, height, stroke: object.colour }));
   }
 
   listen() {
-    const index = (event) => event.target.closest?.(".object")?.dataset.object ?? null;
-    const point = (event) => this.act.point(index(event) === null ? null : Number(index(event)));
+    const number = (box) => (box ? Number(box.dataset.object) : null);
+    const index = (event) => number(event.target.closest?.(".object"));
+    const point = (event) => this.act.point(index(event));
     this.boxes.addEventListener("pointerover", (event) => event.pointerType === "mouse" && point(event));
     this.boxes.addEventListener("pointerleave", () => this.act.point(null));
     this.boxes.addEventListener("focusin", (event) => {
@@ -127,17 +102,14 @@ export class Stage {
       if (this.dragged) return;
       const edge = event.target.closest(".edge");
       if (edge) this.act.choose(edge.dataset.key);
-      else this.act.pick(index(event) === null ? null : Number(index(event)));
+      else this.act.pick(index(event));
     });
-    this.view.addEventListener(
-      "wheel",
-      (event) => {
-        if (!event.ctrlKey && !event.metaKey) return;
-        event.preventDefault();
-        this.zoom(Math.exp(-event.deltaY / 200), this.at(event));
-      },
-      { passive: false },
-    );
+    const turn = (event) => {
+      if (!event.ctrlKey && !event.metaKey) return;
+      event.preventDefault();
+      this.zoom(Math.exp(-event.deltaY / 200), this.at(event));
+    };
+    this.view.addEventListener("wheel", turn, { passive: false });
     this.view.addEventListener("dblclick", (event) => this.zoom(2, this.at(event)));
     this.drag();
   }
@@ -145,8 +117,7 @@ export class Stage {
   // Arrow keys go from box to box; Enter and the space bar pick.
   walk(event) {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    const boxes = [...this.boxes.children],
-      at = boxes.indexOf(event.target);
+    const boxes = [...this.boxes.children], at = boxes.indexOf(event.target);
     if (step) {
       const next = boxes[(at + step + boxes.length) % boxes.length];
       boxes.forEach((box) => box.setAttribute("tabindex", box === next ? 0 : -1));
@@ -192,8 +163,7 @@ export class Stage {
   }
 
   zoom(factor, at = [this.window.x + this.window.width / 2, this.window.y + this.window.height / 2]) {
-    const width = this.window.width / factor,
-      share = width / this.window.width;
+    const width = this.window.width / factor, share = width / this.window.width;
     this.look({
       x: at[0] - (at[0] - this.window.x) * share,
       y: at[1] - (at[1] - this.window.y) * share,
@@ -204,15 +174,10 @@ export class Stage {
 
   // Zoom to these boxes with some surroundings, or back to the whole image.
   fit(indices) {
-    const boxes = indices
-      .map((index) => this.objects[index])
-      .filter((object) => !object.missing)
-      .map((object) => object.box);
+    const boxes = indices.map((index) => this.objects[index]).filter(({ missing }) => !missing).map(({ box }) => box);
     if (this.zoomed || !boxes.length) return this.whole();
-    const left = Math.min(...boxes.map((b) => b[0])),
-      right = Math.max(...boxes.map((b) => b[0] + b[2]));
-    const top = Math.min(...boxes.map((b) => b[1])),
-      bottom = Math.max(...boxes.map((b) => b[1] + b[3]));
+    const left = Math.min(...boxes.map((b) => b[0])), right = Math.max(...boxes.map((b) => b[0] + b[2]));
+    const top = Math.min(...boxes.map((b) => b[1])), bottom = Math.max(...boxes.map((b) => b[1] + b[3]));
     const width = 1.4 * Math.max(right - left, ((bottom - top) * this.width) / this.height),
       height = (width * this.height) / this.width;
     this.look({ x: (left + right - width) / 2, y: (top + bottom - height) / 2, width, height });
@@ -241,28 +206,20 @@ export class Stage {
   // picked: boxes of a relation that is being added, or null; differs(relation): whether it is only in this run; named: whether
   // a few boxes have their names if nothing is chosen.
   draw({ relations, chosen, pointed, picked = null, differs = () => false, named = true }) {
-    const lit = picked
-      ? []
-      : pointed !== null
-        ? relations.filter((r) => r.subject === pointed || r.object === pointed).slice(0, LIT)
-        : chosen
-          ? [chosen]
-          : [];
+    let lit = chosen ? [chosen] : [];
+    if (pointed !== null) lit = relations.filter((r) => r.subject === pointed || r.object === pointed).slice(0, LIT);
+    if (picked) lit = [];
     const faint = pointed !== null || picked ? [] : relations.slice(0, FAINT);
     const pairs = new Map();
     for (const relation of new Set([...lit, ...faint])) {
-      const pair = `${relation.subject}-${relation.object}`,
-        isLit = lit.includes(relation);
+      const pair = `${relation.subject}-${relation.object}`, isLit = lit.includes(relation);
       if (!pairs.has(pair)) pairs.set(pair, { relation, lit: isLit, texts: [], differs: differs(relation) });
       if (isLit) pairs.get(pair).texts.push(relation.predicate);
     }
     const edges = [...pairs.values()].reverse();
     this.edges.replaceChildren(...edges.map((edge) => this.edge(edge)));
-    const ends = new Set([
-      ...lit.flatMap((r) => [r.subject, r.object]),
-      ...(pointed === null ? [] : [pointed]),
-      ...(picked ?? []),
-    ]);
+    const other = [...(pointed === null ? [] : [pointed]), ...(picked ?? [])];
+    const ends = new Set([...lit.flatMap((r) => [r.subject, r.object]), ...other]);
     for (const box of this.boxes.children) {
       const index = Number(box.dataset.object);
       box.classList.toggle("lit", ends.has(index));
@@ -271,21 +228,16 @@ export class Stage {
     }
     this.view.classList.toggle("pointing", ends.size > 0);
     this.view.classList.toggle("picking", picked !== null);
-    const texts = ends.size
-      ? [...ends]
-      : named && this.boxes.children.length <= NAMED
-        ? this.objects.map((_, index) => index)
-        : [];
+    const all = named && this.boxes.children.length <= NAMED ? this.objects.keys() : [];
     this.names.replaceChildren();
-    for (const index of texts) if (!this.objects[index].missing) this.nameBox(index);
+    for (const index of ends.size ? ends : all) if (!this.objects[index].missing) this.nameBox(index);
     for (const edge of edges) if (edge.texts.length) this.nameEdge(edge);
     this.scale();
   }
 
   path({ subject, object }) {
     if (subject === object || this.objects[object].missing) return null;
-    let start = this.middle(subject),
-      end = this.middle(object);
+    let start = this.middle(subject), end = this.middle(object);
     if (Math.hypot(end[0] - start[0], end[1] - start[1]) < CLOSE * this.unit)
       [start, end] = [this.middle(subject, 0.25), this.middle(object, 0.75)];
     const [across, down] = [end[0] - start[0], end[1] - start[1]];
@@ -293,22 +245,17 @@ export class Stage {
   }
 
   edge(edge) {
-    const { relation } = edge,
-      points = this.path(relation),
-      colour = this.objects[relation.subject].colour;
+    const { relation } = edge, points = this.path(relation), colour = this.objects[relation.subject].colour;
     const attributes = { class: `edge${edge.lit ? " lit" : ""}${edge.differs ? " differs" : ""}`, "data-key": relation.key };
     if (!points) {
       const [cx, cy] = this.middle(relation.subject);
       return svg("g", attributes, svg("circle", { class: "point", cx, cy, r: ".35em", fill: colour }));
     }
     const d = `M${points[0]}Q${points[1]} ${points[2]}`;
-    return svg(
-      "g",
-      attributes,
+    return svg("g", attributes,
       svg("path", { class: "hit", d }),
       svg("path", { class: "halo", d }),
-      svg("path", { class: "link", d, stroke: colour, "marker-end": `url(#${this.head(colour)})` }),
-    );
+      svg("path", { class: "link", d, stroke: colour, "marker-end": `url(#${this.head(colour)})` }));
   }
 
   nameBox(index) {
@@ -325,22 +272,15 @@ export class Stage {
     const points = this.path(relation) ?? Array(3).fill(this.middle(relation.subject));
     const middle = [0, 1].map((axis) => points[0][axis] / 4 + points[1][axis] / 2 + points[2][axis] / 4);
     const more = texts.length > 3 ? ` +${texts.length - 3}` : "";
-    const text =
-      texts
-        .slice(0, 3)
-        .map((each) => shortened(each, 40))
-        .join(" · ") +
-      more +
-      (differs ? " (only here)" : "");
-    this.label(text, this.objects[relation.subject].colour, "edge-name", { x: middle[0], y: middle[1], ends: this.boxesOf(relation) });
+    const first = texts.slice(0, 3).map((each) => shortened(each, 40)).join(" · ");
+    const place = { x: middle[0], y: middle[1], ends: this.boxesOf(relation) };
+    const text = `${first}${more}${differs ? " (only here)" : ""}`;
+    this.label(text, this.objects[relation.subject].colour, "edge-name", place);
   }
 
   label(text, colour, kind, place) {
-    const words = svg(
-      "text",
-      { y: ".98em", fill: inkOn(kind === "edge-name" ? "#ffffff" : colour) },
-      isolated(shortened(text, 120)),
-    );
+    const words = svg("text", { y: ".98em", fill: inkOn(kind === "edge-name" ? "#ffffff" : colour) },
+      isolated(shortened(text, 120)));
     const ground = svg("rect", { height: "1.4em", rx: ".25em", stroke: colour, fill: colour });
     const name = svg("g", { class: kind, "data-place": JSON.stringify(place) }, ground, words);
     this.names.append(name);
@@ -352,14 +292,10 @@ export class Stage {
   // Over a box, or inside if there is no room; on the middle of an edge, but not over a small box, which it would hide;
   // never outside of what can be seen.
   place(name) {
-    const place = JSON.parse(name.dataset.place),
-      em = TEXT * this.unit,
-      width = name.dataset.width * em,
-      height = 1.4 * em;
-    const { window } = this;
+    const place = JSON.parse(name.dataset.place), em = TEXT * this.unit;
+    const width = name.dataset.width * em, height = 1.4 * em, { window } = this;
     const inside = (value, low, high) => Math.max(Math.min(value, high), low);
-    let x = place.ends ? place.x - width / 2 : place.x,
-      y = place.ends ? place.y - height / 2 : place.y - height;
+    let x = place.ends ? place.x - width / 2 : place.x, y = place.ends ? place.y - height / 2 : place.y - height;
     if (place.over && y < window.y) y = place.y;
     x = inside(x, window.x, window.x + window.width - width);
     y = inside(y, window.y, window.y + window.height - height);

@@ -1,5 +1,5 @@
 // Drawing the page from its state; `act` says what happens when something is clicked.
-import { html, bdi, counted, isolated, sentence, shortened } from "./image_dom.js";
+import { html, bdi, isolated, sentence, shortened } from "./image_dom.js";
 import { Graph } from "./image_graph.js";
 import { showCaptions, showComparison, showProvenance, showRelations } from "./image_panels.js";
 import { Stage } from "./image_stage.js";
@@ -20,8 +20,7 @@ export class View {
 
   // Another image.
   show() {
-    const { values } = page,
-      { image } = values;
+    const { values } = page, { image } = values;
     document.title = `Image ${isolated(image.image_id)} · sgpipe view`;
     element("image-id").textContent = image.image_id;
     const boxes = values.objects.length === 1 ? "1 box" : `${values.objects.length} boxes`;
@@ -52,9 +51,7 @@ export class View {
   }
 
   draw() {
-    const { values, form } = page,
-      now = chosen(),
-      pointed = page.pointed ?? page.pinned;
+    const { values, form } = page, now = chosen(), pointed = page.pointed ?? page.pinned;
     const here = new Set(compared() ? values.other.here : []);
     const differs = (relation) => here.has(relation.key);
     this.stage.draw({ relations: relations(), chosen: now, pointed, picked: form?.picked ?? null, differs });
@@ -67,42 +64,26 @@ export class View {
     const { other } = page.values;
     const key = page.otherKey ?? other.both.find(([here]) => here === now?.key)?.[1];
     const there = new Set(other.there);
-    this.other.draw({
-      relations: other.relations,
-      chosen: other.relations.find((relation) => relation.key === key) ?? null,
-      pointed: null,
-      differs: (relation) => there.has(relation.key),
-      named: !now,
-    });
+    const chosen = other.relations.find((relation) => relation.key === key) ?? null;
+    const differs = (relation) => there.has(relation.key);
+    this.other.draw({ relations: other.relations, chosen, pointed: null, differs, named: !now });
   }
 
   list() {
-    const { values, judged, pinned, all } = page,
-      { choose, chooseOther, pick } = this.act,
-      now = chosen();
+    const { values, judged, pinned, all } = page, { choose, chooseOther, pick } = this.act, now = chosen();
     const undo = readOnly ? null : this.act.undo;
     showProvenance(element("provenance"), values, now, judged.get(page.chosenKey), { name: page.person, undo });
     const showAll = () => {
       page.all = true;
       this.list();
     };
-    const unpin = () => pick(null);
-    showRelations(element("relations"), values, {
-      relations: relations(),
-      chosen: now,
-      pinned,
-      judged,
-      all,
-      choose,
-      showAll,
-      unpin,
-    });
+    const listed = { relations: relations(), chosen: now, pinned, judged, all };
+    showRelations(element("relations"), values, { ...listed, choose, showAll, unpin: () => pick(null) });
     showComparison(element("comparison"), values, { chosen: now, choose, chooseOther });
   }
 
   bar() {
-    const now = chosen(),
-      { values } = page;
+    const now = chosen(), { values } = page;
     const none = values.relations.length ? "No relation is chosen." : (values.why ?? "No relations.");
     element("sentence").replaceChildren(now ? sentence(now, values.objects) : html("span", { class: "quiet" }, none));
     for (const where of ["previous", "next"]) {
@@ -119,8 +100,7 @@ export class View {
   }
 
   unsaved() {
-    const { judge } = this,
-      waits = judge.state === "unsaved";
+    const { judge } = this, waits = judge.state === "unsaved";
     element("unsaved").hidden = !waits && judge.state !== "refused";
     if (element("unsaved").hidden) return;
     element("unsaved").replaceChildren(

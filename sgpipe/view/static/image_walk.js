@@ -65,8 +65,7 @@ export class Walk {
 
   // After another relation of the image was chosen.
   async findNeighbours() {
-    const { image } = page.values,
-      key = page.chosenKey;
+    const { image } = page.values, key = page.chosenKey;
     try {
       const found = await getJson(`/api/neighbours/${path(image)}?${params()}`);
       if (key !== page.chosenKey || image !== page.values.image) return;
@@ -85,8 +84,7 @@ export class Walk {
 
   // After a judgement.
   async proceed() {
-    const plan = params().get("plan"),
-      list = relations();
+    const plan = params().get("plan"), list = relations();
     if (plan) return this.ask(plan);
     if (walk() === "search") return this.step("next");
     const next = list[list.indexOf(list.find((relation) => relation.key === page.chosenKey)) + 1];
@@ -96,8 +94,7 @@ export class Walk {
 
   // To a relation of this image or of another.
   async visit(relation) {
-    const next = params(),
-      { image } = page.values;
+    const next = params(), { image } = page.values;
     next.set("relation", keyOf(relation));
     const here = relation.split === image.split && relation.image_id === image.image_id;
     if (here && find(keyOf(relation))) this.choose(keyOf(relation));
