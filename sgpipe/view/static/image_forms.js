@@ -13,20 +13,13 @@ function predicateInput(value) {
       ...found.map(({ predicate, count }) => html("option", { value: predicate }, `${count.toLocaleString("en")} in the run`)),
     );
   };
-  const input = html("input", {
-    name: "predicate",
-    list: "predicates",
-    required: true,
-    maxlength: LONGEST,
-    autocomplete: "off",
-    spellcheck: "false",
-    value,
-    input: () => {
-      input.setCustomValidity("");
-      clearTimeout(timer);
-      timer = setTimeout(suggest, PAUSE);
-    },
-  });
+  const edited = () => {
+    input.setCustomValidity("");
+    clearTimeout(timer);
+    timer = setTimeout(suggest, PAUSE);
+  };
+  const plain = { required: true, maxlength: LONGEST, autocomplete: "off", spellcheck: "false" };
+  const input = html("input", { name: "predicate", list: "predicates", ...plain, value, input: edited });
   suggest();
   return [input, list];
 }
@@ -46,12 +39,9 @@ export function changeForm(relation, objects, { save, cancel }) {
   const [input, list] = predicateInput("");
   input.setAttribute("placeholder", relation.predicate);
   const name = (index) => isolated(shortened(objects[index].name, 40));
+  const ends = `${name(relation.subject)} … ${name(relation.object)}`;
   return {
-    fields: [
-      html("label", {}, `${name(relation.subject)} … ${name(relation.object)}: predicate `, input),
-      list,
-      ...buttons("Change", cancel),
-    ],
+    fields: [html("label", {}, `${ends}: predicate `, input), list, ...buttons("Change", cancel)],
     start: () => input.focus(),
     submit: () => {
       if (!words(input)) refuse(input, "Type a predicate.");
@@ -72,13 +62,10 @@ export function addForm(objects, subject, { save, cancel, redraw, taken }) {
   );
   if (subject !== null) ends[0].value = subject;
   const [input, list] = predicateInput("");
+  const label = (text, control) => html("label", {}, `${text} `, control);
   const form = {
     fields: [
-      html("label", {}, "Subject ", ends[0]),
-      html("label", {}, "Predicate ", input),
-      list,
-      html("label", {}, "Object ", ends[1]),
-      ...buttons("Add", cancel),
+      label("Subject", ends[0]), label("Predicate", input), list, label("Object", ends[1]), ...buttons("Add", cancel),
     ],
     picked: [],
     start: () => {
@@ -99,10 +86,7 @@ export function addForm(objects, subject, { save, cancel, redraw, taken }) {
     },
   };
   function picked() {
-    form.picked = ends
-      .map((end) => end.value)
-      .filter((value) => value !== "")
-      .map(Number);
+    form.picked = ends.filter((end) => end.value !== "").map((end) => Number(end.value));
     input.setCustomValidity("");
     redraw();
   }
