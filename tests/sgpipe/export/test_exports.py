@@ -34,7 +34,7 @@ from sgpipe.sources.hugging_face import dataset_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import pseudo_label_source, visual_genome_source
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.shards import embedded_images, iter_records, read_file
 from sgpipe.utils.locking import new_folder
 from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.sources.test_import_run import QUIET
@@ -163,9 +163,11 @@ def test_the_hub_s_form_holds_images(made, run, tmp_path, monkeypatch):
     monkeypatch.setattr("sgpipe.export.hugging_face._IMAGES_PER_GROUP", 3)
     out = exported(run, "hf", tmp_path / "out", images=run.parent / "images", embed=True)
     assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(made, "val")
+    shards = [read_file(tmp_path / "in" / shard.file) for shard in Manifest.load(tmp_path / "in").shards]
+    files = [run.parent / "images" / record.file_name for record in only(made, "val")]
+    assert [image for table in shards for image in embedded_images(table)] == [file.read_bytes() for file in files]
     again = exported(tmp_path / "in", "hf", tmp_path / "again")
-    files = imported(dataset_source(str(again))[0], again, tmp_path / "third")
-    assert files == only(made, "val")
+    assert imported(dataset_source(str(again))[0], again, tmp_path / "third") == only(made, "val")
 
 
 @pytest.mark.parametrize("form", ["coco-rel", "sgg-benchmark", "vg", "rlipv2"])
