@@ -77,9 +77,7 @@ class SourceOptions:
         from sgpipe.sources.run import open_parent
 
         if any((self.root, self.dataset, self.annotations, self.captions, self.split)):
-            raise UserError(
-                "--extend takes the data from the run: omit --root, --dataset, --annotations, --captions and --split"
-            )
+            raise UserError("--extend takes the run's data: omit --root, --dataset, --annotations, --captions, --split")
         splits = {shard.split: {"images": self.images} for shard in open_parent(run).manifest.shards if self.images}
         least = cli.certified_threshold([run]) if self.certified else source.threshold
         values = {"format": "run", "run": absolute_location(run), "threshold": least, "splits": splits}

@@ -119,9 +119,7 @@ def export_run(
         threshold = max(threshold, precision) if to == INSTRUCTIONS else threshold
     if certificate is not None:
         if threshold is not None or calibration is not None or len(set(origins)) < len(ORIGINS):
-            raise UserError(
-                "--certified chooses the relations: leave out --threshold, --calibration, --precision and --origin"
-            )
+            raise UserError("--certified chooses relations: omit --threshold, --calibration, --precision and --origin")
         threshold = min(each["threshold"] for each in certificate["sets"])
     if threshold is None:
         threshold = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE

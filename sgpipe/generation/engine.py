@@ -184,9 +184,7 @@ class Engine(Protocol):
         Raises UserError: a model is missing, or the workers do not fit; EngineError: Ray did not start.
         """
 
-    def run(
-        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-    ) -> Generator[ShardEntry, None, None]:
+    def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
         """Yield each shard as soon as it is written. An image that crashes its worker twice becomes an error row.
 
         Raises UserError: a stage refused its input; EngineError: the disk is full, or a stage failed.

@@ -114,9 +114,7 @@ class LocalEngine:
         progress.say(f"{count(self._first, 'worker process', 'worker processes')}: {' + '.join(stages.names)}")
         return cut_units(units, stages.recipe.engine.unit_size, self.max_workers)
 
-    def run(
-        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-    ) -> Generator[ShardEntry, None, None]:
+    def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
         left, crashes = deque(units), Counter[WorkUnit]()
         work = ("work", (self._stages, reader, writer))
         target, patience_ends = min(self._first, len(units)), float("inf")

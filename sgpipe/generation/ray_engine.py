@@ -157,9 +157,7 @@ class RayEngine:
         self.gpus = math.ceil(sum(pool.actors * (pool.resources.gpus or 0) for pool in pools) - _ROUNDING)
         return units
 
-    def run(
-        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-    ) -> Generator[ShardEntry, None, None]:
+    def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
         return run_units(self._stages, units, reader, writer)
 
     def close(self) -> None:
@@ -168,7 +166,7 @@ class RayEngine:
 
 def run_units(
     stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
-) -> Generator[ShardEntry, None, None]:
+) -> Generator[ShardEntry]:
     """Run every unit through the stages; yields each shard as soon as it is written.
 
     When workers or machines are lost more often than Ray replaces them, the remaining units start again on what is left
@@ -196,7 +194,7 @@ def run_units(
 
 def _run_once(
     stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
-) -> Generator[ShardEntry, None, None]:
+) -> Generator[ShardEntry]:
     _configure()  # first: a dataset keeps the context that it is made in
     blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
     entering = ray.data.from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU

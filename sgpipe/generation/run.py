@@ -292,9 +292,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
     elif source.splits and source.synthetic is not None:
         raise UserError("the miniworld generates its own images; to label others, use another recipe, such as coco")
     elif not source.splits and source.synthetic is None:
-        raise UserError(
-            "the recipe names no data: set source.splits (--images and --annotations) or source.root (--root)"
-        )
+        raise UserError("the recipe names no data: set source.splits (--images, --annotations) or source.root (--root)")
     else:
         without = [name for name, split in source.splits.items() if split.annotations is None]
         if without and source.format != "folder":

@@ -257,9 +257,7 @@ def svg_source(annotations: Location, split: str) -> AnnotationSource:
                 problems["malformed"] += 1
                 if at:
                     continue
-                raise UserError(
-                    f"{annotations}: {number!r} is not {{width, height, objects: {{id: {{name, bbox, …}}}}}}"
-                )
+                raise UserError(f"{annotations}: {number!r} is not {{width, height, objects: {{id: {{name, bbox}}}}}}")
             image_id = fields.clean(number)
             record = Record(image_id, "svg", split, f"{image_id}.jpg", *fields.size(item))
             indices = {key: index for index, key in enumerate(things)}

@@ -189,9 +189,7 @@ class Equivalents:
         """Drop from the pairs the predicates that a known relation says, too, and then pairs without predicates."""
         said = {self.key(each.subject, each.predicate, each.object) for each in known}
         for pair in pairs:
-            pair.predicates = [
-                text for text in pair.predicates if self.key(pair.subject, text, pair.object) not in said
-            ]
+            pair.predicates = [p for p in pair.predicates if self.key(pair.subject, p, pair.object) not in said]
         return [pair for pair in pairs if pair.predicates]
 
     def _find(self, text: str) -> _Form:

@@ -71,9 +71,7 @@ class LlmParser(Parser):
         """Raises UserError: no endpoint or model is named; see also `ChatEndpoint`."""
         if config.endpoint is None or config.model is None:
             unset = "endpoint" if config.endpoint is None else "model"
-            raise UserError(
-                f"parse.{unset} is not set: parse.parser=llm needs a server's URL and the name of its model"
-            )
+            raise UserError(f"parse.{unset} is not set: parse.parser=llm needs a server's URL and its model's name")
         self._batch_size = config.batch_size
         self._endpoint = ChatEndpoint(config.endpoint, config.model, config.requests, cache_folder)
         self._nlp = load_model()

@@ -33,9 +33,7 @@ def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
     if tag.endpoint is not None and tag.method != "vlm":
         raise UserError(f"tag.method is {tag.method}: tag.endpoint is for vlm")
     if not tag.scores and (tag.calibration is not None or tag.precision is not None):
-        raise UserError(
-            f"tag.method is {tag.method}, which gives no scores: set tag.calibration and tag.precision to null"
-        )
+        raise UserError(f"tag.method={tag.method} gives no scores: set tag.calibration and tag.precision to null")
     if pair is not None and pair.restrict == "group" and tag.method != "rtagger":
         raise UserError(f"tag.method is {tag.method}: pair.restrict=group is for rtagger")
 
