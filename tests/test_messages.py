@@ -56,6 +56,7 @@ CASES: dict[str, str] = {
     "convert DIR/none.pth --out DIR/out": "DIR/none.pth",
     "convert DIR/broken.json --out DIR/out": "DIR/broken.json",
     "eval labels --pred DIR/none --truth DIR/run": "DIR/none",
+    "score DIR/run --model ViT-B-32 --out DIR/out": "--weights",
     "fetch s3://KEY:SECRET@bucket/run --out DIR/out": "keys",
     "fetch DIR/run --out DIR/out": "DIR/run",
     # Files whose content is broken or of another form
@@ -93,6 +94,7 @@ CASES: dict[str, str] = {
     "generate folder --tagger none --out DIR/out": "names no data",
     f"{COCO} --tagger none --set caption.captioner=null": "--caption",
     "generate coco --tagger none --out DIR/out": "train2017",
+    "plan coco --root DIR/none --tagger none": "DIR/none",
     "generate miniworld --nowhere --out DIR/out": "--nowhere",
     "export DIR/run --to nowhere --out DIR/out": "nowhere",
     "export DIR/run --to coco --threshold 7 --out DIR/out": "threshold",

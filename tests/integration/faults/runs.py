@@ -21,8 +21,8 @@ from tests.integration.faults import stub
 # Importing sgpipe takes longer than a run: it is done once, in a process that only forks. What `sgpipe` sets before
 # it imports Ray is set here.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload([stub.__name__])
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([stub.__name__, "sgpipe.view.app"])
 FIFTY = int(os.environ.get("SGPIPE_SOAK_KILLS", "50"))
 
 
@@ -63,7 +63,7 @@ class Run:
         arguments = ["generate", "coco", *self.dataset, "--out", str(self.out), *self.more]
         # By default Ray's workers stand back behind all other processes of the machine, other tests' among them.
         environment = {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", **self.environment}
-        self.process = _SERVER.Process(target=_command, args=(arguments, environment, str(self.log)))
+        self.process = SERVER.Process(target=_command, args=(arguments, environment, str(self.log)))
         self.process.start()
 
     def wait(self, seconds: float = 600) -> int:

@@ -1,7 +1,4 @@
-"""`sgpipe` with one made-up stage in the place of all models: a run costs no more than Ray does.
-
-python -m tests.integration.faults.stub generate coco …
-"""
+"""`sgpipe` with one made-up stage in the place of all models: a run costs no more than Ray does."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ def stages(*_: object) -> list[Stage]:
 
 
 def main(*arguments: str) -> None:
-    """Run `sgpipe` with these arguments, or those of the process."""
+    """Run `sgpipe` with these arguments."""
     copies = float(os.environ.get(COPIES, mirror._SECONDS_BETWEEN_COPIES))
     with (
         mock.patch.object(run, "build_stages", stages),
@@ -39,7 +36,3 @@ def main(*arguments: str) -> None:
         mock.patch.object(sys, "argv", ["sgpipe", *arguments]),
     ):
         command_line.main()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

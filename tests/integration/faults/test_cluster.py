@@ -21,6 +21,7 @@ from tests.integration.faults.runs import Run, assert_whole, descendants, finish
 from tests.integration.faults.stage import MARKS, SECONDS
 
 IMAGES = 60
+Guarded = tuple[dict[str, str], str]  # the environment of a machine, and the address of a cluster
 STARTS_WITH_TOKEN = Version(version("ray")) >= Version("2.59")  # `ray start --head` requires it if there is one
 needs_tokens = pytest.mark.skipif(Version(version("ray")) < Version("2.52"), reason="this Ray has no tokens")
 
@@ -88,56 +89,42 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-class Machine:
-    """A machine of its own as far as Ray can tell: a home, and a folder for sessions, whose path must be short."""
-
-    def __init__(self, folder: Path, token: str = "") -> None:
-        self.folder = folder
-        file = folder / "home" / ".ray" / "auth_token"
-        file.parent.mkdir(parents=True)
-        if token:
-            file.write_text(token)
-        self.environment = {"HOME": str(folder / "home"), "RAY_TMPDIR": str(folder), "RAY_worker_niceness": "0"}
-
-    def start_head(self) -> str:
-        """HOST:PORT of a cluster that `ray start --head` begins here."""
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
-        environment |= {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", **self.environment}
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}", "--num-cpus=1"]
-        log = self.folder / "ray.log"
-        with log.open("wb") as file:
-            self.head = subprocess.Popen(
-                [*command, "--include-dashboard=false", "--block"], env=environment, stdout=file, stderr=file
-            )
-        wait_until(lambda: "will now block" in log.read_text() or self.head.poll() is not None, 600)
-        assert self.head.poll() is None, log.read_text()
-        return f"127.0.0.1:{port}"
-
-    def stop(self) -> None:
-        """End what was started here, and nothing else of Ray's."""
-        for pid in [self.head.pid, *descendants(self.head.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        self.head.wait()
-        shutil.rmtree(self.folder, ignore_errors=True)
+def machine(folder: Path, token: str = "") -> dict[str, str]:
+    """The environment of a machine of its own as far as Ray can tell: a home, and a folder for sessions."""
+    file = folder / "home" / ".ray" / "auth_token"
+    file.parent.mkdir(parents=True)
+    if token:
+        file.write_text(token)
+    return {"HOME": str(folder / "home"), "RAY_TMPDIR": str(folder), "RAY_worker_niceness": "0"}
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[tuple[Machine, str]]:
-    """A cluster begun by `ray start --head` on a machine with a token, and its address."""
-    machine = Machine(Path(tempfile.mkdtemp(prefix="sg")), token="a" * 64)
-    machine.environment |= {} if STARTS_WITH_TOKEN else {"RAY_AUTH_MODE": "token"}
-    yield machine, machine.start_head()
-    machine.stop()
+def guarded() -> Iterator[Guarded]:
+    """A machine with a token, and the address of a cluster that `ray start --head` begins there."""
+    folder = Path(tempfile.mkdtemp(prefix="sg"))  # a short path
+    own = machine(folder, "a" * 64) | ({} if STARTS_WITH_TOKEN else {"RAY_AUTH_MODE": "token"})
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", **own}
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}", "--num-cpus=1"]
+    command += ["--include-dashboard=false", "--block"]
+    log = folder / "ray.log"
+    with log.open("wb") as file:
+        head = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
+    wait_until(lambda: "will now block" in log.read_text() or head.poll() is not None, 600)
+    assert head.poll() is None, log.read_text()
+    yield own, f"127.0.0.1:{port}"
+    for pid in [head.pid, *descendants(head.pid)]:  # and nothing else of Ray's
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    head.wait()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def join(machine: Machine, address: str, tmp_path: Path, home: Machine | None = None) -> Run:
-    """A run that joins a cluster, on a machine of the cluster with the home of `home`; it has ended."""
-    run = Run(make_dataset(tmp_path / "data", 4), tmp_path / "out", ("--ray-address", address))
-    run.environment = {**machine.environment, **(home or machine).environment}
-    run.environment |= {"RAY_TMPDIR": machine.environment["RAY_TMPDIR"]}
+def join(environment: dict[str, str], address: str, tmp_path: Path) -> Run:
+    """A run that joins a cluster, and has ended."""
+    run = Run(make_dataset(tmp_path / "data", 4), tmp_path / "out", ("--ray-address", address), environment)
     run.start()
     run.wait()
     return run
@@ -146,9 +133,9 @@ def join(machine: Machine, address: str, tmp_path: Path, home: Machine | None = 
 @needs_tokens
 @pytest.mark.slow
 @pytest.mark.parametrize("auto", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_the_token_of_the_machine_opens_a_cluster(guarded: tuple[Machine, str], tmp_path: Path, auto: bool) -> None:
-    machine, address = guarded
-    run = join(machine, "auto" if auto else address, tmp_path)
+def test_the_token_of_the_machine_opens_a_cluster(guarded: Guarded, tmp_path: Path, auto: bool) -> None:
+    own, address = guarded
+    run = join(own, "auto" if auto else address, tmp_path)
     assert run.process.exitcode == 0, run.said
     assert len(rows(run.out)) == 4
 
@@ -156,10 +143,9 @@ def test_the_token_of_the_machine_opens_a_cluster(guarded: tuple[Machine, str], 
 @needs_tokens
 @pytest.mark.soak
 @pytest.mark.parametrize("token", ["", "b" * 64])
-def test_without_the_token_of_a_cluster_a_run_ends_in_one_line(
-    guarded: tuple[Machine, str], tmp_path: Path, token: str
-) -> None:
-    machine, address = guarded
-    run = join(machine, address, tmp_path, Machine(tmp_path / "other", token))
+def test_without_the_token_of_a_cluster_a_run_ends_in_one_line(guarded: Guarded, tmp_path: Path, token: str) -> None:
+    own, address = guarded
+    other = machine(tmp_path / "other", token) | {"RAY_TMPDIR": own["RAY_TMPDIR"]}
+    run = join({**own, **other}, address, tmp_path)
     assert run.process.exitcode == 1, run.said
     assert run.said.splitlines()[-2].startswith(f"error: the Ray cluster at {address} cannot be joined: "), run.said

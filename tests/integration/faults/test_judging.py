@@ -1,18 +1,15 @@
 """Judging with servers that are killed."""
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 import threading
 import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,47 +20,58 @@ from sgpipe.cli.main import app
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
 from sgpipe.utils.console import Progress
-from tests.integration.faults.runs import FIFTY
+from sgpipe.view.app import LOCAL, create_app, listen, serve
+from sgpipe.view.security import Access
+from sgpipe.view.web import Viewer
+from tests.integration.faults.runs import FIFTY, SERVER
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
 KILLS, PEOPLE, IMAGES = 15, ("anna", "ben", "cleo"), 10
 SCENES = 3000  # of the run with a certificate: people must not run out of questions
-RUN = "drawn"
+RUN, QUIET = "drawn", Progress(Console(quiet=True))
+
+
+def run_server(root: Path, port: int, said: Connection) -> None:
+    """The body of a process that serves a run."""
+    address = listen(LOCAL, port)
+    index = Index.open(root, QUIET)
+    log = JudgementLog(root / JUDGEMENTS, index.fingerprint)
+    said.send(address.port)
+    serve(create_app(Viewer("run", index, log), Access()), address)
 
 
 class Servers:
     """Two servers on one run, either of which may be killed: their ports and processes."""
 
     def __init__(self, run: Path) -> None:
-        command = [sys.executable, "-m", "tests.integration.faults.judging_server", str(run)]
-        self._maker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.running = [self._start("0") for _ in range(2)]
+        self._run = run
+        self.running = [self._start(0) for _ in range(2)]
 
-    def _start(self, port: str) -> list[str]:
-        print(port, file=self._maker.stdin, flush=True)
-        assert self._maker.stdout is not None
-        return self._maker.stdout.readline().split()
+    def _start(self, port: int) -> tuple[int, Any]:
+        port_of, said = SERVER.Pipe(duplex=False)
+        process = SERVER.Process(target=run_server, args=(self._run, port, said))
+        process.start()
+        return port_of.recv(), process
+
+    def kill(self, number: int) -> int:
+        port, process = self.running[number]
+        process.kill()
+        process.join()
+        return port
 
     def kill_and_restart(self, number: int) -> None:
-        port, process = self.running[number]
-        os.kill(int(process), signal.SIGKILL)
-        self.running[number] = self._start(port)
-
-    def stop(self) -> None:
-        for _, process in self.running:
-            with suppress(ProcessLookupError):
-                os.kill(int(process), signal.SIGKILL)
-        self._maker.communicate()
+        self.running[number] = self._start(self.kill(number))
 
 
 @pytest.fixture
 def servers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Servers]:
     records = [plain_record(str(number), "on", (number % 9 + 1) / 10) for number in range(request.param)]
     make_run(tmp_path / "run", records)
-    Index.open(tmp_path / "run", Progress(Console(quiet=True))).close()
+    Index.open(tmp_path / "run", QUIET).close()
     servers = Servers(tmp_path / "run")
     yield servers
-    servers.stop()
+    for number in (0, 1):
+        servers.kill(number)
 
 
 class Person(threading.Thread):

@@ -1,34 +1,37 @@
-"""Nothing lost, nothing twice, nothing else, whenever whichever process of a run is killed."""
+"""Nothing lost, nothing twice, nothing else, whichever process is killed; runs that are stopped; full disks."""
 
 import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from sgpipe.cli.main import app
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import Record
-from sgpipe.storage.manifest import MANIFEST
+from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.mirror import fetch
 from sgpipe.utils.atomic import FAULT_VARIABLE
-from tests.detections import make_coco
-from tests.integration.faults.runs import FIFTY, Run, assert_whole, finished, make_dataset, rows
+from tests.endpoint_server import wait_until
+from tests.integration.faults.runs import FIFTY, Run, assert_whole, finished, make_dataset, rows, title_of
 from tests.integration.faults.stage import SECONDS
 from tests.integration.faults.stub import COPIES
-from tests.vlm_checkpoints import make_vlm
+from tests.sgpipe.stats.runs import make_shards, scene
 
 IMAGES, KILLS, RUNS = 80, 200, 20
 ON_THE_WORKER = ("before write", "mid write", "after write", "before rename", "after rename")
 ON_THE_DRIVER = ("before manifest entry", "after manifest entry")
 POINTS = (*ON_THE_WORKER, *ON_THE_DRIVER)
-TITLES = {"actor": "MapWorker", "raylet": "raylet"}
-VICTIMS = {"ray": ("driver", "raylet", *["actor", "point"] * 3), "local": ("driver", "point")}
+TITLES = {"actor": "MapWorker", "raylet": "raylet", "worker": "local_engine"}
+VICTIMS = {"ray": ("driver", "raylet", *["actor", "point"] * 3), "local": ("driver", "worker", "point")}
+GO_ON = "Committed work is kept; run the same command again to resume."
 STARTING = 12.0  # seconds in which Ray and its workers come up
 
 
@@ -71,10 +74,13 @@ class Killer:
             return
         pids = [self.run.process.pid] if victim == "driver" else self.run.processes(TITLES[victim])
         if pids:
+            workers = self.run.processes("local_engine")
             with suppress(ProcessLookupError):
                 os.kill(self.rng.choice(pids), signal.SIGKILL)
                 self.kills[victim] += 1
-                self._settle(victim != "actor")
+                self._settle(victim not in ("actor", "worker"))
+            if victim == "driver":  # with which its workers end
+                wait_until(lambda: not any("local_engine" in title_of(pid) for pid in workers))
 
     def _settle(self, ends: bool) -> None:
         """After what ends the run, its end; the process that died is still listed for a moment otherwise."""
@@ -107,39 +113,10 @@ def uninterrupted(folder: Path) -> tuple[list[str], list[Record]]:
     return dataset, rows(finished(Run(dataset, folder / "whole", options("local"))).out)
 
 
-def test_a_run_on_ray_killed_twice_gives_the_same_rows(tmp_path: Path) -> None:
-    kills = killed(tmp_path, *uninterrupted(tmp_path), "ray", seed=0, times=2)
-    assert kills.total() == 2
-
-
-@pytest.mark.parametrize("family", ["florence2", "qwen3_vl"])
-def test_a_captioner_killed_and_gone_on_with_another_batch_size_gives_the_same_rows(
-    family: str, tmp_path: Path
-) -> None:
-    settings = ["caption.samples=2", "caption.max_tokens=12", "tag.method=all", "caption.resources.io_threads=1"]
-    settings.append(f"caption.captioner={make_vlm(tmp_path / 'captioner', family)}")
-    options = [*make_coco(tmp_path / "coco", images=8).options[:4], "--split", "val"]
-
-    def start(out: Path, batch: int, unit: int) -> subprocess.Popen[bytes]:
-        own = [*settings, f"caption.batch_size={batch}", f"engine.unit_size={unit}", "engine.cpus=1"]
-        sets = [word for setting in own for word in ("--set", setting)]
-        program = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "generate", "coco", *options]
-        with out.with_suffix(".log").open("ab") as log:
-            return subprocess.Popen([*program, "--out", str(out), *sets], stderr=log)
-
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole, 8, 8).wait() == 0, whole.with_suffix(".log").read_text()
-    expected = rows(whole)
-    assert [len(row.captions) for row in expected] == [2] * 8
-    assert len({caption.text for row in expected for caption in row.captions}) > 8
-    process, manifest = start(killed, 1, 1), killed / MANIFEST
-    while process.poll() is None and not (manifest.exists() and manifest.read_bytes().count(b"\n") > 2):
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert 0 < len(rows(killed)) < 8
-    assert start(killed, 3, 3).wait() == 0, killed.with_suffix(".log").read_text()
-    assert_whole(killed, expected)
+@pytest.mark.parametrize(("engine", "times"), [("local", 4), ("ray", 2)])
+def test_a_run_killed_a_few_times_gives_the_same_rows(tmp_path: Path, engine: str, times: int) -> None:
+    kills = killed(tmp_path, *uninterrupted(tmp_path), engine, seed=0, times=times)
+    assert kills.total() == times
 
 
 @pytest.mark.soak
@@ -177,3 +154,87 @@ def test_fifty_kills_over_a_store(store: StorePath, tmp_path: Path) -> None:
         assert_whole(tmp_path / f"fetched{runs}", expected)
         runs += 1
         print(runs, "runs", kills.total(), "kills", dict(kills), flush=True)
+
+
+def stop(run: Run, *signals: signal.Signals) -> None:
+    """Send them to the run half a second apart, and wait for its end."""
+    for number in signals:
+        with suppress(ProcessLookupError):  # the first has ended it
+            os.kill(run.process.pid or 0, number)
+        run.wait_for(lambda: False, 0.5)
+    assert run.wait() == 130, run.said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGINT)])
+def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
+    run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "0.5"})
+    run.start()
+    assert run.wait_for(lambda: run.committed > 1)
+    second = Run(run.dataset, run.out)
+    second.log = tmp_path / "second.log"
+    second.start()
+    assert second.wait() == 2
+    assert second.said.startswith(f"error: {run.out} is in use by process {run.process.pid} on ")
+    stop(run, *signals)
+    endings = ("interrupted.", "stopped at once.")[: len(signals)]
+    assert run.said.splitlines()[-1] in [f"{ending} {GO_ON}" for ending in endings]
+    assert "Traceback" not in run.said
+    assert not {record.image_id for record in rows(run.out)} - {str(number) for number in range(IMAGES)}
+    assert 0 < len(Manifest.load(run.out).shards) < IMAGES
+    run.environment = {}
+    assert_whole(finished(run).out, rows(finished(Run(run.dataset, tmp_path / "whole")).out))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.soak)])
+def test_nobody_waits_for_a_unit_that_takes_long(tmp_path: Path, times: int) -> None:
+    run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "900"})
+    run.start()
+    assert run.wait_for(lambda: run.processes("local_engine"))
+    workers = run.processes("local_engine")
+    stop(run, *[signal.SIGINT] * times)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))  # some seconds, until they notice
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB, in memory."""
+    (place := tmp_path / "disk").mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "--lazy", place], check=True)
+
+
+def resize(disk: Path, size: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", disk], check=True)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_there_is_space_again(disk: Path, tmp_path: Path) -> None:
+    dataset = make_dataset(tmp_path / "data", IMAGES)
+    whole = finished(Run(dataset, tmp_path / "whole"))
+    run = Run(dataset, disk / "out")
+    run.log = tmp_path / "log"
+    resize(disk, "400k")
+    run.start()
+    assert run.wait() == 1, run.said
+    assert "Traceback" not in run.said
+    *before, error, hint = run.said.splitlines()
+    assert error.startswith("error: No space left on device: ")
+    assert hint == GO_ON
+    assert not [line for line in before if line.startswith("error: ")]
+    assert 0 < run.committed < IMAGES
+    resize(disk, "4m")
+    assert_whole(finished(run).out, rows(whole.out))
+
+
+def test_a_run_on_a_full_disk_is_not_indexed_and_says_why(disk: Path) -> None:
+    make_shards(disk / "run", [scene(str(n), [(0, "on", 1, 0.5)]) for n in range(9)])
+    (disk / "filling").write_bytes(bytes(os.statvfs(disk).f_bavail * 4096))
+    done = CliRunner().invoke(app, ["stats", str(disk / "run")])
+    assert done.exit_code == 2, done.exception
+    assert "No space left on device" in done.stderr.replace("\n", " ")

@@ -1,12 +1,6 @@
 """Objects in a store that speaks S3: a server of moto's."""
 
 import copy
-import os
-import signal
-import subprocess
-import sys
-import threading
-import urllib.request
 from collections import Counter
 from pathlib import Path
 
@@ -109,11 +103,13 @@ def test_what_the_public_may_read_needs_no_keys(
     assert sorted(info.name for info in public.list()) == sorted(NAMES)
 
 
-def test_objects_come_back_as_they_were_put(store: StorePath, tmp_path: Path) -> None:
+def test_objects_come_back_as_they_were_put(store: StorePath, tmp_path: Path, faults: Faults) -> None:
     store.put("data/a", b"first")
     store.put("data/a", b"second")
     (tmp_path / "b").write_bytes(bytes(range(256)) * 50_000)
+    faults.requests.clear()
     store.put("data/b", tmp_path / "b")
+    assert [method for method, _ in faults.requests] == ["PUT"]  # parts would stay there if the process were killed
     assert store.read("data/a") == b"second"
     assert store.sizes("data") == {"a": 6, "b": 12_800_000}
     store.get_file("data/b", tmp_path / "c")
@@ -122,57 +118,10 @@ def test_objects_come_back_as_they_were_put(store: StorePath, tmp_path: Path) ->
         store.delete("data/a")
     assert store.read("data/a") is None
     assert store.sizes("nowhere") == {}
-
-
-@pytest.mark.parametrize("point", ["mid write", "mid upload"])
-def test_a_worker_killed_while_writing_leaves_nothing_behind(
-    store: StorePath, server: str, tmp_path: Path, point: str
-) -> None:
-    """Neither in the folder for temporary files, nor in the store: what is uploaded in parts stays there invisibly."""
-    (place := tmp_path / "temporary").mkdir()
-    (charge := tmp_path / "charge").touch()
-    code = (
-        "import os, sys; from sgpipe.files import object_store; from sgpipe.records import Record\n"
-        "from sgpipe.storage.shards import write_shard\n"
-        "if sys.argv[2] == 'mid upload':\n    object_store.obstore.put = lambda *_, **__: os.kill(os.getpid(), 9)\n"
-        "write_shard(object_store.StorePath(sys.argv[1]), 'data/val-000000000-000000001.parquet', 'val', 0,"
-        " [Record('1', 'COCO', 'val', '1.png', 8, 8)], {})\n"
-    )
-    environment = {**os.environ, "TMPDIR": str(place), "SGPIPE_FAULT": f"{point}:{charge}"}
-    killed = subprocess.run([sys.executable, "-c", code, store.uri, point], env=environment)
-    assert killed.returncode == -signal.SIGKILL
-    assert not any(place.iterdir())
-    bucket = store.uri.split("/")[2]
-    assert "<Upload>" not in urllib.request.urlopen(f"{server}/{bucket}?uploads").read().decode()
-    assert store.sizes("data") == {}
-
-
-def test_of_runs_that_claim_a_store_at_once_one_keeps_it(store: StorePath) -> None:
-    for number in range(10):
-        claims = [WriterClaim(store) for _ in range(2 + number % 3)]
-        start, kept = threading.Barrier(len(claims)), list[WriterClaim]()
-
-        def claim(claim: WriterClaim, start: threading.Barrier = start, kept: list[WriterClaim] = kept) -> None:
-            start.wait()
-            try:
-                claim.make()
-            except (UserError, StoreError):
-                return
-            kept.append(claim)
-
-        threads = [threading.Thread(target=claim, args=(each,)) for each in claims]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        holders = 0
-        for each in kept:  # one that was claimed a moment before another began has lost it
-            try:
-                each.check()
-                holders += 1
-            except StoreError:
-                pass
-        assert holders == 1
+    assert [store.put_if("c", data, None) for data in (b"1", b"2")] == [True, False]
+    version = store.version("c")
+    assert [store.put_if("c", data, version) for data in (b"3", b"4")] == [True, False]
+    assert store.read("c") == b"3"
 
 
 def test_the_card_of_a_run_in_a_store_says_that_people_judged_it(

@@ -16,7 +16,7 @@ from rich.console import Console
 from sgpipe.errors import ImageError, StoreError
 from sgpipe.files.hub import HubDataset
 from sgpipe.files.image_roots import image_root
-from sgpipe.files.parquet_images import ParquetImages, parse_row_name
+from sgpipe.files.parquet_images import ParquetImages
 from sgpipe.generation.run import open_image_roots
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.storage.manifest import Manifest
@@ -129,9 +129,3 @@ def test_images_are_read_after_a_failure_of_the_store(tmp_path):
             images.read_name("a.parquet#39")
     stored.fails = False
     assert images.read_name("a.parquet#39") == files[39]
-
-
-def test_names_of_rows():
-    assert parse_row_name("data/x.parquet#7") == ("data/x.parquet", None, 7)
-    assert parse_row_name("x.parquet#photo:7") == ("x.parquet", "photo", 7)
-    assert [parse_row_name(name) for name in ("x.jpg", "x#7.jpg", "x.parquet#", "x.parquet#-1")] == [None] * 4

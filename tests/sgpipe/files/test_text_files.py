@@ -85,15 +85,6 @@ def test_what_is_not_text_is_refused_by_one_line(tmp_path, content, reason):
     assert "\n" not in str(caught.value)
 
 
-def test_small_files_are_refused_in_the_same_words(tmp_path):
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"\xff\xfealiases")
-    with pytest.raises(UserError, match="is not UTF-8 text"):
-        read_text(path, "alias file")
-    with pytest.raises(UserError, match=r"alias file .* cannot be read: No such file"):
-        read_text(tmp_path / "none", "alias file")
-
-
 def test_a_pipe_can_be_read_once(tmp_path):
     path = tmp_path / "pipe"
     os.mkfifo(path)

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import pickle
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import pytest
 import spacy
+from rich.console import Console
 from spacy.language import Language
 
 from sgpipe.generation import run
 from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units
+from sgpipe.recipe import Recipe
+from sgpipe.records import Record
 from sgpipe.stages.base import StageRunner
-from sgpipe.storage.manifest import ShardEntry
+from sgpipe.storage.manifest import ShardEntry, Summary
+from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
 
 RAN: list[str] = []  # the names of the stages that ran
@@ -38,6 +46,7 @@ class InProcessEngine:
     ) -> Generator[ShardEntry, None, None]:
         RAN.extend(stage.name for stage in self.stages)
         runner = StageRunner(self.stages)
+        reader, writer = pickle.loads(pickle.dumps((reader, writer)))  # noqa: S301 - as they are sent to workers
         for unit in units:
             yield writer(unit, *runner(reader(unit)))
 
@@ -57,3 +66,14 @@ def without_ray() -> Iterator[None]:
         patch.setattr(run, "LocalEngine", InProcessEngine)
         patch.setattr(run, "runs_locally", lambda *_: True)
         yield
+
+
+def label(recipe: Recipe, out: Path, parent: Path | str | None = None, **more: Any) -> tuple[Summary, list[str]]:
+    """Run a recipe; returns the lines that it says, too."""
+    said = io.StringIO()
+    summary = run.generate(recipe, out, Progress(Console(file=said, width=1000)), parent=parent, **more)
+    return summary, said.getvalue().splitlines()
+
+
+def rows(out: Path | str) -> list[Record]:
+    return list(iter_records(out))

@@ -1,12 +1,7 @@
 """`sgpipe generate --extend`: runs and imports whose relations are kept and completed."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,30 +14,30 @@ from rlip_model.text import build_tokenizer
 from sgpipe.export.run import export_run
 from sgpipe.miniworld.dataset import IMAGES, SCENE_GRAPHS, render_dataset
 from sgpipe.recipe import PairConfig
-from sgpipe.records import NO_OBJECT, Box, Record, Relation, Triplet
+from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.corrected import correct_run
 from sgpipe.sources.miniworld import import_graphs
 from sgpipe.sources.vocabulary import load_equivalents
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.tag.stage import text_to_read
 from sgpipe.storage.judgements import Judgement, JudgementLog
-from sgpipe.storage.manifest import MANIFEST, Manifest
+from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import iter_records, write_shard
+from sgpipe.storage.shards import write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.data.stream import StepStream
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import Progress
-from tests.integration.faults.conftest import server, store  # noqa: F401 - fixtures
+from tests.integration.faults.conftest import server, sgpipe, store  # noqa: F401 - fixtures
 from tests.sgpipe.cli.test_imports import FILES, TRIPLETS, invoke, options
-from tests.sgpipe.generation.in_process import RAN
+from tests.sgpipe.generation.in_process import RAN, rows
 from tests.sgpipe.sources.test_benchmarks import GRAPH, svg_form
+from tests.sgpipe.stages.pair.test_pair import record
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 COUNT = 6
 EQUIVALENTS = load_equivalents(None)
-ROOT = str(Path(__file__).parents[3])
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +63,6 @@ def extend(run: object, out: Path, *more: object, code: int = 0) -> str:
     done = invoke("generate", "--extend", run, "--out", out, "--set", "caption.samples=2", *more)
     assert done.exit_code == code, done.output
     return done.stderr
-
-
-def rows(out: object) -> list[Record]:
-    return list(iter_records(str(out)))
 
 
 def assert_kept(parent: Sequence[Record], child: Sequence[Record]) -> int:
@@ -106,7 +97,8 @@ def test_known_relations_stay_and_others_are_added_once(world, extended, tmp_pat
     assert "nothing left to do" in extend(world / "known", extended, "miniworld")
     import_graphs(world / "drawn" / SCENE_GRAPHS, "val", tmp_path / "all", world / "drawn" / IMAGES)
     assert "source.val.run" in extend(tmp_path / "all", extended, "miniworld", code=2)
-    extend(world / "known", tmp_path / "out", "miniworld", "--set", "engine.unit_size=1")
+    for more in (("--limit", 2), ()):  # stopped, and resumed
+        extend(world / "known", tmp_path / "out", "miniworld", "--set", "engine.unit_size=1", *more)
     assert rows(tmp_path / "out") == rows(extended)
 
 
@@ -135,8 +127,8 @@ def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(ex
     [kept] = json.loads((run / "certificate.json").read_text())["sets"]
     extend(run, tmp_path / "out", "miniworld", "--certified")
     records = rows(run)
-    for record in records:
-        record.relations = [r for r in record.relations if r.confidence is None or r.confidence >= kept["threshold"]]
+    for each in records:
+        each.relations = [r for r in each.relations if r.confidence is None or r.confidence >= kept["threshold"]]
     assert 0 < sum(len(each.relations) for each in records) < sum(len(each.relations) for each in rows(run))
     assert_kept(records, rows(tmp_path / "out"))
     log = JudgementLog(run / "judgements.jsonl", Manifest.load(run).run["fingerprint"])
@@ -154,7 +146,7 @@ def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(ex
 def test_each_import_is_extended(kind, tmp_path):
     (tmp_path / f"{kind}_train.json").write_text(json.dumps(FILES[kind]))
     (tmp_path / "rel.json").write_text(json.dumps(TRIPLETS))
-    assert invoke(*options(tmp_path, kind), "--out", tmp_path / "run").exit_code == 0
+    sgpipe(*options(tmp_path, kind), "--out", tmp_path / "run")
     [known] = rows(tmp_path / "run")
     image = tmp_path / known.file_name
     image.parent.mkdir(parents=True, exist_ok=True)
@@ -184,8 +176,7 @@ def test_each_form_is_imported_and_extended(command, tmp_path, world, monkeypatc
         (tmp_path / command.split()[2]).write_text(json.dumps(content))
     else:
         monkeypatch.chdir(export_run(world / "known", form, tmp_path / "form").root)
-    done = invoke("import", *command.split(), "--images", world / "drawn" / IMAGES, "--out", tmp_path / "run")
-    assert done.exit_code == 0, done.output
+    sgpipe("import", *command.split(), "--images", world / "drawn" / IMAGES, "--out", tmp_path / "run")
     extend(tmp_path / "run", tmp_path / "out", "miniworld")
     assert (assert_kept(rows(tmp_path / "run"), rows(tmp_path / "out")) > 0) == (form != "gbc")
     before, after = (Manifest.load(tmp_path / name).run.get("labels") for name in ("run", "out"))
@@ -199,9 +190,9 @@ def test_each_form_is_imported_and_extended(command, tmp_path, world, monkeypatc
 
 def test_images_in_the_shards_are_found_there(world, extended, tmp_path):
     graphs = ["import", "vg", "--annotations", world / "known.json", "--images", world / "drawn" / IMAGES]
-    assert invoke(*graphs, "--no-preprocess", "--split", "val", "--embed", "--out", tmp_path / "run").exit_code == 0
+    sgpipe(*graphs, "--no-preprocess", "--split", "val", "--embed", "--out", tmp_path / "run")
     dataset = export_run(tmp_path / "run", "hf", tmp_path / "hub").root
-    assert invoke("import", "hf", "--annotations", dataset, "--out", tmp_path / "again").exit_code == 0
+    sgpipe("import", "hf", "--annotations", dataset, "--out", tmp_path / "again")
     shutil.rmtree(dataset)
     for run in ("run", "again"):
         extend(tmp_path / run, tmp_path / f"{run}-out", "miniworld")
@@ -225,35 +216,17 @@ def test_error_rows_stay_unless_a_stage_that_runs_again_made_them(world, tmp_pat
 def test_parent_and_run_may_be_in_stores(world, extended, tmp_path, store):  # noqa: F811
     import_graphs(world / "known.json", "val", tmp_path / "known", world / "drawn" / IMAGES)
     first, second = f"{store.uri}/first", f"{store.uri}/second"
-    assert invoke("generate", "miniworld", "--set", "source.miniworld.images=4", "--set", "caption.samples=2", "--out",
-                  tmp_path / "first", "--store", first).exit_code == 0  # fmt: skip
+    few = ("--set", "source.miniworld.images=4", "--set", "caption.samples=2")
+    sgpipe("generate", "miniworld", *few, "--out", tmp_path / "first", "--store", first)
     extend(first, tmp_path / "second", "miniworld", "--store", second)
     extend(tmp_path / "first", tmp_path / "here", "miniworld")
-    assert invoke("fetch", second, "--out", tmp_path / "x").exit_code == 0
+    sgpipe("fetch", second, "--out", tmp_path / "x")
     assert rows(tmp_path / "x") == rows(tmp_path / "here") != []
     assert_kept(rows(first), rows(tmp_path / "x"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("option", ["--extend", "--from"])
-def test_a_run_killed_again_and_again_gives_the_rows_of_one_that_was_not(world, extended, tmp_path, option):
-    """With the captions of the parent and without a tagger, so that a start costs little."""
-    settings = ["--set", "tag.method=all", "--set", "pair.candidates=image", "--set", "engine.unit_size=1"]
-    command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "generate", option, str(extended),
-               "--set", "engine.cpus=1", *settings, "--out", str(tmp_path / "out")]  # fmt: skip
-    manifest, ended = tmp_path / "out" / MANIFEST, []
-    for shards in (1, 4):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": ROOT})
-        while process.poll() is None and not (manifest.exists() and manifest.read_bytes().count(b"\n") > shards):
-            time.sleep(0.005)
-        process.kill()
-        ended.append(process.wait())
-    assert -signal.SIGKILL in ended
-    assert subprocess.run(command, check=False).returncode == 0
-    whole = invoke("generate", option, extended, *settings, "--out", tmp_path / "whole")
-    assert rows(tmp_path / "out") == rows(tmp_path / "whole"), whole.output
-    assert verify(tmp_path / "out").ok
-    assert assert_kept(rows(extended if option == "--extend" else world / "known"), rows(tmp_path / "out")) > 0
+    for number, parent in enumerate((tmp_path / "first", first)):
+        changed = ("--set", "pair.candidates=image", "--set", "tag.threshold=0.3")
+        sgpipe("generate", "--from", parent, "--out", tmp_path / f"from{number}", *changed)
+    assert rows(tmp_path / "from0") == rows(tmp_path / "from1") != []
 
 
 def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
@@ -286,21 +259,11 @@ def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
         assert expected in " ".join(" ".join(said).replace("│", " ").split()), said
         assert not any("Traceback" in line for line in said)
         assert not new.exists()
-    done = invoke("generate", "miniworld", "--extend", known)
-    assert (done.exit_code, "--extend needs --out" in done.stderr) == (2, True)
+    assert "--extend needs --out" in sgpipe("generate", "miniworld", "--extend", known, code=2)
     with RunFolder(known).lock():
         assert "another process is writing into" in extend(known, new, "miniworld", code=2)
     extend(moved, new, "miniworld", "--images", world / "drawn" / IMAGES)
     assert rows(new) == rows(extended)
-
-
-def record(objects: Sequence[str], triplets: Sequence[Triplet] = (), relations: Sequence[Relation] = ()) -> Record:
-    boxes = [Box(name, 0, (10.0 * i, 0.0, 8.0, 8.0)) for i, name in enumerate(objects)]
-    return Record("1", "vg", "all", "1.jpg", 90, 60, boxes, triplets=list(triplets), relations=list(relations))
-
-
-def triplet(subject: str, predicate: str, object_: str) -> Triplet:
-    return Triplet(subject, predicate, object_, subject.split()[-1], object_.split()[-1], predicate, 0)
 
 
 def candidates(made: Record, triplets: list, **settings: object) -> dict[tuple[int, int], list[str]]:
@@ -312,8 +275,7 @@ def candidates(made: Record, triplets: list, **settings: object) -> dict[tuple[i
 
 
 def test_captions_and_the_runs_own_predicates_are_candidates_by_the_kind_of_a_name():
-    triplets = [triplet("a man", "rides", "a bicycle"), triplet("a boy", "beside", "a bike")]
-    made = record(["young lady", "red bike"], triplets)
+    made = record(["young lady", "red bike"], [("a man", "rides", "a bicycle"), ("a boy", "beside", "a bike")])
     known = [("lady", "next to", "bike", 3), ("lady", "pushing", "bike", 2), ("lady", "leading", "dog", 1)]
     assert candidates(made, known) == {(0, 1): ["next to", "pushing", "rides"]}
     assert candidates(made, known, known=1) == {(0, 1): ["next to", "rides"]}
@@ -321,10 +283,10 @@ def test_captions_and_the_runs_own_predicates_are_candidates_by_the_kind_of_a_na
 
 
 def test_a_missing_object_and_what_is_known_are_no_candidates():
-    made = record(["person", "dog"], [triplet("a person", "near", "a dog")], [Relation(1, 0, "next to")])
+    made = record(["person", "dog"], [("a person", "near", "a dog")])
     made.objects.append(Box(NO_OBJECT, 2, (0.0, 0.0, 0.0, 0.0)))
     known = [("person", "smile", NO_OBJECT, 5), ("person", "walking", "dog", 2), ("dog", "walked by", "person", 2)]
-    made.relations.append(Relation(0, 1, "is walking"))
+    made.relations = [Relation(1, 0, "next to"), Relation(0, 1, "is walking")]
     assert candidates(made, known) == {}
 
 
@@ -339,17 +301,16 @@ def counts(run: Path) -> Counter[str]:
 
 
 def test_origins_are_counted_and_exported(extended, world, tmp_path):
-    found = json.loads(invoke("stats", extended, "--json").stdout)
+    found = json.loads(sgpipe("stats", extended, "--json"))
     assert Counter(found["origins"]) == counts(extended)
     assert set(counts(extended)) == {"annotated", "tagger"}
-    done = invoke(
-        "export", extended, "--to", "hf", "--origin", "annotated", "--out", tmp_path / "hf", "--threshold", "0"
-    )
-    assert f"left out: relations of other origins ({counts(extended)['tagger']})" in done.stdout, done.output
+    origin = ("--origin", "annotated", "--threshold", "0")
+    said = sgpipe("export", extended, "--to", "hf", "--out", tmp_path / "hf", *origin)
+    assert f"left out: relations of other origins ({counts(extended)['tagger']})" in said
     readme = (tmp_path / "hf" / "README.md").read_text()
     assert f"Origin of the relations: annotated {counts(extended)['annotated']}." in readme
-    assert invoke("import", "hf", "--annotations", tmp_path / "hf", "--images", world / "drawn" / IMAGES, "--out",
-                  tmp_path / "again").exit_code == 0  # fmt: skip
+    images = ("--images", world / "drawn" / IMAGES)
+    sgpipe("import", "hf", "--annotations", tmp_path / "hf", *images, "--out", tmp_path / "again")
     assert [row.relations for row in rows(tmp_path / "again")] == [row.relations for row in rows(world / "known")]
 
 

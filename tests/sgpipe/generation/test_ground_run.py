@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from sgpipe import Pipeline
 from sgpipe.export.run import export_run
-from sgpipe.generation.run import generate
 from sgpipe.miniworld.dataset import IMAGES, INSTANCES, render_dataset
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from sgpipe.utils.config_file import recipe_folder
-from sgpipe.utils.console import Progress
-from tests.sgpipe.generation.in_process import RAN
+from tests.sgpipe.generation.in_process import RAN, label, rows
 
 pytestmark = pytest.mark.usefixtures("in_this_process")
 GROUNDED = str(recipe_folder() / "miniworld" / "grounded.yaml")
@@ -52,10 +47,8 @@ def half(world: Path) -> dict[str, Any]:
 
 
 def run(recipe: str, changes: dict[str, Any], out: Path, parent: Path | None = None) -> tuple[list[Record], list[str]]:
-    text = io.StringIO()
-    made = load_recipe(recipe, {"engine.unit_size": 2, **changes})
-    generate(made, out, Progress(Console(file=text, width=1000)), parent=parent)
-    return list(iter_records(out)), text.getvalue().splitlines()
+    _, said = label(load_recipe(recipe, {"engine.unit_size": 2, **changes}), out, parent)
+    return rows(out), said
 
 
 @pytest.fixture(scope="module")
@@ -106,36 +99,34 @@ def test_free_nouns_get_relations_and_go_into_exports(grounded, tmp_path):
 
 def test_a_run_takes_the_captions_of_another_and_grounds_them(plain, grounded, half, tmp_path):
     RAN.clear()
-    rows, said = run("miniworld", {**half, **EVERYWHERE}, tmp_path / "added", plain[0])
+    found, said = run("miniworld", {**half, **EVERYWHERE}, tmp_path / "added", plain[0])
     assert RAN[-3:] == ["ground", "pair", "tag"]
-    assert rows == grounded[1]
+    assert found == grounded[1]
     assert said[0].startswith(f"captions from {plain[0]}; parse, ground, pair and tag to run (ground.detector:")
     RAN.clear()
-    rows, said = run("miniworld", half, tmp_path / "removed", grounded[0])
+    assert run("miniworld", half, tmp_path / "removed", grounded[0])[0] == plain[1]
     assert RAN == ["parse", "pair", "tag"]  # attributes of objects are told again
-    assert rows == plain[1]
     RAN.clear()
-    rows, said = run("miniworld", {**half, **EVERYWHERE, "tag.threshold": 0.5}, tmp_path / "tagged", grounded[0])
+    found, said = run("miniworld", {**half, **EVERYWHERE, "tag.threshold": 0.5}, tmp_path / "tagged", grounded[0])
     assert RAN == ["tag"]
     assert "boxes of words" in said[0]
-    assert [row.objects for row in rows] == [row.objects for row in grounded[1]]
-    assert [row.left_out for row in rows] == [row.left_out for row in grounded[1]]
+    assert [(row.objects, row.left_out) for row in found] == [(row.objects, row.left_out) for row in grounded[1]]
 
 
 def test_images_alone_are_labelled_without_a_class_list(world, tmp_path):
     source = {"source.splits": {"all": {"images": str(world / IMAGES)}}}
-    rows, _ = run(GROUNDED, source, tmp_path / "run")
-    assert sum(len(row.relations) for row in rows) >= 3
-    assert {box.origin for row in rows for box in row.objects} == {"grounded"}
-    assert "person" in {box.category for row in rows for box in row.objects}
+    found, _ = run(GROUNDED, source, tmp_path / "run")
+    assert sum(len(row.relations) for row in found) >= 3
+    assert {box.origin for row in found for box in row.objects} == {"grounded"}
+    assert "person" in {box.category for row in found for box in row.objects}
     assert "detect" not in Manifest.load(tmp_path / "run").run["identity"]
     pipeline = Pipeline(load_recipe(GROUNDED))
-    for row, graph in zip(rows, pipeline.label(sorted((world / IMAGES).iterdir())), strict=True):
+    for row, graph in zip(found, pipeline.label(sorted((world / IMAGES).iterdir())), strict=True):
         assert graph.objects == row.objects
         assert [(r.subject, r.predicate, r.object) for r in graph.record.relations] == [
             (r.subject, r.predicate, r.object) for r in row.relations
         ]
-    first = rows[0]
+    first = found[0]
     [x, y, w, h] = first.objects[0].bbox
     image = world / IMAGES / first.file_name
     graph = pipeline(image, boxes=[[x, y, x + w, y + h]], classes=[first.objects[0].category])

@@ -1,11 +1,10 @@
-"""The local engine with a made-up stage: rows, crashes, errors, and kills."""
+"""The local engine with a made-up stage: rows, crashes and errors; kills: tests/integration/faults/test_kills.py."""
 
 import os
-import random
-import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,13 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.generation import local_engine
 from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, runs_locally
 from sgpipe.generation.local_engine import LocalEngine
-from sgpipe.recipe import Recipe, load_recipe
+from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.storage.shards import read_file
 from sgpipe.utils.console import Progress
-from tests.integration.faults.runs import Run, assert_whole, descendants, finished, make_dataset, rows, title_of
-from tests.integration.faults.stage import SECONDS, Stub
+from tests.integration.faults.runs import descendants, title_of
+from tests.integration.faults.stage import Stub
 
 IMAGES = 8
 
@@ -33,8 +32,8 @@ class MadeUpRecords(UnitReader):
         return [Record(str(n), "coco", "val", self.names[n], 8, 8) for n in range(unit.start, unit.stop)]
 
 
-def stub(recipe: Recipe, roots: Mapping[str, object], classes: Sequence[str]) -> list[Stub]:
-    return [Stub()]
+def only(stage: Stub, *_: object) -> list[Stub]:
+    return [stage]
 
 
 @dataclass
@@ -43,16 +42,15 @@ class Raising(Stub):
         raise UserError("a refusal") if os.environ.get("REFUSE") else ValueError("a bug\nin detail")
 
 
-def raising(recipe: Recipe, roots: Mapping[str, object], classes: Sequence[str]) -> list[Stub]:
-    return [Raising()]
+def builder(folder: Path, stage: Stub, **settings: object) -> StageBuilder:
+    names = ("caption", "parse", "pair", "tag")
+    return StageBuilder(partial(only, stage), load_recipe("coco", settings), {}, {}, names, (), CacheFolder(folder))
 
 
-def label(folder: Path, names: Sequence[str], build=stub, **settings: object) -> dict[str, str | None]:
+def label(folder: Path, names: Sequence[str], stage: Stub) -> dict[str, str | None]:
     """The error of each image."""
     (folder / "data").mkdir()
-    recipe = load_recipe("coco", {"engine.cpus": 2, **settings})
-    stages = StageBuilder(build, recipe, {}, (), ("caption", "parse", "pair", "tag"), (), CacheFolder(folder))
-    engine = LocalEngine(stages)
+    engine = LocalEngine(stages := builder(folder, stage, **{"engine.cpus": 2}))
     try:
         units = engine.start(stages, [WorkUnit("val", 0, len(names))], Progress())
         shards = list(engine.run(units, MadeUpRecords(folder, {}, tuple(names)), UnitWriter(folder)))
@@ -65,7 +63,7 @@ def label(folder: Path, names: Sequence[str], build=stub, **settings: object) ->
 
 def test_an_image_that_crashes_its_worker_is_an_error_row(tmp_path: Path) -> None:
     names = [f"{'fatal-' * (number == 5)}{number}.png" for number in range(IMAGES)]
-    errors = label(tmp_path, names)
+    errors = label(tmp_path, names, Stub())
     assert errors.pop("fatal-5.png") == "worker: the worker crashed twice on this image"
     assert set(errors.values()) == {None}
     assert not [pid for pid in descendants(os.getpid()) if "local_engine" in title_of(pid)]
@@ -86,16 +84,12 @@ class Counting(Stub):
         return super().__call__(records)
 
 
-def counting(recipe: Recipe, roots: Mapping[str, object], classes: Sequence[str]) -> list[Stub]:
-    return [Counting()]
-
-
 def test_after_a_crash_the_models_are_loaded_once_for_each_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local_engine, "_IMAGES_PER_WORKER", 1)
     monkeypatch.setenv("LOADED", str(tmp_path))
-    errors = label(tmp_path, [f"{'fatal-' * (number == 3)}{number}.png" for number in range(3 * IMAGES)], counting)
+    errors = label(tmp_path, [f"{'fatal-' * (number == 3)}{number}.png" for number in range(3 * IMAGES)], Counting())
     assert sum(error is not None for error in errors.values()) == 1
     assert {each.name for each in tmp_path.glob("copies-*")} <= {"copies-1", "copies-2"}
 
@@ -109,7 +103,7 @@ def test_what_a_stage_raises_ends_the_run(
 ) -> None:
     monkeypatch.setenv("REFUSE", refuse)
     with pytest.raises(error) as caught:
-        label(tmp_path, ["0.png"], raising)
+        label(tmp_path, ["0.png"], Raising())
     assert str(caught.value) == message
 
 
@@ -126,30 +120,5 @@ def test_what_a_stage_raises_ends_the_run(
     ],
 )
 def test_where_a_run_is_done(tmp_path: Path, settings: dict[str, object], images: int, local: bool) -> None:
-    recipe = load_recipe("coco", settings)
-    stages = StageBuilder(stub, recipe, {}, (), ("caption", "parse", "pair", "tag"), (), CacheFolder(tmp_path))
-    assert runs_locally(recipe, stages, images) == local
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_random_moments_gives_the_same_rows(tmp_path: Path) -> None:
-    """The driver or a worker; workers end with their driver."""
-    dataset, rng = make_dataset(tmp_path / "data", 40, fatal=(17,)), random.Random(0)
-    expected = rows(finished(Run(dataset, tmp_path / "whole")).out)
-    assert [record.image_id for record in expected if not record.ok] == ["17"]
-    run, ended = Run(dataset, tmp_path / "killed", environment={SECONDS: "0.1"}), []
-    for kill in range(3):
-        run.start()
-        run.wait_for(lambda: kill == 0 and run.committed > 2, rng.uniform(0, 10) if kill else 300)  # noqa: B023
-        workers = run.processes("local_engine")
-        if kill and workers:
-            os.kill(rng.choice(workers), signal.SIGKILL)
-            time.sleep(rng.uniform(0, 1))
-        run.process.kill()
-        ended.append(run.wait())
-        end = time.monotonic() + 30
-        while any("local_engine" in title_of(pid) for pid in workers):
-            assert time.monotonic() < end
-            time.sleep(0.05)
-    assert ended[0] == -signal.SIGKILL
-    assert_whole(finished(run).out, expected)
+    stages = builder(tmp_path, Stub(), **settings)
+    assert runs_locally(stages.recipe, stages, images) == local

@@ -1,8 +1,5 @@
 import json
 import os
-import signal
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +28,7 @@ from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import SOURCES, embedded_images, iter_records, iter_tables, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.view.search import Filters, search
+from tests.integration.faults.test_run_machine import POINTS, at_point
 from tests.sgpipe.sources import test_corrected
 from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.training.data.runs import cut_shards
@@ -410,48 +408,29 @@ def test_bad_input_is_refused_in_one_line(tmp_path, two, monkeypatch, arguments,
 
 
 def test_a_merge_that_stopped_is_resumed_and_a_lost_shard_made_again(tmp_path, two, monkeypatch):
+    """At any step of a commit."""
     monkeypatch.setattr(merging, "ROWS_PER_SHARD", 4)
     monkeypatch.setattr(merging, "_PLAN", merging._PLAN.replace("// 512", "// 4"))
-    whole = merged(tmp_path / "whole", *two)
-    write, left = merging.write_copy, [5]
+    write, written = merging.write_copy, list[str]()
+    monkeypatch.setattr(merging, "write_copy", lambda *given: (written.append(given[1].file), write(*given))[1])
+    whole, out = merged(tmp_path / "whole", *two), tmp_path / "out"
 
-    def stop(*args: Any) -> Any:
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return write(*args)
+    def stop() -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(merging, "write_copy", stop)
-    with pytest.raises(KeyboardInterrupt):
-        merged(tmp_path / "out", *two)
-    assert len(Manifest.load(tmp_path / "out").shards) == 5
+    for point in POINTS:
+        with pytest.raises(KeyboardInterrupt), at_point(point, 2, stop):
+            merge_runs(two, out, QUIET)
+    left = len(shards(tmp_path / "whole")) - len(Manifest.load(out).shards)
+    assert left == 13 - len(POINTS) - 1  # the last step is that after a commit
     with pytest.raises(UserError, match="match: 'file' then, 'id' now"):
-        merged(tmp_path / "out", *two, match="id")
-    left[0] = 8
-    assert merged(tmp_path / "out", *reversed(two)) == whole
-    assert left == [0]
-    assert not (tmp_path / "out/.sgpipe/merging").exists()
-    sorted((tmp_path / "out/data").iterdir())[2].unlink()
-    left[0] = 1
-    assert merged(tmp_path / "out", *two) == whole
-    assert shards(tmp_path / "out") == shards(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_a_merge_killed_at_every_step_of_a_commit_gives_the_same_files(tmp_path, two):
-    code = (
-        "import sys; from pathlib import Path; from sgpipe.generation import merging\n"
-        "merging.ROWS_PER_SHARD = 4; merging._PLAN = merging._PLAN.replace('// 512', '// 4')\n"
-        "from tests.sgpipe.generation.test_merging import QUIET\n"
-        "merging.merge_runs([Path(each) for each in sys.argv[2:]], Path(sys.argv[1]), QUIET)\n"
-    )
-    charge = tmp_path / "charge"
-    points = ("before write", "mid write", "after write", "before rename", "after rename")
-    for point in (*points, "before manifest entry", "after manifest entry", None):
-        environment = {**os.environ, "SGPIPE_FAULT": f"{point}:{charge}"}
-        if point:
-            charge.touch()
-        ended = subprocess.run([sys.executable, "-c", code, tmp_path / "out", *two], env=environment)
-        assert ended.returncode == (-signal.SIGKILL if point else 0), point
-    subprocess.run([sys.executable, "-c", code, tmp_path / "whole", *two], check=True)
-    assert shards(tmp_path / "out") == shards(tmp_path / "whole")
+        merged(out, *two, match="id")
+    written.clear()
+    assert merged(out, *reversed(two)) == whole
+    assert len(written) == left
+    assert not (out / ".sgpipe/merging").exists()
+    (lost := sorted((out / "data").iterdir())[2]).unlink()
+    written.clear()
+    assert merged(out, *two) == whole
+    assert written == [f"data/{lost.name}"]
+    assert shards(out) == shards(tmp_path / "whole")

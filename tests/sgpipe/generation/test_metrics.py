@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from benchmarks.bench_pipeline import utilization_line
 from sgpipe.cli.main import app
 from sgpipe.generation import metrics
-from sgpipe.generation import run as generation_run
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.recipe import load_recipe
 from sgpipe.stages.tag.stage import TagStage
 from sgpipe.storage.manifest import Manifest, ShardEntry, add_up
-from sgpipe.utils.console import Progress
-from tests.sgpipe.generation.in_process import without_ray
+from tests.sgpipe.generation.in_process import label, without_ray
 
 IMAGES = 6
 SETTINGS = ("--set", f"source.miniworld.images={IMAGES}", "--set", "engine.unit_size=2", "--set", "engine.kind=local")
@@ -63,23 +59,21 @@ def test_gpus_are_in_the_log_and_the_manifest(tmp_path: Path, in_this_process: N
     uses = [use | {"memory": memory} for memory in (2_500_000_000, 4_000_000_000, 3_000_000_000)]
     now = iter(uses)
     monkeypatch.setattr(TagStage, "gpu_use", lambda stage: next(now) | {"compilation": 40.0})
-    said = io.StringIO()
-    settings = {"source.miniworld.images": IMAGES, "engine.unit_size": 2}
-    made = load_recipe("miniworld", settings)
-    generation_run.generate(made, tmp_path / "out", Progress(Console(file=said, width=200)))
-    assert said.getvalue().count("tag computes on H100, deformable attention by grid_sample\n") == 1
-    assert said.getvalue().count("NOTE: tag continues without torch.compile: no g++\n") == 1
-    assert said.getvalue().count("NOTE: tag continues without CUDA graphs: old driver\n") == 1
-    assert "; peak GPU memory: tag 4.0 GB" in said.getvalue()
+    made = load_recipe("miniworld", {"source.miniworld.images": IMAGES, "engine.unit_size": 2})
+    _, said = label(made, tmp_path / "out")
+    assert said.count("tag computes on H100, deformable attention by grid_sample") == 1
+    assert said.count("NOTE: tag continues without torch.compile: no g++") == 1
+    assert said.count("NOTE: tag continues without CUDA graphs: old driver") == 1
+    assert any("; peak GPU memory: tag 4.0 GB" in line for line in said)
     shards = Manifest.load(tmp_path / "out").shards
     assert [each.gpus for each in shards] == [{"tag": each} for each in uses]
     assert [each.seconds.get("compilation", 0.0) for each in shards] == [40.0, 0.0, 0.0]
 
 
-def generate(out: Path, *options: object):
+def generate(out: Path, *options: object) -> str:
     done = CliRunner().invoke(app, ["generate", "--out", str(out), *SETTINGS, *map(str, options)])
     assert done.exit_code == 0, done.output
-    return done
+    return done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +109,6 @@ def test_the_last_line_of_each_part_has_the_totals_of_the_manifest(run: tuple[Pa
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
 def test_a_full_disk_is_one_warning(tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_SECONDS", 0.01)
-    done = generate(tmp_path / "run", "--metrics", "/dev/full", "--limit", 2)
-    assert done.stderr.count("no metrics in /dev/full (No space left on device); the run continues") == 1
+    said = generate(tmp_path / "run", "--metrics", "/dev/full", "--limit", 2)
+    assert said.count("no metrics in /dev/full (No space left on device); the run continues") == 1
     assert sum(shard.rows for shard in Manifest.load(tmp_path / "run").shards) == 2

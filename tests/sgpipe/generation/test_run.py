@@ -1,52 +1,57 @@
-"""Whole runs with a random miniature tagger; the slow tests with worker processes."""
+"""Whole runs with random miniature models, and runs that take stages over from another one: its parent.
 
-import io
+The slow tests have worker processes.
+"""
+
 import json
 import random
 import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
-from typer.testing import CliRunner
+import yaml
 
 from sgpipe import Pipeline
-from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.generation import run as generation_run
-from sgpipe.generation.run import Summary, generate
+from sgpipe.export.card import describe_origin
+from sgpipe.generation import engine
+from sgpipe.generation import run as generation
+from sgpipe.generation.engine import UnitReader, WorkUnit
+from sgpipe.generation.parent import ParentReader, parent_recipe
 from sgpipe.miniworld.dataset import IMAGES as DRAWN
 from sgpipe.miniworld.dataset import render_dataset
-from sgpipe.recipe import load_recipe
-from sgpipe.records import Record
+from sgpipe.recipe import Recipe, load_recipe
+from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet, to_table
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
-from sgpipe.storage.shards import iter_records
-from sgpipe.storage.verify import verify
-from sgpipe.utils.console import Progress
+from sgpipe.storage.shards import write_shard
+from sgpipe.storage.source_index import write_index
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
-from tests.sgpipe.generation.in_process import without_ray
+from tests.sgpipe.generation.in_process import RAN, label, rows, without_ray
 
-IMAGES = 40
-QUIET = Progress(Console(quiet=True))
-SMALL = {"tag.short_side": 224, "tag.long_side": 320, "tag.threshold": 0.01}
+IMAGES, FEW = 40, 6
+SMALL = {"tag.short_side": 48, "tag.long_side": 64, "tag.threshold": 0.01}
+HIGHER = {"tag.threshold": 0.3}
 
 
 @pytest.fixture(autouse=True)
-def engine(request):
+def engine_of_test(request: pytest.FixtureRequest) -> Iterator[None]:
     """Worker processes for the slow tests. The others run in this process."""
+    RAN.clear()
     with nullcontext() if request.node.get_closest_marker("slow") else without_ray():
         yield
 
 
 @pytest.fixture(scope="module")
-def tagger(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "tagger"
-    untrained_tagger(folder, [*CAPTIONS, *CATEGORIES.values(), "no objects"])
+def models(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    untrained_tagger(folder / "tagger", [*CAPTIONS, *CATEGORIES.values(), "no objects"])
+    make_blip(folder / "captioner")
     return folder
 
 
@@ -55,31 +60,37 @@ def coco(tmp_path_factory) -> Files:
     return make_coco(tmp_path_factory.mktemp("coco"), images=IMAGES, missing=(4, 7))
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory) -> Files:
+    return make_coco(tmp_path_factory.mktemp("coco"), images=FEW, missing=(4,))
+
+
 def split(files: Files) -> dict[str, Path]:
     return {"annotations": files.annotations, "images": files.images, "captions": files.captions}
 
 
-def run(files: Files, tagger: Path, out: Path, retry_failed: bool = False, progress=QUIET, **options) -> Summary:
-    overrides = {"source.splits": {"val": split(files)}, "caption.captioner": None, "tag.tagger": str(tagger), **SMALL}
-    overrides |= {key.replace("__", "."): value for key, value in options.items()}
-    return generate(load_recipe("coco", overrides), out, progress, retry_failed=retry_failed)
+def recipe(files: Files, models: Path, **changes: object) -> Recipe:
+    """Captions of a file."""
+    settings = {"source.splits": {"val": split(files)}, "caption.captioner": None, **SMALL}
+    return load_recipe("coco", {**settings, "tag.tagger": str(models / "tagger"), **changes})
 
 
-def rows(out: Path) -> list[Record]:
-    return list(iter_records(out))
+def captioned(files: Files, models: Path, **changes: object) -> Recipe:
+    made = {"caption.captioner": str(models / "captioner"), "caption.samples": 2, "engine.unit_size": 2}
+    return recipe(files, models, **{**made, **changes})
 
 
 @pytest.fixture(scope="module")
-def finished(coco, tagger, tmp_path_factory) -> Path:
+@without_ray()
+def finished(coco, models, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "out"
-    with without_ray():
-        run(coco, tagger, out)
+    label(recipe(coco, models), out)
     return out
 
 
-def test_every_image_is_a_row_missing_ones_are_error_rows_and_the_counts_add_up(finished, coco, tagger):
+def test_every_image_is_a_row_missing_ones_are_error_rows_and_the_counts_add_up(finished, coco, models):
     records = rows(finished)
-    summary = run(coco, tagger, finished)  # nothing left to do
+    summary, _ = label(recipe(coco, models), finished)  # nothing left to do
     listed = json.loads(coco.annotations.read_text())
     assert [record.image_id for record in records] == [str(image["id"]) for image in listed["images"]]
     assert summary.complete
@@ -98,9 +109,10 @@ def test_every_image_is_a_row_missing_ones_are_error_rows_and_the_counts_add_up(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["local", "ray"])
-def test_rows_do_not_depend_on_units_or_the_engine(finished, coco, tagger, tmp_path, kind):
+def test_rows_do_not_depend_on_units_or_the_engine(finished, coco, models, tmp_path, kind):
     """With more units than may be in progress at once."""
-    run(coco, tagger, tmp_path / "out", engine__unit_size=1, engine__kind=kind, engine__cpus=2)
+    settings = {"engine.unit_size": 1, "engine.kind": kind, "engine.cpus": 2}
+    label(recipe(coco, models, **settings), tmp_path / "out")
     assert rows(tmp_path / "out") == rows(finished)
 
 
@@ -109,61 +121,57 @@ def contents(folder: Path) -> dict[Path, bytes]:
 
 
 @pytest.mark.parametrize(("limit", "asked"), [(None, ""), (10, ", of which 10 were asked for")])
-def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, tagger, monkeypatch, limit, asked):
+def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, models, monkeypatch, limit, asked):
     """Without an engine and without models."""
-    monkeypatch.setattr(generation_run, "LocalEngine", None)
-    monkeypatch.setattr(generation_run, "build_stages", None)
+    monkeypatch.setattr(generation, "LocalEngine", None)
+    monkeypatch.setattr(generation, "build_stages", None)
     before = contents(finished)
-    text = io.StringIO()
-    progress = Progress(Console(file=text, width=300))
-    assert run(coco, tagger, finished, False, progress, **({"limit": limit} if limit else {})).complete
-    assert text.getvalue().splitlines()[-1] == f"nothing left to do: {finished} has {IMAGES} images{asked}"
+    summary, said = label(recipe(coco, models, limit=limit), finished)
+    assert summary.complete
+    assert said[-1] == f"nothing left to do: {finished} has {IMAGES} images{asked}"
     assert contents(finished) == before
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"tag__resources": {"cpus": 900}}, "lower tag.resources.cpus", marks=pytest.mark.slow),
-        ({"tag__tagger": "nowhere/at/all"}, "no such folder: nowhere/at/all"),
-        ({"tag__tagger": "no-such-tagger"}, "neither a folder nor in the cache .*: no-such-tagger"),
-        ({"pair__synonyms": "no.json"}, "no such file: no.json"),
-        ({"source__ground_truth": "no"}, "no such folder: no"),
+        pytest.param({"tag.resources": {"cpus": 900}}, "lower tag.resources.cpus", marks=pytest.mark.slow),
+        ({"tag.tagger": "nowhere/at/all"}, "no such folder: nowhere/at/all"),
+        ({"tag.tagger": "no-such-tagger"}, "neither a folder nor in the cache .*: no-such-tagger"),
+        ({"pair.synonyms": "no.json"}, "no such file: no.json"),
+        ({"source.ground_truth": "no"}, "no such folder: no"),
     ],
 )
-def test_what_is_refused_changes_nothing_in_a_run(coco, tagger, finished, tmp_path, options, message):
+def test_what_is_refused_changes_nothing_in_a_run(coco, models, finished, tmp_path, options, message):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     next((out / "data").glob("*.parquet")).unlink()  # there is something to do
     before = contents(out)
-    with pytest.raises(UserError):
-        run(coco, tagger, out, **options)
+    for place, why in ((out, None), (tmp_path / "new", message)):
+        with pytest.raises(UserError, match=why):
+            label(recipe(coco, models, **options), place)
     assert contents(out) == before
-    with pytest.raises(UserError, match=message):
-        run(coco, tagger, tmp_path / "new", **options)
 
 
-def test_a_limit_can_be_raised(finished, coco, tagger, tmp_path):
-    out = tmp_path / "out"
-    assert run(coco, tagger, out, limit=3).counts["images"] == 3
-    assert run(coco, tagger, out, limit=8).counts["images"] == 8
-    first = [shard.sha256 for shard in Manifest.load(out).shards]
-    assert run(coco, tagger, out).counts["images"] == IMAGES
-    assert set(first) < {shard.sha256 for shard in Manifest.load(out).shards}
+def test_a_limit_can_be_raised(finished, coco, models, tmp_path):
+    out, shards = tmp_path / "out", set[str]()
+    for limit, images in ((3, 3), (8, 8), (None, IMAGES)):
+        assert label(recipe(coco, models, limit=limit), out)[0].counts["images"] == images
+        before, shards = shards, {shard.sha256 for shard in Manifest.load(out).shards}
+        assert before < shards
     assert rows(out) == rows(finished)
 
 
-def test_failed_rows_are_done_again_on_request(coco, tagger, tmp_path):
+def test_failed_rows_are_done_again_on_request(models, tmp_path):
     files = make_coco(tmp_path / "coco", images=9)
     hidden = [files.images / "0004.png", files.images / "0007.png"]
     for path in hidden:
         path.rename(path.with_suffix(".hidden"))
-    out = tmp_path / "out"
-    assert run(files, tagger, out).counts["errors"] == 2
+    made, out = recipe(files, models), tmp_path / "out"
+    assert label(made, out)[0].counts["errors"] == 2
     before = rows(out)
     hidden[0].with_suffix(".hidden").rename(hidden[0])
-    assert run(files, tagger, out).counts["errors"] == 2
-    assert run(files, tagger, out, retry_failed=True).counts["errors"] == 1
+    assert [label(made, out, retry_failed=retry)[0].counts["errors"] for retry in (False, True)] == [2, 1]
     after = rows(out)
     assert [row for row, old in zip(after, before, strict=True) if old.ok] == [row for row in before if row.ok]
     assert after[4].captions
@@ -172,56 +180,50 @@ def test_failed_rows_are_done_again_on_request(coco, tagger, tmp_path):
     }
 
 
-def test_another_recipe_is_refused_and_leaves_the_ground_truth_of_the_run_as_it_is(finished, coco, tagger):
+def test_another_recipe_is_refused_and_leaves_the_ground_truth_of_the_run_as_it_is(finished, coco, models):
     folder = RunFolder(finished)
     folder.set_ground_truth(GroundTruth(finished))
     with pytest.raises(UserError, match=r"made with other settings.*\n  tag.threshold: 0.01 then, 0.3 now"):
-        run(coco, tagger, finished, tag__threshold=0.3)
+        label(recipe(coco, models, **HIGHER), finished)
     assert ground_truth_of(folder.root) == GroundTruth(finished)
-    run(coco, tagger, finished)  # the same recipe, but no ground truth any more
+    label(recipe(coco, models), finished)  # the same recipe, but no ground truth any more
     assert ground_truth_of(folder.root) is None
 
 
-def test_a_longer_annotation_file_is_another_run_and_merging_is_advised(finished, coco, tagger, tmp_path):
+def test_a_longer_annotation_file_is_another_run_and_merging_is_advised(finished, coco, models, tmp_path):
     listed = json.loads(coco.annotations.read_text())
     longer = tmp_path / "longer.json"
     longer.write_text(json.dumps(listed | {"images": [*listed["images"], {**listed["images"][0], "id": 99}]}))
     with pytest.raises(UserError, match=r"annotations: a file of SHA-256 \w{8}… then.*\n.*sgpipe merge"):
-        run(replace(coco, annotations=longer), tagger, finished)
+        label(recipe(replace(coco, annotations=longer), models), finished)
 
 
-def test_shards_without_a_manifest_are_left_alone(finished, coco, tagger, tmp_path):
+def test_shards_without_a_manifest_are_left_alone(finished, coco, models, tmp_path):
     out = shutil.copytree(finished, tmp_path / "out")
     (out / "manifest.jsonl").unlink()
     before = contents(out)
     with pytest.raises(UserError, match="contains shards but no manifest"):
-        run(coco, tagger, out)
+        label(recipe(coco, models), out)
     assert contents(out) == before
 
 
 @pytest.mark.slow
-def test_two_splits_fill_one_folder(coco, tagger, tmp_path):
+def test_two_splits_fill_one_folder(coco, models, tmp_path):
     import datasets
 
     other = make_coco(tmp_path / "other", images=5, seed=3)
     splits = {"train": split(other), "val": split(coco)}
-    options = {"caption.captioner": None, "tag.tagger": str(tagger), "source.splits": splits, **SMALL}
     out = tmp_path / "out"
     for limit, expected in ((3, {"train": 3}), (8, {"train": 5, "val": 3})):
-        generate(load_recipe("coco", {**options, "limit": limit}), out, QUIET)
+        label(recipe(coco, models, **{"source.splits": splits, "limit": limit}), out)
         loaded = datasets.load_dataset(str(out), cache_dir=str(tmp_path / "cache"))
         assert {name: part.num_rows for name, part in loaded.items()} == expected
     assert [record.split for record in rows(out)] == ["train"] * 5 + ["val"] * 3
 
 
-ORDERED = {"tag.short_side": 48, "tag.long_side": 64, "tag.threshold": 0.01, "tag.group_size": 3, "pair.max_pairs": 10}
-
-
-def labels(files: Files, folder: Path, **settings: object) -> dict[str, Any]:
+def labels(made: Recipe, folder: Path) -> dict[str, Any]:
     """By image: the captions, and the relations between boxes as they are."""
-    tagger = {"tag.tagger": str(folder.parent / "tagger")}
-    made = load_recipe("coco", {"source.splits": {"val": split(files)}, **tagger, **ORDERED, **settings})
-    generate(made, folder, QUIET)
+    label(made, folder)
     found = {}
     for record in rows(folder):
         boxes = [f"{box.category} {box.bbox}" for box in record.objects]
@@ -232,49 +234,297 @@ def labels(files: Files, folder: Path, **settings: object) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("captioner", [False, True])
-def test_shuffled_annotations_give_the_same_labels(tmp_path: Path, captioner: bool) -> None:
-    untrained_tagger(tmp_path / "tagger", [*CAPTIONS, *CATEGORIES.values(), "no objects"])
-    settings: dict[str, object] = {"caption.captioner": None}
-    if captioner:
-        make_blip(tmp_path / "captioner")
-        settings = {"caption.captioner": str(tmp_path / "captioner"), "caption.samples": 1}
-        settings |= {"caption.scopes": ["image", "box"], "caption.max_crops": 3}
+def test_shuffled_annotations_give_the_same_labels(models: Path, tmp_path: Path, captioner: bool) -> None:
     files = make_coco(tmp_path / "coco", images=5)
-    expected = labels(files, tmp_path / "first", **settings)
+    settings: dict[str, object] = {"tag.group_size": 3, "pair.max_pairs": 10}
+    if captioner:
+        settings |= {"caption.samples": 1, "caption.scopes": ["image", "box"], "caption.max_crops": 3}
+    made = (captioned if captioner else recipe)(files, models, **settings)
+    expected = labels(made, tmp_path / "first")
     assert any(relations for relations, _, _ in expected.values()) or captioner
     for file in (files.annotations, files.captions):
         content = json.loads(Path(file).read_text())
         for name in {"annotations", "images", "categories"} & content.keys():
             random.Random(0).shuffle(content[name])
         Path(file).write_text(json.dumps(content))
-    assert labels(files, tmp_path / "shuffled", **settings) == expected
+    assert labels(made, tmp_path / "shuffled") == expected
 
 
 def test_the_saved_recipe_of_the_miniworld_runs_again(tmp_path):
     first, moved = tmp_path / "first", tmp_path / "moved"
-    generate(load_recipe("miniworld", {"source.miniworld.images": 2, "caption.samples": 2}), first, QUIET)
+    label(load_recipe("miniworld", {"source.miniworld.images": 2, "caption.samples": 2}), first)
     before = rows(first)
-    generate(load_recipe(first / "recipe.yaml"), first, QUIET)
+    label(load_recipe(first / "recipe.yaml"), first)
     first.rename(moved)
-    generate(load_recipe(moved / "recipe.yaml"), tmp_path / "again", QUIET)
+    label(load_recipe(moved / "recipe.yaml"), tmp_path / "again")
     assert rows(moved) == rows(tmp_path / "again") == before
     other = load_recipe(moved / "recipe.yaml", {"source.splits.val.images": str(tmp_path)})
     with pytest.raises(UserError, match="generates its own images"):
-        generate(other, tmp_path / "other", QUIET)
+        label(other, tmp_path / "other")
 
 
 @pytest.mark.slow
 def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
     render_dataset(tmp_path / "drawn", 8, seed=3)
-    images, out = tmp_path / "drawn" / DRAWN, tmp_path / "out"
-    words = f"generate miniworld --images {images} --set source.format=folder --out {out}"
-    result = CliRunner().invoke(app, words.split())
-    assert result.exit_code == 0, result.output
-    found = list(iter_records(out))
-    assert verify(out).ok
-    for record, graph in zip(found, Pipeline().label(sorted(images.iterdir())), strict=True):
-        assert record.image_id == graph.record.image_id
-        assert record.objects == graph.objects
-        assert record.captions == graph.captions
-        assert record.relations == graph.record.relations
-    assert sum(len(record.objects) for record in found) > 8
+    images = tmp_path / "drawn" / DRAWN
+    source = {"source.format": "folder", "source.splits": {"all": {"images": images}}}
+    label(load_recipe("miniworld", source), tmp_path / "out")
+    found = [(each.image_id, each.objects, each.captions, each.relations) for each in rows(tmp_path / "out")]
+    one_by_one = [graph.record for graph in Pipeline().label(sorted(images.iterdir()))]
+    assert found == [(each.image_id, each.objects, each.captions, each.relations) for each in one_by_one]
+    assert sum(len(objects) for _, objects, _, _ in found) > 8
+
+
+@pytest.fixture(scope="module")
+@without_ray()
+def made(few, models, tmp_path_factory) -> Path:
+    """A run with a captioner."""
+    out = tmp_path_factory.mktemp("runs") / "made"
+    label(captioned(few, models), out)
+    return out
+
+
+@pytest.fixture
+def parent(made, tmp_path_factory) -> Path:
+    """A copy of it, which a test may damage."""
+    return shutil.copytree(made, tmp_path_factory.mktemp("copy") / "run")
+
+
+@pytest.fixture(scope="module")
+@without_ray()
+def scratch(few, models, tmp_path_factory) -> list[Record]:
+    """The rows of a run with a higher threshold that has no parent."""
+    out = tmp_path_factory.mktemp("runs") / "scratch"
+    label(captioned(few, models, **HIGHER), out)
+    return rows(out)
+
+
+def test_only_the_tagger_runs_again_if_only_it_differs(parent, scratch, few, models, tmp_path):
+    summary, said = label(captioned(few, models, **HIGHER), tmp_path / "new", parent)
+    assert said[0] == f"captions, triplets and pairs from {parent}; tag to run (tag.threshold: 0.01 then, 0.3 now)"
+    assert RAN == ["tag"]
+    assert rows(tmp_path / "new") == scratch
+    assert sum(len(row.captions) for row in scratch) == 2 * (FEW - 1)
+    [before, now] = (Manifest.load(out).run for out in (parent, tmp_path / "new"))
+    assert now["identity"]["parent"] == before["fingerprint"] != now["fingerprint"]
+    assert now["identity"]["caption"] == before["identity"]["caption"]
+    assert summary.as_json()["parent"]["reused"] == ["captions", "triplets", "pairs"]
+    assert f"columns are those of another run (`{before['fingerprint']}`)" in " ".join(describe_origin(now, False)[1])
+
+
+def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(parent, few, models, tmp_path, monkeypatch):
+    """The GPU is pretended: the stages compute on the CPU, which they are not told."""
+    lent: list[set[str]] = []
+    monkeypatch.setattr(generation, "share_gpus", lambda recipe, stages: (lent.append(set(stages)), recipe)[1])
+    monkeypatch.setattr(engine, "usable_gpus", lambda: 1)
+    out = tmp_path / "out"
+    label(captioned(few, models), out)
+    there = Manifest.load(out).run["identity"]
+    assert (there["caption"]["dtype"], there["tag"]["dtype"]) == ("auto on a GPU", "auto on a GPU")
+    assert lent[-1] == {"caption", "tag"}
+    _, lines = label(load_recipe(out / "recipe.yaml"), out)
+    assert any(line.startswith("nothing left to do") for line in lines)
+    RAN.clear()
+    label(captioned(few, models, **{"tag.threshold": 0.02}), tmp_path / "child", out)
+    assert RAN == ["tag"]
+    assert lent[-1] == {"tag"}
+    label(captioned(few, models, **{"tag.threshold": 0.02}), tmp_path / "of a CPU", parent)
+    assert Manifest.load(tmp_path / "of a CPU").run["identity"]["tag"]["dtype"] == "auto on a CPU"
+    assert lent[-1] == set()
+    monkeypatch.setattr(engine, "usable_gpus", lambda: 0)
+    with pytest.raises(UserError, match=r"caption\.dtype: 'auto on a GPU' then, 'auto on a CPU' now"):
+        label(captioned(few, models), out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"pair.candidates": "image"}, ["pair", "tag"]),
+        ({"pair.candidates": "image", "pair.match": "substring"}, ["parse", "pair", "tag"]),  # whose attributes
+        ({"pair.loose": False, "parse.attributes": False}, ["parse", "pair", "tag"]),
+        (HIGHER, ["tag"]),
+    ],
+)
+def test_stages_after_the_first_that_differs_run_and_rows_are_those_of_a_run_without_a_parent(
+    few, models, tmp_path, changes, stages
+):
+    captions = tmp_path / "captions.json"
+    texts = ["a small dog and a red bike", "two wet dogs near two old bikes", "two tall people"]
+    listed = [{"image_id": image, "caption": text} for image in range(FEW) for text in texts]
+    captions.write_text(json.dumps({"annotations": listed}))
+    files = replace(few, captions=captions)
+    label(recipe(files, models), tmp_path / "parent")
+    RAN.clear()
+    label(recipe(files, models, **changes), tmp_path / "new", tmp_path / "parent")
+    assert stages == RAN
+    label(recipe(files, models, **changes), tmp_path / "scratch")
+    assert rows(tmp_path / "new") == rows(tmp_path / "scratch")
+    assert (rows(tmp_path / "new") == rows(tmp_path / "parent")) == (changes == HIGHER)
+    found = {each.name for row in rows(tmp_path / "new") for box in row.objects for each in box.attributes}
+    assert found == (set() if "parse.attributes" in changes else {"small", "red", "two", "wet", "old", "tall"})
+
+
+def test_the_captioner_need_not_exist_any_more(parent, scratch, few, models, tmp_path):
+    gone = tmp_path / "captioner"
+    named = yaml.safe_load((parent / "recipe.yaml").read_text())
+    named["caption"]["captioner"] = str(gone)
+    (parent / "recipe.yaml").write_text(yaml.safe_dump(named))
+    label(parent_recipe(str(parent), HIGHER), tmp_path / "new", parent)
+    assert RAN == ["tag"]
+    assert rows(tmp_path / "new") == scratch
+    with pytest.raises(UserError, match=r"nothing of .* can be reused.*caption\.samples: 2 then, 1 now"):
+        label(parent_recipe(str(parent), {"caption.samples": 1}), tmp_path / "other", parent)
+    make_blip(gone, seed=1)
+    with pytest.raises(UserError, match=r"nothing of .* can be reused.*caption\.captioner: 'sha256:"):
+        label(parent_recipe(str(parent), HIGHER), tmp_path / "other", parent)
+
+
+def test_a_stopped_run_goes_on_also_with_other_units(parent, scratch, few, models, tmp_path):
+    label(captioned(few, models, limit=3, **HIGHER), tmp_path / "new", parent)
+    label(captioned(few, models, **HIGHER, **{"engine.unit_size": 5}), tmp_path / "new", parent)
+    assert rows(tmp_path / "new") == scratch
+    with pytest.raises(UserError, match=r"made with other settings.*\n  parent: '\w+' then, None now"):
+        label(captioned(few, models, **HIGHER), tmp_path / "new")
+    label(captioned(few, models, **HIGHER, limit=2), tmp_path / "other")
+    with pytest.raises(UserError, match=r"made with other settings.*\n  parent: None then"):
+        label(captioned(few, models, **HIGHER), tmp_path / "other", parent)
+
+
+def test_a_moved_run_keeps_its_images_and_files(few, models, tmp_path, monkeypatch):
+    folder = tmp_path / "at"
+    shutil.copytree(few.images.parent, folder)
+    monkeypatch.chdir(folder)
+    files = Files(Path("images"), Path(few.annotations.name), Path(few.captions.name))
+    label(captioned(files, models), tmp_path / "parent")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "parent").rename(tmp_path / "moved")
+    label(parent_recipe("moved", HIGHER), tmp_path / "new", "moved")
+    assert rows(tmp_path / "new")[0].ok
+    assert Manifest.load(tmp_path / "new").image_roots.locations == {"val": str(folder / "images")}
+
+
+@pytest.mark.parametrize(
+    ("damage", "changes", "message"),
+    [
+        ("", {}, "nothing differs from {run}"),
+        ("", {"seed": 1}, "nothing of {run} can be reused, as its first stage differs (seed: 0 then, 1 now)"),
+        ("annotations", {}, "{run} has other images or annotations (source.val.annotations: a file of SHA-256 "),
+        ("", {"source.format": "objects365"}, "other images or annotations (format: 'coco' then, 'objects365' now)"),
+        ("shorter", {}, "{run} lacks 2 of 6 images: finish it first"),
+        ("locked", {}, "another process is writing into {run}"),
+        ("scored", {}, "expected a run of `sgpipe generate`, this is a scored copy of a run"),
+        ("itself", {}, "is the run that --from names"),
+    ],
+)
+def test_what_cannot_be_taken_over_is_one_line_and_leaves_no_trace(
+    parent, few, models, tmp_path, monkeypatch, damage, changes, message
+):
+    files, out = few, tmp_path / "new"
+    manifest = Manifest.load(parent)
+    if damage == "annotations":
+        other = json.loads(few.annotations.read_text())
+        other["annotations"][0]["bbox"][0] += 1
+        files = replace(few, annotations=tmp_path / few.annotations.name)
+        files.annotations.write_text(json.dumps(other))
+    elif damage == "shorter":
+        manifest.rewrite(manifest.shards[-1:])
+    elif damage == "locked":
+        monkeypatch.setattr(RunFolder, "is_locked", True)
+    elif damage == "scored":
+        manifest.run["identity"] = {"scored": "x"}
+        manifest.rewrite()
+    out = parent if damage == "itself" else out
+    given = captioned(files, models, **(HIGHER if damage or "source" in str(changes) else {}), **changes)
+    with pytest.raises(UserError) as caught:
+        label(given, out, parent)
+    assert message.format(run=parent) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_shard_whose_bytes_changed_is_named_and_the_rest_kept(parent, few, models, tmp_path):
+    shard = parent / "data" / "val-000000002-000000004.parquet"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    with pytest.raises(UserError, match=rf"^data/{shard.name} of {parent} is missing or damaged"):
+        label(captioned(few, models, **HIGHER), tmp_path / "new", parent)
+    assert len(Manifest.load(tmp_path / "new").shards) == 1
+    shard.write_bytes(whole)
+    assert label(captioned(few, models, **HIGHER), tmp_path / "new", parent)[0].complete
+
+
+def taken_over(folder: Path, made: Sequence[Record], reused: Sequence[str], start: int = 0) -> list[Record]:
+    """What is taken of the rows of a parent where these stages are reused."""
+    source = [Record(row.image_id, "folder", "all", row.file_name, 9, 9) for row in made]
+    write_index(folder / "index.arrow", [to_table(source)], dict)
+    shard = write_shard(folder, "data/all-000000000-000000009.parquet", "all", 0, list(made), {})
+    reader = UnitReader(folder, {"all": "index.arrow"})
+    parent = ParentReader(reader.storage, reader.indexes, str(folder), reader.storage, (shard,), tuple(reused))
+    return parent(WorkUnit("all", start, len(made)))
+
+
+def failed(rows: Mapping[str, dict[str, Any]], **columns: object) -> list[Record]:
+    """Error rows: what each says, and what stages had found until then."""
+    return [
+        Record(str(n), "folder", "all", f"{n}.png", 9, 9, status="error", error=error, **found, **columns)
+        for n, (error, found) in enumerate(rows.items())
+    ]
+
+
+BOXES = [Box("dog", 1, (1, 1, 5, 5), origin="detector", score=0.5)]
+CAPTION, PAIR = [Caption("a dog")], [Pair(0, 0, ["near"])]
+FAILED = {
+    "source: no image": {},
+    "detect: no image": {},
+    "caption: no image": {"objects": BOXES},
+    "worker: crashed before captions": {"objects": BOXES},
+    "worker: crashed after captions": {"objects": BOXES, "captions": CAPTION},
+    "tag: no image": {"objects": BOXES, "captions": CAPTION, "pairs": PAIR},
+}
+
+
+@pytest.mark.parametrize(("reused", "kept"), [(("detect",), 2), (("detect", "caption"), 4)])
+def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept):
+    count = len(FAILED) + 1
+    fine = Record(str(count - 1), "folder", "all", f"{count - 1}.png", 9, 9, **FAILED["tag: no image"])
+    fine.left_out = {"boxes": 5, "regions": 6, "pairs": 7}
+    fine.relations = [Relation(0, 0, "near", 0.5)]
+    taken = taken_over(tmp_path, [*failed(FAILED), fine], reused, start=1)
+    assert [row.error for row in taken] == [*list(FAILED)[1:kept], *[None] * (count - kept)]
+    assert taken[-1].objects == BOXES
+    assert taken[-1].captions == (CAPTION if "caption" in reused else [])
+    assert taken[-1].pairs == taken[-1].relations == []
+    assert taken[-1].left_out == ({"boxes": 5, "regions": 6} if "caption" in reused else {"boxes": 5})
+
+
+@pytest.mark.parametrize("with_words", [False, True])
+def test_boxes_of_words_are_taken_over_with_their_stage_alone(tmp_path, with_words):
+    word = Box("cone", 2**30, (2, 2, 3, 3), origin="grounded", score=0.5, phrase="cone")
+    rows = {
+        "ground: no image": {"objects": BOXES},
+        "worker: crashed before or without words": {"objects": BOXES},
+        "worker: crashed after words": {"objects": [*BOXES, word]},
+        "tag: no image": {"objects": [*BOXES, word]},
+    }
+    made = failed(rows, captions=CAPTION, triplets=[Triplet("dog", "near", "cone", "dog", "cone", "near", 0)])
+    made[-1].left_out = {"words": 3, "grounded": 4, "pairs": 7}
+    taken = taken_over(tmp_path, made, ("detect", "caption", "parse", *(["ground"] if with_words else [])))
+    kept = 2 if with_words else 0
+    assert [row.error for row in taken] == [*list(rows)[:kept], *[None] * (len(rows) - kept)]
+    assert [row.objects for row in taken[2:]] == [[*BOXES, word] if with_words else BOXES] * 2
+    assert taken[-1].left_out == ({"words": 3, "grounded": 4} if with_words else {})
+
+
+def test_retrying_takes_what_the_parent_has_made_good_since(models, tmp_path):
+    files = make_coco(tmp_path / "coco", images=3, missing=(1,))
+    new, parent = tmp_path / "new", tmp_path / "parent"
+
+    def errors(**more: bool) -> int:
+        return label(recipe(files, models, **HIGHER), new, parent, **more)[0].counts["errors"]
+
+    label(recipe(files, models), parent)
+    assert errors() == 1
+    shutil.copy(files.images / "0000.png", files.images / "0001.png")
+    assert errors(retry_failed=True) == 1  # the parent has no captions of it yet
+    label(recipe(files, models), parent, retry_failed=True)
+    assert errors(retry_failed=True) == 0
+    assert [row.triplets for row in rows(new)] == [row.triplets for row in rows(parent)]

@@ -12,7 +12,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.errors import UserError
 from sgpipe.generation.scoring import ClipScore, RelationRanker
 from sgpipe.records import NO_OBJECT, Box, Record
 from sgpipe.storage.manifest import Manifest
@@ -139,13 +138,6 @@ def test_shards_that_were_processed_again_are_scored_again_and_all_scores_are_co
     assert again == {**first, "scored": first["scored"] - 1}
     assert [len(each.relations) for each in iter_records(tmp_path / "out")] == [*map(len, column(tmp_path / "out"))]
     assert not (tmp_path / "out" / old.file).exists()
-
-
-def test_models_that_cannot_be_had(run, tmp_path):
-    with pytest.raises(UserError, match="pass its --weights"):
-        RelationRanker("ViT-B-32", None, [])
-    with pytest.raises(UserError, match="CLIP model "):
-        RelationRanker(str(tmp_path), None, [])
 
 
 def by(server: EndpointServer, *options: object) -> tuple[object, ...]:

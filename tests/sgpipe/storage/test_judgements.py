@@ -1,7 +1,5 @@
 import errno
-import json
 import os
-import re
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,14 +131,6 @@ def test_a_file_that_was_replaced_is_read_anew(log):
     assert not log.reload()
     log.append(line())
     assert states(log) == {KEY: "right"}
-
-
-@pytest.mark.parametrize(("values", "reason"), [({"verdict": "right"}, "verdict: Extra"), ({}, "either a judgement")])
-def test_a_line_that_is_no_judgement_is_named_and_left_out(log, values, reason):
-    values = line().model_dump(mode="json", exclude={"judgement"}) | values
-    log.file.write_text(json.dumps(values) + "\n")
-    [problem] = JudgementLog(log.file, RUN).problems
-    assert re.fullmatch(f"line 1 of .* cannot be read, so it is left out .*{reason}.*", problem)
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync", "short"])

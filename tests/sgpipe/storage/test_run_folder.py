@@ -5,7 +5,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFiles, RunFolder, check_output, write_result_text
+from sgpipe.storage.run_folder import RunFolder, check_output, write_result_text
 
 
 def test_a_run_that_stopped_before_its_first_shard_binds_nothing(tmp_path):
@@ -13,14 +13,6 @@ def test_a_run_that_stopped_before_its_first_shard_binds_nothing(tmp_path):
     for seed in (0, 1):
         with folder.lock():
             assert folder.open({"identity": {"seed": seed}}).run["identity"] == {"seed": seed}
-
-
-def test_what_is_not_a_run_is_left_alone(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    for root, message in ((tmp_path, "is not an sgpipe run"), (tmp_path / "file", "is a file")):
-        with pytest.raises(UserError, match=message), RunFolder(root).lock():
-            pass
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("was_there", [True, False])
@@ -44,16 +36,6 @@ def test_only_temporary_files_of_a_run_are_swept(tmp_path):
             (folder.root / name).touch()
         folder.sweep(Manifest.create(folder.root, {}))
     assert sorted(str(path.relative_to(folder.root)) for path in folder.root.rglob("*tmp")) == sorted(left)
-
-
-def test_a_cache_that_cannot_be_made_says_how_to_have_another(tmp_path, monkeypatch):
-    root = tmp_path / "what?"  # where DuckDB cannot open the index
-    root.mkdir()
-    Manifest.create(root, {})
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UserError, match=r"file/runs/.* cannot be made: Not a directory; set SGPIPE_CACHE to a folder"):
-        _ = RunFiles(root).cache
 
 
 @pytest.mark.parametrize(
