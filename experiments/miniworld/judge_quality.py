@@ -7,6 +7,7 @@ each a score. Exact ground truth says how good the R-Tagger, the judge, both, an
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
@@ -139,7 +140,7 @@ def method_rows(methods: list[MethodQuality]) -> list[list[str]]:
 def judge_run(run: Path, judge: Path, out: Path, progress: Progress) -> None:
     """Copy a run with the judge's scores of its relations."""
     settings = ScorerSettings("clip", str(judge), device="cpu")
-    score_run(run, out, VLM_COLUMN, vlm_scorer(settings, out), vlm_identity(settings), progress)
+    score_run(run, out, VLM_COLUMN, partial(vlm_scorer, settings, out), vlm_identity(settings), progress)
 
 
 def main(

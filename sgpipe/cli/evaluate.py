@@ -366,7 +366,7 @@ def score(
         name = local_model(model) if endpoint is None else model
         settings = ScorerSettings("vlm", name, endpoint, device=device)
         column, identity = scoring.VLM_COLUMN, scoring.vlm_identity(settings)
-        make = scoring.vlm_scorer(settings, out)
+        make = partial(scoring.vlm_scorer, settings, out)
     else:
         if endpoint is not None:
             raise UserError("--endpoint is for --by vlm")

@@ -217,7 +217,7 @@ def verify(
     if not cli.printed_json(json_, verification.as_json()):
         for problem in verification.problems:
             cli.show(f"{problem.file}: {problem.problem}")
-        cli.show(f"{verification.name}: {_outcome(verification)}")
+        cli.show(f"{verification.root}: {_outcome(verification)}")
     if not verification.ok:
         raise typer.Exit(console.EXIT_FAILED)
 

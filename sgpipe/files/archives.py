@@ -60,9 +60,8 @@ _MEMBERS_PER_STEP = 1000  # of the progress
 class ArchiveRoot(ImageRoot):
     """Archives in a place, and the index of their members.
 
-    A member is named as in its archive, or as ARCHIVE/NAME: "patch8/1.jpg" may be "1.jpg" of patch8.tar. If several
-    archives have members of one name, only the latter names one. A folder that contains all images of an archive, such
-    as val2017 in COCO's val2017.zip, may be left out.
+    A member is named as in its archive or, as it must be if several have that name, as ARCHIVE/NAME: "patch8/1.jpg" may
+    be "1.jpg" of patch8.tar. A folder of all images of an archive, as in COCO's val2017.zip, may be left out.
     """
 
     location: str
@@ -144,10 +143,7 @@ def stamp(archives: Sequence[ObjectInfo]) -> list[Any]:
 def build_index(
     path: Path, location: str, folder: Location, archives: Sequence[ObjectInfo], progress: Progress
 ) -> None:
-    """Read the members of archives, and write their index.
-
-    Raises UserError: one is not an archive, or is truncated; OSError: it cannot be read, or the index not be written.
-    """
+    """Read the members of archives, and write their index. Raises UserError: one is damaged; OSError."""
     progress.say(f"reading the index of {location}, once: {count(len(archives), 'archive')}")
     left_out: list[Counter[str]] = [Counter() for _ in archives]
     lock, stopped = Lock(), Event()
@@ -225,10 +221,7 @@ def refuse_compressed(name: str, start: bytes = b"") -> None:
 
 
 def scan(name: str, file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
-    """Yield the members of an archive that are files, in its order, and count the others by what they are.
-
-    Raises UserError: it is not an archive, or is truncated; OSError: it cannot be read.
-    """
+    """Yield members that are files; count what is `left_out`. Raises UserError: no archive, or damaged; OSError."""
     refuse_compressed(name, file.read(2))
     file.seek(0)
     scan_kind = _scan_zip if name.lower().endswith(".zip") else _scan_tar

@@ -44,10 +44,7 @@ class HubDataset:
         return f"{DATASETS}{self.name}" + (f"@{self.revision}" if self.revision else "")
 
     def list(self) -> tuple[HubDataset, list[str]]:
-        """Return the dataset at the commit that its revision is now, and the names of its files.
-
-        Without the hub (HF_HUB_OFFLINE), what its cache has. Raises UserError, StoreError: see `naming_hub`.
-        """
+        """Return the dataset at its commit, and its files; offline, what the cache has. Raises as `naming_hub`."""
         from huggingface_hub import HfApi, constants, snapshot_download
 
         with naming_hub(f"the dataset {self.name}"):
@@ -130,10 +127,8 @@ def _is_complete(folder: Path) -> bool:
 def fetch_models(names: Sequence[str], command: str = "") -> None:
     """Download models into the hub's cache: what `from_pretrained` reads, in safetensors where the hub has them.
 
-    Says first which models, how large they are, and where they go. The weights come last, so that a model with weights
-    is complete. `command`: how to fetch them on another machine, if not by `hf download`.
-
-    Raises UserError: the hub cannot be asked, or a model is not there, or not for this user; StoreError: it breaks off.
+    Says first which, how large they are, and where they go. Weights come last: a model with weights is complete.
+    `command`: how to fetch them on another machine, if not by `hf download`. Raises UserError, StoreError.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -178,8 +173,7 @@ def _weights(files: Collection[str]) -> list[str]:
 def naming_hub(what: str) -> Iterator[None]:
     """Errors of the hub in one line, which names no token.
 
-    Raises UserError: `what` does not exist (MissingFileError), or not for this user; StoreError: the hub cannot be
-    reached, or is busy.
+    Raises UserError: `what` does not exist (MissingFileError), or not for this user; StoreError: the hub fails.
     """
     from huggingface_hub import constants, errors
 

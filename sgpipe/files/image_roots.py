@@ -57,8 +57,7 @@ def located(location: ImagePlace, base: Location | None = None) -> str:
 def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
     """Return the root of a location: a folder, which need not exist, one or more archives, or a prefix of a store.
 
-    Raises UserError: an archive or a store is missing, or cannot be read; StoreError: a store cannot be reached;
-    OSError: an index cannot be written.
+    Raises UserError: an archive or a store is missing, or cannot be read; StoreError; OSError: no index is written.
     """
     if not isinstance(location, str | Path | StorePath):
         return location
@@ -71,10 +70,7 @@ def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> Imag
 
 
 def existing_images(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
-    """Return the root of a location that exists, as it is now: of a dataset of the hub, at the commit that it has now.
-
-    Raises UserError: it does not exist; and as `image_root`.
-    """
+    """As `image_root`, of a location as it is now, on the hub its commit. Raises UserError: it does not exist."""
     if located(location).startswith("hf://"):
         return HubRoot(HubRoot(located(location)).dataset.list()[0].uri)
     check_images(location)

@@ -63,10 +63,7 @@ class FileIndex:
 
 
 def index_table(columns: Mapping[str, pa.DataType], rows: Iterator[tuple[Any, ...]]) -> pa.Table:
-    """Return rows of a name and values for `columns`, in Arrow's memory, which is a fraction of Python's.
-
-    What UTF-8 has no form of in a name is written as question marks.
-    """
+    """Return rows of a name and `columns` in Arrow's memory; what UTF-8 has no form of becomes a question mark."""
     schema, batches = pa.schema({NAME: pa.large_string(), **columns}), []
     while chunk := list(islice(rows, _ROWS_PER_BATCH)):
         names, *others = zip(*chunk, strict=True)
@@ -124,8 +121,7 @@ class IndexReference:
 class IndexFolder:
     """Where indexes are kept: in the `folder` of a run, with copies in its store `uri`, or in this machine's cache.
 
-    `look`: a folder of another run that may have an index. `whole`: the objects of a prefix are indexed, too, so that
-    others and other versions are noticed.
+    `look`: a folder of another run that may have an index. `whole`: objects of a prefix are indexed, with versions.
     """
 
     folder: Path | None = None

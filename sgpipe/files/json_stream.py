@@ -25,9 +25,9 @@ _ITEM = re.compile(r"[^ \t\n\r]")
 class JsonStream:
     """Iterates over the items of a JSON file's top-level arrays.
 
-    `for key, item in stream` yields every item of every array of the top-level object, in file order; other values are
-    collected in `scalars`, the keys of arrays, also of empty ones, in `arrays`. If the file is an array, its items have
-    the key "". After the last item, `sha256` is the hash of the content.
+    `for key, item in stream` yields every item of every array of the top-level object, in file order, or of a file that
+    is an array, with the key "". Other values are collected in `scalars`, the keys of arrays, also of empty ones, in
+    `arrays`. After the last item, `sha256` is the hash of the content.
     """
 
     def __init__(self, path: Location | str, *, members: bool = False) -> None:

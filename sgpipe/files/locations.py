@@ -76,19 +76,13 @@ def open_file(path: Location) -> Iterator[Any]:
 
 
 def open_stream(path: str | Location) -> io.BufferedReader:
-    """Open a file to be read from its beginning to its end.
-
-    Raises OSError: it is missing or cannot be read; StoreError: its store cannot be reached.
-    """
+    """Open a file to be read from its beginning to its end. Raises OSError; StoreError."""
     local = _local(path)
     return local.open("rb") if isinstance(local, Path) else cast(io.BufferedReader, local.open())
 
 
 def read_range(path: Location, start: int, length: int, version: str | None = None) -> bytes:
-    """Return `length` bytes of a file.
-
-    Raises OSError; ReplacedError: it is not of this version, as `info_of` has it; CutError: it ends before.
-    """
+    """Return `length` bytes. Raises OSError; ReplacedError: not of this version; CutError: it ends before."""
     if isinstance(path, StorePath):
         return path.read_range("", start, length, version)
     with path.open("rb") as file:
@@ -119,10 +113,7 @@ def _version(status: os.stat_result) -> str:
 
 
 def content_id(path: str | Location) -> list[str | int | None]:
-    """Return what identifies the content of a file without reading it: where it is, its size, its time or version.
-
-    Raises UserError: it is missing, or may not be read; StoreError: its store cannot be reached.
-    """
+    """Return what tells a file's content unread: place, size, time or version. Raises UserError: no such file."""
     local = _local(path)
     if isinstance(local, Path):
         status = existing_file(local).stat()
@@ -176,10 +167,7 @@ def delete(path: Location) -> None:
 
 
 def open_shard_file(path: Location) -> Path | BinaryIO:
-    """Return a Parquet file of a run as pyarrow reads it; in a store large ones are read by ranges.
-
-    Raises FileNotFoundError: there is no such object; StoreError: the store cannot be reached.
-    """
+    """Return a shard as pyarrow reads it, large ones of a store by ranges. Raises FileNotFoundError; StoreError."""
     if isinstance(path, Path):
         return path
     info = path.head()
@@ -207,10 +195,7 @@ def opened_ahead(paths: Sequence[Location]) -> Generator[BinaryIO | None, None, 
 
 @contextmanager
 def open_text(path: Location | str) -> Iterator[TextFile]:
-    """Open a text file, decompressed as it is read; it may be an object of a store.
-
-    Raises OSError: it cannot be read; UserError: it is empty, or, also in the body, its gzip data are damaged.
-    """
+    """Open a text file, decompressed as it is read. Raises OSError; UserError: it is empty or, also later, damaged."""
     with _decompressed(path) as file:
         if not file.peek(1):
             raise UserError(f"{path} is empty")
@@ -230,10 +215,7 @@ def _decompressed(path: Location | str) -> Iterator[TextFile]:
 
 
 def read_text(path: Location, what: str) -> str:
-    """Return the content of a small text file, without a byte order mark. `what` names the file in messages.
-
-    Raises UserError: it cannot be read, or is not text in UTF-8.
-    """
+    """Return a small text file, which messages call `what`. Raises UserError: it cannot be read, or is not UTF-8."""
     try:
         with open_text(path) as file:
             return file.read().decode("utf-8-sig")
@@ -255,10 +237,7 @@ def text_sha256(path: Location) -> str:
 
 
 def read_ends(path: Location, length: int) -> tuple[bytes, bytes]:
-    """Return the first and the last `length` bytes of a text file; of a compressed one only the first.
-
-    Raises as `open_text`; UserError: it is a pipe, which cannot be read again.
-    """
+    """Return both ends of a text file, of gzip only the first. Raises as `open_text`; UserError: it is a pipe."""
     with open_text(path) as file:
         if not file.seekable():
             raise UserError(f"{path} is a pipe, but it is read more than once; save it as a file, plain or gzip")

@@ -1,8 +1,7 @@
 """Models in object stores and on the hub: each machine fetches one once, into its cache.
 
 The process that starts a run pins a model, so that every worker uses the same files: `s3://bucket/tagger` becomes
-`s3://bucket/tagger#sha256:0123456789abcdef`, a run with it is that with a folder of these files; `anna/tagger` becomes
-`anna/tagger@COMMIT`.
+`s3://bucket/tagger#sha256:0123456789abcdef`, the hash of a folder of these files; `anna/tagger` `anna/tagger@COMMIT`.
 """
 
 from __future__ import annotations
@@ -36,11 +35,9 @@ def cache_folder() -> Path:
 
 
 def pin_model(name: str, before: str = "") -> str:
-    """Return a model of a store with the hash of the files that it has now, one of the hub with its commit.
+    """Return a model of a store with the hash of its files, one of the hub with its commit; any other name unchanged.
 
-    Any other name is unchanged, and one of the hub if its commit cannot be told. `before`: what a run that is resumed
-    says of its models; a commit in it stays, unless `name` has another one.
-
+    `before`: what a run that is resumed says of its models; a commit in it stays, unless `name` has another one.
     Raises UserError: there is no such model or no permission; EngineError: the store cannot be reached.
     """
     if hub := HubModel.parse(name):
@@ -57,8 +54,7 @@ def pin_model(name: str, before: str = "") -> str:
 def local_model(name: str, *, whole: bool = True) -> str:
     """Return the folder of a model of a store or the hub, fetched if it is not there; any other name unchanged.
 
-    `whole` False: config.json is enough. Raises as `pin_model`; also UserError: it can only be a path, and is missing,
-    or the files in the store have another hash than the one in the name.
+    `whole` False: config.json is enough. Raises as `pin_model`; UserError: it is a missing path, or has another hash.
     """
     if hub := HubModel.parse(name):
         try:

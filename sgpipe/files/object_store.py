@@ -1,7 +1,6 @@
 """Objects of a store (S3, Google, Azure) under the URI of their location: read whole, by ranges or as a file; written.
 
-obstore speaks to the store; it retries and knows the versions of objects (ETags). Nothing relies on renaming or
-appending. Keys come from the environment alone.
+obstore retries and knows the versions of objects (ETags). Nothing renames or appends. Keys are in the environment.
 """
 
 from __future__ import annotations
@@ -87,9 +86,13 @@ class StorePath:
 
     def __init__(self, uri: str) -> None:
         """Raises UserError: of an unknown scheme, or the URI contains keys or a query."""
-        refuse_keys(uri)
+        if "?" in uri:
+            raise UserError("the URI of an object store must not have a query (?…); set it in the environment")
         scheme, separator, rest = uri.partition("://")
         bucket, _, key = rest.partition("/")
+        user, at, _ = bucket.rpartition("@")  # of Azure, this may be a container
+        if at and (":" in user or not uri.startswith(("abfs", *_ANONYMOUS))):
+            raise UserError("the URI of an object store must not contain keys; set them in the environment")
         if not separator or scheme not in _SCHEMES:
             raise UserError(f"{uri} is not an object store: {_EXPECTED}")
         if not bucket:
@@ -115,9 +118,6 @@ class StorePath:
 
     def __str__(self) -> str:
         return self.location
-
-    def __repr__(self) -> str:
-        return f"StorePath({self.uri!r})"
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StorePath) and self.uri == other.uri
@@ -159,10 +159,7 @@ class StorePath:
             shutil.copyfileobj(source, target, _BUFFER)
 
     def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
-        """Return `length` bytes of an object.
-
-        Raises FileNotFoundError; ReplacedError: it is not of this version; CutError: it ends before.
-        """
+        """Return `length` bytes. Raises FileNotFoundError; ReplacedError: another version; CutError: it ends before."""
         data = self.read_start(name, length, version, start) if length else b""
         if len(data) != length:
             raise CutError(f"{self._at(name)} is truncated: it ends within bytes {start} to {start + length}")
@@ -201,10 +198,7 @@ class StorePath:
         return {path.name: size for path, size in paths.items() if path.parent == PurePosixPath(folder)}
 
     def open(self, name: str = "", buffer: int = _BUFFER) -> BinaryIO:
-        """Open an object as a file, read in ranges of at least `buffer` bytes of the version that it has now.
-
-        Raises FileNotFoundError.
-        """
+        """Open an object, as it is now, as a file read by `buffer` bytes or more. Raises FileNotFoundError."""
         info = self.head(name)
         if info is None:
             raise FileNotFoundError(self._at(name))
@@ -217,10 +211,7 @@ class StorePath:
             obstore.put(self._writes, self._key(name), data, use_multipart=in_parts)
 
     def put_if(self, name: str, data: bytes, version: UpdateVersion | None) -> bool:
-        """Write an object if it still has this version, or, for None, if there is none; return whether it did.
-
-        A store without conditional writes always does.
-        """
+        """Write an object if it is of this version (None: absent); return whether. Some stores always do."""
         with self._naming(name, writes=True):
             try:
                 obstore.put(self._writes, self._key(name), data, mode=version or "create", use_multipart=False)
@@ -302,15 +293,6 @@ class _ObjectFile(io.RawIOBase):
         buffer[:length] = self._store.read_range(self._info.name, self._at, length, self._info.version)
         self._at += length
         return length
-
-
-def refuse_keys(uri: str) -> None:
-    """Raises UserError: the URI contains keys, or a query. A container of Azure may stand where a user name would."""
-    if "?" in uri:
-        raise UserError("the URI of an object store must not have a query (?…); set what it says in the environment")
-    user, at, _ = uri.partition("://")[2].partition("/")[0].rpartition("@")
-    if at and (":" in user or not uri.startswith(("abfs", *_ANONYMOUS))):
-        raise UserError("the URI of an object store must not contain keys; set them in the environment")
 
 
 @cache

@@ -43,9 +43,7 @@ def file_of(name: str) -> str:
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns that hold images: as the file's description for `datasets` states, or as their types
-    suggest.
-    """
+    """Return the columns that hold images, as stated in the description for `datasets`, or as their types suggest."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         stated = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
@@ -95,10 +93,7 @@ class ParquetImages:
         )
 
     def read(self, file: str, column: str | None, row: int) -> bytes:
-        """Return the image file in a row.
-
-        Raises FileNotFoundError: there is no such file, row, column or image; OSError: the Parquet file cannot be read.
-        """
+        """Return the image file in a row. Raises FileNotFoundError: there is none; OSError: it cannot be read."""
         with self._lock:
             try:
                 data = self._file(file).image(column, row)

@@ -31,11 +31,7 @@ _UNITS_PER_ACTOR = 4
 
 @dataclass(frozen=True)
 class WorkUnit:
-    """Rows `start` to `stop` of a split.
-
-    `replaces` names an earlier shard of these rows: one that was lost, or, with `errors_only`, one whose error rows
-    (and only these) are processed again.
-    """
+    """Rows `start` to `stop` of a split; `replaces`: a shard that was lost or, `errors_only`, has rows to do again."""
 
     split: str
     start: int
@@ -98,10 +94,7 @@ def plan_units(
     *,
     retry_failed: bool = False,
 ) -> list[WorkUnit]:
-    """Return what is left to do of the first `rows` of each split, as few and as long ranges as possible.
-
-    That is: rows without a shard, shards whose files are missing or cut, and, with `retry_failed`, error rows.
-    """
+    """Return what is left of the first `rows` of each split: without a shard, lost, or error rows that are retried."""
     units = [WorkUnit(split, *gap) for split, count in rows.items() for gap in manifest.missing(split, count)]
     lost = folder.lost(manifest)
     for shard in lost:
@@ -134,10 +127,8 @@ _LOCAL_IMAGES = 2000  # for more, spreading stages over GPUs or CPUs saves more 
 class StageBuilder:
     """Builds the stages that run, in the process that runs them; for Ray in the driver.
 
-    Attributes:
-        build: `build_stages`.
-        classes: the id of every class that a box can have; None: those of the detector.
-        names: the stages that run. reused: those that do not.
+    `build`: `build_stages`. `classes`: the id of every class that a box can have; None: those of the detector. `names`:
+    the stages that run; `reused`: those that do not.
     """
 
     build: Callable[[Recipe, Mapping[str, ImageRoot], Mapping[str, int]], Sequence[Stage]]
@@ -179,10 +170,7 @@ class Engine(Protocol):
     gpus: int
 
     def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
-        """Get ready; returns the units, cut so that all workers have work to the end.
-
-        Raises UserError: a model is missing, or the workers do not fit; EngineError: Ray did not start.
-        """
+        """Get ready; returns the units, cut for the workers. Raises UserError: a model or room lacks; EngineError."""
 
     def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
         """Yield each shard as soon as it is written. An image that crashes its worker twice becomes an error row.
@@ -205,10 +193,7 @@ def told(error: UserError | EngineError | OSError) -> tuple[str, str]:
 
 
 def runs_locally(recipe: Recipe, stages: StageBuilder, images: float) -> bool:
-    """Return whether the local engine runs the stages, without Ray.
-
-    By default it does, unless there is a cluster or, for many images, GPUs or unequal shares of CPUs of this machine.
-    """
+    """Return whether Ray is not needed: by default no cluster is joined, and images are few or all stages equal."""
     engine = recipe.engine
     if engine.kind != "auto":
         return engine.kind == "local"
@@ -226,10 +211,7 @@ def usable_cpus() -> int:
 
 
 def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
-    """Return the stages that share the GPUs of this machine: those whose models can, unless a stage asks for GPUs.
-
-    `before`: the identity of the run that is resumed, or of its parent: if it began on CPUs, no stage shares GPUs.
-    """
+    """Return the stages that share this machine's GPUs: none if one asks for GPUs, or `before` began on CPUs."""
     models = {name: getattr(recipe, name) for name in models_of(recipe)}
     able = {name for name, each in models.items() if each.resources.gpus is None and each.device in ("auto", "cuda")}
     asked = any(each.resources.gpus for each in models.values())
@@ -242,8 +224,8 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
 def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None, cpus: int | None = None) -> Recipe:
     """Return the recipe with the GPUs of this machine shared by `stages`: as many actors of each pool as GPUs.
 
-    Actors also get threads that open images. These do not count as CPUs: they wait for the GPU most of the time.
-    `gpus`, `cpus`: of this machine; None: as many as there are.
+    Actors also get threads that open images, which are no CPUs: they wait for the GPU most of the time. `gpus`, `cpus`:
+    of this machine; None: as many as there are.
     """
     gpus, cpus = gpus or usable_gpus(), cpus or recipe.engine.cpus or os.cpu_count() or 1
     pools = sum(shares for shares, _ in groupby(STAGES, lambda name: name in stages))

@@ -1,7 +1,6 @@
-"""The identity of a run: everything that decides its labels. A changed identity is another run.
+"""The identity of a run: everything that decides its labels, with the content of models and annotation files.
 
-Settings that only distribute work (actors, batch sizes, devices) are not part of it. The content of annotation files
-and models is.
+A changed identity is another run. Settings that only distribute work (actors, batch sizes, devices) do not count.
 """
 
 from __future__ import annotations
@@ -27,11 +26,7 @@ _OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk", "vocabulary"}
 
 
 def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collection[str] = ()) -> dict[str, Any]:
-    """Everything that decides the labels, as plain nested values.
-
-    Args:
-        sharing: the stages that share the GPUs of this machine, though the recipe does not ask for them.
-    """
+    """Return what decides the labels, as plain values; `sharing`: stages that share this machine's GPUs unasked."""
     parts: dict[str, Any] = {"sgpipe": __version__, "seed": recipe.seed, "format": recipe.source.format}
     parts["source"] = source_identity(indexes)
     parts["miniworld"] = recipe.source.synthetic

@@ -1,8 +1,7 @@
 """The local engine: worker processes on this machine, without Ray.
 
-The driver plans and commits, and imports no model code. A worker builds the stages, then reads, labels and writes one
-unit after the other, and ends when the driver does. A unit whose worker has crashed is processed by `IsolatedRunner`,
-which finds the image responsible.
+The driver plans and commits, and imports no model code. A worker reads, labels and writes one unit after the other, and
+ends when the driver does. A unit whose worker has crashed goes to `IsolatedRunner`, which finds the image responsible.
 """
 
 from __future__ import annotations
@@ -182,7 +181,7 @@ def serve(pipe: int, lifeline: int) -> None:
         except EOFError:
             return
         if kind == "unit" and work is not None:
-            connection.send(_outcome(work, *value))
+            connection.send(work.outcome(*value))
         elif kind == "work":
             work = _Work(*value)
         else:
@@ -197,17 +196,15 @@ def _end_with_driver(lifeline: int) -> None:
 
 @dataclass
 class _Work:
-    """Reads, labels and writes units. Stages are built, and models loaded, with the first one.
-
-    A unit whose worker has crashed runs in a process of its own. The models are then in one of both, never in two.
-    """
+    """Labels units; one whose worker has crashed in a process of its own, so that models are loaded once at a time."""
 
     stages: StageBuilder
     reader: UnitReader
     writer: UnitWriter
     runner: StageRunner | IsolatedRunner | None = None
 
-    def __call__(self, unit: WorkUnit, isolated: bool) -> ShardEntry:
+    def label(self, unit: WorkUnit, isolated: bool) -> ShardEntry:
+        """Return the shard of a unit."""
         kind = IsolatedRunner if isolated else StageRunner
         if not isinstance(self.runner, kind):
             self.runner = None
@@ -219,13 +216,12 @@ class _Work:
             self.runner = kind(self.stages())
         return self.writer(unit, *self.runner(self.reader(unit)))
 
-
-def _outcome(work: _Work, unit: WorkUnit, isolated: bool) -> tuple[str, ShardEntry | str]:
-    """Return a shard, or why there is none, as plain values: exceptions of libraries cannot all be sent."""
-    try:
-        return "shard", work(unit, isolated)
-    except (UserError, EngineError, OSError) as error:
-        return told(error)
-    except Exception as error:  # noqa: BLE001 - not swallowed but passed on
-        lines = str(error).strip().splitlines() or [""]
-        return FAILURE, f"a worker failed: {type(error).__name__}: {lines[0]}"
+    def outcome(self, unit: WorkUnit, isolated: bool) -> tuple[str, ShardEntry | str]:
+        """Return a shard, or why there is none, as plain values: exceptions of libraries cannot all be sent."""
+        try:
+            return "shard", self.label(unit, isolated)
+        except (UserError, EngineError, OSError) as error:
+            return told(error)
+        except Exception as error:  # noqa: BLE001 - not swallowed but passed on
+            lines = str(error).strip().splitlines() or [""]
+            return FAILURE, f"a worker failed: {type(error).__name__}: {lines[0]}"

@@ -1,8 +1,7 @@
 """`sgpipe merge`: several runs as one, in which the rows of an image are united.
 
-A row keeps in `sources` the rows of single runs that it was made from, which a merged run gives when it is merged
-again. So the result depends only on which runs went into it. DuckDB finds the rows of each image and sorts them on
-disk; beside them is a file with the images of the shards.
+A row keeps in `sources` the rows of single runs that it was made from, so the result depends only on which runs went
+into it. DuckDB finds the rows of each image and sorts them on disk, beside a file with the images of the shards.
 """
 
 from __future__ import annotations
@@ -123,12 +122,8 @@ def merge_runs(
     """Merge runs into `out`, and return its manifest; an earlier call that stopped is resumed.
 
     The header has under `matched` the numbers of `images`, of those `shared` by several runs, of names that stand for
-    `different` images, of error rows that were `replaced` by the row of another run, and of `unread` files.
-
-    Args:
-        match: what rows of one image have in common. Images of one name but of other sizes or files are different ones.
-        least: IoU from which boxes of one class are one object.
-        images: where the images of all runs are, if they have moved.
+    `different` images, of error rows that were `replaced` by the row of another run, and of `unread` files. Rows of one
+    image have `match` in common. `least`: IoU from which boxes of one class are one object. `images`: if they moved.
 
     Raises UserError: a place is not a complete run, a shard cannot be read, or `out` is another run or in use.
     """
@@ -339,9 +334,9 @@ def unite(records: Sequence[Record], least: float) -> tuple[Record, Counter[str]
     """Return one record with what several say of an image, one of each run, and counts of what was united.
 
     Boxes are one object if each two of them are of different runs, overlap by `least` (IoU), and have the same class or
-    synonyms; those that overlap most are united first. An object has the box and class of its strongest member: an
-    annotated box before a detected one, that before a grounded one, then by score and size. A relation is there once,
-    as its strongest origin states it, with all origins. All else is united where it is equal.
+    synonyms; those that overlap most come first. An object has the box and class of its strongest member: annotated
+    before detected before grounded, then by score and size. A relation is there once, as its strongest origin has it,
+    with all origins. All else is united where it is equal.
     """
     runs = [run for run, record in enumerate(records) for _ in record.objects]
     boxes = [box for record in records for box in record.objects]

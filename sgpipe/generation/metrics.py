@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 from sgpipe.errors import os_error_reason
 from sgpipe.storage.manifest import ShardEntry
@@ -26,8 +27,7 @@ _COUNTED = {"images": "images labelled", "errors": "error rows", "relations": "r
 class RunMetrics:
     """Totals of one command, in which a run that is resumed begins at 0.
 
-    `workers`: how many processes run which stages. They are utilized while they compute; a worker is idle while it
-    reads or writes, waits for another stage, or has no unit left.
+    `workers`: how many processes run which stages. They are utilized while they compute, not while they read or wait.
     """
 
     def __init__(self, run: str, images: int, workers: Mapping[tuple[str, ...], int], *, on_ray: bool) -> None:
@@ -117,7 +117,9 @@ class RunMetrics:
         def append(state: str) -> None:
             nonlocal warned
             try:
-                self._append(file, state)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with file.open("a", encoding="utf-8") as lines:
+                    lines.write(json.dumps(self._line(state)) + "\n")
             except OSError as error:
                 if not warned:
                     progress.say(f"NOTE: no metrics in {file} ({os_error_reason(error)}); the run continues")
@@ -137,9 +139,9 @@ class RunMetrics:
             thread.join()
             append(state)
 
-    def _append(self, file: Path, state: str) -> None:
+    def _line(self, state: str) -> dict[str, Any]:
         elapsed = time.monotonic() - self._began
-        values = {
+        return {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "state": state,
             "elapsed": round(elapsed, 1),
@@ -149,6 +151,3 @@ class RunMetrics:
             "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.copy().items()},
             "gpu_memory": self._memory.copy(),
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(values) + "\n")

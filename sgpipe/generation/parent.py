@@ -40,10 +40,7 @@ def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
-    """Return the recipe by which a run is extended if the user names none: its own, with its captions if it has any.
-
-    Of an import, it is that of the miniworld.
-    """
+    """Return the recipe that extends a run: its own, with its captions if it has any; of an import the miniworld's."""
     manifest = open_parent(run).manifest
     if any(shard.counts.get("captions") for shard in manifest.shards):
         overrides = {"caption.captioner": None, **overrides}
@@ -54,12 +51,7 @@ def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
 
 @dataclass(frozen=True)
 class Parent:
-    """The run that another one takes over a part of.
-
-    Attributes:
-        folder: None if it is in a store.
-        files: its manifest and all else. storage: its shards.
-    """
+    """The run that another takes over a part of; `folder`: None if it is in a store; `files`: all but its shards."""
 
     name: str
     folder: Path | None
@@ -133,10 +125,9 @@ class Parent:
 class Reuse:
     """What a run takes over from its parent.
 
-    Attributes:
-        recipe: of the run, with all paths resolved. identity: what decides its rows, but for the files of its source.
-        reused: the stages that do not run again. changes: the settings that differ, one line each.
-        before: the identity of the parent.
+    `recipe`: of the run, with all paths resolved; `identity`: what decides its rows, but for the files of its source;
+    `reused`: the stages that do not run again; `changes`: a line for each setting that differs; `before`: the parent's
+    identity.
     """
 
     parent: Parent
@@ -208,10 +199,7 @@ def _check_same(parent: Parent, before: Mapping[str, Any], now: Mapping[str, Any
 
 
 def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then: Recipe, recipe: Recipe) -> list[str]:
-    """Return the settings of a stage that differ, with the seed if it decides the captions.
-
-    A model that is not here is the parent's if both recipes name the same one.
-    """
+    """Return the settings that differ. A model that is not here is the parent's if both recipes name the same one."""
     keys = ["caption", "seed"] if stage == "caption" and now["caption"]["captioner"] else [stage]
     old, new = before.get(stage, {}), now.get(stage, {})
     kind = _KINDS.get(stage, "" if old and new else "detector")
@@ -235,10 +223,7 @@ def _is_same(before: Any, now: Any) -> bool:
 
 @dataclass(frozen=True)
 class ParentReader(UnitReader):
-    """Work unit → its records, from the source index, with the columns that the parent's `reused` stages filled.
-
-    parent: its name. shards: its shards, in `place`.
-    """
+    """Work unit → its records, with the columns that the `reused` stages filled in the `shards` of the parent."""
 
     parent: str
     place: Location
@@ -246,10 +231,7 @@ class ParentReader(UnitReader):
     reused: tuple[str, ...]
 
     def read(self, unit: WorkUnit) -> list[Record]:
-        """As `UnitReader.read`. An error stays if it is of a stage that does not run again.
-
-        Raises UserError: a shard of the parent is damaged, or has other images.
-        """
+        """As `UnitReader.read`; errors of reused stages stay. Raises UserError: a shard is damaged, or of others."""
         records, columns = super().read(unit), self._columns
         limited = {name for stage in self.reused for name in _LEFT_OUT.get(stage, ())}
         for record, row in zip(records, self._rows(unit), strict=True):

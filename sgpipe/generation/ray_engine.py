@@ -167,13 +167,10 @@ class RayEngine:
 def run_units(
     stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
 ) -> Generator[ShardEntry]:
-    """Run every unit through the stages; yields each shard as soon as it is written.
+    """Run every unit through the stages; yields each shard as soon as it is written. Raises as `Engine.run`.
 
     When workers or machines are lost more often than Ray replaces them, the remaining units start again on what is left
     of the cluster, as long as that makes progress; an image that kills its worker becomes an error row.
-
-    Raises UserError: a stage could not be set up or refused its input; EngineError: the disk is full, a stage failed,
-    or Ray gave up on a unit.
     """
     left = {(unit.split, unit.start): unit for unit in units}
     isolated = False
@@ -258,10 +255,7 @@ def _watch(name: str, placed: PlacementGroup) -> Iterator[threading.Event]:
 
 
 def kill_actors(name: str) -> None:
-    """Kill all actors whose name starts with `name`; they do not restart.
-
-    After an error Ray Data leaves actors alive that wait for a lost unit. They would keep their CPUs forever.
-    """
+    """Kill the actors of a name for good: after an error Ray Data leaves some alive, which keep their CPUs forever."""
     for each in list_named_actors():
         if each.startswith(name):
             with suppress(ValueError):  # it has just ended
@@ -386,9 +380,7 @@ class Pool:
 def plan_pools(stages: Sequence[Stage], units: int, nodes: Sequence[Mapping[str, Any]] | None = None) -> list[Pool]:
     """Group consecutive stages of equal resources, and size their pools to the `nodes` (`ray.nodes()`).
 
-    Pools without a fixed number of actors share what the others leave, so that all pools run at once.
-
-    Raises UserError: the actors do not fit.
+    Pools without a fixed number of actors share what the others leave. Raises UserError: the actors do not fit.
     """
     machines = [node["Resources"] for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
     groups = [(resources, tuple(group)) for resources, group in groupby(stages, key=lambda stage: stage.resources)]

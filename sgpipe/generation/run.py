@@ -47,7 +47,7 @@ from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
-from sgpipe.storage.run_folder import REQUESTS, RunFolder, check_output
+from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, RunFolder, check_output
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count, single_line
@@ -97,12 +97,12 @@ def generate(
         if mirror.is_owner:
             run.tidy(units, retry_failed)
             mirror.copy()
-        meter = run.meter(units)
+        local = run.engine is None or isinstance(run.engine, LocalEngine)
+        on_ray = not local and "://" not in str(recipe.engine.address)
+        workers = run.engine.workers if run.engine else {}
+        meter = RunMetrics(recipe.name, sum(unit.rows for unit in units), workers, on_ray=on_ray)
         with meter.written_to(metrics and check_output(metrics), progress):
-            if units:
-                run.label(units, mirror, meter)
-            else:
-                progress.say(run.nothing_left)
+            run.label(units, mirror, meter)
         problems = sum((Counter(index.meta["problems"]) for index in run.indexes.values()), Counter[str]())
         return add_up(run.manifest, sum(run.rows.values()), problems)
 
@@ -110,10 +110,8 @@ def generate(
 class LabellingRun:
     """A run from its plan to its last shard.
 
-    Attributes:
-        recipe: once planned, with its images and models in place.
-        before: the identity of the shards in the folder; empty: there are none.
-        roots, indexes: the images and annotations of each split. rows: how many of its rows are asked for.
+    `recipe` has its images and models in place once it is planned. `before`: the identity of shards in the folder, if
+    there are any. `roots`, `indexes`: the images and annotations of each split; `rows`: how many are asked for.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, reuse: Reuse | None, progress: Progress) -> None:
@@ -179,10 +177,7 @@ class LabellingRun:
         return units
 
     def start_engine(self, units: Sequence[WorkUnit]) -> list[WorkUnit]:
-        """Fetch missing models and start the engine; returns the units, cut for its workers.
-
-        Raises as `Engine.start`; UserError, StoreError: see `fetch_models`.
-        """
+        """Fetch missing models and start the engine; returns the units, cut for its workers. Raises as these do."""
         recipe, classes = self._with_gpus(), None  # those of the detector
         metas = [index.meta for _, index in sorted(self.indexes.items())]  # in whatever order the recipe has the splits
         if recipe.source.format != "folder":
@@ -210,15 +205,9 @@ class LabellingRun:
             RequestCache(self.folder.private / REQUESTS).forget_refusals()
         self.folder.sweep(self.manifest)
         remove_unused(self.recipe.source, self.folder.private)
-        if units or not self.folder.is_described:  # a finished run is not described by a smaller --limit
+        described = all((self.folder.root / name).is_file() for name in (RECIPE, README))
+        if units or not described:  # a finished run is not described by a smaller --limit
             self.folder.describe(self.recipe, self.manifest)
-
-    def meter(self, units: Sequence[WorkUnit]) -> RunMetrics:
-        """Return what measures the units."""
-        local = self.engine is None or isinstance(self.engine, LocalEngine)
-        on_ray = not local and "://" not in str(self.recipe.engine.address)
-        workers = self.engine.workers if self.engine else {}
-        return RunMetrics(self.recipe.name, sum(unit.rows for unit in units), workers, on_ray=on_ray)
 
     def reader(self) -> UnitReader:
         """Return what reads the units from the source indexes, and from the parent."""
@@ -227,9 +216,13 @@ class LabellingRun:
         return self.reuse.reader(reader) if self.reuse else reader
 
     def label(self, units: Sequence[WorkUnit], mirror: ManifestMirror, meter: RunMetrics) -> None:
-        """Run the units, and commit each shard as soon as it is written."""
-        assert self.engine is not None
+        """Run the units, if any are left, and commit each shard as soon as it is written."""
         folder, manifest = self.folder, self.manifest
+        if self.engine is None:
+            asked, there = sum(self.rows.values()), sum(shard.rows for shard in manifest.shards)
+            of_them = f", of which {asked:,} were asked for" if asked < there else ""
+            self.progress.say(f"nothing left to do: {folder.location} has {count(there, 'image')}{of_them}")
+            return
         for split in self.indexes:
             mirror.copy_index(folder.index(split))
         keep_indexes(self.roots, folder)
@@ -259,13 +252,6 @@ class LabellingRun:
             self.progress.say(f"NOTE: {fallen} fell back to the rule parser: the model's answers were unusable")
         folder.sweep(manifest)
 
-    @property
-    def nothing_left(self) -> str:
-        """What to say of a finished run."""
-        asked, there = sum(self.rows.values()), sum(shard.rows for shard in self.manifest.shards)
-        of_them = f", of which {asked:,} were asked for" if asked < there else ""
-        return f"nothing left to do: {self.folder.location} has {count(there, 'image')}{of_them}"
-
     def close(self) -> None:
         """End the workers."""
         for engine in (self._local, self.engine):
@@ -278,9 +264,7 @@ class LabellingRun:
 
 
 def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
-    """Check everything that a recipe names, before a folder is made for what comes of it.
-
-    `stages`: those that run; models of others need not be there.
+    """Check all that a recipe names, before a folder is made; models of stages not in `stages` need not be there.
 
     Raises UserError: data or a model is missing, or options contradict each other; the message names the option.
     """
@@ -338,9 +322,7 @@ def _of_splits(splits: Sequence[str]) -> str:
 
 
 def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:
-    """Return the root of each split, as it is now, and print what was noticed while archives were read.
-
-    A dataset of the hub stays at the commit that it had when the run began.
+    """Return the root of each split as it is now, on the hub as it was when the run began; print notes of archives.
 
     Raises UserError, StoreError, OSError: as `existing_images`.
     """
@@ -360,10 +342,7 @@ def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress
 
 
 def check_names(roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceIndex], rows: Mapping[str, int]) -> None:
-    """Look for the images of a new run, until one of each split is found.
-
-    Raises UserError: none of them is there, so that every row would be an error; StoreError: see `ImageRoot`.
-    """
+    """Look for an image of each split of a new run. Raises UserError: none is there, so all rows would be errors."""
     for split, number in rows.items():
         root, step = roots[split], -(-number // _MOST_LOOKED_FOR)
         starts = range(0, number, _AT_ONCE)

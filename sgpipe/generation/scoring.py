@@ -1,16 +1,14 @@
 """`sgpipe score`: a copy of a run with an additional column, a score of each relation.
 
-CLIP's score is how well a relation, as a text, fits its image, whatever the tagger found. Another score
-is how probable a vision-language model finds each relation.
+CLIP's score is how well a relation, as a text, fits its image; a vision-language model's how probable it finds it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,8 +34,7 @@ from sgpipe.utils.hashing import file_sha256, fingerprint, model_sha256
 _CROPS = 64  # of one image, encoded together
 
 
-@dataclass(frozen=True)
-class ClipScore:
+class ClipScore(NamedTuple):
     """How well a relation fits its image.
 
     Attributes:
@@ -53,10 +50,7 @@ class ClipScore:
 
 
 class RelationRanker:
-    """A CLIP model that scores relations, with the predicates of the contrast texts.
-
-    Raises UserError: as `ClipModel`, or a named model has no weights.
-    """
+    """A CLIP model, with the predicates of contrast texts. Raises UserError: as `ClipModel`, or it has no weights."""
 
     def __init__(self, model: str, weights: str | None, predicates: Sequence[str], device: str = "auto") -> None:
         if weights is None and not Path(model).is_dir() and ":" not in model and "/" not in model:
@@ -66,10 +60,7 @@ class RelationRanker:
 
     @torch.inference_mode()
     def __call__(self, record: Record, image: Image.Image) -> list[ClipScore | None]:
-        """Return the score of each relation of the record, in its order.
-
-        None where a box has no area in the image.
-        """
+        """Return the score of each relation of the record, in its order; None where a box has no area in the image."""
         pairs = list(dict.fromkeys((relation.subject, relation.object) for relation in record.relations))
         features: dict[tuple[int, int], Tensor] = {}
         for at in range(0, len(pairs), _CROPS):
@@ -105,51 +96,37 @@ def _union(image: Image.Image, objects: Sequence[Box]) -> Image.Image | None:
     return image.crop(corners)
 
 
-Score = TypeVar("Score")
-Scorer = Callable[[Record, Image.Image], Sequence[Score | None]]
+Scorer = Callable[[Record, Image.Image], Sequence[ClipScore | float | None]]
 
 
-@dataclass(frozen=True)
-class ScoreColumn(Generic[Score]):
-    """A column that scoring adds: a list with an entry for each relation, as `stored` makes it of a score.
-
-    `what`: what it is, for messages and the README of the copy.
-    """
+class ScoreColumn(NamedTuple):
+    """A column that scoring adds, with an entry for each relation; `what`: its name in messages and the README."""
 
     name: str
     entry: pa.DataType
-    stored: Callable[[Score], Any]
     what: str
 
 
-CLIP_COLUMN: ScoreColumn[ClipScore] = ScoreColumn(
-    CLIP_SCORE,
-    pa.struct({"score": pa.float32(), "swapped": pa.float32(), "rank": pa.int32(), "contrasts": pa.int32()}),
-    asdict,
-    "CLIP's score",
-)
+_CLIP_ENTRY = pa.struct({"score": pa.float32(), "swapped": pa.float32(), "rank": pa.int32(), "contrasts": pa.int32()})
+CLIP_COLUMN = ScoreColumn(CLIP_SCORE, _CLIP_ENTRY, "CLIP's score")
+VLM_COLUMN = ScoreColumn(VLM_SCORE, pa.float32(), "the score of a vision-language model")
 
 
 def score_run(
     root: Path,
     out: Path,
-    column: ScoreColumn[Score],
-    make_scorer: Callable[[], Scorer[Score]],
+    column: ScoreColumn,
+    make_scorer: Callable[[], Scorer],
     identity: dict[str, Any],
     progress: Progress,
     images: ImagePlace | None = None,
 ) -> dict[str, int]:
     """Copy the shards of a run to `out` with scores; an earlier call that stopped is resumed.
 
-    Args:
-        make_scorer: called once, if there is anything to score.
-        identity: everything that decides the scores; a folder with another identity is refused.
-        images: where the images are, if they moved.
+    `make_scorer` is called once, if there is anything to score; `identity` decides the scores. Returns the number of
+    relations that were `scored`, and of those that could not be.
 
-    Returns the number of relations that were `scored`, and of those that could not be.
-
-    Raises UserError: a folder is not a run or another one, a shard cannot be read, the run already has the column, or
-    another process writes to `out`.
+    Raises UserError: a folder is not a run or another one, a shard is damaged, or the run already has the column.
     """
     source, folder = Manifest.load(root), RunFolder(out)
     scorer, counts = None, {"scored": 0, "unscored": 0}
@@ -192,21 +169,17 @@ def model_identity(name: str | None) -> str | None:
 
 
 def _scored(
-    source: Manifest, table: pa.Table, column: ScoreColumn[Score], scorer: Scorer[Score], images: ImagePlace | None
+    source: Manifest, table: pa.Table, column: ScoreColumn, scorer: Scorer, images: ImagePlace | None
 ) -> pa.Table:
     """Return the table with the column: None for the relations of an image that cannot be opened, too."""
-    lists: list[list[Any]] = []
+    lists: list[Sequence[ClipScore | float | None]] = []
     for record, embedded in zip(from_table(table), embedded_images(table), strict=True):
-        scores: Sequence[Score | None] = [None] * len(record.relations)
+        lists.append([None] * len(record.relations))
         if record.ok and record.relations:
             with suppress(ImageError):
-                scores = scorer(record, open_row_image(source.image_roots, record, embedded, images))
-        lists.append([None if score is None else column.stored(score) for score in scores])
+                lists[-1] = scorer(record, open_row_image(source.image_roots, record, embedded, images))
     added = table.append_column(column.name, pa.array(lists, pa.list_(column.entry)))
     return added.replace_schema_metadata(table.schema.metadata)
-
-
-VLM_COLUMN: ScoreColumn[float] = ScoreColumn(VLM_SCORE, pa.float32(), float, "the score of a vision-language model")
 
 
 def vlm_identity(settings: ScorerSettings) -> dict[str, Any]:
@@ -217,18 +190,14 @@ def vlm_identity(settings: ScorerSettings) -> dict[str, Any]:
     return {"by": settings.kind, "model": model_sha256(settings.model), "dtype": dtype}
 
 
-def vlm_scorer(settings: ScorerSettings, out: Path) -> Callable[[], Scorer[float]]:
-    """Return what makes the scorer, or raises UserError. `out`: the scored copy, which keeps answers of a server."""
+def vlm_scorer(settings: ScorerSettings, out: Path) -> Scorer:
+    """Return the scorer, or raises UserError. `out`: the scored copy, which keeps answers of a server."""
+    scorer = make_scorer(settings, CacheFolder(RunFolder(out).private))
+    scorer.check()
+    scorer.load()
 
-    def make() -> Scorer[float]:
-        scorer = make_scorer(settings, CacheFolder(RunFolder(out).private))
-        scorer.check()
-        scorer.load()
+    def score(record: Record, image: Image.Image) -> list[float | None]:
+        found = scorer.scores(image, record.objects, record.relations)
+        return [each if isinstance(each, float) else None for each in found]
 
-        def score(record: Record, image: Image.Image) -> Sequence[float | None]:
-            found = scorer.scores(image, record.objects, record.relations)
-            return [each if isinstance(each, float) else None for each in found]
-
-        return score
-
-    return make
+    return score

@@ -1,9 +1,8 @@
 """The index of a run: a DuckDB file in RUN/.sgpipe/cache, opened read-only by any number of processes.
 
-Its name says what it is of: the shards with their checksums, sizes and times. A run that has changed has no index of
-its name yet, so a stale one is never read. One process builds it while others wait, from the shards that are new and
-from the earlier index; it is renamed into place when it is whole, and the earlier one, which others may still have
-open, is deleted.
+Its name says what it is of: the shards with their checksums, sizes and times, so a stale one is never read. One process
+builds it while others wait, from the shards that are new and from the earlier index, which is deleted when the new one
+is in place; others may still have it open.
 """
 
 from __future__ import annotations
@@ -91,14 +90,10 @@ _Opened = tuple[Path, duckdb.DuckDBPyConnection, Callable[[], None]]
 class Index:
     """The index of a run in one state: what is committed later is in another one, see `newer`. Threads may share it.
 
-    Attributes:
-        root: the run's folder or URI. run: the header of the manifest. fingerprint: of the run; empty if it has none.
-        images, relations: how many are indexed.
-        problems: lines of the manifest and shards that are left out because they are damaged or missing.
-        scored, has_vlm_scores: whether `sgpipe score` compared relations with CLIP, or asked a vision-language model.
-        annotated: whether no relation has a confidence.
-        version: changes with judgements.
-        connection: has the index as `run`, read-only; tables of its own are in memory.
+    `run`: the header of the manifest, with its `fingerprint`. `problems`: lines of the manifest and shards that are
+    left out. `scored`, `has_vlm_scores`: whether `sgpipe score` asked CLIP, or a vision-language model. `annotated`:
+    whether no relation has a confidence. `version`: changes with judgements. `connection`: has the index as `run`,
+    read-only; tables of its own are in memory.
     """
 
     def __init__(self, root: str | Location, files: RunFiles, opened: _Opened) -> None:
@@ -121,10 +116,7 @@ class Index:
 
     @classmethod
     def open(cls, root: str | Location, progress: Progress | None = None) -> Index:
-        """Open the index of a run; build it first if there is none or the run has changed.
-
-        Raises UserError: not a run, the manifest is damaged, or the disk is full; StoreError: the store is unreachable.
-        """
+        """Open the index of a run as it is, built first if need be. Raises as `RunFiles`; UserError: a full disk."""
         files = RunFiles(root)
         return cls(root, files, _make(files, progress or Progress()))
 
@@ -145,10 +137,7 @@ class Index:
         return RunNames(*(tuple(name for (name,) in self.rows(query)) for query in queries))
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return the result of a query over the tables of `run`; `values` replace its `?`.
-
-        Raises UserError: the file of the index is damaged, or the query needs too much memory.
-        """
+        """Return the rows of a query with `values` for its `?`. Raises UserError: a damaged index, or no memory."""
         try:
             return self.connection.cursor().execute(query, list(values)).fetchall()
         except duckdb.OutOfMemoryException:
@@ -172,10 +161,7 @@ class Index:
     def read_rows(
         self, images: Iterable[int], only: str | None = None, without: str | None = None
     ) -> Iterator[pa.Table]:
-        """Read the rows of images from their shards, each as a table; of a shard only row groups that contain them.
-
-        `only`, `without`: a column. Raises UserError: a shard is missing or damaged.
-        """
+        """Yield the rows of images, as tables of `only` or not `without`. Raises UserError: a damaged shard."""
         wanted = list(images)
         query = """select image, file, row from run.images join run.shards using (shard)
             where image in (select unnest(?::int[]))"""
@@ -243,8 +229,7 @@ class Database:
             `predicate`, `confidence`, `certainty`, which is 1 where there is no confidence, and scores.
         related_images, related_pairs, predicates: those with relations, their number, and the highest `certainty`.
 
-    Attributes:
-        measure: what the certainty of relations is: confidence or probability.
+    `measure`: what the certainty of relations is: confidence or probability.
     """
 
     def __init__(self, index: Index) -> None:
@@ -401,10 +386,7 @@ def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
 
 
 def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:
-    """Return the image file in the image's row; None if there is no such row, or no file in it.
-
-    Pass it to `sgpipe.images.open_row_image` as `embedded`. Raises UserError: as `Index.read_rows`.
-    """
+    """Return the image file in the image's row; None if there is none. Raises UserError: as `Index.read_rows`."""
     image = find_image(index, split, image_id)
     if image is None or not image.embedded:
         return None

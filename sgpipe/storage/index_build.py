@@ -208,11 +208,9 @@ DEFINITION = repr((_SCRATCH, _FROM_SHARDS, _NAMES, _CHECKED, MARKS, PLACED, _FLA
 def build_index(
     files: RunFiles, states: Mapping[str, str], folder: Path, earlier: Path | None, progress: Progress
 ) -> Path:
-    """Index the shards in the manifest; one that is damaged is left out, and listed with the reason.
+    """Index the shards of the manifest in these `states`, with `earlier`, an index of the run; list damaged ones.
 
-    `states`: `files.states()`. `folder`: for the index and temporary files. `earlier`: an index of the same run.
-
-    Raises UserError: the disk is full; StoreError: the store cannot be reached.
+    `folder`: for the index and temporary files. Raises UserError: the disk is full; StoreError.
     """
     path = folder / "index.duckdb"
     try:
@@ -376,15 +374,11 @@ def _opened(
 def _insert(connection: duckdb.DuckDBPyConnection, shards: Sequence[_Shard]) -> None:
     if not shards:
         return
-    embedded = [IMAGE_COLUMN in shard.columns for shard in shards]
+    read = [(str(shard.path), shard.number, shard.first, IMAGE_COLUMN in shard.columns) for shard in shards]
     connection.execute(
         "create or replace temp table reading as "
         "select unnest(?) as filename, unnest(?) as shard, unnest(?) as first, unnest(?) as embedded",
-        [
-            [str(shard.path) for shard in shards],
-            *map(list, zip(*(shard[1:3] for shard in shards), strict=True)),
-            embedded,
-        ],
+        list(map(list, zip(*read, strict=True))),
     )
     scores = ", ".join(
         f"{name if any(name in shard.columns for shard in shards) else absent} as {name}"

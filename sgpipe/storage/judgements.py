@@ -1,8 +1,7 @@
 """The judgements of a run: a file of JSON lines to which people's judgements are appended, and their present state.
 
 A line is a judgement or a plan of what to ask. It is synced before `append` returns, so that a killed process loses
-nothing that it acknowledged; a lock of the system (flock) lets in one process at a time. Lines that cannot be read stay
-in the file, and are named.
+nothing that it acknowledged; flock lets in one process at a time. Lines that cannot be read stay, and are named.
 """
 
 from __future__ import annotations
@@ -62,9 +61,8 @@ class Correction(Strict):
 class Judgement(Strict):
     """One person's judgement of one relation: whether it is right, a change, or that an earlier one is taken back.
 
-    The client makes its `id`; one that is sent again has the same. `at` is UTC, `run` the fingerprint of the run. The
-    `confidence` is that of the relation in the run. Without a `plan`, nobody asked, so that the relation is not part
-    of a random sample.
+    The client makes its `id`; one that is sent again has the same. `at` is UTC, `run` the fingerprint of the run, and
+    `confidence` that of the relation there. Without a `plan`, nobody asked: it is not part of a random sample.
     """
 
     id: Id
@@ -155,8 +153,8 @@ class CertifiedGroup(Strict):
 class CertificateSettings(Strict):
     """What is to be certified: the precision of relations with at least the threshold, with a confidence.
 
-    `by` predicate: of each predicate by itself. `prediction`: the column that predicts which relations are wrong.
-    `population`: a digest of the sets of relations, so that a run that has changed has another plan.
+    `by` predicate: of each by itself. `prediction`: the column that predicts which are wrong. `population`: a digest of
+    the sets of relations, so that a run that has changed has another plan.
     """
 
     precision: Annotated[float, Field(gt=0, le=1)]
@@ -202,8 +200,7 @@ class PlannedQuestion(NamedTuple):
 class SamplingPlan(PlanLine):
     """A stratified random sample of relations, in the random order in which they are asked.
 
-    By bands of confidence or by predicates of the whole run, by bands of the relations of a `search` (its parameters,
-    as in the URL), or one round of a certificate.
+    By bands of confidence or by predicates, by bands of a `search` (its parameters in the URL), or for a certificate.
     """
 
     kind: Kind
@@ -316,15 +313,11 @@ _COMPARED = 2048  # bytes, by which a file that others have changed is recognise
 class JudgementLog:
     """A file of judgements, read once and kept up to date; threads may share it.
 
-    `file` need not exist, or is the samples.json of a dataset of FiftyOne, whose tags are the judgements. `version`
-    changes when lines are added.
+    `file` need not exist, or is FiftyOne's samples.json, with judgements as tags. `version` changes with the lines.
     """
 
     def __init__(self, file: Path, fingerprint: str, *, read_only: bool = False) -> None:
-        """`fingerprint`: of the run; lines of other runs are left out, and named.
-
-        Raises UserError: the file cannot be read.
-        """
+        """`fingerprint`: of the run; lines of others are left out, and named. Raises UserError: it cannot be read."""
         self.file, self.fingerprint, self.read_only = file, fingerprint, read_only
         self.version = 0
         self._mutex = threading.RLock()
@@ -342,10 +335,7 @@ class JudgementLog:
         return [*others, *self._bad[:_PROBLEMS_NAMED], *torn]
 
     def append(self, line: Line) -> Line:
-        """Write a line and sync it; if its id is there already, nothing is written. Returns the line that is stored.
-
-        Raises UserError: the log is read-only, or the line is of another run; OSError: it is not saved.
-        """
+        """Write and sync a line unless its id is there; return the stored one. Raises UserError; OSError: not saved."""
         if self.read_only:
             raise UserError(f"{self.file} is read-only: nothing is saved")
         if self.file.suffix == ".json":

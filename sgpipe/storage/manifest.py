@@ -112,10 +112,7 @@ class Manifest:
 
     @classmethod
     def load(cls, root: str | Location) -> Manifest:
-        """Read the manifest of `root`, a folder or a store; a last line cut short is ignored.
-
-        Raises UserError: it is missing, damaged, or of another schema version; StoreError: its store is unreachable.
-        """
+        """Read the manifest in `root`. Raises UserError: it is missing, damaged, or of another schema; StoreError."""
         manifest, bad = cls.salvage(root := location(root))
         if bad:  # only what follows the last newline can be a torn write; a bad line before it is damage
             advice = f", or drop that line: `sgpipe verify {root} --repair`" * isinstance(root, Path)
@@ -124,10 +121,7 @@ class Manifest:
 
     @classmethod
     def salvage(cls, root: str | Location) -> tuple[Manifest, list[int]]:
-        """As `load`, but without damaged lines, whose numbers are returned too; `rewrite` it before `commit`.
-
-        Raises UserError: it is missing, its first line is damaged, or it is of another schema version.
-        """
+        """As `load`, but without damaged lines, whose numbers are returned too; `rewrite` it before `commit`."""
         root = location(root)
         if isinstance(root, StorePath):
             data = read_manifest(root)
@@ -182,10 +176,7 @@ class Manifest:
             self.rewrite()
 
     def commit(self, shard: ShardEntry) -> ShardEntry | None:
-        """Append a shard that is already in place; returns the shard it supersedes, if any.
-
-        Raises OSError: the line could not be written; the manifest is unchanged.
-        """
+        """Append a shard that is in place; returns the one it supersedes. Raises OSError: the manifest is unchanged."""
         line = _line({"shard": asdict(shard)})
         fault_point("before manifest entry")
         with (self.folder / MANIFEST).open("r+b", buffering=0) as file:
@@ -313,10 +304,7 @@ def read_manifest(store: StorePath) -> bytes | None:
 
 
 def put_manifest(store: StorePath, content: bytes, check_claim: Callable[[], None]) -> None:
-    """Write the manifest of a run in a store, unless another run has taken that over, even between two requests.
-
-    Raises StoreError: it has, or the store cannot be reached.
-    """
+    """Write a run's manifest into its store. Raises StoreError: another run has taken that over, even meanwhile."""
     for _ in range(_TRIES):
         version = store.version(MANIFEST)
         check_claim()

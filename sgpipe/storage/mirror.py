@@ -36,8 +36,6 @@ class ManifestMirror:
 
         At the end of the block the store is this run's own (`is_owner`), unless there is no work and nothing to copy:
         another run may be at work. A UserError within restores the folder's manifest.
-
-        Raises UserError: neither continues the other, the shards are stored elsewhere, or another run is at work there.
         """
         local = _local(self._manifest)
         if local and (manifest := Manifest.load(self.folder.root)).shards:
@@ -116,19 +114,14 @@ def _local(manifest: Path) -> bytes:
 
 
 def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
-    """Of the manifests in a folder and in its store, the one that continues the other.
-
-    Raises UserError: neither does.
-    """
+    """Return the manifest, of a folder or its store, that continues the other. Raises UserError: neither does."""
     if not remote.startswith(local) and not local.startswith(remote):
         raise UserError(f"{folder.root} and its store contain different runs; choose a new --out")
     return max(local, remote, key=len)
 
 
 def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]], None]) -> Manifest:
-    """Download a run into a folder; files that are already there, byte for byte, are skipped.
-
-    `advance` gets the number of images of each shard, once it is there.
+    """Download a run into a folder, but for files that are there, byte for byte; `advance` gets the rows of each shard.
 
     Raises UserError: the store contains no run, or the folder another one; StoreError: an object is missing or damaged.
     """

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -106,9 +106,7 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Create the folder if needed, and keep every other run out of it.
-
-        A command that is refused before its first shard removes the folder that it made.
+        """Create the folder if needed, which a refused command removes again, and keep every other run out of it.
 
         Raises UserError: it is a file, contains something else, or another run is writing into it.
         """
@@ -137,12 +135,9 @@ class RunFolder:
             self.claim.check()
 
     def open(self, run: Mapping[str, Any]) -> Manifest:
-        """Return the manifest of the folder, a new one where there are no shards yet.
+        """Return the manifest, a new one where there are no shards yet; `run`: what it says of the run.
 
-        `run`: what the manifest says of the run; `identity` is everything that decides its rows.
-
-        Raises UserError: the folder has shards but no manifest, or was made with another identity, whose differences
-        are listed.
+        Raises UserError: there are shards but no manifest, or of another `identity`, whose differences are listed.
         """
         run = {**run, "fingerprint": fingerprint(run["identity"])}
         if not (self.root / MANIFEST).exists():
@@ -159,11 +154,6 @@ class RunFolder:
     def changed(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> UserError:
         """Return the error for a folder that was made with another identity."""
         return settings_changed(self.location, before, now, "--store" if self.store else "--out")
-
-    @property
-    def is_described(self) -> bool:
-        """Whether the recipe and the README are there."""
-        return all((self.root / name).is_file() for name in (RECIPE, README))
 
     def describe(self, recipe: Recipe, manifest: Manifest) -> None:
         """Write the resolved recipe and the README."""
@@ -223,10 +213,7 @@ def source_images(root: Location) -> int | None:
 
 
 def ground_truth_of(root: Location) -> GroundTruth | None:
-    """Return the ground truth of a run, of which folders within the run move with it.
-
-    None: it has none, or is in a store.
-    """
+    """Return the ground truth of a run, whose own folders move with it; None: it has none, or is in a store."""
     if not isinstance(root, Path) or not (file := root / PRIVATE / _GROUND_TRUTH).is_file():
         return None
     named = json.loads(file.read_text(encoding="utf-8"))
@@ -269,10 +256,7 @@ class RunFiles:
             self.storage = StorePath(mirror)
 
     def states(self) -> dict[str, str]:
-        """Return what tells whether each shard of the manifest is still the same file; "missing" where there is none.
-
-        Raises StoreError: the store cannot be reached.
-        """
+        """Return what changes with each shard's file; "missing": there is none. Raises StoreError."""
         local, found = isinstance(self.storage, Path), {}
         if not local:
             found = {f"{DATA}/{name}": str(size) for name, size in sizes(self.storage / DATA).items()}
@@ -282,11 +266,9 @@ class RunFiles:
                 found[shard.file] = f"{status.st_size} {status.st_mtime_ns}"
         return {shard.file: f"{shard.sha256} {found.get(shard.file, 'missing')}" for shard in self.manifest.shards}
 
-    @contextmanager
-    def open(self, file: str) -> Iterator[pq.ParquetFile]:
-        """Yield a shard; of one in a store only what is read is downloaded. Raises as `open_shard`."""
-        with open_shard(self.storage / file, SCHEMA.names) as shard:
-            yield shard
+    def open(self, file: str) -> AbstractContextManager[pq.ParquetFile]:
+        """Open a shard; of one in a store only what is read is downloaded. Raises as `open_shard`."""
+        return open_shard(self.storage / file, SCHEMA.names)
 
     @property
     def judgements(self) -> Path:
@@ -324,11 +306,7 @@ _OWNED = {  # what a folder that contains the file or folder has of its own
 
 
 def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """Return a file or folder that may be written.
-
-    Raises UserError: it is one of `inputs` or an image in one of them, or belongs to a run or a model. Links are
-    followed.
-    """
+    """Return a path. Raises UserError: it is an input, an image in one, or a run's or a model's; links are followed."""
     target = path.resolve()
     for place in map(Path, inputs):
         source = place.resolve()
@@ -347,10 +325,7 @@ def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
 
 @contextmanager
 def write_result(path: Path) -> Iterator[Path]:
-    """Yield a temporary file that replaces `path` when it is complete; its folder is made if needed.
-
-    Raises UserError: `path` is a folder, or as `check_output`.
-    """
+    """Yield a temporary file that then replaces `path`. Raises UserError: it is a folder, or as `check_output`."""
     if check_output(path).is_dir():
         raise UserError(f"{path} is a folder, not a file")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -139,10 +139,7 @@ def read_file(path: Location, columns: Sequence[str] | None = None, content: pa.
 
 
 def checked_content(root: Location, shard: ShardEntry) -> bytes | None:
-    """Return the content of a shard in a store; None for a local one. Both are what the manifest lists.
-
-    Raises UserError: they are not; FileNotFoundError or another OSError; StoreError: the store cannot be reached.
-    """
+    """Return a shard's content in a store, None for a local one. Raises UserError: not what is listed; OSError."""
     path = root / shard.file
     content = path.read() if isinstance(path, StorePath) else None
     if isinstance(path, StorePath) and content is None:
@@ -173,20 +170,14 @@ def damaged(run: object, file: str) -> UserError:
 
 
 def iter_tables(root: str | Location, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-    """Yield the shards of a run, by split and position, one in memory at a time."""
-    yield from _tables(Manifest.load(root), columns)
-
-
-def _tables(manifest: Manifest, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+    """Return the shards of a run, by split and position, one in memory at a time."""
+    manifest = Manifest.load(root)
     return (read_file(manifest.root / shard.file, columns) for shard in manifest.shards)
 
 
 def iter_records(root: str | Location) -> Iterator[Record]:
-    """Return every record of a run, by split and position, one shard without its images in memory at a time.
-
-    Raises UserError: not a run; while reading, a shard that is missing or damaged.
-    """
-    return (record for table in _tables(Manifest.load(root), SCHEMA.names) for record in from_table(table))
+    """Return the records of a run, a shard in memory at a time. Raises UserError: not a run; later, a damaged shard."""
+    return (record for table in iter_tables(root, SCHEMA.names) for record in from_table(table))
 
 
 @dataclass(frozen=True)
@@ -257,10 +248,7 @@ _VERSION_KEY = b"sgpipe.schema_version"
 def open_shard(
     path: Location, columns: Sequence[str] = (), content: pa.NativeFile | BinaryIO | None = None
 ) -> Iterator[pq.ParquetFile]:
-    """Open a shard file, also one in a store, or the file `content` of that name, and check that it has these columns.
-
-    Raises UserError: missing, damaged (also while it is read), of another schema version, or without a column.
-    """
+    """Open a shard, or `content` of its name. Raises UserError: missing, damaged (also later), another schema."""
     with _naming(path), pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
         schema = file.schema_arrow
         version = (schema.metadata or {}).get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
@@ -310,11 +298,7 @@ _TOLERANCE = 0.01  # pixels
 
 
 def row_faults(table: pa.Table, split: str) -> Iterator[str]:
-    """Yield what is wrong in rows of `SCHEMA` of a split: one line for each kind of fault.
-
-    References (`objects` of relations, pairs and captions, `captions` of triplets), boxes, confidences, missing
-    values, origins, and error rows without a reason.
-    """
+    """Yield what is wrong in rows of `SCHEMA` of a split: one line for each kind of fault."""
     table = table.combine_chunks()
     for what, rows in _faults(table, split):
         if len(rows := np.unique(rows)):
@@ -347,7 +331,12 @@ def count_rows(table: pa.Table) -> dict[str, int]:
 def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
     """Kinds of faults and the rows that have them."""
     yield f"not of split {split!r}", np.flatnonzero(_text(table["split"]) != split)
-    yield from _status(table)
+    status, reason = _text(table["status"]), _text(pc.fill_null(table["error"], ""))
+    failed = status == "error"
+    yield "status is neither ok nor error", np.flatnonzero(~failed & (status != "ok"))
+    yield "error row without a reason", np.flatnonzero(failed & (reason == ""))
+    yield "error row with relations", np.flatnonzero(failed & (_lengths(table["relations"]) > 0))
+    yield "error reason in a row with status ok", np.flatnonzero((status == "ok") & (reason != ""))
     for name in _NESTED:
         rows, items = _flat(table[name])
         for number, child in enumerate(SCHEMA.field(name).type.value_type):
@@ -365,11 +354,6 @@ def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
     rows, items = _flat(table["relations"])
     confidence = pc.fill_null(pc.struct_field(items, "confidence"), 1.0).to_numpy(zero_copy_only=False)
     yield "confidence is not from 0 to 1", rows[~((confidence >= 0) & (confidence <= 1))]
-    yield from _origins(table)
-    yield from _boxes(table)
-
-
-def _origins(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
     for name, known in (("objects", get_args(BoxOrigin)), ("relations", ORIGINS)):
         rows, items = _flat(table[name])
         origins = pc.struct_field(items, "origin")
@@ -377,15 +361,7 @@ def _origins(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
         unknown = [text for text in texts if not {*(text.split("+") if name == "relations" else [text])} <= {*known}]
         bad = pc.is_in(origins, value_set=pa.array(unknown, origins.type)).to_numpy(zero_copy_only=False)
         yield f"origin of {name} is unknown", rows[bad]
-
-
-def _status(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
-    status, reason = _text(table["status"]), _text(pc.fill_null(table["error"], ""))
-    failed = status == "error"
-    yield "status is neither ok nor error", np.flatnonzero(~failed & (status != "ok"))
-    yield "error row without a reason", np.flatnonzero(failed & (reason == ""))
-    yield "error row with relations", np.flatnonzero(failed & (_lengths(table["relations"]) > 0))
-    yield "error reason in a row with status ok", np.flatnonzero((status == "ok") & (reason != ""))
+    yield from _boxes(table)
 
 
 def _boxes(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:

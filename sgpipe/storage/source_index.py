@@ -77,10 +77,7 @@ def read_records(index: pa.NativeFile, start: int, stop: int, name: Location) ->
 
 
 def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mapping[str, Any]]) -> None:
-    """Write the records of a split, one or more tables in the schema of shards, in batches of equal size.
-
-    `meta` is called after the last table; what it returns is kept with the counts of images and boxes.
-    """
+    """Write the records of a split in batches of equal size, and what `meta` then returns with their counts."""
     _meta_path(path).unlink(missing_ok=True)
     images = boxes = 0
     tables = iter(tables)

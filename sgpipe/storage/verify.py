@@ -54,23 +54,18 @@ class Verification:
     repairable: bool = True
 
     @property
-    def name(self) -> str:
-        """The run, as messages name it."""
-        return str(self.root)
-
-    @property
     def ok(self) -> bool:
         return self.repaired or not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        return {**vars(self), "problems": [asdict(each) for each in self.problems], "root": self.name, "ok": self.ok}
+        problems = [asdict(each) for each in self.problems]
+        return {**vars(self), "problems": problems, "root": str(self.root), "ok": self.ok}
 
 
 def verify(root: str | Location, *, repair: bool = False, advance: Advance | None = None) -> Verification:
-    """Check every byte and row of the shards of a run in a folder or a store, a few shards in memory at a time.
+    """Check every byte and row of the shards of a run, a few in memory at a time; `advance` gets the rows of each.
 
     `repair`: remove bad shards from the manifest; the command that wrote the run then makes them again.
-    `advance`: called with the number of images checked.
     """
     root = location(root)
     stored = isinstance(root, StorePath)
@@ -127,18 +122,18 @@ def _faults(manifest: Manifest, advance: Advance) -> dict[str, list[str]]:
 
 def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], np.ndarray]:
     """Return the faults of a shard, and a number for each of its images."""
-    nothing = np.array([], np.uint64)
     try:
         content = checked_content(root, shard)
         return _check_content(root / shard.file, shard, content and pa.BufferReader(content))
     except FileNotFoundError:
-        return ["listed in the manifest but missing"], nothing
+        fault = "listed in the manifest but missing"
     except StoreError:
         raise
     except OSError as error:
-        return [f"cannot be read: {error.strerror or error}"], nothing
+        fault = f"cannot be read: {error.strerror or error}"
     except UserError as error:
-        return [str(error)], nothing
+        fault = str(error)
+    return [fault], np.array([], np.uint64)
 
 
 def _check_content(path: Location, shard: ShardEntry, content: pa.NativeFile | None) -> tuple[list[str], np.ndarray]:
