@@ -430,7 +430,7 @@ def certify(population: Population, settings: CertificateSettings, log: Judgemen
         "sets": sets,
         "people": dict(sorted(Counter(each.by for each in lines).items())),
         "dates": [dates[0], dates[-1]] if dates else [],
-        "plans_begun": len({p.certificate.settings.id for p in log.plans.values() if p.certificate}),
+        "plans_begun": _plans_begun(log),
         "not_covered": {
             "error_rows": population.errors,
             "images_without_relations": population.unlabelled,
@@ -520,8 +520,13 @@ def continue_plan(
         log = JudgementLog(judgements, database.index.fingerprint)
         certificate = certify(population_of(database.index, settings), settings, log)
         extend(database.index, settings, log, "sgpipe certify")
+        certificate["plans_begun"] = _plans_begun(log)  # more only if this call has begun the plan
         groups = [own.as_json() for own in measure(rounds_of(log, settings), log).values()]
     return certificate, groups, sum(own["open"] for own in groups)
+
+
+def _plans_begun(log: JudgementLog) -> int:
+    return len({plan.certificate.settings.id for plan in log.plans.values() if plan.certificate})
 
 
 def usual_prediction(index: Index) -> Literal["vlm_score", "clip_score", "confidence"]:

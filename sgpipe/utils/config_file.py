@@ -193,12 +193,14 @@ def _explained(where: str = "", overrides: Iterable[str] = ()) -> Iterator[None]
         yield
     except ValidationError as error:
         first, *others = error.errors()
-        key = ".".join(map(str, first["loc"]))
+        key = ".".join(str(each) for each in first["loc"] if each != "[key]")
         if any(f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for each in overrides):
             where = ""
         more = f" (and {len(others)} more)" if others else ""
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             raise UserError(f"{where}unknown setting {key!r}{more}") from None
         message = first["msg"].removeprefix("Value error, ")
+        if first.get("ctx") == {"pattern": r"^\w+$"}:
+            message = "expected letters, digits and underscores"
         got = "" if isinstance(first["input"], dict) else f", got {_shown.repr(first['input'])}"
         raise UserError(f"{where}{key}: {message}{got}{more}") from None
