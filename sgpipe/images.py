@@ -27,8 +27,6 @@ from sgpipe.utils.prefetch import start_early
 Kind = TypeVar("Kind")
 Prepared = TypeVar("Prepared")
 
-UPRIGHT_DATASETS = FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET
-
 # What decoders raise for broken files besides OSError, as fuzzing shows and as Pillow's plug-ins are written.
 _UNDECODABLE = (
     ValueError, RuntimeError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError,
@@ -83,10 +81,8 @@ def open_row_image(
 ) -> Image.Image:
     """Return the image of a shard's row as RGB, of the annotated size.
 
-    Args:
-        roots: where the images of each split are, as recorded by the run.
-        embedded: the image file stored in the row, if any.
-        images: where they are instead, which takes precedence over both.
+    `roots`: where the images of each split are, as recorded by the run. `embedded`: the image file stored in the row.
+    `images`: where they are instead, which takes precedence over both.
 
     Raises ImageError: missing, outside its root, broken, too large, or not of the annotated size; StoreError.
     """
@@ -112,16 +108,14 @@ def image_file(
 
 def is_upright(dataset: str) -> bool:
     """Return whether the boxes of this dataset refer to the image as displayed (turned as EXIF says), not as stored."""
-    return dataset in UPRIGHT_DATASETS
+    return dataset in (FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET)
 
 
 def decode(file: ImageFile, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
     """Return the image in a file, which messages call `name`, as RGB.
 
-    Args:
-        size: annotated width and height in pixels.
-        upright: turn the image as EXIF says; otherwise turn it only if the annotated size requires it, because boxes
-            refer to the annotated frame.
+    `size`: annotated width and height in pixels. `upright`: turn the image as EXIF says; otherwise turn it only if the
+    annotated size requires it, because boxes refer to the annotated frame.
 
     Raises ImageError: missing, broken, too large, or not of the annotated size.
     """

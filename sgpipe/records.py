@@ -191,14 +191,11 @@ def list_of(**columns: pa.DataType) -> pa.DataType:
 # How the nouns are stored, by the types of their fields: coordinates in full precision, scores not.
 _ARROW = {
     **dict.fromkeys(("str", "Scope", "Status", "BoxOrigin"), pa.string()),
-    "int": pa.int32(),
-    "float": pa.float32(),
-    "bool": pa.bool_(),
-    "list[int]": pa.list_(pa.int32()),
-    "list[str]": pa.list_(pa.string()),
+    "int": pa.int32(), "float": pa.float32(), "bool": pa.bool_(),
+    "list[int]": pa.list_(pa.int32()), "list[str]": pa.list_(pa.string()),
     "tuple[float, float, float, float]": pa.list_(pa.float64()),
     "dict[str, int]": pa.struct([(name, pa.int64()) for name in LEFT_OUT]),
-}
+}  # fmt: skip
 
 
 def _columns(noun: type) -> dict[str, pa.DataType]:
@@ -257,10 +254,8 @@ def origins_pattern(origins: Iterable[str]) -> str:
 def deduplicate(relations: Iterable[Relation], *, keep_ties: bool = False) -> list[Relation]:
     """Of relations with the same subject, predicate and object, keep the one of highest confidence, in their order.
 
-    Ground truth has a confidence of 1.
-
-    Args:
-        keep_ties: keep every relation that reaches the highest confidence, not only the first (RLIPv2).
+    Ground truth has a confidence of 1. `keep_ties`: keep every relation that reaches the highest, not only the first
+    (RLIPv2).
     """
     best: dict[tuple[int, str, int], float] = {}
     stated = []

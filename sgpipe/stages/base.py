@@ -72,6 +72,13 @@ class Stage:
         return {}
 
     def __call__(self, records: list[Record]) -> list[Record]:
+        for record in records:
+            if record.ok:
+                self.fill(record)
+        return records
+
+    def fill(self, record: Record) -> None:
+        """Fill columns of one record that is ok, where no others are needed for it."""
         raise NotImplementedError
 
 

@@ -45,7 +45,7 @@ def build_stages(
     if not recipe.tag.scores:
         from sgpipe.stages.tag.methods import AssumedStage
 
-        return [*stages, AssumedStage(recipe.tag, roots, recipe.pair)]
+        return [*stages, AssumedStage(recipe.tag, recipe.pair)]
     from sgpipe.stages.tag.stage import ScoredStage, TagStage
 
     if recipe.tag.method == "rtagger":

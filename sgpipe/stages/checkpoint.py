@@ -40,7 +40,6 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(reason: BaseException) -> str:
-    """Return the first line of an error's message."""
     return str(reason).strip().partition("\n")[0] or type(reason).__name__
 
 

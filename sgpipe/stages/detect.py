@@ -16,14 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
-from transformers import (
-    MODEL_FOR_OBJECT_DETECTION_MAPPING,
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForObjectDetection,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PretrainedConfig, PreTrainedModel
 
 from rlip_model.boxes import to_corners
 from rlip_model.image import to_pixel_values
@@ -105,7 +98,8 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
     """Load the detector of a recipe. Raises UserError: no such model, or not a detector."""
     name = local_model(str(config.detector))
     if not _reads_text(name):
-        return Detector(*_open(name, device, AutoModelForObjectDetection, AutoImageProcessor), device)
+        kinds = transformers.AutoModelForObjectDetection, transformers.AutoImageProcessor
+        return Detector(*_open(name, device, *kinds), device)
     return load_prompted(name, detector_classes(config), device)
 
 
@@ -322,8 +316,9 @@ def _select(boxes: Mapping[str, Tensor], labels: Tensor, kept: Tensor) -> Detect
 
 def _settings(name: str, setting: str = "detect.detector (--detector)") -> PretrainedConfig:
     with loading(f"no detector {name}; choose another {setting}"):
-        settings = AutoConfig.from_pretrained(name)
-    if type(settings) not in MODEL_FOR_OBJECT_DETECTION_MAPPING and settings.model_type not in _ZERO_SHOT:
+        settings = transformers.AutoConfig.from_pretrained(name)
+    is_closed = type(settings) in transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING
+    if not is_closed and settings.model_type not in _ZERO_SHOT:
         raise UserError(f"{name} is not an object detector: its model_type is {settings.model_type!r}")
     return settings
 
@@ -385,13 +380,7 @@ class GivenBoxesStage(Stage):
                 self._ids_by_suffix.setdefault(suffix, []).append(image_id)
         self.classes = {name: number for number, name in sorted(self._instances.names.items())}
 
-    def __call__(self, records: list[Record]) -> list[Record]:
-        for record in records:
-            if record.ok:
-                self._fill(record)
-        return records
-
-    def _fill(self, record: Record) -> None:
+    def fill(self, record: Record) -> None:
         known = (suffix for suffix in _path_suffixes(record.file_name) if suffix in self._ids_by_suffix)
         ids = self._ids_by_suffix.get(next(known, ""), [])
         if len(ids) != 1:

@@ -63,36 +63,23 @@ class ChatSampling:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """Messages, and how they are answered.
-
-    Attributes:
-        seed: selects the noise of all `n` answers; servers get 31 bits of it and of `first`.
-        schema: JSON schema that the server enforces.
-        logprobs: also return the likeliest tokens.
-        first: number of answers that there are already.
-        check: returns what is wrong with a text, which is then requested once more, or None.
-    """
+    """Messages, and how they are answered."""
 
     messages: Sequence[Mapping[str, Any]]
     sampling: ChatSampling
-    seed: int = 0
+    seed: int = 0  # selects the noise of all `n` answers; servers get 31 bits of it and of `first`
     n: int = 1
-    schema: Mapping[str, Any] | None = None
-    logprobs: bool = False
-    first: int = 0
-    check: Check | None = None
+    schema: Mapping[str, Any] | None = None  # JSON schema that the server enforces
+    logprobs: bool = False  # also return the likeliest tokens
+    first: int = 0  # number of answers that there are already
+    check: Check | None = None  # returns what is wrong with a text, which is then requested once more, or None
 
     def fields(self, model: str, limit: str = MAX_TOKENS) -> dict[str, Any]:
         """Return the fields of the HTTP request; `limit`: what the server calls the largest number of tokens."""
         how, digest = self.sampling, hashlib.blake2b(f"{self.seed} {self.first}".encode(), digest_size=8).digest()
-        fields = {
-            "model": model,
-            "messages": list(self.messages),
-            "seed": int.from_bytes(digest, "big") >> (64 - _SEED_BITS),
-            limit: how.max_tokens,
-            "temperature": how.temperature,
-            "top_p": how.top_p,
-        }
+        seed = int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
+        fields: dict[str, Any] = {"model": model, "messages": list(self.messages), "seed": seed}
+        fields |= {limit: how.max_tokens, "temperature": how.temperature, "top_p": how.top_p}
         others = (("top_k", how.top_k, 0), ("repetition_penalty", how.repetition_penalty, 1), ("n", self.n, 1))
         fields |= {name: value for name, value, default in others if value != default}
         if self.schema is not None:
@@ -220,7 +207,6 @@ def is_plain(image: Image.Image) -> bool:
 
 
 def file_url(content: bytes, media_type: str) -> str:
-    """Return the bytes of a file as a data URL."""
     return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
 
@@ -261,7 +247,6 @@ class RequestCache:
         self._connection: sqlite3.Connection | None = None
 
     def get(self, body: bytes) -> list[Choice] | None:
-        """Return the choices of a request, or None."""
         rows = self._execute("SELECT choices FROM answers WHERE request = ?", [sha256(body).digest()])
         try:
             return _CHOICES.validate_json(rows[0][0]) if rows else None
@@ -269,7 +254,6 @@ class RequestCache:
             raise UserError(f"the request cache {self.file} is damaged; delete it") from None
 
     def put(self, body: bytes, choices: Sequence[Choice], check: Check | None = None) -> None:
-        """Keep the choices of a request."""
         usable = any(choice.fault is None and not (check and check(choice.text)) for choice in choices)
         row = (sha256(body).digest(), json.dumps(choices), usable)
         self._execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?)", row, create=True)
@@ -279,7 +263,6 @@ class RequestCache:
         self._execute("INSERT OR IGNORE INTO by_rules VALUES (?)", [sha256(caption).digest()], create=True)
 
     def count_by_rules(self) -> int:
-        """Return the number of captions that the rules parsed."""
         return sum(number for (number,) in self._execute("SELECT COUNT(*) FROM by_rules"))
 
     def put_usage(self, completion: Mapping[str, Any]) -> None:

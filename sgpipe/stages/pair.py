@@ -23,14 +23,8 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
 from sgpipe.records import Attribute, Box, Pair, Record, Triplet
-from sgpipe.sources.vocabulary import (
-    category_names,
-    implied_things,
-    load_equivalents,
-    load_synonyms,
-    loose_words,
-    packaged_synonyms,
-)
+from sgpipe.sources import vocabulary
+from sgpipe.sources.vocabulary import category_names, implied_things, load_equivalents, loose_words
 from sgpipe.stages.base import Stage
 from sgpipe.stages.parse.grammar.lexicon import NUMBERS
 from sgpipe.utils.lemmas import lemmas, verb_lemma
@@ -164,14 +158,11 @@ def candidate_pairs(
 ) -> tuple[list[Pair], int]:
     """Return all ordered pairs of distinct boxes whose (subject class, object class) has predicates; without crowds.
 
-    Args:
-        require_overlap: keep only pairs of boxes that share some area.
-        limit: number of pairs. Boxes are visited by `Box.rank`, the largest first, each adding its pairs with the boxes
-            visited before it.
+    `require_overlap`: keep only pairs of boxes that share some area. `limit`: number of pairs. Boxes are visited by
+    `Box.rank`, the largest first, each adding its pairs with the boxes visited before it.
 
-    Returns:
-        pairs of indices, sorted, each with its own copy of the predicates; and the number of pairs beyond the limit,
-        among which those of boxes that were not visited count as overlapping.
+    Returns pairs of indices, sorted, each with its own copy of the predicates; and the number of pairs beyond the
+    limit, among which those of boxes that were not visited count as overlapping.
     """
     present = {box.category for box in objects}
     related = [(s, o) for (s, o), texts in predicates.items() if texts and s in present and o in present]
@@ -271,7 +262,7 @@ def check_pair(config: PairConfig) -> None:
 
 def synonyms_of(config: PairConfig, dataset: str) -> Mapping[str, tuple[str, ...]]:
     """Return the recipe's synonym table, or the packaged one of a dataset. Raises UserError: as `load_synonyms`."""
-    return load_synonyms(config.synonyms) if config.synonyms else packaged_synonyms(dataset)
+    return vocabulary.load_synonyms(config.synonyms) if config.synonyms else vocabulary.packaged_synonyms(dataset)
 
 
 class PairStage(Stage):
@@ -286,12 +277,9 @@ class PairStage(Stage):
     def __init__(
         self, config: PairConfig, dataset: str, categories: Iterable[str], known: Iterable[TripletCount] | None = None
     ) -> None:
-        """
-        Args:
-            dataset: selects the synonym table unless the recipe names one; classes of others than "coco" and
-                "objects365" are known by their names only.
-            categories: every class name of the dataset.
-            known: of the run that is extended, see `ExtendedRun`, or None.
+        """`dataset`: has the synonyms unless the recipe names a table; others than "coco" and "objects365" have none.
+
+        `categories`: every class name of the dataset. `known`: of the run that is extended, see `ExtendedRun`, or None.
 
         Raises UserError: see `check_pair`.
         """
@@ -322,18 +310,12 @@ class PairStage(Stage):
         PairStage.setup(other)
         return other
 
-    def __call__(self, records: list[Record]) -> list[Record]:
-        for record in records:
-            if record.ok:
-                self._fill(record)
-        return records
-
     @property
     def _verbatim(self) -> bool:
         """Whether predicates keep the spelling of the parser or of VG, as in RLIPv2."""
         return self.config.match == "substring"
 
-    def _fill(self, record: Record) -> None:
+    def fill(self, record: Record) -> None:
         present = dict.fromkeys(box.category for box in record.objects)
         free = {box.category for box in record.objects if box.origin == "grounded"}.difference(self._names)
         assign_categories(self._matcher, record.triplets, present, free)
@@ -412,10 +394,9 @@ def assign_categories(
 
     No loose word relates a class to itself ("a pizza with a crust").
 
-    Args:
-        present: the class names of the image's boxes, including crowds, in order of first appearance.
-        free: those of them that are heads of nouns and no class that the matcher knows. A noun with this head precedes
-            a class that it may loosely stand for.
+    `present`: the class names of the image's boxes, including crowds, in order of first appearance. `free`: those of
+    them that are heads of nouns and no class that the matcher knows. A noun with this head precedes a class that it may
+    loosely stand for.
     """
 
     def category(phrase: str, head: str) -> str | None:

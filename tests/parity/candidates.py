@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ DATA = ("coco_mini/instances_train2017", "coco_mini/instances_val2017")
 DATA += ("priors/hico_obj_paraphrase", "priors/o365_obj_paraphrase", f"priors/{PUBLISHED}")
 FILES = ("inputs_scene_graphs", "inputs_o365style_train", "inputs_o365style_val", "inputs_vg_preprocessed")
 FILES += ("expected_candidates_coco", "expected_candidates_o365style", "expected_od_vg", "post_inputs", "post_expected")
-Names = tuple[dict[str, int], dict[str, int]]  # predicates and objects, most frequent first, ties in first-seen order
+FREQUENCIES = ("relationship_freq", "object_freq")
 Check = tuple[str, str, Any, Any]
 
 
@@ -52,9 +52,8 @@ def load(folder: Path) -> dict[str, Any]:
 
 def checks(files: Mapping[str, Any]) -> Iterator[Check]:
     """(name of the set, its size in words, ours, RLIPv2's) for everything in the files."""
-    prior = collect_prior(
-        files["inputs_vg_preprocessed"], SubstringMatcher(files["hico_obj_paraphrase"]), verbatim=True
-    )
+    matcher = SubstringMatcher(files["hico_obj_paraphrase"])
+    prior = collect_prior(files["inputs_vg_preprocessed"], matcher, verbatim=True)
     yield from coco_checks(files)
     yield from objects365_checks(files)
     yield from prior_checks(files, prior)
@@ -67,15 +66,9 @@ def coco_checks(files: Mapping[str, Any]) -> Iterator[Check]:
     for variant, expected in files["expected_candidates_coco"]["expected"].items():
         if variant == "images":
             continue
-        kind, match, overlap = variant.split("/")
-        oracle = kind == "oracle_captions"
-        ours = caption_candidates(
-            files["inputs_scene_graphs"],
-            annotated_images([train] if oracle else [train, val], names),
-            table_for(match, files["hico_obj_paraphrase"]),
-            require_overlap=overlap == "overlap=True",
-            repeats=oracle,
-        )
+        oracle = variant.startswith("oracle_captions/")
+        images = annotated_images([train] if oracle else [train, val], names)
+        ours = caption_candidates(files["inputs_scene_graphs"], images, files["hico_obj_paraphrase"], variant, oracle)
         yield f"coco {variant}", describe(ours), ours, expected
 
 
@@ -83,14 +76,11 @@ def objects365_checks(files: Mapping[str, Any]) -> Iterator[Check]:
     annotations = [files["inputs_o365style_train"], files["inputs_o365style_val"]]
     table = files["o365_obj_paraphrase"]
     for variant, expected in files["expected_candidates_o365style"]["expected"].items():
-        match, overlap = variant.split("/")
         images = annotated_images(annotations, dict(enumerate(table, 1)))
         for _, objects, width, height in images.values():
             for box in objects:
                 box.bbox = as_if_normalised(box.bbox, width, height)
-        ours = caption_candidates(
-            files["inputs_scene_graphs"], images, table_for(match, table), require_overlap=overlap == "overlap=True"
-        )
+        ours = caption_candidates(files["inputs_scene_graphs"], images, table, variant)
         yield f"objects365 {variant}", describe(ours), ours, expected
 
 
@@ -128,19 +118,15 @@ def post_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
     for record in records:
         record.relations = choices["top2"][record.image_id]
     for name, found in (("keep_names_freq", counts), ("top2_keep_names_freq", count_names(records))):
-        size = f"{len(found[0])} predicates, {len(found[1])} objects"
-        yield f"post {name}", size, in_order(as_frequencies(found)), in_order(expected[name])
+        yield f"post {name}", size_of(found), in_order(found), in_order(expected[name])
 
     published = files[PUBLISHED]
-    before = published["relationship_freq"], published["object_freq"]
-    predicates, objects = (
-        dict((Counter(first) + Counter(second)).most_common()) for first, second in zip(before, counts, strict=True)
-    )
-    digest = hashlib.sha1(json.dumps(as_frequencies((predicates, objects))).encode()).hexdigest()
+    fused = frequencies(*(Counter(published[key]) + Counter(counts[key]) for key in FREQUENCIES))
+    digest = hashlib.sha1(json.dumps(fused).encode()).hexdigest()
+    predicates, objects = (fused[key] for key in FREQUENCIES)
     sums = [len(predicates), len(objects), sum(predicates.values()), sum(objects.values())]
     theirs = [expected["fused_counts"], expected["fused_top20"], expected["fused_sha1"]]
-    size = f"{sums[0]} predicates, {sums[1]} objects"
-    yield "post fused frequencies", size, [sums, list(predicates)[:20], digest], theirs
+    yield "post fused frequencies", size_of(fused), [sums, list(predicates)[:20], digest], theirs
 
 
 def top_per_pair(relations: Iterable[Relation], k: int) -> list[Relation]:
@@ -161,30 +147,29 @@ def top_per_pair(relations: Iterable[Relation], k: int) -> list[Relation]:
 def keep_known(record: Record, prior: Prior) -> list[Relation]:
     """The relations whose predicate the prior has between the classes of their boxes."""
     names = [box.category for box in record.objects]
-    return [
-        each for each in record.relations if each.predicate in prior.get((names[each.subject], names[each.object]), ())
-    ]
+    known = [prior.get((names[each.subject], names[each.object]), ()) for each in record.relations]
+    return [each for each, predicates in zip(record.relations, known, strict=True) if each.predicate in predicates]
 
 
-def count_names(records: Iterable[Record]) -> Names:
-    """How often each predicate of a relation and the class name of each object occurs."""
+def count_names(records: Iterable[Record]) -> dict[str, Any]:
+    """How often each predicate of a relation and the class name of each object occurs, in RLIPv2's form."""
     predicates: Counter[str] = Counter()
     objects: Counter[str] = Counter()
     for record in records:
         objects.update(box.category for box in record.objects)
         predicates.update(relation.predicate for relation in record.relations)
-    return dict(predicates.most_common()), dict(objects.most_common())
+    return frequencies(predicates, objects)
 
 
-def as_frequencies(names: Names) -> dict[str, Any]:
-    """RLIPv2's `keep_names_freq` form."""
-    lists = {"relationship_names": list(names[0]), "object_names": list(names[1])}
-    return {**lists, "relationship_freq": names[0], "object_freq": names[1]}
+def frequencies(*counts: Counter[str]) -> dict[str, Any]:
+    """RLIPv2's `keep_names_freq` of predicates and objects: the most frequent first, ties in first-seen order."""
+    predicates, objects = (dict(each.most_common()) for each in counts)
+    lists = {"relationship_names": list(predicates), "object_names": list(objects)}
+    return {**lists, "relationship_freq": predicates, "object_freq": objects}
 
 
-def table_for(match: str, table: Mapping[str, list[str]]) -> Mapping[str, Sequence[str]]:
-    """RLIPv2's `original_text` variants know the classes by their names only."""
-    return table if match == "paraphrases" else {name: (name,) for name in table}
+def size_of(found: Mapping[str, Any]) -> str:
+    return f"{len(found['relationship_freq'])} predicates, {len(found['object_freq'])} objects"
 
 
 Image = tuple[dict[str, None], list[Box], float, float]
@@ -211,9 +196,10 @@ def annotated_images(files: list[Any], names: Mapping[int, str]) -> dict[str, Im
     return images
 
 
-def as_if_normalised(
-    bbox: tuple[float, float, float, float], width: float, height: float
-) -> tuple[float, float, float, float]:
+Bbox = tuple[float, float, float, float]
+
+
+def as_if_normalised(bbox: Bbox, width: float, height: float) -> Bbox:
     """RLIPv2's slip for Objects365: a box's corners in pixels taken for its normalised centre and size."""
     left, top, right, bottom = bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]
     return (left - right / 2) * width, (top - bottom / 2) * height, right * width, bottom * height
@@ -223,12 +209,15 @@ def caption_candidates(
     graphs: Mapping[str, Any],
     images: Mapping[str, Image],
     table: Mapping[str, Any],
-    *,
-    require_overlap: bool,
+    variant: str,
     repeats: bool = False,
 ) -> dict[str, Any]:
-    """RLIPv2's candidate file for parsed captions, made with the functions of the pair stage."""
-    matcher = SubstringMatcher(table)
+    """RLIPv2's candidate file for parsed captions, made with the functions of the pair stage.
+
+    `variant`: ends in "paraphrases" or "original_text", in which classes have their names only, and in the overlap.
+    """
+    match, overlap = variant.split("/")[-2:]
+    matcher = SubstringMatcher(table if match == "paraphrases" else {name: (name,) for name in table})
     candidates = {}
     for image_id, (present, objects, *_) in images.items():
         if image_id not in graphs:
@@ -236,7 +225,7 @@ def caption_candidates(
         triplets = [triplet for graph in graphs[image_id] for triplet in graph_triplets(graph)]
         assign_categories(matcher, triplets, present)
         predicates = stated_predicates(triplets, verbatim=True, repeats=repeats)
-        pairs, _ = candidate_pairs(objects, predicates, require_overlap=require_overlap)
+        pairs, _ = candidate_pairs(objects, predicates, require_overlap=overlap == "overlap=True")
         candidates[image_id] = as_json(reference_groups(number_boxes(pairs, objects)[0]))
     return candidates
 
@@ -277,7 +266,7 @@ def as_json(groups: list[Group]) -> list[Any]:
 def in_order(value: Mapping[str, Any]) -> list[Any]:
     """A frequency file as lists, so that the order of its counts is compared too."""
     lists = [value["relationship_names"], value["object_names"]]
-    return lists + [[list(item) for item in value[key].items()] for key in ("relationship_freq", "object_freq")]
+    return lists + [[list(item) for item in value[key].items()] for key in FREQUENCIES]
 
 
 def describe(candidates: Mapping[str, Any]) -> str:

@@ -1,27 +1,14 @@
 """Where the tests of parity find reference figures: in this repository, and in the full set beside it."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-
-SUBSET = Path(__file__).parent.parent / "golden"
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small networks gain nothing from more threads, which wait for each other on a machine that does other work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
 def subset() -> Path:
     """The part of the reference figures that the repository holds; see its README.md."""
-    return SUBSET
+    return Path(__file__).parent.parent / "golden"
 
 
 @pytest.fixture(scope="session")

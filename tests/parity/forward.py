@@ -1,17 +1,20 @@
-"""Checks of a whole forward pass, from backbone to outputs, on both text paths."""
+"""Checks of a whole forward pass on both text paths, from backbone to outputs, and of their post-processing."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from rlip_model.backbone import ImageFeatures
 from rlip_model.decoder import DecodedEntities, DecodedRelations
 from rlip_model.encoder import Memory
 from rlip_model.heads import LayerOutput, RelationOutput
 from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
+from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
 from rlip_model.queries import EntityQueries
 from rlip_model.text import LabelFeatures
 from tests.parity.golden import Golden, Report
@@ -60,10 +63,11 @@ def check_forward(model: RLIPModel, golden: Golden, report: Report) -> None:
 
 def forward(model: RLIPModel, golden: Golden, labels: LabelFeatures) -> dict[str, Tensor]:
     """All that a forward pass computes, under the names of the reference files."""
-    recorder = Recorder(model)
+    recorded, handles = record(model)
     run = run_network(model, golden, labels)
-    recorder.close()
-    return {**recorder.tensors, **intermediates(model, run, labels), **outputs(run.output)}
+    for handle in handles:
+        handle.remove()
+    return {**recorded, **intermediates(model, run, labels), **outputs(run.output)}
 
 
 def compare_known(
@@ -97,12 +101,10 @@ def outputs(output: RelationOutput) -> dict[str, Tensor]:
 
 def layer_outputs(prefix: str, layer: LayerOutput) -> dict[str, Tensor]:
     found = {
-        "pred_sub_logits": layer.subject_logits,
-        "pred_obj_logits": layer.object_logits,
+        "pred_sub_logits": layer.subject_logits, "pred_obj_logits": layer.object_logits,
         "pred_verb_logits": layer.relation_logits,
-        "pred_sub_boxes": layer.subject_boxes,
-        "pred_obj_boxes": layer.object_boxes,
-    }
+        "pred_sub_boxes": layer.subject_boxes, "pred_obj_boxes": layer.object_boxes,
+    }  # fmt: skip
     return {prefix + name: value for name, value in found.items() if value is not None}
 
 
@@ -113,25 +115,17 @@ def intermediates(model: RLIPModel, run: Run, labels: LabelFeatures) -> dict[str
     relation_boxes = torch.stack((run.relations.subject_boxes, run.relations.object_boxes), dim=1)
     pooled = labels.features.transpose(0, 1)
     found = {
-        "encoder.memory": memory.tokens,
-        "text_resized": memory.labels.transpose(1, 2),
-        "valid_ratios": memory.valid_ratios,
-        "spatial_shapes": torch.tensor(memory.shapes),
+        "encoder.memory": memory.tokens, "text_resized": memory.labels.transpose(1, 2),
+        "valid_ratios": memory.valid_ratios, "spatial_shapes": torch.tensor(memory.shapes),
         "level_start_index": torch.tensor([0] + [h * w for h, w in memory.shapes]).cumsum(0)[:-1],
-        "text_pooled": pooled[:, 0],
-        "text_memory_bf_resize": pooled,
-        "ho_dec.hs": run.entities.hidden,
-        "ho_dec.hs_last": run.entities.hidden[-1],
-        "ho_dec.refs": boxes,
-        "verb_dec.hs": run.relations.hidden,
-        "verb_dec.hs_last": run.relations.hidden[-1],
+        "text_pooled": pooled[:, 0], "text_memory_bf_resize": pooled,
+        "ho_dec.hs": run.entities.hidden, "ho_dec.hs_last": run.entities.hidden[-1], "ho_dec.refs": boxes,
+        "verb_dec.hs": run.relations.hidden, "verb_dec.hs_last": run.relations.hidden[-1],
         "verb_dec.refs": relation_boxes,
-    }
+    }  # fmt: skip
     if labels.masked is not None:
         found["text_attention_mask"] = labels.masked.transpose(0, 1).expand(-1, memory.tokens.shape[0])
-    found.update(levels(model, image))
-    found.update(queries(model, run.queries))
-    return found
+    return {**found, **levels(model, image), **queries(model, run.queries)}
 
 
 def levels(model: RLIPModel, image: ImageFeatures) -> dict[str, Tensor]:
@@ -157,36 +151,67 @@ def queries(model: RLIPModel, made: EntityQueries) -> dict[str, Tensor]:
     return {"ho_query_embed": torch.cat((made.positions, made.content), dim=-1), "key_padding_mask": made.padding}
 
 
-class Recorder:
-    """Notes what the layers inside the encoders return, under the names of the reference files."""
+def record(model: RLIPModel) -> tuple[dict[str, Tensor], list[RemovableHandle]]:
+    """What the layers inside the encoders will return, under the names of the reference files; and the hooks."""
+    recorded: dict[str, Tensor] = {}
+    backbone, encoder = model.image_encoder.backbone, model.encoder
+    handles = [
+        backbone.register_forward_hook(
+            lambda _, __, maps: recorded.update({f"feat{n}": m for n, m in enumerate(maps)})
+        ),
+        encoder.register_forward_hook(lambda _, __, output: recorded.update({"encoder.lang_stack": output[1]})),
+    ]
 
-    def __init__(self, model: RLIPModel) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        encoder = model.encoder
-        self._handles = [model.image_encoder.backbone.register_forward_hook(self._maps)]
-        for index, projection in enumerate(model.image_encoder.projections):
-            self._watch(projection, f"src{index}")
-        for index, layer in enumerate(encoder.layers):
-            self._watch(layer, f"enc{index}.out")
-        for index, layer in enumerate(encoder.label_layers):
-            self._watch(layer, f"alif{index}.roberta_out")
-        for index, layer in enumerate(encoder.fusion_layers):
-            self._watch(layer, f"alif{index}.vis_last_level", f"alif{index}.lang")
-        self._handles.append(encoder.register_forward_hook(self._stack))
+    def watch(modules: nn.ModuleList, *names: str) -> None:
+        for index, module in enumerate(modules):
+            keys = [name.format(index) for name in names]
 
-    def _watch(self, module: nn.Module, *names: str) -> None:
-        def note(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
-            values = (output,) if isinstance(output, Tensor) else output
-            self.tensors.update(zip(names, values, strict=True))
+            def note(_module: nn.Module, _inputs: object, output: Any, keys: list[str] = keys) -> None:
+                values = (output,) if isinstance(output, Tensor) else output
+                recorded.update(zip(keys, values, strict=True))
 
-        self._handles.append(module.register_forward_hook(note))
+            handles.append(module.register_forward_hook(note))
 
-    def _maps(self, _module: nn.Module, _inputs: object, output: list[Tensor]) -> None:
-        self.tensors.update({f"feat{level}": value for level, value in enumerate(output)})
+    watch(model.image_encoder.projections, "src{}")
+    watch(encoder.layers, "enc{}.out")
+    watch(encoder.label_layers, "alif{}.roberta_out")
+    watch(encoder.fusion_layers, "alif{}.vis_last_level", "alif{}.lang")
+    return recorded, handles
 
-    def _stack(self, _module: nn.Module, _inputs: object, output: tuple[Tensor, Tensor]) -> None:
-        self.tensors["encoder.lang_stack"] = output[1]
 
-    def close(self) -> None:
-        for handle in self._handles:
-            handle.remove()
+PROTOCOLS = {"hoi": hoi_detections, "hoi_zero_shot": zero_shot_hoi_detections, "sgg": scene_graph_detections}
+
+
+@torch.no_grad()
+def check_postprocessing(model: RLIPModel, golden: Golden, report: Report) -> None:
+    """postprocess_on_encoded_outputs.safetensors: labels are equal, scores and boxes close."""
+    expected = golden.tensors("postprocess_on_encoded_outputs.safetensors")
+    if not expected:
+        return
+    labels = model.encode_tokens(golden.inputs["input_ids"], golden.inputs["attention_mask"], golden.num_objects)
+    output = run_network(model, golden, LabelFeatures(labels.features, labels.num_objects)).output
+    found: dict[str, Tensor] = {"target_sizes": expected["target_sizes"]}
+    for protocol, detect in PROTOCOLS.items():
+        for image, detections in enumerate(detect(output.final, expected["target_sizes"])):
+            found.update(listed(f"{protocol}.{image}.", detections))
+    for key, reference in expected.items():
+        if key not in found:
+            report.require("post-processing", f"{key}: not computed", False)
+        elif reference.is_floating_point():
+            scale = float(expected["target_sizes"].max()) if key.endswith("boxes") else 1.0
+            report.compare("post-processing", key, found[key] / scale, reference / scale)
+        else:
+            report.require("post-processing", key, torch.equal(found[key], reference))
+
+
+def listed(prefix: str, detections: TripletDetections) -> dict[str, Tensor]:
+    """Subjects, then objects, in one list, and which of them belong together."""
+    numbers = torch.arange(2 * len(detections))
+    subjects, objects = numbers.chunk(2) if len(detections) else (numbers, numbers)
+    return {
+        f"{prefix}labels": torch.cat((detections.subject_labels, detections.object_labels)),
+        f"{prefix}boxes": torch.cat((detections.subject_boxes, detections.object_boxes)),
+        f"{prefix}verb_scores": detections.relation_scores,
+        f"{prefix}sub_ids": subjects,
+        f"{prefix}obj_ids": objects,
+    }

@@ -41,11 +41,10 @@ class TrainingPass:
     def relation_features(self) -> Tensor:
         return self.labels.features[0, self.labels.num_objects :]
 
-    def losses(self, targets: Sequence[Triplets], criterion: DetectionCriterion | None = None) -> ModelLosses:
-        chosen = criterion or self.criterion
-        if isinstance(chosen, TaggerCriterion):
-            return chosen(self.output, targets)
-        return chosen(self.output, targets, self.relation_features)
+    def losses(self, targets: Sequence[Triplets]) -> ModelLosses:
+        if isinstance(self.criterion, TaggerCriterion):
+            return self.criterion(self.output, targets)
+        return self.criterion(self.output, targets, self.relation_features)
 
 
 def check_training(model: RLIPModel, golden: Golden, report: Report) -> None:
@@ -107,16 +106,12 @@ def compare_losses(report: Report, section: str, found: ModelLosses, expected: M
 
 def named_losses(layer: LayerLosses, suffix: str) -> dict[str, Tensor]:
     found = {
-        "loss_obj_ce": layer.entity,
-        "loss_verb_ce": layer.relation,
-        "loss_sub_bbox": layer.subject_box,
-        "loss_obj_bbox": layer.object_box,
-        "loss_sub_giou": layer.subject_giou,
-        "loss_obj_giou": layer.object_giou,
-        "obj_class_error": layer.errors.object_class,
-        "sub_class_error": layer.errors.subject_class,
+        "loss_obj_ce": layer.entity, "loss_verb_ce": layer.relation,
+        "loss_sub_bbox": layer.subject_box, "loss_obj_bbox": layer.object_box,
+        "loss_sub_giou": layer.subject_giou, "loss_obj_giou": layer.object_giou,
+        "sub_class_error": layer.errors.subject_class, "obj_class_error": layer.errors.object_class,
         "obj_cardinality_error": layer.errors.cardinality,
-    }
+    }  # fmt: skip
     return {name + suffix: value for name, value in found.items() if value is not None}
 
 
@@ -135,7 +130,10 @@ def check_variants(made: TrainingPass, expected: dict[str, Any], report: Report)
     for name, values in expected.items():
         targets = made.golden.triplets()
         if zero := ZERO_OBJECT.search(name):
-            targets = without_object(targets, int(zero[1]), int(zero[2]))
+            image, pair = map(int, zero.groups())
+            boxes = targets[image].object_boxes.clone()
+            boxes[pair] = 0
+            targets[image] = replace(targets[image], object_boxes=boxes)
         if name.startswith("matcher"):
             compare_assignment(report, name, made, made.output.final, targets, values)
             continue
@@ -143,16 +141,8 @@ def check_variants(made: TrainingPass, expected: dict[str, Any], report: Report)
         if not quality and not name.startswith("plain_focal"):
             report.require("loss variants", f"{name}: unknown", False)
             continue
-        criterion = replace(made.criterion, quality_labels=quality, pseudo_labels=False)
-        compare_losses(report, name, made.losses(targets, criterion), values)
-
-
-def without_object(targets: Sequence[Triplets], image: int, pair: int) -> list[Triplets]:
-    boxes = targets[image].object_boxes.clone()
-    boxes[pair] = 0
-    changed = list(targets)
-    changed[image] = replace(changed[image], object_boxes=boxes)
-    return changed
+        other = replace(made, criterion=replace(made.criterion, quality_labels=quality, pseudo_labels=False))
+        compare_losses(report, name, other.losses(targets), values)
 
 
 def check_matcher(made: TrainingPass, expected: dict[str, Any], report: Report) -> None:

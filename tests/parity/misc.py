@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,10 @@ import torch
 from rlip_model.image import resized
 from rlip_model.settings import Strategy
 from rlip_model.targets import Triplets
-from rlip_model.training.annotations import label_scene
+from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation, label_scene
 from rlip_model.training.sampling import LabelledBatch, LabelledTriplets, LabelVocabulary, NegativeSampling, merge
 from tests.parity.evaluation import hico, open_images, vcoco
 from tests.parity.golden import NotGoldenError, Report, compare_folders
-from tests.parity.scene_graphs import scene_annotation
 
 STRATEGIES: dict[str, Strategy] = {"freq": "frequency", "random": "uniform"}
 CHECKED = ("label_merge_and_sampling.json", "vg_annotation_to_target.json", "evaluators.json")
@@ -50,13 +50,9 @@ def check_sampling(content: dict[str, Any], report: Report) -> None:
 
 def labelled(image: dict[str, Any]) -> LabelledTriplets:
     count, relations = len(image["obj_labels"]), len(image["verb_classes"])
-    triplets = Triplets(
-        torch.zeros(count, 4),
-        torch.zeros(count, 4),
-        torch.tensor(image["sub_labels"], dtype=torch.long),
-        torch.tensor(image["obj_labels"], dtype=torch.long),
-        torch.tensor(image["verb_labels"]).reshape(count, relations),
-    )
+    ends = [torch.tensor(image[key], dtype=torch.long) for key in ("sub_labels", "obj_labels")]
+    labels = torch.tensor(image["verb_labels"]).reshape(count, relations)
+    triplets = Triplets(torch.zeros(count, 4), torch.zeros(count, 4), *ends, labels)
     return LabelledTriplets(triplets, tuple(image["obj_classes"]), tuple(image["verb_classes"]))
 
 
@@ -72,6 +68,20 @@ def compare_labels(section: str, found: Triplets, expected: dict[str, Any], repo
     report.require(section, "subject labels", found.subject_labels.tolist() == expected["sub_labels"])
     report.require(section, "object labels", found.object_labels.tolist() == expected["obj_labels"])
     report.require(section, "relation labels", found.relation_labels.tolist() == expected["verb_labels"])
+
+
+def scene_annotation(image: Mapping[str, Any], threshold: float = 0.0) -> SceneAnnotation:
+    """An entry of scene_graphs.json with one name per object, without relations of a confidence below the threshold."""
+    objects = [
+        SceneObject(item["object_id"], item["names"], (item["x"], item["y"], item["w"], item["h"]))
+        for item in image["objects"]
+    ]
+    relations = [
+        SceneRelation(item["subject_id"], item["object_id"], item["predicate"], item.get("confidence"))
+        for item in image["relationships"]
+        if item.get("confidence") is None or item["confidence"] >= threshold
+    ]
+    return SceneAnnotation(image["image_id"], tuple(objects), tuple(relations))
 
 
 def check_annotation(content: dict[str, Any], report: Report) -> None:

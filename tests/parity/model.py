@@ -8,10 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.parity.forward import check_forward
+from tests.parity.forward import check_forward, check_postprocessing
 from tests.parity.golden import Report, compare_folders, open_golden
 from tests.parity.losses import check_training
-from tests.parity.postprocess import check_postprocessing
 from tests.parity.tagger import check_generation, check_queries
 
 

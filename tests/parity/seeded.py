@@ -63,22 +63,15 @@ def _offset_and_scale(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
 def _by_name(key: str, shape: tuple[int, ...]) -> tuple[float, float] | None:
     leaf, inputs = key.rsplit(".", 1)[-1], math.prod(shape[1:])
     named = {
-        "running_mean": (0.0, 0.1),
-        "gamma_v": (0.25, 0.1),
-        "gamma_l": (0.25, 0.1),
-        "bias_obj_a": (0.0, 0.1),
-        "bias_pred_a": (0.0, 0.1),
-        "relative_position_bias_table": (0.0, 0.2),
-        "level_embed": (0.0, 0.5),
-    }
+        "running_mean": (0.0, 0.1), "gamma_v": (0.25, 0.1), "gamma_l": (0.25, 0.1), "bias_obj_a": (0.0, 0.1),
+        "bias_pred_a": (0.0, 0.1), "relative_position_bias_table": (0.0, 0.2), "level_embed": (0.0, 0.5),
+    }  # fmt: skip
     patterns = (
-        (r"sampling_offsets\.bias$", 1.5),
-        (r"sampling_offsets\.weight$", 0.5 / math.sqrt(inputs)),
+        (r"sampling_offsets\.bias$", 1.5), (r"sampling_offsets\.weight$", 0.5 / math.sqrt(inputs)),
         (r"(sub|obj)_bbox_embed\.\d+\.layers\.2\.weight$", 0.7 / math.sqrt(inputs)),
         (r"(sub|obj)_bbox_embed\.\d+\.layers\.2\.bias$", 0.3),
-        (r"^refpoint_embed\.weight$", 1.0),
-        (r"^projection_text\.weight$", 4 / math.sqrt(inputs)),
-    )
+        (r"^refpoint_embed\.weight$", 1.0), (r"^projection_text\.weight$", 4 / math.sqrt(inputs)),
+    )  # fmt: skip
     if leaf in named:
         return named[leaf]
     for pattern, scale in patterns:

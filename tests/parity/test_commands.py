@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,46 +18,12 @@ from rlip_model.evaluation.visual_genome import VG150_PREDICATES, vg150_zero_sho
 from sgpipe.records import Relation, deduplicate
 from tests.parity import candidates, misc, model, parser
 from tests.parity.evaluation import __main__ as evaluation
-from tests.parity.golden import Report, open_golden
+from tests.parity.golden import Report
 
-NETWORK = ("raw text: out.aux0.pred_sub_boxes", "encoded text: out.pred_verb_logits", "gradients",
-           "losses of targets_a: TOTAL_WEIGHTED", "losses of targets_a: loss_verb_ce_1")  # fmt: skip
-TAGGER = (*NETWORK, "queries: training query", "generation: batch2_empty_last_group")
-DETECTOR = (*NETWORK, "losses of targets_b", "losses of giou_only", "matcher: targets_b, aux1", "pseudo-labels",
-            "losses of plain_focal_zero_obj_box_img0_pair1", "matcher_zero_obj_box", "sgg.1.verb_scores")  # fmt: skip
-CHECKED = {
-    "model/tagger_glip/small": TAGGER,
-    "model/tagger_vxac/small": TAGGER,
-    "model/parsed/small": DETECTOR,
-    "model/parseda/small": DETECTOR,
-    "model/misc": (
-        "sampling, freq_18: object texts",
-        "annotation, truncated_to_2_pairs: subject boxes",
-        "evaluators, hico, nms_True: (4 numbers)",
-        "evaluators, vcoco in training: (18 numbers)",
-        "evaluators, open images, nms_False: (18 numbers)",
-    ),
-    "evaluation": (
-        "hico/micro_cases, duplicate_gt: metrics (4 numbers)",
-        "openimages/main300, nms_phrase_order_repaired: per_class_phr_top100 ap (889 numbers)",
-        "openimages/ties120, default_stable_sort: metrics (18 numbers)",
-        "vcoco/main300, official: scenario_1 per_role (25 numbers)",
-        "vcoco/train_time300: metrics (31 numbers)",
-        "vg/sgcls: metrics (25 numbers)",
-    ),
-    "parser": ("all bars passed",),
-    "candidates": ("equal\n" * 17,),
-}
-ONLY_IN_FULL = {
-    "model/parsed/small": (
-        "raw text: encoder.memory", "raw text: text_resized", "encoded text: inter.encoder.memory",
-    ),
-    "evaluation": (
-        "hico/real500, UC-RF: per_class ap (385 numbers)",
-        "hico/ties250, default_stable_sort: metrics (4 numbers)",
-        "vg/sgdet: metrics (22 numbers)",
-        "vg/predcls: per_image_recall_100 (188 numbers)",
-    ),
+CHECKED = {  # how many figures are equal, in the subset and in the full set
+    "model/tagger_glip/small": (803, 856), "model/tagger_vxac/small": (900, 953), "model/parsed/small": (963, 1015),
+    "model/parseda/small": (976, 1028), "model/misc": (75, 75), "evaluation": (162, 214), "parser": (1, 1),
+    "candidates": (17, 17),
 }  # fmt: skip
 MAINS = {"evaluation": evaluation.main, "parser": parser.main, "candidates": candidates.main, "model/misc": misc.main}
 Print = pytest.CaptureFixture[str]
@@ -64,11 +32,8 @@ Print = pytest.CaptureFixture[str]
 @pytest.mark.parametrize("folder", CHECKED)
 def test_all_is_equal(subset: Path, golden: Path, folder: str, capsys: Print) -> None:
     assert MAINS.get(folder, model.main)([str(golden / folder)]) == 0
-    printed = capsys.readouterr().out
-    if folder == "candidates":
-        printed = "".join(line.rpartition(" ")[2] for line in printed.splitlines(keepends=True))
-    for part in CHECKED[folder] + (ONLY_IN_FULL.get(folder, ()) if golden != subset else ()):
-        assert part in printed
+    equal = re.findall(r"^  ok |: equal$|^all bars passed$", capsys.readouterr().out, re.MULTILINE)
+    assert len(equal) == CHECKED[folder][golden != subset]
 
 
 @pytest.mark.slow
@@ -114,24 +79,28 @@ def failures(printed: str) -> str:
     return printed.split("outside tolerance:")[1]
 
 
-OUTPUTS = {
-    "outputs_raw_text.safetensors": ("out.aux1.pred_obj_logits", 2e-4, "raw text: out.aux1.pred_obj_logits"),
-    "outputs_encoded_text.safetensors": ("out.pred_sub_boxes", 2e-5, "encoded text: out.pred_sub_boxes"),
-    "prepare_query.safetensors": ("eval.query", 2e-4, "queries: evaluation query"),
-}
-WEIGHT = {"weights.safetensors": ("transformer.coord_proj.bias", 0.1, "out.pred_verb_logits")}
+def spoil(path: Path, change: Callable[[Any], object]) -> None:
+    packed = path.suffix == ".gz"
+    content = json.loads(gzip.decompress(path.read_bytes()) if packed else path.read_bytes())
+    change(content)
+    changed = json.dumps(content).encode()
+    path.write_bytes(gzip.compress(changed) if packed else changed)
 
 
-@pytest.mark.parametrize("changed", [OUTPUTS, WEIGHT], ids=["outputs", "weight"])
-def test_a_changed_tensor_is_told(network: Path, changed: dict[str, tuple[str, float, str]], capsys: Print) -> None:
-    for file, (key, by, _) in changed.items():
-        tensors = load_file(network / file)
+def test_a_changed_tensor_is_told(network: Path, capsys: Print) -> None:
+    changes = (
+        ("outputs_raw_text", "out.aux1.pred_obj_logits", 2e-4, "raw text: out.aux1.pred_obj_logits"),
+        ("outputs_encoded_text", "out.pred_sub_boxes", 2e-5, "encoded text: out.pred_sub_boxes"),
+        ("prepare_query", "eval.query", 2e-4, "queries: evaluation query"),
+    )
+    for name, key, by, _ in changes:
+        tensors = load_file(file := network / f"{name}.safetensors")
         tensors[key].view(-1)[0] += by
-        save_file(tensors, network / file)
+        save_file(tensors, file)
     assert model.main([str(network)]) == 1
-    told = failures(capsys.readouterr().out)
-    assert [name for *_, name in changed.values() if name not in told] == []
-    assert changed == WEIGHT or len(told.strip().splitlines()) == len(changed)
+    told = failures(capsys.readouterr().out).strip().splitlines()
+    assert len(told) == len(changes)
+    assert all(any(what in line for line in told) for *_, what in changes)
 
 
 @pytest.mark.parametrize(("name", "content"), [("inputs.safetensors", b"cut"), ("meta.json", b"{}")])
@@ -150,38 +119,33 @@ def test_not_a_number_never_passes() -> None:
     assert [row.within for row in report.rows] == [False, True, False]
 
 
-def test_probes_guard_the_seeded_weights(full: Path) -> None:
-    golden = open_golden(full / "model" / "tagger_vxac" / "full_swint")
-    assert not golden.small
-    assert len(golden.meta["probe"]) > 20
-
-
 def test_other_targets_are_told(subset: Path, tmp_path: Path, capsys: Print) -> None:
-    shutil.copytree(subset / "model" / "misc", tmp_path / "misc")
-    for name in ("label_merge_and_sampling.json", "vg_annotation_to_target.json"):
-        content = json.loads((tmp_path / "misc" / name).read_text())
-        if name.startswith("label"):
+    def change(content: Any) -> None:
+        if "image_size_wh" in content:
+            content["cases"]["all"]["target"]["sub_boxes"][0][0] += 1e-4
+        else:
             content["cases"]["freq_12"]["python_random_seed"] += 1
             content["cases"]["random_15"]["targets"][1]["verb_labels"][0][0] = 1.0
-        else:
-            content["cases"]["all"]["target"]["sub_boxes"][0][0] += 1e-4
-        (tmp_path / "misc" / name).write_text(json.dumps(content))
+
+    shutil.copytree(subset / "model" / "misc", tmp_path / "misc")
+    for name in ("label_merge_and_sampling.json", "vg_annotation_to_target.json"):
+        spoil(tmp_path / "misc" / name, change)
     assert misc.main([str(tmp_path / "misc")]) == 1
     told = failures(capsys.readouterr().out)
-    assert "sampling, freq_12: object texts" in told
-    assert "sampling, random_15, image 1: relation labels" in told
-    assert "annotation, all: subject boxes" in told
+    for what in ("freq_12: object texts", "random_15, image 1: relation labels", "annotation, all: subject boxes"):
+        assert what in told
 
 
 def test_other_figures_are_told(subset: Path, tmp_path: Path, capsys: Print) -> None:
+    def change(figures: Any) -> None:
+        default = figures["settings"]["default_stable_sort"]
+        figures["settings"]["new_stable_sort"] = default
+        default["per_class_rel_top100"][7]["ap"] += 2e-6
+        default["metrics"] = dict.fromkeys(default["metrics"])
+
     for name in ("ties120.expected.json", "ties120.inputs.json.gz"):
         shutil.copy(subset / "evaluation" / "openimages" / name, tmp_path)
-    figures = json.loads((tmp_path / "ties120.expected.json").read_text())
-    default = figures["settings"]["default_stable_sort"]
-    figures["settings"]["new_stable_sort"] = default
-    default["per_class_rel_top100"][7]["ap"] += 2e-6
-    default["metrics"] = dict.fromkeys(default["metrics"])
-    (tmp_path / "ties120.expected.json").write_text(json.dumps(figures))
+    spoil(tmp_path / "ties120.expected.json", change)
     assert evaluation.main([str(tmp_path)]) == 1
     told = failures(capsys.readouterr().out)
     assert "setting 'new_stable_sort' is unknown" in told
@@ -190,17 +154,15 @@ def test_other_figures_are_told(subset: Path, tmp_path: Path, capsys: Print) -> 
 
 
 def test_another_candidate_is_told(subset: Path, tmp_path: Path, capsys: Print) -> None:
-    shutil.copytree(subset / "candidates", tmp_path / "candidates")
-    shutil.copytree(subset / "data", tmp_path / "data")
-    path = tmp_path / "candidates" / "post_expected.json.gz"
-    expected = json.loads(gzip.decompress(path.read_bytes()))
-    image = next(image for image, kept in expected["top2"].items() if kept)
-    expected["top2"][image][0] += 1
-    path.write_bytes(gzip.compress(json.dumps(expected).encode()))
+    def change(expected: Any) -> None:
+        next(kept for kept in expected["top2"].values() if kept)[0] += 1
+
+    for name in ("candidates", "data"):
+        shutil.copytree(subset / name, tmp_path / name)
+    spoil(tmp_path / "candidates" / "post_expected.json.gz", change)
     assert candidates.main([str(tmp_path / "candidates")]) == 1
     [line] = [line for line in capsys.readouterr().out.splitlines() if "differs" in line]
-    assert line.startswith("post top2:")
-    assert f"/{image}[0]" in line
+    assert re.match(r"post top2: .*/\d+\[0\]: \d+, RLIPv2 \d+", line)
 
 
 def test_the_first_of_equals_stays_unless_all_do() -> None:

@@ -144,17 +144,13 @@ def _check_devices(name: str, tensors: list[Tensor]) -> None:
 
 
 def _count(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], target: str | None) -> None:
-    source = (
-        args[-1] if name == "copy_" and len(args) == 2 else args[1] if name == "copy_" else args[0] if args else None
-    )
+    source = args[1 if name == "copy_" else 0] if args else None
     crosses = name == "_to_copy" and target is not None and isinstance(source, GpuTensor) != (target == "cuda")
     crosses |= name == "copy_" and isinstance(args[0], GpuTensor) != isinstance(source, GpuTensor)
     if crosses:
         host = source if not isinstance(source, GpuTensor) else args[0] if name == "copy_" else None
-        waits = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])) or not is_pinned(
-            host
-        )
-        if waits:
+        is_asynchronous = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
+        if not (is_asynchronous and is_pinned(host)):
             counts.wait(f"a copy {'from' if isinstance(source, GpuTensor) else 'to'} the GPU")
     elif torch.Tag.data_dependent_output in func.tags:
         counts.wait(f"the value of {name}")
@@ -309,9 +305,7 @@ def simulated() -> Iterator[Counts]:
         "current_stream": Stream(), "stream": nullcontext(),
     }  # fmt: skip
     patches = [
-        mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value) for name, value in device.items()
-    ]
-    patches += [
+        *(mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value) for name, value in device.items()),
         mock.patch.object(Tensor, "pin_memory", _pin),
         mock.patch.object(Tensor, "is_pinned", is_pinned),
         mock.patch.object(Tensor, "tolist", lambda each: tolist(each.cpu())),
@@ -324,12 +318,11 @@ def simulated() -> Iterator[Counts]:
         mock.patch.object(torch.cuda, "CUDAGraph", Graph),
         mock.patch.object(torch.cuda, "graph", record),
     ]
+    overwrites = future.get_overwrite_module_params_on_conversion()
     with ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        stack.callback(
-            future.set_overwrite_module_params_on_conversion, future.get_overwrite_module_params_on_conversion()
-        )
+        stack.callback(future.set_overwrite_module_params_on_conversion, overwrites)
         future.set_overwrite_module_params_on_conversion(True)
         stack.callback(torch._C._set_only_lift_cpu_tensors, torch._C._only_lift_cpu_tensors())
         torch._C._set_only_lift_cpu_tensors(True)

@@ -21,22 +21,17 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    BlipForConditionalGeneration,
-    BlipImageProcessor,
-    GenerationConfig,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessor, GenerationConfig
+from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from rlip_model.gpu_memory import is_out_of_memory, send
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
+from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput
 from sgpipe.stages.caption.decoding import check_finite, draw, process
-from sgpipe.stages.checkpoint import check_architecture, check_vocabulary, load_part, load_weights, loading, read_config
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import Backend, Compiled, GpuMemory, one_line
 from sgpipe.utils.prefetch import prefetch
@@ -63,7 +58,8 @@ class BlipCaptioner:
         """Raise UserError if `caption.system` is set, or the model is for another task than captions."""
         if self.config.system is not None:
             raise UserError("caption.system is set, but BLIP is not a chat model: set caption.prompt, or omit both")
-        check_architecture(f"captioner {self.source!r}", read_config(self.source), "BlipForConditionalGeneration")
+        config = checkpoint.read_config(self.source)
+        checkpoint.check_architecture(f"captioner {self.source!r}", config, "BlipForConditionalGeneration")
 
     def setup(self) -> None:
         """Load the model. Raises UserError like `check`, `load_blip`, or if `max_tokens` leaves no room."""
@@ -174,7 +170,7 @@ class Blip:
     """A loaded captioner."""
 
     model: BlipForConditionalGeneration
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     prepare: ImagePreparation
 
     @property
@@ -216,7 +212,7 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     size.
     """
     name = f"captioner {source!r}"
-    model = load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
+    model = checkpoint.load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
     text, vision = model.config.text_config, model.config.vision_config
     for token in ("bos_token_id", "sep_token_id"):
         if not isinstance(number := getattr(text, token), int) or not 0 <= number < text.vocab_size:
@@ -224,11 +220,11 @@ def load_blip(source: str, image_size: int | None, device: torch.device, dtype: 
     side = image_size or vision.image_size
     if side % vision.patch_size:
         raise UserError(f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}")
-    tokenizer: PreTrainedTokenizerBase = load_part(AutoTokenizer, source)
+    tokenizer: Tokenizer = checkpoint.load_part(AutoTokenizer, source)
     # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
-    check_vocabulary(name, len(tokenizer), (0.9 * text.vocab_size - 2, text.vocab_size + 2))
+    checkpoint.check_vocabulary(name, len(tokenizer), (0.9 * text.vocab_size - 2, text.vocab_size + 2))
     has_file = any(Path(source, f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor"))
-    with loading(f"{name}: preprocessor_config.json"):
+    with checkpoint.loading(f"{name}: preprocessor_config.json"):
         values = BlipImageProcessor.get_image_processor_dict(source)[0] if has_file else {}
         mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
         if min(std) <= 0:
@@ -374,11 +370,9 @@ def sample_captions(
 ) -> list[list[list[int]]]:
     """Return the tokens after `prompt` of each sample of each image, without the end token.
 
-    Args:
-        image_states: [images, 1 + patches, vision width].
-        keys: one per image, 63 bits that select its noise.
-        sampling: its lengths count every token of the decoder: [DEC], prompt, words and [SEP].
-        recorded: of this prompt and sampling; replayed if it is of as many images and of the decoder's width.
+    `image_states`: [images, 1 + patches, vision width]. `keys`: one per image, 63 bits that select its noise.
+    `sampling`: its lengths count every token of the decoder: [DEC], prompt, words and [SEP]. `recorded`: of this prompt
+    and sampling; replayed if it is of as many images and of the decoder's width.
 
     With one image on a CPU, sequences that have ended are dropped; with several they stay, so that tensor shapes do not
     depend on other images. A GPU looks at a fixed number of the likeliest tokens, and is asked every few steps whether
@@ -485,20 +479,14 @@ def beam_captions(
     """Return the same of one caption of each image, by transformers' beam search (1 beam: greedy)."""
     text_config: Any = model.config.text_config
     end = text_config.sep_token_id
+    tokens = {"bos_token_id": text_config.bos_token_id, "eos_token_id": end, "pad_token_id": text_config.pad_token_id}
+    lengths = {"min_length": config.min_tokens, "max_new_tokens": (config.max_tokens or 0) - len(prompt)}
     sequences = model.text_decoder.generate(
         input_ids=torch.tensor([prompt] * len(image_states), device=image_states.device),
         attention_mask=image_states.new_ones(len(image_states), len(prompt), dtype=torch.long),
         encoder_hidden_states=image_states,
         encoder_attention_mask=image_states.new_ones(image_states.shape[:2], dtype=torch.long),
-        generation_config=GenerationConfig(
-            num_beams=config.beams,
-            do_sample=False,
-            min_length=config.min_tokens,
-            max_new_tokens=(config.max_tokens or 0) - len(prompt),
-            bos_token_id=text_config.bos_token_id,
-            eos_token_id=end,
-            pad_token_id=text_config.pad_token_id,
-        ),
+        generation_config=GenerationConfig(num_beams=config.beams, do_sample=False, **lengths, **tokens),
     )
     return [[_until(row, end)] for row in sequences[:, len(prompt) :].tolist()]
 

@@ -13,17 +13,8 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageFile
 from sgpipe.images import open_header, read_bytes
 from sgpipe.recipe import CaptionConfig, known_settings
-from sgpipe.stages.endpoint import (
-    CacheFolder,
-    ChatEndpoint,
-    ChatRequest,
-    ChatSampling,
-    Refusal,
-    conversation,
-    file_url,
-    image_url,
-    is_plain,
-)
+from sgpipe.stages import endpoint
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
 
 PROMPT, MAX_TOKENS = "a picture of", 20  # of the published captioner, BLIP
 CHAT_PROMPT = (
@@ -148,6 +139,6 @@ class ServedCaptioner:
         side = self.config.image_size
         if source.file is not None and (side is None or max(source.image.size) <= side):
             with open_header(source.file, "the image to caption") as image:
-                if is_plain(image) and image.size == source.image.size:
-                    return file_url(read_bytes(source.file), f"image/{str(image.format).lower()}")
-        return image_url(source.image, side)
+                if endpoint.is_plain(image) and image.size == source.image.size:
+                    return endpoint.file_url(read_bytes(source.file), f"image/{str(image.format).lower()}")
+        return endpoint.image_url(source.image, side)

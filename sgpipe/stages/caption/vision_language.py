@@ -26,20 +26,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
+from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput, one_line
 from sgpipe.stages.caption.decoding import check_finite, draw, process
-from sgpipe.stages.checkpoint import (
-    MISFITS,
-    check_architecture,
-    check_vocabulary,
-    first_line,
-    load_part,
-    load_weights,
-    loading,
-    quiet,
-    read_config,
-)
 from sgpipe.stages.endpoint import Answer, ChatRequest, Refusal, conversation, shown_image
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory
@@ -67,11 +57,11 @@ class VisionLanguageCaptioner:
 
     def check(self) -> None:
         """Raise UserError if this is not a model that takes images, or its processor or chat template do not fit."""
-        config = read_config(self.source, self.role)
+        config = checkpoint.read_config(self.source, self.role)
         if (family := str(config.get("model_type"))) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             own = "; code in its own repository is never run" if config.get("auto_map") else ""
             raise UserError(f"{self.name} does not read images and text: its model_type is {family!r}{own}")
-        check_architecture(self.name, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])
+        checkpoint.check_architecture(self.name, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])
         if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
             raise UserError(f"{self.name} needs a newer transformers: pip install --upgrade transformers")
         self.prompt = ImagePrompt(self.config, self.role)
@@ -86,7 +76,7 @@ class VisionLanguageCaptioner:
                 f"positions of {self.name} ({positions or 'unknown'})"
             )
         if isinstance(vocabulary, int):
-            check_vocabulary(self.name, len(self.prompt.tokenizer), (vocabulary / 2, math.inf))
+            checkpoint.check_vocabulary(self.name, len(self.prompt.tokenizer), (vocabulary / 2, math.inf))
 
     def setup(self) -> None:
         """Load the model and try it. Raises UserError like `check`, or if it is damaged or too large for the memory."""
@@ -95,22 +85,17 @@ class VisionLanguageCaptioner:
         self.dtype = pick_dtype(config.dtype, self.device)
         self.check()
         with enough_memory(self.device, _REMEDY):
-            model = load_weights(AutoModelForImageTextToText, self.source, self.role, dtype=self.dtype)
+            model = checkpoint.load_weights(AutoModelForImageTextToText, self.source, self.role, dtype=self.dtype)
             self.model = torch.nn.Module.to(model, self.device).eval()
             self.generation = copy.deepcopy(self.model.generation_config)
-            self.generation.update(
-                **dict.fromkeys(("max_length", "min_length", "temperature", "top_p", "top_k", "cache_implementation")),
-                do_sample=False,
-                repetition_penalty=1.0,
-                return_dict_in_generate=False,
-                num_beams=config.beams if config.decoding == "beam" else 1,
-                num_return_sequences=1,
-                max_new_tokens=config.max_tokens,
-                min_new_tokens=config.min_tokens,
-            )
+            unset = ("max_length", "min_length", "temperature", "top_p", "top_k", "cache_implementation")
+            plain = {"do_sample": False, "repetition_penalty": 1.0, "return_dict_in_generate": False}
+            lengths = {"max_new_tokens": config.max_tokens, "min_new_tokens": config.min_tokens}
+            beams = {"num_beams": config.beams if config.decoding == "beam" else 1, "num_return_sequences": 1}
+            self.generation.update(**dict.fromkeys(unset), **plain, **lengths, **beams)
             short = copy.deepcopy(self.generation)
             short.update(max_new_tokens=2, min_new_tokens=2)
-            with loading(f"{self.name} cannot process an example image"):
+            with checkpoint.loading(f"{self.name} cannot process an example image"):
                 self._decode(self.prompt(_EXAMPLE), 0, short)
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
@@ -129,7 +114,7 @@ class VisionLanguageCaptioner:
         Raises UserError: the memory is full; `remedy`: what to do then.
         """
         threads = min(image_threads(self.config.resources, elsewhere=self.device.type != "cpu"), 1)
-        with quiet(), prefetch(partial(self._attempt, prepare, remedy), items, threads, 2) as prepared:
+        with checkpoint.quiet(), prefetch(partial(self._attempt, prepare, remedy), items, threads, 2) as prepared:
             for each in prepared:
                 yield each if isinstance(each, Refusal) else self._attempt(compute, remedy, each)
 
@@ -137,8 +122,8 @@ class VisionLanguageCaptioner:
         try:
             with enough_memory(self.device, remedy):
                 return function(item)
-        except MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
-            return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
+        except checkpoint.MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
+            return Refusal(f"the {self.role} cannot process the image: {checkpoint.first_line(reason)}")
 
     def _caption(self, given: tuple[Any, int]) -> list[str] | Refusal:
         rows = self._decode(*given, self.generation)
@@ -185,19 +170,19 @@ class ImagePrompt:
         """Raises UserError: the processor or template is missing or damaged, or leaves out the prompt or the image."""
         source, self._size = str(config.captioner), config.image_size
         name = f"{role} {source!r}"
-        self.processor: Any = load_part(AutoProcessor, source, role)
+        self.processor: Any = checkpoint.load_part(AutoProcessor, source, role)
         if not (hasattr(self.processor, "image_processor") and hasattr(self.processor, "tokenizer")):
             raise UserError(f"{name} has no processor for images and text: preprocessor_config.json is missing")
         self.tokenizer: Any = self.processor.tokenizer
         self.is_chat = getattr(self.processor, "chat_template", None) is not None
         self.text = config.prompt or ""
         if self.is_chat:
-            with loading(f"{name}: its chat template fails"):
+            with checkpoint.loading(f"{name}: its chat template fails"):
                 self.text = self.chat(conversation(self.text, "", config.system))
         for setting, value in (("caption.prompt", config.prompt), ("caption.system", config.system)):
             if (value or "").strip() not in self.text:
                 raise UserError(f"{name}: its chat template, if it has one, leaves out {setting}")
-        with loading(name):
+        with checkpoint.loading(name):
             tokens = self(_EXAMPLE)["input_ids"]
         if getattr(self.processor, "image_token_id", tokens[0, 0]) not in tokens:
             image = getattr(self.processor, "image_token", "an image token")

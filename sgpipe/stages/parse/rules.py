@@ -110,18 +110,11 @@ class RuleParser(Parser):
 def triplets(tree: Tree) -> list[Triplet]:
     """Return the triplets of a dependency tree, with `caption` 0. The tree is repaired in place."""
     repair(tree)
-    return [
-        Triplet(
-            subject=phrase(tree, relation.subject),
-            predicate=relation.predicate,
-            object=phrase(tree, relation.object),
-            subject_head=head_noun(tree, relation.subject),
-            object_head=head_noun(tree, relation.object),
-            predicate_lemma=relation.lemma,
-            caption=0,
-        )
-        for relation in relations(tree)
-    ]
+    found = []
+    for subject, predicate, thing, lemma in relations(tree):
+        heads = head_noun(tree, subject), head_noun(tree, thing)
+        found.append(Triplet(phrase(tree, subject), predicate, phrase(tree, thing), *heads, lemma, caption=0))
+    return found
 
 
 def nouns(tree: Tree) -> list[tuple[str, str]]:

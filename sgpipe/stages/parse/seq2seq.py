@@ -48,12 +48,8 @@ class Seq2SeqParser(Parser):
         self._model = model.eval().to(self._device)
         # The checkpoint may sample, which would give a caption other triplets every time.
         self._generation = GenerationConfig.from_model_config(self._model.config)
-        self._generation.update(
-            do_sample=False,
-            num_beams=self._model.generation_config.num_beams or 1,
-            max_new_tokens=_MAX_TOKENS,
-            max_length=None,
-        )
+        beams = self._model.generation_config.num_beams or 1
+        self._generation.update(do_sample=False, num_beams=beams, max_new_tokens=_MAX_TOKENS, max_length=None)
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
         """Return the triplets of each caption, in the order of the model, with `caption` 0. No mentions."""

@@ -21,9 +21,7 @@ _TEXTS = ("subject", "predicate", "object", "subject_head", "object_head", "pred
 
 
 def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) -> Parser:
-    """Return the parser of a recipe; modules of other parsers are not imported.
-
-    cache_folder: where a served model's answers are kept; None: nowhere.
+    """Return the parser of a recipe; modules of other parsers are not imported. `cache_folder`: see `Stage`.
 
     Raises UserError: its model is not installed, or cannot be read.
     """

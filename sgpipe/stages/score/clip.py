@@ -95,18 +95,14 @@ def _is_open_clip(model: str, weights: str | None) -> bool:
 class ClipModel:
     """A dual encoder. Embeddings have unit length, `[count, width]`, float32 on the CPU.
 
-    Attributes:
-        side: pixels per side of the images that it sees.
-        scale: what multiplies cosines before a softmax.
+    `side`: pixels per side of the images that it sees. `scale`: what multiplies cosines before a softmax.
     """
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
-        """Load a model.
+        """Load a model: a folder with config.json (transformers), or else open_clip_config.json (open_clip).
 
-        Args:
-            model: a folder with config.json (transformers), or else open_clip_config.json (open_clip), and weights; a
-                hub id, which is transformers' unless it begins with hf-hub:; or a name that open_clip knows.
-            weights: of such a name; a file or a tag.
+        Or a hub id, which is transformers' unless it begins with hf-hub:; or a name that open_clip knows, with its
+        `weights`, a file or a tag.
 
         Raises UserError: open_clip is needed and not installed, or the model cannot be loaded.
         """

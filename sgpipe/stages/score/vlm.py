@@ -17,16 +17,8 @@ from torch import Tensor
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig, Requests, Resources
 from sgpipe.records import Box, Relation
-from sgpipe.stages.endpoint import (
-    Answer,
-    CacheFolder,
-    ChatEndpoint,
-    ChatRequest,
-    ChatSampling,
-    Refusal,
-    conversation,
-    image_url,
-)
+from sgpipe.stages import endpoint
+from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
 from sgpipe.stages.score.scorer import NO_AREA, Score, marked_image, visible_boxes
 
 LONGEST_SIDE = 1024  # pixels of the image that is shown
@@ -127,7 +119,7 @@ class ServedScorer:
     def _ask(self, image: Image.Image, objects: Sequence[Box], relation: Relation) -> Iterator[ChatRequest]:
         marked = marked_image(image, objects, relation, LONGEST_SIDE)
         assert marked is not None
-        url = image_url(marked)
+        url = endpoint.image_url(marked)
         for question in ask_about(objects, relation):
             yield ChatRequest(conversation(question, url), _SAMPLING, logprobs=True)
 

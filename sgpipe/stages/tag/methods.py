@@ -6,12 +6,9 @@ Those make every candidate a relation, or every candidate whose boxes overlap: t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, RelationOrigin, deduplicate
 from sgpipe.stages.base import Stage
@@ -43,33 +40,28 @@ class AssumedStage(Stage):
 
     name = "tag"
 
-    def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:
-        self.config, self.roots, self.resources = config, roots, config.resources
-        self.pair = pair or PairConfig()
+    def __init__(self, config: TagConfig, pair: PairConfig | None = None) -> None:
+        self.config, self.resources, self.pair = config, config.resources, pair or PairConfig()
 
     def check(self) -> None:
         """Raises UserError: a setting is for another method."""
         check_tagger(self.config)
 
-    def __call__(self, records: list[Record]) -> list[Record]:
-        for record in records:
-            if record.ok:
-                pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs
-                relations = deduplicate(candidates(pairs, ASSUMED, "captions"))
-                if self.pair.marks:  # what no caption led to
-                    match, loose = self.pair.match, self.pair.loose
-                    told = told_triplets(record, match, loose) if self.pair.candidates == "captions+marks" else ()
-                    stated = stated_predicates(told, verbatim=match == "substring")
-                    for each in relations:
-                        classes = record.objects[each.subject].category, record.objects[each.object].category
-                        if each.predicate not in stated.get(classes, ()):
-                            each.origin = "marks"
-                record.relations += relations
-        return records
+    def fill(self, record: Record) -> None:
+        pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs
+        relations = deduplicate(candidates(pairs, ASSUMED, "captions"))
+        if self.pair.marks:  # what no caption led to
+            match, loose = self.pair.match, self.pair.loose
+            told = told_triplets(record, match, loose) if self.pair.candidates == "captions+marks" else ()
+            stated = stated_predicates(told, verbatim=match == "substring")
+            for each in relations:
+                classes = record.objects[each.subject].category, record.objects[each.object].category
+                if each.predicate not in stated.get(classes, ()):
+                    each.origin = "marks"
+        record.relations += relations
 
 
 def candidates(pairs: list[Pair], confidence: float | None, origin: RelationOrigin) -> list[Relation]:
-    """Return every pair with each of its predicates."""
     return [Relation(pair.subject, pair.object, text, confidence, origin) for pair in pairs for text in pair.predicates]
 
 

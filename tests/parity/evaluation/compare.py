@@ -1,4 +1,4 @@
-"""Nested numbers as JSON has them, ours beside theirs."""
+"""Images of the reference files as the evaluators take them, and nested numbers, ours beside theirs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tests.parity.golden import NotGoldenError, Report, Row
+import numpy as np
+
+from rlip_model.evaluation.inputs import EvaluationImage, ImageGroundTruth, PredictedPairs
+from rlip_model.evaluation.scores import ClassScores
+from rlip_model.evaluation.triplets import TripletClasses
+from tests.parity.golden import Report, Row
 
 TOLERANCE = 1e-6
 NOT_FIGURES = {"env", "mode", "seconds_official", "cpu_seconds_official", "printed"}  # of how they were made
@@ -86,9 +91,42 @@ def stable_settings(report: Report, section: str, settings: Mapping[str, Any], s
     return chosen
 
 
-def options_of(case: Mapping[str, Any], known: set[str]) -> dict[str, Any]:
-    """How a micro case is to be evaluated. Raises NotGoldenError: in some other way than those known."""
-    options = dict(case.get("kw", {}))
-    if not options.keys() <= known:
-        raise NotGoldenError(f"micro case {case['name']!r} has an unknown option")
-    return options
+def pair_images(
+    images: Iterable[dict[str, Any]], section: str, triplets: str, num_predicates: int, sparse: bool = False
+) -> list[EvaluationImage]:
+    """`triplets`: the key of the true ones; `sparse`: scores are [pair, predicate, score], others 0."""
+    return [_pair_image(image["gt"], image["pred"], section, triplets, num_predicates, sparse) for image in images]
+
+
+def small_set(content: dict[str, Any]) -> list[dict[str, Any]]:
+    """The few images of the model's reference folder, in the form of the others."""
+    return [{"gt": truth, "pred": found} for truth, found in zip(content["gts"], content["preds"], strict=True)]
+
+
+def _pair_image(
+    truth: dict[str, Any], found: dict[str, Any], name: str, triplets: str, num_predicates: int, sparse: bool
+) -> EvaluationImage:
+    boxes = np.array(found["boxes"], dtype=np.float32).reshape(-1, 4)
+    labels = np.array(found["labels"], dtype=int)
+    subjects, objects = (np.array(found[key], dtype=int) for key in ("sub_ids", "obj_ids"))
+    if sparse:
+        scores = np.zeros((len(subjects), num_predicates), dtype=np.float32)
+        for pair, predicate, score in found["verb_scores"]:
+            scores[pair, predicate] = score
+    else:
+        scores = np.array(found["verb_scores"], dtype=np.float32).reshape(-1, num_predicates)
+    return EvaluationImage(
+        name,
+        ImageGroundTruth.from_lists(truth["boxes"], truth["labels"], truth[triplets]),
+        PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores),
+    )
+
+
+def class_table(scores: ClassScores, classes: TripletClasses) -> dict[str, dict[str, Any]]:
+    """The official columns: column, class, number; none without classes."""
+    names = [str(labels) for labels in classes.labels(scores.classes).tolist()]
+    columns = {
+        "gt": scores.targets, "n_pred": scores.detections, "tp": scores.true_positives,
+        "ap": scores.average_precision, "max_recall": scores.max_recall,
+    }  # fmt: skip
+    return {column: dict(zip(names, values.tolist(), strict=True)) for column, values in columns.items() if names}

@@ -9,8 +9,7 @@ import numpy as np
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import CLASSES, NUM_VERBS, SETTINGS, ClassSplit, class_numbers, split
 from rlip_model.evaluation.suppression import PairSuppression
-from tests.parity.evaluation.compare import by_class, compare, options_of, stable_settings
-from tests.parity.evaluation.forms import class_table, pair_images, small_set
+from tests.parity.evaluation.compare import by_class, class_table, compare, pair_images, small_set, stable_settings
 from tests.parity.golden import Report
 
 STABLE = "_stable_sort"
@@ -45,10 +44,8 @@ def figures_of(scores: HicoScores, division: ClassSplit) -> dict[str, Any]:
 
 def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
     images = pair_images(case["images"], section, "hois", NUM_VERBS, sparse=True)
-    options = options_of(case, {"rare", "non", "nms"})
-    rarity = split("default")
-    if "rare" in options:
-        rarity = ClassSplit.from_labels(options["rare"], options["non"])
+    options = case.get("kw", {})
+    rarity = ClassSplit.from_labels(options["rare"], options["non"]) if "rare" in options else split("default")
     scores = evaluate_hico(images, HicoSettings(suppression=PairSuppression() if options.get("nms") else None))
     per_class = class_table(scores.per_class, CLASSES)
     triplets = {}

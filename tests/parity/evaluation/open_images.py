@@ -6,8 +6,7 @@ from typing import Any
 
 from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettings, evaluate_open_images
 from rlip_model.evaluation.suppression import PairSuppression
-from tests.parity.evaluation.compare import by_class, compare, options_of, stable_settings
-from tests.parity.evaluation.forms import class_table, pair_images, small_set
+from tests.parity.evaluation.compare import by_class, class_table, compare, pair_images, small_set, stable_settings
 from tests.parity.golden import Report
 
 STABLE = "_stable_sort"
@@ -49,7 +48,7 @@ def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
     pairs = [scores for image in case["images"] for scores in image["pred"]["verb_scores"]]
     num_predicates = len(pairs[0]) if pairs else LABELS_AT_MOST
     images = pair_images(case["images"], section, "rels", num_predicates)
-    setting = "nms" if options_of(case, {"nms"}).get("nms") else "default"
+    setting = "nms" if case.get("kw", {}).get("nms") else "default"
     summary = evaluate_open_images(images, settings_of(setting, LABELS_AT_MOST, num_predicates)).summary()
     theirs = case["expected"]
     compare(report, section, {name: value for name, value in summary.items() if name in theirs}, theirs)

@@ -8,43 +8,35 @@ from typing import Any
 
 import numpy as np
 
+from rlip_model.evaluation import visual_genome as vg
 from rlip_model.evaluation.inputs import Array, table
 from rlip_model.evaluation.recall import RECALL_AT
-from rlip_model.evaluation.visual_genome import (
-    MATCH_OVERLAP,
-    GraphImage,
-    GraphScores,
-    GroundTruthGraph,
-    PredictedGraph,
-    evaluate_graphs,
-    vg150_zero_shot,
-)
 from tests.parity.evaluation.compare import compare
 from tests.parity.golden import Report
 
 
 def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report, folder: Path) -> None:
-    report.require(section, f"boxes overlap by {MATCH_OVERLAP}", inputs["iou_threshold"] == MATCH_OVERLAP)
+    report.require(section, f"boxes overlap by {vg.MATCH_OVERLAP}", inputs["iou_threshold"] == vg.MATCH_OVERLAP)
     num_predicates = inputs["num_predicates_with_bg"] - 1
     images = [
         graph_image(image, f"{section}, image {number}", num_predicates)
         for number, image in enumerate(inputs["images"])
     ]
     unseen = zero_shot_triplets(folder, inputs["zeroshot_triplets_file"])
-    scores = evaluate_graphs(images, inputs["mode"], zero_shot=unseen, num_predicates=num_predicates)
+    scores = vg.evaluate_graphs(images, inputs["mode"], zero_shot=unseen, num_predicates=num_predicates)
     compare(report, section, figures_of(scores, list(expected["mean_recall_list_100"])), expected)
 
 
-def graph_image(image: dict[str, Any], name: str, num_predicates: int) -> GraphImage:
+def graph_image(image: dict[str, Any], name: str, num_predicates: int) -> vg.GraphImage:
     truth, found = image["gt"], image["pred"]
-    return GraphImage(
+    return vg.GraphImage(
         name,
-        GroundTruthGraph(
+        vg.GroundTruthGraph(
             table(truth["boxes"], (-1, 4), np.float32),
             table(truth["labels"], (-1,), int),
             table(truth["relation_tuple"], (-1, 3), int),
         ),
-        PredictedGraph(
+        vg.PredictedGraph(
             table(found["boxes"], (-1, 4), np.float32),
             table(found["pred_labels"], (-1,), int),
             table(found["pred_scores"], (-1,), np.float32),
@@ -58,10 +50,10 @@ def zero_shot_triplets(folder: Path, name: str) -> Array:
     """From the file of this name, beside the folder or above it; without one the packaged ones."""
     paths = [parent / name for parent in (folder, *folder.resolve().parents)]
     path = next((path for path in paths if path.is_file()), None)
-    return np.array(json.loads(path.read_text())) if path else vg150_zero_shot()
+    return np.array(json.loads(path.read_text())) if path else vg.vg150_zero_shot()
 
 
-def figures_of(scores: GraphScores, predicates: list[str]) -> dict[str, Any]:
+def figures_of(scores: vg.GraphScores, predicates: list[str]) -> dict[str, Any]:
     metrics: dict[str, float] = {}
     for recall, plain, other in ((scores.constrained, "", ""), (scores.unconstrained, "_nogc", "ng_")):
         metrics[f"recall{plain}_images"] = len(recall.per_image[RECALL_AT[0]])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rlip_model.training import annotations
 from rlip_model.training.annotations import MISSING_OBJECT, SceneAnnotation, SceneObject, SceneTargets, label_scene
 from rlip_model.training.flip_text import flip_text
-from tests.parity.scene_graphs import scene_annotation
+from tests.parity.misc import scene_annotation
 
 WIDTH, HEIGHT = 100, 50
 

@@ -121,23 +121,15 @@ def test_another_set_is_refused_and_a_complete_one_left_alone(world: Path) -> No
     assert {path: path.stat().st_mtime_ns for path in (world / "val").rglob("*")} == before
 
 
-def test_invalid_arguments_are_refused(tmp_path: Path) -> None:
-    for images, seed, split, message in (
-        (0, 0, "val", "cannot render 0 images"),
-        (10**7, 0, "val", "expected 1 to 1,000,000"),
-        (1, -1, "val", "seed -1"),
-        (1, 0, "test", "no split 'test': expected one of train, val, test-compositional"),
-    ):
-        with pytest.raises(UserError, match=message):
-            render_dataset(tmp_path / "new", images, seed, split)
-    assert not (tmp_path / "new").exists()
-
-
-def test_a_folder_with_other_files_is_refused(tmp_path: Path) -> None:
+def test_invalid_arguments_and_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    for place in (tmp_path, tmp_path / "thesis.txt"):
-        with pytest.raises(UserError, match="exists and is not overwritten"):
-            render_dataset(place, 1, 0)
+    for place, images, seed, split, message in (
+        ("new", 0, 0, "val", "cannot render 0 images"), ("new", 10**7, 0, "val", "expected 1 to 1,000,000"),
+        ("new", 1, -1, "val", "seed -1"), ("new", 1, 0, "test", "no split 'test': expected one of train, val, test-"),
+        (".", 1, 0, "val", "is not overwritten"), ("thesis.txt", 1, 0, "val", "is not overwritten"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            render_dataset(tmp_path / place, images, seed, split)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
@@ -16,19 +15,16 @@ from sgpipe.stages import endpoint as served
 from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, Refusal, RequestCache, conversation
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 
-Connect = Callable[..., ChatEndpoint]
+pytestmark = pytest.mark.usefixtures("no_pauses")
+
 SAMPLING = served.ChatSampling(max_tokens=16, temperature=1.0)
 SCHEMA = {"type": "object", "properties": {}, "additionalProperties": False}
 KEY = "sk-secret-0123456789"
 
 
-@pytest.fixture
-def connect(no_pauses: None) -> Connect:
-    def connect(url: str, cache: Path | None = None, in_flight: int = 8, timeout: float = 20) -> ChatEndpoint:
-        requests = Requests(in_flight=in_flight, timeout=timeout, retries=3)
-        return ChatEndpoint(url, "tiny-vlm", requests, CacheFolder(cache) if cache else None)
-
-    return connect
+def connect(url: str, cache: Path | None = None, in_flight: int = 8, timeout: float = 20) -> ChatEndpoint:
+    requests = Requests(in_flight=in_flight, timeout=timeout, retries=3)
+    return ChatEndpoint(url, "tiny-vlm", requests, CacheFolder(cache) if cache else None)
 
 
 def question(number: int, n: int = 1) -> ChatRequest:
@@ -49,7 +45,7 @@ def refused(endpoint: ChatEndpoint) -> str:
     return message
 
 
-def test_requests_are_taken_as_they_are_needed(connect: Connect) -> None:
+def test_requests_are_taken_as_they_are_needed() -> None:
     """Each may carry an image of megabytes."""
     taken = []
     with EndpointServer() as server:
@@ -62,7 +58,7 @@ def test_requests_are_taken_as_they_are_needed(connect: Connect) -> None:
 @pytest.mark.parametrize(("fault", "asked"), [
     ("limited", 3), ("broken", 3), ("cut", 3), ("error", 3), ("parts", 1), ("plain", 1), ("silent", 2), ("slow", 2),
 ])  # fmt: skip
-def test_a_fault_that_passes_and_another_form_change_no_answer(connect: Connect, fault: Fault, asked: int) -> None:
+def test_a_fault_that_passes_and_another_form_change_no_answer(fault: Fault, asked: int) -> None:
     silent = fault in ("silent", "slow")
     with EndpointServer(lambda body: ["a dog on grass"] * 3, scripted(*[fault] * max(1, asked - 1))) as server:
         answer = ask(connect(server.url, timeout=0.5 if silent else 20), question(1, n=3))
@@ -76,7 +72,7 @@ def test_a_fault_that_passes_and_another_form_change_no_answer(connect: Connect,
     ("garbled", "the answer is not a chat completion; the URL of an API often ends in /v1"),
     ("nested", "maximum recursion depth exceeded"),
 ])  # fmt: skip
-def test_a_refusal_concerns_one_request(connect: Connect, fault: Fault, reason: str) -> None:
+def test_a_refusal_concerns_one_request(fault: Fault, reason: str) -> None:
     with EndpointServer(faults=scripted(fault)) as server:
         answers = list(connect(server.url, in_flight=1).ask_all([question(1), question(2)]))
     assert isinstance(answers[0], Refusal)
@@ -85,7 +81,7 @@ def test_a_refusal_concerns_one_request(connect: Connect, fault: Fault, reason: 
     assert len(server.requests) == 2 + (fault in ("garbled", "nested"))  # another, to see whether it answers any
 
 
-def test_a_request_that_always_breaks_is_refused_if_others_are_answered(connect: Connect) -> None:
+def test_a_request_that_always_breaks_is_refused_if_others_are_answered() -> None:
     def answer(body: dict) -> list[str]:
         if "image 1?" in body["messages"][-1]["content"]:
             raise BrokenPipeError
@@ -101,12 +97,12 @@ def test_a_request_that_always_breaks_is_refused_if_others_are_answered(connect:
 @pytest.mark.parametrize(("fault", "reason"), [
     ("broken", "HTTP 500: "), ("limited", "HTTP 429: Rate limit"), ("page", "not a chat"), ("unpaid", "payment is"),
 ])  # fmt: skip
-def test_an_endpoint_that_answers_nothing_ends_the_run(connect: Connect, fault: Fault, reason: str) -> None:
+def test_an_endpoint_that_answers_nothing_ends_the_run(fault: Fault, reason: str) -> None:
     with EndpointServer(faults=lambda body, attempt: fault) as server, pytest.raises(EngineError, match=reason):
         list(connect(server.url).ask_all([question(1), question(2)]))
 
 
-def test_nothing_but_the_key_comes_from_the_environment(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_but_the_key_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer of-another-server")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another-server")
     with EndpointServer() as server:
@@ -114,7 +110,7 @@ def test_nothing_but_the_key_comes_from_the_environment(connect: Connect, monkey
     assert "of-another-server" not in repr([dict(each) for each in server.headers])
 
 
-def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds(connect: Connect) -> None:
+def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds() -> None:
     with EndpointServer() as server:
         server.most_choices = 1  # llama.cpp
         answer = ask(connect(server.url), question(7, n=4))
@@ -123,7 +119,7 @@ def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds(connec
     assert len({body["seed"] for body in server.requests}) == 4
 
 
-def test_a_server_that_rejects_n_is_asked_one_by_one(connect: Connect) -> None:
+def test_a_server_that_rejects_n_is_asked_one_by_one() -> None:
     def faults(body: str, attempt: int) -> Fault | None:
         return "rejected" if server.requests[-1].get("n", 1) > 1 else None
 
@@ -134,7 +130,7 @@ def test_a_server_that_rejects_n_is_asked_one_by_one(connect: Connect) -> None:
         assert [body.get("n", 1) for body in server.requests] == [2, 1, 1, 1, 1]
 
 
-def test_a_server_that_calls_the_limit_by_its_newer_name(connect: Connect, tmp_path: Path) -> None:
+def test_a_server_that_calls_the_limit_by_its_newer_name(tmp_path: Path) -> None:
     """Its answers are kept as those of any other."""
 
     def faults(body: str, attempt: int) -> Fault | None:
@@ -151,7 +147,7 @@ def test_a_server_that_calls_the_limit_by_its_newer_name(connect: Connect, tmp_p
         assert len(server.requests) == asked
 
 
-def test_log_probabilities(connect: Connect) -> None:
+def test_log_probabilities() -> None:
     with EndpointServer(lambda body: ["Yes"]) as server:
         answer = ask(connect(server.url), replace(question(1), logprobs=True))
     assert answer == Answer(("Yes",), (((("Yes", -0.25), ("No", -1.5)),),))
@@ -161,7 +157,7 @@ def test_log_probabilities(connect: Connect) -> None:
         connect(server.url).check(replace(question(1), logprobs=True))
 
 
-def test_what_is_sent(connect: Connect) -> None:
+def test_what_is_sent() -> None:
     sampling = served.ChatSampling(max_tokens=5, temperature=0.5, top_p=0.9, top_k=50, repetition_penalty=1.1)
     with EndpointServer() as server:
         messages = conversation("Hello", system="Be brief.")
@@ -176,7 +172,7 @@ def test_what_is_sent(connect: Connect) -> None:
     }  # fmt: skip
 
 
-def test_nothing_is_paid_twice(connect: Connect, tmp_path: Path) -> None:
+def test_nothing_is_paid_twice(tmp_path: Path) -> None:
     """Not even what is left of an answer in two parts, and by another process on another port."""
     requests = [question(number, n=3) for number in range(20)]
     with EndpointServer(faults=at_random(1, share=0.3)) as server:
@@ -195,7 +191,7 @@ def test_nothing_is_paid_twice(connect: Connect, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fault", ["half", "[1]", '{"prompt_tokens": {"a": 1}}', f'{{"prompt_tokens": {2**70}, "completion_tokens": -1}}']
 )
-def test_odd_answers_are_kept(connect: Connect, tmp_path: Path, fault: Fault) -> None:
+def test_odd_answers_are_kept(tmp_path: Path, fault: Fault) -> None:
     with EndpointServer(lambda body: ["a dog ?"], faults=scripted(fault)) as server:
         for _ in range(2):
             assert ask(connect(server.url, cache=tmp_path), question(1)) == Answer(("a dog ?",))
@@ -210,7 +206,7 @@ def test_a_damaged_answer_is_one_line(tmp_path: Path) -> None:
         cache.get(b"")
 
 
-def test_an_error_ends_at_once(connect: Connect) -> None:
+def test_an_error_ends_at_once() -> None:
     """What is under way is cut, not waited for."""
 
     def faults(body: str, attempt: int) -> Fault:
@@ -241,7 +237,7 @@ def test_ways_to_write_the_url() -> None:
         assert served.endpoint_url(f"http://host:8000/v1{suffix}") == "http://host:8000/v1"
 
 
-def test_wrong_endpoints(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
     with EndpointServer(models=["llava", "qwen"], key=KEY) as server:
         url = server.url
         assert f"{url} requires an API key; set OPENAI_API_KEY" in refused(connect(url))
@@ -261,7 +257,7 @@ def test_wrong_endpoints(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> N
         connect("http://localhost:1/v1")
 
 
-def test_the_key_is_neither_shown_nor_sent_elsewhere(connect: Connect, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_key_is_neither_shown_nor_sent_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with EndpointServer() as other, EndpointServer(faults=scripted(*["broken"] * 9)) as server:
         assert "request had Bearer …" in refused(connect(server.url))

@@ -244,7 +244,9 @@ def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
 
 def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
     """Return what "it" or "them" is after a preposition: the nearest nouns above it, except its own subject."""
-    own = _own_subjects(tree, preposition)
+    _, head = governor(tree, preposition)
+    is_verb = tree.tags[head].startswith("VB")
+    own = (objects(tree, head) or subjects(tree, head)) if is_verb else modified(tree, head, preposition)
     plural = tree.texts[pronoun] == "them"
     for noun in nouns_above(tree, preposition):
         thing = content(tree, noun)
@@ -271,13 +273,6 @@ def points_back(tree: Tree, index: int) -> bool:
         below += tree.dependents(verb, "prep")
     things = (child for preposition in below for child in tree.dependents(preposition, "pobj"))
     return any(tree.texts[thing] in ("it", "them") for thing in things)
-
-
-def _own_subjects(tree: Tree, preposition: int) -> set[int]:
-    _, head = governor(tree, preposition)
-    if tree.tags[head].startswith("VB"):
-        return set(objects(tree, head) or subjects(tree, head))
-    return set(modified(tree, head, preposition))
 
 
 class ParsedRelation(NamedTuple):

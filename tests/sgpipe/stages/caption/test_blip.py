@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.transforms import functional
 from transformers import BlipForConditionalGeneration
 
 from sgpipe.errors import UserError
@@ -14,8 +13,6 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.stages.caption.blip import BlipCaptioner, fuse_vision_attention, load_blip
 from sgpipe.stages.caption.captioner import settings_of
 from tests.factories import make_blip, make_tokenizer
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +38,6 @@ def image(width=50, height=37):
     return Image.fromarray(pixels)
 
 
-def test_image_preparation_equals_the_reference(original):
-    blip = load(original)
-    resized = functional.resize(image(), (32, 32), functional.InterpolationMode.BICUBIC)
-    expected = functional.normalize(functional.to_tensor(resized), CLIP_MEAN, (0.26862954, 0.26130258, 0.27577711))
-    torch.testing.assert_close(blip.prepare(image()), expected, atol=1e-6, rtol=0)
-
-
 def test_resized_pixels_are_normalised_on_a_device_to_the_same_bits(original):
     blip, made = load(original), [image(), image(60, 32)]
     mean, std = (torch.tensor(value).view(3, 1, 1) for value in (blip.prepare.mean, blip.prepare.std))
@@ -68,7 +58,9 @@ def test_preparation_uses_the_checkpoint_or_clip_defaults(folder):
     assert prepare.resample == Image.Resampling.BILINEAR
     settings.unlink()
     prepare = load(folder).prepare
-    assert (prepare.size, prepare.mean) == (32, pytest.approx(CLIP_MEAN))
+    assert (prepare.size, prepare.resample) == (32, Image.Resampling.BICUBIC)
+    assert prepare.mean == pytest.approx((0.48145466, 0.4578275, 0.40821073))
+    assert prepare.std == pytest.approx((0.26862954, 0.26130258, 0.27577711))
 
 
 def test_another_image_size_interpolates_the_positions(original):

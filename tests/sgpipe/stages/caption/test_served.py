@@ -15,7 +15,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig, Requests
 from sgpipe.records import Record
-from sgpipe.stages.caption.stage import CaptionStage, load_captioner
+from sgpipe.stages.caption.stage import CaptionStage
 from tests.endpoint_server import EndpointServer, scripted, shown_image
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -23,13 +23,9 @@ pytestmark = pytest.mark.usefixtures("no_pauses")
 COLOURS = ["red", "lime", "blue", "yellow", "white", "black", "cyan", "magenta"]
 
 
-def config(server: EndpointServer, **settings: Any) -> CaptionConfig:
+def stage(server: EndpointServer, folder: Path, **settings: Any) -> CaptionStage:
     values = {"captioner": "tiny-vlm", "endpoint": server.url, "samples": 2, "requests": Requests(in_flight=8)}
-    return CaptionConfig(**(values | settings))
-
-
-def stage(server: EndpointServer, folder: Path, seed: int = 0, **settings: Any) -> CaptionStage:
-    made = CaptionStage(config(server, **settings), {"val": folder}, seed)
+    made = CaptionStage(CaptionConfig(**(values | settings)), {"val": folder}, seed=0)
     made.check()
     made.setup()
     server.requests.clear()
@@ -115,4 +111,4 @@ def test_other_files_are_sent_as_the_captioner_would_see_them(tmp_path: Path, wh
 
 def test_beam_search_is_not_there(tmp_path: Path) -> None:
     with EndpointServer() as server, pytest.raises(UserError, match=r"^caption.decoding: an endpoint samples"):
-        load_captioner(config(server, decoding="beam"))
+        stage(server, tmp_path, decoding="beam")

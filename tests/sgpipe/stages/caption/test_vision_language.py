@@ -130,8 +130,6 @@ def test_sampling_settings_and_beams_reach_the_decoder(checkpoint):
     greedy = [captions[0] for captions in make_captioner(folder, decoding="beam", beams=1).caption(given)]
     likeliest = list(make_captioner(folder, top_k=1).caption(given))
     assert [set(captions) for captions in likeliest] == [{text} for text in greedy]
-    for settings in ({"temperature": 1e-4}, {"top_p": 1e-9}):
-        assert list(make_captioner(folder, **settings).caption(given)) == likeliest
     assert [captions[0] for captions in make_captioner(folder, decoding="beam").caption(given)] != greedy
 
 
@@ -150,20 +148,11 @@ def test_the_prompt_and_the_system_message_are_in_the_chat_template(checkpoint):
 def test_image_size_limits_the_longer_side_and_exif_turns_nothing(checkpoint):
     captioner = make_captioner(checkpoint("qwen2_5_vl"), image_size=56)
     assert captioner.prompt(Image.new("RGB", (112, 112)))["image_grid_thw"].tolist() == [[1, 4, 4]]
-    captioner = make_captioner(checkpoint("qwen2_5_vl"))
-    wide = Image.new("RGB", (112, 56))
+    captioner, wide = make_captioner(checkpoint("qwen2_5_vl")), Image.new("RGB", (112, 56))
     exif = wide.getexif()
     exif[0x0112] = 6  # as displayed, it is turned
     wide.info["exif"] = exif.tobytes()
     assert captioner.prompt(wide)["image_grid_thw"].tolist() == [[1, 4, 8]]
-
-
-def test_an_image_that_the_processor_refuses_has_a_reason(checkpoint):
-    captioner = make_captioner(checkpoint("qwen2_5_vl"))
-    strip = CaptionInput(Image.new("RGB", (2, 600)), 1)
-    refused, fine = captioner.caption([strip, inputs()[0]])
-    assert re.fullmatch(".*aspect ratio.*", refused.reason)
-    assert len(fine) == 3
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -178,7 +167,9 @@ def test_a_thread_prepares_the_next_image_and_changes_no_caption(checkpoint, fam
         given.insert(4, CaptionInput(Image.new("RGB", (2, 600)), 1))  # which its processor refuses
     expected = list(alone.caption(given))
     assert list(ahead.caption(given)) == expected
-    assert sum(isinstance(each, Refusal) for each in expected) == len(given) - 9
+    refused = [each.reason for each in expected if isinstance(each, Refusal)]
+    assert len(refused) == len(given) - 9
+    assert all(re.fullmatch(".*aspect ratio.*", each) for each in refused)
     assert set(threads) == {"prefetch_0"}
     taken = []
     assert next(ahead.caption(taken.append(each) or each for each in given)) == expected[0]

@@ -1,21 +1,175 @@
-"""The pair stage, run in a plain loop; priors of Visual Genome; and whose the attributes of captions are."""
+"""The pair stage: nouns and classes, candidate pairs of boxes, priors of Visual Genome, and whose attributes are."""
 
 import copy
 import json
+import tracemalloc
 from dataclasses import replace
 from functools import cache
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import PairConfig, ParseConfig
-from sgpipe.records import Attribute, Box, Caption, Record, Triplet
-from sgpipe.stages.pair import HeadMatcher, PairStage, collect_prior, implied_triplets, read_prior
+from sgpipe.records import Attribute, Box, Caption, Pair, Record, Triplet
+from sgpipe.sources.vocabulary import category_names, implied_things, loose_words, packaged_synonyms
+from sgpipe.stages import pair as pairing
+from sgpipe.stages.pair import HeadMatcher, PairStage, SubstringMatcher, candidate_pairs, collect_prior, read_prior
 from sgpipe.stages.parse.stage import ParseStage
+
+COCO = HeadMatcher(packaged_synonyms("coco"))
+OBJECTS365 = HeadMatcher(packaged_synonyms("objects365"))
+LOOSE = HeadMatcher(packaged_synonyms("coco"), loose=loose_words())
+
+
+@pytest.mark.parametrize(("phrase", "head", "expected"), [
+    ("men", "men", "person"), ("people's", "people", "person"), ("children", "child", "person"),
+    ("knives", "knife", "knife"), ("calves", "calf", "cow"), ("a pair of skis", "skis", "skis"),
+    ("the man 's", "man", "person"), ("hot dogs", "dog", "hot dog"), ("the dining table", "table", "dining table"),
+    ("stop-sign", "stop-sign", "stop sign"), ("surf boards", "board", "surfboard"), ("hotdogs", "hotdog", "hot dog"),
+    ("glasses of wine", "glasses", "wine glass"), ("a dirt bike", "bike", "motorcycle"), ("jet ski", "ski", "boat"),
+])  # fmt: skip
+def test_phrases_plurals_and_possessives(phrase: str, head: str, expected: str) -> None:
+    assert COCO.classes(phrase, head)[0] == expected
+
+
+@pytest.mark.parametrize(("phrase", "head"), [
+    ("hair", "hair"), ("car seat", "seat"), ("a bus stop", "stop"), ("orange juice", "juice"), ("bushes", "bush"),
+    ("a bedroom", "bedroom"), ("pineapples", "pineapple"), ("a hand", "hand"), ("glasses", "glasses"),
+    ("a cutting board", "board"), ("", ""), ("!?", "!?"),
+])  # fmt: skip
+def test_lookalikes_match_no_class(phrase: str, head: str) -> None:
+    assert COCO.classes(phrase, head) == ()
+
+
+def test_a_class_never_matches_part_of_a_word() -> None:
+    for phrase, wrong in (("carrot", "car"), ("woman", "man"), ("chair", "hair"), ("cattle", "cat")):
+        assert HeadMatcher({}, [phrase, wrong]).classes(phrase) == (phrase,)
+        assert HeadMatcher({}, [wrong]).classes(phrase) == ()
+        assert wrong in SubstringMatcher({}, [wrong]).classes(phrase)
+
+
+@pytest.mark.parametrize(("matcher", "phrase", "present", "expected"), [
+    # the longest phrase decides even if its class is absent
+    (COCO, "hot dog", ("dog",), None), (COCO, "hot dog", ("dog", "hot dog"), "hot dog"),
+    (OBJECTS365, "a license plate", ("plate",), None), (OBJECTS365, "a dinner plate", ("plate",), "plate"),
+    # a word shared by classes goes to one that is present
+    (COCO, "bike", ("motorcycle",), "motorcycle"), (COCO, "bike", ("motorcycle", "bicycle"), "bicycle"),
+    (COCO, "board", ("person", "surfboard"), "surfboard"),
+    (COCO, "bear", ("teddy bear",), "teddy bear"), (COCO, "bear", ("teddy bear", "bear"), "bear"),
+    # a loose word stands for the best class with a box
+    (LOOSE, "cold beer", ("cup", "bottle"), "bottle"), (LOOSE, "cold beer", ("cup",), "cup"),
+    (LOOSE, "beer", ("person",), None), (LOOSE, "food truck", ("pizza", "truck"), "truck"),
+])  # fmt: skip
+def test_a_phrase_stands_for_a_class_of_the_image(
+    matcher: HeadMatcher, phrase: str, present: tuple[str, ...], expected: str | None
+) -> None:
+    assert matcher.choose(phrase, phrase.split()[-1], dict.fromkeys(present)) == expected
+
+
+def test_phrases_are_excluded_for_their_class_only_and_loose_ones_are_of_known_classes() -> None:
+    matcher = HeadMatcher({"plate": ["!license plate"], "number": ["license plate"], "dish": ["plate"]})
+    assert matcher.classes("license plates", "plate") == ("number",)
+    assert matcher.classes("plates", "plate") == ("plate", "dish")
+    assert HeadMatcher({}, ["box"], {"crate": ("box", "cat")}).classes("crates") == ("box",)
+
+
+@pytest.mark.parametrize("dataset", ["coco", "objects365"])
+def test_every_synonym_of_the_packaged_tables_reaches_its_class_whatever_loose_words_there_are(dataset: str) -> None:
+    table = packaged_synonyms(dataset)
+    strict, loose = HeadMatcher(table), HeadMatcher(table, loose=loose_words())
+    for name, phrases in table.items():
+        assert strict.classes(name)[0] == name
+        for phrase in phrases:
+            own = strict.classes(phrase.removeprefix("!"))
+            assert (name in own) != phrase.startswith("!"), f"{phrase!r} under {name!r}"
+            assert loose.classes(phrase.removeprefix("!"))[: len(own)] == own, phrase
+
+
+def test_loose_words_and_implied_things_are_of_known_classes() -> None:
+    known = {name for dataset in ("coco", "objects365") for name in category_names(dataset).values()}
+    pattern, implied = implied_things()
+    assert pattern.groups == len(implied)  # the number of a group is that of its row
+    listed = [*loose_words().values(), *(classes for _, classes in implied)]
+    assert all(classes and known.issuperset(classes) for classes in listed)
+
+
+def test_words_of_a_phrase() -> None:
+    assert pairing.split_words("The man 's hat, a 'stop' sign") == ["the", "man", "hat", "a", "stop", "sign"]
+    assert pairing.split_words("Boys' t-shirts on café_table") == ["boys", "t", "shirts", "on", "café", "table"]
+
+
+NAMES = st.sampled_from(["person", "dog", "kite"])
+SIDES = st.integers(1, 12).map(float)
+CROWD = st.sampled_from([False] * 4 + [True])
+OBJECTS = st.lists(st.builds(Box, NAMES, st.just(1), st.tuples(*[SIDES] * 4), CROWD), max_size=12)
+OF_PAIR = st.lists(st.sampled_from(["on", "near", "holding"]), max_size=3, unique=True)
+PREDICATES = st.dictionaries(st.tuples(NAMES, NAMES), OF_PAIR)
+
+
+def overlap(first: Box, second: Box) -> bool:
+    return all(
+        first.bbox[side] < second.bbox[side] + second.bbox[side + 2]
+        and second.bbox[side] < first.bbox[side] + first.bbox[side + 2]
+        for side in (0, 1)
+    )
+
+
+def by_hand(objects: list[Box], predicates: dict[tuple[str, str], list[str]], overlaps: bool) -> list[Pair]:
+    """A loop over every ordered pair, as in RLIPv2."""
+    return [
+        Pair(i, j, predicates[objects[i].category, objects[j].category])
+        for i, j in permutations(range(len(objects)), 2)
+        if not objects[i].iscrowd
+        and not objects[j].iscrowd
+        and predicates.get((objects[i].category, objects[j].category))
+        and (not overlaps or overlap(objects[i], objects[j]))
+    ]
+
+
+@given(OBJECTS, PREDICATES, st.booleans())
+def test_equals_a_loop_over_all_pairs(objects: list[Box], predicates: dict, overlaps: bool) -> None:
+    found = candidate_pairs(objects, predicates, require_overlap=overlaps)
+    assert found == (by_hand(objects, predicates, overlaps), 0)
+
+
+@given(OBJECTS, PREDICATES, st.booleans(), st.integers(1, 40))
+def test_limit_keeps_pairs_of_the_largest_boxes_and_counts_the_others(
+    objects: list[Box], predicates: dict, overlaps: bool, limit: int
+) -> None:
+    every = by_hand(objects, predicates, overlaps)
+    found, beyond = candidate_pairs(objects, predicates, require_overlap=overlaps, limit=limit)
+    order = sorted(range(len(objects)), key=lambda i: objects[i].rank)
+    rank = {index: position for position, index in enumerate(order)}
+
+    def smaller_box(pair: Pair) -> tuple[int, int, int]:
+        first, second = rank[pair.subject], rank[pair.object]
+        return max(first, second), min(first, second), first
+
+    kept = sorted(every, key=smaller_box)[:limit]
+    assert found == sorted(kept, key=lambda pair: (pair.subject, pair.object))
+    assert beyond == len(every) - len(kept) or (overlaps and len(kept) == limit and beyond > len(every) - limit)
+
+
+def test_a_hundred_thousand_boxes_need_little_memory() -> None:
+    random = np.random.default_rng(0)
+    sides = random.uniform(1, 60, (100_000, 2))
+    corners = random.uniform(0, 600, (100_000, 2))
+    boxes = enumerate(np.hstack([corners, sides]).tolist())
+    objects = [Box("person" if index % 5 else "dog", 1, tuple(box)) for index, box in boxes]
+    tracemalloc.start()
+    predicates = {("person", "person"): ["near"], ("person", "dog"): ["walking"]}
+    pairs, beyond = candidate_pairs(objects, predicates, limit=10_000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len({(pair.subject, pair.object) for pair in pairs}) == len(pairs) == 10_000
+    assert beyond == 80_000 * 79_999 + 80_000 * 20_000 - 10_000
+    assert peak < 300 << 20
 
 
 def stage(categories: tuple[str, ...] = (), dataset: str = "coco", **settings: Any) -> PairStage:
@@ -46,6 +200,8 @@ def test_triplets_become_pairs_of_matching_boxes() -> None:
     assert pairs(found) == [(1, 0, ["riding", "on"]), (2, 0, ["riding", "on"]), (3, 1, ["near"]), (3, 2, ["near"])]
     named = [(triplet.subject_category, triplet.object_category) for triplet in found.triplets]
     assert named == [("person", "horse"), ("dog", "person"), *[("person", "horse")] * 2, ("person", None)]
+    [as_in_rlipv2] = stage(match="substring")([record(["dog", "person"], [("craftsman", "Near ", "dog")])])
+    assert pairs(as_in_rlipv2) == [(1, 0, ["Near "])]
 
 
 def test_classes_are_of_the_annotations_beside_the_packaged_table_or_a_custom_one(tmp_path: Path) -> None:
@@ -78,7 +234,7 @@ def captioned(classes: list[str], *texts: str | Caption) -> Record:
     ("skiers and a skier skiing", ["person", "skis"], ["skiing on skis"]),
 ])  # fmt: skip
 def test_a_caption_implies_things_that_have_a_box(text: str, classes: list[str], expected: list[str]) -> None:
-    found = implied_triplets(captioned(classes, "a photograph", text))
+    found = pairing.implied_triplets(captioned(classes, "a photograph", text))
     assert [f"{each.predicate} {each.object_category}" for each in found] == expected
     assert all((each.subject_category, each.caption) == ("person", 1) for each in found)
 
@@ -105,41 +261,6 @@ def test_any_pair_of_the_image_may_have_what_its_captions_state() -> None:
     assert found.triplets[1].object_category is None
     [silent] = stage(("dog",), candidates="image")([record(["dog", "dog"], [])])
     assert silent.pairs == []
-
-
-WORDS = st.sampled_from(["man", "women", "hot dogs", "dog", "car seat", "bike", "bears", "glass", "hand", "tables"])
-CLASSES = st.sampled_from(["person", "dog", "hot dog", "bicycle", "motorcycle", "bear", "cup", "dining table"])
-TEXTS = st.sampled_from(["on", "ON", " near", "near"])
-STATEMENTS = st.lists(st.tuples(WORDS, TEXTS, WORDS), max_size=8)
-CROWDS = st.sets(st.integers(0, 7), max_size=2).map(tuple)
-RECORDS = st.lists(st.builds(record, st.lists(CLASSES, max_size=8), STATEMENTS, CROWDS), max_size=4)
-
-
-@cache
-def _stage_of(match: str) -> PairStage:
-    return stage(match=match)
-
-
-@pytest.mark.parametrize("match", ["head", "substring"])
-@given(data=st.data())
-def test_invariants_of_pairs(match: str, data: st.DataObject) -> None:
-    made = _stage_of(match)
-    records = data.draw(RECORDS)
-    alone = [pairs(made([copy.deepcopy(each)])[0]) for each in records]
-    assert [pairs(found) for found in made(records)] == alone
-    for found in records:
-        order = [(pair.subject, pair.object) for pair in found.pairs]
-        assert order == sorted(set(order))
-        for pair in found.pairs:
-            subject, object_ = found.objects[pair.subject], found.objects[pair.object]
-            assert pair.subject != pair.object
-            assert not subject.iscrowd | object_.iscrowd
-            stated = [
-                triplet.predicate if match == "substring" else triplet.predicate.lower().strip()
-                for triplet in found.triplets
-                if (triplet.subject_category, triplet.object_category) == (subject.category, object_.category)
-            ]
-            assert pair.predicates == list(dict.fromkeys(stated))
 
 
 TABLE = {"person": ["man", "woman"], "horse": ["pony"], "dog": []}
@@ -176,17 +297,16 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str) -> No
     assert "\n" not in str(error.value)
 
 
-PARSE, PLAIN = ParseStage(ParseConfig()), ParseStage(ParseConfig(attributes=False))
+@cache
+def ready(attributes: bool) -> tuple[ParseStage, PairStage]:
+    parse = ParseStage(ParseConfig(attributes=attributes))
+    parse.setup()
+    return parse, stage()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _ready() -> None:
-    for each in (PARSE, PLAIN):
-        each.setup()
-
-
-def described(made: Record, parse: ParseStage = PARSE) -> list[list[tuple[str, int | None]]]:
-    [found] = _stage_of("head")(parse([made]))
+def described(made: Record, attributes: bool = True) -> list[list[tuple[str, int | None]]]:
+    parse, pair = ready(attributes)
+    [found] = pair(parse([made]))
     assert found.mentions is None
     return [[(each.name, each.caption) for each in box.attributes] for box in found.objects]
 
@@ -230,17 +350,10 @@ def test_annotated_attributes_stay_and_those_of_captions_are_replaced_where_thes
     assert described(made) == [[("shiny", None), ("red", 0)]]
 
 
-CAPTIONS = ("a red car next to two dogs", "two brown dogs", "a big dog", "a tall man with a small dog", "a skier", "")
-
-
-@given(
-    st.lists(st.sampled_from(["car", "dog", "person", "skis"]), max_size=6),
-    st.lists(st.sampled_from(CAPTIONS), max_size=4),
-)
-def test_attributes_change_nothing_else(classes: list[str], captions: list[str]) -> None:
-    with_attributes, without = captioned(classes, *captions), captioned(classes, *captions)
-    given_names = described(with_attributes)
-    assert described(without, PLAIN) == [[]] * len(classes)
-    assert (with_attributes.triplets, with_attributes.pairs) == (without.triplets, without.pairs)
-    for names, name in zip(given_names, classes, strict=True):
-        assert not names or classes.count(name) == 1 or (name, classes.count(name)) == ("dog", 2)
+def test_attributes_change_no_triplet_and_no_pair() -> None:
+    texts = ("a red car next to two dogs", "a tall man with a small dog on big skis", "a skier")
+    found, without = (captioned(["car", "dog", "person", "skis"], *texts) for _ in range(2))
+    assert any(described(found))
+    assert described(without, attributes=False) == [[]] * 4
+    assert (found.triplets, found.pairs) == (without.triplets, without.pairs)
+    assert len(found.pairs) > 2

@@ -138,8 +138,6 @@ def test_the_identity_of_the_learned_parser_names_its_weights(tmp_path, monkeypa
 def test_learned_predicates_are_worded_as_in_the_caption(learned):
     assert stated(learned, "a bat held by a man") == [("man", "holding", "bat")]
     assert stated(learned, "a woman is lying on a bed") == [("woman", "lying on", "bed")]
-    assert stated(learned, "the tail of a horse") == [("horse", "has", "tail")]
-    assert stated(learned, "a boat tied to a dock") == [("boat", "tied to", "dock")]
 
 
 def bits(parser: LearnedParser, captions: list[str]) -> list[list[bytes]]:

@@ -1,4 +1,4 @@
-"""The tag stage: predicates a pair is scored against, relations that are kept, and error rows."""
+"""The tag stage: what a pair is scored against, what is kept, error rows; and other ways to decide: all, a scorer."""
 
 import copy
 import dataclasses
@@ -19,9 +19,12 @@ from rlip_model.model import RTagger
 from rlip_model.queries import GivenPairs
 from sgpipe.calibration import load_calibration, scoring_of_recipe
 from sgpipe.errors import UserError
-from sgpipe.recipe import PairConfig, TagConfig
-from sgpipe.records import Box, Pair, Record
-from sgpipe.stages.tag.stage import Batch, TagStage, normalised_boxes, own_batches
+from sgpipe.recipe import PairConfig, Recipe, TagConfig, recipe_notes
+from sgpipe.records import NO_OBJECT, Box, Pair, Record
+from sgpipe.stages.score.scorer import Refusal
+from sgpipe.stages.tag.methods import AssumedStage, check_tagger
+from sgpipe.stages.tag.stage import Batch, ScoredStage, TagStage, normalised_boxes, own_batches
+from tests.clip_checkpoints import make_clip
 from tests.factories import make_calibration, make_tagger
 
 NAMES = ("person", "dog", "bench")
@@ -34,8 +37,9 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tagger and images; the scores of an untrained tagger are slightly above 0."""
+    """Models and images; the scores of an untrained tagger are slightly above 0."""
     folder = tmp_path_factory.mktemp("tag")
+    make_clip(folder / "clip")
     make_tagger(folder / "tagger", [*NAMES, *PREDICATES, "no objects in front of above near behind"])
     noise = np.random.default_rng(0)
     for index in range(4):
@@ -65,23 +69,23 @@ def _loaded(folder: Path, pair: PairConfig | None, changes: tuple[tuple[str, obj
     return made
 
 
-def statements(tagged: Record) -> set[tuple[int, int, str]]:
-    return {(item.subject, item.object, item.predicate) for item in tagged.relations}
+def stated(tagged: Record) -> list[tuple[int, int, str]]:
+    return [(item.subject, item.object, item.predicate) for item in tagged.relations]
 
 
 def test_a_group_shares_its_predicates(folder: Path) -> None:
     [tagged] = stage(folder, PairConfig(restrict="group"))([record(0)])
-    assert statements(tagged) == {(pair.subject, pair.object, text) for pair in PAIRS for text in PREDICATES}
+    assert set(stated(tagged)) == {(pair.subject, pair.object, text) for pair in PAIRS for text in PREDICATES}
     assert len(tagged.relations) == 20, "a pair listed once per predicate is one row per predicate"
     [narrow] = stage(folder, PairConfig(restrict="group"), group_size=3, chunk=1)([record(0)])
-    of_pair = {pair: {text for s, o, text in statements(narrow) if (s, o) == pair} for pair in ((3, 1), (3, 2))}
+    of_pair = {pair: {text for s, o, text in stated(narrow) if (s, o) == pair} for pair in ((3, 1), (3, 2))}
     assert of_pair == {(3, 1): {"holding"}, (3, 2): {"under", "next to", "sitting on"}}
 
 
 def test_the_own_predicates_of_a_pair_have_the_scores_of_the_network(folder: Path) -> None:
     """By hand: the reduced image, all class names, the group's predicates, and pairs with the largest boxes first."""
     [tagged] = stage(folder)([record(0)])
-    assert statements(tagged) == {(pair.subject, pair.object, text) for pair in PAIRS for text in pair.predicates}
+    assert set(stated(tagged)) == {(pair.subject, pair.object, text) for pair in PAIRS for text in pair.predicates}
     network = RTagger.from_pretrained(folder / "tagger")
     texts = sorted(PREDICATES)
     labels = network.encode_labels(["bench", "dog", "person", "no objects"], texts)
@@ -98,15 +102,15 @@ def test_the_own_predicates_of_a_pair_have_the_scores_of_the_network(folder: Pat
         assert relation.confidence == pytest.approx(expected, rel=1e-5)
 
 
-def batched(made: TagStage, size: int) -> TagStage:
+def in_batches(made: TagStage, size: int) -> TagStage:
     """As on a GPU."""
     made.threads, made.gpu_threads, made.memory.batch_size = 2, 1, size
     return made
 
 
-def in_batches(folder: Path, size: int, pair: PairConfig | None = None) -> TagStage:
-    """There are many groups of pairs, of different numbers and predicates."""
-    return batched(stage(folder, pair, group_size=2, chunk=2), size)
+def of_many_groups(folder: Path, pair: PairConfig | None = None) -> TagStage:
+    """Groups of pairs of different numbers and predicates."""
+    return stage(folder, pair, group_size=2, chunk=2)
 
 
 def of_equal_size() -> list[Record]:
@@ -122,9 +126,9 @@ def of_equal_size() -> list[Record]:
 @pytest.mark.parametrize("restrict", ["pair", "group"])
 def test_images_in_batches_of_one_size_get_the_scores_that_they_get_alone(folder: Path, restrict: str) -> None:
     pair = PairConfig.model_validate({"restrict": restrict})
-    records, made = of_equal_size(), in_batches(folder, 3, pair)
+    records, made = of_equal_size(), in_batches(of_many_groups(folder, pair), 3)
     records[2].file_name = "absent.png"
-    shapes, alone = encoded(made), stage(folder, pair, group_size=2, chunk=2)(copy.deepcopy(records))
+    shapes, alone = encoded(made), of_many_groups(folder, pair)(copy.deepcopy(records))
     assert_same(made(records), alone)
     assert [item.ok for item in records] == [index != 2 for index in range(7)]
     assert sorted(shapes) == [(3, 3, 64, 84), (3, 3, 64, 85)]
@@ -132,8 +136,7 @@ def test_images_in_batches_of_one_size_get_the_scores_that_they_get_alone(folder
 
 def assert_same(together: list[Record], alone: list[Record]) -> None:
     for one, other in zip(together, alone, strict=True):
-        found, expected = ([(r.subject, r.object, r.predicate) for r in each.relations] for each in (one, other))
-        assert (one.image_id, found) == (other.image_id, expected)
+        assert (one.image_id, stated(one)) == (other.image_id, stated(other))
         confidences = [relation.confidence for relation in other.relations]
         assert [r.confidence for r in one.relations] == pytest.approx(confidences, abs=1e-5)
 
@@ -148,9 +151,9 @@ def per_image(folder: Path, others: int, names: Sequence[str] = (*NAMES, *OTHERS
 
 def test_a_vocabulary_of_the_image_that_has_all_classes_gives_the_same_bits(folder: Path) -> None:
     names = (*NAMES, *OTHERS)
-    whole = stage(folder, group_size=2, chunk=2).with_classes(dict.fromkeys(names, 1))(of_equal_size())
+    whole = of_many_groups(folder).with_classes(dict.fromkeys(names, 1))(of_equal_size())
     assert per_image(folder, len(OTHERS))(of_equal_size()) == whole
-    assert per_image(folder, 0, NAMES)([record(0)]) == stage(folder, group_size=2, chunk=2)([record(0)])
+    assert per_image(folder, 0, NAMES)([record(0)]) == of_many_groups(folder)([record(0)])
     assert per_image(folder, 2)(of_equal_size()) != whole
 
 
@@ -175,7 +178,7 @@ def test_images_with_vocabularies_of_unequal_length_are_scored_as_alone(folder: 
     alone = [per_image(folder, 2)([each])[0] for each in records()]
     assert all(each.relations for each in alone)
     assert per_image(folder, 2)(records()[::-1])[::-1] == alone
-    assert_same(batched(per_image(folder, 2), 7)(records()), alone)
+    assert_same(in_batches(per_image(folder, 2), 7)(records()), alone)
 
 
 def encoded(made: TagStage, most: int = 99) -> list[tuple[int, ...]]:
@@ -193,7 +196,7 @@ def encoded(made: TagStage, most: int = 99) -> list[tuple[int, ...]]:
 
 
 def test_a_batch_that_is_too_large_for_the_memory_is_halved_from_then_on(folder: Path) -> None:
-    made = in_batches(folder, 4)
+    made = in_batches(of_many_groups(folder), 4)
     shapes = encoded(made, most=1)
     tagged = made([record(0) for _ in range(7)])
     assert all(item.relations == tagged[0].relations for item in tagged)
@@ -281,13 +284,92 @@ def test_own_batches_join_groups_with_equal_predicates() -> None:
     assert [len(batch.groups) for batch in own_batches(pairs[:5], size=1, chunk=2)] == [2, 2, 1]
 
 
-TEXTS = st.lists(st.sampled_from(["on", "near", "in", "by"]), min_size=1, max_size=3)
-GIVEN_PAIRS = st.lists(st.builds(Pair, st.integers(0, 9), st.integers(0, 9), TEXTS), max_size=30)
+OBJECTS = [
+    Box("person", 0, (10, 10, 40, 60)), Box("dog", 1, (50, 20, 30, 30)),  # touches the person
+    Box("bench", 2, (20, 50, 70, 30)), Box("cup", 3, (25, 55, 0, 5)), Box(NO_OBJECT, 0, (0, 0, 0, 0)),
+]  # fmt: skip
+CANDIDATES = [
+    Pair(0, 1, ["holding", "next to"]), Pair(0, 2, ["sitting on"]), Pair(0, 3, ["holding"]), Pair(0, 4, ["smiling"]),
+    Pair(2, 1, ["next to"]),
+]  # fmt: skip
+ALL = [(pair.subject, pair.object, text) for pair in CANDIDATES for text in pair.predicates]
 
 
-@given(GIVEN_PAIRS, st.integers(1, 7))
-def test_own_groups_keep_every_pair_and_are_never_empty(pairs: list[Pair], size: int) -> None:
-    groups = [group for batch in own_batches(pairs, size, 100) for group in batch.groups]
-    assert sorted(pair for group in groups for pair in group) == sorted((p.subject, p.object) for p in pairs)
-    whole, rest = divmod(len(pairs), size)
-    assert sorted(map(len, groups)) == sorted([size] * whole + [rest] * (rest > 0))
+def candidates(index: int, pairs: Sequence[Pair] = CANDIDATES) -> Record:
+    return dataclasses.replace(record(index, copy.deepcopy([*pairs])), objects=copy.deepcopy(OBJECTS))
+
+
+def scored(folder: Path, **changes: object) -> ScoredStage:
+    settings = {"method": "clip", "tagger": str(folder / "clip"), "threshold": 0.0, **changes}
+    stage = ScoredStage(TagConfig.model_validate(settings), {"val": folder})
+    stage.check()
+    stage.setup()
+    return stage
+
+
+def test_all_candidates_are_relations_with_confidence_1() -> None:
+    stage = AssumedStage(TagConfig(method="all", threshold=0.9))
+    [tagged, bare] = stage([candidates(0), candidates(9, [])])
+    assert stated(tagged) == ALL
+    assert {item.confidence for item in tagged.relations} == {1.0}
+    assert (bare.ok, bare.relations) == (True, [])
+
+
+def test_overlapping_boxes_share_some_area() -> None:
+    moved = candidates(0)
+    moved.objects[1] = Box("dog", 1, (49, 20, 30, 30))
+    [tagged, nearer] = AssumedStage(TagConfig(method="overlap"))([candidates(0), moved])
+    assert stated(tagged) == [(0, 2, "sitting on")]
+    assert stated(nearer) == [(0, 1, "holding"), (0, 1, "next to"), (0, 2, "sitting on")]
+
+
+def test_a_scorer_keeps_what_is_above_the_threshold(folder: Path) -> None:
+    [tagged] = scored(folder)([candidates(0)])
+    assert tagged.ok
+    assert stated(tagged) == [each for each in ALL if each[1] != 3], "a cup without area is not seen"
+    least = sorted(item.confidence for item in tagged.relations)[2]
+    [fewer] = scored(folder, threshold=least)([candidates(0)])
+    assert fewer.relations == [item for item in tagged.relations if item.confidence > least]
+
+
+def test_a_scorer_gives_the_same_confidences_whatever_is_beside(folder: Path) -> None:
+    together = scored(folder)([candidates(0), candidates(1), candidates(2)])
+    for index in range(3):
+        assert scored(folder)([candidates(index)])[0] == together[index]
+    [reversed_] = scored(folder)([candidates(1, CANDIDATES[::-1])])
+    assert {item.confidence for item in reversed_.relations} == {item.confidence for item in together[1].relations}
+
+
+def test_what_cannot_be_scored_is_an_error_row(folder: Path) -> None:
+    stage = scored(folder)
+    missing, broken = stage([candidates(7), candidates(0)])
+    assert missing.error.startswith("tag: image file not found")
+    assert broken.ok
+    stage.scorer.scores = lambda image, objects, relations: [0.5, *[Refusal("too long")] * (len(relations) - 1)]
+    [refused] = stage([candidates(0)])
+    assert (refused.error, refused.relations) == ("tag: too long", [])
+
+
+def test_what_a_method_needs_and_those_without_a_model_do_not() -> None:
+    served = {"method": "clip", "tagger": "a/b", "endpoint": "http://localhost:1/v1"}
+    for values in ({}, {"method": "clip"}, served, {"method": "all", "precision": 0.9}):
+        with pytest.raises(UserError):
+            check_tagger(TagConfig.model_validate(values))
+    for method in ("all", "overlap"):
+        check_tagger(TagConfig(method=method, tagger="./no/such/folder"), PairConfig())
+        assert "confidence 1" in recipe_notes(Recipe(tag=TagConfig(method=method)), detects=False)[0]
+    check_tagger(TagConfig(method="vlm", tagger="any/name/there", endpoint="http://localhost:1/v1"))
+    with pytest.raises(UserError, match=r"pair\.restrict=group is for rtagger"):
+        check_tagger(TagConfig(method="all"), PairConfig(restrict="group"))
+    assert recipe_notes(Recipe(tag=TagConfig(tagger="a")), detects=False) == []
+
+
+def test_a_calibration_is_of_the_same_method_and_model(folder: Path, tmp_path: Path) -> None:
+    config = TagConfig(method="clip", tagger=str(folder / "clip"))
+    scoring = scoring_of_recipe(config, PairConfig())
+    own = make_calibration(tmp_path / "own.json", scoring)
+    scored(folder, calibration=str(own), threshold=0.5)
+    other = scoring_of_recipe(config.model_copy(update={"method": "vlm"}), PairConfig())
+    with pytest.raises(UserError, match="does not fit the model"):
+        scored(folder, calibration=str(make_calibration(tmp_path / "other.json", other)), threshold=0.5)
+    assert "method" not in scoring_of_recipe(TagConfig(tagger="a"), PairConfig()), "as earlier versions wrote it"

@@ -1,24 +1,44 @@
-"""The parser by a sequence-to-sequence model, a tiny T5 with random weights; its texts become triplets of the rules."""
+"""The parsers by models: a sequence-to-sequence one, here a tiny T5 with random weights, and a served language model.
+
+What they write becomes triplets of the rules.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from spacy.language import Language
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import ParseConfig
-from sgpipe.stages.parse import seq2seq
+from sgpipe.recipe import ParseConfig, Requests
+from sgpipe.stages.endpoint import CacheFolder, RequestCache
+from sgpipe.stages.parse import llm, rules, seq2seq
 from sgpipe.stages.parse.grammar.tree import Tree
-from sgpipe.stages.parse.rules import Texts, analyse, ground, load_model
+from sgpipe.stages.parse.llm import LlmParser
+from sgpipe.stages.parse.rules import Texts, analyse, ground
 from sgpipe.stages.parse.seq2seq import PREFIX, Seq2SeqParser, read_graph
-from sgpipe.stages.parse.stage import ParseStage
+from sgpipe.stages.parse.stage import CaptionParser, ParseStage
+from tests.endpoint_server import Answerer, EndpointServer, scripted
+
+pytestmark = pytest.mark.usefixtures("no_pauses")
+load_model = cache(rules.load_model)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_spacy_model() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (llm, rules, seq2seq):
+            patch.setattr(module, "load_model", load_model)
+        yield
+
 
 GRAPHS = {
     "a man riding a horse": "( man , ride , horse )",
@@ -60,11 +80,8 @@ def test_graphs_become_triplets(parser: Seq2SeqParser, monkeypatch: pytest.Monke
     """Without attributes and without what was cut; worded as in the caption."""
     monkeypatch.setattr(parser, "_graphs", lambda captions: [GRAPHS[caption] for caption in captions])
     parsed = parser.parse(list(GRAPHS))
-    assert [[(t.subject, t.predicate, t.predicate_lemma, t.object) for t in triplets] for triplets in parsed] == [
-        [("man", "riding", "ride", "horse")],
-        [("pigs", "fly on", "fly on", "sky")],
-        [],
-    ]
+    expected = [[("man", "riding", "ride", "horse")], [("pigs", "fly on", "fly on", "sky")], []]
+    assert [[(t.subject, t.predicate, t.predicate_lemma, t.object) for t in each] for each in parsed] == expected
 
 
 def test_what_is_written_does_not_depend_on_other_captions(parser: Seq2SeqParser) -> None:
@@ -91,13 +108,8 @@ def test_missing_files(checkpoint: Path, tmp_path: Path) -> None:
             Seq2SeqParser(config(folder))
 
 
-@pytest.fixture(scope="module")
-def spacy_model() -> Language:
-    return load_model()
-
-
-def grounded(spacy_model: Language, caption: str, *texts: Texts) -> list[str]:
-    (tokens, doc), *_ = analyse(spacy_model, [caption], 1)
+def grounded(caption: str, *texts: Texts) -> list[str]:
+    (tokens, doc), *_ = analyse(load_model(), [caption], 1)
     triplets = ground(Tree.of(doc, tokens), texts)
     return [
         f"{t.subject} {t.subject_head} | {t.predicate} | {t.predicate_lemma} | {t.object} {t.object_head}"
@@ -120,13 +132,13 @@ def grounded(spacy_model: Language, caption: str, *texts: Texts) -> list[str]:
         ("🐕 on 🛋", ("dog", "on", "sofa"), "dog dog | on | on | sofa sofa"),
     ],
 )  # fmt: skip
-def test_texts_as_the_caption_has_them(spacy_model: Language, caption: str, texts: Texts, expected: str) -> None:
-    assert grounded(spacy_model, caption, texts) == [expected]
+def test_texts_as_the_caption_has_them(caption: str, texts: Texts, expected: str) -> None:
+    assert grounded(caption, texts) == [expected]
 
 
-def test_attributes_repetitions_and_empty_parts_are_left_out(spacy_model: Language) -> None:
+def test_attributes_repetitions_and_empty_parts_are_left_out() -> None:
     texts = [("dog", "is", "black"), ("dog", "on", "sofa"), ("the dog", "on", "a sofa"), ("dog", "on", "!")]
-    assert len(grounded(spacy_model, "a black dog on a sofa", *texts, ("", "on", "sofa"))) == 1
+    assert len(grounded("a black dog on a sofa", *texts, ("", "on", "sofa"))) == 1
 
 
 @pytest.mark.parametrize(("text", "expected"), [
@@ -138,3 +150,78 @@ def test_attributes_repetitions_and_empty_parts_are_left_out(spacy_model: Langua
 ])  # fmt: skip
 def test_graphs_are_read_piece_by_piece(text: str, expected: list[Texts]) -> None:
     assert read_graph(text) == expected
+
+
+GOLD = {
+    "a man riding a horse on a beach": [("man", "riding", "horse"), ("horse", "on", "beach")],
+    "two dogs lying under the table": [("dogs", "lying under", "table")],
+    "a clear sky": [],
+}
+CAPTIONS = list(GOLD)
+
+
+def answers(graphs: Mapping[str, Sequence[Sequence[str]]]) -> Answerer:
+    """A model that knows these graphs, and that other captions have none."""
+
+    def answer(body: dict[str, Any]) -> list[str]:
+        caption = body["messages"][min(1, len(body["messages"]) - 1)]["content"]
+        names = ("subject", "predicate", "object")
+        relations = [dict(zip(names, texts, strict=True)) for texts in graphs.get(caption, ())]
+        return [json.dumps({"relations": relations})]
+
+    return answer
+
+
+gold = answers(GOLD)
+
+
+def llm_config(server: EndpointServer) -> ParseConfig:
+    return ParseConfig(parser="llm", endpoint=server.url, model="tiny-llm", requests=Requests(retries=1))
+
+
+def served(answer: Any = gold, **options: Any) -> EndpointServer:
+    return EndpointServer(answer, models=["tiny-llm"], **options)
+
+
+def texts(parser: Any, captions: list[str]) -> list[list[tuple[str, str, str]]]:
+    return [[(each.subject, each.predicate, each.object) for each in parsed] for parsed in parser.parse(captions)]
+
+
+def test_relations_are_those_of_the_model() -> None:
+    with served() as server:
+        ParseStage(llm_config(server)).check()
+        assert texts(CaptionParser(llm_config(server)), CAPTIONS) == list(GOLD.values())
+    schema = server.requests[0]["response_format"]["json_schema"]
+    item = schema["schema"]["properties"]["relations"]["items"]
+    names = ["subject", "predicate", "object"]
+    assert (schema["strict"], item["required"], item["additionalProperties"]) == (True, names, False)
+
+
+@pytest.mark.parametrize("wrong", [
+    "The relations are: man riding horse", '{"relations": [', '{"relations": {}}', '{"relations": [], "more": 1}',
+    '{"relations": [{"subject": "man", "predicate": "on", "object": 3}]}',
+    '{"relations": [{"subject": "man", "predicate": "on", "object": "horse", "score": 1}]}',
+])  # fmt: skip
+def test_a_wrong_answer_is_asked_for_once_more(wrong: str) -> None:
+    def answer(body: dict[str, Any]) -> list[str]:
+        return [wrong] if len(body["messages"]) == 2 else gold(body)
+
+    with served(answer) as server:
+        parser = LlmParser(llm_config(server))
+        assert texts(parser, CAPTIONS[:1]) == [GOLD[CAPTIONS[0]]]
+        assert server.requests[1]["messages"][2] == {"role": "assistant", "content": wrong}
+
+
+def test_then_the_rules_parse_it_and_it_is_counted(tmp_path: Path) -> None:
+    def answer(body: dict[str, Any]) -> list[str]:
+        return ["no graph"] if "dogs" in body["messages"][1]["content"] else gold(body)
+
+    by_rules = texts(CaptionParser(), CAPTIONS[1:2])
+    with served(faults=scripted("refusal")) as server:
+        assert texts(LlmParser(llm_config(server)), CAPTIONS[1:2]) == by_rules
+    with served(answer) as server:
+        for _ in range(2):  # the second time from the cache
+            parser = LlmParser(llm_config(server), CacheFolder(tmp_path))
+            assert texts(parser, CAPTIONS) == [GOLD[CAPTIONS[0]], *by_rules, []]
+            assert len(server.requests) == 4
+    assert RequestCache(CacheFolder(tmp_path).file).count_by_rules() == 1
