@@ -188,16 +188,12 @@ class RelationAnnotator:
         image = scene if isinstance(scene, Image.Image) else Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
         total = len(detections)
         names = detections.data.get("class_name", [""] * total)
-        boxes = [
-            Box(str(name), 0, (x1, y1, x2 - x1, y2 - y1))
-            for name, (x1, y1, x2, y2) in zip(names, detections.xyxy.tolist(), strict=True)
-        ]
+        named = zip(names, detections.xyxy.tolist(), strict=True)
+        boxes = [Box(str(name), 0, (x1, y1, x2 - x1, y2 - y1)) for name, (x1, y1, x2, y2) in named]
         places = {int(index): place for place, index in enumerate(detections.data.get("object_index", range(total)))}
-        drawn = [
-            replace(relation, subject=places[relation.subject], object=places[relation.object])
-            for relation in (detections.metadata.get("relations", ()) if relations is None else relations)
-            if relation.subject in places and relation.object in places
-        ]
+        given = detections.metadata.get("relations", ()) if relations is None else relations
+        placed = [each for each in given if each.subject in places and each.object in places]
+        drawn = [replace(each, subject=places[each.subject], object=places[each.object]) for each in placed]
         size = max(image.width, image.height / 1.5)  # where `draw_relations` keeps the size
         result = draw_relations(image, Record("", "", "", "", *image.size, boxes), drawn, size)
         return result if isinstance(scene, Image.Image) else np.ascontiguousarray(np.asarray(result)[:, :, ::-1])
@@ -292,9 +288,8 @@ class Pipeline:
 
         Raises UserError: a model cannot be used, or this is a single image.
         """
-        single = isinstance(images, str | os.PathLike | Image.Image) or (
-            isinstance(images, np.ndarray) and images.ndim < 4
-        )
+        is_array = isinstance(images, np.ndarray) and images.ndim < 4
+        single = is_array or isinstance(images, str | os.PathLike | Image.Image)
         if single or not isinstance(images, Iterable):
             raise UserError(f"label: expected several images, got {type(images).__name__}; pipeline(image) labels one")
         return self._label(images, repeat(None))

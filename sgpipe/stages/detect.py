@@ -351,11 +351,10 @@ class DetectStage(ImageStage):
         remaining = batched_nms(boxes.double(), scores.double(), labels, self.config.overlap)
         kept = remaining[: self.config.max_boxes]
         record.left_out["boxes"] = len(remaining) - len(kept)
+        found = labels[kept].tolist(), boxes[kept].double().tolist(), scores[kept].float().tolist()
         record.objects = [
             Box(self.classes[label], label + 1, (x1, y1, x2 - x1, y2 - y1), origin="detector", score=score)
-            for label, (x1, y1, x2, y2), score in zip(
-                labels[kept].tolist(), boxes[kept].double().tolist(), scores[kept].float().tolist(), strict=True
-            )
+            for label, (x1, y1, x2, y2), score in zip(*found, strict=True)
         ]
         clip_objects(record, Counter())
 

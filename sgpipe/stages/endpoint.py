@@ -517,15 +517,10 @@ class ChatEndpoint:
                     answer.status_code = 500  # which openai tries again, too
                 return answer
 
-        return openai.AsyncOpenAI(
-            base_url=self.url,
-            api_key=self._key or "none",
-            timeout=openai.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
-            http_client=Client(
-                follow_redirects=False,  # they could carry the key to another host
-                trust_env=parts.hostname not in _THIS_MACHINE or parts.scheme == "https",  # no proxy to this machine
-            ),
-        )
+        proxies = parts.hostname not in _THIS_MACHINE or parts.scheme == "https"  # none to this machine
+        client = Client(follow_redirects=False, trust_env=proxies)  # redirects could carry the key to another host
+        limits = openai.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
+        return openai.AsyncOpenAI(base_url=self.url, api_key=self._key or "none", timeout=limits, http_client=client)
 
     def _hidden(self, text: str) -> str:
         """Return a text of the server without the key, if it repeats it."""

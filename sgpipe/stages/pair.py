@@ -455,9 +455,8 @@ def implied_triplets(record: Record) -> list[Triplet]:
             if name := next((each for each in classes if each in present), None):
                 verb, _, rest = predicate.partition(" ")
                 lemma = f"{verb_lemma(verb)} {rest}".strip()
-                found[number, match.lastindex or 1] = Triplet(
-                    *("person", predicate, name, "person", name, lemma), number, "person", name
-                )
+                triplet = Triplet("person", predicate, name, "person", name, lemma, number, "person", name)
+                found[number, match.lastindex or 1] = triplet
     return list(found.values())
 
 

@@ -250,9 +250,8 @@ class SharedPrefix:
         """`input_ids` [1, prompt] and `inputs` of one image. Raises FloatingPointError if scores are not finite."""
         samples, prompt, most = self.samples, input_ids.shape[1], generation_config.max_new_tokens
         scores, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
-        input_ids, inputs = model._expand_inputs_for_generation(
-            samples, model.config.is_encoder_decoder, input_ids, **inputs
-        )
+        has_encoder = model.config.is_encoder_decoder
+        input_ids, inputs = model._expand_inputs_for_generation(samples, has_encoder, input_ids, **inputs)
         if samples > 1:
             cache: Any = inputs.get("cache", inputs.get("past_key_values"))
             cache.batch_repeat_interleave(samples)

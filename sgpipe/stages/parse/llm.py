@@ -85,10 +85,8 @@ class LlmParser(Parser):
         captions = list(captions)
         graphs = self._graphs(captions)
         trees = (Tree.of(doc, tokens) for tokens, doc in analyse(self._nlp, captions, self._batch_size))
-        return [
-            (ground(tree, graphs[number]) if number in graphs else triplets(tree), [])
-            for number, tree in enumerate(trees)
-        ]
+        numbered = enumerate(trees)
+        return [(ground(tree, graphs[at]) if at in graphs else triplets(tree), []) for at, tree in numbered]
 
     def _graphs(self, captions: list[str]) -> dict[int, list[Texts]]:
         """Return the graphs by number of the caption; of some the model writes none."""

@@ -244,11 +244,8 @@ def _name(tree: Tree, text: str) -> tuple[str, str]:
 
 def _name_there(tree: Tree, inside: range) -> tuple[str, str]:
     """Return the name and the head of a thing that these tokens stand for, of which some may be attributes."""
-    tops = [
-        index
-        for index in inside
-        if tree.is_noun(index) and (tree.heads[index] not in inside or tree.heads[index] == index)
-    ]
+    named_inside = [index for index in inside if tree.is_noun(index)]
+    tops = [index for index in named_inside if tree.heads[index] not in inside or tree.heads[index] == index]
     head = tops[-1] if tops else inside[-1]
     named = phrase(tree, head)
     start = inside[0]

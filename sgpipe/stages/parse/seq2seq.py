@@ -55,9 +55,8 @@ class Seq2SeqParser(Parser):
         """Return the triplets of each caption, in the order of the model, with `caption` 0. No mentions."""
         captions = list(captions)
         trees = (Tree.of(doc, tokens) for tokens, doc in analyse(self._nlp, captions, self._batch_size))
-        return [
-            (ground(tree, read_graph(graph)), []) for tree, graph in zip(trees, self._graphs(captions), strict=True)
-        ]
+        written = zip(trees, self._graphs(captions), strict=True)
+        return [(ground(tree, read_graph(graph)), []) for tree, graph in written]
 
     def _graphs(self, captions: list[str]) -> list[str]:
         """Return what the model writes of each caption."""
@@ -75,9 +74,8 @@ class Seq2SeqParser(Parser):
     @torch.inference_mode()
     def _write(self, rows: list[list[int]]) -> list[str]:
         ids = torch.tensor(rows, device=self._device)
-        written = self._model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=self._generation
-        )
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        written = self._model.generate(**inputs, generation_config=self._generation)
         texts: list[str] = self._tokenizer.batch_decode(written, skip_special_tokens=True)
         return texts
 

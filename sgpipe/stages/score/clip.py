@@ -67,10 +67,8 @@ class ClipScorer:
             own = relation_text(objects[each.subject], each.predicate, objects[each.object])
             texts.append([own, *contrast_texts(objects, each)])
         self.clip.embed_texts([text for each in texts for text in each])  # together; they are kept
-        pairs = [seen.get((each.subject, each.object)) for each in relations]
-        return [
-            NO_AREA if pair is None else self._probability(pair, own) for pair, own in zip(pairs, texts, strict=True)
-        ]
+        pairs = zip((seen.get((each.subject, each.object)) for each in relations), texts, strict=True)
+        return [NO_AREA if pair is None else self._probability(pair, own) for pair, own in pairs]
 
     def _probability(self, seen: Tensor, texts: Sequence[str]) -> float:
         """Return how probable the first text is; `seen`: the embedding of a crop. Raises UserError: it is NaN."""

@@ -314,9 +314,8 @@ class TagStage(ImageStage):
             found: list[Tensor] = []
             for start in range(0, len(rows), len(inputs)):
                 part = rows[start : start + len(inputs)]
-                memory = self.tagger.fuse(
-                    images.of([image for image, _, _ in part]), pad_labels([texts for _, _, texts in part])
-                )
+                texts = pad_labels([texts for _, _, texts in part])
+                memory = self.tagger.fuse(images.of([image for image, _, _ in part]), texts)
                 groups: list[GivenPairs] = []
                 owners: list[int] = []
                 for number, (image, batch, _) in enumerate(part):

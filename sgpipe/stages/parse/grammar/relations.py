@@ -80,16 +80,11 @@ def coordinated(tree: Tree, index: int) -> list[int]:
 def content(tree: Tree, index: int) -> int:
     """Return the thing that a quantity measures, the pizza in "a piece of pizza"; any other noun is returned itself."""
     while is_a(tree, index, lexicon.PARTITIVES):
-        things = [
-            thing
-            for preposition in tree.dependents(index, "prep")
-            if tree.texts[preposition] == "of"
-            for thing in tree.dependents(preposition, "pobj")
-            if tree.is_noun(thing)
-        ]
-        if not things:
+        prepositions = [each for each in tree.dependents(index, "prep") if tree.texts[each] == "of"]
+        things = [thing for preposition in prepositions for thing in tree.dependents(preposition, "pobj")]
+        if not (nouns := [thing for thing in things if tree.is_noun(thing)]):
             break
-        index = things[0]
+        index = nouns[0]
     return index
 
 

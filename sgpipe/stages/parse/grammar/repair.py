@@ -202,11 +202,8 @@ def _join_inside(tree: Tree, conjunct: int) -> None:
         people = (noun for noun in tree.ancestors(head) if tree.is_noun(noun) and is_a(tree, noun, lexicon.PEOPLE))
         tree.attach(conjunct, next(people, head), "conj")
         return
-    held = tree.below(head, "acl", "dobj")
-    inside = _things_with(tree, head, conjunct) or [
-        thing for thing in held if head < thing < conjunct and tree.is_noun(thing)
-    ]
-    if inside:
+    held = [each for each in tree.below(head, "acl", "dobj") if head < each < conjunct and tree.is_noun(each)]
+    if inside := _things_with(tree, head, conjunct) or held:
         tree.attach(conjunct, inside[-1], "conj")
 
 
@@ -226,9 +223,7 @@ def _move_to_owner(tree: Tree, preposition: int) -> None:
     if tree.texts[preposition] != "with" or not tree.is_noun(noun) or is_a(tree, noun, _ANIMATE):
         return
     things = tree.dependents(preposition, "pobj")
-    if (
-        things and is_a(tree, noun, lexicon.CLOTHES) and is_a(tree, things[0], lexicon.CLOTHES)
-    ):  # "in a suit with a red tie"
+    if things and all(is_a(tree, each, lexicon.CLOTHES) for each in (noun, things[0])):  # "in a suit with a red tie"
         tree.attach(things[0], noun, "conj")
     elif any(tree.tags[owner] == "PRP$" for thing in things for owner in tree.dependents(thing, "poss")):
         actors = (node for node in tree.ancestors(noun) if tree.is_verb(node) or is_a(tree, node, _ANIMATE))
@@ -237,13 +232,9 @@ def _move_to_owner(tree: Tree, preposition: int) -> None:
 
 def _things_with(tree: Tree, head: int, limit: int) -> list[int]:
     """Nouns attached to `head` by "with", before the token `limit`."""
-    return [
-        thing
-        for preposition in tree.dependents(head, "prep")
-        if preposition < limit and tree.texts[preposition] == "with"
-        for thing in tree.dependents(preposition, "pobj")
-        if thing < limit and tree.is_noun(thing)
-    ]
+    prepositions = [each for each in tree.dependents(head, "prep") if each < limit and tree.texts[each] == "with"]
+    things = [thing for preposition in prepositions for thing in tree.dependents(preposition, "pobj")]
+    return [thing for thing in things if thing < limit and tree.is_noun(thing)]
 
 
 def _move_to_actor(tree: Tree, participle: int) -> None:
