@@ -37,6 +37,7 @@ FILES = ("inputs_scene_graphs", "inputs_o365style_train", "inputs_o365style_val"
 FILES += ("expected_candidates_coco", "expected_candidates_o365style", "expected_od_vg", "post_inputs", "post_expected")
 FREQUENCIES = ("relationship_freq", "object_freq")
 Check = tuple[str, str, Any, Any]
+Content = Mapping[str, Any]
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -206,11 +207,7 @@ def as_if_normalised(bbox: Bbox, width: float, height: float) -> Bbox:
 
 
 def caption_candidates(
-    graphs: Mapping[str, Any],
-    images: Mapping[str, Image],
-    table: Mapping[str, Any],
-    variant: str,
-    repeats: bool = False,
+    graphs: Content, images: Mapping[str, Image], table: Content, variant: str, repeats: bool = False
 ) -> dict[str, Any]:
     """RLIPv2's candidate file for parsed captions, made with the functions of the pair stage.
 

@@ -154,14 +154,9 @@ def check_matcher(made: TrainingPass, expected: dict[str, Any], report: Report) 
 
 
 def compare_assignment(
-    report: Report,
-    name: str,
-    made: TrainingPass,
-    output: LayerOutput,
-    targets: Sequence[Triplets],
-    expected: Sequence[Sequence[Sequence[int]]],
+    report: Report, name: str, made: TrainingPass, output: LayerOutput, targets: Sequence[Triplets], expected: Any
 ) -> None:
-    """`expected`: queries and triplets of each image."""
+    """`expected`: queries and triplets of each image, as lists of numbers."""
     assert isinstance(made.criterion, DetectionCriterion)
     batch = join(targets, output.relation_logits.shape[-1])
     found = match([output], batch, made.criterion.costs)[0]

@@ -25,11 +25,8 @@ _INTEGER = re.compile(r"(relative_position_index|position_ids|num_batches_tracke
 
 def seeded_state(shapes: Mapping[str, Sequence[int]], decoder_layers: int) -> dict[str, Tensor]:
     """Every floating-point parameter of a key list, by name; second names get the value of the first."""
-    return {
-        key: seeded_value(_first_name(key, decoder_layers), tuple(shape))
-        for key, shape in shapes.items()
-        if not _INTEGER.search(key)
-    }
+    floats = {key: tuple(shape) for key, shape in shapes.items() if not _INTEGER.search(key)}
+    return {key: seeded_value(_first_name(key, decoder_layers), shape) for key, shape in floats.items()}
 
 
 def seeded_value(key: str, shape: tuple[int, ...]) -> Tensor:

@@ -26,6 +26,7 @@ from tests.simulated_gpu.device import counts
 from tests.simulated_gpu.test_budgets import IMAGES, images, record, refuse
 
 GROUP = 3
+Captions = list[list[str]]
 
 
 def there(*values: float) -> Tensor:
@@ -129,7 +130,7 @@ def _groups_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def captions(
     folder: Path, dtype: str = "auto", prepare: Callable[[Any], None] = lambda captioner: None, count: int = 22
-) -> tuple[list[list[str]], Any]:
+) -> tuple[Captions, Any]:
     """Of two calls for four groups, of other images; the last group of each is not full.
 
     `prepare`: what is done to the captioner before. Returns it, too.
@@ -144,7 +145,7 @@ def captions(
 
 
 @pytest.fixture(scope="module")
-def ordinary(folder: Path) -> dict[str, list[list[str]]]:
+def ordinary(folder: Path) -> dict[str, Captions]:
     """Captions without graphs, by dtype."""
     counts.clear()
     with pytest.MonkeyPatch.context() as patch:
@@ -158,9 +159,7 @@ def ordinary(folder: Path) -> dict[str, list[list[str]]]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_captions_with_and_without_graphs_are_equal(
-    folder: Path, dtype: str, ordinary: dict[str, list[list[str]]]
-) -> None:
+def test_captions_with_and_without_graphs_are_equal(folder: Path, dtype: str, ordinary: dict[str, Captions]) -> None:
     counts.clear()
     found, stage = captions(folder, dtype)
     assert found == ordinary[dtype]
@@ -179,7 +178,7 @@ def test_the_second_full_group_is_recorded(folder: Path, count: int, encoded: li
     assert (stage.captioner.recorded is not None) == (count > GROUP)
 
 
-def test_a_nucleus_wider_than_its_graphs_records_others(folder: Path, ordinary: dict[str, list[list[str]]]) -> None:
+def test_a_nucleus_wider_than_its_graphs_records_others(folder: Path, ordinary: dict[str, Captions]) -> None:
     def narrow(captioner: Any) -> None:
         captioner.decoder.width = 2
         captioner.full_groups[GROUP, 2] = 1
@@ -198,7 +197,7 @@ def full(*_: object, **__: object) -> None:
     raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_recording_that_does_not_fit_is_tried_once(folder: Path, ordinary: dict[str, list[list[str]]]) -> None:
+def test_a_recording_that_does_not_fit_is_tried_once(folder: Path, ordinary: dict[str, Captions]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         recordings = spy(patch, RecordedCaptions, "__init__", lambda *_: None)
         patch.setattr(torch.cuda, "graph", full)
@@ -217,9 +216,7 @@ def test_graphs_of_groups_that_do_not_fit_are_of_smaller_ones(folder: Path) -> N
     assert stage.captioner.recorded.of == (1, stage.captioner.decoder.width)
 
 
-def test_graphs_make_room_for_a_group_that_does_not_fit_beside_them(
-    folder: Path, ordinary: dict[str, list[list[str]]]
-) -> None:
+def test_graphs_make_room_for_a_group_that_does_not_fit(folder: Path, ordinary: dict[str, Captions]) -> None:
     kept: WeakSet[RecordedCaptions] = WeakSet()
     with pytest.MonkeyPatch.context() as patch:
         spy(patch, RecordedCaptions, "replay", lambda recorded, *_: kept.add(recorded))
@@ -229,9 +226,8 @@ def test_graphs_make_room_for_a_group_that_does_not_fit_beside_them(
     assert (stage.captioner.recorded, stage.captioner.memory.batch_size) == (None, GROUP)
 
 
-def test_what_keeps_the_tensors_of_graphs_is_closed_when_python_has_cleared_its_modules(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_keeps_the_tensors_of_graphs_is_closed_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When Python has cleared its modules."""
     _, stage = captions(folder)
     monkeypatch.setattr("torch.autograd.grad_mode.torch", None)
     stage.captioner.recorded._generator.close()

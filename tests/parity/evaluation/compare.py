@@ -115,11 +115,8 @@ def _pair_image(
             scores[pair, predicate] = score
     else:
         scores = np.array(found["verb_scores"], dtype=np.float32).reshape(-1, num_predicates)
-    return EvaluationImage(
-        name,
-        ImageGroundTruth.from_lists(truth["boxes"], truth["labels"], truth[triplets]),
-        PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores),
-    )
+    pairs = PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores)
+    return EvaluationImage(name, ImageGroundTruth.from_lists(truth["boxes"], truth["labels"], truth[triplets]), pairs)
 
 
 def class_table(scores: ClassScores, classes: TripletClasses) -> dict[str, dict[str, Any]]:

@@ -52,12 +52,8 @@ def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
     for number in scores.per_class.classes.tolist():
         name = str(CLASSES.labels(np.array(number)).tolist())
         confidences, correct = scores.per_class.of_class(number)
-        triplets[name] = {
-            "gt": per_class["gt"][name],
-            "ap": per_class["ap"][name],
-            "tp": correct.astype(int).tolist(),
-            "score": confidences.tolist(),
-        }
+        curve = {"tp": correct.astype(int).tolist(), "score": confidences.tolist()}
+        triplets[name] = {"gt": per_class["gt"][name], "ap": per_class["ap"][name], **curve}
     theirs = case["expected"]["per_triplet"]
     for curve in theirs.values():  # listed in the order of images; ours are sorted as for the curve
         order = np.argsort(-np.array(curve["score"]), kind="stable")

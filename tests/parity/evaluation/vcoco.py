@@ -42,13 +42,9 @@ def scores_of(
 
 def figures_of(scores: VcocoScores) -> dict[str, Any]:
     names = scores.actions.names
-    figures: dict[str, Any] = {
-        "agent": {
-            "mean": scores.agent_mean(),
-            "per_action": dict(zip(names, scores.agent_precisions().tolist(), strict=True)),
-            "npos": dict(zip(names, scores.positives.tolist(), strict=True)),
-        }
-    }
+    columns = {"per_action": scores.agent_precisions(), "npos": scores.positives}
+    agent = {column: dict(zip(names, values.tolist(), strict=True)) for column, values in columns.items()}
+    figures: dict[str, Any] = {"agent": {"mean": scores.agent_mean(), **agent}}
     for scenario in scores.roles:
         precisions = scores.role_precisions(scenario).tolist()
         figures[f"scenario_{scenario}"] = {
@@ -66,15 +62,10 @@ def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
     verbs = [verb("hold", persons, labels, {"obj": objects})]
     verbs += [verb(action, persons, everyone, {}) for action in ("stand", "walk")]
     coco = {"images": [{"id": 1, "width": 640, "height": 480}], "annotations": case["annotations"]}
-    detections = [
-        {
-            "image_id": 1,
-            "person_box": person,
-            "hold_obj": [*object_, score],
-            **{f"{action}_agent": score for action in ("hold", "stand", "walk")},
-        }
-        for person, object_, score in case["dets"]
-    ]
+    detections = []
+    for person, object_, score in case["dets"]:
+        agents = {f"{action}_agent": score for action in ("hold", "stand", "walk")}
+        detections.append({"image_id": 1, "person_box": person, "hold_obj": [*object_, score], **agents})
     scores = scores_of(coco, verbs, detections, [1])
     ours = {f"S{scenario}_hold_obj": float(scores.role_precisions(scenario)[0]) for scenario in scores.roles}
     agents = dict(zip(scores.actions.names, scores.agent_precisions().tolist(), strict=True))
@@ -82,13 +73,9 @@ def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
 
 
 def verb(name: str, persons: list[int], labels: list[int], roles: dict[str, list[int]]) -> dict[str, Any]:
-    return {
-        "action_name": name,
-        "role_name": ["agent", *roles],
-        "ann_id": persons,
-        "label": labels,
-        "role_object_id": [*persons, *(number for numbers in roles.values() for number in numbers)],
-    }
+    objects = [*persons, *(number for numbers in roles.values() for number in numbers)]
+    ids = {"ann_id": persons, "label": labels, "role_object_id": objects}
+    return {"action_name": name, "role_name": ["agent", *roles], **ids}
 
 
 def check_training(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report) -> None:

@@ -18,10 +18,7 @@ from tests.parity.golden import Report
 def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report, folder: Path) -> None:
     report.require(section, f"boxes overlap by {vg.MATCH_OVERLAP}", inputs["iou_threshold"] == vg.MATCH_OVERLAP)
     num_predicates = inputs["num_predicates_with_bg"] - 1
-    images = [
-        graph_image(image, f"{section}, image {number}", num_predicates)
-        for number, image in enumerate(inputs["images"])
-    ]
+    images = [graph_image(each, f"{section}, image {n}", num_predicates) for n, each in enumerate(inputs["images"])]
     unseen = zero_shot_triplets(folder, inputs["zeroshot_triplets_file"])
     scores = vg.evaluate_graphs(images, inputs["mode"], zero_shot=unseen, num_predicates=num_predicates)
     compare(report, section, figures_of(scores, list(expected["mean_recall_list_100"])), expected)

@@ -122,14 +122,9 @@ def overlap(first: Box, second: Box) -> bool:
 
 def by_hand(objects: list[Box], predicates: dict[tuple[str, str], list[str]], overlaps: bool) -> list[Pair]:
     """A loop over every ordered pair, as in RLIPv2."""
-    return [
-        Pair(i, j, predicates[objects[i].category, objects[j].category])
-        for i, j in permutations(range(len(objects)), 2)
-        if not objects[i].iscrowd
-        and not objects[j].iscrowd
-        and predicates.get((objects[i].category, objects[j].category))
-        and (not overlaps or overlap(objects[i], objects[j]))
-    ]
+    usable = [index for index, box in enumerate(objects) if not box.iscrowd]
+    pairs = [(i, j, predicates.get((objects[i].category, objects[j].category))) for i, j in permutations(usable, 2)]
+    return [Pair(i, j, texts) for i, j, texts in pairs if texts and (not overlaps or overlap(objects[i], objects[j]))]
 
 
 @given(OBJECTS, PREDICATES, st.booleans())
@@ -180,10 +175,7 @@ def stage(categories: tuple[str, ...] = (), dataset: str = "coco", **settings: A
 
 def record(classes: list[str], statements: list[tuple[str, str, str]], crowds: tuple[int, ...] = ()) -> Record:
     boxes = [Box(name, 1, (10.0 * i, 0.0, 8.0, 8.0), i in crowds) for i, name in enumerate(classes)]
-    triplets = [
-        Triplet(subject, text, object_, subject.split()[-1], object_.split()[-1], text, 0)
-        for subject, text, object_ in statements
-    ]
+    triplets = [Triplet(s, text, o, s.split()[-1], o.split()[-1], text, 0) for s, text, o in statements]
     return Record("1", "coco", "val", "1.jpg", 640, 480, boxes, triplets=triplets)
 
 
