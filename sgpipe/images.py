@@ -307,8 +307,7 @@ class ImageFeed(Generic[Prepared]):
         threads: int = 0,
         batch: int = 1,
     ) -> None:
-        self._roots = roots
-        self._prepare = prepare
+        self._roots, self._prepare = roots, prepare
         given = [record for record in records if record.ok]
         splits = {record.split for record in given} & roots.keys()
         number = max((image_root(roots[split]).threads for split in splits), default=0)

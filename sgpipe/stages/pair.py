@@ -284,8 +284,7 @@ class PairStage(Stage):
         Raises UserError: see `check_pair`.
         """
         check_pair(config)
-        self.config = config
-        self.resources = config.resources
+        self.config, self.resources = config, config.resources
         self._names = sorted({*categories, *category_names(dataset).values()})
         self._dataset, self._known = dataset, known
 

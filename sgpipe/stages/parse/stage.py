@@ -85,8 +85,7 @@ class ParseStage(Stage):
     name = "parse"
 
     def __init__(self, config: ParseConfig) -> None:
-        self.config = config
-        self.resources = config.resources
+        self.config, self.resources = config, config.resources
 
     def check(self) -> None:
         """Raise UserError if there is no such model, or its server does not answer."""

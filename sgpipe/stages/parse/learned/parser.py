@@ -386,11 +386,8 @@ class Decoder:
         self, verbs: Sequence[str], rests: Sequence[str], predicates: Collection[str], names: Mapping[str, str]
     ) -> None:
         """verbs, rests: of the network's tables. predicates: of the training. names: things by other nouns."""
-        self._verbs = ("", *verbs)
-        self._rests = ("", *rests)
-        self._known_verbs = frozenset(self._verbs)
-        self._predicates = frozenset(predicates)
-        self._names = names
+        self._verbs, self._rests, self._names = ("", *verbs), ("", *rests), names
+        self._known_verbs, self._predicates = frozenset(self._verbs), frozenset(predicates)
 
     def triplets(self, caption: str, tree: Tree, scores: CaptionScores) -> list[Triplet]:
         """Return the triplets of a caption, in word order, with `caption` 0."""
