@@ -171,10 +171,8 @@ def label(
     loose: bool = True,
 ) -> list[Record]:
     """Label images by their first captions and the triplets of these."""
-    pair, tag = (
-        PairStage(PairConfig(candidates=candidates, loose=loose), "coco", classes),
-        AssumedStage(TagConfig(method=method), {}),
-    )
+    pair = PairStage(PairConfig(candidates=candidates, loose=loose), "coco", classes)
+    tag = AssumedStage(TagConfig(method=method))
     pair.setup()
     first = [
         replace(

@@ -25,7 +25,7 @@ from rlip_model.evaluation.scores import ClassScores, Tally
 from rlip_model.evaluation.vcoco import evaluate_vcoco
 from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
 from rlip_model.evaluation.visual_genome import evaluate_graphs, vg150_zero_shot
-from tests.parity.evaluation.forms import pair_images
+from tests.parity.evaluation.compare import pair_images
 from tests.parity.evaluation.visual_genome import graph_image
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "evaluation"
