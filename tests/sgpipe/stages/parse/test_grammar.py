@@ -217,6 +217,13 @@ def test_any_tree_is_repaired_to_a_forest_whose_relations_join_two_of_its_words(
         assert relation.predicate.strip()
 
 
+@given(trees(), st.data())
+def test_attaching_keeps_a_valid_forest(tree, data):
+    index, head = (data.draw(st.integers(0, len(tree) - 1)) for _ in range(2))
+    tree.attach(index, head, "dep")
+    assert is_forest(tree)
+
+
 PLURALS = """men:man knives:knife leaves:leaf buses:bus bus:bus dress:dress glass:glass pants:pants skis:ski shoes:shoe
 sunglasses:sunglasses scissors:scissors tennis:tennis cookies:cookie people:people dresses:dress"""
 
