@@ -309,8 +309,10 @@ def scored(folder: Path, **changes: object) -> ScoredStage:
 
 def test_all_candidates_are_relations_with_confidence_1() -> None:
     stage = AssumedStage(TagConfig(method="all", threshold=0.9))
-    [tagged, bare] = stage([candidates(0), candidates(9, [])])
-    assert stated(tagged) == ALL
+    failed = candidates(1)
+    failed.fail("caption", "no")
+    [tagged, bare, _] = stage([candidates(0), candidates(9, []), failed])
+    assert (stated(tagged), failed.relations) == (ALL, [])
     assert {item.confidence for item in tagged.relations} == {1.0}
     assert (bare.ok, bare.relations) == (True, [])
 
