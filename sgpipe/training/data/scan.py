@@ -317,9 +317,10 @@ def scan(
             if labels not in (None, own):
                 raise UserError(f"{config.shards} has other classes than {configs[0].shards}; train on them separately")
             labels = own
-    names = LabelVocabulary.from_counts(objects), LabelVocabulary.from_counts(relations)
+    vocabularies = LabelVocabulary.from_counts(objects), LabelVocabulary.from_counts(relations)
     without = rows - errors - sum(row_group.rows for row_group in row_groups)
-    return TrainingSet(tuple(folders), tuple(row_groups), threshold, *names, labels, errors, without, tuple(notes))
+    places = tuple(folders), tuple(row_groups)
+    return TrainingSet(*places, threshold, *vocabularies, labels, errors, without, tuple(notes))
 
 
 _Place = tuple[int, str, int]  # folder, file, row group

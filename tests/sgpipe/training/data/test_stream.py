@@ -163,6 +163,8 @@ def test_random_choices_stay_as_in_earlier_versions(config):
         [("0-87", False), ("0-77", False), ("0-81", True), ("0-43", False)],
         [("0-80", True), ("0-45", True), ("0-86", True), ("0-2", True)],
     ]
+    second = next(stream(config).epoch(1))  # in another order
+    assert [item.image_id for item in images_of(second)] != ["0-46", "0-88", "0-44", "0-48"]
 
 
 def check_texts(part: StepPart, group: Sequence[TrainingItem]) -> None:
