@@ -212,7 +212,7 @@ def test_an_edited_certificate_and_changed_answers_are_refused(copy):
     refused("is not what")
 
 
-EDITS = {"capital": 1.0, "start": 7, "odds": [], "scores": [9.0, 9.0], "level": 99, "questions": []}
+EDITS = {"capital": 1.0, "start": 7, "odds": [], "scores": [9.0, 9.0], "level": 99, "questions": "reversed"}
 
 
 def test_an_edited_plan_is_one_line(copy):
@@ -226,7 +226,8 @@ def test_an_edited_plan_is_one_line(copy):
         [first, *_, plan] = [line for line in edited if "strata" in line]
         [group] = plan["certificate"]["groups"]
         assert group["start"] is not None
-        next(part for part in (group, plan, plan["strata"][0]) if field in part)[field] = value
+        part = next(part for part in (group, plan, plan["strata"][0]) if field in part)
+        part[field] = part[field][::-1] if field == "questions" else value
         if field == "capital":
             first["certificate"]["groups"][0] |= {"start": 0, "capital": 0.8}
         file.write_text("".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in edited))

@@ -76,6 +76,8 @@ def test_facets_add_and_remove_a_value(client: TestClient) -> None:
     page = get(client, both)
     assert "102</span> relations" in page
     assert "/?predicate=riding" in attributes(page, r'<a class="chip" href="([^"]+)"')
+    chosen = attributes(page, r'<a href="([^"]+)" aria-current="true">\s*<span class="value"><bdi>near<')
+    assert chosen == ["/?predicate=riding"]
 
 
 @pytest.mark.parametrize(
