@@ -162,7 +162,8 @@ def check_boxes(image: str, what: str, boxes: Array) -> None:
 def check_finite(image: str, what: str, values: Array) -> None:
     """Raise EvaluationError if a value is NaN or infinite."""
     if not np.isfinite(values).all():
-        raise EvaluationError(f"{image}: a {what} is NaN or infinite; leave it out or fix the model's output")
+        origin = "annotation" if what.startswith("ground-truth") else "model's output"
+        raise EvaluationError(f"{image}: a {what} is NaN or infinite; leave it out or fix the {origin}")
 
 
 def check_range(image: str, what: str, values: Array, least: int, end: int) -> None:

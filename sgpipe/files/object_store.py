@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path, PurePosixPath
+from socket import gethostname
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import obstore
@@ -321,8 +322,8 @@ def failure(error: BaseException) -> str:
     text = str(error).partition("\n\nDebug source")[0].strip()
     if _NO_KEYS in text:
         return (
-            "no keys were found in the environment (profiles and SSO need `pip install sgpipe[aws]`; for a public "
-            "bucket, write anonymous@ before its name)"
+            f"{gethostname()} has no keys in its environment, in a cluster that of its `ray start` (profiles and SSO "
+            "need `pip install sgpipe[aws]`; for a public bucket, write anonymous@ before its name)"
         )
     if code := re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL):
         return f"{code[1]}: {code[2]}" if code[2] else code[1]

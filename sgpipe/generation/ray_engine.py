@@ -38,7 +38,7 @@ from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus, room_for
-from sgpipe.utils.ray_cluster import on_driver_node, software, start_ray, worker_failure
+from sgpipe.utils.ray_cluster import on_driver_node, software, start_ray, tell_losses, worker_failure
 
 _UNIT, _USAGE, _RECORDS, _MENTIONS, _ENTRY = "unit", "usage", "records", "mentions", "entry"
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
@@ -142,6 +142,7 @@ class RayEngine:
         start_ray(engine.address, engine.cpus)
         actors = max(pool.actors for pool in plan_pools(self._stages, sum(unit.rows for unit in units)))
         units = cut_units(units, engine.unit_size, actors)
+        self._losses = tell_losses(progress.say)
         pools, placed = reserve(plan_pools(self._stages, len(units)))
         remove_placement_group(placed)  # this was a test
         gpus = ray.cluster_resources().get("GPU", 0)
@@ -158,26 +159,31 @@ class RayEngine:
         return units
 
     def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
-        return run_units(self._stages, units, reader, writer)
+        return run_units(self._stages, units, reader, writer, self._losses)
 
     def close(self) -> None:
         """Leave Ray to the process, which may run something else."""
 
 
 def run_units(
-    stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+    stages: Sequence[Stage],
+    units: Sequence[WorkUnit],
+    reader: UnitReader,
+    writer: UnitWriter,
+    losses: Iterator[None],
 ) -> Generator[ShardEntry]:
     """Run every unit through the stages; yields each shard as soon as it is written. Raises as `Engine.run`.
 
     When workers or machines are lost more often than Ray replaces them, the remaining units start again on what is left
-    of the cluster, as long as that makes progress; an image that kills its worker becomes an error row.
+    of the cluster, as long as that makes progress; an image that kills its worker becomes an error row. `losses`: see
+    `_watch`.
     """
     left = {(unit.split, unit.start): unit for unit in units}
     isolated = False
     while left:
         before = len(left)
         try:
-            with closing(_run_once(stages, list(left.values()), reader, writer, isolated)) as shards:
+            with closing(_run_once(stages, list(left.values()), reader, writer, isolated, losses)) as shards:
                 for shard in shards:
                     del left[shard.split, shard.start]
                     yield shard
@@ -190,7 +196,12 @@ def run_units(
 
 
 def _run_once(
-    stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
+    stages: Sequence[Stage],
+    units: Sequence[WorkUnit],
+    reader: UnitReader,
+    writer: UnitWriter,
+    isolated: bool,
+    losses: Iterator[None],
 ) -> Generator[ShardEntry]:
     _configure()  # first: a dataset keeps the context that it is made in
     blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
@@ -204,7 +215,7 @@ def _run_once(
     name = f"sgpipe {uuid4().hex} "
     leaving: ray.ObjectRef[Any] | None = None
     try:
-        with _watch(name, placed) as advanced:
+        with _watch(name, placed, losses) as advanced:
             for row in _graph(name, entering, pools, placed, reader, writer, limit, isolated).iter_rows():
                 advanced.set()
                 if REFUSAL in row:
@@ -228,18 +239,20 @@ def _run_once(
 
 
 @contextmanager
-def _watch(name: str, placed: PlacementGroup) -> Iterator[threading.Event]:
+def _watch(name: str, placed: PlacementGroup, losses: Iterator[None]) -> Iterator[threading.Event]:
     """Kill the actors of a graph, which ends it with an error, when it stands still on a cluster that is too small.
 
     Actors of a lost machine keep their units until they restart elsewhere; without room for them Ray waits forever.
-    `name` begins the names of all actors of the graph. Yields what to set whenever the graph advances.
+    `name` begins the names of all actors of the graph; each step of `losses` tells what the cluster has lost. Yields
+    what to set whenever the graph advances.
     """
     advanced, ended = threading.Event(), threading.Event()
 
     def poll() -> None:
         polls = 0
         while not ended.wait(_POLL_SECONDS):
-            with suppress(RayError):  # if Ray itself is lost, the graph says so
+            with suppress(RayError, ValueError):  # Ray is lost; or the thread of an earlier graph still asks
+                next(losses, None)
                 polls = 0 if advanced.is_set() or is_placed(placed) else polls + 1
                 advanced.clear()
                 if polls >= _POLLS_WITHOUT_ROOM:
@@ -393,7 +406,10 @@ def plan_pools(stages: Sequence[Stage], units: int, nodes: Sequence[Mapping[str,
 
 
 def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
-    """Place all actors; where machines are cut unfavourably, fewer of them. Raises UserError: they do not fit."""
+    """Place all actors; where machines are cut unfavourably, fewer of them.
+
+    Raises UserError: they do not fit; EngineError: other jobs are where they would.
+    """
     planned = list(pools)
     while True:
         placed = placement_group([pool.needs for pool in planned for _ in range(pool.actors)], strategy="PACK")
@@ -402,7 +418,11 @@ def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
         remove_placement_group(placed)
         most = max(planned, key=lambda pool: 0 if pool.resources.actors else pool.actors)
         if most.resources.actors or most.actors == 1:
-            raise too_large(planned, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+            machines, free = [node["Resources"] for node in ray.nodes() if node["Alive"]], ray.available_resources()
+            refusal = too_large(planned, machines)
+            if all(free.get(name, 0) >= sum(each.get(name, 0) for each in machines) for name in ("CPU", "GPU")):
+                raise refusal
+            raise EngineError(f"{refusal}, or wait for other jobs, which leave {_amounts(free) or 'nothing'} free")
         planned[planned.index(most)] = replace(most, actors=most.actors - 1)
 
 

@@ -117,6 +117,8 @@ def _run(job: TrainingJob, progress: Progress) -> None:
         trained = count(position.epoch, "epoch") if options.steps is None else count(position.step, "step")
         progress.say(f"nothing left to do: {job.out} has trained {trained}")
         return
+    if position.step:
+        progress.say(f"resuming at step {position.step:,}")
     by_steps = options.steps is not None or job.recipe.output.validate_every_steps is not None
     with training_display(progress.console, None if by_steps else options.epochs) as show:
         if job.recipe.workers.count > 1:

@@ -16,12 +16,15 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgpipe.errors import EngineError
 from sgpipe.utils import __version__
+from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -80,17 +83,58 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         return
     on_terminate = signal.getsignal(signal.SIGTERM)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if not address:
+        quiet |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         if address:
             _check_port(address.removeprefix("ray://"))
-            ray.init(address, **quiet)
-        else:
-            ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+        with _silent_stderr():
+            ray.init(address or "local", **quiet)
     except Exception as error:  # noqa: BLE001 - Ray raises a plain Exception on a machine that is too slow for it
         what = f"the Ray cluster at {address} cannot be joined" if address else "Ray did not start here"
         raise EngineError(f"{what}: {getattr(error, 'strerror', None) or _first_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Ray writes that it has read its log level, whatever the level is."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def tell_losses(say: Callable[[str], None]) -> Iterator[None]:
+    """Say at each step what the cluster has lost since the last one: machines, or its head, without which Ray ends."""
+    import ray
+
+    def lost() -> int:
+        return sum(not node["Alive"] for node in ray.nodes())
+
+    head = getattr(ray.get_runtime_context(), "gcs_address", "")  # a client at ray:// does not know it
+    before, answered = lost(), True
+    while True:
+        yield
+        try:
+            _check_port(head)
+        except OSError:
+            if answered:
+                say(
+                    "NOTE: the head of Ray does not answer; unless it returns soon, this command ends with exit code 1."
+                )
+                say("Committed work is kept; run the same command again to resume, also on another cluster.")
+            answered = False
+            continue
+        answered = True
+        if (now := lost()) > before:
+            say(f"NOTE: Ray has lost {count(now - before, 'machine')}; others take over the units in progress there")
+        before = now
 
 
 def software() -> str:

@@ -61,6 +61,7 @@ def test_a_run_outlives_one_of_three_machines(cluster: Cluster, tmp_path: Path) 
     cluster.remove_node(lost, allow_graceful=False)
     finish(run)
     assert "3 actors: stub" in run.said
+    assert "NOTE: Ray has lost 1 machine" in run.said
 
 
 @pytest.mark.soak

@@ -80,6 +80,7 @@ FOUND = PredictedPairs(BOXES[:1], BOXES[1:], TRUE.labels[:1], TRUE.labels[1:], n
         (TRUE, {"triplets": np.array([[0, 1, 117]])}, "predicate of a ground-truth triplet is 117"),
         (TRUE, {"labels": np.array([0, 80])}, "label of a ground-truth box is 80"),
         (TRUE, {"labels": TRUE.labels[:1]}, "1 labels of ground-truth boxes, expected 2"),
+        (TRUE, {"boxes": TRUE.boxes * np.nan}, "box is NaN or infinite; leave it out or fix the annotation"),
         (TRUE, {"boxes": INVERTED}, "ground-truth box [5.0, 0.0, 4.0, 9.0] has inverted corners"),
     ],
 )

@@ -4,7 +4,7 @@ import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from sgpipe.errors import UserError
+from sgpipe.errors import EngineError, UserError
 from sgpipe.generation import engine, ray_engine
 from sgpipe.generation.engine import WorkUnit, share_gpus, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES
@@ -208,7 +208,7 @@ class Cluster:
 
 def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended(monkeypatch: pytest.MonkeyPatch):
     cluster = Cluster(monkeypatch, True, False, False, True, False)  # the second time the machine does not come back
-    with ray_engine._watch("graph", None):
+    with ray_engine._watch("graph", None, iter(())):
         assert cluster.long_after.wait(30)
     first = 4 + ray_engine._POLLS_WITHOUT_ROOM
     assert cluster.killed[:3] == [first, first + 1, first + 2]  # Ray Data replaces some
@@ -225,7 +225,7 @@ def test_a_graph_that_advances_may_end_on_a_cluster_that_is_too_small(monkeypatc
         return polled(required)
 
     monkeypatch.setattr(ray_engine, "is_placed", advance)
-    with ray_engine._watch("graph", None) as advanced:
+    with ray_engine._watch("graph", None, iter(())) as advanced:
         entered.set()
         assert not cluster.long_after.wait(0.2)
     assert cluster.killed == []
@@ -269,6 +269,8 @@ def test_actors_that_cannot_be_placed_are_fewer_or_refused(local_ray: None, monk
     [smaller], placed = reserve([pool])
     assert smaller.actors == 2
     assert is_placed(placed)
+    with pytest.raises(EngineError, match=r"lower stub\.resources, or wait for other jobs, which leave nothing free"):
+        reserve([replace(pool, actors=1)])
     ray.util.remove_placement_group(placed)
     with pytest.raises(UserError, match=r"lower stub\.resources"):
         reserve([Pool((Stub("stub", Resources(gpus=0.5)),), Resources(gpus=1), 1)])

@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
@@ -25,6 +27,7 @@ from sgpipe.training import plan
 from sgpipe.training.job import _BOX_PARTS
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe
+from sgpipe.utils.console import Progress
 from sgpipe.utils.gpu import MemoryFullError
 from tests.sgpipe.training.trainings import (
     BATCH,
@@ -199,7 +202,9 @@ def test_a_killed_training_resumes_exactly(
     with pytest.raises(KilledError):
         training(drawn_run, tmp_path / "out", **settings)
     killed_at(0)
-    training(drawn_run, tmp_path / "out", **settings)
+    begun, said = bool(list(tmp_path.glob("out/checkpoints/step-*"))), StringIO()
+    training(drawn_run, tmp_path / "out", progress=Progress(Console(file=said)), **settings)
+    assert ("resuming at step" in said.getvalue()) == begun
     assert not different(weights(tmp_path / "out"), weights(expected))
     assert curve(tmp_path / "out") == curve(expected)
 

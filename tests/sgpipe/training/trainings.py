@@ -55,8 +55,8 @@ def recipe(run: Path, kind: str = "tagger", **changes: Any) -> TrainRecipe:
     return load_train_recipe(kind, overrides(run, changes), miniature=True)
 
 
-def training(run: Path, out: Path, kind: str = "tagger", **changes: Any) -> TrainSummary:
-    return train(recipe(run, kind, **changes), out, QUIET)
+def training(run: Path, out: Path, kind: str = "tagger", *, progress: Progress = QUIET, **changes: Any) -> TrainSummary:
+    return train(recipe(run, kind, **changes), out, progress)
 
 
 def command(run: Path, out: Path, kind: str = "tagger", **changes: Any) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from sgpipe.errors import UserError
 from sgpipe.utils import gpu, ray_cluster
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
 from sgpipe.utils.gpu import Compiled, GpuMemory, enough_memory
-from sgpipe.utils.ray_cluster import worker_failure
+from sgpipe.utils.ray_cluster import tell_losses, worker_failure
 
 
 def test_numbered_gpus_and_other_words(monkeypatch):
@@ -225,6 +226,29 @@ def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> Non
     for _ in range(3):
         with pytest.raises(torch.cuda.OutOfMemoryError):
             function(torch.ones(2))
+
+
+def test_what_a_cluster_loses_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, alive, head = list[str](), [True, True, False], [True]
+
+    def check_port(address: str) -> None:
+        assert address == "head:6379"
+        if not head[0]:
+            raise OSError
+
+    nodes = lambda: [{"Alive": each} for each in alive]  # noqa: E731
+    context = SimpleNamespace(gcs_address="head:6379")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=nodes, get_runtime_context=lambda: context))
+    monkeypatch.setattr(ray_cluster, "_check_port", check_port)
+    losses = tell_losses(said.append)
+    for alive[0], head[0] in ((True, True), (True, True), (False, True), (False, True), (False, False), (False, False)):
+        next(losses)
+    next(losses)
+    assert said[:1] == ["NOTE: Ray has lost 1 machine; others take over the units in progress there"]
+    assert [line.partition(";")[0] for line in said[1:]] == [
+        "NOTE: the head of Ray does not answer",
+        "Committed work is kept",
+    ]
 
 
 def test_the_innermost_error_is_told():
