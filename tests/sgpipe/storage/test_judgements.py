@@ -104,7 +104,7 @@ def test_lines_of_other_runs_and_lines_that_are_none_are_named(log):
     other = line(run="another")
     with pytest.raises(UserError, match="another run"):
         log.append(other)
-    bad = [b"[]", b"no JSON", line().model_dump_json().replace('"right"', '"perhaps"').encode(), b"{}"]
+    bad = [b"[]", b"no JSON", *(line().model_dump_json().replace('"right"', x).encode() for x in ('"perhaps"', "null"))]
     log.file.write_bytes(
         b"\n".join([line().model_dump_json().encode(), other.model_dump_json().encode(), *bad, b"", b""])
     )
