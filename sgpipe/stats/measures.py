@@ -475,11 +475,11 @@ def distinct_predicates(root: Path) -> set[str]:
     return predicates
 
 
-# Errors without what is specific to one image: paths, quoted names and numbers; and the name of one such image.
+# Errors without what is specific to one image: paths, quoted names and numbers; and such a name (the id, if nameless).
 _ERRORS = r"""
     select regexp_replace(regexp_replace(regexp_replace(coalesce(error, 'unknown'),
         '''[^'']*''|"[^"]*"', '…', 'g'), '\S*/\S*', '…', 'g'), '\d+(x\d+)?', 'N', 'g') as kind, count(*) as number,
-        min(file_name) as example from images where status = 'error' group by kind
+        min(coalesce(nullif(file_name, ''), image_id)) as example from images where status = 'error' group by kind
 """
 
 _TRIPLETS = """
