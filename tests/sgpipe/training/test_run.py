@@ -142,6 +142,14 @@ def test_a_training_can_be_extended_moved_and_written_differently(drawn_run: Pat
         training(make_run(tmp_path, seed=1), tmp_path / "out", **step)
 
 
+def test_other_folders_are_refused(drawn_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out, message in ((tmp_path / "file", "is a file, not a folder"), (drawn_run, "not an sgpipe training")):
+        with pytest.raises(UserError, match=message):
+            training(drawn_run, out)
+    assert not (drawn_run / ".training").exists()
+
+
 def test_a_training_starts_from_an_existing_network(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:
     init = str(trained_tagger / "best")  # given as the training that it is of
     still = {"optimisation__lr": 0, "optimisation__lr_backbone": 0, "optimisation__lr_text": 0}
