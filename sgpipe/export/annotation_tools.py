@@ -154,7 +154,8 @@ def write_label_studio(
     """Write SPLIT.json, a list of tasks, and the labelling configuration of a project for them.
 
     `embed` puts the images into the tasks. Otherwise these have addresses that begin with `images_url`, or at which
-    Label Studio serves local files below the parent of `images` or of the run's image folders.
+    Label Studio serves local files below the parent of `images` or of the run's image folders. Raises UserError: these
+    are not folders.
     """
     prefixes = dict.fromkeys(rows.splits, images_url)
     if images_url is None and not embed:

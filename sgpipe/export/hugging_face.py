@@ -49,7 +49,7 @@ def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *
 
 
 def write_webdataset(rows: ExportRows, out: Path, images: ImagePlace | None) -> None:
-    """Write a SPLIT-000000.tar per shard: of each image its file, KEY.jpeg or so, and its row, KEY.json."""
+    """Write a SPLIT-000000.tar per shard: images, KEY.jpeg or so, and rows, KEY.json. Raises UserError: no images."""
     for split in rows.splits:
         for number, shard in enumerate(rows.shards(split)):
             with new_file(out / f"{split}-{number:06d}.tar") as file, tarfile.open(fileobj=file, mode="w") as tar:

@@ -211,7 +211,7 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Members | Iterator[Any]) -> None:
-    """Write a new file and sync it to disk. Iterators become arrays and `Members` objects, one item per line."""
+    """Write and sync a file: iterators as arrays, `Members` as objects, an item a line. Raises UserError: NaN."""
     with new_file(path) as binary:
         file = io.TextIOWrapper(binary, encoding="utf-8")
         _write(file, value)

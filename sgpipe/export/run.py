@@ -39,7 +39,7 @@ FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, FIFTYONE, WEBDATASET, INSTRUCT
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, the number of relations, what was left out, and a note on how to use the files."""
+    """What was written, the number of relations, what was left out, and a note on calibration or use of the files."""
 
     root: Path
     files: list[str]

@@ -258,7 +258,7 @@ def predicted_graph(pairs: PredictedPairs, limit: int) -> PredictedGraph:
 
 
 def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, converter: PeopleConverter) -> WriteSummary:
-    """Write every pair of every image as a person with the scores of all actions and roles, for `sgpipe eval vcoco`."""
+    """Write pairs as persons with scores of actions and roles, for `sgpipe eval vcoco`. Raises as `coco_image_id`."""
     actions = converter.actions
     agents = [f"{name}_{AGENT}" for name in actions.names]
     roles = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]

@@ -96,7 +96,7 @@ def _suffix(name: str) -> str:
 
 
 def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[str, Any]]:
-    """Return the images of a root, without boxes; unreadable ones are error rows. The id of an image is its name."""
+    """Return a root's images, boxless, by name; unreadable ones are error rows. Raises UserError: there are none."""
     root = image_root(location)
     detections, files = Detections(FOLDER_DATASET, split), list_folder(root)
 

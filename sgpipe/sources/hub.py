@@ -330,7 +330,7 @@ def values_of(row: Any, dotted: str | None) -> list[Any]:
 
 
 def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
-    """Return class names by number; classes that are names in the files are numbered in the order of these names."""
+    """Return class names by number, sorted if the files have names. Raises UserError: they have only numbers."""
     if config.classes is not None:
         return dict(enumerate(config.classes))
     names: set[str] = set()

@@ -49,6 +49,8 @@ def label_studio_source(
         predictions: read the predictions of tasks that nobody has annotated; otherwise these tasks are left out.
         annotator: id or e-mail address of the only person whose annotations count.
         image_field: the key of a task's data that contains the address of its image.
+
+    Raises UserError: the file is missing, of another format, or of several splits; when it is read: nobody annotated.
     """
     require_format(annotations, "label-studio")
     splits = sorted({named for _, task in JsonStream(annotations) if (named := _split(task)) is not None})
@@ -108,12 +110,7 @@ def _results(
 
 
 def _fill(
-    record: Record,
-    data: Any,
-    results: Sequence[Any],
-    images: ImagePlace,
-    address: str,
-    problems: ProblemCounts,
+    record: Record, data: Any, results: Sequence[Any], images: ImagePlace, address: str, problems: ProblemCounts
 ) -> None:
     """Add what a task says of an image, and of its objects and relations. Raises FieldError, ImageError."""
     record.file_name = fields.text(data, "file_name") if "file_name" in data else _file_name(address, images)

@@ -160,7 +160,8 @@ def visual_genome_source(
     """Return Visual Genome's images; `preprocess` removes redundant relations.
 
     `image_data`: image_data.json with the image sizes; None: they come from the images. `aliases`, of objects and of
-    predicates: files of words with the same meaning, one group per line.
+    predicates: files of words with the same meaning, one group per line. Raises UserError: a file is missing or of
+    another format, or there are aliases without preprocessing.
     """
     if any(aliases) and not preprocess:
         raise UserError("aliases are used only by the preprocessing: omit --no-preprocess or the alias files")

@@ -132,7 +132,7 @@ _Form: TypeAlias = tuple[str, bool]  # a lemma, and whether the text says it fro
 
 
 def load_equivalents(path: Location | None) -> Equivalents:
-    """Return the packaged `data/equivalents.yaml`, changed by a table of the same form if there is one."""
+    """Return `data/equivalents.yaml`, changed by a table of its form, if any. Raises UserError: it has another one."""
     packaged = parse_yaml((files("sgpipe.sources") / "data" / "equivalents.yaml").read_text(encoding="utf-8"))
     if path is None:
         return Equivalents(packaged)

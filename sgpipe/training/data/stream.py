@@ -370,6 +370,7 @@ def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1
 
 
 def check_batch(batch: int, workers: int) -> None:
+    """Raises UserError: a batch cannot be divided evenly between the workers."""
     if batch % workers:
         raise UserError(
             f"a batch of {batch} cannot be divided evenly between {workers} workers; change optimisation.batch or "
