@@ -170,7 +170,7 @@ class Engine(Protocol):
     gpus: int
 
     def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
-        """Get ready; returns the units, cut for the workers. Raises UserError: a model or room lacks; EngineError."""
+        """Get ready; returns the units, cut for the workers. Raises UserError: no model or room; EngineError."""
 
     def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
         """Yield each shard as soon as it is written. An image that crashes its worker twice becomes an error row.

@@ -166,11 +166,7 @@ class RayEngine:
 
 
 def run_units(
-    stages: Sequence[Stage],
-    units: Sequence[WorkUnit],
-    reader: UnitReader,
-    writer: UnitWriter,
-    losses: Iterator[None],
+    stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, losses: Iterator[None]
 ) -> Generator[ShardEntry]:
     """Run every unit through the stages; yields each shard as soon as it is written. Raises as `Engine.run`.
 

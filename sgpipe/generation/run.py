@@ -309,14 +309,12 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
         content_id(path)
     choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     truth = source.ground_truth and source.path(source.ground_truth)
-    if isinstance(truth, Path) and not _has_relations(Manifest.load(existing_folder(truth))):
-        raise UserError(f"{truth} contains no relations to compare with")
+    if isinstance(truth, Path):
+        shards = Manifest.load(existing_folder(truth)).shards
+        if not any(shard.counts.get("relations") for shard in shards):
+            raise UserError(f"{truth} contains no relations to compare with")
     for model in models_of(recipe, set(STAGES) - {*stages}).values():
         existing_model(model)
-
-
-def _has_relations(manifest: Manifest) -> bool:
-    return any(shard.counts.get("relations") for shard in manifest.shards)
 
 
 def _of_splits(splits: Sequence[str]) -> str:

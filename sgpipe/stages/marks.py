@@ -73,6 +73,7 @@ class MarksStage(PairStage):
         super().setup()
         self._asked.cache_folder = self.cache_folder
         self._asked.setup()
+        self.device = self._asked.device
 
     def gpu_use(self) -> dict[str, Any]:
         return self._asked.gpu_use()

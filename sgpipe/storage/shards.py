@@ -248,7 +248,7 @@ _VERSION_KEY = b"sgpipe.schema_version"
 def open_shard(
     path: Location, columns: Sequence[str] = (), content: pa.NativeFile | BinaryIO | None = None
 ) -> Iterator[pq.ParquetFile]:
-    """Open a shard, or `content` of its name. Raises UserError: missing, damaged (also later), another schema."""
+    """Open a shard, or its `content`. Raises UserError: missing, damaged (also later), other schema, no `columns`."""
     with _naming(path), pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
         schema = file.schema_arrow
         version = (schema.metadata or {}).get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()

@@ -101,14 +101,17 @@ class ParseStage(Stage):
     def setup(self) -> None:
         """Load the parser. Raises UserError if its model is not installed, or cannot be read."""
         self._parser = CaptionParser(self.config, self.cache_folder)
+        if self.config.parser == "seq2seq":
+            from sgpipe.utils.devices import pick_device  # it imports PyTorch, which the rules do not need
+
+            self.device = pick_device(self.config.device, self.config.resources.gpus)
 
     def gpu_use(self) -> dict[str, Any]:
         if self.config.parser != "seq2seq":
             return {}
-        from sgpipe.utils.devices import pick_device  # they import PyTorch, which the rules do not need
         from sgpipe.utils.gpu import gpu_use
 
-        return gpu_use(pick_device(self.config.device, self.config.resources.gpus))
+        return gpu_use(self.device)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         usable = [record for record in records if record.ok]

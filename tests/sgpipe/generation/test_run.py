@@ -33,6 +33,7 @@ from sgpipe.storage.source_index import write_index
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
 from tests.factories import make_blip, untrained_tagger
 from tests.sgpipe.generation.in_process import RAN, label, rows, without_ray
+from tests.vlm_checkpoints import make_vlm
 
 IMAGES, FEW = 40, 6
 SMALL = {"tag.short_side": 48, "tag.long_side": 64, "tag.threshold": 0.01}
@@ -162,6 +163,15 @@ def test_a_limit_can_be_raised(finished, coco, models, tmp_path):
         before, shards = shards, {shard.sha256 for shard in Manifest.load(out).shards}
         assert before < shards
     assert rows(out) == rows(finished)
+
+
+@pytest.mark.parametrize("family", ["florence2", "qwen3_vl"])
+def test_a_vision_language_captioner_goes_on_with_another_batch_size(few, models, family, tmp_path):
+    own = {"caption.captioner": make_vlm(tmp_path / "model", family), "caption.max_tokens": 12, "tag.method": "all"}
+    for name, limit, size in (("whole", None, 8), ("out", 3, 1), ("out", None, 3)):
+        label(captioned(few, models, **own, **{"limit": limit, "caption.batch_size": size}), tmp_path / name)
+    assert rows(tmp_path / "out") == rows(tmp_path / "whole")
+    assert len({each.text for row in rows(tmp_path / "out") for each in row.captions}) > FEW
 
 
 def test_failed_rows_are_done_again_on_request(models, tmp_path):

@@ -200,6 +200,7 @@ def test_a_local_model_is_asked_in_its_chat_template(tmp_path: Path, monkeypatch
     monkeypatch.setattr(marks, "_MAX_TOKENS", 32)
     model = make_vlm(tmp_path / "vlm", "qwen2_5_vl")
     stage = make_stage(None, tmp_path, model=str(model), samples=2)
+    assert stage.device.type == "cpu"  # whose utilization would be measured
     [record] = stage([one_image(tmp_path)])  # random words
     assert (record.error, record.left_out["answers"]) == ("pair: the model's answers are unusable", 2)
     texts, prompts, decode = [["bad", FINE], [relations((3, "by", 1))]], [], VisionLanguageCaptioner._decode

@@ -93,6 +93,11 @@ def test_what_is_written_does_not_depend_on_other_captions(parser: Seq2SeqParser
     assert all(len(triplets) <= 4 for triplets in parser.parse(captions))
 
 
+def test_the_utilization_of_its_device_can_be_measured(checkpoint: Path) -> None:
+    (stage := ParseStage(config(checkpoint))).setup()
+    assert (stage.device.type, stage.gpu_use()) == ("cpu", {})
+
+
 def test_another_kind_of_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     with pytest.raises(UserError, match=r"is a bert, not a sequence-to-sequence language model$"):
