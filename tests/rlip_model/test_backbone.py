@@ -1,6 +1,8 @@
 """Images and their tokens: resizing and normalisation, folded norms, windows."""
 
+import json
 from copy import deepcopy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,16 @@ from torchvision.transforms import functional
 
 from rlip_model.backbone import ResNet50
 from rlip_model.image import MEAN, STD, enlarge, normalise, normalised, resized, to_pixel_values, to_pixels
+from rlip_model.official import renamed
 from rlip_model.swin import Swin, attend
+
+
+def test_frozen_parameters_are_those_of_the_published_training(oracle: Path) -> None:
+    swin = Swin(96, (2, 2, 6, 2), (3, 6, 12, 24), 7, 0.2)
+    for name, network in (("tagger_vxac/keys_swint", swin), ("parsed/keys_r50", ResNet50())):
+        info = json.loads((oracle / f"golden/model/{name}_info.json").read_text())
+        keys = {renamed(key, 3).removeprefix("image_encoder.backbone.") for key in info["params_requires_grad_false"]}
+        assert {key for key, value in network.named_parameters() if not value.requires_grad} == keys
 
 
 def test_folded_batch_norms_follow_the_weights() -> None:

@@ -60,12 +60,8 @@ def without(*keys: str) -> dict[str, Any]:
 
 def test_sgg_benchmarks_form_is_read_without_a_mapping(tmp_path):
     assert read(write(tmp_path, [ROW])) == [Record("42", "hf", "train", "42.jpg", 64, 48, GRAPH[0], relations=GRAPH[1])]
-    (record,) = read(
-        write(
-            tmp_path,
-            [without("width", "height", "file_name") | {"image": {"bytes": jpeg(0, (64, 48)), "path": "42.jpg"}}],
-        )
-    )
+    row = without("width", "height", "file_name") | {"image": {"bytes": jpeg(0, (64, 48)), "path": "42.jpg"}}
+    (record,) = read(write(tmp_path, [row]))
     assert (record.dataset, record.file_name) == ("hub", "data/train-00000-of-00001.parquet#0")
     assert (record.width, record.height, record.objects) == (64, 48, GRAPH[0])
 
