@@ -55,7 +55,7 @@ def differences(
 
 def _text(value: Any) -> str:
     is_hash = isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value)
-    return f"a file of SHA-256 {value[:8]}…" if is_hash else repr(value)
+    return f"content of SHA-256 {value[:8]}…" if is_hash else repr(value)
 
 
 def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

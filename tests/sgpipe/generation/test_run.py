@@ -206,7 +206,7 @@ def test_a_longer_annotation_file_is_another_run_and_merging_is_advised(finished
     listed = json.loads(coco.annotations.read_text())
     longer = tmp_path / "longer.json"
     longer.write_text(json.dumps(listed | {"images": [*listed["images"], {**listed["images"][0], "id": 99}]}))
-    with pytest.raises(UserError, match=r"annotations: a file of SHA-256 \w{8}… then.*\n.*sgpipe merge"):
+    with pytest.raises(UserError, match=r"annotations: content of SHA-256 \w{8}… then.*\n.*sgpipe merge"):
         label(recipe(replace(coco, annotations=longer), models), finished)
 
 
@@ -420,7 +420,7 @@ def test_a_moved_run_keeps_its_images_and_files(few, models, tmp_path, monkeypat
     [
         ("", {}, "nothing differs from {run}"),
         ("", {"seed": 1}, "nothing of {run} can be reused, as its first stage differs (seed: 0 then, 1 now)"),
-        ("annotations", {}, "{run} has other images or annotations (source.val.annotations: a file of SHA-256 "),
+        ("annotations", {}, "{run} has other images or annotations (source.val.annotations: content of SHA-256 "),
         ("", {"source.format": "objects365"}, "other images or annotations (format: 'coco' then, 'objects365' now)"),
         ("shorter", {}, "{run} lacks 2 of 6 images: finish it first"),
         ("locked", {}, "another process is writing into {run}"),

@@ -15,14 +15,6 @@ def test_a_run_that_stopped_before_its_first_shard_binds_nothing(tmp_path):
             assert folder.open({"identity": {"seed": seed}}).run["identity"] == {"seed": seed}
 
 
-def test_what_is_not_a_run_is_left_alone(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    for root, message in ((tmp_path, "is not an sgpipe run"), (tmp_path / "file", "is a file")):
-        with pytest.raises(UserError, match=message), RunFolder(root).lock():
-            pass
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
 @pytest.mark.parametrize("was_there", [True, False])
 def test_a_refused_command_removes_only_a_folder_that_it_made(tmp_path, was_there):
     root = tmp_path / "run"
