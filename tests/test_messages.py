@@ -58,6 +58,7 @@ CASES: dict[str, str] = {
     "eval labels --pred DIR/none --truth DIR/run": "DIR/none",
     "score DIR/run --model ViT-B-32 --out DIR/out": "--weights",
     "fetch s3://KEY:SECRET@bucket/run --out DIR/out": "keys",
+    "fetch s3://KEY:or/SECRET@bucket/run --out DIR/out": "keys",
     "fetch DIR/run --out DIR/out": "DIR/run",
     # Files whose content is broken or of another form
     f"{COCO.replace('DIR/coco/instances_val.json', 'DIR/broken.json')} --tagger none --split val": "DIR/broken.json",

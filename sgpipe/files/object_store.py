@@ -91,8 +91,8 @@ class StorePath:
             raise UserError("the URI of an object store must not have a query (?…); set it in the environment")
         scheme, separator, rest = uri.partition("://")
         bucket, _, key = rest.partition("/")
-        user, at, _ = bucket.rpartition("@")  # of Azure, this may be a container
-        if at and (":" in user or not uri.startswith(("abfs", *_ANONYMOUS))):
+        user = rest.rpartition("@")[0].partition("/")[0]  # of Azure, this may be a container; keys may contain slashes
+        if ":" in user or ("@" in bucket and not uri.startswith(("abfs", *_ANONYMOUS))):
             raise UserError("the URI of an object store must not contain keys; set them in the environment")
         if not separator or scheme not in _SCHEMES:
             raise UserError(f"{uri} is not an object store: {_EXPECTED}")

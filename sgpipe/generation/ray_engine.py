@@ -247,7 +247,7 @@ def _watch(name: str, placed: PlacementGroup, losses: Iterator[None]) -> Iterato
     def poll() -> None:
         polls = 0
         while not ended.wait(_POLL_SECONDS):
-            with suppress(RayError, ValueError):  # Ray is lost; or the thread of an earlier graph still asks
+            with suppress(RayError, OSError, ValueError):  # Ray is lost; or the thread of an earlier graph still asks
                 next(losses, None)
                 polls = 0 if advanced.is_set() or is_placed(placed) else polls + 1
                 advanced.clear()

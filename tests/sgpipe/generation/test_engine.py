@@ -208,7 +208,12 @@ class Cluster:
 
 def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended(monkeypatch: pytest.MonkeyPatch):
     cluster = Cluster(monkeypatch, True, False, False, True, False)  # the second time the machine does not come back
-    with ray_engine._watch("graph", None, iter(())):
+
+    def lost() -> Iterator[None]:
+        raise ConnectionError  # by a client at ray://
+        yield
+
+    with ray_engine._watch("graph", None, lost()):
         assert cluster.long_after.wait(30)
     first = 4 + ray_engine._POLLS_WITHOUT_ROOM
     assert cluster.killed[:3] == [first, first + 1, first + 2]  # Ray Data replaces some
