@@ -341,7 +341,7 @@ class Measures:
     """What a run contains; counts by name are of the most frequent first.
 
     Attributes:
-        images: by split. `errors`: error rows by kind.
+        images: by split. `errors`: error rows by kind; `error_examples`: an image of each kind.
         totals: those of `TOTALS`, and what was left out (`records.LEFT_OUT`). All rows count, also error rows.
         in_error_rows: how much of the totals is in error rows, which the stages did not finish.
         without_relations: images without relations, by the first stage that left nothing.
@@ -355,6 +355,7 @@ class Measures:
     images: dict[str, int]
     datasets: dict[str, int]
     errors: dict[str, int]
+    error_examples: dict[str, str]
     totals: dict[str, int]
     in_error_rows: dict[str, int]
     without_relations: dict[str, int]
@@ -379,6 +380,11 @@ class Measures:
     def rows(self) -> int:
         """All images, including error rows."""
         return sum(self.images.values())
+
+    @property
+    def named_errors(self) -> dict[str, int]:
+        """The error rows by kind, each kind with the name of an image."""
+        return {f"{kind}, such as {self.error_examples[kind]}": number for kind, number in self.errors.items()}
 
     @property
     def yields(self) -> dict[str, float | None]:
@@ -444,7 +450,8 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         fingerprint=str(run.get("fingerprint", "")),
         images=_counts(database, "select split, count(*) from images group by 1"),
         datasets=_counts(database, "select dataset, count(*) from images group by 1"),
-        errors=_counts(database, f"select concat(kind, ', such as ', example), number from ({_ERRORS})"),
+        errors=_counts(database, f"select kind, number from ({_ERRORS})"),
+        error_examples=dict(rows(f"select kind, example from ({_ERRORS}) order by kind")),
         totals=_totals(database, "true"),
         in_error_rows=_totals(database, "status = 'error'"),
         without_relations=_counts(database, "select why, count(*) from images where why is not null group by 1"),

@@ -112,7 +112,7 @@ def _measured(measures: Measures) -> Iterator[Table | str]:
         ("predicate", "relations", measures.predicates),
         ("attribute", "boxes", measures.attributes),
         ("reason", "images without relations", measures.without_relations),
-        ("error", "images", measures.errors),
+        ("error", "images", measures.named_errors),
     ]
     for what, unit, counts in rankings:
         if counts:

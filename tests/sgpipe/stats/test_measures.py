@@ -139,10 +139,9 @@ def test_errors_are_told_apart_by_kind_not_by_image(tmp_path):
     errors = [*(f"image file not found: a folder/{number}.jpg" for number in range(3)), *sizes]
     for record, error in zip(records, errors, strict=True):
         record.fail("load", error)
-    assert measure(make_shards(tmp_path / "run", records)).errors == {
-        "load: image file not found: a …, such as 0.png": 3,
-        "load: image is N, the annotation says N, such as 3": 2,
-    }
+    measures = measure(make_shards(tmp_path / "run", records))
+    lost, scaled = "load: image file not found: a …", "load: image is N, the annotation says N"
+    assert (measures.errors, measures.error_examples) == ({lost: 3, scaled: 2}, {lost: "0.png", scaled: "3"})
 
 
 def test_a_run_without_shards_and_one_that_is_damaged(tmp_path):
