@@ -252,13 +252,10 @@ def claimed(run: Path, **options: Any) -> set[tuple[int, str, int, bool]]:
 
 def test_relations_of_other_origins_neither_hold_nor_are_denied(tmp_path):
     made = [
-        Relation(0, 1, "on", None, "annotated"),
-        Relation(0, 1, "near", 0.99, "tagger"),
-        Relation(1, 0, "under", 0.001, "tagger"),
-        Relation(1, 0, "under", None, "annotated"),
-        Relation(0, 2, "holding", 0.001, "tagger"),
-        Relation(0, 2, "beside", None, "annotated+tagger"),
-    ]
+        Relation(0, 1, "on", None, "annotated"), Relation(0, 1, "near", 0.99, "tagger"),
+        Relation(1, 0, "under", 0.001, "tagger"), Relation(1, 0, "under", None, "annotated"),
+        Relation(0, 2, "holding", 0.001, "tagger"), Relation(0, 2, "beside", None, "annotated+tagger"),
+    ]  # fmt: skip
     record = scene("0")
     record.relations, record.pairs = made, [Pair(0, 1, ["near", "on"]), Pair(1, 0, ["under", "over"])]
     run = labelled(tmp_path / "run", [record])

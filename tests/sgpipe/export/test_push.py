@@ -71,15 +71,12 @@ MINIWORLD = {"images": 8, "seed": 5, "split": "val"}
     ("changes", "present", "absent"),
     [
         ({}, f"by a captioner (`{BLIP}`), nucleus sampling, 10 captions of each image and each box", "no tagger"),
-        ({"caption": {"captioner": BLIP, "decoding": "beam", "beams": 3}}, "beam search with 3 beams", "nucleus"),
         ({**CAPTIONED, **NO_CAPTIONER}, "those of the source; no captioner ran", "BLIP"),
-        ({"pair": {"candidates": "image"}}, "for every pair of boxes", "matched with the boxes by class"),
         ({**NO_CAPTIONER, "pair": PRIOR}, "scene graphs of another dataset (`999", "parsed from the captions"),
         ({"miniworld": MINIWORLD}, "(8 images, seed 5, split `val`)", "annotations of the source"),
         ({"detect": {"detector": "sha256:11", "threshold": 0.3}}, "(`sha256:11`, above score 0.3)", "of the source"),
         ({"tag": EXACT}, "a precision of 0.9 (95% confidence), by calibration `8888888888888888`", "confidence above"),
         ({"tag": {"tagger": None}}, "all candidates; no tagger ran", "scored by"),
-        ({"tag": {"method": "overlap"}}, "all candidates whose boxes overlap", "scored by"),
         ({"tag": {"method": "clip", "tagger": "c"}}, "scored by a CLIP model (`c`)", "Tagger ("),
     ],
 )
@@ -321,12 +318,10 @@ def test_what_is_refused_in_one_line(hub, run, tmp_path, drawn_run):  # noqa: F8
     for place, options, message in (
         (run, (), f"has files that sgpipe did not push (README.md, {others})"),
         (TAGGER, (), "has files that sgpipe did not push (README.md, a.bin)"),
-        (tmp_path / "old", (), "has no model.safetensors"),
-        (tmp_path, (), "is not an sgpipe run"),
-        (TAGGER, ("--embed",), "is a model: only"),
-        (drawn_run, ("--license", "mit"), "are for models"),
+        (tmp_path / "old", (), "has no model.safetensors"), (tmp_path, (), "is not an sgpipe run"),
+        (TAGGER, ("--embed",), "is a model: only"), (drawn_run, ("--license", "mit"), "are for models"),
         (TAGGER, ("--evaluation", TAGGER / "model.safetensors"), "cannot be read as a JSON object"),
-    ):
+    ):  # fmt: skip
         assert message in push(place, *options, code=2).stderr
     assert hub.commits == []
     missing = "the model anna/nothing is not on the hub, or is private"
@@ -363,11 +358,9 @@ def test_what_is_a_hub_id(tmp_path, monkeypatch):
     assert pin_model("a/b") == "a/b"  # who loads it says that it is missing
     first, second, third = (f"a/b@{letter * 40}" for letter in "123")
     for name, before, pinned in (
-        ("a/b@v1", first, first),
-        (second, first, second),
-        ("a/b", f"aa/b@{'3' * 40}", "a/b"),
+        ("a/b@v1", first, first), (second, first, second), ("a/b", f"aa/b@{'3' * 40}", "a/b"),
         ("a/b", f"x/{third} {first}", first),
-    ):
+    ):  # fmt: skip
         assert pin_model(name, json.dumps({"tagger": before})) == pinned
     recipe = load_recipe("miniworld", {"tag.tagger": "a/b@v1", "ground.detector": "a/b@v2"})
     identity = {"tag": {"tagger": first}, "ground": {"detector": second}}

@@ -216,10 +216,7 @@ h5py = pytest.importorskip("h5py")
 
 
 def vg150(folder: Path, **changes: Any) -> tuple[Path, Path, Path]:
-    """The files of VG150, with integers as published. `changes`: tables of the HDF5 file; None: without it.
-
-    Of eight images 1 has no boxes, 2 no relations; 5 to 7 are for testing. Each other has two boxes and a relation.
-    """
+    """The files of VG150, `changes` in the HDF5. Of 8 images 1 has no boxes, 2 no relations; 5 to 7 are for testing."""
     first, related = [0, -1, 2, 4, 6, 8, 10, 12], [0, -1, -1, 1, 2, 3, 4, 5]
     tables = {
         "split": [0] * 5 + [2] * 3,

@@ -1,14 +1,11 @@
 """Formats, splits and fields of annotation files."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.sources import fields
-from sgpipe.sources.fields import FieldError
 from sgpipe.sources.formats import detect_format, infer_split, require_format, run_split
 from sgpipe.storage.manifest import Manifest
 
@@ -19,10 +16,8 @@ SAMPLES: list[tuple[object, str | None]] = [
     ([{"file_name": "COCO_val2014_1.jpg", "annotations": [], "hoi_annotation": []}], "vcoco"),
     ([{"file_name": "1.jpg", "annotations": [], "hoi_annotation": []}], "hoia"),
     ([{"file_name": "1.jpg", "annotations": [], "rel_annotations": []}], "open-images"),
-    ([{"img_fn": "1", "bbox": [], "det_labels": [], "rel": []}], "open-images vrd"),
-    ([GRAPH], "vg"),
-    ([{**GRAPH, "dataset": "coco2017"}], "rlipv2"),
-    ([{**GRAPH, "data_split": "train"}], "rlipv2"),
+    ([{"img_fn": "1", "bbox": [], "det_labels": [], "rel": []}], "open-images vrd"), ([GRAPH], "vg"),
+    ([{**GRAPH, "dataset": "coco2017"}], "rlipv2"), ([{**GRAPH, "data_split": "train"}], "rlipv2"),
     ([{"image_id": 1, "relationships": []}], "relationships"),
     ({"relationships": [{"predicate": "on", "subject": {}, "object": {}}], "image_id": 1}, "relationships"),
     ({"relationships": [{"predicate": "on", "subject_id": 1, "object_id": 2}], "image_id": 1}, "vg"),
@@ -34,11 +29,9 @@ SAMPLES: list[tuple[object, str | None]] = [
     ({"train": {"1": [[0, 1, 2]]}, "rel_categories": ["on"]}, "triplets"),
     ({"rel_categories": [{"id": 0, "name": "on"}], "annotations": [{"image_id": 1, **BOX}]}, "coco"),
     ({"rel_annotations": [{"subject_id": 0, "object_id": 1, "predicate_id": 0}]}, "coco-rel"),
-    ([{"id": 1, "data": {"image": "1.jpg"}, "annotations": []}], "label-studio"),
-    ({}, None),
-    ([1, "two", None], None),
-    ({"obj": ["person"], "rel": ["on"]}, None),
-]
+    ([{"id": 1, "data": {"image": "1.jpg"}, "annotations": []}], "label-studio"), ({}, None),
+    ([1, "two", None], None), ({"obj": ["person"], "rel": ["on"]}, None),
+]  # fmt: skip
 
 
 def write(folder, content):
@@ -92,21 +85,3 @@ def test_the_split_of_a_run_is_known_to_the_command_that_resumes_it(tmp_path):
     assert run_split(tmp_path) is None
     Manifest.create(tmp_path, {"name": "coco", "identity": {}, "images": {"first": "a"}})
     assert run_split(tmp_path) == "first"
-
-
-def test_values_are_read_and_errors_name_the_field():
-    assert [fields.identifier(value) for value in (7, 7.0, "a7", 7.5, None, [7])] == ["7", "7", "a7", *[None] * 3]
-    assert fields.integer({"n": "12"}, "n") == 12
-    assert fields.text({"t": "a \ud800"}, "t") == "a ?"
-    assert fields.corners([1, 2, 4, 8.5]) == (1, 2, 3, 6.5)
-    for item in ({}, None, ["n"], "n"):
-        with pytest.raises(FieldError, match="'n' is missing"):
-            fields.required(item, "n")
-    for value in (1.5, "x", None, 2**40, math.inf):
-        with pytest.raises(FieldError, match="'n' is"):
-            fields.integer({"n": value}, "n")
-    with pytest.raises(FieldError, match="'t' is 3"):
-        fields.text({"t": 3}, "t")
-    for value in ([1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3, "x"], "1234", None, [1, 2, 3, 10**400]):
-        with pytest.raises(FieldError, match="expected 4 numbers"):
-            fields.numbers(value, 4)

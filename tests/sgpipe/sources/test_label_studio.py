@@ -161,15 +161,12 @@ def test_files_are_found_by_the_address_of_the_image(tmp_path):
     for name in ("val/a b.jpg", "0a1b2c3d-here.jpg"):
         (tmp_path / name).touch()
     names = {
-        "/data/upload/3/0a1b2c3d-photo.jpg": "photo.jpg",
-        "/data/upload/3/0a1b2c3d-here.jpg": "0a1b2c3d-here.jpg",
+        "/data/upload/3/0a1b2c3d-photo.jpg": "photo.jpg", "/data/upload/3/0a1b2c3d-here.jpg": "0a1b2c3d-here.jpg",
         "/data/local-files/?d=all/val/a%20b.jpg": "val/a b.jpg",
         "http://localhost:8080/data/local-files/?d=all%5Cval%5Ca+b.jpg": "val/a b.jpg",
-        "https://example.org/x/val/a%20b.jpg?token=1": "val/a b.jpg",
-        "s3://bucket/val/a b.jpg": "val/a b.jpg",
-        "gs://bucket/other/missing%20file.jpg": "missing%20file.jpg",
-        "../../etc/passwd": "passwd",
-    }
+        "https://example.org/x/val/a%20b.jpg?token=1": "val/a b.jpg", "s3://bucket/val/a b.jpg": "val/a b.jpg",
+        "gs://bucket/other/missing%20file.jpg": "missing%20file.jpg", "../../etc/passwd": "passwd",
+    }  # fmt: skip
     found, _ = read(tmp_path, *(task(region(1), data={"photo": each}) for each in names), image_field="photo")
     assert [(record.file_name, record.status) for record in found] == [(name, "ok") for name in names.values()]
 

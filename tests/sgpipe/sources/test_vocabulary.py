@@ -18,10 +18,8 @@ from sgpipe.sources.vocabulary import (
     load_predicate_synonyms,
     load_synonyms,
     official_relation_names,
-    packaged_synonyms,
     relation_names,
 )
-from sgpipe.stages.pair import split_words
 
 
 def test_names_have_the_official_ids() -> None:
@@ -38,27 +36,15 @@ def test_names_have_the_official_ids() -> None:
     assert list(official_relation_names("hico").values()) == list(hico.values())
 
 
-@pytest.mark.parametrize("dataset", ["coco", "objects365"])
-def test_packaged_tables_cover_every_class_without_duplicate_phrases(dataset: str) -> None:
-    table = packaged_synonyms(dataset)
-    assert list(table) == list(category_names(dataset).values())
-    for name, phrases in table.items():
-        assert phrases[0] == name
-        assert all(split_words(phrase) for phrase in phrases), f"an empty phrase under {name}"
-        assert len(phrases) == len(set(phrases)), f"a phrase is listed twice under {name}"
-
-
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('{"cup": ["mug"], "cup": ["glass"]}', "duplicate key cup"),
-        ('{"cup": ["mug"', "neither YAML nor JSON"),
+        ('{"cup": ["mug"], "cup": ["glass"]}', "duplicate key cup"), ('{"cup": ["mug"', "neither YAML nor JSON"),
         *((content, "expected {class name") for content in ("[]", "{}")),
         *((f'{{"cup": {texts}}}', "key 'cup': expected") for texts in ('"mug"', "[]", '["mug", 3]', '["!"]')),
-        ('{" ": ["mug"]}', "key ' ': expected"),
-        ("1: [upon]", "key 1: expected"),
+        ('{" ": ["mug"]}', "key ' ': expected"), ("1: [upon]", "key 1: expected"),
     ],
-)
+)  # fmt: skip
 def test_an_invalid_table_is_refused_with_one_line(tmp_path: Path, content: str, expected: str) -> None:
     path = tmp_path / "table.json"
     path.write_text(content)

@@ -85,11 +85,6 @@ def test_captions_record_their_boxes_and_each_region_is_encoded_once(captioner, 
             assert torch.equal(pixels[0], stage.captioner.blip.prepare(image.crop(window)))
 
 
-def test_the_settings_of_the_recipe_reach_the_sampler(captioner, images):
-    likeliest = captions(make_stage(captioner, images, top_k=1), records(2))
-    assert all(len({caption.text for caption in each}) == 1 for each in likeliest.values())
-
-
 def test_beam_search_gives_one_deterministic_caption(captioner, images):
     found = captions(make_stage(captioner, images, decoding="beam", batch_size=1), records(4))
     assert all(len(each) == 1 for each in found.values())

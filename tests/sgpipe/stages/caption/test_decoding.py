@@ -1,7 +1,4 @@
-"""Noise, nuclei, and captions by a BLIP decoder.
-
-The scores that tokens are drawn from equal those of transformers' processors and warpers, in the published order.
-"""
+"""Noise, nuclei, and captions by a BLIP decoder, with the scores of transformers' processors and warpers."""
 
 import itertools
 import math
@@ -113,13 +110,6 @@ def test_beam_search_equals_generate(model):
         assert found
 
 
-def test_damaged_weights_raise_an_error(model):
-    states = image_states(model)
-    states[0, 3] = torch.nan
-    with pytest.raises(FloatingPointError, match="not finite"):
-        sample_captions(BlipDecoder(model), states, PROMPT, [1], sampling())
-
-
 def expected_scores(scores, tokens, sampling):
     shortest = transformers.MinLengthLogitsProcessor(sampling.min_tokens, END)
     steps = [shortest, transformers.TemperatureLogitsWarper(sampling.temperature)]
@@ -211,10 +201,7 @@ def test_scores_are_those_of_transformers_token_by_token(tmp_path, shape, sample
 
 @pytest.mark.slow
 def test_a_compiled_step_gives_the_same_scores_and_is_compiled_twice(tmp_path):
-    """For one number of tokens, then for any; whatever the prompt, the number of layers, and of images.
-
-    The step writes into its cache, which compilers make functional.
-    """
+    """For one number of tokens, then for any; whatever the prompt, the number of layers, and of images."""
     torch._dynamo.reset()
     model = BlipForConditionalGeneration.from_pretrained(make_blip(tmp_path, **{**SHAPES[1], "layers": 12})).eval()
     states, prompt = image_states(model, images=2), torch.tensor([[5, 6, 7]] * 2)

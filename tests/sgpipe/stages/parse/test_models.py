@@ -1,7 +1,4 @@
-"""The parsers by models: a sequence-to-sequence one, here a tiny T5 with random weights, and a served language model.
-
-What they write becomes triplets of the rules.
-"""
+"""The parsers by models: a tiny T5 with random weights, and a served language model."""
 
 from __future__ import annotations
 
