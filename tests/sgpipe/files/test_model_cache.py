@@ -151,17 +151,13 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 @pytest.mark.parametrize(
     ("files", "complete"),
     [
-        ((), False),
-        (("model.safetensors",), False),
-        (("config.json", "tf_model.h5"), False),
-        (("config.json", "model.safetensors"), False),
-        ((*SETTINGS, "model.safetensors"), True),
-        ((*SETTINGS, "pytorch_model.bin"), True),
-        ((*SETTINGS, "model.safetensors.index.json", SHARDS[0]), False),
+        ((), False), (("model.safetensors",), False), (("config.json", "tf_model.h5"), False),
+        (("config.json", "model.safetensors"), False), ((*SETTINGS, "model.safetensors"), True),
+        ((*SETTINGS, "pytorch_model.bin"), True), ((*SETTINGS, "model.safetensors.index.json", SHARDS[0]), False),
         ((*SETTINGS, "model.safetensors.index.json", *SHARDS), True),
         ((*SETTINGS, "pytorch_model.bin.index.json", "model.safetensors"), True),
     ],
-)
+)  # fmt: skip
 def test_a_model_is_cached_with_its_settings_and_all_its_weights(
     files: tuple[str, ...], complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

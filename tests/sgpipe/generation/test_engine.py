@@ -52,10 +52,8 @@ LABEL = [Stub("caption", GPU), Stub("parse"), Stub("pair"), Stub("tag", GPU)]
     ("stages", "nodes", "units", "expected"),
     [
         ([Stub("caption"), Stub("parse")], [node(4)], 100, [("caption+parse", 4)]),
-        ([Stub("caption"), Stub("parse")], [node(4)], 3, [("caption+parse", 3)]),
         ([Stub("caption"), Stub("parse")], [node(4), node(2), node(8, alive=False)], 100, [("caption+parse", 6)]),
         (LABEL, [node(8, 2)], 100, [("caption", 1), ("parse+pair", 6), ("tag", 1)]),
-        (LABEL, [node(4, 1), node(4, 1)], 100, [("caption", 1), ("parse+pair", 6), ("tag", 1)]),
         ([Stub("caption", Resources(actors=2)), Stub("tag")], [node(8)], 100, [("caption", 2), ("tag", 6)]),
         ([Stub("tag", Resources(cpus=3))], [node(4), node(5)], 100, [("tag", 2)]),
         ([Stub("tag", Resources(gpus=0.4, cpus=0.1))], [node(8, 3)], 100, [("tag", 6)]),

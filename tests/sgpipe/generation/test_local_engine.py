@@ -110,15 +110,11 @@ def test_what_a_stage_raises_ends_the_run(
 @pytest.mark.parametrize(
     ("settings", "images", "local"),
     [
-        ({}, 10**6, True),
-        ({"engine.address": "auto"}, 1, False),
-        ({"engine.kind": "local"}, 10**6, True),
-        ({"engine.kind": "ray"}, 1, False),
-        ({"tag.resources.gpus": 1}, 100, True),
-        ({"tag.resources.gpus": 1}, 10**6, False),
-        ({"tag.resources.cpus": 2}, 10**6, False),
+        ({}, 10**6, True), ({"engine.address": "auto"}, 1, False), ({"engine.kind": "local"}, 10**6, True),
+        ({"engine.kind": "ray"}, 1, False), ({"tag.resources.gpus": 1}, 100, True),
+        ({"tag.resources.gpus": 1}, 10**6, False), ({"tag.resources.cpus": 2}, 10**6, False),
     ],
-)
+)  # fmt: skip
 def test_where_a_run_is_done(tmp_path: Path, settings: dict[str, object], images: int, local: bool) -> None:
     stages = builder(tmp_path, Stub(), **settings)
     assert runs_locally(stages.recipe, stages, images) == local

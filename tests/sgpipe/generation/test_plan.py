@@ -128,10 +128,7 @@ def test_stages_on_gpus_grow_with_them_and_others_do_not(workers, gpus, rate, ac
         (planned(ON_CPUS), "not measured: no stage"),
         (planned(ON_GPUS, 2, caption=None, tag=0.9), "utilization not measured: it takes nvidia-ml-py"),
         (planned(ON_GPUS, 2, caption=0.86, tag=0.1), "utilized 86%: enough actors"),
-        (
-            planned(ON_GPUS, 2, caption=0.4, tag=0.9),
-            ".* 40%: .* MPS .*caption.resources.gpus=0.25 .*tag.*=0.25$",
-        ),
+        (planned(ON_GPUS, 2, caption=0.4, tag=0.9), ".* 40%: .* MPS .*caption.resources.gpus=0.25 .*tag.*=0.25$"),
         (
             planned({("caption", "parse", "tag"): 2}, 2, True, caption=0.9, tag=0.4),
             "utilized 72%: .*caption.*gpus=0.25 ",

@@ -1,7 +1,4 @@
-"""Whole runs with random miniature models, and runs that take stages over from another one: its parent.
-
-The slow tests have worker processes.
-"""
+"""Whole runs with random miniature models, and runs that take stages over from a parent run."""
 
 import json
 import random
@@ -485,13 +482,11 @@ def failed(rows: Mapping[str, dict[str, Any]], **columns: object) -> list[Record
 BOXES = [Box("dog", 1, (1, 1, 5, 5), origin="detector", score=0.5)]
 CAPTION, PAIR = [Caption("a dog")], [Pair(0, 0, ["near"])]
 FAILED = {
-    "source: no image": {},
-    "detect: no image": {},
-    "caption: no image": {"objects": BOXES},
+    "source: no image": {}, "detect: no image": {}, "caption: no image": {"objects": BOXES},
     "worker: crashed before captions": {"objects": BOXES},
     "worker: crashed after captions": {"objects": BOXES, "captions": CAPTION},
     "tag: no image": {"objects": BOXES, "captions": CAPTION, "pairs": PAIR},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("reused", "kept"), [(("detect",), 2), (("detect", "caption"), 4)])
@@ -512,11 +507,9 @@ def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept)
 def test_boxes_of_words_are_taken_over_with_their_stage_alone(tmp_path, with_words):
     word = Box("cone", 2**30, (2, 2, 3, 3), origin="grounded", score=0.5, phrase="cone")
     rows = {
-        "ground: no image": {"objects": BOXES},
-        "worker: crashed before or without words": {"objects": BOXES},
-        "worker: crashed after words": {"objects": [*BOXES, word]},
-        "tag: no image": {"objects": [*BOXES, word]},
-    }
+        "ground: no image": {"objects": BOXES}, "worker: crashed before or without words": {"objects": BOXES},
+        "worker: crashed after words": {"objects": [*BOXES, word]}, "tag: no image": {"objects": [*BOXES, word]},
+    }  # fmt: skip
     made = failed(rows, captions=CAPTION, triplets=[Triplet("dog", "near", "cone", "dog", "cone", "near", 0)])
     made[-1].left_out = {"words": 3, "grounded": 4, "pairs": 7}
     taken = taken_over(tmp_path, made, ("detect", "caption", "parse", *(["ground"] if with_words else [])))

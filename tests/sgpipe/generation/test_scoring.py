@@ -32,13 +32,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(folder: Path, *more: Record) -> Path:
     records = [
-        scene("0", [(0, "on", 1, 0.9), (1, "near", 0, 0.3)]),
-        scene("1", [(0, "near", 2, 0.5)]),
+        scene("0", [(0, "on", 1, 0.9), (1, "near", 0, 0.3)]), scene("1", [(0, "near", 2, 0.5)]),
         scene("2", [(0, "smiling", 3, 0.4), (1, "near", 1)], [*scene().objects, Box(NO_OBJECT, 0, (0, 0, 0, 0))]),
-        scene("3"),
-        scene("4", [(0, "on", 1, 0.7)]),
-        *more,
-    ]
+        scene("3"), scene("4", [(0, "on", 1, 0.7)]), *more,
+    ]  # fmt: skip
     make_run(folder, records, rows=2, spoilt={"4": b"no image"})
     return folder
 

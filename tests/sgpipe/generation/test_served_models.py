@@ -34,13 +34,10 @@ def caption(body: dict[str, Any]) -> list[str]:
 
 def captioned(coco: Files, server: EndpointServer, **settings: Any) -> Recipe:
     values = {
-        "source.format": "coco",
-        "source.splits": {"val": {"annotations": coco.annotations, "images": coco.images}},
+        "source.format": "coco", "source.splits": {"val": {"annotations": coco.annotations, "images": coco.images}},
         "caption": {"captioner": "tiny-vlm", "endpoint": server.url, "samples": 1},
-        "caption.requests": {"in_flight": 1, "retries": 1},
-        "tag.method": "all",
-        "limit": IMAGES,
-    }
+        "caption.requests": {"in_flight": 1, "retries": 1}, "tag.method": "all", "limit": IMAGES,
+    }  # fmt: skip
     return load_recipe("folder", {**values, **settings})
 
 

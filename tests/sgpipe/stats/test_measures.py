@@ -103,13 +103,11 @@ def test_confidences_triplets_and_relations_per_image(root, rows):
 
 def test_images_without_relations_say_what_they_lack(tmp_path):
     lacking = {
-        "no objects": {"objects": []},
-        "no captions": {"captions": []},
+        "no objects": {"objects": []}, "no captions": {"captions": []},
         "no triplet in the captions": {"triplets": []},
         "no triplet matches the objects": {"triplets": [Triplet("a", "on", "b", "a", "b", "on", 0, "dog", None)]},
-        "no candidate pair": {"pairs": []},
-        "tagging kept no candidate": {},
-    }
+        "no candidate pair": {"pairs": []}, "tagging kept no candidate": {},
+    }  # fmt: skip
     whole = scene("", captions=["a dog on a cup"])
     whole.triplets = [Triplet("a dog", "on", "a cup", "dog", "cup", "on", 0, "dog", "cup")]
     whole.pairs = [Pair(0, 1, ["on"])]

@@ -119,15 +119,12 @@ def test_what_is_no_answer_and_plans_that_cannot_be_drawn_are_refused(client, ru
     draw(client)
     before, pair = (run / JUDGEMENTS).read_bytes(), {"subject": 0, "object": 1}
     for values, status, message in (
-        ({"plan": "none"}, 404, "no such plan"),
-        ({"image_id": "lonely"}, 404, "does not ask"),
+        ({"plan": "none"}, 404, "no such plan"), ({"image_id": "lonely"}, 404, "does not ask"),
         ({"relations": [{"subject": 0, "object": 0, "predicate": "on"}]}, 400, "two boxes"),
-        ({"relations": [{**pair, "predicate": " on"}]}, 400, "one line"),
-        ({"relations": [pair]}, 400, "predicate"),
-        ({"relations": [{**pair, "predicate": "x" * 201}]}, 400, "200"),
-        ({"relations": "all"}, 400, "relations"),
+        ({"relations": [{**pair, "predicate": " on"}]}, 400, "one line"), ({"relations": [pair]}, 400, "predicate"),
+        ({"relations": [{**pair, "predicate": "x" * 201}]}, 400, "200"), ({"relations": "all"}, 400, "relations"),
         ({"run": "another"}, 409, "another run"),
-    ):
+    ):  # fmt: skip
         assert message in answer(client, question(client), [], status=status, changes=values)["error"]
     assert (run / JUDGEMENTS).read_bytes() == before
     assert "expected 1 to" in draw(client, 422, count=0, id="none")

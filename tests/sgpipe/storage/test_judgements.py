@@ -59,20 +59,16 @@ def test_what_is_appended_is_read_back_and_a_repeated_id_is_not_written(log):
 @pytest.mark.parametrize(
     ("answers", "state", "majority", "latest"),
     [
-        ([RIGHT], "right", {KEY}, {KEY}),
-        ([{"judgement": "unsure"}], "unsure", None, None),
-        ([RIGHT, {"judgement": "unsure"}], "right", {KEY}, {KEY}),
-        ([WRONG, change("delete")], "wrong", set(), set()),
+        ([RIGHT], "right", {KEY}, {KEY}), ([{"judgement": "unsure"}], "unsure", None, None),
+        ([RIGHT, {"judgement": "unsure"}], "right", {KEY}, {KEY}), ([WRONG, change("delete")], "wrong", set(), set()),
         ([change("predicate", "under")], "changed", {KEY._replace(predicate="under")}, ...),
         ([change("swap")], "changed", {KEY._replace(subject=1, object=0)}, ...),
-        ([change("add")], "right", {KEY}, ...),
-        ([change("predicate", "on")], "right", {KEY}, ...),
-        ([RIGHT, WRONG], "conflict", None, set()),
-        ([WRONG, RIGHT, RIGHT, WRONG, RIGHT], "conflict", {KEY}, {KEY}),
+        ([change("add")], "right", {KEY}, ...), ([change("predicate", "on")], "right", {KEY}, ...),
+        ([RIGHT, WRONG], "conflict", None, set()), ([WRONG, RIGHT, RIGHT, WRONG, RIGHT], "conflict", {KEY}, {KEY}),
         ([change("swap"), WRONG, WRONG], "conflict", set(), set()),
         ([RIGHT, change("swap"), WRONG], "conflict", None, set()),
     ],
-)
+)  # fmt: skip
 def test_what_is_left_of_a_relation(answers, state, majority, latest):
     added = answers == [change("add")]
     judgements = tuple(line(f"person {number}", **each) for number, each in enumerate(answers))

@@ -41,14 +41,11 @@ def test_only_temporary_files_of_a_run_are_swept(tmp_path):
 @pytest.mark.parametrize(
     ("existing", "path"),
     [
-        ("manifest.jsonl", "manifest.jsonl"),
-        ("manifest.jsonl", "data/val-000000000-000000001.parquet"),
-        ("manifest.jsonl", "judgements.jsonl"),
-        (".sgpipe/lock", ".sgpipe/requests.sqlite"),
-        ("run.json", "metrics.jsonl"),
-        ("best/config.json", "best/tokenizer.json"),
+        ("manifest.jsonl", "manifest.jsonl"), ("manifest.jsonl", "data/val-000000000-000000001.parquet"),
+        ("manifest.jsonl", "judgements.jsonl"), (".sgpipe/lock", ".sgpipe/requests.sqlite"),
+        ("run.json", "metrics.jsonl"), ("best/config.json", "best/tokenizer.json"),
     ],
-)
+)  # fmt: skip
 def test_files_of_a_run_a_training_or_a_model_are_not_replaced(existing: str, path: str, tmp_path: Path) -> None:
     for name in {existing, path}:
         (tmp_path / name).parent.mkdir(exist_ok=True)

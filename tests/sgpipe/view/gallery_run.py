@@ -38,13 +38,11 @@ def make_gallery_run(root: Path) -> Path:
     failed.fail("caption", f"image cannot be read {EVIL}")
     records = [
         record("a", (0, "riding", 1, 0.9), (1, "next to", 0, 0.3), caption="a person riding a horse"),
-        record(STRANGE, (0, EVIL, 2, 0.8), caption=f"{EVIL} {LONG}"),
-        record("gone", (0, "riding", 1, 0.7)),
+        record(STRANGE, (0, EVIL, 2, 0.8), caption=f"{EVIL} {LONG}"), record("gone", (0, "riding", 1, 0.7)),
         record("outside", (0, "riding", 1, 0.6), file_name="../outside.png"),
-        record("crowd", *((n, "behind", n + 1, 0.5) for n in range(499)), objects=crowd),
-        failed,
+        record("crowd", *((n, "behind", n + 1, 0.5) for n in range(499)), objects=crowd), failed,
         *(record(f"n{number}", (0, "near", 1, number / 100)) for number in range(1, 100)),
-    ]
+    ]  # fmt: skip
     make_run(root, records, spoilt={"gone": None, "outside": None}, rows=20)
     (root / "outside.png").write_bytes(b"secret")
     return root

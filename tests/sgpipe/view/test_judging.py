@@ -72,14 +72,10 @@ def test_an_answer_is_in_the_file_with_what_the_run_says(client, tmp_path):
 
 LEADING = {**RELATION, "predicate": "leading"}  # which the run lacks
 ANSWERS = {
-    "A": {"change": {"action": "add"}},
-    "R": {"judgement": "right"},
-    "W": {"judgement": "wrong"},
-    "U": {"judgement": "unsure"},
-    "C": {"change": {"action": "predicate", "predicate": "beside"}},
-    "X": {"change": {"action": "swap"}},
-    "D": {"change": {"action": "delete"}},
-}
+    "A": {"change": {"action": "add"}}, "R": {"judgement": "right"}, "W": {"judgement": "wrong"},
+    "U": {"judgement": "unsure"}, "C": {"change": {"action": "predicate", "predicate": "beside"}},
+    "X": {"change": {"action": "swap"}}, "D": {"change": {"action": "delete"}},
+}  # fmt: skip
 Place = tuple[int, int, str]
 
 
@@ -165,16 +161,11 @@ def test_an_answer_is_taken_back_by_its_person_only(client):
     [
         ({"judgement": "perhaps"}, 400, "not a judgement: judgement"),
         ({"judgement": "right", "change": {"action": "swap"}}, 400, "either a judgement"),
-        ({"id": "a/b"}, 400, "not a judgement: id"),
-        ({"by": "x" * 201}, 400, "not a judgement: by"),
-        ({"subject": "0"}, 400, "not a judgement: subject"),
-        ({"further": 1}, 400, "not a judgement: further"),
-        ({"image_id": "b"}, 404, "no such image"),
-        ({"subject": 9}, 404, "no such image or boxes"),
-        ({"predicate": "near"}, 404, "no such relation"),
-        ({"plan": "p"}, 404, "no such plan"),
-        ({"run": "another"}, 409, "another run"),
-        ({"change": {"action": "add"}}, 409, "already"),
+        ({"id": "a/b"}, 400, "not a judgement: id"), ({"by": "x" * 201}, 400, "not a judgement: by"),
+        ({"subject": "0"}, 400, "not a judgement: subject"), ({"further": 1}, 400, "not a judgement: further"),
+        ({"image_id": "b"}, 404, "no such image"), ({"subject": 9}, 404, "no such image or boxes"),
+        ({"predicate": "near"}, 404, "no such relation"), ({"plan": "p"}, 404, "no such plan"),
+        ({"run": "another"}, 409, "another run"), ({"change": {"action": "add"}}, 409, "already"),
         ({"object": 0, "change": {"action": "add"}}, 400, "another object"),
         ({"predicate": " on", "change": {"action": "add"}}, 400, "outer spaces"),
         ({"predicate": "o\nn", "change": {"action": "add"}}, 400, "one line"),
@@ -183,7 +174,7 @@ def test_an_answer_is_taken_back_by_its_person_only(client):
         ({"change": {"action": "predicate"}}, 400, "not a judgement: change"),
         ({"image_id": "nothing", "predicate": "smiling", "change": {"action": "swap"}}, 400, "cannot be swapped"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_answer_is_refused_and_not_written(client, tmp_path, values, status, message):
     said = values if values.keys() & {"judgement", "change"} else {"judgement": "right", **values}
     response = client.post("/api/judgements", json={"id": "1", **RELATION, **said})
@@ -237,17 +228,14 @@ def test_a_plan_asks_until_all_is_answered_and_says_how_precise_it_is(client, tm
 @pytest.mark.parametrize(
     ("values", "status", "message"),
     [
-        ({"id": "certificate-0123456789ab-0"}, 400, "is one of a certificate"),
-        ({"kind": "all"}, 400, "kind"),
-        ({"count": "20"}, 400, "count"),
-        ({"count": 0}, 422, "expected 1 to 10,000"),
-        ({"seed": -1}, 400, "seed"),
+        ({"id": "certificate-0123456789ab-0"}, 400, "is one of a certificate"), ({"kind": "all"}, 400, "kind"),
+        ({"count": "20"}, 400, "count"), ({"count": 0}, 422, "expected 1 to 10,000"), ({"seed": -1}, 400, "seed"),
         ({"run": "another"}, 409, "another run"),
         ({"kind": "search", "search": "predicate=near&low=0.9"}, 422, "no relations"),
         ({"kind": "search", "search": 'q="a caption"'}, 422, "images"),
         ({"kind": "search", "search": "low=x"}, 422, "low"),
     ],
-)
+)  # fmt: skip
 def test_plans_that_cannot_be_drawn_are_refused(client, tmp_path, values, status, message):
     response = client.post("/api/plans", json={"kind": "bands", **values})
     assert (response.status_code, message in response.json()["error"]) == (status, True), response.text

@@ -154,15 +154,13 @@ def test_of_very_many_relations_the_most_confident_and_the_chosen_one_are_there(
 @pytest.mark.parametrize(
     "record",
     [
-        scene("0", objects=()),
-        scene("0", [(0, "smile", 1)], [PERSON, Box(NO_OBJECT, 0, (0, 0, 0, 0))]),
-        scene("0", [(0, "on", 0, 0.5)]),
-        scene("0", [(0, "on", 1, math.inf)]),
+        scene("0", objects=()), scene("0", [(0, "smile", 1)], [PERSON, Box(NO_OBJECT, 0, (0, 0, 0, 0))]),
+        scene("0", [(0, "on", 0, 0.5)]), scene("0", [(0, "on", 1, math.inf)]),
         scene("0", [(0, "on", 1, 0.5)], [PERSON, Box("dog", 2, (1, math.nan, 5, 5))]),
         Record("0", "d", "val", "x.jpg", 0, 0, [PERSON, DOG], relations=[Relation(0, 1, "on")]),
         scene("0", [(0, "on", 1, 0.5)], captions=["x" * 10_000]),
     ],
-)
+)  # fmt: skip
 def test_strange_rows_have_values(record: Record) -> None:
     assert values(record)["total"] == len(record.relations)
 
@@ -320,15 +318,11 @@ def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
 @pytest.mark.parametrize(
     ("phrase", "head", "category", "match"),
     [
-        ("dog", "dog", "dog", "same name"),
-        ("knives", "knife", "knife", "other form"),
+        ("dog", "dog", "dog", "same name"), ("knives", "knife", "knife", "other form"),
         ("surf board", "board", "surfboard", "other form"),
-        ("red fire hydrants", "hydrant", "fire hydrant", "head noun"),
-        ("young man", "man", "person", "synonym"),
-        ("狗", "狗", "dog", "synonym"),
-        ("", "", "dog", "synonym"),
-        ("sky", "sky", None, "none"),
+        ("red fire hydrants", "hydrant", "fire hydrant", "head noun"), ("young man", "man", "person", "synonym"),
+        ("狗", "狗", "dog", "synonym"), ("", "", "dog", "synonym"), ("sky", "sky", None, "none"),
     ],
-)
+)  # fmt: skip
 def test_how_a_noun_met_a_class(phrase: str, head: str, category: str | None, match: str) -> None:
     assert how_matched(phrase, head, category) == match

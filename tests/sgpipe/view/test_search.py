@@ -69,20 +69,13 @@ def test_a_name_alone_is_a_predicate_or_a_class_at_either_end() -> None:
 @pytest.mark.parametrize(
     ("text", "position", "says"),
     [
-        ("unicorn on table", 0, "no class or predicate 'unicorn'"),
-        ("person ridin horse", 7, "did you mean riding?"),
-        ("person on unicorn", 10, "'unicorn'"),
-        ("person on dog riding *", 22, "SUBJECT PREDICATE OBJECT"),
-        ("* on", 4, "ends too early"),
-        ("* * * * dog", 8, "no predicate 'dog'"),
-        ("| dog", 0, "| in a wrong place"),
-        ('dog "red', 4, "does not end"),
-        ('""', 0, "empty"),
-        ("dog|", 4, "ends too early"),
-        ("-", 0, "'-'"),
+        ("unicorn on table", 0, "no class or predicate 'unicorn'"), ("person ridin horse", 7, "did you mean riding?"),
+        ("person on unicorn", 10, "'unicorn'"), ("person on dog riding *", 22, "SUBJECT PREDICATE OBJECT"),
+        ("* on", 4, "ends too early"), ("* * * * dog", 8, "no predicate 'dog'"), ("| dog", 0, "| in a wrong place"),
+        ('dog "red', 4, "does not end"), ('""', 0, "empty"), ("dog|", 4, "ends too early"), ("-", 0, "'-'"),
         ("dog " * 200, 500, "more than 500 characters"),
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_understood_is_pointed_at(text: str, position: int, says: str) -> None:
     with pytest.raises(QueryError, match=r".") as error:
         read(text)

@@ -18,14 +18,10 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with images of several kinds."""
     root = tmp_path_factory.mktemp("view") / "run"
     rows = [
-        record("a", file_name="a.png"),
-        record(STRANGE),
-        record("gone"),
-        record("outside", file_name="../outside.png"),
-        record("large", width=1000, height=500),
-        record("turned", file_name="turned.jpg"),
-        record("tiff", file_name="a.tiff"),
-    ]
+        record("a", file_name="a.png"), record(STRANGE), record("gone"),
+        record("outside", file_name="../outside.png"), record("large", width=1000, height=500),
+        record("turned", file_name="turned.jpg"), record("tiff", file_name="a.tiff"),
+    ]  # fmt: skip
     make_run(root, rows, spoilt={"gone": None, "outside": None})
     (root / "outside.png").write_bytes(b"secret")
     left_red = Image.new("RGB", (24, 16), "blue")

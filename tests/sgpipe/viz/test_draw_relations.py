@@ -11,12 +11,9 @@ from sgpipe.viz.draw_relations import TextPlacer, curve, draw_card, draw_relatio
 
 def record(*relations: Relation, size=(320, 240)) -> Record:
     boxes = [
-        Box("person", 1, (20, 60, 60, 120)),
-        Box("dog", 2, (180, 100, 80, 60)),
-        Box("person", 1, (0, 0, 320, 240)),
-        Box(NO_OBJECT, 0, (0, 0, 0, 0)),
-        Box("cup", 3, (319, 239, 1, 1)),
-    ]
+        Box("person", 1, (20, 60, 60, 120)), Box("dog", 2, (180, 100, 80, 60)), Box("person", 1, (0, 0, 320, 240)),
+        Box(NO_OBJECT, 0, (0, 0, 0, 0)), Box("cup", 3, (319, 239, 1, 1)),
+    ]  # fmt: skip
     return Record("7", "drawn", "val", "7.png", *size, objects=boxes, relations=list(relations))
 
 
