@@ -11,37 +11,28 @@ from torch import Tensor
 from rlip_model.model import ParSeDA, RLIPModel
 
 _NAMES = [
-    (r"^image_encoder\.backbone\.", "backbone.0.body."),
-    (r"^image_encoder\.projections\.", "input_proj."),
+    (r"^image_encoder\.backbone\.", "backbone.0.body."), (r"^image_encoder\.projections\.", "input_proj."),
     (r"^image_encoder\.level_embed", "transformer.level_embed"),
-    (r"^text_encoder\.roberta\.", "transformer.text_encoder."),
-    (r"^label_resizer\.", "transformer.resizer."),
+    (r"^text_encoder\.roberta\.", "transformer.text_encoder."), (r"^label_resizer\.", "transformer.resizer."),
     (r"^encoder\.layers\.", "transformer.ho_encoder.layers."),
     (r"^encoder\.label_layers\.", "transformer.ho_encoder.roberta_layers."),
     (r"^encoder\.fusion_layers\.(\d+)\.", r"transformer.ho_encoder.VLFuse_layers.\1.b_attn."),
-    (r"vision_gate\.gamma", "gamma_v"),
-    (r"label_gate\.gamma", "gamma_l"),
-    (r"vision_gate\.(down|up)", r"gamma_v_\1"),
-    (r"label_gate\.(down|up)", r"gamma_l_\1"),
-    (r"^entity_decoder\.layers\.", "transformer.ho_decoder.layers."),
+    (r"vision_gate\.gamma", "gamma_v"), (r"label_gate\.gamma", "gamma_l"), (r"vision_gate\.(down|up)", r"gamma_v_\1"),
+    (r"label_gate\.(down|up)", r"gamma_l_\1"), (r"^entity_decoder\.layers\.", "transformer.ho_decoder.layers."),
     (r"^relation_decoder\.layers\.", "transformer.verb_decoder.layers."),
     (r"^queries\.reference_points\.subject\.", "transformer.reference_points_sub."),
     (r"^queries\.reference_points\.object\.", "transformer.reference_points_obj."),
-    (r"^queries\.coord_proj\.", "transformer.coord_proj."),
-    (r"^late_fusion\.entities\.", "transformer.obj_fusion."),
-    (r"^late_fusion\.relations\.", "transformer.verb_fusion."),
-    (r"^queries\.content\.", "tgt_embed."),
-    (r"^queries\.anchors\.", "refpoint_embed."),
-    (r"\.anchor_positions\.", "."),
+    (r"^queries\.coord_proj\.", "transformer.coord_proj."), (r"^late_fusion\.entities\.", "transformer.obj_fusion."),
+    (r"^late_fusion\.relations\.", "transformer.verb_fusion."), (r"^queries\.content\.", "tgt_embed."),
+    (r"^queries\.anchors\.", "refpoint_embed."), (r"\.anchor_positions\.", "."),
     (r"^relation_decoder\.(query_scale|ref_point_head)\.", r"transformer.verb_decoder.\1."),
     (r"^entity_decoder\.(query_scale|ref_point_head)\.", r"transformer.ho_decoder.\1."),
     (r"^queries\.query_embed\.", "query_embed."),
     (r"^queries\.relation_builder\.verb_fusion\.", "transformer.verb_tgt_generator."),
     (r"^queries\.relation_builder\.verb_position\.", "transformer.verb_query_embed."),
-    (r"^scorer\.projection\.", "projection_text."),
-    (r"^scorer\.entity_bias", "bias_obj_a"),
+    (r"^scorer\.projection\.", "projection_text."), (r"^scorer\.entity_bias", "bias_obj_a"),
     (r"^scorer\.relation_bias", "bias_pred_a"),
-]
+]  # fmt: skip
 _BOX_HEAD = re.compile(r"^(entity|relation)_decoder\.(subject|object)_box_heads\.(\d+)\.mlp\.(.*)$")
 
 
@@ -73,15 +64,10 @@ def official_state(model: RLIPModel) -> dict[str, Tensor]:
 def write_official(path: Path, model: RLIPModel, **changed: Any) -> Path:
     """A `.pth` file with options; `changed` options override, those that are None are left out."""
     options = {
-        "gating_mechanism": model.config.gating,
-        "verb_query_tgt_type": model.config.verb_query,
+        "gating_mechanism": model.config.gating, "verb_query_tgt_type": model.config.verb_query,
         "fusion_type": {"alif": "GLIP_attn", "after_decoding": "MDETR_attn", "none": "no_fusion"}[model.config.fusion],
-        "dropout": 0.0,
-        "subject_class": True,
-        "fusion_last_vis": True,
-        "enc_n_points": 4,
-        **changed,
-    }
+        "dropout": 0.0, "subject_class": True, "fusion_last_vis": True, "enc_n_points": 4, **changed,
+    }  # fmt: skip
     args = argparse.Namespace(**{key: value for key, value in options.items() if value is not None})
     torch.save({"model": official_state(model), "optimizer": {"state": {}}, "epoch": 19, "args": args}, path)
     return path

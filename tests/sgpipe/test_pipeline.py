@@ -232,22 +232,17 @@ def objects(graph: SceneGraph) -> list[tuple]:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (Path("no/such/folder/a.jpg"), "image file not found"),
-        ("a\0b.jpg", "image file not found"),
-        ("", "not a regular file"),
-        (Path(__file__).parent, "not a regular file"),
-        (Path(__file__), "unknown format"),
+        (Path("no/such/folder/a.jpg"), "image file not found"), ("a\0b.jpg", "image file not found"),
+        ("", "not a regular file"), (Path(__file__).parent, "not a regular file"), (Path(__file__), "unknown format"),
         ("https://a.org/b.jpg", r"^https://a\.org/b\.jpg is a URL, not a file"),
-        (torch.zeros(3, 8, 8), "Tensor is not an image"),
-        (cut_image(), "truncated"),
-        (Image.new("F", (8, 8)), "floating-point"),
-        (Image.new("RGB", (0, 8)), "no pixels"),
+        (torch.zeros(3, 8, 8), "Tensor is not an image"), (cut_image(), "truncated"),
+        (Image.new("F", (8, 8)), "floating-point"), (Image.new("RGB", (0, 8)), "no pixels"),
         (np.zeros((8, 8, 3)), r"array of float64 .*expected uint8.*\(array \* 255\)\.astype\('uint8'\)"),
         (np.zeros((8, 8), np.uint16), "array of uint16 is not an image: expected uint8"),
         (np.zeros((3, 8, 9), np.uint8), r"shape 3x8x9 .*transpose\(1, 2, 0\)"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
-)
+)  # fmt: skip
 def test_what_is_no_image_raises_an_error_and_in_a_list_becomes_one(pipeline, file, bad, reason):
     with pytest.raises(ImageError, match=reason) as caught:
         pipeline(bad)

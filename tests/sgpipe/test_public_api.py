@@ -51,10 +51,8 @@ def test_commands_without_work_for_models_import_no_model_libraries(tmp_path: Pa
     imported(*generate)
     assert (run / "manifest.jsonl").is_file()
     for arguments in (
-        generate,
-        ("generate", "--detector", tmp_path / "nothing", "--out", tmp_path / "refused"),
-        ("train", "tagger", "--set", "optimisation.lr=-1", "--out", tmp_path / "trained"),
-        ("stats", run),
+        generate, ("generate", "--detector", tmp_path / "nothing", "--out", tmp_path / "refused"),
+        ("train", "tagger", "--set", "optimisation.lr=-1", "--out", tmp_path / "trained"), ("stats", run),
         ("verify", run),
-    ):
+    ):  # fmt: skip
         assert not HEAVY & imported(*arguments), arguments

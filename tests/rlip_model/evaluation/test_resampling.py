@@ -1,7 +1,4 @@
-"""Resampled scores beside the evaluation of a dataset in which images are repeated and left out.
-
-Scores are equal only between images: the order of equal scores within an image is arbitrary; repeated images mix it.
-"""
+"""Resampled scores beside evaluating repeated and left-out images; scores are equal only between images."""
 
 from __future__ import annotations
 

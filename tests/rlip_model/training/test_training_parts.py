@@ -26,14 +26,6 @@ def test_the_rate_drops_one_step_late_as_published() -> None:
     assert factors == pytest.approx([1.0] * 7 + [0.1] * 5)
 
 
-@pytest.mark.parametrize(("steps", "ends"), [(None, 6), (4, 4), (9, 9)])
-def test_epochs_or_steps_decide_the_end(steps: int | None, ends: int) -> None:
-    options = Optimisation(epochs=2, steps=steps)
-    assert options.total(3) == ends
-    assert not options.is_done(ends - 1, (ends - 1) // 3)
-    assert options.is_done(ends, ends // 3)
-
-
 def test_every_trainable_parameter_has_one_group() -> None:
     model = network()
     freeze(model, ("text_encoder",))

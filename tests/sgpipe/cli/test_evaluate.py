@@ -156,13 +156,6 @@ GRAPH = {"image_id": 3, "boxes": [[0, 0, 9, 9], [20, 20, 29, 29]], "labels": [5,
 FOUND = {**GRAPH, "scores": [1, 1], "pairs": [[0, 1]], "predicate_scores": [[0.1] * 31 + [0.9] + [0.1] * 19]}
 
 
-def test_scene_graphs(tmp_path: Path) -> None:
-    contents = {"annotations": [GRAPH, {**GRAPH, "image_id": "4x"}], "predictions": [FOUND]}
-    result = run(tmp_path, "vg", contents, "--mode", "sgdet")
-    assert "scored 1 image: 1 with predictions, 1 left out" in result.output
-    assert written(tmp_path)["summary"]["R@20"] == 1
-
-
 def test_hico_compared(tmp_path: Path) -> None:
     """The other predictions lack every third interaction."""
     named = [(f"HICO_test2015_{number:08d}.jpg", RIDE if number % 2 else HOLD) for number in range(12)]

@@ -10,14 +10,11 @@ from sgpipe.storage.shards import iter_records
 
 MAN, BIKE = {"bbox": [1, 2, 30, 40], "category_id": 1}, {"bbox": [0, 0, 64, 48], "category_id": 2}
 RELATION = {"subject_id": 0, "object_id": 1, "category_id": 3}
-PAIR = {"boxes_h": [[1, 2, 30, 40]], "boxes_o": [[0, 0, 64, 48]]}
 GRAPH = {
-    "image_id": 1,
-    "width": 64,
-    "height": 48,
+    "image_id": 1, "width": 64, "height": 48,
     "objects": [{"object_id": i, "x": 0, "y": 0, "w": 9, "h": 9, "names": ["dog"]} for i in (1, 2)],
     "relationships": [{"predicate": "near", "subject_id": 1, "object_id": 2}],
-}
+}  # fmt: skip
 SIZE = {"width": 64, "height": 48}
 INSTANCES = {
     "images": [{"id": 1, "file_name": "1.jpg", **SIZE}],
@@ -32,13 +29,10 @@ def hoia(name: str, key: str = "hoi_annotation") -> list[dict]:
 
 
 FILES = {
-    "vg": [GRAPH],
-    "hico": hoia("HICO_train2015_00000001.jpg"),
-    "vcoco": hoia("COCO_train2014_000000000001.jpg"),
+    "vg": [GRAPH], "hico": hoia("HICO_train2015_00000001.jpg"), "vcoco": hoia("COCO_train2014_000000000001.jpg"),
     "openimages": hoia("0001.jpg", "rel_annotations"),
-    "rlipv2": [{**GRAPH, "dataset": "coco2017", "data_split": "train2017"}],
-    "coco-rel": INSTANCES,
-}
+    "rlipv2": [{**GRAPH, "dataset": "coco2017", "data_split": "train2017"}], "coco-rel": INSTANCES,
+}  # fmt: skip
 
 
 def invoke(*arguments: object):

@@ -1,38 +1,16 @@
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.cli.options import command, local
+from sgpipe.cli.options import local
 from tests.integration.documents import commands
-
-
-@dataclass(frozen=True, kw_only=True)
-class Size:
-    width: Annotated[int, typer.Option()]
-    height: Annotated[int, typer.Option("--high", min=1)] = 5
-
-
-def test_a_group_of_options_reaches_the_command_as_one_value() -> None:
-    drawing, received = typer.Typer(), []
-
-    @drawing.command()
-    @command
-    def draw(name: Annotated[str, typer.Argument()], size: Size, colour: str = "red") -> None:
-        received.append((name, size, colour))
-
-    assert CliRunner().invoke(drawing, ["box", "--width", "7", "--colour", "blue"]).exit_code == 0
-    assert CliRunner().invoke(drawing, ["box", "--width", "7", "--high", "2"]).exit_code == 0
-    assert received == [("box", Size(width=7), "blue"), ("box", Size(width=7, height=2), "red")]
-    for wrong in (["box"], ["box", "--width", "7", "--high", "0"], ["box", "--width", "7", "--size", "1"]):
-        assert CliRunner().invoke(drawing, wrong).exit_code == 2
 
 
 def refused(*words: object) -> str:
@@ -77,18 +55,15 @@ def test_every_output_is_declared_as_one() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "stats DIR/run --html DIR/run/judgements.jsonl",
-        "stats DIR/run --sheet DIR/run/data/val.parquet",
-        "stats DIR/run --html DIR/new --sheet DIR/new",
-        "score DIR/run --out DIR/run/data",
+        "stats DIR/run --html DIR/run/judgements.jsonl", "stats DIR/run --sheet DIR/run/data/val.parquet",
+        "stats DIR/run --html DIR/new --sheet DIR/new", "score DIR/run --out DIR/run/data",
         "calibrate DIR/run --image-data DIR/file.json --out DIR/link.json",
         "eval hico --predictions DIR/file.json --csv DIR/file.json",
-        "predict DIR/file.json --data DIR/run --out DIR/link.json",
-        "merge DIR/run DIR/run --out DIR/run",
+        "predict DIR/file.json --data DIR/run --out DIR/link.json", "merge DIR/run DIR/run --out DIR/run",
         "export DIR/run --to hf --out DIR/run/data/new",
         "import vg --annotations DIR/file.json --images DIR/run --out DIR/run",
     ],
-)
+)  # fmt: skip
 def test_no_command_writes_over_what_it_reads_or_what_a_run_has(words: str, tmp_path: Path) -> None:
     run, file = tmp_path / "run", tmp_path / "file.json"
     (run / "data").mkdir(parents=True)

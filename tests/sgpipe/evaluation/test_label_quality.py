@@ -121,15 +121,13 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path: Path) -> None:
     for name in ("empty", *records):
         make_shards(tmp_path / name, [records[name]] if name in records else [])
     for message, pred, true in (
-        ("no image in common: one has '2', the other '1'", "other", "truth"),
-        ("no such folder", "missing", "truth"),
+        ("no image in common: one has '2', the other '1'", "other", "truth"), ("no such folder", "missing", "truth"),
         ("contains no relations to compare with", "truth", "nothing"),
-        ("contains only failed images", "failed", "truth"),
-        ("contains no images", "empty", "truth"),
+        ("contains only failed images", "failed", "truth"), ("contains no images", "empty", "truth"),
         ("empty contains no relations to compare with", "truth", "empty"),
         ("image 1: nan is not a confidence from 0 to 1", "unsure", "truth"),
         (r"image 1: \[6.0, 4.0, -5.0, 4.0\] is not x, y, width, height", "odd", "truth"),
-    ):
+    ):  # fmt: skip
         with pytest.raises(UserError, match=message) as refused:
             label_quality(tmp_path / pred, GroundTruth(tmp_path / true))
         assert "\n" not in str(refused.value)

@@ -100,10 +100,3 @@ def test_the_first_step_the_last_step_and_validations_are_shown() -> None:
         "epoch 1/3 validation: loss 1.000, ap 0.250, recall@20 0.500",
         "step 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, 4 unreadable images",
     ]
-
-
-def test_a_gpu_and_a_failed_compilation_are_shown() -> None:
-    gpu = {"gpu_memory": 31_250_000_000, "compile_error": "no compiler", "gpu_utilization": 0.875}
-    note, line = shown(step_row(30, **gpu))
-    assert note == "NOTE: training continues without torch.compile: no compiler"
-    assert line.endswith(", GPU 88% used, 31.2 GB")

@@ -8,7 +8,6 @@ from sgpipe.training.data.scan import scan_training
 from sgpipe.training.job import TrainingJob
 from sgpipe.training.recipe import TrainRecipe, WorkersConfig, load_train_recipe, shards_options, train_recipe_folder
 from sgpipe.training.run import _identity
-from sgpipe.utils.config_file import parse_set
 from sgpipe.utils.hashing import differences
 from tests.factories import make_calibration
 from tests.sgpipe.training.data.runs import make_run, plain_record
@@ -55,21 +54,6 @@ def test_settings_shared_by_all_recipes(name):
     crops = {"crop_probability": 0.5, "crop_short_sides": (400, 500, 600), "crop_range": (384, 600)}
     changes = {"flip": 0.5, "jitter": 0.4, "short_sides": (*range(480, 801, 32),), "long_side": 1333}
     assert recipe.data.augment == Augmentation(**changes, **crops)
-
-
-@pytest.mark.parametrize(
-    ("assignment", "setting"),
-    [
-        ("optimisation.schedule=linear", "optimisation.schedule: .*got 'linear'"),
-        ("data.threshold=.nan", "data.threshold"),
-        ("loss.costs.giou=.inf", "loss.costs: giou"),
-        ("data.train=[{shards: a, weigth: 2}]", "data.train.0.weigth"),
-    ],
-)
-def test_errors_name_the_setting(assignment, setting):
-    with pytest.raises(UserError, match=setting) as caught:
-        load_train_recipe("hico", parse_set([assignment]))
-    assert "\n" not in str(caught.value)
 
 
 def test_folders_of_shards_have_weights(tmp_path):

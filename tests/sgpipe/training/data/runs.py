@@ -60,11 +60,7 @@ def make_run(
     spoilt: Mapping[str, bytes | None] = MappingProxyType({}),
     run: dict[str, Any] | None = None,
 ) -> ShardsConfig:
-    """A run with shards of `rows` rows and images in `images` (default: root/images) or in the shards.
-
-    Args:
-        spoilt: wrong contents of some image files; None: no file.
-    """
+    """A run with images in `images` (default: root/images) or its shards; `spoilt`: wrong contents, None: no file."""
     folder = images or root / "images"
     for place in (root, folder):
         place.mkdir(parents=True, exist_ok=True)
