@@ -11,11 +11,9 @@ from PIL import Image
 
 CATEGORIES = {1: "person", 2: "bicycle", 18: "dog"}
 CAPTIONS = (
-    "a man riding a bicycle next to a dog",
-    "a dog running behind a person on a bike",
-    "a woman walking her dog",
+    "a man riding a bicycle next to a dog", "a dog running behind a person on a bike", "a woman walking her dog",
     "two people standing near a bicycle",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,4 @@
-"""The contract of error messages: an exit code, a line that names the culprit, no traceback, nothing left behind.
-
-Their wording is nobody's business here. `tests/bad_data` has what is in files, this table what is on the command line.
-"""
+"""Errors: an exit code, a line that names the culprit, no traceback, nothing left; in files: `tests/bad_data`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""Random tiny image-text-to-text checkpoints of each family, with tokenizer, processor and chat template.
-
-`make_vlm(folder, "qwen2_5_vl")` writes a folder that `--captioner` takes. Its captions are random words, which differ
-from image to image. They are always the same; nothing is downloaded.
-"""
+"""Random tiny vision-language checkpoints: `make_vlm(folder, "qwen2_5_vl")` writes one that `--captioner` takes."""
 
 from __future__ import annotations
 

@@ -92,16 +92,14 @@ MANY = [{**BOX, "bbox": [i % 300 * 0.3, i // 300 * 0.2, 9, 9]} for i in range(10
 TEXT = json.dumps(GOOD)
 
 _FILES: tuple[tuple[Any, ...], ...] = (
-    ("no file", lambda folder: None, "refused"),
-    ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused"),
+    ("no file", lambda folder: None, "refused"), ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused"),
     ("100,000 levels of nesting", holds('{"images": ' + "[" * 100_000), "refused"),
     ("a number of 5,000 digits", holds(TEXT.replace("100", "1" * 5000)), "refused"),
     ("captions instead of boxes", says(annotations=[CAPTION]), "refused"),
-    ("no images", says(images=None), "refused"),
-    ("no categories", says(categories=None), "refused"),
+    ("no images", says(images=None), "refused"), ("no categories", says(categories=None), "refused"),
     ("no annotations", says(annotations=None), "accepted", "1 100x80 0 boxes"),
     ("annotations before images", holds(json.dumps(dict(reversed(GOOD.items())))), "accepted", NAMED),
-)
+)  # fmt: skip
 _IMAGES: tuple[tuple[Any, ...], ...] = (
     ("an image without an id", image(id=None), "counted", "^malformed 1$"),
     ("a number instead of an image", says(images=[IMAGE, 7]), "counted", "^malformed 1$"),

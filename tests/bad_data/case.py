@@ -1,7 +1,4 @@
-"""Tables of bad inputs: what it is, `make`, the kind of its outcome and, of some, a pattern that is in the outcome.
-
-`make` creates the input in an empty folder; its result is passed to `process`, which runs the library on the input.
-"""
+"""Tables of bad inputs: what it is, `make`, whose result `process` gets, the kind of outcome, of some a pattern."""
 
 from __future__ import annotations
 
@@ -13,11 +10,7 @@ import pytest
 
 
 class Outcome(NamedTuple):
-    """How an input was handled, and the text that goes with it. A traceback is never an outcome.
-
-    `refused`: the line for the user; `error row`: its reason; `counted`: the problem counts; `accepted`: the result;
-    `found`: the message of `sgpipe verify`.
-    """
+    """How an input was handled, with the line, reason, problem counts, result or message of `verify` that tells it."""
 
     kind: str
     text: str

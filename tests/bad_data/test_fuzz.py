@@ -1,7 +1,4 @@
-"""Random damage: whatever a file contains, it becomes rows, problem counts, or a one-line error.
-
-`SGPIPE_FUZZ=20000` tries 20,000 examples per test instead of a few.
-"""
+"""Random damage becomes rows, problem counts or a one-line error; SGPIPE_FUZZ=20000 tries as many examples per test."""
 
 from __future__ import annotations
 
@@ -111,12 +108,8 @@ def source_of(kind: str, path: Path) -> AnnotationSource:
 THINGS = dict(zip(("subject", "object"), GRAPH["objects"], strict=True))
 INLINE = {"image_id": 2, "relationships": [{"predicate": "on"} | THINGS]}
 CONTENTS = {
-    **FILES,
-    "hico pairs": HICO_PAIRS,
-    "vcoco pairs": VCOCO_PAIRS,
-    "openimages vrd": [VRD],
-    "vg inline": [INLINE],
-}
+    **FILES, "hico pairs": HICO_PAIRS, "vcoco pairs": VCOCO_PAIRS, "openimages vrd": [VRD], "vg inline": [INLINE],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", [*CONTENTS, "rel.json"])

@@ -134,15 +134,12 @@ def test_what_has_a_result_is_not_done_again(tmp_path):
 @pytest.mark.parametrize(
     ("differences", "images", "expected"),
     [
-        ([0.1, 0.12, 0.11], [0.05, 0.2], "shown"),
-        ([0.1, 0.12, 0.11], [-0.01, 0.2], "open"),
-        ([0.1, -0.3, 0.4], [0.05, 0.2], "open"),
-        ([-0.1, -0.12, -0.11], [-0.2, -0.05], "**the opposite**"),
-        ([0.1], [0.05, 0.2], "incomplete"),
-        ([], [0.05, 0.2], "not measured"),
+        ([0.1, 0.12, 0.11], [0.05, 0.2], "shown"), ([0.1, 0.12, 0.11], [-0.01, 0.2], "open"),
+        ([0.1, -0.3, 0.4], [0.05, 0.2], "open"), ([-0.1, -0.12, -0.11], [-0.2, -0.05], "**the opposite**"),
+        ([0.1], [0.05, 0.2], "incomplete"), ([], [0.05, 0.2], "not measured"),
         ([0.1, 0.12, 0.11], None, "incomplete"),
     ],
-)
+)  # fmt: skip
 def test_a_difference_is_shown_if_both_intervals_exclude_0(differences, images, expected):
     rows = [
         {"arm": arm, "seed": seed, "stage": "first", "measures": {"mAP": 0.5 + (value if arm == "a" else 0)}}

@@ -22,10 +22,8 @@ ROWS = [
     ("horse on a beach .", "( horse , on , beach )"),
     ("a guy sitting on top of a picnic table", "( person , sit on top of , picnic table )"),
     ("two windows side by side", "( windows , side by side with , windows )"),
-    ("man in a hat", "( man , wear , hat )"),
-    ("the tail of a cat", "( cat , have , tail )"),
-    ("a man", "( man )"),
-]
+    ("man in a hat", "( man , wear , hat )"), ("the tail of a cat", "( cat , have , tail )"), ("a man", "( man )"),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

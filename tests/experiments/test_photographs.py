@@ -20,11 +20,9 @@ BOXES = {
     4: [("person", 0), ("dog", 10)],  # without relations: left out
 }
 CAPTIONS = {
-    1: ["A man riding a horse.", "A brown horse."],
-    2: ["A dog next to a man.", "A frisbee."],
-    3: ["A woman carrying a cup.", "A bottle on a table."],
-    4: ["A man with a dog."],
-}
+    1: ["A man riding a horse.", "A brown horse."], 2: ["A dog next to a man.", "A frisbee."],
+    3: ["A woman carrying a cup.", "A bottle on a table."], 4: ["A man with a dog."],
+}  # fmt: skip
 RELATIONS = [
     *((1, "person", "ride", "horse"), (1, "person", "look at", "horse")),
     *((2, "person", "sit on", "chair"), (2, "person", "catch", "frisbee")),

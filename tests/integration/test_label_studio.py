@@ -1,8 +1,4 @@
-"""A run in a real Label Studio: imported as tasks, corrected, exported, and imported back, field by field.
-
-`make label-studio` installs the server apart from sgpipe and creates its empty database. That takes minutes, so CI does
-without it: this test is skipped where it was not run.
-"""
+"""A run through a real Label Studio and back, field by field; skipped without `make label-studio`, as in CI."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The notebook of the docs runs, and its stored outputs are what it prints.
-
-`python -m tests.integration.test_notebook` runs it and stores new outputs.
-"""
+"""The docs' notebook prints its stored outputs; `python -m tests.integration.test_notebook` stores new ones."""
 
 from __future__ import annotations
 

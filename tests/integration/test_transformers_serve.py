@@ -1,8 +1,4 @@
-"""Captions by a real server, `transformers serve`, with a tiny vision-language model with random weights.
-
-`make transformers-serve` installs what the server needs apart from sgpipe. CI does without it: these tests are skipped
-where it was not run. The server takes one answer per request, and no log-probabilities.
-"""
+"""Captions by a real server with a random tiny model; skipped without `make transformers-serve`, as in CI."""
 
 from __future__ import annotations
 

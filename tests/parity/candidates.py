@@ -1,10 +1,7 @@
 """Compare sgpipe's candidates and post-processing with RLIPv2's, item by item.
 
-    python -m tests.parity.candidates FOLDER
-
-FOLDER holds RLIPv2's inputs and outputs. FOLDER/../data or FOLDER/../../data has the COCO annotations (coco_mini)
-and class tables (priors) they were made with, with or without .gz. Exits 0 if every set is equal, 1 if one is not,
-2 if FOLDER is not of this form.
+`python -m tests.parity.candidates FOLDER`: RLIPv2's inputs and outputs; FOLDER/../data or FOLDER/../../data has the
+annotations (coco_mini) and class tables (priors). Exits 0 if all sets are equal, 1 if one is not, 2 for other folders.
 """
 
 from __future__ import annotations
@@ -131,10 +128,7 @@ def post_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
 
 
 def top_per_pair(relations: Iterable[Relation], k: int) -> list[Relation]:
-    """The `k` most confident relations of each ordered pair of boxes, pair by pair in first-seen order.
-
-    A pair that had more than `k` has them by falling confidence, the earlier first among equals.
-    """
+    """The `k` most confident relations per ordered pair, in first-seen order; sorted, stably, only where more."""
     pairs: dict[tuple[int, int], list[Relation]] = {}
     for relation in relations:
         pairs.setdefault((relation.subject, relation.object), []).append(relation)
@@ -177,10 +171,7 @@ Image = tuple[dict[str, None], list[Box], float, float]
 
 
 def annotated_images(files: list[Any], names: Mapping[int, str]) -> dict[str, Image]:
-    """Per image with annotations: its class names in first-seen order, its usable boxes, width and height.
-
-    RLIPv2 takes the names from all annotations, the boxes without those of no area inside the image.
-    """
+    """Per image: class names of all annotations in first-seen order, boxes with area inside it, width and height."""
     sizes = {image["id"]: (image["width"], image["height"]) for file in files for image in file["images"]}
     images: dict[str, Image] = {}
     for file in files:
@@ -209,10 +200,7 @@ def as_if_normalised(bbox: Bbox, width: float, height: float) -> Bbox:
 def caption_candidates(
     graphs: Content, images: Mapping[str, Image], table: Content, variant: str, repeats: bool = False
 ) -> dict[str, Any]:
-    """RLIPv2's candidate file for parsed captions, made with the functions of the pair stage.
-
-    `variant`: ends in "paraphrases" or "original_text", in which classes have their names only, and in the overlap.
-    """
+    """RLIPv2's candidate file for parsed captions; `variant`: the synonyms of classes, and if boxes must overlap."""
     match, overlap = variant.split("/")[-2:]
     matcher = SubstringMatcher(table if match == "paraphrases" else {name: (name,) for name in table})
     candidates = {}

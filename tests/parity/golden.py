@@ -121,11 +121,7 @@ def parse_flags(flags: str) -> dict[str, Any]:
 
 
 def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a file of a folder; none if there is no such file.
-
-    Networks share most of their weights and inputs. So that they need not be stored twice, base.json names another
-    folder whose tensors hold here too, and by file those that do not: {"folder": ..., "without": {file: [names]}}.
-    """
+    """The tensors of a file, and those of the folder that base.json names but for what it lists as `without`."""
     found: dict[str, Tensor] = {}
     if (folder / BASE).is_file():
         base = json.loads((folder / BASE).read_text())
@@ -147,10 +143,7 @@ class Row:
 
 @dataclass
 class Report:
-    """Largest differences, one row per tensor. At paper size the tolerance grows with the value.
-
-    skipped: what is in the reference files and not compared, and why.
-    """
+    """Largest differences, a row per tensor; at paper size the tolerance grows with the value. `skipped`: why what."""
 
     small: bool
     rows: list[Row] = field(default_factory=list)
@@ -193,10 +186,7 @@ class Report:
 
 
 def compare_folders(command: str, check: Callable[[Path], Report], arguments: Sequence[str]) -> int:
-    """Print the reports of `python -m tests.parity.COMMAND FOLDER`, and return its exit code.
-
-    0: all is within tolerance; 1: something is not, and is listed at the end; 2: not a reference folder.
-    """
+    """Print the reports; the exit code is 0: within tolerance, 1: not, listed at the end, 2: no reference folder."""
     several = command == "model"
     if not arguments or arguments[0].startswith("-") or (len(arguments) > 1 and not several):
         print(f"usage: python -m tests.parity.{command} FOLDER{' [FOLDER ...]' * several}", file=sys.stderr)

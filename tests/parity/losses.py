@@ -169,11 +169,7 @@ def compare_assignment(
 
 
 def check_gradients(model: RLIPModel, golden: Golden, expected: Mapping[str, float | None], report: Report) -> None:
-    """Norms of the gradient of the total loss, by official name; None: no gradient at all.
-
-    Where a ReLU's input is zero but for rounding errors, two gradients are right, and whose rounding errors are
-    whose decides. So if norms differ, they are taken again for pixels changed by as much as rounding errors.
-    """
+    """Norms of the gradient by official name; again with nudged pixels where rounding errors at a ReLU may decide."""
     best = gradient_rows(model, golden, expected, "gradients")
     for seed in range(NUDGES):
         if not best.failed:

@@ -1,7 +1,4 @@
-"""Compare what is not the network with a reference folder: `python -m tests.parity.misc FOLDER`.
-
-It holds label_merge_and_sampling.json, vg_annotation_to_target.json or evaluators.json.
-"""
+"""Compare what is not the network with a reference folder: `python -m tests.parity.misc FOLDER`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Compare the network with reference folders: `python -m tests.parity.model FOLDER [FOLDER ...]`.
-
-Prints the largest difference of every tensor; see `compare_folders` for the exit code.
-"""
+"""Compare the network, tensor by tensor, with reference folders: `python -m tests.parity.model FOLDER [FOLDER ...]`."""
 
 from __future__ import annotations
 

@@ -1,10 +1,7 @@
-"""Score a caption parser against gold triplets.
+"""Score a caption parser against gold triplets: `python -m tests.parity.parser FOLDER [--parser learned]`.
 
-    python -m tests.parity.parser FOLDER [--parser learned]
-
-FOLDER holds `gold_dev.json` (captions with gold triplets, in sets of short and long captions) and `score.py`,
-the scorer whose protocol is in its docstring. Both written forms of a predicate are scored: as the caption
-words it, and its lemma. Exits 0 if all bars are passed by both, 1 if one is missed, 2 if FOLDER is not of this form.
+FOLDER holds `gold_dev.json` and its scorer, `score.py`. Predicates are scored as the caption words them and as lemmas.
+Exits 0 if all bars are passed by both, 1 if one is missed, 2 if FOLDER is not of this form.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""Weights that are a function of their name: what the large reference folders are made from.
-
-A value is `offset + scale * r` with r standard normal from RandomState(crc32(official key)); offset and scale
-follow from the name and the shape.
-"""
+"""Weights of the large reference folders: `offset + scale * r`, r from RandomState(crc32(official key))."""
 
 from __future__ import annotations
 

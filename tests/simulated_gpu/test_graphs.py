@@ -131,10 +131,7 @@ def _groups_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
 def captions(
     folder: Path, dtype: str = "auto", prepare: Callable[[Any], None] = lambda captioner: None, count: int = 22
 ) -> tuple[Captions, Any]:
-    """Of two calls for four groups, of other images; the last group of each is not full.
-
-    `prepare`: what is done to the captioner before. Returns it, too.
-    """
+    """Of two calls for four groups, the last not full, of other images; by the captioner after `prepare`, with it."""
     config = CaptionConfig(captioner=str(folder / "blip"), device="cuda", dtype=dtype, samples=4, max_tokens=18)
     stage = CaptionStage(config, {"val": folder}, 0)
     stage.setup()

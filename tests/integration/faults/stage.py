@@ -19,11 +19,7 @@ MARKS = "SGPIPE_STUB_MARKS"
 
 @dataclass
 class Stub(Stage):
-    """Says of an image what its name alone decides, in `seconds`; one called `fatal` ends its process.
-
-    Its caption is longer by `bytes`. In the folder `marks`, if there is one, it leaves a file for each image
-    that it is done with, in which stand the GPUs that it sees.
-    """
+    """Says of an image what its name decides, in `seconds`; `marks` gets a file per image done, with the GPUs seen."""
 
     seconds: float = 0.0
     bytes: int = 0

@@ -40,10 +40,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def finish(run: Run) -> None:
-    """To its end, where it is what an uninterrupted run is.
-
-    Ray puts the driver on any machine of this address, perhaps on one that is lost; that ends it as SIGTERM does.
-    """
+    """To its end. Ray puts the driver on any machine of this address; one that is lost ends it as SIGTERM does."""
     if run.wait() == 130:
         finished(run)
     assert run.wait() == 0, run.said

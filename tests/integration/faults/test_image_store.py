@@ -132,10 +132,7 @@ def test_what_cannot_be_work_is_refused_before_it_begins(images: StorePath, faul
 
 
 def test_the_indexes_travel_with_the_run(tars: StorePath, store: StorePath, tmp_path: Path, faults: Faults) -> None:
-    """A worker on another machine, or a command that reads the run, gets them from the run's store.
-
-    A later run of the same images has its own.
-    """
+    """Who reads the run elsewhere gets them from its store; a later run of the same images has its own."""
     labels = StorePath(f"{store.uri}-labels")
     folder = RunFolder(tmp_path / "out", labels)
     said = io.StringIO()

@@ -8,13 +8,10 @@ import boto3
 import pytest
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.export.run import export_run
 from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
 from sgpipe.storage.manifest import Manifest, WriterClaim
-from sgpipe.storage.run_folder import RunFiles, RunFolder
-from tests.integration.faults.conftest import Faults, upload
-from tests.sgpipe.export.test_card import IDENTITY, run_of
-from tests.sgpipe.training.data.runs import plain_record
+from sgpipe.storage.run_folder import RunFolder
+from tests.integration.faults.conftest import Faults
 
 NAMES = ["a.jpg", "deep/er/b#1 ü%25?.jpg", "deep/c.jpg"]
 
@@ -122,16 +119,6 @@ def test_objects_come_back_as_they_were_put(store: StorePath, tmp_path: Path, fa
     version = store.version("c")
     assert [store.put_if("c", data, version) for data in (b"3", b"4")] == [True, False]
     assert store.read("c") == b"3"
-
-
-def test_the_card_of_a_run_in_a_store_says_that_people_judged_it(
-    store: StorePath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "cache"))
-    upload(run_of(tmp_path / "run", [plain_record("0", "on", 0.9)], IDENTITY), store)
-    RunFiles(store).judgements.write_text("")
-    card = export_run(store, "vg", tmp_path / "out").root / "README.md"
-    assert "**People have not reviewed each of them.**" in card.read_text()
 
 
 def test_a_run_that_was_taken_over_sweeps_nothing(store: StorePath, tmp_path: Path) -> None:

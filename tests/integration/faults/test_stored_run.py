@@ -62,13 +62,10 @@ def folder(tmp_path: Path, store: StorePath) -> Path:
 def test_commands_print_and_write_the_same(folder: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locations, "_WHOLE", 0)  # read in ranges
     commands = [
-        "stats PLACE/run --json",
-        "verify PLACE/run",
-        "calibrate PLACE/run --truth PLACE/truth --json --out OUT",
-        "eval labels --pred PLACE/run --truth PLACE/truth --json",
-        "eval boxes PLACE/run --truth PLACE/truth --json",
+        "stats PLACE/run --json", "verify PLACE/run", "calibrate PLACE/run --truth PLACE/truth --json --out OUT",
+        "eval labels --pred PLACE/run --truth PLACE/truth --json", "eval boxes PLACE/run --truth PLACE/truth --json",
         *(f"export PLACE/run --to {form} --out OUT-{form}" for form in ("hf", "coco-rel")),
-    ]
+    ]  # fmt: skip
     for command in commands:
         found = []
         for place, out in ((folder, "local"), (store.uri, "stored")):

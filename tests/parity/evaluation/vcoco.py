@@ -1,9 +1,6 @@
-"""V-COCO's official figures, and those of validation during training.
+"""V-COCO's official figures, and RLIPv2's of validation in training: 11-point AP, not comparable with papers.
 
-RLIPv2 validates during training by 11-point AP of verbs, on the same detections as for HICO-DET. It is not comparable
-with the numbers in papers, which `rlip_model.evaluation.vcoco` computes. Verbs with two roles are two classes. The
-label after the last object stands for "no object", which every verb may have. A target without an object is matched by
-its person alone. Predictions in an image without ground-truth boxes are false positives.
+Verbs with two roles are two classes; the label after the last object stands for "no object", which every verb may have.
 """
 
 from __future__ import annotations
@@ -113,10 +110,7 @@ class VcocoTrainingScores:
     per_class: ClassScores
 
     def summary(self) -> dict[str, float]:
-        """Measures under the published names: AP of every verb with targets, their mean, and "mAP_thesis".
-
-        The latter leaves out `LEFT_OUT` and counts verbs without targets as 0.
-        """
+        """AP of each verb with targets, their mean, and "mAP_thesis": without `LEFT_OUT`, 0 without targets."""
         scored = zip(self.per_class.classes.tolist(), self.per_class.average_precision.tolist(), strict=True)
         precisions = {self.verbs[number]: precision for number, precision in scored}
         thesis = [precisions.get(verb, 0.0) for verb in self.verbs if verb not in LEFT_OUT]
@@ -130,17 +124,7 @@ class VcocoTrainingScores:
 def evaluate_vcoco_training(
     images: Iterable[EvaluationImage], possible: Array, verbs: Sequence[str] = VERBS
 ) -> VcocoTrainingScores:
-    """Evaluate a dataset, read as a stream.
-
-    Args:
-        images: scores are final (verb x object); verbs are indices into `verbs`, labels go from 0 to that of "no
-            object".
-        possible: `[verbs, objects]`, 0 for impossible combinations, without a column for "no object".
-        verbs: "<action>_<role>" or "<action>".
-
-    Raises:
-        EvaluationError: labels out of range, values that are not finite, inverted boxes.
-    """
+    """Of a stream with final scores; `possible[verb, object]`: 0 where impossible, without a column for "no object"."""
     possible = np.append(possible, np.ones((len(verbs), 1)), 1)
     tally = Tally()
     for block in blocks(images):
