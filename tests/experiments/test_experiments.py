@@ -38,15 +38,12 @@ def plan(**changes):
         "networks": {"start": START},
         "experiments": {
             "one": {
-                "title": "One question",
-                "question": "Is it so?",
-                "seeds": 2,
-                "compared_sets": ["labels", "correct"],
+                "title": "One question", "question": "Is it so?", "seeds": 2, "compared_sets": ["labels", "correct"],
                 "arms": {"both": [FIRST, SECOND], "other": [OTHER], "tagger": [TAGGER]},
                 "expected": [{"measure": "seen mAP", "stage": "first", "order": ["both", "other"]}],
             }
         },
-    }
+    }  # fmt: skip
     return {**parts, **changes}
 
 

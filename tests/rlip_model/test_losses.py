@@ -38,12 +38,10 @@ def random_triplets(count: int) -> Triplets:
     relations = (torch.rand(count, RELATIONS, generator=generator) < 0.3).float()
     relations[torch.arange(count), torch.randint(0, RELATIONS, (count,), generator=generator)] = 1
     return Triplets(
-        random_boxes(generator, count),
-        random_boxes(generator, count),
+        random_boxes(generator, count), random_boxes(generator, count),
         torch.randint(0, OBJECTS - 1, (count,), generator=generator),
-        torch.randint(0, OBJECTS - 1, (count,), generator=generator),
-        relations,
-    )
+        torch.randint(0, OBJECTS - 1, (count,), generator=generator), relations,
+    )  # fmt: skip
 
 
 def random_layer(batch: int = 2, seed: int = 0, subjects: bool = True) -> LayerOutput:

@@ -306,18 +306,15 @@ def simulated() -> Iterator[Counts]:
     }  # fmt: skip
     patches = [
         *(mock.patch.object(torch.cuda, name, lambda *_, value=value, **__: value) for name, value in device.items()),
-        mock.patch.object(Tensor, "pin_memory", _pin),
-        mock.patch.object(Tensor, "is_pinned", is_pinned),
+        mock.patch.object(Tensor, "pin_memory", _pin), mock.patch.object(Tensor, "is_pinned", is_pinned),
         mock.patch.object(Tensor, "tolist", lambda each: tolist(each.cpu())),
         mock.patch.object(F, "scaled_dot_product_attention", _fused(F.scaled_dot_product_attention)),
         mock.patch.object(ThreadPoolExecutor, "submit", _submit_simulated),
         mock.patch.object(torch, "inference_mode", _no_grad),  # whose tensors cannot be wrapped
         mock.patch.object(torch, "compile", lambda function, **_: function),
-        mock.patch.object(torch.cuda, "Stream", Stream),
-        mock.patch.object(torch.cuda, "graph_pool_handle", set),
-        mock.patch.object(torch.cuda, "CUDAGraph", Graph),
-        mock.patch.object(torch.cuda, "graph", record),
-    ]
+        mock.patch.object(torch.cuda, "Stream", Stream), mock.patch.object(torch.cuda, "graph_pool_handle", set),
+        mock.patch.object(torch.cuda, "CUDAGraph", Graph), mock.patch.object(torch.cuda, "graph", record),
+    ]  # fmt: skip
     overwrites = future.get_overwrite_module_params_on_conversion()
     with ExitStack() as stack:
         for patch in patches:

@@ -36,12 +36,10 @@ def odd_records() -> list[Record]:
         failed,
         record("evil", (0, EVIL, 1, 0.5), objects=[Box(EVIL, 1, MAN.bbox), HORSE], captions=[Caption(EVIL)]),
         record("crowd", *((i, "near", (i * 7 + 1) % 500, i / 500) for i in range(500)), objects=crowd),
-        record("smile", (0, "smile", 1, None), objects=[MAN, NOTHING]),
-        record("itself", (0, "holding", 0, 0.5)),
-        record("empty", captions=[Caption("a sky")]),
-        record("boxless", objects=[]),
+        record("smile", (0, "smile", 1, None), objects=[MAN, NOTHING]), record("itself", (0, "holding", 0, 0.5)),
+        record("empty", captions=[Caption("a sky")]), record("boxless", objects=[]),
         record("gone", (0, "on", 1, 0.5)),
-    ]
+    ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

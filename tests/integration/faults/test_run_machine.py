@@ -233,12 +233,10 @@ def explore(machine: type[Runs], examples: int) -> None:
     with without_ray():
         expected()
         machine.TestCase.settings = settings(
-            max_examples=examples,
-            stateful_step_count=8,
-            derandomize=examples < 100,
+            max_examples=examples, stateful_step_count=8, derandomize=examples < 100,
             phases=(Phase.generate,),  # making a failure smaller takes minutes
             suppress_health_check=list(HealthCheck),
-        )
+        )  # fmt: skip
         machine.TestCase().runTest()
 
 

@@ -41,11 +41,9 @@ def test_names_and_boxes_have_to_be_right() -> None:
     half_off = [0.0, 0.0, 0.4, 0.4]
     rows = [
         (LEFT, RIGHT, 1, 2, [0.9, 0.8]),  # right, and another relation of the same pair
-        (LEFT, RIGHT, 0, 2, [0.7, 0.0]),
-        (LEFT, RIGHT, 1, 3, [0.6, 0.0]),
-        (half_off, RIGHT, 1, 2, [0.5, 0.0]),
+        (LEFT, RIGHT, 0, 2, [0.7, 0.0]), (LEFT, RIGHT, 1, 3, [0.6, 0.0]), (half_off, RIGHT, 1, 2, [0.5, 0.0]),
         (RIGHT, LEFT, 1, 2, [0.4, 0.0]),
-    ]
+    ]  # fmt: skip
     wrong = [(0.8, False), (0.7, False), (0.6, False), (0.5, False), (0.4, False), *[(0.0, False)] * 4]
     assert hits(found(*rows)) == [(0.9, True), *wrong]
     assert [hit for _, hit in hits(found(*rows[1:]))] == [False] * 8

@@ -120,6 +120,14 @@ def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
         assert evaluated(tmp_path, "hico", *options, "--annotations", true) == direct
 
 
+def test_scene_graphs_of_a_network_as_open_images_counts(drawn_run: Path, tmp_path: Path) -> None:
+    result = evaluated(tmp_path, "openimages", "--model", MODEL, "--data", drawn_run)
+    assert result["benchmark"] == "Open Images' protocol"
+    true = sum(len(record.relations) for record in iter_records(drawn_run))
+    assert sum(row["ground_truth"] for row in result["per_class"]) == true
+    assert max(result["summary"].values()) > 0.3
+
+
 def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_path: Path) -> None:
     out, classes = tmp_path / "found.json", data_classes(drawn_run)
     direct = evaluated(tmp_path, "vg", "--model", MODEL, "--data", drawn_run)

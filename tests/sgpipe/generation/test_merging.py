@@ -76,17 +76,12 @@ def shards(run: Path) -> dict[str, bytes]:
 # A coarse grid, so that many boxes overlap by about the least.
 sides = st.sampled_from([10.0, 11.0, 13.0, 20.0])
 boxes = st.builds(
-    Box,
-    st.sampled_from(["person", "man", "woman", "Dog", "dogs", "ufo"]),
-    st.just(1),
+    Box, st.sampled_from(["person", "man", "woman", "Dog", "dogs", "ufo"]), st.just(1),
     st.tuples(st.sampled_from([0.0, 1.0, 4.0, 30.0]), st.sampled_from([0.0, 2.0]), sides, sides),
-    st.sampled_from([False, False, False, True]),
-    st.sampled_from(["annotation", "detector", "grounded"]),
-    st.sampled_from([None, 0.25, 0.5]),
-    st.sampled_from([None, "a phrase"]),
-    st.just([]),
+    st.sampled_from([False, False, False, True]), st.sampled_from(["annotation", "detector", "grounded"]),
+    st.sampled_from([None, 0.25, 0.5]), st.sampled_from([None, "a phrase"]), st.just([]),
     st.sampled_from([None, "[[1,2,3,4,5,6]]"]),
-)
+)  # fmt: skip
 
 
 @st.composite
@@ -191,16 +186,13 @@ def joinable(first: tuple[int, Box], second: tuple[int, Box]) -> bool:
         (person(), person(11, 9, 20, 40), 1),
         (person(1, 1, 3, 3), person(2, 2, 3, 3), 1),  # a pixel is much for a small box
         (person(), person(10, 10, 20, 20), 2),  # half of the area
-        (person(), person(10, 10, 40, 80), 2),
-        (person(), person(10, 10, 20, 32), 1),
-        (person(), person(category="man"), 1),
-        (person(category="man"), person(category="woman"), 2),
+        (person(), person(10, 10, 40, 80), 2), (person(), person(10, 10, 20, 32), 1),
+        (person(), person(category="man"), 1), (person(category="man"), person(category="woman"), 2),
         (person(category="window"), person(category="Windows "), 1),
-        (person(category="ufo"), person(category="person"), 2),
-        (person(), person(iscrowd=True), 2),
+        (person(category="ufo"), person(category="person"), 2), (person(), person(iscrowd=True), 2),
         (Box(NO_OBJECT, -1, (0, 0, 0, 0)), Box(NO_OBJECT, -1, (0, 0, 0, 0)), 1),
     ],
-)
+)  # fmt: skip
 def test_boxes_of_one_object(first, second, objects):
     united, counts = unite([scene("0", first), scene("0", second)], IOU)
     assert len(united.objects) == objects
@@ -223,11 +215,9 @@ def test_relations_keep_the_strongest_confidence_and_all_origins_and_contradicti
     ]
     united, counts = unite(made, IOU)
     assert united.relations == [
-        Relation(0, 1, "left of", None, "annotated+clip"),
-        Relation(1, 0, "on", 0.8, "tagger+robot"),
-        Relation(0, 1, "under", 0.2, "clip+vlm"),
-        Relation(1, 0, "left of", 0.9, "tagger"),
-    ]
+        Relation(0, 1, "left of", None, "annotated+clip"), Relation(1, 0, "on", 0.8, "tagger+robot"),
+        Relation(0, 1, "under", 0.2, "clip+vlm"), Relation(1, 0, "left of", 0.9, "tagger"),
+    ]  # fmt: skip
     assert united.relations[0].origins == ["annotated", "clip"]
     assert [counts[name] for name in merging.UNITED] == [2, 2, 0, 1]
 

@@ -67,14 +67,10 @@ def test_answers_of_a_run_without_a_shard_are_kept(coco: Files, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("images", "in_flight", "patience", "asked"),
     [
-        (4, 1, 60, 4),
-        (None, 1, 60, 64),
-        (None, 6, 60, 2 * 8 * 6),
-        (None, 400, 60, 256),
-        (300, 6, 60, 300),
+        (4, 1, 60, 4), (None, 1, 60, 64), (None, 6, 60, 2 * 8 * 6), (None, 400, 60, 256), (300, 6, 60, 300),
         (300, 1, 0, 100),  # a unit
     ],
-)
+)  # fmt: skip
 def test_a_plan_asks_about_no_more_images_than_said(coco, images, in_flight, patience, asked, monkeypatch) -> None:
     monkeypatch.setattr("sgpipe.generation.plan.PATIENCE", patience)
     said = io.StringIO()

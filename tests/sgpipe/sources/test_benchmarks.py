@@ -105,14 +105,12 @@ def test_bad_images_of_psg_are_error_rows(tmp_path, changes):
 BAD_OUTLINES: tuple[Any, ...] = (
     RUNS | {"size": [12, 8]},  # of another image
     rle(IDS[:4] > 0) | {"size": [8, 12]},  # too few
-    *(RUNS | {"counts": counts} for counts in ("zzzz", "é\u2028", [100, -4], None)),
-    RUNS | {"size": 96},
+    *(RUNS | {"counts": counts} for counts in ("zzzz", "é\u2028", [100, -4], None)), RUNS | {"size": 96},
     [[0, 0, 1, 1]],  # two points
     [[0, 0, 1, 1, 2, float("nan")]],
     [[0, 0, 1, 1, 2, 2, 3]],  # half a point
-    [0, 0, 1, 1, 2, 2],
-    "mask",
-)
+    [0, 0, 1, 1, 2, 2], "mask",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("outline", BAD_OUTLINES)
@@ -339,11 +337,9 @@ def test_crowds_confidences_and_many_attributes_are_left_out(tmp_path):
     record = Record("a", "coco", "val", "a.jpg", WIDTH, HEIGHT, boxes, relations=relations)
     written = export_run(make_shards(tmp_path / "run", [record]), "vg150", tmp_path / "out")
     assert written.left_out == {
-        "objects that the format cannot hold": 1,
-        "attributes that the format cannot hold": 2,
-        "relations that the format cannot hold": 1,
-        "relations below the threshold": 1,
-    }
+        "objects that the format cannot hold": 1, "attributes that the format cannot hold": 2,
+        "relations that the format cannot hold": 1, "relations below the threshold": 1,
+    }  # fmt: skip
     assert written.note == "the first 1 images are the split val: give num_val_im=1 to loaders"
 
 

@@ -76,14 +76,10 @@ def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
     found = correct(run, tmp_path / "out")
     held = (0, 2, "holding", 0.3)
     assert relations(tmp_path / "out") == {
-        "right": [(0, 1, "on", None), held],
-        "wrong": [held],
-        "unsure": [(0, 1, "on", 0.8), held],
-        "predicate": [(0, 1, "near", None), held],
-        "swap": [(1, 0, "on", None), held],
-        "delete": [held, (1, 2, "under", None)],
-        "untouched": [(0, 1, "on", 0.8), held],
-    }
+        "right": [(0, 1, "on", None), held], "wrong": [held], "unsure": [(0, 1, "on", 0.8), held],
+        "predicate": [(0, 1, "near", None), held], "swap": [(1, 0, "on", None), held],
+        "delete": [held, (1, 2, "under", None)], "untouched": [(0, 1, "on", 0.8), held],
+    }  # fmt: skip
     counts = {"confirmed": 1, "removed": 2, "changed": 2, "added": 1, "unsure": 1, "undecided": 0}
     assert (found.counts, found.conflicts, found.missing, found.images, found.shards) == (counts, 0, 0, 7, 2)
     assert verify(tmp_path / "out").ok

@@ -138,13 +138,11 @@ def test_numbers_without_names_several_splits_and_damage_are_refused(tmp_path):
 def test_bad_rows_are_error_rows(tmp_path):
     one = ROW["objects"][0]
     changes: list[dict[str, Any]] = [
-        {},
-        {"relations": [ROW["relations"][0] | {"object_id": 17}]},
+        {}, {"relations": [ROW["relations"][0] | {"object_id": 17}]},
         {"objects": [one | {"category_id": 2}], "relations": []},
         {"relations": [ROW["relations"][0] | {"predicate_id": 9}]},
-        {"objects": [one | {"bbox": [1.0, 2, 3]}], "relations": []},
-        {"objects": []},
-    ]
+        {"objects": [one | {"bbox": [1.0, 2, 3]}], "relations": []}, {"objects": []},
+    ]  # fmt: skip
     rows = read(write(tmp_path, [ROW | {"image_id": number} | each for number, each in enumerate(changes)]))
     assert [row.ok for row in rows] == [True] + [False] * 5
 

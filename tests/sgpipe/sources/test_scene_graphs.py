@@ -89,12 +89,10 @@ def test_real_records_become_the_published_scene_graphs(oracle):
 
 
 COCO = {
-    "image_id": 4242,
-    "dataset": "coco2017",
-    "data_split": "val2017",
+    "image_id": 4242, "dataset": "coco2017", "data_split": "val2017",
     "objects": [{"object_id": 10000000, "x": 1.5, "y": 2.5, "w": 3.5, "h": 4.5, "names": "Person"}],
     "relationships": [related(10000000, 10000000, "Near", confidence=score) for score in (0.25, 0.06)],
-}
+}  # fmt: skip
 O365 = {**COCO, "image_id": 420917, "dataset": "o365", "data_split": "train"}
 
 

@@ -72,10 +72,8 @@ def content(index: Index) -> list[object]:
         """select image_id, number, category, x, y, w, h from run.images join run.objects on
         objects.rowid >= first_object and objects.rowid < first_object + images.objects
         and objects.image = images.image""",
-        "select * exclude (triplet) from run.triplets",
-        "from run.predicates",
-        "from run.categories",
-    )
+        "select * exclude (triplet) from run.triplets", "from run.predicates", "from run.categories",
+    )  # fmt: skip
     return [sorted(index.rows(query), key=str) for query in queries]
 
 

@@ -38,14 +38,10 @@ def key(image: int, predicate: str = "on", subject: int = 0, object_: int = 1) -
 def test_what_people_say_becomes_positives_and_negatives(tmp_path: Path) -> None:
     make_run(tmp_path, [plain_record(str(n), confidence=0.9) for n in range(6)])
     said(
-        tmp_path,
-        (key(0), {"judgement": "right"}),
-        (key(1), {"judgement": "wrong"}),
-        (key(2), {"change": {"action": "predicate", "predicate": "under"}}),
-        (key(3), {"judgement": "unsure"}),
-        (key(4), {"judgement": "right"}),
-        (key(5, "near", 1, 0), {"change": {"action": "add"}}),
-    )
+        tmp_path, (key(0), {"judgement": "right"}), (key(1), {"judgement": "wrong"}),
+        (key(2), {"change": {"action": "predicate", "predicate": "under"}}), (key(3), {"judgement": "unsure"}),
+        (key(4), {"judgement": "right"}), (key(5, "near", 1, 0), {"change": {"action": "add"}}),
+    )  # fmt: skip
     said(tmp_path, (key(4), {"judgement": "wrong"}), by="bob")  # they disagree
     assert judged_relations(str(tmp_path))[0] == {
         ("train", "0"): [JudgedRelation(0, 1, "on", True, 1)],

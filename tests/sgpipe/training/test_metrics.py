@@ -26,12 +26,8 @@ def test_lines_after_the_checkpoint_are_replaced(tmp_path: Path) -> None:
     written(tmp_path, 0, row(1), row(2), row(2, event="validation"), row(3, loss=5.0))
     written(tmp_path, 2, row(3), row(4))
     assert [(r["event"], r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [
-        ("step", 1, 1.0),
-        ("step", 2, 1.0),
-        ("validation", 2, 1.0),
-        ("step", 3, 1.0),
-        ("step", 4, 1.0),
-    ]
+        ("step", 1, 1.0), ("step", 2, 1.0), ("validation", 2, 1.0), ("step", 3, 1.0), ("step", 4, 1.0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("torn", ['{"event": "step", "st', '{"event": "step", "epoch": 1, "step": 3, "steps": 9}'])
@@ -74,10 +70,8 @@ def test_tensorboard_discards_repeated_steps(tmp_path: Path) -> None:
     assert (second[1].session_log.status, second[1].step) == (SessionLog.START, 3)
     shown = [(v.tag, e.step, v.simple_value) for e in second[2:] for v in e.summary.value]
     assert [each for each in shown if each[0].endswith(("/loss", "/ap"))] == [
-        ("train/loss", 3, 2.0),
-        ("validation/loss", 3, 1.0),
-        ("validation/ap", 3, 0.5),
-    ]
+        ("train/loss", 3, 2.0), ("validation/loss", 3, 1.0), ("validation/ap", 3, 0.5),
+    ]  # fmt: skip
 
 
 def step_row(step: int, **changes: Any) -> dict[str, Any]:

@@ -108,12 +108,9 @@ def make_sam3(folder: Path) -> Path:
     backbone |= {"image_size": 56, "pretrain_image_size": 56, "window_size": 2, "global_attn_indexes": [0]}
     config = transformers.Sam3Config(
         vision_config={"backbone_config": backbone, "fpn_hidden_size": 32},
-        text_config=text | {"model_type": "clip_text_model", "projection_dim": 16},
-        geometry_encoder_config=part,
-        detr_encoder_config=part,
-        detr_decoder_config=part | {"num_queries": 20},
-        mask_decoder_config=small,
-    )
+        text_config=text | {"model_type": "clip_text_model", "projection_dim": 16}, geometry_encoder_config=part,
+        detr_encoder_config=part, detr_decoder_config=part | {"num_queries": 20}, mask_decoder_config=small,
+    )  # fmt: skip
     model = transformers.Sam3Model(config)
     with torch.no_grad():
         model.detr_decoder.query_embed.weight.normal_(std=3)  # so that queries differ
