@@ -116,7 +116,7 @@ def test_a_run_is_extended_by_its_own_recipe_and_captions_unless_there_is_anothe
 
 def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(extended, tmp_path):
     run = shutil.copytree(extended, tmp_path / "run")
-    assert "certificate.json" in extend(run, tmp_path / "none", "--certified", code=2)
+    assert "has no certificate" in extend(run, tmp_path / "none", "--certified", code=2)
     highest = max(each.confidence or 0 for record in rows(run) for each in record.relations)
     certify = ("certify", run, "--precision", "0.5", "--threshold", str(highest))
     while invoke(*certify).exit_code == 1:
@@ -319,7 +319,13 @@ def test_relations_count_by_the_weight_of_their_origin_in_training(extended):
     stream = StepStream(scan_training(data), data, batch=COUNT, seed=0, most_relations=100)
 
     def labels(epochs: int) -> Counter[str]:
-        items = (item for epoch in range(epochs) for step in stream.epoch(epoch) for item in step.items)
+        items = (
+            item
+            for epoch in range(epochs)
+            for step in stream.epoch(epoch)
+            for part in step.parts
+            for item in part.items
+        )
         return Counter(each.origin for item in items for each in item.graph.relations)
 
     relations = [each for row in rows(extended) for each in row.relations]
