@@ -224,7 +224,7 @@ def plan(
     options: RecipeOptions,
     sample: Annotated[int | None, cli.option("Images to label; fewer if they take a minute.", min=1)] = None,
     machines: Annotated[int, cli.option("Number of machines like this one.", min=1)] = 1,
-    gpus: Annotated[int | None, cli.option("GPUs of each, if not as many as here.", min=1)] = None,
+    gpus: Annotated[int | None, cli.option("GPUs of each machine; default: as many as here.", min=1)] = None,
     price: Annotated[float | None, cli.option("Price of a machine-hour.", "--price-per-hour", min=0, max=1e9)] = None,
     price_per_token: Annotated[float | None, cli.option("Price of a token of an endpoint.", min=0, max=1e9)] = None,
     json_: cli.Json = False,

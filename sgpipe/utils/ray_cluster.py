@@ -17,7 +17,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,26 +87,12 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
     try:
         if address:
             _check_port(address.removeprefix("ray://"))
-        with _silent_stderr():
-            ray.init(address or "local", **quiet)
+        ray.init(address or "local", **quiet)
     except Exception as error:  # noqa: BLE001 - Ray raises a plain Exception on a machine that is too slow for it
         what = f"the Ray cluster at {address} cannot be joined" if address else "Ray did not start here"
         raise EngineError(f"{what}: {getattr(error, 'strerror', None) or _first_line(error)}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Ray writes that it has read its log level, whatever the level is."""
-    kept = os.dup(2)
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def tell_losses(say: Callable[[str], None]) -> Iterator[None]:
