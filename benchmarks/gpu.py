@@ -5,9 +5,9 @@
 First `tests/test_gpu.py`: what runs on a GPU gives what it gives on a CPU. Then the networks of published sizes, with
 random weights: the tagger (ResNet-50, float32) on both devices with the same inputs; the tag stage on JPEGs of 640x480
 and 480x640 with one group of pairs each, cached texts and images that are decoded in threads; ten captions of BLIP at
-384 px; both also with torch.compile; a whole labelling, in one process: BLIP-base, parser, pairs and the tagger with
-Swin-T, in the formats of a GPU, where the parser gets random captions of the objects, as those of random weights state
-nothing; a training step of the tagger on four images of 800x1066, in bfloat16, also with torch.compile,
+384 px; the tag stage also with torch.compile; a whole labelling, in one process: BLIP-base, parser, pairs and the
+tagger with Swin-T, in the formats of a GPU, where the parser gets random captions of the objects, as those of random
+weights state nothing; a training step of the tagger on four images of 800x1066, in bfloat16, also with torch.compile,
 and by the reference's procedure, in float32, all with a fused optimiser; deformable attention at the shape of the
 encoder. Seconds are the fewest of several rounds; nvidia-smi measures the utilization of the GPU. The page becomes
 benchmarks/results/gpu.md. Without a GPU all of this runs in miniature on the CPU, and the tag stage with the simulated
@@ -210,7 +210,7 @@ def make_images(folder: Path, count: int, predicates: Sequence[str]) -> list[Rec
     return records
 
 
-def rate(images: int, seconds: float, failure: str) -> str:
+def rate(images: int, seconds: float, failure: str = "") -> str:
     """Images per second; without them, why what was to be compiled was not."""
     return f"not compiled: {failure}" if failure else f"{images / seconds:.1f}"
 
@@ -236,17 +236,12 @@ def tagging(machine: Machine, count: int, threads: int, *, compiled: bool = Fals
     return rate(count, taken, stage.gpu_use().get("compile_error", "") if compiled else ""), usage
 
 
-def captioning(machine: Machine, shape: str, *, compiled: bool = False) -> str:
-    """Images per second with ten captions each, in groups as large as those of the caption stage.
-
-    Args:
-        compiled: the step of the decoder; without a GPU no kernels are made for it.
-    """
+def captioning(machine: Machine, shape: str) -> str:
+    """Images per second with ten captions each, in groups as large as those of the caption stage."""
     model = random_blip(**(SHAPES[shape] if machine.real else {"width": 48, "layers": 2, "heads": 2}))
     fuse_vision_attention(model)
     nn.Module.to(model, machine.device, torch.bfloat16 if machine.real else torch.float32)
     decoder = BlipDecoder(model)
-    step = decoder.compile("inductor" if machine.real else "eager") if compiled else None
     count = GPU_GROUP if machine.real else 2
     pixels, keys = torch.randn(count, 3, 384, 384).to(machine.device, model.dtype), list(range(count))
     sampling = CaptionConfig(samples=SAMPLES, min_tokens=LEAST, max_tokens=MOST, **PUBLISHED)
@@ -256,13 +251,13 @@ def captioning(machine: Machine, shape: str, *, compiled: bool = False) -> str:
     def encode() -> torch.Tensor:
         return model.vision_model(pixels).last_hidden_state
 
-    if machine.real and step is None:
+    if machine.real:
         try:
             recorded = RecordedCaptions(decoder, encode(), keys, PROMPT, sampling)
         except RuntimeError as reason:
             refusal = f", without CUDA graphs: {one_line(reason)}"
     taken = machine.seconds(lambda: sample_captions(decoder, encode(), PROMPT, keys, sampling, recorded))
-    return rate(count, taken, step.failure if step is not None else "") + refusal
+    return rate(count, taken) + refusal
 
 
 def draw_captions(records: list[Record]) -> list[Record]:
@@ -377,8 +372,6 @@ def main() -> None:
     table.add_row("share of each stage", shares, "")
     for shape, goal in (("base", "60"), ("large", "25")):
         table.add_row(f"ten captions, BLIP-{shape}, images/s", captioning(machine, shape), goal)
-        figure = captioning(machine, shape, compiled=True)
-        table.add_row(f"ten captions, BLIP-{shape} with caption.compile, images/s", figure, "")
     (reference, _), (ours, _) = (training_step(machine, kind) for kind in (ReferenceObjective, Objective))
     table.add_row("training step of the reference, s", f"{reference:.3f}", "")
     table.add_row("training step of sgpipe, s", f"{ours:.3f}", f"{reference / 1.5:.3f}")

@@ -173,7 +173,6 @@ class CaptionConfig(Config):
     scopes: tuple[Literal["image", "box", "pair"], ...] = Field(("image",), description="what is captioned")
     max_crops: int = Field(100, ge=1, description="most captioned regions per image and scope, of its largest boxes")
     batch_size: int = Field(8, ge=1, description="images read ahead; does not change the captions")
-    compile: bool = Field(False, description="BLIP on a GPU: torch.compile for the decoder")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     resources: Resources = Resources()

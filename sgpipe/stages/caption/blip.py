@@ -9,7 +9,7 @@ second full group is recorded as CUDA graphs and replayed for other full groups.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from itertools import chain, islice
@@ -33,7 +33,7 @@ from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput
 from sgpipe.stages.caption.decoding import check_finite, draw, process
 from sgpipe.utils.devices import pick_device, pick_dtype
-from sgpipe.utils.gpu import Backend, Compiled, GpuMemory, one_line
+from sgpipe.utils.gpu import GpuMemory, one_line
 from sgpipe.utils.prefetch import prefetch
 
 GPU_GROUP = 32
@@ -69,10 +69,9 @@ class BlipCaptioner:
         dtype = pick_dtype(config.dtype, self.device)
         self.blip: Blip = load_blip(self.source, config.image_size, self.device, dtype)
         self.decoder = BlipDecoder(self.blip.model)
-        self.compiled = [self.decoder.compile()] if config.compile and self.device.type == "cuda" else []
         self.prompt = self.blip.prompt_ids(config.prompt or "")
         on_gpu = self.device.type == "cuda"
-        self.uses_graphs = on_gpu and config.decoding == "nucleus" and not config.compile
+        self.uses_graphs = on_gpu and config.decoding == "nucleus"
         self.gpu_threads = 1 if on_gpu else 0  # graphs hardly need the host, and are of one thread
         self.memory = GpuMemory(self.device, _REMEDY, 1, GPU_GROUP if on_gpu else 1)
         least, most = max(config.min_tokens, len(self.prompt) + 1), self.blip.text_config.max_position_embeddings
@@ -100,14 +99,13 @@ class BlipCaptioner:
         return pixels.pin_memory() if self.device.type == "cuda" else pixels, given.key
 
     def _compute(self, group: list[_Prepared]) -> list[list[list[int]]]:
-        """Return the tokens of each sample of a group, padded for compiled code, for which each size costs minutes."""
+        """Return the tokens of each sample of a group."""
         size = self.memory.batch_size
         if self.uses_graphs and len(group) == size:
             self.full_groups[size, self.decoder.width] += 1
             if self.full_groups[size, self.decoder.width] == 2:
                 self._record(group)
-        padded = [*group, *[group[-1]] * (size - len(group))] if self.compiled else group
-        return self.memory.compute(self._caption, padded)[: len(group)]
+        return self.memory.compute(self._caption, group)
 
     def _record(self, group: Sequence[_Prepared]) -> None:
         """Record how groups of this size are computed, if the memory suffices; note why if the GPU cannot."""
@@ -278,14 +276,13 @@ class BlipDecoder:
         self.head = decoder.cls
         self.layers = [_Layer(layer, self.heads) for layer in decoder.bert.encoder.layer]
         self.width = 256  # of the likeliest tokens, which contain the nucleus; it grows where they do not
-        self._step: Callable[[Tensor, DecoderState], Tensor] = self._next_scores
 
     @cached_property
     def stream(self) -> torch.cuda.Stream:
         """Return the stream that graphs are recorded on: always the same, as libraries keep memory for each."""
         return torch.cuda.Stream(self.embeddings.word_embeddings.weight.device)
 
-    @torch.no_grad()  # not inference_mode, in which PyTorch 2.13's inductor cannot compile the step
+    @torch.no_grad()
     def start(self, image_states: Tensor, capacity: int) -> DecoderState:
         """Return an empty cache for `capacity` tokens, given image states [images, 1 + patches, vision width]."""
         image = [layer.project_image(image_states) for layer in self.layers]
@@ -294,18 +291,9 @@ class BlipDecoder:
         own = [(image_states.new_empty(shape), image_states.new_empty(shape)) for _ in self.layers]
         return DecoderState(own, image)
 
-    def compile(self, backend: Backend = "inductor") -> Compiled[Tensor]:
-        """Let PyTorch compile the step of one token, for any number of tokens before it."""
-        compiled: Compiled[Tensor] = Compiled(self._next_scores, backend=backend)
-        self._step = compiled
-        return compiled
-
     @torch.no_grad()
     def __call__(self, ids: Tensor, state: DecoderState) -> Tensor:
         """Append `ids` [rows, tokens]; returns the scores of the next token, float32 [rows, vocabulary]."""
-        return self._step(ids, state) if ids.shape[1] == 1 else self._next_scores(ids, state)
-
-    def _next_scores(self, ids: Tensor, state: DecoderState) -> Tensor:
         positions = self.embeddings.position_embeddings.weight[state.length : state.length + ids.shape[1]]
         hidden = self.embeddings.LayerNorm(self.embeddings.word_embeddings(ids) + positions)
         for index, layer in enumerate(self.layers):

@@ -69,8 +69,7 @@ class CaptionStage(ImageStage):
         self.captioner.setup()
 
     def gpu_use(self) -> dict[str, Any]:
-        compiled, error = (getattr(self.captioner, name, "") for name in ("compiled", "graph_error"))
-        return gpu_use(self.device, *compiled, graph_error=error)
+        return gpu_use(self.device, graph_error=getattr(self.captioner, "graph_error", ""))
 
     def __call__(self, records: list[Record]) -> list[Record]:
         open_: deque[tuple[Record, Region]] = deque()

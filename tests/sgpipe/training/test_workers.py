@@ -99,6 +99,7 @@ def test_a_refusal_of_a_worker_is_one_line(ray_engine: None, tmp_path: Path) -> 
     assert "Traceback" not in result.output
 
 
+@pytest.mark.soak
 def test_fsdp_resumes_from_complete_checkpoints(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:
     config = {**SIZES, **DETERMINED, **TEXTS}
     settings = {"model__config": config, "data__long_side": 96, "optimisation__schedule": "step"}
