@@ -234,14 +234,6 @@ def read_upright_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
     return _of_header(image_root(root), file_name, upright_size)
 
 
-def is_image(root: ImagePlace, file_name: str) -> bool:
-    """Return whether the content of a file is that of an image, whatever its name."""
-    try:
-        return _of_header(image_root(root), file_name, lambda image: True)
-    except ImageError:
-        return False
-
-
 def _of_header(root: ImageRoot, file_name: str, read: Callable[[Image.Image], Kind]) -> Kind:
     """Return what the header of an image says; of its whole file, if the beginning does not say it."""
     name, start = root.where(file_name), root.peek(file_name)

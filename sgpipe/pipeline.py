@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from sgpipe.errors import ImageError, UserError, check_share, existing_file, existing_model, import_extra
-from sgpipe.files.image_roots import AnywhereRoot
+from sgpipe.files.roots import FolderRoot
 from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
 from sgpipe.recipe import Recipe, load_recipe, models_of, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record, Relation, deduplicate
@@ -56,7 +56,7 @@ Scene = TypeVar("Scene", Image.Image, NDArray[np.uint8])
 _ON_DEVICES = ("detect", "caption", "ground", "pair", "tag")  # the stages with a model
 _SPLIT = "all"
 _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
-_ROOTS = {_SPLIT: AnywhereRoot()}
+_ROOTS = {_SPLIT: FolderRoot(Path("/"))}
 _WIDEST = 16_384
 
 

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, St
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.files.image_roots import located
-from sgpipe.files.locations import Location, below, location, text_of
+from sgpipe.files.locations import Location, below, location
 from sgpipe.files.model_cache import local_model, pin_model
 from sgpipe.files.object_store import is_uri
 from sgpipe.utils import LARGEST_SEED, BoxForm
@@ -60,7 +60,7 @@ _DRAWN = ".sgpipe/drawn/"  # within a run of the miniworld
 ImageLocation = Annotated[
     str, BeforeValidator(lambda place: located(place) if isinstance(place, str | Location) else place)
 ]
-StoredPath = Annotated[Location, PlainValidator(_as_location), PlainSerializer(text_of, when_used="json")]
+StoredPath = Annotated[Location, PlainValidator(_as_location), PlainSerializer(str, when_used="json")]
 
 
 class SplitConfig(Config):

@@ -56,12 +56,11 @@ class ReportOptions:
         self, evaluate: Callable[[Path | None], EvaluationResult], plot: Path | None = None, *, per_class: bool = False
     ) -> None:
         """Evaluate, compare, print and write; `evaluate` takes what is evaluated instead of the first, if anything."""
-        from sgpipe.files.locations import text_of
 
         result = evaluate(None)
         if self.compare is not None:
             other = evaluate(self.compare)
-            result = result.compared_with(other, text_of(self.compare), self.resamples, self.seed)
+            result = result.compared_with(other, str(self.compare), self.resamples, self.seed)
         if self.json:
             print(result.as_json())
         else:
@@ -201,7 +200,6 @@ def labels(
       sgpipe eval labels --pred coco-relations/ --truth vg/ --image-data image_data.json
     """
     from sgpipe.evaluation.label_quality import label_quality, label_report
-    from sgpipe.files.locations import text_of
     from sgpipe.sources.vocabulary import load_predicate_synonyms
     from sgpipe.storage.run_folder import GroundTruth
 
@@ -214,7 +212,7 @@ def labels(
         quality = label_quality(run, ground_truth, source=source, threshold=threshold, synonyms=texts, iou=iou)
         truths = {"truth": ground_truth.relations, "targets": ground_truth.required}
         paths = {"pred": run, **truths, "synonyms": synonyms, "image_data": ground_truth.image_data}
-        return label_report(quality, iou=iou, **{name: text_of(path) for name, path in paths.items() if path})
+        return label_report(quality, iou=iou, **{name: str(path) for name, path in paths.items() if path})
 
     report.run_and_report(evaluate, plot)
 

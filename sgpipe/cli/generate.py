@@ -45,7 +45,7 @@ class SourceOptions:
     image_data: cli.ImageData = None
     certified: cli.Certified = False
 
-    def applied_to(self, source: SourceConfig, out: Path, extend: str | None = None) -> SourceConfig:
+    def applied_to(self, source: SourceConfig, extend: str | None = None) -> SourceConfig:
         """Return the source, or the run `extend` as one, with these settings. Raises UserError: one needs another."""
         from sgpipe.files.locations import absolute_location
         from sgpipe.utils.config_file import changed
@@ -69,7 +69,7 @@ class SourceOptions:
         if self.images is None or extend is not None:
             return source
         split = {"annotations": self.annotations, "images": self.images, "captions": self.captions}
-        return changed(source, splits={self._split_name(source, out): split})
+        return changed(source, splits={self._split_name(source): split})
 
     def _run_source(self, source: SourceConfig, run: str) -> SourceConfig:
         """Return the run as a source. Raises UserError: it is not a run, or an option is not for runs."""
@@ -83,18 +83,18 @@ class SourceOptions:
         values = {"format": "run", "run": absolute_location(run), "threshold": least, "splits": splits}
         return type(source).model_validate(values)
 
-    def _split_name(self, source: SourceConfig, out: Path) -> str:
+    def _split_name(self, source: SourceConfig) -> str:
         """Name the split of --images. Raises UserError: a path is missing, or nothing names the split."""
         from sgpipe.files.image_roots import check_images, located
         from sgpipe.files.locations import content_id
         from sgpipe.recipe import WHOLE
-        from sgpipe.sources.formats import infer_split, run_split
+        from sgpipe.sources.formats import infer_split
 
         if self.split is not None or self.images is None or self.annotations is None or source.format == "folder":
             return self.split or WHOLE
         check_images(located(self.images, source.root))
         content_id(source.path(self.annotations))
-        return infer_split(self.annotations, self.images, run_split(out))
+        return infer_split(self.annotations, self.images)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +112,7 @@ class RecipeOptions:
     assign: cli.Settings = None
 
     def applied_to(
-        self,
-        recipe: str | None,
-        data: SourceOptions,
-        out: Path | None,
-        parent: str | None = None,
-        extend: str | None = None,
+        self, recipe: str | None, data: SourceOptions, parent: str | None = None, extend: str | None = None
     ) -> Recipe:
         """Return the recipe of that name, or of the parent or extended run, with these settings. Raises UserError."""
         from sgpipe.recipe import load_recipe
@@ -139,16 +134,12 @@ class RecipeOptions:
             loaded,
             limit=self.limit,
             seed=self.seed,
-            source=data.applied_to(loaded.source, out or _default_out(loaded), extend),
+            source=data.applied_to(loaded.source, extend),
             detect=changed(loaded.detect, detector=self.detector),
             caption=caption.model_copy(update={"captioner": None}) if data.captions else caption,
             tag=changed(loaded.tag, tagger=self.tagger, calibration=self.calibration, precision=self.precision),
             engine=changed(loaded.engine, address=self.ray_address),
         )
-
-
-def _default_out(recipe: Recipe) -> Path:
-    return Path(f"{recipe.name}-relations")
 
 
 _RecipeName = Annotated[str | None, typer.Argument(help="Packaged recipe (default: miniworld) or YAML file.")]
@@ -192,9 +183,9 @@ def generate(
 
     if out is None and (parent or extend):
         raise UserError(f"{'--from' if parent else '--extend'} needs --out, the folder of the new run")
-    loaded = options.applied_to(recipe, data, out, parent, extend)
+    loaded = options.applied_to(recipe, data, parent, extend)
     loaded = changed(loaded, engine=changed(loaded.engine, store=store))
-    out = out or _default_out(loaded)
+    out = out or Path(f"{loaded.name}-relations")
     # Modules that take long to import come as late as possible.
     from sgpipe.generation.run import generate as run
     from sgpipe.generation.summary import print_summary
@@ -241,7 +232,7 @@ def plan(
     from sgpipe.generation.plan import plan as measure
     from sgpipe.generation.summary import print_plan
 
-    loaded = options.applied_to(recipe, data, None)
+    loaded = options.applied_to(recipe, data)
     with redirect_stdout(sys.stderr):
         found = measure(loaded, console.Progress(), sample, began=STARTED)
     found = found.with_gpus(gpus) if gpus else found
@@ -306,7 +297,7 @@ def parse(
 
 
 def label(
-    images: Annotated[list[Path], typer.Argument(help="Images, folders or archives (.zip, .tar).", exists=True)],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.", exists=True)],
     out: Annotated[Path, cli.writes_folder("Folder for images with drawn relations.")] = Path("labelled"),
     boxes: Annotated[Path | None, cli.reads_file("COCO instances file with boxes; no detector runs.")] = None,
     detector: cli.Detector = None,
@@ -360,18 +351,16 @@ def label(
 
 
 def _files(images: list[Path], out: Path) -> Iterator[Path]:
-    """Yield the images, also of folders and archives, not drawings in `out`. Raises UserError: a folder has none."""
-    from sgpipe.files.archives import is_archive, refuse_compressed
+    """Yield the images, also those in folders, not drawings in `out`. Raises UserError: a folder has none."""
     from sgpipe.files.roots import FolderRoot
     from sgpipe.sources.folder import list_folder, no_images
 
     drawings = out.resolve()
     for path in images:
-        refuse_compressed(str(path))
-        if not (path.is_dir() or is_archive(path.name)):
+        if not path.is_dir():
             yield path
             continue
-        found = list_folder(FolderRoot(path) if path.is_dir() else path)
+        found = list_folder(FolderRoot(path))
         inside = (path / name for name in found.images)
         files = [file for file in inside if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)]
         if not files:

@@ -52,7 +52,7 @@ class AnnotationOptions(OutputOptions):
     split: cli.GuessedSplit = None
 
     def split_name(self, *, unsplit: bool = False, own_splits: bool = False) -> str:
-        """Return the given split, that of the unfinished import, or the one that a file or the folder is named after.
+        """Return the given split, or the one that the file or the folder is named after.
 
         Args:
             unsplit: the dataset is published without splits.
@@ -61,10 +61,10 @@ class AnnotationOptions(OutputOptions):
         Raises UserError: neither is named after a split, or they contradict each other.
         """
         from sgpipe.recipe import WHOLE
-        from sgpipe.sources.formats import infer_split, run_split
+        from sgpipe.sources.formats import infer_split
 
-        default = run_split(self.out) or (WHOLE if unsplit else None)
-        return self.split or infer_split(self.annotations, None if own_splits else self.images, default)
+        images = None if own_splits else self.images
+        return self.split or infer_split(self.annotations, images, WHOLE if unsplit else None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -399,7 +399,7 @@ def push(
 
         huggingface_hub.logging.set_verbosity_info()
     from sgpipe.export.push import push_model, push_run
-    from sgpipe.files.locations import info_of, text_of
+    from sgpipe.files.locations import info_of
     from sgpipe.files.model_cache import local_model
     from sgpipe.recipe import network_folder
     from sgpipe.storage.manifest import MANIFEST
@@ -408,7 +408,7 @@ def push(
     if info_of(source / MANIFEST) is None and (is_stored or (network_folder(source) / "config.json").is_file()):
         if relations != WrittenOptions():
             raise UserError(f"{source} is a model: only --public, --license and --evaluation are for models")
-        folder = network_folder(Path(local_model(text_of(source))))
+        folder = network_folder(Path(local_model(str(source))))
         pushed = push_model(folder, to, public=public, licence=licence, evaluations=evaluations or ())
     elif licence or evaluations:
         raise UserError("--license and --evaluation are for models")
@@ -448,7 +448,7 @@ def view(
     import secrets
     import socket
 
-    from sgpipe.files.locations import absolute_location, text_of
+    from sgpipe.files.locations import absolute_location
     from sgpipe.storage.index import Index
     from sgpipe.storage.judgements import JudgementLog
     from sgpipe.view.app import LOCAL, create_app, listen, open_browser, serve
@@ -458,7 +458,7 @@ def view(
     judge, opened = _judge(name), []
     for root in (run, other) if other is not None else (run,):
         opened.append(index := Index.open(root, console.Progress()))
-        cli.say(f"{text_of(root)}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
+        cli.say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
         for problem in index.problems:
             cli.say(f"left out: {problem}")
     judgements = JudgementLog(opened[0].files.judgements, opened[0].fingerprint, read_only=read_only)

@@ -46,7 +46,7 @@ from sgpipe.evaluation.inputs import (
 )
 from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.files.locations import location, read_text, text_of
+from sgpipe.files.locations import location, read_text
 from sgpipe.files.model_cache import pin_model
 from sgpipe.inference.predictions import (
     ImageRow,
@@ -102,7 +102,7 @@ class ModelRun(InferenceConfig):
 
     @property
     def name(self) -> str:
-        return text_of(self.model)
+        return str(self.model)
 
     def hoia_schema(self) -> HoiaSchema | None:
         """Return the HOIA schema of `classes`, if set. Raises UserError: as `read_classes`."""
@@ -113,7 +113,7 @@ class ModelRun(InferenceConfig):
         schema = self.hoia_schema()
         classes = schema.classes if schema else data_classes(self.data)
         how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
-        model = location(pin_model(text_of(self.model)))  # one version on all machines
+        model = location(pin_model(str(self.model)))  # one version on all machines
         return PredictConfig(model, classes, task, **how)
 
     def row_groups(self) -> list[RowGroup]:

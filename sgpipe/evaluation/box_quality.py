@@ -25,7 +25,7 @@ from sgpipe.evaluation.inputs import read_triplets
 from sgpipe.evaluation.label_quality import NOTES
 from sgpipe.evaluation.result import RECALLS, EvaluationResult, Resampling, count_notes
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.locations import Location, text_of
+from sgpipe.files.locations import Location
 from sgpipe.recipe import DetectConfig
 from sgpipe.sources import fields
 from sgpipe.sources.fields import FieldError
@@ -458,7 +458,7 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
     there = {"threshold of best F1": best.threshold, "precision there": best.precision, "recall there": best.recall}
     return EvaluationResult(
         "Box quality (COCO)",
-        {"pred": text_of(detected), "truth": text_of(truth), "threshold": level},
+        {"pred": str(detected), "truth": str(truth), "threshold": level},
         {**summary(), **there},
         scores.per_class,
         quality.notes,

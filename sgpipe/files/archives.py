@@ -10,23 +10,20 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path, PurePosixPath
-from threading import Event, Lock
 from typing import Any, BinaryIO
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sgpipe.errors import ImageError, UserError
 from sgpipe.files.index import NAME, IndexReference, index_table, write_index
 from sgpipe.files.locations import Location, open_stream, read_range
 from sgpipe.files.object_store import ObjectInfo, StorePath
-from sgpipe.files.roots import ImageEntry, ImageRoot, checked_size, is_image, safe_name
+from sgpipe.files.roots import ImageRoot, checked_size, is_image, safe_name
 from sgpipe.utils.console import Progress, count
 
 ARCHIVES = (".zip", ".tar")
@@ -38,13 +35,12 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")  # APPNOTE.TXT 4.3.7: signature, lengt
 _MOST_BYTES = (1 << 63) - 1  # that the index has numbers for
 _BLOCK = 512  # of a tar
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".tar.zst")
-_COMPRESSED_MARKS = (b"\x1f\x8b", b"BZ", b"\xfd7", b"\x28\xb5")
 
 # What zipfile and tarfile raise for damaged archives, as fuzzing shows; the last two for headers that ask for too much.
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, ValueError, OverflowError, NotImplementedError, RecursionError,
             MemoryError)  # fmt: skip
 _NO_FILE, _OUTSIDE = "link or device", "name that leaves the archive"
-_LAYOUT = 2  # of the index
+LAYOUT = 2  # of the index
 _ARCHIVE = "archive"
 _COLUMNS = {
     _ARCHIVE: pa.int32(),
@@ -52,7 +48,6 @@ _COLUMNS = {
     "method": pa.int32(),
 }
 _OF_MACOS = "__MACOSX/"  # what its zips have beside each file
-_SCANS = 4  # archives that are read at once
 _MEMBERS_PER_STEP = 1000  # of the progress
 
 
@@ -67,7 +62,10 @@ class ArchiveRoot(ImageRoot):
     location: str
     folder: Location
     index: IndexReference
-    threads: int
+
+    @property
+    def threads(self) -> int:  # type: ignore[override]
+        return 8 if isinstance(self.folder, StorePath) else 2
 
     def where(self, name: str) -> str:
         return f"{self.location}: {name}"
@@ -76,18 +74,13 @@ class ArchiveRoot(ImageRoot):
         if isinstance(self.folder, StorePath):
             self.folder.check()
 
-    def entries(self) -> Iterator[ImageEntry]:
+    def entries(self) -> Iterator[ObjectInfo]:
         for name, group in groupby(self.index.opened, key=lambda row: str(row[NAME])):
-            rows = list(group)
+            rows = _last_of_each(group)
             for row in rows:
                 archive = self._archives[row[_ARCHIVE]]
                 full = name if len(rows) == 1 else f"{_label(archive['name'])}/{name}"
-                yield ImageEntry(full, row["size"], archive["version"])
-
-    @property
-    def notes(self) -> Sequence[str]:
-        """What of the archives is not used, one line each."""
-        return [str(note) for note in self.index.opened.meta["notes"]]
+                yield ObjectInfo(full, row["size"], archive["version"])
 
     def _has(self, file: str) -> bool:
         return len(self._find(file)) == 1
@@ -116,7 +109,7 @@ class ArchiveRoot(ImageRoot):
         for folder in () if found else self._folders:
             rows = index.find(f"{folder}/{name}")
             found += [row for row in rows if self._archives[row[_ARCHIVE]]["folder"] == folder]
-        return found
+        return _last_of_each(found)
 
     @cached_property
     def _archives(self) -> list[dict[str, Any]]:
@@ -131,13 +124,13 @@ class ArchiveRoot(ImageRoot):
         return {_label(archive["name"]): number for number, archive in enumerate(self._archives)}
 
 
+def _last_of_each(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, of members of one archive and name, the last one, as when they are unpacked."""
+    return list({row[_ARCHIVE]: row for row in rows}.values())
+
+
 def _label(archive: str) -> str:
     return str(PurePosixPath(archive).with_suffix(""))
-
-
-def stamp(archives: Sequence[ObjectInfo]) -> list[Any]:
-    """Return what identifies the index of archives."""
-    return [_LAYOUT, [[info.name, info.size, info.state] for info in archives]]
 
 
 def build_index(
@@ -145,55 +138,26 @@ def build_index(
 ) -> None:
     """Read the members of archives, and write their index. Raises UserError: one is damaged; OSError."""
     progress.say(f"reading the index of {location}, once: {count(len(archives), 'archive')}")
-    left_out: list[Counter[str]] = [Counter() for _ in archives]
-    lock, stopped = Lock(), Event()
+    left_out, described = Counter[str](), list[dict[str, Any]]()
 
-    def scan_one(number: int) -> tuple[pa.Table, dict[str, Any]]:
-        """Return the members of an archive, and what the index says of it."""
-        folders, info = set[str](), archives[number]
-
-        def rows(file: BinaryIO) -> Iterator[tuple[Any, ...]]:
-            for done, member in enumerate(scan(f"{folder}/{info.name}", file, left_out[number]), 1):
-                if is_image(member.name) and not member.name.startswith(_OF_MACOS):
-                    folders.add(member.name.partition("/")[0] if "/" in member.name else "")
-                yield member.name, number, member.offset, member.length, member.packed, member.size, member.method
-                if not done % _MEMBERS_PER_STEP:
-                    with lock:
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for number, info in enumerate(archives):
+            folders = set[str]()
+            with open_stream(folder / info.name) as file:
+                for done, member in enumerate(scan(f"{folder}/{info.name}", file, left_out), 1):
+                    if is_image(member.name) and not member.name.startswith(_OF_MACOS):
+                        folders.add(member.name.partition("/")[0] if "/" in member.name else "")
+                    yield member.name, number, member.offset, member.length, member.packed, member.size, member.method
+                    if not done % _MEMBERS_PER_STEP:
                         advance(_MEMBERS_PER_STEP, {})
-                    if stopped.is_set():
-                        return
+            common = folders.pop() if len(folders) == 1 else ""  # that contains all its images
+            described.append({"name": info.name, "version": info.version, "folder": common})
 
-        with open_stream(folder / info.name) as file:
-            table = index_table(_COLUMNS, rows(file))
-        return table, {
-            "name": info.name,
-            "version": info.version,
-            "folder": folders.pop() if len(folders) == 1 else "",  # that contains all its images
-        }
-
-    pool = ThreadPoolExecutor(_SCANS, thread_name_prefix="index")
     with progress.images(None, "reading the index") as advance:
-        try:
-            tables, named = zip(*pool.map(scan_one, range(len(archives))), strict=True)
-        finally:
-            stopped.set()
-            pool.shutdown(cancel_futures=True)
-    table = pa.concat_tables(tables).sort_by(NAME)
-    kept = _last_of_each(table)
-    total = sum(left_out, Counter())
-    notes = [f"{location}: {count(number, 'member')} left out: {what}" for what, number in sorted(total.items())]
-    if repeated := len(table) - len(kept):
-        notes.append(f"{location}: {count(repeated, 'member')} left out: name that comes again in its archive")
-    write_index(path, kept, {"archives": named, "notes": notes})
-
-
-def _last_of_each(table: pa.Table) -> pa.Table:
-    """Return sorted members without those that a later one of the same archive and name replaces."""
-    if len(table) < 2:
-        return table
-    columns = (table[name].combine_chunks() for name in (NAME, _ARCHIVE))
-    replaced = pc.and_(*(pc.equal(column.slice(0, len(column) - 1), column.slice(1)) for column in columns))
-    return table.filter(pa.concat_arrays([pc.invert(replaced), pa.array([True])]))
+        table = index_table(_COLUMNS, rows()).sort_by(NAME)
+    for what, number in sorted(left_out.items()):
+        progress.say(f"NOTE: {location}: {count(number, 'member')} left out: {what}")
+    write_index(path, table, {"archives": described})
 
 
 @dataclass(frozen=True)
@@ -213,17 +177,15 @@ def is_archive(name: str) -> bool:
     return name.lower().endswith(ARCHIVES)
 
 
-def refuse_compressed(name: str, start: bytes = b"") -> None:
-    """Raises UserError: the file is named like a tar that is compressed as a whole, or begins like one."""
-    if name.lower().endswith(_COMPRESSED) or start in _COMPRESSED_MARKS:
+def refuse_compressed(name: str) -> None:
+    """Raises UserError: the file is named like a tar that is compressed as a whole."""
+    if name.lower().endswith(_COMPRESSED):
         why = "is compressed as a whole, so an image can only be read with everything before it"
         raise UserError(f"{name} {why}; unpack it to a .tar")
 
 
 def scan(name: str, file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
     """Yield members that are files; count what is `left_out`. Raises UserError: no archive, or damaged; OSError."""
-    refuse_compressed(name, file.read(2))
-    file.seek(0)
     scan_kind = _scan_zip if name.lower().endswith(".zip") else _scan_tar
     try:
         for member in scan_kind(file, left_out):

@@ -183,13 +183,11 @@ def naming_hub(what: str) -> Iterator[None]:
         gated = isinstance(error, errors.GatedRepoError)
         why = "is gated: ask for access on its page, then" if gated else "is not on the hub, or is private:"
         raise UserError(f"{what} {why} {_LOGIN}") from None
-    except errors.RevisionNotFoundError:
-        raise UserError(f"{what} has no such revision") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if constants.HF_HUB_OFFLINE:
             raise MissingFileError(f"{what} is not in the hub's cache, and HF_HUB_OFFLINE is set") from None
         raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error.__cause__ or error)})") from None
-    except errors.EntryNotFoundError:
+    except (errors.EntryNotFoundError, errors.RevisionNotFoundError):
         raise MissingFileError(f"{what} does not exist on the hub") from None
     except errors.HFValidationError as error:
         raise UserError(f"{what}: {_first_line(error)}") from None

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
 
-from sgpipe.errors import ImageError, UserError, existing_folder
+from sgpipe.errors import UserError, existing_folder
 from sgpipe.files import archives
 from sgpipe.files.archives import ArchiveRoot, is_archive, refuse_compressed
 from sgpipe.files.index import IndexFolder, write_index
-from sgpipe.files.locations import Location, below, info_of, text_of
-from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
+from sgpipe.files.locations import Location, below, info_of
+from sgpipe.files.object_store import StorePath, is_uri
 from sgpipe.files.roots import (
-    MOST_BYTES,
     FolderRoot,
     HubRoot,
     ImageFile,
@@ -30,15 +29,12 @@ from sgpipe.files.roots import (
     RunRoot,
     is_image,
     list_objects,
-    safe_name,
 )
-from sgpipe.utils.atomic import atomic_write
 
-__all__ = ["AnywhereRoot", "ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
+__all__ = ["ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
 __all__ += ["absolute", "check_images", "existing_images", "image_root", "located"]
 
 ImagePlace = str | Path | StorePath | ImageRoot
-_LOCAL_THREADS, _STORE_THREADS = 2, 8  # which open images ahead
 _SHARDS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # WebDataset's way to name many: train-{000000..000127}.tar
 _PROBED = 1000  # objects of a prefix that tell what is in it: those of one answer
 
@@ -50,8 +46,8 @@ def located(location: ImagePlace, base: Location | None = None) -> str:
     """Return the text of a location, a path relative to `base`."""
     if not isinstance(location, str | Path | StorePath):
         return location.location
-    text = text_of(location)
-    return text if base is None or is_uri(text) else text_of(below(base, text))
+    text = str(location)
+    return text if base is None or is_uri(text) else str(below(base, text))
 
 
 def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
@@ -127,14 +123,11 @@ def _local(text: str, indexes: IndexFolder) -> ImageRoot:
         names = _shards(path.name)
     elif path.is_dir():
         folder = path
-        try:
-            with os.scandir(path) as entries:
-                there = [entry for entry in entries if not entry.name.startswith(".")]
-                if not any(is_image(entry.name) or entry.is_dir() for entry in there):
-                    names = _only_archives(text, [entry.name for entry in there])
-        except OSError:  # opening an image will say why
-            pass
-    return _archive_root(text, folder, names, indexes, _LOCAL_THREADS) if names else FolderRoot(path)
+        with suppress(OSError), os.scandir(path) as entries:  # opening an image will say why
+            there = [entry for entry in entries if not entry.name.startswith(".")]
+            if not any(is_image(entry.name) or entry.is_dir() for entry in there):
+                names = _only_archives(text, [entry.name for entry in there])
+    return _archive_root(text, folder, names, indexes) if names else FolderRoot(path)
 
 
 def _only_archives(location: str, names: Iterable[str]) -> list[str]:
@@ -149,24 +142,22 @@ def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
     if text.startswith("hf://"):
         return HubRoot(text)
     files, names = _place(text)
-    listed: dict[str, ObjectInfo] = {}
     if not names:
         found = [info.name for info in islice(files.list(), _PROBED)]
         if not found:
             raise UserError(f"{text} contains nothing")
         if not any(map(is_image, found)) and _only_archives(text, found):
-            listed = {info.name: info for info in files.list()}
-            names = _only_archives(text, listed)
+            names = _only_archives(text, [info.name for info in files.list()])
     if names:
-        return _archive_root(text, files, names, indexes, _STORE_THREADS, listed)
+        return _archive_root(text, files, names, indexes)
     if not indexes.whole:
-        return ObjectRoot(text, files, _STORE_THREADS)
+        return ObjectRoot(text, files)
     indexes.progress.say(f"listing {text}")
     stamp, listed = list_objects(files, indexes.progress)
     reference = indexes.reference(stamp)
     if not reference.exists:
-        write_index(reference.path, listed, {"notes": []})
-    return ObjectRoot(text, files, _STORE_THREADS, reference)
+        write_index(reference.path, listed, {})
+    return ObjectRoot(text, files, reference)
 
 
 def _place(uri: str) -> tuple[StorePath, list[str]]:
@@ -191,57 +182,15 @@ def _shards(name: str) -> list[str]:
     return [f"{name[: found.start()]}{number:0{len(first)}d}{name[found.end() :]}" for number in numbers]
 
 
-def _archive_root(
-    location: str,
-    folder: Location,
-    names: Iterable[str],
-    indexes: IndexFolder,
-    threads: int,
-    listed: Mapping[str, ObjectInfo] | None = None,
-) -> ArchiveRoot:
+def _archive_root(location: str, folder: Location, names: Iterable[str], indexes: IndexFolder) -> ArchiveRoot:
     """Raises UserError: an archive does not exist, or is damaged."""
     infos = []
     for name in names:
-        info = (listed or {}).get(name) or info_of(folder / name)
+        info = info_of(folder / name)
         if info is None:
             raise UserError(f"no such file: {folder}/{name}")
-        infos.append(info)
-    stamp = archives.stamp(infos)
-    reference, cached = indexes.reference(stamp), IndexFolder().reference(stamp)
+        infos.append(replace(info, name=name))
+    reference = indexes.reference([archives.LAYOUT, [[info.name, info.size, info.state] for info in infos]])
     if not reference.exists:
-        if not cached.exists:  # it stays if the run is refused later
-            archives.build_index(cached.path, location, folder, infos, indexes.progress)
-        if cached != reference:
-            reference.path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(reference.path) as temporary:
-                shutil.copyfile(cached.path, temporary)
-    return ArchiveRoot(location, folder, reference, threads)
-
-
-@dataclass(frozen=True)
-class AnywhereRoot(ImageRoot):
-    """All files of this machine; the name of one is its path, which may lead into an archive: "x.zip/1.jpg"."""
-
-    location = "/"
-
-    def where(self, name: str) -> str:
-        root, inner = self._place(name)
-        return root.where(inner)
-
-    def contains(self, name: str) -> bool:
-        try:
-            root, inner = self._place(name)
-        except ImageError:
-            return False
-        return root.contains(inner)
-
-    def open(self, name: str, most: int = MOST_BYTES + 1) -> ImageFile:
-        root, inner = self._place(name)
-        return root.open(inner, most)
-
-    def _place(self, name: str) -> tuple[ImageRoot, str]:
-        path = Path("/", safe_name(name))
-        for parent in path.parents:
-            if is_archive(parent.name) and parent.is_file():
-                return image_root(parent), path.relative_to(parent).as_posix()
-        return FolderRoot(Path("/")), name
+        archives.build_index(reference.path, location, folder, infos, indexes.progress)
+    return ArchiveRoot(location, folder, reference)

@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files import model_cache
+from sgpipe.files.locations import Location, absolute_location
 from sgpipe.files.object_store import StorePath
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
@@ -83,60 +84,57 @@ def write_index(path: Path, table: pa.Table, meta: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class IndexReference:
-    """Where an index is: a file, or an object of the run's store `uri` that has a copy of it."""
+    """An index by its name, in this machine's cache; a run may keep a copy in its folder or store."""
 
-    path: Path
-    uri: str | None = None
+    name: str
+    run: Location | None = None
+
+    @property
+    def path(self) -> Path:
+        """Where it is made."""
+        return cache_folder() / self.name
 
     @cached_property
     def opened(self) -> FileIndex:
         """Raises StoreError: it cannot be read or fetched; UserError: the copy in the run's store is damaged."""
-        for path in (self.path, cache_folder() / self.path.name):
-            with suppress(OSError, ValueError, pa.ArrowException):
-                return FileIndex(path)
-        if self.uri is None:
+        kept = self.run and self.run / f".sgpipe/{self.name}"
+        for path in (self.path, kept):
+            if isinstance(path, Path):
+                with suppress(OSError, ValueError, pa.ArrowException):
+                    return FileIndex(path)
+        if not isinstance(kept, StorePath):
             raise StoreError(f"the index {self.path} is missing or damaged; the same command makes it again")
-        cache_folder().mkdir(parents=True, exist_ok=True)
-        stored = StorePath(self.uri) / f".sgpipe/{self.path.name}"
-        with atomic_write(cache_folder() / self.path.name) as temporary:
-            stored.get_file("", temporary)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.path) as temporary:
+            kept.get_file("", temporary)
             try:
                 return FileIndex(temporary)
             except (OSError, ValueError, pa.ArrowException) as error:
-                raise UserError(f"{stored} cannot be read ({error}); delete it, and run again") from None
+                raise UserError(f"{kept} cannot be read ({error}); delete it, and run again") from None
 
     @property
     def exists(self) -> bool:
         """Whether it can be opened; fetches it from the run's store."""
-        try:
-            return bool(self.opened.meta)
-        except (OSError, UserError):
-            return False
+        with suppress(OSError, UserError):
+            return self.opened is not None
+        return False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "uri": self.uri}
+        return {"name": self.name, "run": self.run}
 
 
 @dataclass(frozen=True)
 class IndexFolder:
-    """Where indexes are kept: in the `folder` of a run, with copies in its store `uri`, or in this machine's cache.
+    """Where indexes are: in this machine's cache, or in a `run`. `whole`: prefixes are indexed, with versions."""
 
-    `look`: a folder of another run that may have an index. `whole`: objects of a prefix are indexed, with versions.
-    """
-
-    folder: Path | None = None
-    uri: str | None = None
+    run: Location | None = None
     progress: Progress = field(default_factory=Progress, compare=False)
-    look: Path | None = None
     whole: bool = False
 
     def reference(self, stamp: Any) -> IndexReference:
         """Return the index of what `stamp` describes in plain values, which need not exist."""
         name = f"images-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:20]}.arrow"
-        if self.look and (self.look / name).is_file():
-            return IndexReference(self.look.absolute() / name)
-        folder = self.folder or cache_folder()
-        return IndexReference(folder.absolute() / name, self.uri)
+        return IndexReference(name, self.run and absolute_location(self.run))
 
 
 def cache_folder() -> Path:

@@ -13,8 +13,6 @@ import re
 import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias, cast
 
@@ -40,11 +38,6 @@ def location(place: str | Location) -> Location:
     if isinstance(place, str):
         return StorePath(place) if is_uri(place) else Path(place)
     return place
-
-
-def text_of(place: str | Location) -> str:
-    """Return the text that `location` makes the same location of."""
-    return place.uri if isinstance(place, StorePath) else str(place)
 
 
 def below(base: Location | None, place: str | Location) -> Location:
@@ -96,16 +89,14 @@ def read_range(path: Location, start: int, length: int, version: str | None = No
 
 
 def info_of(path: Location) -> ObjectInfo | None:
-    """Return what a file is, by its name; None if there is none."""
+    """Return size and version of a file; None if there is none."""
     if isinstance(path, StorePath):
-        info = path.head()
-        return info and replace(info, name=path.name)
+        return path.head()
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    modified = datetime.fromtimestamp(status.st_mtime, UTC)
-    return ObjectInfo(path.name, status.st_size, _version(status), modified)
+    return ObjectInfo(path.name, status.st_size, _version(status))
 
 
 def _version(status: os.stat_result) -> str:

@@ -60,17 +60,17 @@ class AccessError(StoreError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """An object of a store. `name` is relative to the location; `version` is its ETag, if the store has any."""
+    """An object of a store, or a file. `name` is relative to the location; `version`: its ETag, if there is any."""
 
     name: str
     size: int
     version: str | None
-    modified: datetime
+    modified: datetime | None = None
 
     @property
     def state(self) -> str:
-        """What changes with it."""
-        return self.version or self.modified.isoformat()
+        """What changes with it, as far as the place tells."""
+        return self.version or str(self.modified or "")
 
 
 def is_uri(text: str) -> bool:

@@ -30,16 +30,10 @@ def row_name(file: str, row: int, column: str | None = None) -> str:
     return f"{file}#{row}" if column is None else f"{file}#{column}:{row}"
 
 
-def parse_row_name(name: str) -> tuple[str, str | None, int] | None:
-    """File, column and row of a name that `row_name` made; None: it is another name."""
-    found = _NAME.fullmatch(name)
-    return found and (found["file"], found["column"], int(found["row"]))
-
-
 def file_of(name: str) -> str:
     """Return the file that holds an image: the Parquet file, or the name itself if it is not that of a row."""
-    row = parse_row_name(name)
-    return name if row is None else row[0]
+    found = _NAME.fullmatch(name)
+    return found["file"] if found else name
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
@@ -65,23 +59,6 @@ def _is_binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def image_leaf(schema: pa.Schema, column: str) -> str:
-    """Return the dotted name of the bytes of a column of images."""
-    return f"{column}.bytes" if pa.types.is_struct(schema.field(column).type) else column
-
-
-def has_images(parquet: pq.ParquetFile, column: str) -> bool:
-    """Return whether any row has an image; False only if the statistics say that the column holds nothing but paths."""
-    if not pa.types.is_struct(parquet.schema_arrow.field(column).type):
-        return True
-    leaf = image_leaf(parquet.schema_arrow, column)
-    groups = [parquet.metadata.row_group(number) for number in range(parquet.num_row_groups)]
-    groups = [group for group in groups if group.num_rows]
-    parts = [(group.num_rows, group.column(i)) for group in groups for i in range(group.num_columns)]
-    counts = [(rows, part.statistics) for rows, part in parts if part.path_in_schema == leaf]
-    return not counts or any(stated is None or stated.null_count != rows for rows, stated in counts)
-
-
 class ParquetImages:
     """Reads the images of Parquet files by their names. Threads may share it."""
 
@@ -92,23 +69,19 @@ class ParquetImages:
             lambda name: _File(pq.ParquetFile(open_file(name), pre_buffer=False, buffer_size=_BUFFER))
         )
 
-    def read(self, file: str, column: str | None, row: int) -> bytes:
+    def read(self, name: str) -> bytes:
         """Return the image file in a row. Raises FileNotFoundError: there is none; OSError: it cannot be read."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise FileNotFoundError(name)
         with self._lock:
             try:
-                data = self._file(file).image(column, row)
+                data = self._file(found["file"]).image(found["column"], int(found["row"]))
             except pa.ArrowException as error:
-                raise OSError(f"{file} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+                raise OSError(f"{found['file']} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
         if data is None:
-            raise FileNotFoundError(row_name(file, row, column))
-        return data
-
-    def read_name(self, name: str) -> bytes:
-        """Return the same by a name that `row_name` made. Raises as `read`."""
-        parts = parse_row_name(name)
-        if parts is None:
             raise FileNotFoundError(name)
-        return self.read(*parts)
+        return data
 
 
 class _File:
@@ -119,9 +92,7 @@ class _File:
         self._columns = image_columns(self._schema)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._group = lru_cache(_OPEN_GROUPS)(
-            lambda column, group: _RowGroup(parquet, group, image_leaf(parquet.schema_arrow, column))
-        )
+        self._group = lru_cache(_OPEN_GROUPS)(lambda column, group: _RowGroup(parquet, group, column))
 
     def image(self, column: str | None, row: int) -> bytes | None:
         columns = self._columns if column is None else [column]
@@ -134,8 +105,8 @@ class _File:
 class _RowGroup:
     """The images of a row group, read forwards; the last few rows are kept, for threads are not quite in order."""
 
-    def __init__(self, parquet: pq.ParquetFile, group: int, leaf: str) -> None:
-        self._parquet, self._group, self._leaf = parquet, group, leaf
+    def __init__(self, parquet: pq.ParquetFile, group: int, column: str) -> None:
+        self._parquet, self._group, self._column = parquet, group, column
         self._restart()
 
     def image(self, row: int) -> bytes | None:
@@ -143,20 +114,19 @@ class _RowGroup:
             self._restart()
         try:
             while row >= self._next:
-                column = next(self._batches).column(0)
-                images = column.field(0) if pa.types.is_struct(column.type) else column
+                images = next(self._batches).column(0)
                 self._recent.append((self._next, images))
                 self._next += len(images)
         except (OSError, pa.ArrowException):
             self._restart()
             raise
         start, images = next(each for each in reversed(self._recent) if each[0] <= row)
-        data: Any = images[row - start].as_py()
-        return data
+        found: Any = images[row - start].as_py()
+        return found.get("bytes") if isinstance(found, dict) else found
 
     def _restart(self) -> None:
         self._next = 0
         self._recent: deque[tuple[int, pa.Array]] = deque(maxlen=_RECENT_BATCHES)
         self._batches: Iterator[pa.RecordBatch] = self._parquet.iter_batches(
-            _ROWS_PER_BATCH, row_groups=[self._group], columns=[self._leaf], use_threads=False
+            _ROWS_PER_BATCH, row_groups=[self._group], columns=[self._column], use_threads=False
         )

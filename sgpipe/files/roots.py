@@ -6,8 +6,8 @@ import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError, os_error_reason
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
 from sgpipe.files.index import NAME, IndexReference, index_table
-from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
-from sgpipe.files.parquet_images import ParquetImages, file_of, parse_row_name
+from sgpipe.files.locations import Location, info_of
+from sgpipe.files.object_store import AccessError, CutError, ObjectInfo, ReplacedError, StorePath
+from sgpipe.files.parquet_images import ParquetImages, file_of, row_name
 from sgpipe.utils.console import Progress
 
 ImageFile = Path | BinaryIO
@@ -36,25 +37,17 @@ _HEADER = 64 << 10  # of an image file; headers are rarely longer
 _OBJECTS_PER_STEP = 1000  # of the progress
 
 
-@dataclass(frozen=True)
-class ImageEntry:
-    """A file of a root, image or not. `version` changes with it, as far as the place tells."""
-
-    name: str
-    size: int
-    version: str
-
-
 class ImageRoot:
     """Images by their names. It travels to workers; threads may share it.
 
     A StoreError of any method means that the place cannot be reached: the work ends, and can be resumed. `location`:
-    the path or URI that the user names. `threads`: how many open its images ahead; 0: opening does not wait.
+    the path or URI that the user names. `threads`: how many open its images ahead; 0: opening does not wait. `index`:
+    of its images, where there is one.
     """
 
     location: str
     threads: int = 0
-    _parquet: ParquetImages | None = None
+    index: IndexReference | None = None
 
     def where(self, name: str) -> str:
         """Return what messages call an image."""
@@ -63,7 +56,8 @@ class ImageRoot:
     def contains(self, name: str) -> bool:
         """Return whether there is such a file."""
         try:
-            return self._has(file_of(safe_name(name)))
+            name = safe_name(name)
+            return self._has(file_of(name) if self._parquet else name)
         except ImageError:
             return False
 
@@ -75,11 +69,9 @@ class ImageRoot:
         """
         where = self.where(name)
         with reading(where, self.check):
-            if self._parquet and (row := parse_row_name(name)):
-                file, column, number = row
-                found: Path | bytes = self._parquet.read(safe_name(file), column, number)
-            else:
-                found = self._read(safe_name(name), most)
+            name = safe_name(name)
+            rows = self._parquet if file_of(name) != name else None
+            found = rows.read(name) if rows else self._read(name, most)
         if isinstance(found, Path):
             return found
         checked_size(len(found), where)
@@ -89,19 +81,34 @@ class ImageRoot:
         """Open an image, or as much of it as its header may take."""
         return self.open(name, _HEADER)
 
-    def entries(self) -> Iterator[ImageEntry]:
-        """Yield all files, in any order."""
+    def entries(self) -> Iterator[ObjectInfo]:
+        """Yield all files, images or not, in any order."""
         raise NotImplementedError
 
     def check(self) -> None:
         """Raises UserError: the store refuses everything, as when keys have expired."""
+
+    def file(self, name: str) -> Location:
+        """Return a file of the root as a whole, downloaded from the hub. Raises FileNotFoundError: it has no files."""
+        raise FileNotFoundError(name)
+
+    def open_file(self, name: str) -> Path | BinaryIO:
+        """Return the same, for random access. Raises as `file`; OSError."""
+        place = self.file(name)
+        return place if isinstance(place, Path) else place.open()
+
+    @cached_property
+    def _parquet(self) -> ParquetImages | None:
+        """Images in the rows of Parquet files; None: files of such names are not read."""
+        return ParquetImages(self.open_file)
 
     def _has(self, file: str) -> bool:
         raise NotImplementedError
 
     def _read(self, name: str, most: int) -> Path | bytes:
         """Return the file of an image, or up to `most` bytes of it. Raises OSError or ImageError."""
-        raise NotImplementedError
+        place = self.file(name)
+        return place if isinstance(place, Path) else place.read_start("", most)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the files that are open."""
@@ -176,21 +183,26 @@ class FolderRoot(ImageRoot):
     def where(self, name: str) -> str:
         return str(self.folder / safe_name(name))
 
-    def entries(self) -> Iterator[ImageEntry]:
-        for folder, _, files in os.walk(self.folder):
-            for name in files:
-                path = Path(folder, name)
-                yield ImageEntry(path.relative_to(self.folder).as_posix(), *size_and_time(path))
+    def entries(self) -> Iterator[ObjectInfo]:
+        """Yield all files, none in hidden folders; and the folders that are links or lack permission, as files."""
+        closed: list[OSError] = []
+        for folder, folders, files in os.walk(self.folder, onerror=closed.append):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+            yield from (self._entry(Path(folder, name)) for name in (*files, *links))
+        yield from (self._entry(Path(error.filename)) for error in closed)
+
+    def _entry(self, path: Path) -> ObjectInfo:
+        found = None
+        with suppress(OSError):  # of a link that leads to itself; images of broken links cannot be opened
+            found = info_of(path)
+        return replace(found or ObjectInfo("", -1, ""), name=path.relative_to(self.folder).as_posix())
+
+    def file(self, name: str) -> Path:
+        return self.folder / name
 
     def _has(self, file: str) -> bool:
         return os.path.isfile(self.folder / file)
-
-    def _read(self, name: str, most: int) -> Path:
-        return self.folder / name
-
-    @cached_property
-    def _parquet(self) -> ParquetImages:  # type: ignore[override]
-        return ParquetImages(self.folder.joinpath)
 
 
 @dataclass(frozen=True)
@@ -198,6 +210,7 @@ class RunRoot(ImageRoot):
     """The images in the shards of a split of a run; `location`: RUN/data/SPLIT, which the shards' names begin with."""
 
     location: str
+    _parquet = None  # names in the shards may be those of rows
 
     @staticmethod
     def is_named(location: str) -> bool:
@@ -211,31 +224,22 @@ class RunRoot(ImageRoot):
     def _read(self, name: str, most: int) -> bytes:
         if name not in self._rows:
             raise FileNotFoundError(name)
-        return self._images.read(*self._rows[name])
+        return self._images.read(self._rows[name])
 
     @cached_property
-    def _rows(self) -> dict[str, tuple[str, None, int]]:
-        """The shard and the row of each image."""
-        rows: dict[str, tuple[str, None, int]] = {}
+    def _rows(self) -> dict[str, str]:
+        """The name of the row of each image."""
+        rows: dict[str, str] = {}
         for file in sorted(Path(self.location).parent.glob(f"{Path(self.location).name}-[0-9]*.parquet")):
             table = pq.ParquetFile(file).read(columns=["file_name", "image.path"])
             for row, (name, image) in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
                 if image is not None:
-                    rows[name] = file.name, None, row
+                    rows[name] = row_name(file.name, row)
         return rows
 
     @cached_property
     def _images(self) -> ParquetImages:
         return ParquetImages(Path(self.location).parent.joinpath)
-
-
-def size_and_time(file: Path) -> tuple[int, str]:
-    """Return size and modification time; (-1, "") for a broken link and the like, whose image cannot be opened."""
-    try:
-        status = file.stat()
-    except OSError:
-        return -1, ""
-    return status.st_size, str(status.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -244,8 +248,8 @@ class ObjectRoot(ImageRoot):
 
     location: str
     files: StorePath
-    threads: int
     index: IndexReference | None = None
+    threads = 8
 
     def where(self, name: str) -> str:
         return f"{self.files}/{name}"
@@ -253,10 +257,8 @@ class ObjectRoot(ImageRoot):
     def check(self) -> None:
         self.files.check()
 
-    def entries(self) -> Iterator[ImageEntry]:
-        if self.index is None:
-            return (ImageEntry(info.name, info.size, info.state) for info in self.files.list())
-        return (ImageEntry(row[NAME], row["size"], row["version"]) for row in self.index.opened)
+    def entries(self) -> Iterator[ObjectInfo]:
+        return self.files.list() if self.index is None else (ObjectInfo(**row) for row in self.index.opened)
 
     def _has(self, file: str) -> bool:
         return bool(self.files.head(file) if self.index is None else self.index.opened.find(file))
@@ -270,9 +272,8 @@ class ObjectRoot(ImageRoot):
         checked_size(rows[0]["size"], self.where(name))
         return self.files.read_start(name, most, rows[0]["version"])
 
-    @cached_property
-    def _parquet(self) -> ParquetImages:  # type: ignore[override]
-        return ParquetImages(self.files.open)
+    def file(self, name: str) -> StorePath:
+        return self.files / name
 
 
 def list_objects(files: StorePath, progress: Progress) -> tuple[str, pa.Table]:
@@ -307,20 +308,16 @@ class HubRoot(ImageRoot):
             raise UserError(f"{self.location} is not a dataset of the hub: expected {DATASETS}USER/NAME")
         return found
 
-    def entries(self) -> Iterator[ImageEntry]:
+    def entries(self) -> Iterator[ObjectInfo]:
         """Return the files of the dataset, whose sizes are not known before they are read; a commit does not change."""
-        return (ImageEntry(name, 0, self.dataset.revision or "") for name in self._names)
+        return (ObjectInfo(name, 0, self.dataset.revision) for name in self._names)
+
+    def file(self, name: str) -> Path:
+        return self.dataset.fetch(name)
 
     def _has(self, file: str) -> bool:
         return file in self._names
 
-    def _read(self, name: str, most: int) -> Path:
-        return self.dataset.fetch(name)
-
     @cached_property
     def _names(self) -> frozenset[str]:
         return frozenset(self.dataset.list()[1])
-
-    @cached_property
-    def _parquet(self) -> ParquetImages:  # type: ignore[override]
-        return ParquetImages(self.dataset.fetch)

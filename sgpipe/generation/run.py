@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,12 +16,10 @@ from typing import Any
 
 from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_folder, existing_model
-from sgpipe.files.archives import ArchiveRoot
 from sgpipe.files.hub import fetch_models, missing_models
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, check_images, existing_images
 from sgpipe.files.locations import content_id, delete
 from sgpipe.files.object_store import StorePath, is_uri
-from sgpipe.files.roots import ObjectRoot
 from sgpipe.generation.engine import (
     Engine,
     StageBuilder,
@@ -38,7 +37,6 @@ from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.parent import Reuse
 from sgpipe.recipe import WHOLE, Recipe, SourceConfig, hub_models, models_of, recipe_notes, with_model_folders
 from sgpipe.sources.hub import check_hub
-from sgpipe.sources.miniworld import remove_unused
 from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.sources.run import check_run, open_parent
 from sgpipe.stages.build import build_stages
@@ -49,6 +47,7 @@ from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, RunFolder, check_output
 from sgpipe.storage.source_index import SourceIndex
+from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count, single_line
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
@@ -204,7 +203,6 @@ class LabellingRun:
         if retry_failed:  # served models are asked again about images that they have refused
             RequestCache(self.folder.private / REQUESTS).forget_refusals()
         self.folder.sweep(self.manifest)
-        remove_unused(self.recipe.source, self.folder.private)
         described = all((self.folder.root / name).is_file() for name in (RECIPE, README))
         if units or not described:  # a finished run is not described by a smaller --limit
             self.folder.describe(self.recipe, self.manifest)
@@ -325,12 +323,8 @@ def _of_splits(splits: Sequence[str]) -> str:
 
 
 def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:
-    """Return the root of each split as it is now, on the hub as it was when the run began; print notes of archives.
-
-    Raises UserError, StoreError, OSError: as `existing_images`.
-    """
-    uri = folder.store.uri if folder.store else None
-    indexes = IndexFolder(folder.private, uri, progress, whole=True)
+    """Return the root of each split as it is now, on the hub as when the run began. Raises as `existing_images`."""
+    indexes = IndexFolder(folder.store or folder.root, progress, whole=True)
     before = Manifest.load(folder.root).run.get("images", {}) if (folder.root / MANIFEST).exists() else {}
     roots = {}
     for split in source.splits:
@@ -338,9 +332,6 @@ def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress
         if location.startswith("hf://") and before.get(split, "").startswith(f"{location}@"):
             location = before[split]
         roots[split] = existing_images(location, indexes)
-    for root in roots.values():
-        for note in root.notes if isinstance(root, ArchiveRoot) else ():
-            progress.say(f"NOTE: {note}")
     return roots
 
 
@@ -360,14 +351,17 @@ def check_names(roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceInde
 
 
 def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
-    """Copy the indexes of the roots into the run's store, and delete those of earlier states of its images."""
-    used = {root.index.path for root in roots.values() if isinstance(root, ArchiveRoot | ObjectRoot) and root.index}
-    for path in used:
-        name = path.relative_to(folder.root.absolute()).as_posix()
-        if folder.store and not folder.store.head(name):
-            folder.store.put(name, path)
-    for path in folder.private.absolute().glob("images-*.arrow"):
-        if path not in used:
+    """Copy the indexes of the roots into the run and its store, and delete those of earlier states of its images."""
+    indexes = [root.index for root in roots.values() if root.index]
+    for index in indexes:
+        kept = folder.private / index.name
+        if not kept.exists():
+            with atomic_write(kept) as temporary:
+                shutil.copyfile(index.path, temporary)
+        if folder.store and not folder.store.head(f".sgpipe/{index.name}"):
+            folder.store.put(f".sgpipe/{index.name}", kept)
+    for path in folder.private.glob("images-*.arrow"):
+        if path.name not in [index.name for index in indexes]:
             path.unlink()
 
 

@@ -18,7 +18,6 @@ from rlip_model.postprocess import TripletDetections, hoi_detections, scene_grap
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import detect
 from sgpipe.errors import EngineError, UserError
-from sgpipe.files.locations import text_of
 from sgpipe.images import ImageError
 from sgpipe.inference.predictions import PERSON, ImagePrediction, ImageRow, PredictConfig, RowGroup, iter_rows
 from sgpipe.recipe import DEFAULT_SIDES, miniworld_notes, size_notes, trained_sides
@@ -38,7 +37,7 @@ def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[I
     Raises UserError: the network or a shard is missing or invalid; EngineError: workers did not start, or were lost.
     """
     check_devices(config.device, config.gpus, config.workers, ("--device", "--gpus"))
-    model = text_of(config.model)
+    model = str(config.model)
     for note in miniworld_notes([model]) + (size_notes(model) if config.sides is None else []):
         Progress().say(f"NOTE: {note}")
     if config.workers > 1:
@@ -60,7 +59,7 @@ class Predictor:
         self.config = config
         self._device = pick_device(config.device, config.gpus)
         self._dtype = pick_dtype(config.dtype, self._device)
-        self._sides = config.sides or trained_sides(text_of(config.model)) or DEFAULT_SIDES
+        self._sides = config.sides or trained_sides(str(config.model)) or DEFAULT_SIDES
         self._network = load_detector(config.model)
         if config.task != "hoi" and not self._network.config.subject_class:
             raise UserError(f"{config.model} does not classify subjects, so it can predict only what persons do")

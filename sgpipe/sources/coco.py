@@ -7,11 +7,10 @@ keep all boxes in file order, as RelTR's triplets refer to them by position.
 from __future__ import annotations
 
 import math
-import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
@@ -56,20 +55,18 @@ def read_coco(
     detections.categories.update({k: v for k, v in (names or {}).items() if k in detections.categories})
     origin = {"annotations": str(annotations), "captions": str(captions or ""), "annotations_sha256": stream.sha256}
     if captions is not None:
-        stream, found = JsonStream(captions), False
+        stream = JsonStream(captions)
         for key, item in stream:
             if key == "annotations":
-                found = found or (isinstance(item, dict) and "caption" in item)
                 detections.add_caption(item)
-        if not found:
-            raise UserError(f"{captions} is not a COCO captions file: no annotation has image_id and caption")
         if not detections.captions:
-            raise UserError(f"{captions} has no caption for any annotated image: is it of another split?")
+            raise UserError(f"{captions} has no caption for any annotated image: is it a captions file of this split?")
         origin["captions_sha256"] = stream.sha256
     return detections, origin
 
 
 _PROBES = 200  # file names tried to choose a layout
+_LAYOUTS = (2, 0, 1, 3)  # leading folders that are left out
 
 
 def locate_images(detections: Detections, root: ImagePlace) -> bool:
@@ -78,17 +75,11 @@ def locate_images(detections: Detections, root: ImagePlace) -> bool:
     The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to "patch8/…", and mirrors
     use other layouts. The one that finds most of the first images is used; if none does, that of the downloads.
     """
-    layouts: list[Callable[[str], str]] = [
-        lambda name: re.sub(r"^.*?(?=(?<![^/])patch)", "", name),
-        str,
-        lambda name: name.removeprefix("images/"),
-        lambda name: PurePosixPath(name).name,
-    ]
-    sample = detections.file_names[:_PROBES]
-    found = {layout: sum(image_exists(root, layout(name)) for name in sample) for layout in layouts}
-    best = max(layouts, key=found.__getitem__)
-    detections.file_names = [best(name) for name in detections.file_names]
-    return found[best] > 0
+    names = [name.split("/") for name in detections.file_names]
+    found = [sum(image_exists(root, "/".join(name[out:])) for name in names[:_PROBES]) for out in _LAYOUTS]
+    best = _LAYOUTS[found.index(max(found))]
+    detections.file_names = ["/".join(name[best:] or name) for name in names]
+    return max(found) > 0
 
 
 NO_RELATION = "__background__"  # RelTR's relation category 0; at any other position it is a predicate like others
@@ -145,7 +136,6 @@ def coco_source(annotations: Path, split: str, captions: Path | None = None) -> 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         instances = load_coco_instances(annotations)
         problems.update(instances.problems)
-        problems["ignored_relations"] += sum(map(len, instances.relations.values())) // _PER_RELATION
         texts: dict[str, list[Caption]] = {}
         for key, item in JsonStream(captions) if captions else ():
             if key == "annotations":

@@ -28,10 +28,6 @@ from sgpipe.storage.source_index import write_index
 from sgpipe.utils.boxes import clip_xywh
 
 _SLICE = 8192
-_PROBLEMS = (
-    *("crowd", "degenerate", "clipped", "duplicate_boxes", "duplicate_images", "unknown_category", "unknown_image"),
-    *("unsized_image", "malformed", "unlisted_captions", "unread_files", "segmentations"),
-)
 
 
 class Segmentations:
@@ -276,7 +272,7 @@ def limit_captions(texts: list[str]) -> list[str]:
 def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]) -> None:
     """Write the source index of a split, with `meta`, the categories and the problem counts."""
     if not detections.file_names:
-        raise UserError(f"{meta['annotations']} lists no images: it is not a COCO instances file")
+        raise UserError(f"{meta['annotations']} lists no images")
     write_index(
         path,
         detections.tables(),
@@ -284,6 +280,6 @@ def write_detections(path: Path, detections: Detections, meta: Mapping[str, Any]
             **meta,
             "categories": [name for _, name in sorted(detections.categories.items())],
             "category_ids": sorted(detections.categories),
-            "problems": {name: detections.problems[name] for name in _PROBLEMS},  # complete only after the last table
+            "problems": dict(+detections.problems),  # complete only after the last table
         },
     )

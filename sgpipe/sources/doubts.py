@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.detections import MAX_CAPTIONS, Detections
+from sgpipe.sources.detections import Detections
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.utils import BoxForm
 from sgpipe.utils.boxes import (
@@ -37,7 +37,6 @@ _SOME, _MANY, _HARDLY = 0.1, 0.25, 0.01  # shares of boxes
 _FITTING = 0.9  # share of boxes that lie in their images if their form can be found out
 _FEW, _ENOUGH = 3, 10  # boxes to doubt, and to be certain
 _SMALL_IMAGE = 32  # pixels; not all boxes of larger images lie in one pixel
-_WORDS = {"xywh": "x, y, width, height", "xyxy": "corners", "cxcywh": "centre, width, height"}
 _OPTION = "--set source.boxes="
 
 
@@ -74,60 +73,48 @@ def doubt_boxes(
     sizes: NDArray[np.float64],
     form: BoxForm,
     name: str,
-    option: str | None,
+    option: str,
     *,
     stated: bool,
 ) -> list[str]:
     """Return what is doubtful about boxes `[boxes, 4]` of this form in images of `sizes` `[boxes, 2]`.
 
-    `option`: what sets the form, without its value; None: it is fixed. Raises UserError: the boxes certainly have
-    another form, and none was `stated`.
+    `option`: what sets the form, without its value. Raises UserError: the boxes certainly have another form, and none
+    was `stated`.
     """
     best, share = best_form(boxes, sizes)
     outside, still = 1 - share_inside(boxes, sizes, form), 1 - share
     number = outside * len(boxes)
     if are_parts(boxes) and not form.endswith("n") and len(boxes) >= _FEW and sizes.max() > _SMALL_IMAGE:
-        doubt = f"all boxes lie in the first pixel of their images, but {share:.0%} fit as {_words(best)}"
+        doubt = f"all boxes lie in the first pixel of their images, but {share:.0%} fit as {best}"
         certain = len(boxes) >= _ENOUGH
     elif number >= _FEW and outside >= _SOME and still <= outside / 10:
-        others = f"{still:.0%}" if still else "none"
-        doubt = f"{outside:.0%} of the boxes leave their images as {_words(form)}, {others} as {_words(best)}"
+        doubt = f"{outside:.0%} of the boxes leave their images as {form}, {still:.0%} as {best}"
         certain = number >= _ENOUGH and outside >= _MANY and still <= _HARDLY
     elif number >= _ENOUGH and outside >= _MANY:
         return [f"{name}: {outside:.0%} of the boxes leave their images: are width and height those of the images?"]
     else:
         return []
-    if option is None:
-        return [f"{name}: {doubt}"]
     if certain and not stated:
         raise UserError(f"{name}: {doubt}: pass {option}{best}, or {option}{form} if they are right")
     return [f"{name}: {doubt}: pass {option}{best}"]
 
 
-def _words(form: BoxForm) -> str:
-    return _WORDS[form.removesuffix("n")] + (" in parts of the image" if form.endswith("n") else "")
-
-
 def doubt_detections(detections: Detections, captions: object) -> list[str]:
     """Return what is doubtful about the categories and captions of a split; `captions` names where they come from."""
-    notes = []
-    if long := [row for row, texts in detections.captions.items() if len(texts) > MAX_CAPTIONS]:
-        name = detections.file_names[min(long)]
-        images = count(len(long), "image")
-        notes.append(f"{captions}: {images}, such as {name}, exceed {MAX_CAPTIONS:,} captions; the rest is left out")
     rows = np.asarray(detections.box_rows)
     categories = doubt_categories(
         np.asarray(detections.box_categories)[:BOXES][rows[:BOXES] >= 0], detections.categories
     )
     if categories or not detections.captions:
-        return [*notes, *categories]
+        return categories
     captioned = list(islice(sorted(detections.captions), IMAGES))
     boxed: dict[int, set[str]] = {row: set() for row in captioned}
     for index in np.flatnonzero(np.isin(rows, captioned)).tolist():
         boxed[rows[index]].add(detections.categories.get(detections.box_categories[index], ""))
     classes = [name for _, name in sorted(detections.categories.items())]
     texts = [detections.captions[row] for row in captioned]
-    return [*notes, *doubt_captions(texts, list(boxed.values()), classes, str(captions))]
+    return doubt_captions(texts, list(boxed.values()), classes, str(captions))
 
 
 def doubt_categories(used: NDArray[np.int32], listed: Collection[int]) -> list[str]:
@@ -177,18 +164,12 @@ _SHIFTS = (
 def doubt_records(records: Sequence[Record], source: AnnotationSource, form: BoxForm | None) -> list[str]:
     """Return what is doubtful about records as they are read; `form`: of boxes, as chosen. Raises as `doubt_boxes`."""
     name, read = str(source.files["annotations"]), [record for record in records if record.ok][:IMAGES]
-    owners = [(record, box) for record in read for box in record.objects if not box.is_nothing]
-    sizes = np.array([(record.width, record.height) for record, _ in owners], np.float64).reshape(-1, 2)
-    boxes = _as_written([box for _, box in owners], source.boxes)
-    option = None if source.boxes is None else "--boxes "
-    notes = doubt_boxes(boxes, sizes, form or source.boxes or "xywh", name, option, stated=form is not None)
-    captioned = [record for record in read if record.captions]
-    if captioned:
-        numbers = {box.category: box.category_id for record in read for box in record.objects}
-        classes = source.classes.objects if source.classes else sorted(numbers, key=lambda each: (numbers[each], each))
-        texts = [[caption.text for caption in record.captions if caption.scope == "image"] for record in captioned]
-        boxed = [{box.category for box in record.objects} for record in captioned]
-        notes += doubt_captions(texts, boxed, classes, str(source.files.get("captions", name)))
+    notes: list[str] = []
+    if source.boxes is not None:
+        owners = [(record, box) for record in read for box in record.objects if not box.is_nothing]
+        sizes = np.array([(record.width, record.height) for record, _ in owners], np.float64).reshape(-1, 2)
+        boxes = _as_written([box for _, box in owners], source.boxes)
+        notes = doubt_boxes(boxes, sizes, form or source.boxes, name, "--boxes ", stated=form is not None)
     return notes
 
 

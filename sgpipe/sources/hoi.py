@@ -73,16 +73,14 @@ HICO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("hico
 VCOCO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("vcoco"), objectless=True)
 OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
 _TITLES = {"hico": "HICO-DET", "vcoco": "V-COCO", "open_images": "Open Images"}
-_KEYS = (("objects", "relations"), ("idx_to_label", "idx_to_predicate"))  # the latter in VG-SGG-dicts.json
 
 
 def read_classes(path: Path) -> HoiaSchema:
     """Read `{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1."""
     try:
         content = json.loads(read_text(path, "classes file"))
-        keys = next(keys for keys in _KEYS if keys[0] in content)
-        return HoiaSchema.of_class_list(*(content[key] for key in keys))
-    except (ValueError, TypeError, KeyError, AttributeError, StopIteration, RecursionError) as error:
+        return HoiaSchema.of_class_list(content["objects"], content["relations"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '
             f"({fields.clean(str(error))[:80]})"

@@ -6,27 +6,28 @@ import fnmatch
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from io import BytesIO
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files.hub import DATASETS, HubDataset
-from sgpipe.files.object_store import StorePath, is_uri
-from sgpipe.files.parquet_images import ParquetImages, has_images, holds_images, image_columns, row_name
-from sgpipe.images import open_header, upright_size
+from sgpipe.files.image_roots import ImageRoot, absolute, existing_images
+from sgpipe.files.locations import read_text
+from sgpipe.files.object_store import is_uri
+from sgpipe.files.parquet_images import holds_images, image_columns, row_name
 from sgpipe.recipe import HubColumns, HubConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.records import HUB_DATASET
 from sgpipe.sources import fields
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.doubts import settle_boxes
+from sgpipe.sources.folder import size_or_reason
 from sgpipe.utils.console import Reminder, count
 
 # data/train-00000-of-00002.parquet, and default/train/0000.parquet, as the hub converts other forms
@@ -38,51 +39,31 @@ _KEYWORDS = {  # in the names of other files, and the split that `datasets` take
 }
 _FOLDERS = ("data", "default")  # that name no subset
 _DEFAULT = "default"
-_EMBED = (
-    "write Parquet with the images in it: load_dataset(…)['train'].with_format('arrow')"
-    ".map(datasets.table.embed_table_storage, batched=True).to_parquet('train.parquet')"
-)
 
 
 @dataclass(frozen=True)
 class HubFiles:
     """The Parquet files of the splits of a folder, store, or commit of the hub; `card`: metadata of its README."""
 
-    root: str
+    root: ImageRoot
     splits: Mapping[str, Sequence[str]]
-    card: Mapping[str, Any] = field(default_factory=dict)
+    card: Mapping[str, Any]
 
     def stamp(self, split: str) -> list[Any]:
         """Return what identifies the files of a split without reading them."""
-        if self.root.startswith(DATASETS):  # whose commits do not change
-            return [self.root, list(self.splits[split])]
-        if is_uri(self.root):
-            infos = {info.name: info for info in StorePath(self.root).list()}
-            found = [infos[name] for name in self.splits[split] if name in infos]
-            return [[info.name, info.size, info.state] for info in found]
-        stats = [(name, (Path(self.root) / name).stat()) for name in self.splits[split]]
-        return [[name, status.st_size, status.st_mtime_ns] for name, status in stats]
-
-    def open(self, name: str) -> Path | BinaryIO:
-        """Return a file of the dataset; one of the hub is downloaded into its cache."""
-        if self.root.startswith(DATASETS) and (dataset := HubDataset.parse(self.root)):
-            return dataset.fetch(name)
-        return StorePath(self.root).open(name) if is_uri(self.root) else Path(self.root) / name
-
-    def read(self, name: str) -> bytes:
-        """Return the content of a file. Raises OSError: there is none."""
-        file = self.open(name)
-        return file.read_bytes() if isinstance(file, Path) else file.read()
+        entries = {entry.name: [entry.name, entry.size, entry.state] for entry in self.root.entries()}
+        return [self.root.location, [entries[name] for name in self.splits[split]]]
 
 
 def find_files(config: HubConfig) -> HubFiles:
     """Return the Parquet files of the dataset, subset and split of a recipe. Raises UserError, StoreError."""
     dataset = config.dataset or ""
-    root, names = _list_files(dataset)
-    card = _card(HubFiles(root, {}), names)
+    on_hub = not is_uri(dataset) and not Path(dataset).is_dir() and HubDataset.parse(dataset)
+    root = existing_images(f"{DATASETS}{dataset}" if on_hub else absolute(dataset.rstrip("/")))
+    names = sorted(entry.name for entry in root.entries() if "/." not in f"/{entry.name}")
+    card = _card(root) if "README.md" in names else {}
     subsets = _of_card(card, names) or _of_names(names)
     if not subsets:
-        on_hub = root.startswith(DATASETS)
         converted = f"; try --dataset {dataset.partition('@')[0]}@refs/convert/parquet" if on_hub else ""
         raise UserError(f"{dataset} has no Parquet files, such as train-00000-of-00001.parquet{converted}")
     name = config.subset or (_DEFAULT if _DEFAULT in subsets else next(iter(subsets)))
@@ -98,30 +79,12 @@ def find_files(config: HubConfig) -> HubFiles:
     return HubFiles(root, splits if config.split is None else {config.split: splits[config.split]}, card)
 
 
-def _list_files(dataset: str) -> tuple[str, list[str]]:
-    """Return where the files are, and their names."""
-    if Path(dataset).is_dir():
-        root = Path(dataset).resolve()
-        files = (path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file())
-        return str(root), sorted(name for name in files if not name.startswith(".") and "/." not in name)
-    if is_uri(dataset) and not dataset.startswith("hf://"):
-        reader = StorePath(dataset)
-        reader.check()
-        return dataset.rstrip("/"), sorted(info.name for info in reader.list())
-    if (found := HubDataset.parse(dataset)) is None:
-        raise UserError(f"source.hub.dataset (--dataset): no such folder: {dataset}")
-    pinned, names = found.list()
-    return pinned.uri, names
-
-
-def _card(files: HubFiles, names: Iterable[str]) -> dict[str, Any]:
+def _card(root: ImageRoot) -> dict[str, Any]:
     """Return the metadata at the beginning of README.md, if any."""
-    if "README.md" not in names:
-        return {}
-    head = re.match(r"\ufeff?---\s*\n(.*?)\n---", files.read("README.md").decode("utf-8", "replace"), re.DOTALL)
     try:
+        head = re.match(r"---\s*\n(.*?)\n---", read_text(root.file("README.md"), "card"), re.DOTALL)
         card = yaml.safe_load(head[1]) if head else None
-    except (yaml.YAMLError, ValueError):
+    except (UserError, yaml.YAMLError, ValueError):
         return {}
     return card if isinstance(card, dict) else {}
 
@@ -166,7 +129,11 @@ def _of_names(names: Iterable[str]) -> _Subsets:
     return subsets
 
 
-PARENTS = ("objects", "annotations", "object", "annotation", "")
+_PARENTS = {  # of the columns of a group
+    "": ("",),
+    "objects": ("objects", "annotations", "object", "annotation", ""),
+    "relations": ("relations", "relationships", "rel_annotations", "triplets"),
+}
 BOXES = ("bbox", "bboxes", "boxes", "box")
 CLASSES = (
     *("category", "categories", "category_id", "category_ids", "label", "labels", "class", "classes"),
@@ -174,95 +141,94 @@ CLASSES = (
 )
 CROWDS = ("iscrowd", "is_crowd", "crowd")
 IDS = ("image_id", "id")
+_USUAL: Mapping[str, tuple[str, Sequence[str]]] = {  # the columns of a recipe, their groups and usual names
+    **{"boxes": ("objects", BOXES), "classes": ("objects", CLASSES), "crowd": ("objects", CROWDS)},
+    **{"id": ("", IDS), "width": ("", ("width",)), "height": ("", ("height",))},
+    "captions": ("", ()),
+}
+
+
+def map_columns(
+    schema: pa.Schema,
+    usual: Mapping[str, tuple[str, Sequence[str]]],
+    named: Mapping[str, str],
+    required: Collection[str],
+    file: str,
+    option: str,
+) -> dict[str, str | None]:
+    """Return the column of each key: that of `named` ("": it has none), or one of the usual names of its group.
+
+    The columns of a group are beside its first one. Raises UserError: there is no such column, or a required one.
+    """
+    parents, found, there = dict(_PARENTS), dict[str, str | None](), all_columns(schema)
+    for key, (group, names) in usual.items():
+        usual_names = (f"{parent}.{name}".lstrip(".") for parent in parents[group] for name in names)
+        fits = (name for name in usual_names if name in there and (there[name][0] or not group))
+        column = named[key] or None if key in named else next(fits, None)
+        if (column and column not in there) or (not column and key in required):
+            raise no_column(schema, file, column or f"of {key}", f"{option}{key}")
+        if group and column:
+            parents[group] = (column.rpartition(".")[0],)
+        found[key] = column
+    return found
+
+
+def no_column(schema: pa.Schema, file: str, column: str, option: str) -> UserError:
+    """Return what to raise if a file lacks a column; `option` names another one."""
+    return UserError(f"{file} has no column {column}: pass {option}=COLUMN; it has {', '.join(all_columns(schema))}")
 
 
 def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> HubColumns:
     """Return the columns of a file that are named, or have the usual names; sizes only both. Raises UserError."""
-
-    def fault(what: str, setting: str) -> UserError:
-        there = ", ".join(name for each in schema for name in dotted_names(each))
-        return UserError(f"{file} {what}: name it with --set source.hub.columns.{setting}=NAME; it has {there}")
-
-    for setting, name in ((setting, name) for setting, name in named if name is not None):
-        kind, fits = kind_of(schema, name), _FITS.get(setting, lambda kind: True)
-        if kind is None or not fits(kind) or (setting == "image" and "." in name):
-            raise fault(f"has no column {name}{'' if kind is None else ' of that kind'}", setting)
-    boxes = named.boxes or first_of(schema, PARENTS, BOXES)
-    if boxes is None:
-        raise fault("has no column of boxes", "boxes")
-    beside = (boxes.rpartition(".")[0],)
-    classes = named.classes or first_of(schema, beside, CLASSES) or first_of(schema, PARENTS, CLASSES)
-    if classes is None:
-        raise fault("has no column of classes", "classes")
-    numbers = kind_of(schema, boxes)
-    nested = numbers and _is_list(numbers) and _is_list(numbers.value_type) and _innermost(numbers)
-    if not nested or not (pa.types.is_integer(nested) or pa.types.is_floating(nested)):
-        raise fault(f"has other values than boxes of four numbers in {boxes}", "boxes")
-    images = image_columns(schema)
-    if named.image is None and len(images) != 1:
-        raise fault(f"has {'several columns' if images else 'no column'} of images", "image")
-    width, height = (getattr(named, side) or first_of(schema, ("",), (side,)) for side in ("width", "height"))
-    found: dict[str, str | None] = {"image": named.image or images[0], "boxes": boxes, "classes": classes}
-    found |= {"width": width if height else None, "height": height if width else None}
-    crowd, number = named.crowd or first_of(schema, beside, CROWDS), named.id or first_of(schema, ("",), IDS)
-    return named.model_copy(update=found | {"crowd": crowd, "id": number})
+    option, images = "--set source.hub.columns.", image_columns(schema)
+    given = {setting: name for setting, name in named if name is not None}
+    found = map_columns(schema, _USUAL, given, ("boxes", "classes"), file, option)
+    _, kind = all_columns(schema)[str(found["boxes"])]
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise no_column(schema, file, f"of boxes of four numbers ({found['boxes']} has others)", f"{option}boxes")
+    image = named.image or (images[0] if len(images) == 1 else None)
+    if image is None or image not in schema.names or not holds_images(schema.field(image).type):
+        raise no_column(schema, file, f"of images, or several: {', '.join(images)}", f"{option}image")
+    sizes = dict.fromkeys(("width", "height")) if None in (found["width"], found["height"]) else {}
+    return named.model_copy(update=found | sizes | {"image": image})
 
 
-def dotted_names(column: pa.Field) -> list[str]:
-    """Return the name of a column, or of those within it."""
-    kind = _innermost(column.type)
-    if pa.types.is_struct(kind) and not image_columns(pa.schema([column])):
-        return [f"{column.name}.{name}" for inner in kind for name in dotted_names(inner)]
-    return [column.name]
-
-
-def first_of(schema: pa.Schema, parents: Sequence[str], names: Sequence[str]) -> str | None:
-    dotted = (f"{parent}.{name}" if parent else name for parent in parents for name in names)
-    return next((name for name in dotted if kind_of(schema, name) is not None), None)
-
-
-def kind_of(schema: pa.Schema, dotted: str) -> pa.DataType | None:
-    """Return the type of a column, a list if there are lists on the way to it, or None."""
-    first, *rest = dotted.split(".")
-    if first not in schema.names:
-        return None
-    kind, in_lists = schema.field(first).type, False
-    for name in rest:
-        in_lists, kind = in_lists or _is_list(kind), _innermost(kind)
-        if not pa.types.is_struct(kind) or kind.get_field_index(name) < 0:
-            return None
-        kind = kind.field(name).type
-    return pa.list_(kind) if in_lists else kind
-
-
-def _innermost(kind: pa.DataType) -> pa.DataType:
-    while _is_list(kind):
-        kind = kind.value_type
-    return kind.value_type if pa.types.is_dictionary(kind) else kind
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+def all_columns(columns: Iterable[pa.Field], before: str = "", depth: int = 0) -> dict[str, tuple[int, pa.DataType]]:
+    """Return columns, and those within them, by dotted names: in how many lists their values are, and the type."""
+    found: dict[str, tuple[int, pa.DataType]] = {}
+    for column in columns:
+        kind, lists = column.type, depth
+        while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            kind, lists = kind.value_type, lists + 1
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        name = f"{before}{column.name}"
+        found[name] = lists, kind
+        if pa.types.is_struct(kind):
+            found |= all_columns(kind, f"{name}.", lists)
+    return found
 
 
 def is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(_innermost(kind)) or pa.types.is_large_string(_innermost(kind))
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-_FITS: Mapping[str, Callable[[pa.DataType], bool]] = {
-    **{"image": holds_images, "captions": is_text},
-    **dict.fromkeys(("id", "width", "height"), lambda kind: not pa.types.is_nested(kind)),
-}
+def number_names(files: HubFiles, schema: pa.Schema, column: str, listed: str, option: str) -> dict[int, str]:
+    """Return the names of a column of numbers: as the file, the card, or a list of categories.json states them.
 
-
-def class_names(schema: pa.Schema, card: Mapping[str, Any], dotted: str) -> list[str] | None:
-    """Return the names of a column of classes, by number, which the file states, or else the card of the dataset."""
+    Raises UserError: nothing does; `option` names them.
+    """
     try:
-        stated = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        stated = None
-    found = (_class_label(each, dotted.split(".")) for each in (stated, *_as_list(card.get("dataset_info"))))
-    return next((names for names in found if names is not None), None)
+        described = None
+    for each in (described, *_as_list(files.card.get("dataset_info"))):
+        if (names := _class_label(each, column.split("."))) is not None:
+            return dict(enumerate(map(fields.clean, names)))
+    try:
+        content = json.loads(read_text(files.root.file("categories.json"), "file"))
+        return {fields.integer(each, "id"): fields.text(each, "name") for each in content[listed]}
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        raise UserError(f"{files.root.location}: the numbers in {column} have no names: pass {option}") from None
 
 
 def _class_label(described: Any, path: Sequence[str]) -> list[str] | None:
@@ -290,19 +256,16 @@ _ROWS_PER_BATCH = 256
 
 @contextmanager
 def _open_file(files: HubFiles, name: str, config: HubConfig) -> Iterator[tuple[pq.ParquetFile, HubColumns]]:
-    """Open a Parquet file; also returns its columns. Raises UserError, also if there are no images in it."""
+    """Open a Parquet file; also returns its columns. Raises UserError."""
     with open_parquet(files, name) as parquet:
-        columns = find_columns(parquet.schema_arrow, config.columns, name)
-        if not has_images(parquet, columns.image or ""):
-            raise UserError(f"{name} has only the paths of its images, in {columns.image}: {_EMBED}")
-        yield parquet, columns
+        yield parquet, find_columns(parquet.schema_arrow, config.columns, name)
 
 
 @contextmanager
 def open_parquet(files: HubFiles, name: str) -> Iterator[pq.ParquetFile]:
     """Open a file of a dataset. Raises UserError, also while it is read: it is not a Parquet file."""
     try:
-        with pq.ParquetFile(files.open(name), pre_buffer=False) as parquet:
+        with pq.ParquetFile(files.root.open_file(name), pre_buffer=False) as parquet:
             yield parquet
     except pa.ArrowException as error:
         raise UserError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
@@ -336,15 +299,9 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
     names: set[str] = set()
     for name in (name for split in files.splits.values() for name in split):
         with _open_file(files, name, config) as (parquet, of):
-            schema = parquet.schema_arrow
-            stated = class_names(schema, files.card, of.classes or "")
-            if stated is not None:
-                return dict(enumerate(map(fields.clean, stated)))
-            if not is_text(kind_of(schema, of.classes or "")):
-                raise UserError(
-                    f"{name}: the classes in {of.classes} are numbers without names: pass "
-                    "--set 'source.hub.classes=[NAME, …]', in their order"
-                )
+            schema, column = parquet.schema_arrow, str(of.classes)
+            if not is_text(all_columns(schema)[column][1]):
+                return number_names(files, schema, column, "categories", "--set 'source.hub.classes=[NAME, …]'")
             for row in iter_rows(parquet, [of.classes]):
                 names.update(each for each in values_of(row, of.classes) if each)
     return dict(enumerate(sorted(fields.clean(name) for name in names if name.strip())))
@@ -355,7 +312,7 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
     config = source.hub
     files = find_files(config)
     names = class_table(files, config)
-    detections, images = Detections(HUB_DATASET, split, dict(names)), ParquetImages(files.open)
+    detections = Detections(HUB_DATASET, split, dict(names))
     numbers: dict[Any, int] = {name: number for number, name in names.items()}
     by_number, total, reminder = not _have_ids(files, split, config), 0, Reminder()
     for file in files.splits[split]:
@@ -367,15 +324,13 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
                 image_id, total = total if by_number else value_of(row, of.id), total + 1
                 size, why = (value_of(row, of.width), value_of(row, of.height)), ""
                 if of.width is None:
-                    size, why = _read_size(images, name)
+                    size, why = size_or_reason(files.root, name)
                 at = detections.add_image({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
                 if at is not None:
                     if why:
                         detections.errors[at] = f"source: {why}"
                     _add_boxes(detections, at, row, of, numbers)
                 reminder.say(f"{file}: {number:,} of {parquet.metadata.num_rows:,} rows are read")
-    if not total:
-        raise UserError(f"{files.root} has no rows in the split {split}")
     notes = settle_boxes(detections, source.boxes, f"{config.dataset} ({split})", choose=True)
     digest = _hash(detections.categories, list(detections.position), detections.file_names)
     for values in ("sizes", "box_rows", "box_categories", "box_crowds", "boxes"):
@@ -404,17 +359,6 @@ def _have_ids(files: HubFiles, split: str, config: HubConfig) -> bool:
                 seen.add(fields.identifier(value_of(row, of.id)))
                 rows += 1
     return len(seen) == rows and None not in seen
-
-
-def _read_size(images: ParquetImages, name: str) -> tuple[tuple[int, int], str]:
-    """Return width and height of an image as it is displayed, or zeros and why it has none."""
-    try:
-        with open_header(BytesIO(images.read_name(name)), name) as image:
-            return upright_size(image), ""
-    except FileNotFoundError:
-        return (0, 0), f"the row has no image: {name}"
-    except ImageError as error:
-        return (0, 0), fields.clean(str(error))
 
 
 def _add_boxes(
@@ -447,8 +391,8 @@ def check_hub(recipe: Recipe) -> None:
 def prepare_hub(source: SourceConfig) -> SourceConfig:
     """Return the source with its splits, and with the dataset at the commit that it has now. Raises as `find_files`."""
     files = find_files(source.hub)
-    splits = {split: SplitConfig(images=files.root) for split in files.splits}
-    hub = source.hub.model_copy(update={"dataset": files.root})
+    splits = {split: SplitConfig(images=files.root.location) for split in files.splits}
+    hub = source.hub.model_copy(update={"dataset": files.root.location})
     return source.model_copy(update={"root": None, "splits": splits, "hub": hub})
 
 

@@ -18,8 +18,7 @@ import pyarrow as pa
 
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location
-from sgpipe.files.object_store import StorePath
-from sgpipe.files.parquet_images import has_images, image_columns, row_name
+from sgpipe.files.parquet_images import image_columns, row_name
 from sgpipe.images import read_upright_size
 from sgpipe.recipe import HubConfig
 from sgpipe.records import HUB_DATASET, SCHEMA, Box, Record, Relation, from_table
@@ -86,21 +85,18 @@ def _metadata(schema: pa.Schema, key: str) -> Any:
         return None
 
 
-_RELATIONS = ("relations", "relationships", "rel_annotations", "triplets")
-_COLUMNS: dict[str, Sequence[str]] = {  # the keys of --map, and the usual names
-    "image_id": hub.IDS,
-    "file_name": ("file_name", "filename", "image_path"),
-    "width": ("width",),
-    "height": ("height",),
-    "objects.bbox": hub.BOXES,
-    "objects.category": hub.CLASSES,
-    "objects.id": ("id", "object_id"),
-    "objects.iscrowd": hub.CROWDS,
-    "objects.segmentation": ("segmentation",),
-    "relations.subject": ("subject_id", "subject"),
-    "relations.object": ("object_id", "object"),
-    "relations.predicate": ("predicate_id", "predicate", "name", "label"),
-    "relations.confidence": ("confidence", "score"),
+_COLUMNS: dict[str, tuple[str, Sequence[str]]] = {  # the keys of --map, their groups and usual names
+    **{"image_id": ("", hub.IDS), "file_name": ("", ("file_name", "filename", "image_path"))},
+    **{"width": ("", ("width",)), "height": ("", ("height",))},
+    "objects.bbox": ("objects", hub.BOXES),
+    "objects.category": ("objects", hub.CLASSES),
+    "objects.id": ("objects", ("id", "object_id")),
+    "objects.iscrowd": ("objects", hub.CROWDS),
+    "objects.segmentation": ("objects", ("segmentation",)),
+    "relations.subject": ("relations", ("subject_id", "subject")),
+    "relations.object": ("relations", ("object_id", "object")),
+    "relations.predicate": ("relations", ("predicate_id", "predicate", "name", "label")),
+    "relations.confidence": ("relations", ("confidence", "score")),
 }
 _REQUIRED = ("objects.bbox", "objects.category", "relations.subject", "relations.object", "relations.predicate")
 _ITEMS = {  # the columns of a group as COCO with rel_annotations calls them, and which of them is a name
@@ -129,28 +125,41 @@ def dataset_source(
     if len(files.splits) > 1:
         raise UserError(f"{dataset} has several splits: pass --split {' or '.join(files.splits)}")
     ((split, names),) = files.splits.items()
-    opened = ((name, files.open(name)) for name in names)
-    paths = {name: file if isinstance(file, Path) else StorePath(files.root) / name for name, file in opened}
+    paths, location = {name: files.root.file(name) for name in names}, files.root.location
+    chosen = dict(each.partition("=")[::2] for each in mapping)
+    if unknown := chosen.keys() - _COLUMNS.keys():
+        raise UserError(f"--map {min(unknown)}: expected one of {', '.join(_COLUMNS)}")
+
+    def columns(schema: pa.Schema, file: str) -> dict[str, str | None]:
+        return hub.map_columns(schema, _COLUMNS, chosen, _REQUIRED, file, "--map ")
+
     with hub.open_parquet(files, names[0]) as parquet:
         schema = parquet.schema_arrow
         if not (mapping or classes) and {"triplets", "status"} <= set(schema.names):
-            return _exported(split, paths), files.root
-        of = _map_columns(schema, dict(each.partition("=")[::2] for each in mapping), names[0])
-        images = image_columns(schema) if own_images else []
-        has_own = len(images) == 1 and has_images(parquet, images[0])
+            return _exported(split, paths), location
+    of, has_own = columns(schema, names[0]), own_images and len(image_columns(schema)) == 1
     if not has_own and of["file_name"] is None:
         raise UserError(f"{names[0]} has neither images nor their names: pass --map file_name=COLUMN")
-    tables = [_names(files, schema, of[key], classes, key) for key in ("objects.category", "relations.predicate")]
+    given, tables = classes and read_classes(classes), list[Mapping[int, str]]()
+    for key, listed in (("objects.category", "categories"), ("relations.predicate", "rel_categories")):
+        column = str(of[key])
+        if hub.is_text(hub.all_columns(schema)[column][1]):
+            tables.append({})
+        elif given:
+            tables.append(given.objects if listed == "categories" else given.relations)
+        else:
+            tables.append(hub.number_names(files, schema, column, listed, "--classes FILE"))
     closed = DatasetClasses(*(tuple(table.values()) for table in tables)) if all(tables) else None
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         total = 0
         for name in names:
             with hub.open_parquet(files, name) as parquet:
-                _map_columns(parquet.schema_arrow, {key: column or "" for key, column in of.items()}, name)
-                for number, row in enumerate(hub.iter_rows(parquet, of.values())):
-                    values = {key: hub.value_of(row, column) for key, column in of.items()}
-                    image_id, total = fields.identifier(values["image_id"]) if of["image_id"] else str(total), total + 1
+                own = columns(parquet.schema_arrow, name)
+                for number, row in enumerate(hub.iter_rows(parquet, own.values())):
+                    values = {key: hub.value_of(row, column) for key, column in own.items()}
+                    image_id = fields.identifier(values["image_id"]) if of["image_id"] else str(total)
+                    total += 1
                     place = row_name(name, number) if has_own else values["file_name"]
                     if image_id is None or place in (None, ""):
                         problems["malformed"] += 1
@@ -165,46 +174,7 @@ def dataset_source(
                     yield record
 
     roles = {"annotations": paths.pop(names[0]), **paths, **({"classes": classes} if classes else {})}
-    return AnnotationSource("hf", split, read, roles, {"map": of}, closed, boxes="xywh"), files.root
-
-
-def _map_columns(schema: pa.Schema, named: Mapping[str, str], file: str) -> dict[str, str | None]:
-    """Return the column of each key. Raises UserError: there is no such column."""
-    there = ", ".join(name for column in schema for name in hub.dotted_names(column))
-    parents: dict[str, Sequence[str]] = {"": ("",), "objects": hub.PARENTS, "relations": _RELATIONS}
-    found: dict[str, str | None] = {}
-    for key in (*_COLUMNS, *named):
-        if key not in _COLUMNS:
-            raise UserError(f"--map {key}={named[key]}: expected one of {', '.join(_COLUMNS)}")
-        group = key.rpartition(".")[0]
-        column = named[key] or None if key in named else hub.first_of(schema, parents[group], _COLUMNS[key])
-        if column and hub.kind_of(schema, column) is None:
-            raise UserError(f"{file} has no column {column} (--map {key}={column}); it has {there}")
-        if not column and key in _REQUIRED:
-            raise UserError(f"{file} has no column of {key}: pass --map {key}=COLUMN; it has {there}")
-        if group and column:  # the others are beside it
-            parents[group] = (column.rpartition(".")[0] or "-",)
-        found[key] = column
-    return found
-
-
-def _names(
-    files: hub.HubFiles, schema: pa.Schema, column: str | None, classes: Path | None, key: str
-) -> dict[int, str]:
-    """Return the names of a column by number; empty if it has names. Raises UserError: its numbers have no names."""
-    if hub.is_text(hub.kind_of(schema, column or "")):
-        return {}
-    objects = key.startswith("objects")
-    if classes is not None:
-        given = read_classes(classes)
-        return dict(given.objects if objects else given.relations)
-    if (stated := hub.class_names(schema, files.card, column or "")) is not None:
-        return dict(enumerate(map(fields.clean, stated)))
-    try:
-        listed = json.loads(files.read("categories.json"))["categories" if objects else "rel_categories"]
-        return {fields.integer(each, "id"): fields.text(each, "name") for each in listed}
-    except (OSError, ValueError, KeyError, TypeError, UserError):
-        raise UserError(f"{key}: the numbers in {column} have no names: pass --classes FILE") from None
+    return AnnotationSource("hf", split, read, roles, {"map": of}, closed, boxes="xywh"), location
 
 
 def _graph(

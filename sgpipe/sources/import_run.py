@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,9 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sgpipe.errors import ImageError, StoreError, UserError
+from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, check_images
-from sgpipe.files.locations import Location, text_sha256
+from sgpipe.files.locations import text_sha256
 from sgpipe.images import read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed
@@ -67,26 +66,30 @@ def import_annotations(
         known = manifest.run.get("limit")  # of a finished import
         is_finished = manifest.run["finished"] and (known is None or (limit is not None and limit <= known))
         read = written = 0
+        problems: ProblemCounts = Counter()
         if not is_finished or redo:
             folder.sweep(manifest)
             _write_readme(source, folder, manifest)
             with progress.images(None, "importing") as advance:
-                for start, records, problems in _read_units(source, shards, limit):
+                for start, records, found in _read_units(source, shards, limit, problems):
                     read += len(records)
                     if start in shards and start not in redo:
                         continue
-                    contents = _finish(records, source, images, embed, problems, progress if start == 0 else None)
+                    contents = _finish(records, source, images, embed, found, progress if start == 0 else None)
                     revision = revision_of(shards[start].file) + 1 if start in shards else 0
                     name = shard_name(source.split, start, start + len(records), revision)
                     shard = write_shard(folder.root, name, source.split, start, records, {}, contents)
-                    shard.counts.update({f"{_PROBLEM}{key}": number for key, number in problems.items() if number})
+                    shard.counts.update({f"{_PROBLEM}{key}": number for key, number in found.items() if number})
                     superseded = manifest.commit(shard)
                     if superseded is not None and superseded.file != shard.file:
                         (folder.root / superseded.file).unlink(missing_ok=True)
                     written += 1
                     advance(shard.rows, shard.counts)
             if not read:
-                raise UserError(f"{source.files['annotations']} contains no image that can be imported")
+                why = ", ".join(f"{key}: {number:,}" for key, number in sorted(problems.items()) if number)
+                raise UserError(
+                    f"{source.files['annotations']} contains no image that can be imported ({why or 'none'})"
+                )
             folder.sweep(manifest)
             _write_readme(source, folder, manifest)
             finished = {"finished": True, "limit": limit if read == limit else None}
@@ -113,7 +116,7 @@ def _description(source: AnnotationSource, images: ImagePlace, embed: bool) -> d
             "import": source.dataset,
             "split": source.split,
             "embed": embed,
-            "files": {role: _sha256(path) for role, path in source.files.items()},
+            "files": {role: text_sha256(path) for role, path in source.files.items()},
             "options": dict(source.options),
         },
         "images": {source.split: absolute(images)},
@@ -123,23 +126,13 @@ def _description(source: AnnotationSource, images: ImagePlace, embed: bool) -> d
     }
 
 
-def _sha256(path: Location) -> str:
-    try:
-        return text_sha256(path)
-    except StoreError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-
-
 def _read_units(
-    source: AnnotationSource, shards: Mapping[int, ShardEntry], limit: int | None
+    source: AnnotationSource, shards: Mapping[int, ShardEntry], limit: int | None, problems: ProblemCounts
 ) -> Iterator[tuple[int, list[Record], ProblemCounts]]:
-    """Yield all records in units: their start, records, and the problems found since the previous one.
+    """Yield all records in units: their start, records, and the problems found since the previous one, of `problems`.
 
     A unit ends where its shard does, and before the next shard. What follows the last record belongs to its unit.
     """
-    problems: ProblemCounts = Counter()
     start, seen, before = 0, problems.copy(), None
     records = islice(_distinct(source.read(problems), problems), limit)
     while True:
@@ -182,11 +175,6 @@ def _finish(
         try:
             if record.ok and not (record.width and record.height):
                 record.width, record.height = read_size(images, record.file_name)
-                for box in record.objects:  # run lengths that have another size, which was unknown until now
-                    value = json.loads(box.segmentation or "[]")
-                    if isinstance(value, dict) and value["size"] != [record.height, record.width]:
-                        box.segmentation = None
-                        problems["segmentations"] += 1
             if record.ok and embed:
                 image = source.image(record) if source.image else read_image(images, record)
         except ImageError as error:

@@ -5,7 +5,6 @@ The format is described in https://labelstud.io/guide/task_format. Boxes are in 
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -50,7 +49,7 @@ def label_studio_source(
         annotator: id or e-mail address of the only person whose annotations count.
         image_field: the key of a task's data that contains the address of its image.
 
-    Raises UserError: the file is missing, of another format, or of several splits; when it is read: nobody annotated.
+    Raises UserError: the file is missing, of another format, or of several splits.
     """
     require_format(annotations, "label-studio")
     splits = sorted({named for _, task in JsonStream(annotations) if (named := _split(task)) is not None})
@@ -60,7 +59,6 @@ def label_studio_source(
     chosen = split or (splits[0] if splits else infer_split(annotations, images, WHOLE))
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        is_empty = True
         for _, task in JsonStream(annotations):
             if _split(task) not in (None, chosen):
                 problems["other_splits"] += 1
@@ -72,16 +70,11 @@ def label_studio_source(
                 problems["malformed"] += 1
                 continue
             if results is not None:
-                is_empty = False
                 record = Record(fields.identifier(task.get("id")) or "", LABEL_STUDIO_DATASET, chosen, "", 0, 0)
                 with error_row(record):
                     address = fields.text(data, image_field)
                     _fill(record, data, results, images, address, problems)
                 yield record
-        if is_empty and (tasks := problems["unannotated_tasks"]):
-            whose = "" if annotator is None else f" of {annotator}"
-            advice = "export full predictions" if predictions else "--predictions imports what was predicted"
-            raise UserError(f"none of {count(tasks, 'task')} in {annotations} has an annotation{whose}; {advice}")
 
     options = {"predictions": predictions, "annotator": annotator, "image_field": image_field}
     return AnnotationSource(LABEL_STUDIO_DATASET, chosen, read, {"annotations": annotations}, options)
@@ -200,7 +193,7 @@ def _add_objects(record: Record, results: Sequence[Any], numbers: Mapping[str, A
         named = [label for label in labels if label.strip()]
         problems["nameless"] += not named
         problems["further_labels"] += len(set(named[1:]) - set(named[:1]))
-        boxes.append(_box(item, named[0], numbers, record, problems) if named else None)
+        boxes.append(_box(item, named[0], numbers, record) if named else None)
     indices = {key: index for index, key in enumerate(regions)}
     found = [relation for link in links for relation in _relations(link, indices, problems)]
     record.relations = deduplicate(found)
@@ -208,23 +201,14 @@ def _add_objects(record: Record, results: Sequence[Any], numbers: Mapping[str, A
     annotated.replace_objects(record, boxes, problems)
 
 
-def _box(
-    item: Mapping[str, Any], name: str, numbers: Mapping[str, Any], record: Record, problems: ProblemCounts
-) -> Box:
-    """Return a rectangle as a box in pixels; of a rotated one, the box around it."""
-    if item.get("image_rotation"):
-        raise FieldError(f"its image was rotated in Label Studio by {item['image_rotation']} degrees")
+def _box(item: Mapping[str, Any], name: str, numbers: Mapping[str, Any], record: Record) -> Box:
+    """Return a rectangle as a box in pixels."""
     value = item["value"]
+    if item.get("image_rotation") or value.get("rotation"):
+        raise FieldError("its image or a rectangle was rotated in Label Studio")
     percent = fields.numbers([value.get(key) for key in ("x", "y", "width", "height")], 4)
     sides = (record.width, record.height) * 2
     x, y, width, height = (number * side / 100 for number, side in zip(percent, sides, strict=True))
-    (rotation,) = fields.numbers([value.get("rotation") or 0], 1)
-    if rotation:  # about its upper left corner, clockwise
-        problems["rotated"] += 1
-        cosine, sine = math.cos(math.radians(rotation)), math.sin(math.radians(rotation))
-        xs = [x + right * cosine - down * sine for right in (0, width) for down in (0, height)]
-        ys = [y + right * sine + down * cosine for right in (0, width) for down in (0, height)]
-        x, y, width, height = min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
     try:
         category = fields.integer(numbers, name)
     except FieldError:

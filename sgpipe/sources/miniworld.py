@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS
 from sgpipe.miniworld.dataset import render_dataset as render_dataset
-from sgpipe.recipe import MiniworldConfig, SourceConfig, SplitConfig
+from sgpipe.recipe import MiniworldConfig, SplitConfig
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import visual_genome_source
 from sgpipe.storage.run_folder import GroundTruth
@@ -72,12 +72,6 @@ def prepare(
     world = files.world
     split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)
     return {split_name(config.split): split}, files.ground_truth
-
-
-def remove_unused(source: SourceConfig, private: Path) -> None:
-    """Remove what an earlier run in this folder generated, if the source of the present one is not the miniworld."""
-    if source.synthetic is None:  # not in `prepare`: a run that is refused leaves the folder as it was
-        shutil.rmtree(private / _FOLDER, ignore_errors=True)
 
 
 def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = None) -> None:

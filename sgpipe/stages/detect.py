@@ -24,7 +24,7 @@ from rlip_model.model import ParSeD, ParSeDA, TripletDetector
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import NO_OBJECTS, TokenizerError
 from sgpipe.errors import UserError, existing_folder
-from sgpipe.files.locations import Location, text_of
+from sgpipe.files.locations import Location
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, known_settings, network_folder, trained_sides
 from sgpipe.records import Box, Record
@@ -45,7 +45,7 @@ def load_detector(model: Location) -> TripletDetector:
 
     Raises UserError: there is no such network. Raises EngineError: the store or the hub cannot be reached.
     """
-    folder = existing_folder(network_folder(Path(local_model(text_of(model)))))
+    folder = existing_folder(network_folder(Path(local_model(str(model)))))
     kind = str(known_settings(str(folder)).get("model_type"))
     if kind == "rlip_tagger":
         raise UserError(f"{model} is an R-Tagger, which needs boxes: use it as tag.tagger (--tagger)")

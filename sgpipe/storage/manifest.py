@@ -93,7 +93,7 @@ class Manifest:
         places = {
             split: located(place, absolute_location(self.root)) for split, place in self.run.get("images", {}).items()
         }
-        return ImageRoots(places, image_indexes(self.root))
+        return ImageRoots(places, IndexFolder(self.root))
 
     def image_root(self, split: str, images: ImagePlace | None = None) -> ImageRoot:
         """As `run_images`; `images`: where they moved."""
@@ -221,16 +221,10 @@ def run_images(run: str | Location, split: str, images: ImagePlace | None) -> Im
     """Return the images of a split of a run. Raises UserError: they are unknown or missing."""
     if images is None:
         raise UserError(f"{run} does not say where the images of {split} are: pass --images")
-    root = image_root(images, image_indexes(run))
+    root = image_root(images, IndexFolder(location(run)))
     if isinstance(root, FolderRoot) and not root.folder.is_dir():
         raise UserError(f"the image folder {root.folder} of {run} is missing; if the images moved, pass --images")
     return root
-
-
-def image_indexes(run: str | Location) -> IndexFolder:
-    """Return the indexes of images that a run has in its folder or store; others are made in the cache."""
-    run = location(run)
-    return IndexFolder(look=run / ".sgpipe") if isinstance(run, Path) else IndexFolder(uri=run.uri)
 
 
 def replace_manifest(root: Path, content: bytes) -> int:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from sgpipe.errors import UserError, add_filename, os_error_reason
-from sgpipe.files.locations import Location, absolute_location, below, delete, location, sizes, text_of
+from sgpipe.files.locations import Location, absolute_location, below, delete, location, sizes
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.roots import is_image
@@ -96,7 +96,7 @@ class RunFolder:
                 place = absolute_location(place)
                 if isinstance(place, Path) and place.is_relative_to(private):
                     place = place.relative_to(private)
-                named[role] = text_of(place)
+                named[role] = str(place)
         write_text(file, json.dumps(named))
 
     @property

@@ -27,7 +27,7 @@ from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import Objective
 from rlip_model.training.validation import PERSON
 from sgpipe.errors import UserError
-from sgpipe.files.locations import location, text_of
+from sgpipe.files.locations import location
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record
 from sgpipe.sources.annotated import DatasetClasses
@@ -190,7 +190,7 @@ def _row_groups(data: DataConfig, validation: TrainingSet) -> Iterator[UsableRow
             for entry in entries:
                 path = location(folder.root) / entry.file
                 with open_shard(path, COLUMNS) as file:
-                    places = [(number, text_of(path), group) for group in range(file.num_row_groups)]
+                    places = [(number, str(path), group) for group in range(file.num_row_groups)]
                 for place in places:
                     if place in usable:
                         yield usable[place]

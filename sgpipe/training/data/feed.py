@@ -18,9 +18,9 @@ from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
 from rlip_model.training.pairs import tagger_triplets
 from rlip_model.training.sampling import Texts, relabelled
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import ImageRoots
+from sgpipe.files.image_roots import ImageRoots, IndexFolder
+from sgpipe.files.locations import location
 from sgpipe.images import ImageError, open_row_image
-from sgpipe.storage.manifest import image_indexes
 from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.data.stream import StepPart, StepStream, TrainingItem, TrainingStep
 from sgpipe.training.recipe import DataConfig
@@ -153,7 +153,9 @@ class ImageReader:
         self.read = self.skipped = 0
         self.reasons: list[str] = []
         self._roots = [folder.root for folder in training_set.folders]
-        self._images = [ImageRoots(folder.images, image_indexes(folder.root)) for folder in training_set.folders]
+        self._images = [
+            ImageRoots(folder.images, IndexFolder(location(folder.root))) for folder in training_set.folders
+        ]
         self._most_failures = max(1, min(_FAILURES_BEFORE_REFUSAL, training_set.rows // world_size))
         self._lock = Lock()
 

@@ -20,7 +20,7 @@ from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.calibration import choose_threshold, load_calibration, stored
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
-from sgpipe.files.locations import Location, absolute_location, location, opened_ahead, text_of
+from sgpipe.files.locations import Location, absolute_location, location, opened_ahead
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.judgements import JudgementLog, RelationKey
 from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
@@ -345,8 +345,8 @@ class ScannedFolder:
         shards = shards_by_split(manifest, config)
         places = {split: config.images or manifest.image_roots.locations.get(split) for split in shards}
         images = {split: absolute(os.path.expanduser(place)) for split, place in places.items() if place}
-        judged, problems = judged_relations(text_of(config.shards)) if config.judged else (None, [])
-        folder = ShardFolder(text_of(absolute_location(config.shards)), config.weight, images, judged)
+        judged, problems = judged_relations(str(config.shards)) if config.judged else (None, [])
+        folder = ShardFolder(str(absolute_location(config.shards)), config.weight, images, judged)
         return cls(number, config, manifest, folder, shards, problems)
 
     def row_groups(self, threshold: float, only: _Rows | None) -> Generator[tuple[_Place, TrainingFilter], None, None]:
@@ -359,14 +359,14 @@ class ScannedFolder:
             has_usable = has_ok = False
             paths = [location(self.folder.root) / entry.file for entry in entries]
             if only is not None:
-                paths = [path for path in paths if (self.number, text_of(path)) in wanted]
+                paths = [path for path in paths if (self.number, str(path)) in wanted]
             with closing(opened_ahead(paths)) as contents:
                 for path in paths:
                     with open_shard(path, COLUMNS, next(contents)) as file:
                         if IMAGE_COLUMN not in file.schema_arrow.names:
                             run_images(self.folder.root, split, self.folder.images.get(split))
                         for group in range(file.num_row_groups):
-                            place = self.number, text_of(path), group
+                            place = self.number, str(path), group
                             if only is not None and not only.get(place, np.zeros(0, bool)).any():
                                 continue
                             table = file.read_row_group(group, columns=list(COLUMNS))

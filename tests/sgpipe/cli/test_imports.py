@@ -70,7 +70,7 @@ def test_files_in_another_format_are_refused_by_name(folder, kind, file):
         return
     result = invoke(*options(folder, kind, file), "--out", folder / "out")
     assert result.exit_code == 2
-    assert f"{file}_train.json is " in result.stderr
+    assert f"{file}_train.json has the format " in result.stderr
     assert ", not " in result.stderr
     assert not (folder / "out").exists()
 

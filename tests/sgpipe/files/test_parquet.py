@@ -101,10 +101,10 @@ def test_images_are_read_in_any_order(tmp_path):
     order = [*range(60), *reversed(range(60)), 3, 41, 22, 59, 4]
     for number in order:
         name = f"a.parquet#{number}" if number < 50 else f"b.parquet#image:{number - 50}"
-        assert images.read_name(name) == rows[number]["image"]["bytes"]
+        assert images.read(name) == rows[number]["image"]["bytes"]
     for absent in ("a.parquet#50", "c.parquet#0", "a.parquet#photo:1", "a.parquet"):
         with pytest.raises(FileNotFoundError):
-            images.read_name(absent)
+            images.read(absent)
 
 
 def test_images_are_read_after_a_failure_of_the_store(tmp_path):
@@ -122,10 +122,10 @@ def test_images_are_read_after_a_failure_of_the_store(tmp_path):
 
     stored = Stored((tmp_path / "a.parquet").read_bytes())
     images = ParquetImages(lambda name: stored)
-    assert images.read_name("a.parquet#0") == files[0]
+    assert images.read("a.parquet#0") == files[0]
     stored.fails = True
     for _ in range(2):
         with pytest.raises(StoreError, match="the store is gone"):
-            images.read_name("a.parquet#39")
+            images.read("a.parquet#39")
     stored.fails = False
-    assert images.read_name("a.parquet#39") == files[39]
+    assert images.read("a.parquet#39") == files[39]

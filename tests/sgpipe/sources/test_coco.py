@@ -259,7 +259,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     for relations, split, reason in (
         (None, "val", r"has no rel_annotations: give its relations by --relations rel\.json"),
         (files["relations"], "test", r"rel\.json has no split 'test': pass --split train or val"),
-        (files["annotations"], "val", r"is a COCO instances file .*, not relation triplets"),
+        (files["annotations"], "val", "has the format 'coco', not 'triplets'"),
     ):
         with pytest.raises(UserError, match=reason):
             coco_relations_source(files["annotations"], relations, split)

@@ -86,20 +86,13 @@ def test_labels_may_be_apart_from_their_rectangle(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rotation", "expected"), [(90, (10.0, 50.0, 10.0, 20.0)), (-90, (20.0, 30.0, 10.0, 20.0)), (360, box().bbox)]
-)
-def test_a_rotated_box_becomes_the_box_around_it(tmp_path, rotation, expected):
-    value = region(1)["value"] | {"rotation": rotation}
-    (found,), problems = read(tmp_path, task(region(1, value=value)))
-    assert found.objects[0].bbox == pytest.approx(expected)
-    assert problems == {"rotated": 1}
-
-
-@pytest.mark.parametrize(
     ("results", "data"),
     [
         ([region(1, image_rotation=90)], {}),
-        *(([region(1, value=region(1)["value"] | odd)], {}) for odd in ({"x": "?"}, {"rectanglelabels": 1})),
+        *(
+            ([region(1, value=region(1)["value"] | odd)], {})
+            for odd in ({"x": "?"}, {"rectanglelabels": 1}, {"rotation": 9})
+        ),
         *(([region(1), link(1, 1, "on", **odd)], {}) for odd in ({"direction": "up"}, {"scores": []}, {"scores": [2]})),
         ([], {}),
         *(([region(1)], {"image": image}) for image in (None, ["1.jpg"], "https://example.org/", "http://[")),
@@ -135,10 +128,6 @@ def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
     predicted = task(annotations=[], predictions=[{"result": [region(1, "cup")]}, {"result": [region(1)]}])
     tasks = skipped, predicted, task(annotations=[])
     assert read(tmp_path, *tasks, task(region(1)))[1] == {"skipped_tasks": 1, "unannotated_tasks": 2}
-    with pytest.raises(UserError, match="--predictions imports"):
-        read(tmp_path, *tasks)
-    with pytest.raises(UserError, match="of anna"):
-        read(tmp_path, *tasks, annotator="anna")
     (found,), problems = read(tmp_path, *tasks, predictions=True)
     assert found.objects == [box()]
     assert problems == {"skipped_tasks": 1, "unannotated_tasks": 1, "further_predictions": 1}

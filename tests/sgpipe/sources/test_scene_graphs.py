@@ -173,7 +173,7 @@ def test_sizes_come_from_image_data(genome, tmp_path):
     sizes.write_text(json.dumps([{"image_id": 8, "width": 1, "height": 1}, {"image_id": 7, "width": 80, "height": 60}]))
     record, _ = only(genome(image_data=sizes))
     assert (record.width, record.height) == (80, 60)
-    with pytest.raises(UserError, match=r"scene_graphs\.json is scene graphs .*not Visual Genome's image_data"):
+    with pytest.raises(UserError, match=r"scene_graphs\.json has the format 'vg', not 'image data'"):
         genome(image_data=tmp_path / "scene_graphs.json")
 
 
