@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
@@ -224,10 +224,6 @@ class Pipeline:
             settings: other settings of the recipe, such as {"tag.threshold": 0.1}.
         """
         models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
-        if not isinstance(settings, Mapping | None):
-            raise UserError(f"settings=: expected values by key, such as {{'tag.threshold': 0.1}}, got {settings!r}")
-        if not isinstance(boxes, str | os.PathLike | None):
-            raise UserError("boxes=: expected a COCO instances file; pass the boxes of an image with the image")
         changes = {key: str(value) for key, value in models.items() if value is not None} | dict(settings or {})
         if device is not None:
             changes = {f"{stage}.device": device for stage in _ON_DEVICES} | changes
@@ -289,8 +285,7 @@ class Pipeline:
         Raises UserError: a model cannot be used, or this is a single image.
         """
         is_array = isinstance(images, np.ndarray) and images.ndim < 4
-        single = is_array or isinstance(images, str | os.PathLike | Image.Image)
-        if single or not isinstance(images, Iterable):
+        if is_array or isinstance(images, str | os.PathLike | Image.Image):
             raise UserError(f"label: expected several images, got {type(images).__name__}; pipeline(image) labels one")
         return self._label(images, repeat(None))
 
@@ -377,12 +372,9 @@ class Pipeline:
 
 def _parse_lists(boxes: Any, classes: Any, images: int) -> list[GivenBoxes | None]:
     """Return the boxes of each image of a list. Raises UserError: see `parse_boxes`."""
-    for name, given in (("boxes", boxes), ("classes", classes)):
-        sized = isinstance(given, Sized) and not isinstance(given, str) and getattr(given, "ndim", 1) > 0
-        got = len(given) if sized else type(given).__name__
-        if given is not None and got != images:
-            raise UserError(f"{name}=: expected a list with an entry for each of {count(images, 'image')}, got {got}")
-    lists = ([None] * images if given is None else given for given in (boxes, classes))
+    lists = [[None] * images if given is None else list(given) for given in (boxes, classes)]
+    if any(len(given) != images for given in lists):
+        raise UserError(f"boxes=, classes=: expected a list with an entry for each of {count(images, 'image')}")
     pairs = enumerate(zip(*lists, strict=True))
     return [parse_boxes(given, names, f" of image {number}") for number, (given, names) in pairs]
 
@@ -401,6 +393,4 @@ def _to_file(image: ImageInput) -> Path | Image.Image:
     name = os.fsdecode(image)
     if re.match(r"\w+://", name):
         raise ImageError(f"{name} is a URL, not a file: download the image first")
-    if "\0" in name:
-        raise ImageError(f"image file not found: {name!r}, which contains a null character")
     return Path(os.path.realpath(Path(name).parent)) / Path(name).name

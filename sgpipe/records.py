@@ -251,23 +251,15 @@ def origins_pattern(origins: Iterable[str]) -> str:
     return rf"(^|\+)({'|'.join(origins)})(\+|$)"
 
 
-def deduplicate(relations: Iterable[Relation], *, keep_ties: bool = False) -> list[Relation]:
-    """Of relations with the same subject, predicate and object, keep the one of highest confidence, in their order.
+def deduplicate(relations: Iterable[Relation]) -> list[Relation]:
+    """Of relations with the same subject, predicate and object, keep the first of highest confidence, in their order.
 
-    Ground truth has a confidence of 1. `keep_ties`: keep every relation that reaches the highest, not only the first
-    (RLIPv2).
+    Ground truth has a confidence of 1.
     """
-    best: dict[tuple[int, str, int], float] = {}
-    stated = []
-    for relation in relations:
+    best: dict[tuple[int, str, int], tuple[float, int, Relation]] = {}
+    for number, relation in enumerate(relations):
         key = relation.subject, relation.predicate, relation.object
         confidence = 1.0 if relation.confidence is None else relation.confidence
-        best[key] = max(best.get(key, 0.0), confidence)
-        stated.append((key, confidence, relation))
-    kept: list[Relation] = []
-    for key, confidence, relation in stated:
-        if best.get(key) == confidence:
-            kept.append(relation)
-            if not keep_ties:
-                del best[key]
-    return kept
+        if key not in best or confidence > best[key][0]:
+            best[key] = confidence, number, relation
+    return [relation for _, _, relation in sorted(best.values(), key=lambda each: each[1])]

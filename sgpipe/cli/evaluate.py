@@ -219,7 +219,7 @@ def labels(
 
 def boxes(
     *,
-    pred: Annotated[cli.Place, cli.stored_argument("Run, its object store, COCO results, or predictions.", "RUN")],
+    run: Annotated[cli.Place, cli.stored_argument("Run, its object store, or COCO results.", "RUN")],
     truth: Annotated[cli.Place | None, cli.reads_stored("Run, import or COCO instances. Default: its own.")] = None,
     threshold: Annotated[float | None, cli.option("Minimum score. Default: the run's own.")] = None,
     per_class: Annotated[bool, cli.option("Print a row for each class, too.", "--per-class")] = False,
@@ -234,9 +234,9 @@ def boxes(
     """
     from sgpipe.evaluation.box_quality import evaluate_boxes, own_threshold
 
-    known = truth or ground_truth_for(pred, None).relations
-    level = own_threshold(pred) if threshold is None else threshold  # the same for what it is compared with
-    report.run_and_report(lambda run: evaluate_boxes(run or pred, known, level), plot, per_class=per_class)
+    known = truth or ground_truth_for(run, None).relations
+    level = own_threshold(run) if threshold is None else threshold  # the same for what it is compared with
+    report.run_and_report(lambda other: evaluate_boxes(other or run, known, level), plot, per_class=per_class)
 
 
 def ground_truth_for(run: Path, truth: Path | None, otherwise: str = "--truth") -> GroundTruth:

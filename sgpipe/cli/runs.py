@@ -336,7 +336,7 @@ def export(
     origin: Annotated[str | None, cli.option("Only these: annotated,tagger. Default: all.")] = None,
     relations: WrittenOptions,
     images_url: Annotated[str | None, cli.option("Start of addresses of images: https://….")] = None,
-    coordinates: Annotated[str, cli.option("Of boxes in instructions: pixel, normalised or 0-1000.")] = "pixel",
+    coordinates: Annotated[Literal["pixel", "normalised", "0-1000"], cli.option("Of boxes in instructions.")] = "pixel",
     templates: Annotated[Path | None, cli.reads_file("YAML: other templates of instructions.", panel=None)] = None,
     seed: cli.Seed = None,
     parquet: Annotated[bool, cli.option("Instructions as Parquet, not JSON lines.", "--parquet")] = False,

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -35,13 +34,13 @@ from rlip_model.evaluation.visual_genome import (
 from sgpipe.errors import UserError
 from sgpipe.evaluation.inputs import (
     VG150_CLASSES,
-    GraphClasses,
     data_classes,
+    naming,
     no_pairs,
     read_annotations,
-    read_graph_files,
     read_graphs,
     read_pairs,
+    read_predicted_graphs,
     shard_annotations,
 )
 from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
@@ -60,14 +59,12 @@ from sgpipe.inference.predictions import (
     predicted_graph,
 )
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
-from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_classes, read_hoia
+from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_classes
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import count
 
 SPLIT = "test"  # the split of records that are only evaluated
 MOST_PAIRS = 100  # per image of a scene graph, as the evaluator considers 100 triplets
-
-_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, OverflowError)
 
 Suppression = Literal["none", "published", "repaired"]
 
@@ -134,22 +131,7 @@ def score_hico(
     overlapping pairs. zero_shot: with a model that was not fine-tuned, leave out subjects that look like another class.
     """
     found = ScoredImages()
-    if isinstance(given, PredictionFiles):
-        schema = read_classes(given.classes) if given.classes else HICO
-        classes, source = schema.classes, _hico_source(given.annotations, given.classes)
-        images = read_pairs(source, given.predictions, {"hoi_prediction": schema}, found)
-    else:
-        config = given.config("zero-shot hoi" if zero_shot else "hoi")
-        classes = config.classes
-        if given.annotations is None:
-            source = shard_annotations(given.data, classes, given.split, persons_only=True)
-        elif given.classes is None and classes != HICO.classes:
-            raise UserError(
-                f"{given.data} has other classes than HICO-DET: omit --annotations, or list the classes in --classes"
-            )
-        else:
-            source = _hico_source(given.annotations, given.classes)
-        images = _predicted_pairs(given, config, source, found)
+    classes, images = _pairs(given, "zero-shot hoi" if zero_shot else "hoi", HICO, found)
     official = classes == HICO.classes
     if not official and setting != "default":
         raise UserError(f"--setting {setting} groups HICO-DET's classes, but these are others")
@@ -159,13 +141,11 @@ def score_hico(
         scores = evaluate_hico(found.named(images), settings)
     parts = split(setting)
     names = ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
-    groups = {"all classes": None, **(dict(zip(names, (parts.rare, parts.non_rare), strict=True)) if official else {})}
-    renamed = {"mAP rare": f"mAP {names[0]}", "mAP non-rare": f"mAP {names[1]}"}
+    groups = dict(zip(names, (parts.rare, parts.non_rare), strict=True)) if official else {}
 
     def summary(scores: HicoScores) -> dict[str, float]:
-        measures = scores.summary(parts)
-        kept = measures if official else ("mAP", "mean max recall")
-        return {renamed.get(name, name): measures[name] for name in kept}
+        means = {f"mAP {name}": scores.per_class.mean(group) for name, group in groups.items()}
+        return {"mAP": scores.per_class.mean(), **means, "mean max recall": scores.per_class.mean_max_recall()}
 
     return found.result(
         "HICO-DET" if official else "HICO-DET's protocol",
@@ -173,33 +153,14 @@ def score_hico(
         scores,
         summary,
         class_rows(scores.per_class, _triplet_names(scores.per_class, settings.classes, classes)),
-        {name: class_curve(scores.per_class, group) for name, group in groups.items()},
+        {name: class_curve(scores.per_class, group) for name, group in {"all classes": None, **groups}.items()},
     )
-
-
-def _hico_source(annotations: Path, classes: Path | None) -> AnnotationSource:
-    if classes is None:
-        return hico_source(annotations, SPLIT)
-    schema = read_classes(classes)
-    read = partial(read_hoia, annotations, schema, "hico", SPLIT)
-    return AnnotationSource("hico", SPLIT, read, {"annotations": annotations}, classes=schema.classes)
 
 
 def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppression = "none") -> EvaluationResult:
     """Evaluate scene graphs by Open Images' protocol."""
     found = ScoredImages()
-    source = open_images_source(given.annotations, SPLIT) if given.annotations else None
-    if isinstance(given, PredictionFiles):
-        assert source is not None
-        classes = OPEN_IMAGES.classes
-        images = read_pairs(source, given.predictions, {"rel_prediction": OPEN_IMAGES}, found)
-    else:
-        config = given.config("scene graph")
-        classes = config.classes
-        source = source or shard_annotations(given.data, classes, given.split, persons_only=False)
-        if source.classes != classes:
-            raise UserError(f"{given.data} has other classes than {given.annotations}; omit --annotations")
-        images = _predicted_pairs(given, config, source, found)
+    classes, images = _pairs(given, "scene graph", OPEN_IMAGES, found)
     order: PhraseOrder = "repaired" if suppression == "repaired" else "published"
     nms = PairSuppression() if suppression != "none" else None
     settings = OpenImagesSettings(len(classes.objects), len(classes.relations), nms, order)
@@ -224,7 +185,7 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     assert given.annotations is not None
     found = ScoredImages()
     verbs, instances = _read_json(given.annotations), _read_json(coco)
-    with _explained(f"{given.annotations} and {coco}", *_UNREADABLE):
+    with naming(f"{given.annotations} and {coco}"):
         annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
         known = {image["id"] for image in instances["images"]}
         if missing := [image for image in annotated if image not in known]:
@@ -237,19 +198,18 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
         detections = _read_json(given.predictions)
         if not isinstance(detections, list) or not detections:
             raise UserError(f"{given.predictions} contains no predictions: expected a list of detections")
-        with _explained(given.name, *_UNREADABLE):
+        with naming(given.name):
             predicted = read_predicted_people(detections, actions)
     else:
         predicted = _predicted_people(given, actions, people, possible, found)
     with _explained(given.name):
         scores = evaluate_vcoco(found.named(people_images(people, predicted, actions)), actions)
-    found.counts["with predictions"] = len(predicted)
-    found.miss(people, predicted)
+    found.predicted = {*predicted}
+    found.miss(people)
     found.unpredicted = frozenset()  # its format has no item for an image without persons
-    curves = {f"role, scenario {number}": class_curve(part) for number, part in scores.roles.items()}
-    curves["agent"] = class_curve(scores.agents)
     parts = [(f"role, scenario {number}", part, actions.role_names()) for number, part in scores.roles.items()]
     parts.append(("agent", scores.agents, list(actions.names)))
+    curves = {kind: class_curve(part) for kind, part, _ in parts}
     rows = [
         row
         for kind, part, names in parts
@@ -271,12 +231,14 @@ def _predicted_people(
 ) -> dict[int, PredictedPeople]:
     config = given.config("hoi")
     objects, relations = config.classes.objects, config.classes.relations
-    occurs = np.zeros((len(relations), len(objects)), dtype=bool) if possible else None
-    for record in iter_records(possible) if possible else ():
-        for relation in record.relations:
-            object_ = record.objects[relation.object].category
-            if occurs is not None and relation.predicate in relations and object_ in objects:
-                occurs[relations.index(relation.predicate), objects.index(object_)] = True
+    occurs = None
+    if possible:
+        seen = {
+            (r.predicate, record.objects[r.object].category)
+            for record in iter_records(possible)
+            for r in record.relations
+        }
+        occurs = np.array([[(predicate, object_) in seen for object_ in objects] for predicate in relations])
     converter = PeopleConverter(config.classes, actions, occurs)
     predictions = _predictions(given, config, people, coco_image_id, found)
     return {number: converter.convert(pairs) for number, pairs in predictions}
@@ -286,17 +248,21 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> Eva
     """Evaluate scene graphs by Visual Genome's protocol, of VG150 or other classes; those of a model in mode sgdet."""
     found = ScoredImages()
     if isinstance(given, PredictionFiles):
-        classes = GraphClasses.of(read_classes(given.classes).classes) if given.classes else VG150_CLASSES
-        images = read_graph_files(given.annotations, given.predictions, classes, found)
+        classes = read_classes(given.classes).classes if given.classes else VG150_CLASSES
+        annotated = read_graphs(given.annotations)
+        predictions = read_predicted_graphs(given.predictions, classes, annotated, found)
     else:
         config = given.config("scene graph")
-        classes = GraphClasses.of(config.classes)
-        images = _predicted_graphs(given, config, found)
-    names = classes.predicates
-    official = classes == VG150_CLASSES
-    sizes = {"num_objects": classes.num_objects, "num_predicates": len(names)}
+        classes = config.classes
+        annotated = _annotated_graphs(given, classes)
+        pairs = _predictions(given, config, annotated, lambda row: row.image_id, found)
+        predictions = ((name, predicted_graph(own, MOST_PAIRS)) for name, own in pairs)
+    images = (GraphImage(f"image {name}", annotated[name], predicted) for name, predicted in predictions)
+    names, sizes = classes.relations, {"num_objects": len(classes.objects), "num_predicates": len(classes.relations)}
+    official = (len(classes.objects), names) == (len(VG150_CLASSES.objects), VG150_CLASSES.relations)
     with _explained(given.name):
         scores = evaluate_graphs(found.named(images), mode, zero_shot=vg150_zero_shot() if official else None, **sizes)
+    found.leave_out(annotated)
     rows: Rows = [{"predicate": name} for name in names]
     for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
         for most, shares in recall.per_predicate.items():
@@ -326,14 +292,12 @@ def _read_json(path: Path) -> Any:
 
 
 @contextmanager
-def _explained(files: str, *unreadable: type[Exception]) -> Iterator[None]:
-    """Turn errors of an evaluator, and those of reading a file of another form, into UserErrors."""
+def _explained(files: str) -> Iterator[None]:
+    """Turn errors of an evaluator into UserErrors."""
     try:
         yield
     except EvaluationError as error:
         raise UserError(f"{files}: {error}") from None
-    except unreadable as error:
-        raise UserError(f"{files}: expected the files of V-COCO, as in docs/formats.md: {error!r}") from None
 
 
 Name = TypeVar("Name", str, int)
@@ -352,51 +316,60 @@ def _predictions(
     """
     from sgpipe.inference.predictor import predict  # it imports PyTorch
 
-    seen, failed = set[Name](), list[str]()
+    failed = list[str]()
     for prediction in predict(config, given.row_groups()):
         if prediction.pairs is None:
             failed.append(prediction.error or "")
             continue
         name = name_of(prediction.row)
-        if name in seen or name not in annotated:
-            what = "occurs twice" if name in seen else f"is not in {given.annotations or given.data}"
-            raise UserError(f"image {name!r} {what}; choose a split with --split")
-        seen.add(name)
+        found.add(name, annotated, f"{given.data} (choose a split with --split)")
         yield name, prediction.pairs
-    if not seen:
+    if not found.predicted:
         raise UserError(f"no image could be read: {failed[0] if failed else 'the data has no images'}")
     if failed:
         found.notes.append(f"{count(len(failed), 'image')} could not be read; the first: {failed[0]}")
+
+
+def _pairs(
+    given: PredictionFiles | ModelRun, task: Task, official: HoiaSchema, found: ScoredImages
+) -> tuple[DatasetClasses, Iterator[EvaluationImage]]:
+    """Return the classes and the annotated images; official: those of HICO-DET or Open Images."""
+    is_hico = official is HICO
+    source: AnnotationSource | None = None
+    if given.annotations is not None:
+        source = (hico_source if is_hico else open_images_source)(given.annotations, SPLIT, given.classes)
+    if isinstance(given, PredictionFiles):
+        assert source is not None
+        schema = read_classes(given.classes) if given.classes else official
+        key = "hoi_prediction" if is_hico else "rel_prediction"
+        return schema.classes, read_pairs(source, given.predictions, key, schema, found)
+    config = given.config(task)
+    source = source or shard_annotations(given.data, config.classes, given.split, persons_only=is_hico)
+    if source.classes != config.classes:
+        raise UserError(
+            f"{given.data} has other classes than {given.annotations}: omit --annotations, or list them in --classes"
+        )
+    return config.classes, _predicted_pairs(given, config, source, found)
 
 
 def _predicted_pairs(
     given: ModelRun, config: PredictConfig, source: AnnotationSource, found: ScoredImages
 ) -> Iterator[EvaluationImage]:
     """Yield all annotated images; those that the shards lack or that cannot be read have no predictions."""
-    annotated, seen = read_annotations(source), set[str]()
+    annotated = read_annotations(source)
     for name, pairs in _predictions(given, config, annotated, lambda row: row.file_name, found):
-        seen.add(name)
-        found.add(pairs)
         yield EvaluationImage(name, annotated[name], pairs)
-    found.miss(annotated, seen)
+    found.miss(annotated)
     for name, ground_truth in annotated.items():
-        if name not in seen:
+        if name in found.unpredicted:
             yield EvaluationImage(name, ground_truth, no_pairs(config.classes))
 
 
-def _predicted_graphs(given: ModelRun, config: PredictConfig, found: ScoredImages) -> Iterator[GraphImage]:
-    """Yield the annotated images that have predictions."""
+def _annotated_graphs(given: ModelRun, classes: DatasetClasses) -> dict[str, GroundTruthGraph]:
     if given.annotations is not None:
-        annotated = read_graphs(given.annotations)
-    else:
-        source = shard_annotations(given.data, config.classes, given.split, persons_only=False)
-        annotated = {
-            name: GroundTruthGraph(own.boxes, own.labels + 1, np.add(own.triplets, (0, 0, 1)))
-            for name, own in read_annotations(source, "image_id").items()
-        }
-    seen: set[str] = set()
-    for name, pairs in _predictions(given, config, annotated, lambda row: row.image_id, found):
-        seen.add(name)
-        found.add(pairs)
-        yield GraphImage(f"image {name}", annotated[name], predicted_graph(pairs, MOST_PAIRS))
-    found.leave_out(annotated, seen)
+        return read_graphs(given.annotations)
+    annotated = read_annotations(shard_annotations(given.data, classes, given.split, persons_only=False), "image_id")
+    return {
+        name: GroundTruthGraph(own.boxes, own.labels + 1, np.add(own.triplets, (0, 0, 1)))
+        for name, own in annotated.items()
+    }

@@ -31,8 +31,6 @@ Source = Literal["relations", "candidates", "vlm_score"]
 
 _COLUMNS = ("image_id", "dataset", "file_name", "width", "height", "objects", "status")
 _COCO_PREFIX = re.compile(r"^COCO_[A-Za-z0-9]+_(?=\d+$)")
-
-
 _DATASETS = ("coco", "objects365")  # the datasets that have synonyms
 
 
@@ -147,7 +145,7 @@ def iter_graphs(
     column = "pairs" if source == "candidates" else "relations"
     for table in iter_tables(root, (*_COLUMNS, column, *([VLM_SCORE] if source == "vlm_score" else []))):
         if table.num_rows:
-            yield _graphs(root, table.combine_chunks(), classes, predicates, column, calibration)
+            yield _graphs(root, table.combine_chunks(), (classes, predicates), column, calibration)
 
 
 def class_names(root: Location) -> set[str]:
@@ -159,13 +157,9 @@ def class_names(root: Location) -> set[str]:
 
 
 def _graphs(
-    root: Location,
-    table: pa.Table,
-    classes: Vocabulary,
-    predicates: Vocabulary,
-    column: str,
-    calibration: Calibration | None,
+    root: Location, table: pa.Table, words: tuple[Vocabulary, Vocabulary], column: str, calibration: Calibration | None
 ) -> Graphs:
+    """Return the images of a table; words: of classes and of predicates."""
     objects = _flat(table["objects"])
     counts = _lengths(table["objects"])
     starts = np.concatenate([[0], np.cumsum(counts)])
@@ -198,12 +192,12 @@ def _graphs(
         ok=np.array(pc.equal(table["status"], "ok"), bool),
         starts=starts,
         image=image,
-        category=classes.numbers(pc.struct_field(objects, "category")),
+        category=words[0].numbers(pc.struct_field(objects, "category")),
         crowd=np.array(pc.fill_null(pc.struct_field(objects, "iscrowd"), False), bool),
         boxes=_boxes(root, objects, table, image),
         subject=starts[owner] + ends[0],
         object=starts[owner] + ends[1],
-        predicate=predicates.numbers(texts),
+        predicate=words[1].numbers(texts),
         confidence=confidence,
         annotated=annotated,
     )
@@ -264,11 +258,10 @@ def best_pairs(first: Array, second: Array, quality: Array, count: int) -> Array
 
 NO_IMAGE = -1
 _MOST_PREDICATES = 1 << 24  # a predicate is the low bits of a key
-_AMBIGUOUS = -2
 
 
 class GroundTruthIndex:
-    """Annotated images, all in memory as arrays."""
+    """Annotated images, all in memory as arrays; error rows are not ground truth."""
 
     def __init__(
         self, root: Location, classes: Vocabulary, predicates: Vocabulary, coco_ids: Mapping[str, str] | None = None
@@ -280,9 +273,10 @@ class GroundTruthIndex:
         tables = list(iter_tables(root, (*_COLUMNS, "relations")))
         if not any(pc.sum(pc.list_value_length(table["relations"])).as_py() for table in tables):
             raise UserError(f"{root} contains no relations to compare with")
-        self.graphs = _graphs(root, pa.concat_tables(tables).combine_chunks(), classes, predicates, "relations", None)
+        table = pa.concat_tables(tables)
+        table = table.filter(pc.equal(table["status"], "ok")).combine_chunks()
+        self.graphs = _graphs(root, table, (classes, predicates), "relations", None)
         self._find = ImageFinder(self.graphs.names, coco_ids)
-        self.repeated = self._find.repeated
         places = self.graphs.subject * len(self.graphs.image) + self.graphs.object
         self._pairs, pair = np.unique(places, return_inverse=True)
         keys = pair.reshape(-1) * _MOST_PREDICATES + self.graphs.predicate
@@ -317,16 +311,11 @@ class GroundTruthIndex:
         same = overlap >= iou
         return best_pairs(left[same], right[same], overlap[same], len(graphs.image))
 
-    def judge(self, subjects: Array, objects: Array, predicates: Array) -> tuple[Array, Array]:
-        """Return whether the ground truth has relations, and whether it has any of their pairs, `[relations]` each.
-
-        subjects and objects `[relations]` are those of the ground truth, or `NO_MATCH`.
-        """
-        matched = (subjects != NO_MATCH) & (objects != NO_MATCH)
+    def has(self, subjects: Array, objects: Array, predicates: Array) -> Array:
+        """Return whether the ground truth has relations between its objects, or `NO_MATCH`. All `[relations]`."""
         pair, related = _look_up(self._pairs, subjects * len(self.graphs.image) + objects)
-        related &= matched
         _, true = _look_up(self._keys, pair * _MOST_PREDICATES + predicates)
-        return true & related, related
+        return true & related & (subjects != NO_MATCH) & (objects != NO_MATCH)
 
 
 def _look_up(table: Array, keys: Array) -> tuple[Array, Array]:
@@ -345,25 +334,23 @@ class ImageFinder:
     """Finds images in the ground truth: within a dataset by id, across datasets by file name."""
 
     def __init__(self, names: Sequence[ImageName], coco_ids: Mapping[str, str] | None = None) -> None:
-        self.repeated = 0
-        self._by_id: dict[tuple[str, str], int] = {}
-        self._by_base_name: dict[str, int] = {}
-        self._by_coco_id: dict[str, int] | None = None if coco_ids is None else {}
+        """coco_ids: as for `GroundTruthIndex`. Of images that occur twice, the first is found."""
+        self._coco_ids = coco_ids
+        self._rows: dict[Any, int] = {}  # by dataset and id, by COCO's id, or by base name
         for row, name in enumerate(names):
-            if (name.dataset, name.image_id) in self._by_id:
-                self.repeated += 1
+            if (name.dataset, name.image_id) in self._rows:
                 continue
-            self._by_id[name.dataset, name.image_id] = row
-            unique = name.base_name not in self._by_base_name
-            self._by_base_name[name.base_name] = row if unique else _AMBIGUOUS
-            if self._by_coco_id is not None and coco_ids and name.image_id in coco_ids:
-                self._by_coco_id.setdefault(coco_ids[name.image_id], row)
+            self._rows[name.dataset, name.image_id] = row
+            if coco_ids is None:
+                self._rows[name.base_name] = NO_IMAGE if name.base_name in self._rows else row  # ambiguous
+            elif name.image_id in coco_ids:
+                self._rows.setdefault(coco_ids[name.image_id], row)
 
     def __call__(self, name: ImageName) -> int:
-        if self._by_coco_id is not None:
-            return self._by_coco_id.get(name.image_id, NO_IMAGE)
-        row = self._by_id.get((name.dataset, name.image_id), NO_IMAGE)
-        return row if row != NO_IMAGE else max(self._by_base_name.get(name.base_name, NO_IMAGE), NO_IMAGE)
+        if self._coco_ids is not None:
+            return self._rows.get(name.image_id, NO_IMAGE)
+        row = self._rows.get((name.dataset, name.image_id), NO_IMAGE)
+        return row if row != NO_IMAGE else self._rows.get(name.base_name, NO_IMAGE)
 
 
 def read_coco_ids(image_data: Location) -> dict[str, str]:

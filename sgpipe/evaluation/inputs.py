@@ -7,9 +7,9 @@ Visual Genome has scene graphs: one JSON object per image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,11 +29,10 @@ from rlip_model.evaluation.inputs import (
     check_range,
     table,
 )
-from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GraphImage, GroundTruthGraph, PredictedGraph
+from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GroundTruthGraph, PredictedGraph
 from sgpipe.errors import UserError, os_error_reason
 from sgpipe.evaluation.result import ScoredImages
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.locations import Location
 from sgpipe.inference.predictions import CLASSES, PERSON
 from sgpipe.records import Record, from_table
 from sgpipe.sources import fields
@@ -42,7 +41,6 @@ from sgpipe.sources.fields import FieldError
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_tables, read_file
-from sgpipe.utils.console import count
 
 _OTHER_CLASS = (
     "is not a class of the dataset; predict with its classes: --classes FILE, or shards of its `sgpipe import`"
@@ -50,45 +48,35 @@ _OTHER_CLASS = (
 
 
 @contextmanager
-def _naming(path: object, name: str) -> Iterator[None]:
+def naming(place: str) -> Iterator[None]:
     """Name the file and the image in the errors of a reader."""
     try:
         yield
     except (FieldError, EvaluationError) as error:
-        raise UserError(f"{path}: image {name}: {error}") from None
-    except (KeyError, TypeError, OverflowError) as error:
-        raise UserError(f"{path}: image {name}: a value is missing or of another type: {error!r}") from None
+        raise UserError(f"{place}: {error}") from None
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise UserError(f"{place}: a value is missing or of another type: {error!r}") from None
 
 
 def read_pairs(
-    source: AnnotationSource, predictions: Path, forms: Mapping[str, HoiaSchema], found: ScoredImages
+    source: AnnotationSource, predictions: Path, key: str, schema: HoiaSchema, found: ScoredImages
 ) -> Iterator[EvaluationImage]:
     """Yield all annotated images in the order of the annotations, with the predictions of a file.
 
     Args:
-        forms: as for `read_triplets`, of one key. found: filled with counts and notes.
+        key, schema: as for `read_triplets`. found: filled with counts and notes.
 
     Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
     """
-    annotated, classes = read_annotations(source), next(iter(forms.values())).classes
+    annotated, classes = read_annotations(source), schema.classes
     predicted: dict[str, Triplets] = {}
-    repeated = 0
-    for name, triplets in read_triplets(predictions, forms, found.notes):
-        if triplets is None:
-            continue
-        if name not in annotated:
-            raise UserError(f"{predictions}: image {name!r} is not in {source.files['annotations']}")
-        repeated += name in predicted
-        predicted.setdefault(name, triplets)
-    if not predicted:
-        raise UserError(f"{predictions} contains no predictions")
-    if repeated:
-        found.notes.append(f"{count(repeated, 'prediction')} of an image that already had one: only the first counts")
-    found.miss(annotated, predicted)
-    for triplets in predicted.values():
-        found.add(triplets.score)
+    for name, triplets in read_triplets(predictions, key, schema, found.notes):
+        if triplets is not None:
+            found.add(name, annotated, str(predictions))
+            predicted[name] = triplets
+    found.miss(annotated)
     for name, ground_truth in annotated.items():
-        with _naming(predictions, repr(name)):
+        with naming(f"{predictions}: image {name!r}"):
             pairs = predicted[name].pairs(classes) if name in predicted else no_pairs(classes)
         yield EvaluationImage(name, ground_truth, pairs)
 
@@ -140,38 +128,32 @@ def no_pairs(classes: DatasetClasses) -> PredictedPairs:
     return PredictedPairs(boxes, boxes, numbers, numbers, np.zeros((0, len(classes.relations)), dtype=np.float32))
 
 
-def read_triplets(
-    path: Location, forms: Mapping[str, HoiaSchema], notes: list[str], *, predicates: bool = True
-) -> Iterator[tuple[str, Triplets | None]]:
+def read_triplets(path: Path, key: str, schema: HoiaSchema, notes: list[str]) -> Iterator[tuple[str, Triplets | None]]:
     """Yield the file name of each image and its triplets; None for an image that could not be read.
 
     Args:
         path: a HOIA file, or one of `sgpipe predict --out FILE.parquet`.
-        forms: of a HOIA file, the classes of predictions that do not list their own, by the key of the relations.
+        key: of the relations of a HOIA file.
+        schema: the classes of a HOIA file that does not list its own.
         notes: added to, for the reader.
-        predicates: False if only boxes count: then predicates are 0, and a relation without an object has its
-            subject as both ends.
 
     Raises UserError: the file is missing or damaged, or a value is missing, not finite or of another kind.
     """
-    if isinstance(path, Path) and path.suffix == ".parquet":
+    if path.suffix == ".parquet":
         yield from _parquet_triplets(path)
         return
-    schema: HoiaSchema | None = None
-    has_own_list = False
+    has_own_list, name = False, None
     for _, item in JsonStream(path):
         try:
             name = fields.text(item, "file_name")
         except FieldError as error:
             raise UserError(f"{path}: an item: {error}; expected one list with an object per image") from None
-        with _naming(path, repr(name)):
-            key = next((each for each in forms if each in item), next(iter(forms)))
+        with naming(f"{path}: image {name!r}"):
             if CLASSES in item:
-                schema, has_own_list = listed_schema(item[CLASSES]), True
-            schema = schema or forms[key]
-            triplets = _hoia_triplets(schema, fields.array(item, "predictions"), fields.array(item, key), predicates)
+                schema, has_own_list = HoiaSchema.of_class_list(**item[CLASSES]), True
+            triplets = _hoia_triplets(schema, fields.array(item, "predictions"), fields.array(item, key))
         yield name, triplets
-    if schema is not None and not has_own_list:
+    if name is not None and not has_own_list:
         number, name = next(iter(schema.relations.items()))
         notes.append(
             f"{path} lists no classes: its numbers are taken for the annotations', such as {number} for the relation "
@@ -179,7 +161,7 @@ def read_triplets(
         )
 
 
-def _hoia_triplets(schema: HoiaSchema, boxes: Sequence[Any], relations: Sequence[Any], named: bool) -> Triplets:
+def _hoia_triplets(schema: HoiaSchema, boxes: Sequence[Any], relations: Sequence[Any]) -> Triplets:
     def places(numbers: Mapping[int, str], items: Sequence[Any]) -> Array:
         """`[items]`, the place of the class of each in a list of classes."""
         known = {number: place for place, number in enumerate(numbers)}
@@ -188,11 +170,8 @@ def _hoia_triplets(schema: HoiaSchema, boxes: Sequence[Any], relations: Sequence
             raise FieldError(f"category_id {items[found.index(-1)]['category_id']!r} {_OTHER_CLASS}")
         return np.array(found, dtype=int)
 
-    classes = places(schema.objects, boxes)
-    predicates = places(schema.relations, relations) if named else np.zeros(len(relations), dtype=int)
+    classes, predicates = places(schema.objects, boxes), places(schema.relations, relations)
     ends = table([(item["subject_id"], item["object_id"]) for item in relations], (-1, 2), int)
-    if not named:
-        ends[:, 1] = np.where(ends[:, 1] < 0, ends[:, 0], ends[:, 1])
     check_range("its predictions", "a box of a relation", ends, 0, len(boxes))
     scores = table([item["score"] for item in relations], (-1,), np.float32)
     if not np.isfinite(scores).all():
@@ -252,16 +231,6 @@ def _batch_triplets(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str, Tr
     stops = np.cumsum(lengths)
     for name, start, stop, known in zip(names, stops - lengths, stops, lists.is_valid().to_pylist(), strict=True):
         yield name, Triplets(*lists_of_names, *(each[start:stop] for each in columns.values())) if known else None
-
-
-def listed_schema(content: Any) -> HoiaSchema:
-    """Return the class list of a file of predictions. Raises FieldError: it has another form."""
-    try:
-        return HoiaSchema.of_class_list(content["objects"], content["relations"])
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise FieldError(
-            f'its {CLASSES!r} are not {{"objects": {{number: name}}, "relations": {{number: name}}}}, each name once'
-        ) from None
 
 
 def read_annotations(
@@ -347,60 +316,42 @@ def shard_annotations(
     return AnnotationSource("shards", split or "all", read, {"annotations": root}, classes=classes)
 
 
-@dataclass(frozen=True)
-class GraphClasses:
-    """The number of object classes, the predicates in the order of their numbers from 1, and the objects' names."""
-
-    num_objects: int
-    predicates: tuple[str, ...]
-    objects: tuple[str, ...] = field(default=(), compare=False)
-
-    @classmethod
-    def of(cls, classes: DatasetClasses) -> GraphClasses:
-        return cls(len(classes.objects), classes.relations, classes.objects)
-
-    def numbers(self, content: Any) -> tuple[Array, Array]:
-        """Return the numbers of objects and predicates by those of a file with a class list, from 1; of 0 it is 0.
-
-        Raises FieldError: a class is not one of the dataset.
-        """
-        listed = listed_schema(content).classes
-        objects = self.objects or listed.objects  # the names of VG150's object classes are not known here
-        both = ((listed.objects, objects), (listed.relations, self.predicates))
-        if unknown := [name for own, known in both for name in own if name not in known]:
-            raise FieldError(f"{unknown[0]!r} {_OTHER_CLASS}")
-        if len(objects) != self.num_objects:
-            raise FieldError(
-                f"the file has {len(objects)} object classes, the dataset {self.num_objects}: see --classes"
-            )
-        first, second = (np.array([0, *(1 + known.index(each) for each in own)]) for own, known in both)
-        return first, second
+# The names of VG150's object classes are not known here.
+VG150_CLASSES = DatasetClasses(tuple(map(str, range(1, 151))), VG150_PREDICATES)
 
 
-VG150_CLASSES = GraphClasses(150, VG150_PREDICATES)
+def _class_map(content: Any, classes: DatasetClasses) -> tuple[Array, Array]:
+    """Return the numbers of objects and predicates by those of a file with a class list, from 1; of 0 it is 0.
 
-
-def read_graph_files(
-    annotations: Path, predictions: Path, classes: GraphClasses, found: ScoredImages
-) -> Iterator[GraphImage]:
-    """Yield the annotated images that have predictions, in the order of the predictions; counts are kept in `found`.
-
-    Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
+    Raises FieldError: a class is not one of the dataset; ValueError, TypeError: the list has another form.
     """
-    annotated = read_graphs(annotations)
-    seen: set[str] = set()
-    numbers = np.arange(classes.num_objects + 1), np.arange(len(classes.predicates) + 1)
-    for name, item in _graph_items(predictions, seen):
-        if name not in annotated:
-            raise UserError(f"{predictions}: image {name} is not in {annotations}")
-        with _naming(predictions, name):
-            numbers = classes.numbers(item[CLASSES]) if CLASSES in item else numbers
-            predicted = _predicted_graph(item, *numbers, len(classes.predicates))
-        found.add(predicted.pairs)
-        yield GraphImage(f"image {name}", annotated[name], predicted)
-    if not seen:
-        raise UserError(f"{predictions} contains no predictions")
-    found.leave_out(annotated, seen)
+    listed = HoiaSchema.of_class_list(**content).classes
+    objects = listed.objects if classes == VG150_CLASSES else classes.objects
+    both = ((listed.objects, objects), (listed.relations, classes.relations))
+    if unknown := [name for own, known in both for name in own if name not in known]:
+        raise FieldError(f"{unknown[0]!r} {_OTHER_CLASS}")
+    if len(objects) != len(classes.objects):
+        raise FieldError(
+            f"the file has {len(objects)} object classes, the dataset {len(classes.objects)}: see --classes"
+        )
+    first, second = (np.array([0, *(1 + known.index(each) for each in own)]) for own, known in both)
+    return first, second
+
+
+def read_predicted_graphs(
+    predictions: Path, classes: DatasetClasses, annotated: Collection[str], found: ScoredImages
+) -> Iterator[tuple[str, PredictedGraph]]:
+    """Yield the predictions of a file by image id; these are kept in `found`.
+
+    Raises UserError: the file is missing or invalid, or a predicted image is not annotated.
+    """
+    numbers = np.arange(len(classes.objects) + 1), np.arange(len(classes.relations) + 1)
+    for name, item in _graph_items(predictions):
+        found.add(name, annotated, str(predictions))
+        with naming(f"{predictions}: image {name}"):
+            numbers = _class_map(item[CLASSES], classes) if CLASSES in item else numbers
+            predicted = _predicted_graph(item, *numbers, len(classes.relations))
+        yield name, predicted
 
 
 def _predicted_graph(item: Mapping[str, Any], objects: Array, predicates: Array, num_predicates: int) -> PredictedGraph:
@@ -422,8 +373,10 @@ def _predicted_graph(item: Mapping[str, Any], objects: Array, predicates: Array,
 def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
     """Return the annotated scene graphs by image id. Raises UserError: the file is missing, invalid or empty."""
     annotated: dict[str, GroundTruthGraph] = {}
-    for name, item in _graph_items(annotations, set()):
-        with _naming(annotations, name):
+    for name, item in _graph_items(annotations):
+        if name in annotated:
+            raise UserError(f"{annotations}: image {name} occurs twice; remove one")
+        with naming(f"{annotations}: image {name}"):
             boxes, labels = _field(item, "boxes", (-1, 4), np.float32), _field(item, "labels", (-1,), int)
             annotated[name] = GroundTruthGraph(boxes, labels, _field(item, "relations", (-1, 3), int))
     if not annotated:
@@ -431,15 +384,12 @@ def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
     return annotated
 
 
-def _graph_items(path: Path, seen: set[str]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the id of each image and what the file has of it; the ids are added to `seen`."""
+def _graph_items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield the id of each image and what the file has of it."""
     for _, item in JsonStream(path):
         name = fields.identifier(item.get("image_id")) if isinstance(item, dict) else None
         if name is None:
             raise UserError(f"{path}: an item has no 'image_id'; expected a list of objects, one per image")
-        if name in seen:
-            raise UserError(f"{path}: image {name} occurs twice; remove one")
-        seen.add(name)
         yield name, item
 
 

@@ -11,9 +11,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, get_args
 
 import numpy as np
 from rich.console import Console
@@ -21,6 +23,7 @@ from rich.table import Table
 
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import monotone
+from rlip_model.evaluation.scores import mean
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
 from sgpipe.evaluation.graphs import (
@@ -38,7 +41,7 @@ from sgpipe.evaluation.graphs import (
     predicate_vocabulary,
     read_coco_ids,
 )
-from sgpipe.evaluation.result import EvaluationResult, Resampling, Rows, count_notes, mean_curve, precision_at
+from sgpipe.evaluation.result import EvaluationResult, Resampling, count_notes, mean_curve, precision_at
 from sgpipe.files.locations import Location
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stages.pair import normalise_predicate
@@ -46,8 +49,7 @@ from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.utils.console import count, single_line
 
 FrequencyBand = Literal["head", "body", "tail"]
-
-BANDS: tuple[FrequencyBand, ...] = ("head", "body", "tail")
+BANDS: tuple[FrequencyBand, ...] = get_args(FrequencyBand)
 _BAND_ENDS = (0.8, 0.95)  # shares of all targets at which the head and the body end
 
 
@@ -55,15 +57,14 @@ _BAND_ENDS = (0.8, 0.95)  # shares of all targets at which the head and the body
 class Relations:
     """Predicted relations of images with ground truth, all arrays `[relations]`.
 
-    true_positive: the ground truth has it. matched: it is a target. related: the ground truth relates its objects in
-    some way. image: its number in the ground truth. annotated: it has no confidence, which counts as 1.
+    true_positive: the ground truth has it. matched: it is a target. image: its number in the ground truth. annotated:
+    it has no confidence, which counts as 1.
     """
 
     predicate: Array
     confidence: Array
     true_positive: Array
     matched: Array
-    related: Array
     image: Array
     annotated: Array
 
@@ -80,14 +81,13 @@ class Relations:
 
 @dataclass(frozen=True)
 class Targets:
-    """The relations that recall counts, all arrays `[targets]`. reachable: the run has both objects."""
+    """The relations that recall counts, all arrays `[targets]`."""
 
     predicate: Array
     image: Array
-    reachable: Array
 
     def __getitem__(self, rows: Array) -> Targets:
-        return Targets(self.predicate[rows], self.image[rows], self.reachable[rows])
+        return Targets(self.predicate[rows], self.image[rows])
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,6 @@ def frequency_bands(targets: Array) -> list[FrequencyBand | None]:
     return bands
 
 
-def mean(values: Sequence[float] | Array) -> float:
-    """NaN for no values."""
-    return float(np.mean(values)) if len(values) else math.nan
-
-
 CURVE = tuple(round(0.05 * step, 2) for step in range(20))
 
 
@@ -180,28 +175,17 @@ class PredicateQuality:
 class LabelQuality:
     """How good the relations of a run are.
 
-    counts: also of what could not be compared. at_threshold: all predicates together; curve: the same by threshold.
-    average_precision: all relations in one ranking; its mean is over the predicates with targets. related_precision:
-    over the pairs that the ground truth relates in some way, which tells more where it is incomplete. reachable: share
-    of the targets whose two objects the run has. relations, required: what all of this is computed from. targets
-    `[predicates]`, named by `names`. images: of the ground truth; compared: their numbers.
+    counts: also of what could not be compared. relations, required: what the measures are computed from; predicates are
+    named by `names`. images: of the ground truth; compared: their numbers.
     """
 
     threshold: float
     source: Source
     counts: dict[str, int]
-    at_threshold: Quality
-    average_precision: float
-    mean_average_precision: float
-    related_precision: float
-    reachable: float
-    curve: dict[float, Quality]
-    predicates: tuple[PredicateQuality, ...]
     relations: Relations
-    targets: Array
+    required: Targets
     names: tuple[str, ...]
     images: Sequence[ImageName]
-    required: Targets
     compared: Array
 
     def resampled(self, counts: Array) -> LabelQuality:
@@ -210,7 +194,47 @@ class LabelQuality:
         occurrences[self.compared] = counts
         relations = self.relations[np.repeat(np.arange(len(self.relations)), occurrences[self.relations.image])]
         required = self.required[np.repeat(np.arange(len(self.required.image)), occurrences[self.required.image])]
-        return replace(self, **_measures(relations, required, self.names, self.threshold))
+        return replace(self, relations=relations, required=required)
+
+    def at(self, threshold: float) -> Quality:
+        """Return the quality of all predicates together."""
+        return Quality.of(self.relations.above(threshold), len(self.required.image))
+
+    @property
+    def at_threshold(self) -> Quality:
+        return self.at(self.threshold)
+
+    @property
+    def curve(self) -> dict[float, Quality]:
+        """The quality of all predicates together, by threshold."""
+        return {level: self.at(level) for level in sorted({*CURVE, self.threshold})}
+
+    @property
+    def average_precision(self) -> float:
+        """That of all relations in one ranking."""
+        targets = len(self.required.image)
+        return area(*precision_recall(self.relations, targets), targets)
+
+    @property
+    def mean_average_precision(self) -> float:
+        """The mean over the predicates with targets."""
+        return mean(np.array([row.average_precision for row in self.predicates if row.band]))
+
+    @cached_property
+    def predicates(self) -> tuple[PredicateQuality, ...]:
+        """Every predicate that is predicted or has targets, that with the most targets first."""
+        targets = np.bincount(self.required.predicate, minlength=len(self.names))
+        bands = frequency_bands(targets)
+        by_predicate = self.relations[np.argsort(self.relations.predicate, kind="stable")]
+        ends = np.searchsorted(by_predicate.predicate, np.arange(len(self.names) + 1))
+        rows = []
+        for number in np.lexsort((-np.diff(ends), -targets)).tolist():
+            own, count = by_predicate[ends[number] : ends[number + 1]], int(targets[number])
+            if count or len(own):
+                curve, at_threshold = precision_recall(own, count), Quality.of(own.above(self.threshold), count)
+                average = area(*curve, count)
+                rows.append(PredicateQuality(self.names[number], bands[number], at_threshold, average, curve))
+        return tuple(rows)
 
 
 def label_quality(
@@ -244,8 +268,7 @@ def label_quality(
     classes = ClassTable(words, class_names(run))
     seen = np.zeros(len(truth.graphs.names), dtype=bool)
     image_of_target = np.full(len(targets.graphs.names), NO_IMAGE)
-    covered = np.zeros(len(targets.graphs.image), dtype=bool)
-    counts = dict.fromkeys(_COUNTS, 0)
+    counts = Counter[str]()
     parts: list[Relations] = []
     compared: list[Array] = []
     for graphs in iter_graphs(run, words, predicates, source, calibration):
@@ -256,15 +279,13 @@ def label_quality(
         compared.append(images[images != NO_IMAGE])
         matches = truth.match(graphs, images, classes, iou)
         target_matches = matches if targets is truth else targets.match(graphs, target_images, classes, iou)
-        covered[target_matches[target_matches != NO_MATCH]] = True
         usable = images[graphs.relation_image] != NO_IMAGE
         rows = _distinct(graphs, np.flatnonzero(usable))
         subject, object_, predicate = graphs.subject[rows], graphs.object[rows], graphs.predicate[rows]
-        true, related = truth.judge(matches[subject], matches[object_], predicate)
-        matched, _ = targets.judge(target_matches[subject], target_matches[object_], predicate)
-        facts = (true | matched, matched, related | matched)
+        true = truth.has(matches[subject], matches[object_], predicate)
+        matched = targets.has(target_matches[subject], target_matches[object_], predicate)
         image, annotated = images[graphs.relation_image[rows]], graphs.annotated[rows]
-        parts.append(Relations(predicate, graphs.confidence[rows], *facts, image, annotated))
+        parts.append(Relations(predicate, graphs.confidence[rows], true | matched, matched, image, annotated))
         counts["objects"] += int((images[graphs.image] != NO_IMAGE).sum())
         counts["objects matched"] += int((matches != NO_MATCH).sum())
         counts["relations"] += len(rows)
@@ -277,51 +298,27 @@ def label_quality(
             f"{run} and {ground_truth.relations} have no image in common: one has {graphs.names[0].base_name!r}, the "
             f"other {truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, pass --image-data"
         )
-    counts["ground truth images not in run"] = int((~seen & truth.graphs.ok).sum()) - truth.repeated
-    counts["ground truth images failed"] = int((~truth.graphs.ok).sum())
-    counts["ground truth images repeated"] = truth.repeated
-    counts["ground truth relations not in run"] = int((~seen)[truth.graphs.relation_image[truth.statements]].sum())
+    counts["ground truth images not in run"] = int((~seen).sum())
     columns = [np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Relations)]
     statements, graphs = targets.statements, targets.graphs
     image = image_of_target[graphs.relation_image[statements]]
-    statements, image = statements[image != NO_IMAGE], image[image != NO_IMAGE]
-    reachable = covered[graphs.subject[statements]] & covered[graphs.object[statements]]
-    required = Targets(graphs.predicate[statements], image, reachable)
-    return LabelQuality(
-        threshold=threshold,
-        source=source,
-        counts=counts,
-        names=tuple(predicates.names),
-        images=truth.graphs.names,
-        compared=np.concatenate(compared),
-        **_measures(Relations(*columns), required, predicates.names, threshold),
-    )
+    required = Targets(graphs.predicate[statements], image)[image != NO_IMAGE]
+    names, compared_images = tuple(predicates.names), np.concatenate(compared)
+    found = Relations(*columns)
+    return LabelQuality(threshold, source, counts, found, required, names, truth.graphs.names, compared_images)
 
 
-_COUNTS = (
-    *("images", "images compared", "images without ground truth", "images failed", "images failed in ground truth"),
-    *("images repeated", "ground truth images not in run", "ground truth images failed"),
-    *("ground truth images repeated", "objects", "objects matched", "relations", "relations not compared"),
-    "ground truth relations not in run",
-)
-
-
-def _images_to_compare(graphs: Graphs, truth: GroundTruthIndex, seen: Array, counts: dict[str, int]) -> Array:
+def _images_to_compare(graphs: Graphs, truth: GroundTruthIndex, seen: Array, counts: Counter[str]) -> Array:
     """`[images]` of the ground truth, or `NO_IMAGE` for those that cannot be compared; updates `seen` and `counts`."""
     images = truth.find(graphs.names)
-    known = images != NO_IMAGE
-    sound = truth.graphs.ok[images]
-    first = np.zeros(len(images), dtype=bool)
+    known, first = images != NO_IMAGE, np.zeros(len(images), dtype=bool)
     first[np.unique(images, return_index=True)[1]] = True
-    new = first & ~seen[images]
-    usable = graphs.ok & known & sound & new
+    usable, new = np.ones(len(images), dtype=bool), first & ~seen[images]
+    for name, which in (("failed", graphs.ok), ("without ground truth", known), ("repeated", new)):
+        counts[f"images {name}"] += int((usable & ~which).sum())
+        usable &= which
     seen[images[known]] = True
     counts["images"] += len(images)
-    left = np.ones(len(images), dtype=bool)
-    for name, which in (("failed", graphs.ok), ("without ground truth", known), ("failed in ground truth", sound),
-                        ("repeated", new)):  # fmt: skip
-        counts[f"images {name}"] += int((left & ~which).sum())
-        left &= which
     counts["images compared"] += int(usable.sum())
     return np.where(usable, images, NO_IMAGE)
 
@@ -334,59 +331,9 @@ def _distinct(graphs: Graphs, rows: Array) -> Array:
     return rows[np.append(True, (statements[1:] != statements[:-1]).any(1))[: len(rows)]]
 
 
-def _measures(relations: Relations, required: Targets, names: Sequence[str], threshold: float) -> dict[str, Any]:
-    """Return the fields of a `LabelQuality` that depend on relations and targets."""
-    targets = np.bincount(required.predicate, minlength=len(names))
-    rows = _by_predicate(relations, targets, names, threshold)
-    total, kept = len(required.predicate), relations.above(threshold)
-    return {
-        "at_threshold": Quality.of(kept, total),
-        "average_precision": area(*precision_recall(relations, total), total),
-        "mean_average_precision": mean([row.average_precision for row in rows if row.band]),
-        "related_precision": mean(kept.true_positive[kept.related]),
-        "reachable": mean(required.reachable),
-        "curve": {level: Quality.of(relations.above(level), total) for level in sorted({*CURVE, threshold})},
-        "predicates": rows,
-        "relations": relations,
-        "targets": targets,
-        "required": required,
-    }
-
-
-def _by_predicate(
-    relations: Relations, targets: Array, names: Sequence[str], threshold: float
-) -> tuple[PredicateQuality, ...]:
-    """Return every predicate that is predicted or has targets, that with the most targets first."""
-    bands = frequency_bands(targets)
-    by_predicate = relations[np.argsort(relations.predicate, kind="stable")]
-    ends = np.searchsorted(by_predicate.predicate, np.arange(len(names) + 1))
-    predicted = np.diff(ends)
-    rows = []
-    for number in np.lexsort((-predicted, -targets)).tolist():
-        own, count = by_predicate[ends[number] : ends[number + 1]], int(targets[number])
-        if count or len(own):
-            at_threshold = Quality.of(own.above(threshold), count)
-            curve = precision_recall(own, count)
-            rows.append(PredicateQuality(names[number], bands[number], at_threshold, area(*curve, count), curve))
-    return tuple(rows)
-
-
-NOTES = {  # by the count they report: what is counted, and what became of it
-    "images failed": ("image", "that failed in the run: left out"),
-    "images without ground truth": ("image", "of the run without ground truth: left out"),
-    "images failed in ground truth": ("image", "that failed in the ground truth: left out"),
-    "images repeated": ("image", "repeated in the run: only the first counts"),
-    "relations not compared": ("relation", "in images that were left out"),
-    "ground truth images not in run": ("image", "of the ground truth not in the run: left out, not counted as missed"),
-    "ground truth images failed": ("image", "that failed in the ground truth"),
-    "ground truth images repeated": ("image", "repeated in the ground truth: only the first counts"),
-    "ground truth relations not in run": ("relation", "of the ground truth in images not in the run"),
-}
-
-
 def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
     """Return the full report; `settings` are added to those in the JSON."""
-    tables: dict[str, Rows] = {
+    tables: dict[str, Any] = {
         "by threshold": [{"threshold": f"{level:g}", **_row(own)} for level, own in result.curve.items()],
         "by frequency": [],
     }
@@ -394,7 +341,7 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
     for band in BANDS:
         own = [predicate for predicate in result.predicates if predicate.band == band]
         sums = Quality(*(sum(getattr(each.quality, name.name) for each in own) for name in fields(Quality)))
-        average = mean([each.average_precision for each in own])
+        average = mean(np.array([each.average_precision for each in own]))
         tables["by frequency"].append({"band": band, "predicates": len(own), **_row(sums), "mean_AP": average})
         if own:
             name = f"{band} ({count(len(own), 'predicate')})"
@@ -431,11 +378,9 @@ def _summary(result: LabelQuality) -> dict[str, float]:
         f"precision at {threshold:g}": at.precision,
         f"recall at {threshold:g}": at.recall,
         f"F1 at {threshold:g}": at.f1,
-        f"precision at {threshold:g}, related pairs": result.related_precision,
-        "recall at 0": result.curve[0].recall,
+        "recall at 0": result.at(0).recall,
         "AP": result.average_precision,
         "mean AP of predicates": result.mean_average_precision,
-        "share of targets with both objects in the run": result.reachable,
     }
 
 
@@ -448,7 +393,7 @@ def _notes(result: LabelQuality) -> list[str]:
     notes = [
         f"compared {count(counts['relations'], 'relation')} in {count(counts['images compared'], 'image')}; "
         f"{counts['objects matched']:,} of {count(counts['objects'], 'object')} match the ground truth",
-        *count_notes(counts, NOTES),
+        *count_notes(counts),
     ]
     if not counts["relations"]:
         notes.append(f"the run has no {result.source} in these images: precision is undefined")

@@ -9,8 +9,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ _LONGEST = 60  # letters of a name in a table
 RESAMPLES = 1000
 _ROUNDING = 1e-9
 
-_COLUMNS = ("value", "95% interval", "other", "95% interval of other", "difference", "95% interval of difference")
+_SURE = "95% interval"
+_COLUMNS = ("value", _SURE, "other", f"{_SURE} of other", "difference", f"{_SURE} of difference", "shown")
 
 Interval = tuple[float, float]
 _UNKNOWN: Interval = (math.nan, math.nan)
@@ -55,7 +56,10 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Difference:
-    """A measure of two evaluations, and the first minus the second, with 95% intervals; NaN if it is undefined."""
+    """A measure of two evaluations, and the first minus the second, with 95% intervals; NaN if it is undefined.
+
+    shown: whether the interval of the difference excludes 0.
+    """
 
     value: float
     interval: Interval
@@ -63,12 +67,7 @@ class Difference:
     other_interval: Interval
     difference: float
     difference_interval: Interval
-
-    @property
-    def shown(self) -> bool:
-        """Whether the interval of the difference excludes 0."""
-        low, high = self.difference_interval
-        return low > 0 or high < 0
+    shown: bool
 
 
 @dataclass(frozen=True)
@@ -86,14 +85,9 @@ class PairedComparison:
         rows = []
         for name, own in self.measures.items():
             cells = [_text(value) if isinstance(value, tuple) else value for value in vars(own).values()]
-            shown = "yes" if own.shown else "no"
-            rows.append({"measure": name, **dict(zip(_COLUMNS, cells, strict=True)), "shown": shown})
+            cells[-1] = "yes" if own.shown else "no"
+            rows.append({"measure": name, **dict(zip(_COLUMNS, cells, strict=True))})
         return rows
-
-    def as_dict(self) -> dict[str, Any]:
-        """As in the JSON of a result."""
-        measures = {name: {**vars(own), "shown": own.shown} for name, own in self.measures.items()}
-        return {**vars(self), "measures": measures}
 
 
 def compare_paired(
@@ -135,8 +129,9 @@ def compare_paired(
         value, other_value, difference = whole[:, column].tolist()
         margins = [_margin(samples, images) for samples in halves[:, :, column].T]
         own, of_others = _share_interval(value, margins[0]), _share_interval(other_value, margins[1])
-        of_difference = _difference_interval(difference, margins[2])
-        measures[name] = Difference(value, own, other_value, of_others, difference, of_difference)
+        low, high = _difference_interval(difference, margins[2])
+        shown = low > 0 or high < 0
+        measures[name] = Difference(value, own, other_value, of_others, difference, (low, high), shown)
     return PairedComparison(other, images, resamples, seed, measures)
 
 
@@ -177,9 +172,18 @@ def _text(interval: Interval) -> str:
     return "–" if np.isnan(interval[0]) else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
-def count_notes(counts: Mapping[str, int], words: Mapping[str, tuple[str, str]]) -> list[str]:
-    """Return a note for each count that is not 0; words: what is counted (in the singular) and the rest, by name."""
-    return [f"{count(counts[name], what)} {rest}" for name, (what, rest) in words.items() if counts.get(name)]
+_NOTES = {  # by the count they report: what is counted, and what became of it
+    "images failed": ("image", "that failed in the run: left out"),
+    "images without ground truth": ("image", "of the run without ground truth: left out"),
+    "images repeated": ("image", "repeated in the run: only the first counts"),
+    "relations not compared": ("relation", "in images that were left out"),
+    "ground truth images not in run": ("image", "of the ground truth not in the run: left out, not counted as missed"),
+}
+
+
+def count_notes(counts: Mapping[str, int]) -> list[str]:
+    """Return a note for each count of what was left out that is not 0."""
+    return [f"{count(counts[name], what)} {rest}" for name, (what, rest) in _NOTES.items() if counts.get(name)]
 
 
 @dataclass(frozen=True)
@@ -188,7 +192,7 @@ class EvaluationResult:
 
     summary: its measures by their usual names. per_class: one row per class. tables: further ones by title. notes:
     remarks for the reader. counts: what was compared and what was not. curves: precision `[101]` at `RECALLS`, by class
-    group. scored: in words, how many images were scored. resampling: the summary of any resample of the images.
+    group. resampling: the summary of any resample of the images.
     """
 
     benchmark: str
@@ -199,7 +203,6 @@ class EvaluationResult:
     tables: Mapping[str, Rows] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=dict)
     curves: Mapping[str, Array] = field(default_factory=dict)
-    scored: str = ""
     resampling: Resampling | None = None
     comparison: PairedComparison | None = None
 
@@ -222,8 +225,6 @@ class EvaluationResult:
             other, images = single_line(self.comparison.other), count(self.comparison.images, "image")
             halves = count(self.comparison.resamples, "random half", "random halves")
             console.print(_table(f"Compared with {other}: {images}, {halves}", self.comparison.rows()))
-        if self.scored:
-            console.print(self.scored, soft_wrap=True)
         for note in self.notes:
             console.print(f"NOTE: {note}", soft_wrap=True)
 
@@ -237,7 +238,7 @@ class EvaluationResult:
             "per_class": self.per_class,
             **{title.replace(" ", "_"): rows for title, rows in self.tables.items()},
             **({"counts": self.counts} if self.counts else {}),
-            **({"comparison": self.comparison.as_dict()} if self.comparison else {}),
+            **({"comparison": asdict(self.comparison)} if self.comparison else {}),
         }
         return json.dumps(_without_nan(content), indent=1, allow_nan=False)
 
@@ -261,20 +262,18 @@ class EvaluationResult:
         write_result_text(path, unit_square(self.benchmark, lines, "recall", "precision", (400, 400)).file())
 
 
-_KINDS = ("with predictions", "with an empty list", "without predictions", "left out")
-
-
 @dataclass
 class ScoredImages:
     """The annotated images that were scored, filled while they are read.
 
-    counts: by what was predicted for them. unpredicted: names of those without predictions, which count as missed.
-    names: those scored, in order. notes: remarks for the reader.
+    names: those scored, in order. predicted: those that have predictions. unpredicted: those without, if they count as
+    missed. lacking: how many lack predictions, by what became of them. notes: remarks for the reader.
     """
 
-    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_KINDS, 0))
-    unpredicted: frozenset[str] = frozenset()
     names: list[str] = field(default_factory=list)
+    predicted: set[Any] = field(default_factory=set)
+    unpredicted: frozenset[str] = frozenset()
+    lacking: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def named(self, images: Iterable[Any]) -> Iterator[Any]:
@@ -283,21 +282,26 @@ class ScoredImages:
             self.names.append(image.name)
             yield image
 
-    def add(self, predictions: Sized) -> None:
-        """Count an image with predictions, or with an empty list of them."""
-        self.counts["with predictions" if len(predictions) else "with an empty list"] += 1
+    def add(self, name: Any, annotated: Collection[Any], place: str) -> None:
+        """Note that an image has predictions. Raises UserError: it is not annotated, or already had some."""
+        if name in self.predicted or name not in annotated:
+            what = "occurs twice" if name in self.predicted else "is not annotated"
+            raise UserError(f"{place}: image {name!r} {what}")
+        self.predicted.add(name)
 
-    def miss(self, annotated: Collection[Any], predicted: Collection[Any]) -> None:
-        """Count images without predictions as missed, with a note."""
-        self.unpredicted = frozenset(name for name in annotated if name not in predicted)
-        self._lack("without predictions", len(annotated), len(predicted), "counted as missed")
+    def miss(self, annotated: Collection[Any]) -> None:
+        """Count images without predictions as missed, with a note. Raises UserError: all are."""
+        self.unpredicted = frozenset(annotated).difference(self.predicted)
+        self._lack("images without predictions", len(annotated), "counted as missed")
 
-    def leave_out(self, annotated: Collection[Any], predicted: Collection[Any]) -> None:
-        """Leave images without predictions out, with a note."""
-        self._lack("left out", len(annotated), len(predicted), "left out (official protocol)")
+    def leave_out(self, annotated: Collection[Any]) -> None:
+        """Leave images without predictions out, with a note. Raises UserError: all are."""
+        self._lack("images left out", len(annotated), "left out (official protocol)")
 
-    def _lack(self, kind: str, annotated: int, predicted: int, what: str) -> None:
-        self.counts[kind] = lacking = annotated - predicted
+    def _lack(self, kind: str, annotated: int, what: str) -> None:
+        if not self.predicted:
+            raise UserError("there are no predictions to evaluate")
+        self.lacking[kind] = lacking = annotated - len(self.predicted)
         if lacking:
             self.notes.append(f"no predictions for {lacking:,} of {count(annotated, 'annotated image')}: {what}")
 
@@ -311,17 +315,14 @@ class ScoredImages:
         curves: Mapping[str, Array] | None = None,
     ) -> EvaluationResult:
         """Return the result of a benchmark on these images, of `scores`, which have a method `resampled`."""
-        scored = sum(self.counts.values()) - self.counts["left out"]
-        listed = ", ".join(f"{number:,} {kind}" for kind, number in self.counts.items() if number)
         return EvaluationResult(
             benchmark,
             settings,
             summary(scores),
             per_class,
-            self.notes,
-            counts={"images": scored, **{f"images {kind}": number for kind, number in self.counts.items()}},
+            [f"scored {count(len(self.names), 'image')}", *self.notes],
+            counts={"images": len(self.names), **self.lacking},
             curves=curves or {},
-            scored=f"scored {count(scored, 'image')}: {listed}",
             resampling=Resampling(self.names, lambda counts: summary(scores.resampled(counts)), self.unpredicted),
         )
 

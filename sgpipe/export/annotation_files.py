@@ -32,8 +32,7 @@ from sgpipe.utils.lemmas import predicate_lemma
 def write_coco(rows: ExportRows, out: Path) -> None:
     """Write instances_SPLIT.json and, if the images have captions, captions_SPLIT.json; no relations."""
     numbers = _category_ids(rows, with_nothing=False)
-    lost = sum(shard.counts.get("relations", 0) for shard in rows.manifest.shards)
-    rows.left_out["relations that the format cannot hold"] += lost
+    rows.left_out["relations that the format cannot hold"] += rows.totals["relations"]
     for split in rows.splits:
         write_json(out / f"instances_{split}.json", Members(_instances(rows, split, numbers, with_nothing=False)))
         captions = _captions(rows, split)
@@ -243,8 +242,8 @@ def write_hico(rows: ExportRows, out: Path) -> None:
         interactions = []
         for relation in rows.relations(record, indices):
             verb = _verb(relation.predicate)
-            number = verb and _interaction(boxes[relation.subject].category, boxes[relation.object].category, verb)
-            if number:
+            named = boxes[relation.subject].category, boxes[relation.object].category, verb
+            if number := _interactions().get(named):
                 ends = {"subject_id": relation.subject, "object_id": relation.object}
                 interactions.append({**ends, "category_id": verb, "hoi_category_id": number})
             else:
@@ -272,14 +271,10 @@ def _verb(predicate: str) -> int | None:
 
 
 @cache
-def _interaction(subject: str, object_: str, verb: int) -> int | None:
-    """Return the number of an interaction, 1 to 600; None if HICO-DET does not have it."""
-    objects = list(category_names("coco").values())
-    if subject != objects[PERSON]:
-        return None
-    interactions = CLASSES.labels(class_numbers())[:, 1:].tolist()
-    interaction = [objects.index(object_), verb - 1]
-    return interactions.index(interaction) + 1 if interaction in interactions else None
+def _interactions() -> dict[tuple[str, str, int | None], int]:
+    """Return HICO-DET's numbers, 1 to 600, by the names of subject and object and the number of the verb."""
+    names, labels = list(category_names("coco").values()), CLASSES.labels(class_numbers()).tolist()
+    return {(names[PERSON], names[object_], verb + 1): at for at, (_, object_, verb) in enumerate(labels, 1)}
 
 
 def write_psg(rows: ExportRows, out: Path) -> None:

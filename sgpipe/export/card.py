@@ -3,7 +3,6 @@ the hub, how good they are."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,7 +70,7 @@ _UNKNOWN = ("other", "unknown to sgpipe; check the source of the data before you
 
 def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> None:
     """Write the README of a form other than the hub's, after its files; `coordinates`: of instructions."""
-    before, common = totals(rows), _common(rows)
+    before, common = rows.totals, _common(rows)
     objects = rows.census.categories.total() - rows.left_out["objects that the format cannot hold"]
     held = {**dict.fromkeys(("coco", "label-studio", "fiftyone"), "captions"), "instructions": "pairs"}.get(form)
     unheld = [name for name in ("captions", "triplets", "pairs") if name != held]
@@ -93,7 +92,7 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
             use_probabilities(database, rows.calibration)
         measures = measure_database(database)
         [(related,)] = database.rows("select count(*) from related_images where certainty >= ?::float", rows.threshold)
-    before, exported = totals(rows), rows.census.predicates.total()
+    before, exported = rows.totals, rows.census.predicates.total()
     files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in rows.splits]
     licences = {dataset: _LICENCES.get(_SHORT.get(dataset, dataset), _UNKNOWN) for dataset in measures.datasets}
     quality = run_quality(rows.root, max(TRAINING_CONFIDENCE, rows.threshold), rows.calibration)
@@ -131,22 +130,14 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
 def exported_relations(rows: ExportRows) -> int:
     """Return how many relations an export has, once its files are written."""
     lost = ("of other origins", "below the threshold", "that the format cannot hold")
-    return totals(rows)["relations"] - sum(rows.left_out[f"relations {why}"] for why in lost)
-
-
-def totals(rows: ExportRows) -> dict[str, int]:
-    """Return the counts of the whole run."""
-    names = ("images", "errors", "boxes", "captions", "triplets", "pairs", "relations", "images_with_relations")
-    return {name: sum(shard.counts.get(name, 0) for shard in rows.manifest.shards) for name in names}
+    return rows.totals["relations"] - sum(rows.left_out[f"relations {why}"] for why in lost)
 
 
 def _common(rows: ExportRows) -> dict[str, Any]:
     """Return what both templates show."""
-    run, problems = rows.manifest.run, Counter[str]()
+    run, problems = rows.manifest.run, {key: n for key, n in rows.totals.items() if key.startswith("problem.")}
     reviewed = bool(rows.certificate) or RunFiles(rows.root).judgements.is_file()
     generated, steps, identities = describe_origin(run, reviewed)
-    for shard in rows.manifest.shards:
-        problems.update({key: number for key, number in shard.counts.items() if key.startswith("problem.") and number})
     total = source_images(rows.root) or run.get("source_images")
     return {
         "name": run.get("name", "sgpipe"),
@@ -154,7 +145,7 @@ def _common(rows: ExportRows) -> dict[str, Any]:
         "generated": generated,
         "steps": [*steps, *([certified_text(rows.certificate)] if rows.certificate else [])],
         "identities": [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in identities],
-        "left_out": _sentences("left_out.md.jinja", rows=rows, before=totals(rows), source=total, problems=problems),
+        "left_out": _sentences("left_out.md.jinja", rows=rows, before=rows.totals, source=total, problems=problems),
         "origins": origins_text(rows.census.origins) if rows.census.origins else "No relations",
     }
 

@@ -18,7 +18,6 @@ from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache
 from itertools import combinations, count, islice
 from pathlib import Path
-from string import Formatter
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -65,11 +64,10 @@ def load_phrases(file: Path | None = None) -> Phrases:
         for form, listed in phrases.templates.items():
             if form not in packaged["templates"] or not listed:
                 raise ValueError(f"{form}: expected templates of {', '.join(packaged['templates'])}")
-            texts, known = packaged["templates"][form][0], set(packaged["fields"][form])
+            texts, known = packaged["templates"][form][0], packaged["fields"][form]
             for template in listed:
-                parts = [part for text in template.values() for part in Formatter().parse(text)]
-                fields, is_formatted = {part[1] for part in parts} - {None}, any(part[2] or part[3] for part in parts)
-                if template.keys() != texts.keys() or fields - known or is_formatted:
+                without_fields = re.sub(rf"{{({'|'.join(known)})}}", "", " ".join(template.values()))
+                if template.keys() != texts.keys() or {*"{}"} & {*without_fields}:
                     expected = f"{' and '.join(texts)}, with the fields {', '.join(sorted(known))} as they are"
                     raise ValueError(f"{form}: expected {expected}; got {template}")
     except ValueError as error:
@@ -219,7 +217,7 @@ class Instructions:
     """
 
     def __init__(self, rows: ExportRows, phrases: Phrases, coordinates: str = "pixel", seed: int = 0) -> None:
-        self._rows, self._english, self._coordinates, self._seed = rows, English(phrases), coordinates, seed
+        self.run, self._english, self._coordinates, self._seed = rows, English(phrases), coordinates, seed
         self.least = 0.0 if rows.calibration is None else rows.threshold
         self.absent = self._absent()
         # One object of two runs that place it differently is two objects of the merged one.
@@ -230,14 +228,14 @@ class Instructions:
 
     def _absent(self) -> float:
         confidence, is_tagged = 0.0, False
-        for identity in Manifest.identities(self._rows.manifest.run):
+        for identity in Manifest.identities(self.run.manifest.run):
             for name in ("tag", "exported"):
                 if isinstance(step := identity.get(name), Mapping):
                     threshold = step.get("threshold") or 0.0
                     if step.get("calibration") is not None or not isinstance(threshold, int | float):
                         return 1.0  # the threshold is a probability, by a curve that may be another
                     confidence, is_tagged = max(confidence, threshold), is_tagged or name == "tag"
-        return self._probabilities([confidence])[0] if is_tagged and self._rows.calibration is not None else 1.0
+        return self._probabilities([confidence])[0] if is_tagged and self.run.calibration is not None else 1.0
 
     def items(self, record: Record) -> Iterator[Item]:
         facts = self._facts(record)
@@ -252,7 +250,7 @@ class Instructions:
                     yield Item(("counting", "counting", name), str(len(objects)), (), probability, tuple(objects))
 
     def _is_sure(self, probability: float) -> bool:
-        return probability >= self.least or self._rows.calibration is None
+        return probability >= self.least or self.run.calibration is None
 
     def _facts(self, record: Record) -> Facts:
         names, seen, partial = list[str](), set[Any](), set[str]()
@@ -270,12 +268,12 @@ class Instructions:
         scored, kept, others = dict[Key, float](), set[Key](), dict[Key, float]()
         for relation in record.relations:
             key = relation.subject, plain_name(relation.predicate), relation.object
-            if set(relation.origins).isdisjoint(self._rows.origins):
+            if set(relation.origins).isdisjoint(self.run.origins):
                 others[key] = math.nan
                 continue
             confidence = math.inf if relation.confidence is None else relation.confidence
             scored[key] = max(scored.get(key, 0.0), confidence)
-            if self._rows.keeps(relation.predicate, relation.confidence):
+            if self.run.keeps(relation.predicate, relation.confidence):
                 kept.add(key)
         known = others | dict(zip(scored, self._probabilities(scored.values()), strict=True))
         for pair in record.pairs:
@@ -291,7 +289,7 @@ class Instructions:
 
     def _probabilities(self, confidences: Collection[float]) -> list[float]:
         """Return the probabilities of confidences (an annotation's is 1); below the lowest judged one, that one's."""
-        calibration = self._rows.calibration
+        calibration = self.run.calibration
         if calibration is None or not confidences:
             return [1.0 if math.isinf(confidence) else math.nan for confidence in confidences]
         given = np.maximum(list(confidences), calibration.lowest)
@@ -521,19 +519,13 @@ def _topic(stratum: Stratum, answer: str) -> str:
 
 
 def write_instructions(
-    rows: ExportRows,
-    out: Path,
-    asked: Instructions,
-    images: ImagePlace | None,
-    images_url: str | None,
-    *,
-    parquet: bool,
-    embed: bool,
+    asked: Instructions, out: Path, images: ImagePlace | None, images_url: str | None, *, parquet: bool, embed: bool
 ) -> None:
     """Write SPLIT.jsonl or SPLIT.parquet; paths of images begin with `images_url`, or are where they are.
 
     `embed` stores the images in the rows of Parquet. Raises UserError: where the images are is not known.
     """
+    rows = asked.run
 
     def made(split: str) -> Iterator[dict[str, Any]]:
         root = None if embed or images_url is not None else rows.manifest.image_root(split, images)

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +28,7 @@ from sgpipe.storage.run_folder import RunFiles, RunFolder
 from sgpipe.training.metrics import MEASURES, read_metrics
 from sgpipe.utils.config_file import dump_yaml, parse_yaml, read_yaml
 from sgpipe.utils.console import count
-from sgpipe.utils.hashing import fingerprint
-from sgpipe.utils.locking import only_process
+from sgpipe.utils.locking import temporary_folder
 
 TAG = "sgpipe"  # in the card of everything that sgpipe pushes
 _OURS = re.compile(r"\n## (Training|Evaluation|Licence)\n.*?(?=\n## |\Z)", re.DOTALL)  # of cards that are pushed again
@@ -186,9 +184,12 @@ def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pu
     Raises UserError: not a run, no such user, or the dataset was not pushed by sgpipe; EngineError: the hub cannot be
     reached any more; the same call continues.
     """
-    manifest = Manifest.load(root)
+    Manifest.load(root)
     dataset = _Repository(to, "dataset", public)
-    with _exported(manifest, options) as exported:
+    place = RunFolder(root).private if isinstance(root, Path) else cache_folder()  # the system's may be small
+    place.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(place) as folder:
+        exported = export_run(root, HUGGING_FACE, folder / "push", inside=True, **options)
         files = [file for file in exported.files if file not in _ITS_OWN]
         card = (exported.root / README).read_text(encoding="utf-8").replace("FOLDER_OR_ID", to)
         dataset.upload(exported.root, files, card, "a run of sgpipe")
@@ -216,18 +217,3 @@ def _unfinished(what: str) -> Iterator[None]:
             yield
     except StoreError as error:
         raise EngineError(str(error)) from None
-
-
-@contextmanager
-def _exported(manifest: Manifest, options: Mapping[str, Any]) -> Iterator[Exported]:
-    """Export a run in its folder, or a run in a store in this machine's cache; delete the files at the end."""
-    root = manifest.root
-    own = RunFolder(root).private if isinstance(root, Path) else cache_folder() / fingerprint({"run": root.uri})
-    place = own / "push"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with only_process(place.with_name(f"{place.name}.lock"), place):
-        shutil.rmtree(place, ignore_errors=True)
-        try:
-            yield export_run(root, HUGGING_FACE, place, inside=True, **options)
-        finally:
-            shutil.rmtree(place, ignore_errors=True)

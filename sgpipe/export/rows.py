@@ -67,7 +67,7 @@ class ExportRows:
     def identity(self) -> dict[str, Any]:
         """What an export changes of a run, for whoever imports it."""
         exported: dict[str, Any] = {"threshold": self.threshold, "relations": self.census.predicates.total()}
-        exported["of"] = sum(shard.counts.get("relations", 0) for shard in self.manifest.shards)
+        exported["of"] = self.totals["relations"]
         if len(self.origins) < len(ORIGINS):
             exported["origins"] = sorted(self.origins)
         if self.certificate is not None:
@@ -75,6 +75,11 @@ class ExportRows:
         if self.calibration_file is not None:
             exported["calibration"] = content_sha256(self.calibration_file)
         return {"exported": exported}
+
+    @cached_property
+    def totals(self) -> Counter[str]:
+        """The counts of the whole run."""
+        return sum((Counter(shard.counts) for shard in self.manifest.shards), Counter[str]())
 
     @property
     def splits(self) -> list[str]:

@@ -106,8 +106,6 @@ def export_run(
         raise UserError("--images-url: leave out --embed and --images")
     if embed and to == INSTRUCTIONS and not parquet:
         raise UserError("--embed stores the images in Parquet files: pass --parquet, too")
-    if coordinates not in COORDINATES:
-        raise UserError(f"--coordinates {coordinates}: expected one of {', '.join(COORDINATES)}")
     if images:
         check_images(images)
     if threshold is not None:
@@ -137,10 +135,10 @@ def export_run(
                 write_webdataset(rows, folder, images)
             elif to == INSTRUCTIONS:
                 asked = Instructions(rows, load_phrases(templates), coordinates, seed or 0)
-                write_instructions(rows, folder, asked, images, images_url, parquet=parquet, embed=embed)
+                write_instructions(asked, folder, images, images_url, parquet=parquet, embed=embed)
             else:
                 _WRITERS[to](rows, folder)
-            rows.left_out["error rows"] += sum(shard.counts.get("errors", 0) for shard in rows.manifest.shards)
+            rows.left_out["error rows"] += rows.totals["errors"]
             write_readme(rows, folder, to, COORDINATES[coordinates])
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
     return Exported(out, written, dict(+rows.left_out), exported_relations(rows), rows.note)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
 
 from sgpipe.miniworld.figures import (
     ANIMALS,
-    AnimalLook,
+    Feet,
+    Hands,
+    Look,
     PersonLook,
     back_of,
     draw_animal,
@@ -22,7 +25,6 @@ from sgpipe.miniworld.figures import (
 )
 from sgpipe.miniworld.shapes import (
     RGB,
-    Colour,
     Point,
     Shape,
     Shapes,
@@ -47,18 +49,7 @@ BENCH_HEIGHT, BENCH_HALF = 0.58, 0.95
 CUP_HEIGHT = 0.34
 
 
-@dataclass(frozen=True)
-class ThingLook:
-    """The look of an inanimate thing; `style` selects a variant."""
-
-    kind: str
-    colour: Colour
-    second: RGB
-    size: float
-    style: int
-
-
-def _chair(look: ThingLook, posture: str) -> Shapes:
+def _chair(look: Look, posture: str) -> Shapes:
     """Draw a chair from the side, with its back on the left."""
     wood = look.colour.rgb
     dark, half, seat = shade(wood, 0.7), CHAIR_HALF, SEAT_HEIGHT
@@ -80,7 +71,7 @@ def _chair(look: ThingLook, posture: str) -> Shapes:
     ]
 
 
-def _table(look: ThingLook, posture: str) -> Shapes:
+def _table(look: Look, posture: str) -> Shapes:
     wood, half, top = look.colour.rgb, TABLE_HALF, TABLE_HEIGHT
     dark = shade(wood, 0.66)
     shapes = [rectangle(shade(dark, 0.85), x - 0.035, 0.1, x + 0.035, top) for x in (-half + 0.26, half - 0.26)]
@@ -98,7 +89,7 @@ def _table(look: ThingLook, posture: str) -> Shapes:
     return shapes
 
 
-def _bench(look: ThingLook, posture: str) -> Shapes:
+def _bench(look: Look, posture: str) -> Shapes:
     """Draw a bench from the front, with a seat and a back of planks."""
     wood, half, seat = look.colour.rgb, BENCH_HALF, BENCH_HEIGHT
     metal = (72, 74, 80) if look.style else shade(wood, 0.55)
@@ -116,7 +107,7 @@ def _bench(look: ThingLook, posture: str) -> Shapes:
     return shapes
 
 
-def _cup(look: ThingLook, posture: str) -> Shapes:
+def _cup(look: Look, posture: str) -> Shapes:
     body, height = look.colour.rgb, CUP_HEIGHT
     shapes = [
         ring(shade(body, 0.85), (0.15, height * 0.54), 0.1, 0.055, 18),
@@ -145,7 +136,7 @@ BALL_RADIUS = 0.22
 UMBRELLA_LENGTH = 1.0
 
 
-def _bicycle(look: ThingLook, posture: str) -> Shapes:
+def _bicycle(look: Look, posture: str) -> Shapes:
     paint, metal, tyre = look.colour.rgb, (150, 152, 158), (44, 44, 48)
     rear, front = (-0.56, WHEEL), (0.56, WHEEL)
     crank, head, seat = (-0.04, 0.4), (0.42, 0.9), (-0.22, 0.86)
@@ -170,7 +161,7 @@ def _bicycle(look: ThingLook, posture: str) -> Shapes:
     return shapes
 
 
-def _skateboard(look: ThingLook, posture: str) -> Shapes:
+def _skateboard(look: Look, posture: str) -> Shapes:
     deck, half = look.colour.rgb, DECK_HALF
     low, high = DECK_HEIGHT - 0.035, DECK_HEIGHT + 0.05
     line = [(-half, high), (-half + 0.14, low), (half - 0.14, low), (half, high)]
@@ -184,7 +175,7 @@ def _skateboard(look: ThingLook, posture: str) -> Shapes:
     return shapes
 
 
-def _car(look: ThingLook, posture: str) -> Shapes:
+def _car(look: Look, posture: str) -> Shapes:
     paint, glass, half = look.colour.rgb, (176, 212, 232), CAR_HALF
     front = (1.2, 0.76), (half - 0.02, 0.6), (half, 0.3), (0.6, 0.26), (-0.6, 0.26)
     shapes: Shapes = [
@@ -205,7 +196,7 @@ def _car(look: ThingLook, posture: str) -> Shapes:
     return shapes
 
 
-def _ball(look: ThingLook, posture: str) -> Shapes:
+def _ball(look: Look, posture: str) -> Shapes:
     """Draw a football, a basketball or a beach ball that rests on the origin."""
     main, r, centre = look.colour.rgb, BALL_RADIUS, (0.0, BALL_RADIUS)
     dark = (44, 44, 48)
@@ -228,13 +219,12 @@ def _ball(look: ThingLook, posture: str) -> Shapes:
     return shapes
 
 
-def _kite(look: ThingLook, posture: str) -> Shapes:
+def _kite(look: Look, posture: str) -> Shapes:
     """Draw a kite with its centre at the origin."""
     main, second = look.colour.rgb, look.second
     left, right, top, bottom = (-0.38, 0.1), (0.38, 0.1), (0.0, 0.52), (0.0, -0.56)
-    shapes: Shapes = []
     tail = [(0.0, -0.54), (-0.07, -0.66), (0.05, -0.78), (-0.06, -0.9)]
-    shapes += path(shade(main, 0.6), tail, 0.025)
+    shapes = path(shade(main, 0.6), tail, 0.025)
     for x, y in tail[1:]:
         shapes.append(polygon(second, (x, y), (x - 0.09, y + 0.06), (x - 0.09, y - 0.06)))
         shapes.append(polygon(second, (x, y), (x + 0.09, y + 0.06), (x + 0.09, y - 0.06)))
@@ -249,7 +239,7 @@ def _kite(look: ThingLook, posture: str) -> Shapes:
     return shapes
 
 
-def _umbrella(look: ThingLook, posture: str) -> Shapes:
+def _umbrella(look: Look, posture: str) -> Shapes:
     """Draw an open umbrella with the end of its stick at the origin; a standing one is larger than a held one."""
     large = posture == "standing"
     length, half = (2.05, 1.0) if large else (UMBRELLA_LENGTH, 0.66)
@@ -282,7 +272,7 @@ def _canopy(colour: RGB, centre: Point, half: float, rise: float, start: float, 
 
 
 # How each class is drawn, and the colours that it has.
-_THINGS: dict[str, tuple[Callable[[ThingLook, str], Shapes], str]] = {
+_THINGS: dict[str, tuple[Callable[[Look, str], Shapes], str]] = {
     "bicycle": (_bicycle, "red blue green black yellow pink"),
     "umbrella": (_umbrella, "red blue yellow green purple pink black orange"),
     "chair": (_chair, "red blue green brown yellow white purple"),
@@ -298,20 +288,18 @@ THINGS = tuple(_THINGS)
 _SECOND = ("yellow", "white", "blue", "red", "green", "orange")
 
 
-def random_thing(kind: str, rng: Generator) -> ThingLook:
+def random_thing(kind: str, rng: Generator) -> Look:
     """Return a random look of an inanimate class."""
     colour = pick_colour(rng, _THINGS[kind][1].split())
     second = pick_colour(rng, [name for name in _SECOND if name != colour.name]).rgb
-    return ThingLook(kind, colour, second, float(rng.uniform(0.94, 1.08)), int(rng.integers(3)))
+    return Look(kind, colour, second, float(rng.uniform(0.94, 1.08)), int(rng.integers(3)))
 
 
-def draw_thing(look: ThingLook, posture: str) -> Shapes:
+def draw_thing(look: Look, posture: str) -> Shapes:
     """Draw a thing, which may be "standing", "held" (an umbrella) or "flying" (a kite, which then leans)."""
     tilt = -14 if posture == "flying" else 0
     return moved(_THINGS[look.kind][0](look, posture), (0, 0), tilt, look.size)
 
-
-Look: TypeAlias = PersonLook | AnimalLook | ThingLook
 
 KINDS: tuple[str, ...] = ("person", *ANIMALS, *THINGS)
 
@@ -358,14 +346,6 @@ def extent_of(shapes: Shapes) -> Extent:
     return Extent(*points.min(0).tolist(), *points.max(0).tolist())
 
 
-class _Drawn(NamedTuple):
-    """The shapes of an actor in a pose: parts from far to near, and the box around them."""
-
-    pose: tuple[Any, ...]
-    shapes: list[Shapes]
-    extent: Extent
-
-
 @dataclass(eq=False)
 class Actor:
     """A thing in a group: its look, position and pose.
@@ -375,20 +355,16 @@ class Actor:
     """
 
     kind: str
-    look: Look
+    look: Look | PersonLook
     at: Point = (0.0, 0.0)
     facing: int = 1
     tilt: float = 0.0
     posture: str = "standing"
     depth: float = 0.0
-    hands: tuple[Point | None, Point | None] = (None, None)
-    feet: tuple[Point, Point] | None = None
+    hands: Hands = (None, None)
+    feet: Feet = None
     airborne: bool = False
     free: set[str] = field(default_factory=set)
-    _drawn: _Drawn | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_drawn": None}  # a copy is about to move, so the cached shapes are useless
 
     @property
     def size(self) -> float:
@@ -400,42 +376,41 @@ class Actor:
 
     def layers(self) -> list[tuple[float, Shapes]]:
         """Return the shapes in the group with their depth; a person's near arm is in front of what it holds."""
-        shapes = self._draw().shapes
-        return [(self.depth + 0.5 * number, part) for number, part in enumerate(shapes)]
+        return [(self.depth + 0.5 * number, part) for number, part in enumerate(self._draw()[0])]
 
     def extent(self) -> Extent:
         """Return the box around the thing, including hidden parts."""
-        return self._draw().extent
+        return self._draw()[1]
 
-    def _draw(self) -> _Drawn:
-        """Return the shapes of the current pose, cached until the pose changes."""
-        pose = (self.look, self.posture, self.at, self.facing, self.tilt, self.hands, self.feet)
-        if self._drawn is None or self._drawn.pose != pose:
-            shapes = [moved(part, self.at, self.tilt, flip=self.facing < 0) for part in self._parts()]
-            self._drawn = _Drawn(pose, shapes, extent_of([shape for part in shapes for shape in part]))
-        return self._drawn
-
-    def _parts(self) -> list[Shapes]:
-        """Return the parts in the thing's own coordinates, from far to near."""
-        if isinstance(self.look, AnimalLook):
-            return [draw_animal(self.look, self.posture)]
-        if isinstance(self.look, ThingLook):
-            return [draw_thing(self.look, self.posture)]
-        near, far = (self._inside(hand) if hand else None for hand in self.hands)
-        feet = (self._inside(self.feet[0]), self._inside(self.feet[1])) if self.feet else None
-        return draw_person(self.look, self.posture, (near, far), feet)
-
-    def _inside(self, point: Point) -> Point:
-        """Return a point of the group in the thing's own coordinates."""
-        return (point[0] - self.at[0]) * self.facing, point[1] - self.at[1]
+    def _draw(self) -> tuple[list[Shapes], Extent]:
+        return _draw(self.look, self.posture, self.at, self.facing, self.tilt, self.hands, self.feet)
 
 
-class Bond(NamedTuple):
-    """A composed relation; subject and object are indices of actors in their group."""
+@lru_cache(64)  # it is measured several times in a pose
+def _draw(
+    look: Look | PersonLook, posture: str, at: Point, facing: int, tilt: float, hands: Hands, feet: Feet
+) -> tuple[list[Shapes], Extent]:
+    """Return the shapes of a thing in its group, parts from far to near, and the box around them; see `Actor`."""
+
+    def inside(point: Point) -> Point:
+        return (point[0] - at[0]) * facing, point[1] - at[1]
+
+    if isinstance(look, PersonLook):
+        near, far = (inside(hand) if hand else None for hand in hands)
+        parts = draw_person(look, posture, (near, far), (inside(feet[0]), inside(feet[1])) if feet else None)
+    else:
+        parts = [draw_animal(look, posture) if look.kind in ANIMALS else draw_thing(look, posture)]
+    shapes = [moved(part, at, tilt, flip=facing < 0) for part in parts]
+    return shapes, extent_of([shape for part in shapes for shape in part])
+
+
+class Fact(NamedTuple):
+    """A relation between two things of a group or a scene (indices); `implied` if it follows from another one."""
 
     subject: int
     predicate: str
     object: int
+    implied: bool = False
 
 
 @dataclass
@@ -443,7 +418,7 @@ class SceneGroup:
     """Related things, and the shapes drawn between them (a leash, a string)."""
 
     actors: list[Actor] = field(default_factory=list)
-    bonds: list[Bond] = field(default_factory=list)
+    bonds: list[Fact] = field(default_factory=list)
     extras: list[tuple[float, Shapes]] = field(default_factory=list)
 
     def add(self, actor: Actor) -> int:
@@ -459,9 +434,8 @@ class SceneGroup:
 
 def random_actor(kind: str, rng: Generator) -> Actor:
     """Return a thing of a class with a random look, all slots free, facing right."""
-    look: Look
     if kind == "person":
-        look = random_person(rng)
+        look: Look | PersonLook = random_person(rng)
     else:
         look = random_animal(kind, rng) if kind in ANIMALS else random_thing(kind, rng)
     return Actor(kind, look, free=set(SLOTS[kind]))

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from numpy.random import Generator
 
-from sgpipe.miniworld.actors import Actor, ThingLook
-from sgpipe.miniworld.figures import AnimalLook, PersonLook
+from sgpipe.miniworld.actors import Actor
+from sgpipe.miniworld.figures import PersonLook
 from sgpipe.miniworld.relations import PREDICATES
 from sgpipe.miniworld.scene import Fact, Scene
 
@@ -49,6 +49,7 @@ NOUNS: dict[str, tuple[str, ...]] = {
     "sports ball": ("ball",),
 }
 _BALLS = {0: "soccer ball", 2: "beach ball"}
+_MOST = 5  # captions
 
 _PLAIN = "{0} {1.participle} {2}"
 _TEMPLATES = [_PLAIN, _PLAIN, _PLAIN, "{0} {1.finite} {2}", "{0} is {1.participle} {2}", f"there is {_PLAIN}"]
@@ -62,13 +63,13 @@ class SceneCaption:
     facts: tuple[Fact, ...]
 
 
-def scene_captions(scene: Scene, rng: Generator, count: int = 5) -> list[SceneCaption]:
-    """Up to `count` distinct captions in varied wordings; each composed fact is stated if `count` allows it."""
+def scene_captions(scene: Scene, rng: Generator) -> list[SceneCaption]:
+    """Up to five distinct captions in varied wordings; of composed facts, the first five are stated."""
     composed = [fact for fact in scene.facts if not fact.implied]
     implied = [fact for fact in scene.facts if fact.implied]
     captions: dict[str, SceneCaption] = {}
-    for number in range(count * 4):
-        if len(captions) == count:
+    for number in range(4 * _MOST):
+        if len(captions) == _MOST:
             break
         if number < len(composed):
             fact = composed[number]
@@ -135,8 +136,7 @@ def _noun_phrase(thing: Actor, rng: Generator) -> str:
     """Return a name of the thing, sometimes with its colour."""
     names = names_of(thing)
     name = names[rng.integers(len(names))]
-    look = thing.look
-    colour = "" if isinstance(look, PersonLook) else (look.coat if isinstance(look, AnimalLook) else look.colour).name
+    colour = "" if isinstance(thing.look, PersonLook) else thing.look.colour.name
     return f"{colour} {name}" if colour and rng.random() < 0.2 else name
 
 
@@ -145,7 +145,7 @@ def names_of(thing: Actor) -> tuple[str, ...]:
     look = thing.look
     if isinstance(look, PersonLook):
         return NOUNS[look.noun]
-    if thing.kind == "sports ball" and isinstance(look, ThingLook) and look.style in _BALLS:
+    if thing.kind == "sports ball" and look.style in _BALLS:
         return ("ball", "ball", _BALLS[look.style])
     return NOUNS.get(thing.kind, (thing.kind,))
 

@@ -7,7 +7,7 @@ height. Dogs, cats and horses share one skeleton; birds have their own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from numpy.random import Generator
 
@@ -86,6 +86,19 @@ POSTURES: dict[str, Posture] = {
 
 
 PEOPLE = ("man", "woman", "boy", "girl")
+Hands: TypeAlias = tuple[Point | None, Point | None]  # the near and the far one
+Feet: TypeAlias = tuple[Point, Point] | None
+
+
+@dataclass(frozen=True)
+class Look:
+    """The look of an animal or a thing; `style` selects a variant."""
+
+    kind: str
+    colour: Colour
+    second: RGB
+    size: float
+    style: int
 
 
 @dataclass(frozen=True)
@@ -136,12 +149,7 @@ def shoulder_of(look: PersonLook, posture: str) -> Point:
     return turn((0.0, base[1] + build.shoulder - build.hip - 0.02), -pose.lean, base)
 
 
-def draw_person(
-    look: PersonLook,
-    posture: str,
-    hands: tuple[Point | None, Point | None] = (None, None),
-    feet: tuple[Point, Point] | None = None,
-) -> list[Shapes]:
+def draw_person(look: PersonLook, posture: str, hands: Hands = (None, None), feet: Feet = None) -> list[Shapes]:
     """Draw a person in world units: what is behind a held thing, and the near arm. The origin is below the hip.
 
     hands, feet: points of the near and the far one; None keeps those of the posture.
@@ -173,7 +181,7 @@ def _leg(look: PersonLook, hip: Point, foot: Point, light: float) -> Shapes:
     cover = shade(look.skin if look.dress else look.bottom, light)
     shin = shade(look.skin if look.dress or look.shorts else look.bottom, light)
     foot = (foot[0], foot[1] + 0.025)
-    shapes, knee, ankle = limb(cover, hip, foot, (length * 0.495, length * 0.495), (0.105, 0.08, 0.062), 1)
+    shapes, knee, ankle = limb(cover, hip, foot, length * 0.495, (0.105, 0.08, 0.062), 1)
     if shin != cover:
         shapes[1] = capsule(shin, knee, ankle, 0.07, 0.055)
         shapes.reverse()
@@ -203,7 +211,7 @@ def _arm(look: PersonLook, shoulder: Point, hand: Point, light: float) -> Shapes
     side = 1 if hand[1] > shoulder[1] + 0.12 else -1
     length = 0.165
     sleeve, widths = shade(look.top.rgb, light * 0.9), (0.078, 0.066, 0.058)
-    shapes, elbow, wrist = limb(sleeve, shoulder, hand, (length, length), widths, side)
+    shapes, elbow, wrist = limb(sleeve, shoulder, hand, length, widths, side)
     shapes[1] = capsule(shade(look.skin, light), elbow, wrist, 0.058, 0.048)
     shapes.append(disc(shade(look.skin, light), wrist, 0.034, 14))
     return [shapes[1], shapes[0], shapes[2]]
@@ -270,15 +278,6 @@ _ANIMAL_POSTURES: dict[str, tuple[float, float, tuple[Point, Point, Point, Point
 }
 
 
-@dataclass(frozen=True)
-class AnimalLook:
-    kind: str
-    coat: Colour
-    mark: RGB
-    size: float
-    marked: bool
-
-
 _COATS = {
     "dog": "brown brown black white gray",
     "cat": "orange orange black white gray",
@@ -288,12 +287,12 @@ _COATS = {
 ANIMALS = tuple(_COATS)
 
 
-def random_animal(kind: str, rng: Generator) -> AnimalLook:
-    """Return the look of a dog, cat, horse or bird."""
+def random_animal(kind: str, rng: Generator) -> Look:
+    """Return the look of a dog, cat, horse or bird, with a second colour and of style 1 if it has marks."""
     coat = pick_colour(rng, _COATS[kind].split())
     light = sum(coat.rgb) > 420
     mark = shade(coat.rgb, 0.68 if light else 1.7)
-    return AnimalLook(kind, coat, mark, float(rng.uniform(0.92, 1.1)), bool(rng.random() < 0.5))
+    return Look(kind, coat, mark, float(rng.uniform(0.92, 1.1)), int(rng.random() < 0.5))
 
 
 def back_of(kind: str) -> float:
@@ -302,7 +301,7 @@ def back_of(kind: str) -> float:
     return frame.leg + frame.girth * 0.86
 
 
-def draw_animal(look: AnimalLook, posture: str) -> Shapes:
+def draw_animal(look: Look, posture: str) -> Shapes:
     """Draw an animal in world units. The origin is on the ground below its trunk, or in the middle of a flying bird."""
     if look.kind == "bird":
         return moved(_bird(look, posture), (0, 0), scale=look.size)
@@ -313,11 +312,10 @@ def draw_animal(look: AnimalLook, posture: str) -> Shapes:
     shoulder = (frame.length / 2, height + shoulder_rise * frame.leg)
     if posture in ("sitting", "looking"):
         hip, shoulder = ((hip[0] + frame.length * 0.18, hip[1]), (shoulder[0] - frame.length * 0.12, shoulder[1]))
-    coat = look.coat.rgb
+    coat = look.colour.rgb
     far, near = shade(coat, 0.72), shade(coat, 0.95)
-    shapes = _animal_leg(frame, hip, feet[1], far, look, hind=True) + _animal_leg(
-        frame, shoulder, feet[3], far, look, hind=False
-    )
+    shapes = _animal_leg(frame, hip, feet[1], far, look, hind=True)
+    shapes += _animal_leg(frame, shoulder, feet[3], far, look, hind=False)
     shapes += _tail(look, frame, hip, posture)
     shapes += _trunk(look, frame, hip, shoulder)
     shapes += _animal_leg(frame, hip, feet[0], near, look, hind=True)
@@ -332,65 +330,63 @@ def draw_animal(look: AnimalLook, posture: str) -> Shapes:
     return moved(shapes, (0, -lowest))
 
 
-def _animal_leg(frame: Frame, start: Point, foot: Point, colour: RGB, look: AnimalLook, *, hind: bool) -> Shapes:
+def _animal_leg(frame: Frame, start: Point, foot: Point, colour: RGB, look: Look, *, hind: bool) -> Shapes:
     length = 0.93 * (frame.leg + frame.girth * 0.2)
     start = (start[0], start[1] - frame.girth * 0.1)
     target = (start[0] + foot[0] * frame.leg, start[1] + foot[1] * (frame.leg + frame.girth * 0.2))
     width = frame.limb_width
     target = (target[0], target[1] + width * 0.4)
-    shapes, _, end = limb(
-        colour, start, target, (length * 0.5, length * 0.5), (width * 1.5, width, width * 0.8), -1 if hind else 1
-    )
+    shapes, _, end = limb(colour, start, target, length * 0.5, (width * 1.5, width, width * 0.8), -1 if hind else 1)
     paw = (50, 42, 40) if look.kind == "horse" else shade(colour, 0.9)
     shapes.append(ellipse(paw, (end[0] + width * 0.2, end[1] - width * 0.02), width * 0.62, width * 0.42, corners=12))
     return shapes
 
 
-def _trunk(look: AnimalLook, frame: Frame, hip: Point, shoulder: Point) -> Shapes:
-    coat, girth = look.coat.rgb, frame.girth
+def _trunk(look: Look, frame: Frame, hip: Point, shoulder: Point) -> Shapes:
+    coat, girth = look.colour.rgb, frame.girth
     ends = (hip[0], hip[1] + girth * 0.08), (shoulder[0], shoulder[1] + girth * 0.04)
     shapes = [capsule(coat, *ends, girth, girth * 1.06)]
     middle = ((hip[0] + shoulder[0]) / 2, (hip[1] + shoulder[1]) / 2 - girth * 0.2)
-    if look.marked and look.kind == "dog":
+    if look.style and look.kind == "dog":
         patch = (middle[0] - girth * 0.2, middle[1] + girth * 0.36)
-        shapes.append(ellipse(look.mark, patch, girth * 0.5, girth * 0.28))
-    if look.marked and look.kind == "cat":
+        shapes.append(ellipse(look.second, patch, girth * 0.5, girth * 0.28))
+    if look.style and look.kind == "cat":
         slope = (shoulder[1] - hip[1]) / (shoulder[0] - hip[0])
         for step in (-0.55, -0.1, 0.35):
             x = middle[0] + step * girth * 1.2
             y = middle[1] + girth * 0.72 + (x - middle[0]) * slope
             stripe = (x, y - girth * 0.04), (x + girth * 0.06, y - girth * 0.36)
-            shapes.append(capsule(look.mark, *stripe, girth * 0.16, girth * 0.05))
+            shapes.append(capsule(look.second, *stripe, girth * 0.16, girth * 0.05))
     return shapes
 
 
-def _tail(look: AnimalLook, frame: Frame, hip: Point, posture: str) -> Shapes:
+def _tail(look: Look, frame: Frame, hip: Point, posture: str) -> Shapes:
     root = (hip[0] - frame.girth * 0.42, hip[1] + frame.girth * 0.2)
     low = posture in ("sitting", "lying", "looking")
     if look.kind == "horse":
-        hair = shade(look.coat.rgb, 0.5)
+        hair = shade(look.colour.rgb, 0.5)
         flow = 0.34 if posture in ("running", "jumping") else 0.1
         x, y = root
         ends = (x - 0.14 - flow, y - 0.55 + flow), (x - 0.02, y - 0.4 + flow * 0.6)
         return [blob(hair, (x + 0.08, y + 0.06), (x - 0.1 - flow * 0.4, y - 0.02), *ends)]
     if look.kind == "dog":
         tip = (root[0] - 0.16, root[1] + (0.06 if low else 0.2))
-        return path(look.coat.rgb, [(root[0] + 0.06, root[1]), (root[0] - 0.08, root[1] + 0.03), tip], 0.085, 0.045)
+        return path(look.colour.rgb, [(root[0] + 0.06, root[1]), (root[0] - 0.08, root[1] + 0.03), tip], 0.085, 0.045)
     curl = [(0.06, 0), (-0.12, 0.0), (-0.2, 0.1), (-0.18, 0.26), (-0.1, 0.34)]
     if low:
         curl = [(0.06, 0), (-0.08, -0.06), (-0.2, -0.08), (-0.28, 0.0), (-0.3, 0.1)]
-    return path(look.coat.rgb, [(root[0] + x, root[1] + y) for x, y in curl], 0.06, 0.045)
+    return path(look.colour.rgb, [(root[0] + x, root[1] + y) for x, y in curl], 0.06, 0.045)
 
 
-def _neck_and_head(look: AnimalLook, frame: Frame, shoulder: Point, angle: float, gaze: float) -> Shapes:
+def _neck_and_head(look: Look, frame: Frame, shoulder: Point, angle: float, gaze: float) -> Shapes:
     girth = frame.girth
     base = (shoulder[0] + girth * 0.12, shoulder[1] + girth * 0.2)
     top = turn((base[0] + frame.neck, base[1]), angle, base)
     shapes: Shapes = []
     if look.kind == "horse":
         mane = [(base[0] - 0.14, base[1] + 0.16), (top[0] - 0.14, top[1] - 0.02), (top[0] - 0.02, top[1] + 0.12)]
-        shapes += path(shade(look.coat.rgb, 0.5), mane, 0.22, 0.16)
-    shapes.append(capsule(look.coat.rgb, base, top, girth * 0.82, frame.head * 1.25))
+        shapes += path(shade(look.colour.rgb, 0.5), mane, 0.22, 0.16)
+    shapes.append(capsule(look.colour.rgb, base, top, girth * 0.82, frame.head * 1.25))
     head = {"dog": _dog_head, "cat": _cat_head, "horse": _horse_head}[look.kind]
     return shapes + moved(head(look, frame.head), top, gaze)
 
@@ -399,9 +395,9 @@ def _eye(at: Point, radius: float) -> Shapes:
     return [disc((252, 252, 248), at, radius * 1.5, 12), disc((30, 26, 26), (at[0] + radius * 0.3, at[1]), radius, 10)]
 
 
-def _dog_head(look: AnimalLook, r: float) -> Shapes:
-    coat = look.coat.rgb
-    ear = look.mark if look.marked else shade(coat, 0.7)
+def _dog_head(look: Look, r: float) -> Shapes:
+    coat = look.colour.rgb
+    ear = look.second if look.style else shade(coat, 0.7)
     flap = ((-0.55, 0.95), (0.05, 0.75), (-0.1, -0.3), (-0.55, -0.85), (-1.0, -0.35))
     return [
         capsule(shade(coat, 1.12), (r * 0.4, -r * 0.2), (r * 1.45, -r * 0.3), r * 1.0, r * 0.72),
@@ -413,8 +409,8 @@ def _dog_head(look: AnimalLook, r: float) -> Shapes:
     ]
 
 
-def _cat_head(look: AnimalLook, r: float) -> Shapes:
-    coat, inner = look.coat.rgb, (240, 160, 160)
+def _cat_head(look: Look, r: float) -> Shapes:
+    coat, inner = look.colour.rgb, (240, 160, 160)
     shapes = [
         polygon(shade(coat, 0.85), (-r * 0.9, r * 0.3), (-r * 0.75, r * 1.65), (-r * 0.05, r * 0.85)),
         polygon(coat, (r * 0.1, r * 0.85), (r * 0.75, r * 1.65), (r * 0.95, r * 0.3)),
@@ -436,8 +432,8 @@ def _cat_head(look: AnimalLook, r: float) -> Shapes:
     return shapes
 
 
-def _horse_head(look: AnimalLook, r: float) -> Shapes:
-    coat = look.coat.rgb
+def _horse_head(look: Look, r: float) -> Shapes:
+    coat = look.colour.rgb
     shapes = [
         polygon(shade(coat, 0.85), (-r * 0.5, r * 0.5), (-r * 0.25, r * 1.45), (r * 0.1, r * 0.6)),
         capsule(coat, (0, 0), (r * 1.75, -r * 0.95), r * 1.35, r * 0.86),
@@ -445,32 +441,29 @@ def _horse_head(look: AnimalLook, r: float) -> Shapes:
         ellipse((40, 32, 32), (r * 2.08, -r * 0.9), r * 0.1, r * 0.08, corners=8),
         *_eye((r * 0.5, r * 0.12), r * 0.12),
     ]
-    if look.marked:
+    if look.style:
         shapes.insert(2, capsule((244, 240, 232), (r * 0.55, r * 0.42), (r * 1.75, -r * 0.5), r * 0.18, r * 0.24))
     return shapes
 
 
-def _bird(look: AnimalLook, posture: str) -> Shapes:
-    coat, belly, beak = look.coat.rgb, shade(look.coat.rgb, 1.7), (240, 160, 40)
-    dark = shade(coat, 0.72)
-    flying = posture == "flying"
-    lift = 0.0 if flying else 0.2
-    shapes: Shapes = []
-    if flying:
-        shapes.append(blob(shade(coat, 0.6), (-0.08, 0.06), (0.06, 0.34), (0.0, 0.52), (0.14, 0.36), (0.16, 0.04)))
-    else:
-        for x in (-0.02, 0.07):
-            shapes += path((222, 132, 40), [(x, 0.12), (x + 0.01, 0.012), (x + 0.07, 0.012)], 0.026)
-    shapes.append(polygon(dark, (-0.12, lift + 0.04), (-0.42, lift + 0.05), (-0.4, lift - 0.07), (-0.12, lift - 0.06)))
-    shapes.append(ellipse(coat, (0.0, lift), 0.21, 0.135, 12 if not flying else 4))
-    shapes.append(ellipse(belly, (0.05, lift - 0.05), 0.13, 0.075, 12))
-    head = (0.2, lift + 0.13)
-    tips = ((0.07, 0.05), (0.23, -0.02), (0.07, -0.05))
-    shapes.append(polygon(beak, *((head[0] + x, head[1] + y) for x, y in tips)))
-    shapes.append(disc(coat, head, 0.105))
-    shapes += _eye((head[0] + 0.035, head[1] + 0.025), 0.018)
-    if flying:
-        shapes.append(blob(dark, (0.1, 0.06), (-0.02, 0.34), (-0.22, 0.5), (-0.26, 0.3), (-0.16, 0.04)))
-    else:
-        shapes.append(blob(dark, (0.1, lift + 0.04), (-0.04, lift + 0.08), (-0.26, lift + 0.0), (-0.06, lift - 0.07)))
-    return shapes
+def _bird(look: Look, posture: str) -> Shapes:
+    coat, belly, beak = look.colour.rgb, shade(look.colour.rgb, 1.7), (240, 160, 40)
+    dark, lift, tilt = shade(coat, 0.72), 0.2, 12
+    legs = [[(x, 0.12), (x + 0.01, 0.012), (x + 0.07, 0.012)] for x in (-0.02, 0.07)]
+    behind = [part for leg in legs for part in path((222, 132, 40), leg, 0.026)]
+    wing = blob(dark, (0.1, lift + 0.04), (-0.04, lift + 0.08), (-0.26, lift + 0.0), (-0.06, lift - 0.07))
+    if posture == "flying":
+        lift, tilt = 0.0, 4
+        behind = [blob(shade(coat, 0.6), (-0.08, 0.06), (0.06, 0.34), (0.0, 0.52), (0.14, 0.36), (0.16, 0.04))]
+        wing = blob(dark, (0.1, 0.06), (-0.02, 0.34), (-0.22, 0.5), (-0.26, 0.3), (-0.16, 0.04))
+    head, tips = (0.2, lift + 0.13), ((0.07, 0.05), (0.23, -0.02), (0.07, -0.05))
+    return [
+        *behind,
+        polygon(dark, (-0.12, lift + 0.04), (-0.42, lift + 0.05), (-0.4, lift - 0.07), (-0.12, lift - 0.06)),
+        ellipse(coat, (0.0, lift), 0.21, 0.135, tilt),
+        ellipse(belly, (0.05, lift - 0.05), 0.13, 0.075, 12),
+        polygon(beak, *((head[0] + x, head[1] + y) for x, y in tips)),
+        disc(coat, head, 0.105),
+        *_eye((head[0] + 0.035, head[1] + 0.025), 0.018),
+        wing,
+    ]

@@ -334,23 +334,21 @@ Statement: TypeAlias = tuple[str, str, str]  # subject class, predicate, object 
 Composition: TypeAlias = Callable[[SceneGroup, Actor, Actor, Generator], None]
 
 
-class Arrangement(NamedTuple):
-    """Which of the two actors must be placed first, and the slots (see `actors.SLOTS`) that each uses up."""
-
-    first: str
-    subject_takes: frozenset[str]
-    object_takes: frozenset[str]
-
-
 class CompositionRule(NamedTuple):
-    """A relation that can be composed. The weight is its relative frequency."""
+    """A relation that can be composed.
+
+    first: which of the two actors must be placed first. subject_takes, object_takes: the slots (see `actors.SLOTS`)
+    that each uses up. weight: the relative frequency.
+    """
 
     predicate: str
     subjects: str
     objects: str
     compose: Composition
-    arrangement: Arrangement
-    weight: float = 1.0
+    first: str
+    subject_takes: frozenset[str]
+    object_takes: frozenset[str]
+    weight: float
 
     @property
     def statements(self) -> list[Statement]:
@@ -372,66 +370,45 @@ _NO_ROOM: frozenset[Statement] = frozenset(
 )
 
 
-def _arrangement(first: str, subject_takes: str = "", object_takes: str = "") -> Arrangement:
-    return Arrangement(first, frozenset(subject_takes.split()), frozenset(object_takes.split()))
-
-
-_ASTRIDE = _arrangement("object", "body fore aft", "top over body")
-_ATOP = _arrangement("object", "body fore aft", "top over")
-_BELOW = _arrangement("object", "fore aft", "below fore aft")
-_BESIDE = _arrangement("either")
-_BEHIND = _arrangement("object", "fore aft", "fore aft")
-_BEFORE = _arrangement("subject", "fore aft", "fore aft")
-_IN_HAND = _arrangement("subject", "hands")
-_AT_FOOT = _arrangement("subject", "body fore", "body fore aft")
-_FROM_HAND = _arrangement("subject", "body hands fore over", "body fore aft")
-_ON_STRING = _arrangement("subject", "body hands fore over")
-_ON_LEASH = _arrangement("subject", "body hands fore aft", "body fore aft top over")
-_AT_HAND = _arrangement("subject", "body hands fore", "body fore aft")
-_IN_SIGHT = _arrangement("subject", "body hands fore", "fore aft")
-_UNDER_NOSE = _arrangement("subject", "body fore", "fore aft")
-_AHEAD = _arrangement("object", "body fore aft", "body fore aft")
-_PUSHED = _arrangement("object", "body hands fore aft over", "aft")
-_CLEARED = _arrangement("object", "body hands fore aft over", "top over")
-_OVERFLOWN = _arrangement("object", "body fore aft", "over")
-
 _SEATS = "chair, bench, dining table"
 _LARGE = "person, horse, bicycle, chair, dining table, bench, car"
 _GROUNDED = f"{_LARGE}, dog, cat, umbrella, skateboard, bird, sports ball"
 _SMALL = "dog, cat, bird, sports ball, cup, skateboard"
 _HELD = "umbrella, cup, sports ball, kite, skateboard, cat, bird"
 _CHASED = "dog, cat, bird, sports ball"
+_SHELTERED = "person, dog, cat, bird, chair, bench, sports ball"
+_JUMPERS = "dog, cat, horse, person"
+_ENDS, _WHOLE, _IN_AIR = "fore aft", "body fore aft", "body hands fore aft over"
 
-RULES: tuple[CompositionRule, ...] = (
-    CompositionRule("riding", "person", "horse, bicycle, skateboard", ride, _ASTRIDE, 1.6),
-    CompositionRule("riding", "dog, cat", "skateboard", ride, _ASTRIDE, 0.5),
-    CompositionRule("holding", "person", _HELD, hold, _IN_HAND, 1.6),
-    CompositionRule("sitting on", "person, cat, dog", f"{_SEATS}, car", sit_on, _ATOP),
-    CompositionRule("standing on", "person, dog, cat, bird", f"{_SEATS}, car", stand_on, _ATOP),
-    CompositionRule("standing on", "bird", "horse", stand_on, _ASTRIDE, 0.2),
-    CompositionRule("lying on", "cat, dog, person", "bench, dining table", lie_on, _ATOP),
-    CompositionRule("on", "cup, sports ball, skateboard", _SEATS, put_on, _ATOP),
-    CompositionRule("under", _SMALL, _SEATS, put_under, _BELOW),
-    CompositionRule("under", "person, dog, cat, bird, chair, bench, sports ball", "umbrella", put_under, _BELOW, 0.6),
-    CompositionRule("next to", _GROUNDED, _GROUNDED, next_to, _BESIDE, 1.3),
-    CompositionRule("behind", f"{_LARGE}, dog", f"{_LARGE}, dog, cat", stand_behind, _BEHIND),
-    CompositionRule("in front of", f"{_LARGE}, dog, cat", f"{_LARGE}, dog", stand_before, _BEFORE),
-    CompositionRule("kicking", "person", "sports ball", kick, _AT_FOOT),
-    CompositionRule("throwing", "person", "sports ball", throw, _FROM_HAND),
-    CompositionRule("chasing", "dog", f"{_CHASED}, person, horse", chase, _AHEAD),
-    CompositionRule("chasing", "cat", _CHASED, chase, _AHEAD, 0.6),
-    CompositionRule("chasing", "person", f"{_CHASED}, horse", chase, _AHEAD, 0.6),
-    CompositionRule("walking", "person", "dog, cat, horse, bicycle", walk, _ON_LEASH, 1.3),
-    CompositionRule("flying", "person", "kite", fly, _ON_STRING, 1.2),
-    CompositionRule("looking at", "person", "dog, cat, horse, bird, bicycle, car", look_at, _IN_SIGHT),
-    CompositionRule("looking at", "dog, cat", f"{_CHASED}, cup", look_at, _UNDER_NOSE, 0.8),
-    CompositionRule("pushing", "person", f"{_SEATS}, car", push, _PUSHED, 1.2),
-    CompositionRule(
-        "jumping over", "dog, cat, horse, person", "bench, sports ball, skateboard, chair", jump_over, _CLEARED
-    ),
-    CompositionRule("petting", "person", "dog, cat, horse", pet, _AT_HAND, 1.2),
-    CompositionRule("flying over", "bird", f"{_LARGE}, dog, cat", fly_over, _OVERFLOWN, 0.6),
+_RULES: tuple[tuple[str, str, str, Composition, str, str, str, float], ...] = (
+    ("riding", "person", "horse, bicycle, skateboard", ride, "object", _WHOLE, "top over body", 1.6),
+    ("riding", "dog, cat", "skateboard", ride, "object", _WHOLE, "top over body", 0.5),
+    ("holding", "person", _HELD, hold, "subject", "hands", "", 1.6),
+    ("sitting on", "person, cat, dog", f"{_SEATS}, car", sit_on, "object", _WHOLE, "top over", 1.0),
+    ("standing on", "person, dog, cat, bird", f"{_SEATS}, car", stand_on, "object", _WHOLE, "top over", 1.0),
+    ("standing on", "bird", "horse", stand_on, "object", _WHOLE, "top over body", 0.2),
+    ("lying on", "cat, dog, person", "bench, dining table", lie_on, "object", _WHOLE, "top over", 1.0),
+    ("on", "cup, sports ball, skateboard", _SEATS, put_on, "object", _WHOLE, "top over", 1.0),
+    ("under", _SMALL, _SEATS, put_under, "object", _ENDS, "below fore aft", 1.0),
+    ("under", _SHELTERED, "umbrella", put_under, "object", _ENDS, "below fore aft", 0.6),
+    ("next to", _GROUNDED, _GROUNDED, next_to, "either", "", "", 1.3),
+    ("behind", f"{_LARGE}, dog", f"{_LARGE}, dog, cat", stand_behind, "object", _ENDS, _ENDS, 1.0),
+    ("in front of", f"{_LARGE}, dog, cat", f"{_LARGE}, dog", stand_before, "subject", _ENDS, _ENDS, 1.0),
+    ("kicking", "person", "sports ball", kick, "subject", "body fore", _WHOLE, 1.0),
+    ("throwing", "person", "sports ball", throw, "subject", "body hands fore over", _WHOLE, 1.0),
+    ("chasing", "dog", f"{_CHASED}, person, horse", chase, "object", _WHOLE, _WHOLE, 1.0),
+    ("chasing", "cat", _CHASED, chase, "object", _WHOLE, _WHOLE, 0.6),
+    ("chasing", "person", f"{_CHASED}, horse", chase, "object", _WHOLE, _WHOLE, 0.6),
+    ("walking", "person", "dog, cat, horse, bicycle", walk, "subject", f"{_WHOLE} hands", f"{_WHOLE} top over", 1.3),
+    ("flying", "person", "kite", fly, "subject", "body hands fore over", "", 1.2),
+    ("looking at", "person", "dog, cat, horse, bird, bicycle, car", look_at, "subject", "body hands fore", _ENDS, 1.0),
+    ("looking at", "dog, cat", f"{_CHASED}, cup", look_at, "subject", "body fore", _ENDS, 0.8),
+    ("pushing", "person", f"{_SEATS}, car", push, "object", _IN_AIR, "aft", 1.2),
+    ("jumping over", _JUMPERS, "bench, sports ball, skateboard, chair", jump_over, "object", _IN_AIR, "top over", 1.0),
+    ("petting", "person", "dog, cat, horse", pet, "subject", "body hands fore", _WHOLE, 1.2),
+    ("flying over", "bird", f"{_LARGE}, dog, cat", fly_over, "object", _WHOLE, "over", 0.6),
 )
+RULES = tuple(CompositionRule(*row[:5], frozenset(row[5].split()), frozenset(row[6].split()), row[7]) for row in _RULES)
 
 # All predicates of the scene graphs; "with" is only implied.
 PREDICATES: tuple[str, ...] = (*dict.fromkeys(rule.predicate for rule in RULES), "with")

@@ -5,7 +5,7 @@ Backgrounds have distractors that belong to no class: hills, trees, houses, wind
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from sgpipe.miniworld.scene import PlacedGroup, Scene
-from sgpipe.miniworld.shapes import RGB, Shapes, pick, shade, vary
+from sgpipe.miniworld.shapes import RGB, pick, shade, vary
 
 # Images are painted at this multiple of their size and then reduced, which smooths the edges.
 OVERSAMPLING = 3
@@ -33,8 +33,8 @@ class RenderedScene:
     owners: np.ndarray
 
 
-def render(scene: Scene, hidden: Collection[int] = ()) -> RenderedScene:
-    """Render a scene without the things in `hidden`, whose shadows remain."""
+def render(scene: Scene) -> RenderedScene:
+    """Return the image of a scene, and what it shows of each thing."""
     size = (scene.width * OVERSAMPLING, scene.height * OVERSAMPLING)
     rng = np.random.default_rng(scene.background_seed)
     image, ground = paint_background(size, scene.horizon * OVERSAMPLING, indoors=scene.indoors, rng=rng)
@@ -43,31 +43,25 @@ def render(scene: Scene, hidden: Collection[int] = ()) -> RenderedScene:
     first = 0
     for placed in scene.placed:
         _shadows(pens[0], placed, shade(ground, 0.8))
-        for label, shapes in _layers(placed, first):
-            if label - 1 not in hidden:
-                _draw(pens, placed, shapes, label)
+        _draw(pens, placed, first)
         first += len(placed.group.actors)
-    marks = np.asarray(labels)
-    boxes, areas = _visible(marks, len(scene.things))
+    boxes, areas = _visible(labels, len(scene.things))
     middle = OVERSAMPLING // 2
-    owners = marks[middle::OVERSAMPLING, middle::OVERSAMPLING].copy()
+    owners = np.asarray(labels)[middle::OVERSAMPLING, middle::OVERSAMPLING].copy()
     return RenderedScene(image.reduce(OVERSAMPLING), boxes / OVERSAMPLING, areas / OVERSAMPLING**2, owners)
 
 
-def _layers(placed: PlacedGroup, first: int) -> list[tuple[int, Shapes]]:
-    """Return the shapes of a group from far to near, each with the label of its thing (0: none)."""
+def _draw(pens: Sequence[ImageDraw.ImageDraw], placed: PlacedGroup, first: int) -> None:
+    """Draw the shapes of a group from far to near, those of its things with their labels, from `first` + 1."""
     layers = [(depth, 0, shapes) for depth, shapes in placed.group.extras]
     for number, actor in enumerate(placed.group.actors, first + 1):
         layers += [(depth, number, shapes) for depth, shapes in actor.layers()]
-    layers.sort(key=lambda layer: layer[0])
-    return [(label, shapes) for _, label, shapes in layers]
-
-
-def _draw(pens: Sequence[ImageDraw.ImageDraw], placed: PlacedGroup, shapes: Shapes, label: int) -> None:
-    for shape in shapes:
-        corners = (shape.points * _scale(placed) + np.multiply(placed.at, OVERSAMPLING)).ravel().tolist()
-        pens[0].polygon(corners, fill=shape.colour)
-        pens[1].polygon(corners, fill=label)
+    scale, at = _scale(placed), np.multiply(placed.at, OVERSAMPLING)
+    for _, label, shapes in sorted(layers, key=lambda layer: layer[0]):
+        for shape in shapes:
+            corners = (shape.points * scale + at).ravel().tolist()
+            pens[0].polygon(corners, fill=shape.colour)
+            pens[1].polygon(corners, fill=label)
 
 
 def _scale(placed: PlacedGroup) -> np.ndarray:
@@ -91,17 +85,14 @@ def _shadows(pen: ImageDraw.ImageDraw, placed: PlacedGroup, colour: RGB) -> None
         pen.ellipse((*low, *high), fill=colour)
 
 
-def _visible(labels: np.ndarray, things: int) -> tuple[np.ndarray, np.ndarray]:
+def _visible(labels: Image.Image, things: int) -> tuple[np.ndarray, np.ndarray]:
     """Boxes xywh [things, 4] and areas [things] of the labels 1 to `things`, in pixels of `labels`."""
-    boxes, areas = np.zeros((things, 4)), np.zeros(things)
+    boxes = np.zeros((things, 4))
     for thing in range(things):
-        mask = labels == thing + 1
-        columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-        if len(columns):
-            left, top = columns[0], rows[0]
-            boxes[thing] = left, top, columns[-1] + 1 - left, rows[-1] + 1 - top
-            areas[thing] = np.count_nonzero(mask)
-    return boxes, areas
+        if found := labels.point([value == thing + 1 for value in range(256)]).getbbox():
+            left, top, right, bottom = found
+            boxes[thing] = left, top, right - left, bottom - top
+    return boxes, np.array(labels.histogram()[1 : things + 1])
 
 
 # Backgrounds fill the whole image. Coordinates are pixels from the top left corner.

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
-from sgpipe.miniworld.actors import KINDS, Actor, Bond, Extent, SceneGroup, random_actor
+from sgpipe.miniworld.actors import KINDS, Actor, Extent, Fact, SceneGroup, random_actor
 from sgpipe.miniworld.relations import RULES, CompositionRule, Statement, implied, statements_of
 
 SIZES = ((320, 240), (320, 240), (288, 224), (352, 240), (300, 260), (256, 256), (340, 220))
@@ -25,15 +25,6 @@ SIZES = ((320, 240), (320, 240), (288, 224), (352, 240), (300, 260), (256, 256),
 GROUP_GAP = 0.7
 _MARGIN = 0.14
 _SMALLEST, _LARGEST = 50.0, 86.0  # pixels per world unit
-
-
-class Fact(NamedTuple):
-    """A relation between two things of a scene (indices); `implied` if it follows from another one."""
-
-    subject: int
-    predicate: str
-    object: int
-    implied: bool
 
 
 @dataclass(frozen=True)
@@ -117,19 +108,18 @@ def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[SceneG
 
 def _facts(placed: tuple[PlacedGroup, ...]) -> Iterator[Fact]:
     """Yield the composed relations and those that they imply, without repetition."""
-    start, facts = 0, dict[tuple[int, str, int], bool]()
+    start, facts = 0, dict[tuple[int, str, int], Fact]()
     for each in placed:
-        group = each.group
-        for subject, predicate, object_ in group.bonds:
-            facts.setdefault((start + subject, predicate, start + object_), False)
-        for subject, predicate, object_ in group.bonds:
-            names = group.actors[subject].kind, predicate, group.actors[object_].kind
-            for also, swapped in implied(*names):
+        actors, found = each.group.actors, [*each.group.bonds]
+        for subject, predicate, object_, _ in each.group.bonds:
+            for also, swapped in implied(actors[subject].kind, predicate, actors[object_].kind):
                 ends = (object_, subject) if swapped else (subject, object_)
-                facts.setdefault((start + ends[0], also, start + ends[1]), True)
-        start += len(group.actors)
-    for (subject, predicate, object_), is_implied in facts.items():
-        yield Fact(subject, predicate, object_, is_implied)
+                found.append(Fact(ends[0], also, ends[1], True))
+        for subject, predicate, object_, is_implied in found:
+            fact = Fact(start + subject, predicate, start + object_, is_implied)
+            facts.setdefault(fact[:3], fact)
+        start += len(actors)
+    yield from facts.values()
 
 
 def _lay_out(
@@ -193,9 +183,9 @@ Options: TypeAlias = dict[str, list[Option]]
 def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:
     """Return two related things, and often a third thing that is related to one of them."""
     group = SceneGroup()
-    rule, (subject_kind, _, object_kind) = _choose(_options(allowed), rng)
-    subject, object_ = random_actor(subject_kind, rng), random_actor(object_kind, rng)
-    first = rule.arrangement.first
+    _, rule, statement = _choose(_options(allowed), rng)
+    subject, object_ = random_actor(statement[0], rng), random_actor(statement[2], rng)
+    first = rule.first
     if first == "either":
         first = str(rng.choice(["subject", "object"]))
     group.add(subject if first == "subject" else object_)
@@ -210,12 +200,12 @@ def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:
 
 def relate(group: SceneGroup, rule: CompositionRule, subject: Actor, object_: Actor, rng: Generator) -> None:
     """Compose a relation of two actors, one of which is in the group, and use up the slots it needs."""
-    for actor, takes in ((subject, rule.arrangement.subject_takes), (object_, rule.arrangement.object_takes)):
+    for actor, takes in ((subject, rule.subject_takes), (object_, rule.object_takes)):
         actor.free -= takes
         if takes >= {"fore", "aft"}:  # the actor leaves the ground or is enclosed
             actor.free -= {"below"}
     rule.compose(group, subject, object_, rng)
-    group.bonds.append(Bond(group.add(subject), rule.predicate, group.add(object_)))
+    group.bonds.append(Fact(group.add(subject), rule.predicate, group.add(object_)))
 
 
 def stays_apart(group: SceneGroup) -> bool:
@@ -236,30 +226,30 @@ def stays_apart(group: SceneGroup) -> bool:
 
 def _with_third(group: SceneGroup, allowed: frozenset[Statement], rng: Generator) -> SceneGroup | None:
     """Return a copy of the group with a new thing that is related to one of the group; None if there is no room."""
-    possible: Options = {}
-    for predicate, options in _options(allowed).items():
-        if kept := [option for option in options if any(_anchors(group, option))]:
-            possible[predicate] = kept
-    if not possible:
+    fitting = {
+        predicate: [option for option in options if any(_anchors(group, option))]
+        for predicate, options in _options(allowed).items()
+    }
+    if not any(fitting.values()):
         return None
-    rule, statement = _choose(possible, rng)
+    option = _choose({predicate: options for predicate, options in fitting.items() if options}, rng)
     larger = copy.deepcopy(group)
-    anchors = list(_anchors(larger, Option(1.0, rule, statement)))
+    anchors = list(_anchors(larger, option))
     anchor, is_subject = anchors[rng.integers(len(anchors))]
-    new = random_actor(statement[2 if is_subject else 0], rng)
-    relate(larger, rule, *((anchor, new) if is_subject else (new, anchor)), rng)
+    new = random_actor(option.statement[2 if is_subject else 0], rng)
+    relate(larger, option.rule, *((anchor, new) if is_subject else (new, anchor)), rng)
     return larger
 
 
 def _anchors(group: SceneGroup, option: Option) -> Iterator[tuple[Actor, bool]]:
     """Yield the actors to which a new one can be related, each with whether it is the subject."""
-    (subject, _, object_), (first, subject_takes, object_takes) = option.statement, option.rule.arrangement
+    (subject, _, object_), rule = option.statement, option.rule
     for is_subject in (True, False):
-        if first not in ("either", "subject" if is_subject else "object"):
+        if rule.first not in ("either", "subject" if is_subject else "object"):
             continue
-        kind, takes = (subject, subject_takes) if is_subject else (object_, object_takes)
+        kind, takes = (subject, rule.subject_takes) if is_subject else (object_, rule.object_takes)
         for actor in group.actors:
-            has_room = first != "either" or not actor.free.isdisjoint(("fore", "aft"))
+            has_room = rule.first != "either" or not actor.free.isdisjoint(("fore", "aft"))
             if actor.kind == kind and takes <= actor.free and has_room:
                 yield actor, is_subject
 
@@ -276,11 +266,10 @@ def _options(allowed: frozenset[Statement]) -> Options:
     return options
 
 
-def _choose(options: Options, rng: Generator) -> tuple[CompositionRule, Statement]:
+def _choose(options: Options, rng: Generator) -> Option:
     """Sample a predicate by the largest weight of its rules, then one of its statements by share."""
     predicates = list(options)
     weights = np.array([max(option.rule.weight for option in options[each]) for each in predicates])
     choices = options[predicates[rng.choice(len(predicates), p=weights / weights.sum())]]
     shares = np.array([option.share for option in choices])
-    _, rule, statement = choices[rng.choice(len(choices), p=shares / shares.sum())]
-    return rule, statement
+    return choices[rng.choice(len(choices), p=shares / shares.sum())]

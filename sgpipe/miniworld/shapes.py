@@ -85,33 +85,23 @@ def path(colour: RGB, points: Sequence[Point], width: float, stop_width: float |
 
 
 def limb(
-    colour: RGB,
-    start: Point,
-    target: Point,
-    lengths: tuple[float, float],
-    widths: tuple[float, float, float],
-    side: int,
+    colour: RGB, start: Point, target: Point, length: float, widths: tuple[float, float, float], side: int
 ) -> tuple[Shapes, Point, Point]:
     """Return the shapes of two bones from `start` to `target` (or as close as they reach), their joint and their end.
 
-    widths: at the start, the joint and the end. side: 1 bends to the left as seen from the start, -1 to the right.
+    length: of each bone. widths: at the start, the joint and the end. side: 1 bends to the left as seen from the
+    start, -1 to the right.
     """
-    joint, end = reach(start, target, lengths, side)
-    shapes = [capsule(colour, start, joint, widths[0], widths[1]), capsule(colour, joint, end, widths[1], widths[2])]
-    return shapes, joint, end
-
-
-def reach(start: Point, target: Point, lengths: tuple[float, float], side: int) -> tuple[Point, Point]:
-    """Return the positions of the joint and the end of two bones; see `limb`."""
     dx, dy = target[0] - start[0], target[1] - start[1]
     distance = math.hypot(dx, dy)
-    upper, lower = lengths
-    far = min(max(distance, abs(upper - lower) + 1e-3), upper + lower - 1e-3)
+    far = min(max(distance, 1e-3), length + length - 1e-3)
     dx, dy = (dx / distance, dy / distance) if distance else (1.0, 0.0)
-    along = (upper**2 - lower**2 + far**2) / (2 * far)
-    across = side * math.sqrt(max(upper**2 - along**2, 0.0))
+    along = far**2 / (2 * far)
+    across = side * math.sqrt(max(length**2 - along**2, 0.0))
     joint = (start[0] + dx * along - dy * across, start[1] + dy * along + dx * across)
-    return joint, (start[0] + dx * far, start[1] + dy * far)
+    end = (start[0] + dx * far, start[1] + dy * far)
+    shapes = [capsule(colour, start, joint, widths[0], widths[1]), capsule(colour, joint, end, widths[1], widths[2])]
+    return shapes, joint, end
 
 
 def blob(colour: RGB, *corners: Point, steps: int = 4) -> Shape:

@@ -328,8 +328,7 @@ class PredicateThreshold:
 class GroundTruthMeasures(CalibrationQuality):
     """A run compared with its ground truth; `precision` and `recall` are those at `threshold`.
 
-    `related_precision` counts only pairs that the ground truth relates in some way. `suggested` and `sure`: see
-    `JudgedRelations.suggest`, for the precision `target`.
+    `suggested` and `sure`: see `JudgedRelations.suggest`, for the precision `target`.
     """
 
     images: int
@@ -337,7 +336,6 @@ class GroundTruthMeasures(CalibrationQuality):
     threshold: float
     precision: PrecisionEstimate
     recall: float | None
-    related_precision: float | None
     average_precision: float | None
     curve: list[ThresholdChoice]
     target: float
@@ -394,7 +392,6 @@ def measure_against_ground_truth(
         threshold=threshold,
         precision=judged.at(threshold).precision,
         recall=without_nan(result.at_threshold.recall),
-        related_precision=without_nan(result.related_precision),
         average_precision=without_nan(result.average_precision),
         curve=[judged.at(each) for each in thresholds],
         target=target,

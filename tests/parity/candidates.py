@@ -12,7 +12,7 @@ import hashlib
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,11 +100,17 @@ def prior_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
     yield "coco candidates by prior", describe(ours), ours, expected["expected_candidates_train2017"]
 
 
+def with_ties(relations: Sequence[Relation]) -> list[Relation]:
+    """Those that `deduplicate` keeps and, as RLIPv2 does, the others that are as confident."""
+    kept = {(r.subject, r.predicate, r.object): r.confidence for r in deduplicate(relations)}
+    return [r for r in relations if kept[r.subject, r.predicate, r.object] == r.confidence]
+
+
 def post_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
     expected = files["post_expected"]
     records, ids = labelled_records(files["post_inputs"])
     choices = {
-        "dedup": {r.image_id: deduplicate(r.relations, keep_ties=True) for r in records},
+        "dedup": {r.image_id: with_ties(r.relations) for r in records},
         "top2": {r.image_id: top_per_pair(r.relations, 2) for r in records},
         "ood": {r.image_id: keep_known(r, prior) for r in records},
     }

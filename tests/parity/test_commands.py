@@ -168,5 +168,5 @@ def test_another_candidate_is_told(subset: Path, tmp_path: Path, capsys: Print) 
 def test_the_first_of_equals_stays_unless_all_do() -> None:
     rows = [Relation(0, 1, "on", score) for score in (0.3, 0.9, 0.2, 0.9)] + [Relation(1, 0, "on", 0.1)]
     assert [id(row) for row in deduplicate(rows)] == [id(rows[i]) for i in (1, 4)]
-    assert [id(row) for row in deduplicate(rows, keep_ties=True)] == [id(rows[i]) for i in (1, 3, 4)]
+    assert [id(row) for row in candidates.with_ties(rows)] == [id(rows[i]) for i in (1, 3, 4)]
     assert deduplicate([rows[1], unsure := Relation(0, 1, "on")]) == [unsure]  # as sure as can be

@@ -151,9 +151,7 @@ def test_an_annotator_draws_relations_between_the_detections_that_are_left(detec
         ({"boxes": "nowhere.json"}, "no such file: nowhere.json"),
         ({"detector": "nowhere"}, "no detector nowhere"),
         ({"settings": {"tag.device": "gpu"}}, r"tag\.device 'gpu': expected auto"),
-        ({"settings": ["tag.threshold=0.1"]}, r"^settings=: expected values by key, .*, got \['tag"),
         ({"settings": {"caption.resources.gpus": 1}}, r"caption\.resources\.gpus is 1, but PyTorch sees no GPU"),
-        ({"boxes": [[1, 2, 3, 4]]}, "boxes=: expected"),
         ({"device": "cuda"}, r"^detect\.device 'cuda': .*PyTorch sees no GPU"),
     ],
 )
@@ -232,7 +230,7 @@ def objects(graph: SceneGraph) -> list[tuple]:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (Path("no/such/folder/a.jpg"), "image file not found"), ("a\0b.jpg", "image file not found"),
+        (Path("no/such/folder/a.jpg"), "image file not found"),
         ("", "not a regular file"), (Path(__file__).parent, "not a regular file"), (Path(__file__), "unknown format"),
         ("https://a.org/b.jpg", r"^https://a\.org/b\.jpg is a URL, not a file"),
         (torch.zeros(3, 8, 8), "Tensor is not an image"), (cut_image(), "truncated"),
@@ -348,9 +346,9 @@ def test_boxes_that_cannot_be_meant_are_refused(pipeline, file, boxes, classes, 
 
 
 def test_boxes_of_a_list_of_images_are_as_many(pipeline, file):
-    for boxes, got in (([BOXES] * 3, "3"), (np.array(3), "ndarray"), ("ab", "str")):
-        with pytest.raises(UserError, match=f"expected a list with an entry for each of 2 images, got {got}$"):
-            pipeline([file, file], boxes=boxes)
+    for given in ({"boxes": [BOXES] * 3}, {"boxes": [BOXES] * 2, "classes": [CLASSES]}):
+        with pytest.raises(UserError, match=r"expected a list with an entry for each of 2 images$"):
+            pipeline([file, file], **given)
 
 
 def test_an_image_in_memory_has_no_name_in_a_file_of_boxes(file, array):
@@ -361,6 +359,6 @@ def test_an_image_in_memory_has_no_name_in_a_file_of_boxes(file, array):
 
 
 def test_label_takes_several_images(pipeline):
-    for single in ("a.jpg", Path("a.jpg"), Image.new("RGB", (8, 8)), np.zeros((8, 8, 3)), None):
+    for single in ("a.jpg", Path("a.jpg"), Image.new("RGB", (8, 8)), np.zeros((8, 8, 3))):
         with pytest.raises(UserError, match=r"label: expected several images, got .*; pipeline\(image\) labels one"):
             pipeline.label(single)

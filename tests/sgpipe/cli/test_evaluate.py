@@ -63,7 +63,7 @@ def test_hico_as_tables_json_and_csv(tmp_path: Path) -> None:
     images = [annotated(), annotated("HICO_test2015_00000002.jpg", HOLD)]
     result = hico(tmp_path, images, [predicted()])
     assert result.exit_code == 0, result.output
-    assert "scored 2 images: 1 with predictions, 1 without predictions" in result.output
+    assert "scored 2 images" in result.output
     content = written(tmp_path)
     assert json.loads(hico(tmp_path, images, [predicted()], "--json").stdout) == content
     assert content["summary"]["mAP"] == pytest.approx(0.5)

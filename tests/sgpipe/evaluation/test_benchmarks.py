@@ -30,7 +30,7 @@ from sgpipe.inference.predictions import (
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.fields import FieldError
-from sgpipe.sources.hoi import hico_source
+from sgpipe.sources.hoi import HICO, hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
@@ -199,7 +199,7 @@ def write_vcoco(root: Path, vsrl_file: Path, coco_file: Path) -> None:
 REFUSED = {
     "": "pass --predictions and --annotations, or --model and --data",
     "--data RUN --predictions few.json": "pass --predictions", "--data RUN --setting UO": "these are others",
-    "--data RUN --annotations few.json": "other classes than HICO-DET",
+    "--data RUN --annotations few.json": "few.json has no item with the keys of HICO-DET",
     "--data RUN --classes few.json": "is not a listed class",
     "--data RUN --classes bad.json": "classes file .*bad.json: expected", "--data nowhere": "nowhere",
 }  # fmt: skip
@@ -238,7 +238,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         row = ImageRow(str(number), "drawn", "val", f"{number}.jpg", 64, 48, None, None, None)
         written.append(ImagePrediction(row, None, "not found") if number % 10 == 9 else ImagePrediction(row, pairs))
     write_parquet(written, tmp_path / "found.parquet", CLASSES, 100)
-    found = dict(read_triplets(tmp_path / "found.parquet", {}, []))
+    found = dict(read_triplets(tmp_path / "found.parquet", "", HICO, []))
     assert list(found) == [one.row.file_name for one in written]
     for one in written:
         assert (found[one.row.file_name] is None) == (one.pairs is None)
@@ -263,13 +263,13 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
 def test_what_would_make_numbers_wrong_is_one_line(tmp_path: Path, change: dict[str, Any], told: str) -> None:
     path = table(tmp_path / "found.parquet", TRIPLET, {**TRIPLET, "predicate": "next to", **change})
     with pytest.raises(UserError, match=rf"found.parquet: image 'a.jpg': {told}"):
-        list(read_triplets(path, {}, []))
+        list(read_triplets(path, "", HICO, []))
 
 
 def test_other_classes_and_files_are_one_line(tmp_path: Path) -> None:
     for change in ({"object": "unicorn"}, {"predicate": "unicorn"}):
         path = table(tmp_path / "found.parquet", TRIPLET, {**TRIPLET, "pair": 1, **change})
-        ((_, triplets),) = read_triplets(path, {}, [])
+        ((_, triplets),) = read_triplets(path, "", HICO, [])
         with pytest.raises(FieldError, match="'unicorn' is not a class"):
             triplets.pairs(CLASSES)
     pq.write_table(pa.table({"file_name": ["a.jpg"]}), tmp_path / "other.parquet")
@@ -280,4 +280,4 @@ def test_other_classes_and_files_are_one_line(tmp_path: Path) -> None:
         ("text", "not written by `sgpipe predict"),
     ):
         with pytest.raises(UserError, match=message):
-            list(read_triplets(tmp_path / f"{name}.parquet", {}, []))
+            list(read_triplets(tmp_path / f"{name}.parquet", "", HICO, []))

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from sgpipe.errors import UserError
-from sgpipe.evaluation.box_quality import compare_boxes, evaluate_boxes
+from sgpipe.evaluation.box_quality import evaluate_boxes
 from sgpipe.records import Box, Record
 from tests.sgpipe.stats.runs import make_shards
 
@@ -139,9 +139,9 @@ def test_images_are_matched_by_name_and_resized_and_those_not_run_are_left_out(t
     truth = make_shards(tmp_path / "truth", [record(1, DOG), record(2, DOG)])
     half = Box("Dog", 1, (5.0, 5.0, 15.0, 15.0), score=0.5)
     folder = Record("x", "folder", "all", "photos/1.jpg", 50, 50, [half])
-    quality = compare_boxes(make_shards(tmp_path / "run", [folder]), truth)
-    assert quality.scores.measures["AP"] == pytest.approx(1)
-    assert quality.counts["ground truth images not in run"] == 1
+    result = evaluate_boxes(make_shards(tmp_path / "run", [folder]), truth)
+    assert result.summary["AP"] == pytest.approx(1)
+    assert result.counts["ground truth images not in run"] == 1
 
 
 def test_what_is_not_compared_is_said(tmp_path: Path) -> None:
@@ -156,28 +156,10 @@ def test_what_is_not_compared_is_said(tmp_path: Path) -> None:
     assert "the boxes have no scores" in " ".join(evaluate_boxes(given, truth).notes)
 
 
-def test_boxes_of_predicted_relations_have_their_best_score_and_suppress_each_other(tmp_path: Path) -> None:
-    truth = make_shards(tmp_path / "truth", [record(1, DOG, CUP)])
-    corners = {"dog": [10, 10, 40, 40], "again": [11, 10, 40, 40], "cup": [60, 60, 80, 80]}
-    predicted = {
-        "classes": {"objects": {"1": "dog", "2": "cup"}, "relations": {"1": "near"}},
-        "file_name": "1.jpg",
-        "predictions": [{"bbox": box, "category_id": 2 if name == "cup" else 1} for name, box in corners.items()],
-        "rel_prediction": [
-            {"subject_id": 0, "object_id": 2, "category_id": 1, "score": 0.25},
-            {"subject_id": 1, "object_id": 2, "category_id": 1, "score": 0.5},
-        ],
-    }
-    (tmp_path / "predictions.json").write_text(json.dumps([predicted]))
-    quality = compare_boxes(tmp_path / "predictions.json", truth)
-    assert quality.scores.scores.tolist() == [0.5, 0.5]
-    assert quality.scores.correct.all()
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"category_id": None}, "expected the folder of a run, a COCO results file"),
+        ({"category_id": None}, "expected the folder of a run, or a COCO results file"),
         ({"category_id": 5}, "category_id 5 is not a class"),
         ({"image_id": 7}, "image_id 7 is not in the ground"),
         ({"score": float("nan")}, "with score nan; expected"),

@@ -115,7 +115,7 @@ def test_an_interrupted_dataset_is_not_there_and_the_same_call_renders_it(world:
 def test_another_set_is_refused_and_a_complete_one_left_alone(world: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (world / "val").rglob("*")}
     for other in ((11, 3, "val"), (9, 3, "val"), (10, 4, "val"), (10, 3, "train")):
-        with pytest.raises(UserError, match=r"another set .* \(images 10, seed 3, split val, captions 5\)"):
+        with pytest.raises(UserError, match=r"another set .* \({.images.: 10, .seed.: 3, .split.: .val.}\)"):
             render_dataset(world / "val", *other)
     assert not render_dataset(world / "val", 10, 3, "val")
     assert {path: path.stat().st_mtime_ns for path in (world / "val").rglob("*")} == before
@@ -124,8 +124,7 @@ def test_another_set_is_refused_and_a_complete_one_left_alone(world: Path) -> No
 def test_invalid_arguments_and_other_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     for place, images, seed, split, message in (
-        ("new", 0, 0, "val", "cannot render 0 images"), ("new", 10**7, 0, "val", "expected 1 to 1,000,000"),
-        ("new", 1, -1, "val", "seed -1"), ("new", 1, 0, "test", "no split 'test': expected one of train, val, test-"),
+        ("new", 10**7, 0, "val", "at most 1,000,000"),
         (".", 1, 0, "val", "is not overwritten"), ("thesis.txt", 1, 0, "val", "is not overwritten"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
