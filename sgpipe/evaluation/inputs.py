@@ -10,14 +10,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from rlip_model.evaluation.inputs import (
     NOT_PREDICTED,
@@ -30,7 +27,7 @@ from rlip_model.evaluation.inputs import (
     table,
 )
 from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GroundTruthGraph, PredictedGraph
-from sgpipe.errors import UserError, os_error_reason
+from sgpipe.errors import UserError
 from sgpipe.evaluation.result import ScoredImages
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.inference.predictions import CLASSES, PERSON
@@ -58,179 +55,97 @@ def naming(place: str) -> Iterator[None]:
         raise UserError(f"{place}: a value is missing or of another type: {error!r}") from None
 
 
-def read_pairs(
-    source: AnnotationSource, predictions: Path, key: str, schema: HoiaSchema, found: ScoredImages
-) -> Iterator[EvaluationImage]:
-    """Yield all annotated images in the order of the annotations, with the predictions of a file.
-
-    Args:
-        key, schema: as for `read_triplets`. found: filled with counts and notes.
-
-    Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
-    """
-    annotated, classes = read_annotations(source), schema.classes
-    predicted: dict[str, Triplets] = {}
-    for name, triplets in read_triplets(predictions, key, schema, found.notes):
-        if triplets is not None:
-            found.add(name, annotated, str(predictions))
-            predicted[name] = triplets
-    found.miss(annotated)
-    for name, ground_truth in annotated.items():
-        with naming(f"{predictions}: image {name!r}"):
-            pairs = predicted[name].pairs(classes) if name in predicted else no_pairs(classes)
-        yield EvaluationImage(name, ground_truth, pairs)
-
-
 class Triplets(NamedTuple):
-    """The triplets that a file predicts for an image, by its own lists of classes.
+    """The triplets that a file predicts for an image.
 
-    `[triplets]`: pair, equal where subject and object are the same boxes; subject, object and predicate, indices into
-    the lists; score. `[triplets, 4]` pixel xyxy: subject_box, object_box.
+    boxes `[boxes, 4]` pixel xyxy; labels `[boxes]`; `[triplets]`: ends, the indices of both boxes; predicates; scores.
     """
 
-    objects: tuple[str, ...]
-    predicates: tuple[str, ...]
-    pair: Array
-    subject: Array
-    object: Array
-    predicate: Array
-    score: Array
-    subject_box: Array
-    object_box: Array
+    boxes: Array
+    labels: Array
+    ends: Array
+    predicates: Array
+    scores: Array
 
-    def pairs(self, classes: DatasetClasses) -> PredictedPairs:
-        """Return one row for each pair; a repeated triplet has its best score. Raises FieldError: another class."""
-        numbers = []
-        for names, own, known in (
-            (self.objects, self.subject, classes.objects),
-            (self.objects, self.object, classes.objects),
-            (self.predicates, self.predicate, classes.relations),
-        ):
-            numbers.append(_class_numbers(names, known)[own])
-            if (numbers[-1] < 0).any():
-                raise FieldError(f"{names[own[numbers[-1].argmin()]]!r} {_OTHER_CLASS}")
-        subjects, objects, predicates = numbers
-        pairs, first, row = np.unique(self.pair, return_index=True, return_inverse=True)
-        scores = np.full((len(pairs), len(classes.relations)), NOT_PREDICTED, dtype=np.float32)
-        np.maximum.at(scores, (row, predicates), self.score)
-        return PredictedPairs(self.subject_box[first], self.object_box[first], subjects[first], objects[first], scores)
+    def pairs(self, predicates: int) -> PredictedPairs:
+        """Return one row for each pair; a repeated triplet has its best score. predicates: their number."""
+        _, first, row = np.unique(self.ends @ (len(self.boxes), 1), return_index=True, return_inverse=True)
+        subjects, objects = self.ends[first].T
+        scores = np.full((len(first), predicates), NOT_PREDICTED, dtype=np.float32)
+        np.maximum.at(scores, (row, self.predicates), self.scores)
+        boxes, labels = self.boxes, self.labels
+        return PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores)
 
 
-@lru_cache(maxsize=8)
-def _class_numbers(names: tuple[str, ...], classes: tuple[str, ...]) -> Array:
-    """`[names]`, the index of each among the classes, or -1."""
-    known = {name: number for number, name in enumerate(classes)}
-    return np.array([known.get(name, -1) for name in names], dtype=int)
+_EMPTY = np.zeros(0, dtype=int)
+_NO_TRIPLETS = Triplets(np.zeros((0, 4), np.float32), _EMPTY, _EMPTY.reshape(0, 2), _EMPTY, np.zeros(0, np.float32))
 
 
 def no_pairs(classes: DatasetClasses) -> PredictedPairs:
-    boxes, numbers = np.zeros((0, 4), dtype=np.float32), np.zeros(0, dtype=int)
-    return PredictedPairs(boxes, boxes, numbers, numbers, np.zeros((0, len(classes.relations)), dtype=np.float32))
+    return _NO_TRIPLETS.pairs(len(classes.relations))
 
 
-def read_triplets(path: Path, key: str, schema: HoiaSchema, notes: list[str]) -> Iterator[tuple[str, Triplets | None]]:
-    """Yield the file name of each image and its triplets; None for an image that could not be read.
+def read_pairs(
+    source: AnnotationSource, predictions: Path, key: str, schema: HoiaSchema, found: ScoredImages
+) -> Iterator[EvaluationImage]:
+    """Yield all annotated images in the order of the annotations, with the predictions of a HOIA file.
 
     Args:
-        path: a HOIA file, or one of `sgpipe predict --out FILE.parquet`.
-        key: of the relations of a HOIA file.
-        schema: the classes of a HOIA file that does not list its own.
-        notes: added to, for the reader.
+        key: of the relations in the file. schema: the classes, whose numbers the file has if it does not list its own.
+        found: filled with counts and notes.
 
-    Raises UserError: the file is missing or damaged, or a value is missing, not finite or of another kind.
+    Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
     """
-    if path.suffix == ".parquet":
-        yield from _parquet_triplets(path)
-        return
-    has_own_list, name = False, None
-    for _, item in JsonStream(path):
+    annotated, classes, listed = read_annotations(source), schema.classes, schema
+    numbers = _class_numbers(listed, classes)
+    predicted: dict[str, Triplets] = {}
+    for _, item in JsonStream(predictions):
         try:
             name = fields.text(item, "file_name")
         except FieldError as error:
-            raise UserError(f"{path}: an item: {error}; expected one list with an object per image") from None
-        with naming(f"{path}: image {name!r}"):
+            raise UserError(f"{predictions}: an item: {error}; expected one list with an object per image") from None
+        found.add(name, annotated, str(predictions))
+        with naming(f"{predictions}: image {name!r}"):
             if CLASSES in item:
-                schema, has_own_list = HoiaSchema.of_class_list(**item[CLASSES]), True
-            triplets = _hoia_triplets(schema, fields.array(item, "predictions"), fields.array(item, key))
-        yield name, triplets
-    if name is not None and not has_own_list:
+                listed = HoiaSchema.of_class_list(**item[CLASSES])
+                numbers = _class_numbers(listed, classes)
+            predicted[name] = _triplets(fields.array(item, "predictions"), fields.array(item, key), *numbers)
+    found.miss(annotated)
+    if listed is schema:
         number, name = next(iter(schema.relations.items()))
-        notes.append(
-            f"{path} lists no classes: its numbers are taken for the annotations', such as {number} for the relation "
-            f"{name!r}; a model of other numbers would be scored wrongly"
+        found.notes.append(
+            f"{predictions} lists no classes: its numbers are taken for the annotations', such as {number} for the "
+            f"relation {name!r}; a model of other numbers would be scored wrongly"
         )
+    for name, ground_truth in annotated.items():
+        yield EvaluationImage(name, ground_truth, predicted.get(name, _NO_TRIPLETS).pairs(len(classes.relations)))
 
 
-def _hoia_triplets(schema: HoiaSchema, boxes: Sequence[Any], relations: Sequence[Any]) -> Triplets:
-    def places(numbers: Mapping[int, str], items: Sequence[Any]) -> Array:
-        """`[items]`, the place of the class of each in a list of classes."""
-        known = {number: place for place, number in enumerate(numbers)}
+def _class_numbers(listed: HoiaSchema, classes: DatasetClasses) -> tuple[dict[int, int], dict[int, int]]:
+    """Return the indices of objects and relations among the classes, by the numbers that a file has for them."""
+    objects, relations = (
+        {number: known.index(name) for number, name in names.items() if name in known}
+        for names, known in ((listed.objects, classes.objects), (listed.relations, classes.relations))
+    )
+    return objects, relations
+
+
+def _triplets(
+    boxes: Sequence[Any], relations: Sequence[Any], objects: Mapping[int, int], predicates: Mapping[int, int]
+) -> Triplets:
+    def numbers(known: Mapping[int, int], items: Sequence[Any]) -> Array:
         found = [known.get(item["category_id"], -1) for item in items]
         if -1 in found:
             raise FieldError(f"category_id {items[found.index(-1)]['category_id']!r} {_OTHER_CLASS}")
         return np.array(found, dtype=int)
 
-    classes, predicates = places(schema.objects, boxes), places(schema.relations, relations)
     ends = table([(item["subject_id"], item["object_id"]) for item in relations], (-1, 2), int)
     check_range("its predictions", "a box of a relation", ends, 0, len(boxes))
     scores = table([item["score"] for item in relations], (-1,), np.float32)
     if not np.isfinite(scores).all():
         raise FieldError("a 'score' is NaN or infinite; remove the relation or fix the model's output")
     corners = table([box["bbox"] for box in boxes], (-1, 4), np.float32)
-    pair, (subject, object_) = ends[:, 0] * len(boxes) + ends[:, 1], ends.T
-    names = tuple(schema.objects.values()), tuple(schema.relations.values())
-    return Triplets(
-        *names, pair, classes[subject], classes[object_], predicates, scores, corners[subject], corners[object_]
-    )
-
-
-_ROWS_AT_ONCE = 512
-
-
-def _parquet_triplets(path: Path) -> Iterator[tuple[str, Triplets | None]]:
-    try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"]):
-                yield from _batch_triplets(path, batch)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {os_error_reason(error)}") from None
-    except (pa.ArrowException, KeyError) as error:
-        raise UserError(
-            f"{path} was not written by `sgpipe predict --out FILE.parquet` ({str(error).splitlines()[0]})"
-        ) from None
-
-
-def _batch_triplets(path: Path, batch: pa.RecordBatch) -> Iterator[tuple[str, Triplets | None]]:
-    names, lists = batch["file_name"].to_pylist(), batch["triplets"]
-    lengths = np.array(pc.fill_null(pc.list_value_length(lists), 0))
-    image, rows = np.repeat(np.arange(len(names)), lengths), lists.flatten()
-
-    def check(wrong: Any, what: str) -> None:
-        if wrong.any():
-            raise UserError(f"{path}: image {names[image[wrong.argmax()]]!r}: {what}")
-
-    columns = {}
-    for key in Triplets._fields[2:]:
-        column = pc.struct_field(rows, key)
-        check(np.array(column.is_null()), f"a triplet has no {key!r}")
-        if key.endswith("_box"):
-            check(np.array(pc.list_value_length(column)) != 4, "a box is not four numbers")
-            column = np.array(column.flatten(), dtype=np.float32).reshape(-1, 4)
-        columns[key] = column
-    ends = pa.chunked_array([columns["subject"], columns["object"]]).combine_chunks().dictionary_encode()
-    columns["subject"], columns["object"] = np.split(np.array(ends.indices), 2)
-    predicates = columns["predicate"].dictionary_encode()
-    columns["predicate"], columns["pair"] = np.array(predicates.indices), np.array(columns["pair"])
-    columns["score"] = np.array(columns["score"], dtype=np.float32)
-    boxes = np.column_stack((columns["subject_box"], columns["object_box"]))
-    check(~np.isfinite(np.column_stack((columns["score"], boxes))).all(1), "a box or score is NaN or infinite")
-    _, first, row = np.unique(image * (columns["pair"].max(initial=0) + 1) + columns["pair"], True, True)
-    both = np.column_stack((columns["subject"], columns["object"], boxes))
-    check((both[first][row] != both).any(1), "a pair has more than one subject or object")
-    lists_of_names = tuple(ends.dictionary.to_pylist()), tuple(predicates.dictionary.to_pylist())
-    stops = np.cumsum(lengths)
-    for name, start, stop, known in zip(names, stops - lengths, stops, lists.is_valid().to_pylist(), strict=True):
-        yield name, Triplets(*lists_of_names, *(each[start:stop] for each in columns.values())) if known else None
+    return Triplets(corners, numbers(objects, boxes), ends, numbers(predicates, relations), scores)
 
 
 def read_annotations(

@@ -9,28 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
 from rlip_model.evaluation.inputs import PredictedPairs
-from sgpipe.errors import UserError
-from sgpipe.evaluation.inputs import data_classes, read_triplets
+from sgpipe.evaluation.inputs import data_classes
 from sgpipe.inference import predictor
 from sgpipe.inference.predictions import (
-    SCHEMA,
     ImagePrediction,
-    ImageRow,
     PredictConfig,
     RowGroup,
     iter_rows,
-    write_parquet,
 )
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import DatasetClasses
-from sgpipe.sources.fields import FieldError
-from sgpipe.sources.hoi import HICO, hico_source
+from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
@@ -82,13 +75,9 @@ def test_hico_of_a_network_equals_hico_of_its_file(drawn_run: Path, tmp_path: Pa
     annotated = ("--annotations", drawn / "hico.json", *classes)
     invoke("predict", MODEL, "--data", drawn_run, "--out", out, *classes)
     by_file = evaluated(tmp_path, "hico", "--predictions", out, *annotated)
-    table = tmp_path / "found.parquet"
-    invoke("predict", MODEL, "--data", drawn_run, "--out", table, "--form", "hico", *classes)
-    assert evaluated(tmp_path, "hico", "--predictions", table, *annotated) == by_file
-    for named in (out, table):  # the classes of the shards, in another order: mapped by name
-        invoke("predict", MODEL, "--data", drawn_run, "--out", named, "--form", "hico")
-        again = evaluated(tmp_path, "hico", "--predictions", named, *annotated)
-        assert again["summary"] == pytest.approx(direct["summary"])
+    invoke("predict", MODEL, "--data", drawn_run, "--out", out)  # the shards' classes, in another order: by name
+    again = evaluated(tmp_path, "hico", "--predictions", out, *annotated)
+    assert again["summary"] == pytest.approx(direct["summary"])
     again = evaluated(tmp_path, "hico", "--model", MODEL, "--data", drawn_run, *annotated)
     assert again["per_class"] == by_file["per_class"]
     assert again["summary"] == by_file["summary"]
@@ -114,9 +103,7 @@ def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
     assert direct["benchmark"] == "HICO-DET"
     assert 0.02 < direct["summary"]["mAP non-rare"] < 0.99
     invoke("predict", MODEL, "--data", run, "--out", out)
-    invoke("predict", MODEL, "--data", run, "--out", out.with_suffix(".parquet"), "--form", "hico")
-    found = [("--predictions", path) for path in (out, out.with_suffix(".parquet"))]
-    for options in (*found, ("--model", MODEL, "--data", run)):
+    for options in (("--predictions", out), ("--model", MODEL, "--data", run)):
         assert evaluated(tmp_path, "hico", *options, "--annotations", true) == direct
 
 
@@ -215,69 +202,3 @@ def test_what_does_not_go_together_is_refused(
     result = invoke("eval", "hico", "--model", tmp_path, *options.replace("RUN", str(drawn_run)).split(), code=2)
     output = " ".join(result.output.split())
     assert re.search(REFUSED[options], output), output
-
-
-CLASSES = DatasetClasses(("person", "horse", "dog"), ("riding", "next to"))
-TRIPLET = {"pair": 0, "subject": "person", "predicate": "riding", "object": "horse", "score": 0.5}
-TRIPLET |= {"subject_box": [0.0, 0.0, 9.0, 9.0], "object_box": [5.0, 5.0, 9.0, 9.0]}
-
-
-def table(path: Path, *triplets: dict[str, Any]) -> Path:
-    schema = pa.schema([SCHEMA.field("file_name"), SCHEMA.field("triplets")])
-    pq.write_table(pa.Table.from_pylist([{"file_name": "a.jpg", "triplets": list(triplets)}], schema=schema), path)
-    return path
-
-
-def test_what_was_written_is_read(tmp_path: Path) -> None:
-    rng, written = np.random.default_rng(0), []
-    for number in range(600):  # more than are read at once
-        count = number % 4
-        boxes = rng.random((2, count, 4), dtype=np.float32)
-        scores = rng.integers(1, 4, (count, 2)).astype(np.float32)  # many are equal: their order counts
-        pairs = PredictedPairs(*boxes, *rng.integers(0, 3, (2, count)), scores)
-        row = ImageRow(str(number), "drawn", "val", f"{number}.jpg", 64, 48, None, None, None)
-        written.append(ImagePrediction(row, None, "not found") if number % 10 == 9 else ImagePrediction(row, pairs))
-    write_parquet(written, tmp_path / "found.parquet", CLASSES, 100)
-    found = dict(read_triplets(tmp_path / "found.parquet", "", HICO, []))
-    assert list(found) == [one.row.file_name for one in written]
-    for one in written:
-        assert (found[one.row.file_name] is None) == (one.pairs is None)
-        if one.pairs is not None:
-            pairs = found[one.row.file_name].pairs(CLASSES)
-            for name in ("subject_boxes", "object_boxes", "subject_labels", "object_labels", "scores"):
-                assert np.array_equal(getattr(pairs, name), getattr(one.pairs, name)), name
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"score": float("nan")}, "a box or score is NaN or infinite"),
-        ({"score": None}, "a triplet has no 'score'"),
-        ({"pair": 1, "subject_box": [0.0, 1.0, 2.0]}, "a box is not four numbers"),
-        ({"pair": 1, "subject_box": [0.0, 1.0, 2.0, None]}, "a box or score is NaN or infinite"),
-        ({"subject": "dog"}, "a pair has more than one subject or object"),
-        ({"subject_box": [0.0, 0.0, 9.0, 8.0]}, "a pair has more than one subject or object"),
-        ({"object_box": [0.0, 0.0, 9.0, 8.0]}, "a pair has more than one subject or object"),
-    ],
-)
-def test_what_would_make_numbers_wrong_is_one_line(tmp_path: Path, change: dict[str, Any], told: str) -> None:
-    path = table(tmp_path / "found.parquet", TRIPLET, {**TRIPLET, "predicate": "next to", **change})
-    with pytest.raises(UserError, match=rf"found.parquet: image 'a.jpg': {told}"):
-        list(read_triplets(path, "", HICO, []))
-
-
-def test_other_classes_and_files_are_one_line(tmp_path: Path) -> None:
-    for change in ({"object": "unicorn"}, {"predicate": "unicorn"}):
-        path = table(tmp_path / "found.parquet", TRIPLET, {**TRIPLET, "pair": 1, **change})
-        ((_, triplets),) = read_triplets(path, "", HICO, [])
-        with pytest.raises(FieldError, match="'unicorn' is not a class"):
-            triplets.pairs(CLASSES)
-    pq.write_table(pa.table({"file_name": ["a.jpg"]}), tmp_path / "other.parquet")
-    (tmp_path / "text.parquet").write_bytes(b"PAR1 but not really")
-    for name, message in (
-        ("none", r"none.parquet cannot be read: No such file or directory$"),
-        ("other", "not written by `sgpipe predict"),
-        ("text", "not written by `sgpipe predict"),
-    ):
-        with pytest.raises(UserError, match=message):
-            list(read_triplets(tmp_path / f"{name}.parquet", "", HICO, []))
