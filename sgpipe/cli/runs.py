@@ -532,7 +532,7 @@ def correct(
     for problem in log.problems:
         cli.say(f"NOTE: {problem}")
     corrected = correct_run(files.manifest, files.storage, log, out, console.Progress(), conflicts, images)
-    if cli.printed_json(json_, corrected.as_json()):
+    if cli.printed_json(json_, vars(corrected)):
         return
     done = ", ".join(f"{number:,} {what}" for what, number in corrected.counts.items() if number)
     size = _size(corrected.images, corrected.shards)

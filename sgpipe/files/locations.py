@@ -187,19 +187,12 @@ def opened_ahead(paths: Sequence[Location]) -> Generator[BinaryIO | None, None, 
 @contextmanager
 def open_text(path: Location | str) -> Iterator[TextFile]:
     """Open a text file, decompressed as it is read. Raises OSError; UserError: it is empty or, also later, damaged."""
-    with _decompressed(path) as file:
-        if not file.peek(1):
-            raise UserError(f"{path} is empty")
-        yield file
-
-
-@contextmanager
-def _decompressed(path: Location | str) -> Iterator[TextFile]:
-    """Yield the bytes of any file, decompressed if they are gzip data."""
     try:
         with open_stream(path) as raw:
             compressed = raw.peek(len(_GZIP)).startswith(_GZIP)
             with gzip.GzipFile(fileobj=raw) if compressed else raw as file:
+                if not file.peek(1):
+                    raise UserError(f"{path} is empty")
                 yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path} is cut short or corrupt ({error}); copy or download it again") from None
@@ -221,7 +214,7 @@ def read_text(path: Location, what: str) -> str:
 def text_sha256(path: Location) -> str:
     """SHA-256 of a file's content, decompressed if it is compressed by gzip. Raises as `open_text`."""
     digest = hashlib.sha256()
-    with _decompressed(path) as file:
+    with open_text(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -39,17 +39,13 @@ class CorrectedRun:
         new_predicates: those that were appended to the closed class list of the run.
     """
 
-    root: Path
+    root: str
     images: int
     shards: int
     counts: dict[str, int]
     conflicts: int
     missing: int
     new_predicates: list[str]
-
-    def as_json(self) -> dict[str, Any]:
-        """As plain values for JSON."""
-        return {**vars(self), "root": str(self.root)}
 
 
 def correct_run(
@@ -104,7 +100,7 @@ def correct_run(
     if done.issuperset(shard.file for shard in source.shards):
         progress.say(f"nothing left to do: {count(len(done), 'shard')} in {out} have these corrections")
     return CorrectedRun(
-        root=out,
+        root=str(out),
         images=sum(shard.rows for shard in manifest.shards),
         shards=len(manifest.shards),
         counts={name: found[name] for name in _COUNTS},

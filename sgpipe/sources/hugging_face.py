@@ -7,18 +7,20 @@ sgg_benchmark/data/datasets/download.py): `image_id` `width` `height` `file_name
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from sgpipe.errors import UserError
+from sgpipe.files.image_roots import ImageRoot
 from sgpipe.files.locations import Location
-from sgpipe.files.parquet_images import image_columns, row_name
+from sgpipe.files.parquet_images import ParquetImages, image_columns, row_name
 from sgpipe.images import read_upright_size
 from sgpipe.recipe import HubConfig
 from sgpipe.records import HUB_DATASET, SCHEMA, Box, Record, Relation, from_table
@@ -27,13 +29,13 @@ from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCo
 from sgpipe.sources.coco import CocoInstances
 from sgpipe.sources.fields import FieldError
 from sgpipe.sources.hoi import read_classes
-from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group, row_faults
+from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, row_faults
 
 # Keys of the file metadata: the closed class lists, or null; and the identities of the runs that the rows come from.
 CLASSES, ORIGIN = "sgpipe.classes", "sgpipe.origin"
 
 
-def _exported(split: str, files: Mapping[str, Location]) -> AnnotationSource:
+def _exported(split: str, root: ImageRoot, files: Mapping[str, Location]) -> AnnotationSource:
     """Return a split of what `sgpipe export --to hf` wrote, or of what others made of it."""
     first, *others = files.items()
     with open_shard(first[1], SCHEMA.names) as opened:
@@ -43,28 +45,25 @@ def _exported(split: str, files: Mapping[str, Location]) -> AnnotationSource:
         names = [tuple(map(str, lists[kind])) for kind in ("objects", "relations")] if lists is not None else None
     except (KeyError, TypeError):
         raise UserError(f"{first[1]}: the metadata {CLASSES!r} is not the lists objects and relations") from None
-    places: dict[str, tuple[Location, int, int]] = {}
+    rows, images = dict[str, str](), ParquetImages(root.open_file)
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        for file in files.values():
+        for name, file in files.items():
+            numbers = itertools.count()
             with open_shard(file, SCHEMA.names) as shard:
                 for group in range(shard.num_row_groups):
                     table = shard.read_row_group(group, columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
                     for fault in row_faults(table, split):
                         raise UserError(f"{file}: {fault}")
-                    for row, record in enumerate(from_table(table)):
-                        places.setdefault(record.image_id, (file, group, row))  # repeated ones are dropped
+                    for record, row in zip(from_table(table), numbers, strict=False):
+                        rows.setdefault(record.image_id, row_name(name, row, IMAGE_COLUMN))  # repeated ones are dropped
                         yield record
 
-    @lru_cache(1)
-    def images(file: Location, group: int) -> Any:
-        return read_row_group(file, group, [IMAGE_COLUMN])[IMAGE_COLUMN]
-
     def image(record: Record) -> bytes | None:
-        """Return the image file of a record; it is read only now, as 512 records with images are large."""
-        file, group, row = places[record.image_id]
-        found = images(file, group)[row].as_py()
-        return found and found["bytes"]
+        """Return the image file of a record, if it has one."""
+        with suppress(FileNotFoundError):
+            return images.read(rows[record.image_id])
+        return None
 
     return AnnotationSource(
         dataset="hf",
@@ -136,7 +135,7 @@ def dataset_source(
     with hub.open_parquet(files, names[0]) as parquet:
         schema = parquet.schema_arrow
         if not (mapping or classes) and {"triplets", "status"} <= set(schema.names):
-            return _exported(split, paths), location
+            return _exported(split, files.root, paths), location
     of, has_own = columns(schema, names[0]), own_images and len(image_columns(schema)) == 1
     if not has_own and of["file_name"] is None:
         raise UserError(f"{names[0]} has neither images nor their names: pass --map file_name=COLUMN")
