@@ -8,6 +8,7 @@ minimum confidence, so shards keep the tagger's own confidences.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import write_result_text
-from sgpipe.utils.console import count, json_text
+from sgpipe.utils.console import count
 from sgpipe.utils.hashing import differences, model_sha256
 
 Floats = NDArray[np.float64]
@@ -121,7 +122,7 @@ class Calibration(Config):
             )
 
     def save(self, file: Path) -> None:
-        write_result_text(file, json_text(self.model_dump(mode="json"), 1) + "\n")
+        write_result_text(file, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
 
 
 def load_calibration(file: Location) -> Calibration:

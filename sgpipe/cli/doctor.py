@@ -76,32 +76,17 @@ def _hub_models(recipe: str, assign: list[str], fetch: bool) -> dict[str, Doctor
     models = hub_models(load_recipe(recipe, parse_set(assign)))
     sets = [word for setting in assign for word in ("--set", setting)]
     command, cache = shlex.join(["sgpipe", "doctor", "--recipe", recipe, *sets, "--fetch"]), constants.HF_HUB_CACHE
-    missing = missing_models(models)
-    if fetch and missing:
+    if fetch and (missing := missing_models(models)):
         fetch_models(missing, command)
-        missing = missing_models(models)
+    missing = missing_models(models)
     states = {True: DoctorCheck("bad", f"missing from {cache}", command), False: DoctorCheck("ok", f"in {cache}")}
     found = {name: states[name in missing] for name in models}
     return found or {"hub": DoctorCheck("ok", f"the recipe {recipe} names no models of the hub")}
 
 
 def _packages() -> DoctorCheck:
-    """Compare the installed packages with the versions that sgpipe requires."""
-    from importlib.metadata import PackageNotFoundError, requires, version
+    from importlib.metadata import version
 
-    from packaging.requirements import Requirement
-
-    problems = []
-    for item in map(Requirement, requires("sgpipe") or ()):
-        is_needed = item.marker is None or item.marker.evaluate({"extra": ""})
-        if is_needed and not item.name.startswith("en-core-web-sm"):  # spaCy's own will do: see `_parser`
-            try:
-                if not item.specifier.contains(found := version(item.name), prereleases=True):
-                    problems.append(f"{item.name} is {found}, expected {item.specifier}")
-            except PackageNotFoundError:
-                problems.append(f"{item.name} is missing")
-    if problems:
-        return DoctorCheck("bad", "; ".join(problems), "pip install --upgrade sgpipe")
     shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray"))
     return DoctorCheck("ok", f"sgpipe {__version__}, Python {sys.version.split()[0]}, {shown}")
 
@@ -146,16 +131,12 @@ def _models() -> DoctorCheck:
 
 def _captioners() -> DoctorCheck:
     """List the families of captioners that the installed transformers has, and the memory that their weights take."""
-    from importlib.util import find_spec
-
     from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KINDS
 
     known = "GiB in bfloat16: " + ", ".join(name for kind, name in _CAPTIONERS.items() if kind in KINDS)
     if lacks := sorted(name for kind, name in _CAPTIONERS.items() if kind not in KINDS):
         upgrade = "pip install --upgrade transformers"
         return DoctorCheck("note", f"{known}; this transformers lacks {', '.join(lacks)}", upgrade)
-    if find_spec("num2words") is None:
-        return DoctorCheck("note", f"{known}; SmolVLM needs num2words", "pip install num2words")
     return DoctorCheck("ok", known)
 
 

@@ -293,7 +293,7 @@ def parse(
     captions = CaptionParser(ParseConfig(parser=parser, model=model, endpoint=endpoint))
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     for result in parse_lines(sys.stdin, captions):
-        print(console.json_text(result))
+        print(json.dumps(result))
 
 
 def label(
@@ -343,7 +343,7 @@ def label(
             with atomic_write(out / name) as temporary:
                 graph.draw(threshold).save(temporary, "PNG")
         if json_:
-            print(console.json_text(graph.as_json()))
+            print(json.dumps(graph.as_json()))
         else:
             _print(graph, file, out / name, threshold)
     if failed == len(files):

@@ -19,7 +19,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from sgpipe.cli import is_importing, stop_while_importing
+from sgpipe.cli import interrupt
 from sgpipe.cli.doctor import doctor
 from sgpipe.cli.evaluate import app as eval_app
 from sgpipe.cli.evaluate import predict, score
@@ -116,25 +116,17 @@ def root(
     if version:
         print(__version__)
         raise typer.Exit()
-    if signal.getsignal(signal.SIGINT) is stop_while_importing:
-        signal.signal(signal.SIGINT, _interrupt)
     if ctx.invoked_subcommand in _STOPPED_IN_ORDER:
         for number in (signal.SIGINT, signal.SIGTERM):  # schedulers send the latter
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, _interrupt_in_order)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    if is_importing(frame):
-        stop_while_importing(number, frame)
-    raise KeyboardInterrupt
-
-
 def _interrupt_in_order(number: int, frame: FrameType | None) -> None:
     """Stop in order; stop at once on the second signal."""
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, _exit_at_once)
-    _interrupt(number, frame)
+    interrupt(number, frame)
 
 
 def _exit_at_once(number: int, frame: FrameType | None) -> None:

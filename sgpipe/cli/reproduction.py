@@ -46,14 +46,6 @@ class Step(Config):
     published: str | None = Field(None, description="the published figures that it is compared with")
 
 
-class FinishedStep(Config):
-    """A finished step in the state file; `figure`: in percent, if the step has one."""
-
-    command: str
-    seconds: float
-    figure: float | None
-
-
 class Reproduction(Config):
     """A list of steps, in their order."""
 
@@ -65,16 +57,13 @@ class Reproduction(Config):
 
 
 def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reproduction:
-    """Return a packaged list, or that of a YAML file, at a scale: an overlay PAPER/SCALE.yaml beside it."""
-    folder = recipe_folder() / "reproduce"
-    beside = Path(paper).with_suffix("") if paper.endswith((".yaml", ".yml")) else folder / paper
-    scales = {path.stem: [path] for path in sorted(beside.glob("*.yaml"))} | {PUBLISHED: []}
-    if scale not in scales:
-        raise UserError(f"--scale {scale}: {paper} has the scales {', '.join(scales)}")
-    known, changes = load(Reproduction, paper, folder, {}, *scales[scale]).values, parse_set(assignments)
+    """Return a packaged list, at another scale than as published with the overlay PAPER/SCALE.yaml."""
+    folder, changes = recipe_folder() / "reproduce", parse_set(assignments)
+    overlays = [] if scale == PUBLISHED else [folder / paper / f"{scale}.yaml"]
+    known = load(Reproduction, paper, folder, {}, *overlays).values
     if unknown := next((name for name in changes if name.removeprefix("values.") not in {name, *known}), None):
         raise UserError(f"--set {unknown}: the values are {', '.join(known)}")
-    return load(Reproduction, paper, folder, changes, *scales[scale])
+    return load(Reproduction, paper, folder, changes, *overlays)
 
 
 @dataclass(frozen=True)
@@ -85,8 +74,8 @@ class Task:
     written: str  # the command with {data} and {out}, which is the same wherever they are
     words: tuple[str, ...]
     out: Path
-    reads: frozenset[Path]  # of other steps
-    files: tuple[Path, ...]  # of the user
+    reads: set[Path]  # of other steps
+    files: list[Path]  # of the user
 
     @property
     def command(self) -> str:
@@ -97,23 +86,18 @@ class Task:
         return [str(file) for file in self.files if not file.exists()]
 
     def figure(self) -> float | None:
-        """Return the figure in percent, if the step has one. Raises UserError: its result lacks it."""
+        """Return the figure in percent, if the step has one."""
         if self.step.figure is None:
             return None
-        summary = json.loads(self.out.read_text(encoding="utf-8"))["summary"]
-        if not isinstance(value := summary.get(self.step.figure), float | int):
-            raise UserError(f"{self.out} has no figure {self.step.figure!r}; it has {', '.join(summary)}")
-        return 100 * value
+        return 100 * float(json.loads(self.out.read_text(encoding="utf-8"))["summary"][self.step.figure])
 
 
 def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = None) -> list[Task]:
-    """Return the steps that are needed for the figures, or for the step `until`, in their order; without both, all.
+    """Return the steps that are needed for the figures, or for the step `until`, in their order.
 
-    Raises UserError: there is no step `until`, or one reads what none before it writes, or writes nothing.
+    Raises UserError: there is no step `until`.
     """
     names = [step.name for step in paper.steps]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"two steps are named {twice}: give each step of the list a name of its own")
     if until is not None and until not in names:
         raise UserError(f"--until {until}: the steps are {', '.join(names)}")
     tasks: list[Task] = []
@@ -121,10 +105,8 @@ def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = N
         task = _task(paper, step, step.run, step.needs, data, out)
         if step.instead is not None and not (other := _task(paper, step, step.instead, (), data, out)).missing:
             task = other
-        if unmade := sorted(task.reads - {each.out for each in tasks}):
-            raise UserError(f"step {step.name} reads {unmade[0]}, which no step before it writes")
         tasks.append(task)
-    needed = set() if until or any(task.step.figure for task in tasks) else {task.out for task in tasks}
+    needed = set[Path]()
     for task in reversed(tasks):
         if task.step.figure or task.step.name == until or task.out in needed:
             needed |= {task.out, *task.reads}
@@ -134,22 +116,15 @@ def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = N
 def _task(paper: Reproduction, step: Step, text: str, needs: Sequence[str], data: Path, out: Path) -> Task:
     for name, value in paper.values.items():
         text = text.replace(f"{{{name}}}", str(value))
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UserError(f"step {step.name}: {error} in {text!r}") from None
-    if unknown := re.search(r"\{(?!(?:data|out|pipelines|models)\}/)[^}]*\}", text):
-        raise UserError(f"step {step.name}: {unknown[0]} is not one of the values {', '.join(paper.values)}")
-    written = next((words[at + 1] for at, word in enumerate(words[:-1]) if word in ("--out", "--json-file")), "")
-    if not written.startswith("{out}/") or not written.removeprefix("{out}/").strip("/."):
-        raise UserError(f"step {step.name}: expected --out or --json-file with a place below {{out}} in {text!r}")
+    words = text.split()
+    written = next(words[at + 1] for at, word in enumerate(words) if word in ("--out", "--json-file"))
     found = [match.groups() for word in words if (match := _PLACE.search(word))]
     own = out / written.removeprefix("{out}/")
     reads = {out / rest.split("/")[0] for place, rest in found if place == "out"} - {own}
     files = [data / rest for place, rest in [*found, *(("data", name) for name in needs)] if place == "data"]
     places = {"data": data, "out": out, "pipelines": recipe_folder(), "models": packaged_model("parseda").parent}
     words = [_PLACE.sub(lambda match: f"{places[match[1]]}/{match[2]}", word, count=1) for word in words]
-    return Task(step, f"sgpipe {text}", tuple(words), own, frozenset(reads), tuple(files))
+    return Task(step, f"sgpipe {text}", tuple(words), own, reads, files)
 
 
 def reproduce(
@@ -196,8 +171,7 @@ def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[P
     file, state = out / STATE, dict[str, Any]()
     if file.is_file():
         try:
-            found = TypeAdapter(dict[str, FinishedStep]).validate_json(file.read_bytes())
-            state = {name: step.model_dump() for name, step in found.items()}
+            state = TypeAdapter(dict[str, dict[str, str | float | None]]).validate_json(file.read_bytes())
         except ValueError:
             raise UserError(f"{file} is damaged: delete it, and every step runs again") from None
     redone: set[Path] = set()  # what changes, so that what reads it does
@@ -221,8 +195,7 @@ def figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]) -
         if task.step.figure:
             known = paper.published.get(task.step.published or "", {})
             shown = [f"{known[name]:.2f}" if name in known else "–" for name in columns]
-            value = state.get(task.step.name, {}).get("figure")
-            rows.append([task.step.gives, "–" if value is None else f"{value:.2f}", *shown])
+            rows.append([task.step.gives, f"{state[task.step.name]['figure']:.2f}", *shown])
     return ["", "here", *columns], rows
 
 
@@ -238,12 +211,11 @@ def print_figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, A
 
 def print_tasks(paper: Reproduction, tasks: Sequence[Task], console: Console) -> None:
     """Print each command, with what is missing for it."""
-    console.print(f"{paper.title}. {paper.note}", markup=False, soft_wrap=True)
+    lines = [f"{paper.title}. {paper.note}"]
     for number, task in enumerate(tasks, 1):
-        console.print(f"[{number}/{len(tasks)}] {task.step.name}: {task.step.gives}", markup=False, soft_wrap=True)
-        console.print(f"  {task.command}", markup=False, highlight=False, soft_wrap=True)
-        for file in task.missing:
-            console.print(f"  missing: {file}", markup=False, soft_wrap=True)
+        lines += [f"[{number}/{len(tasks)}] {task.step.name}: {task.step.gives}", f"  {task.command}"]
+        lines += [f"  missing: {file}" for file in task.missing]
+    console.print("\n".join(lines), soft_wrap=True)
 
 
 def write_report(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any], file: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,9 +78,7 @@ def stats(
     with open_run(run) as database:
         ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
         report = audit(database, threshold, ground_truth, judgements, target, before, calibration)
-        if json_:
-            print(console.json_text(report.as_dict(), indent=1))
-        else:
+        if not cli.printed_json(json_, report.as_dict()):
             print_tables(report, console.output())
         if html is not None:
             gallery = list(cards(database, shown, threshold, images, calibration))
@@ -174,13 +173,11 @@ def certify(
         run, answers, precision=precision, confidence=confidence, by=by, threshold=threshold, prediction=prediction
     )
     if certificate["sets"]:
-        write_result_text(out or own.parent / CERTIFICATE, console.json_text(certificate, 2) + "\n")
+        write_result_text(out or own.parent / CERTIFICATE, json.dumps(certificate, indent=2) + "\n")
     if certificate["plans_begun"] > 1:
         begun = f"{certificate['plans_begun']} plans of certificates have begun for this run"
         cli.say(f"NOTE: {begun}: each holds with its own confidence, not all of them together")
-    if json_:
-        print(console.json_text({"certificate": certificate, "groups": groups, "open": unanswered}, 2))
-    else:
+    if not cli.printed_json(json_, {"certificate": certificate, "groups": groups, "open": unanswered}):
         for line in (line for group in groups for line in group["lines"]):
             cli.show(line)
         if unanswered:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -162,12 +162,14 @@ def convert(
 
 def reproduce(
     ctx: typer.Context,
-    paper: Annotated[str, typer.Argument(help="Packaged list of steps (rlipv2) or YAML file.")],
+    paper: Annotated[Literal["rlipv2"], typer.Argument(help="The paper.")],
     out: Annotated[Path, cli.writes_folder("Folder for everything; steps that are done are skipped.")],
     data: Annotated[
         Path | None, cli.option("Folder of datasets and weights.", exists=True, file_okay=False, panel=cli.DATA)
     ] = None,
-    scale: Annotated[str, cli.option("published (16 GPUs), one-gpu, or miniature (no data, a CPU).")] = "published",
+    scale: Annotated[
+        Literal["published", "one-gpu", "miniature"], cli.option("published: 16 GPUs; miniature: no data, a CPU.")
+    ] = "published",
     until: Annotated[str | None, cli.option("Last step to run.")] = None,
     dry_run: Annotated[bool, cli.option("Only print the commands and what is missing.", "--dry-run")] = False,
     assign: cli.Settings = None,
@@ -188,8 +190,6 @@ def reproduce(
     loaded = steps.load_reproduction(paper, scale, assign or [])
     tasks = steps.make_tasks(loaded, data or Path("DATA"), out, until)
     root: Any = ctx.find_root().command
-    for task in tasks:
-        check_words(root, task.words, task.step.name)
     if dry_run and json_:
         shown = [{**vars(task.step), "command": task.command, "missing": task.missing} for task in tasks]
         print(json.dumps({"note": loaded.note, "steps": shown}, indent=2))
@@ -209,16 +209,3 @@ def reproduce(
     if not cli.printed_json(json_, {"out": str(out), "note": loaded.note, "steps": state}):
         steps.print_figures(loaded, tasks, state, console.output())
         cli.show(f"wrote {out / steps.REPORT}")
-
-
-def check_words(command: Any, words: Sequence[str], step: str) -> None:
-    """Raises UserError: the words of a step are not a command with its options."""
-    rest = list(words)
-    while hasattr(command, "commands"):
-        if not rest or rest[0] not in command.commands:
-            raise UserError(f"step {step}: no command {' '.join(words[:2])!r}")
-        command = command.commands[rest.pop(0)]
-    try:
-        command.make_parser(typer.Context(command)).parse_args(rest)
-    except cli.USAGE_ERROR as error:
-        raise UserError(f"step {step}: {error.format_message()}") from None

@@ -48,7 +48,6 @@ from sgpipe.storage.mirror import ManifestMirror
 from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, RunFolder, check_output
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.atomic import atomic_write
-from sgpipe.utils.config_file import require_loaded
 from sgpipe.utils.console import Progress, count, single_line
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
 from sgpipe.utils.ray_cluster import prepare_ray
@@ -75,7 +74,6 @@ def generate(
     Raises UserError: something is wrong with the recipe, its files or the folder, and nothing was lost; EngineError:
     the work could not be finished, and what is committed stays.
     """
-    require_loaded(recipe, Recipe, "load_recipe")
     progress, out = progress or Progress(), Path(out)
     reuse = None if parent is None else Reuse.plan(str(parent), recipe, out)
     if reuse is not None:

@@ -28,7 +28,7 @@ from sgpipe.sources import fields
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.doubts import settle_boxes
 from sgpipe.sources.folder import size_or_reason
-from sgpipe.utils.console import Reminder, count
+from sgpipe.utils.console import count
 
 # data/train-00000-of-00002.parquet, and default/train/0000.parquet, as the hub converts other forms
 _SHARD = re.compile(r"(?:(?P<subset>[^/]+)/)?(?:[^/]+/)*(?P<split>\w+?)-\d+-of-\d+(?:-\w+)?\.parquet")
@@ -314,7 +314,7 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
     names = class_table(files, config)
     detections = Detections(HUB_DATASET, split, dict(names))
     numbers: dict[Any, int] = {name: number for number, name in names.items()}
-    by_number, total, reminder = not _have_ids(files, split, config), 0, Reminder()
+    by_number, total = not _have_ids(files, split, config), 0
     for file in files.splits[split]:
         with _open_file(files, file, config) as (parquet, of):
             only = image_columns(parquet.schema_arrow) == [of.image]
@@ -330,7 +330,6 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
                     if why:
                         detections.errors[at] = f"source: {why}"
                     _add_boxes(detections, at, row, of, numbers)
-                reminder.say(f"{file}: {number:,} of {parquet.metadata.num_rows:,} rows are read")
     notes = settle_boxes(detections, source.boxes, f"{config.dataset} ({split})", choose=True)
     digest = _hash(detections.categories, list(detections.position), detections.file_names)
     for values in ("sizes", "box_rows", "box_categories", "box_crowds", "boxes"):

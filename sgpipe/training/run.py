@@ -30,7 +30,7 @@ from sgpipe.training.metrics import TrainSummary, read_metrics, training_display
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.config_file import changed, dump_yaml, require_loaded
+from sgpipe.utils.config_file import changed, dump_yaml
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import check_devices, pick_device
 from sgpipe.utils.hashing import fingerprint
@@ -46,7 +46,6 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
     Raises UserError: the recipe, the shards, the network or the folder is invalid; EngineError: workers were lost and
     could not be replaced, or (DivergedError) a loss is not finite; OSError: a checkpoint could not be written.
     """
-    require_loaded(recipe, TrainRecipe, "load_train_recipe")
     progress, out = progress or Progress(), Path(out)
     disable_progress_bar()
     workers = recipe.workers

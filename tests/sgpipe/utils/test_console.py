@@ -1,5 +1,4 @@
 import io
-import json
 import unicodedata
 
 import pytest
@@ -7,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.utils.console import Progress, errors, json_text, output, progress, single_line
+from sgpipe.utils.console import Progress, errors, output, progress, single_line
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -45,11 +44,3 @@ def test_every_console_prints_only_what_is_seen(make, capsys) -> None:
     assert printed.count("deen") == 6
     assert {unicodedata.category(letter) for letter in printed if letter != "\n"}.isdisjoint({"Cc", "Cf", "Cs", "Zl"})
     assert "first\non" in printed
-
-
-def test_json_for_a_terminal_is_the_same_json() -> None:
-    value = {EVIL: [1, "naïve\n"], "b": None}
-    text = json_text(value, indent=1)
-    assert json.loads(text) == value
-    assert "naïve" in text
-    assert {unicodedata.category(letter) for letter in text if letter != "\n"}.isdisjoint({"Cc", "Cf", "Cs", "Zl"})
