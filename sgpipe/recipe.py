@@ -29,16 +29,9 @@ class Resources(Config):
 
     actors: int | None = Field(None, ge=1, description="parallel copies of the stage; null: as many as fit")
     cpus: float = Field(1, gt=0, description="CPUs per actor, and its number of torch threads")
-    gpus: float | None = Field(None, ge=0, description="GPUs per actor: a part, or whole ones; null: a share of all")
+    gpus: float | None = Field(None, ge=0, le=1, description="GPUs per actor, one or a part; null: a share of all")
     memory: float = Field(0, ge=0, description="GiB of memory per actor that Ray keeps free for it; 0: not counted")
     io_threads: int | None = Field(None, ge=0, le=64, description="threads that open images; null: by CPUs and GPUs")
-
-    @field_validator("gpus")
-    @classmethod
-    def _part_or_whole(cls, gpus: float | None) -> float | None:
-        if gpus is not None and gpus > 1 and gpus != int(gpus):
-            raise ValueError("expected a part of one GPU, such as 0.5, or a whole number")
-        return gpus
 
 
 class Requests(Config):

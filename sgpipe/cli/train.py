@@ -69,7 +69,7 @@ def train(
     limit: cli.Limit = None,
     seed: cli.Seed = None,
     workers: Annotated[int | None, cli.option("Processes; Ray starts several.", min=1, panel=cli.COMPUTE)] = None,
-    gpus: Annotated[float | None, cli.option("GPUs per worker, 0 to 1.", min=0, panel=cli.COMPUTE)] = None,
+    gpus: Annotated[float | None, cli.option("GPUs per worker, 0 to 1.", min=0, max=1, panel=cli.COMPUTE)] = None,
     ray_address: cli.RayAddress = None,
     plan: Annotated[bool, cli.option("Measure a few steps: time, memory, days. Writes nothing.", "--plan")] = False,
     assign: cli.Settings = None,

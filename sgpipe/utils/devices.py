@@ -34,7 +34,7 @@ def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> t
     number = _gpu_number(name, setting)
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         if gpus and name == "auto":
-            raise UserError(f"a GPU is asked for, but {_visible_gpus()}; set the device to cpu to compute without one")
+            raise UserError(f"a GPU is requested, but {_visible_gpus()}: set {setting} to cpu to compute without one")
         return torch.device("cpu")
     if name != "auto" and (number or 0) >= torch.cuda.device_count():
         raise UserError(f"{setting} {name!r}: {_visible_gpus()}")
@@ -61,21 +61,11 @@ def usable_gpus() -> int:
 def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]) -> None:
     """Raise UserError for a device or number of GPUs that would be ignored; `workers`: several run on Ray."""
     device_name, gpus_name = names
-    number = _gpu_number(device, device_name)
-    if gpus > 1:
-        raise UserError(f"{gpus_name} is {gpus:g}, but a worker computes on one GPU: set it to 1, and use more workers")
     if workers == 1:
-        if gpus and device == "auto" and not usable_gpus():
-            raise UserError(
-                f"{gpus_name} is {gpus:g}, but {_visible_gpus()}; to compute on the CPU, set {device_name} to cpu"
-            )
-        pick_device(device, setting=device_name)
-    elif number is not None:
-        raise UserError(
-            f"{device_name} is {device}, but Ray chooses the GPU of each worker: set {gpus_name} to 1 instead"
-        )
-    elif device == "cuda" and not gpus:
-        raise UserError(f"{device_name} is cuda, but {gpus_name} is 0, so Ray gives the workers no GPU: set it to 1")
+        if gpus or device != "auto":
+            pick_device(device, gpus, device_name)
+    elif _gpu_number(device, device_name) is not None or (device == "cuda" and not gpus):
+        raise UserError(f"{device_name} {device!r}: Ray chooses the GPU of each worker: set {gpus_name} to 1 instead")
 
 
 def check_workers(
@@ -98,7 +88,7 @@ def check_workers(
         )
     if gpus or not (unused := sum(machine.get("GPU", 0) for machine in machines)):
         return None
-    return f"NOTE: Ray has {unused:g} {'GPU' if unused == 1 else 'GPUs'}, but the workers use none (--gpus)"
+    return f"NOTE: Ray has GPUs ({unused:g}), but the workers use none (--gpus)"
 
 
 def room_for(needs: Mapping[str, float], machine: Mapping[str, float]) -> int:
@@ -121,12 +111,7 @@ def _gpu_number(name: str, setting: str) -> int | None:
 def _visible_gpus() -> str:
     import torch
 
-    gpus = torch.cuda.device_count()
-    if gpus:
-        return f"PyTorch sees {count(gpus, 'GPU')} here"
-    if os.environ.get(_VISIBLE) == "":
-        return f"no GPU is visible to this process ({_VISIBLE} is empty)"
-    return f"PyTorch sees no GPU here{'' if torch.version.cuda else ': it is built for the CPU only'}"
+    return f"PyTorch sees {count(torch.cuda.device_count(), 'GPU')} here"
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:

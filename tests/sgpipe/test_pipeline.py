@@ -151,8 +151,8 @@ def test_an_annotator_draws_relations_between_the_detections_that_are_left(detec
         ({"boxes": "nowhere.json"}, "no such file: nowhere.json"),
         ({"detector": "nowhere"}, "no detector nowhere"),
         ({"settings": {"tag.device": "gpu"}}, r"tag\.device 'gpu': expected auto"),
-        ({"settings": {"caption.resources.gpus": 1}}, r"caption\.resources\.gpus is 1, but PyTorch sees no GPU"),
-        ({"device": "cuda"}, r"^detect\.device 'cuda': .*PyTorch sees no GPU"),
+        ({"settings": {"caption.resources.gpus": 1}}, r"sees 0 GPUs here: set caption\.device to cpu"),
+        ({"device": "cuda"}, r"^detect\.device 'cuda': .*PyTorch sees 0 GPUs"),
     ],
 )
 def test_what_a_pipeline_cannot_use_is_refused(options, reason, monkeypatch, file):
