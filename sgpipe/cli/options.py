@@ -179,9 +179,7 @@ class InferenceOptions:
     ] = "auto"
     device: Device = "auto"
     workers: Annotated[int, option("Worker processes; Ray starts them if more than one.", min=1, panel=COMPUTE)] = 1
-    gpus: Annotated[
-        float, option("GPUs per worker, 0 to 1. One worker: if any.", min=0, max=1, panel=COMPUTE)
-    ] = 0
+    gpus: Annotated[float, option("GPUs per worker, 0 to 1. One worker: if any.", min=0, max=1, panel=COMPUTE)] = 0
 
     def as_arguments(self) -> dict[str, Any]:
         """Return the arguments of `ModelRun` that these options set."""

@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,16 +32,14 @@ from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import HICO
-from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
-from sgpipe.training.data.scan import COLUMNS, TrainingSet, UsableRowGroup, shards_by_split
+from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
+from sgpipe.training.data.scan import COLUMNS, TrainingSet
 from sgpipe.training.data.stream import TrainingRow
 from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.prefetch import prefetch_generator
 
 _BLANK = (3, 64, 64)
-Item = TypeVar("Item")
 _Image = tuple[Mapping[str, Any], Tensor | None]  # a row, and its pixel values unless it cannot be read
 
 
@@ -50,18 +48,12 @@ def check_benchmark(recipe: TrainRecipe, validation: TrainingSet | None) -> None
     name = recipe.output.best
     if name not in BENCHMARKS or validation is None:
         return
-    labels, reason = validation.closed_labels, None
-    if recipe.model.kind == "tagger" or recipe.loss.only_boxes:
-        reason = "scores the relations that a detector finds, and this training predicts none of its own"
-    elif labels is None:
-        reason = (
-            "needs validation shards with closed class lists, as imports of HICO-DET, V-COCO and Open Images have, and "
-            "data.labels: full"
-        )
-    elif name == "hico" and PERSON not in labels.objects:
-        reason = f"scores what persons do, and {recipe.data.val[0].shards} has no class {PERSON!r}"
-    if reason:
-        raise UserError(f"output.best: {name} {reason}; use output.best: ap, recall or loss")
+    labels = validation.closed_labels
+    is_detector = recipe.model.kind != "tagger" and not recipe.loss.only_boxes
+    if not is_detector or labels is None or (name == "hico" and PERSON not in labels.objects):
+        classes = f"closed class lists{f' with {PERSON!r}' if name == 'hico' else ''} (data.labels: full)"
+        needs = f"a training of relations that a detector finds, and validation shards with {classes}"
+        raise UserError(f"output.best: {name} needs {needs}; use output.best: ap, recall or loss")
 
 
 @dataclass(frozen=True)
@@ -117,20 +109,23 @@ class Benchmark:
         scores = np.zeros((0, len(self.labels.relations)), dtype=np.float32)
         empty = PredictedPairs(nothing.boxes, nothing.boxes, nothing.labels, nothing.labels, scores)
         with prefetch_generator(self._batches()) as batches:
-            for batch in _lockstep(batches):
-                found = self._detect(batch or [])
-                for index, (values, _) in enumerate(batch or []):
+            for batch in batches:
+                found = self._detect(batch)
+                for index, (values, _) in enumerate(batch):
                     yield EvaluationImage(values["image_id"], self._targets(values), found.get(index, empty))
+        while any(gather(False)):  # other processes compute: sharded parameters serve equally many passes
+            self._forward(torch.zeros(1, *_BLANK), torch.tensor([_BLANK[1:]]))
 
     def _batches(self) -> Generator[list[_Image], None, None]:
         rank, world_size = self.share
-        places = list(_row_groups(self.data, self.validation))
-        own = places[len(places) * rank // world_size : len(places) * (rank + 1) // world_size]
+        groups = self.validation.row_groups
+        own = groups[len(groups) * rank // world_size : len(groups) * (rank + 1) // world_size]
         with ThreadPoolExecutor(self.data.threads, thread_name_prefix="images") as pool:
-            for place in own:
-                table = read_row_group(location(place.file), place.group, COLUMNS, (IMAGE_COLUMN,))
-                kept = np.flatnonzero(place.kept_rows(len(table)))
-                rows = [TrainingRow(table, int(index), place.folder) for index in kept]
+            for group in own:
+                table = read_row_group(location(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
+                is_limited = self.data.val[group.folder].limit is not None
+                kept = group.usable_rows(len(table)) if is_limited else range(len(table))
+                rows = [TrainingRow(table, index, group.folder) for index in kept]
                 for start in range(0, len(rows), self.batch):
                     yield [image for image in pool.map(self._read, rows[start : start + self.batch]) if image]
 
@@ -147,17 +142,16 @@ class Benchmark:
 
     def _detect(self, batch: Sequence[_Image]) -> dict[int, PredictedPairs]:
         """Return the pairs in each image that can be read, in pixels. A forward pass has images of one size only."""
-        by_size: dict[torch.Size, list[int]] = {}
+        by_size: dict[torch.Size, dict[int, Tensor]] = {}
         for index, (_, pixels) in enumerate(batch):
             if pixels is not None:
-                by_size.setdefault(pixels.shape, []).append(index)
+                by_size.setdefault(pixels.shape, {})[index] = pixels
         found: dict[int, PredictedPairs] = {}
-        for indices in _lockstep(iter(by_size.values())):
-            chosen = [(values, pixels) for values, pixels in (batch[index] for index in indices or [])]
-            images = torch.stack([pixels for _, pixels in chosen if pixels is not None] or [torch.zeros(_BLANK)])
-            sizes = torch.tensor([[values["height"], values["width"]] for values, _ in chosen] or [_BLANK[1:]])
-            pairs = [PredictedPairs.from_detections(each) for each in self._forward(images, sizes.float())]
-            found.update(zip(indices or [], pairs, strict=False))
+        for images in by_size.values():
+            sizes = torch.tensor([[batch[index][0]["height"], batch[index][0]["width"]] for index in images])
+            gather(True)
+            detections = self._forward(torch.stack([*images.values()]), sizes)
+            found.update(zip(images, map(PredictedPairs.from_detections, detections), strict=True))
         return found
 
     def _forward(self, images: Tensor, sizes: Tensor) -> list[TripletDetections]:
@@ -166,8 +160,8 @@ class Benchmark:
         precision: ComputePrecision = "bfloat16" if pick_dtype("auto", device) == torch.bfloat16 else "float32"
         output = self.objective.detect(images.to(device), objects, relations, precision)
         if self.name == "openimages":
-            return scene_graph_detections(output, sizes)
-        return hoi_detections(output, sizes, self.labels.objects.index(PERSON))
+            return scene_graph_detections(output, sizes.float())
+        return hoi_detections(output, sizes.float(), self.labels.objects.index(PERSON))
 
     def _targets(self, values: Mapping[str, Any]) -> ImageGroundTruth:
         """Return all boxes and relations, in pixels; for HICO-DET, only relations of persons."""
@@ -180,25 +174,3 @@ class Benchmark:
                 raise UserError(f"output.best: {self.name}: image {values['image_id']}: {name!r} is not a listed class")
         triplets = [(item["subject"], item["object"], relations.index(item["predicate"])) for item in kept]
         return ImageGroundTruth.from_lists(corners, [objects.index(name) for name in names], triplets)
-
-
-def _row_groups(data: DataConfig, validation: TrainingSet) -> Iterator[UsableRowGroup]:
-    """Yield all row groups of the validation shards, also those without usable rows; with a limit, what it keeps."""
-    usable = {(group.folder, group.file, group.group): group for group in validation.row_groups}
-    for number, (config, folder) in enumerate(zip(data.val, validation.folders, strict=True)):
-        for entries in shards_by_split(Manifest.load(config.shards), config).values():
-            for entry in entries:
-                path = location(folder.root) / entry.file
-                with open_shard(path, COLUMNS) as file:
-                    places = [(number, str(path), group) for group in range(file.num_row_groups)]
-                for place in places:
-                    if place in usable:
-                        yield usable[place]
-                    elif not config.limit:
-                        yield UsableRowGroup(*place, 0)
-
-
-def _lockstep(items: Iterator[Item]) -> Iterator[Item | None]:
-    """Yield the items, then None while other processes have more: sharded parameters serve equally many passes."""
-    while any(gather((item := next(items, None)) is not None)):
-        yield item

@@ -119,9 +119,7 @@ class WorkersConfig(Config):
 
     count: int = Field(1, ge=1, description="processes that train together; more than one run on Ray")
     cpus: float = Field(1, gt=0, description="CPUs per worker, and its number of torch threads; with several workers")
-    gpus: float = Field(
-        0, ge=0, le=1, description="GPUs per worker; 0: only a single worker takes one, if any"
-    )
+    gpus: float = Field(0, ge=0, le=1, description="GPUs per worker; 0: only a single worker takes one, if any")
     device: str = Field("auto", description="auto, cpu (whatever gpus says), cuda, or cuda:N for a single worker")
     parallel: Literal["ddp", "fsdp"] = Field("ddp", description="parameters: whole in every worker (ddp), or divided")
     compile: bool = Field(False, description="torch.compile for the backbone, on a GPU; changes rounding")

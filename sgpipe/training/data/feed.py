@@ -34,8 +34,7 @@ class ShardFeed:
 
     most_pairs: see `ExamplePreparation`. pinned: in memory that a GPU copies at once.
 
-    Raises UserError: a worker's share of a step cannot be cut evenly. While batches are read: no image can be read, or
-    shards have changed since the scan.
+    Raises UserError while batches are read: no image can be read, or shards have changed since the scan.
     """
 
     stream: StepStream
@@ -43,17 +42,9 @@ class ShardFeed:
     most_pairs: int | None = None
     pinned: bool = False
 
-    def __post_init__(self) -> None:
-        per_worker = self.stream.batch // self.stream.world_size
-        if per_worker % self.stream.accumulate:
-            raise UserError(
-                f"a worker's {count(per_worker, 'image')} per step cannot be divided into {self.stream.accumulate} "
-                "equal parts; change optimisation.batch or optimisation.accumulate"
-            )
-
     @cached_property
     def reader(self) -> ImageReader:
-        """Reads the training images; counts skipped images and keeps the reasons."""
+        """Reads the training images, and counts those that it skips."""
         return ImageReader(self.stream.training_set, self.stream.world_size)
 
     @property
@@ -139,19 +130,17 @@ def batches(
         pool.shutdown(cancel_futures=True)
 
 
-_MOST_REASONS = 5
 _FAILURES_BEFORE_REFUSAL = 32
 
 
 class ImageReader:
     """Reads the images of a training set, which `world_size` workers share; safe to use from several threads.
 
-    It counts those `read` and `skipped`, and keeps the `reasons` of the first few that could not be read.
+    It counts those `read` and `skipped`.
     """
 
     def __init__(self, training_set: TrainingSet, world_size: int = 1) -> None:
         self.read = self.skipped = 0
-        self.reasons: list[str] = []
         self._roots = [folder.root for folder in training_set.folders]
         self._images = [
             ImageRoots(folder.images, IndexFolder(location(folder.root))) for folder in training_set.folders
@@ -166,12 +155,10 @@ class ImageReader:
         except ImageError as error:
             with self._lock:
                 self.skipped += 1
-                if len(self.reasons) < _MOST_REASONS and str(error) not in self.reasons:
-                    self.reasons.append(str(error))
                 if not self.read and self.skipped >= self._most_failures:
                     place = self._images[item.folder].locations.get(item.split, self._roots[item.folder])
                     images = f"the first {count(self._most_failures, 'image')} cannot be read from {place}"
-                    raise UserError(f"{images} ({self.reasons[0]}); if they moved, pass --images") from None
+                    raise UserError(f"{images} ({error}); if they moved, pass --images") from None
             return None
         with self._lock:
             self.read += 1

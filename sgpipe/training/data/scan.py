@@ -89,23 +89,24 @@ def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelatio
 
 
 @dataclass(frozen=True)
-class UsableRowGroup:
+class RowGroup:
     """The `group`-th row group of a shard of the `folder`-th folder, of which `rows` usable rows are used.
 
-    `kept`: a bit per row of the row group, packed as by numpy: 0 for rows that a limit leaves out; None: no limit.
+    `usable`: a bit per row of the row group, packed as by numpy: 1 for these.
     """
 
     folder: int
     file: str
     group: int
     rows: int
-    kept: bytes | None = None
+    usable: bytes = b""
 
-    def kept_rows(self, rows: int) -> np.ndarray:
-        """Return `[rows]`, a bool for each of all rows of the row group."""
-        if self.kept is None:
-            return np.ones(rows, bool)
-        return np.unpackbits(np.frombuffer(self.kept, np.uint8), count=rows).astype(bool)
+    def usable_rows(self, rows: int) -> list[int]:
+        """Return the indices of the used ones of all `rows`. Raises UserError: so many were not scanned."""
+        indices = np.flatnonzero(np.unpackbits(np.frombuffer(self.usable, np.uint8)))
+        if indices.max(initial=-1) >= rows:
+            raise UserError(f"shard {self.file} has changed since the training started; start it again")
+        return indices.tolist()
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class TrainingSet:
     """
 
     folders: tuple[ShardFolder, ...]
-    row_groups: tuple[UsableRowGroup, ...]
+    row_groups: tuple[RowGroup, ...]
     threshold: float
     objects: LabelVocabulary
     relations: LabelVocabulary
@@ -286,7 +287,7 @@ def scan(
     if limit or any(config.limit for config in configs):
         kept = _choose_rows(configs, threshold, limit, limit_seed)
     folders: list[ShardFolder] = []
-    row_groups: list[UsableRowGroup] = []
+    row_groups: list[RowGroup] = []
     objects: dict[str, float] = {}
     relations: dict[str, float] = {}
     labels: DatasetClasses | None = None
@@ -303,12 +304,12 @@ def scan(
                     for name, times in names.items():
                         total[name] = total.get(name, 0) + config.weight * times
                 rows, errors = rows + len(filtered.ok), errors + int((~filtered.ok).sum())
-                bits = None if kept is None or kept[place].all() else np.packbits(kept[place]).tobytes()
-                if usable := len(filtered.usable_rows):
-                    row_groups.append(UsableRowGroup(*place, usable, bits))
+                usable = np.zeros(filtered.usable_rows.max(initial=-1) + 1, bool)
+                usable[filtered.usable_rows] = True
+                row_groups.append(RowGroup(*place, len(filtered.usable_rows), np.packbits(usable).tobytes()))
         if config.judged:
             name, why = f"judged relations of {config.shards}", "their images are not used, or lack the objects"
-            if not any(group.folder == folder.number for group in row_groups):
+            if not any(group.rows for group in row_groups if group.folder == folder.number):
                 raise UserError(f"no {name} can be used: {'; '.join([why, *folder.problems[:1]])}")
             notes += [f"left out {unused:,} {name}: {why}"] if unused > 0 else []
             notes += folder.problems
@@ -375,6 +376,8 @@ class ScannedFolder:
                                 filtered = TrainingFilter(rows, threshold, self.folder.judged)
                             except UserError as error:
                                 raise UserError(f"shard {path}: {error}") from None
+                            if only is not None:
+                                filtered.usable_rows = np.flatnonzero(only[place])[filtered.usable_rows]
                             has_usable |= len(filtered.usable_rows) > 0
                             has_ok |= bool(filtered.ok.any())
                             yield place, filtered

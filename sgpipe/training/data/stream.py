@@ -26,7 +26,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.locations import location
 from sgpipe.files.object_store import is_uri
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
-from sgpipe.training.data.scan import COLUMNS, JudgedRelation, TrainingFilter, TrainingSet, UsableRowGroup
+from sgpipe.training.data.scan import COLUMNS, JudgedRelation, RowGroup, TrainingSet
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch
@@ -102,7 +102,8 @@ class Epoch:
 
 def one_pass(training_set: TrainingSet) -> Epoch:
     """Return all usable rows once, in the order of the shards, whatever the weights of the folders."""
-    return Epoch(tuple(Visit(index, each.rows) for index, each in enumerate(training_set.row_groups)), 1, None)
+    groups = enumerate(training_set.row_groups)
+    return Epoch(tuple(Visit(index, each.rows) for index, each in groups if each.rows), 1, None)
 
 
 def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int, step: int | None = None) -> Epoch:
@@ -114,7 +115,8 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
     rng = generator("visits", seed, epoch)
     visits = []
     for index, folder in enumerate(training_set.folders):
-        own = [Visit(number, each.rows) for number, each in enumerate(training_set.row_groups) if each.folder == index]
+        groups = enumerate(training_set.row_groups)
+        own = [Visit(number, each.rows) for number, each in groups if each.folder == index and each.rows]
         rng.shuffle(own)
         whole = int(folder.weight)
         # Rounded so that the sum is the fraction of all rows.
@@ -149,26 +151,17 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
     groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
     in_store = any(is_uri(folder.root) for folder in training_set.folders)  # threads read one window in advance
 
-    def read(group: UsableRowGroup) -> pa.Table:
+    def read(group: RowGroup) -> pa.Table:
         return read_row_group(location(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
 
     with prefetch(read, groups, _FETCHED if in_store else 0, epoch.window + 1) as read_tables:
         for start in range(0, len(groups), epoch.window):
             own, tables = groups[start : start + epoch.window], list(islice(read_tables, epoch.window))
-            usable = [_usable_rows(training_set, *each) for each in zip(tables, own, strict=True)]
+            usable = [group.usable_rows(len(table)) for group, table in zip(own, tables, strict=True)]
             shapes = [_aspect_ratios(table) for table in tables] if epoch.step is not None else []
             for visit, index in epoch.order(window, usable, shapes)[skipped:]:
                 yield TrainingRow(tables[visit], index, own[visit].folder)
             window, skipped = window + 1, 0
-
-
-def _usable_rows(training_set: TrainingSet, table: pa.Table, row_group: UsableRowGroup) -> list[int]:
-    judged = training_set.folders[row_group.folder].judged
-    rows = TrainingFilter(table, training_set.threshold, judged).usable_rows
-    rows = rows[row_group.kept_rows(len(table))[rows]]
-    if len(rows) != row_group.rows:
-        raise UserError(f"shard {row_group.file} has changed since the training started; start it again")
-    return rows.tolist()
 
 
 def _aspect_ratios(table: pa.Table) -> np.ndarray:
@@ -270,10 +263,10 @@ class StepStream:
 
     def __post_init__(self) -> None:
         if self.training:
-            check_batch(self.batch, self.world_size)
-        if self.training and not self.steps_per_epoch:
-            rows = count(len(self._order(0)), "image")
-            raise UserError(f"an epoch has only {rows}, fewer than a batch of {self.batch}; lower optimisation.batch")
+            check_batch(self.batch, self.world_size, self.accumulate)
+            if not self.steps_per_epoch:
+                own = count(len(self._order(0)), "image")
+                raise UserError(f"an epoch has only {own}, fewer than a batch of {self.batch}; lower optimisation.batch")
 
     @cached_property
     def steps_per_epoch(self) -> int:
@@ -369,12 +362,12 @@ def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1
     return own + [range(end, end)] * (max(map(len, every)) - len(own))
 
 
-def check_batch(batch: int, workers: int) -> None:
-    """Raises UserError: a batch cannot be divided evenly between the workers."""
-    if batch % workers:
+def check_batch(batch: int, workers: int, accumulate: int = 1) -> None:
+    """Raises UserError: a batch cannot be divided evenly between the workers and their parts."""
+    if batch % (workers * accumulate):
         raise UserError(
-            f"a batch of {batch} cannot be divided evenly between {workers} workers; change optimisation.batch or "
-            "workers.count"
+            f"a batch of {batch} cannot be divided evenly between {count(workers, 'worker')} with "
+            f"{count(accumulate, 'part')} each; change optimisation.batch, optimisation.accumulate or workers.count"
         )
 
 

@@ -274,7 +274,7 @@ def refused(result: Result, code: int = 2) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimisation__accumulate": 3}, "cannot be divided into 3 equal parts"),
+        ({"optimisation__accumulate": 3}, "cannot be divided evenly between 1 worker with 3 parts each"),
         ({"optimisation__frozen": ["backbones"]}, "optimisation.frozen: the network has no part 'backbones'"),
         ({"data__labels": "full"}, "has no closed class lists"),
         ({"model__config": {"text_config": 5}}, "text_config"), ({"model__backbone": "swin_tiny"}, "needs a RoBERTa"),

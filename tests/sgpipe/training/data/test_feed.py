@@ -129,8 +129,7 @@ def test_an_unreadable_image_is_skipped_and_counted(tmp_path, embedded):
     assert batch.skipped == 3
     assert len(batch) == len(batch.triplets) == 9
     assert set(batch.image_ids) == {str(n) for n in range(12)} - {"3", "5", "7"}
-    kinds = sorted(reason.split(":")[0] for reason in fed.reader.reasons)
-    assert kinds == ["image cannot be read", "image cannot be read", "image file not found"]
+    assert fed.reader.skipped == 3
 
 
 @pytest.mark.parametrize("count", [5, 60])
