@@ -285,9 +285,7 @@ def merge(
     counted = ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in united.items() if number)
     size = f"{count(found['images'], 'image')}, {found['shared']:,} of them in several runs (by {match})"
     cli.show(f"{out}: {size}; {counted or 'nothing united'}")
-    if len(manifest.run["runs"]) < 2:
-        cli.say("NOTE: this is one run, named more than once: there is nothing to unite")
-    elif not found["shared"]:
+    if not found["shared"]:
         cli.say("NOTE: no image is in two runs, so they are only put together; --match says how images are compared")
     for what, noun, note in (
         ("different", "name", "of several images, whose sizes or files differ; all are kept"),
@@ -296,10 +294,6 @@ def merge(
     ):
         if found[what]:
             cli.say(f"NOTE: {count(found[what], noun)} {note}")
-    own = {split for run in manifest.run["runs"].values() for split in run["images"]}
-    for split, place in manifest.run["images"].items():
-        if split not in own:
-            cli.say(f"NOTE: split {split} has the images in {place}, and those with an id that the split has already")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -470,8 +464,6 @@ def view(
     if token is not None:
         may_judge = "" if read_only else " and judge relations"
         cli.say(f"keep this address secret: whoever has it can see the run{may_judge}")
-    if port and address.port != port:
-        cli.say(f"port {port} is in use")
     cli.say("Ctrl-C ends the server")
     if not no_browser:
         open_browser(url)
@@ -481,7 +473,7 @@ def view(
 
 
 def _judge(name: str | None) -> str:
-    """Return the name in judgements. Raises UserError: --as is too long, or blank."""
+    """Return the name in judgements. Raises UserError: --as is blank."""
     import getpass
 
     if name is None:
@@ -489,9 +481,8 @@ def _judge(name: str | None) -> str:
             return getpass.getuser()
         except (OSError, KeyError):  # in a container, the user may have none
             return "anonymous"
-    plain = single_line(name)
-    if not plain or len(plain) > _LONGEST_NAME:
-        raise UserError(f"--as {single_line(name, 40)!r} is not a name of 1 to {_LONGEST_NAME} characters")
+    if not (plain := single_line(name, _LONGEST_NAME)):
+        raise UserError(f"--as {name!r} is not a name")
     return plain
 
 
@@ -538,6 +529,3 @@ def correct(
         cli.say(f"NOTE: people differ on {count(corrected.conflicts, 'relation')}; --conflicts says what counts")
     if corrected.missing:
         cli.say(f"NOTE: {count(corrected.missing, 'judged relation')} left out: the run does not have them")
-    if new := corrected.new_predicates:
-        named = ", ".join(map(repr, new[:5]))
-        cli.say(f"NOTE: {count(len(new), 'predicate')} added to the run's list of classes: {named}")

@@ -17,11 +17,12 @@ from rlip_model.model import RLIPModel, RTagger
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import TokenizerError
 from rlip_model.training.compiling import CompiledLayers
+from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.loop import Trainer
 from rlip_model.training.objective import Objective, checkpoint_activations
 from rlip_model.training.optimisation import freeze
 from rlip_model.training.state import Checkpoints, read_position
-from sgpipe.errors import EngineError, UserError
+from sgpipe.errors import DivergedError, EngineError, UserError
 from sgpipe.training.benchmark import Benchmark
 from sgpipe.training.data.feed import ShardFeed
 from sgpipe.training.data.scan import TrainingSet
@@ -72,7 +73,7 @@ def run_job(
     """Train from the latest checkpoint, or from the initial model, until all epochs, or all steps, are done.
 
     `show` gets every line of metrics, in the first worker; `share`: index of this worker, and number of workers.
-    Raises as `train`, but DivergenceError.
+    Raises as `train`.
     """
     recipe, checkpoints = job.recipe, job.checkpoints
     latest = checkpoints.latest()
@@ -117,6 +118,8 @@ def run_job(
                 trainer.fit(make_feed(job, network, *share, pinned=device.type == "cuda"))
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
+    except DivergenceError as error:
+        raise DivergedError(str(error)) from None
     except refusals() as error:  # in a backward pass, of what `CompiledLayers.compile` did not meet
         remedy = "with workers.compile=false the same command resumes the training"
         raise EngineError(f"PyTorch could not compile within a step ({one_line(error)}); {remedy}") from None

@@ -6,24 +6,22 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeElapsedColumn, TimeRemainingColumn
 
 from sgpipe.errors import UserError
 from sgpipe.training.recipe import BENCHMARKS
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.console import count, print_rows
+from sgpipe.utils.console import Progress, count, print_rows
 
 METRICS = "metrics.jsonl"
 _NOT_MEASURES = {"event", "epoch", "step", "steps", "compile_error"}
 _COMMON = ("epoch", "step")
 _FIELDS = {"step": (*_COMMON, "steps", "loss", "images_per_second", "waited", "skipped"), "validation": _COMMON}
-_SECONDS_BETWEEN_LINES = 10.0
 MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
 
 
@@ -109,33 +107,23 @@ class TrainSummary:
 
 
 @contextmanager
-def training_display(console: Console, epochs: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
+def training_display(progress: Progress, epochs: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield a function that shows a line of metrics; `epochs`: None if the training or its validations go by steps."""
-    last, compile_error = float("-inf"), ""
-    times = TimeElapsedColumn(), "left", TimeRemainingColumn()
-    columns = "training", BarColumn(), MofNCompleteColumn(), "{task.fields[note]}", *times
-    bar = Progress(*columns, console=console) if console.is_terminal else None
-    task = bar.add_task("training", total=None, note="") if bar else TaskID(0)
+    compile_error = ""
+    with progress.bar("training") as bar:
 
-    def say(line: str) -> None:
-        console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+        def show(row: dict[str, Any]) -> None:
+            nonlocal compile_error
+            if (error := row.get("compile_error", compile_error)) != compile_error:
+                compile_error = error
+                progress.say(f"NOTE: training continues without torch.compile: {error}")
+            if row["event"] == "validation":
+                measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
+                when = f"step {row['step']}" if epochs is None else f"epoch {row['epoch']}/{epochs}"
+                progress.say(f"{when} validation: {measures or 'no images'}")
+            else:
+                bar(row["step"], row["steps"], _step_note(row))
 
-    def show(row: dict[str, Any]) -> None:
-        nonlocal last, compile_error
-        if (error := row.get("compile_error", compile_error)) != compile_error:
-            compile_error = error
-            say(f"NOTE: training continues without torch.compile: {error}")
-        if row["event"] == "validation":
-            measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
-            when = f"step {row['step']}" if epochs is None else f"epoch {row['epoch']}/{epochs}"
-            say(f"{when} validation: {measures or 'no images'}")
-        elif bar:
-            bar.update(task, total=row["steps"], completed=row["step"], note=_step_note(row))
-        elif time.monotonic() - last >= _SECONDS_BETWEEN_LINES or row["step"] == row["steps"]:
-            last = time.monotonic()
-            say(f"step {row['step']}/{row['steps']}, {_step_note(row)}")
-
-    with bar or nullcontext():
         yield show
 
 

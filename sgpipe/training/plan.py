@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rlip_model.training.divergence import DivergenceError
-from sgpipe.errors import DivergedError
 from sgpipe.training.data.stream import StepStream, check_batch
 from sgpipe.training.job import PRIVATE, run_job
 from sgpipe.training.recipe import TrainRecipe
@@ -104,10 +102,7 @@ def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, progress: Prog
         StepStream(job.training_set, recipe.data, options.batch, recipe.seed, 1, world_size=workers)
         state = _STATE * (job.initial_model / "model.safetensors").stat().st_size
         progress.say(f"measuring {count(steps + 1, 'step')}")
-        try:
-            run_job(job, show)
-        except DivergenceError as error:
-            raise DivergedError(str(error)) from None
+        run_job(job, show)
     share, accumulate = alone.optimisation.batch, alone.optimisation.accumulate
     measured = rows[1:] or rows  # the first one also allocates and warms up
     seconds = (times[-1] - times[0]) / (len(rows) - 1) if len(rows) > 1 else share / rows[0]["images_per_second"]

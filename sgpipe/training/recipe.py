@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rlip_model.settings import Augmentation, LossWeights, MatchingCosts, Optimisation, Strategy
-from sgpipe.errors import UserError
 from sgpipe.recipe import Config, ImageLocation, SplitName, StoredPath
 from sgpipe.records import RelationOrigin
 from sgpipe.utils import LARGEST_SEED
@@ -157,15 +156,12 @@ def load_train_recipe(
 
 
 def shards_options(folders: Sequence[str], images: str | None) -> list[dict[str, Any]]:
-    """Return the recipe's form of `--data FOLDER[@WEIGHT]`. Raises UserError: a weight is not a number."""
+    """Return the recipe's form of `--data FOLDER[@WEIGHT]`."""
     options: list[dict[str, Any]] = []
     for text in folders:
         folder, at, weight = text.rpartition("@")
         if not at or Path(text).exists():
             options.append({"shards": text, "images": images})
-            continue
-        try:
-            options.append({"shards": folder, "images": images, "weight": float(weight)})
-        except ValueError:
-            raise UserError(f"--data {text}: {weight!r} is not a number; expected FOLDER or FOLDER@WEIGHT") from None
+        else:
+            options.append({"shards": folder, "images": images, "weight": weight})
     return options

@@ -15,9 +15,8 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from rlip_model.pretrained import CheckpointError
-from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.state import BEST, LAST, Position, read_position
-from sgpipe.errors import DivergedError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files.locations import content_sha256
 from sgpipe.files.model_cache import pin_model
 from sgpipe.storage.manifest import Manifest
@@ -32,7 +31,7 @@ from sgpipe.utils import __version__
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.config_file import changed, dump_yaml
 from sgpipe.utils.console import Progress, count
-from sgpipe.utils.devices import check_devices, pick_device
+from sgpipe.utils.devices import check_devices
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import only_process
 from sgpipe.utils.ray_cluster import prepare_ray
@@ -50,19 +49,11 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
     disable_progress_bar()
     workers = recipe.workers
     check_devices(workers.device, workers.gpus, workers.count, ("workers.device", "workers.gpus"))
-    is_new = not out.exists()
-    if not is_new and not out.is_dir():
-        raise UserError(f"--out {out} is a file, not a folder")
-    if not is_new and not (out / PRIVATE).is_dir() and any(out.iterdir()):
+    if out.is_dir() and not (out / PRIVATE).is_dir() and any(out.iterdir()):
         raise UserError(f"--out {out} contains something that is not an sgpipe training; name an empty or new folder")
     (out / PRIVATE).mkdir(parents=True, exist_ok=True)
     with only_process(out / PRIVATE / "lock", out):
-        try:
-            job = prepare(recipe, out.resolve(), progress)
-        except UserError:
-            if is_new:
-                shutil.rmtree(out, ignore_errors=True)
-            raise
+        job = prepare(recipe, out.resolve(), progress)
         _run(job, progress)
         return _summarise(job)
 
@@ -83,12 +74,6 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     check_benchmark(recipe, validation)
     for warning in data_warnings(training, recipe.data, miniature=recipe.model.backbone == "miniature"):
         progress.say(f"NOTE: {warning}")
-    workers = recipe.workers
-    on_gpus = workers.gpus > 0 and workers.device != "cpu"  # of several workers; a single one takes what there is
-    if workers.count == 1:
-        on_gpus = pick_device(workers.device, workers.gpus).type == "cuda"
-    if workers.compile and not on_gpus:
-        progress.say("NOTE: workers.compile is ignored: the training runs on CPUs")
     job = TrainingJob(recipe, out, training, validation)
     _check_identity(job)
     if not (job.initial_model / "config.json").exists():
@@ -119,17 +104,14 @@ def _run(job: TrainingJob, progress: Progress) -> None:
     if position.step:
         progress.say(f"resuming at step {position.step:,}")
     by_steps = options.steps is not None or job.recipe.output.validate_every_steps is not None
-    with training_display(progress.console, None if by_steps else options.epochs) as show:
+    with training_display(progress, None if by_steps else options.epochs) as show:
         if job.recipe.workers.count > 1:
             prepare_ray(job.recipe.workers.address)
             from sgpipe.training.workers import run_workers
 
             run_workers(job, show, progress)
             return
-        try:
-            run_job(job, show)
-        except DivergenceError as error:
-            raise DivergedError(str(error)) from None
+        run_job(job, show)
 
 
 def _check_identity(job: TrainingJob) -> None:

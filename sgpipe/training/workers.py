@@ -22,7 +22,6 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
-from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.objective import HEAVY, Objective
 from sgpipe.errors import DivergedError, EngineError, UserError
 from sgpipe.training.job import TrainingJob, run_job
@@ -34,7 +33,7 @@ from sgpipe.utils.devices import check_workers, pick_device
 from sgpipe.utils.ray_cluster import start_ray, worker_failure
 
 _REFUSAL = "refusal.json"
-_REFUSALS = {UserError.__name__: UserError, DivergenceError.__name__: DivergedError}
+_REFUSALS = {each.__name__: each for each in (UserError, DivergedError)}
 _POLL_SECONDS = 0.5
 
 
@@ -116,7 +115,7 @@ def _worker(config: dict[str, Any]) -> None:
         wrap = partial(DistributedDataParallel, find_unused_parameters=True)
     try:
         run_job(job, device=worker_device(workers), share=share, wrap=wrap)
-    except (UserError, DivergenceError, EngineError, OSError) as error:
+    except (UserError, EngineError, OSError) as error:
         write_text(refusal, json.dumps([type(error).__name__, str(error)]))
         raise
 

@@ -10,7 +10,7 @@ import os
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -125,40 +125,41 @@ class Progress:
         self.console.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def images(self, total: int | None, work: str = "labelling") -> Iterator[Advance]:
-        """Show progress over `total` images (None: unknown); call the value with (images, counts) as they are done."""
+    def bar(self, work: str, expected: int | None = None) -> Iterator[Callable[[int, int | None, str], None]]:
+        """Yield a function that shows how many of how many (None: unknown) are done, and a note; lines seldom."""
         if not self.console.is_terminal:
-            yield self._lines(total)
+            last = time.monotonic()
+
+            def show(done: int, total: int | None, note: str) -> None:
+                nonlocal last
+                if done == total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
+                    last = time.monotonic()
+                    self.say(f"{work} {done:,}{'' if total is None else f'/{total:,}'}, {note}")
+
+            yield show
             return
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
         columns = (TextColumn(work), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         with RichProgress(*columns, TextColumn("{task.fields[note]}"), console=self.console) as bar:
-            task, tally = bar.add_task(work, total=total, note=""), Counter[str]()
+            task = bar.add_task(work, total=expected, note="")
+            yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+
+    @contextmanager
+    def images(self, total: int | None, work: str = "labelling") -> Iterator[Advance]:
+        """Show progress over `total` images (None: unknown); call the value with (images, counts) as they are done."""
+        with self.bar(work, total) as show:
+            done, tally, began = 0, Counter[str](), time.monotonic()
 
             def advance(images: int, counts: Mapping[str, int]) -> None:
+                nonlocal done
+                done += images
                 tally.update(counts)
-                bar.update(task, advance=images, note=_note(tally))
+                rate = f"{done / max(time.monotonic() - began, 1e-9):,.2f} images/s"
+                show(done, total, ", ".join(filter(None, (rate, _note(tally)))))
 
             yield advance
-
-    def _lines(self, total: int | None) -> Advance:
-        """Print a line every few seconds, and at the end."""
-        began = last = time.monotonic()
-        done, tally = 0, Counter[str]()
-
-        def advance(images: int, counts: Mapping[str, int]) -> None:
-            nonlocal last, done
-            done += images
-            tally.update(counts)
-            if done == total or time.monotonic() - last >= _SECONDS_BETWEEN_LINES:
-                last = time.monotonic()
-                part = count(done, "image") if total is None else f"{done:,}/{count(total, 'image')}"
-                rate = f"{done / max(last - began, 1e-9):,.2f} images/s"
-                self.say(", ".join(filter(None, (part, rate, _note(tally)))))
-
-        return advance
 
 
 def _note(tally: Mapping[str, int]) -> str:

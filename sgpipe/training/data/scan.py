@@ -357,7 +357,7 @@ class ScannedFolder:
         """
         wanted = {(number, file) for number, file, _ in only or ()}
         for split, entries in self.shards.items():
-            has_usable = has_ok = False
+            has_usable = False
             paths = [location(self.folder.root) / entry.file for entry in entries]
             if only is not None:
                 paths = [path for path in paths if (self.number, str(path)) in wanted]
@@ -379,15 +379,11 @@ class ScannedFolder:
                             if only is not None:
                                 filtered.usable_rows = np.flatnonzero(only[place])[filtered.usable_rows]
                             has_usable |= len(filtered.usable_rows) > 0
-                            has_ok |= bool(filtered.ok.any())
                             yield place, filtered
             if only is None and not has_usable and self.folder.judged is None:
-                name = f"split {split} of {self.config.shards}"
-                if not has_ok:
-                    raise UserError(f"{name} has only error rows; `sgpipe stats` lists the errors")
                 raise UserError(
-                    f"no image of {name} has a relation with confidence >= {threshold:.4g}; lower data.threshold "
-                    "or data.precision"
+                    f"no image of split {split} of {self.config.shards} is without an error and has a relation with "
+                    f"confidence >= {threshold:.4g}; see `sgpipe stats`, or lower data.threshold or data.precision"
                 )
 
     def closed_labels(self, objects: Iterable[str], relations: Iterable[str]) -> DatasetClasses:

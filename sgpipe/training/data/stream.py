@@ -266,7 +266,7 @@ class StepStream:
             check_batch(self.batch, self.world_size, self.accumulate)
             if not self.steps_per_epoch:
                 own = count(len(self._order(0)), "image")
-                raise UserError(f"an epoch has only {own}, fewer than a batch of {self.batch}; lower optimisation.batch")
+                raise UserError(f"an epoch has only {own}, less than a batch of {self.batch}: lower optimisation.batch")
 
     @cached_property
     def steps_per_epoch(self) -> int:

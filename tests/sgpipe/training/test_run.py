@@ -137,11 +137,9 @@ def test_a_training_can_be_extended_moved_and_written_differently(drawn_run: Pat
         training(make_run(tmp_path, seed=1), tmp_path / "out", **step)
 
 
-def test_other_folders_are_refused(drawn_run: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for out, message in ((tmp_path / "file", "is a file, not a folder"), (drawn_run, "not an sgpipe training")):
-        with pytest.raises(UserError, match=message):
-            training(drawn_run, out)
+def test_other_folders_are_refused(drawn_run: Path) -> None:
+    with pytest.raises(UserError, match="not an sgpipe training"):
+        training(drawn_run, drawn_run)
     assert not (drawn_run / ".training").exists()
 
 

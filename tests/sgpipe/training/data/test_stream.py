@@ -241,7 +241,7 @@ def test_a_validation_visits_all_images_in_the_same_order_whoever_computes_it(co
 def test_batches_that_cannot_be_divided_or_filled_are_refused(config):
     with pytest.raises(UserError, match="a batch of 4 cannot be divided evenly between 3 workers"):
         stream(config, world=3)
-    with pytest.raises(UserError, match=r"only \d\d images, fewer than a batch of 200"):
+    with pytest.raises(UserError, match=r"only \d\d images, less than a batch of 200"):
         stream(config, batch=200)
 
 
