@@ -7,9 +7,8 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -264,9 +263,8 @@ def miniworld(
     """
     from sgpipe.sources.miniworld import render_dataset
 
-    with ExitStack() as stack:  # no progress is shown for a dataset that is complete or refused
-        advance = cache(lambda: stack.enter_context(console.Progress().images(number, "generating")))
-        is_new = render_dataset(out, number, seed, split, progress=lambda: advance()(1, {}))
+    with console.Progress().images(number, "generating") as advance:
+        is_new = render_dataset(out, number, seed, split, progress=lambda: advance(1, {}))
     images = console.count(number, "image")
     message = f"generated {images} in {out}" if is_new else f"nothing to do: {out} already has all {images}"
     cli.show(message)

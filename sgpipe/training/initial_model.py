@@ -130,8 +130,6 @@ def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
 
 def _checked(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:
     """Return the changes. Raises CheckpointError: networks of this kind do not have such a setting."""
-    known = kind().to_dict()
-    unknown = sorted(changes.keys() - known.keys())
-    if unknown:
+    if unknown := sorted(changes.keys() - kind().to_dict().keys()):
         raise CheckpointError(f"a {kind.__name__} has no setting {unknown[0]!r}")
     return dict(changes)

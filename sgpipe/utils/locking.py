@@ -82,13 +82,11 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     If the process is killed the folder remains; the next export of this name empties it.
 
-    Raises UserError: `out` exists and is not an empty folder, cannot be replaced, or another export is writing it.
+    Raises UserError: `out` exists and is not an empty folder, or another export is writing it.
     """
     named, out = out, Path(os.path.realpath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
-    if out == Path.cwd() or out.is_mount():
-        raise UserError(f"--out {named} is the working folder or a mount point; name a new folder in it")
     folder = out.parent / f".{out.name}.tmp"
     lock = folder / ".lock"
     folder.mkdir(parents=True, exist_ok=True)
