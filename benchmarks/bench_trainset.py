@@ -34,9 +34,8 @@ from benchmarks.measure import report
 from sgpipe.records import Box, Record, Relation
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import shard_name, write_shard
-from sgpipe.training.data.feed import ShardFeed
 from sgpipe.training.data.scan import scan_training
-from sgpipe.training.data.stream import StepStream
+from sgpipe.training.data.stream import ShardFeed, StepStream
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 
 BATCH, MAX_RELATIONS, ROWS_PER_SHARD, DISTINCT = 32, 100, 64, 32

@@ -24,9 +24,8 @@ from rlip_model.training.optimisation import freeze
 from rlip_model.training.state import Checkpoints, read_position
 from sgpipe.errors import DivergedError, EngineError, UserError
 from sgpipe.training.benchmark import Benchmark
-from sgpipe.training.data.feed import ShardFeed
 from sgpipe.training.data.scan import TrainingSet
-from sgpipe.training.data.stream import StepStream
+from sgpipe.training.data.stream import ShardFeed, StepStream
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.metrics import metrics_log
 from sgpipe.training.recipe import BENCHMARKS, TrainRecipe

@@ -1,5 +1,6 @@
-"""The steps of a training or a validation: which images, their annotations, and the label texts of each image.
+"""The steps of a training or a validation, read and prepared by threads ahead of their use.
 
+A step says which images, their annotations, and the label texts of each image.
 Row groups are shuffled, and those of a window, which are in memory together, share a second shuffle of their rows.
 Every random choice has its own generator, seeded by what it chooses: a reader can jump to any position, and workers,
 who choose the same texts for groups of images and keep their shares of every step, change nothing.
@@ -9,27 +10,37 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, chain, islice, pairwise
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
+from rlip_model.dense_head import LabelledBoxes
 from rlip_model.text import NO_OBJECTS
-from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation
-from rlip_model.training.sampling import NegativeSampling, Texts, batch_texts
+from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation, label_scene
+from rlip_model.training.augment import prepare
+from rlip_model.training.batches import TrainingBatch, TrainingExample, collate
+from rlip_model.training.pairs import tagger_triplets
+from rlip_model.training.sampling import NegativeSampling, Texts, batch_texts, relabelled
 from sgpipe.errors import UserError
+from sgpipe.files.image_roots import ImageRoots, IndexFolder
 from sgpipe.files.locations import location
 from sgpipe.files.object_store import is_uri
+from sgpipe.images import ImageError, open_row_image
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.scan import COLUMNS, JudgedRelation, RowGroup, TrainingSet
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import count
-from sgpipe.utils.prefetch import prefetch
+from sgpipe.utils.prefetch import prefetch, prefetch_generator, start_early
 
 _FETCHED = 8  # row groups of a store at once
 _SHAPES_PER_OCTAVE = 8  # aspect ratios that differ by less than 9% may count as equal
@@ -379,3 +390,116 @@ def reworded(texts: Texts, wordings: Mapping[str, Sequence[str]], rng: random.Ra
         if alternatives:
             relations[index] = rng.choice([text, *alternatives])
     return Texts(texts.objects, tuple(relations))
+
+
+_StartedPart = tuple[StepPart, list[Future[TrainingExample | None]]]
+
+
+@dataclass(frozen=True)
+class ShardFeed:
+    """Feeds `rlip_model.training.loop.Trainer` from shards with the steps of `stream`.
+
+    Args:
+        most_pairs: number of pairs of an R-Tagger, which also learns from unrelated pairs; None: a detector, which
+            learns from the first relations of an image.
+        pinned: in memory that a GPU copies at once.
+
+    Raises UserError while batches are read: no image can be read, or shards have changed since the scan.
+    """
+
+    stream: StepStream
+    validation_set: TrainingSet | None = None
+    most_pairs: int | None = None
+    pinned: bool = False
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.stream.steps_per_epoch
+
+    def read(self, epoch: int = 0, step: int = 0) -> AbstractContextManager[Iterator[list[TrainingBatch]]]:
+        """Return the parts of endless steps, starting at a step of an epoch; use it in a `with` statement."""
+        return prefetch_generator(self._batches(self.stream, self.stream.steps(epoch, step)))
+
+    def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
+        """This worker's share of the validation images, if any: as many batches as others', some perhaps empty."""
+        if self.validation_set is None:
+            return None
+        data = self.stream.data.model_copy(update={"augment": None})
+        stream = replace(self.stream, training_set=self.validation_set, training=False, data=data)
+        return prefetch_generator(self._validation(stream))
+
+    def _validation(self, stream: StepStream) -> Generator[TrainingBatch, None, None]:
+        with closing(self._batches(stream, stream.epoch(0))) as steps:
+            for parts in steps:
+                yield from parts
+
+    def _batches(self, stream: StepStream, steps: Iterator[TrainingStep]) -> Generator[list[TrainingBatch], None, None]:
+        """Return the parts of each step, while threads, on which they do not depend, read the next steps."""
+        data, reader = stream.data, ImageReader(stream.training_set, stream.world_size)
+        pool = ThreadPoolExecutor(data.threads, thread_name_prefix="images")
+
+        def start(step: TrainingStep) -> list[_StartedPart]:
+            example = partial(self.example, data, reader)
+            return [(part, [pool.submit(example, item, part.texts) for item in part.items]) for part in step.parts]
+
+        def collated(part: StepPart, futures: Sequence[Future[TrainingExample | None]]) -> TrainingBatch:
+            readable = [example for future in futures if (example := future.result()) is not None]
+            batch = collate(readable, part.network_texts, skipped=len(futures) - len(readable))
+            return batch.pinned() if self.pinned and stream.training else batch
+
+        try:  # nothing here keeps the last step's images
+            started = start_early(start, steps, data.prefetch + 1)
+            yield from ([collated(*each) for each in parts] for parts in started)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def example(
+        self, data: DataConfig, reader: ImageReader, item: TrainingItem, texts: Texts
+    ) -> TrainingExample | None:
+        """Return the training example of an image and its annotations; None: unreadable. Raises as `reader`."""
+        image = reader.open(item)
+        if image is None:
+            return None
+        size = item.width, item.height
+        targets = label_scene(item.graph, *size, len(item.graph.relations))
+        pixel_values, targets = prepare(
+            image, targets, data.augment, data.short_side, data.long_side, item.rng, item.flip
+        )
+        height, width = pixel_values.shape[1:]
+        if self.most_pairs is None:
+            triplets = targets.labelled_triplets(width, height, self.stream.most_relations)
+        else:
+            most, first = self.most_pairs, data.related_first
+            triplets = tagger_triplets(targets, width, height, most, item.rng, related_first=first)
+        boxes = LabelledBoxes(*targets.boxes_and_labels(width, height, texts.objects))
+        return TrainingExample(item.image_id, pixel_values, relabelled(triplets, texts), size, boxes)
+
+
+_FAILURES_BEFORE_REFUSAL = 32
+
+
+class ImageReader:
+    """Reads the images of a training set, which `world_size` workers share; safe to use from several threads."""
+
+    def __init__(self, training_set: TrainingSet, world_size: int = 1) -> None:
+        self._roots = [folder.root for folder in training_set.folders]
+        self._images = [
+            ImageRoots(folder.images, IndexFolder(location(folder.root))) for folder in training_set.folders
+        ]
+        self._most_failures = max(1, min(_FAILURES_BEFORE_REFUSAL, training_set.rows // world_size))
+        self._failures, self._has_read, self._lock = 0, False, Lock()
+
+    def open(self, item: TrainingItem) -> Image.Image | None:
+        """Return the RGB image, of the annotated size; None: unreadable. Raises UserError: so are all first ones."""
+        try:
+            image = open_row_image(self._images[item.folder], item, item.embedded)
+        except ImageError as error:
+            with self._lock:
+                self._failures += 1
+                if not self._has_read and self._failures >= self._most_failures:
+                    place = self._images[item.folder].locations.get(item.split, self._roots[item.folder])
+                    images = f"the first {count(self._most_failures, 'image')} cannot be read from {place}"
+                    raise UserError(f"{images} ({error}); if they moved, pass --images") from None
+            return None
+        self._has_read = True
+        return image

@@ -14,9 +14,8 @@ from sgpipe.cli.train import ShardsOptions
 from sgpipe.errors import UserError
 from sgpipe.records import Relation
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, RelationKey
-from sgpipe.training.data.feed import ShardFeed
 from sgpipe.training.data.scan import JudgedRelation, data_warnings, judged_relations, scan_training
-from sgpipe.training.data.stream import StepStream
+from sgpipe.training.data.stream import ShardFeed, StepStream
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from tests.sgpipe.stats.runs import judge
 from tests.sgpipe.training.data.runs import data, make_run, plain_record
