@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -52,8 +50,7 @@ def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progre
         progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
     try:
-        with _following(job.out, show):
-            _fit(_trainer(job, config), refusal)
+        _fit(_trainer(job, config), job, show)
     except (RayError, RuntimeError, ray.train.TrainingFailedError) as error:
         if not refusal.exists():
             raise EngineError(worker_failure(error)) from None
@@ -62,8 +59,8 @@ def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progre
         raise _REFUSALS.get(kind, EngineError)(message)
 
 
-def _fit(trainer: TorchTrainer, refusal: Path) -> None:
-    """Wait until the training ends, a worker refuses its input (Ray would only retry), or Ctrl-C.
+def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[dict[str, Any]], None]) -> None:
+    """Show new metrics until the training ends, a worker refuses its input (Ray would only retry), or Ctrl-C.
 
     It runs in a thread, because in the main thread Ray Train would handle Ctrl-C itself and return as if it were done.
     """
@@ -76,9 +73,15 @@ def _fit(trainer: TorchTrainer, refusal: Path) -> None:
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="trainer", daemon=True).start()
+    shown, is_over = 0, False
     try:
-        while not outcome.done() and not refusal.exists():
+        while not is_over:
             wait([outcome], timeout=_POLL_SECONDS)
+            is_over = outcome.done() or (job.private / _REFUSAL).exists()
+            rows = read_metrics(job.out)
+            for row in rows[shown:]:
+                show(row)
+            shown = len(rows)  # fewer than before if lost steps are repeated
         if outcome.done():
             outcome.result()
     finally:
@@ -141,30 +144,3 @@ def wrap_fsdp(objective: Objective) -> nn.Module:
     for method in (Objective.evaluate, Objective.count, Objective.detect):
         register_fsdp_forward_method(objective, method.__name__)
     return objective
-
-
-@contextmanager
-def _following(out: Path, show: Callable[[dict[str, Any]], None]) -> Iterator[None]:
-    """In the block, lines appended to the metrics are shown."""
-    stop, shown = threading.Event(), 0
-
-    def show_new() -> None:
-        nonlocal shown
-        rows = read_metrics(out)
-        for row in rows[shown:]:
-            show(row)
-        shown = len(rows)  # fewer than before if lost steps are repeated
-
-    def follow() -> None:
-        while not stop.wait(_POLL_SECONDS):
-            show_new()
-
-    show_new()  # a damaged file is an error here, not in the thread
-    follower = threading.Thread(target=follow, name="metrics", daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        follower.join()
-        show_new()
