@@ -26,7 +26,6 @@ _FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
 PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark whose evaluator reads the file
 
 Annotations = Annotated[Path | None, cli.reads_file("Annotation file; optional with --model.")]
-Plot = Annotated[Path | None, cli.writes_file("Write the precision-recall curves to this SVG file.")]
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -51,10 +50,9 @@ class ReportOptions:
     json: cli.Json = False
     json_file: Annotated[Path | None, cli.writes_file("Write the full result as JSON to this file.")] = None
     csv: Annotated[Path | None, cli.writes_file("Write one line per class to this file.")] = None
+    plot: Annotated[Path | None, cli.writes_file("Write the precision-recall curves to this SVG file.")] = None
 
-    def run_and_report(
-        self, evaluate: Callable[[Path | None], EvaluationResult], plot: Path | None = None, *, per_class: bool = False
-    ) -> None:
+    def run_and_report(self, evaluate: Callable[[Path | None], EvaluationResult], *, per_class: bool = False) -> None:
         """Evaluate, compare, print and write; `evaluate` takes what is evaluated instead of the first, if anything."""
 
         result = evaluate(None)
@@ -69,8 +67,8 @@ class ReportOptions:
             result.write_json(self.json_file)
         if self.csv:
             result.write_csv(self.csv)
-        if plot:
-            result.write_plot(plot)
+        if self.plot:
+            result.write_plot(self.plot)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +105,6 @@ def hico(
     classes: cli.Classes = None,
     inputs: InputOptions,
     report: ReportOptions,
-    plot: Plot = None,
 ) -> None:
     """HICO-DET: mean average precision over full, rare and non-rare classes, or over unseen and seen classes.
 
@@ -117,9 +114,7 @@ def hico(
     from sgpipe.evaluation.benchmarks import score_hico
 
     how = {"known_object": known_object, "pair_nms": pair_nms, "zero_shot": zero_shot}
-    report.run_and_report(
-        lambda other: score_hico(inputs.given(annotations, classes, other), setting=setting, **how), plot
-    )
+    report.run_and_report(lambda other: score_hico(inputs.given(annotations, classes, other), setting=setting, **how))
 
 
 def vcoco(
@@ -129,7 +124,6 @@ def vcoco(
     possible: Annotated[cli.Place | None, cli.reads_stored("--model: training shards; 0 for what they lack.")] = None,
     inputs: InputOptions,
     report: ReportOptions,
-    plot: Plot = None,
 ) -> None:
     """V-COCO: role AP in scenarios 1 and 2, and agent AP.
 
@@ -138,7 +132,7 @@ def vcoco(
     """
     from sgpipe.evaluation.benchmarks import score_vcoco
 
-    report.run_and_report(lambda other: score_vcoco(inputs.given(annotations, other=other), coco, possible), plot)
+    report.run_and_report(lambda other: score_vcoco(inputs.given(annotations, other=other), coco, possible))
 
 
 def openimages(
@@ -147,7 +141,6 @@ def openimages(
     nms: Annotated[Literal["none", "published", "repaired"], cli.option("NMS, as published or repaired.")] = "none",
     inputs: InputOptions,
     report: ReportOptions,
-    plot: Plot = None,
 ) -> None:
     """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd.
 
@@ -156,7 +149,7 @@ def openimages(
     """
     from sgpipe.evaluation.benchmarks import score_open_images
 
-    report.run_and_report(lambda other: score_open_images(inputs.given(annotations, other=other), nms), plot)
+    report.run_and_report(lambda other: score_open_images(inputs.given(annotations, other=other), nms))
 
 
 def vg(
@@ -192,7 +185,6 @@ def labels(
     synonyms: Annotated[Path | None, cli.reads_file("YAML or JSON: {predicate: [texts that mean it]}.")] = None,
     image_data: cli.ImageData = None,
     report: ReportOptions,
-    plot: Plot = None,
 ) -> None:
     """Compare a run's relations with ground truth: precision, recall and AP, by threshold, predicate and frequency.
 
@@ -214,7 +206,7 @@ def labels(
         paths = {"pred": run, **truths, "synonyms": synonyms, "image_data": ground_truth.image_data}
         return label_report(quality, iou=iou, **{name: str(path) for name, path in paths.items() if path})
 
-    report.run_and_report(evaluate, plot)
+    report.run_and_report(evaluate)
 
 
 def boxes(
@@ -224,7 +216,6 @@ def boxes(
     threshold: Annotated[float | None, cli.option("Minimum score. Default: the run's own.")] = None,
     per_class: Annotated[bool, cli.option("Print a row for each class, too.", "--per-class")] = False,
     report: ReportOptions,
-    plot: Plot = None,
 ) -> None:
     """Compare detected boxes with ground truth: COCO's AP and AR, precision and recall, and the best F1.
 
@@ -236,7 +227,7 @@ def boxes(
 
     known = truth or ground_truth_for(run, None).relations
     level = own_threshold(run) if threshold is None else threshold  # the same for what it is compared with
-    report.run_and_report(lambda other: evaluate_boxes(other or run, known, level), plot, per_class=per_class)
+    report.run_and_report(lambda other: evaluate_boxes(other or run, known, level), per_class=per_class)
 
 
 def ground_truth_for(run: Path, truth: Path | None, otherwise: str = "--truth") -> GroundTruth:

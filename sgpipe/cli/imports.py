@@ -28,15 +28,15 @@ Examples:
 """,
 )
 
-Images = Annotated[str, cli.reads_images("Folder, .zip or .tar, a folder of these, or s3://…; may lack some images.")]
-Boxes = Annotated[BoxForm | None, cli.option("Form of boxes, if unusual (n: parts of the image).", panel=cli.DATA)]
-
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
     """Where an import goes, and how much of it."""
 
     out: Annotated[Path, cli.writes_folder("Folder for the shards; an unfinished import in it is resumed.")]
+    boxes: Annotated[
+        BoxForm | None, cli.option("Form of boxes, if unusual (n: parts of the image).", panel=cli.DATA)
+    ] = None
     limit: cli.Limit = None
     embed: Annotated[bool, cli.option("Store the image files in the shards.", "--embed")] = False
     json_: cli.Json = False
@@ -48,7 +48,9 @@ class AnnotationOptions(OutputOptions):
     """What is imported."""
 
     annotations: Annotated[cli.Place, cli.reads_stored("Annotation file, also in a store: s3://….")]
-    images: Images
+    images: Annotated[
+        str, cli.reads_images("Folder, .zip or .tar, a folder of these, or s3://…; may lack some images.")
+    ]
     split: cli.GuessedSplit = None
 
     def split_name(self, *, unsplit: bool = False, own_splits: bool = False) -> str:
@@ -68,13 +70,6 @@ class AnnotationOptions(OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoxOptions(AnnotationOptions):
-    """What is imported, if exporters write its boxes in several forms."""
-
-    boxes: Boxes = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProjectOptions(AnnotationOptions):
     """A project of Label Studio."""
 
@@ -88,7 +83,6 @@ class HubOptions(OutputOptions):
     annotations: Annotated[str, cli.option("Folder, store, or hub id.", panel=cli.DATA, callback=cli.maybe_path)]
     images: Annotated[str | None, cli.reads_images("Where the images are, if the rows do not contain them.")] = None
     split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None
-    boxes: Boxes = None
 
 
 def vg(
@@ -111,7 +105,7 @@ def vg(
     return visual_genome_source(data.annotations, data.images, split, image_data, aliases, preprocess)
 
 
-def hico(data: BoxOptions, classes: cli.Classes = None) -> AnnotationSource:
+def hico(data: AnnotationOptions, classes: cli.Classes = None) -> AnnotationSource:
     """Import HICO-DET.
 
     Reads trainval_hico.json (HOIA format) or instances_train2015.json.
@@ -124,7 +118,7 @@ def hico(data: BoxOptions, classes: cli.Classes = None) -> AnnotationSource:
     return hico_source(data.annotations, data.split_name(), classes)
 
 
-def vcoco(data: BoxOptions, classes: cli.Classes = None) -> AnnotationSource:
+def vcoco(data: AnnotationOptions, classes: cli.Classes = None) -> AnnotationSource:
     """Import V-COCO.
 
     Reads trainval_vcoco.json (HOIA format) or instances_vcoco_train.json.
@@ -138,7 +132,7 @@ def vcoco(data: BoxOptions, classes: cli.Classes = None) -> AnnotationSource:
 
 
 def openimages(
-    data: BoxOptions,
+    data: AnnotationOptions,
     categories: Annotated[Path | None, cli.reads_file("OI_SGG_…_categories_dict.json. Default: 601 classes.")] = None,
 ) -> AnnotationSource:
     """Import the relations of Open Images V6.
@@ -170,7 +164,7 @@ def rlipv2(
 
 
 def coco_rel(
-    data: BoxOptions,
+    data: AnnotationOptions,
     relations: Annotated[cli.Place | None, cli.reads_stored("RelTR's rel.json. Default: in --annotations.")] = None,
 ) -> AnnotationSource:
     """Import COCO instances with relations.
@@ -187,7 +181,7 @@ def coco_rel(
 
 
 def coco(
-    data: BoxOptions,
+    data: AnnotationOptions,
     captions: Annotated[cli.Place | None, cli.reads_stored("COCO captions file of the same images.")] = None,
 ) -> AnnotationSource:
     """Import COCO's objects and captions.
@@ -203,7 +197,7 @@ def coco(
 
 
 def psg(
-    data: BoxOptions,
+    data: AnnotationOptions,
     masks: Annotated[str | None, cli.reads_images("Panoptic PNGs of the file, for segmentations.")] = None,
 ) -> AnnotationSource:
     """Import panoptic scene graphs (PSG).
@@ -218,7 +212,7 @@ def psg(
     return psg_source(data.annotations, data.split_name(unsplit=True, own_splits=True), masks)
 
 
-def svg(data: BoxOptions) -> AnnotationSource:
+def svg(data: AnnotationOptions) -> AnnotationSource:
     """Import the scene graphs of SVG (Synthetic Visual Genome).
 
     Examples:
@@ -315,12 +309,15 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
 
         found = function(data, **options)
         source, images = found if isinstance(found, tuple) else (found, data.images or "")
-        out, bar, form = data.out, console.Progress(), getattr(data, "boxes", None)
-        summary = import_annotations(
-            source, images, out, bar, embed=data.embed, limit=data.limit, retry_failed=data.retry_failed, boxes=form
-        )
+        how: dict[str, Any] = {
+            "embed": data.embed,
+            "limit": data.limit,
+            "retry_failed": data.retry_failed,
+            "boxes": data.boxes,
+        }
+        summary = import_annotations(source, images, data.out, console.Progress(), **how)
         if not cli.printed_json(data.json_, summary.as_json()):
-            print_import(summary, len(distinct_predicates(out)), console.output())
+            print_import(summary, len(distinct_predicates(data.out)), console.output())
         if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
             raise typer.Exit(console.EXIT_ALL_FAILED)
 

@@ -106,10 +106,8 @@ def judged_file(run: Any, file: Path | None) -> Path | None:
         from sgpipe.storage.run_folder import RunFiles
 
         file = RunFiles(run).judgements
-        if not file.exists():
-            raise UserError(f"{run} has no {file.name}: judge relations with `sgpipe view {run}` first")
     if file is not None and not file.is_file():
-        raise UserError(f"--judgements: no such file: {file}")
+        raise UserError(f"--judgements: no such file: {file}; `sgpipe view {run}` makes the run's own")
     return file
 
 
