@@ -166,7 +166,4 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows escapes
             stream.reconfigure(errors="backslashreplace")
-    try:
-        typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would install typer's own excepthook
-    except OSError as error:  # the help cannot be written
-        _fail(f"error: {format_os_error(error)}", EXIT_FAILED)
+    typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would install typer's own excepthook

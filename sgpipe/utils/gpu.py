@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import BoundedSemaphore, Lock
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the
 
 
 def gpu_use(
-    device: torch.device | None, *compiled: Compiled[Any], attention: str = "", graph_error: str = ""
+    device: torch.device | None, *compiled: Compiled, attention: str = "", graph_error: str = ""
 ) -> dict[str, Any]:
     """Return what a stage uses of a GPU, as plain values for a manifest. Nothing on a CPU or a server.
 
@@ -121,7 +121,7 @@ def _unless_full() -> Iterator[None]:
             raise
 
 
-class Compiled(Generic[Result]):
+class Compiled:
     """A function that PyTorch compiles, for a few shapes of its arguments. Threads may share it.
 
     Compiling takes up to minutes. Meanwhile other threads compute without it, and so does everything if it fails.
@@ -131,25 +131,18 @@ class Compiled(Generic[Result]):
     cannot be compiled, in one line.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Result],
-        *,
-        warm_up_calls: int = 0,
-        dynamic: bool | None = None,
-        backend: Backend = "inductor",
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], warm_up_calls: int = 0, backend: Backend = "inductor") -> None:
         self._function, self._warm_up_calls = function, warm_up_calls
         self._calls: Counter[_Shapes] = Counter()
         self._left: dict[_Shapes, int] = {}  # calls that compile
         self.seconds, self.failure = 0.0, ""
         self._compiled = function
         try:
-            self._compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend=backend)
+            self._compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
         except RuntimeError as reason:  # not on this Python or system
             self._fail(reason)
 
-    def __call__(self, *arguments: Any) -> Result:
+    def __call__(self, *arguments: Any) -> Any:
         shapes = tuple(
             each.shape if isinstance(each, Tensor) else each for each in arguments if isinstance(each, Tensor | tuple)
         )
@@ -166,7 +159,7 @@ class Compiled(Generic[Result]):
                 self._left[shapes] = _COMPILING_CALLS
         return shapes in self._left
 
-    def _compile(self, shapes: _Shapes, arguments: tuple[Any, ...]) -> Result:
+    def _compile(self, shapes: _Shapes, arguments: tuple[Any, ...]) -> Any:
         if not _COMPILING.acquire(blocking=False):
             return self._function(*arguments)
         began = time.perf_counter()
@@ -178,7 +171,7 @@ class Compiled(Generic[Result]):
             self.seconds += time.perf_counter() - began
             _COMPILING.release()
 
-    def _run(self, arguments: tuple[Any, ...]) -> Result:
+    def _run(self, arguments: tuple[Any, ...]) -> Any:
         try:
             return self._compiled(*arguments)
         except refusals() as reason:
@@ -189,10 +182,9 @@ class Compiled(Generic[Result]):
         self.failure = one_line(reason)
 
 
-def compile_forward(*modules: nn.Module) -> Compiled[Any]:
+def compile_forward(*modules: nn.Module) -> Compiled:
     """Compile the forward pass of modules of one class for each shape that recurs; equal modules are compiled once."""
-    calls = _WARM_UP_CALLS * len(modules)
-    compiled: Compiled[Any] = Compiled(type(modules[0]).forward, warm_up_calls=calls, dynamic=False)
+    compiled = Compiled(type(modules[0]).forward, _WARM_UP_CALLS * len(modules))
     for module in modules:
         module.forward = partial(compiled, module)
     return compiled

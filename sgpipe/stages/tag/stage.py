@@ -207,7 +207,7 @@ class TagStage(ImageStage):
         batch_size = (self.config.batch_size or GPU_IMAGES) if elsewhere else 1
         self.memory = GpuMemory(self.device, _REMEDY, max(self.gpu_threads, 1), batch_size)
         on_gpu = self.device.type == "cuda"
-        self.compiled: list[Compiled[Any]] = []
+        self.compiled: list[Compiled] = []
         if on_gpu and self.config.compile:
             self.compiled = [compile_forward(self.tagger.image_encoder), compile_forward(*self.tagger.encoder.layers)]
         with enough_memory(self.device, _REMEDY):  # for the test of an operator

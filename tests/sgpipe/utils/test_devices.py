@@ -171,7 +171,7 @@ def call(function: Callable[..., Tensor], rows: int, times: int = 1) -> None:
 
 def test_a_shape_is_compiled_when_it_recurs() -> None:
     backend = Backend()
-    function = Compiled(scaled, warm_up_calls=CALLS, dynamic=False, backend=backend)
+    function = Compiled(scaled, CALLS, backend)
     for rows in range(1, 20):
         call(function, rows)
     call(function, 3, CALLS - 1)
