@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from rlip_model.evaluation.inputs import PredictedPairs
 from rlip_model.gpu_memory import send_all
+from rlip_model.heads import LayerOutput
 from rlip_model.image import to_pixel_values
 from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
+from rlip_model.settings import ComputePrecision
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import detect
 from sgpipe.errors import EngineError, UserError
@@ -102,17 +104,22 @@ class Predictor:
 
     def _forward(self, pixels: Tensor) -> list[TripletDetections]:
         """pixels `[images, 3, height, width]`."""
-        classes = self.config.classes
-        precision: Literal["float32", "bfloat16"] = "bfloat16" if self._dtype == torch.bfloat16 else "float32"
         with enough_memory(self._device, f"lower --batch {self.config.batch}"):
-            texts = [*classes.objects, NO_OBJECTS], classes.relations
-            output = detect(self._network, pixels, *texts, precision)
+            output = self._output(pixels)
         sizes = torch.ones(len(pixels), 2)
         if self.config.task == "scene graph":
             return scene_graph_detections(output, sizes)
-        person = classes.objects.index(PERSON)
+        person = self.config.classes.objects.index(PERSON)
         detections = hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
         return detections(output, sizes, person)
+
+    def _output(self, pixels: Tensor) -> LayerOutput:
+        return detect(self._network, pixels, *self._texts())
+
+    def _texts(self) -> tuple[Sequence[str], Sequence[str], ComputePrecision]:
+        """Return the texts of objects and relations, and the precision."""
+        classes, is_half = self.config.classes, self._dtype == torch.bfloat16
+        return (*classes.objects, NO_OBJECTS), classes.relations, "bfloat16" if is_half else "float32"
 
     def _pairs(self, detections: TripletDetections, row: ImageRow) -> PredictedPairs:
         """Boxes in pixels, not clipped, as in the official code. Raises UserError: a number is not finite."""

@@ -5,10 +5,9 @@ Unlike the batches of a validation, images are not padded, and those without rel
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,29 +17,22 @@ from torch import Tensor
 from rlip_model.distributed import gather
 from rlip_model.evaluation.hico import HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import possible_interactions
-from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, ImageGroundTruth, PredictedPairs
+from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, ImageGroundTruth
 from rlip_model.evaluation.open_images import OpenImagesSettings, evaluate_open_images
-from rlip_model.image import to_pixel_values
-from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections
-from rlip_model.settings import ComputePrecision
-from rlip_model.text import NO_OBJECTS
+from rlip_model.heads import LayerOutput
 from rlip_model.training.objective import Objective
 from rlip_model.training.validation import PERSON
 from sgpipe.errors import UserError
-from sgpipe.files.locations import location
-from sgpipe.images import ImageError, open_row_image
-from sgpipe.records import Record
+from sgpipe.evaluation.inputs import no_pairs, read_annotations, shard_annotations
+from sgpipe.inference.predictions import PredictConfig, RowGroup, Task, list_row_groups
+from sgpipe.inference.predictor import Predictor
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import HICO
-from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
-from sgpipe.training.data.scan import COLUMNS, TrainingSet
-from sgpipe.training.data.stream import TrainingRow
+from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
 from sgpipe.utils.devices import pick_dtype
-from sgpipe.utils.prefetch import prefetch_generator
 
-_BLANK = (3, 64, 64)
-_Image = tuple[Mapping[str, Any], Tensor | None]  # a row, and its pixel values unless it cannot be read
+_BLANK = (1, 3, 64, 64)
 
 
 def check_benchmark(recipe: TrainRecipe, validation: TrainingSet | None) -> None:
@@ -56,6 +48,25 @@ def check_benchmark(recipe: TrainRecipe, validation: TrainingSet | None) -> None
         raise UserError(f"output.best: {name} needs {needs}; use output.best: ap, recall or loss")
 
 
+class _LivePredictor(Predictor):
+    """Predicts with the network of a training. Sharded parameters serve equally many passes of all processes."""
+
+    def __init__(self, config: PredictConfig, objective: Objective) -> None:
+        self.config, self._objective = config, objective
+        self._device = next(objective.parameters()).device
+        self._dtype = pick_dtype("auto", self._device)
+        self._sides = config.sides or (0, 0)
+
+    def _output(self, pixels: Tensor) -> LayerOutput:
+        gather(True)
+        return self._objective.detect(pixels, *self._texts())
+
+    def wait(self) -> None:
+        """Compute as long as other processes do."""
+        while any(gather(False)):
+            self._objective.detect(torch.zeros(_BLANK, device=self._device), *self._texts())
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """Scores a network by one of `BENCHMARKS` on all images of the validation shards, shared by the processes.
@@ -66,18 +77,13 @@ class Benchmark:
     name: str
     objective: Objective
     data: DataConfig
-    validation: TrainingSet
+    labels: DatasetClasses
     batch: int
     share: tuple[int, int] = (0, 1)
 
     def __post_init__(self) -> None:
         if self.name == "openimages" and not self.objective.network.config.subject_class:
             raise UserError("output.best: openimages needs a network that classifies subjects; use output.best: ap")
-
-    @property
-    def labels(self) -> DatasetClasses:
-        assert self.validation.closed_labels is not None
-        return self.validation.closed_labels
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
@@ -105,72 +111,24 @@ class Benchmark:
         return evaluate_hico(self._images(), HicoSettings(possible)).per_class.mean()
 
     def _images(self) -> Iterator[EvaluationImage]:
-        nothing = ImageGroundTruth.from_lists([], [], [])
-        scores = np.zeros((0, len(self.labels.relations)), dtype=np.float32)
-        empty = PredictedPairs(nothing.boxes, nothing.boxes, nothing.labels, nothing.labels, scores)
-        with prefetch_generator(self._batches()) as batches:
-            for batch in batches:
-                found = self._detect(batch)
-                for index, (values, _) in enumerate(batch):
-                    yield EvaluationImage(values["image_id"], self._targets(values), found.get(index, empty))
-        while any(gather(False)):  # other processes compute: sharded parameters serve equally many passes
-            self._forward(torch.zeros(1, *_BLANK), torch.tensor([_BLANK[1:]]))
+        sides, (rank, world_size) = (self.data.short_side, self.data.long_side), self.share
+        task: Task = "hoi" if self.name == "hico" else "scene graph"
+        how: dict[str, Any] = {"batch": self.batch, "sides": sides, "threads": self.data.threads}
+        predictor = _LivePredictor(PredictConfig(Path("the network"), self.labels, task, **how), self.objective)
+        groups = list(self._row_groups())
+        for group, targets in groups[len(groups) * rank // world_size : len(groups) * (rank + 1) // world_size]:
+            for found in predictor(group):
+                name, pairs = found.row.image_id, found.pairs
+                if found.row.error is None:
+                    yield EvaluationImage(name, targets[name], no_pairs(self.labels) if pairs is None else pairs)
+        predictor.wait()
 
-    def _batches(self) -> Generator[list[_Image], None, None]:
-        rank, world_size = self.share
-        groups = self.validation.row_groups
-        own = groups[len(groups) * rank // world_size : len(groups) * (rank + 1) // world_size]
-        with ThreadPoolExecutor(self.data.threads, thread_name_prefix="images") as pool:
-            for group in own:
-                table = read_row_group(location(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
-                is_limited = self.data.val[group.folder].limit is not None
-                kept = group.usable_rows(len(table)) if is_limited else range(len(table))
-                rows = [TrainingRow(table, index, group.folder) for index in kept]
-                for start in range(0, len(rows), self.batch):
-                    yield [image for image in pool.map(self._read, rows[start : start + self.batch]) if image]
-
-    def _read(self, row: TrainingRow) -> _Image | None:
-        """None: an error row."""
-        values, pixels = row.values(), None
-        if values["status"] != "ok":
-            return None
-        record = Record(*(values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")))
-        with suppress(ImageError):
-            image = open_row_image(self.validation.folders[row.folder].images, record, row.embedded())
-            pixels = to_pixel_values(image, self.data.short_side, self.data.long_side)
-        return values, pixels
-
-    def _detect(self, batch: Sequence[_Image]) -> dict[int, PredictedPairs]:
-        """Return the pairs in each image that can be read, in pixels. A forward pass has images of one size only."""
-        by_size: dict[torch.Size, dict[int, Tensor]] = {}
-        for index, (_, pixels) in enumerate(batch):
-            if pixels is not None:
-                by_size.setdefault(pixels.shape, {})[index] = pixels
-        found: dict[int, PredictedPairs] = {}
-        for images in by_size.values():
-            sizes = torch.tensor([[batch[index][0]["height"], batch[index][0]["width"]] for index in images])
-            gather(True)
-            detections = self._forward(torch.stack([*images.values()]), sizes)
-            found.update(zip(images, map(PredictedPairs.from_detections, detections), strict=True))
-        return found
-
-    def _forward(self, images: Tensor, sizes: Tensor) -> list[TripletDetections]:
-        device = next(self.objective.parameters()).device
-        objects, relations = (*self.labels.objects, NO_OBJECTS), self.labels.relations
-        precision: ComputePrecision = "bfloat16" if pick_dtype("auto", device) == torch.bfloat16 else "float32"
-        output = self.objective.detect(images.to(device), objects, relations, precision)
-        if self.name == "openimages":
-            return scene_graph_detections(output, sizes.float())
-        return hoi_detections(output, sizes.float(), self.labels.objects.index(PERSON))
-
-    def _targets(self, values: Mapping[str, Any]) -> ImageGroundTruth:
-        """Return all boxes and relations, in pixels; for HICO-DET, only relations of persons."""
-        objects, relations = self.labels.objects, self.labels.relations
-        names = [item["category"] for item in values["objects"] or ()]
-        corners = [(x, y, x + w, y + h) for x, y, w, h in (item["bbox"] for item in values["objects"] or ())]
-        kept = [item for item in values["relations"] or () if self.name != "hico" or names[item["subject"]] == PERSON]
-        for name, known in [*((name, objects) for name in names), *((item["predicate"], relations) for item in kept)]:
-            if name not in known:
-                raise UserError(f"output.best: {self.name}: image {values['image_id']}: {name!r} is not a listed class")
-        triplets = [(item["subject"], item["object"], relations.index(item["predicate"])) for item in kept]
-        return ImageGroundTruth.from_lists(corners, [objects.index(name) for name in names], triplets)
+    def _row_groups(self) -> Iterator[tuple[RowGroup, dict[str, ImageGroundTruth]]]:
+        """Yield all row groups of the validation shards, with the ground truth of their images by id."""
+        for config in self.data.val:
+            for split in config.splits or (None,):
+                people = self.name == "hico"
+                source = shard_annotations(config.shards, self.labels, split, persons_only=people)
+                targets = read_annotations(source, "image_id")
+                for group in list_row_groups(config.shards, split, config.images):
+                    yield group, targets

@@ -94,8 +94,9 @@ def run_job(
             options, output, validation = recipe.optimisation, recipe.output, job.validation_set
             batch = options.batch // share[1] // options.accumulate
             benchmark = None
-            if output.best in BENCHMARKS and validation is not None:
-                benchmark = Benchmark(output.best, objective, recipe.data, validation, max(batch, 1), share)
+            if output.best in BENCHMARKS and validation is not None and validation.closed_labels is not None:
+                labels = validation.closed_labels
+                benchmark = Benchmark(output.best, objective, recipe.data, labels, max(batch, 1), share)
             with enough_memory(device, _REMEDY):
                 if compiled is not None:
                     compiled.compile(objective, batch)

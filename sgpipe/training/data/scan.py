@@ -306,10 +306,11 @@ def scan(
                 rows, errors = rows + len(filtered.ok), errors + int((~filtered.ok).sum())
                 usable = np.zeros(filtered.usable_rows.max(initial=-1) + 1, bool)
                 usable[filtered.usable_rows] = True
-                row_groups.append(RowGroup(*place, len(filtered.usable_rows), np.packbits(usable).tobytes()))
+                if len(filtered.usable_rows):
+                    row_groups.append(RowGroup(*place, len(filtered.usable_rows), np.packbits(usable).tobytes()))
         if config.judged:
             name, why = f"judged relations of {config.shards}", "their images are not used, or lack the objects"
-            if not any(group.rows for group in row_groups if group.folder == folder.number):
+            if not any(group.folder == folder.number for group in row_groups):
                 raise UserError(f"no {name} can be used: {'; '.join([why, *folder.problems[:1]])}")
             notes += [f"left out {unused:,} {name}: {why}"] if unused > 0 else []
             notes += folder.problems

@@ -113,8 +113,7 @@ class Epoch:
 
 def one_pass(training_set: TrainingSet) -> Epoch:
     """Return all usable rows once, in the order of the shards, whatever the weights of the folders."""
-    groups = enumerate(training_set.row_groups)
-    return Epoch(tuple(Visit(index, each.rows) for index, each in groups if each.rows), 1, None)
+    return Epoch(tuple(Visit(index, each.rows) for index, each in enumerate(training_set.row_groups)), 1, None)
 
 
 def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int, step: int | None = None) -> Epoch:
@@ -126,8 +125,7 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
     rng = generator("visits", seed, epoch)
     visits = []
     for index, folder in enumerate(training_set.folders):
-        groups = enumerate(training_set.row_groups)
-        own = [Visit(number, each.rows) for number, each in groups if each.folder == index and each.rows]
+        own = [Visit(number, each.rows) for number, each in enumerate(training_set.row_groups) if each.folder == index]
         rng.shuffle(own)
         whole = int(folder.weight)
         # Rounded so that the sum is the fraction of all rows.

@@ -1,11 +1,12 @@
 """The score of a benchmark in validation is that of `sgpipe predict` and `sgpipe eval`, whoever computes it."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -15,15 +16,18 @@ from rlip_model.distributed import gather
 from rlip_model.evaluation import scores
 from rlip_model.evaluation.scores import Tally
 from rlip_model.model import ParSeDA
+from rlip_model.training.objective import Objective
 from rlip_model.training.state import TRAINING
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
+from sgpipe.inference import predictor
+from sgpipe.inference.predictions import RowGroup
+from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.storage.shards import read_row_group
 from sgpipe.training import benchmark
 from sgpipe.training.benchmark import Benchmark, check_benchmark
-from sgpipe.training.data.scan import TrainingSet, scan_training, scan_validation
+from sgpipe.training.data.scan import scan_training, scan_validation
 from sgpipe.training.job import make_objective
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
@@ -62,11 +66,12 @@ def still(run: Path, **changes: Any) -> TrainRecipe:
     return load_train_recipe("pretrain", settings)
 
 
-def scanned(run: Path, **changes: Any) -> tuple[TrainRecipe, TrainingSet]:
-    recipe = still(run, **changes)
+def scanned(run: Path) -> tuple[TrainRecipe, DatasetClasses]:
+    recipe = still(run)
     validation = scan_validation(recipe.data, scan_training(recipe.data))
     assert validation is not None
-    return recipe, validation
+    assert validation.closed_labels is not None
+    return recipe, validation.closed_labels
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +96,8 @@ def test_the_score_is_that_of_predict_and_eval(hico_run: Path, trained: Path, tm
 
 
 def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_path: Path) -> None:
-    recipe, validation = scanned(hico_run)
-    found = Benchmark("openimages", make_objective(_packaged(), recipe), recipe.data, validation, 4)()["openimages"]
+    recipe, labels = scanned(hico_run)
+    found = Benchmark("openimages", make_objective(_packaged(), recipe), recipe.data, labels, 4)()["openimages"]
     command = ("eval", "openimages", "--model", trained, "--data", hico_run, "--json-file", tmp_path / "out")
     result = CliRunner().invoke(app, [*map(str, command)])
     assert result.exit_code == 0, result.output
@@ -102,14 +107,16 @@ def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_pa
 
 def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each process has images of its own; what they collect is merged in the order of the shards."""
-    recipe, validation = scanned(hico_run)
-    (group,) = validation.row_groups
-    halves = replace(validation, row_groups=(replace(group, group=0), replace(group, group=1)))
+    recipe, labels = scanned(hico_run)
     collected: list[Tally] = []
+    read, list_all = predictor.iter_rows, Benchmark._row_groups
 
-    def read_half(path: Path, half: int, *columns: Any) -> pa.Table:
-        table = read_row_group(path, 0, *columns)
-        return table.slice(7) if half else table.slice(0, 7)
+    def halves(own: Benchmark) -> Iterator[Any]:
+        ((group, targets),) = list_all(own)
+        return ((replace(group, group=half), targets) for half in (0, 1))
+
+    def read_half(group: RowGroup) -> Iterator[Any]:
+        return islice(read(replace(group, group=0)), *((7, None) if group.group else (7,)))
 
     def kept(value: Any) -> list[Any]:
         if isinstance(value, Tally):
@@ -121,13 +128,14 @@ def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, m
     for name in ("hico", "openimages"):
         collected.clear()
         target = make_objective(_packaged(), recipe)
-        shares = [Benchmark(name, target, recipe.data, halves, 4, (rank, 2)) for rank in (0, 1)]
-        whole = Benchmark(name, target, recipe.data, validation, 4)()
+        shares = [Benchmark(name, target, recipe.data, labels, 4, (rank, 2)) for rank in (0, 1)]
+        whole = Benchmark(name, target, recipe.data, labels, 4)()
         parts = len(collected)
-        monkeypatch.setattr(benchmark, "read_row_group", read_half)
-        for share in shares:
-            share()
-        monkeypatch.setattr(benchmark, "read_row_group", read_row_group)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Benchmark, "_row_groups", halves)
+            patch.setattr(predictor, "iter_rows", read_half)
+            for share in shares:
+                share()
         merged = scores._merged([collected[parts], collected[2 * parts]]).class_scores()
         expected = collected[0].class_scores()
         assert merged.average_precision.tolist() == expected.average_precision.tolist()
@@ -140,16 +148,16 @@ def _packaged() -> ParSeDA:
 
 
 def test_processes_with_fewer_images_wait_for_the_others(hico_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, validation = scanned(hico_run)
-    others, passes, whole = [True] * 20, [0], Benchmark._forward
+    recipe, labels = scanned(hico_run)
+    others, passes, whole = [True] * 20, [0], Objective.detect
 
-    def forward(self: Benchmark, *images: Any) -> Any:
+    def detect(self: Objective, *images: Any) -> Any:
         passes[0] += 1
         return whole(self, *images)
 
-    monkeypatch.setattr(Benchmark, "_forward", forward)
+    monkeypatch.setattr(Objective, "detect", detect)
     monkeypatch.setattr(benchmark, "gather", lambda more: [more, bool(others) and others.pop()])
-    Benchmark("hico", make_objective(_packaged(), recipe), recipe.data, validation, 12)()
+    Benchmark("hico", make_objective(_packaged(), recipe), recipe.data, labels, 12)()
     assert passes[0] == 20
 
 
@@ -162,7 +170,8 @@ def test_processes_with_fewer_images_wait_for_the_others(hico_run: Path, monkeyp
     ],
 )
 def test_a_training_that_cannot_be_scored_so_is_refused(hico_run: Path, changes: dict[str, Any], message: str) -> None:
-    recipe, validation = scanned(hico_run, **changes)
+    recipe = still(hico_run, **changes)
+    validation = scan_validation(recipe.data, scan_training(recipe.data))
     with pytest.raises(UserError, match=message):
         check_benchmark(recipe, validation)
     check_benchmark(recipe, None)  # nothing is validated
