@@ -42,9 +42,7 @@ Examples:
 class ReportOptions:
     """How a result is printed, the files that it is written to, and what it is compared with."""
 
-    compare: Annotated[
-        cli.Place | None, cli.reads_model("Others: print differences with 95% intervals.", parser=cli.as_location)
-    ] = None
+    compare: Annotated[cli.Place | None, cli.reads_model("Others: print differences.", parser=cli.as_location)] = None
     resamples: Annotated[int, cli.option("With --compare: random halves of the images.", min=10)] = 1000
     seed: Annotated[int, cli.option("With --compare: random seed.", min=0, max=LARGEST_SEED)] = 0
     json: cli.Json = False
@@ -76,9 +74,9 @@ class InputOptions(cli.InferenceOptions):
     """A predictions file and annotations, or a trained model and the shards to run it on."""
 
     predictions: Annotated[Path | None, cli.reads_file("Predictions file, as in docs/formats.md.")] = None
-    model: Annotated[
-        cli.Place | None, cli.reads_model("Trained model (also a hub id), not predictions.", parser=cli.as_location)
-    ] = None
+    model: Annotated[cli.Place | None, cli.reads_model("Trained model, not predictions.", parser=cli.as_location)] = (
+        None
+    )
     data: Annotated[cli.Place | None, cli.reads_stored("With --model: folder of shards, or their object store.")] = None
 
     def given(

@@ -36,9 +36,7 @@ class SourceOptions:
     images: Annotated[str | None, cli.option("Folder, .zip, .tar, folder of these, or s3://….", panel=cli.DATA)] = None
     dataset: Annotated[str | None, cli.option("Recipe hub: folder of Parquet files, or hub id.", panel=cli.DATA)] = None
     annotations: Annotated[cli.Place | None, cli.reads_stored("Annotation file for --images.", exists=False)] = None
-    captions: Annotated[
-        cli.Place | None, cli.reads_stored("COCO captions file; the captioner does not run.", exists=False)
-    ] = None
+    captions: Annotated[cli.Place | None, cli.reads_stored("COCO captions; no captioner runs.", exists=False)] = None
     split: cli.GuessedSplit = None
     truth: Annotated[cli.Place | None, cli.reads_stored("Ground truth; prints precision and recall.")] = None
     image_data: cli.ImageData = None
@@ -150,17 +148,13 @@ def generate(
     out: Annotated[Path | None, cli.writes_folder("Folder for the shards, resumed. Default: NAME-relations.")] = None,
     store: Annotated[str | None, cli.option("Object store for the shards (s3://…); the rest is in --out.")] = None,
     parent: Annotated[
-        str | None, cli.option("Run to take over as far as possible.", "--from", callback=cli.stored)
+        str | None, cli.option("Run to take over as far as it goes.", "--from", callback=cli.stored)
     ] = None,
-    extend: Annotated[
-        str | None, cli.option("Run or import to keep and extend.", "--extend", callback=cli.stored)
-    ] = None,
+    extend: Annotated[str | None, cli.option("Run or import to extend.", "--extend", callback=cli.stored)] = None,
     data: SourceOptions,
     options: RecipeOptions,
     retry_failed: Annotated[bool, cli.option("Label the images of error rows again.", "--retry-failed")] = False,
-    metrics: Annotated[
-        Path | None, cli.writes_file("File for a line of JSON each minute: images, errors, seconds, queue, …")
-    ] = None,
+    metrics: Annotated[Path | None, cli.writes_file("File for a line of JSON each minute: images, errors, …")] = None,
     json_: cli.Json = False,
 ) -> None:
     """Label the images of a dataset or a folder with relations.

@@ -34,9 +34,7 @@ class OutputOptions:
     """Where an import goes, and how much of it."""
 
     out: Annotated[Path, cli.writes_folder("Folder for the shards; an unfinished import in it is resumed.")]
-    boxes: Annotated[
-        BoxForm | None, cli.option("Form of boxes, if unusual (n: parts of the image).", panel=cli.DATA)
-    ] = None
+    boxes: Annotated[BoxForm | None, cli.option("Form of boxes (n: parts of the image).", panel=cli.DATA)] = None
     limit: cli.Limit = None
     embed: Annotated[bool, cli.option("Store the image files in the shards.", "--embed")] = False
     json_: cli.Json = False
@@ -48,9 +46,7 @@ class AnnotationOptions(OutputOptions):
     """What is imported."""
 
     annotations: Annotated[cli.Place, cli.reads_stored("Annotation file, also in a store: s3://….")]
-    images: Annotated[
-        str, cli.reads_images("Folder, .zip or .tar, a folder of these, or s3://…; may lack some images.")
-    ]
+    images: Annotated[str, cli.reads_images("Folder, .zip or .tar, a folder of these, or s3://….")]
     split: cli.GuessedSplit = None
 
     def split_name(self, *, unsplit: bool = False, own_splits: bool = False) -> str:

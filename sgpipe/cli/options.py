@@ -171,10 +171,7 @@ class InferenceOptions:
     split: Annotated[str | None, option("Use only this split of the shards.", panel=DATA)] = None
     images: MovedImages = None
     batch: Annotated[int, option("Images per batch.", min=1, panel=COMPUTE)] = 4
-    dtype: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        option("Number format. auto: bfloat16 on GPUs that support it.", panel=COMPUTE),
-    ] = "auto"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], option("auto: bfloat16 on GPUs.", panel=COMPUTE)] = "auto"
     device: Device = "auto"
     workers: Annotated[int, option("Worker processes; Ray starts them if more than one.", min=1, panel=COMPUTE)] = 1
     gpus: Annotated[float, option("GPUs per worker, 0 to 1. One worker: if any.", min=0, max=1, panel=COMPUTE)] = 0

@@ -369,8 +369,7 @@ def push(
     relations: WrittenOptions,
     licence: Annotated[str | None, cli.option("Of a model, such as apache-2.0.", "--license")] = None,
     evaluations: Annotated[
-        list[Path] | None,
-        cli.option("Of a model: result of `eval --json-file`. Repeatable.", "--evaluation", exists=True),
+        list[Path] | None, cli.option("Result of `eval --json-file`.", "--evaluation", exists=True)
     ] = None,
     json_: cli.Json = False,
 ) -> None:
@@ -491,10 +490,7 @@ def correct(
     out: Annotated[Path, cli.writes_folder("Folder for the corrected run; an unfinished one is resumed.")],
     judgements: Annotated[Path | None, cli.reads_file("Judgements. Default: those of the run.")] = None,
     conflicts: Annotated[
-        Literal["majority", "latest", "drop"],
-        cli.option(
-            "Of conflicting judgements: what most say (in a tie the relation as it is), the latest, or no relation."
-        ),
+        Literal["majority", "latest", "drop"], cli.option("What counts where people differ.")
     ] = "majority",
     images: cli.MovedImages = None,
     json_: cli.Json = False,

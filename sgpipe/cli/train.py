@@ -26,7 +26,7 @@ class ShardsOptions:
     data: Annotated[list[str] | None, cli.option("Shards: FOLDER, FOLDER@WEIGHT. Repeatable.", panel=cli.DATA)] = None
     val: Annotated[list[str] | None, cli.option("Shards to validate on. Repeatable.", panel=cli.DATA)] = None
     judgements: Annotated[
-        list[str] | None, cli.option("Judged run that teaches a tagger; RUN or RUN@WEIGHT. Repeatable.", panel=cli.DATA)
+        list[str] | None, cli.option("Judged run that teaches a tagger. Repeatable.", panel=cli.DATA)
     ] = None
     images: cli.MovedImages = None
     calibration: cli.CalibrationFile = None
@@ -164,12 +164,8 @@ def reproduce(
     ctx: typer.Context,
     paper: Annotated[Literal["rlipv2"], typer.Argument(help="The paper.")],
     out: Annotated[Path, cli.writes_folder("Folder for everything; steps that are done are skipped.")],
-    data: Annotated[
-        Path | None, cli.option("Folder of datasets and weights.", exists=True, file_okay=False, panel=cli.DATA)
-    ] = None,
-    scale: Annotated[
-        Literal["published", "one-gpu", "miniature"], cli.option("published: 16 GPUs; miniature: no data, a CPU.")
-    ] = "published",
+    data: Annotated[Path | None, cli.option("Folder of datasets and weights.", exists=True, file_okay=False)] = None,
+    scale: Annotated[Literal["published", "one-gpu", "miniature"], cli.option("miniature: no data.")] = "published",
     until: Annotated[str | None, cli.option("Last step to run.")] = None,
     dry_run: Annotated[bool, cli.option("Only print the commands and what is missing.", "--dry-run")] = False,
     assign: cli.Settings = None,

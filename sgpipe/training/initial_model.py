@@ -21,6 +21,7 @@ from sgpipe.errors import UserError, existing_file
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import network_folder
 from sgpipe.training.recipe import Kind, ModelConfig
+from sgpipe.utils.config_file import merged
 
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
 
@@ -65,7 +66,7 @@ def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLI
     if queries != network.config.num_queries:
         network = prune_queries(network, queries)
     kind = type(network.config)
-    config = kind.from_dict(_merged(network.config.to_dict(), _checked(kind, changes)))
+    config = kind.from_dict(merged(network.config.to_dict(), _checked(kind, changes)))
     changed = _random(config, seed)
     parameters = network.state_dict()
     if config.fusion != network.config.fusion:
@@ -92,7 +93,8 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
         tokenizer, roberta = load_tokenizer(encoder), load_roberta(encoder)
         changes["text_config"] = roberta_sizes(roberta.config)
     if config.backbone == "miniature":
-        settings = KINDS[config.kind](**_merged(tiny_sizes(len(tokenizer)), changes))
+        sizes = tiny_sizes(len(tokenizer))
+        settings = KINDS[config.kind](**merged({**sizes, "text_config": sizes["text_config"].to_dict()}, changes))
     elif roberta is None:
         raise CheckpointError(
             f"a new network of size {config.backbone} needs a RoBERTa (model.text_encoder: folder or hub id); it is "
@@ -117,15 +119,6 @@ def _random(settings: RLIPConfig, seed: int) -> RLIPModel:
 
 
 _COMMON_WORDS = "a an the on in at of to with by for from near behind under over next front above below beside"
-
-
-def _merged(settings: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings with changes; those of the text encoder are merged one by one."""
-    text, change = settings["text_config"], changes.get("text_config")
-    if isinstance(change, dict):
-        own = text if isinstance(text, dict) else text.to_dict()
-        changes = {**changes, "text_config": {**own, **change}}
-    return {**settings, **changes}
 
 
 def _checked(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:

@@ -25,11 +25,7 @@ class ModelConfig(Config):
     kind: Kind = Field("parseda", description="the R-Tagger, or a relation detector")
     init: str | None = Field(None, description="start from a folder, store, hub id or official .pth; null: new")
     backbone: Backbone = Field("swin_tiny", description="size of a new network; ignored with init")
-    text_encoder: str | None = Field(
-        None,
-        description="RoBERTa of a new network, or tokenizer of a .pth: folder, store or hub id; null: a small one "
-        "that knows the data's words (.pth: roberta-base)",
-    )
+    text_encoder: str | None = Field(None, description="RoBERTa of a new network, or tokenizer of a .pth; null: small")
     frozen_norms: bool = Field(True, description="also first stages of the backbone, as published; false: none")
     config: dict[str, Any] = Field(default_factory=dict, description="changes of the network, such as num_queries: 128")
 
@@ -40,11 +36,7 @@ class ShardsConfig(Config):
     shards: StoredPath = Field(description="folder of a run or an import, or the object store of one")
     splits: tuple[SplitName, ...] | None = Field(None, description="splits to use; null: all")
     images: ImageLocation | None = Field(None, description="where the images are, if they moved; null: as the run says")
-    judged: bool = Field(
-        False,
-        description="R-Tagger: only what people judged in `sgpipe view`: right and corrected relations, and wrong ones "
-        "as negatives of exactly their pair and text",
-    )
+    judged: bool = Field(False, description="R-Tagger: only what people judged in `sgpipe view`, also as negatives")
     weight: float = Field(1.0, gt=0, le=1000, description="passes per epoch; 0.5: half, another one each epoch")
     limit: int | None = Field(None, ge=1, description="use only N usable images of these shards; null: all")
     limit_seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="limit: N random images; null: the first N")
@@ -57,9 +49,7 @@ class DataConfig(Config):
     val: tuple[ShardsConfig, ...] = Field((), description="shards to validate on")
     threshold: float = Field(0.2, ge=0, le=1, description="minimum confidence (calibrated: probability), if any")
     origins: dict[RelationOrigin, Annotated[float, Field(gt=0, le=1)]] = Field(
-        default_factory=dict,
-        description="share of an image's visits in which a relation is a label, by origin, such as {tagger: 0.5}; "
-        "others: 1",
+        default_factory=dict, description="share of visits in which a relation of an origin is a label: {tagger: 0.5}"
     )
     calibration: StoredPath | None = Field(None, description="file of `sgpipe calibrate` for the tagger of the shards")
     precision: float | None = Field(None, gt=0, le=1, description="with a calibration, instead of threshold (95% sure)")
@@ -106,9 +96,7 @@ class OutputConfig(Config):
     validate_every: int = Field(1, ge=1, description="epochs between validations; the end is always validated")
     validate_every_steps: int | None = Field(None, ge=1, description="steps between validations; null: validate_every")
     best: Literal["ap", "recall", "loss", "hico", "openimages"] = Field(
-        "ap",
-        description="measure that selects the best checkpoint; hico: its mAP, openimages: its score, on shards with "
-        "closed class lists",
+        "ap", description="measure that selects the best checkpoint; hico: its mAP, openimages: its weighted score"
     )
     tensorboard: bool = Field(True, description="write event files for TensorBoard")
 
