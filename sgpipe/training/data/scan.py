@@ -89,7 +89,7 @@ def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelatio
 
 
 @dataclass(frozen=True)
-class RowGroup:
+class UsableRowGroup:
     """The `group`-th row group of a shard of the `folder`-th folder, of which `rows` usable rows are used.
 
     `usable`: a bit per row of the row group, packed as by numpy: 1 for these.
@@ -124,7 +124,7 @@ class TrainingSet:
     """
 
     folders: tuple[ShardFolder, ...]
-    row_groups: tuple[RowGroup, ...]
+    row_groups: tuple[UsableRowGroup, ...]
     threshold: float
     objects: LabelVocabulary
     relations: LabelVocabulary
@@ -287,7 +287,7 @@ def scan(
     if limit or any(config.limit for config in configs):
         kept = _choose_rows(configs, threshold, limit, limit_seed)
     folders: list[ShardFolder] = []
-    row_groups: list[RowGroup] = []
+    row_groups: list[UsableRowGroup] = []
     objects: dict[str, float] = {}
     relations: dict[str, float] = {}
     labels: DatasetClasses | None = None
@@ -307,7 +307,7 @@ def scan(
                 usable = np.zeros(filtered.usable_rows.max(initial=-1) + 1, bool)
                 usable[filtered.usable_rows] = True
                 if len(filtered.usable_rows):
-                    row_groups.append(RowGroup(*place, len(filtered.usable_rows), np.packbits(usable).tobytes()))
+                    row_groups.append(UsableRowGroup(*place, len(filtered.usable_rows), np.packbits(usable).tobytes()))
         if config.judged:
             name, why = f"judged relations of {config.shards}", "their images are not used, or lack the objects"
             if not any(group.folder == folder.number for group in row_groups):

@@ -37,7 +37,7 @@ from sgpipe.files.locations import location
 from sgpipe.files.object_store import is_uri
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
-from sgpipe.training.data.scan import COLUMNS, JudgedRelation, RowGroup, TrainingSet
+from sgpipe.training.data.scan import COLUMNS, JudgedRelation, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch, prefetch_generator, start_early
@@ -160,7 +160,7 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
     groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
     in_store = any(is_uri(folder.root) for folder in training_set.folders)  # threads read one window in advance
 
-    def read(group: RowGroup) -> pa.Table:
+    def read(group: UsableRowGroup) -> pa.Table:
         return read_row_group(location(group.file), group.group, COLUMNS, (IMAGE_COLUMN,))
 
     with prefetch(read, groups, _FETCHED if in_store else 0, epoch.window + 1) as read_tables:

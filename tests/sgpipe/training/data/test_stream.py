@@ -15,7 +15,7 @@ from rlip_model.text import NO_OBJECTS
 from rlip_model.training.flip_text import flip_text
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.errors import UserError
-from sgpipe.training.data.scan import RowGroup, ShardFolder, TrainingSet, scan_training
+from sgpipe.training.data.scan import ShardFolder, TrainingSet, UsableRowGroup, scan_training
 from sgpipe.training.data.stream import Epoch, StepPart, StepStream, TrainingItem, TrainingStep, Visit, shuffled_epoch
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
@@ -25,7 +25,7 @@ Sizes = list[list[int]]
 def training_set(sizes: Sizes, weights: list[float] | None = None) -> TrainingSet:
     """Folders with row groups of these numbers of rows."""
     folders = [ShardFolder(str(n), (weights or [1.0] * len(sizes))[n], {}) for n in range(len(sizes))]
-    row_groups = [RowGroup(n, "", group, rows) for n, part in enumerate(sizes) for group, rows in enumerate(part)]
+    row_groups = [UsableRowGroup(n, "", group, rows) for n, part in enumerate(sizes) for group, rows in enumerate(part)]
     nothing = LabelVocabulary((), ())
     return TrainingSet(tuple(folders), tuple(row_groups), 0.2, nothing, nothing, None, 0, 0)
 
