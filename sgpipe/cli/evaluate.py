@@ -165,10 +165,8 @@ def vg(
     """
     from sgpipe.evaluation.benchmarks import score_graphs
 
-    if inputs.model is None and mode is None:
-        raise UserError("pass --mode predcls, sgcls or sgdet: what the model was given")
-    if inputs.model is not None and mode not in (None, "sgdet"):
-        raise UserError(f"--mode {mode}: with --model the mode is sgdet, as the model detects its own boxes")
+    if (mode is None) if inputs.model is None else (mode not in (None, "sgdet")):
+        raise UserError("pass --mode predcls, sgcls or sgdet: what the model was given; with --model it is sgdet")
     report.run_and_report(lambda other: score_graphs(inputs.given(annotations, classes, other), mode or "sgdet"))
 
 

@@ -63,10 +63,7 @@ def stats(
       sgpipe stats coco-relations/
       sgpipe stats coco-relations/ --html report.html --sheet sheet.png
     """
-    from sgpipe.stats.audit import audit
-    from sgpipe.stats.gallery import cards, write_sheet
-    from sgpipe.stats.measures import measure
-    from sgpipe.stats.report import print_tables, write_report
+    from sgpipe.stats import audit, gallery, measures, report
     from sgpipe.storage.index import open_run
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
@@ -74,19 +71,19 @@ def stats(
         raise UserError("--image-data needs --truth")
     judgements = cli.judged_file(run, judgements)
     calibration, threshold, target = chosen.load()
-    before = measure(compare, threshold, calibration) if compare else None
+    before = measures.measure(compare, threshold, calibration) if compare else None
     with open_run(run) as database:
         ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
-        report = audit(database, threshold, ground_truth, judgements, target, before, calibration)
-        if not cli.printed_json(json_, report.as_dict()):
-            print_tables(report, console.output())
+        found = audit.audit(database, threshold, ground_truth, judgements, target, before, calibration)
+        if not cli.printed_json(json_, found.as_dict()):
+            report.print_tables(found, console.output())
         if html is not None:
-            gallery = list(cards(database, shown, threshold, images, calibration))
-            write_report(html, report, gallery, threshold)
-            lost = sum(card.image is None for card in gallery)
-            cli.say(f"wrote {html} with {count(len(gallery), 'image')} in its gallery{_missing(lost)}")
+            cards = list(gallery.cards(database, shown, threshold, images, calibration))
+            report.write_report(html, found, cards, threshold)
+            lost = sum(card.image is None for card in cards)
+            cli.say(f"wrote {html} with {count(len(cards), 'image')} in its gallery{_missing(lost)}")
         if sheet is not None:
-            drawn, lost = write_sheet(database, sheet, shown, threshold, images, calibration)
+            drawn, lost = gallery.write_sheet(database, sheet, shown, threshold, images, calibration)
             cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
 
 
@@ -441,9 +438,7 @@ def view(
     from sgpipe.files.locations import absolute_location
     from sgpipe.storage.index import Index
     from sgpipe.storage.judgements import JudgementLog
-    from sgpipe.view.app import LOCAL, create_app, listen, open_browser, serve
-    from sgpipe.view.security import Access
-    from sgpipe.view.web import Viewer
+    from sgpipe.view import app, security, web
 
     judge, opened = _judge(name), []
     for root in (run, other) if other is not None else (run,):
@@ -453,11 +448,11 @@ def view(
             cli.say(f"left out: {problem}")
     judgements = JudgementLog(opened[0].files.judgements, opened[0].fingerprint, read_only=read_only)
     title = str(opened[0].run.get("name") or absolute_location(run).name)
-    viewer = Viewer(title, opened[0], judgements, opened[1] if other else None, judge, read_only, images)
-    address = listen(host or LOCAL, port)
+    viewer = web.Viewer(title, opened[0], judgements, opened[1] if other else None, judge, read_only, images)
+    address = app.listen(host or app.LOCAL, port)
     token = secrets.token_urlsafe(24) if host else None
     names = {address.host, socket.gethostname(), socket.getfqdn()}
-    app = create_app(viewer, Access(names, token, read_only))
+    served = app.create_app(viewer, security.Access(names, token, read_only))
     url = address.url(token)
     cli.show(url)
     if token is not None:
@@ -465,8 +460,8 @@ def view(
         cli.say(f"keep this address secret: whoever has it can see the run{may_judge}")
     cli.say("Ctrl-C ends the server")
     if not no_browser:
-        open_browser(url)
-    serve(app, address)
+        app.open_browser(url)
+    app.serve(served, address)
     file = viewer.judgements.file
     cli.say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
 

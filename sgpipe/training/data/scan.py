@@ -304,10 +304,9 @@ def scan(
                     for name, times in names.items():
                         total[name] = total.get(name, 0) + config.weight * times
                 rows, errors = rows + len(filtered.ok), errors + int((~filtered.ok).sum())
-                usable = np.zeros(filtered.usable_rows.max(initial=-1) + 1, bool)
-                usable[filtered.usable_rows] = True
-                if len(filtered.usable_rows):
-                    row_groups.append(UsableRowGroup(*place, len(filtered.usable_rows), np.packbits(usable).tobytes()))
+                if usable := len(filtered.usable_rows):
+                    bits = np.packbits(np.bincount(filtered.usable_rows) > 0).tobytes()
+                    row_groups.append(UsableRowGroup(*place, usable, bits))
         if config.judged:
             name, why = f"judged relations of {config.shards}", "their images are not used, or lack the objects"
             if not any(group.folder == folder.number for group in row_groups):
