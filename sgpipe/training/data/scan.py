@@ -17,15 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlip_model.training.sampling import LabelVocabulary
-from sgpipe.calibration import choose_threshold, load_calibration, stored
+from sgpipe.calibration import Calibration, choose_threshold, load_calibration, stored
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
-from sgpipe.files.locations import Location, absolute_location, location, opened_ahead
+from sgpipe.files.locations import absolute_location, location, opened_ahead
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.judgements import JudgementLog, RelationKey
 from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
 from sgpipe.storage.run_folder import RunFiles
-from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_file
+from sgpipe.storage.shards import IMAGE_COLUMN, open_shard
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from sgpipe.utils.console import count
 
@@ -187,6 +187,7 @@ class TrainingFilter:
         ok: `[rows]`, False for error rows.
         usable_rows: `[usable rows]`, their indices in the table, in order.
         objects, relations: the frequency of class names and of predicates, in order of first occurrence.
+        is_scored: whether a relation that is not judged has a confidence.
 
     Raises UserError: a relation refers to an object that its image does not have.
     """
@@ -201,9 +202,11 @@ class TrainingFilter:
         self.ok: np.ndarray = pc.equal(table["status"], "ok").to_numpy()
         crowd = pc.fill_null(objects["iscrowd"], False).to_numpy(zero_copy_only=False)
         self.objects = _frequencies(objects["category"], ~crowd & self.ok[objects.rows])
+        self.is_scored = False
         if judged is None:
             subjects, others = (_ends(table, objects, relations, field) for field in ("subject", "object"))
             confidence = relations["confidence"].to_numpy(zero_copy_only=False)  # NaN: no confidence
+            self.is_scored = not np.isnan(confidence).all()
             usable = ~(confidence < threshold) & ~crowd[subjects] & ~crowd[others] & self.ok[relations.rows]
             self.relations = _frequencies(relations["predicate"], usable)
             self.usable_rows = np.unique(relations.rows[usable])
@@ -233,28 +236,18 @@ def _frequencies(names: pa.Array, mask: np.ndarray) -> Mapping[str, int]:
 
 
 def scan_training(data: DataConfig) -> TrainingSet:
-    """Scan the shards to train on. Raises UserError: see `scan`, or the calibration does not fit them."""
-    if data.calibration is not None:
-        calibration = load_calibration(data.calibration)
-        for config in (*data.train, *data.val):
-            manifest = Manifest.load(config.shards)
-            if any(_has_confidences(manifest.root / shard.file) for shard in manifest.shards):
-                calibration.check_run(manifest.run, config.shards)
+    """Scan the shards to train on. Raises UserError: see `scan`."""
     threshold, closed = choose_threshold(data.calibration, data.threshold, data.precision), data.labels == "full"
-    return scan(data.train, threshold, closed=closed, limit=data.limit, limit_seed=data.limit_seed)
-
-
-def _has_confidences(shard: Location) -> bool:
-    column = read_file(shard, ["relations.list.element.confidence"])["relations"]
-    confidence = pc.struct_field(pc.list_flatten(column), "confidence")
-    return bool(confidence.null_count < len(confidence))
+    calibration = data.calibration and load_calibration(data.calibration)
+    return scan(data.train, threshold, calibration, closed=closed, limit=data.limit, limit_seed=data.limit_seed)
 
 
 def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | None:
     """Scan the shards to validate on, if any. Raises UserError: see `scan`; or their class lists differ."""
     if not data.val:
         return None
-    validation = scan(data.val, training.threshold, closed=data.labels == "full")
+    calibration = data.calibration and load_calibration(data.calibration)
+    validation = scan(data.val, training.threshold, calibration, closed=data.labels == "full")
     if validation.closed_labels != training.closed_labels:
         raise UserError(
             f"{data.val[0].shards} has other classes than {data.train[0].shards}; validate on shards with the same ones"
@@ -265,6 +258,7 @@ def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | No
 def scan(
     configs: Sequence[ShardsConfig],
     threshold: float,
+    calibration: Calibration | None = None,
     *,
     closed: bool = False,
     limit: int | None = None,
@@ -274,11 +268,12 @@ def scan(
 
     Args:
         threshold: minimum confidence of a relation.
+        calibration: of the tagger of the shards that have confidences.
         closed: use the closed class lists of the datasets, which must agree.
         limit: number of usable rows of all folders but judged ones, after the limits of folders; see `DataConfig`.
 
     Raises UserError: a folder is not a run, a shard is missing or damaged, a split does not exist or has no usable row,
-    or an image folder is unknown. With `closed`: class lists are missing or differ, or do not have a name that occurs.
+    an image folder is unknown, or the calibration is of another tagger. With `closed`: class lists are missing or differ, or do not have a name that occurs.
     """
     threshold = stored(threshold)
     if not configs:
@@ -297,8 +292,10 @@ def scan(
         folder = ScannedFolder.open(len(folders), config)
         folders.append(folder.folder)
         unused = sum(map(len, (folder.folder.judged or {}).values()))
+        is_scored = False
         with closing(folder.row_groups(threshold, kept)) as found:
             for place, filtered in found:
+                is_scored |= filtered.is_scored
                 unused -= sum(filtered.relations.values())
                 for total, names in ((objects, filtered.objects), (relations, filtered.relations)):
                     for name, times in names.items():
@@ -307,6 +304,8 @@ def scan(
                 if usable := len(filtered.usable_rows):
                     bits = np.packbits(np.bincount(filtered.usable_rows) > 0).tobytes()
                     row_groups.append(UsableRowGroup(*place, usable, bits))
+        if calibration is not None and is_scored:
+            calibration.check_run(folder.manifest.run, config.shards)
         if config.judged:
             name, why = f"judged relations of {config.shards}", "their images are not used, or lack the objects"
             if not any(group.folder == folder.number for group in row_groups):

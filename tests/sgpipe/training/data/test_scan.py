@@ -201,8 +201,10 @@ def test_with_a_calibration_the_threshold_is_a_probability(tmp_path):
     with pytest.raises(UserError):
         scan_training(data(make_run(tmp_path / "unsure", records[:1]), calibration=file, threshold=0.5))
     other = make_run(tmp_path / "other", records[:2], run={"fingerprint": "other"})
-    for changes in ({}, {"val": (other,)}):
-        with pytest.raises(UserError, match=r"does not fit .*other, whose confidences are of another tagger"):
-            scan_training(data(shards if changes else other, calibration=file, **changes))
+    settings = data(shards, calibration=file, val=(other,))
+    with pytest.raises(UserError, match=r"does not fit .*other, whose confidences are of another tagger"):
+        scan_validation(settings, scan_training(settings))
+    with pytest.raises(UserError, match=r"does not fit .*other, whose confidences are of another tagger"):
+        scan_training(data(other, calibration=file))
     with pytest.raises(UserError, match="precision needs a calibration"):
         scan_training(data(shards, precision=0.9))
