@@ -273,7 +273,8 @@ def scan(
         limit: number of usable rows of all folders but judged ones, after the limits of folders; see `DataConfig`.
 
     Raises UserError: a folder is not a run, a shard is missing or damaged, a split does not exist or has no usable row,
-    an image folder is unknown, or the calibration is of another tagger. With `closed`: class lists are missing or differ, or do not have a name that occurs.
+    an image folder is unknown, or the calibration is of another tagger. With `closed`: class lists are missing or
+    differ, or do not have a name that occurs.
     """
     threshold = stored(threshold)
     if not configs:
