@@ -394,10 +394,8 @@ class ScannedFolder:
         labels = DatasetClasses(tuple(lists["objects"]), tuple(lists["relations"]))
         for kind, names, known in (("object", objects, labels.objects), ("relation", relations, labels.relations)):
             if unknown := sorted(set(names) - set(known)):
-                raise UserError(
-                    f"{shards}: {kind} {unknown[0]!r} is not one of the {len(known)} classes of its dataset; "
-                    "train on it with data.labels=sampled, or import it again"
-                )
+                which = f"{kind} {unknown[0]!r} is not one of the {len(known)} classes of its dataset"
+                raise UserError(f"{shards}: {which}; train on it with data.labels=sampled")
         return labels
 
 
