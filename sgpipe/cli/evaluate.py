@@ -256,8 +256,6 @@ def predict(
     limit: Annotated[int, cli.option("Triplets (vg: pairs) per image, best first.", "--per-image", min=1)] = 100,
     zero_shot: Annotated[bool, cli.option("hico: drop subjects that are not persons.", "--zero-shot")] = False,
     classes: cli.Classes = None,
-    short_side: Annotated[int | None, cli.option("Short side in pixels. Default: as in training.", min=32)] = None,
-    long_side: Annotated[int | None, cli.option("Maximum long side, in pixels.", min=32)] = None,
     inference: cli.InferenceOptions,
     json_: cli.Json = False,
 ) -> None:
@@ -270,12 +268,7 @@ def predict(
 
     if out.suffix not in (".json", ".parquet"):
         raise UserError(f"--out {out}: expected a file that ends in .json or .parquet")
-    sides = None
-    if short_side is not None or long_side is not None:
-        if short_side is None or long_side is None or short_side > long_side:
-            raise UserError("pass --short-side and --long-side together, the short side not longer than the long side")
-        sides = short_side, long_side
-    run = ModelRun(model=model, data=data, classes=classes, sides=sides, **inference.as_arguments())
+    run = ModelRun(model=model, data=data, classes=classes, **inference.as_arguments())
     written = _write(run, out, form, limit, zero_shot)
     if not written.images:
         raise UserError(f"no image could be read: {written.reason}")

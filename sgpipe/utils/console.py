@@ -12,7 +12,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,9 +43,6 @@ def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
     from rich.segment import Segment
 
     class SafeConsole(Console):
-        def print(self, *objects: Any, **options: Any) -> None:
-            super().print(*(_printable(item) if isinstance(item, str) else item for item in objects), **options)
-
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
             for segment in super().render(renderable, options):
                 yield segment if segment.control else segment._replace(text=_printable(segment.text, ""))
@@ -108,10 +105,7 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-class Advance(Protocol):
-    """Tells a progress display that images are done, and how many relations and errors they have."""
-
-    def __call__(self, images: int, counts: Mapping[str, int]) -> None: ...
+Advance: TypeAlias = Callable[[int, Mapping[str, int]], None]  # images that are done, and their relations and errors
 
 
 class Progress:

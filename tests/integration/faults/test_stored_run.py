@@ -156,14 +156,14 @@ def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: Stor
 def test_a_network_predicts_what_it_does_in_a_folder(tmp_path: Path, store: StorePath) -> None:
     root = trainings.make_run(tmp_path)
     upload(root, below(store, "run"))
-    make_initial_model(trainings.recipe(root, "pretrain").model, ["person", "dog"], 0, tmp_path / "network")
+    make_initial_model(trainings.recipe(root, "pretrain").model, ["person", "dog"], 0, tmp_path / "network", (48, 64))
     for file in (tmp_path / "network").iterdir():
         store.put(f"network/{file.name}", file)
     predictions = []
     for folder in (str(tmp_path), store.uri):
         model = [f"{folder}/network", "--data", f"{folder}/run", "--device", "cpu"]
         out = tmp_path / f"{len(predictions)}.json"
-        sgpipe("predict", *model, "--out", out, "--form", "vg", "--short-side", 48, "--long-side", 64)
+        sgpipe("predict", *model, "--out", out, "--form", "vg")
         predictions.append(out.read_bytes())
     assert predictions[0] == predictions[1]
 

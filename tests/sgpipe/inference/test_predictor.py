@@ -36,7 +36,8 @@ def network(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained ParSeDA; tests must not change it."""
     folder = tmp_path_factory.mktemp("network") / "parseda"
     classes = data_classes(drawn_run)
-    make_initial_model(recipe(drawn_run, "pretrain").model, [*classes.objects, *classes.relations], 0, folder)
+    texts = [*classes.objects, *classes.relations]
+    make_initial_model(recipe(drawn_run, "pretrain").model, texts, 0, folder, (48, 64))
     return folder
 
 
@@ -50,9 +51,8 @@ def predicted(run: Path, network: Path, **changes: object) -> list[ImagePredicti
 
 
 def predict_command(network: Path, run: Path, out: Path, *options: str) -> Result:
-    sizes = ["--short-side", "48", "--long-side", "64", "--device", "cpu"]
     places = ["predict", str(network), "--data", str(run), "--out", str(out)]
-    result = CliRunner().invoke(app, [*places, *sizes, *options])
+    result = CliRunner().invoke(app, [*places, "--device", "cpu", *options])
     assert result.exit_code == 0, result.output
     return result
 
