@@ -103,16 +103,14 @@ def train(
         optimisation=optimisation,
         workers=changed(loaded.workers, count=workers, gpus=gpus, address=ray_address),
     )
+    from sgpipe.training import run  # it imports PyTorch
+
     if out is None or plan:
-        from sgpipe.training.plan import plan_training, print_training_plan
-
-        found = plan_training(loaded, console.Progress())
+        found = run.plan_training(loaded, console.Progress())
         if not cli.printed_json(json_, asdict(found)):
-            print_training_plan(found, console.output())
+            run.print_training_plan(found, console.output())
         return
-    from sgpipe.training.run import train as run  # it imports PyTorch
-
-    summary = run(loaded, out, console.Progress())
+    summary = run.train(loaded, out, console.Progress())
     network = out / summary.network.name
     if cli.printed_json(json_, {**asdict(summary), "out": str(out), "network": str(network)}):
         return

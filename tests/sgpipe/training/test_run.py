@@ -23,7 +23,7 @@ from sgpipe.cli.main import app
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import DetectConfig
 from sgpipe.stages.detect import load
-from sgpipe.training import plan
+from sgpipe.training import run as plan
 from sgpipe.training.job import _BOX_PARTS
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe
