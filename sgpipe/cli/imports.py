@@ -52,10 +52,7 @@ class AnnotationOptions(OutputOptions):
     def split_name(self, *, unsplit: bool = False, own_splits: bool = False) -> str:
         """Return the given split, or the one that the file or the folder is named after.
 
-        Args:
-            unsplit: the dataset is published without splits.
-            own_splits: its splits are not those of its image folders.
-
+        `unsplit`: the dataset is published without splits. `own_splits`: they are not those of its image folders.
         Raises UserError: neither is named after a split, or they contradict each other.
         """
         from sgpipe.recipe import WHOLE

@@ -98,8 +98,8 @@ class TrainSummary:
 
 
 @contextmanager
-def training_display(progress: Progress, epochs: int | None) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that shows a line of metrics; `epochs`: None if the training or its validations go by steps."""
+def training_display(progress: Progress) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that shows a line of metrics."""
     compile_error = ""
     with progress.bar("training") as bar:
 
@@ -110,8 +110,7 @@ def training_display(progress: Progress, epochs: int | None) -> Iterator[Callabl
                 progress.say(f"NOTE: training continues without torch.compile: {error}")
             if row["event"] == "validation":
                 measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
-                when = f"step {row['step']}" if epochs is None else f"epoch {row['epoch']}/{epochs}"
-                progress.say(f"{when} validation: {measures or 'no images'}")
+                progress.say(f"epoch {row['epoch']}, step {row['step']} validation: {measures or 'no images'}")
             else:
                 bar(row["step"], row["steps"], _step_note(row))
 

@@ -115,8 +115,7 @@ def _run(job: TrainingJob, progress: Progress) -> None:
         return
     if position.step:
         progress.say(f"resuming at step {position.step:,}")
-    by_steps = options.steps is not None or job.recipe.output.validate_every_steps is not None
-    with training_display(progress, None if by_steps else options.epochs) as show:
+    with training_display(progress) as show:
         if job.recipe.workers.count > 1:
             prepare_ray(job.recipe.workers.address)
             from sgpipe.training.workers import run_workers

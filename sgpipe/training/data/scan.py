@@ -120,6 +120,7 @@ class TrainingSet:
         objects: class names of the objects of all rows but error rows, counted as often as an epoch visits them.
         relations: predicates of the usable relations, likewise.
         closed_labels: the class lists of the datasets, if the recipe uses closed lists.
+        left_out: the number of other rows.
         notes: one line each for judgements that are left out.
     """
 
@@ -129,8 +130,7 @@ class TrainingSet:
     objects: LabelVocabulary
     relations: LabelVocabulary
     closed_labels: DatasetClasses | None
-    error_rows: int
-    rows_without_relations: int
+    left_out: int
     notes: tuple[str, ...] = ()
 
     @property
@@ -153,11 +153,10 @@ def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[
 
 def data_warnings(training_set: TrainingSet, data: DataConfig, *, miniature: bool = False) -> list[str]:
     """Return one line each for what is left out, and unless `miniature` for fewer names than `data.negative_texts`."""
-    errors, without = training_set.error_rows, training_set.rows_without_relations
-    total = count(training_set.rows + errors + without, "row")
-    reasons = {"error rows": errors, f"no relation with confidence >= {training_set.threshold:.4g}": without}
-    lines = [f"left out {rows:,} of {total}: {why}" for why, rows in reasons.items() if rows]
-    lines += training_set.notes
+    left_out, lines = training_set.left_out, list(training_set.notes)
+    if left_out:
+        why = f"error rows, or no relation with confidence >= {training_set.threshold:.4g}"
+        lines.insert(0, f"left out {left_out:,} of {count(training_set.rows + left_out, 'row')}: {why}")
     objects, predicates = len(training_set.objects.names), len(training_set.relations.names)
     wanted = int(data.negative_texts * 2 / 3)  # of object classes
     few = objects < wanted or predicates < data.negative_texts - wanted
@@ -288,7 +287,7 @@ def scan(
     relations: dict[str, float] = {}
     labels: DatasetClasses | None = None
     notes: list[str] = []
-    rows = errors = 0
+    rows = 0
     for config in configs:
         folder = ScannedFolder.open(len(folders), config)
         folders.append(folder.folder)
@@ -301,7 +300,7 @@ def scan(
                 for total, names in ((objects, filtered.objects), (relations, filtered.relations)):
                     for name, times in names.items():
                         total[name] = total.get(name, 0) + config.weight * times
-                rows, errors = rows + len(filtered.ok), errors + int((~filtered.ok).sum())
+                rows += len(filtered.ok)
                 if usable := len(filtered.usable_rows):
                     bits = np.packbits(np.bincount(filtered.usable_rows) > 0).tobytes()
                     row_groups.append(UsableRowGroup(*place, usable, bits))
@@ -319,9 +318,8 @@ def scan(
                 raise UserError(f"{config.shards} has other classes than {configs[0].shards}; train on them separately")
             labels = own
     vocabularies = LabelVocabulary.from_counts(objects), LabelVocabulary.from_counts(relations)
-    without = rows - errors - sum(row_group.rows for row_group in row_groups)
-    places = tuple(folders), tuple(row_groups)
-    return TrainingSet(*places, threshold, *vocabularies, labels, errors, without, tuple(notes))
+    left_out = rows - sum(row_group.rows for row_group in row_groups)
+    return TrainingSet(tuple(folders), tuple(row_groups), threshold, *vocabularies, labels, left_out, tuple(notes))
 
 
 _Place = tuple[int, str, int]  # folder, file, row group

@@ -76,7 +76,7 @@ def step_row(step: int, **changes: Any) -> dict[str, Any]:
 
 def shown(*rows: dict[str, Any]) -> list[str]:
     console = Console(record=True, width=60, force_terminal=False)
-    with training_display(Progress(console), epochs=3) as show:
+    with training_display(Progress(console)) as show:
         for each in rows:
             show(each)
     return console.export_text().splitlines()
@@ -85,6 +85,6 @@ def shown(*rows: dict[str, Any]) -> list[str]:
 def test_the_last_step_and_validations_are_shown() -> None:
     validation = {"event": "validation", "epoch": 1, "step": 30, "loss": 1.0, "ap": 0.25, "recall@20": 0.5}
     assert shown(step_row(1), step_row(2), step_row(29), validation, step_row(30, skipped=4)) == [
-        "epoch 1/3 validation: loss 1.000, ap 0.250, recall@20 0.500",
+        "epoch 1, step 30 validation: loss 1.000, ap 0.250, recall@20 0.500",
         "training 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, 4 unreadable images",
     ]

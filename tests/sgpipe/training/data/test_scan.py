@@ -45,8 +45,7 @@ def test_counts_equal_those_of_a_loop_over_the_records(seed: int, count: int, ro
         assert list(zip(vocabulary.names, vocabulary.counts, strict=True)) == names.most_common()
     usable = [bool(usable_relations(record, threshold)) for record in records]
     assert found.rows == sum(usable)
-    assert found.error_rows == sum(not record.ok for record in records)
-    assert found.rows_without_relations == len(records) - found.rows - found.error_rows
+    assert found.left_out == len(records) - found.rows
     assert [row_group.rows for row_group in found.row_groups] == [
         total for start in range(0, len(records), rows) if (total := sum(usable[start : start + rows]))
     ]
@@ -69,7 +68,7 @@ def test_a_limit_ends_the_scan(tmp_path, limit):
     shorter = records[: usable[limit - 1] + 1] if limit <= len(usable) else records
     expected = scan([make_run(tmp_path / "short", shorter)], 0.2)
     found = scan([config], 0.2, limit=limit)
-    for name in ("objects", "relations", "error_rows", "rows_without_relations", "rows"):
+    for name in ("objects", "relations", "left_out", "rows"):
         assert getattr(found, name) == getattr(expected, name)
 
 
@@ -179,11 +178,10 @@ def test_warnings_name_left_out_rows_and_small_vocabularies(tmp_path):
     records = [plain_record("a"), plain_record("b", confidence=0.1), failed("c"), failed("d")]
     settings = data(make_run(tmp_path, records), negative_texts=500)
     assert data_warnings(scan_training(settings), settings) == [
-        "left out 2 of 4 rows: error rows",
-        "left out 1 of 4 rows: no relation with confidence >= 0.2",
+        "left out 3 of 4 rows: error rows, or no relation with confidence >= 0.2",
         "the data has only 2 object classes and 1 predicate: a step may compare its images with all of them",
     ]
-    assert len(data_warnings(scan_training(settings), settings, miniature=True)) == 2
+    assert len(data_warnings(scan_training(settings), settings, miniature=True)) == 1
     settings = data(make_run(tmp_path / "whole", [plain_record("a")]), negative_texts=0)
     assert data_warnings(scan_training(settings), settings) == []
 

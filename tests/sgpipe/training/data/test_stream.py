@@ -27,7 +27,7 @@ def training_set(sizes: Sizes, weights: list[float] | None = None) -> TrainingSe
     folders = [ShardFolder(str(n), (weights or [1.0] * len(sizes))[n], {}) for n in range(len(sizes))]
     row_groups = [UsableRowGroup(n, "", group, rows) for n, part in enumerate(sizes) for group, rows in enumerate(part)]
     nothing = LabelVocabulary((), ())
-    return TrainingSet(tuple(folders), tuple(row_groups), 0.2, nothing, nothing, None, 0, 0)
+    return TrainingSet(tuple(folders), tuple(row_groups), 0.2, nothing, nothing, None, 0)
 
 
 def rows(found: TrainingSet, epoch: Epoch) -> list[tuple[int, int]]:
