@@ -17,7 +17,7 @@ from sgpipe.errors import UserError, add_filename
 
 _OWNER = "process "
 _PATIENCE = 0.5  # seconds: `is_locked` takes the lock for a moment
-_TEMPORARY, _LOCK, _YOUNG = "sgpipe-", ".lock", 60  # seconds
+_TEMPORARY, _LOCK, _YOUNG = ".sgpipe-", ".lock", 60  # seconds
 
 
 @contextmanager
@@ -78,24 +78,16 @@ def _is_left(folder: Path) -> bool:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `out`, renamed to it when the block ends, and deleted if the block fails.
+    """Yield a temporary folder, renamed to `out` when the block ends, and deleted if the block fails.
 
-    If the process is killed the folder remains; the next export of this name empties it.
-
-    Raises UserError: `out` exists and is not an empty folder, or another export is writing it.
+    Raises UserError: `out` exists and is not an empty folder; OSError: it has been made meanwhile.
     """
     named, out = out, Path(os.path.realpath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
-    folder = out.parent / f".{out.name}.tmp"
-    lock = folder / ".lock"
-    folder.mkdir(parents=True, exist_ok=True)
-    with only_process(lock, named):
-        try:
-            for path in set(folder.iterdir()) - {lock}:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            yield folder
-            lock.unlink()
-            os.replace(folder, out)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(out.parent) as folder:
+        made = folder / out.name
+        made.mkdir()
+        yield made
+        os.replace(made, out)

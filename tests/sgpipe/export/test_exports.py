@@ -415,7 +415,7 @@ def test_a_full_disk_is_named_by_its_file_and_leaves_nothing_behind(run, tmp_pat
     command = ["export", run, "--to", form, "--out", tmp_path / "out", *url, *images]
     result = CliRunner().invoke(app, [*map(str, command)])
     assert result.exit_code == 1
-    assert result.stderr.startswith(f"error: No space left on device: {tmp_path / '.out.tmp'}")
+    assert result.stderr.startswith(f"error: No space left on device: {tmp_path}/.sgpipe-")
     assert len(result.stderr.splitlines()) == 1
     with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "out"):
         raise KeyboardInterrupt

@@ -81,7 +81,7 @@ def test_the_temporary_folder_of_a_killed_process_is_deleted_by_the_next(tmp_pat
     )
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": {**os.environ, "TMPDIR": str(tmp_path)}}
     other = subprocess.Popen([sys.executable, "-c", code], text=True, **streams)
-    left, somebody_elses = Path(other.stdout.readline().strip()), tmp_path / "sgpipe-new"
+    left, somebody_elses = Path(other.stdout.readline().strip()), tmp_path / ".sgpipe-new"
     somebody_elses.mkdir()
     os.utime(left / ".lock", (0, 0))
     with temporary_folder() as folder:
