@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from sgpipe.inference.predictions import WriteSummary
     from sgpipe.storage.run_folder import GroundTruth
 
-_FILE_WIDTH = 120  # columns of tables that are not printed on a terminal
 PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark whose evaluator reads the file
 
 Annotations = Annotated[Path | None, cli.reads_file("Annotation file; optional with --model.")]
@@ -60,7 +59,7 @@ class ReportOptions:
         if self.json:
             print(result.as_json())
         else:
-            print_result(result, per_class=per_class)
+            result.print(console.output(), per_class=per_class)
         if self.json_file:
             result.write_json(self.json_file)
         if self.csv:
@@ -234,14 +233,6 @@ def ground_truth_for(run: Path, truth: Path | None, otherwise: str = "--truth") 
     if own is None:
         raise UserError(f"{run} has no ground truth of its own: pass {otherwise}")
     return own
-
-
-def print_result(result: EvaluationResult, *, per_class: bool = False) -> None:
-    """Print a result; in a file or pipe, tables are not folded to 80 columns."""
-    screen = console.output()
-    if not screen.is_terminal:
-        screen.width = max(screen.width, _FILE_WIDTH)
-    result.print(screen, per_class=per_class)
 
 
 def predict(

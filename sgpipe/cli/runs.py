@@ -109,7 +109,7 @@ def calibrate(
       sgpipe calibrate coco-relations/ --judgements own
       sgpipe calibrate coco-relations/ --truth vg/ --image-data image_data.json --out calibration.json
     """
-    from sgpipe.cli.evaluate import ground_truth_for, print_result
+    from sgpipe.cli.evaluate import ground_truth_for
     from sgpipe.stats.calibrate import calibrate as learn
     from sgpipe.stats.calibrate import judge_by_truth
     from sgpipe.stats.judgements import judge_by_people
@@ -128,7 +128,7 @@ def calibrate(
     if json_:
         print(report.as_json())
     else:
-        print_result(report)
+        report.print(console.output())
         cli.show(f"wrote {out}; use it with --calibration {out}")
 
 

@@ -21,10 +21,14 @@ QUIET = "SGPIPE_QUIET"  # an environment variable, so that worker processes see 
 
 # Exit codes of every command. EXIT_FAILED: the work is not finished, or a check failed.
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+_FILE_WIDTH = 120  # columns
 
 
 def output() -> Console:
-    return _console()
+    """Return the console for results; in a file or pipe, tables are not folded to 80 columns."""
+    console = _console()
+    console.width = console.width if console.is_terminal else max(console.width, _FILE_WIDTH)
+    return console
 
 
 def errors() -> Console:
