@@ -159,8 +159,7 @@ def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> It
     start_ray()
     workers = min(config.workers, len(row_groups))
     gpus = 0 if config.device == "cpu" else config.gpus
-    lower = {"CPU": "--workers", "GPU": "--workers or --gpus"}
-    if note := check_workers(ray.nodes(), workers, 1, gpus, lower):
+    if note := check_workers(ray.nodes(), workers, 1, gpus):
         progress.say(note)
     worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)
     try:

@@ -45,8 +45,7 @@ def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progre
     refusal.unlink(missing_ok=True)
     progress.say(f"joining Ray at {config.address}" if config.address else "starting Ray")
     start_ray(config.address)
-    lower = {"CPU": "workers.count (--workers) or workers.cpus", "GPU": "workers.count (--workers) or workers.gpus"}
-    if note := check_workers(ray.nodes(), config.count, config.cpus, _gpus(config), lower):
+    if note := check_workers(ray.nodes(), config.count, config.cpus, _gpus(config)):
         progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
     try:

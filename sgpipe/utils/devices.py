@@ -68,24 +68,16 @@ def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]
         raise UserError(f"{device_name} {device!r}: Ray chooses the GPU of each worker: set {gpus_name} to 1 instead")
 
 
-def check_workers(
-    nodes: Sequence[Mapping[str, Any]], workers: int, cpus: float, gpus: float, lower: Mapping[str, str]
-) -> str | None:
+def check_workers(nodes: Sequence[Mapping[str, Any]], workers: int, cpus: float, gpus: float) -> str | None:
     """Refuse workers that would wait for ever; return a note if there are GPUs that they do not use.
 
-    Args:
-        nodes: `ray.nodes()`; each worker needs `cpus` and `gpus` on one of them.
-        lower: by "CPU" and "GPU", the settings to lower.
-
-    Raises UserError: Ray has too few CPUs or GPUs, or too few on its machines.
+    `nodes`: `ray.nodes()`; each worker needs `cpus` and `gpus` on one of them. Raises UserError: they have too few.
     """
     machines = [node["Resources"] for node in nodes if node["Alive"]]
     if sum(room_for({"CPU": cpus, "GPU": gpus}, machine) for machine in machines) < workers:
         there = "; ".join(f"CPU {machine.get('CPU', 0):g}, GPU {machine.get('GPU', 0):g}" for machine in machines)
-        raise UserError(
-            f"Ray has no room for {count(workers, 'worker')}: each needs CPU {cpus:g}, GPU {gpus:g}, and its machines "
-            f"have {there}; lower {lower['GPU' if gpus else 'CPU']}"
-        )
+        each = f"each needs CPU {cpus:g}, GPU {gpus:g}, and its machines have {there}"
+        raise UserError(f"Ray has no room for {count(workers, 'worker')}: {each}; lower --workers, or what each needs")
     if gpus or not (unused := sum(machine.get("GPU", 0) for machine in machines)):
         return None
     return f"NOTE: Ray has GPUs ({unused:g}), but the workers use none (--gpus)"
