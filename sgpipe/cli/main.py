@@ -36,9 +36,13 @@ _RESUME = "Committed work is kept; run the same command again to resume."
 _START_AGAIN = "Run the same command again to start from the beginning."
 _RESUMABLE = ("generate", "import", "score", "correct", "merge", "push", "train", "reproduce")
 _STOPPED_IN_ORDER = ("generate", "plan", "train", "reproduce")
-_HEADINGS = ("Label images", "Inspect runs", "Import and export", "Train and evaluate", "Tools")
-_LABEL, _INSPECT, _EXCHANGE, _TRAIN, _TOOLS = _HEADINGS
-
+_COMMANDS = {
+    "Label images": (label, generate, plan, miniworld),
+    "Inspect runs": (view, correct, stats, calibrate, certify, score, verify),
+    "Import and export": (merge, export, push, fetch),
+    "Train and evaluate": (train, predict, reproduce),
+    "Tools": (doctor, convert, parse),
+}
 _COLLECT_SELDOM = (20_000, 20, 20)  # imported modules are not garbage, and looking for it takes a fifth of the start
 
 
@@ -53,8 +57,8 @@ class _Group(TyperGroup):
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Return the commands in the order of their headings; typer begins with groups."""
-        commands: Any = self.commands
-        return sorted(super().list_commands(ctx), key=lambda name: _HEADINGS.index(commands[name].rich_help_panel))
+        commands, headings = dict[str, Any](self.commands), [*_COMMANDS]
+        return sorted(super().list_commands(ctx), key=lambda name: headings.index(commands[name].rich_help_panel))
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -82,17 +86,11 @@ def _advice(ctx: typer.Context) -> str:
 
 
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for _title, _functions in {
-    _LABEL: (label, generate, plan, miniworld),
-    _INSPECT: (view, correct, stats, calibrate, certify, score, verify),
-    _EXCHANGE: (merge, export, push, fetch),
-    _TRAIN: (train, predict, reproduce),
-    _TOOLS: (doctor, convert, parse),
-}.items():
+for _title, _functions in _COMMANDS.items():
     for _function in _functions:
         app.command(rich_help_panel=_title)(command(_function, writes_beside=_function is label))
-app.add_typer(import_app, name="import", rich_help_panel=_EXCHANGE)
-app.add_typer(eval_app, name="eval", rich_help_panel=_TRAIN)
+app.add_typer(import_app, name="import", rich_help_panel="Import and export")
+app.add_typer(eval_app, name="eval", rich_help_panel="Train and evaluate")
 
 
 @app.callback(invoke_without_command=True)
