@@ -63,13 +63,6 @@ class AnnotationOptions(OutputOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProjectOptions(AnnotationOptions):
-    """A project of Label Studio."""
-
-    split: Annotated[str | None, cli.option("Split to import. Default: what the tasks name, or all.")] = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class HubOptions(OutputOptions):
     """A dataset in the hub's form."""
 
@@ -250,7 +243,7 @@ def vg150(
 
 
 def label_studio(
-    data: ProjectOptions,
+    data: AnnotationOptions,
     predictions: Annotated[bool, cli.option("Also tasks with only a prediction.", "--predictions")] = False,
     annotator: Annotated[str | None, cli.option("Only annotations of this person: e-mail or id.")] = None,
     image_field: Annotated[str, cli.option("Key of a task's data with the address of its image.")] = "image",
@@ -258,6 +251,7 @@ def label_studio(
     """Import a project of Label Studio.
 
     Reads its JSON export: rectangles with labels, and relations between them.
+    --split is by default what the tasks name, or all.
 
     Examples:
       sgpipe import label-studio --annotations project.json --images photos --out corrected/
