@@ -167,6 +167,6 @@ def test_all_missing_inputs_are_one_message_before_the_first_step(tmp_path: Path
     plan = json.loads(invoke("rlipv2", "--until", "tagger", "--dry-run", "--json").stdout)["steps"]
     assert [len(step["missing"]) for step in plan] == [3, 1, 0]
     assert "--until x: the steps are vg, " in invoke("rlipv2", "--until", "x").stderr
-    assert "'--scale': 'x'" in invoke("rlipv2", "--scale", "x").stderr
+    assert "'x' is not one of 'published', 'one-gpu', 'miniature'" in invoke("rlipv2", "--scale", "x").stderr
     mistyped = invoke("rlipv2", "--scale", "miniature", "--set", "values.tager_steps=3")
     assert mistyped.stderr.startswith("error: --set values.tager_steps: the values are ")
