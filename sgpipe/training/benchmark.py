@@ -126,9 +126,9 @@ class Benchmark:
     def _row_groups(self) -> Iterator[tuple[RowGroup, dict[str, ImageGroundTruth]]]:
         """Yield all row groups of the validation shards, with the ground truth of their images by id."""
         for config in self.data.val:
+            root: Any = config.shards  # also in a store
             for split in config.splits or (None,):
-                people = self.name == "hico"
-                source = shard_annotations(config.shards, self.labels, split, persons_only=people)
+                source = shard_annotations(root, self.labels, split, persons_only=self.name == "hico")
                 targets = read_annotations(source, "image_id")
-                for group in list_row_groups(config.shards, split, config.images):
+                for group in list_row_groups(root, split, config.images):
                     yield group, targets

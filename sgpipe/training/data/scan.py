@@ -237,7 +237,7 @@ def _frequencies(names: pa.Array, mask: np.ndarray) -> Mapping[str, int]:
 def scan_training(data: DataConfig) -> TrainingSet:
     """Scan the shards to train on. Raises UserError: see `scan`."""
     threshold, closed = choose_threshold(data.calibration, data.threshold, data.precision), data.labels == "full"
-    calibration = data.calibration and load_calibration(data.calibration)
+    calibration = None if data.calibration is None else load_calibration(data.calibration)
     return scan(data.train, threshold, calibration, closed=closed, limit=data.limit, limit_seed=data.limit_seed)
 
 
@@ -245,7 +245,7 @@ def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | No
     """Scan the shards to validate on, if any. Raises UserError: see `scan`; or their class lists differ."""
     if not data.val:
         return None
-    calibration = data.calibration and load_calibration(data.calibration)
+    calibration = None if data.calibration is None else load_calibration(data.calibration)
     validation = scan(data.val, training.threshold, calibration, closed=data.labels == "full")
     if validation.closed_labels != training.closed_labels:
         raise UserError(
