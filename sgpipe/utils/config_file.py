@@ -65,7 +65,7 @@ _Loader.add_constructor(
 def parse_yaml(text: str) -> Any:
     """Return plain values. Raises ValueError, in one line: it is not YAML 1.2, or a tag does not fit its value."""
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 - a SafeLoader
+        return _Loader(text).get_single_data()
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
