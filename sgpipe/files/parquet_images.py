@@ -43,19 +43,13 @@ def image_columns(schema: pa.Schema) -> list[str]:
         stated = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         stated = []
-    files = [
-        field.name for field in schema if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-    ]
-    return stated or files or [field.name for field in schema if _is_binary(field.type)]
+    return stated or [field.name for field in schema if holds_images(field.type)]
 
 
 def holds_images(kind: pa.DataType) -> bool:
     """Return whether a column of this type can hold images: bytes, or a column of columns with bytes in it."""
     at = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
-    return _is_binary(kind.field(at).type if at >= 0 else kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
+    kind = kind.field(at).type if at >= 0 else kind
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 

@@ -48,9 +48,8 @@ def read_coco(
                 add[key](item)
             except UserError as error:
                 raise UserError(f"{annotations}: {error}") from None
-    missing = [key for key in ("images", "categories") if not seen[key]]
-    if missing or (seen["annotations"] and not detections.boxes):
-        lacks = " or ".join(missing) or "annotation with image_id, category_id and bbox"
+    if not (seen["images"] and seen["categories"]) or (seen["annotations"] and not detections.boxes):
+        lacks = "images, no categories, or no annotation with image_id, category_id and bbox"
         raise UserError(f"{annotations} is not a COCO instances file: it has no {lacks}")
     detections.categories.update({k: v for k, v in (names or {}).items() if k in detections.categories})
     origin = {"annotations": str(annotations), "captions": str(captions or ""), "annotations_sha256": stream.sha256}

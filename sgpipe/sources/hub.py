@@ -49,11 +49,6 @@ class HubFiles:
     splits: Mapping[str, Sequence[str]]
     card: Mapping[str, Any]
 
-    def stamp(self, split: str) -> list[Any]:
-        """Return what identifies the files of a split without reading them."""
-        entries = {entry.name: [entry.name, entry.size, entry.state] for entry in self.root.entries()}
-        return [self.root.location, [entries[name] for name in self.splits[split]]]
-
 
 def find_files(config: HubConfig) -> HubFiles:
     """Return the Parquet files of the dataset, subset and split of a recipe. Raises UserError, StoreError."""
@@ -255,13 +250,6 @@ _ROWS_PER_BATCH = 256
 
 
 @contextmanager
-def _open_file(files: HubFiles, name: str, config: HubConfig) -> Iterator[tuple[pq.ParquetFile, HubColumns]]:
-    """Open a Parquet file; also returns its columns. Raises UserError."""
-    with open_parquet(files, name) as parquet:
-        yield parquet, find_columns(parquet.schema_arrow, config.columns, name)
-
-
-@contextmanager
 def open_parquet(files: HubFiles, name: str) -> Iterator[pq.ParquetFile]:
     """Open a file of a dataset. Raises UserError, also while it is read: it is not a Parquet file."""
     try:
@@ -298,12 +286,13 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
         return dict(enumerate(config.classes))
     names: set[str] = set()
     for name in (name for split in files.splits.values() for name in split):
-        with _open_file(files, name, config) as (parquet, of):
-            schema, column = parquet.schema_arrow, str(of.classes)
+        with open_parquet(files, name) as parquet:
+            schema = parquet.schema_arrow
+            column = str(find_columns(schema, config.columns, name).classes)
             if not is_text(all_columns(schema)[column][1]):
                 return number_names(files, schema, column, "categories", "--set 'source.hub.classes=[NAME, …]'")
-            for row in iter_rows(parquet, [of.classes]):
-                names.update(each for each in values_of(row, of.classes) if each)
+            for row in iter_rows(parquet, [column]):
+                names.update(each for each in values_of(row, column) if each)
     return dict(enumerate(sorted(fields.clean(name) for name in names if name.strip())))
 
 
@@ -316,7 +305,8 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
     numbers: dict[Any, int] = {name: number for number, name in names.items()}
     by_number, total = not _have_ids(files, split, config), 0
     for file in files.splits[split]:
-        with _open_file(files, file, config) as (parquet, of):
+        with open_parquet(files, file) as parquet:
+            of = find_columns(parquet.schema_arrow, config.columns, file)
             only = image_columns(parquet.schema_arrow) == [of.image]
             read = [of.boxes, of.classes, of.crowd, of.captions, of.width, of.height, None if by_number else of.id]
             for number, row in enumerate(iter_rows(parquet, read)):
@@ -351,7 +341,8 @@ def _have_ids(files: HubFiles, split: str, config: HubConfig) -> bool:
     """Return whether a column has ids of the images: one that the user names, or one in which no two are the same."""
     seen, rows = set[Any](), 0
     for name in files.splits[split]:
-        with _open_file(files, name, config) as (parquet, of):
+        with open_parquet(files, name) as parquet:
+            of = find_columns(parquet.schema_arrow, config.columns, name)
             if of.id is None or config.columns.id is not None:
                 return of.id is not None
             for row in iter_rows(parquet, [of.id]):
@@ -397,5 +388,7 @@ def prepare_hub(source: SourceConfig) -> SourceConfig:
 
 def stamp_split(source: SourceConfig, split: str) -> dict[str, Any]:
     """Return what identifies the files and settings that the records of a split are read with."""
-    settings = source.hub.model_dump(mode="json", exclude={"split"})
-    return {"hub": settings, "boxes": source.boxes, "contents": find_files(source.hub).stamp(split)}
+    settings, files = source.hub.model_dump(mode="json", exclude={"split"}), find_files(source.hub)
+    found = (entry for entry in files.root.entries() if entry.name in files.splits[split])
+    contents = [files.root.location, sorted([entry.name, entry.size, entry.state] for entry in found)]
+    return {"hub": settings, "boxes": source.boxes, "contents": contents}

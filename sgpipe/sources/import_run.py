@@ -17,7 +17,7 @@ from sgpipe.images import read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed
 from sgpipe.sources.doubts import change_form, doubt_records
-from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
+from sgpipe.storage.manifest import ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
 from sgpipe.utils import BoxForm, __version__
@@ -68,8 +68,6 @@ def import_annotations(
         read = written = 0
         problems: ProblemCounts = Counter()
         if not is_finished or redo:
-            folder.sweep(manifest)
-            _write_readme(source, folder, manifest)
             with progress.images(None, "importing") as advance:
                 for start, records, found in _read_units(source, shards, limit, problems):
                     read += len(records)
@@ -87,11 +85,10 @@ def import_annotations(
                     advance(shard.rows, shard.counts)
             if not read:
                 why = ", ".join(f"{key}: {number:,}" for key, number in sorted(problems.items()) if number)
-                raise UserError(
-                    f"{source.files['annotations']} contains no image that can be imported ({why or 'none'})"
-                )
+                raise UserError(f"{source.files['annotations']} contains no image to import ({why or 'it is empty'})")
             folder.sweep(manifest)
-            _write_readme(source, folder, manifest)
+            origin = f"Imported from {source.files['annotations'].name}; human-annotated relations have no confidence."
+            folder.write_readme(f"{source.dataset}: imported by sgpipe", origin, manifest)
             finished = {"finished": True, "limit": limit if read == limit else None}
             if manifest.run | finished != manifest.run:
                 manifest.run |= finished
@@ -190,8 +187,3 @@ def _finish(
                 change_form(record, source.boxes, form)
             clip_objects(record, problems)
     return contents if embed else None
-
-
-def _write_readme(source: AnnotationSource, folder: RunFolder, manifest: Manifest) -> None:
-    origin = f"Imported from {source.files['annotations'].name}; human-annotated relations have no confidence."
-    folder.write_readme(f"{source.dataset}: imported by sgpipe", origin, manifest)
