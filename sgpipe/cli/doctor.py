@@ -16,11 +16,10 @@ from sgpipe.errors import UserError
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import count
 
-_CAPTIONERS = {  # by model_type, with the GiB of weights in bfloat16: see docs/models.md
-    **{"blip": "BLIP 0.9", "blip-2": "BLIP-2 7.0", "florence2": "Florence-2 0.4 to 1.4", "smolvlm": "SmolVLM 0.9"},
-    **{"idefics3": "Idefics3 15.8", "qwen2_vl": "Qwen2-VL 4.1", "qwen2_5_vl": "Qwen2.5-VL 15.4"},
-    **{"qwen3_vl": "Qwen3-VL 8.3"},
-}
+_CAPTIONERS = (  # with the GiB of weights in bfloat16: see docs/models.md
+    "GiB in bfloat16: BLIP 0.9, BLIP-2 7.0, Florence-2 0.4 to 1.4, SmolVLM 0.9, Idefics3 15.8, Qwen2-VL 4.1, "
+    "Qwen2.5-VL 15.4, Qwen3-VL 8.3"
+)
 _SMALL_DISK, _SMALL_SHARED_MEMORY = 5 << 30, 1 << 30
 
 
@@ -45,7 +44,6 @@ def doctor(
 
     Examples:
       sgpipe doctor
-      sgpipe doctor --json
       sgpipe doctor --recipe photos --fetch
     """
     if recipe is None and (fetch or assign):
@@ -54,7 +52,7 @@ def doctor(
         checks = _hub_models(recipe, assign or [], fetch)
     else:
         checks = {"packages": _packages(), "gpu": _gpu(), "parser": _parser(), "models": _models()}
-        checks |= {"captions": _captioners(), "disk": _disk(folder), "ray": _ray(), "hub": _hub()}
+        checks |= {"captions": DoctorCheck("ok", _CAPTIONERS), "disk": _disk(folder), "ray": _ray(), "hub": _hub()}
     if not cli.printed_json(json_, [{"name": name, **check._asdict()} for name, check in checks.items()]):
         screen = console.output()
         for name, (state, detail, fix) in checks.items():
@@ -123,17 +121,6 @@ def _models() -> DoctorCheck:
     models = sorted(path.parent.name for path in packaged_model("tagger").parent.glob("*/model.safetensors"))
     recipes = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
     return DoctorCheck("ok", f"miniworld models {', '.join(models)}; recipes {', '.join(recipes)}")
-
-
-def _captioners() -> DoctorCheck:
-    """List the families of captioners that the installed transformers has, and the memory that their weights take."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as KINDS
-
-    known = "GiB in bfloat16: " + ", ".join(name for kind, name in _CAPTIONERS.items() if kind in KINDS)
-    if lacks := sorted(name for kind, name in _CAPTIONERS.items() if kind not in KINDS):
-        upgrade = "pip install --upgrade transformers"
-        return DoctorCheck("note", f"{known}; this transformers lacks {', '.join(lacks)}", upgrade)
-    return DoctorCheck("ok", known)
 
 
 def _disk(folder: Path) -> DoctorCheck:

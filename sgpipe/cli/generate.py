@@ -167,7 +167,6 @@ def generate(
       sgpipe generate coco --root datasets/coco --tagger tagger/ --out coco-relations/
       sgpipe generate folder --images photos/ --tagger tagger/ --out photo-relations/
       sgpipe generate hub --dataset cppe-5 --split train --tagger tagger/ --out cppe-relations/
-      sgpipe generate coco --tagger tagger/ --limit 100 --set tag.threshold=0.1
       sgpipe generate coco --root datasets/coco --tagger tagger/ --out run/ --store s3://bucket/coco
       sgpipe generate --from coco-relations/ --tagger other-tagger/ --out retagged/
       sgpipe generate photos --extend vg/ --tagger tagger/ --out vg-extended/
@@ -307,7 +306,6 @@ def label(
 
     Examples:
       sgpipe label photos/
-      sgpipe label photos/ --tagger tagger/ --out labelled/
       sgpipe label a.jpg --boxes boxes.json
       sgpipe label miniworld/images --recipe miniworld
     """

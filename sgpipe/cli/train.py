@@ -176,7 +176,6 @@ def reproduce(
 
     Examples:
       sgpipe reproduce rlipv2 --scale miniature --out small/
-      sgpipe reproduce rlipv2 --scale one-gpu --data downloads/ --out rlipv2/ --dry-run
       sgpipe reproduce rlipv2 --scale one-gpu --data downloads/ --out rlipv2/
     """
     from sgpipe.cli import reproduction as steps

@@ -136,26 +136,11 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
     return Epoch(tuple(visits), window, f"{seed} {epoch}", step)
 
 
-@dataclass(frozen=True)
-class TrainingRow:
-    """A row of a table in memory; `folder`: index into the folders of the training set."""
+def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of an epoch from a position on, with the index of the folder.
 
-    table: pa.Table
-    index: int
-    folder: int
-
-    def values(self) -> dict[str, Any]:
-        """Return all columns but the image."""
-        return self.table.select(COLUMNS).slice(self.index, 1).to_pylist()[0]
-
-    def embedded(self) -> bytes | None:
-        """Return the image file, if the shard contains it."""
-        image = self.table[IMAGE_COLUMN][self.index].as_py() if IMAGE_COLUMN in self.table.column_names else None
-        return (image or {}).get("bytes")
-
-
-def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> Iterator[TrainingRow]:
-    """Yield the rows of an epoch from a position on. Raises UserError, StoreError: a shard is lost or changed."""
+    Raises UserError, StoreError: a shard is lost or changed.
+    """
     window, skipped = epoch.find(position)
     groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
     in_store = any(is_uri(folder.root) for folder in training_set.folders)  # threads read one window in advance
@@ -169,7 +154,7 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
             usable = [group.usable_rows(len(table)) for group, table in zip(own, tables, strict=True)]
             shapes = [_aspect_ratios(table) for table in tables] if epoch.step is not None else []
             for visit, index in epoch.order(window, usable, shapes)[skipped:]:
-                yield TrainingRow(tables[visit], index, own[visit].folder)
+                yield own[visit].folder, tables[visit].slice(index, 1).to_pylist()[0]
             window, skipped = window + 1, 0
 
 
@@ -307,10 +292,10 @@ class StepStream:
         group = self.data.text_group if self.training_set.closed_labels is None else None
         return min(group or self.batch, self.batch)
 
-    def _step(self, epoch: int, index: int, rows: list[TrainingRow]) -> TrainingStep:
+    def _step(self, epoch: int, index: int, rows: list[tuple[int, dict[str, Any]]]) -> TrainingStep:
         first = index * self.batch
         # "picture" is part of the seed: another word would change every training.
-        items = [self._item(row, generator("picture", self.seed, epoch, first + n)) for n, row in enumerate(rows)]
+        items = [self._item(*row, generator("picture", self.seed, epoch, first + n)) for n, row in enumerate(rows)]
         texts: dict[int, tuple[Texts, Texts]] = {}
         parts = []
         for part in cut(len(rows), self.group, self.rank, self.world_size, self.accumulate):
@@ -318,8 +303,7 @@ class StepStream:
             if group not in texts:
                 members = items[group * self.group : (group + 1) * self.group]
                 texts[group] = self._choose(members, epoch, index * -(-self.batch // self.group) + group)
-            own = tuple(replace(items[n], embedded=rows[n].embedded()) for n in part)
-            parts.append(StepPart(*texts[group], own))
+            parts.append(StepPart(*texts[group], tuple(items[n] for n in part)))
         return TrainingStep(epoch, index, tuple(parts))
 
     def _choose(self, group: Sequence[TrainingItem], epoch: int, number: int) -> tuple[Texts, Texts]:
@@ -336,9 +320,9 @@ class StepStream:
             texts = batch_texts(objects, relations, sampling, rng, whole=True)
         return texts, reworded(texts, self.data.wordings, rng) if self.training else texts
 
-    def _item(self, row: TrainingRow, rng: random.Random) -> TrainingItem:
-        values, labels = row.values(), self.training_set.closed_labels
-        graph, judged = scene_graph(values, self.training_set.threshold), self.training_set.folders[row.folder].judged
+    def _item(self, folder: int, values: dict[str, Any], rng: random.Random) -> TrainingItem:
+        labels, judged = self.training_set.closed_labels, self.training_set.folders[folder].judged
+        graph = scene_graph(values, self.training_set.threshold)
         if judged is not None:
             graph = judged_graph(graph, judged[values["split"], values["image_id"]], rng)
         weights: Mapping[Any, float] = self.data.origins if self.training else {}
@@ -356,7 +340,8 @@ class StepStream:
             flip = labels is None or ({*objects} <= {*labels.objects} and {*relations} <= {*labels.relations})
             graph = flipped if flip else graph
         image = {name: values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")}
-        return TrainingItem(folder=row.folder, **image, embedded=None, graph=graph, flip=flip, rng=rng)
+        embedded = (values.get(IMAGE_COLUMN) or {}).get("bytes")
+        return TrainingItem(folder=folder, **image, embedded=embedded, graph=graph, flip=flip, rng=rng)
 
 
 def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1) -> list[range]:

@@ -73,7 +73,7 @@ def test_a_limit_ends_the_scan(tmp_path, limit):
 
 
 def images(found: TrainingSet) -> list[str]:
-    return [row.values()["image_id"] for row in iter_epoch(found, one_pass(found))]
+    return [row["image_id"] for _, row in iter_epoch(found, one_pass(found))]
 
 
 @pytest.mark.parametrize("rows", [3, 60])
