@@ -73,9 +73,7 @@ class InputOptions(cli.InferenceOptions):
     """A predictions file and annotations, or a trained model and the shards to run it on."""
 
     predictions: Annotated[Path | None, cli.reads_file("Predictions file, as in docs/formats.md.")] = None
-    model: Annotated[cli.Place | None, cli.reads_model("Trained model, not predictions.", parser=cli.as_location)] = (
-        None
-    )
+    model: Annotated[cli.Place | None, cli.reads_model("Trained model to run.", parser=cli.as_location)] = None
     data: Annotated[cli.Place | None, cli.reads_stored("With --model: folder of shards, or their object store.")] = None
 
     def given(
