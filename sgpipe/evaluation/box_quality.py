@@ -20,7 +20,7 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import coco_point
 from rlip_model.evaluation.scores import ClassScores, Tally
 from sgpipe.errors import UserError, check_share
-from sgpipe.evaluation.graphs import NO_IMAGE, ImageFinder, ImageName, image_base_name
+from sgpipe.evaluation.graphs import NO_IMAGE, ImageName, image_base_name, image_finder
 from sgpipe.evaluation.result import EvaluationResult, Resampling, Rows, class_curve, count_notes
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
@@ -373,7 +373,7 @@ def _compared_images(found: BoxSet, target: BoxSet) -> dict[ImageName, ImageName
     # As pycocotools, by whose order of images boxes of equal scores count.
     numbers = {name: int(name.image_id) if name.image_id.isdecimal() else math.inf for name in target.images}
     names = sorted(target.images, key=lambda name: (numbers[name], name.image_id))
-    finder = ImageFinder(names)
+    finder = image_finder(names)
     if not any(boxes for _, boxes in found.images.values()):
         raise UserError(f"{found.path} has no boxes")
     own = {names[place]: name for name in found.images if (place := finder(name)) != NO_IMAGE}

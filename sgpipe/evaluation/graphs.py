@@ -73,24 +73,21 @@ def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabular
     return vocabulary
 
 
-class ClassTable:
-    """Which classes of a run an object of the ground truth may have; classes are numbers of one vocabulary."""
+def class_meanings(vocabulary: Vocabulary, predicted: Iterable[str]) -> Callable[[int], list[int]]:
+    """Return which classes of a run an object of the ground truth may have, by the number of its own.
 
-    def __init__(self, vocabulary: Vocabulary, predicted: Iterable[str]) -> None:
-        """`predicted`: all class names of the run. If they are COCO's or Objects365's, its synonyms count."""
-        self._vocabulary = vocabulary
-        names = {normalise_predicate(name) for name in predicted}
-        dataset = next((one for one in _DATASETS if names <= set(category_names(one).values())), "")
-        synonyms = packaged_synonyms(dataset)
-        self._known = {vocabulary.number(name) for name in (*names, *synonyms)}
-        self._matcher = HeadMatcher(synonyms)
+    A class of the run stands for itself; any other name ("man") also for the class it names ("person"). predicted: all
+    class names of the run; if they are COCO's or Objects365's, its synonyms count.
+    """
+    names = {normalise_predicate(name) for name in predicted}
+    synonyms = packaged_synonyms(next((one for one in _DATASETS if names <= {*category_names(one).values()}), ""))
+    known, matcher = {vocabulary.number(name) for name in (*names, *synonyms)}, HeadMatcher(synonyms)
 
-    def classes(self, number: int) -> list[int]:
-        """A class of the run stands for itself; any other name ("man") also for the class it names ("person")."""
-        if number in self._known:
-            return [number]
-        fitting = self._matcher.classes(self._vocabulary.names[number])
-        return [number, *(self._vocabulary.number(name) for name in fitting)]
+    def classes(number: int) -> list[int]:
+        fitting = () if number in known else matcher.classes(vocabulary.names[number])
+        return [number, *map(vocabulary.number, fitting)]
+
+    return classes
 
 
 @dataclass(frozen=True)
@@ -276,7 +273,7 @@ class GroundTruthIndex:
         table = pa.concat_tables(tables)
         table = table.filter(pc.equal(table["status"], "ok")).combine_chunks()
         self.graphs = _graphs(root, table, (classes, predicates), "relations", None)
-        self._find = ImageFinder(self.graphs.names, coco_ids)
+        self._find = image_finder(self.graphs.names, coco_ids)
         places = self.graphs.subject * len(self.graphs.image) + self.graphs.object
         self._pairs, pair = np.unique(places, return_inverse=True)
         keys = pair.reshape(-1) * _MOST_PREDICATES + self.graphs.predicate
@@ -286,7 +283,7 @@ class GroundTruthIndex:
         """`[names]`, the image of each name, or `NO_IMAGE`."""
         return np.array([self._find(name) for name in names], dtype=np.int64)
 
-    def match(self, graphs: Graphs, images: Array, classes: ClassTable, iou: float) -> Array:
+    def match(self, graphs: Graphs, images: Array, classes: Callable[[int], list[int]], iou: float) -> Array:
         """Match predicted objects with those of the ground truth by class and a minimum IoU of boxes.
 
         images: `[images]` of the ground truth, or `NO_IMAGE`. Returns `[objects]` of it, or `NO_MATCH`.
@@ -295,7 +292,7 @@ class GroundTruthIndex:
         objects = _ranges(self.graphs.starts[own], self.graphs.starts[own + 1])
         objects = objects[~self.graphs.crowd[objects]]
         distinct, kind = np.unique(self.graphs.category[objects], return_inverse=True)
-        meanings = [classes.classes(number) for number in distinct.tolist()]  # an object may be of several classes
+        meanings = [classes(number) for number in distinct.tolist()]  # an object may be of several classes
         counts = np.array([len(each) for each in meanings], dtype=np.int64)
         firsts = np.cumsum(counts) - counts
         entries = np.repeat(objects, counts[kind])
@@ -330,27 +327,27 @@ def _ranges(starts: Array, ends: Array) -> Array:
     return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
 
-class ImageFinder:
-    """Finds images in the ground truth: within a dataset by id, across datasets by file name."""
+def image_finder(names: Sequence[ImageName], coco_ids: Mapping[str, str] | None = None) -> Callable[[ImageName], int]:
+    """Return what finds images in the ground truth: within a dataset by id, across datasets by file name.
 
-    def __init__(self, names: Sequence[ImageName], coco_ids: Mapping[str, str] | None = None) -> None:
-        """coco_ids: as for `GroundTruthIndex`. Of images that occur twice, the first is found."""
-        self._coco_ids = coco_ids
-        self._rows: dict[Any, int] = {}  # by dataset and id, by COCO's id, or by base name
-        for row, name in enumerate(names):
-            if (name.dataset, name.image_id) in self._rows:
-                continue
-            self._rows[name.dataset, name.image_id] = row
-            if coco_ids is None:
-                self._rows[name.base_name] = NO_IMAGE if name.base_name in self._rows else row  # ambiguous
-            elif name.image_id in coco_ids:
-                self._rows.setdefault(coco_ids[name.image_id], row)
+    coco_ids: as for `GroundTruthIndex`. Of images that occur twice, the first is found.
+    """
+    rows: dict[Any, int] = {}  # by dataset and id, by COCO's id, or by base name
+    for row, name in enumerate(names):
+        if (name.dataset, name.image_id) in rows:
+            continue
+        rows[name.dataset, name.image_id] = row
+        if coco_ids is None:
+            rows[name.base_name] = NO_IMAGE if name.base_name in rows else row  # ambiguous
+        elif name.image_id in coco_ids:
+            rows.setdefault(coco_ids[name.image_id], row)
 
-    def __call__(self, name: ImageName) -> int:
-        if self._coco_ids is not None:
-            return self._rows.get(name.image_id, NO_IMAGE)
-        row = self._rows.get((name.dataset, name.image_id), NO_IMAGE)
-        return row if row != NO_IMAGE else self._rows.get(name.base_name, NO_IMAGE)
+    def find(name: ImageName) -> int:
+        if coco_ids is not None:
+            return rows.get(name.image_id, NO_IMAGE)
+        return rows.get((name.dataset, name.image_id), rows.get(name.base_name, NO_IMAGE))
+
+    return find
 
 
 def read_coco_ids(image_data: Location) -> dict[str, str]:

@@ -29,13 +29,13 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.graphs import (
     NO_IMAGE,
     NO_MATCH,
-    ClassTable,
     Graphs,
     GroundTruthIndex,
     ImageName,
     PredicateSynonyms,
     Source,
     Vocabulary,
+    class_meanings,
     class_names,
     iter_graphs,
     predicate_vocabulary,
@@ -265,7 +265,7 @@ def label_quality(
     folders = [root for root in (ground_truth.relations, ground_truth.required) if root is not None]
     indexes = [GroundTruthIndex(root, words, predicates, coco_ids) for root in folders]
     truth, targets = indexes[0], indexes[-1]
-    classes = ClassTable(words, class_names(run))
+    classes = class_meanings(words, class_names(run))
     seen = np.zeros(len(truth.graphs.names), dtype=bool)
     image_of_target = np.full(len(targets.graphs.names), NO_IMAGE)
     counts = Counter[str]()

@@ -54,7 +54,6 @@ def certified_text(certificate: Mapping[str, Any]) -> str:
 
 
 README = "README.md"
-_SIZES = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M", 10_000_000: "1M<n<10M"}
 
 # By dataset: the identifier of its licence on the hub, and a sentence about it.
 _LICENCES = {
@@ -102,7 +101,6 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
         "pretty_name": f"{rows.manifest.run.get('name', 'sgpipe')} relations",
         "task_categories": ["object-detection"],
         "tags": ["scene-graph-generation", "visual-relationship-detection", "sgpipe"],
-        "size_categories": [next((name for limit, name in _SIZES.items() if measures.rows < limit), "n>10M")],
         "configs": [{"config_name": "default", "data_files": files}],
     }
     text = card_template("card.md.jinja").render(

@@ -382,13 +382,10 @@ def _neck_and_head(look: Look, frame: Frame, shoulder: Point, angle: float, gaze
     girth = frame.girth
     base = (shoulder[0] + girth * 0.12, shoulder[1] + girth * 0.2)
     top = turn((base[0] + frame.neck, base[1]), angle, base)
-    shapes: Shapes = []
-    if look.kind == "horse":
-        mane = [(base[0] - 0.14, base[1] + 0.16), (top[0] - 0.14, top[1] - 0.02), (top[0] - 0.02, top[1] + 0.12)]
-        shapes += path(shade(look.colour.rgb, 0.5), mane, 0.22, 0.16)
-    shapes.append(capsule(look.colour.rgb, base, top, girth * 0.82, frame.head * 1.25))
-    head = {"dog": _dog_head, "cat": _cat_head, "horse": _horse_head}[look.kind]
-    return shapes + moved(head(look, frame.head), top, gaze)
+    mane = [(base[0] - 0.14, base[1] + 0.16), (top[0] - 0.14, top[1] - 0.02), (top[0] - 0.02, top[1] + 0.12)]
+    shapes = path(shade(look.colour.rgb, 0.5), mane, 0.22, 0.16) if look.kind == "horse" else []
+    head = {"dog": _dog_head, "cat": _cat_head, "horse": _horse_head}[look.kind](look, frame.head)
+    return [*shapes, capsule(look.colour.rgb, base, top, girth * 0.82, frame.head * 1.25), *moved(head, top, gaze)]
 
 
 def _eye(at: Point, radius: float) -> Shapes:

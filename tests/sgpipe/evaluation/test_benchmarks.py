@@ -186,7 +186,7 @@ def write_vcoco(root: Path, vsrl_file: Path, coco_file: Path) -> None:
 REFUSED = {
     "": "pass --predictions and --annotations, or --model and --data",
     "--data RUN --predictions few.json": "pass --predictions", "--data RUN --setting UO": "these are others",
-    "--data RUN --annotations few.json": "few.json has no item with the keys of HICO-DET",
+    "--data RUN --annotations few.json": "few.json has a format",
     "--data RUN --classes few.json": "is not a listed class",
     "--data RUN --classes bad.json": "classes file .*bad.json: expected", "--data nowhere": "nowhere",
 }  # fmt: skip

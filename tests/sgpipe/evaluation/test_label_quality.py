@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.evaluation.graphs import NO_MATCH, ClassTable, Vocabulary, best_pairs
+from sgpipe.evaluation.graphs import NO_MATCH, Vocabulary, best_pairs, class_meanings
 from sgpipe.evaluation.label_quality import LabelQuality, label_quality, label_report
 from sgpipe.records import Box, Pair, Record, Relation
 from sgpipe.stages.pair import normalise_predicate
@@ -217,8 +217,8 @@ def test_the_best_pair_first_then_the_best_of_the_rest() -> None:
 
 def test_a_name_that_is_a_class_means_only_itself() -> None:
     words = Vocabulary(normalise_predicate)
-    table = ClassTable(words, ["Person", "car", "truck"])
-    meanings = {name: {words.names[number] for number in table.classes(words.number(name))} for name in ("car", "van")}
+    table = class_meanings(words, ["Person", "car", "truck"])
+    meanings = {name: {words.names[number] for number in table(words.number(name))} for name in ("car", "van")}
     assert meanings == {"car": {"car"}, "van": {"van", "car", "truck"}}
-    other = ClassTable(words, ["person", "hovercraft"])
-    assert [words.names[number] for number in other.classes(words.number("man"))] == ["man"]
+    other = class_meanings(words, ["person", "hovercraft"])
+    assert [words.names[number] for number in other(words.number("man"))] == ["man"]
