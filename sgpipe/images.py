@@ -6,13 +6,12 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -136,20 +135,16 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 def from_array(values: Any) -> Image.Image:
     """Return a NumPy array as an image: uint8 `[height, width]` (grey), `[height, width, 3]` (RGB) or 4 (RGBA).
 
-    Raises ImageError: another shape or type of numbers; the message says how to convert it.
+    Raises ImageError: another shape or type of numbers.
     """
-    shape = "x".join(map(str, values.shape)) or "no"
     if values.ndim == 3 and values.shape[-1] == 1:
         values = values[..., 0]
-    if not values.size or (values.ndim != 2 and not (values.ndim == 3 and values.shape[-1] in (3, 4))):
+    has_channels = values.ndim == 3 and values.shape[-1] in (3, 4)
+    if values.dtype != np.uint8 or not values.size or not (values.ndim == 2 or has_channels):
+        shape = "x".join(map(str, values.shape)) or "no"
         raise ImageError(
-            f"an array of shape {shape} is not an image: expected height x width, with 3 (RGB) or 4 channels, which "
-            "array.transpose(1, 2, 0) puts last"
-        )
-    if values.dtype != np.uint8:
-        raise ImageError(
-            f"an array of {values.dtype} is not an image: expected uint8, values from 0 to 255; "
-            "(array * 255).astype('uint8') if its values are 0 to 1"
+            f"an array of {values.dtype} and of shape {shape} is not an image: expected uint8 (0 to 255) and height x "
+            "width, with 3 (RGB) or 4 channels last"
         )
     return Image.fromarray(np.ascontiguousarray(values))
 
@@ -276,73 +271,54 @@ def read_bytes(file: ImageFile, number: int = -1) -> bytes:
 _Started = tuple[Record, Future[Any]]
 
 _PER_THREAD = 2  # images that are opened before they are needed
-_MOST_BYTES = 128 << 20  # of waiting files or decoded images; more only while the largest images are read
+_MOST_BYTES = 128 << 20  # of decoded or prepared images that wait; more only while the largest images are read
 _PIXEL_BYTES = 4  # of Pillow
 
 
-class ImageFeed(Generic[Prepared]):
-    """Opens the images of records in their order, in threads before they are needed; a context manager.
+def open_ahead(
+    roots: Mapping[str, ImagePlace],
+    records: Iterable[Record],
+    prepare: Callable[[Image.Image, ImageFile], Prepared],
+    threads: int = 0,
+    batch: int = 1,
+) -> Generator[tuple[Record, Prepared | ImageError]]:
+    """Yield each record that is ok with its image, opened in threads before it is needed, or why it cannot be opened.
 
     Args:
         prepare: makes what the model takes of an image, as by `open_row_image`, and its file: the image itself, or
             something of limited size. Called in several threads.
-        threads: read, decode and prepare images. 0: images are decoded when they are requested, and only where opening
-            a file waits, as in a store, do threads read files.
+        threads: read, decode and prepare images; more where opening a file waits, as in a store. 0, and nothing waits:
+            images are opened when they are requested.
         batch: number of images that the model takes at once.
     """
 
-    def __init__(
-        self,
-        roots: Mapping[str, ImagePlace],
-        records: Iterable[Record],
-        prepare: Callable[[Image.Image, ImageFile], Prepared],
-        threads: int = 0,
-        batch: int = 1,
-    ) -> None:
-        self._roots, self._prepare = roots, prepare
-        given = [record for record in records if record.ok]
-        splits = {record.split for record in given} & roots.keys()
-        number = max((image_root(roots[split]).threads for split in splits), default=0)
-        self._decodes = threads > 0
-        self._left = {id(record) for record in given} if number or threads else set()  # that threads will open
-        self._pool = ThreadPoolExecutor(max(number, threads, 1), "images")
-        most = _PER_THREAD * max(number, threads) + (batch if threads else 0)
-        self._started = start_early(self._start, given, most, self._is_full)
+    def opened(record: Record) -> Prepared | ImageError:
+        try:
+            file, name = image_file(roots, record)
+            size = (record.width, record.height)
+            return prepare(decode(file, size, name, upright=is_upright(record.dataset)), file)
+        except ImageError as reason:
+            return reason
 
-    def __enter__(self) -> ImageFeed[Prepared]:
-        return self
+    given = [record for record in records if record.ok]
+    splits = {record.split for record in given} & roots.keys()
+    number = max([threads, *(image_root(roots[split]).threads for split in splits)])
+    if not number:
+        yield from ((record, opened(record)) for record in given)
+        return
+    pool = ThreadPoolExecutor(number, "images")
+    try:
+        most = _PER_THREAD * number + batch
+        for record, future in start_early(lambda each: (each, pool.submit(opened, each)), given, most, _is_full):
+            yield record, future.result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def open(self, record: Record) -> Prepared:
-        """Return what `prepare` makes of an image; of any record, but threads open only those that were given."""
-        while id(record) in self._left:
-            there, future = next(self._started)
-            self._left.discard(id(there))
-            if there is record:
-                return future.result() if self._decodes else self._prepared(record, *future.result())
-            future.cancel()
-        return self._opened(record)
-
-    def _opened(self, record: Record) -> Prepared:
-        return self._prepared(record, *image_file(self._roots, record))
-
-    def _prepared(self, record: Record, file: ImageFile, name: str) -> Prepared:
-        size = (record.width, record.height)
-        return self._prepare(decode(file, size, name, upright=is_upright(record.dataset)), file)
-
-    def _start(self, record: Record) -> _Started:
-        return record, self._pool.submit(self._opened if self._decodes else partial(image_file, self._roots), record)
-
-    def _is_full(self, pending: Collection[_Started]) -> bool:
-        return sum(map(self._bytes, pending)) >= _MOST_BYTES
-
-    def _bytes(self, started: _Started) -> int:
-        """Return the size of what was prepared, or of the pixels until then; if nothing decodes, of a waiting file."""
-        record, future = started
+def _is_full(pending: Collection[_Started]) -> bool:
+    """Return whether enough images wait, by the size of what was prepared of them, or else of their pixels."""
+    size = 0
+    for record, future in pending:
         found = future.result() if future.done() and future.exception() is None else None
-        if self._decodes:  # a prepared tensor may be much smaller than the image, or larger
-            return int(getattr(found, "nbytes", _PIXEL_BYTES * record.width * record.height))
-        file = found[0] if found else None
-        return len(file.getbuffer()) if isinstance(file, BytesIO) else 0
+        size += getattr(found, "nbytes", _PIXEL_BYTES * record.width * record.height)
+    return size >= _MOST_BYTES

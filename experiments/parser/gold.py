@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sgpipe.errors import UserError
-from sgpipe.stages.parse.grammar.lexicon import DETERMINERS
+from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.relations import head_noun, singular
 from sgpipe.stages.parse.grammar.tree import NOUN_TAGS, Tree, tokenise
-from sgpipe.stages.parse.learned.parser import PREPOSITIONS, before_head
+from sgpipe.stages.parse.learned.parser import before_head
 from sgpipe.utils.lemmas import verb_lemma
 
 _TRIPLET = re.compile(r"\(\s*(.*?)\s*\)(?=\s*(?:,\s*\(|$))")
@@ -165,7 +165,7 @@ def _in_singular(words: list[str]) -> str:
 def name_words(name: str) -> list[str]:
     """The words of a name as the tokeniser writes them, without leading determiners and numbers."""
     words = [token.text for token in tokenise(name)]
-    while len(words) > 1 and (words[0] in DETERMINERS or words[0].isdigit()):
+    while len(words) > 1 and (words[0] in lexicon.DETERMINERS or words[0].isdigit()):
         words = words[1:]
     return words
 
@@ -175,7 +175,7 @@ def normal_predicate(predicate: str) -> str:
     words = predicate.lower().split()
     while len(words) > 1 and words[0] in _AUXILIARIES:
         words = words[1:]
-    if words and words[0] not in PREPOSITIONS and words[0].endswith(("ing", "ed", "s")):
+    if words and words[0] not in lexicon.PREPOSITIONS and words[0].endswith(("ing", "ed", "s")):
         words[0] = verb_lemma(words[0])
     return " ".join(words)
 

@@ -48,7 +48,6 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import location, read_text
 from sgpipe.files.model_cache import pin_model
 from sgpipe.inference.predictions import (
-    ImageRow,
     InferenceConfig,
     PeopleConverter,
     PredictConfig,
@@ -58,6 +57,7 @@ from sgpipe.inference.predictions import (
     list_row_groups,
     predicted_graph,
 )
+from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_classes
 from sgpipe.storage.shards import iter_records
@@ -307,7 +307,7 @@ def _predictions(
     given: ModelRun,
     config: PredictConfig,
     annotated: Collection[Name],
-    name_of: Callable[[ImageRow], Name],
+    name_of: Callable[[Record], Name],
     found: ScoredImages,
 ) -> Iterator[tuple[Name, PredictedPairs]]:
     """Yield the names and predictions of the images that can be read; the number of others is noted.

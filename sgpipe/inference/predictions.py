@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
 from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, PredictedPairs
 from rlip_model.evaluation.triplets import largest
@@ -27,14 +26,13 @@ from sgpipe import records
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import Location, opened_ahead
-from sgpipe.images import open_row_image
-from sgpipe.records import NO_OBJECT
+from sgpipe.records import NO_OBJECT, Record, from_table
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import HICO, HoiaSchema
 from sgpipe.sources.vocabulary import official_relation_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import write_result
-from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, read_row_group
+from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard, read_row_group
 
 PERSON = "person"
 Task = Literal["hoi", "zero-shot hoi", "scene graph"]
@@ -87,35 +85,15 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
-class ImageRow:
-    """The image of a shard's row, embedded in the shard or in `images`; `error`: why it is not usable."""
-
-    image_id: str
-    dataset: str
-    split: str
-    file_name: str
-    width: int
-    height: int
-    error: str | None
-    images: ImagePlace | None
-    embedded: bytes | None
-
-    def open(self) -> Image.Image:
-        """Return the image as RGB, of the annotated size. Raises ImageError."""
-        roots = {} if self.images is None else {self.split: self.images}
-        return open_row_image(roots, self, self.embedded)
-
-
-@dataclass(frozen=True)
 class ImagePrediction:
     """The prediction for one image: boxes in pixels, labels and predicates as indices into the classes; or an error."""
 
-    row: ImageRow
+    row: Record
     pairs: PredictedPairs | None = None
     error: str | None = None
 
 
-def coco_image_id(row: ImageRow) -> int:
+def coco_image_id(row: Record) -> int:
     """Return the image id as COCO's integer. Raises UserError: it is not an integer."""
     try:
         return int(row.image_id)
@@ -146,17 +124,12 @@ def list_row_groups(root: Path, split: str | None = None, images: ImagePlace | N
     return row_groups
 
 
-def iter_rows(row_group: RowGroup) -> Iterator[ImageRow]:
-    """Read a row group. Raises UserError: the shard is missing or damaged."""
+def iter_rows(row_group: RowGroup) -> Iterator[tuple[Record, bytes | None]]:
+    """Yield the record of each row, and the image file that it holds. Raises UserError: the shard is damaged."""
     table = read_row_group(row_group.file, row_group.group, _COLUMNS, (IMAGE_COLUMN,))
     for index in range(table.num_rows):
-        [values] = table.slice(index, 1).to_pylist()
-        embedded = (values.get(IMAGE_COLUMN) or {}).get("bytes")
-        error = (values["error"] or "unknown error") if values["status"] != "ok" else None
-        if error is None and embedded is None and row_group.images is None:
-            error = "the shard does not contain its image"
-        named = {name: values[name] for name in _NAMES}
-        yield ImageRow(**named, error=error, images=row_group.images, embedded=embedded)
+        row = table.slice(index, 1)
+        yield from zip(from_table(row), embedded_images(row), strict=True)
 
 
 CLASSES = "classes"  # key of the class list in the first item of a file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,9 +20,11 @@ from rlip_model.settings import ComputePrecision
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import detect
 from sgpipe.errors import EngineError, UserError
-from sgpipe.images import ImageError
-from sgpipe.inference.predictions import PERSON, ImagePrediction, ImageRow, PredictConfig, RowGroup, iter_rows
+from sgpipe.files.image_roots import ImagePlace
+from sgpipe.images import ImageError, open_row_image
+from sgpipe.inference.predictions import PERSON, ImagePrediction, PredictConfig, RowGroup, iter_rows
 from sgpipe.recipe import DEFAULT_SIDES, miniworld_notes, size_notes, trained_sides
+from sgpipe.records import Record
 from sgpipe.stages.detect import load_detector
 from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_device, pick_dtype
@@ -73,21 +75,27 @@ class Predictor:
 
     def __call__(self, row_group: RowGroup) -> Iterator[ImagePrediction]:
         """Yield the predictions for a row group, in its order."""
-        size = self.config.batch
-        with prefetch(self._read, iter_rows(row_group), self.config.threads, _PREFETCH * size) as images:
+        size, read = self.config.batch, partial(self._read, row_group.images)
+        with prefetch(read, iter_rows(row_group), self.config.threads, _PREFETCH * size) as images:
             while batch := list(islice(images, size)):
-                detections = iter(self._detect([pixels for _, pixels, error in batch if not error]))
-                for row, _, error in batch:
-                    yield ImagePrediction(row, None if error else self._pairs(next(detections), row), error)
+                detections = iter(self._detect([pixels for _, pixels in batch if isinstance(pixels, Tensor)]))
+                for row, pixels in batch:
+                    if isinstance(pixels, Tensor):
+                        yield self._prediction(row, next(detections))
+                    else:
+                        yield ImagePrediction(row, None, pixels)
 
-    def _read(self, row: ImageRow) -> tuple[ImageRow, Tensor, str | None]:
-        if row.error is not None:
-            return row, torch.zeros(0), row.error
+    def _read(self, images: ImagePlace | None, given: tuple[Record, bytes | None]) -> tuple[Record, Tensor | str]:
+        """Return the pixels of an image, or why there are none."""
+        row, embedded = given
+        if not row.ok:
+            return row, str(row.error)
         try:
-            pixels = to_pixel_values(row.open(), *self._sides)
-            return replace(row, embedded=None), pixels.pin_memory() if self._device.type == "cuda" else pixels, None
+            image = open_row_image({} if images is None else {row.split: images}, row, embedded)
         except ImageError as error:
-            return row, torch.zeros(0), str(error)
+            return row, str(error)
+        pixels = to_pixel_values(image, *self._sides)
+        return row, pixels.pin_memory() if self._device.type == "cuda" else pixels
 
     def _detect(self, images: Sequence[Tensor]) -> list[TripletDetections]:
         """Boxes are normalised xyxy. A forward pass has images of one size only, because padding changes results."""
@@ -121,7 +129,7 @@ class Predictor:
         classes, is_half = self.config.classes, self._dtype == torch.bfloat16
         return (*classes.objects, NO_OBJECTS), classes.relations, "bfloat16" if is_half else "float32"
 
-    def _pairs(self, detections: TripletDetections, row: ImageRow) -> PredictedPairs:
+    def _prediction(self, row: Record, detections: TripletDetections) -> ImagePrediction:
         """Boxes in pixels, not clipped, as in the official code. Raises UserError: a number is not finite."""
         pairs = PredictedPairs.from_detections(detections)
         if not all(np.isfinite(part).all() for part in (pairs.scores, pairs.subject_boxes, pairs.object_boxes)):
@@ -131,7 +139,8 @@ class Predictor:
             )
         sides = np.array((row.width, row.height) * 2, dtype=np.float32)
         boxes = (pairs.subject_boxes * sides, pairs.object_boxes * sides)
-        return PredictedPairs(*boxes, pairs.subject_labels, pairs.object_labels, pairs.scores)
+        labels = pairs.subject_labels, pairs.object_labels
+        return ImagePrediction(row, PredictedPairs(*boxes, *labels, pairs.scores))
 
 
 class _Worker:

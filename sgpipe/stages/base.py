@@ -8,6 +8,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
@@ -18,7 +19,7 @@ from PIL import Image
 from rlip_model.training.gpu_utilization import GpuUtilization
 from sgpipe.errors import ImageError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
-from sgpipe.images import ImageFeed
+from sgpipe.images import open_ahead
 from sgpipe.recipe import Resources
 from sgpipe.records import Record
 from sgpipe.stages.endpoint import CacheFolder
@@ -50,12 +51,14 @@ class Stage:
     """One step of the pipeline: fills columns of every record that is ok, and returns all in their original order.
 
     An unreadable image becomes an error row (`Record.fail`); an exception means that the stage itself cannot run.
-    `cache_folder`: where the answers of a served model are kept; None: nowhere.
+    `cache_folder`: where the answers of a served model are kept; None: nowhere. `device`: of its model, if it has one;
+    "meta" if that is behind an endpoint.
     """
 
     name: str
     resources: Resources
     cache_folder: CacheFolder | None = None
+    device: torch.device | None = None
 
     def check(self) -> None:
         """Before workers start, raise UserError if its configuration tells that there is no such model."""
@@ -69,7 +72,11 @@ class Stage:
 
     def gpu_use(self) -> dict[str, Any]:
         """Return what `utils.gpu.gpu_use` does, with "compilation", the seconds since the start that it took."""
-        return {}
+        if self.device is None:
+            return {}
+        from sgpipe.utils.gpu import gpu_use
+
+        return gpu_use(self.device)
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for record in records:
@@ -93,7 +100,7 @@ def image_threads(resources: Resources, *, elsewhere: bool) -> int:
 class ImageStage(Stage):
     """A stage that reads images; `roots` says where those of each split are."""
 
-    device: torch.device  # of the model; "meta" if it is behind an endpoint
+    device: torch.device
     threads = 0  # that open images
 
     def __init__(self, config: Any, roots: Mapping[str, ImagePlace]) -> None:
@@ -111,11 +118,6 @@ class ImageStage(Stage):
         self.device = pick_device(self.config.device, self.resources.gpus) if here else torch.device("meta")
         self.threads = image_threads(self.resources, elsewhere=self.device.type != "cpu")
 
-    def gpu_use(self) -> dict[str, Any]:
-        from sgpipe.utils.gpu import gpu_use
-
-        return gpu_use(self.device)
-
     def opened(
         self,
         records: Iterable[Record],
@@ -123,16 +125,12 @@ class ImageStage(Stage):
         batch: int = 1,
     ) -> Iterator[tuple[Record, Any]]:
         """Yield each record that is ok with what `prepare` makes of its image; unreadable ones become error rows."""
-        records = list(records)
-        with ImageFeed(self.roots, records, prepare, self.threads, batch) as images:
-            for record in records:
-                if record.ok:
-                    try:
-                        image = images.open(record)
-                    except ImageError as reason:
-                        record.fail(self.name, str(reason))
-                    else:
-                        yield record, image
+        with closing(open_ahead(self.roots, records, prepare, self.threads, batch)) as images:
+            for record, image in images:
+                if isinstance(image, ImageError):
+                    record.fail(self.name, str(image))
+                else:
+                    yield record, image
 
 
 class LoadStage(ImageStage):
@@ -143,9 +141,6 @@ class LoadStage(ImageStage):
     def __init__(self, roots: Mapping[str, ImagePlace], resources: Resources) -> None:
         self.roots, self.resources = roots, resources
         self.threads = image_threads(resources, elsewhere=False)
-
-    def gpu_use(self) -> dict[str, Any]:
-        return {}
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for _ in self.opened(records, lambda image, file: None):
@@ -173,7 +168,7 @@ class StageRunner:
         usage = Usage()
         for stage in self.stages:
             began = time.perf_counter()
-            with GpuUtilization(getattr(stage, "device", None)) as gpu:
+            with GpuUtilization(stage.device) as gpu:
                 records = stage(records)
             seconds = time.perf_counter() - began
             use = stage.gpu_use()

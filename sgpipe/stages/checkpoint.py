@@ -17,6 +17,10 @@ from transformers.utils import logging
 from rlip_model.gpu_memory import is_out_of_memory
 from sgpipe.errors import UserError
 
+# Load reports and progress bars of transformers are not shown: problems are raised as errors instead.
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
 # Raised by transformers, processors and templates for files that are missing, damaged or of another model, and for
 # inputs or settings that they do not fit.
 MISFITS = (
@@ -25,30 +29,15 @@ MISFITS = (
 )
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence the progress bars and load reports of transformers; problems are raised as errors instead."""
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
 def first_line(reason: BaseException) -> str:
     return str(reason).strip().partition("\n")[0] or type(reason).__name__
 
 
 @contextmanager
 def loading(what: str) -> Iterator[None]:
-    """Raise UserError, "WHAT: reason" in one line, for what a library cannot load; `quiet` meanwhile."""
+    """Raise UserError, "WHAT: reason" in one line, for what a library cannot load."""
     try:
-        with quiet():
-            yield
+        yield
     except Exception as reason:
         is_bare = type(reason) is Exception  # that of tokenizers
         if is_out_of_memory(reason) or not (is_bare or isinstance(reason, MISFITS)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -62,7 +62,6 @@ _SAM = ("sam3", "sam3_video")  # reads one class at a time; the published checkp
 _ZERO_SHOT = (*_RETURN_INDEX, _OMDET, *_RETURN_PHRASE, *_SAM)
 _QUERIES = 1000  # class names that an OWL-ViT reads at once, to bound memory
 _DETECTION_PREDICATE = ("next to",)  # the network needs a predicate; boxes hardly depend on which
-_UNUSED_COCO_CLASS = "N/A"
 
 
 class DetectedBoxes(NamedTuple):
@@ -153,10 +152,6 @@ class Detector:
 
     def __init__(self, model: PreTrainedModel, processor: Any, device: torch.device) -> None:
         self._model, self._processor, self._device = nn.Module.to(model.eval(), device), processor, device
-        self._is_class = torch.tensor([name != _UNUSED_COCO_CLASS for name in _class_names(model.config)])
-
-    def __call__(self, image: Image.Image, threshold: float) -> DetectedBoxes:
-        return self.detect(self.prepare(image), threshold)
 
     def prepare(self, image: Image.Image) -> Prepared:
         """Resize and normalise an image; also called in other threads than `detect`."""
@@ -167,7 +162,7 @@ class Detector:
     def detect(self, image: Prepared, threshold: float) -> DetectedBoxes:
         output, process = self._model(**image.inputs.to(self._device)), self._processor.post_process_object_detection
         [boxes] = process(output, threshold=threshold, target_sizes=[image.size])
-        return _select(boxes, labels := boxes["labels"].cpu(), self._is_class[labels])
+        return DetectedBoxes(*(boxes[part].cpu() for part in DetectedBoxes._fields))
 
 
 class ZeroShotDetector(Detector):
@@ -179,7 +174,7 @@ class ZeroShotDetector(Detector):
 
     def __init__(self, model: PreTrainedModel, processor: Any, classes: Sequence[str], device: torch.device) -> None:
         """Raises UserError: the model cannot read a name that long."""
-        self._model, self._processor, self._device = nn.Module.to(model.eval(), device), processor, device
+        super().__init__(model, processor, device)
         self._kind = model.config.model_type
         self._together = self._kind in _RETURN_PHRASE
         positions = model.config.text_config.max_position_embeddings
@@ -247,7 +242,8 @@ class ZeroShotDetector(Detector):
                 tokenizer = self._processor.tokenizer  # it makes "t - shirt" of "t-shirt"
                 spelled = tokenizer.batch_decode(tokenizer(names, add_special_tokens=False)["input_ids"])
                 labels = torch.tensor([_phrase_index(phrase, spelled) for phrase in boxes["text_labels"]]).long()
-            found.append(_select(boxes, first + labels, labels >= 0))
+            kept = labels >= 0
+            found.append(DetectedBoxes(boxes["boxes"].cpu()[kept], boxes["scores"].cpu()[kept], first + labels[kept]))
             first += len(names)
         if outputs:  # the same boxes each time, of which each gets the best of all classes
             outputs[0].logits = torch.cat([output.logits for output in outputs], dim=-1)
@@ -310,10 +306,6 @@ def _class_names(settings: PretrainedConfig) -> tuple[str, ...]:
     return tuple(name for _, name in sorted((settings.id2label or {}).items()))
 
 
-def _select(boxes: Mapping[str, Tensor], labels: Tensor, kept: Tensor) -> DetectedBoxes:
-    return DetectedBoxes(boxes["boxes"].cpu()[kept], boxes["scores"].cpu()[kept], labels[kept])
-
-
 def _settings(name: str, setting: str = "detect.detector (--detector)") -> PretrainedConfig:
     with loading(f"no detector {name}; choose another {setting}"):
         settings = transformers.AutoConfig.from_pretrained(name)
@@ -332,9 +324,7 @@ class DetectStage(ImageStage):
     name = "detect"
 
     def setup(self) -> None:
-        """Load the detector. Raises UserError: no detector is set, or it cannot be loaded."""
-        if self.config.detector is None:
-            raise UserError("detect.detector is not set: expected the folder or hub id of an object detector")
+        """Load the detector. Raises UserError: it cannot be loaded."""
         self.set_up_device()
         self.classes = detector_classes(self.config)
         self.detector = load(self.config, self.device)
@@ -345,8 +335,6 @@ class DetectStage(ImageStage):
         return records
 
     def _fill(self, record: Record, boxes: Tensor, scores: Tensor, labels: Tensor) -> None:
-        if not bool(scores.isfinite().all()):
-            raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
         # It moves the boxes of each label far apart, too far for float32 with many labels.
         remaining = batched_nms(boxes.double(), scores.double(), labels, self.config.overlap)
         kept = remaining[: self.config.max_boxes]
@@ -360,10 +348,7 @@ class DetectStage(ImageStage):
 
 
 class GivenBoxesStage(Stage):
-    """Fills `objects` and the size of each image from the entry of an instances file with the same file name.
-
-    If several entries share the file name, the one that shares most of the parent folders is used.
-    """
+    """Fills `objects` and the size of each image from the entry of an instances file with its name, whatever folder."""
 
     name = "boxes"
     resources = Resources()
@@ -373,15 +358,13 @@ class GivenBoxesStage(Stage):
         require_format(file, "coco")
         self._file = file
         self._instances = load_coco_instances(file)
-        self._ids_by_suffix: dict[str, list[str]] = {}
+        self._ids: dict[str, list[str]] = {}
         for image_id, (name, _, _) in self._instances.images.items():
-            for suffix in _path_suffixes(name):
-                self._ids_by_suffix.setdefault(suffix, []).append(image_id)
+            self._ids.setdefault(PurePosixPath(name).name, []).append(image_id)
         self.classes = {name: number for number, name in sorted(self._instances.names.items())}
 
     def fill(self, record: Record) -> None:
-        known = (suffix for suffix in _path_suffixes(record.file_name) if suffix in self._ids_by_suffix)
-        ids = self._ids_by_suffix.get(next(known, ""), [])
+        ids = self._ids.get(PurePosixPath(record.file_name).name, [])
         if len(ids) != 1:
             record.fail(self.name, f"{self._file} has {len(ids) or 'no'} images of this name")
             return
@@ -444,9 +427,3 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
     if len(names) != len(corners) or not all(plain):
         raise UserError(f"classes={where}: expected a class name for each of {len(corners)} boxes, got {classes!r}")
     return GivenBoxes(corners, names, where)
-
-
-def _path_suffixes(name: str) -> list[str]:
-    """Return the path, the path without its first folder, and so on down to the bare file name."""
-    parts = PurePosixPath(name).parts
-    return ["/".join(parts[start:]) for start in range(len(parts))]

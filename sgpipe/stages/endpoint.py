@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from PIL import ExifTags, Image
+from PIL import Image
 from pydantic import TypeAdapter
 
 from sgpipe.errors import EngineError, UserError
@@ -46,8 +46,6 @@ _SEED_BITS = 31  # llama.cpp and PyTorch take 32 bits
 _LONGEST_QUOTE, _LONGEST_ANSWER = 200, 4000  # characters; of an answer that is sent back
 
 Check = Callable[[str], str | None]
-
-TokenLogprobs = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class ChatRequest:
     seed: int = 0  # selects the noise of all `n` answers; servers get 31 bits of it and of `first`
     n: int = 1
     schema: Mapping[str, Any] | None = None  # JSON schema that the server enforces
-    logprobs: bool = False  # also return the likeliest tokens
+    logprobs: bool = False  # also return the likeliest first tokens
     first: int = 0  # number of answers that there are already
     check: Check | None = None  # returns what is wrong with a text, which is then requested once more, or None
 
@@ -100,23 +98,14 @@ class ChatRequest:
 
 
 class Choice(NamedTuple):
-    """One of the answers to a request. fault: why it cannot be used."""
+    """One of the answers to a request; `check` may still find its text wrong.
+
+    `fault`: why it cannot be used. `logprobs`: natural log-probabilities of the likeliest first tokens, if asked for.
+    """
 
     text: str
     fault: str | None = None
-    logprobs: tuple[TokenLogprobs, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The texts that can be used, from one to as many as were asked for; `check` may still find them wrong.
-
-    logprobs: per text and per token of it, the likeliest tokens there with their natural log-probabilities, likeliest
-    first, the chosen one among them; None if they were not asked for.
-    """
-
-    texts: tuple[str, ...]
-    logprobs: tuple[tuple[TokenLogprobs, ...], ...] | None = None
+    logprobs: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,12 +141,8 @@ def _read(choice: Mapping[str, Any], message: Mapping[str, Any], logprobs: bool)
         tokens = (choice.get("logprobs") or {}).get("content")
         if not tokens:
             raise ValueError("the answer has no log-probabilities")
-        likeliest = []
-        for token in tokens:
-            every = [token, *(token.get("top_logprobs") or ())]
-            found = {clean(str(each["token"])): float(each["logprob"]) for each in every}
-            likeliest.append(tuple(sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))))
-        return Choice(clean(text), None, tuple(likeliest))
+        likeliest = [tokens[0], *(tokens[0].get("top_logprobs") or ())]
+        return Choice(clean(text), None, {clean(str(each["token"])): float(each["logprob"]) for each in likeliest})
     if not text.strip():
         return Choice("", "the answer is empty" + (": max_tokens are used up" if reason == "length" else ""))
     return Choice(clean(text))  # `max_tokens` may cut a character into halves
@@ -190,20 +175,12 @@ def image_url(image: Image.Image, longest_side: int | None = None) -> str:
 
     `longest_side`: in pixels; a larger image is resized to it.
     """
-    if longest_side is not None and max(image.size) > longest_side:
-        scale = longest_side / max(image.size)
-        size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
-        image = image.resize(size, Image.Resampling.BICUBIC)
+    if longest_side is not None:
+        image = image.copy()
+        image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return file_url(buffer.getvalue(), "image/png")
-
-
-def is_plain(image: Image.Image) -> bool:
-    """Return whether a server that opens this image's file sees it as it is: 8-bit, opaque, and not turned by EXIF."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
-    return plain and not turned and "transparency" not in image.info
 
 
 def file_url(content: bytes, media_type: str) -> str:
@@ -306,7 +283,7 @@ _CONNECT_SECONDS, _RETRIES_OF_CHECK = 15, 2
 _AHEAD = 4  # requests that are prepared, or answered out of order, per request under way
 _CONTROL = ChatRequest(conversation("Say yes."), ChatSampling(max_tokens=8))
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
-_REJECTED, _LIMITED, _UNPAID, _NOT_FOUND = (400, 413, 422), 429, 402, 404
+_REJECTED, _LIMITED, _NOT_FOUND = (400, 413, 422), (402, 429), 404
 _IS_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*[{"]')  # proxies send such with HTTP 200
 _NAMES_N = re.compile(r"\bn\b")
 _NAMES_KEY = re.compile(r"\bAPI[ _]?key\b", re.IGNORECASE)  # some servers refuse a key with HTTP 400
@@ -350,8 +327,8 @@ class ChatEndpoint:
         """
         self._start(self._check(example)).result()
 
-    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[Answer | Refusal]:
-        """Yield the answer to each request, in their order; `requests.in_flight` of them are under way at once.
+    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
+        """Yield the usable answers to each request, in order; `requests.in_flight` requests are under way at once.
 
         Requests are taken as they are needed. Raises UserError or EngineError, which cut what is under way.
         """
@@ -395,7 +372,7 @@ class ChatEndpoint:
         if names and not any(map(served.fullmatch, names)):
             raise UserError(f"{self.url} does not serve {self.model!r}, but {quote(', '.join(names))}")
 
-    async def _answer(self, request: ChatRequest) -> Answer | Refusal:
+    async def _answer(self, request: ChatRequest) -> list[Choice] | Refusal:
         choices: list[Choice] = []
         async with self._slots:
             while (first := len(choices)) < request.n:
@@ -407,11 +384,7 @@ class ChatEndpoint:
                         return Refusal(str(error))
                     self._one_by_one = True  # `transformers serve` does not support `n`
             choices = [await self._mended(request, *each) for each in enumerate(choices[: request.n])]
-        usable = [choice for choice in choices if choice.fault is None]
-        if not usable:
-            return Refusal(str(choices[0].fault))
-        logprobs = tuple(choice.logprobs or () for choice in usable) if request.logprobs else None
-        return Answer(tuple(choice.text for choice in usable), logprobs)
+        return [choice for choice in choices if choice.fault is None] or Refusal(str(choices[0].fault))
 
     async def _mended(self, request: ChatRequest, number: int, choice: Choice) -> Choice:
         """Return the choice, or, if its text is wrong, the answer when it is requested once more."""
@@ -443,7 +416,7 @@ class ChatEndpoint:
             await self._check_models()
             raise UserError(f"{self.url} has no chat API ({failed}); the URL often ends in /v1")
         answers_others = failed.status in _REJECTED
-        if not answers_others and failed.status != _LIMITED:
+        if not answers_others and failed.status not in _LIMITED:
             with suppress(RequestError, EngineError):
                 answers_others = bool(await self._attempt(_CONTROL))
         if answers_others:
@@ -493,8 +466,6 @@ class ChatEndpoint:
         if status in (401, 403) or (status == 400 and _NAMES_KEY.search(said)):
             reason = "refuses the key in" if self._key else "requires an API key; set"
             raise UserError(f"{self.url} {reason} {self.requests.key} ({said})")
-        if status == _UNPAID:
-            raise EngineError(f"{self.url} reports that payment is required ({said})")
         if location:
             raise UserError(f"{self.url} redirects to {self._hidden(location)}; set the final URL")
         raise RequestError(said, status)

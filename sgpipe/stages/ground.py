@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torchvision.ops import batched_nms, box_iou, nms
 
-from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import Recipe
 from sgpipe.records import Box, Record
@@ -25,11 +24,11 @@ from sgpipe.sources.vocabulary import category_names, loose_words
 from sgpipe.stages.base import ImageStage
 from sgpipe.stages.detect import Prepared, check_prompted, load_prompted
 from sgpipe.stages.pair import HeadMatcher, locate_head, split_words, synonyms_of
-from sgpipe.stages.parse.grammar.lexicon import NON_THINGS
-from sgpipe.stages.parse.grammar.tree import Tree
+from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.rules import analyse, load_model, nouns
 from sgpipe.utils.boxes import clip_box
 
+_NON_THINGS = lexicon.NON_THINGS | lexicon.SCENERY | lexicon.EVENT_NOUNS | lexicon.DEPICTIONS
 _FREE_IDS = 1 << 30  # from here on, beyond the ids of any dataset
 
 
@@ -98,7 +97,7 @@ class GroundStage(ImageStage):
         said: dict[str, set[int]] = {}
         for caption, phrase, head in self._nouns(record):
             classes = self.matcher.classes(phrase, head)
-            is_thing = classes or (head not in NON_THINGS and sum(map(str.isalpha, head)) > 1)
+            is_thing = classes or (head not in _NON_THINGS and sum(map(str.isalpha, head)) > 1)
             if not is_thing or not present.isdisjoint(self.carried.classes(phrase, head)):
                 continue
             text = known = next((name for name in classes if name in self.classes), classes[0] if classes else head)
@@ -120,8 +119,8 @@ class GroundStage(ImageStage):
             yield triplet.caption, triplet.object, triplet.object_head
         if self.language is not None:
             analysed = analyse(self.language, (caption.text for caption in record.captions), 256)
-            for number, (tokens, doc) in enumerate(analysed):
-                yield from ((number, name, head) for name, head in nouns(Tree.of(doc, tokens)))
+            for number, (tree, _) in enumerate(analysed):
+                yield from ((number, name, head) for name, head in nouns(tree))
 
     def _fill(self, record: Record, words: Mapping[str, Word], image: Prepared) -> None:
         found = self._find(image, words, record)
@@ -136,8 +135,6 @@ class GroundStage(ImageStage):
         detector.ask(list(words))
         corners, scores, labels = detector.detect(image, self.config.threshold)
         corners, asked = corners.double(), list(words.values())
-        if not bool(scores.isfinite().all()):
-            raise UserError(f"detector {self.config.detector} returns NaN scores: its weights are damaged")
         categories = list(dict.fromkeys(word.category for word in asked))
         meant = torch.tensor([categories.index(word.category) for word in asked])[labels]
         kept = batched_nms(corners, scores.double(), meant, self.config.overlap)
@@ -152,11 +149,8 @@ class GroundStage(ImageStage):
                 continue
             bbox = clip_box((left, top, right - left, bottom - top), record.width, record.height)
             if bbox is not None:
-                box = Box(word.category, self._number(word.category), bbox, origin="grounded")
+                digest = int.from_bytes(blake2b(word.category.encode(), digest_size=4).digest(), "big")
+                number = self.ids.get(word.category, _FREE_IDS + digest % _FREE_IDS)  # hardly two free nouns share one
+                box = Box(word.category, number, bbox, origin="grounded")
                 boxes.append(replace(box, score=float(scores[index]), phrase=", ".join(word.phrases)))
         return boxes
-
-    def _number(self, category: str) -> int:
-        """Return the id of a category; of a free noun one of 32 bits that hardly two nouns share."""
-        digest = int.from_bytes(blake2b(category.encode(), digest_size=4).digest(), "big")
-        return self.ids.get(category, _FREE_IDS + digest % _FREE_IDS)

@@ -14,7 +14,7 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import CaptionConfig, PairConfig
 from sgpipe.records import Box, Record
 from sgpipe.stages.caption.stage import CaptionStage, load_captioner, noise_key
-from sgpipe.stages.endpoint import Answer, ChatRequest, ChatSampling, Refusal, conversation, image_url, quote
+from sgpipe.stages.endpoint import ChatRequest, ChatSampling, Choice, Refusal, conversation, image_url, quote
 from sgpipe.stages.pair import PairStage, TripletCount
 from sgpipe.stages.parse.llm import read_relations, relations_schema
 from sgpipe.stages.parse.rules import predicate_words
@@ -75,9 +75,6 @@ class MarksStage(PairStage):
         self._asked.setup()
         self.device = self._asked.device
 
-    def gpu_use(self) -> dict[str, Any]:
-        return self._asked.gpu_use()
-
     def __call__(self, records: list[Record]) -> list[Record]:
         super().__call__(records)
         open_: deque[tuple[Record, list[int]]] = deque()
@@ -131,9 +128,10 @@ class MarksStage(PairStage):
             wrong = f"These are more than {_MOST_RELATIONS} relations. {_FORM}"
         return list(found)[:_MOST_RELATIONS], wrong
 
-    def _add(self, record: Record, marked: Sequence[int], answer: Answer | Refusal) -> None:
+    def _add(self, record: Record, marked: Sequence[int], answer: list[Choice] | Refusal) -> None:
         """Add what the answers state to the pairs of a record. `marked`: the indices of its numbered boxes."""
-        read = [self._read(text, len(marked)) for text in answer.texts] if isinstance(answer, Answer) else []
+        choices = [] if isinstance(answer, Refusal) else answer
+        read = [self._read(choice.text, len(marked)) for choice in choices]
         record.left_out["answers"] = self.config.samples - sum(wrong is None for _, wrong in read)
         if self.config.candidates == "marks" and not any(found or wrong is None for found, wrong in read):
             record.fail(self.name, answer.reason if isinstance(answer, Refusal) else "the model's answers are unusable")

@@ -280,10 +280,7 @@ class PairStage(Stage):
         """`dataset`: has the synonyms unless the recipe names a table; others than "coco" and "objects365" have none.
 
         `categories`: every class name of the dataset. `known`: of the run that is extended, see `ExtendedRun`, or None.
-
-        Raises UserError: see `check_pair`.
         """
-        check_pair(config)
         self.config, self.resources = config, config.resources
         self._names = sorted({*categories, *category_names(dataset).values()})
         self._dataset, self._known = dataset, known

@@ -12,7 +12,7 @@ from PIL.PngImagePlugin import PngImageFile
 from sgpipe import images as module
 from sgpipe.files.image_roots import ImageFile
 from sgpipe.files.roots import FolderRoot
-from sgpipe.images import ImageError, ImageFeed, open_row_image, read_size, upright_rgb
+from sgpipe.images import ImageError, open_ahead, open_row_image, read_size, upright_rgb
 from sgpipe.records import Record
 
 
@@ -109,45 +109,18 @@ def feed_records() -> list[Record]:
     return made
 
 
-def outcome(images: ImageFeed[bytes], record: Record) -> bytes | str:
-    try:
-        return images.open(record)
-    except ImageError as error:
-        return str(error)
-
-
 def content(image: Image.Image, file: ImageFile) -> bytes:
     return image.tobytes()
 
 
-@pytest.mark.parametrize("step", [1, 3])  # every image, or only some of those that were announced
-def test_threads_change_no_image_and_no_error(folder: Path, step: int) -> None:
+def test_threads_change_no_image_and_no_error(folder: Path) -> None:
     seen = []
     for threads in (0, 1, 3):
-        given = feed_records()
-        with ImageFeed({"val": folder}, given, content, threads, batch=2) as images:
-            seen.append([outcome(images, record) for record in given[::step] if record.ok])
+        opened = open_ahead({"val": folder}, feed_records(), content, threads, batch=2)
+        seen.append([(record.image_id, image if isinstance(image, bytes) else str(image)) for record, image in opened])
     assert seen[0] == seen[1] == seen[2]
-    assert sum(isinstance(each, str) for each in seen[0]) == {1: 3, 3: 1}[step]
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The ids of the images that a feed has begun to read."""
-    ids, original = list[str](), module.image_file
-    monkeypatch.setattr(module, "image_file", lambda roots, row: ids.append(row.image_id) or original(roots, row))
-    return ids
-
-
-def test_a_record_that_was_not_announced_is_opened(folder: Path, started: list[str]) -> None:
-    """Nor is what was announced lost by that, or read twice."""
-    first, *others = feed_records()
-    others = [record for record in others if record.ok]
-    with ImageFeed({"val": folder}, others, content, threads=2) as images:
-        for record in others:
-            outcome(images, record)
-            assert images.open(first) == images.open(first)
-    assert sorted(started) == sorted([*(record.image_id for record in others), *["0"] * 2 * len(others)])
+    assert [number for number, _ in seen[0]] == [str(number) for number in range(NUMBER) if number != 6]
+    assert [number for number, image in seen[0] if isinstance(image, str)] == ["3", "4", "7"]
 
 
 class Store(FolderRoot):
@@ -168,33 +141,31 @@ class AtOnce(ThreadPoolExecutor):
         return future
 
 
-@pytest.mark.parametrize(("most_bytes", "expected"), [(module._MOST_BYTES, 2 * 2), (1, 1)])
-def test_files_are_read_only_while_few_bytes_wait(folder, monkeypatch, started, most_bytes, expected):
+WHOLE = 4 * 10 * 9  # bytes of the first two images
+
+
+def name_of_thread(image: Image.Image, file: ImageFile) -> str:
+    return threading.current_thread().name
+
+
+def small(image: Image.Image, file: ImageFile) -> np.ndarray:
+    return np.zeros(90, np.uint8)
+
+
+@pytest.mark.parametrize(("most_bytes", "prepare", "threads", "expected"), [
+    (module._MOST_BYTES, name_of_thread, 2, 7), (WHOLE, name_of_thread, 2, 2), (WHOLE, small, 2, 4),
+    (module._MOST_BYTES, name_of_thread, 0, 7),  # those of a store are read in threads in any case
+])  # fmt: skip
+def test_only_a_few_images_are_opened_before_they_are_needed(
+    folder, monkeypatch, most_bytes, prepare, threads, expected
+):
+    started, original = list[str](), module.image_file
+    monkeypatch.setattr(module, "image_file", lambda roots, row: started.append(row.image_id) or original(roots, row))
     monkeypatch.setattr(module, "_MOST_BYTES", most_bytes)
     monkeypatch.setattr(module, "ThreadPoolExecutor", AtOnce)
-    given = feed_records()[8:]
-    with ImageFeed({"val": Store(folder)}, given, content) as images:
-        for number, record in enumerate(given):
-            assert len(images.open(record)) == 3 * record.width * record.height
-            assert len(started) == min(number + expected, len(given))
-
-
-def test_only_a_few_images_are_prepared_before_they_are_needed(folder, monkeypatch, started):
-    monkeypatch.setattr(module, "ThreadPoolExecutor", AtOnce)
-
-    def name(image: Image.Image, file: ImageFile) -> str:
-        return threading.current_thread().name
-
-    def small(image: Image.Image, file: ImageFile) -> np.ndarray:
-        return np.zeros(90, np.uint8)
-
-    whole = 4 * 10 * 9  # bytes of the first two images
-    for most, prepare, expected in ((module._MOST_BYTES, name, 7), (whole, name, 2), (whole, small, 4)):
-        monkeypatch.setattr(module, "_MOST_BYTES", most)
-        given = feed_records()
-        started.clear()
-        with ImageFeed({"val": folder}, given, prepare, 2, 3) as images:
-            found = images.open(given[0])
-            images._pool.shutdown(wait=True)
-        assert len(started) == expected
-        assert prepare is small or found.startswith("images")
+    root = folder if threads else Store(folder)
+    images = open_ahead({"val": root}, feed_records(), prepare, threads, 3)
+    _, found = next(images)
+    images.close()
+    assert len(started) == expected
+    assert prepare is small or found.startswith("images")

@@ -235,9 +235,8 @@ def objects(graph: SceneGraph) -> list[tuple]:
         ("https://a.org/b.jpg", r"^https://a\.org/b\.jpg is a URL, not a file"),
         (torch.zeros(3, 8, 8), "Tensor is not an image"), (cut_image(), "truncated"),
         (Image.new("F", (8, 8)), "floating-point"), (Image.new("RGB", (0, 8)), "no pixels"),
-        (np.zeros((8, 8, 3)), r"array of float64 .*expected uint8.*\(array \* 255\)\.astype\('uint8'\)"),
-        (np.zeros((8, 8), np.uint16), "array of uint16 is not an image: expected uint8"),
-        (np.zeros((3, 8, 9), np.uint8), r"shape 3x8x9 .*transpose\(1, 2, 0\)"),
+        (np.zeros((8, 8, 3)), "array of float64 .* is not an image: expected uint8"),
+        (np.zeros((3, 8, 9), np.uint8), "shape 3x8x9 is not an image: .* channels last"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageFile
@@ -124,7 +124,8 @@ class ServedCaptioner:
             if isinstance(answer, Refusal):
                 yield answer
             else:
-                yield list(filter(None, map(one_line, answer.texts))) or Refusal("the answer has no caption in it")
+                lines = [one_line(choice.text) for choice in answer]
+                yield list(filter(None, lines)) or Refusal("the answer has no caption in it")
 
     def _request(self, source: CaptionInput) -> ChatRequest:
         given = {name: getattr(self.config, name) for name in ChatSampling.__dataclass_fields__}
@@ -136,6 +137,8 @@ class ServedCaptioner:
         side = self.config.image_size
         if source.file is not None and (side is None or max(source.image.size) <= side):
             with open_header(source.file, "the image to caption") as image:
-                if endpoint.is_plain(image) and image.size == source.image.size:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1 or image.size != source.image.size
+                plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
+                if plain and not turned and "transparency" not in image.info:
                     return endpoint.file_url(read_bytes(source.file), f"image/{str(image.format).lower()}")
         return endpoint.image_url(source.image, side)

@@ -10,12 +10,10 @@ import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import CaptionConfig
@@ -25,9 +23,6 @@ from sgpipe.stages.caption.captioner import Captioner, CaptionInput, ServedCapti
 from sgpipe.stages.checkpoint import read_config
 from sgpipe.stages.endpoint import CacheFolder, Refusal
 from sgpipe.utils.gpu import gpu_use
-
-# Limits the memory for an image with tens of thousands of boxes.
-_MAX_PAIRED_BOXES = 1000
 
 Window = tuple[int, int, int, int]
 
@@ -57,13 +52,10 @@ class CaptionStage(ImageStage):
 
     def check(self) -> None:
         """Raises UserError: there is no such captioner, or it cannot caption images."""
-        if self.config.captioner is not None:
-            load_captioner(self.config, self.cache_folder, self.role).check()
+        load_captioner(self.config, self.cache_folder, self.role).check()
 
     def setup(self) -> None:
-        """Load the captioner. Raises UserError: there is none, or it cannot be loaded."""
-        if self.config.captioner is None:
-            raise UserError("caption.captioner is not set: expected the folder or hub id of a captioner")
+        """Load the captioner. Raises UserError: it cannot be loaded."""
         self.set_up_device(here=self.config.endpoint is None)
         self.captioner: Captioner = load_captioner(self.config, self.cache_folder, self.role)
         self.captioner.setup()
@@ -129,8 +121,7 @@ def noise_key(seed: int, record: Record, scope: str, boxes: Sequence[int] = ()) 
 def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> tuple[list[Region], int]:
     """Return the regions of each scope, ordered by box index, without crowd boxes; and how many more there are.
 
-    Scope "box" has the `max_crops` largest boxes; scope "pair" the rectangles around as many pairs of the 1,000 largest
-    boxes: overlapping pairs by size of the overlap, then the nearest pairs, then by `Box.rank`.
+    Scope "box" has the `max_crops` largest boxes; scope "pair" the rectangles around as many pairs of the largest ones.
     """
     single = [index for index, box in enumerate(record.objects) if not box.iscrowd]
     single.sort(key=lambda index: record.objects[index].rank)
@@ -140,25 +131,13 @@ def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> tuple[li
         if scope == "image":
             selected.append(Region("image"))
             continue
-        of_scope: list[tuple[int, ...]] = [(index,) for index in single[:max_crops]]
+        parts: Iterable[tuple[int, ...]] = ((index,) for index in single)
         if scope == "pair":
-            of_scope = _pairs(record, single[:_MAX_PAIRED_BOXES], max_crops)
-        selected += [Region(scope, boxes, _window(record, boxes)) for boxes in sorted(of_scope)]
-        beyond += (math.comb(len(single), 2) if scope == "pair" else len(single)) - len(of_scope)
+            parts = (tuple(sorted((first, last))) for at, last in enumerate(single) for first in single[:at])
+        of_scope = sorted(islice(parts, max_crops))
+        selected += [Region(scope, boxes, _window(record, boxes)) for boxes in of_scope]
+        beyond += math.comb(len(single), 2 if scope == "pair" else 1) - len(of_scope)
     return selected, beyond
-
-
-def _pairs(record: Record, single: Sequence[int], most: int) -> list[tuple[int, ...]]:
-    boxes = np.array([record.objects[index].bbox for index in single]).reshape(-1, 4)
-    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-    first, second = np.triu_indices(len(single), k=1)
-    # Per axis: the length of the overlap, or the negative width of the gap.
-    shared = np.minimum(high[first], high[second]) - np.maximum(low[first], low[second])
-    gap = np.hypot(*np.maximum(-shared, 0).T)
-    overlap = np.maximum(shared, 0).prod(axis=1)
-    nearest = np.lexsort((second, first, -overlap, gap))[:most]
-    pairs = np.sort(np.array(single, int)[np.column_stack([first[nearest], second[nearest]])])
-    return [tuple(pair) for pair in pairs.tolist()]
 
 
 def _window(record: Record, boxes: Sequence[int]) -> Window:

@@ -30,7 +30,7 @@ from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput, one_line
 from sgpipe.stages.caption.decoding import check_finite, draw, process
-from sgpipe.stages.endpoint import Answer, ChatRequest, Refusal, conversation, shown_image
+from sgpipe.stages.endpoint import ChatRequest, Choice, Refusal, conversation, shown_image
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory
 from sgpipe.utils.prefetch import prefetch
@@ -40,10 +40,9 @@ Result = TypeVar("Result")
 
 _EXAMPLE = Image.new("RGB", (64, 64), "grey")
 _REMEDY = (
-    "lower caption.samples, caption.max_tokens or caption.image_size, or raise caption.resources.gpus so that fewer "
-    "actors share the GPU"
+    "use a smaller model or fewer samples, lower caption.max_tokens or caption.image_size, or raise resources.gpus so "
+    "that fewer actors share the GPU"
 )
-_REMEDY_OF_PAIR = "lower pair.samples, or raise pair.resources.gpus so that fewer actors share the GPU"
 
 
 class VisionLanguageCaptioner:
@@ -100,27 +99,27 @@ class VisionLanguageCaptioner:
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
         """See `Captioner.caption`."""
-        return self.answer_each(inputs, lambda given: (self.prompt(given.image), given.key), self._caption, _REMEDY)
+        return self.answer_each(inputs, lambda given: (self.prompt(given.image), given.key), self._caption)
 
-    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[Answer | Refusal]:
+    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
         """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced."""
-        return self.answer_each(requests, lambda each: (each, self._read(each)), self._answer, _REMEDY_OF_PAIR)
+        return self.answer_each(requests, lambda each: (each, self._read(each)), self._answer)
 
     def answer_each(
-        self, items: Iterable[Item], prepare: Callable[[Item], Any], compute: Callable[[Any], Result], remedy: str
+        self, items: Iterable[Item], prepare: Callable[[Item], Any], compute: Callable[[Any], Result]
     ) -> Iterator[Result | Refusal]:
         """Yield what the model computes of each item, or why it cannot; a thread prepares the next one meanwhile.
 
-        Raises UserError: the memory is full; `remedy`: what to do then.
+        Raises UserError: the memory is full.
         """
         threads = min(image_threads(self.config.resources, elsewhere=self.device.type != "cpu"), 1)
-        with checkpoint.quiet(), prefetch(partial(self._attempt, prepare, remedy), items, threads, 2) as prepared:
+        with prefetch(partial(self._attempt, prepare), items, threads, 2) as prepared:
             for each in prepared:
-                yield each if isinstance(each, Refusal) else self._attempt(compute, remedy, each)
+                yield each if isinstance(each, Refusal) else self._attempt(compute, each)
 
-    def _attempt(self, function: Callable[[Item], Result], remedy: str, item: Item) -> Result | Refusal:
+    def _attempt(self, function: Callable[[Item], Result], item: Item) -> Result | Refusal:
         try:
-            with enough_memory(self.device, remedy):
+            with enough_memory(self.device, _REMEDY):
                 return function(item)
         except checkpoint.MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
             return Refusal(f"the {self.role} cannot process the image: {checkpoint.first_line(reason)}")
@@ -133,13 +132,13 @@ class VisionLanguageCaptioner:
     def _read(self, request: ChatRequest) -> Any:
         return self.prompt(shown_image(request.messages), self.prompt.chat(request.messages))
 
-    def _answer(self, given: tuple[ChatRequest, Any]) -> Answer:
+    def _answer(self, given: tuple[ChatRequest, Any]) -> list[Choice]:
         request, _ = given
         texts = self._texts(*given)
         for number, text in enumerate(texts):
             if request.check and (wrong := request.check(text)):
                 [texts[number]] = self._texts(more := request.once_more(number, text, wrong), self._read(more))
-        return Answer(tuple(texts))
+        return [Choice(text) for text in texts]
 
     def _texts(self, request: ChatRequest, inputs: Any) -> list[str]:
         rows = self._decode(inputs, request.seed ^ request.first, self.generation, request.n)

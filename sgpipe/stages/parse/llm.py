@@ -11,8 +11,8 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
-from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, conversation
-from sgpipe.stages.parse.grammar.tree import Tree, clean
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
+from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.rules import Parsed, Parser, Texts, analyse, ground, load_model, triplets
 
 INSTRUCTIONS = """\
@@ -84,9 +84,8 @@ class LlmParser(Parser):
         """Return the triplets of each caption, in the order of the model; no mentions. Raises as `ChatEndpoint`."""
         captions = list(captions)
         graphs = self._graphs(captions)
-        trees = (Tree.of(doc, tokens) for tokens, doc in analyse(self._nlp, captions, self._batch_size))
-        numbered = enumerate(trees)
-        return [(ground(tree, graphs[at]) if at in graphs else triplets(tree), []) for at, tree in numbered]
+        numbered = enumerate(analyse(self._nlp, captions, self._batch_size))
+        return [(ground(tree, graphs[at]) if at in graphs else triplets(tree), []) for at, (tree, _) in numbered]
 
     def _graphs(self, captions: list[str]) -> dict[int, list[Texts]]:
         """Return the graphs by number of the caption; of some the model writes none."""
@@ -94,7 +93,7 @@ class LlmParser(Parser):
         spoken = [number for number, caption in enumerate(captions) if clean(caption)]
         answers = self._endpoint.ask_all(_request(captions[number]) for number in spoken)
         for number, answer in zip(spoken, answers, strict=True):
-            graph = _read(answer.texts[0]) if isinstance(answer, Answer) else None
+            graph = None if isinstance(answer, Refusal) else _read(answer[0].text)
             if graph is not None:
                 graphs[number] = graph
             elif self._endpoint.cache is not None:

@@ -23,6 +23,7 @@ from sgpipe.stages.parse.grammar.tree import NOUN_TAGS, Token, Tree, tokenise
 from sgpipe.utils.lemmas import verb_lemma
 
 if TYPE_CHECKING:
+    import torch
     from spacy.language import Language
     from spacy.tokens import Doc
 
@@ -70,13 +71,16 @@ def load_model(name: str | None = None) -> Language:
     return model
 
 
-def analyse(model: Language, captions: Iterable[str], batch_size: int) -> Iterator[tuple[list[Token], Doc]]:
-    """Return the tokens of each caption, with a full stop at its end, and their tags and dependencies."""
+def analyse(model: Language, captions: Iterable[str], batch_size: int) -> Iterator[tuple[Tree, Doc]]:
+    """Yield the repaired tree of each caption, with a full stop at its end, and the document that it is of."""
     from spacy.tokens import Doc
 
     sentences = [[*tokenise(caption), _FULL_STOP] for caption in captions]
     docs = (Doc(model.vocab, words=[token.word for token in tokens]) for tokens in sentences)
-    return zip(sentences, model.pipe(docs, batch_size=batch_size), strict=True)
+    for tokens, doc in zip(sentences, model.pipe(docs, batch_size=batch_size), strict=True):
+        tree = Tree.of(doc, tokens)
+        repair(tree)
+        yield tree, doc
 
 
 Parsed: TypeAlias = tuple[list[Triplet], list[Mention]]
@@ -84,6 +88,8 @@ Parsed: TypeAlias = tuple[list[Triplet], list[Mention]]
 
 class Parser:
     """Turns captions into triplets. The triplets of a caption do not depend on the captions parsed with it."""
+
+    device: torch.device | None = None  # of a model of PyTorch
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
         """Return each caption's triplets in word order and, with `parse.attributes`, what it names; `caption` is 0."""
@@ -103,13 +109,12 @@ class RuleParser(Parser):
         self._nlp = load_model(config.model)
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        trees = (Tree.of(doc, tokens) for tokens, doc in analyse(self._nlp, captions, self._batch_size))
-        return [(triplets(tree), mentions(tree) if self._attributes else []) for tree in trees]
+        analysed = analyse(self._nlp, captions, self._batch_size)
+        return [(triplets(tree), mentions(tree) if self._attributes else []) for tree, _ in analysed]
 
 
 def triplets(tree: Tree) -> list[Triplet]:
-    """Return the triplets of a dependency tree, with `caption` 0. The tree is repaired in place."""
-    repair(tree)
+    """Return the triplets of a repaired tree, with `caption` 0."""
     found = []
     for subject, predicate, thing, lemma in relations(tree):
         heads = head_noun(tree, subject), head_noun(tree, thing)
@@ -118,8 +123,7 @@ def triplets(tree: Tree) -> list[Triplet]:
 
 
 def nouns(tree: Tree) -> list[tuple[str, str]]:
-    """Return the names of the things in a caption, in word order, and their heads. The tree is repaired in place."""
-    repair(tree)
+    """Return the names of the things in a repaired tree, in word order, and their heads."""
     found = []
     for index in range(len(tree)):
         owner = tree.heads[index]
@@ -193,16 +197,13 @@ Texts = tuple[str, str, str]  # subject, predicate, object
 _NO_VERBS = frozenset({"left", "right", "near", "down", "up", "out", "off", "over", "under"})
 _ARTICLES = lexicon.DETERMINERS | {"other", "another", "both", "five", "six", "seven", "eight", "nine", "ten"}
 
-_ATTRIBUTES = frozenset({"JJ", "JJR", "JJS", "CD", "DT", "PRP$"})
-
 
 def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
     """Return what a model says of a caption as triplets, without attributes ("is") and repetitions; `caption` is 0.
 
     Names that the caption contains lose their attributes, as with the rules; others only their articles. A predicate is
-    spelled as in the caption, if it occurs there in any inflection. The tree is repaired in place.
+    spelled as in the caption, if it occurs there in any inflection. `tree`: repaired.
     """
-    repair(tree)
     found: dict[Texts, Triplet] = {}
     for subject, predicate, thing in texts:
         words = predicate_words(predicate)
@@ -230,9 +231,6 @@ def _name(tree: Tree, text: str) -> tuple[str, str]:
         words = words[1:]
     if not words:
         return "", ""
-    start = next((at for at in range(len(tree)) if tree.texts[at : at + len(words)] == words), None)
-    if start is not None:
-        return _name_there(tree, range(start, start + len(words)))
     last = singular(words[-1])
     nouns = (index for index in range(len(tree)) if tree.is_noun(index))
     head = next((index for index in nouns if singular(tree.texts[index]) == last), None)
@@ -240,20 +238,6 @@ def _name(tree: Tree, text: str) -> tuple[str, str]:
         return phrase(tree, head), head_noun(tree, head)
     noun = lexicon.PRONOUNS.get(words[-1], words[-1])
     return " ".join([*words[:-1], noun]), singular(noun)
-
-
-def _name_there(tree: Tree, inside: range) -> tuple[str, str]:
-    """Return the name and the head of a thing that these tokens stand for, of which some may be attributes."""
-    named_inside = [index for index in inside if tree.is_noun(index)]
-    tops = [index for index in named_inside if tree.heads[index] not in inside or tree.heads[index] == index]
-    head = tops[-1] if tops else inside[-1]
-    named = phrase(tree, head)
-    start = inside[0]
-    while start < head and tree.tags[start] in _ATTRIBUTES and tree.texts[start] not in named.split():
-        if (tree.texts[start], singular(tree.texts[start + 1])) in lexicon.NAMING_PAIRS:
-            break
-        start += 1
-    return " ".join([*tree.texts[start:head], named.split()[-1]]), head_noun(tree, head)
 
 
 def _predicate(tree: Tree, words: list[str]) -> tuple[str, str]:

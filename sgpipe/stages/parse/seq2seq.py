@@ -19,8 +19,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 from sgpipe.errors import UserError
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import ParseConfig
-from sgpipe.stages.checkpoint import check_vocabulary, load_part, load_weights, quiet, read_config
-from sgpipe.stages.parse.grammar.tree import Tree, clean
+from sgpipe.stages.checkpoint import check_vocabulary, load_part, load_weights, read_config
+from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.rules import Parsed, Parser, Texts, analyse, ground, load_model
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu import enough_memory
@@ -34,18 +34,24 @@ _PIECE = re.compile(r"\(([^()]*)\)")
 class Seq2SeqParser(Parser):
     """Parses captions with a sequence-to-sequence model; names and heads are found as the rules find them."""
 
+    device: torch.device
+
     def __init__(self, config: ParseConfig) -> None:
         """Raises UserError: there is no such model, it is of another kind, or its files are missing or damaged."""
         self._batch_size = config.batch_size
-        self._device = pick_device(config.device, config.resources.gpus, "parse.device")
-        source = check_seq2seq(config)
-        with quiet():
-            model: Any = load_weights(AutoModelForSeq2SeqLM, source, "parser", dtype=torch.float32)
-            self._tokenizer: Any = load_part(AutoTokenizer, source, "parser")
+        if config.model is None:
+            raise UserError("parse.model is not set: parse.parser=seq2seq needs the name of a model")
+        self.device = pick_device(config.device, config.resources.gpus, "parse.device")
+        source = local_model(config.model)
+        kind = read_config(source, "parser").get("model_type")
+        if kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
+            raise UserError(f"parser {source!r} is a {kind}, not a sequence-to-sequence language model")
+        model: Any = load_weights(AutoModelForSeq2SeqLM, source, "parser", dtype=torch.float32)
+        self._tokenizer: Any = load_part(AutoTokenizer, source, "parser")
         vocabulary = model.config.vocab_size  # models pad it to 128
         check_vocabulary(f"parser {source!r}", len(self._tokenizer), (vocabulary - 256, vocabulary))
         self._nlp = load_model()
-        self._model = model.eval().to(self._device)
+        self._model = model.eval().to(self.device)
         # The checkpoint may sample, which would give a caption other triplets every time.
         self._generation = GenerationConfig.from_model_config(self._model.config)
         beams = self._model.generation_config.num_beams or 1
@@ -54,42 +60,26 @@ class Seq2SeqParser(Parser):
     def read(self, captions: Iterable[str]) -> list[Parsed]:
         """Return the triplets of each caption, in the order of the model, with `caption` 0. No mentions."""
         captions = list(captions)
-        trees = (Tree.of(doc, tokens) for tokens, doc in analyse(self._nlp, captions, self._batch_size))
-        written = zip(trees, self._graphs(captions), strict=True)
-        return [(ground(tree, read_graph(graph)), []) for tree, graph in written]
+        written = zip(analyse(self._nlp, captions, self._batch_size), self._graphs(captions), strict=True)
+        return [(ground(tree, read_graph(graph)), []) for (tree, _), graph in written]
 
+    @torch.inference_mode()
     def _graphs(self, captions: list[str]) -> list[str]:
         """Return what the model writes of each caption."""
         rows = [self._tokenizer(PREFIX + clean(caption))["input_ids"] for caption in captions]
-        size = _GPU_GROUP if self._device.type == "cuda" else 1
+        size = _GPU_GROUP if self.device.type == "cuda" else 1
         graphs: dict[int, str] = {}
         by_length = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         for _, same in groupby(by_length, lambda index: len(rows[index])):
             while group := list(islice(same, size)):
                 padded = [rows[index] for index in [*group, *[group[-1]] * (size - len(group))]]
-                with enough_memory(self._device, "raise parse.resources.gpus so that fewer actors share the GPU"):
-                    graphs.update(zip(group, self._write(padded), strict=False))
+                ids = torch.tensor(padded, device=self.device)
+                inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+                with enough_memory(self.device, "raise parse.resources.gpus so that fewer actors share the GPU"):
+                    written = self._model.generate(**inputs, generation_config=self._generation)
+                texts = self._tokenizer.batch_decode(written, skip_special_tokens=True)
+                graphs.update(zip(group, texts, strict=False))
         return [graphs[index] for index in range(len(captions))]
-
-    @torch.inference_mode()
-    def _write(self, rows: list[list[int]]) -> list[str]:
-        ids = torch.tensor(rows, device=self._device)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        written = self._model.generate(**inputs, generation_config=self._generation)
-        texts: list[str] = self._tokenizer.batch_decode(written, skip_special_tokens=True)
-        return texts
-
-
-def check_seq2seq(config: ParseConfig) -> str:
-    """Return the model's hub id or folder. Raises UserError: no model is named, there is none, or of another kind."""
-    if config.model is None:
-        raise UserError(f"parse.model is not set: parse.parser={config.parser} needs the name of a model")
-    source = local_model(config.model)
-    with quiet():
-        kind = read_config(source, "parser").get("model_type")
-    if kind not in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
-        raise UserError(f"parser {source!r} is a {kind}, not a sequence-to-sequence language model")
-    return source
 
 
 def read_graph(text: str) -> list[Texts]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -56,7 +55,8 @@ class CaptionParser(Parser):
     def __init__(self, config: ParseConfig | None = None, cache_folder: CacheFolder | None = None) -> None:
         """See `load_parser`."""
         self._parser = load_parser(config or ParseConfig(), cache_folder)
-        self._cache: OrderedDict[str, Parsed] = OrderedDict()
+        self.device = self._parser.device
+        self._cache: dict[str, Parsed] = {}
 
     def read(self, captions: Iterable[str], numbers: Iterable[int] | None = None) -> list[Parsed]:
         """Return triplets and mentions of each caption; their `caption` is of `numbers`, or else the index."""
@@ -65,14 +65,11 @@ class CaptionParser(Parser):
         known = {caption: self._cache[caption] for caption in distinct if caption in self._cache}
         if new := [caption for caption in distinct if caption not in known]:
             known.update(zip(new, self._parser.read(new), strict=True))
-        for caption, parsed in known.items():
-            self._cache[caption] = parsed
-            self._cache.move_to_end(caption)
-        while len(self._cache) > _CACHED_CAPTIONS:
-            self._cache.popitem(last=False)
-        numbered = zip(captions, range(len(captions)) if numbers is None else numbers, strict=True)
+        if len(self._cache) > _CACHED_CAPTIONS:
+            self._cache.clear()
+        self._cache |= known
         found = []
-        for caption, number in numbered:
+        for caption, number in zip(captions, range(len(captions)) if numbers is None else numbers, strict=True):
             triplets, mentions = known[caption]
             named = [mention._replace(caption=number) for mention in mentions]
             found.append(([replace(triplet, caption=number) for triplet in triplets], named))
@@ -88,12 +85,8 @@ class ParseStage(Stage):
         self.config, self.resources = config, config.resources
 
     def check(self) -> None:
-        """Raise UserError if there is no such model, or its server does not answer."""
-        if self.config.parser == "seq2seq":
-            from sgpipe.stages.parse.seq2seq import check_seq2seq
-
-            check_seq2seq(self.config)
-        elif self.config.parser == "llm":
+        """Raise UserError if the server of its model does not answer."""
+        if self.config.parser == "llm":
             from sgpipe.stages.parse.llm import LlmParser
 
             LlmParser(self.config).check()
@@ -101,17 +94,7 @@ class ParseStage(Stage):
     def setup(self) -> None:
         """Load the parser. Raises UserError if its model is not installed, or cannot be read."""
         self._parser = CaptionParser(self.config, self.cache_folder)
-        if self.config.parser == "seq2seq":
-            from sgpipe.utils.devices import pick_device  # it imports PyTorch, which the rules do not need
-
-            self.device = pick_device(self.config.device, self.config.resources.gpus)
-
-    def gpu_use(self) -> dict[str, Any]:
-        if self.config.parser != "seq2seq":
-            return {}
-        from sgpipe.utils.gpu import gpu_use
-
-        return gpu_use(self.device)
+        self.device = self._parser.device
 
     def __call__(self, records: list[Record]) -> list[Record]:
         usable = [record for record in records if record.ok]

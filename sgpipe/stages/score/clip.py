@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from sgpipe.errors import UserError, import_extra
 from sgpipe.records import Box, Relation
-from sgpipe.stages.checkpoint import load_part, load_weights, loading, read_config
+from sgpipe.stages.checkpoint import load_part, load_weights, loading
 from sgpipe.stages.score.scorer import NO_AREA, Score, contrast_texts, marked_crop, relation_text
 from sgpipe.utils.devices import pick_device
 
@@ -43,12 +43,7 @@ class ClipScorer:
         self.model, self._device_name, self._gpus = model, device, gpus
 
     def check(self) -> None:
-        """Raises UserError: there is no such folder, or it has a model of another kind."""
-        name, weights = split_name(self.model)
-        parts = {"text_config", "vision_config"}
-        is_folder = Path(name).is_dir() and not _is_open_clip(name, weights)
-        if is_folder and not parts <= read_config(name, "CLIP model").keys():
-            raise UserError(f"{name} is not a CLIP model: its config.json has no text_config and vision_config")
+        """Nothing is known before the model is loaded."""
 
     def load(self) -> None:
         """Raises UserError: the model cannot be loaded, or the device is missing."""

@@ -18,7 +18,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig, Requests, Resources
 from sgpipe.records import Box, Relation
 from sgpipe.stages import endpoint
-from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Choice, Refusal, conversation
 from sgpipe.stages.score.scorer import NO_AREA, Score, marked_image, visible_boxes
 
 LONGEST_SIDE = 1024  # pixels of the image that is shown
@@ -26,7 +26,6 @@ NEITHER = Refusal('the model answers neither "yes" nor "no"')
 _ORDERS = ("yes or no", "no or yes")
 _VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")
 _RETRIES_OF_CHECK = 2
-_REMEDY = "use a smaller model"
 _SAMPLING = ChatSampling(max_tokens=1)
 
 
@@ -50,7 +49,7 @@ class VlmScorer:
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """See `RelationScorer`."""
-        return list(self._model.answer_each(relations, partial(self._read, image, objects), self._score, _REMEDY))
+        return list(self._model.answer_each(relations, partial(self._read, image, objects), self._score))
 
     def _read(self, image: Image.Image, objects: Sequence[Box], relation: Relation) -> list[Any] | Refusal:
         if (marked := marked_image(image, objects, relation, LONGEST_SIDE)) is None:
@@ -124,11 +123,10 @@ class ServedScorer:
             yield ChatRequest(conversation(question, url), _SAMPLING, logprobs=True)
 
 
-def _share(answer: Answer | Refusal) -> Score:
+def _share(answer: list[Choice] | Refusal) -> Score:
     if isinstance(answer, Refusal):
         return answer
-    first = answer.logprobs[0] if answer.logprobs else ()
-    return share_of_yes({token: math.exp(value) for token, value in first[0]}) if first else NEITHER
+    return share_of_yes({token: math.exp(value) for token, value in (answer[0].logprobs or {}).items()})
 
 
 def ask_about(objects: Sequence[Box], relation: Relation) -> tuple[str, ...]:

@@ -43,10 +43,6 @@ class AssumedStage(Stage):
     def __init__(self, config: TagConfig, pair: PairConfig | None = None) -> None:
         self.config, self.resources, self.pair = config, config.resources, pair or PairConfig()
 
-    def check(self) -> None:
-        """Raises UserError: a setting is for another method."""
-        check_tagger(self.config)
-
     def fill(self, record: Record) -> None:
         pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs
         relations = deduplicate(candidates(pairs, ASSUMED, "captions"))

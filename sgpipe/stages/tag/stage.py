@@ -35,7 +35,7 @@ from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.pair import HeadMatcher
 from sgpipe.stages.score import make_scorer
 from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings
-from sgpipe.stages.tag.methods import candidates, check_tagger
+from sgpipe.stages.tag.methods import candidates
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.gpu import GPU_THREADS, Compiled, GpuMemory, compile_forward, enough_memory, gpu_use
 from sgpipe.utils.prefetch import prefetch
@@ -190,7 +190,6 @@ class TagStage(ImageStage):
 
     def setup(self) -> None:
         """Load the tagger. Raises UserError: it or the calibration cannot be used, or the device is missing."""
-        check_tagger(self.config)
         self.threshold = threshold_of_recipe(self.config, self.pair)
         self.set_up_device()
         self.dtype = pick_dtype(self.config.dtype, self.device)
@@ -232,12 +231,9 @@ class TagStage(ImageStage):
         chosen = []
         for record in (record for record in records if record.ok):
             batches = self._batches(record)
-            for noun in {box.category for box in record.objects if box.origin == "grounded"}.difference(self.texts):
+            for noun in {box.category for box in record.objects}.difference(self.texts):
                 self.texts[noun] = text_to_read(noun, self.tagger.tokenizer)  # no class that other images read
-            unknown = {box.category for box in record.objects}.difference(self.texts)
-            if batches and unknown:
-                record.fail(self.name, f"{sorted(unknown)[0]!r} is not a class of the dataset")
-            elif batches:
+            if batches:
                 chosen.append(Chosen(record, batches, self._classes(record)))
         return sorted(chosen, key=self._batch_key) if self.memory.batch_size > 1 else chosen
 
@@ -379,7 +375,6 @@ class ScoredStage(ImageStage):
 
     def _scorer(self) -> RelationScorer:
         config = self.config
-        check_tagger(config)
         self.threshold = threshold_of_recipe(config, self.pair)
         kind: ScorerKind = "clip" if config.method == "clip" else "vlm"
         where = (config.endpoint, config.requests, config.device, config.dtype, config.resources.gpus or 0)
@@ -387,10 +382,8 @@ class ScoredStage(ImageStage):
 
     def setup(self) -> None:
         """Load the scorer. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
-        self.scorer, here = self._scorer(), self.config.endpoint is None
-        if here:
-            self.scorer.check()
-        self.set_up_device(here=here)
+        self.scorer = self._scorer()
+        self.set_up_device(here=self.config.endpoint is None)
         self.scorer.load()
 
     def __call__(self, records: list[Record]) -> list[Record]:

@@ -18,7 +18,7 @@ from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, im
 from sgpipe.files.index import cache_folder
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.run import keep_indexes, open_image_roots
-from sgpipe.images import ImageFeed
+from sgpipe.images import ImageError, open_ahead
 from sgpipe.recipe import Resources, SourceConfig
 from sgpipe.records import Record
 from sgpipe.sources.opening import open_source
@@ -179,9 +179,8 @@ def test_a_thousand_random_faults_change_nothing(
 
         faults.fault = fault
         wanted = records()
-        with ImageFeed({"val": root}, wanted, lambda image, file: (image, file)) as feed:
-            for number, record in enumerate(wanted):
-                image, file = feed.open(record)
-                assert image.size == (20 + number, 10)
-                assert file.getvalue() == png(number)
+        for number, (_, opened) in enumerate(open_ahead({"val": root}, wanted, lambda image, file: (image, file))):
+            assert not isinstance(opened, ImageError)
+            assert opened[0].size == (20 + number, 10)
+            assert opened[1].getvalue() == png(number)
     assert given > 1000

@@ -15,12 +15,7 @@ from rich.console import Console
 from rlip_model.evaluation.inputs import PredictedPairs
 from sgpipe.evaluation.inputs import data_classes
 from sgpipe.inference import predictor
-from sgpipe.inference.predictions import (
-    ImagePrediction,
-    PredictConfig,
-    RowGroup,
-    iter_rows,
-)
+from sgpipe.inference.predictions import ImagePrediction, PredictConfig, RowGroup, iter_rows
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import hico_source
@@ -38,7 +33,7 @@ def clumsy(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[Im
     """True pairs with shaken boxes, and others; scores that mean something."""
     classes, rng = config.classes, np.random.default_rng(0)
     records = {record.file_name: record for group in row_groups for record in iter_records(group.file.parents[1])}
-    for row in (row for group in row_groups for row in iter_rows(group)):
+    for row in (row for group in row_groups for row, _ in iter_rows(group)):
         record = records[row.file_name]
         corners = np.array([(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)])
         labels = np.array([classes.objects.index(box.category) for box in record.objects])

@@ -8,7 +8,6 @@ import os
 import tarfile
 import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -22,7 +21,7 @@ from sgpipe.files.archives import ArchiveRoot
 from sgpipe.files.image_roots import IndexFolder, existing_images, image_root
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.roots import FolderRoot
-from sgpipe.images import ImageFeed
+from sgpipe.images import open_ahead
 from sgpipe.records import Record
 from sgpipe.utils.console import Progress
 
@@ -106,13 +105,8 @@ def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 def pixels(place: Path | ArchiveRoot, names: Sequence[str]) -> list[bytes | None]:
     """What stages see of images; None: an error row."""
     records = [Record(name, "coco", "val", name, 24 + number, 16) for number, name in enumerate(names)]
-    found: list[bytes | None] = []
-    with ImageFeed({"val": place}, records, lambda image, file: image.tobytes()) as images:
-        for record in records:
-            found.append(None)
-            with suppress(ImageError):
-                found[-1] = images.open(record)
-    return found
+    images = open_ahead({"val": place}, records, lambda image, file: image.tobytes())
+    return [image if isinstance(image, bytes) else None for _, image in images]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -12,7 +12,7 @@ import pytest
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Requests
 from sgpipe.stages import endpoint as served
-from sgpipe.stages.endpoint import Answer, CacheFolder, ChatEndpoint, ChatRequest, Refusal, RequestCache, conversation
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, Choice, Refusal, RequestCache, conversation
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -31,7 +31,7 @@ def question(number: int, n: int = 1) -> ChatRequest:
     return ChatRequest(conversation(f"What is in image {number}?"), SAMPLING, seed=number, n=n)
 
 
-def ask(endpoint: ChatEndpoint, request: ChatRequest) -> Answer | Refusal:
+def ask(endpoint: ChatEndpoint, request: ChatRequest) -> list[Choice] | Refusal:
     (answer,) = endpoint.ask_all([request])
     return answer
 
@@ -62,7 +62,7 @@ def test_a_fault_that_passes_and_another_form_change_no_answer(fault: Fault, ask
     silent = fault in ("silent", "slow")
     with EndpointServer(lambda body: ["a dog on grass"] * 3, scripted(*[fault] * max(1, asked - 1))) as server:
         answer = ask(connect(server.url, timeout=0.5 if silent else 20), question(1, n=3))
-    assert answer == Answer(("a dog on grass",) * 3)
+    assert answer == [Choice("a dog on grass")] * 3
     assert len(server.requests) == asked or (silent and len(server.requests) > asked)  # a busy machine is late again
 
 
@@ -77,7 +77,7 @@ def test_a_refusal_concerns_one_request(fault: Fault, reason: str) -> None:
         answers = list(connect(server.url, in_flight=1).ask_all([question(1), question(2)]))
     assert isinstance(answers[0], Refusal)
     assert answers[0].reason.startswith(reason)
-    assert isinstance(answers[1], Answer)
+    assert isinstance(answers[1], list)
     assert len(server.requests) == 2 + (fault in ("garbled", "nested"))  # another, to see whether it answers any
 
 
@@ -91,11 +91,11 @@ def test_a_request_that_always_breaks_is_refused_if_others_are_answered() -> Non
         refused, answered = connect(server.url).ask_all([question(1), question(2)])
     assert isinstance(refused, Refusal)
     assert refused.reason.startswith("it cannot be reached")
-    assert answered == Answer(("fine",))
+    assert answered == [Choice("fine")]
 
 
 @pytest.mark.parametrize(("fault", "reason"), [
-    ("broken", "HTTP 500: "), ("limited", "HTTP 429: Rate limit"), ("page", "not a chat"), ("unpaid", "payment is"),
+    ("broken", "HTTP 500: "), ("limited", "HTTP 429: Rate limit"), ("page", "not a chat"), ("unpaid", "HTTP 402"),
 ])  # fmt: skip
 def test_an_endpoint_that_answers_nothing_ends_the_run(fault: Fault, reason: str) -> None:
     with EndpointServer(faults=lambda body, attempt: fault) as server, pytest.raises(EngineError, match=reason):
@@ -106,7 +106,7 @@ def test_nothing_but_the_key_comes_from_the_environment(monkeypatch: pytest.Monk
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "Authorization: Bearer of-another-server")
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another-server")
     with EndpointServer() as server:
-        assert isinstance(ask(connect(server.url), question(1)), Answer)
+        assert isinstance(ask(connect(server.url), question(1)), list)
     assert "of-another-server" not in repr([dict(each) for each in server.headers])
 
 
@@ -114,7 +114,7 @@ def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds() -> N
     with EndpointServer() as server:
         server.most_choices = 1  # llama.cpp
         answer = ask(connect(server.url), question(7, n=4))
-    assert (len(answer.texts), len(set(answer.texts)) > 1) == (4, True)
+    assert (len(answer), len({choice.text for choice in answer}) > 1) == (4, True)
     assert [body.get("n", 1) for body in server.requests] == [4, 3, 2, 1]
     assert len({body["seed"] for body in server.requests}) == 4
 
@@ -126,7 +126,7 @@ def test_a_server_that_rejects_n_is_asked_one_by_one() -> None:
     with EndpointServer(faults=faults) as server:
         server.rejection = "Unexpected fields in the request: {'n'}"
         answers = list(connect(server.url, in_flight=1).ask_all([question(1, n=2), question(2, n=2)]))
-        assert [len(answer.texts) for answer in answers if isinstance(answer, Answer)] == [2, 2]
+        assert [len(answer) for answer in answers if isinstance(answer, list)] == [2, 2]
         assert [body.get("n", 1) for body in server.requests] == [2, 1, 1, 1, 1]
 
 
@@ -140,7 +140,7 @@ def test_a_server_that_calls_the_limit_by_its_newer_name(tmp_path: Path) -> None
         server.rejection = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
         requests = list(map(question, range(8)))
         first = list(connect(server.url, cache=tmp_path).ask_all(requests))
-        assert [type(answer) for answer in first] == [Answer] * 8
+        assert [type(answer) for answer in first] == [list] * 8
         assert server.requests[-1]["max_completion_tokens"] == 16
         asked = len(server.requests)
         assert list(connect(server.url, cache=tmp_path).ask_all(requests)) == first
@@ -150,7 +150,7 @@ def test_a_server_that_calls_the_limit_by_its_newer_name(tmp_path: Path) -> None
 def test_log_probabilities() -> None:
     with EndpointServer(lambda body: ["Yes"]) as server:
         answer = ask(connect(server.url), replace(question(1), logprobs=True))
-    assert answer == Answer(("Yes",), (((("Yes", -0.25), ("No", -1.5)),),))
+    assert answer == [Choice("Yes", None, {"Yes": -0.25, "No": -1.5})]
     assert (server.requests[0]["logprobs"], server.requests[0]["top_logprobs"]) == (True, 20)
     without = EndpointServer(lambda body: body.pop("logprobs") and ["Yes"])
     with without as server, pytest.raises(UserError, match="no log-probabilities"):
@@ -194,7 +194,7 @@ def test_nothing_is_paid_twice(tmp_path: Path) -> None:
 def test_odd_answers_are_kept(tmp_path: Path, fault: Fault) -> None:
     with EndpointServer(lambda body: ["a dog ?"], faults=scripted(fault)) as server:
         for _ in range(2):
-            assert ask(connect(server.url, cache=tmp_path), question(1)) == Answer(("a dog ?",))
+            assert ask(connect(server.url, cache=tmp_path), question(1)) == [Choice("a dog ?")]
     assert len(server.requests) == 1
     assert RequestCache(CacheFolder(tmp_path).file).tokens() == (8 if fault == "half" else 0)
 

@@ -10,15 +10,12 @@ from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.utils.lemmas import gerund, lemmas, verb_lemma
 
 _PLURAL_ONLY = lexicon.CLOTHES | {"scissors", "binoculars", "stairs"}
-_NOT_NAMING = frozenset({"poss", "det", "appos", "conj", "cc"})
 
 
 @lru_cache(maxsize=1 << 16)
 def singular(noun: str) -> str:
     """Return the singular of a noun; plural-only names ("pants", "scissors") are unchanged."""
     if noun in _PLURAL_ONLY and noun.endswith("s") and noun[:-1] not in _PLURAL_ONLY:
-        return noun
-    if noun.endswith("ss"):
         return noun
     forms = lemmas(noun, "NOUN")
     return forms[-1] if noun == "leaves" else forms[0]
@@ -56,8 +53,6 @@ def _is_naming(tree: Tree, index: int, head: str) -> bool:
     word = tree.texts[index]
     if (word, head) in lexicon.NAMING_PAIRS or (word in ("left", "right") and head in lexicon.SIDED_PARTS):
         return True
-    if tree.deps[index] in _NOT_NAMING:
-        return False
     return (tree.is_noun(index) or word in lexicon.GERUND_MODIFIERS) and singular(word) not in lexicon.ATTRIBUTE_NOUNS
 
 
@@ -89,7 +84,6 @@ def content(tree: Tree, index: int) -> int:
 
 
 SUBJECT_LABELS = ("nsubj", "nsubjpass", "csubj")
-_CLAUSE_LABELS = frozenset({"conj", "xcomp", "ccomp", "advcl"})
 _PASSIVE_LABELS = frozenset({"acl", "advcl", "conj", "ROOT", "relcl", "ccomp"})
 # The tree of a malformed sentence can be as deep as the sentence is long.
 _MAX_DEPTH = 12
@@ -131,8 +125,6 @@ def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
 
 def antecedents(tree: Tree, verb: int) -> list[int]:
     """Return the nouns that "that", "which" or "who" refers to in the relative clause of a verb."""
-    while tree.deps[verb] in _CLAUSE_LABELS and tree.heads[verb] != verb:
-        verb = tree.heads[verb]
     head = tree.heads[verb]
     if tree.deps[verb] == "relcl" and is_entity(tree, head):
         return modified(tree, head, verb)

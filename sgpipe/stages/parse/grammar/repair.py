@@ -113,11 +113,8 @@ def _free_relative_clause(tree: Tree, index: int) -> None:
         return
     for child in stranded:
         tree.deps[child], tree.tags[child] = "prep", "IN"
-    subject = tree.heads[noun]
     tree.replace(index, noun)
     tree.attach(index, noun, "relcl")
-    if subject != index:
-        _hand_over_premodifiers(tree, subject, noun)
 
 
 def _displaced_object(tree: Tree, verb: int) -> int | None:
@@ -174,7 +171,6 @@ def _join_modifier(tree: Tree, conjunct: int) -> None:
     tree.replace(head, first)
     tree.attach(head, first, "conj")
     tree.attach(conjunct, head, "amod")
-    _hand_over_premodifiers(tree, head, first)
 
 
 def _join_object(tree: Tree, conjunct: int) -> None:
@@ -262,8 +258,6 @@ def _acts_better(tree: Tree, actor: int, participle: int) -> bool:
     noun, verb = singular(tree.texts[tree.heads[participle]]), verb_lemma(tree.texts[participle])
     if noun in lexicon.CLOTHES or noun == "hair":
         return verb not in lexicon.PASSIVE_STATES
-    if noun in lexicon.SCENERY:
-        return True
     if noun in lexicon.PLACES and verb in lexicon.POSTURE_VERBS:
         return tree.is_noun(actor) and is_a(tree, actor, _ANIMATE)
     if noun in _ANIMATE or verb not in lexicon.ANIMATE_VERBS:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, pairwise, tee
@@ -25,9 +25,8 @@ from thinc.api import NumpyOps
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
-from sgpipe.stages.parse.grammar.lexicon import SPELLINGS
-from sgpipe.stages.parse.grammar.relations import ParsedRelation, mention_word, person_meant, relations, singular
-from sgpipe.stages.parse.grammar.repair import repair
+from sgpipe.stages.parse.grammar import lexicon
+from sgpipe.stages.parse.grammar.relations import mention_word, person_meant, relations, singular
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.rules import Parsed, Parser, analyse, load_model, mentions
@@ -40,14 +39,6 @@ FARTHEST = 11
 DISTANCES, PATHS = 2 * DISTANCE + 1, (DEPTH + 1) ** 2
 PLACES = 20  # of a token, relative to a pair
 NEIGHBOURS = 6
-
-_PREPOSITIONS = """
-about above across against all along alongside amid among around as at away behind below beneath beside besides
-between beyond bigger by close different down during far for from half high in inside into larger like longer low more
-near next of off on onto opposite out outside over past shorter side similar smaller taller than through to together
-toward towards under underneath up upon upside via with within without
-"""
-PREPOSITIONS = frozenset(_PREPOSITIONS.split())  # words that a predicate without a verb can begin with
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ class Tables:
 def split_predicate(predicate: str) -> tuple[str, str]:
     """Return a lemmatised predicate as its verb (or "") and the rest (or ""): "sit on top of" is "sit", "on top of"."""
     first, _, rest = predicate.partition(" ")
-    return ("", predicate) if first in PREPOSITIONS else (first, rest)
+    return ("", predicate) if first in lexicon.PREPOSITIONS else (first, rest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +72,6 @@ class Sentence:
     tree: Tree
     rules: Mapping[tuple[int, int], str]  # lemma of the predicate by (subject, object)
     hidden: NDArray[np.float32]  # [tokens, width]
-
-    @classmethod
-    def of(cls, caption: str, tree: Tree, relations: Iterable[ParsedRelation], hidden: NDArray[np.float32]) -> Sentence:
-        rules = {(each.subject, each.object): each.lemma for each in reversed([*relations])}  # the first counts
-        return cls(caption, tree, rules, hidden)
 
 
 def token_features(sentences: Sequence[Sentence], tables: Tables) -> tuple[Ints, Ints]:
@@ -346,54 +332,42 @@ _KEPT = (  # spellings that the tokeniser replaces, and FACTUAL keeps
 )
 
 
+def read_sentences(model: Language, captions: Iterable[str], batch_size: int) -> Iterator[Sentence]:
+    """Yield the repaired tree of every caption, the rules' relations, and spaCy's hidden states."""
+    captions, texts = tee(captions)
+    for caption, (tree, doc) in zip(texts, analyse(model, captions, batch_size), strict=True):
+        rules = {(each.subject, each.object): each.lemma for each in reversed(relations(tree))}  # the first counts
+        yield Sentence(caption, tree, rules, doc.tensor.astype(np.float32))
+
+
 class LearnedParser(Parser):
-    """Parses captions with the packaged network."""
+    """Parses captions with the packaged network, and words the predicates and things of related pairs."""
 
     def __init__(self, config: ParseConfig, folder: Path = WEIGHTS) -> None:
         """Raises UserError: the spaCy model is not installed, or has no tagger and dependency parser."""
         self._batch_size, self._attributes = config.batch_size, config.attributes
         self._nlp = load_model(config.model)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tables = settings["tables"]
-        weights = load_file(folder / "model.safetensors")
-        logits = settings["mention_logit"], settings["relation_logit"]
-        self._network = Network(weights, Tables.of(tables), *logits)
-        self._decoder = Decoder(tables["verbs"], tables["rests"], settings["predicates"], settings["names"])
+        tables, logits = settings["tables"], (settings["mention_logit"], settings["relation_logit"])
+        self._network = Network(load_file(folder / "model.safetensors"), Tables.of(tables), *logits)
+        self._verbs, self._rests = ("", *tables["verbs"]), ("", *tables["rests"])
+        self._known_verbs, self._predicates = frozenset(self._verbs), frozenset(settings["predicates"])  # of training
+        self._names = settings["names"]  # things by other nouns
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
         found: list[Parsed] = []
         sentences = read_sentences(self._nlp, captions, self._batch_size)
         while batch := list(islice(sentences, self._batch_size)):
             for sentence, scores in zip(batch, self._network(batch), strict=True):
-                triplets = self._decoder.triplets(sentence.caption, sentence.tree, scores)
-                found.append((triplets, mentions(sentence.tree) if self._attributes else []))
+                named = mentions(sentence.tree) if self._attributes else []
+                found.append((self._triplets(sentence, scores), named))
         return found
 
-
-def read_sentences(model: Language, captions: Iterable[str], batch_size: int) -> Iterator[Sentence]:
-    """Yield the repaired tree of every caption, the rules' relations, and spaCy's hidden states."""
-    captions, texts = tee(captions)
-    for caption, (tokens, doc) in zip(texts, analyse(model, captions, batch_size), strict=True):
-        tree = Tree.of(doc, tokens)
-        repair(tree)
-        yield Sentence.of(caption, tree, relations(tree), doc.tensor.astype(np.float32))
-
-
-class Decoder:
-    """Words the predicates and things of related pairs."""
-
-    def __init__(
-        self, verbs: Sequence[str], rests: Sequence[str], predicates: Collection[str], names: Mapping[str, str]
-    ) -> None:
-        """verbs, rests: of the network's tables. predicates: of the training. names: things by other nouns."""
-        self._verbs, self._rests, self._names = ("", *verbs), ("", *rests), names
-        self._known_verbs, self._predicates = frozenset(self._verbs), frozenset(predicates)
-
-    def triplets(self, caption: str, tree: Tree, scores: CaptionScores) -> list[Triplet]:
+    def _triplets(self, sentence: Sentence, scores: CaptionScores) -> list[Triplet]:
         """Return the triplets of a caption, in word order, with `caption` 0."""
-        text = clean(caption)
-        kept = [form for word in _KEPT for form in (word, f"{word}s") if word in text and form in SPELLINGS]
-        spellings = {SPELLINGS[form]: form for form in kept} | dict(self._names)
+        text, tree = clean(sentence.caption), sentence.tree
+        kept = [form for word in _KEPT for form in (word, f"{word}s") if word in text and form in lexicon.SPELLINGS]
+        spellings = {lexicon.SPELLINGS[form]: form for form in kept} | self._names
         found: dict[tuple[int, int], Triplet] = {}
         for row, named in enumerate(scores.pairs.tolist()):
             subject = person_meant(tree, named[0])

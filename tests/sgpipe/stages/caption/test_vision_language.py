@@ -296,5 +296,5 @@ def test_failures_while_captioning(folder, monkeypatch):
         assert "example image: shapes do not match" in error_of(folder)
     full = Mock(side_effect=torch.cuda.OutOfMemoryError("CUDA out of memory"))
     monkeypatch.setattr(vision_language.VisionLanguageCaptioner, "_decode", full)
-    with pytest.raises(UserError, match=r"lower caption.samples"):
+    with pytest.raises(UserError, match="use a smaller model or fewer samples"):
         list(captioner.caption([CaptionInput(inputs()[0].image, 1)]))

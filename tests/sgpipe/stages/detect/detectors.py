@@ -20,7 +20,7 @@ _SWIN = {
 def make_closed(folder: Path) -> Path:
     torch.manual_seed(0)
     sizes = {**_SMALL, "image_size": [SIZE, SIZE], "patch_size": 8, "num_detection_tokens": 20}
-    config = transformers.YolosConfig(**sizes, id2label={0: "N/A", 1: "dog", 2: "cup"})
+    config = transformers.YolosConfig(**sizes, id2label={0: "cat", 1: "dog", 2: "cup"})
     model = transformers.YolosForObjectDetection(config)
     with torch.no_grad():
         model.class_labels_classifier.layers[-1].weight.normal_(std=3)  # so that queries differ

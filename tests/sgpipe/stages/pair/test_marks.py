@@ -21,6 +21,7 @@ from sgpipe.stages import marks
 from sgpipe.stages.caption.vision_language import VisionLanguageCaptioner
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.marks import MarksStage
+from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import AssumedStage
 from sgpipe.viz.draw_relations import TextPlacer, overlap
 from tests.endpoint_server import EndpointServer, scripted, shown_image
@@ -220,8 +221,12 @@ def test_a_local_model_is_asked_in_its_chat_template(tmp_path: Path, monkeypatch
 
 def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> None:
     for settings, words in (
-        ({"model": None}, "set pair.model"),
-        ({"candidates": "captions", "endpoint": "http://localhost:1/v1"}, "pair.endpoint is for marks"),
+        ({"candidates": "marks"}, "set pair.model"),
+        ({"endpoint": "http://localhost:1/v1"}, "pair.endpoint is for marks"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_pair(PairConfig.model_validate(settings))
+    for settings, words in (
         ({"model": str(make_vlm(tmp_path / "blip-2", "blip-2"))}, "has no chat template"),
         ({"model": str(make_blip(tmp_path / "blip"))}, "has no chat template"),
         ({"model": str(tmp_path / "none")}, "none"),

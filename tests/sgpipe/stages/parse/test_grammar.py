@@ -1,11 +1,16 @@
 """The grammar of captions: tokens, trees, names, relations and mentions."""
 
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Mention
+from sgpipe.stages import ground, parse
+from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.relations import coordinated, phrase, relations, singular
 from sgpipe.stages.parse.grammar.repair import correct_attachments, repair
 from sgpipe.stages.parse.grammar.tree import Tree, tokenise
@@ -217,6 +222,17 @@ def test_any_tree_is_repaired_to_a_forest_whose_relations_join_two_of_its_words(
 
 PLURALS = """men:man knives:knife leaves:leaf buses:bus bus:bus dress:dress glass:glass pants:pants skis:ski shoes:shoe
 sunglasses:sunglasses scissors:scissors tennis:tennis cookies:cookie people:people dresses:dress"""
+
+
+def test_every_word_list_that_a_rule_names_exists_and_every_list_is_named():
+    code = "".join(path.read_text("utf-8") for path in Path(parse.__file__).parent.rglob("*.py"))
+    code += Path(ground.__file__).read_text("utf-8")
+    named = set(re.findall(r"lexicon\.([A-Z_]+)", code))
+    assert all(getattr(lexicon, name) for name in named)
+    lists = re.findall("^([a-z_]+) =", Path(lexicon.__file__).with_suffix(".toml").read_text("utf-8"), re.MULTILINE)
+    assert {name.upper() for name in lists} <= named
+    with pytest.raises(AttributeError, match="no list 'cats'"):
+        lexicon.CATS  # noqa: B018
 
 
 def test_singular():

@@ -18,7 +18,6 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig, Requests
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.parse import llm, rules, seq2seq
-from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.stages.parse.llm import LlmParser
 from sgpipe.stages.parse.rules import Texts, analyse, ground
 from sgpipe.stages.parse.seq2seq import PREFIX, Seq2SeqParser, read_graph
@@ -98,21 +97,20 @@ def test_the_utilization_of_its_device_can_be_measured(checkpoint: Path) -> None
 def test_another_kind_of_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
     with pytest.raises(UserError, match=r"is a bert, not a sequence-to-sequence language model$"):
-        ParseStage(config(tmp_path)).check()
+        ParseStage(config(tmp_path)).setup()
 
 
 def test_missing_files(checkpoint: Path, tmp_path: Path) -> None:
     for name, message in (("tokenizer.json", "tokenizer"), ("model.safetensors", "cannot load its ")):
         folder = shutil.copytree(checkpoint, tmp_path / name)
         (folder / name).unlink()
-        ParseStage(config(folder)).check()
         with pytest.raises(UserError, match=message):
             Seq2SeqParser(config(folder))
 
 
 def grounded(caption: str, *texts: Texts) -> list[str]:
-    (tokens, doc), *_ = analyse(load_model(), [caption], 1)
-    triplets = ground(Tree.of(doc, tokens), texts)
+    [(tree, _)] = analyse(load_model(), [caption], 1)
+    triplets = ground(tree, texts)
     return [
         f"{t.subject} {t.subject_head} | {t.predicate} | {t.predicate_lemma} | {t.object} {t.object_head}"
         for t in triplets
