@@ -112,7 +112,7 @@ def label(folder: Path, out: Path, limit: int, units: int) -> None:
     from sgpipe.generation import ray_engine, run
 
     watch, ray_seconds, began = Watch(), [0.0], [0.0]
-    start_ray, run_units = ray_engine.start_ray, ray_engine.run_units
+    start_ray, run_units = ray_engine.start_ray, ray_engine.RayEngine.run
 
     def timed_start(*arguments: object) -> None:
         at = time.perf_counter()
@@ -130,7 +130,7 @@ def label(folder: Path, out: Path, limit: int, units: int) -> None:
         mock.patch.object(run, "UnitReader", NoRecords),
         mock.patch.object(run, "UnitWriter", EmptyShards),
         mock.patch.object(ray_engine, "start_ray", timed_start),
-        mock.patch.object(ray_engine, "run_units", first_units),
+        mock.patch.object(ray_engine.RayEngine, "run", first_units),
     ):
         start = time.perf_counter()
         run.generate(recipe_of(folder, limit, 2, UNIT), out, watch)  # type: ignore[arg-type]

@@ -23,8 +23,7 @@ from rich.table import Table
 
 from benchmarks.measure import report
 from sgpipe.stats.recall import estimate_recall, measure_recall, recapture
-from sgpipe.storage.judgements import JudgementLog
-from sgpipe.storage.recall_plans import BlindAnswer, BlindQuestion, RecallPlan
+from sgpipe.storage.judgements import BlindAnswer, BlindQuestion, JudgementLog, RecallPlan
 
 IMAGES, SIMULATIONS = 3000, 1000
 Row = tuple[str, str, float]

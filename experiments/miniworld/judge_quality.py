@@ -22,12 +22,13 @@ from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality import Relations, area, label_quality, precision_recall
 from sgpipe.generation.run import generate
-from sgpipe.generation.scoring import VLM_COLUMN, score_run, vlm_identity, vlm_scorer
+from sgpipe.generation.scoring import score_run, vlm_identity, vlm_scorer
 from sgpipe.recipe import load_recipe
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stages.score.scorer import ScorerSettings
 from sgpipe.stats.precision import JudgedRelations, area_under_roc
 from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
+from sgpipe.storage.shards import VLM_SCORE
 from sgpipe.utils.console import Progress
 
 _RECALLS = (0.80, 0.84, 0.86)
@@ -140,7 +141,7 @@ def method_rows(methods: list[MethodQuality]) -> list[list[str]]:
 def judge_run(run: Path, judge: Path, out: Path, progress: Progress) -> None:
     """Copy a run with the judge's scores of its relations."""
     settings = ScorerSettings("clip", str(judge), device="cpu")
-    score_run(run, out, VLM_COLUMN, partial(vlm_scorer, settings, out), vlm_identity(settings), progress)
+    score_run(run, out, VLM_SCORE, partial(vlm_scorer, settings, out), vlm_identity(settings), progress)
 
 
 def main(

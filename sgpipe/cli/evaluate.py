@@ -322,8 +322,9 @@ def score(
     from sgpipe.generation import scoring
     from sgpipe.stages.score.scorer import ScorerSettings
     from sgpipe.storage.index import open_run
+    from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE
+    from sgpipe.utils.hashing import model_sha256
 
-    column: Any
     make: Callable[[], Any]
     if by == "vlm":
         if weights is not None:
@@ -332,7 +333,7 @@ def score(
             raise UserError("--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there")
         name = local_model(model) if endpoint is None else model
         settings = ScorerSettings("vlm", name, endpoint, device=device)
-        column, identity = scoring.VLM_COLUMN, scoring.vlm_identity(settings)
+        column, identity = VLM_SCORE, scoring.vlm_identity(settings)
         make = partial(scoring.vlm_scorer, settings, out)
     else:
         if endpoint is not None:
@@ -340,9 +341,9 @@ def score(
         name = local_model(model or "ViT-B-32")
         by_frequency = "select predicate from predicates order by relations desc, predicate limit ?"
         with open_run(run) as database:
-            predicates = [predicate for (predicate,) in database.rows(by_frequency, contrasts)]
-        identity = {each: scoring.model_identity(value) for each, value in (("model", name), ("weights", weights))}
-        column, identity = scoring.CLIP_COLUMN, identity | {"contrasts": predicates}
+            predicates = [predicate for (predicate,) in database.rows(by_frequency, [contrasts])]
+        named = model_sha256(name if weights is None else f"{name}:{weights}")
+        column, identity = CLIP_SCORE, {"model": named, "contrasts": predicates}
         make = partial(scoring.RelationRanker, name, weights, predicates, device)
     counts = scoring.score_run(run, out, column, make, identity, console.Progress(), images)
     if json_:

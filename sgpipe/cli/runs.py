@@ -223,7 +223,7 @@ def _outcome(verification: Verification) -> str:
     running = " so far; a run is in progress" if verification.at_work else ""
     if not verification.problems:
         return f"{size}, no problems found{running}"
-    advice = "--repair drops what is damaged" if verification.repairable else "restore it from a copy"
+    advice = "--repair drops what is damaged" if isinstance(verification.root, Path) else "restore it from a copy"
     return f"{count(len(verification.problems), 'problem')} in {size}{running}; {advice}"
 
 

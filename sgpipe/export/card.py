@@ -90,7 +90,8 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
         if rows.calibration is not None:
             use_probabilities(database, rows.calibration)
         measures = measure_database(database)
-        [(related,)] = database.rows("select count(*) from related_images where certainty >= ?::float", rows.threshold)
+        query = "select count(*) from related_images where certainty >= ?::float"
+        [(related,)] = database.rows(query, [rows.threshold])
     before, exported = rows.totals, rows.census.predicates.total()
     files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in rows.splits]
     licences = {dataset: _LICENCES.get(_SHORT.get(dataset, dataset), _UNKNOWN) for dataset in measures.datasets}

@@ -38,7 +38,6 @@ class WorkUnit:
     stop: int
     replaces: str | None = None
     errors_only: bool = False
-    revision: int = 0
 
     @property
     def rows(self) -> int:
@@ -78,7 +77,8 @@ class UnitWriter:
             redone = iter(records)
             earlier = from_table(read_file(self.storage / unit.replaces))
             records = [record if record.ok else next(redone) for record in earlier]
-        name = shard_name(unit.split, unit.start, unit.stop, unit.revision)
+        revision = revision_of(unit.replaces) + 1 if unit.replaces else 0
+        name = shard_name(unit.split, unit.start, unit.stop, revision)
         seconds = {name: round(value, 3) for name, value in usage.seconds.items()}
         if self.claim:  # or a run that was taken over would replace shards of the later one
             self.claim.check()
@@ -99,9 +99,9 @@ def plan_units(
     lost = folder.lost(manifest)
     for shard in lost:
         say(f"{shard.file} is missing or damaged; regenerating it")
-    failed = [shard for shard in manifest.shards if shard.counts.get("errors") and shard not in lost]
-    asked = [shard for shard in failed if retry_failed and shard.start < rows.get(shard.split, 0)]
-    return units + [_again(shard) for shard in lost] + [_again(shard, errors_only=True) for shard in asked]
+    failed = [shard for shard in manifest.shards if retry_failed and shard.counts.get("errors") and shard not in lost]
+    again = [*lost, *(shard for shard in failed if shard.start < rows.get(shard.split, 0))]
+    return units + [WorkUnit(each.split, each.start, each.stop, each.file, each not in lost) for each in again]
 
 
 def cut_units(units: Sequence[WorkUnit], max_rows: int, actors: int) -> list[WorkUnit]:
@@ -111,11 +111,6 @@ def cut_units(units: Sequence[WorkUnit], max_rows: int, actors: int) -> list[Wor
     size = max(1, min(max_rows, -(-rows // (_UNITS_PER_ACTOR * actors))))
     starts = ((unit, at) for unit in new for at in range(unit.start, unit.stop, size))
     return again + [WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit, at in starts]
-
-
-def _again(shard: ShardEntry, errors_only: bool = False) -> WorkUnit:
-    revision = revision_of(shard.file) + 1
-    return WorkUnit(shard.split, shard.start, shard.stop, shard.file, errors_only, revision)
 
 
 _GPU_ACTOR_CPUS, _MOST_THREADS = 0.5, 4  # of an actor that shares a GPU
@@ -221,13 +216,12 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
     return frozenset() if on_cpus else frozenset(able)
 
 
-def share_gpus(recipe: Recipe, stages: Collection[str], gpus: int | None = None, cpus: int | None = None) -> Recipe:
+def share_gpus(recipe: Recipe, stages: Collection[str]) -> Recipe:
     """Return the recipe with the GPUs of this machine shared by `stages`: as many actors of each pool as GPUs.
 
-    Actors also get threads that open images, which are no CPUs: they wait for the GPU most of the time. `gpus`, `cpus`:
-    of this machine; None: as many as there are.
+    Actors also get threads that open images, which are no CPUs: they wait for the GPU most of the time.
     """
-    gpus, cpus = gpus or usable_gpus(), cpus or recipe.engine.cpus or os.cpu_count() or 1
+    gpus, cpus = usable_gpus(), recipe.engine.cpus or os.cpu_count() or 1
     pools = sum(shares for shares, _ in groupby(STAGES, lambda name: name in stages))
     changed = {}
     for name in stages:

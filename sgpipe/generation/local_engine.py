@@ -33,6 +33,7 @@ from sgpipe.generation.engine import (
     told,
     usable_cpus,
 )
+from sgpipe.generation.identity import STAGES
 from sgpipe.recipe import Recipe
 from sgpipe.stages.base import IsolatedRunner, StageRunner
 from sgpipe.storage.manifest import ShardEntry
@@ -42,7 +43,6 @@ from sgpipe.utils.devices import usable_gpus
 _IMAGES_PER_WORKER = 64  # a worker imports as long as the packaged models take for so many
 _PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
 _TRIES = 3  # of a unit whose worker crashes
-_MODELS = ("detect", "caption", "parse", "ground", "pair", "tag")
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 Job = tuple[WorkUnit, bool]  # and whether its stages run in a process of their own
 
@@ -167,7 +167,7 @@ class LocalEngine:
 
 def _without_hidden_gpus(recipe: Recipe) -> Recipe:
     """Return the recipe in which stages that have asked for no GPU compute on the CPU: a worker runs all stages."""
-    models = {name: getattr(recipe, name) for name in _MODELS if not getattr(recipe, name).resources.gpus}
+    models = {name: getattr(recipe, name) for name in STAGES if not getattr(recipe, name).resources.gpus}
     return recipe.model_copy(update={name: each.model_copy(update={"device": "cpu"}) for name, each in models.items()})
 
 

@@ -45,7 +45,7 @@ Item = TypeVar("Item")
 
 MERGED = "merged."  # prefix of these counts of a shard:
 UNITED = ("united_objects", "united_relations", "contradictory_classes", "contradictory_relations")
-_MEMORY, _HELD_BYTES, _FILES_AT_ONCE = "300MB", 32 << 20, 4096
+_MEMORY, _FILES_AT_ONCE = "300MB", 4096
 _PLACE = pa.schema([("start", pa.int64()), ("size", pa.int64()), ("content", pa.string())])  # of an image; its hash
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
 _PIXEL = 1.0  # boxes of which no edge differs by more are the same, however small they are
@@ -228,20 +228,17 @@ def _read(
         rows = f"'{number}' as run, {', '.join(SCHEMA.names)}", "shards"
         if _is_merged(files):
             rows = f"source.run, source.split, {others}", f"(select *, unnest({SOURCES}) as source from shards)"
-        held: list[pa.Table] = []
-        for shard in [*files.manifest.shards, None]:
-            if shard is not None:
-                with open_shard(files.storage / shard.file, SCHEMA.names) as file:
-                    places.setdefault(IMAGE_COLUMN in file.schema_arrow.names, files.root)
-                    groups = map(file.read_row_group, range(file.num_row_groups))
-                    held += [_without_images(table, images, hashed=hashed) for table in groups]
+        for shard in files.manifest.shards:
+            with open_shard(files.storage / shard.file, SCHEMA.names) as file:
+                places.setdefault(IMAGE_COLUMN in file.schema_arrow.names, files.root)
+                groups = map(file.read_row_group, range(file.num_row_groups))
+                tables = [_without_images(table, images, hashed=hashed) for table in groups]
             if len(places) > 1:
                 lacks = f"{places[True]} has images in its shards, {places[False]} has not"
                 raise UserError(f"{lacks}: embed the images of all runs or of none")
-            if held and (shard is None or sum(table.nbytes for table in held) > _HELD_BYTES):
-                database.register("shards", pa.concat_tables(held, promote_options="default"))
+            if tables:
+                database.register("shards", pa.concat_tables(tables))
                 database.execute(f"insert into leaves by name select {rows[0]}, start, size, content from {rows[1]}")
-                held.clear()
 
 
 def _without_images(table: pa.Table, images: BinaryIO, *, hashed: bool) -> pa.Table:

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import Location, sizes
+from sgpipe.files.locations import Location
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
 from sgpipe.recipe import Recipe, load_recipe, with_model_folders
 from sgpipe.records import Record, from_table
 from sgpipe.sources.run import open_parent
-from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, read_manifest
-from sgpipe.storage.run_folder import RECIPE, RunFolder, ground_truth_of, kind_of
-from sgpipe.storage.shards import DATA, damaged, read_checked
+from sgpipe.storage.manifest import ShardEntry
+from sgpipe.storage.run_folder import RECIPE, RunFiles, ground_truth_of, kind_of
+from sgpipe.storage.shards import read_checked
 from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
 from sgpipe.utils.locking import temporary_folder
@@ -35,8 +33,8 @@ _KINDS = {"parse": "parser", "tag": "method"}
 
 
 def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run with overrides, stored elsewhere. Raises UserError: see `Parent.open`."""
-    return Parent.open(run, {"engine.store": None, "engine.address": None, **overrides}).recipe
+    """Return the recipe of a run with overrides, stored elsewhere. Raises UserError: see `_open`."""
+    return _open(run, {"engine.store": None, "engine.address": None, **overrides})[1]
 
 
 def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
@@ -49,110 +47,64 @@ def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
     return parent_recipe(run, {"limit": None, **overrides})
 
 
-@dataclass(frozen=True)
-class Parent:
-    """The run that another takes over a part of; `folder`: None if it is in a store; `files`: all but its shards."""
+def _open(run: str, overrides: Mapping[str, Any] | None = None) -> tuple[RunFiles, Recipe]:
+    """Return a run and its recipe. Raises UserError: as `open_parent`; or `sgpipe generate` did not make its rows."""
+    files = open_parent(run)
+    kind = kind_of(identity := files.manifest.run.get("identity", {}))
+    if kind != "a run" or "tag" not in identity:
+        raise UserError(f"--from {run}: expected a run of `sgpipe generate`, this is {kind}")
+    if files.folder:
+        return files, load_recipe(files.folder / RECIPE, overrides)
+    if (content := StorePath(files.root).read(RECIPE)) is None:
+        raise UserError(f"{run} is not a run of `sgpipe generate`: it has no {RECIPE}")
+    with temporary_folder() as folder:
+        (folder / RECIPE).write_bytes(content)
+        return files, load_recipe(folder / RECIPE, overrides)
 
-    name: str
-    folder: Path | None
-    files: Location
-    storage: Location
-    manifest: Manifest
-    recipe: Recipe
 
-    @classmethod
-    def open(cls, run: str, overrides: Mapping[str, Any] | None = None) -> Parent:
-        """Raises UserError: there is no run, its manifest is damaged, or `sgpipe generate` did not make its rows."""
-        folder, store = Path(run), StorePath(run) if "://" in run else None
-        with ExitStack() as stack:
-            if store:
-                folder = stack.enter_context(temporary_folder())
-                for name, content in ((MANIFEST, read_manifest(store)), (RECIPE, store.read(RECIPE))):
-                    if content is None:
-                        raise UserError(f"{store.location} is not a run of `sgpipe generate`: it has no {name}")
-                    (folder / name).write_bytes(content)
-            manifest = Manifest.load(folder)
-            kind = kind_of(manifest.run.get("identity", {}))
-            if kind != "a run" or "tag" not in manifest.run["identity"]:
-                raise UserError(f"--from {run}: expected a run of `sgpipe generate`, this is {kind}")
-            recipe = load_recipe(folder / RECIPE, overrides)
-        if store:
-            return cls(store.location, None, store, store, manifest, recipe)
-        files, uri = folder.absolute(), manifest.run.get("store")
-        fetched = all((folder / shard.file).is_file() for shard in manifest.shards)
-        return cls(run, folder, files, StorePath(uri) if uri and not fetched else files, manifest, recipe)
-
-    def adopted(self, recipe: Recipe) -> Recipe:
-        """Return the recipe with the parent's images and annotations where they are now, unless it names others."""
-        source, changes = recipe.source, dict[str, Any]()
-        if source == self.recipe.source and source.synthetic is None:
-            images, splits = self.manifest.image_roots.locations, {}
-            for name, split in source.splits.items():
-                read = self._files_read(name)
-                paths = {kind: path and read.get(kind, source.path(path)) for kind, path in split if kind != "images"}
-                splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.images(name))})
-            changes = {"root": None, "splits": splits}
-            if self.folder and (truth := ground_truth_of(self.folder)):
-                changes |= {"ground_truth": truth.relations, "image_data": truth.image_data}
-        return recipe.model_copy(update={"source": source.model_copy(update=changes)})
-
-    def _files_read(self, split: str) -> dict[str, Path]:
-        """Return the files from which a split was read that are still there: the recipe may name them otherwise."""
-        place = self.files / f".sgpipe/index-{split}.json"
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            named = json.loads(place.read_bytes() if isinstance(place, Path) else place.read() or b"")["files"]
-            found = {kind: Path(named[kind][0]) for kind in ("annotations", "captions") if kind in named}
-            return {kind: path for kind, path in found.items() if path.is_file()}
-        return {}
-
-    def check_rows(self, rows: Mapping[str, int]) -> None:
-        """Raises UserError: it is being written, lacks some of the first `rows` of a split, or has lost a shard."""
-        if self.folder and RunFolder(self.folder).is_locked:
-            raise UserError(f"another process is writing into {self.name}; try again when it has ended")
-        lacking = sum(stop - start for split, n in rows.items() for start, stop in self.manifest.missing(split, n))
-        if lacking:
-            raise UserError(
-                f"{self.name} lacks {lacking:,} of {count(sum(rows.values()), 'image')}: finish it first with the "
-                "command that started it, without a smaller --limit, or take fewer with --limit"
-            )
-        found = sizes(self.storage / DATA)
-        for shard in self.manifest.shards:
-            if found.get(Path(shard.file).name) != shard.bytes:
-                raise damaged(self.name, shard.file)
+def _adopted(files: RunFiles, then: Recipe, recipe: Recipe) -> Recipe:
+    """Return the recipe with the parent's images where they are now, unless it names others."""
+    source, changes = recipe.source, dict[str, Any]()
+    if source == then.source and source.synthetic is None:
+        images, splits = files.manifest.image_roots.locations, {}
+        for name, split in source.splits.items():
+            paths = {kind: path and source.path(path) for kind, path in split if kind != "images"}
+            splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.images(name))})
+        changes = {"root": None, "splits": splits}
+        if truth := ground_truth_of(files.place):
+            changes |= {"ground_truth": truth.relations, "image_data": truth.image_data}
+    return recipe.model_copy(update={"source": source.model_copy(update=changes)})
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """What a run takes over from its parent.
+    """What a run takes over from its parent, in `files`.
 
     `recipe`: of the run, with all paths resolved; `identity`: what decides its rows, but for the files of its source;
-    `reused`: the stages that do not run again; `changes`: a line for each setting that differs; `before`: the parent's
-    identity.
+    `reused`: the stages that do not run again; `changes`: a line for each setting that differs.
     """
 
-    parent: Parent
+    files: RunFiles
     recipe: Recipe
     identity: Mapping[str, Any]
     reused: Sequence[str]
     changes: Sequence[str]
-    before: Mapping[str, Any]
 
     @classmethod
     def plan(cls, run: str, recipe: Recipe, out: Path) -> Reuse:
         """Raises UserError: not a run; it has other images; nothing differs; or nothing can be taken over."""
-        parent = Parent.open(run)
-        if parent.folder and parent.folder.resolve() == out.resolve():
+        files, then = _open(run)
+        if files.folder and files.folder.resolve() == out.resolve():
             raise UserError(f"--out {out} is the run that --from names; name another folder")
-        before = parent.manifest.run["identity"]
-        recipe = with_model_folders(parent.adopted(recipe), before, resumes=False)
+        before = files.manifest.run["identity"]
+        recipe = with_model_folders(_adopted(files, then, recipe), before, resumes=False)
         now = identity(recipe, {}, stages_sharing_gpus(recipe, before))
-        _check_same(parent, before, now, ("format", "miniworld"))
+        _check_same(files, now, "format", "miniworld")
         stages = [stage for stage in STAGES if stage in now or stage in before]
-        changed = {stage: _changes(stage, before, now, parent.recipe, recipe) for stage in stages}
+        changed = {stage: _changes(stage, before, now, then, recipe) for stage in stages}
         first = next((stage for stage in changed if changed[stage]), None)
         if first is None:
             raise UserError(f"nothing differs from {run}: change a model or setting (--tagger), or omit --from")
-        changes = [line for lines in changed.values() for line in lines]
         reused = stages[: stages.index(first)]
         matched = [{name: made.get("pair", {}).get(name) for name in _MATCHING} for made in (before, now)]
         described = recipe.parse.attributes and recipe.parse.parser in ("rules", "learned")
@@ -161,7 +113,13 @@ class Reuse:
         if not reused:
             named = "; ".join(changed[first])
             raise UserError(f"nothing of {run} can be reused, as its first stage differs ({named}); omit --from")
-        return cls(parent, recipe, now, reused, changes, before)
+        return cls(files, recipe, now, reused, [line for lines in changed.values() for line in lines])
+
+    @property
+    def before(self) -> Mapping[str, Any]:
+        """The identity of the parent."""
+        found: Mapping[str, Any] = self.files.manifest.run["identity"]
+        return found
 
     @property
     def stages(self) -> list[str]:
@@ -170,32 +128,40 @@ class Reuse:
 
     def __str__(self) -> str:
         taken = listed([_NOUNS[stage] for stage in self.reused])
-        return f"{taken} from {self.parent.name}; {listed(self.stages)} to run ({'; '.join(self.changes)})"
+        return f"{taken} from {self.files.root}; {listed(self.stages)} to run ({'; '.join(self.changes)})"
+
+    def check_rows(self, rows: Mapping[str, int]) -> None:
+        """Raises UserError: the parent lacks some of the first `rows` of a split."""
+        missing = self.files.manifest.missing
+        if lacking := sum(stop - start for split, n in rows.items() for start, stop in missing(split, n)):
+            raise UserError(
+                f"{self.files.root} lacks {lacking:,} of {count(sum(rows.values()), 'image')}: finish it first with "
+                "the command that started it, without a smaller --limit, or take fewer with --limit"
+            )
 
     def with_source(self, source: Mapping[str, Any]) -> dict[str, Any]:
         """Return the identity of the run, which names its parent. Raises UserError: that was made from other files."""
         now = {**self.identity, "source": dict(source)}
-        _check_same(self.parent, self.before, now, ("format", "miniworld", "source"))
+        _check_same(self.files, now, "format", "miniworld", "source")
         reused = {stage: self.before[stage] for stage in self.reused}
-        return {**now, **reused, "parent": self.parent.manifest.run.get("fingerprint")}
+        return {**now, **reused, "parent": self.files.manifest.run.get("fingerprint")}
 
     @property
     def header(self) -> dict[str, Any]:
         """What the manifest of the run says of its parent, beside the identity."""
-        folder = self.parent.folder
-        place = str(folder.resolve()) if folder else self.parent.name
+        place = str(self.files.folder.resolve()) if self.files.folder else self.files.root
         return {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]}
 
     def reader(self, reader: UnitReader) -> ParentReader:
         """Return a reader of the same units with the parent's columns."""
-        parent, shards = self.parent, tuple(self.parent.manifest.shards)
-        return ParentReader(reader.storage, reader.indexes, parent.name, parent.storage, shards, tuple(self.reused))
+        files, shards = self.files, tuple(self.files.manifest.shards)
+        return ParentReader(reader.storage, reader.indexes, files.root, files.storage, shards, tuple(self.reused))
 
 
-def _check_same(parent: Parent, before: Mapping[str, Any], now: Mapping[str, Any], keys: Sequence[str]) -> None:
-    lines = differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys})
-    if lines:
-        raise UserError(f"{parent.name} has other images or annotations ({'; '.join(lines)}); omit --from")
+def _check_same(files: RunFiles, now: Mapping[str, Any], *keys: str) -> None:
+    before = files.manifest.run["identity"]
+    if lines := differences(*({key: made.get(key) for key in keys} for made in (before, now))):
+        raise UserError(f"{files.root} has other images or annotations ({'; '.join(lines)}); omit --from")
 
 
 def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then: Recipe, recipe: Recipe) -> list[str]:

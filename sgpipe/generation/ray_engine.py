@@ -14,6 +14,7 @@ import math
 import socket
 import threading
 import warnings
+from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -159,79 +160,76 @@ class RayEngine:
         return units
 
     def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
-        return run_units(self._stages, units, reader, writer, self._losses)
+        """As `Engine.run`.
+
+        When workers or machines are lost more often than Ray replaces them, the remaining units start again on what is
+        left of the cluster, as long as that makes progress; an image that kills its worker becomes an error row.
+        """
+        left = {(unit.split, unit.start): unit for unit in units}
+        isolated = False
+        while left:
+            before = len(left)
+            try:
+                with closing(self._run_once(list(left.values()), reader, writer, isolated)) as shards:
+                    for shard in shards:
+                        del left[shard.split, shard.start]
+                        yield shard
+            except MachinesLostError:
+                continue
+            except WorkersLostError:
+                if isolated and len(left) == before:
+                    raise
+                isolated = True
+
+    def _run_once(
+        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
+    ) -> Generator[ShardEntry]:
+        _configure()  # first: a dataset keeps the context that it is made in
+        blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
+        entering = ray.data.from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
+        pools, placed = reserve(plan_pools(self._stages, len(units)))
+        each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
+        most = each * sum(pool.actors for pool in pools)
+        # If the actor of the limit is killed, it starts with none in progress.
+        options = {"num_cpus": 0, "scheduling_strategy": on_driver_node(), "max_restarts": -1, "max_task_retries": -1}
+        limit: Any = ray.remote(UnitLimit).options(**options).remote(most)
+        runner = IsolatedRunner if isolated else StageRunner
+        name = f"sgpipe {uuid4().hex} "
+        graph = _mapped(entering, Entrance, (limit,), {}, name, [on_driver_node()])
+        first = 0
+        for i, pool in enumerate(pools):
+            ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
+            arguments = (runner(pool.stages), *ends, software(), pool.resources.gpus or 0)
+            bundles = range(first, first + pool.actors)
+            places = [PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=each) for each in bundles]
+            graph = _mapped(graph, Worker, arguments, pool.needs, name, places)
+            first += pool.actors
+        leaving: ray.ObjectRef[Any] | None = None
+        try:
+            with _watch(name, placed, self._losses) as advanced:
+                for row in graph.iter_rows():
+                    advanced.set()
+                    if REFUSAL in row:
+                        raise UserError(row[REFUSAL])
+                    if FAILURE in row:
+                        raise EngineError(row[FAILURE])
+                    shard = ShardEntry(**json.loads(row[_ENTRY]))
+                    yield shard
+                    leaving = limit.leave.remote(_key(shard))
+                if leaving is not None:
+                    ray.wait([leaving], timeout=_LEAVE_SECONDS)  # or Ray reports that a call of a killed actor failed
+        except RayError as error:
+            kill_actors(name)
+            if not is_placed(placed):
+                raise MachinesLostError(worker_failure(error)) from None
+            failure = EngineError if isinstance(error, RayTaskError) else WorkersLostError
+            raise failure(worker_failure(error)) from None
+        finally:
+            ray.kill(limit)  # whoever still waits for it would keep the actors of this graph alive
+            remove_placement_group(placed)
 
     def close(self) -> None:
         """Leave Ray to the process, which may run something else."""
-
-
-def run_units(
-    stages: Sequence[Stage], units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, losses: Iterator[None]
-) -> Generator[ShardEntry]:
-    """Run every unit through the stages; yields each shard as soon as it is written. Raises as `Engine.run`.
-
-    When workers or machines are lost more often than Ray replaces them, the remaining units start again on what is left
-    of the cluster, as long as that makes progress; an image that kills its worker becomes an error row. `losses`: see
-    `_watch`.
-    """
-    left = {(unit.split, unit.start): unit for unit in units}
-    isolated = False
-    while left:
-        before = len(left)
-        try:
-            with closing(_run_once(stages, list(left.values()), reader, writer, isolated, losses)) as shards:
-                for shard in shards:
-                    del left[shard.split, shard.start]
-                    yield shard
-        except MachinesLostError:
-            continue
-        except WorkersLostError:
-            if isolated and len(left) == before:
-                raise
-            isolated = True
-
-
-def _run_once(
-    stages: Sequence[Stage],
-    units: Sequence[WorkUnit],
-    reader: UnitReader,
-    writer: UnitWriter,
-    isolated: bool,
-    losses: Iterator[None],
-) -> Generator[ShardEntry]:
-    _configure()  # first: a dataset keeps the context that it is made in
-    blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
-    entering = ray.data.from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
-    pools, placed = reserve(plan_pools(stages, len(units)))
-    each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
-    most = each * sum(pool.actors for pool in pools)
-    on_driver = {"num_cpus": 0, "scheduling_strategy": on_driver_node()}  # if killed, it starts with none in progress
-    unit_limit: Any = ray.remote(UnitLimit)
-    limit = unit_limit.options(**on_driver, max_restarts=-1, max_task_retries=-1).remote(most)
-    name = f"sgpipe {uuid4().hex} "
-    leaving: ray.ObjectRef[Any] | None = None
-    try:
-        with _watch(name, placed, losses) as advanced:
-            for row in _graph(name, entering, pools, placed, reader, writer, limit, isolated).iter_rows():
-                advanced.set()
-                if REFUSAL in row:
-                    raise UserError(row[REFUSAL])
-                if FAILURE in row:
-                    raise EngineError(row[FAILURE])
-                shard = ShardEntry(**json.loads(row[_ENTRY]))
-                yield shard
-                leaving = limit.leave.remote(_key(shard))
-            if leaving is not None:
-                ray.wait([leaving], timeout=_LEAVE_SECONDS)  # or Ray would report that a call of a killed actor failed
-    except RayError as error:
-        kill_actors(name)
-        if not is_placed(placed):
-            raise MachinesLostError(worker_failure(error)) from None
-        failure = EngineError if isinstance(error, RayTaskError) else WorkersLostError
-        raise failure(worker_failure(error)) from None
-    finally:
-        ray.kill(limit)  # whoever still waits for it would keep the actors of this graph alive
-        remove_placement_group(placed)
 
 
 @contextmanager
@@ -281,57 +279,35 @@ def _configure() -> None:
     context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: Ray then passes on 20 units a second
 
 
-def _graph(
+def _mapped(
+    dataset: ray.data.Dataset,
+    worker: Any,
+    arguments: tuple[Any, ...],
+    needs: Mapping[str, float],
     name: str,
-    entering: ray.data.Dataset,
-    pools: Sequence[Pool],
-    placed: PlacementGroup,
-    reader: UnitReader,
-    writer: UnitWriter,
-    limit: ActorHandle,
-    isolated: bool,
+    places: Sequence[Any],
 ) -> ray.data.Dataset:
-    """Return the units, mapped by the entrance and then by a pool of actors after the other, with names of `name`."""
-    runner, first, dataset = IsolatedRunner if isolated else StageRunner, 0, entering
-    steps: list[tuple[Any, tuple[Any, ...], int, Mapping[str, float], _Options]]
-    steps = [(Entrance, (limit,), 1, {}, _Options(name, [on_driver_node()]))]
-    for i, pool in enumerate(pools):
-        ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
-        arguments = (runner(pool.stages), *ends, software(), pool.resources.gpus or 0)
-        bundles = range(first, first + pool.actors)
-        places = [PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=each) for each in bundles]
-        steps.append((Worker, arguments, pool.actors, pool.needs, _Options(name, places)))
-        first += pool.actors
-    for worker, arguments, actors, needs, options in steps:
-        with warnings.catch_warnings():
-            # Ray offers no other way to limit the retries of a unit that kills its worker.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            dataset = dataset.map_batches(
-                worker,
-                fn_constructor_args=arguments,
-                batch_size=1,  # one unit; Ray requires a number where there are GPUs
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=actors),
-                num_cpus=needs.get("CPU", 0),
-                num_gpus=needs.get("GPU"),
-                memory=needs.get("memory"),
-                ray_remote_args_fn=options,
-            )
-    return dataset
+    """Return the units, mapped by actors at these places. If a machine is lost, Ray places its actors elsewhere."""
+    waiting = deque(places)
 
+    def options() -> dict[str, Any]:
+        waiting.rotate(-1)
+        return {"name": name + uuid4().hex, "scheduling_strategy": waiting[-1], **_WORKER_OPTIONS}
 
-@dataclass
-class _Options:
-    """Ray's options for each actor of a pool: its place. If a machine is lost, Ray places its actors elsewhere."""
-
-    name: str
-    places: Sequence[Any]
-    started: int = 0
-
-    def __call__(self) -> dict[str, Any]:
-        place = self.places[self.started % len(self.places)]
-        self.started += 1
-        return {"name": self.name + uuid4().hex, "scheduling_strategy": place, **_WORKER_OPTIONS}
+    with warnings.catch_warnings():
+        # Ray offers no other way to limit the retries of a unit that kills its worker.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return dataset.map_batches(
+            worker,
+            fn_constructor_args=arguments,
+            batch_size=1,  # one unit; Ray requires a number where there are GPUs
+            batch_format="pyarrow",
+            compute=ray.data.ActorPoolStrategy(size=len(places)),
+            num_cpus=needs.get("CPU", 0),
+            num_gpus=needs.get("GPU"),
+            memory=needs.get("memory"),
+            ray_remote_args_fn=options,
+        )
 
 
 def _key(unit: WorkUnit | ShardEntry) -> str:

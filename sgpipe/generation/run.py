@@ -35,7 +35,7 @@ from sgpipe.generation.identity import STAGES, identity, source_identity
 from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.parent import Reuse
-from sgpipe.recipe import WHOLE, Recipe, SourceConfig, hub_models, models_of, recipe_notes, with_model_folders
+from sgpipe.recipe import Recipe, SourceConfig, hub_models, models_of, recipe_notes, with_model_folders
 from sgpipe.sources.hub import check_hub
 from sgpipe.sources.opening import open_source, prepare_source
 from sgpipe.sources.run import check_run, open_parent
@@ -141,7 +141,7 @@ class LabellingRun:
         self.roots = open_image_roots(source, folder, progress)
         for split, root in self.roots.items():
             progress.say(f"reading the annotations of {split}")
-            index = open_source(source, split, folder.index(split), folder.new_index(split), root)
+            index = open_source(source, split, folder.index(split), root)
             self.indexes[split] = index
             for note in index.meta.get("notes", ()):
                 progress.say(f"NOTE: {note}")
@@ -163,12 +163,11 @@ class LabellingRun:
         """Return what is left to do. Raises UserError: no image is there, or the parent lacks rows."""
         left = self.recipe.limit if self.recipe.limit is not None else sum(map(len, self.indexes.values()))
         for split, index in self.indexes.items():
-            index.move(self.folder.index(split))
             self.rows[split] = min(len(index), left)
             left -= self.rows[split]
         units = plan_units(self.folder, self.manifest, self.rows, self.progress.say, retry_failed=retry_failed)
         if units and self.reuse:
-            self.reuse.parent.check_rows(self.rows)
+            self.reuse.check_rows(self.rows)
         if not self.reuse and not self.manifest.shards:
             check_names(self.roots, self.indexes, self.rows)
         return units
@@ -224,7 +223,7 @@ class LabellingRun:
         keep_indexes(self.roots, folder)
         described = {shard.split for shard in manifest.shards}
         with (
-            mirror,
+            mirror.copied(),
             self.progress.images(meter.queue) as advance,
             closing(self.engine.run(units, self.reader(), UnitWriter(folder.storage, folder.claim))) as shards,
         ):
@@ -274,10 +273,10 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
     elif not source.splits and source.synthetic is None:
         raise UserError("the recipe names no data: set source.splits (--images, --annotations) or source.root (--root)")
     else:
-        without = [name for name, split in source.splits.items() if split.annotations is None]
-        if without and source.format != "folder":
-            raise UserError(f"no boxes{_of_splits(without)}: pass --annotations, or use the recipe folder")
-        if len(without) < len(source.splits) and source.format == "folder":
+        annotated = [split.annotations is not None for split in source.splits.values()]
+        if not all(annotated) and source.format != "folder":
+            raise UserError("no boxes: pass --annotations, or use the recipe folder")
+        if any(annotated) and source.format == "folder":
             raise UserError("the recipe is for images without annotations (source.format: folder); omit --annotations")
     if recipe.engine.kind == "local" and recipe.engine.address:
         raise UserError("engine.kind=local does not join a Ray cluster: omit engine.address (--ray-address)")
@@ -292,9 +291,8 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
     if "pair" in stages:
         check_pair(pair)
     named = {} if source.format in ("hub", "run") else source.splits  # these are found later
-    without = [name for name, split in named.items() if split.captions is None]
-    if without and recipe.needs_captions:
-        raise UserError(f"no captions{_of_splits(without)}: set caption.captioner (--captioner) or pass --captions")
+    if recipe.needs_captions and any(split.captions is None for split in named.values()):
+        raise UserError("no captions: set caption.captioner (--captioner) or pass --captions")
     files = [source.path(path) for path in (source.image_data,) if path is not None]
     for name, split in source.splits.items():
         check_images(source.images(name))
@@ -311,13 +309,6 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
             raise UserError(f"{truth} contains no relations to compare with")
     for model in models_of(recipe, set(STAGES) - {*stages}).values():
         existing_model(model)
-
-
-def _of_splits(splits: Sequence[str]) -> str:
-    """Return which splits; nothing if the user named none, so that all images are one."""
-    if list(splits) == [WHOLE]:
-        return ""
-    return f" for the {'split' if len(splits) == 1 else 'splits'} {', '.join(splits)}"
 
 
 def open_image_roots(source: SourceConfig, folder: RunFolder, progress: Progress) -> dict[str, ImageRoot]:

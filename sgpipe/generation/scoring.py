@@ -26,10 +26,10 @@ from sgpipe.stages.score.clip import ClipModel
 from sgpipe.stages.score.scorer import ScorerSettings, is_directed, relation_text
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder, source_images
-from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, embedded_images, read_file, write_copy
+from sgpipe.storage.shards import CLIP_SCORE, SCORES, VLM_SCORE, embedded_images, read_file, write_copy
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import pick_device, pick_dtype
-from sgpipe.utils.hashing import file_sha256, fingerprint, model_sha256
+from sgpipe.utils.hashing import model_sha256
 
 _CROPS = 64  # of one image, encoded together
 
@@ -99,23 +99,13 @@ def _union(image: Image.Image, objects: Sequence[Box]) -> Image.Image | None:
 Scorer = Callable[[Record, Image.Image], Sequence[ClipScore | float | None]]
 
 
-class ScoreColumn(NamedTuple):
-    """A column that scoring adds, with an entry for each relation; `what`: its name in messages and the README."""
-
-    name: str
-    entry: pa.DataType
-    what: str
-
-
-_CLIP_ENTRY = pa.struct({"score": pa.float32(), "swapped": pa.float32(), "rank": pa.int32(), "contrasts": pa.int32()})
-CLIP_COLUMN = ScoreColumn(CLIP_SCORE, _CLIP_ENTRY, "CLIP's score")
-VLM_COLUMN = ScoreColumn(VLM_SCORE, pa.float32(), "the score of a vision-language model")
+_WHAT = {CLIP_SCORE: "CLIP's score", VLM_SCORE: "the score of a vision-language model"}
 
 
 def score_run(
     root: Path,
     out: Path,
-    column: ScoreColumn,
+    column: str,
     make_scorer: Callable[[], Scorer],
     identity: dict[str, Any],
     progress: Progress,
@@ -123,15 +113,15 @@ def score_run(
 ) -> dict[str, int]:
     """Copy the shards of a run to `out` with scores; an earlier call that stopped is resumed.
 
-    `make_scorer` is called once, if there is anything to score; `identity` decides the scores. Returns the number of
-    relations that were `scored`, and of those that could not be.
+    `column`: of `SCORES`. `make_scorer` is called once, if there is anything to score; `identity` decides the scores.
+    Returns the number of relations that were `scored`, and of those that could not be.
 
     Raises UserError: a folder is not a run or another one, a shard is damaged, or the run already has the column.
     """
     source, folder = Manifest.load(root), RunFolder(out)
     scorer, counts = None, {"scored": 0, "unscored": 0}
-    if source.shards and column.name in read_file(root / source.shards[0].file).column_names:
-        raise UserError(f"{root} already has {column.what} (column {column.name}): score the run that it was made from")
+    if source.shards and column in read_file(root / source.shards[0].file).column_names:
+        raise UserError(f"{root} already has {_WHAT[column]} (column {column}): score the run that it was made from")
     with folder.lock():
         parts = {"scored": source.run.get("fingerprint"), **identity}
         run = {name: value for name, value in source.run.items() if name != "store"}
@@ -147,7 +137,7 @@ def score_run(
                     table = _scored(source, read_file(root / shard.file), column, scorer, images)
                     manifest.commit(write_copy(out, shard, table))
                     advance(shard.rows, shard.counts)
-                scores = pc.list_flatten(read_file(out / shard.file, [column.name])[column.name])
+                scores = pc.list_flatten(read_file(out / shard.file, [column])[column])
                 counts["scored"] += len(scores) - scores.null_count
                 counts["unscored"] += scores.null_count
         if scorer is None:
@@ -155,22 +145,11 @@ def score_run(
             progress.say(f"nothing left to do: the relations of {there} in {out} have been scored")
         folder.sweep(manifest)
         title = f"{source.run.get('name', '')}: scored by sgpipe"
-        folder.write_readme(title, f"Column `{column.name}`: {column.what}.", manifest)
+        folder.write_readme(title, f"Column `{column}`: {_WHAT[column]}.", manifest)
     return counts
 
 
-def model_identity(name: str | None) -> str | None:
-    """Return a name unchanged; a file or folder as the hash of its content."""
-    path = Path(name or "")
-    if name is None or not path.exists():
-        return name
-    files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-    return "sha256:" + fingerprint({file.name: file_sha256(file) for file in files})
-
-
-def _scored(
-    source: Manifest, table: pa.Table, column: ScoreColumn, scorer: Scorer, images: ImagePlace | None
-) -> pa.Table:
+def _scored(source: Manifest, table: pa.Table, column: str, scorer: Scorer, images: ImagePlace | None) -> pa.Table:
     """Return the table with the column: None for the relations of an image that cannot be opened, too."""
     lists: list[Sequence[ClipScore | float | None]] = []
     for record, embedded in zip(from_table(table), embedded_images(table), strict=True):
@@ -178,7 +157,7 @@ def _scored(
         if record.ok and record.relations:
             with suppress(ImageError):
                 lists[-1] = scorer(record, open_row_image(source.image_roots, record, embedded, images))
-    added = table.append_column(column.name, pa.array(lists, pa.list_(column.entry)))
+    added = table.append_column(column, pa.array(lists, pa.list_(SCORES[column])))
     return added.replace_schema_metadata(table.schema.metadata)
 
 

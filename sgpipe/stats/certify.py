@@ -487,7 +487,7 @@ def check(run: str | Location, judgements: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, open_run(run) as database:
         then = Path(folder) / judgements.name
         then.write_bytes(content[:end])
-        population = Population(database.index, settings)
+        population = Population(database, settings)
         found = certify(population, settings, JudgementLog(then, population.run, read_only=True))
         log = JudgementLog(judgements, population.run, read_only=True)
         now = measure(rounds_of(log, settings), log)
@@ -516,10 +516,10 @@ def continue_plan(
     Raises UserError: a setting is out of range, or the run has no such column, or has changed since.
     """
     with open_run(run) as database:
-        settings = settings_for(database.index, **values)
-        log = JudgementLog(judgements, database.index.fingerprint)
-        certificate = certify(population_of(database.index, settings), settings, log)
-        extend(database.index, settings, log, "sgpipe certify")
+        settings = settings_for(database, **values)
+        log = JudgementLog(judgements, database.fingerprint)
+        certificate = certify(population_of(database, settings), settings, log)
+        extend(database, settings, log, "sgpipe certify")
         certificate["plans_begun"] = _plans_begun(log)  # more only if this call has begun the plan
         groups = [own.as_json() for own in measure(rounds_of(log, settings), log).values()]
     return certificate, groups, sum(own["open"] for own in groups)

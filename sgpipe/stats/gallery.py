@@ -43,14 +43,14 @@ def sample_images(database: Database, count: int, threshold: float) -> list[int]
     """
     [(images,)] = database.rows("select count(*) from images")
     count = min(count, max(images, 1))
-    return sorted(image for (image,) in database.rows(_SPREAD, threshold, count, count))
+    return sorted(image for (image,) in database.rows(_SPREAD, [threshold, count, count]))
 
 
 def open_records(
     database: Database, numbers: Iterable[int], images: ImagePlace | None = None, calibration: Calibration | None = None
 ) -> Iterator[tuple[Record, Image.Image | None]]:
     """Yield the records at these positions with their images; None for an image that cannot be opened."""
-    for table in database.index.read_rows(numbers):
+    for table in database.read_rows(numbers):
         [record], [embedded] = from_table(table), embedded_images(table)
         if calibration is not None:
             calibration.replace_confidences(record)

@@ -121,7 +121,7 @@ def measure_judgements(
     curve, candidates = choices[: len(thresholds)], choices[len(thresholds) :]
     error, perfect = sample.calibration_errors(bands)
     sure = next((choice for choice in candidates if choice.precision.low >= target), None)
-    recalls = [measure_recall(each, log, database.index.rows) for each in log.recall_plans.values()]
+    recalls = [measure_recall(each, log, database.rows) for each in log.recall_plans.values()]
     return JudgementMeasures(
         judged=whole.judged,
         unsure=sample.given.count("unsure"),
@@ -259,7 +259,7 @@ class _Sample:
         rows = self._database.rows(
             """select split::varchar, image_id, subject, object, predicate::varchar, avg(vlm_score)::double
             from relations join images using (image) where image_id in (select unnest(?::varchar[])) group by all""",
-            images,
+            [images],
         )
         scores = {tuple(key): vlm_score for *key, vlm_score in rows}
         found = np.array([scores.get(tuple(question.key)) for question in self._questions], np.float64)
@@ -320,6 +320,6 @@ class _Sample:
         query = f"""select cut, stratum, count(*)
             from (select certainty, {self._stratum} as stratum from relations) placed
             asof join (select unnest(?::float[]) as cut) on certainty >= cut group by all"""
-        for cut, stratum, number in self._database.rows(query, cuts.tolist()):
+        for cut, stratum, number in self._database.rows(query, [cuts.tolist()]):
             counts[np.searchsorted(cuts, np.float32(cut)), stratum] = number
         return np.cumsum(counts[::-1], axis=0)[::-1][np.searchsorted(cuts, thresholds)]

@@ -56,7 +56,7 @@ class Check:
 
 def check_health(database: Database, threshold: float) -> list[Check]:
     """Run all checks on the relations of at least `threshold` and on all boxes and captions."""
-    prepare_checks(database.execute, threshold)
+    prepare_checks(database.rows, threshold)
     sources = {
         "relations": "kept",
         "pairs": f"related_pairs where certainty >= {float(threshold)}::float",
@@ -429,7 +429,7 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
     [(kinds, of_people)] = rows(
         """select count(*), coalesce(sum(relations) filter (list_contains(?, lower(subject_category)))
             / sum(relations), 0) from triplet_counts""",
-        list(PEOPLE),
+        [list(PEOPLE)],
     )
     above = ", ".join(f"count(*) filter (certainty >= {level}::float)" for level in THRESHOLDS)
     sources = ("relations", "related_images", "related_pairs", "predicates")

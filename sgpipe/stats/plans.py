@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sgpipe.errors import UserError
 from sgpipe.stats.precision import PrecisionEstimate, estimate_stratified
 from sgpipe.storage.judgements import (
+    MOST_QUESTIONS,
     JudgementLog,
     Kind,
     PlannedQuestion,
@@ -29,7 +30,6 @@ from sgpipe.storage.judgements import (
     RelationState,
     SamplingPlan,
 )
-from sgpipe.storage.recall_plans import MOST_QUESTIONS
 from sgpipe.utils.console import count as counted
 
 Judged = Literal["right", "wrong", "unsure"]

@@ -22,8 +22,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT
 from sgpipe.stages.pair import normalise_predicate
 from sgpipe.stats.precision import PrecisionEstimate, design_effect, estimate, wilson
-from sgpipe.storage.judgements import JudgementLog
-from sgpipe.storage.recall_plans import MOST_QUESTIONS, BlindQuestion, RecallPlan
+from sgpipe.storage.judgements import MOST_QUESTIONS, BlindQuestion, JudgementLog, RecallPlan
 from sgpipe.utils.console import count, single_line
 
 Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]

@@ -82,7 +82,7 @@ NO_RELATION = (
 _TINY = 4  # pixels
 _SAME = 0.9  # IoU
 _FEW_WORDS, _MANY_WORDS, _MANY_PREDICATE_WORDS = 2, 60, 5
-_DOMINANT, _UNEVEN, _ENOUGH = 0.4, 10, 50
+_UNEVEN, _ENOUGH = 10, 50
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class HealthRule:
     """A check: what it finds (`title`), among which things (`of`), and what to do about it.
 
     `finds`: the columns that name what a row is about: a relation by `subject`, `object` and `predicate` or by its
-    `number`, a pair by `subject` and `object` (in either direction), all relations of a `predicate`, all images with a
-    `category`, or, without columns, the image.
+    `number`, a pair by `subject` and `object` (in either direction), all images with a `category`, or, without columns,
+    the image.
     """
 
     name: str
@@ -127,52 +127,27 @@ PLACED = """
 """
 
 
-def _uneven(name: str, table: str) -> str:
-    """Return names that are much more frequent in one dataset than in another."""
-    return f"""with counts as (
-            select {name} as name, dataset, min(image) as image, count(*) as times
-            from {table} join images using (image)
-            where (select count(distinct dataset) from images) > 1 group by all),
-        sizes as (select dataset, sum(times) as total from counts group by 1),
-        uses as (select names.name, coalesce(times, 0) / total as share
-            from sizes cross join (select distinct name from counts) names left join counts
-            on counts.dataset = sizes.dataset and counts.name = names.name),
-        uneven as (select name, max(share) as high, min(share) as low from uses group by 1
-            having high > {_UNEVEN} * low)
-        select min(image) as image,
-            printf('%s: %.1f%% of one, %.1f%% of another', name, 100 * any_value(high), 100 * any_value(low)) as text,
-            sum(times) as number, name as {name}
-        from counts join uneven using (name) group by name having number >= {_ENOUGH}"""
+def _of_relations(name: str, title: str, advice: str, where: str, source: str = "kept") -> HealthRule:
+    """Return a rule that finds the relations of which `where` is true."""
+    query = f"select image, {_TRIPLET} as text, 1 as number, subject, object, predicate from {source} where {where}"
+    return HealthRule(name, title, "relations", advice, query, _RELATION)
 
 
 RULES = (
-    HealthRule(
-        "broken_indices",
-        "relations that refer to missing objects",
-        "relations",
-        "The shards were not written by sgpipe, or are damaged: regenerate them.",
-        f"select image, {_TRIPLET} as text, 1 as number, subject, object, predicate from kept "
-        "where subject_category is null or object_category is null",
-        _RELATION,
-    ),
     HealthRule(
         "repeated_relations",
         "repeated relations of the same two objects",
         "relations",
         "Keep the most confident one; training counts repetitions twice.",
-        f"""select image, {_TRIPLET} as text, number, subject, object, predicate from (
-            select image, subject, object, predicate, count(*) - 1 as number,
-                any_value(subject_category) as subject_category, any_value(object_category) as object_category
-            from kept group by image, subject, object, predicate having count(*) > 1)""",
+        f"""select image, any_value({_TRIPLET}) as text, count(*) - 1 as number, subject, object, predicate
+        from kept group by image, subject, object, predicate having count(*) > 1""",
         _RELATION,
     ),
-    HealthRule(
+    _of_relations(
         "self_relations",
         "objects related to themselves",
-        "relations",
         "Drop them: the model predicts pairs of two objects.",
-        f"select image, {_TRIPLET} as text, 1 as number, subject, object, predicate from kept where subject = object",
-        _RELATION,
+        "subject = object",
     ),
     HealthRule(
         "contradictions",
@@ -186,39 +161,33 @@ RULES = (
         having count(distinct case when kept.subject < kept.object then sign else -sign end) > 1""",
         ("subject", "object"),
     ),
-    HealthRule(
+    _of_relations(
         "impossible_places",
         "relations that contradict the boxes, such as “on” with the subject below, or “inside” without overlap",
-        "relations",
         "Drop them, or raise the threshold of these predicates.",
-        f"""select image, {_TRIPLET} as text, 1 as number, subject, object, predicate from placed where case claim
+        """case claim
             when 'upward' then s_top >= o_bottom
             when 'downward' then s_bottom <= o_top
             when 'overlapping' then s_right <= o_left or o_right <= s_left or s_bottom <= o_top or o_bottom <= s_top
             when 'leftward' then s_left >= o_right
             when 'rightward' then s_right <= o_left
             else false end""",
-        _RELATION,
+        "placed",
     ),
-    HealthRule(
+    _of_relations(
         "far_apart",
         "relations that need contact, between boxes farther apart than the larger one is long",
-        "relations",
         "Another object of the same class is probably meant: drop them, or use `pair.require_overlap=true`.",
-        f"""select image, {_TRIPLET} as text, 1 as number, subject, object, predicate from placed where claim = 'close'
-        and greatest(s_left - o_right, o_left - s_right, s_top - o_bottom, o_top - s_bottom)
-          > greatest(s_right - s_left, s_bottom - s_top, o_right - o_left, o_bottom - o_top)""",
-        _RELATION,
+        """claim = 'close' and greatest(s_left - o_right, o_left - s_right, s_top - o_bottom, o_top - s_bottom)
+            > greatest(s_right - s_left, s_bottom - s_top, o_right - o_left, o_bottom - o_top)""",
+        "placed",
     ),
-    HealthRule(
+    _of_relations(
         "lifeless_actors",
         "things that act like people or animals, such as a skateboard wearing something",
-        "relations",
         "Subject and object are probably swapped or belong to another pair: drop them, or use `pair.candidates=prior`.",
-        f"""select image, {_TRIPLET} as text, 1 as number, subject, object, predicate
-        from kept join claims using (predicate)
-        where claim = 'alive' and lower(subject_category) in ({_names(LIFELESS)})""",
-        _RELATION,
+        f"claim = 'alive' and lower(subject_category) in ({_names(LIFELESS)})",
+        "kept join claims using (predicate)",
     ),
     HealthRule(
         "no_relation",
@@ -237,31 +206,23 @@ RULES = (
         _RELATION,
     ),
     HealthRule(
-        "dominant_predicate",
-        f"relations with a predicate that makes up more than {_DOMINANT:.0%} of all",
-        "relations",
-        "A model learns to predict it everywhere: give it less weight in training, or raise its threshold.",
-        f"""with counted as (select predicate, count(*) as times from kept group by 1)
-        select min(image) as image, predicate as text, count(*) as number, predicate
-        from kept where predicate in (select predicate from counted
-            where times > {_DOMINANT} * (select count(*) from kept) and (select count(*) from kept) >= {_ENOUGH})
-        group by predicate""",
-        ("predicate",),
-    ),
-    HealthRule(
-        "uneven_predicates",
-        f"relations with a predicate that is {_UNEVEN} times as frequent in one dataset as in another",
-        "relations",
-        "A model learns to tell the datasets apart: weight the datasets, or drop these predicates.",
-        _uneven("predicate", "kept"),
-        ("predicate",),
-    ),
-    HealthRule(
         "uneven_classes",
         f"boxes of a class that is {_UNEVEN} times as frequent in one dataset as in another",
         "boxes",
         "A model learns to tell the datasets apart: weight the datasets, or merge classes with the same meaning.",
-        _uneven("category", f"(select * from objects where category <> '{NO_OBJECT}')"),
+        f"""with counts as (
+            select category, dataset, min(image) as image, count(*) as times from objects join images using (image)
+            where category <> '{NO_OBJECT}' and (select count(distinct dataset) from images) > 1 group by all),
+        sizes as (select dataset, sum(times) as total from counts group by 1),
+        uses as (select names.category, coalesce(times, 0) / total as share
+            from sizes cross join (select distinct category from counts) names left join counts
+            on counts.dataset = sizes.dataset and counts.category = names.category),
+        uneven as (select category, max(share) as high, min(share) as low from uses group by 1
+            having high > {_UNEVEN} * low)
+        select min(image) as image,
+            printf('%s: %.1f%% of one, %.1f%% of another', category, 100 * any_value(high), 100 * any_value(low))
+            as text, sum(times) as number, category
+        from counts join uneven using (category) group by category having number >= {_ENOUGH}""",
         ("category",),
     ),
     HealthRule(
@@ -311,13 +272,16 @@ RULES = (
 
 
 def prepare_checks(execute: Callable[..., object], threshold: float) -> None:
-    """Make what the rules read besides the tables of `Database`; `threshold`: minimum certainty of what is checked."""
+    """Make what the rules read besides the tables of `Database`; `threshold`: minimum certainty of what is checked.
+
+    `execute` runs a statement, with a list of values.
+    """
     execute(f"create or replace view kept as select * from relations where certainty >= {float(threshold)}::float")
     claims = [(word, axis, sign) for (axis, sign), words in AXES.items() for word in words]
     claims += [(word, claim, 0) for claim, words in {**GEOMETRY, "alive": ACTS}.items() for word in words]
     execute(
         "create or replace table claimed as select unnest(?) as word, unnest(?) as claim, unnest(?) as sign",
-        *map(list, zip(*claims, strict=True)),
+        [*map(list, zip(*claims, strict=True))],
     )
     execute("create or replace view claims as select predicate, claim, sign from predicates join claimed using (word)")
     execute(PLACED)
@@ -359,18 +323,16 @@ MARKS = (
 
 
 def mark_hits(bit: int) -> str:
-    """SQL that inserts the marks of all hits of MARKS[bit]."""
+    """SQL that inserts the marks of all hits of MARKS[bit]; images have no `number`."""
     rule = MARKS[bit]
-    found = f"with found as materialized ({rule.query}) insert into {rule.marked}_marks"
+    found = f"with found as materialized ({rule.query}) insert into marked"
     if rule.marked == "images":
         source = "objects semi join found using (category)" if rule.finds else "found"
-        return f"{found} select distinct image, {1 << bit} from {source}"
+        return f"{found} select distinct image, null, {1 << bit} from {source}"
     if rule.finds == ("number",):
         return f"{found} select image, number, {1 << bit} from found"
     by = f"using ({', '.join(('image', *rule.finds))})"
-    if rule.finds == ("predicate",):
-        by = "using (predicate)"
-    elif rule.finds == ("subject", "object"):
+    if rule.finds == ("subject", "object"):
         pair = "least(kept.subject, kept.object) = found.subject and greatest(kept.subject, kept.object) = found.object"
         by = f"on kept.image = found.image and {pair}"
     return f"{found} select kept.image, kept.number, {1 << bit} from kept semi join found {by}"

@@ -1,15 +1,11 @@
 """The index of a run: a DuckDB file in RUN/.sgpipe/cache, opened read-only by any number of processes.
 
 Its name says what it is of: the shards with their checksums, sizes and times, so a stale one is never read. One process
-builds it while others wait, from the shards that are new and from the earlier index, which is deleted when the new one
-is in place; others may still have it open.
+builds it while others wait. An earlier one is deleted when the new one is in place; others may still have it open.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
 import os
 import threading
 import weakref
@@ -24,22 +20,23 @@ from typing import Any, TypeVar
 import duckdb
 import numpy as np
 import pyarrow as pa
+from filelock import FileLock
 from rich.console import Console
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import Location, location
+from sgpipe.files.locations import Location
 from sgpipe.records import Record, from_table
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import CLIP_SCORE, IMAGE_COLUMN, VLM_SCORE, embedded_images
 from sgpipe.utils.console import Progress
+from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import temporary_folder
 
 _REMEMBERED, _MEMORY = 64, "800MB"
 
 # split, image_id, subject, object, predicate, state: right | wrong | unsure | changed | conflict
 JudgedRow = tuple[str, str, int, int, str, str]
-Key = tuple[str, str, int, int, str]
 Value = TypeVar("Value")
 
 _RESOLVED = """
@@ -91,41 +88,36 @@ class Index:
     """The index of a run in one state: what is committed later is in another one, see `newer`. Threads may share it.
 
     `run`: the header of the manifest, with its `fingerprint`. `problems`: lines of the manifest and shards that are
-    left out. `scored`, `has_vlm_scores`: whether `sgpipe score` asked CLIP, or a vision-language model. `annotated`:
-    whether no relation has a confidence. `version`: changes with judgements. `connection`: has the index as `run`,
-    read-only; tables of its own are in memory.
+    left out. `scored`, `has_vlm_scores`: whether `sgpipe score` asked CLIP, or a vision-language model. `version`:
+    changes with judgements. `connection`: has the index as `run`, read-only; tables of its own are in memory.
     """
 
-    def __init__(self, root: str | Location, files: RunFiles, opened: _Opened) -> None:
+    def __init__(self, files: RunFiles, progress: Progress) -> None:
         """Use `open`."""
-        self.root, self.files, self.cache = location(root), files, files.cache
+        self.root, self.files = files.place, files
         self.version = 0
         self._judging = threading.Lock()
-        self._judged: dict[Key, str] = {}
         self._remembered: dict[Hashable, Any] = {}
-        self._path, self.connection, close = opened
+        self._path, self.connection, close = _make(files, progress)
         self.close = weakref.finalize(self, close)  # when the last request that reads it has ended
         self.run = files.manifest.run
         self.fingerprint = str(self.run.get("fingerprint", ""))
         self.image_roots = files.manifest.image_roots
-        [(self.images, self.relations, self.scored, self.has_vlm_scores, self.annotated)] = self.rows(
-            "select images, relations, scored, has_vlm_scores, annotated from run.about"
-        )
+        [(self.images, self.relations, self.scored, self.has_vlm_scores)] = self.rows("from run.about")
         damaged = self.rows("select problem from run.shards where problem is not null order by file")
         self.problems = [*files.problems, *(problem for (problem,) in damaged)]
 
     @classmethod
     def open(cls, root: str | Location, progress: Progress | None = None) -> Index:
         """Open the index of a run as it is, built first if need be. Raises as `RunFiles`; UserError: a full disk."""
-        files = RunFiles(root)
-        return cls(root, files, _make(files, progress or Progress()))
+        return cls(RunFiles(root), progress or Progress())
 
     def newer(self) -> Index | None:
         """Index what was committed since, without judgements; None, quickly, if nothing has. Raises as `open`."""
         files = RunFiles(self.root)
         if self._path == _path(files, files.states()):
             return None
-        return Index(self.root, files, _make(files, Progress(Console(quiet=True))))
+        return Index(files, Progress(Console(quiet=True)))
 
     @cached_property
     def vocabulary(self) -> RunNames:
@@ -139,7 +131,8 @@ class Index:
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return the rows of a query with `values` for its `?`. Raises UserError: a damaged index, or no memory."""
         try:
-            return self.connection.cursor().execute(query, list(values)).fetchall()
+            with interruptible():
+                return self.connection.cursor().execute(query, list(values)).fetchall()
         except duckdb.OutOfMemoryException:
             raise UserError(f"a query over {self.root} needs more than {_MEMORY} of memory: ask for less") from None
         except FAULTS as error:
@@ -176,20 +169,10 @@ class Index:
                     table = shard.read_row_group(group, columns=names)
                     yield from (table.slice(row - int(starts[group]), 1) for row in inside)
 
-    @property
-    def has_judgements(self) -> bool:
-        """Whether any relation is judged."""
-        return bool(self._judged)
-
-    def judgement(self, split: str, image_id: str, subject: int, object_: int, predicate: str) -> str | None:
-        """Return the state of judgement of a relation."""
-        return self._judged.get((split, image_id, subject, object_, predicate))
-
     def set_judged(self, rows: Iterable[JudgedRow]) -> None:
-        """Replace what is known of judgements; relations that the run does not have are ignored."""
+        """Replace what is known of judgements (`judged`); relations that the run does not have are ignored."""
+        columns = [list(column) for column in zip(*rows, strict=True)]
         with self._judging:
-            self._judged = {row[:5]: row[5] for row in rows}
-            columns = [list(column) for column in zip(*((*k, state) for k, state in self._judged.items()), strict=True)]
             cursor = self.connection.cursor()
             cursor.execute("begin")
             cursor.execute("delete from judged")
@@ -222,7 +205,7 @@ _BY_CERTAINTY = (
 )
 
 
-class Database:
+class Database(Index):
     """SQL for measures of one run, over its index: `images`, `objects`, `captions` and `triplet_counts`, and
 
         relations: one row per relation: `subject` and `object` (numbers), `subject_category`, `object_category`,
@@ -232,49 +215,35 @@ class Database:
     `measure`: what the certainty of relations is: confidence or probability.
     """
 
-    def __init__(self, index: Index) -> None:
-        self.index, self.root = index, index.root
-        self.run, self.image_roots = index.run, index.image_roots
-        self.scored, self.has_vlm_scores = index.scored, index.has_vlm_scores
-        self.measure = "confidence"
+    measure = "confidence"
+
+    def __init__(self, files: RunFiles, progress: Progress) -> None:
+        super().__init__(files, progress)
         for statement in _FOR_MEASURES:
-            self.execute(statement)
+            self.rows(statement)
         self.replace_certainty("coalesce(confidence, 1)")
-
-    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        """Return the rows of a small result; `values` replace the query's `?`. Raises as `Index.rows`."""
-        with interruptible():
-            return self.index.rows(query, values)
-
-    def execute(self, statement: str, *values: Any) -> None:
-        """Run a statement without a result, such as one that creates a table."""
-        self.rows(statement, *values)
 
     def replace_certainty(self, expression: str) -> None:
         """Let the certainty of all relations be that of an SQL expression of their columns."""
         for statement in (_RELATIONS.format(certainty=expression), *_BY_CERTAINTY):
-            self.execute(statement)
+            self.rows(statement)
 
 
 @contextmanager
 def open_run(root: str | Location) -> Iterator[Database]:
     """Yield the database of the run in `root`. Raises UserError: it is not a run, or a shard is missing or damaged."""
-    index = Index.open(root, Progress(Console(quiet=True)))
+    database = Database(RunFiles(root), Progress(Console(quiet=True)))
     try:
-        if index.problems:
-            raise UserError(index.problems[0])
-        yield Database(index)
+        if database.problems:
+            raise UserError(database.problems[0])
+        yield database
     finally:
-        index.close()
+        database.close()
 
 
 def _path(files: RunFiles, states: Mapping[str, str]) -> Path:
     """Return where the index of these shards is."""
-    return files.cache / f"index-{_digest(DEFINITION)}-{_digest(json.dumps(sorted(states.items())))}.duckdb"
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    return files.cache / f"index-{fingerprint({'definition': DEFINITION, **states})}.duckdb"
 
 
 def _make(files: RunFiles, progress: Progress) -> _Opened:
@@ -283,15 +252,10 @@ def _make(files: RunFiles, progress: Progress) -> _Opened:
     path = _path(files, states)
     if opened := _open(path):
         return opened
-    with _one_builder(files.cache, progress):
+    with FileLock(files.cache / "lock", thread_local=False):  # one process builds it
         if (opened := _open(path)) is None:
-            earlier = None
-            for other in files.cache.glob(f"index-{_digest(DEFINITION)}-*.duckdb"):
-                if readable := _open(other):
-                    readable[2]()
-                    earlier = other
             with temporary_folder(files.cache) as folder:
-                os.replace(build_index(files, states, folder, earlier, progress), path)
+                os.replace(build_index(files, states, folder, progress), path)
             opened = _open(path)
         for other in files.cache.glob("index-*.duckdb"):
             if other != path:
@@ -315,20 +279,6 @@ def _open(path: Path) -> _Opened | None:
         return None
     connection.execute("create table judged (image int, number int, state varchar)")
     return path, connection, opened.close
-
-
-@contextmanager
-def _one_builder(folder: Path, progress: Progress) -> Iterator[None]:
-    """Wait until no other process builds in this folder; on a file system without locks, two may build the same."""
-    with (folder / "lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.say("NOTE: another process is building the index: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Build the index of a run: from its shards, and from what an earlier index already has of them.
+"""Build the index of a run from its shards.
 
 The rows are read into a temporary database in which names are text. From it the index is made: names are enums, images
 are numbered in the order of the manifest, and each relation has the numbers by which searches choose and order.
@@ -10,22 +10,20 @@ categories (how often they occur), shards (and why one is left out), and counts:
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
 
 import duckdb
-import pyarrow.parquet as pq
+import numpy as np
+import pyarrow as pa
 
 from sgpipe.errors import UserError
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFiles
-from sgpipe.storage.shards import CLIP_SCORE, IMAGE_COLUMN, VLM_SCORE, read_file
+from sgpipe.storage.shards import IMAGE_COLUMN, SCORES
 from sgpipe.utils.console import Progress
 
 LOTS = 4294967291  # a prime: x -> k x mod p shuffles the numbers below it
@@ -44,7 +42,6 @@ HEAD = 4096  # triplets that the run has most often
 # Errors of DuckDB that come from a file or the disk; all others are bugs in a query.
 FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationException, duckdb.InternalException,
           duckdb.FatalException, duckdb.TransactionException)  # fmt: skip
-_WRONG_VALUES = (duckdb.InvalidInputException, duckdb.ConversionException, duckdb.OutOfRangeException)  # in a shard
 _THREADS = 8  # more do not fit into the memory
 _SHARDS = 16  # read at once
 
@@ -62,10 +59,10 @@ _SCRATCH = f"""
         rank int, contrasts int, vlm_score float, origin varchar);
 """
 
-# The view `rows` has the rows of some shards, with the number of each image.
+# `rows`: those of some shards, with the number of each image.
 _FROM_SHARDS = (
     f"""insert into raw_images
-    select image, shard, row, image_id, dataset, split, file_name, width, height, status, error, embedded,
+    select image, shard, row, image_id, dataset, split, file_name, width, height, status, error, embedded = 1,
         md5_number_lower(concat(split, chr(10), image_id)) % {LOTS},
         coalesce(len(objects), 0), coalesce(len(captions), 0),
         coalesce(list_unique(list_transform(captions, lambda c: c.text)), 0), coalesce(len(triplets), 0),
@@ -86,29 +83,8 @@ _FROM_SHARDS = (
     from (select image, objects, unnest(relations) as relation, unnest(range(len(relations))) as number,
         unnest(clip_score) as clip, unnest(vlm_score) as vlm_score from rows) where number is not null""",
 )
-# Columns of `sgpipe score`, as they are where no shard has them.
-_NOT_SCORED = {
-    CLIP_SCORE: "null::struct(score double, swapped double, rank int, contrasts int)[]",
-    VLM_SCORE: "null::float[]",
-}
-
-_FROM_EARLIER = (
-    """create temp table unchanged as
-    select n.*, e.shard as before from earlier.shards e join numbered n using (file, state) where problem is null""",
-    "insert into shards select shard, file, state, null from unchanged",
-    """create temp table moved as
-    select e.image as before, first + e.row as image, u.shard from earlier.images e join unchanged u
-    on e.shard = u.before""",
-    """insert into raw_images select m.image, m.shard, e.* exclude (image, shard, why, flags, first_object)
-    from earlier.images e join moved m on e.image = m.before""",
-    """insert into raw_objects select m.image, e.* exclude (image)
-    from earlier.objects e join moved m on e.image = m.before""",
-    """insert into captions select m.image, e.* exclude (image, folded)
-    from earlier.captions e join moved m on e.image = m.before""",
-    """insert into raw_relations select m.image, number, subject, object, predicate, subject_category, object_category,
-        if(annotated, null, certainty), clip_score, swapped, rank, contrasts, vlm_score, origin
-    from earlier.relations e join moved m on e.image = m.before""",
-)
+# Also where no shard has scores.
+_EMPTY = pa.Table.from_batches([], pa.schema([*SCHEMA, *(pa.field(name, pa.list_(SCORES[name])) for name in SCORES)]))
 
 _NAMES = (
     "create table run.shards as from shards order by shard",
@@ -144,8 +120,7 @@ _CHECKED = (
     "create view images as from raw_images",
     """create table predicates as
     select predicate, lower(trim(predicate::varchar)) as word, times as relations from run.predicates""",
-    "create table relations_marks (image int, number int, bit bigint)",
-    "create table images_marks (image int, bit bigint)",
+    "create table marked (image int, number int, bit bigint)",
 )
 # Why a row of `images` without relations has none: the first stage that left nothing.
 _WHY = """case
@@ -157,11 +132,8 @@ _WHY = """case
     when pairs = 0 then 'no candidate pair'
     else 'tagging kept no candidate' || (select removed from run_header) end"""
 _FLAGS = (
-    """create table run.marks as
-    select bit, count(*) as hits from (select bit from relations_marks union all select bit from images_marks)
-    group by 1""",
-    "create table relation_flags as select image, number, bit_or(bit) as flags from relations_marks group by all",
-    "create table image_flags as select image, bit_or(bit) as flags from images_marks group by all",
+    "create table run.marks as select bit, count(*) as hits from marked group by 1",
+    "create table flagged as select image, number, bit_or(bit) as flags from marked group by all",
     f"""create table reasons as
     select image, {_WHY} as why from images where status = 'ok' and relations = 0""",
 )
@@ -170,7 +142,8 @@ _TABLES = (
     select i.* replace (dataset::run.name as dataset, split::run.name as split, status::run.name as status),
         why, coalesce(flags, 0)::bigint as flags,
         (sum(objects) over (order by image rows unbounded preceding) - objects)::bigint as first_object
-    from raw_images i left join reasons using (image) left join image_flags using (image) order by image""",
+    from raw_images i left join reasons using (image) left join (from flagged where number is null) using (image)
+    order by image""",
     f"""create table run.relations as
     select image, number, subject, object, triplets.predicate, triplets.subject_category, triplets.object_category,
         coalesce(r.confidence, 1)::float as certainty, r.confidence is null as annotated,
@@ -183,7 +156,7 @@ _TABLES = (
         and triplets.predicate is not distinct from r.predicate::run.predicate
         and triplets.object_category is not distinct from r.object_category::run.category
     join (select image, lot, dataset, split, status from run.images) using (image)
-    left join relation_flags f using (image, number)
+    left join flagged f using (image, number)
     order by image, number""",
     # What the facets of a search for everything count.
     "create table run.everything as "
@@ -197,35 +170,27 @@ _TABLES = (
     """create table run.about as
     select (select count(*) from run.images) as images, count(*) as relations,
         coalesce(bool_or(clip_score is not null), false) as scored,
-        coalesce(bool_or(vlm_score is not null), false) as has_vlm_scores,
-        coalesce(bool_and(annotated), true) as annotated
+        coalesce(bool_or(vlm_score is not null), false) as has_vlm_scores
     from run.relations""",
 )
 # Whoever changes how an index is made makes earlier ones stale.
 DEFINITION = repr((_SCRATCH, _FROM_SHARDS, _NAMES, _CHECKED, MARKS, PLACED, _FLAGS, _TABLES))
 
 
-def build_index(
-    files: RunFiles, states: Mapping[str, str], folder: Path, earlier: Path | None, progress: Progress
-) -> Path:
-    """Index the shards of the manifest in these `states`, with `earlier`, an index of the run; list damaged ones.
+def build_index(files: RunFiles, states: Mapping[str, str], folder: Path, progress: Progress) -> Path:
+    """Index the shards of the manifest in these `states`; list damaged ones.
 
     `folder`: for the index and temporary files. Raises UserError: the disk is full; StoreError.
     """
     path = folder / "index.duckdb"
     try:
         with interruptible(), duckdb.connect(folder / "scratch.duckdb") as connection:
-
-            def execute(statement: str, *values: object) -> None:
-                connection.execute(statement, values)
-
+            execute = connection.execute
             configure(connection, folder / "spill")
             execute(_SCRATCH)
             corrected = any("corrected" in (each or {}) for each in Manifest.identities(files.manifest.run))
-            execute("create table run_header as select ? as removed", ", or removed by people" if corrected else "")
-            taken = _take_over(connection, files, states, earlier) if earlier else set()
-            if names := states.keys() - taken:
-                _read_shards(connection, files, states, folder, names, progress)
+            execute("create table run_header as select ? as removed", [", or removed by people" if corrected else ""])
+            _read_shards(connection, files, states, progress)
             execute(f"attach {_text(path)} as run")
             for statement in (*_NAMES, *_CHECKED):
                 execute(statement)
@@ -269,139 +234,48 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-def quoted(name: str) -> str:
-    """Return a file name as an SQL literal, with glob characters escaped."""
-    return _text(re.sub(r"[*?\[]", r"[\g<0>]", name))
-
-
 def _text(path: Path | str) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
-def _take_over(
-    connection: duckdb.DuckDBPyConnection, files: RunFiles, states: Mapping[str, str], earlier: Path
-) -> set[str]:
-    """Copy the rows of unchanged shards; returns the names of these."""
-    connection.execute(f"attach {_text(earlier)} as earlier (read_only)")
-    shards = files.manifest.shards
-    firsts = list(accumulate((shard.rows for shard in shards), initial=0))[:-1]
-    connection.execute(
-        "create temp table numbered as select unnest(?::varchar[]) as file, unnest(?::varchar[]) as state, "
-        "unnest(?::int[]) as shard, unnest(?::int[]) as first",
-        [[each.file for each in shards], [states[each.file] for each in shards], list(range(len(shards))), firsts],
-    )
-    for statement in (*_FROM_EARLIER, "detach earlier"):
-        connection.execute(statement)
-    return {file for (file,) in connection.execute("select file from unchanged").fetchall()}
-
-
-class _Shard(NamedTuple):
-    """A shard whose rows are in a file of this machine; `first`: the number of its first image."""
-
-    name: str
-    number: int
-    first: int
-    path: Path
-    columns: list[str]
-
-
 def _read_shards(
-    connection: duckdb.DuckDBPyConnection,
-    files: RunFiles,
-    states: Mapping[str, str],
-    folder: Path,
-    names: Collection[str],
-    progress: Progress,
+    connection: duckdb.DuckDBPyConnection, files: RunFiles, states: Mapping[str, str], progress: Progress
 ) -> None:
     """Read shards into the temporary database, several at once; note why one is left out."""
-    entries = files.manifest.shards
-    firsts = accumulate((entry.rows for entry in entries), initial=0)
-    wanted = [each for each in zip(entries, range(len(entries)), firsts, strict=False) if each[0].file in names]
-
-    def note(name: str, number: int, problem: str | None) -> None:
-        connection.execute("insert into shards values (?, ?, ?, ?)", [number, name, states[name], problem])
-
-    def insert(shards: Sequence[_Shard]) -> None:
-        connection.execute("begin")
-        try:
-            _insert(connection, shards)
-        except duckdb.Error:
-            connection.execute("rollback")
-            raise
-        for shard in shards:
-            note(shard.name, shard.number, None)
-        connection.execute("commit")
-
-    with progress.images(sum(entry.rows for entry, _, _ in wanted), "indexing") as advance:
-        for start in range(0, len(wanted), _SHARDS):
-            shards = []
-            for entry, number, first in wanted[start : start + _SHARDS]:
+    shards, first = files.manifest.shards, 0
+    with progress.images(sum(shard.rows for shard in shards), "indexing") as advance:
+        for start in range(0, len(shards), _SHARDS):
+            tables: list[pa.Table] = []
+            connection.execute("begin")
+            for number, shard in enumerate(shards[start : start + _SHARDS], start):
+                problem = None
                 try:
-                    shards.append(_opened(files, states, folder, entry, number, first))
+                    tables.append(_rows(files, states, shard, number, first))
                 except UserError as error:
-                    note(entry.file, number, str(error))
-            try:
-                insert(shards)
-            except duckdb.Error:  # which one is it?
-                for shard in shards:
-                    try:
-                        insert([shard])
-                    except duckdb.Error as error:
-                        note(shard.name, shard.number, _fault(shard, error))
-            for shard in shards:
-                if not isinstance(files.storage, Path):
-                    shard.path.unlink()
-            advance(sum(entry.rows for entry, _, _ in wanted[start : start + _SHARDS]), {})
+                    problem = str(error)
+                noted = [number, shard.file, states[shard.file], problem]
+                connection.execute("insert into shards values (?, ?, ?, ?)", noted)
+                first += shard.rows
+                advance(shard.rows, {})
+            if tables:
+                connection.register("rows", pa.concat_tables(tables, promote_options="permissive"))
+                for statement in _FROM_SHARDS:
+                    connection.execute(statement)
+            connection.execute("commit")
 
 
-def _opened(
-    files: RunFiles, states: Mapping[str, str], folder: Path, entry: ShardEntry, number: int, first: int
-) -> _Shard:
-    """Fetch a shard, if it is in a store. Raises UserError: it is missing or damaged."""
+def _rows(files: RunFiles, states: Mapping[str, str], entry: ShardEntry, number: int, first: int) -> pa.Table:
+    """Return the rows of a shard, with their numbers (`pa.array` would import pandas). Raises UserError: damaged."""
     if states[entry.file].endswith("missing"):
         raise UserError(f"shard {entry.file} is listed in the manifest but missing: {files.root}")
-    path = files.storage / entry.file
     with files.open(entry.file) as file:
-        columns = file.schema_arrow.names
-        if (rows := file.metadata.num_rows) != entry.rows:
-            raise UserError(f"shard {entry.file} has {rows} rows, the manifest says {entry.rows}")
-        if not isinstance(path, Path):
-            path = folder / f"{number}.parquet"
-            pq.write_table(file.read([column for column in columns if column != IMAGE_COLUMN]), path)
-    return _Shard(entry.file, number, first, path, columns)
-
-
-def _insert(connection: duckdb.DuckDBPyConnection, shards: Sequence[_Shard]) -> None:
-    if not shards:
-        return
-    read = [(str(shard.path), shard.number, shard.first, IMAGE_COLUMN in shard.columns) for shard in shards]
-    connection.execute(
-        "create or replace temp table reading as "
-        "select unnest(?) as filename, unnest(?) as shard, unnest(?) as first, unnest(?) as embedded",
-        list(map(list, zip(*read, strict=True))),
-    )
-    scores = ", ".join(
-        f"{name if any(name in shard.columns for shard in shards) else absent} as {name}"
-        for name, absent in _NOT_SCORED.items()
-    )
-    connection.execute(
-        f"""create or replace temp view rows as
-        select (first + file_row_number)::int as image, shard, file_row_number::int as row, embedded,
-            {", ".join(SCHEMA.names)}, {scores}
-        from read_parquet([{", ".join(quoted(str(shard.path)) for shard in shards)}], filename = true,
-            file_row_number = true, union_by_name = true)
-        join reading using (filename)"""
-    )
-    for statement in _FROM_SHARDS:
-        connection.execute(statement)
-
-
-def _fault(shard: _Shard, error: duckdb.Error) -> str:
-    """Return what is wrong with a shard; raises `error` if nothing is."""
-    try:
-        read_file(shard.path)
-    except UserError as damage:
-        return str(damage)
-    if not isinstance(error, _WRONG_VALUES):
-        raise error
-    return f"shard {shard.name} cannot be read ({str(error).splitlines()[0]})"
+        there = file.schema_arrow.names
+        table = file.read([name for name in _EMPTY.column_names if name in there])
+        rows = pa.concat_tables([_EMPTY, table], promote_options="permissive")
+        rows.validate(full=True)  # what DuckDB does not check: text that is not UTF-8
+    if len(rows) != entry.rows:
+        raise UserError(f"shard {entry.file} has {len(rows)} rows, the manifest says {entry.rows}")
+    own = np.arange(len(rows), dtype=np.int32)
+    numbers = (own + first, own, np.full_like(own, number), np.full_like(own, IMAGE_COLUMN in there))
+    added = [pa.Array.from_buffers(pa.int32(), len(rows), [None, pa.py_buffer(each)]) for each in numbers]
+    return pa.table([*added, *rows.columns], ["image", "row", "shard", "embedded", *rows.column_names])

@@ -6,7 +6,6 @@ nothing that it acknowledged; flock lets in one process at a time. Lines that ca
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -19,16 +18,27 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from sgpipe.errors import UserError, add_filename
-from sgpipe.storage.manifest import sync_folder
-from sgpipe.storage.recall_plans import MOST_QUESTIONS, BlindAnswer, Id, Index, Name, PlanLine, RecallPlan, Strict, Text
+from sgpipe.storage.manifest import append_line, sync_folder
+from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count
 
 CERTIFICATE_PLAN = "certificate-"  # what the ids of such plans, and of no others, begin with
 Kind = Literal["bands", "predicates", "search", "certificate"]
+MOST_QUESTIONS = 10_000  # of a plan, which is one line
+Id = Annotated[str, StringConstraints(pattern=r"^[\w.:-]{1,64}$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Text = Annotated[str, StringConstraints(max_length=1000)]
+Index = Annotated[int, Field(ge=0, lt=2**31)]
 _Confidence = Annotated[float, Field(allow_inf_nan=False)]  # a run may hold others than 0 to 1
+
+
+class Strict(BaseModel):
+    """A part of a line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class RelationKey(NamedTuple):
@@ -49,7 +59,7 @@ class Correction(Strict):
     """
 
     action: Literal["predicate", "swap", "delete", "add"]
-    predicate: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = None
+    predicate: Name | None = None
 
     @model_validator(mode="after")
     def _names_a_predicate(self) -> Correction:
@@ -197,6 +207,20 @@ class PlannedQuestion(NamedTuple):
         return RelationKey(*self[:5])
 
 
+class PlanLine(Strict):
+    """What people are asked about."""
+
+    plan: Id
+    at: Text
+    by: Name
+    run: Text
+    seed: Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+
+    @property
+    def id(self) -> str:
+        return self.plan
+
+
 class SamplingPlan(PlanLine):
     """A stratified random sample of relations, in the random order in which they are asked.
 
@@ -218,6 +242,51 @@ class SamplingPlan(PlanLine):
         if (self.kind == "certificate") != (self.certificate is not None):
             raise ValueError("a round of a certificate, and no other plan, has a certificate")
         return self
+
+
+class BlindQuestion(NamedTuple):
+    """Boxes of an image between which people say what holds; `weight`: pairs of the image for each pair of these."""
+
+    split: str
+    image_id: str
+    boxes: list[int]
+    weight: float
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.split, self.image_id
+
+
+class RecallPlan(PlanLine):
+    """A random sample of the run's `images` with two boxes or more, in the order in which they are asked about."""
+
+    kind: Literal["recall"]
+    images: Annotated[int, Field(ge=1)]
+    questions: Annotated[list[BlindQuestion], Field(min_length=1, max_length=MOST_QUESTIONS)]
+
+
+class NamedRelation(Strict):
+    """A relation that a person names."""
+
+    subject: Index
+    object: Index
+    predicate: Name
+
+
+class BlindAnswer(Strict):
+    """All that a person says holds between the boxes of a question without seeing the run's relations; None: skipped.
+
+    Of several answers of one person to one question, the latest in the file counts.
+    """
+
+    id: Id
+    at: Text
+    by: Name
+    run: Text
+    plan: Id
+    split: Text
+    image_id: Text
+    relations: Annotated[list[NamedRelation], Field(max_length=1000)] | None
 
 
 Line = Judgement | SamplingPlan | RecallPlan | BlindAnswer
@@ -313,7 +382,8 @@ _COMPARED = 2048  # bytes, by which a file that others have changed is recognise
 class JudgementLog:
     """A file of judgements, read once and kept up to date; threads may share it.
 
-    `file` need not exist, or is FiftyOne's samples.json, with judgements as tags. `version` changes with the lines.
+    `file` need not exist, or is FiftyOne's samples.json, with judgements as tags. `lines`: by their ids; `version`
+    changes with them.
     """
 
     def __init__(self, file: Path, fingerprint: str, *, read_only: bool = False) -> None:
@@ -344,10 +414,10 @@ class JudgementLog:
             raise UserError(f"the judgement is about another run (fingerprint {line.run[:80]})")
         with self._mutex, add_filename(self.file), self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT) as descriptor:
             self._read(descriptor)
-            if (stored := self._lines.get(line.id)) is None:
+            if (stored := self.lines.get(line.id)) is None:
                 self._write(descriptor, line.model_dump_json().encode() + b"\n")
                 self._read(descriptor)
-                stored = self._lines[line.id]
+                stored = self.lines[line.id]
         return stored
 
     def reload(self) -> bool:
@@ -357,15 +427,11 @@ class JudgementLog:
             with self._mutex, self._opened(os.O_RDONLY) as descriptor:
                 self._read(descriptor)
         except FileNotFoundError:
-            if self._lines:
+            if self.lines:
                 self._forget()
         except OSError as error:
             raise UserError(f"{self.file} cannot be read: {error.strerror}") from None
         return self.version != before
-
-    def find(self, id: str) -> Line | None:
-        """Return the line with this id."""
-        return self._lines.get(id)
 
     def state(self, split: str, image_id: str) -> list[RelationState]:
         """Return what people say now about the relations of an image, in the order in which they were first judged."""
@@ -414,7 +480,7 @@ class JudgementLog:
         self.plans: dict[str, SamplingPlan] = {}
         self.recall_plans: dict[str, RecallPlan] = {}
         self._blind: dict[str, dict[tuple[str, str], dict[str, BlindAnswer]]] = {}
-        self._lines: dict[str, Line] = {}
+        self.lines: dict[str, Line] = {}
         self._images: dict[tuple[str, str], list[Judgement]] = {}
         self._of_plans: dict[str, list[Judgement]] = defaultdict(list)
         self._undone: set[tuple[str, str]] = set()  # lines that were taken back, and by whom
@@ -436,18 +502,9 @@ class JudgementLog:
             os.close(descriptor)
 
     def _write(self, descriptor: int, line: bytes) -> None:
-        """Append a line and sync it; what is written of a line that fails is cut off again."""
         end = os.fstat(descriptor).st_size
         whole = not end or os.pread(descriptor, 1, end - 1) == b"\n"
-        line = line if whole else b"\n" + line
-        try:
-            if os.write(descriptor, line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
-        except OSError:
-            with suppress(OSError):
-                os.ftruncate(descriptor, end)
-            raise
+        append_line(descriptor, line if whole else b"\n" + line, end)
         if not end:
             sync_folder(self.file.parent)
 
@@ -515,10 +572,10 @@ class JudgementLog:
         if line.run != self.fingerprint:
             self._others[line.run] += 1
             return
-        if line.id in self._lines:
+        if line.id in self.lines:
             return
         self.version += 1
-        self._lines[line.id] = line
+        self.lines[line.id] = line
         if isinstance(line, SamplingPlan):
             self.plans[line.plan] = line
         elif isinstance(line, RecallPlan):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import socket
 import uuid
 import zlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -180,16 +180,7 @@ class Manifest:
         line = _line({"shard": asdict(shard)})
         fault_point("before manifest entry")
         with (self.folder / MANIFEST).open("r+b", buffering=0) as file:
-            file.truncate(self._end)
-            file.seek(self._end)
-            try:
-                written = file.write(line)
-                os.fsync(file.fileno())
-                if written != len(line):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            except OSError:
-                file.truncate(self._end)
-                raise
+            append_line(file.fileno(), line, self._end)
         fault_point("after manifest entry")
         self._end += len(line)
         superseded = self._shards.get((shard.split, shard.start))
@@ -235,6 +226,20 @@ def replace_manifest(root: Path, content: bytes) -> int:
         os.fsync(file.fileno())
     sync_folder(root)
     return len(content)
+
+
+def append_line(descriptor: int, line: bytes, end: int) -> None:
+    """Write a line at the `end` of a file and sync it. Raises OSError: nothing of it is left."""
+    try:
+        os.ftruncate(descriptor, end)
+        os.lseek(descriptor, end, os.SEEK_SET)
+        if os.write(descriptor, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.fsync(descriptor)
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, end)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -297,14 +302,14 @@ def read_manifest(store: StorePath) -> bytes | None:
     return found if found is None else whole_lines(found)
 
 
-def put_manifest(store: StorePath, content: bytes, check_claim: Callable[[], None]) -> None:
-    """Write a run's manifest into its store. Raises StoreError: another run has taken that over, even meanwhile."""
+def put_file(store: StorePath, name: str, content: bytes, check_claim: Callable[[], None]) -> None:
+    """Write a run's manifest or description into its store. Raises StoreError: another run has taken that over."""
     for _ in range(_TRIES):
-        version = store.version(MANIFEST)
+        version = store.version(name)
         check_claim()
-        if store.put_if(MANIFEST, content, version) or store.read(MANIFEST) == content:
+        if store.put_if(name, content, version) or store.read(name) == content:
             return
-    raise StoreError(f"{store.location}: {MANIFEST} changes too often to be written; try again")
+    raise StoreError(f"{store.location}: {name} changes too often to be written; try again")
 
 
 WRITER = ".sgpipe/writer"
@@ -317,9 +322,7 @@ class WriterClaim:
     """
 
     def __init__(self, store: StorePath) -> None:
-        self._store = store
-        owner = {"process": os.getpid(), "host": socket.gethostname(), "token": uuid.uuid4().hex}
-        self._content = json.dumps(owner).encode()
+        self._store, self._content = store, uuid.uuid4().hex.encode()
 
     def make(self) -> None:
         """Claim the store. Raises UserError: another run does so at the same moment."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.object_store import StorePath
-from sgpipe.storage.manifest import MANIFEST, Manifest, put_manifest, read_manifest, replace_manifest, whole_lines
+from sgpipe.storage.manifest import MANIFEST, Manifest, put_file, read_manifest, replace_manifest, whole_lines
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import checked_content
 from sgpipe.utils.atomic import atomic_write
@@ -38,11 +38,6 @@ class ManifestMirror:
         another run may be at work. A UserError within restores the folder's manifest.
         """
         local = _local(self._manifest)
-        if local and (manifest := Manifest.load(self.folder.root)).shards:
-            before, now = manifest.run.get("store"), self.store and self.store.location
-            if before != now:
-                advice = f"--store {before}" if before else "no --store, or choose another --out"
-                raise UserError(f"the shards of {self.folder.root} are in {before or 'it'}; resume with {advice}")
         remote = self._remote()
         latest = later(local, remote, self.folder)
         if latest != local:
@@ -80,14 +75,9 @@ class ManifestMirror:
             return
         began = time.monotonic()
         for name in (*DESCRIPTIONS, MANIFEST):
-            content = (self.folder.root / name).read_bytes()
-            content = whole_lines(content) if name == MANIFEST else content
+            content = whole_lines((self.folder.root / name).read_bytes())
             if self._copied.get(name) != content:
-                if name == MANIFEST:
-                    put_manifest(self.store, content, self.folder.check_claim)
-                else:
-                    self.folder.check_claim()
-                    self.store.put(name, content)
+                put_file(self.store, name, content, self.folder.check_claim)
                 self._copied[name] = content
         took = time.monotonic() - began
         self._next = began + took + max(_SECONDS_BETWEEN_COPIES, _LONGER_THAN_COPIES * took)
@@ -97,16 +87,16 @@ class ManifestMirror:
         if time.monotonic() > self._next:
             self.copy()
 
-    def __enter__(self) -> ManifestMirror:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Copy what is committed, however the run ended. Raises OSError, unless another error is on its way."""
+    @contextmanager
+    def copied(self) -> Iterator[None]:
+        """Copy what is committed, however the block ends. Raises OSError, unless another error is on its way."""
         try:
-            self.copy()
-        except OSError:
-            if kind is None:
-                raise
+            yield
+        except BaseException:
+            with suppress(OSError):
+                self.copy()
+            raise
+        self.copy()
 
 
 def _local(manifest: Path) -> bytes:
@@ -144,12 +134,12 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
                     again = "delete the object, and the command that wrote the run makes it again"
                     raise StoreError(f"{store}/{shard.file}: {why}; {again}") from None
                 with atomic_write(path) as temporary:
-                    temporary.write_bytes(data or b"")
+                    temporary.write_bytes(data)
             advance(shard.rows, shard.counts)
         for name in DESCRIPTIONS:
-            if (data := store.read(name)) is not None:
+            if (text := store.read(name)) is not None:
                 with atomic_write(out / name) as temporary:
-                    temporary.write_bytes(data)
+                    temporary.write_bytes(text)
         replace_manifest(out, content)
         folder.sweep(manifest)
     return manifest

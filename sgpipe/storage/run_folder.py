@@ -32,13 +32,11 @@ from sgpipe.utils.config_file import dump_yaml
 from sgpipe.utils.hashing import differences, fingerprint
 from sgpipe.utils.locking import is_locked, only_process
 
-PRIVATE, _NEW = ".sgpipe", "new-"
+PRIVATE = ".sgpipe"
 _GROUND_TRUTH = "ground_truth.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
 RECIPE, README = "recipe.yaml", "README.md"
 REQUESTS = "requests.sqlite"  # the answers of served models
-# Another command may be writing a file of its own next to these, such as a report: its temporary files are left alone.
-_ROOT_FILES = (MANIFEST, RECIPE, README)
 
 
 @dataclass(frozen=True)
@@ -74,10 +72,6 @@ class RunFolder:
     def index_name(split: str) -> str:
         """Return the name of the source index of a split within the run."""
         return f"{PRIVATE}/index-{split}.arrow"
-
-    def new_index(self, split: str) -> Path:
-        """Return where the source index of a split is built; a refused run leaves the one that is there alone."""
-        return self.private / f"{_NEW}index-{split}.arrow"
 
     @property
     def location(self) -> str:
@@ -145,11 +139,11 @@ class RunFolder:
                 raise UserError(f"{self.location} contains shards but no {MANIFEST}; restore it, or choose another")
             return Manifest.create(self.root, run)
         manifest = Manifest.load(self.root)
-        if manifest.run.get("fingerprint") == run["fingerprint"] and manifest.run.get("store") == run.get("store"):
+        if all(manifest.run.get(key) == run.get(key) for key in ("fingerprint", "store")):
             return manifest
         if not manifest.shards:
             return Manifest.create(self.root, run)
-        raise self.changed(manifest.run.get("identity", {}), run["identity"])
+        raise self.changed(*({**made.get("identity", {}), "store": made.get("store")} for made in (manifest.run, run)))
 
     def changed(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> UserError:
         """Return the error for a folder that was made with another identity."""
@@ -191,8 +185,7 @@ class RunFolder:
         self.check_claim()
         for file in self.unlisted(manifest):
             delete(self.storage / file)
-        left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob(f"{_NEW}*"), *self.private.glob("*.tmp")]
-        for path in {*left, *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*tmp"))}:
+        for path in (*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp")):
             path.unlink()
 
     def lost(self, manifest: Manifest) -> list[ShardEntry]:
@@ -240,19 +233,22 @@ def kind_of(identity: Mapping[str, Any]) -> str:
 
 
 class RunFiles:
-    """Where the manifest and the shards of a run are: `root`, as messages name it, and `storage`."""
+    """A run that is read: its `place`, which messages call `root`; its `folder`, if it is one; its shards' `storage`.
+
+    `problems`: damaged lines of the manifest.
+    """
 
     def __init__(self, root: str | Location) -> None:
         """Raises UserError: there is no run, or its manifest is damaged. StoreError: the store cannot be reached."""
-        self._place = location(root)
-        self.root = str(self._place)
-        self._folder = self._place if isinstance(self._place, Path) else None
-        self.manifest, bad = Manifest.salvage(self._place)
-        advice = f"`sgpipe verify {self.root} --repair`" if self._folder else "restore it from a copy"
+        self.place = location(root)
+        self.root = str(self.place)
+        self.folder = self.place if isinstance(self.place, Path) else None
+        self.manifest, bad = Manifest.salvage(self.place)
+        advice = f"`sgpipe verify {self.root} --repair`" if self.folder else "restore it from a copy"
         self.problems = [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
-        self.storage = absolute_location(self._place)
+        self.storage = absolute_location(self.place)
         mirror = self.manifest.run.get("store")
-        if mirror and self._folder and not all((self._folder / each.file).is_file() for each in self.manifest.shards):
+        if mirror and self.folder and not all((self.folder / each.file).is_file() for each in self.manifest.shards):
             self.storage = StorePath(mirror)
 
     def states(self) -> dict[str, str]:
@@ -273,19 +269,19 @@ class RunFiles:
     @property
     def judgements(self) -> Path:
         """The file of people's judgements: in the folder, or in the cache, as nothing is appended to an object."""
-        return (self._folder or self.cache) / JUDGEMENTS
+        return (self.folder or self.cache) / JUDGEMENTS
 
     @cached_property
     def cache(self) -> Path:
         """A folder to keep what was derived: RUN/.sgpipe/cache, or one in the user's cache for a run in a store or in a
         folder that cannot be written. Raises UserError: it cannot be made."""
-        if self._folder is not None:
-            place = self._folder / PRIVATE / "cache"
+        if self.folder is not None:
+            place = self.folder / PRIVATE / "cache"
             with suppress(OSError):
                 place.mkdir(parents=True, exist_ok=True)
                 if os.access(place, os.W_OK | os.X_OK) and "?" not in str(place):  # where DuckDB's options begin
                     return place
-        name = self.root if self._folder is None else str(self._folder.absolute())
+        name = self.root if self.folder is None else str(self.folder.absolute())
         place = cache_folder() / "runs" / hashlib.sha256(name.encode()).hexdigest()[:16]
         try:
             place.mkdir(parents=True, exist_ok=True)
@@ -295,18 +291,10 @@ class RunFiles:
 
 
 _OF_RUN = {MANIFEST, RECIPE, README, JUDGEMENTS, DATA, PRIVATE}
-_OF_MODEL = {"config.json", "generation_config.json", "preprocessor_config.json", "special_tokens_map.json"}
-_OF_MODEL |= {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
-_OWNED = {  # what a folder that contains the file or folder has of its own
-    MANIFEST: ("run", _OF_RUN),
-    PRIVATE: ("run", _OF_RUN),
-    "run.json": ("training", {RECIPE, "run.json", "metrics.jsonl", "tensorboard"}),
-    "config.json": ("model", _OF_MODEL),
-}
 
 
 def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """Return a path. Raises UserError: it is an input, an image in one, or a run's or a model's; links are followed."""
+    """Return a path. Raises UserError: it is an input, an image in one, or a run's; links are followed."""
     target = path.resolve()
     for place in map(Path, inputs):
         source = place.resolve()
@@ -317,9 +305,9 @@ def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
         if inside and not os.path.exists(source / MANIFEST):  # a run's own files are protected below
             raise UserError(f"{path} is an image in {place}, which this command reads: write to another place")
     for folder in target.parents:
-        for mark, (kind, names) in _OWNED.items():
-            if target.relative_to(folder).parts[0] in names and (folder / mark).exists():
-                raise UserError(f"{path} belongs to the {kind} {folder}: write to another place")
+        is_run = (folder / MANIFEST).exists() or (folder / PRIVATE).exists()
+        if is_run and target.relative_to(folder).parts[0] in _OF_RUN:
+            raise UserError(f"{path} belongs to the run {folder}: write to another place")
     return path
 
 

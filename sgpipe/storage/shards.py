@@ -33,9 +33,14 @@ if TYPE_CHECKING:
 DATA = "data"
 IMAGE_COLUMN = "image"
 SOURCES = "sources"  # of merged runs: the rows of single runs that a row was made from
-# Columns of `sgpipe score`, with one entry for each of `relations`: by CLIP, and by a vision-language model.
+# Columns of `sgpipe score`, by CLIP and by a vision-language model: lists with such an entry for each of `relations`.
 CLIP_SCORE, VLM_SCORE = "clip_score", "vlm_score"
-SCORES = (CLIP_SCORE, VLM_SCORE)
+SCORES = {
+    CLIP_SCORE: pa.struct(
+        {"score": pa.float32(), "swapped": pa.float32(), "rank": pa.int32(), "contrasts": pa.int32()}
+    ),
+    VLM_SCORE: pa.float32(),
+}
 
 _ROWS_PER_GROUP = 512  # training reads a group at a time
 # What Hugging Face datasets look for to show the column as images.
@@ -138,17 +143,15 @@ def read_file(path: Location, columns: Sequence[str] | None = None, content: pa.
         return file.read(columns=list(columns) if columns else None)
 
 
-def checked_content(root: Location, shard: ShardEntry) -> bytes | None:
-    """Return a shard's content in a store, None for a local one. Raises UserError: not what is listed; OSError."""
+def checked_content(root: Location, shard: ShardEntry) -> bytes:
+    """Return a shard's content. Raises UserError: it is not what is listed; FileNotFoundError, OSError."""
     path = root / shard.file
-    content = path.read() if isinstance(path, StorePath) else None
-    if isinstance(path, StorePath) and content is None:
+    content = path.read() if isinstance(path, StorePath) else path.read_bytes()
+    if content is None:
         raise FileNotFoundError(str(path))
-    size = path.stat().st_size if isinstance(path, Path) else len(content or b"")
-    if size != shard.bytes:
-        raise UserError(f"{count(size, 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file")
-    digest = file_sha256(path) if isinstance(path, Path) else hashlib.sha256(content or b"").hexdigest()
-    if digest != shard.sha256:
+    if len(content) != shard.bytes:
+        raise UserError(f"{count(len(content), 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file")
+    if hashlib.sha256(content).hexdigest() != shard.sha256:
         raise UserError("its content has changed: the checksum differs from the manifest's")
     return content
 
@@ -161,7 +164,7 @@ def read_checked(root: Location, shard: ShardEntry, columns: Sequence[str], run:
         raise
     except (OSError, UserError):
         raise damaged(run, shard.file) from None
-    return read_file(root / shard.file, columns, content and pa.BufferReader(content))
+    return read_file(root / shard.file, columns, pa.BufferReader(content))
 
 
 def damaged(run: object, file: str) -> UserError:
@@ -276,8 +279,6 @@ def _naming(path: Location) -> Iterator[None]:
 def read_row_group(path: Location, group: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
     """Return one row group, with the optional columns where the shard has them. Raises as `open_shard`."""
     with open_shard(path, columns) as file:
-        if group >= file.num_row_groups:
-            raise UserError(f"shard {path} has changed: it no longer has row group {group}")
         present = [name for name in optional if name in file.schema_arrow.names]
         return file.read_row_group(group, columns=[*columns, *present])
 

@@ -7,8 +7,6 @@ are in a JSON file next to it, which is written last.
 from __future__ import annotations
 
 import json
-import os
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -21,7 +19,7 @@ from sgpipe.files.locations import Location
 from sgpipe.files.object_store import StorePath
 from sgpipe.records import Record, from_table
 from sgpipe.utils.atomic import atomic_write, write_text
-from sgpipe.utils.hashing import file_sha256
+from sgpipe.utils.hashing import file_sha256, fingerprint
 
 _ROWS_PER_BATCH = 256
 
@@ -33,7 +31,7 @@ class SourceIndex:
         """Raises UserError: the file is missing or not an index."""
         try:
             described = json.loads(_meta_path(path).read_text(encoding="utf-8"))
-            if not isinstance(described, dict) or described.pop("crc32", None) != _checksum(described):
+            if not isinstance(described, dict) or described.pop("checksum", None) != fingerprint(described):
                 raise ValueError("its description has changed")
             self.meta: dict[str, Any] = described
             self._file = pa.memory_map(str(path))
@@ -48,14 +46,6 @@ class SourceIndex:
     def is_whole(self) -> bool:
         """Return whether every byte of the records is unchanged."""
         return bool(file_sha256(self._path) == self.meta.get("sha256"))
-
-    def move(self, path: Path) -> None:
-        """Rename the file and its description, in place of an earlier index."""
-        if path != self._path:
-            _meta_path(path).unlink(missing_ok=True)
-            os.replace(self._path, path)
-            os.replace(_meta_path(self._path), _meta_path(path))
-            self._path = path
 
     def records(self, start: int, stop: int) -> list[Record]:
         """Records `start` up to, not including, `stop`."""
@@ -95,11 +85,7 @@ def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mappi
             writer.write_table(rest, _ROWS_PER_BATCH)
         digest = file_sha256(temporary)
     described = {**meta(), "images": images, "boxes": boxes, "sha256": digest}
-    write_text(_meta_path(path), json.dumps({**described, "crc32": _checksum(described)}))
-
-
-def _checksum(described: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(described).encode())
+    write_text(_meta_path(path), json.dumps({**described, "checksum": fingerprint(described)}))
 
 
 def _meta_path(path: Path) -> Path:

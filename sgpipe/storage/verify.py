@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -11,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
@@ -42,7 +40,7 @@ class Verification:
     """What was checked, and the problems found.
 
     `at_work`: a run is in progress, so that only what it has committed was checked; `repaired`: the manifest no longer
-    lists what is damaged; `repairable`: whether a repair can do that.
+    lists what is damaged.
     """
 
     root: Location
@@ -51,15 +49,13 @@ class Verification:
     at_work: bool = False
     problems: list[Problem] = field(default_factory=list)
     repaired: bool = False
-    repairable: bool = True
 
     @property
     def ok(self) -> bool:
         return self.repaired or not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        problems = [asdict(each) for each in self.problems]
-        return {**vars(self), "problems": problems, "root": str(self.root), "ok": self.ok}
+        return {**asdict(self), "root": str(self.root), "ok": self.ok}
 
 
 def verify(root: str | Location, *, repair: bool = False, advance: Advance | None = None) -> Verification:
@@ -74,7 +70,7 @@ def verify(root: str | Location, *, repair: bool = False, advance: Advance | Non
     folder = RunFolder(root if isinstance(root, Path) else Path())
     Manifest.salvage(root)  # refuses what is not a run before `lock` makes a folder of it
     with folder.lock() if repair else nullcontext():
-        found = Verification(root, at_work=not stored and not repair and folder.is_locked, repairable=not stored)
+        found = Verification(root, at_work=not stored and not repair and folder.is_locked)
         manifest, lines = Manifest.salvage(root)
         store = manifest.run.get("store")
         if store and isinstance(root, Path) and manifest.shards:
@@ -101,48 +97,39 @@ def verify(root: str | Location, *, repair: bool = False, advance: Advance | Non
 
 def _faults(manifest: Manifest, advance: Advance) -> dict[str, list[str]]:
     """Return what is wrong with each shard."""
-    faults: dict[str, list[str]] = {}
-    ids: dict[str, np.ndarray] = {}
+    faults, seen = dict[str, list[str]](), set[int]()
     threads = _FETCHED if isinstance(manifest.root, StorePath) else 1
     with prefetch(partial(_check_shard, manifest.root), manifest.shards, threads, 2 * threads) as checked:
         for shard, (own, images) in zip(manifest.shards, checked, strict=True):
+            if not own and (again := len(images) - len({*images} - seen)):
+                own = [f"{count(again, 'image')} already in the run"]  # in this shard, or in an earlier one
+            seen.update(images)
             faults[shard.file] = own
-            if not own:
-                ids[shard.file] = images
             advance(shard.rows, shard.counts)
-    # Images that occur twice in a shard, or also in an earlier one.
-    numbers = np.concatenate([np.array([], np.uint64), *ids.values()])
-    order = np.argsort(numbers, kind="stable")
-    again = order[1:][numbers[order[1:]] == numbers[order[:-1]]]
-    shard_of = np.searchsorted(np.cumsum([len(each) for each in ids.values()]), again, side="right")
-    for position, images in zip(*np.unique(shard_of, return_counts=True), strict=True):
-        faults[list(ids)[position]].append(f"{count(int(images), 'image')} already in the run")
     return faults
 
 
-def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], np.ndarray]:
-    """Return the faults of a shard, and a number for each of its images."""
+def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int]]:
+    """Return the faults of a shard, and, if it has none, a number for each of its images."""
     try:
-        content = checked_content(root, shard)
-        return _check_content(root / shard.file, shard, content and pa.BufferReader(content))
+        return _check_content(root / shard.file, shard, pa.BufferReader(checked_content(root, shard)))
     except FileNotFoundError:
-        fault = "listed in the manifest but missing"
+        return ["listed in the manifest but missing"], []
     except StoreError:
         raise
     except OSError as error:
-        fault = f"cannot be read: {error.strerror or error}"
+        return [f"cannot be read: {error.strerror or error}"], []
     except UserError as error:
-        fault = str(error)
-    return [fault], np.array([], np.uint64)
+        return [str(error)], []
 
 
-def _check_content(path: Location, shard: ShardEntry, content: pa.NativeFile | None) -> tuple[list[str], np.ndarray]:
+def _check_content(path: Location, shard: ShardEntry, content: pa.NativeFile) -> tuple[list[str], list[int]]:
     faults: dict[str, str] = {}  # the first of each kind
-    counts, ids = Counter[str](), list[int]()
+    counts, images = Counter[str](), list[int]()
     with open_shard(path, SCHEMA.names, content) as file:
         for column in SCHEMA:
             if not file.schema_arrow.field(column.name).type.equals(column.type):
-                return [f"column {column.name!r} has the wrong type"], np.array([], np.uint64)
+                return [f"column {column.name!r} has the wrong type"], []
         if (rows := file.metadata.num_rows) != shard.rows:
             faults["rows"] = f"{count(rows, 'row')}, the manifest says {shard.rows:,}"
         for batch in file.iter_batches(_ROWS, columns=SCHEMA.names):
@@ -150,9 +137,8 @@ def _check_content(path: Location, shard: ShardEntry, content: pa.NativeFile | N
             counts.update(count_rows(table))
             for fault in row_faults(table, shard.split):
                 faults.setdefault(fault.partition(" (")[0], fault)
-            names = (f"{shard.split}\0{image}".encode() for image in table["image_id"].to_pylist())
-            ids += [int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little") for name in names]
+            images += [hash((shard.split, image)) for image in table["image_id"].to_pylist()]
     for name, number in shard.counts.items():
         if name in counts and counts[name] != number:
             faults[name] = f"{name}: {counts[name]:,}, the manifest says {number:,}"
-    return list(faults.values()), np.array(ids, np.uint64)
+    return list(faults.values()), [] if faults else images

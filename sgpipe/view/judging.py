@@ -42,16 +42,17 @@ from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_le
 from sgpipe.storage.index import read_record
 from sgpipe.storage.judgements import (
     CERTIFICATE_PLAN,
+    BlindAnswer,
     CertificateSettings,
     Judgement,
     JudgementLog,
     Kind,
     PlannedQuestion,
+    RecallPlan,
     SamplingPlan,
     describe_invalid,
     utc_now,
 )
-from sgpipe.storage.recall_plans import BlindAnswer, RecallPlan
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count, single_line
 from sgpipe.view.search import Filters, select_relations
@@ -85,7 +86,7 @@ def _reloaded(request: Request) -> tuple[Viewer, JudgementLog]:
 def judge(request: Request, values: dict[str, Any]) -> Response:
     """Write a judgement into the file of the run before it is acknowledged; a repeated one is not written again."""
     viewer, log = _reloaded(request)
-    if (stored := log.find(str(values.get("id")))) is None:
+    if (stored := log.lines.get(str(values.get("id")))) is None:
         who = _who(viewer, str(values.get("by") or ""))
         complete = {**values, "at": utc_now(), "run": log.fingerprint, "by": who}
         if "relations" in values:
@@ -125,7 +126,7 @@ def _checked_answer(log: JudgementLog, line: BlindAnswer) -> BlindAnswer:
 
 def _undone(log: JudgementLog, undoes: str, who: str) -> dict[str, Any]:
     """Return the relation of the judgement that is taken back."""
-    before = log.find(undoes)
+    before = log.lines.get(undoes)
     if not isinstance(before, Judgement) or before.undoes is not None:
         raise HTTPException(404, "there is no such judgement to take back")
     if before.by != who:

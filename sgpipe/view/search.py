@@ -55,7 +55,7 @@ def facets(index: Index, filters: Filters, limit: int = 12) -> Facets:
 def _facets(index: Index, filters: Filters, limit: int) -> Facets:
     images = filters.finds_images
     searches: dict[tuple[Filters, bool], list[str]] = defaultdict(list)  # what is counted over the hits of which search
-    for part in (*FACETS, "triplet", "confidence", *(["judged"] if index.has_judgements else [])):
+    for part in (*FACETS, "triplet", "confidence", *(["judged"] if index.rows("from judged limit 1") else [])):
         searches[filters.without(part), images and part in _OF_IMAGES].append(part)
     searches[filters, images].append("total")
     counts: dict[str, dict[str, int]] = {}
@@ -357,6 +357,8 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
     boxes: dict[tuple[int, int], Box] = {(image, number): (x, y, w, h) for image, number, x, y, w, h in objects}
     query = "select triplet, times from run.triplets where triplet in (select unnest(?::int[]))"
     times = dict(index.rows(query, [[row[3] for row in found]]))
+    query = "select image, number, state from judged where image in (select unnest(?::int[]))"
+    judged = {(image, number): state for image, number, state in index.rows(query, [[row[1] for row in found]])}
     return [
         replace(
             hit,
@@ -364,7 +366,7 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
             subject_box=boxes.get((row[1], row[4])),
             object_box=boxes.get((row[1], row[5])),
             times=times.get(row[3]),
-            judged=None if None in row[4:7] else index.judgement(hit.split, hit.image_id, *row[4:7]),
+            judged=judged.get(row[1:3]),
         )
         for hit, row in zip(shown, found, strict=True)
     ]

@@ -33,7 +33,8 @@ from sgpipe.view.search import Hit
 FOLDER = Path(__file__).parent
 Params = Iterable[tuple[str, str]]
 _KEY = re.compile(r"([0-9]{1,9})-([0-9]{1,9})-(.*)", re.DOTALL)
-_SECONDS_LOCAL, _SECONDS_STORE = 2.0, 30.0  # between two looks for new shards, at least
+_SECONDS_LOCAL, _SECONDS_STORE = 2.0, 30.0  # between two looks for new shards, at least;
+_TIMES_AS_LONG = 10  # as the last one took: it indexes the run
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Freshness:
         self.viewer, self.failure = viewer, ""
         self._indexed = -1  # version of the judgements
         self._judging, self._looking = threading.Lock(), threading.Lock()
-        self._looked = time.monotonic()
         self._seconds = _SECONDS_STORE if "://" in str(viewer.index.root) else _SECONDS_LOCAL
+        self._next = time.monotonic() + self._seconds  # time of the next look
 
     def update_judgements(self) -> None:
         """Let searches know of all judgements in the file. Raises UserError: it cannot be read."""
@@ -82,7 +83,7 @@ class Freshness:
 
     def look_for_shards(self) -> None:
         """Index what was committed since the last look, in the background."""
-        if time.monotonic() - self._looked >= self._seconds and self._looking.acquire(blocking=False):
+        if time.monotonic() >= self._next and self._looking.acquire(blocking=False):
             threading.Thread(target=self._look).start()
 
     def _judge(self, index: Index) -> None:
@@ -90,6 +91,7 @@ class Freshness:
         index.set_judged((*state.key, state.state) for state in self.viewer.judgements.current())
 
     def _look(self) -> None:
+        began = time.monotonic()
         try:
             if index := self.viewer.index.newer():
                 with self._judging:
@@ -99,7 +101,8 @@ class Freshness:
         except (UserError, OSError) as error:
             self.failure = format_os_error(error) if isinstance(error, OSError) else str(error)
         finally:
-            self._looked = time.monotonic()
+            took = time.monotonic() - began
+            self._next = began + took + max(self._seconds, _TIMES_AS_LONG * took)
             self._looking.release()
 
 

@@ -25,7 +25,6 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export.annotation_files import number_categories
 from sgpipe.export.run import FORMATS, Exported, export_run
-from sgpipe.generation.scoring import CLIP_COLUMN
 from sgpipe.records import NO_OBJECT, Attribute, Box, Caption, Record, Relation, from_table
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco import coco_relations_source, coco_source, read_coco
@@ -34,7 +33,7 @@ from sgpipe.sources.hugging_face import dataset_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import pseudo_label_source, visual_genome_source
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import embedded_images, iter_records, read_file
+from sgpipe.storage.shards import SCORES, embedded_images, iter_records, read_file
 from sgpipe.utils.locking import new_folder
 from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.sources.test_import_run import QUIET
@@ -266,7 +265,7 @@ def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
     for shard in Manifest.load(run).shards:
         table = pq.read_table(run / shard.file)
         scores = [[{"score": item["confidence"]} for item in row] for row in table["relations"].to_pylist()]
-        column = pa.array(scores, pa.list_(CLIP_COLUMN.entry))
+        column = pa.array(scores, pa.list_(SCORES["clip_score"]))
         pq.write_table(table.append_column("clip_score", column), run / shard.file)
     out = export_run(run, "hf", tmp_path / "out", threshold=0.5).root
     rows = [row for path in (out / "data").iterdir() for row in pq.read_table(path).to_pylist()]

@@ -24,12 +24,12 @@ from sgpipe.export.push import model_card
 from sgpipe.export.run import export_run
 from sgpipe.files.hub import HubModel
 from sgpipe.files.model_cache import local_model, pin_model
-from sgpipe.generation.scoring import CLIP_COLUMN, VLM_COLUMN, score_run
+from sgpipe.generation.scoring import score_run
 from sgpipe.recipe import load_recipe, packaged_model, with_model_folders
 from sgpipe.records import Record
 from sgpipe.sources.hugging_face import dataset_source
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, iter_records
 from tests.sgpipe.export.hub_stub import TOKEN, hub  # noqa: F401 - a fixture
 from tests.sgpipe.export.runs import imported, records
 from tests.sgpipe.sources.test_import_run import QUIET
@@ -115,8 +115,8 @@ def test_provenance_survives_scoring_and_the_hub(tmp_path):
     def unscored(record: Record, _: Any) -> list[None]:
         return [None] * len(record.relations)
 
-    score_run(run, tmp_path / "scored", CLIP_COLUMN, lambda: unscored, scored, QUIET)
-    score_run(tmp_path / "scored", tmp_path / "judged", VLM_COLUMN, lambda: unscored, asked, QUIET)
+    score_run(run, tmp_path / "scored", CLIP_SCORE, lambda: unscored, scored, QUIET)
+    score_run(tmp_path / "scored", tmp_path / "judged", VLM_SCORE, lambda: unscored, asked, QUIET)
     out = export_run(tmp_path / "judged", "hf", tmp_path / "hub", threshold=0.5).root
     imported(dataset_source(str(out), "val")[0], out, tmp_path / "in")
     text = card(tmp_path / "in", tmp_path / "again")

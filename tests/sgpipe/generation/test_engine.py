@@ -1,6 +1,7 @@
 """Sizing pools to the machines of a cluster, sharing the GPUs of a machine, placing actors, and backpressure."""
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,10 @@ def recipe_with(**settings: Any) -> Recipe:
 
 def shared(number: int, cpus: int, **settings: Any) -> Recipe:
     recipe = recipe_with(**settings)
-    return share_gpus(recipe, stages_sharing_gpus(recipe, {}), number, cpus)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "usable_gpus", lambda: number)
+        patch.setattr(os, "cpu_count", lambda: cpus)
+        return share_gpus(recipe, stages_sharing_gpus(recipe, {}))
 
 
 def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]:

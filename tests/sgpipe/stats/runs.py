@@ -76,7 +76,7 @@ def said(question: PlannedQuestion, judgement: str, **values: Any) -> Judgement:
 def judge(root: Path, number: int, decide: Callable[[PlannedQuestion], str | None], kind: Kind = "bands") -> Path:
     """Plan this number of questions about a run and judge them; `decide`: right, wrong, unsure, None: it stays open."""
     with open_run(root) as database:
-        run, index = str(database.run["fingerprint"]), database.index
+        run, index = str(database.run["fingerprint"]), database
         strata, questions = draw(index.rows, *select_relations(index, Filters()), kind, number)
     values = {"kind": kind, "seed": 0, "strata": strata, "questions": questions}
     lines = [SamplingPlan(plan="p", at="", by="anna", run=run, **values)]

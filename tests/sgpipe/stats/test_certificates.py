@@ -247,7 +247,7 @@ def test_a_run_that_has_changed_since(copy):
     output = invoke("certify", root, "--precision", "0.9", code=1).output
     assert "2 plans of certificates have begun" in " ".join(output.split())
     with open_run(root) as database, pytest.raises(UserError, match="has changed since"):
-        extend(database.index, old.certificate.settings, JudgementLog(root / JUDGEMENTS, RUN), "anna")
+        extend(database, old.certificate.settings, JudgementLog(root / JUDGEMENTS, RUN), "anna")
 
 
 def test_people_who_answer_at_random_certify_nothing(copy):

@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 def population(run):
     """What `draw` draws from: all of the run."""
     with open_run(run) as database:
-        yield database.index.rows, *select_relations(database.index, Filters())
+        yield database.rows, *select_relations(database, Filters())
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_what_is_appended_is_read_back_and_a_repeated_id_is_not_written(log):
     first = log.append(line())
     assert log.append(line(id=first.id, **WRONG)) == first
     again = JudgementLog(log.file, RUN)
-    assert again.find(first.id) == first
+    assert again.lines[first.id] == first
     assert len(log.file.read_bytes().splitlines()) == 1
     assert not again.problems
 
@@ -87,7 +87,7 @@ def test_a_torn_last_line_is_named_and_does_not_spoil_the_next_one(log, torn):
     with log.file.open("ab") as file:
         file.write(torn)
     again = JudgementLog(log.file, RUN)
-    assert again.find(kept.id)
+    assert kept.id in again.lines
     assert "cut short" in again.problems[0]
     new = again.append(line("ben"))
     assert [problem.partition(" of ")[0] for problem in again.problems] == ["line 2"]
@@ -146,9 +146,9 @@ def test_what_cannot_be_saved_leaves_the_file_as_it_was_and_can_be_sent_again(lo
             log.append(answer)
     assert caught.value.errno == errno.ENOSPC
     assert log.file.read_bytes() == before
-    assert log.find(answer.id) is None
+    assert answer.id not in log.lines
     assert log.append(answer) == answer
-    assert JudgementLog(log.file, RUN).find(answer.id) == answer
+    assert JudgementLog(log.file, RUN).lines[answer.id] == answer
 
 
 def test_several_logs_and_threads_lose_and_repeat_nothing(tmp_path):

@@ -18,7 +18,7 @@ from sgpipe.storage.manifest import (
     Manifest,
     ShardEntry,
     WriterClaim,
-    put_manifest,
+    put_file,
     read_manifest,
     whole_lines,
 )
@@ -138,7 +138,7 @@ class Driver:
         self.copy()
 
     def copy(self) -> None:
-        put_manifest(self.store, whole_lines(self.content), self.claim.check)
+        put_file(self.store, MANIFEST, whole_lines(self.content), self.claim.check)
 
     def commit(self, number: int) -> None:
         self.manifest.commit(entry(number, number + 1))
