@@ -53,7 +53,8 @@ class HubFiles:
 def find_files(config: HubConfig) -> HubFiles:
     """Return the Parquet files of the dataset, subset and split of a recipe. Raises UserError, StoreError."""
     dataset = config.dataset or ""
-    on_hub = not is_uri(dataset) and not Path(dataset).is_dir() and HubDataset.parse(dataset)
+    is_path = is_uri(dataset) or dataset.startswith(("/", ".", "~")) or Path(dataset).is_dir()
+    on_hub = not is_path and HubDataset.parse(dataset)
     root = existing_images(f"{DATASETS}{dataset}" if on_hub else absolute(dataset.rstrip("/")))
     names = sorted(entry.name for entry in root.entries() if "/." not in f"/{entry.name}")
     card = _card(root) if "README.md" in names else {}
