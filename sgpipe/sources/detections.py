@@ -201,12 +201,12 @@ class Detections:
         sizes = np.asarray(self.sizes).reshape(-1, 2)[rows].astype(np.float64)
         sized = (sizes > 0).all(1)  # an error row has no size to clip to: its boxes are not degenerate
         with np.errstate(over="ignore", invalid="ignore"):
-            clipped = clip_xywh(np.asarray(self.boxes).reshape(-1, 4)[which], sizes)
-            inside = np.flatnonzero(clipped.inside)
+            clipped, is_inside, overhang = clip_xywh(np.asarray(self.boxes).reshape(-1, 4)[which], sizes)
+            inside = np.flatnonzero(is_inside)
             self.problems["unsized_image"] += int((~sized).sum())
-            self.problems["degenerate"] += int((~clipped.inside & sized).sum())
-            self.problems["clipped"] += int((clipped.overhang[inside] > CLIP_TOLERANCE).sum())
-            rows, category, crowd, xywh = rows[inside], category[inside], crowd[inside], clipped.xywh[inside]
+            self.problems["degenerate"] += int((~is_inside & sized).sum())
+            self.problems["clipped"] += int((overhang[inside] > CLIP_TOLERANCE).sum())
+            rows, category, crowd, xywh = rows[inside], category[inside], crowd[inside], clipped[inside]
             which = which[inside]
             # Of boxes that are equal to a hundredth of a pixel, the smallest stays, whatever their order.
             order = np.lexsort(xywh.T)

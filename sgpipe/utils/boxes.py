@@ -34,21 +34,12 @@ def iou(first: Boxes, second: Boxes) -> NDArray[Any]:
     return np.where((first == second).all(1), 1.0, overlap)
 
 
-class ClippedBoxes(NamedTuple):
-    """Boxes clipped to their images, one row per input box.
+def clip_xywh(boxes: Boxes, sizes: NDArray[Any]) -> tuple[Boxes, NDArray[np.bool_], NDArray[Any]]:
+    """Clip xywh boxes `[boxes, 4]` to images whose widths and heights are `sizes` `[boxes, 2]`, both float64.
 
-    xywh: `[boxes, 4]`, bit for bit the input where nothing was cut off.
-    inside: `[boxes]`, False for boxes that have no area inside the image or are not finite.
-    overhang: `[boxes]`, how far a box reached beyond the image at its worst side.
+    Return them, bit for bit the input where nothing was cut off; which have an area inside the image; and how far each
+    reached beyond the image at its worst side.
     """
-
-    xywh: Boxes
-    inside: NDArray[np.bool_]
-    overhang: NDArray[Any]
-
-
-def clip_xywh(boxes: Boxes, sizes: NDArray[Any]) -> ClippedBoxes:
-    """Clip xywh boxes `[boxes, 4]` to images whose widths and heights are `sizes` `[boxes, 2]`, both float64."""
     finite = np.logical_and.reduce(np.isfinite(boxes), axis=1)
     xywh = np.where(finite[:, None], boxes, 0.0)
     low = np.clip(xywh[:, :2], 0.0, sizes)
@@ -57,8 +48,7 @@ def clip_xywh(boxes: Boxes, sizes: NDArray[Any]) -> ClippedBoxes:
     overhang: NDArray[Any] = outside.max(axis=1, initial=0.0)
     # Only boxes that change are recomputed: x + w - x may differ from w.
     clipped = np.where(overhang[:, None] > 0, np.hstack([low, high - low]), xywh)
-    inside = finite & (xywh[:, 2:] > 0).all(1) & (high > low).all(1)
-    return ClippedBoxes(clipped, inside, overhang)
+    return clipped, finite & (xywh[:, 2:] > 0).all(1) & (high > low).all(1), overhang
 
 
 def clip_box(

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, chain, islice, pairwise
 from threading import Lock
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -223,13 +223,7 @@ class StepPart:
     items: tuple[TrainingItem, ...]
 
 
-@dataclass(frozen=True)
-class TrainingStep:
-    """A worker's share of a step, in the parts that it computes one after another."""
-
-    epoch: int
-    index: int
-    parts: tuple[StepPart, ...]
+TrainingStep: TypeAlias = tuple[StepPart, ...]  # a worker's share of a step, computed one after another
 
 
 @dataclass(frozen=True)
@@ -304,7 +298,7 @@ class StepStream:
                 members = items[group * self.group : (group + 1) * self.group]
                 texts[group] = self._choose(members, epoch, index * -(-self.batch // self.group) + group)
             parts.append(StepPart(*texts[group], tuple(items[n] for n in part)))
-        return TrainingStep(epoch, index, tuple(parts))
+        return tuple(parts)
 
     def _choose(self, group: Sequence[TrainingItem], epoch: int, number: int) -> tuple[Texts, Texts]:
         """Return the texts of a group, the `number`-th of the epoch, and how the network reads them."""
@@ -423,7 +417,7 @@ class ShardFeed:
 
         def start(step: TrainingStep) -> list[_StartedPart]:
             example = partial(self.example, data, reader)
-            return [(part, [pool.submit(example, item, part.texts) for item in part.items]) for part in step.parts]
+            return [(part, [pool.submit(example, item, part.texts) for item in part.items]) for part in step]
 
         def collated(part: StepPart, futures: Sequence[Future[TrainingExample | None]]) -> TrainingBatch:
             readable = [example for future in futures if (example := future.result()) is not None]

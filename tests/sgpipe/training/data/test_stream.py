@@ -116,12 +116,12 @@ def relations(item: TrainingItem) -> tuple[str, ...]:
 
 
 def images_of(step: TrainingStep) -> list[TrainingItem]:
-    return [item for part in step.parts for item in part.items]
+    return [item for part in step for item in part.items]
 
 
 def plain_step(step: TrainingStep) -> tuple:
-    texts = [part.texts for part in step.parts if part.items]
-    return step.epoch, step.index, texts, [plain(item) for item in images_of(step)]
+    texts = [part.texts for part in step if part.items]
+    return texts, [plain(item) for item in images_of(step)]
 
 
 def first(found: StepStream, count: int, epoch: int = 0, step: int = 0) -> list[tuple]:
@@ -183,12 +183,12 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
     """Groups of the 12 images of a step, of which the last may be smaller; more than a batch: one group."""
     expected = [min(group, 12 - at) for at in range(0, 12, group)]
     grouped = partial(stream, config, batch=12, scanned=scan_training(data(config)), text_group=group, negative_texts=9)
-    whole = [[part.texts for part in step.parts] for step in islice(grouped().epoch(0), 2)]
+    whole = [[part.texts for part in step] for step in islice(grouped().epoch(0), 2)]
     for world, accumulate in [(1, 1), (1, 3), (2, 1), (3, 2), (4, 1), (6, 2), (12, 1)]:
         workers = [grouped(rank=rank, world=world, accumulate=accumulate).epoch(0) for rank in range(world)]
-        for steps in zip(*(islice(each, 2) for each in workers), strict=True):
-            assert len({len(step.parts) for step in steps}) == 1
-            parts = [part for step in steps for part in step.parts if part.items]
+        for number, steps in enumerate(zip(*(islice(each, 2) for each in workers), strict=True)):
+            assert len({len(step) for step in steps}) == 1
+            parts = [part for step in steps for part in step if part.items]
             items = [item for part in parts for item in part.items]
             assert len(items) == 12
             if (world, accumulate) == (1, 1):
@@ -198,7 +198,7 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
                 first = at // group * group
                 assert (at + len(part.items) - 1) // group * group == first
                 check_texts(part, items[first : first + group])
-                assert part.texts == whole[steps[0].index][first // group]
+                assert part.texts == whole[number][first // group]
                 at += len(part.items)
 
 
@@ -218,8 +218,8 @@ def test_closed_labels_are_the_texts_and_flips_stay_within_them(tmp_path):
     records = [plain_record(str(n), ("on", "left of")[n % 2]) for n in range(40)]
     config = make_run(tmp_path, records, run={"labels": LABELS})
     steps = list(stream(config, labels="full").epoch(0))
-    assert {step.parts[0].texts.objects for step in steps} == {("person", "dog", "cat", NO_OBJECTS)}
-    assert {step.parts[0].texts.relations for step in steps} == {("on", "left of")}
+    assert {step[0].texts.objects for step in steps} == {("person", "dog", "cat", NO_OBJECTS)}
+    assert {step[0].texts.relations for step in steps} == {("on", "left of")}
     flips = {name: set[bool]() for name in ("on", "left of")}
     for step in steps:
         for item in images_of(step):
@@ -234,8 +234,8 @@ def test_a_validation_visits_all_images_in_the_same_order_whoever_computes_it(co
         for rank, of in ((0, 1), *((rank, world) for rank in range(world)))
     )
     for step, *parts in zip(whole, *shares, strict=True):
-        assert [item[0] for part in parts for item in part[3]] == [item[0] for item in step[3]]
-        assert all(part[2] == step[2] for part in parts if part[2])
+        assert [item[0] for part in parts for item in part[1]] == [item[0] for item in step[1]]
+        assert all(part[0] == step[0] for part in parts if part[0])
 
 
 def test_batches_that_cannot_be_divided_or_filled_are_refused(config):
@@ -257,7 +257,7 @@ def test_relations_are_reworded_only_in_training(config):
     wordings = {"left of": ("to the left of", "on"), "under": ("below",)}
     own = stream(config, wordings=wordings)
     steps = list(islice(own.steps(), 40))
-    parts = [step.parts for step in steps]
+    parts = steps
     said = Counter(
         pair for [part] in parts for pair in zip(part.texts.relations, part.network_texts.relations, strict=True)
     )
@@ -268,4 +268,4 @@ def test_relations_are_reworded_only_in_training(config):
         assert len(set(part.network_texts.relations)) == len(part.texts.relations)
     assert [plain_step(step) for step in steps] == first(stream(config, wordings=wordings), 40)
     checked = stream(config, wordings=wordings, training=False)
-    assert all(part.network_texts == part.texts for step in checked.epoch(0) for part in step.parts)
+    assert all(part.network_texts == part.texts for step in checked.epoch(0) for part in step)
