@@ -83,13 +83,12 @@ def run_job(
         objective = make_objective(network, recipe)
         nn.Module.to(objective, device)
         step = read_position(latest).step if latest else 0
-        first = share[0] == 0
-        with metrics_log(job.out, step, recipe.output.tensorboard) if first else nullcontext() as write:
+        log = metrics_log(job.out, step, recipe.output.tensorboard) if share[0] == 0 else nullcontext(lambda row: None)
+        with log as write:
 
             def report(row: dict[str, Any]) -> None:
-                if write is not None:
-                    write(row)
-                    show(row)
+                write(row)
+                show(row)
 
             options, output, validation = recipe.optimisation, recipe.output, job.validation_set
             batch = options.batch // share[1] // options.accumulate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,12 @@ def metrics_log(out: Path, step: int, tensorboard: bool) -> Iterator[Callable[[d
     """
     rows = [row for row in read_metrics(out) if row["step"] <= step]
     write_text(out / METRICS, "".join(f"{json.dumps(row)}\n" for row in rows))
-    with ExitStack() as stack:
-        file = stack.enter_context((out / METRICS).open("a", encoding="utf-8"))
-        show = stack.enter_context(_tensorboard(out / "tensorboard", step)) if tensorboard else None
+    board = _tensorboard(out / "tensorboard", step) if tensorboard else nullcontext(lambda row: None)
+    with (out / METRICS).open("a", encoding="utf-8") as file, board as show:
 
         def write(row: dict[str, Any]) -> None:
             print(json.dumps(row), file=file, flush=True)
-            if show:
-                show(row)
+            show(row)
 
         yield write
 

@@ -148,8 +148,7 @@ def shards_options(folders: Sequence[str], images: str | None) -> list[dict[str,
     options: list[dict[str, Any]] = []
     for text in folders:
         folder, at, weight = text.rpartition("@")
-        if not at or Path(text).exists():
-            options.append({"shards": text, "images": images})
-        else:
-            options.append({"shards": folder, "images": images, "weight": weight})
+        is_weighted = at and not Path(text).exists()
+        options.append({"shards": folder, "weight": weight} if is_weighted else {"shards": text})
+        options[-1]["images"] = images
     return options

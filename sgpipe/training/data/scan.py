@@ -289,7 +289,7 @@ def scan(
     notes: list[str] = []
     rows = 0
     for config in configs:
-        folder = ScannedFolder.open(len(folders), config)
+        folder = ScannedFolder(len(folders), config)
         folders.append(folder.folder)
         unused = sum(map(len, (folder.folder.judged or {}).values()))
         is_scored = False
@@ -326,27 +326,17 @@ _Place = tuple[int, str, int]  # folder, file, row group
 _Rows = dict[_Place, np.ndarray]  # [rows of the row group]: a bool each
 
 
-@dataclass(frozen=True)
 class ScannedFolder:
     """A folder of shards while it is scanned; `number`: its index. `problems`: of its judgements, one line each."""
 
-    number: int
-    config: ShardsConfig
-    manifest: Manifest
-    folder: ShardFolder
-    shards: dict[str, list[ShardEntry]]
-    problems: list[str]
-
-    @classmethod
-    def open(cls, number: int, config: ShardsConfig) -> ScannedFolder:
+    def __init__(self, number: int, config: ShardsConfig) -> None:
         """Raises UserError: the folder is not a run, or has no such split."""
-        manifest = Manifest.load(config.shards)
-        shards = shards_by_split(manifest, config)
-        places = {split: config.images or manifest.image_roots.locations.get(split) for split in shards}
+        self.number, self.config, self.manifest = number, config, Manifest.load(config.shards)
+        self.shards = shards_by_split(self.manifest, config)
+        places = {split: config.images or self.manifest.image_roots.locations.get(split) for split in self.shards}
         images = {split: absolute(os.path.expanduser(place)) for split, place in places.items() if place}
-        judged, problems = judged_relations(str(config.shards)) if config.judged else (None, [])
-        folder = ShardFolder(str(absolute_location(config.shards)), config.weight, images, judged)
-        return cls(number, config, manifest, folder, shards, problems)
+        judged, self.problems = judged_relations(str(config.shards)) if config.judged else (None, [])
+        self.folder = ShardFolder(str(absolute_location(config.shards)), config.weight, images, judged)
 
     def row_groups(self, threshold: float, only: _Rows | None) -> Generator[tuple[_Place, TrainingFilter], None, None]:
         """Return the row groups, one in memory at a time; `only`: those rows of them.
@@ -424,7 +414,7 @@ def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int |
         before, found = len(kept), 0
         own = config.limit or config.judged
         most, seed = (config.limit, config.limit_seed) if own else (limit, limit_seed)
-        with closing(ScannedFolder.open(number, config).row_groups(threshold, None)) as row_groups:
+        with closing(ScannedFolder(number, config).row_groups(threshold, None)) as row_groups:
             for place, filtered in row_groups:
                 kept[place] = np.ones(len(filtered.ok), bool)
                 usable[place] = np.isin(np.arange(len(filtered.ok)), filtered.usable_rows)
