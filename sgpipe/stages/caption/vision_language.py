@@ -12,7 +12,6 @@ import inspect
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -152,9 +151,9 @@ class VisionLanguageCaptioner:
             sequences = self.model.generate(**inputs, generation_config=generation)
             prompt = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
             return sequences[:, prompt:].tolist()
-        shared = SharedPrefix(key, self.config, samples or self.config.samples)
+        sample = partial(sample_nucleus, key, self.config, samples or self.config.samples)
         try:
-            return self.model.generate(**inputs, generation_config=generation, custom_generate=shared)
+            return self.model.generate(**inputs, generation_config=generation, custom_generate=sample)
         except FloatingPointError as reason:
             raise UserError(f"{self.name}: {reason}") from None
 
@@ -221,57 +220,53 @@ class ImagePrompt:
 _PREFIX_ONLY = (*getattr(utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)), "inputs_embeds")
 
 
-@dataclass(frozen=True)
-class SharedPrefix:
-    """Nucleus samples of one image: the image and the prompt are computed once.
+def sample_nucleus(
+    key: int,
+    sampling: CaptionConfig,
+    samples: int,
+    model: Any,
+    input_ids: Tensor,
+    logits_processor: Any,
+    stopping_criteria: Any,
+    generation_config: Any,
+    **inputs: Any,
+) -> list[list[int]]:
+    """Return the tokens of nucleus samples of one image, without the end token; the prompt is computed once.
 
     For `generate(custom_generate=...)`, which prepares inputs, cache and score processors and then calls this instead
     of its own decoding loop. The cache of the prefix is copied for every sample, and tokens are drawn with the keyed
-    noise of `decoding`. Returns the tokens of each sample, without the end token.
+    noise of `decoding`.
 
-    `key` has 63 bits that select the noise of the image. The end and both lengths are those of
+    `key`: 63 bits that select the noise of the image. `input_ids`: [1, prompt]. The end and both lengths are those of
     `generation_config`; the repetition penalty counts the tokens of the caption, not those of the prompt.
+
+    Raises FloatingPointError: scores are not finite.
     """
-
-    key: int
-    sampling: CaptionConfig
-    samples: int
-
-    def __call__(
-        self,
-        model: Any,
-        input_ids: Tensor,
-        logits_processor: Any,
-        stopping_criteria: Any,
-        generation_config: Any,
-        **inputs: Any,
-    ) -> list[list[int]]:
-        """`input_ids` [1, prompt] and `inputs` of one image. Raises FloatingPointError if scores are not finite."""
-        samples, prompt, most = self.samples, input_ids.shape[1], generation_config.max_new_tokens
-        scores, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
-        has_encoder = model.config.is_encoder_decoder
-        input_ids, inputs = model._expand_inputs_for_generation(samples, has_encoder, input_ids, **inputs)
-        if samples > 1:
-            cache: Any = inputs.get("cache", inputs.get("past_key_values"))
-            cache.batch_repeat_interleave(samples)
-        scores = scores.expand(samples, -1)
-        ends = generation_config.eos_token_id
-        ends = torch.as_tensor([] if ends is None else ends, device=scores.device, dtype=input_ids.dtype).reshape(-1)
-        numbers = torch.arange(samples, device=scores.device)
-        keys = torch.full_like(numbers, self.key)
-        lengths = torch.full_like(numbers, most)
-        for step in range(most):
-            scores = process(logits_processor(input_ids, scores), input_ids[:, prompt:], self.sampling)
-            tokens, finite, _ = draw(scores, self.sampling.top_p, keys, numbers, step)
-            check_finite(bool(finite))
-            input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
-            ended = torch.isin(tokens, ends) & (lengths > step)
-            lengths = lengths.where(~ended, step)
-            if step + 1 == most or bool((lengths <= step).all()):
-                break
-            scores, inputs = _forward(model, input_ids, inputs, next_sequence_length=1)
-        rows = zip(input_ids[:, prompt:].tolist(), lengths.tolist(), strict=True)
-        return [tokens[:length] for tokens, length in rows]
+    prompt, most = input_ids.shape[1], generation_config.max_new_tokens
+    scores, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
+    has_encoder = model.config.is_encoder_decoder
+    input_ids, inputs = model._expand_inputs_for_generation(samples, has_encoder, input_ids, **inputs)
+    if samples > 1:
+        cache: Any = inputs.get("cache", inputs.get("past_key_values"))
+        cache.batch_repeat_interleave(samples)
+    scores = scores.expand(samples, -1)
+    ends = generation_config.eos_token_id
+    ends = torch.as_tensor([] if ends is None else ends, device=scores.device, dtype=input_ids.dtype).reshape(-1)
+    numbers = torch.arange(samples, device=scores.device)
+    keys = torch.full_like(numbers, key)
+    lengths = torch.full_like(numbers, most)
+    for step in range(most):
+        scores = process(logits_processor(input_ids, scores), input_ids[:, prompt:], sampling)
+        tokens, finite, _ = draw(scores, sampling.top_p, keys, numbers, step)
+        check_finite(bool(finite))
+        input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
+        ended = torch.isin(tokens, ends) & (lengths > step)
+        lengths = lengths.where(~ended, step)
+        if step + 1 == most or bool((lengths <= step).all()):
+            break
+        scores, inputs = _forward(model, input_ids, inputs, next_sequence_length=1)
+    rows = zip(input_ids[:, prompt:].tolist(), lengths.tolist(), strict=True)
+    return [tokens[:length] for tokens, length in rows]
 
 
 def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], **step: Any) -> tuple[Tensor, dict[str, Any]]:

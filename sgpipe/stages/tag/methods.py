@@ -15,18 +15,14 @@ from sgpipe.stages.base import Stage
 from sgpipe.stages.pair import overlapping, stated_predicates, told_triplets
 
 ASSUMED = 1.0  # so that no threshold drops them; without a confidence they would be annotations
-_NEEDED = {
-    "rtagger": "tag.tagger is not set (--tagger; `sgpipe convert` makes one from an official checkpoint); to "
-    "label without an R-Tagger, set tag.method to all, overlap, clip or vlm",
-    "clip": "tag.tagger is not set (--tagger): tag.method clip needs a CLIP model of transformers or open_clip",
-    "vlm": "tag.tagger is not set (--tagger): tag.method vlm needs a vision-language model",
-}
+_NEEDED = {"rtagger": "an R-Tagger (from `sgpipe convert`)", "clip": "a CLIP model", "vlm": "a vision-language model"}
 
 
 def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
     """Raises UserError: the model that the method needs is not named, or a setting is for another method."""
     if tag.tagger is None and tag.method in _NEEDED:
-        raise UserError(_NEEDED[tag.method])
+        needed = f"tag.method {tag.method} needs {_NEEDED[tag.method]}; all and overlap need no model"
+        raise UserError(f"tag.tagger is not set (--tagger): {needed}")
     if tag.endpoint is not None and tag.method != "vlm":
         raise UserError(f"tag.method is {tag.method}: tag.endpoint is for vlm")
     if not tag.scores and (tag.calibration is not None or tag.precision is not None):

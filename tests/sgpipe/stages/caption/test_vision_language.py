@@ -290,7 +290,7 @@ def test_failures_while_captioning(folder, monkeypatch):
 
     with monkeypatch.context() as patch:
         fail = Mock(side_effect=RuntimeError("shapes do not match\nbut how"))
-        patch.setattr(vision_language.SharedPrefix, "__call__", fail)
+        patch.setattr(vision_language, "sample_nucleus", fail)
         reason = "the captioner cannot process the image: shapes do not match"
         assert list(captioner.caption(inputs()[:1])) == [Refusal(reason)]
         assert "example image: shapes do not match" in error_of(folder)
