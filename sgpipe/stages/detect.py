@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES
 
 from rlip_model.boxes import to_corners
 from rlip_model.image import to_pixel_values
@@ -90,7 +91,9 @@ def detector_classes(config: DetectConfig) -> tuple[str, ...]:
         return config.classes or tuple(category_names("coco").values())
     if config.classes is not None:
         raise UserError(f"detect.classes: {config.detector} has a fixed set of classes; remove this setting")
-    return _class_names(_settings(name))
+    with loading(f"detector {name}"):
+        names = transformers.AutoConfig.from_pretrained(name).id2label or {}
+    return tuple(name for _, name in sorted(names.items()))
 
 
 def load(config: DetectConfig, device: torch.device) -> Detector:
@@ -105,9 +108,9 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
 def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> ZeroShotDetector | RLIPDetector:
     """Load a detector that reads the names of what it looks for. Raises UserError: no such model, or another kind."""
     name = local_model(model)
-    if str(known_settings(name).get("model_type")) not in _KINDS:
+    if (kind := _kind(name)) not in _KINDS:
         kinds = ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
-        kinds = ("Sam3Model", "Sam3Processor") if _settings(name).model_type in _SAM else kinds  # not in every version
+        kinds = ("Sam3Model", "Sam3Processor") if kind in _SAM else kinds  # not in every version
         opened = _open(name, device, *(getattr(transformers, kind) for kind in kinds))
         return ZeroShotDetector(*opened, classes, device)
     network = _MODELS[name, str(device)] = _MODELS.get((name, str(device))) or load_detector(Path(name))
@@ -118,15 +121,23 @@ def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> Z
 def check_prompted(model: str, setting: str) -> None:
     """Without loading its weights, raise UserError if a model is not a detector that reads the names of things."""
     name = local_model(model, whole=False)
-    if known_settings(name).get("model_type") == "rlip_tagger" or not _reads_text(name, setting):
+    if not _reads_text(name):
         raise UserError(
             f"{setting}: {model} cannot be asked for words; use a detector that reads text, such as Grounding DINO, "
             "OWLv2, OmDet-Turbo, SAM 3 or a ParSeDA"
         )
 
 
-def _reads_text(name: str, setting: str = "detect.detector (--detector)") -> bool:
-    return str(known_settings(name).get("model_type")) in _KINDS or _settings(name, setting).model_type in _ZERO_SHOT
+def _kind(name: str) -> str:
+    """Return the model_type of a detector. Raises UserError: there is no such model, or it is not a detector."""
+    kind = str(known_settings(name).get("model_type"))
+    if kind not in (*_KINDS, *_ZERO_SHOT, *MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES):
+        raise UserError(f"{name} is not an object detector: model_type in its config.json is {kind}")
+    return kind
+
+
+def _reads_text(name: str) -> bool:
+    return _kind(name) in (*_KINDS, *_ZERO_SHOT)
 
 
 _MODELS: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()  # stages of a process share what is loaded
@@ -299,20 +310,6 @@ class RLIPDetector(Detector):
         best = logits.softmax(-1)[:, :-1].max(-1)  # "no objects" is the last class
         kept = best.values > threshold
         return DetectedBoxes((to_corners(boxes) * sides)[kept], best.values[kept], best.indices[kept])
-
-
-def _class_names(settings: PretrainedConfig) -> tuple[str, ...]:
-    """Class names in the order of their ids, which start at 0."""
-    return tuple(name for _, name in sorted((settings.id2label or {}).items()))
-
-
-def _settings(name: str, setting: str = "detect.detector (--detector)") -> PretrainedConfig:
-    with loading(f"no detector {name}; choose another {setting}"):
-        settings = transformers.AutoConfig.from_pretrained(name)
-    is_closed = type(settings) in transformers.MODEL_FOR_OBJECT_DETECTION_MAPPING
-    if not is_closed and settings.model_type not in _ZERO_SHOT:
-        raise UserError(f"{name} is not an object detector: its model_type is {settings.model_type!r}")
-    return settings
 
 
 class DetectStage(ImageStage):

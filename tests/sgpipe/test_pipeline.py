@@ -149,7 +149,7 @@ def test_an_annotator_draws_relations_between_the_detections_that_are_left(detec
         ({"recipe": "folder"}, "tag.tagger is not set"),
         ({"recipe": "coco", "tagger": "t"}, "detect.detector is not set"),
         ({"boxes": "nowhere.json"}, "no such file: nowhere.json"),
-        ({"detector": "nowhere"}, "no detector nowhere"),
+        ({"detector": "nowhere"}, "nowhere is not an object detector"),
         ({"settings": {"tag.device": "gpu"}}, r"tag\.device 'gpu': expected auto"),
         ({"settings": {"caption.resources.gpus": 1}}, r"sees 0 GPUs here: set caption\.device to cpu"),
         ({"device": "cuda"}, r"^detect\.device 'cuda': .*PyTorch sees 0 GPUs"),

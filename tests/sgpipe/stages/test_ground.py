@@ -265,7 +265,8 @@ def grounding(detector: object) -> GroundStage:
 
 def test_a_detector_that_reads_no_text_is_refused_in_one_line(tmp_path: Path) -> None:
     reason = "cannot be asked for words; use a detector that reads text"
-    for model, message in ((make_closed(tmp_path / "d"), reason), (packaged_model("tagger"), reason), ("no/such", "")):
+    tagger = (packaged_model("tagger"), "is not an object detector")
+    for model, message in ((make_closed(tmp_path / "d"), reason), tagger, ("no/such", "")):
         with pytest.raises(UserError, match=rf"{model}.*{message}"):
             grounding(model).check()
     grounding(packaged_model("parseda")).check()
