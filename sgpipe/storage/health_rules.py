@@ -1,8 +1,8 @@
 """Relations, boxes and captions that are suspicious: health checks as SQL, and what an index marks of a run.
 
 Each row of a check's query is an `image`, a `text`, and the `number` of problems it stands for; columns that say what
-was found, see `HealthRule.finds`, come on top. The lists of words say what predicates claim about positions and actors;
-a predicate that is not listed claims nothing.
+was found, see `HealthRule.finds`, come on top. The lists of words say what predicates claim about positions; a
+predicate that is not listed claims nothing.
 """
 
 from __future__ import annotations
@@ -58,22 +58,6 @@ GEOMETRY: dict[str, tuple[str, ...]] = {
     "close": tuple(dict.fromkeys((*HELD, *RIDING))),
 }
 
-# Predicates whose subject must be a person or an animal.
-ACTS = (
-    "wearing", "wears", "eating", "eats", "drinking", "drinks", "riding", "rides", "watching", "watches", "looking at",
-    "looks at", "reading", "reads", "throwing", "throws", "kicking", "kicks", "petting", "feeding", "hugging",
-    "kissing", "talking to", "talking on", "walking", "chasing", "playing with", "biting", "licking",
-)  # fmt: skip
-# Common classes of COCO and Objects365 that do not act by themselves.
-LIFELESS = (
-    "bicycle", "traffic light", "fire hydrant", "stop sign", "parking meter", "bench", "backpack", "umbrella",
-    "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite", "baseball bat",
-    "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork", "knife",
-    "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut", "cake",
-    "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "mouse", "remote", "keyboard",
-    "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase", "scissors",
-    "hair drier", "toothbrush", "sneakers", "hat", "glasses", "table", "desk", "plate", "lamp", "helmet", "shoe",
-)  # fmt: skip
 NO_RELATION = (
     "a", "an", "the", "and", "or", "but", "it", "this", "that", "these", "there", "i", "he", "she", "they", "we", "you",
     "is", "are", "be", "was", "were", "been", "not", "no", "very", "one", "two", "some", "other", "s", "t",
@@ -182,13 +166,6 @@ RULES = (
             > greatest(s_right - s_left, s_bottom - s_top, o_right - o_left, o_bottom - o_top)""",
         "placed",
     ),
-    _of_relations(
-        "lifeless_actors",
-        "things that act like people or animals, such as a skateboard wearing something",
-        "Subject and object are probably swapped or belong to another pair: drop them, or use `pair.candidates=prior`.",
-        f"claim = 'alive' and lower(subject_category) in ({_names(LIFELESS)})",
-        "kept join claims using (predicate)",
-    ),
     HealthRule(
         "no_relation",
         "predicates that express no relation: filler words, numbers, whole sentences, class names",
@@ -278,7 +255,7 @@ def prepare_checks(execute: Callable[..., object], threshold: float) -> None:
     """
     execute(f"create or replace view kept as select * from relations where certainty >= {float(threshold)}::float")
     claims = [(word, axis, sign) for (axis, sign), words in AXES.items() for word in words]
-    claims += [(word, claim, 0) for claim, words in {**GEOMETRY, "alive": ACTS}.items() for word in words]
+    claims += [(word, claim, 0) for claim, words in GEOMETRY.items() for word in words]
     execute(
         "create or replace table claimed as select unnest(?) as word, unnest(?) as claim, unnest(?) as sign",
         [*map(list, zip(*claims, strict=True))],

@@ -29,15 +29,8 @@ from sgpipe.utils.console import Progress
 LOTS = 4294967291  # a prime: x -> k x mod p shuffles the numbers below it
 BINS = 20  # of the histogram of confidence; relations without confidence are in a further one
 # Facets of relations, and their columns.
-FACETS = {
-    "subject": "subject_category",
-    "predicate": "predicate",
-    "object": "object_category",
-    "dataset": "dataset",
-    "split": "split",
-    "status": "status",
-    "origin": "origin",
-}
+FACETS = {"subject": "subject_category", "predicate": "predicate", "object": "object_category"}
+FACETS |= {name: name for name in ("dataset", "split", "status", "origin")}
 HEAD = 4096  # triplets that the run has most often
 # Errors of DuckDB that come from a file or the disk; all others are bugs in a query.
 FAULTS = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.SerializationException, duckdb.InternalException,

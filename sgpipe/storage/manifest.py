@@ -131,8 +131,6 @@ class Manifest:
             except (FileNotFoundError, NotADirectoryError):
                 existing_folder(root)
                 data = None
-            except OSError as error:
-                raise UserError(f"{root / MANIFEST} cannot be read: {error.strerror}") from None
         if data is None:
             raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}")
         return cls.parse(data, root, f"{root}/{MANIFEST}")

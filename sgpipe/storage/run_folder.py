@@ -196,13 +196,10 @@ class RunFolder:
 
 def source_images(root: Location) -> int | None:
     """Return how many images the sources of a generated run have; None: unknown, as in an import or in a store."""
-    counts = []
-    for meta in (root / PRIVATE).glob("index-*.json") if isinstance(root, Path) else ():
-        try:
-            counts.append(int(json.loads(meta.read_text(encoding="utf-8"))["images"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
-    return sum(counts) if counts else None
+    metas = (root / PRIVATE).glob("index-*.json") if isinstance(root, Path) else ()
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        return sum(int(json.loads(meta.read_text(encoding="utf-8"))["images"]) for meta in metas) or None
+    return None
 
 
 def ground_truth_of(root: Location) -> GroundTruth | None:
