@@ -19,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from sgpipe.errors import ImageError as ImageError
 from sgpipe.errors import StoreError
 from sgpipe.files.image_roots import ImageFile, ImagePlace, ImageRoot, image_root
-from sgpipe.files.roots import image_error
+from sgpipe.files.roots import HEADER, image_error
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
 from sgpipe.utils.prefetch import start_early
 
@@ -231,7 +231,7 @@ def read_upright_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
 
 def _of_header(root: ImageRoot, file_name: str, read: Callable[[Image.Image], Kind]) -> Kind:
     """Return what the header of an image says; of its whole file, if the beginning does not say it."""
-    name, start = root.where(file_name), root.peek(file_name)
+    name, start = root.where(file_name), root.open(file_name, HEADER)
     try:
         with open_header(start, name) as image:
             return read(image)

@@ -33,7 +33,7 @@ HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 MOST_BYTES = 512 << 20  # of an image file that is read into memory: the largest images that Pillow opens are smaller
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 _COLUMNS = {"size": pa.int64(), "version": pa.large_string()}  # of the index of a prefix
-_HEADER = 64 << 10  # of an image file; headers are rarely longer
+HEADER = 64 << 10  # bytes of an image file; headers are rarely longer
 _OBJECTS_PER_STEP = 1000  # of the progress
 
 
@@ -76,10 +76,6 @@ class ImageRoot:
             return found
         checked_size(len(found), where)
         return BytesIO(found)
-
-    def peek(self, name: str) -> ImageFile:
-        """Open an image, or as much of it as its header may take."""
-        return self.open(name, _HEADER)
 
     def entries(self) -> Iterator[ObjectInfo]:
         """Yield all files, images or not, in any order."""

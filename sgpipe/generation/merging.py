@@ -279,7 +279,7 @@ def _digest(root: str, file_name: str, most: int) -> str | None:
     """Return the hash of an image file, or of its first bytes; None: it cannot be read."""
     try:
         images = image_root(root)
-        file = images.open(file_name) if most < 0 else images.peek(file_name)
+        file = images.open(file_name) if most < 0 else images.open(file_name, most)
         return hashlib.sha256(read_bytes(file, most)).hexdigest()
     except (UserError, FileNotFoundError):
         return None

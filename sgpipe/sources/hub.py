@@ -304,15 +304,16 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
     names = class_table(files, config)
     detections = Detections(HUB_DATASET, split, dict(names))
     numbers: dict[Any, int] = {name: number for number, name in names.items()}
-    by_number, total = not _have_ids(files, split, config), 0
+    ids: list[str | None] = []
     for file in files.splits[split]:
         with open_parquet(files, file) as parquet:
             of = find_columns(parquet.schema_arrow, config.columns, file)
             only = image_columns(parquet.schema_arrow) == [of.image]
-            read = [of.boxes, of.classes, of.crowd, of.captions, of.width, of.height, None if by_number else of.id]
+            read = [of.boxes, of.classes, of.crowd, of.captions, of.width, of.height, of.id]
             for number, row in enumerate(iter_rows(parquet, read)):
                 name = row_name(file, number, None if only else of.image)  # states the column if there are others
-                image_id, total = total if by_number else value_of(row, of.id), total + 1
+                image_id = len(ids) if config.columns.id is None else value_of(row, of.id)
+                ids.append(fields.identifier(value_of(row, of.id)))
                 size, why = (value_of(row, of.width), value_of(row, of.height)), ""
                 if of.width is None:
                     size, why = size_or_reason(files.root, name)
@@ -321,6 +322,8 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
                     if why:
                         detections.errors[at] = f"source: {why}"
                     _add_boxes(detections, at, row, of, numbers)
+    if config.columns.id is None and None not in ids and len(set(ids)) == len(ids):  # a column has ids of the images
+        detections.position = {str(image_id): row for row, image_id in enumerate(ids)}
     notes = settle_boxes(detections, source.boxes, f"{config.dataset} ({split})", choose=True)
     digest = _hash(detections.categories, list(detections.position), detections.file_names)
     for values in ("sizes", "box_rows", "box_categories", "box_crowds", "boxes"):
@@ -336,20 +339,6 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
 
 def _hash(*values: Any) -> Any:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-
-
-def _have_ids(files: HubFiles, split: str, config: HubConfig) -> bool:
-    """Return whether a column has ids of the images: one that the user names, or one in which no two are the same."""
-    seen, rows = set[Any](), 0
-    for name in files.splits[split]:
-        with open_parquet(files, name) as parquet:
-            of = find_columns(parquet.schema_arrow, config.columns, name)
-            if of.id is None or config.columns.id is not None:
-                return of.id is not None
-            for row in iter_rows(parquet, [of.id]):
-                seen.add(fields.identifier(value_of(row, of.id)))
-                rows += 1
-    return len(seen) == rows and None not in seen
 
 
 def _add_boxes(

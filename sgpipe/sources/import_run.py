@@ -51,8 +51,6 @@ def import_annotations(
     check_images(images)
     if not re.fullmatch(r"\w{1,64}", source.split):
         raise UserError(f"--split {source.split!r}: expected letters, digits and underscores")
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: expected at least 1")
     embed = embed or source.image is not None
     if boxes is not None:
         source = replace(source, options={**source.options, "boxes": boxes})
