@@ -27,7 +27,6 @@ from sgpipe.calibration import from_log_odds, log_odds
 from sgpipe.errors import UserError
 from sgpipe.evaluation.result import Resampling, compare_paired
 from sgpipe.stats.calibrate import fit
-from sgpipe.stats.judgements import Judgements
 from sgpipe.stats.plans import equal_shares
 from sgpipe.stats.precision import JudgedRelations, estimate_stratified
 
@@ -234,16 +233,15 @@ def thresholds() -> Iterator[Row]:
             for _ in range(SIMULATIONS):
                 plain = run.rng.choice(len(run.correct), number, replace=False)
                 relations = JudgedRelations(run.confidence[plain].astype(np.float32), run.correct[plain])
-                choice, sure = relations.suggest(TARGET)
-                if choice is not None and sure:
+                if (choice := relations.suggest(TARGET)) is not None:
                     found["stats --truth: suggested threshold"].append(run.precision(choice.threshold))
                 judged = run.judge(number)
                 if (low := run.suggest(judged)) is not None:
                     found["stats --judgements: suggested threshold"].append(run.precision(low))
                 weight = (run.sizes / np.bincount(run.band[judged]))[run.band[judged]]
-                own = Judgements("people", names, run.confidence[judged], run.correct[judged], weight)
+                own = JudgedRelations(run.confidence[judged], run.correct[judged], names, weight)
                 with suppress(UserError):
-                    calibration = fit({}, own)
+                    calibration = fit({}, own, "people")
                     chosen = calibration.threshold(calibration.probability_for(TARGET))
                     found["calibrate: --precision"].append(run.precision(chosen))
             for what, precisions in found.items():

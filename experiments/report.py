@@ -18,7 +18,7 @@ from experiments.plan import Experiment, Plan, load_plan
 from experiments.results import ROOT, Results, Row
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count
-from sgpipe.viz.svg import unit_square
+from sgpipe.viz.svg import Line, Plot
 
 PAGE, TABLES, PLOTS = "docs/experiments.md", "experiments/results/README.md", "experiments"
 _LEVEL = 0.95
@@ -266,11 +266,11 @@ def _curves(experiment: Experiment, rows: Sequence[Row]) -> str | None:
         if curves:
             steps = sorted(set.intersection(*(set(each) for each in curves)))
             points = [(float(step), fmean(each[step] for each in curves)) for step in steps]
-            lines.append(("main", arm, points, [f"{arm}, step {x:g}: {y:.3f}" for x, y in points]))
+            lines.append(Line(points, [f"{arm}, step {x:g}: {y:.3f}" for x, y in points], arm))
     if not lines:
         return None
-    end = max(x for _, _, points, _ in lines for x, _ in points)
-    return unit_square(experiment.title, lines, "steps", "average precision", (560, 360), x_end=end).file()
+    end = max(x for line in lines for x, _ in line.points)
+    return Plot(experiment.title, "steps", "average precision", lines, x_end=end, size=(560, 360)).file()
 
 
 def write_report(results: Results) -> None:

@@ -32,33 +32,12 @@ _DIGITS = 5
 _ANY = 1e-6  # a probability that everything has but what is below the lowest judged confidence
 
 
-class ExpectedPrecision(Config):
-    """What a minimum probability keeps: the precision, expected and at least (95% confidence), and the share kept."""
-
-    threshold: float = Field(ge=0, le=1)
-    precision: float = Field(ge=0, le=1)
-    low: float = Field(ge=0, le=1)
-    kept: float = Field(ge=0, le=1)
-
-
-class HeldOut(Config):
-    """What a calibration by half of the images is worth on the other half, as expected calibration errors.
-
-    `ece_exact` is what exact probabilities would show on average with so few judgements.
-    """
-
-    images: int
-    judged: int
-    ece_before: float
-    ece_after: float
-    ece_exact: float
-
-
 class Calibration(Config):
     """How probable it is that a relation of a confidence is correct.
 
     `tagger`: what decided the confidences; see `scoring_of_run`. `lowest`: the lowest judged confidence; lower ones get
-    the probability 0, as nothing is known of them. `levels`: of rising thresholds.
+    the probability 0, as nothing is known of them. `levels`: rising minimum probabilities, and the precision that the
+    relations above each show with 95% confidence.
     """
 
     format: Literal[1] = 1
@@ -71,8 +50,7 @@ class Calibration(Config):
     slope: float = Field(gt=0)
     offset: float
     lowest: float = Field(ge=0, le=1)
-    held_out: HeldOut | None = None
-    levels: tuple[ExpectedPrecision, ...] = Field(min_length=1)
+    levels: tuple[tuple[float, float], ...] = Field(min_length=1)
 
     def probabilities(self, confidence: ArrayLike) -> Floats:
         given = np.asarray(confidence, np.float64)
@@ -99,10 +77,10 @@ class Calibration(Config):
     def probability_for(self, precision: float) -> float:
         """Return the lowest probability that shows the precision with 95% confidence. Raises UserError: none does."""
         check_share("precision", precision)
-        for level in self.levels:
-            if level.low >= precision:
-                return level.threshold or _ANY
-        judged, highest = count(self.judged, "judged relation"), max(level.low for level in self.levels)
+        for least, shown in self.levels:
+            if shown >= precision:
+                return least or _ANY
+        judged, highest = count(self.judged, "judged relation"), max(shown for _, shown in self.levels)
         raise UserError(
             f"precision {precision:g}: by {judged}, no threshold has this precision with 95% confidence (the highest "
             f"is {highest:.3f}); judge more relations, or set a minimum probability (threshold)"
@@ -156,8 +134,7 @@ def stored(confidence: float) -> float:
 def threshold_of_recipe(tag: TagConfig, pair: PairConfig) -> float:
     """Return the minimum confidence of a recipe. Raises UserError: the calibration is for other scores."""
     if tag.calibration is not None:
-        kind = "tagger" if tag.method == "rtagger" else "model"
-        load_calibration(tag.calibration).check_scoring(scoring_of_recipe(tag, pair), f"the {kind} {tag.tagger}")
+        load_calibration(tag.calibration).check_scoring(scoring_of_recipe(tag, pair), f"the model {tag.tagger}")
     return choose_threshold(tag.calibration, tag.threshold, tag.precision)
 
 

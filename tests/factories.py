@@ -13,7 +13,7 @@ from rlip_model.config import RTaggerConfig
 from rlip_model.model import RTagger
 from rlip_model.presets import tiny_sizes
 from rlip_model.text import build_tokenizer
-from sgpipe.calibration import Calibration, ExpectedPrecision
+from sgpipe.calibration import Calibration
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 WORDS = """
@@ -25,10 +25,7 @@ WORDS = """
 
 def make_calibration(file: Path, tagger: dict[str, Any], offset: float = 0.0) -> Path:
     """A calibration; by it, thresholds of 0, 0.5 and 0.9 keep 60, 80 and 95% right, surely."""
-    levels = tuple(
-        ExpectedPrecision(threshold=threshold, precision=precision, low=precision, kept=1 - threshold)
-        for threshold, precision in ((0.0, 0.6), (0.5, 0.8), (0.9, 0.95))
-    )
+    levels = ((0.0, 0.6), (0.5, 0.8), (0.9, 0.95))
     Calibration(
         run="made", tagger=tagger, judged_by="people", images=50, judged=50, correct=25, slope=1.0, offset=offset,
         lowest=0.0, levels=levels,

@@ -27,7 +27,7 @@ from sgpipe.utils.atomic import write_text
 from sgpipe.utils.config_file import load, parse_set, recipe_folder
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Progress, count, duration
 from sgpipe.utils.locking import only_process
-from sgpipe.viz.svg import curve
+from sgpipe.viz.svg import Line, Plot, round_end
 
 STATE, REPORT = "reproduce.json", "report.html"  # for each finished step its command, seconds and figure
 PUBLISHED = "published"  # the scale of a list without overlay
@@ -229,6 +229,8 @@ def write_report(paper: Reproduction, tasks: Sequence[Task], state: dict[str, An
             points = [(float(row["step"]), row["loss"]) for row in trained]
             texts = [f"step {row['step']:,}: {row['loss']:.3f}" for row in trained]
             if points:
-                plots.append(curve(f"{task.step.name}: {task.step.gives}", points, "step", "loss", texts))
+                name, x_end = f"{task.step.name}: {task.step.gives}", points[-1][0]
+                y_end = round_end(max(loss for _, loss in points))
+                plots.append(Plot(name, "step", "loss", [Line(points, texts)], x_end=x_end, y_end=y_end))
     values = {"title": paper.title, "note": paper.note, "titles": titles, "rows": rows, "steps": steps, "plots": plots}
     write_result_text(file, render("reproduction", values))

@@ -119,11 +119,11 @@ def calibrate(
     if judgements is not None and (truth is not None or image_data is not None):
         raise UserError("pass --truth or --judgements, not both")
     if judgements is not None:
-        judged = judge_by_people(run, judgements)
+        calibration, report = learn(run, judge_by_people(run, judgements), "people")
     else:
         own = ground_truth_for(run, truth, "--truth or --judgements")
-        judged = judge_by_truth(run, GroundTruth(own.relations, own.required, image_data or own.image_data))
-    calibration, report = learn(run, judged)
+        own = GroundTruth(own.relations, own.required, image_data or own.image_data)
+        calibration, report = learn(run, judge_by_truth(run, own))
     calibration.save(out)
     if json_:
         print(report.as_json())

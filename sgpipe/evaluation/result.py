@@ -24,8 +24,7 @@ from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils.console import count, single_line
-from sgpipe.viz.draw_relations import Point
-from sgpipe.viz.svg import unit_square
+from sgpipe.viz.svg import Line, Plot
 
 Rows = list[dict[str, Any]]
 
@@ -255,11 +254,11 @@ class EvaluationResult:
 
     def write_plot(self, path: Path) -> None:
         """Precision over recall of the class groups, as SVG; the legend gives the mean precision of each."""
-        lines: list[tuple[str, str, list[Point], list[str]]] = []
+        lines = []
         for name, precision in self.curves.items():
             points = list(zip(RECALLS.tolist(), precision.tolist(), strict=True))
-            lines.append(("main", f"{name}: {precision.mean():.3f}", points, []))
-        write_result_text(path, unit_square(self.benchmark, lines, "recall", "precision", (400, 400)).file())
+            lines.append(Line(points, name=f"{name}: {precision.mean():.3f}"))
+        write_result_text(path, Plot(self.benchmark, "recall", "precision", lines, size=(400, 400)).file())
 
 
 @dataclass

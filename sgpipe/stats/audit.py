@@ -25,7 +25,7 @@ from sgpipe.stats.measures import (
     measure_database,
     use_probabilities,
 )
-from sgpipe.stats.precision import FEWEST, GroundTruthMeasures, ScoreQuality, measure_against_ground_truth
+from sgpipe.stats.precision import GroundTruthMeasures, ScoreQuality, measure_against_ground_truth
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count, isolated, listed, single_line
@@ -46,37 +46,27 @@ class Finding:
 
 
 def _content(measures: Measures) -> _Answers:
-    totals, level, tail = measures.totals, level_at(measures), measures.tail
+    totals, level = measures.totals, level_at(measures)
     if not measures.rows:
         yield "bad", "Nothing: the run has no images yet."
         return
-    names = ", ".join(map(_name, measures.datasets))
-    splits = ", ".join(f"{_name(split)} {images:,}" for split, images in measures.images.items())
+    names = ", ".join(map(name_text, measures.datasets))
+    splits = ", ".join(f"{name_text(split)} {images:,}" for split, images in measures.images.items())
     boxes = count(totals["objects"], "box", "boxes")
-    of_classes = f" of {count(len(measures.categories), 'class', 'classes')}" if measures.categories else ""
-    yield "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with {boxes}{of_classes}."
+    yield "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with {boxes}."
     if totals["relations"]:
-        text = f"{count(totals['relations'], 'relation')} with {count(tail.kinds, 'predicate')}"
+        text = f"{count(totals['relations'], 'relation')} with {count(measures.tail.kinds, 'predicate')}"
+        if measures.confidence.scored:
+            text += f"; {level.relations:,} of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or more"
         where = f"in {count(level.images, 'image')}, {level.per_image:.1f} per image that has any"
-        of = f"of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or more"
-        if not measures.confidence.scored:
-            text += f", {where}"
-        else:
-            text += f"; {level.relations:,} {of}, {where}" if level.relations else f"; none {of}"
-        yield "plain", f"{text}."
+        yield "plain", f"{text}, {where}."
         if len(measures.origins) > 1:
             yield "plain", f"{origins_text(measures.origins)}."
     else:
         yield "plain", "No relations."
-    if totals["captions"]:
-        yield "plain", f"{count(totals['captions'], 'caption')}, {totals['distinct_captions']:,} distinct."
     left_out = {what: totals[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
     if any(left_out.values()):
         yield "fair", f"Left out: {listed([f'{number:,} {what}' for what, number in left_out.items() if number])}."
-    if tail.kinds:
-        half = f"{count(tail.half, 'predicate accounts', 'predicates account')} for half of the relations"
-        half = half if tail.kinds > 1 else "All relations have the same predicate"
-        yield "plain", f"{half}; {share_text(measures.person_subject_share)} of the relations have a person as subject."
 
 
 def origins_text(origins: Mapping[str, int]) -> str:
@@ -84,36 +74,32 @@ def origins_text(origins: Mapping[str, int]) -> str:
     return f"Origin of the relations: {listed([f'{name} {number:,}' for name, number in origins.items()])}"
 
 
-def _name(name: str) -> str:
+def name_text(name: str) -> str:
     """Return a name within a sentence; letters that are written from right to left may turn round what follows."""
     return single_line(name) if name.isascii() else isolated(name)
 
 
 def _quality(audit: Audit) -> _Answers:
     measures, ground_truth, judgements = audit.measures, audit.ground_truth, audit.judgements
-    confidence, unknown = measures.confidence, not (ground_truth or judgements or audit.calibrated)
+    confidence = measures.confidence
+    unknown = measures.threshold_of == "confidence" and not (ground_truth or judgements)
     if measures.assumed is not None:
         yield "fair", f"Nothing scored the relations: {measures.assumed}. Confidence 1 says nothing."
     elif confidence.median is not None and confidence.highest is not None:
         grade: Grade = "bad" if confidence.highest < TRAINING_CONFIDENCE else "plain"
         yield grade, f"The median confidence is {confidence.median:.2f}, the highest {confidence.highest:.2f}."
     if confidence.unscored:
-        have, them = ("relation has", "it") if confidence.unscored == 1 else ("relations have", "them")
-        yield "plain", f"{confidence.unscored:,} {have} no confidence: people annotated {them}."
+        yield "plain", f"{count(confidence.unscored, 'relation')} without a confidence: annotated by people."
     if confidence.scored and unknown and measures.assumed is None:
-        text = (
-            "A confidence says how sure the tagger is, not how often it is correct: judge a sample in `sgpipe view`, or"
-        )
-        yield "fair", f"{text} compare with annotations with --truth."
+        text = "A confidence says how sure the tagger is, not how often it is correct: judge a sample in `sgpipe view`"
+        yield "fair", f"{text}, or compare with annotations with --truth."
     yield from _scores(measures)
-    if audit.calibrated is not None:
-        yield "plain", audit.calibrated
     if ground_truth is not None and ground_truth.precision.value is not None:
         grade = "good" if ground_truth.precision.low >= ground_truth.target else "fair"
         what = f"relations of {measures.threshold_of} {ground_truth.threshold:.2f} or more"
         images = count(ground_truth.images, "image")
         yield grade, f"Ground truth of {images}: the precision of {what} is {ground_truth.precision}."
-        yield "plain", _advice(ground_truth, ground_truth.relations)
+        yield "plain", _advice(ground_truth, ground_truth.relations, "")
         yield from _vlm_quality(ground_truth.vlm_score, "ground truth")
     if judgements is not None:
         yield from _judged(judgements)
@@ -140,68 +126,45 @@ def _scores(measures: Measures) -> _Answers:
 
 def _health(measures: Measures) -> tuple[Grade, str]:
     ill = [check for check in measures.health if check.count]
-    usable = measures.rows > sum(measures.errors.values())
     if ill:
-        worst = max(ill, key=lambda check: check.share)
-        text = f"{len(ill)} of {len(measures.health)} health checks found problems, most often: {worst.title} "
-        return ("fair" if worst.share < _ILL else "bad"), f"{text}({worst.share:.1%} of {worst.of})."
-    if usable and any(check.total for check in measures.health if check.of != "boxes"):
+        grade: Grade = "fair" if max(check.share for check in ill) < _ILL else "bad"
+        return grade, f"{len(ill)} of {len(measures.health)} health checks found problems."
+    if any(check.total for check in measures.health if check.of != "boxes"):
         return "good", f"All {len(measures.health)} health checks passed."
-    if usable and measures.totals["relations"]:
-        return "plain", "There are no captions to check, and the relations are below the threshold."
     return "plain", "There are no relations or captions to check."
 
 
-def _advice(found: GroundTruthMeasures | JudgementMeasures, judged: int) -> str:
+def _advice(found: GroundTruthMeasures | JudgementMeasures, judged: int, of: str) -> str:
     target, choice = percent(found.target), found.suggested
-    if judged < FEWEST:
-        return f"A suggested threshold needs at least {FEWEST} judged relations."
     if choice is None:
         return f"{count(judged, 'judged relation')} do not show a threshold with a precision of {target}."
-    kept = count(choice.kept, "judged relation")
-    if isinstance(found, JudgementMeasures):
-        kept = f"{choice.relations or 0:,} of {count(found.relations_now, 'relation')}"
-    if found.sure:
-        return f"A threshold of {choice.text} keeps {kept}; at least {target} of them are correct: {choice.precision}."
-    may = f"One of {choice.text} keeps {kept} and may reach it: {choice.precision}."
-    return f"No threshold is shown to reach a precision of {target}. {may}"
+    kept = count(choice.kept, "judged relation") if choice.relations is None else f"{choice.relations:,} of {of}"
+    return f"A threshold of {choice.text} keeps {kept}; at least {target} of them are correct: {choice.precision}."
 
 
 def _judged(judged: JudgementMeasures) -> _Answers:
     for sentence in judged.recall.describe() if judged.recall else ():
         yield "plain", sentence
+    for problem in judged.problems:
+        yield "fair", problem
     if judged.precision is None:
         yield "fair", f"{NO_PLAN[0].upper()}{NO_PLAN[1:]}."
         return
-    value, interval = f"{judged.precision:.1%}", f"{judged.low:.1%} to {judged.high:.1%}"
-    if judged.covered == 1:
-        text = f"the precision of the run is {value} ({interval})"
-    else:
-        text = f"the precision of the judged {judged.strata}, {share_text(judged.covered)} of the run, is {value}; "
-        text += f"that of the run is {interval}"
-    text = f"People judged {count(judged.judged, 'relation')}: {text}. {judged.strata.capitalize()} are weighted by "
-    yield ("good" if (judged.low or 0) >= judged.target else "fair"), f"{text}their number of relations."
-    yield "plain", _advice(judged, judged.judged)
-    for caveat in judgement_caveats(judged):
-        yield "fair", caveat
-
-
-def judgement_caveats(judged: JudgementMeasures) -> Iterator[str]:
-    """Yield what a reader must know about the sample, in sentences."""
-    yield judged.judgements.text
-    yield from judged.judgements.problems
+    text = f"People judged {count(judged.judged, 'relation')}: the precision of the judged {judged.strata}, "
+    text += f"{share_text(judged.covered)} of the run, is {judged.precision:.1%}, weighted by their relations; that of "
+    grade: Grade = "good" if (judged.low or 0) >= judged.target else "fair"
+    yield grade, f"{text}the run is {judged.low:.1%} to {judged.high:.1%} (95% interval)."
+    yield "plain", _advice(judged, judged.judged, count(judged.relations_now, "relation"))
     if judged.unsure and judged.if_unsure_wrong is not None:
         unsure = count(judged.unsure, "unsure judgement does", "unsure judgements do")
-        yield (
-            f"{unsure} not count: with all of them wrong the precision would be {judged.if_unsure_wrong:.1%}, with all "
-            f"right {judged.if_unsure_right:.1%}."
-        )
+        text = f"{unsure} not count: with all of them wrong the precision would be {judged.if_unsure_wrong:.1%}, with "
+        yield "fair", f"{text}all right {judged.if_unsure_right:.1%}."
     if judged.open:
         text = f"{count(judged.open, 'question is', 'questions are')} open. They come in random order, so the judged "
-        yield f"{text}ones are a random sample unless difficult ones were skipped."
+        yield "fair", f"{text}ones are a random sample unless difficult ones were skipped."
     if judged.relations != judged.relations_now:
         text = f"The run had {count(judged.relations, 'relation')} when the plan was made and has "
-        yield f"{text}{judged.relations_now:,} now: the figures are of those of then."
+        yield "fair", f"{text}{judged.relations_now:,} now: the figures are of those of then."
 
 
 def _vlm_quality(quality: ScoreQuality | None, by: str) -> _Answers:
@@ -269,52 +232,37 @@ _PREDICATES = 15
 
 
 @dataclass(frozen=True)
-class Change:
-    """A number in the other run and in this one."""
-
-    name: str
-    before: float
-    after: float
-
-    @property
-    def text(self) -> str:
-        """The difference, also relative to the number before."""
-        difference = self.after - self.before
-        if not difference:
-            return "–"
-        return f"{difference:+,}" + (f" ({difference / self.before:+.0%})" if self.before else "")
-
-
-@dataclass(frozen=True)
 class Comparison:
-    """What changed from the run `other` to this one; `gained` and `lost`: predicates only in one of them.
+    """What changed from the run `other` to this one, as pairs of a number in the other and in this one.
 
-    `predicates`: those whose share changed most. `health`: shares of the checks that found something in either.
+    `predicates`: shares, of those that changed most; `gained`, `lost`: how many predicates only one run has. `health`:
+    shares of the checks that found something in either.
     """
 
     other: str
-    counts: list[Change]
-    predicates: list[Change]
+    counts: dict[str, tuple[int, int]]
+    predicates: dict[str, tuple[float, float]]
     gained: int
     lost: int
-    health: list[Change]
+    health: dict[str, tuple[float, float]]
 
 
 def compare(other: Measures, this: Measures) -> Comparison:
     """Compare two runs."""
-    shares = []
-    for name in other.predicates | this.predicates:
-        before, after = (each.predicates.get(name, 0) / max(each.totals["relations"], 1) for each in (other, this))
-        shares.append(Change(name, before, after))
-    shares.sort(key=lambda change: (-abs(change.after - change.before), change.name))
-    health = [Change(a.title, a.share, b.share) for a, b in zip(other.health, this.health, strict=True)]
+    totals = [max(each.totals["relations"], 1) for each in (other, this)]
+    shares = {
+        name: (other.predicates.get(name, 0) / totals[0], this.predicates.get(name, 0) / totals[1])
+        for name in other.predicates | this.predicates
+    }
+    changed = sorted(shares, key=lambda name: (-abs(shares[name][1] - shares[name][0]), name))
+    counts, checks = _counts(this), zip(other.health, this.health, strict=True)
     return Comparison(
         other="other run" if other.run in (None, "", this.run) else other.run,
-        counts=[Change(name, before, _counts(this)[name]) for name, before in _counts(other).items()],
-        predicates=[change for change in shares if change.before != change.after][:_PREDICATES],
+        counts={name: (before, counts[name]) for name, before in _counts(other).items()},
+        predicates={name: shares[name] for name in changed[:_PREDICATES] if shares[name][0] != shares[name][1]},
         gained=len(this.predicates.keys() - other.predicates.keys()),
         lost=len(other.predicates.keys() - this.predicates.keys()),
-        health=[change for change in health if change.before or change.after],
+        health={a.title: (a.share, b.share) for a, b in checks if a.count or b.count},
     )
 
 
@@ -331,13 +279,12 @@ def _counts(measures: Measures) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Audit:
-    """The audit of one run; parts that were not asked for are None. `calibrated`: a sentence on the calibration."""
+    """The audit of one run; parts that were not asked for are None."""
 
     measures: Measures
     ground_truth: GroundTruthMeasures | None = None
     judgements: JudgementMeasures | None = None
     comparison: Comparison | None = None
-    calibrated: str | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -373,18 +320,16 @@ def audit(
             the tagger, it is a probability.
         target: the precision for which thresholds are suggested.
     """
-    calibrated = None
     if calibration is not None:
         use_probabilities(database, calibration)
-        calibrated = f"Thresholds are probabilities, by the calibration of {calibration.run!r}."
     measures = measure_database(database, threshold)
     against = judged = None
     if ground_truth is not None:
-        settings = (threshold, target, THRESHOLDS, calibration, database.has_vlm_scores)
+        settings = (threshold, target, calibration, database.has_vlm_scores)
         against = measure_against_ground_truth(database.root, ground_truth, *settings)
     if judgements is not None:
         judged = measure_judgements(database, judgements, target, THRESHOLDS, calibration)
-    return Audit(measures, against, judged, None if other is None else compare(other, measures), calibrated)
+    return Audit(measures, against, judged, None if other is None else compare(other, measures))
 
 
 def _plain(value: Any) -> Any:

@@ -7,16 +7,16 @@ predicate, and isotonic regression, keep about as many relations at the same pre
 
 from __future__ import annotations
 
+import hashlib
 import math
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from sgpipe.calibration import (
     Calibration,
-    ExpectedPrecision,
     Floats,
-    HeldOut,
     from_log_odds,
     log_odds,
     rounded,
@@ -26,8 +26,7 @@ from sgpipe.calibration import (
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality import label_quality
 from sgpipe.evaluation.result import EvaluationResult, Rows
-from sgpipe.stats.judgements import Judgements
-from sgpipe.stats.precision import design_effect, perfect_error, stratified_interval
+from sgpipe.stats.precision import JudgedRelations, design_effect, perfect_error, stratified_interval
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count
@@ -39,17 +38,22 @@ _BINS = 10
 _STEPS, _CLOSE = 100, 1e-9  # of Newton's method
 
 
-def judge_by_truth(run: Path, ground_truth: GroundTruth) -> Judgements:
+def judge_by_truth(run: Path, ground_truth: GroundTruth) -> JudgedRelations:
     """Judge every relation of a run by ground truth: it is correct if that has it."""
     quality = label_quality(run, ground_truth)
     relations = quality.relations[~quality.relations.annotated]
     images = np.array([quality.images[number].image_id for number in relations.image.tolist()], object)
-    weight, confidence = np.ones(len(relations)), relations.confidence.astype(np.float64)
-    return Judgements("ground truth", images, confidence, relations.true_positive, weight)
+    confidence = relations.confidence.astype(np.float64)
+    return JudgedRelations(confidence, relations.true_positive, images, np.ones(len(relations)))
 
 
-def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, EvaluationResult]:
+def calibrate(
+    run: Path, judgements: JudgedRelations, by: Literal["ground truth", "people"] = "ground truth"
+) -> tuple[Calibration, EvaluationResult]:
     """Return the calibration of a run's tagger, and the report on how one of half of the images does on the other half.
+
+    `judgements`: with the ids of their images, and weights. The curve is not weighted: a sample by confidence does not
+    change how probable a confidence is, and in simulated samples a weighted curve has a larger error.
 
     Raises UserError: there are too few judgements, or of one kind only, or confidences do not tell them apart.
     """
@@ -63,15 +67,14 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
         judged = count(len(judgements), "judged relation")
         needs = f"a calibration needs at least {_FEWEST} with a confidence"
         raise UserError(f"{run} has {judged}; {needs}: judge more, or label more images")
-    half, other = judgements[~judgements.held_out], judgements[judgements.held_out]
+    held_out = np.array([hashlib.sha256(image.encode()).digest()[0] % 2 for image in judgements.images], bool)
+    half, other = judgements[~held_out], judgements[held_out]
     if not all(0 < part.correct.sum() < len(part) for part in (half, other)):
         needs = "a calibration needs correct and incorrect ones in each half of the images"
         raise UserError(f"{run}, {count(len(judgements), 'judged relation')}: {needs}; judge more relations")
-    by_half, calibration = fit(header, half), fit(header, judgements)
+    by_half, calibration = fit(header, half, by), fit(header, judgements, by)
     before, ece_before, _ = _reliability("confidence", other.confidence, other)
     after, ece_after, ece_exact = _reliability("probability", by_half.probabilities(other.confidence), other)
-    errors = {"ece_before": ece_before, "ece_after": ece_after, "ece_exact": ece_exact}
-    measured = HeldOut(images=len(set(other.images)), judged=len(other), **errors)
     summary = {
         "ECE of confidences": ece_before,
         "ECE of probabilities": ece_after,
@@ -79,20 +82,19 @@ def calibrate(run: Path, judgements: Judgements) -> tuple[Calibration, Evaluatio
         "slope": calibration.slope,
         "offset": calibration.offset,
     }
+    images = count(len(set(other.images)), "image")
     note = (
-        f"the errors, and what is kept, are of the {count(measured.images, 'image')} of one half, by a calibration of "
-        f"the other half with {count(len(half), 'judged relation')}; the file is made from all "
-        f"{count(calibration.judged, 'judged relation')}"
+        f"the errors, and what is kept, are of the {images} of one half, by a calibration of the other half with "
+        f"{count(len(half), 'judged relation')}; the file is made from all {count(len(judgements), 'judged relation')}"
     )
     kept = [_kept(target, by_half, other) for target in _TARGETS]
     tables = {"reliability": [*before, *after], "kept for a target precision": kept}
     settings = {"run": calibration.run, "judged_by": calibration.judged_by}
-    counts = {"images": calibration.images, "judged": calibration.judged, "judged held out": measured.judged}
-    report = EvaluationResult("Calibration", settings, summary, [], [note], tables, counts)
-    return calibration.model_copy(update={"held_out": measured}), report
+    counts = {"images": calibration.images, "judged": calibration.judged, "judged held out": len(other)}
+    return calibration, EvaluationResult("Calibration", settings, summary, [], [note], tables, counts)
 
 
-def fit(header: dict[str, object], judgements: Judgements) -> Calibration:
+def fit(header: dict[str, object], judgements: JudgedRelations, by: Literal["ground truth", "people"]) -> Calibration:
     """Return the calibration of a run with this header.
 
     Raises UserError: higher confidences are not more often correct.
@@ -106,20 +108,20 @@ def fit(header: dict[str, object], judgements: Judgements) -> Calibration:
     fitted = Calibration(
         run=str(header.get("name", "")),
         tagger=scoring_of_run(header),
-        judged_by=judgements.by,
+        judged_by=by,
         images=len(set(judgements.images)),
         judged=len(judgements),
         correct=int(judgements.correct.sum()),
         slope=rounded(slope),
         offset=rounded(offset),
         lowest=math.floor(1e6 * judgements.confidence.min()) / 1e6,
-        levels=(ExpectedPrecision(threshold=0, precision=1, low=1, kept=1),),
+        levels=((0, 1),),
     )
     levels = _levels(fitted.probabilities(judgements.confidence), judgements)
     return fitted.model_copy(update={"levels": levels})
 
 
-def _platt(judgements: Judgements) -> tuple[float, float]:
+def _platt(judgements: JudgedRelations) -> tuple[float, float]:
     """Slope and offset of Platt scaling, by Newton's method; with Platt's targets no probability becomes 0 or 1."""
     right = int(judgements.correct.sum())
     wrong = len(judgements) - right
@@ -136,7 +138,7 @@ def _platt(judgements: Judgements) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def _levels(probability: Floats, judgements: Judgements) -> tuple[ExpectedPrecision, ...]:
+def _levels(probability: Floats, judgements: JudgedRelations) -> tuple[tuple[float, float], ...]:
     """Return what thresholds keep, without those that keep nothing.
 
     The lower end is what the judgements show without the curve, which is too high if no relation is that precise.
@@ -154,14 +156,12 @@ def _levels(probability: Floats, judgements: Judgements) -> tuple[ExpectedPrecis
     lows, _ = stratified_interval(many, judged, right, design, tail=0.05)
     levels = []
     for threshold, each, low in zip(_LEVELS, kept, lows, strict=False):
-        precision, share = np.average(probability[each], weights=weight[each]), weight[each].sum() / weight.sum()
-        values = {"precision": precision, "low": min(low, precision), "kept": share}
-        rounds = {name: rounded(value) for name, value in values.items()}
-        levels.append(ExpectedPrecision(threshold=threshold, **rounds))
+        expected = np.average(probability[each], weights=weight[each])
+        levels.append((threshold, rounded(min(low, expected))))
     return tuple(levels)
 
 
-def _reliability(value: str, probability: Floats, judgements: Judgements) -> tuple[Rows, float, float]:
+def _reliability(value: str, probability: Floats, judgements: JudgedRelations) -> tuple[Rows, float, float]:
     """Return rows of ten bins of equal width, without empty ones, the expected calibration error, and that of exact
     values.
     """
@@ -179,7 +179,7 @@ def _reliability(value: str, probability: Floats, judgements: Judgements) -> tup
     return rows, rounded(share @ abs(mean - precision)), rounded(perfect_error(mean, effective, share))
 
 
-def _kept(target: float, by_half: Calibration, other: Judgements) -> dict[str, float]:
+def _kept(target: float, by_half: Calibration, other: JudgedRelations) -> dict[str, float]:
     """Return what the half's threshold for a precision keeps of the other half."""
     try:
         chosen = by_half.probabilities(other.confidence) >= by_half.probability_for(target)

@@ -290,42 +290,6 @@ def _round(
     ), answers
 
 
-def next_round(
-    population: Population, settings: CertificateSettings, log: JudgementLog, by: str
-) -> SamplingPlan | None:
-    """Return the next round of questions, which is not written yet; None: nothing is left to ask."""
-    plans = rounds_of(log, settings)
-    progress = measure(plans, log)
-    taken = np.zeros(len(population.table), bool)
-    taken[[row for each in population.rows_of(plans) for row in each]] = True
-
-    def urgency(group: Group) -> tuple[bool, int]:
-        own = progress.get(group.predicate)
-        return own is not None and own.more is None and own.standing.started > 0, -len(group.rows)
-
-    parts: list[tuple[Group, list[PlanStratum], int]] = []
-    groups: list[CertifiedGroup] = []
-    for group in sorted(population.groups, key=urgency):
-        if len(parts) < _AT_ONCE and (planned := _plan_group(group, progress.get(group.predicate), settings, taken)):
-            parts.append((group, *planned[1:]))
-            groups.append(planned[0])
-    if not parts:
-        return None
-    number = len(plans)
-    strata, questions = _draw(population, parts, settings, number, taken)
-    return SamplingPlan(
-        plan=f"{settings.id}-{number}",
-        at=utc_now(),
-        by=by,
-        run=population.run,
-        kind="certificate",
-        seed=0,
-        strata=strata,
-        questions=questions,
-        certificate=CertificateRound(settings=settings, number=number, groups=groups),
-    )
-
-
 def _plan_group(
     group: Group, progress: GroupProgress | None, settings: CertificateSettings, taken: NDArray[np.bool_]
 ) -> tuple[CertifiedGroup, list[PlanStratum], int] | None:
@@ -441,13 +405,15 @@ def certify(population: Population, settings: CertificateSettings, log: Judgemen
     }
 
 
-def _check_rounds(population: Population, settings: CertificateSettings, plans: Sequence[SamplingPlan]) -> None:
-    """Draw the rounds of a plan again. Raises UserError: they differ."""
+def _check_rounds(
+    population: Population, settings: CertificateSettings, plans: Sequence[SamplingPlan]
+) -> NDArray[np.bool_]:
+    """Draw the rounds of a plan again; return which rows they ask about. Raises UserError: they differ."""
     groups = {group.predicate: group for group in population.groups}
     taken = np.zeros(len(population.table), bool)
     spent: defaultdict[str | None, float] = defaultdict(float)
     for number, (plan, rows) in enumerate(zip(plans, population.rows_of(plans), strict=True)):
-        parts = []
+        parts, is_valid = [], _part(plan).number == number
         for each in _part(plan).groups:
             group = groups.get(each.predicate)
             if group is None or (each.thresholds, each.relations) != (group.thresholds, group.sizes):
@@ -458,14 +424,12 @@ def _check_rounds(population: Population, settings: CertificateSettings, plans: 
             left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level))
             own = np.flatnonzero((group.level <= max(stratum.level or 0 for stratum in cells)) & (left > 0))
             there = zip(group.level[own].tolist(), group.scores[own].tolist(), left[own].tolist(), strict=True)
-            if [(stratum.level, stratum.scores, stratum.relations) for stratum in cells] != list(there):
-                raise UserError(f"{plan.plan}: its strata are not those of {population.root}")
-            if spent[each.predicate] > 1 + certificates.TINY:
-                raise UserError(f"{plan.plan}: its tests have more capital than there is")
-        drawn = _draw(population, parts, settings, number, taken)
-        if (_part(plan).number, plan.strata, plan.questions) != (number, *drawn):
+            is_valid &= [(stratum.level, stratum.scores, stratum.relations) for stratum in cells] == list(there)
+            is_valid &= spent[each.predicate] <= 1 + certificates.TINY
+        if not is_valid or (plan.strata, plan.questions) != _draw(population, parts, settings, number, taken):
             raise UserError(f"{plan.plan}: its questions are not those that are drawn from {population.root}")
         taken[rows] = True
+    return taken
 
 
 def check(run: str | Location, judgements: Path) -> dict[str, Any]:
@@ -553,9 +517,35 @@ def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: s
     Raises UserError: the run has changed since, or the rounds are not those that are drawn from it.
     """
     plans = rounds_of(log, settings)
-    if any(own.open for own in measure(plans, log).values()):
+    progress = measure(plans, log)
+    if any(own.open for own in progress.values()):
         return plans[-1]
     population = population_of(index, settings)
-    _check_rounds(population, settings, plans)
-    round_ = next_round(population, settings, log, by)
-    return None if round_ is None else cast(SamplingPlan, log.append(round_))
+    taken = _check_rounds(population, settings, plans)
+
+    def urgency(group: Group) -> tuple[bool, int]:
+        own = progress.get(group.predicate)
+        return own is not None and own.more is None and own.standing.started > 0, -len(group.rows)
+
+    parts: list[tuple[Group, list[PlanStratum], int]] = []
+    groups: list[CertifiedGroup] = []
+    for group in sorted(population.groups, key=urgency):
+        if len(parts) < _AT_ONCE and (planned := _plan_group(group, progress.get(group.predicate), settings, taken)):
+            parts.append((group, *planned[1:]))
+            groups.append(planned[0])
+    if not parts:
+        return None
+    number = len(plans)
+    strata, questions = _draw(population, parts, settings, number, taken)
+    round_ = SamplingPlan(
+        plan=f"{settings.id}-{number}",
+        at=utc_now(),
+        by=by,
+        run=population.run,
+        kind="certificate",
+        seed=0,
+        strata=strata,
+        questions=questions,
+        certificate=CertificateRound(settings=settings, number=number, groups=groups),
+    )
+    return cast(SamplingPlan, log.append(round_))

@@ -21,7 +21,6 @@ from sgpipe.records import Record, Relation, from_table
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import write_result
 from sgpipe.storage.shards import embedded_images
-from sgpipe.utils.console import count as count_noun
 from sgpipe.viz import draw_relations as viz
 from sgpipe.viz.draw_relations import Rectangle, polyline
 
@@ -77,16 +76,13 @@ def write_sheet(
 
     Returns the number of images, and how many of them could not be opened. Raises UserError: the run has no image.
     """
-    cards, related, lost = [], 0, 0
+    cards, lost = [], 0
     for record, opened in open_records(database, sample_images(database, count, threshold), images, calibration):
-        relations = viz.shown(record.relations, threshold, _SHEET_RELATIONS)
-        related += bool(relations)
         lost += opened is None
-        cards.append(viz.draw_card(opened, record, relations, _CARD))
+        cards.append(viz.draw_card(opened, record, viz.shown(record.relations, threshold, _SHEET_RELATIONS), _CARD))
     if not cards:
         raise UserError(f"{database.root} has no image to draw")
-    title = f"{database.run.get('name') or database.root.name}: {count_noun(len(cards), 'image')}, {related:,} with "
-    title += f"relations of {database.measure} {threshold:.2f} or more"
+    title = f"{database.run.get('name') or database.root.name}: relations of {database.measure} {threshold:.2f} or more"
     columns = min(len(cards), max(1, round(math.sqrt(len(cards)))))
     bottoms, corners = [_TITLE + 2 * _GAP] * columns, []
     for card in cards:  # each is added to the shortest column so far
@@ -127,7 +123,6 @@ class Node:
 class Edge:
     """A relation: a curve with an arrow head on the image and in the graph, and its text in the graph."""
 
-    number: int
     subject: Node
     object: Node
     predicate: str
@@ -200,11 +195,7 @@ def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: 
     used = viz.drawn_objects(record, relations)
     if not relations:
         used = [index for index in used if not record.objects[index].is_nothing]
-    boxes: dict[int, Rectangle] = {}
-    for index in used:
-        left, top, width, tall = (value * scale for value in record.objects[index].bbox)
-        right, bottom = min(max(left + width, 0), WIDTH), min(max(top + tall, 0), height)
-        boxes[index] = (min(max(left, 0), right), min(max(top, 0), bottom), right, bottom)
+    boxes = {index: viz.corners(record.objects[index].bbox, scale, (WIDTH, height)) for index in used}
     middles = {index: viz.middle(box) for index, box in boxes.items()}
     centre = [sum(point[axis] for point in middles.values()) / max(len(middles), 1) for axis in (0, 1)]
     order = sorted(middles, key=lambda i: math.atan2(middles[i][1] - centre[1], middles[i][0] - centre[0]))
@@ -232,7 +223,7 @@ def _edges(relations: Sequence[Relation], nodes: dict[int, Node], height: float)
     letters = viz.font(_TEXT)
     room = viz.TextPlacer(WIDTH, height, taken=[node.pill for node in nodes.values()])
     between, edges = Counter[tuple[int, int]](), []
-    for number, relation in enumerate(relations):
+    for relation in relations:
         subject, object_ = nodes[relation.subject], nodes[relation.object]
         pair = (relation.subject, relation.object)
         linked = viz.curve(subject.pill, object_.pill, bend=0.2 + 0.16 * between[pair])
@@ -246,7 +237,7 @@ def _edges(relations: Sequence[Relation], nodes: dict[int, Node], height: float)
         over = [viz.middle(subject.box)] if same else viz.curve(subject.box, object_.box, 24)
         heads = ["" if same else polyline(viz.arrow_head(points, size)) for points, size in ((over, 13), (linked, 11))]
         edges.append(
-            Edge(number, subject, object_, relation.predicate, relation.confidence, polyline(over), heads[0],
+            Edge(subject, object_, relation.predicate, relation.confidence, polyline(over), heads[0],
                  polyline(linked), heads[1], room.place(size, viz.along(linked, size)), text)
         )  # fmt: skip
     return edges

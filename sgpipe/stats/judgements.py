@@ -6,32 +6,26 @@ Each stands for as many relations as its stratum has per judgement.
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError, check_share
-from sgpipe.stats.plans import PlanProgress, StratumPrecision, count_states, judgements_of, measure_plan, stratum_sql
+from sgpipe.stats.plans import StratumPrecision, judgements_of, measure_plan, stratum_sql
 from sgpipe.stats.precision import (
     JudgedRelations,
-    PrecisionEstimate,
     ScoreQuality,
     ThresholdChoice,
     estimate_stratified,
-    perfect_error,
     score_quality,
 )
 from sgpipe.stats.recall import RecallMeasures, measure_recall
 from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.judgements import JudgementLog, PlannedQuestion, SamplingPlan
-from sgpipe.utils.console import count
 
 NO_PLAN = (
     "no plan that samples the whole run has judgements, and other judgements are not a random sample: make one on the "
@@ -40,43 +34,23 @@ NO_PLAN = (
 
 
 @dataclass(frozen=True)
-class JudgementSummary:
-    """A file of judgements: the plan whose precision is that of the run, if any, and the counts of `count_states`.
-
-    `outside`: relations that were not judged because a plan asked. `problems`: lines that are left out, and why.
-    """
-
-    plan: str | None
-    plans: list[PlanProgress]
-    counts: dict[str, int]
-    outside: int
-    problems: list[str]
-
-    @property
-    def text(self) -> str:
-        """The counts in a sentence."""
-        states = ("right", "wrong", "changed", "unsure", "conflict", "added")
-        parts = [f"{self.counts[name]:,} {'in conflict' if name == 'conflict' else name}" for name in states]
-        judged = count(self.counts["relations"], "relation")
-        return f"{judged} judged ({', '.join(parts)}); {self.outside:,} of them outside the plan."
-
-
-@dataclass(frozen=True)
 class JudgementMeasures:
     """What people's judgements of a sample say; all but the plain counts are weighted by the relations of the strata.
 
     Attributes:
+        plan: whose precision is that of the run; None: no plan has judgements.
         precision: of the relations in judged strata, without those that are `unsure` or `open`.
         low, high: the 95% interval of the precision of the run; relations of other strata may be correct or not.
         covered: share of the run's relations that are in judged strata.
         relations: the run's when the plan was made. `relations_now`: the run's now.
         strata: "bands" (of confidence) or "predicates"; `bands`: the strata.
-        calibration_error: mean distance of confidence and precision of bands; `perfect_error`: of exact confidences.
-        suggested: the lowest threshold whose interval (`sure`), or else whose precision, is not below the `target`.
+        suggested: the lowest threshold whose whole interval is not below the `target`.
+        problems: lines that are left out, and why.
         vlm_score: not weighted.
         recall: by the recall plan with the most answers.
     """
 
+    plan: str | None
     judged: int
     unsure: int
     open: int
@@ -90,14 +64,10 @@ class JudgementMeasures:
     relations_now: int
     strata: str
     bands: list[StratumPrecision]
-    predicates: dict[str, PrecisionEstimate]
-    calibration_error: float | None
-    perfect_error: float | None
     curve: list[ThresholdChoice]
     target: float
     suggested: ThresholdChoice | None
-    sure: bool
-    judgements: JudgementSummary
+    problems: list[str]
     vlm_score: ScoreQuality | None = None
     recall: RecallMeasures | None = None
 
@@ -113,16 +83,16 @@ def measure_judgements(
     """
     check_share("precision", target)
     log = _open_log(database, file)
-    summary, plan = _summarise(log)
+    plan = _plan_of_run(log)
     sample = _Sample(database, plan, log, calibration)
-    bands = next((own.strata for own in summary.plans if own.plan == summary.plan), [])
-    [whole, wrong, right] = sample.estimate_run()
+    judged, right, unsure = (sample.tally(chosen) for chosen in (sample.is_judged, sample.right, sample.unsure))
+    sets = ([judged, judged + unsure, judged + unsure], [right, right, right + unsure])
+    [whole, if_wrong, if_right] = estimate_stratified([sample.weights] * 3, *sets)  # also if the unsure ones were
     choices = sample.choices([*thresholds, *sample.judged.candidates()])
     curve, candidates = choices[: len(thresholds)], choices[len(thresholds) :]
-    error, perfect = sample.calibration_errors(bands)
-    sure = next((choice for choice in candidates if choice.precision.low >= target), None)
     recalls = [measure_recall(each, log, database.rows) for each in log.recall_plans.values()]
     return JudgementMeasures(
+        plan=plan.plan if plan else None,
         judged=whole.judged,
         unsure=sample.given.count("unsure"),
         open=sample.given.count(None),
@@ -130,81 +100,49 @@ def measure_judgements(
         low=None if whole.value is None else whole.low,
         high=None if whole.value is None else whole.high,
         covered=whole.covered,
-        if_unsure_wrong=wrong.value,
-        if_unsure_right=right.value,
+        if_unsure_wrong=if_wrong.value,
+        if_unsure_right=if_right.value,
         relations=round(sample.weights.sum()),
         relations_now=int(sample.counts.sum()),
         strata=sample.kind,
-        bands=bands,
-        predicates=sample.estimate_predicates(),
-        calibration_error=error,
-        perfect_error=perfect,
+        bands=measure_plan(plan, log).strata if plan else [],
         curve=curve,
         target=target,
-        suggested=sure or next((each for each in candidates if (each.precision.value or 0) >= target), None),
-        sure=sure is not None,
-        judgements=summary,
+        suggested=next((choice for choice in candidates if choice.precision.low >= target), None),
+        problems=log.problems,
         vlm_score=sample.vlm_score(),
         recall=max(recalls, key=lambda found: found.answered, default=None),
     )
 
 
-@dataclass(frozen=True, eq=False)
-class Judgements:
-    """Judged relations with a confidence; arrays `[relations]`; `weight`: how many relations each stands for.
+def judge_by_people(run: Path, file: Path) -> JudgedRelations:
+    """Return the relations with a confidence that people judged as a plan of the whole run asked.
 
-    The curve of a calibration is not weighted: a sample by confidence does not change how probable a confidence is, and
-    in simulated samples a weighted curve has a larger error.
+    `weight`: how many relations each stands for. Raises UserError: there is no such plan.
     """
-
-    by: Literal["ground truth", "people"]
-    images: NDArray[np.object_]
-    confidence: NDArray[np.float64]
-    correct: NDArray[np.bool_]
-    weight: NDArray[np.float64]
-
-    def __len__(self) -> int:
-        return len(self.correct)
-
-    def __getitem__(self, chosen: NDArray[np.bool_]) -> Judgements:
-        images, confidence = self.images[chosen], self.confidence[chosen]
-        return Judgements(self.by, images, confidence, self.correct[chosen], self.weight[chosen])
-
-    @property
-    def held_out(self) -> NDArray[np.bool_]:
-        return np.array([hashlib.sha256(image.encode()).digest()[0] % 2 for image in self.images], bool)
-
-
-def judge_by_people(run: Path, file: Path) -> Judgements:
-    """Return the relations that people judged as a plan of the whole run asked. Raises UserError if there is none."""
     with open_run(run) as database:
         log = _open_log(database, file)
-        _, plan = _summarise(log)
-        if plan is None:
+        if (plan := _plan_of_run(log)) is None:
             raise UserError(f"{file}: {NO_PLAN}")
         return _Sample(database, plan, log).scored()
 
 
 def _open_log(database: Database, file: Path) -> JudgementLog:
-    if not file.is_file():
-        raise UserError(f"{file} does not exist, or is not a file")
     log = JudgementLog(file, str(database.run.get("fingerprint", "")), read_only=True)
     if log.problems and not log.plans and not log.recall_plans and next(log.current(), None) is None:
         raise UserError(log.problems[0])
     return log
 
 
-def _summarise(log: JudgementLog) -> tuple[JudgementSummary, SamplingPlan | None]:
-    """Return what the file contains, and the plan whose precision is that of the run."""
-    progress = {name: measure_plan(plan, log) for name, plan in log.plans.items() if not plan.certificate}
-    of_run = [plan for plan in log.plans.values() if plan.kind in ("bands", "predicates")]
-    judged = [plan for plan in of_run if progress[plan.plan].precision.judged]
-    best = max(judged, key=lambda plan: progress[plan.plan].precision.judged, default=None)
-    states = list(log.current())
-    asked = {key for plan in log.plans for key in log.judged(plan)}
-    outside = sum(state.key not in asked for state in states)
-    plans = list(progress.values())
-    return JudgementSummary(best.plan if best else None, plans, count_states(states), outside, log.problems), best
+def _plan_of_run(log: JudgementLog) -> SamplingPlan | None:
+    """Return the plan of the whole run with the most judgements; None: none has any."""
+
+    def judged(plan: SamplingPlan) -> int:
+        return sum(each in ("right", "wrong") for each in judgements_of(plan, log))
+
+    of_run = (plan for plan in log.plans.values() if plan.kind in ("bands", "predicates"))
+    best = max(of_run, key=judged, default=None)
+    return best if best and judged(best) else None
 
 
 class _Sample:
@@ -223,33 +161,29 @@ class _Sample:
         self.kind = "predicates" if plan and plan.kind == "predicates" else "bands"
         self._stratum = stratum_sql(strata, self.kind)
         self.counts = np.zeros(len(strata) + 1, np.int64)
-        self._means: list[float | None] = [None] * len(self.counts)
-        query = f"""select {self._stratum} as stratum, count(*), avg(certainty) filter (confidence is not null)::double
-            from relations group by all"""
-        for stratum, number, mean in database.rows(query):
-            self.counts[stratum], self._means[stratum] = number, mean
+        for stratum, number in database.rows(f"select {self._stratum} as stratum, count(*) from relations group by 1"):
+            self.counts[stratum] = number
         self.weights = np.array([*(stratum.relations for stratum in strata), self.counts[-1]], np.float64)
         self._scale = self.weights / np.maximum(self.counts, 1)
         self._at = np.array([question.stratum for question in self._questions], int)
-        self._names = np.array([question.predicate for question in self._questions], object)
         self.given = judgements_of(plan, log) if plan else []
         given = np.array(self.given, object)
-        self._right, self._unsure = given == "right", given == "unsure"
-        self._is_judged = self._right | (given == "wrong")
+        self.right, self.unsure = given == "right", given == "unsure"
+        self.is_judged = self.right | (given == "wrong")
         confidence = np.array([question.confidence for question in self._questions], np.float32)
         self._has_confidence = np.array([question.confidence is not None for question in self._questions], bool)
         if calibration is not None:
             confidence = calibration.probabilities(confidence).astype(np.float32)
         self._confidence = np.where(self._has_confidence, confidence, np.float32(1))
-        self.judged = JudgedRelations(self._confidence[self._is_judged], self._right[self._is_judged])
+        self.judged = JudgedRelations(self._confidence[self.is_judged], self.right[self.is_judged])
 
-    def scored(self) -> Judgements:
+    def scored(self) -> JudgedRelations:
         """Return the judged relations that have a confidence."""
-        chosen = self._is_judged & self._has_confidence
+        chosen = self.is_judged & self._has_confidence
         images = np.array([question.image_id for question in self._questions], object)[chosen]
-        weight = (self.weights / np.maximum(self._tally(chosen), 1))[self._at[chosen]]
+        weight = (self.weights / np.maximum(self.tally(chosen), 1))[self._at[chosen]]
         confidence = self._confidence[chosen].astype(np.float64)
-        return Judgements("people", images, confidence, self._right[chosen], weight)
+        return JudgedRelations(confidence, self.right[chosen], images, weight)
 
     def vlm_score(self) -> ScoreQuality | None:
         """Return how good the vision-language model's scores are (means if repeated); None without any."""
@@ -263,54 +197,20 @@ class _Sample:
         )
         scores = {tuple(key): vlm_score for *key, vlm_score in rows}
         found = np.array([scores.get(tuple(question.key)) for question in self._questions], np.float64)
-        known = self._is_judged & ~np.isnan(found)
+        known = self.is_judged & ~np.isnan(found)
         if not known.any():
             return None
-        return score_quality(JudgedRelations(found[known].astype(np.float32), self._right[known]), self.judged)
-
-    def estimate_run(self) -> list[PrecisionEstimate]:
-        """Return the precision of the run, that if all unsure were wrong, and that if they were right."""
-        judged, right, unsure = (self._tally(chosen) for chosen in (self._is_judged, self._right, self._unsure))
-        answered = judged + unsure
-        return estimate_stratified([self.weights] * 3, [judged, answered, answered], [right, right, right + unsure])
-
-    def estimate_predicates(self) -> dict[str, PrecisionEstimate]:
-        """Return the precision of each judged predicate, weighted by its relations in each stratum."""
-        names = [name for name, _ in Counter(self._names[self._is_judged].tolist()).most_common()]
-        if not names:
-            return {}
-        at = {name: number for number, name in enumerate(names)}
-        population = np.zeros((len(names), len(self.weights)))
-        query = f"select predicate::varchar, {self._stratum} as stratum, count(*) from relations group by all"
-        for name, stratum, number in self._database.rows(query):
-            if name in at:
-                population[at[name], stratum] = number * self._scale[stratum]
-        judged, right = (
-            [self._tally(chosen & (self._names == name)) for name in names] for chosen in (self._is_judged, self._right)
-        )
-        return dict(zip(names, estimate_stratified(population, judged, right), strict=True))
+        return score_quality(JudgedRelations(found[known].astype(np.float32), self.right[known]), self.judged)
 
     def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
         """Return what each threshold keeps; relations without a confidence pass every one."""
         above = self._count_above(np.array(thresholds, np.float32))
         kept = [self._confidence >= np.float32(threshold) for threshold in thresholds]
-        judged, right = ([self._tally(own & keeps) for keeps in kept] for own in (self._is_judged, self._right))
+        judged, right = ([self.tally(own & keeps) for keeps in kept] for own in (self.is_judged, self.right))
         found = zip(thresholds, estimate_stratified(above * self._scale, judged, right), above, strict=True)
         return [ThresholdChoice(least, own.judged, own, int(number.sum())) for least, own, number in found]
 
-    def calibration_errors(self, bands: Sequence[StratumPrecision]) -> tuple[float | None, float | None]:
-        """Return the mean distance of confidence and precision over judged bands, and that of exact confidences."""
-        rows = [
-            (weight, mean, own.precision.value, own.precision.judged)
-            for weight, mean, own in zip(self.weights, self._means, bands, strict=False)
-            if own.precision.value is not None and mean is not None and self.kind == "bands"
-        ]
-        if not rows:
-            return None, None
-        weight, mean, value, judged = np.array(rows, np.float64).T
-        return float(np.average(abs(mean - value), weights=weight)), perfect_error(mean, judged, weight)
-
-    def _tally(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+    def tally(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.bincount(self._at[chosen], minlength=len(self.weights))
 
     def _count_above(self, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -7,7 +7,6 @@ show them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -142,15 +141,11 @@ def _caption_doubts(database: Database) -> _Found:
     match = match_captions(named, boxed)
     if not match.is_chance:
         return {}
-    shares = f"of the classes that captions name, {match.same:.0%} have a box in their image"
     if pairs := list(_renamed(named, boxed, names)):
         [(boxes,)] = database.rows("select count(*) from objects")
         return {"foreign_classes": (boxes, [Example(rows[at][0], text) for text, at in pairs[:_EXAMPLES]])}
     [(captions,)] = database.rows("select count(*) from captions")
-    text = f"{shares}, and {match.other:.0%} in any other image"
-    for step, which in ((1, "before"), (-1, "after")):
-        if (shifted := match_captions(named, np.roll(boxed, step, 0))).is_real:
-            text = f"{shares}, and {shifted.same:.0%} in the image {which} it"
+    text = f"of the classes that captions name, {match.same:.0%} have a box in their image, {match.other:.0%} in others"
     return {"foreign_captions": (captions, [Example(rows[0][0], text)])}
 
 
@@ -195,18 +190,15 @@ class LongTail:
     """How unevenly a total is distributed over kinds.
 
     `head_share`: of the ten most frequent; `half`: how many of these have half of the total; `singletons`: kinds that
-    occur once. The Gini coefficient is 0 if all are equally frequent; `entropy`: in bits, 2 to its power is
-    `effective_kinds`.
+    occur once. The Gini coefficient is 0 if all are equally frequent; `entropy`: in bits.
     """
 
     kinds: int = 0
-    total: int = 0
     head_share: float = 0.0
     half: int = 0
     singletons: int = 0
     gini: float = 0.0
     entropy: float = 0.0
-    effective_kinds: float = 0.0
 
 
 def measure_long_tail(counts: Sequence[int]) -> LongTail:
@@ -221,62 +213,49 @@ def measure_long_tail(counts: Sequence[int]) -> LongTail:
     entropy = float(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum()) + 0.0  # no -0.0
     return LongTail(
         kinds=len(ordered),
-        total=int(total),
         head_share=float(shares[:10].sum()),
         half=int(np.searchsorted(np.cumsum(shares), 0.5 - 1e-12)) + 1,
         singletons=int((ordered == 1).sum()),
         gini=float(gini),
         entropy=entropy,
-        effective_kinds=2.0**entropy,
     )
-
-
-@dataclass(frozen=True)
-class ClipMeasures:
-    """CLIP's scores of the relations, in ranks, as they mean something only relative to other texts.
-
-    `first`: share of relations whose text fits better than all contrast texts, `chance`: the same for random ranks;
-    `beats_swapped`: better than with subject and object swapped; `correlation`: Spearman's with the confidence.
-    """
-
-    scored: int
-    unscored: int
-    score: float | None
-    first: float | None
-    chance: float | None
-    reciprocal_rank: float | None
-    beats_swapped: float | None
-    correlation: float | None
 
 
 LIKELY = 0.5  # probability
 
 
 @dataclass(frozen=True)
-class VlmMeasures:
-    """A vision-language model's probabilities: the share of 0.5 or more, and Spearman's correlation with confidence."""
+class ScoreMeasures:
+    """The scores of another model: their mean, and Spearman's correlation with the confidence.
+
+    Of CLIP's cosines, which mean something only relative to other texts, `first`: share of relations whose text fits
+    better than all contrast texts; `chance`: the same for random ranks; `beats_swapped`: better than with subject and
+    object swapped. Of a vision-language model's probabilities, `likely`: the share of 0.5 or more.
+    """
 
     scored: int
     unscored: int
     mean: float | None
-    likely: float | None
     correlation: float | None
+    first: float | None = None
+    chance: float | None = None
+    beats_swapped: float | None = None
+    likely: float | None = None
 
 
-# Spearman's correlation between confidence and a score, and how many relations have the score.
-_SCORED = """
+_SCORES = """
     with ranks as (
         select rank() over (order by confidence) as a, rank() over (order by {score}) as b
         from relations where {score} is not null and confidence is not null)
-    select count({score}), count(*) - count({score}), avg({score})::double, {others}, (select corr(a, b) from ranks)
+    select count({score}), count(*) - count({score}), avg({score})::double, (select corr(a, b) from ranks), {others}
     from relations
 """
-_CLIP = _SCORED.format(
+_CLIP = _SCORES.format(
     score="clip_score",
-    others="""avg((rank = 1)::int), avg(1 / (contrasts + 1)) filter (clip_score is not null), avg(1 / rank),
+    others="""avg((rank = 1)::int), avg(1 / (contrasts + 1)) filter (clip_score is not null),
         avg((clip_score > swapped)::int)""",
 )
-_VLM = _SCORED.format(score="vlm_score", others=f"avg((vlm_score >= {LIKELY})::int)")
+_VLM = _SCORES.format(score="vlm_score", others=f"null, null, null, avg((vlm_score >= {LIKELY})::int)")
 
 
 THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
@@ -297,8 +276,6 @@ TOTALS = {
     "images_without_relations": "images without relations",
 }
 _STAGES = ("captions", "triplets", "matched_triplets", "candidate_texts", "relations", "kept_relations")
-# Ranges of the number of relations, and the last number of each.
-_PER_IMAGE = {"0": 0, "1": 1, "2-4": 4, "5-9": 9, "10-19": 19, "20-49": 49, "50-99": 99, "100+": math.inf}
 
 
 @dataclass(frozen=True)
@@ -363,15 +340,14 @@ class Measures:
     categories: dict[str, int]
     attributes: dict[str, int]
     thresholds: list[Level]
-    relations_per_image: dict[str, int]
     tail: LongTail
     triplets: list[TripletCount]
     triplet_kinds: int
     person_subject_share: float
     confidence: Confidence
     health: list[Check]
-    clip_score: ClipMeasures | None = None
-    vlm_score: VlmMeasures | None = None
+    clip_score: ScoreMeasures | None = None
+    vlm_score: ScoreMeasures | None = None
     assumed: str | None = None
     origins: dict[str, int] = field(default_factory=dict)
     threshold_of: str = "confidence"
@@ -380,11 +356,6 @@ class Measures:
     def rows(self) -> int:
         """All images, including error rows."""
         return sum(self.images.values())
-
-    @property
-    def named_errors(self) -> dict[str, int]:
-        """The error rows by kind, each kind with the name of an image."""
-        return {f"{kind}, such as {self.error_examples[kind]}": number for kind, number in self.errors.items()}
 
     @property
     def yields(self) -> dict[str, float | None]:
@@ -442,9 +413,6 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         """select count(confidence), count(*) - count(confidence), avg(confidence)::double,
             quantile_disc(confidence, 0.5)::double, max(confidence)::double from relations"""
     )
-    per_image = dict.fromkeys(_PER_IMAGE, 0)
-    for number, images in rows("select relations, count(*) from images where status = 'ok' group by 1"):
-        per_image[next(name for name, most in _PER_IMAGE.items() if number <= most)] += images
     return Measures(
         run=str(run.get("name", "")),
         fingerprint=str(run.get("fingerprint", "")),
@@ -459,15 +427,14 @@ def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE)
         categories=_counts(database, "select category, count(*) from objects group by 1"),
         attributes=_counts(database, "select unnest(attributes), count(*) from objects group by 1"),
         thresholds=[Level(*values) for values in zip(THRESHOLDS, *kept, strict=True)],
-        relations_per_image=per_image,
         tail=measure_long_tail(list(predicates.values())),
         triplets=[TripletCount(*row) for row in rows(_TRIPLETS)],
         triplet_kinds=kinds,
         person_subject_share=float(of_people),
         confidence=Confidence([bins.get(at, 0) for at in range(BINS)], *confidences),
         health=check_health(database, threshold),
-        clip_score=ClipMeasures(*rows(_CLIP)[0]) if database.scored else None,
-        vlm_score=VlmMeasures(*rows(_VLM)[0]) if database.has_vlm_scores else None,
+        clip_score=ScoreMeasures(*rows(_CLIP)[0]) if database.scored else None,
+        vlm_score=ScoreMeasures(*rows(_VLM)[0]) if database.has_vlm_scores else None,
         assumed=unscored_reason(run),
         origins=_counts(database, "select origin, count(*) from relations group by 1"),
         threshold_of=database.measure,

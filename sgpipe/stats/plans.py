@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
-from urllib.parse import unquote_plus
 
 import numpy as np
 from numpy.typing import NDArray
@@ -144,8 +143,6 @@ class PlanProgress:
     in the `precision`.
     """
 
-    plan: str
-    title: str
     precision: PrecisionEstimate
     strata: list[StratumPrecision]
     unsure: int
@@ -190,11 +187,8 @@ def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
     sizes, judged, correct = _tally(plan, given)
     sets = np.concatenate([np.ones((1, len(sizes)), np.int64), np.eye(len(sizes), dtype=np.int64)])
     [whole, *parts] = estimate_stratified(sets * sizes, sets * judged, sets * correct)
-    titles = {"bands": "the run, by confidence", "predicates": "the run, by predicate"}
     undecided = [q.key for q, each in zip(plan.questions, given, strict=True) if each == "unsure"]
     return PlanProgress(
-        plan=plan.plan,
-        title=titles.get(plan.kind, f"the search {unquote_plus(plan.search or 'for everything')}"),
         precision=whole,
         strata=[StratumPrecision(s.name, s.relations, s.sampled, p) for s, p in zip(plan.strata, parts, strict=True)],
         unsure=given.count("unsure"),

@@ -6,10 +6,10 @@ benchmarks/interval_coverage.py measures how often the intervals contain the tru
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_FLOOR, Decimal
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -183,14 +183,18 @@ def short_threshold(confidence: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class JudgedRelations:
-    """The confidences of judged relations, whether they are correct, and numbers of their images; all `[relations]`.
+    """The confidences of judged relations, whether they are correct, and their images and weights; all `[relations]`.
 
-    Without images, judgements are independent of each other.
+    Without images (an empty array), judgements are independent of each other.
     """
 
-    confidence: NDArray[np.float32]
+    confidence: NDArray[Any]
     correct: NDArray[np.bool_]
-    images: NDArray[np.int64] | None = None
+    images: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.int64))
+    weight: Floats = field(default_factory=lambda: np.zeros(0))
+
+    def __len__(self) -> int:
+        return len(self.correct)
 
     @cached_property
     def _bin(self) -> NDArray[np.int64]:
@@ -199,15 +203,15 @@ class JudgedRelations:
     @cached_property
     def design(self) -> float:
         """How many judgements say as little as one independent one: relations of an image are often alike."""
-        if self.images is None or not len(self.correct):
+        if not len(self.images):
             return 1.0
         at = self._bin
         mean = np.bincount(at, self.correct, _BINS) / np.maximum(np.bincount(at, minlength=_BINS), 1)
         return design_effect(self.correct - mean[at], self.images)
 
     def __getitem__(self, chosen: NDArray[np.bool_]) -> JudgedRelations:
-        images = None if self.images is None else self.images[chosen]
-        return JudgedRelations(self.confidence[chosen], self.correct[chosen], images)
+        own = (values[chosen] if len(values) else values for values in (self.images, self.weight))
+        return JudgedRelations(self.confidence[chosen], self.correct[chosen], *own)
 
     def at(self, threshold: float) -> ThresholdChoice:
         """Return the relations that a threshold keeps."""
@@ -245,20 +249,14 @@ class JudgedRelations:
         perfect = perfect_error([part.confidence for part in bins], judged / self.design, judged)
         return CalibrationQuality(sum(distances) / len(self.correct), perfect, bins)
 
-    def suggest(self, target: float) -> tuple[ThresholdChoice | None, bool]:
-        """Return the lowest threshold with a precision of `target` or more, and whether its whole interval has it.
-
-        Only without such a one it is the lowest that may reach it; None without any.
-        """
+    def suggest(self, target: float) -> ThresholdChoice | None:
+        """Return the lowest threshold whose whole interval has a precision of `target` or more; None without any."""
         thresholds = np.array(self.candidates())
         order = np.argsort(self.confidence, kind="stable")
         first = np.searchsorted(self.confidence[order], thresholds.astype(np.float32))
         correct, kept = np.append(np.cumsum(self.correct[order][::-1])[::-1], 0)[first], len(order) - first
         sure = wilson(correct / kept, kept / self.design, -1) >= target
-        for enough in (sure, correct >= target * kept):
-            if enough.any():
-                return self.at(float(thresholds[np.argmax(enough)])), enough is sure
-        return None, False
+        return self.at(float(thresholds[np.argmax(sure)])) if sure.any() else None
 
 
 def design_effect(residuals: Floats, images: NDArray[np.int64]) -> float:
@@ -326,21 +324,14 @@ class PredicateThreshold:
 
 @dataclass(frozen=True)
 class GroundTruthMeasures(CalibrationQuality):
-    """A run compared with its ground truth; `precision` and `recall` are those at `threshold`.
-
-    `suggested` and `sure`: see `JudgedRelations.suggest`, for the precision `target`.
-    """
+    """A run compared with its ground truth: its precision at `threshold`, and thresholds for the precision `target`."""
 
     images: int
     relations: int
     threshold: float
     precision: PrecisionEstimate
-    recall: float | None
-    average_precision: float | None
-    curve: list[ThresholdChoice]
     target: float
     suggested: ThresholdChoice | None
-    sure: bool
     predicates: list[PredicateThreshold]
     vlm_score: ScoreQuality | None
 
@@ -350,13 +341,10 @@ def measure_against_ground_truth(
     ground_truth: GroundTruth,
     threshold: float,
     target: float,
-    thresholds: Sequence[float],
     calibration: Calibration | None = None,
     has_vlm_scores: bool = False,
 ) -> GroundTruthMeasures:
     """Compare a run with its ground truth; with a calibration of the tagger, everything is of its probabilities.
-
-    `target`: the precision for which thresholds are suggested; `thresholds`: those of the curve.
 
     Raises UserError: the two have no image in common, or a number is out of range.
     """
@@ -367,36 +355,27 @@ def measure_against_ground_truth(
         rows = found.relations
         return JudgedRelations(rows.confidence.astype(np.float32), rows.true_positive, rows.image)
 
-    def without_nan(value: float) -> float | None:  # NaN: the mean of nothing, which JSON lacks
-        return None if math.isnan(value) else value
-
     check_share("precision", target)
     result = label_quality(run, ground_truth, threshold=threshold, calibration=calibration)
     judged, vlm_score = judged_by(result), None
     if has_vlm_scores:
         vlm_score = score_quality(judged_by(label_quality(run, ground_truth, source="vlm_score")), judged)
-    suggested, sure = judged.suggest(target)
     numbers = {name: number for number, name in enumerate(result.names)}
     predicates = []
     for row in result.predicates:
         own = result.relations.predicate == numbers[row.predicate]
         if own.any():
             part = judged[own]
-            choice, is_sure = part.suggest(target)
             precision = part.at(threshold).precision
-            predicates.append(PredicateThreshold(row.predicate, int(own.sum()), precision, choice if is_sure else None))
+            predicates.append(PredicateThreshold(row.predicate, len(part.correct), precision, part.suggest(target)))
     return GroundTruthMeasures(
         **vars(judged.calibration),
         images=result.counts["images compared"],
         relations=len(result.relations),
         threshold=threshold,
         precision=judged.at(threshold).precision,
-        recall=without_nan(result.at_threshold.recall),
-        average_precision=without_nan(result.average_precision),
-        curve=[judged.at(each) for each in thresholds],
         target=target,
-        suggested=suggested,
-        sure=sure,
+        suggested=judged.suggest(target),
         predicates=sorted(predicates, key=lambda row: -row.relations),
         vlm_score=vlm_score,
     )

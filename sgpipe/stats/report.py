@@ -1,4 +1,4 @@
-"""The audit as terminal tables and as one self-contained HTML page."""
+"""The audit as tables, on the terminal and in one self-contained HTML page, which also has plots and a gallery."""
 
 from __future__ import annotations
 
@@ -6,41 +6,64 @@ import base64
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import groupby, islice
+from dataclasses import dataclass
+from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.stats.audit import Audit, Comparison, error_text, judgement_caveats, level_at, percent, share_text
+from sgpipe.stats.audit import Audit, Comparison, error_text, name_text, percent, share_text
 from sgpipe.stats.gallery import Card
 from sgpipe.stats.judgements import JudgementMeasures
 from sgpipe.stats.measures import TOTALS, Measures
-from sgpipe.stats.precision import CalibrationBin, GroundTruthMeasures, ScoreQuality, ThresholdChoice
+from sgpipe.stats.precision import GroundTruthMeasures
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated, single_line
-from sgpipe.viz.svg import Plot, columns, curve, ranks, unit_square
+from sgpipe.viz.svg import Line, Plot, round_end
 
-_TOP, _TAIL, _TRIPLETS = 15, 5, 10
-_LONGEST = 48  # letters of a name in a table
+_TOP, _RAREST = 15, 5
 _PRECISION = ">precision (95% interval, judged)"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of both forms; heads that start with `>` are of numbers. `note`: a sentence below it."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+def tables(audit: Audit) -> dict[str, list[Table]]:
+    """Return what both forms show, by section, without the health checks."""
+    of = audit.measures.threshold_of
+    return {
+        "counts": [*_counted(audit.measures)],
+        "comparison": [*_compared(audit.comparison)],
+        "confidence": [*_against_truth(audit.ground_truth, of), *_judged(audit.judgements, of)],
+    }
 
 
 def print_tables(audit: Audit, console: Console) -> None:
     """Print the audit for a person."""
-    for part in (
-        *_measured(audit.measures),
-        *_compared(audit.comparison),
-        *_against_truth(audit.ground_truth, audit.measures.threshold_of),
-        *_judged(audit.judgements, audit.measures.threshold_of),
-    ):
-        console.print(part, soft_wrap=isinstance(part, str))
+    for table in chain(*tables(audit).values(), _failed_checks(audit.measures)):
+        heads = [head.removeprefix(">") for head in table.heads]
+        made = RichTable(title=Text(single_line(table.title)), show_header=any(heads))
+        for head, name in zip(table.heads, heads, strict=True):
+            made.add_column(Text(name), justify="right" if head.startswith(">") else "left")
+        for row in table.rows:
+            made.add_row(*(Text(single_line(cell)) for cell in row))
+        console.print(made)
+        if table.note:
+            console.print(single_line(table.note), soft_wrap=True)
     for question, group in groupby(audit.findings, lambda finding: finding.question):
         console.print(question, style="bold")
         for finding in group:
@@ -62,9 +85,7 @@ def overview(measures: Measures) -> list[tuple[str, str, str]]:
     rows.append(("error rows", f"{sum(measures.errors.values()):,}", ""))
     for key, name in TOTALS.items():
         share, lost = measures.yields.get(key), measures.in_error_rows[key]
-        if key == "kept_relations" and _is_annotated(measures):
-            each = "without a confidence"
-        elif key == "described_objects":
+        if key == "described_objects":
             each = share_text(measures.totals[key] / (measures.totals["objects"] or 1)) + " of the boxes"
         elif share is not None:
             each = f"{share:.2f} per {_BEFORE[key]}"
@@ -74,161 +95,118 @@ def overview(measures: Measures) -> list[tuple[str, str, str]]:
     return [*rows, ("relations with a person as subject", f"{measures.person_subject_share:.1%}", "")]
 
 
-def _is_annotated(measures: Measures) -> bool:
-    """Return whether all relations are annotations, which have no confidence and count at every threshold."""
-    return measures.confidence.unscored > 0 and not measures.confidence.scored
-
-
-def tail_sentence(measures: Measures) -> str:
+def _long_tail(measures: Measures) -> str:
     """Return the long tail of the predicates, in words."""
     tail = measures.tail
     if tail.kinds == 1:
         return "All relations have the same predicate."
     most = count(tail.half, "most frequent predicate accounts", "most frequent predicates account")
     head = f", the 10 most frequent for {share_text(tail.head_share)}" if tail.kinds > 10 else ""
+    rarest = ", ".join(map(name_text, list(measures.predicates)[: -_RAREST - 1 : -1]))
     return (
         f"The {most} for half of the relations{head}; {tail.singletons:,} of {count(tail.kinds, 'predicate')} "
         f"{'occurs' if tail.singletons == 1 else 'occur'} once. Gini {tail.gini:.2f}, entropy {tail.entropy:.1f} bits "
-        f"(like {count(round(tail.effective_kinds), 'equally frequent predicate')})."
+        f"(like {count(round(2**tail.entropy), 'equally frequent predicate')}). Rarest: {rarest}."
     )
 
 
-def rarest(measures: Measures) -> list[str]:
-    """Return a few of the least frequent predicates; none if there is only one."""
-    return list(measures.predicates)[: -_TAIL - 1 : -1] if measures.tail.kinds > 1 else []
-
-
-def _measured(measures: Measures) -> Iterator[Table | str]:
-    yield table(f"run {measures.run or '(unnamed)'}", ["", ">", ""], overview(measures))
-    if not _is_annotated(measures):
+def _counted(measures: Measures) -> Iterator[Table]:
+    yield Table(f"run {measures.run or '(unnamed)'}", ["", ">", ""], overview(measures))
+    if measures.confidence.scored:
         rows = []
         for level in measures.thresholds:
             kept = (f"{number:,}" for number in (level.relations, level.predicate_kinds, level.images))
-            means = (f"{mean:.2f}" if level.relations else "-" for mean in (level.per_image, level.per_pair))
+            means = (f"{mean:.2f}" if level.relations else "–" for mean in (level.per_image, level.per_pair))
             rows.append((f"{level.threshold:.2f}", *kept, *means))
-        names = [">relations", ">predicate kinds", ">images", ">per image", ">per pair"]
-        yield table("relations by threshold", [f"{measures.threshold_of} ≥", *names], rows)
-    rankings = [
-        ("predicate", "relations", measures.predicates),
-        ("attribute", "boxes", measures.attributes),
-        ("reason", "images without relations", measures.without_relations),
-        ("error", "images", measures.named_errors),
-    ]
-    for what, unit, counts in rankings:
+        heads = [">relations", ">predicate kinds", ">images", ">per image", ">per pair"]
+        yield Table("relations by threshold", [f"{measures.threshold_of} ≥", *heads], rows)
+    errors = {f"{kind}, such as {measures.error_examples[kind]}": n for kind, n in measures.errors.items()}
+    for what, many, unit, counts in (
+        ("predicate", "predicates", "relations", measures.predicates),
+        ("class", "classes", "boxes", measures.categories),
+        ("attribute", "attributes", "boxes", measures.attributes),
+        ("reason", "reasons", "images without relations", measures.without_relations),
+        ("error", "errors", "images", errors),
+    ):
         if counts:
-            total, first = sum(counts.values()), list(counts.items())[:_TOP]
-            total = measures.totals["objects"] if what == "attribute" else total
-            longest = _LONGEST if what == "predicate" else None
-            rows = [(single_line(name, longest), f"{number:,}", f"{number / total:.1%}") for name, number in first]
-            yield table(_frequent(len(counts), what, _TOP), [what, f">{unit}", ">share"], rows)
-        if counts and what == "predicate":
-            rare = ", ".join(single_line(name, _LONGEST) for name in rarest(measures))
-            yield tail_sentence(measures) + (f" Rarest: {rare}." if rare else "")
-            rows = []
-            for t in measures.triplets[:_TRIPLETS]:
-                names = [single_line(name or "(missing)", _LONGEST) for name in (t.subject, t.predicate, t.object)]
-                rows.append((*names, f"{t.relations:,}", "-" if t.confidence is None else f"{t.confidence:.2f}"))
-            heads = ["subject", "predicate", "object", ">relations", ">mean confidence"]
-            yield table(_frequent(measures.triplet_kinds, "triplet", _TRIPLETS), heads, rows)
+            total = measures.totals["objects"] if what == "attribute" else sum(counts.values())
+            rows = [(name, f"{number:,}", f"{number / total:.1%}") for name, number in islice(counts.items(), _TOP)]
+            title, note = f"most frequent of {count(len(counts), what, many)}", what == "predicate"
+            yield Table(title, [what, f">{unit}", ">share"], rows, _long_tail(measures) if note else "")
+    if measures.triplets:
+        rows = []
+        for t in measures.triplets[:_TOP]:
+            names = (t.subject or "(missing)", t.predicate, t.object or "(missing)")
+            rows.append((*names, f"{t.relations:,}", "–" if t.confidence is None else f"{t.confidence:.2f}"))
+        heads = ["subject", "predicate", "object", ">relations", ">mean confidence"]
+        yield Table(f"most frequent of {count(measures.triplet_kinds, 'triplet')}", heads, rows)
+
+
+def _failed_checks(measures: Measures) -> Iterator[Table]:
+    """Yield the health checks that found something, for the terminal; the page shows all, with advice."""
     if failed := [check for check in measures.health if check.count]:
         rows = []
         for check in failed:
-            example = ""
-            if check.examples:
-                shown = check.examples[0]
-                text, image = (single_line(part, 2 * _LONGEST) for part in (shown.text, shown.image_id))
-                example = f"{text} (image {image})"
+            example = f"{check.examples[0].text} (image {check.examples[0].image_id})" if check.examples else ""
             rows.append((check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", example))
         title = f"health: {len(failed)} of {len(measures.health)} checks found problems"
-        yield table(title, ["problem", ">count", ">share", "example"], rows)
-
-
-def _frequent(number: int, what: str, shown: int) -> str:
-    return f"most frequent of {count(number, what)}" if number > shown else count(number, what)
-
-
-def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Return a table of plain text; heads whose name starts with `>` are right-aligned."""
-    names = [name.removeprefix(">") for name in heads]
-    made = Table(title=Text(single_line(title)), show_header=any(names))
-    for column, name in zip(heads, names, strict=True):
-        made.add_column(Text(name), justify="right" if column.startswith(">") else "left")
-    for row in rows:
-        made.add_row(*(Text(single_line(cell)) for cell in row))
-    return made
+        yield Table(title, ["problem", ">count", ">share", "example"], rows)
 
 
 def _compared(comparison: Comparison | None) -> Iterator[Table]:
     """Yield what changed compared with another run."""
     if comparison is None:
         return
-    heads = [f">{single_line(comparison.other, _LONGEST)}", ">this run"]
-    counts = [(row.name, f"{row.before:,}", f"{row.after:,}", row.text) for row in comparison.counts]
-    yield table("what changed", ["", *heads, ">change"], counts)
+    heads = [f">{comparison.other}", ">this run"]
+    rows = []
+    for name, (before, after) in comparison.counts.items():
+        change = f"{after - before:+,}" if after != before else "–"
+        relative = f" ({(after - before) / before:+.0%})" if before and after != before else ""
+        rows.append((name, f"{before:,}", f"{after:,}", change + relative))
+    yield Table("what changed", ["", *heads, ">change"], rows)
     only = f"{comparison.gained:,} only in this run, {comparison.lost:,} only in the other"
     titles = {"predicate": f"predicates whose share changed most; {only}", "check": "health of both runs"}
     for what, changes in (("predicate", comparison.predicates), ("check", comparison.health)):
-        shares = [(row.name, f"{row.before:.1%}", f"{row.after:.1%}") for row in changes]
-        if shares or what == "predicate":
-            yield table(titles[what], [what, *heads], shares)
+        shares = [(name, f"{before:.1%}", f"{after:.1%}") for name, (before, after) in changes.items()]
+        yield Table(titles[what], [what, *heads], shares)
 
 
-def _against_truth(truth: GroundTruthMeasures | None, threshold_of: str) -> Iterator[Table]:
-    """Thresholds that reach the target precision, and the calibration of the confidences."""
+def _against_truth(truth: GroundTruthMeasures | None, of: str) -> Iterator[Table]:
+    """Yield thresholds that reach the target precision, and the calibration of the confidences."""
     if truth is None:
         return
-    choices = [("all", truth.relations, truth.precision, truth.suggested if truth.sure else None)]
+    choices = [("all", truth.relations, truth.precision, truth.suggested)]
     choices += [(row.predicate, row.relations, row.at_threshold, row.suggested) for row in truth.predicates[:_TOP]]
     rows = []
     for predicate, relations, precision, suggested in choices:
         choice = ("not shown", "0") if suggested is None else (suggested.text, f"{suggested.kept:,}")
-        rows.append((single_line(predicate, _LONGEST), f"{relations:,}", str(precision), *choice))
-    names = ["predicate", ">relations", f">precision at {truth.threshold:.2f}", ">threshold", ">keeps"]
-    target, images = percent(truth.target), count(truth.images, "image")
-    yield table(f"thresholds for a precision of {target}, by the ground truth of {images}", names, rows)
-    yield _bins(f"calibration{_error(truth)}", threshold_of, truth.reliability)
-    yield from _vlm_table(truth.vlm_score)
+        rows.append((predicate, f"{relations:,}", str(precision), *choice))
+    heads = ["predicate", ">relations", f">precision at {truth.threshold:.2f}", ">threshold", ">keeps"]
+    title = f"thresholds for a precision of {percent(truth.target)}, by the ground truth of "
+    yield Table(title + count(truth.images, "image"), heads, rows)
+    title = "calibration"
+    if truth.calibration_error is not None:
+        title += f" (calibration error {error_text(truth.calibration_error, truth.perfect_error)})"
+    bins = [(f"{b.start:.1f} to {b.stop:.1f}", f"{b.confidence:.2f}", str(b.precision)) for b in truth.reliability]
+    yield Table(title, [of, ">mean", _PRECISION], bins)
 
 
-def _judged(judged: JudgementMeasures | None, threshold_of: str) -> Iterator[Table]:
-    """People's judgements by stratum, and what thresholds keep of the judged relations."""
+def _judged(judged: JudgementMeasures | None, of: str) -> Iterator[Table]:
+    """Yield people's judgements by stratum, and what thresholds keep of the judged relations."""
     if judged is None:
         return
     if (recall := judged.recall) is not None and recall.recall.value is not None:
-        found = [
-            ("all", recall.recall),
-            ("pairs of boxes, any predicate", recall.pairs),
-            *islice(recall.predicates.items(), _TOP),
-        ]
-        cells = [(single_line(name, _LONGEST), str(each)) for name, each in found]
-        yield table("recall of what people name", ["relations", ">recall (95% interval, named)"], cells)
-    if plans := [(each.title, f"{each.open:,}", str(each.precision)) for each in judged.judgements.plans]:
-        yield table("plans", ["sample of", ">open", _PRECISION], plans)
-    if not judged.judged:
-        return
-    first = "predicate" if judged.strata == "predicates" else "confidence"
-    strata = [(row.name, f"{row.relations:,}", str(row.precision)) for row in judged.bands]
-    title = f"people judged {count(judged.judged, 'relation')}{_error(judged)}"
-    yield table(title, [first, ">relations", _PRECISION], strata)
-    rows = [(f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision)) for choice in judged.curve]
-    title = f"precision by threshold, weighted by the relations of {judged.strata}"
-    yield table(title, [f"{threshold_of} ≥", ">relations", _PRECISION], rows)
-    yield from _vlm_table(judged.vlm_score)
-
-
-def _vlm_table(vlm_score: ScoreQuality | None) -> Iterator[Table]:
-    if vlm_score is not None and vlm_score.reliability:
-        yield _bins("scores of the vision-language model", "score", vlm_score.reliability)
-
-
-def _bins(title: str, of: str, bins: Sequence[CalibrationBin]) -> Table:
-    rows = [(f"{part.start:.1f} to {part.stop:.1f}", f"{part.confidence:.2f}", str(part.precision)) for part in bins]
-    return table(title, [of, ">mean", _PRECISION], rows)
-
-
-def _error(found: GroundTruthMeasures | JudgementMeasures) -> str:
-    error = found.calibration_error
-    return "" if error is None else f" (calibration error {error_text(error, found.perfect_error)})"
+        found = {"all": recall.recall, "pairs of boxes, any predicate": recall.pairs}
+        named = [(name, str(each)) for name, each in (*found.items(), *islice(recall.predicates.items(), _TOP))]
+        yield Table("recall of what people name", ["relations", ">recall (95% interval, named)"], named)
+    if judged.judged:
+        first = "predicate" if judged.strata == "predicates" else "confidence"
+        rows = [(row.name, f"{row.relations:,}", str(row.precision)) for row in judged.bands]
+        title = f"people judged {count(judged.judged, 'relation')}"
+        yield Table(title, [first, ">relations", _PRECISION], rows)
+        title = f"precision by threshold, weighted by the relations of {judged.strata}"
+        rows = [(f"{each.threshold:.2f}", f"{each.relations or 0:,}", str(each.precision)) for each in judged.curve]
+        yield Table(title, [f"{of} ≥", ">relations", _PRECISION], rows)
 
 
 def render(page: str, values: dict[str, Any]) -> str:
@@ -237,9 +215,7 @@ def render(page: str, values: dict[str, Any]) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["count"] = count
-    environment.filters["isolated"] = isolated
+    environment.filters |= {"count": count, "isolated": isolated, "thousands": lambda number: f"{number:,}"}
     environment.globals["svg"] = lambda plot: Markup(plot.inline())  # escapes its own texts
     style, script = (loader.get_source(environment, name)[0] for name in ("style.css", f"{page}.js"))
     # The browser runs only this script, whatever a caption contains.
@@ -250,84 +226,38 @@ def render(page: str, values: dict[str, Any]) -> str:
 
 def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float = TRAINING_CONFIDENCE) -> None:
     """Write the report page; `threshold` is the initial value of the gallery's confidence filter."""
-    measures, level = audit.measures, level_at(audit.measures)
-    failed = sum(check.count > 0 for check in measures.health)
     edges = [edge for card in cards for edge in card.edges]
     categories = ({edge.subject.category, edge.object.category} for edge in edges)
+    sections = [(name, found, _plots(audit) if name == "confidence" else []) for name, found in tables(audit).items()]
     values = {
-        "title": measures.run or file.stem,
-        "measures": measures,
-        "tiles": [
-            ("images", f"{measures.rows:,}"),
-            ("relations", f"{measures.totals['relations']:,}"),
-            (f"of {measures.threshold_of} ≥ {TRAINING_CONFIDENCE:.2f}", f"{level.relations:,}"),
-            ("per image with relations", f"{level.per_image:.1f}"),
-            ("predicates", f"{measures.tail.kinds:,}"),
-            ("health checks that found problems", f"{failed} of {len(measures.health)}"),
-        ],
+        "title": audit.measures.run or file.stem,
+        "measures": audit.measures,
         "findings": [(question, list(group)) for question, group in groupby(audit.findings, lambda f: f.question)],
-        "overview": overview(measures),
-        "tail": tail_sentence(measures) if measures.predicates else "There are no relations.",
-        "rarest": rarest(measures),
-        "predicates": list(measures.predicates.items()),
-        "categories": list(measures.categories.items()),
-        "plots": _plots(measures),
-        "confidence_plots": _confidence_plots(audit),
-        "ground_truth": audit.ground_truth,
-        "caveats": [] if audit.judgements is None else list(judgement_caveats(audit.judgements)),
-        "judged": audit.judgements,
-        "comparison": audit.comparison,
+        "sections": [section for section in sections if any(section[1:])],
         "cards": cards,
         "shown_predicates": Counter(edge.predicate for edge in edges).most_common(),
         "shown_categories": Counter(name for pair in categories for name in pair).most_common(),
         "threshold": threshold,
-        "trained_on": TRAINING_CONFIDENCE,
-        "percent": percent,
-        "error_text": error_text,
     }
     write_result_text(file, render("report", values))
 
 
-def _plots(measures: Measures) -> list[Plot]:
-    if not measures.predicates:
-        return []
-    levels = measures.thresholds
-    texts = [
-        f"≥ {level.threshold:.2f}: {count(level.relations, 'relation')} in {count(level.images, 'image')}"
-        for level in levels
-    ]
-    points = [(level.threshold, float(level.relations)) for level in levels]
-    kept = curve("What a threshold keeps", points, f"minimum {measures.threshold_of}", "relations", texts)
-    return [
-        *([kept] if measures.confidence.scored else []),
-        columns("Relations per image", measures.relations_per_image, "relations", "images"),
-        ranks("Predicates by rank", list(measures.predicates.values()), "rank of the predicate", "relations"),
-    ]
-
-
-def _confidence_plots(audit: Audit) -> list[Plot]:
-    plots, ground_truth, judged, of = [], audit.ground_truth, audit.judgements, audit.measures.threshold_of
+def _plots(audit: Audit) -> list[Plot]:
+    plots, of = [], audit.measures.threshold_of
     if audit.measures.confidence.scored:
         histogram = audit.measures.confidence.histogram
         bins = {f"{at / len(histogram):.2f}": count for at, count in enumerate(histogram)}
-        plots.append(columns("Distribution of confidences", bins, "confidence from", "relations", every=2))
-    if ground_truth is not None:
-        points = [(part.confidence, part.precision.value or 0.0) for part in ground_truth.reliability]
-        texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in ground_truth.reliability]
-        lines = [("guide", "", [(0.0, 0.0), (1.0, 1.0)], ["", ""]), ("main", "", points, texts)]
-        plots.append(unit_square("Calibration", lines, f"mean {of}", "precision"))
-        plots.append(_threshold_plot("Precision by threshold (ground truth)", ground_truth.curve, of))
-    if judged is not None and judged.judged:
-        plots.append(_threshold_plot("Precision by threshold (judgements)", judged.curve, of))
+        top = round_end(max(histogram))
+        plots.append(Plot("Distribution of confidences", "confidence from", "relations", (), bins, 2, y_end=top))
+    if audit.ground_truth is not None:
+        parts = audit.ground_truth.reliability
+        points = [(part.confidence, part.precision.value or 0.0) for part in parts]
+        texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in parts]
+        guide = Line([(0, 0), (1, 1)], kind="guide")
+        plots.append(Plot("Calibration", f"mean {of}", "precision", [guide, Line(points, texts)]))
+    if audit.judgements is not None and audit.judgements.judged:
+        known = [choice for choice in audit.judgements.curve if choice.kept]
+        points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
+        texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]
+        plots.append(Plot("Precision by threshold", f"minimum {of}", "precision", [Line(points, texts)]))
     return plots
-
-
-def _threshold_plot(name: str, choices: list[ThresholdChoice], of: str) -> Plot:
-    known = [choice for choice in choices if choice.kept]
-    points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
-    texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]
-    sizes = [choice.kept if choice.relations is None else choice.relations for choice in known]
-    kept = [(choice.threshold, size / max(sizes)) for choice, size in zip(known, sizes, strict=True)]
-    counts = [f"keeps {size:,}" for size in sizes]
-    lines = [("main", "precision", points, texts), ("second", "share kept", kept, counts)]
-    return unit_square(name, lines, f"minimum {of}", "share")

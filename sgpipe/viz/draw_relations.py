@@ -6,6 +6,7 @@ Link geometry, which the HTML report uses too, is in pixels with y downwards; re
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -163,14 +164,9 @@ def fit(text: str, letters: Font, width: float) -> str:
     text = single_line(text)
     if letters.getlength(text) <= width:
         return text
-    low, high = 0, len(text)  # bisection for the longest prefix that fits
-    while low < high:
-        middle = (low + high + 1) // 2
-        if letters.getlength(text[:middle].rstrip() + "…") <= width:
-            low = middle
-        else:
-            high = middle - 1
-    return text[:low].rstrip() + "…"
+    ends = range(1, len(text) + 1)
+    longest = bisect_right(ends, width, key=lambda end: letters.getlength(text[:end].rstrip() + "…"))
+    return text[:longest].rstrip() + "…"
 
 
 def draw_relations(
@@ -180,22 +176,22 @@ def draw_relations(
 
     Other objects get a thin outline; without relations, all get their names. Texts overlap as little as possible.
     """
-    scale = _SCALE * _fit_scale(record, width)
+    scale = _SCALE * min(width / max(record.width, 1), 1.5 * width / max(record.height, 1))
     size = (max(_SCALE, round(record.width * scale)), max(_SCALE, round(record.height * scale)))
     canvas = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
     pen, letters, room = ImageDraw.Draw(canvas, "RGBA"), font(text_height * _SCALE), TextPlacer(*size)
-    corners = [_corners(box.bbox, scale, size) for box in record.objects]
+    boxes = [corners(box.bbox, scale, size) for box in record.objects]
     nothing = {index for index, box in enumerate(record.objects) if box.is_nothing}
     used = [index for index in drawn_objects(record, relations) if index not in nothing]
-    for index in set(range(len(corners))) - {*used, *nothing}:
-        pen.rectangle(corners[index], outline=(255, 255, 255, 130), width=_SCALE)
+    for index in set(range(len(boxes))) - {*used, *nothing}:
+        pen.rectangle(boxes[index], outline=(255, 255, 255, 130), width=_SCALE)
     for index in used:
-        pen.rectangle(corners[index], outline=colour_of(index), width=2 * _SCALE)
-    room.objects = [corners[index] for index in used]
+        pen.rectangle(boxes[index], outline=colour_of(index), width=2 * _SCALE)
+    room.objects = [boxes[index] for index in used]
 
     links: dict[tuple[int, int], tuple[list[Point], list[str]]] = {}
     for relation in relations:
-        ends = corners[relation.subject], corners[relation.object]
+        ends = boxes[relation.subject], boxes[relation.object]
         alone = relation.object in nothing or relation.subject == relation.object
         points = [middle(ends[0])] if alone else curve(*ends, 24 * _SCALE)
         certainty = "" if relation.confidence is None else f" {relation.confidence:.2f}"
@@ -215,9 +211,9 @@ def draw_relations(
     names = object_names(record.objects)
     texts = {index: fit(names[index], letters, size[0] - 12 * _SCALE) for index in used}
     high = (text_height + 5) * _SCALE
-    spots = {i: room.place_beside(corners[i], (letters.getlength(texts[i]) + 8 * _SCALE, high)) for i in used}
+    spots = {i: room.place_beside(boxes[i], (letters.getlength(texts[i]) + 8 * _SCALE, high)) for i in used}
     for index, spot in spots.items():  # a line to its box, which is hidden if the name stands at it
-        left, top, right, bottom = corners[index]
+        left, top, right, bottom = boxes[index]
         x, y = middle(spot)
         nearest = (min(max(x, left), right), min(max(y, top), bottom))
         pen.line(((x, y), nearest), fill=colour_of(index), width=_SCALE)
@@ -241,28 +237,17 @@ def draw_marks(image: Image.Image, boxes: Sequence[Rectangle], side: int) -> Ima
     return draw_relations(image, record, [], width, _MARK)
 
 
-def _corners(bbox: Rectangle, scale: float, size: Point) -> Rectangle:
+def corners(bbox: Rectangle, scale: float, size: Point) -> Rectangle:
+    """Return the xyxy corners of an xywh box in an image that is scaled to this size, without what is outside."""
     left, top, width, height = (value * scale for value in bbox)
     right, bottom = min(left + width, size[0] - 1), min(top + height, size[1] - 1)
     left, top = max(left, 0), max(top, 0)
     return (left, top, max(right, left), max(bottom, top))
 
 
-def _fit_scale(record: Record, width: float) -> float:
-    """Return the scale at which the image is `width` pixels wide and at most 1.5 times as high."""
-    return min(width / max(record.width, 1), 1.5 * width / max(record.height, 1))
-
-
 def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """Draw the image, or a grey placeholder, `width` pixels wide, and a list of the relations below."""
-    if image is not None:
-        top = draw_relations(image, record, relations, width)
-    else:
-        top = Image.new("RGB", (width, max(round(record.height * _fit_scale(record, width)), 4 * _TEXT)), "#c9ccd1")
-        pen, letters = ImageDraw.Draw(top), font(_TEXT)
-        for number, text in enumerate(("no image", record.file_name)):
-            at = (width / 2, top.height / 2 + (2 * number - 1) * _TEXT)
-            pen.text(at, fit(text, letters, width - 12), fill=_INK, font=letters, anchor="mm")
+    """Draw on the image, or on grey if there is none, `width` pixels wide, and list the relations below."""
+    top = draw_relations(image or Image.new("RGB", (1, 1), "#c9ccd1"), record, relations, width)
     bottom = _listing(record, relations, width)
     card = Image.new("RGB", (width, top.height + bottom.height), _PAPER)
     card.paste(top, ((width - top.width) // 2, 0))

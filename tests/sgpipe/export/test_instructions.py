@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from benchmarks.instructions import BOX, TEMPLATES, Checked, World, check
-from sgpipe.calibration import Calibration, ExpectedPrecision, scoring_of_run
+from sgpipe.calibration import Calibration, scoring_of_run
 from sgpipe.cli.main import app
 from sgpipe.export.instructions import English, Instructions, load_phrases, plain_name, quotas
 from sgpipe.export.rows import ExportRows
@@ -79,8 +79,7 @@ def labelled(root: Path, made: Sequence[Record], *, threshold: float = 0.0, rows
 
 def calibrated(run: Path) -> Path:
     """A file by which confidences are probabilities."""
-    level = ExpectedPrecision(threshold=0.9, precision=0.96, low=0.93, kept=0.4)
-    values: dict[str, Any] = {"images": 100, "judged": 1000, "correct": 500, "lowest": 0.0005, "levels": [level]}
+    values: dict[str, Any] = {"images": 100, "judged": 1000, "correct": 500, "lowest": 0.0005, "levels": [(0.9, 0.93)]}
     tagger = scoring_of_run(Manifest.load(run).run)
     Calibration(run="r", tagger=tagger, judged_by="people", slope=1, offset=0, **values).save(
         run.parent / "calibration.json"

@@ -9,7 +9,8 @@ import pytest
 
 from sgpipe.calibration import choose_threshold, load_calibration, stored
 from sgpipe.errors import UserError
-from sgpipe.stats.calibrate import Judgements, calibrate
+from sgpipe.stats.calibrate import calibrate
+from sgpipe.stats.precision import JudgedRelations
 from sgpipe.storage.index import open_run
 from tests.sgpipe.stats.runs import invoke, judge, make_shards, scene
 
@@ -46,7 +47,7 @@ def test_half_of_the_images_judge_the_other_half(calibrated):
     assert 0.01 < exact < 0.06
     assert all(row["precision"] >= row["target"] for row in report["kept_for_a_target_precision"] if row["kept"])
     calibration = load_calibration(file)
-    assert 400 < calibration.held_out.judged < 500
+    assert 400 < report["counts"]["judged held out"] < 500
     assert 1.7 < calibration.slope < 2.3
     assert 0.7 < calibration.offset < 1.3
     assert report["counts"]["judged"] == 900
@@ -70,10 +71,9 @@ def test_a_probability_is_a_minimum_confidence(calibrated):
 def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
     calibration = load_calibration(calibrated[1])
     chosen = calibration.probability_for(0.9)
-    above = [level for level in calibration.levels if level.threshold >= chosen]
-    below = [level for level in calibration.levels if level.threshold < chosen]
-    assert above[0].low >= 0.9 > below[-1].low
-    assert all(level.low <= level.precision for level in calibration.levels)
+    above = [shown for least, shown in calibration.levels if least >= chosen]
+    below = [shown for least, shown in calibration.levels if least < chosen]
+    assert above[0] >= 0.9 > below[-1]
     everything = calibration.threshold(calibration.probability_for(0.01))
     assert everything == pytest.approx(calibration.lowest)  # but nothing of which nothing is known
     assert choose_threshold(calibrated[1], 0.5, 0.9) == calibration.threshold(chosen)
@@ -88,9 +88,9 @@ def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
             calibration.probability_for(wrong)
 
 
-def judgements(confidence, correct, images=None) -> Judgements:
+def judgements(confidence, correct, images=None) -> JudgedRelations:
     names = np.array(images or [str(n) for n in range(len(confidence))], object)
-    return Judgements("people", names, np.array(confidence), np.array(correct, bool), np.ones(len(confidence)))
+    return JudgedRelations(np.array(confidence), np.array(correct, bool), names, np.ones(len(confidence)))
 
 
 def test_a_precision_is_kept_although_few_relations_are_judged(runs):

@@ -10,9 +10,9 @@ from sgpipe.records import Attribute, Box
 from sgpipe.stats.audit import Audit, compare
 from sgpipe.stats.gallery import open_records, sample_images, write_sheet
 from sgpipe.stats.measures import measure
-from sgpipe.stats.report import render
+from sgpipe.stats.report import render, tables
 from sgpipe.storage.index import open_run
-from sgpipe.viz.svg import curve
+from sgpipe.viz.svg import Line, Plot
 from tests.sgpipe.stats.forms import assert_forms_agree
 from tests.sgpipe.stats.runs import PERSON, invoke, judge, labelled_records, make_shards, scene
 from tests.sgpipe.training.data.runs import make_run, plain_record
@@ -62,13 +62,13 @@ def test_two_runs_are_compared(tmp_path):
     before = measure(make_shards(tmp_path / "a", [scene("0", [(0, "on", 1), (0, "near", 2)])]))
     after = measure(make_shards(tmp_path / "b", [scene("0", [(0, "on", 1), (2, "at", 0), (1, "at", 1)]), scene("1")]))
     changes = compare(before, after)
-    counts = {row.name: (row.before, row.after, row.text) for row in changes.counts}
-    assert counts["images"] == (1, 2, "+1 (+100%)")
-    assert counts["relations"] == (2, 3, "+1 (+50%)")
-    assert counts["captions"] == (0, 0, "–")
-    assert [row.name for row in changes.predicates] == ["at", "near", "on"]
+    counts = {rows[0]: rows[1:] for rows in tables(Audit(after, comparison=changes))["comparison"][0].rows}
+    assert counts["images"] == ("1", "2", "+1 (+100%)")
+    assert counts["relations"] == ("2", "3", "+1 (+50%)")
+    assert counts["captions"] == ("0", "0", "–")
+    assert list(changes.predicates) == ["at", "near", "on"]
     assert (changes.gained, changes.lost) == (1, 1)
-    assert [(row.name, row.after) for row in changes.health] == [("objects related to themselves", 1 / 3)]
+    assert changes.health == {"objects related to themselves": (0, 1 / 3)}
 
 
 def test_a_run_without_labels_says_so_in_all_forms(tmp_path):
@@ -93,7 +93,7 @@ def test_text_that_runs_the_other_way_turns_nothing_round(tmp_path):
     judge(tmp_path / "run", 2, lambda question: "right", "predicates")
     invoke("stats", tmp_path / "run", "--html", tmp_path / "r.html", "--compare", other, "--truth", tmp_path / "run")
     assert_not_turned((tmp_path / "r.html").read_text(encoding="utf-8"))
-    plot = curve(TURNED, [(1.0, 1.0)], "step", "loss", ["step 1: 1.000"])
+    plot = Plot(TURNED, "step", "loss", [Line([(1.0, 1.0)], ["step 1: 1.000"])])
     cells = {"titles": [TURNED], "rows": [[HEBREW, TURNED]], "steps": [(TURNED, HEBREW, "1 s")], "plots": [plot]}
     assert_not_turned(render("reproduction", {"title": f"{HEBREW}{TURNED}", "note": TURNED, **cells}))
 

@@ -152,7 +152,7 @@ def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, populati
         for question in plan.questions[:number]:
             say(log, question, rng.choice(["right", "right", "wrong"]), plan=plan.plan)
     found = measured(run, log.file)
-    assert (found.judgements.plan, found.judged, found.strata) == ("many", 50, "predicates")
+    assert (found.plan, found.judged, found.strata) == ("many", 50, "predicates")
     live = measure_plan(many, log)
     assert (found.precision, found.low, found.high) == (live.precision.value, live.precision.low, live.precision.high)
     assert found.bands == live.strata
@@ -179,7 +179,8 @@ def test_judgements_become_precision_weighted_by_the_bands(run):
             return "unsure"
         return (None, "wrong", "right")[question.stratum]
 
-    found = measured(run, judge(run, 65, decide))
+    file = judge(run, 65, decide)
+    found = measured(run, file)
     assert (found.judged, found.unsure, found.open) == (59, 1, 5)
     assert found.precision == pytest.approx(300 / 340)
     assert found.low < 300 / 340 < found.high
@@ -187,12 +188,11 @@ def test_judgements_become_precision_weighted_by_the_bands(run):
     assert found.covered == pytest.approx(340 / 345)
     assert (found.if_unsure_wrong, found.if_unsure_right) == pytest.approx((290 / 340, 300 / 340))
     assert [(row.precision.correct, row.precision.judged) for row in found.bands] == [(0, 0), (0, 30), (29, 29)]
-    assert found.suggested.threshold == pytest.approx(0.6)
+    assert found.suggested is None  # 29 of 29 show 88 %
+    assert measured(run, file, 0.85).suggested.threshold == pytest.approx(0.6)
     assert [(choice.kept, choice.precision.value) for choice in found.curve] == [
         (59, pytest.approx(300 / 340)), (29, 1)
     ]  # fmt: skip
-    assert found.predicates["on"].value == pytest.approx(100 / 140)
-    assert (found.predicates["at"].value, found.predicates["at"].high) == (1, 1)
 
 
 def test_a_suggested_threshold_selects_the_relations_that_it_counts(tmp_path):

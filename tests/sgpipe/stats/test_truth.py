@@ -1,7 +1,6 @@
 """Ground truth, and the scores of a vision-language model, in the audit."""
 
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from sgpipe.storage.shards import VLM_SCORE, read_file, write_copy
 from tests.sgpipe.stats.forms import assert_forms_agree
 from tests.sgpipe.stats.runs import invoke, judge, make_shards, scene
 
-THRESHOLDS = (0.2, 0.5)
 TRUE = [scene(str(n), [(0, "holding", 2), (1, "near", 2)]) for n in range(20)]
 
 
@@ -41,18 +39,15 @@ def compare(run, truth, *numbers):
 
 
 def test_thresholds_that_reach_a_precision(runs):
-    found = compare(*runs, 0.2, 0.9, THRESHOLDS)
+    found = compare(*runs, 0.2, 0.9)
     assert (found.images, found.relations) == (20, 60)
     assert (found.precision.correct, found.precision.judged) == (30, 40)
-    assert found.recall == 30 / 40
-    assert found.suggested.threshold == pytest.approx(0.9)
-    assert found.suggested.kept == 20
-    assert not found.sure  # 20 of 20 show 84 %
-    assert [compare(*runs, 0.2, target, THRESHOLDS).suggested.kept for target in (0.8, 0.5)] == [20, 40]
-    assert [choice.kept for choice in found.curve] == [40, 20]
+    assert found.suggested is None  # 20 of 20 show 84 %
+    assert [compare(*runs, 0.2, target).suggested.kept for target in (0.8, 0.5)] == [20, 40]
+    assert compare(*runs, 0.2, 0.8).suggested.threshold == pytest.approx(0.9)
     rows = {row.predicate: row for row in found.predicates}
     assert rows["holding"].suggested is rows["near"].suggested is rows["under"].suggested is None
-    rows = {row.predicate: row.suggested for row in compare(*runs, 0.2, 0.7, THRESHOLDS).predicates}
+    rows = {row.predicate: row.suggested for row in compare(*runs, 0.2, 0.7).predicates}
     assert (rows["holding"].kept, rows["near"].kept, rows["under"]) == (20, 10, None)  # near: wrong at 0.05
     bins = [(round(part.confidence, 2), part.precision.value) for part in found.reliability]
     assert bins == [(0.05, 0.0), (0.3, 0.5), (0.9, 1.0)]
@@ -60,10 +55,11 @@ def test_thresholds_that_reach_a_precision(runs):
 
 def test_a_run_without_a_confident_relation(tmp_path, runs):
     weak = make_shards(tmp_path / "weak", [scene(str(n), [(0, "holding", 2, 0.01)]) for n in range(20)])
-    found = compare(weak, runs[1], 0.2, 0.9, THRESHOLDS)
+    found = compare(weak, runs[1], 0.2, 0.9)
     assert found.precision.value is None
     result = invoke("stats", weak, "--truth", runs[1], "--json")
     assert "NaN" not in result.stdout
+    assert json.loads(result.stdout)["ground_truth"]["precision"]["value"] is None
 
 
 @pytest.fixture
@@ -96,8 +92,9 @@ def test_ground_truth_says_how_good_it_is(scored: tuple[Path, Path], tmp_path: P
     expected = (20 * 0.05 + 10 * 0.25 + 10 * 0.25 + 19 * 0.15) / 59
     assert found["calibration_error"] == pytest.approx(expected, abs=1e-6)
     assert [part["precision"]["judged"] for part in found["reliability"]] == [19, 10, 10, 20]
-    text = invoke("stats", scored[0], "--truth", scored[1]).stdout
-    assert re.search(r"0.9 to 1.0.*?0.95.*?100.0% \(83.9% to 100.0%, of 20\)", text, re.DOTALL)
+    [text] = [each["text"] for each in report["findings"] if "model, judged by ground truth" in each["text"]]
+    assert "in 100.0% of pairs" in text
+    assert f"calibration error is {expected:.3f}" in text
     assert_forms_agree(scored[0], tmp_path, "--truth", scored[1])
 
 
