@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.records import ORIGINS, origins_pattern
 from sgpipe.storage.health_rules import MARKS, Marked
 from sgpipe.storage.index import RunNames, name_form
+from sgpipe.storage.judgements import describe_invalid
 from sgpipe.utils.console import single_line
 
 Names = tuple[str, ...] | None  # one of these; None: any
 
 _LONGEST = 500  # characters of a query
-_COMPARED = 5000  # names, when one is suggested
 _FORM = "a relation is SUBJECT PREDICATE OBJECT, such as person riding *"
+_ORIGINS = {f"origin:{name}": name for name in ORIGINS}
 
 
 class QueryError(UserError):
@@ -104,7 +105,6 @@ class _Parser:
     def __init__(self, text: str, vocabulary: RunNames) -> None:
         self._tokens, self._vocabulary = list(_tokens(text)), vocabulary
         self._furthest = 0  # the token at which a name was missing
-        self._expected: set[str] = set()  # there
 
     def terms(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """Yield fields of a query, and what is added to them."""
@@ -122,11 +122,8 @@ class _Parser:
         token, without = self._tokens[at], "without_" if negated else ""
         if token.kind == "caption":
             return f"{without}captions", (token.text,), at + 1
-        if token.kind == "word" and token.text.startswith("origin:"):
-            if (origin := token.text.removeprefix("origin:")) not in ORIGINS:
-                message = f"origin:{single_line(origin, 40)}: expected one of {', '.join(ORIGINS)}"
-                raise QueryError(message, token.position)
-            return f"{without}origins", (origin,), at + 1
+        if token.kind == "word" and token.text in _ORIGINS:
+            return f"{without}origins", (_ORIGINS[token.text],), at + 1
         for subject, then in self._names(at, "class"):
             for predicate, later in self._names(then, "predicate"):
                 for object_, after in self._names(later, "class"):
@@ -145,17 +142,15 @@ class _Parser:
         if self._tokens[at].kind == "*":
             yield None, at + 1
             return
-        any_found = False
-        for names, after in self._name(at, kind):
-            any_found = True
+        found = list(self._name(at, kind))
+        for names, after in found:
             if self._tokens[after].kind != "|":
                 yield names, after
                 continue
             for more, end in self._names(after + 1, kind):
                 yield None if more is None else (*names, *more), end
-        if not any_found and at >= self._furthest:
-            self._expected = {kind} if at > self._furthest else self._expected | {kind}
-            self._furthest = at
+        if not found:
+            self._furthest = max(self._furthest, at)
 
     def _name(self, at: int, kind: str) -> Iterator[tuple[tuple[str, ...], int]]:
         known, first = self._vocabulary.names[kind], self._tokens[at]
@@ -179,12 +174,7 @@ class _Parser:
         if token.kind not in ("word", "name"):
             where = "ends too early" if token.kind == "end" else f"has {token.text} in a wrong place"
             return QueryError(f"the query {where}: {_FORM}", token.position)
-        kinds = sorted(self._expected)
-        known = [form for kind in kinds for form in self._vocabulary.names[kind]]
-        near = get_close_matches(name_form(token.text), known[:_COMPARED], 1)
-        advice = f"; did you mean {near[0]}?" if near else ""
-        message = f"the run has no {' or '.join(kinds)} {single_line(token.text, 60)!r}{advice}"
-        return QueryError(message, token.position)
+        return QueryError(f"the run has no class or predicate {single_line(token.text, 60)!r} here", token.position)
 
 
 @dataclass(frozen=True)
@@ -195,7 +185,6 @@ class Queue:
     title: str
     count: int
     advice: str
-    of: Marked
 
 
 WITHOUT = "without_relations"
@@ -224,50 +213,40 @@ def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
 
 Order = Literal["confidence", "-confidence", "rarity", "clip_score", "vlm_score", "shuffle"]
 ORDERS: tuple[Order, ...] = get_args(Order)
-JUDGED = ("right", "wrong", "unsure", "changed", "conflict", "none")
-
-# Parameters of a URL that can be repeated, and the fields they fill.
-FIELDS = {
-    "subject": "subjects",
-    "predicate": "predicates",
-    "object": "objects",
-    "dataset": "datasets",
-    "split": "splits",
-    "status": "statuses",
-    "judged": "judged",
-    "origin": "origins",
-}
-_OF_RELATIONS = {"subjects": "subject_category", "predicates": "predicate", "objects": "object_category"}
-_OF_BOTH = {"datasets": "dataset", "splits": "split", "statuses": "status"}
-_LARGEST_SEED = 2**31 - 1
+_TRIPLET = ("subject", "predicate", "object")
+_OF_BOTH = {name: name for name in ("dataset", "split", "status")}
+_OF_RELATIONS = {"subject": "subject_category", "predicate": "predicate", "object": "object_category"}
+FIELDS = (*_TRIPLET, *_OF_BOTH, "judged", "origin")  # that can be repeated in a URL
+_SINGLE = ("low", "high", "queue", "order", "seed")
 _MOST_VALUES, _MOST_CHARACTERS = 100, 5000  # of a search: each of the hundreds of links of a page repeats them
 
 
-@dataclass(frozen=True)
-class Filters:
+class Filters(BaseModel):
     """A search: the whole state of the gallery's URL, apart from the page.
 
     Attributes:
-        judged: some of `JUDGED`. queue: the key of one of `queues(index)`.
+        queue: the key of one of `queues(index)`.
         low, high: bounds of the confidence, both included. A relation without confidence counts as 1.
         order: the most confident first, or the least (-confidence), the rarest triplets, the lowest scores by CLIP or a
             vision-language model; shuffle: by `seed`. Images are in the order of the run, or shuffled.
     """
 
-    query: Query = field(default_factory=Query)
-    subjects: tuple[str, ...] = ()
-    predicates: tuple[str, ...] = ()
-    objects: tuple[str, ...] = ()
-    datasets: tuple[str, ...] = ()
-    splits: tuple[str, ...] = ()
-    statuses: tuple[str, ...] = ()
-    judged: tuple[str, ...] = ()
-    origins: tuple[str, ...] = ()
-    low: float | None = None
-    high: float | None = None
+    model_config = ConfigDict(frozen=True)
+
+    query: Query = Query()
+    subject: tuple[str, ...] = ()
+    predicate: tuple[str, ...] = ()
+    object: tuple[str, ...] = ()
+    dataset: tuple[str, ...] = ()
+    split: tuple[str, ...] = ()
+    status: tuple[str, ...] = ()
+    judged: tuple[Literal["right", "wrong", "unsure", "changed", "conflict", "none"], ...] = ()
+    origin: tuple[str, ...] = ()
+    low: float | None = Field(None, ge=0, le=1)
+    high: float | None = Field(None, ge=0, le=1)
     queue: str | None = None
     order: Order = "confidence"
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**31)
 
     @classmethod
     def from_params(cls, params: Sequence[tuple[str, str]], vocabulary: RunNames) -> Filters:
@@ -277,41 +256,19 @@ class Filters:
         """
         if len(params) > _MOST_VALUES or sum(len(name) + len(value) for name, value in params) > _MOST_CHARACTERS:
             raise UserError(f"a search has at most {_MOST_VALUES} values and {_MOST_CHARACTERS:,} characters")
-        single = dict(params)
-
-        def number(name: str, kind: Callable[[str], Any], most: int) -> Any:
-            text = single.get(name, "").strip()
-            with suppress(ValueError):
-                if not text or 0 <= kind(text) <= most:
-                    return kind(text) if text else None
-            raise UserError(f"{name}={single_line(text, 40)}: expected a number from 0 to {most}")
-
-        several = {
-            name: tuple(dict.fromkeys(value for key, value in params if key == parameter and value))
-            for parameter, name in FIELDS.items()
-        }
-        order: Any = single.get("order") or "confidence"
-        for name, values, known in (("order", {order}, ORDERS), ("judged", {*several["judged"]}, JUDGED)):
-            if unknown := values.difference(known):
-                raise UserError(f"{name}={single_line(min(unknown), 40)}: expected one of {', '.join(known)}")
-        return cls(
-            query=parse(single.get("q", ""), vocabulary),
-            low=number("low", float, 1),
-            high=number("high", float, 1),
-            queue=single.get("queue") or None,
-            order=order,
-            seed=number("seed", int, _LARGEST_SEED) or 0,
-            **several,
-        )
+        values: dict[str, Any] = {name: value for name, value in params if name in _SINGLE and value}
+        values |= {name: tuple(dict.fromkeys(v for key, v in params if key == name and v)) for name in FIELDS}
+        try:
+            return cls(query=parse(dict(params).get("q", ""), vocabulary), **values)
+        except ValidationError as error:
+            raise UserError(describe_invalid(error)) from None
 
     def to_params(self) -> list[tuple[str, str]]:
         """Return the parameters that `from_params` reads; defaults are left out."""
         params = [("q", self.query.text)] if self.query.text else []
-        params += [(key, value) for key, name in FIELDS.items() for value in getattr(self, name)]
-        for name, default in (("low", None), ("high", None), ("queue", None), ("order", "confidence"), ("seed", 0)):
-            if (value := getattr(self, name)) != default:
-                params.append((name, str(value)))
-        return params
+        params += [(name, value) for name in FIELDS for value in getattr(self, name)]
+        changed = self.model_dump(include={*_SINGLE}, exclude_defaults=True)
+        return [*params, *((name, str(value)) for name, value in changed.items())]
 
     @property
     def finds_images(self) -> bool:
@@ -319,19 +276,18 @@ class Filters:
         asked for. Raises UserError: there is no such queue."""
         query = self.query
         of_relations = (query.patterns, query.mentions, query.without, query.origins, query.without_origins)
-        named = (self.subjects, self.predicates, self.objects, self.origins, self.judged)
+        named = (self.subject, self.predicate, self.object, self.origin, self.judged)
         if any((*of_relations, *named)) or (self.low, self.high) != (None, None):
             return False
         if self.queue is not None:
             return queue_condition(self.queue)[0] == "images"
-        return bool(query.captions or query.without_captions or self.statuses == ("error",))
+        return bool(query.captions or query.without_captions or self.status == ("error",))
 
     def without(self, name: str) -> Filters:
         """Return the search without what a parameter of the URL says; "triplet" and "confidence" are several."""
         if name == "confidence":
-            return replace(self, low=None, high=None)
-        names = ("subject", "predicate", "object") if name == "triplet" else (name,)
-        return replace(self, **{FIELDS[one]: () for one in names})  # type: ignore[arg-type]
+            return self.model_copy(update={"low": None, "high": None})
+        return self.model_copy(update=dict.fromkeys(_TRIPLET if name == "triplet" else (name,), ()))
 
 
 class Where:
@@ -375,8 +331,8 @@ class Where:
         for bound, sign in ((filters.low, ">="), (filters.high, "<=")):
             if bound is not None:
                 self.add(f"certainty {sign} ?::float", [bound])
-        if filters.origins:
-            self.add(f"origin in ({_marks(filters.origins)})", filters.origins)
+        if filters.origin:
+            self.add(f"origin in ({_marks(filters.origin)})", filters.origin)
         for origins, no in ((query.origins, ""), (query.without_origins, "not ")):
             if origins:
                 self.add(f"{no}regexp_matches(origin::varchar, ?)", [origins_pattern(origins)])

@@ -1,6 +1,6 @@
 """The gallery: a search with its facets, its histogram of confidence, and a page of hits as cards; and their images.
 
-Only images of rows are served, small or as they are, and only from where the run or `--images` names.
+Only images of rows are served, decoded and small or of their size, and only from where the run or `--images` names.
 """
 
 from __future__ import annotations
@@ -10,41 +10,32 @@ import textwrap
 import threading
 from html import escape
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.files.image_roots import ImageFile
-from sgpipe.images import ImageReference, decode, image_file, is_upright, open_header, read_bytes
-from sgpipe.storage.index import IndexedImage, find_image, read_embedded
+from sgpipe.images import ImageReference, decode, image_file, is_upright
+from sgpipe.storage.index import find_image, read_embedded
 from sgpipe.utils.console import single_line
-from sgpipe.view.filters import QueryError
+from sgpipe.view.filters import ORDERS, QueryError
 from sgpipe.view.search import Filters, Hit, facets, queues, search
-from sgpipe.view.web import Viewer, freshness_of, gallery_url, hit_url, place_of, render, viewer_of
+from sgpipe.view.web import Freshness, gallery_url, hit_url, place_of, render, viewer_of
 from sgpipe.viz.draw_relations import arrow_head, curve, polyline
 
 PAGE = 48  # hits
 _FACETS = ("predicate", "subject", "object", "triplet", "dataset", "split", "status", "judged", "origin")
-_ORDERS = {
-    "confidence": "most confident",
-    "-confidence": "least confident",
-    "rarity": "rare triplets",
-    "clip_score": "low CLIP score",
-    "vlm_score": "low score by the vision-language model",
-    "shuffle": "shuffled",
-}
 Pairs = list[tuple[str, str]]
 
 
 def gallery(request: Request) -> Response:
     """Return a page of hits; with a query that cannot be understood, the place where it fails."""
-    freshness = freshness_of(request)
+    freshness: Freshness = request.app.state.freshness
     freshness.look_for_shards()
     freshness.update_judgements()
     viewer = viewer_of(request)
@@ -52,7 +43,7 @@ def gallery(request: Request) -> Response:
     has = {"clip_score": viewer.index.scored, "vlm_score": viewer.index.has_vlm_scores}
     values: dict[str, Any] = {
         "queues": queues(viewer.index),
-        "orders": {order: title for order, title in _ORDERS.items() if has.get(order, True)},
+        "orders": [order for order in ORDERS if has.get(order, True)],
         "facets": _FACETS,
         "problems": [*viewer.index.problems, *viewer.judgements.problems, *filter(None, [freshness.failure])],
     }
@@ -71,7 +62,7 @@ def gallery(request: Request) -> Response:
 
 def status(request: Request) -> Response:
     """Return how large the run is by now; asking makes the server look for new shards."""
-    index, freshness = viewer_of(request).index, freshness_of(request)
+    index, freshness = viewer_of(request).index, request.app.state.freshness
     freshness.look_for_shards()
     counts = {"images": index.images, "relations": index.relations}
     return JSONResponse({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
@@ -95,54 +86,28 @@ def _toggled(state: Pairs, params: Pairs) -> str:
     return gallery_url([*state, *(pair for pair in params if pair not in state)])
 
 
-_FAULTS = (UserError, StoreError, EngineError)  # of the image, or of the shard that holds it
-WIDTHS = (160, 320, 640, 1280)  # in pixels; others are rounded up
-_QUALITY = 80
-_SHOWN_BY_BROWSERS = {"JPEG": "image/jpeg", "PNG": "image/png", "GIF": "image/gif", "WEBP": "image/webp"}
+_WIDTHS = ("320", "640")  # of small images, in pixels
+_QUALITY = 90
 _KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
 _AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, which may be large
 
 
-def thumbnail(request: Request) -> Response:
-    """Return an image, at most `width` pixels wide; a placeholder with the reason if it cannot be opened."""
-    wanted = request.query_params.get("width", "320")
-    if not (wanted.isascii() and wanted.isdigit() and len(wanted) < 6):
-        raise HTTPException(400, "width is not a number of pixels")
-    width = next((fixed for fixed in WIDTHS if fixed >= int(wanted)), WIDTHS[-1])
-    row = _row(request)
+def photo(request: Request) -> Response:
+    """Return an image in its annotated orientation and size, or at most `width` pixels wide (one of `_WIDTHS`).
+
+    A placeholder with the reason if it cannot be opened.
+    """
+    viewer, (split, image_id) = viewer_of(request), place_of(request)
+    if (row := find_image(viewer.index, split, image_id)) is None:
+        raise HTTPException(404, f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}")
+    wanted = request.query_params.get("width", "")
     try:
-        data = _jpeg(*_file(viewer_of(request), row), row, width)
-    except _FAULTS as error:
+        embedded = read_embedded(viewer.index, split, image_id) if row.embedded and not viewer.images else None
+        file, name = image_file(viewer.index.image_roots, row, embedded, viewer.images)
+        data = _jpeg(file, name, row, int(wanted) if wanted in _WIDTHS else row.width)
+    except (UserError, StoreError, EngineError) as error:  # of the image, or of the shard that holds it
         return _placeholder(row, str(error))
     return Response(data, media_type="image/jpeg", headers=_KEPT)
-
-
-def photo(request: Request) -> Response:
-    """Return an image in its annotated size and orientation: the file itself, if browsers show it like that."""
-    row = _row(request)
-    try:
-        file, name = _file(viewer_of(request), row)
-        kind = _shown_as(file, name, row)
-        if kind is None:
-            return Response(_jpeg(file, name, row, row.width), media_type="image/jpeg", headers=_KEPT)
-        if isinstance(file, Path):
-            return FileResponse(file, media_type=kind, headers=_KEPT)
-        return Response(read_bytes(file), media_type=kind, headers=_KEPT)
-    except _FAULTS as error:
-        return _placeholder(row, str(error))
-
-
-def _row(request: Request) -> IndexedImage:
-    split, image_id = place_of(request)
-    if (found := find_image(viewer_of(request).index, split, image_id)) is None:
-        raise HTTPException(404, f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}")
-    return found
-
-
-def _file(viewer: Viewer, row: IndexedImage) -> tuple[ImageFile, str]:
-    """Return the file of an image, and what messages call it."""
-    embedded = read_embedded(viewer.index, row.split, row.image_id) if row.embedded and not viewer.images else None
-    return image_file(viewer.index.image_roots, row, embedded, viewer.images)
 
 
 def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
@@ -153,14 +118,6 @@ def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
         data = BytesIO()
         image.save(data, "JPEG", quality=_QUALITY)
     return data.getvalue()
-
-
-def _shown_as(file: ImageFile, name: str, row: ImageReference) -> str | None:
-    """Return the media type of a file that browsers show in the annotated frame; None: it must be converted."""
-    with open_header(file, name) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1  # which browsers would do, annotations may not
-        fits = image.size == (row.width, row.height) and not turned
-        return _SHOWN_BY_BROWSERS.get(image.format or "") if fits else None
 
 
 def _placeholder(row: ImageReference, reason: str) -> Response:
@@ -180,6 +137,5 @@ def _placeholder(row: ImageReference, reason: str) -> Response:
 ROUTES = [
     Route("/", gallery),
     Route("/api/status", status),
-    Route("/thumbnail/{split}/{image_id:path}", thumbnail),
     Route("/photo/{split}/{image_id:path}", photo),
 ]

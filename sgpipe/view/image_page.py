@@ -5,20 +5,20 @@ Scripts draw it from plain values, which `/api/image/…` also answers with.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, TypeAlias
+from dataclasses import asdict
+from typing import Any, TypeAlias
 
 import numpy as np
+from pydantic_core import to_jsonable_python
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sgpipe.records import Box, Record, Relation, Triplet, deduplicate
-from sgpipe.stages.pair import normalise_predicate, split_words, told_triplets
+from sgpipe.records import Box, Record, Relation, deduplicate
+from sgpipe.stages.pair import normalise_predicate, told_triplets
 from sgpipe.stats.gallery import make_card
 from sgpipe.storage.index import Index, RecordView, read_record
 from sgpipe.storage.manifest import Manifest
@@ -39,73 +39,46 @@ from sgpipe.view.web import (
 from sgpipe.viz.draw_relations import colour_of, object_names
 
 Values: TypeAlias = dict[str, Any]
-Match: TypeAlias = Literal["none", "same name", "other form", "head noun", "synonym", "substring"]
 
 
-@dataclass(frozen=True)
-class PairSettings:
-    """Settings of the pair stage, as far as the run says; the format of `imported` files; and the `threshold` that the
-    tagger's relations are above, if nothing removed relations since."""
-
-    candidates: str | None = None
-    match: str | None = None
-    restrict: str | None = None
-    threshold: float | None = None
-    imported: str | None = None
-    known: int | None = None
-    loose: bool = False
-
-    @classmethod
-    def of(cls, run: Mapping[str, Any]) -> PairSettings:
-        """Read the header of a run's manifest. A run made from others has the settings of the last that says."""
-        found = cls()
-        for identity in (each or {} for each in Manifest.identities(run)):
-            parts = (identity.get(name) for name in ("pair", "tag"))
-            pair, tag = (part if isinstance(part, Mapping) else {} for part in parts)  # others may have changed it
-            if pair or tag:
-                kept = None if tag.get("calibration") else tag.get("threshold")  # with one, it is a probability
-                names = ("candidates", "match", "restrict", "known")
-                settings: dict[str, Any] = {name: pair.get(name) for name in names}
-                found = cls(**settings, threshold=kept, loose=pair.get("loose") is True)
-            elif "import" in identity:
-                found = cls(imported=str(identity["import"]))
-            elif "scored" not in identity:
-                found = replace(found, threshold=None)
-        return found
+# Where a candidate comes from that no caption states, by the setting `pair.candidates`.
+_SOURCES = {
+    "prior": "The prior dataset relates these two classes like this (pair.candidates: prior).",
+    "marks": "A vision-language model states it of these boxes (pair.candidates: marks).",
+    "captions+marks": "A vision-language model states it of these boxes (pair.candidates: captions+marks).",
+    "image": "Captions state it of other things, and every pair may carry it (pair.candidates: image).",
+}
 
 
 class Provenance:
     """Where the relations of one image come from, as plain values.
 
     Attributes:
-        statements: one for each triplet of the record, and for what captions imply: the number of the `caption`,
-            `subject` and `object` (the phrase, its head noun, and how it met the class of a box), and `predicate`.
+        statements: the triplets of the record, and those that captions imply (`implied`).
         candidates: the predicates of each pair, by descending confidence, then as in the shard; `own`: it is the
             pair's, and not what an annotation or another pair brought in.
     """
 
     def __init__(self, record: Record, run: Mapping[str, Any]) -> None:
-        """run: the header of the run's manifest."""
-        self.settings = PairSettings.of(run)
-        substring = self.settings.match == "substring"
-        triplets = told_triplets(record, self.settings.match, self.settings.loose)
+        """run: the header of the run's manifest, of which the last settings of a pair stage count."""
+        parts = (each.get("pair") for each in reversed(Manifest.identities(run)) if isinstance(each, Mapping))
+        self._settings: Mapping[str, Any] = next((part for part in parts if isinstance(part, Mapping)), {})
+        match = self._settings.get("match")
+        triplets = told_triplets(record, match, self._settings.get("loose") is True)
         own = len(record.triplets)
-        self.statements = [_statement(each, substring, at >= own) for at, each in enumerate(triplets)]
+        self.statements = [asdict(each) | {"implied": at >= own} for at, each in enumerate(triplets)]
         self.candidates = _candidates(record)
         self._categories = [box.category for box in record.objects]
         self._captions = len(record.captions)
         self._stated: dict[str, list[int]] = defaultdict(list)  # the numbers of statements, by predicate
         for number, triplet in enumerate(triplets):
-            self._stated[triplet.predicate if substring else normalise_predicate(triplet.predicate)].append(number)
+            predicate = triplet.predicate if match == "substring" else normalise_predicate(triplet.predicate)
+            self._stated[predicate].append(number)
 
-    def stating(self, relation: Relation) -> tuple[list[int], list[int]]:
-        """Return the statements with a relation's predicate: about its two classes, and about others."""
-        classes = [self._categories[index] for index in (relation.subject, relation.object)]
-        found: tuple[list[int], list[int]] = ([], [])
-        for number in self._stated.get(relation.predicate, ()):
-            own = [self.statements[number][end]["category"] for end in ("subject", "object")] == classes
-            found[not own].append(number)
-        return found
+    def stating(self, relation: Relation) -> list[int]:
+        """Return the statements with a relation's predicate about its two classes."""
+        ends = {f"{end}_category": self._categories[getattr(relation, end)] for end in ("subject", "object")}
+        return [at for at in self._stated.get(relation.predicate, ()) if ends.items() <= self.statements[at].items()]
 
     def explain(self, relation: Relation) -> str:
         """One sentence: why the pair has this predicate."""
@@ -113,47 +86,18 @@ class Provenance:
             return "It was confirmed, changed or added by a person (sgpipe correct)."
         if relation.confidence is None:
             return "It is annotated: it has no confidence."
-        own, others = self.stating(relation)
-        candidates = self.candidates[relation.subject, relation.object]
+        own = self.stating(relation)
+        candidates, source = self.candidates[relation.subject, relation.object], str(self._settings.get("candidates"))
         is_candidate = any(found["own"] and found["predicate"] == relation.predicate for found in candidates)
-        if is_candidate and self.settings.candidates == "prior":
-            return "The prior dataset relates these two classes like this (pair.candidates: prior)."
-        if is_candidate and self.settings.candidates in ("marks", *([] if own else ["captions+marks"])):
-            return f"A vision-language model states it of these boxes (pair.candidates: {self.settings.candidates})."
-        if own:
-            return f"{self._captions_of(own)} it of these two classes."
-        if is_candidate and others and self.settings.candidates in (None, "image"):
-            said = self._captions_of(others)
-            return f"{said} it of other things, and every pair may carry it (pair.candidates: image)."
-        if not is_candidate and self.settings.restrict == "group":
+        if own and source not in ("prior", "marks"):
+            stating = len({self.statements[number]["caption"] for number in own})
+            how = "Implied" if all(self.statements[number]["implied"] for number in own) else "Stated"
+            return f"{how} by {stating} of {count(self._captions, 'caption')} for these two classes."
+        if is_candidate and source in _SOURCES and (source != "image" or relation.predicate in self._stated):
+            return _SOURCES[source]
+        if not is_candidate and self._settings.get("restrict") == "group":
             return "It is a candidate of another pair, and was scored for the whole group (pair.restrict: group)."
-        if is_candidate and self.settings.known:
-            return "The run that was extended often has it of these two classes (pair.known)."
-        if self.settings.imported:
-            return "It was imported with its confidence; no caption led to it."
         return "The run does not say where this predicate comes from."
-
-    def _captions_of(self, statements: list[int]) -> str:
-        """Return how many captions make these statements, as the beginning of a sentence."""
-        stating = len({self.statements[number]["caption"] for number in statements})
-        implied = all(self.statements[number]["implied"] for number in statements)
-        one, many = ("implies", "imply") if implied else ("states", "state")
-        return f"{stating} of {count(self._captions, 'caption')} {one if stating == 1 else many}"
-
-
-def _statement(triplet: Triplet, substring: bool, implied: bool) -> Values:
-    def end(phrase: str, head: str, category: str | None) -> Values:
-        how = how_matched(phrase, head, category, substring)
-        return {"phrase": phrase, "head": head, "category": category, "match": how}
-
-    return {
-        "caption": triplet.caption,
-        "implied": implied,
-        "subject": end(triplet.subject, triplet.subject_head, triplet.subject_category),
-        "predicate": triplet.predicate,
-        "lemma": triplet.predicate_lemma,
-        "object": end(triplet.object, triplet.object_head, triplet.object_category),
-    }
 
 
 def _candidates(record: Record) -> dict[tuple[int, int], list[Values]]:
@@ -172,29 +116,6 @@ def _candidates(record: Record) -> dict[tuple[int, int], list[Values]]:
             for text in dict.fromkeys((*ordered, *texts))
         ]
     return found
-
-
-def how_matched(phrase: str, head: str, category: str | None, substring: bool = False) -> Match:
-    """Return how a noun phrase with a (singular) head met a class; `substring`: by `pair.match: substring`."""
-    if category is None:
-        return "none"
-    words, name, noun = split_words(phrase), split_words(category), split_words(head)
-    if words == name:
-        return "same name"
-    if substring:
-        return "substring" if category.lower() in phrase.lower() else "synonym"
-    both = (words, [*words[:-1], *noun[-1:]])
-    if any(_is_form("".join(each), "".join(name)) for each in both):
-        return "other form"
-    if any(_is_form("".join(each[-len(name) :]), "".join(name)) for each in both):
-        return "head noun"
-    return "synonym"
-
-
-def _is_form(word: str, noun: str) -> bool:
-    """Return whether one word is the other, or its regular plural."""
-    short, long = sorted((word, noun), key=len)
-    return long in (short, f"{short}s", f"{short}es")
 
 
 SAME_OBJECT = 0.5  # IoU from which on boxes of a class are the same object
@@ -292,15 +213,13 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
 
     def values_of(relation: Relation) -> Values:
         pair, key = provenance.candidates[relation.subject, relation.object], _key(relation)
-        own, others = provenance.stating(relation)
         return {
             "key": key,
             **asdict(relation),
             "rank": next(found["rank"] for found in pair if found["predicate"] == relation.predicate),
             **{name: found.get(key) for name, found in scores.items()},
             "explanation": provenance.explain(relation),
-            "stated": own,
-            "elsewhere": others,
+            "stated": provenance.stating(relation),
         }
 
     image = {name: getattr(record, name) for name in names}
@@ -317,23 +236,14 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         ],
         "relations": [values_of(relation) for relation in shown],
         "total": len(relations),
-        "captions": [asdict(caption) for caption in record.captions],
+        "captions": record.captions,
         "statements": provenance.statements,
         "candidates": {f"{pair[0]}-{pair[1]}": provenance.candidates[pair] for pair in pairs},
-        "threshold": provenance.settings.threshold,
         "graph": _graph(record, _most_confident(relations, _IN_GRAPH, chosen)),
         "why": why,
     }
-    return {name: _finite(value) for name, value in values.items()}
-
-
-def _finite(value: Any) -> Any:
-    """Return a value with None for the numbers that JSON lacks: shards that others wrote may hold NaN or infinity."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(item) for name, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
+    plain: Values = to_jsonable_python(values, inf_nan_mode="null")  # shards that others wrote may hold NaN or infinity
+    return plain
 
 
 def existing_relations(record: Record) -> list[Relation]:
@@ -377,8 +287,6 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
     both, here, there = compare_images(
         record.objects, existing_relations(record), view.record.objects, existing_relations(view.record)
     )
-    # Where the confidences of the runs differ most comes first.
-    both.sort(key=lambda pair: -abs(_doubt(pair[0]) - _doubt(pair[1])))
     return {
         "title": title,
         "lacks": None,

@@ -41,7 +41,6 @@ from sgpipe.stats.plans import (
 from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_left
 from sgpipe.storage.index import read_record
 from sgpipe.storage.judgements import (
-    CERTIFICATE_PLAN,
     BlindAnswer,
     CertificateSettings,
     Judgement,
@@ -56,7 +55,7 @@ from sgpipe.storage.judgements import (
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count, single_line
 from sgpipe.view.search import Filters, select_relations
-from sgpipe.view.web import Viewer, freshness_of, image_url, photo_url, posted, relation_key, render, viewer_of
+from sgpipe.view.web import Viewer, image_url, photo_url, posted, relation_key, render, viewer_of
 from sgpipe.viz.draw_relations import colour_of
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -179,10 +178,10 @@ def judgements_of_image(request: Request) -> Response:
 class _NewPlan(BaseModel):
     """What a page says about a plan that is to be made; `search`: the parameters of a search, as in its URL."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, regex_engine="python-re")
 
     kind: Kind | Literal["recall"]
-    id: str = Field(default_factory=lambda: uuid.uuid4().hex, pattern=r"^[\w.:-]{1,64}$")
+    id: str = Field(default_factory=lambda: uuid.uuid4().hex, pattern=r"^(?!certificate-)[\w.:-]{1,64}$")
     count: int = _QUESTIONS
     precision: float = 0.95
     by_predicate: bool = False
@@ -204,30 +203,23 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
         if plan is None:
             raise HTTPException(400, "there is nothing left to ask")
         return JSONResponse(_summary(plan), 201)
-    if wanted.id.startswith(CERTIFICATE_PLAN):
-        raise HTTPException(400, f"the id of a plan that begins with {CERTIFICATE_PLAN} is one of a certificate")
     common: dict[str, Any] = {"plan": wanted.id, "at": utc_now(), "by": who, "run": log.fingerprint}
     common |= {"seed": wanted.seed, "kind": wanted.kind}
-    made = log.recall_plans.get(wanted.id) or log.plans.get(wanted.id)
-    if made and made.kind != wanted.kind:
-        raise HTTPException(409, f"{wanted.id} is a plan of another kind ({made.kind}) already: give another id")
-    if wanted.kind == "recall":
-        if made is None:
-            images, asked = draw_recall(viewer.index.rows, wanted.count, wanted.boxes, wanted.seed)
-            log.append(RecallPlan(**common, images=images, questions=asked))
-        return JSONResponse({"plan": wanted.id, "kind": "recall"}, 201)
-    if made is None:
+    made: BaseModel | None = log.recall_plans.get(wanted.id) or log.plans.get(wanted.id)
+    if made is None and wanted.kind == "recall":
+        images, asked = draw_recall(viewer.index.rows, wanted.count, wanted.boxes, wanted.seed)
+        made = log.append(RecallPlan(**common, images=images, questions=asked))
+    elif made is None and wanted.kind != "recall":
         search = wanted.search if wanted.kind == "search" else None
         filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
-        if filters.judged or filters.queue:
-            freshness_of(request).update_judgements()
+        request.app.state.freshness.update_judgements()
         select, parameters = select_relations(viewer.index, filters)
         strata, questions = draw(viewer.index.rows, select, parameters, wanted.kind, wanted.count, wanted.seed)
-        log.append(SamplingPlan(**common, search=search, strata=strata, questions=questions))
-    return JSONResponse(_summary(_plan(viewer, wanted.id)), 201)
+        made = log.append(SamplingPlan(**common, search=search, strata=strata, questions=questions))
+    return JSONResponse(_summary(made), 201)
 
 
-def _summary(plan: SamplingPlan) -> dict[str, Any]:
+def _summary(plan: Any) -> dict[str, Any]:
     """Return a plan without its questions."""
     return plan.model_dump(mode="json", exclude={"questions"})
 

@@ -48,7 +48,7 @@ class Facets:
 
 def facets(index: Index, filters: Filters, limit: int = 12) -> Facets:
     """Count the hits of a search by what they are: `limit` values of each facet, and those chosen."""
-    plain = replace(filters, order="confidence", seed=0)
+    plain = filters.model_copy(update={"order": "confidence", "seed": 0})
     return index.remember(("facets", plain, limit), lambda: _facets(index, plain, limit))
 
 
@@ -62,8 +62,8 @@ def _facets(index: Index, filters: Filters, limit: int) -> Facets:
     for (variant, of_images), parts in searches.items():
         counts |= _count(index, variant, of_images, parts, filters, limit)
     values = {}
-    for part, name in FIELDS.items():
-        chosen = getattr(filters, name)
+    for part in FIELDS:
+        chosen = getattr(filters, part)
         found = {**counts.get(part, {}), **{value: counts.get(part, {}).get(value, 0) for value in chosen}}
         values[part] = [FacetValue(value, n, value in chosen, ((part, value),)) for value, n in found.items()]
     return Facets(
@@ -85,7 +85,7 @@ def _count(
     hits = f"with hits as materialized (select hit.* from run.{_TABLE[of_images]} hit where {where.sql})"
     selects, values = [], list(where.values)
     for part in parts:
-        chosen = getattr(filters, FIELDS[part]) if part in FACETS else ()
+        chosen = getattr(filters, part) if part in FACETS else ()
         first = f"value in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
         most = limit + len(chosen) if part in (*FACETS, "triplet") else 100
         source = (_of_everything if everything else _of_hits)(part)
@@ -120,7 +120,7 @@ def _of_hits(part: str) -> str:
 
 
 def _triplets(index: Index, counts: Mapping[str, int], filters: Filters) -> list[FacetValue]:
-    chosen = (filters.subjects, filters.predicates, filters.objects)
+    chosen = (filters.subject, filters.predicate, filters.object)
     rows = index.rows(
         """select triplet::varchar, subject_category::varchar, predicate::varchar, object_category::varchar
         from run.triplets where triplet in (select unnest(?::int[]))""",
@@ -147,14 +147,13 @@ def _count_queues(index: Index) -> list[Queue]:
             count(*) filter (state = 'conflict'), count(*) from judged"""
     )
     bare = "images without relations"
-    of_all = [Queue(WITHOUT, bare, sum(n for _, n in reasons), "", "images")] if len(reasons) > 1 else []
     found = [
-        *(Queue(mark.name, mark.title, hits.get(1 << n, 0), mark.advice, mark.marked) for n, mark in enumerate(MARKS)),
-        *of_all,
-        *(Queue(f"{WITHOUT}: {why}", f"{bare}: {why}", n, "", "images") for why, n in reasons),
-        Queue("errors", "error rows", errors, "`sgpipe generate --retry-failed` processes them again.", "images"),
-        Queue("conflicts", "relations on which people disagree", conflicts, "", "relations"),
-        Queue("not_judged", "relations that nobody has judged", index.relations - judged, "", "relations"),
+        *(Queue(mark.name, mark.title, hits.get(1 << n, 0), mark.advice) for n, mark in enumerate(MARKS)),
+        Queue(WITHOUT, bare, sum(n for _, n in reasons) if len(reasons) > 1 else 0, ""),
+        *(Queue(f"{WITHOUT}: {why}", f"{bare}: {why}", n, "") for why, n in reasons),
+        Queue("errors", "error rows", errors, "`sgpipe generate --retry-failed` processes them again."),
+        Queue("conflicts", "relations on which people disagree", conflicts, ""),
+        Queue("not_judged", "relations that nobody has judged", index.relations - judged, ""),
     ]
     return [queue for queue in found if queue.count]
 
@@ -162,9 +161,8 @@ def _count_queues(index: Index) -> list[Queue]:
 Box = tuple[float, float, float, float]  # xywh in pixels
 Row = tuple[Any, ...]
 
-_BACK = "~"  # before a cursor whose page lies before it; values may be negative
 _NUMBER = r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]?\d{1,2})?"
-_CURSOR = re.compile(rf"(~?)({_NUMBER})_(\d{{1,9}})_(\d{{1,9}})", re.ASCII)
+_CURSOR = re.compile(rf"({_NUMBER})_(\d{{1,9}})_(\d{{1,9}})", re.ASCII)
 
 # What a hit says of a relation, and its columns.
 _OF_RELATION = {"subject": "subject", "object": "object", "predicate": "predicate::varchar"}
@@ -188,7 +186,6 @@ class Hit:
         caption: the first caption of the image that contains the text which the query looks for.
         error, why: why the image's row is an error row, or has no relations.
         confidence: None: annotated. clip_score: CLIP's cosine. vlm_score: the vision-language model's probability.
-        times: how often the run has this triplet (subject class, predicate, object class).
         judged: the state of judgement.
     """
 
@@ -209,7 +206,6 @@ class Hit:
     object_category: str | None = None
     clip_score: float | None = None
     vlm_score: float | None = None
-    times: int | None = None
     judged: str | None = None
     origin: str | None = None
     subject_box: Box | None = None
@@ -219,24 +215,17 @@ class Hit:
 
 @dataclass(frozen=True)
 class Page:
-    """Hits in order; `next` and `previous`: what to pass as `after` for the pages beside it, None if there is none."""
+    """Hits in order; `next`: what to pass as `after` for the next page, None if there is none."""
 
     hits: list[Hit]
     next: str | None
-    previous: str | None
 
 
 def search(index: Index, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
     """Return one page of hits, after a cursor of an earlier page. Raises UserError: no such cursor or queue."""
-    back, place = _read_cursor(after) if after else (False, None)
-    found = _found(index, filters, place, limit + 1, back)
-    if back and len(found) <= limit:  # the start: a whole page is worth more than its rest
-        back, place = False, None
-        found = _found(index, filters, None, limit + 1)
-    more, shown = len(found) > limit, found[:limit][:: -1 if back else 1]
-    first, last = ("_".join(map(str, shown[at][:3])) if shown else None for at in (0, -1))
-    previous = f"{_BACK}{first}" if first and place else None
-    return Page(_hits(index, filters, shown), last if back or more else None, previous)
+    found = _found(index, filters, _read_cursor(after) if after else None, limit + 1)
+    last = "_".join(map(str, found[limit - 1][:3])) if len(found) > limit else None
+    return Page(_hits(index, filters, found[:limit]), last)
 
 
 def neighbours(
@@ -322,10 +311,10 @@ def _found(index: Index, filters: Filters, start: Place | None, limit: int, back
 
 
 def _ordered(index: Index, filters: Filters, where: Where, limit: int, back: bool) -> list[Row]:
-    """Return rows of hits: their places, triplets and `_OF_RELATION`; `back`: from the end."""
+    """Return rows of hits: their places and `_OF_RELATION`; `back`: from the end."""
     key, _, falling = _order(filters)
     of_images = filters.finds_images
-    columns = "0 as number" if of_images else f"number, triplet, {', '.join(_OF_RELATION.values())}"
+    columns = "0 as number" if of_images else f"number, {', '.join(_OF_RELATION.values())}"
     first, rest = ("desc" if falling != back else "asc"), ("desc" if back else "asc")
     return index.rows(
         f"""select {key}, image, {columns} from run.{_TABLE[of_images]} hit where {where.sql}
@@ -349,32 +338,29 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
     shown = [replace(Hit(*images[row[1]][2:]), caption=captions.get(row[1])) for row in found]
     if filters.finds_images:
         return shown
-    ends = {(row[1], end) for row in found for end in row[4:6] if end is not None}
+    ends = {(row[1], end) for row in found for end in row[3:5] if end is not None}
     objects = index.rows(
         "select image, number, x, y, w, h from run.objects join (select unnest(?::bigint[]) as row) on rowid = row",
         [[images[image][0] + end for image, end in ends if 0 <= end < images[image][1]]],
     )
     boxes: dict[tuple[int, int], Box] = {(image, number): (x, y, w, h) for image, number, x, y, w, h in objects}
-    query = "select triplet, times from run.triplets where triplet in (select unnest(?::int[]))"
-    times = dict(index.rows(query, [[row[3] for row in found]]))
     query = "select image, number, state from judged where image in (select unnest(?::int[]))"
     judged = {(image, number): state for image, number, state in index.rows(query, [[row[1] for row in found]])}
     return [
         replace(
             hit,
-            **dict(zip(_OF_RELATION, row[4:], strict=True)),
-            subject_box=boxes.get((row[1], row[4])),
-            object_box=boxes.get((row[1], row[5])),
-            times=times.get(row[3]),
+            **dict(zip(_OF_RELATION, row[3:], strict=True)),
+            subject_box=boxes.get((row[1], row[3])),
+            object_box=boxes.get((row[1], row[4])),
             judged=judged.get(row[1:3]),
         )
         for hit, row in zip(shown, found, strict=True)
     ]
 
 
-def _read_cursor(text: str) -> tuple[bool, Place]:
-    """Return whether a page lies before a place, and the place. Raises UserError: it is not a cursor."""
+def _read_cursor(text: str) -> Place:
+    """Return the place that a page comes after. Raises UserError: it is not a cursor."""
     if not (found := _CURSOR.fullmatch(text)):
         raise UserError(f"after={single_line(text, 60)}: not a page of this search; leave it out")
-    back, value, image, number = found.groups()
-    return bool(back), Place(int(value) if value.isdigit() else float(value), int(image), int(number))
+    value, image, number = found.groups()
+    return Place(int(value) if value.isdigit() else float(value), int(image), int(number))

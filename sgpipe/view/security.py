@@ -50,9 +50,7 @@ class Access:
         host = request.headers.get("host", "")
         if not self._knows(host):
             return HTTPStatus.MISDIRECTED_REQUEST, "this server was called by a name that it does not have"
-        scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         shown = [request.query_params.get("token"), request.cookies.get(_cookie(request))]
-        shown += [bearer] if scheme.lower() == "bearer" else []
         if self.token is not None and not any(map(self.is_token, shown)):
             return HTTPStatus.UNAUTHORIZED, "open the address that `sgpipe view` printed: its token is needed here"
         if request.method in _READS:

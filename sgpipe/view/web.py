@@ -54,11 +54,8 @@ class Viewer:
 
     @property
     def other_title(self) -> str:
-        """What the second run is called: its name, or its folder if it has none or that of the first."""
-        if self.other is None:
-            return ""
-        name = str(self.other.run.get("name") or "")
-        return PurePath(str(self.other.root)).name if name in ("", self.title) else name
+        """The folder of the second run."""
+        return PurePath(str(self.other.root)).name if self.other else ""
 
 
 class Freshness:
@@ -119,12 +116,6 @@ def place_of(request: Request) -> tuple[str, str]:
     return request.path_params["split"], request.path_params["image_id"]
 
 
-def freshness_of(request: Request) -> Freshness:
-    """Return what keeps the application up to date."""
-    freshness: Freshness = request.app.state.freshness
-    return freshness
-
-
 def render(request: Request, template: str, values: Mapping[str, Any] | None = None, status: int = 200) -> HTMLResponse:
     """Return a page made from `templates/TEMPLATE.html.jinja`, with every value escaped.
 
@@ -163,14 +154,9 @@ def hit_url(hit: Hit, params: Params) -> str:
     return image_url(hit.split, hit.image_id, params, key)
 
 
-def photo_url(split: str, image_id: str) -> str:
-    """Return the image itself, in its annotated orientation and size."""
-    return f"/photo/{_path(split, image_id)}"
-
-
-def thumbnail_url(split: str, image_id: str, width: int) -> str:
-    """Return the image, at most `width` pixels wide; a placeholder with the reason if it cannot be opened."""
-    return _with_params(f"/thumbnail/{_path(split, image_id)}", [("width", str(width))])
+def photo_url(split: str, image_id: str, width: int | None = None) -> str:
+    """Return the image in its annotated orientation and size, or `width` pixels wide at most."""
+    return _with_params(f"/photo/{_path(split, image_id)}", [("width", str(width) if width else None)])
 
 
 def relation_key(subject: int, object_: int, predicate: str) -> str:
@@ -203,6 +189,6 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {"count": count, "isolated": isolated, "single_line": single_line}
     environment.filters |= {"thousands": lambda number: f"{number:,}"}
     environment.filters |= {"json": lambda value: json.dumps(value, allow_nan=False)}  # for attributes of HTML
-    environment.globals |= {"gallery_url": gallery_url, "image_url": image_url, "thumbnail_url": thumbnail_url}
+    environment.globals |= {"gallery_url": gallery_url, "image_url": image_url, "photo_url": photo_url}
     environment.globals |= {"relation_key": relation_key, "with_params": _with_params}
     return environment

@@ -14,14 +14,11 @@ const move = (key) => {
   if (to >= 0 && to < cards.length) cards[to].focus();
 };
 
-const go = (relation) => document.querySelector(`.pager a[rel=${relation}]`)?.click();
-
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || typing(event.target)) return;
   if (event.key === "/") document.getElementById("q").select();
   else if (event.key.startsWith("Arrow") && cards.length && (event.target === document.body || cards.includes(event.target))) move(event.key);
-  else if (event.key.toLowerCase() === "n") go("next");
-  else if (event.key.toLowerCase() === "p") go("prev");
+  else if (event.key.toLowerCase() === "n") document.querySelector(".pager a")?.click();
   else return;
   event.preventDefault();
 });

@@ -45,13 +45,15 @@ function quotation(text, marks) {
   return html("bdi", {}, ...parts, text.slice(at, stop), stop < text.length ? " …" : "");
 }
 
-const HOW = {
-  "same name": () => "the name of the class",
-  "other form": () => "the name in another form",
-  "head noun": (noun) => ["head noun “", bdi(noun.head), "”"],
-  synonym: (noun) => (noun.head && noun.head !== noun.phrase ? ["synonym, by its head noun “", bdi(noun.head), "”"] : "synonym"),
-  substring: () => "the name is part of it",
-};
+// How a noun met a class.
+function how({ phrase, head, category }) {
+  const [words, noun, name] = [phrase, head, category].map((text) => text.toLowerCase());
+  if (words === name) return "the name of the class";
+  if (noun === name) return ["head noun “", bdi(head), "”"];
+  return noun && noun !== words ? ["synonym, by its head noun “", bdi(head), "”"] : "synonym";
+}
+
+const end = (found, role) => ({ phrase: found[role], head: found[`${role}_head`], category: found[`${role}_category`] });
 
 const noun = (role, found) =>
   html("li", {},
@@ -59,7 +61,7 @@ const noun = (role, found) =>
     " → ",
     found.category === null
       ? html("i", {}, "no box")
-      : [html("b", {}, bdi(shortened(found.category, 60))), quiet(" (", HOW[found.match](found), ")")]);
+      : [html("b", {}, bdi(shortened(found.category, 60))), quiet(" (", how(found), ")")]);
 
 const boxesOf = (caption, values) => caption.boxes.map((index) => values.objects[index]?.name ?? index).join(" and ");
 
@@ -78,7 +80,8 @@ function statement(values, numbers) {
   const found = values.statements[numbers[0]], caption = values.captions[found.caption];
   const boxes = caption?.boxes.length ? ` of ${boxesOf(caption, values)}` : "";
   const which = [...new Set(numbers.map((number) => values.statements[number].caption + 1))];
-  const marks = caption ? markWords(caption.text, found) : [],
+  const subject = end(found, "subject"), object = end(found, "object");
+  const marks = caption ? markWords(caption.text, { subject, predicate: found.predicate, object }) : [],
     inferred = !marks.some((mark) => mark.role === "predicate");
   const why = found.implied ? "implied by the caption" : "follows from the grammar";
   return html("div", { class: "statement" },
@@ -86,12 +89,12 @@ function statement(values, numbers) {
       quiet(`Caption${which.length > 1 ? "s" : ""} ${which.join(", ")}${boxes}: `),
       caption ? quotation(caption.text, marks) : html("i", {}, "not in the row")),
     html("ul", {},
-      noun("subject", found.subject),
+      noun("subject", subject),
       html("li", {},
         html("mark", { class: "predicate" }, bdi(found.predicate)),
-        found.lemma === found.predicate ? "" : quiet(" (lemma “", bdi(found.lemma), "”)"),
+        found.predicate_lemma === found.predicate ? "" : quiet(" (lemma “", bdi(found.predicate_lemma), "”)"),
         inferred || found.implied ? quiet(` (${why})`) : ""),
-      noun("object", found.object)));
+      noun("object", object)));
 }
 
 const bar = (share) =>
@@ -102,12 +105,11 @@ const bar = (share) =>
 function candidates(values, relation) {
   const found = values.candidates[`${relation.subject}-${relation.object}`] ?? [];
   if (!found.length) return [];
-  const below = values.threshold === null ? "not kept" : `≤ ${values.threshold}`;
   const rows = found.map((candidate) =>
     html("tr", candidate.predicate === relation.predicate ? { class: "this" } : {},
       html("td", {}, bdi(shortened(candidate.predicate, 80)), candidate.own ? "" : quiet(" (no candidate)")),
       html("td", { class: "number" },
-        candidate.confidence === null ? quiet(candidate.relation ? "no score" : below) : score(candidate.confidence)),
+        candidate.confidence === null ? quiet(candidate.relation ? "no score" : "not kept") : score(candidate.confidence)),
       html("td", { class: "chart" }, candidate.confidence === null ? "" : bar(candidate.confidence))),
   );
   const table = (some) =>
@@ -170,18 +172,13 @@ export function showProvenance(section, values, relation, judged, { name, undo }
     section.replaceChildren(html("h2", {}, "Why"), html("p", { class: values.image.error ? "bad" : "quiet" }, why));
     return;
   }
-  const stated = statements(values, relation.stated), elsewhere = statements(values, relation.elsewhere);
+  const stated = statements(values, relation.stated);
   section.replaceChildren(
     html("h2", {}, sentence(relation, values.objects)),
     facts(values, relation),
     answers(judged, name, undo),
     html("p", {}, relation.explanation),
     ...few(stated, 3, "statement"),
-    elsewhere.length
-      ? html("details", { open: !stated.length },
-          html("summary", {}, `${counted(elsewhere.length, "statement")} about other things`),
-          ...few(elsewhere, 3, "statement"))
-      : "",
     candidates(values, relation),
   );
 }

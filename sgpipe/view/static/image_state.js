@@ -34,7 +34,7 @@ export function relations() {
   const { values, judged } = page;
   const isNew = (state) => state.added && !values.relations.some((relation) => relation.key === state.key);
   const exists = (state) => Math.max(state.subject, state.object) < values.objects.length;
-  const unknown = { confidence: null, rank: null, clip_score: null, vlm_score: null, stated: [], elsewhere: [] };
+  const unknown = { confidence: null, rank: null, clip_score: null, vlm_score: null, stated: [] };
   const explanation = "It was added by hand: the run does not have it.";
   const added = [...judged.values()].filter((state) => isNew(state) && exists(state));
   return [

@@ -100,13 +100,13 @@ def test_a_relation_is_shown_with_where_it_comes_from(visit, server):
     mentions(page, "#provenance dl", "0.87, number 1 of 2 of this pair")
     statement = page.locator(".statement").first
     expect(statement.locator("p mark")).to_have_text(["man", "riding", "horses"])
-    expect(statement).to_contain_text("horses → horse (the name in another form)", use_inner_text=True)
+    expect(statement).to_contain_text("horses → horse (head noun “horse”)", use_inner_text=True)
     expect(statement).to_contain_text("man → person (synonym)", use_inner_text=True)
     second = page.locator(".statement p").nth(1).inner_text()
     assert second.endswith("man riding a horse")
     assert len(second) < 400  # of ten thousand characters, those around the words
     rows = page.locator("#provenance tbody tr")
-    expect(rows).to_have_text(["riding 0.87", "on 0.40", "next to ≤ 0.05"], use_inner_text=True)
+    expect(rows).to_have_text(["riding 0.87", "on 0.40", "next to not kept"], use_inner_text=True)
     expect(page.locator(".edge.lit .link")).not_to_have_count(0)
     expect(page.locator(".stage .box-name")).to_have_count(2)
     expect(page.locator("#graph .edge.lit")).to_have_count(2)  # its line and its text
@@ -139,7 +139,7 @@ def test_the_image_is_zoomed_and_moved(visit, server):
 
 def test_two_runs_stand_side_by_side_with_what_differs(visit, server):
     page = open_image(visit, server, "i0")
-    for number, heading in enumerate(["+ Only in this run (2)", "− Only in earlier (1)", "= In both (1)"], 1):
+    for number, heading in enumerate(["+ Only in this run (2)", "− Only in other (1)", "= In both (1)"], 1):
         shows(page, f"#comparison section:nth-child({number}) h3", heading)
     expect(page.locator("#comparison section")).to_have_count(3)
     shows(page, "#comparison section:nth-child(3) li", "person riding horse 0.90 | 0.60")

@@ -129,9 +129,6 @@ def test_what_is_no_answer_and_plans_that_cannot_be_drawn_are_refused(client, ru
     assert (run / JUDGEMENTS).read_bytes() == before
     assert "expected 1 to" in draw(client, 422, count=0, id="none")
     assert "2 or more" in draw(client, 422, boxes=1, id="none")
-    for kind, other in (("bands", "recall"), ("recall", "bands"), ("predicates", "bands")):
-        draw(client, kind=kind, id=kind)
-        assert f"plan of another kind ({kind})" in draw(client, 409, kind=other, id=kind)
     assert client.get("/api/recall/none").status_code == client.get("/recall/none").status_code == 404
 
 

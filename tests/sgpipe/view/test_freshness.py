@@ -57,7 +57,7 @@ def test_pages_read_one_state_of_the_index_while_shards_are_damaged_and_dropped(
     make_run(root, [record(f"n{number}", (0, "near", 1, number / 40)) for number in range(40)], rows=2)
     client, found, done = open_client(root), set(), threading.Event()
     pages = ("/", "/?order=shuffle&seed={}", "/?predicate=near&low=0.{}", "/image/val/n{}?relation=0-1-near", "/judge",
-             "/api/neighbours/val/n{}?relation=0-1-near", "/thumbnail/val/n{}")  # fmt: skip
+             "/api/neighbours/val/n{}?relation=0-1-near", "/photo/val/n{}?width=320")  # fmt: skip
 
     def read(seed: int) -> None:
         rng = random.Random(seed)

@@ -228,7 +228,7 @@ def test_a_plan_asks_until_all_is_answered_and_says_how_precise_it_is(client, tm
 @pytest.mark.parametrize(
     ("values", "status", "message"),
     [
-        ({"id": "certificate-0123456789ab-0"}, 400, "is one of a certificate"), ({"kind": "all"}, 400, "kind"),
+        ({"id": "certificate-0123456789ab-0"}, 400, "id"), ({"kind": "all"}, 400, "kind"),
         ({"count": "20"}, 400, "count"), ({"count": 0}, 422, "expected 1 to 10,000"), ({"seed": -1}, 400, "seed"),
         ({"run": "another"}, 409, "another run"),
         ({"kind": "search", "search": "predicate=near&low=0.9"}, 422, "no relations"),

@@ -69,9 +69,9 @@ def test_a_name_alone_is_a_predicate_or_a_class_at_either_end() -> None:
 @pytest.mark.parametrize(
     ("text", "position", "says"),
     [
-        ("unicorn on table", 0, "no class or predicate 'unicorn'"), ("person ridin horse", 7, "did you mean riding?"),
+        ("unicorn on table", 0, "no class or predicate 'unicorn'"), ("person ridin horse", 7, "'ridin'"),
         ("person on unicorn", 10, "'unicorn'"), ("person on dog riding *", 22, "SUBJECT PREDICATE OBJECT"),
-        ("* on", 4, "ends too early"), ("* * * * dog", 8, "no predicate 'dog'"), ("| dog", 0, "| in a wrong place"),
+        ("* on", 4, "ends too early"), ("* * * * dog", 8, "'dog'"), ("| dog", 0, "| in a wrong place"),
         ('dog "red', 4, "does not end"), ('""', 0, "empty"), ("dog|", 4, "ends too early"), ("-", 0, "'-'"),
         ("dog " * 200, 500, "more than 500 characters"),
     ],
@@ -240,7 +240,6 @@ def test_orders(index: Index, records: list[Record]) -> None:
     assert unsure == sorted(unsure)
     rare = [times[hit.subject_category, hit.predicate, hit.object_category] for hit in hits["rarity"]]  # type: ignore[index]
     assert rare == sorted(rare)
-    assert rare == [hit.times for hit in hits["rarity"]]
     again, other = (all_hits(index, filters(index, ("order", "shuffle"), ("seed", seed))) for seed in ("0", "1"))
     assert again == hits["shuffle"] != other
     assert sorted(map(key, again)) == sorted(map(key, other))
@@ -248,19 +247,12 @@ def test_orders(index: Index, records: list[Record]) -> None:
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("params", [[], [("q", '"a red"')]])
-def test_pages_lead_on_and_back_and_neighbours_lead_through(
-    index: Index, order: str, params: list[tuple[str, str]]
-) -> None:
+def test_pages_lead_on_and_neighbours_lead_through(index: Index, order: str, params: list[tuple[str, str]]) -> None:
     chosen = filters(index, *params, ("order", order))
     hits = all_hits(index, chosen)
     first = search(index, chosen, limit=20)
     second = search(index, chosen, first.next, limit=20)
     assert first.hits + second.hits == hits[:40]
-    assert first.previous is None
-    assert search(index, chosen, second.previous, limit=20) == first
-    third = search(index, chosen, second.next, limit=5)
-    assert search(index, chosen, third.previous, limit=30).hits == hits[10:40]
-    assert search(index, chosen, third.previous, limit=45).hits == hits[:45]
     times = Counter(map(key, hits))
     once = [at for at, hit in enumerate(hits) if times[key(hit)] == 1]
     for at in (once[0], once[len(once) // 2], once[-1]):
@@ -342,7 +334,7 @@ def test_judgements_can_be_searched(index: Index) -> None:
 def test_parameters_and_cursors_without_sense_are_refused(index: Index) -> None:
     huge = "9" * 31
     for given in ("low=a", "high=2", "low=nan", "order=best", "seed=-1", f"seed={huge}", "judged=x"):
-        with pytest.raises(UserError, match=given):
+        with pytest.raises(UserError, match=f"^{given.partition('=')[0]}"):
             filters(index, tuple(given.split("=")))
     for after in ("x", "1_2", "1e999_1_1", "nan_1_1", "0.5_1_1; drop", f"{huge}_1_1"):
         with pytest.raises(UserError, match="after="):

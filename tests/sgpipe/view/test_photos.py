@@ -1,4 +1,4 @@
-"""Images over HTTP: small ones, the files themselves, and placeholders that say why there is none."""
+"""Images over HTTP: small ones, whole ones, and placeholders that say why there is none."""
 
 from io import BytesIO
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 from PIL import ExifTags, Image
 from starlette.testclient import TestClient
 
-from sgpipe.view.web import photo_url, thumbnail_url
-from tests.sgpipe.training.data.runs import image, make_run
+from sgpipe.view.web import photo_url
+from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.view.gallery_run import STRANGE, open_client, record
 
 
@@ -43,18 +43,17 @@ def opened(data: bytes) -> Image.Image:
 
 
 @pytest.mark.parametrize("image_id", ["a", STRANGE])
-def test_an_image_is_served_small_and_as_it_is(client: TestClient, image_id: str) -> None:
-    small = client.get(thumbnail_url("val", image_id, 320))
-    assert (small.headers["content-type"], opened(small.content).size) == ("image/jpeg", (24, 16))
-    whole = client.get(photo_url("val", image_id))
-    assert (whole.headers["content-type"], opened(whole.content).format) == ("image/png", "PNG")
+def test_an_image_is_served_small_and_whole(client: TestClient, image_id: str) -> None:
+    for address in (photo_url("val", image_id, 320), photo_url("val", image_id)):
+        shown = client.get(address)
+        assert (shown.headers["content-type"], opened(shown.content).size) == ("image/jpeg", (24, 16))
 
 
-def test_a_large_image_is_scaled_down_to_one_of_a_few_widths(client: TestClient) -> None:
-    sizes = {width: opened(client.get(thumbnail_url("val", "large", width)).content).size for width in (1, 200, 99999)}
-    assert sizes == {1: (160, 80), 200: (320, 160), 99999: (1000, 500)}
+def test_a_large_image_is_scaled_down_to_one_of_two_widths(client: TestClient) -> None:
+    sizes = {width: opened(client.get(photo_url("val", "large", width)).content).size for width in (320, 640)}
+    assert sizes == {320: (320, 160), 640: (640, 320)}
     for width in ("x", "-1", "1.5", "", "²", "1000000"):
-        assert client.get(f"/thumbnail/val/a?width={width}").status_code == 400
+        assert opened(client.get(f"/photo/val/large?width={width}").content).size == (1000, 500)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +62,7 @@ def test_a_large_image_is_scaled_down_to_one_of_a_few_widths(client: TestClient)
 def test_a_missing_image_or_one_out_of_its_folder_is_a_placeholder_with_the_reason(
     client: TestClient, image_id: str, reason: str
 ) -> None:
-    for address in (photo_url("val", image_id), thumbnail_url("val", image_id, 320)):
+    for address in (photo_url("val", image_id), photo_url("val", image_id, 320)):
         shown = client.get(address)
         assert (shown.status_code, shown.headers["content-type"]) == (200, "image/svg+xml")
         assert reason in shown.text
@@ -75,9 +74,8 @@ def test_a_missing_image_or_one_out_of_its_folder_is_a_placeholder_with_the_reas
     "name", ["../manifest.jsonl", "manifest.jsonl", "a.png", "..%2f..%2foutside.png", quote("/etc/passwd"), "", "A"]
 )
 def test_only_images_of_rows_are_served(client: TestClient, name: str) -> None:
-    for folder in ("photo", "thumbnail"):
-        assert client.get(f"/{folder}/val/{name}").status_code == 404
-        assert client.get(f"/{folder}/train/{name}").status_code == 404
+    for split in ("val", "train"):
+        assert client.get(f"/photo/{split}/{name}").status_code == 404
 
 
 @pytest.mark.parametrize("image_id", ["tiff", "turned"])
@@ -92,17 +90,17 @@ def test_what_a_browser_would_not_show_like_the_boxes_is_converted(client: TestC
 def test_a_folder_of_moved_images_takes_precedence(root: Path, tmp_path: Path) -> None:
     Image.new("RGB", (24, 16), "red").save(tmp_path / "a.png")
     client = open_client(root, images=tmp_path)
-    assert opened(client.get(photo_url("val", "a")).content).getpixel((5, 5)) == (255, 0, 0)
-    assert opened(client.get(thumbnail_url("val", "a", 320)).content).getpixel((5, 5)) == (254, 0, 0)
+    for address in (photo_url("val", "a"), photo_url("val", "a", 320)):
+        assert opened(client.get(address).content).getpixel((5, 5)) == (254, 0, 0)
 
 
 def test_images_in_the_shards_are_served(tmp_path: Path) -> None:
     rows = [record("a"), record("b")]
     make_run(tmp_path / "run", rows, embedded=True, spoilt={"b": b"broken"})
     client = open_client(tmp_path / "run")
-    assert client.get(photo_url("val", "a")).content == image(rows[0])
-    assert opened(client.get(thumbnail_url("val", "a", 320)).content).size == (24, 16)
-    assert "image cannot be read" in client.get(thumbnail_url("val", "b", 320)).text
+    assert opened(client.get(photo_url("val", "a")).content).size == (24, 16)
+    assert opened(client.get(photo_url("val", "a", 320)).content).size == (24, 16)
+    assert "image cannot be read" in client.get(photo_url("val", "b", 320)).text
     next((tmp_path / "run" / "data").iterdir()).write_bytes(b"broken")
-    for address in (photo_url("val", "b"), thumbnail_url("val", "b", 160)):
+    for address in (photo_url("val", "b"), photo_url("val", "b", 320)):
         assert client.get(address).text.startswith("<svg")
