@@ -211,16 +211,14 @@ def command(function: Callable[..., None], *, writes_beside: bool = False) -> Ca
 
 
 def _check_outputs(values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], beside: bool) -> None:
-    """Raises UserError: an output is an input, another output, or belongs to a run or a model."""
+    """Raises UserError: an output is an input, or belongs to a run or a model."""
     inputs: list[str | Path] = []
-    outputs: dict[Path, str] = {}
+    outputs: list[Path] = []
     for name, value in values.items():
         declared = getattr(parameters[name].annotation, "__metadata__", ())
         callback = declared[0].callback if declared else None
         if callback is local and value is not None:
-            if value in outputs:
-                raise UserError(f"--{outputs[value]} and --{name} are the same file".replace("_", "-"))
-            outputs[value] = name
+            outputs.append(value)
         elif isinstance(value, Path | list) or callback in (stored, maybe_path):
             inputs += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str | Path)]
     if outputs:

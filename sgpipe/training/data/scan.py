@@ -142,12 +142,10 @@ class TrainingSet:
 def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[ShardEntry]]:
     """Return the shards of the configured splits. Raises UserError: the folder has no shards, or no such split."""
     splits = sorted({shard.split for shard in manifest.shards})
-    if not splits:
-        raise UserError(f"{config.shards} has no shards yet; create some with `sgpipe generate` or `sgpipe import`")
-    unknown = [name for name in config.splits or () if name not in splits]
-    if unknown:
-        raise UserError(f"{config.shards} has no split {unknown[0]!r}; it has {', '.join(splits)}")
     chosen = splits if config.splits is None else list(dict.fromkeys(config.splits))
+    if not chosen or {*chosen} - {*splits}:
+        asked, there = ", ".join(chosen) or "any split", ", ".join(splits) or "no shards yet"
+        raise UserError(f"{config.shards} has no shards of {asked}: there are {there}")
     return {split: [shard for shard in manifest.shards if shard.split == split] for split in chosen}
 
 

@@ -133,7 +133,7 @@ def test_different_closed_labels_are_refused(tmp_path):
 
 HARMS: dict[str, Callable[[Path], object]] = {
     "is listed in the manifest but missing": lambda root: next((root / "data").iterdir()).unlink(),
-    "has no shards yet": lambda root: Manifest.create(root, {}),
+    "has no shards of any split: there are no shards yet": lambda root: Manifest.create(root, {}),
     "if the images moved, pass --images": lambda root: (root / "images").rename(root / "moved"),
 }
 
@@ -162,7 +162,7 @@ def test_a_split_without_usable_rows_is_named(tmp_path):
     ):
         with pytest.raises(UserError, match=message):
             scan([make_run(tmp_path / name, records)], 0.2)
-    with pytest.raises(UserError, match="has no split 'other'"):
+    with pytest.raises(UserError, match="has no shards of other: there are train"):
         scan([ShardsConfig(shards=tmp_path / "one", splits=("other",))], 0.2)
 
 
