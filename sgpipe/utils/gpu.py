@@ -22,7 +22,6 @@ Backend: TypeAlias = str | Callable[..., Any]  # of `torch.compile`
 _Shapes: TypeAlias = tuple[tuple[Any, ...], ...]
 
 _WARM_UP_CALLS, _MOST_SHAPES = 8, 4
-_COMPILING_CALLS = 2  # of a shape: where a number is not the same in the second call, PyTorch compiles again
 _LONGEST_REASON = 200
 _COMPILING = Lock()  # of this process, in which PyTorch compiles one function at a time
 
@@ -134,7 +133,7 @@ class Compiled:
     def __init__(self, function: Callable[..., Any], warm_up_calls: int = 0, backend: Backend = "inductor") -> None:
         self._function, self._warm_up_calls = function, warm_up_calls
         self._calls: Counter[_Shapes] = Counter()
-        self._left: dict[_Shapes, int] = {}  # calls that compile
+        self._chosen: set[_Shapes] = set()  # those that are compiled
         self.seconds, self.failure = 0.0, ""
         self._compiled = function
         try:
@@ -146,28 +145,18 @@ class Compiled:
         shapes = tuple(
             each.shape if isinstance(each, Tensor) else each for each in arguments if isinstance(each, Tensor | tuple)
         )
-        if self.failure or not self._is_chosen(shapes):
-            return self._function(*arguments)
-        if self._left[shapes] > 0:
-            return self._compile(shapes, arguments)
-        return self._function(*arguments) if _COMPILING.locked() else self._run(arguments)
-
-    def _is_chosen(self, shapes: _Shapes) -> bool:
-        if shapes not in self._left:
-            self._calls[shapes] += 1
-            if self._calls[shapes] > self._warm_up_calls and len(self._left) < _MOST_SHAPES:
-                self._left[shapes] = _COMPILING_CALLS
-        return shapes in self._left
-
-    def _compile(self, shapes: _Shapes, arguments: tuple[Any, ...]) -> Any:
-        if not _COMPILING.acquire(blocking=False):
+        if shapes in self._chosen and not self.failure and not _COMPILING.locked():
+            return self._run(arguments)
+        self._calls[shapes] += 1
+        is_chosen = self._calls[shapes] > self._warm_up_calls and len(self._chosen) < _MOST_SHAPES
+        if self.failure or shapes in self._chosen or not is_chosen or not _COMPILING.acquire(blocking=False):
             return self._function(*arguments)
         began = time.perf_counter()
         try:
             torch._inductor.config.compile_threads = torch.get_num_threads()  # a setting of this thread
             return self._run(arguments)
         finally:
-            self._left[shapes] -= 1
+            self._chosen.add(shapes)
             self.seconds += time.perf_counter() - began
             _COMPILING.release()
 
