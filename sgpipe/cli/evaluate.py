@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
     from sgpipe.evaluation.result import EvaluationResult
     from sgpipe.inference.predictions import WriteSummary
-    from sgpipe.storage.run_folder import GroundTruth
 
 PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark whose evaluator reads the file
 
@@ -186,10 +185,8 @@ def labels(
     """
     from sgpipe.evaluation.label_quality import label_quality, label_report
     from sgpipe.sources.vocabulary import load_predicate_synonyms
-    from sgpipe.storage.run_folder import GroundTruth
 
-    own = ground_truth_for(pred, truth)
-    ground_truth = GroundTruth(own.relations, targets or own.required, image_data or own.image_data)
+    ground_truth = cli.ground_truth_for(pred, truth, image_data, targets)
     texts = load_predicate_synonyms(synonyms) if synonyms else None
 
     def evaluate(other: Path | None) -> EvaluationResult:
@@ -218,19 +215,9 @@ def boxes(
     """
     from sgpipe.evaluation.box_quality import evaluate_boxes, own_threshold
 
-    known = truth or ground_truth_for(run, None).relations
+    known = truth or cli.ground_truth_for(run).relations
     level = own_threshold(run) if threshold is None else threshold  # the same for what it is compared with
     report.run_and_report(lambda other: evaluate_boxes(other or run, known, level), per_class=per_class)
-
-
-def ground_truth_for(run: Path, truth: Path | None, otherwise: str = "--truth") -> GroundTruth:
-    """Return the given ground truth of a run, or its own. Raises UserError: there is neither."""
-    from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
-
-    own = ground_truth_of(run) if truth is None else GroundTruth(truth)
-    if own is None:
-        raise UserError(f"{run} has no ground truth of its own: pass {otherwise}")
-    return own
 
 
 def predict(

@@ -111,6 +111,16 @@ def judged_file(run: Any, file: Path | None) -> Path | None:
     return file
 
 
+def ground_truth_for(run: Any, truth: Any = None, image_data: Any = None, targets: Any = None) -> Any:
+    """Return the given `GroundTruth` of a run, or its own. Raises UserError: there is neither."""
+    from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
+
+    own = ground_truth_of(run) if truth is None else GroundTruth(truth)
+    if own is None:
+        raise UserError(f"{run} has no ground truth of its own: pass --truth or, to calibrate, --judgements")
+    return GroundTruth(own.relations, targets or own.required, image_data or own.image_data)
+
+
 def certificate_of(run: Any) -> dict[str, Any]:
     """Return the certificate of a run after computing it again. Raises UserError: there is none, or it is not valid."""
     from sgpipe.stats.certify import check

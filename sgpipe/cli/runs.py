@@ -109,11 +109,9 @@ def calibrate(
       sgpipe calibrate coco-relations/ --judgements own
       sgpipe calibrate coco-relations/ --truth vg/ --image-data image_data.json --out calibration.json
     """
-    from sgpipe.cli.evaluate import ground_truth_for
     from sgpipe.stats.calibrate import calibrate as learn
     from sgpipe.stats.calibrate import judge_by_truth
     from sgpipe.stats.judgements import judge_by_people
-    from sgpipe.storage.run_folder import GroundTruth
 
     judgements = cli.judged_file(run, judgements)
     if judgements is not None and (truth is not None or image_data is not None):
@@ -121,9 +119,7 @@ def calibrate(
     if judgements is not None:
         calibration, report = learn(run, judge_by_people(run, judgements), "people")
     else:
-        own = ground_truth_for(run, truth, "--truth or --judgements")
-        own = GroundTruth(own.relations, own.required, image_data or own.image_data)
-        calibration, report = learn(run, judge_by_truth(run, own))
+        calibration, report = learn(run, judge_by_truth(run, cli.ground_truth_for(run, truth, image_data)))
     calibration.save(out)
     if json_:
         print(report.as_json())
