@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 _TEXTS: dict[str, str] = tomllib.loads(Path(__file__).with_name("lexicon.toml").read_text(encoding="utf-8"))
+globals().update({name.upper(): frozenset(text.split()) for name, text in _TEXTS.items()})
 
+if TYPE_CHECKING:
 
-def __getattr__(name: str) -> frozenset[str]:
-    """Return the words of a list of lexicon.toml, whose name is in lower case there."""
-    if name.lower() not in _TEXTS:
-        raise AttributeError(f"lexicon.toml has no list {name.lower()!r}")
-    words = frozenset(_TEXTS[name.lower()].split())
-    globals()[name] = words  # found without this function from now on
-    return words
+    def __getattr__(name: str) -> frozenset[str]: ...
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
