@@ -372,9 +372,14 @@ def plan_pools(stages: Sequence[Stage], units: int, nodes: Sequence[Mapping[str,
     pools = [Pool(members, resources, resources.actors or 1) for resources, members in groups]
     if not _fit(pools, machines):
         raise too_large(pools, machines)
-    while grown := _grow(pools, machines, units):
-        pools = grown
-    return pools
+    while True:  # one more actor for the smallest pool that can grow and leaves room for all
+        for pool in sorted(pools, key=lambda pool: pool.actors):
+            grown = [replace(each, actors=each.actors + 1) if each is pool else each for each in pools]
+            if not pool.resources.actors and pool.actors < units and _fit(grown, machines):
+                pools = grown
+                break
+        else:
+            return pools
 
 
 def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
@@ -410,15 +415,6 @@ def too_large(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) ->
     most = max(pools, key=lambda pool: [pool.needs.get(name, 0) * pool.actors for name in ("GPU", "CPU", "memory")])
     setting = f"{most.stages[0].name}.resources"
     return UserError(f"the actors do not fit on the machines of Ray: {asked} on {there}; lower {setting}")
-
-
-def _grow(pools: list[Pool], machines: Sequence[Mapping[str, float]], units: int) -> list[Pool] | None:
-    """Return one more actor for the smallest growable pool that leaves room for all; None if there is no such pool."""
-    for pool in sorted(pools, key=lambda pool: pool.actors):
-        grown = [replace(each, actors=each.actors + 1) if each is pool else each for each in pools]
-        if not pool.resources.actors and pool.actors < units and _fit(grown, machines):
-            return grown
-    return None
 
 
 def _fit(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> bool:

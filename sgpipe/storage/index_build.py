@@ -71,8 +71,8 @@ _FROM_SHARDS = (
     """insert into captions select image, number, caption.text, caption.scope, caption.boxes
     from (select image, unnest(captions) as caption, unnest(range(len(captions))) as number from rows)""",
     """insert into raw_relations select image, number, relation.subject, relation.object, relation.predicate,
-        objects[relation.subject + 1].category, objects[relation.object + 1].category, relation.confidence,
-        clip.score, clip.swapped, clip.rank, clip.contrasts, vlm_score, relation.origin
+        objects[relation.subject::bigint + 1].category, objects[relation.object::bigint + 1].category,
+        relation.confidence, clip.score, clip.swapped, clip.rank, clip.contrasts, vlm_score, relation.origin
     from (select image, objects, unnest(relations) as relation, unnest(range(len(relations))) as number,
         unnest(clip_score) as clip, unnest(vlm_score) as vlm_score from rows) where number is not null""",
 )
@@ -192,7 +192,7 @@ def build_index(files: RunFiles, states: Mapping[str, str], folder: Path, progre
                 execute(statement)
             execute("checkpoint run")
             execute("detach run")
-    except FAULTS as error:
+    except (*FAULTS, duckdb.DataError) as error:
         raise UserError(f"the index of {files.root} cannot be built ({str(error).splitlines()[0]})") from None
     return path
 
@@ -251,7 +251,7 @@ def _read_shards(
                 first += shard.rows
                 advance(shard.rows, {})
             if tables:
-                connection.register("rows", pa.concat_tables(tables, promote_options="permissive"))
+                connection.register("rows", pa.concat_tables(tables))
                 for statement in _FROM_SHARDS:
                     connection.execute(statement)
             connection.execute("commit")
@@ -264,7 +264,7 @@ def _rows(files: RunFiles, states: Mapping[str, str], entry: ShardEntry, number:
     with files.open(entry.file) as file:
         there = file.schema_arrow.names
         table = file.read([name for name in _EMPTY.column_names if name in there])
-        rows = pa.concat_tables([_EMPTY, table], promote_options="permissive")
+        rows = pa.concat_tables([_EMPTY, table], promote_options="permissive").cast(_EMPTY.schema)
         rows.validate(full=True)  # what DuckDB does not check: text that is not UTF-8
     if len(rows) != entry.rows:
         raise UserError(f"shard {entry.file} has {len(rows)} rows, the manifest says {entry.rows}")

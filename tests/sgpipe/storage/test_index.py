@@ -132,6 +132,23 @@ def test_a_damaged_shard_is_named_and_the_rest_is_shown(tmp_path: Path, damage: 
     assert (index.images, index.problems) == (9, [])
 
 
+def test_values_beyond_their_types_leave_out_a_shard_or_find_no_box(tmp_path: Path) -> None:
+    records = [plain_record(str(number), "on") for number in range(4)]
+    records[3].relations[0].subject = 2**31 - 1
+    make_run(tmp_path, records, rows=2)
+    path = tmp_path / shard_name("train", 0, 2)
+    table = read_file(path)
+    wide = pa.array([2**40] * 2)
+    write_table(path, table.set_column(table.schema.get_field_index("width"), "width", wide))
+    index = Index.open(tmp_path, QUIET)
+    [problem] = index.problems
+    assert path.name in problem
+    assert [(hit.image_id, hit.subject_category) for hit in search(index, Filters()).hits] == [
+        ("2", "person"),
+        ("3", None),
+    ]
+
+
 def test_what_cannot_be_put_into_the_run_goes_into_the_users_cache(tmp_path: Path) -> None:
     make_run(tmp_path / "run", make_records(5))
     shutil.rmtree(tmp_path / "run/.sgpipe", ignore_errors=True)
