@@ -20,7 +20,6 @@ from pydantic import Field, JsonValue, ValidationError
 from sgpipe.errors import UserError, check_share
 from sgpipe.files.locations import Location, read_text
 from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
-from sgpipe.records import Record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils.console import count
@@ -55,12 +54,6 @@ class Calibration(Config):
     def probabilities(self, confidence: ArrayLike) -> Floats:
         given = np.asarray(confidence, np.float64)
         return np.where(given < self.lowest, 0.0, from_log_odds(self.slope * log_odds(given) + self.offset))
-
-    def replace_confidences(self, record: Record) -> None:
-        """Replace the confidences of a record by probabilities; annotations have none."""
-        for relation in record.relations:
-            if relation.confidence is not None:
-                relation.confidence = float(self.probabilities(relation.confidence))
 
     def threshold(self, probability: float) -> float:
         """Return the minimum confidence of what is correct with at least this probability; 0 keeps everything."""

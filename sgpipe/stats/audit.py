@@ -10,8 +10,6 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel
-
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
 from sgpipe.stats.judgements import NO_PLAN, JudgementMeasures, measure_judgements
@@ -338,8 +336,6 @@ def _plain(value: Any) -> Any:
         names = [field.name for field in fields(value)]
         names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]
         return {name: _plain(getattr(value, name)) for name in names}
-    if isinstance(value, BaseModel):
-        return value.model_dump()
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}
     return [_plain(part) for part in value] if isinstance(value, list) else value

@@ -52,7 +52,9 @@ def open_records(
     for table in database.read_rows(numbers):
         [record], [embedded] = from_table(table), embedded_images(table)
         if calibration is not None:
-            calibration.replace_confidences(record)
+            for relation in record.relations:
+                if relation.confidence is not None:
+                    relation.confidence = float(calibration.probabilities(relation.confidence))
         image = None
         with suppress(ImageError):
             image = open_row_image(database.image_roots, record, embedded, images)

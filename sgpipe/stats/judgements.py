@@ -198,8 +198,6 @@ class _Sample:
         scores = {tuple(key): vlm_score for *key, vlm_score in rows}
         found = np.array([scores.get(tuple(question.key)) for question in self._questions], np.float64)
         known = self.is_judged & ~np.isnan(found)
-        if not known.any():
-            return None
         return score_quality(JudgedRelations(found[known].astype(np.float32), self.right[known]), self.judged)
 
     def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:

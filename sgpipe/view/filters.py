@@ -66,8 +66,13 @@ def parse(text: str, vocabulary: RunNames) -> Query:
     if len(text) > _LONGEST:
         raise QueryError(f"the query has more than {_LONGEST:,} characters", _LONGEST)
     found: dict[str, list[Any]] = defaultdict(list)
-    for name, values in _Parser(text, vocabulary).terms():
-        found[name] += values
+    parser, at = _Parser(text, vocabulary), 0
+    while (kind := parser.tokens[at].kind) != "end":
+        if kind == ",":
+            at += 1
+        else:
+            name, values, at = parser.term(at)
+            found[name] += values
     return Query(text, **{name: tuple(dict.fromkeys(values)) for name, values in found.items()})
 
 
@@ -103,23 +108,14 @@ class _Parser:
     """Reads terms from the left: at each place a relation if there is one, or else a name that stands alone."""
 
     def __init__(self, text: str, vocabulary: RunNames) -> None:
-        self._tokens, self._vocabulary = list(_tokens(text)), vocabulary
+        self.tokens, self._vocabulary = list(_tokens(text)), vocabulary
         self._furthest = 0  # the token at which a name was missing
 
-    def terms(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """Yield fields of a query, and what is added to them."""
-        at = 0
-        while self._tokens[at].kind != "end":
-            if self._tokens[at].kind == ",":
-                at += 1
-            else:
-                name, values, at = self._term(at)
-                yield name, values
-
-    def _term(self, at: int) -> tuple[str, tuple[Any, ...], int]:
-        negated = self._tokens[at].kind == "-"
+    def term(self, at: int) -> tuple[str, tuple[Any, ...], int]:
+        """Return the field of a query that a term is of, what is added to it, and the token after the term."""
+        negated = self.tokens[at].kind == "-"
         at += negated
-        token, without = self._tokens[at], "without_" if negated else ""
+        token, without = self.tokens[at], "without_" if negated else ""
         if token.kind == "caption":
             return f"{without}captions", (token.text,), at + 1
         if token.kind == "word" and token.text in _ORIGINS:
@@ -139,12 +135,12 @@ class _Parser:
 
     def _names(self, at: int, kind: str) -> Iterator[tuple[Names, int]]:
         """Yield `*`, or names joined by `|`, and the token after them; the longest first."""
-        if self._tokens[at].kind == "*":
+        if self.tokens[at].kind == "*":
             yield None, at + 1
             return
         found = list(self._name(at, kind))
         for names, after in found:
-            if self._tokens[after].kind != "|":
+            if self.tokens[after].kind != "|":
                 yield names, after
                 continue
             for more, end in self._names(after + 1, kind):
@@ -153,16 +149,16 @@ class _Parser:
             self._furthest = max(self._furthest, at)
 
     def _name(self, at: int, kind: str) -> Iterator[tuple[tuple[str, ...], int]]:
-        known, first = self._vocabulary.names[kind], self._tokens[at]
+        known, first = self._vocabulary.names[kind], self.tokens[at]
         if first.kind == "name":
             if names := known.get(name_form(first.text)):
                 yield names, at + 1
             return
         last = at
-        while self._tokens[last].kind == "word" and last - at < self._vocabulary.most_words:
+        while self.tokens[last].kind == "word" and last - at < self._vocabulary.most_words:
             last += 1
         for after in range(last, at, -1):
-            form = name_form(" ".join(token.text for token in self._tokens[at:after]))
+            form = name_form(" ".join(token.text for token in self.tokens[at:after]))
             names = known.get(form, ())
             if not names and len(form) > 1 and form.endswith("*"):
                 names = tuple(name for other, own in known.items() if other.startswith(form[:-1]) for name in own)
@@ -170,7 +166,7 @@ class _Parser:
                 yield names, after
 
     def _error(self) -> QueryError:
-        token = self._tokens[self._furthest]
+        token = self.tokens[self._furthest]
         if token.kind not in ("word", "name"):
             where = "ends too early" if token.kind == "end" else f"has {token.text} in a wrong place"
             return QueryError(f"the query {where}: {_FORM}", token.position)
