@@ -222,10 +222,7 @@ def boxes(
 
 def predict(
     *,
-    model: Annotated[
-        cli.Place,
-        cli.stored_argument("ParSeDA or ParSeD: folder (also of its training), store or hub id.", None, cli.maybe_path),
-    ],
+    model: Annotated[cli.Place, cli.stored_argument("Detector: folder, store or hub id.", None, cli.maybe_path)],
     data: Annotated[cli.Place, cli.reads_stored("Folder of shards, or their object store.")],
     out: Annotated[Path, cli.writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
     form: Annotated[PredictionFormat | None, cli.option("Benchmark. Default: hico; .parquet: what fits.")] = None,

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from sgpipe.storage.verify import Verification
 
 _LONGEST_NAME = 200
+_Prediction = Literal["vlm_score", "clip_score", "confidence", "none"]
+_FORMATS = (
+    "hf, coco, coco-rel, sgg-benchmark, vg, vg150, psg, rlipv2, hico, label-studio, fiftyone, webdataset, instructions"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +138,7 @@ def certify(
     confidence: Annotated[float, cli.option("How sure the certificate is.", min=0, max=1)] = 0.95,
     by: Annotated[Literal["predicate"] | None, cli.option("Certify each predicate by itself.")] = None,
     threshold: Annotated[float | None, cli.option("Minimum confidence. Default: as many as possible.")] = None,
-    prediction: Annotated[
-        Literal["vlm_score", "clip_score", "confidence", "none"] | None,
-        cli.option("What predicts wrong relations, which saves answers. Default: the first that the run has."),
-    ] = None,
+    prediction: Annotated[_Prediction | None, cli.option("What predicts wrong relations. Default: by the run.")] = None,
     judgements: cli.JudgedFile = None,
     out: Annotated[Path | None, cli.writes_file("File for the certificate. Default: certificate.json in RUN.")] = None,
     json_: cli.Json = False,
@@ -309,13 +310,7 @@ class WrittenOptions:
 def export(
     *,
     run: cli.StoredRun,
-    to: Annotated[
-        str,
-        cli.option(
-            "Format: hf (Hugging Face), coco, coco-rel (RelTR), sgg-benchmark, vg, vg150, psg, rlipv2, hico, "
-            "label-studio, fiftyone, webdataset or instructions (questions and answers for vision-language models)."
-        ),
-    ],
+    to: Annotated[str, cli.option(f"Format: {_FORMATS}.")],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],
     origin: Annotated[str | None, cli.option("Only these: annotated,tagger. Default: all.")] = None,
     relations: WrittenOptions,
@@ -361,9 +356,7 @@ def push(
     public: Annotated[bool, cli.option("Make what is new public. Default: private.", "--public")] = False,
     relations: WrittenOptions,
     licence: Annotated[str | None, cli.option("Of a model, such as apache-2.0.", "--license")] = None,
-    evaluations: Annotated[
-        list[Path] | None, cli.option("Result of `eval --json-file`.", "--evaluation", exists=True)
-    ] = None,
+    evaluations: Annotated[list[Path] | None, cli.option("By `eval --json-file`.", "--evaluation", exists=True)] = None,
     json_: cli.Json = False,
 ) -> None:
     """Upload a run to the Hugging Face hub as a dataset, or a model as a model, with a card.

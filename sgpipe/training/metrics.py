@@ -117,10 +117,7 @@ def training_display(progress: Progress) -> Iterator[Callable[[dict[str, Any]], 
 
 def _step_note(row: dict[str, Any]) -> str:
     skipped = f", {count(row['skipped'], 'unreadable image')}" if row["skipped"] else ""
-    gpu = ""
-    if "gpu_memory" in row:
-        utilization = f" {row['gpu_utilization']:.0%} used," if "gpu_utilization" in row else ""
-        gpu = f", GPU{utilization} {row['gpu_memory'] / 1e9:.1f} GB"
+    gpu = f", GPU {row['gpu_memory'] / 1e9:.1f} GB" if "gpu_memory" in row else ""
     return (
         f"epoch {row['epoch']}, loss {row['loss']:.3f}, {row['images_per_second']:.1f} images/s, "
         f"waiting for images {row['waited']:.0%}{gpu}{skipped}"

@@ -58,9 +58,7 @@ class DataConfig(Config):
     text_group: int | None = Field(None, ge=1, description="images that share texts: a GPU's as published; null: all")
     object_strategy: Strategy = Field("frequency", description="sampling of classes: by frequency, or uniform")
     relation_strategy: Strategy = Field("frequency", description="sampling of predicates")
-    wordings: dict[str, tuple[str, ...]] = Field(
-        default_factory=dict, description="random other wordings of predicates, such as {riding: [rides]}"
-    )
+    wordings: dict[str, tuple[str, ...]] = Field({}, description="other wordings of predicates: {riding: [rides]}")
     related_first: bool = Field(False, description="R-Tagger: related pairs first, as published; false: random order")
     augment: Augmentation | None = Field(default_factory=Augmentation, description="random changes; null: resizing")
     short_side: int = Field(800, ge=32, description="pixels of validation images' shorter side; augment: null: of all")
