@@ -147,9 +147,7 @@ def generate(
     recipe: _RecipeName = None,
     out: Annotated[Path | None, cli.writes_folder("Folder for the shards, resumed. Default: NAME-relations.")] = None,
     store: Annotated[str | None, cli.option("Object store for the shards (s3://…); the rest is in --out.")] = None,
-    parent: Annotated[
-        str | None, cli.option("Run to take over as far as it goes.", "--from", callback=cli.stored)
-    ] = None,
+    parent: Annotated[str | None, cli.option("Run to take over.", "--from", callback=cli.stored)] = None,
     extend: Annotated[str | None, cli.option("Run or import to extend.", "--extend", callback=cli.stored)] = None,
     data: SourceOptions,
     options: RecipeOptions,

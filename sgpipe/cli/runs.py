@@ -473,9 +473,7 @@ def correct(
     run: cli.StoredRun,
     out: Annotated[Path, cli.writes_folder("Folder for the corrected run; an unfinished one is resumed.")],
     judgements: Annotated[Path | None, cli.reads_file("Judgements. Default: those of the run.")] = None,
-    conflicts: Annotated[
-        Literal["majority", "latest", "drop"], cli.option("What counts where people differ.")
-    ] = "majority",
+    conflicts: Annotated[Literal["majority", "latest", "drop"], cli.option("If people differ.")] = "majority",
     images: cli.MovedImages = None,
     json_: cli.Json = False,
 ) -> None:

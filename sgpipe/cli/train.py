@@ -25,9 +25,7 @@ class ShardsOptions:
 
     data: Annotated[list[str] | None, cli.option("Shards: FOLDER, FOLDER@WEIGHT. Repeatable.", panel=cli.DATA)] = None
     val: Annotated[list[str] | None, cli.option("Shards to validate on. Repeatable.", panel=cli.DATA)] = None
-    judgements: Annotated[
-        list[str] | None, cli.option("Judged run that teaches a tagger. Repeatable.", panel=cli.DATA)
-    ] = None
+    judgements: Annotated[list[str] | None, cli.option("Judged run, for a tagger. Repeatable.", panel=cli.DATA)] = None
     images: cli.MovedImages = None
     calibration: cli.CalibrationFile = None
     precision: cli.ExpectedPrecision = None
