@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
@@ -35,20 +35,20 @@ _SPREAD = """
 """
 
 
-def sample_images(database: Database, count: int, threshold: float) -> list[int]:
-    """Positions in the run of `count` images, evenly spaced among those with a relation of at least `threshold`.
-
-    If there are too few of these, others are added, but no error rows.
-    """
-    [(images,)] = database.rows("select count(*) from images")
-    count = min(count, max(images, 1))
-    return sorted(image for (image,) in database.rows(_SPREAD, [threshold, count, count]))
-
-
-def open_records(
-    database: Database, numbers: Iterable[int], images: ImagePlace | None = None, calibration: Calibration | None = None
+def open_samples(
+    database: Database,
+    count: int,
+    threshold: float,
+    images: ImagePlace | None = None,
+    calibration: Calibration | None = None,
 ) -> Iterator[tuple[Record, Image.Image | None]]:
-    """Yield the records at these positions with their images; None for an image that cannot be opened."""
+    """Yield `count` records, evenly spaced among those with a relation of at least `threshold`, and their images.
+
+    If there are too few of these, others are added, but no error rows. An image that cannot be opened is None.
+    """
+    [(rows,)] = database.rows("select count(*) from images")
+    count = min(count, max(rows, 1))
+    numbers = sorted(image for (image,) in database.rows(_SPREAD, [threshold, count, count]))
     for table in database.read_rows(numbers):
         [record], [embedded] = from_table(table), embedded_images(table)
         if calibration is not None:
@@ -79,7 +79,7 @@ def write_sheet(
     Returns the number of images, and how many of them could not be opened. Raises UserError: the run has no image.
     """
     cards, lost = [], 0
-    for record, opened in open_records(database, sample_images(database, count, threshold), images, calibration):
+    for record, opened in open_samples(database, count, threshold, images, calibration):
         lost += opened is None
         cards.append(viz.draw_card(opened, record, viz.shown(record.relations, threshold, _SHEET_RELATIONS), _CARD))
     if not cards:
@@ -161,7 +161,7 @@ def cards(
     calibration: Calibration | None = None,
 ) -> Iterator[Card]:
     """Cards of `count` sample images, first those with a relation of at least `threshold`."""
-    for record, image in open_records(database, sample_images(database, count, threshold), images, calibration):
+    for record, image in open_samples(database, count, threshold, images, calibration):
         yield make_card(record, image, viz.shown(record.relations, 0.0, _RELATIONS))
 
 

@@ -202,7 +202,14 @@ class _Sample:
 
     def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
         """Return what each threshold keeps; relations without a confidence pass every one."""
-        above = self._count_above(np.array(thresholds, np.float32))
+        cuts, at = np.unique(np.array(thresholds, np.float32), return_inverse=True)
+        counts = np.zeros((len(cuts), len(self.weights)), np.int64)  # of the run's relations between two thresholds
+        query = f"""select cut, stratum, count(*)
+            from (select certainty, {self._stratum} as stratum from relations) placed
+            asof join (select unnest(?::float[]) as cut) on certainty >= cut group by all"""
+        for cut, stratum, number in self._database.rows(query, [cuts.tolist()]):
+            counts[np.searchsorted(cuts, np.float32(cut)), stratum] = number
+        above = np.cumsum(counts[::-1], axis=0)[::-1][at]
         kept = [self._confidence >= np.float32(threshold) for threshold in thresholds]
         judged, right = ([self.tally(own & keeps) for keeps in kept] for own in (self.is_judged, self.right))
         found = zip(thresholds, estimate_stratified(above * self._scale, judged, right), above, strict=True)
@@ -210,14 +217,3 @@ class _Sample:
 
     def tally(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         return np.bincount(self._at[chosen], minlength=len(self.weights))
-
-    def _count_above(self, thresholds: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Return the run's relations of at least each threshold, `[thresholds, strata]`."""
-        cuts = np.unique(thresholds)
-        counts = np.zeros((len(cuts), len(self.weights)), np.int64)
-        query = f"""select cut, stratum, count(*)
-            from (select certainty, {self._stratum} as stratum from relations) placed
-            asof join (select unnest(?::float[]) as cut) on certainty >= cut group by all"""
-        for cut, stratum, number in self._database.rows(query, [cuts.tolist()]):
-            counts[np.searchsorted(cuts, np.float32(cut)), stratum] = number
-        return np.cumsum(counts[::-1], axis=0)[::-1][np.searchsorted(cuts, thresholds)]

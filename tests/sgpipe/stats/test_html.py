@@ -8,7 +8,7 @@ from PIL import Image
 
 from sgpipe.records import Attribute, Box
 from sgpipe.stats.audit import Audit, compare
-from sgpipe.stats.gallery import open_records, sample_images, write_sheet
+from sgpipe.stats.gallery import open_samples, write_sheet
 from sgpipe.stats.measures import measure
 from sgpipe.stats.report import render, tables
 from sgpipe.storage.index import open_run
@@ -114,7 +114,7 @@ def run_of(root, confidences, **options):
 def opened(root, count, *images):
     """The ids of the sampled images, and of those that can be opened."""
     with open_run(root) as database:
-        found = list(open_records(database, sample_images(database, count, 0.2), *images))
+        found = list(open_samples(database, count, 0.2, *images))
     return [record.image_id for record, _ in found], [record.image_id for record, image in found if image]
 
 
