@@ -10,11 +10,15 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from rlip_model.evaluation.inputs import (
     NOT_PREDICTED,
@@ -27,7 +31,7 @@ from rlip_model.evaluation.inputs import (
     table,
 )
 from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GroundTruthGraph, PredictedGraph
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, os_error_reason
 from sgpipe.evaluation.result import ScoredImages
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.inference.predictions import CLASSES, PERSON
@@ -88,10 +92,11 @@ def no_pairs(classes: DatasetClasses) -> PredictedPairs:
 def read_pairs(
     source: AnnotationSource, predictions: Path, key: str, schema: HoiaSchema, found: ScoredImages
 ) -> Iterator[EvaluationImage]:
-    """Yield all annotated images in the order of the annotations, with the predictions of a HOIA file.
+    """Yield all annotated images in the order of the annotations, with the predictions of a file.
 
     Args:
-        key: of the relations in the file. schema: the classes, whose numbers the file has if it does not list its own.
+        predictions: in HOIA format, or of `sgpipe predict --out FILE.parquet`. key: of the relations in HOIA format.
+        schema: the classes, whose numbers the file has if it does not list its own.
         found: filled with counts and notes.
 
     Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
@@ -99,7 +104,8 @@ def read_pairs(
     annotated, classes, listed = read_annotations(source), schema.classes, schema
     numbers = _class_numbers(listed, classes)
     predicted: dict[str, Triplets] = {}
-    for _, item in JsonStream(predictions):
+    is_parquet = predictions.suffix == ".parquet"
+    for item in _parquet_items(predictions, key, schema) if is_parquet else map(itemgetter(1), JsonStream(predictions)):
         try:
             name = fields.text(item, "file_name")
         except FieldError as error:
@@ -111,7 +117,7 @@ def read_pairs(
                 numbers = _class_numbers(listed, classes)
             predicted[name] = _triplets(fields.array(item, "predictions"), fields.array(item, key), *numbers)
     found.miss(annotated)
-    if listed is schema:
+    if listed is schema and not is_parquet:
         number, name = next(iter(schema.relations.items()))
         found.notes.append(
             f"{predictions} lists no classes: its numbers are taken for the annotations', such as {number} for the "
@@ -119,6 +125,53 @@ def read_pairs(
         )
     for name, ground_truth in annotated.items():
         yield EvaluationImage(name, ground_truth, predicted.get(name, _NO_TRIPLETS).pairs(len(classes.relations)))
+
+
+def _parquet_items(path: Path, key: str, schema: HoiaSchema) -> Iterator[dict[str, Any]]:
+    """Yield the images of a file of `sgpipe predict --out FILE.parquet` as a HOIA file has them, without error rows."""
+    objects, relations = (
+        {name: number for number, name in names.items()} for names in (schema.objects, schema.relations)
+    )
+    try:
+        with pq.ParquetFile(path) as file:
+            batches = file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"])
+            for row in chain.from_iterable(batch.to_pylist() for batch in batches):
+                if row["triplets"] is not None:
+                    with naming(f"{path}: image {row['file_name']!r}"):
+                        triplets = sorted(row["triplets"], key=itemgetter("pair"))
+                        boxes, listed = _hoia_lists(triplets, objects, relations)
+                    yield {"file_name": row["file_name"], "predictions": boxes, key: listed}
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {os_error_reason(error)}") from None
+    except (pa.ArrowException, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} was not written by `sgpipe predict --out FILE.parquet` ({reason})") from None
+
+
+def _hoia_lists(
+    triplets: Sequence[Mapping[str, Any]], objects: Mapping[str, int], relations: Mapping[str, int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the boxes and relations of triplets that are in the order of their pairs. Raises FieldError."""
+    ends: dict[int, list[tuple[str, list[float]]]] = {}
+    for one in triplets:
+        own = [(one[side], one[f"{side}_box"]) for side in ("subject", "object")]
+        if ends.setdefault(one["pair"], own) != own:
+            raise FieldError("a pair has more than one subject or object")
+    names = {name for pair in ends.values() for name, _ in pair} - {*objects}
+    if unknown := names | {one["predicate"] for one in triplets} - {*relations}:
+        raise FieldError(f"{min(unknown)!r} {_OTHER_CLASS}")
+    boxes = [{"bbox": box, "category_id": objects[name]} for pair in ends.values() for name, box in pair]
+    first = {pair: 2 * place for place, pair in enumerate(ends)}
+    listed = [
+        {
+            "subject_id": first[one["pair"]],
+            "object_id": first[one["pair"]] + 1,
+            "category_id": relations[one["predicate"]],
+            "score": one["score"],
+        }
+        for one in triplets
+    ]
+    return boxes, listed
 
 
 def _class_numbers(listed: HoiaSchema, classes: DatasetClasses) -> tuple[dict[int, int], dict[int, int]]:
@@ -201,6 +254,7 @@ def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:
     return next((official for official in (HICO, OPEN_IMAGES) if official.classes == classes), own)
 
 
+_ROWS_AT_ONCE = 512
 _COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status", "error")
 
 

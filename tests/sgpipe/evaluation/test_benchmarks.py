@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -70,9 +72,13 @@ def test_hico_of_a_network_equals_hico_of_its_file(drawn_run: Path, tmp_path: Pa
     annotated = ("--annotations", drawn / "hico.json", *classes)
     invoke("predict", MODEL, "--data", drawn_run, "--out", out, *classes)
     by_file = evaluated(tmp_path, "hico", "--predictions", out, *annotated)
-    invoke("predict", MODEL, "--data", drawn_run, "--out", out)  # the shards' classes, in another order: by name
-    again = evaluated(tmp_path, "hico", "--predictions", out, *annotated)
-    assert again["summary"] == pytest.approx(direct["summary"])
+    table = tmp_path / "found.parquet"
+    invoke("predict", MODEL, "--data", drawn_run, "--out", table, "--form", "hico", *classes)
+    assert evaluated(tmp_path, "hico", "--predictions", table, *annotated) == by_file
+    for named in (out, table):  # the classes of the shards, in another order: mapped by name
+        invoke("predict", MODEL, "--data", drawn_run, "--out", named, "--form", "hico")
+        again = evaluated(tmp_path, "hico", "--predictions", named, *annotated)
+        assert again["summary"] == pytest.approx(direct["summary"])
     again = evaluated(tmp_path, "hico", "--model", MODEL, "--data", drawn_run, *annotated)
     assert again["per_class"] == by_file["per_class"]
     assert again["summary"] == by_file["summary"]
@@ -98,8 +104,23 @@ def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
     assert direct["benchmark"] == "HICO-DET"
     assert 0.02 < direct["summary"]["mAP non-rare"] < 0.99
     invoke("predict", MODEL, "--data", run, "--out", out)
-    for options in (("--predictions", out), ("--model", MODEL, "--data", run)):
+    table = out.with_suffix(".parquet")
+    invoke("predict", MODEL, "--data", run, "--out", table, "--form", "hico")
+    for options in (("--predictions", out), ("--predictions", table), ("--model", MODEL, "--data", run)):
         assert evaluated(tmp_path, "hico", *options, "--annotations", true) == direct
+    rows = pq.read_table(table)
+    for key, value in (("score", float("nan")), ("score", None), ("subject", "horse"), ("object", "unicorn")):
+        wrong = rows.to_pylist()
+        wrong[0]["triplets"][1] |= {key: value}
+        pq.write_table(pa.Table.from_pylist(wrong, schema=rows.schema), tmp_path / "wrong.parquet")
+        told = invoke("eval", "hico", "--predictions", tmp_path / "wrong.parquet", "--annotations", true, code=2).output
+        assert "wrong.parquet: image" in told.replace("\n", " ")
+    pq.write_table(rows.drop_columns("triplets"), tmp_path / "other.parquet")
+    (tmp_path / "text.parquet").write_bytes(b"PAR1 but not really")
+    for name in ("other", "text"):
+        file = tmp_path / f"{name}.parquet"
+        told = invoke("eval", "hico", "--predictions", file, "--annotations", true, code=2).output
+        assert "was not written by `sgpipe predict" in " ".join(told.split())
 
 
 def test_scene_graphs_of_a_network_as_open_images_counts(drawn_run: Path, tmp_path: Path) -> None:
