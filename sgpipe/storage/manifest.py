@@ -122,16 +122,11 @@ class Manifest:
     @classmethod
     def salvage(cls, root: str | Location) -> tuple[Manifest, list[int]]:
         """As `load`, but without damaged lines, whose numbers are returned too; `rewrite` it before `commit`."""
-        root = location(root)
-        if isinstance(root, StorePath):
-            data = read_manifest(root)
-        else:
-            try:
-                data = (root / MANIFEST).read_bytes()
-            except (FileNotFoundError, NotADirectoryError):
-                existing_folder(root)
-                data = None
+        file = (root := location(root)) / MANIFEST
+        data = file.read() if isinstance(file, StorePath) else file.read_bytes() if file.exists() else None
         if data is None:
+            if isinstance(root, Path):
+                existing_folder(root)
             raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}")
         return cls.parse(data, root, f"{root}/{MANIFEST}")
 
