@@ -1,7 +1,8 @@
 """The index of a run: a DuckDB file in RUN/.sgpipe/cache, opened read-only by any number of processes.
 
 Its name says what it is of: the shards with their checksums, sizes and times, so a stale one is never read. One process
-builds it while others wait. An earlier one is deleted when the new one is in place; others may still have it open.
+builds it while others wait, from the shards that are new and from the earlier index, which is deleted when the new one
+is in place; others may still have it open.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.locking import temporary_folder
 
 _REMEMBERED, _MEMORY = 64, "800MB"
+_NAME = f"index-{fingerprint({'definition': DEFINITION})}"  # of those that are made as now
 
 # split, image_id, subject, object, predicate, state: right | wrong | unsure | changed | conflict
 JudgedRow = tuple[str, str, int, int, str, str]
@@ -243,7 +245,7 @@ def open_run(root: str | Location) -> Iterator[Database]:
 
 def _path(files: RunFiles, states: Mapping[str, str]) -> Path:
     """Return where the index of these shards is."""
-    return files.cache / f"index-{fingerprint({'definition': DEFINITION, **states})}.duckdb"
+    return files.cache / f"{_NAME}-{fingerprint(states)}.duckdb"
 
 
 def _make(files: RunFiles, progress: Progress) -> _Opened:
@@ -254,8 +256,13 @@ def _make(files: RunFiles, progress: Progress) -> _Opened:
         return opened
     with FileLock(files.cache / "lock", thread_local=False):  # one process builds it
         if (opened := _open(path)) is None:
+            earlier = None
+            for other in files.cache.glob(f"{_NAME}-*.duckdb"):
+                if readable := _open(other):
+                    readable[2]()
+                    earlier = other
             with temporary_folder(files.cache) as folder:
-                os.replace(build_index(files, states, folder, progress), path)
+                os.replace(build_index(files, states, folder, earlier, progress), path)
             opened = _open(path)
         for other in files.cache.glob("index-*.duckdb"):
             if other != path:

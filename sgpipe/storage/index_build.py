@@ -1,4 +1,4 @@
-"""Build the index of a run from its shards.
+"""Build the index of a run: from its shards, and from what an earlier index already has of them.
 
 The rows are read into a temporary database in which names are text. From it the index is made: names are enums, images
 are numbered in the order of the manifest, and each relation has the numbers by which searches choose and order.
@@ -10,8 +10,9 @@ categories (how often they occur), shards (and why one is left out), and counts:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 
 import duckdb
@@ -78,6 +79,24 @@ _FROM_SHARDS = (
 )
 # Also where no shard has scores.
 _EMPTY = pa.Table.from_batches([], pa.schema([*SCHEMA, *(pa.field(name, pa.list_(SCORES[name])) for name in SCORES)]))
+
+_FROM_EARLIER = (
+    """create temp table unchanged as
+    select n.*, e.shard as before from earlier.shards e join numbered n using (file, state) where problem is null""",
+    "insert into shards select shard, file, state, null from unchanged",
+    """create temp table moved as
+    select e.image as before, first + e.row as image, u.shard from earlier.images e join unchanged u
+    on e.shard = u.before""",
+    """insert into raw_images select m.image, m.shard, e.* exclude (image, shard, why, flags, first_object)
+    from earlier.images e join moved m on e.image = m.before""",
+    """insert into raw_objects select m.image, e.* exclude (image)
+    from earlier.objects e join moved m on e.image = m.before""",
+    """insert into captions select m.image, e.* exclude (image, folded)
+    from earlier.captions e join moved m on e.image = m.before""",
+    """insert into raw_relations select m.image, number, subject, object, predicate, subject_category, object_category,
+        if(annotated, null, certainty), clip_score, swapped, rank, contrasts, vlm_score, origin
+    from earlier.relations e join moved m on e.image = m.before""",
+)
 
 _NAMES = (
     "create table run.shards as from shards order by shard",
@@ -170,8 +189,10 @@ _TABLES = (
 DEFINITION = repr((_SCRATCH, _FROM_SHARDS, _NAMES, _CHECKED, MARKS, PLACED, _FLAGS, _TABLES))
 
 
-def build_index(files: RunFiles, states: Mapping[str, str], folder: Path, progress: Progress) -> Path:
-    """Index the shards of the manifest in these `states`; list damaged ones.
+def build_index(
+    files: RunFiles, states: Mapping[str, str], folder: Path, earlier: Path | None, progress: Progress
+) -> Path:
+    """Index the shards of the manifest in these `states`, with `earlier`, an index of the run; list damaged ones.
 
     `folder`: for the index and temporary files. Raises UserError: the disk is full; StoreError.
     """
@@ -183,6 +204,8 @@ def build_index(files: RunFiles, states: Mapping[str, str], folder: Path, progre
             execute(_SCRATCH)
             corrected = any("corrected" in (each or {}) for each in Manifest.identities(files.manifest.run))
             execute("create table run_header as select ? as removed", [", or removed by people" if corrected else ""])
+            if earlier:
+                _take_over(connection, files.manifest.shards, states, earlier)
             _read_shards(connection, files, states, progress)
             execute(f"attach {_text(path)} as run")
             for statement in (*_NAMES, *_CHECKED):
@@ -231,16 +254,35 @@ def _text(path: Path | str) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
+def _take_over(
+    connection: duckdb.DuckDBPyConnection, shards: Sequence[ShardEntry], states: Mapping[str, str], earlier: Path
+) -> None:
+    """Copy the rows of the shards that an earlier index has in these states."""
+    firsts = list(accumulate((shard.rows for shard in shards), initial=0))[:-1]
+    connection.execute(f"attach {_text(earlier)} as earlier (read_only)")
+    connection.execute(
+        "create temp table numbered as select unnest(?::varchar[]) as file, unnest(?::varchar[]) as state, "
+        "unnest(?::int[]) as shard, unnest(?::int[]) as first",
+        [[each.file for each in shards], [states[each.file] for each in shards], list(range(len(shards))), firsts],
+    )
+    for statement in (*_FROM_EARLIER, "detach earlier"):
+        connection.execute(statement)
+
+
 def _read_shards(
     connection: duckdb.DuckDBPyConnection, files: RunFiles, states: Mapping[str, str], progress: Progress
 ) -> None:
-    """Read shards into the temporary database, several at once; note why one is left out."""
-    shards, first = files.manifest.shards, 0
-    with progress.images(sum(shard.rows for shard in shards), "indexing") as advance:
-        for start in range(0, len(shards), _SHARDS):
+    """Read the other shards into the temporary database, several at once; note why one is left out."""
+    taken = {file for (file,) in connection.execute("select file from shards").fetchall()}
+    shards = files.manifest.shards
+    firsts = accumulate((shard.rows for shard in shards), initial=0)
+    placed = zip(range(len(shards)), shards, firsts, strict=False)
+    new = [(number, shard, first) for number, shard, first in placed if shard.file not in taken]
+    with progress.images(sum(shard.rows for _, shard, _ in new), "indexing") as advance:
+        for start in range(0, len(new), _SHARDS):
             tables: list[pa.Table] = []
             connection.execute("begin")
-            for number, shard in enumerate(shards[start : start + _SHARDS], start):
+            for number, shard, first in new[start : start + _SHARDS]:
                 problem = None
                 try:
                     tables.append(_rows(files, states, shard, number, first))
@@ -248,7 +290,6 @@ def _read_shards(
                     problem = str(error)
                 noted = [number, shard.file, states[shard.file], problem]
                 connection.execute("insert into shards values (?, ?, ?, ?)", noted)
-                first += shard.rows
                 advance(shard.rows, {})
             if tables:
                 connection.register("rows", pa.concat_tables(tables))

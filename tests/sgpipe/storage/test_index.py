@@ -14,6 +14,7 @@ from rich.console import Console
 
 from sgpipe.records import Record
 from sgpipe.storage import index as index_module
+from sgpipe.storage import index_build
 from sgpipe.storage.index import Index, find_image, interruptible, read_embedded, read_record
 from sgpipe.storage.index_build import configure
 from sgpipe.storage.manifest import Manifest
@@ -32,12 +33,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A name for each build."""
+    """Whether each build has an earlier index to begin from."""
     names: list[str] = []
     build = index_module.build_index
 
     def counted(*arguments: object) -> Path:
-        names.append("new")
+        names.append("again" if arguments[3] else "new")
         return build(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(index_module, "build_index", counted)
@@ -90,17 +91,21 @@ def test_an_index_is_built_once_and_again_if_it_is_damaged(tmp_path: Path, build
     assert builds == ["new", "new"]
 
 
-def test_an_index_does_not_depend_on_how_often_a_run_grew(tmp_path: Path) -> None:
+def test_a_grown_index_is_as_a_new_one(tmp_path: Path, builds: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     records = make_records(24, seed=3)
     make_run(tmp_path / "growing", records[:8], rows=4)
     index = Index.open(tmp_path / "growing", QUIET)
+    read, rows = list[str](), index_build._rows
+    monkeypatch.setattr(index_build, "_rows", lambda *given: (read.append(given[2].file), rows(*given))[1])
     for start in (8, 16):
         add(tmp_path / "growing", records[start : start + 8], start)
         index = newer(index)
+    assert read == [shard_name("train", 8, 16), shard_name("train", 16, 24)]
     make_run(tmp_path / "new", [], rows=4)
     for start, stop in ((0, 4), (4, 8), (8, 16), (16, 24)):
         add(tmp_path / "new", records[start:stop], start)
     assert content(index) == content(Index.open(tmp_path / "new", QUIET))
+    assert builds == ["new", "again", "again", "new"]
     assert (index.images, index.problems) == (24, [])
 
 
