@@ -37,6 +37,8 @@ _GROUND_TRUTH = "ground_truth.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
 RECIPE, README = "recipe.yaml", "README.md"
 REQUESTS = "requests.sqlite"  # the answers of served models
+# Another command may be writing a file of its own next to these, such as a report: its temporary files are left alone.
+_ROOT_FILES = (MANIFEST, RECIPE, README)
 
 
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ class RunFolder:
             return manifest
         if not manifest.shards:
             return Manifest.create(self.root, run)
-        raise self.changed(*({**made.get("identity", {}), "store": made.get("store")} for made in (manifest.run, run)))
+        raise self.changed(manifest.run.get("identity", {}), run["identity"])
 
     def changed(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> UserError:
         """Return the error for a folder that was made with another identity."""
@@ -185,7 +187,8 @@ class RunFolder:
         self.check_claim()
         for file in self.unlisted(manifest):
             delete(self.storage / file)
-        for path in (*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp")):
+        left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp")]
+        for path in (*left, *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*.tmp"))):
             path.unlink()
 
     def lost(self, manifest: Manifest) -> list[ShardEntry]:
@@ -288,10 +291,18 @@ class RunFiles:
 
 
 _OF_RUN = {MANIFEST, RECIPE, README, JUDGEMENTS, DATA, PRIVATE}
+_OF_MODEL = {"config.json", "generation_config.json", "preprocessor_config.json", "special_tokens_map.json"}
+_OF_MODEL |= {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
+_OWNED = {  # what a folder that contains the file or folder has of its own
+    MANIFEST: ("run", _OF_RUN),
+    PRIVATE: ("run", _OF_RUN),
+    "run.json": ("training", {RECIPE, "run.json", "metrics.jsonl", "tensorboard"}),
+    "config.json": ("model", _OF_MODEL),
+}
 
 
 def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """Return a path. Raises UserError: it is an input, an image in one, or a run's; links are followed."""
+    """Return a path. Raises UserError: it is an input, an image in one, or a run's or a model's; links are followed."""
     target = path.resolve()
     for place in map(Path, inputs):
         source = place.resolve()
@@ -302,9 +313,9 @@ def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
         if inside and not os.path.exists(source / MANIFEST):  # a run's own files are protected below
             raise UserError(f"{path} is an image in {place}, which this command reads: write to another place")
     for folder in target.parents:
-        is_run = (folder / MANIFEST).exists() or (folder / PRIVATE).exists()
-        if is_run and target.relative_to(folder).parts[0] in _OF_RUN:
-            raise UserError(f"{path} belongs to the run {folder}: write to another place")
+        for mark, (kind, names) in _OWNED.items():
+            if target.relative_to(folder).parts[0] in names and (folder / mark).exists():
+                raise UserError(f"{path} belongs to the {kind} {folder}: write to another place")
     return path
 
 

@@ -30,7 +30,8 @@ def test_only_temporary_files_of_a_run_are_swept(tmp_path):
     folder = RunFolder(tmp_path / "run")
     with folder.lock():
         left = [".report.html.1f.tmp", "data/notes.tmp"]
-        swept = ["data/.val.1f.tmp", ".sgpipe/.ground_truth.json.1f.tmp", ".sgpipe/index-val.arrow.tmp"]
+        swept = [".manifest.jsonl.1f.tmp", ".recipe.yaml.1f.tmp", ".README.md.1f.tmp", "data/.val.1f.tmp"]
+        swept += [".sgpipe/.ground_truth.json.1f.tmp", ".sgpipe/index-val.arrow.tmp"]
         for name in (*left, *swept):
             (folder.root / name).touch()
         folder.sweep(Manifest.create(folder.root, {}))
@@ -42,9 +43,10 @@ def test_only_temporary_files_of_a_run_are_swept(tmp_path):
     [
         ("manifest.jsonl", "manifest.jsonl"), ("manifest.jsonl", "data/val-000000000-000000001.parquet"),
         ("manifest.jsonl", "judgements.jsonl"), (".sgpipe/lock", ".sgpipe/requests.sqlite"),
+        ("run.json", "metrics.jsonl"), ("best/config.json", "best/tokenizer.json"),
     ],
 )  # fmt: skip
-def test_files_of_a_run_are_not_replaced(existing: str, path: str, tmp_path: Path) -> None:
+def test_files_of_a_run_a_training_or_a_model_are_not_replaced(existing: str, path: str, tmp_path: Path) -> None:
     for name in {existing, path}:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("valuable")
