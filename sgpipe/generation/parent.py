@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import Location
+from sgpipe.files.locations import Location, sizes
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
@@ -17,7 +17,7 @@ from sgpipe.records import Record, from_table
 from sgpipe.sources.run import open_parent
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import RECIPE, RunFiles, ground_truth_of, kind_of
-from sgpipe.storage.shards import read_checked
+from sgpipe.storage.shards import DATA, damaged, read_checked
 from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
 from sgpipe.utils.locking import temporary_folder
@@ -131,13 +131,17 @@ class Reuse:
         return f"{taken} from {self.files.root}; {listed(self.stages)} to run ({'; '.join(self.changes)})"
 
     def check_rows(self, rows: Mapping[str, int]) -> None:
-        """Raises UserError: the parent lacks some of the first `rows` of a split."""
+        """Raises UserError: the parent lacks some of the first `rows` of a split, or has lost a shard."""
         missing = self.files.manifest.missing
         if lacking := sum(stop - start for split, n in rows.items() for start, stop in missing(split, n)):
             raise UserError(
                 f"{self.files.root} lacks {lacking:,} of {count(sum(rows.values()), 'image')}: finish it first with "
                 "the command that started it, without a smaller --limit, or take fewer with --limit"
             )
+        there = sizes(self.files.storage / DATA)
+        for shard in self.files.manifest.shards:
+            if there.get(Path(shard.file).name) != shard.bytes:
+                raise damaged(self.files.root, shard.file)
 
     def with_source(self, source: Mapping[str, Any]) -> dict[str, Any]:
         """Return the identity of the run, which names its parent. Raises UserError: that was made from other files."""

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from sgpipe.errors import StoreError, UserError, existing_folder
+from sgpipe.errors import StoreError, UserError, existing_folder, os_error_reason
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
 from sgpipe.files.locations import Location, absolute_location, location
 from sgpipe.files.object_store import StorePath
@@ -123,7 +123,14 @@ class Manifest:
     def salvage(cls, root: str | Location) -> tuple[Manifest, list[int]]:
         """As `load`, but without damaged lines, whose numbers are returned too; `rewrite` it before `commit`."""
         file = (root := location(root)) / MANIFEST
-        data = file.read() if isinstance(file, StorePath) else file.read_bytes() if file.exists() else None
+        try:
+            data = file.read() if isinstance(file, StorePath) else file.read_bytes() if file.exists() else None
+        except StoreError:
+            raise
+        except OSError as error:
+            raise UserError(
+                f"{file} cannot be read ({os_error_reason(error)}): check its permissions, or copy it back"
+            ) from None
         if data is None:
             if isinstance(root, Path):
                 existing_folder(root)

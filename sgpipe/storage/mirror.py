@@ -38,6 +38,11 @@ class ManifestMirror:
         another run may be at work. A UserError within restores the folder's manifest.
         """
         local = _local(self._manifest)
+        if local and (manifest := Manifest.load(self.folder.root)).shards:
+            before, now = manifest.run.get("store"), self.store and self.store.location
+            if before != now:
+                advice = f"--store {before}" if before else "no --store, or choose another --out"
+                raise UserError(f"the shards of {self.folder.root} are in {before or 'it'}; resume with {advice}")
         remote = self._remote()
         latest = later(local, remote, self.folder)
         if latest != local:
@@ -134,7 +139,7 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
                     again = "delete the object, and the command that wrote the run makes it again"
                     raise StoreError(f"{store}/{shard.file}: {why}; {again}") from None
                 with atomic_write(path) as temporary:
-                    temporary.write_bytes(data)
+                    temporary.write_bytes(data or b"")
             advance(shard.rows, shard.counts)
         for name in DESCRIPTIONS:
             if (text := store.read(name)) is not None:

@@ -143,15 +143,17 @@ def read_file(path: Location, columns: Sequence[str] | None = None, content: pa.
         return file.read(columns=list(columns) if columns else None)
 
 
-def checked_content(root: Location, shard: ShardEntry) -> bytes:
-    """Return a shard's content. Raises UserError: it is not what is listed; FileNotFoundError, OSError."""
+def checked_content(root: Location, shard: ShardEntry) -> bytes | None:
+    """Return a shard's content in a store, None for a local one. Raises UserError: not what is listed; OSError."""
     path = root / shard.file
-    content = path.read() if isinstance(path, StorePath) else path.read_bytes()
-    if content is None:
+    content = path.read() if isinstance(path, StorePath) else None
+    if isinstance(path, StorePath) and content is None:
         raise FileNotFoundError(str(path))
-    if len(content) != shard.bytes:
-        raise UserError(f"{count(len(content), 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file")
-    if hashlib.sha256(content).hexdigest() != shard.sha256:
+    size = path.stat().st_size if isinstance(path, Path) else len(content or b"")
+    if size != shard.bytes:
+        raise UserError(f"{count(size, 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file")
+    digest = file_sha256(path) if isinstance(path, Path) else hashlib.sha256(content or b"").hexdigest()
+    if digest != shard.sha256:
         raise UserError("its content has changed: the checksum differs from the manifest's")
     return content
 
@@ -164,7 +166,7 @@ def read_checked(root: Location, shard: ShardEntry, columns: Sequence[str], run:
         raise
     except (OSError, UserError):
         raise damaged(run, shard.file) from None
-    return read_file(root / shard.file, columns, pa.BufferReader(content))
+    return read_file(root / shard.file, columns, content and pa.BufferReader(content))
 
 
 def damaged(run: object, file: str) -> UserError:

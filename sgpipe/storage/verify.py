@@ -112,7 +112,8 @@ def _faults(manifest: Manifest, advance: Advance) -> dict[str, list[str]]:
 def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int]]:
     """Return the faults of a shard, and, if it has none, a number for each of its images."""
     try:
-        return _check_content(root / shard.file, shard, pa.BufferReader(checked_content(root, shard)))
+        content = checked_content(root, shard)
+        return _check_content(root / shard.file, shard, content and pa.BufferReader(content))
     except FileNotFoundError:
         return ["listed in the manifest but missing"], []
     except StoreError:
@@ -123,7 +124,7 @@ def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int
         return [str(error)], []
 
 
-def _check_content(path: Location, shard: ShardEntry, content: pa.NativeFile) -> tuple[list[str], list[int]]:
+def _check_content(path: Location, shard: ShardEntry, content: pa.NativeFile | None) -> tuple[list[str], list[int]]:
     faults: dict[str, str] = {}  # the first of each kind
     counts, images = Counter[str](), list[int]()
     with open_shard(path, SCHEMA.names, content) as file:

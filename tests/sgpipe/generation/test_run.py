@@ -421,6 +421,7 @@ def test_a_moved_run_keeps_its_images(few, models, tmp_path, monkeypatch):
         ("", {"source.format": "objects365"}, "other images or annotations (format: 'coco' then, 'objects365' now)"),
         ("shorter", {}, "{run} lacks 2 of 6 images: finish it first"),
         ("locked", {}, "another process is writing into {run}"),
+        ("lost", {}, "data/val-000000004-000000006.parquet of {run} is missing or damaged"),
         ("scored", {}, "expected a run of `sgpipe generate`, this is a scored copy of a run"),
         ("itself", {}, "is the run that --from names"),
     ],
@@ -437,6 +438,8 @@ def test_what_cannot_be_taken_over_is_one_line_and_leaves_no_trace(
         files.annotations.write_text(json.dumps(other))
     elif damage == "shorter":
         manifest.rewrite(manifest.shards[-1:])
+    elif damage == "lost":  # the last one: nothing is written before it would be read
+        (parent / manifest.shards[-1].file).unlink()
     elif damage == "locked":
         monkeypatch.setattr(RunFolder, "is_locked", True)
     elif damage == "scored":
@@ -448,6 +451,7 @@ def test_what_cannot_be_taken_over_is_one_line_and_leaves_no_trace(
         label(given, out, parent)
     assert message.format(run=parent) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert out == parent or not out.exists()
 
 
 def test_a_shard_whose_bytes_changed_is_named_and_the_rest_kept(parent, few, models, tmp_path):

@@ -22,6 +22,8 @@ from sgpipe.storage.manifest import (
     read_manifest,
     whole_lines,
 )
+from sgpipe.storage.mirror import ManifestMirror
+from sgpipe.storage.run_folder import RunFolder
 
 LINES = 6
 
@@ -234,3 +236,34 @@ def test_of_runs_that_start_at_once_one_wins_and_nothing_is_lost(tmp_path: Path)
             assert "" in ended  # more than once where one had finished before the next began
             assert all("another run" in line and "\n" not in line for line in ended if line)
             assert [shard.start for shard in shards(store)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("s3://other/run", r"are in s3://other/run; resume with --store s3://other/run"),
+        (None, "resume with no --store"),
+    ],
+)
+def test_a_folder_that_was_made_with_another_store_is_refused_before_any_work(tmp_path, made, message):
+    Manifest.create(tmp_path, {"store": made}).commit(entry(0, 1))
+    before = (tmp_path / MANIFEST).read_bytes()
+    with pytest.raises(UserError, match=message), ManifestMirror(RunFolder(tmp_path, Memory())).reconciled():
+        pytest.fail("work has begun")
+    assert (tmp_path / MANIFEST).read_bytes() == before
+
+
+def test_a_damaged_manifest_is_named_also_where_there_is_a_store(tmp_path):
+    store = Memory()
+    Manifest.create(tmp_path, {"store": store.location}).commit(entry(0, 1))
+    content = (tmp_path / MANIFEST).read_bytes()
+    store.put(MANIFEST, content)
+    (tmp_path / MANIFEST).write_bytes(content.replace(b"parquet", b"parquEt"))
+    with pytest.raises(UserError, match="is damaged"), ManifestMirror(RunFolder(tmp_path, store)).reconciled():
+        pytest.fail("work has begun")
+
+
+def test_a_manifest_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / MANIFEST).mkdir()
+    with pytest.raises(UserError, match=rf"^{tmp_path / MANIFEST} cannot be read \("):
+        Manifest.load(tmp_path)

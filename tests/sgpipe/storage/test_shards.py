@@ -1,9 +1,11 @@
 """Shards, written and read; and runs that are verified byte for byte and row for row, and repaired."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -185,6 +187,20 @@ def test_a_whole_run_is_one_line(run):
     result = CliRunner().invoke(app, ["verify", str(run)])
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [f"{run}: 5 images in 2 shards, no problems found"]
+
+
+def test_images_within_a_shard_are_not_read_at_once(tmp_path):
+    with RunFolder(tmp_path).lock():
+        manifest = Manifest.create(tmp_path, {"name": "mine"})
+        images = [os.urandom(4 << 20) for _ in range(6)]
+        manifest.commit(write_shard(tmp_path, FIRST, "val", 0, [full_record(i) for i in range(6)], {}, images))
+    del images
+    tracemalloc.start()
+    try:
+        assert verify(tmp_path).ok
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
