@@ -288,6 +288,10 @@ def merge(
     ):
         if found[what]:
             cli.say(f"NOTE: {count(found[what], noun)} {note}")
+    own = {split for run in manifest.run["runs"].values() for split in run["images"]}
+    for split in sorted({*manifest.run["images"]} - own):
+        place = manifest.run["images"][split]
+        cli.say(f"NOTE: split {split} has the images in {place}, and those with an id that the split has already")
 
 
 @dataclass(frozen=True, kw_only=True)
