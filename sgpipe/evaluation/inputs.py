@@ -34,14 +34,14 @@ from rlip_model.evaluation.visual_genome import VG150_PREDICATES, GroundTruthGra
 from sgpipe.errors import UserError, os_error_reason
 from sgpipe.evaluation.result import ScoredImages
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.inference.predictions import CLASSES, PERSON
+from sgpipe.inference.predictions import CLASSES, PERSON, RowGroup
 from sgpipe.records import Record, from_table
 from sgpipe.sources import fields
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts
 from sgpipe.sources.fields import FieldError
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import iter_tables, read_file
+from sgpipe.storage.shards import iter_tables, read_file, read_row_group
 
 _OTHER_CLASS = (
     "is not a class of the dataset; predict with its classes: --classes FILE, or shards of its `sgpipe import`"
@@ -202,11 +202,11 @@ def _triplets(
 
 
 def read_annotations(
-    source: AnnotationSource, key: Literal["file_name", "image_id"] = "file_name"
+    source: AnnotationSource, key: Literal["file_name", "image_id"] = "file_name", *, may_be_empty: bool = False
 ) -> dict[str, ImageGroundTruth]:
     """Return the annotations by file name or id of the image.
 
-    Raises UserError: an image cannot be used or occurs twice, or there are no images.
+    Raises UserError: an image cannot be used or occurs twice, or there are no images, unless `may_be_empty`.
     """
     assert source.classes is not None
     objects, predicates = ({name: number for number, name in enumerate(each)} for each in vars(source.classes).values())
@@ -226,7 +226,7 @@ def read_annotations(
     if wrong := +problems:  # not those counted as 0
         counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in wrong.items())
         raise UserError(f"{path} cannot be used for evaluation: {counts}")
-    if not annotated:
+    if not annotated and not may_be_empty:
         raise UserError(f"{path} contains no images")
     return annotated
 
@@ -259,19 +259,27 @@ _COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "obj
 
 
 def shard_annotations(
-    root: Path, classes: DatasetClasses, split: str | None = None, *, persons_only: bool
+    root: Path,
+    classes: DatasetClasses,
+    split: str | None = None,
+    *,
+    persons_only: bool,
+    group: RowGroup | None = None,
 ) -> AnnotationSource:
     """Return the images of a run without error rows, to be read by `read_annotations`.
 
     Args:
         persons_only: leave out relations whose subject is not a person, which HICO-DET does not have.
+        group: only those of this row group.
 
     Raises UserError, also while reading: the folder is not a run, is damaged, or has names that are not classes.
     """
-    shards = [shard for shard in Manifest.load(root).shards if split in (None, shard.split)]
+    shards = [] if group else [shard for shard in Manifest.load(root).shards if split in (None, shard.split)]
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        for record in (one for shard in shards for one in from_table(read_file(root / shard.file, _COLUMNS)) if one.ok):
+        own = [read_row_group(group.file, group.group, _COLUMNS)] if group else []
+        tables = chain(own, (read_file(root / shard.file, _COLUMNS) for shard in shards))
+        for record in (one for rows in tables for one in from_table(rows) if one.ok):
             if persons_only:
                 persons = [box.category == PERSON for box in record.objects]
                 record = replace(record, relations=[item for item in record.relations if persons[item.subject]])

@@ -5,7 +5,7 @@ Unlike the batches of a validation, images are not padded, and those without rel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from sgpipe.sources.hoi import HICO
 from sgpipe.training.data.scan import TrainingSet
 from sgpipe.training.recipe import BENCHMARKS, DataConfig, TrainRecipe
 from sgpipe.utils.devices import pick_dtype
+from sgpipe.utils.prefetch import prefetch_generator
 
 _BLANK = (1, 3, 64, 64)
 
@@ -111,24 +112,26 @@ class Benchmark:
         return evaluate_hico(self._images(), HicoSettings(possible)).per_class.mean()
 
     def _images(self) -> Iterator[EvaluationImage]:
-        sides, (rank, world_size) = (self.data.short_side, self.data.long_side), self.share
         task: Task = "hoi" if self.name == "hico" else "scene graph"
+        sides = self.data.short_side, self.data.long_side
         how: dict[str, Any] = {"batch": self.batch, "sides": sides, "threads": self.data.threads}
         predictor = _LivePredictor(PredictConfig(Path("the network"), self.labels, task, **how), self.objective)
-        groups = list(self._row_groups())
-        for group, targets in groups[len(groups) * rank // world_size : len(groups) * (rank + 1) // world_size]:
-            for found in predictor(group):
-                name, pairs = found.row.image_id, found.pairs
-                if found.row.error is None:
-                    yield EvaluationImage(name, targets[name], no_pairs(self.labels) if pairs is None else pairs)
+        with prefetch_generator(self._row_groups()) as groups:
+            for group, targets in groups:
+                for found in predictor(group):
+                    name, pairs = found.row.image_id, found.pairs
+                    if found.row.error is None:
+                        yield EvaluationImage(name, targets[name], no_pairs(self.labels) if pairs is None else pairs)
         predictor.wait()
 
-    def _row_groups(self) -> Iterator[tuple[RowGroup, dict[str, ImageGroundTruth]]]:
-        """Yield all row groups of the validation shards, with the ground truth of their images by id."""
+    def _row_groups(self) -> Generator[tuple[RowGroup, dict[str, ImageGroundTruth]], None, None]:
+        """Yield this process's row groups of the validation shards, with the ground truth of their images by id."""
+        places: list[tuple[Any, RowGroup]] = []
         for config in self.data.val:
             root: Any = config.shards  # also in a store
             for split in config.splits or (None,):
-                source = shard_annotations(root, self.labels, split, persons_only=self.name == "hico")
-                targets = read_annotations(source, "image_id")
-                for group in list_row_groups(root, split, config.images):
-                    yield group, targets
+                places += [(root, group) for group in list_row_groups(root, split, config.images)]
+        rank, world_size = self.share
+        for root, group in places[len(places) * rank // world_size : len(places) * (rank + 1) // world_size]:
+            source = shard_annotations(root, self.labels, persons_only=self.name == "hico", group=group)
+            yield group, read_annotations(source, "image_id", may_be_empty=True)

@@ -109,11 +109,15 @@ def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, m
     """Each process has images of its own; what they collect is merged in the order of the shards."""
     recipe, labels = scanned(hico_run)
     collected: list[Tally] = []
-    read, list_all = predictor.iter_rows, Benchmark._row_groups
+    annotated: list[int] = []
+    read, list_all, annotations = predictor.iter_rows, benchmark.list_row_groups, benchmark.shard_annotations
 
-    def halves(own: Benchmark) -> Iterator[Any]:
-        ((group, targets),) = list_all(own)
-        return ((replace(group, group=half), targets) for half in (0, 1))
+    def halves(*place: Any) -> list[RowGroup]:
+        return [replace(group, group=half) for group in list_all(*place) for half in (0, 1)]
+
+    def annotations_of_half(*place: Any, group: RowGroup, **options: Any) -> Any:
+        annotated.append(group.group)
+        return annotations(*place, group=replace(group, group=0), **options)
 
     def read_half(group: RowGroup) -> Iterator[Any]:
         return islice(read(replace(group, group=0)), *((7, None) if group.group else (7,)))
@@ -132,10 +136,13 @@ def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, m
         whole = Benchmark(name, target, recipe.data, labels, 4)()
         parts = len(collected)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Benchmark, "_row_groups", halves)
+            patch.setattr(benchmark, "list_row_groups", halves)
+            patch.setattr(benchmark, "shard_annotations", annotations_of_half)
             patch.setattr(predictor, "iter_rows", read_half)
-            for share in shares:
+            for rank, share in enumerate(shares):
+                annotated.clear()
                 share()
+                assert annotated == [rank]  # of its own row groups only
         merged = scores._merged([collected[parts], collected[2 * parts]]).class_scores()
         expected = collected[0].class_scores()
         assert merged.average_precision.tolist() == expected.average_precision.tolist()
