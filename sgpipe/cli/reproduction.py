@@ -46,6 +46,14 @@ class Step(Config):
     published: str | None = Field(None, description="the published figures that it is compared with")
 
 
+class FinishedStep(Config):
+    """A finished step in the state file; `figure`: in percent, if the step has one."""
+
+    command: str
+    seconds: float
+    figure: float | None
+
+
 class Reproduction(Config):
     """A list of steps, in their order."""
 
@@ -86,10 +94,11 @@ class Task:
         return [str(file) for file in self.files if not file.exists()]
 
     def figure(self) -> float | None:
-        """Return the figure in percent, if the step has one."""
+        """Return the figure in percent, if the step has one that is a number."""
         if self.step.figure is None:
             return None
-        return 100 * float(json.loads(self.out.read_text(encoding="utf-8"))["summary"][self.step.figure])
+        value = json.loads(self.out.read_text(encoding="utf-8"))["summary"][self.step.figure]
+        return None if value is None else 100 * float(value)
 
 
 def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = None) -> list[Task]:
@@ -171,7 +180,8 @@ def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[P
     file, state = out / STATE, dict[str, Any]()
     if file.is_file():
         try:
-            state = TypeAdapter(dict[str, dict[str, str | float | None]]).validate_json(file.read_bytes())
+            found = TypeAdapter(dict[str, FinishedStep]).validate_json(file.read_bytes())
+            state = {name: step.model_dump() for name, step in found.items()}
         except ValueError:
             raise UserError(f"{file} is damaged: delete it, and every step runs again") from None
     redone: set[Path] = set()  # what changes, so that what reads it does
@@ -195,7 +205,8 @@ def figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]) -
         if task.step.figure:
             known = paper.published.get(task.step.published or "", {})
             shown = [f"{known[name]:.2f}" if name in known else "–" for name in columns]
-            rows.append([task.step.gives, f"{state[task.step.name]['figure']:.2f}", *shown])
+            value = state[task.step.name]["figure"]
+            rows.append([task.step.gives, "–" if value is None else f"{value:.2f}", *shown])
     return ["", "here", *columns], rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
@@ -18,6 +19,8 @@ from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, count, print_rows
 
 METRICS = "metrics.jsonl"
+_COMMON = ("epoch", "step")
+_FIELDS = {"step": (*_COMMON, "steps", "loss", "images_per_second", "waited", "skipped"), "validation": _COMMON}
 _NOT_MEASURES = {"event", "epoch", "step", "steps", "compile_error"}
 MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
 
@@ -69,10 +72,14 @@ def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[dict[str, Any]],
 def read_metrics(out: Path) -> list[dict[str, Any]]:
     """Return the lines so far, without an incomplete last one, left by a crash. Raises UserError: one is damaged."""
     path = out / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
     try:
-        return [json.loads(line) for line in lines if line.endswith("}\n")]
-    except ValueError:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+        rows = [json.loads(line) for line in lines if line.endswith("}\n")]
+        for row in rows:
+            for name in {*_FIELDS[row["event"]], *row} - {"event", "compile_error"}:
+                math.isnan(row[name])  # raises TypeError if it is not a number
+        return rows
+    except (ValueError, LookupError, TypeError, OverflowError):
         raise UserError(f"{path} is damaged: delete it, or its damaged lines") from None
 
 

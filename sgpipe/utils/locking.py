@@ -80,11 +80,13 @@ def _is_left(folder: Path) -> bool:
 def new_folder(out: Path) -> Iterator[Path]:
     """Yield a temporary folder, renamed to `out` when the block ends, and deleted if the block fails.
 
-    Raises UserError: `out` exists and is not an empty folder; OSError: it has been made meanwhile.
+    Raises UserError: `out` exists and is not an empty folder, or cannot be replaced; OSError: it was made meanwhile.
     """
     named, out = out, Path(os.path.realpath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
+    if out == Path.cwd() or out.is_mount():
+        raise UserError(f"--out {named} is the working folder or a mount point; name a new folder in it")
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(out.parent) as folder:
         made = folder / out.name

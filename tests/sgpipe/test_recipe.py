@@ -40,11 +40,11 @@ ALIASES = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]
         ("source: {splits: {val: {annotations: a}}}", "source.splits.val.images"),
         ("source: {splits: {../x: {annotations: a, images: b}}}", "source.splits"), ("name: ../../x", "name"),
         ("- a", "expected keys and values"), ("a: [", "not valid YAML"),
-        ("name: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("name: !!python/object/apply:os.getcwd []", "not valid YAML"), ("limit: true", "limit: .*got True"),
         ("seed: 0b1", "seed: .*got '0b1'"), ("a: &a {b: *a}", "a"), (ALIASES + "name: *a5", "a"),
         ("{a: " * 5000 + "1" + "}" * 5000, ""),
     ],
-    ids=range(18),
+    ids=range(19),
 )  # fmt: skip
 def test_errors_name_the_file_and_the_setting(tmp_path, text, setting):
     path = tmp_path / "my.yaml"

@@ -79,15 +79,15 @@ def paper(**changes: Any) -> Reproduction:
 class Runner:
     """Stands for sgpipe: writes what a command would; ends like a killed process before the command `kill`."""
 
-    def __init__(self, kill: int | None = None, code: int = 0) -> None:
-        self.kill, self.code, self.ran = kill, code, list[str]()
+    def __init__(self, kill: int | None = None, code: int = 0, figure: float | None = 0.25) -> None:
+        self.kill, self.code, self.figure, self.ran = kill, code, figure, list[str]()
 
     def __call__(self, words: Sequence[str]) -> int:
         if len(self.ran) == self.kill:
             raise KeyboardInterrupt
         self.ran.append(words[0])
         place = Path(words[-1])
-        place.write_text(json.dumps({"summary": {"mAP": 0.25}})) if place.suffix else place.mkdir(exist_ok=True)
+        place.write_text(json.dumps({"summary": {"mAP": self.figure}})) if place.suffix else place.mkdir(exist_ok=True)
         return self.code
 
 
@@ -138,6 +138,13 @@ def test_a_failed_step_ends_the_list_and_is_not_done(
     assert runner.ran == ["import", "train", "eval"]
 
 
+def test_a_figure_that_is_not_a_number_has_a_dash(tmp_path: Path) -> None:
+    for place in ("data", "data/a.json"):
+        (tmp_path / place).mkdir()
+    assert run(tmp_path, Runner(figure=None))["c"]["figure"] is None
+    assert "–" in (tmp_path / "out" / REPORT).read_text()
+
+
 def test_what_is_done_does_not_depend_on_how_the_folders_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,7 +154,7 @@ def test_what_is_done_does_not_depend_on_how_the_folders_are_named(
     run(Path(), Runner())
     run(tmp_path, again := Runner())
     assert again.ran == []
-    for damaged in ('{"a": 1}', "[", "[]"):
+    for damaged in ('{"a": 1}', '{"a": {"command": "x"}}', "[", "[]"):
         (tmp_path / "out" / STATE).write_text(damaged)
         with pytest.raises(UserError, match=r"^\S+/out/reproduce.json is damaged: delete it"):
             run(tmp_path, Runner())

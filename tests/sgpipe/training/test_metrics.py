@@ -1,5 +1,6 @@
 """Metrics in files; repeated steps are written once."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,13 @@ def test_an_incomplete_line_is_ignored_and_then_removed(tmp_path: Path, torn: st
     assert torn + "{" not in (tmp_path / METRICS).read_text()
 
 
-def test_a_damaged_line_is_named(tmp_path: Path) -> None:
-    (tmp_path / METRICS).write_text('{"event": "step"}\n{"event: "step"}\n')
+@pytest.mark.parametrize(
+    "changes",
+    [{"waited": None}, {"loss": "1.0"}, {"event": "other"}, {"step": 10**400}, {"skipped": ...}, {"event": ...}],
+)
+def test_an_edited_line_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
+    edited = {name: value for name, value in (step_row(2) | changes).items() if value is not ...}
+    (tmp_path / METRICS).write_text("".join(f"{json.dumps(each)}\n" for each in (step_row(1), edited)))
     with pytest.raises(UserError, match=rf"{METRICS} is damaged: delete it, or its damaged lines"):
         read_metrics(tmp_path)
 

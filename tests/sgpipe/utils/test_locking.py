@@ -11,7 +11,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.utils.atomic import write_text
-from sgpipe.utils.locking import is_locked, only_process, temporary_folder
+from sgpipe.utils.locking import is_locked, new_folder, only_process, temporary_folder
 
 
 def test_a_device_or_pipe_receives_the_content_and_is_not_replaced(tmp_path: Path) -> None:
@@ -92,3 +92,11 @@ def test_the_temporary_folder_of_a_killed_process_is_deleted_by_the_next(tmp_pat
     with temporary_folder():
         assert not left.exists()
     assert somebody_elses.exists()
+
+
+def test_the_working_folder_is_refused_before_the_work_as_nobody_could_see_what_replaces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--out \. is the working folder or a mount point"), new_folder(Path(".")):
+        pass
