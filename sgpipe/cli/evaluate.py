@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -163,6 +162,8 @@ def vg(
 
     if (mode is None) if inputs.model is None else (mode not in (None, "sgdet")):
         raise UserError("pass --mode predcls, sgcls or sgdet: what the model was given; with --model it is sgdet")
+    if report.plot:
+        raise UserError("--plot: scene graphs are scored by recall, without precision-recall curves")
     report.run_and_report(lambda other: score_graphs(inputs.given(annotations, classes, other), mode or "sgdet"))
 
 
@@ -331,7 +332,7 @@ def score(
         make = partial(scoring.RelationRanker, name, weights, predicates, device)
     counts = scoring.score_run(run, out, column, make, identity, console.Progress(), images)
     if json_:
-        print(json.dumps(counts))
+        print(console.json_text(counts))
         return
     scored = f"{count(counts['scored'], 'relation')} scored"
     console.output().print(f"{scored}, {counts['unscored']:,} without an image or a box with an area")

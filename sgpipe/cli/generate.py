@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections import Counter
@@ -189,7 +188,7 @@ def generate(
     quality = run_quality(summary.root, threshold) if loaded.engine.store is None else {}
     if json_:
         measured = {name: asdict(each.at_threshold) for name, each in quality.items()}
-        print(json.dumps(summary.as_json() | ({"quality": measured} if measured else {}), indent=2))
+        print(console.json_text(summary.as_json() | ({"quality": measured} if measured else {}), 2))
     else:
         print_summary(summary, console.output())
         if quality:
@@ -282,7 +281,7 @@ def parse(
     captions = CaptionParser(ParseConfig(parser=parser, model=model, endpoint=endpoint))
     sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
     for result in parse_lines(sys.stdin, captions):
-        print(json.dumps(result))
+        print(console.json_text(result))
 
 
 def label(
@@ -331,7 +330,7 @@ def label(
             with atomic_write(out / name) as temporary:
                 graph.draw(threshold).save(temporary, "PNG")
         if json_:
-            print(json.dumps(graph.as_json()))
+            print(console.json_text(graph.as_json()))
         else:
             _print(graph, file, out / name, threshold)
     if failed == len(files):

@@ -164,4 +164,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows escapes
             stream.reconfigure(errors="backslashreplace")
-    typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would install typer's own excepthook
+    try:
+        typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would install typer's own excepthook
+    except OSError as error:  # the help cannot be written
+        _fail(f"error: {format_os_error(error)}", EXIT_FAILED)

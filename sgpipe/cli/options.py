@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -149,7 +148,7 @@ def show(line: str) -> None:
 def printed_json(is_requested: bool, result: Any) -> bool:
     """Print a result as JSON instead of text if that is requested, and return whether it is."""
     if is_requested:
-        print(json.dumps(result, indent=2))
+        print(console.json_text(result, 2))
     return is_requested
 
 
@@ -221,13 +220,17 @@ def command(function: Callable[..., None], *, writes_beside: bool = False) -> Ca
 
 
 def _check_outputs(values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], beside: bool) -> None:
-    """Raises UserError: an output is an input, or belongs to a run or a model."""
+    """Raises UserError: an output is an input, another output, or belongs to a run."""
     inputs: list[str | Path] = []
     outputs: list[Path] = []
+    names: dict[str, str] = {}
     for name, value in values.items():
         declared = getattr(parameters[name].annotation, "__metadata__", ())
         callback = declared[0].callback if declared else None
         if callback is local and value is not None:
+            if (place := os.path.realpath(value)) in names:
+                raise UserError(f"--{names[place]} and --{name} are the same file".replace("_", "-"))
+            names[place] = name
             outputs.append(value)
         elif isinstance(value, Path | list) or callback in (stored, maybe_path):
             inputs += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str | Path)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -183,7 +182,7 @@ def reproduce(
     root: Any = ctx.find_root().command
     if dry_run and json_:
         shown = [{**vars(task.step), "command": task.command, "missing": task.missing} for task in tasks]
-        print(json.dumps({"note": loaded.note, "steps": shown}, indent=2))
+        print(console.json_text({"note": loaded.note, "steps": shown}, 2))
         return
     if dry_run:
         steps.print_tasks(loaded, tasks, console.output())

@@ -6,13 +6,15 @@ commands start fast.
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 import time
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,6 +24,7 @@ QUIET = "SGPIPE_QUIET"  # an environment variable, so that worker processes see 
 # Exit codes of every command. EXIT_FAILED: the work is not finished, or a check failed.
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 _FILE_WIDTH = 120  # columns
+_ACTED_ON = ("Cc", "Zl", "Zp", "Cs", "Cf")  # by a terminal
 
 
 def output() -> Console:
@@ -74,6 +77,17 @@ def isolated(text: str) -> str:
     Isolates of Unicode end where a text closes them itself, so the text loses its own. `single_line` removes them.
     """
     return f"\u2068{single_line(text)}\u2069"
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return JSON for standard output. Escaped is what a terminal acts on, or what its encoding lacks."""
+    text, encoding = json.dumps(value, indent=indent, ensure_ascii=False), getattr(sys.stdout, "encoding", None)
+    escaped = {
+        each
+        for each in {*text} - {"\n"}
+        if unicodedata.category(each) in _ACTED_ON or not each.encode(encoding or "utf-8", "ignore")
+    }
+    return text.translate({ord(each): json.dumps(each)[1:-1] for each in escaped})
 
 
 def print_rows(title: str, rows: Mapping[str, str], console: Console) -> None:

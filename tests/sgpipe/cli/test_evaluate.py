@@ -140,6 +140,7 @@ def wrong() -> Iterator[Any]:
         yield "vcoco", [], [VERB], [each]
     yield "vcoco", [], [{**VERB, "label": [1.5]}], [DETECTION]
     yield "vg", ["--mode", "sgdet"], [GRAPH], []
+    yield "vg", ["--mode", "sgdet", "--plot", "curves.svg"], [GRAPH], [FOUND]  # it has none
 
 
 @pytest.mark.parametrize(("benchmark", "options", "annotations", "predictions"), wrong())

@@ -56,7 +56,7 @@ def test_every_output_is_declared_as_one() -> None:
     "words",
     [
         "stats DIR/run --html DIR/run/judgements.jsonl", "stats DIR/run --sheet DIR/run/data/val.parquet",
-        "score DIR/run --out DIR/run/data",
+        "stats DIR/run --html DIR/new --sheet DIR/./new", "score DIR/run --out DIR/run/data",
         "calibrate DIR/run --image-data DIR/file.json --out DIR/link.json",
         "eval hico --predictions DIR/file.json --csv DIR/file.json",
         "predict DIR/file.json --data DIR/run --out DIR/link.json", "merge DIR/run DIR/run --out DIR/run",
@@ -71,5 +71,5 @@ def test_no_command_writes_over_what_it_reads_or_what_a_run_has(words: str, tmp_
         path.write_text("valuable")
     (tmp_path / "link.json").symlink_to(file)
     said = refused(*words.replace("DIR", str(tmp_path)).split())
-    assert any(each in said for each in ("belongs to the run", "is read by this command"))
+    assert any(each in said for each in ("belongs to the run", "is read by this command", "are the same file"))
     assert {path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()} == {"valuable"}

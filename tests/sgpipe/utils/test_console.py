@@ -1,4 +1,5 @@
 import io
+import json
 import unicodedata
 
 import pytest
@@ -6,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sgpipe.utils.console import Progress, errors, output, progress, single_line
+from sgpipe.utils.console import Progress, errors, json_text, output, progress, single_line
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -44,3 +45,13 @@ def test_every_console_prints_only_what_is_seen(make, capsys) -> None:
     assert printed.count("deen") == 6
     assert {unicodedata.category(letter) for letter in printed if letter != "\n"}.isdisjoint({"Cc", "Cf", "Cs", "Zl"})
     assert "first\non" in printed
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
+def test_json_for_a_terminal_is_the_same_json(encoding, monkeypatch) -> None:
+    value = {EVIL: [1, "naïve 狗 😀\n"], "\ud800": None}
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding))
+    text = json_text(value, indent=1)
+    assert json.loads(text.encode(encoding).decode(encoding)) == value
+    assert ("naïve" in text, "狗 😀" in text) == (encoding != "ascii", encoding == "utf-8")
+    assert {unicodedata.category(letter) for letter in text if letter != "\n"}.isdisjoint({"Cc", "Cf", "Cs", "Zl"})
