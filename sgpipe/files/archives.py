@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path, PurePosixPath
+from threading import Event, Lock
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from sgpipe.files.locations import Location, open_stream, read_range
 from sgpipe.files.object_store import ObjectInfo, StorePath
 from sgpipe.files.roots import ImageRoot, checked_size, is_image, safe_name
 from sgpipe.utils.console import Progress, count
+from sgpipe.utils.prefetch import prefetch
 
 ARCHIVES = (".zip", ".tar")
 _PLAIN = -1  # the method of a member of a tar: its bytes as they are
@@ -48,6 +50,7 @@ _COLUMNS = {
     "method": pa.int32(),
 }
 _OF_MACOS = "__MACOSX/"  # what its zips have beside each file
+_SCANS = 4  # archives that are read at once
 _MEMBERS_PER_STEP = 1000  # of the progress
 
 
@@ -138,23 +141,35 @@ def build_index(
 ) -> None:
     """Read the members of archives, and write their index. Raises UserError: one is damaged; OSError."""
     progress.say(f"reading the index of {location}, once: {count(len(archives), 'archive')}")
-    left_out, described = Counter[str](), list[dict[str, Any]]()
+    lock, stopped = Lock(), Event()
 
-    def rows() -> Iterator[tuple[Any, ...]]:
-        for number, info in enumerate(archives):
-            folders = set[str]()
-            with open_stream(folder / info.name) as file:
-                for done, member in enumerate(scan(f"{folder}/{info.name}", file, left_out), 1):
-                    if is_image(member.name) and not member.name.startswith(_OF_MACOS):
-                        folders.add(member.name.partition("/")[0] if "/" in member.name else "")
-                    yield member.name, number, member.offset, member.length, member.packed, member.size, member.method
-                    if not done % _MEMBERS_PER_STEP:
+    def scan_one(number: int) -> tuple[pa.Table, dict[str, Any], Counter[str]]:
+        """Return the members of an archive, what the index says of it, and what is left out."""
+        info, folders, left_out = archives[number], set[str](), Counter[str]()
+
+        def rows(file: BinaryIO) -> Iterator[tuple[Any, ...]]:
+            for done, member in enumerate(scan(f"{folder}/{info.name}", file, left_out), 1):
+                if is_image(member.name) and not member.name.startswith(_OF_MACOS):
+                    folders.add(member.name.partition("/")[0] if "/" in member.name else "")
+                yield member.name, number, member.offset, member.length, member.packed, member.size, member.method
+                if not done % _MEMBERS_PER_STEP:
+                    with lock:
                         advance(_MEMBERS_PER_STEP, {})
-            common = folders.pop() if len(folders) == 1 else ""  # that contains all its images
-            described.append({"name": info.name, "version": info.version, "folder": common})
+                if stopped.is_set():
+                    return
 
-    with progress.images(None, "reading the index") as advance:
-        table = index_table(_COLUMNS, rows()).sort_by(NAME)
+        with open_stream(folder / info.name) as file:
+            table = index_table(_COLUMNS, rows(file))
+        common = folders.pop() if len(folders) == 1 else ""  # that contains all its images
+        return table, {"name": info.name, "version": info.version, "folder": common}, left_out
+
+    numbers = range(len(archives))
+    with progress.images(None, "reading the index") as advance, prefetch(scan_one, numbers, _SCANS, _SCANS) as scanned:
+        try:
+            tables, described, counts = zip(*scanned, strict=True)
+        finally:
+            stopped.set()
+    table, left_out = pa.concat_tables(tables).sort_by(NAME), sum(counts, Counter[str]())
     for what, number in sorted(left_out.items()):
         progress.say(f"NOTE: {location}: {count(number, 'member')} left out: {what}")
     write_index(path, table, {"archives": described})

@@ -19,7 +19,7 @@ from sgpipe.files import archives
 from sgpipe.files.archives import ArchiveRoot, is_archive, refuse_compressed
 from sgpipe.files.index import IndexFolder, write_index
 from sgpipe.files.locations import Location, below, info_of
-from sgpipe.files.object_store import StorePath, is_uri
+from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
 from sgpipe.files.roots import (
     FolderRoot,
     HubRoot,
@@ -30,12 +30,14 @@ from sgpipe.files.roots import (
     is_image,
     list_objects,
 )
+from sgpipe.utils.prefetch import prefetch
 
 __all__ = ["ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
 __all__ += ["absolute", "check_images", "existing_images", "image_root", "located"]
 
 ImagePlace = str | Path | StorePath | ImageRoot
 _SHARDS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # WebDataset's way to name many: train-{000000..000127}.tar
+_HEADS = 8  # archives that a store is asked for at once
 _PROBED = 1000  # objects of a prefix that tell what is in it: those of one answer
 
 _made: dict[tuple[str, IndexFolder], ImageRoot] = {}
@@ -68,7 +70,10 @@ def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> Imag
 def existing_images(location: ImagePlace, indexes: IndexFolder | None = None) -> ImageRoot:
     """As `image_root`, of a location as it is now, on the hub its commit. Raises UserError: it does not exist."""
     if located(location).startswith("hf://"):
-        return HubRoot(HubRoot(located(location)).dataset.list()[0].uri)
+        dataset, names = HubRoot(located(location)).dataset.list()
+        root = HubRoot(dataset.uri)
+        vars(root)["_names"] = frozenset(names)  # a commit does not change: it is not listed again
+        return root
     check_images(location)
     with _making:  # the archives or objects may have been replaced since the root was made
         for key in [key for key in _made if key[0] == located(location)]:
@@ -125,9 +130,14 @@ def _local(text: str, indexes: IndexFolder) -> ImageRoot:
         folder = path
         with suppress(OSError), os.scandir(path) as entries:  # opening an image will say why
             there = [entry for entry in entries if not entry.name.startswith(".")]
-            if not any(is_image(entry.name) or entry.is_dir() for entry in there):
+            if not any(_is_read(entry.name) or entry.is_dir() for entry in there):
                 names = _only_archives(text, [entry.name for entry in there])
     return _archive_root(text, folder, names, indexes) if names else FolderRoot(path)
+
+
+def _is_read(name: str) -> bool:
+    """Return whether a file beside archives says that it is the folder that is meant: an image, or a Parquet file."""
+    return is_image(name) or name.endswith(".parquet")
 
 
 def _only_archives(location: str, names: Iterable[str]) -> list[str]:
@@ -146,7 +156,7 @@ def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
         found = [info.name for info in islice(files.list(), _PROBED)]
         if not found:
             raise UserError(f"{text} contains nothing")
-        if not any(map(is_image, found)) and _only_archives(text, found):
+        if not any(map(_is_read, found)) and _only_archives(text, found):
             names = _only_archives(text, [info.name for info in files.list()])
     if names:
         return _archive_root(text, files, names, indexes)
@@ -184,12 +194,12 @@ def _shards(name: str) -> list[str]:
 
 def _archive_root(location: str, folder: Location, names: Iterable[str], indexes: IndexFolder) -> ArchiveRoot:
     """Raises UserError: an archive does not exist, or is damaged."""
-    infos = []
-    for name in names:
-        info = info_of(folder / name)
-        if info is None:
-            raise UserError(f"no such file: {folder}/{name}")
-        infos.append(replace(info, name=name))
+    infos, names = list[ObjectInfo](), list(names)
+    with prefetch(lambda name: info_of(folder / name), names, _HEADS, _HEADS) as found:
+        for name, info in zip(names, found, strict=True):
+            if info is None:
+                raise UserError(f"no such file: {folder}/{name}")
+            infos.append(replace(info, name=name))
     reference = indexes.reference([archives.LAYOUT, [[info.name, info.size, info.state] for info in infos]])
     if not reference.exists:
         archives.build_index(reference.path, location, folder, infos, indexes.progress)

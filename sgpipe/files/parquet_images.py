@@ -43,7 +43,8 @@ def image_columns(schema: pa.Schema) -> list[str]:
         stated = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         stated = []
-    return stated or [field.name for field in schema if holds_images(field.type)]
+    found = [field.name for field in schema if holds_images(field.type)]
+    return stated or [name for name in found if pa.types.is_struct(schema.field(name).type)] or found
 
 
 def holds_images(kind: pa.DataType) -> bool:

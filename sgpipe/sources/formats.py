@@ -97,6 +97,7 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
     """
     folder = None if images is None else Path(located(images).rstrip("/"))
     words = re.findall(_WORD, _lower(annotations.name.removesuffix(".gz").removesuffix(".json")))
+    words.sort(key="all".__ne__)  # of "train_all", the split is train
     by_file = _SPLITS[words[-1]] if words else None
     by_folder = folder and _folder_split(folder, _IN_FOLDER_NAME)
     if by_file != by_folder and not {by_file, by_folder} & {None, WHOLE}:
@@ -105,8 +106,8 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
             f"{by_folder!r}: pass --split {by_file} or --split {by_folder}, or the folder of these annotations"
         )
     places = (Path(str(annotations)), *filter(None, [folder]))  # of a store, the names alone
-    around = (_folder_split(place.resolve().parent, _ALONE) for place in places)
-    if split := by_file or by_folder or next(filter(None, around), default):
+    around = {_folder_split(place.resolve().parent, _ALONE) for place in places} - {None}
+    if split := by_file or by_folder or (around.pop() if len(around) == 1 else default):
         return split
     beside = f" nor of the image folder {folder}" if folder else ""
     raise UserError(

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from sgpipe.errors import UserError
+from sgpipe.errors import StoreError, UserError
 from sgpipe.files.hub import DATASETS, HubDataset
 from sgpipe.files.image_roots import ImageRoot, absolute, existing_images
 from sgpipe.files.locations import read_text
@@ -179,9 +179,12 @@ def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> HubColumns:
     option, images = "--set source.hub.columns.", image_columns(schema)
     given = {setting: name for setting, name in named if name is not None}
     found = map_columns(schema, _USUAL, given, ("boxes", "classes"), file, option)
-    _, kind = all_columns(schema)[str(found["boxes"])]
-    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+    there, captions = all_columns(schema), found["captions"]
+    lists, kind = there[str(found["boxes"])]
+    if lists != 2 or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise no_column(schema, file, f"of boxes of four numbers ({found['boxes']} has others)", f"{option}boxes")
+    if captions and (there[captions][0] > 1 or not is_text(there[captions][1])):
+        raise no_column(schema, file, f"of texts ({captions} has others)", f"{option}captions")
     image = named.image or (images[0] if len(images) == 1 else None)
     if image is None or image not in schema.names or not holds_images(schema.field(image).type):
         raise no_column(schema, file, f"of images, or several: {', '.join(images)}", f"{option}image")
@@ -190,9 +193,12 @@ def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> HubColumns:
 
 
 def all_columns(columns: Iterable[pa.Field], before: str = "", depth: int = 0) -> dict[str, tuple[int, pa.DataType]]:
-    """Return columns, and those within them, by dotted names: in how many lists their values are, and the type."""
+    """Return columns, and those within them, by dotted names: in how many lists their values are, and the type.
+
+    One whose own name has a dot is left out: `value_of` would look for it within another.
+    """
     found: dict[str, tuple[int, pa.DataType]] = {}
-    for column in columns:
+    for column in (each for each in columns if "." not in each.name):
         kind, lists = column.type, depth
         while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
             kind, lists = kind.value_type, lists + 1
@@ -223,7 +229,7 @@ def number_names(files: HubFiles, schema: pa.Schema, column: str, listed: str, o
     try:
         content = json.loads(read_text(files.root.file("categories.json"), "file"))
         return {fields.integer(each, "id"): fields.text(each, "name") for each in content[listed]}
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, UserError):
         raise UserError(f"{files.root.location}: the numbers in {column} have no names: pass {option}") from None
 
 
@@ -256,7 +262,9 @@ def open_parquet(files: HubFiles, name: str) -> Iterator[pq.ParquetFile]:
     try:
         with pq.ParquetFile(files.root.open_file(name), pre_buffer=False) as parquet:
             yield parquet
-    except pa.ArrowException as error:
+    except StoreError:
+        raise
+    except (pa.ArrowException, OSError) as error:  # the latter of damaged pages
         raise UserError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -170,6 +171,11 @@ def _finish(
         try:
             if record.ok and not (record.width and record.height):
                 record.width, record.height = read_size(images, record.file_name)
+                for box in record.objects:  # run lengths that have another size, which was unknown until now
+                    value = json.loads(box.segmentation or "[]")
+                    if isinstance(value, dict) and value["size"] != [record.height, record.width]:
+                        box.segmentation = None
+                        problems["segmentations"] += 1
             if record.ok and embed:
                 image = source.image(record) if source.image else read_image(images, record)
         except ImageError as error:

@@ -102,11 +102,17 @@ def _read_table(path: Location, what: str) -> Any:
     text = read_text(path, what)
     try:
         with suppress(ValueError):  # YAML forbids tabs, and reads "\\ud83d\\ude00" as two characters
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=_unique)
         return parse_yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{what} {path} is neither YAML nor JSON ({reason})") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(values := dict(pairs)) < len(pairs):
+        raise ValueError("duplicate key")  # the YAML parser says which one
+    return values
 
 
 def _check_table(table: Any, place: str, form: str, fewest: int = 0) -> Mapping[str, list[str]]:

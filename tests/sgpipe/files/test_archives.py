@@ -324,5 +324,9 @@ def test_a_folder_with_images_or_folders_beside_archives_is_a_folder(folder: Pat
     (tmp_path / "unpacked" / "patch1").mkdir(parents=True)
     make_zip(folder, tmp_path / "unpacked" / "patch2.zip")
     assert isinstance(image_root(tmp_path / "unpacked"), FolderRoot)
+    (tmp_path / "set").mkdir()
+    for name in ("images.zip", "train.parquet", "raw.tar.gz"):
+        (tmp_path / "set" / name).touch()
+    assert isinstance(image_root(tmp_path / "set"), FolderRoot)
     with pytest.raises(UserError, match="is a file, not a folder of images or an archive"):
         existing_images(folder / NAMES[0])

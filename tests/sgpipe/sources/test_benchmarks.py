@@ -20,6 +20,7 @@ from sgpipe.export.run import export_run
 from sgpipe.records import Attribute, Box, Caption, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.benchmarks import psg_source, vg150_source
+from sgpipe.sources.coco import coco_source
 from sgpipe.sources.scene_graphs import gbc_source, svg_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.verify import verify
@@ -111,6 +112,18 @@ BAD_OUTLINES: tuple[Any, ...] = (
     [[0, 0, 1, 1, 2, 2, 3]],  # half a point
     [0, 0, 1, 1, 2, 2], "mask",
 )  # fmt: skip
+
+
+def test_run_lengths_of_another_size_are_dropped_where_only_the_image_states_its_size(tmp_path):
+    Image.new("RGB", (12, 8)).save(tmp_path / "1.png")
+    annotations = [{"id": n, "image_id": 1, "category_id": 1, "bbox": [n, 0, 3, 3]} | each for n, each in enumerate(
+        ({"segmentation": RUNS}, {"segmentation": rle(np.ones((8, 11), np.uint8))})
+    )]  # fmt: skip
+    content = {"images": [{"id": 1, "file_name": "1.png"}], "categories": [{"id": 1, "name": "cat"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(content | {"annotations": annotations}))
+    (record,) = imported(coco_source(tmp_path / "coco.json", "train"), tmp_path, tmp_path / "run")
+    assert [box.segmentation for box in record.objects] == [json.dumps(RUNS), None]
+    assert Manifest.load(tmp_path / "run").shards[0].counts["problem.segmentations"] == 1
 
 
 @pytest.mark.parametrize("outline", BAD_OUTLINES)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import HfApi
 from PIL import Image
 
 from sgpipe.errors import EngineError, ImageError, StoreError, UserError
@@ -269,7 +272,10 @@ def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch, 
     local = write(tmp_path / "train.parquet", [row(i) for i in range(3)])
     hub.repositories["anna/set"] = {TRAIN: local.read_bytes(), TEST: b"", "README.md": b"# card"}
     monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the attempts of huggingface_hub
+    asked, ask = list[int](), HfApi.dataset_info
+    monkeypatch.setattr(HfApi, "dataset_info", lambda *args, **named: asked.append(1) or ask(*args, **named))
     prepared = prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/set", split="train")))
+    assert len(asked) == 1
     assert prepared.images("train") == f"hf://datasets/anna/set@{COMMIT}"
     read_split(prepared, "train")
     root = image_root(prepared.images("train"))
@@ -320,6 +326,27 @@ def test_boxes_of_another_type_or_outside_every_image_are_refused(tmp_path):
         write(tmp_path / TRAIN, [row(0) | {"objects": {"bbox": boxes, "category": [0]}}], columns)
         with pytest.raises(UserError, match=message):
             read(tmp_path)
+
+
+def test_columns_of_other_values_and_flat_names_are_refused_and_damaged_pages_are_named(tmp_path):
+    image, boxes, names = {"bytes": jpeg(), "path": None}, [BOXES[0]], ["cat"]
+    kept = {"image": image, "phash": b"1", "objects": {"bbox": boxes, "category": names}}
+    for given, columns, message in (
+        (kept, {}, ""),
+        ({"image": image, "objects.bbox": boxes, "objects.category": names}, {}, "no column of boxes: pass"),
+        ({"image": image, "bbox": BOXES[0], "label": names * 4}, {}, r"boxes of four numbers \(bbox has others\)"),
+        (kept | {"says": 5}, {"captions": "says"}, r"no column of texts \(says has others\): pass .*columns\.captions"),
+    ):
+        pq.write_table(pa.Table.from_pylist([given]), tmp_path / "train.parquet")
+        with pytest.raises(UserError, match=message) if message else nullcontext():
+            ((record,), _) = read(tmp_path, columns=columns)
+            assert (record.file_name, len(record.objects)) == ("train.parquet#0", 1)
+    file = write(tmp_path / "train.parquet", [row(0)])
+    content = bytearray(file.read_bytes())
+    content[4:-2000] = bytes(len(content) - 2004)
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"^train\.parquet cannot be read as Parquet: "):
+        read(tmp_path)
 
 
 @pytest.mark.parametrize("change", [{"source.hub.dataset": None}, {"caption.captioner": None}])

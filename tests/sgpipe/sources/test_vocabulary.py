@@ -39,7 +39,7 @@ def test_names_have_the_official_ids() -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ('{"cup": ["mug"', "neither YAML nor JSON"),
+        ('{"cup": ["mug"], "cup": ["glass"]}', "duplicate key cup"), ('{"cup": ["mug"', "neither YAML nor JSON"),
         *((content, "expected {class name") for content in ("[]", "{}")),
         *((f'{{"cup": {texts}}}', "key 'cup': expected") for texts in ('"mug"', "[]", '["mug", 3]', '["!"]')),
         ('{" ": ["mug"]}', "key ' ': expected"), ("1: [upon]", "key 1: expected"),
