@@ -141,7 +141,7 @@ class LabellingRun:
         self.roots = open_image_roots(source, folder, progress)
         for split, root in self.roots.items():
             progress.say(f"reading the annotations of {split}")
-            index = open_source(source, split, folder.index(split), root)
+            index = open_source(source, split, folder.index(split), root, folder.new_index(split))
             self.indexes[split] = index
             for note in index.meta.get("notes", ()):
                 progress.say(f"NOTE: {note}")
@@ -163,6 +163,7 @@ class LabellingRun:
         """Return what is left to do. Raises UserError: no image is there, or the parent lacks rows."""
         left = self.recipe.limit if self.recipe.limit is not None else sum(map(len, self.indexes.values()))
         for split, index in self.indexes.items():
+            index.move(self.folder.index(split))
             self.rows[split] = min(len(index), left)
             left -= self.rows[split]
         units = plan_units(self.folder, self.manifest, self.rows, self.progress.say, retry_failed=retry_failed)

@@ -75,6 +75,10 @@ class RunFolder:
         """Return the name of the source index of a split within the run."""
         return f"{PRIVATE}/index-{split}.arrow"
 
+    def new_index(self, split: str) -> Path:
+        """Return where the source index of a split is built; a refused run leaves the one that is there alone."""
+        return self.private / f"new-index-{split}.arrow"
+
     @property
     def location(self) -> str:
         """Where the shards are stored, for messages."""
@@ -187,9 +191,9 @@ class RunFolder:
         self.check_claim()
         for file in self.unlisted(manifest):
             delete(self.storage / file)
-        left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp")]
+        left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp"), *self.private.glob("new-*")]
         for path in (*left, *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*.tmp"))):
-            path.unlink()
+            path.unlink(missing_ok=True)
 
     def lost(self, manifest: Manifest) -> list[ShardEntry]:
         """Listed shards whose file is missing or of another size."""
