@@ -223,6 +223,8 @@ class Pipeline:
             device: where the models compute: auto, cpu, cuda or cuda:N; None: as the recipe says.
             settings: other settings of the recipe, such as {"tag.threshold": 0.1}.
         """
+        if not isinstance(boxes, str | os.PathLike | None):
+            raise UserError("boxes=: expected a COCO instances file; pass the boxes of an image with the image")
         models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
         changes = {key: str(value) for key, value in models.items() if value is not None} | dict(settings or {})
         if device is not None:
@@ -393,4 +395,6 @@ def _to_file(image: ImageInput) -> Path | Image.Image:
     name = os.fsdecode(image)
     if re.match(r"\w+://", name):
         raise ImageError(f"{name} is a URL, not a file: download the image first")
+    if "\0" in name:
+        raise ImageError(f"image file not found: {name!r}, which contains a null character")
     return Path(os.path.realpath(Path(name).parent)) / Path(name).name

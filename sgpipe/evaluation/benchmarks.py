@@ -262,7 +262,7 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> Eva
     official = (len(classes.objects), names) == (len(VG150_CLASSES.objects), VG150_CLASSES.relations)
     with _explained(given.name):
         scores = evaluate_graphs(found.named(images), mode, zero_shot=vg150_zero_shot() if official else None, **sizes)
-    found.leave_out(annotated)
+        found.leave_out(annotated)
     rows: Rows = [{"predicate": name} for name in names]
     for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
         for most, shares in recall.per_predicate.items():

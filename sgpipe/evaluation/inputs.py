@@ -113,7 +113,7 @@ def read_pairs(
         found.add(name, annotated, str(predictions))
         with naming(f"{predictions}: image {name!r}"):
             if CLASSES in item:
-                listed = HoiaSchema.of_class_list(**item[CLASSES])
+                listed = HoiaSchema.of_class_list(item[CLASSES])
                 numbers = _class_numbers(listed, classes)
             predicted[name] = _triplets(fields.array(item, "predictions"), fields.array(item, key), *numbers)
     found.miss(annotated)
@@ -302,7 +302,7 @@ def _class_map(content: Any, classes: DatasetClasses) -> tuple[Array, Array]:
 
     Raises FieldError: a class is not one of the dataset; ValueError, TypeError: the list has another form.
     """
-    listed = HoiaSchema.of_class_list(**content).classes
+    listed = HoiaSchema.of_class_list(content).classes
     objects = listed.objects if classes == VG150_CLASSES else classes.objects
     both = ((listed.objects, objects), (listed.relations, classes.relations))
     if unknown := [name for own, known in both for name in own if name not in known]:

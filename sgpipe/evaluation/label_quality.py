@@ -298,7 +298,7 @@ def label_quality(
             f"{run} and {ground_truth.relations} have no image in common: one has {graphs.names[0].base_name!r}, the "
             f"other {truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, pass --image-data"
         )
-    counts["ground truth images not in run"] = int((~seen).sum())
+    counts["ground truth images not in run"] = len({*truth.graphs.names}) - int(seen.sum())
     columns = [np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Relations)]
     statements, graphs = targets.statements, targets.graphs
     image = image_of_target[graphs.relation_image[statements]]

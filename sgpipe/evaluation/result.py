@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from rlip_model.evaluation.inputs import Array
+from rlip_model.evaluation.inputs import Array, EvaluationError
 from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
@@ -289,17 +289,17 @@ class ScoredImages:
         self.predicted.add(name)
 
     def miss(self, annotated: Collection[Any]) -> None:
-        """Count images without predictions as missed, with a note. Raises UserError: all are."""
+        """Count images without predictions as missed, with a note. Raises EvaluationError: all are."""
         self.unpredicted = frozenset(annotated).difference(self.predicted)
         self._lack("images without predictions", len(annotated), "counted as missed")
 
     def leave_out(self, annotated: Collection[Any]) -> None:
-        """Leave images without predictions out, with a note. Raises UserError: all are."""
+        """Leave images without predictions out, with a note. Raises EvaluationError: all are."""
         self._lack("images left out", len(annotated), "left out (official protocol)")
 
     def _lack(self, kind: str, annotated: int, what: str) -> None:
         if not self.predicted:
-            raise UserError("there are no predictions to evaluate")
+            raise EvaluationError("contains no predictions")
         self.lacking[kind] = lacking = annotated - len(self.predicted)
         if lacking:
             self.notes.append(f"no predictions for {lacking:,} of {count(annotated, 'annotated image')}: {what}")

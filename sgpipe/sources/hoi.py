@@ -54,9 +54,9 @@ class HoiaSchema:
         return {key: {str(number): name for number, name in names.items()} for key, names in parts.items()}
 
     @classmethod
-    def of_class_list(cls, objects: Any, relations: Any) -> HoiaSchema:
-        """Return the inverse of `class_list`. Raises ValueError, TypeError, AttributeError: the form is wrong."""
-        return cls("hoi_annotation", _numbered(objects), _numbered(relations))
+    def of_class_list(cls, content: Any) -> HoiaSchema:
+        """Return the inverse of `class_list`. Raises ValueError, TypeError, KeyError: the form is wrong."""
+        return cls("hoi_annotation", _numbered(content["objects"]), _numbered(content["relations"]))
 
 
 def _numbered(names: Any) -> Mapping[int, str]:
@@ -79,7 +79,7 @@ def read_classes(path: Path) -> HoiaSchema:
     """Read `{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1."""
     try:
         content = json.loads(read_text(path, "classes file"))
-        return HoiaSchema.of_class_list(content["objects"], content["relations"])
+        return HoiaSchema.of_class_list(content)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '

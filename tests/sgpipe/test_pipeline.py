@@ -149,6 +149,7 @@ def test_an_annotator_draws_relations_between_the_detections_that_are_left(detec
         ({"recipe": "folder"}, "tag.tagger is not set"),
         ({"recipe": "coco", "tagger": "t"}, "detect.detector is not set"),
         ({"boxes": "nowhere.json"}, "no such file: nowhere.json"),
+        ({"boxes": np.zeros((2, 4))}, "^boxes=: expected"),
         ({"detector": "nowhere"}, "nowhere is not an object detector"),
         ({"settings": {"tag.device": "gpu"}}, r"tag\.device 'gpu': expected auto"),
         ({"settings": {"caption.resources.gpus": 1}}, r"sees 0 GPUs here: set caption\.device to cpu"),
@@ -230,7 +231,7 @@ def objects(graph: SceneGraph) -> list[tuple]:
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        (Path("no/such/folder/a.jpg"), "image file not found"),
+        (Path("no/such/folder/a.jpg"), "image file not found"), ("a\0/b.jpg", "image file not found"),
         ("", "not a regular file"), (Path(__file__).parent, "not a regular file"), (Path(__file__), "unknown format"),
         ("https://a.org/b.jpg", r"^https://a\.org/b\.jpg is a URL, not a file"),
         (torch.zeros(3, 8, 8), "Tensor is not an image"), (cut_image(), "truncated"),

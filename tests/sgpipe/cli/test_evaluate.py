@@ -106,7 +106,7 @@ SWAPPED = [{**PERSON, "category_id": 2}, {**BIKE, "category_id": 1}]
 def test_predictions_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> None:
     images = [f"HICO_test2015_{number:08}.jpg" for number in (1, 2, 3)]
     first = {**predicted(images[0], verb=3), "predictions": SWAPPED}
-    listed = [{**first, "classes": NAMED}, {**first, "file_name": images[1]}]
+    listed = [{**first, "classes": NAMED | {"by": "us"}}, {**first, "file_name": images[1]}]
     result = hico(tmp_path, [annotated(name) for name in images], [*listed, {**first, "file_name": images[2]}])
     assert result.exit_code == 0, result.output
     assert written(tmp_path)["summary"]["mAP"] == 1
@@ -139,7 +139,9 @@ def wrong() -> Iterator[Any]:
     for each in ({**DETECTION, "image_id": 8}, {"image_id": 7, "person_box": [0, 0, 9, 9], "ride_agent": 0.5}):
         yield "vcoco", [], [VERB], [each]
     yield "vcoco", [], [{**VERB, "label": [1.5]}], [DETECTION]
-    yield "vg", ["--mode", "sgdet"], [GRAPH], []
+    yield "hico", [], [annotated()], [hico, hico]
+    for found in ([], [FOUND, FOUND]):
+        yield "vg", ["--mode", "sgdet"], [GRAPH], found
     yield "vg", ["--mode", "sgdet", "--plot", "curves.svg"], [GRAPH], [FOUND]  # it has none
 
 
@@ -149,7 +151,8 @@ def test_wrong_files_are_refused_in_one_line(
 ) -> None:
     contents = {"annotations": annotations, "predictions": predictions}
     contents |= {"coco": COCO} if benchmark == "vcoco" else {}
-    refused(run(tmp_path, benchmark, contents, *options))
+    told = refused(run(tmp_path, benchmark, contents, *options))
+    assert told.startswith("error: --plot" if "--plot" in options else f"error: {tmp_path}/")
     assert not (tmp_path / "out.json").exists()
 
 

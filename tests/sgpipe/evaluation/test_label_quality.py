@@ -83,7 +83,7 @@ def test_images_that_cannot_be_compared_are_counted(tmp_path: Path) -> None:
         one.fail("caption", "no such file")
     predicted = [(0, 1, "riding", 0.9)]
     pred = [record(predicted, number) for number in "1245"] + [failed]
-    truth = [record([(0, 1, "riding")], number) for number in "1367"] + [failed_truth]
+    truth = [record([(0, 1, "riding")], number) for number in "13677"] + [failed_truth]
     result = compared(tmp_path, pred, truth)
     assert result.at_threshold.targets == result.at_threshold.matched == 1
     expected = {"images": 5, "images compared": 1, "images without ground truth": 3, "images failed": 1}
