@@ -87,7 +87,7 @@ def _toggled(state: Pairs, params: Pairs) -> str:
 
 
 _WIDTHS = ("320", "640")  # of small images, in pixels
-_QUALITY = 90
+_QUALITY = 95
 _KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
 _AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, which may be large
 
@@ -116,7 +116,7 @@ def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
         image = decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
         image.thumbnail((width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS)
         data = BytesIO()
-        image.save(data, "JPEG", quality=_QUALITY)
+        image.save(data, "JPEG", quality=_QUALITY, subsampling=0)  # small things keep their colours
     return data.getvalue()
 
 

@@ -76,9 +76,13 @@ class Provenance:
             self._stated[predicate].append(number)
 
     def stating(self, relation: Relation) -> list[int]:
-        """Return the statements with a relation's predicate about its two classes."""
+        """Return the statements with a relation's predicate: those about its two classes, or else about others."""
+        found = self._stated.get(relation.predicate, [])
+        return [at for at in found if self._is_about(at, relation)] or found
+
+    def _is_about(self, at: int, relation: Relation) -> bool:
         ends = {f"{end}_category": self._categories[getattr(relation, end)] for end in ("subject", "object")}
-        return [at for at in self._stated.get(relation.predicate, ()) if ends.items() <= self.statements[at].items()]
+        return ends.items() <= self.statements[at].items()
 
     def explain(self, relation: Relation) -> str:
         """One sentence: why the pair has this predicate."""
@@ -86,7 +90,7 @@ class Provenance:
             return "It was confirmed, changed or added by a person (sgpipe correct)."
         if relation.confidence is None:
             return "It is annotated: it has no confidence."
-        own = self.stating(relation)
+        own = [at for at in self.stating(relation) if self._is_about(at, relation)]
         candidates, source = self.candidates[relation.subject, relation.object], str(self._settings.get("candidates"))
         is_candidate = any(found["own"] and found["predicate"] == relation.predicate for found in candidates)
         if own and source not in ("prior", "marks"):
@@ -97,6 +101,8 @@ class Provenance:
             return _SOURCES[source]
         if not is_candidate and self._settings.get("restrict") == "group":
             return "It is a candidate of another pair, and was scored for the whole group (pair.restrict: group)."
+        if is_candidate and self._settings.get("known"):
+            return "The run that was extended often has it of these two classes (pair.known)."
         return "The run does not say where this predicate comes from."
 
 

@@ -50,6 +50,7 @@ function how({ phrase, head, category }) {
   const [words, noun, name] = [phrase, head, category].map((text) => text.toLowerCase());
   if (words === name) return "the name of the class";
   if (noun === name) return ["head noun “", bdi(head), "”"];
+  if (words.includes(name)) return "the phrase contains its name";
   return noun && noun !== words ? ["synonym, by its head noun “", bdi(head), "”"] : "synonym";
 }
 

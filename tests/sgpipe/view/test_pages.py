@@ -255,7 +255,7 @@ def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_oth
     record = paired([MAN], candidates="image")
     provenance = Provenance(record, header(candidates="image", match="head"))
     own, other = Relation(0, 1, "riding", 0.9), Relation(2, 1, "riding", 0.1)
-    assert (provenance.stating(own), provenance.stating(other)) == ([0], [])
+    assert (provenance.stating(own), provenance.stating(other)) == ([0], [0])
     assert "pair.candidates: image" in provenance.explain(other)
 
 
@@ -306,6 +306,7 @@ def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
         ({"origin": [{"import": "vg"}], "identity": made}, "pair.candidates: image"),
         ({"origin": [other, made], "identity": {"scored": "x"}}, "pair.candidates: image"),
         ({"origin": [made], "identity": other}, "does not say"),
+        (header(candidates="captions", known=3), "was extended often has it"),
         ({"identity": {"pair": 3}}, "does not say"), ({"origin": [None], "identity": {}}, "does not say"),
         ({"identity": {"pair": {"candidates": [], "match": {}}}}, "does not say"),
     ):  # fmt: skip
