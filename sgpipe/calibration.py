@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +28,7 @@ from sgpipe.utils.hashing import differences, model_sha256
 Floats = NDArray[np.float64]
 NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance
 _DIGITS = 5
+_Share = Annotated[float, Field(ge=0, le=1)]
 _ANY = 1e-6  # a probability that everything has but what is below the lowest judged confidence
 
 
@@ -49,7 +50,7 @@ class Calibration(Config):
     slope: float = Field(gt=0)
     offset: float
     lowest: float = Field(ge=0, le=1)
-    levels: tuple[tuple[float, float], ...] = Field(min_length=1)
+    levels: tuple[tuple[_Share, _Share], ...] = Field(min_length=1)
 
     def probabilities(self, confidence: ArrayLike) -> Floats:
         given = np.asarray(confidence, np.float64)
@@ -103,7 +104,8 @@ def load_calibration(file: Location) -> Calibration:
         return Calibration.model_validate_json(text)
     except ValidationError as error:
         reason, place = error.errors()[0]["msg"], ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"{file} is not a file of `sgpipe calibrate` ({place or 'the file'}: {reason})") from None
+        what = f"is not a file of `sgpipe calibrate` of this version ({place or 'the file'}: {reason})"
+        raise UserError(f"{file} {what}: make it again") from None
 
 
 def choose_threshold(calibration: Location | None, threshold: float, precision: float | None = None) -> float:
