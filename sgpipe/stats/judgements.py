@@ -6,6 +6,7 @@ Each stands for as many relations as its stratum has per judgement.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from sgpipe.errors import UserError, check_share
 from sgpipe.stats.plans import StratumPrecision, judgements_of, measure_plan, stratum_sql
 from sgpipe.stats.precision import (
     JudgedRelations,
+    PrecisionEstimate,
     ScoreQuality,
     ThresholdChoice,
     estimate_stratified,
@@ -44,6 +46,7 @@ class JudgementMeasures:
         covered: share of the run's relations that are in judged strata.
         relations: the run's when the plan was made. `relations_now`: the run's now.
         strata: "bands" (of confidence) or "predicates"; `bands`: the strata.
+        predicates: the precision of each judged predicate, the most judged first.
         suggested: the lowest threshold whose whole interval is not below the `target`.
         problems: lines that are left out, and why.
         vlm_score: not weighted.
@@ -64,6 +67,7 @@ class JudgementMeasures:
     relations_now: int
     strata: str
     bands: list[StratumPrecision]
+    predicates: dict[str, PrecisionEstimate]
     curve: list[ThresholdChoice]
     target: float
     suggested: ThresholdChoice | None
@@ -106,6 +110,7 @@ def measure_judgements(
         relations_now=int(sample.counts.sum()),
         strata=sample.kind,
         bands=measure_plan(plan, log).strata if plan else [],
+        predicates=sample.predicates(),
         curve=curve,
         target=target,
         suggested=next((choice for choice in candidates if choice.precision.low >= target), None),
@@ -199,6 +204,22 @@ class _Sample:
         found = np.array([scores.get(tuple(question.key)) for question in self._questions], np.float64)
         known = self.is_judged & ~np.isnan(found)
         return score_quality(JudgedRelations(found[known].astype(np.float32), self.right[known]), self.judged)
+
+    def predicates(self) -> dict[str, PrecisionEstimate]:
+        """Return the precision of each judged predicate, weighted by its relations in each stratum."""
+        own = np.array([question.predicate for question in self._questions], object)
+        names = [name for name, _ in Counter(own[self.is_judged].tolist()).most_common()]
+        if not names:
+            return {}
+        counts = np.zeros((len(names), len(self.weights)))
+        query = f"""select predicate::varchar as name, {self._stratum} as stratum, count(*) from relations
+            where name in (select unnest(?::varchar[])) group by all"""
+        for name, stratum, number in self._database.rows(query, [names]):
+            counts[names.index(name), stratum] = number
+        judged, right = (
+            [self.tally(chosen & (own == name)) for name in names] for chosen in (self.is_judged, self.right)
+        )
+        return dict(zip(names, estimate_stratified(counts * self._scale, judged, right), strict=True))
 
     def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
         """Return what each threshold keeps; relations without a confidence pass every one."""

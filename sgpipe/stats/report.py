@@ -168,7 +168,8 @@ def _compared(comparison: Comparison | None) -> Iterator[Table]:
     titles = {"predicate": f"predicates whose share changed most; {only}", "check": "health of both runs"}
     for what, changes in (("predicate", comparison.predicates), ("check", comparison.health)):
         shares = [(name, f"{before:.1%}", f"{after:.1%}") for name, (before, after) in changes.items()]
-        yield Table(titles[what], [what, *heads], shares)
+        if shares or what == "predicate":
+            yield Table(titles[what], [what, *heads], shares)
 
 
 def _against_truth(truth: GroundTruthMeasures | None, of: str) -> Iterator[Table]:
@@ -204,6 +205,11 @@ def _judged(judged: JudgementMeasures | None, of: str) -> Iterator[Table]:
         rows = [(row.name, f"{row.relations:,}", str(row.precision)) for row in judged.bands]
         title = f"people judged {count(judged.judged, 'relation')}"
         yield Table(title, [first, ">relations", _PRECISION], rows)
+        if first == "confidence":
+            rows = [(name, str(precision)) for name, precision in islice(judged.predicates.items(), _TOP)]
+            yield Table(
+                "precision by predicate, weighted by its relations in each band", ["predicate", _PRECISION], rows
+            )
         title = f"precision by threshold, weighted by the relations of {judged.strata}"
         rows = [(f"{each.threshold:.2f}", f"{each.relations or 0:,}", str(each.precision)) for each in judged.curve]
         yield Table(title, [f"{of} ≥", ">relations", _PRECISION], rows)
@@ -228,7 +234,8 @@ def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float =
     """Write the report page; `threshold` is the initial value of the gallery's confidence filter."""
     edges = [edge for card in cards for edge in card.edges]
     categories = ({edge.subject.category, edge.object.category} for edge in edges)
-    sections = [(name, found, _plots(audit) if name == "confidence" else []) for name, found in tables(audit).items()]
+    plots = {"counts": [*_plots_of_counts(audit.measures)], "confidence": _plots(audit)}
+    sections = [(name, found, plots.get(name, [])) for name, found in tables(audit).items()]
     values = {
         "title": audit.measures.run or file.stem,
         "measures": audit.measures,
@@ -240,6 +247,21 @@ def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float =
         "threshold": threshold,
     }
     write_result_text(file, render("report", values))
+
+
+def _plots_of_counts(measures: Measures) -> Iterator[Plot]:
+    total = measures.totals["relations"]
+    if measures.confidence.scored:
+        points = [(0.0, total), *((level.threshold, level.relations) for level in measures.thresholds)]
+        texts, of = [f"≥ {least:.2f}: {kept:,}" for least, kept in points], measures.threshold_of
+        lines = [Line(points, texts)]
+        yield Plot("What a threshold keeps", f"minimum {of}", "relations", lines, y_end=round_end(total))
+    if counts := list(measures.predicates.values()):
+        ranks = sorted({round(len(counts) ** (step / 40)) for step in range(41)})
+        points = [(rank, sum(counts[:rank]) / total) for rank in ranks]
+        texts = [f"the {rank:,} most frequent: {share_text(share)}" for rank, share in points]
+        lines, end = [Line(points, texts)], round_end(max(len(counts), 5))
+        yield Plot("The long tail", "most frequent predicates", "share of the relations", lines, x_end=end)
 
 
 def _plots(audit: Audit) -> list[Plot]:

@@ -68,7 +68,21 @@ def test_two_runs_are_compared(tmp_path):
     assert counts["captions"] == ("0", "0", "–")
     assert list(changes.predicates) == ["at", "near", "on"]
     assert (changes.gained, changes.lost) == (1, 1)
+    assert len(tables(Audit(after, comparison=compare(after, after)))["comparison"]) == 3
+    assert len(tables(Audit(before, comparison=compare(before, before)))["comparison"]) == 2  # no faults in either
     assert changes.health == {"objects related to themselves": (0, 1 / 3)}
+
+
+def test_the_page_has_plots_of_counts_also_where_nothing_has_a_confidence(tmp_path):
+    names = ["What a threshold keeps", "The long tail", "Distribution of confidences"]
+    for confidence, shown in ((0.9, names), (None, names[1:2])):
+        root = make_shards(
+            tmp_path / str(confidence), [scene("0", [(0, "on", 1, confidence), (1, "at", 2, confidence)])]
+        )
+        invoke("stats", root, "--html", tmp_path / "r.html")
+        page = (tmp_path / "r.html").read_text(encoding="utf-8")
+        assert re.findall(r'class="plot"[^>]*aria-label="([^"]+)"', page) == shown
+        assert "the 1 most frequent: 50%" in page
 
 
 def test_a_run_without_labels_says_so_in_all_forms(tmp_path):

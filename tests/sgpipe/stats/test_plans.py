@@ -193,6 +193,9 @@ def test_judgements_become_precision_weighted_by_the_bands(run):
     assert [(choice.kept, choice.precision.value) for choice in found.curve] == [
         (59, pytest.approx(300 / 340)), (29, 1)
     ]  # fmt: skip
+    assert found.predicates["on"].value == pytest.approx(100 / 140)
+    assert (found.predicates["at"].value, found.predicates["at"].high) == (1, 1)
+    assert "precision by predicate" in report(run)
 
 
 def test_a_suggested_threshold_selects_the_relations_that_it_counts(tmp_path):
