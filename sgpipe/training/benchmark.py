@@ -47,6 +47,8 @@ def check_benchmark(recipe: TrainRecipe, validation: TrainingSet | None) -> None
         classes = f"closed class lists{f' with {PERSON!r}' if name == 'hico' else ''} (data.labels: full)"
         needs = f"a training of relations that a detector finds, and validation shards with {classes}"
         raise UserError(f"output.best: {name} needs {needs}; use output.best: ap, recall or loss")
+    if limited := next((part.shards for part in recipe.data.val if part.limit), None):
+        raise UserError(f"output.best: {name} scores all images of {limited}, so data.val takes no limit with it")
 
 
 class _LivePredictor(Predictor):

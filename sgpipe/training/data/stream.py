@@ -137,7 +137,7 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
 
 
 def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of an epoch from a position on, with the index of the folder.
+    """Yield the rows of an epoch from a position on, with the index of the folder; images remain in Arrow.
 
     Raises UserError, StoreError: a shard is lost or changed.
     """
@@ -153,8 +153,12 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
             own, tables = groups[start : start + epoch.window], list(islice(read_tables, epoch.window))
             usable = [group.usable_rows(len(table)) for group, table in zip(own, tables, strict=True)]
             shapes = [_aspect_ratios(table) for table in tables] if epoch.step is not None else []
+            plain = [table.select(COLUMNS) for table in tables]
             for visit, index in epoch.order(window, usable, shapes)[skipped:]:
-                yield own[visit].folder, tables[visit].slice(index, 1).to_pylist()[0]
+                values = plain[visit].slice(index, 1).to_pylist()[0]
+                if IMAGE_COLUMN in tables[visit].column_names:
+                    values[IMAGE_COLUMN] = tables[visit][IMAGE_COLUMN][index]
+                yield own[visit].folder, values
             window, skipped = window + 1, 0
 
 
@@ -297,7 +301,8 @@ class StepStream:
             if group not in texts:
                 members = items[group * self.group : (group + 1) * self.group]
                 texts[group] = self._choose(members, epoch, index * -(-self.batch // self.group) + group)
-            parts.append(StepPart(*texts[group], tuple(items[n] for n in part)))
+            own = tuple(replace(items[n], embedded=_embedded(rows[n][1])) for n in part)
+            parts.append(StepPart(*texts[group], own))
         return tuple(parts)
 
     def _choose(self, group: Sequence[TrainingItem], epoch: int, number: int) -> tuple[Texts, Texts]:
@@ -334,8 +339,13 @@ class StepStream:
             flip = labels is None or ({*objects} <= {*labels.objects} and {*relations} <= {*labels.relations})
             graph = flipped if flip else graph
         image = {name: values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")}
-        embedded = (values.get(IMAGE_COLUMN) or {}).get("bytes")
-        return TrainingItem(folder=folder, **image, embedded=embedded, graph=graph, flip=flip, rng=rng)
+        return TrainingItem(folder=folder, **image, embedded=None, graph=graph, flip=flip, rng=rng)
+
+
+def _embedded(values: Mapping[str, Any]) -> bytes | None:
+    """Return the image file of a row, of which other workers need none."""
+    image = values[IMAGE_COLUMN].as_py() if IMAGE_COLUMN in values else None
+    return image["bytes"] if image else None
 
 
 def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1) -> list[range]:

@@ -173,6 +173,7 @@ def test_processes_with_fewer_images_wait_for_the_others(hico_run: Path, monkeyp
     [
         ({"data__labels": "sampled"}, "and validation shards with closed class lists with 'person'"),
         ({"model__kind": "tagger"}, "output.best: hico needs a training of relations that a detector finds"),
+        ({"data__val.0.limit": 3}, "output.best: hico scores all images of .*, so data.val takes no limit with it"),
         ({"loss__only_boxes": True}, "that a detector finds, .*; use output.best: ap, recall or loss"),
     ],
 )

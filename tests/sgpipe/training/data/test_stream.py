@@ -15,8 +15,19 @@ from rlip_model.text import NO_OBJECTS
 from rlip_model.training.flip_text import flip_text
 from rlip_model.training.sampling import LabelVocabulary
 from sgpipe.errors import UserError
+from sgpipe.storage.shards import IMAGE_COLUMN
 from sgpipe.training.data.scan import ShardFolder, TrainingSet, UsableRowGroup, scan_training
-from sgpipe.training.data.stream import Epoch, StepPart, StepStream, TrainingItem, TrainingStep, Visit, shuffled_epoch
+from sgpipe.training.data.stream import (
+    Epoch,
+    StepPart,
+    StepStream,
+    TrainingItem,
+    TrainingStep,
+    Visit,
+    iter_epoch,
+    one_pass,
+    shuffled_epoch,
+)
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
 Sizes = list[list[int]]
@@ -141,6 +152,15 @@ def test_resuming_from_a_step_gives_the_same_steps(
         whole = first(found, 2 * found.steps_per_epoch + 1)
         at = found.steps_per_epoch
         assert first(found, at + 1 - step, 1, step) == whole[at + step :]
+
+
+def test_a_worker_copies_the_embedded_images_of_its_own_share_alone(tmp_path):
+    config = make_run(tmp_path, [plain_record(str(n)) for n in range(12)], embedded=True)
+    for _, row in iter_epoch(scan_training(data(config)), one_pass(scan_training(data(config)))):
+        assert not isinstance(row[IMAGE_COLUMN], dict)
+    shares = [next(stream(config, rank=rank, world=4).epoch(0)) for rank in range(4)]
+    assert [len(images_of(step)) for step in shares] == [1] * 4
+    assert len({item.embedded for step in shares for item in images_of(step)} - {None}) == 4
 
 
 @pytest.mark.parametrize("world", [1, 2])
