@@ -180,13 +180,19 @@ class FolderRoot(ImageRoot):
         return str(self.folder / safe_name(name))
 
     def entries(self) -> Iterator[ObjectInfo]:
-        """Yield all files, none in hidden folders; and the folders that are links or lack permission, as files."""
+        """Yield all files, none in hidden folders; and the folders that are links or lack permission, as files.
+
+        Raises OSError: the folder itself cannot be listed.
+        """
         closed: list[OSError] = []
         for folder, folders, files in os.walk(self.folder, onerror=closed.append):
             folders[:] = [name for name in folders if not name.startswith(".")]
             links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
             yield from (self._entry(Path(folder, name)) for name in (*files, *links))
-        yield from (self._entry(Path(error.filename)) for error in closed)
+        for error in closed:
+            if Path(error.filename) == self.folder:
+                raise error
+            yield self._entry(Path(error.filename))
 
     def _entry(self, path: Path) -> ObjectInfo:
         found = None

@@ -6,7 +6,7 @@ from PIL import Image
 from sgpipe.errors import UserError
 from sgpipe.images import ImageError, decode, reads_heif
 from sgpipe.recipe import SourceConfig, SplitConfig
-from sgpipe.sources.folder import list_folder
+from sgpipe.sources.folder import list_folder, read_folder
 from sgpipe.sources.opening import open_source
 
 
@@ -55,6 +55,22 @@ def test_names_that_are_not_utf8_are_called_so(tmp_path):
     assert [first.image_id, second.image_id, third.image_id] == ["café.png", "caf\\xe8.png", "caf\\xe9.png"]
     assert first.ok
     assert "not UTF-8: caf\\xe9.png; rename" in third.error
+
+
+def test_a_folder_that_cannot_be_entered_is_named(photos, monkeypatch):
+    listed = os.scandir
+
+    def scandir(path):
+        if str(path) in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    closed = [str(photos / "b")]
+    assert read_folder(photos, split="all")[1]["notes"] == ["2 files not read: b, notes.txt"]
+    closed = [str(photos)]
+    with pytest.raises(PermissionError):
+        read_folder(photos, split="all")
 
 
 def test_a_folder_without_images_is_refused(tmp_path):
