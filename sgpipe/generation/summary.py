@@ -24,6 +24,7 @@ _PROBLEMS = {  # of a source; the other names are clear by themselves
     "compositions": "captions of groups of objects",
     "segmentations": "segmentations that are neither polygons nor run lengths of the image",
     "nameless": "objects and relations without a name",
+    "ignored_relations": "relations, which `sgpipe import coco-rel` reads",
 }
 _COUNTED = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
 

@@ -135,6 +135,7 @@ def coco_source(annotations: Path, split: str, captions: Path | None = None) -> 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         instances = load_coco_instances(annotations)
         problems.update(instances.problems)
+        problems["ignored_relations"] += sum(map(len, instances.relations.values())) // _PER_RELATION
         texts: dict[str, list[Caption]] = {}
         for key, item in JsonStream(captions) if captions else ():
             if key == "annotations":

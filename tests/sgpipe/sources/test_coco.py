@@ -235,6 +235,8 @@ def test_relations_in_the_instances_refer_to_ids_of_boxes(tmp_path):
     assert second.relations == [Relation(0, 0, "on")]
     assert (classes.objects, classes.relations) == (("person", "dog"), ("on", "by"))
     assert problems == {"unlisted_images": 1}
+    list(coco_source(tmp_path / "val.json", "val").read(problems))
+    assert problems["ignored_relations"] == 4
 
 
 @pytest.mark.parametrize(
