@@ -66,7 +66,7 @@ def load_phrases(file: Path | None = None) -> Phrases:
                 raise ValueError(f"{form}: expected templates of {', '.join(packaged['templates'])}")
             texts, known = packaged["templates"][form][0], packaged["fields"][form]
             for template in listed:
-                without_fields = re.sub(rf"{{({'|'.join(known)})}}", "", " ".join(template.values()))
+                without_fields = re.sub(rf"{{{{|}}}}|{{({'|'.join(known)})}}", "", " ".join(template.values()))
                 if template.keys() != texts.keys() or {*"{}"} & {*without_fields}:
                     expected = f"{' and '.join(texts)}, with the fields {', '.join(sorted(known))} as they are"
                     raise ValueError(f"{form}: expected {expected}; got {template}")

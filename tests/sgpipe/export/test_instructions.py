@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from benchmarks.instructions import BOX, TEMPLATES, Checked, World, check
 from sgpipe.calibration import Calibration, scoring_of_run
 from sgpipe.cli.main import app
-from sgpipe.export.instructions import English, Instructions, load_phrases, plain_name, quotas
+from sgpipe.export.instructions import English, Instructions, filled, load_phrases, plain_name, quotas
 from sgpipe.export.rows import ExportRows
 from sgpipe.export.run import export_run
 from sgpipe.records import Box, Pair, Record, Relation
@@ -371,6 +371,14 @@ def test_bad_templates_are_refused_in_one_line(tmp_path):
         assert (result.exit_code, len(result.stderr.splitlines()), out.exists()) == (2, 1, False)
         assert "own.yaml" in result.stderr
         assert message in result.stderr
+
+
+def test_doubled_braces_are_braces_as_in_other_format_strings(tmp_path):
+    own = {"question": 'How many {plural}? As {{"count": NUMBER}}.', "answer": '{{"count": {count}}}'}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"templates": {"counting": [own]}}))
+    [template] = load_phrases(tmp_path / "own.yaml").templates["counting"]
+    assert filled(template["question"], {"plural": "dogs"}) == 'How many dogs? As {"count": NUMBER}.'
+    assert filled(template["answer"], {"count": "2"}) == '{"count": 2}'
 
 
 def test_class_names_as_english_has_them():
