@@ -63,6 +63,7 @@ _SAM = ("sam3", "sam3_video")  # reads one class at a time; the published checkp
 _ZERO_SHOT = (*_RETURN_INDEX, _OMDET, *_RETURN_PHRASE, *_SAM)
 _QUERIES = 1000  # class names that an OWL-ViT reads at once, to bound memory
 _DETECTION_PREDICATE = ("next to",)  # the network needs a predicate; boxes hardly depend on which
+_UNUSED_COCO_CLASS = "N/A"
 
 
 class DetectedBoxes(NamedTuple):
@@ -340,12 +341,16 @@ class DetectStage(ImageStage):
         record.objects = [
             Box(self.classes[label], label + 1, (x1, y1, x2 - x1, y2 - y1), origin="detector", score=score)
             for label, (x1, y1, x2, y2), score in zip(*found, strict=True)
+            if self.classes[label] != _UNUSED_COCO_CLASS
         ]
         clip_objects(record, Counter())
 
 
 class GivenBoxesStage(Stage):
-    """Fills `objects` and the size of each image from the entry of an instances file with its name, whatever folder."""
+    """Fills `objects` and the size of each image from the entry of an instances file with the same file name.
+
+    If several entries share the file name, the one that shares most of the parent folders is used.
+    """
 
     name = "boxes"
     resources = Resources()
@@ -357,11 +362,12 @@ class GivenBoxesStage(Stage):
         self._instances = load_coco_instances(file)
         self._ids: dict[str, list[str]] = {}
         for image_id, (name, _, _) in self._instances.images.items():
-            self._ids.setdefault(PurePosixPath(name).name, []).append(image_id)
+            for suffix in _path_suffixes(name):
+                self._ids.setdefault(suffix, []).append(image_id)
         self.classes = {name: number for number, name in sorted(self._instances.names.items())}
 
     def fill(self, record: Record) -> None:
-        ids = self._ids.get(PurePosixPath(record.file_name).name, [])
+        ids = next((self._ids[suffix] for suffix in _path_suffixes(record.file_name) if suffix in self._ids), [])
         if len(ids) != 1:
             record.fail(self.name, f"{self._file} has {len(ids) or 'no'} images of this name")
             return
@@ -424,3 +430,9 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
     if len(names) != len(corners) or not all(plain):
         raise UserError(f"classes={where}: expected a class name for each of {len(corners)} boxes, got {classes!r}")
     return GivenBoxes(corners, names, where)
+
+
+def _path_suffixes(name: str) -> list[str]:
+    """Return the path, the path without its first folder, and so on down to the bare file name."""
+    parts = PurePosixPath(name).parts
+    return ["/".join(parts[start:]) for start in range(len(parts))]

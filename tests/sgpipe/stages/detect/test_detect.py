@@ -32,7 +32,7 @@ def boxes_of(image: Image.Image, config: DetectConfig, threshold: float) -> Dete
 
 def stage(folder: Path, found: DetectedBoxes, **settings) -> DetectStage:
     made = DetectStage(DetectConfig(detector="d", **settings), {"all": folder})
-    made.classes = ("dog", "cup")
+    made.classes = ("dog", "cup", "N/A")
     made.detector = Found(found)
     return made
 
@@ -71,6 +71,8 @@ def test_duplicate_boxes_are_removed_and_boxes_clipped(folder):
     assert [box.score for box in done.objects] == pytest.approx([0.9, 0.4, 0.3])
     [few] = stage(folder, DetectedBoxes(boxes, scores, labels), max_boxes=3)([record(folder)])
     assert [box.category for box in few.objects] == ["dog"]  # the others were no boxes
+    [unused] = stage(folder, DetectedBoxes(boxes, scores, torch.full((6,), 2)))([record(folder)])
+    assert unused.objects == []  # DETR's class of ids that COCO does not use
 
 
 def test_missing_images_are_reported(folder):
@@ -232,10 +234,10 @@ def given_boxes(tmp_path) -> detect.GivenBoxesStage:
 
 
 @pytest.mark.parametrize(("name", "entry"), [
-    ("elsewhere/one.jpg", 2), ("one.jpg", 2), ("x/bare.jpg", 3), ("a/same.jpg", "has 2 images"),
-    ("d/other.jpg", "has no images"),
+    ("home/me/a/same.jpg", 0), ("home/me/b/same.jpg", 1), ("b/same.jpg", 1), ("elsewhere/one.jpg", 2), ("one.jpg", 2),
+    ("x/bare.jpg", 3), ("c/same.jpg", "has 2 images"), ("d/other.jpg", "has no images"),
 ])  # fmt: skip
-def test_images_match_by_name_unless_that_is_ambiguous(given_boxes, name, entry):
+def test_images_match_by_path_suffix_unless_that_is_ambiguous(given_boxes, name, entry):
     [made] = given_boxes([Record("1", "coco", "all", name, 40, 30)])
     assert made.error is None or entry in made.error
     assert [box.bbox[0] for box in made.objects] == ([entry] if made.ok else [])
