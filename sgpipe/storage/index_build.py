@@ -18,6 +18,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sgpipe.errors import UserError
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
@@ -62,7 +63,7 @@ _FROM_SHARDS = (
         coalesce(list_unique(list_transform(captions, lambda c: c.text)), 0), coalesce(len(triplets), 0),
         coalesce(len(list_filter(triplets,
             lambda t: t.subject_category is not null and t.object_category is not null)), 0),
-        coalesce(len(pairs), 0), coalesce(list_sum(list_transform(pairs, lambda p: len(p.predicates))), 0),
+        coalesce(len(pairs), 0), coalesce(list_sum(pairs), 0),
         coalesce(len(relations), 0), {", ".join(f"coalesce(left_out.{name}, 0)" for name in LEFT_OUT)}
     from rows""",
     """insert into raw_objects select image, number, object.category, object.iscrowd,
@@ -307,6 +308,10 @@ def _rows(files: RunFiles, states: Mapping[str, str], entry: ShardEntry, number:
         table = file.read([name for name in _EMPTY.column_names if name in there])
         rows = pa.concat_tables([_EMPTY, table], promote_options="permissive").cast(_EMPTY.schema)
         rows.validate(full=True)  # what DuckDB does not check: text that is not UTF-8
+    pairs = rows["pairs"].combine_chunks()  # of whose predicates only the number is kept: they are most of a shard
+    texts = pc.list_value_length(pc.struct_field(pairs.values, "predicates"))
+    place = rows.schema.get_field_index("pairs")
+    rows = rows.set_column(place, "pairs", pa.ListArray.from_arrays(pairs.offsets, texts))
     if len(rows) != entry.rows:
         raise UserError(f"shard {entry.file} has {len(rows)} rows, the manifest says {entry.rows}")
     own = np.arange(len(rows), dtype=np.int32)
