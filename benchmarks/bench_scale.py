@@ -28,7 +28,7 @@ from unittest import mock
 from rich.table import Table
 
 from benchmarks.measure import report
-from sgpipe.recipe import Recipe, Resources, load_recipe
+from sgpipe.recipe import MINIWORLD, Recipe, Resources, load_recipe
 from sgpipe.records import Caption, Pair, Record, Relation, Triplet
 from sgpipe.stages.base import Stage
 
@@ -120,7 +120,7 @@ def recipe_of(folder: Path, limit: int, cpus: int, unit_size: int | None = None)
     settings = {
         "source.splits": {"train": {"images": folder, **files}},
         "caption.captioner": None,
-        "tag.tagger": "none",
+        "tag.tagger": MINIWORLD,  # not loaded
         "limit": limit,
         "engine.cpus": cpus,
         "engine.kind": "ray",
