@@ -205,7 +205,10 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
         return JSONResponse(_summary(plan), 201)
     common: dict[str, Any] = {"plan": wanted.id, "at": utc_now(), "by": who, "run": log.fingerprint}
     common |= {"seed": wanted.seed, "kind": wanted.kind}
-    made: BaseModel | None = log.recall_plans.get(wanted.id) or log.plans.get(wanted.id)
+    existing = log.recall_plans.get(wanted.id) or log.plans.get(wanted.id)
+    if existing is not None and existing.kind != wanted.kind:
+        raise HTTPException(409, f"{wanted.id} is a plan of another kind ({existing.kind}) already: give another id")
+    made: BaseModel | None = existing
     if made is None and wanted.kind == "recall":
         images, asked = draw_recall(viewer.index.rows, wanted.count, wanted.boxes, wanted.seed)
         made = log.append(RecallPlan(**common, images=images, questions=asked))

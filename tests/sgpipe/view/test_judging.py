@@ -204,6 +204,8 @@ def plan(client: TestClient, status: int = 201, **values: object) -> dict:
 def test_a_plan_asks_until_all_is_answered_and_says_how_precise_it_is(client, tmp_path):
     made = plan(client, id="p", kind="search", search="predicate=near")
     assert plan(client, id="p", kind="search", seed=2) == made  # the same id
+    for kind in ("bands", "recall"):
+        assert "another kind (search)" in plan(client, 409, id="p", kind=kind)["error"]
     assert len(lines(tmp_path)) == 1
     assert sum(stratum["relations"] for stratum in made["strata"]) == 40
     for number in range(20):
