@@ -206,10 +206,9 @@ def _judged(judged: JudgementMeasures | None, of: str) -> Iterator[Table]:
         title = f"people judged {count(judged.judged, 'relation')}"
         yield Table(title, [first, ">relations", _PRECISION], rows)
         if first == "confidence":
-            rows = [(name, str(precision)) for name, precision in islice(judged.predicates.items(), _TOP)]
-            yield Table(
-                "precision by predicate, weighted by its relations in each band", ["predicate", _PRECISION], rows
-            )
+            own = [(name, str(precision)) for name, precision in islice(judged.predicates.items(), _TOP)]
+            title = "precision by predicate, weighted by its relations in each band"
+            yield Table(title, ["predicate", _PRECISION], own)
         title = f"precision by threshold, weighted by the relations of {judged.strata}"
         rows = [(f"{each.threshold:.2f}", f"{each.relations or 0:,}", str(each.precision)) for each in judged.curve]
         yield Table(title, [f"{of} ≥", ">relations", _PRECISION], rows)
@@ -258,9 +257,9 @@ def _plots_of_counts(measures: Measures) -> Iterator[Plot]:
         yield Plot("What a threshold keeps", f"minimum {of}", "relations", lines, y_end=round_end(total))
     if counts := list(measures.predicates.values()):
         ranks = sorted({round(len(counts) ** (step / 40)) for step in range(41)})
-        points = [(rank, sum(counts[:rank]) / total) for rank in ranks]
-        texts = [f"the {rank:,} most frequent: {share_text(share)}" for rank, share in points]
-        lines, end = [Line(points, texts)], round_end(max(len(counts), 5))
+        shares = [sum(counts[:rank]) / total for rank in ranks]
+        texts = [f"the {rank:,} most frequent: {share_text(share)}" for rank, share in zip(ranks, shares, strict=True)]
+        lines, end = [Line([*zip(ranks, shares, strict=True)], texts)], round_end(max(len(counts), 5))
         yield Plot("The long tail", "most frequent predicates", "share of the relations", lines, x_end=end)
 
 

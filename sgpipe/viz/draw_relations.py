@@ -241,7 +241,7 @@ def corners(bbox: Rectangle, scale: float, size: Point) -> Rectangle:
     """Return the xyxy corners of an xywh box in an image that is scaled to this size, without what is outside."""
     left, top, width, height = (value * scale for value in bbox)
     right, bottom = min(left + width, size[0] - 1), min(top + height, size[1] - 1)
-    left, top = max(left, 0), max(top, 0)
+    left, top = (min(max(value, 0), end - 1) for value, end in zip((left, top), size, strict=True))
     return (left, top, max(right, left), max(bottom, top))
 
 

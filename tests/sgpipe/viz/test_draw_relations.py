@@ -44,6 +44,11 @@ def test_odd_relations_are_drawn():
         assert changed(record(), Relation(*odd)), odd  # the first has no object
 
 
+def test_a_box_beyond_the_image_is_drawn_at_its_edge():
+    for at, edge in ((900, 99), (-900, 0)):
+        assert drawing.corners((at, at, 20, 20), 1, (100, 100)) == (edge,) * 4
+
+
 def test_labels_stay_in_the_image_and_apart_while_there_is_room():
     rng = random.Random(3)
     room = TextPlacer(400, 300)
