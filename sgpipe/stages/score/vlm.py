@@ -126,7 +126,7 @@ class ServedScorer:
 def _share(answer: list[Choice] | Refusal) -> Score:
     if isinstance(answer, Refusal):
         return answer
-    return share_of_yes({token: math.exp(value) for token, value in (answer[0].logprobs or {}).items()})
+    return share_of_yes({token: math.exp(min(value, 0)) for token, value in (answer[0].logprobs or {}).items()})
 
 
 def ask_about(objects: Sequence[Box], relation: Relation) -> tuple[str, ...]:
@@ -148,4 +148,4 @@ def share_of_yes(tokens: Mapping[str, float]) -> Score:
     """Return the probability of "yes" among "yes" and "no", by the probabilities of the likeliest first tokens."""
     words = [(token.strip(' \n\t"*.,!▁Ġ').lower(), probability) for token, probability in tokens.items()]
     yes, no = (sum(probability for word, probability in words if word == answer) for answer in ("yes", "no"))
-    return yes / (yes + no) if yes + no else NEITHER
+    return yes / (yes + no) if yes + no > 0 else NEITHER  # a server may send NaN

@@ -15,8 +15,9 @@ from transformers import AutoTokenizer, Siglip2Config, Siglip2ImageProcessor, Si
 from sgpipe.errors import UserError
 from sgpipe.recipe import Requests, Resources, packaged_model
 from sgpipe.records import NO_OBJECT, Box, Relation
-from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder, Choice
 from sgpipe.stages.score import scorer as scoring
+from sgpipe.stages.score import vlm
 from sgpipe.stages.score.clip import ClipModel, ClipScorer, split_name
 from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR, contrast_texts, marked_crop, marked_image
 from sgpipe.stages.score.vlm import NEITHER, ServedScorer, VlmScorer, ask_about, mean_of_orders, share_of_yes
@@ -236,7 +237,8 @@ def test_the_question_names_both_boxes_and_both_orders() -> None:
 def test_yes_has_many_spellings() -> None:
     assert share_of_yes({"Yes": 0.3, " yes": 0.1, "▁YES": 0.2, "No": 0.2, "nope": 0.5}) == pytest.approx(0.75)
     assert share_of_yes({"no.": 0.5}) == 0
-    assert share_of_yes({"The": 0.9}) is NEITHER
+    assert share_of_yes({"The": 0.9}) is share_of_yes({"yes": float("nan"), "no": 0.5}) is NEITHER
+    assert vlm._share([Choice("yes", None, {"yes": 1e6})]) == 1
     assert mean_of_orders(0.2, 0.6) == pytest.approx(0.4)
     assert mean_of_orders(0.2, NEITHER) is NEITHER
 
