@@ -320,11 +320,7 @@ def test_relations_count_by_the_weight_of_their_origin_in_training(extended):
 
     def labels(epochs: int) -> Counter[str]:
         items = (
-            item
-            for epoch in range(epochs)
-            for step in stream.epoch(epoch)
-            for part in step
-            for item in part.items
+            item for epoch in range(epochs) for step in stream.epoch(epoch) for part in step for item in part.items
         )
         return Counter(each.origin for item in items for each in item.graph.relations)
 
