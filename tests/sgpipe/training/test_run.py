@@ -162,7 +162,8 @@ def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(drawn_
     assert "dense_head" in changed
     assert changed <= set(_BOX_PARTS)
     detect = DetectConfig(detector=str(tmp_path / "boxes" / "last"), classes=("dog", "person"))
-    found = load(detect, torch.device("cpu"))(Image.new("RGB", (64, 48)), 0.0)
+    detector = load(detect, torch.device("cpu"))
+    found = detector.detect(detector.prepare(Image.new("RGB", (64, 48))), 0.0)
     assert len(found.boxes) > SIZES["num_queries"]  # those of the dense head, not of queries
     training(drawn_run, tmp_path / "relations", "pretrain", model__init=str(tmp_path / "boxes"), **sizes)
     assert "relation" in read_metrics(tmp_path / "relations")[0]
