@@ -316,7 +316,7 @@ def open_ahead(
 
 
 def _is_full(pending: Collection[_Started]) -> bool:
-    """Return whether enough images wait, by the size of what was prepared of them, or else of their pixels."""
+    """Return whether the images that wait fill the memory limit, as prepared or else as pixels."""
     size = 0
     for record, future in pending:
         found = future.result() if future.done() and future.exception() is None else None

@@ -91,7 +91,7 @@ class IndexReference:
 
     @property
     def path(self) -> Path:
-        """Where it is made."""
+        """The file of the index on this machine, which need not exist yet."""
         return cache_folder() / self.name
 
     @cached_property

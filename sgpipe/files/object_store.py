@@ -69,7 +69,7 @@ class ObjectInfo:
 
     @property
     def state(self) -> str:
-        """What changes with it, as far as the place tells."""
+        """A text that differs if the object has changed, as far as the store or file system tells."""
         return self.version or str(self.modified or "")
 
 

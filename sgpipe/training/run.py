@@ -209,7 +209,7 @@ class TrainingPlan:
 
 
 class _EnoughError(Exception):
-    """Enough steps are measured."""
+    """Raised when enough steps have been measured."""
 
 
 def plan_training(recipe: TrainRecipe, progress: Progress, steps: int = STEPS) -> TrainingPlan:

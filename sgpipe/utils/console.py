@@ -138,7 +138,7 @@ class Progress:
 
     @contextmanager
     def bar(self, work: str, expected: int | None = None) -> Iterator[Callable[[int, int | None, str], None]]:
-        """Yield a function that shows how many of how many (None: unknown) are done, and a note; lines seldom."""
+        """Yield a function that shows what is done, of how much (None: unknown), and a note; a file gets few lines."""
         if not self.console.is_terminal:
             last = time.monotonic()
 

@@ -30,7 +30,7 @@ class Line(NamedTuple):
 class Plot:
     """Lines, or bars by their labels, over axes that start at 0. `name` is the title, also for screen readers.
 
-    `every`: one in so many bars is named. `size`: width and height in pixels.
+    `every`: each bar whose number it divides has a label. `size`: width and height in pixels.
     """
 
     name: str

@@ -102,7 +102,7 @@ class UsableRowGroup:
     usable: bytes = b""
 
     def usable_rows(self, rows: int) -> list[int]:
-        """Return the indices of the used ones of all `rows`. Raises UserError: so many were not scanned."""
+        """Return the indices of usable rows. Raises UserError if the shard has fewer `rows` now than were scanned."""
         indices = np.flatnonzero(np.unpackbits(np.frombuffer(self.usable, np.uint8)))
         if indices.max(initial=-1) >= rows:
             raise UserError(f"shard {self.file} has changed since the training started; start it again")
