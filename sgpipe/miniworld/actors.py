@@ -12,7 +12,6 @@ import numpy as np
 from numpy.random import Generator
 
 from sgpipe.miniworld.figures import (
-    ANIMALS,
     Feet,
     Hands,
     Look,
@@ -20,12 +19,10 @@ from sgpipe.miniworld.figures import (
     back_of,
     draw_animal,
     draw_person,
-    random_animal,
     random_person,
 )
 from sgpipe.miniworld.shapes import (
     RGB,
-    Point,
     Shape,
     Shapes,
     blob,
@@ -42,294 +39,242 @@ from sgpipe.miniworld.shapes import (
     shade,
 )
 
-SEAT_HEIGHT = 0.52
-CHAIR_HALF = 0.34
-TABLE_HEIGHT, TABLE_HALF = 0.84, 0.86
-BENCH_HEIGHT, BENCH_HALF = 0.58, 0.95
-CUP_HEIGHT = 0.34
-
 
 def _chair(look: Look, posture: str) -> Shapes:
     """Draw a chair from the side, with its back on the left."""
-    wood = look.colour.rgb
-    dark, half, seat = shade(wood, 0.7), CHAIR_HALF, SEAT_HEIGHT
-    if look.style == 0:
-        back = [rectangle(shade(wood, 0.9), -half - 0.02, seat, -half + 0.1, seat + 0.66)]
-        back.append(rectangle(wood, -half - 0.06, seat + 0.36, -half + 0.12, seat + 0.7))
-    elif look.style == 1:
-        back = [capsule(wood, (-half + 0.04, seat), (-half - 0.06, seat + 0.62), 0.13)]
-    else:
-        back = [capsule(wood, (-half + 0.04, seat), (-half - 0.04, seat + 0.64), 0.07)]
-        back.append(capsule(look.second, (-half + 0.05, seat + 0.22), (-half, seat + 0.58), 0.13))
+    wood, dark = look.colour.rgb, shade(look.colour.rgb, 0.7)
+    backs = [
+        [rectangle(shade(wood, 0.9), -0.36, 0.52, -0.24, 1.18), rectangle(wood, -0.4, 0.88, -0.22, 1.22)],
+        [capsule(wood, -0.3 + 0.52j, -0.4 + 1.14j, 0.13)],
+        [capsule(wood, -0.3 + 0.52j, -0.38 + 1.16j, 0.07), capsule(look.second, -0.29 + 0.74j, -0.34 + 1.1j, 0.13)],
+    ]
     return [
-        capsule(dark, (-half + 0.1, seat), (-half + 0.12, 0.03), 0.06),
-        capsule(dark, (half - 0.1, seat), (half - 0.12, 0.03), 0.06),
-        *back,
-        capsule(dark, (-half, seat), (-half, 0.03), 0.065),
-        capsule(dark, (half, seat), (half, 0.03), 0.065),
-        capsule(wood, (-half, seat - 0.03), (half, seat - 0.03), 0.11),
+        capsule(dark, -0.24 + 0.52j, -0.22 + 0.03j, 0.06),
+        capsule(dark, 0.24 + 0.52j, 0.22 + 0.03j, 0.06),
+        *backs[look.style],
+        capsule(dark, -0.34 + 0.52j, -0.34 + 0.03j, 0.065),
+        capsule(dark, 0.34 + 0.52j, 0.34 + 0.03j, 0.065),
+        capsule(wood, -0.34 + 0.49j, 0.34 + 0.49j, 0.11),
     ]
 
 
 def _table(look: Look, posture: str) -> Shapes:
-    wood, half, top = look.colour.rgb, TABLE_HALF, TABLE_HEIGHT
-    dark = shade(wood, 0.66)
-    shapes = [rectangle(shade(dark, 0.85), x - 0.035, 0.1, x + 0.035, top) for x in (-half + 0.26, half - 0.26)]
-    shapes += [
-        polygon(dark, (x - 0.06, top), (x + 0.06, top), (x + 0.04, 0.0), (x - 0.04, 0.0))
-        for x in (-half + 0.1, half - 0.1)
+    wood, dark, cloth = look.colour.rgb, shade(look.colour.rgb, 0.66), shade(look.second, 1.25)
+    shapes = [
+        *(rectangle(shade(dark, 0.85), x - 0.035, 0.1, x + 0.035, 0.84) for x in (-0.6, 0.6)),
+        *(polygon(dark, x - 0.06 + 0.84j, x + 0.06 + 0.84j, x + 0.04, x - 0.04) for x in (-0.76, 0.76)),
+        rectangle(shade(wood, 0.82), -0.81, 0.68, 0.81, 0.78),
+        capsule(wood, -0.84 + 0.795j, 0.84 + 0.795j, 0.09),
     ]
-    shapes.append(rectangle(shade(wood, 0.82), -half + 0.05, top - 0.16, half - 0.05, top - 0.06))
-    shapes.append(capsule(wood, (-half + 0.02, top - 0.045), (half - 0.02, top - 0.045), 0.09))
     if look.style == 2:
-        cloth = shade(look.second, 1.25)
-        shapes.append(rectangle(cloth, -half * 0.55, top - 0.02, half * 0.55, top))
-        edge = (half * 0.55, top), (half * 0.5, top - 0.18), (-half * 0.5, top - 0.18)
-        shapes.append(polygon(cloth, (-half * 0.55, top), *edge))
+        shapes.append(rectangle(cloth, -0.473, 0.82, 0.473, 0.84))
+        shapes.append(polygon(cloth, -0.473 + 0.84j, 0.473 + 0.84j, 0.43 + 0.66j, -0.43 + 0.66j))
     return shapes
 
 
 def _bench(look: Look, posture: str) -> Shapes:
     """Draw a bench from the front, with a seat and a back of planks."""
-    wood, half, seat = look.colour.rgb, BENCH_HALF, BENCH_HEIGHT
+    wood = look.colour.rgb
     metal = (72, 74, 80) if look.style else shade(wood, 0.55)
-    shapes = [rectangle(metal, x - 0.035, 0.0, x + 0.035, seat + 0.44) for x in (-half + 0.14, half - 0.14)]
-    shapes += [
-        capsule(shade(wood, tone), (-half + 0.04, seat + rise), (half - 0.04, seat + rise), 0.11)
-        for rise, tone in ((0.16, 0.92), (0.3, 0.98), (0.44, 1.06))
+    planks = ((0.74, 0.92), (0.88, 0.98), (1.02, 1.06))
+    return [
+        *(rectangle(metal, x - 0.035, 0.0, x + 0.035, 1.02) for x in (-0.81, 0.81)),
+        *(capsule(shade(wood, tone), -0.91 + height * 1j, 0.91 + height * 1j, 0.11) for height, tone in planks),
+        polygon(metal, -0.86 + 0.58j, -0.76 + 0.58j, -0.82, -0.9),
+        polygon(metal, 0.76 + 0.58j, 0.86 + 0.58j, 0.9, 0.82),
+        capsule(shade(wood, 0.78), -0.92 + 0.49j, 0.92 + 0.49j, 0.08),
+        capsule(wood, -0.93 + 0.54j, 0.93 + 0.54j, 0.09),
     ]
-    shapes += [
-        polygon(metal, (x - 0.05, seat), (x + 0.05, seat), (x + outer, 0.0), (x + inner, 0.0))
-        for x, outer, inner in ((-half + 0.14, -0.01, -0.09), (half - 0.14, 0.09, 0.01))
-    ]
-    shapes.append(capsule(shade(wood, 0.78), (-half + 0.03, seat - 0.09), (half - 0.03, seat - 0.09), 0.08))
-    shapes.append(capsule(wood, (-half + 0.02, seat - 0.04), (half - 0.02, seat - 0.04), 0.09))
-    return shapes
 
 
 def _cup(look: Look, posture: str) -> Shapes:
-    body, height = look.colour.rgb, CUP_HEIGHT
-    shapes = [
-        ring(shade(body, 0.85), (0.15, height * 0.54), 0.1, 0.055, 18),
-        polygon(body, (-0.15, height - 0.02), (0.15, height - 0.02), (0.115, 0.0), (-0.115, 0.0)),
-        ellipse(shade(body, 1.35), (0.0, height - 0.025), 0.15, 0.04, corners=18),
-        ellipse((92, 58, 36), (0.0, height - 0.03), 0.12, 0.026, corners=16),
+    body = look.colour.rgb
+    motifs = [
+        [polygon(look.second, -0.14 + 0.2j, 0.14 + 0.2j, 0.132 + 0.12j, -0.132 + 0.12j)],
+        [blob(look.second, 0.19j, -0.05 + 0.23j, -0.08 + 0.17j, 0.07j, 0.08 + 0.17j, 0.05 + 0.23j)],
+        [],
     ]
-    if look.style == 0:
-        shapes.insert(2, polygon(look.second, (-0.14, 0.2), (0.14, 0.2), (0.132, 0.12), (-0.132, 0.12)))
-    elif look.style == 1:
-        heart = blob(look.second, (0.0, 0.19), (-0.05, 0.23), (-0.08, 0.17), (0.0, 0.07), (0.08, 0.17), (0.05, 0.23))
-        shapes.insert(2, heart)
-    return shapes
+    return [
+        ring(shade(body, 0.85), 0.15 + 0.1836j, 0.1, 0.055, 18),
+        polygon(body, -0.15 + 0.32j, 0.15 + 0.32j, 0.115, -0.115),
+        *motifs[look.style],
+        ellipse(shade(body, 1.35), 0.315j, 0.15, 0.04, corners=18),
+        ellipse((92, 58, 36), 0.31j, 0.12, 0.026, corners=16),
+    ]
 
 
-WHEEL = 0.4
-SADDLE: Point = (-0.26, 1.0)
-HANDLE: Point = (0.5, 1.12)
-PEDALS: tuple[Point, Point] = ((0.06, 0.24), (-0.06, 0.5))
-DECK_HEIGHT = 0.2
-DECK_HALF = 0.56
-CAR_ROOF: Point = (-0.2, 1.28)
-CAR_ROOF_HALF = 0.55
+SADDLE, HANDLE, PEDALS = -0.26 + 1j, 0.5 + 1.12j, (0.06 + 0.24j, -0.06 + 0.5j)
 CAR_HALF = 1.45
 BALL_RADIUS = 0.22
-UMBRELLA_LENGTH = 1.0
 
 
 def _bicycle(look: Look, posture: str) -> Shapes:
-    paint, metal, tyre = look.colour.rgb, (150, 152, 158), (44, 44, 48)
-    rear, front = (-0.56, WHEEL), (0.56, WHEEL)
-    crank, head, seat = (-0.04, 0.4), (0.42, 0.9), (-0.22, 0.86)
+    paint, metal, dark = look.colour.rgb, (150, 152, 158), (40, 40, 44)
+    crank, head, seat = -0.04 + 0.4j, 0.42 + 0.9j, -0.22 + 0.86j
+    rear, front = -0.56 + 0.4j, 0.56 + 0.4j
     shapes: Shapes = []
     for hub in (rear, front):
-        for angle in range(0, 180, 30):
-            dx, dy = math.cos(math.radians(angle)) * WHEEL, math.sin(math.radians(angle)) * WHEEL
-            shapes.append(capsule(shade(metal, 1.5), (hub[0] - dx, hub[1] - dy), (hub[0] + dx, hub[1] + dy), 0.012))
-        shapes.append(ring(tyre, hub, WHEEL, WHEEL - 0.07))
-        shapes.append(disc(metal, hub, 0.05, 12))
-    for start, stop in ((rear, crank), (rear, seat), (crank, seat), (crank, head), (seat, head)):
-        shapes.append(capsule(paint, start, stop, 0.065))
-    shapes += path(paint, [(0.38, 1.02), head, front], 0.065)
-    shapes += path(metal, [(0.36, 1.08), (0.4, 1.12), HANDLE], 0.055)
-    shapes.append(capsule((40, 40, 44), (0.45, 1.12), HANDLE, 0.07))
-    shapes.append(capsule(metal, seat, (-0.25, 0.96), 0.05))
-    shapes.append(capsule((40, 40, 44), (-0.4, 0.99), (-0.12, 0.98), 0.1, 0.06))
-    shapes.append(disc(metal, crank, 0.085, 14))
+        spokes = 0.4 * np.exp(1j * np.radians(range(0, 180, 30)))
+        shapes += [capsule(shade(metal, 1.5), hub - spoke, hub + spoke, 0.012) for spoke in spokes]
+        shapes += [ring((44, 44, 48), hub, 0.4, 0.33), disc(metal, hub, 0.05, 12)]
+    frame = ((rear, crank), (rear, seat), (crank, seat), (crank, head), (seat, head))
+    shapes += [
+        *(capsule(paint, start, stop, 0.065) for start, stop in frame),
+        *path(paint, [0.38 + 1.02j, head, front], 0.065),
+        *path(metal, [0.36 + 1.08j, 0.4 + 1.12j, HANDLE], 0.055),
+        capsule(dark, 0.45 + 1.12j, HANDLE, 0.07),
+        capsule(metal, seat, -0.25 + 0.96j, 0.05),
+        capsule(dark, -0.4 + 0.99j, -0.12 + 0.98j, 0.1, 0.06),
+        disc(metal, crank, 0.085, 14),
+    ]
     for pedal in PEDALS:
-        shapes.append(capsule((60, 60, 66), crank, pedal, 0.035))
-        shapes.append(capsule((40, 40, 44), (pedal[0] - 0.05, pedal[1]), (pedal[0] + 0.05, pedal[1]), 0.04))
+        shapes += [capsule((60, 60, 66), crank, pedal, 0.035), capsule(dark, pedal - 0.05, pedal + 0.05, 0.04)]
     return shapes
 
 
 def _skateboard(look: Look, posture: str) -> Shapes:
-    deck, half = look.colour.rgb, DECK_HALF
-    low, high = DECK_HEIGHT - 0.035, DECK_HEIGHT + 0.05
-    line = [(-half, high), (-half + 0.14, low), (half - 0.14, low), (half, high)]
+    deck = look.colour.rgb
     shapes: Shapes = []
     for x in (-0.32, 0.32):
-        shapes.append(rectangle((150, 150, 156), x - 0.04, 0.07, x + 0.04, DECK_HEIGHT - 0.04))
-        shapes.append(disc((250, 240, 210), (x, 0.08), 0.08, 16))
-        shapes.append(disc((90, 90, 96), (x, 0.08), 0.032, 10))
-    shapes += path(deck, line, 0.085)
-    shapes.append(capsule(shade(deck, 0.6), (-half + 0.16, DECK_HEIGHT), (half - 0.16, DECK_HEIGHT), 0.03))
-    return shapes
+        shapes.append(rectangle((150, 150, 156), x - 0.04, 0.07, x + 0.04, 0.16))
+        shapes += [disc((250, 240, 210), x + 0.08j, 0.08, 16), disc((90, 90, 96), x + 0.08j, 0.032, 10)]
+    shapes += path(deck, [-0.56 + 0.25j, -0.42 + 0.165j, 0.42 + 0.165j, 0.56 + 0.25j], 0.085)
+    return [*shapes, capsule(shade(deck, 0.6), -0.4 + 0.2j, 0.4 + 0.2j, 0.03)]
 
 
 def _car(look: Look, posture: str) -> Shapes:
-    paint, glass, half = look.colour.rgb, (176, 212, 232), CAR_HALF
-    front = (1.2, 0.76), (half - 0.02, 0.6), (half, 0.3), (0.6, 0.26), (-0.6, 0.26)
+    paint, glass = look.colour.rgb, (176, 212, 232)
+    cabin = (-1.12 + 0.72j, -0.84 + 1.18j, -0.4 + 1.28j, 0.2 + 1.27j, 0.5 + 1.12j, 0.82 + 0.74j)
+    back, front = (-1.45 + 0.3j, -1.43 + 0.66j, -1.2 + 0.8j), (0.7 + 0.82j, 1.2 + 0.76j, 1.43 + 0.6j, 1.45 + 0.3j)
     shapes: Shapes = [
-        blob(shade(paint, 0.94), (-1.12, 0.72), (-0.84, 1.18), (-0.4, 1.28), (0.2, 1.27), (0.5, 1.12), (0.82, 0.74)),
-        blob(glass, (-0.92, 0.76), (-0.74, 1.08), (-0.5, 1.18), (-0.24, 1.18), (-0.22, 0.76)),
-        blob(glass, (-0.1, 0.76), (-0.1, 1.18), (0.16, 1.17), (0.38, 1.06), (0.62, 0.76)),
-        blob(paint, (-half, 0.3), (-half + 0.02, 0.66), (-1.2, 0.8), (0.7, 0.82), *front),
-        capsule(shade(paint, 0.72), (-half + 0.08, 0.32), (half - 0.08, 0.32), 0.09),
+        blob(shade(paint, 0.94), *cabin),
+        blob(glass, -0.92 + 0.76j, -0.74 + 1.08j, -0.5 + 1.18j, -0.24 + 1.18j, -0.22 + 0.76j),
+        blob(glass, -0.1 + 0.76j, -0.1 + 1.18j, 0.16 + 1.17j, 0.38 + 1.06j, 0.62 + 0.76j),
+        blob(paint, *back, *front, 0.6 + 0.26j, -0.6 + 0.26j),
+        capsule(shade(paint, 0.72), -1.37 + 0.32j, 1.37 + 0.32j, 0.09),
         rectangle(shade(paint, 0.7), -0.175, 0.36, -0.155, 0.76),
-        capsule(shade(paint, 0.6), (-0.34, 0.64), (-0.24, 0.64), 0.035),
-        ellipse((255, 240, 170), (half - 0.09, 0.58), 0.07, 0.085, corners=14),
-        ellipse((190, 40, 40), (-half + 0.07, 0.58), 0.055, 0.09, corners=14),
+        capsule(shade(paint, 0.6), -0.34 + 0.64j, -0.24 + 0.64j, 0.035),
+        ellipse((255, 240, 170), 1.36 + 0.58j, 0.07, 0.085, corners=14),
+        ellipse((190, 40, 40), -1.38 + 0.58j, 0.055, 0.09, corners=14),
     ]
-    for x in (-0.84, 0.86):
-        shapes.append(disc((42, 42, 46), (x, 0.27), 0.27, 24))
-        shapes.append(disc((188, 190, 196), (x, 0.27), 0.15, 18))
-        shapes.append(disc((110, 112, 118), (x, 0.27), 0.05, 10))
+    for hub in (-0.84 + 0.27j, 0.86 + 0.27j):
+        shapes += [disc((42, 42, 46), hub, 0.27, 24), disc((188, 190, 196), hub, 0.15, 18)]
+        shapes.append(disc((110, 112, 118), hub, 0.05, 10))
     return shapes
 
 
 def _ball(look: Look, posture: str) -> Shapes:
-    """Draw a football, a basketball or a beach ball that rests on the origin."""
-    main, r, centre = look.colour.rgb, BALL_RADIUS, (0.0, BALL_RADIUS)
-    dark = (44, 44, 48)
-    shapes: Shapes = [disc(shade(main, 0.82), centre, r, 26), disc(main, (-0.012, r + 0.014), r * 0.93, 26)]
+    """Draw a football, a basketball or a beach ball that rests on the origin; its middle is the origin of its parts."""
+    main, r, dark = look.colour.rgb, BALL_RADIUS, (44, 44, 48)
+    shapes: Shapes = [disc(shade(main, 0.82), 0, r, 26), disc(main, -0.012 + 0.014j, r * 0.93, 26)]
     if look.style == 0:
-        angles = np.radians(90 + 72 * np.arange(5))
-        corners = np.column_stack([np.cos(angles), np.sin(angles)])
-        shapes.append(Shape(corners * (r * 0.36) + centre, dark))
-        shapes += [disc(dark, (x * r * 0.82, r + y * r * 0.82), r * 0.15, 8) for x, y in corners.tolist()]
+        corners = r * np.exp(1j * np.radians(90 + 72 * np.arange(5)))
+        shapes += [Shape(corners * 0.36, dark), *(disc(dark, corner * 0.82, r * 0.15, 8) for corner in corners)]
     elif look.style == 1:
-        shapes.append(capsule(dark, (-r * 0.95, r), (r * 0.95, r), 0.022))
-        shapes.append(capsule(dark, (0, r * 0.05), (0, r * 1.95), 0.022))
-        for side in (-1, 1):
-            seam = [(side * r * x, r + r * y) for x, y in ((0.72, 0.66), (0.42, 0.3), (0.42, -0.3), (0.72, -0.66))]
-            shapes += path(dark, seam, 0.022)
+        seam = [r * point for point in (0.72 + 0.66j, 0.42 + 0.3j, 0.42 - 0.3j, 0.72 - 0.66j)]
+        right = path(dark, seam, 0.022)
+        shapes += [capsule(dark, -r * 0.95, r * 0.95, 0.022), capsule(dark, -r * 0.95j, r * 0.95j, 0.022)]
+        shapes += [*moved(right, flip=True), *right]
     else:
-        for start in (20, 140, 260):
-            shapes.append(sector(look.second, centre, r * 0.97, start, start + 60))
-        shapes.append(disc((250, 250, 250), centre, r * 0.2, 12))
-    return shapes
+        shapes += [sector(look.second, 0, r * 0.97, start, start + 60) for start in (20, 140, 260)]
+        shapes.append(disc((250, 250, 250), 0, r * 0.2, 12))
+    return moved(shapes, r * 1j)
 
 
 def _kite(look: Look, posture: str) -> Shapes:
-    """Draw a kite with its centre at the origin."""
+    """Draw a kite with its centre at the origin; a flying one leans."""
     main, second = look.colour.rgb, look.second
-    left, right, top, bottom = (-0.38, 0.1), (0.38, 0.1), (0.0, 0.52), (0.0, -0.56)
-    tail = [(0.0, -0.54), (-0.07, -0.66), (0.05, -0.78), (-0.06, -0.9)]
-    shapes = path(shade(main, 0.6), tail, 0.025)
-    for x, y in tail[1:]:
-        shapes.append(polygon(second, (x, y), (x - 0.09, y + 0.06), (x - 0.09, y - 0.06)))
-        shapes.append(polygon(second, (x, y), (x + 0.09, y + 0.06), (x + 0.09, y - 0.06)))
-    shapes += [
-        polygon(main, left, top, (0.0, 0.1)),
-        polygon(second, top, right, (0.0, 0.1)),
-        polygon(second, left, (0.0, 0.1), bottom),
-        polygon(main, (0.0, 0.1), right, bottom),
+    left, right, top, bottom, middle = -0.38 + 0.1j, 0.38 + 0.1j, 0.52j, -0.56j, 0.1j
+    tail = [-0.54j, -0.07 - 0.66j, 0.05 - 0.78j, -0.06 - 0.9j]
+    bows = [
+        polygon(second, knot, knot + side + 0.06j, knot + side - 0.06j) for knot in tail[1:] for side in (-0.09, 0.09)
+    ]
+    shapes = [
+        *path(shade(main, 0.6), tail, 0.025),
+        *bows,
+        polygon(main, left, top, middle),
+        polygon(second, top, right, middle),
+        polygon(second, left, middle, bottom),
+        polygon(main, middle, right, bottom),
         capsule(shade(main, 0.5), top, bottom, 0.02),
         capsule(shade(main, 0.5), left, right, 0.02),
     ]
-    return shapes
+    return moved(shapes, tilt=-14 if posture == "flying" else 0)
 
 
 def _umbrella(look: Look, posture: str) -> Shapes:
     """Draw an open umbrella with the end of its stick at the origin; a standing one is larger than a held one."""
     large = posture == "standing"
-    length, half = (2.05, 1.0) if large else (UMBRELLA_LENGTH, 0.66)
+    length, half, width = (2.05, 1.0, 0.06) if large else (1.0, 0.66, 0.042)
     main, second = look.colour.rgb, look.second if look.style else shade(look.colour.rgb, 1.5)
     wood = (120, 88, 60) if large else (70, 66, 66)
-    canopy = (0.0, length - 0.04)
-    rise = half * 0.62
-    shapes: Shapes = [capsule(wood, (0.0, 0.02), (0.0, length + rise), 0.06 if large else 0.042)]
-    if not large:
-        shapes += path(wood, [(0.0, 0.0), (0.0, -0.06), (0.06, -0.09), (0.1, -0.05)], 0.042)
-    shapes.append(_canopy(main, canopy, half, rise, -1.0, 1.0))
-    shapes.append(_canopy(second, canopy, half, rise, -0.62, -0.2))
-    shapes.append(_canopy(second, canopy, half, rise, 0.2, 0.62))
-    shapes.append(capsule(wood, (0.0, length + rise - 0.06), (0.0, length + rise + 0.05), 0.045))
-    return shapes
+    canopy, tip = (length - 0.04) * 1j, (length + half * 0.62) * 1j
+    return [
+        capsule(wood, 0.02j, tip, width),
+        *([] if large else path(wood, [0, -0.06j, 0.06 - 0.09j, 0.1 - 0.05j], width)),
+        _canopy(main, canopy, half, -1.0, 1.0),
+        _canopy(second, canopy, half, -0.62, -0.2),
+        _canopy(second, canopy, half, 0.2, 0.62),
+        capsule(wood, tip - 0.06j, tip + 0.05j, 0.045),
+    ]
 
 
-def _canopy(colour: RGB, centre: Point, half: float, rise: float, start: float, stop: float) -> Shape:
+def _canopy(colour: RGB, centre: complex, half: float, start: float, stop: float) -> Shape:
     """Return the part of a dome between two points of its scalloped rim, given as fractions of its half width."""
     rim = np.linspace(start, stop, 25)
-    edge = np.column_stack([rim * half, 0.07 * half * np.abs(np.sin(rim * math.pi * 2.5))])
-    across = np.linspace(stop, start, 25)
-    dome = np.column_stack([across * half, rise * np.sqrt(np.maximum(1 - across**2, 0.0))])
-    if (start, stop) != (-1.0, 1.0):
+    edge = rim + 0.07j * np.abs(np.sin(rim * math.pi * 2.5))
+    if (start, stop) == (-1.0, 1.0):
+        across = rim[::-1]
+        dome = across + 0.62j * np.sqrt(np.maximum(1 - across**2, 0.0))
+    else:
         heights = np.linspace(0, math.pi / 2, 9)
-        right = np.column_stack([stop * half * np.cos(heights), rise * np.sin(heights)])
-        left = np.column_stack([start * half * np.cos(heights), rise * np.sin(heights)])[::-1]
-        dome = np.vstack([right, left])
-    return Shape(np.vstack([edge, dome]) + centre, colour)
+        right, left = (end * np.cos(heights) + 0.62j * np.sin(heights) for end in (stop, start))
+        dome = np.concatenate([right, left[::-1]])
+    return Shape(np.concatenate([edge, dome]) * half + centre, colour)
 
 
-# How each class is drawn, and the colours that it has.
-_THINGS: dict[str, tuple[Callable[[Look, str], Shapes], str]] = {
-    "bicycle": (_bicycle, "red blue green black yellow pink"),
-    "umbrella": (_umbrella, "red blue yellow green purple pink black orange"),
-    "chair": (_chair, "red blue green brown yellow white purple"),
-    "dining table": (_table, "brown white gray green red"),
-    "cup": (_cup, "red blue white yellow pink orange"),
-    "sports ball": (_ball, "red orange blue white yellow"),
-    "bench": (_bench, "brown green gray red blue"),
-    "kite": (_kite, "red yellow blue green purple pink orange"),
-    "skateboard": (_skateboard, "red blue green purple orange black"),
-    "car": (_car, "red blue yellow white green gray black orange"),
+class ThingClass(NamedTuple):
+    """A class of things.
+
+    colours: those it may have. slots: positions for another thing (top, below, over in the air, fore, aft), its body
+    and its hands. A relation uses up the slots it needs, so that no second relation can contradict it.
+    """
+
+    slots: str
+    colours: str = ""
+    draw: Callable[[Look, str], Shapes] = draw_animal
+
+
+_CLASSES = {
+    "person": ThingClass("body hands over fore aft"),
+    "dog": ThingClass("body over fore aft", "brown brown black white gray"),
+    "cat": ThingClass("body over fore aft", "orange orange black white gray"),
+    "horse": ThingClass("body top over fore aft", "brown black white gray"),
+    "bird": ThingClass("body fore aft", "blue red yellow green white black orange"),
+    "bicycle": ThingClass("body top over fore aft", "red blue green black yellow pink", _bicycle),
+    "umbrella": ThingClass("below fore aft", "red blue yellow green purple pink black orange", _umbrella),
+    "chair": ThingClass("top below over fore aft", "red blue green brown yellow white purple", _chair),
+    "dining table": ThingClass("top below over fore aft", "brown white gray green red", _table),
+    "cup": ThingClass("fore aft", "red blue white yellow pink orange", _cup),
+    "sports ball": ThingClass("body over fore aft", "red orange blue white yellow", _ball),
+    "bench": ThingClass("top below over fore aft", "brown green gray red blue", _bench),
+    "kite": ThingClass("", "red yellow blue green purple pink orange", _kite),
+    "skateboard": ThingClass("body top over fore aft", "red blue green purple orange black", _skateboard),
+    "car": ThingClass("top over fore aft", "red blue yellow white green gray black orange", _car),
 }
-THINGS = tuple(_THINGS)
+KINDS = tuple(_CLASSES)
 _SECOND = ("yellow", "white", "blue", "red", "green", "orange")
 
-
-def random_thing(kind: str, rng: Generator) -> Look:
-    """Return a random look of an inanimate class."""
-    colour = pick_colour(rng, _THINGS[kind][1].split())
-    second = pick_colour(rng, [name for name in _SECOND if name != colour.name]).rgb
-    return Look(kind, colour, second, float(rng.uniform(0.94, 1.08)), int(rng.integers(3)))
-
-
-def draw_thing(look: Look, posture: str) -> Shapes:
-    """Draw a thing, which may be "standing", "held" (an umbrella) or "flying" (a kite, which then leans)."""
-    tilt = -14 if posture == "flying" else 0
-    return moved(_THINGS[look.kind][0](look, posture), (0, 0), tilt, look.size)
-
-
-KINDS: tuple[str, ...] = ("person", *ANIMALS, *THINGS)
-
-
-class Top(NamedTuple):
-    """The top surface of a thing at size 1: its centre and half its width."""
-
-    middle: Point
-    half: float
-
-
-TOPS: dict[str, Top] = {
-    "chair": Top((0.04, SEAT_HEIGHT + 0.02), 0.3),
-    "bench": Top((0.0, BENCH_HEIGHT), 0.82),
-    "dining table": Top((0.0, TABLE_HEIGHT), 0.78),
-    "car": Top(CAR_ROOF, CAR_ROOF_HALF),
-    "horse": Top((-0.05, back_of("horse")), 0.3),
-    "bicycle": Top(SADDLE, 0.1),
-    "skateboard": Top((0.0, DECK_HEIGHT), 0.4),
+# The top surface of a thing at size 1: its middle and half its width.
+TOPS: dict[str, tuple[complex, float]] = {
+    "chair": (0.04 + 0.54j, 0.3),
+    "bench": (0.58j, 0.82),
+    "dining table": (0.84j, 0.78),
+    "car": (-0.2 + 1.28j, 0.55),
+    "horse": (-0.05 + back_of("horse") * 1j, 0.3),
+    "bicycle": (SADDLE, 0.1),
+    "skateboard": (0.2j, 0.4),
 }
-
-# Slots of a thing: positions for another thing (top, below, over in the air, fore, aft), its body and its hands. A
-# relation uses up the slots it needs, so that no second relation can contradict it.
-_SLOTS = {
-    **{"person": "body hands over", "dog": "body over", "cat": "body over", "horse": "body top over", "bird": "body"},
-    **{"bicycle": "body top over", "skateboard": "body top over", "car": "top over", "sports ball": "body over"},
-    **{"chair": "top below over", "dining table": "top below over", "bench": "top below over"},
-    **{"umbrella": "below", "cup": ""},
-}
-SLOTS = {kind: frozenset(f"{slots} fore aft".split()) for kind, slots in _SLOTS.items()} | {"kite": frozenset[str]()}
 
 
 class Extent(NamedTuple):
@@ -342,8 +287,9 @@ class Extent(NamedTuple):
 
 
 def extent_of(shapes: Shapes) -> Extent:
-    points = np.vstack([shape.points for shape in shapes])
-    return Extent(*points.min(0).tolist(), *points.max(0).tolist())
+    points = np.concatenate([shape.points for shape in shapes])
+    x, y = points.real, points.imag
+    return Extent(float(x.min()), float(y.min()), float(x.max()), float(y.max()))
 
 
 @dataclass(eq=False)
@@ -356,7 +302,7 @@ class Actor:
 
     kind: str
     look: Look | PersonLook
-    at: Point = (0.0, 0.0)
+    at: complex = 0j
     facing: int = 1
     tilt: float = 0.0
     posture: str = "standing"
@@ -370,9 +316,9 @@ class Actor:
     def size(self) -> float:
         return self.look.size
 
-    def place(self, point: Point) -> Point:
+    def place(self, point: complex) -> complex:
         """Return the position in the group of a point of the thing, given at size 1 and facing right."""
-        return self.at[0] + self.facing * point[0] * self.size, self.at[1] + point[1] * self.size
+        return self.at + complex(self.facing * point.real, point.imag) * self.size
 
     def layers(self) -> list[tuple[float, Shapes]]:
         """Return the shapes in the group with their depth; a person's near arm is in front of what it holds."""
@@ -388,18 +334,18 @@ class Actor:
 
 @lru_cache(64)  # it is measured several times in a pose
 def _draw(
-    look: Look | PersonLook, posture: str, at: Point, facing: int, tilt: float, hands: Hands, feet: Feet
+    look: Look | PersonLook, posture: str, at: complex, facing: int, tilt: float, hands: Hands, feet: Feet
 ) -> tuple[list[Shapes], Extent]:
     """Return the shapes of a thing in its group, parts from far to near, and the box around them; see `Actor`."""
 
-    def inside(point: Point) -> Point:
-        return (point[0] - at[0]) * facing, point[1] - at[1]
+    def inside(point: complex) -> complex:
+        return complex((point - at).real * facing, (point - at).imag)
 
     if isinstance(look, PersonLook):
-        near, far = (inside(hand) if hand else None for hand in hands)
+        near, far = (None if hand is None else inside(hand) for hand in hands)
         parts = draw_person(look, posture, (near, far), (inside(feet[0]), inside(feet[1])) if feet else None)
     else:
-        parts = [draw_animal(look, posture) if look.kind in ANIMALS else draw_thing(look, posture)]
+        parts = [moved(_CLASSES[look.kind].draw(look, posture), scale=look.size)]
     shapes = [moved(part, at, tilt, flip=facing < 0) for part in parts]
     return shapes, extent_of([shape for part in shapes for shape in part])
 
@@ -433,9 +379,18 @@ class SceneGroup:
 
 
 def random_actor(kind: str, rng: Generator) -> Actor:
-    """Return a thing of a class with a random look, all slots free, facing right."""
+    """Return a thing of a class with a random look, all slots free, facing right.
+
+    An animal's second colour is that of its marks, which it has in style 1.
+    """
+    slots, colours, draw = _CLASSES[kind]
     if kind == "person":
-        look: Look | PersonLook = random_person(rng)
+        return Actor(kind, random_person(rng), free={*slots.split()})
+    colour = pick_colour(rng, colours.split())
+    if draw is draw_animal:
+        second = shade(colour.rgb, 0.68 if sum(colour.rgb) > 420 else 1.7)
+        look = Look(kind, colour, second, float(rng.uniform(0.92, 1.1)), int(rng.random() < 0.5))
     else:
-        look = random_animal(kind, rng) if kind in ANIMALS else random_thing(kind, rng)
-    return Actor(kind, look, free=set(SLOTS[kind]))
+        second = pick_colour(rng, [name for name in _SECOND if name != colour.name]).rgb
+        look = Look(kind, colour, second, float(rng.uniform(0.94, 1.08)), int(rng.integers(3)))
+    return Actor(kind, look, free={*slots.split()})

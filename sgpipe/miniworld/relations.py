@@ -17,7 +17,6 @@ from numpy.random import Generator
 from sgpipe.miniworld.actors import (
     BALL_RADIUS,
     CAR_HALF,
-    CHAIR_HALF,
     HANDLE,
     KINDS,
     PEDALS,
@@ -27,116 +26,109 @@ from sgpipe.miniworld.actors import (
     SceneGroup,
 )
 from sgpipe.miniworld.figures import PersonLook, shoulder_of
-from sgpipe.miniworld.shapes import Point, Shapes, capsule, path
+from sgpipe.miniworld.shapes import capsule, path
 
 _ROPE = (92, 70, 56)
 _STRING = (84, 84, 92)
-_SWISH = (250, 250, 250)
 
 
 def ride(group: SceneGroup, rider: Actor, mount: Actor, rng: Generator) -> None:
     """Astride a horse, on a bicycle's saddle with feet on the pedals, or balancing on a skateboard."""
-    if mount.kind == "skateboard":
-        rider.at = mount.place((0.0, TOPS["skateboard"].middle[1]))
-        rider.posture = "balancing" if rider.kind == "person" else "standing"
-        rider.depth = mount.depth + 0.1
-        _swish(group, mount.extent().left - 0.1, mount.place((0, 0.3))[1], 0.34)
-        return
-    saddle = mount.place(SADDLE if mount.kind == "bicycle" else TOPS["horse"].middle)
-    rider.posture = "straddling"
-    sit_at(rider, saddle)
+    top = mount.place(TOPS[mount.kind][0])
     rider.depth = mount.depth + (-0.1 if mount.kind == "bicycle" else 0.1)
+    if mount.kind == "skateboard":
+        rider.at, rider.posture = top, "balancing" if rider.kind == "person" else "standing"
+        _swish(group, complex(mount.extent().left - 0.1, mount.place(0.3j).imag), 0.34)
+        return
+    rider.posture = "straddling"
+    _sit_at(rider, top)
     if mount.kind == "bicycle":
-        rider.feet = (mount.place(PEDALS[0]), mount.place(PEDALS[1]))
+        near, far = PEDALS
+        rider.feet = (mount.place(near), mount.place(far))
         rider.hands = (mount.place(HANDLE), mount.place(HANDLE))
         rider.free.discard("hands")
     else:
         mount.posture = "walking" if rng.random() < 0.7 else "running"
         if mount.posture == "running":
-            sit_at(rider, (saddle[0], mount.place((0.0, TOPS["horse"].middle[1] - 0.22))[1]))
-        head = mount.place((0.8, 1.35 if mount.posture == "walking" else 1.0))
-        rider.hands = (None, (rider.at[0] + 0.4, saddle[1] + 0.25))
-        group.extras.append((mount.depth + 0.05, [capsule(_ROPE, rider.hands[1] or head, head, 0.03)]))
+            _sit_at(rider, top - 0.22j * mount.size)
+        head = mount.place(0.8 + (1.35j if mount.posture == "walking" else 1j))
+        hand = complex(rider.at.real + 0.4, top.imag + 0.25)
+        rider.hands = (None, hand)
+        group.extras.append((mount.depth + 0.05, [capsule(_ROPE, hand, head, 0.03)]))
 
 
-def sit_at(sitter: Actor, seat: Point) -> None:
-    """Seat a person at a point."""
-    assert isinstance(sitter.look, PersonLook)
-    hip = sitter.look.build.hip * sitter.look.height
-    sitter.at = (seat[0], seat[1] + 0.05 * sitter.look.height - hip)
+def _sit_at(sitter: Actor, seat: complex) -> None:
+    look = _person(sitter)
+    sitter.at = seat + (0.05 - look.build.hip) * look.height * 1j
 
 
 def hold(group: SceneGroup, holder: Actor, thing: Actor, rng: Generator) -> None:
     """Held in the near hand, stretched forward; an umbrella above the head."""
-    hand = _hand(holder, {"umbrella": (0.17, -0.06), "kite": (0.22, 0.06)}.get(thing.kind, (0.25, -0.1)))
-    thing.depth = holder.depth + 0.25
-    thing.facing = holder.facing
-    thing.airborne = True
+    hand = _hand(holder, {"umbrella": 0.17 - 0.06j, "kite": 0.22 + 0.06j}.get(thing.kind, 0.25 - 0.1j))
+    thing.depth, thing.facing, thing.airborne = holder.depth + 0.25, holder.facing, True
     thing.free.clear()
-    holder.hands = (hand, holder.hands[1])
     holder.free.discard("fore")
+    grip = {
+        "sports ball": BALL_RADIUS * (0.75 - 1j),
+        "skateboard": 0.16 - 0.05j,
+        "cup": 0.05 - 0.16j,
+        "kite": 0.04 + 0.3j,
+    }
+    grip |= {"umbrella": 0, "cat": 0.02 - 0.3j, "bird": 0.02 - 0.02j}
+    thing.at = hand + grip[thing.kind]
+    holder.hands = (hand, holder.hands[1])
     if thing.kind == "umbrella":
-        thing.posture, thing.at, thing.depth = "held", hand, holder.depth - 0.05
+        thing.posture, thing.depth = "held", holder.depth - 0.05
         holder.free.discard("over")
     elif thing.kind == "sports ball":
-        both = (hand[0] - 0.02, hand[1] - 0.02)
-        holder.hands = (both, both)
-        thing.at = (hand[0] + BALL_RADIUS * 0.75, hand[1] - BALL_RADIUS)
+        holder.hands = (hand - 0.02 - 0.02j,) * 2
     elif thing.kind == "skateboard":
-        thing.tilt, thing.at = 78, (hand[0] + 0.16, hand[1] - 0.05)
+        thing.tilt = 78
     elif thing.kind in ("cat", "bird"):
         thing.posture = "sitting" if thing.kind == "cat" else "standing"
-        rise = 0.3 if thing.kind == "cat" else 0.02
-        thing.at = (hand[0] + 0.02, hand[1] - rise)
-        support = (hand[0] + 0.05, hand[1] - rise + 0.05)
-        holder.hands = (support, support)
-    else:
-        grip = {"cup": (0.05, -0.16), "kite": (0.04, 0.3)}[thing.kind]
-        thing.at = (hand[0] + grip[0], hand[1] + grip[1])
+        holder.hands = (thing.at + 0.03 + 0.05j,) * 2
 
 
 def sit_on(group: SceneGroup, sitter: Actor, seat: Actor, rng: Generator) -> None:
-    middle, half = TOPS[seat.kind]
-    shift = 0.0 if seat.kind == "chair" else float(rng.uniform(-0.5, 0.5)) * half
-    x, y = seat.place((middle[0] + shift, middle[1]))
-    sitter.posture = "sitting"
-    sitter.depth = seat.depth + 0.1
+    place = _on_top(seat, 0.0 if seat.kind == "chair" else float(rng.uniform(-0.5, 0.5)))
+    sitter.posture, sitter.depth, sitter.facing = "sitting", seat.depth + 0.1, seat.facing
     if sitter.kind == "person":
-        sit_at(sitter, (x - (0.08 if seat.kind == "chair" else 0.0), y))
+        _sit_at(sitter, place - (0.08 if seat.kind == "chair" else 0.0))
         sitter.free.discard("aft")
     else:
-        sitter.at = (x, y - 0.02)
-    sitter.facing = seat.facing
+        sitter.at = place - 0.02j
 
 
 def stand_on(group: SceneGroup, stander: Actor, base: Actor, rng: Generator) -> None:
-    middle, half = TOPS[base.kind]
-    shift = 0.0 if base.kind in ("chair", "horse") else float(rng.uniform(-0.4, 0.4)) * half
-    x, y = base.place((middle[0] + shift, middle[1]))
-    stander.at, stander.posture, stander.depth = (x, y - 0.01), "standing", base.depth + 0.1
+    place = _on_top(base, 0.0 if base.kind in ("chair", "horse") else float(rng.uniform(-0.4, 0.4)))
+    stander.at, stander.posture, stander.depth = place - 0.01j, "standing", base.depth + 0.1
 
 
 def lie_on(group: SceneGroup, lier: Actor, base: Actor, rng: Generator) -> None:
-    x, y = base.place(TOPS[base.kind].middle)
     lier.posture, lier.depth = "lying", base.depth + 0.1
     lier.tilt = 90 if lier.kind == "person" else 0
     box = lier.extent()
-    lier.at = (x - (box.left + box.right) / 2, y - 0.02 - box.bottom)
+    lier.at = _on_top(base) - 0.02j - complex((box.left + box.right) / 2, box.bottom)
 
 
 def put_on(group: SceneGroup, thing: Actor, base: Actor, rng: Generator) -> None:
-    middle, half = TOPS[base.kind]
-    room = 0.0 if base.kind == "chair" or thing.kind == "skateboard" else 0.8 * half
-    thing.at = base.place((middle[0] + float(rng.uniform(-room, room)), middle[1]))
+    room = 0.0 if base.kind == "chair" or thing.kind == "skateboard" else 0.8
+    thing.at = _on_top(base, float(rng.uniform(-room, room)))
     thing.depth, thing.airborne = base.depth + 0.1, True
     thing.free.clear()
+
+
+def _on_top(base: Actor, shift: float = 0.0) -> complex:
+    """Return a point of the top surface, `shift` of its half width from the middle."""
+    middle, half = TOPS[base.kind]
+    return base.place(middle + shift * half)
 
 
 def put_under(group: SceneGroup, thing: Actor, roof: Actor, rng: Generator) -> None:
     if roof.kind == "umbrella":
         side = float(rng.choice([-1.0, 1.0]))
         slim = thing.kind in ("person", "chair", "cat", "bird", "sports ball")
-        thing.at = (roof.at[0] + side * (0.42 if slim else 0.3), 0.0)
+        thing.at = complex(roof.at.real + side * (0.42 if slim else 0.3))
         thing.depth = roof.depth + (-0.1 if thing.kind == "person" else 0.1)
         thing.facing = -1 if side > 0 else 1
         if thing.kind in ("dog", "cat"):
@@ -144,7 +136,7 @@ def put_under(group: SceneGroup, thing: Actor, roof: Actor, rng: Generator) -> N
         return
     thing.free.clear()
     room = {"chair": 0.02, "bench": 0.35, "dining table": 0.22}[roof.kind]
-    thing.at = (roof.at[0] + float(rng.uniform(-room, room)), 0.03)
+    thing.at = roof.at.real + float(rng.uniform(-room, room)) + 0.03j
     thing.depth = roof.depth - 0.1
     if thing.kind in ("dog", "cat"):
         thing.posture = "lying"
@@ -161,8 +153,8 @@ def next_to(group: SceneGroup, first: Actor, second: Actor, rng: Generator) -> N
     right = (side == "fore") == (placed.facing > 0)
     new.facing = int(rng.choice([-1, 1]))
     new.free.discard("aft" if (new.facing > 0) == right else "fore")
-    new.at, box, edge = (0.0, 0.0), new.extent(), placed.extent()
-    new.at = (edge.right + gap - box.left if right else edge.left - gap - box.right, 0.0)
+    new.at, box, edge = 0j, new.extent(), placed.extent()
+    new.at = complex(edge.right + gap - box.left if right else edge.left - gap - box.right)
 
 
 def stand_behind(group: SceneGroup, far: Actor, near: Actor, rng: Generator) -> None:
@@ -170,17 +162,16 @@ def stand_behind(group: SceneGroup, far: Actor, near: Actor, rng: Generator) -> 
     side = int(rng.choice([-1, 1]))
     far.facing = int(rng.choice([-1, 1]))
     far.depth = near.depth - 1
-    far.at = (0.0, 0.0)
+    far.at = 0j
     box, front = far.extent(), near.extent()
     overlap = min(box.right - box.left, front.right - front.left) * float(rng.uniform(0.35, 0.5))
-    taller = box.top > front.top * 1.5
-    if taller:
+    if box.top > front.top * 1.5:
         overlap *= 1.4
-    rise = float(rng.uniform(0.2, 0.3))
     # Nothing else may be on, below or above either actor, because it could seem to belong to the other.
     far.free.clear()
     near.free &= {"hands"}
-    far.at = (front.right - overlap - box.left if side > 0 else front.left + overlap - box.right, rise)
+    x = front.right - overlap - box.left if side > 0 else front.left + overlap - box.right
+    far.at = complex(x, float(rng.uniform(0.2, 0.3)))
 
 
 def stand_before(group: SceneGroup, near: Actor, far: Actor, rng: Generator) -> None:
@@ -189,19 +180,17 @@ def stand_before(group: SceneGroup, near: Actor, far: Actor, rng: Generator) -> 
 
 def kick(group: SceneGroup, kicker: Actor, ball: Actor, rng: Generator) -> None:
     kicker.posture = "kicking"
-    box = kicker.extent()
+    toe = kicker.extent().right
     lift = float(rng.uniform(0.0, 0.1)) + 0.12
-    ball.at, ball.airborne = (box.right + BALL_RADIUS * ball.size + float(rng.uniform(0.0, 0.06)), lift), True
-    _swish(group, box.right + 0.56 * ball.size + 0.16, lift + BALL_RADIUS, 0.2)
+    ball.at, ball.airborne = complex(toe + BALL_RADIUS * ball.size + float(rng.uniform(0.0, 0.06)), lift), True
+    _swish(group, complex(toe + 0.56 * ball.size + 0.16, lift + BALL_RADIUS), 0.2)
 
 
 def throw(group: SceneGroup, thrower: Actor, ball: Actor, rng: Generator) -> None:
-    assert isinstance(thrower.look, PersonLook)
     thrower.posture = "throwing"
-    hand = _hand(thrower, (0.14, 0.28))
-    ball.at = (hand[0] + float(rng.uniform(0.4, 0.6)), hand[1] + float(rng.uniform(-0.05, 0.15)))
+    ball.at = _hand(thrower, 0.14 + 0.28j) + complex(rng.uniform(0.4, 0.6), rng.uniform(-0.05, 0.15))
     ball.airborne = True
-    _swish(group, ball.at[0] - 0.32, ball.at[1] + BALL_RADIUS, 0.22)
+    _swish(group, ball.at - 0.32 + BALL_RADIUS * 1j, 0.22)
 
 
 def chase(group: SceneGroup, chaser: Actor, chased: Actor, rng: Generator) -> None:
@@ -211,123 +200,109 @@ def chase(group: SceneGroup, chaser: Actor, chased: Actor, rng: Generator) -> No
         chased.posture = "running"
     elif chased.kind == "bird":
         chased.posture, chased.airborne = "flying", True
-        chased.at = (chased.at[0], float(rng.uniform(0.5, 0.8)))
+        chased.at = complex(chased.at.real, rng.uniform(0.5, 0.8))
     elif chased.kind == "sports ball":
-        chased.at, chased.airborne = (chased.at[0], float(rng.uniform(0.05, 0.2))), True
+        chased.at, chased.airborne = complex(chased.at.real, rng.uniform(0.05, 0.2)), True
     box, edge = chaser.extent(), chased.extent()
-    gap = float(rng.uniform(0.26, 0.36))
-    chaser.at = (edge.left - gap - box.right, chaser.at[1])
-    _swish(group, chaser.extent().left - 0.05, 0.5 * box.top, 0.26)
-    _swish(group, edge.left - 0.05, (edge.top + edge.bottom) / 2, 0.18)
+    chaser.at = complex(edge.left - float(rng.uniform(0.26, 0.36)) - box.right, chaser.at.imag)
+    _swish(group, complex(chaser.extent().left - 0.05, 0.5 * box.top), 0.26)
+    _swish(group, complex(edge.left - 0.05, (edge.top + edge.bottom) / 2), 0.18)
 
 
 def walk(group: SceneGroup, walker: Actor, walked: Actor, rng: Generator) -> None:
     """A dog or cat on a leash ahead, a horse on a rope behind, a bicycle pushed by its handlebar."""
     walker.posture = "walking"
     if walked.kind == "bicycle":
-        walked.at, walked.depth = (walker.at[0] + 0.5, walker.at[1] - 0.06), walker.depth + 1
+        walked.at, walked.depth = walker.at + 0.5 - 0.06j, walker.depth + 1
         walker.hands = (walked.place(SADDLE), walked.place(HANDLE))
         return
     walked.posture = "walking"
-    if walked.kind == "horse":
-        walked.at = (walker.at[0] - 2.0 * walked.size, 0.0)
-        hand, collar = _hand(walker, (-0.24, -0.12)), walked.place((1.12, 1.52))
-    else:
-        walked.at = (walker.at[0] + 1.35 * walked.size, 0.0)
-        neck = (0.42, 0.62) if walked.kind == "dog" else (0.3, 0.46)
-        hand, collar = _hand(walker, (0.2, -0.2)), walked.place(neck)
+    reach, grip, neck = {
+        "horse": (-2.0, -0.24 - 0.12j, 1.12 + 1.52j),
+        "dog": (1.35, 0.2 - 0.2j, 0.42 + 0.62j),
+        "cat": (1.35, 0.2 - 0.2j, 0.3 + 0.46j),
+    }[walked.kind]
+    walked.at = complex(walker.at.real + reach * walked.size)
+    hand, collar = _hand(walker, grip), walked.place(neck)
     walker.hands = (hand, None)
-    middle = ((hand[0] + collar[0]) / 2, (hand[1] + collar[1]) / 2 - 0.07)
-    group.extras.append((walker.depth + 0.4, path(_ROPE, [hand, middle, collar], 0.04)))
+    group.extras.append((walker.depth + 0.4, path(_ROPE, [hand, (hand + collar) / 2 - 0.07j, collar], 0.04)))
 
 
 def fly(group: SceneGroup, flyer: Actor, kite: Actor, rng: Generator) -> None:
     flyer.posture = "looking"
-    hand = _hand(flyer, (0.2, 0.06))
-    flyer.hands = (hand, (hand[0] + 0.02, hand[1] - 0.1))
+    hand = _hand(flyer, 0.2 + 0.06j)
+    flyer.hands = (hand, hand + 0.02 - 0.1j)
     kite.posture, kite.airborne, kite.depth = "flying", True, flyer.depth - 0.2
-    kite.at = (hand[0] + float(rng.uniform(0.8, 1.3)), hand[1] + float(rng.uniform(1.05, 1.4)))
-    middle = ((hand[0] * 2 + kite.at[0]) / 3, (hand[1] * 2 + kite.at[1]) / 3 - 0.08)
+    kite.at = hand + complex(rng.uniform(0.8, 1.3), rng.uniform(1.05, 1.4))
+    middle = (hand * 2 + kite.at) / 3 - 0.08j
     group.extras.append((flyer.depth - 0.3, path(_STRING, [hand, middle, kite.at], 0.03)))
 
 
 def look_at(group: SceneGroup, looker: Actor, seen: Actor, rng: Generator) -> None:
     """Facing it from a small distance; people shade their eyes, animals sit and stretch their neck."""
     looker.posture = "looking"
-    seen.at = (0.0, seen.at[1])
+    seen.at = seen.at.imag * 1j
     seen.facing = 1 if rng.random() < 0.5 else -1
     box, edge = seen.extent(), looker.extent()
-    seen.at = (edge.right + float(rng.uniform(0.38, 0.5)) - box.left, seen.at[1])
+    seen.at += edge.right + float(rng.uniform(0.38, 0.5)) - box.left
     seen.free.discard("over")
 
 
 def push(group: SceneGroup, pusher: Actor, thing: Actor, rng: Generator) -> None:
-    grip = {
-        "car": (-CAR_HALF + 0.1, 0.74),
-        "bench": (-0.9, 0.92),
-        "dining table": (-0.82, 0.8),
-        "chair": (-CHAIR_HALF - 0.02, 1.04),
-    }[thing.kind]
-    assert isinstance(pusher.look, PersonLook)
+    grip = {"car": 0.74j - CAR_HALF + 0.1, "bench": -0.9 + 0.92j, "dining table": -0.82 + 0.8j, "chair": -0.36 + 1.04j}
+    look = _person(pusher)
     pusher.posture, pusher.depth = "pushing", thing.depth + 0.2
-    hand = thing.place(grip)
-    shoulder = shoulder_of(pusher.look, "pushing")
-    reach = 0.3 * pusher.look.height
-    pusher.at = (hand[0] - (shoulder[0] * pusher.look.height + reach), 0.0)
+    hand = thing.place(grip[thing.kind])
+    pusher.at = complex(hand.real - (shoulder_of(look, "pushing").real + 0.3) * look.height)
     pusher.hands = (hand, hand)
 
 
 def jump_over(group: SceneGroup, jumper: Actor, obstacle: Actor, rng: Generator) -> None:
     jumper.posture, jumper.airborne, jumper.depth = "jumping", True, obstacle.depth + 0.1
-    jumper.at = (0.0, 0.0)
+    jumper.at = 0j
     box, top = jumper.extent(), obstacle.extent()
-    middle = (top.left + top.right) / 2
-    jumper.at = (middle - (box.left + box.right) / 2, top.top + float(rng.uniform(0.08, 0.18)) - box.bottom)
+    x = (top.left + top.right) / 2 - (box.left + box.right) / 2
+    jumper.at = complex(x, top.top + float(rng.uniform(0.08, 0.18)) - box.bottom)
 
 
 def pet(group: SceneGroup, person: Actor, animal: Actor, rng: Generator) -> None:
     """A hand on the animal's back; for small animals the person bends down."""
-    assert isinstance(person.look, PersonLook)
     small = animal.kind in ("dog", "cat")
     person.posture = "crouching" if small else "petting"
     animal.posture = "standing"
     animal.depth = person.depth + 0.3
     animal.facing = int(rng.choice([-1, 1]))
-    shoulder = shoulder_of(person.look, person.posture)
-    hand_x = person.at[0] + (shoulder[0] + (0.16 if small else 0.26)) * person.look.height
-    animal.at = (0.0, 0.0)
-    box = animal.extent()
-    inset = 0.3 if small else 0.36
-    animal.at = (hand_x - inset - box.left, 0.0)
+    look = _person(person)
+    hand_x = person.at.real + (shoulder_of(look, person.posture).real + (0.16 if small else 0.26)) * look.height
+    animal.at = 0j
+    animal.at = complex(hand_x - (0.3 if small else 0.36) - animal.extent().left)
     back = {"dog": 0.72, "cat": 0.56, "horse": 1.22}[animal.kind] * animal.size
-    person.hands = ((hand_x + 0.05, back), None)
+    person.hands = (complex(hand_x + 0.05, back), None)
 
 
 def fly_over(group: SceneGroup, bird: Actor, below: Actor, rng: Generator) -> None:
     box = below.extent()
     bird.posture, bird.airborne, bird.depth = "flying", True, below.depth + 0.1
     bird.facing = int(rng.choice([-1, 1]))
-    bird.at = ((box.left + box.right) / 2, box.top + float(rng.uniform(0.34, 0.5)))
+    bird.at = complex((box.left + box.right) / 2, box.top + float(rng.uniform(0.34, 0.5)))
 
 
-def _hand(person: Actor, offset: Point) -> Point:
+def _person(actor: Actor) -> PersonLook:
+    assert isinstance(actor.look, PersonLook)
+    return actor.look
+
+
+def _hand(person: Actor, offset: complex) -> complex:
     """Return a point at an offset from a person's shoulder, given as a fraction of the height, in group coordinates."""
-    assert isinstance(person.look, PersonLook)
-    shoulder = shoulder_of(person.look, person.posture)
-    height = person.look.height
-    return (
-        person.at[0] + person.facing * (shoulder[0] + offset[0]) * height,
-        person.at[1] + (shoulder[1] + offset[1]) * height,
-    )
+    reach = (shoulder_of(_person(person), person.posture) + offset) * _person(person).height
+    return person.at + complex(person.facing * reach.real, reach.imag)
 
 
-def _swish(group: SceneGroup, x: float, y: float, length: float) -> None:
+def _swish(group: SceneGroup, end: complex, length: float) -> None:
     """Motion lines behind something fast."""
-    lines: Shapes = [
-        capsule(_SWISH, (x - length * part, y + rise), (x, y + rise), 0.022)
-        for rise, part in ((0.09, 0.6), (0.0, 1.0), (-0.09, 0.7))
-    ]
-    group.extras.append((-2.0, lines))
+    lines = ((0.09j, 0.6), (0j, 1.0), (-0.09j, 0.7))
+    shapes = [capsule((250, 250, 250), end + rise - length * part, end + rise, 0.022) for rise, part in lines]
+    group.extras.append((-2.0, shapes))
 
 
 Statement: TypeAlias = tuple[str, str, str]  # subject class, predicate, object class

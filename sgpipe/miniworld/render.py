@@ -56,33 +56,31 @@ def _draw(pens: Sequence[ImageDraw.ImageDraw], placed: PlacedGroup, first: int) 
     layers = [(depth, 0, shapes) for depth, shapes in placed.group.extras]
     for number, actor in enumerate(placed.group.actors, first + 1):
         layers += [(depth, number, shapes) for depth, shapes in actor.layers()]
-    scale, at = _scale(placed), np.multiply(placed.at, OVERSAMPLING)
     for _, label, shapes in sorted(layers, key=lambda layer: layer[0]):
         for shape in shapes:
-            corners = (shape.points * scale + at).ravel().tolist()
+            corners = _pixels(placed, shape.points).tolist()
             pens[0].polygon(corners, fill=shape.colour)
             pens[1].polygon(corners, fill=label)
 
 
-def _scale(placed: PlacedGroup) -> np.ndarray:
-    unit = placed.scale * OVERSAMPLING
-    return np.array([-unit if placed.mirrored else unit, -unit])
+def _pixels(placed: PlacedGroup, points: np.ndarray) -> np.ndarray:
+    """Return points of a group in the oversampled image, from its top left corner: `[points * 2]`, x and y by turns."""
+    flipped = -points if placed.mirrored else points.conj()
+    pixels: np.ndarray = (flipped * placed.scale + complex(*placed.at)) * OVERSAMPLING
+    return pixels.view(float)
 
 
 def _shadows(pen: ImageDraw.ImageDraw, placed: PlacedGroup, colour: RGB) -> None:
     """Darken the ground below the actors that stand on it."""
-    scale, at = _scale(placed), np.multiply(placed.at, OVERSAMPLING)
     for actor in placed.group.actors:
         box = actor.extent()
         if actor.kind == "kite" or box.bottom > 1.0 or (box.bottom > 0.4 and not actor.airborne):
             continue
-        middle, half = (box.left + box.right) / 2, (box.right - box.left) * 0.48
-        if actor.kind == "umbrella":
-            half *= 0.7
-        base = actor.at[1] if not actor.airborne and actor.at[1] > 0 else 0.0
-        ends = np.array([[middle - half, base - 0.06], [middle + half, base + 0.06]]) * scale + at
-        low, high = ends.min(0).tolist(), ends.max(0).tolist()
-        pen.ellipse((*low, *high), fill=colour)
+        half = (box.right - box.left) * (0.336 if actor.kind == "umbrella" else 0.48)
+        base = 0.0 if actor.airborne else max(actor.at.imag, 0.0)
+        middle = complex((box.left + box.right) / 2, base)
+        ends = _pixels(placed, np.array([middle - half - 0.06j, middle + half + 0.06j])).reshape(2, 2)
+        pen.ellipse((*ends.min(0).tolist(), *ends.max(0).tolist()), fill=colour)
 
 
 def _visible(labels: Image.Image, things: int) -> tuple[np.ndarray, np.ndarray]:

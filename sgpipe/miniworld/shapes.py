@@ -1,11 +1,12 @@
 """Coloured polygons, the only drawing primitive, the curves they are made of, and named colours.
 
-Coordinates are relative to the thing being drawn: x to the right, y up, in world units (a man is about 1.75 tall). Each
-named colour has several tones, so that a caption can say "a red car".
+Points are complex numbers, x to the right and y up, so that sums move them and products turn them. They are relative to
+the thing being drawn, in world units (a man is about 1.75 tall).
 """
 
 from __future__ import annotations
 
+import cmath
 import math
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,11 +16,10 @@ import numpy as np
 from numpy.random import Generator
 
 RGB: TypeAlias = tuple[int, int, int]
-Point: TypeAlias = tuple[float, float]
 
 
 class Shape(NamedTuple):
-    """A filled polygon; `points` is [corners, 2]."""
+    """A filled polygon; `points` is complex [corners]."""
 
     points: np.ndarray
     colour: RGB
@@ -30,122 +30,96 @@ Shapes: TypeAlias = list[Shape]
 
 def shade(colour: RGB, factor: float) -> RGB:
     """Return a darker colour (factor below 1) or a lighter one (above 1)."""
-    if factor <= 1:
-        red, green, blue = (round(channel * factor) for channel in colour)
-    else:
-        red, green, blue = (round(255 - (255 - channel) / factor) for channel in colour)
+    red, green, blue = (round(c * factor if factor <= 1 else 255 - (255 - c) / factor) for c in colour)
     return red, green, blue
 
 
-def polygon(colour: RGB, *corners: Point) -> Shape:
-    return Shape(np.array(corners, float), colour)
+def polygon(colour: RGB, *corners: complex) -> Shape:
+    return Shape(np.array(corners, complex), colour)
 
 
 def rectangle(colour: RGB, left: float, bottom: float, right: float, top: float) -> Shape:
-    return polygon(colour, (left, bottom), (right, bottom), (right, top), (left, top))
+    return polygon(colour, *(complex(x, y) for x, y in ((left, bottom), (right, bottom), (right, top), (left, top))))
 
 
-def ellipse(colour: RGB, centre: Point, rx: float, ry: float, tilt: float = 0.0, corners: int = 24) -> Shape:
+def ellipse(colour: RGB, centre: complex, rx: float, ry: float, tilt: float = 0.0, corners: int = 24) -> Shape:
     """Return an ellipse turned counter-clockwise by `tilt` degrees."""
-    points = _circle(corners) * (rx, ry)
-    if tilt:
-        points = points @ rotation(tilt).T
-    return Shape(points + centre, colour)
+    circle = _circle(corners)
+    return Shape((circle.real * rx + circle.imag * ry * 1j) * turned(1, tilt) + centre, colour)
 
 
-def disc(colour: RGB, centre: Point, radius: float, corners: int = 20) -> Shape:
-    return Shape(_circle(corners) * radius + centre, colour)
+def disc(colour: RGB, centre: complex, radius: float, corners: int = 20) -> Shape:
+    return ellipse(colour, centre, radius, radius, corners=corners)
 
 
-def ring(colour: RGB, centre: Point, outer: float, inner: float, corners: int = 28) -> Shape:
+def ring(colour: RGB, centre: complex, outer: float, inner: float, corners: int = 28) -> Shape:
     """Return a disc with a transparent hole."""
-    circle = np.vstack([_circle(corners), _circle(corners)[:1]])
-    return Shape(np.vstack([circle * outer, circle[::-1] * inner]) + centre, colour)
+    circle = np.append(_circle(corners), 1)
+    return Shape(np.concatenate([circle * outer, circle[::-1] * inner]) + centre, colour)
 
 
-def sector(colour: RGB, centre: Point, radius: float, start: float, stop: float) -> Shape:
+def sector(colour: RGB, centre: complex, radius: float, start: float, stop: float) -> Shape:
     """Return a sector of a disc between two angles in degrees."""
-    angles = np.radians(np.linspace(start, stop, 14))
-    arc = np.column_stack([np.cos(angles), np.sin(angles)]) * radius
-    return Shape(np.vstack([[0.0, 0.0], arc]) + centre, colour)
+    return Shape(np.append(0, np.exp(1j * np.radians(np.linspace(start, stop, 14))) * radius) + centre, colour)
 
 
-def capsule(colour: RGB, start: Point, stop: Point, width: float, stop_width: float | None = None) -> Shape:
+def capsule(colour: RGB, start: complex, stop: complex, width: float, stop_width: float | None = None) -> Shape:
     """Return a line with round ends that may taper; widths are full widths."""
-    first, second = width / 2, (width if stop_width is None else stop_width) / 2
-    angle = math.atan2(stop[1] - start[1], stop[0] - start[0])
-    half = _half_circle() @ rotation(math.degrees(angle)).T
-    return Shape(np.vstack([np.array(start) - half * first, np.array(stop) + half * second]), colour)
+    half = _half_circle() * cmath.rect(0.5, cmath.phase(stop - start))
+    stop_width = width if stop_width is None else stop_width
+    return Shape(np.concatenate([start - half * width, stop + half * stop_width]), colour)
 
 
-def path(colour: RGB, points: Sequence[Point], width: float, stop_width: float | None = None) -> Shapes:
+def path(colour: RGB, points: Sequence[complex], width: float, stop_width: float | None = None) -> Shapes:
     """Return a line through several points, tapering from `width` to `stop_width`."""
     widths = np.linspace(width, width if stop_width is None else stop_width, len(points))
     return [capsule(colour, points[i], points[i + 1], widths[i], widths[i + 1]) for i in range(len(points) - 1)]
 
 
 def limb(
-    colour: RGB, start: Point, target: Point, length: float, widths: tuple[float, float, float], side: int
-) -> tuple[Shapes, Point, Point]:
+    colour: RGB, start: complex, target: complex, length: float, widths: tuple[float, float, float], side: int
+) -> tuple[Shapes, complex, complex]:
     """Return the shapes of two bones from `start` to `target` (or as close as they reach), their joint and their end.
 
     length: of each bone. widths: at the start, the joint and the end. side: 1 bends to the left as seen from the
     start, -1 to the right.
     """
-    dx, dy = target[0] - start[0], target[1] - start[1]
-    distance = math.hypot(dx, dy)
-    far = min(max(distance, 1e-3), length + length - 1e-3)
-    dx, dy = (dx / distance, dy / distance) if distance else (1.0, 0.0)
-    along = far**2 / (2 * far)
-    across = side * math.sqrt(max(length**2 - along**2, 0.0))
-    joint = (start[0] + dx * along - dy * across, start[1] + dy * along + dx * across)
-    end = (start[0] + dx * far, start[1] + dy * far)
-    shapes = [capsule(colour, start, joint, widths[0], widths[1]), capsule(colour, joint, end, widths[1], widths[2])]
-    return shapes, joint, end
+    distance = abs(target - start)
+    direction = (target - start) / distance if distance else 1
+    far = min(max(distance, 1e-3), 2 * length - 1e-3)
+    joint = start + direction * complex(far / 2, side * math.sqrt(max(length**2 - far**2 / 4, 0.0)))
+    end = start + direction * far
+    return [capsule(colour, start, joint, *widths[:2]), capsule(colour, joint, end, *widths[1:])], joint, end
 
 
-def blob(colour: RGB, *corners: Point, steps: int = 4) -> Shape:
+def blob(colour: RGB, *corners: complex) -> Shape:
     """Return a closed smooth curve through the corners (Catmull-Rom)."""
-    knots = np.array(corners, float)
-    before, after, beyond = np.roll(knots, 1, 0), np.roll(knots, -1, 0), np.roll(knots, -2, 0)
-    t = (np.arange(steps) / steps)[None, :, None]
-    p, a, b, c = (array[:, None] for array in (before, knots, after, beyond))
+    p, a, b, c = (np.roll(corners, places)[:, None] for places in (1, 0, -1, -2))
+    t = np.arange(4) / 4
     curve = 0.5 * (2 * a + (b - p) * t + (2 * p - 5 * a + 4 * b - c) * t**2 + (3 * a - p - 3 * b + c) * t**3)
-    return Shape(curve.reshape(-1, 2), colour)
+    return Shape(curve.ravel(), colour)
 
 
-def moved(shapes: Shapes, offset: Point, tilt: float = 0.0, scale: float = 1.0, flip: bool = False) -> Shapes:
+def moved(shapes: Shapes, offset: complex = 0, tilt: float = 0.0, scale: float = 1.0, flip: bool = False) -> Shapes:
     """Return the shapes, scaled, optionally mirrored left to right, turned by `tilt` degrees, then moved."""
-    matrix = rotation(tilt) * scale
-    if flip:
-        matrix = matrix * (-1.0, 1.0)
-    return [Shape(shape.points @ matrix.T + offset, shape.colour) for shape in shapes]
+    factor = turned(scale, tilt)
+    return [Shape((-points.conj() if flip else points) * factor + offset, colour) for points, colour in shapes]
 
 
-def rotation(degrees: float) -> np.ndarray:
-    """Return the matrix [2, 2] that turns column vectors counter-clockwise."""
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    return np.array([[cosine, -sine], [sine, cosine]])
-
-
-def turn(point: Point, degrees: float, about: Point = (0.0, 0.0)) -> Point:
-    """Return one point turned counter-clockwise about another."""
-    cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    dx, dy = point[0] - about[0], point[1] - about[1]
-    return about[0] + dx * cosine - dy * sine, about[1] + dx * sine + dy * cosine
+def turned(point: complex, degrees: float) -> complex:
+    """Return a point turned counter-clockwise about the origin."""
+    return point * cmath.rect(1, math.radians(degrees))
 
 
 @lru_cache(8)
 def _circle(corners: int) -> np.ndarray:
-    angles = np.linspace(0, 2 * math.pi, corners, endpoint=False)
-    return np.column_stack([np.cos(angles), np.sin(angles)])
+    return np.exp(2j * math.pi * np.arange(corners) / corners)
 
 
 @lru_cache(1)
 def _half_circle() -> np.ndarray:
     """Return a half circle from straight down over the right to straight up."""
-    angles = np.linspace(-math.pi / 2, math.pi / 2, 9)
-    return np.column_stack([np.cos(angles), np.sin(angles)])
+    return np.exp(1j * np.linspace(-math.pi / 2, math.pi / 2, 9))
 
 
 _TONES: dict[str, tuple[RGB, ...]] = {
