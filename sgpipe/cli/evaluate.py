@@ -18,10 +18,8 @@ from sgpipe.utils.console import count
 if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
     from sgpipe.evaluation.result import EvaluationResult
-    from sgpipe.inference.predictions import WriteSummary
 
-PredictionFormat = Literal["hico", "vcoco", "openimages", "vg"]  # the benchmark whose evaluator reads the file
-
+_Benchmark = Literal["hico", "vcoco", "openimages", "vg"]
 Annotations = Annotated[Path | None, cli.reads_file("Annotation file; optional with --model.")]
 
 app = typer.Typer(
@@ -226,7 +224,7 @@ def predict(
     model: Annotated[cli.Place, cli.stored_argument("Detector: folder, store or hub id.", None, cli.maybe_path)],
     data: Annotated[cli.Place, cli.reads_stored("Folder of shards, or their object store.")],
     out: Annotated[Path, cli.writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
-    form: Annotated[PredictionFormat | None, cli.option("Benchmark. Default: hico; .parquet: what fits.")] = None,
+    form: Annotated[_Benchmark | None, cli.option("Benchmark. Default: hico; .parquet: what fits.")] = None,
     limit: Annotated[int, cli.option("Triplets (vg: pairs) per image, best first.", "--per-image", min=1)] = 100,
     zero_shot: Annotated[bool, cli.option("hico: drop subjects that are not persons.", "--zero-shot")] = False,
     classes: cli.Classes = None,
@@ -238,12 +236,36 @@ def predict(
     Examples:
       sgpipe predict detector/ --data hico-test/ --out predictions.json
     """
+    import rlip_model.evaluation.hico_classes as hico
     from sgpipe.evaluation.benchmarks import ModelRun
+    from sgpipe.evaluation.inputs import hoia_schema_of
+    from sgpipe.inference import predictions as files
+    from sgpipe.inference.predictor import predict as predict_images
+    from sgpipe.sources.hoi import HICO
+    from sgpipe.stages.detect import load_detector
 
     if out.suffix not in (".json", ".parquet"):
         raise UserError(f"--out {out}: expected a file that ends in .json or .parquet")
+    parquet = out.suffix == ".parquet"
+    if parquet and form in ("vg", "vcoco"):
+        raise UserError(f"--form {form} needs every score of a pair, which .parquet lacks: write .json")
+    if form is None:
+        form = "openimages" if parquet and load_detector(model).config.subject_class else "hico"
+    graphs = form in ("vg", "openimages")
     run = ModelRun(model=model, data=data, classes=classes, **inference.as_arguments())
-    written = _write(run, out, form, limit, zero_shot)
+    config = run.config("scene graph" if graphs else "zero-shot hoi" if zero_shot and form == "hico" else "hoi")
+    named, predictions = config.classes, predict_images(config, run.row_groups())
+    possible = hico.possible_interactions() if form == "hico" and named == HICO.classes else None
+    if form == "vg":
+        written = files.write_graphs(predictions, out, named, limit)
+    elif form == "vcoco":
+        converter = files.PeopleConverter(named, files.vcoco_actions(named.relations))
+        written = files.write_vcoco(predictions, out, converter)
+    elif parquet:
+        written = files.write_parquet(predictions, out, named, limit, possible)
+    else:
+        schema, key = run.hoia_schema() or hoia_schema_of(named), "rel_prediction" if graphs else "hoi_prediction"
+        written = files.write_hoia(predictions, out, schema, key, limit, possible)
     if not written.images:
         raise UserError(f"no image could be read: {written.reason}")
     if cli.printed_json(json_, {"out": str(out), **asdict(written)}):
@@ -252,35 +274,6 @@ def predict(
     if written.failed:
         failed = count(written.failed, "image")
         cli.show(f"NOTE: {failed} could not be read; first error: {written.reason}")
-
-
-def _write(run: ModelRun, out: Path, form: PredictionFormat | None, limit: int, zero_shot: bool) -> WriteSummary:
-    """Predict, and write what the benchmark's evaluator reads."""
-    import rlip_model.evaluation.hico_classes as hico
-    from sgpipe.evaluation.inputs import hoia_schema_of
-    from sgpipe.inference import predictions as files
-    from sgpipe.inference.predictor import predict as predict_images
-    from sgpipe.sources.hoi import HICO
-    from sgpipe.stages.detect import load_detector
-
-    parquet = out.suffix == ".parquet"
-    if parquet and form in ("vg", "vcoco"):
-        raise UserError(f"--form {form} needs every score of a pair, which .parquet lacks: write .json")
-    if form is None:
-        form = "openimages" if parquet and load_detector(run.model).config.subject_class else "hico"
-    graphs = form in ("vg", "openimages")
-    config = run.config("scene graph" if graphs else "zero-shot hoi" if zero_shot and form == "hico" else "hoi")
-    classes, predictions = config.classes, predict_images(config, run.row_groups())
-    if form == "vg":
-        return files.write_graphs(predictions, out, classes, limit)
-    if form == "vcoco":
-        converter = files.PeopleConverter(classes, files.vcoco_actions(classes.relations))
-        return files.write_vcoco(predictions, out, converter)
-    possible = hico.possible_interactions() if form == "hico" and classes == HICO.classes else None
-    if parquet:
-        return files.write_parquet(predictions, out, classes, limit, possible)
-    schema, key = run.hoia_schema() or hoia_schema_of(classes), "rel_prediction" if graphs else "hoi_prediction"
-    return files.write_hoia(predictions, out, schema, key, limit, possible)
 
 
 def score(

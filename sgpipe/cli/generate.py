@@ -21,7 +21,6 @@ from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
-    from sgpipe.pipeline import SceneGraph
     from sgpipe.recipe import Recipe, SourceConfig
 
 _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
@@ -43,11 +42,21 @@ class SourceOptions:
 
     def applied_to(self, source: SourceConfig, extend: str | None = None) -> SourceConfig:
         """Return the source, or the run `extend` as one, with these settings. Raises UserError: one needs another."""
-        from sgpipe.files.locations import absolute_location
+        from sgpipe.files.image_roots import check_images, located
+        from sgpipe.files.locations import absolute_location, content_id
+        from sgpipe.recipe import WHOLE
+        from sgpipe.sources.formats import infer_split
+        from sgpipe.sources.run import open_parent
         from sgpipe.utils.config_file import changed
 
         if extend is not None:
-            source = self._run_source(source, extend)
+            if any((self.root, self.dataset, self.annotations, self.captions, self.split)):
+                omitted = "--root, --dataset, --annotations, --captions, --split"
+                raise UserError(f"--extend takes the run's data: omit {omitted}")
+            moved = {shard.split: {"images": self.images} for shard in open_parent(extend).manifest.shards}
+            least = cli.certified_threshold([extend]) if self.certified else source.threshold
+            values = {"format": "run", "run": absolute_location(extend), "threshold": least}
+            source = type(source).model_validate(values | {"splits": moved if self.images else {}})
         elif self.certified:
             raise UserError("--certified says what --extend keeps of a run: pass --extend, too")
         if self.dataset is not None and source.format != "hub":
@@ -64,33 +73,13 @@ class SourceOptions:
         )
         if self.images is None or extend is not None:
             return source
+        name = self.split or WHOLE
+        if self.split is None and self.annotations is not None and source.format != "folder":
+            check_images(located(self.images, source.root))  # what is missing names no split
+            content_id(source.path(self.annotations))
+            name = infer_split(self.annotations, self.images)
         split = {"annotations": self.annotations, "images": self.images, "captions": self.captions}
-        return changed(source, splits={self._split_name(source): split})
-
-    def _run_source(self, source: SourceConfig, run: str) -> SourceConfig:
-        """Return the run as a source. Raises UserError: it is not a run, or an option is not for runs."""
-        from sgpipe.files.locations import absolute_location
-        from sgpipe.sources.run import open_parent
-
-        if any((self.root, self.dataset, self.annotations, self.captions, self.split)):
-            raise UserError("--extend takes the run's data: omit --root, --dataset, --annotations, --captions, --split")
-        splits = {shard.split: {"images": self.images} for shard in open_parent(run).manifest.shards if self.images}
-        least = cli.certified_threshold([run]) if self.certified else source.threshold
-        values = {"format": "run", "run": absolute_location(run), "threshold": least, "splits": splits}
-        return type(source).model_validate(values)
-
-    def _split_name(self, source: SourceConfig) -> str:
-        """Name the split of --images. Raises UserError: a path is missing, or nothing names the split."""
-        from sgpipe.files.image_roots import check_images, located
-        from sgpipe.files.locations import content_id
-        from sgpipe.recipe import WHOLE
-        from sgpipe.sources.formats import infer_split
-
-        if self.split is not None or self.images is None or self.annotations is None or source.format == "folder":
-            return self.split or WHOLE
-        check_images(located(self.images, source.root))
-        content_id(source.path(self.annotations))
-        return infer_split(self.annotations, self.images)
+        return changed(source, splits={name: split})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,17 +311,25 @@ def label(
     if missing := missing_models(hub_models(pipeline.recipe, () if boxes is None else ("detect",))):
         own = any((detector, captioner, tagger, assign))
         fetch_models(missing, "" if own else f"sgpipe doctor --recipe {recipe} --fetch")
-    failed = 0
+    failed, named = 0, Counter[str]()
     out.mkdir(parents=True, exist_ok=True)
-    for file, name, graph in zip(files, _names(files), pipeline.label(files), strict=True):
+    for file, graph in zip(files, pipeline.label(files), strict=True):
+        named[file.name] += 1
+        number = "" if named[file.name] == 1 else f"-{named[file.name]}"
+        drawing = out / f"{file.name}.relations{number}.png"  # which is no image's name
         failed += graph.error is not None
         if graph.error is None:
-            with atomic_write(out / name) as temporary:
+            with atomic_write(drawing) as temporary:
                 graph.draw(threshold).save(temporary, "PNG")
         if json_:
             print(console.json_text(graph.as_json()))
-        else:
-            _print(graph, file, out / name, threshold)
+            continue
+        triplets = graph.triplets(threshold)
+        counts = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')} → {drawing}"
+        cli.show(console.single_line(f"{file}: {graph.error or counts}"))
+        for subject, predicate, object_, confidence in triplets:
+            score = "" if confidence is None else f"{confidence:.2f}  "
+            cli.show(f"  {score}{console.single_line(f'{subject} · {predicate} · {object_}')}")
     if failed == len(files):
         raise typer.Exit(console.EXIT_ALL_FAILED)
 
@@ -355,21 +352,3 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
         for note in found.notes:
             cli.say(f"NOTE: {path}: {note}")
         yield from files
-
-
-def _names(files: list[Path]) -> Iterator[str]:
-    """Yield file names for the drawings: no two the same, and none that of an image."""
-    taken = Counter[str]()
-    for file in files:
-        taken[file.name] += 1
-        number = "" if taken[file.name] == 1 else f"-{taken[file.name]}"
-        yield f"{file.name}.relations{number}.png"
-
-
-def _print(graph: SceneGraph, file: Path, drawing: Path, threshold: float) -> None:
-    triplets = graph.triplets(threshold)
-    counts = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')} → {drawing}"
-    cli.show(console.single_line(f"{file}: {graph.error or counts}"))
-    for subject, predicate, object_, confidence in triplets:
-        score = "" if confidence is None else f"{confidence:.2f}  "
-        cli.show(f"  {score}{console.single_line(f'{subject} · {predicate} · {object_}')}")

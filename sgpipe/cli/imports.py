@@ -296,12 +296,7 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
 
         found = function(data, **options)
         source, images = found if isinstance(found, tuple) else (found, data.images or "")
-        how: dict[str, Any] = {
-            "embed": data.embed,
-            "limit": data.limit,
-            "retry_failed": data.retry_failed,
-            "boxes": data.boxes,
-        }
+        how = {name: getattr(data, name) for name in ("embed", "limit", "retry_failed", "boxes")}
         summary = import_annotations(source, images, data.out, console.Progress(), **how)
         if not cli.printed_json(data.json_, summary.as_json()):
             print_import(summary, len(distinct_predicates(data.out)), console.output())

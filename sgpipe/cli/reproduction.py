@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field, TypeAdapter
-from rich.console import Console
-from rich.table import Table
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Config, packaged_model
@@ -198,7 +196,7 @@ def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[P
 
 
 def figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return the titles and the rows of the table: what was measured beside what was published, in percent."""
+    """Return titles and rows of the table: what was measured beside what was published, in percent."""
     columns = list(dict.fromkeys(name for row in paper.published.values() for name in row))
     rows = []
     for task in tasks:
@@ -210,38 +208,18 @@ def figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]) -
     return ["", "here", *columns], rows
 
 
-def print_figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any], console: Console) -> None:
-    """Print the table."""
-    titles, rows = figures(paper, tasks, state)
-    table = Table(*titles, title=f"{paper.title}: percent, here and published", caption=paper.note)
-    for row in rows:
-        table.add_row(*row)
-    if rows:
-        console.print(table)
-
-
-def print_tasks(paper: Reproduction, tasks: Sequence[Task], console: Console) -> None:
-    """Print each command, with what is missing for it."""
-    lines = [f"{paper.title}. {paper.note}"]
-    for number, task in enumerate(tasks, 1):
-        lines += [f"[{number}/{len(tasks)}] {task.step.name}: {task.step.gives}", f"  {task.command}"]
-        lines += [f"  missing: {file}" for file in task.missing]
-    console.print("\n".join(lines), soft_wrap=True)
-
-
 def write_report(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any], file: Path) -> None:
     """Write the table, the steps and the training curves as an HTML page."""
     titles, rows = figures(paper, tasks, state)
     steps = [(task.step.gives, task.command, duration(state[task.step.name]["seconds"])) for task in tasks]
     plots = []
-    for task in tasks:
-        if (task.out / METRICS).exists():
-            trained = [row for row in read_metrics(task.out) if row["event"] == "step"]
-            points = [(float(row["step"]), row["loss"]) for row in trained]
-            texts = [f"step {row['step']:,}: {row['loss']:.3f}" for row in trained]
-            if points:
-                name, x_end = f"{task.step.name}: {task.step.gives}", points[-1][0]
-                y_end = round_end(max(loss for _, loss in points))
-                plots.append(Plot(name, "step", "loss", [Line(points, texts)], x_end=x_end, y_end=y_end))
+    for task in (task for task in tasks if (task.out / METRICS).exists()):
+        trained = [row for row in read_metrics(task.out) if row["event"] == "step"]
+        points = [(float(row["step"]), row["loss"]) for row in trained]
+        texts = [f"step {row['step']:,}: {row['loss']:.3f}" for row in trained]
+        if points:
+            name, x_end = f"{task.step.name}: {task.step.gives}", points[-1][0]
+            y_end = round_end(max(loss for _, loss in points))
+            plots.append(Plot(name, "step", "loss", [Line(points, texts)], x_end=x_end, y_end=y_end))
     values = {"title": paper.title, "note": paper.note, "titles": titles, "rows": rows, "steps": steps, "plots": plots}
     write_result_text(file, render("reproduction", values))

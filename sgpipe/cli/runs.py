@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -15,36 +16,11 @@ from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count, single_line
 
-if TYPE_CHECKING:
-    from sgpipe.calibration import Calibration
-    from sgpipe.storage.verify import Verification
-
 _LONGEST_NAME = 200
 _Prediction = Literal["vlm_score", "clip_score", "confidence", "none"]
 _FORMATS = (
     "hf, coco, coco-rel, sgg-benchmark, vg, vg150, psg, rlipv2, hico, label-studio, fiftyone, webdataset, instructions"
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ThresholdOptions:
-    """The relations that are checked and drawn, and the target of the suggested thresholds."""
-
-    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: 0.2.", min=0, max=1)] = None
-    calibration: cli.CalibrationFile = None
-    precision: Annotated[float | None, cli.option("Target precision of thresholds (0.8).", min=0, max=1)] = None
-
-    def load(self) -> tuple[Calibration | None, float, float]:
-        """Return the calibration, the minimum confidence or probability, and the target precision."""
-        from sgpipe.calibration import load_calibration, probability_for
-        from sgpipe.records import TRAINING_CONFIDENCE
-
-        threshold = self.threshold
-        if self.calibration is not None and self.precision is not None:
-            threshold = probability_for(self.calibration, self.precision, threshold)
-        loaded = None if self.calibration is None else load_calibration(self.calibration)
-        target = 0.8 if self.precision is None else self.precision
-        return loaded, TRAINING_CONFIDENCE if threshold is None else threshold, target
 
 
 def stats(
@@ -54,7 +30,9 @@ def stats(
     html: Annotated[Path | None, cli.writes_file("Write the full report, with a gallery, to this file.")] = None,
     sheet: Annotated[Path | None, cli.writes_file("Draw images with their relations into this PNG file.")] = None,
     shown: Annotated[int, cli.option("Images in the gallery or on the sheet.", "--shown", min=1)] = 20,
-    chosen: ThresholdOptions,
+    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: 0.2.", min=0, max=1)] = None,
+    calibration: cli.CalibrationFile = None,
+    precision: Annotated[float | None, cli.option("Target precision of thresholds (0.8).", min=0, max=1)] = None,
     images: cli.MovedImages = None,
     compare: Annotated[cli.Place | None, cli.reads_stored("Earlier run: show what has changed.")] = None,
     truth: cli.GroundTruthFolder = None,
@@ -67,6 +45,8 @@ def stats(
       sgpipe stats coco-relations/
       sgpipe stats coco-relations/ --html report.html --sheet sheet.png
     """
+    from sgpipe.calibration import load_calibration, probability_for
+    from sgpipe.records import TRAINING_CONFIDENCE
     from sgpipe.stats import audit, gallery, measures, report
     from sgpipe.storage.index import open_run
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
@@ -74,20 +54,24 @@ def stats(
     if image_data is not None and truth is None:
         raise UserError("--image-data needs --truth")
     judgements = cli.judged_file(run, judgements)
-    calibration, threshold, target = chosen.load()
-    before = measures.measure(compare, threshold, calibration) if compare else None
+    if calibration is not None and precision is not None:
+        threshold = probability_for(calibration, precision, threshold)
+    least = TRAINING_CONFIDENCE if threshold is None else threshold
+    target = 0.8 if precision is None else precision
+    probabilities = None if calibration is None else load_calibration(calibration)
+    before = measures.measure(compare, least, probabilities) if compare else None
     with open_run(run) as database:
         ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
-        found = audit.audit(database, threshold, ground_truth, judgements, target, before, calibration)
+        found = audit.audit(database, least, ground_truth, judgements, target, before, probabilities)
         if not cli.printed_json(json_, found.as_dict()):
             report.print_tables(found, console.output())
         if html is not None:
-            cards = list(gallery.cards(database, shown, threshold, images, calibration))
-            report.write_report(html, found, cards, threshold)
+            cards = list(gallery.cards(database, shown, least, images, probabilities))
+            report.write_report(html, found, cards, least)
             lost = sum(card.image is None for card in cards)
             cli.say(f"wrote {html} with {count(len(cards), 'image')} in its gallery{_missing(lost)}")
         if sheet is not None:
-            drawn, lost = gallery.write_sheet(database, sheet, shown, threshold, images, calibration)
+            drawn, lost = gallery.write_sheet(database, sheet, shown, least, images, probabilities)
             cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
 
 
@@ -208,20 +192,17 @@ def verify(
     if not cli.printed_json(json_, verification.as_json()):
         for problem in verification.problems:
             cli.show(f"{problem.file}: {problem.problem}")
-        cli.show(f"{verification.root}: {_outcome(verification)}")
+        size = _size(verification.images, verification.shards)
+        running = " so far; a run is in progress" if verification.at_work else ""
+        outcome = f"{size}, no problems found{running}"
+        if verification.problems and verification.repaired:
+            outcome = "repaired; run the command that wrote it again to regenerate what is missing"
+        elif verification.problems:
+            advice = "--repair drops what is damaged" if isinstance(run, Path) else "restore it from a copy"
+            outcome = f"{count(len(verification.problems), 'problem')} in {size}{running}; {advice}"
+        cli.show(f"{verification.root}: {outcome}")
     if not verification.ok:
         raise typer.Exit(console.EXIT_FAILED)
-
-
-def _outcome(verification: Verification) -> str:
-    if verification.problems and verification.repaired:
-        return "repaired; run the command that wrote it again to regenerate what is missing"
-    size = _size(verification.images, verification.shards)
-    running = " so far; a run is in progress" if verification.at_work else ""
-    if not verification.problems:
-        return f"{size}, no problems found{running}"
-    advice = "--repair drops what is damaged" if isinstance(verification.root, Path) else "restore it from a copy"
-    return f"{count(len(verification.problems), 'problem')} in {size}{running}; {advice}"
 
 
 def _size(images: int, shards: int) -> str:
@@ -425,6 +406,7 @@ def view(
       sgpipe view coco-relations/ earlier-relations/ --as anna
       sgpipe view s3://bucket/coco --read-only --no-browser
     """
+    import getpass
     import secrets
     import socket
 
@@ -433,7 +415,10 @@ def view(
     from sgpipe.storage.judgements import JudgementLog
     from sgpipe.view import app, security, web
 
-    judge, opened = _judge(name), []
+    if name is None:
+        with suppress(OSError, KeyError):  # in a container, the user may have none
+            name = getpass.getuser()
+    judge, opened = single_line(name or "", _LONGEST_NAME) or "anonymous", []
     for root in (run, other) if other is not None else (run,):
         opened.append(index := Index.open(root, console.Progress()))
         cli.say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
@@ -457,20 +442,6 @@ def view(
     app.serve(served, address)
     file = viewer.judgements.file
     cli.say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
-
-
-def _judge(name: str | None) -> str:
-    """Return the name in judgements. Raises UserError: --as is blank."""
-    import getpass
-
-    if name is None:
-        try:
-            return getpass.getuser()
-        except (OSError, KeyError):  # in a container, the user may have none
-            return "anonymous"
-    if not (plain := single_line(name, _LONGEST_NAME)):
-        raise UserError(f"--as {name!r} is not a name")
-    return plain
 
 
 def correct(

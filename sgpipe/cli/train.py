@@ -175,6 +175,8 @@ def reproduce(
       sgpipe reproduce rlipv2 --scale miniature --out small/
       sgpipe reproduce rlipv2 --scale one-gpu --data downloads/ --out rlipv2/
     """
+    from rich.table import Table
+
     from sgpipe.cli import reproduction as steps
 
     loaded = steps.load_reproduction(paper, scale, assign or [])
@@ -185,7 +187,10 @@ def reproduce(
         print(console.json_text({"note": loaded.note, "steps": shown}, 2))
         return
     if dry_run:
-        steps.print_tasks(loaded, tasks, console.output())
+        cli.show(f"{loaded.title}. {loaded.note}")
+        for number, task in enumerate(tasks, 1):
+            cli.show(f"[{number}/{len(tasks)}] {task.step.name}: {task.step.gives}")
+            cli.show("\n".join([f"  {task.command}", *(f"  missing: {file}" for file in task.missing)]))
         return
 
     def run(words: Sequence[str]) -> int:
@@ -197,5 +202,10 @@ def reproduce(
 
     state = steps.reproduce(loaded, tasks, out, run, console.Progress())
     if not cli.printed_json(json_, {"out": str(out), "note": loaded.note, "steps": state}):
-        steps.print_figures(loaded, tasks, state, console.output())
+        titles, rows = steps.figures(loaded, tasks, state)
+        table = Table(*titles, title=f"{loaded.title}: percent, here and published", caption=loaded.note)
+        for row in rows:
+            table.add_row(*row)
+        if rows:
+            console.output().print(table)
         cli.show(f"wrote {out / steps.REPORT}")
