@@ -101,6 +101,9 @@ def format_os_error(error: OSError) -> str:
 
 def os_error_reason(error: OSError) -> str:
     """Return why the system or a library refuses, in one line that names no file."""
-    if error.errno is not None:
-        return os.strerror(error.errno)
+    return first_line(error) if error.errno is None else os.strerror(error.errno)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a message; of an empty one, the kind of error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

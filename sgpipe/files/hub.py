@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sgpipe.errors import WEIGHTS, StoreError, UserError
+from sgpipe.errors import WEIGHTS, StoreError, UserError, first_line
 from sgpipe.utils import console
 
 DATASETS = "hf://datasets/"
@@ -27,11 +27,18 @@ class MissingFileError(UserError):
 
 
 @dataclass(frozen=True)
-class HubDataset:
-    """A dataset of the hub at a revision; None: the newest."""
+class _Repository:
+    """Of the hub, at a revision; None: the newest."""
 
     name: str
     revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+class HubDataset(_Repository):
+    """A dataset of the hub."""
 
     @classmethod
     def parse(cls, text: str) -> HubDataset | None:
@@ -41,7 +48,7 @@ class HubDataset:
 
     @property
     def uri(self) -> str:
-        return f"{DATASETS}{self.name}" + (f"@{self.revision}" if self.revision else "")
+        return f"{DATASETS}{self}"
 
     def list(self) -> tuple[HubDataset, list[str]]:
         """Return the dataset at its commit, and its files; offline, what the cache has. Raises as `naming_hub`."""
@@ -63,12 +70,8 @@ class HubDataset:
             return Path(hf_hub_download(self.name, file, repo_type="dataset", revision=self.revision))
 
 
-@dataclass(frozen=True)
-class HubModel:
-    """A model of the hub at a revision; None: the newest."""
-
-    name: str
-    revision: str | None = None
+class HubModel(_Repository):
+    """A model of the hub."""
 
     @classmethod
     def parse(cls, text: str) -> HubModel | None:
@@ -77,14 +80,11 @@ class HubModel:
         is_id = name.count("/") == 1 and _ID.fullmatch(name) and not name.endswith(WEIGHTS)
         return cls(name, revision or None) if is_id and not Path(text).exists() else None
 
-    def __str__(self) -> str:
-        return f"{self.name}@{self.revision}" if self.revision else self.name
-
     def config(self) -> Path:
         """Return its folder in the hub's cache, with config.json at least; the hub is asked only if it is not there."""
         from huggingface_hub import HfApi, hf_hub_download
 
-        if folder := self._cached():
+        if folder := self.cached():
             return folder
         with naming_hub(f"the model {self}"):
             HfApi().model_info(self.name, revision=self.revision)  # fails at once; a download is tried six times
@@ -97,7 +97,8 @@ class HubModel:
             fetch_models([f"{self.name}@{folder.name}"])
         return folder
 
-    def _cached(self) -> Path | None:
+    def cached(self) -> Path | None:
+        """Return its folder in the hub's cache, which may lack files; None: it lacks config.json."""
         from huggingface_hub import try_to_load_from_cache
 
         with naming_hub(f"the model {self}"):
@@ -107,7 +108,7 @@ class HubModel:
 
 def missing_models(names: Sequence[str]) -> list[str]:
     """Return the models of which the hub's cache on this machine lacks weights, or what prepares their inputs."""
-    folders = {name: (HubModel.parse(name) or HubModel(name))._cached() for name in names}
+    folders = {name: (HubModel.parse(name) or HubModel(name)).cached() for name in names}
     return [name for name, folder in folders.items() if folder is None or not _is_complete(folder)]
 
 
@@ -186,18 +187,18 @@ def naming_hub(what: str) -> Iterator[None]:
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         if constants.HF_HUB_OFFLINE:
             raise MissingFileError(f"{what} is not in the hub's cache, and HF_HUB_OFFLINE is set") from None
-        raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error.__cause__ or error)})") from None
+        raise StoreError(f"{what}: the hub cannot be reached ({first_line(error.__cause__ or error)})") from None
     except (errors.EntryNotFoundError, errors.RevisionNotFoundError):
         raise MissingFileError(f"{what} does not exist on the hub") from None
     except errors.HFValidationError as error:
-        raise UserError(f"{what}: {_first_line(error)}") from None
+        raise UserError(f"{what}: {first_line(error)}") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
             raise UserError(f"{what}: the hub refuses this user ({status}): {_LOGIN}") from None
-        raise StoreError(f"{what}: the hub answers {status} ({_first_line(error)})") from None
+        raise StoreError(f"{what}: the hub answers {status} ({first_line(error)})") from None
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the library that it asks by
-        raise StoreError(f"{what}: the hub cannot be reached ({_first_line(error)})") from None
+        raise StoreError(f"{what}: the hub cannot be reached ({first_line(error)})") from None
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StoreError(f"{what}: no space is left for it in {constants.HF_HUB_CACHE}") from None
@@ -206,8 +207,4 @@ def naming_hub(what: str) -> Iterator[None]:
         if type(error) is not RuntimeError:
             raise
         causes = filter(None, (error, error.__cause__))
-        raise StoreError(f"{what}: {' '.join(map(_first_line, causes))}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise StoreError(f"{what}: {' '.join(map(first_line, causes))}") from None

@@ -23,7 +23,7 @@ import obstore
 from obstore import exceptions as refused
 from obstore.store import from_url
 
-from sgpipe.errors import StoreError, UserError
+from sgpipe.errors import StoreError, UserError, first_line
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta, UpdateVersion
@@ -327,7 +327,7 @@ def failure(error: BaseException) -> str:
         )
     if code := re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL):
         return f"{code[1]}: {code[2]}" if code[2] else code[1]
-    return (text or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def _s3_options(uri: str) -> dict[str, Any]:

@@ -18,10 +18,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from sgpipe.errors import first_line
 
 _NAME = re.compile(r"(?P<file>.+\.parquet)#(?:(?P<column>[^#:]+):)?(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
 _ROWS_PER_BATCH, _RECENT_BATCHES = 16, 4
-_OPEN_FILES, _OPEN_GROUPS = 8, 4  # at once, for images are read in the order of the rows, with a few exceptions
+_OPEN_FILES, _OPEN_GROUPS = 8, 8  # at once, for images are read in the order of the rows, with a few exceptions
 _BUFFER = 1 << 20
 
 
@@ -59,10 +62,9 @@ class ParquetImages:
 
     def __init__(self, open_file: Callable[[str], Path | BinaryIO]) -> None:
         """`open_file` opens a Parquet file by its name."""
-        self._lock = threading.Lock()
-        self._file = lru_cache(_OPEN_FILES)(
-            lambda name: _File(pq.ParquetFile(open_file(name), pre_buffer=False, buffer_size=_BUFFER))
-        )
+        self._lock, self._open_file = threading.Lock(), open_file
+        self._file = lru_cache(_OPEN_FILES)(self._opened)
+        self._group = lru_cache(_OPEN_GROUPS)(lambda file, column, group: _RowGroup(self._file(file)[0], group, column))
 
     def read(self, name: str) -> bytes:
         """Return the image file in a row. Raises FileNotFoundError: there is none; OSError: it cannot be read."""
@@ -71,30 +73,26 @@ class ParquetImages:
             raise FileNotFoundError(name)
         with self._lock:
             try:
-                data = self._file(found["file"]).image(found["column"], int(found["row"]))
+                data = self._image(found["file"], found["column"], int(found["row"]))
             except pa.ArrowException as error:
-                raise OSError(f"{found['file']} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
+                raise OSError(f"{found['file']} cannot be read as Parquet: {first_line(error)}") from None
         if data is None:
             raise FileNotFoundError(name)
         return data
 
-
-class _File:
-    """An open Parquet file, and the row groups of it that are being read."""
-
-    def __init__(self, parquet: pq.ParquetFile) -> None:
-        self._schema = parquet.schema_arrow
-        self._columns = image_columns(self._schema)
-        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])
-        self._group = lru_cache(_OPEN_GROUPS)(lambda column, group: _RowGroup(parquet, group, column))
-
-    def image(self, column: str | None, row: int) -> bytes | None:
-        columns = self._columns if column is None else [column]
-        if len(columns) != 1 or columns[0] not in self._schema.names or row >= self._starts[-1]:
+    def _image(self, file: str, column: str | None, row: int) -> bytes | None:
+        parquet, starts, images = self._file(file)
+        columns = images if column is None else [column]
+        if len(columns) != 1 or columns[0] not in parquet.schema_arrow.names or row >= starts[-1]:
             return None
-        group = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self._group(columns[0], group).image(row - int(self._starts[group]))
+        group = int(np.searchsorted(starts, row, side="right")) - 1
+        return self._group(file, columns[0], group).image(row - int(starts[group]))
+
+    def _opened(self, file: str) -> tuple[pq.ParquetFile, NDArray[np.int64], list[str]]:
+        """Return a file, the first row of each of its row groups and the number of rows, and its columns of images."""
+        parquet = pq.ParquetFile(self._open_file(file), pre_buffer=False, buffer_size=_BUFFER)
+        sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        return parquet, np.cumsum([0, *sizes], dtype=np.int64), image_columns(parquet.schema_arrow)
 
 
 class _RowGroup:

@@ -24,7 +24,8 @@ QUIET = "SGPIPE_QUIET"  # an environment variable, so that worker processes see 
 # Exit codes of every command. EXIT_FAILED: the work is not finished, or a check failed.
 EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
 _FILE_WIDTH = 120  # columns
-_ACTED_ON = ("Cc", "Zl", "Zp", "Cs", "Cf")  # by a terminal
+# Shown instead of characters that a terminal would act on, by their category, such as controls and those of no width.
+_INSTEAD = {"Cc": " ", "Zl": " ", "Zp": " ", "Cs": "?", "Cf": ""}
 
 
 def output() -> Console:
@@ -52,17 +53,15 @@ def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
     class SafeConsole(Console):
         def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
             for segment in super().render(renderable, options):
-                yield segment if segment.control else segment._replace(text=_printable(segment.text, ""))
+                yield segment if segment.control else segment._replace(text=_printable(segment.text))
 
     return SafeConsole(markup=False, highlight=False, stderr=stderr, quiet=quiet)
 
 
-def _printable(text: str, instead: str = " ") -> str:
-    """Text with `instead` of control characters, and without those that format (Cf), as those of zero width."""
+def _printable(text: str) -> str:
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    kinds = {"Cc": instead, "Zl": instead, "Zp": instead, "Cs": "?", "Cf": ""}
-    return "".join(letter if letter == "\n" else kinds.get(unicodedata.category(letter), letter) for letter in text)
+    return "".join(each if each == "\n" else _INSTEAD.get(unicodedata.category(each), each) for each in text)
 
 
 def single_line(text: str, limit: int | None = None) -> str:
@@ -85,7 +84,7 @@ def json_text(value: Any, indent: int | None = None) -> str:
     escaped = {
         each
         for each in {*text} - {"\n"}
-        if unicodedata.category(each) in _ACTED_ON or not each.encode(encoding or "utf-8", "ignore")
+        if unicodedata.category(each) in _INSTEAD or not each.encode(encoding or "utf-8", "ignore")
     }
     return text.translate({ord(each): json.dumps(each)[1:-1] for each in escaped})
 
@@ -168,12 +167,8 @@ class Progress:
                 nonlocal done
                 done += images
                 tally.update(counts)
-                rate = f"{done / max(time.monotonic() - began, 1e-9):,.2f} images/s"
-                show(done, total, ", ".join(filter(None, (rate, _note(tally)))))
+                notes = [f"{done / max(time.monotonic() - began, 1e-9):,.2f} images/s"]
+                notes += [count(tally[noun + "s"], noun) for noun in ("relation", "error") if tally[noun + "s"]]
+                show(done, total, ", ".join(notes))
 
             yield advance
-
-
-def _note(tally: Mapping[str, int]) -> str:
-    nouns = {"relations": "relation", "errors": "error"}
-    return ", ".join(count(tally[key], noun) for key, noun in nouns.items() if tally.get(key))

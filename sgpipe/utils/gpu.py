@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from threading import BoundedSemaphore, Lock
 from typing import Any, TypeAlias, TypeVar
@@ -67,7 +67,7 @@ class GpuMemory:
     def compute(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
         """Return the result of each item of a batch. Raises UserError: an item alone is too large."""
         if not self._is_scarce:
-            with _unless_full(), self._places:  # after it, what it holds is free
+            with suppress(MemoryFullError), enough_memory(self._device, self._remedy), self._places:
                 return function(items)
             self._is_scarce = True
             with self.alone():
@@ -79,7 +79,7 @@ class GpuMemory:
         if len(items) == 1:
             with enough_memory(self._device, self._remedy):
                 return function(items)
-        with _unless_full():
+        with suppress(MemoryFullError), enough_memory(self._device, self._remedy):
             return function(items)
         torch.cuda.empty_cache()
         half = len(items) // 2
@@ -102,22 +102,13 @@ class GpuMemory:
 @contextmanager
 def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
     """Raises UserError, with the remedy, if the GPU's memory is full."""
-    full = True
-    with _unless_full():
-        yield
-        full = False
-    if full:
-        raise MemoryFullError(f"the memory of {device} is full; {remedy}")
-
-
-@contextmanager
-def _unless_full() -> Iterator[None]:
-    """End the block, without an error, where the GPU's memory is full."""
     try:
         yield
+        return
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
+    raise MemoryFullError(f"the memory of {device} is full; {remedy}")  # not above, where `error` keeps what was there
 
 
 class Compiled:
@@ -139,7 +130,7 @@ class Compiled:
         try:
             self._compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
         except RuntimeError as reason:  # not on this Python or system
-            self._fail(reason)
+            self.failure = one_line(reason)
 
     def __call__(self, *arguments: Any) -> Any:
         shapes = tuple(
@@ -164,11 +155,8 @@ class Compiled:
         try:
             return self._compiled(*arguments)
         except refusals() as reason:
-            self._fail(reason)
+            self.failure = one_line(reason)
             return self._function(*arguments)
-
-    def _fail(self, reason: Exception) -> None:
-        self.failure = one_line(reason)
 
 
 def compile_forward(*modules: nn.Module) -> Compiled:

@@ -58,22 +58,16 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
     """Make a folder in `parent` (None: the system's) for the block; those of killed processes are deleted, too."""
     parent = parent or Path(tempfile.gettempdir())
     for folder in parent.glob(f"{_TEMPORARY}*"):
-        if _is_left(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):
+            lock = folder / _LOCK
+            is_own = not folder.is_symlink() and folder.stat().st_uid == os.getuid()
+            if is_own and time.time() - lock.stat().st_mtime > _YOUNG and not is_locked(lock):
+                shutil.rmtree(folder, ignore_errors=True)
     with (
         tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=parent, ignore_cleanup_errors=True) as name,
         FileLock(Path(name, _LOCK), thread_local=False),
     ):
         yield Path(name)
-
-
-def _is_left(folder: Path) -> bool:
-    """Return whether this is a temporary folder of this user's whose process is gone."""
-    with suppress(OSError):
-        lock = folder / _LOCK
-        ours = not folder.is_symlink() and folder.stat().st_uid == os.getuid()
-        return ours and time.time() - lock.stat().st_mtime > _YOUNG and not is_locked(lock)
-    return False
 
 
 @contextmanager
