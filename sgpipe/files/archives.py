@@ -11,12 +11,12 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, pairwise
 from pathlib import Path, PurePosixPath
 from threading import Event, Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 
@@ -44,11 +44,8 @@ _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, ValueError, OverflowError, Not
 _NO_FILE, _OUTSIDE = "link or device", "name that leaves the archive"
 LAYOUT = 2  # of the index
 _ARCHIVE = "archive"
-_COLUMNS = {
-    _ARCHIVE: pa.int32(),
-    **dict.fromkeys(("offset", "length", "packed", "size"), pa.int64()),
-    "method": pa.int32(),
-}
+_NUMBERS = ("offset", "length", "packed", "size")  # of a `Member`
+_COLUMNS = {_ARCHIVE: pa.int32(), **dict.fromkeys(_NUMBERS, pa.int64()), "method": pa.int32()}
 _OF_MACOS = "__MACOSX/"  # what its zips have beside each file
 _SCANS = 4  # archives that are read at once
 _MEMBERS_PER_STEP = 1000  # of the progress
@@ -151,7 +148,7 @@ def build_index(
             for done, member in enumerate(scan(f"{folder}/{info.name}", file, left_out), 1):
                 if is_image(member.name) and not member.name.startswith(_OF_MACOS):
                     folders.add(member.name.partition("/")[0] if "/" in member.name else "")
-                yield member.name, number, member.offset, member.length, member.packed, member.size, member.method
+                yield member.name, number, *member[1:]
                 if not done % _MEMBERS_PER_STEP:
                     with lock:
                         advance(_MEMBERS_PER_STEP, {})
@@ -175,8 +172,7 @@ def build_index(
     write_index(path, table, {"archives": described})
 
 
-@dataclass(frozen=True)
-class Member:
+class Member(NamedTuple):
     """Where a member's bytes are: `length` at `offset` hold `packed` bytes that unpack to `size`."""
 
     name: str
@@ -204,10 +200,10 @@ def scan(name: str, file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
     scan_kind = _scan_zip if name.lower().endswith(".zip") else _scan_tar
     try:
         for member in scan_kind(file, left_out):
-            if not all(0 <= each <= _MOST_BYTES for each in (member.offset, member.length, member.packed, member.size)):
+            if not all(0 <= each <= _MOST_BYTES for each in member[1:5]):
                 raise ValueError(f"{member.name!r} has an impossible size or position")
             try:
-                yield replace(member, name=safe_name(member.name))
+                yield member._replace(name=safe_name(member.name))
             except ImageError:
                 left_out[_OUTSIDE] += 1
     except _DAMAGED as error:

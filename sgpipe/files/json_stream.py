@@ -64,47 +64,39 @@ class JsonStream:
     def _members(self) -> Iterator[tuple[str, Any]]:
         first = self._peek()
         if first == "[":
-            for item in self._items():
-                yield "", item
+            for _ in self._parts("]"):
+                yield "", self._value()
         elif first == "{":
-            yield from self._object()
+            for _ in self._parts("}"):
+                key = self._value()
+                if not isinstance(key, str) or self._peek() != ":":
+                    raise self._malformed("expected a key")
+                self._at += 1
+                if self._peek() == "[":
+                    self.arrays.add(key)
+                    for _ in self._parts("]"):
+                        yield key, self._value()
+                elif self.members:
+                    yield key, self._value()
+                else:
+                    self.scalars[key] = self._value()
         else:
             raise UserError(f"{self.path} is {'not UTF-8 JSON (plain or gzip)' if first else 'empty'}")
         if self._peek():
             raise self._malformed("there is text after the end")
 
-    def _object(self) -> Iterator[tuple[str, Any]]:
+    def _parts(self, closing: str) -> Iterator[None]:
+        """Stop at each part of an array or object, which is to be read before the next."""
         self._at += 1
-        while self._peek() != "}":
-            key = self._value()
-            if not isinstance(key, str) or self._peek() != ":":
-                raise self._malformed("expected a key")
-            self._at += 1
-            if self._peek() == "[":
-                self.arrays.add(key)
-                for item in self._items():
-                    yield key, item
-            elif self.members:
-                yield key, self._value()
-            else:
-                self.scalars[key] = self._value()
-            self._separator("}")
+        while self._peek() != closing:
+            yield
+            if self._peek() == ",":
+                self._at += 1
+                if self._peek() == closing:
+                    raise self._malformed("no item follows a comma")
+            elif self._peek() != closing:
+                raise self._malformed(f"expected ',' or '{closing}'")
         self._at += 1
-
-    def _items(self) -> Iterator[Any]:
-        self._at += 1
-        while self._peek() != "]":
-            yield self._value()
-            self._separator("]")
-        self._at += 1
-
-    def _separator(self, closing: str) -> None:
-        if self._peek() == ",":
-            self._at += 1
-            if self._peek() == closing:
-                raise self._malformed("no item follows a comma")
-        elif self._peek() != closing:
-            raise self._malformed(f"expected ',' or '{closing}'")
 
     def _peek(self) -> str:
         """Return the next character that is not white space, or "" at the end of the file."""

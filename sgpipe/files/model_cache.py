@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -82,7 +82,17 @@ def _fetched(uri: str, sha256: str = "") -> Path:
         listing = root / f"listing-{fingerprint({name: [info.size, info.state] for name, info in files.items()})}"
         found = listing.read_text("utf-8") if listing.is_file() else ""
         if not (found and (root / found).is_dir()):
-            found = _download(uri, store, files, root)
+            size = sum(info.size for info in files.values()) / 1e6
+            what = f"{console.count(len(files), 'file')}, {size:,.1f} MB"
+            console.progress().print(f"fetching the model {uri} ({what})", soft_wrap=True)
+            with temporary_folder(root) as temporary:
+                for name, info in files.items():
+                    file = temporary / "model" / name
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    store.get_file(info.name, file)
+                found = str(model_sha256(str(temporary / "model"))).removeprefix("sha256:")
+                if not (root / found).is_dir():  # the same files may have been uploaded earlier
+                    os.replace(temporary / "model", root / found)
             write_text(listing, found)
     if sha256 not in ("", found):
         raise UserError(f"the model {uri} is not the one that the run started with: it has changed")
@@ -100,22 +110,6 @@ def _listed(uri: str, store: StorePath) -> dict[str, ObjectInfo]:
     if outside := [name for name in files if ".." in name.split("/") or name.startswith("/")]:
         raise UserError(f"the model has a file outside its folder: {outside[0]!r}")
     return {name: info for name, info in files.items() if not any(part.startswith(".") for part in name.split("/"))}
-
-
-def _download(uri: str, store: StorePath, files: Mapping[str, ObjectInfo], root: Path) -> str:
-    """Download the files into a folder in `root`; returns their hash, which is its name."""
-    size = sum(info.size for info in files.values())
-    what = f"{console.count(len(files), 'file')}, {size / 1e6:,.1f} MB"
-    console.progress().print(f"fetching the model {uri} ({what})", soft_wrap=True)
-    with temporary_folder(root) as temporary:
-        for name, info in files.items():
-            file = temporary / "model" / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            store.get_file(info.name, file)
-        sha256 = str(model_sha256(str(temporary / "model"))).removeprefix("sha256:")
-        if not (root / sha256).is_dir():  # the same files may have been uploaded earlier
-            os.replace(temporary / "model", root / sha256)
-    return sha256
 
 
 @contextmanager
