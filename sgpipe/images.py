@@ -17,7 +17,6 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sgpipe.errors import ImageError as ImageError
-from sgpipe.errors import StoreError
 from sgpipe.files.image_roots import ImageFile, ImagePlace, ImageRoot, image_root
 from sgpipe.files.roots import HEADER, image_error
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
@@ -179,10 +178,6 @@ def _as_image_errors(name: str) -> Iterator[None]:
     """Turn errors of the body into ImageErrors that name the image. Raises EngineError: no room, or too many files."""
     try:
         yield
-    except StoreError:
-        raise
-    except FileNotFoundError:
-        raise ImageError(f"image file not found: {name}") from None
     except Image.DecompressionBombError:
         raise ImageError(f"image is larger than Pillow's safety limit of pixels: {name}") from None
     except UnidentifiedImageError:

@@ -47,7 +47,6 @@ class ReportOptions:
 
     def run_and_report(self, evaluate: Callable[[Path | None], EvaluationResult], *, per_class: bool = False) -> None:
         """Evaluate, compare, print and write; `evaluate` takes what is evaluated instead of the first, if anything."""
-
         result = evaluate(None)
         if self.compare is not None:
             other = evaluate(self.compare)
@@ -56,12 +55,10 @@ class ReportOptions:
             print(result.as_json())
         else:
             result.print(console.output(), per_class=per_class)
-        if self.json_file:
-            result.write_json(self.json_file)
-        if self.csv:
-            result.write_csv(self.csv)
-        if self.plot:
-            result.write_plot(self.plot)
+        writers = (result.write_json, result.write_csv, result.write_plot)
+        for write, file in zip(writers, (self.json_file, self.csv, self.plot), strict=True):
+            if file:
+                write(file)
 
 
 @dataclass(frozen=True, kw_only=True)

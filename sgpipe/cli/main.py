@@ -148,11 +148,6 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
     console.errors().print(message, soft_wrap=True)
 
 
-def _print_warning(message: Warning | str, *_: object, **__: object) -> None:
-    """Print a warning without the line of code that it comes from."""
-    console.errors().print(f"warning: {message}", soft_wrap=True)
-
-
 def main() -> None:
     """Entry point of the `sgpipe` command."""
     gc.set_threshold(*_COLLECT_SELDOM)
@@ -160,7 +155,8 @@ def main() -> None:
     sys.excepthook = _report_bug
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they also appear for files that are already there
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # hides the output of Ray's workers; their errors reach us
-    warnings.showwarning = _print_warning
+    # Without the line of code that it comes from.
+    warnings.showwarning = lambda message, *_: console.errors().print(f"warning: {message}", soft_wrap=True)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows escapes
             stream.reconfigure(errors="backslashreplace")

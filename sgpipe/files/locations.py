@@ -29,7 +29,7 @@ TextFile: TypeAlias = io.BufferedReader | gzip.GzipFile  # plain or gzip, which 
 _BUFFER = 256 << 10  # bytes that are read at least, of an object of which parts are needed
 _WHOLE = 4 << 20  # bytes: smaller shards are read at once
 _OPENED_AHEAD = 16  # shards
-_CHUNK, _GZIP = 1 << 20, b"\x1f\x8b"
+_GZIP = b"\x1f\x8b"
 _ON_HUB = re.compile(rf"{DATASETS}(?P<dataset>[^/]+/[^/]+)/(?P<file>.+)")
 
 
@@ -213,11 +213,8 @@ def read_text(path: Location, what: str) -> str:
 
 def text_sha256(path: Location) -> str:
     """SHA-256 of a file's content, decompressed if it is compressed by gzip. Raises as `open_text`."""
-    digest = hashlib.sha256()
     with open_text(path) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_ends(path: Location, length: int) -> tuple[bytes, bytes]:

@@ -309,8 +309,16 @@ def connect(uri: str, seconds: float, retries: int) -> Connection:
     }
     if uri.startswith(_ANONYMOUS):
         options["skip_signature"] = True
-    if uri.startswith("s3://"):
-        options.update(_s3_options(uri))
+    if uri.startswith("s3://") and not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys():
+        from pyarrow.fs import resolve_s3_region
+
+        with suppress(OSError, ValueError):  # the first request says why
+            options["region"] = resolve_s3_region(uri.removeprefix("s3://").rpartition("@")[2])
+    if uri.startswith("s3://") and "AWS_ACCESS_KEY_ID" not in os.environ and not uri.startswith(_ANONYMOUS):
+        with suppress(ImportError, ValueError):  # boto3 is not installed, or has no keys either
+            from obstore.auth.boto3 import Boto3CredentialProvider
+
+            options["credential_provider"] = Boto3CredentialProvider()
     try:
         return from_url(uri, **options)
     except (refused.BaseError, ValueError) as error:
@@ -328,19 +336,3 @@ def failure(error: BaseException) -> str:
     if code := re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL):
         return f"{code[1]}: {code[2]}" if code[2] else code[1]
     return first_line(error)
-
-
-def _s3_options(uri: str) -> dict[str, Any]:
-    """Return what neither the environment nor obstore tells: the bucket's region, boto3's keys."""
-    from pyarrow.fs import resolve_s3_region
-
-    options: dict[str, Any] = {}
-    if not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys():
-        with suppress(OSError, ValueError):  # the first request says why
-            options["region"] = resolve_s3_region(uri.removeprefix("s3://").rpartition("@")[2])
-    if "AWS_ACCESS_KEY_ID" not in os.environ and not uri.startswith(_ANONYMOUS):
-        with suppress(ImportError, ValueError):  # boto3 is not installed, or has no keys either
-            from obstore.auth.boto3 import Boto3CredentialProvider
-
-            options["credential_provider"] = Boto3CredentialProvider()
-    return options

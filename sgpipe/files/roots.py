@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from io import BytesIO
@@ -31,6 +31,10 @@ SUFFIXES = (  # of images that Pillow opens without a plug-in
 )
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 MOST_BYTES = 512 << 20  # of an image file that is read into memory: the largest images that Pillow opens are smaller
+_OF_AN_IMAGE: dict[type[OSError], str] = {
+    ReplacedError: "it was replaced while it was in use",
+    CutError: "it is truncated",
+}
 _OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 _COLUMNS = {"size": pa.int64(), "version": pa.large_string()}  # of the index of a prefix
 HEADER = 64 << 10  # bytes of an image file; headers are rarely longer
@@ -55,11 +59,10 @@ class ImageRoot:
 
     def contains(self, name: str) -> bool:
         """Return whether there is such a file."""
-        try:
+        with suppress(ImageError):
             name = safe_name(name)
             return self._has(file_of(name) if self._parquet else name)
-        except ImageError:
-            return False
+        return False
 
     def open(self, name: str, most: int = MOST_BYTES + 1) -> ImageFile:
         """Open an image to read the whole of it, or at least `most` bytes.
@@ -68,10 +71,22 @@ class ImageRoot:
         refuses everything, or this machine has no room.
         """
         where = self.where(name)
-        with reading(where, self.check):
+        try:
             name = safe_name(name)
             rows = self._parquet if file_of(name) != name else None
             found = rows.read(name) if rows else self._read(name, most)
+        except (ImageError, MissingFileError) as error:
+            raise ImageError(str(error)) from None
+        except UserError as error:
+            raise EngineError(str(error)) from None
+        except AccessError as error:
+            try:
+                self.check()
+            except UserError as refusal:
+                raise EngineError(str(refusal)) from None
+            raise ImageError(f"image cannot be read: {error}") from None
+        except OSError as error:
+            raise image_error(error, where) from None
         if isinstance(found, Path):
             return found
         checked_size(len(found), where)
@@ -116,11 +131,15 @@ def is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES + HEIF_SUFFIXES
 
 
-def image_error(error: OSError, where: str) -> ImageError | EngineError:
-    """Return what to raise if an image cannot be read: an EngineError, which ends the work, if the machine is why."""
+def image_error(error: OSError, where: str) -> ImageError | EngineError | StoreError:
+    """Return what to raise if an image cannot be read: no ImageError if a store or this machine is why."""
+    if isinstance(error, FileNotFoundError):
+        return ImageError(f"image file not found: {where}")
+    if isinstance(error, StoreError) and type(error) not in _OF_AN_IMAGE:
+        return error
     if error.errno in _OF_THE_MACHINE:
         return EngineError(f"{where} cannot be read: {os_error_reason(error)}")
-    return ImageError(f"image cannot be read: {where} ({os_error_reason(error)})")
+    return ImageError(f"image cannot be read: {where} ({_OF_AN_IMAGE.get(type(error)) or os_error_reason(error)})")
 
 
 def safe_name(name: str) -> str:
@@ -137,33 +156,6 @@ def checked_size(size: int, where: str) -> None:
         raise ImageError(f"image cannot be read: {where} (it has {size:,} bytes, more than any image)")
     if not size:
         raise ImageError(f"image cannot be read: {where} (the file is empty)")
-
-
-@contextmanager
-def reading(where: str, check: Callable[[], None]) -> Iterator[None]:
-    """Raise errors of the body as ImageErrors, if they are one image's: see `ImageRoot.open`, and `check` there."""
-    try:
-        yield
-    except (ImageError, MissingFileError) as error:
-        raise ImageError(str(error)) from None
-    except UserError as error:
-        raise EngineError(str(error)) from None
-    except FileNotFoundError:
-        raise ImageError(f"image file not found: {where}") from None
-    except ReplacedError:
-        raise ImageError(f"image cannot be read: {where} (it was replaced while it was in use)") from None
-    except CutError:
-        raise ImageError(f"image cannot be read: {where} (it is truncated)") from None
-    except AccessError as error:
-        try:
-            check()
-        except UserError as refusal:
-            raise EngineError(str(refusal)) from None
-        raise ImageError(f"image cannot be read: {error}") from None
-    except StoreError:
-        raise
-    except OSError as error:
-        raise image_error(error, where) from None
 
 
 @dataclass(frozen=True)
