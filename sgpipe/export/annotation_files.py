@@ -34,11 +34,12 @@ def write_coco(rows: ExportRows, out: Path) -> None:
     numbers = _category_ids(rows, with_nothing=False)
     rows.left_out["relations that the format cannot hold"] += rows.totals["relations"]
     for split in rows.splits:
-        write_json(out / f"instances_{split}.json", Members(_instances(rows, split, numbers, with_nothing=False)))
+        instances = _instances(rows, split, numbers, with_nothing=False)
+        write_json(out / f"instances_{split}.json", Members(instances))
         captions = _captions(rows, split)
         if (first := next(captions, None)) is not None:
-            pairs = [("images", _entries(rows, split)), ("annotations", chain([first], captions))]
-            write_json(out / f"captions_{split}.json", Members(pairs))
+            members = [("images", _entries(rows, split)), ("annotations", chain([first], captions))]
+            write_json(out / f"captions_{split}.json", Members(members))
 
 
 def write_coco_relations(rows: ExportRows, out: Path) -> None:
@@ -285,9 +286,45 @@ def write_psg(rows: ExportRows, out: Path) -> None:
     known = {name for each in Manifest.identities(rows.manifest.run) for name in each.get("options", {}).get(STUFF, ())}
     names, predicates = _names(rows)
     things, stuff = ([name for name in names if (name in known) == kind] for kind in (False, True))
-    test: list[int | str] = []
+    numbers, verbs = ({name: number for number, name in enumerate(each)} for each in (things + stuff, predicates))
+    seen, test = set[str](), list[int | str]()
+
+    def item(at: int, record: Record) -> dict[str, Any]:
+        indices = rows.renumber(record, [not box.is_nothing for box in record.objects])
+        pixels = np.zeros((record.height, record.width), np.uint32)
+        segments, annotations, masks = [], [], []
+        for number, box in enumerate((record.objects[index] for index in indices), 1):
+            category, area = {"category_id": numbers[box.category]}, plain(box.bbox[2] * box.bbox[3])
+            annotations.append(category | {"bbox": _corners(box)})
+            segmentation = box.segmentation and json.loads(box.segmentation)
+            if segmentation and (mask := _mask(segmentation, record)) is not None:
+                annotations[-1]["segmentation"] = segmentation
+                area = int(mask.sum())
+                masks.append((-area, number, mask))
+            kind = {"iscrowd": int(box.iscrowd), "isthing": int(box.category not in known)}
+            segments.append({"id": number, **category, **kind, "area": area})
+        for _, number, mask in sorted(masks, key=lambda each: each[:2]):  # the smallest of all is on top
+            pixels[mask] = number
+        png = f"panoptic_{record.split}/{at:08d}.png"
+        if masks:
+            colours = np.stack([pixels & 255, pixels >> 8 & 255, pixels >> 16], -1).astype(np.uint8)
+            Image.fromarray(colours).save(out / png)
+        elif segments:
+            rows.left_out["panoptic PNGs of images without segmentations"] += 1
+        image_id = as_number(_unique(record, seen))
+        if _part(record.split) not in ("train", WHOLE):
+            test.append(image_id)
+        return {
+            **{"file_name": record.file_name, "height": record.height, "width": record.width},
+            **{"image_id": image_id, "pan_seg_file_name": png},
+            **{"segments_info": segments, "annotations": annotations},
+            "relations": [[own.subject, own.object, verbs[own.predicate]] for own in rows.relations(record, indices)],
+        }
+
+    for split in rows.splits:
+        (out / f"panoptic_{split}").mkdir()
+    data = (item(*each) for split in rows.splits for each in enumerate(rows.records(split, "objects", "relations")))
     lists = (("thing_classes", things), (STUFF, stuff), ("predicate_classes", predicates))
-    data = _psg_items(rows, out, things + stuff, len(things), predicates, test)
     write_json(out / "psg.json", Members([("data", data), *lists, ("test_image_ids", iter(test))]))
 
 
@@ -311,48 +348,6 @@ def _names(rows: ExportRows) -> tuple[list[str], list[str]]:
     seen = sorted({name for _, name in rows.census.categories}), sorted(rows.census.predicates)
     names, predicates = (list(dict.fromkeys([*listed[k], *new])) for k, new in zip(listed, seen, strict=True))
     return [name for name in names if name != NO_OBJECT], predicates
-
-
-def _psg_items(
-    rows: ExportRows, out: Path, names: Sequence[str], things: int, predicates: Sequence[str], test: list[int | str]
-) -> Iterator[dict[str, Any]]:
-    """Yield the item of each image; the ids of those that are not for training are added to `test`."""
-    numbers, verbs = ({name: number for number, name in enumerate(each)} for each in (names, predicates))
-    seen = set[str]()
-    for split in rows.splits:
-        (out / f"panoptic_{split}").mkdir()
-        for at, record in enumerate(rows.records(split, "objects", "relations")):
-            indices = rows.renumber(record, [not box.is_nothing for box in record.objects])
-            pixels = np.zeros((record.height, record.width), np.uint32)
-            segments, annotations, masks = [], [], []
-            for number, box in enumerate((record.objects[index] for index in indices), 1):
-                category, area = {"category_id": numbers[box.category]}, plain(box.bbox[2] * box.bbox[3])
-                annotations.append(category | {"bbox": _corners(box)})
-                segmentation = box.segmentation and json.loads(box.segmentation)
-                if segmentation and (mask := _mask(segmentation, record)) is not None:
-                    annotations[-1]["segmentation"] = segmentation
-                    area = int(mask.sum())
-                    masks.append((-area, number, mask))
-                kind = {"iscrowd": int(box.iscrowd), "isthing": int(numbers[box.category] < things)}
-                segments.append({"id": number, **category, **kind, "area": area})
-            for _, number, mask in sorted(masks, key=lambda each: each[:2]):  # the smallest of all is on top
-                pixels[mask] = number
-            png = f"panoptic_{split}/{at:08d}.png"
-            if masks:
-                colours = np.stack([pixels & 255, pixels >> 8 & 255, pixels >> 16], -1).astype(np.uint8)
-                Image.fromarray(colours).save(out / png)
-            elif segments:
-                rows.left_out["panoptic PNGs of images without segmentations"] += 1
-            image_id = as_number(_unique(record, seen))
-            if _part(split) not in ("train", WHOLE):
-                test.append(image_id)
-            found = rows.relations(record, indices)
-            yield {
-                **{"file_name": record.file_name, "height": record.height, "width": record.width},
-                **{"image_id": image_id, "pan_seg_file_name": png},
-                **{"segments_info": segments, "annotations": annotations},
-                "relations": [[item.subject, item.object, verbs[item.predicate]] for item in found],
-            }
 
 
 def _mask(value: Any, record: Record) -> Any:
@@ -396,13 +391,30 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
     fields, ids = ("width", "height", "file_name"), set[str]()
     items = ({"image_id": _unique(image, ids)} | {name: getattr(image, name) for name in fields} for image in images)
     write_json(out / "image_data.json", items)
+    tables: dict[str, array[Any]]
     tables = {name: array("d" if name == "boxes_1024" else "q") for name in (*_OF_IMAGES, *_COLUMNS)}
     validation = 0
-    for split in order:
-        for record in rows.records(split, "objects", "relations"):
-            is_usable = _add_image(rows, record, dicts, tables)  # loaders leave out the others
-            validation += _part(split) == "val" and is_usable
-            tables["split"].append(2 if _part(split) == "test" else int(_part(split) == "val" and not is_usable))
+    for record in (record for split in order for record in rows.records(split, "objects", "relations")):
+        usable = [not box.iscrowd and not box.is_nothing and min(box.bbox[2:]) > 0 for box in record.objects]
+        indices, scale = rows.renumber(record, usable), BOX_SCALE / max(record.width, record.height)
+        relations = rows.relations(record, indices)
+        starts = len(tables["labels"]), len(tables["predicates"])
+        for box in (record.objects[index] for index in indices):
+            x, y, w, h = (value * scale for value in box.bbox)
+            tables["boxes_1024"].extend((x + w / 2, y + h / 2, w, h))
+            tables["labels"].append(dicts["label_to_idx"][box.category])
+            numbers = [dicts["attribute_to_idx"][each.name] for each in box.attributes]
+            rows.left_out["attributes that the format cannot hold"] += len(numbers[_ATTRIBUTES:])
+            tables["attributes"].extend((numbers + [0] * _ATTRIBUTES)[:_ATTRIBUTES])
+        for item in relations:
+            tables["relationships"].extend((starts[0] + item.subject, starts[0] + item.object))
+            tables["predicates"].append(dicts["predicate_to_idx"][item.predicate])
+        for kind, start, total in (("box", starts[0], len(indices)), ("rel", starts[1], len(relations))):
+            tables[f"img_to_first_{kind}"].append(start if total else -1)
+            tables[f"img_to_last_{kind}"].append(start + total - 1 if total else -1)
+        part, is_read = _part(record.split), bool(indices and relations)  # loaders leave out the others
+        validation += part == "val" and is_read
+        tables["split"].append(2 if part == "test" else int(part == "val" and not is_read))
     path = out / "VG-SGG-with-attri.h5"
     with add_filename(path), h5py.File(path, "x") as file:
         for name, values in tables.items():
@@ -413,25 +425,3 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
     with path.open("rb+") as written:
         os.fsync(written.fileno())
     rows.note = f"the first {validation:,} images are the split val: give num_val_im={validation} to loaders"
-
-
-def _add_image(rows: ExportRows, record: Record, dicts: Mapping[str, Any], tables: dict[str, array[Any]]) -> bool:
-    """Add an image to the tables. Return whether it has boxes and relations."""
-    usable = [not box.iscrowd and not box.is_nothing and min(box.bbox[2:]) > 0 for box in record.objects]
-    indices, scale = rows.renumber(record, usable), BOX_SCALE / max(record.width, record.height)
-    relations = rows.relations(record, indices)
-    starts = len(tables["labels"]), len(tables["predicates"])
-    for box in (record.objects[index] for index in indices):
-        x, y, w, h = (value * scale for value in box.bbox)
-        tables["boxes_1024"].extend((x + w / 2, y + h / 2, w, h))
-        tables["labels"].append(dicts["label_to_idx"][box.category])
-        numbers = [dicts["attribute_to_idx"][each.name] for each in box.attributes]
-        rows.left_out["attributes that the format cannot hold"] += len(numbers[_ATTRIBUTES:])
-        tables["attributes"].extend((numbers + [0] * _ATTRIBUTES)[:_ATTRIBUTES])
-    for item in relations:
-        tables["relationships"].extend((starts[0] + item.subject, starts[0] + item.object))
-        tables["predicates"].append(dicts["predicate_to_idx"][item.predicate])
-    for kind, start, total in (("box", starts[0], len(indices)), ("rel", starts[1], len(relations))):
-        tables[f"img_to_first_{kind}"].append(start if total else -1)
-        tables[f"img_to_last_{kind}"].append(start + total - 1 if total else -1)
-    return bool(indices and relations)

@@ -21,11 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sgpipe.errors import UserError, add_filename
+from sgpipe.errors import add_filename
 from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, Members, write_json
-from sgpipe.files.image_roots import ImagePlace
-from sgpipe.files.roots import FolderRoot
-from sgpipe.images import ImageError, open_header, read_image
+from sgpipe.images import open_header
 from sgpipe.records import Record, Relation, deduplicate
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
 from sgpipe.utils.boxes import xywh_to_xyxy
@@ -43,8 +41,8 @@ _SAMPLE = {
 }
 
 
-def write_fiftyone(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: bool) -> None:
-    """Write metadata.json and samples.json; `embed` copies the images to `data`, needed if they are not in a folder."""
+def write_fiftyone(rows: ExportRows, out: Path) -> None:
+    """Write metadata.json and samples.json, and `data` with images that are embedded, as those in a store must be."""
     fields = [_field("id", "ObjectId"), *(_field(name, kind) for name, kind in _SAMPLE.items())]
     sizes = [_field(side, "Int") for side in ("width", "height")]
     fields.append(_field("metadata", "EmbeddedDocument", "metadata.ImageMetadata", sizes))
@@ -54,9 +52,9 @@ def write_fiftyone(rows: ExportRows, out: Path, images: ImagePlace | None, *, em
         fields.append(_field(name, "EmbeddedDocument", "labels.Detections", [listed]))
     metadata = {"version": _VERSION, "name": "sgpipe", "media_type": "image", "sample_fields": fields}
     write_json(out / "metadata.json", Members([*metadata.items(), ("info", rows.identity)]))
-    if embed:
+    if rows.embed:
         (out / _MEDIA).mkdir()
-    write_json(out / "samples.json", Members([("samples", _samples(rows, out, images, embed=embed))]))
+    write_json(out / "samples.json", Members([("samples", _samples(rows, out))]))
     rows.note = "fiftyone.Dataset.from_dir(FOLDER, dataset_type=fiftyone.types.FiftyOneDataset) reads it"
 
 
@@ -73,24 +71,20 @@ def _oid(*address: object) -> dict[str, str]:
     return {"$oid": hashlib.sha256(repr(address).encode()).hexdigest()[:24]}
 
 
-def _samples(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: bool) -> Iterator[dict[str, Any]]:
+def _samples(rows: ExportRows, out: Path) -> Iterator[dict[str, Any]]:
     for split in rows.splits:
-        root = None if embed else rows.manifest.image_root(split, images)
-        if root is not None and not isinstance(root, FolderRoot):
-            raise UserError(f"the images are in {root.location}, not in a folder: pass --embed")
-        for record, content in rows.records_with_images(split, "objects", "captions", "relations", embed=embed):
+        if not rows.embed:
+            rows.image_folder(split)
+        for record, content in rows.records_with_images(split, "objects", "captions", "relations", embed=rows.embed):
             own = _oid(split, record.image_id)
-            try:
-                if root is None:
-                    path = f"{_MEDIA}/{own['$oid']}{PurePosixPath(record.file_name).suffix}"
-                    content = content or read_image(rows.manifest.image_root(split, images), record)
-                    with add_filename(out / path):
-                        (out / path).write_bytes(content)
-                else:
-                    path = str(Path(root.where(record.file_name)).absolute())
-            except ImageError:
-                rows.left_out["images that cannot be read"] += 1
+            path = f"{_MEDIA}/{own['$oid']}{PurePosixPath(record.file_name).suffix}"
+            if content is not None:
+                with add_filename(out / path):
+                    (out / path).write_bytes(content)
+            elif rows.embed or (found := rows.image_path(record)) is None:
                 continue
+            else:
+                path = os.path.abspath(found)
             yield {
                 **{"_id": own, "filepath": path, "tags": [split], "_media_type": "image"},
                 "_rand": int(own["$oid"][:8], 16) / 2**32,
@@ -148,23 +142,15 @@ _CONFIGURATION = """\
 """
 
 
-def write_label_studio(
-    rows: ExportRows, out: Path, images: ImagePlace | None = None, images_url: str | None = None, *, embed: bool = False
-) -> None:
+def write_label_studio(rows: ExportRows, out: Path) -> None:
     """Write SPLIT.json, a list of tasks, and the labelling configuration of a project for them.
 
-    `embed` puts the images into the tasks. Otherwise these have addresses that begin with `images_url`, or at which
-    Label Studio serves local files below the parent of `images` or of the run's image folders. Raises UserError: these
-    are not folders.
+    Images that are not embedded have addresses that begin with `images_url`, or at which Label Studio serves local
+    files below the parent of the image folders. Raises UserError: these are not folders.
     """
-    prefixes = dict.fromkeys(rows.splits, images_url)
-    if images_url is None and not embed:
-        folders = {}
-        for split in rows.splits:
-            place = rows.manifest.image_root(split, images)
-            if not isinstance(place, FolderRoot):  # Label Studio sees neither archives nor stores
-                raise UserError(f"the images are in {place.location}, not in a folder: pass --embed or --images-url")
-            folders[split] = os.path.abspath(place.folder)
+    prefixes = dict.fromkeys(rows.splits, rows.images_url)
+    if rows.images_url is None and not rows.embed:
+        folders = {split: os.path.abspath(rows.image_folder(split)) for split in rows.splits}
         root = os.path.commonpath([os.path.dirname(folder) for folder in folders.values()])
         rows.note = (
             f"start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "
@@ -174,8 +160,8 @@ def write_label_studio(
         for split, folder in folders.items():
             prefixes[split] = f"{LOCAL_FILES}?d={quote(os.path.relpath(folder, root))}/"
     for split, prefix in prefixes.items():
-        found = rows.records_with_images(split, "objects", "captions", "relations", embed=prefix is None)
-        tasks = (_task(rows, record, _address(rows, record, content, images, prefix)) for record, content in found)
+        found = rows.records_with_images(split, "objects", "captions", "relations", embed=rows.embed)
+        tasks = (_task(rows, record, _address(rows, record, content, prefix or "")) for record, content in found)
         write_json(out / f"{split}.json", tasks)
     names = rows.manifest.run.get("labels") or {"objects": [], "relations": []}
     classes = sorted({name for _, name in rows.census.categories - rows.census.nothing})
@@ -218,22 +204,13 @@ def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:
     return {"data": data, "predictions": [prediction]}
 
 
-def _address(
-    rows: ExportRows, record: Record, content: bytes | None, images: ImagePlace | None, prefix: str | None
-) -> str:
+def _address(rows: ExportRows, record: Record, content: bytes | None, prefix: str) -> str:
     """Return the address of the image, or its content."""
-    if prefix is not None:
-        is_web = prefix.startswith(("/", "http:", "https:"))
-        return prefix + (quote(record.file_name) if is_web else record.file_name)
-    try:
-        if content is None:
-            content = read_image(rows.manifest.image_root(record.split, images), record)
-        with open_header(BytesIO(content), record.file_name) as image:
-            kind = Image.MIME[image.format or ""]
-    except ImageError:
-        rows.left_out["images that cannot be read"] += 1
-        return record.file_name
-    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    if content is not None:
+        with rows.unreadable_left_out(), open_header(BytesIO(content), record.file_name) as image:
+            return f"data:{Image.MIME[image.format or '']};base64,{base64.b64encode(content).decode('ascii')}"
+    is_web = prefix.startswith(("/", "http:", "https:"))
+    return prefix + (quote(record.file_name) if is_web else record.file_name)
 
 
 def _region(record: Record, index: int, number: int) -> dict[str, Any]:

@@ -16,8 +16,7 @@ import pyarrow.parquet as pq
 
 from sgpipe.export.card import write_card
 from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups, new_file
-from sgpipe.files.image_roots import ImagePlace
-from sgpipe.images import ImageError, open_header, read_image
+from sgpipe.images import open_header
 from sgpipe.records import ORIGINS, from_table
 from sgpipe.sources.hugging_face import CLASSES, ORIGIN
 from sgpipe.storage.manifest import Manifest, ShardEntry
@@ -28,11 +27,11 @@ _LABEL = "label"
 _IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
 
 
-def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *, embed: bool) -> None:
+def write_hugging_face(rows: ExportRows, out: Path) -> None:
     """Write all rows and columns, including error rows, one file per shard.
 
-    An object also has the number of its class as `label`, a `ClassLabel` of `datasets`. `embed` stores the image files
-    in the rows; images that the shards hold are always kept. Raises UserError: the image folder is unknown.
+    An object also has the number of its class as `label`, a `ClassLabel` of `datasets`. Images that the shards hold
+    are always kept. Raises UserError: the image folder is unknown.
     """
     (out / DATA).mkdir()
     tables = (group for shard in rows.manifest.shards for group in iter_groups(rows.root / shard.file, ("objects",)))
@@ -42,18 +41,18 @@ def write_hugging_face(rows: ExportRows, out: Path, images: ImagePlace | None, *
     for split in rows.splits:
         shards = rows.shards(split)
         for number, shard in enumerate(shards):
-            tables = (_with_labels(table, names) for table in _tables(rows, shard, images, embed=embed))
+            tables = (_with_labels(table, names) for table in _tables(rows, shard, embed=rows.embed))
             _write(out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", tables, rows, names)
     written = pq.read_schema(out / DATA / f"{split}-00000-of-{len(shards):05d}.parquet")
     write_card(rows, out, embedded=IMAGE_COLUMN in written.names)
 
 
-def write_webdataset(rows: ExportRows, out: Path, images: ImagePlace | None) -> None:
+def write_webdataset(rows: ExportRows, out: Path) -> None:
     """Write a SPLIT-000000.tar per shard: images, KEY.jpeg or so, and rows, KEY.json. Raises UserError: no images."""
     for split in rows.splits:
         for number, shard in enumerate(rows.shards(split)):
             with new_file(out / f"{split}-{number:06d}.tar") as file, tarfile.open(fileobj=file, mode="w") as tar:
-                found = (row for table in _tables(rows, shard, images, embed=True) for row in table.to_pylist())
+                found = (row for table in _tables(rows, shard, embed=True) for row in table.to_pylist())
                 for key, row in enumerate(row for row in found if row["status"] == "ok" and row[IMAGE_COLUMN]):
                     image = row.pop(IMAGE_COLUMN)["bytes"]
                     with open_header(BytesIO(image), row["file_name"]) as header:
@@ -81,24 +80,16 @@ def _with_labels(table: pa.Table, names: list[str]) -> pa.Table:
     return table.set_column(table.schema.get_field_index("objects"), "objects", objects)
 
 
-def _tables(rows: ExportRows, shard: ShardEntry, images: ImagePlace | None, *, embed: bool) -> Iterator[pa.Table]:
+def _tables(rows: ExportRows, shard: ShardEntry, *, embed: bool) -> Iterator[pa.Table]:
     """Yield the row groups of a shard without relations below the threshold, and with images if they are embedded."""
     path = rows.root / shard.file
     with open_shard(path) as file:
         columns = [name for name in file.schema_arrow.names if name != SOURCES]
-    absent = embed and IMAGE_COLUMN not in columns
-    folder = rows.manifest.image_root(shard.split, images) if absent else None
     for table in iter_groups(path, columns):
         table = _confident(rows, table)
-        if folder is not None:
-            contents: list[bytes | None] = []
-            for record in from_table(table.select(IMAGE_FIELDS)):
-                try:
-                    contents.append(read_image(folder, record) if record.ok else None)
-                except ImageError:
-                    rows.left_out["images that cannot be read"] += 1
-                    contents.append(None)
-            table = with_images(table, contents)
+        if embed and IMAGE_COLUMN not in columns:
+            records = from_table(table.select(IMAGE_FIELDS))
+            table = with_images(table, [rows.read_image(record) if record.ok else None for record in records])
         yield table
 
 

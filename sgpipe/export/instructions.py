@@ -28,8 +28,6 @@ from pydantic import ValidationError
 from sgpipe.errors import UserError
 from sgpipe.export.hugging_face import feature_of
 from sgpipe.export.rows import ExportRows, new_file
-from sgpipe.files.image_roots import ImagePlace
-from sgpipe.images import ImageError, read_image
 from sgpipe.records import HUB_DATASET, LABEL_STUDIO_DATASET, Record, list_of
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.config_file import Config, merged, read_yaml
@@ -518,32 +516,26 @@ def _topic(stratum: Stratum, answer: str) -> str:
     return answer if stratum[1] in ("relation", "choose_predicate", "description") else stratum[2:][:2][-1]
 
 
-def write_instructions(
-    asked: Instructions, out: Path, images: ImagePlace | None, images_url: str | None, *, parquet: bool, embed: bool
-) -> None:
+def write_instructions(asked: Instructions, out: Path, *, parquet: bool) -> None:
     """Write SPLIT.jsonl or SPLIT.parquet; paths of images begin with `images_url`, or are where they are.
 
-    `embed` stores the images in the rows of Parquet. Raises UserError: where the images are is not known.
+    Raises UserError: where the images are is not known.
     """
     rows = asked.run
 
     def made(split: str) -> Iterator[dict[str, Any]]:
-        root = None if embed or images_url is not None else rows.manifest.image_root(split, images)
         counts = defaultdict[Stratum, Counter[str]](Counter)
         for record in rows.records(split, *_COLUMNS):
             rows.choose(record)  # which counts what is left out
             for item in asked.items(record):
                 counts[item.stratum][item.answer] += 1
         drawn = quotas(counts)
-        for record, content in rows.records_with_images(split, *_COLUMNS, embed=embed):
-            try:
-                path = f"{images_url or ''}{record.file_name}" if root is None else root.where(record.file_name)
-                if embed and content is None:
-                    content = read_image(rows.manifest.image_root(split, images), record)
-            except ImageError:
-                rows.left_out["images that cannot be read"] += 1
-                continue
-            yield from asked.rows(record, {"bytes": content, "path": path} if parquet else path, counts, drawn)
+        for record, content in rows.records_with_images(split, *_COLUMNS, embed=rows.embed):
+            path: str | None = f"{rows.images_url or ''}{record.file_name}"
+            if rows.images_url is None and not rows.embed:
+                path = rows.image_path(record)
+            if path is not None and (content is not None or not rows.embed):
+                yield from asked.rows(record, {"bytes": content, "path": path} if parquet else path, counts, drawn)
 
     for split in rows.splits:
         path = out / f"{split}.{'parquet' if parquet else 'jsonl'}"
@@ -553,7 +545,7 @@ def write_instructions(
                 schema = pa.schema(_ROW, metadata={"huggingface": json.dumps({"info": {"features": features}})})
                 batches = made(split)
                 with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                    while batch := list(islice(batches, 100 if embed else 2000)):
+                    while batch := list(islice(batches, 100 if rows.embed else 2000)):
                         writer.write_table(pa.Table.from_pylist(batch, schema))
             else:
                 file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made(split))

@@ -18,8 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sgpipe.calibration import load_calibration, stored
-from sgpipe.errors import UserError, add_filename
+from sgpipe.errors import ImageError, UserError, add_filename
+from sgpipe.files.image_roots import ImagePlace, ImageRoot
 from sgpipe.files.locations import Location, content_sha256
+from sgpipe.files.roots import FolderRoot
+from sgpipe.images import read_image
 from sgpipe.records import NO_OBJECT, ORIGINS, Record, Relation, from_table, origins_pattern
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
@@ -28,10 +31,11 @@ IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height", 
 
 
 class ExportRows:
-    """The rows of a run, and which of its relations to export.
+    """The rows of a run, which of its relations to export, and where its images are.
 
     Attributes:
         threshold: the minimum confidence or, with a calibration, probability.
+        images, images_url, embed: where the images moved, what addresses of them begin with, whether to store them.
         left_out: what an export has to leave out, by kind; the formats add to it.
         note: what the user is told: how to use the files.
     """
@@ -43,8 +47,13 @@ class ExportRows:
         calibration: Location | None = None,
         certificate: Mapping[str, Any] | None = None,
         origins: Collection[str] = ORIGINS,
+        images: ImagePlace | None = None,
+        images_url: str | None = None,
+        *,
+        embed: bool = False,
     ) -> None:
         """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of another tagger."""
+        self.images, self.images_url, self.embed = images, images_url, embed
         self.root, self.origins, self.certificate, self.calibration_file = root, origins, certificate, calibration
         self.threshold, self.manifest = stored(threshold), Manifest.load(root)
         self.left_out, self.note = Counter[str](), ""
@@ -93,15 +102,47 @@ class ExportRows:
         return (record for record, _ in self.records_with_images(split, *columns, embed=False))
 
     def records_with_images(self, split: str, *columns: str, embed: bool) -> Iterator[tuple[Record, bytes | None]]:
-        """As `records`, each with the image file that its shard holds, if any and if `embed`."""
+        """As `records`, each with its image file if `embed`; None: it cannot be read."""
         for shard in self.shards(split):
             path = self.root / shard.file
             with open_shard(path) as file:
                 present = [IMAGE_COLUMN] if embed and IMAGE_COLUMN in file.schema_arrow.names else []
             for table in iter_groups(path, (*IMAGE_FIELDS, *columns, *present)):
-                contents = embedded_images(table)
-                records = from_table(table.drop_columns(IMAGE_COLUMN) if IMAGE_COLUMN in present else table)
-                yield from (pair for pair in zip(records, contents, strict=True) if pair[0].ok)
+                records = from_table(table.drop_columns(present))
+                for record, content in zip(records, embedded_images(table), strict=True):
+                    if record.ok:
+                        yield record, self.read_image(record, content) if embed else None
+
+    def image_root(self, split: str) -> ImageRoot:
+        """Return where the images of a split are. Raises UserError: this is not known, or they are missing."""
+        return self.manifest.image_root(split, self.images)
+
+    def image_folder(self, split: str) -> Path:
+        """Return the same for programs that read only folders. Raises UserError: it is none."""
+        root = self.image_root(split)
+        if not isinstance(root, FolderRoot):
+            raise UserError(f"the images are in {root.location}, not in a folder: pass --embed")
+        return root.folder
+
+    def image_path(self, record: Record) -> str | None:
+        """Return the path or URI of an image; None: its name leads out of its folder, and it is left out."""
+        with self.unreadable_left_out():
+            return self.image_root(record.split).where(record.file_name)
+        return None
+
+    def read_image(self, record: Record, content: bytes | None = None) -> bytes | None:
+        """Return the file of an image, by default that in its root; None: it cannot be read, and is left out."""
+        with self.unreadable_left_out():
+            return content or read_image(self.image_root(record.split), record)
+        return None
+
+    @contextmanager
+    def unreadable_left_out(self) -> Iterator[None]:
+        """Count an image that cannot be read."""
+        try:
+            yield
+        except ImageError:
+            self.left_out["images that cannot be read"] += 1
 
     def keeps(self, predicate: str, confidence: float | None) -> bool:
         """Return whether a relation is exported: annotations are, which have no confidence; with a certificate by

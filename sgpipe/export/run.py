@@ -24,6 +24,7 @@ from sgpipe.utils.locking import new_folder
 HUGGING_FACE, LABEL_STUDIO, FIFTYONE = "hf", "label-studio", "fiftyone"
 WEBDATASET, INSTRUCTIONS = "webdataset", "instructions"
 _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
+    HUGGING_FACE: write_hugging_face,
     "coco": files.write_coco,
     "coco-rel": files.write_coco_relations,
     "sgg-benchmark": files.write_sgg_benchmark,
@@ -32,9 +33,12 @@ _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "hico": files.write_hico,
     "psg": files.write_psg,
     "vg150": files.write_vg150,
+    LABEL_STUDIO: write_label_studio,
+    FIFTYONE: write_fiftyone,
+    WEBDATASET: write_webdataset,
 }
 _WITH_IMAGES = (HUGGING_FACE, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS)
-FORMATS = (HUGGING_FACE, *_WRITERS, LABEL_STUDIO, FIFTYONE, WEBDATASET, INSTRUCTIONS)
+FORMATS = (*_WRITERS, INSTRUCTIONS)
 
 
 @dataclass(frozen=True)
@@ -122,22 +126,14 @@ def export_run(
     if threshold is None:
         threshold = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
         threshold = LIKELY if to == INSTRUCTIONS and calibration is not None else threshold
-    rows = ExportRows(location(root), threshold, calibration, certificate, origins)
+    rows = ExportRows(location(root), threshold, calibration, certificate, origins, images, images_url, embed=embed)
     with new_folder(out if inside else check_output(out)) as folder:
-        if to == HUGGING_FACE:
-            write_hugging_face(rows, folder, images, embed=embed)
+        if to == INSTRUCTIONS:
+            asked = Instructions(rows, load_phrases(templates), coordinates, seed or 0)
+            write_instructions(asked, folder, parquet=parquet)
         else:
-            if to == LABEL_STUDIO:
-                write_label_studio(rows, folder, images, images_url, embed=embed)
-            elif to == FIFTYONE:
-                write_fiftyone(rows, folder, images, embed=embed)
-            elif to == WEBDATASET:
-                write_webdataset(rows, folder, images)
-            elif to == INSTRUCTIONS:
-                asked = Instructions(rows, load_phrases(templates), coordinates, seed or 0)
-                write_instructions(asked, folder, images, images_url, parquet=parquet, embed=embed)
-            else:
-                _WRITERS[to](rows, folder)
+            _WRITERS[to](rows, folder)
+        if to != HUGGING_FACE:
             rows.left_out["error rows"] += rows.totals["errors"]
             write_readme(rows, folder, to, COORDINATES[coordinates])
     written = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())

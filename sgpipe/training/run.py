@@ -29,7 +29,7 @@ from sgpipe.files.model_cache import pin_model
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
 from sgpipe.training.benchmark import check_benchmark
-from sgpipe.training.data.scan import data_warnings, scan_training, scan_validation
+from sgpipe.training.data.scan import scan_training, scan_validation
 from sgpipe.training.data.stream import StepStream, check_batch
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, run_job
@@ -84,8 +84,8 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     training = scan_training(recipe.data)
     validation = scan_validation(recipe.data, training)
     check_benchmark(recipe, validation)
-    for warning in data_warnings(training, recipe.data, miniature=recipe.model.backbone == "miniature"):
-        progress.say(f"NOTE: {warning}")
+    for note in training.notes:
+        progress.say(f"NOTE: {note}")
     job = TrainingJob(recipe, out, training, validation)
     _check_identity(job)
     if not (job.initial_model / "config.json").exists():

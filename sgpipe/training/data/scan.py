@@ -23,7 +23,7 @@ from sgpipe.files.image_roots import absolute
 from sgpipe.files.locations import absolute_location, location, opened_ahead
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.judgements import JudgementLog, RelationKey
-from sgpipe.storage.manifest import Manifest, ShardEntry, run_images
+from sgpipe.storage.manifest import Manifest, run_images
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard
 from sgpipe.training.recipe import DataConfig, ShardsConfig
@@ -120,8 +120,7 @@ class TrainingSet:
         objects: class names of the objects of all rows but error rows, counted as often as an epoch visits them.
         relations: predicates of the usable relations, likewise.
         closed_labels: the class lists of the datasets, if the recipe uses closed lists.
-        left_out: the number of other rows.
-        notes: one line each for judgements that are left out.
+        notes: one line each for what is left out.
     """
 
     folders: tuple[ShardFolder, ...]
@@ -130,38 +129,12 @@ class TrainingSet:
     objects: LabelVocabulary
     relations: LabelVocabulary
     closed_labels: DatasetClasses | None
-    left_out: int
     notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> int:
         """Number of usable rows."""
         return sum(row_group.rows for row_group in self.row_groups)
-
-
-def shards_by_split(manifest: Manifest, config: ShardsConfig) -> dict[str, list[ShardEntry]]:
-    """Return the shards of the configured splits. Raises UserError: the folder has no shards, or no such split."""
-    splits = sorted({shard.split for shard in manifest.shards})
-    chosen = splits if config.splits is None else list(dict.fromkeys(config.splits))
-    if not chosen or {*chosen} - {*splits}:
-        asked, there = ", ".join(chosen) or "any split", ", ".join(splits) or "no shards yet"
-        raise UserError(f"{config.shards} has no shards of {asked}: there are {there}")
-    return {split: [shard for shard in manifest.shards if shard.split == split] for split in chosen}
-
-
-def data_warnings(training_set: TrainingSet, data: DataConfig, *, miniature: bool = False) -> list[str]:
-    """Return one line each for what is left out, and unless `miniature` for fewer names than `data.negative_texts`."""
-    left_out, lines = training_set.left_out, list(training_set.notes)
-    if left_out:
-        why = f"error rows, or no relation with confidence >= {training_set.threshold:.4g}"
-        lines.insert(0, f"left out {left_out:,} of {count(training_set.rows + left_out, 'row')}: {why}")
-    objects, predicates = len(training_set.objects.names), len(training_set.relations.names)
-    wanted = int(data.negative_texts * 2 / 3)  # of object classes
-    few = objects < wanted or predicates < data.negative_texts - wanted
-    if few and training_set.closed_labels is None and not miniature:
-        names = f"{count(objects, 'object class', 'object classes')} and {count(predicates, 'predicate')}"
-        lines.append(f"the data has only {names}: a step may compare its images with all of them")
-    return lines
 
 
 class FlatColumn:
@@ -315,9 +288,11 @@ def scan(
             if labels not in (None, own):
                 raise UserError(f"{config.shards} has other classes than {configs[0].shards}; train on them separately")
             labels = own
+    if left_out := rows - sum(row_group.rows for row_group in row_groups):
+        why = f"error rows, or no relation with confidence >= {threshold:.4g}"
+        notes.insert(0, f"left out {left_out:,} of {count(rows, 'row')}: {why}")
     vocabularies = LabelVocabulary.from_counts(objects), LabelVocabulary.from_counts(relations)
-    left_out = rows - sum(row_group.rows for row_group in row_groups)
-    return TrainingSet(tuple(folders), tuple(row_groups), threshold, *vocabularies, labels, left_out, tuple(notes))
+    return TrainingSet(tuple(folders), tuple(row_groups), threshold, *vocabularies, labels, tuple(notes))
 
 
 _Place = tuple[int, str, int]  # folder, file, row group
@@ -330,7 +305,12 @@ class ScannedFolder:
     def __init__(self, number: int, config: ShardsConfig) -> None:
         """Raises UserError: the folder is not a run, or has no such split."""
         self.number, self.config, self.manifest = number, config, Manifest.load(config.shards)
-        self.shards = shards_by_split(self.manifest, config)
+        there = sorted({shard.split for shard in self.manifest.shards})
+        splits = there if config.splits is None else list(dict.fromkeys(config.splits))
+        if not splits or {*splits} - {*there}:
+            asked, known = ", ".join(splits) or "any split", ", ".join(there) or "no shards yet"
+            raise UserError(f"{config.shards} has no shards of {asked}: there are {known}")
+        self.shards = {split: [shard for shard in self.manifest.shards if shard.split == split] for split in splits}
         places = {split: config.images or self.manifest.image_roots.locations.get(split) for split in self.shards}
         images = {split: absolute(os.path.expanduser(place)) for split, place in places.items() if place}
         judged, self.problems = judged_relations(str(config.shards)) if config.judged else (None, [])

@@ -12,7 +12,7 @@ import random
 from bisect import bisect_right
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, chain, islice, pairwise
@@ -36,6 +36,7 @@ from sgpipe.files.image_roots import ImageRoots, IndexFolder
 from sgpipe.files.locations import location
 from sgpipe.files.object_store import is_uri
 from sgpipe.images import ImageError, open_row_image
+from sgpipe.records import Record
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
 from sgpipe.training.data.scan import COLUMNS, JudgedRelation, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
@@ -201,18 +202,13 @@ def judged_graph(graph: SceneAnnotation, judged: Sequence[JudgedRelation], rng: 
 class TrainingItem:
     """An image of a folder of the training set, before it is read.
 
-    `embedded`: its file, if the shard contains it. `graph` has the names after a flip, if it is to be flipped. `rng`
-    makes all further random choices about the image.
+    `embedded`: its file in Arrow, if the shard contains it, as only one worker needs it. `graph` has the names after a
+    flip, if it is to be flipped. `rng` makes all further random choices about the image.
     """
 
     folder: int
-    image_id: str
-    dataset: str
-    split: str
-    file_name: str
-    width: int
-    height: int
-    embedded: bytes | None
+    image: Record
+    embedded: pa.StructScalar | None
     graph: SceneAnnotation
     flip: bool
     rng: random.Random
@@ -301,8 +297,7 @@ class StepStream:
             if group not in texts:
                 members = items[group * self.group : (group + 1) * self.group]
                 texts[group] = self._choose(members, epoch, index * -(-self.batch // self.group) + group)
-            own = tuple(replace(items[n], embedded=_embedded(rows[n][1])) for n in part)
-            parts.append(StepPart(*texts[group], own))
+            parts.append(StepPart(*texts[group], tuple(items[n] for n in part)))
         return tuple(parts)
 
     def _choose(self, group: Sequence[TrainingItem], epoch: int, number: int) -> tuple[Texts, Texts]:
@@ -338,14 +333,8 @@ class StepStream:
             objects, relations = flipped.names()  # a closed list may have "left of", but not "right of"
             flip = labels is None or ({*objects} <= {*labels.objects} and {*relations} <= {*labels.relations})
             graph = flipped if flip else graph
-        image = {name: values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")}
-        return TrainingItem(folder=folder, **image, embedded=None, graph=graph, flip=flip, rng=rng)
-
-
-def _embedded(values: Mapping[str, Any]) -> bytes | None:
-    """Return the image file of a row, of which other workers need none."""
-    image = values[IMAGE_COLUMN].as_py() if IMAGE_COLUMN in values else None
-    return image["bytes"] if image else None
+        image = Record(*(values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")))
+        return TrainingItem(folder, image, values.get(IMAGE_COLUMN), graph, flip, rng)
 
 
 def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1) -> list[range]:
@@ -413,12 +402,7 @@ class ShardFeed:
             return None
         data = self.stream.data.model_copy(update={"augment": None})
         stream = replace(self.stream, training_set=self.validation_set, training=False, data=data)
-        return prefetch_generator(self._validation(stream))
-
-    def _validation(self, stream: StepStream) -> Generator[TrainingBatch, None, None]:
-        with closing(self._batches(stream, stream.epoch(0))) as steps:
-            for parts in steps:
-                yield from parts
+        return prefetch_generator(batch for step in self._batches(stream, stream.epoch(0)) for batch in step)
 
     def _batches(self, stream: StepStream, steps: Iterator[TrainingStep]) -> Generator[list[TrainingBatch], None, None]:
         """Return the parts of each step, while threads, on which they do not depend, read the next steps."""
@@ -447,11 +431,10 @@ class ShardFeed:
         image = reader.open(item)
         if image is None:
             return None
-        size = item.width, item.height
+        size = item.image.width, item.image.height
         targets = label_scene(item.graph, *size, len(item.graph.relations))
-        pixel_values, targets = prepare(
-            image, targets, data.augment, data.short_side, data.long_side, item.rng, item.flip
-        )
+        sides = data.short_side, data.long_side
+        pixel_values, targets = prepare(image, targets, data.augment, *sides, item.rng, item.flip)
         height, width = pixel_values.shape[1:]
         if self.most_pairs is None:
             triplets = targets.labelled_triplets(width, height, self.stream.most_relations)
@@ -459,7 +442,7 @@ class ShardFeed:
             most, first = self.most_pairs, data.related_first
             triplets = tagger_triplets(targets, width, height, most, item.rng, related_first=first)
         boxes = LabelledBoxes(*targets.boxes_and_labels(width, height, texts.objects))
-        return TrainingExample(item.image_id, pixel_values, relabelled(triplets, texts), size, boxes)
+        return TrainingExample(item.image.image_id, pixel_values, relabelled(triplets, texts), size, boxes)
 
 
 _FAILURES_BEFORE_REFUSAL = 32
@@ -470,21 +453,20 @@ class ImageReader:
 
     def __init__(self, training_set: TrainingSet, world_size: int = 1) -> None:
         self._roots = [folder.root for folder in training_set.folders]
-        self._images = [
-            ImageRoots(folder.images, IndexFolder(location(folder.root))) for folder in training_set.folders
-        ]
+        self._images = [ImageRoots(each.images, IndexFolder(location(each.root))) for each in training_set.folders]
         self._most_failures = max(1, min(_FAILURES_BEFORE_REFUSAL, training_set.rows // world_size))
         self._failures, self._has_read, self._lock = 0, False, Lock()
 
     def open(self, item: TrainingItem) -> Image.Image | None:
         """Return the RGB image, of the annotated size; None: unreadable. Raises UserError: so are all first ones."""
+        stored = item.embedded.as_py() if item.embedded is not None else None
         try:
-            image = open_row_image(self._images[item.folder], item, item.embedded)
+            image = open_row_image(self._images[item.folder], item.image, stored and stored["bytes"])
         except ImageError as error:
             with self._lock:
                 self._failures += 1
                 if not self._has_read and self._failures >= self._most_failures:
-                    place = self._images[item.folder].locations.get(item.split, self._roots[item.folder])
+                    place = self._images[item.folder].locations.get(item.image.split, self._roots[item.folder])
                     images = f"the first {count(self._most_failures, 'image')} cannot be read from {place}"
                     raise UserError(f"{images} ({error}); if they moved, pass --images") from None
             return None

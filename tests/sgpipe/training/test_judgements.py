@@ -14,7 +14,7 @@ from sgpipe.cli.train import ShardsOptions
 from sgpipe.errors import UserError
 from sgpipe.records import Relation
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, RelationKey
-from sgpipe.training.data.scan import JudgedRelation, data_warnings, judged_relations, scan_training
+from sgpipe.training.data.scan import JudgedRelation, judged_relations, scan_training
 from sgpipe.training.data.stream import ShardFeed, StepStream
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from tests.sgpipe.stats.runs import judge
@@ -111,7 +111,7 @@ def test_judgements_that_teach_nothing_are_named(tmp_path: Path) -> None:
     said(tmp_path, (key(0), RIGHT), (key(1), RIGHT), by="bob")
     found = scan_training(settings)
     assert (found.rows, found.relations.names) == (2, ("on",))
-    assert [line.partition(" of ")[0] for line in data_warnings(found, settings)][1:] == [
+    assert [line.partition(" of ")[0] for line in found.notes][1:] == [
         "left out 2 judged relations",
         "line 1",
     ]

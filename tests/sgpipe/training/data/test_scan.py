@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
-from sgpipe.training.data.scan import TrainingSet, data_warnings, scan, scan_training, scan_validation
+from sgpipe.training.data.scan import TrainingSet, scan, scan_training, scan_validation
 from sgpipe.training.data.stream import iter_epoch, one_pass
 from sgpipe.training.recipe import ShardsConfig
 from tests.factories import make_calibration
@@ -45,7 +45,7 @@ def test_counts_equal_those_of_a_loop_over_the_records(seed: int, count: int, ro
         assert list(zip(vocabulary.names, vocabulary.counts, strict=True)) == names.most_common()
     usable = [bool(usable_relations(record, threshold)) for record in records]
     assert found.rows == sum(usable)
-    assert found.left_out == len(records) - found.rows
+    assert [note.split()[2] for note in found.notes] == [str(n) for n in (len(records) - found.rows,) if n]
     assert [row_group.rows for row_group in found.row_groups] == [
         total for start in range(0, len(records), rows) if (total := sum(usable[start : start + rows]))
     ]
@@ -68,7 +68,7 @@ def test_a_limit_ends_the_scan(tmp_path, limit):
     shorter = records[: usable[limit - 1] + 1] if limit <= len(usable) else records
     expected = scan([make_run(tmp_path / "short", shorter)], 0.2)
     found = scan([config], 0.2, limit=limit)
-    for name in ("objects", "relations", "left_out", "rows"):
+    for name in ("objects", "relations", "notes", "rows"):
         assert getattr(found, name) == getattr(expected, name)
 
 
@@ -174,16 +174,11 @@ def test_a_relation_with_a_missing_object_is_an_error(tmp_path, end):
         scan([make_run(tmp_path, [record])], 0.2)
 
 
-def test_warnings_name_left_out_rows_and_small_vocabularies(tmp_path):
+def test_notes_name_left_out_rows(tmp_path):
     records = [plain_record("a"), plain_record("b", confidence=0.1), failed("c"), failed("d")]
-    settings = data(make_run(tmp_path, records), negative_texts=500)
-    assert data_warnings(scan_training(settings), settings) == [
-        "left out 3 of 4 rows: error rows, or no relation with confidence >= 0.2",
-        "the data has only 2 object classes and 1 predicate: a step may compare its images with all of them",
-    ]
-    assert len(data_warnings(scan_training(settings), settings, miniature=True)) == 1
-    settings = data(make_run(tmp_path / "whole", [plain_record("a")]), negative_texts=0)
-    assert data_warnings(scan_training(settings), settings) == []
+    [note] = scan_training(data(make_run(tmp_path, records))).notes
+    assert note == "left out 3 of 4 rows: error rows, or no relation with confidence >= 0.2"
+    assert not scan_training(data(make_run(tmp_path / "whole", [plain_record("a")]))).notes
 
 
 def test_with_a_calibration_the_threshold_is_a_probability(tmp_path):

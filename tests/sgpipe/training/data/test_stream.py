@@ -38,7 +38,7 @@ def training_set(sizes: Sizes, weights: list[float] | None = None) -> TrainingSe
     folders = [ShardFolder(str(n), (weights or [1.0] * len(sizes))[n], {}) for n in range(len(sizes))]
     row_groups = [UsableRowGroup(n, "", group, rows) for n, part in enumerate(sizes) for group, rows in enumerate(part)]
     nothing = LabelVocabulary((), ())
-    return TrainingSet(tuple(folders), tuple(row_groups), 0.2, nothing, nothing, None, 0)
+    return TrainingSet(tuple(folders), tuple(row_groups), 0.2, nothing, nothing, None)
 
 
 def rows(found: TrainingSet, epoch: Epoch) -> list[tuple[int, int]]:
@@ -115,7 +115,7 @@ def stream(
 
 def plain(item: TrainingItem) -> tuple:
     """All fields of an item that can be compared."""
-    return item.image_id, item.flip, item.graph, item.rng.getstate()
+    return item.image.image_id, item.flip, item.graph, item.rng.getstate()
 
 
 def objects(item: TrainingItem) -> tuple[str, ...]:
@@ -170,21 +170,22 @@ def test_the_images_of_a_step_have_similar_shapes(tmp_path, world):
     run = make_run(tmp_path, records, rows=15)
     shares = [stream(run, rank=rank, world=world, shuffle=4, similar_shapes=True).epoch(0) for rank in range(world)]
     steps = [[item for step in parts for item in images_of(step)] for parts in zip(*shares, strict=True)]
-    assert sorted(int(item.image_id) for step in steps for item in step) == list(range(60))
-    assert all(len({(item.width, item.height) for item in step}) == 1 for step in steps)  # 20 of each: 5 steps of 4
-    assert len({step[0].width for step in steps[:5]}) > 1
+    assert sorted(int(item.image.image_id) for step in steps for item in step) == list(range(60))
+    sizes = [{(item.image.width, item.image.height) for item in step} for step in steps]
+    assert {*map(len, sizes)} == {1}  # 20 of each: 5 steps of 4
+    assert len(set.union(*sizes[:5])) > 1
 
 
 def test_random_choices_stay_as_in_earlier_versions(config):
     """Otherwise a training that was interrupted before an update would not resume exactly."""
     steps = islice(stream(config).steps(), 3)
-    assert [[(item.image_id, item.flip) for item in images_of(step)] for step in steps] == [
+    assert [[(item.image.image_id, item.flip) for item in images_of(step)] for step in steps] == [
         [("0-46", False), ("0-88", True), ("0-44", False), ("0-48", True)],
         [("0-87", False), ("0-77", False), ("0-81", True), ("0-43", False)],
         [("0-80", True), ("0-45", True), ("0-86", True), ("0-2", True)],
     ]
     second = next(stream(config).epoch(1))  # in another order
-    assert [item.image_id for item in images_of(second)] != ["0-46", "0-88", "0-44", "0-48"]
+    assert [item.image.image_id for item in images_of(second)] != ["0-46", "0-88", "0-44", "0-48"]
 
 
 def check_texts(part: StepPart, group: Sequence[TrainingItem]) -> None:
