@@ -83,30 +83,22 @@ class LlmParser(Parser):
     def read(self, captions: Iterable[str]) -> list[Parsed]:
         """Return the triplets of each caption, in the order of the model; no mentions. Raises as `ChatEndpoint`."""
         captions = list(captions)
-        graphs = self._graphs(captions)
-        numbered = enumerate(analyse(self._nlp, captions, self._batch_size))
-        return [(ground(tree, graphs[at]) if at in graphs else triplets(tree), []) for at, (tree, _) in numbered]
-
-    def _graphs(self, captions: list[str]) -> dict[int, list[Texts]]:
-        """Return the graphs by number of the caption; of some the model writes none."""
-        graphs: dict[int, list[Texts]] = {}
-        spoken = [number for number, caption in enumerate(captions) if clean(caption)]
-        answers = self._endpoint.ask_all(_request(captions[number]) for number in spoken)
-        for number, answer in zip(spoken, answers, strict=True):
-            graph = None if isinstance(answer, Refusal) else _read(answer[0].text)
-            if graph is not None:
-                graphs[number] = graph
-            elif self._endpoint.cache is not None:
-                self._endpoint.cache.put_by_rules(captions[number].encode())
-        return graphs
+        answers = self._endpoint.ask_all(_request(caption) for caption in captions if clean(caption))
+        found: list[Parsed] = []
+        for caption, (tree, _) in zip(captions, analyse(self._nlp, captions, self._batch_size), strict=True):
+            answer = next(answers) if clean(caption) else []
+            graph = _read(answer[0].text) if isinstance(answer, list) and answer else None
+            if graph is None and clean(caption) and self._endpoint.cache is not None:
+                self._endpoint.cache.put_by_rules(caption.encode())
+            found.append((triplets(tree) if graph is None else ground(tree, graph), []))
+        return found
 
 
 def _request(caption: str) -> ChatRequest:
-    return ChatRequest(conversation(clean(caption), system=INSTRUCTIONS), _SAMPLING, schema=SCHEMA, check=_check)
+    def check(text: str) -> str | None:
+        return _ONCE_MORE if _read(text) is None else None
 
-
-def _check(text: str) -> str | None:
-    return _ONCE_MORE if _read(text) is None else None
+    return ChatRequest(conversation(clean(caption), system=INSTRUCTIONS), _SAMPLING, schema=SCHEMA, check=check)
 
 
 def _read(text: str) -> list[Texts] | None:

@@ -165,15 +165,11 @@ def _said_with_be(tree: Tree) -> dict[int, list[int]]:
         if adjectives and not tree.dependents(verb, "neg"):
             for word in adjectives:
                 adjectives += tree.dependents(word, "conj")
-            words = [word for word in adjectives if not _has_complement(tree, word)]
+            alone = [word for word in adjectives if not tree.dependents(word, "xcomp", "ccomp")]
+            words = [word for word in alone if all(tree.texts[at] in _PLACES for at in tree.dependents(word, "prep"))]
             for noun in subjects(tree, verb):
                 said.setdefault(noun, []).extend(words)
     return said
-
-
-def _has_complement(tree: Tree, adjective: int) -> bool:
-    prepositions = (tree.texts[each] for each in tree.dependents(adjective, "prep"))
-    return bool(tree.dependents(adjective, "xcomp", "ccomp")) or any(each not in _PLACES for each in prepositions)
 
 
 def _attribute(tree: Tree, index: int, name: str) -> str:
@@ -184,9 +180,8 @@ def _attribute(tree: Tree, index: int, name: str) -> str:
     before, after = tree.texts[index - 1], tree.texts[index + 1] if index + 1 < len(tree) else ""
     if word in lexicon.QUANTIFIERS or word in name.split() or (word in lexicon.SHADES and after in lexicon.COLOURS):
         return ""
-    if {word.rsplit("-", 1)[-1], after.rsplit("-", 1)[-1]} & lexicon.HAVING_ADJECTIVES.keys():  # "a black haired boy"
-        return ""
-    if tag not in _DESCRIBING and not (tag in NOUN_TAGS and singular(word) in _LOOKS):
+    having = {word.rsplit("-", 1)[-1], after.rsplit("-", 1)[-1]} & lexicon.HAVING_ADJECTIVES.keys()  # "black haired"
+    if having or not (tag in _DESCRIBING or (tag in NOUN_TAGS and singular(word) in _LOOKS)):
         return ""
     return f"{before} {word}" if word in lexicon.COLOURS and before in lexicon.SHADES else word
 
@@ -232,10 +227,9 @@ def _name(tree: Tree, text: str) -> tuple[str, str]:
     if not words:
         return "", ""
     last = singular(words[-1])
-    nouns = (index for index in range(len(tree)) if tree.is_noun(index))
-    head = next((index for index in nouns if singular(tree.texts[index]) == last), None)
-    if head is not None:
-        return phrase(tree, head), head_noun(tree, head)
+    for index, text in enumerate(tree.texts):
+        if tree.is_noun(index) and singular(text) == last:
+            return phrase(tree, index), head_noun(tree, index)
     noun = lexicon.PRONOUNS.get(words[-1], words[-1])
     return " ".join([*words[:-1], noun]), singular(noun)
 
@@ -245,12 +239,9 @@ def _predicate(tree: Tree, words: list[str]) -> tuple[str, str]:
     lemmas = _lemmas(words)
     places = [(index, word) for index, text in enumerate(tree.texts) for word in text.split()]
     for start in range(len(places) - len(words) + 1):
-        indices, there = zip(*places[start : start + len(words)], strict=True)
-        if tree.is_noun(indices[0]):
-            continue
-        if list(there) == words or _lemmas(list(there)) == lemmas:
-            is_verb = tree.tags[indices[0]].startswith("VB")
-            return " ".join(there), " ".join(_lemmas(list(there)) if is_verb else there)
+        first, there = places[start][0], [word for _, word in places[start : start + len(words)]]
+        if not tree.is_noun(first) and (there == words or _lemmas(there) == lemmas):
+            return " ".join(there), " ".join(_lemmas(there) if tree.tags[first].startswith("VB") else there)
     return " ".join(words), " ".join(lemmas)
 
 

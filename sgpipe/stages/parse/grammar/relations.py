@@ -34,26 +34,21 @@ def head_noun(tree: Tree, index: int) -> str:
 def phrase(tree: Tree, index: int) -> str:
     """Return the name of the thing: its head noun with the words that belong to the name ("fire hydrant")."""
     words = [mention_word(tree, index)]
-    if tree.is_noun(index):
-        head = singular(words[0])
-        left = index - 1
-        while left >= 0 and left < tree.heads[left] <= index and _is_naming(tree, left, head):
-            words.insert(0, tree.texts[left])
-            left -= 1
+    head, left = singular(words[0]), index - 1
+    while tree.is_noun(index) and left >= 0 and left < tree.heads[left] <= index:
+        word = tree.texts[left]
+        fixed = (word, head) in lexicon.NAMING_PAIRS or (word in ("left", "right") and head in lexicon.SIDED_PARTS)
+        noun = tree.is_noun(left) or word in lexicon.GERUND_MODIFIERS
+        if not (fixed or (noun and singular(word) not in lexicon.ATTRIBUTE_NOUNS)):  # an attribute of the thing
+            break
+        words.insert(0, word)
+        left -= 1
     return " ".join(words)
 
 
 def mention_word(tree: Tree, index: int) -> str:
     word = tree.texts[index]
     return lexicon.PRONOUNS.get(word) or lexicon.HAVING_ADJECTIVES.get(word.rsplit("-", 1)[-1]) or word
-
-
-def _is_naming(tree: Tree, index: int, head: str) -> bool:
-    """Return whether a word before the head is part of the name rather than an attribute of the thing."""
-    word = tree.texts[index]
-    if (word, head) in lexicon.NAMING_PAIRS or (word in ("left", "right") and head in lexicon.SIDED_PARTS):
-        return True
-    return (tree.is_noun(index) or word in lexicon.GERUND_MODIFIERS) and singular(word) not in lexicon.ATTRIBUTE_NOUNS
 
 
 def is_entity(tree: Tree, index: int) -> bool:
@@ -75,9 +70,9 @@ def coordinated(tree: Tree, index: int) -> list[int]:
 def content(tree: Tree, index: int) -> int:
     """Return the thing that a quantity measures, the pizza in "a piece of pizza"; any other noun is returned itself."""
     while is_a(tree, index, lexicon.PARTITIVES):
-        prepositions = [each for each in tree.dependents(index, "prep") if tree.texts[each] == "of"]
-        things = [thing for preposition in prepositions for thing in tree.dependents(preposition, "pobj")]
-        if not (nouns := [thing for thing in things if tree.is_noun(thing)]):
+        things = tree.below(index, "prep", "pobj")
+        nouns = [thing for thing in things if tree.is_noun(thing) and tree.texts[tree.heads[thing]] == "of"]
+        if not nouns:
             break
         index = nouns[0]
     return index
@@ -96,24 +91,14 @@ def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
     for child in tree.dependents(verb, *SUBJECT_LABELS):
         if _is_relative(tree, child):
             return antecedents(tree, verb)
-        if tree.texts[child] in lexicon.SOME_OF:
-            return some_of(tree, child)
+        if tree.texts[child] in lexicon.SOME_OF:  # "another": of the nearest people or animals before it
+            before = (noun for noun in range(child - 1, -1, -1) if tree.is_noun(noun))
+            return next(([noun] for noun in before if is_a(tree, noun, lexicon.PEOPLE | lexicon.ANIMALS)), [])
         return coordinated(tree, child) if is_entity(tree, child) else []
     if tree.dependents(verb, "expl"):
         things = tree.dependents(verb, "attr", "dobj")
         return [noun for thing in things if is_entity(tree, thing) for noun in coordinated(tree, thing)]
-    return [] if tree.heads[verb] == verb else _subjects_above(tree, verb, depth)
-
-
-def some_of(tree: Tree, pronoun: int) -> list[int]:
-    """Return the people or animals that "one" or "another" is of: the nearest before it, at most one."""
-    nouns = (noun for noun in range(pronoun - 1, -1, -1) if tree.is_noun(noun))
-    return next(([noun] for noun in nouns if is_a(tree, noun, lexicon.PEOPLE | lexicon.ANIMALS)), [])
-
-
-def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
-    """Return the nearest noun above and before the verb, or the subjects of the nearest verb above."""
-    for node in tree.ancestors(verb):
+    for node in tree.ancestors(verb):  # the nearest noun before the verb, or the subjects of the nearest verb
         if is_entity(tree, node) and node < verb:
             return modified(tree, node, verb)
         if tree.texts[node] in ("for", "like") and tree.heads[verb] == node:
@@ -126,9 +111,7 @@ def _subjects_above(tree: Tree, verb: int, depth: int) -> list[int]:
 def antecedents(tree: Tree, verb: int) -> list[int]:
     """Return the nouns that "that", "which" or "who" refers to in the relative clause of a verb."""
     head = tree.heads[verb]
-    if tree.deps[verb] == "relcl" and is_entity(tree, head):
-        return modified(tree, head, verb)
-    return []
+    return modified(tree, head, verb) if tree.deps[verb] == "relcl" and is_entity(tree, head) else []
 
 
 def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
@@ -150,32 +133,19 @@ def objects(tree: Tree, verb: int) -> list[int]:
     for child in tree.dependents(verb, "dobj", "dative"):
         if _is_relative(tree, child):
             direct += antecedents(tree, verb)
-        elif tree.texts[child] == "it" and tree.deps[verb] == "conj":
-            direct += thing_meant(tree, verb)
+        elif tree.texts[child] == "it" and tree.deps[verb] == "conj":  # "picks up a ball and throws it"
+            before = (noun for noun in range(verb - 1, -1, -1) if tree.is_noun(noun))
+            things = (noun for noun in before if tree.deps[noun] in ("dobj", "pobj"))
+            direct += next(([noun] for noun in things if not is_a(tree, noun, lexicon.PEOPLE)), [])
         elif is_entity(tree, child):
             direct += coordinated(tree, child)
     if not direct and verb_lemma(tree.texts[verb]) in lexicon.PERCEPTION:
         seen = tree.below(verb, "ccomp", "nsubj")
         direct = [member for noun in seen if is_entity(tree, noun) for member in coordinated(tree, noun)]
-    return direct or relative_object(tree, verb)
-
-
-def thing_meant(tree: Tree, verb: int) -> list[int]:
-    """Return what "it" is in "picks up a ball and throws it": the nearest object but no person, at most one."""
-    for noun in range(verb - 1, -1, -1):
-        if tree.is_noun(noun) and tree.deps[noun] in ("dobj", "pobj") and not is_a(tree, noun, lexicon.PEOPLE):
-            return [noun]
-    return []
-
-
-def relative_object(tree: Tree, verb: int) -> list[int]:
-    """Return the hat in "the hat the man is wearing"; empty if the clause has its own object or preposition."""
-    if tree.deps[verb] != "relcl" or tree.dependents(verb, "prep", "dobj", "auxpass"):
-        return []
-    own = tree.dependents(verb, "nsubj")
-    if not own or _is_relative(tree, own[0]) or not is_entity(tree, tree.heads[verb]):
-        return []
-    return [content(tree, tree.heads[verb])]
+    if direct or tree.deps[verb] != "relcl" or tree.dependents(verb, "prep", "dobj", "auxpass"):
+        return direct
+    own, head = tree.dependents(verb, "nsubj"), tree.heads[verb]  # "the hat the man is wearing"
+    return [content(tree, head)] if own and not _is_relative(tree, own[0]) and is_entity(tree, head) else []
 
 
 def governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
@@ -195,13 +165,6 @@ def governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
         if tree.tags[node] in ("IN", "TO", "RP", "RB") and directional and not joined:
             words.insert(0, tree.texts[node])
     return words, node
-
-
-def is_passive(tree: Tree, verb: int) -> bool:
-    if tree.dependents(verb, "auxpass", "nsubjpass"):
-        return True
-    participle = tree.tags[verb] in ("VBN", "VBD") and tree.deps[verb] in _PASSIVE_LABELS
-    return participle and not tree.dependents(verb, "dobj", "aux")
 
 
 def _is_relative(tree: Tree, index: int) -> bool:
@@ -255,11 +218,8 @@ def nouns_above(tree: Tree, index: int) -> list[int]:
 
 def points_back(tree: Tree, index: int) -> bool:
     """Return whether a phrase below refers back with a pronoun: "a plate with a knife on it"."""
-    below = tree.dependents(index, "prep")
-    for verb in tree.dependents(index, "acl", "relcl"):
-        below += tree.dependents(verb, "prep")
-    things = (child for preposition in below for child in tree.dependents(preposition, "pobj"))
-    return any(tree.texts[thing] in ("it", "them") for thing in things)
+    owners = [index, *tree.dependents(index, "acl", "relcl")]
+    return any(tree.texts[thing] in ("it", "them") for owner in owners for thing in tree.below(owner, "prep", "pobj"))
 
 
 class ParsedRelation(NamedTuple):
@@ -282,10 +242,11 @@ def relations(tree: Tree) -> list[ParsedRelation]:
             finder.preposition(index)
         elif dep == "poss":
             finder.possessive(index)
+        noun = tree.heads[index]
         if word == "covered":
             finder.covered(index)
-        elif word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES:
-            finder.having_adjective(index)
+        elif word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES and is_entity(tree, noun) and noun > index:
+            finder.state([noun], ["has"], [index])  # "a black haired boy" has hair
     return list(finder.relations)
 
 
@@ -373,7 +334,7 @@ class _Finder:
         direct = objects(tree, verb)
         if tree.texts[verb] in lexicon.BE:
             self._place(doers, words, things)
-        elif is_passive(tree, verb) and not direct and self._passive(verb, words, doers, things):
+        elif not direct and self._passive(verb, words, doers, things):
             return
         elif direct and words == ["at"] and head_noun(tree, things[0]) not in lexicon.PLACES:
             self.state(doers, [tree.texts[verb], "at"], things)
@@ -389,16 +350,19 @@ class _Finder:
 
     def _passive(self, verb: int, words: list[str], undergoers: list[int], things: list[int]) -> bool:
         """State a passive with an agent as active, "ridden by a man" as "man riding"; return whether it was stated."""
-        lemma = verb_lemma(self.tree.texts[verb])
+        tree, lemma = self.tree, verb_lemma(self.tree.texts[verb])
+        participle = tree.tags[verb] in ("VBN", "VBD") and tree.deps[verb] in _PASSIVE_LABELS
+        active = not participle or tree.dependents(verb, "dobj", "aux")
+        if active and not tree.dependents(verb, "auxpass", "nsubjpass"):
+            return False
         agent = words == ["by"] and lemma not in lexicon.LOCATIVE_BY
-        material = words[0] in ("in", "with") and len(words) == 1 and lemma in ("cover", "surround")
-        if agent or material:
-            self.state(things, [gerund(self.tree.texts[verb])], undergoers)
-            return True
-        if lemma == "dress" and words == ["in"]:
+        if agent or (words in (["in"], ["with"]) and lemma in ("cover", "surround")):
+            self.state(things, [gerund(tree.texts[verb])], undergoers)
+        elif lemma == "dress" and words == ["in"]:
             self.state(undergoers, ["wearing"], things)
-            return True
-        return False
+        else:
+            return False
+        return True
 
     def _located(
         self, verb: int, words: list[str], doers: list[int], direct: list[int], things: list[int]
@@ -469,12 +433,6 @@ class _Finder:
             self.state(owners[:1], ["has"], [thing])
         elif tree.tags[owner] == "PRP$" and tree.deps[thing] == "conj" and tree.is_noun(tree.heads[thing]):
             self.state([tree.heads[thing]], ["with"], [thing], verb=False)
-
-    def having_adjective(self, adjective: int) -> None:
-        """ "a black haired boy" has hair."""
-        noun = self.tree.heads[adjective]
-        if is_entity(self.tree, noun) and noun > adjective:
-            self.state([noun], ["has"], [adjective])
 
     def covered(self, participle: int) -> None:
         """ "snow covered hills"."""

@@ -31,7 +31,17 @@ def repair(tree: Tree) -> None:
         _free_final_participle(tree, index)
         _free_relative_clause(tree, index)
         _adopt_subject(tree, index)
-    correct_attachments(tree)
+    for index in range(len(tree)):
+        if tree.deps[index] == "conj":
+            _join_modifier(tree, index)
+            _join_object(tree, index)
+            _join_inside(tree, index)
+    for index in range(len(tree)):
+        if tree.deps[index] in ("acl", "relcl"):
+            _move_to_actor(tree, index)
+        elif tree.deps[index] == "prep":
+            _move_to_part(tree, index)
+            _move_to_owner(tree, index)
 
 
 def _retag_unknown_noun(tree: Tree, index: int) -> None:
@@ -44,9 +54,8 @@ def _retag_unknown_noun(tree: Tree, index: int) -> None:
 
 def _retag_initial_noun(tree: Tree, index: int) -> None:
     """Captions contain no commands: an initial bare verb without subject or object is a noun."""
-    if tree.heads[index] != index or tree.tags[index] not in ("VB", "VBP", "VBZ", "UH"):
-        return
-    if tree.dependents(index, *_SUBJECTS, "dobj", "aux", "auxpass", "attr", "acomp"):
+    bare = tree.heads[index] == index and tree.tags[index] in ("VB", "VBP", "VBZ", "UH")
+    if not bare or tree.dependents(index, *_SUBJECTS, "dobj", "aux", "auxpass", "attr", "acomp"):
         return
     if all(tree.deps[before] in _PREMODIFIERS for before in range(index)):
         tree.tags[index] = "NNS" if tree.tags[index] == "VBZ" else "NN"
@@ -100,14 +109,19 @@ def _free_final_participle(tree: Tree, index: int) -> None:
 
 def _free_relative_clause(tree: Tree, index: int) -> None:
     """ "silver helmet man is wearing", "the bench a man is sitting on": the object precedes the subject."""
-    if tree.heads[index] != index or not tree.is_verb(index):
+    root = tree.heads[index] == index and tree.is_verb(index)
+    subjects = [child for child in tree.dependents(index, "nsubj", "nsubjpass") if tree.is_noun(child)]
+    after = [child for child in tree.children[index] if child > index]
+    if not (root and subjects) or any(tree.children[child] for child in after):
         return
     if tree.dependents(index, "dobj", "attr", "acomp", "ccomp", "agent"):
         return
-    after = [child for child in tree.children[index] if child > index]
-    noun = _displaced_object(tree, index)
-    if noun is None or any(tree.children[child] for child in after):
-        return
+    noun = subjects[0]
+    if len(subjects) == 1:  # the object is parsed as a part of the subject's name
+        compound = noun > 0 and tree.deps[noun - 1] == "compound" and tree.heads[noun - 1] == noun
+        if not compound or not is_a(tree, noun, lexicon.PEOPLE) or is_a(tree, noun - 1, lexicon.PEOPLE):
+            return
+        noun -= 1
     stranded = [child for child in after if tree.texts[child] in lexicon.STRANDED_PREPOSITIONS]
     if not stranded and verb_lemma(tree.texts[index]) not in lexicon.TRANSITIVE_VERBS:
         return
@@ -115,18 +129,6 @@ def _free_relative_clause(tree: Tree, index: int) -> None:
         tree.deps[child], tree.tags[child] = "prep", "IN"
     tree.replace(index, noun)
     tree.attach(index, noun, "relcl")
-
-
-def _displaced_object(tree: Tree, verb: int) -> int | None:
-    """A noun before the subject that is parsed as a second subject or as part of the subject's name."""
-    subjects = [child for child in tree.dependents(verb, "nsubj", "nsubjpass") if tree.is_noun(child)]
-    if len(subjects) > 1:
-        return subjects[0]
-    if not subjects or not is_a(tree, subjects[0], lexicon.PEOPLE):
-        return None
-    noun = subjects[0] - 1
-    compound = noun >= 0 and tree.deps[noun] == "compound" and tree.heads[noun] == subjects[0]
-    return noun if compound and not is_a(tree, noun, lexicon.PEOPLE) else None
 
 
 def _adopt_subject(tree: Tree, index: int) -> None:
@@ -144,21 +146,6 @@ def _hand_over_premodifiers(tree: Tree, old: int, new: int) -> None:
     """Attach the words before the noun `new` to it instead of to `old`, the former head of its phrase."""
     for child in [child for child in tree.children[old] if child < new]:
         tree.attach(child, new, tree.deps[child])
-
-
-def correct_attachments(tree: Tree) -> None:
-    """Attach conjuncts, participles and prepositions, in place, to the nouns they belong to."""
-    for index in range(len(tree)):
-        if tree.deps[index] == "conj":
-            _join_modifier(tree, index)
-            _join_object(tree, index)
-            _join_inside(tree, index)
-    for index in range(len(tree)):
-        if tree.deps[index] in ("acl", "relcl"):
-            _move_to_actor(tree, index)
-        elif tree.deps[index] == "prep":
-            _move_to_part(tree, index)
-            _move_to_owner(tree, index)
 
 
 def _join_modifier(tree: Tree, conjunct: int) -> None:
@@ -179,8 +166,7 @@ def _join_object(tree: Tree, conjunct: int) -> None:
     if not tree.is_noun(conjunct) or not tree.is_verb(verb) or tree.dependents(conjunct, "nsubj", "aux"):
         return
     things = tree.dependents(verb, "dobj") + tree.below(verb, "prep", "pobj")
-    before = [thing for thing in things if thing < conjunct and tree.is_noun(thing)]
-    if before:
+    if before := [thing for thing in things if thing < conjunct and tree.is_noun(thing)]:
         tree.attach(conjunct, max(before), "conj")
 
 
@@ -228,17 +214,15 @@ def _move_to_owner(tree: Tree, preposition: int) -> None:
 
 def _things_with(tree: Tree, head: int, limit: int) -> list[int]:
     """Nouns attached to `head` by "with", before the token `limit`."""
-    prepositions = [each for each in tree.dependents(head, "prep") if each < limit and tree.texts[each] == "with"]
-    things = [thing for preposition in prepositions for thing in tree.dependents(preposition, "pobj")]
-    return [thing for thing in things if thing < limit and tree.is_noun(thing)]
+    things = [each for each in tree.below(head, "prep", "pobj") if tree.texts[tree.heads[each]] == "with"]
+    return [each for each in things if max(each, tree.heads[each]) < limit and tree.is_noun(each)]
 
 
 def _move_to_actor(tree: Tree, participle: int) -> None:
     """ "a man in a shirt standing", "a girl on a skateboard jumping": the owner acts, not the thing."""
     noun = tree.heads[participle]
-    if tree.tags[participle] != "VBG" or not tree.is_noun(noun):
-        return
-    if any(tree.tags[child] == "PRP" for child in tree.dependents(participle, "nsubj")):  # "the board he is riding"
+    own = any(tree.tags[child] == "PRP" for child in tree.dependents(participle, "nsubj"))  # "the board he is riding"
+    if own or tree.tags[participle] != "VBG" or not tree.is_noun(noun):
         return
     while tree.deps[noun] == "conj" and tree.is_noun(tree.heads[noun]):
         noun = tree.heads[noun]

@@ -110,11 +110,6 @@ class PairFeatures(NamedTuple):
     features: Ints  # [pairs, 7], see `pair_features`
     places: list[Ints]  # of each caption: [pairs, tokens]
 
-    @property
-    def rows(self) -> list[slice]:
-        """The pairs of each caption."""
-        return [slice(a, b) for a, b in pairwise(np.cumsum([0, *self.counts]))]
-
 
 def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int]], tables: Tables) -> PairFeatures:
     """Features of the ordered pairs of the mentions of captions, and the place of every token relative to them.
@@ -136,7 +131,12 @@ def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int
                 nodes, path = _path(paths[first], up, paths[second])
                 on_path += [cells + node for node in nodes]
                 cells += length
-                rows.append((first, second, *_pair(sentence, first, second, path, tables)))
+                distance = min(max(second - first, -DISTANCE), DISTANCE) + DISTANCE
+                forwards, backwards = (sentence.rules.get(pair) for pair in ((first, second), (second, first)))
+                related = (forwards is not None) + 2 * (backwards is not None)
+                verb, rest = split_predicate(forwards or backwards or "")
+                stated = tables.verbs.get(verb, 0), tables.rests.get(rest, 0)
+                rows.append((first, second, distance, path, related, *stated))
         counts.append(len(rows) - before)
     features = np.array(rows, dtype=np.int64).reshape(-1, 7)
     lengths = np.array([len(sentence.tree) for sentence in sentences])
@@ -150,18 +150,6 @@ def _path(first: list[int], up: Mapping[int, int], second: list[int]) -> tuple[l
             climbed = up[node]
             return second[:down] + first[: climbed + 1], min(climbed, DEPTH) * (DEPTH + 1) + min(down, DEPTH)
     return second + first, DEPTH * (DEPTH + 1) + DEPTH
-
-
-def _pair(sentence: Sentence, first: int, second: int, path: int, tables: Tables) -> tuple[int, ...]:
-    rules = sentence.rules
-    forwards, backwards = rules.get((first, second)), rules.get((second, first))
-    distance = min(max(second - first, -DISTANCE), DISTANCE) + DISTANCE
-    stated = forwards or backwards
-    if stated is None:
-        return distance, path, 0, 0, 0
-    verb, rest = split_predicate(stated)
-    related = (forwards is not None) + 2 * (backwards is not None)
-    return distance, path, related, tables.verbs.get(verb, 0), tables.rests.get(rest, 0)
 
 
 def _places(features: Ints, counts: Sequence[int], lengths: Ints, on_path: list[int]) -> list[Ints]:
@@ -223,19 +211,18 @@ class Network:
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[CaptionScores]:
         """Scores of captions, whose token counts may differ."""
-        starts = np.cumsum([1, *(len(sentence.tree) for sentence in sentences)])  # of each caption; token 0 is padding
         tokens, neighbours = map(_padded, token_features(sentences, self._tables))
         hidden = _padded(np.concatenate([sentence.hidden for sentence in sentences]))
         states = self._encode(tokens, neighbours, hidden)
         head, named = self._linear("token_out", states).T
-        spans = [slice(a, b) for a, b in pairwise(starts)]
+        spans = _slices([len(sentence.tree) for sentence in sentences], start=1)  # of each caption; token 0 is padding
         mentions = [np.flatnonzero(head[span] > self._mention_logit).tolist() for span in spans]
         pairs = pair_features(sentences, mentions, self._tables)
         mixed, copies = self._relate(states, pairs, spans)
         related = self._linear("related", mixed)[:, 0] > self._relation_logit
         verb, rest = self._linear("verb", mixed[related]), self._linear("rest", mixed[related])
         found, end = [], 0
-        for span, rows, copy in zip(spans, pairs.rows, copies, strict=True):
+        for span, rows, copy in zip(spans, _slices(pairs.counts), copies, strict=True):
             chosen = related[rows]
             start, end = end, end + int(chosen.sum())
             ends = pairs.features[rows, :2][chosen]
@@ -281,7 +268,7 @@ class Network:
         size = keys.shape[1] // 3
         bias = self._weights["place.weight"]
         context, copies = np.empty((len(queries), size), np.float32), []
-        for rows, span, place in zip(pairs.rows, spans, pairs.places, strict=True):
+        for rows, span, place in zip(_slices(pairs.counts), spans, pairs.places, strict=True):
             count, length = place.shape
             query = queries[rows].reshape(count, 1, 2, size)
             own = keys[span].reshape(1, length, 3, size)
@@ -304,6 +291,11 @@ class Network:
         centred = rows - rows.mean(axis=1, keepdims=True)
         scale = np.sqrt((centred * centred).mean(axis=1, keepdims=True) + np.float32(_EPSILON))
         return centred / scale * self._weights[f"{name}.weight"] + self._weights[f"{name}.bias"]
+
+
+def _slices(counts: Sequence[int], start: int = 0) -> list[slice]:
+    """Return where the rows of each caption are, which follow each other."""
+    return [slice(first, last) for first, last in pairwise(np.cumsum([start, *counts]))]
 
 
 def _padded(rows: NDArray[Any]) -> NDArray[Any]:
@@ -388,39 +380,30 @@ class LearnedParser(Parser):
         lemmas = [verb_lemma(text) for text in tree.texts]
         top = max(float(verbs.max()), float(copies.max()))
         mass: dict[str, float] = defaultdict(float)
-        for number in np.flatnonzero(verbs > top - _NEGLIGIBLE):
-            mass[self._verbs[number]] += exp(float(verbs[number]) - top)
-        for index in np.flatnonzero(copies > top - _NEGLIGIBLE):
-            mass[lemmas[index]] += exp(float(copies[index]) - top)
+        for names, logits in ((self._verbs, verbs), (lemmas, copies)):
+            for number in np.flatnonzero(logits > top - _NEGLIGIBLE):
+                mass[names[number]] += exp(float(logits[number]) - top)
         verb, rest = self._combined(mass, rests)
         words = [index for index, lemma in enumerate(lemmas) if verb and lemma in (verb, _SAME_VERB.get(verb))]
         source = max(words, key=lambda index: float(copies[index]), default=None)
-        worded = _inflected(verb, rest, tree, source)
+        if not verb or verb == "have":
+            worded = "has" if verb else ""
+        elif source is None or (not rest and tree.tags[source] in ("VBN", "VBD")):
+            worded = gerund(verb)  # active if nothing follows: "held by" is "holding"
+        else:
+            worded = tree.texts[source]
         return f"{worded} {rest}".strip(), f"{verb} {rest}".strip()
 
     def _combined(self, mass: dict[str, float], rests: Floats) -> tuple[str, str]:
         """Return the most likely verb and rest, not both empty. Predicates that occur in training are preferred."""
-        verbs = sorted(mass, key=lambda verb: -mass[verb])[:_TRIED]
         likely = [(self._rests[number], float(rests[number])) for number in np.argsort(-rests, kind="stable")[:_TRIED]]
-        best, chosen = -np.inf, ("", "")
-        for verb in verbs:
+        scores: dict[tuple[str, str], float] = {}
+        for verb in sorted(mass, key=lambda verb: -mass[verb])[:_TRIED]:
             for rest, logit in likely:
-                predicate = f"{verb} {rest}".strip()
-                score = log(mass[verb]) + logit
-                if predicate not in self._predicates and verb in self._known_verbs:
-                    score -= _UNSEEN
-                if predicate and score > best:
-                    best, chosen = score, (verb, rest)
-        return chosen
-
-
-def _inflected(verb: str, rest: str, tree: Tree, source: int | None) -> str:
-    """Return the verb as the caption's word `source`, but active if nothing follows: "held by" is "holding"."""
-    if not verb or verb == "have":
-        return "has" if verb else ""
-    if source is None or (not rest and tree.tags[source] in ("VBN", "VBD")):
-        return gerund(verb)
-    return tree.texts[source]
+                if predicate := f"{verb} {rest}".strip():
+                    unseen = predicate not in self._predicates and verb in self._known_verbs
+                    scores[verb, rest] = log(mass[verb]) + logit - (_UNSEEN if unseen else 0)
+        return max(scores, key=lambda words: scores[words], default=("", ""))
 
 
 def _name(tree: Tree, head: int, scores: CaptionScores, spellings: Mapping[str, str]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from sgpipe.records import Mention
 from sgpipe.stages import ground, parse
 from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.relations import coordinated, phrase, relations, singular
-from sgpipe.stages.parse.grammar.repair import correct_attachments, repair
+from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Tree, tokenise
 from sgpipe.stages.parse.stage import CaptionParser
 
@@ -121,7 +121,7 @@ def test_nothing_is_related_to_itself():
 @pytest.mark.parametrize(("joined", "head"), [("woman", 0), ("bone", 2)])
 def test_people_are_joined_to_people_and_things_to_things(joined, head):
     found = tree("man NN ROOT 0", "with IN prep 0", "dog NN pobj 1", "and CC cc 0", f"{joined} NN conj 0")
-    correct_attachments(found)
+    repair(found)
     assert found.heads[4] == head
 
 
