@@ -23,9 +23,8 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality import Relations, area, label_quality, precision_recall
 from sgpipe.generation.run import generate
 from sgpipe.generation.scoring import score_run, vlm_identity, vlm_scorer
-from sgpipe.recipe import load_recipe
+from sgpipe.recipe import TagConfig, load_recipe
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.stages.score.scorer import ScorerSettings
 from sgpipe.stats.precision import JudgedRelations, area_under_roc
 from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.storage.shards import VLM_SCORE
@@ -140,8 +139,8 @@ def method_rows(methods: list[MethodQuality]) -> list[list[str]]:
 
 def judge_run(run: Path, judge: Path, out: Path, progress: Progress) -> None:
     """Copy a run with the judge's scores of its relations."""
-    settings = ScorerSettings("clip", str(judge), device="cpu")
-    score_run(run, out, VLM_SCORE, partial(vlm_scorer, settings, out), vlm_identity(settings), progress)
+    config = TagConfig(method="clip", tagger=str(judge), device="cpu")
+    score_run(run, out, VLM_SCORE, partial(vlm_scorer, config, out), vlm_identity(config), progress)
 
 
 def main(

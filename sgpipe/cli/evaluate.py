@@ -295,7 +295,7 @@ def score(
     """
     from sgpipe.files.model_cache import local_model
     from sgpipe.generation import scoring
-    from sgpipe.stages.score.scorer import ScorerSettings
+    from sgpipe.recipe import TagConfig
     from sgpipe.storage.index import open_run
     from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE
     from sgpipe.utils.hashing import model_sha256
@@ -307,9 +307,9 @@ def score(
         if model is None:
             raise UserError("--by vlm needs --model: an image-text-to-text model, or with --endpoint its name there")
         name = local_model(model) if endpoint is None else model
-        settings = ScorerSettings("vlm", name, endpoint, device=device)
-        column, identity = VLM_SCORE, scoring.vlm_identity(settings)
-        make = partial(scoring.vlm_scorer, settings, out)
+        config = TagConfig(method="vlm", tagger=name, endpoint=endpoint, device=device)
+        column, identity = VLM_SCORE, scoring.vlm_identity(config)
+        make = partial(scoring.vlm_scorer, config, out)
     else:
         if endpoint is not None:
             raise UserError("--endpoint is for --by vlm")

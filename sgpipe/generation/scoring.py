@@ -19,11 +19,12 @@ from torch import Tensor
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
+from sgpipe.recipe import TagConfig
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.endpoint import CacheFolder
 from sgpipe.stages.score import make_scorer
 from sgpipe.stages.score.clip import ClipModel
-from sgpipe.stages.score.scorer import ScorerSettings, is_directed, relation_text
+from sgpipe.stages.score.scorer import is_directed, relation_text
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFolder, source_images
 from sgpipe.storage.shards import CLIP_SCORE, SCORES, VLM_SCORE, embedded_images, read_file, write_copy
@@ -161,17 +162,17 @@ def _scored(source: Manifest, table: pa.Table, column: str, scorer: Scorer, imag
     return added.replace_schema_metadata(table.schema.metadata)
 
 
-def vlm_identity(settings: ScorerSettings) -> dict[str, Any]:
+def vlm_identity(config: TagConfig) -> dict[str, Any]:
     """Return what decides the scores: not where a server is, but what it serves."""
-    if settings.endpoint is not None:
-        return {"by": settings.kind, "model": settings.model, "served": True}
-    dtype = str(pick_dtype(settings.dtype, pick_device(settings.device, settings.gpus))).removeprefix("torch.")
-    return {"by": settings.kind, "model": model_sha256(settings.model), "dtype": dtype}
+    if config.endpoint is not None:
+        return {"by": config.method, "model": config.tagger, "served": True}
+    dtype = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
+    return {"by": config.method, "model": model_sha256(config.tagger), "dtype": dtype}
 
 
-def vlm_scorer(settings: ScorerSettings, out: Path) -> Scorer:
+def vlm_scorer(config: TagConfig, out: Path) -> Scorer:
     """Return the scorer, or raises UserError. `out`: the scored copy, which keeps answers of a server."""
-    scorer = make_scorer(settings, CacheFolder(RunFolder(out).private))
+    scorer = make_scorer(config, CacheFolder(RunFolder(out).private))
     scorer.check()
     scorer.load()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -100,23 +100,19 @@ def detector_classes(config: DetectConfig) -> tuple[str, ...]:
 def load(config: DetectConfig, device: torch.device) -> Detector:
     """Load the detector of a recipe. Raises UserError: no such model, or not a detector."""
     name = local_model(str(config.detector))
-    if not _reads_text(name):
-        kinds = transformers.AutoModelForObjectDetection, transformers.AutoImageProcessor
-        return Detector(*_open(name, device, *kinds), device)
-    return load_prompted(name, detector_classes(config), device)
+    if _reads_text(name):
+        return load_prompted(name, detector_classes(config), device)
+    return Detector(*_open(name, device, "AutoModelForObjectDetection", "AutoImageProcessor"), device)
 
 
 def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> ZeroShotDetector | RLIPDetector:
     """Load a detector that reads the names of what it looks for. Raises UserError: no such model, or another kind."""
     name = local_model(model)
-    if (kind := _kind(name)) not in _KINDS:
-        kinds = ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
-        kinds = ("Sam3Model", "Sam3Processor") if kind in _SAM else kinds  # not in every version
-        opened = _open(name, device, *(getattr(transformers, kind) for kind in kinds))
-        return ZeroShotDetector(*opened, classes, device)
-    network = _MODELS[name, str(device)] = _MODELS.get((name, str(device))) or load_detector(Path(name))
-    _require_numbers(name, network)
-    return RLIPDetector(network, classes, trained_sides(name) or DEFAULT_SIDES, device)
+    if (kind := _kind(name)) in _KINDS:
+        network = _shared(name, device, lambda: load_detector(Path(name)))
+        return RLIPDetector(network, classes, trained_sides(name) or DEFAULT_SIDES, device)
+    kinds = ("Sam3Model", "Sam3Processor") if kind in _SAM else ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
+    return ZeroShotDetector(*_open(name, device, *kinds), classes, device)
 
 
 def check_prompted(model: str, setting: str) -> None:
@@ -144,19 +140,20 @@ def _reads_text(name: str) -> bool:
 _MODELS: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()  # stages of a process share what is loaded
 
 
-def _open(name: str, device: torch.device, kind: Any, processor: Any) -> tuple[Any, Any]:
+def _open(name: str, device: torch.device, kind: str, processor: str) -> tuple[Any, Any]:
     """Return a model of transformers and its processor. Raises UserError: one of them cannot be loaded."""
-    key = name, str(device)
-    with loading(f"detector {name} cannot be loaded"):
-        model = _MODELS[key] = _MODELS.get(key) or load_weights(kind, name, "detector", dtype=torch.float32)
-        _require_numbers(name, model)
-        return model, processor.from_pretrained(name)
+    with loading(f"detector {name} cannot be loaded"):  # not every version has all classes
+        model_class, settings = getattr(transformers, kind), {"dtype": torch.float32}
+        model = _shared(name, device, lambda: load_weights(model_class, name, "detector", **settings))
+        return model, getattr(transformers, processor).from_pretrained(name)
 
 
-def _require_numbers(name: str, model: nn.Module) -> None:
-    """Raise UserError if a weight is NaN, since a threshold would silently drop the scores."""
+def _shared(name: str, device: torch.device, load: Callable[[], Any]) -> Any:
+    """Return the model, loaded once. Raises UserError: a weight is NaN; a threshold would silently drop the scores."""
+    model = _MODELS[name, str(device)] = _MODELS.get((name, str(device))) or load()
     if damaged := next((part for part, weight in model.state_dict().items() if weight.isnan().any()), None):
         raise UserError(f"detector {name} returns NaN scores: its weights are damaged, such as {damaged}")
+    return model
 
 
 class Detector:
@@ -234,8 +231,8 @@ class ZeroShotDetector(Detector):
         shown, size = image.inputs.to(self._device), [image.size]
         if self._kind in _SAM:  # sees the image once and then looks for one class after the other
             shown = {"vision_embeds": self._model.get_vision_features(shown["pixel_values"])}
-        grounded = "" if self._kind in _SAM else "grounded_"
-        process = getattr(self._processor, f"post_process_{grounded}object_detection")
+        kind = "object_detection" if self._kind in _SAM else "grounded_object_detection"
+        process = getattr(self._processor, f"post_process_{kind}")
         outputs, found, first = [], [], 0
         for names, texts in zip(self._prompts, self._texts, strict=True):
             output = self._model(**texts, **shown)
@@ -329,21 +326,19 @@ class DetectStage(ImageStage):
 
     def __call__(self, records: list[Record]) -> list[Record]:
         for record, prepared in self.opened(records, lambda image, file: self.detector.prepare(image)):
-            self._fill(record, *self.detector.detect(prepared, self.config.threshold))
+            boxes, scores, labels = self.detector.detect(prepared, self.config.threshold)
+            # It moves the boxes of each label far apart, too far for float32 with many labels.
+            remaining = batched_nms(boxes.double(), scores.double(), labels, self.config.overlap)
+            kept = remaining[: self.config.max_boxes]
+            record.left_out["boxes"] = len(remaining) - len(kept)
+            found = labels[kept].tolist(), boxes[kept].double().tolist(), scores[kept].float().tolist()
+            record.objects = [
+                Box(self.classes[label], label + 1, (x1, y1, x2 - x1, y2 - y1), origin="detector", score=score)
+                for label, (x1, y1, x2, y2), score in zip(*found, strict=True)
+                if self.classes[label] != _UNUSED_COCO_CLASS
+            ]
+            clip_objects(record, Counter())
         return records
-
-    def _fill(self, record: Record, boxes: Tensor, scores: Tensor, labels: Tensor) -> None:
-        # It moves the boxes of each label far apart, too far for float32 with many labels.
-        remaining = batched_nms(boxes.double(), scores.double(), labels, self.config.overlap)
-        kept = remaining[: self.config.max_boxes]
-        record.left_out["boxes"] = len(remaining) - len(kept)
-        found = labels[kept].tolist(), boxes[kept].double().tolist(), scores[kept].float().tolist()
-        record.objects = [
-            Box(self.classes[label], label + 1, (x1, y1, x2 - x1, y2 - y1), origin="detector", score=score)
-            for label, (x1, y1, x2, y2), score in zip(*found, strict=True)
-            if self.classes[label] != _UNUSED_COCO_CLASS
-        ]
-        clip_objects(record, Counter())
 
 
 class GivenBoxesStage(Stage):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from concurrent.futures import Future
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
@@ -74,7 +73,7 @@ class ChatRequest:
 
     def fields(self, model: str, limit: str = MAX_TOKENS) -> dict[str, Any]:
         """Return the fields of the HTTP request; `limit`: what the server calls the largest number of tokens."""
-        how, digest = self.sampling, hashlib.blake2b(f"{self.seed} {self.first}".encode(), digest_size=8).digest()
+        how, digest = self.sampling, blake2b(f"{self.seed} {self.first}".encode(), digest_size=8).digest()
         seed = int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
         fields: dict[str, Any] = {"model": model, "messages": list(self.messages), "seed": seed}
         fields |= {limit: how.max_tokens, "temperature": how.temperature, "top_p": how.top_p}
@@ -165,8 +164,7 @@ def conversation(text: str, image: str | None = None, system: str | None = None)
 
 def shown_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
     """Return the image of a `conversation`."""
-    parts = [part for message in messages for part in message["content"] if not isinstance(message["content"], str)]
-    url = next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
+    [url] = (each["content"][0]["image_url"]["url"] for each in messages if not isinstance(each["content"], str))
     return Image.open(BytesIO(base64.b64decode(url.partition(",")[2])))
 
 
@@ -383,18 +381,14 @@ class ChatEndpoint:
                     if number == 1 or not _NAMES_N.search(str(error)):
                         return Refusal(str(error))
                     self._one_by_one = True  # `transformers serve` does not support `n`
-            choices = [await self._mended(request, *each) for each in enumerate(choices[: request.n])]
-        return [choice for choice in choices if choice.fault is None] or Refusal(str(choices[0].fault))
-
-    async def _mended(self, request: ChatRequest, number: int, choice: Choice) -> Choice:
-        """Return the choice, or, if its text is wrong, the answer when it is requested once more."""
-        wrong = request.check(choice.text) if request.check and choice.fault is None else None
-        if wrong is None:
-            return choice
-        try:
-            return (await self._kept(request.once_more(number, choice.text, wrong)))[0]
-        except RequestError as error:
-            return Choice("", str(error))
+            for number, (text, fault, _) in enumerate(choices[: request.n]):
+                if request.check and fault is None and (wrong := request.check(text)):
+                    try:
+                        choices[number] = (await self._kept(request.once_more(number, text, wrong)))[0]
+                    except RequestError as error:
+                        choices[number] = Choice("", str(error))
+        usable = [choice for choice in choices[: request.n] if choice.fault is None]
+        return usable or Refusal(str(choices[0].fault))
 
     async def _kept(self, request: ChatRequest) -> list[Choice]:
         """Return the choices from the cache, or from the server and then into the cache."""

@@ -81,10 +81,14 @@ class GroundStage(ImageStage):
         self.carried = HeadMatcher(*known, loose_words()) if self.pair.loose else self.matcher
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        asked = {id(record): (record, words) for record in records if record.ok and (words := self.words(record))}
-        named = (record for record, _ in asked.values())
+        asked = {id(record): words for record in records if record.ok and (words := self.words(record))}
+        named = (record for record in records if id(record) in asked)
         for record, prepared in self.opened(named, lambda image, file: self.detector.prepare(image)):
-            self._fill(record, asked[id(record)][1], prepared)
+            found = self._find(prepared, asked[id(record)], record)
+            names = [box.category for box in found]  # they take turns: what is everywhere leaves room for others
+            turns = sorted(range(len(found)), key=lambda at: (names[:at].count(names[at]), at))[: self.config.max_boxes]
+            record.left_out["grounded"] = len(found) - len(turns)
+            record.objects += [found[at] for at in sorted(turns)]
         return records
 
     def words(self, record: Record) -> dict[str, Word]:
@@ -121,13 +125,6 @@ class GroundStage(ImageStage):
             analysed = analyse(self.language, (caption.text for caption in record.captions), 256)
             for number, (tree, _) in enumerate(analysed):
                 yield from ((number, name, head) for name, head in nouns(tree))
-
-    def _fill(self, record: Record, words: Mapping[str, Word], image: Prepared) -> None:
-        found = self._find(image, words, record)
-        names = [box.category for box in found]  # they take turns, so that what is everywhere leaves room for others
-        turns = sorted(range(len(found)), key=lambda at: (names[:at].count(names[at]), at))[: self.config.max_boxes]
-        record.left_out["grounded"] = len(found) - len(turns)
-        record.objects += [found[at] for at in sorted(turns)]
 
     def _find(self, image: Prepared, words: Mapping[str, Word], record: Record) -> list[Box]:
         """Boxes of words, highest score first, without repetitions and those that the image has."""

@@ -69,15 +69,14 @@ class HeadMatcher:
         return next((name for name in self.classes(phrase, head) if name in present), None)
 
     def _learn(self, name: str, phrase: str, rank: int) -> None:
-        if not (words := split_words(phrase)):
-            return
+        words = split_words(phrase)
         self._longest = max(self._longest, len(words))
         if phrase.startswith("!"):
             self._exact.setdefault("".join(words), {})[name] = -1
-            return
-        self._exact.setdefault("".join(words), {}).setdefault(name, rank)
-        for lemma in noun_lemmas(words[-1]):
-            self._inflected.setdefault("".join(words[:-1]) + lemma, {}).setdefault(name, rank)
+        elif words:
+            self._exact.setdefault("".join(words), {}).setdefault(name, rank)
+            for lemma in noun_lemmas(words[-1]):
+                self._inflected.setdefault("".join(words[:-1]) + lemma, {}).setdefault(name, rank)
 
     def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
         words, at = locate_head(split_words(phrase), split_words(head))
@@ -109,7 +108,7 @@ class SubstringMatcher:
     def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
         """See `HeadMatcher.choose`."""
         matching = self.classes(phrase)
-        return next((name for name in reversed(present) if name in matching), None) if matching else None
+        return next((name for name in reversed(present) if name in matching), None)
 
     def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
         text = phrase.lower()
@@ -284,6 +283,7 @@ class PairStage(Stage):
         self.config, self.resources = config, config.resources
         self._names = sorted({*categories, *category_names(dataset).values()})
         self._dataset, self._known = dataset, known
+        self._verbatim = config.match == "substring"  # predicates as the parser or VG spells them, as in RLIPv2
 
     def setup(self) -> None:
         """Read the synonym table and the prior. Raises UserError: a file is missing or has the wrong format."""
@@ -306,11 +306,6 @@ class PairStage(Stage):
         PairStage.setup(other)
         return other
 
-    @property
-    def _verbatim(self) -> bool:
-        """Whether predicates keep the spelling of the parser or of VG, as in RLIPv2."""
-        return self.config.match == "substring"
-
     def fill(self, record: Record) -> None:
         present = dict.fromkeys(box.category for box in record.objects)
         free = {box.category for box in record.objects if box.origin == "grounded"}.difference(self._names)
@@ -325,8 +320,7 @@ class PairStage(Stage):
             predicates = {}
         elif self.config.candidates == "image":
             texts = [each.predicate if self._verbatim else normalise_predicate(each.predicate) for each in triplets]
-            texts = list(dict.fromkeys(texts))
-            predicates = {(s, o): texts for s in present for o in present}
+            predicates = dict.fromkeys(product(present, repeat=2), list(dict.fromkeys(texts)))
         else:
             predicates = stated_predicates(triplets, verbatim=self._verbatim)
         if self._extended is not None:
@@ -449,8 +443,8 @@ def implied_triplets(record: Record) -> list[Triplet]:
         for match in pattern.finditer(" ".join(split_words(caption.text))):
             predicate, classes = rows[(match.lastindex or 1) - 1]
             if name := next((each for each in classes if each in present), None):
-                verb, _, rest = predicate.partition(" ")
-                lemma = f"{verb_lemma(verb)} {rest}".strip()
+                verb, *rest = predicate.split(" ")
+                lemma = " ".join([verb_lemma(verb), *rest])
                 triplet = Triplet("person", predicate, name, "person", name, lemma, number, "person", name)
                 found[number, match.lastindex or 1] = triplet
     return list(found.values())

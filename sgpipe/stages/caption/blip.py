@@ -62,12 +62,12 @@ class BlipCaptioner:
         checkpoint.check_architecture(f"captioner {self.source!r}", config, "BlipForConditionalGeneration")
 
     def setup(self) -> None:
-        """Load the model. Raises UserError like `check`, `load_blip`, or if `max_tokens` leaves no room."""
+        """Load the model. Raises UserError like `check`, `Blip`, or if `max_tokens` leaves no room."""
         config = self.config
         self.check()
         self.device = pick_device(config.device, config.resources.gpus)
         dtype = pick_dtype(config.dtype, self.device)
-        self.blip: Blip = load_blip(self.source, config.image_size, self.device, dtype)
+        self.blip = Blip(self.source, config.image_size, self.device, dtype)
         self.decoder = BlipDecoder(self.blip.model)
         self.prompt = self.blip.prompt_ids(config.prompt or "")
         on_gpu = self.device.type == "cuda"
@@ -100,10 +100,9 @@ class BlipCaptioner:
 
     def _compute(self, group: list[_Prepared]) -> list[list[list[int]]]:
         """Return the tokens of each sample of a group."""
-        size = self.memory.batch_size
-        if self.uses_graphs and len(group) == size:
-            self.full_groups[size, self.decoder.width] += 1
-            if self.full_groups[size, self.decoder.width] == 2:
+        if self.uses_graphs and len(group) == self.memory.batch_size:
+            self.full_groups[len(group), self.decoder.width] += 1
+            if self.full_groups[len(group), self.decoder.width] == 2:
                 self._record(group)
         return self.memory.compute(self._caption, group)
 
@@ -163,17 +162,41 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
     return full, of_channels[0].view(3, 1, 1), of_channels[1].view(3, 1, 1)
 
 
-@dataclass(frozen=True)
 class Blip:
     """A loaded captioner."""
 
-    model: BlipForConditionalGeneration
-    tokenizer: Tokenizer
-    prepare: ImagePreparation
+    def __init__(self, source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> None:
+        """Load a captioner from a folder.
 
-    @property
-    def text_config(self) -> Any:
-        return self.model.config.text_config
+        `image_size`: in pixels; None: of the position embeddings, which are interpolated for other sizes.
+
+        Raises UserError: its parts are missing, damaged or of another model, or `image_size` is not a multiple of its
+        patch size.
+        """
+        name = f"captioner {source!r}"
+        model: Any = checkpoint.load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
+        self.text_config, vision = model.config.text_config, model.config.vision_config
+        size = self.text_config.vocab_size
+        for token in ("bos_token_id", "sep_token_id"):
+            if not isinstance(number := getattr(self.text_config, token), int) or not 0 <= number < size:
+                raise UserError(f"{name}: text_config.{token} is {number}, outside its vocabulary of {size}")
+        side = image_size or vision.image_size
+        if side % vision.patch_size:
+            raise UserError(f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}")
+        self.tokenizer: Tokenizer = checkpoint.load_part(AutoTokenizer, source)
+        # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
+        checkpoint.check_vocabulary(name, len(self.tokenizer), (0.9 * size - 2, size + 2))
+        has_file = any(Path(source, f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor"))
+        with checkpoint.loading(f"{name}: preprocessor_config.json"):
+            values = BlipImageProcessor.get_image_processor_dict(source)[0] if has_file else {}
+            mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
+            if min(std) <= 0:
+                raise ValueError(f"image_std {std} is not positive")
+            resample = Image.Resampling(values.get("resample") or 3)
+            self.prepare = ImagePreparation(side, tuple(mean), tuple(std), resample)
+            self.prepare(Image.new("RGB", (8, 8)))
+        fuse_vision_attention(model)
+        self.model = torch.nn.Module.to(model, device=device, dtype=dtype).eval()
 
     def to_device(self, images: Sequence[Tensor]) -> Tensor:
         """Return images as by `prepare`, or only resized, on the model's device as float32 [images, 3, size, size]."""
@@ -199,39 +222,6 @@ class Blip:
         words = str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=True))
         # A word piece that continues the last word of the prompt keeps its "##" when decoded without that word.
         return " ".join(words.split()).removeprefix("##").strip()
-
-
-def load_blip(source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> Blip:
-    """Load a captioner from a folder.
-
-    `image_size`: in pixels; None: of the position embeddings, which are interpolated for other sizes.
-
-    Raises UserError: its parts are missing, damaged or of another model, or `image_size` is not a multiple of its patch
-    size.
-    """
-    name = f"captioner {source!r}"
-    model = checkpoint.load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
-    text, vision = model.config.text_config, model.config.vision_config
-    for token in ("bos_token_id", "sep_token_id"):
-        if not isinstance(number := getattr(text, token), int) or not 0 <= number < text.vocab_size:
-            raise UserError(f"{name}: text_config.{token} is {number}, outside its vocabulary of {text.vocab_size}")
-    side = image_size or vision.image_size
-    if side % vision.patch_size:
-        raise UserError(f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}")
-    tokenizer: Tokenizer = checkpoint.load_part(AutoTokenizer, source)
-    # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
-    checkpoint.check_vocabulary(name, len(tokenizer), (0.9 * text.vocab_size - 2, text.vocab_size + 2))
-    has_file = any(Path(source, f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor"))
-    with checkpoint.loading(f"{name}: preprocessor_config.json"):
-        values = BlipImageProcessor.get_image_processor_dict(source)[0] if has_file else {}
-        mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
-        if min(std) <= 0:
-            raise ValueError(f"image_std {std} is not positive")
-        prepare = ImagePreparation(side, tuple(mean), tuple(std), Image.Resampling(values.get("resample") or 3))
-        prepare(Image.new("RGB", (8, 8)))
-    fuse_vision_attention(model)
-    torch.nn.Module.to(model, device=device, dtype=dtype)
-    return Blip(model.eval(), tokenizer, prepare)
 
 
 def fuse_vision_attention(model: BlipForConditionalGeneration) -> None:
@@ -306,8 +296,7 @@ class _Layer:
     """One decoder layer: causal self-attention, attention to the image, feed-forward."""
 
     def __init__(self, layer: Any, heads: int) -> None:
-        self.layer = layer
-        self.heads = heads
+        self.layer, self.heads = layer, heads
         inner, cross = layer.attention.self, layer.crossattention.self
         self.query_key_value = _joined(inner.query, inner.key, inner.value)
         self.image_key_value = _joined(cross.key, cross.value)

@@ -11,7 +11,7 @@ from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, conversation
 from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.rules import Parsed, Parser, Texts, analyse, ground, load_model, triplets
 

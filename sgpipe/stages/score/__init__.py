@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from sgpipe.files.model_cache import local_model
+from sgpipe.recipe import TagConfig
 from sgpipe.stages.endpoint import CacheFolder
-from sgpipe.stages.score.scorer import RelationScorer, ScorerSettings
+from sgpipe.stages.score.scorer import RelationScorer
 
 
-def make_scorer(settings: ScorerSettings, cache: CacheFolder | None = None) -> RelationScorer:
-    """Return a scorer, which is not loaded yet; `cache`: where a served one keeps its answers, or None."""
-    if settings.kind == "clip":
+def make_scorer(config: TagConfig, cache: CacheFolder | None = None) -> RelationScorer:
+    """Return the scorer of a method, not loaded yet; `cache`: where a served one keeps its answers, or None."""
+    model, gpus = str(config.tagger), config.resources.gpus or 0
+    if config.method == "clip":
         from sgpipe.stages.score.clip import ClipScorer
 
-        return ClipScorer(local_model(settings.model), settings.device, settings.gpus)
+        return ClipScorer(local_model(model), config.device, gpus)
     from sgpipe.stages.score.vlm import ServedScorer, VlmScorer
 
-    if settings.endpoint is not None:
-        return ServedScorer(settings.endpoint, settings.model, settings.requests, cache)
-    return VlmScorer(local_model(settings.model), settings.device, settings.dtype, settings.gpus)
+    if config.endpoint is not None:
+        return ServedScorer(config.endpoint, model, config.requests, cache)
+    return VlmScorer(local_model(model), config.device, config.dtype, gpus)

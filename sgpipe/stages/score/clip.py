@@ -26,8 +26,7 @@ _GPU_GROUP = 32
 _DEFAULT_SIDE = 224
 
 Item = TypeVar("Item")
-Images: TypeAlias = Callable[[Sequence[Image.Image]], Any]
-Texts: TypeAlias = Callable[[Sequence[str]], Any]
+Opened: TypeAlias = tuple[Any, int, Callable[..., Any], Callable[..., Any]]
 
 
 class ClipScorer:
@@ -80,11 +79,6 @@ def split_name(model: str) -> tuple[str, str | None]:
     return (name, weights) if found and name != "hf-hub" and "/" not in name else (model, None)
 
 
-def _is_open_clip(model: str, weights: str | None) -> bool:
-    is_folder = Path(model).is_dir() and not Path(model, "config.json").is_file()
-    return weights is not None or model.startswith("hf-hub:") or is_folder
-
-
 class ClipModel:
     """A dual encoder. Embeddings have unit length, `[count, width]`, float32 on the CPU.
 
@@ -100,11 +94,10 @@ class ClipModel:
         Raises UserError: open_clip is needed and not installed, or the model cannot be loaded.
         """
         self._device, self._known = device, dict[str, Tensor]()
-        self._network: Any
-        if _is_open_clip(model, weights):
-            self._network, self.side, self._see, self._read = _open_clip(model, weights, device)
-        else:
-            self._network, self.side, self._see, self._read = _transformers(model, device)
+        is_folder = Path(model).is_dir() and not Path(model, "config.json").is_file()
+        is_open_clip = weights is not None or model.startswith("hf-hub:") or is_folder
+        opened = _open_clip(model, weights, device) if is_open_clip else _transformers(model, device)
+        self._network, self.side, self._see, self._read = opened
         self.scale = float(self._network.logit_scale.detach().exp())
 
     @torch.inference_mode()
@@ -131,8 +124,8 @@ class ClipModel:
         return [row for group in groups for row in group]
 
 
-def _open_clip(model: str, weights: str | None, device: torch.device) -> tuple[Any, int, Images, Texts]:
-    """Return a model of open_clip, the side of its images, and its encoders."""
+def _open_clip(model: str, weights: str | None, device: torch.device) -> Opened:
+    """Return a model of open_clip, the side of its images, and its encoders of images and of texts."""
     open_clip = import_extra("open_clip", "clip")
     name = f"local-dir:{model}" if Path(model).is_dir() else model
     with loading(f"CLIP model {model}"):
@@ -147,7 +140,7 @@ def _open_clip(model: str, weights: str | None, device: torch.device) -> tuple[A
     )
 
 
-def _transformers(model: str, device: torch.device) -> tuple[Any, int, Images, Texts]:
+def _transformers(model: str, device: torch.device) -> Opened:
     """Return the same of a model of transformers; texts are padded to its own length."""
     from transformers import AutoModel, AutoProcessor
 

@@ -6,30 +6,12 @@ A scorer sees the subject in a red and the object in a blue outline.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Protocol
 
 from PIL import Image, ImageDraw
 
-from sgpipe.recipe import Requests
 from sgpipe.records import Box, Relation
 from sgpipe.stages.endpoint import Refusal
-
-ScorerKind = Literal["clip", "vlm"]
-
-
-@dataclass(frozen=True)
-class ScorerSettings:
-    """Which scorer, and where it computes; `gpus`: how many were requested, if any, "auto" is a GPU."""
-
-    kind: ScorerKind
-    model: str
-    endpoint: str | None = None
-    requests: Requests = field(default_factory=Requests)
-    device: str = "auto"
-    dtype: str = "auto"
-    gpus: float = 0
-
 
 Score = float | Refusal  # a probability, or why there is none
 NO_AREA = Refusal("a box has no area in the image")

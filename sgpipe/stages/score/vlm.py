@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -49,16 +48,17 @@ class VlmScorer:
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """See `RelationScorer`."""
-        return list(self._model.answer_each(relations, partial(self._read, image, objects), self._score))
-
-    def _read(self, image: Image.Image, objects: Sequence[Box], relation: Relation) -> list[Any] | Refusal:
-        if (marked := marked_image(image, objects, relation, LONGEST_SIDE)) is None:
-            return NO_AREA
         prompt = self._model.prompt
-        return [prompt(marked, prompt.chat(conversation(each, ""))) for each in ask_about(objects, relation)]
 
-    def _score(self, questions: Sequence[Any]) -> Score:
-        return mean_of_orders(*map(self._share_of_yes, questions))
+        def read(relation: Relation) -> list[Any] | Refusal:
+            if (marked := marked_image(image, objects, relation, LONGEST_SIDE)) is None:
+                return NO_AREA
+            return [prompt(marked, prompt.chat(conversation(each, ""))) for each in ask_about(objects, relation)]
+
+        def score(questions: Sequence[Any]) -> Score:
+            return mean_of_orders(*map(self._share_of_yes, questions))
+
+        return list(self._model.answer_each(relations, read, score))
 
     @torch.inference_mode()
     def _share_of_yes(self, inputs: Any) -> float:

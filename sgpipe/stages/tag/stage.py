@@ -34,7 +34,7 @@ from sgpipe.stages.base import ImageStage
 from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.pair import HeadMatcher
 from sgpipe.stages.score import make_scorer
-from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, ScorerKind, ScorerSettings
+from sgpipe.stages.score.scorer import NO_AREA
 from sgpipe.stages.tag.methods import candidates
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.gpu import GPU_THREADS, Compiled, GpuMemory, compile_forward, enough_memory, gpu_use
@@ -263,13 +263,12 @@ class TagStage(ImageStage):
         pixels = ((by_record[id(record)], of_record) for record, of_record in opened)
         for _, same in groupby(pixels, lambda each: self._batch_key(each[0])):
             while some := list(islice(same, self.memory.batch_size)):
-                yield [self._input(*each) for each in some]
-
-    def _input(self, each: Chosen, pixels: Tensor) -> TaggerInput:
-        record, batches, classes = each
-        labels = torch.tensor([bisect_left(classes, self.texts[box.category]) for box in record.objects])
-        texts = [self.tagger.encode_labels([*classes, NO_OBJECTS], batch.predicates) for batch in batches]
-        return TaggerInput(record, batches, pixels, normalised_boxes(record), labels, texts)
+                inputs = []
+                for (record, batches, classes), of_record in some:
+                    labels = torch.tensor([bisect_left(classes, self.texts[box.category]) for box in record.objects])
+                    texts = [self.tagger.encode_labels([*classes, NO_OBJECTS], batch.predicates) for batch in batches]
+                    inputs.append(TaggerInput(record, batches, of_record, normalised_boxes(record), labels, texts))
+                yield inputs
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
         """Return what is copied to the device: normalised pixels; for a GPU bytes, which it enlarges and normalises."""
@@ -371,34 +370,26 @@ class ScoredStage(ImageStage):
 
     def check(self) -> None:
         """Raises UserError: the model cannot score, or the calibration belongs to other scores."""
-        self._scorer().check()
-
-    def _scorer(self) -> RelationScorer:
-        config = self.config
-        self.threshold = threshold_of_recipe(config, self.pair)
-        kind: ScorerKind = "clip" if config.method == "clip" else "vlm"
-        where = (config.endpoint, config.requests, config.device, config.dtype, config.resources.gpus or 0)
-        return make_scorer(ScorerSettings(kind, str(config.tagger), *where), self.cache_folder)
+        threshold_of_recipe(self.config, self.pair)
+        make_scorer(self.config, self.cache_folder).check()
 
     def setup(self) -> None:
         """Load the scorer. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
-        self.scorer = self._scorer()
+        self.threshold = threshold_of_recipe(self.config, self.pair)
+        self.scorer = make_scorer(self.config, self.cache_folder)
         self.set_up_device(here=self.config.endpoint is None)
         self.scorer.load()
 
     def __call__(self, records: list[Record]) -> list[Record]:
         asked = [record for record in records if any(pair.predicates for pair in record.pairs)]
         for record, image in self.opened(asked):
-            self._fill(record, image)
+            relations = candidates(record.pairs, None, "clip" if self.config.method == "clip" else "vlm")
+            found = self.scorer.scores(image, record.objects, relations)
+            if failed := [each for each in found if isinstance(each, Refusal) and each is not NO_AREA]:
+                record.fail(self.name, failed[0].reason)
+                continue
+            scores = [0.0 if isinstance(each, Refusal) else each for each in found]
+            for relation, score in zip(relations, torch.tensor(scores, dtype=torch.float32).tolist(), strict=True):
+                relation.confidence = score  # in the precision of shards
+            record.relations += deduplicate(each for each in relations if (each.confidence or 0) > self.threshold)
         return records
-
-    def _fill(self, record: Record, image: Image.Image) -> None:
-        asked = candidates(record.pairs, None, "clip" if self.config.method == "clip" else "vlm")
-        found = self.scorer.scores(image, record.objects, asked)
-        if failed := [each for each in found if isinstance(each, Refusal) and each is not NO_AREA]:
-            record.fail(self.name, failed[0].reason)
-            return
-        scores = [0.0 if isinstance(each, Refusal) else each for each in found]
-        for relation, score in zip(asked, torch.tensor(scores, dtype=torch.float32).tolist(), strict=True):
-            relation.confidence = score  # in the precision of shards
-        record.relations += deduplicate(each for each in asked if (each.confidence or 0) > self.threshold)

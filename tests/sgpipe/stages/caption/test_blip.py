@@ -10,7 +10,7 @@ from transformers import BlipForConditionalGeneration
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.blip import BlipCaptioner, fuse_vision_attention, load_blip
+from sgpipe.stages.caption.blip import Blip, BlipCaptioner, fuse_vision_attention
 from sgpipe.stages.caption.captioner import settings_of
 from tests.factories import make_blip, make_tokenizer
 
@@ -26,7 +26,7 @@ def folder(original, tmp_path):
 
 
 def load(source, image_size=None, dtype=torch.float32):
-    return load_blip(str(source), image_size, torch.device("cpu"), dtype)
+    return Blip(str(source), image_size, torch.device("cpu"), dtype)
 
 
 def change(path, **values):
