@@ -320,7 +320,8 @@ class PairStage(Stage):
             predicates = {}
         elif self.config.candidates == "image":
             texts = [each.predicate if self._verbatim else normalise_predicate(each.predicate) for each in triplets]
-            predicates = dict.fromkeys(product(present, repeat=2), list(dict.fromkeys(texts)))
+            texts = list(dict.fromkeys(texts))
+            predicates = {pair: texts for pair in product(present, repeat=2)}
         else:
             predicates = stated_predicates(triplets, verbatim=self._verbatim)
         if self._extended is not None:
