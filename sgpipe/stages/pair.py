@@ -321,7 +321,7 @@ class PairStage(Stage):
         elif self.config.candidates == "image":
             texts = [each.predicate if self._verbatim else normalise_predicate(each.predicate) for each in triplets]
             texts = list(dict.fromkeys(texts))
-            predicates = {pair: texts for pair in product(present, repeat=2)}
+            predicates = dict.fromkeys(product(present, repeat=2), texts)
         else:
             predicates = stated_predicates(triplets, verbatim=self._verbatim)
         if self._extended is not None:
