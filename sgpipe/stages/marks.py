@@ -32,7 +32,7 @@ _FORM = (
     'riding 2; {"relations": []}, that nothing is related.'
 )
 _SIDE, _MAX_TOKENS, _TOP_P = 1024, 1024, 0.9  # the longer side of the image, in pixels
-_LONGEST_PREDICATE = 80  # characters
+_MOST_RELATIONS, _LONGEST_PREDICATE = 500, 80  # of an answer; characters
 
 Stated = tuple[int, str, int]  # the numbers of subject and object, and the predicate between them
 
@@ -124,7 +124,9 @@ class MarksStage(PairStage):
                 found[subject, predicate, object_] = None
             else:
                 wrong = f"{quote(json.dumps([subject, words, object_]))} does not relate two of the numbers. {_FORM}"
-        return list(found), wrong
+        if len(found) > _MOST_RELATIONS:
+            wrong = f"These are more than {_MOST_RELATIONS} relations. {_FORM}"
+        return list(found)[:_MOST_RELATIONS], wrong
 
     def _add(self, record: Record, marked: Sequence[int], answer: list[Choice] | Refusal) -> None:
         """Add what the answers state to the pairs of a record. `marked`: the indices of its numbered boxes."""
