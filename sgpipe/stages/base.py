@@ -191,12 +191,11 @@ class IsolatedRunner:
         self._pipe: Connection | None = None
 
     def __call__(self, records: list[Record]) -> StageOutput:
-        output = self._run(records)
-        if output is None and len(records) == 1:
-            output = self._run(records)
-        if output is not None:
+        if (output := self._run(records)) is not None:
             return output
         if len(records) == 1:
+            if (output := self._run(records)) is not None:
+                return output
             records[0].fail("worker", "the worker crashed twice on this image")
             return records, Usage()
         middle = len(records) // 2

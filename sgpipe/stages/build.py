@@ -25,6 +25,10 @@ def build_stages(
     from sgpipe.stages.parse.stage import ParseStage
 
     names = list(classes)
+    synonyms = "objects365" if recipe.source.format == "objects365" else "coco"
+    if recipe.source.format == "run":  # those of the dataset whose classes it has
+        official = {name: set(category_names(name).values()) for name in ("coco", "objects365")}
+        synonyms = next((name for name, own in official.items() if own.issuperset(names)), "coco")
     first: Stage = LoadStage(roots, recipe.parse.resources)
     if recipe.caption.captioner is not None:
         first = CaptionStage(recipe.caption, roots, recipe.seed)
@@ -32,10 +36,10 @@ def build_stages(
     if recipe.ground.detector is not None:
         from sgpipe.stages.ground import GroundStage
 
-        stages.append(GroundStage(recipe, roots, classes, _synonyms(recipe, names)))
+        stages.append(GroundStage(recipe, roots, classes, synonyms))
     # Where nothing scores candidates, all of them become relations: no others then.
     config = recipe.pair if recipe.tag.scores else recipe.pair.model_copy(update={"known": 0})
-    of_pair = (config, _synonyms(recipe, names), names, known)
+    of_pair = (config, synonyms, names, known)
     if recipe.pair.marks:
         from sgpipe.stages.marks import MarksStage
 
@@ -51,11 +55,3 @@ def build_stages(
     if recipe.tag.method == "rtagger":
         return [*stages, TagStage(recipe.tag, roots, names, recipe.pair, recipe.seed)]
     return [*stages, ScoredStage(recipe.tag, roots, recipe.pair)]
-
-
-def _synonyms(recipe: Recipe, names: Iterable[str]) -> str:
-    """Return the dataset whose synonyms are used: of a run, the one whose classes it has."""
-    if recipe.source.format != "run":
-        return "objects365" if recipe.source.format == "objects365" else "coco"
-    datasets = ("coco", "objects365")
-    return next((name for name in datasets if set(category_names(name).values()).issuperset(names)), "coco")

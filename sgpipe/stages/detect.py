@@ -319,7 +319,6 @@ class DetectStage(ImageStage):
     name = "detect"
 
     def setup(self) -> None:
-        """Load the detector. Raises UserError: it cannot be loaded."""
         self.set_up_device()
         self.classes = detector_classes(self.config)
         self.detector = load(self.config, self.device)

@@ -1,7 +1,6 @@
 """Ask one model of a server with the OpenAI chat API: many requests at once, with answers kept on disk.
 
-An answer depends on its request alone, as far as the server keeps to the seed. A run that is killed and started again
-pays for none twice. The key is read from the environment; no message contains it.
+A run that is killed and started again pays for none twice. The key is read from the environment and is in no message.
 """
 
 from __future__ import annotations
@@ -115,10 +114,7 @@ class Refusal:
 
 
 def read_choices(completion: Any, logprobs: bool) -> list[Choice]:
-    """Return the choices of a chat completion, in the order of their index.
-
-    Raises ValueError if it is not a chat completion, or has no log-probabilities although they were asked for.
-    """
+    """Return the choices of a chat completion by their index. Raises ValueError: it is none, or lacks `logprobs`."""
     try:
         if error := completion.get("error"):
             raise ValueError(f"the server answers with an error: {quote(str(error))}")
@@ -169,10 +165,7 @@ def shown_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
 
 
 def image_url(image: Image.Image, longest_side: int | None = None) -> str:
-    """Return an image as the data URL of a PNG, which changes no pixel.
-
-    `longest_side`: in pixels; a larger image is resized to it.
-    """
+    """Return an image as the data URL of a PNG; `longest_side`: in pixels, to which a larger image is resized."""
     if longest_side is not None:
         image = image.copy()
         image.thumbnail((longest_side, longest_side), Image.Resampling.BICUBIC)

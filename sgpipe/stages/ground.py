@@ -1,13 +1,12 @@
 """The ground stage: words of captions that no box of the image carries become boxes, by a detector that reads text.
 
-The nouns of captions are compared with the boxes as the pair stage does. A box that is found becomes an object, after
-the others, of origin "grounded". Its category is the class that its word names, or else the head of the word in the
-singular: a free noun, which need not be a class of the dataset.
+Words meet boxes as in the pair stage. The category of a grounded box is the class that its word names, or else the head
+of the word in the singular: a free noun, which need not be a class of the dataset.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
 from hashlib import blake2b
@@ -61,11 +60,9 @@ class GroundStage(ImageStage):
         return other
 
     def check(self) -> None:
-        """Raises UserError: there is no such detector, or it does not read text."""
         check_prompted(str(self.config.detector), "ground.detector")
 
     def setup(self) -> None:
-        """Load the detector. Raises UserError: as `check`, or it cannot be loaded, or the synonyms are not a table."""
         self.check()
         self.set_up_device()
         self.detector = load_prompted(str(self.config.detector), ["thing"], self.device)
@@ -99,7 +96,15 @@ class GroundStage(ImageStage):
         present = {box.category for box in record.objects}
         words: dict[str, Word] = {}
         said: dict[str, set[int]] = {}
-        for caption, phrase, head in self._nouns(record):
+        named = [
+            (each.caption, *name)
+            for each in record.triplets
+            for name in ((each.subject, each.subject_head), (each.object, each.object_head))
+        ]
+        if self.language is not None:
+            analysed = analyse(self.language, (caption.text for caption in record.captions), 256)
+            named += [(number, *name) for number, (tree, _) in enumerate(analysed) for name in nouns(tree)]
+        for caption, phrase, head in named:
             classes = self.matcher.classes(phrase, head)
             is_thing = classes or (head not in _NON_THINGS and sum(map(str.isalpha, head)) > 1)
             if not is_thing or not present.isdisjoint(self.carried.classes(phrase, head)):
@@ -115,16 +120,6 @@ class GroundStage(ImageStage):
         kept = readable[: self.config.max_words]
         record.left_out["words"] = len(words) - len(kept)
         return {text: words[text] for text in kept}
-
-    def _nouns(self, record: Record) -> Iterator[tuple[int, str, str]]:
-        """Yield the index of a caption, a name in it, and the head of the name."""
-        for triplet in record.triplets:
-            yield triplet.caption, triplet.subject, triplet.subject_head
-            yield triplet.caption, triplet.object, triplet.object_head
-        if self.language is not None:
-            analysed = analyse(self.language, (caption.text for caption in record.captions), 256)
-            for number, (tree, _) in enumerate(analysed):
-                yield from ((number, name, head) for name, head in nouns(tree))
 
     def _find(self, image: Prepared, words: Mapping[str, Word], record: Record) -> list[Box]:
         """Boxes of words, highest score first, without repetitions and those that the image has."""

@@ -62,14 +62,12 @@ class MarksStage(PairStage):
         self._asked.name = self.name
 
     def check(self) -> None:
-        """Raises UserError: there is no such model, it cannot be asked about images, or its server does not answer."""
         model: Any = load_captioner(self._asked.config, role=self._asked.role)
         example = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
         request = self._request(Image.new("RGB", (64, 64), "grey"), example, 0)
         model.check(*[request] if self.config.endpoint else [])
 
     def setup(self) -> None:
-        """Load the model. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
         super().setup()
         self._asked.cache_folder = self.cache_folder
         self._asked.setup()

@@ -1,7 +1,7 @@
 """The pair stage: from triplets and boxes to the candidate pairs that the tagger scores.
 
 A candidate is an ordered pair of boxes whose classes have predicates, from the captions of the image or from a prior:
-the predicates that relate two classes in Visual Genome. Memory grows with the pairs kept, not with the square of boxes.
+the predicates that relate two classes in Visual Genome.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ TripletCount: TypeAlias = tuple[str, str, str, int]  # subject class, predicate,
 def read_prior(path: Location, matcher: Matcher, *, verbatim: bool = False) -> Prior:
     """Collect the prior from a Visual Genome JSON file, one image at a time; see `collect_prior`.
 
-    Raises UserError: the file cannot be read, is not JSON or not in a VG layout, or relates none of the classes.
+    Raises UserError: the file cannot be read, is not in a VG layout, or relates none of the classes.
     """
     try:
         prior = collect_prior((item for _, item in JsonStream(path)), matcher, verbatim=verbatim)
@@ -223,30 +223,23 @@ def read_prior(path: Location, matcher: Matcher, *, verbatim: bool = False) -> P
 def collect_prior(graphs: Iterable[Any], matcher: Matcher, *, verbatim: bool = False) -> Prior:
     """For each (subject class, object class) the distinct predicates of the graphs, in order of appearance.
 
-    All of VG's layouts are accepted: `scene_graphs.json` and RLIP's preprocessed files (objects, and relationships
-    with `subject_id` and `object_id`), or `relationships.json` (subject and object within the relationship). If a name
-    matches several classes, its relationships count for each of them. Unless `verbatim`, predicates are lower-cased
-    with single spaces, and empty ones are dropped.
+    All of VG's layouts are accepted: `scene_graphs.json` and RLIP's preprocessed files (relationships with `subject_id`
+    and `object_id`), or `relationships.json` (with subject and object). If a name matches several classes, its
+    relationships count for each. Unless `verbatim`, predicates are lower-cased with single spaces, none is empty.
     """
     predicates: dict[tuple[str, str], dict[str, None]] = {}
     for graph in graphs:
-        names = {item["object_id"]: _name(item) for item in graph.get("objects", ())}
+        things = {item["object_id"]: item for item in graph.get("objects", ())}
         for relation in graph["relationships"]:
-            subject, object_ = (
-                _name(relation[role]) if role in relation else names[relation[f"{role}_id"]]
-                for role in ("subject", "object")
-            )
+            classes = []
+            for role in ("subject", "object"):
+                item = relation[role] if role in relation else things[relation[f"{role}_id"]]
+                names = item["names"] if "names" in item else item["name"]  # a string in RLIP's files, else a list
+                classes.append(matcher.classes(str(names if isinstance(names, str) else next(iter(names), ""))))
             text = str(relation["predicate"]) if verbatim else normalise_predicate(str(relation["predicate"]))
-            if text or verbatim:
-                for pair in product(matcher.classes(subject), matcher.classes(object_)):
-                    predicates.setdefault(pair, {})[text] = None
+            for pair in product(*classes) if text or verbatim else ():
+                predicates.setdefault(pair, {})[text] = None
     return {pair: list(texts) for pair, texts in predicates.items()}
-
-
-def _name(item: Mapping[str, Any]) -> str:
-    """VG names an object by `name` or by `names`: a list, or a single string in RLIP's preprocessed files."""
-    value = item["names"] if "names" in item else item["name"]
-    return str(value if isinstance(value, str) else next(iter(value), ""))
 
 
 def check_pair(config: PairConfig) -> None:
@@ -286,7 +279,6 @@ class PairStage(Stage):
         self._verbatim = config.match == "substring"  # predicates as the parser or VG spells them, as in RLIPv2
 
     def setup(self) -> None:
-        """Read the synonym table and the prior. Raises UserError: a file is missing or has the wrong format."""
         synonyms = synonyms_of(self.config, self._dataset)
         if self._verbatim:
             self._matcher: Matcher = SubstringMatcher(synonyms, self._names)
@@ -321,7 +313,7 @@ class PairStage(Stage):
         elif self.config.candidates == "image":
             texts = [each.predicate if self._verbatim else normalise_predicate(each.predicate) for each in triplets]
             texts = list(dict.fromkeys(texts))
-            predicates = dict.fromkeys(product(present, repeat=2), texts)
+            predicates = {(s, o): texts for s in present for o in present}
         else:
             predicates = stated_predicates(triplets, verbatim=self._verbatim)
         if self._extended is not None:
@@ -385,9 +377,8 @@ def assign_categories(
 
     No loose word relates a class to itself ("a pizza with a crust").
 
-    `present`: the class names of the image's boxes, including crowds, in order of first appearance. `free`: those of
-    them that are heads of nouns and no class that the matcher knows. A noun with this head precedes a class that it may
-    loosely stand for.
+    `present`: the class names of the image's boxes, including crowds, in order of first appearance. `free`: those that
+    are heads of nouns, unknown to the matcher; they precede classes that a noun may loosely stand for.
     """
 
     def category(phrase: str, head: str) -> str | None:
@@ -452,10 +443,7 @@ def implied_triplets(record: Record) -> list[Triplet]:
 
 
 def stated_predicates(triplets: Sequence[Triplet], *, verbatim: bool = False, repeats: bool = False) -> Predicates:
-    """Return the predicates that the triplets state for each pair of classes, in order.
-
-    `verbatim`: keep their case and spacing. `repeats`: list one as often as it is stated.
-    """
+    """Return the predicates that triplets state for each pair of classes; `repeats`: one as often as it is stated."""
     stated: dict[tuple[str, str], list[str]] = {}
     for triplet in triplets:
         subject, object_ = triplet.subject_category, triplet.object_category

@@ -1,9 +1,8 @@
 """A BLIP checkpoint (Li et al., ICML 2022) as a captioner: weights, tokenizer, image preparation and captions.
 
-Matrix products round differently for different numbers of rows, so on a CPU each image is computed alone, with all its
-samples, and the result is bit-for-bit reproducible. On a GPU images are computed in groups, halved when the memory is
-full; with their size scores differ in their last digits, which rarely changes a caption. What a GPU computes for the
-second full group is recorded as CUDA graphs and replayed for other full groups.
+Matrix products round by their number of rows: on a CPU each image is computed alone, with all its samples, and the
+result is bit-for-bit reproducible. On a GPU images are computed in groups, with whose size the last digits of scores
+differ, which rarely changes a caption; the second full group is recorded as CUDA graphs and replayed for others.
 """
 
 from __future__ import annotations
@@ -125,8 +124,6 @@ class BlipCaptioner:
             if self.config.decoding == "beam":
                 return beam_captions(self.blip.model, states, self.prompt, self.config)
             return sample_captions(self.decoder, states, self.prompt, keys, self.config, self.recorded)
-        except FloatingPointError as reason:
-            raise UserError(f"captioner {self.config.captioner!r}: {reason}") from None
         except RuntimeError:
             self.recorded = None  # its memory is needed, if that is full
             raise
@@ -240,14 +237,10 @@ def _attend(attention: Any, hidden_states: Tensor, **_: object) -> tuple[Tensor,
 
 @dataclass
 class DecoderState:
-    """The keys and values of `rows = images * samples` sequences of equal length, per layer.
+    """The keys and values of `rows = images * samples` sequences of equal length, per layer."""
 
-    `own`: [rows, heads, capacity, head width], of which `length` positions are filled; `image`: [images, heads,
-    1 + patches, head width].
-    """
-
-    own: list[tuple[Tensor, Tensor]]
-    image: list[tuple[Tensor, Tensor]]
+    own: list[tuple[Tensor, Tensor]]  # [rows, heads, capacity, head width], of which `length` positions are filled
+    image: list[tuple[Tensor, Tensor]]  # [images, heads, 1 + patches, head width]
     length: int = 0
 
     def take(self, rows: Tensor) -> None:
@@ -353,7 +346,7 @@ def sample_captions(
 
     With one image on a CPU, sequences that have ended are dropped; with several they stay, so that tensor shapes do not
     depend on other images. A GPU looks at a fixed number of the likeliest tokens, and is asked every few steps whether
-    all sequences have ended, so that the host hardly waits. Raises FloatingPointError: the scores are not finite.
+    all sequences have ended, so that the host hardly waits. Raises UserError: the scores are not finite.
     """
     samples, width = sampling.samples, decoder.width
     if recorded is not None and recorded.of == (len(keys), width):
@@ -362,7 +355,7 @@ def sample_captions(
         parts = _draw(decoder, image_states, prompt, send(torch.tensor(keys), image_states.device), sampling, width)
     for flags, drawn in parts:  # noqa: B007 - the last ones are read below
         ended, finite, enough = flags.tolist()
-        check_finite(finite)
+        check_finite(finite, sampling)
         if not enough:
             decoder.width = max(decoder.width, 4 * width)  # from now on; other threads may have done so
             return sample_captions(decoder, image_states, prompt, keys, sampling)

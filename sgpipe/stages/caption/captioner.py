@@ -37,13 +37,11 @@ class CaptionInput:
 
 
 class Captioner(Protocol):
-    """Captions of images, which depend on the image's pixels, its key and the recipe only."""
+    """Captions of images, which depend on the image's pixels, its key and the recipe only; see `Stage`."""
 
-    def check(self) -> None:
-        """Raise UserError if this captioner cannot caption, as far as can be told before any work."""
+    def check(self) -> None: ...
 
-    def setup(self) -> None:
-        """Load the model, in the process that captions. Raises UserError like `check`, and for damaged weights."""
+    def setup(self) -> None: ...
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
         """Yield the captions of each input, in order: up to `caption.samples` single lines, or one by beam search.
@@ -66,9 +64,8 @@ def settings_of(config: CaptionConfig) -> CaptionConfig:
 
 _THOUGHTS = re.compile(r"^.*?</think>", re.DOTALL)
 _LOCATION = re.compile(r"<loc_?\d+>")  # of Florence-2 and PaliGemma
-_FENCE = re.compile(r"^\s*(```|~~~).*$", re.MULTILINE)
 _LINE_START = re.compile(r"^\s*(?:(?:#{1,6}|[-*+•>]|\d{1,3}[.)])\s+)+")
-_RULE = re.compile(r"^\s*([-*_]\s*){3,}$")
+_NO_TEXT = re.compile(r"^\s*((```|~~~).*|([-*_]\s*){3,})$")  # code fences and rules
 _MARKS = re.compile(r"\*\*|__|`|(?<!\w)[*_](?=\w)|(?<=[\w.,!?])[*_](?!\w)")
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _UNPRINTABLE = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\ufeff\ufffd]")
@@ -80,10 +77,10 @@ def one_line(text: str) -> str:
 
     Lines become sentences: one that ends without punctuation gets a full stop before the next.
     """
-    text = _FENCE.sub("", _LOCATION.sub("", _THOUGHTS.sub("", text)))
+    text = _LOCATION.sub("", _THOUGHTS.sub("", text))
     if text.lstrip().startswith("<think>"):  # cut off before it came to an answer
         return ""
-    written = [line for line in text.splitlines() if not _RULE.match(line)]
+    written = [line for line in text.splitlines() if not _NO_TEXT.match(line)]
     plain = (_MARKS.sub("", _LINK.sub(r"\1", _LINE_START.sub("", line))) for line in written)
     lines = [line for line in (" ".join(_UNPRINTABLE.sub(" ", line).split()) for line in plain) if line]
     ended = [line if _ENDED.search(line) else line + "." for line in lines[:-1]]

@@ -1,8 +1,7 @@
-"""Exact nucleus sampling with counter-based noise.
+"""Exact nucleus sampling (Holtzman et al., ICLR 2020) with counter-based noise.
 
-Nucleus sampling: Holtzman et al., ICLR 2020. A sample is the argmax of the kept tokens' scores plus Gumbel noise, and
-the noise of a token is a pure function of (image, sample, step, token). It is therefore the same on every device, in
-every batch and in any order.
+A sample is the argmax of the kept tokens' scores plus Gumbel noise, which is a pure function of (image, sample, step,
+token) and so the same on every device, in every batch and in any order.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 
 _UINT32 = 0xFFFFFFFF
@@ -105,11 +105,11 @@ def nucleus(scores: Tensor, top_p: float, width: int | None = None) -> tuple[Ten
     return tokens, above | (at & (at.cumsum(dim=-1) <= room)), enough
 
 
-def check_finite(finite: bool) -> None:
-    """Raise FloatingPointError if they are not."""
+def check_finite(finite: bool, sampling: CaptionConfig) -> None:
+    """Raise UserError if the scores of a model are not."""
     if not finite:
-        raise FloatingPointError(
-            "the captioner's scores are not finite: its weights are damaged, or caption.temperature or "
+        raise UserError(
+            f"the scores of {sampling.captioner} are not finite: its weights are damaged, or caption.temperature or "
             "caption.repetition_penalty is close to 0"
         )
 

@@ -1,7 +1,6 @@
 """The caption stage: captions of whole images, of boxes, or of the regions around box pairs, by a captioner.
 
-A caption depends on the run's seed, the image, the region and the sample number. It never depends on `batch_size` or
-on other records; how exactly a captioner keeps that is said with it.
+A caption depends on the run's seed, the image, the region and the sample number, not on `batch_size` or other records.
 """
 
 from __future__ import annotations
@@ -51,11 +50,9 @@ class CaptionStage(ImageStage):
         self.seed, self.role = seed, role
 
     def check(self) -> None:
-        """Raises UserError: there is no such captioner, or it cannot caption images."""
         load_captioner(self.config, self.cache_folder, self.role).check()
 
     def setup(self) -> None:
-        """Load the captioner. Raises UserError: it cannot be loaded."""
         self.set_up_device(here=self.config.endpoint is None)
         self.captioner: Captioner = load_captioner(self.config, self.cache_folder, self.role)
         self.captioner.setup()
@@ -77,9 +74,7 @@ class CaptionStage(ImageStage):
         return records
 
     def _inputs(self, records: Sequence[Record], open_: deque[tuple[Record, Region]]) -> Iterator[CaptionInput]:
-        """Yield every region to caption, noted in `open_`; images are opened on demand, unreadable ones become error
-        rows.
-        """
+        """Yield every region to caption, noted in `open_`; images are opened on demand."""
         for record in records:
             if record.ok:
                 record.captions = []

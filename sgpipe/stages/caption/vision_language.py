@@ -1,7 +1,6 @@
 """Any image-text-to-text checkpoint of transformers as a captioner, or asked what an endpoint can be asked.
 
-An image is computed alone, with all its samples, on every device: its vision features and the prompt once, then the
-samples together. No tensor's shape depends on another image, so `batch_size` changes nothing on a CPU or a GPU. As with
+An image is computed alone on every device: its vision features and the prompt once, then all samples together. As with
 BLIP, scores differ in their last digits across devices, number formats, library versions and thread counts.
 """
 
@@ -67,7 +66,7 @@ class VisionLanguageCaptioner:
             raise UserError(f"{self.name} has no chat template, so it cannot be asked")
         text = {**config, **(config.get("text_config") or {})}
         least, most = self.config.min_tokens, self.config.max_tokens or 0
-        positions, vocabulary = (text.get(key) for key in ("max_position_embeddings", "vocab_size"))
+        positions, vocabulary = text.get("max_position_embeddings"), text.get("vocab_size")
         if most < least or (isinstance(positions, int) and most > positions):
             raise UserError(
                 f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least}) and at most the "
@@ -107,10 +106,7 @@ class VisionLanguageCaptioner:
     def answer_each(
         self, items: Iterable[Item], prepare: Callable[[Item], Any], compute: Callable[[Any], Result]
     ) -> Iterator[Result | Refusal]:
-        """Yield what the model computes of each item, or why it cannot; a thread prepares the next one meanwhile.
-
-        Raises UserError: the memory is full.
-        """
+        """Yield what the model computes of each item, or why it cannot; a thread prepares the next one meanwhile."""
         threads = min(image_threads(self.config.resources, elsewhere=self.device.type != "cpu"), 1)
         with prefetch(partial(self._attempt, prepare), items, threads, 2) as prepared:
             for each in prepared:
@@ -152,10 +148,7 @@ class VisionLanguageCaptioner:
             prompt = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
             return sequences[:, prompt:].tolist()
         sample = partial(sample_nucleus, key, self.config, samples or self.config.samples)
-        try:
-            return self.model.generate(**inputs, generation_config=generation, custom_generate=sample)
-        except FloatingPointError as reason:
-            raise UserError(f"{self.name}: {reason}") from None
+        return self.model.generate(**inputs, generation_config=generation, custom_generate=sample)
 
 
 _READING = threading.Lock()  # tokenizers are not safe for threads
@@ -240,7 +233,7 @@ def sample_nucleus(
     `key`: 63 bits that select the noise of the image. `input_ids`: [1, prompt]. The end and both lengths are those of
     `generation_config`; the repetition penalty counts the tokens of the caption, not those of the prompt.
 
-    Raises FloatingPointError: scores are not finite.
+    Raises UserError: scores are not finite.
     """
     prompt, most = input_ids.shape[1], generation_config.max_new_tokens
     scores, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
@@ -258,7 +251,7 @@ def sample_nucleus(
     for step in range(most):
         scores = process(logits_processor(input_ids, scores), input_ids[:, prompt:], sampling)
         tokens, finite, _ = draw(scores, sampling.top_p, keys, numbers, step)
-        check_finite(bool(finite))
+        check_finite(bool(finite), sampling)
         input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
         ended = torch.isin(tokens, ends) & (lengths > step)
         lengths = lengths.where(~ended, step)

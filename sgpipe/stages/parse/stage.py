@@ -20,10 +20,7 @@ _TEXTS = ("subject", "predicate", "object", "subject_head", "object_head", "pred
 
 
 def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) -> Parser:
-    """Return the parser of a recipe; modules of other parsers are not imported. `cache_folder`: see `Stage`.
-
-    Raises UserError: its model is not installed, or cannot be read.
-    """
+    """Return the parser of a recipe. Raises UserError: its model is not installed, or cannot be read."""
     if config.parser == "rules":
         return RuleParser(config)
     if config.parser == "seq2seq":
@@ -61,16 +58,13 @@ class CaptionParser(Parser):
     def read(self, captions: Iterable[str], numbers: Iterable[int] | None = None) -> list[Parsed]:
         """Return triplets and mentions of each caption; their `caption` is of `numbers`, or else the index."""
         captions = list(captions)
-        distinct = dict.fromkeys(captions)
-        known = {caption: self._cache[caption] for caption in distinct if caption in self._cache}
-        if new := [caption for caption in distinct if caption not in known]:
-            known.update(zip(new, self._parser.read(new), strict=True))
         if len(self._cache) > _CACHED_CAPTIONS:
             self._cache.clear()
-        self._cache |= known
+        if new := [caption for caption in dict.fromkeys(captions) if caption not in self._cache]:
+            self._cache.update(zip(new, self._parser.read(new), strict=True))
         found = []
         for caption, number in zip(captions, range(len(captions)) if numbers is None else numbers, strict=True):
-            triplets, mentions = known[caption]
+            triplets, mentions = self._cache[caption]
             named = [mention._replace(caption=number) for mention in mentions]
             found.append(([replace(triplet, caption=number) for triplet in triplets], named))
         return found

@@ -32,9 +32,8 @@ Opened: TypeAlias = tuple[Any, int, Callable[..., Any], Callable[..., Any]]
 class ClipScorer:
     """The probability of a relation's text against the mean of its contrast texts; see `contrast_texts`.
 
-    It is a softmax over cosines, scaled as the checkpoint was trained; by chance it is 0.5, however many contrast texts
-    there are. The other relations of a pair are not among them, as several may hold, so that the probability of a
-    relation does not depend on what else is asked.
+    It is a softmax over cosines, scaled as the checkpoint was trained; by chance 0.5, however many contrast texts there
+    are. As several relations of a pair may hold, it does not depend on what else is asked.
     """
 
     def __init__(self, model: str, device: str = "auto", gpus: float = 0) -> None:
@@ -86,12 +85,8 @@ class ClipModel:
     """
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
-        """Load a model: a folder with config.json (transformers), or else open_clip_config.json (open_clip).
-
-        Or a hub id, which is transformers' unless it begins with hf-hub:; or a name that open_clip knows, with its
-        `weights`, a file or a tag.
-
-        Raises UserError: open_clip is needed and not installed, or the model cannot be loaded.
+        """Load a model of transformers (hub id, or folder with config.json) or open_clip (name with its `weights`, a
+        file or a tag; hf-hub:ID; other folders). Raises UserError: it cannot be loaded, or open_clip is not installed.
         """
         self._device, self._known = device, dict[str, Tensor]()
         is_folder = Path(model).is_dir() and not Path(model, "config.json").is_file()
@@ -114,10 +109,7 @@ class ClipModel:
         return torch.stack([self._known[text] for text in texts])
 
     def in_groups(self, embed: Callable[[Sequence[Item]], Tensor], items: Sequence[Item]) -> list[Tensor]:
-        """Embed items, on a GPU in groups of a fixed size that are padded with repeats, on a CPU one by one.
-
-        So no embedding depends on what is encoded beside it: matrix products round by their number of rows.
-        """
+        """Embed items, on a CPU one by one, on a GPU in groups padded with repeats: products round by their rows."""
         size = _GPU_GROUP if self._device.type == "cuda" else 1
         parts = [items[at : at + size] for at in range(0, len(items), size)]
         groups = [embed([*part, *[part[-1]] * (size - len(part))])[: len(part)] for part in parts]

@@ -18,13 +18,11 @@ NO_AREA = Refusal("a box has no area in the image")
 
 
 class RelationScorer(Protocol):
-    """Scores relations by the image, the two boxes and the predicate only."""
+    """Scores relations by the image, the two boxes and the predicate only; `check` and `load`: see `Stage`."""
 
-    def check(self) -> None:
-        """Raise UserError if this model cannot score, as far as can be told before any work."""
+    def check(self) -> None: ...
 
-    def load(self) -> None:
-        """Load the model, in the process that scores. Raises UserError like `check`, and for damaged weights."""
+    def load(self) -> None: ...
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """Return the probability that each relation of an RGB image is correct, or why there is none, in their order.
@@ -75,10 +73,7 @@ Corners = tuple[float, float, float, float]  # pixel xyxy
 
 
 def marked_crop(image: Image.Image, objects: Sequence[Box], relation: Relation, side: int) -> Image.Image | None:
-    """Return a square of `side` pixels around both boxes, with their outlines.
-
-    None if a box has no area in the image.
-    """
+    """Return a square of `side` pixels around both boxes, outlined; None if a box has no area in the image."""
     if (boxes := visible_boxes(image, objects, relation)) is None:
         return None
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)

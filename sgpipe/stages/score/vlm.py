@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, compress
 from typing import Any
 
 import torch
@@ -72,10 +73,7 @@ class VlmScorer:
 
 
 def _answer_tokens(tokenizer: Any, model: str) -> tuple[Tensor, Tensor]:
-    """Return the first tokens of the answers "yes" and "no", in any spelling.
-
-    Raises UserError: the tokenizer does not tell them apart.
-    """
+    """Return the first tokens of "yes" and "no", in any spelling. Raises UserError: they cannot be told apart."""
     found: dict[str, set[int]] = {"yes": set(), "no": set()}
     for word, tokens in found.items():
         for spelling in (word, word.capitalize(), word.upper()):
@@ -109,8 +107,7 @@ class ServedScorer:
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
         """See `RelationScorer`. Only as many requests are prepared as are under way."""
         visible = [visible_boxes(image, objects, relation) is not None for relation in relations]
-        shown = [relation for relation, there in zip(relations, visible, strict=True) if there]
-        requests = (request for relation in shown for request in self._ask(image, objects, relation))
+        requests = chain.from_iterable(self._ask(image, objects, each) for each in compress(relations, visible))
         answers = (_share(answer) for answer in self._endpoint.ask_all(requests))
         scores = (mean_of_orders(first, second) for first, second in zip(answers, answers, strict=True))
         return [next(scores) if there else NO_AREA for there in visible]

@@ -146,9 +146,7 @@ def normalised_boxes(record: Record) -> Tensor:
 class TagStage(ImageStage):
     """Scores the candidate pairs of each record.
 
-    On a CPU one image at a time, so that results do not depend on the batch. On a GPU images of equal size together;
-    while it computes, the next ones are opened and the relations of the last ones are chosen.
-
+    On a CPU one image at a time, so that results do not depend on the batch; on a GPU images of equal size together.
     The scores of a pair depend on its position among the pairs. With `restrict: pair` these are sorted by their boxes,
     and each keeps its own candidates. With `restrict: group` they are in the order of the file, and a pair can get any
     predicate of its chunk of groups, as in RLIPv2.
@@ -180,7 +178,6 @@ class TagStage(ImageStage):
         return other
 
     def check(self) -> None:
-        """Raises UserError: there is no such tagger, it is another kind of model, or the calibration is of another."""
         if self.config.tagger is not None:
             try:
                 RTagger.check(local_model(self.config.tagger, whole=False))
@@ -189,7 +186,6 @@ class TagStage(ImageStage):
             threshold_of_recipe(self.config, self.pair)
 
     def setup(self) -> None:
-        """Load the tagger. Raises UserError: it or the calibration cannot be used, or the device is missing."""
         self.threshold = threshold_of_recipe(self.config, self.pair)
         self.set_up_device()
         self.dtype = pick_dtype(self.config.dtype, self.device)
@@ -369,12 +365,10 @@ class ScoredStage(ImageStage):
         self.pair = pair or PairConfig()
 
     def check(self) -> None:
-        """Raises UserError: the model cannot score, or the calibration belongs to other scores."""
         threshold_of_recipe(self.config, self.pair)
         make_scorer(self.config, self.cache_folder).check()
 
     def setup(self) -> None:
-        """Load the scorer. Raises UserError: as `check`, or its weights are damaged, or the device is missing."""
         self.threshold = threshold_of_recipe(self.config, self.pair)
         self.scorer = make_scorer(self.config, self.cache_folder)
         self.set_up_device(here=self.config.endpoint is None)
