@@ -231,13 +231,13 @@ def collect_prior(graphs: Iterable[Any], matcher: Matcher, *, verbatim: bool = F
     for graph in graphs:
         things = {item["object_id"]: item for item in graph.get("objects", ())}
         for relation in graph["relationships"]:
-            classes = []
+            classes: dict[str, tuple[str, ...]] = {}
             for role in ("subject", "object"):
                 item = relation[role] if role in relation else things[relation[f"{role}_id"]]
                 names = item["names"] if "names" in item else item["name"]  # a string in RLIP's files, else a list
-                classes.append(matcher.classes(str(names if isinstance(names, str) else next(iter(names), ""))))
+                classes[role] = matcher.classes(str(names if isinstance(names, str) else next(iter(names), "")))
             text = str(relation["predicate"]) if verbatim else normalise_predicate(str(relation["predicate"]))
-            for pair in product(*classes) if text or verbatim else ():
+            for pair in product(classes["subject"], classes["object"]) if text or verbatim else ():
                 predicates.setdefault(pair, {})[text] = None
     return {pair: list(texts) for pair, texts in predicates.items()}
 
