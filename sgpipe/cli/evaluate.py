@@ -256,8 +256,7 @@ def predict(
     if form == "vg":
         written = files.write_graphs(predictions, out, named, limit)
     elif form == "vcoco":
-        converter = files.PeopleConverter(named, files.vcoco_actions(named.relations))
-        written = files.write_vcoco(predictions, out, converter)
+        written = files.write_vcoco(predictions, out, named)
     elif parquet:
         written = files.write_parquet(predictions, out, named, limit, possible)
     else:

@@ -45,8 +45,8 @@ class SourceOptions:
         from sgpipe.files.image_roots import check_images, located
         from sgpipe.files.locations import absolute_location, content_id
         from sgpipe.recipe import WHOLE
-        from sgpipe.sources.formats import infer_split
-        from sgpipe.sources.run import open_parent
+        from sgpipe.sources.annotated import infer_split
+        from sgpipe.sources.opening import open_parent
         from sgpipe.utils.config_file import changed
 
         if extend is not None:
@@ -240,7 +240,7 @@ def miniworld(
     Examples:
       sgpipe miniworld --count 200 --out miniworld/
     """
-    from sgpipe.sources.miniworld import render_dataset
+    from sgpipe.sources.opening import render_dataset
 
     with console.Progress().images(number, "generating") as advance:
         is_new = render_dataset(out, number, seed, split, progress=lambda: advance(1, {}))
@@ -337,7 +337,7 @@ def label(
 def _files(images: list[Path], out: Path) -> Iterator[Path]:
     """Yield the images, also those in folders, not drawings in `out`. Raises UserError: a folder has none."""
     from sgpipe.files.roots import FolderRoot
-    from sgpipe.sources.folder import list_folder, no_images
+    from sgpipe.sources.opening import list_folder, no_images
 
     drawings = out.resolve()
     for path in images:

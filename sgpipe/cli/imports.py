@@ -56,7 +56,7 @@ class AnnotationOptions(OutputOptions):
         Raises UserError: neither is named after a split, or they contradict each other.
         """
         from sgpipe.recipe import WHOLE
-        from sgpipe.sources.formats import infer_split
+        from sgpipe.sources.annotated import infer_split
 
         images = None if own_splits else self.images
         return self.split or infer_split(self.annotations, images, WHOLE if unsplit else None)
@@ -193,7 +193,7 @@ def psg(
     Examples:
       sgpipe import psg --annotations psg.json --images coco --masks coco --split test --out psg/
     """
-    from sgpipe.sources.benchmarks import psg_source
+    from sgpipe.sources.scene_graphs import psg_source
 
     return psg_source(data.annotations, data.split_name(unsplit=True, own_splits=True), masks)
 
@@ -236,7 +236,7 @@ def vg150(
       sgpipe import vg150 --annotations VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json \
         --image-data image_data.json --images VG_100K --split test --out vg150/
     """
-    from sgpipe.sources.benchmarks import vg150_source
+    from sgpipe.sources.scene_graphs import vg150_source
 
     split = data.split_name(unsplit=True, own_splits=True)
     return vg150_source(data.annotations, dicts, image_data, data.images, split)
@@ -278,7 +278,7 @@ def hf(
       sgpipe import hf --annotations for-the-hub/ --split val --out imported/
       sgpipe import hf --annotations maelic/PSG-coco-format --split val --out psg/
     """
-    from sgpipe.sources.hugging_face import dataset_source
+    from sgpipe.sources.hub import dataset_source
 
     own = data.images is None
     source, root = dataset_source(data.annotations, data.split, map_ or (), classes, subset, own_images=own)

@@ -49,12 +49,12 @@ from sgpipe.files.locations import location, read_text
 from sgpipe.files.model_cache import pin_model
 from sgpipe.inference.predictions import (
     InferenceConfig,
-    PeopleConverter,
     PredictConfig,
     RowGroup,
     Task,
     coco_image_id,
     list_row_groups,
+    people_converter,
     predicted_graph,
 )
 from sgpipe.records import Record
@@ -239,9 +239,9 @@ def _predicted_people(
             for r in record.relations
         }
         occurs = np.array([[(predicate, object_) in seen for object_ in objects] for predicate in relations])
-    converter = PeopleConverter(config.classes, actions, occurs)
+    convert = people_converter(config.classes, actions, occurs)
     predictions = _predictions(given, config, people, coco_image_id, found)
-    return {number: converter.convert(pairs) for number, pairs in predictions}
+    return {number: convert(pairs) for number, pairs in predictions}
 
 
 def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> EvaluationResult:

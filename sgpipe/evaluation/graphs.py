@@ -19,7 +19,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.sources import fields
-from sgpipe.sources.formats import require_format
+from sgpipe.sources.annotated import require_format
 from sgpipe.sources.vocabulary import PredicateSynonyms, category_names, packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, normalise_predicate
 from sgpipe.storage.shards import VLM_SCORE, iter_tables

@@ -1,5 +1,5 @@
 """A run as annotation files: COCO with or without relations, Visual Genome, RLIPv2's pseudo-labels, HICO-DET in HOIA's
-form, and PSG and VG150 as `sgpipe.sources.benchmarks` describes them."""
+form, and PSG and VG150 as `sgpipe.sources.scene_graphs` describes them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from sgpipe.errors import add_filename, import_extra
 from sgpipe.export.rows import ExportRows, Members, as_number, plain, write_json
 from sgpipe.recipe import WHOLE
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.sources.benchmarks import BOX_SCALE, STUFF, VALIDATION_IMAGES
 from sgpipe.sources.coco import NO_RELATION
+from sgpipe.sources.scene_graphs import BOX_SCALE, STUFF, VALIDATION_IMAGES
 from sgpipe.sources.vocabulary import category_names, relation_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.lemmas import predicate_lemma

@@ -18,7 +18,7 @@ from sgpipe.export.card import write_card
 from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups, new_file
 from sgpipe.images import open_header
 from sgpipe.records import ORIGINS, from_table
-from sgpipe.sources.hugging_face import CLASSES, ORIGIN
+from sgpipe.sources.hub import CLASSES_KEY, ORIGIN_KEY
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, SOURCES, open_shard, with_images
 
@@ -123,8 +123,8 @@ def _metadata(schema: pa.Schema, rows: ExportRows, names: list[str]) -> dict[byt
     features["objects"][0][_LABEL] = {"names": names, "_type": "ClassLabel"}
     described = {
         "huggingface": json.dumps({"info": {"features": features}}),
-        CLASSES: json.dumps(rows.manifest.run.get("labels")),
-        ORIGIN: json.dumps([*filter(None, Manifest.identities(rows.manifest.run)), rows.identity]),
+        CLASSES_KEY: json.dumps(rows.manifest.run.get("labels")),
+        ORIGIN_KEY: json.dumps([*filter(None, Manifest.identities(rows.manifest.run)), rows.identity]),
     }
     return {**(schema.metadata or {}), **{key.encode(): value for key, value in described.items()}}
 

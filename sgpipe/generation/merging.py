@@ -28,7 +28,7 @@ from sgpipe.files.locations import Location
 from sgpipe.images import read_bytes
 from sgpipe.records import SCHEMA, Attribute, Box, BoxOrigin, Record, Relation, RelationOrigin, from_table, to_table
 from sgpipe.sources.import_run import ROWS_PER_SHARD
-from sgpipe.sources.run import open_parent
+from sgpipe.sources.opening import open_parent
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, normalise_predicate, noun_lemmas
 from sgpipe.storage.health_rules import AXES

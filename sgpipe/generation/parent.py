@@ -14,7 +14,7 @@ from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
 from sgpipe.recipe import Recipe, load_recipe, with_model_folders
 from sgpipe.records import Record, from_table
-from sgpipe.sources.run import open_parent
+from sgpipe.sources.opening import open_parent
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import RECIPE, RunFiles, ground_truth_of, kind_of
 from sgpipe.storage.shards import DATA, damaged, read_checked

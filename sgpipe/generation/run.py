@@ -37,8 +37,7 @@ from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.parent import Reuse
 from sgpipe.recipe import Recipe, SourceConfig, hub_models, models_of, recipe_notes, with_model_folders
 from sgpipe.sources.hub import check_hub
-from sgpipe.sources.opening import open_source, prepare_source
-from sgpipe.sources.run import check_run, open_parent
+from sgpipe.sources.opening import check_run, open_parent, open_source, prepare_source
 from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.pair import check_pair

@@ -6,7 +6,7 @@ Predictions are written as JSON, in the forms that the evaluators of benchmarks 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
@@ -166,7 +166,6 @@ def top_triplets(pairs: PredictedPairs, limit: int, possible: Array | None = Non
 
 
 Items = Callable[[ImagePrediction, PredictedPairs], list[dict[str, Any]]]
-_ROLES = ("obj", "instr")
 
 
 def write_hoia(
@@ -230,14 +229,20 @@ def predicted_graph(pairs: PredictedPairs, limit: int) -> PredictedGraph:
     )
 
 
-def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, converter: PeopleConverter) -> WriteSummary:
-    """Write pairs as persons with scores of actions and roles, for `sgpipe eval vcoco`. Raises as `coco_image_id`."""
-    actions = converter.actions
-    agents = [f"{name}_{AGENT}" for name in actions.names]
-    roles = [f"{actions.names[role.action]}_{role.name}" for role in actions.roles]
+def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses) -> WriteSummary:
+    """Write pairs as persons with scores of actions and roles, for `sgpipe eval vcoco`.
+
+    "hit" and "hit with" are roles of one action. Raises UserError: as `coco_image_id` and `people_converter`.
+    """
+    parts = [_official_role(name) for name in classes.relations]
+    names = tuple(dict.fromkeys(action for action, _ in parts))
+    actions = Actions(names, tuple(Role(names.index(action), role) for action, role in parts if role))
+    agents = [f"{name}_{AGENT}" for name in names]
+    roles = ["_".join(part) for part in parts if part[1]]
+    convert = people_converter(classes, actions)
 
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
-        people, image = converter.convert(pairs), coco_image_id(prediction.row)
+        people, image = convert(pairs), coco_image_id(prediction.row)
         boxes = np.append(people.role_boxes, people.role_scores[..., None], axis=2).tolist()
         columns = zip(people.boxes.tolist(), people.agent_scores.tolist(), boxes, strict=True)
         return [
@@ -254,46 +259,35 @@ def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, converter: Pe
     return write_json_list(predictions, out, items)
 
 
-def vcoco_actions(relations: Sequence[str]) -> Actions:
-    """V-COCO's actions for sgpipe's predicates, with their roles: "hit" and "hit with" are roles of one action."""
-    parts = [_official_role(name) for name in relations]
-    names = tuple(dict.fromkeys(action for action, _ in parts))
-    return Actions(names, tuple(Role(names.index(action), role) for action, role in parts if role))
+def people_converter(
+    classes: DatasetClasses, actions: Actions, possible: Array | None = None
+) -> Callable[[PredictedPairs], PredictedPeople]:
+    """Return what makes a person with actions of each pair. The score of an action is the best score of its roles.
 
+    `possible`: see `top_triplets`; without an object, all is possible. Raises UserError: the classes lack an action or
+    a role of V-COCO.
+    """
+    parts = [_official_role(name) for name in classes.relations]
+    roles = [(actions.names[role.action], role.name) for role in actions.roles]
+    if missing := {*actions.names} - {action for action, _ in parts} | {"_".join(role) for role in {*roles} - {*parts}}:
+        raise UserError(f"the classes lack V-COCO's {min(missing)!r}; use shards of `sgpipe import vcoco`")
+    nothing = classes.objects.index(NO_OBJECT) if NO_OBJECT in classes.objects else -1
+    columns = [parts.index(role) for role in roles]
 
-@dataclass(frozen=True)
-class PeopleConverter:
-    """Converts pairs to persons with actions; `possible`: see `top_triplets`; without an object, all is possible."""
-
-    classes: DatasetClasses
-    actions: Actions
-    possible: Array | None = None
-
-    def __post_init__(self) -> None:
-        """Raises UserError: the classes lack an action or a role of V-COCO."""
-        parts = [_official_role(name) for name in self.classes.relations]
-        roles = {f"{self.actions.names[role.action]}_{role.name}" for role in self.actions.roles}
-        missing = {*self.actions.names} - {action for action, _ in parts} | roles - {"_".join(part) for part in parts}
-        if missing:
-            raise UserError(f"the classes lack V-COCO's {min(missing)!r}; use shards of `sgpipe import vcoco`")
-
-    def convert(self, pairs: PredictedPairs) -> PredictedPeople:
-        """One person per pair. The score of an action is the best score of its roles."""
-        objects = self.classes.objects
-        objectless = pairs.object_labels == (objects.index(NO_OBJECT) if NO_OBJECT in objects else -1)
-        scores = pairs.scores
-        if self.possible is not None:
-            allowed = (self.possible.T[pairs.object_labels] != 0) | objectless[:, None]
+    def convert(pairs: PredictedPairs) -> PredictedPeople:
+        objectless, scores = pairs.object_labels == nothing, pairs.scores
+        if possible is not None:
+            allowed = (possible.T[pairs.object_labels] != 0) | objectless[:, None]
             scores = np.where(allowed, scores, np.float32(0))
-        parts = [_official_role(name) for name in self.classes.relations]
-        agents = np.full((len(pairs), len(self.actions.names)), -np.inf)
+        agents = np.full((len(pairs), len(actions.names)), -np.inf)
         for column, (action, _) in enumerate(parts):
-            index = self.actions.names.index(action)
+            index = actions.names.index(action)
             agents[:, index] = np.maximum(agents[:, index], scores[:, column])
-        columns = [parts.index((self.actions.names[role.action], role.name)) for role in self.actions.roles]
         boxes = np.where(objectless[:, None], np.nan, pairs.object_boxes.astype(float))
         role_boxes = np.repeat(boxes[:, None], len(columns), axis=1)
         return PredictedPeople(pairs.subject_boxes.astype(float), agents, scores[:, columns].astype(float), role_boxes)
+
+    return convert
 
 
 @cache
@@ -302,7 +296,7 @@ def _official_role(name: str) -> tuple[str, str]:
     official_names = {own: official for official, own in official_relation_names("vcoco").items()}
     official = official_names.get(name, name)
     action, _, role = official.rpartition("_")
-    return (action, role) if role in _ROLES else (official, "")
+    return (action, role) if role in ("obj", "instr") else (official, "")
 
 
 def write_json_list(

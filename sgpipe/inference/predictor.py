@@ -105,23 +105,21 @@ class Predictor:
         detections: dict[int, TripletDetections] = {}
         for indices in by_size.values():
             batch = torch.stack([images[index].to(self._device, non_blocking=True) for index in indices])
-            detections.update(zip(indices, self._forward(batch), strict=True))
+            with enough_memory(self._device, f"lower --batch {self.config.batch}"):
+                output = self._output(batch)
+            sides = torch.ones(len(batch), 2)
+            if self.config.task == "scene graph":
+                found = scene_graph_detections(output, sides)
+            else:
+                of_people = hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
+                found = of_people(output, sides, self.config.classes.objects.index(PERSON))
+            detections.update(zip(indices, found, strict=True))
         fetched = iter(send_all([part for each in detections.values() for part in vars(each).values()], "cpu"))
         detections = {index: TripletDetections(*islice(fetched, len(vars(each)))) for index, each in detections.items()}
         return [detections[index] for index in range(len(images))]
 
-    def _forward(self, pixels: Tensor) -> list[TripletDetections]:
-        """pixels `[images, 3, height, width]`."""
-        with enough_memory(self._device, f"lower --batch {self.config.batch}"):
-            output = self._output(pixels)
-        sizes = torch.ones(len(pixels), 2)
-        if self.config.task == "scene graph":
-            return scene_graph_detections(output, sizes)
-        person = self.config.classes.objects.index(PERSON)
-        detections = hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
-        return detections(output, sizes, person)
-
     def _output(self, pixels: Tensor) -> LayerOutput:
+        """pixels `[images, 3, height, width]`."""
         return detect(self._network, pixels, *self._texts())
 
     def _texts(self) -> tuple[Sequence[str], Sequence[str], ComputePrecision]:

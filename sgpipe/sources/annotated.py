@@ -1,17 +1,21 @@
-"""What every annotation reader shares: its result, an `AnnotationSource`, and edits of records."""
+"""What every annotation reader shares: its result, edits of records, and the format and split of its file."""
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal, TypeAlias
 
 from sgpipe.errors import ImageError, UserError
-from sgpipe.files.locations import Location
+from sgpipe.files.image_roots import ImagePlace, located
+from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location, read_ends
+from sgpipe.recipe import WHOLE
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources import fields
 from sgpipe.sources.fields import FieldError
@@ -62,19 +66,14 @@ def image_id_from_name(file_name: str) -> str:
     return str(int(number[1])) if number else stem
 
 
-def mark_failed(record: Record, reason: str) -> None:
-    """Turn a record into an error row, which has no objects and no relations."""
-    record.objects = []
-    record.fail("import", fields.clean(reason))
-
-
 @contextmanager
 def error_row(record: Record) -> Iterator[None]:
     """Make a FieldError or an ImageError in the body of the `with` statement the reason of an error row."""
     try:
         yield
     except (FieldError, ImageError) as error:
-        mark_failed(record, str(error))
+        record.objects = []
+        record.fail("import", fields.clean(str(error)))
 
 
 def replace_objects(record: Record, boxes: list[Box | None], problems: ProblemCounts) -> None:
@@ -113,31 +112,128 @@ def drop_nameless(record: Record, problems: ProblemCounts) -> None:
     replace_objects(record, boxes, problems)
 
 
-def check_index(index: float, objects: int, what: str) -> None:
-    """Raises FieldError, with a message that starts with `what`: the image has no object of this index."""
-    if index not in range(objects):
-        raise FieldError(f"{what} is out of range: the image has {count(objects, 'object')}")
+def relations_of(rows: Iterable[Sequence[Any]], names: Mapping[int, str], objects: Mapping[Any, int]) -> list[Relation]:
+    """Return relations given as rows [subject, object, number of the predicate] or with a confidence behind.
 
-
-def triplet_relations(triplets: Any, names: Mapping[int, str], objects: Sequence[int]) -> list[Relation]:
-    """Return relations given as [subject, object, number of the predicate]; `objects`: indices by those of triplets."""
+    `objects`: indices by what the rows call them. Raises FieldError: there is no such object or predicate.
+    """
     relations = []
-    for triplet in triplets if isinstance(triplets, list) else [triplets]:
-        subject, object_, label = fields.numbers(triplet, 3)
-        for index in (subject, object_):
-            check_index(index, len(objects), f"object {index:g} of a relation")
-        relations.append(Relation(objects[int(subject)], objects[int(object_)], predicate_of(names, label)))
+    for subject, object_, label, *confidence in rows:
+        for end in (subject, object_):
+            if end not in objects:
+                raise FieldError(
+                    f"object {end:g} of a relation is not among the image's {count(len(objects), 'object')}"
+                )
+        if label not in names:
+            raise FieldError(f"label {label:g} of a relation is not a predicate of the dataset")
+        relations.append(Relation(objects[subject], objects[object_], names[label], *confidence))
     return relations
-
-
-def predicate_of(names: Mapping[int, str], number: float) -> str:
-    """Return the predicate of a number. Raises FieldError: there is none."""
-    if number not in names:
-        raise FieldError(f"label {number:g} of a relation is not a predicate of the dataset")
-    return names[int(number)]
 
 
 def add_name(names: dict[int, str], number: int, name: str) -> None:
     """Add a category. Raises UserError: its id is already that of another name, so that boxes of both would get one."""
     if names.setdefault(number, name) != name:
         raise UserError(f"category {number} is both {names[number]!r} and {name!r}; each id must have one name")
+
+
+_ITEMS_EXAMINED = 20
+_TAIL = 4096  # bytes read at both ends of a file
+
+# A file has a format if an item of the named array ("": the file is an array) has all these keys; the first match wins.
+_RULES = (
+    ("", "annotations hoi_annotation", "hoia"),
+    ("", "annotations rel_annotations", "open-images"),
+    ("", "bbox det_labels rel", "open-images vrd"),
+    ("", "objects relationships dataset", "rlipv2"),
+    ("", "objects relationships data_split", "rlipv2"),
+    ("", "objects relationships", "vg"),
+    ("", "image_id relationships", "relationships"),
+    ("", "image_id width height", "image data"),
+    ("", "data annotations", "label-studio"),
+    ("", "data predictions", "label-studio"),
+    ("relationships", "subject object predicate", "relationships"),
+    ("relationships", "subject_id object_id predicate", "vg"),
+    ("annotation", "boxes_h boxes_o verb", "hico pairs"),
+    ("annotations", "boxes_h boxes_o actions", "vcoco pairs"),
+    ("data", "image_id segments_info", "psg"),
+    ("annotations", "image_id caption", "captions"),
+    ("annotations", "image_id bbox category_id", "coco"),
+    ("rel_annotations", "subject_id object_id predicate_id", "coco-rel"),
+)
+
+
+def require_format(path: Location, *accepted: str) -> str:
+    """Return the format of a file. Raises UserError, also if it is not accepted, with its format if it is known."""
+    found = detect_format(path)
+    if found in accepted:
+        return found
+    what = f"has the format {found!r}" if found else "has a format that sgpipe does not know"
+    raise UserError(f"{path} {what}, not {' or '.join(map(repr, accepted))}")
+
+
+def detect_format(path: Location) -> str | None:
+    """Return the format of a file by its first items, or None if it is unknown."""
+    with suppress(OSError):  # a file that is cut short is refused before it is used; a missing one by the reader
+        head, tail = read_ends(path, _TAIL)
+        head, tail = head.removeprefix(codecs.BOM_UTF8).lstrip(), tail.rstrip()
+        if head and tail and head[:1] + tail[-1:] not in (b"[]", b"{}"):
+            raise UserError(f"{path} is not a JSON array or object, or is cut short")
+    stream, seen = JsonStream(path), Counter[str]()
+    for array, item in stream:
+        seen[array] += 1
+        if array == "rel_categories" and isinstance(item, str):
+            return "triplets"
+        if isinstance(item, dict) and seen[array] <= _ITEMS_EXAMINED:
+            for name, keys, found in _RULES:
+                if name == array and set(keys.split()) <= item.keys():
+                    # HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart.
+                    # Only files that sgpipe exported have image ids as well as names, and they may be of any dataset.
+                    prefix = "" if "image_id" in item else str(item.get("file_name")).partition("_")[0]
+                    return {"HICO": "hico", "COCO": "vcoco"}.get(prefix, found) if found == "hoia" else found
+        if array == "" and seen[array] > _ITEMS_EXAMINED:
+            return None
+    return None
+
+
+# Words for splits in the names of published files and folders, and the split that each means.
+_SPLITS = {
+    **dict.fromkeys(("train", "training", "trainval", "minitrain"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "minival"), "val"),
+    **dict.fromkeys(("test", "testing", "testdev", "test-dev", "test_dev"), "test"),
+    "all": WHOLE,  # as `sgpipe export` writes it
+}
+_WORD = rf"(?<![a-z])({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![a-z])"
+# "images_val2017" and "val_images", but not "test_of_my_camera".
+_FOLDER = rf"(?:.*[-_. ])?{_WORD}(?:[-_]?\d{{4}})?(?:[-_. ]?(?:images?|imgs?|photos?|jpe?gs?|data|set|split))?"
+
+
+def infer_split(annotations: Location, images: ImagePlace | None, default: str | None = None) -> str:
+    """Return the split that an annotation file or its image folder is named after: "instances_val2017.json" is "val".
+
+    `images`: None: the name of their folder does not count, as of V-COCO's, which are COCO's. `default`: of a dataset
+    that is published without splits.
+
+    Raises UserError: the two names contradict each other, or neither is a split's and there is no default.
+    """
+    folder = None if images is None else Path(located(images).rstrip("/"))
+    words = re.findall(_WORD, _lower(annotations.name.removesuffix(".gz").removesuffix(".json")))
+    words.sort(key="all".__ne__)  # of "train_all", the split is train
+    by_file = _SPLITS[words[-1]] if words else None
+    match = folder and re.fullmatch(_FOLDER, _lower(re.sub(r"\.(zip|tar)$", "", folder.resolve().name)))
+    by_folder = _SPLITS[match[1]] if match else None
+    if by_file != by_folder and not {by_file, by_folder} & {None, WHOLE}:
+        raise UserError(
+            f"{annotations.name} is named after the split {by_file!r}, the image folder {folder} after "
+            f"{by_folder!r}: pass --split {by_file} or --split {by_folder}, or the folder of these annotations"
+        )
+    if split := by_file or by_folder or default:
+        return split
+    beside = f" nor of the image folder {folder}" if folder else ""
+    raise UserError(
+        f"the split is unknown: neither the name of {annotations}{beside} says train, val or test; pass --split NAME"
+    )
+
+
+def _lower(name: str) -> str:
+    """Return a name in lower case, with its words apart: "valImages" is "val_images"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,9 @@ from sgpipe.files.locations import Location
 from sgpipe.images import image_exists
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.sources import annotated, fields
-from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row, require_format
 from sgpipe.sources.detections import Detections, Segmentations
 from sgpipe.sources.fields import FieldError
-from sgpipe.sources.formats import require_format
 
 
 def read_coco(
@@ -39,7 +38,8 @@ def read_coco(
     `names` replace the category names of the file (Objects365's have spelling errors).
     """
     detections = Detections(dataset, split)
-    add = {"images": detections.add_image, "annotations": detections.add_box, "categories": detections.add_category}
+    add: dict[str, Callable[[Any], Any]] = {"images": detections.add_image, "annotations": detections.add_box}
+    add["categories"] = detections.add_category
     stream, seen = JsonStream(annotations), dict.fromkeys(add, 0)
     for key, item in stream:
         if key in add:
@@ -117,8 +117,9 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
                 if record.ok and number in related and relations is None:
                     record.relations = instances.related(number, names)
                 elif record.ok and number in related:
-                    ends = [index for index, box in enumerate(record.objects) if not box.iscrowd]
-                    record.relations = annotated.triplet_relations(related[number], names, ends)
+                    ends = (index for index, box in enumerate(record.objects) if not box.iscrowd)
+                    rows = [fields.numbers(each, 3) for each in fields.as_list(related[number])]
+                    record.relations = annotated.relations_of(rows, names, dict(enumerate(ends)))
             yield record
 
     files = {"annotations": annotations} | ({} if relations is None else {"relations": relations})
@@ -233,16 +234,12 @@ class CocoInstances:
     def related(self, number: str, predicates: Mapping[int, str]) -> list[Relation]:
         """Return the relations of an image. Raises FieldError: an end is not one of its boxes, or no such predicate."""
         ids = self.boxes.get(number, array("d"))[_PER_BOX - 1 :: _PER_BOX]
-        indices = {box: index for index, box in enumerate(ids)}
-        values, relations = self.relations[number], []
-        for start in range(0, len(values), _PER_RELATION):
-            *ends, label, confidence = values[start : start + _PER_RELATION]
-            if unknown := [end for end in ends if end not in indices]:
-                raise FieldError(f"object {unknown[0]:g} of a relation is not the id of an annotation of the image")
-            score = None if math.isnan(confidence) else confidence
-            subject, object_ = (indices[end] for end in ends)
-            relations.append(Relation(subject, object_, annotated.predicate_of(predicates, label), score))
-        return relations
+        values = iter(self.relations[number])
+        rows = (
+            [*ends, None if math.isnan(score) else score]
+            for *ends, score in zip(*[values] * _PER_RELATION, strict=True)
+        )
+        return annotated.relations_of(rows, predicates, {box: index for index, box in enumerate(ids)})
 
 
 def _of_image(values: dict[str, array[float]], item: Any) -> array[float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -139,7 +139,17 @@ class Corrections:
         values = {name: table[name].to_pylist() for name in columns}
         for row in rows:
             relations, objects = values["relations"][row] or [], len(table["objects"][row].as_py() or ())
-            outcomes = self._outcomes(images[row], {_place(relation) for relation in relations}, objects, found)
+            there, outcomes = set(map(_place, relations)), {}
+            for state, left in self._images[images[row]]:
+                place = state.key[2:]
+                if (place not in there and not state.is_added) or any(max(s, o) >= objects for s, o, _ in left or ()):
+                    continue  # the image does not have the relation, and cannot have it
+                if left is None:
+                    found["undecided" if state.is_conflict else "unsure"] += 1
+                    continue
+                outcomes[place] = left
+                done = "added" if place not in there else "confirmed" if place in left else "changed"
+                found[done if left else "removed"] += 1
             values["relations"][row], before = correct_relations(relations, outcomes)
             for scores in (values[name] for name in columns[1:]):
                 scores[row] = [None if at is None else scores[row][at] for at in before]
@@ -148,25 +158,6 @@ class Corrections:
             table = table.set_column(table.column_names.index(name), field, pa.array(values[name], field.type))
         return table
 
-    def _outcomes(
-        self, image: tuple[str, str], there: Collection[Place], objects: int, found: Counter[str]
-    ) -> dict[Place, frozenset[Place]]:
-        """Return what is left of the judged relations that the image has or can have."""
-        outcomes = {}
-        for state, left in self._images[image]:
-            place = state.key[2:]
-            if (place not in there and not state.is_added) or any(max(s, o) >= objects for s, o, _ in left or ()):
-                continue
-            if left is None:
-                found["undecided" if state.is_conflict else "unsure"] += 1
-                continue
-            outcomes[place] = left
-            if not left:
-                found["removed"] += 1
-            else:
-                found["added" if place not in there else "confirmed" if place in left else "changed"] += 1
-        return outcomes
-
 
 def correct_relations(
     relations: Sequence[_Row], outcomes: Mapping[Place, frozenset[Place]]
@@ -174,28 +165,27 @@ def correct_relations(
     """Return the relations of an image as people say they are, and the index of each in the image before, or None.
 
     `outcomes` has what is left of each judged relation. What one answer takes away and another adds stays. Each that is
-    certain is there once, without a confidence.
+    certain is there once, without a confidence: in the place of the same one, behind the one that became it, or last.
     """
-    there = {_place(relation) for relation in relations}
+    there = set(map(_place, relations))
     certain = {place for left in outcomes.values() for place in left}
-    waiting, corrected = set(certain), list[tuple[_Row, int | None]]()
-
-    def put(place: Place, index: int | None) -> None:
+    places: list[tuple[Place, int | None]] = []
+    for index, relation in enumerate(relations):
+        place = _place(relation)
+        new = sorted(outcomes.get(place, frozenset()) - there)
+        places += [(place, index), *((other, None) for other in new)]
+    places += [(place, None) for place in sorted(certain)]
+    corrected, before, waiting = list[_Row](), list[int | None](), set(certain)
+    for place, at in places:
         if place in waiting:
             waiting.remove(place)
             ends = dict(zip(("subject", "object", "predicate"), place, strict=True))
-            corrected.append((ends | {"confidence": None, "origin": "person"}, index))
-
-    for index, relation in enumerate(relations):
-        place = _place(relation)
-        put(place, index)
-        if place not in certain and place not in outcomes:
-            corrected.append((dict(relation), index))
-        for other in sorted(outcomes.get(place, frozenset()) - there):
-            put(other, None)
-    for place in sorted(waiting):
-        put(place, None)
-    return [relation for relation, _ in corrected], [index for _, index in corrected]
+            corrected.append(ends | {"confidence": None, "origin": "person"})
+            before.append(at)
+        elif at is not None and place not in certain and place not in outcomes:
+            corrected.append(dict(relations[at]))
+            before.append(at)
+    return corrected, before
 
 
 def _place(relation: _Row) -> Place:

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sgpipe.errors import UserError
+from sgpipe.errors import ImageError, UserError
+from sgpipe.files.image_roots import ImageRoot
+from sgpipe.images import read_upright_size
 from sgpipe.records import SCHEMA
 from sgpipe.sources import fields
 from sgpipe.sources.annotated import CLIP_TOLERANCE, ProblemCounts, add_name
@@ -71,8 +73,8 @@ class Detections:
     boxes: array[float] = field(default_factory=lambda: array("d"))
     segmentations: Segmentations = field(default_factory=Segmentations)
 
-    def add_image(self, item: Any) -> int | None:
-        """Add an entry of `images`, an error row without a file name or size; returns its row.
+    def add_image(self, item: Any, reason: str = "") -> int | None:
+        """Add an entry of `images`, an error row if there is a `reason`, or no file name or size; returns its row.
 
         One without a valid id, or with the id of another one, is counted and left out.
         """
@@ -86,7 +88,9 @@ class Detections:
         row = self.position[image_id] = len(self.file_names)
         name = item.get("file_name")
         width, height = fields.size(item)
-        if not isinstance(name, str) or not name:
+        if reason:
+            self.errors[row] = f"source: {reason}"
+        elif not isinstance(name, str) or not name:
             self.errors[row] = "source: the annotation has no file_name"
         elif not width or not height:
             self.errors[row] = "source: the annotation has no valid width and height"
@@ -125,12 +129,12 @@ class Detections:
         """Add an entry of `categories`, by its exact name. Raises UserError: an id has two names."""
         try:
             category, name = fields.integer(item, "id"), fields.clean(str(fields.required(item, "name")))
-            if not name.strip():
-                raise FieldError("'name' is blank")
         except FieldError:
-            self.problems["malformed"] += 1
-        else:
+            category, name = 0, ""
+        if name.strip():
             add_name(self.categories, category, name)
+        else:
+            self.problems["malformed"] += 1
 
     def add_caption(self, item: Any) -> None:
         """Add an entry of a COCO captions file; captions of unlisted images are counted."""
@@ -158,12 +162,43 @@ class Detections:
         self.settle_rows()
         ids = list(self.position)
         self.position.clear()  # it takes more than the ids, and all rows are known
-        order, rows = self._sorted_by_image()
+        # Boxes of known images and categories are sorted by image: in place, and in few bytes per box, as these arrays
+        # are most of the memory that a run needs at first.
+        rows = np.asarray(self.box_rows)
+        unlisted = rows < 0
+        self.problems["unknown_image"] = int(unlisted.sum())
+        categories = np.fromiter(self.categories, np.int32, len(self.categories))
+        unknown = np.isin(self.box_categories, categories, invert=True)
+        self.problems["unknown_category"] = int((unknown & ~unlisted).sum())
+        unknown |= unlisted
+        rows[unknown] = len(self.file_names)  # behind all images
+        kept = len(rows) - int(unknown.sum())
+        order = np.argsort(rows, kind="stable")[:kept].astype(np.min_scalar_type(len(rows)))
+        rows = rows[order]
+        del unlisted, unknown
         starts = np.searchsorted(rows, np.arange(len(self.file_names) + 1))
         for start in range(0, len(ids), _SLICE):
             part = range(start, min(start + _SLICE, len(ids)))
             these = slice(starts[part.start], starts[part.stop])
-            yield self._table(part, ids[part.start : part.stop], self._objects(order[these], rows[these], part))
+            objects = self._objects(order[these], rows[these], part)
+            errors = [self.errors.get(row) for row in part]
+            texts = [limit_captions(self.captions.get(row, [])) for row in part]
+            left_out = [
+                {"captions": self.blank_captions[row] + len(self.captions.get(row, [])) - len(own)}
+                for row, own in zip(part, texts, strict=True)
+            ]
+            columns = {
+                "image_id": ids[part.start : part.stop],
+                **{"dataset": [self.dataset] * len(part), "split": [self.split] * len(part)},
+                "file_name": self.file_names[part.start : part.stop],
+                "width": self.sizes[2 * part.start : 2 * part.stop : 2],
+                "height": self.sizes[2 * part.start + 1 : 2 * part.stop : 2],
+                "objects": objects,
+                "captions": [[{"text": text, "scope": "image", "boxes": []} for text in own] for own in texts],
+                "status": ["error" if error else "ok" for error in errors],
+                **{"error": errors, "left_out": left_out},
+            }
+            yield pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in columns]))
 
     def settle_rows(self) -> None:
         """Replace the provisional rows of boxes that were read before their images; of unlisted ones by -1."""
@@ -174,23 +209,6 @@ class Detections:
         listed = np.array([self.position.get(image_id, -1) for image_id in self.pending_ids], np.int64)
         rows[pending] = listed[-1 - rows[pending]]
         self.pending_ids.clear()
-
-    def _sorted_by_image(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return the indices of the boxes of known images and categories, sorted by image, and the image row of each.
-
-        In place, and in few bytes per box, as these arrays are most of the memory that a run needs at first.
-        """
-        rows = np.asarray(self.box_rows)
-        unlisted = rows < 0
-        self.problems["unknown_image"] = int(unlisted.sum())
-        categories = np.fromiter(self.categories, np.int32, len(self.categories))
-        unknown = np.isin(self.box_categories, categories, invert=True)
-        self.problems["unknown_category"] = int((unknown & ~unlisted).sum())
-        unknown |= unlisted
-        rows[unknown] = len(self.file_names)  # sorted behind all images
-        kept = len(rows) - int(unknown.sum())
-        order = np.argsort(rows, kind="stable")[:kept].astype(np.min_scalar_type(len(rows)))
-        return order, rows[order]
 
     def _objects(self, which: np.ndarray, rows: np.ndarray, part: range) -> pa.Array:
         """Return a list of objects for each image of `part`: boxes clipped, without degenerate ones and duplicates.
@@ -236,25 +254,13 @@ class Detections:
         offsets = np.searchsorted(rows, np.arange(part.start, part.stop + 1)).astype(np.int32)
         return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=list(struct)))
 
-    def _table(self, rows: range, ids: list[str], objects: pa.Array) -> pa.Table:
-        errors = [self.errors.get(row) for row in rows]
-        texts = [limit_captions(self.captions.get(row, [])) for row in rows]
-        left_out = [
-            {"captions": self.blank_captions[row] + len(self.captions.get(row, [])) - len(own)}
-            for row, own in zip(rows, texts, strict=True)
-        ]
-        columns = {
-            **{"image_id": ids, "dataset": [self.dataset] * len(rows), "split": [self.split] * len(rows)},
-            "file_name": self.file_names[rows.start : rows.stop],
-            "width": self.sizes[2 * rows.start : 2 * rows.stop : 2],
-            "height": self.sizes[2 * rows.start + 1 : 2 * rows.stop : 2],
-            "objects": objects,
-            "captions": [[{"text": text, "scope": "image", "boxes": []} for text in own] for own in texts],
-            "status": ["error" if error else "ok" for error in errors],
-            "error": errors,
-            "left_out": left_out,
-        }
-        return pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in columns]))
+
+def size_or_reason(root: ImageRoot, name: str) -> tuple[tuple[int, int], str]:
+    """Return width and height of an image as displayed, or zeros and why there are none."""
+    try:
+        return read_upright_size(root, name), ""
+    except ImageError as error:
+        return (0, 0), fields.clean(str(error))
 
 
 MAX_CAPTIONS = 1000  # of an image; a hundred thousand would keep a worker for minutes

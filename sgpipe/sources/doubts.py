@@ -6,14 +6,14 @@ They show only in a comparison with the images, and of captions with boxes. The 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.errors import UserError
-from sgpipe.records import Box, Record
+from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.vocabulary import packaged_synonyms
@@ -100,51 +100,41 @@ def doubt_boxes(
     return [f"{name}: {doubt}: pass {option}{best}"]
 
 
+_SHIFTS = (  # the axis of images or of classes, the step, and what would explain it
+    (0, 1, "each caption were of the image before: check their image_id"),
+    (0, -1, "each caption were of the next image: check their image_id"),
+    (1, 1, "each box had the next category of the list: check category_id"),
+    (1, -1, "each box had the previous category of the list: check category_id"),
+)
+
+
 def doubt_detections(detections: Detections, captions: object) -> list[str]:
     """Return what is doubtful about the categories and captions of a split; `captions` names where they come from."""
-    rows = np.asarray(detections.box_rows)
-    categories = doubt_categories(
-        np.asarray(detections.box_categories)[:BOXES][rows[:BOXES] >= 0], detections.categories
-    )
-    if categories or not detections.captions:
-        return categories
+    rows, listed = np.asarray(detections.box_rows), detections.categories.keys()
+    used = np.asarray(detections.box_categories)[:BOXES][rows[:BOXES] >= 0]
+    unlisted = np.isin(used, list(listed), invert=True)
+    if listed and len(used) and unlisted.mean() >= _HARDLY:
+        ids = set(used.tolist())
+        which = ", ".join(map(str, sorted(ids - listed)[:3]))
+        shifts = [word for word, step in (("smaller", -1), ("larger", 1)) if {each + step for each in ids} <= listed]
+        advice = f"; all would be listed if they were {shifts[0]} by one" if shifts else ""
+        boxes = f"{int(unlisted.sum()):,} of {count(len(used), 'box', 'boxes')}"
+        return [f"{boxes} have a category_id that is not in the categories, such as {which}, and are dropped{advice}"]
+    if not detections.captions:
+        return []
     captioned = list(islice(sorted(detections.captions), IMAGES))
     boxed: dict[int, set[str]] = {row: set() for row in captioned}
     for index in np.flatnonzero(np.isin(rows, captioned)).tolist():
         boxed[rows[index]].add(detections.categories.get(detections.box_categories[index], ""))
     classes = [name for _, name in sorted(detections.categories.items())]
-    texts = [detections.captions[row] for row in captioned]
-    return doubt_captions(texts, list(boxed.values()), classes, str(captions))
-
-
-def doubt_categories(used: NDArray[np.int32], listed: Collection[int]) -> list[str]:
-    """Return what is doubtful about the category ids of boxes, of which some may not be in the list."""
-    unlisted = np.isin(used, list(listed), invert=True)
-    if not listed or not len(used) or unlisted.mean() < _HARDLY:
-        return []
-    ids = set(used.tolist())
-    which = ", ".join(map(str, sorted(ids - set(listed))[:3]))
-    shifts = [word for word, step in (("smaller", -1), ("larger", 1)) if {each + step for each in ids} <= set(listed)]
-    advice = f"; all would be listed if they were {shifts[0]} by one" if shifts else ""
-    boxes = f"{int(unlisted.sum()):,} of {count(len(used), 'box', 'boxes')}"
-    return [f"{boxes} have a category_id that is not in the categories, such as {which}, and are dropped{advice}"]
-
-
-def doubt_captions(
-    captions: Sequence[Sequence[str]], boxed: Sequence[Collection[str]], classes: Sequence[str], name: str
-) -> list[str]:
-    """Return what is doubtful about the captions and boxed classes of images, in the order of the file.
-
-    `classes`: all, in the order of their ids. `name`: where the captions come from.
-    """
     synonyms = {**packaged_synonyms("objects365"), **packaged_synonyms("coco")}
     find = ClassFinder({each: synonyms.get(each, ()) for each in classes})
-    named = class_matrix([set().union(*map(find, texts)) for texts in captions], classes)
-    there = class_matrix(boxed, classes)
+    named = class_matrix([set().union(*map(find, detections.captions[row])) for row in captioned], classes)
+    there = class_matrix(boxed.values(), classes)
     found = match_captions(named, there)
     if not found.is_chance:
         return []
-    doubt = f"{name}: of the classes that captions name, {found.same:.0%} have a box in the same image"
+    doubt = f"{captions}: of the classes that captions name, {found.same:.0%} have a box in the same image"
     doubt += f" and {found.other:.0%} in any other image, so that captions and boxes seem unrelated"
     for axis, step, fault in _SHIFTS:
         shifted = match_captions(named, np.roll(there, step, axis))
@@ -153,35 +143,22 @@ def doubt_captions(
     return [f"{doubt}: do they belong together?"]
 
 
-_SHIFTS = (
-    (0, 1, "each caption were of the image before: check their image_id"),
-    (0, -1, "each caption were of the next image: check their image_id"),
-    (1, 1, "each box had the next category of the list: check category_id"),
-    (1, -1, "each box had the previous category of the list: check category_id"),
-)
+def settle_records(
+    records: Sequence[Record], source: AnnotationSource, form: BoxForm | None, *, examine: bool
+) -> list[str]:
+    """Turn boxes, as they were read, into those of another `form`, if any; return what is doubtful if you `examine`.
 
-
-def doubt_records(records: Sequence[Record], source: AnnotationSource, form: BoxForm | None) -> list[str]:
-    """Return what is doubtful about records as they are read; `form`: of boxes, as chosen. Raises as `doubt_boxes`."""
-    name, read = str(source.files["annotations"]), [record for record in records if record.ok][:IMAGES]
+    Raises UserError: as `doubt_boxes`.
+    """
+    owners = [(record, box) for record in records if record.ok for box in record.objects if not box.is_nothing]
+    sizes = np.array([(record.width, record.height) for record, _ in owners], np.float64).reshape(-1, 2)
+    boxes = np.array([box.bbox for _, box in owners], np.float64).reshape(-1, 4)
+    boxes = xywh_to_xyxy(boxes) if source.boxes == "xyxy" else boxes  # as the file has them
     notes: list[str] = []
-    if source.boxes is not None:
-        owners = [(record, box) for record in read for box in record.objects if not box.is_nothing]
-        sizes = np.array([(record.width, record.height) for record, _ in owners], np.float64).reshape(-1, 2)
-        boxes = _as_written([box for _, box in owners], source.boxes)
+    if examine and source.boxes is not None:
+        name = str(source.files["annotations"])
         notes = doubt_boxes(boxes, sizes, form or source.boxes, name, "--boxes ", stated=form is not None)
+    if form is not None:
+        for (_, box), bbox in zip(owners, to_xywh(boxes, sizes, form).tolist(), strict=True):
+            box.bbox = tuple(bbox)
     return notes
-
-
-def change_form(record: Record, read: BoxForm | None, form: BoxForm) -> None:
-    """Turn the boxes of a record, which were read as of one form, into those of another."""
-    own = [box for box in record.objects if not box.is_nothing]
-    sizes = np.tile(np.array([record.width, record.height], np.float64), (len(own), 1))
-    for box, bbox in zip(own, to_xywh(_as_written(own, read), sizes, form).tolist(), strict=True):
-        box.bbox = tuple(bbox)
-
-
-def _as_written(boxes: Sequence[Box], form: BoxForm | None) -> NDArray[np.float64]:
-    """Return the numbers of boxes in a file of this form, xyxy or xywh, `[boxes, 4]`."""
-    xywh = np.array([box.bbox for box in boxes], np.float64).reshape(-1, 4)
-    return xywh_to_xyxy(xywh) if form == "xyxy" else xywh

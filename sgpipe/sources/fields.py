@@ -83,6 +83,11 @@ def numbers(value: Any, length: int) -> tuple[float, ...]:
         raise FieldError(f"expected {length} numbers, found {str(value)[:80]}") from None
 
 
+def as_list(value: Any) -> list[Any]:
+    """Return a list as it is, anything else as its only item; of None, none."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def confidence(value: Any) -> float | None:
     """Return the confidence of a relation, if it has one. Raises FieldError: it is not a number from 0 to 1."""
     if value is None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rlip_model.evaluation.hico_classes import CLASSES, class_numbers
 from sgpipe.errors import UserError
@@ -23,9 +23,8 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import read_text
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources import annotated, fields
-from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row, require_format
 from sgpipe.sources.fields import FieldError
-from sgpipe.sources.formats import require_format
 from sgpipe.sources.vocabulary import category_names, official_relation_names, relation_names
 
 
@@ -97,30 +96,24 @@ def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: 
     beside = annotations.with_name(f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json")
     if classes is None and beside.is_file() and read_classes(beside).class_list != schema.class_list:
         raise UserError(f"{annotations} has the classes of {beside}, not those of {title}: pass --classes {beside}")
+    verbs, things = list(schema.relations), list(schema.objects)
+    pairs = CLASSES.labels(class_numbers())[:, 1:].tolist() if dataset == "hico" else ()
+    possible = {(verbs[verb], things[thing]) for thing, verb in pairs}  # HICO-DET's 600 interactions
     wrong = total = 0
     for _, item in islice(JsonStream(annotations), _IMAGES_CHECKED):
         with suppress(FieldError):  # it makes an error row
             boxes, relations = (fields.array(item, key) for key in ("annotations", schema.key))
             for relation in relations:
                 index, verb = (fields.integer(relation, key) for key in ("object_id", "category_id"))
-                object_ = fields.integer(boxes[index], "category_id") if 0 <= index < len(boxes) else None
-                known = verb in schema.relations and (object_ is None or object_ in schema.objects)
-                if known and object_ is not None and dataset == "hico":
-                    known = (verb, object_) in hico_interactions()
+                thing = fields.integer(boxes[index], "category_id") if 0 <= index < len(boxes) else None
+                known = verb in schema.relations and (thing is None or thing in schema.objects)
+                known = known and (thing is None or not possible or (verb, thing) in possible)
                 total, wrong = total + 1, wrong + (not known)
     if wrong >= _ENOUGH and 2 * wrong > total:
         raise UserError(
             f"the classes of {annotations} are not those of {title}: {wrong:,} of {total:,} relations are impossible; "
             "list its classes in a file and pass --classes FILE"
         )
-
-
-@cache
-def hico_interactions() -> frozenset[tuple[int, int]]:
-    """Return HICO-DET's 600 pairs of verb and object, by their numbers."""
-    objects, verbs = list(HICO.objects), list(HICO.relations)
-    pairs = CLASSES.labels(class_numbers())[:, 1:].tolist()
-    return frozenset((verbs[verb], objects[object_]) for object_, verb in pairs)
 
 
 _OTHER_CLASSES = "hoia"  # the dataset of files in HOIA format with classes of their own
@@ -139,63 +132,59 @@ def vcoco_source(annotations: Path, split: str, classes: Path | None = None) -> 
 
 def _source(annotations: Path, split: str, classes: Path | None, dataset: str, schema: HoiaSchema) -> AnnotationSource:
     files, pairs = {"annotations": annotations}, f"{dataset} pairs"
-    if require_format(annotations, dataset, pairs, "hoia") == pairs:
-        if classes is not None:
-            raise UserError(f"{annotations} names its classes itself; omit --classes")
-        read = partial(read_pairs, annotations, dataset, split)
-    else:
-        if classes is not None:
-            own = replace(read_classes(classes), objectless=schema.objectless)
-            dataset, schema = (dataset, schema) if own == schema else (_OTHER_CLASSES, own)
-            files["classes"] = classes
+    is_pairs = require_format(annotations, dataset, pairs, "hoia") == pairs
+    if is_pairs and classes is not None:
+        raise UserError(f"{annotations} names its classes itself; omit --classes")
+    if classes is not None:
+        own = replace(read_classes(classes), objectless=schema.objectless)
+        dataset, schema = (dataset, schema) if own == schema else (_OTHER_CLASSES, own)
+        files["classes"] = classes
+    if not is_pairs:
         check_classes(annotations, schema, dataset, classes)
-        read = partial(read_hoia, annotations, schema, dataset, split)
+
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        if is_pairs:
+            return _records(*_read_pairs(annotations, dataset), dataset, split, problems)
+        items = (item for _, item in JsonStream(annotations))
+        return _records(items, partial(_fill, schema), dataset, split, problems)
+
     return AnnotationSource(dataset, split, read, files, classes=schema.classes, boxes="xyxy")
 
 
-def read_hoia(
-    annotations: Path, schema: HoiaSchema, dataset: str, split: str, problems: ProblemCounts
-) -> Iterator[Record]:
-    """Yield the images of a HOIA file. An invalid index or box makes an error row: its indices are not reliable."""
-    for _, item in JsonStream(annotations):
-        if record := _named_record(item, dataset, split, problems):
-            _fill(record, item, schema)
-            yield record
+_Fill: TypeAlias = Callable[[Record, Any], None]
 
 
-def _named_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -> Record | None:
-    """Return an image without content; None: it has no name, which is counted."""
-    try:
-        name = fields.text(item, "file_name")
-    except FieldError:
-        problems["malformed"] += 1
-        return None
-    number = fields.identifier(item.get("image_id")) or annotated.image_id_from_name(name)
-    return Record(number, dataset, split, name, *fields.size(item))
+def _records(items: Iterable[Any], fill: _Fill, dataset: str, split: str, problems: ProblemCounts) -> Iterator[Record]:
+    """Yield images, to which `fill` adds objects and relations; an invalid index or box makes an error row."""
+    for item in items:
+        try:
+            name = fields.text(item, "file_name")
+        except FieldError:
+            problems["malformed"] += 1
+            continue
+        number = fields.identifier(item.get("image_id")) or annotated.image_id_from_name(name)
+        record = Record(number, dataset, split, name, *fields.size(item))
+        with error_row(record):
+            fill(record, item)
+        yield record
 
 
-def _fill(record: Record, item: Any, schema: HoiaSchema) -> None:
-    """Add objects and relations, or make the record an error row."""
-    with error_row(record):
-        for entry in fields.array(item, "annotations"):
-            category = fields.integer(entry, "category_id")
-            if category not in schema.objects:
-                raise FieldError(f"category_id {category} of an object is not a category of the dataset")
-            box = Box(schema.objects[category], category, fields.corners(fields.required(entry, "bbox")))
-            record.objects.append(box)
-        boxes = len(record.objects)
-        for entry in fields.array(item, schema.key):
-            subject, object_, verb = (fields.integer(entry, f"{key}_id") for key in ("subject", "object", "category"))
-            if verb not in schema.relations:
-                raise FieldError(f"category_id {verb} of a relation is not a category of the dataset")
-            if object_ == _NOTHING and schema.objectless:
-                if len(record.objects) == boxes:
-                    record.objects.append(Box(NO_OBJECT, _NOTHING, (0.0, 0.0, 0.0, 0.0)))
-                object_ = boxes
-            else:
-                annotated.check_index(object_, boxes, f"object_id {object_} of a relation")
-            annotated.check_index(subject, boxes, f"subject_id {subject} of a relation")
-            record.relations.append(Relation(subject, object_, schema.relations[verb]))
+def _fill(schema: HoiaSchema, record: Record, item: Any) -> None:
+    for entry in fields.array(item, "annotations"):
+        category = fields.integer(entry, "category_id")
+        if category not in schema.objects:
+            raise FieldError(f"category_id {category} of an object is not a category of the dataset")
+        box = Box(schema.objects[category], category, fields.corners(fields.required(entry, "bbox")))
+        record.objects.append(box)
+    rows, objects = [], dict[int | str, int](enumerate(range(len(record.objects))))
+    for entry in fields.array(item, schema.key):
+        subject, object_, verb = (fields.integer(entry, f"{key}_id") for key in ("subject", "object", "category"))
+        if object_ == _NOTHING and schema.objectless:
+            objects[NO_OBJECT] = len(record.objects)
+        rows.append((subject, NO_OBJECT if object_ == _NOTHING and schema.objectless else object_, verb))
+    if NO_OBJECT in objects:
+        record.objects.append(Box(NO_OBJECT, _NOTHING, (0.0, 0.0, 0.0, 0.0)))
+    record.relations = annotated.relations_of(rows, schema.relations, objects)
 
 
 _BACKGROUND = "background"  # the first object name in V-COCO's file
@@ -206,17 +195,19 @@ _PAIR_KEYS = {
 }
 
 
-def read_pairs(annotations: Path, dataset: str, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    """Yield the images of HICO-DET's instances_train2015.json or V-COCO's instances_vcoco_train.json."""
+def _read_pairs(annotations: Path, dataset: str) -> tuple[list[Any], _Fill]:
+    """Return the images of HICO-DET's instances_train2015.json or V-COCO's instances_vcoco_train.json."""
     arrays: dict[str, list[Any]] = defaultdict(list)
     for key, item in JsonStream(annotations):
         arrays[key].append(item)
     objects, verbs, images, verb_names = _PAIR_KEYS[dataset]
-    known = {name.replace(" ", "_"): name for name in (_BACKGROUND, *category_names("coco").values())}
-    names = {
-        objects: _pair_names(annotations, arrays, "objects", known),
-        verbs: _pair_names(annotations, arrays, verb_names, official_relation_names(dataset)),
-    }
+    things = {name.replace(" ", "_"): name for name in (_BACKGROUND, *category_names("coco").values())}
+    names = {}
+    for key, listed, known in ((objects, "objects", things), (verbs, verb_names, official_relation_names(dataset))):
+        own = [str(name).replace(" ", "_") for name in arrays[listed]]
+        if not own or not set(own) <= known.keys():
+            raise UserError(f"{annotations}: its list {listed!r} does not have the names of the dataset")
+        names[key] = [known[name] for name in own]
     items = arrays[images]
     if dataset == "hico":  # V-COCO's images have their names, and no sizes
         if not len(items) == len(arrays["filenames"]) == len(arrays["size"]):
@@ -226,22 +217,11 @@ def read_pairs(annotations: Path, dataset: str, split: str, problems: ProblemCou
             {"content": item, "file_name": str(name), "width": width, "height": height}
             for item, name, (width, height) in zip(items, arrays["filenames"], sizes, strict=True)
         ]
-    for item in items:
-        if record := _named_record(item, dataset, split, problems):
-            _fill_pairs(record, item.get("content", item), names)
-            yield record
+    return items, partial(_fill_pairs, names)
 
 
-def _pair_names(path: Path, arrays: Mapping[str, list[Any]], key: str, known: Mapping[str, str]) -> list[str]:
-    """Return the names of a list of the file in sgpipe's spelling; `known`: by the file's, with underscores."""
-    names = [str(name).replace(" ", "_") for name in arrays[key]]
-    if not names or not set(names) <= known.keys():
-        raise UserError(f"{path}: its list {key!r} does not have the names of the dataset")
-    return [known[name] for name in names]
-
-
-def _fill_pairs(record: Record, image: Any, names: Mapping[str, Sequence[str]]) -> None:
-    """Add the box pairs of an image, whose indices are of `names`; equal boxes of one class become one object."""
+def _fill_pairs(names: Mapping[str, Sequence[str]], record: Record, item: Any) -> None:
+    """Add box pairs, whose indices are of `names`; equal boxes of one class become one object."""
     ids = {name: number for number, name in category_names("coco").items()}
     indices: dict[tuple[Any, ...], int] = {}
 
@@ -252,16 +232,15 @@ def _fill_pairs(record: Record, image: Any, names: Mapping[str, Sequence[str]]) 
             record.objects.append(box)
         return index
 
-    with error_row(record):
-        lists = [fields.array(image, key) for key in ("boxes_h", "boxes_o", *names)]
-        if len(set(map(len, lists))) > 1:
-            raise FieldError("the lists of pairs differ in length")
-        for human, thing, *indexed in zip(*lists, strict=True):
-            for (key, known), index in zip(names.items(), indexed, strict=True):
-                if not isinstance(index, int) or not 0 <= index < len(known) or known[index] == _BACKGROUND:
-                    raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
-            name, verb = (known[index] for known, index in zip(names.values(), indexed, strict=True))
-            record.relations.append(Relation(add_box("person", human), add_box(name, thing), verb))
+    lists = [fields.array(item.get("content", item), key) for key in ("boxes_h", "boxes_o", *names)]
+    if len(set(map(len, lists))) > 1:
+        raise FieldError("the lists of pairs differ in length")
+    for human, thing, *indexed in zip(*lists, strict=True):
+        for (key, known), index in zip(names.items(), indexed, strict=True):
+            if not isinstance(index, int) or not 0 <= index < len(known) or known[index] == _BACKGROUND:
+                raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
+        name, verb = (known[index] for known, index in zip(names.values(), indexed, strict=True))
+        record.relations.append(Relation(add_box("person", human), add_box(name, thing), verb))
 
 
 def open_images_source(annotations: Path, split: str, categories: Path | None = None) -> AnnotationSource:
@@ -276,30 +255,26 @@ def open_images_source(annotations: Path, split: str, categories: Path | None = 
     files, classes = {"annotations": annotations}, OPEN_IMAGES.classes
     if categories is not None:
         files["categories"] = categories
-        classes = _chosen_classes(categories, classes)
+        try:
+            lists = json.loads(read_text(categories, "categories file"))
+            chosen = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
+            if not set(chosen.objects) <= set(classes.objects) or chosen.relations != classes.relations:
+                raise ValueError
+        except (ValueError, RecursionError, KeyError, TypeError):
+            raise UserError(
+                f'{categories}: expected {{"obj": [names], "rel": [names]}} of Open Images V6 and its 30 relations'
+            ) from None
+        classes = chosen
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        for _, item in JsonStream(annotations):
-            item = item if is_hoia else _vrd_as_hoia(item)
-            if record := _named_record(item, "open_images", split, problems):
-                _fill(record, item, OPEN_IMAGES)
-                boxes = [box if box.category in classes.objects else None for box in record.objects]
-                problems["unknown_category"] += boxes.count(None)
-                annotated.replace_objects(record, boxes, problems)
-                yield record
+        items = (item if is_hoia else _vrd_as_hoia(item) for _, item in JsonStream(annotations))
+        for record in _records(items, partial(_fill, OPEN_IMAGES), "open_images", split, problems):
+            boxes = [box if box.category in classes.objects else None for box in record.objects]
+            problems["unknown_category"] += boxes.count(None)
+            annotated.replace_objects(record, boxes, problems)
+            yield record
 
     return AnnotationSource("open_images", split, read, files, classes=classes, boxes="xyxy")
-
-
-def _chosen_classes(path: Path, everything: DatasetClasses) -> DatasetClasses:
-    try:
-        lists = json.loads(read_text(path, "categories file"))
-        chosen = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
-    except (ValueError, RecursionError, KeyError, TypeError):
-        raise UserError(f'{path}: expected {{"obj": [names], "rel": [names]}}') from None
-    if not set(chosen.objects) <= set(everything.objects) or chosen.relations != everything.relations:
-        raise UserError(f"{path}: expected classes of Open Images V6 and its 30 relations")
-    return chosen
 
 
 def _vrd_as_hoia(item: Any) -> Any:

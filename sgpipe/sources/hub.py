@@ -1,14 +1,21 @@
-"""Datasets in the hub's form: Parquet files with an image and its boxes in each row, read without unpacking them."""
+"""Datasets in the hub's form: Parquet files, to be labelled or imported; images in their rows are not unpacked.
+
+What `sgpipe export --to hf` wrote has sgpipe's columns. Of others, SGG-Benchmark's are understood without a mapping
+(github.com/Maelic/SGG-Benchmark, sgg_benchmark/data/datasets/download.py): `image_id` `width` `height` `file_name`,
+`objects` (`id` `bbox` `category_id` `iscrowd`), `relations` (`subject_id` `object_id` `predicate_id`), and names in
+categories.json, by id.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -19,15 +26,20 @@ import yaml
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.hub import DATASETS, HubDataset
 from sgpipe.files.image_roots import ImageRoot, absolute, existing_images
-from sgpipe.files.locations import read_text
+from sgpipe.files.locations import Location, read_text
 from sgpipe.files.object_store import is_uri
-from sgpipe.files.parquet_images import holds_images, image_columns, row_name
+from sgpipe.files.parquet_images import ParquetImages, holds_images, image_columns, row_name
+from sgpipe.images import read_upright_size
 from sgpipe.recipe import HubColumns, HubConfig, Recipe, SourceConfig, SplitConfig
-from sgpipe.records import HUB_DATASET
+from sgpipe.records import HUB_DATASET, SCHEMA, Box, Record, Relation, from_table
 from sgpipe.sources import fields
-from sgpipe.sources.detections import Detections
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, drop_nameless, error_row
+from sgpipe.sources.coco import CocoInstances
+from sgpipe.sources.detections import Detections, size_or_reason
 from sgpipe.sources.doubts import settle_boxes
-from sgpipe.sources.folder import size_or_reason
+from sgpipe.sources.fields import FieldError
+from sgpipe.sources.hoi import read_classes
+from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, row_faults
 from sgpipe.utils.console import count
 
 # data/train-00000-of-00002.parquet, and default/train/0000.parquet, as the hub converts other forms
@@ -92,18 +104,14 @@ def _of_card(card: Mapping[str, Any], names: Sequence[str]) -> _Subsets:
     """Return the files by subset and split, as patterns of the card's `configs` name them."""
     subsets: _Subsets = {}
     parquet = [name for name in names if name.endswith(".parquet")]
-    for config in _as_list(card.get("configs")):
-        for each in _as_list(config.get("data_files") if isinstance(config, dict) else None):
+    for config in fields.as_list(card.get("configs")):
+        for each in fields.as_list(config.get("data_files") if isinstance(config, dict) else None):
             item = each if isinstance(each, dict) else {"path": each}
-            patterns = [str(path).removeprefix("./").replace("**/", "*") for path in _as_list(item.get("path"))]
+            patterns = [str(path).removeprefix("./").replace("**/", "*") for path in fields.as_list(item.get("path"))]
             if found := [name for name in parquet if any(fnmatch.fnmatchcase(name, each) for each in patterns)]:
                 subset = subsets.setdefault(str(config.get("config_name") or _DEFAULT), {})
                 subset.setdefault(str(item.get("split", "train")), []).extend(found)
     return subsets
-
-
-def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _of_names(names: Iterable[str]) -> _Subsets:
@@ -130,17 +138,29 @@ _PARENTS = {  # of the columns of a group
     "objects": ("objects", "annotations", "object", "annotation", ""),
     "relations": ("relations", "relationships", "rel_annotations", "triplets"),
 }
-BOXES = ("bbox", "bboxes", "boxes", "box")
-CLASSES = (
-    *("category", "categories", "category_id", "category_ids", "label", "labels", "class", "classes"),
-    *("class_label", "class_labels", "class_id", "class_ids", "category_name", "name", "names"),
-)
-CROWDS = ("iscrowd", "is_crowd", "crowd")
-IDS = ("image_id", "id")
-_USUAL: Mapping[str, tuple[str, Sequence[str]]] = {  # the columns of a recipe, their groups and usual names
-    **{"boxes": ("objects", BOXES), "classes": ("objects", CLASSES), "crowd": ("objects", CROWDS)},
-    **{"id": ("", IDS), "width": ("", ("width",)), "height": ("", ("height",))},
-    "captions": ("", ()),
+_COLUMNS: dict[str, tuple[str, Sequence[str]]] = {  # the keys of --map, their groups and usual names
+    **{"image_id": ("", ("image_id", "id")), "file_name": ("", ("file_name", "filename", "image_path"))},
+    **{"width": ("", ("width",)), "height": ("", ("height",))},
+    "objects.bbox": ("objects", ("bbox", "bboxes", "boxes", "box")),
+    "objects.category": (
+        "objects",
+        (
+            *("category", "categories", "category_id", "category_ids", "label", "labels", "class", "classes"),
+            *("class_label", "class_labels", "class_id", "class_ids", "category_name", "name", "names"),
+        ),
+    ),
+    "objects.id": ("objects", ("id", "object_id")),
+    "objects.iscrowd": ("objects", ("iscrowd", "is_crowd", "crowd")),
+    "objects.segmentation": ("objects", ("segmentation",)),
+    "relations.subject": ("relations", ("subject_id", "subject")),
+    "relations.object": ("relations", ("object_id", "object")),
+    "relations.predicate": ("relations", ("predicate_id", "predicate", "name", "label")),
+    "relations.confidence": ("relations", ("confidence", "score")),
+}
+_REQUIRED = ("objects.bbox", "objects.category", "relations.subject", "relations.object", "relations.predicate")
+_OF_RECIPE = {  # the same of source.hub.columns
+    **{"boxes": "objects.bbox", "classes": "objects.category", "crowd": "objects.iscrowd"},
+    **{"id": "image_id", "width": "width", "height": "height"},
 }
 
 
@@ -174,11 +194,15 @@ def no_column(schema: pa.Schema, file: str, column: str, option: str) -> UserErr
     return UserError(f"{file} has no column {column}: pass {option}=COLUMN; it has {', '.join(all_columns(schema))}")
 
 
-def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> HubColumns:
-    """Return the columns of a file that are named, or have the usual names; sizes only both. Raises UserError."""
+def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> tuple[dict[str, str | None], str | None]:
+    """Return the columns of a file by setting: named ones, or those of usual names; and of images, unless it is alone.
+
+    There are width and height, or neither. Raises UserError.
+    """
     option, images = "--set source.hub.columns.", image_columns(schema)
     given = {setting: name for setting, name in named if name is not None}
-    found = map_columns(schema, _USUAL, given, ("boxes", "classes"), file, option)
+    usual = {setting: _COLUMNS[key] for setting, key in _OF_RECIPE.items()} | {"captions": ("", ())}
+    found = map_columns(schema, usual, given, ("boxes", "classes"), file, option)
     there, captions = all_columns(schema), found["captions"]
     lists, kind = there[str(found["boxes"])]
     if lists != 2 or not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
@@ -188,8 +212,9 @@ def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> HubColumns:
     image = named.image or (images[0] if len(images) == 1 else None)
     if image is None or image not in schema.names or not holds_images(schema.field(image).type):
         raise no_column(schema, file, f"of images, or several: {', '.join(images)}", f"{option}image")
-    sizes = dict.fromkeys(("width", "height")) if None in (found["width"], found["height"]) else {}
-    return named.model_copy(update=found | sizes | {"image": image})
+    if None in (found["width"], found["height"]):
+        found |= {"width": None, "height": None}
+    return found, None if images == [image] else image
 
 
 def all_columns(columns: Iterable[pa.Field], before: str = "", depth: int = 0) -> dict[str, tuple[int, pa.DataType]]:
@@ -219,11 +244,7 @@ def number_names(files: HubFiles, schema: pa.Schema, column: str, listed: str, o
 
     Raises UserError: nothing does; `option` names them.
     """
-    try:
-        described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        described = None
-    for each in (described, *_as_list(files.card.get("dataset_info"))):
+    for each in (_metadata(schema, "huggingface"), *fields.as_list(files.card.get("dataset_info"))):
         if (names := _class_label(each, column.split("."))) is not None:
             return dict(enumerate(map(fields.clean, names)))
     try:
@@ -268,25 +289,24 @@ def open_parquet(files: HubFiles, name: str) -> Iterator[pq.ParquetFile]:
         raise UserError(f"{name} cannot be read as Parquet: {str(error).splitlines()[0]}") from None
 
 
-def iter_rows(parquet: pq.ParquetFile, columns: Iterable[str | None]) -> Iterator[dict[str, Any]]:
-    """Yield the rows, with these columns. One within others is read with them, as Parquet's names of parts vary."""
-    names = list(dict.fromkeys(name.partition(".")[0] for name in columns if name))
+def iter_values(parquet: pq.ParquetFile, columns: Mapping[str, str | None]) -> Iterator[dict[str, Any]]:
+    """Yield the values of each row by the keys of its columns; of columns within a list, lists; of None, None.
+
+    A column within others is read with them, as Parquet's names of parts vary.
+    """
+    names = list(dict.fromkeys(name.partition(".")[0] for name in columns.values() if name))
     for batch in parquet.iter_batches(_ROWS_PER_BATCH, columns=names, use_threads=False):
-        yield from batch.to_pylist()
+        for row in batch.to_pylist():
+            yield {key: _value_of(row, column) for key, column in columns.items()}
 
 
-def value_of(row: Any, dotted: str | None) -> Any:
-    """Return the value of a column in a row, or None; of columns within a list, a list."""
+def _value_of(row: Any, dotted: str | None) -> Any:
     for name in dotted.split(".") if dotted else ():
         if isinstance(row, list):
             row = [each and each.get(name) for each in row]
         else:
             row = row and row.get(name)
     return row if dotted else None
-
-
-def values_of(row: Any, dotted: str | None) -> list[Any]:
-    return _as_list(value_of(row, dotted))
 
 
 def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
@@ -297,11 +317,11 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
     for name in (name for split in files.splits.values() for name in split):
         with open_parquet(files, name) as parquet:
             schema = parquet.schema_arrow
-            column = str(find_columns(schema, config.columns, name).classes)
+            column = str(find_columns(schema, config.columns, name)[0]["classes"])
             if not is_text(all_columns(schema)[column][1]):
                 return number_names(files, schema, column, "categories", "--set 'source.hub.classes=[NAME, …]'")
-            for row in iter_rows(parquet, [column]):
-                names.update(each for each in values_of(row, column) if each)
+            for row in iter_values(parquet, {"classes": column}):
+                names.update(each for each in fields.as_list(row["classes"]) if each)
     return dict(enumerate(sorted(fields.clean(name) for name in names if name.strip())))
 
 
@@ -315,56 +335,46 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
     ids: list[str | None] = []
     for file in files.splits[split]:
         with open_parquet(files, file) as parquet:
-            of = find_columns(parquet.schema_arrow, config.columns, file)
-            only = image_columns(parquet.schema_arrow) == [of.image]
-            read = [of.boxes, of.classes, of.crowd, of.captions, of.width, of.height, of.id]
-            for number, row in enumerate(iter_rows(parquet, read)):
-                name = row_name(file, number, None if only else of.image)  # states the column if there are others
-                image_id = len(ids) if config.columns.id is None else value_of(row, of.id)
-                ids.append(fields.identifier(value_of(row, of.id)))
-                size, why = (value_of(row, of.width), value_of(row, of.height)), ""
-                if of.width is None:
+            of, image = find_columns(parquet.schema_arrow, config.columns, file)
+            for number, row in enumerate(iter_values(parquet, of)):
+                name = row_name(file, number, image)
+                image_id = len(ids) if config.columns.id is None else row["id"]
+                ids.append(fields.identifier(row["id"]))
+                size, why = (row["width"], row["height"]), ""
+                if of["width"] is None:
                     size, why = size_or_reason(files.root, name)
-                at = detections.add_image({"id": image_id, "file_name": name, "width": size[0], "height": size[1]})
-                if at is not None:
-                    if why:
-                        detections.errors[at] = f"source: {why}"
-                    _add_boxes(detections, at, row, of, numbers)
+                boxes, classes = fields.as_list(row["boxes"]), fields.as_list(row["classes"])
+                crowds = fields.as_list(row["crowd"]) if of["crowd"] else [False] * len(boxes)
+                fits = len(boxes) == len(classes) == len(crowds)
+                if not (why or fits):
+                    why = f"it has {count(len(boxes), 'box', 'boxes')} and {count(len(classes), 'class', 'classes')}"
+                    why += f", {count(len(crowds), 'value')} of {of['crowd']}" if of["crowd"] else ""
+                item = {"id": image_id, "file_name": name, "width": size[0], "height": size[1]}
+                if (at := detections.add_image(item, why)) is None:
+                    continue
+                for box, kind, crowd in zip(boxes, classes, crowds, strict=True) if fits else ():
+                    is_name = kind is None or isinstance(kind, str)
+                    kind = numbers.get(fields.clean(kind or ""), -1) if is_name else kind
+                    detections.add_row_box(at, kind, box, crowd)
+                for text in fields.as_list(row["captions"]):
+                    detections.add_text(at, text)
     if config.columns.id is None and None not in ids and len(set(ids)) == len(ids):  # a column has ids of the images
         detections.position = {str(image_id): row for row, image_id in enumerate(ids)}
     notes = settle_boxes(detections, source.boxes, f"{config.dataset} ({split})", choose=True)
-    digest = _hash(detections.categories, list(detections.position), detections.file_names)
+
+    def hashed(*values: Any) -> Any:
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+
+    digest = hashed(detections.categories, list(detections.position), detections.file_names)
     for values in ("sizes", "box_rows", "box_categories", "box_crowds", "boxes"):
         digest.update(getattr(detections, values).tobytes())
     return detections, {
         "annotations": config.dataset,
         "captions": config.columns.captions or "",
         "annotations_sha256": digest.hexdigest(),
-        **({"captions_sha256": _hash(detections.captions).hexdigest()} if config.columns.captions else {}),
+        **({"captions_sha256": hashed(detections.captions).hexdigest()} if config.columns.captions else {}),
         "notes": notes,
     }
-
-
-def _hash(*values: Any) -> Any:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-
-
-def _add_boxes(
-    detections: Detections, at: int, row: Mapping[str, Any], of: HubColumns, numbers: Mapping[Any, int]
-) -> None:
-    """Add the boxes and captions of the image number `at`; `numbers` are those of the classes, if they are names."""
-    boxes, classes = values_of(row, of.boxes), values_of(row, of.classes)
-    crowds = values_of(row, of.crowd) if of.crowd else [False] * len(boxes)
-    if len(classes) == len(boxes) == len(crowds):
-        for box, kind, crowd in zip(boxes, classes, crowds, strict=True):
-            if kind is None or isinstance(kind, str):
-                kind = numbers.get(fields.clean(kind or ""), -1)
-            detections.add_row_box(at, kind, box, crowd)
-    else:
-        found = f"source: it has {count(len(boxes), 'box', 'boxes')} and {count(len(classes), 'class', 'classes')}"
-        detections.errors.setdefault(at, found + (f", {count(len(crowds), 'value')} of {of.crowd}" if of.crowd else ""))
-    for text in values_of(row, of.captions):
-        detections.add_text(at, text)
 
 
 def check_hub(recipe: Recipe) -> None:
@@ -390,3 +400,154 @@ def stamp_split(source: SourceConfig, split: str) -> dict[str, Any]:
     found = (entry for entry in files.root.entries() if entry.name in files.splits[split])
     contents = [files.root.location, sorted([entry.name, entry.size, entry.state] for entry in found)]
     return {"hub": settings, "boxes": source.boxes, "contents": contents}
+
+
+# Keys of the file metadata: the closed class lists, or null; and the identities of the runs that the rows come from.
+CLASSES_KEY, ORIGIN_KEY = "sgpipe.classes", "sgpipe.origin"
+
+
+def _exported(split: str, root: ImageRoot, files: Mapping[str, Location]) -> AnnotationSource:
+    """Return a split of what `sgpipe export --to hf` wrote, or of what others made of it."""
+    first, *others = files.items()
+    with open_shard(first[1], SCHEMA.names) as opened:
+        schema = opened.schema_arrow
+    lists, origin = (_metadata(schema, key) for key in (CLASSES_KEY, ORIGIN_KEY))
+    try:
+        names = [tuple(map(str, lists[kind])) for kind in ("objects", "relations")] if lists is not None else None
+    except (KeyError, TypeError):
+        raise UserError(f"{first[1]}: the metadata {CLASSES_KEY!r} is not the lists objects and relations") from None
+    rows, images = dict[str, str](), ParquetImages(root.open_file)
+
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        for name, file in files.items():
+            numbers = itertools.count()
+            with open_shard(file, SCHEMA.names) as shard:
+                for group in range(shard.num_row_groups):
+                    table = shard.read_row_group(group, columns=SCHEMA.names).select(SCHEMA.names).cast(SCHEMA)
+                    for fault in row_faults(table, split):
+                        raise UserError(f"{file}: {fault}")
+                    for record, row in zip(from_table(table), numbers, strict=False):
+                        rows.setdefault(record.image_id, row_name(name, row, IMAGE_COLUMN))  # repeated ones are dropped
+                        yield record
+
+    def image(record: Record) -> bytes | None:
+        """Return the image file of a record, if it has one."""
+        with suppress(FileNotFoundError):
+            return images.read(rows[record.image_id])
+        return None
+
+    return AnnotationSource(
+        dataset="hf",
+        split=split,
+        read=read,
+        files={"annotations": first[1], **dict(others)},
+        classes=DatasetClasses(*names) if names else None,
+        image=image if IMAGE_COLUMN in schema.names else None,
+        origin=[each for each in origin if isinstance(each, dict)] if isinstance(origin, list) else (),
+    )
+
+
+def _metadata(schema: pa.Schema, key: str) -> Any:
+    """Return a value of the file metadata, which others may have changed; None if it is missing or not JSON."""
+    try:
+        return json.loads((schema.metadata or {}).get(key.encode(), b"null"))
+    except (ValueError, RecursionError):
+        return None
+
+
+_ITEMS = {  # the columns of a group as COCO with rel_annotations calls them, and which of them is a name
+    "objects": ("annotations", ("bbox", "category_id", "id", "iscrowd", "segmentation"), "category_id"),
+    "relations": ("rel_annotations", ("subject_id", "object_id", "predicate_id", "confidence"), "predicate_id"),
+}
+
+
+def dataset_source(
+    dataset: str,
+    split: str | None = None,
+    mapping: Sequence[str] = (),
+    classes: Path | None = None,
+    subset: str | None = None,
+    own_images: bool = True,
+) -> tuple[AnnotationSource, str]:
+    """Return a split of what sgpipe exported, or of other objects and relations, and where the files are.
+
+    Args:
+        dataset: a folder, also in a store, or the id of a dataset on the hub.
+        mapping: `KEY=COLUMN`, for columns with unusual names; an empty column: it has none.
+        classes: JSON with the names of classes and predicates, as `read_classes` reads it.
+        own_images: take images from the rows, if they have them, not from files of the name in `file_name`.
+    """
+    files = find_files(HubConfig(dataset=dataset, split=split, subset=subset))
+    if len(files.splits) > 1:
+        raise UserError(f"{dataset} has several splits: pass --split {' or '.join(files.splits)}")
+    ((split, names),) = files.splits.items()
+    paths, location = {name: files.root.file(name) for name in names}, files.root.location
+    chosen = dict(each.partition("=")[::2] for each in mapping)
+    if unknown := chosen.keys() - _COLUMNS.keys():
+        raise UserError(f"--map {min(unknown)}: expected one of {', '.join(_COLUMNS)}")
+
+    def columns(schema: pa.Schema, file: str) -> dict[str, str | None]:
+        return map_columns(schema, _COLUMNS, chosen, _REQUIRED, file, "--map ")
+
+    with open_parquet(files, names[0]) as parquet:
+        schema = parquet.schema_arrow
+        if not (mapping or classes) and {"triplets", "status"} <= set(schema.names):
+            return _exported(split, files.root, paths), location
+    of, has_own = columns(schema, names[0]), own_images and len(image_columns(schema)) == 1
+    if not has_own and of["file_name"] is None:
+        raise UserError(f"{names[0]} has neither images nor their names: pass --map file_name=COLUMN")
+    given, tables = classes and read_classes(classes), list[Mapping[int, str]]()
+    for key, listed in (("objects.category", "categories"), ("relations.predicate", "rel_categories")):
+        column = str(of[key])
+        if is_text(all_columns(schema)[column][1]):
+            tables.append({})
+        elif given:
+            tables.append(given.objects if listed == "categories" else given.relations)
+        else:
+            tables.append(number_names(files, schema, column, listed, "--classes FILE"))
+    closed = DatasetClasses(*(tuple(table.values()) for table in tables)) if all(tables) else None
+
+    def read(problems: ProblemCounts) -> Iterator[Record]:
+        total = 0
+        for name in names:
+            with open_parquet(files, name) as parquet:
+                own = columns(parquet.schema_arrow, name)
+                for number, values in enumerate(iter_values(parquet, own)):
+                    image_id = fields.identifier(values["image_id"]) if of["image_id"] else str(total)
+                    total += 1
+                    place = row_name(name, number) if has_own else values["file_name"]
+                    if image_id is None or place in (None, ""):
+                        problems["malformed"] += 1
+                        continue
+                    kind = HUB_DATASET if has_own else "hf"  # the former's images are turned as EXIF says
+                    record = Record(image_id, kind, split, fields.clean(str(place)), *fields.size(values))
+                    with error_row(record):
+                        if has_own and not (record.width and record.height):
+                            record.width, record.height = read_upright_size(files.root, record.file_name)
+                        record.objects, record.relations = _graph(values, record, tables, problems)
+                        drop_nameless(record, problems)
+                    yield record
+
+    roles = {"annotations": paths.pop(names[0]), **paths, **({"classes": classes} if classes else {})}
+    return AnnotationSource("hf", split, read, roles, {"map": of}, closed, boxes="xywh"), location
+
+
+def _graph(
+    values: Mapping[str, Any], record: Record, tables: Sequence[Mapping[int, str]], problems: ProblemCounts
+) -> tuple[list[Box], list[Relation]]:
+    """Return objects and relations of a row. Raises FieldError: lists differ in length, or a value is malformed."""
+    graph = CocoInstances({"0": ("", record.width, record.height)}, names=dict(tables[0]), predicates=dict(tables[1]))
+    for (group, (items, keys, named)), known in zip(_ITEMS.items(), (graph.names, graph.predicates), strict=True):
+        columns = [value for key, value in values.items() if key.startswith(group)]
+        count = len(columns[0] or ())
+        lists = [[None] * count if each is None else each for each in columns]
+        if any(not isinstance(each, list) or len(each) != count for each in lists):
+            raise FieldError(f"the columns of {group} are not lists of one length")
+        for index, each in enumerate(zip(*lists, strict=True)):
+            item = {key: value for key, value in zip(keys, each, strict=True) if value is not None}
+            if isinstance(name := item.get(named), str):  # which gets a number, for now
+                item[named] = next((number for number in known if known[number] == name), len(known))
+                known[item[named]] = name
+            graph.add(items, {"id": index, "image_id": 0} | item)
+    boxes = [box if tables[0] else replace(box, category_id=0) for box in graph.objects("0", problems)]
+    return boxes, graph.related("0", graph.predicates) if graph.relations else []

@@ -9,15 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from sgpipe.errors import ImageError, UserError
+from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, check_images
 from sgpipe.files.locations import text_sha256
 from sgpipe.images import read_image, read_size
 from sgpipe.records import Record
-from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, mark_failed
-from sgpipe.sources.doubts import change_form, doubt_records
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, error_row
+from sgpipe.sources.doubts import settle_records
 from sgpipe.storage.manifest import ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
@@ -58,7 +57,21 @@ def import_annotations(
     folder = RunFolder(out)
     with folder.lock():
         progress.say(f"reading {source.files['annotations']}")
-        manifest = folder.open(_description(source, images, embed))
+        classes = source.classes
+        identity = {
+            **{"sgpipe": __version__, "import": source.dataset, "split": source.split, "embed": embed},
+            "files": {role: text_sha256(path) for role, path in source.files.items()},
+            "options": dict(source.options),
+        }
+        description = {
+            "name": source.dataset,
+            "identity": identity,
+            "images": {source.split: absolute(images)},
+            "labels": classes and {"objects": list(classes.objects), "relations": list(classes.relations)},
+            "origin": [dict(identity) for identity in source.origin],
+            "finished": False,
+        }
+        manifest = folder.open(description)
         shards = {shard.start: shard for shard in manifest.shards}
         redo = {shard.start for shard in folder.lost(manifest)}
         redo |= {start for start, shard in shards.items() if retry_failed and shard.counts.get("errors")}
@@ -72,7 +85,9 @@ def import_annotations(
                     read += len(records)
                     if start in shards and start not in redo:
                         continue
-                    contents = _finish(records, source, images, embed, found, progress if start == 0 else None)
+                    contents, notes = _finish(records, source, images, embed, found, examine=start == 0)
+                    for note in notes:
+                        progress.say(f"NOTE: {note}")
                     revision = revision_of(shards[start].file) + 1 if start in shards else 0
                     name = shard_name(source.split, start, start + len(records), revision)
                     shard = write_shard(folder.root, name, source.split, start, records, {}, contents)
@@ -102,26 +117,6 @@ def import_annotations(
     return summary
 
 
-def _description(source: AnnotationSource, images: ImagePlace, embed: bool) -> dict[str, Any]:
-    """Return what the manifest says of the import."""
-    classes = source.classes
-    return {
-        "name": source.dataset,
-        "identity": {
-            "sgpipe": __version__,
-            "import": source.dataset,
-            "split": source.split,
-            "embed": embed,
-            "files": {role: text_sha256(path) for role, path in source.files.items()},
-            "options": dict(source.options),
-        },
-        "images": {source.split: absolute(images)},
-        "labels": classes and {"objects": list(classes.objects), "relations": list(classes.relations)},
-        "origin": [dict(identity) for identity in source.origin],
-        "finished": False,
-    }
-
-
 def _read_units(
     source: AnnotationSource, shards: Mapping[int, ShardEntry], limit: int | None, problems: ProblemCounts
 ) -> Iterator[tuple[int, list[Record], ProblemCounts]]:
@@ -129,29 +124,23 @@ def _read_units(
 
     A unit ends where its shard does, and before the next shard. What follows the last record belongs to its unit.
     """
-    start, seen, before = 0, problems.copy(), None
     records = islice(_distinct(source.read(problems), problems), limit)
-    while True:
+    start, seen, first = 0, problems.copy(), next(records, None)
+    while first is not None:
         later = [other for other in shards if other > start]
         stop = shards[start].stop if start in shards else min([start + ROWS_PER_SHARD, *later])
-        unit = list(islice(records, stop - start))
-        found, seen = problems - seen, problems.copy()
-        if not unit and before:
-            before[2].update(found)
-        if before:
-            yield before
-        if not unit:
-            return
-        before, start = (start, unit, found), stop
+        unit = [first, *islice(records, stop - start - 1)]
+        first = next(records, None)
+        yield start, unit, problems - seen
+        start, seen = stop, problems.copy()
 
 
 def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Record]:
     """Yield the records without those that repeat an image id."""
-    seen = set()
+    seen = set[str]()
     for record in records:
-        if record.image_id in seen:
-            problems["duplicate_images"] += 1
-        else:
+        problems["duplicate_images"] += record.image_id in seen
+        if record.image_id not in seen:
             seen.add(record.image_id)
             yield record
 
@@ -162,13 +151,17 @@ def _finish(
     images: ImagePlace,
     embed: bool,
     problems: ProblemCounts,
-    doubts: Progress | None,
-) -> list[bytes | None] | None:
-    """Give records their image sizes and clip their boxes; return their image files if they are to be embedded."""
+    *,
+    examine: bool,
+) -> tuple[list[bytes | None] | None, list[str]]:
+    """Give records their image sizes and clip their boxes.
+
+    Return their image files, if they are to be embedded, and what is doubtful about the boxes, if you `examine`.
+    """
     contents: list[bytes | None] = []
     for record in records:
         image = None
-        try:
+        with error_row(record):
             if record.ok and not (record.width and record.height):
                 record.width, record.height = read_size(images, record.file_name)
                 for box in record.objects:  # run lengths that have another size, which was unknown until now
@@ -178,16 +171,11 @@ def _finish(
                         problems["segmentations"] += 1
             if record.ok and embed:
                 image = source.image(record) if source.image else read_image(images, record)
-        except ImageError as error:
-            mark_failed(record, str(error))
         contents.append(image)
-    form = source.options.get("boxes")
-    if doubts is not None:
-        for note in doubt_records(records, source, form):
-            doubts.say(f"NOTE: {note}")
+    form, notes = source.options.get("boxes"), list[str]()
+    if examine or form:
+        notes = settle_records(records, source, form, examine=examine)
     for record in records:
         if record.ok:
-            if form:
-                change_form(record, source.boxes, form)
             clip_objects(record, problems)
-    return contents if embed else None
+    return contents if embed else None, notes

@@ -18,9 +18,8 @@ from sgpipe.images import image_exists, read_upright_size
 from sgpipe.recipe import WHOLE
 from sgpipe.records import LABEL_STUDIO_DATASET, Box, Caption, Record, Relation, deduplicate
 from sgpipe.sources import annotated, fields
-from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, error_row
+from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, error_row, infer_split, require_format
 from sgpipe.sources.fields import FieldError
-from sgpipe.sources.formats import infer_split, require_format
 from sgpipe.utils.console import count
 
 LOCAL_FILES = "/data/local-files/"  # where Label Studio serves files below its document root, named by `?d=`
@@ -85,8 +84,10 @@ def _results(
 ) -> list[Any] | None:
     """Return what counts of a task, if anything: of annotations the ground truth, otherwise the latest one."""
     annotations = _dicts(task.get("annotations"))
-    if annotator is not None:
-        annotations = [each for each in annotations if annotator in _names(each.get("completed_by"))]
+    if annotator is not None:  # Label Studio writes an id, or an object with `id` and `email`
+        by = [(each, each.get("completed_by")) for each in annotations]
+        called = [(each, [who.get("id"), who.get("email")] if isinstance(who, dict) else [who]) for each, who in by]
+        annotations = [each for each, names in called if annotator in map(str, names)]
     found = [each for each in annotations if not each.get("was_cancelled")]
     further = "further_annotations"
     if not annotations and predictions:
@@ -105,18 +106,42 @@ def _results(
 def _fill(
     record: Record, data: Any, results: Sequence[Any], images: ImagePlace, address: str, problems: ProblemCounts
 ) -> None:
-    """Add what a task says of an image, and of its objects and relations. Raises FieldError, ImageError."""
+    """Add what a task says of an image, and of its objects and relations. Raises FieldError, ImageError.
+
+    Several rectangles with one id are one, with the labels of all. Those in further images of the task do not count.
+    """
     record.file_name = fields.text(data, "file_name") if "file_name" in data else _file_name(address, images)
     stated = fields.identifier(data.get("image_id"))
     record.image_id = (record.image_id or annotated.image_id_from_name(record.file_name)) if stated is None else stated
     record.dataset = fields.text(data, "dataset") if "dataset" in data else record.dataset
-    originals = [(item.get("original_width"), item.get("original_height")) for item in _dicts(results)]
-    sizes = [fields.size(data), *((fields.side(width), fields.side(height)) for width, height in originals)]
-    size = next((size for size in sizes if all(size)), None)
+    originals = (
+        (fields.side(item.get(f"original_{side}")) for side in ("width", "height")) for item in _dicts(results)
+    )
+    size = next((size for size in (fields.size(data), *map(tuple, originals)) if all(size)), None)
     record.width, record.height = size or read_upright_size(images, record.file_name)
     texts = data.get("captions") if isinstance(data.get("captions"), list) else []
     record.captions = [Caption(fields.clean(text)) for text in texts if isinstance(text, str)]
-    _add_objects(record, results, _dict(data.get("category_ids")), problems)
+    regions: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    links = []
+    for number, item in enumerate(map(_dict, results)):
+        if item.get("type") == "relation":
+            links.append(item)
+        elif item.get("type") in _RECTANGLES and "x" in _dict(item.get("value")) and not item.get("item_index"):
+            key = fields.identifier(item.get("id")) or f"\0{number}"  # without an id, no relation refers to it
+            regions.setdefault(key, (item, []))[1].extend(_labels(item["value"], "rectanglelabels", "labels"))
+        else:
+            problems["other_results"] += 1
+    boxes: list[Box | None] = []
+    for item, labels in regions.values():
+        named = [label for label in labels if label.strip()]
+        problems["nameless"] += not named
+        problems["further_labels"] += len(set(named[1:]) - set(named[:1]))
+        boxes.append(_box(item, named[0], _dict(data.get("category_ids")), record) if named else None)
+    indices = {key: index for index, key in enumerate(regions)}
+    found = [relation for link in links for relation in _relations(link, indices, problems)]
+    record.relations = deduplicate(found)
+    problems["repeated_relations"] += len(found) - len(record.relations)
+    annotated.replace_objects(record, boxes, problems)
 
 
 def _split(task: Any) -> str | None:
@@ -131,15 +156,6 @@ def _dict(value: Any) -> Mapping[str, Any]:
 
 def _dicts(value: Any) -> list[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, Sequence) else []
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def _names(person: Any) -> set[str]:
-    """Return what an annotator is called: Label Studio writes an id, or an object with `id` and `email`."""
-    return {str(person.get(key)) for key in ("id", "email")} if isinstance(person, dict) else {str(person)}
 
 
 def _file_name(address: str, images: ImagePlace) -> str:
@@ -173,34 +189,6 @@ def _labels(item: Mapping[str, Any], *keys: str) -> list[str]:
     return [fields.clean(label) for label in labels]
 
 
-def _add_objects(record: Record, results: Sequence[Any], numbers: Mapping[str, Any], problems: ProblemCounts) -> None:
-    """Fill the objects and relations. Raises FieldError: a region or a relation cannot be read.
-
-    Several rectangles with one id are one, with the labels of all. Those in further images of the task do not count.
-    """
-    regions: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
-    links = []
-    for number, item in enumerate(map(_dict, results)):
-        if item.get("type") == "relation":
-            links.append(item)
-        elif item.get("type") in _RECTANGLES and "x" in _dict(item.get("value")) and not item.get("item_index"):
-            key = fields.identifier(item.get("id")) or f"\0{number}"  # without an id, no relation refers to it
-            regions.setdefault(key, (item, []))[1].extend(_labels(item["value"], "rectanglelabels", "labels"))
-        else:
-            problems["other_results"] += 1
-    boxes: list[Box | None] = []
-    for item, labels in regions.values():
-        named = [label for label in labels if label.strip()]
-        problems["nameless"] += not named
-        problems["further_labels"] += len(set(named[1:]) - set(named[:1]))
-        boxes.append(_box(item, named[0], numbers, record) if named else None)
-    indices = {key: index for index, key in enumerate(regions)}
-    found = [relation for link in links for relation in _relations(link, indices, problems)]
-    record.relations = deduplicate(found)
-    problems["repeated_relations"] += len(found) - len(record.relations)
-    annotated.replace_objects(record, boxes, problems)
-
-
 def _box(item: Mapping[str, Any], name: str, numbers: Mapping[str, Any], record: Record) -> Box:
     """Return a rectangle as a box in pixels."""
     value = item["value"]
@@ -213,14 +201,16 @@ def _box(item: Mapping[str, Any], name: str, numbers: Mapping[str, Any], record:
         category = fields.integer(numbers, name)
     except FieldError:
         category = 0
-    return Box(name, category, (x, y, width, height), CROWD in _listed(_dict(item.get("meta")).get("text")))
+    return Box(name, category, (x, y, width, height), CROWD in fields.as_list(_dict(item.get("meta")).get("text")))
 
 
 def _relations(link: Mapping[str, Any], indices: Mapping[str, int], problems: ProblemCounts) -> list[Relation]:
     """Return the relations that a link between two regions states; one for each label and direction."""
     named = _labels(link, "labels")
     scores = link.get("scores")  # written by `sgpipe export`; Label Studio keeps it in predictions only
-    confidences = [None] * len(named) if scores is None else [fields.confidence(score) for score in _listed(scores)]
+    confidences = (
+        [None] * len(named) if scores is None else [fields.confidence(score) for score in fields.as_list(scores)]
+    )
     if len(confidences) != len(named):
         raise FieldError(f"a relation has {count(len(named), 'label')} and {count(len(confidences), 'score')}")
     labels = [(label, score) for label, score in zip(named, confidences, strict=True) if label.strip()]

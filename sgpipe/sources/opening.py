@@ -1,27 +1,53 @@
-"""Open the source of a recipe: annotations in, an index of records out, without decoding any image."""
+"""The sources of a recipe: annotation files, folders, datasets of the hub, runs and the miniworld.
+
+Annotations in, an index of records out, without decoding any image.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+
 from sgpipe.errors import UserError
-from sgpipe.files.image_roots import ImagePlace, absolute, existing_images
-from sgpipe.files.locations import content_id
-from sgpipe.recipe import SourceConfig
-from sgpipe.sources import miniworld
+from sgpipe.files.image_roots import ImagePlace, absolute, existing_images, image_root
+from sgpipe.files.locations import Location, content_id, location
+from sgpipe.files.object_store import ObjectInfo
+from sgpipe.files.roots import HEIF_SUFFIXES
+from sgpipe.files.roots import SUFFIXES as _SUFFIXES
+from sgpipe.images import reads_heif
+from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS
+from sgpipe.miniworld.dataset import render_dataset as render_dataset
+from sgpipe.recipe import MiniworldConfig, Recipe, SourceConfig, SplitConfig
+from sgpipe.records import FOLDER_DATASET, SCHEMA, TRAINING_CONFIDENCE
+from sgpipe.sources import fields
 from sgpipe.sources.coco import locate_images, read_coco
-from sgpipe.sources.detections import write_detections
+from sgpipe.sources.detections import Detections, size_or_reason, write_detections
 from sgpipe.sources.doubts import doubt_detections, settle_boxes
-from sgpipe.sources.folder import fingerprint_folder, read_folder
 from sgpipe.sources.hub import prepare_hub, read_split, stamp_split
-from sgpipe.sources.run import index_run, prepare_run, stamp_run
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.scene_graphs import visual_genome_source
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import GroundTruth
-from sgpipe.storage.source_index import SourceIndex
+from sgpipe.storage.run_folder import GroundTruth, RunFiles, RunFolder
+from sgpipe.storage.shards import DATA, IMAGE_COLUMN, read_checked, relation_rows
+from sgpipe.storage.source_index import SourceIndex, write_index
 from sgpipe.utils import __version__
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import Progress, count
+from sgpipe.utils.hashing import fingerprint
+from sgpipe.utils.prefetch import prefetch
 
 
 def prepare_source(
@@ -32,13 +58,19 @@ def prepare_source(
     `private`: the run's folder for files of its own; a source that makes its images puts them there. Raises UserError,
     StoreError.
     """
-    if source.synthetic:
-        splits, ground_truth = miniworld.prepare(source.miniworld, private, say)
-        return source.model_copy(update={"root": None, "splits": splits}), ground_truth
+    if config := source.synthetic and source.miniworld:
+        files = MiniworldFiles(private / "drawn")
+        if files.settings != config.model_dump():
+            say(f"generating {count(config.images, 'image')}")
+            files.make(config)
+        world = files.world
+        split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)
+        splits = {split_name(config.split): split}
+        return source.model_copy(update={"root": None, "splits": splits}), files.ground_truth
     if source.format == "hub":
         source = prepare_hub(source)
     if source.format == "run":
-        source = prepare_run(source)
+        source = _prepare_run(source)
     if source.ground_truth is None:
         return source, None
     ground_truth = GroundTruth(
@@ -66,7 +98,7 @@ def open_source(
     except UserError:  # missing or damaged: it is only a cache
         pass
     if source.format == "run":
-        index_run(source, split, new or path, {"files": files})
+        _index_run(source, split, new or path, files)
         return SourceIndex(new or path)
     config, located, notes = source.splits[split], True, list[str]()
     if source.format == "hub":
@@ -93,18 +125,239 @@ def open_source(
 
 def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, Any]:
     """Return what identifies the files that an index was read from; if it changes, they are read again."""
-    config = source.splits[split]
+    config, stamp = source.splits[split], dict[str, Any](version=__version__)
     if source.format == "hub":
-        return {"version": __version__, **stamp_split(source, split)}
+        return stamp | stamp_split(source, split)
     if source.format == "run":
-        return {"version": __version__, **stamp_run(source, split)}
-    files = {"annotations": config.annotations, "captions": config.captions}
-    stamp: dict[str, Any] = {
-        "version": __version__,
-        "format": source.format,
-        "images": absolute(images),
-        "boxes": source.boxes,
-    }
+        manifest = open_parent(source.run).manifest
+        shards = [shard.sha256 for shard in manifest.shards if shard.split == split]
+        content = {"shards": shards} | ({} if source.threshold is None else {"threshold": source.threshold})
+        return stamp | {"run": str(manifest.run.get("fingerprint")), "annotations_sha256": fingerprint(content)}
+    stamp |= {"format": source.format, "images": absolute(images), "boxes": source.boxes}
     if config.annotations is None:
-        stamp["contents"] = fingerprint_folder(images)
+        found = list_folder(images)
+        states = [(each.name, each.size, each.state) for each in found.images.values()]
+        return stamp | {"contents": [_hash(states), _hash(found.unread)]}
+    files = {"annotations": config.annotations, "captions": config.captions}
     return stamp | {name: content_id(source.path(path)) for name, path in files.items() if path is not None}
+
+
+def _hash(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
+
+
+SUFFIXES = (*_SUFFIXES, *HEIF_SUFFIXES) if reads_heif() else _SUFFIXES
+
+# Texts that belong to an image of the same name.
+_SIDECARS = (".json", ".txt", ".xml", ".xmp", ".csv", ".yaml", ".yml", ".md", ".aae")
+_MOST_NAMED = 5
+_HEADERS_PER_THREAD, _HEADERS_AT_ONCE = 4, 4096  # that are read together where opening a file waits
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """The files below a folder by name, sorted, without hidden ones; `unread`: neither images nor texts of one."""
+
+    images: Mapping[str, ObjectInfo]
+    unread: Sequence[str]
+
+    @property
+    def notes(self) -> list[str]:
+        """Name the files that are not read."""
+        others = len(self.unread) - _MOST_NAMED
+        more = f" and {count(others, 'other')}" if others > 0 else ""
+        shown = ", ".join(map(fields.single_line, self.unread[:_MOST_NAMED]))
+        notes = [f"{count(len(self.unread), 'file')} not read: {shown}{more}"] if self.unread else []
+        if any(_suffix(name) in HEIF_SUFFIXES for name in self.unread):
+            notes.append("pip install 'sgpipe[heif]' reads .heic and .heif")
+        return notes
+
+
+def list_folder(location: ImagePlace) -> FolderFiles:
+    """Return the files of a root."""
+    found = [entry for entry in image_root(location).entries() if "/." not in f"/{entry.name}"]
+    found.sort(key=lambda entry: entry.name)
+    images = {entry.name: entry for entry in found if _suffix(entry.name) in SUFFIXES}
+    others = [entry.name for entry in found if entry.name not in images]
+    stems = {PurePosixPath(name).stem for name in images} | {PurePosixPath(name).name for name in images}
+    unread = [name for name in others if not (_suffix(name) in _SIDECARS and PurePosixPath(name).stem in stems)]
+    return FolderFiles(images, unread)
+
+
+def _suffix(name: str) -> str:
+    return PurePosixPath(name).suffix.lower()
+
+
+def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[str, Any]]:
+    """Return a root's images, boxless, by name; unreadable ones are error rows. Raises UserError: there are none."""
+    root = image_root(location)
+    detections, files = Detections(FOLDER_DATASET, split), list_folder(root)
+    read, threads = partial(size_or_reason, root), _HEADERS_PER_THREAD * root.threads
+    with prefetch(read, files.images, threads, _HEADERS_AT_ONCE) as sizes:
+        for name, (size, reason) in zip(files.images, sizes, strict=True):
+            shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            if shown != name:
+                reason = f"the file name is not UTF-8: {shown}; rename the file"
+            detections.add_image({"id": shown, "file_name": shown, "width": size[0], "height": size[1]}, reason)
+    if not detections.file_names:
+        raise UserError(no_images(root.location, files.notes))
+    detections.problems["unread_files"] = len(files.unread)
+    hashed = _hash([[each.name, each.size] for each in files.images.values()])
+    origin = {"annotations": root.location, "captions": "", "annotations_sha256": hashed}
+    return detections, origin | {"notes": files.notes}
+
+
+def no_images(root: str | Path, notes: Iterable[str]) -> str:
+    """Return why a folder cannot be labelled, with what it contains instead of images."""
+    return "; ".join([f"{root} contains no images (expected files that end in {', '.join(SUFFIXES)})", *notes])
+
+
+_COLUMNS = [name for name in SCHEMA.names if name not in ("triplets", "pairs")]
+_TRIPLET = ("subject_category", "predicate", "object_category")
+# Stages that run again. The errors of others stay: there are no objects, or nobody knows how large the image is.
+_ERRORS_OF = ("load", "caption", "parse", "ground", "pair", "tag", "worker")
+
+
+def open_parent(place: str | Location | None) -> RunFiles:
+    """Return a run that is extended. Raises UserError: it is missing, incomplete, being written, or empty."""
+    if place is None:
+        raise UserError("source.run is not set (--extend)")
+    files = RunFiles(place := location(place))
+    run, shards = files.manifest.run, files.manifest.shards
+    if files.problems:
+        raise UserError(files.problems[0])
+    if isinstance(place, Path) and RunFolder(place).is_locked:
+        raise UserError(f"another process is writing into {place}; try again when it has ended")
+    stops = {shard.split: shard.stop for shard in shards}
+    lacking = sum(stop - start for split, n in stops.items() for start, stop in files.manifest.missing(split, n))
+    if not shards or lacking or run.get("finished") is False:
+        lacks = f"lacks {count(lacking, 'image')}" if lacking else "is not complete" if shards else "contains no images"
+        raise UserError(f"{place} {lacks}: finish it first with the command that started it")
+    return files
+
+
+def check_run(recipe: Recipe) -> None:
+    """Raises UserError: as `open_parent`; nothing gives captions; or a setting is not for runs that are extended."""
+    shards = open_parent(recipe.source.run).manifest.shards
+    if recipe.pair.restrict == "group":
+        raise UserError("pair.restrict=group gives pairs the predicates of others, known or not: not with --extend")
+    pair, captioner = recipe.pair, recipe.caption.captioner
+    known = pair.known if recipe.tag.scores else 0
+    needed = captioner is None and pair.candidates in ("captions", "image") and not known
+    if needed and not any(shard.counts.get("captions") for shard in shards):
+        raise UserError(f"{recipe.source.run} has no captions: set caption.captioner (--captioner) or pair.known")
+
+
+def _prepare_run(source: SourceConfig) -> SourceConfig:
+    """Return the source with the splits of its run, and where their images are. Raises UserError."""
+    files = open_parent(source.run)
+    shards = {shard.split: shard for shard in reversed(files.manifest.shards)}
+    if unknown := source.splits.keys() - shards.keys():
+        raise UserError(f"{source.run} has no split {min(unknown)!r}; it has {', '.join(sorted(shards))}")
+    splits = {split: SplitConfig(images=source.images(split)) for split in source.splits}
+    for split in sorted(shards.keys() - splits.keys()):
+        with files.open(shards[split].file) as file:
+            embedded = IMAGE_COLUMN in file.schema_arrow.names
+        if embedded and not isinstance(files.storage, Path):
+            raise UserError(f"{source.run} keeps its images in a store: `sgpipe fetch` it first, or pass --images")
+        images = f"{files.storage / DATA}/{split}" if embedded else files.manifest.image_root(split).location
+        splits[split] = SplitConfig(images=images)
+    return source.model_copy(update={"splits": splits})
+
+
+def _index_run(source: SourceConfig, split: str, path: Path, stamp: Mapping[str, Any]) -> None:
+    """Write the source index of a split: the rows of the run before its stages filled in triplets and pairs."""
+    files = open_parent(source.run)
+    numbers = dict[str, int].fromkeys((files.manifest.run.get("labels") or {}).get("objects", ()), 0)
+    known = Counter[tuple[str, ...]]()
+
+    def replaced(table: pa.Table, name: str, values: pa.Array) -> pa.Table:
+        return table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
+
+    def tables() -> Iterator[pa.Table]:
+        for shard in (shard for shard in files.manifest.shards if shard.split == split):
+            table = read_checked(files.storage, shard, _COLUMNS, source.run)
+            if source.threshold is not None:
+                table = replaced(table, "relations", _confident(table["relations"], source.threshold))
+            confident = relation_rows(table, TRAINING_CONFIDENCE).group_by(list(_TRIPLET))
+            for row in confident.aggregate([([], "count_all")]).to_pylist():
+                known[tuple(row[name] for name in _TRIPLET)] += row["count_all"]
+            objects = pc.list_flatten(table["objects"].combine_chunks())
+            classes = pa.table({name: pc.struct_field(objects, name) for name in ("category", "category_id")})
+            distinct = classes.group_by(classes.column_names).aggregate([]).to_pylist()
+            numbers.update((row["category"], row["category_id"]) for row in distinct)
+            errors = table["error"].to_pylist()
+            errors = [None if error and error.partition(":")[0] in _ERRORS_OF else error for error in errors]
+            table = replaced(table, "error", pa.array(errors, pa.string()))
+            yield replaced(table, "status", pa.array(["error" if error else "ok" for error in errors]))
+
+    def meta() -> dict[str, Any]:  # complete only after the last table
+        return {
+            **{"annotations": str(source.run), "captions": "", "problems": {}, "located": True, "files": stamp},
+            **{"run": stamp["run"], "annotations_sha256": stamp["annotations_sha256"]},
+            **{"categories": sorted(numbers), "category_ids": [number for _, number in sorted(numbers.items())]},
+            "known": [[*triplet, times] for triplet, times in sorted(known.items())],
+        }
+
+    write_index(path, tables(), meta)
+
+
+def _confident(column: pa.ChunkedArray, threshold: float) -> pa.Array:
+    """Return the lists without relations of a lower confidence; human annotations, which have none, stay."""
+    lists = column.combine_chunks()
+    relations, images = pc.list_flatten(lists), pc.list_parent_indices(lists)
+    enough = pc.greater_equal(pc.struct_field(relations, "confidence"), pa.scalar(threshold, pa.float32()))
+    kept = pc.fill_null(enough, True)
+    ends = np.cumsum(np.bincount(images.filter(kept), minlength=len(lists)))
+    return pa.ListArray.from_arrays(pa.array([0, *ends.tolist()], pa.int32()), relations.filter(kept), lists.type)
+
+
+class MiniworldFiles:
+    """Generated images of a run, and shards with their ground truth, in one folder.
+
+    Attributes:
+        world: what `sgpipe miniworld` writes: images and annotation files.
+        all_relations, composed_relations: shards with every relation that holds in an image, and with those that it
+            was composed of, from which the others follow.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.world, self.all_relations, self.composed_relations = root / "world", root / "true", root / "composed"
+        self._settings = root / "drawn.json"
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """Which images these are; None until all of them and their ground truth are written."""
+        return json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.is_file() else None
+
+    @property
+    def ground_truth(self) -> GroundTruth:
+        return GroundTruth(self.all_relations, self.composed_relations)
+
+    def make(self, config: MiniworldConfig) -> None:
+        """Generate images and ground truth; what the folder held before is removed."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        render_dataset(self.world, config.images, config.seed, config.split)
+        graphs = self.world / SCENE_GRAPHS
+        import_graphs(graphs, config.split, self.all_relations)
+        scenes: list[dict[str, Any]] = json.loads(graphs.read_text(encoding="utf-8"))
+        for scene in scenes:
+            scene["relationships"] = [relation for relation in scene["relationships"] if not relation["implied"]]
+        composed = self.root / "composed.json"
+        write_text(composed, json.dumps(scenes))
+        import_graphs(composed, config.split, self.composed_relations, self.world / IMAGES)
+        composed.unlink()
+        write_text(self._settings, json.dumps(config.model_dump()))
+
+
+def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = None) -> None:
+    """Import scene graphs of the miniworld as shards; `images` defaults to the folder next to them."""
+    images = images or graphs.parent / IMAGES
+    source = visual_genome_source(graphs, images, split_name(split), preprocess=False)
+    import_annotations(source, images, out, Progress(Console(quiet=True)))
+
+
+def split_name(split: str) -> str:
+    """Return the name of a miniworld split in shards."""
+    return split.replace("-", "_")

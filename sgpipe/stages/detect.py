@@ -29,9 +29,8 @@ from sgpipe.files.locations import Location
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, known_settings, network_folder, trained_sides
 from sgpipe.records import Box, Record
-from sgpipe.sources.annotated import ProblemCounts, clip_objects
+from sgpipe.sources.annotated import ProblemCounts, clip_objects, require_format
 from sgpipe.sources.coco import load_coco_instances
-from sgpipe.sources.formats import require_format
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import ImageStage, Stage
 from sgpipe.stages.checkpoint import first_line, load_weights, loading

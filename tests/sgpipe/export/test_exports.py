@@ -29,7 +29,7 @@ from sgpipe.records import NO_OBJECT, Attribute, Box, Caption, Record, Relation,
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco import coco_relations_source, coco_source, read_coco
 from sgpipe.sources.hoi import hico_source
-from sgpipe.sources.hugging_face import dataset_source
+from sgpipe.sources.hub import dataset_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import pseudo_label_source, visual_genome_source
 from sgpipe.storage.manifest import Manifest

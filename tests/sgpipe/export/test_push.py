@@ -27,7 +27,7 @@ from sgpipe.files.model_cache import local_model, pin_model
 from sgpipe.generation.scoring import score_run
 from sgpipe.recipe import load_recipe, packaged_model, with_model_folders
 from sgpipe.records import Record
-from sgpipe.sources.hugging_face import dataset_source
+from sgpipe.sources.hub import dataset_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, iter_records
 from tests.sgpipe.export.hub_stub import TOKEN, hub  # noqa: F401 - a fixture

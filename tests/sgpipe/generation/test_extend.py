@@ -16,7 +16,7 @@ from sgpipe.miniworld.dataset import IMAGES, SCENE_GRAPHS, render_dataset
 from sgpipe.recipe import PairConfig
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.corrected import correct_run
-from sgpipe.sources.miniworld import import_graphs
+from sgpipe.sources.opening import import_graphs
 from sgpipe.sources.vocabulary import load_equivalents
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.tag.stage import text_to_read
@@ -246,7 +246,7 @@ def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
     for run, out, more, expected in (
         (known, known, (), "is read by this command"),
         (known, new, ("--from", extended), "--from takes stages over from a run, --extend relations"),
-        (tmp_path / "empty", new, (), "is not a run or an import"),
+        (tmp_path / "empty", new, (), "is not an sgpipe run"),
         (unfinished, new, (), "is not complete: finish it first"),
         (moved, new, (), "if the images moved, pass --images"),
         (damaged, new, (), "is missing or damaged"),

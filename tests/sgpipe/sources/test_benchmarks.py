@@ -19,9 +19,8 @@ from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
 from sgpipe.records import Attribute, Box, Caption, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.benchmarks import psg_source, vg150_source
 from sgpipe.sources.coco import coco_source
-from sgpipe.sources.scene_graphs import gbc_source, svg_source
+from sgpipe.sources.scene_graphs import gbc_source, psg_source, svg_source, vg150_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.verify import verify
 from tests.sgpipe.export.runs import imported

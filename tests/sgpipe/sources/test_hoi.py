@@ -57,11 +57,11 @@ def test_boxes_become_objects_and_ids_become_names(tmp_path):
 @pytest.mark.parametrize(
     ("boxes", "relations", "reason"),
     [
-        ([MAN], [hoi(0, 1, 77)], "object_id 1 of a relation"),
-        ([MAN], [hoi(-1, 0, 77)], "subject_id -1 of a relation"),
-        ([MAN], [hoi(0, -1, 77)], "object_id -1 of a relation"),
+        ([MAN], [hoi(0, 1, 77)], "object 1 of a relation"),
+        ([MAN], [hoi(-1, 0, 77)], "object -1 of a relation"),
+        ([MAN], [hoi(0, -1, 77)], "object -1 of a relation"),
         ([MAN, {**BIKE, "category_id": 12}], [], "category_id 12 of an object"),
-        ([MAN, BIKE], [hoi(0, 1, 118)], "category_id 118 of a relation"),
+        ([MAN, BIKE], [hoi(0, 1, 118)], "label 118 of a relation"),
         ([MAN, {**BIKE, "bbox": [1, 2, 3]}], [], "expected 4 numbers"),
         ([MAN, BIKE], [{"subject_id": 0, "object_id": 1}], "'category_id'"),
         ({}, [], "'annotations'"),

@@ -12,7 +12,7 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
-from sgpipe.sources.hugging_face import dataset_source
+from sgpipe.sources.hub import dataset_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.verify import verify
 from tests.sgpipe.export.runs import imported
