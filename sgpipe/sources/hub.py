@@ -35,8 +35,7 @@ from sgpipe.records import HUB_DATASET, SCHEMA, Box, Record, Relation, from_tabl
 from sgpipe.sources import fields
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, drop_nameless, error_row
 from sgpipe.sources.coco import CocoInstances
-from sgpipe.sources.detections import Detections, size_or_reason
-from sgpipe.sources.doubts import settle_boxes
+from sgpipe.sources.detections import Detections, settle_boxes, size_or_reason
 from sgpipe.sources.fields import FieldError
 from sgpipe.sources.hoi import read_classes
 from sgpipe.storage.shards import IMAGE_COLUMN, open_shard, row_faults

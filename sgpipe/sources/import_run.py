@@ -16,7 +16,7 @@ from sgpipe.files.locations import text_sha256
 from sgpipe.images import read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, error_row
-from sgpipe.sources.doubts import settle_records
+from sgpipe.sources.detections import settle_records
 from sgpipe.storage.manifest import ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard

@@ -33,8 +33,7 @@ from sgpipe.recipe import MiniworldConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.records import FOLDER_DATASET, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.sources import fields
 from sgpipe.sources.coco import locate_images, read_coco
-from sgpipe.sources.detections import Detections, size_or_reason, write_detections
-from sgpipe.sources.doubts import doubt_detections, settle_boxes
+from sgpipe.sources.detections import Detections, doubt_detections, settle_boxes, size_or_reason, write_detections
 from sgpipe.sources.hub import prepare_hub, read_split, stamp_split
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import visual_genome_source
