@@ -72,7 +72,7 @@ def store(images: Path, seconds: float) -> Iterator[str]:
     urllib.request.urlopen(urllib.request.Request(f"{url}/images", method="PUT"))
     bucket = StorePath("s3://images/val")
     for path in images.iterdir():
-        bucket.put(path.name, path)
+        (bucket / path.name).put(path)
     try:
         yield "s3://images/val"
     finally:
@@ -139,7 +139,7 @@ def main() -> None:
             began = time.perf_counter()
             name = next((drawn / "images").iterdir()).name
             for _ in range(20):
-                StorePath(uri).read(name)
+                (StorePath(uri) / name).read()
             single = (time.perf_counter() - began) / 20
             seconds, relations = label(drawn, roots | {f"S3, {options.milliseconds:g} ms": uri})
     table = Table("images in", "s", "ratio to the folder", title=f"{options.images:,} synthetic images")

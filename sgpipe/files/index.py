@@ -106,7 +106,7 @@ class IndexReference:
             raise StoreError(f"the index {self.path} is missing or damaged; the same command makes it again")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path) as temporary:
-            kept.get_file("", temporary)
+            kept.get_file(temporary)
             try:
                 return FileIndex(temporary)
             except (OSError, ValueError, pa.ArrowException) as error:

@@ -62,7 +62,7 @@ def open_file(path: Location) -> Iterator[Any]:
             yield file
         return
     try:
-        with path.open(buffer=_BUFFER) as file:
+        with path.open(buffering=_BUFFER) as file:
             yield pa.PythonFile(file, "r")
     except FileNotFoundError:
         raise StoreError(f"{path} is missing") from None
@@ -70,14 +70,13 @@ def open_file(path: Location) -> Iterator[Any]:
 
 def open_stream(path: str | Location) -> io.BufferedReader:
     """Open a file to be read from its beginning to its end. Raises OSError; StoreError."""
-    local = _local(path)
-    return local.open("rb") if isinstance(local, Path) else cast(io.BufferedReader, local.open())
+    return _local(path).open("rb")
 
 
 def read_range(path: Location, start: int, length: int, version: str | None = None) -> bytes:
     """Return `length` bytes. Raises OSError; ReplacedError: not of this version; CutError: it ends before."""
     if isinstance(path, StorePath):
-        return path.read_range("", start, length, version)
+        return path.read_range(start, length, version)
     with path.open("rb") as file:
         if version not in (None, _version(os.fstat(file.fileno()))):
             raise ReplacedError(f"{path} was replaced while it was in use")
@@ -140,21 +139,13 @@ def _local(path: str | Location) -> Location:
 def sizes(folder: Location) -> dict[str, int]:
     """Return the size in bytes of each file in a folder, by its last name; of none where there is no folder."""
     if isinstance(folder, StorePath):
-        return folder.sizes()
+        return {info.name: info.size for info in folder.list() if "/" not in info.name}
     found: dict[str, int] = {}
     if folder.is_dir():
         for entry in os.scandir(folder):
             with suppress(FileNotFoundError):  # a running job may have replaced it
                 found[entry.name] = entry.stat().st_size
     return found
-
-
-def delete(path: Location) -> None:
-    """Delete a file if it exists."""
-    if isinstance(path, StorePath):
-        path.delete()
-    else:
-        path.unlink(missing_ok=True)
 
 
 def open_shard_file(path: Location) -> Path | BinaryIO:
@@ -165,8 +156,8 @@ def open_shard_file(path: Location) -> Path | BinaryIO:
     if info is None:
         raise FileNotFoundError(str(path))
     if info.size > _WHOLE:
-        return path.open(buffer=1)  # who reads Parquet knows what it needs
-    return io.BytesIO(path.read_range("", 0, info.size, info.version))
+        return path.open(buffering=1)  # who reads Parquet knows what it needs
+    return io.BytesIO(path.read_range(0, info.size, info.version))
 
 
 def opened_ahead(paths: Sequence[Location]) -> Generator[BinaryIO | None, None, None]:

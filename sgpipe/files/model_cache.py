@@ -89,7 +89,7 @@ def _fetched(uri: str, sha256: str = "") -> Path:
                 for name, info in files.items():
                     file = temporary / "model" / name
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    store.get_file(info.name, file)
+                    (store / info.name).get_file(file)
                 found = str(model_sha256(str(temporary / "model"))).removeprefix("sha256:")
                 if not (root / found).is_dir():  # the same files may have been uploaded earlier
                     os.replace(temporary / "model", root / found)

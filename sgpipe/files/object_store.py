@@ -15,9 +15,9 @@ from copy import copy
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from socket import gethostname
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any
 
 import obstore
 from obstore import exceptions as refused
@@ -26,7 +26,7 @@ from obstore.store import from_url
 from sgpipe.errors import StoreError, UserError, first_line
 
 if TYPE_CHECKING:
-    from obstore import GetOptions, ObjectMeta, UpdateVersion
+    from obstore import GetOptions, UpdateVersion
     from obstore.store import ObjectStore as Connection
 
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hf")
@@ -81,8 +81,8 @@ def is_uri(text: str) -> bool:
 class StorePath:
     """A folder or an object of a store by its URI, such as `s3://bucket/images`: to a store what `Path` is to a disk.
 
-    Names are relative to it; it travels without connections, and threads may share it. Every method but `__init__`
-    raises StoreError if the store cannot be reached, after retries; AccessError if it refuses.
+    It travels without connections, and threads may share it. Every method but `__init__` raises StoreError if the
+    store cannot be reached, after retries; AccessError if it refuses.
     """
 
     def __init__(self, uri: str) -> None:
@@ -137,100 +137,97 @@ class StorePath:
                 raise UserError(str(error)) from None
             raise
 
-    def read(self, name: str = "") -> bytes | None:
-        """Return a whole object, or None if there is none."""
-        with suppress(FileNotFoundError), self._naming(name):
-            found = obstore.get(self._reads, self._key(name))
+    def read(self) -> bytes | None:
+        """Return the whole object, or None if there is none."""
+        with suppress(FileNotFoundError), self._naming():
+            found = obstore.get(self._reads, self._prefix)
             if found.meta["size"] <= _BUFFER:
                 return bytes(found.bytes())
-            with self.open(name) as file:
+            with self.open() as file:
                 return file.read()
         return None
 
-    def version(self, name: str) -> UpdateVersion | None:
-        """Return the version of an object; None if there is none."""
-        with suppress(FileNotFoundError), self._naming(name):
-            meta = obstore.head(self._reads, self._key(name))
+    def version(self) -> UpdateVersion | None:
+        """Return the version of the object; None if there is none."""
+        with suppress(FileNotFoundError), self._naming():
+            meta = obstore.head(self._reads, self._prefix)
             return {key: meta[key] for key in ("e_tag", "version") if meta[key] is not None}  # type: ignore[return-value]
         return None
 
-    def get_file(self, name: str, path: Path) -> None:
-        """Download an object into a file. Raises FileNotFoundError."""
-        with self.open(name) as source, path.open("wb") as target:
+    def get_file(self, path: Path) -> None:
+        """Download the object into a file. Raises FileNotFoundError."""
+        with self.open() as source, path.open("wb") as target:
             shutil.copyfileobj(source, target, _BUFFER)
 
-    def read_range(self, name: str, start: int, length: int, version: str | None = None) -> bytes:
+    def read_range(self, start: int, length: int, version: str | None = None) -> bytes:
         """Return `length` bytes. Raises FileNotFoundError; ReplacedError: another version; CutError: it ends before."""
-        data = self.read_start(name, length, version, start) if length else b""
+        data = self.read_start(length, version, start) if length else b""
         if len(data) != length:
-            raise CutError(f"{self._at(name)} is truncated: it ends within bytes {start} to {start + length}")
+            raise CutError(f"{self} is truncated: it ends within bytes {start} to {start + length}")
         return data
 
-    def read_start(self, name: str, most: int, version: str | None = None, start: int = 0) -> bytes:
+    def read_start(self, most: int, version: str | None = None, start: int = 0) -> bytes:
         """Return up to `most` bytes. Raises FileNotFoundError; ReplacedError: not of this version; CutError."""
         options: GetOptions = {"range": (start, start + most)}
         if version is not None:
             options["if_match"] = version
         for _ in range(_ATTEMPTS):
-            with self._naming(name):
-                found = obstore.get(self._reads, self._key(name), options=options)
+            with self._naming():
+                found = obstore.get(self._reads, self._prefix, options=options)
                 try:
                     return bytes(found.bytes())
                 except refused.BaseError as error:
                     why = failure(error)
-        raise CutError(f"{self._at(name)} is truncated, or the connection dropped: {why}")
+        raise CutError(f"{self} is truncated, or the connection dropped: {why}")
 
-    def head(self, name: str = "") -> ObjectInfo | None:
-        """Return what an object is; None if there is none."""
-        with suppress(FileNotFoundError), self._naming(name):
-            return self._info(obstore.head(self._reads, self._key(name)))
+    def head(self) -> ObjectInfo | None:
+        """Return what the object is; None if there is none."""
+        with suppress(FileNotFoundError), self._naming():
+            meta = obstore.head(self._reads, self._prefix)
+            return ObjectInfo(self.name, meta["size"], meta["e_tag"], meta["last_modified"])
         return None
 
-    def list(self, folder: str = "") -> Iterator[ObjectInfo]:
-        """Yield the objects of a folder, those in folders of it included, as the store sends them."""
+    def list(self) -> Iterator[ObjectInfo]:
+        """Yield the objects of the folder, those in folders of it included, as the store sends them."""
         with self._naming():
-            for chunk in obstore.list(self._reads, self._key(folder), chunk_size=1000):
-                infos = (self._info(meta) for meta in chunk)
-                yield from (info for info in infos if info.name)  # a folder's own object, which some tools make
+            for chunk in obstore.list(self._reads, self._prefix, chunk_size=1000):
+                for meta in chunk:
+                    if name := meta["path"].removeprefix(self._prefix).lstrip("/"):  # not the folder's own object
+                        yield ObjectInfo(name, meta["size"], meta["e_tag"], meta["last_modified"])
 
-    def sizes(self, folder: str = "") -> dict[str, int]:
-        """Return the size in bytes of each object directly in a folder, by its last name."""
-        paths = {PurePosixPath(info.name): info.size for info in self.list(folder)}
-        return {path.name: size for path, size in paths.items() if path.parent == PurePosixPath(folder)}
-
-    def open(self, name: str = "", buffer: int = _BUFFER) -> BinaryIO:
-        """Open an object, as it is now, as a file read by `buffer` bytes or more. Raises FileNotFoundError."""
-        info = self.head(name)
+    def open(self, mode: str = "rb", buffering: int = _BUFFER) -> io.BufferedReader:
+        """Open the object, as it is now, as a file read by `buffering` bytes or more. Raises FileNotFoundError."""
+        info = self.head()
         if info is None:
-            raise FileNotFoundError(self._at(name))
-        return cast(BinaryIO, io.BufferedReader(_ObjectFile(self, info), buffer))
+            raise FileNotFoundError(str(self))
+        return io.BufferedReader(_ObjectFile(self, info), buffering)
 
-    def put(self, name: str, data: bytes | Path) -> None:
-        """Write an object, or a file as one, whole, replacing an earlier one."""
+    def put(self, data: bytes | Path) -> None:
+        """Write the object, or a file as one, whole, replacing an earlier one."""
         in_parts = isinstance(data, Path) and data.stat().st_size > _MOST_AT_ONCE
-        with self._naming(name, writes=True):
-            obstore.put(self._writes, self._key(name), data, use_multipart=in_parts)
+        with self._naming(writes=True):
+            obstore.put(self._writes, self._prefix, data, use_multipart=in_parts)
 
-    def put_if(self, name: str, data: bytes, version: UpdateVersion | None) -> bool:
-        """Write an object if it is of this version (None: absent); return whether. Some stores always do."""
-        with self._naming(name, writes=True):
+    def put_if(self, data: bytes, version: UpdateVersion | None) -> bool:
+        """Write the object if it is of this version (None: absent); return whether. Some stores always do."""
+        with self._naming(writes=True):
             try:
-                obstore.put(self._writes, self._key(name), data, mode=version or "create", use_multipart=False)
+                obstore.put(self._writes, self._prefix, data, mode=version or "create", use_multipart=False)
             except (refused.AlreadyExistsError, refused.PreconditionError):
                 return False
             except refused.BaseError as error:
                 if not isinstance(error, refused.NotSupportedError) and not _NOT_IMPLEMENTED.search(str(error)):
                     raise
-                self.put(name, data)
+                self.put(data)
         return True
 
-    def delete(self, name: str = "") -> None:
-        """Delete an object if it exists."""
-        with suppress(FileNotFoundError), self._naming(name):
-            obstore.delete(self._reads, self._key(name))
+    def unlink(self, missing_ok: bool = True) -> None:
+        """Delete the object if it exists."""
+        with suppress(FileNotFoundError), self._naming():
+            obstore.delete(self._reads, self._prefix)
 
     @contextmanager
-    def _naming(self, name: str = "", writes: bool = False) -> Iterator[None]:
+    def _naming(self, writes: bool = False) -> Iterator[None]:
         """Turn the errors of obstore, which have many lines, into one line that names the object."""
         try:
             yield
@@ -238,27 +235,16 @@ class StorePath:
             raise
         except FileNotFoundError as error:
             if writes or "NoSuchBucket" in str(error):
-                raise StoreError(f"{self.location}: {failure(error)}") from None
-            raise FileNotFoundError(self._at(name)) from None
+                raise StoreError(f"{self}: {failure(error)}") from None
+            raise FileNotFoundError(str(self)) from None
         except refused.PreconditionError:
-            raise ReplacedError(f"{self._at(name)} was replaced while it was in use") from None
+            raise ReplacedError(f"{self} was replaced while it was in use") from None
         except (refused.BaseError, OSError) as error:
             if "<Code>InvalidRange</Code>" in str(error):
-                raise CutError(f"{self._at(name)} is truncated: it ends before the range that is read") from None
+                raise CutError(f"{self} is truncated: it ends before the range that is read") from None
             refusal = isinstance(error, refused.PermissionDeniedError | refused.UnauthenticatedError)
             kind = AccessError if refusal or _REFUSED.search(str(error)) else StoreError
-            raise kind(f"{self._at(name)}: {failure(error)}") from None
-
-    def _at(self, name: str) -> str:
-        return f"{self.location}/{name}" if name else self.location
-
-    def _key(self, name: str = "") -> str:
-        key = str(PurePosixPath(self._prefix, name))
-        return "" if key == "." else key
-
-    def _info(self, meta: ObjectMeta) -> ObjectInfo:
-        name = meta["path"].removeprefix(self._prefix).lstrip("/")
-        return ObjectInfo(name, meta["size"], meta["e_tag"], meta["last_modified"])
+            raise kind(f"{self}: {failure(error)}") from None
 
     @property
     def _reads(self) -> Connection:
@@ -291,7 +277,7 @@ class _ObjectFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         length = max(0, min(len(buffer), self._info.size - self._at))
-        buffer[:length] = self._store.read_range(self._info.name, self._at, length, self._info.version)
+        buffer[:length] = self._store.read_range(self._at, length, self._info.version)
         self._at += length
         return length
 

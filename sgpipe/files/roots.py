@@ -119,7 +119,7 @@ class ImageRoot:
     def _read(self, name: str, most: int) -> Path | bytes:
         """Return the file of an image, or up to `most` bytes of it. Raises OSError or ImageError."""
         place = self.file(name)
-        return place if isinstance(place, Path) else place.read_start("", most)
+        return place if isinstance(place, Path) else place.read_start(most)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the files that are open."""
@@ -255,16 +255,16 @@ class ObjectRoot(ImageRoot):
         return self.files.list() if self.index is None else (ObjectInfo(**row) for row in self.index.opened)
 
     def _has(self, file: str) -> bool:
-        return bool(self.files.head(file) if self.index is None else self.index.opened.find(file))
+        return bool((self.files / file).head() if self.index is None else self.index.opened.find(file))
 
     def _read(self, name: str, most: int) -> bytes:
         if self.index is None:
-            return self.files.read_start(name, most)
+            return (self.files / name).read_start(most)
         rows = self.index.opened.find(name)
         if not rows:
             raise FileNotFoundError
         checked_size(rows[0]["size"], self.where(name))
-        return self.files.read_start(name, most, rows[0]["version"])
+        return (self.files / name).read_start(most, rows[0]["version"])
 
     def file(self, name: str) -> StorePath:
         return self.files / name

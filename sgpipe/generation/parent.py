@@ -55,7 +55,7 @@ def _open(run: str, overrides: Mapping[str, Any] | None = None) -> tuple[RunFile
         raise UserError(f"--from {run}: expected a run of `sgpipe generate`, this is {kind}")
     if files.folder:
         return files, load_recipe(files.folder / RECIPE, overrides)
-    if (content := StorePath(files.root).read(RECIPE)) is None:
+    if (content := (StorePath(files.root) / RECIPE).read()) is None:
         raise UserError(f"{run} is not a run of `sgpipe generate`: it has no {RECIPE}")
     with temporary_folder() as folder:
         (folder / RECIPE).write_bytes(content)

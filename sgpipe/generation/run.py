@@ -18,7 +18,7 @@ from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_folder, existing_model
 from sgpipe.files.hub import fetch_models, missing_models
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, check_images, existing_images
-from sgpipe.files.locations import content_id, delete
+from sgpipe.files.locations import content_id
 from sgpipe.files.object_store import StorePath, is_uri
 from sgpipe.generation.engine import (
     Engine,
@@ -232,7 +232,7 @@ class LabellingRun:
                 superseded = manifest.commit(shard)
                 # The copy of the manifest in a store may still list it; `sweep` deletes it there.
                 if superseded is not None and superseded.file != shard.file and not folder.store:
-                    delete(folder.storage / superseded.file)
+                    (folder.storage / superseded.file).unlink(missing_ok=True)
                 if shard.split not in described:
                     described.add(shard.split)
                     folder.describe(self.recipe, manifest)
@@ -347,8 +347,8 @@ def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
         if not kept.exists():
             with atomic_write(kept) as temporary:
                 shutil.copyfile(index.path, temporary)
-        if folder.store and not folder.store.head(f".sgpipe/{index.name}"):
-            folder.store.put(f".sgpipe/{index.name}", kept)
+        if folder.store and not (folder.store / f".sgpipe/{index.name}").head():
+            (folder.store / f".sgpipe/{index.name}").put(kept)
     for path in folder.private.glob("images-*.arrow"):
         if path.name not in [index.name for index in indexes]:
             path.unlink()

@@ -298,16 +298,17 @@ def whole_lines(data: bytes) -> bytes:
 
 def read_manifest(store: StorePath) -> bytes | None:
     """Return the manifest of a run in a store; None: it does not exist."""
-    found = store.read(MANIFEST)
+    found = (store / MANIFEST).read()
     return found if found is None else whole_lines(found)
 
 
 def put_file(store: StorePath, name: str, content: bytes, check_claim: Callable[[], None]) -> None:
     """Write a run's manifest or description into its store. Raises StoreError: another run has taken that over."""
+    file = store / name
     for _ in range(_TRIES):
-        version = store.version(name)
+        version = file.version()
         check_claim()
-        if store.put_if(name, content, version) or store.read(name) == content:
+        if file.put_if(content, version) or file.read() == content:
             return
     raise StoreError(f"{store.location}: {name} changes too often to be written; try again")
 
@@ -322,15 +323,15 @@ class WriterClaim:
     """
 
     def __init__(self, store: StorePath) -> None:
-        self._store, self._content = store, uuid.uuid4().hex.encode()
+        self._store, self._file, self._content = store, store / WRITER, uuid.uuid4().hex.encode()
 
     def make(self) -> None:
         """Claim the store. Raises UserError: another run does so at the same moment."""
-        self._store.put_if(WRITER, self._content, self._store.version(WRITER))
-        if self._store.read(WRITER) != self._content:  # also right if only the answer to the request was lost
+        self._file.put_if(self._content, self._file.version())
+        if self._file.read() != self._content:  # also right if only the answer to the request was lost
             raise UserError(f"another run has just started writing into {self._store.location}; wait for it to finish")
 
     def check(self) -> None:
         """Raises StoreError: another run has claimed the store."""
-        if self._store.read(WRITER) != self._content:
+        if self._file.read() != self._content:
             raise StoreError(f"{self._store.location}: another run took over; what this one committed there is kept")

@@ -70,9 +70,9 @@ class ManifestMirror:
         """Copy a source index into the store unless it is already there; its description is copied last."""
         description = index.with_suffix(".json")
         names = {path: path.relative_to(self.folder.root).as_posix() for path in (index, description)}
-        if self.store and self.store.read(names[description]) != description.read_bytes():
+        if self.store and (self.store / names[description]).read() != description.read_bytes():
             for path, name in names.items():
-                self.store.put(name, path)
+                (self.store / name).put(path)
 
     def copy(self) -> None:
         """Copy everything but the index into the store, the manifest last. Raises StoreError: another run took over."""
@@ -142,7 +142,7 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
                     temporary.write_bytes(data or b"")
             advance(shard.rows, shard.counts)
         for name in DESCRIPTIONS:
-            if (text := store.read(name)) is not None:
+            if (text := (store / name).read()) is not None:
                 with atomic_write(out / name) as temporary:
                     temporary.write_bytes(text)
         replace_manifest(out, content)

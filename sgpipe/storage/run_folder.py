@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from sgpipe.errors import UserError, add_filename, os_error_reason
-from sgpipe.files.locations import Location, absolute_location, below, delete, location, sizes
+from sgpipe.files.locations import Location, absolute_location, below, location, sizes
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.files.object_store import StorePath
 from sgpipe.files.roots import is_image
@@ -190,7 +190,7 @@ class RunFolder:
         """Delete what a killed run left behind: shards that the manifest does not list, and temporary files."""
         self.check_claim()
         for file in self.unlisted(manifest):
-            delete(self.storage / file)
+            (self.storage / file).unlink(missing_ok=True)
         left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp"), *self.private.glob("new-*")]
         for path in (*left, *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*.tmp"))):
             path.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ def write_shard(
         buffer = io.BytesIO()
         _encode(buffer, table)
         data = buffer.getvalue()
-        root.put(name, data)
+        (root / name).put(data)
         digest, size = hashlib.sha256(data).hexdigest(), len(data)
     else:
         (root / name).parent.mkdir(parents=True, exist_ok=True)

@@ -92,6 +92,6 @@ def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(dra
 
 def test_the_dataset_may_be_in_an_object_store(parquet, store: StorePath, tmp_path):  # noqa: F811 - a fixture
     for path in parquet.rglob("*.parquet"):
-        store.put(path.relative_to(parquet).as_posix(), path.read_bytes())
+        (store / path.relative_to(parquet).as_posix()).put(path.read_bytes())
     sgpipe("generate", "hub", "--dataset", store.uri, *LABELLED, "--limit", "4", "--out", tmp_path / "run")
     assert [record.status for record in iter_records(tmp_path / "run")] == ["ok"] * 4

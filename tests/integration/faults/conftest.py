@@ -42,7 +42,7 @@ def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureR
 def upload(root: Path, store: StorePath) -> None:
     """Put the manifest of a run and its shards into a store."""
     for name in (*(shard.file for shard in Manifest.load(root).shards), MANIFEST):
-        store.put(name, root / name)
+        (store / name).put(root / name)
 
 
 class Faults:

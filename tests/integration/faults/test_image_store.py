@@ -48,7 +48,7 @@ def png(number: int) -> bytes:
 @pytest.fixture
 def images(store: StorePath) -> StorePath:
     for number, name in enumerate(NAMES):
-        store.put(name, png(number))
+        (store / name).put(png(number))
     return store
 
 
@@ -62,7 +62,7 @@ def tars(store: StorePath) -> StorePath:
                     info = tarfile.TarInfo(name)
                     info.size = len(png(number))
                     archive.addfile(info, io.BytesIO(png(number)))
-        store.put(f"patch{part}.tar", content.getvalue())
+        (store / f"patch{part}.tar").put(content.getvalue())
     return store
 
 
@@ -85,12 +85,12 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
 def test_other_versions_and_new_objects_are_error_rows(kept: Kept) -> None:
     store, root = kept
     assert errors(root) == {}
-    replaced, lost = ("patch0.tar", NAMES[::2]) if store.head("patch0.tar") else (NAMES[0], NAMES[:1])
-    store.put(replaced, store.read(replaced) + b" ")
+    replaced, lost = ("patch0.tar", NAMES[::2]) if (store / "patch0.tar").head() else (NAMES[0], NAMES[:1])
+    (store / replaced).put((store / replaced).read() + b" ")
     failed = errors(root)
     assert list(failed) == lost
     assert all("was replaced while it was in use" in error for error in failed.values())
-    store.delete(replaced)
+    (store / replaced).unlink()
     assert all("image file not found" in error for error in errors(root).values())
     assert errors(root).keys() == failed.keys()
 
@@ -148,7 +148,7 @@ def test_the_indexes_travel_with_the_run(tars: StorePath, store: StorePath, tmp_
         assert len(open_source(source, "val", folder.index("val"), images=roots["val"])) == IMAGES
         keep_indexes(roots, folder)
         [index] = folder.private.glob("images-*.arrow")
-        assert labels.head(f".sgpipe/{index.name}")
+        assert (labels / f".sgpipe/{index.name}").head()
         assert "2 archives" in said.getvalue()
         shutil.rmtree(folder.private)
         shutil.rmtree(cache_folder())

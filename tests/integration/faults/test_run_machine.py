@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from rich.console import Console
 
 from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.files.locations import sizes
 from sgpipe.files.object_store import StorePath
 from sgpipe.generation.run import generate
 from sgpipe.recipe import load_recipe
@@ -269,20 +270,20 @@ def test_any_sequence_of_faults_leads_to_the_same_rows_in_a_store(
             faults.fault = lambda method, path: None
 
         def sizes(self) -> dict[str, int]:
-            return self.store.sizes("data")
+            return sizes(self.store / "data")
 
         def write(self, file: str, content: bytes | None) -> None:
             if content is None:
-                self.store.delete(file)
+                (self.store / file).unlink()
             else:
-                self.store.put(file, content)
+                (self.store / file).put(content)
 
         def result(self) -> Path:
             shutil.rmtree(self.folder / "fetched", ignore_errors=True)
             fetch(self.store, self.folder / "fetched", lambda images, counts: None)
             return self.folder / "fetched"
 
-        @precondition(lambda self: self.store.read(MANIFEST) is not None)
+        @precondition(lambda self: (self.store / MANIFEST).read() is not None)
         @rule()
         def move_to_another_machine(self) -> None:
             shutil.rmtree(self.out, ignore_errors=True)

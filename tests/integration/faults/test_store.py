@@ -8,6 +8,7 @@ import boto3
 import pytest
 
 from sgpipe.errors import StoreError, UserError
+from sgpipe.files.locations import sizes
 from sgpipe.files.object_store import AccessError, CutError, ReplacedError, StorePath
 from sgpipe.storage.manifest import Manifest, WriterClaim
 from sgpipe.storage.run_folder import RunFolder
@@ -19,7 +20,7 @@ NAMES = ["a.jpg", "deep/er/b#1 ü%25?.jpg", "deep/c.jpg"]
 @pytest.fixture
 def reader(store: StorePath) -> StorePath:
     for name in NAMES:
-        store.put(name, name.encode() * 100)
+        (store / name).put(name.encode() * 100)
     return StorePath(store.uri)
 
 
@@ -27,39 +28,40 @@ def test_objects_are_read_whole_in_ranges_and_as_files(reader: StorePath) -> Non
     reader.check()
     name = NAMES[1]
     content = name.encode() * 100
-    info = reader.head(name)
+    place, last = reader / name, name.rpartition("/")[2]
+    info = place.head()
     assert info is not None
-    assert (info.name, info.size) == (name, len(content))
-    assert reader.read(name) == content
-    assert reader.read("./deep//er/" + name.rpartition("/")[2]) == content
-    assert reader.read_range(name, 3, 5, info.version) == content[3:8]
-    assert reader.read_range(name, 3, 0) == b""
-    with reader.open(name) as file:
+    assert (info.name, info.size) == (last, len(content))
+    assert place.read() == content
+    assert (reader / f"./deep//er/{last}").read() == content
+    assert place.read_range(3, 5, info.version) == content[3:8]
+    assert place.read_range(3, 0) == b""
+    with place.open() as file:
         file.seek(-4, 2)
         assert file.read() == content[-4:]
         file.seek(1)
         assert file.read(7) == content[1:8]
     assert sorted(info.name for info in reader.list()) == sorted(NAMES)
-    assert [info.name for info in reader.list("deep/er")] == [name]
-    assert copy.copy(reader).read(name) == content
+    assert [info.name for info in (reader / "deep/er").list()] == [last]
+    assert copy.copy(place).read() == content
 
 
 def test_what_is_missing_cut_or_replaced_is_told(reader: StorePath, store: StorePath) -> None:
-    version = reader.head("a.jpg").version
-    assert reader.head("none.jpg") is None
-    assert reader.read("none.jpg") is None
+    version = (reader / "a.jpg").head().version
+    assert (reader / "none.jpg").head() is None
+    assert (reader / "none.jpg").read() is None
     with pytest.raises(FileNotFoundError, match=f"^{store.uri}/none.jpg$"):
-        reader.open("none.jpg")
+        (reader / "none.jpg").open()
     with pytest.raises(CutError, match="bytes 490 to 510"):
-        reader.read_range("a.jpg", 490, 20)
+        (reader / "a.jpg").read_range(490, 20)
     with pytest.raises(CutError):
-        reader.read_range("a.jpg", 600, 20)
-    assert reader.read_start("a.jpg", 10_000) == b"a.jpg" * 100
-    store.put("a.jpg", b"other")
+        (reader / "a.jpg").read_range(600, 20)
+    assert (reader / "a.jpg").read_start(10_000) == b"a.jpg" * 100
+    (store / "a.jpg").put(b"other")
     with pytest.raises(ReplacedError, match=r"a\.jpg was replaced while it was in use"):
-        reader.read_range("a.jpg", 0, 4, version)
-    with pytest.raises(StoreError, match=r"^s3://no-such-bucket/x: [^\n]*$"):
-        StorePath("s3://no-such-bucket/x").put("a", b"")
+        (reader / "a.jpg").read_range(0, 4, version)
+    with pytest.raises(StoreError, match=r"^s3://no-such-bucket/x/a: [^\n]*$"):
+        (StorePath("s3://no-such-bucket/x") / "a").put(b"")
 
 
 def test_a_busy_server_and_cut_answers_are_asked_again(reader: StorePath, faults: Faults) -> None:
@@ -70,15 +72,15 @@ def test_a_busy_server_and_cut_answers_are_asked_again(reader: StorePath, faults
         return {1: "503 SlowDown", 2: "cut"}.get(seen[path])
 
     faults.fault = fault
-    assert reader.read("a.jpg") == b"a.jpg" * 100
-    assert reader.read_range("deep/c.jpg", 0, 10) == b"deep/c.jpg"
+    assert (reader / "a.jpg").read() == b"a.jpg" * 100
+    assert (reader / "deep/c.jpg").read_range(0, 10) == b"deep/c.jpg"
 
 
 @pytest.mark.parametrize("fault", ["403 AccessDenied", "400 ExpiredToken"])
 def test_a_refusal_is_told_in_one_line(reader: StorePath, faults: Faults, fault: str) -> None:
     faults.fault = lambda method, path: fault
     with pytest.raises(AccessError, match=f"^{reader.location}/a.jpg: {fault[4:]}: as asked for$"):
-        reader.read("a.jpg")
+        (reader / "a.jpg").read()
     with pytest.raises(UserError, match="must be allowed to list and read"):
         reader.check()
 
@@ -92,33 +94,33 @@ def test_what_the_public_may_read_needs_no_keys(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     public = StorePath(reader.uri.replace("s3://", "s3://anonymous@"))
     with pytest.raises(AccessError, match="403 Forbidden"):
-        public.read("a.jpg")
+        (public / "a.jpg").read()
     bucket = reader.uri.split("/")[2]
     client.put_bucket_acl(Bucket=bucket, ACL="public-read")
     client.put_object_acl(Bucket=bucket, Key="some/labels/a.jpg", ACL="public-read")
-    assert public.read("a.jpg") == b"a.jpg" * 100
+    assert (public / "a.jpg").read() == b"a.jpg" * 100
     assert sorted(info.name for info in public.list()) == sorted(NAMES)
 
 
 def test_objects_come_back_as_they_were_put(store: StorePath, tmp_path: Path, faults: Faults) -> None:
-    store.put("data/a", b"first")
-    store.put("data/a", b"second")
+    (store / "data/a").put(b"first")
+    (store / "data/a").put(b"second")
     (tmp_path / "b").write_bytes(bytes(range(256)) * 50_000)
     faults.requests.clear()
-    store.put("data/b", tmp_path / "b")
+    (store / "data/b").put(tmp_path / "b")
     assert [method for method, _ in faults.requests] == ["PUT"]  # parts would stay there if the process were killed
-    assert store.read("data/a") == b"second"
-    assert store.sizes("data") == {"a": 6, "b": 12_800_000}
-    store.get_file("data/b", tmp_path / "c")
+    assert (store / "data/a").read() == b"second"
+    assert sizes(store / "data") == {"a": 6, "b": 12_800_000}
+    (store / "data/b").get_file(tmp_path / "c")
     assert (tmp_path / "c").read_bytes() == (tmp_path / "b").read_bytes()
     for _ in range(2):
-        store.delete("data/a")
-    assert store.read("data/a") is None
-    assert store.sizes("nowhere") == {}
-    assert [store.put_if("c", data, None) for data in (b"1", b"2")] == [True, False]
-    version = store.version("c")
-    assert [store.put_if("c", data, version) for data in (b"3", b"4")] == [True, False]
-    assert store.read("c") == b"3"
+        (store / "data/a").unlink()
+    assert (store / "data/a").read() is None
+    assert sizes(store / "nowhere") == {}
+    assert [(store / "c").put_if(data, None) for data in (b"1", b"2")] == [True, False]
+    version = (store / "c").version()
+    assert [(store / "c").put_if(data, version) for data in (b"3", b"4")] == [True, False]
+    assert (store / "c").read() == b"3"
 
 
 def test_a_run_that_was_taken_over_sweeps_nothing(store: StorePath, tmp_path: Path) -> None:
@@ -126,8 +128,8 @@ def test_a_run_that_was_taken_over_sweeps_nothing(store: StorePath, tmp_path: Pa
     with folder.lock():
         manifest = Manifest.create(folder.root, {})
         folder.claim.make()
-        store.put(shard, b"the other run's")
+        (store / shard).put(b"the other run's")
         WriterClaim(store).make()
         with pytest.raises(StoreError, match=r"^s3://.*: another run took over"):
             folder.sweep(manifest)
-    assert store.read(shard) == b"the other run's"
+    assert (store / shard).read() == b"the other run's"

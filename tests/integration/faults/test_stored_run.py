@@ -86,9 +86,9 @@ def test_of_large_shards_only_what_is_needed_is_read(
     lengths: list[int] = []
     read_range = StorePath.read_range
 
-    def counted(self: StorePath, name: str, start: int, length: int, *rest: str | None) -> bytes:
+    def counted(self: StorePath, start: int, length: int, *rest: str | None) -> bytes:
         lengths.append(length)
-        return read_range(self, name, start, length, *rest)
+        return read_range(self, start, length, *rest)
 
     monkeypatch.setattr(locations, "_WHOLE", 0)
     monkeypatch.setattr(StorePath, "read_range", counted)
@@ -99,10 +99,10 @@ def test_of_large_shards_only_what_is_needed_is_read(
 def test_damage_in_a_store_is_found_and_named(folder: Path, store: StorePath) -> None:
     place = below(store, "run")
     shards = [shard.file for shard in Manifest.load(folder / "run").shards]
-    content = place.read(shards[1]) or b""
-    place.delete(shards[0])
-    place.put(shards[1], content[:100] + bytes([content[100] ^ 1]) + content[101:])
-    place.put(shards[2], content[:50])
+    content = (place / shards[1]).read() or b""
+    (place / shards[0]).unlink()
+    (place / shards[1]).put(content[:100] + bytes([content[100] ^ 1]) + content[101:])
+    (place / shards[2]).put(content[:50])
     assert {problem.file for problem in verify(place).problems} == set(shards)
     sgpipe("verify", place.uri, code=1)
     assert shards[0] in sgpipe("export", place.uri, "--to", "coco", "--out", folder / "out", code=2).replace("\n", "")
@@ -158,7 +158,7 @@ def test_a_network_predicts_what_it_does_in_a_folder(tmp_path: Path, store: Stor
     upload(root, below(store, "run"))
     make_initial_model(trainings.recipe(root, "pretrain").model, ["person", "dog"], 0, tmp_path / "network", (48, 64))
     for file in (tmp_path / "network").iterdir():
-        store.put(f"network/{file.name}", file)
+        (store / f"network/{file.name}").put(file)
     predictions = []
     for folder in (str(tmp_path), store.uri):
         model = [f"{folder}/network", "--data", f"{folder}/run", "--device", "cpu"]
@@ -194,7 +194,7 @@ def test_records_are_those_of_local_files_and_are_read_once(store: StorePath, tm
     (tmp_path / "a.json").write_text(json.dumps(INSTANCES))
     (tmp_path / "c.json").write_text(json.dumps(CAPTIONS))
     for name, content in {"a.json.gz": INSTANCES, "c.json.gz": CAPTIONS}.items():
-        store.put(name, zipped(content))
+        (store / name).put(zipped(content))
     expected, meta = records(source(tmp_path, "a.json", "c.json", tmp_path), tmp_path / "local.arrow")
     stored = source(store.uri, "a.json.gz", "c.json.gz", tmp_path)
     found, also = records(stored, tmp_path / "stored.arrow")
@@ -205,7 +205,7 @@ def test_records_are_those_of_local_files_and_are_read_once(store: StorePath, tm
     faults.requests.clear()
     assert records(stored, tmp_path / "stored.arrow")[0] == expected
     assert {method for method, path in faults.requests if path.endswith(".gz")} == {"HEAD"}
-    store.put("a.json.gz", zipped({**INSTANCES, "images": INSTANCES["images"][:9]}))
+    (store / "a.json.gz").put(zipped({**INSTANCES, "images": INSTANCES["images"][:9]}))
     assert len(records(stored, tmp_path / "stored.arrow")[0]) == 9
     with pytest.raises(UserError, match=r"NoSuchBucket|no such file"):
         content_id("s3://no-such-bucket-here/a.json")
@@ -218,7 +218,7 @@ def test_calibrations_and_synonyms_in_a_store_are_part_of_the_identity(store: St
     make_calibration(tmp_path / "calibration.json", {}, offset=0.1)
     (tmp_path / "synonyms.json").write_text(json.dumps({"person": ["man", "woman", "person"]}))
     for file in tmp_path.iterdir():
-        store.put(file.name, file.read_bytes())
+        (store / file.name).put(file.read_bytes())
 
     def read(place: Path | str) -> tuple[object, ...]:
         calibration, synonyms = f"{place}/calibration.json", f"{place}/synonyms.json"
@@ -227,6 +227,6 @@ def test_calibrations_and_synonyms_in_a_store_are_part_of_the_identity(store: St
 
     before = read(store.uri)
     assert before == read(tmp_path)
-    store.put("synonyms.json", json.dumps({"person": ["man"]}).encode())
+    (store / "synonyms.json").put(json.dumps({"person": ["man"]}).encode())
     after = read(store.uri)
     assert (after[2] == before[2], after[3] == before[3]) == (True, False)

@@ -33,8 +33,12 @@ class Store:
     reads: ClassVar[list[str]]
     fails: ClassVar[list[str]]
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, name: str = "") -> None:
         assert uri == URI
+        self.name = name
+
+    def __truediv__(self, name: str) -> Store:
+        return Store(URI, name)
 
     def check(self) -> None: ...
 
@@ -42,11 +46,11 @@ class Store:
         for name, data in self.files.items():
             yield ObjectInfo(name, len(data), str(hash(data)), datetime(2026, 1, 1, tzinfo=UTC))
 
-    def get_file(self, name: str, path: Path) -> None:
-        if name in self.fails:
-            raise StoreError(f"{URI}/{name}: the store is gone")
-        self.reads.append(name)
-        path.write_bytes(self.files[name])
+    def get_file(self, path: Path) -> None:
+        if self.name in self.fails:
+            raise StoreError(f"{URI}/{self.name}: the store is gone")
+        self.reads.append(self.name)
+        path.write_bytes(self.files[self.name])
 
 
 @pytest.fixture(autouse=True)
