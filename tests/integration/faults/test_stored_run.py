@@ -145,7 +145,7 @@ def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: Stor
         stream = StepStream(scan_training(settings), settings, batch=2, seed=7, most_relations=5)
         with closing(stream.steps(epoch, step)) as found:
             return [
-                [(item.image_id, item.graph, item.embedded) for part in step for item in part.items]
+                [(item.image.image_id, item.graph, item.embedded) for part in step for item in part.items]
                 for step in islice(found, 7)
             ]
 
