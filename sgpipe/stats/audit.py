@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
-from sgpipe.stats.judgements import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.measures import (
     DOUBTS,
     LIKELY,
@@ -23,6 +22,7 @@ from sgpipe.stats.measures import (
     measure_database,
     use_probabilities,
 )
+from sgpipe.stats.plans import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.precision import GroundTruthMeasures, ScoreQuality, measure_against_ground_truth
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth

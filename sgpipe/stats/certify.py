@@ -28,7 +28,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, read_text
 from sgpipe.stats import certificates
 from sgpipe.stats.certificates import Floats, Ints, Round, Standing, plan_round
-from sgpipe.stats.plans import Judged, judgements_of
+from sgpipe.stats.plans import Answers, Judged
 from sgpipe.stats.precision import short_threshold
 from sgpipe.storage.index import Index, open_run
 from sgpipe.storage.judgements import (
@@ -249,9 +249,9 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
     """Return how far each group is that was asked about."""
     found: defaultdict[str | None, list[tuple[CertifiedGroup, Round, list[Judged | None]]]] = defaultdict(list)
     for plan in plans:
-        given = judgements_of(plan, log)
+        answers = Answers(plan, log)
         for group in _part(plan).groups:
-            found[group.predicate].append((group, *_round(plan, group, given)))
+            found[group.predicate].append((group, *_round(answers, group)))
     progress = {}
     for name, parts in found.items():
         settings, rounds, latest = _part(plans[0]).settings, [own for _, own, _ in parts], parts[-1][0]
@@ -269,13 +269,11 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
     return progress
 
 
-def _round(
-    plan: SamplingPlan, group: CertifiedGroup, given: Sequence[Judged | None]
-) -> tuple[Round, list[Judged | None]]:
-    numbers = [at for at, stratum in enumerate(plan.strata) if stratum.predicate == group.predicate]
-    cells, places = [plan.strata[at] for at in numbers], {number: at for at, number in enumerate(numbers)}
-    pairs = [(places[q.stratum], each) for q, each in zip(plan.questions, given, strict=True) if q.stratum in places]
-    answers = [each for _, each in pairs]
+def _round(answers: Answers, group: CertifiedGroup) -> tuple[Round, list[Judged | None]]:
+    strata = answers.plan.strata
+    numbers = [at for at, stratum in enumerate(strata) if stratum.predicate == group.predicate]
+    cells, own = [strata[at] for at in numbers], np.flatnonzero(np.isin(answers.stratum, numbers))
+    given = [answers.given[at] for at in own.tolist()]
     return Round(
         level=np.array([cell.level for cell in cells], np.int64),
         scores=np.array([cell.scores for cell in cells], np.float64),
@@ -284,10 +282,10 @@ def _round(
         slopes=np.array(group.odds[1:]),
         start=group.start,
         capital=group.capital,
-        asked=np.array([at for at, _ in pairs], np.int64),
-        wrong=np.array([each != "right" for each in answers], bool),
-        is_open=np.array([each is None for each in answers], bool),
-    ), answers
+        asked=np.searchsorted(numbers, answers.stratum[own]),
+        wrong=~answers.right[own],
+        is_open=np.array([each is None for each in given], bool),
+    ), given
 
 
 def _plan_group(

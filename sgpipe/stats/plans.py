@@ -1,7 +1,8 @@
 """Sampling plans: which relations people are asked about, and what their judgements say about all of them.
 
 A plan is a stratified random sample. Only judgements of its questions are used, since what people judge in passing is
-not a random sample. Questions come in random order, so those that are judged are a random sample, too.
+not a random sample. Questions come in random order, so those that are judged are a random sample, too. Each stands for
+as many relations as its stratum has per judgement. Of several plans of a run, that with the most judgements counts.
 """
 
 from __future__ import annotations
@@ -12,13 +13,24 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sgpipe.errors import UserError
-from sgpipe.stats.precision import PrecisionEstimate, estimate_stratified
+from sgpipe.calibration import Calibration
+from sgpipe.errors import UserError, check_share
+from sgpipe.stats.precision import (
+    JudgedRelations,
+    PrecisionEstimate,
+    ScoreQuality,
+    ThresholdChoice,
+    estimate_stratified,
+    score_quality,
+)
+from sgpipe.stats.recall import RecallMeasures, measure_recall
+from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.judgements import (
     MOST_QUESTIONS,
     JudgementLog,
@@ -150,16 +162,32 @@ class PlanProgress:
     open: int
 
 
-def judgements_of(plan: SamplingPlan, log: JudgementLog) -> list[Judged | None]:
-    """Return the judgement of each question of a plan: that of most people, "unsure" where they tie; None: open.
+class Answers:
+    """What people say now about the questions of a plan.
 
-    A change of a relation says that it is wrong as it stands.
+    Attributes:
+        states: what is judged, by relation.
+        given: what most people say, "unsure" where they tie, None: open. A change says that a relation is wrong.
+        right, judged, unsure: `given` as masks, `[questions]`; "unsure" is not judged.
+        stratum: of each question, `[questions]`. sizes: relations of the strata, `[strata]`.
     """
-    judged: dict[RelationKey, Judged] = {}
-    for key, state in states_of(plan, log).items():
-        left = state.resolve()
-        judged[key] = "unsure" if left is None else "right" if key in left else "wrong"
-    return [judged.get(question.key) for question in plan.questions]
+
+    def __init__(self, plan: SamplingPlan, log: JudgementLog) -> None:
+        self.plan, self.states = plan, states_of(plan, log)
+        judged: dict[RelationKey, Judged] = {}
+        for key, state in self.states.items():
+            left = state.resolve()
+            judged[key] = "unsure" if left is None else "right" if key in left else "wrong"
+        self.given = [judged.get(question.key) for question in plan.questions]
+        given = np.array(self.given, object)
+        self.right, self.unsure = given == "right", given == "unsure"
+        self.judged = self.right | (given == "wrong")
+        self.sizes = np.array([stratum.relations for stratum in plan.strata], np.float64)
+        self.stratum = np.array([question.stratum for question in plan.questions], np.int64)
+
+    def tally(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Count chosen questions, `[strata]`."""
+        return np.bincount(self.stratum[chosen], minlength=len(self.sizes))
 
 
 def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
@@ -183,30 +211,18 @@ def count_states(states: Sequence[RelationState]) -> dict[str, int]:
 
 def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
     """Estimate the precision from the judgements so far."""
-    given, states = judgements_of(plan, log), states_of(plan, log)
-    sizes, judged, correct = _tally(plan, given)
+    answers = Answers(plan, log)
+    sizes, judged, correct = answers.sizes, answers.tally(answers.judged), answers.tally(answers.right)
     sets = np.concatenate([np.ones((1, len(sizes)), np.int64), np.eye(len(sizes), dtype=np.int64)])
     [whole, *parts] = estimate_stratified(sets * sizes, sets * judged, sets * correct)
-    undecided = [q.key for q, each in zip(plan.questions, given, strict=True) if each == "unsure"]
+    undecided = [q.key for q, each in zip(plan.questions, answers.given, strict=True) if each == "unsure"]
     return PlanProgress(
         precision=whole,
         strata=[StratumPrecision(s.name, s.relations, s.sampled, p) for s, p in zip(plan.strata, parts, strict=True)],
-        unsure=given.count("unsure"),
-        conflicts=sum(states[key].is_conflict for key in undecided),
-        open=given.count(None),
+        unsure=len(undecided),
+        conflicts=sum(answers.states[key].is_conflict for key in undecided),
+        open=answers.given.count(None),
     )
-
-
-def _tally(
-    plan: SamplingPlan, given: Sequence[Judged | None]
-) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the relations of each stratum, and how many were judged, and judged right; `[strata]` each."""
-    numbers = np.array([question.stratum for question in plan.questions], int)
-    judged, correct = (
-        np.bincount(numbers[[each in kinds for each in given]], minlength=len(plan.strata))
-        for kinds in (("right", "wrong"), ("right",))
-    )
-    return np.array([stratum.relations for stratum in plan.strata], np.float64), judged, correct
 
 
 def judgements_needed(plan: SamplingPlan, log: JudgementLog) -> int | None:
@@ -215,31 +231,30 @@ def judgements_needed(plan: SamplingPlan, log: JudgementLog) -> int | None:
     It assumes that each stratum stays as precise as its judgements say, and that the share of "unsure" ones stays the
     same. It may exceed the open questions of the plan. None: it exceeds those that any plan can have.
     """
-    given = judgements_of(plan, log)
-    sizes, judged, correct = _tally(plan, given)
-    [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
-    if _is_narrow(whole):
-        return 0
+    answers = Answers(plan, log)
+    sizes, judged, correct = answers.sizes, answers.tally(answers.judged), answers.tally(answers.right)
     done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
     share = (correct + (correct.sum() + 1) / (done + 2)) / (judged + 1)
+
+    def is_narrow(judged: NDArray[np.int64], correct: NDArray[np.int64]) -> bool:
+        [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
+        return whole.value is not None and whole.high - whole.low <= 2 * MARGIN
 
     def planned(number: int) -> NDArray[np.int64]:
         shares = equal_shares(dict(enumerate(sizes.astype(int).tolist())), number)
         return np.minimum(np.maximum([shares[at] for at in range(len(sizes))], judged), sizes.astype(int))
 
     def is_enough(number: int) -> bool:
-        right = np.clip(np.rint(share * planned(number)).astype(int), correct, planned(number) - judged + correct)
-        return _is_narrow(*estimate_stratified(sizes[None], planned(number)[None], right[None]))
+        each = planned(number)
+        return is_narrow(each, np.clip(np.rint(share * each).astype(int), correct, each - judged + correct))
 
+    if is_narrow(judged, correct):
+        return 0
     number = bisect_left(range(total + 1), True, min(done, total), key=is_enough)
     if number > total:
         return None
     needed = int(planned(number).sum()) - done
-    return round(needed * (done + given.count("unsure")) / done) if done else needed
-
-
-def _is_narrow(estimate: PrecisionEstimate) -> bool:
-    return estimate.value is not None and estimate.high - estimate.low <= 2 * MARGIN
+    return round(needed * (done + answers.given.count("unsure")) / done) if done else needed
 
 
 def next_question(plan: SamplingPlan, log: JudgementLog, by: str, done: Collection[Any] = ()) -> PlannedQuestion | None:
@@ -271,3 +286,204 @@ def describe_alpha(states: Iterable[RelationState]) -> str:
     expected = 2 * said[True] * said[False] / max(said.total() - 1, 1)
     alpha = f"; Krippendorff's alpha is {1 - differing / expected:.2f}" if expected else ""
     return f"Two or more people judged {counted(len(several), 'relation')}{alpha}." if several else ""
+
+
+NO_PLAN = (
+    "no plan that samples the whole run has judgements, and other judgements are not a random sample: make one on the "
+    "page Judge of `sgpipe view`"
+)
+
+
+@dataclass(frozen=True)
+class JudgementMeasures:
+    """What people's judgements of a sample say; all but the plain counts are weighted by the relations of the strata.
+
+    Attributes:
+        plan: whose precision is that of the run; None: no plan has judgements.
+        precision: of the relations in judged strata, without those that are `unsure` or `open`.
+        low, high: the 95% interval of the precision of the run; relations of other strata may be correct or not.
+        covered: share of the run's relations that are in judged strata.
+        relations: the run's when the plan was made. `relations_now`: the run's now.
+        strata: "bands" (of confidence) or "predicates"; `bands`: the strata.
+        predicates: the precision of each judged predicate, the most judged first.
+        suggested: the lowest threshold whose whole interval is not below the `target`.
+        problems: lines that are left out, and why.
+        vlm_score: not weighted.
+        recall: by the recall plan with the most answers.
+    """
+
+    plan: str | None
+    judged: int
+    unsure: int
+    open: int
+    precision: float | None
+    low: float | None
+    high: float | None
+    covered: float
+    if_unsure_wrong: float | None
+    if_unsure_right: float | None
+    relations: int
+    relations_now: int
+    strata: str
+    bands: list[StratumPrecision]
+    predicates: dict[str, PrecisionEstimate]
+    curve: list[ThresholdChoice]
+    target: float
+    suggested: ThresholdChoice | None
+    problems: list[str]
+    vlm_score: ScoreQuality | None = None
+    recall: RecallMeasures | None = None
+
+
+def measure_judgements(
+    database: Database, file: Path, target: float, thresholds: Sequence[float], calibration: Calibration | None = None
+) -> JudgementMeasures:
+    """Estimate the precision of an open run from a file of judgements, and the threshold that reaches the `target`.
+
+    `thresholds`: those of the curve. `calibration`: whose probabilities the database has as certainties.
+
+    Raises UserError: the file has no line about this run, or the target is out of range.
+    """
+    check_share("precision", target)
+    log = _open_log(database, file)
+    plan = _plan_of_run(log)
+    sample = _Sample(database, plan or _NOTHING, log, calibration)
+    judged, right, unsure = (sample.tally(chosen) for chosen in (sample.judged, sample.right, sample.unsure))
+    sets = ([judged, judged + unsure, judged + unsure], [right, right, right + unsure])
+    [whole, if_wrong, if_right] = estimate_stratified([sample.sizes] * 3, *sets)  # also if the unsure ones were
+    choices = sample.choices([*thresholds, *sample.relations.candidates()])
+    curve, candidates = choices[: len(thresholds)], choices[len(thresholds) :]
+    recalls = [measure_recall(each, log, database.rows) for each in log.recall_plans.values()]
+    return JudgementMeasures(
+        plan=plan and plan.plan,
+        judged=whole.judged,
+        unsure=sample.given.count("unsure"),
+        open=sample.given.count(None),
+        precision=whole.value,
+        low=None if whole.value is None else whole.low,
+        high=None if whole.value is None else whole.high,
+        covered=whole.covered,
+        if_unsure_wrong=if_wrong.value,
+        if_unsure_right=if_right.value,
+        relations=round(sample.sizes.sum()),
+        relations_now=int(sample.counts.sum()),
+        strata=sample.plan.kind,
+        bands=measure_plan(sample.plan, log).strata,
+        predicates=sample.predicates(),
+        curve=curve,
+        target=target,
+        suggested=next((choice for choice in candidates if choice.precision.low >= target), None),
+        problems=log.problems,
+        vlm_score=sample.vlm_score() if plan and database.has_vlm_scores else None,
+        recall=max(recalls, key=lambda found: found.answered, default=None),
+    )
+
+
+def judge_by_people(run: Path, file: Path) -> JudgedRelations:
+    """Return the relations with a confidence that people judged as a plan of the whole run asked.
+
+    `weight`: how many relations each stands for. Raises UserError: there is no such plan.
+    """
+    with open_run(run) as database:
+        log = _open_log(database, file)
+        if (plan := _plan_of_run(log)) is None:
+            raise UserError(f"{file}: {NO_PLAN}")
+        return _Sample(database, plan, log).scored()
+
+
+def _open_log(database: Database, file: Path) -> JudgementLog:
+    log = JudgementLog(file, str(database.run.get("fingerprint", "")), read_only=True)
+    if log.problems and not log.plans and not log.recall_plans and next(log.current(), None) is None:
+        raise UserError(log.problems[0])
+    return log
+
+
+_NOTHING = SamplingPlan(plan="none", at="", by="nobody", run="", seed=0, kind="bands", strata=[], questions=[])
+
+
+def _plan_of_run(log: JudgementLog) -> SamplingPlan | None:
+    """Return the plan of the whole run with the most judgements; None: none has any."""
+    judged = {
+        name: int(Answers(plan, log).judged.sum())
+        for name, plan in log.plans.items()
+        if plan.kind in ("bands", "predicates")
+    }
+    best = max(judged, key=lambda name: judged[name], default="")
+    return log.plans[best] if judged.get(best) else None
+
+
+class _Sample(Answers):
+    """The answers to a plan of a whole run, and the relations of the run that they stand for.
+
+    `sizes` and `counts`, the run's relations now, have one more entry, of those in no stratum. `relations`: the judged
+    ones, without weights; those without a confidence have 1.
+    """
+
+    def __init__(
+        self, database: Database, plan: SamplingPlan, log: JudgementLog, calibration: Calibration | None = None
+    ) -> None:
+        super().__init__(plan, log)
+        self._database, self._sql = database, stratum_sql(plan.strata, plan.kind)
+        self.counts = np.zeros(len(plan.strata) + 1, np.int64)
+        for stratum, number in database.rows(f"select {self._sql} as stratum, count(*) from relations group by 1"):
+            self.counts[stratum] = number
+        self.sizes = np.append(self.sizes, self.counts[-1])
+        self._scale = self.sizes / np.maximum(self.counts, 1)
+        given = np.array([question.confidence for question in plan.questions], np.float32)
+        self._scored = np.array([question.confidence is not None for question in plan.questions], bool)
+        if calibration is not None:
+            given = calibration.probabilities(given).astype(np.float32)
+        self._confidence = np.where(self._scored, given, np.float32(1))
+        self.relations = JudgedRelations(self._confidence[self.judged], self.right[self.judged])
+
+    def scored(self) -> JudgedRelations:
+        """Return the judged relations that have a confidence."""
+        chosen = self.judged & self._scored
+        images = np.array([question.image_id for question in self.plan.questions], object)[chosen]
+        weight = (self.sizes / np.maximum(self.tally(chosen), 1))[self.stratum[chosen]]
+        confidence = self._confidence[chosen].astype(np.float64)
+        return JudgedRelations(confidence, self.right[chosen], images, weight)
+
+    def vlm_score(self) -> ScoreQuality:
+        """Return how good the vision-language model's scores are (means if repeated)."""
+        rows = self._database.rows(
+            """select split::varchar, image_id, subject, object, predicate::varchar, avg(vlm_score)::double
+            from relations join images using (image) where image_id in (select unnest(?::varchar[])) group by all""",
+            [list({question.image_id for question in self.plan.questions})],
+        )
+        scores = {tuple(key): vlm_score for *key, vlm_score in rows}
+        found = np.array([scores.get(tuple(question.key)) for question in self.plan.questions], np.float64)
+        known = self.judged & ~np.isnan(found)
+        return score_quality(JudgedRelations(found[known].astype(np.float32), self.right[known]), self.relations)
+
+    def predicates(self) -> dict[str, PrecisionEstimate]:
+        """Return the precision of each judged predicate, weighted by its relations in each stratum."""
+        own = np.array([question.predicate for question in self.plan.questions], object)
+        names = [name for name, _ in Counter(own[self.judged].tolist()).most_common()]
+        if not names:
+            return {}
+        counts = np.zeros((len(names), len(self.sizes)))
+        query = f"""select predicate::varchar as name, {self._sql} as stratum, count(*) from relations
+            where name in (select unnest(?::varchar[])) group by all"""
+        for name, stratum, number in self._database.rows(query, [names]):
+            counts[names.index(name), stratum] = number
+        return dict(zip(names, self._estimate(counts, [own == name for name in names]), strict=True))
+
+    def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
+        """Return what each threshold keeps; relations without a confidence pass every one."""
+        cuts, at = np.unique(np.array(thresholds, np.float32), return_inverse=True)
+        counts = np.zeros((len(cuts), len(self.sizes)), np.int64)  # of the run's relations between two thresholds
+        query = f"""select cut, stratum, count(*)
+            from (select certainty, {self._sql} as stratum from relations) placed
+            asof join (select unnest(?::float[]) as cut) on certainty >= cut group by all"""
+        for cut, stratum, number in self._database.rows(query, [cuts.tolist()]):
+            counts[np.searchsorted(cuts, np.float32(cut)), stratum] = number
+        above = np.cumsum(counts[::-1], axis=0)[::-1][at]
+        found = self._estimate(above, [self._confidence >= np.float32(threshold) for threshold in thresholds])
+        each = zip(thresholds, found, above.sum(1).tolist(), strict=True)
+        return [ThresholdChoice(least, own.judged, own, number) for least, own, number in each]
+
+    def _estimate(self, counts: NDArray[Any], sets: Sequence[NDArray[np.bool_]]) -> list[PrecisionEstimate]:
+        """Return the precision of sets of questions; `counts`: relations of the run that they stand for, by stratum."""
+        judged, right = ([self.tally(chosen & own) for own in sets] for chosen in (self.judged, self.right))
+        return estimate_stratified(counts * self._scale, judged, right)

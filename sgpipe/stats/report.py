@@ -20,8 +20,8 @@ from rich.text import Text
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.audit import Audit, Comparison, error_text, name_text, percent, share_text
 from sgpipe.stats.gallery import Card
-from sgpipe.stats.judgements import JudgementMeasures
 from sgpipe.stats.measures import TOTALS, Measures
+from sgpipe.stats.plans import JudgementMeasures
 from sgpipe.stats.precision import GroundTruthMeasures
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils import __version__

@@ -9,8 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgpipe.stats.judgements import JudgementMeasures, measure_judgements
-from sgpipe.stats.plans import MARGIN, draw, judgements_needed, measure_plan, next_question
+from sgpipe.stats.plans import (
+    MARGIN,
+    JudgementMeasures,
+    draw,
+    judgements_needed,
+    measure_judgements,
+    measure_plan,
+    next_question,
+)
 from sgpipe.storage.index import open_run
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog, PlannedQuestion, PlanStratum, SamplingPlan
 from sgpipe.view.search import Filters, select_relations
