@@ -65,13 +65,12 @@ def stats(
         found = audit.audit(database, least, ground_truth, judgements, target, before, probabilities)
         if not cli.printed_json(json_, found.as_dict()):
             report.print_tables(found, console.output())
+        sampled = (database, shown, least, images, probabilities)
         if html is not None:
-            cards = list(gallery.cards(database, shown, least, images, probabilities))
-            report.write_report(html, found, cards, least)
-            lost = sum(card.image is None for card in cards)
-            cli.say(f"wrote {html} with {count(len(cards), 'image')} in its gallery{_missing(lost)}")
+            drawn, lost = report.write_report(html, found, gallery.open_samples(*sampled), least)
+            cli.say(f"wrote {html} with {count(drawn, 'image')} in its gallery{_missing(lost)}")
         if sheet is not None:
-            drawn, lost = gallery.write_sheet(database, sheet, shown, least, images, probabilities)
+            drawn, lost = gallery.write_sheet(database, sheet, gallery.open_samples(*sampled), least)
             cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from PIL import Image, ImageDraw
 
@@ -22,7 +22,11 @@ from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import write_result
 from sgpipe.storage.shards import embedded_images
 from sgpipe.viz import draw_relations as viz
-from sgpipe.viz.draw_relations import Rectangle, polyline
+from sgpipe.viz.draw_relations import polyline
+
+Values: TypeAlias = dict[str, Any]
+Nodes: TypeAlias = dict[int, Values]
+Samples: TypeAlias = Iterable[tuple[Record, Image.Image | None]]
 
 _SPREAD = """
     with usable as (
@@ -66,20 +70,13 @@ _SHEET_RELATIONS = 8
 _PAPER, _INK = "#e9ebee", "#1a1a1a"
 
 
-def write_sheet(
-    database: Database,
-    file: Path,
-    count: int = 20,
-    threshold: float = 0.2,
-    images: ImagePlace | None = None,
-    calibration: Calibration | None = None,
-) -> tuple[int, int]:
-    """Draw `count` images into one PNG, those with a relation of at least `threshold` first.
+def write_sheet(database: Database, file: Path, samples: Samples, threshold: float = 0.2) -> tuple[int, int]:
+    """Draw sample images with their relations of at least `threshold` into one PNG.
 
     Returns the number of images, and how many of them could not be opened. Raises UserError: the run has no image.
     """
     cards, lost = [], 0
-    for record, opened in open_samples(database, count, threshold, images, calibration):
+    for record, opened in samples:
         lost += opened is None
         cards.append(viz.draw_card(opened, record, viz.shown(record.relations, threshold, _SHEET_RELATIONS), _CARD))
     if not cards:
@@ -103,70 +100,18 @@ def write_sheet(
 
 
 WIDTH = 480  # of an image and of a graph, in units of their SVG
-_RELATIONS, _CAPTIONS = 10, 5
+CARD_RELATIONS, _CAPTIONS = 10, 5
 _TEXT, _PILL = 14, 24  # the browser's font may be slightly wider than the one measured here
 _QUALITY = 76
 
 
-@dataclass(frozen=True)
-class Node:
-    """An object of the scene graph: its box and the tag with its name on the image, and its pill in the graph."""
+def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation]) -> Values:
+    """Return an image with these relations, without those whose objects do not exist, as templates and scripts take it.
 
-    index: int
-    name: str
-    category: str
-    colour: str
-    box: Rectangle
-    tag: Rectangle
-    pill: Rectangle
-
-
-@dataclass(frozen=True)
-class Edge:
-    """A relation: a curve with an arrow head on the image and in the graph, and its text in the graph."""
-
-    subject: Node
-    object: Node
-    predicate: str
-    confidence: float | None
-    on_image: str
-    image_head: str
-    in_graph: str
-    graph_head: str
-    text_box: Rectangle
-    text: str
-
-
-@dataclass(frozen=True)
-class Card:
-    """An image of the gallery. `image` is a data URI, or None if the image cannot be opened."""
-
-    image_id: str
-    split: str
-    file_name: str
-    image: str | None
-    height: float
-    graph_height: float
-    nodes: list[Node]
-    edges: list[Edge]
-    relations: int
-    captions: list[str]
-
-
-def cards(
-    database: Database,
-    count: int,
-    threshold: float,
-    images: ImagePlace | None = None,
-    calibration: Calibration | None = None,
-) -> Iterator[Card]:
-    """Cards of `count` sample images, first those with a relation of at least `threshold`."""
-    for record, image in open_samples(database, count, threshold, images, calibration):
-        yield make_card(record, image, viz.shown(record.relations, 0.0, _RELATIONS))
-
-
-def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation]) -> Card:
-    """Return the card of an image with these relations, without those whose objects do not exist."""
+    `image` is a data URI, or None if the image cannot be opened. `nodes` are objects: the box and the tag with its name
+    on the image, and its pill in the graph. `edges` are relations: curves with arrow heads on both, and a text in the
+    graph. All are in units of SVGs that are `WIDTH` wide.
+    """
     scale = WIDTH / max(record.width, 1)
     height = min(max(record.height * scale, 60), 2 * WIDTH)
     existing = range(len(record.objects))
@@ -178,21 +123,16 @@ def make_card(record: Record, image: Image.Image | None, relations: Sequence[Rel
         small.save(file, "JPEG", quality=_QUALITY, optimize=True)
         uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     nodes, graph_height = _nodes(record, relations, scale, height)
-    return Card(
-        image_id=record.image_id,
-        split=record.split,
-        file_name=record.file_name,
-        image=uri,
-        height=height,
-        graph_height=graph_height,
-        nodes=list(nodes.values()),
-        edges=_edges(relations, nodes, graph_height),
-        relations=len(record.relations),
-        captions=[caption.text for caption in record.captions[:_CAPTIONS]],
-    )
+    return {
+        **{"image_id": record.image_id, "split": record.split, "file_name": record.file_name, "image": uri},
+        **{"height": height, "graph_height": graph_height, "nodes": list(nodes.values())},
+        "edges": _edges(relations, nodes, graph_height),
+        "relations": len(record.relations),
+        "captions": [caption.text for caption in record.captions[:_CAPTIONS]],
+    }
 
 
-def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: float) -> tuple[dict[int, Node], float]:
+def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: float) -> tuple[Nodes, float]:
     """Return the objects of the relations by index, on an ellipse in the order of their angles, and its height."""
     used = viz.drawn_objects(record, relations)
     if not relations:
@@ -216,30 +156,29 @@ def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: 
         x, y = WIDTH / 2 + 0.36 * WIDTH * math.cos(angle), graph_height / 2 + (graph_height / 2 - 20) * math.sin(angle)
         x = min(max(x, width / 2 + 1), WIDTH - width / 2 - 1)
         pill = (x - width / 2, y - _PILL / 2, x + width / 2, y + _PILL / 2)
-        tag, category = room.place((width, 18), spots), record.objects[index].category
-        nodes[index] = Node(index, name, category, viz.colour_of(index), boxes[index], tag, pill)
+        node = {"index": index, "name": name, "category": record.objects[index].category, "box": boxes[index]}
+        nodes[index] = node | {"colour": viz.colour_of(index), "tag": room.place((width, 18), spots), "pill": pill}
     return nodes, graph_height
 
 
-def _edges(relations: Sequence[Relation], nodes: dict[int, Node], height: float) -> list[Edge]:
+def _edges(relations: Sequence[Relation], nodes: Nodes, height: float) -> list[Values]:
     letters = viz.font(_TEXT)
-    room = viz.TextPlacer(WIDTH, height, taken=[node.pill for node in nodes.values()])
+    room = viz.TextPlacer(WIDTH, height, taken=[node["pill"] for node in nodes.values()])
     between, edges = Counter[tuple[int, int]](), []
     for relation in relations:
         subject, object_ = nodes[relation.subject], nodes[relation.object]
-        pair = (relation.subject, relation.object)
-        linked = viz.curve(subject.pill, object_.pill, bend=0.2 + 0.16 * between[pair])
+        pair, pills = (relation.subject, relation.object), (subject["pill"], object_["pill"])
+        linked = viz.curve(*pills, bend=0.2 + 0.16 * between[pair])
         between[pair] += 1
-        pills = (subject.pill, object_.pill)
         seen = [p for p in linked if not any(a - 2 <= p[0] <= c + 2 and b - 2 <= p[1] <= d + 2 for a, b, c, d in pills)]
         linked = seen if len(seen) > 5 else linked
         text = viz.fit(relation.predicate, letters, WIDTH / 2)
         size = (letters.getlength(text) + 12, _TEXT + 4.0)
-        same = relation.subject == relation.object or not any(object_.box)
-        over = [viz.middle(subject.box)] if same else viz.curve(subject.box, object_.box, 24)
+        same = relation.subject == relation.object or not any(object_["box"])
+        over = [viz.middle(subject["box"])] if same else viz.curve(subject["box"], object_["box"], 24)
         heads = ["" if same else polyline(viz.arrow_head(points, size)) for points, size in ((over, 13), (linked, 11))]
-        edges.append(
-            Edge(subject, object_, relation.predicate, relation.confidence, polyline(over), heads[0],
-                 polyline(linked), heads[1], room.place(size, viz.along(linked, size)), text)
-        )  # fmt: skip
+        edge = {"subject": subject, "object": object_, "predicate": relation.predicate}
+        edge |= {"confidence": relation.confidence, "on_image": polyline(over), "image_head": heads[0]}
+        edge |= {"in_graph": polyline(linked), "graph_head": heads[1]}
+        edges.append(edge | {"text_box": room.place(size, viz.along(linked, size)), "text": text})
     return edges

@@ -19,13 +19,14 @@ from rich.text import Text
 
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.stats.audit import Audit, Comparison, error_text, name_text, percent, share_text
-from sgpipe.stats.gallery import Card
+from sgpipe.stats.gallery import CARD_RELATIONS, Samples, make_card
 from sgpipe.stats.measures import TOTALS, Measures
 from sgpipe.stats.plans import JudgementMeasures
 from sgpipe.stats.precision import GroundTruthMeasures
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated, single_line
+from sgpipe.viz.draw_relations import shown
 from sgpipe.viz.svg import Line, Plot, round_end
 
 _TOP, _RAREST = 15, 5
@@ -229,10 +230,14 @@ def render(page: str, values: dict[str, Any]) -> str:
     return environment.get_template(f"{page}.html.jinja").render(values | own)
 
 
-def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float = TRAINING_CONFIDENCE) -> None:
-    """Write the report page; `threshold` is the initial value of the gallery's confidence filter."""
-    edges = [edge for card in cards for edge in card.edges]
-    categories = ({edge.subject.category, edge.object.category} for edge in edges)
+def write_report(file: Path, audit: Audit, samples: Samples, threshold: float = TRAINING_CONFIDENCE) -> tuple[int, int]:
+    """Write the report page; `threshold` is the initial value of the gallery's confidence filter.
+
+    Returns the number of images in the gallery, and how many of them could not be opened.
+    """
+    cards = [make_card(record, image, shown(record.relations, 0.0, CARD_RELATIONS)) for record, image in samples]
+    edges = [edge for card in cards for edge in card["edges"]]
+    categories = ({edge["subject"]["category"], edge["object"]["category"]} for edge in edges)
     plots = {"counts": [*_plots_of_counts(audit.measures)], "confidence": _plots(audit)}
     sections = [(name, found, plots.get(name, [])) for name, found in tables(audit).items()]
     values = {
@@ -241,11 +246,12 @@ def write_report(file: Path, audit: Audit, cards: list[Card], threshold: float =
         "findings": [(question, list(group)) for question, group in groupby(audit.findings, lambda f: f.question)],
         "sections": [section for section in sections if any(section[1:])],
         "cards": cards,
-        "shown_predicates": Counter(edge.predicate for edge in edges).most_common(),
+        "shown_predicates": Counter(edge["predicate"] for edge in edges).most_common(),
         "shown_categories": Counter(name for pair in categories for name in pair).most_common(),
         "threshold": threshold,
     }
     write_result_text(file, render("report", values))
+    return len(cards), sum(card["image"] is None for card in cards)
 
 
 def _plots_of_counts(measures: Measures) -> Iterator[Plot]:

@@ -275,10 +275,12 @@ def _key(relation: Relation) -> str:
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:
     """Return the scene graph, laid out; edges have the keys of their relations."""
     card = make_card(record, None, relations)
-    edges = [{**vars(edge), "subject": edge.subject.index, "object": edge.object.index} for edge in card.edges]
-    for edge in edges:
-        edge["key"] = relation_key(edge["subject"], edge["object"], edge["predicate"])
-    return {"height": card.graph_height, "nodes": [vars(node) for node in card.nodes if edges], "edges": edges}
+    edges = [
+        {**edge, "subject": (subject := edge["subject"]["index"]), "object": (object_ := edge["object"]["index"])}
+        | {"key": relation_key(subject, object_, edge["predicate"])}
+        for edge in card["edges"]
+    ]
+    return {"height": card["graph_height"], "nodes": card["nodes"] if edges else [], "edges": edges}
 
 
 def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> Values | None:

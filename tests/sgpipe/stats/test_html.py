@@ -150,7 +150,7 @@ def test_images_are_found_where_they_are_and_missing_ones_are_none(tmp_path, emb
 def test_the_sheet_is_an_image_with_a_card_for_each_image(tmp_path):
     root = run_of(tmp_path / "run", [0.9] * 5)
     with open_run(root) as database:
-        assert write_sheet(database, tmp_path / "sheet.png", count=4) == (4, 0)
+        assert write_sheet(database, tmp_path / "sheet.png", open_samples(database, 4, 0.2)) == (4, 0)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 2 * 480
         assert sheet.height > 2 * 320
