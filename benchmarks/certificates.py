@@ -49,6 +49,7 @@ from benchmarks.measure import report
 from sgpipe.calibration import from_log_odds
 from sgpipe.stats import certificates
 from sgpipe.stats.certificates import (
+    Group,
     Round,
     evaluate,
     fit_errors,
@@ -58,7 +59,7 @@ from sgpipe.stats.certificates import (
     settle_bets,
     weigh,
 )
-from sgpipe.stats.certify import FIRST, QUESTIONS, Group
+from sgpipe.stats.certify import FIRST, QUESTIONS
 from sgpipe.stats.precision import estimate_stratified
 
 RUNS, EACH, RELATIONS, IMAGES, MOST = 100, 20, 8000, 1600, 1000
@@ -269,7 +270,7 @@ def choose(seed: int, target: float, rate: Callable[[Floats], Floats], auc: floa
     taken, rounds, answers, first = np.zeros(RELATIONS, bool), list[Round](), 0, 0
     while answers < 600:
         left = np.bincount(group.cells[~taken], minlength=len(group.level)).astype(float)
-        planned = plan_round(rounds, group.level, group.scores, left, group.sizes, target, CONFIDENCE)
+        planned = plan_round(rounds, group, left, target, CONFIDENCE)
         if planned is None:
             break
         weight, place = np.zeros(len(left)), np.zeros(len(left), np.int64)

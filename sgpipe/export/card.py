@@ -16,7 +16,7 @@ from sgpipe.export.rows import ExportRows
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.fields import single_line
 from sgpipe.stats.audit import origins_text
-from sgpipe.stats.measures import measure_database, use_probabilities
+from sgpipe.stats.measures import measure_database
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFiles, source_images
@@ -87,9 +87,7 @@ def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> No
 def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
     """Write the dataset card of the hub, after the data; `embedded`: whether the rows hold the images."""
     with open_run(rows.root) as database:
-        if rows.calibration is not None:
-            use_probabilities(database, rows.calibration)
-        measures = measure_database(database)
+        measures = measure_database(database, calibration=rows.calibration)
         query = "select count(*) from related_images where certainty >= ?::float"
         [(related,)] = database.rows(query, [rows.threshold])
     before, exported = rows.totals, rows.census.predicates.total()

@@ -20,7 +20,6 @@ from sgpipe.stats.measures import (
     Level,
     Measures,
     measure_database,
-    use_probabilities,
 )
 from sgpipe.stats.plans import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.precision import GroundTruthMeasures, ScoreQuality, measure_against_ground_truth
@@ -102,7 +101,14 @@ def _quality(audit: Audit) -> _Answers:
     if judgements is not None:
         yield from _judged(judgements)
         yield from _vlm_quality(judgements.vlm_score, "people")
-    yield _health(measures)
+    ill = [check.share for check in measures.health if check.count]
+    if ill:
+        text = f"{len(ill)} of {len(measures.health)} health checks found problems."
+        yield "fair" if max(ill) < _ILL else "bad", text
+    elif any(check.total for check in measures.health if check.of != "boxes"):
+        yield "good", f"All {len(measures.health)} health checks passed."
+    else:
+        yield "plain", "There are no relations or captions to check."
 
 
 def _scores(measures: Measures) -> _Answers:
@@ -120,16 +126,6 @@ def _scores(measures: Measures) -> _Answers:
         if vlm.correlation is not None and vlm.correlation == vlm.correlation:
             text += f"; its rank correlation with the confidence is {vlm.correlation:.2f}"
         yield "plain", f"{text}."
-
-
-def _health(measures: Measures) -> tuple[Grade, str]:
-    ill = [check for check in measures.health if check.count]
-    if ill:
-        grade: Grade = "fair" if max(check.share for check in ill) < _ILL else "bad"
-        return grade, f"{len(ill)} of {len(measures.health)} health checks found problems."
-    if any(check.total for check in measures.health if check.of != "boxes"):
-        return "good", f"All {len(measures.health)} health checks passed."
-    return "plain", "There are no relations or captions to check."
 
 
 def _advice(found: GroundTruthMeasures | JudgementMeasures, judged: int, of: str) -> str:
@@ -318,9 +314,7 @@ def audit(
             the tagger, it is a probability.
         target: the precision for which thresholds are suggested.
     """
-    if calibration is not None:
-        use_probabilities(database, calibration)
-    measures = measure_database(database, threshold)
+    measures = measure_database(database, threshold, calibration)
     against = judged = None
     if ground_truth is not None:
         settings = (threshold, target, calibration, database.has_vlm_scores)

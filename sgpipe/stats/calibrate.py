@@ -14,15 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from sgpipe.calibration import (
-    Calibration,
-    Floats,
-    from_log_odds,
-    log_odds,
-    rounded,
-    scoring_of_run,
-    unscored_reason,
-)
+from sgpipe.calibration import Calibration, Floats, from_log_odds, log_odds, rounded, scoring_of_run, unscored_reason
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality import label_quality
 from sgpipe.evaluation.result import EvaluationResult, Rows

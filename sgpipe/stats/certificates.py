@@ -18,11 +18,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sgpipe.calibration import from_log_odds
+from sgpipe.stats.precision import short_threshold
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -32,8 +34,63 @@ BETS = len(_LEVELS)
 _SLOPE, _SPREAD = 0.7, 1.0  # expected change of the log odds of an error per standard deviation of a score
 _POWER, _LEAST = 0.25, 0.1  # of weights: near the optimum for errors of any rate, found numerically
 _CAPITAL = 0.8  # the share of the capital left that a new start takes
-_FEW, _MOST = 250, 3000  # answers that a set may take if a chain starts at it; those that are too many
+_QUICK, _MOST = 250, 3000  # answers that a set may take if a chain starts at it; those that are too many
 _ALL, TINY = 1e3, 1e-9  # log capital if it is certain; what is taken for 0
+_SETS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)  # shares of the relations that the nested sets contain
+_BINS = (0.03, 0.07, 0.13, 0.22, 0.35, 0.5, 0.7)  # shares of the relations, the most doubtful first, between bins
+_FEW_SETS, _FEW_BINS, _FEW = (0.25, 0.5, 0.75, 1.0), (0.1, 0.4), 500  # in groups of fewer relations
+_ONE_SET = 100  # groups of fewer relations are one set
+_NORMAL = NormalDist()
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The relations of a predicate, or all: their `rows` in the table of all, and their `cells`, both `[relations]`.
+
+    `thresholds`, `sizes`: of the nested sets. `level`, `scores`: of cells, as `Round` has them.
+    """
+
+    predicate: str | None
+    rows: Ints
+    cells: Ints
+    thresholds: list[float]
+    sizes: list[int]
+    level: Ints
+    scores: Floats
+
+    @classmethod
+    def divide(cls, predicate: str | None, rows: Ints, confidence: Floats, prediction: Floats, whole: bool) -> Group:
+        """Divide relations into cells; `whole`: only the set of all is of interest."""
+        few = len(rows) < _FEW
+        falling = np.sort(confidence)[::-1]
+        shares = (1.0,) if whole or len(rows) < _ONE_SET else _FEW_SETS if few else _SETS
+        chosen = [float(falling[math.ceil(share * len(rows)) - 1]) for share in shares]
+        cuts = sorted({short_threshold(each) for each in chosen if math.isfinite(each)}, reverse=True) or [0.0]
+        level = np.searchsorted(-np.array(cuts, np.float32), -confidence.astype(np.float32)).astype(np.int64)
+        kinds, doubt = _bins(-prediction, _FEW_BINS if few else _BINS)
+        above = np.bincount(level, minlength=len(cuts))
+        middle = (np.cumsum(above) - above / 2) / len(rows)
+        by_level = np.array([_NORMAL.inv_cdf(each) for each in middle]) if len(cuts) > 1 else np.zeros(1)
+        pairs, at = np.unique(level * len(doubt) + kinds, return_inverse=True)
+        own, bins = np.divmod(pairs, len(doubt))
+        scores = np.round(np.column_stack([own, by_level[own], doubt[bins]]), 4)
+        scores, cells = np.unique(scores, axis=0, return_inverse=True)
+        sizes, own = np.cumsum(above).tolist(), scores[:, 0].astype(np.int64)
+        return cls(predicate, rows, cells[at], cuts, sizes, own, scores[:, 1:])
+
+
+def _bins(doubt: Floats, shares: Sequence[float]) -> tuple[Ints, Floats]:
+    """Return the bins of relations, the most doubtful first, and the standardised score of each; the last: unknown."""
+    known = ~np.isnan(doubt)
+    edges = np.unique(-np.quantile(doubt[known], 1 - np.array(shares))) if known.any() else np.zeros(0)
+    found = np.where(known, np.searchsorted(edges, -doubt), len(edges) + 1)
+    sizes = np.bincount(found[known], minlength=len(edges) + 2)
+    used = np.flatnonzero(sizes)
+    middle = (np.cumsum(sizes) - sizes / 2)[used] / max(int(known.sum()), 1)
+    scores = np.zeros(len(edges) + 2)
+    if len(used) > 1:
+        scores[used] = [-_NORMAL.inv_cdf(each) for each in middle]
+    return found.astype(np.int64), scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,34 +271,29 @@ def fit_errors(scores: Floats, judged: Floats, wrong: Floats, allowed: float) ->
     return values
 
 
-def count_answers(rounds: Sequence[Round]) -> tuple[Floats, Floats, Floats]:
-    """Return the scores of the cells of rounds, and how many of their relations are judged and wrong."""
+def fit_rounds(rounds: Sequence[Round], allowed: float) -> Floats:
+    """Return the log odds of errors that the answers of rounds show; see `fit_errors`."""
     known = [(each.scores, each.asked[~each.is_open], each.wrong[~each.is_open]) for each in rounds]
     judged = [np.bincount(at, minlength=len(own)) for own, at, _ in known]
     wrong = [np.bincount(at, said, len(own)) for own, at, said in known]
     scores = np.concatenate([np.zeros((0, 2)), *(own for own, _, _ in known)])
-    return scores, np.concatenate([np.zeros(0), *judged]), np.concatenate([np.zeros(0), *wrong])
+    return fit_errors(scores, np.concatenate([np.zeros(0), *judged]), np.concatenate([np.zeros(0), *wrong]), allowed)
 
 
 def plan_round(
-    rounds: Sequence[Round],
-    level: Ints,
-    scores: Floats,
-    left: Floats,
-    sizes: Sequence[int],
-    precision: float,
-    confidence: float,
+    rounds: Sequence[Round], group: Group, left: Floats, precision: float, confidence: float
 ) -> tuple[Round, Ints, Floats] | None:
     """Return the next round without questions, its cells, and the predicted log odds of errors; None: nothing to ask.
 
     The first round explores if there are several sets. The next one starts a chain at the largest set that seems to
-    take few answers; a later one starts another if that takes half of the answers that going on would take. `level`,
-    `scores`, `left`: of all cells, as `Round` has them.
+    take few answers; a later one starts another if that takes half of the answers that going on would take. `left`: of
+    all cells of the group, as `Round` has it.
     """
-    standing, last, allowed = evaluate(rounds, sizes, precision, confidence), len(sizes) - 1, 1 - precision + TINY
+    level, scores, last, allowed = group.level, group.scores, len(group.sizes) - 1, 1 - precision + TINY
+    standing = evaluate(rounds, group.sizes, precision, confidence)
     if standing.reached == last:
         return None
-    odds = np.round(fit_errors(*count_answers(rounds), allowed), 4)
+    odds = np.round(fit_rounds(rounds, allowed), 4)
     capital = round(standing.rest * _CAPITAL, 6) if last else 1.0
 
     def needed(number: int, evidence: float) -> int | None:
@@ -250,7 +302,7 @@ def plan_round(
     start, focus = None, last if standing.tested is None else standing.tested
     if rounds and standing.reached is None and last:
         each = [needed(number, capital * (1 - confidence)) for number in range(last + 1)]
-        few = [number for number, answers in enumerate(each) if (answers or _MOST) <= _FEW]
+        few = [number for number, answers in enumerate(each) if (answers or _MOST) <= _QUICK]
         best = few[-1] if few else min(range(last + 1), key=lambda number: (each[number] or _MOST, -number))
         more = (needed(focus, standing.evidence) or _MOST) if standing.started else math.inf
         if not standing.started or (best < focus and 2 * (each[best] or _MOST) < more):

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -27,9 +26,8 @@ from pydantic import ValidationError
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, read_text
 from sgpipe.stats import certificates
-from sgpipe.stats.certificates import Floats, Ints, Round, Standing, plan_round
+from sgpipe.stats.certificates import Group, Round, Standing, plan_round
 from sgpipe.stats.plans import Answers, Judged
-from sgpipe.stats.precision import short_threshold
 from sgpipe.storage.index import Index, open_run
 from sgpipe.storage.judgements import (
     CERTIFICATE,
@@ -46,13 +44,8 @@ from sgpipe.storage.judgements import (
 from sgpipe.utils.console import count, single_line
 
 _METHOD = "betting, sampling without replacement, valid at any time"
-_SETS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)  # shares of the relations that the nested sets contain
-_BINS = (0.03, 0.07, 0.13, 0.22, 0.35, 0.5, 0.7)  # shares of the relations, the most doubtful first, between bins
-_FEW_SETS, _FEW_BINS, _FEW = (0.25, 0.5, 0.75, 1.0), (0.1, 0.4), 500  # in groups of fewer relations
-_ONE_SET = 100  # groups of fewer relations are one set
 FIRST, QUESTIONS = 40, 25  # questions of a round; of the first one if it only explores
 _AT_ONCE, _GROUPS = 8, 200  # predicates in a round, and those that are certified at most: the most frequent ones
-_NORMAL = NormalDist()
 _CHANGED = "has changed since people were asked about its relations: their answers no longer certify it"
 
 _KEY = ("split", "image_id", "subject", "object", "predicate")
@@ -64,56 +57,6 @@ _POPULATION = """
     where subject_category is not null and object_category is not null and certainty >= 0 and not isnan(certainty)
     group by all
 """
-
-
-@dataclass(frozen=True, eq=False)
-class Group:
-    """The relations of a predicate, or all: their `rows` in the table of all, and their `cells`, both `[relations]`.
-
-    `thresholds`, `sizes`: of the nested sets. `level`, `scores`: of cells, as `Round` has them.
-    """
-
-    predicate: str | None
-    rows: Ints
-    cells: Ints
-    thresholds: list[float]
-    sizes: list[int]
-    level: Ints
-    scores: Floats
-
-    @classmethod
-    def divide(cls, predicate: str | None, rows: Ints, confidence: Floats, prediction: Floats, whole: bool) -> Group:
-        """Divide relations into cells; `whole`: only the set of all is of interest."""
-        few = len(rows) < _FEW
-        falling = np.sort(confidence)[::-1]
-        shares = (1.0,) if whole or len(rows) < _ONE_SET else _FEW_SETS if few else _SETS
-        chosen = [float(falling[math.ceil(share * len(rows)) - 1]) for share in shares]
-        cuts = sorted({short_threshold(each) for each in chosen if math.isfinite(each)}, reverse=True) or [0.0]
-        level = np.searchsorted(-np.array(cuts, np.float32), -confidence.astype(np.float32)).astype(np.int64)
-        kinds, doubt = _bins(-prediction, _FEW_BINS if few else _BINS)
-        above = np.bincount(level, minlength=len(cuts))
-        middle = (np.cumsum(above) - above / 2) / len(rows)
-        by_level = np.array([_NORMAL.inv_cdf(each) for each in middle]) if len(cuts) > 1 else np.zeros(1)
-        pairs, at = np.unique(level * len(doubt) + kinds, return_inverse=True)
-        own, bins = np.divmod(pairs, len(doubt))
-        scores = np.round(np.column_stack([own, by_level[own], doubt[bins]]), 4)
-        scores, cells = np.unique(scores, axis=0, return_inverse=True)
-        sizes, own = np.cumsum(above).tolist(), scores[:, 0].astype(np.int64)
-        return cls(predicate, rows, cells[at], cuts, sizes, own, scores[:, 1:])
-
-
-def _bins(doubt: Floats, shares: Sequence[float]) -> tuple[Ints, Floats]:
-    """Return the bins of relations, the most doubtful first, and the standardised score of each; the last: unknown."""
-    known = ~np.isnan(doubt)
-    edges = np.unique(-np.quantile(doubt[known], 1 - np.array(shares))) if known.any() else np.zeros(0)
-    found = np.where(known, np.searchsorted(edges, -doubt), len(edges) + 1)
-    sizes = np.bincount(found[known], minlength=len(edges) + 2)
-    used = np.flatnonzero(sizes)
-    middle = (np.cumsum(sizes) - sizes / 2)[used] / max(int(known.sum()), 1)
-    scores = np.zeros(len(edges) + 2)
-    if len(used) > 1:
-        scores[used] = [-_NORMAL.inv_cdf(each) for each in middle]
-    return found.astype(np.int64), scores
 
 
 class Population:
@@ -259,13 +202,13 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
         last, allowed = rounds[-1], 1 - settings.precision + certificates.TINY
         tested = len(latest.relations) - 1 if standing.tested is None else standing.tested
         inside = last.level <= tested
-        odds = certificates.fit_errors(*certificates.count_answers(rounds), allowed)
+        odds = certificates.fit_rounds(rounds, allowed)
         more = certificates.answers_needed(odds, last.scores[inside], last.left[inside], allowed, standing.evidence)
         judged = sum(int((~each.is_open & (each.level[each.asked] <= tested)).sum()) for each in rounds)
         rest = latest.relations[tested] - judged
         more = None if more is None and rest else min(more or 0, rest)
-        answers = [answer for *_, own in parts for answer in own]
-        progress[name] = GroupProgress(name, settings, latest, rounds, answers, standing, more)
+        given = [answer for *_, own in parts for answer in own]
+        progress[name] = GroupProgress(name, settings, latest, rounds, given, standing, more)
     return progress
 
 
@@ -294,7 +237,7 @@ def _plan_group(
     """Return what the next round asks about a group: the settings, cells and number of questions; None: nothing."""
     rounds = progress.rounds if progress else []
     left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level)).astype(np.float64)
-    planned = plan_round(rounds, group.level, group.scores, left, group.sizes, settings.precision, settings.confidence)
+    planned = plan_round(rounds, group, left, settings.precision, settings.confidence)
     if planned is None:
         return None
     round_, cells, odds = planned

@@ -156,7 +156,7 @@ def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: 
         x, y = WIDTH / 2 + 0.36 * WIDTH * math.cos(angle), graph_height / 2 + (graph_height / 2 - 20) * math.sin(angle)
         x = min(max(x, width / 2 + 1), WIDTH - width / 2 - 1)
         pill = (x - width / 2, y - _PILL / 2, x + width / 2, y + _PILL / 2)
-        node = {"index": index, "name": name, "category": record.objects[index].category, "box": boxes[index]}
+        node: Values = {"index": index, "name": name, "category": record.objects[index].category, "box": boxes[index]}
         nodes[index] = node | {"colour": viz.colour_of(index), "tag": room.place((width, 18), spots), "pill": pill}
     return nodes, graph_height
 
@@ -177,7 +177,7 @@ def _edges(relations: Sequence[Relation], nodes: Nodes, height: float) -> list[V
         same = relation.subject == relation.object or not any(object_["box"])
         over = [viz.middle(subject["box"])] if same else viz.curve(subject["box"], object_["box"], 24)
         heads = ["" if same else polyline(viz.arrow_head(points, size)) for points, size in ((over, 13), (linked, 11))]
-        edge = {"subject": subject, "object": object_, "predicate": relation.predicate}
+        edge: Values = {"subject": subject, "object": object_, "predicate": relation.predicate}
         edge |= {"confidence": relation.confidence, "on_image": polyline(over), "image_head": heads[0]}
         edge |= {"in_graph": polyline(linked), "graph_head": heads[1]}
         edges.append(edge | {"text_box": room.place(size, viz.along(linked, size)), "text": text})

@@ -20,7 +20,7 @@ from sgpipe.calibration import NEAREST, Calibration, unscored_reason
 from sgpipe.errors import check_share
 from sgpipe.records import LEFT_OUT, NO_OBJECT, TRAINING_CONFIDENCE
 from sgpipe.sources.vocabulary import packaged_synonyms
-from sgpipe.storage.health_rules import RULES, HealthRule, prepare_checks
+from sgpipe.storage.health_rules import RULES, prepare_checks
 from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.shards import iter_tables
 from sgpipe.utils.boxes import ClassFinder, class_matrix, match_captions
@@ -64,23 +64,20 @@ def check_health(database: Database, threshold: float) -> list[Check]:
     }
     totals = {name: database.rows(f"select count(*) from {source}")[0][0] for name, source in sources.items()}
     found = {**_box_doubts(database), **_caption_doubts(database)}
+    for rule in RULES:
+        rows = database.rows(
+            f"""with found as materialized ({rule.query}),
+            first as (select * from found order by image, text limit {_EXAMPLES})
+            select (select coalesce(sum(number), 0)::bigint from found), image_id, text
+            from first join images using (image) order by image, text"""
+        )
+        if rows:
+            found[rule.name] = rows[0][0], [Example(image_id, text) for _, image_id, text in rows]
     checks = []
-    for name, title, of, advice in _DOUBTS:
+    for name, title, of, advice in (*_DOUBTS, *((rule.name, rule.title, rule.of, rule.advice) for rule in RULES)):
         number, examples = found.get(name, (0, []))
         checks.append(Check(name, title, number, totals[of], of, advice, examples))
-    return checks + [_run(database, rule, totals[rule.of]) for rule in RULES]
-
-
-def _run(database: Database, rule: HealthRule, total: int) -> Check:
-    rows = database.rows(
-        f"""with found as materialized ({rule.query}),
-        first as (select * from found order by image, text limit {_EXAMPLES})
-        select (select coalesce(sum(number), 0)::bigint from found), image_id, text
-        from first join images using (image) order by image, text"""
-    )
-    count = rows[0][0] if rows else 0
-    examples = [Example(image_id, text) for _, image_id, text in rows]
-    return Check(rule.name, rule.title, count, total, rule.of, rule.advice, examples)
+    return checks
 
 
 _DOUBTS = (
@@ -364,11 +361,8 @@ class Measures:
         return {after: done[after] / done[before] if done[before] else None for before, after in pairwise(_STAGES)}
 
 
-def use_probabilities(database: Database, calibration: Calibration) -> None:
-    """Make the certainty of relations the probability that they are correct; annotations stay certain.
-
-    Raises UserError: the confidences are of another tagger.
-    """
+def _use_probabilities(database: Database, calibration: Calibration) -> None:
+    """Make the certainty of relations the probability that they are correct; annotations stay certain."""
     if not database.rows("select 1 from relations where confidence is not null limit 1"):
         return
     calibration.check_run(database.run, database.root)
@@ -382,19 +376,21 @@ def use_probabilities(database: Database, calibration: Calibration) -> None:
 
 
 def measure(root: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None) -> Measures:
-    """Measure the run in `root`; see `measure_database` and `use_probabilities`."""
+    """Measure the run in `root`; see `measure_database`."""
     with open_run(root) as database:
-        if calibration is not None:
-            use_probabilities(database, calibration)
-        return measure_database(database, threshold)
+        return measure_database(database, threshold, calibration)
 
 
-def measure_database(database: Database, threshold: float = TRAINING_CONFIDENCE) -> Measures:
-    """Measure an open run; `threshold`: of the relations whose health is checked.
+def measure_database(
+    database: Database, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None
+) -> Measures:
+    """Measure an open run; `threshold`: of the relations whose health is checked, with a calibration a probability.
 
-    Raises UserError: the threshold is not 0 to 1.
+    Raises UserError: the threshold is not 0 to 1, or the confidences are of another tagger than the calibration.
     """
     check_share("threshold", threshold)
+    if calibration is not None:
+        _use_probabilities(database, calibration)
     run, rows = database.run, database.rows
     predicates = _counts(database, "select predicate, relations from predicates")
     [(kinds, of_people)] = rows(

@@ -201,14 +201,6 @@ def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, Relati
     return {state.key: state for state in states if asked is None or state.key in asked}
 
 
-def count_states(states: Sequence[RelationState]) -> dict[str, int]:
-    """Return how many relations are judged, and how; also how many of them were added."""
-    counts = Counter[str](state.state for state in states)
-    names = ("right", "wrong", "changed", "unsure", "conflict", "added")
-    counts["added"] = sum(state.is_added for state in states)
-    return {"relations": len(states), **{name: counts[name] for name in names}}
-
-
 def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
     """Estimate the precision from the judgements so far."""
     answers = Answers(plan, log)
@@ -355,7 +347,7 @@ def measure_judgements(
     curve, candidates = choices[: len(thresholds)], choices[len(thresholds) :]
     recalls = [measure_recall(each, log, database.rows) for each in log.recall_plans.values()]
     return JudgementMeasures(
-        plan=plan and plan.plan,
+        plan=plan.plan if plan else None,
         judged=whole.judged,
         unsure=sample.given.count("unsure"),
         open=sample.given.count(None),

@@ -262,22 +262,17 @@ class JudgedRelations:
 def design_effect(residuals: Floats, images: NDArray[np.int64]) -> float:
     """Return the variance of a sum of residuals over that without correlation inside images, at least 1.
 
-    Few images tell little about it: Student's t makes up for that.
+    Few images tell little about it: Student's t makes up for that, by Fisher's expansion (1941), which needs no scipy.
     """
-    squares, freedom = float((residuals**2).sum()), max(len(np.unique(images)) - 1, 1)
+    squares, n, z = float((residuals**2).sum()), max(len(np.unique(images)) - 1, 1), _Z
     if not squares:
         return 1.0
     ratio = float((np.bincount(images, residuals) ** 2).sum()) / squares
-    return max(ratio * (1 + 1 / freedom) * (_student(freedom) / _Z) ** 2, 1.0)
-
-
-def _student(freedom: int) -> float:
-    """Return Student's t for 95%, to 0.1%: Fisher's expansion (1941), which needs no import of scipy."""
-    if freedom <= len(_FEW):
-        return _FEW[freedom - 1]
-    z, n = _Z, freedom
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / n + second / n**2 + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    student = z + first / n + second / n**2 + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    if n <= len(_FEW):
+        student = _FEW[n - 1]
+    return max(ratio * (1 + 1 / n) * (student / z) ** 2, 1.0)
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,13 @@ class _Parser:
         for names, after in self._names(at, "class"):
             alone += [(after, Pattern(subject=names)), (after, Pattern(object=names))] if names else []
         if not alone:
-            raise self._error()
+            token = self.tokens[self._furthest]
+            if token.kind in ("word", "name"):
+                message = f"the run has no class or predicate {single_line(token.text, 60)!r} here"
+            else:
+                where = "ends too early" if token.kind == "end" else f"has {token.text} in a wrong place"
+                message = f"the query {where}: {_FORM}"
+            raise QueryError(message, token.position)
         end = max(after for after, _ in alone)
         patterns = tuple(pattern for after, pattern in alone if after == end)
         return ("without", patterns, end) if negated else ("mentions", (patterns,), end)
@@ -164,13 +170,6 @@ class _Parser:
                 names = tuple(name for other, own in known.items() if other.startswith(form[:-1]) for name in own)
             if names:
                 yield names, after
-
-    def _error(self) -> QueryError:
-        token = self.tokens[self._furthest]
-        if token.kind not in ("word", "name"):
-            where = "ends too early" if token.kind == "end" else f"has {token.text} in a wrong place"
-            return QueryError(f"the query {where}: {_FORM}", token.position)
-        return QueryError(f"the run has no class or predicate {single_line(token.text, 60)!r} here", token.position)
 
 
 @dataclass(frozen=True)

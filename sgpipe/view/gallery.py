@@ -134,8 +134,4 @@ def _placeholder(row: ImageReference, reason: str) -> Response:
     return Response(svg, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
 
 
-ROUTES = [
-    Route("/", gallery),
-    Route("/api/status", status),
-    Route("/photo/{split}/{image_id:path}", photo),
-]
+ROUTES = [Route("/", gallery), Route("/api/status", status), Route("/photo/{split}/{image_id:path}", photo)]

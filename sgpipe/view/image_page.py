@@ -24,18 +24,8 @@ from sgpipe.storage.index import Index, RecordView, read_record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import count, single_line
+from sgpipe.view import web
 from sgpipe.view.search import Filters, neighbours
-from sgpipe.view.web import (
-    Viewer,
-    gallery_url,
-    hit_url,
-    parse_relation,
-    photo_url,
-    place_of,
-    relation_key,
-    render,
-    viewer_of,
-)
 from sgpipe.viz.draw_relations import colour_of, object_names
 
 Values: TypeAlias = dict[str, Any]
@@ -77,12 +67,11 @@ class Provenance:
 
     def stating(self, relation: Relation) -> list[int]:
         """Return the statements with a relation's predicate: those about its two classes, or else about others."""
-        found = self._stated.get(relation.predicate, [])
-        return [at for at in found if self._is_about(at, relation)] or found
+        return self._about(relation) or self._stated.get(relation.predicate, [])
 
-    def _is_about(self, at: int, relation: Relation) -> bool:
+    def _about(self, relation: Relation) -> list[int]:
         ends = {f"{end}_category": self._categories[getattr(relation, end)] for end in ("subject", "object")}
-        return ends.items() <= self.statements[at].items()
+        return [at for at in self._stated.get(relation.predicate, ()) if ends.items() <= self.statements[at].items()]
 
     def explain(self, relation: Relation) -> str:
         """One sentence: why the pair has this predicate."""
@@ -90,8 +79,8 @@ class Provenance:
             return "It was confirmed, changed or added by a person (sgpipe correct)."
         if relation.confidence is None:
             return "It is annotated: it has no confidence."
-        own = [at for at in self.stating(relation) if self._is_about(at, relation)]
-        candidates, source = self.candidates[relation.subject, relation.object], str(self._settings.get("candidates"))
+        own, source = self._about(relation), str(self._settings.get("candidates"))
+        candidates = self.candidates[relation.subject, relation.object]
         is_candidate = any(found["own"] and found["predicate"] == relation.predicate for found in candidates)
         if own and source not in ("prior", "marks"):
             stating = len({self.statements[number]["caption"] for number in own})
@@ -165,7 +154,7 @@ def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]
 
 def _predicates_answer(request: Request) -> Response:
     """Return the run's predicates that start with `prefix`, the most frequent first: `[{"predicate", "count"}]`."""
-    found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
+    found = web.viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
     return JSONResponse([{"predicate": predicate, "count": count} for predicate, count in found])
 
 
@@ -176,30 +165,25 @@ def _why(index: Index, split: str, image_id: str) -> str | None:
 
 def _values(request: Request) -> Values:
     """Return what the page of an image shows. Status 404: the run does not have it."""
-    viewer, params = viewer_of(request), request.query_params
-    split, image_id = place_of(request)
+    viewer, params = web.viewer_of(request), request.query_params
+    split, image_id = web.place_of(request)
     view = read_record(viewer.index, split, image_id)
     if view is None:
         raise HTTPException(404, f"the run has no image {single_line(image_id, 80)!r} in {single_line(split, 80)!r}")
     key = params.get("relation")
     values = image_values(view, viewer.index.run, key, _why(viewer.index, split, image_id))
     others = [(name, value) for name, value in params.multi_items() if name not in ("relation", "after", "plan")]
-    return {
-        **values,
-        **_neighbours(request),
-        "gallery": gallery_url(others),
-        "run": viewer.index.fingerprint,
-        "chosen": key if any(relation["key"] == key for relation in values["relations"]) else None,
-        "other": _other_values(viewer, view.record, split, image_id),
-    }
+    chosen = key if any(relation["key"] == key for relation in values["relations"]) else None
+    values |= {"gallery": web.gallery_url(others), "run": viewer.index.fingerprint, "chosen": chosen}
+    return values | _neighbours(request) | {"other": _other_values(viewer, view.record, split, image_id)}
 
 
 def _neighbours(request: Request) -> Values:
     """Return the addresses of the hits before and after the relation in the request's search: `previous` and `next`."""
-    index, params = viewer_of(request).index, request.query_params
+    index, params = web.viewer_of(request).index, request.query_params
     filters, key = Filters.from_params(params.multi_items(), index.vocabulary), params.get("relation")
-    found = neighbours(index, filters, *place_of(request), parse_relation(key) if key else None)
-    before, after = (hit and hit_url(hit, params.multi_items()) for hit in found)
+    found = neighbours(index, filters, *web.place_of(request), web.parse_relation(key) if key else None)
+    before, after = (hit and web.hit_url(hit, params.multi_items()) for hit in found)
     return {"previous": before, "next": after}
 
 
@@ -210,7 +194,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     """
     record, provenance = view.record, Provenance(view.record, run)
     relations = existing_relations(record)
-    shown = _most_confident(relations, MOST_RELATIONS, chosen)
+    shown = _first(relations, MOST_RELATIONS, chosen)
     names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
     scores = {  # the last of a repeated relation
         name: {_key(relation): score for relation, score in zip(record.relations, values or [], strict=False)}
@@ -231,7 +215,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     image = {name: getattr(record, name) for name in names}
     pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
     values = {
-        "image": {**image, "photo": photo_url(record.split, record.image_id), "shard": view.shard, "row": view.row},
+        "image": {**image, "photo": web.photo_url(record.split, record.image_id), "shard": view.shard, "row": view.row},
         "objects": [
             {
                 **{"name": name, "category": box.category, "box": box.bbox, "score": box.score, "phrase": box.phrase},
@@ -245,7 +229,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         "captions": record.captions,
         "statements": provenance.statements,
         "candidates": {f"{pair[0]}-{pair[1]}": provenance.candidates[pair] for pair in pairs},
-        "graph": _graph(record, _most_confident(relations, _IN_GRAPH, chosen)),
+        "graph": _graph(record, _first(relations, _IN_GRAPH, chosen)),
         "why": why,
     }
     plain: Values = to_jsonable_python(values, inf_nan_mode="null")  # shards that others wrote may hold NaN or infinity
@@ -253,23 +237,18 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
 
 
 def existing_relations(record: Record) -> list[Relation]:
-    """Return the record's relations between existing objects, without repetition."""
+    """Return the record's relations between existing objects, without repetition, the most confident first."""
     objects = range(len(record.objects))
-    return deduplicate(found for found in record.relations if found.subject in objects and found.object in objects)
+    found = deduplicate(each for each in record.relations if each.subject in objects and each.object in objects)
+    return sorted(found, key=lambda each: -1.0 if each.confidence is None else -each.confidence)
 
 
-def _most_confident(relations: Sequence[Relation], limit: int, chosen: str | None) -> list[Relation]:
-    ordered = enumerate(sorted(relations, key=_doubt))
-    return [relation for number, relation in ordered if number < limit or (chosen and _key(relation) == chosen)]
-
-
-def _doubt(relation: Relation) -> float:
-    """Low for confident relations; those without confidence come first."""
-    return -1.0 if relation.confidence is None else -relation.confidence
+def _first(relations: Sequence[Relation], limit: int, chosen: str | None) -> list[Relation]:
+    return [each for number, each in enumerate(relations) if number < limit or (chosen and _key(each) == chosen)]
 
 
 def _key(relation: Relation) -> str:
-    return relation_key(relation.subject, relation.object, relation.predicate)
+    return web.relation_key(relation.subject, relation.object, relation.predicate)
 
 
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:
@@ -277,13 +256,13 @@ def _graph(record: Record, relations: Sequence[Relation]) -> Values:
     card = make_card(record, None, relations)
     edges = [
         {**edge, "subject": (subject := edge["subject"]["index"]), "object": (object_ := edge["object"]["index"])}
-        | {"key": relation_key(subject, object_, edge["predicate"])}
+        | {"key": web.relation_key(subject, object_, edge["predicate"])}
         for edge in card["edges"]
     ]
     return {"height": card["graph_height"], "nodes": card["nodes"] if edges else [], "edges": edges}
 
 
-def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> Values | None:
+def _other_values(viewer: web.Viewer, record: Record, split: str, image_id: str) -> Values | None:
     """Return the image in the other run, and which relations differ; None: there is no other run."""
     if viewer.other is None:
         return None
@@ -300,14 +279,14 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
         "lacks": None,
         **{name: values[name] for name in ("image", "objects", "relations", "total", "why")},
         "both": [[_key(first), _key(second)] for first, second in both],
-        "here": [_key(relation) for relation in sorted(here, key=_doubt)],
-        "there": [_key(relation) for relation in sorted(there, key=_doubt)],
+        "here": [_key(relation) for relation in here],
+        "there": [_key(relation) for relation in there],
     }
 
 
 _PLACE = "/{split}/{image_id:path}"
 ROUTES = [
-    Route(f"/image{_PLACE}", lambda request: render(request, "image", {"values": _values(request)})),
+    Route(f"/image{_PLACE}", lambda request: web.render(request, "image", {"values": _values(request)})),
     Route(f"/api/image{_PLACE}", lambda request: JSONResponse(_values(request))),
     Route(f"/api/neighbours{_PLACE}", lambda request: JSONResponse(_neighbours(request))),
     Route("/api/predicates", _predicates_answer),

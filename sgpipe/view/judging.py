@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
@@ -28,16 +29,7 @@ from starlette.routing import Route
 
 from sgpipe.errors import UserError
 from sgpipe.stats.certify import extend, measure, rounds_of, settings_for, usual_prediction
-from sgpipe.stats.plans import (
-    MARGIN,
-    count_states,
-    describe_alpha,
-    draw,
-    judgements_needed,
-    measure_plan,
-    next_question,
-    states_of,
-)
+from sgpipe.stats.plans import MARGIN, describe_alpha, draw, judgements_needed, measure_plan, next_question, states_of
 from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_left
 from sgpipe.storage.index import read_record
 from sgpipe.storage.judgements import (
@@ -335,7 +327,9 @@ def plans_page(request: Request) -> Response:
         "parse_search": parse_qsl,
         "searches_images": filters.finds_images,
         "questions": _QUESTIONS,
-        "counts": count_states(states),
+        "judged": len(states),
+        "counts": Counter(state.state for state in states),
+        "added": sum(state.is_added for state in states),
         "conflicts": [state for state in states if state.is_conflict][:_CONFLICTS_SHOWN],
         "problems": log.problems,
     }

@@ -88,7 +88,7 @@ def _count(
         chosen = getattr(filters, part) if part in FACETS else ()
         first = f"value in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
         most = limit + len(chosen) if part in (*FACETS, "triplet") else 100
-        source = (_of_everything if everything else _of_hits)(part)
+        source = _values_of(part, everything)
         selects.append(f"(select '{part}', * from ({source}) order by {first}times desc, value limit {most})")
         values += chosen
     counts: dict[str, dict[str, int]] = {part: {} for part in parts}
@@ -99,15 +99,13 @@ def _count(
     return counts
 
 
-def _of_everything(part: str) -> str:
-    """SQL for the values of a part and how often they occur, over all relations."""
-    if part != "judged":
+def _values_of(part: str, everything: bool) -> str:
+    """SQL for the values of a part and how often they occur, among the hits or all relations."""
+    if everything and part == "judged":
+        return """select state as value, count(*) as times from judged group by state
+            union all select 'none', (select relations from run.about) - (select count(*) from judged)"""
+    if everything:
         return f"select value, times from run.everything where part = '{part}'"
-    return """select state as value, count(*) as times from judged group by state
-        union all select 'none', (select relations from run.about) - (select count(*) from judged)"""
-
-
-def _of_hits(part: str) -> str:
     if part == "total":
         return """select 'hits' as value, count(*) as times from hits
             union all select 'images', count(distinct image) from hits"""

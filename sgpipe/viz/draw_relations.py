@@ -246,17 +246,11 @@ def corners(bbox: Rectangle, scale: float, size: Point) -> Rectangle:
 
 
 def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """Draw on the image, or on grey if there is none, `width` pixels wide, and list the relations below."""
+    """Draw on the image, or on grey if there is none, `width` pixels wide, and list the relations below.
+
+    Each object has a dot of its colour in the list.
+    """
     top = draw_relations(image or Image.new("RGB", (1, 1), "#c9ccd1"), record, relations, width)
-    bottom = _listing(record, relations, width)
-    card = Image.new("RGB", (width, top.height + bottom.height), _PAPER)
-    card.paste(top, ((width - top.width) // 2, 0))
-    card.paste(bottom, (0, top.height))
-    return card
-
-
-def _listing(record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """Return the image id and its relations, one per line; each object has a dot of its colour."""
     step, margin, dot = (_TEXT + 6) * _SCALE, 8 * _SCALE, 4 * _SCALE
     canvas = Image.new("RGB", (width * _SCALE, step * (len(relations) + 1) + 2 * margin), _PAPER)
     pen, letters, right = ImageDraw.Draw(canvas), font(_TEXT * _SCALE), canvas.width - margin
@@ -279,4 +273,8 @@ def _listing(record: Record, relations: Sequence[Relation], width: int) -> Image
             text = fit(text, letters, end - x)
             pen.text((x, y), text, fill=_INK, font=letters, anchor="lm")
             x += letters.getlength(text) + 6 * _SCALE
-    return canvas.resize((width, canvas.height // _SCALE), Image.Resampling.LANCZOS)
+    bottom = canvas.resize((width, canvas.height // _SCALE), Image.Resampling.LANCZOS)
+    card = Image.new("RGB", (width, top.height + bottom.height), _PAPER)
+    card.paste(top, ((width - top.width) // 2, 0))
+    card.paste(bottom, (0, top.height))
+    return card
