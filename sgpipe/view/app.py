@@ -29,7 +29,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sgpipe.errors import UserError, format_os_error
-from sgpipe.view import gallery, image_page, judging
+from sgpipe.view import judging, pages
 from sgpipe.view.security import HEADERS, LARGEST_BODY, Access, Guard
 from sgpipe.view.web import FOLDER, Freshness, Viewer, render
 
@@ -38,7 +38,7 @@ def create_app(viewer: Viewer, access: Access) -> Starlette:
     """Return the application over a run."""
     static = Mount("/static", StaticFiles(directory=FOLDER / "static"))
     app = Starlette(
-        routes=[*gallery.ROUTES, *image_page.ROUTES, *judging.ROUTES, static],
+        routes=[*pages.ROUTES, *judging.ROUTES, static],
         middleware=[Middleware(Guard, access), Middleware(RequestBodyLimitMiddleware, LARGEST_BODY)],
         exception_handlers=dict.fromkeys((UserError, HTTPException, OSError, ClientDisconnect, Exception), _refuse),
     )

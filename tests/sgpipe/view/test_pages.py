@@ -17,7 +17,7 @@ from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Trip
 from sgpipe.stages.pair import PairStage
 from sgpipe.storage.index import RecordView
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
-from sgpipe.view.image_page import (
+from sgpipe.view.pages import (
     MOST_RELATIONS,
     Provenance,
     compare_images,
@@ -89,7 +89,7 @@ def test_a_bug_is_one_line_for_the_browser(client: TestClient, monkeypatch: pyte
     def fail(*_: object) -> None:
         raise KeyError("secret")
 
-    monkeypatch.setattr("sgpipe.view.gallery.search", fail)
+    monkeypatch.setattr("sgpipe.view.pages.search", fail)
     monkeypatch.setattr("sys.excepthook", lambda *_: None)
     quiet = TestClient(client.app, base_url="http://localhost", raise_server_exceptions=False)
     answer = quiet.get("/")

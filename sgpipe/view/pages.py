@@ -1,32 +1,149 @@
-"""The page of one image: boxes, relations, scene graph, and why each relation is there, alone or beside another run.
+"""The gallery of a search, its images, and the page of one image, alone or beside another run.
 
-Scripts draw it from plain values, which `/api/image/…` also answers with.
+Only images of rows are served, decoded and small or of their size, and only from where the run or `--images` names.
+Scripts draw the page of an image from plain values, which `/api/image/…` also answers with.
 """
 
 from __future__ import annotations
 
+import os
+import textwrap
+import threading
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from html import escape
+from io import BytesIO
 from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image
 from pydantic_core import to_jsonable_python
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from sgpipe.errors import EngineError, StoreError, UserError
+from sgpipe.files.image_roots import ImageFile
+from sgpipe.images import ImageReference, decode, image_file, is_upright
 from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.stages.pair import normalise_predicate, told_triplets
 from sgpipe.stats.gallery import make_card
-from sgpipe.storage.index import Index, RecordView, read_record
+from sgpipe.storage.index import Index, RecordView, find_image, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import count, single_line
 from sgpipe.view import web
-from sgpipe.view.search import Filters, neighbours
-from sgpipe.viz.draw_relations import colour_of, object_names
+from sgpipe.view.filters import ORDERS, QueryError
+from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search
+from sgpipe.viz.draw_relations import arrow_head, colour_of, curve, object_names, polyline
+
+PAGE = 48  # hits
+_FACETS = ("predicate", "subject", "object", "triplet", "dataset", "split", "status", "judged", "origin")
+Pairs = list[tuple[str, str]]
+
+
+def gallery(request: Request) -> Response:
+    """Return a page of hits; with a query that cannot be understood, the place where it fails."""
+    freshness: web.Freshness = request.app.state.freshness
+    freshness.look_for_shards()
+    freshness.update_judgements()
+    viewer = web.viewer_of(request)
+    pairs = [(name, value) for name, value in request.query_params.multi_items() if value]
+    has = {"clip_score": viewer.index.scored, "vlm_score": viewer.index.has_vlm_scores}
+    values: dict[str, Any] = {
+        "queues": queues(viewer.index),
+        "orders": [order for order in ORDERS if has.get(order, True)],
+        "facets": _FACETS,
+        "problems": [*viewer.index.problems, *viewer.judgements.problems, *filter(None, [freshness.failure])],
+    }
+    try:
+        filters = Filters.from_params(pairs, viewer.index.vocabulary)
+    except QueryError as error:
+        text = dict(pairs).get("q", "")
+        failed = {"before": text[: error.position], "after": text[error.position :], "message": str(error)}
+        others = [pair for pair in pairs if pair[0] not in ("q", "after")]
+        return web.render(request, "gallery", {**values, "failed": failed, "state": others, "filters": Filters()})
+    page, state = search(viewer.index, filters, request.query_params.get("after"), PAGE), filters.to_params()
+    values |= {"failed": None, "filters": filters, "state": state, "found": facets(viewer.index, filters)}
+    cards = [_card(hit, state) for hit in page.hits]
+    return web.render(request, "gallery", {**values, "cards": cards, "page": page, "toggled": _toggled})
+
+
+def status(request: Request) -> Response:
+    """Return how large the run is by now; asking makes the server look for new shards."""
+    index, freshness = web.viewer_of(request).index, request.app.state.freshness
+    freshness.look_for_shards()
+    counts = {"images": index.images, "relations": index.relations}
+    return JSONResponse({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
+
+
+def _card(hit: Hit, state: Pairs) -> dict[str, Any]:
+    """Return a hit, the page that it leads to, and an arrow between two boxes as polylines of SVG."""
+    arrow = head = ""
+    if hit.subject_box and hit.object_box and hit.subject != hit.object and any(hit.object_box):
+        size = max(hit.width, hit.height)
+        first, second = ((x, y, x + w, y + h) for x, y, w, h in (hit.subject_box, hit.object_box))
+        points = curve(first, second, size / 12)
+        arrow, head = polyline(points), polyline(arrow_head(points, size / 22))
+    return {"hit": hit, "url": web.hit_url(hit, state), "arrow": arrow, "head": head}
+
+
+def _toggled(state: Pairs, params: Pairs) -> str:
+    """Return the address with these parameters added, or removed if all are there."""
+    if all(pair in state for pair in params):
+        return web.gallery_url([pair for pair in state if pair not in params])
+    return web.gallery_url([*state, *(pair for pair in params if pair not in state)])
+
+
+_WIDTHS = ("320", "640")  # of small images, in pixels
+_QUALITY = 95
+_KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
+_AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, which may be large
+
+
+def photo(request: Request) -> Response:
+    """Return an image in its annotated orientation and size, or at most `width` pixels wide (one of `_WIDTHS`).
+
+    A placeholder with the reason if it cannot be opened.
+    """
+    viewer, (split, image_id) = web.viewer_of(request), web.place_of(request)
+    if (row := find_image(viewer.index, split, image_id)) is None:
+        raise HTTPException(404, f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}")
+    wanted = request.query_params.get("width", "")
+    try:
+        embedded = read_embedded(viewer.index, split, image_id) if row.embedded and not viewer.images else None
+        file, name = image_file(viewer.index.image_roots, row, embedded, viewer.images)
+        data = _jpeg(file, name, row, int(wanted) if wanted in _WIDTHS else row.width)
+    except (UserError, StoreError, EngineError) as error:  # of the image, or of the shard that holds it
+        return _placeholder(row, str(error))
+    return Response(data, media_type="image/jpeg", headers=_KEPT)
+
+
+def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
+    """Return the image as a JPEG, scaled down to at most `width` pixels. Raises ImageError: it cannot be opened."""
+    with _AT_ONCE:
+        image = decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
+        image.thumbnail((width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS)
+        data = BytesIO()
+        image.save(data, "JPEG", quality=_QUALITY, subsampling=0)  # small things keep their colours
+    return data.getvalue()
+
+
+def _placeholder(row: ImageReference, reason: str) -> Response:
+    """Return a grey image of the annotated shape that says why there is no other."""
+    height = min(max(round(320 * row.height / max(row.width, 1)), 120), 640)
+    texts = "".join(
+        f'<tspan x="160" dy="20">{escape(line)}</tspan>' for line in textwrap.wrap(single_line(reason, 200), 36)
+    )
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 {height}" width="320" height="{height}">'
+        '<rect width="100%" height="100%" fill="#c9ccd1"/><text y="20" fill="#1b1f24" font-family="sans-serif" '
+        f'font-size="14" text-anchor="middle">{texts}</text></svg>'
+    )
+    return Response(svg, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
+
 
 Values: TypeAlias = dict[str, Any]
 
@@ -286,6 +403,9 @@ def _other_values(viewer: web.Viewer, record: Record, split: str, image_id: str)
 
 _PLACE = "/{split}/{image_id:path}"
 ROUTES = [
+    Route("/", gallery),
+    Route("/api/status", status),
+    Route(f"/photo{_PLACE}", photo),
     Route(f"/image{_PLACE}", lambda request: web.render(request, "image", {"values": _values(request)})),
     Route(f"/api/image{_PLACE}", lambda request: JSONResponse(_values(request))),
     Route(f"/api/neighbours{_PLACE}", lambda request: JSONResponse(_neighbours(request))),
