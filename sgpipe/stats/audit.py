@@ -141,14 +141,15 @@ def _judged(judged: JudgementMeasures) -> _Answers:
         yield "plain", sentence
     for problem in judged.problems:
         yield "fair", problem
-    if judged.precision is None:
+    found = judged.precision
+    if found.value is None:
         yield "fair", f"{NO_PLAN[0].upper()}{NO_PLAN[1:]}."
         return
-    text = f"People judged {count(judged.judged, 'relation')}: the precision of the judged {judged.strata}, "
-    text += f"{share_text(judged.covered)} of the run, is {judged.precision:.1%}, weighted by their relations; that of "
-    grade: Grade = "good" if (judged.low or 0) >= judged.target else "fair"
-    yield grade, f"{text}the run is {judged.low:.1%} to {judged.high:.1%} (95% interval)."
-    yield "plain", _advice(judged, judged.judged, count(judged.relations_now, "relation"))
+    text = f"People judged {count(found.judged, 'relation')}: the precision of the judged {judged.strata}, "
+    text += f"{share_text(found.covered)} of the run, is {found.value:.1%}, weighted by their relations; that of "
+    grade: Grade = "good" if found.low >= judged.target else "fair"
+    yield grade, f"{text}the run is {found.low:.1%} to {found.high:.1%} (95% interval)."
+    yield "plain", _advice(judged, found.judged, count(judged.relations_now, "relation"))
     if judged.unsure and judged.if_unsure_wrong is not None:
         unsure = count(judged.unsure, "unsure judgement does", "unsure judgements do")
         text = f"{unsure} not count: with all of them wrong the precision would be {judged.if_unsure_wrong:.1%}, with "

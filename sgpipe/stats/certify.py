@@ -27,7 +27,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, read_text
 from sgpipe.stats import certificates
 from sgpipe.stats.certificates import Group, Round, Standing, plan_round
-from sgpipe.stats.plans import Answers, Judged
+from sgpipe.stats.plans import Judged, PlanProgress
 from sgpipe.storage.index import Index, open_run
 from sgpipe.storage.judgements import (
     CERTIFICATE,
@@ -192,7 +192,7 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
     """Return how far each group is that was asked about."""
     found: defaultdict[str | None, list[tuple[CertifiedGroup, Round, list[Judged | None]]]] = defaultdict(list)
     for plan in plans:
-        answers = Answers(plan, log)
+        answers = PlanProgress(plan, log)
         for group in _part(plan).groups:
             found[group.predicate].append((group, *_round(answers, group)))
     progress = {}
@@ -212,7 +212,7 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
     return progress
 
 
-def _round(answers: Answers, group: CertifiedGroup) -> tuple[Round, list[Judged | None]]:
+def _round(answers: PlanProgress, group: CertifiedGroup) -> tuple[Round, list[Judged | None]]:
     strata = answers.plan.strata
     numbers = [at for at, stratum in enumerate(strata) if stratum.predicate == group.predicate]
     cells, own = [strata[at] for at in numbers], np.flatnonzero(np.isin(answers.stratum, numbers))

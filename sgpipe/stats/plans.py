@@ -11,7 +11,8 @@ import hashlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -147,40 +148,28 @@ class StratumPrecision:
     precision: PrecisionEstimate
 
 
-@dataclass(frozen=True)
 class PlanProgress:
-    """What the judgements that a plan asked for say so far.
-
-    Questions that are judged "unsure", or on which as many people say one thing as another (`conflicts`), do not count
-    in the `precision`.
-    """
-
-    precision: PrecisionEstimate
-    strata: list[StratumPrecision]
-    unsure: int
-    conflicts: int
-    open: int
-
-
-class Answers:
     """What people say now about the questions of a plan.
 
     Attributes:
-        states: what is judged, by relation.
         given: what most people say, "unsure" where they tie, None: open. A change says that a relation is wrong.
-        right, judged, unsure: `given` as masks, `[questions]`; "unsure" is not judged.
+        unsure, open, conflicts: numbers of questions; conflicts are unsure ones about which people differ.
+        right, judged: which questions are, `[questions]`; unsure ones are not judged.
         stratum: of each question, `[questions]`. sizes: relations of the strata, `[strata]`.
     """
 
     def __init__(self, plan: SamplingPlan, log: JudgementLog) -> None:
-        self.plan, self.states = plan, states_of(plan, log)
+        self.plan, states = plan, states_of(plan, log)
         judged: dict[RelationKey, Judged] = {}
-        for key, state in self.states.items():
+        for key, state in states.items():
             left = state.resolve()
             judged[key] = "unsure" if left is None else "right" if key in left else "wrong"
         self.given = [judged.get(question.key) for question in plan.questions]
+        self.unsure, self.open = self.given.count("unsure"), self.given.count(None)
+        asked = zip(plan.questions, self.given, strict=True)
+        self.conflicts = sum(states[question.key].is_conflict for question, each in asked if each == "unsure")
         given = np.array(self.given, object)
-        self.right, self.unsure = given == "right", given == "unsure"
+        self.right = given == "right"
         self.judged = self.right | (given == "wrong")
         self.sizes = np.array([stratum.relations for stratum in plan.strata], np.float64)
         self.stratum = np.array([question.stratum for question in plan.questions], np.int64)
@@ -188,6 +177,63 @@ class Answers:
     def tally(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Count chosen questions, `[strata]`."""
         return np.bincount(self.stratum[chosen], minlength=len(self.sizes))
+
+    @cached_property
+    def precisions(self) -> list[PrecisionEstimate]:
+        """The precision of the strata together, then of each."""
+        sets = np.concatenate([np.ones((1, len(self.sizes))), np.eye(len(self.sizes))])
+        return estimate_stratified(sets * self.sizes, sets * self.tally(self.judged), sets * self.tally(self.right))
+
+    @property
+    def precision(self) -> PrecisionEstimate:
+        return self.precisions[0]
+
+    @property
+    def strata(self) -> list[StratumPrecision]:
+        parts = zip(self.plan.strata, self.precisions[1:], strict=True)
+        return [StratumPrecision(each.name, each.relations, each.sampled, part) for each, part in parts]
+
+    def needed(self) -> int | None:
+        """Estimate how many more judgements it takes until the 95% interval is ± `MARGIN`; 0: it is.
+
+        It assumes that each stratum stays as precise as its judgements say, and that the share of unsure ones stays the
+        same. It may exceed the open questions. None: it exceeds those that any plan can have.
+        """
+        sizes, judged, correct = self.sizes, self.tally(self.judged), self.tally(self.right)
+        done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
+        share = (correct + (correct.sum() + 1) / (done + 2)) / (judged + 1)
+
+        def is_narrow(judged: NDArray[np.int64], correct: NDArray[np.int64]) -> bool:
+            [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
+            return whole.value is not None and whole.high - whole.low <= 2 * MARGIN
+
+        def planned(number: int) -> NDArray[np.int64]:
+            shares = equal_shares(dict(enumerate(sizes.astype(int).tolist())), number)
+            return np.minimum(np.maximum([shares[at] for at in range(len(sizes))], judged), sizes.astype(int))
+
+        def is_enough(number: int) -> bool:
+            each = planned(number)
+            return is_narrow(each, np.clip(np.rint(share * each).astype(int), correct, each - judged + correct))
+
+        if is_narrow(judged, correct):
+            return 0
+        number = bisect_left(range(total + 1), True, min(done, total), key=is_enough)
+        if number > total:
+            return None
+        needed = int(planned(number).sum()) - done
+        return round(needed * (done + self.unsure) / done) if done else needed
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values for JSON."""
+        strata = [asdict(each) for each in self.strata]
+        numbers = {"unsure": self.unsure, "conflicts": self.conflicts, "open": self.open}
+        return {
+            "precision": asdict(self.precision),
+            "strata": strata,
+            **numbers,
+            "more": self.needed(),
+            "margin": MARGIN,
+        }
 
 
 def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
@@ -199,54 +245,6 @@ def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, Relati
     images = dict.fromkeys((question.split, question.image_id) for question in plan.questions)
     states = (state for image in images for state in log.state(*image))
     return {state.key: state for state in states if asked is None or state.key in asked}
-
-
-def measure_plan(plan: SamplingPlan, log: JudgementLog) -> PlanProgress:
-    """Estimate the precision from the judgements so far."""
-    answers = Answers(plan, log)
-    sizes, judged, correct = answers.sizes, answers.tally(answers.judged), answers.tally(answers.right)
-    sets = np.concatenate([np.ones((1, len(sizes)), np.int64), np.eye(len(sizes), dtype=np.int64)])
-    [whole, *parts] = estimate_stratified(sets * sizes, sets * judged, sets * correct)
-    undecided = [q.key for q, each in zip(plan.questions, answers.given, strict=True) if each == "unsure"]
-    return PlanProgress(
-        precision=whole,
-        strata=[StratumPrecision(s.name, s.relations, s.sampled, p) for s, p in zip(plan.strata, parts, strict=True)],
-        unsure=len(undecided),
-        conflicts=sum(answers.states[key].is_conflict for key in undecided),
-        open=answers.given.count(None),
-    )
-
-
-def judgements_needed(plan: SamplingPlan, log: JudgementLog) -> int | None:
-    """Estimate how many more judgements it takes until the 95% interval of a plan is ± `MARGIN`; 0: it is.
-
-    It assumes that each stratum stays as precise as its judgements say, and that the share of "unsure" ones stays the
-    same. It may exceed the open questions of the plan. None: it exceeds those that any plan can have.
-    """
-    answers = Answers(plan, log)
-    sizes, judged, correct = answers.sizes, answers.tally(answers.judged), answers.tally(answers.right)
-    done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
-    share = (correct + (correct.sum() + 1) / (done + 2)) / (judged + 1)
-
-    def is_narrow(judged: NDArray[np.int64], correct: NDArray[np.int64]) -> bool:
-        [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
-        return whole.value is not None and whole.high - whole.low <= 2 * MARGIN
-
-    def planned(number: int) -> NDArray[np.int64]:
-        shares = equal_shares(dict(enumerate(sizes.astype(int).tolist())), number)
-        return np.minimum(np.maximum([shares[at] for at in range(len(sizes))], judged), sizes.astype(int))
-
-    def is_enough(number: int) -> bool:
-        each = planned(number)
-        return is_narrow(each, np.clip(np.rint(share * each).astype(int), correct, each - judged + correct))
-
-    if is_narrow(judged, correct):
-        return 0
-    number = bisect_left(range(total + 1), True, min(done, total), key=is_enough)
-    if number > total:
-        return None
-    needed = int(planned(number).sum()) - done
-    return round(needed * (done + answers.given.count("unsure")) / done) if done else needed
 
 
 def next_question(plan: SamplingPlan, log: JudgementLog, by: str, done: Collection[Any] = ()) -> PlannedQuestion | None:
@@ -292,9 +290,7 @@ class JudgementMeasures:
 
     Attributes:
         plan: whose precision is that of the run; None: no plan has judgements.
-        precision: of the relations in judged strata, without those that are `unsure` or `open`.
-        low, high: the 95% interval of the precision of the run; relations of other strata may be correct or not.
-        covered: share of the run's relations that are in judged strata.
+        precision: of the run, without relations that are `unsure` or `open`.
         relations: the run's when the plan was made. `relations_now`: the run's now.
         strata: "bands" (of confidence) or "predicates"; `bands`: the strata.
         predicates: the precision of each judged predicate, the most judged first.
@@ -305,13 +301,9 @@ class JudgementMeasures:
     """
 
     plan: str | None
-    judged: int
     unsure: int
     open: int
-    precision: float | None
-    low: float | None
-    high: float | None
-    covered: float
+    precision: PrecisionEstimate
     if_unsure_wrong: float | None
     if_unsure_right: float | None
     relations: int
@@ -340,7 +332,8 @@ def measure_judgements(
     log = _open_log(database, file)
     plan = _plan_of_run(log)
     sample = _Sample(database, plan or _NOTHING, log, calibration)
-    judged, right, unsure = (sample.tally(chosen) for chosen in (sample.judged, sample.right, sample.unsure))
+    judged, right = sample.tally(sample.judged), sample.tally(sample.right)
+    unsure = sample.tally(np.array([each == "unsure" for each in sample.given], bool))
     sets = ([judged, judged + unsure, judged + unsure], [right, right, right + unsure])
     [whole, if_wrong, if_right] = estimate_stratified([sample.sizes] * 3, *sets)  # also if the unsure ones were
     choices = sample.choices([*thresholds, *sample.relations.candidates()])
@@ -348,19 +341,15 @@ def measure_judgements(
     recalls = [measure_recall(each, log, database.rows) for each in log.recall_plans.values()]
     return JudgementMeasures(
         plan=plan.plan if plan else None,
-        judged=whole.judged,
-        unsure=sample.given.count("unsure"),
-        open=sample.given.count(None),
-        precision=whole.value,
-        low=None if whole.value is None else whole.low,
-        high=None if whole.value is None else whole.high,
-        covered=whole.covered,
+        unsure=sample.unsure,
+        open=sample.open,
+        precision=whole,
         if_unsure_wrong=if_wrong.value,
         if_unsure_right=if_right.value,
         relations=round(sample.sizes.sum()),
         relations_now=int(sample.counts.sum()),
         strata=sample.plan.kind,
-        bands=measure_plan(sample.plan, log).strata,
+        bands=PlanProgress(sample.plan, log).strata,
         predicates=sample.predicates(),
         curve=curve,
         target=target,
@@ -396,7 +385,7 @@ _NOTHING = SamplingPlan(plan="none", at="", by="nobody", run="", seed=0, kind="b
 def _plan_of_run(log: JudgementLog) -> SamplingPlan | None:
     """Return the plan of the whole run with the most judgements; None: none has any."""
     judged = {
-        name: int(Answers(plan, log).judged.sum())
+        name: int(PlanProgress(plan, log).judged.sum())
         for name, plan in log.plans.items()
         if plan.kind in ("bands", "predicates")
     }
@@ -404,7 +393,7 @@ def _plan_of_run(log: JudgementLog) -> SamplingPlan | None:
     return log.plans[best] if judged.get(best) else None
 
 
-class _Sample(Answers):
+class _Sample(PlanProgress):
     """The answers to a plan of a whole run, and the relations of the run that they stand for.
 
     `sizes` and `counts`, the run's relations now, have one more entry, of those in no stratum. `relations`: the judged

@@ -201,10 +201,10 @@ def _judged(judged: JudgementMeasures | None, of: str) -> Iterator[Table]:
         found = {"all": recall.recall, "pairs of boxes, any predicate": recall.pairs}
         named = [(name, str(each)) for name, each in (*found.items(), *islice(recall.predicates.items(), _TOP))]
         yield Table("recall of what people name", ["relations", ">recall (95% interval, named)"], named)
-    if judged.judged:
+    if judged.precision.judged:
         first = "predicate" if judged.strata == "predicates" else "confidence"
         rows = [(row.name, f"{row.relations:,}", str(row.precision)) for row in judged.bands]
-        title = f"people judged {count(judged.judged, 'relation')}"
+        title = f"people judged {count(judged.precision.judged, 'relation')}"
         yield Table(title, [first, ">relations", _PRECISION], rows)
         if first == "confidence":
             own = [(name, str(precision)) for name, precision in islice(judged.predicates.items(), _TOP)]
@@ -282,7 +282,7 @@ def _plots(audit: Audit) -> list[Plot]:
         texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in parts]
         guide = Line([(0, 0), (1, 1)], kind="guide")
         plots.append(Plot("Calibration", f"mean {of}", "precision", [guide, Line(points, texts)]))
-    if audit.judgements is not None and audit.judgements.judged:
+    if audit.judgements is not None and audit.judgements.precision.judged:
         known = [choice for choice in audit.judgements.curve if choice.kept]
         points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
         texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]

@@ -15,7 +15,6 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict
 from math import isfinite
 from typing import Any, Literal, TypeVar
 from urllib.parse import parse_qsl
@@ -29,7 +28,7 @@ from starlette.routing import Route
 
 from sgpipe.errors import UserError
 from sgpipe.stats.certify import extend, measure, rounds_of, settings_for, usual_prediction
-from sgpipe.stats.plans import MARGIN, describe_alpha, draw, judgements_needed, measure_plan, next_question, states_of
+from sgpipe.stats.plans import PlanProgress, describe_alpha, draw, next_question, states_of
 from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_left
 from sgpipe.storage.index import read_record
 from sgpipe.storage.judgements import (
@@ -236,8 +235,7 @@ def plan_progress(request: Request) -> Response:
     if plan.certificate:
         groups = _groups(viewer, plan)
         return JSONResponse({"plan": plan.plan, "groups": groups, "open": sum(own["open"] for own in groups), **common})
-    figures = asdict(measure_plan(plan, log)) | {"more": judgements_needed(plan, log), "margin": MARGIN}
-    return JSONResponse(_summary(plan) | figures | common)
+    return JSONResponse(_summary(plan) | PlanProgress(plan, log).as_json() | common)
 
 
 def _groups(viewer: Viewer, plan: SamplingPlan) -> list[dict[str, Any]]:
@@ -317,7 +315,7 @@ def plans_page(request: Request) -> Response:
     states, plans = list(log.current()), [*log.plans.values()]
     certificates = {each.certificate.settings: each for each in plans if each.certificate}
     values = {
-        "plans": [(each, measure_plan(each, log)) for each in reversed(plans) if not each.certificate],
+        "plans": [(each, PlanProgress(each, log)) for each in reversed(plans) if not each.certificate],
         "certificates": [(plan, _groups(viewer, plan)) for plan in certificates.values()],
         "usual": CertificateSettings(precision=1, prediction=usual_prediction(viewer.index)),
         "recalls": list(log.recall_plans.values()),

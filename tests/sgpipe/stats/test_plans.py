@@ -12,10 +12,9 @@ import pytest
 from sgpipe.stats.plans import (
     MARGIN,
     JudgementMeasures,
+    PlanProgress,
     draw,
-    judgements_needed,
     measure_judgements,
-    measure_plan,
     next_question,
 )
 from sgpipe.storage.index import open_run
@@ -98,14 +97,14 @@ def test_only_answers_that_the_plan_asked_for_count_until_later_ones_or_other_pe
     say(log, plan.questions[21], "skip")
     for question in plan.questions[22:]:  # found while browsing
         say(log, question, "wrong", plan=None)
-    progress = measure_plan(plan, log)
+    progress = PlanProgress(plan, log)
     assert (progress.precision.judged, progress.precision.correct) == (20, 20)
     assert (progress.unsure, progress.conflicts, progress.open) == (1, 0, len(plan.questions) - 21)
     first, second, third = plan.questions[:3]
     say(log, first, "wrong", plan=None)  # on the image page
     for question, by in ((second, "ben"), (third, "ben"), (third, "cleo")):
         say(log, question, "wrong", by=by)
-    progress = measure_plan(plan, log)
+    progress = PlanProgress(plan, log)
     assert (progress.precision.judged, progress.precision.correct) == (19, 17)
     assert (progress.unsure, progress.conflicts) == (2, 1)
 
@@ -122,8 +121,8 @@ def test_the_number_of_further_answers_narrows_the_interval_to_the_margin(log):
         """Half of the width of the interval after so many answers, and how many more it takes."""
         log.file.write_text("".join(f"{line.model_dump_json()}\n" for line in [plan, *lines[:number]]))
         now = JudgementLog(log.file, RUN)
-        estimate = measure_plan(plan, now).precision
-        return (estimate.high - estimate.low) / 2, judgements_needed(plan, now)
+        estimate = PlanProgress(plan, now).precision
+        return (estimate.high - estimate.low) / 2, PlanProgress(plan, now).needed()
 
     width, more = answered(100)
     assert width > MARGIN
@@ -159,9 +158,10 @@ def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, populati
         for question in plan.questions[:number]:
             say(log, question, rng.choice(["right", "right", "wrong"]), plan=plan.plan)
     found = measured(run, log.file)
-    assert (found.plan, found.judged, found.strata) == ("many", 50, "predicates")
-    live = measure_plan(many, log)
-    assert (found.precision, found.low, found.high) == (live.precision.value, live.precision.low, live.precision.high)
+    assert (found.plan, found.precision.judged, found.strata) == ("many", 50, "predicates")
+    live = PlanProgress(many, log)
+    assert (found.precision.value, found.precision.low) == (live.precision.value, live.precision.low)
+    assert found.precision.high == live.precision.high
     assert found.bands == live.strata
     assert found.curve[1].relations == 305
     assert found.relations == found.relations_now == 345
@@ -188,11 +188,11 @@ def test_judgements_become_precision_weighted_by_the_bands(run):
 
     file = judge(run, 65, decide)
     found = measured(run, file)
-    assert (found.judged, found.unsure, found.open) == (59, 1, 5)
-    assert found.precision == pytest.approx(300 / 340)
-    assert found.low < 300 / 340 < found.high
-    assert found.high - found.low < 0.25
-    assert found.covered == pytest.approx(340 / 345)
+    assert (found.precision.judged, found.unsure, found.open) == (59, 1, 5)
+    assert found.precision.value == pytest.approx(300 / 340)
+    assert found.precision.low < 300 / 340 < found.precision.high
+    assert found.precision.high - found.precision.low < 0.25
+    assert found.precision.covered == pytest.approx(340 / 345)
     assert (found.if_unsure_wrong, found.if_unsure_right) == pytest.approx((290 / 340, 300 / 340))
     assert [(row.precision.correct, row.precision.judged) for row in found.bands] == [(0, 0), (0, 30), (29, 29)]
     assert found.suggested is None  # 29 of 29 show 88 %
