@@ -112,7 +112,6 @@ def _quality(audit: Audit) -> _Answers:
 
 
 def _scores(measures: Measures) -> _Answers:
-    """Return what other models' scores say."""
     clip, vlm = measures.clip_score, measures.vlm_score
     if clip is not None and clip.first is not None:
         text = f"CLIP ranks the text of {clip.first:.0%} of {count(clip.scored, 'relation')} above all contrast texts "

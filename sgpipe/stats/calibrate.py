@@ -146,11 +146,9 @@ def _levels(probability: Floats, judgements: JudgedRelations) -> tuple[tuple[flo
     )
     many = 1e9 * weights * judged  # like data to come, of which nothing is judged
     lows, _ = stratified_interval(many, judged, right, design, tail=0.05)
-    levels = []
-    for threshold, each, low in zip(_LEVELS, kept, lows, strict=False):
-        expected = np.average(probability[each], weights=weight[each])
-        levels.append((threshold, rounded(min(low, expected))))
-    return tuple(levels)
+    expected = (np.average(probability[each], weights=weight[each]) for each in kept)
+    shown = (rounded(min(ends)) for ends in zip(lows, expected, strict=True))
+    return tuple(zip(_LEVELS, shown, strict=False))
 
 
 def _reliability(value: str, probability: Floats, judgements: JudgedRelations) -> tuple[Rows, float, float]:

@@ -12,7 +12,6 @@ import math
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -26,7 +25,7 @@ from pydantic import ValidationError
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, read_text
 from sgpipe.stats import certificates
-from sgpipe.stats.certificates import Group, Round, Standing, plan_round
+from sgpipe.stats.certificates import Group, Round, plan_round
 from sgpipe.stats.plans import Judged, PlanProgress
 from sgpipe.storage.index import Index, open_run
 from sgpipe.storage.judgements import (
@@ -121,17 +120,24 @@ def _tuples(table: pa.Table) -> list[tuple[Any, ...]]:
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
-@dataclass(frozen=True, eq=False)
 class GroupProgress:
     """How far a group is: its rounds, the latest settings, and what the answers show; `more`: expected answers."""
 
-    predicate: str | None
-    settings: CertificateSettings
-    latest: CertifiedGroup
-    rounds: list[Round]
-    given: list[Judged | None]
-    standing: Standing
-    more: int | None
+    def __init__(
+        self, settings: CertificateSettings, parts: Sequence[tuple[CertifiedGroup, Round, list[Judged | None]]]
+    ) -> None:
+        self.settings, self.latest, self.predicate = settings, parts[-1][0], parts[-1][0].predicate
+        self.rounds: list[Round] = [own for _, own, _ in parts]
+        self.given = [answer for *_, own in parts for answer in own]
+        sizes, allowed, last = self.latest.relations, 1 - settings.precision + certificates.TINY, self.rounds[-1]
+        self.standing = certificates.evaluate(self.rounds, sizes, settings.precision, settings.confidence)
+        tested = len(sizes) - 1 if self.standing.tested is None else self.standing.tested
+        inside, odds = last.level <= tested, certificates.fit_rounds(self.rounds, allowed)
+        evidence = self.standing.evidence
+        more = certificates.answers_needed(odds, last.scores[inside], last.left[inside], allowed, evidence)
+        judged = sum(int((~each.is_open & (each.level[each.asked] <= tested)).sum()) for each in self.rounds)
+        rest = sizes[tested] - judged
+        self.more = None if more is None and rest else min(more or 0, rest)
 
     @property
     def open(self) -> int:
@@ -195,21 +201,7 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
         answers = PlanProgress(plan, log)
         for group in _part(plan).groups:
             found[group.predicate].append((group, *_round(answers, group)))
-    progress = {}
-    for name, parts in found.items():
-        settings, rounds, latest = _part(plans[0]).settings, [own for _, own, _ in parts], parts[-1][0]
-        standing = certificates.evaluate(rounds, latest.relations, settings.precision, settings.confidence)
-        last, allowed = rounds[-1], 1 - settings.precision + certificates.TINY
-        tested = len(latest.relations) - 1 if standing.tested is None else standing.tested
-        inside = last.level <= tested
-        odds = certificates.fit_rounds(rounds, allowed)
-        more = certificates.answers_needed(odds, last.scores[inside], last.left[inside], allowed, standing.evidence)
-        judged = sum(int((~each.is_open & (each.level[each.asked] <= tested)).sum()) for each in rounds)
-        rest = latest.relations[tested] - judged
-        more = None if more is None and rest else min(more or 0, rest)
-        given = [answer for *_, own in parts for answer in own]
-        progress[name] = GroupProgress(name, settings, latest, rounds, given, standing, more)
-    return progress
+    return {name: GroupProgress(_part(plans[0]).settings, parts) for name, parts in found.items()}
 
 
 def _round(answers: PlanProgress, group: CertifiedGroup) -> tuple[Round, list[Judged | None]]:

@@ -7,7 +7,7 @@ show them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -63,7 +63,7 @@ def check_health(database: Database, threshold: float) -> list[Check]:
         "captions": "captions",
     }
     totals = {name: database.rows(f"select count(*) from {source}")[0][0] for name, source in sources.items()}
-    found = {**_box_doubts(database), **_caption_doubts(database)}
+    found = {**_box_doubts(database), **_caption_doubts(database, totals)}
     for rule in RULES:
         rows = database.rows(
             f"""with found as materialized ({rule.query}),
@@ -118,7 +118,7 @@ def _box_doubts(database: Database) -> _Found:
     return found
 
 
-def _caption_doubts(database: Database) -> _Found:
+def _caption_doubts(database: Database, totals: Mapping[str, int]) -> _Found:
     names = [name for (name,) in database.rows(
         f"""select category::varchar from objects where category <> '{NO_OBJECT}' group by category
         order by count(*) desc, 1 limit {_CLASSES}"""
@@ -139,11 +139,9 @@ def _caption_doubts(database: Database) -> _Found:
     if not match.is_chance:
         return {}
     if pairs := list(_renamed(named, boxed, names)):
-        [(boxes,)] = database.rows("select count(*) from objects")
-        return {"foreign_classes": (boxes, [Example(rows[at][0], text) for text, at in pairs[:_EXAMPLES]])}
-    [(captions,)] = database.rows("select count(*) from captions")
+        return {"foreign_classes": (totals["boxes"], [Example(rows[at][0], text) for text, at in pairs[:_EXAMPLES]])}
     text = f"of the classes that captions name, {match.same:.0%} have a box in their image, {match.other:.0%} in others"
-    return {"foreign_captions": (captions, [Example(rows[0][0], text)])}
+    return {"foreign_captions": (totals["captions"], [Example(rows[0][0], text)])}
 
 
 def _renamed(named: NDArray[np.bool_], boxed: NDArray[np.bool_], names: list[str]) -> Iterator[tuple[str, int]]:

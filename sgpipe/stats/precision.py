@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from decimal import ROUND_FLOOR, Decimal
 from functools import cached_property
 from typing import Any
 
@@ -174,11 +173,10 @@ def short_threshold(confidence: float) -> float:
     """Return a confidence rounded down to three significant digits, so that a threshold of it keeps the confidence."""
     if confidence <= 0:
         return 0.0
-    exact = Decimal(float(confidence))
-    short = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 2), ROUND_FLOOR)
-    above = short + Decimal(1).scaleb(exact.adjusted() - 2)
-    # Shards store 0.7 as 0.69999999, and a threshold of 0.7 keeps it.
-    return float(above if np.float32(above) <= np.float32(confidence) else short)
+    short = float(f"{confidence:.3g}")
+    if np.float32(short) > np.float32(confidence):  # shards store 0.7 as 0.69999999, and a threshold of 0.7 keeps it
+        short = float(f"{short - 10.0 ** (math.floor(math.log10(confidence)) - 2):.3g}")
+    return short
 
 
 @dataclass(frozen=True, eq=False)

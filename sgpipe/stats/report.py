@@ -155,7 +155,6 @@ def _failed_checks(measures: Measures) -> Iterator[Table]:
 
 
 def _compared(comparison: Comparison | None) -> Iterator[Table]:
-    """Yield what changed compared with another run."""
     if comparison is None:
         return
     heads = [f">{comparison.other}", ">this run"]

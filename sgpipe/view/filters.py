@@ -338,7 +338,6 @@ class Where:
             self.add(" or ".join(clauses), known)
 
     def _add_patterns(self, patterns: Sequence[Pattern], form: str) -> None:
-        """A relation is like one of the patterns."""
         conditions, values = [], []
         for pattern in patterns:
             named = [(column, names) for column, names in zip(_OF_RELATIONS.values(), pattern, strict=True) if names]

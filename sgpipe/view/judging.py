@@ -214,7 +214,6 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
 
 
 def _summary(plan: Any) -> dict[str, Any]:
-    """Return a plan without its questions."""
     return plan.model_dump(mode="json", exclude={"questions"})
 
 

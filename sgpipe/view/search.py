@@ -221,7 +221,12 @@ class Page:
 
 def search(index: Index, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
     """Return one page of hits, after a cursor of an earlier page. Raises UserError: no such cursor or queue."""
-    found = _found(index, filters, _read_cursor(after) if after else None, limit + 1)
+    start = None
+    if after:
+        if not (cursor := _CURSOR.fullmatch(after)):
+            raise UserError(f"after={single_line(after, 60)}: not a page of this search; leave it out")
+        start = Place(cursor[1], int(cursor[2]), int(cursor[3]))
+    found = _found(index, filters, start, limit + 1)
     last = "_".join(map(str, found[limit - 1][:3])) if len(found) > limit else None
     return Page(_hits(index, filters, found[:limit]), last)
 
@@ -354,11 +359,3 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
         )
         for hit, row in zip(shown, found, strict=True)
     ]
-
-
-def _read_cursor(text: str) -> Place:
-    """Return the place that a page comes after. Raises UserError: it is not a cursor."""
-    if not (found := _CURSOR.fullmatch(text)):
-        raise UserError(f"after={single_line(text, 60)}: not a page of this search; leave it out")
-    value, image, number = found.groups()
-    return Place(int(value) if value.isdigit() else float(value), int(image), int(number))
