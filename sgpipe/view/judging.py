@@ -196,21 +196,22 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
         return JSONResponse(_summary(plan), 201)
     common: dict[str, Any] = {"plan": wanted.id, "at": utc_now(), "by": who, "run": log.fingerprint}
     common |= {"seed": wanted.seed, "kind": wanted.kind}
-    existing = log.recall_plans.get(wanted.id) or log.plans.get(wanted.id)
-    if existing is not None and existing.kind != wanted.kind:
-        raise HTTPException(409, f"{wanted.id} is a plan of another kind ({existing.kind}) already: give another id")
-    made: BaseModel | None = existing
-    if made is None and wanted.kind == "recall":
+    if existing := log.recall_plans.get(wanted.id) or log.plans.get(wanted.id):
+        if existing.kind != wanted.kind:
+            raise HTTPException(409, f"{wanted.id} is a plan of another kind ({existing.kind}): give another id")
+        return JSONResponse(_summary(existing), 201)
+    made: RecallPlan | SamplingPlan
+    if wanted.kind == "recall":
         images, asked = draw_recall(viewer.index.rows, wanted.count, wanted.boxes, wanted.seed)
-        made = log.append(RecallPlan(**common, images=images, questions=asked))
-    elif made is None and wanted.kind != "recall":
+        made = RecallPlan(**common, images=images, questions=asked)
+    else:
         search = wanted.search if wanted.kind == "search" else None
         filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
         request.app.state.freshness.update_judgements()
         select, parameters = select_relations(viewer.index, filters)
         strata, questions = draw(viewer.index.rows, select, parameters, wanted.kind, wanted.count, wanted.seed)
-        made = log.append(SamplingPlan(**common, search=search, strata=strata, questions=questions))
-    return JSONResponse(_summary(made), 201)
+        made = SamplingPlan(**common, search=search, strata=strata, questions=questions)
+    return JSONResponse(_summary(log.append(made)), 201)
 
 
 def _summary(plan: Any) -> dict[str, Any]:
