@@ -47,7 +47,7 @@ def stats(
     """
     from sgpipe.calibration import load_calibration, probability_for
     from sgpipe.records import TRAINING_CONFIDENCE
-    from sgpipe.stats import audit, gallery, measures, report
+    from sgpipe.stats import audit, measures, report
     from sgpipe.storage.index import open_run
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
@@ -67,10 +67,10 @@ def stats(
             report.print_tables(found, console.output())
         sampled = (database, shown, least, images, probabilities)
         if html is not None:
-            drawn, lost = report.write_report(html, found, gallery.open_samples(*sampled), least)
+            drawn, lost = report.write_report(html, found, report.open_samples(*sampled), least)
             cli.say(f"wrote {html} with {count(drawn, 'image')} in its gallery{_missing(lost)}")
         if sheet is not None:
-            drawn, lost = gallery.write_sheet(database, sheet, gallery.open_samples(*sampled), least)
+            drawn, lost = report.write_sheet(database, sheet, report.open_samples(*sampled), least)
             cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
 
 

@@ -270,7 +270,7 @@ TOTALS = {
     "kept_relations": f"relations of confidence ≥ {TRAINING_CONFIDENCE:.2f}",
     "images_without_relations": "images without relations",
 }
-_STAGES = ("captions", "triplets", "matched_triplets", "candidate_texts", "relations", "kept_relations")
+STAGES = ("captions", "triplets", "matched_triplets", "candidate_texts", "relations", "kept_relations")
 
 
 @dataclass(frozen=True)
@@ -355,8 +355,8 @@ class Measures:
     @property
     def yields(self) -> dict[str, float | None]:
         """The output of each stage per output of the stage before, without error rows; None if that had none."""
-        done = {name: self.totals[name] - self.in_error_rows[name] for name in _STAGES}
-        return {after: done[after] / done[before] if done[before] else None for before, after in pairwise(_STAGES)}
+        done = {name: self.totals[name] - self.in_error_rows[name] for name in STAGES}
+        return {after: done[after] / done[before] if done[before] else None for before, after in pairwise(STAGES)}
 
 
 def _use_probabilities(database: Database, calibration: Calibration) -> None:

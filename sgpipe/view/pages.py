@@ -29,7 +29,7 @@ from sgpipe.files.image_roots import ImageFile
 from sgpipe.images import ImageReference, decode, image_file, is_upright
 from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.stages.pair import normalise_predicate, told_triplets
-from sgpipe.stats.gallery import make_card
+from sgpipe.stats.report import make_card
 from sgpipe.storage.index import Index, RecordView, find_image, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.boxes import iou, xywh_to_xyxy

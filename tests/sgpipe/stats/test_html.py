@@ -8,9 +8,8 @@ from PIL import Image
 
 from sgpipe.records import Attribute, Box
 from sgpipe.stats.audit import Audit, compare
-from sgpipe.stats.gallery import open_samples, write_sheet
 from sgpipe.stats.measures import measure
-from sgpipe.stats.report import render, tables
+from sgpipe.stats.report import open_samples, render, tables, write_sheet
 from sgpipe.storage.index import open_run
 from sgpipe.viz.svg import Line, Plot
 from tests.sgpipe.stats.forms import assert_forms_agree
