@@ -181,8 +181,10 @@ class PlanProgress:
     @cached_property
     def precisions(self) -> list[PrecisionEstimate]:
         """The precision of the strata together, then of each."""
-        sets = np.concatenate([np.ones((1, len(self.sizes))), np.eye(len(self.sizes))])
-        return estimate_stratified(sets * self.sizes, sets * self.tally(self.judged), sets * self.tally(self.right))
+        number = len(self.plan.strata)
+        counts = (each[:number] for each in (self.sizes, self.tally(self.judged), self.tally(self.right)))
+        sets = np.concatenate([np.ones((1, number)), np.eye(number)])
+        return estimate_stratified(*(sets * each for each in counts))
 
     @property
     def precision(self) -> PrecisionEstimate:
@@ -225,15 +227,9 @@ class PlanProgress:
 
     def as_json(self) -> dict[str, Any]:
         """As plain values for JSON."""
-        strata = [asdict(each) for each in self.strata]
+        estimates = {"precision": asdict(self.precision), "strata": [asdict(each) for each in self.strata]}
         numbers = {"unsure": self.unsure, "conflicts": self.conflicts, "open": self.open}
-        return {
-            "precision": asdict(self.precision),
-            "strata": strata,
-            **numbers,
-            "more": self.needed(),
-            "margin": MARGIN,
-        }
+        return estimates | numbers | {"more": self.needed(), "margin": MARGIN}
 
 
 def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
@@ -349,7 +345,7 @@ def measure_judgements(
         relations=round(sample.sizes.sum()),
         relations_now=int(sample.counts.sum()),
         strata=sample.plan.kind,
-        bands=PlanProgress(sample.plan, log).strata,
+        bands=sample.strata,
         predicates=sample.predicates(),
         curve=curve,
         target=target,
@@ -384,13 +380,9 @@ _NOTHING = SamplingPlan(plan="none", at="", by="nobody", run="", seed=0, kind="b
 
 def _plan_of_run(log: JudgementLog) -> SamplingPlan | None:
     """Return the plan of the whole run with the most judgements; None: none has any."""
-    judged = {
-        name: int(PlanProgress(plan, log).judged.sum())
-        for name, plan in log.plans.items()
-        if plan.kind in ("bands", "predicates")
-    }
-    best = max(judged, key=lambda name: judged[name], default="")
-    return log.plans[best] if judged.get(best) else None
+    of_run = (PlanProgress(plan, log) for plan in log.plans.values() if plan.kind in ("bands", "predicates"))
+    best = max(of_run, key=lambda progress: progress.judged.sum(), default=None)
+    return best.plan if best and best.judged.any() else None
 
 
 class _Sample(PlanProgress):
