@@ -227,5 +227,5 @@ def test_a_run_that_has_grown_keeps_the_weights_of_the_plan(tmp_path):
     after = make_shards(tmp_path / "after", [*records, *(scene(f"b{n}", [(0, "on", 1, 0.9)]) for n in range(50))])
     file = judge(before, 20, lambda question: "right" if question.confidence > 0.5 else "wrong")
     shutil.copy(file, after / file.name)
-    assert measured(after, after / file.name).precision == pytest.approx(0.1)
+    assert measured(after, after / file.name).precision.value == pytest.approx(0.1)
     assert "The run had 100 relations when the plan was made and has 150 now" in report(after)
