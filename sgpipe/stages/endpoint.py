@@ -85,10 +85,6 @@ class ChatRequest:
             fields |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         return fields
 
-    def body(self, model: str) -> bytes:
-        """Return what identifies the request: equal requests have equal bytes, whatever a server calls the limit."""
-        return json.dumps(self.fields(model), sort_keys=True).encode()
-
     def once_more(self, number: int, text: str, wrong: str) -> ChatRequest:
         """Return the request for another text in place of the one of this number."""
         reply = [{"role": "assistant", "content": text[:_LONGEST_ANSWER]}, {"role": "user", "content": wrong}]
@@ -387,7 +383,7 @@ class ChatEndpoint:
         """Return the choices from the cache, or from the server and then into the cache."""
         if self.cache is None:
             return await self._completion(request)
-        body = request.body(self.model)
+        body = json.dumps(request.fields(self.model), sort_keys=True).encode()
         if (choices := self.cache.get(body)) is None:
             choices = await self._completion(request)
             self.cache.put(body, choices, request.check)

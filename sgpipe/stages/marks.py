@@ -85,8 +85,9 @@ class MarksStage(PairStage):
         """Yield a question about each image with several boxes, noted in `open_` with the indices of those numbered."""
         chosen = {}
         for record in (record for record in records if record.ok):
+            ranks = [box.rank for box in record.objects]
             boxes = [i for i, box in enumerate(record.objects) if not box.iscrowd and min(box.bbox[2:]) > 0]
-            boxes.sort(key=lambda index, record=record: record.objects[index].rank)  # type: ignore[misc]
+            boxes.sort(key=ranks.__getitem__)
             marked = boxes[: self.config.max_marks]
             record.left_out["marks"] = len(boxes) - len(marked)
             if len(marked) > 1:
@@ -117,8 +118,10 @@ class MarksStage(PairStage):
             return [], f"This is not JSON of that form. {_FORM}"
         found, wrong = dict[Stated, None](), None
         for subject, words, object_ in stated:
-            ends, predicate = (subject, object_), _normalised(words)
-            if predicate and subject != object_ and all(type(end) is int and 1 <= end <= boxes for end in ends):
+            predicate = " ".join(predicate_words(words)) if isinstance(words, str) else ""
+            is_word = predicate.isprintable() and 0 < len(predicate) <= _LONGEST_PREDICATE
+            ends = all(type(end) is int and 1 <= end <= boxes for end in (subject, object_))
+            if is_word and ends and subject != object_:
                 found[subject, predicate, object_] = None
             else:
                 wrong = f"{quote(json.dumps([subject, words, object_]))} does not relate two of the numbers. {_FORM}"
@@ -140,9 +143,3 @@ class MarksStage(PairStage):
         boxes = [replace(box, category=f"{box.category} {index}") for index, box in enumerate(record.objects)]
         predicates = {(boxes[s].category, boxes[o].category): list(texts) for (s, o), texts in stated.items()}
         record.left_out["pairs"] += self._list_pairs(record, boxes, predicates)
-
-
-def _normalised(predicate: Any) -> str:
-    """Return a predicate as the parsers write it; "" if it is none."""
-    text = " ".join(predicate_words(predicate)) if isinstance(predicate, str) else ""
-    return text if text.isprintable() and len(text) <= _LONGEST_PREDICATE else ""

@@ -120,35 +120,33 @@ class VisionLanguageCaptioner:
             return Refusal(f"the {self.role} cannot process the image: {checkpoint.first_line(reason)}")
 
     def _caption(self, given: tuple[Any, int]) -> list[str] | Refusal:
-        rows = self._decode(*given, self.generation)
-        captions = [one_line(self.prompt.decode(row)) for row in rows]
-        return [caption for caption in captions if caption] or Refusal("the captions are empty")
+        captions = map(one_line, self._decode(*given, self.generation))
+        return list(filter(None, captions)) or Refusal("the captions are empty")
 
     def _read(self, request: ChatRequest) -> Any:
         return self.prompt(shown_image(request.messages), self.prompt.chat(request.messages))
 
     def _answer(self, given: tuple[ChatRequest, Any]) -> list[Choice]:
-        request, _ = given
-        texts = self._texts(*given)
+        request, inputs = given
+        texts = self._decode(inputs, request.seed, self.generation, request.n)
         for number, text in enumerate(texts):
             if request.check and (wrong := request.check(text)):
-                [texts[number]] = self._texts(more := request.once_more(number, text, wrong), self._read(more))
+                more = request.once_more(number, text, wrong)
+                [texts[number]] = self._decode(self._read(more), more.seed ^ more.first, self.generation, 1)
         return [Choice(text) for text in texts]
 
-    def _texts(self, request: ChatRequest, inputs: Any) -> list[str]:
-        rows = self._decode(inputs, request.seed ^ request.first, self.generation, request.n)
-        return [self.prompt.decode(row) for row in rows]
-
     @torch.inference_mode()
-    def _decode(self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0) -> list[list[int]]:
-        """Return the tokens of each sample. Raises UserError if the scores are not finite."""
+    def _decode(self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0) -> list[str]:
+        """Return the text of each sample, without special tokens. Raises UserError: the scores are not finite."""
         inputs = inputs.to(self.device, self.dtype)
         if self.config.decoding == "beam":
             sequences = self.model.generate(**inputs, generation_config=generation)
             prompt = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-            return sequences[:, prompt:].tolist()
-        sample = partial(sample_nucleus, key, self.config, samples or self.config.samples)
-        return self.model.generate(**inputs, generation_config=generation, custom_generate=sample)
+            rows = sequences[:, prompt:].tolist()
+        else:
+            sample = partial(sample_nucleus, key, self.config, samples or self.config.samples)
+            rows = self.model.generate(**inputs, generation_config=generation, custom_generate=sample)
+        return [self.prompt.decode(row) for row in rows]
 
 
 _READING = threading.Lock()  # tokenizers are not safe for threads

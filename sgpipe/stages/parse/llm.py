@@ -1,7 +1,4 @@
-"""The parser by a language model behind a server with the OpenAI chat API, which enforces a JSON schema.
-
-If the answer is still not a graph, it is requested once more; then the rules parse that caption, and it is counted.
-"""
+"""The parser by a language model behind a server with the OpenAI chat API, which enforces a JSON schema."""
 
 from __future__ import annotations
 
@@ -26,7 +23,6 @@ front of"). A thing that owns or has another is its subject, with the predicate 
 - Do not infer what the caption does not state. A caption without relations has an empty list.
 Example: "two young women in hats are sitting on a bench, and a dog lies under it" has (women, in, hats), (women, \
 sitting on, bench) and (dog, lies under, bench)."""
-_ENDS_AND_PREDICATE = ("subject", "predicate", "object")
 _ONCE_MORE = (
     'This is not JSON of the form {"relations": [{"subject": …, "predicate": …, "object": …}]}. Answer with it.'
 )
@@ -35,13 +31,12 @@ _SAMPLING = ChatSampling(max_tokens=1024)
 
 def relations_schema(end: Mapping[str, Any], predicate: Mapping[str, Any]) -> dict[str, Any]:
     """Return the JSON schema of an answer that lists relations, from those of their ends and predicates."""
-    item = _object(dict(zip(_ENDS_AND_PREDICATE, (end, predicate, end), strict=True)))
-    return _object({"relations": {"type": "array", "items": item}})
 
+    def closed(**properties: Any) -> dict[str, Any]:
+        return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
 
-def _object(properties: Mapping[str, Any]) -> dict[str, Any]:
-    closed = {"required": [*properties], "additionalProperties": False}
-    return {"type": "object", "properties": properties, **closed}
+    item = closed(subject=end, predicate=predicate, object=end)
+    return closed(relations={"type": "array", "items": item})
 
 
 def read_relations(text: str) -> list[tuple[Any, Any, Any]] | None:
@@ -65,7 +60,10 @@ SCHEMA = relations_schema({"type": "string"}, {"type": "string"})
 
 
 class LlmParser(Parser):
-    """Parses captions with a served language model; names and heads are found as the rules find them."""
+    """Parses captions with a served language model; names and heads are found as the rules find them.
+
+    An answer that is no graph is requested once more; then the rules parse that caption, and it is counted.
+    """
 
     def __init__(self, config: ParseConfig, cache_folder: CacheFolder | None = None) -> None:
         """Raises UserError: no endpoint or model is named; see also `ChatEndpoint`."""

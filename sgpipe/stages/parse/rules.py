@@ -54,10 +54,7 @@ def _package_version(name: str) -> str:
 
 
 def load_model(name: str | None = None) -> Language:
-    """Load the spaCy pipeline `name` (a package or folder), or by default `default_model()`.
-
-    Raises UserError: it is not installed, cannot be read, or has no tagger and dependency parser.
-    """
+    """Load a spaCy pipeline, package or folder. Raises UserError: it cannot be, or has no tagger and parser."""
     import spacy
 
     name = name or default_model()

@@ -1,8 +1,7 @@
 """The parser by a sequence-to-sequence model that writes `( subject , predicate , object ) , ( … )`.
 
-Such are the T5 models of FACTUAL (Li et al., Findings of ACL 2023). Matrix products round differently for different
-numbers of rows: on a CPU each caption is parsed alone, so its triplets do not depend on the batch; on a GPU captions
-with equally many tokens are parsed together, in groups of a fixed size.
+Such are the T5 models of FACTUAL (Li et al., Findings of ACL 2023). As matrix products round by their number of rows, a
+caption is parsed alone on a CPU, and on a GPU in a group of a fixed size, with equally many tokens.
 """
 
 from __future__ import annotations

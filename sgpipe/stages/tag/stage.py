@@ -104,23 +104,14 @@ _REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors sha
 GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
 
 
-class Chosen(NamedTuple):
-    """A record with pairs to score, its batches, and the sorted class names that the network reads with it."""
+class TaggerInput(NamedTuple):
+    """A record whose pairs are scored, and what the network reads: sorted class names, pixels, and texts of batches."""
 
     record: Record
     batches: list[Batch]
     classes: list[str]
-
-
-class TaggerInput(NamedTuple):
-    """A record whose pairs are scored, and what the network reads: boxes and labels of objects, texts of batches."""
-
-    record: Record
-    batches: list[Batch]
-    pixels: Tensor
-    boxes: Tensor
-    labels: Tensor
-    texts: list[LabelFeatures]
+    pixels: Tensor = torch.empty(0)  # once the image is opened
+    texts: Sequence[LabelFeatures] = ()
 
 
 def text_to_read(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -222,7 +213,7 @@ class TagStage(ImageStage):
                     given.record.relations += self._relations(given, of_image)
         return records
 
-    def _choose(self, records: Sequence[Record]) -> list[Chosen]:
+    def _choose(self, records: Sequence[Record]) -> list[TaggerInput]:
         """Return the records to score, and with what; those of equal batch key in sequence if they go together."""
         chosen = []
         for record in (record for record in records if record.ok):
@@ -230,7 +221,7 @@ class TagStage(ImageStage):
             for noun in {box.category for box in record.objects}.difference(self.texts):
                 self.texts[noun] = text_to_read(noun, self.tagger.tokenizer)  # no class that other images read
             if batches:
-                chosen.append(Chosen(record, batches, self._classes(record)))
+                chosen.append(TaggerInput(record, batches, self._classes(record)))
         return sorted(chosen, key=self._batch_key) if self.memory.batch_size > 1 else chosen
 
     def _classes(self, record: Record) -> list[str]:
@@ -243,7 +234,7 @@ class TagStage(ImageStage):
         sample = nsmallest(self.config.vocabulary_others, others, lambda name: blake2b((key + name).encode()).digest())
         return sorted(own.union(sample))
 
-    def _batch_key(self, each: Chosen) -> tuple[tuple[int, int], int]:
+    def _batch_key(self, each: TaggerInput) -> tuple[tuple[int, int], int]:
         """Return the size of an image, and how many class names the network reads; equal for images of a batch."""
         return self._size(each.record), len(each.classes)
 
@@ -251,19 +242,19 @@ class TagStage(ImageStage):
         """Return the (width, height) that the network reads."""
         return resized(record.width, record.height, self.config.short_side, self.config.long_side)
 
-    def _inputs(self, chosen: Iterable[Chosen]) -> Iterator[list[TaggerInput]]:
+    def _inputs(self, chosen: Iterable[TaggerInput]) -> Iterator[list[TaggerInput]]:
         """At most `memory.batch_size` images of equal batch key at a time. Unreadable ones become error rows."""
         by_record = {id(each.record): each for each in chosen}
         records = [each.record for each in by_record.values()]
         opened = self.opened(records, self._network_input, self.memory.batch_size)
-        pixels = ((by_record[id(record)], of_record) for record, of_record in opened)
-        for _, same in groupby(pixels, lambda each: self._batch_key(each[0])):
+        ready = (by_record[id(record)]._replace(pixels=pixels) for record, pixels in opened)
+        for _, same in groupby(ready, self._batch_key):
             while some := list(islice(same, self.memory.batch_size)):
                 inputs = []
-                for (record, batches, classes), of_record in some:
-                    labels = torch.tensor([bisect_left(classes, self.texts[box.category]) for box in record.objects])
-                    texts = [self.tagger.encode_labels([*classes, NO_OBJECTS], batch.predicates) for batch in batches]
-                    inputs.append(TaggerInput(record, batches, of_record, normalised_boxes(record), labels, texts))
+                for each in some:
+                    classes = [*each.classes, NO_OBJECTS]
+                    texts = [self.tagger.encode_labels(classes, batch.predicates) for batch in each.batches]
+                    inputs.append(each._replace(texts=texts))
                 yield inputs
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
@@ -297,6 +288,10 @@ class TagStage(ImageStage):
                 pixels = [enlarge(each, size) for each, size in zip(pixels, sizes, strict=True)]
             stacked = torch.stack(pixels) if len(inputs) > 1 else pixels[0].unsqueeze(0)
             images = self.tagger.encode_image(normalise(stacked) if stacked.dtype == torch.uint8 else stacked)
+            objects = []
+            for each in inputs:
+                labels = [bisect_left(each.classes, self.texts[box.category]) for box in each.record.objects]
+                objects.append((normalised_boxes(each.record), torch.tensor(labels)))
             rows = [
                 (image, batch, texts)
                 for image, each in enumerate(inputs)
@@ -310,8 +305,7 @@ class TagStage(ImageStage):
                 groups: list[GivenPairs] = []
                 owners: list[int] = []
                 for number, (image, batch, _) in enumerate(part):
-                    boxes, labels = inputs[image].boxes, inputs[image].labels
-                    groups += [given_pairs(boxes, labels, group) for group in batch.groups]
+                    groups += [given_pairs(*objects[image], group) for group in batch.groups]
                     owners += [number] * len(batch.groups)
                 found.append(self.tagger.score_pairs(memory, groups, owners if len(part) > 1 else None).float())
         # One copy, as the host waits for it.

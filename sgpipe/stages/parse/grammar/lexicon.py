@@ -1,8 +1,7 @@
 """The word tables of the grammar: classes of words whose meaning decides a rule, and tables of the tokeniser.
 
-The lists of the rules (lexicon.toml, which says what each is for) are deliberately small: each makes a distinction that
-syntax does not show, with its common members in captions. The tokeniser has tables of multi-word expressions, of
-alternative spellings, and of stand-ins for words that the parser mistags. `lexicon.PEOPLE` is the list "people".
+The lists (lexicon.toml, which says what each is for) are deliberately small: each makes a distinction that syntax does
+not show, with its common members in captions. `lexicon.PEOPLE` is the list "people".
 """
 
 from __future__ import annotations

@@ -243,8 +243,9 @@ def relations(tree: Tree) -> list[ParsedRelation]:
         elif dep == "poss":
             finder.possessive(index)
         noun = tree.heads[index]
-        if word == "covered":
-            finder.covered(index)
+        if word == "covered" and dep in ("amod", "compound", "nmod") and noun > index > 0:
+            if tree.is_noun(index - 1) and tree.is_noun(noun):  # "snow covered hills"
+                finder.state([index - 1], ["covering"], [noun])
         elif word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES and is_entity(tree, noun) and noun > index:
             finder.state([noun], ["has"], [index])  # "a black haired boy" has hair
     return list(finder.relations)
@@ -278,11 +279,10 @@ class _Finder:
         lemma = verb_lemma(tree.texts[verb])
         if lemma in ("do", "perform"):
             things = [thing for thing in things if head_noun(tree, thing) not in lexicon.EVENT_NOUNS]
-        if lemma == "have" and (points_back(tree, verb) or any(points_back(tree, t) for t in things)):
+        if lemma == "have" and any(points_back(tree, each) for each in (verb, *things)):
             return
-        particles = _particles(tree, verb)
         if things:
-            self.state(subjects(tree, verb), [tree.texts[verb], *particles], things)
+            self.state(subjects(tree, verb), [tree.texts[verb], *_particles(tree, verb)], things)
         elif any(tree.texts[child] == "each other" for child in tree.dependents(verb, "dobj")):
             self._reciprocal(subjects(tree, verb), [tree.texts[verb]], verb=True)
 
@@ -300,18 +300,6 @@ class _Finder:
                 stated = words if copula else [tree.texts[head], *words]
                 self._reciprocal(subjects(tree, head), stated, verb=not copula)
             return
-        things = self._prepositional_objects(preposition, head)
-        if not things:
-            return
-        if tree.tags[head].startswith("VB"):
-            self._after_verb(head, preposition, words, things)
-        elif is_entity(tree, head):
-            self._after_noun(head, preposition, words, things)
-        elif tree.dependents(head, "nsubj"):
-            self._place(subjects(tree, head), words, things)
-
-    def _prepositional_objects(self, preposition: int, head: int) -> list[int]:
-        tree = self.tree
         things: list[int] = []
         for child in tree.dependents(preposition, "pobj", "pcomp"):
             if tree.texts[child] in ("it", "them"):
@@ -319,19 +307,25 @@ class _Finder:
             elif is_entity(tree, child):
                 things += coordinated(tree, child)
         stranded = not tree.children[preposition] and tree.deps[head] == "relcl"
-        if not things and stranded and is_entity(tree, tree.heads[head]):
+        if stranded and is_entity(tree, tree.heads[head]):
             things = [tree.heads[head]]
-        return things
+        if not things:
+            return
+        if tree.tags[head].startswith("VB"):
+            self._after_verb(head, words, things)
+        elif is_entity(tree, head):
+            self._after_noun(head, preposition, words, things)
+        elif tree.dependents(head, "nsubj"):
+            self._place(subjects(tree, head), words, things)
 
     def _reciprocal(self, nouns: list[int], words: list[str], verb: bool) -> None:
         """Relate two nouns to each other, or a plural to itself ("two dogs next to each other")."""
         if nouns:
             self._add(nouns[0], words, nouns[1] if len(nouns) > 1 else nouns[0], verb)
 
-    def _after_verb(self, verb: int, preposition: int, words: list[str], things: list[int]) -> None:
+    def _after_verb(self, verb: int, words: list[str], things: list[int]) -> None:
         tree = self.tree
-        doers = subjects(tree, verb)
-        direct = objects(tree, verb)
+        doers, direct = subjects(tree, verb), objects(tree, verb)
         if tree.texts[verb] in lexicon.BE:
             self._place(doers, words, things)
         elif not direct and self._passive(verb, words, doers, things):
@@ -390,12 +384,10 @@ class _Finder:
             return
         if words == ["with"] and any(points_back(tree, thing) for thing in things):
             return
-        located = modified(tree, noun, preposition)
-        if tree.deps[noun] == "dobj" and tree.is_verb(tree.heads[noun]) and words != ["with"]:
-            verb = tree.heads[noun]
-            doers = subjects(tree, verb)
-            if verb_lemma(tree.texts[verb]) not in ("have", "wear"):
-                located = self._located(verb, words, doers, located, things)
+        located, verb = modified(tree, noun, preposition), tree.heads[noun]
+        is_object = tree.deps[noun] == "dobj" and tree.is_verb(verb) and words != ["with"]
+        if is_object and verb_lemma(tree.texts[verb]) not in ("have", "wear"):
+            located = self._located(verb, words, subjects(tree, verb), located, things)
         self._place(located, words, things)
 
     def _place(self, located: list[int], words: list[str], things: list[int]) -> None:
@@ -433,14 +425,6 @@ class _Finder:
             self.state(owners[:1], ["has"], [thing])
         elif tree.tags[owner] == "PRP$" and tree.deps[thing] == "conj" and tree.is_noun(tree.heads[thing]):
             self.state([tree.heads[thing]], ["with"], [thing], verb=False)
-
-    def covered(self, participle: int) -> None:
-        """ "snow covered hills"."""
-        tree = self.tree
-        cover, noun = participle - 1, tree.heads[participle]
-        modifier = tree.deps[participle] in ("amod", "compound", "nmod") and noun > participle
-        if modifier and cover >= 0 and tree.is_noun(cover) and tree.is_noun(noun):
-            self.state([cover], ["covering"], [noun])
 
 
 def _particles(tree: Tree, verb: int) -> list[str]:

@@ -1,8 +1,7 @@
 """Correct the parser's common mistakes on captions in the tree, before the rules read it.
 
-The parser was trained on news, but captions are noun phrases with participles: it mistakes initial nouns for verbs,
-participles for nouns, and unknown nouns for adverbs. It attaches participles, places and conjuncts by syntax alone; who
-can act, what is worn and what is a body part resolves most of what is ambiguous to it but not to a reader.
+The parser was trained on news, but captions are noun phrases with participles, and it attaches by syntax alone; who can
+act, what is worn and what is a body part resolves most of what is ambiguous to it but not to a reader.
 """
 
 from __future__ import annotations

@@ -206,12 +206,12 @@ def test_a_local_model_is_asked_in_its_chat_template(tmp_path: Path, monkeypatch
     assert (record.error, record.left_out["answers"]) == ("pair: the model's answers are unusable", 2)
     texts, prompts, decode = [["bad", FINE], [relations((3, "by", 1))]], [], VisionLanguageCaptioner._decode
 
-    def scripted_tokens(self: Any, inputs: Any, key: int, generation: Any, samples: int = 0) -> list[list[int]]:
+    def scripted(self: Any, inputs: Any, key: int, generation: Any, samples: int = 0) -> list[str]:
         assert len(decode(self, inputs, key, generation, samples)) == samples
         prompts.append(self.prompt.tokenizer.decode(inputs["input_ids"][0]))
-        return [self.prompt.tokenizer.encode(text) for text in texts[len(prompts) - 1]]
+        return texts[len(prompts) - 1]
 
-    monkeypatch.setattr(VisionLanguageCaptioner, "_decode", scripted_tokens)
+    monkeypatch.setattr(VisionLanguageCaptioner, "_decode", scripted)
     [record] = stage([one_image(tmp_path)])
     assert pairs(record) == {(1, 2): ["by"], (2, 0): ["chasing"]}
     assert "\n1: dog\n2: cat\n3: person\n" in prompts[0]
