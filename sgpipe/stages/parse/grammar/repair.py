@@ -108,12 +108,12 @@ def _free_final_participle(tree: Tree, index: int) -> None:
 
 def _free_relative_clause(tree: Tree, index: int) -> None:
     """ "silver helmet man is wearing", "the bench a man is sitting on": the object precedes the subject."""
-    root = tree.heads[index] == index and tree.is_verb(index)
+    if tree.heads[index] != index or not tree.is_verb(index):
+        return
     subjects = [child for child in tree.dependents(index, "nsubj", "nsubjpass") if tree.is_noun(child)]
     after = [child for child in tree.children[index] if child > index]
-    if not (root and subjects) or any(tree.children[child] for child in after):
-        return
-    if tree.dependents(index, "dobj", "attr", "acomp", "ccomp", "agent"):
+    complete = tree.dependents(index, "dobj", "attr", "acomp", "ccomp", "agent")
+    if complete or not subjects or any(tree.children[child] for child in after):
         return
     noun = subjects[0]
     if len(subjects) == 1:  # the object is parsed as a part of the subject's name

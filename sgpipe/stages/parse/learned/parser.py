@@ -132,9 +132,12 @@ def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int
                 on_path += [cells + node for node in nodes]
                 cells += length
                 distance = min(max(second - first, -DISTANCE), DISTANCE) + DISTANCE
-                forwards, backwards = (sentence.rules.get(pair) for pair in ((first, second), (second, first)))
-                related = (forwards is not None) + 2 * (backwards is not None)
+                forwards, backwards = sentence.rules.get((first, second)), sentence.rules.get((second, first))
+                if forwards is None and backwards is None:
+                    rows.append((first, second, distance, path, 0, 0, 0))
+                    continue
                 verb, rest = split_predicate(forwards or backwards or "")
+                related = (forwards is not None) + 2 * (backwards is not None)
                 stated = tables.verbs.get(verb, 0), tables.rests.get(rest, 0)
                 rows.append((first, second, distance, path, related, *stated))
         counts.append(len(rows) - before)
