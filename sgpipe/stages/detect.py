@@ -403,9 +403,7 @@ class GivenBoxes(NamedTuple):
 
 
 def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
-    """Boxes as x1, y1, x2, y2 in pixels, anything that NumPy makes `[boxes, 4]` of, and their class names.
-
-    None: no boxes are given, which differs from an empty list.
+    """Boxes as x1, y1, x2, y2 in pixels, anything that NumPy makes `[boxes, 4]` of, and their class names; or None.
 
     Raises UserError: they are not of this shape, or there is not a class name for each box.
     """

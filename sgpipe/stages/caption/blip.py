@@ -203,10 +203,9 @@ class Blip:
     @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """[images, 3, size, size] to image states [images, 1 + patches, vision width]."""
-        vision_config: Any = self.model.config.vision_config
         return self.model.vision_model(
             pixel_values=pixels.to(self.model.device, self.model.dtype),
-            interpolate_pos_encoding=self.prepare.size != vision_config.image_size,
+            interpolate_pos_encoding=self.prepare.size != self.model.config.vision_config.image_size,
         ).last_hidden_state
 
     def prompt_ids(self, prompt: str) -> list[int]:

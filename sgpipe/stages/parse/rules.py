@@ -1,8 +1,7 @@
 """The parser by rules, and the spaCy model that it and the other parsers start from.
 
-A caption's analysis does not depend on its batch: thinc's matrix product (BLIS) computes each row in the same order of
-operations for any number of rows; numpy's does not and is not used. BLIS's kernels round differently, which changed no
-parse of 64,344 captions.
+A caption's analysis does not depend on its batch: thinc's matrix product (BLIS; not numpy's) computes each row in the
+same order for any number of rows. BLIS's kernels round differently, which changed no parse of 64,344 captions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each way of deciding which candidates are relations needs (`tag.method`), and the ways without a model.
+"""What each `tag.method` needs, and the methods without a model.
 
 Those make every candidate a relation, or every candidate whose boxes overlap: the baselines of the RLIPv2 paper
 (section 4.3, table 5) for the R-Tagger.

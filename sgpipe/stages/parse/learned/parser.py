@@ -1,7 +1,7 @@
 """The learned parser: a caption's dependency tree, the relations of the rules, and a network that decides.
 
-The network runs in numpy with thinc's matrix product. Its result for a caption does not depend on the batch, bit for
-bit: all captions are rows of the same matrices (see `rules`), and all else is computed per element or per caption.
+Its result for a caption does not depend on the batch, bit for bit: all captions are rows of the same matrices, whose
+product is thinc's (see `rules`), and all else is computed per element or per caption.
 """
 
 from __future__ import annotations
