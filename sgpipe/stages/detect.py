@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from weakref import WeakValueDictionary
@@ -142,9 +143,8 @@ _MODELS: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()  # st
 def _open(name: str, device: torch.device, kind: str, processor: str) -> tuple[Any, Any]:
     """Return a model of transformers and its processor. Raises UserError: one of them cannot be loaded."""
     with loading(f"detector {name} cannot be loaded"):  # not every version has all classes
-        model_class, settings = getattr(transformers, kind), {"dtype": torch.float32}
-        model = _shared(name, device, lambda: load_weights(model_class, name, "detector", **settings))
-        return model, getattr(transformers, processor).from_pretrained(name)
+        load = partial(load_weights, getattr(transformers, kind), name, "detector", dtype=torch.float32)
+        return _shared(name, device, load), getattr(transformers, processor).from_pretrained(name)
 
 
 def _shared(name: str, device: torch.device, load: Callable[[], Any]) -> Any:

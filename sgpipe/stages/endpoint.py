@@ -312,7 +312,14 @@ class ChatEndpoint:
 
         `example`: a request like those that will follow, sent for one answer, which is not kept.
         """
-        self._start(self._check(example)).result()
+        try:
+            self._start(self._check_models()).result()
+            if example is not None:
+                self._start(self._completion(replace(example, n=1))).result()
+        except RequestError as error:
+            raise UserError(f"{self.model!r} at {self.url} refuses such requests ({error})") from None
+        except EngineError as error:
+            raise UserError(str(error)) from None
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
         """Yield the usable answers to each request, in order; `requests.in_flight` requests are under way at once.
@@ -335,16 +342,6 @@ class ChatEndpoint:
             threading.Thread(target=self._loop.run_forever, name="endpoint", daemon=True).start()
             weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop)
         return asyncio.run_coroutine_threadsafe(work, self._loop)
-
-    async def _check(self, example: ChatRequest | None) -> None:
-        await self._check_models()
-        try:
-            if example is not None:
-                await self._completion(replace(example, n=1))
-        except RequestError as error:
-            raise UserError(f"{self.model!r} at {self.url} refuses such requests ({error})") from None
-        except EngineError as error:
-            raise UserError(str(error)) from None
 
     async def _check_models(self) -> None:
         """Raise UserError if the server does not answer, or does not list the model."""

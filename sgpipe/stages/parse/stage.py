@@ -38,12 +38,12 @@ def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) ->
 
 def parser_identity(config: ParseConfig) -> Any:
     """Return what decides the triplets besides the settings: versions of the spaCy model, hashes of weights."""
-    if config.parser in ("seq2seq", "llm"):  # spaCy finds the heads of what the model names
-        model = config.model if config.parser == "llm" else model_sha256(config.model)
-        return {config.parser: model, "spacy": model_version()}
+    if config.parser == "rules":
+        return model_version(config.model)
     if config.parser == "learned":
         return {"learned": model_sha256(str(WEIGHTS)), "spacy": model_version(config.model)}
-    return model_version(config.model)
+    model = config.model if config.parser == "llm" else model_sha256(config.model)
+    return {config.parser: model, "spacy": model_version()}  # which finds the heads of what the model names
 
 
 class CaptionParser(Parser):

@@ -9,7 +9,7 @@ from copy import copy
 from functools import cache
 from hashlib import blake2b
 from heapq import nsmallest
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -208,9 +208,8 @@ class TagStage(ImageStage):
         predicates = (text for each in chosen for pair in each.record.pairs for text in pair.predicates)
         self.tagger.encode_texts([*classes, NO_OBJECTS, *dict.fromkeys(predicates)])
         with prefetch(self._compute, self._inputs(chosen), self.gpu_threads, self.gpu_threads + 1) as computed:
-            for inputs, scores in computed:
-                for given, of_image in zip(inputs, scores, strict=True):
-                    given.record.relations += self._relations(given, of_image)
+            for given, of_image in chain.from_iterable(computed):
+                given.record.relations += self._relations(given, of_image)
         return records
 
     def _choose(self, records: Sequence[Record]) -> list[TaggerInput]:
@@ -274,8 +273,8 @@ class TagStage(ImageStage):
         boxes = sum(not box.iscrowd for box in record.objects) if of_classes else None
         return reference_batches(reference_groups(record.pairs, self.group_size, boxes), self.config.chunk)
 
-    def _compute(self, inputs: list[TaggerInput]) -> tuple[list[TaggerInput], list[list[Tensor]]]:
-        return inputs, self.memory.compute(self._forward, inputs)
+    def _compute(self, inputs: list[TaggerInput]) -> list[tuple[TaggerInput, list[Tensor]]]:
+        return list(zip(inputs, self.memory.compute(self._forward, inputs), strict=True))
 
     @torch.no_grad()
     def _forward(self, inputs: Sequence[TaggerInput]) -> list[list[Tensor]]:
