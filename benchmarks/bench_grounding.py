@@ -34,7 +34,7 @@ from sgpipe.generation.run import generate
 from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES
 from sgpipe.recipe import MiniworldConfig, load_recipe
 from sgpipe.records import TRAINING_CONFIDENCE, Box, Record
-from sgpipe.sources.opening import MiniworldFiles
+from sgpipe.sources.miniworld import MiniworldFiles
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher
 from sgpipe.storage.shards import iter_records

@@ -29,7 +29,7 @@ from rich.table import Table
 
 from benchmarks.measure import report
 from sgpipe.miniworld.dataset import IMAGES, INSTANCES
-from sgpipe.sources.opening import render_dataset
+from sgpipe.sources.miniworld import render_dataset
 from tests.endpoint_server import EndpointServer
 
 SECONDS, IN_FLIGHT = 0.1, 4

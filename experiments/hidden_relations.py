@@ -24,7 +24,7 @@ from sgpipe.miniworld.captions import NOUNS
 from sgpipe.miniworld.dataset import IMAGES, SCENE_GRAPHS, render_dataset
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record, Relation
-from sgpipe.sources.opening import import_graphs
+from sgpipe.sources.miniworld import import_graphs
 from sgpipe.sources.vocabulary import load_equivalents
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.atomic import write_text

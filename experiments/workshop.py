@@ -33,7 +33,7 @@ from sgpipe.records import Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.opening import MiniworldFiles, import_graphs, split_name
+from sgpipe.sources.miniworld import MiniworldFiles, import_graphs, split_name
 from sgpipe.stages.tag.methods import candidates, overlapping_pairs
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.storage.judgements import JUDGEMENTS

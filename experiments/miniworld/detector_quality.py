@@ -24,7 +24,7 @@ from sgpipe.miniworld.dataset import IMAGES, INSTANCES, INTERACTION_CLASSES
 from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
 from sgpipe.records import TRAINING_CONFIDENCE
-from sgpipe.sources.opening import MiniworldFiles
+from sgpipe.sources.miniworld import MiniworldFiles
 from sgpipe.stages import detect
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils.console import Progress

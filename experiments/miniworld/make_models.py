@@ -19,7 +19,7 @@ from experiments.miniworld.train_captioner import captioner_recipe, make_caption
 from sgpipe.errors import UserError
 from sgpipe.miniworld.dataset import SCENE_GRAPHS, render_dataset
 from sgpipe.recipe import PackagedModel
-from sgpipe.sources.opening import import_graphs
+from sgpipe.sources.miniworld import import_graphs
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.run import train
 from sgpipe.utils.console import Progress

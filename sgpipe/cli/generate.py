@@ -240,7 +240,7 @@ def miniworld(
     Examples:
       sgpipe miniworld --count 200 --out miniworld/
     """
-    from sgpipe.sources.opening import render_dataset
+    from sgpipe.sources.miniworld import render_dataset
 
     with console.Progress().images(number, "generating") as advance:
         is_new = render_dataset(out, number, seed, split, progress=lambda: advance(1, {}))

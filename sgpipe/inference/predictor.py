@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -74,16 +75,26 @@ class Predictor:
         self._network.prepare_inference(self._dtype)
 
     def __call__(self, row_group: RowGroup) -> Iterator[ImagePrediction]:
-        """Yield the predictions for a row group, in its order."""
+        """Yield the predictions for a row group, in its order; boxes are not clipped, as in the official code.
+
+        Raises UserError: a number is not finite.
+        """
         size, read = self.config.batch, partial(self._read, row_group.images)
         with prefetch(read, iter_rows(row_group), self.config.threads, _PREFETCH * size) as images:
             while batch := list(islice(images, size)):
                 detections = iter(self._detect([pixels for _, pixels in batch if isinstance(pixels, Tensor)]))
                 for row, pixels in batch:
-                    if isinstance(pixels, Tensor):
-                        yield self._prediction(row, next(detections))
-                    else:
+                    if not isinstance(pixels, Tensor):
                         yield ImagePrediction(row, None, pixels)
+                        continue
+                    pairs = PredictedPairs.from_detections(next(detections))
+                    parts = pairs.scores, pairs.subject_boxes, pairs.object_boxes
+                    if not all(np.isfinite(part).all() for part in parts):
+                        why = "its training has diverged, or it needs --dtype float32"
+                        raise UserError(f"{self.config.model} predicts NaN for image {row.image_id}: {why}")
+                    sides = np.array((row.width, row.height) * 2, dtype=np.float32)
+                    in_pixels = {name: getattr(pairs, name) * sides for name in ("subject_boxes", "object_boxes")}
+                    yield ImagePrediction(row, replace(pairs, **in_pixels))
 
     def _read(self, images: ImagePlace | None, given: tuple[Record, bytes | None]) -> tuple[Record, Tensor | str]:
         """Return the pixels of an image, or why there are none."""
@@ -127,19 +138,6 @@ class Predictor:
         classes, is_half = self.config.classes, self._dtype == torch.bfloat16
         return (*classes.objects, NO_OBJECTS), classes.relations, "bfloat16" if is_half else "float32"
 
-    def _prediction(self, row: Record, detections: TripletDetections) -> ImagePrediction:
-        """Boxes in pixels, not clipped, as in the official code. Raises UserError: a number is not finite."""
-        pairs = PredictedPairs.from_detections(detections)
-        if not all(np.isfinite(part).all() for part in (pairs.scores, pairs.subject_boxes, pairs.object_boxes)):
-            raise UserError(
-                f"{self.config.model} predicts NaN for image {row.image_id}: its training has diverged, or it needs "
-                "--dtype float32"
-            )
-        sides = np.array((row.width, row.height) * 2, dtype=np.float32)
-        boxes = (pairs.subject_boxes * sides, pairs.object_boxes * sides)
-        labels = pairs.subject_labels, pairs.object_labels
-        return ImagePrediction(row, PredictedPairs(*boxes, *labels, pairs.scores))
-
 
 class _Worker:
     """Loads the network with its first row group, so that an invalid network is the error of a task, with a cause."""
@@ -173,9 +171,7 @@ def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> It
         pool = ActorPool([worker.remote(config, gpus) for _ in range(workers)])
         for predictions in pool.map(lambda actor, row_group: actor.run.remote(row_group), list(row_groups)):
             yield from predictions
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise UserError(str(error.cause)) from None
-        raise EngineError(worker_failure(error)) from None
     except RayError as error:
+        if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):
+            raise UserError(str(error.cause)) from None
         raise EngineError(worker_failure(error)) from None

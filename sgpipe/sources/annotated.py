@@ -80,12 +80,10 @@ def replace_objects(record: Record, boxes: list[Box | None], problems: ProblemCo
     """Set the record's objects to `boxes`, without those that are None; drop and count the relations of the latter."""
     kept = [index for index, box in enumerate(boxes) if box is not None]
     new_index = {old: new for new, old in enumerate(kept)}
-    relations = [
-        Relation(new_index[item.subject], new_index[item.object], item.predicate, item.confidence)
-        for item in record.relations
-        if item.subject in new_index and item.object in new_index
-    ]
+    relations = [item for item in record.relations if item.subject in new_index and item.object in new_index]
     problems["relations_of_dropped_boxes"] += len(record.relations) - len(relations)
+    for item in relations:
+        item.subject, item.object = new_index[item.subject], new_index[item.object]
     record.objects, record.relations = [box for box in boxes if box is not None], relations
 
 
@@ -222,9 +220,9 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
     match = folder and re.fullmatch(_FOLDER, _lower(re.sub(r"\.(zip|tar)$", "", folder.resolve().name)))
     by_folder = _SPLITS[match[1]] if match else None
     if by_file != by_folder and not {by_file, by_folder} & {None, WHOLE}:
+        advice = f"pass --split {by_file} or --split {by_folder}, or the folder of these annotations"
         raise UserError(
-            f"{annotations.name} is named after the split {by_file!r}, the image folder {folder} after "
-            f"{by_folder!r}: pass --split {by_file} or --split {by_folder}, or the folder of these annotations"
+            f"{annotations.name} is named after {by_file!r}, its folder {folder} after {by_folder!r}: {advice}"
         )
     if split := by_file or by_folder or default:
         return split

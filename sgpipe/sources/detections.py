@@ -31,18 +31,7 @@ from sgpipe.sources.fields import FieldError
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.storage.source_index import write_index
 from sgpipe.utils import BoxForm
-from sgpipe.utils.boxes import (
-    FORMS,
-    ClassFinder,
-    are_parts,
-    best_form,
-    class_matrix,
-    clip_xywh,
-    match_captions,
-    share_inside,
-    to_xywh,
-    xywh_to_xyxy,
-)
+from sgpipe.utils import boxes as geometry
 from sgpipe.utils.console import count
 
 _SLICE = 8192
@@ -60,7 +49,7 @@ class Segmentations:
         return len(self._ends) - 2
 
     def read(self, box: int, size: Sequence[int], problems: ProblemCounts) -> str | None:
-        """Return the segmentation of a box, as `parse_segmentation`; `size`: width and height of the image."""
+        """Return the segmentation of a box, as `fields.segmentation`; `size`: width and height of the image."""
         start, stop = self._ends[box : box + 2]
         if start == stop:
             return None
@@ -227,15 +216,12 @@ class Detections:
         self.pending_ids.clear()
 
     def _objects(self, which: np.ndarray, rows: np.ndarray, part: range) -> pa.Array:
-        """Return a list of objects for each image of `part`: boxes clipped, without degenerate ones and duplicates.
-
-        `which`: the indices of its boxes, by image; `rows`: the image of each.
-        """
+        """Return the clipped, different objects of each image of `part`: of the boxes `which`, in images `rows`."""
         category, crowd = np.asarray(self.box_categories)[which], np.asarray(self.box_crowds)[which].astype(bool)
         sizes = np.asarray(self.sizes).reshape(-1, 2)[rows].astype(np.float64)
         sized = (sizes > 0).all(1)  # an error row has no size to clip to: its boxes are not degenerate
         with np.errstate(over="ignore", invalid="ignore"):
-            clipped, is_inside, overhang = clip_xywh(np.asarray(self.boxes).reshape(-1, 4)[which], sizes)
+            clipped, is_inside, overhang = geometry.clip_xywh(np.asarray(self.boxes).reshape(-1, 4)[which], sizes)
             inside = np.flatnonzero(is_inside)
             self.problems["unsized_image"] += int((~sized).sum())
             self.problems["degenerate"] += int((~is_inside & sized).sum())
@@ -313,18 +299,18 @@ def settle_boxes(detections: Detections, form: BoxForm | None, name: str, *, cho
     first = np.flatnonzero(rows[:BOXES] >= 0)
     examined = boxes[first], sizes[rows[first]]
     if form is None and choose:
-        form, share = best_form(*examined)
+        form, share = geometry.best_form(*examined)
         if share < _FITTING:
             raise UserError(
                 f"{name}: in no form do its boxes lie in their images (as {form}, {share:.0%} do): "
-                f"pass {_OPTION}FORM, one of {', '.join(FORMS)}"
+                f"pass {_OPTION}FORM, one of {', '.join(geometry.FORMS)}"
             )
         notes = [f"boxes are read as {form}: {share:.1%} lie in their images; {_OPTION}FORM reads others"]
     else:
         form, stated = form or "xywh", form is not None
         notes = doubt_boxes(*examined, form, name, _OPTION, stated=stated)
     if form != "xywh":
-        detections.boxes = array("d", to_xywh(boxes, sizes[rows], form).tobytes())
+        detections.boxes = array("d", geometry.to_xywh(boxes, sizes[rows], form).tobytes())
     return notes
 
 
@@ -342,10 +328,10 @@ def doubt_boxes(
     `option`: what sets the form, without its value. Raises UserError: the boxes certainly have another form, and none
     was `stated`.
     """
-    best, share = best_form(boxes, sizes)
-    outside, still = 1 - share_inside(boxes, sizes, form), 1 - share
+    best, share = geometry.best_form(boxes, sizes)
+    outside, still = 1 - geometry.share_inside(boxes, sizes, form), 1 - share
     number = outside * len(boxes)
-    if are_parts(boxes) and not form.endswith("n") and len(boxes) >= _FEW and sizes.max() > _SMALL_IMAGE:
+    if geometry.are_parts(boxes) and not form.endswith("n") and len(boxes) >= _FEW and sizes.max() > _SMALL_IMAGE:
         doubt = f"all boxes lie in the first pixel of their images, but {share:.0%} fit as {best}"
         certain = len(boxes) >= _ENOUGH
     elif number >= _FEW and outside >= _SOME and still <= outside / 10:
@@ -388,16 +374,16 @@ def doubt_detections(detections: Detections, captions: object) -> list[str]:
         boxed[rows[index]].add(detections.categories.get(detections.box_categories[index], ""))
     classes = [name for _, name in sorted(detections.categories.items())]
     synonyms = {**packaged_synonyms("objects365"), **packaged_synonyms("coco")}
-    find = ClassFinder({each: synonyms.get(each, ()) for each in classes})
-    named = class_matrix([set().union(*map(find, detections.captions[row])) for row in captioned], classes)
-    there = class_matrix(boxed.values(), classes)
-    found = match_captions(named, there)
+    find = geometry.ClassFinder({each: synonyms.get(each, ()) for each in classes})
+    named = geometry.class_matrix([set().union(*map(find, detections.captions[row])) for row in captioned], classes)
+    there = geometry.class_matrix(boxed.values(), classes)
+    found = geometry.match_captions(named, there)
     if not found.is_chance:
         return []
     doubt = f"{captions}: of the classes that captions name, {found.same:.0%} have a box in the same image"
     doubt += f" and {found.other:.0%} in any other image, so that captions and boxes seem unrelated"
     for axis, step, fault in _SHIFTS:
-        shifted = match_captions(named, np.roll(there, step, axis))
+        shifted = geometry.match_captions(named, np.roll(there, step, axis))
         if shifted.is_real:
             return [f"{doubt}: {shifted.same:.0%} would have one if {fault}"]
     return [f"{doubt}: do they belong together?"]
@@ -413,13 +399,13 @@ def settle_records(
     owners = [(record, box) for record in records if record.ok for box in record.objects if not box.is_nothing]
     sizes = np.array([(record.width, record.height) for record, _ in owners], np.float64).reshape(-1, 2)
     boxes = np.array([box.bbox for _, box in owners], np.float64).reshape(-1, 4)
-    boxes = xywh_to_xyxy(boxes) if source.boxes == "xyxy" else boxes  # as the file has them
+    boxes = geometry.xywh_to_xyxy(boxes) if source.boxes == "xyxy" else boxes  # as the file has them
     notes: list[str] = []
     if examine and source.boxes is not None:
         name = str(source.files["annotations"])
         notes = doubt_boxes(boxes, sizes, form or source.boxes, name, "--boxes ", stated=form is not None)
     if form is not None:
-        for (_, box), bbox in zip(owners, to_xywh(boxes, sizes, form).tolist(), strict=True):
+        for (_, box), bbox in zip(owners, geometry.to_xywh(boxes, sizes, form).tolist(), strict=True):
             box.bbox = tuple(bbox)
     return notes
 

@@ -69,7 +69,7 @@ def find_files(config: HubConfig) -> HubFiles:
     root = existing_images(f"{DATASETS}{dataset}" if on_hub else absolute(dataset.rstrip("/")))
     names = sorted(entry.name for entry in root.entries() if "/." not in f"/{entry.name}")
     card = _card(root) if "README.md" in names else {}
-    subsets = _of_card(card, names) or _of_names(names)
+    subsets = _find_subsets(names, card)
     if not subsets:
         converted = f"; try --dataset {dataset.partition('@')[0]}@refs/convert/parquet" if on_hub else ""
         raise UserError(f"{dataset} has no Parquet files, such as train-00000-of-00001.parquet{converted}")
@@ -96,13 +96,10 @@ def _card(root: ImageRoot) -> dict[str, Any]:
     return card if isinstance(card, dict) else {}
 
 
-_Subsets = dict[str, dict[str, list[str]]]
-
-
-def _of_card(card: Mapping[str, Any], names: Sequence[str]) -> _Subsets:
-    """Return the files by subset and split, as patterns of the card's `configs` name them."""
-    subsets: _Subsets = {}
+def _find_subsets(names: Sequence[str], card: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
+    """Return the files by subset and split, as patterns of the card's `configs` name them, or by their names alone."""
     parquet = [name for name in names if name.endswith(".parquet")]
+    subsets: dict[str, dict[str, list[str]]] = {}
     for config in fields.as_list(card.get("configs")):
         for each in fields.as_list(config.get("data_files") if isinstance(config, dict) else None):
             item = each if isinstance(each, dict) else {"path": each}
@@ -110,25 +107,19 @@ def _of_card(card: Mapping[str, Any], names: Sequence[str]) -> _Subsets:
             if found := [name for name in parquet if any(fnmatch.fnmatchcase(name, each) for each in patterns)]:
                 subset = subsets.setdefault(str(config.get("config_name") or _DEFAULT), {})
                 subset.setdefault(str(item.get("split", "train")), []).extend(found)
-    return subsets
-
-
-def _of_names(names: Iterable[str]) -> _Subsets:
-    """Return the files by subset and split, by their names alone."""
-    subsets: _Subsets = {}
-    for name in names:
-        if not name.endswith(".parquet"):
-            continue
-        found = _SHARD.fullmatch(name) or _FOLDER.fullmatch(name)
-        if found and found["split"] not in _FOLDERS:
-            folder, split = found["subset"], found["split"]
+    if subsets:
+        return subsets
+    for name in parquet:
+        match = _SHARD.fullmatch(name) or _FOLDER.fullmatch(name)
+        if match and match["split"] not in _FOLDERS:
+            folder, split = match["subset"], match["split"]
         else:
             words = re.split(r"[^a-z]+", name.removesuffix(".parquet").lower())
             folder = PurePosixPath(name).parts[0] if "/" in name else None
             folder = None if folder == "train" or folder in _KEYWORDS else folder
             split = next((_KEYWORDS[word] for word in words if word in _KEYWORDS), "train")
-        subset = _DEFAULT if folder is None or folder in _FOLDERS else folder
-        subsets.setdefault(subset, {}).setdefault(split, []).append(name)
+        subset_name = _DEFAULT if folder is None or folder in _FOLDERS else folder
+        subsets.setdefault(subset_name, {}).setdefault(split, []).append(name)
     return subsets
 
 

@@ -109,8 +109,7 @@ def import_annotations(
                 manifest.rewrite()
     rows = sum(shard.rows for shard in manifest.shards)
     if not written:
-        asked = f"; the first {limit:,} were asked for" if limit is not None and limit < rows else ""
-        progress.say(f"nothing left to do: {count(rows, 'image')} of {manifest.root} imported before{asked}")
+        progress.say(f"nothing left to do: {count(rows, 'image')} of {manifest.root} imported before")
     summary = add_up(manifest, read or rows, {})
     for key in [key for key in summary.counts if key.startswith(_PROBLEM)]:
         summary.problems[key.removeprefix(_PROBLEM)] = summary.counts.pop(key)
@@ -120,9 +119,9 @@ def import_annotations(
 def _read_units(
     source: AnnotationSource, shards: Mapping[int, ShardEntry], limit: int | None, problems: ProblemCounts
 ) -> Iterator[tuple[int, list[Record], ProblemCounts]]:
-    """Yield all records in units: their start, records, and the problems found since the previous one, of `problems`.
+    """Yield all records in units: their start, records, and the problems found up to the next one, of `problems`.
 
-    A unit ends where its shard does, and before the next shard. What follows the last record belongs to its unit.
+    A unit ends where its shard does, and before the next shard.
     """
     records = islice(_distinct(source.read(problems), problems), limit)
     start, seen, first = 0, problems.copy(), next(records, None)
@@ -154,10 +153,7 @@ def _finish(
     *,
     examine: bool,
 ) -> tuple[list[bytes | None] | None, list[str]]:
-    """Give records their image sizes and clip their boxes.
-
-    Return their image files, if they are to be embedded, and what is doubtful about the boxes, if you `examine`.
-    """
+    """Give records their image sizes and clip their boxes; return their image files to embed, and what is doubtful."""
     contents: list[bytes | None] = []
     for record in records:
         image = None

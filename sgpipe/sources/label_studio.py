@@ -85,9 +85,9 @@ def _results(
     """Return what counts of a task, if anything: of annotations the ground truth, otherwise the latest one."""
     annotations = _dicts(task.get("annotations"))
     if annotator is not None:  # Label Studio writes an id, or an object with `id` and `email`
-        by = [(each, each.get("completed_by")) for each in annotations]
-        called = [(each, [who.get("id"), who.get("email")] if isinstance(who, dict) else [who]) for each, who in by]
-        annotations = [each for each, names in called if annotator in map(str, names)]
+        people = [each.get("completed_by") for each in annotations]
+        names = [[who.get("id"), who.get("email")] if isinstance(who, dict) else [who] for who in people]
+        annotations = [each for each, own in zip(annotations, names, strict=True) if annotator in map(str, own)]
     found = [each for each in annotations if not each.get("was_cancelled")]
     further = "further_annotations"
     if not annotations and predictions:

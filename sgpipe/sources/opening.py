@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,33 +17,26 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from rich.console import Console
 
 from sgpipe.errors import UserError
+from sgpipe.files import roots
 from sgpipe.files.image_roots import ImagePlace, absolute, existing_images, image_root
 from sgpipe.files.locations import Location, content_id, location
 from sgpipe.files.object_store import ObjectInfo
-from sgpipe.files.roots import HEIF_SUFFIXES
-from sgpipe.files.roots import SUFFIXES as _SUFFIXES
 from sgpipe.images import reads_heif
-from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS
-from sgpipe.miniworld.dataset import render_dataset as render_dataset
-from sgpipe.recipe import MiniworldConfig, Recipe, SourceConfig, SplitConfig
+from sgpipe.recipe import Recipe, SourceConfig, SplitConfig
 from sgpipe.records import FOLDER_DATASET, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.sources import fields
 from sgpipe.sources.coco import locate_images, read_coco
 from sgpipe.sources.detections import Detections, doubt_detections, settle_boxes, size_or_reason, write_detections
 from sgpipe.sources.hub import prepare_hub, read_split, stamp_split
-from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import visual_genome_source
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFiles, RunFolder
 from sgpipe.storage.shards import DATA, IMAGE_COLUMN, read_checked, relation_rows
 from sgpipe.storage.source_index import SourceIndex, write_index
 from sgpipe.utils import __version__
-from sgpipe.utils.atomic import write_text
-from sgpipe.utils.console import Progress, count
+from sgpipe.utils.console import count
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.prefetch import prefetch
 
@@ -57,15 +49,10 @@ def prepare_source(
     `private`: the run's folder for files of its own; a source that makes its images puts them there. Raises UserError,
     StoreError.
     """
-    if config := source.synthetic and source.miniworld:
-        files = MiniworldFiles(private / "drawn")
-        if files.settings != config.model_dump():
-            say(f"generating {count(config.images, 'image')}")
-            files.make(config)
-        world = files.world
-        split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)
-        splits = {split_name(config.split): split}
-        return source.model_copy(update={"root": None, "splits": splits}), files.ground_truth
+    if source.synthetic:
+        from sgpipe.sources.miniworld import MiniworldFiles  # takes longer to import than other sources to open
+
+        return MiniworldFiles(private / "drawn").prepare(source, say)
     if source.format == "hub":
         source = prepare_hub(source)
     if source.format == "run":
@@ -145,7 +132,7 @@ def _hash(values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
-SUFFIXES = (*_SUFFIXES, *HEIF_SUFFIXES) if reads_heif() else _SUFFIXES
+SUFFIXES = (*roots.SUFFIXES, *roots.HEIF_SUFFIXES) if reads_heif() else roots.SUFFIXES
 
 # Texts that belong to an image of the same name.
 _SIDECARS = (".json", ".txt", ".xml", ".xmp", ".csv", ".yaml", ".yml", ".md", ".aae")
@@ -167,7 +154,7 @@ class FolderFiles:
         more = f" and {count(others, 'other')}" if others > 0 else ""
         shown = ", ".join(map(fields.single_line, self.unread[:_MOST_NAMED]))
         notes = [f"{count(len(self.unread), 'file')} not read: {shown}{more}"] if self.unread else []
-        if any(_suffix(name) in HEIF_SUFFIXES for name in self.unread):
+        if any(_suffix(name) in roots.HEIF_SUFFIXES for name in self.unread):
             notes.append("pip install 'sgpipe[heif]' reads .heic and .heif")
         return notes
 
@@ -309,54 +296,3 @@ def _confident(column: pa.ChunkedArray, threshold: float) -> pa.Array:
     kept = pc.fill_null(enough, True)
     ends = np.cumsum(np.bincount(images.filter(kept), minlength=len(lists)))
     return pa.ListArray.from_arrays(pa.array([0, *ends.tolist()], pa.int32()), relations.filter(kept), lists.type)
-
-
-class MiniworldFiles:
-    """Generated images of a run, and shards with their ground truth, in one folder.
-
-    Attributes:
-        world: what `sgpipe miniworld` writes: images and annotation files.
-        all_relations, composed_relations: shards with every relation that holds in an image, and with those that it
-            was composed of, from which the others follow.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.world, self.all_relations, self.composed_relations = root / "world", root / "true", root / "composed"
-        self._settings = root / "drawn.json"
-
-    @property
-    def settings(self) -> dict[str, Any] | None:
-        """Which images these are; None until all of them and their ground truth are written."""
-        return json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.is_file() else None
-
-    @property
-    def ground_truth(self) -> GroundTruth:
-        return GroundTruth(self.all_relations, self.composed_relations)
-
-    def make(self, config: MiniworldConfig) -> None:
-        """Generate images and ground truth; what the folder held before is removed."""
-        shutil.rmtree(self.root, ignore_errors=True)
-        render_dataset(self.world, config.images, config.seed, config.split)
-        graphs = self.world / SCENE_GRAPHS
-        import_graphs(graphs, config.split, self.all_relations)
-        scenes: list[dict[str, Any]] = json.loads(graphs.read_text(encoding="utf-8"))
-        for scene in scenes:
-            scene["relationships"] = [relation for relation in scene["relationships"] if not relation["implied"]]
-        composed = self.root / "composed.json"
-        write_text(composed, json.dumps(scenes))
-        import_graphs(composed, config.split, self.composed_relations, self.world / IMAGES)
-        composed.unlink()
-        write_text(self._settings, json.dumps(config.model_dump()))
-
-
-def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = None) -> None:
-    """Import scene graphs of the miniworld as shards; `images` defaults to the folder next to them."""
-    images = images or graphs.parent / IMAGES
-    source = visual_genome_source(graphs, images, split_name(split), preprocess=False)
-    import_annotations(source, images, out, Progress(Console(quiet=True)))
-
-
-def split_name(split: str) -> str:
-    """Return the name of a miniworld split in shards."""
-    return split.replace("-", "_")

@@ -22,16 +22,8 @@ from sgpipe.files.locations import Location, open_stream, read_text
 from sgpipe.images import decode, image_exists, read_size
 from sgpipe.recipe import WHOLE
 from sgpipe.records import Attribute, Box, Caption, Record, Relation
-from sgpipe.sources import fields
-from sgpipe.sources.annotated import (
-    AnnotationSource,
-    DatasetClasses,
-    ProblemCounts,
-    drop_nameless,
-    error_row,
-    relations_of,
-    require_format,
-)
+from sgpipe.sources import annotated, fields
+from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row
 from sgpipe.sources.fields import FieldError
 
 _NO_CATEGORY_ID = 0  # category_id of classes that have only a name
@@ -113,7 +105,7 @@ def pseudo_label_source(
 
     `image_paths`: Objects365's image_id_to_filepath.json, required for its images: their ids do not give file names.
     """
-    require_format(annotations, "rlipv2", "vg")
+    annotated.require_format(annotations, "rlipv2", "vg")
     files, paths = {"annotations": annotations}, dict[str, Any]()
     if image_paths is not None:
         files["image_paths"] = image_paths
@@ -127,7 +119,7 @@ def pseudo_label_source(
             dataset = fields.clean(str(item.get("dataset") or "rlipv2")) if isinstance(item, Mapping) else ""
             if (record := graph_record(item, dataset, split, problems)) is None:
                 continue
-            drop_nameless(record, problems)
+            annotated.drop_nameless(record, problems)
             is_named = "file_name" in item
             if not is_named and dataset in ("o365", "objects365"):
                 if not paths:
@@ -172,9 +164,9 @@ def visual_genome_source(
     """
     if any(aliases) and not preprocess:
         raise UserError("aliases are used only by the preprocessing: omit --no-preprocess or the alias files")
-    require_format(annotations, "vg", "relationships")
+    annotated.require_format(annotations, "vg", "relationships")
     if image_data:
-        require_format(image_data, "image data")
+        annotated.require_format(image_data, "image data")
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         objects, predicates = map(load_aliases, aliases)
@@ -186,7 +178,7 @@ def visual_genome_source(
             if record := graph_record(item, "visual_genome", split, problems):
                 if preprocess:
                     remove_redundant(record, objects, predicates, problems)
-                drop_nameless(record, problems)
+                annotated.drop_nameless(record, problems)
                 record.width, record.height = sizes.get(record.image_id, (record.width, record.height))
                 record.file_name = locate_image(images, record.file_name)
                 yield record
@@ -284,7 +276,7 @@ def svg_source(annotations: Location, split: str) -> AnnotationSource:
                             record.relations.append(Relation(index, indices[other], fields.text(relation, "name")))
                         else:
                             problems["unknown_object"] += 1
-                drop_nameless(record, problems)
+                annotated.drop_nameless(record, problems)
             yield record
 
     return AnnotationSource("svg", split, read, {"annotations": annotations}, boxes="xyxy")
@@ -368,7 +360,7 @@ def psg_source(annotations: Location, split: str, masks: ImagePlace | None = Non
     PNGs in `masks` is of the segment with the id red + 256 green + 65,536 blue; None: only segmentations of the file
     (github.com/Jingkang50/OpenPSG: openpsg/datasets/psg.py, pipelines/loading.py).
     """
-    require_format(annotations, "psg")
+    annotated.require_format(annotations, "psg")
     listed = ("thing_classes", STUFF, "predicate_classes", "test_image_ids")
     lists: dict[str, list[Any]] = {key: [] for key in listed}
     stream = JsonStream(annotations)
@@ -396,7 +388,7 @@ def psg_source(annotations: Location, split: str, masks: ImagePlace | None = Non
                     record.objects = list(_segments(item, record, things + stuff, masks, problems))
                     rows = [fields.numbers(each, 3) for each in fields.as_list(item.get("relations"))]
                     ends = range(len(record.objects))
-                    record.relations = relations_of(rows, names_by_number, dict(enumerate(ends)))
+                    record.relations = annotated.relations_of(rows, names_by_number, dict(enumerate(ends)))
                 yield record
 
     classes = DatasetClasses((*things, *stuff), tuple(predicates))
@@ -423,31 +415,24 @@ def _segments(
         category = fields.integer(segment, "category_id")
         if category not in range(len(names)):
             raise FieldError(f"category_id {category} of segment {index} is not a class of the file")
-        value = entry.get("segmentation") if isinstance(entry, Mapping) else None
-        segmentation = fields.segmentation(value, record.width, record.height, problems)
+        entry = entry if isinstance(entry, Mapping) else {}
+        outline: Any = entry.get("segmentation")
+        segmentation = fields.segmentation(outline, record.width, record.height, problems)
         if pixels is not None and (mask := pixels == fields.integer(segment, "id")).any():
-            value = coco.encode(np.asfortranarray(mask, np.uint8))
-            segmentation = json.dumps(value | {"counts": value["counts"].decode()})
-        if isinstance(entry, Mapping) and "bbox" in entry:
+            outline = coco.encode(np.asfortranarray(mask, np.uint8))
+            segmentation = json.dumps(outline | {"counts": outline["counts"].decode()})
+        if "bbox" in entry:
             bbox = fields.corners(entry["bbox"])
+        elif segmentation and isinstance(outline, list):
+            points = np.concatenate([np.reshape(ring, (-1, 2)) for ring in outline]).astype(float)
+            bbox = (*points.min(0).tolist(), *np.ptp(points, 0).tolist())
         elif segmentation:
-            bbox = _bounds(value)
+            is_packed = not isinstance(outline["counts"], list)
+            runs = outline if is_packed else coco.frPyObjects(outline, *map(int, outline["size"]))
+            bbox = tuple(coco.toBbox(runs).tolist())
         else:
             raise FieldError(f"segment {index} has neither a bbox nor pixels")
         yield Box(names[category], category, bbox, bool(segment.get("iscrowd")), segmentation=segmentation)
-
-
-def _bounds(value: Any) -> tuple[float, float, float, float]:
-    """Return the box of polygons or run lengths, as x, y, width, height."""
-    from pycocotools import mask as coco
-
-    if isinstance(value, list):
-        x, y = ([each for polygon in value for each in polygon[start::2]] for start in (0, 1))
-        return min(x), min(y), max(x) - min(x), max(y) - min(y)
-    if isinstance(value["counts"], list):
-        value = coco.frPyObjects(value, *map(int, value["size"]))
-    x, y, width, height = coco.toBbox(value).tolist()
-    return x, y, width, height
 
 
 BOX_SCALE, VALIDATION_IMAGES = 1024, "validation_images"  # the latter: an attribute of files that sgpipe wrote
@@ -548,4 +533,4 @@ def _fill(record: Record, tables: Mapping[str, Any], names: Sequence[Mapping[int
         record.objects.append(Box(names[0][label], label, (x, y, w, h), attributes=adjectives))
     rows = np.hstack([tables["relationships"][spans[1]], tables["predicates"][spans[1]]]).tolist()
     first_box = spans[0].start
-    record.relations = relations_of(rows, names[1], {first_box + at: at for at in range(len(record.objects))})
+    record.relations = annotated.relations_of(rows, names[1], {first_box + at: at for at in range(len(record.objects))})

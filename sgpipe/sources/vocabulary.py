@@ -168,7 +168,12 @@ class Equivalents:
                 raise UserError(f"{text!r} is a synonym of both {names[_form(text)]!r} and {name!r}; remove one")
         for kind, name, text in stated:
             if kind == _SYNONYMS or _form(name) != _form(text):
-                self._join(name, text, kind == _INVERSES)
+                (first, turned), (second, swapped) = self._find(name), self._find(text)
+                differ = turned ^ swapped ^ (kind == _INVERSES)
+                if first != second:
+                    self._above[second] = first, differ
+                elif differ:
+                    raise UserError(f"{text!r} is both the same as {name!r} and its inverse; remove one")
         self._symmetric = {
             self._find(name)[0] for kind, name, text in stated if kind == _INVERSES and _form(name) == _form(text)
         }
@@ -198,14 +203,6 @@ class Equivalents:
             lemma, other = self._above[lemma]
             swapped ^= other
         return lemma, swapped
-
-    def _join(self, name: str, text: str, inverse: bool) -> None:
-        (first, turned), (second, swapped) = self._find(name), self._find(text)
-        differ = turned ^ swapped ^ inverse
-        if first != second:
-            self._above[second] = first, differ
-        elif differ:
-            raise UserError(f"{text!r} is both the same as {name!r} and its inverse; remove one")
 
 
 @lru_cache(1 << 16)

@@ -169,6 +169,14 @@ def test_the_hub_s_form_holds_images(made, run, tmp_path, monkeypatch):
     assert imported(dataset_source(str(again))[0], again, tmp_path / "third") == only(made, "val")
 
 
+def test_origins_of_relations_come_back(tmp_path):
+    record = Record("1", "coco", "val", "1.jpg", WIDTH, HEIGHT, [Box("person", 1, (8.0, 4.0, 20.0, 30.0))])
+    record.relations = [Relation(0, 0, "on", 0.5, "tagger")]
+    out = exported(make_shards(tmp_path / "run", [record]), "hf", tmp_path / "out")
+    (found,) = imported(dataset_source(str(out))[0], tmp_path, tmp_path / "in")
+    assert found.relations == record.relations
+
+
 @pytest.mark.parametrize("form", ["coco-rel", "sgg-benchmark", "vg", "rlipv2"])
 def test_missing_objects_and_ids_that_are_no_numbers_survive(tmp_path, form):
     person = Box("person", 1, (8.0, 4.0, 20.0, 30.0))

@@ -16,7 +16,7 @@ from sgpipe.miniworld.dataset import IMAGES, SCENE_GRAPHS, render_dataset
 from sgpipe.recipe import PairConfig
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.corrected import correct_run
-from sgpipe.sources.opening import import_graphs
+from sgpipe.sources.miniworld import import_graphs
 from sgpipe.sources.vocabulary import load_equivalents
 from sgpipe.stages.pair import PairStage
 from sgpipe.stages.tag.stage import text_to_read

@@ -14,7 +14,8 @@ from sgpipe.evaluation.label_quality import run_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.scene import random_scene
 from sgpipe.recipe import MiniworldConfig, load_recipe
-from sgpipe.sources.opening import MiniworldFiles, prepare_source
+from sgpipe.sources.miniworld import MiniworldFiles
+from sgpipe.sources.opening import prepare_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
 from sgpipe.storage.shards import iter_records, shard_name, write_shard

@@ -1,0 +1,82 @@
+"""The miniworld as a source: images with boxes, captions and exact ground truth, generated on the spot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS
+from sgpipe.miniworld.dataset import render_dataset as render_dataset
+from sgpipe.recipe import MiniworldConfig, SourceConfig, SplitConfig
+from sgpipe.sources.import_run import import_annotations
+from sgpipe.sources.scene_graphs import visual_genome_source
+from sgpipe.storage.run_folder import GroundTruth
+from sgpipe.utils.atomic import write_text
+from sgpipe.utils.console import Progress, count
+
+
+class MiniworldFiles:
+    """Generated images of a run, and shards with their ground truth, in one folder.
+
+    Attributes:
+        world: what `sgpipe miniworld` writes: images and annotation files.
+        all_relations, composed_relations: shards with every relation that holds in an image, and with those that it
+            was composed of, from which the others follow.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.world, self.all_relations, self.composed_relations = root / "world", root / "true", root / "composed"
+        self._settings = root / "drawn.json"
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """Which images these are; None until all of them and their ground truth are written."""
+        return json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.is_file() else None
+
+    @property
+    def ground_truth(self) -> GroundTruth:
+        return GroundTruth(self.all_relations, self.composed_relations)
+
+    def prepare(self, source: SourceConfig, say: Callable[[str], None]) -> tuple[SourceConfig, GroundTruth]:
+        """Return the source with these images and their ground truth, which are generated unless they are there."""
+        config = source.miniworld
+        if self.settings != config.model_dump():
+            say(f"generating {count(config.images, 'image')}")
+            self.make(config)
+        world = self.world
+        split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)
+        splits = {split_name(config.split): split}
+        return source.model_copy(update={"root": None, "splits": splits}), self.ground_truth
+
+    def make(self, config: MiniworldConfig) -> None:
+        """Generate images and ground truth; what the folder held before is removed."""
+        shutil.rmtree(self.root, ignore_errors=True)
+        render_dataset(self.world, config.images, config.seed, config.split)
+        graphs = self.world / SCENE_GRAPHS
+        import_graphs(graphs, config.split, self.all_relations)
+        scenes: list[dict[str, Any]] = json.loads(graphs.read_text(encoding="utf-8"))
+        for scene in scenes:
+            scene["relationships"] = [relation for relation in scene["relationships"] if not relation["implied"]]
+        composed = self.root / "composed.json"
+        write_text(composed, json.dumps(scenes))
+        import_graphs(composed, config.split, self.composed_relations, self.world / IMAGES)
+        composed.unlink()
+        write_text(self._settings, json.dumps(config.model_dump()))
+
+
+def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = None) -> None:
+    """Import scene graphs of the miniworld as shards; `images` defaults to the folder next to them."""
+    images = images or graphs.parent / IMAGES
+    source = visual_genome_source(graphs, images, split_name(split), preprocess=False)
+    import_annotations(source, images, out, Progress(Console(quiet=True)))
+
+
+def split_name(split: str) -> str:
+    """Return the name of a miniworld split in shards."""
+    return split.replace("-", "_")
