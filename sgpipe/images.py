@@ -11,18 +11,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sgpipe.errors import ImageError as ImageError
-from sgpipe.files.image_roots import ImageFile, ImagePlace, ImageRoot, image_root
+from sgpipe.files.image_roots import ImageFile, ImagePlace, image_root
 from sgpipe.files.roots import HEADER, image_error
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
 from sgpipe.utils.prefetch import start_early
 
-Kind = TypeVar("Kind")
 Prepared = TypeVar("Prepared")
 
 # What decoders raise for broken files besides OSError, as fuzzing shows and as Pillow's plug-ins are written.
@@ -56,24 +55,9 @@ def image_exists(root: ImagePlace, file_name: str) -> bool:
     return image_root(root).contains(file_name)
 
 
-class ImageReference(Protocol):
-    """Anything that names an image the way a record or a shard's row does."""
-
-    @property
-    def dataset(self) -> str: ...
-    @property
-    def split(self) -> str: ...
-    @property
-    def file_name(self) -> str: ...
-    @property
-    def width(self) -> int: ...
-    @property
-    def height(self) -> int: ...
-
-
 def open_row_image(
     roots: Mapping[str, ImagePlace],
-    row: ImageReference,
+    row: Record,
     embedded: bytes | None = None,
     images: ImagePlace | None = None,
 ) -> Image.Image:
@@ -84,24 +68,25 @@ def open_row_image(
 
     Raises ImageError: missing, outside its root, broken, too large, or not of the annotated size; StoreError.
     """
-    file, name = image_file(roots, row, embedded, images)
+    file, name = image_file(roots, row.split, row.file_name, embedded, images)
     return decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
 
 
 def image_file(
     roots: Mapping[str, ImagePlace],
-    row: ImageReference,
+    split: str,
+    file_name: str,
     embedded: bytes | None = None,
     images: ImagePlace | None = None,
 ) -> tuple[ImageFile, str]:
     """Return the file of a shard's row, which need not exist, and what messages call it, as `open_row_image`."""
     if embedded is not None and images is None:
-        return BytesIO(embedded), row.file_name
-    location = images or roots.get(row.split)
+        return BytesIO(embedded), file_name
+    location = images or roots.get(split)
     if location is None:
-        raise ImageError(f"the image is neither in the shard nor in a known folder: {row.file_name}")
+        raise ImageError(f"the image is neither in the shard nor in a known folder: {file_name}")
     root = image_root(location)
-    return root.open(row.file_name), root.where(row.file_name)
+    return root.open(file_name), root.where(file_name)
 
 
 def is_upright(dataset: str) -> bool:
@@ -214,27 +199,19 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
-    """Return width and height as stored: annotated boxes refer to that frame. Raises ImageError: it is not usable."""
-    return _of_header(image_root(root), file_name, lambda image: image.size)
+def read_size(root: ImagePlace, file_name: str, *, upright: bool = False) -> tuple[int, int]:
+    """Return width and height as stored, to which annotated boxes refer; or `upright`: as displayed, turned by EXIF.
 
-
-def read_upright_size(root: ImagePlace, file_name: str) -> tuple[int, int]:
-    """Return width and height as displayed, turned as EXIF says. Raises ImageError: as `read_size`."""
-    return _of_header(image_root(root), file_name, upright_size)
-
-
-def _of_header(root: ImageRoot, file_name: str, read: Callable[[Image.Image], Kind]) -> Kind:
-    """Return what the header of an image says; of its whole file, if the beginning does not say it."""
-    name, start = root.where(file_name), root.open(file_name, HEADER)
-    try:
-        with open_header(start, name) as image:
-            return read(image)
-    except ImageError:
-        if isinstance(start, Path):
-            raise
-    with open_header(root.open(file_name), name) as image:
-        return read(image)
+    Raises ImageError: the image is not usable.
+    """
+    root = image_root(root)
+    name, file = root.where(file_name), root.open(file_name, HEADER)
+    if not isinstance(file, Path):
+        with suppress(ImageError), open_header(file, name) as image:
+            return upright_size(image) if upright else image.size
+        file = root.open(file_name)  # its beginning does not say it
+    with open_header(file, name) as image:
+        return upright_size(image) if upright else image.size
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -289,7 +266,7 @@ def open_ahead(
 
     def opened(record: Record) -> Prepared | ImageError:
         try:
-            file, name = image_file(roots, record)
+            file, name = image_file(roots, record.split, record.file_name)
             size = (record.width, record.height)
             return prepare(decode(file, size, name, upright=is_upright(record.dataset)), file)
         except ImageError as reason:

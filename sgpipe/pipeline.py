@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import repeat
@@ -29,7 +29,7 @@ from PIL import Image
 
 from sgpipe.errors import ImageError, UserError, check_share, existing_file, existing_model, import_extra
 from sgpipe.files.roots import FolderRoot
-from sgpipe.images import decode, from_array, is_upright, read_size, read_upright_size, upright_rgb
+from sgpipe.images import from_array, open_row_image, read_size, upright_rgb
 from sgpipe.recipe import Recipe, load_recipe, models_of, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record, Relation, deduplicate
 from sgpipe.sources.fields import clean
@@ -122,16 +122,11 @@ class SceneGraph:
             raise UserError(f"width={width}: expected 1 to {_WIDEST:,} pixels")
         if limit < 0:
             raise UserError(f"limit={limit}: expected a number of relations, 0 or more")
-        relations = self._relations(threshold)[:limit]
-        return draw_card(self.image or self._open(), self.record, relations, width)
-
-    def _open(self) -> Image.Image | None:
-        name, size = self.record.file_name, (self.record.width, self.record.height)
-        try:
-            file = _ROOTS[_SPLIT].open(name.lstrip("/"))
-            return decode(file, size, name, upright=is_upright(self.record.dataset))
-        except ImageError:
-            return None
+        image, record = self.image, self.record
+        if image is None:
+            with suppress(ImageError):
+                image = open_row_image(_ROOTS, replace(record, split=_SPLIT, file_name=record.file_name.lstrip("/")))
+        return draw_card(image, record, self._relations(threshold)[:limit], width)
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as in shards; `file_name` is the full path of the image."""
@@ -275,7 +270,13 @@ class Pipeline:
             UserError: a model cannot be used, or boxes: of another shape or number, not finite, outside the image.
         """
         if isinstance(image, list | tuple):
-            return list(self._label(image, _parse_lists(boxes, classes, len(image))))
+            lists = [[None] * len(image) if given is None else list(given) for given in (boxes, classes)]
+            if any(len(given) != len(image) for given in lists):
+                expected = f"a list with an entry for each of {count(len(image), 'image')}"
+                raise UserError(f"boxes=, classes=: expected {expected}")
+            pairs = enumerate(zip(*lists, strict=True))
+            own = [parse_boxes(given, names, f" of image {at}") for at, (given, names) in pairs]
+            return list(self._label(image, own))
         [graph] = self._label([image], [parse_boxes(boxes, classes)])
         if graph.error is not None:
             raise ImageError(graph.error.partition(": ")[2])
@@ -318,10 +319,9 @@ class Pipeline:
         """Label a file as `sgpipe generate` does: as one of a folder, or as annotated if a file has its boxes."""
         root, name = _ROOTS[_SPLIT], str(file.relative_to("/"))
         annotated = self._boxes is not None and boxes is None
-        dataset, measure = (_GIVEN, read_size) if annotated else (FOLDER_DATASET, read_upright_size)
-        record = Record(clean(file.name), dataset, _SPLIT, name, 0, 0)
+        record = Record(clean(file.name), _GIVEN if annotated else FOLDER_DATASET, _SPLIT, name, 0, 0)
         try:
-            record.width, record.height = measure(root, name)
+            record.width, record.height = read_size(root, name, upright=not annotated)
             for stage in self._stages(record, boxes):
                 [record] = stage([record])
         except ImageError as error:
@@ -372,15 +372,6 @@ class Pipeline:
         return self._loaded[classes]
 
 
-def _parse_lists(boxes: Any, classes: Any, images: int) -> list[GivenBoxes | None]:
-    """Return the boxes of each image of a list. Raises UserError: see `parse_boxes`."""
-    lists = [[None] * images if given is None else list(given) for given in (boxes, classes)]
-    if any(len(given) != images for given in lists):
-        raise UserError(f"boxes=, classes=: expected a list with an entry for each of {count(images, 'image')}")
-    pairs = enumerate(zip(*lists, strict=True))
-    return [parse_boxes(given, names, f" of image {number}") for number, (given, names) in pairs]
-
-
 def _to_file(image: ImageInput) -> Path | Image.Image:
     """Return an input as the absolute path of a file, or as an upright RGB image. Raises ImageError: it is neither.
 
@@ -393,8 +384,6 @@ def _to_file(image: ImageInput) -> Path | Image.Image:
     if not isinstance(image, str | os.PathLike):
         raise ImageError(f"{type(image).__name__} is not an image: expected a path, a PIL image or a NumPy array")
     name = os.fsdecode(image)
-    if re.match(r"\w+://", name):
-        raise ImageError(f"{name} is a URL, not a file: download the image first")
-    if "\0" in name:
-        raise ImageError(f"image file not found: {name!r}, which contains a null character")
+    if "://" in name or "\0" in name:
+        raise ImageError(f"image file not found: {name!r} is not a path; download images of the web first")
     return Path(os.path.realpath(Path(name).parent)) / Path(name).name

@@ -327,8 +327,6 @@ def export(
     if cli.printed_json(json_, written.as_json()):
         return
     cli.show(f"wrote {count(len(written.files), 'file')} to {out}")
-    if written.is_bare:
-        cli.say("NOTE: no relation is above the threshold; lower --threshold or --precision")
     for what, number in written.left_out.items():
         cli.show(f"left out: {what} ({number:,})")
 

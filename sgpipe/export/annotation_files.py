@@ -33,12 +33,20 @@ def write_coco(rows: ExportRows, out: Path) -> None:
     """Write instances_SPLIT.json and, if the images have captions, captions_SPLIT.json; no relations."""
     numbers = _category_ids(rows, with_nothing=False)
     rows.left_out["relations that the format cannot hold"] += rows.totals["relations"]
+
+    def captions(split: str) -> Iterator[dict[str, Any]]:
+        ids = count(1)
+        for image, record in _images(rows, split, "captions"):
+            texts = [caption.text for caption in record.captions if caption.scope == "image"]
+            rows.left_out["captions that the format cannot hold"] += len(record.captions) - len(texts)
+            yield from ({"id": next(ids), "image_id": image["id"], "caption": text} for text in texts)
+
     for split in rows.splits:
         instances = _instances(rows, split, numbers, with_nothing=False)
         write_json(out / f"instances_{split}.json", Members(instances))
-        captions = _captions(rows, split)
-        if (first := next(captions, None)) is not None:
-            members = [("images", _entries(rows, split)), ("annotations", chain([first], captions))]
+        written = captions(split)
+        if (first := next(written, None)) is not None:
+            members = [("images", _entries(rows, split)), ("annotations", chain([first], written))]
             write_json(out / f"captions_{split}.json", Members(members))
 
 
@@ -46,9 +54,16 @@ def write_coco_relations(rows: ExportRows, out: Path) -> None:
     """Write SPLIT.json (instances) and rel.json: triplets by split and image; their object indices skip crowds."""
     numbers, names = _category_ids(rows, with_nothing=True), _names(rows)[1]
     predicates = dict(zip(names, count(1), strict=False))
+
+    def triplets(split: str) -> Iterator[tuple[str, list[list[int]]]]:
+        for image, record in _images(rows, split, "objects", "relations"):
+            counted = (index for index, box in enumerate(record.objects) if not box.iscrowd)
+            relations = rows.relations(record, {index: new for new, index in enumerate(counted)})
+            yield str(image["id"]), [[item.subject, item.object, predicates[item.predicate]] for item in relations]
+
     for split in rows.splits:
         write_json(out / f"{split}.json", Members(_instances(rows, split, numbers, with_nothing=True)))
-    splits = [(split, Members(_triplets(rows, split, predicates))) for split in rows.splits]
+    splits = [(split, Members(triplets(split))) for split in rows.splits]
     write_json(out / "rel.json", Members([*splits, ("rel_categories", [NO_RELATION, *predicates])]))
 
 
@@ -58,10 +73,19 @@ def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
     numbers = _category_ids(rows, with_nothing=True, positive=True)
     predicates = dict(zip(_names(rows)[1], count(1), strict=False))
     categories = [{"id": number, "name": name} for name, number in predicates.items()]
+
+    def annotations(split: str) -> Iterator[dict[str, Any]]:
+        ids, before = count(1), 1  # `_instances` numbers the boxes of a split from 1
+        for image, record in _images(rows, split, "objects", "relations"):
+            for item in rows.relations(record, {index: before + index for index in range(len(record.objects))}):
+                own = {"id": next(ids), "image_id": image["id"], "subject_id": item.subject}
+                yield own | {"predicate_id": predicates[item.predicate], "object_id": item.object} | _confidence(item)
+            before += len(record.objects)
+
     for split in rows.splits:
         (out / split).mkdir()
         members = _instances(rows, split, numbers, with_nothing=True)
-        members.insert(2, ("rel_annotations", _rel_annotations(rows, split, predicates)))
+        members.insert(2, ("rel_annotations", annotations(split)))
         write_json(out / split / "_annotations.coco.json", Members([*members, ("rel_categories", categories)]))
 
 
@@ -107,35 +131,6 @@ def _images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[dict[
 
 def _entries(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
     return (image for image, _ in _images(rows, split))
-
-
-def _captions(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
-    numbers = count(1)
-    for image, record in _images(rows, split, "captions"):
-        for caption in record.captions:
-            if caption.scope == "image":
-                yield {"id": next(numbers), "image_id": image["id"], "caption": caption.text}
-            else:
-                rows.left_out["captions that the format cannot hold"] += 1
-
-
-def _triplets(rows: ExportRows, split: str, numbers: dict[str, int]) -> Iterator[tuple[str, list[list[int]]]]:
-    for image, record in _images(rows, split, "objects", "relations"):
-        counted = (index for index, box in enumerate(record.objects) if not box.iscrowd)
-        indices = {index: new for new, index in enumerate(counted)}
-        relations = rows.relations(record, indices)
-        yield str(image["id"]), [[item.subject, item.object, numbers[item.predicate]] for item in relations]
-
-
-def _rel_annotations(rows: ExportRows, split: str, predicates: dict[str, int]) -> Iterator[dict[str, Any]]:
-    """Yield relations between the annotations of a split, which `_instances` numbers from 1."""
-    numbers, before = count(1), 1
-    for image, record in _images(rows, split, "objects", "relations"):
-        indices = {index: before + index for index in range(len(record.objects))}
-        for item in rows.relations(record, indices):
-            ids = {"subject_id": item.subject, "predicate_id": predicates[item.predicate], "object_id": item.object}
-            yield {"id": next(numbers), "image_id": image["id"], **ids, **_confidence(item)}
-        before += len(record.objects)
 
 
 _OFFICIAL = ("coco", "objects365", "open_images")

@@ -198,9 +198,17 @@ def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:
     run = rows.manifest.run
     version = f"{run.get('name', 'sgpipe')} {run.get('fingerprint', '')[:12]}".strip()
     prediction: dict[str, Any] = {"model_version": version}
-    if scores := [item.confidence for item in relations if item.confidence is not None]:
-        prediction["score"] = sum(scores) / len(scores)
-    prediction["result"] = [_region(record, *pair) for pair in indices.items()] + list(_links(relations))
+    if known := [item.confidence for item in relations if item.confidence is not None]:
+        prediction["score"] = sum(known) / len(known)
+    prediction["result"] = [_region(record, *pair) for pair in indices.items()]
+    pairs: dict[tuple[int, int], list[Relation]] = {}  # one link for each: the editor drops a second one
+    for relation in relations:
+        pairs.setdefault((relation.subject, relation.object), []).append(relation)
+    for (subject, object_), stated in pairs.items():
+        link: dict[str, Any] = {"type": "relation", "from_id": f"object{subject}", "to_id": f"object{object_}"}
+        link |= {"direction": "right", "labels": [relation.predicate for relation in stated]}
+        scores = [relation.confidence for relation in stated]
+        prediction["result"].append(link if all(score is None for score in scores) else link | {"scores": scores})
     return {"data": data, "predictions": [prediction]}
 
 
@@ -225,15 +233,3 @@ def _region(record: Record, index: int, number: int) -> dict[str, Any]:
         **({} if box.score is None else {"score": box.score}),
         **({"meta": {"text": [CROWD]}} if box.iscrowd else {}),
     }
-
-
-def _links(relations: Iterable[Relation]) -> Iterator[dict[str, Any]]:
-    """Yield one link for all relations of a pair: Label Studio's editor drops a second one."""
-    pairs: dict[tuple[int, int], list[Relation]] = {}
-    for relation in relations:
-        pairs.setdefault((relation.subject, relation.object), []).append(relation)
-    for (subject, object_), stated in pairs.items():
-        link: dict[str, Any] = {"type": "relation", "from_id": f"object{subject}", "to_id": f"object{object_}"}
-        link |= {"direction": "right", "labels": [relation.predicate for relation in stated]}
-        scores = [relation.confidence for relation in stated]
-        yield link if all(score is None for score in scores) else link | {"scores": scores}

@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, SOURCES, open_shar
 
 _ROWS_PER_GROUP = 512
 _LABEL = "label"
+_RELATIONS = (*IMAGE_FIELDS, "relations")
 _IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
 
 
@@ -42,9 +44,14 @@ def write_hugging_face(rows: ExportRows, out: Path) -> None:
         shards = rows.shards(split)
         for number, shard in enumerate(shards):
             tables = (_with_labels(table, names) for table in _tables(rows, shard, embed=rows.embed))
-            _write(out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet", tables, rows, names)
-    written = pq.read_schema(out / DATA / f"{split}-00000-of-{len(shards):05d}.parquet")
-    write_card(rows, out, embedded=IMAGE_COLUMN in written.names)
+            first = next(tables)
+            schema = first.schema.with_metadata(_metadata(first.schema, rows, names))
+            group_size = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
+            path = out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
+            with new_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+                for table in chain([first], tables):
+                    writer.write_table(table.cast(schema), row_group_size=group_size)
+    write_card(rows, out, embedded=IMAGE_COLUMN in schema.names)
 
 
 def write_webdataset(rows: ExportRows, out: Path) -> None:
@@ -81,38 +88,22 @@ def _with_labels(table: pa.Table, names: list[str]) -> pa.Table:
 
 
 def _tables(rows: ExportRows, shard: ShardEntry, *, embed: bool) -> Iterator[pa.Table]:
-    """Yield the row groups of a shard without relations below the threshold, and with images if they are embedded."""
+    """Yield the row groups of a shard, with the relations that are exported and their scores, and with images."""
     path = rows.root / shard.file
     with open_shard(path) as file:
         columns = [name for name in file.schema_arrow.names if name != SOURCES]
+    has_all = not rows.threshold and rows.certificate is None and len(rows.origins) == len(ORIGINS)
     for table in iter_groups(path, columns):
-        table = _confident(rows, table)
+        chosen = [] if has_all else [rows.choose(each) for each in from_table(table.select(_RELATIONS))]
+        for name in () if has_all else {"relations", *SCORES} & set(columns):
+            pairs = zip(table[name].to_pylist(), chosen, strict=True)
+            kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in pairs]
+            at, column = columns.index(name), table.field(name)
+            table = table.set_column(at, column, pa.array(kept, column.type))
         if embed and IMAGE_COLUMN not in columns:
             records = from_table(table.select(IMAGE_FIELDS))
             table = with_images(table, [rows.read_image(record) if record.ok else None for record in records])
         yield table
-
-
-def _confident(rows: ExportRows, table: pa.Table) -> pa.Table:
-    """Return the table without relations that are not exported, and their scores."""
-    if not rows.threshold and rows.certificate is None and len(rows.origins) == len(ORIGINS):
-        return table
-    chosen = [rows.choose(record) for record in from_table(table.select([*IMAGE_FIELDS, "relations"]))]
-    for name in {"relations", *SCORES} & set(table.column_names):
-        pairs = zip(table[name].to_pylist(), chosen, strict=True)
-        kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in pairs]
-        column = table.schema.get_field_index(name)
-        table = table.set_column(column, table.field(name), pa.array(kept, table.field(name).type))
-    return table
-
-
-def _write(path: Path, tables: Iterator[pa.Table], rows: ExportRows, names: list[str]) -> None:
-    first = next(tables)
-    schema = first.schema.with_metadata(_metadata(first.schema, rows, names))
-    group_size = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
-    with new_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
-        for table in (first, *tables):
-            writer.write_table(table.cast(schema), row_group_size=group_size)
 
 
 def _metadata(schema: pa.Schema, rows: ExportRows, names: list[str]) -> dict[bytes | str, bytes | str]:

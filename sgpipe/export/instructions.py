@@ -524,6 +524,9 @@ def write_instructions(asked: Instructions, out: Path, *, parquet: bool) -> None
     rows = asked.run
 
     def made(split: str) -> Iterator[dict[str, Any]]:
+        is_placed = not rows.embed and rows.images_url is None
+        if is_placed:
+            rows.image_root(split)  # raises before anything is counted
         counts = defaultdict[Stratum, Counter[str]](Counter)
         for record in rows.records(split, *_COLUMNS):
             rows.choose(record)  # which counts what is left out
@@ -531,9 +534,7 @@ def write_instructions(asked: Instructions, out: Path, *, parquet: bool) -> None
                 counts[item.stratum][item.answer] += 1
         drawn = quotas(counts)
         for record, content in rows.records_with_images(split, *_COLUMNS, embed=rows.embed):
-            path: str | None = f"{rows.images_url or ''}{record.file_name}"
-            if rows.images_url is None and not rows.embed:
-                path = rows.image_path(record)
+            path = rows.image_path(record) if is_placed else f"{rows.images_url or ''}{record.file_name}"
             if path is not None and (content is not None or not rows.embed):
                 yield from asked.rows(record, {"bytes": content, "path": path} if parquet else path, counts, drawn)
 

@@ -51,11 +51,6 @@ class Exported:
     relations: int
     note: str | None = None
 
-    @property
-    def is_bare(self) -> bool:
-        """Whether the threshold left no relation."""
-        return not self.relations and "relations below the threshold" in self.left_out
-
     def as_json(self) -> dict[str, Any]:
         return {"root": str(self.root), "files": self.files, "relations": self.relations, "left_out": self.left_out}
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from sgpipe.errors import ImageError, UserError
 from sgpipe.files.image_roots import ImageRoot
-from sgpipe.images import read_upright_size
+from sgpipe.images import read_size
 from sgpipe.records import SCHEMA, Record
 from sgpipe.sources import fields
 from sgpipe.sources.annotated import CLIP_TOLERANCE, AnnotationSource, ProblemCounts, add_name
@@ -260,7 +260,7 @@ class Detections:
 def size_or_reason(root: ImageRoot, name: str) -> tuple[tuple[int, int], str]:
     """Return width and height of an image as displayed, or zeros and why there are none."""
     try:
-        return read_upright_size(root, name), ""
+        return read_size(root, name, upright=True), ""
     except ImageError as error:
         return (0, 0), fields.clean(str(error))
 

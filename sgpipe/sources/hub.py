@@ -29,7 +29,7 @@ from sgpipe.files.image_roots import ImageRoot, absolute, existing_images
 from sgpipe.files.locations import Location, read_text
 from sgpipe.files.object_store import is_uri
 from sgpipe.files.parquet_images import ParquetImages, holds_images, image_columns, row_name
-from sgpipe.images import read_upright_size
+from sgpipe.images import read_size
 from sgpipe.recipe import HubColumns, HubConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.records import HUB_DATASET, SCHEMA, Box, Record, Relation, from_table
 from sgpipe.sources import fields
@@ -513,7 +513,7 @@ def dataset_source(
                     record = Record(image_id, kind, split, fields.clean(str(place)), *fields.size(values))
                     with error_row(record):
                         if has_own and not (record.width and record.height):
-                            record.width, record.height = read_upright_size(files.root, record.file_name)
+                            record.width, record.height = read_size(files.root, record.file_name, upright=True)
                         record.objects, record.relations = _graph(values, record, tables, problems)
                         drop_nameless(record, problems)
                     yield record

@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.images import image_exists, read_upright_size
+from sgpipe.images import image_exists, read_size
 from sgpipe.recipe import WHOLE
 from sgpipe.records import LABEL_STUDIO_DATASET, Box, Caption, Record, Relation, deduplicate
 from sgpipe.sources import annotated, fields
@@ -118,7 +118,7 @@ def _fill(
         (fields.side(item.get(f"original_{side}")) for side in ("width", "height")) for item in _dicts(results)
     )
     size = next((size for size in (fields.size(data), *map(tuple, originals)) if all(size)), None)
-    record.width, record.height = size or read_upright_size(images, record.file_name)
+    record.width, record.height = size or read_size(images, record.file_name, upright=True)
     texts = data.get("captions") if isinstance(data.get("captions"), list) else []
     record.captions = [Caption(fields.clean(text)) for text in texts if isinstance(text, str)]
     regions: dict[str, tuple[Mapping[str, Any], list[str]]] = {}

@@ -25,7 +25,8 @@ from sgpipe.utils.config_file import merged
 
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
 
-FUSION_PARAMETERS = ("encoder.fusion_layers.", "encoder.label_layers.", "late_fusion.")
+_FUSION = ("encoder.fusion_layers.", "encoder.label_layers.", "late_fusion.")  # starts of names of parameters
+_COMMON_WORDS = "a an the on in at of to with by for from near behind under over next front above below beside"
 
 
 def make_initial_model(
@@ -70,9 +71,8 @@ def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLI
     changed = _random(config, seed)
     parameters = network.state_dict()
     if config.fusion != network.config.fusion:
-        kept = {name: value for name, value in parameters.items() if not name.startswith(FUSION_PARAMETERS)}
-        new = {name: value for name, value in changed.state_dict().items() if name.startswith(FUSION_PARAMETERS)}
-        parameters = kept | new
+        parameters = {name: value for name, value in parameters.items() if not name.startswith(_FUSION)}
+        parameters |= {name: value for name, value in changed.state_dict().items() if name.startswith(_FUSION)}
     try:
         changed.load_state_dict(parameters)
     except RuntimeError:
@@ -116,9 +116,6 @@ def _random(settings: RLIPConfig, seed: int) -> RLIPModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(initial_seed(seed))
         return build_model(settings)
-
-
-_COMMON_WORDS = "a an the on in at of to with by for from near behind under over next front above below beside"
 
 
 def _checked(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:

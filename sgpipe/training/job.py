@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from sgpipe.training.recipe import BENCHMARKS, TrainRecipe
 from sgpipe.utils.devices import pick_device
 from sgpipe.utils.gpu import enough_memory, one_line, refusals
 
-PRIVATE, _INITIAL_MODEL = ".training", "start"
+PRIVATE = ".training"
 _BOX_PARTS = ("image_encoder", "text_encoder", "label_resizer", "dense_head")  # trained with loss.only_boxes
 _REMEDY = (
     "lower optimisation.batch (--batch), set optimisation.activation_checkpointing, raise workers.count (--workers)"
@@ -58,7 +57,7 @@ class TrainingJob:
 
     @property
     def initial_model(self) -> Path:
-        return self.private / _INITIAL_MODEL
+        return self.private / "start"
 
 
 def run_job(
@@ -90,6 +89,12 @@ def run_job(
                 write(row)
                 show(row)
 
+            def compilation() -> dict[str, float | str]:
+                if compiled is None:
+                    return {}
+                error = {} if compiled.failure is None else {"compile_error": one_line(compiled.failure)}
+                return {"compilation": compiled.seconds, **error}
+
             options, output, validation = recipe.optimisation, recipe.output, job.validation_set
             batch = options.batch // share[1] // options.accumulate
             benchmark = None
@@ -104,7 +109,7 @@ def run_job(
                     seed=recipe.seed,
                     wrap=wrap,
                     report=report,
-                    extra_metrics=partial(_compilation, compiled),
+                    extra_metrics=compilation,
                     benchmark=benchmark,
                     best_by=output.best,
                     log_every=output.log_every,
@@ -122,14 +127,6 @@ def run_job(
     except refusals() as error:  # in a backward pass, of what `CompiledLayers.compile` did not meet
         remedy = "with workers.compile=false the same command resumes the training"
         raise EngineError(f"PyTorch could not compile within a step ({one_line(error)}); {remedy}") from None
-
-
-def _compilation(layers: CompiledLayers | None) -> dict[str, float | str]:
-    """`compilation`: seconds; `compile_error`, if there was one."""
-    if layers is None:
-        return {}
-    error = {} if layers.failure is None else {"compile_error": one_line(layers.failure)}
-    return {"compilation": layers.seconds, **error}
 
 
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:

@@ -19,8 +19,10 @@ from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, count, print_rows
 
 METRICS = "metrics.jsonl"
-_COMMON = ("epoch", "step")
-_FIELDS = {"step": (*_COMMON, "steps", "loss", "images_per_second", "waited", "skipped"), "validation": _COMMON}
+_FIELDS = {
+    "step": ("epoch", "step", "steps", "loss", "images_per_second", "waited", "skipped"),
+    "validation": ("epoch", "step"),
+}
 _NOT_MEASURES = {"event", "epoch", "step", "steps", "compile_error"}
 MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precision", "recall")
 
@@ -116,19 +118,13 @@ def training_display(progress: Progress) -> Iterator[Callable[[dict[str, Any]], 
             if row["event"] == "validation":
                 measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
                 progress.say(f"epoch {row['epoch']}, step {row['step']} validation: {measures or 'no images'}")
-            else:
-                bar(row["step"], row["steps"], _step_note(row))
+                return
+            skipped = f", {count(row['skipped'], 'unreadable image')}" if row["skipped"] else ""
+            gpu = f", GPU {row['gpu_memory'] / 1e9:.1f} GB" if "gpu_memory" in row else ""
+            rate = f"{row['images_per_second']:.1f} images/s, waiting for images {row['waited']:.0%}"
+            bar(row["step"], row["steps"], f"epoch {row['epoch']}, loss {row['loss']:.3f}, {rate}{gpu}{skipped}")
 
         yield show
-
-
-def _step_note(row: dict[str, Any]) -> str:
-    skipped = f", {count(row['skipped'], 'unreadable image')}" if row["skipped"] else ""
-    gpu = f", GPU {row['gpu_memory'] / 1e9:.1f} GB" if "gpu_memory" in row else ""
-    return (
-        f"epoch {row['epoch']}, loss {row['loss']:.3f}, {row['images_per_second']:.1f} images/s, "
-        f"waiting for images {row['waited']:.0%}{gpu}{skipped}"
-    )
 
 
 def print_training(summary: TrainSummary, use: str, console: Console) -> None:

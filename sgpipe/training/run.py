@@ -66,19 +66,42 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
     (out / PRIVATE).mkdir(parents=True, exist_ok=True)
     with only_process(out / PRIVATE / "lock", out):
         job = prepare(recipe, out.resolve(), progress)
-        _run(job, progress)
-        return _summarise(job)
+        options, position = recipe.optimisation, _position(job)
+        if options.is_done(position.step, position.epoch):
+            trained = count(position.epoch, "epoch") if options.steps is None else count(position.step, "step")
+            progress.say(f"nothing left to do: {job.out} has trained {trained}")
+        else:
+            if position.step:
+                progress.say(f"resuming at step {position.step:,}")
+            with training_display(progress) as show:
+                if workers.count > 1:
+                    prepare_ray(workers.address)
+                    from sgpipe.training.workers import run_workers
+
+                    run_workers(job, show, progress)
+                else:
+                    run_job(job, show)
+        rows, position = read_metrics(job.out), _position(job)
+        last = {row["event"]: row for row in rows}
+        return TrainSummary(
+            *(job.out, recipe.model.kind, position.epoch, position.step, job.training_set.rows),
+            last=last.get("step", {}),
+            validation=last.get("validation", {}),
+            best=position.best,
+            best_by=position.best_by or recipe.output.best,  # of a finished training, the measure that chose
+            network=job.out / (BEST if (job.out / BEST).exists() else LAST),
+        )
 
 
 def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
-    """Read the shards and create the network. Raises UserError."""
+    """Read the shards and create the network. Raises UserError, also if the folder has a training of other settings."""
     unjudged = recipe.data.val if recipe.model.kind == "tagger" else (*recipe.data.val, *recipe.data.train)
     if any(part.judged for part in unjudged):
         why = "judged shards (--judgements) teach the R-Tagger only"
         raise UserError(f"{why}: set model.kind=tagger, and none in data.val")
+    before = (out / PRIVATE / _RUN).read_text(encoding="utf-8") if (out / PRIVATE / _RUN).exists() else ""
     if (init := recipe.model.init) and "://" not in init:
-        path = out / PRIVATE / _RUN
-        pinned = pin_model(init, path.read_text(encoding="utf-8") if path.exists() else "")
+        pinned = pin_model(init, before)
         recipe = changed(recipe, model=changed(recipe.model, init=pinned))
     progress.say("reading the shards")
     training = scan_training(recipe.data)
@@ -87,7 +110,14 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     for note in training.notes:
         progress.say(f"NOTE: {note}")
     job = TrainingJob(recipe, out, training, validation)
-    _check_identity(job)
+    now = json.dumps(_identity(job))
+    if before and json.loads(before) != json.loads(now):
+        if job.checkpoints.latest():
+            raise settings_changed(job.out, json.loads(before), json.loads(now))
+        for folder in job.private.glob(f"{job.initial_model.name}*"):  # nothing has been trained: create it again
+            shutil.rmtree(folder)
+    write_text(job.private / _RUN, now)
+    write_text(job.out / _RECIPE, dump_yaml(recipe.model_dump(mode="json")))
     if not (job.initial_model / "config.json").exists():
         progress.say("creating the network")
         sides = recipe.data.short_side, recipe.data.long_side
@@ -105,39 +135,6 @@ def _position(job: TrainingJob) -> Position:
         return read_position(latest) if latest else Position()
     except CheckpointError as error:
         raise UserError(str(error)) from None
-
-
-def _run(job: TrainingJob, progress: Progress) -> None:
-    options, position = job.recipe.optimisation, _position(job)
-    if options.is_done(position.step, position.epoch):
-        trained = count(position.epoch, "epoch") if options.steps is None else count(position.step, "step")
-        progress.say(f"nothing left to do: {job.out} has trained {trained}")
-        return
-    if position.step:
-        progress.say(f"resuming at step {position.step:,}")
-    with training_display(progress) as show:
-        if job.recipe.workers.count > 1:
-            prepare_ray(job.recipe.workers.address)
-            from sgpipe.training.workers import run_workers
-
-            run_workers(job, show, progress)
-            return
-        run_job(job, show)
-
-
-def _check_identity(job: TrainingJob) -> None:
-    """Raises UserError: the folder belongs to a training with other settings."""
-    now = json.loads(json.dumps(_identity(job)))
-    path = job.private / _RUN
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        if before != now and job.checkpoints.latest():
-            raise settings_changed(job.out, before, now)
-        if before != now:  # nothing has been trained yet: create the network again
-            for folder in job.private.glob(f"{job.initial_model.name}*"):
-                shutil.rmtree(folder)
-    write_text(path, json.dumps(now))
-    write_text(job.out / _RECIPE, dump_yaml(job.recipe.model_dump(mode="json")))
 
 
 def _identity(job: TrainingJob) -> dict[str, Any]:
@@ -161,20 +158,6 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
     for name in unused:
         del options[name]
     return {"sgpipe": __version__, **recipe, "images": rows}
-
-
-def _summarise(job: TrainingJob) -> TrainSummary:
-    rows, position = read_metrics(job.out), _position(job)
-    steps = [row for row in rows if row["event"] == "step"]
-    validations = [row for row in rows if row["event"] == "validation"]
-    return TrainSummary(
-        *(job.out, job.recipe.model.kind, position.epoch, position.step, job.training_set.rows),
-        last=steps[-1] if steps else {},
-        validation=validations[-1] if validations else {},
-        best=position.best,
-        best_by=position.best_by or job.recipe.output.best,  # of a finished training, the measure that chose
-        network=job.out / (BEST if (job.out / BEST).exists() else LAST),
-    )
 
 
 @dataclass(frozen=True)

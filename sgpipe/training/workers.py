@@ -48,8 +48,20 @@ def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progre
     if note := check_workers(ray.nodes(), config.count, config.cpus, _gpus(config)):
         progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
+    for name in ("ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    gpus = {"GPU": _gpus(config)} if _gpus(config) else {}
+    resources = {"CPU": config.cpus, **gpus}
+    restarts = FailureConfig(max_failures=config.restarts)
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+        scaling_config=ScalingConfig(num_workers=config.count, use_gpu=bool(gpus), resources_per_worker=resources),
+        run_config=RunConfig(name="workers", storage_path=str(job.private / "ray"), failure_config=restarts),
+    )
     try:
-        _fit(_trainer(job, config), job, show)
+        _fit(trainer, job, show)
     except (RayError, RuntimeError, ray.train.TrainingFailedError) as error:
         if not refusal.exists():
             raise EngineError(worker_failure(error)) from None
@@ -86,21 +98,6 @@ def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[dict[str, Any]
     finally:
         if not outcome.done():
             ray.shutdown()  # ends the workers, too
-
-
-def _trainer(job: TrainingJob, config: WorkersConfig) -> TorchTrainer:
-    for name in ("ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    gpu = _gpus(config) > 0
-    each = {"CPU": config.cpus, **({"GPU": _gpus(config)} if gpu else {})}
-    restarts = FailureConfig(max_failures=config.restarts)
-    return TorchTrainer(
-        _worker,
-        train_loop_config={"job": job},
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
-        scaling_config=ScalingConfig(num_workers=config.count, use_gpu=gpu, resources_per_worker=each),
-        run_config=RunConfig(name="workers", storage_path=str(job.private / "ray"), failure_config=restarts),
-    )
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -26,11 +26,11 @@ from starlette.routing import Route
 
 from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.files.image_roots import ImageFile
-from sgpipe.images import ImageReference, decode, image_file, is_upright
+from sgpipe.images import decode, image_file, is_upright
 from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.stages.pair import normalise_predicate, told_triplets
 from sgpipe.stats.report import make_card
-from sgpipe.storage.index import Index, RecordView, find_image, read_embedded, read_record
+from sgpipe.storage.index import Index, IndexedImage, RecordView, find_image, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import count, single_line
@@ -114,14 +114,14 @@ def photo(request: Request) -> Response:
     wanted = request.query_params.get("width", "")
     try:
         embedded = read_embedded(viewer.index, split, image_id) if row.embedded and not viewer.images else None
-        file, name = image_file(viewer.index.image_roots, row, embedded, viewer.images)
+        file, name = image_file(viewer.index.image_roots, split, row.file_name, embedded, viewer.images)
         data = _jpeg(file, name, row, int(wanted) if wanted in _WIDTHS else row.width)
     except (UserError, StoreError, EngineError) as error:  # of the image, or of the shard that holds it
         return _placeholder(row, str(error))
     return Response(data, media_type="image/jpeg", headers=_KEPT)
 
 
-def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
+def _jpeg(file: ImageFile, name: str, row: IndexedImage, width: int) -> bytes:
     """Return the image as a JPEG, scaled down to at most `width` pixels. Raises ImageError: it cannot be opened."""
     with _AT_ONCE:
         image = decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
@@ -131,7 +131,7 @@ def _jpeg(file: ImageFile, name: str, row: ImageReference, width: int) -> bytes:
     return data.getvalue()
 
 
-def _placeholder(row: ImageReference, reason: str) -> Response:
+def _placeholder(row: IndexedImage, reason: str) -> Response:
     """Return a grey image of the annotated shape that says why there is no other."""
     height = min(max(round(320 * row.height / max(row.width, 1)), 120), 640)
     texts = "".join(

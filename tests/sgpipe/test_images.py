@@ -160,7 +160,7 @@ def test_only_a_few_images_are_opened_before_they_are_needed(
     folder, monkeypatch, most_bytes, prepare, threads, expected
 ):
     started, original = list[str](), module.image_file
-    monkeypatch.setattr(module, "image_file", lambda roots, row: started.append(row.image_id) or original(roots, row))
+    monkeypatch.setattr(module, "image_file", lambda *at: started.append(at[-1]) or original(*at))
     monkeypatch.setattr(module, "_MOST_BYTES", most_bytes)
     monkeypatch.setattr(module, "ThreadPoolExecutor", AtOnce)
     root = folder if threads else Store(folder)

@@ -233,7 +233,7 @@ def objects(graph: SceneGraph) -> list[tuple]:
     [
         (Path("no/such/folder/a.jpg"), "image file not found"), ("a\0/b.jpg", "image file not found"),
         ("", "not a regular file"), (Path(__file__).parent, "not a regular file"), (Path(__file__), "unknown format"),
-        ("https://a.org/b.jpg", r"^https://a\.org/b\.jpg is a URL, not a file"),
+        ("https://a.org/b.jpg", r"^image file not found: 'https://a\.org/b\.jpg' is not a path"),
         (torch.zeros(3, 8, 8), "Tensor is not an image"), (cut_image(), "truncated"),
         (Image.new("F", (8, 8)), "floating-point"), (Image.new("RGB", (0, 8)), "no pixels"),
         (np.zeros((8, 8, 3)), "array of float64 .* is not an image: expected uint8"),

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rlip_model.training.sampling import LabelVocabulary
-from sgpipe.calibration import Calibration, choose_threshold, load_calibration, stored
+from sgpipe.calibration import choose_threshold, load_calibration, stored
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import absolute
-from sgpipe.files.locations import absolute_location, location, opened_ahead
+from sgpipe.files.locations import Location, absolute_location, location, opened_ahead
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.judgements import JudgementLog, RelationKey
 from sgpipe.storage.manifest import Manifest, run_images
@@ -208,16 +208,14 @@ def _frequencies(names: pa.Array, mask: np.ndarray) -> Mapping[str, int]:
 def scan_training(data: DataConfig) -> TrainingSet:
     """Scan the shards to train on. Raises UserError: see `scan`."""
     threshold, closed = choose_threshold(data.calibration, data.threshold, data.precision), data.labels == "full"
-    calibration = None if data.calibration is None else load_calibration(data.calibration)
-    return scan(data.train, threshold, calibration, closed=closed, limit=data.limit, limit_seed=data.limit_seed)
+    return scan(data.train, threshold, data.calibration, closed=closed, limit=data.limit, limit_seed=data.limit_seed)
 
 
 def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | None:
     """Scan the shards to validate on, if any. Raises UserError: see `scan`; or their class lists differ."""
     if not data.val:
         return None
-    calibration = None if data.calibration is None else load_calibration(data.calibration)
-    validation = scan(data.val, training.threshold, calibration, closed=data.labels == "full")
+    validation = scan(data.val, training.threshold, data.calibration, closed=data.labels == "full")
     if validation.closed_labels != training.closed_labels:
         raise UserError(
             f"{data.val[0].shards} has other classes than {data.train[0].shards}; validate on shards with the same ones"
@@ -228,7 +226,7 @@ def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | No
 def scan(
     configs: Sequence[ShardsConfig],
     threshold: float,
-    calibration: Calibration | None = None,
+    calibration: Location | None = None,
     *,
     closed: bool = False,
     limit: int | None = None,
@@ -238,7 +236,7 @@ def scan(
 
     Args:
         threshold: minimum confidence of a relation.
-        calibration: of the tagger of the shards that have confidences.
+        calibration: the file of that of the tagger of the shards that have confidences.
         closed: use the closed class lists of the datasets, which must agree.
         limit: number of usable rows of all folders but judged ones, after the limits of folders; see `DataConfig`.
 
@@ -276,7 +274,7 @@ def scan(
                     bits = np.packbits(np.bincount(filtered.usable_rows) > 0).tobytes()
                     row_groups.append(UsableRowGroup(*place, usable, bits))
         if calibration is not None and is_scored:
-            calibration.check_run(folder.manifest.run, config.shards)
+            load_calibration(calibration).check_run(folder.manifest.run, config.shards)
         if config.judged:
             name, why = f"judged relations of {config.shards}", "their images are not used, or lack the objects"
             if not any(group.folder == folder.number for group in row_groups):

@@ -38,7 +38,7 @@ from sgpipe.files.object_store import is_uri
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group
-from sgpipe.training.data.scan import COLUMNS, JudgedRelation, TrainingSet, UsableRowGroup
+from sgpipe.training.data.scan import COLUMNS, TrainingSet, UsableRowGroup
 from sgpipe.training.recipe import DataConfig
 from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch, prefetch_generator, start_early
@@ -187,17 +187,6 @@ def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
     return SceneAnnotation(values["image_id"], objects, relations)
 
 
-def judged_graph(graph: SceneAnnotation, judged: Sequence[JudgedRelation], rng: random.Random) -> SceneAnnotation:
-    """Return the objects of a row with the judged relations of a visit: each with the chance that it states."""
-    kept = {item.object_id for item in graph.objects}
-    relations = tuple(
-        SceneRelation(each.subject, each.object, each.predicate, origin="person", right=each.right)
-        for each in judged
-        if rng.random() < each.share and {each.subject, each.object} <= kept
-    )
-    return replace(graph, relations=relations, judged=True)
-
-
 @dataclass(frozen=True)
 class TrainingItem:
     """An image of a folder of the training set, before it is read.
@@ -310,28 +299,38 @@ class StepStream:
             strategies = data.object_strategy, data.relation_strategy
             sampling = NegativeSampling(found.objects, found.relations, data.negative_texts, *strategies)
             names = [item.graph.names() for item in group]
-            objects, relations = ([each[kind] for each in names] for kind in (0, 1))
-            texts = batch_texts(objects, relations, sampling, rng, whole=True)
-        return texts, reworded(texts, self.data.wordings, rng) if self.training else texts
+            objects, predicates = ([each[kind] for each in names] for kind in (0, 1))
+            texts = batch_texts(objects, predicates, sampling, rng, whole=True)
+        wordings, relations = data.wordings if self.training else {}, list(texts.relations)
+        for index, text in enumerate(texts.relations):  # in a random wording that is not another relation's text
+            if others := [wording for wording in wordings.get(text, ()) if wording not in relations]:
+                relations[index] = rng.choice([text, *others])
+        return texts, Texts(texts.objects, tuple(relations))
 
     def _item(self, folder: int, values: dict[str, Any], rng: random.Random) -> TrainingItem:
         labels, judged = self.training_set.closed_labels, self.training_set.folders[folder].judged
         graph = scene_graph(values, self.training_set.threshold)
         if judged is not None:
-            graph = judged_graph(graph, judged[values["split"], values["image_id"]], rng)
+            kept = {item.object_id for item in graph.objects}
+            relations = tuple(
+                SceneRelation(each.subject, each.object, each.predicate, origin="person", right=each.right)
+                for each in judged[values["split"], values["image_id"]]
+                if rng.random() < each.share and {each.subject, each.object} <= kept
+            )
+            graph = replace(graph, relations=relations, judged=True)
         weights: Mapping[Any, float] = self.data.origins if self.training else {}
         if weights:
             chances = (max(weights.get(name, 1.0) for name in each.origin.split("+")) for each in graph.relations)
-            kept = [each for each, chance in zip(graph.relations, chances, strict=True) if rng.random() < chance]
-            graph = replace(graph, relations=tuple(kept))
+            pairs = zip(graph.relations, chances, strict=True)
+            graph = replace(graph, relations=tuple(each for each, chance in pairs if rng.random() < chance))
         if labels is None:
             graph = replace(graph, relations=graph.relations[: self.most_relations])
         augment = self.data.augment if self.training else None
         flip = rng.random() < (augment.flip if augment else 0)
         if flip:
             flipped = graph.with_flipped_texts()
-            objects, relations = flipped.names()  # a closed list may have "left of", but not "right of"
-            flip = labels is None or ({*objects} <= {*labels.objects} and {*relations} <= {*labels.relations})
+            names = flipped.names()  # a closed list may have "left of", but not "right of"
+            flip = labels is None or ({*names[0]} <= {*labels.objects} and {*names[1]} <= {*labels.relations})
             graph = flipped if flip else graph
         image = Record(*(values[name] for name in ("image_id", "dataset", "split", "file_name", "width", "height")))
         return TrainingItem(folder, image, values.get(IMAGE_COLUMN), graph, flip, rng)
@@ -356,16 +355,6 @@ def check_batch(batch: int, workers: int, accumulate: int = 1) -> None:
             f"a batch of {batch} cannot be divided evenly between {count(workers, 'worker')} with "
             f"{count(accumulate, 'part')} each; change optimisation.batch, optimisation.accumulate or workers.count"
         )
-
-
-def reworded(texts: Texts, wordings: Mapping[str, Sequence[str]], rng: random.Random) -> Texts:
-    """Return the same relations, each in a random one of its wordings that is not another relation's text."""
-    relations = list(texts.relations)
-    for index, text in enumerate(texts.relations):
-        alternatives = [wording for wording in wordings.get(text, ()) if wording not in relations]
-        if alternatives:
-            relations[index] = rng.choice([text, *alternatives])
-    return Texts(texts.objects, tuple(relations))
 
 
 _StartedPart = tuple[StepPart, list[Future[TrainingExample | None]]]
