@@ -104,7 +104,11 @@ def decode(file: ImageFile, size: tuple[int, int], name: str, *, upright: bool =
     """
     with open_header(file, name) as image:
         image.load()
-        return _to_rgb(_orient(image, size, upright))
+        frames = (image,) if image.size == size and not upright else (ImageOps.exif_transpose(image), image)
+        for frame in frames:  # annotations may refer to the image as stored
+            if frame.size == size:
+                return _to_rgb(frame)
+        raise ValueError(f"it is {image.width}x{image.height}, the annotation says {size[0]}x{size[1]}")
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -179,15 +183,6 @@ def _check_pixels(image: Image.Image) -> None:
         raise Image.DecompressionBombError
 
 
-def _orient(image: Image.Image, size: tuple[int, int], upright: bool) -> Image.Image:
-    if image.size == size and not upright:
-        return image
-    for each in (ImageOps.exif_transpose(image), image):  # the annotation may refer to the image as stored
-        if each.size == size:
-            return each
-    raise ValueError(f"it is {image.width}x{image.height}, the annotation says {size[0]}x{size[1]}")
-
-
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
@@ -240,8 +235,6 @@ def read_bytes(file: ImageFile, number: int = -1) -> bytes:
     return file.read(number)
 
 
-_Started = tuple[Record, Future[Any]]
-
 _PER_THREAD = 2  # images that are opened before they are needed
 _MOST_BYTES = 128 << 20  # of decoded or prepared images that wait; more only while the largest images are read
 _PIXEL_BYTES = 4  # of Pillow
@@ -272,6 +265,13 @@ def open_ahead(
         except ImageError as reason:
             return reason
 
+    def is_full(pending: Collection[tuple[Record, Future[Any]]]) -> bool:
+        size = 0
+        for record, future in pending:
+            found = future.result() if future.done() and future.exception() is None else None
+            size += getattr(found, "nbytes", _PIXEL_BYTES * record.width * record.height)
+        return size >= _MOST_BYTES
+
     given = [record for record in records if record.ok]
     splits = {record.split for record in given} & roots.keys()
     number = max([threads, *(image_root(roots[split]).threads for split in splits)])
@@ -281,16 +281,7 @@ def open_ahead(
     pool = ThreadPoolExecutor(number, "images")
     try:
         most = _PER_THREAD * number + batch
-        for record, future in start_early(lambda each: (each, pool.submit(opened, each)), given, most, _is_full):
+        for record, future in start_early(lambda each: (each, pool.submit(opened, each)), given, most, is_full):
             yield record, future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _is_full(pending: Collection[_Started]) -> bool:
-    """Return whether the images that wait fill the memory limit, as prepared or else as pixels."""
-    size = 0
-    for record, future in pending:
-        found = future.result() if future.done() and future.exception() is None else None
-        size += getattr(found, "nbytes", _PIXEL_BYTES * record.width * record.height)
-    return size >= _MOST_BYTES
