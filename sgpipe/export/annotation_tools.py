@@ -200,7 +200,18 @@ def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:
     prediction: dict[str, Any] = {"model_version": version}
     if known := [item.confidence for item in relations if item.confidence is not None]:
         prediction["score"] = sum(known) / len(known)
-    prediction["result"] = [_region(record, *pair) for pair in indices.items()]
+    results: list[dict[str, Any]] = []
+    for index, number in indices.items():
+        box = record.objects[index]
+        sides = zip(("x", "y", "width", "height"), box.bbox, (record.width, record.height) * 2, strict=True)
+        value: dict[str, Any] = {key: 100 * length / side for key, length, side in sides}  # percent of the image
+        region: dict[str, Any] = {
+            **{"id": f"object{number}", "type": "rectanglelabels", "from_name": "objects", "to_name": "image"},
+            **{"original_width": record.width, "original_height": record.height, "image_rotation": 0},
+            "value": value | {"rotation": 0, "rectanglelabels": [box.category]},
+        }
+        region |= {} if box.score is None else {"score": box.score}
+        results.append(region | ({"meta": {"text": [CROWD]}} if box.iscrowd else {}))
     pairs: dict[tuple[int, int], list[Relation]] = {}  # one link for each: the editor drops a second one
     for relation in relations:
         pairs.setdefault((relation.subject, relation.object), []).append(relation)
@@ -208,8 +219,8 @@ def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:
         link: dict[str, Any] = {"type": "relation", "from_id": f"object{subject}", "to_id": f"object{object_}"}
         link |= {"direction": "right", "labels": [relation.predicate for relation in stated]}
         scores = [relation.confidence for relation in stated]
-        prediction["result"].append(link if all(score is None for score in scores) else link | {"scores": scores})
-    return {"data": data, "predictions": [prediction]}
+        results.append(link if all(score is None for score in scores) else link | {"scores": scores})
+    return {"data": data, "predictions": [prediction | {"result": results}]}
 
 
 def _address(rows: ExportRows, record: Record, content: bytes | None, prefix: str) -> str:
@@ -219,17 +230,3 @@ def _address(rows: ExportRows, record: Record, content: bytes | None, prefix: st
             return f"data:{Image.MIME[image.format or '']};base64,{base64.b64encode(content).decode('ascii')}"
     is_web = prefix.startswith(("/", "http:", "https:"))
     return prefix + (quote(record.file_name) if is_web else record.file_name)
-
-
-def _region(record: Record, index: int, number: int) -> dict[str, Any]:
-    """Return a box as a rectangle in percent of the image; `number`: its index among the exported objects."""
-    box = record.objects[index]
-    sides = zip(("x", "y", "width", "height"), box.bbox, (record.width, record.height) * 2, strict=True)
-    value: dict[str, Any] = {key: 100 * length / side for key, length, side in sides}
-    return {
-        **{"id": f"object{number}", "type": "rectanglelabels", "from_name": "objects", "to_name": "image"},
-        **{"original_width": record.width, "original_height": record.height, "image_rotation": 0},
-        "value": value | {"rotation": 0, "rectanglelabels": [box.category]},
-        **({} if box.score is None else {"score": box.score}),
-        **({"meta": {"text": [CROWD]}} if box.iscrowd else {}),
-    }

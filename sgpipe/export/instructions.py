@@ -125,17 +125,14 @@ class English:
             auxiliary, said = ("do", base) if is_many else ("does", one)
             that = f"that {said}"
         else:
-            base = that = " ".join([gerund(first) if self._is_finite(first) else first, *rest])
+            if first not in self.phrases.not_verbs and is_verb(first):  # "riding" and "made" can follow "is"
+                is_form = verb_lemma(first) != first and (first.endswith("ing") or is_participle(first))
+                first = first if is_form else gerund(first)
+            base = that = " ".join([first, *rest])
             auxiliary = "are" if is_many else "is"
             one, said = f"is {base}", f"{auxiliary} {base}"
         fields = {"predicate": predicate, "is": auxiliary, "verb": base, "is_verb": said}
         return fields | {"one_verb": one, "that_verb": that} if first else None
-
-    def _is_finite(self, word: str) -> bool:
-        """Return whether a word is a verb such as "ride", not one that can follow "is" ("riding", "made")."""
-        if word in self.phrases.not_verbs or not is_verb(word):
-            return False
-        return verb_lemma(word) == word or not (word.endswith("ing") or is_participle(word))
 
 
 COORDINATES = {"pixel": "in pixels", "normalised": "as shares of the sides", "0-1000": "as thousandths of the sides"}
