@@ -295,25 +295,21 @@ class Pipeline:
     def _label(self, images: Iterable[ImageInput], given: Iterable[GivenBoxes | None]) -> Iterator[SceneGraph]:
         for image, boxes in zip(images, given, strict=False):
             try:
-                if isinstance(file := _to_file(image), Path):
-                    yield SceneGraph(self._label_file(file, boxes))
-                else:
-                    yield self._label_memory(file, boxes)
+                if isinstance(found := _to_file(image), Path):
+                    yield SceneGraph(self._label_file(found, boxes))
+                    continue
+                if self._boxes and boxes is None:
+                    raise ImageError(f"an image in memory has no name to find in {self._boxes}: pass its boxes with it")
+                with temporary_folder() as folder:  # stages read files
+                    file = folder / f"{hashlib.sha256(found.tobytes()).hexdigest()[:16]}.png"
+                    found.save(file)
+                    record = self._label_file(file, boxes)
+                record.file_name = file.name
+                yield SceneGraph(record, found)
             except ImageError as error:
                 record = Record("", FOLDER_DATASET, _SPLIT, "", 0, 0)
                 record.fail("source", str(error))
                 yield SceneGraph(record)
-
-    def _label_memory(self, image: Image.Image, boxes: GivenBoxes | None) -> SceneGraph:
-        """Label an image in memory, from a temporary file: stages read files."""
-        if self._boxes and boxes is None:
-            raise ImageError(f"an image in memory has no name to find in {self._boxes}: pass its boxes with it")
-        with temporary_folder() as folder:
-            file = folder / f"{hashlib.sha256(image.tobytes()).hexdigest()[:16]}.png"
-            image.save(file)
-            record = self._label_file(file, boxes)
-        record.file_name = file.name
-        return SceneGraph(record, image)
 
     def _label_file(self, file: Path, boxes: GivenBoxes | None) -> Record:
         """Label a file as `sgpipe generate` does: as one of a folder, or as annotated if a file has its boxes."""
