@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,19 +62,17 @@ def render_dataset(
         return False
     with new_folder(out) as folder:
         (folder / IMAGES).mkdir()
-        found = defaultdict[str, list[Any]](list)
+        files = _empty_files(seed, split)
         for number in range(images):
             scene = random_scene(seed, split, number)
             rendered = render(scene)
-            sentences = scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE))
-            for name, items in _items(scene, rendered, sentences).items():
-                found[name] += items
+            _add(files, scene, rendered, scene_captions(scene, scene_generator(seed, split, number, _CAPTION_PURPOSE)))
             path = folder / IMAGES / file_name(split, number)
             with add_filename(path):
                 rendered.image.save(path, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
             if progress:
                 progress()
-        for name, content in (_files(found, seed, split) | {_SETTINGS: settings}).items():
+        for name, content in (files | {_SETTINGS: settings}).items():
             write_text(folder / name, json.dumps(content))
     return True
 
@@ -90,60 +87,47 @@ def file_name(split: str, number: int) -> str:
     return f"{image_id(split, number)}.jpg"
 
 
-def _items(scene: Scene, rendered: RenderedScene, sentences: list[SceneCaption]) -> dict[str, list[Any]]:
-    """Return what an image adds to each file. Ids derive from the image id, not from the order.
+def _empty_files(seed: int, split: str) -> dict[str, Any]:
+    """Return the contents of all files by name, without images."""
+    info = {"description": "sgpipe miniworld: drawn scenes with exact truth", "seed": seed, "split": split}
+    common = {"info": info, "licenses": [], "images": []}
+    categories = [{"id": number, "name": name, "supercategory": name} for name, number in _CATEGORY_IDS.items()]
+    classes = {number: name for name, number in _CATEGORY_IDS.items()}
+    return {
+        INSTANCES: {**common, "annotations": [], "categories": categories},
+        CAPTIONS: {**common, "annotations": []},
+        SCENE_GRAPHS: [],
+        INTERACTIONS: [],
+        INTERACTION_CLASSES: {"objects": classes, "relations": dict(enumerate(PREDICATES, 1))},
+    }
+
+
+def _add(files: dict[str, Any], scene: Scene, rendered: RenderedScene, sentences: list[SceneCaption]) -> None:
+    """Add an image to the files. Ids derive from the image id, not from the order.
 
     Of relationships, `implied` marks those that follow from others; interactions are facts whose subject is a person.
     """
     number = image_id(scene.split, scene.number)
     first, own = number * _MAX_IDS_PER_IMAGE, {"image_id": number}
     file = {"file_name": file_name(scene.split, scene.number), "width": scene.width, "height": scene.height}
-    things = list(zip((thing.kind for thing in scene.things), rendered.boxes.tolist(), strict=True))
-    areas = rendered.areas.tolist()
-    interactions = [fact for fact in scene.facts if scene.things[fact.subject].kind == "person"]
-    objects = [
-        {"object_id": index, "x": x, "y": y, "w": w, "h": h, "names": kind, "synsets": []}
-        for index, (kind, (x, y, w, h)) in enumerate(things, first)
-    ]
-    relationships = [
-        {
-            **{"relationship_id": index, "predicate": fact.predicate, "synsets": []},
-            **{"subject_id": first + fact.subject, "object_id": first + fact.object, "implied": fact.implied},
-        }
-        for index, fact in enumerate(scene.facts, first)
-    ]
-    return {
-        IMAGES: [{"id": number, **file}],
-        INSTANCES: [
-            {"id": index, **own, "category_id": _CATEGORY_IDS[kind], "bbox": box, "area": area, "iscrowd": 0}
-            for index, ((kind, box), area) in enumerate(zip(things, areas, strict=True), first)
-        ],
-        CAPTIONS: [{"id": index, **own, "caption": each.text} for index, each in enumerate(sentences, first)],
-        SCENE_GRAPHS: [own | {"objects": objects, "relationships": relationships}],
-        INTERACTIONS: [
-            file
-            | {
-                "annotations": [
-                    {"bbox": [x, y, x + w, y + h], "category_id": _CATEGORY_IDS[kind]} for kind, (x, y, w, h) in things
-                ],
-                "hoi_annotation": [
-                    {"subject_id": subject, "object_id": object_, "category_id": 1 + PREDICATES.index(predicate)}
-                    for subject, predicate, object_, _ in interactions
-                ],
-            }
-        ],
-    }
-
-
-def _files(found: dict[str, list[Any]], seed: int, split: str) -> dict[str, Any]:
-    """Return the contents of all files by name, of what all images add to them."""
-    info = {"description": "sgpipe miniworld: drawn scenes with exact truth", "seed": seed, "split": split}
-    common = {"info": info, "licenses": [], "images": found[IMAGES]}
-    categories = [{"id": number, "name": name, "supercategory": name} for name, number in _CATEGORY_IDS.items()]
-    classes = {number: name for name, number in _CATEGORY_IDS.items()}
-    return {
-        INSTANCES: {**common, "annotations": found[INSTANCES], "categories": categories},
-        CAPTIONS: {**common, "annotations": found[CAPTIONS]},
-        **{name: found[name] for name in (SCENE_GRAPHS, INTERACTIONS)},
-        INTERACTION_CLASSES: {"objects": classes, "relations": dict(enumerate(PREDICATES, 1))},
-    }
+    graph: dict[str, Any] = {**own, "objects": [], "relationships": []}
+    interactions: dict[str, Any] = {**file, "annotations": [], "hoi_annotation": []}
+    files[INSTANCES]["images"].append({"id": number, **file})  # the same list as that of the captions
+    files[SCENE_GRAPHS].append(graph)
+    files[INTERACTIONS].append(interactions)
+    things = zip(scene.things, rendered.boxes.tolist(), rendered.areas.tolist(), strict=True)
+    for index, (thing, (x, y, w, h), area) in enumerate(things, first):
+        category = {"category_id": _CATEGORY_IDS[thing.kind]}
+        instance = {"id": index, **own, **category, "bbox": [x, y, w, h], "area": area, "iscrowd": 0}
+        files[INSTANCES]["annotations"].append(instance)
+        box = {"x": x, "y": y, "w": w, "h": h}
+        graph["objects"].append({"object_id": index, **box, "names": thing.kind, "synsets": []})
+        interactions["annotations"].append({"bbox": [x, y, x + w, y + h], **category})
+    for index, (subject, predicate, object_, implied) in enumerate(scene.facts, first):
+        ends = {"subject_id": first + subject, "object_id": first + object_, "implied": implied}
+        graph["relationships"].append({"relationship_id": index, "predicate": predicate, "synsets": [], **ends})
+        if scene.things[subject].kind == "person":
+            interaction = {"subject_id": subject, "object_id": object_, "category_id": 1 + PREDICATES.index(predicate)}
+            interactions["hoi_annotation"].append(interaction)
+    captions = ({"id": index, **own, "caption": each.text} for index, each in enumerate(sentences, first))
+    files[CAPTIONS]["annotations"] += captions

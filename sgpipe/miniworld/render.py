@@ -119,7 +119,14 @@ def paint_background(
     places: tuple[Callable[[Image.Image, float, Generator], RGB], ...] = (_park, _park, _beach, _street, _snow)
     sky = _gradient(size, *_SKIES[rng.integers(len(_SKIES))])
     place = places[rng.integers(len(places))]
-    _clouds(ImageDraw.Draw(sky), size, horizon, rng)
+    draw, width = ImageDraw.Draw(sky), size[0]
+    for _ in range(rng.integers(0, 4)):  # clouds
+        x, y = rng.uniform(0, width), rng.uniform(0.1, 0.7) * horizon
+        radius = rng.uniform(0.025, 0.05) * width
+        colour = vary(rng, (246, 248, 250), 5)
+        for shift, rise, grow in ((-1.2, 0.2, 0.8), (0, 0, 1.1), (1.1, 0.25, 0.85), (2.0, 0.45, 0.5)):
+            cx, cy, part = x + shift * radius, y + rise * radius, radius * grow
+            draw.ellipse((cx - part, cy - part * 0.7, cx + part, cy + part * 0.7), fill=colour)
     return sky, place(sky, horizon, rng)
 
 
@@ -135,18 +142,6 @@ def _ground(image: Image.Image, horizon: float, colour: RGB) -> None:
     image.paste(_gradient((width, depth), shade(colour, 1.15), shade(colour, 0.92)), (0, int(horizon)))
 
 
-def _clouds(draw: ImageDraw.ImageDraw, size: tuple[int, int], horizon: float, rng: Generator) -> None:
-    width, _ = size
-    for _ in range(rng.integers(0, 4)):
-        x, y = rng.uniform(0, width), rng.uniform(0.1, 0.7) * horizon
-        radius = rng.uniform(0.025, 0.05) * width
-        colour = vary(rng, (246, 248, 250), 5)
-        for shift, rise, grow in ((-1.2, 0.2, 0.8), (0, 0, 1.1), (1.1, 0.25, 0.85), (2.0, 0.45, 0.5)):
-            part = radius * grow
-            cx, cy = x + shift * radius, y + rise * radius
-            draw.ellipse((cx - part, cy - part * 0.7, cx + part, cy + part * 0.7), fill=colour)
-
-
 def _park(image: Image.Image, horizon: float, rng: Generator) -> RGB:
     draw, (width, height) = ImageDraw.Draw(image), image.size
     grass = vary(rng, pick(rng, _GRASS), 8)
@@ -155,14 +150,23 @@ def _park(image: Image.Image, horizon: float, rng: Generator) -> RGB:
         rise = rng.uniform(0.1, 0.35) * horizon
         colour = vary(rng, shade(grass, 0.86), 10)
         draw.ellipse((x - reach, horizon - rise, x + reach, horizon + rise), fill=colour)
-    for _ in range(rng.integers(0, 5)):
+    for _ in range(rng.integers(0, 5)):  # trees
         x, foot = rng.uniform(0, width), horizon + rng.uniform(0, 0.04) * height
-        _tree(draw, x, foot, height * rng.uniform(0.16, 0.36), rng)
+        high, leaf = height * rng.uniform(0.16, 0.36), vary(rng, (84, 136, 78), 18)
+        draw.rectangle((x - high * 0.06, foot - high * 0.5, x + high * 0.06, foot), fill=(118, 88, 62))
+        for shift, rise, grow in ((-0.21, 0.62, 0.8), (0.21, 0.6, 0.8), (0.0, 0.78, 1.0)):
+            cx, cy, part = x + shift * high, foot - high * rise, 0.3 * high * grow
+            draw.ellipse((cx - part, cy - part, cx + part, cy + part), fill=shade(leaf, 0.92 + 0.1 * grow))
     _ground(image, horizon, grass)
-    draw = ImageDraw.Draw(image)
-    for _ in range(rng.integers(4, 18)):
-        x, y = rng.uniform(0, width), rng.uniform(horizon + 6, height)
-        _tuft(draw, x, y, height * 0.012, shade(grass, 0.78), rng)
+    for _ in range(rng.integers(4, 18)):  # flowers and tufts
+        x, y, size = rng.uniform(0, width), rng.uniform(horizon + 6, height), height * 0.012
+        if rng.random() < 0.25:
+            petal = vary(rng, (244, 222, 170), 30)
+            draw.ellipse((x - size * 0.7, y - size * 0.7, x + size * 0.7, y + size * 0.7), fill=petal)
+            continue
+        for lean in (-0.6, 0.0, 0.6):
+            blade = (x, y, x + lean * size, y - size * 1.5)
+            draw.line(blade, fill=shade(grass, 0.78), width=max(int(size * 0.4), 1))
     return grass
 
 
@@ -176,7 +180,6 @@ def _beach(image: Image.Image, horizon: float, rng: Generator) -> RGB:
         x, y = rng.uniform(0, width), rng.uniform(horizon - 0.11 * height, shore - 2)
         draw.line((x, y, x + rng.uniform(0.03, 0.1) * width, y), fill=shade(sea, 1.25), width=max(height // 220, 1))
     _ground(image, shore, sand)
-    draw = ImageDraw.Draw(image)
     draw.rectangle((0, shore - height * 0.008, width, shore + height * 0.006), fill=(244, 248, 246))
     for _ in range(rng.integers(5, 25)):
         x, y, size = rng.uniform(0, width), rng.uniform(shore + 8, height), rng.uniform(0.002, 0.006) * width
@@ -193,7 +196,6 @@ def _street(image: Image.Image, horizon: float, rng: Generator) -> RGB:
         _house(draw, x, horizon, wide, high, rng)
         x += wide + rng.choice([0.0, 0.04 * width])
     _ground(image, horizon, road)
-    draw = ImageDraw.Draw(image)
     kerb = horizon + 0.05 * height
     draw.rectangle((0, horizon, width, kerb), fill=shade(road, 1.3))
     draw.rectangle((0, kerb, width, kerb + 0.01 * height), fill=shade(road, 0.8))
@@ -210,8 +212,13 @@ def _snow(image: Image.Image, horizon: float, rng: Generator) -> RGB:
         cap = [(x - reach * 0.3, horizon - rise * 0.7), (x, horizon - rise), (x + reach * 0.3, horizon - rise * 0.7)]
         cap += [(x + reach * 0.1, horizon - rise * 0.62), (x - reach * 0.12, horizon - rise * 0.6)]
         draw.polygon(cap, fill=(244, 246, 250))
-    for _ in range(rng.integers(0, 5)):
-        _fir(draw, rng.uniform(0, width), horizon + 0.02 * height, height * rng.uniform(0.14, 0.28), rng)
+    foot = horizon + 0.02 * height
+    for _ in range(rng.integers(0, 5)):  # firs
+        x, high, green = rng.uniform(0, width), height * rng.uniform(0.14, 0.28), vary(rng, (74, 112, 96), 12)
+        draw.rectangle((x - high * 0.04, foot - high * 0.2, x + high * 0.04, foot), fill=(104, 80, 62))
+        for low, half in ((0.12, 0.3), (0.38, 0.24), (0.62, 0.17)):
+            left, right = ((x + side * half * high, foot - low * high) for side in (-1, 1))
+            draw.polygon([left, (x, foot - (low + 0.4) * high), right], fill=green)
     _ground(image, horizon, snow)
     return shade(snow, 0.94)
 
@@ -228,7 +235,6 @@ def _room(size: tuple[int, int], horizon: float, rng: Generator) -> tuple[Image.
     for x in rng.permutation([0.18, 0.5, 0.82])[: rng.integers(1, 4)] * width:
         _hanging(draw, float(x), horizon, width, rng)
     _ground(image, horizon, floor)
-    draw = ImageDraw.Draw(image)
     draw.rectangle((0, horizon - 0.03 * height, width, horizon), fill=shade(wall, 0.82))
     if rng.random() < 0.6:
         for row in np.linspace(0, 1, 6)[1:] ** 1.6:
@@ -252,32 +258,6 @@ def _hanging(draw: ImageDraw.ImageDraw, x: float, horizon: float, width: int, rn
         draw.rectangle((x - half, top, x + half, top + high), fill=vary(rng, (150, 180, 160), 40))
         hill = [(x - half, top + high), (x - half * 0.2, top + high * 0.4), (x + half, top + high)]
         draw.polygon(hill, fill=vary(rng, (110, 130, 120), 30))
-
-
-def _tree(draw: ImageDraw.ImageDraw, x: float, foot: float, high: float, rng: Generator) -> None:
-    leaf = vary(rng, (84, 136, 78), 18)
-    trunk, crown = high * 0.06, high * 0.3
-    draw.rectangle((x - trunk, foot - high * 0.5, x + trunk, foot), fill=(118, 88, 62))
-    for shift, rise, grow in ((-0.7, 0.62, 0.8), (0.7, 0.6, 0.8), (0.0, 0.78, 1.0)):
-        cx, cy, part = x + shift * crown, foot - high * rise, crown * grow
-        draw.ellipse((cx - part, cy - part, cx + part, cy + part), fill=shade(leaf, 0.92 + 0.1 * grow))
-
-
-def _fir(draw: ImageDraw.ImageDraw, x: float, foot: float, high: float, rng: Generator) -> None:
-    green = vary(rng, (74, 112, 96), 12)
-    draw.rectangle((x - high * 0.04, foot - high * 0.2, x + high * 0.04, foot), fill=(104, 80, 62))
-    for low, half in ((0.12, 0.3), (0.38, 0.24), (0.62, 0.17)):
-        left, right = ((x + side * half * high, foot - low * high) for side in (-1, 1))
-        draw.polygon([left, (x, foot - (low + 0.4) * high), right], fill=green)
-
-
-def _tuft(draw: ImageDraw.ImageDraw, x: float, y: float, size: float, colour: RGB, rng: Generator) -> None:
-    if rng.random() < 0.25:
-        petal = vary(rng, (244, 222, 170), 30)
-        draw.ellipse((x - size * 0.7, y - size * 0.7, x + size * 0.7, y + size * 0.7), fill=petal)
-        return
-    for lean in (-0.6, 0.0, 0.6):
-        draw.line((x, y, x + lean * size, y - size * 1.5), fill=colour, width=max(int(size * 0.4), 1))
 
 
 def _house(draw: ImageDraw.ImageDraw, x: float, foot: float, wide: float, high: float, rng: Generator) -> None:

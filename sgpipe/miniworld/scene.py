@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.random import Generator, SeedSequence
 
-from sgpipe.miniworld.actors import KINDS, Actor, Extent, Fact, SceneGroup, random_actor
+from sgpipe.miniworld.actors import KINDS, Actor, Fact, SceneGroup, random_actor
 from sgpipe.miniworld.relations import RULES, CompositionRule, Statement, implied, statements_of
 
 SIZES = ((320, 240), (320, 240), (288, 224), (352, 240), (300, 260), (256, 256), (340, 220))
@@ -73,13 +73,17 @@ def random_scene(seed: int, split: str, number: int) -> Scene:
         groups.pop()
     horizon, placed = layout
     things = tuple(actor for each in placed for actor in each.group.actors)
+    outdoors = any(
+        thing.kind in ("car", "kite", "horse") or (thing.kind == "umbrella" and thing.posture == "standing")
+        for thing in things
+    )
     return Scene(
         split=split,
         number=number,
         width=width,
         height=height,
         horizon=horizon,
-        indoors=_can_be_indoors(things) and bool(rng.random() < 0.45),
+        indoors=not outdoors and bool(rng.random() < 0.45),
         background_seed=int(rng.integers(2**31)),
         placed=placed,
         things=things,
@@ -140,27 +144,16 @@ def _lay_out(
     placed, x = [], _MARGIN
     for gap, index in zip(gaps, order, strict=False):
         extent = extents[index]
-        ground = _ground(extent, scale, horizon, height, rng)
+        # Below the horizon, and the whole group in the image.
+        lowest = height - 4 + min(extent.bottom, 0.0) * scale
+        highest = max(horizon + 0.09 * height, extent.top * scale + 4)
+        ground = float(rng.uniform(min(highest, lowest), lowest))
         mirrored = bool(rng.random() < 0.5)
         left = -extent.right if mirrored else extent.left
         x += float(gap)
         placed.append(PlacedGroup(groups[index], ((x - left) * scale, ground), scale, mirrored))
         x += extent.right - extent.left + GROUP_GAP
     return horizon, tuple(placed)
-
-
-def _ground(extent: Extent, scale: float, horizon: float, height: int, rng: Generator) -> float:
-    """Return the ground level of a group in pixels from the top: below the horizon, the whole group in the image."""
-    lowest = height - 4 + min(extent.bottom, 0.0) * scale
-    highest = max(horizon + 0.09 * height, extent.top * scale + 4)
-    return float(rng.uniform(min(highest, lowest), lowest))
-
-
-def _can_be_indoors(things: tuple[Actor, ...]) -> bool:
-    outdoors = {"car", "kite", "horse"}
-    return not any(
-        thing.kind in outdoors or (thing.kind == "umbrella" and thing.posture == "standing") for thing in things
-    )
 
 
 # Minimum world units between unrelated things of a group; neighbours are at most 0.12 apart.
