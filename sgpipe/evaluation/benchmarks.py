@@ -21,7 +21,7 @@ from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettin
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
-from rlip_model.evaluation.vcoco import Actions, PredictedPeople, VcocoScores, evaluate_vcoco
+from rlip_model.evaluation.vcoco import VcocoScores, evaluate_vcoco
 from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
 from rlip_model.evaluation.visual_genome import (
     GraphImage,
@@ -201,11 +201,20 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
         with naming(given.name):
             predicted = read_predicted_people(detections, actions)
     else:
-        predicted = _predicted_people(given, actions, people, possible, found)
+        config, occurs = given.config("hoi"), None
+        objects, relations = config.classes.objects, config.classes.relations
+        if possible:
+            seen = {
+                (r.predicate, row.objects[r.object].category) for row in iter_records(possible) for r in row.relations
+            }
+            occurs = np.array([[(predicate, object_) in seen for object_ in objects] for predicate in relations])
+        convert = people_converter(config.classes, actions, occurs)
+        predictions = _predictions(given, config, people, coco_image_id, found)
+        predicted = {number: convert(pairs) for number, pairs in predictions}
     with _explained(given.name):
         scores = evaluate_vcoco(found.named(people_images(people, predicted, actions)), actions)
     found.predicted = {*predicted}
-    found.miss(people)
+    found.lack(people, missed=True)
     found.unpredicted = frozenset()  # its format has no item for an image without persons
     parts = [(f"role, scenario {number}", part, actions.role_names()) for number, part in scores.roles.items()]
     parts.append(("agent", scores.agents, list(actions.names)))
@@ -226,24 +235,6 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     return found.result("V-COCO", {}, scores, summary, rows, curves)
 
 
-def _predicted_people(
-    given: ModelRun, actions: Actions, people: Collection[int], possible: Path | None, found: ScoredImages
-) -> dict[int, PredictedPeople]:
-    config = given.config("hoi")
-    objects, relations = config.classes.objects, config.classes.relations
-    occurs = None
-    if possible:
-        seen = {
-            (r.predicate, record.objects[r.object].category)
-            for record in iter_records(possible)
-            for r in record.relations
-        }
-        occurs = np.array([[(predicate, object_) in seen for object_ in objects] for predicate in relations])
-    convert = people_converter(config.classes, actions, occurs)
-    predictions = _predictions(given, config, people, coco_image_id, found)
-    return {number: convert(pairs) for number, pairs in predictions}
-
-
 def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> EvaluationResult:
     """Evaluate scene graphs by Visual Genome's protocol, of VG150 or other classes; those of a model in mode sgdet."""
     found = ScoredImages()
@@ -254,7 +245,14 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> Eva
     else:
         config = given.config("scene graph")
         classes = config.classes
-        annotated = _annotated_graphs(given, classes)
+        if given.annotations is not None:
+            annotated = read_graphs(given.annotations)
+        else:
+            shards = shard_annotations(given.data, classes, given.split, persons_only=False)
+            annotated = {
+                name: GroundTruthGraph(own.boxes, own.labels + 1, np.add(own.triplets, (0, 0, 1)))
+                for name, own in read_annotations(shards, "image_id").items()
+            }
         pairs = _predictions(given, config, annotated, lambda row: row.image_id, found)
         predictions = ((name, predicted_graph(own, MOST_PAIRS)) for name, own in pairs)
     images = (GraphImage(f"image {name}", annotated[name], predicted) for name, predicted in predictions)
@@ -262,7 +260,7 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> Eva
     official = (len(classes.objects), names) == (len(VG150_CLASSES.objects), VG150_CLASSES.relations)
     with _explained(given.name):
         scores = evaluate_graphs(found.named(images), mode, zero_shot=vg150_zero_shot() if official else None, **sizes)
-        found.leave_out(annotated)
+        found.lack(annotated, missed=False)
     rows: Rows = [{"predicate": name} for name in names]
     for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
         for most, shares in recall.per_predicate.items():
@@ -359,17 +357,7 @@ def _predicted_pairs(
     annotated = read_annotations(source)
     for name, pairs in _predictions(given, config, annotated, lambda row: row.file_name, found):
         yield EvaluationImage(name, annotated[name], pairs)
-    found.miss(annotated)
+    found.lack(annotated, missed=True)
     for name, ground_truth in annotated.items():
         if name in found.unpredicted:
             yield EvaluationImage(name, ground_truth, no_pairs(config.classes))
-
-
-def _annotated_graphs(given: ModelRun, classes: DatasetClasses) -> dict[str, GroundTruthGraph]:
-    if given.annotations is not None:
-        return read_graphs(given.annotations)
-    annotated = read_annotations(shard_annotations(given.data, classes, given.split, persons_only=False), "image_id")
-    return {
-        name: GroundTruthGraph(own.boxes, own.labels + 1, np.add(own.triplets, (0, 0, 1)))
-        for name, own in annotated.items()
-    }

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -101,23 +101,30 @@ def read_pairs(
 
     Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
     """
-    annotated, classes, listed = read_annotations(source), schema.classes, schema
-    numbers = _class_numbers(listed, classes)
+    annotated, classes, is_parquet = read_annotations(source), schema.classes, predictions.suffix == ".parquet"
+    numbers: _Numbers = (
+        tuple({name: number for number, name in enumerate(each)} for each in (classes.objects, classes.relations))
+        if is_parquet
+        else _class_numbers(schema, classes)
+    )
+    lists_classes = is_parquet
     predicted: dict[str, Triplets] = {}
-    is_parquet = predictions.suffix == ".parquet"
-    for item in _parquet_items(predictions, key, schema) if is_parquet else map(itemgetter(1), JsonStream(predictions)):
+    for item in _parquet_rows(predictions) if is_parquet else map(itemgetter(1), JsonStream(predictions)):
         try:
             name = fields.text(item, "file_name")
         except FieldError as error:
             raise UserError(f"{predictions}: an item: {error}; expected one list with an object per image") from None
         found.add(name, annotated, str(predictions))
         with naming(f"{predictions}: image {name!r}"):
+            if is_parquet:
+                boxes, relations = _hoia_lists(item["triplets"])
+            else:
+                boxes, relations = fields.array(item, "predictions"), fields.array(item, key)
             if CLASSES in item:
-                listed = HoiaSchema.of_class_list(item[CLASSES])
-                numbers = _class_numbers(listed, classes)
-            predicted[name] = _triplets(fields.array(item, "predictions"), fields.array(item, key), *numbers)
-    found.miss(annotated)
-    if listed is schema and not is_parquet:
+                lists_classes, numbers = True, _class_numbers(HoiaSchema.of_class_list(item[CLASSES]), classes)
+            predicted[name] = _triplets(boxes, relations, *numbers)
+    found.lack(annotated, missed=True)
+    if not lists_classes:
         number, name = next(iter(schema.relations.items()))
         found.notes.append(
             f"{predictions} lists no classes: its numbers are taken for the annotations', such as {number} for the "
@@ -127,20 +134,12 @@ def read_pairs(
         yield EvaluationImage(name, ground_truth, predicted.get(name, _NO_TRIPLETS).pairs(len(classes.relations)))
 
 
-def _parquet_items(path: Path, key: str, schema: HoiaSchema) -> Iterator[dict[str, Any]]:
-    """Yield the images of a file of `sgpipe predict --out FILE.parquet` as a HOIA file has them, without error rows."""
-    objects, relations = (
-        {name: number for number, name in names.items()} for names in (schema.objects, schema.relations)
-    )
+def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file of `sgpipe predict --out FILE.parquet`, without error rows."""
     try:
         with pq.ParquetFile(path) as file:
-            batches = file.iter_batches(_ROWS_AT_ONCE, columns=["file_name", "triplets"])
-            for row in chain.from_iterable(batch.to_pylist() for batch in batches):
-                if row["triplets"] is not None:
-                    with naming(f"{path}: image {row['file_name']!r}"):
-                        triplets = sorted(row["triplets"], key=itemgetter("pair"))
-                        boxes, listed = _hoia_lists(triplets, objects, relations)
-                    yield {"file_name": row["file_name"], "predictions": boxes, key: listed}
+            for batch in file.iter_batches(512, columns=["file_name", "triplets"]):
+                yield from (row for row in batch.to_pylist() if row["triplets"] is not None)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {os_error_reason(error)}") from None
     except (pa.ArrowException, KeyError) as error:
@@ -148,45 +147,33 @@ def _parquet_items(path: Path, key: str, schema: HoiaSchema) -> Iterator[dict[st
         raise UserError(f"{path} was not written by `sgpipe predict --out FILE.parquet` ({reason})") from None
 
 
-def _hoia_lists(
-    triplets: Sequence[Mapping[str, Any]], objects: Mapping[str, int], relations: Mapping[str, int]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the boxes and relations of triplets that are in the order of their pairs. Raises FieldError."""
-    ends: dict[int, list[tuple[str, list[float]]]] = {}
-    for one in triplets:
-        own = [(one[side], one[f"{side}_box"]) for side in ("subject", "object")]
-        if ends.setdefault(one["pair"], own) != own:
+def _hoia_lists(triplets: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the boxes and relations of triplets as a HOIA file has them, with names for numbers. Raises FieldError."""
+    pairs: dict[int, list[dict[str, Any]]] = {}
+    relations = []
+    for one in sorted(triplets, key=itemgetter("pair")):
+        boxes = [{"bbox": one[f"{side}_box"], "category_id": one[side]} for side in ("subject", "object")]
+        if pairs.setdefault(one["pair"], boxes) != boxes:
             raise FieldError("a pair has more than one subject or object")
-    names = {name for pair in ends.values() for name, _ in pair} - {*objects}
-    if unknown := names | {one["predicate"] for one in triplets} - {*relations}:
-        raise FieldError(f"{min(unknown)!r} {_OTHER_CLASS}")
-    boxes = [{"bbox": box, "category_id": objects[name]} for pair in ends.values() for name, box in pair]
-    first = {pair: 2 * place for place, pair in enumerate(ends)}
-    listed = [
-        {
-            "subject_id": first[one["pair"]],
-            "object_id": first[one["pair"]] + 1,
-            "category_id": relations[one["predicate"]],
-            "score": one["score"],
-        }
-        for one in triplets
-    ]
-    return boxes, listed
+        ends = {"subject_id": 2 * len(pairs) - 2, "object_id": 2 * len(pairs) - 1}
+        relations.append({**ends, "category_id": one["predicate"], "score": one["score"]})
+    return [box for pair in pairs.values() for box in pair], relations
 
 
-def _class_numbers(listed: HoiaSchema, classes: DatasetClasses) -> tuple[dict[int, int], dict[int, int]]:
-    """Return the indices of objects and relations among the classes, by the numbers that a file has for them."""
-    objects, relations = (
-        {number: known.index(name) for number, name in names.items() if name in known}
-        for names, known in ((listed.objects, classes.objects), (listed.relations, classes.relations))
-    )
-    return objects, relations
+_Numbers: TypeAlias = tuple[
+    Mapping[Any, int], ...
+]  # the indices of objects and of relations, by what a file calls them
+
+
+def _class_numbers(listed: HoiaSchema, classes: DatasetClasses) -> _Numbers:
+    both = ((listed.objects, classes.objects), (listed.relations, classes.relations))
+    return tuple({number: known.index(name) for number, name in own.items() if name in known} for own, known in both)
 
 
 def _triplets(
-    boxes: Sequence[Any], relations: Sequence[Any], objects: Mapping[int, int], predicates: Mapping[int, int]
+    boxes: Sequence[Any], relations: Sequence[Any], objects: Mapping[Any, int], predicates: Mapping[Any, int]
 ) -> Triplets:
-    def numbers(known: Mapping[int, int], items: Sequence[Any]) -> Array:
+    def numbers(known: Mapping[Any, int], items: Sequence[Any]) -> Array:
         found = [known.get(item["category_id"], -1) for item in items]
         if -1 in found:
             raise FieldError(f"category_id {items[found.index(-1)]['category_id']!r} {_OTHER_CLASS}")
@@ -254,7 +241,6 @@ def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:
     return next((official for official in (HICO, OPEN_IMAGES) if official.classes == classes), own)
 
 
-_ROWS_AT_ONCE = 512
 _COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status", "error")
 
 
@@ -322,29 +308,25 @@ def read_predicted_graphs(
 
     Raises UserError: the file is missing or invalid, or a predicted image is not annotated.
     """
-    numbers = np.arange(len(classes.objects) + 1), np.arange(len(classes.relations) + 1)
+    objects, predicates = np.arange(len(classes.objects) + 1), np.arange(len(classes.relations) + 1)
     for name, item in _graph_items(predictions):
         found.add(name, annotated, str(predictions))
         with naming(f"{predictions}: image {name}"):
-            numbers = _class_map(item[CLASSES], classes) if CLASSES in item else numbers
-            predicted = _predicted_graph(item, *numbers, len(classes.relations))
+            if CLASSES in item:
+                objects, predicates = _class_map(item[CLASSES], classes)
+            labels = _field(item, "labels", (-1,), int)
+            valid = (labels >= 1) & (labels < len(objects))  # the evaluator refuses others
+            given = _field(item, "predicate_scores", (-1, len(predicates)), np.float32)
+            scores = np.zeros((len(given), 1 + len(classes.relations)), given.dtype)  # 0 of what is not listed
+            scores[:, predicates] = given
+            predicted = PredictedGraph(
+                _field(item, "boxes", (-1, 4), np.float32),
+                np.where(valid, objects[np.where(valid, labels, 0)], labels),
+                _field(item, "scores", (-1,), np.float32),
+                _field(item, "pairs", (-1, 2), int),
+                scores,
+            )
         yield name, predicted
-
-
-def _predicted_graph(item: Mapping[str, Any], objects: Array, predicates: Array, num_predicates: int) -> PredictedGraph:
-    """objects, predicates: the dataset's numbers by those of the item."""
-    labels = _field(item, "labels", (-1,), int)
-    given = _field(item, "predicate_scores", (-1, len(predicates)), np.float32)
-    scores = np.zeros((len(given), 1 + num_predicates), dtype=given.dtype)  # a predicate that is not listed has score 0
-    scores[:, predicates] = given
-    valid = (labels >= 1) & (labels < len(objects))  # the evaluator refuses others
-    return PredictedGraph(
-        _field(item, "boxes", (-1, 4), np.float32),
-        np.where(valid, objects[np.where(valid, labels, 0)], labels),
-        _field(item, "scores", (-1,), np.float32),
-        _field(item, "pairs", (-1, 2), int),
-        scores,
-    )
 
 
 def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:

@@ -33,9 +33,6 @@ _LONGEST = 60  # letters of a name in a table
 RESAMPLES = 1000
 _ROUNDING = 1e-9
 
-_SURE = "95% interval"
-_COLUMNS = ("value", _SURE, "other", f"{_SURE} of other", "difference", f"{_SURE} of difference", "shown")
-
 Interval = tuple[float, float]
 _UNKNOWN: Interval = (math.nan, math.nan)
 
@@ -78,15 +75,6 @@ class PairedComparison:
     resamples: int
     seed: int
     measures: Mapping[str, Difference]
-
-    def rows(self) -> Rows:
-        """Return a row of a table for each measure."""
-        rows = []
-        for name, own in self.measures.items():
-            cells = [_text(value) if isinstance(value, tuple) else value for value in vars(own).values()]
-            cells[-1] = "yes" if own.shown else "no"
-            rows.append({"measure": name, **dict(zip(_COLUMNS, cells, strict=True))})
-        return rows
 
 
 def compare_paired(
@@ -167,10 +155,6 @@ def _difference_interval(difference: float, margin: float) -> Interval:
     return max(difference - margin, -1.0), min(difference + margin, 1.0)
 
 
-def _text(interval: Interval) -> str:
-    return "–" if np.isnan(interval[0]) else f"{interval[0]:.4f} to {interval[1]:.4f}"
-
-
 _NOTES = {  # by the count they report: what is counted, and what became of it
     "images failed": ("image", "that failed in the run: left out"),
     "images without ground truth": ("image", "of the run without ground truth: left out"),
@@ -223,7 +207,8 @@ class EvaluationResult:
         if self.comparison:
             other, images = single_line(self.comparison.other), count(self.comparison.images, "image")
             halves = count(self.comparison.resamples, "random half", "random halves")
-            console.print(_table(f"Compared with {other}: {images}, {halves}", self.comparison.rows()))
+            differences = [{"measure": name, **vars(own)} for name, own in self.comparison.measures.items()]
+            console.print(_table(f"Compared with {other}: {images}, {halves}, 95% intervals", differences))
         for note in self.notes:
             console.print(f"NOTE: {note}", soft_wrap=True)
 
@@ -288,21 +273,17 @@ class ScoredImages:
             raise UserError(f"{place}: image {name!r} {what}")
         self.predicted.add(name)
 
-    def miss(self, annotated: Collection[Any]) -> None:
-        """Count images without predictions as missed, with a note. Raises EvaluationError: all are."""
-        self.unpredicted = frozenset(annotated).difference(self.predicted)
-        self._lack("images without predictions", len(annotated), "counted as missed")
-
-    def leave_out(self, annotated: Collection[Any]) -> None:
-        """Leave images without predictions out, with a note. Raises EvaluationError: all are."""
-        self._lack("images left out", len(annotated), "left out (official protocol)")
-
-    def _lack(self, kind: str, annotated: int, what: str) -> None:
+    def lack(self, annotated: Collection[Any], *, missed: bool) -> None:
+        """Note images without predictions, which count as missed or are left out. Raises EvaluationError: all are."""
         if not self.predicted:
             raise EvaluationError("contains no predictions")
-        self.lacking[kind] = lacking = annotated - len(self.predicted)
+        lacking = len(annotated) - len(self.predicted)
+        self.lacking["images without predictions" if missed else "images left out"] = lacking
+        if missed:
+            self.unpredicted = frozenset(annotated).difference(self.predicted)
         if lacking:
-            self.notes.append(f"no predictions for {lacking:,} of {count(annotated, 'annotated image')}: {what}")
+            what = "counted as missed" if missed else "left out (official protocol)"
+            self.notes.append(f"no predictions for {lacking:,} of {count(len(annotated), 'annotated image')}: {what}")
 
     def result(
         self,
@@ -370,8 +351,12 @@ def _table(title: str, rows: Rows) -> Table:
 
 
 def _cell(value: Any) -> str:
+    if isinstance(value, tuple):  # an interval
+        return "–" if math.isnan(value[0]) else " to ".join(map(_cell, value))
     if isinstance(value, float):
         return "–" if math.isnan(value) else f"{value:.4f}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:,}" if isinstance(value, int) else single_line(str(value), _LONGEST)
 
 
