@@ -69,7 +69,7 @@ def read_candidates(run: Path, truth: GroundTruth) -> Candidates:
     by_tagger, by_judge = (label_quality(run, truth, source=source) for source in ("relations", "vlm_score"))
     if len(by_tagger.relations) != len(by_judge.relations):
         raise UserError(f"{run} has relations without another model's score")
-    return Candidates(by_tagger.relations, by_judge.relations.confidence, len(by_tagger.required.image))
+    return Candidates(by_tagger.relations, by_judge.relations.confidence, len(by_tagger.target_images))
 
 
 def measure_methods(candidates: Candidates) -> list[MethodQuality]:

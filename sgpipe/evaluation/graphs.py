@@ -52,12 +52,11 @@ class Vocabulary:
             self._by_text[text] = number
         return self._by_text[text]
 
-    def numbers(self, texts: pa.Array | pa.ChunkedArray) -> Array:
+    def numbers(self, texts: pa.Array) -> Array:
         """`[texts]` int64."""
-        encoded = pc.dictionary_encode(texts)
-        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+        encoded = texts.dictionary_encode()
         own = np.array([self.number(text or "") for text in encoded.dictionary.to_pylist()], dtype=np.int64)
-        return own[encoded.indices.to_numpy(zero_copy_only=False)] if len(encoded) else own[:0]
+        return own[encoded.indices.to_numpy(zero_copy_only=False)]
 
 
 def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabulary:

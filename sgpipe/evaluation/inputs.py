@@ -102,12 +102,10 @@ def read_pairs(
     Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
     """
     annotated, classes, is_parquet = read_annotations(source), schema.classes, predictions.suffix == ".parquet"
-    numbers: _Numbers = (
-        tuple({name: number for number, name in enumerate(each)} for each in (classes.objects, classes.relations))
-        if is_parquet
-        else _class_numbers(schema, classes)
-    )
-    lists_classes = is_parquet
+    lists_classes, numbers = is_parquet, _class_numbers(schema, classes)
+    if is_parquet:
+        names = (classes.objects, classes.relations)
+        numbers = tuple({name: number for number, name in enumerate(each)} for each in names)
     predicted: dict[str, Triplets] = {}
     for item in _parquet_rows(predictions) if is_parquet else map(itemgetter(1), JsonStream(predictions)):
         try:

@@ -80,17 +80,6 @@ class Relations:
 
 
 @dataclass(frozen=True)
-class Targets:
-    """The relations that recall counts, all arrays `[targets]`."""
-
-    predicate: Array
-    image: Array
-
-    def __getitem__(self, rows: Array) -> Targets:
-        return Targets(self.predicate[rows], self.image[rows])
-
-
-@dataclass(frozen=True)
 class Quality:
     """Counts of relations, and the measures that follow from them; a ratio over nothing is NaN.
 
@@ -175,15 +164,16 @@ class PredicateQuality:
 class LabelQuality:
     """How good the relations of a run are.
 
-    counts: also of what could not be compared. relations, required: what the measures are computed from; predicates are
-    named by `names`. images: of the ground truth; compared: their numbers.
+    counts: also of what could not be compared. relations, and the predicates and images of the targets: what the
+    measures are computed from. names: of predicates. images: of the ground truth; compared: their numbers.
     """
 
     threshold: float
     source: Source
     counts: dict[str, int]
     relations: Relations
-    required: Targets
+    target_predicates: Array
+    target_images: Array
     names: tuple[str, ...]
     images: Sequence[ImageName]
     compared: Array
@@ -193,12 +183,13 @@ class LabelQuality:
         occurrences = np.zeros(len(self.images), dtype=int)
         occurrences[self.compared] = counts
         relations = self.relations[np.repeat(np.arange(len(self.relations)), occurrences[self.relations.image])]
-        required = self.required[np.repeat(np.arange(len(self.required.image)), occurrences[self.required.image])]
-        return replace(self, relations=relations, required=required)
+        columns = (self.target_predicates, self.target_images)
+        predicates, images = (np.repeat(column, occurrences[self.target_images]) for column in columns)
+        return replace(self, relations=relations, target_predicates=predicates, target_images=images)
 
     def at(self, threshold: float) -> Quality:
         """Return the quality of all predicates together."""
-        return Quality.of(self.relations.above(threshold), len(self.required.image))
+        return Quality.of(self.relations.above(threshold), len(self.target_images))
 
     @property
     def at_threshold(self) -> Quality:
@@ -212,7 +203,7 @@ class LabelQuality:
     @property
     def average_precision(self) -> float:
         """That of all relations in one ranking."""
-        targets = len(self.required.image)
+        targets = len(self.target_images)
         return area(*precision_recall(self.relations, targets), targets)
 
     @property
@@ -223,7 +214,7 @@ class LabelQuality:
     @cached_property
     def predicates(self) -> tuple[PredicateQuality, ...]:
         """Every predicate that is predicted or has targets, that with the most targets first."""
-        targets = np.bincount(self.required.predicate, minlength=len(self.names))
+        targets = np.bincount(self.target_predicates, minlength=len(self.names))
         bands = frequency_bands(targets)
         by_predicate = self.relations[np.argsort(self.relations.predicate, kind="stable")]
         ends = np.searchsorted(by_predicate.predicate, np.arange(len(self.names) + 1))
@@ -302,10 +293,18 @@ def label_quality(
     columns = [np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Relations)]
     statements, graphs = targets.statements, targets.graphs
     image = image_of_target[graphs.relation_image[statements]]
-    required = Targets(graphs.predicate[statements], image)[image != NO_IMAGE]
-    names, compared_images = tuple(predicates.names), np.concatenate(compared)
-    found = Relations(*columns)
-    return LabelQuality(threshold, source, counts, found, required, names, truth.graphs.names, compared_images)
+    known = image != NO_IMAGE
+    return LabelQuality(
+        threshold,
+        source,
+        counts,
+        Relations(*columns),
+        graphs.predicate[statements][known],
+        image[known],
+        tuple(predicates.names),
+        truth.graphs.names,
+        np.concatenate(compared),
+    )
 
 
 def _images_to_compare(graphs: Graphs, truth: GroundTruthIndex, seen: Array, counts: Counter[str]) -> Array:
@@ -429,11 +428,10 @@ def print_run_quality(qualities: dict[str, LabelQuality], console: Console, *, p
     first = next(iter(qualities.values()))
     title = f"Relations of confidence {first.threshold:g} or more"
     table = Table("", "relations", "precision", "recall", title=title)
-    rows = [(name, own.at_threshold, False) for name, own in qualities.items()]
-    rows[-1] = (*rows[-1][:2], True)
+    rows = [(name, own.at_threshold) for name, own in qualities.items()]
     if predicates:
-        rows += [(single_line(row.predicate, 48), row.quality, False) for row in first.predicates]
-    for name, own, is_last in rows:
+        rows += [(single_line(row.predicate, 48), row.quality) for row in first.predicates]
+    for number, (name, own) in enumerate(rows, 1):
         precision, recall = f"{own.precision:.1%}" if own.predicted else "", f"{own.recall:.1%}" if own.targets else ""
-        table.add_row(name, f"{own.predicted:,}", precision, recall, end_section=is_last)
+        table.add_row(name, f"{own.predicted:,}", precision, recall, end_section=number == len(qualities))
     console.print(table)

@@ -20,10 +20,6 @@ class Wording(NamedTuple):
     finite: str
     passive: str | None = None
 
-    @property
-    def is_verb(self) -> bool:
-        return not self.finite.startswith("is ")
-
 
 # Verbs in their finite forms and passives; other predicates follow "is".
 _VERBS = {
@@ -103,7 +99,7 @@ def _compound(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption | None:
     first, second = WORDINGS[fact.predicate], WORDINGS[other.predicate]
     subject, object_ = _pair(scene, fact, rng)
     if other.subject == fact.subject:
-        third = _article(_noun_phrase(scene.things[other.object], rng))
+        third = _noun_phrase(scene.things[other.object], rng)
         joint = " " if fact.predicate == "with" else " and "
         return SceneCaption(f"{subject} {first.participle} {object_}{joint}{second.participle} {third}", (fact, other))
     other_subject, other_object = _pair(scene, other, rng)
@@ -114,30 +110,30 @@ def _compound(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption | None:
 
 def _can_combine(fact: Fact, other: Fact) -> bool:
     """Return whether a sentence can state both facts without ambiguity."""
-    first, second = WORDINGS[fact.predicate], WORDINGS[other.predicate]
     if {fact.subject, fact.object} == {other.subject, other.object}:
         return False
     if fact.predicate == "with":
         # "a man with a cat on a table" is ambiguous: who is on the table?
         return other.subject == fact.subject and other.predicate in ("next to", "behind", "in front of")
-    if other.implied or not (first.is_verb and second.is_verb):
+    if other.implied or not _VERBS.keys() >= {fact.predicate, other.predicate}:
         return False
     apart = not {fact.subject, fact.object} & {other.subject, other.object}
     return apart or other.subject == fact.subject
 
 
 def _pair(scene: Scene, fact: Fact, rng: Generator) -> tuple[str, str]:
-    """Subject and object with their articles; "another dog" if both have the same name."""
-    subject, object_ = (_article(_noun_phrase(scene.things[thing], rng)) for thing in (fact.subject, fact.object))
+    """Subject and object; "another dog" if both have the same name."""
+    subject, object_ = (_noun_phrase(scene.things[thing], rng) for thing in (fact.subject, fact.object))
     return subject, f"another {object_.split(' ', 1)[1]}" if subject == object_ else object_
 
 
 def _noun_phrase(thing: Actor, rng: Generator) -> str:
-    """Return a name of the thing, sometimes with its colour."""
+    """Return a name of the thing with its article, sometimes with its colour."""
     names = names_of(thing)
-    name = names[rng.integers(len(names))]
-    colour = "" if isinstance(thing.look, PersonLook) else thing.look.colour.name
-    return f"{colour} {name}" if colour and rng.random() < 0.2 else name
+    phrase = names[rng.integers(len(names))]
+    if not isinstance(thing.look, PersonLook) and rng.random() < 0.2:
+        phrase = f"{thing.look.colour.name} {phrase}"
+    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 
 def names_of(thing: Actor) -> tuple[str, ...]:
@@ -148,7 +144,3 @@ def names_of(thing: Actor) -> tuple[str, ...]:
     if thing.kind == "sports ball" and look.style in _BALLS:
         return ("ball", "ball", _BALLS[look.style])
     return NOUNS.get(thing.kind, (thing.kind,))
-
-
-def _article(phrase: str) -> str:
-    return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"

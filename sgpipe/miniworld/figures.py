@@ -342,17 +342,14 @@ def _eye(at: complex, radius: float) -> Shapes:
 
 # Heads are in radii, around the end of the neck.
 def _dog_head(look: Look) -> Shapes:
-    coat = look.colour.rgb
+    coat, ear = look.colour.rgb, look.second if look.style else shade(look.colour.rgb, 0.7)
     return [
         capsule(shade(coat, 1.12), 0.4 - 0.2j, 1.45 - 0.3j, 1, 0.72),
         disc(coat, 0, 1),
         ellipse((36, 30, 30), 1.72 - 0.12j, 0.22, 0.2, corners=12),
         capsule(shade(coat, 0.55), 0.9 - 0.48j, 1.55 - 0.5j, 0.09),
         *_eye(0.5 + 0.28j, 0.15),
-        blob(
-            look.second if look.style else shade(coat, 0.7),
-            *(-0.55 + 0.95j, 0.05 + 0.75j, -0.1 - 0.3j, -0.55 - 0.85j, -1 - 0.35j),
-        ),
+        blob(ear, -0.55 + 0.95j, 0.05 + 0.75j, -0.1 - 0.3j, -0.55 - 0.85j, -1 - 0.35j),
     ]
 
 

@@ -62,20 +62,19 @@ def _sit_at(sitter: Actor, seat: complex) -> None:
     sitter.at = seat + (0.05 - look.build.hip) * look.height * 1j
 
 
+_GRIPS = {  # where a held thing is, from the hand
+    "umbrella": 0, "sports ball": BALL_RADIUS * (0.75 - 1j), "kite": 0.04 + 0.3j, "skateboard": 0.16 - 0.05j,
+    "cup": 0.05 - 0.16j, "cat": 0.02 - 0.3j, "bird": 0.02 - 0.02j,
+}  # fmt: skip
+
+
 def hold(group: SceneGroup, holder: Actor, thing: Actor, rng: Generator) -> None:
     """Held in the near hand, stretched forward; an umbrella above the head."""
     hand = _hand(holder, {"umbrella": 0.17 - 0.06j, "kite": 0.22 + 0.06j}.get(thing.kind, 0.25 - 0.1j))
     thing.depth, thing.facing, thing.airborne = holder.depth + 0.25, holder.facing, True
     thing.free.clear()
     holder.free.discard("fore")
-    grip = {
-        "sports ball": BALL_RADIUS * (0.75 - 1j),
-        "skateboard": 0.16 - 0.05j,
-        "cup": 0.05 - 0.16j,
-        "kite": 0.04 + 0.3j,
-    }
-    grip |= {"umbrella": 0, "cat": 0.02 - 0.3j, "bird": 0.02 - 0.02j}
-    thing.at = hand + grip[thing.kind]
+    thing.at = hand + _GRIPS[thing.kind]
     holder.hands = (hand, holder.hands[1])
     if thing.kind == "umbrella":
         thing.posture, thing.depth = "held", holder.depth - 0.05

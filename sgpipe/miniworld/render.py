@@ -45,7 +45,12 @@ def render(scene: Scene) -> RenderedScene:
         _shadows(pens[0], placed, shade(ground, 0.8))
         _draw(pens, placed, first)
         first += len(placed.group.actors)
-    boxes, areas = _visible(labels, len(scene.things))
+    boxes = np.zeros((len(scene.things), 4))
+    for thing in range(len(boxes)):
+        if found := labels.point([value == thing + 1 for value in range(256)]).getbbox():
+            left, top, right, bottom = found
+            boxes[thing] = left, top, right - left, bottom - top
+    areas = np.array(labels.histogram()[1 : len(boxes) + 1])
     middle = OVERSAMPLING // 2
     owners = np.asarray(labels)[middle::OVERSAMPLING, middle::OVERSAMPLING].copy()
     return RenderedScene(image.reduce(OVERSAMPLING), boxes / OVERSAMPLING, areas / OVERSAMPLING**2, owners)
@@ -81,16 +86,6 @@ def _shadows(pen: ImageDraw.ImageDraw, placed: PlacedGroup, colour: RGB) -> None
         middle = complex((box.left + box.right) / 2, base)
         ends = _pixels(placed, np.array([middle - half - 0.06j, middle + half + 0.06j])).reshape(2, 2)
         pen.ellipse((*ends.min(0).tolist(), *ends.max(0).tolist()), fill=colour)
-
-
-def _visible(labels: Image.Image, things: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes xywh [things, 4] and areas [things] of the labels 1 to `things`, in pixels of `labels`."""
-    boxes = np.zeros((things, 4))
-    for thing in range(things):
-        if found := labels.point([value == thing + 1 for value in range(256)]).getbbox():
-            left, top, right, bottom = found
-            boxes[thing] = left, top, right - left, bottom - top
-    return boxes, np.array(labels.histogram()[1 : things + 1])
 
 
 # Backgrounds fill the whole image. Coordinates are pixels from the top left corner.

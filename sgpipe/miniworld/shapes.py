@@ -65,7 +65,7 @@ def sector(colour: RGB, centre: complex, radius: float, start: float, stop: floa
 
 def capsule(colour: RGB, start: complex, stop: complex, width: float, stop_width: float | None = None) -> Shape:
     """Return a line with round ends that may taper; widths are full widths."""
-    half = _half_circle() * cmath.rect(0.5, cmath.phase(stop - start))
+    half = _HALF_CIRCLE * cmath.rect(0.5, cmath.phase(stop - start))
     stop_width = width if stop_width is None else stop_width
     return Shape(np.concatenate([start - half * width, stop + half * stop_width]), colour)
 
@@ -111,15 +111,13 @@ def turned(point: complex, degrees: float) -> complex:
     return point * cmath.rect(1, math.radians(degrees))
 
 
+# From straight down over the right to straight up.
+_HALF_CIRCLE = np.exp(1j * np.linspace(-math.pi / 2, math.pi / 2, 9))
+
+
 @lru_cache(8)
 def _circle(corners: int) -> np.ndarray:
     return np.exp(2j * math.pi * np.arange(corners) / corners)
-
-
-@lru_cache(1)
-def _half_circle() -> np.ndarray:
-    """Return a half circle from straight down over the right to straight up."""
-    return np.exp(1j * np.linspace(-math.pi / 2, math.pi / 2, 9))
 
 
 _TONES: dict[str, tuple[RGB, ...]] = {
