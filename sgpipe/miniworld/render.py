@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.random import Generator
@@ -188,7 +189,14 @@ def _street(image: Image.Image, horizon: float, rng: Generator) -> RGB:
     x = -rng.uniform(0, 0.1) * width
     while x < width:
         wide, high = rng.uniform(0.14, 0.26) * width, rng.uniform(0.35, 0.9) * horizon
-        _house(draw, x, horizon, wide, high, rng)
+        wall = vary(rng, pick(rng, _HOUSES), 10)
+        draw.rectangle((x, horizon - high, x + wide, horizon), fill=wall)
+        draw.rectangle((x, horizon - high, x + wide, horizon - high * 0.95), fill=shade(wall, 0.75))
+        rows = max(int(high / (wide * 0.36)), 1)
+        pane = vary(rng, (122, 150, 172), 12) if rng.random() < 0.7 else (240, 218, 150)
+        for row, column in product(range(rows), range(3)):
+            left, top = x + wide * (0.12 + 0.29 * column), horizon - high * 0.88 + row * high * 0.88 / rows
+            draw.rectangle((left, top, left + wide * 0.17, top + high * 0.5 / rows), fill=pane)
         x += wide + rng.choice([0.0, 0.04 * width])
     _ground(image, horizon, road)
     kerb = horizon + 0.05 * height
@@ -227,8 +235,20 @@ def _room(size: tuple[int, int], horizon: float, rng: Generator) -> tuple[Image.
         step = width / rng.integers(10, 22)
         for x in np.arange(0, width, step * 2):
             draw.rectangle((x, 0, x + step, horizon), fill=shade(wall, 0.96))
-    for x in rng.permutation([0.18, 0.5, 0.82])[: rng.integers(1, 4)] * width:
-        _hanging(draw, float(x), horizon, width, rng)
+    for x in rng.permutation([0.18, 0.5, 0.82])[: rng.integers(1, 4)] * width:  # windows and paintings
+        half, high = width * rng.uniform(0.06, 0.1), horizon * rng.uniform(0.3, 0.45)
+        left, top, right, edge = x - half, horizon * rng.uniform(0.1, 0.25), x + half, width * 0.01
+        bottom = top + high
+        frame = vary(rng, (236, 232, 224), 8) if rng.random() < 0.6 else (140, 104, 72)
+        draw.rectangle((left - edge, top - edge, right + edge, bottom + edge), fill=frame)
+        if rng.random() < 0.5:
+            draw.rectangle((left, top, right, bottom), fill=vary(rng, (166, 206, 230), 12))
+            draw.rectangle((x - edge / 2, top, x + edge / 2, bottom), fill=frame)
+            draw.rectangle((left, top + high / 2 - edge / 2, right, top + high / 2 + edge / 2), fill=frame)
+        else:
+            draw.rectangle((left, top, right, bottom), fill=vary(rng, (150, 180, 160), 40))
+            hill = [(left, bottom), (x - half * 0.2, top + high * 0.4), (right, bottom)]
+            draw.polygon(hill, fill=vary(rng, (110, 130, 120), 30))
     _ground(image, horizon, floor)
     draw.rectangle((0, horizon - 0.03 * height, width, horizon), fill=shade(wall, 0.82))
     if rng.random() < 0.6:
@@ -236,32 +256,3 @@ def _room(size: tuple[int, int], horizon: float, rng: Generator) -> tuple[Image.
             y = horizon + row * (height - horizon)
             draw.line((0, y, width, y), fill=shade(floor, 0.86), width=max(height // 240, 1))
     return image, floor
-
-
-def _hanging(draw: ImageDraw.ImageDraw, x: float, horizon: float, width: int, rng: Generator) -> None:
-    """Draw a window or a painting on the wall."""
-    half, high = width * rng.uniform(0.06, 0.1), horizon * rng.uniform(0.3, 0.45)
-    top = horizon * rng.uniform(0.1, 0.25)
-    frame = vary(rng, (236, 232, 224), 8) if rng.random() < 0.6 else (140, 104, 72)
-    edge = width * 0.01
-    draw.rectangle((x - half - edge, top - edge, x + half + edge, top + high + edge), fill=frame)
-    if rng.random() < 0.5:
-        draw.rectangle((x - half, top, x + half, top + high), fill=vary(rng, (166, 206, 230), 12))
-        draw.rectangle((x - edge / 2, top, x + edge / 2, top + high), fill=frame)
-        draw.rectangle((x - half, top + high / 2 - edge / 2, x + half, top + high / 2 + edge / 2), fill=frame)
-    else:
-        draw.rectangle((x - half, top, x + half, top + high), fill=vary(rng, (150, 180, 160), 40))
-        hill = [(x - half, top + high), (x - half * 0.2, top + high * 0.4), (x + half, top + high)]
-        draw.polygon(hill, fill=vary(rng, (110, 130, 120), 30))
-
-
-def _house(draw: ImageDraw.ImageDraw, x: float, foot: float, wide: float, high: float, rng: Generator) -> None:
-    wall = vary(rng, pick(rng, _HOUSES), 10)
-    draw.rectangle((x, foot - high, x + wide, foot), fill=wall)
-    draw.rectangle((x, foot - high, x + wide, foot - high * 0.95), fill=shade(wall, 0.75))
-    rows, columns = max(int(high / (wide * 0.36)), 1), 3
-    pane = vary(rng, (122, 150, 172), 12) if rng.random() < 0.7 else (240, 218, 150)
-    for row in range(rows):
-        for column in range(columns):
-            left, top = x + wide * (0.12 + 0.29 * column), foot - high * 0.88 + row * high * 0.88 / rows
-            draw.rectangle((left, top, left + wide * 0.17, top + high * 0.5 / rows), fill=pane)
