@@ -20,6 +20,10 @@ class Wording(NamedTuple):
     finite: str
     passive: str | None = None
 
+    @property
+    def is_verb(self) -> bool:
+        return not self.finite.startswith("is ")
+
 
 # Verbs in their finite forms and passives; other predicates follow "is".
 _VERBS = {
@@ -115,7 +119,7 @@ def _can_combine(fact: Fact, other: Fact) -> bool:
     if fact.predicate == "with":
         # "a man with a cat on a table" is ambiguous: who is on the table?
         return other.subject == fact.subject and other.predicate in ("next to", "behind", "in front of")
-    if other.implied or not _VERBS.keys() >= {fact.predicate, other.predicate}:
+    if other.implied or not (WORDINGS[fact.predicate].is_verb and WORDINGS[other.predicate].is_verb):
         return False
     apart = not {fact.subject, fact.object} & {other.subject, other.object}
     return apart or other.subject == fact.subject
