@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from rlip_model.gpu_memory import is_out_of_memory
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, first_line
 
 # Load reports and progress bars of transformers are not shown: problems are raised as errors instead.
 logging.set_verbosity_error()
@@ -27,10 +27,6 @@ MISFITS = (
     *(OSError, ImportError, ValueError, TypeError, LookupError, RuntimeError, AttributeError),
     *(StrictDataclassError, SafetensorError, pickle.UnpicklingError, TemplateError),
 )
-
-
-def first_line(reason: BaseException) -> str:
-    return str(reason).strip().partition("\n")[0] or type(reason).__name__
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from rlip_model.image import to_pixel_values
 from rlip_model.model import ParSeD, ParSeDA, TripletDetector
 from rlip_model.pretrained import CheckpointError
 from rlip_model.text import NO_OBJECTS, TokenizerError
-from sgpipe.errors import UserError, existing_folder
+from sgpipe.errors import UserError, existing_folder, first_line
 from sgpipe.files.locations import Location
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, known_settings, network_folder, trained_sides
@@ -34,7 +34,7 @@ from sgpipe.sources.annotated import ProblemCounts, clip_objects, require_format
 from sgpipe.sources.coco import load_coco_instances
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import ImageStage, Stage
-from sgpipe.stages.checkpoint import first_line, load_weights, loading
+from sgpipe.stages.checkpoint import load_weights, loading
 from sgpipe.utils.boxes import clip_box
 from sgpipe.utils.console import single_line
 

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sgpipe.errors import EngineError
+from sgpipe.errors import EngineError, first_line
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count
 
@@ -90,7 +90,10 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         ray.init(address or "local", **quiet)
     except Exception as error:  # noqa: BLE001 - Ray raises a plain Exception on a machine that is too slow for it
         what = f"the Ray cluster at {address} cannot be joined" if address else "Ray did not start here"
-        raise EngineError(f"{what}: {getattr(error, 'strerror', None) or _first_line(error)}") from None
+        reason = getattr(error, "strerror", None) or first_line(error)
+        if reason.endswith(":"):  # it announces the other lines, as that of two versions which differ
+            reason = " ".join(str(error).split())
+        raise EngineError(f"{what}: {reason}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
 
@@ -139,7 +142,7 @@ def worker_failure(error: BaseException) -> str:
     """Return the innermost message of what Ray raised, in one line."""
     named = [line for line in str(error).splitlines() if re.match(r"[\w.]+([Ee]rror|Exception)(: |$)", line)]
     inner = [line for line in named if not line.startswith(("ray.", "UserCodeException"))]
-    return f"a worker failed: {(inner or [_first_line(error)])[0]}"
+    return f"a worker failed: {(inner or [first_line(error)])[0]}"
 
 
 def _check_port(address: str) -> None:
@@ -147,9 +150,3 @@ def _check_port(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()
-
-
-def _first_line(error: BaseException) -> str:
-    """Return the first line; all of them if it announces the others, as that of two versions which differ."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return " ".join(lines) if lines[0].endswith(":") else lines[0]

@@ -22,7 +22,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationC
 from transformers.generation import utils
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, first_line
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
@@ -117,7 +117,7 @@ class VisionLanguageCaptioner:
             with enough_memory(self.device, _REMEDY):
                 return function(item)
         except checkpoint.MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
-            return Refusal(f"the {self.role} cannot process the image: {checkpoint.first_line(reason)}")
+            return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
 
     def _caption(self, given: tuple[Any, int]) -> list[str] | Refusal:
         captions = map(one_line, self._decode(*given, self.generation))
