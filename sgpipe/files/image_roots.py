@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -198,7 +199,7 @@ def _archive_root(location: str, folder: Location, names: Iterable[str], indexes
         for name, info in zip(names, found, strict=True):
             if info is None:
                 raise UserError(f"no such file: {folder}/{name}")
-            infos.append(info)
+            infos.append(replace(info, name=name))  # which may be below folders of a prefix
     reference = indexes.reference([archives.LAYOUT, [[info.name, info.size, info.state] for info in infos]])
     if not reference.exists:
         archives.build_index(reference.path, location, folder, infos, indexes.progress)

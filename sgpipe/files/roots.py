@@ -55,7 +55,7 @@ class ImageRoot:
 
     def where(self, name: str) -> str:
         """Return what messages call an image."""
-        return f"{self.location}/{name}"
+        return f"{self.location.rstrip('/')}/{name}"
 
     def contains(self, name: str) -> bool:
         """Return whether there is such a file."""
@@ -244,9 +244,6 @@ class ObjectRoot(ImageRoot):
     files: StorePath
     index: IndexReference | None = None
     threads = 8
-
-    def where(self, name: str) -> str:
-        return f"{self.files}/{name}"
 
     def check(self) -> None:
         self.files.check()

@@ -113,9 +113,7 @@ def tell_losses(say: Callable[[str], None]) -> Iterator[None]:
             _check_port(head)
         except OSError:
             if answered:
-                say(
-                    "NOTE: the head of Ray does not answer; unless it returns soon, this command ends with exit code 1."
-                )
+                say("NOTE: the head of Ray does not answer; unless it returns soon, this command ends with exit code 1")
                 say("Committed work is kept; run the same command again to resume, also on another cluster.")
             answered = False
             continue

@@ -62,7 +62,7 @@ def tars(store: StorePath) -> StorePath:
                     info = tarfile.TarInfo(name)
                     info.size = len(png(number))
                     archive.addfile(info, io.BytesIO(png(number)))
-        (store / f"patch{part}.tar").put(content.getvalue())
+        (store / f"{'deep/' * part}patch{part}.tar").put(content.getvalue())
     return store
 
 
