@@ -17,7 +17,7 @@ from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
 from socket import gethostname
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import obstore
 from obstore import exceptions as refused
@@ -195,7 +195,7 @@ class StorePath:
                     if name := meta["path"].removeprefix(self._prefix).lstrip("/"):  # not the folder's own object
                         yield ObjectInfo(name, meta["size"], meta["e_tag"], meta["last_modified"])
 
-    def open(self, mode: str = "rb", buffering: int = _BUFFER) -> io.BufferedReader:
+    def open(self, mode: Literal["rb"] = "rb", buffering: int = _BUFFER) -> io.BufferedReader:
         """Open the object, as it is now, as a file read by `buffering` bytes or more. Raises FileNotFoundError."""
         info = self.head()
         if info is None:
