@@ -16,8 +16,8 @@ from sgpipe.records import Box, Record
 from sgpipe.stages.caption.stage import CaptionStage, load_captioner, noise_key
 from sgpipe.stages.endpoint import ChatRequest, ChatSampling, Choice, Refusal, conversation, image_url, quote
 from sgpipe.stages.pair import PairStage, TripletCount
-from sgpipe.stages.parse.llm import read_relations, relations_schema
 from sgpipe.stages.parse.rules import predicate_words
+from sgpipe.stages.parse.stage import read_relations, relations_schema
 from sgpipe.utils.console import single_line
 from sgpipe.viz.draw_relations import draw_marks
 

@@ -3,6 +3,8 @@
 Matrix products round by their number of rows: on a CPU each image is computed alone, with all its samples, and the
 result is bit-for-bit reproducible. On a GPU images are computed in groups, with whose size the last digits of scores
 differ, which rarely changes a caption; the second full group is recorded as CUDA graphs and replayed for others.
+A nucleus sample (Holtzman et al., ICLR 2020) is the argmax of the kept tokens' scores plus Gumbel noise, a pure
+function of (image, sample, step, token), the same on every device, in every batch and in any order.
 """
 
 from __future__ import annotations
@@ -30,10 +32,121 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.captioner import CaptionInput
-from sgpipe.stages.caption.decoding import check_finite, draw, process
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import GpuMemory, one_line
 from sgpipe.utils.prefetch import prefetch
+
+_UINT32 = 0xFFFFFFFF
+
+
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 (Salmon et al., SC 2011): four random words from four counter and two key words.
+
+    All are int64 tensors of values in [0, 2**32) and of equally many dimensions, that broadcast together.
+    """
+    a, b, c, d = torch.broadcast_tensors(*counter)
+    multiplied, others, keys = torch.stack((a, c)), torch.stack((b, d)), torch.stack(tuple(key))
+    factors, steps = (each.view(2, *[1] * a.dim()) for each in _philox_constants(a.device))
+    for _ in range(10):
+        products = (multiplied * factors).flip(0)  # int64 products wrap around; after masking, both halves are correct
+        multiplied, others = ((products >> 32) ^ others ^ keys) & _UINT32, products
+        keys = keys + steps  # its higher bits are masked with those of the products
+    (a, c), (b, d) = multiplied, others & _UINT32
+    return a, b, c, d
+
+
+@lru_cache
+def _philox_constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the factors of a round, and what it adds to the key."""
+    return torch.tensor([0xD2511F53, 0xCD9E8D57], device=device), torch.tensor([0x9E3779B9, 0xBB67AE85], device=device)
+
+
+def gumbel(keys: Tensor, samples: Tensor, step: int, tokens: Tensor) -> Tensor:
+    """Standard Gumbel noise (float64) of each (key, sample, step, token); `keys` hold 63 random bits."""
+    counter = (tokens, torch.full_like(tokens, step), samples, torch.zeros_like(tokens))
+    high, low, _, _ = philox(counter, (keys & _UINT32, keys >> 32))
+    uniform = ((high >> 5) * 2**26 + (low >> 6) + 0.5).double() * 2**-53
+    return -torch.log(-torch.log(uniform))
+
+
+def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | None = None) -> Tensor:
+    """Return the scores [rows, vocabulary] from which a nucleus is taken; -inf for tokens that cannot follow.
+
+    Applies in this order, as transformers does: repetition penalty (Keskar et al., 2019, as CTRL's code), minimum
+    length, temperature, top_k. Tokens that tie with the last of the top_k stay.
+
+    `tokens`: all so far, int64 [rows, length]; the penalty counts each once. `end`: the token that captions shorter
+    than `min_tokens` do not get, if any.
+    """
+    if sampling.repetition_penalty != 1:
+        seen, penalty = scores.gather(1, tokens), sampling.repetition_penalty
+        scores = scores.scatter(1, tokens, torch.where(seen < 0, seen * penalty, seen / penalty))
+    if end is not None and tokens.shape[1] < sampling.min_tokens:
+        scores = scores.clone()
+        scores[:, end] = -torch.inf
+    if sampling.temperature != 1:
+        scores = scores / sampling.temperature
+    if sampling.top_k:
+        last = scores.topk(min(sampling.top_k, scores.shape[1]), dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < last, -torch.inf)
+    return scores
+
+
+def nucleus(scores: Tensor, top_p: float, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the smallest set of most likely tokens that reaches `top_p`, of scores `[rows, vocabulary]`.
+
+    Equally likely tokens at the edge are taken in the order of their ids. `width`: how many of the most likely tokens
+    to look at; None: as many as needed, which the host waits for.
+
+    Returns tokens `[rows, width + 1]`, ascending, or fewer without a width; which of them are kept; and whether `width`
+    is enough in all rows.
+    """
+    probabilities = scores.softmax(dim=-1)
+    vocabulary, given = scores.shape[-1], width
+    if width is None:
+        # All tokens below this probability sum to less than 1 - top_p, so none is kept and none needs sorting.
+        negligible = (1 - top_p) / vocabulary
+        width = max(1, int((probabilities > negligible).sum(dim=-1).max())) if top_p < 1 else vocabulary
+    likeliest, tokens = probabilities.topk(min(width + 1, vocabulary), dim=-1)
+    if top_p == 1:  # rounded sums may reach 1 before the last token
+        return tokens, scores.gather(-1, tokens) > -torch.inf, torch.full_like(tokens[0, 0], width >= vocabulary) > 0
+    shares = likeliest.double()
+    before = shares.cumsum(dim=-1) - shares
+    kept = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # of scores that are NaN, too
+    edge = likeliest.gather(-1, kept - 1)
+    is_cut = given is not None and given < vocabulary
+    enough = (likeliest[:, -1:] < edge).all() if is_cut else torch.ones_like(kept[0, 0], dtype=torch.bool)
+    if given is None:  # leave out what is in no nucleus
+        most = max(1, int((likeliest >= edge).sum(dim=-1).max()))
+        likeliest, tokens = likeliest[:, :most], tokens[:, :most]
+    tokens, order = tokens.sort(dim=-1)
+    probabilities = likeliest.gather(-1, order)
+    above, at = probabilities > edge, probabilities == edge
+    room = kept - above.sum(dim=-1, keepdim=True)
+    return tokens, above | (at & (at.cumsum(dim=-1) <= room)), enough
+
+
+def check_finite(finite: bool, sampling: CaptionConfig) -> None:
+    """Raise UserError if the scores of a model are not."""
+    if not finite:
+        raise UserError(
+            f"the scores of {sampling.captioner} are not finite: its weights are damaged, or caption.temperature or "
+            "caption.repetition_penalty is close to 0"
+        )
+
+
+def draw(
+    scores: Tensor, top_p: float, keys: Tensor, samples: Tensor, step: int, width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sample a token of the nucleus for each row of `[rows, vocabulary]`; `keys` and `samples` select the noise.
+
+    Returns tokens `[rows]`; whether the largest score of every row is finite; whether `width` is enough (`nucleus`).
+    """
+    tokens, kept, enough = nucleus(scores, top_p, width)
+    noisy = scores.gather(-1, tokens).double() + gumbel(keys.unsqueeze(-1), samples.unsqueeze(-1), step, tokens)
+    drawn = noisy.masked_fill(~kept, -torch.inf).argmax(dim=-1, keepdim=True)
+    return tokens.gather(-1, drawn).squeeze(-1), scores.amax(dim=-1).isfinite().all(), enough
+
 
 GPU_GROUP = 32
 _STEPS_PER_WAIT = 6

@@ -26,8 +26,8 @@ from sgpipe.errors import UserError, first_line
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
+from sgpipe.stages.caption.blip import check_finite, draw, process
 from sgpipe.stages.caption.captioner import CaptionInput, one_line
-from sgpipe.stages.caption.decoding import check_finite, draw, process
 from sgpipe.stages.endpoint import ChatRequest, Choice, Refusal, conversation, shown_image
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory

@@ -17,11 +17,10 @@ from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGene
 from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig, Requests
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
-from sgpipe.stages.parse import llm, rules, seq2seq
-from sgpipe.stages.parse.llm import LlmParser
+from sgpipe.stages.parse import rules, seq2seq, stage
 from sgpipe.stages.parse.rules import Texts, analyse, ground
 from sgpipe.stages.parse.seq2seq import PREFIX, Seq2SeqParser, read_graph
-from sgpipe.stages.parse.stage import CaptionParser, ParseStage
+from sgpipe.stages.parse.stage import CaptionParser, LlmParser, ParseStage
 from tests.endpoint_server import Answerer, EndpointServer, scripted
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -31,7 +30,7 @@ load_model = cache(rules.load_model)
 @pytest.fixture(autouse=True, scope="module")
 def one_spacy_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (llm, rules, seq2seq):
+        for module in (stage, rules, seq2seq):
             patch.setattr(module, "load_model", load_model)
         yield
 
