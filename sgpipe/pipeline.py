@@ -39,10 +39,10 @@ from sgpipe.stages.build import build_stages
 from sgpipe.stages.detect import DetectStage, GivenBoxes, GivenBoxesStage, detector_classes, parse_boxes
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
+from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
 from sgpipe.utils.devices import check_devices
-from sgpipe.utils.locking import temporary_folder
 from sgpipe.viz.draw_relations import draw_card, draw_relations, object_names, shown
 
 if TYPE_CHECKING:

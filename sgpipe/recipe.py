@@ -16,9 +16,8 @@ from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, St
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.files.image_roots import located
-from sgpipe.files.locations import Location, below, location
+from sgpipe.files.locations import Location, below, is_uri, location
 from sgpipe.files.model_cache import local_model, pin_model
-from sgpipe.files.object_store import is_uri
 from sgpipe.utils import LARGEST_SEED, BoxForm
 from sgpipe.utils.config_file import Config as Config
 from sgpipe.utils.config_file import load, recipe_folder

@@ -21,10 +21,9 @@ from sgpipe.recipe import Config, packaged_model
 from sgpipe.stats.report import render
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.training.metrics import METRICS, read_metrics
-from sgpipe.utils.atomic import write_text
+from sgpipe.utils.atomic import only_process, write_text
 from sgpipe.utils.config_file import load, parse_set, recipe_folder
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Progress, count, duration
-from sgpipe.utils.locking import only_process
 from sgpipe.viz.svg import Line, Plot, round_end
 
 STATE, REPORT = "reproduce.json", "report.html"  # for each finished step its command, seconds and figure

@@ -26,9 +26,9 @@ from sgpipe.stats.certify import check
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFiles, RunFolder
 from sgpipe.training.metrics import MEASURES, read_metrics
+from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.config_file import dump_yaml, parse_yaml, read_yaml
 from sgpipe.utils.console import count
-from sgpipe.utils.locking import temporary_folder
 
 TAG = "sgpipe"  # in the card of everything that sgpipe pushes
 _OURS = re.compile(r"\n## (Training|Evaluation|Licence)\n.*?(?=\n## |\Z)", re.DOTALL)  # of cards that are pushed again

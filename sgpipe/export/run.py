@@ -19,7 +19,7 @@ from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location
 from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
 from sgpipe.storage.run_folder import check_output
-from sgpipe.utils.locking import new_folder
+from sgpipe.utils.atomic import new_folder
 
 HUGGING_FACE, LABEL_STUDIO, FIFTYONE = "hf", "label-studio", "fiftyone"
 WEBDATASET, INSTRUCTIONS = "webdataset", "instructions"

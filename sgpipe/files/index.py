@@ -20,8 +20,7 @@ import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files import model_cache
-from sgpipe.files.locations import Location, absolute_location
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import Location, StorePath, absolute_location
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
 

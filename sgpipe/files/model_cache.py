@@ -16,11 +16,10 @@ from filelock import FileLock
 
 from sgpipe.errors import EngineError, StoreError, UserError, existing_model
 from sgpipe.files.hub import HubModel
-from sgpipe.files.object_store import ObjectInfo, StorePath, is_uri
+from sgpipe.files.locations import ObjectInfo, StorePath, is_uri
 from sgpipe.utils import console
-from sgpipe.utils.atomic import write_text
+from sgpipe.utils.atomic import temporary_folder, write_text
 from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
-from sgpipe.utils.locking import temporary_folder
 
 _PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the checkpoints of a training
 _CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import Location, sizes
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import Location, StorePath, sizes
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
 from sgpipe.recipe import Recipe, load_recipe, with_model_folders
@@ -18,9 +17,9 @@ from sgpipe.sources.opening import open_parent
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import RECIPE, RunFiles, ground_truth_of, kind_of
 from sgpipe.storage.shards import DATA, damaged, read_checked
+from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
-from sgpipe.utils.locking import temporary_folder
 
 _FILLS = {"detect": "objects", "caption": "captions", "parse": "triplets", "ground": "objects", "pair": "pairs"}
 _NOUNS = {**_FILLS, "detect": "boxes", "ground": "boxes of words"}

@@ -18,8 +18,7 @@ from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_folder, existing_model
 from sgpipe.files.hub import fetch_models, missing_models
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, check_images, existing_images
-from sgpipe.files.locations import content_id
-from sgpipe.files.object_store import StorePath, is_uri
+from sgpipe.files.locations import StorePath, content_id, is_uri
 from sgpipe.generation.engine import (
     Engine,
     StageBuilder,

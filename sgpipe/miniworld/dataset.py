@@ -12,9 +12,8 @@ from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
-from sgpipe.utils.atomic import write_text
+from sgpipe.utils.atomic import new_folder, write_text
 from sgpipe.utils.console import single_line
-from sgpipe.utils.locking import new_folder
 
 IMAGES = "images"
 INSTANCES = "instances.json"

@@ -26,9 +26,8 @@ import yaml
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.hub import DATASETS, HubDataset
 from sgpipe.files.image_roots import ImageRoot, absolute, existing_images
-from sgpipe.files.locations import Location, read_text
-from sgpipe.files.object_store import is_uri
-from sgpipe.files.parquet_images import ParquetImages, holds_images, image_columns, row_name
+from sgpipe.files.locations import Location, is_uri, read_text
+from sgpipe.files.roots import ParquetImages, holds_images, image_columns, row_name
 from sgpipe.images import read_size
 from sgpipe.recipe import HubColumns, HubConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.records import HUB_DATASET, SCHEMA, Box, Record, Relation, from_table

@@ -21,8 +21,7 @@ import pyarrow.compute as pc
 from sgpipe.errors import UserError
 from sgpipe.files import roots
 from sgpipe.files.image_roots import ImagePlace, absolute, existing_images, image_root
-from sgpipe.files.locations import Location, content_id, location
-from sgpipe.files.object_store import ObjectInfo
+from sgpipe.files.locations import Location, ObjectInfo, content_id, location
 from sgpipe.images import reads_heif
 from sgpipe.recipe import Recipe, SourceConfig, SplitConfig
 from sgpipe.records import FOLDER_DATASET, SCHEMA, TRAINING_CONFIDENCE

@@ -30,9 +30,9 @@ from sgpipe.records import Record, from_table
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import CLIP_SCORE, IMAGE_COLUMN, VLM_SCORE, embedded_images
+from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
-from sgpipe.utils.locking import temporary_folder
 
 _REMEMBERED, _MEMORY = 64, "800MB"
 _NAME = f"index-{fingerprint({'definition': DEFINITION})}"  # of those that are made as now

@@ -22,8 +22,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from sgpipe.errors import StoreError, UserError, existing_folder, os_error_reason
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
-from sgpipe.files.locations import Location, absolute_location, location
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import Location, StorePath, absolute_location, location
 from sgpipe.files.roots import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.utils.atomic import atomic_write, fault_point

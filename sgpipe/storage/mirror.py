@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import StorePath
 from sgpipe.storage.manifest import MANIFEST, Manifest, put_file, read_manifest, replace_manifest, whole_lines
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import checked_content

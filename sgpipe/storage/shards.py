@@ -18,8 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError, check_share, import_extra
-from sgpipe.files.locations import Location, open_shard_file
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import Location, StorePath, open_shard_file
 from sgpipe.records import LEFT_OUT, NO_OBJECT, ORIGINS, SCHEMA, SCHEMA_VERSION, BoxOrigin, Record, from_table, to_table
 from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point

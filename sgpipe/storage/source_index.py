@@ -16,8 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import Location
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import Location, StorePath
 from sgpipe.records import Record, from_table
 from sgpipe.utils.atomic import atomic_write, write_text
 from sgpipe.utils.hashing import file_sha256, fingerprint

@@ -13,8 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.locations import Location, location
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import Location, StorePath, location
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder

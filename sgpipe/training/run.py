@@ -36,13 +36,12 @@ from sgpipe.training.job import PRIVATE, TrainingJob, run_job
 from sgpipe.training.metrics import TrainSummary, read_metrics, training_display
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils import __version__
-from sgpipe.utils.atomic import write_text
+from sgpipe.utils.atomic import only_process, write_text
 from sgpipe.utils.config_file import changed, dump_yaml
 from sgpipe.utils.console import Progress, count, duration, print_rows
 from sgpipe.utils.devices import check_devices, pick_device, usable_gpus
 from sgpipe.utils.gpu import MemoryFullError
 from sgpipe.utils.hashing import fingerprint
-from sgpipe.utils.locking import only_process
 from sgpipe.utils.ray_cluster import prepare_ray
 
 _RUN, _RECIPE = "run.json", "recipe.yaml"

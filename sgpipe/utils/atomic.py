@@ -1,16 +1,21 @@
-"""Writing a file whole or not at all."""
+"""Writing a file whole or not at all, and locks that the system releases when their process ends."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import socket
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sgpipe.errors import StoreError
+from filelock import FileLock, Timeout
+
+from sgpipe.errors import StoreError, UserError, add_filename
 
 FAULT_VARIABLE = "SGPIPE_FAULT"
 
@@ -60,3 +65,77 @@ def fault_point(name: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(charge)
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+_OWNER = "process "
+_PATIENCE = 0.5  # seconds: `is_locked` takes the lock for a moment
+_TEMPORARY, _LOCK, _YOUNG = ".sgpipe-", ".lock", 60  # seconds
+
+
+@contextmanager
+def only_process(file: Path, folder: Path) -> Iterator[None]:
+    """Lock `file`, which is made if needed. Raises UserError: another process has, and writes into `folder`."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, timeout=_PATIENCE, poll_interval=0.1, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        owner = file.read_text(errors="replace")
+        owner = owner if owner.startswith(_OWNER) else "another process"
+        raise UserError(f"{folder} is in use by {owner}; wait for it to finish") from None
+    try:
+        with add_filename(file):
+            # Where the system has no locks, filelock keeps a record of its own there.
+            if (there := file.read_text(errors="replace")).startswith(_OWNER) or not there:
+                file.write_text(f"{_OWNER}{os.getpid()} on {socket.gethostname()}")
+        yield
+    finally:
+        lock.release()
+
+
+def is_locked(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    try:
+        with FileLock(file, timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # it cannot be written, so no run can be writing here
+        return False
+
+
+@contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Make a folder in `parent` (None: the system's) for the block; those of killed processes are deleted, too."""
+    parent = parent or Path(tempfile.gettempdir())
+    for folder in parent.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError):
+            lock = folder / _LOCK
+            is_own = not folder.is_symlink() and folder.stat().st_uid == os.getuid()
+            if is_own and time.time() - lock.stat().st_mtime > _YOUNG and not is_locked(lock):
+                shutil.rmtree(folder, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=parent, ignore_cleanup_errors=True) as name,
+        FileLock(Path(name, _LOCK), thread_local=False),
+    ):
+        yield Path(name)
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder, renamed to `out` when the block ends, and deleted if the block fails.
+
+    Raises UserError: `out` exists and is not an empty folder, or cannot be replaced; OSError: it was made meanwhile.
+    """
+    named, out = out, Path(os.path.realpath(out))
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
+    if out == Path.cwd() or out.is_mount():
+        raise UserError(f"--out {named} is the working folder or a mount point; name a new folder in it")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(out.parent) as folder:
+        made = folder / out.name
+        made.mkdir()
+        yield made
+        os.replace(made, out)

@@ -33,8 +33,7 @@ from rlip_model.training.pairs import tagger_triplets
 from rlip_model.training.sampling import NegativeSampling, Texts, batch_texts, relabelled
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageRoots, IndexFolder
-from sgpipe.files.locations import location
-from sgpipe.files.object_store import is_uri
+from sgpipe.files.locations import is_uri, location
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import Record
 from sgpipe.storage.shards import IMAGE_COLUMN, read_row_group

@@ -13,7 +13,7 @@ from moto.server import ThreadedMotoServer
 from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
-from sgpipe.files.object_store import StorePath, connect
+from sgpipe.files.locations import StorePath, connect
 from sgpipe.storage.manifest import MANIFEST, Manifest
 
 

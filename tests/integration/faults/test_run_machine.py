@@ -20,8 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from rich.console import Console
 
 from sgpipe.errors import EngineError, StoreError, UserError
-from sgpipe.files.locations import sizes
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import StorePath, sizes
 from sgpipe.generation.run import generate
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record

@@ -34,7 +34,7 @@ from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.scene_graphs import pseudo_label_source, visual_genome_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import SCORES, embedded_images, iter_records, read_file
-from sgpipe.utils.locking import new_folder
+from sgpipe.utils.atomic import new_folder
 from tests.sgpipe.export.runs import COCO_IDS, HEIGHT, WIDTH, draw_images, imported, only, records
 from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.stats.runs import make_shards

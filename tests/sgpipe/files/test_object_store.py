@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.files import object_store
+from sgpipe.files import locations
 from sgpipe.files.image_roots import check_images
-from sgpipe.files.locations import content_id
+from sgpipe.files.locations import ObjectInfo, StorePath, content_id
 from sgpipe.files.model_cache import pin_model
-from sgpipe.files.object_store import ObjectInfo, StorePath
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFiles
 
@@ -39,7 +38,7 @@ class Reader(StorePath):
 
 @pytest.mark.parametrize("options", [(), (1,)])
 def test_a_whole_file_is_read_by_few_requests(monkeypatch: pytest.MonkeyPatch, options: tuple[Any, ...]) -> None:
-    monkeypatch.setattr(object_store, "_BUFFER", 10)
+    monkeypatch.setattr(locations, "_BUFFER", 10)
     reader = Reader()
     file = reader.open("rb", *options)
     assert file.read() == CONTENT

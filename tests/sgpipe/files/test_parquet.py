@@ -16,7 +16,7 @@ from rich.console import Console
 from sgpipe.errors import ImageError, StoreError
 from sgpipe.files.hub import HubDataset
 from sgpipe.files.image_roots import image_root
-from sgpipe.files.parquet_images import ParquetImages
+from sgpipe.files.roots import ParquetImages
 from sgpipe.generation.run import open_image_roots
 from sgpipe.recipe import SourceConfig, SplitConfig
 from sgpipe.storage.manifest import Manifest

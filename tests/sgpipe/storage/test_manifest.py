@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from obstore.store import MemoryStore
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files.object_store import StorePath
+from sgpipe.files.locations import StorePath
 from sgpipe.storage.manifest import (
     MANIFEST,
     Manifest,

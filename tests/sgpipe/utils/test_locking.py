@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import UserError
-from sgpipe.utils.atomic import write_text
-from sgpipe.utils.locking import is_locked, new_folder, only_process, temporary_folder
+from sgpipe.utils.atomic import is_locked, new_folder, only_process, temporary_folder, write_text
 
 
 def test_a_device_or_pipe_receives_the_content_and_is_not_replaced(tmp_path: Path) -> None:
@@ -41,7 +40,7 @@ if len(sys.argv) > 2:
     def flock(*_): raise OSError(errno.ENOSYS, "Function not implemented")
     fcntl.flock = flock
 from pathlib import Path
-from sgpipe.utils.locking import only_process
+from sgpipe.utils.atomic import only_process
 with only_process(Path(sys.argv[1]), Path("out")):
     print("locked", flush=True)
     sys.stdin.read()
@@ -75,7 +74,7 @@ def test_an_error_releases_the_lock(tmp_path: Path) -> None:
 def test_the_temporary_folder_of_a_killed_process_is_deleted_by_the_next(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     code = (
-        "import os, pathlib, sys; from sgpipe.utils.locking import temporary_folder\n"
+        "import os, pathlib, sys; from sgpipe.utils.atomic import temporary_folder\n"
         "with temporary_folder() as folder:\n    (folder / 'spilled').write_text('x' * 1000)\n"
         "    print(folder, flush=True); sys.stdin.read(); os.kill(os.getpid(), 9)\n"
     )
