@@ -20,8 +20,8 @@ import typer
 from experiments.command import run_command
 from experiments.miniworld.cards import markdown_table
 from sgpipe.generation.run import generate
-from sgpipe.miniworld.captions import NOUNS
 from sgpipe.miniworld.dataset import IMAGES, SCENE_GRAPHS, render_dataset
+from sgpipe.miniworld.scene import NOUNS
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record, Relation
 from sgpipe.sources.miniworld import import_graphs

@@ -20,9 +20,8 @@ from transformers import (  # type: ignore[attr-defined]
 )
 
 from sgpipe.miniworld.actors import KINDS
-from sgpipe.miniworld.captions import NOUNS, WORDINGS, names_of
 from sgpipe.miniworld.figures import PEOPLE
-from sgpipe.miniworld.scene import Fact, Scene
+from sgpipe.miniworld.scene import NOUNS, WORDINGS, Fact, Scene, names_of
 from sgpipe.recipe import Config
 from sgpipe.stages.caption.captioner import PROMPT
 from sgpipe.stages.score.scorer import with_article

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError, add_filename
-from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.render import RenderedScene, render
-from sgpipe.miniworld.scene import Scene, random_scene, scene_generator
+from sgpipe.miniworld.scene import Scene, SceneCaption, random_scene, scene_captions, scene_generator
 from sgpipe.utils.atomic import new_folder, write_text
 from sgpipe.utils.console import single_line
 

@@ -25,8 +25,7 @@ from sgpipe.miniworld.actors import (
     Actor,
     SceneGroup,
 )
-from sgpipe.miniworld.figures import PersonLook, shoulder_of
-from sgpipe.miniworld.shapes import capsule, path
+from sgpipe.miniworld.figures import PersonLook, capsule, path, shoulder_of
 
 _ROPE = (92, 70, 56)
 _STRING = (84, 84, 92)
@@ -311,8 +310,8 @@ Composition: TypeAlias = Callable[[SceneGroup, Actor, Actor, Generator], None]
 class CompositionRule(NamedTuple):
     """A relation that can be composed.
 
-    first: which of the two actors must be placed first. subject_takes, object_takes: the slots (see `actors.SLOTS`)
-    that each uses up. weight: the relative frequency.
+    first: which of the two actors must be placed first. subject_takes, object_takes: the slots (see
+    `ThingClass`) that each uses up. weight: the relative frequency.
     """
 
     predicate: str

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw
 
+from sgpipe.miniworld.figures import RGB, pick, shade, vary
 from sgpipe.miniworld.scene import PlacedGroup, Scene
-from sgpipe.miniworld.shapes import RGB, pick, shade, vary
 
 # Images are painted at this multiple of their size and then reduced, which smooths the edges.
 OVERSAMPLING = 3

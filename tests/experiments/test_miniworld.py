@@ -25,9 +25,8 @@ from experiments.miniworld.network_quality import network_recipe
 from experiments.miniworld.train_captioner import CaptionerTrainer
 from experiments.miniworld.train_judge import JudgeTrainer
 from sgpipe.miniworld.actors import KINDS
-from sgpipe.miniworld.captions import scene_captions
 from sgpipe.miniworld.relations import PREDICATES
-from sgpipe.miniworld.scene import random_scene, scene_generator
+from sgpipe.miniworld.scene import random_scene, scene_captions, scene_generator
 from sgpipe.recipe import packaged_model
 from sgpipe.records import Box, Relation
 from sgpipe.stages.score.clip import ClipScorer

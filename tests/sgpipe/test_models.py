@@ -6,8 +6,8 @@ import pytest
 
 from experiments.miniworld.network_quality import ANY_PAIR, measure_tagger, network_recipe, quality_rows
 from sgpipe.errors import EngineError, UserError
-from sgpipe.miniworld.captions import WORDINGS
 from sgpipe.miniworld.relations import COMPOSITIONAL
+from sgpipe.miniworld.scene import WORDINGS
 from sgpipe.recipe import (
     MINIWORLD,
     TagConfig,

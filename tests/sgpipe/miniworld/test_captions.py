@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from sgpipe.miniworld.actors import KINDS
-from sgpipe.miniworld.captions import SceneCaption, scene_captions
 from sgpipe.miniworld.relations import SPLITS, Statement
-from sgpipe.miniworld.scene import Scene, random_scene
+from sgpipe.miniworld.scene import Scene, SceneCaption, random_scene, scene_captions
 from sgpipe.recipe import PairConfig, ParseConfig
 from sgpipe.records import Box, Caption, Record, Triplet
 from sgpipe.stages.pair import PairStage
