@@ -12,15 +12,7 @@ from typing import Any, Literal
 
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
-from sgpipe.stats.measures import (
-    DOUBTS,
-    LIKELY,
-    THRESHOLDS,
-    TOTALS,
-    Level,
-    Measures,
-    measure_database,
-)
+from sgpipe.stats.measures import DOUBTS, LIKELY, THRESHOLDS, TOTALS, Level, Measures, measure_database
 from sgpipe.stats.plans import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.precision import GroundTruthMeasures, ScoreQuality, measure_against_ground_truth
 from sgpipe.storage.index import Database
@@ -293,7 +285,12 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the audit as plain values; the measures are at the top level."""
-        parts = {"ground_truth": self.ground_truth, "judgements": self.judgements, "comparison": self.comparison}
+        parts: dict[str, Any] = {"ground_truth": self.ground_truth, "comparison": self.comparison}
+        if (judged := self.judgements) is not None:
+            found = judged.precision
+            low, high = (None, None) if found.value is None else (found.low, found.high)
+            whole = {"precision": found.value, "low": low, "high": high, "judged": found.judged}
+            parts["judgements"] = {**vars(judged), **whole, "covered": found.covered}
         present = {name: part for name, part in parts.items() if part is not None}
         return {**_plain(self.measures), **_plain(present), "findings": _plain(self.findings)}
 

@@ -244,14 +244,18 @@ def test_plans_that_cannot_be_drawn_are_refused(client, tmp_path, values, status
     assert not lines(tmp_path)
 
 
-def test_the_page_of_plans(client, tmp_path):
+def test_the_page_of_plans(client, index, tmp_path):
     assert "There is no plan yet" in client.get("/judge").text
     plan(client, id="p", by=EVIL)
     send(client, "1", judgement="right")
     send(client, "2", judgement="wrong", by=EVIL)
     with (tmp_path / JUDGEMENTS).open("a") as file:
+        for said in ("right", "wrong"):  # by other programs, which need not name the classes
+            line = {**OTHER, "id": said, "at": "", "by": said, "run": index.fingerprint, "judgement": said}
+            file.write(f"{json.dumps(line)}\n")
         file.write("torn")
     page = client.get("/judge?predicate=near&q=riding").text
+    assert "2 conflicts" in page
     assert EVIL not in page
     assert "1 problem in the file of judgements" in page
     assert 'value="search" checked' in page
