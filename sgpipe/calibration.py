@@ -27,7 +27,6 @@ from sgpipe.utils.hashing import differences, model_sha256
 
 Floats = NDArray[np.float64]
 NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance
-_DIGITS = 5
 _Share = Annotated[float, Field(ge=0, le=1)]
 _ANY = 1e-6  # a probability that everything has but what is below the lowest judged confidence
 
@@ -35,9 +34,8 @@ _ANY = 1e-6  # a probability that everything has but what is below the lowest ju
 class Calibration(Config):
     """How probable it is that a relation of a confidence is correct.
 
-    `tagger`: what decided the confidences; see `scoring_of_run`. `lowest`: the lowest judged confidence; lower ones get
-    the probability 0, as nothing is known of them. `levels`: rising minimum probabilities, and the precision that the
-    relations above each show with 95% confidence.
+    `tagger`: see `scoring_of_run`. `lowest`: the lowest judged confidence; of lower ones, which get the probability 0,
+    nothing is known. `levels`: rising minimum probabilities, and the precision that each shows with 95% confidence.
     """
 
     format: Literal[1] = 1
@@ -111,9 +109,7 @@ def load_calibration(file: Location) -> Calibration:
 def choose_threshold(calibration: Location | None, threshold: float, precision: float | None = None) -> float:
     """Return the minimum confidence that settings ask for, rounded as shards store confidences.
 
-    With a calibration, `threshold` is a probability; `precision`, if given, replaces it by the one that reaches this.
-
-    Raises UserError: a precision is given without a calibration, or cannot be reached.
+    With a calibration, `threshold` is a probability; `precision` replaces it. Raises UserError: as `probability_for`.
     """
     if precision is not None:
         threshold = probability_for(calibration, precision, None)
@@ -149,9 +145,7 @@ def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
 
 
 def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decided the confidences in a run, by its header; of a run without a tagger, or several, its
-    fingerprint.
-    """
+    """Return what decided the confidences in a run, by its header: its fingerprint, unless it was one tagger."""
     found: list[dict[str, Any]] = []
     for identity in Manifest.identities(run):
         tag, pair = (identity.get(name) if isinstance(identity, Mapping) else None for name in ("tag", "pair"))
@@ -185,11 +179,10 @@ def log_odds(confidence: ArrayLike) -> Floats:
 
 
 def from_log_odds(odds: ArrayLike) -> Floats:
-    """Return the inverse of `log_odds`, for numbers of any size."""
     chance: Floats = (1 + np.tanh(np.asarray(odds, np.float64) / 2)) / 2
     return chance
 
 
 def rounded(value: float) -> float:
     """Return a number as the file has it."""
-    return round(float(value), _DIGITS)
+    return round(float(value), 5)

@@ -27,8 +27,6 @@ _MANY_ERRORS, _MANY_BARE, _ILL, _ILL_DATA = 0.05, 0.5, 0.05, 0.25
 
 @dataclass(frozen=True)
 class Finding:
-    """An answer to a question, and whether it is good news."""
-
     question: str
     grade: Grade
     text: str
@@ -59,12 +57,11 @@ def _content(measures: Measures) -> _Answers:
 
 
 def origins_text(origins: Mapping[str, int]) -> str:
-    """Return how many relations come from where."""
     return f"Origin of the relations: {listed([f'{name} {number:,}' for name, number in origins.items()])}"
 
 
 def name_text(name: str) -> str:
-    """Return a name within a sentence; letters that are written from right to left may turn round what follows."""
+    """Letters that are written from right to left may turn round what follows in a sentence."""
     return single_line(name) if name.isascii() else isolated(name)
 
 
@@ -210,7 +207,6 @@ def error_text(error: float, perfect: float | None) -> str:
 
 
 def level_at(measures: Measures, threshold: float = TRAINING_CONFIDENCE) -> Level:
-    """Return what one of the measured thresholds keeps."""
     return next(level for level in measures.thresholds if level.threshold == threshold)
 
 
@@ -234,7 +230,6 @@ class Comparison:
 
 
 def compare(other: Measures, this: Measures) -> Comparison:
-    """Compare two runs."""
     totals = [max(each.totals["relations"], 1) for each in (other, this)]
     shares = {
         name: (other.predicates.get(name, 0) / totals[0], this.predicates.get(name, 0) / totals[1])
@@ -274,7 +269,6 @@ class Audit:
 
     @property
     def findings(self) -> list[Finding]:
-        """The conclusions, by question."""
         answers = {
             "What does it contain?": _content(self.measures),
             "How good is it?": _quality(self),

@@ -114,7 +114,7 @@ def fit(header: dict[str, object], judgements: JudgedRelations, by: Literal["gro
 
 
 def _platt(judgements: JudgedRelations) -> tuple[float, float]:
-    """Slope and offset of Platt scaling, by Newton's method; with Platt's targets no probability becomes 0 or 1."""
+    """Slope and offset, by Newton's method; with Platt's targets no probability becomes 0 or 1."""
     right = int(judgements.correct.sum())
     wrong = len(judgements) - right
     target = np.where(judgements.correct, (right + 1) / (right + 2), 1 / (wrong + 2))
@@ -131,9 +131,8 @@ def _platt(judgements: JudgedRelations) -> tuple[float, float]:
 
 
 def _levels(probability: Floats, judgements: JudgedRelations) -> tuple[tuple[float, float], ...]:
-    """Return what thresholds keep, without those that keep nothing.
+    """The lower end is what the judgements show without the curve, which is too high if no relation is that precise.
 
-    The lower end is what the judgements show without the curve, which is too high if no relation is that precise.
     Relations of one weight are a stratum.
     """
     weight, correct = judgements.weight, judgements.correct
@@ -142,7 +141,7 @@ def _levels(probability: Floats, judgements: JudgedRelations) -> tuple[tuple[flo
     kept = [probability >= threshold for threshold in _LEVELS if threshold <= probability.max()]
     judged, right = (
         np.array([np.bincount(stratum[each & chosen], minlength=len(weights)) for each in kept])
-        for chosen in (np.ones(len(correct), bool), correct)
+        for chosen in (True, correct)
     )
     many = 1e9 * weights * judged  # like data to come, of which nothing is judged
     lows, _ = stratified_interval(many, judged, right, design, tail=0.05)
@@ -152,9 +151,7 @@ def _levels(probability: Floats, judgements: JudgedRelations) -> tuple[tuple[flo
 
 
 def _reliability(value: str, probability: Floats, judgements: JudgedRelations) -> tuple[Rows, float, float]:
-    """Return rows of ten bins of equal width, without empty ones, the expected calibration error, and that of exact
-    values.
-    """
+    """Return rows of ten bins, without empty ones, the expected calibration error, and that of exact values."""
     index = np.minimum((probability * _BINS).astype(int), _BINS - 1)
     rows: Rows = []
     effective = []  # judgements of equal weight that say as much
@@ -170,7 +167,6 @@ def _reliability(value: str, probability: Floats, judgements: JudgedRelations) -
 
 
 def _kept(target: float, by_half: Calibration, other: JudgedRelations) -> dict[str, float]:
-    """Return what the half's threshold for a precision keeps of the other half."""
     try:
         chosen = by_half.probabilities(other.confidence) >= by_half.probability_for(target)
     except UserError:

@@ -60,7 +60,7 @@ class Group:
 
     @classmethod
     def divide(cls, predicate: str | None, rows: Ints, confidence: Floats, prediction: Floats, whole: bool) -> Group:
-        """Divide relations into cells; `whole`: only the set of all is of interest."""
+        """`whole`: only the set of all is of interest."""
         few = len(rows) < _FEW
         falling = np.sort(confidence)[::-1]
         shares = (1.0,) if whole or len(rows) < _ONE_SET else _FEW_SETS if few else _SETS
@@ -138,7 +138,6 @@ class Standing:
 
 
 def most_errors(relations: int, precision: float) -> int:
-    """Return how many relations of a set may be wrong."""
     return math.floor((1 - precision) * relations + TINY)
 
 
@@ -166,7 +165,6 @@ def evaluate(rounds: Sequence[Round], sizes: Sequence[int], precision: float, co
 
 
 def _best_capital(rounds: Sequence[Round], first: int, number: int, size: int, precision: float) -> float:
-    """Return the highest log capital so far of the bets on a set from a round on."""
     limit = most_errors(size, precision) + 1
     capital = np.full(BETS, -math.log(BETS))
     best, wrong, known = 0.0, 0, 0
@@ -272,7 +270,6 @@ def fit_errors(scores: Floats, judged: Floats, wrong: Floats, allowed: float) ->
 
 
 def fit_rounds(rounds: Sequence[Round], allowed: float) -> Floats:
-    """Return the log odds of errors that the answers of rounds show; see `fit_errors`."""
     known = [(each.scores, each.asked[~each.is_open], each.wrong[~each.is_open]) for each in rounds]
     judged = [np.bincount(at, minlength=len(own)) for own, at, _ in known]
     wrong = [np.bincount(at, said, len(own)) for own, at, said in known]
@@ -286,8 +283,7 @@ def plan_round(
     """Return the next round without questions, its cells, and the predicted log odds of errors; None: nothing to ask.
 
     The first round explores if there are several sets. The next one starts a chain at the largest set that seems to
-    take few answers; a later one starts another if that takes half of the answers that going on would take. `left`: of
-    all cells of the group, as `Round` has it.
+    take few answers, a later one another if that takes half of the answers that going on would. `left`: of all cells.
     """
     level, scores, last, allowed = group.level, group.scores, len(group.sizes) - 1, 1 - precision + TINY
     standing = evaluate(rounds, group.sizes, precision, confidence)
@@ -296,16 +292,16 @@ def plan_round(
     odds = np.round(fit_rounds(rounds, allowed), 4)
     capital = round(standing.rest * _CAPITAL, 6) if last else 1.0
 
-    def needed(number: int, evidence: float) -> int | None:
-        return answers_needed(odds, scores[level <= number], left[level <= number], allowed, evidence)
+    def needed(number: int, evidence: float) -> int:
+        inside = level <= number
+        return answers_needed(odds, scores[inside], left[inside], allowed, evidence) or _MOST
 
     start, focus = None, last if standing.tested is None else standing.tested
     if rounds and standing.reached is None and last:
         each = [needed(number, capital * (1 - confidence)) for number in range(last + 1)]
-        few = [number for number, answers in enumerate(each) if (answers or _MOST) <= _QUICK]
-        best = few[-1] if few else min(range(last + 1), key=lambda number: (each[number] or _MOST, -number))
-        more = (needed(focus, standing.evidence) or _MOST) if standing.started else math.inf
-        if not standing.started or (best < focus and 2 * (each[best] or _MOST) < more):
+        few = [number for number, answers in enumerate(each) if answers <= _QUICK]
+        best = few[-1] if few else min(range(last + 1), key=lambda number: (each[number], -number))
+        if not standing.started or (best < focus and 2 * each[best] < needed(focus, standing.evidence)):
             start = focus = best
     elif not last and not rounds:
         start = 0
@@ -324,7 +320,7 @@ def plan_round(
 
 
 def weigh(rates: Floats, left: Floats) -> Floats:
-    """Return the weights with which relations of cells are drawn, by their predicted error rates, `[…, cells]`."""
+    """Return the weights with which relations are drawn, by their predicted error rates, `[…, cells]`."""
     mean = (rates * left).sum(-1, keepdims=True) / np.maximum(left.sum(-1, keepdims=True), 1)
     weight: Floats = (rates + _LEAST * mean) ** _POWER
     return weight
@@ -333,8 +329,7 @@ def weigh(rates: Floats, left: Floats) -> Floats:
 def answers_needed(odds: Floats, scores: Floats, left: Floats, allowed: float, evidence: float) -> int | None:
     """Return about how many answers a set takes until its evidence is 1, if as many are wrong as so far; None: many.
 
-    `odds`: as of `fit_errors`; `scores`, `left`: of the set's cells; `allowed`: the share of errors that the promise
-    allows.
+    `odds`: as of `fit_errors`; `scores`, `left`: of the set's cells; `allowed`: the share of errors.
     """
     if not left.sum() or allowed >= 1:
         return None

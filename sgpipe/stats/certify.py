@@ -100,7 +100,6 @@ class Population:
 
     @cached_property
     def digest(self) -> str:
-        """A digest of the sets of relations of each group."""
         sets = [(group.predicate, group.sizes, group.thresholds) for group in self.groups]
         return hashlib.sha256(json.dumps(sets).encode()).hexdigest()[:12]
 
@@ -154,7 +153,6 @@ class GroupProgress:
         return {**values, "lines": list(self.describe())}
 
     def describe(self) -> Iterator[str]:
-        """In sentences: which relations are certified, and which may be."""
         named = "all predicates" if self.predicate is None else single_line(self.predicate, 60)
         settings, standing = self.settings, self.standing
 
@@ -177,7 +175,7 @@ class GroupProgress:
 
 
 def population_of(index: Index, settings: CertificateSettings) -> Population:
-    """Return the population, and keep the latest. Raises UserError: as `Population`."""
+    """Return the population, and keep the latest."""
     return _keep_population(index, settings.model_copy(update={"population": None}))
 
 
@@ -200,27 +198,23 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
     for plan in plans:
         answers = PlanProgress(plan, log)
         for group in _part(plan).groups:
-            found[group.predicate].append((group, *_round(answers, group)))
+            numbers = [at for at, stratum in enumerate(plan.strata) if stratum.predicate == group.predicate]
+            cells, own = [plan.strata[at] for at in numbers], np.flatnonzero(np.isin(answers.stratum, numbers))
+            given = [answers.given[at] for at in own.tolist()]
+            round_ = Round(
+                level=np.array([cell.level for cell in cells], np.int64),
+                scores=np.array([cell.scores for cell in cells], np.float64),
+                left=np.array([cell.relations for cell in cells], np.float64),
+                weight=np.array([cell.weight for cell in cells], np.float64),
+                slopes=np.array(group.odds[1:]),
+                start=group.start,
+                capital=group.capital,
+                asked=np.searchsorted(numbers, answers.stratum[own]),
+                wrong=~answers.right[own],
+                is_open=np.array([each is None for each in given], bool),
+            )
+            found[group.predicate].append((group, round_, given))
     return {name: GroupProgress(_part(plans[0]).settings, parts) for name, parts in found.items()}
-
-
-def _round(answers: PlanProgress, group: CertifiedGroup) -> tuple[Round, list[Judged | None]]:
-    strata = answers.plan.strata
-    numbers = [at for at, stratum in enumerate(strata) if stratum.predicate == group.predicate]
-    cells, own = [strata[at] for at in numbers], np.flatnonzero(np.isin(answers.stratum, numbers))
-    given = [answers.given[at] for at in own.tolist()]
-    return Round(
-        level=np.array([cell.level for cell in cells], np.int64),
-        scores=np.array([cell.scores for cell in cells], np.float64),
-        left=np.array([cell.relations for cell in cells], np.float64),
-        weight=np.array([cell.weight for cell in cells], np.float64),
-        slopes=np.array(group.odds[1:]),
-        start=group.start,
-        capital=group.capital,
-        asked=np.searchsorted(numbers, answers.stratum[own]),
-        wrong=~answers.right[own],
-        is_open=np.array([each is None for each in given], bool),
-    ), given
 
 
 def _plan_group(
@@ -229,8 +223,7 @@ def _plan_group(
     """Return what the next round asks about a group: the settings, cells and number of questions; None: nothing."""
     rounds = progress.rounds if progress else []
     left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level)).astype(np.float64)
-    planned = plan_round(rounds, group, left, settings.precision, settings.confidence)
-    if planned is None:
+    if (planned := plan_round(rounds, group, left, settings.precision, settings.confidence)) is None:
         return None
     round_, cells, odds = planned
     strata = [
@@ -427,15 +420,11 @@ def _plans_begun(log: JudgementLog) -> int:
 
 
 def usual_prediction(index: Index) -> Literal["vlm_score", "clip_score", "confidence"]:
-    """Return the first column that a run has of those that predict which relations are wrong."""
     return "vlm_score" if index.has_vlm_scores else "clip_score" if index.scored else "confidence"
 
 
 def settings_for(index: Index, **values: Any) -> CertificateSettings:
-    """Return settings; without a `prediction`, with the first column that the run has.
-
-    Raises UserError: invalid, or as `Population`.
-    """
+    """Return settings, by default with the `usual_prediction`. Raises UserError: invalid, or as `Population`."""
     values["prediction"] = values.get("prediction") or usual_prediction(index)
     try:
         settings = CertificateSettings.model_validate(values)
@@ -468,17 +457,8 @@ def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: s
             groups.append(planned[0])
     if not parts:
         return None
-    number = len(plans)
-    strata, questions = _draw(population, parts, settings, number, taken)
-    round_ = SamplingPlan(
-        plan=f"{settings.id}-{number}",
-        at=utc_now(),
-        by=by,
-        run=population.run,
-        kind="certificate",
-        seed=0,
-        strata=strata,
-        questions=questions,
-        certificate=CertificateRound(settings=settings, number=number, groups=groups),
-    )
-    return cast(SamplingPlan, log.append(round_))
+    certificate = CertificateRound(settings=settings, number=len(plans), groups=groups)
+    strata, questions = _draw(population, parts, settings, certificate.number, taken)
+    common: dict[str, Any] = {"plan": f"{settings.id}-{certificate.number}", "at": utc_now(), "by": by, "seed": 0}
+    common |= {"run": population.run, "kind": "certificate", "certificate": certificate}
+    return cast(SamplingPlan, log.append(SamplingPlan(**common, strata=strata, questions=questions)))

@@ -38,7 +38,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Check:
-    """The result of a check: it found `count` of `total` relations, pairs, boxes or captions (`of`)."""
+    """A check: it found `count` of `total` relations, pairs, boxes or captions (`of`)."""
 
     name: str
     title: str
@@ -349,18 +349,16 @@ class Measures:
 
     @property
     def rows(self) -> int:
-        """All images, including error rows."""
         return sum(self.images.values())
 
     @property
     def yields(self) -> dict[str, float | None]:
-        """The output of each stage per output of the stage before, without error rows; None if that had none."""
+        """The output of each stage per output of the one before, without error rows; None if that had none."""
         done = {name: self.totals[name] - self.in_error_rows[name] for name in STAGES}
         return {after: done[after] / done[before] if done[before] else None for before, after in pairwise(STAGES)}
 
 
 def _use_probabilities(database: Database, calibration: Calibration) -> None:
-    """Make the certainty of relations the probability that they are correct; annotations stay certain."""
     if not database.rows("select 1 from relations where confidence is not null limit 1"):
         return
     calibration.check_run(database.run, database.root)
@@ -436,7 +434,6 @@ def measure_database(
 
 
 def distinct_predicates(root: Path) -> set[str]:
-    """Return the predicates that occur in a run."""
     predicates: set[str] = set()
     for table in iter_tables(root, ("relations",)):
         predicates.update(pc.unique(pc.struct_field(pc.list_flatten(table["relations"]), "predicate")).to_pylist())
@@ -457,9 +454,7 @@ _TRIPLETS = """
 
 
 def _counts(database: Database, query: str) -> dict[str, int]:
-    """Return names with counts, most frequent first, ties by name."""
-    rows = database.rows(f"select * from ({query}) as counted(name, number) order by number desc, name")
-    return dict(rows)
+    return dict(database.rows(f"select * from ({query}) as counted(name, number) order by number desc, name"))
 
 
 def _totals(database: Database, where: str) -> dict[str, int]:

@@ -140,7 +140,7 @@ def equal_shares(sizes: Mapping[int, int], count: int) -> dict[int, int]:
 
 @dataclass(frozen=True)
 class StratumPrecision:
-    """A stratum of a sample, such as a band of confidence, and the precision of its judged relations."""
+    """A stratum of a sample, such as a band of confidence."""
 
     name: str
     relations: int
@@ -175,12 +175,10 @@ class PlanProgress:
         self.stratum = np.array([question.stratum for question in plan.questions], np.int64)
 
     def tally(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Count chosen questions, `[strata]`."""
         return np.bincount(self.stratum[chosen], minlength=len(self.sizes))
 
     @cached_property
     def precisions(self) -> list[PrecisionEstimate]:
-        """The precision of the strata together, then of each."""
         number = len(self.plan.strata)
         counts = (each[:number] for each in (self.sizes, self.tally(self.judged), self.tally(self.right)))
         sets = np.concatenate([np.ones((1, number)), np.eye(number)])
@@ -196,10 +194,9 @@ class PlanProgress:
         return [StratumPrecision(each.name, each.relations, each.sampled, part) for each, part in parts]
 
     def needed(self) -> int | None:
-        """Estimate how many more judgements it takes until the 95% interval is ± `MARGIN`; 0: it is.
+        """Estimate how many more judgements it takes until the 95% interval is ± `MARGIN`, perhaps more than are open.
 
-        It assumes that each stratum stays as precise as its judgements say, and that the share of unsure ones stays the
-        same. It may exceed the open questions. None: it exceeds those that any plan can have.
+        Strata stay as precise as their judgements say, and as many are unsure as so far. None: no plan has so many.
         """
         sizes, judged, correct = self.sizes, self.tally(self.judged), self.tally(self.right)
         done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
@@ -226,7 +223,6 @@ class PlanProgress:
         return round(needed * (done + self.unsure) / done) if done else needed
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values for JSON."""
         estimates = {"precision": asdict(self.precision), "strata": [asdict(each) for each in self.strata]}
         numbers = {"unsure": self.unsure, "conflicts": self.conflicts, "open": self.open}
         return estimates | numbers | {"more": self.needed(), "margin": MARGIN}
@@ -285,14 +281,12 @@ class JudgementMeasures:
     """What people's judgements of a sample say; all but the plain counts are weighted by the relations of the strata.
 
     Attributes:
-        plan: whose precision is that of the run; None: no plan has judgements.
-        precision: of the run, without relations that are `unsure` or `open`.
+        plan: whose precision is that of the run, without what is `unsure` or `open`; None: no plan has judgements.
         relations: the run's when the plan was made. `relations_now`: the run's now.
         strata: "bands" (of confidence) or "predicates"; `bands`: the strata.
         predicates: the precision of each judged predicate, the most judged first.
         suggested: the lowest threshold whose whole interval is not below the `target`.
-        problems: lines that are left out, and why.
-        vlm_score: not weighted.
+        problems: lines that are left out, and why. vlm_score: not weighted.
         recall: by the recall plan with the most answers.
     """
 
@@ -320,13 +314,11 @@ def measure_judgements(
 ) -> JudgementMeasures:
     """Estimate the precision of an open run from a file of judgements, and the threshold that reaches the `target`.
 
-    `thresholds`: those of the curve. `calibration`: whose probabilities the database has as certainties.
-
-    Raises UserError: the file has no line about this run, or the target is out of range.
+    `calibration`: whose probabilities the database has as certainties. `thresholds`: of the curve. Raises UserError:
+    the file has no line about this run, or the target is out of range.
     """
     check_share("precision", target)
-    log = _open_log(database, file)
-    plan = _plan_of_run(log)
+    log, plan = _read_log(database, file)
     sample = _Sample(database, plan or _NOTHING, log, calibration)
     judged, right = sample.tally(sample.judged), sample.tally(sample.right)
     unsure = sample.tally(np.array([each == "unsure" for each in sample.given], bool))
@@ -362,27 +354,23 @@ def judge_by_people(run: Path, file: Path) -> JudgedRelations:
     `weight`: how many relations each stands for. Raises UserError: there is no such plan.
     """
     with open_run(run) as database:
-        log = _open_log(database, file)
-        if (plan := _plan_of_run(log)) is None:
+        log, plan = _read_log(database, file)
+        if plan is None:
             raise UserError(f"{file}: {NO_PLAN}")
         return _Sample(database, plan, log).scored()
 
 
-def _open_log(database: Database, file: Path) -> JudgementLog:
+def _read_log(database: Database, file: Path) -> tuple[JudgementLog, SamplingPlan | None]:
+    """Return what is in a file, and the plan of the whole run with the most judgements; None: none has any."""
     log = JudgementLog(file, str(database.run.get("fingerprint", "")), read_only=True)
     if log.problems and not log.plans and not log.recall_plans and next(log.current(), None) is None:
         raise UserError(log.problems[0])
-    return log
+    of_run = (PlanProgress(plan, log) for plan in log.plans.values() if plan.kind in ("bands", "predicates"))
+    best = max(of_run, key=lambda progress: progress.judged.sum(), default=None)
+    return log, best.plan if best and best.judged.any() else None
 
 
 _NOTHING = SamplingPlan(plan="none", at="", by="nobody", run="", seed=0, kind="bands", strata=[], questions=[])
-
-
-def _plan_of_run(log: JudgementLog) -> SamplingPlan | None:
-    """Return the plan of the whole run with the most judgements; None: none has any."""
-    of_run = (PlanProgress(plan, log) for plan in log.plans.values() if plan.kind in ("bands", "predicates"))
-    best = max(of_run, key=lambda progress: progress.judged.sum(), default=None)
-    return best.plan if best and best.judged.any() else None
 
 
 class _Sample(PlanProgress):
@@ -410,7 +398,6 @@ class _Sample(PlanProgress):
         self.relations = JudgedRelations(self._confidence[self.judged], self.right[self.judged])
 
     def scored(self) -> JudgedRelations:
-        """Return the judged relations that have a confidence."""
         chosen = self.judged & self._scored
         images = np.array([question.image_id for question in self.plan.questions], object)[chosen]
         weight = (self.sizes / np.maximum(self.tally(chosen), 1))[self.stratum[chosen]]
@@ -418,7 +405,7 @@ class _Sample(PlanProgress):
         return JudgedRelations(confidence, self.right[chosen], images, weight)
 
     def vlm_score(self) -> ScoreQuality:
-        """Return how good the vision-language model's scores are (means if repeated)."""
+        """By the mean of repeated scores."""
         rows = self._database.rows(
             """select split::varchar, image_id, subject, object, predicate::varchar, avg(vlm_score)::double
             from relations join images using (image) where image_id in (select unnest(?::varchar[])) group by all""",
@@ -430,7 +417,6 @@ class _Sample(PlanProgress):
         return score_quality(JudgedRelations(found[known].astype(np.float32), self.right[known]), self.relations)
 
     def predicates(self) -> dict[str, PrecisionEstimate]:
-        """Return the precision of each judged predicate, weighted by its relations in each stratum."""
         own = np.array([question.predicate for question in self.plan.questions], object)
         names = [name for name, _ in Counter(own[self.judged].tolist()).most_common()]
         if not names:
@@ -457,6 +443,6 @@ class _Sample(PlanProgress):
         return [ThresholdChoice(least, own.judged, own, number) for least, own, number in each]
 
     def _estimate(self, counts: NDArray[Any], sets: Sequence[NDArray[np.bool_]]) -> list[PrecisionEstimate]:
-        """Return the precision of sets of questions; `counts`: relations of the run that they stand for, by stratum."""
+        """`counts`: relations of the run that each of the sets of questions stands for, `[sets, strata]`."""
         judged, right = ([self.tally(chosen & own) for own in sets] for chosen in (self.judged, self.right))
         return estimate_stratified(counts * self._scale, judged, right)

@@ -30,9 +30,8 @@ _BINS = 10
 class PrecisionEstimate:
     """How many judged relations are correct, and the precision that they show, with its 95% interval.
 
-    Of a stratified sample, `correct` and `judged` are plain counts. `value` is of the strata with a judged relation,
-    weighted by their relations (`covered`: their share of all), None if there is none; the interval is of all
-    relations.
+    Of a stratified sample, `value` is of the strata with a judged relation, weighted by their relations (`covered`:
+    their share of all), None if there is none; the interval is of all relations.
     """
 
     correct: int

@@ -140,7 +140,6 @@ class RecallMeasures:
     people: Completeness | None
 
     def describe(self) -> Iterator[str]:
-        """In sentences."""
         asked = f"{self.answered:,} of {count(self.images, 'image')}"
         if self.recall.value is None:
             yield f"Recall, blind: people have named no relation yet ({asked} answered)."

@@ -71,7 +71,6 @@ def tables(audit: Audit) -> dict[str, list[Table]]:
 
 
 def print_tables(audit: Audit, console: Console) -> None:
-    """Print the audit for a person."""
     for table in chain(*tables(audit).values(), _failed_checks(audit.measures)):
         heads = [head.removeprefix(">") for head in table.heads]
         made = RichTable(title=Text(single_line(table.title)), show_header=any(heads))
@@ -106,7 +105,6 @@ def overview(measures: Measures) -> list[tuple[str, str, str]]:
 
 
 def _long_tail(measures: Measures) -> str:
-    """Return the long tail of the predicates, in words."""
     tail = measures.tail
     if tail.kinds == 1:
         return "All relations have the same predicate."

@@ -371,12 +371,10 @@ def _key(relation: Relation) -> str:
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:
     """Return the scene graph, laid out; edges have the keys of their relations."""
     card = make_card(record, None, relations)
-    edges = [
-        {**edge, "subject": (subject := edge["subject"]["index"]), "object": (object_ := edge["object"]["index"])}
-        | {"key": web.relation_key(subject, object_, edge["predicate"])}
-        for edge in card["edges"]
-    ]
-    return {"height": card["graph_height"], "nodes": card["nodes"] if edges else [], "edges": edges}
+    for edge in card["edges"]:
+        edge |= {end: edge[end]["index"] for end in ("subject", "object")}
+        edge["key"] = web.relation_key(edge["subject"], edge["object"], edge["predicate"])
+    return {"height": card["graph_height"], "nodes": card["nodes"] if relations else [], "edges": card["edges"]}
 
 
 def _other_values(viewer: web.Viewer, record: Record, split: str, image_id: str) -> Values | None:
