@@ -17,7 +17,6 @@ from sgpipe.cli import STARTED
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import LARGEST_SEED, console
-from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import count
 
 if TYPE_CHECKING:
@@ -298,6 +297,7 @@ def label(
     from sgpipe.files.hub import fetch_models, missing_models
     from sgpipe.pipeline import Pipeline
     from sgpipe.recipe import hub_models, recipe_notes
+    from sgpipe.utils.atomic import atomic_write
     from sgpipe.utils.config_file import parse_set
 
     files = list(_files(images, out))

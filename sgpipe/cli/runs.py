@@ -415,6 +415,8 @@ def view(
     if name is None:
         with suppress(OSError, KeyError):  # in a container, the user may have none
             name = getpass.getuser()
+    elif not single_line(name):
+        raise UserError(f"--as {name!r} is not a name")
     judge, opened = single_line(name or "", _LONGEST_NAME) or "anonymous", []
     for root in (run, other) if other is not None else (run,):
         opened.append(index := Index.open(root, console.Progress()))

@@ -38,8 +38,6 @@ class _Repository:
 
 
 class HubDataset(_Repository):
-    """A dataset of the hub."""
-
     @classmethod
     def parse(cls, text: str) -> HubDataset | None:
         """From USER/NAME, USER/NAME@REVISION or the same after hf://datasets/; None: it is nothing of the kind."""
@@ -71,8 +69,6 @@ class HubDataset(_Repository):
 
 
 class HubModel(_Repository):
-    """A model of the hub."""
-
     @classmethod
     def parse(cls, text: str) -> HubModel | None:
         """From USER/NAME or USER/NAME@REVISION; None: it is anything else, such as a folder that exists."""
@@ -126,10 +122,10 @@ def _is_complete(folder: Path) -> bool:
 
 
 def fetch_models(names: Sequence[str], command: str = "") -> None:
-    """Download models into the hub's cache: what `from_pretrained` reads, in safetensors where the hub has them.
+    """Download what `from_pretrained` reads of models into the hub's cache, after saying which, and how large it is.
 
-    Says first which, how large they are, and where they go. Weights come last: a model with weights is complete.
-    `command`: how to fetch them on another machine, if not by `hf download`. Raises UserError, StoreError.
+    Weights come last: a model with weights is complete. `command`: what to run on another machine, if not `hf
+    download`. Raises UserError; StoreError.
     """
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.utils import disable_progress_bars
@@ -165,7 +161,6 @@ def fetch_models(names: Sequence[str], command: str = "") -> None:
 
 
 def _weights(files: Collection[str]) -> list[str]:
-    """Return the files with weights that `from_pretrained` reads: the safetensors, or else those of PyTorch."""
     found = ([file for file in files if pattern.fullmatch(file)] for pattern in _WEIGHTS)
     return next(filter(None, found), [])
 

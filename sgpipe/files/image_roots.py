@@ -59,8 +59,8 @@ _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, ValueError, OverflowError, Not
 _NO_FILE, _OUTSIDE = "link or device", "name that leaves the archive"
 LAYOUT = 2  # of the index
 _ARCHIVE = "archive"
-_NUMBERS = ("offset", "length", "packed", "size")  # of a `Member`
-_COLUMNS = {_ARCHIVE: pa.int32(), **dict.fromkeys(_NUMBERS, pa.int64()), "method": pa.int32()}
+_NUMBERS = dict.fromkeys(("offset", "length", "packed", "size"), pa.int64())
+_COLUMNS = {_ARCHIVE: pa.int32(), **_NUMBERS, "method": pa.int32()}  # then those of a `Member`
 _OF_MACOS = "__MACOSX/"  # what its zips have beside each file
 _SCANS = 4  # archives that are read at once
 _MEMBERS_PER_STEP = 1000  # of the progress
@@ -113,7 +113,6 @@ class ArchiveRoot(ImageRoot):
         return unpack(member, data, where)
 
     def _find(self, name: str) -> list[dict[str, Any]]:
-        """Return the members that a name may mean."""
         index = self.index.opened
         found = index.find(name)
         for at, character in enumerate(name):
@@ -156,7 +155,6 @@ def build_index(
     lock, stopped = Lock(), Event()
 
     def scan_one(number: int) -> tuple[pa.Table, dict[str, Any], Counter[str]]:
-        """Return the members of an archive, what the index says of it, and what is left out."""
         info, folders, left_out = archives[number], set[str](), Counter[str]()
 
         def rows(file: BinaryIO) -> Iterator[tuple[Any, ...]]:
@@ -392,7 +390,6 @@ def _is_read(name: str) -> bool:
 
 
 def _only_archives(location: str, names: Iterable[str]) -> list[str]:
-    """Raises UserError: there are archives that are compressed as a whole."""
     names = sorted(names)
     for name in names:
         refuse_compressed(f"{location}/{name}")
@@ -444,7 +441,6 @@ def _shards(name: str) -> list[str]:
 
 
 def _archive_root(location: str, folder: Location, names: Iterable[str], indexes: IndexFolder) -> ArchiveRoot:
-    """Raises UserError: an archive does not exist, or is damaged."""
     infos, names = list[ObjectInfo](), list(names)
     with prefetch(lambda name: info_of(folder / name), names, _HEADS, _HEADS) as found:
         for name, info in zip(names, found, strict=True):

@@ -45,7 +45,6 @@ class FileIndex:
         return len(self._names)
 
     def find(self, name: str) -> list[dict[str, Any]]:
-        """Return the rows of a name."""
         start = bisect_left(range(len(self)), name, key=self._name)
         stop = start
         while stop < len(self) and self._name(stop) == name:

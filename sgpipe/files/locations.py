@@ -82,7 +82,6 @@ class ObjectInfo:
 
 
 def is_uri(text: str) -> bool:
-    """Return whether the text is a URI, of a store or the hub if `StorePath` accepts it, and not a path."""
     return "://" in text
 
 
@@ -117,7 +116,6 @@ class StorePath:
 
     @property
     def name(self) -> str:
-        """The last part of the URI."""
         return self.location.rpartition("/")[2]
 
     def __truediv__(self, name: str) -> StorePath:
@@ -230,7 +228,6 @@ class StorePath:
         return True
 
     def unlink(self, missing_ok: bool = True) -> None:
-        """Delete the object if it exists."""
         with suppress(FileNotFoundError), self._naming():
             obstore.delete(self._reads, self._prefix)
 

@@ -99,7 +99,6 @@ def _fetched(uri: str, sha256: str = "") -> Path:
 
 
 def _listed(uri: str, store: StorePath) -> dict[str, ObjectInfo]:
-    """Return the files of a model, by their names in its folder. Raises UserError: there is none."""
     store.check()
     infos = {info.name: info for info in store.list()}
     place = next((place for place in _PLACES if f"{place}{_CONFIG}" in infos), "" if _OPEN_CLIP in infos else None)

@@ -80,22 +80,19 @@ class ParquetImages:
         found = _NAME.fullmatch(name)
         if found is None:
             raise FileNotFoundError(name)
-        with self._lock:
-            try:
-                data = self._image(found["file"], found["column"], int(found["row"]))
-            except pa.ArrowException as error:
-                raise OSError(f"{found['file']} cannot be read as Parquet: {first_line(error)}") from None
+        file, row, data = found["file"], int(found["row"]), None
+        try:
+            with self._lock:
+                parquet, starts, images = self._file(file)
+                columns = [found["column"]] if found["column"] else images
+                if len(columns) == 1 and columns[0] in parquet.schema_arrow.names and row < starts[-1]:
+                    group = int(np.searchsorted(starts, row, side="right")) - 1
+                    data = self._group(file, columns[0], group).image(row - int(starts[group]))
+        except pa.ArrowException as error:
+            raise OSError(f"{file} cannot be read as Parquet: {first_line(error)}") from None
         if data is None:
             raise FileNotFoundError(name)
         return data
-
-    def _image(self, file: str, column: str | None, row: int) -> bytes | None:
-        parquet, starts, images = self._file(file)
-        columns = images if column is None else [column]
-        if len(columns) != 1 or columns[0] not in parquet.schema_arrow.names or row >= starts[-1]:
-            return None
-        group = int(np.searchsorted(starts, row, side="right")) - 1
-        return self._group(file, columns[0], group).image(row - int(starts[group]))
 
     def _opened(self, file: str) -> tuple[pq.ParquetFile, NDArray[np.int64], list[str]]:
         """Return a file, the first row of each of its row groups and the number of rows, and its columns of images."""
@@ -168,7 +165,6 @@ class ImageRoot:
         return f"{self.location.rstrip('/')}/{name}"
 
     def contains(self, name: str) -> bool:
-        """Return whether there is such a file."""
         with suppress(ImageError):
             name = safe_name(name)
             return self._has(file_of(name) if self._parquet else name)
@@ -237,7 +233,6 @@ class ImageRoot:
 
 
 def is_image(name: str) -> bool:
-    """Return whether a file is named like an image."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES + HEIF_SUFFIXES
 
 
@@ -282,10 +277,7 @@ class FolderRoot(ImageRoot):
         return str(self.folder / safe_name(name))
 
     def entries(self) -> Iterator[ObjectInfo]:
-        """Yield all files, none in hidden folders; and the folders that are links or lack permission, as files.
-
-        Raises OSError: the folder itself cannot be listed.
-        """
+        """Yield files, not in hidden folders, and folders that are links or closed. Raises OSError: this one is."""
         closed: list[OSError] = []
         for folder, folders, files in os.walk(self.folder, onerror=closed.append):
             folders[:] = [name for name in folders if not name.startswith(".")]
@@ -318,7 +310,6 @@ class RunRoot(ImageRoot):
 
     @staticmethod
     def is_named(location: str) -> bool:
-        """Return whether a location is of this kind."""
         path = Path(location)
         return not path.exists() and path.parent.name == "data" and (path.parents[1] / "manifest.jsonl").is_file()
 
@@ -332,7 +323,6 @@ class RunRoot(ImageRoot):
 
     @cached_property
     def _rows(self) -> dict[str, str]:
-        """The name of the row of each image."""
         rows: dict[str, str] = {}
         for file in sorted(Path(self.location).parent.glob(f"{Path(self.location).name}-[0-9]*.parquet")):
             table = pq.ParquetFile(file).read(columns=["file_name", "image.path"])

@@ -24,8 +24,8 @@ FAULT_VARIABLE = "SGPIPE_FAULT"
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary file next to `path` that replaces it when the block ends without an error.
 
-    Its name starts with a dot and ends in `.tmp`. Two writers never share one, on whichever machines they run. A link
-    stays: what it points to is replaced. A device or a pipe, such as /dev/stdout, stays too, and receives the content.
+    Its name starts with a dot and ends in `.tmp`; two writers never share one. What a link points to is replaced. A
+    device or a pipe, such as /dev/stdout, receives the content.
 
     Raises OSError, which names `path`: the disk is full, or the folder is missing or cannot be written.
     """
@@ -55,11 +55,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fault_point(name: str) -> None:
-    """Kill this process, as a power cut would, if `SGPIPE_FAULT` is "NAME:FILE" and FILE exists.
-
-    Tests use it to stop a run before, in and after every step of a commit. The file is deleted first, so that only one
-    of all processes dies, restarted ones included.
-    """
+    """Kill this process if `SGPIPE_FAULT` is "NAME:FILE" and FILE exists, which is deleted: only one process dies."""
     point, _, charge = os.environ.get(FAULT_VARIABLE, "").partition(":")
     if point == name:
         with suppress(FileNotFoundError):

@@ -54,10 +54,7 @@ def clip_xywh(boxes: Boxes, sizes: NDArray[Any]) -> tuple[Boxes, NDArray[np.bool
 def clip_box(
     xywh: tuple[float, float, float, float], width: float, height: float
 ) -> tuple[float, float, float, float] | None:
-    """`clip_xywh` of a single box, faster for a few boxes: the same tuple if nothing is cut off, None if it is outside.
-
-    A box whose right or bottom edge overflows to infinity is outside, too.
-    """
+    """`clip_xywh` of a single box, faster for a few; None if it is outside, or an edge overflows to infinity."""
     x, y, w, h = xywh
     if not all(math.isfinite(value) for value in (x, y, w, h, x + w, y + h)) or w <= 0 or h <= 0:
         return None
@@ -106,10 +103,7 @@ def are_parts(boxes: NDArray[Any]) -> bool:
 
 
 def best_form(boxes: NDArray[Any], sizes: NDArray[Any]) -> tuple[BoxForm, float]:
-    """Return the form in which most boxes lie in their images, and their share; of equal ones, the first of `FORMS`.
-
-    Only forms in pixels are compared, or only those in parts if no number is large.
-    """
+    """Return the form in pixels, or in parts if they are, in which most boxes lie in their images, and their share."""
     parts = are_parts(boxes)
     shares = {form: share_inside(boxes, sizes, form) for form in FORMS if form.endswith(_PARTS) == parts}
     best = max(shares, key=shares.__getitem__)

@@ -95,7 +95,6 @@ def load(kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[st
     """Return the recipe of a packaged name in `folder` or a YAML file, with overlays and then overrides applied.
 
     `overrides`: values by dotted key, as in `{"tag.threshold": 0.1}`. `overlays`: files whose keys replace others.
-
     Raises UserError: no such recipe, not YAML, or a setting that is unknown or of the wrong type.
     """
     path = _find(str(name), folder)

@@ -71,10 +71,7 @@ def single_line(text: str, limit: int | None = None) -> str:
 
 
 def isolated(text: str) -> str:
-    """Text of data whose direction of writing changes none of the text around it, where no <bdi> can be.
-
-    Isolates of Unicode end where a text closes them itself, so the text loses its own. `single_line` removes them.
-    """
+    """Text of data, without isolates of its own, whose direction of writing changes none of the text around it."""
     return f"\u2068{single_line(text)}\u2069"
 
 
@@ -132,7 +129,6 @@ class Progress:
         self.console = console or progress()
 
     def say(self, message: str) -> None:
-        """Print one line about the current step."""
         self.console.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager

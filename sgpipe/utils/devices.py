@@ -25,8 +25,7 @@ _NAME = re.compile(r"auto|cpu|cuda(?::([0-9]{1,4}))?")
 def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> torch.device:
     """Return the device called "auto" (the first GPU, else the CPU), "cpu", "cuda" or "cuda:N".
 
-    `gpus`: how many were requested; if any, "auto" is a GPU. `setting`: the name of the setting, for messages.
-
+    `gpus`: how many were requested; if any, "auto" is a GPU. `setting`: its name in messages.
     Raises UserError: unknown name, or a GPU that this machine or process does not have.
     """
     import torch

@@ -36,11 +36,9 @@ GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the
 def gpu_use(
     device: torch.device | None, *compiled: Compiled, attention: str = "", graph_error: str = ""
 ) -> dict[str, Any]:
-    """Return what a stage uses of a GPU, as plain values for a manifest. Nothing on a CPU or a server.
+    """Return what a stage uses of a GPU, as plain values for a manifest; nothing on a CPU or a server.
 
-    `gpu`: its name; `memory`: the peak of this process, in bytes; `attention`: the kernel for deformable attention;
-    `compilation`: seconds; `compile_error`: why compiling one of the functions failed; `graph_error`: why CUDA graphs
-    could not be recorded.
+    `memory`: the peak of this process, in bytes; `compilation`: seconds; `…_error`: why that did not work.
     """
     if device is None or device.type != "cuda":
         return {}
@@ -54,8 +52,8 @@ def gpu_use(
 class GpuMemory:
     """The memory of a GPU that threads of this process share.
 
-    After a batch did not fit, threads compute one after the other. One that does not fit alone is computed in halves,
-    and `batch_size`, how many items to compute at once, shrinks to these. `remedy`: what to do if an item does not fit.
+    After a batch did not fit, threads compute one after the other; one that does not fit alone is computed in halves,
+    to which `batch_size` shrinks. `remedy`: what to do if an item does not fit.
     """
 
     def __init__(self, device: torch.device, remedy: str, threads: int, batch_size: int = 1) -> None:
@@ -88,7 +86,6 @@ class GpuMemory:
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """While no other thread computes."""
         with self._turn, ExitStack() as taken:
             for _ in range(self._threads):
                 taken.enter_context(self._places)
@@ -114,11 +111,9 @@ def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
 class Compiled:
     """A function that PyTorch compiles, for a few shapes of its arguments. Threads may share it.
 
-    Compiling takes up to minutes. Meanwhile other threads compute without it, and so does everything if it fails.
-
-    `function` takes tensors, whose shapes count, tuples of numbers, which count too, and anything else; it must not
-    need gradients. A shape is compiled after `warm_up_calls`. `seconds`: how long it has compiled; `failure`: why it
-    cannot be compiled, in one line.
+    While it compiles, for up to minutes, other threads call `function` as it is, and so does everything if that fails.
+    Shapes are those of tensors, and tuples of numbers; each is compiled after `warm_up_calls`. It has no gradients.
+    `seconds`: how long it has compiled; `failure`: why it cannot be compiled, in one line.
     """
 
     def __init__(self, function: Callable[..., Any], warm_up_calls: int = 0, backend: Backend = "inductor") -> None:

@@ -23,11 +23,8 @@ def start_early(
 ) -> Generator[Started, None, None]:
     """Yield what `start` returns for each item, such as a future, after it has been called for the next items too.
 
-    Args:
-        items: read in the caller's thread.
-        most: number of results that are computed or wait; at least 1.
-        is_full: whether those that are computed or wait are enough even if they are fewer.
-        cancel: called for what was not requested when the generator is closed.
+    `most`: number of results that are computed or wait, at least 1; fewer are enough if these are `is_full`. `cancel`:
+    called for what was not requested when the generator is closed. `items` are read in the caller's thread.
     """
     pending: deque[Started] = deque()
     try:
@@ -48,8 +45,7 @@ def prefetch(
 ) -> Iterator[Iterator[Result]]:
     """Yield the results of each item, computed in threads; without threads, when they are requested.
 
-    An exception is raised where its result is requested. At the end, what threads still compute is not waited for.
-    `items` are read in the caller's thread; `most`: number of results that are computed or wait.
+    Items, most: see `start_early`. An exception is raised where its result is requested; the end waits for no thread.
     """
     if not threads:
         yield (function(item) for item in items)

@@ -39,7 +39,6 @@ def prepare_ray(address: str | None = None) -> None:
     """Choose how Ray authenticates at `address` (None: on this machine alone). Call it before Ray is imported.
 
     A local Ray gets a token in memory: the file that Ray would write would also lock clusters that start here later.
-
     Raises EngineError: nothing answers at the address, or no cluster that this machine may join.
     """
     if "ray" in sys.modules or _MODE in os.environ:
@@ -64,11 +63,10 @@ def prepare_ray(address: str | None = None) -> None:
 
 
 def _answers(address: str, mode: str) -> bool:
-    """Return whether a cluster answers in this mode. Only a process of its own can find out."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
     command += [] if address == "auto" else ["--address", address]
     environment = {**os.environ, _MODE: mode, "RAY_gcs_rpc_server_connect_timeout_s": str(_CONNECT_SECONDS)}
-    try:
+    try:  # only a process of its own can find out
         return not subprocess.run(command, env=environment, capture_output=True, timeout=_PROBE_SECONDS).returncode
     except subprocess.TimeoutExpired:
         return False
