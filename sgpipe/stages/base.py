@@ -1,7 +1,4 @@
-"""The `Stage` protocol (records in, records out), and running stages in this process or in a child that may crash.
-
-A stage runs in a plain `for` loop and knows nothing about Ray.
-"""
+"""The `Stage` protocol (records in, records out; no Ray), and running stages here or in a child that may crash."""
 
 from __future__ import annotations
 

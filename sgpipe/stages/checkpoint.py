@@ -42,10 +42,7 @@ def loading(what: str) -> Iterator[None]:
 
 
 def read_config(source: str, role: str = "captioner") -> dict[str, Any]:
-    """Return the settings in config.json of a folder. Raises UserError: it is missing or damaged.
-
-    `role`: what the model is for, in messages.
-    """
+    """Return the settings in config.json; `role`: in messages. Raises UserError: it is missing or damaged."""
     with loading(f"{role} {source!r}: config.json"):
         return dict(json.loads(Path(source, "config.json").read_text("utf-8")).items())
 

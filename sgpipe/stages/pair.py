@@ -207,10 +207,7 @@ TripletCount: TypeAlias = tuple[str, str, str, int]  # subject class, predicate,
 
 
 def read_prior(path: Location, matcher: Matcher, *, verbatim: bool = False) -> Prior:
-    """Collect the prior from a Visual Genome JSON file, one image at a time; see `collect_prior`.
-
-    Raises UserError: the file cannot be read, is not in a VG layout, or relates none of the classes.
-    """
+    """As `collect_prior`. Raises UserError: the file cannot be read, is not in a VG layout, or relates no classes."""
     try:
         prior = collect_prior((item for _, item in JsonStream(path)), matcher, verbatim=verbatim)
     except (ValueError, LookupError, TypeError, AttributeError) as error:
@@ -373,9 +370,8 @@ class ExtendedRun:
 def assign_categories(
     matcher: Matcher, triplets: Iterable[Triplet], present: dict[str, None], free: Collection[str] = ()
 ) -> None:
-    """Set the categories of the triplets' subjects and objects; None if the image has no such class.
-
-    No loose word relates a class to itself ("a pizza with a crust").
+    """Set the categories of the triplets' subjects and objects; None if the image has no such class, or a loose word
+    would relate a class to itself ("a pizza with a crust").
 
     `present`: the class names of the image's boxes, including crowds, in order of first appearance. `free`: those that
     are heads of nouns, unknown to the matcher; they precede classes that a noun may loosely stand for.

@@ -1,10 +1,9 @@
-"""A BLIP checkpoint (Li et al., ICML 2022) as a captioner: weights, tokenizer, image preparation and captions.
+"""A BLIP checkpoint (Li et al., ICML 2022) as a captioner, by nucleus sampling or beam search.
 
-Matrix products round by their number of rows: on a CPU each image is computed alone, with all its samples, and the
-result is bit-for-bit reproducible. On a GPU images are computed in groups, with whose size the last digits of scores
-differ, which rarely changes a caption; the second full group is recorded as CUDA graphs and replayed for others.
-A nucleus sample (Holtzman et al., ICLR 2020) is the argmax of the kept tokens' scores plus Gumbel noise, a pure
-function of (image, sample, step, token), the same on every device, in every batch and in any order.
+Matrix products round by their number of rows: on a CPU each image is computed alone, and the result is reproducible bit
+for bit. On a GPU images are computed in groups, with whose size scores differ in their last digits. A nucleus sample
+(Holtzman et al., ICLR 2020) is the argmax of the kept tokens' scores plus Gumbel noise, a pure function of (image,
+sample, step, token), the same on every device, in every batch and in any order.
 """
 
 from __future__ import annotations
@@ -72,11 +71,8 @@ def gumbel(keys: Tensor, samples: Tensor, step: int, tokens: Tensor) -> Tensor:
 def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | None = None) -> Tensor:
     """Return the scores [rows, vocabulary] from which a nucleus is taken; -inf for tokens that cannot follow.
 
-    Applies in this order, as transformers does: repetition penalty (Keskar et al., 2019, as CTRL's code), minimum
-    length, temperature, top_k. Tokens that tie with the last of the top_k stay.
-
-    `tokens`: all so far, int64 [rows, length]; the penalty counts each once. `end`: the token that captions shorter
-    than `min_tokens` do not get, if any.
+    Applies in this order, as transformers does: repetition penalty (Keskar et al., 2019, as CTRL's code; once for each
+    of `tokens`, int64 [rows, length]), minimum length (no `end` before it), temperature, top_k and what ties with it.
     """
     if sampling.repetition_penalty != 1:
         seen, penalty = scores.gather(1, tokens), sampling.repetition_penalty
@@ -95,11 +91,9 @@ def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | 
 def nucleus(scores: Tensor, top_p: float, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Return the smallest set of most likely tokens that reaches `top_p`, of scores `[rows, vocabulary]`.
 
-    Equally likely tokens at the edge are taken in the order of their ids. `width`: how many of the most likely tokens
-    to look at; None: as many as needed, which the host waits for.
-
-    Returns tokens `[rows, width + 1]`, ascending, or fewer without a width; which of them are kept; and whether `width`
-    is enough in all rows.
+    Equally likely tokens at the edge are taken by their ids. `width`: how many of the most likely tokens to look at;
+    None: as many as needed, which the host waits for. Returns tokens `[rows, width + 1]`, ascending, or fewer without a
+    width; which of them are kept; and whether `width` is enough in all rows.
     """
     probabilities = scores.softmax(dim=-1)
     vocabulary, given = scores.shape[-1], width
@@ -276,12 +270,9 @@ class Blip:
     """A loaded captioner."""
 
     def __init__(self, source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> None:
-        """Load a captioner from a folder.
+        """`source`: a folder. `image_size`: in pixels; None: that of the position embeddings, else interpolated.
 
-        `image_size`: in pixels; None: of the position embeddings, which are interpolated for other sizes.
-
-        Raises UserError: its parts are missing, damaged or of another model, or `image_size` is not a multiple of its
-        patch size.
+        Raises UserError: its parts are missing, damaged or of another model, or its patches do not fit `image_size`.
         """
         name = f"captioner {source!r}"
         model: Any = checkpoint.load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
@@ -456,9 +447,7 @@ def sample_captions(
     `sampling`: its lengths count every token of the decoder: [DEC], prompt, words and [SEP]. `recorded`: of this prompt
     and sampling; replayed if it is of as many images and of the decoder's width.
 
-    With one image on a CPU, sequences that have ended are dropped; with several they stay, so that tensor shapes do not
-    depend on other images. A GPU looks at a fixed number of the likeliest tokens, and is asked every few steps whether
-    all sequences have ended, so that the host hardly waits. Raises UserError: the scores are not finite.
+    Raises UserError: the scores are not finite.
     """
     samples, width = sampling.samples, decoder.width
     if recorded is not None and recorded.of == (len(keys), width):
@@ -510,7 +499,7 @@ def _draw(
             yield torch.cat((~active.any().unsqueeze(0), sound)), drawn
             if is_last:
                 return
-            if on_cpu and images == 1 and not bool(active.all()):
+            if on_cpu and images == 1 and not bool(active.all()):  # with several, shapes do not depend on others
                 left = active.nonzero().squeeze(-1)
                 rows = left if isinstance(rows, slice) else rows[left]
                 tokens, active = tokens[left], active[left]

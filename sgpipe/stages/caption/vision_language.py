@@ -222,11 +222,7 @@ def sample_nucleus(
     generation_config: Any,
     **inputs: Any,
 ) -> list[list[int]]:
-    """Return the tokens of nucleus samples of one image, without the end token; the prompt is computed once.
-
-    For `generate(custom_generate=...)`, which prepares inputs, cache and score processors and then calls this instead
-    of its own decoding loop. The cache of the prefix is copied for every sample, and tokens are drawn with the keyed
-    noise of `decoding`.
+    """Return the tokens of nucleus samples of one image, without the end token; for `generate(custom_generate=...)`.
 
     `key`: 63 bits that select the noise of the image. `input_ids`: [1, prompt]. The end and both lengths are those of
     `generation_config`; the repetition penalty counts the tokens of the caption, not those of the prompt.

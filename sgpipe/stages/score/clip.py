@@ -1,7 +1,4 @@
-"""Scores by a CLIP model: compares the outlined crop of both boxes with the relation and with contrast texts.
-
-CLIP models embed images and texts in one space: those of open_clip, or of transformers (CLIP, SigLIP and the like).
-"""
+"""Scores by a CLIP model, of open_clip or transformers (CLIP, SigLIP and the like): images and texts in one space."""
 
 from __future__ import annotations
 
