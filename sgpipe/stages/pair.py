@@ -106,7 +106,6 @@ class SubstringMatcher:
         self.classes = lru_cache(_CACHED_PHRASES)(self._classes)
 
     def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
-        """See `HeadMatcher.choose`."""
         matching = self.classes(phrase)
         return next((name for name in reversed(present) if name in matching), None)
 

@@ -30,7 +30,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
 from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
-from sgpipe.stages.caption.captioner import CaptionInput
+from sgpipe.stages.caption.captioner import Captioner, CaptionInput
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import GpuMemory, one_line
 from sgpipe.utils.prefetch import prefetch
@@ -149,7 +149,7 @@ _REMEDY = "lower caption.samples, or raise caption.resources.gpus so that fewer 
 _Prepared = tuple[Tensor, int]  # pixels, as by `BlipCaptioner._prepare`, and key of an image
 
 
-class BlipCaptioner:
+class BlipCaptioner(Captioner):
     """Captions by BLIP."""
 
     def __init__(self, config: CaptionConfig) -> None:
@@ -188,7 +188,6 @@ class BlipCaptioner:
             )
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str]]:
-        """See `Captioner.caption`."""
         threads = image_threads(self.config.resources, elsewhere=self.device.type != "cpu")
         ahead = max(self.config.batch_size, self.memory.batch_size) + 2 * threads
         with prefetch(self._prepare, inputs, threads, ahead) as prepared:

@@ -1,11 +1,10 @@
-"""The `Captioner` protocol (images in, captions out), what null settings stand for, and the served captioner."""
+"""The `Captioner` interface (images in, captions out), what null settings stand for, and the served captioner."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 from PIL import ExifTags, Image
 
@@ -36,7 +35,7 @@ class CaptionInput:
     file: ImageFile | None = None  # of a whole image; its pixels may have to be turned or converted to be those of it
 
 
-class Captioner(Protocol):
+class Captioner:
     """Captions of images, which depend on the image's pixels, its key and the recipe only; see `Stage`."""
 
     def check(self) -> None: ...
@@ -46,10 +45,10 @@ class Captioner(Protocol):
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
         """Yield the captions of each input, in order: up to `caption.samples` single lines, or one by beam search.
 
-        Only as many inputs are read as are captioned together. A refusal makes an error row. Raises UserError or
-        EngineError if the captioner fails on every image.
+        Only as many inputs are read as are captioned together. A refusal, of all samples, makes an error row. Raises
+        UserError or EngineError if the captioner fails on every image.
         """
-        ...
+        raise NotImplementedError
 
 
 def settings_of(config: CaptionConfig) -> CaptionConfig:
@@ -94,7 +93,7 @@ def one_line(text: str) -> str:
 _EXAMPLE = Image.new("RGB", (64, 64), (127, 127, 127))
 
 
-class ServedCaptioner:
+class ServedCaptioner(Captioner):
     """A `Captioner` that sends every image to an endpoint, several at once.
 
     Whether the same seed gives the same caption is up to the server; answers are kept, and so never change in a run.
@@ -112,11 +111,7 @@ class ServedCaptioner:
         """Ask for an example, or else for a caption of a grey image. Raises UserError like `ChatEndpoint.check`."""
         self._endpoint.check(example or self._request(CaptionInput(_EXAMPLE, key=0)))
 
-    def setup(self) -> None:
-        """Load nothing."""
-
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
-        """See `Captioner`; drops refused and empty samples."""
         for answer in self.ask_all(map(self._request, inputs)):
             if isinstance(answer, Refusal):
                 yield answer

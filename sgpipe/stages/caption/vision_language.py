@@ -27,7 +27,7 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.blip import check_finite, draw, process
-from sgpipe.stages.caption.captioner import CaptionInput, one_line
+from sgpipe.stages.caption.captioner import Captioner, CaptionInput, one_line
 from sgpipe.stages.endpoint import ChatRequest, Choice, Refusal, conversation, shown_image
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory
@@ -43,7 +43,7 @@ _REMEDY = (
 )
 
 
-class VisionLanguageCaptioner:
+class VisionLanguageCaptioner(Captioner):
     """Captions by a model of transformers' `AutoModelForImageTextToText`, through its processor."""
 
     def __init__(self, config: CaptionConfig, role: str = "captioner") -> None:
@@ -96,7 +96,6 @@ class VisionLanguageCaptioner:
                 self._decode(self.prompt(_EXAMPLE), 0, short)
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
-        """See `Captioner.caption`."""
         return self.answer_each(inputs, lambda given: (self.prompt(given.image), given.key), self._caption)
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:

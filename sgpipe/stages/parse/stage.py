@@ -15,17 +15,7 @@ from sgpipe.stages.base import Stage
 from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, conversation
 from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.learned import WEIGHTS
-from sgpipe.stages.parse.rules import (
-    Parsed,
-    Parser,
-    RuleParser,
-    Texts,
-    analyse,
-    ground,
-    load_model,
-    model_version,
-    triplets,
-)
+from sgpipe.stages.parse.rules import Parsed, Parser, RuleParser, analyse, ground, load_model, model_version, triplets
 from sgpipe.utils.hashing import model_sha256
 
 INSTRUCTIONS = """\
@@ -115,7 +105,7 @@ def _request(caption: str) -> ChatRequest:
     return ChatRequest(conversation(clean(caption), system=INSTRUCTIONS), _SAMPLING, schema=SCHEMA, check=check)
 
 
-def _read(text: str) -> list[Texts] | None:
+def _read(text: str) -> list[tuple[str, str, str]] | None:
     """Return the graph of an answer, or None if it is none."""
     graph = read_relations(text)
     return graph if graph is not None and all(isinstance(each, str) for texts in graph for each in texts) else None
@@ -154,7 +144,6 @@ class CaptionParser(Parser):
     """The parser of a recipe, with a cache: each distinct caption is parsed once."""
 
     def __init__(self, config: ParseConfig | None = None, cache_folder: CacheFolder | None = None) -> None:
-        """See `load_parser`."""
         self._parser = load_parser(config or ParseConfig(), cache_folder)
         self.device = self._parser.device
         self._cache: dict[str, Parsed] = {}

@@ -1,4 +1,4 @@
-"""The `RelationScorer` protocol (an image and relations in, a probability of each out), and what scorers show and ask.
+"""The `RelationScorer` interface (an image and relations in, a probability of each out), and what scorers show and ask.
 
 A scorer sees the subject in a red and the object in a blue outline.
 """
@@ -6,7 +6,6 @@ A scorer sees the subject in a red and the object in a blue outline.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from PIL import Image, ImageDraw
 
@@ -17,7 +16,7 @@ Score = float | Refusal  # a probability, or why there is none
 NO_AREA = Refusal("a box has no area in the image")
 
 
-class RelationScorer(Protocol):
+class RelationScorer:
     """Scores relations by the image, the two boxes and the predicate only; `check` and `load`: see `Stage`."""
 
     def check(self) -> None: ...
@@ -29,7 +28,7 @@ class RelationScorer(Protocol):
 
         Raises UserError or EngineError if the scorer fails on every image.
         """
-        ...
+        raise NotImplementedError
 
 
 # Predicates that hold in both directions: a text with swapped roles says the same.

@@ -19,7 +19,7 @@ from sgpipe.recipe import CaptionConfig, Requests, Resources
 from sgpipe.records import Box, Relation
 from sgpipe.stages import endpoint
 from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Choice, Refusal, conversation
-from sgpipe.stages.score.scorer import NO_AREA, Score, marked_image, visible_boxes
+from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, Score, marked_image, visible_boxes
 
 LONGEST_SIDE = 1024  # pixels of the image that is shown
 NEITHER = Refusal('the model answers neither "yes" nor "no"')
@@ -29,7 +29,7 @@ _RETRIES_OF_CHECK = 2
 _SAMPLING = ChatSampling(max_tokens=1)
 
 
-class VlmScorer:
+class VlmScorer(RelationScorer):
     """Asks a model whether a relation holds, one question at a time, so that no answer depends on another question."""
 
     def __init__(self, model: str, device: str = "auto", dtype: str = "auto", gpus: float = 0) -> None:
@@ -48,7 +48,6 @@ class VlmScorer:
         self._yes, self._no = _answer_tokens(self._model.prompt.tokenizer, self._model.name)
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
-        """See `RelationScorer`."""
         prompt = self._model.prompt
 
         def read(relation: Relation) -> list[Any] | Refusal:
@@ -88,7 +87,7 @@ def _answer_tokens(tokenizer: Any, model: str) -> tuple[Tensor, Tensor]:
     return torch.tensor(sorted(yes)), torch.tensor(sorted(no))
 
 
-class ServedScorer:
+class ServedScorer(RelationScorer):
     """Asks a model whether a relation holds, in two requests of one token. The server must return log-probabilities."""
 
     def __init__(self, url: str, model: str, requests: Requests, cache: CacheFolder | None = None) -> None:
@@ -105,7 +104,6 @@ class ServedScorer:
         self._endpoint = ChatEndpoint(self._url, self._model, self._requests, self._cache)
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
-        """See `RelationScorer`. Only as many requests are prepared as are under way."""
         visible = [visible_boxes(image, objects, relation) is not None for relation in relations]
         requests = chain.from_iterable(self._ask(image, objects, each) for each in compress(relations, visible))
         answers = (_share(answer) for answer in self._endpoint.ask_all(requests))

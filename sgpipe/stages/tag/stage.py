@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from copy import copy
 from functools import cache
@@ -241,11 +241,10 @@ class TagStage(ImageStage):
         """Return the (width, height) that the network reads."""
         return resized(record.width, record.height, self.config.short_side, self.config.long_side)
 
-    def _inputs(self, chosen: Iterable[TaggerInput]) -> Iterator[list[TaggerInput]]:
+    def _inputs(self, chosen: Sequence[TaggerInput]) -> Iterator[list[TaggerInput]]:
         """At most `memory.batch_size` images of equal batch key at a time. Unreadable ones become error rows."""
         by_record = {id(each.record): each for each in chosen}
-        records = [each.record for each in by_record.values()]
-        opened = self.opened(records, self._network_input, self.memory.batch_size)
+        opened = self.opened((each.record for each in chosen), self._network_input, self.memory.batch_size)
         ready = (by_record[id(record)]._replace(pixels=pixels) for record, pixels in opened)
         for _, same in groupby(ready, self._batch_key):
             while some := list(islice(same, self.memory.batch_size)):
@@ -283,8 +282,7 @@ class TagStage(ImageStage):
         with torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext():
             pixels = [each.pixels.to(self.device, non_blocking=True) for each in inputs]
             if pixels[0].dtype == torch.uint8:
-                sizes = [self._size(each.record) for each in inputs]
-                pixels = [enlarge(each, size) for each, size in zip(pixels, sizes, strict=True)]
+                pixels = [enlarge(each, self._size(inputs[0].record)) for each in pixels]
             stacked = torch.stack(pixels) if len(inputs) > 1 else pixels[0].unsqueeze(0)
             images = self.tagger.encode_image(normalise(stacked) if stacked.dtype == torch.uint8 else stacked)
             objects = []

@@ -386,7 +386,14 @@ class LearnedParser(Parser):
         for names, logits in ((self._verbs, verbs), (lemmas, copies)):
             for number in np.flatnonzero(logits > top - _NEGLIGIBLE):
                 mass[names[number]] += exp(float(logits[number]) - top)
-        verb, rest = self._combined(mass, rests)
+        likely = [(self._rests[number], float(rests[number])) for number in np.argsort(-rests, kind="stable")[:_TRIED]]
+        scores: dict[tuple[str, str], float] = {}
+        for verb in sorted(mass, key=lambda verb: -mass[verb])[:_TRIED]:
+            for rest, logit in likely:
+                if predicate := f"{verb} {rest}".strip():
+                    unseen = predicate not in self._predicates and verb in self._known_verbs
+                    scores[verb, rest] = log(mass[verb]) + logit - (_UNSEEN if unseen else 0)
+        verb, rest = max(scores, key=lambda words: scores[words], default=("", ""))
         words = [index for index, lemma in enumerate(lemmas) if verb and lemma in (verb, _SAME_VERB.get(verb))]
         source = max(words, key=lambda index: float(copies[index]), default=None)
         if not verb or verb == "have":
@@ -396,17 +403,6 @@ class LearnedParser(Parser):
         else:
             worded = tree.texts[source]
         return f"{worded} {rest}".strip(), f"{verb} {rest}".strip()
-
-    def _combined(self, mass: dict[str, float], rests: Floats) -> tuple[str, str]:
-        """Return the most likely verb and rest, not both empty. Predicates that occur in training are preferred."""
-        likely = [(self._rests[number], float(rests[number])) for number in np.argsort(-rests, kind="stable")[:_TRIED]]
-        scores: dict[tuple[str, str], float] = {}
-        for verb in sorted(mass, key=lambda verb: -mass[verb])[:_TRIED]:
-            for rest, logit in likely:
-                if predicate := f"{verb} {rest}".strip():
-                    unseen = predicate not in self._predicates and verb in self._known_verbs
-                    scores[verb, rest] = log(mass[verb]) + logit - (_UNSEEN if unseen else 0)
-        return max(scores, key=lambda words: scores[words], default=("", ""))
 
 
 def _name(tree: Tree, head: int, scores: CaptionScores, spellings: Mapping[str, str]) -> tuple[str, str]:
