@@ -19,7 +19,7 @@ from sgpipe.stats.audit import origins_text
 from sgpipe.stats.measures import measure_database
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFiles, source_images
+from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import DATA
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count
@@ -135,14 +135,13 @@ def _common(rows: ExportRows) -> dict[str, Any]:
     run, problems = rows.manifest.run, {key: n for key, n in rows.totals.items() if key.startswith("problem.")}
     reviewed = bool(rows.certificate) or RunFiles(rows.root).judgements.is_file()
     generated, steps, identities = describe_origin(run, reviewed)
-    total = source_images(rows.root) or run.get("source_images")
     return {
         "name": run.get("name", "sgpipe"),
         "version": __version__,
         "generated": generated,
         "steps": [*steps, *([certified_text(rows.certificate)] if rows.certificate else [])],
         "identities": [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in identities],
-        "left_out": _sentences("left_out.md.jinja", rows=rows, before=rows.totals, source=total, problems=problems),
+        "left_out": _sentences("left_out.md.jinja", rows=rows, before=rows.totals, problems=problems),
         "origins": origins_text(rows.census.origins) if rows.census.origins else "No relations",
     }
 

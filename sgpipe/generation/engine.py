@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
 
-from sgpipe.errors import EngineError, UserError, format_os_error
+from sgpipe.errors import EngineError, UserError, first_line, format_os_error
 from sgpipe.files.image_roots import ImageRoot
 from sgpipe.files.locations import Location, open_file
 from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
@@ -19,8 +19,7 @@ from sgpipe.recipe import Recipe, Resources, models_of
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import Stage, Usage
 from sgpipe.stages.endpoint import CacheFolder
-from sgpipe.storage.manifest import Manifest, ShardEntry, WriterClaim
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.manifest import ShardEntry, WriterClaim
 from sgpipe.storage.shards import read_file, revision_of, shard_name, write_shard
 from sgpipe.storage.source_index import read_records
 from sgpipe.utils.console import Progress
@@ -84,24 +83,6 @@ class UnitWriter:
             self.claim.check()
         entry = write_shard(self.storage, name, unit.split, unit.start, records, seconds)
         return replace(entry, gpus=usage.gpus)
-
-
-def plan_units(
-    folder: RunFolder,
-    manifest: Manifest,
-    rows: Mapping[str, int],
-    say: Callable[[str], None],
-    *,
-    retry_failed: bool = False,
-) -> list[WorkUnit]:
-    """Return what is left of the first `rows` of each split: without a shard, lost, or error rows that are retried."""
-    units = [WorkUnit(split, *gap) for split, count in rows.items() for gap in manifest.missing(split, count)]
-    lost = folder.lost(manifest)
-    for shard in lost:
-        say(f"{shard.file} is missing or damaged; regenerating it")
-    failed = [shard for shard in manifest.shards if retry_failed and shard.counts.get("errors") and shard not in lost]
-    again = [*lost, *(shard for shard in failed if shard.start < rows.get(shard.split, 0))]
-    return units + [WorkUnit(each.split, each.start, each.stop, each.file, each not in lost) for each in again]
 
 
 def cut_units(units: Sequence[WorkUnit], max_rows: int, actors: int) -> list[WorkUnit]:
@@ -177,14 +158,23 @@ class Engine(Protocol):
         """End what was started."""
 
 
-REFUSAL, FAILURE = "refusal", "failure"
+SHARD, REFUSAL, FAILURE = "shard", "refusal", "failure"  # what a worker answers
 
 
-def told(error: UserError | EngineError | OSError) -> tuple[str, str]:
+def shard_of(kind: str, value: Any) -> Any:
+    """Return the shard that a worker has written. Raises UserError, EngineError: what it tells instead."""
+    if kind != SHARD:
+        raise (UserError if kind == REFUSAL else EngineError)(value)
+    return value
+
+
+def told(error: Exception) -> tuple[str, str]:
     """Return whether a worker refuses its input or has failed, and why, as plain values that can be sent."""
-    if isinstance(error, UserError):
-        return REFUSAL, str(error)
-    return FAILURE, format_os_error(error) if isinstance(error, OSError) else str(error)
+    if isinstance(error, UserError | EngineError):
+        return REFUSAL if isinstance(error, UserError) else FAILURE, str(error)
+    if isinstance(error, OSError):
+        return FAILURE, format_os_error(error)
+    return FAILURE, f"a worker failed: {type(error).__name__}: {first_line(error)}"
 
 
 def runs_locally(recipe: Recipe, stages: StageBuilder, images: float) -> bool:

@@ -23,18 +23,17 @@ from typing import Any
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.generation.engine import (
-    FAILURE,
-    REFUSAL,
+    SHARD,
     StageBuilder,
     UnitReader,
     UnitWriter,
     WorkUnit,
     cut_units,
+    shard_of,
     told,
     usable_cpus,
 )
 from sgpipe.generation.identity import STAGES
-from sgpipe.recipe import Recipe
 from sgpipe.stages.base import IsolatedRunner, StageRunner
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress, count
@@ -107,7 +106,10 @@ class LocalEngine:
 
     def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
         rows = sum(unit.rows for unit in units)
-        self._stages = replace(stages, recipe=_without_hidden_gpus(stages.recipe))
+        # A worker runs all stages: those that have asked for no GPU compute on the CPU.
+        on_cpus = {name: each for name in STAGES if not (each := getattr(stages.recipe, name)).resources.gpus}
+        on_cpus = {name: each.model_copy(update={"device": "cpu"}) for name, each in on_cpus.items()}
+        self._stages = replace(stages, recipe=stages.recipe.model_copy(update=on_cpus))
         self._first = min(self.max_workers, max(1, rows // _IMAGES_PER_WORKER))
         self.workers = {tuple(stages.names): self.max_workers}
         progress.say(f"{count(self._first, 'worker process', 'worker processes')}: {' + '.join(stages.names)}")
@@ -132,7 +134,7 @@ class LocalEngine:
             for pipe in wait(list(busy), timeout=1.0):
                 process = busy[pipe]  # type: ignore[index]
                 try:
-                    kind, value = process.pipe.recv()
+                    answer = process.pipe.recv()
                 except (EOFError, OSError):
                     unit = process.job[0]  # type: ignore[index]
                     self._processes.remove(process)
@@ -143,10 +145,9 @@ class LocalEngine:
                     left.appendleft(unit)
                     continue
                 process.job = None
-                if kind != "shard":
-                    raise (UserError if kind == REFUSAL else EngineError)(value)
+                shard: ShardEntry = shard_of(*answer)
                 patience_ends = min(patience_ends, time.monotonic() + _PATIENCE)
-                yield value
+                yield shard
             if left and time.monotonic() > patience_ends:
                 target, patience_ends = min(2 * target, self.max_workers), time.monotonic() + _PATIENCE
 
@@ -163,12 +164,6 @@ class LocalEngine:
             environment[_VISIBLE] = visible.split(",")[number % self._gpus]
         self._processes.append(WorkerProcess(number, environment))
         return self._processes[-1]
-
-
-def _without_hidden_gpus(recipe: Recipe) -> Recipe:
-    """Return the recipe in which stages that have asked for no GPU compute on the CPU: a worker runs all stages."""
-    models = {name: getattr(recipe, name) for name in STAGES if not getattr(recipe, name).resources.gpus}
-    return recipe.model_copy(update={name: each.model_copy(update={"device": "cpu"}) for name, each in models.items()})
 
 
 def serve(pipe: int, lifeline: int) -> None:
@@ -203,25 +198,18 @@ class _Work:
     writer: UnitWriter
     runner: StageRunner | IsolatedRunner | None = None
 
-    def label(self, unit: WorkUnit, isolated: bool) -> ShardEntry:
-        """Return the shard of a unit."""
+    def outcome(self, unit: WorkUnit, isolated: bool) -> tuple[str, Any]:
+        """Return the shard of a unit, or why there is none, as plain values: not all exceptions can be sent."""
         kind = IsolatedRunner if isolated else StageRunner
-        if not isinstance(self.runner, kind):
-            self.runner = None
-            gc.collect()
-            if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
-                torch.cuda.empty_cache()
-            for child in active_children():  # which ends as the pipe to it is closed
-                child.join()
-            self.runner = kind(self.stages())
-        return self.writer(unit, *self.runner(self.reader(unit)))
-
-    def outcome(self, unit: WorkUnit, isolated: bool) -> tuple[str, ShardEntry | str]:
-        """Return a shard, or why there is none, as plain values: exceptions of libraries cannot all be sent."""
         try:
-            return "shard", self.label(unit, isolated)
-        except (UserError, EngineError, OSError) as error:
-            return told(error)
+            if not isinstance(self.runner, kind):
+                self.runner = None
+                gc.collect()
+                if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+                    torch.cuda.empty_cache()
+                for child in active_children():  # which ends as the pipe to it is closed
+                    child.join()
+                self.runner = kind(self.stages())
+            return SHARD, self.writer(unit, *self.runner(self.reader(unit)))
         except Exception as error:  # noqa: BLE001 - not swallowed but passed on
-            lines = str(error).strip().splitlines() or [""]
-            return FAILURE, f"a worker failed: {type(error).__name__}: {lines[0]}"
+            return told(error)

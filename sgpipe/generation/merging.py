@@ -7,6 +7,7 @@ into it. DuckDB finds the rows of each image and sorts them on disk, beside a fi
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -22,7 +23,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, first_line
 from sgpipe.files.image_roots import ImagePlace, absolute, image_root
 from sgpipe.files.locations import Location
 from sgpipe.images import read_bytes
@@ -41,6 +42,7 @@ from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
 
 Match: TypeAlias = Literal["file", "id", "hash"]
+Database: TypeAlias = duckdb.DuckDBPyConnection
 Item = TypeVar("Item")
 
 MERGED = "merged."  # prefix of these counts of a shard:
@@ -134,7 +136,7 @@ def merge_runs(
     header, folder = _header(inputs, match, least, images), RunFolder(out)
     with folder.lock():
         manifest = folder.open(header)
-        lost = {shard.file for shard in folder.lost(manifest)}
+        lost = {shard.file for shard in manifest.lost(folder.storage)}
         if manifest.run["finished"] and not lost:
             progress.say(f"nothing left to do: {out} has these runs")
             return manifest
@@ -160,18 +162,13 @@ def merge_runs(
                             manifest.commit(write_copy(out, unit, rows, counts))
                         advance(unit.rows, {})
             except FAULTS as error:
-                raise UserError(f"the runs cannot be merged in {out} ({str(error).splitlines()[0]})") from None
+                raise UserError(f"the runs cannot be merged in {out} ({first_line(error)})") from None
         shutil.rmtree(scratch)
         manifest.run |= {"finished": True, "matched": matched}
         manifest.rewrite()
         title = f"{header['name']}: merged by sgpipe"
         folder.write_readme(title, f"`{SOURCES}` has the rows of single runs.", manifest)
     return manifest
-
-
-def _is_merged(files: RunFiles) -> bool:
-    """Return whether the rows say what they were made from, and nothing has changed them since."""
-    return "merged" in files.manifest.run.get("identity", {})
 
 
 def _header(inputs: Mapping[str, RunFiles], match: Match, least: float, images: ImagePlace | None) -> dict[str, Any]:
@@ -182,7 +179,7 @@ def _header(inputs: Mapping[str, RunFiles], match: Match, least: float, images: 
         one = {"name": run.get("name") or "", "labels": run.get("labels"), "identities": Manifest.identities(run)}
         one["rows"] = sum(shard.rows for shard in files.manifest.shards)
         one["images"] = {split: absolute(root) for split, root in files.manifest.image_roots.locations.items()}
-        runs |= run["runs"] if _is_merged(files) else {number: one}
+        runs |= run["runs"] if "merged" in run.get("identity", {}) else {number: one}
     runs = dict(sorted(runs.items()))
     if images is not None:
         runs = {run: one | {"images": dict.fromkeys(one["images"], absolute(images))} for run, one in runs.items()}
@@ -205,19 +202,13 @@ def _ranked(runs: Mapping[str, Any]) -> list[str]:
 
 
 def _read(
-    database: duckdb.DuckDBPyConnection,
-    inputs: Mapping[str, RunFiles],
-    runs: Mapping[str, Any],
-    images: BinaryIO,
-    *,
-    hashed: bool,
+    database: Database, inputs: Mapping[str, RunFiles], runs: Mapping[str, Any], images: BinaryIO, *, hashed: bool
 ) -> None:
     """Read all rows of single runs, and where the images of each of these are; those in the shards go to `images`."""
     database.register("empty", _without_images(SCHEMA.empty_table(), images, hashed=hashed))
     database.execute("create table leaves as select ''::varchar as run, * from empty")
-    database.execute(
-        "create table roots (run varchar, split varchar, root varchar); create table ranks (run varchar, rank int)"
-    )
+    database.execute("create table roots (run varchar, split varchar, root varchar)")
+    database.execute("create table ranks (run varchar, rank int)")
     for rank, run in enumerate(_ranked(runs)):
         database.execute("insert into ranks values (?, ?)", (run, rank))
         for split, root in runs[run]["images"].items():
@@ -226,7 +217,7 @@ def _read(
     places: dict[bool, str] = {}  # a run with images in its shards, and one without
     for number, files in inputs.items():
         rows = f"'{number}' as run, {', '.join(SCHEMA.names)}", "shards"
-        if _is_merged(files):
+        if "merged" in files.manifest.run.get("identity", {}):
             rows = f"source.run, source.split, {others}", f"(select *, unnest({SOURCES}) as source from shards)"
         for shard in files.manifest.shards:
             with open_shard(files.storage / shard.file, SCHEMA.names) as file:
@@ -254,15 +245,7 @@ def _without_images(table: pa.Table, images: BinaryIO, *, hashed: bool) -> pa.Ta
     return pa.table([*rows.columns, *columns], [*rows.column_names, *_PLACE.names])
 
 
-def _image(images: BinaryIO, start: int | None, size: int) -> bytes | None:
-    """Return the image file in this place; None if there is none."""
-    if start is None:
-        return None
-    images.seek(start)
-    return images.read(size)
-
-
-def _plan(database: duckdb.DuckDBPyConnection, match: Match) -> None:
+def _plan(database: Database, match: Match) -> None:
     """Find out which rows are of one image, and where each image goes."""
     database.execute(_NAMES)
     wanted = f"select distinct root, file_name from names where not failed and root <> '' and {_WANTED[match]}"
@@ -285,7 +268,7 @@ def _digest(root: str, file_name: str, most: int) -> str | None:
         return None
 
 
-def _units(database: duckdb.DuckDBPyConnection) -> tuple[list[ShardEntry], dict[str, str]]:
+def _units(database: Database) -> tuple[list[ShardEntry], dict[str, str]]:
     """Return the shards to write, by their numbers, and where the images of each split are."""
     found = database.execute(_UNITS).fetchall()
     names = {(split, 1): split for split, *_ in found}
@@ -315,12 +298,12 @@ def _united(members: pa.Table, split: str, least: float, images: BinaryIO) -> tu
     if members["start"].null_count < len(members):
         places = list(zip(members["start"].to_pylist(), members["size"].to_pylist(), strict=True))
         ends = zip(first, first + sizes, strict=True)
-        chosen = (next((each for each in places[start:stop] if each[1]), (None, None)) for start, stop in ends)
-        rows = with_images(rows, [_image(images, *place) for place in chosen])
+        chosen = [next((each for each in places[start:stop] if each[1]), (0, 0)) for start, stop in ends]
+        images.flush()
+        rows = with_images(rows, [os.pread(images.fileno(), size, start) or None for start, size in chosen])
     whole = pa.array(np.arange(len(members)), mask=~shared)  # of rows of one run, `sources` only says which that is
-    parts = {name: members[name].take(whole) for name in SCHEMA.names} | {
-        name: members[name] for name in ("run", "split")
-    }
+    parts = {name: members[name].take(whole) for name in SCHEMA.names}
+    parts |= {name: members[name] for name in ("run", "split")}
     flat = pa.StructArray.from_arrays([part.combine_chunks() for part in parts.values()], list(parts))
     sources = pa.ListArray.from_arrays(pa.array([*first, len(members)], pa.int32()), flat)
     found = sum((each for _, each in made), Counter[str]())
@@ -440,9 +423,8 @@ def _object(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
     named = _distinct(
         [(a.name, None if a.caption is None else said[a.caption]) for a in box.attributes] for box, said in members
     )
-    phrase, segmentation = (
-        next(filter(None, map(attrgetter(name), boxes)), None) for name in ("phrase", "segmentation")
-    )
+    phrase = next(filter(None, map(attrgetter("phrase"), boxes)), None)
+    segmentation = next(filter(None, map(attrgetter("segmentation"), boxes)), None)
     return replace(boxes[0], phrase=phrase, segmentation=segmentation, attributes=[Attribute(*each) for each in named])
 
 

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
 
 from sgpipe.errors import os_error_reason
 from sgpipe.storage.manifest import ShardEntry
@@ -66,21 +65,18 @@ class RunMetrics:
                 if error in use:
                     notes.append(f"NOTE: {stage} continues without {means}: {use[error]}")
         if self._on_ray:
-            self._publish(shard, counts)
+            tags = {"run": self._run}
+            for name, counter in self._counters.items():
+                if counts.get(name):
+                    counter.inc(counts[name], tags)
+            for stage in filter(shard.seconds.get, shard.seconds):
+                self._computed.inc(shard.seconds[stage], tags | {"stage": stage})
+            for stage in shard.gpus:
+                self._peaks.set(self._memory[stage], tags | {"stage": stage})
+            self._waiting.set(self.queue, tags)
         new = [note for note in (*notes, *self._estimate(shard.rows)) if note not in self._told]
         self._told.update(new)
         return new
-
-    def _publish(self, shard: ShardEntry, counts: Mapping[str, int]) -> None:
-        tags = {"run": self._run}
-        for name, counter in self._counters.items():
-            if counts.get(name):
-                counter.inc(counts[name], tags)
-        for stage in filter(shard.seconds.get, shard.seconds):
-            self._computed.inc(shard.seconds[stage], tags | {"stage": stage})
-        for stage in shard.gpus:
-            self._peaks.set(self._memory[stage], tags | {"stage": stage})
-        self._waiting.set(self.queue, tags)
 
     def _estimate(self, rows: int) -> Iterator[str]:
         """Estimate the whole time when each worker has finished two units; models are loaded after the first one."""
@@ -116,10 +112,21 @@ class RunMetrics:
 
         def append(state: str) -> None:
             nonlocal warned
+            elapsed = time.monotonic() - self._began
+            line = {
+                "time": datetime.now(UTC).isoformat(timespec="seconds"),
+                "state": state,
+                "elapsed": round(elapsed, 1),
+                **self._totals,
+                "images_per_second": round(self._totals["images"] / max(elapsed, 1e-9), 3),
+                "queue": self.queue,
+                "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.copy().items()},
+                "gpu_memory": self._memory.copy(),
+            }
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 with file.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(self._line(state)) + "\n")
+                    lines.write(json.dumps(line) + "\n")
             except OSError as error:
                 if not warned:
                     progress.say(f"NOTE: no metrics in {file} ({os_error_reason(error)}); the run continues")
@@ -138,16 +145,3 @@ class RunMetrics:
             ended.set()
             thread.join()
             append(state)
-
-    def _line(self, state: str) -> dict[str, Any]:
-        elapsed = time.monotonic() - self._began
-        return {
-            "time": datetime.now(UTC).isoformat(timespec="seconds"),
-            "state": state,
-            "elapsed": round(elapsed, 1),
-            **self._totals,
-            "images_per_second": round(self._totals["images"] / max(elapsed, 1e-9), 3),
-            "queue": self.queue,
-            "seconds": {stage: round(seconds, 3) for stage, seconds in self._seconds.copy().items()},
-            "gpu_memory": self._memory.copy(),
-        }

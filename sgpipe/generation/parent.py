@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import Location, StorePath, sizes
+from sgpipe.files.locations import Location, StorePath
 from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES, identity, settings_of_stage
 from sgpipe.recipe import Recipe, load_recipe, with_model_folders
@@ -16,7 +16,7 @@ from sgpipe.records import Record, from_table
 from sgpipe.sources.opening import open_parent
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import RECIPE, RunFiles, ground_truth_of, kind_of
-from sgpipe.storage.shards import DATA, damaged, read_checked
+from sgpipe.storage.shards import damaged, read_checked
 from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences
@@ -137,23 +137,17 @@ class Reuse:
                 f"{self.files.root} lacks {lacking:,} of {count(sum(rows.values()), 'image')}: finish it first with "
                 "the command that started it, without a smaller --limit, or take fewer with --limit"
             )
-        there = sizes(self.files.storage / DATA)
-        for shard in self.files.manifest.shards:
-            if there.get(Path(shard.file).name) != shard.bytes:
-                raise damaged(self.files.root, shard.file)
+        if lost := self.files.manifest.lost(self.files.storage):
+            raise damaged(self.files.root, lost[0].file)
 
-    def with_source(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the identity of the run, which names its parent. Raises UserError: that was made from other files."""
+    def header(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the manifest of the run states of it and its parent. Raises UserError: that has other files."""
         now = {**self.identity, "source": dict(source)}
         _check_same(self.files, now, "format", "miniworld", "source")
-        reused = {stage: self.before[stage] for stage in self.reused}
-        return {**now, **reused, "parent": self.files.manifest.run.get("fingerprint")}
-
-    @property
-    def header(self) -> dict[str, Any]:
-        """What the manifest of the run says of its parent, beside the identity."""
+        now |= {stage: self.before[stage] for stage in self.reused}
+        now["parent"] = self.files.manifest.run.get("fingerprint")
         place = str(self.files.folder.resolve()) if self.files.folder else self.files.root
-        return {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]}
+        return {"identity": now, "parent": {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]}}
 
     def reader(self, reader: UnitReader) -> ParentReader:
         """Return a reader of the same units with the parent's columns."""

@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
+from itertools import count as count_from
+from itertools import groupby, islice
 from typing import Any
 from uuid import uuid4
 
@@ -32,7 +33,17 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError
-from sgpipe.generation.engine import FAILURE, REFUSAL, StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, told
+from sgpipe.generation.engine import (
+    REFUSAL,
+    SHARD,
+    StageBuilder,
+    UnitReader,
+    UnitWriter,
+    WorkUnit,
+    cut_units,
+    shard_of,
+    told,
+)
 from sgpipe.recipe import Resources
 from sgpipe.records import Mention, Record, from_table, to_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
@@ -41,7 +52,7 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus, room_for
 from sgpipe.utils.ray_cluster import on_driver_node, software, start_ray, tell_losses, worker_failure
 
-_UNIT, _USAGE, _RECORDS, _MENTIONS, _ENTRY = "unit", "usage", "records", "mentions", "entry"
+_UNIT, _USAGE, _RECORDS, _MENTIONS = "unit", "usage", "records", "mentions"
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
 _UNITS_PER_ONLY_ACTOR = 16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
 _UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
@@ -54,24 +65,28 @@ class UnitLimit:
     """Backpressure: admits units as long as fewer than `limit` are between the first stage and the manifest.
 
     Ray Data limits what waits between stages by bytes. Captions are small, so hours of them fit, and a lost driver
-    loses them all. A unit that comes again because its worker died is admitted at once: it is already in progress.
+    loses them all. A unit that comes again because an actor died is admitted at once: it is in progress already, or it
+    is done, and takes no room: nobody would report it a second time.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._in_progress: set[str] = set()
+        self._entered, self._left = set[str](), set[str]()
         self._changed = asyncio.Condition()
 
     async def enter(self, unit: str) -> None:
         """Wait until the unit is admitted."""
         async with self._changed:
-            await self._changed.wait_for(lambda: unit in self._in_progress or len(self._in_progress) < self.limit)
-            self._in_progress.add(unit)
+            await self._changed.wait_for(
+                lambda: unit in self._entered or len(self._entered) - len(self._left) < self.limit
+            )
+            self._entered.add(unit)
 
     async def leave(self, unit: str) -> None:
         """The unit is committed."""
         async with self._changed:
-            self._in_progress.discard(unit)
+            self._entered.add(unit)  # this actor may have started again meanwhile
+            self._left.add(unit)
             self._changed.notify_all()
 
 
@@ -118,20 +133,15 @@ class Worker:
         if self.misfit:
             return pa.table({REFUSAL: [self.misfit]})
         try:
-            return self._run(block)
+            unit, usage = _unit(block), Usage(**json.loads(block[_USAGE][0].as_py()))
+            records, own = self.runner(self.reader(unit) if self.reader else _records(block))
+            usage.add(own)
+            if self.writer:
+                return pa.table({SHARD: [json.dumps(asdict(self.writer(unit, records, usage)))]})
+            return _block(unit, usage, records)
         except (UserError, EngineError, OSError) as error:
             kind, reason = told(error)
             return pa.table({kind: [reason]})
-
-    def _run(self, block: pa.Table) -> pa.Table:
-        unit = _unit(block)
-        records = self.reader(unit) if self.reader else _records(block)
-        records, own = self.runner(records)
-        usage = Usage(**json.loads(block[_USAGE][0].as_py()))
-        usage.add(own)
-        if self.writer:
-            return pa.table({_ENTRY: [json.dumps(asdict(self.writer(unit, records, usage)))]})
-        return _block(unit, usage, records)
 
 
 class RayEngine:
@@ -184,7 +194,12 @@ class RayEngine:
     def _run_once(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
     ) -> Generator[ShardEntry]:
-        _configure()  # first: a dataset keeps the context that it is made in
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # more than units, if few are left
+        context = ray.data.DataContext.get_current()  # a dataset keeps that in which it is made
+        context.enable_progress_bars = context.print_on_execution_start = False
+        context.target_max_block_size = 1  # byte: every row is a block of its own
+        context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: 20 units a second pass
         blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
         entering = ray.data.from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
         pools, placed = reserve(plan_pools(self._stages, len(units)))
@@ -196,24 +211,18 @@ class RayEngine:
         runner = IsolatedRunner if isolated else StageRunner
         name = f"sgpipe {uuid4().hex} "
         graph = _mapped(entering, Entrance, (limit,), {}, name, [on_driver_node()])
-        first = 0
+        bundles = (PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=n) for n in count_from())
         for i, pool in enumerate(pools):
             ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
             arguments = (runner(pool.stages), *ends, software(), pool.resources.gpus or 0)
-            bundles = range(first, first + pool.actors)
-            places = [PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=each) for each in bundles]
-            graph = _mapped(graph, Worker, arguments, pool.needs, name, places)
-            first += pool.actors
+            graph = _mapped(graph, Worker, arguments, pool.needs, name, list(islice(bundles, pool.actors)))
         leaving: ray.ObjectRef[Any] | None = None
         try:
             with _watch(name, placed, self._losses) as advanced:
                 for row in graph.iter_rows():
                     advanced.set()
-                    if REFUSAL in row:
-                        raise UserError(row[REFUSAL])
-                    if FAILURE in row:
-                        raise EngineError(row[FAILURE])
-                    shard = ShardEntry(**json.loads(row[_ENTRY]))
+                    [(kind, value)] = row.items()
+                    shard = ShardEntry(**json.loads(shard_of(kind, value)))
                     yield shard
                     leaving = limit.leave.remote(_key(shard))
                 if leaving is not None:
@@ -267,16 +276,6 @@ def kill_actors(name: str) -> None:
         if each.startswith(name):
             with suppress(ValueError):  # it has just ended
                 ray.kill(ray.get_actor(each))
-
-
-def _configure() -> None:
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # more than units, if few are left
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.target_max_block_size = 1  # byte: every row is a block of its own
-    context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: Ray then passes on 20 units a second
 
 
 def _mapped(

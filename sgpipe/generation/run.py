@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.calibration import choose_threshold
-from sgpipe.errors import UserError, existing_folder, existing_model
+from sgpipe.errors import UserError, existing_model
 from sgpipe.files.hub import fetch_models, missing_models
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, check_images, existing_images
 from sgpipe.files.locations import StorePath, content_id, is_uri
@@ -25,7 +25,6 @@ from sgpipe.generation.engine import (
     UnitReader,
     UnitWriter,
     WorkUnit,
-    plan_units,
     runs_locally,
     share_gpus,
     stages_sharing_gpus,
@@ -90,7 +89,12 @@ def generate(
                 units = run.start_engine(units)
             mirror.has_work = bool(units)
         if mirror.is_owner:
-            run.tidy(units, retry_failed)
+            if retry_failed:  # served models are asked again about images that they have refused
+                RequestCache(folder.private / REQUESTS).forget_refusals()
+            folder.sweep(run.manifest)
+            described = all((folder.root / name).is_file() for name in (RECIPE, README))
+            if units or not described:  # a finished run is not described by a smaller --limit
+                folder.describe(run.recipe, run.manifest)
             mirror.copy()
         local = run.engine is None or isinstance(run.engine, LocalEngine)
         on_ray = not local and "://" not in str(recipe.engine.address)
@@ -139,15 +143,14 @@ class LabellingRun:
         self.roots = open_image_roots(source, folder, progress)
         for split, root in self.roots.items():
             progress.say(f"reading the annotations of {split}")
-            index = open_source(source, split, folder.index(split), root, folder.new_index(split))
-            self.indexes[split] = index
+            self.indexes[split] = index = open_source(source, split, folder.index(split), root)
             for note in index.meta.get("notes", ()):
                 progress.say(f"NOTE: {note}")
-        run: dict[str, Any] = {"name": self.recipe.name}
+        run: dict[str, Any] = {"name": self.recipe.name, "source_images": sum(map(len, self.indexes.values()))}
         if reuse is None:
             run["identity"] = identity(self.recipe, self.indexes, stages_sharing_gpus(self.recipe, self.before))
         else:
-            run |= {"identity": reuse.with_source(source_identity(self.indexes)), "parent": reuse.header}
+            run |= reuse.header(source_identity(self.indexes))
         run["images"] = {split: _as_named(root, folder) for split, root in self.roots.items()}
         if source.format == "run":
             extended = open_parent(source.run).manifest.run
@@ -158,13 +161,23 @@ class LabellingRun:
         folder.set_ground_truth(ground_truth)
 
     def missing_units(self, retry_failed: bool) -> list[WorkUnit]:
-        """Return what is left to do. Raises UserError: no image is there, or the parent lacks rows."""
+        """Return what is left to do: rows without a shard, lost shards, and error rows that are retried.
+
+        Raises UserError: no image is there, or the parent lacks rows.
+        """
         left = self.recipe.limit if self.recipe.limit is not None else sum(map(len, self.indexes.values()))
+        units = []
         for split, index in self.indexes.items():
-            index.move(self.folder.index(split))
             self.rows[split] = min(len(index), left)
             left -= self.rows[split]
-        units = plan_units(self.folder, self.manifest, self.rows, self.progress.say, retry_failed=retry_failed)
+            units += [WorkUnit(split, *gap) for gap in self.manifest.missing(split, self.rows[split])]
+        again = self.manifest.lost(self.folder.storage)
+        for shard in again:
+            self.progress.say(f"{shard.file} is missing or damaged; regenerating it")
+        units += [WorkUnit(each.split, each.start, each.stop, each.file) for each in again]
+        for shard in self.manifest.shards if retry_failed else ():
+            if shard.counts.get("errors") and shard not in again and shard.start < self.rows.get(shard.split, 0):
+                units.append(WorkUnit(shard.split, shard.start, shard.stop, shard.file, errors_only=True))
         if units and self.reuse:
             self.reuse.check_rows(self.rows)
         if not self.reuse and not self.manifest.shards:
@@ -194,15 +207,6 @@ class LabellingRun:
             self.engine = RayEngine()
         return self.engine.start(stages, units, self.progress)
 
-    def tidy(self, units: Sequence[WorkUnit], retry_failed: bool) -> None:
-        """Delete what earlier runs left behind, and describe this one."""
-        if retry_failed:  # served models are asked again about images that they have refused
-            RequestCache(self.folder.private / REQUESTS).forget_refusals()
-        self.folder.sweep(self.manifest)
-        described = all((self.folder.root / name).is_file() for name in (RECIPE, README))
-        if units or not described:  # a finished run is not described by a smaller --limit
-            self.folder.describe(self.recipe, self.manifest)
-
     def reader(self) -> UnitReader:
         """Return what reads the units from the source indexes, and from the parent."""
         names = {split: self.folder.index_name(split) for split in self.indexes}
@@ -228,10 +232,7 @@ class LabellingRun:
         ):
             for shard in shards:
                 written = time.time() if folder.store else (folder.root / shard.file).stat().st_mtime
-                superseded = manifest.commit(shard)
-                # The copy of the manifest in a store may still list it; `sweep` deletes it there.
-                if superseded is not None and superseded.file != shard.file and not folder.store:
-                    (folder.storage / superseded.file).unlink(missing_ok=True)
+                manifest.commit(shard)
                 if shard.split not in described:
                     described.add(shard.split)
                     folder.describe(self.recipe, manifest)
@@ -303,7 +304,7 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
     choose_threshold(recipe.tag.calibration, recipe.tag.threshold, recipe.tag.precision)
     truth = source.ground_truth and source.path(source.ground_truth)
     if isinstance(truth, Path):
-        shards = Manifest.load(existing_folder(truth)).shards
+        shards = Manifest.load(truth).shards
         if not any(shard.counts.get("relations") for shard in shards):
             raise UserError(f"{truth} contains no relations to compare with")
     for model in models_of(recipe, set(STAGES) - {*stages}).values():

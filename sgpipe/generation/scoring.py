@@ -21,14 +21,14 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.recipe import TagConfig
 from sgpipe.records import Box, Record, Relation, from_table
-from sgpipe.stages.endpoint import CacheFolder
+from sgpipe.stages.endpoint import CacheFolder, Refusal
 from sgpipe.stages.score import make_scorer
 from sgpipe.stages.score.clip import ClipModel
-from sgpipe.stages.score.scorer import is_directed, relation_text
-from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFolder, source_images
-from sgpipe.storage.shards import CLIP_SCORE, SCORES, VLM_SCORE, embedded_images, read_file, write_copy
-from sgpipe.utils.console import Progress, count
+from sgpipe.stages.score.scorer import Score, is_directed, relation_text
+from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.run_folder import RunFolder, copy_run
+from sgpipe.storage.shards import CLIP_SCORE, SCORES, VLM_SCORE, embedded_images, read_file
+from sgpipe.utils.console import Progress
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.hashing import model_sha256
 
@@ -97,9 +97,7 @@ def _union(image: Image.Image, objects: Sequence[Box]) -> Image.Image | None:
     return image.crop(corners)
 
 
-Scorer = Callable[[Record, Image.Image], Sequence[ClipScore | float | None]]
-
-
+Scorer = Callable[[Record, Image.Image], Sequence[ClipScore | Score | None]]
 _WHAT = {CLIP_SCORE: "CLIP's score", VLM_SCORE: "the score of a vision-language model"}
 
 
@@ -119,34 +117,26 @@ def score_run(
 
     Raises UserError: a folder is not a run or another one, a shard is damaged, or the run already has the column.
     """
-    source, folder = Manifest.load(root), RunFolder(out)
-    scorer, counts = None, {"scored": 0, "unscored": 0}
+    source, scorer, counts = Manifest.load(root), None, {"scored": 0, "unscored": 0}
     if source.shards and column in read_file(root / source.shards[0].file).column_names:
         raise UserError(f"{root} already has {_WHAT[column]} (column {column}): score the run that it was made from")
-    with folder.lock():
-        parts = {"scored": source.run.get("fingerprint"), **identity}
-        run = {name: value for name, value in source.run.items() if name != "store"}
-        run |= {"origin": Manifest.identities(source.run), "source_images": source_images(source.root)}
-        manifest = folder.open({**run, "images": dict(source.image_roots.locations), "identity": parts})
-        manifest.drop_outdated(source)
-        done = {shard.file for shard in manifest.shards}  # the name of a shard that was processed again is another one
-        folder.sweep(manifest)
-        with progress.images(None, "scoring") as advance:
-            for shard in source.shards:
-                if shard.file not in done:
-                    scorer = scorer or make_scorer()
-                    table = _scored(source, read_file(root / shard.file), column, scorer, images)
-                    manifest.commit(write_copy(out, shard, table))
-                    advance(shard.rows, shard.counts)
-                scores = pc.list_flatten(read_file(out / shard.file, [column])[column])
-                counts["scored"] += len(scores) - scores.null_count
-                counts["unscored"] += scores.null_count
-        if scorer is None:
-            there = count(sum(shard.rows for shard in manifest.shards), "image")
-            progress.say(f"nothing left to do: the relations of {there} in {out} have been scored")
-        folder.sweep(manifest)
-        title = f"{source.run.get('name', '')}: scored by sgpipe"
-        folder.write_readme(title, f"Column `{column}`: {_WHAT[column]}.", manifest)
+
+    def scored(shard: ShardEntry, is_done: bool) -> pa.Table:
+        nonlocal scorer
+        if is_done:
+            table = read_file(out / shard.file, [column])
+        else:
+            scorer = scorer or make_scorer()
+            table = _scored(source, read_file(root / shard.file), column, scorer, images)
+        scores = pc.list_flatten(table[column])
+        counts["scored"] += len(scores) - scores.null_count
+        counts["unscored"] += scores.null_count
+        return table
+
+    parts = {"scored": source.run.get("fingerprint"), **identity}
+    header = {"images": dict(source.image_roots.locations), "identity": parts}
+    readme = f"{source.run.get('name', '')}: scored by sgpipe", f"Column `{column}`: {_WHAT[column]}."
+    copy_run(source, out, header, scored, "scoring", readme, progress)
     return counts
 
 
@@ -157,7 +147,8 @@ def _scored(source: Manifest, table: pa.Table, column: str, scorer: Scorer, imag
         lists.append([None] * len(record.relations))
         if record.ok and record.relations:
             with suppress(ImageError):
-                lists[-1] = scorer(record, open_row_image(source.image_roots, record, embedded, images))
+                found = scorer(record, open_row_image(source.image_roots, record, embedded, images))
+                lists[-1] = [None if isinstance(each, Refusal) else each for each in found]
     added = table.append_column(column, pa.array(lists, pa.list_(SCORES[column])))
     return added.replace_schema_metadata(table.schema.metadata)
 
@@ -175,9 +166,4 @@ def vlm_scorer(config: TagConfig, out: Path) -> Scorer:
     scorer = make_scorer(config, CacheFolder(RunFolder(out).private))
     scorer.check()
     scorer.load()
-
-    def score(record: Record, image: Image.Image) -> list[float | None]:
-        found = scorer.scores(image, record.objects, record.relations)
-        return [each if isinstance(each, float) else None for each in found]
-
-    return score
+    return lambda record, image: scorer.scores(image, record.objects, record.relations)

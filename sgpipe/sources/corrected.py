@@ -18,10 +18,10 @@ from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute
 from sgpipe.files.locations import Location
 from sgpipe.storage.judgements import Conflicts, JudgementLog, RelationState
-from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import RunFolder, source_images
-from sgpipe.storage.shards import SCORES, count_rows, read_file, write_copy
-from sgpipe.utils.console import Progress, count
+from sgpipe.storage.manifest import Manifest, ShardEntry
+from sgpipe.storage.run_folder import copy_run
+from sgpipe.storage.shards import SCORES, read_file
+from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
 
 Place: TypeAlias = tuple[int, int, str]  # subject, object, predicate
@@ -67,14 +67,11 @@ def correct_run(
     if not states:
         raise UserError(f"{log.file} has no judgements of this run: judge relations with `sgpipe view` first")
     corrections = Corrections(states, conflicts)
-    run = {name: value for name, value in source.run.items() if name != "store"}
-    labels, new = run.get("labels"), list[str]()  # closed class lists
-    if labels:
+    header, new = dict[str, Any](), list[str]()
+    if labels := source.run.get("labels"):  # closed class lists
         new = sorted(corrections.predicates - set(labels["relations"]))
-        run["labels"] = {**labels, "relations": [*labels["relations"], *new]}
-    run |= {
-        "origin": Manifest.identities(source.run),
-        "source_images": source_images(source.root),
+        header["labels"] = {**labels, "relations": [*labels["relations"], *new]}
+    header |= {
         "images": {split: absolute(images or place) for split, place in source.image_roots.locations.items()},
         "identity": {
             "corrected": source.run.get("fingerprint"),
@@ -82,23 +79,14 @@ def correct_run(
             "conflicts": conflicts,
         },
     }
-    folder, found = RunFolder(out), Counter[str]()
-    with folder.lock():
-        manifest = folder.open(run)
-        manifest.drop_outdated(source)
-        done = {shard.file for shard in manifest.shards}
-        folder.sweep(manifest)
-        with progress.images(None, "correcting") as advance:
-            for shard in source.shards:
-                table = corrections.apply(read_file(storage / shard.file), found)
-                if shard.file not in done:
-                    manifest.commit(write_copy(out, shard, table, count_rows(table)))
-                advance(shard.rows, shard.counts)
-        folder.sweep(manifest)
-        title = f"{source.run.get('name', '')}: corrected by sgpipe"
-        folder.write_readme(title, "Relations without a confidence are confirmed or made by people.", manifest)
-    if done.issuperset(shard.file for shard in source.shards):
-        progress.say(f"nothing left to do: {count(len(done), 'shard')} in {out} have these corrections")
+    found = Counter[str]()
+
+    def corrected(shard: ShardEntry, _: bool) -> pa.Table:
+        return corrections.apply(read_file(storage / shard.file), found)
+
+    title = f"{source.run.get('name', '')}: corrected by sgpipe"
+    readme = title, "Relations without a confidence are confirmed or made by people."
+    manifest = copy_run(source, out, header, corrected, "correcting", readme, progress)
     return CorrectedRun(
         root=str(out),
         images=sum(shard.rows for shard in manifest.shards),

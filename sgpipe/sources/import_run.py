@@ -73,7 +73,7 @@ def import_annotations(
         }
         manifest = folder.open(description)
         shards = {shard.start: shard for shard in manifest.shards}
-        redo = {shard.start for shard in folder.lost(manifest)}
+        redo = {shard.start for shard in manifest.lost(folder.storage)}
         redo |= {start for start, shard in shards.items() if retry_failed and shard.counts.get("errors")}
         known = manifest.run.get("limit")  # of a finished import
         is_finished = manifest.run["finished"] and (known is None or (limit is not None and limit <= known))
@@ -92,21 +92,19 @@ def import_annotations(
                     name = shard_name(source.split, start, start + len(records), revision)
                     shard = write_shard(folder.root, name, source.split, start, records, {}, contents)
                     shard.counts.update({f"{_PROBLEM}{key}": number for key, number in found.items() if number})
-                    superseded = manifest.commit(shard)
-                    if superseded is not None and superseded.file != shard.file:
-                        (folder.root / superseded.file).unlink(missing_ok=True)
+                    manifest.commit(shard)
                     written += 1
                     advance(shard.rows, shard.counts)
             if not read:
                 why = ", ".join(f"{key}: {number:,}" for key, number in sorted(problems.items()) if number)
                 raise UserError(f"{source.files['annotations']} contains no image to import ({why or 'it is empty'})")
-            folder.sweep(manifest)
             origin = f"Imported from {source.files['annotations'].name}; human-annotated relations have no confidence."
             folder.write_readme(f"{source.dataset}: imported by sgpipe", origin, manifest)
             finished = {"finished": True, "limit": limit if read == limit else None}
             if manifest.run | finished != manifest.run:
                 manifest.run |= finished
                 manifest.rewrite()
+        folder.sweep(manifest)
     rows = sum(shard.rows for shard in manifest.shards)
     if not written:
         progress.say(f"nothing left to do: {count(rows, 'image')} of {manifest.root} imported before")

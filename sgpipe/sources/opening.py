@@ -67,12 +67,10 @@ def prepare_source(
     return source, ground_truth
 
 
-def open_source(
-    source: SourceConfig, split: str, path: Path, images: ImagePlace | None = None, new: Path | None = None
-) -> SourceIndex:
+def open_source(source: SourceConfig, split: str, path: Path, images: ImagePlace | None = None) -> SourceIndex:
     """Return the index of a split at `path`, built from its annotation file unless it is already there.
 
-    `images`: where they are, if not where the source says. `new`: where it is built, by default in its place.
+    `images`: where they are, if not where the source says.
     """
     images = images or existing_images(source.images(split))
     files = _stamp(source, split, images)
@@ -83,8 +81,8 @@ def open_source(
     except UserError:  # missing or damaged: it is only a cache
         pass
     if source.format == "run":
-        _index_run(source, split, new or path, files)
-        return SourceIndex(new or path)
+        _index_run(source, split, path, files)
+        return SourceIndex(path)
     config, located, notes = source.splits[split], True, list[str]()
     if source.format == "hub":
         detections, meta = read_split(source, split)
@@ -104,8 +102,8 @@ def open_source(
         if source.format == "objects365":
             located = locate_images(detections, images)
     notes = [*meta.get("notes", ()), *notes, *doubt_detections(detections, meta["captions"] or meta["annotations"])]
-    write_detections(new or path, detections, meta | {"files": files, "located": located, "notes": notes})
-    return SourceIndex(new or path)
+    write_detections(path, detections, meta | {"files": files, "located": located, "notes": notes})
+    return SourceIndex(path)
 
 
 def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import pyarrow as pa
 from filelock import FileLock
 from rich.console import Console
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, first_line
 from sgpipe.files.locations import Location
 from sgpipe.records import Record, from_table
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
@@ -62,7 +62,11 @@ class RunNames:
     @cached_property
     def names(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """The predicates and the classes as the run spells them, by their form in lower case."""
-        return {"predicate": _by_form(self.predicates), "class": _by_form(self.categories)}
+        forms: dict[str, dict[str, tuple[str, ...]]] = {"predicate": {}, "class": {}}
+        for kind, names in zip(forms, (self.predicates, self.categories), strict=True):
+            for name in names:
+                forms[kind][name_form(name)] = (*forms[kind].get(name_form(name), ()), name)
+        return forms
 
     @cached_property
     def most_words(self) -> int:
@@ -73,13 +77,6 @@ class RunNames:
 def name_form(name: str) -> str:
     """Return a name in lower case, with single spaces."""
     return " ".join(name.casefold().split())
-
-
-def _by_form(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    forms: dict[str, tuple[str, ...]] = {}
-    for name in names:
-        forms[name_form(name)] = (*forms.get(name_form(name), ()), name)
-    return forms
 
 
 # An index that is open: its file; a connection that has it as `run`, and a table `judged` in memory; what ends both.
@@ -138,8 +135,7 @@ class Index:
         except duckdb.OutOfMemoryException:
             raise UserError(f"a query over {self.root} needs more than {_MEMORY} of memory: ask for less") from None
         except FAULTS as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{self._path} cannot be read ({reason}); delete it, and it is built again") from None
+            raise UserError(f"{self._path} cannot be read ({first_line(error)}); delete it to build it anew") from None
 
     def remember(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         """Return what `compute` returns, kept until the judgements change or many others were asked for."""

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sgpipe.errors import UserError
+from sgpipe.errors import UserError, first_line
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks
 from sgpipe.storage.manifest import Manifest, ShardEntry
@@ -217,7 +217,7 @@ def build_index(
             execute("checkpoint run")
             execute("detach run")
     except (*FAULTS, duckdb.DataError) as error:
-        raise UserError(f"the index of {files.root} cannot be built ({str(error).splitlines()[0]})") from None
+        raise UserError(f"the index of {files.root} cannot be built ({first_line(error)})") from None
     return path
 
 

@@ -12,7 +12,7 @@ import os
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,12 +22,12 @@ from pydantic import BaseModel, Field, ValidationError
 
 from sgpipe.errors import StoreError, UserError, existing_folder, os_error_reason
 from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
-from sgpipe.files.locations import Location, StorePath, absolute_location, location
+from sgpipe.files.locations import Location, StorePath, absolute_location, location, sizes
 from sgpipe.files.roots import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.utils.atomic import atomic_write, fault_point
 
-MANIFEST = "manifest.jsonl"
+MANIFEST, DATA = "manifest.jsonl", "data"
 _CRC = b'{"crc32": "%08x", '  # of the rest of the line
 
 
@@ -67,12 +67,16 @@ def _entry(line: bytes) -> ShardEntry | None:
 
 
 class Manifest:
-    """The manifest of one run, read from and appended to its folder."""
+    """The manifest of one run, read from and appended to its folder.
+
+    `damaged`: the numbers of lines that have changed. What follows the last newline is not one, but a torn write.
+    """
 
     def __init__(self, root: Location, run: dict[str, Any], shards: list[ShardEntry], end: int) -> None:
         self.root = root
         self.run = run
-        self._end = end  # bytes of whole lines; anything after them is a torn write
+        self.damaged: list[int] = []
+        self._end = end  # bytes of whole lines
         self._shards = {(shard.split, shard.start): shard for shard in shards}
 
     @property
@@ -89,9 +93,8 @@ class Manifest:
     @property
     def image_roots(self) -> ImageRoots:
         """Where the images of each split were when the run was made; folders within the run move with it."""
-        places = {
-            split: located(place, absolute_location(self.root)) for split, place in self.run.get("images", {}).items()
-        }
+        base = absolute_location(self.root)
+        places = {split: located(place, base) for split, place in self.run.get("images", {}).items()}
         return ImageRoots(places, IndexFolder(self.root))
 
     def image_root(self, split: str, images: ImagePlace | None = None) -> ImageRoot:
@@ -110,36 +113,29 @@ class Manifest:
         return cls(root, run, [], replace_manifest(root, _line({"run": run})))
 
     @classmethod
-    def load(cls, root: str | Location) -> Manifest:
-        """Read the manifest in `root`. Raises UserError: it is missing, damaged, or of another schema; StoreError."""
-        manifest, bad = cls.salvage(root := location(root))
-        if bad:  # only what follows the last newline can be a torn write; a bad line before it is damage
-            advice = f", or drop that line: `sgpipe verify {root} --repair`" * isinstance(root, Path)
-            raise UserError(f"{root}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy{advice}")
-        return manifest
+    def load(cls, root: str | Location, *, salvage: bool = False) -> Manifest:
+        """Read the manifest in `root`. Raises UserError: it is missing, damaged, or of another schema; StoreError.
 
-    @classmethod
-    def salvage(cls, root: str | Location) -> tuple[Manifest, list[int]]:
-        """As `load`, but without damaged lines, whose numbers are returned too; `rewrite` it before `commit`."""
+        `salvage`: only leave damaged lines out; see `damaged`.
+        """
         file = (root := location(root)) / MANIFEST
         try:
             data = file.read() if isinstance(file, StorePath) else file.read_bytes() if file.exists() else None
         except StoreError:
             raise
         except OSError as error:
-            raise UserError(
-                f"{file} cannot be read ({os_error_reason(error)}): check its permissions, or copy it back"
-            ) from None
+            reason = os_error_reason(error)
+            raise UserError(f"{file} cannot be read ({reason}): check its permissions, or copy it back") from None
         if data is None:
             if isinstance(root, Path):
                 existing_folder(root)
             raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}")
-        return cls.parse(data, root, f"{root}/{MANIFEST}")
+        return cls.parse(data, root, root, salvage=salvage)
 
     @classmethod
-    def parse(cls, data: bytes, root: Location, path: str) -> tuple[Manifest, list[int]]:
-        """As `salvage`, of what was read from `path`; `root`: the folder of the run, if it is in one."""
-        data = whole_lines(data)
+    def parse(cls, data: bytes, root: Location, place: Location, *, salvage: bool = False) -> Manifest:
+        """As `load`, of what was read in `place`; `root`: the folder of the run, if it is in one."""
+        data, path = whole_lines(data), f"{place}/{MANIFEST}"
         first, *others = data.splitlines(keepends=True) or [b""]
         try:
             run = json.loads(first)["run"] if _is_whole(first) else None
@@ -150,41 +146,35 @@ class Manifest:
         if (version := run.get("schema_version")) != SCHEMA_VERSION:
             raise UserError(f"{path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}")
         shards = [_entry(line) for line in others]
-        bad = [number for number, shard in enumerate(shards, 2) if shard is None]
-        return cls(root, run, [shard for shard in shards if shard], len(data)), bad
+        manifest = cls(root, run, [shard for shard in shards if shard], len(data))
+        manifest.damaged = [number for number, shard in enumerate(shards, 2) if shard is None]
+        if manifest.damaged and not salvage:
+            advice = f", or drop that line: `sgpipe verify {place} --repair`" * isinstance(place, Path)
+            changed = f"line {manifest.damaged[0]} has changed"
+            raise UserError(f"{path} is damaged ({changed}); restore it from a copy{advice}")
+        return manifest
 
-    def rewrite(self, dropped: Collection[ShardEntry] = ()) -> None:
+    def rewrite(self, dropped: Iterable[ShardEntry] = ()) -> None:
         """Replace the file with a manifest of the live shards without the dropped ones, atomically."""
         for shard in dropped:
             del self._shards[shard.split, shard.start]
-        if dropped and self.run.get("finished"):  # of an import: which rows there were is no longer known
-            self.run["finished"] = False
         lines = [_line({"run": self.run}), *(_line({"shard": asdict(shard)}) for shard in self.shards)]
         self._end = replace_manifest(self.folder, b"".join(lines))
 
-    def drop_outdated(self, source: Manifest) -> None:
-        """Drop the copies of shards that `source` does not list any more, or that it has made again."""
-
-        def made(shard: ShardEntry) -> tuple[Any, ...]:
-            return shard.file, shard.stop, shard.seconds, shard.gpus
-
-        there = {(shard.split, shard.start): made(shard) for shard in source.shards}
-        kept = {key: shard for key, shard in self._shards.items() if there.get(key) == made(shard)}
-        if kept != self._shards:
-            self._shards = kept
-            self.rewrite()
-
-    def commit(self, shard: ShardEntry) -> ShardEntry | None:
-        """Append a shard that is in place; returns the one it supersedes. Raises OSError: the manifest is unchanged."""
+    def commit(self, shard: ShardEntry) -> None:
+        """Append a shard that is in place. Raises OSError: the manifest is unchanged."""
         line = _line({"shard": asdict(shard)})
         fault_point("before manifest entry")
         with (self.folder / MANIFEST).open("r+b", buffering=0) as file:
             append_line(file.fileno(), line, self._end)
         fault_point("after manifest entry")
         self._end += len(line)
-        superseded = self._shards.get((shard.split, shard.start))
-        self._shards[shard.split, shard.start] = shard
-        return superseded
+        self._shards[shard.split, shard.start] = shard  # `sweep` deletes the file of one that it supersedes
+
+    def lost(self, storage: Location) -> list[ShardEntry]:
+        """Return the shards whose file is missing or of another size."""
+        there = sizes(storage / DATA)
+        return [shard for shard in self.shards if there.get(shard.file.removeprefix(f"{DATA}/")) != shard.bytes]
 
     def missing(self, split: str, rows: int) -> list[tuple[int, int]]:
         """Return the ranges of a split's first `rows` rows that no shard covers."""

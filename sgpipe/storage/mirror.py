@@ -126,9 +126,7 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
         raise UserError(f"{store.location} is not an sgpipe run: it has no {MANIFEST}")
     with folder.lock():
         content = later(_local(out / MANIFEST), remote, folder)
-        manifest, bad = Manifest.parse(content, out, f"{store.location}/{MANIFEST}")
-        if bad:
-            raise UserError(f"{store}/{MANIFEST} is damaged (line {bad[0]} has changed); restore it from a copy")
+        manifest = Manifest.parse(content, out, store)
         for shard in manifest.shards:
             path = out / shard.file
             if not path.is_file() or file_sha256(path) != shard.sha256:

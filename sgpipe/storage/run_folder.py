@@ -7,13 +7,15 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
@@ -25,9 +27,10 @@ from sgpipe.recipe import UNSCORED, Recipe
 from sgpipe.records import SCHEMA
 from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry, WriterClaim
-from sgpipe.storage.shards import DATA, open_shard
+from sgpipe.storage.shards import DATA, open_shard, write_copy
 from sgpipe.utils.atomic import atomic_write, is_locked, only_process, write_text
 from sgpipe.utils.config_file import dump_yaml
+from sgpipe.utils.console import Progress, count
 from sgpipe.utils.hashing import differences, fingerprint
 
 PRIVATE = ".sgpipe"
@@ -73,10 +76,6 @@ class RunFolder:
         """Return the name of the source index of a split within the run."""
         return f"{PRIVATE}/index-{split}.arrow"
 
-    def new_index(self, split: str) -> Path:
-        """Return where the source index of a split is built; a refused run leaves the one that is there alone."""
-        return self.private / f"new-index-{split}.arrow"
-
     @property
     def location(self) -> str:
         """Where the shards are stored, for messages."""
@@ -84,18 +83,13 @@ class RunFolder:
 
     def set_ground_truth(self, ground_truth: GroundTruth | None) -> None:
         """Keep where the ground truth is, or that there is none."""
-        file, private = self.private / _GROUND_TRUTH, self.private.absolute()
         if ground_truth is None:
-            file.unlink(missing_ok=True)
+            (self.private / _GROUND_TRUTH).unlink(missing_ok=True)
             return
-        named: dict[str, str] = {}
-        for role, place in vars(ground_truth).items():
-            if place is not None:
-                place = absolute_location(place)
-                if isinstance(place, Path) and place.is_relative_to(private):
-                    place = place.relative_to(private)
-                named[role] = str(place)
-        write_text(file, json.dumps(named))
+        places = {role: str(absolute_location(place)) for role, place in vars(ground_truth).items() if place}
+        own = f"{self.private.absolute()}{os.sep}"  # folders of the run move with it
+        named = {role: place.removeprefix(own) for role, place in places.items()}
+        write_text(self.private / _GROUND_TRUTH, json.dumps(named))
 
     @property
     def is_locked(self) -> bool:
@@ -176,35 +170,57 @@ class RunFolder:
 
     def unlisted(self, manifest: Manifest) -> list[str]:
         """Shards that the manifest does not list, such as those of a killed run."""
-        listed = {shard.file for shard in manifest.shards}
-        return sorted(self._shards().keys() - listed)
+        return sorted(self._shards() - {shard.file for shard in manifest.shards})
 
-    def _shards(self) -> dict[str, int]:
-        """Return the size in bytes of every shard, listed in the manifest or not."""
-        found = sizes(self.storage / DATA)
-        return {f"{DATA}/{name}": size for name, size in found.items() if _SHARD.fullmatch(name)}
+    def _shards(self) -> set[str]:
+        """Return the shards that are there, listed in the manifest or not."""
+        return {f"{DATA}/{name}" for name in sizes(self.storage / DATA) if _SHARD.fullmatch(name)}
 
     def sweep(self, manifest: Manifest) -> None:
         """Delete what a killed run left behind: shards that the manifest does not list, and temporary files."""
         self.check_claim()
         for file in self.unlisted(manifest):
             (self.storage / file).unlink(missing_ok=True)
-        left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp"), *self.private.glob("new-*")]
+        left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp")]
         for path in (*left, *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*.tmp"))):
             path.unlink(missing_ok=True)
 
-    def lost(self, manifest: Manifest) -> list[ShardEntry]:
-        """Listed shards whose file is missing or of another size."""
-        there = self._shards()
-        return [shard for shard in manifest.shards if there.get(shard.file) != shard.bytes]
 
+def copy_run(
+    source: Manifest,
+    out: Path,
+    header: Mapping[str, Any],
+    change: Callable[[ShardEntry, bool], pa.Table],
+    doing: str,
+    readme: tuple[str, str],
+    progress: Progress,
+) -> Manifest:
+    """Copy a run to `out` with other contents; a copy that stopped is resumed.
 
-def source_images(root: Location) -> int | None:
-    """Return how many images the sources of a generated run have; None: unknown, as in an import or in a store."""
-    metas = (root / PRIVATE).glob("index-*.json") if isinstance(root, Path) else ()
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return sum(int(json.loads(meta.read_text(encoding="utf-8"))["images"]) for meta in metas) or None
-    return None
+    `header`: what differs in that of the manifest. `change` returns the new content of a shard; it is told if `out` has
+    the shard already. `doing`: such as "scoring". `readme`: see `write_readme`. Raises UserError: as `RunFolder.open`.
+    """
+    run = {name: value for name, value in source.run.items() if name != "store"} | dict(header)
+    run["origin"] = Manifest.identities(source.run)
+    folder = RunFolder(out)
+    with folder.lock():
+        manifest = folder.open(run)
+        made = attrgetter("file", "stop", "seconds", "gpus")  # others if a shard was processed again
+        current = {shard.file: made(shard) for shard in source.shards}
+        if outdated := [shard for shard in manifest.shards if current.get(shard.file) != made(shard)]:
+            manifest.rewrite(outdated)
+        done = {shard.file for shard in manifest.shards}
+        folder.sweep(manifest)
+        with progress.images(None, doing) as advance:
+            for shard in source.shards:
+                table = change(shard, shard.file in done)
+                if shard.file not in done:
+                    manifest.commit(write_copy(out, shard, table))
+                advance(shard.rows, shard.counts)
+        folder.write_readme(*readme, manifest)
+    if done.issuperset(current):
+        progress.say(f"nothing left to do: {out} has all {count(len(done), 'shard')}")
+    return manifest
 
 
 def ground_truth_of(root: Location) -> GroundTruth | None:
@@ -245,9 +261,9 @@ class RunFiles:
         self.place = location(root)
         self.root = str(self.place)
         self.folder = self.place if isinstance(self.place, Path) else None
-        self.manifest, bad = Manifest.salvage(self.place)
+        self.manifest = Manifest.load(self.place, salvage=True)
         advice = f"`sgpipe verify {self.root} --repair`" if self.folder else "restore it from a copy"
-        self.problems = [f"{self.root}/{MANIFEST}: line {line} is damaged; {advice}" for line in bad]
+        self.problems = [f"{self.root}/{MANIFEST}: line {n} is damaged; {advice}" for n in self.manifest.damaged]
         self.storage = absolute_location(self.place)
         mirror = self.manifest.run.get("store")
         if mirror and self.folder and not all((self.folder / each.file).is_file() for each in self.manifest.shards):

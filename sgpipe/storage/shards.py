@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from sgpipe.errors import StoreError, UserError, check_share, import_extra
+from sgpipe.errors import StoreError, UserError, check_share, first_line, import_extra
 from sgpipe.files.locations import Location, StorePath, open_shard_file
 from sgpipe.records import LEFT_OUT, NO_OBJECT, ORIGINS, SCHEMA, SCHEMA_VERSION, BoxOrigin, Record, from_table, to_table
-from sgpipe.storage.manifest import Manifest, ShardEntry, sync_folder
+from sgpipe.storage.manifest import DATA, Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
@@ -29,7 +29,6 @@ from sgpipe.utils.hashing import file_sha256
 if TYPE_CHECKING:
     import pandas as pd
 
-DATA = "data"
 IMAGE_COLUMN = "image"
 SOURCES = "sources"  # of merged runs: the rows of single runs that a row was made from
 # Columns of `sgpipe score`, by CLIP and by a vision-language model: lists with such an entry for each of `relations`.
@@ -69,39 +68,37 @@ def write_shard(
 ) -> ShardEntry:
     """Write records `start`… of a split to `root/name` and describe the shard for the manifest.
 
-    Of a store, it is made in memory and uploaded whole; a killed worker leaves nothing on its disk. `images`: the image
-    files of the records, for a column `image`. Raises OSError; no file is left behind.
+    `images`: the image files of the records, for a column `image`. Raises OSError; no file is left behind.
     """
     table = to_table(records) if images is None else with_images(to_table(records), images)
+    return write_copy(root, ShardEntry(split, start, start + len(records), name, "", 0, {}, seconds), table)
+
+
+def write_copy(
+    root: Location, shard: ShardEntry, table: pa.Table, counts: Mapping[str, int] | None = None
+) -> ShardEntry:
+    """Write a shard with these rows into a run and return its entry; `counts`: if they are not those of the rows.
+
+    Of a store, it is made in memory and uploaded whole; a killed worker leaves nothing on its disk. Raises OSError.
+    """
     if isinstance(root, StorePath):
         buffer = io.BytesIO()
         _encode(buffer, table)
         data = buffer.getvalue()
-        (root / name).put(data)
+        (root / shard.file).put(data)
         digest, size = hashlib.sha256(data).hexdigest(), len(data)
     else:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        digest, size = _write_file(root / name, table)
-    return ShardEntry(split, start, start + len(records), name, digest, size, count_rows(table), seconds)
-
-
-def write_copy(root: Path, shard: ShardEntry, table: pa.Table, counts: Mapping[str, int] | None = None) -> ShardEntry:
-    """Write other contents of a run's shard into the run in `root`; `counts`: those that differ. Raises OSError."""
-    digest, size = _write_file(root / shard.file, table)
-    return replace(shard, sha256=digest, bytes=size, counts={**shard.counts, **(counts or {})})
-
-
-def _write_file(path: Path, table: pa.Table) -> tuple[str, int]:
-    """Write a file whole or not at all; return its SHA-256 and its size."""
-    fault_point("before write")
-    with atomic_write(path) as temporary:
-        write_table(temporary, table)
-        fault_point("after write")
-        digest, size = file_sha256(temporary), temporary.stat().st_size
-        fault_point("before rename")
-    fault_point("after rename")
-    sync_folder(path.parent)
-    return digest, size
+        path = root / shard.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fault_point("before write")
+        with atomic_write(path) as temporary:
+            write_table(temporary, table)
+            fault_point("after write")
+            digest, size = file_sha256(temporary), temporary.stat().st_size
+            fault_point("before rename")
+        fault_point("after rename")
+        sync_folder(path.parent)
+    return replace(shard, sha256=digest, bytes=size, counts={**shard.counts, **(counts or count_rows(table))})
 
 
 def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
@@ -253,28 +250,22 @@ def open_shard(
     path: Location, columns: Sequence[str] = (), content: pa.NativeFile | BinaryIO | None = None
 ) -> Iterator[pq.ParquetFile]:
     """Open a shard, or its `content`. Raises UserError: missing, damaged (also later), other schema, no `columns`."""
-    with _naming(path), pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
-        schema = file.schema_arrow
-        version = (schema.metadata or {}).get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
-        if version != str(SCHEMA_VERSION):
-            raise UserError(f"shard {path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}")
-        if absent := [name for name in columns if name not in schema.names]:
-            raise UserError(f"shard {path} has no column {absent[0]!r}: it is not an sgpipe shard")
-        yield file
-
-
-@contextmanager
-def _naming(path: Location) -> Iterator[None]:
-    """Name the shard in errors."""
     try:
-        yield
+        with pq.ParquetFile(content or open_shard_file(path), pre_buffer=True) as file:
+            schema = file.schema_arrow
+            version = (schema.metadata or {}).get(_VERSION_KEY, str(SCHEMA_VERSION).encode()).decode()
+            if version != str(SCHEMA_VERSION):
+                raise UserError(f"shard {path} has schema version {version}, this sgpipe reads {SCHEMA_VERSION}")
+            if absent := [name for name in columns if name not in schema.names]:
+                raise UserError(f"shard {path} has no column {absent[0]!r}: it is not an sgpipe shard")
+            yield file
     except FileNotFoundError:
         advice = "the command that wrote the run makes it again, or `sgpipe fetch` downloads it"
         raise UserError(f"shard {path} is listed in the manifest but missing; {advice}") from None
     except StoreError:
         raise
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"shard {path} cannot be read ({str(error).splitlines()[0]})") from None
+        raise UserError(f"shard {path} cannot be read ({first_line(error)})") from None
 
 
 def read_row_group(path: Location, group: int, columns: Sequence[str], optional: Sequence[str] = ()) -> pa.Table:
@@ -363,10 +354,6 @@ def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
         unknown = [text for text in texts if not {*(text.split("+") if name == "relations" else [text])} <= {*known}]
         bad = pc.is_in(origins, value_set=pa.array(unknown, origins.type)).to_numpy(zero_copy_only=False)
         yield f"origin of {name} is unknown", rows[bad]
-    yield from _boxes(table)
-
-
-def _boxes(table: pa.Table) -> Iterator[tuple[str, np.ndarray]]:
     rows, items = _flat(table["objects"])
     boxes = pc.struct_field(items, "bbox")
     whole = _lengths(boxes) == 4

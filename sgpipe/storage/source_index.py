@@ -7,7 +7,6 @@ are in a JSON file next to it, which is written last.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from pathlib import Path
@@ -46,13 +45,6 @@ class SourceIndex:
     def is_whole(self) -> bool:
         """Return whether every byte of the records is unchanged."""
         return bool(file_sha256(self._path) == self.meta.get("sha256"))
-
-    def move(self, path: Path) -> None:
-        """Rename the file and its description, in place of an earlier index."""
-        if path != self._path:
-            os.replace(self._path, path)
-            os.replace(_meta_path(self._path), _meta_path(path))
-            self._path = path
 
     def records(self, start: int, stop: int) -> list[Record]:
         """Records `start` up to, not including, `stop`."""

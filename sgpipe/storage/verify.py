@@ -67,10 +67,10 @@ def verify(root: str | Location, *, repair: bool = False, advance: Advance | Non
     if stored and repair:
         raise UserError(f"--repair is for folders; delete what is damaged from {root}, and resume the run")
     folder = RunFolder(root if isinstance(root, Path) else Path())
-    Manifest.salvage(root)  # refuses what is not a run before `lock` makes a folder of it
+    Manifest.load(root, salvage=True)  # refuses what is not a run before `lock` makes a folder of it
     with folder.lock() if repair else nullcontext():
         found = Verification(root, at_work=not stored and not repair and folder.is_locked)
-        manifest, lines = Manifest.salvage(root)
+        manifest = Manifest.load(root, salvage=True)
         store = manifest.run.get("store")
         if store and isinstance(root, Path) and manifest.shards:
             again = f"sgpipe fetch {store} --out {root}"
@@ -78,9 +78,18 @@ def verify(root: str | Location, *, repair: bool = False, advance: Advance | Non
                 raise UserError(f"the shards of {root} come from {store}; fetch them again: {again}")
             if not any((root / shard.file).exists() for shard in manifest.shards):
                 raise UserError(f"the shards of {root} are in {store}; name it instead, or fetch them: {again}")
-        found.problems += [Problem(MANIFEST, f"line {number} has changed since it was written") for number in lines]
-        faults = _faults(manifest, advance or (lambda images, counts: None))
-        listed = {shard.file for shard in Manifest.salvage(root)[0].shards}  # a run may have replaced some
+        changed = "has changed since it was written"
+        found.problems += [Problem(MANIFEST, f"line {number} {changed}") for number in manifest.damaged]
+        faults, seen, threads = dict[str, list[str]](), set[int](), _FETCHED if stored else 1
+        with prefetch(partial(_check_shard, root), manifest.shards, threads, 2 * threads) as results:
+            for shard, (own, images) in zip(manifest.shards, results, strict=True):
+                if not own and (repeated := len(images) - len({*images} - seen)):
+                    own = [f"{count(repeated, 'image')} already in the run"]  # in this shard, or in an earlier one
+                seen.update(images)
+                faults[shard.file] = own
+                if advance:
+                    advance(shard.rows, shard.counts)
+        listed = {shard.file for shard in Manifest.load(root, salvage=True).shards}  # a run may have replaced some
         checked = [shard for shard in manifest.shards if shard.file in listed]
         found.shards, found.images = len(checked), sum(shard.rows for shard in checked)
         found.problems += [Problem(shard.file, fault) for shard in checked for fault in faults[shard.file]]
@@ -88,31 +97,31 @@ def verify(root: str | Location, *, repair: bool = False, advance: Advance | Non
             unlisted = "the manifest does not list it: the next run deletes it"
             found.problems += [Problem(file, unlisted) for file in folder.unlisted(manifest)]
         bad = [shard for shard in checked if faults[shard.file]]
-        if repair and (bad or lines):
+        if repair and (bad or manifest.damaged):
+            if bad and manifest.run.get("finished"):  # of an import: which rows there were is no longer known
+                manifest.run["finished"] = False
             manifest.rewrite(bad)
             found.repaired = True
     return found
 
 
-def _faults(manifest: Manifest, advance: Advance) -> dict[str, list[str]]:
-    """Return what is wrong with each shard."""
-    faults, seen = dict[str, list[str]](), set[int]()
-    threads = _FETCHED if isinstance(manifest.root, StorePath) else 1
-    with prefetch(partial(_check_shard, manifest.root), manifest.shards, threads, 2 * threads) as checked:
-        for shard, (own, images) in zip(manifest.shards, checked, strict=True):
-            if not own and (again := len(images) - len({*images} - seen)):
-                own = [f"{count(again, 'image')} already in the run"]  # in this shard, or in an earlier one
-            seen.update(images)
-            faults[shard.file] = own
-            advance(shard.rows, shard.counts)
-    return faults
-
-
 def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int]]:
-    """Return the faults of a shard, and, if it has none, a number for each of its images."""
+    """Return the faults of a shard, the first of each kind, and, if it has none, a number for each of its images."""
+    faults, counts, images = dict[str, str](), Counter[str](), list[int]()
     try:
         content = checked_content(root, shard)
-        return _check_content(root / shard.file, shard, content and pa.BufferReader(content))
+        with open_shard(root / shard.file, SCHEMA.names, content and pa.BufferReader(content)) as file:
+            for column in SCHEMA:
+                if not file.schema_arrow.field(column.name).type.equals(column.type):
+                    return [f"column {column.name!r} has the wrong type"], []
+            if (rows := file.metadata.num_rows) != shard.rows:
+                faults["rows"] = f"{count(rows, 'row')}, the manifest says {shard.rows:,}"
+            for batch in file.iter_batches(_ROWS, columns=SCHEMA.names):
+                table = pa.Table.from_batches([batch])
+                counts.update(count_rows(table))
+                for fault in row_faults(table, shard.split):
+                    faults.setdefault(fault.partition(" (")[0], fault)
+                images += [hash((shard.split, image)) for image in table["image_id"].to_pylist()]
     except FileNotFoundError:
         return ["listed in the manifest but missing"], []
     except StoreError:
@@ -121,23 +130,6 @@ def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int
         return [f"cannot be read: {error.strerror or error}"], []
     except UserError as error:
         return [str(error)], []
-
-
-def _check_content(path: Location, shard: ShardEntry, content: pa.NativeFile | None) -> tuple[list[str], list[int]]:
-    faults: dict[str, str] = {}  # the first of each kind
-    counts, images = Counter[str](), list[int]()
-    with open_shard(path, SCHEMA.names, content) as file:
-        for column in SCHEMA:
-            if not file.schema_arrow.field(column.name).type.equals(column.type):
-                return [f"column {column.name!r} has the wrong type"], []
-        if (rows := file.metadata.num_rows) != shard.rows:
-            faults["rows"] = f"{count(rows, 'row')}, the manifest says {shard.rows:,}"
-        for batch in file.iter_batches(_ROWS, columns=SCHEMA.names):
-            table = pa.Table.from_batches([batch])
-            counts.update(count_rows(table))
-            for fault in row_faults(table, shard.split):
-                faults.setdefault(fault.partition(" (")[0], fault)
-            images += [hash((shard.split, image)) for image in table["image_id"].to_pylist()]
     for name, number in shard.counts.items():
         if name in counts and counts[name] != number:
             faults[name] = f"{name}: {counts[name]:,}, the manifest says {number:,}"

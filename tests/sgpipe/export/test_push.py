@@ -138,9 +138,7 @@ def test_the_threshold_and_what_it_left_out_are_stated(tmp_path, form):
     made[0].relations = []
     made[1].fail("caption", "image file not found")
     made[1].relations = []
-    run = run_of(tmp_path / "run", made, IDENTITY)
-    (tmp_path / "run/.sgpipe").mkdir()
-    (tmp_path / "run/.sgpipe/index-val.json").write_text(json.dumps({"images": 30}))
+    run = run_of(tmp_path / "run", made, IDENTITY, source_images=30)
     total, kept = _counts(run, 0.5)
     text = card(run, tmp_path / "out", form, threshold=0.5)
     assert f"| relations | {total} | {kept} |" in text

@@ -24,7 +24,7 @@ from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet, to_table
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of, source_images
+from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
 from sgpipe.storage.shards import write_shard
 from sgpipe.storage.source_index import write_index
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
@@ -205,7 +205,7 @@ def test_a_longer_annotation_file_is_another_run_and_merging_is_advised(finished
     longer.write_text(json.dumps(listed | {"images": [*listed["images"], {**listed["images"][0], "id": 99}]}))
     with pytest.raises(UserError, match=r"annotations: content of SHA-256 \w{8}… then.*\n.*sgpipe merge"):
         label(recipe(replace(coco, annotations=longer), models), finished)
-    assert source_images(finished) == IMAGES  # what a dataset card says
+    assert Manifest.load(finished).run["source_images"] == IMAGES  # what a dataset card says
 
 
 def test_shards_without_a_manifest_are_left_alone(finished, coco, models, tmp_path):

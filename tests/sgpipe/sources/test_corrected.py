@@ -141,7 +141,7 @@ def test_a_corrected_run_is_resumed_and_other_judgements_make_another(run, tmp_p
 
     calls = iter([write_copy, stop])
     with monkeypatch.context() as patch:
-        patch.setattr("sgpipe.sources.corrected.write_copy", lambda *values: next(calls)(*values))
+        patch.setattr("sgpipe.storage.run_folder.write_copy", lambda *values: next(calls)(*values))
         with pytest.raises(KeyboardInterrupt):
             correct(run, tmp_path / "out")
     assert len(Manifest.load(tmp_path / "out").shards) == 1

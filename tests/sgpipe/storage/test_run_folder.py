@@ -31,7 +31,7 @@ def test_only_temporary_files_of_a_run_are_swept(tmp_path):
     with folder.lock():
         left = [".report.html.1f.tmp", "data/notes.tmp"]
         swept = [".manifest.jsonl.1f.tmp", ".recipe.yaml.1f.tmp", ".README.md.1f.tmp", "data/.val.1f.tmp"]
-        swept += [".sgpipe/.ground_truth.json.1f.tmp", ".sgpipe/index-val.arrow.tmp", ".sgpipe/new-index-val.tmp"]
+        swept += [".sgpipe/.ground_truth.json.1f.tmp", ".sgpipe/index-val.arrow.tmp"]
         for name in (*left, *swept):
             (folder.root / name).touch()
         folder.sweep(Manifest.create(folder.root, {}))
