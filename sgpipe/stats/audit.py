@@ -215,10 +215,9 @@ _PREDICATES = 15
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed from the run `other` to this one, as pairs of a number in the other and in this one.
+    """What changed, as pairs of a number in the run `other` and in this one.
 
-    `predicates`: shares, of those that changed most; `gained`, `lost`: how many predicates only one run has. `health`:
-    shares of the checks that found something in either.
+    `predicates`: shares, of those that changed most; `gained`, `lost`: of only one run. `health`: shares, if any.
     """
 
     other: str
@@ -298,12 +297,9 @@ def audit(
     other: Measures | None = None,
     calibration: Calibration | None = None,
 ) -> Audit:
-    """Audit an open run.
+    """Audit an open run; `target`: the precision for which thresholds are suggested.
 
-    Args:
-        threshold: minimum confidence of the relations whose health and precision are measured; with a calibration of
-            the tagger, it is a probability.
-        target: the precision for which thresholds are suggested.
+    `threshold`: of the relations whose health and precision are measured; with a calibration, a probability.
     """
     measures = measure_database(database, threshold, calibration)
     against = judged = None

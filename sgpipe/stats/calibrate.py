@@ -87,10 +87,7 @@ def calibrate(
 
 
 def fit(header: dict[str, object], judgements: JudgedRelations, by: Literal["ground truth", "people"]) -> Calibration:
-    """Return the calibration of a run with this header.
-
-    Raises UserError: higher confidences are not more often correct.
-    """
+    """Return the calibration of a run. Raises UserError: higher confidences are not more often correct."""
     slope, offset = _platt(judgements)
     if rounded(slope) <= 0:
         raise UserError(

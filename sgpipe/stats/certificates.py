@@ -126,8 +126,7 @@ class Standing:
     Attributes:
         reached: the largest set with the precision; None: no set has it.
         tested: the set that is tested next; None: no test has started, or the set of all relations is reached.
-        evidence: the capital of this test, which needs 1. started: how many tests have started.
-        rest: the capital that is left for other starts.
+        evidence: the capital of this test, which needs 1. started: how many tests have. rest: capital for other starts.
     """
 
     reached: int | None

@@ -183,7 +183,6 @@ _keep_population = lru_cache(maxsize=1)(Population)
 
 
 def rounds_of(log: JudgementLog, settings: CertificateSettings) -> list[SamplingPlan]:
-    """Return the rounds of a certificate's plan so far, in order."""
     own = [plan for plan in log.plans.values() if plan.certificate and plan.certificate.settings == settings]
     return sorted(own, key=lambda plan: _part(plan).number)
 
@@ -193,7 +192,6 @@ def _part(plan: SamplingPlan) -> CertificateRound:
 
 
 def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None, GroupProgress]:
-    """Return how far each group is that was asked about."""
     found: defaultdict[str | None, list[tuple[CertifiedGroup, Round, list[Judged | None]]]] = defaultdict(list)
     for plan in plans:
         answers = PlanProgress(plan, log)
@@ -295,10 +293,7 @@ def _draw(
 
 
 def certify(population: Population, settings: CertificateSettings, log: JudgementLog) -> dict[str, Any]:
-    """Return the certificate that the answers give so far, as plain values; `sets` is empty if none is reached.
-
-    Raises UserError: the rounds are not those that are drawn from this run.
-    """
+    """Return the certificate so far; `sets` may be empty. Raises UserError: the rounds are not drawn from this run."""
     plans = rounds_of(log, settings)
     _check_rounds(population, settings, plans)
     sets: list[dict[str, Any]] = []
@@ -359,10 +354,7 @@ def _check_rounds(
 
 
 def check(run: str | Location, judgements: Path) -> dict[str, Any]:
-    """Return the certificate beside a run's judgements after computing it again from them and the run.
-
-    Raises UserError: it is not what they give, or not any more.
-    """
+    """Return a run's certificate, computed again. Raises UserError: run and answers do not give it, or not any more."""
     file = judgements.with_name(CERTIFICATE)
     if not file.is_file():
         raise UserError(f"{run} has no certificate: `sgpipe certify {run} --precision P` makes one")
@@ -401,9 +393,8 @@ def continue_plan(
 ) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
     """Append the next round of questions if none is open; `values`: as of `settings_for`.
 
-    Returns the certificate that the answers give, how far each group is, and how many questions are open.
-
-    Raises UserError: a setting is out of range, or the run has no such column, or has changed since.
+    Returns the certificate, how far each group is, and how many questions are open. Raises UserError: as `settings_for`
+    and `extend`.
     """
     with open_run(run) as database:
         settings = settings_for(database, **values)

@@ -30,8 +30,6 @@ _EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Example:
-    """One of the things that a check found, and its image."""
-
     image_id: str
     text: str
 
@@ -197,7 +195,7 @@ class LongTail:
 
 
 def measure_long_tail(counts: Sequence[int]) -> LongTail:
-    """Measure the long tail of counts, which may be in any order."""
+    """`counts` may be in any order."""
     ordered = np.sort(np.asarray(counts, dtype=np.float64))[::-1]
     total = ordered.sum()
     if not total:
@@ -275,10 +273,7 @@ STAGES = ("captions", "triplets", "matched_triplets", "candidate_texts", "relati
 
 @dataclass(frozen=True)
 class Level:
-    """What a confidence threshold keeps: relations, and images and ordered pairs of objects with at least one.
-
-    Human annotations, which have no confidence, pass every threshold.
-    """
+    """What a threshold keeps, with all annotations: relations, and images and pairs of objects that have one."""
 
     threshold: float
     relations: int

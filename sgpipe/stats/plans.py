@@ -80,7 +80,6 @@ def draw(
 
     Strata are by confidence, or, for `predicates`, the most frequent predicates, and one of all others. `rows` runs SQL
     with its values, as `Index.rows`. `select`: SQL of the relations, as of `sgpipe.view.search.select_relations`.
-
     Raises UserError: there are no relations, or `count` is out of range.
     """
     if not 1 <= count <= MOST_QUESTIONS:
@@ -151,11 +150,9 @@ class StratumPrecision:
 class PlanProgress:
     """What people say now about the questions of a plan.
 
-    Attributes:
-        given: what most people say, "unsure" where they tie, None: open. A change says that a relation is wrong.
-        unsure, open, conflicts: numbers of questions; conflicts are unsure ones about which people differ.
-        right, judged: which questions are, `[questions]`; unsure ones are not judged.
-        stratum: of each question, `[questions]`. sizes: relations of the strata, `[strata]`.
+    `given`: what most people say, "unsure" where they tie, None: open; a change says that a relation is wrong.
+    `unsure`, `open`, `conflicts`: numbers of questions; conflicts are unsure ones about which people differ. `right`,
+    `judged` (not unsure), `stratum`: of each question, `[questions]`. `sizes`: relations of the strata, `[strata]`.
     """
 
     def __init__(self, plan: SamplingPlan, log: JudgementLog) -> None:
@@ -282,9 +279,8 @@ class JudgementMeasures:
 
     Attributes:
         plan: whose precision is that of the run, without what is `unsure` or `open`; None: no plan has judgements.
-        relations: the run's when the plan was made. `relations_now`: the run's now.
-        strata: "bands" (of confidence) or "predicates"; `bands`: the strata.
-        predicates: the precision of each judged predicate, the most judged first.
+        relations, relations_now: the run's when the plan was made, and now.
+        strata: "bands" (of confidence) or "predicates"; `bands`: the strata. predicates: the most judged first.
         suggested: the lowest threshold whose whole interval is not below the `target`.
         problems: lines that are left out, and why. vlm_score: not weighted.
         recall: by the recall plan with the most answers.
@@ -349,10 +345,7 @@ def measure_judgements(
 
 
 def judge_by_people(run: Path, file: Path) -> JudgedRelations:
-    """Return the relations with a confidence that people judged as a plan of the whole run asked.
-
-    `weight`: how many relations each stands for. Raises UserError: there is no such plan.
-    """
+    """Return relations with confidences and weights, judged by a plan of the whole run. Raises UserError: no plan."""
     with open_run(run) as database:
         log, plan = _read_log(database, file)
         if plan is None:

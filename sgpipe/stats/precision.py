@@ -64,10 +64,7 @@ def wilson(share: ArrayLike, count: ArrayLike, side: int) -> Floats:
 
 
 def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: ArrayLike) -> list[PrecisionEstimate]:
-    """Return the precisions of several sets of relations, each from its own strata.
-
-    `population`: relations, or weights; `judged`, `correct`: how many of them are; all `[sets, strata]`.
-    """
+    """Return the precisions of sets of relations (or weights), some of them judged, and correct; `[sets, strata]`."""
     seen, right = (np.asarray(values, np.int64) for values in (judged, correct))
     size = np.maximum(np.asarray(population, np.float64), seen)
     known = np.where(seen > 0, size, 0)
@@ -180,10 +177,7 @@ def short_threshold(confidence: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class JudgedRelations:
-    """The confidences of judged relations, whether they are correct, and their images and weights; all `[relations]`.
-
-    Without images (an empty array), judgements are independent of each other.
-    """
+    """Confidences of judged relations, whether they are correct, images (or none), and weights; all `[relations]`."""
 
     confidence: NDArray[Any]
     correct: NDArray[np.bool_]
@@ -211,7 +205,6 @@ class JudgedRelations:
         return JudgedRelations(self.confidence[chosen], self.correct[chosen], *own)
 
     def at(self, threshold: float) -> ThresholdChoice:
-        """Return the relations that a threshold keeps."""
         kept = self.confidence >= np.float32(threshold)
         count = int(kept.sum())
         return ThresholdChoice(threshold, count, estimate(int(self.correct[kept].sum()), count, self.design))

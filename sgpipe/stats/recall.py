@@ -43,10 +43,7 @@ _RELATIONS = """
 
 
 def draw_recall(rows: Rows, number: int, boxes: int, seed: int) -> tuple[int, list[BlindQuestion]]:
-    """Draw random images of a run, and of each at most `boxes` random boxes; also return how many images there are.
-
-    Raises UserError: no image has two boxes, or a number is out of range.
-    """
+    """Draw images, and at most `boxes` boxes of each; also return how many there are. Raises UserError: bad numbers."""
     if not 1 <= number <= MOST_QUESTIONS or boxes < 2:
         raise UserError(f"{number} questions about {boxes} boxes: expected 1 to {MOST_QUESTIONS:,} about 2 or more")
     found = rows(_IMAGES, [NO_OBJECT, seed, number])
@@ -126,8 +123,8 @@ def recapture(
 class RecallMeasures:
     """What the answers to a recall plan say of the `images` that can be asked about.
 
-    `recall`: of the named relations; `pairs`: of the pairs of boxes that people relate, whatever the predicate;
-    `predicates`: the most often named first; `people`: the two who answered the most common questions.
+    `recall`: of the named relations; `pairs`: of related pairs of boxes, whatever the predicate; `predicates`: the most
+    often named first; `people`: the two who answered the most common questions.
     """
 
     plan: str

@@ -151,7 +151,7 @@ def _counted(measures: Measures) -> Iterator[Table]:
 
 
 def _failed_checks(measures: Measures) -> Iterator[Table]:
-    """Yield the health checks that found something, for the terminal; the page shows all, with advice."""
+    """For the terminal; the page shows all checks, with advice."""
     if failed := [check for check in measures.health if check.count]:
         rows = []
         for check in failed:
@@ -180,7 +180,6 @@ def _compared(comparison: Comparison | None) -> Iterator[Table]:
 
 
 def _against_truth(truth: GroundTruthMeasures | None, of: str) -> Iterator[Table]:
-    """Yield thresholds that reach the target precision, and the calibration of the confidences."""
     if truth is None:
         return
     choices = [("all", truth.relations, truth.precision, truth.suggested)]
@@ -200,7 +199,6 @@ def _against_truth(truth: GroundTruthMeasures | None, of: str) -> Iterator[Table
 
 
 def _judged(judged: JudgementMeasures | None, of: str) -> Iterator[Table]:
-    """Yield people's judgements by stratum, and what thresholds keep of the judged relations."""
     if judged is None:
         return
     if (recall := judged.recall) is not None and recall.recall.value is not None:
@@ -237,14 +235,11 @@ def render(page: str, values: dict[str, Any]) -> str:
 
 
 def write_report(file: Path, audit: Audit, samples: Samples, threshold: float = TRAINING_CONFIDENCE) -> tuple[int, int]:
-    """Write the report page; `threshold` is the initial value of the gallery's confidence filter.
-
-    Returns the number of images in the gallery, and how many of them could not be opened.
-    """
+    """Write the page; `threshold`: of its gallery's filter. Returns the gallery's images, and how many are missing."""
     cards = [make_card(record, image, viz.shown(record.relations, 0.0, _CARD_RELATIONS)) for record, image in samples]
     edges = [edge for card in cards for edge in card["edges"]]
     categories = ({edge["subject"]["category"], edge["object"]["category"]} for edge in edges)
-    plots = {"counts": [*_plots_of_counts(audit.measures)], "confidence": _plots(audit)}
+    plots = {"counts": [*_plots_of_counts(audit.measures)], "confidence": [*_plots(audit)]}
     sections = [(name, found, plots.get(name, [])) for name, found in tables(audit).items()]
     values = {
         "title": audit.measures.run or file.stem,
@@ -275,25 +270,24 @@ def _plots_of_counts(measures: Measures) -> Iterator[Plot]:
         yield Plot("The long tail", "most frequent predicates", "share of the relations", lines, x_end=end)
 
 
-def _plots(audit: Audit) -> list[Plot]:
-    plots, of = [], audit.measures.threshold_of
+def _plots(audit: Audit) -> Iterator[Plot]:
+    of = audit.measures.threshold_of
     if audit.measures.confidence.scored:
         histogram = audit.measures.confidence.histogram
         bins = {f"{at / len(histogram):.2f}": count for at, count in enumerate(histogram)}
         top = round_end(max(histogram))
-        plots.append(Plot("Distribution of confidences", "confidence from", "relations", (), bins, 2, y_end=top))
+        yield Plot("Distribution of confidences", "confidence from", "relations", (), bins, 2, y_end=top)
     if audit.ground_truth is not None:
         parts = audit.ground_truth.reliability
         points = [(part.confidence, part.precision.value or 0.0) for part in parts]
         texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in parts]
         guide = Line([(0, 0), (1, 1)], kind="guide")
-        plots.append(Plot("Calibration", f"mean {of}", "precision", [guide, Line(points, texts)]))
+        yield Plot("Calibration", f"mean {of}", "precision", [guide, Line(points, texts)])
     if audit.judgements is not None and audit.judgements.precision.judged:
         known = [choice for choice in audit.judgements.curve if choice.kept]
         points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
         texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]
-        plots.append(Plot("Precision by threshold", f"minimum {of}", "precision", [Line(points, texts)]))
-    return plots
+        yield Plot("Precision by threshold", f"minimum {of}", "precision", [Line(points, texts)])
 
 
 _SPREAD = """
@@ -339,10 +333,7 @@ _PAPER, _INK = "#e9ebee", "#1a1a1a"
 
 
 def write_sheet(database: Database, file: Path, samples: Samples, threshold: float = 0.2) -> tuple[int, int]:
-    """Draw sample images with their relations of at least `threshold` into one PNG.
-
-    Returns the number of images, and how many of them could not be opened. Raises UserError: the run has no image.
-    """
+    """Draw samples into one PNG; return their number, and how many are missing. Raises UserError: there are none."""
     cards, lost = [], 0
     for record, opened in samples:
         lost += opened is None
@@ -374,11 +365,10 @@ _QUALITY = 76
 
 
 def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation]) -> Values:
-    """Return an image with these relations, without those whose objects do not exist, as templates and scripts take it.
+    """Return an image with those of the relations whose objects exist, as templates and scripts take it.
 
-    `image` is a data URI, or None if the image cannot be opened. `nodes` are objects: the box and the tag with its name
-    on the image, and its pill in the graph. `edges` are relations: curves with arrow heads on both, and a text in the
-    graph. All are in units of SVGs that are `WIDTH` wide.
+    `image`: a data URI, or None. `nodes`: objects, with the box and the tag on the image, and the pill in the graph.
+    `edges`: relations, with curves on both, and a text in the graph. All in units of SVGs that are `WIDTH` wide.
     """
     scale = WIDTH / max(record.width, 1)
     height = min(max(record.height * scale, 60), 2 * WIDTH)

@@ -35,7 +35,6 @@ from sgpipe.view.web import FOLDER, Freshness, Viewer, render
 
 
 def create_app(viewer: Viewer, access: Access) -> Starlette:
-    """Return the application over a run."""
     static = Mount("/static", StaticFiles(directory=FOLDER / "static"))
     app = Starlette(
         routes=[*pages.ROUTES, *judging.ROUTES, static],
@@ -87,10 +86,7 @@ class Address:
 
 
 def listen(host: str, port: int) -> Address:
-    """Listen at the first free port from `port` on; 0: any.
-
-    Raises UserError: the host is not of this machine, or no port is free or allowed.
-    """
+    """Listen at the first free port from `port` on; 0: any. Raises UserError: no such host, or no port is free."""
     try:
         family, _, _, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except (OSError, UnicodeError):

@@ -33,8 +33,6 @@ class QueryError(UserError):
 
 
 class Pattern(NamedTuple):
-    """What a relation is to be like."""
-
     subject: Names = None
     predicate: Names = None
     object: Names = None
@@ -59,10 +57,7 @@ class Query:
 
 
 def parse(text: str, vocabulary: RunNames) -> Query:
-    """Read a query. Names may have several words: the longest that the run knows is taken, in any case.
-
-    Raises QueryError: a quotation that does not end, or a name that the run does not know.
-    """
+    """Read a query; of names, the longest that the run knows are taken. Raises QueryError: it cannot be understood."""
     if len(text) > _LONGEST:
         raise QueryError(f"the query has more than {_LONGEST:,} characters", _LONGEST)
     found: dict[str, list[Any]] = defaultdict(list)
@@ -195,10 +190,7 @@ _CONDITIONS: dict[str, tuple[Marked, str]] = {
 
 
 def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
-    """Return what the hits of a queue are, and its condition on a row `hit` of their table, with the values of its `?`.
-
-    Raises UserError: there is no such queue.
-    """
+    """Return what hits are, their condition on `hit`, and the values of its `?`. Raises UserError: no such queue."""
     if key in _CONDITIONS:
         return *_CONDITIONS[key], []
     if key.startswith(f"{WITHOUT}: "):
@@ -219,11 +211,9 @@ _MOST_VALUES, _MOST_CHARACTERS = 100, 5000  # of a search: each of the hundreds 
 class Filters(BaseModel):
     """A search: the whole state of the gallery's URL, apart from the page.
 
-    Attributes:
-        queue: the key of one of `queues(index)`.
-        low, high: bounds of the confidence, both included. A relation without confidence counts as 1.
-        order: the most confident first, or the least (-confidence), the rarest triplets, the lowest scores by CLIP or a
-            vision-language model; shuffle: by `seed`. Images are in the order of the run, or shuffled.
+    `queue`: the key of one of `queues(index)`. `low`, `high`: of the confidence, both included; 1 if there is none.
+    `order`: the most confident first, or the least (-confidence), the rarest triplets, the lowest scores by CLIP or a
+    vision-language model; shuffle: by `seed`. Images are in the order of the run, or shuffled.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -245,10 +235,7 @@ class Filters(BaseModel):
 
     @classmethod
     def from_params(cls, params: Sequence[tuple[str, str]], vocabulary: RunNames) -> Filters:
-        """Read the parameters of a URL; others are ignored.
-
-        Raises QueryError: `q` cannot be understood; UserError: another parameter is invalid, or there are too many.
-        """
+        """Read the parameters of a URL; others are ignored. Raises QueryError: of `q`; UserError: of another."""
         if len(params) > _MOST_VALUES or sum(len(name) + len(value) for name, value in params) > _MOST_CHARACTERS:
             raise UserError(f"a search has at most {_MOST_VALUES} values and {_MOST_CHARACTERS:,} characters")
         values: dict[str, Any] = {name: value for name, value in params if name in _SINGLE and value}
@@ -294,7 +281,25 @@ class Where:
         self.values: list[Any] = []
         query = filters.query
         if not of_images:
-            self._add_relations(filters)
+            self._add_patterns(query.patterns, "{}")
+            for pattern in query.patterns if len(query.patterns) > 1 else ():
+                self._add_patterns([pattern], "image in (select image from run.relations where {})")
+            for patterns in query.mentions:
+                self._add_patterns(patterns, "{}")
+            self._add_patterns(query.without, "({}) is not true")
+            for bound, sign in ((filters.low, ">="), (filters.high, "<=")):
+                if bound is not None:
+                    self.add(f"certainty {sign} ?::float", [bound])
+            if filters.origin:
+                self.add(f"origin in ({_marks(filters.origin)})", filters.origin)
+            for origins, no in ((query.origins, ""), (query.without_origins, "not ")):
+                if origins:
+                    self.add(f"{no}regexp_matches(origin::varchar, ?)", [origins_pattern(origins)])
+            known = [state for state in filters.judged if state != "none"]
+            clauses = [_JUDGED.format(f" and state in ({_marks(known)})")] if known else []
+            clauses += [_NOT_JUDGED] if "none" in filters.judged else []
+            if clauses:
+                self.add(" or ".join(clauses), known)
         for name, column in (_OF_BOTH if of_images else _OF_RELATIONS | _OF_BOTH).items():
             if names := getattr(filters, name):
                 self.add(f"{column} in ({_marks(names)})", names)
@@ -311,31 +316,8 @@ class Where:
         return " and ".join(self._clauses) or "true"
 
     def add(self, clause: str, values: Sequence[Any] = ()) -> None:
-        """Add a condition that must hold, too."""
         self._clauses.append(f"({clause})")
         self.values += values
-
-    def _add_relations(self, filters: Filters) -> None:
-        query = filters.query
-        self._add_patterns(query.patterns, "{}")
-        for pattern in query.patterns if len(query.patterns) > 1 else ():
-            self._add_patterns([pattern], "image in (select image from run.relations where {})")
-        for patterns in query.mentions:
-            self._add_patterns(patterns, "{}")
-        self._add_patterns(query.without, "({}) is not true")
-        for bound, sign in ((filters.low, ">="), (filters.high, "<=")):
-            if bound is not None:
-                self.add(f"certainty {sign} ?::float", [bound])
-        if filters.origin:
-            self.add(f"origin in ({_marks(filters.origin)})", filters.origin)
-        for origins, no in ((query.origins, ""), (query.without_origins, "not ")):
-            if origins:
-                self.add(f"{no}regexp_matches(origin::varchar, ?)", [origins_pattern(origins)])
-        known = [state for state in filters.judged if state != "none"]
-        clauses = [_JUDGED.format(f" and state in ({_marks(known)})")] if known else []
-        clauses += [_NOT_JUDGED] if "none" in filters.judged else []
-        if clauses:
-            self.add(" or ".join(clauses), known)
 
     def _add_patterns(self, patterns: Sequence[Pattern], form: str) -> None:
         conditions, values = [], []

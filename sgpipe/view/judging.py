@@ -102,7 +102,6 @@ def _check_predicate(text: str) -> None:
 
 
 def _checked_answer(log: JudgementLog, line: BlindAnswer) -> BlindAnswer:
-    """Return an answer to a question of a recall plan, if it is one."""
     plan, place = log.recall_plans.get(line.plan), (line.split, line.image_id)
     boxes = next((set(each.boxes) for each in plan.questions if each.place == place), None) if plan else None
     if boxes is None:
@@ -115,7 +114,6 @@ def _checked_answer(log: JudgementLog, line: BlindAnswer) -> BlindAnswer:
 
 
 def _undone(log: JudgementLog, undoes: str, who: str) -> dict[str, Any]:
-    """Return the relation of the judgement that is taken back."""
     before = log.lines.get(undoes)
     if not isinstance(before, Judgement) or before.undoes is not None:
         raise HTTPException(404, "there is no such judgement to take back")

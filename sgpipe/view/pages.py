@@ -72,7 +72,7 @@ def gallery(request: Request) -> Response:
 
 
 def status(request: Request) -> Response:
-    """Return how large the run is by now; asking makes the server look for new shards."""
+    """Return how large the run is by now, and look for new shards."""
     index, freshness = web.viewer_of(request).index, request.app.state.freshness
     freshness.look_for_shards()
     counts = {"images": index.images, "relations": index.relations}
@@ -104,10 +104,7 @@ _AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, w
 
 
 def photo(request: Request) -> Response:
-    """Return an image in its annotated orientation and size, or at most `width` pixels wide (one of `_WIDTHS`).
-
-    A placeholder with the reason if it cannot be opened.
-    """
+    """Return an image as annotated, at most `width` pixels wide (of `_WIDTHS`), or a placeholder that says why not."""
     viewer, (split, image_id) = web.viewer_of(request), web.place_of(request)
     if (row := find_image(viewer.index, split, image_id)) is None:
         raise HTTPException(404, f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}")
@@ -122,7 +119,7 @@ def photo(request: Request) -> Response:
 
 
 def _jpeg(file: ImageFile, name: str, row: IndexedImage, width: int) -> bytes:
-    """Return the image as a JPEG, scaled down to at most `width` pixels. Raises ImageError: it cannot be opened."""
+    """Raises ImageError: the image cannot be opened."""
     with _AT_ONCE:
         image = decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
         image.thumbnail((width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS)
@@ -369,7 +366,6 @@ def _key(relation: Relation) -> str:
 
 
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:
-    """Return the scene graph, laid out; edges have the keys of their relations."""
     card = make_card(record, None, relations)
     for edge in card["edges"]:
         edge |= {end: edge[end]["index"] for end in ("subject", "object")}

@@ -78,8 +78,7 @@ def _facets(index: Index, filters: Filters, limit: int) -> Facets:
 def _count(
     index: Index, variant: Filters, of_images: bool, parts: Sequence[str], filters: Filters, limit: int
 ) -> dict[str, dict[str, int]]:
-    """Return the most frequent values of each part among the hits of a search, which are read once, and those chosen
-    by `filters`."""
+    """Return the most frequent values of each part among the hits of a search, and those chosen by `filters`."""
     where = Where(variant, of_images)
     everything = not of_images and where.sql == "true"  # which was counted when the index was built
     hits = f"with hits as materialized (select hit.* from run.{_TABLE[of_images]} hit where {where.sql})"
@@ -180,11 +179,8 @@ class Place(NamedTuple):
 class Hit:
     """A relation that was found and its image; or an image (`Filters.finds_images`), with None for all of the relation.
 
-    Attributes:
-        caption: the first caption of the image that contains the text which the query looks for.
-        error, why: why the image's row is an error row, or has no relations.
-        confidence: None: annotated. clip_score: CLIP's cosine. vlm_score: the vision-language model's probability.
-        judged: the state of judgement.
+    `caption`: the first of the image that has what the query looks for. `error`, `why`: why the row is an error row, or
+    has no relations. `confidence`: None: annotated. `judged`: the state of judgement.
     """
 
     split: str
@@ -213,7 +209,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Page:
-    """Hits in order; `next`: what to pass as `after` for the next page, None if there is none."""
+    """Hits in order; `next`: what to pass as `after`, None if this is the last page."""
 
     hits: list[Hit]
     next: str | None
@@ -248,10 +244,7 @@ def neighbours(
 
 
 def select_relations(index: Index, filters: Filters) -> tuple[str, list[Any]]:
-    """Return the relations that a search finds as SQL for `index.rows`, with the values of its `?`.
-
-    Raises UserError: the hits are images, or the queue does not exist.
-    """
+    """Return the relations as SQL, with the values of its `?`. Raises UserError: hits are images, or no such queue."""
     if filters.finds_images:
         raise UserError("this search finds images, not relations: add a class, a predicate or a range of confidence")
     where = Where(filters, of_images=False)
@@ -282,8 +275,7 @@ def _order(filters: Filters) -> tuple[str, str, bool]:
 def _place(
     index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None, last: bool = False
 ) -> Place | None:
-    """Return the first (or last) place of a relation in the order of a search, or else that of its image's first
-    hit."""
+    """Return the first (or last) place of a relation in a search, or else that of its image's first hit."""
     of_images = filters.finds_images
     image = index.rows("select image from run.images where image_id = ? and split = ?", [image_id, split])
     tries = [(Where(filters, of_images), False)]

@@ -54,15 +54,11 @@ class Viewer:
 
     @property
     def other_title(self) -> str:
-        """The folder of the second run."""
         return PurePath(str(self.other.root)).name if self.other else ""
 
 
 class Freshness:
-    """Keeps a viewer up to date: other servers judge the same run, and other processes add shards to it.
-
-    `failure`: why the last look for new shards failed, in one line; empty: it did not.
-    """
+    """Keeps a viewer up to date with other servers and new shards; `failure`: why the last look failed, or empty."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer, self.failure = viewer, ""
@@ -112,15 +108,11 @@ def viewer_of(request: Request) -> Viewer:
 
 
 def place_of(request: Request) -> tuple[str, str]:
-    """Return the split and the id of the image that the address names."""
     return request.path_params["split"], request.path_params["image_id"]
 
 
 def render(request: Request, template: str, values: Mapping[str, Any] | None = None, status: int = 200) -> HTMLResponse:
-    """Return a page made from `templates/TEMPLATE.html.jinja`, with every value escaped.
-
-    Templates also see `viewer`, `params` (of the address), `path`, and the functions and filters of `_environment`.
-    """
+    """Return a page; its template also sees `viewer`, `params` (of the address), `path` and what `_environment` has."""
     page = _environment().get_template(f"{template}.html.jinja")
     shared = {"viewer": viewer_of(request), "params": request.query_params, "path": request.url.path}
     return HTMLResponse(page.render({**shared, **(values or {})}), status)
@@ -147,7 +139,6 @@ def image_url(split: str, image_id: str, params: Params = (), relation: str | No
 
 
 def hit_url(hit: Hit, params: Params) -> str:
-    """Return the page of a hit of a search."""
     key = None
     if hit.subject is not None and hit.object is not None and hit.predicate is not None:
         key = relation_key(hit.subject, hit.object, hit.predicate)

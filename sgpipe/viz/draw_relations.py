@@ -76,7 +76,6 @@ class TextPlacer:
 
 
 def overlap(a: Rectangle, b: Rectangle) -> float:
-    """Area of the intersection of two rectangles."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     return max(width, 0.0) * max(height, 0.0)
 
@@ -111,7 +110,6 @@ def curve(subject: Rectangle, object_: Rectangle, short: float = 0.0, bend: floa
 
 
 def arrow_head(points: Sequence[Point], length: float) -> list[Point]:
-    """Return the triangle at the end of a curve."""
     (tip_x, tip_y), (from_x, from_y) = points[-1], points[max(-5, -len(points))]
     angle = math.atan2(tip_y - from_y, tip_x - from_x)
     turned = (angle + 0.45, angle - 0.45)
@@ -149,7 +147,6 @@ def drawn_objects(record: Record, relations: Sequence[Relation]) -> list[int]:
 
 
 def colour_of(index: int) -> str:
-    """Return the colour of an object, by its index in the record."""
     return COLOURS[index % len(COLOURS)]
 
 
@@ -246,10 +243,7 @@ def corners(bbox: Rectangle, scale: float, size: Point) -> Rectangle:
 
 
 def draw_card(image: Image.Image | None, record: Record, relations: Sequence[Relation], width: int) -> Image.Image:
-    """Draw on the image, or on grey if there is none, `width` pixels wide, and list the relations below.
-
-    Each object has a dot of its colour in the list.
-    """
+    """Draw on the image, or on grey, `width` pixels wide, and list the relations below, with dots in their colours."""
     top = draw_relations(image or Image.new("RGB", (1, 1), "#c9ccd1"), record, relations, width)
     step, margin, dot = (_TEXT + 6) * _SCALE, 8 * _SCALE, 4 * _SCALE
     canvas = Image.new("RGB", (width * _SCALE, step * (len(relations) + 1) + 2 * margin), _PAPER)

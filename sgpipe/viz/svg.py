@@ -62,7 +62,7 @@ class Plot:
         return "\n".join([head, *self._body(), "</svg>"])
 
     def file(self) -> str:
-        """Return a complete SVG file with a title, colours and a legend."""
+        """Return a complete SVG file, with a legend."""
         width, height = self.size[0] + _LEGEND, self.size[1] + _TITLE
         parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
