@@ -23,10 +23,9 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from sgpipe.calibration import from_log_odds
+from sgpipe.calibration import Floats, from_log_odds
 from sgpipe.stats.precision import short_threshold
 
-Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 _LEVELS = np.array([0.1, 0.35, 0.6])  # error rates that are bet on, as shares of the one that the promise allows

@@ -13,12 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sgpipe.calibration import Calibration
+from sgpipe.calibration import Calibration, Floats
 from sgpipe.errors import check_share
 from sgpipe.files.locations import Location
 from sgpipe.storage.run_folder import GroundTruth
-
-Floats = NDArray[np.float64]
 
 _Z, _TAIL = 1.959964, 0.025  # 95%
 _FEW = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469)  # Student's t for 95% with 1, 2, … degrees of freedom

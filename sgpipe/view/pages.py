@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from io import BytesIO
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -29,7 +29,7 @@ from sgpipe.files.image_roots import ImageFile
 from sgpipe.images import decode, image_file, is_upright
 from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.stages.pair import normalise_predicate, told_triplets
-from sgpipe.stats.report import make_card
+from sgpipe.stats.report import Values, make_card
 from sgpipe.storage.index import Index, IndexedImage, RecordView, find_image, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
@@ -52,7 +52,7 @@ def gallery(request: Request) -> Response:
     viewer = web.viewer_of(request)
     pairs = [(name, value) for name, value in request.query_params.multi_items() if value]
     has = {"clip_score": viewer.index.scored, "vlm_score": viewer.index.has_vlm_scores}
-    values: dict[str, Any] = {
+    values: Values = {
         "queues": queues(viewer.index),
         "orders": [order for order in ORDERS if has.get(order, True)],
         "facets": _FACETS,
@@ -79,7 +79,7 @@ def status(request: Request) -> Response:
     return JSONResponse({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
 
 
-def _card(hit: Hit, state: Pairs) -> dict[str, Any]:
+def _card(hit: Hit, state: Pairs) -> Values:
     """Return a hit, the page that it leads to, and an arrow between two boxes as polylines of SVG."""
     arrow = head = ""
     if hit.subject_box and hit.object_box and hit.subject != hit.object and any(hit.object_box):
@@ -140,9 +140,6 @@ def _placeholder(row: IndexedImage, reason: str) -> Response:
         f'font-size="14" text-anchor="middle">{texts}</text></svg>'
     )
     return Response(svg, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
-
-
-Values: TypeAlias = dict[str, Any]
 
 
 # Where a candidate comes from that no caption states, by the setting `pair.candidates`.
