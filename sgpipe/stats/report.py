@@ -235,7 +235,7 @@ def render(page: str, values: dict[str, Any]) -> str:
 
 
 def write_report(file: Path, audit: Audit, samples: Samples, threshold: float = TRAINING_CONFIDENCE) -> tuple[int, int]:
-    """Write the page; `threshold`: of its gallery's filter. Returns the gallery's images, and how many are missing."""
+    """Write the page; `threshold`: of its gallery's filter. Returns how many images it has and lacks."""
     cards = [make_card(record, image, viz.shown(record.relations, 0.0, _CARD_RELATIONS)) for record, image in samples]
     edges = [edge for card in cards for edge in card["edges"]]
     categories = ({edge["subject"]["category"], edge["object"]["category"]} for edge in edges)
