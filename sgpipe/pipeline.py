@@ -381,5 +381,5 @@ def _to_file(image: ImageInput) -> Path | Image.Image:
         raise ImageError(f"{type(image).__name__} is not an image: expected a path, a PIL image or a NumPy array")
     name = os.fsdecode(image)
     if "://" in name or "\0" in name:
-        raise ImageError(f"image file not found: {name!r} is not a path; download images of the web first")
+        raise ImageError(f"image file not found: {name!r} is not a path; download images from the web first")
     return Path(os.path.realpath(Path(name).parent)) / Path(name).name

@@ -150,7 +150,8 @@ def write_label_studio(rows: ExportRows, out: Path) -> None:
     """
     prefixes = dict.fromkeys(rows.splits, rows.images_url)
     if rows.images_url is None and not rows.embed:
-        folders = {split: os.path.abspath(rows.image_folder(split)) for split in rows.splits}
+        options = "--embed or --images-url"
+        folders = {split: os.path.abspath(rows.image_folder(split, options)) for split in rows.splits}
         root = os.path.commonpath([os.path.dirname(folder) for folder in folders.values()])
         rows.note = (
             f"start Label Studio with LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true and "

@@ -18,7 +18,7 @@ import yaml
 from rlip_model.pretrained import CheckpointError
 from rlip_model.training.state import Position, read_position
 from sgpipe.errors import EngineError, StoreError, UserError
-from sgpipe.export.card import README, card_template, certified_text, describe_origin
+from sgpipe.export.hugging_face import README, card_template, certified_text, describe_origin
 from sgpipe.export.run import HUGGING_FACE, Exported, export_run
 from sgpipe.files.hub import HubModel, naming_hub
 from sgpipe.files.model_cache import cache_folder

@@ -57,6 +57,7 @@ class ExportRows:
         self.root, self.origins, self.certificate, self.calibration_file = root, origins, certificate, calibration
         self.threshold, self.manifest = stored(threshold), Manifest.load(root)
         self.left_out, self.note = Counter[str](), ""
+        self._roots: dict[str, ImageRoot] = {}  # by split: finding one takes as long as all else of an image
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
         self.calibration = None if calibration is None else load_calibration(calibration)
@@ -115,13 +116,15 @@ class ExportRows:
 
     def image_root(self, split: str) -> ImageRoot:
         """Return where the images of a split are. Raises UserError: this is not known, or they are missing."""
-        return self.manifest.image_root(split, self.images)
+        if split not in self._roots:
+            self._roots[split] = self.manifest.image_root(split, self.images)
+        return self._roots[split]
 
-    def image_folder(self, split: str) -> Path:
-        """Return the same for programs that read only folders. Raises UserError: it is none."""
+    def image_folder(self, split: str, options: str = "--embed") -> Path:
+        """Return the same for programs that read only folders. Raises UserError: it is none; pass `options` instead."""
         root = self.image_root(split)
         if not isinstance(root, FolderRoot):
-            raise UserError(f"the images are in {root.location}, not in a folder: pass --embed")
+            raise UserError(f"the images are in {root.location}, not in a folder: pass {options}")
         return root.folder
 
     def image_path(self, record: Record) -> str | None:

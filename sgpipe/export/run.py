@@ -11,8 +11,7 @@ from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, check_share
 from sgpipe.export import annotation_files as files
 from sgpipe.export.annotation_tools import write_fiftyone, write_label_studio
-from sgpipe.export.card import exported_relations, write_readme
-from sgpipe.export.hugging_face import write_hugging_face, write_webdataset
+from sgpipe.export.hugging_face import exported_relations, write_hugging_face, write_readme, write_webdataset
 from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, load_phrases, write_instructions
 from sgpipe.export.rows import ExportRows
 from sgpipe.files.image_roots import ImagePlace, check_images

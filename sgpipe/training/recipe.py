@@ -66,7 +66,6 @@ class DataConfig(Config):
     limit: int | None = Field(None, ge=1, description="use only N usable training images, besides judged; null: all")
     limit_seed: int | None = Field(None, ge=0, le=LARGEST_SEED, description="N random images; null: the first N")
     shuffle: int = Field(8, ge=1, description="row groups (of up to 512 images) that are shuffled together")
-    similar_shapes: bool = Field(False, description="less padding: steps of similar shapes; false: as published")
     threads: int = Field(2, ge=1, description="threads per worker that read images")
     prefetch: int = Field(4, ge=1, description="steps whose images are read in advance")
 

@@ -28,11 +28,10 @@ from sgpipe.files.locations import content_sha256
 from sgpipe.files.model_cache import pin_model
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
-from sgpipe.training.benchmark import check_benchmark
 from sgpipe.training.data.scan import scan_training, scan_validation
 from sgpipe.training.data.stream import StepStream, check_batch
 from sgpipe.training.initial_model import make_initial_model
-from sgpipe.training.job import PRIVATE, TrainingJob, run_job
+from sgpipe.training.job import PRIVATE, TrainingJob, check_benchmark, run_job
 from sgpipe.training.metrics import TrainSummary, read_metrics, training_display
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils import __version__

@@ -15,13 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from itertools import accumulate, chain, islice, pairwise
+from itertools import accumulate, islice, pairwise
 from threading import Lock
 from typing import Any, TypeAlias
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from PIL import Image
 
 from rlip_model.dense_head import LabelledBoxes
@@ -43,7 +41,6 @@ from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch, prefetch_generator, start_early
 
 _FETCHED = 8  # row groups of a store at once
-_SHAPES_PER_OCTAVE = 8  # aspect ratios that differ by less than 9% may count as equal
 
 
 def generator(*key: object) -> random.Random:
@@ -61,15 +58,11 @@ class Visit:
 
 @dataclass(frozen=True)
 class Epoch:
-    """Visits, `window` of them shuffled together, seeded by `key`; None: rows stay in the order of the shards.
-
-    `step`: rows per step, if those of a step are to be similar.
-    """
+    """Visits, `window` of them shuffled together, seeded by `key`; None: rows stay in the order of the shards."""
 
     visits: tuple[Visit, ...]
     window: int
     key: str | None
-    step: int | None = None
 
     def __len__(self) -> int:
         return self._ends[-1] if self.visits else 0
@@ -85,12 +78,10 @@ class Epoch:
         window = bisect_right(self._ends, position)
         return window, position - (self._ends[window - 1] if window else 0)
 
-    def order(
-        self, window: int, usable: Sequence[Sequence[int]], shapes: Sequence[np.ndarray] = ()
-    ) -> list[tuple[int, int]]:
+    def order(self, window: int, usable: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
         """Return the rows of a window in order, as (index of the visit in the window, row of its table).
 
-        `usable`: for each visit, the usable rows of its table; `shapes`, with `step`: of its rows, equal if similar.
+        `usable`: for each visit, the usable rows of its table.
         """
         if self.key is None:
             return [(visit, row) for visit, rows in enumerate(usable) for row in rows]
@@ -101,14 +92,7 @@ class Epoch:
             for row in (rows if visit.rows == len(rows) else rng.sample(rows, visit.rows))
         ]
         rng.shuffle(drawn)
-        if self.step is None:
-            return drawn
-        first = min(-(self._ends[window - 1] if window else 0) % self.step, len(drawn))
-        last = len(drawn) - (len(drawn) - first) % self.step  # steps of two windows stay as drawn
-        inner = sorted(drawn[first:last], key=lambda place: float(shapes[place[0]][place[1]]))
-        steps = [inner[at : at + self.step] for at in range(0, len(inner), self.step)]
-        rng.shuffle(steps)
-        return [*drawn[:first], *chain.from_iterable(steps), *drawn[last:]]
+        return drawn
 
 
 def one_pass(training_set: TrainingSet) -> Epoch:
@@ -116,11 +100,11 @@ def one_pass(training_set: TrainingSet) -> Epoch:
     return Epoch(tuple(Visit(index, each.rows) for index, each in enumerate(training_set.row_groups)), 1, None)
 
 
-def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int, step: int | None = None) -> Epoch:
+def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int) -> Epoch:
     """Return a shuffled epoch that passes over every folder as often as its weight says.
 
     With weight 2.5, an epoch visits all rows of a row group twice and a random half of them, another one in each epoch,
-    a third time. `step`: see `Epoch`.
+    a third time.
     """
     rng = generator("visits", seed, epoch)
     visits = []
@@ -133,7 +117,7 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
         parts = [Visit(each.row_group, end - start) for each, (start, end) in zip(own, pairwise(ends), strict=True)]
         visits += own * whole + [part for part in parts if part.rows]
     rng.shuffle(visits)
-    return Epoch(tuple(visits), window, f"{seed} {epoch}", step)
+    return Epoch(tuple(visits), window, f"{seed} {epoch}")
 
 
 def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -152,20 +136,13 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
         for start in range(0, len(groups), epoch.window):
             own, tables = groups[start : start + epoch.window], list(islice(read_tables, epoch.window))
             usable = [group.usable_rows(len(table)) for group, table in zip(own, tables, strict=True)]
-            shapes = [_aspect_ratios(table) for table in tables] if epoch.step is not None else []
             plain = [table.select(COLUMNS) for table in tables]
-            for visit, index in epoch.order(window, usable, shapes)[skipped:]:
+            for visit, index in epoch.order(window, usable)[skipped:]:
                 values = plain[visit].slice(index, 1).to_pylist()[0]
                 if IMAGE_COLUMN in tables[visit].column_names:
                     values[IMAGE_COLUMN] = tables[visit][IMAGE_COLUMN][index]
                 yield own[visit].folder, values
             window, skipped = window + 1, 0
-
-
-def _aspect_ratios(table: pa.Table) -> np.ndarray:
-    """`[rows]`: the rounded logarithm of width / height; 0 where there is no size."""
-    width, height = (pc.fill_null(table[name], 1).to_numpy().clip(1) for name in ("width", "height"))
-    return np.round(_SHAPES_PER_OCTAVE * np.log2(width / height))
 
 
 def scene_graph(values: Mapping[str, Any], threshold: float) -> SceneAnnotation:
@@ -253,8 +230,7 @@ class StepStream:
     def _order(self, epoch: int) -> Epoch:
         if not self.training:
             return one_pass(self.training_set)
-        step = self.batch if self.data.similar_shapes else None
-        return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch, step)
+        return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch)
 
     def steps(self, epoch: int = 0, step: int = 0) -> Iterator[TrainingStep]:
         """Endless steps, starting at a step of an epoch. Raises UserError: see `iter_epoch`."""

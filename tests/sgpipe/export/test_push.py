@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from rlip_model import RTagger
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.export.card import describe_origin
+from sgpipe.export.hugging_face import describe_origin
 from sgpipe.export.push import model_card
 from sgpipe.export.run import export_run
 from sgpipe.files.hub import HubModel

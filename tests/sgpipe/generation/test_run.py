@@ -14,7 +14,7 @@ import yaml
 
 from sgpipe import Pipeline
 from sgpipe.errors import UserError
-from sgpipe.export.card import describe_origin
+from sgpipe.export.hugging_face import describe_origin
 from sgpipe.generation import engine
 from sgpipe.generation import run as generation
 from sgpipe.generation.engine import UnitReader, WorkUnit

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.export.card import describe_origin
+from sgpipe.export.hugging_face import describe_origin
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.corrected import CorrectedRun, correct_relations, correct_run
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog

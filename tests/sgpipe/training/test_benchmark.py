@@ -25,10 +25,9 @@ from sgpipe.inference.predictions import RowGroup
 from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.training import benchmark
-from sgpipe.training.benchmark import Benchmark, check_benchmark
+from sgpipe.training import job
 from sgpipe.training.data.scan import scan_training, scan_validation
-from sgpipe.training.job import make_objective
+from sgpipe.training.job import Benchmark, check_benchmark, make_objective
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.training.run import train
@@ -110,7 +109,7 @@ def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, m
     recipe, labels = scanned(hico_run)
     collected: list[Tally] = []
     annotated: list[int] = []
-    read, list_all, annotations = predictor.iter_rows, benchmark.list_row_groups, benchmark.shard_annotations
+    read, list_all, annotations = predictor.iter_rows, job.list_row_groups, job.shard_annotations
 
     def halves(*place: Any) -> list[RowGroup]:
         return [replace(group, group=half) for group in list_all(*place) for half in (0, 1)]
@@ -136,8 +135,8 @@ def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, m
         whole = Benchmark(name, target, recipe.data, labels, 4)()
         parts = len(collected)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(benchmark, "list_row_groups", halves)
-            patch.setattr(benchmark, "shard_annotations", annotations_of_half)
+            patch.setattr(job, "list_row_groups", halves)
+            patch.setattr(job, "shard_annotations", annotations_of_half)
             patch.setattr(predictor, "iter_rows", read_half)
             for rank, share in enumerate(shares):
                 annotated.clear()
@@ -163,7 +162,7 @@ def test_processes_with_fewer_images_wait_for_the_others(hico_run: Path, monkeyp
         return whole(self, *images)
 
     monkeypatch.setattr(Objective, "detect", detect)
-    monkeypatch.setattr(benchmark, "gather", lambda more: [more, bool(others) and others.pop()])
+    monkeypatch.setattr(job, "gather", lambda more: [more, bool(others) and others.pop()])
     Benchmark("hico", make_objective(_packaged(), recipe), recipe.data, labels, 12)()
     assert passes[0] == 20
 

@@ -146,7 +146,7 @@ def test_resuming_from_a_step_gives_the_same_steps(
 ) -> None:
     with TemporaryDirectory() as folder:
         records = [*make_records(20, seed), *(plain_record(str(n), height=8 * n + 16) for n in range(5))]
-        settings = {"batch": batch, "seed": seed, "shuffle": window, "similar_shapes": bool(seed % 2)}
+        settings = {"batch": batch, "seed": seed, "shuffle": window}
         found = stream(make_run(Path(folder), records, rows=rows), **settings)
         step = choice.draw(st.integers(0, found.steps_per_epoch))
         whole = first(found, 2 * found.steps_per_epoch + 1)
@@ -161,19 +161,6 @@ def test_a_worker_copies_the_embedded_images_of_its_own_share_alone(tmp_path):
     shares = [next(stream(config, rank=rank, world=4).epoch(0)) for rank in range(4)]
     assert [len(images_of(step)) for step in shares] == [1] * 4
     assert len({item.embedded for step in shares for item in images_of(step)} - {None}) == 4
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_the_images_of_a_step_have_similar_shapes(tmp_path, world):
-    shapes = [(40, 20), (20, 40), (30, 30)]
-    records = [plain_record(str(n), width=shapes[n % 3][0], height=shapes[n % 3][1]) for n in range(60)]
-    run = make_run(tmp_path, records, rows=15)
-    shares = [stream(run, rank=rank, world=world, shuffle=4, similar_shapes=True).epoch(0) for rank in range(world)]
-    steps = [[item for step in parts for item in images_of(step)] for parts in zip(*shares, strict=True)]
-    assert sorted(int(item.image.image_id) for step in steps for item in step) == list(range(60))
-    sizes = [{(item.image.width, item.image.height) for item in step} for step in steps]
-    assert {*map(len, sizes)} == {1}  # 20 of each: 5 steps of 4
-    assert len(set.union(*sizes[:5])) > 1
 
 
 def test_random_choices_stay_as_in_earlier_versions(config):
