@@ -46,7 +46,6 @@ _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 def reads_heif() -> bool:
-    """Return whether HEIC images can be opened, which needs pillow-heif."""
     return "HEIF" in _FORMATS
 
 
@@ -64,9 +63,7 @@ def open_row_image(
     """Return the image of a shard's row as RGB, of the annotated size.
 
     `roots`: where the images of each split are, as recorded by the run. `embedded`: the image file stored in the row.
-    `images`: where they are instead, which takes precedence over both.
-
-    Raises ImageError: missing, outside its root, broken, too large, or not of the annotated size; StoreError.
+    `images`: where they are instead, which takes precedence over both. Raises ImageError: see `decode`; StoreError.
     """
     file, name = image_file(roots, row.split, row.file_name, embedded, images)
     return decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
@@ -227,7 +224,6 @@ def read_image(root: ImagePlace, record: Record) -> bytes:
 
 
 def read_bytes(file: ImageFile, number: int = -1) -> bytes:
-    """Return the content of an image file, or its first bytes."""
     if isinstance(file, Path):
         with file.open("rb") as opened:
             return opened.read(number)

@@ -354,7 +354,6 @@ class Pipeline:
         return {name: number for number, name in category_names(self.recipe.source.format).items()}
 
     def _labellers(self, numbered: dict[str, int]) -> list[Stage]:
-        """Return the stages for boxes of these classes."""
         classes = tuple(numbered)
         if not self._loaded:
             stages = build_stages(self.recipe, _ROOTS, numbered)

@@ -128,7 +128,6 @@ class SourceConfig(Config):
         return below(self.root, path)
 
     def images(self, split: str) -> str:
-        """Return where the images of a split are: a URI, or a path below `root`."""
         return located(self.splits[split].images, self.root)
 
 
@@ -436,7 +435,6 @@ def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
 
 
 def _model_folder(model: str, packaged: PackagedModel | None) -> str:
-    """Return the folder of a network in place of MINIWORLD or a training; any other name unchanged."""
     if model == MINIWORLD and packaged:
         return str(packaged_model(packaged))
     folder = network_folder(Path(model))

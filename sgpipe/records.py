@@ -184,7 +184,6 @@ class Record:
 
 
 def list_of(**columns: pa.DataType) -> pa.DataType:
-    """Return the type of a list of structs."""
     return pa.list_(pa.struct(list(columns.items())))
 
 

@@ -202,10 +202,7 @@ def _image(record: Record) -> dict[str, Any]:
 def _graph(
     rows: ExportRows, record: Record, ids: tuple[Iterator[int], Iterator[int]], *, as_vg: bool = False
 ) -> dict[str, Any]:
-    """Return the objects and relations of an image, without crowds and without blank names, which readers drop.
-
-    `ids`: of objects and of relations. `as_vg`: list the names of an object, and its attributes if it has any.
-    """
+    """Return the objects and relations of an image, without crowds and without blank names, which readers drop."""
     indices = rows.renumber(record, [not box.iscrowd and bool(box.category.strip()) for box in record.objects])
     things = []
     for box in (record.objects[index] for index in indices):
@@ -231,15 +228,23 @@ def _confidence(relation: Relation) -> dict[str, float]:
 def write_hico(rows: ExportRows, out: Path) -> None:
     """Write hico_SPLIT.json, without objects of other classes and relations other than the 600 interactions."""
     numbers = {name: number for number, name in category_names("coco").items()}
+    verbs = {name: number for number, name in relation_names("hico").items()}
+    lemmas = {predicate_lemma(name): number for name, number in verbs.items()}
+    names, labels = list(numbers), CLASSES.labels(class_numbers()).tolist()
+    known: dict[tuple[str, str, int | None], int]
+    known = {(names[PERSON], names[object_], verb + 1): at for at, (_, object_, verb) in enumerate(labels, 1)}
+
+    @cache
+    def number_of(predicate: str) -> int | None:  # in any inflection: "riding" is "ride"
+        return verbs.get(predicate) or lemmas.get(predicate_lemma(predicate))
 
     def item(record: Record) -> dict[str, Any]:
         indices = rows.renumber(record, [box.category in numbers and not box.iscrowd for box in record.objects])
         boxes = [record.objects[index] for index in indices]
         interactions = []
         for relation in rows.relations(record, indices):
-            verb = _verb(relation.predicate)
-            named = boxes[relation.subject].category, boxes[relation.object].category, verb
-            if number := _interactions().get(named):
+            verb = number_of(relation.predicate)
+            if number := known.get((boxes[relation.subject].category, boxes[relation.object].category, verb)):
                 ends = {"subject_id": relation.subject, "object_id": relation.object}
                 interactions.append({**ends, "category_id": verb, "hoi_category_id": number})
             else:
@@ -258,26 +263,8 @@ def _corners(box: Box) -> list[float | int]:
     return [plain(x), plain(y), plain(x + w), plain(y + h)]
 
 
-@cache
-def _verb(predicate: str) -> int | None:
-    """HICO-DET's number of a verb in any inflection: "riding" is "ride"."""
-    names = {name: number for number, name in relation_names("hico").items()}
-    lemmas = {predicate_lemma(name): number for name, number in names.items()}
-    return names.get(predicate) or lemmas.get(predicate_lemma(predicate))
-
-
-@cache
-def _interactions() -> dict[tuple[str, str, int | None], int]:
-    """Return HICO-DET's numbers, 1 to 600, by the names of subject and object and the number of the verb."""
-    names, labels = list(category_names("coco").values()), CLASSES.labels(class_numbers()).tolist()
-    return {(names[PERSON], names[object_], verb + 1): at for at, (_, object_, verb) in enumerate(labels, 1)}
-
-
 def write_psg(rows: ExportRows, out: Path) -> None:
-    """Write psg.json, and panoptic_SPLIT/NUMBER.png of each image whose objects have segmentations.
-
-    Images of other splits than train and all are the test images.
-    """
+    """Write psg.json, and panoptic_SPLIT/NUMBER.png of images with segmentations; test images: not of train or all."""
     known = {name for each in Manifest.identities(rows.manifest.run) for name in each.get("options", {}).get(STUFF, ())}
     names, predicates = _names(rows)
     things, stuff = ([name for name in names if (name in known) == kind] for kind in (False, True))

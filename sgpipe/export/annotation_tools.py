@@ -54,7 +54,31 @@ def write_fiftyone(rows: ExportRows, out: Path) -> None:
     write_json(out / "metadata.json", Members([*metadata.items(), ("info", rows.identity)]))
     if rows.embed:
         (out / _MEDIA).mkdir()
-    write_json(out / "samples.json", Members([("samples", _samples(rows, out))]))
+
+    def samples() -> Iterator[dict[str, Any]]:
+        for split in rows.splits:
+            if not rows.embed:
+                rows.image_folder(split)
+            for record, content in rows.records_with_images(split, "objects", "captions", "relations"):
+                own = _oid(split, record.image_id)
+                path = f"{_MEDIA}/{own['$oid']}{PurePosixPath(record.file_name).suffix}"
+                if content is not None:
+                    with add_filename(out / path):
+                        (out / path).write_bytes(content)
+                elif rows.embed or (found := rows.image_path(record)) is None:
+                    continue
+                else:
+                    path = os.path.abspath(found)
+                yield {
+                    **{"_id": own, "filepath": path, "tags": [split], "_media_type": "image"},
+                    "_rand": int(own["$oid"][:8], 16) / 2**32,
+                    "metadata": {"_cls": "ImageMetadata", "width": record.width, "height": record.height},
+                    **{"image_id": record.image_id, "split": split, "run": rows.manifest.run.get("fingerprint", "")},
+                    "captions": [caption.text for caption in record.captions],
+                    **{name: {"_cls": "Detections", "detections": of} for name, of in _labels(rows, record).items()},
+                }
+
+    write_json(out / "samples.json", Members([("samples", samples())]))
     rows.note = "fiftyone.Dataset.from_dir(FOLDER, dataset_type=fiftyone.types.FiftyOneDataset) reads it"
 
 
@@ -69,30 +93,6 @@ def _field(name: str, kind: str, document: str | None = None, fields: list[dict[
 def _oid(*address: object) -> dict[str, str]:
     """Return the id of a sample or a label: the same in all exports of all runs of these images."""
     return {"$oid": hashlib.sha256(repr(address).encode()).hexdigest()[:24]}
-
-
-def _samples(rows: ExportRows, out: Path) -> Iterator[dict[str, Any]]:
-    for split in rows.splits:
-        if not rows.embed:
-            rows.image_folder(split)
-        for record, content in rows.records_with_images(split, "objects", "captions", "relations", embed=rows.embed):
-            own = _oid(split, record.image_id)
-            path = f"{_MEDIA}/{own['$oid']}{PurePosixPath(record.file_name).suffix}"
-            if content is not None:
-                with add_filename(out / path):
-                    (out / path).write_bytes(content)
-            elif rows.embed or (found := rows.image_path(record)) is None:
-                continue
-            else:
-                path = os.path.abspath(found)
-            yield {
-                **{"_id": own, "filepath": path, "tags": [split], "_media_type": "image"},
-                "_rand": int(own["$oid"][:8], 16) / 2**32,
-                "metadata": {"_cls": "ImageMetadata", "width": record.width, "height": record.height},
-                **{"image_id": record.image_id, "split": split, "run": rows.manifest.run.get("fingerprint", "")},
-                "captions": [caption.text for caption in record.captions],
-                **{name: {"_cls": "Detections", "detections": found} for name, found in _labels(rows, record).items()},
-            }
 
 
 def _labels(rows: ExportRows, record: Record) -> dict[str, list[dict[str, Any]]]:
@@ -161,9 +161,8 @@ def write_label_studio(rows: ExportRows, out: Path) -> None:
         for split, folder in folders.items():
             prefixes[split] = f"{LOCAL_FILES}?d={quote(os.path.relpath(folder, root))}/"
     for split, prefix in prefixes.items():
-        found = rows.records_with_images(split, "objects", "captions", "relations", embed=rows.embed)
-        tasks = (_task(rows, record, _address(rows, record, content, prefix or "")) for record, content in found)
-        write_json(out / f"{split}.json", tasks)
+        found = rows.records_with_images(split, "objects", "captions", "relations")
+        write_json(out / f"{split}.json", (_task(rows, *each, prefix or "") for each in found))
     names = rows.manifest.run.get("labels") or {"objects": [], "relations": []}
     classes = sorted({name for _, name in rows.census.categories - rows.census.nothing})
     text = _CONFIGURATION.format(
@@ -182,7 +181,12 @@ def _is_name(name: str) -> bool:
     return bool(name.strip()) and not _UNHELD.search(name)
 
 
-def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:
+def _task(rows: ExportRows, record: Record, content: bytes | None, prefix: str) -> dict[str, Any]:
+    address = prefix + (quote(record.file_name) if prefix.startswith(("/", "http:", "https:")) else record.file_name)
+    if content is not None:
+        with rows.unreadable_left_out(), open_header(BytesIO(content), record.file_name) as image:
+            kind = Image.MIME[image.format or ""]
+            address = f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
     data: dict[str, Any] = {"image": address, **{key: getattr(record, key) for key in IMAGE_FIELDS[:-1]}}
     captions = [caption.text for caption in record.captions if caption.scope == "image"]
     rows.left_out["captions that the format cannot hold"] += len(record.captions) - len(captions)
@@ -222,12 +226,3 @@ def _task(rows: ExportRows, record: Record, address: str) -> dict[str, Any]:
         scores = [relation.confidence for relation in stated]
         results.append(link if all(score is None for score in scores) else link | {"scores": scores})
     return {"data": data, "predictions": [prediction | {"result": results}]}
-
-
-def _address(rows: ExportRows, record: Record, content: bytes | None, prefix: str) -> str:
-    """Return the address of the image, or its content."""
-    if content is not None:
-        with rows.unreadable_left_out(), open_header(BytesIO(content), record.file_name) as image:
-            return f"data:{Image.MIME[image.format or '']};base64,{base64.b64encode(content).decode('ascii')}"
-    is_web = prefix.startswith(("/", "http:", "https:"))
-    return prefix + (quote(record.file_name) if is_web else record.file_name)

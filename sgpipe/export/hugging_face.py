@@ -140,7 +140,6 @@ def exported_relations(rows: ExportRows) -> int:
 
 
 def _common(rows: ExportRows) -> dict[str, Any]:
-    """Return what both templates show."""
     run, problems = rows.manifest.run, {key: n for key, n in rows.totals.items() if key.startswith("problem.")}
     reviewed = bool(rows.certificate) or RunFiles(rows.root).judgements.is_file()
     generated, steps, identities = describe_origin(run, reviewed)
@@ -162,7 +161,6 @@ def _sentences(name: str, **values: Any) -> list[str]:
 
 
 def card_template(name: str, undefined: type[jinja2.Undefined] = jinja2.StrictUndefined) -> jinja2.Template:
-    """Return a template of this folder."""
     # The README is Markdown: names are in backticks and need no HTML escapes.
     loader = jinja2.PackageLoader("sgpipe.export", ".")
     environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
@@ -226,7 +224,6 @@ def _categories(table: pa.Table) -> pa.Array:
 
 
 def _with_labels(table: pa.Table, names: list[str]) -> pa.Table:
-    """Return the table with the number of the class of each object."""
     column = table["objects"].combine_chunks()
     items, lengths = pc.list_flatten(column), pc.fill_null(pc.list_value_length(column), 0)
     labels = pc.index_in(_categories(table), pa.array(names, pa.string())).cast(pa.int64())

@@ -82,9 +82,8 @@ def filled(text: str, fields: dict[str, str]) -> str:
 
 @lru_cache(1 << 16)
 def plain_name(name: str) -> str:
-    """Return a class name or predicate as a text that no chat template takes for one of its tokens; "" if none is left.
-
-    `<image>` becomes "image" and "holding_hands" "holding hands": of the signs, only those of ordinary writing stay.
+    """Return a class name or predicate as a text that no chat template takes for one of its tokens, "" if none is left:
+    `<image>` becomes "image", "holding_hands" "holding hands"; of the signs, only those of ordinary writing stay.
     """
     text = " ".join(_UNPRINTED.sub(" ", unicodedata.normalize("NFKC", name)).split()).strip(" /&.,+%-")
     return text if len(text) <= _LONGEST_NAME and any(map(str.isalnum, text)) else ""
@@ -293,9 +292,8 @@ class Instructions:
     def rows(
         self, record: Record, image: Any, left: dict[Stratum, Counter[str]], drawn: dict[Stratum, Counter[str]]
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the items that are drawn of an image, and of comparisons with one before it.
-
-        `left`: how many items of each answer are in this image and later ones; `drawn`: how many of them are drawn.
+        """Yield the rows of the items that are `drawn` of an image, and of comparisons with one before it; `left`: how
+        many items of each answer are in this image and later ones.
         """
         chance = random.Random(f"{self._seed} {record.split} {record.image_id}")
         for item in self.items(record):
@@ -374,7 +372,6 @@ class Instructions:
     def _made(
         self, kind: str, template: str, images: list[Any], question: str, answer: str, probability: float
     ) -> dict[str, Any]:
-        """Return a row without its short answer and provenance."""
         self.written[kind] += 1
         asked: list[dict[str, str]] = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
         said = [{"type": "text", "text": answer}]
@@ -530,7 +527,7 @@ def write_instructions(asked: Instructions, out: Path, *, parquet: bool) -> None
             for item in asked.items(record):
                 counts[item.stratum][item.answer] += 1
         drawn = quotas(counts)
-        for record, content in rows.records_with_images(split, *_COLUMNS, embed=rows.embed):
+        for record, content in rows.records_with_images(split, *_COLUMNS):
             path = rows.image_path(record) if is_placed else f"{rows.images_url or ''}{record.file_name}"
             if path is not None and (content is not None or not rows.embed):
                 yield from asked.rows(record, {"bytes": content, "path": path} if parquet else path, counts, drawn)

@@ -98,7 +98,6 @@ def _part(place: str) -> tuple[str, list[str]]:
 
 
 def _read_card(file: Path) -> tuple[dict[str, Any], str]:
-    """Return the metadata of a README.md, and the text after it; of none, nothing."""
     try:
         front, body = "", file.read_text("utf-8") if file.is_file() else ""
         if body.startswith("---\n"):

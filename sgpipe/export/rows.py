@@ -88,7 +88,6 @@ class ExportRows:
 
     @cached_property
     def totals(self) -> Counter[str]:
-        """The counts of the whole run."""
         return sum((Counter(shard.counts) for shard in self.manifest.shards), Counter[str]())
 
     @property
@@ -100,19 +99,22 @@ class ExportRows:
 
     def records(self, split: str, *columns: str) -> Iterator[Record]:
         """Return the images of a split without error rows; of the nested columns, only these are read."""
-        return (record for record, _ in self.records_with_images(split, *columns, embed=False))
+        for shard in self.shards(split):
+            for table in iter_groups(self.root / shard.file, (*IMAGE_FIELDS, *columns)):
+                yield from (record for record in from_table(table) if record.ok)
 
-    def records_with_images(self, split: str, *columns: str, embed: bool) -> Iterator[tuple[Record, bytes | None]]:
-        """As `records`, each with its image file if `embed`; None: it cannot be read."""
+    def records_with_images(self, split: str, *columns: str) -> Iterator[tuple[Record, bytes | None]]:
+        """As `records`, each with its image file if these are embedded; None: it cannot be read."""
+        if not self.embed:
+            yield from ((record, None) for record in self.records(split, *columns))
+            return
         for shard in self.shards(split):
             path = self.root / shard.file
             with open_shard(path) as file:
-                present = [IMAGE_COLUMN] if embed and IMAGE_COLUMN in file.schema_arrow.names else []
+                present = [IMAGE_COLUMN] if IMAGE_COLUMN in file.schema_arrow.names else []
             for table in iter_groups(path, (*IMAGE_FIELDS, *columns, *present)):
-                records = from_table(table.drop_columns(present))
-                for record, content in zip(records, embedded_images(table), strict=True):
-                    if record.ok:
-                        yield record, self.read_image(record, content) if embed else None
+                pairs = zip(from_table(table.drop_columns(present)), embedded_images(table), strict=True)
+                yield from ((record, self.read_image(record, content)) for record, content in pairs if record.ok)
 
     def image_root(self, split: str) -> ImageRoot:
         """Return where the images of a split are. Raises UserError: this is not known, or they are missing."""
@@ -141,7 +143,6 @@ class ExportRows:
 
     @contextmanager
     def unreadable_left_out(self) -> Iterator[None]:
-        """Count an image that cannot be read."""
         try:
             yield
         except ImageError:

@@ -32,11 +32,9 @@ _COMMON_WORDS = "a an the on in at of to with by for from near behind under over
 def make_initial_model(
     config: ModelConfig, texts: Sequence[str], seed: int, folder: Path, image_sides: tuple[int, int] | None = None
 ) -> None:
-    """Save the network in `folder`, for `from_pretrained`.
+    """Save the network in `folder`, for `from_pretrained`; config.json has `image_sides`, those of validation images.
 
-    Args:
-        texts: the names in the data; a new network without RoBERTa gets a tokenizer that knows their words.
-        image_sides: of validation images; config.json states them, so that a copied network is used at their size.
+    `texts`: the names in the data; a new network without RoBERTa gets a tokenizer that knows their words.
 
     Raises UserError: the network does not exist or is of another kind, or a setting is invalid; EngineError: no store.
     """
@@ -119,7 +117,6 @@ def _random(settings: RLIPConfig, seed: int) -> RLIPModel:
 
 
 def _checked(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:
-    """Return the changes. Raises CheckpointError: networks of this kind do not have such a setting."""
     if unknown := sorted(changes.keys() - kind().to_dict().keys()):
         raise CheckpointError(f"a {kind.__name__} has no setting {unknown[0]!r}")
     return dict(changes)

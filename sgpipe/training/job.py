@@ -48,7 +48,7 @@ from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory, one_line, refusals
 from sgpipe.utils.prefetch import prefetch_generator
 
-_BLANK = (1, 3, 64, 64)
+PRIVATE = ".training"
 
 
 def check_benchmark(recipe: TrainRecipe, validation: TrainingSet | None) -> None:
@@ -82,14 +82,13 @@ class _LivePredictor(Predictor):
     def wait(self) -> None:
         """Compute as long as other processes do."""
         while any(gather(False)):
-            self._objective.detect(torch.zeros(_BLANK, device=self._device), *self._texts())
+            self._objective.detect(torch.zeros((1, 3, 64, 64), device=self._device), *self._texts())
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Scores a network by one of `BENCHMARKS` on all images of the validation shards, shared by the processes.
-
-    `batch`: images per process that are read together. Raises UserError: the network does not classify subjects.
+    """Scores a network by one of `BENCHMARKS` on all images of the validation shards, shared by the processes, each of
+    which reads `batch` at once. Raises UserError: the network does not classify subjects.
     """
 
     name: str
@@ -109,24 +108,19 @@ class Benchmark:
 
         Raises UserError: an annotation is not of a listed class, or a prediction is not finite.
         """
-        training = self.objective.training
+        training, sizes = self.objective.training, (len(self.labels.relations), len(self.labels.objects))
         self.objective.eval()
         try:
-            score = self._score()
+            if self.name == "openimages":
+                score = evaluate_open_images(self._images(), OpenImagesSettings(*sizes[::-1])).weighted_score()
+            else:
+                possible = possible_interactions() if self.labels == HICO.classes else np.ones(sizes)
+                score = evaluate_hico(self._images(), HicoSettings(possible)).per_class.mean()
         except EvaluationError as error:
             raise UserError(f"output.best: {self.name} cannot be computed: {error}") from None
         finally:
             self.objective.train(training)
         return {self.name: score} if np.isfinite(score) else {}
-
-    def _score(self) -> float:
-        objects, relations = self.labels.objects, self.labels.relations
-        if self.name == "openimages":
-            sizes = OpenImagesSettings(len(objects), len(relations))
-            return evaluate_open_images(self._images(), sizes).weighted_score()
-        official = self.labels == HICO.classes
-        possible = possible_interactions() if official else np.ones((len(relations), len(objects)))
-        return evaluate_hico(self._images(), HicoSettings(possible)).per_class.mean()
 
     def _images(self) -> Iterator[EvaluationImage]:
         task: Task = "hoi" if self.name == "hico" else "scene graph"
@@ -142,7 +136,6 @@ class Benchmark:
         predictor.wait()
 
     def _row_groups(self) -> Generator[tuple[RowGroup, dict[str, ImageGroundTruth]], None, None]:
-        """Yield this process's row groups of the validation shards, with the ground truth of their images by id."""
         places: list[tuple[Any, RowGroup]] = []
         for config in self.data.val:
             root: Any = config.shards  # also in a store
@@ -154,7 +147,6 @@ class Benchmark:
             yield group, read_annotations(source, "image_id", may_be_empty=True)
 
 
-PRIVATE = ".training"
 _BOX_PARTS = ("image_encoder", "text_encoder", "label_resizer", "dense_head")  # trained with loss.only_boxes
 _REMEDY = (
     "lower optimisation.batch (--batch), set optimisation.activation_checkpointing, raise workers.count (--workers)"
@@ -191,10 +183,9 @@ def run_job(
     share: tuple[int, int] = (0, 1),
     wrap: Callable[[Objective], nn.Module] | None = None,
 ) -> None:
-    """Train from the latest checkpoint, or from the initial model, until all epochs, or all steps, are done.
+    """Do this process's work. Raises as `train`.
 
     `show` gets every line of metrics, in the first worker; `share`: index of this worker, and number of workers.
-    Raises as `train`.
     """
     recipe, checkpoints = job.recipe, job.checkpoints
     latest = checkpoints.latest()

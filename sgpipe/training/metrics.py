@@ -29,9 +29,8 @@ MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precisio
 
 @contextmanager
 def metrics_log(out: Path, step: int, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that appends a line of metrics, for TensorBoard too if asked for.
-
-    `step`: from which the training resumes; lines of later steps, which are repeated, are removed.
+    """Yield a function that appends a line of metrics, for TensorBoard too if asked for. Lines of later steps than
+    `step`, from which the training resumes and which are repeated, are removed.
     """
     rows = [row for row in read_metrics(out) if row["step"] <= step]
     write_text(out / METRICS, "".join(f"{json.dumps(row)}\n" for row in rows))
@@ -47,10 +46,7 @@ def metrics_log(out: Path, step: int, tensorboard: bool) -> Iterator[Callable[[d
 
 @contextmanager
 def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that writes to an event file at once, so that a full disk is an error here, not in a thread.
-
-    TensorBoard discards later steps than `step` of earlier files.
-    """
+    """Yield a function that writes to an event file at once: thus a full disk is an error here, not in a thread."""
     from tensorboardX.event_file_writer import EventsWriter  # it imports boto3 where that is installed
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.summary import scalar
@@ -106,7 +102,6 @@ class TrainSummary:
 
 @contextmanager
 def training_display(progress: Progress) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that shows a line of metrics."""
     compile_error = ""
     with progress.bar("training") as bar:
 

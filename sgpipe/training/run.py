@@ -165,8 +165,8 @@ class TrainingPlan:
     Attributes:
         images: per epoch, of all workers.
         accumulate, part: each worker computed its share of a batch in `accumulate` parts of `part` images.
-        step_seconds: mean time of a step of a worker's share. waited: share of it that waited for images.
-        memory: bytes at their peak, on the GPU or else of the process. device_memory: bytes that there are.
+        step_seconds, waited: mean time of a step of a worker's share, and the part of it that waited for images.
+        memory, device_memory: bytes at their peak, on the GPU or else of the process, and those that there are.
         fitting: the fewest parts per worker that are estimated to fit, with the batch as it is.
         seconds: of all steps, without validations and checkpoints.
     """

@@ -36,11 +36,7 @@ _POLL_SECONDS = 0.5
 
 
 def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progress: Progress) -> None:
-    """Run the job in `workers.count` processes.
-
-    Raises UserError: a worker refused its input, or Ray has too few CPUs or GPUs; EngineError: more workers were lost
-    than are replaced, or (DivergedError) a loss is not finite.
-    """
+    """Run the job in `workers.count` processes. Raises as `train`."""
     config, refusal = job.recipe.workers, job.private / _REFUSAL
     refusal.unlink(missing_ok=True)
     progress.say(f"joining Ray at {config.address}" if config.address else "starting Ray")
@@ -127,7 +123,6 @@ def worker_device(config: WorkersConfig) -> torch.device:
 
 
 def _gpus(config: WorkersConfig) -> float:
-    """GPUs per worker; none if the device is set to the CPU."""
     return 0 if config.device == "cpu" else config.gpus
 
 

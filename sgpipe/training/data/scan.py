@@ -117,8 +117,8 @@ class TrainingSet:
     a confidence of at least the threshold or without confidence.
 
     Args:
-        objects: class names of the objects of all rows but error rows, counted as often as an epoch visits them.
-        relations: predicates of the usable relations, likewise.
+        objects, relations: class names of the objects of all rows but error rows, and predicates of the usable
+            relations, counted as often as an epoch visits them.
         closed_labels: the class lists of the datasets, if the recipe uses closed lists.
         notes: one line each for what is left out.
     """
@@ -133,7 +133,6 @@ class TrainingSet:
 
     @property
     def rows(self) -> int:
-        """Number of usable rows."""
         return sum(row_group.rows for row_group in self.row_groups)
 
 
@@ -154,8 +153,7 @@ class TrainingFilter:
     """The usable rows and relations of a table of a run, see `TrainingSet`; with `judged`, only judged relations.
 
     Attributes:
-        ok: `[rows]`, False for error rows.
-        usable_rows: `[usable rows]`, their indices in the table, in order.
+        ok, usable_rows: `[rows]`, False for error rows; `[usable rows]`, their indices in the table, in order.
         objects, relations: the frequency of class names and of predicates, in order of first occurrence.
         is_scored: whether a relation that is not judged has a confidence.
 
@@ -235,14 +233,12 @@ def scan(
     """Read the annotations of every row group with one in memory at a time: once, or twice if a limit chooses rows.
 
     Args:
-        threshold: minimum confidence of a relation.
-        calibration: the file of that of the tagger of the shards that have confidences.
+        threshold, calibration: minimum confidence of a relation; the file for the tagger of shards with confidences.
         closed: use the closed class lists of the datasets, which must agree.
         limit: number of usable rows of all folders but judged ones, after the limits of folders; see `DataConfig`.
 
-    Raises UserError: a folder is not a run, a shard is missing or damaged, a split does not exist or has no usable row,
-    an image folder is unknown, or the calibration is of another tagger. With `closed`: class lists are missing or
-    differ, or do not have a name that occurs.
+    Raises UserError: a folder is not a run, a shard is damaged, a split does not exist or has no usable row, an image
+    folder is unknown, the calibration is of another tagger, or `closed` lists differ, or lack a name that occurs.
     """
     threshold = stored(threshold)
     if not configs:
@@ -315,10 +311,7 @@ class ScannedFolder:
         self.folder = ShardFolder(str(absolute_location(config.shards)), config.weight, images, judged)
 
     def row_groups(self, threshold: float, only: _Rows | None) -> Generator[tuple[_Place, TrainingFilter], None, None]:
-        """Return the row groups, one in memory at a time; `only`: those rows of them.
-
-        Raises UserError: a shard is damaged, an image folder is unknown, or without `only` no row of a split is usable.
-        """
+        """Return the row groups, one in memory at a time; `only`: those rows of them. Raises UserError: see `scan`."""
         wanted = {(number, file) for number, file, _ in only or ()}
         for split, entries in self.shards.items():
             has_usable = False
@@ -373,7 +366,6 @@ def _choose_rows(configs: Sequence[ShardsConfig], threshold: float, limit: int |
     usable: _Rows = {}
 
     def keep(places: Sequence[_Place], limit: int | None, seed: int | None) -> None:
-        """Of these row groups, keep only rows up to the `limit`-th usable one: in order, or shuffled by the seed."""
         if limit is None or not places:
             return
         all_kept = np.concatenate([kept[place] for place in places])

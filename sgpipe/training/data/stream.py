@@ -69,7 +69,6 @@ class Epoch:
 
     @cached_property
     def _ends(self) -> list[int]:
-        """Number of rows up to the end of each window."""
         starts = range(0, len(self.visits), self.window)
         return list(accumulate(sum(visit.rows for visit in self.visits[at : at + self.window]) for at in starts))
 
@@ -79,9 +78,8 @@ class Epoch:
         return window, position - (self._ends[window - 1] if window else 0)
 
     def order(self, window: int, usable: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
-        """Return the rows of a window in order, as (index of the visit in the window, row of its table).
-
-        `usable`: for each visit, the usable rows of its table.
+        """Return the rows of a window in order, as (index of the visit in the window, row of its table); `usable`: such
+        rows of each visit.
         """
         if self.key is None:
             return [(visit, row) for visit, rows in enumerate(usable) for row in rows]
@@ -239,7 +237,6 @@ class StepStream:
             epoch, step = epoch + 1, 0
 
     def epoch(self, epoch: int, step: int = 0) -> Iterator[TrainingStep]:
-        """Yield the steps of an epoch, starting at `step`. Raises UserError: see `iter_epoch`."""
         rows = iter_epoch(self.training_set, self._order(epoch), step * self.batch)
         for index in range(step, self.steps_per_epoch):
             yield self._step(epoch, index, list(islice(rows, self.batch)))
@@ -332,9 +329,6 @@ def check_batch(batch: int, workers: int, accumulate: int = 1) -> None:
         )
 
 
-_StartedPart = tuple[StepPart, list[Future[TrainingExample | None]]]
-
-
 @dataclass(frozen=True)
 class ShardFeed:
     """Feeds `rlip_model.training.loop.Trainer` from shards with the steps of `stream`.
@@ -373,7 +367,7 @@ class ShardFeed:
         data, reader = stream.data, ImageReader(stream.training_set, stream.world_size)
         pool = ThreadPoolExecutor(data.threads, thread_name_prefix="images")
 
-        def start(step: TrainingStep) -> list[_StartedPart]:
+        def start(step: TrainingStep) -> list[tuple[StepPart, list[Future[TrainingExample | None]]]]:
             example = partial(self.example, data, reader)
             return [(part, [pool.submit(example, item, part.texts) for item in part.items]) for part in step]
 
