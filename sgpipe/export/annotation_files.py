@@ -46,7 +46,10 @@ def write_coco(rows: ExportRows, out: Path) -> None:
         write_json(out / f"instances_{split}.json", Members(instances))
         written = captions(split)
         if (first := next(written, None)) is not None:
-            members = [("images", _entries(rows, split)), ("annotations", chain([first], written))]
+            members = [
+                ("images", (image for image, _ in _images(rows, split))),
+                ("annotations", chain([first], written)),
+            ]
             write_json(out / f"captions_{split}.json", Members(members))
 
 
@@ -117,7 +120,11 @@ def _instances(
         if with_nothing or not box.is_nothing
     )
     categories = [{"id": number, "name": name} for name, number in numbers.items()]
-    return [("images", _entries(rows, split)), ("annotations", annotations), ("categories", categories)]
+    return [
+        ("images", (image for image, _ in _images(rows, split))),
+        ("annotations", annotations),
+        ("categories", categories),
+    ]
 
 
 def _images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[dict[str, Any], Record]]:
@@ -127,13 +134,6 @@ def _images(rows: ExportRows, split: str, *columns: str) -> Iterator[tuple[dict[
         if not rows.census.numbered:
             image = {"id": number, "image_id": record.image_id}
         yield image | {"file_name": record.file_name, "width": record.width, "height": record.height}, record
-
-
-def _entries(rows: ExportRows, split: str) -> Iterator[dict[str, Any]]:
-    return (image for image, _ in _images(rows, split))
-
-
-_OFFICIAL = ("coco", "objects365", "open_images")
 
 
 def number_categories(
@@ -148,8 +148,8 @@ def number_categories(
     known = {name: number for number, name in sorted(seen)}
     classes = list(dict.fromkeys([*(names or ()), *known]))
     if len({number for number, _ in seen}) == len(known) == len(seen):
-        official = ({name: number for number, name in category_names(dataset).items()} for dataset in _OFFICIAL)
-        for ids in (known, *official):
+        official = map(category_names, ("coco", "objects365", "open_images"))
+        for ids in (known, *({name: number for number, name in each.items()} for each in official)):
             kept = {name: number for name, number in ids.items() if name in classes}
             fits = not positive or all(number > 0 for number in kept.values())
             if fits and known.items() <= kept.items() and len(kept) == len(classes):

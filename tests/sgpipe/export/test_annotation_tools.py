@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 from hypothesis import example, given, settings
@@ -128,6 +129,10 @@ def test_images_are_local_files_below_the_parent_of_their_folder(tmp_path):
     assert task["data"]["image"] == "/data/local-files/?d=val/a%20b/%C3%BC%231%2B.jpg"
     assert f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and add {root / 'val'} to the project" in written.note
     assert read(tmp_path) == [made]
+    with ZipFile(tmp_path / "images.zip", "w") as archive:
+        archive.writestr("7.jpg", b"")
+    with pytest.raises(UserError, match=r"images\.zip, not in a folder: pass --embed or --images-url"):
+        export_run(tmp_path / "run", "label-studio", tmp_path / "new", images=tmp_path / "images.zip")
 
 
 def test_tasks_can_contain_their_images(tmp_path):
