@@ -164,8 +164,8 @@ def generate(
     loaded = changed(loaded, engine=changed(loaded.engine, store=store))
     out = out or Path(f"{loaded.name}-relations")
     # Modules that take long to import come as late as possible.
+    from sgpipe.generation.metrics import print_summary
     from sgpipe.generation.run import generate as run
-    from sgpipe.generation.summary import print_summary
     from sgpipe.records import TRAINING_CONFIDENCE
 
     with redirect_stdout(sys.stderr):  # Ray prints what happens to its machines; standard output is for results
@@ -207,7 +207,7 @@ def plan(
       sgpipe plan coco --root datasets/coco --tagger tagger/ --machines 8 --gpus 4 --price-per-hour 12
     """
     from sgpipe.generation.plan import plan as measure
-    from sgpipe.generation.summary import print_plan
+    from sgpipe.generation.plan import print_plan
 
     loaded = options.applied_to(recipe, data)
     with redirect_stdout(sys.stderr):

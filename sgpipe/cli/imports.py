@@ -290,7 +290,7 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
 
     @functools.wraps(function)
     def run(data: AnnotationOptions | HubOptions, **options: Any) -> None:
-        from sgpipe.generation.summary import print_import
+        from sgpipe.generation.metrics import print_import
         from sgpipe.sources.import_run import import_annotations
         from sgpipe.stats.measures import distinct_predicates
 

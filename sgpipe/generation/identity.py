@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from sgpipe.files.locations import content_id, content_sha256
-from sgpipe.recipe import SERVED, CaptionConfig, PairConfig, Recipe, TagConfig
+from sgpipe.recipe import SERVED, Recipe
 from sgpipe.stages.caption.captioner import settings_of
 from sgpipe.stages.parse.stage import parser_identity
 from sgpipe.storage.source_index import SourceIndex
@@ -40,14 +40,11 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
     if recipe.caption.captioner is None:
         parts["caption"] = {"captioner": None}
     else:
-        parts["caption"] |= {
-            "captioner": _model(recipe.caption, "captioner"),
-            "dtype": _dtype(recipe.caption, "caption" in sharing),
-        }
+        parts["caption"] |= _model(recipe, "caption", "captioner", sharing)
         if recipe.caption.decoding == "beam":
             for key in _OF_SAMPLING:
                 del parts["caption"][key]
-    parts["tag"] |= {"tagger": _model(recipe.tag, "tagger"), "dtype": _dtype(recipe.tag, "tag" in sharing)}
+    parts["tag"] |= _model(recipe, "tag", "tagger", sharing)
     if recipe.tag.method != "rtagger" or recipe.tag.vocabulary == "dataset":
         del parts["tag"]["vocabulary_others"]
     else:
@@ -64,8 +61,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
         content_id(recipe.tag.calibration)
         parts["tag"]["calibration"] = content_sha256(recipe.tag.calibration)
     if recipe.pair.marks:
-        dtype = _dtype(recipe.pair, "pair" in sharing)
-        parts["pair"] |= {"model": _model(recipe.pair, "model"), "dtype": dtype, "seed": recipe.seed}
+        parts["pair"] |= {**_model(recipe, "pair", "model", sharing), "seed": recipe.seed}
     else:
         parts["pair"] = {name: value for name, value in parts["pair"].items() if name not in _OF_MARKS}
     if recipe.source.format != "run":
@@ -99,16 +95,12 @@ def settings_of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:
     return settings
 
 
-def _model(config: CaptionConfig | PairConfig | TagConfig, setting: str) -> str | None:
-    """Return the content of a model's files; of a served one its name."""
-    name: str | None = getattr(config, setting)
-    return model_sha256(name) if config.endpoint is None else name
-
-
-def _dtype(config: CaptionConfig | PairConfig | TagConfig, on_gpu: bool) -> str:
-    """Return what "auto" resolves to: half precision needs a GPU, and actors that ask for no GPU see none."""
+def _model(recipe: Recipe, stage: str, setting: str, sharing: Collection[str]) -> dict[str, str | None]:
+    """Return the content of a model's files, of a served one its name, and its `dtype`."""
+    config = getattr(recipe, stage)
+    name, dtype = getattr(config, setting), config.dtype
     if config.endpoint is not None:
-        return SERVED
-    if config.dtype != "auto":
-        return config.dtype
-    return "auto on a GPU" if on_gpu or config.resources.gpus else AUTO_ON_CPU
+        return {setting: name, "dtype": SERVED}
+    if dtype == "auto":  # half precision needs a GPU, and actors that ask for no GPU see none
+        dtype = "auto on a GPU" if stage in sharing or config.resources.gpus else AUTO_ON_CPU
+    return {setting: model_sha256(name), "dtype": dtype}

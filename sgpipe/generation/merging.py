@@ -269,7 +269,6 @@ def _digest(root: str, file_name: str, most: int) -> str | None:
 
 
 def _units(database: Database) -> tuple[list[ShardEntry], dict[str, str]]:
-    """Return the shards to write, by their numbers, and where the images of each split are."""
     found = database.execute(_UNITS).fetchall()
     names = {(split, 1): split for split, *_ in found}
     units, images = [], dict[str, str]()
@@ -429,7 +428,6 @@ def _object(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
 
 
 def _relation(same: Sequence[Relation]) -> Relation:
-    """Return one relation of several: that of the strongest origin and the highest confidence, with all origins."""
     best = min(same, key=lambda each: (_strength(each.origins[0]), -1 if each.confidence is None else -each.confidence))
     return replace(best, origin="+".join(sorted(_distinct(each.origins for each in same), key=_strength)))
 

@@ -1,4 +1,4 @@
-"""What a run reports while it works: notes, an estimate, lines of JSON in a file, and on Ray metrics for Prometheus.
+"""What a run reports: notes, an estimate, lines of JSON, on Ray metrics for Prometheus, and the screen at its end.
 
 The driver knows all of it from the shards that it commits, so the workers do nothing for it.
 """
@@ -15,9 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
 
+from rich.console import Console
+from rich.text import Text
+
 from sgpipe.errors import os_error_reason
-from sgpipe.storage.manifest import ShardEntry
-from sgpipe.utils.console import Progress, duration
+from sgpipe.records import LEFT_OUT
+from sgpipe.storage.manifest import ShardEntry, Summary
+from sgpipe.utils.console import Progress, count, duration, listed, print_rows
 
 _SECONDS = 60.0  # between two lines
 _COUNTED = {"images": "images labelled", "errors": "error rows", "relations": "relations found"}
@@ -145,3 +149,58 @@ class RunMetrics:
             ended.set()
             thread.join()
             append(state)
+
+
+_PROBLEMS = {  # of a source; the other names are clear by themselves
+    "crowd": "crowd boxes, which get no pairs",
+    "degenerate": "boxes without area",
+    "clipped": "boxes clipped to their image",
+    "unsized_image": "boxes of images without a size",
+    "malformed": "unreadable annotations",
+    "unread_files": "files that are not images",
+    "compositions": "captions of groups of objects",
+    "segmentations": "segmentations that are neither polygons nor run lengths of the image",
+    "nameless": "objects and relations without a name",
+    "ignored_relations": "relations, which `sgpipe import coco-rel` reads",
+}
+_SHOWN = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print what a run contains, what was dropped, and what to do about error rows."""
+    rows = {name.replace("_", " "): summary.counts[name] for name in _SHOWN}
+    rows |= {"boxes of words": summary.counts["grounded"]} if summary.counts["grounded"] else {}
+    _print_table(summary, rows | {"images with relations": summary.counts["images_with_relations"]}, console)
+    if summary.parent:
+        console.print(Text(f"{listed(summary.parent['reused'])} from {summary.parent['run']}"), soft_wrap=True)
+    total = sum(summary.seconds.values())
+    if total:
+        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary.seconds.items())
+        console.print(f"time in stages: {total:.1f} s ({shares})", soft_wrap=True)
+    _print_errors(summary, console)
+
+
+def print_import(summary: Summary, predicates: int, console: Console) -> None:
+    """Print what an import contains, and what was dropped; `predicates`: the number of different ones."""
+    counts = summary.counts
+    rows = {"error rows": counts["errors"], "objects": counts["boxes"], "relations": counts["relations"]}
+    rows |= {"different predicates": predicates, "images with relations": counts["images_with_relations"]}
+    _print_table(summary, rows, console)
+    _print_errors(summary, console)
+
+
+def _print_table(summary: Summary, rows: dict[str, int], console: Console) -> None:
+    images = summary.counts["images"]
+    texts = {"images": f"{images:,} of {max(summary.planned, images):,}"}
+    named = {_PROBLEMS.get(name, name.replace("_", " ")): number for name, number in summary.problems.items()}
+    problems = {f"source: {what}": number for what, number in named.items() if number}
+    beyond = {f"left out: {what}": summary.counts[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
+    problems |= {what: number for what, number in beyond.items() if number}
+    texts |= {name: f"{number:,}" for name, number in {**rows, **problems, "shards": summary.shards}.items()}
+    print_rows(str(summary.root), texts, console)
+
+
+def _print_errors(summary: Summary, console: Console) -> None:
+    if errors := summary.counts["errors"]:
+        reasons = f"`sgpipe stats {summary.root}` lists the reasons"
+        console.print(f"{count(errors, 'error row')}: {reasons}, --retry-failed tries again", soft_wrap=True)

@@ -116,13 +116,11 @@ class Reuse:
 
     @property
     def before(self) -> Mapping[str, Any]:
-        """The identity of the parent."""
         found: Mapping[str, Any] = self.files.manifest.run["identity"]
         return found
 
     @property
     def stages(self) -> list[str]:
-        """The stages that run."""
         return [stage for stage in STAGES if stage in self.identity and stage not in self.reused]
 
     def __str__(self) -> str:
@@ -150,7 +148,6 @@ class Reuse:
         return {"identity": now, "parent": {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]}}
 
     def reader(self, reader: UnitReader) -> ParentReader:
-        """Return a reader of the same units with the parent's columns."""
         files, shards = self.files, tuple(self.files.manifest.shards)
         return ParentReader(reader.storage, reader.indexes, files.root, files.storage, shards, tuple(self.reused))
 

@@ -16,18 +16,19 @@ from itertools import chain, groupby
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.text import Text
 from scipy.stats import binomtest
 
 from sgpipe.errors import UserError
-from sgpipe.generation.engine import UnitWriter, WorkUnit
-from sgpipe.generation.local_engine import LocalEngine
+from sgpipe.generation.engine import LocalEngine, UnitWriter, WorkUnit
 from sgpipe.generation.run import LabellingRun, check_recipe
 from sgpipe.recipe import Recipe
 from sgpipe.stages.base import COMPILATION
 from sgpipe.stages.endpoint import RequestCache
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import REQUESTS, RunFolder
-from sgpipe.utils.console import Progress, count
+from sgpipe.utils.console import Progress, count, duration, print_rows
 
 SAMPLE, LARGEST, PATIENCE = 64, 256, 60.0  # images, if a served model needs more, and seconds after which fewer do
 _UNITS_PER_WORKER = 3  # the first warms up; many small ones would count what each costs beside its images
@@ -108,7 +109,6 @@ class Plan:
     def as_json(
         self, machines: int = 1, price_per_hour: float | None = None, price_per_token: float | None = None
     ) -> dict[str, Any]:
-        """Return everything as plain values."""
         seconds, slowest = self.seconds(machines), self._slowest()
         values = {
             "images": self.images,
@@ -225,3 +225,30 @@ def _measured(
     row_bytes, memory = sum(shard.bytes for _, shard in done) / sampled, (peaks[0], peaks[1] if local else None)
     start = max(start, 0.0)
     return Plan(whole, sampled, start, stages, workers, utilization, gpus, row_bytes, expected, memory)
+
+
+def print_plan(plan: Plan, console: Console, machines: int, *prices: float | None) -> None:
+    """Print what a run will take; `prices`: of an hour and a token."""
+    values = plan.as_json(machines, *prices)
+    expected, least, most = plan.errors
+    driver, worker = plan.memory
+    gpus, on = f", {count(plan.gpus, 'GPU')} each" if plan.gpus else "", dict.fromkeys(plan.utilization, " on GPUs")
+    rows = {
+        "images": f"{plan.images:,}",
+        f"time on {count(machines, 'machine')} like this{gpus}": duration(values["seconds"]),
+        "images per second": f"{values['images_per_second']:.3g}",
+        "time until models are loaded": duration(plan.start),
+        "seconds per image": ", ".join(f"{name} {each:.3g}{on.get(name, '')}" for name, each in plan.stages.items()),
+        "slowest stage": values["bottleneck"],
+        "disk": f"{values['disk_bytes'] / 1e6:,.1f} MB",
+        "memory": f"driver {driver / 1e9:.1f} GB" + ("" if worker is None else f", a worker {worker / 1e9:.1f} GB"),
+        "error rows": f"about {expected:,} ({least:,} to {most:,})",
+    }
+    if worker is None:
+        rows["balanced actors"] = ", ".join(f"{name} {number}" for name, number in values["balanced_actors"].items())
+    if plan.tokens:
+        rows["tokens of the endpoint"] = f"{plan.tokens:,}"
+    if "price" in values:
+        rows["price"] = f"{values['price']:,.2f}"
+    print_rows(f"plan, from {count(plan.sampled, 'image')}", rows, console)
+    console.print(Text(f"GPUs: {values['gpu_advice']}"), soft_wrap=True)

@@ -65,8 +65,7 @@ class UnitLimit:
     """Backpressure: admits units as long as fewer than `limit` are between the first stage and the manifest.
 
     Ray Data limits what waits between stages by bytes. Captions are small, so hours of them fit, and a lost driver
-    loses them all. A unit that comes again because an actor died is admitted at once: it is in progress already, or it
-    is done, and takes no room: nobody would report it a second time.
+    loses them all. A unit that comes again because an actor died is admitted at once, and takes no more room.
     """
 
     def __init__(self, limit: int) -> None:
@@ -105,33 +104,29 @@ class Entrance:
         return block
 
 
+@dataclass
 class Worker:
     """The actor of a pool: it runs stages, with the reader before them or the writer after them.
 
     What a user should read travels to the driver as data, because Ray wraps exceptions in pages of its own frames.
     """
 
-    def __init__(
-        self,
-        runner: StageRunner | IsolatedRunner,
-        reader: UnitReader | None,
-        writer: UnitWriter | None,
-        driver: str,
-        gpus: float,
-    ) -> None:
-        if not gpus:
+    runner: StageRunner | IsolatedRunner
+    reader: UnitReader | None
+    writer: UnitWriter | None
+    driver: str  # its software
+    gpus: float
+
+    def __post_init__(self) -> None:
+        if not self.gpus:
             hide_gpus()
-        machine = f"machine {socket.gethostname()} has {software()}, this one {driver}: install the same on all"
-        self.misfit = machine if software() != driver else None
-        self.runner = runner
-        self.reader = reader
-        self.writer = writer
 
     def __call__(self, block: pa.Table) -> pa.Table:
         if _UNIT not in block.column_names:
             return block
-        if self.misfit:
-            return pa.table({REFUSAL: [self.misfit]})
+        if (mine := software()) != self.driver:
+            machine = f"machine {socket.gethostname()} has {mine}, this one {self.driver}: install the same on all"
+            return pa.table({REFUSAL: [machine]})
         try:
             unit, usage = _unit(block), Usage(**json.loads(block[_USAGE][0].as_py()))
             records, own = self.runner(self.reader(unit) if self.reader else _records(block))
@@ -200,7 +195,9 @@ class RayEngine:
         context.enable_progress_bars = context.print_on_execution_start = False
         context.target_max_block_size = 1  # byte: every row is a block of its own
         context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: 20 units a second pass
-        blocks = [_entering(units[at : at + _UNITS_PER_BLOCK]) for at in range(0, len(units), _UNITS_PER_BLOCK)]
+        waiting = [json.dumps(asdict(unit)) for unit in units]
+        parts = [waiting[at : at + _UNITS_PER_BLOCK] for at in range(0, len(units), _UNITS_PER_BLOCK)]
+        blocks = [pa.table({_UNIT: part, _USAGE: ["{}"] * len(part)}) for part in parts]
         entering = ray.data.from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
         pools, placed = reserve(plan_pools(self._stages, len(units)))
         each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
@@ -246,8 +243,7 @@ def _watch(name: str, placed: PlacementGroup, losses: Iterator[None]) -> Iterato
     """Kill the actors of a graph, which ends it with an error, when it stands still on a cluster that is too small.
 
     Actors of a lost machine keep their units until they restart elsewhere; without room for them Ray waits forever.
-    `name` begins the names of all actors of the graph; each step of `losses` tells what the cluster has lost. Yields
-    what to set whenever the graph advances.
+    `name` begins the names of all actors; a step of `losses` tells what is lost. Yields what to set with each advance.
     """
     advanced, ended = threading.Event(), threading.Event()
 
@@ -311,11 +307,6 @@ def _mapped(
 
 def _key(unit: WorkUnit | ShardEntry) -> str:
     return f"{unit.split} {unit.start}"
-
-
-def _entering(units: Sequence[WorkUnit]) -> pa.Table:
-    """Units that have not been read."""
-    return pa.table({_UNIT: [json.dumps(asdict(unit)) for unit in units], _USAGE: ["{}"] * len(units)})
 
 
 def _block(unit: WorkUnit, usage: Usage, records: Sequence[Record]) -> pa.Table:
@@ -408,7 +399,6 @@ def is_placed(group: PlacementGroup) -> bool:
 
 
 def too_large(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> UserError:
-    """Return the error for actors that do not fit on the machines."""
     asked = ", ".join(f"{pool.actors} × {_amounts(pool.needs)} ({pool.name})" for pool in pools)
     there = "; ".join(_amounts(machine) for machine in machines)
     most = max(pools, key=lambda pool: [pool.needs.get(name, 0) * pool.actors for name in ("GPU", "CPU", "memory")])
@@ -417,7 +407,6 @@ def too_large(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) ->
 
 
 def _fit(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> bool:
-    """Return whether the machines have room for each pool, and together as much as all pools need."""
     rooms = (sum(room_for(pool.needs, machine) for machine in machines) for pool in pools)
     totals = {name: sum(pool.needs.get(name, 0) * pool.actors for pool in pools) for name in ("CPU", "GPU", "memory")}
     enough = (

@@ -21,6 +21,7 @@ from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, check_ima
 from sgpipe.files.locations import StorePath, content_id, is_uri
 from sgpipe.generation.engine import (
     Engine,
+    LocalEngine,
     StageBuilder,
     UnitReader,
     UnitWriter,
@@ -30,7 +31,6 @@ from sgpipe.generation.engine import (
     stages_sharing_gpus,
 )
 from sgpipe.generation.identity import STAGES, identity, source_identity
-from sgpipe.generation.local_engine import LocalEngine
 from sgpipe.generation.metrics import RunMetrics
 from sgpipe.generation.parent import Reuse
 from sgpipe.recipe import Recipe, SourceConfig, hub_models, models_of, recipe_notes, with_model_folders
@@ -41,8 +41,7 @@ from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
-from sgpipe.storage.mirror import ManifestMirror
-from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, RunFolder, check_output
+from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, ManifestMirror, RunFolder, check_output
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress, count, single_line
@@ -248,7 +247,6 @@ class LabellingRun:
         folder.sweep(manifest)
 
     def close(self) -> None:
-        """End the workers."""
         for engine in (self._local, self.engine):
             if engine is not None:
                 engine.close()

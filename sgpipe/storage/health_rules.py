@@ -1,8 +1,7 @@
 """Relations, boxes and captions that are suspicious: health checks as SQL, and what an index marks of a run.
 
-Each row of a check's query is an `image`, a `text`, and the `number` of problems it stands for; columns that say what
-was found, see `HealthRule.finds`, come on top. The lists of words say what predicates claim about positions; a
-predicate that is not listed claims nothing.
+Each row of a query is an `image`, a `text`, the `number` of problems it stands for, and the columns a rule `finds`.
+A predicate that is not in the lists of words claims nothing about positions.
 """
 
 from __future__ import annotations
@@ -30,9 +29,6 @@ UPON = ("on", "on top of", "atop", "upon", *RIDING)
 OVER = ("above", "over", "flying over", "hanging over", "jumping over")
 UNDER = _in_any_posture("under", "underneath", "beneath", "below")
 INSIDE = ("within", "contained in", *_in_any_posture("inside", "inside of"))
-AROUND = ("containing", "contains", "surrounding")
-FRONT = _in_any_posture("in front of")
-BEHIND = _in_any_posture("behind", "in back of")
 HELD = ("holding", "holds", "hold", "carrying", "carries", "carry", "wearing", "wears", "wear", "eating", "eats",
         "drinking", "riding", "petting", "hugging", "touching")  # fmt: skip
 
@@ -43,9 +39,9 @@ AXES: dict[tuple[str, int], tuple[str, ...]] = {
     ("above and below", 1): (*UPON, *OVER),
     ("above and below", -1): UNDER,
     ("inside and around", 1): INSIDE,
-    ("inside and around", -1): AROUND,
-    ("front and back", 1): FRONT,
-    ("front and back", -1): BEHIND,
+    ("inside and around", -1): ("containing", "contains", "surrounding"),
+    ("front and back", 1): _in_any_posture("in front of"),
+    ("front and back", -1): _in_any_posture("behind", "in back of"),
 }
 
 # Constraints that a predicate puts on the two boxes; it may put several.
@@ -112,7 +108,6 @@ PLACED = """
 
 
 def _of_relations(name: str, title: str, advice: str, where: str, source: str = "kept") -> HealthRule:
-    """Return a rule that finds the relations of which `where` is true."""
     query = f"select image, {_TRIPLET} as text, 1 as number, subject, object, predicate from {source} where {where}"
     return HealthRule(name, title, "relations", advice, query, _RELATION)
 
@@ -249,10 +244,7 @@ RULES = (
 
 
 def prepare_checks(execute: Callable[..., object], threshold: float) -> None:
-    """Make what the rules read besides the tables of `Database`; `threshold`: minimum certainty of what is checked.
-
-    `execute` runs a statement, with a list of values.
-    """
+    """Make what the rules read besides the tables of `Database`; `threshold`: minimum certainty of what is checked."""
     execute(f"create or replace view kept as select * from relations where certainty >= {float(threshold)}::float")
     claims = [(word, axis, sign) for (axis, sign), words in AXES.items() for word in words]
     claims += [(word, claim, 0) for claim, words in GEOMETRY.items() for word in words]

@@ -1,8 +1,7 @@
 """The index of a run: a DuckDB file in RUN/.sgpipe/cache, opened read-only by any number of processes.
 
-Its name says what it is of: the shards with their checksums, sizes and times, so a stale one is never read. One process
-builds it while others wait, from the shards that are new and from the earlier index, which is deleted when the new one
-is in place; others may still have it open.
+Its name is a hash of the shards' checksums, sizes and times, so a stale one is never read. One process builds it while
+others wait, from new shards and the earlier index, which is then deleted; others may still have that open.
 """
 
 from __future__ import annotations
@@ -120,7 +119,6 @@ class Index:
 
     @cached_property
     def vocabulary(self) -> RunNames:
-        """The run's predicates and classes."""
         queries = (
             f"select {column}::varchar from run.{table} order by times desc, 1"
             for table, column in (("predicates", "predicate"), ("categories", "category"))
@@ -240,7 +238,6 @@ def open_run(root: str | Location) -> Iterator[Database]:
 
 
 def _path(files: RunFiles, states: Mapping[str, str]) -> Path:
-    """Return where the index of these shards is."""
     return files.cache / f"{_NAME}-{fingerprint(states)}.duckdb"
 
 

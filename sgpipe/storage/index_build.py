@@ -1,7 +1,7 @@
 """Build the index of a run: from its shards, and from what an earlier index already has of them.
 
-The rows are read into a temporary database in which names are text. From it the index is made: names are enums, images
-are numbered in the order of the manifest, and each relation has the numbers by which searches choose and order.
+Rows are read into a temporary database, with names as text. In the index names are enums, images are numbered in the
+order of the manifest, and each relation has the numbers by which searches choose and order.
 
 Tables: images (with its `shard` and `row`, `why` it has no relations, and `flags`, the marks of the health rules),
 objects (boxes in pixels), captions, relations (`certainty`: the confidence, 1 if `annotated`), triplets, predicates and
@@ -258,7 +258,6 @@ def _text(path: Path | str) -> str:
 def _take_over(
     connection: duckdb.DuckDBPyConnection, shards: Sequence[ShardEntry], states: Mapping[str, str], earlier: Path
 ) -> None:
-    """Copy the rows of the shards that an earlier index has in these states."""
     firsts = list(accumulate((shard.rows for shard in shards), initial=0))[:-1]
     connection.execute(f"attach {_text(earlier)} as earlier (read_only)")
     connection.execute(

@@ -36,8 +36,6 @@ _Confidence = Annotated[float, Field(allow_inf_nan=False)]  # a run may hold oth
 
 
 class Strict(BaseModel):
-    """A part of a line."""
-
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -54,8 +52,7 @@ class RelationKey(NamedTuple):
 class Correction(Strict):
     """What a person changes about a relation.
 
-    `predicate`: it has another one; `swap`: subject and object change places; `delete`: it is not there; `add`: the run
-    lacks the relation of the line.
+    `predicate`: it has another one; `swap`: subject and object change places; `add`: the run lacks it.
     """
 
     action: Literal["predicate", "swap", "delete", "add"]
@@ -303,13 +300,11 @@ def parse_line(data: bytes) -> Line:
 
 
 def describe_invalid(error: ValidationError) -> str:
-    """Return the first fault of a line, in one line."""
     first = error.errors()[0]
     return ": ".join(filter(None, [".".join(map(str, first["loc"])), first["msg"]]))
 
 
 def utc_now() -> str:
-    """Return the time as lines have it."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
@@ -366,7 +361,6 @@ class RelationState(NamedTuple):
         return first if most > others[0][1] else None
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values for JSON."""
         judgements = [each.model_dump(mode="json") for each in self.judgements]
         changed = next(iter(self.resolve() or ()), None) if self.state == "changed" else None
         values = {"state": self.state, "added": self.is_added, "changed": changed and changed._asdict()}
@@ -382,8 +376,7 @@ _COMPARED = 2048  # bytes, by which a file that others have changed is recognise
 class JudgementLog:
     """A file of judgements, read once and kept up to date; threads may share it.
 
-    `file` need not exist, or is FiftyOne's samples.json, with judgements as tags. `lines`: by their ids; `version`
-    changes with them.
+    `file` need not exist, or is FiftyOne's samples.json. `lines`: by their ids; `version` changes with them.
     """
 
     def __init__(self, file: Path, fingerprint: str, *, read_only: bool = False) -> None:

@@ -169,7 +169,10 @@ class Manifest:
             append_line(file.fileno(), line, self._end)
         fault_point("after manifest entry")
         self._end += len(line)
-        self._shards[shard.split, shard.start] = shard  # `sweep` deletes the file of one that it supersedes
+        superseded = self._shards.get((shard.split, shard.start))
+        self._shards[shard.split, shard.start] = shard
+        if superseded and superseded.file != shard.file:  # in a store `sweep` deletes it, as copies may still list it
+            (self.folder / superseded.file).unlink(missing_ok=True)
 
     def lost(self, storage: Location) -> list[ShardEntry]:
         """Return the shards whose file is missing or of another size."""
@@ -260,14 +263,12 @@ class Summary:
         return self.counts["images"] >= self.planned  # more after a smaller --limit
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values for JSON."""
         totals = {name: dict(getattr(self, name)) for name in ("counts", "problems", "seconds")}
         parts = {"root": str(self.root), "complete": self.complete, "planned": self.planned, "shards": self.shards}
         return parts | totals | ({"parent": dict(self.parent)} if self.parent else {})
 
 
 def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Summary:
-    """Add up the counts of the committed shards."""
     counts: Counter[str] = Counter()
     seconds: Counter[str] = Counter()
     for shard in manifest.shards:

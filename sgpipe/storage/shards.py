@@ -52,7 +52,6 @@ def shard_name(split: str, start: int, stop: int, revision: int = 0) -> str:
 
 
 def revision_of(file: str) -> int:
-    """Return the revision in a shard's name."""
     _, found, number = Path(file).stem.rpartition("-r")
     return int(number) if found and number.isdigit() else 0
 
@@ -322,7 +321,6 @@ def count_rows(table: pa.Table) -> dict[str, int]:
 
 
 def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Kinds of faults and the rows that have them."""
     yield f"not of split {split!r}", np.flatnonzero(_text(table["split"]) != split)
     status, reason = _text(table["status"]), _text(pc.fill_null(table["error"], ""))
     failed = status == "error"

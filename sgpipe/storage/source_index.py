@@ -1,7 +1,6 @@
 """The source index: the records of a split as its annotation file gives them, in one Arrow file.
 
-The annotation file is read once; workers map its records into their memory. Counts, problems, class names and origin
-are in a JSON file next to it, which is written last.
+Workers map it into their memory. Counts, problems, class names and origin are in a JSON file beside it, written last.
 """
 
 from __future__ import annotations

@@ -38,8 +38,7 @@ class Problem:
 class Verification:
     """What was checked, and the problems found.
 
-    `at_work`: a run is in progress, so that only what it has committed was checked; `repaired`: the manifest no longer
-    lists what is damaged.
+    `at_work`: a run is in progress, and only its commits were checked; `repaired`: the manifest lists no damaged shard.
     """
 
     root: Location

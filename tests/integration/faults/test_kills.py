@@ -17,7 +17,7 @@ from sgpipe.cli.main import app
 from sgpipe.files.locations import StorePath
 from sgpipe.records import Record
 from sgpipe.storage.manifest import MANIFEST, Manifest
-from sgpipe.storage.mirror import fetch
+from sgpipe.storage.run_folder import fetch
 from sgpipe.utils.atomic import FAULT_VARIABLE
 from tests.endpoint_server import wait_until
 from tests.integration.faults.runs import FIFTY, Run, assert_whole, finished, make_dataset, rows, title_of
@@ -29,7 +29,7 @@ IMAGES, KILLS, RUNS = 80, 200, 20
 ON_THE_WORKER = ("before write", "mid write", "after write", "before rename", "after rename")
 ON_THE_DRIVER = ("before manifest entry", "after manifest entry")
 POINTS = (*ON_THE_WORKER, *ON_THE_DRIVER)
-TITLES = {"actor": "MapWorker", "raylet": "raylet", "worker": "local_engine"}
+TITLES = {"actor": "MapWorker", "raylet": "raylet", "worker": "generation.engine"}
 VICTIMS = {"ray": ("driver", "raylet", *["actor", "point"] * 3), "local": ("driver", "worker", "point")}
 GO_ON = "Committed work is kept; run the same command again to resume."
 STARTING = 12.0  # seconds in which Ray and its workers come up
@@ -74,13 +74,13 @@ class Killer:
             return
         pids = [self.run.process.pid] if victim == "driver" else self.run.processes(TITLES[victim])
         if pids:
-            workers = self.run.processes("local_engine")
+            workers = self.run.processes("generation.engine")
             with suppress(ProcessLookupError):
                 os.kill(self.rng.choice(pids), signal.SIGKILL)
                 self.kills[victim] += 1
                 self._settle(victim not in ("actor", "worker"))
             if victim == "driver":  # with which its workers end
-                wait_until(lambda: not any("local_engine" in title_of(pid) for pid in workers))
+                wait_until(lambda: not any("generation.engine" in title_of(pid) for pid in workers))
 
     def _settle(self, ends: bool) -> None:
         """After what ends the run, its end; the process that died is still listed for a moment otherwise."""
@@ -192,8 +192,8 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tu
 def test_nobody_waits_for_a_unit_that_takes_long(tmp_path: Path, times: int) -> None:
     run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "900"})
     run.start()
-    assert run.wait_for(lambda: run.processes("local_engine"))
-    workers = run.processes("local_engine")
+    assert run.wait_for(lambda: run.processes("generation.engine"))
+    workers = run.processes("generation.engine")
     stop(run, *[signal.SIGINT] * times)
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))  # some seconds, until they notice
 

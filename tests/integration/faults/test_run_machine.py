@@ -24,9 +24,8 @@ from sgpipe.files.locations import StorePath, sizes
 from sgpipe.generation.run import generate
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
-from sgpipe.storage import mirror
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
-from sgpipe.storage.mirror import fetch
+from sgpipe.storage.run_folder import fetch
 from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from sgpipe.utils import atomic
@@ -254,7 +253,7 @@ def test_any_sequence_of_faults_leads_to_the_same_rows_in_a_store(
     store: StorePath, faults: Faults, examples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which has a copy of the manifest after each commit, and is all that another machine sees."""
-    monkeypatch.setattr(mirror, "_SECONDS_BETWEEN_COPIES", 0.0)
+    monkeypatch.setattr("sgpipe.storage.run_folder._SECONDS_BETWEEN_COPIES", 0.0)
     bucket = store.uri
 
     class StoredRuns(Runs):

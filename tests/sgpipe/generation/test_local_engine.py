@@ -10,9 +10,7 @@ from pathlib import Path
 import pytest
 
 from sgpipe.errors import EngineError, UserError
-from sgpipe.generation import local_engine
-from sgpipe.generation.engine import StageBuilder, UnitReader, UnitWriter, WorkUnit, runs_locally
-from sgpipe.generation.local_engine import LocalEngine
+from sgpipe.generation.engine import LocalEngine, StageBuilder, UnitReader, UnitWriter, WorkUnit, runs_locally
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
 from sgpipe.stages.endpoint import CacheFolder
@@ -66,7 +64,7 @@ def test_an_image_that_crashes_its_worker_is_an_error_row(tmp_path: Path) -> Non
     errors = label(tmp_path, names, Stub())
     assert errors.pop("fatal-5.png") == "worker: the worker crashed twice on this image"
     assert set(errors.values()) == {None}
-    assert not [pid for pid in descendants(os.getpid()) if "local_engine" in title_of(pid)]
+    assert not [pid for pid in descendants(os.getpid()) if "generation.engine" in title_of(pid)]
 
 
 @dataclass
@@ -87,7 +85,7 @@ class Counting(Stub):
 def test_after_a_crash_the_models_are_loaded_once_for_each_worker(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(local_engine, "_IMAGES_PER_WORKER", 1)
+    monkeypatch.setattr("sgpipe.generation.engine._IMAGES_PER_WORKER", 1)
     monkeypatch.setenv("LOADED", str(tmp_path))
     errors = label(tmp_path, [f"{'fatal-' * (number == 3)}{number}.png" for number in range(3 * IMAGES)], Counting())
     assert sum(error is not None for error in errors.values()) == 1

@@ -15,8 +15,7 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.generation.engine import WorkUnit
-from sgpipe.generation.plan import Plan, _measured, _sample
-from sgpipe.generation.summary import print_plan
+from sgpipe.generation.plan import Plan, _measured, _sample, print_plan
 from sgpipe.recipe import recipe_folder
 from sgpipe.storage.manifest import ShardEntry
 

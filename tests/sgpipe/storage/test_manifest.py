@@ -22,8 +22,7 @@ from sgpipe.storage.manifest import (
     read_manifest,
     whole_lines,
 )
-from sgpipe.storage.mirror import ManifestMirror
-from sgpipe.storage.run_folder import RunFolder
+from sgpipe.storage.run_folder import ManifestMirror, RunFolder
 
 LINES = 6
 
