@@ -42,23 +42,15 @@ _COLUMNS = (*_NAMES, "status", "error")
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
-    """How a network runs.
+    """How a network runs."""
 
-    Args:
-        batch: images per batch; `threads` read them.
-        sides: shorter and longer side of the resized images, in pixels; None: as in the network's training.
-        device: auto, cpu (whatever `gpus` says), cuda, or cuda:N for a single process.
-        workers: processes that predict; more than one run on Ray.
-        gpus: GPUs per process, at most 1; 0: a single process takes a GPU if there is one, several do not.
-    """
-
-    batch: int = 4
+    batch: int = 4  # images
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: str = "auto"
-    sides: tuple[int, int] | None = None
-    threads: int = 2
-    workers: int = 1
-    gpus: float = 0
+    device: str = "auto"  # or cpu (whatever `gpus` says), cuda, or cuda:N for a single process
+    sides: tuple[int, int] | None = None  # shorter and longer one of images, in pixels; None: as in training
+    threads: int = 2  # that read images
+    workers: int = 1  # processes; more than one run on Ray
+    gpus: float = 0  # per process, at most 1; 0: a single process takes a GPU if there is one, several do not
 
 
 @dataclass(frozen=True)
@@ -178,7 +170,7 @@ def write_hoia(
 ) -> WriteSummary:
     """Write the `limit` best triplets of each image in the HOIA format, for `sgpipe eval hico` and `eval openimages`.
 
-    Images that could not be read are left out. `key`: of the list of relations. `possible`: see `top_triplets`.
+    `key`: of the list of relations. `possible`: see `top_triplets`.
     """
     objects, relations = list(schema.objects), list(schema.relations)
 

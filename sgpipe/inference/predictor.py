@@ -97,7 +97,6 @@ class Predictor:
                     yield ImagePrediction(row, replace(pairs, **in_pixels))
 
     def _read(self, images: ImagePlace | None, given: tuple[Record, bytes | None]) -> tuple[Record, Tensor | str]:
-        """Return the pixels of an image, or why there are none."""
         row, embedded = given
         if not row.ok:
             return row, str(row.error)
@@ -134,7 +133,6 @@ class Predictor:
         return detect(self._network, pixels, *self._texts())
 
     def _texts(self) -> tuple[Sequence[str], Sequence[str], ComputePrecision]:
-        """Return the texts of objects and relations, and the precision."""
         classes, is_half = self.config.classes, self._dtype == torch.bfloat16
         return (*classes.objects, NO_OBJECTS), classes.relations, "bfloat16" if is_half else "float32"
 

@@ -37,26 +37,21 @@ class DatasetClasses:
 
 @dataclass(frozen=True)
 class AnnotationSource:
-    """An annotation file, with its companion files, ready to be read.
+    """An annotation file, with its companion files, ready to be read; `files` and `options` decide what is read.
 
-    Attributes:
-        read: yields the records in file order and counts problems. Boxes are as annotated, not yet clipped; a
-            record whose image size is not annotated has width and height 0.
-        files, options: everything that affects the records, by role.
-        image: returns the image file of a record that was read, if the source contains images.
-        origin: identities of the runs that the rows come from, if the source records them.
-        boxes: the form of boxes in the files, where other exporters may write another; None: it is fixed.
+    `read` yields the records in file order and counts problems. Boxes are as annotated, not yet clipped; a record whose
+    image size is not annotated has width and height 0.
     """
 
     dataset: str
     split: str
     read: Callable[[ProblemCounts], Iterator[Record]]
-    files: Mapping[str, Location]
+    files: Mapping[str, Location]  # by role
     options: Mapping[str, Any] = field(default_factory=dict)
     classes: DatasetClasses | None = None
-    image: Callable[[Record], bytes | None] | None = None
-    origin: Sequence[Mapping[str, Any]] = ()
-    boxes: Literal["xywh", "xyxy"] | None = None
+    image: Callable[[Record], bytes | None] | None = None  # of a record that was read, if the source contains images
+    origin: Sequence[Mapping[str, Any]] = ()  # identities of the runs that the rows come from, if recorded
+    boxes: Literal["xywh", "xyxy"] | None = None  # in the files, where other exporters may write others; None: fixed
 
 
 def image_id_from_name(file_name: str) -> str:
@@ -220,9 +215,9 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
     match = folder and re.fullmatch(_FOLDER, _lower(re.sub(r"\.(zip|tar)$", "", folder.resolve().name)))
     by_folder = _SPLITS[match[1]] if match else None
     if by_file != by_folder and not {by_file, by_folder} & {None, WHOLE}:
-        advice = f"pass --split {by_file} or --split {by_folder}, or the folder of these annotations"
         raise UserError(
-            f"{annotations.name} is named after {by_file!r}, its folder {folder} after {by_folder!r}: {advice}"
+            f"{annotations.name} is named after {by_file!r}, the image folder {folder} after {by_folder!r}: "
+            f"pass --split {by_file} or --split {by_folder}, or the folder of these annotations"
         )
     if split := by_file or by_folder or default:
         return split

@@ -118,7 +118,7 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
                     record.relations = instances.related(number, names)
                 elif record.ok and number in related:
                     ends = (index for index, box in enumerate(record.objects) if not box.iscrowd)
-                    rows = [fields.numbers(each, 3) for each in fields.as_list(related[number])]
+                    rows = [fields.numbers(each, 3) for each in fields.array(related, number)]
                     record.relations = annotated.relations_of(rows, names, dict(enumerate(ends)))
             yield record
 
@@ -164,24 +164,19 @@ _PER_BOX, _PER_RELATION = 8, 4  # numbers of a box in `CocoInstances.boxes`, and
 class CocoInstances:
     """The content of an instances file, by the image ids of the file.
 
-    Attributes:
-        images: file name, width and height.
-        ids: image ids of sgpipe, where an exported file stores them under `image_id` because they are not numbers.
-        boxes: category, x, y, width, height, the crowd flag, the number in `segmentations` and the id (or NaN) of each
-            box, one after the other.
-        relations: subject, object (ids of boxes), predicate and confidence (or NaN) of each relation, likewise.
-        broken: images with an unreadable box, whose relations would refer to the wrong boxes.
+    `boxes`: category, x, y, width, height, the crowd flag, the number in `segmentations` and the id (or NaN) of each,
+    one after the other. `relations`: subject, object (ids of boxes), predicate and confidence (or NaN), likewise.
     """
 
-    images: dict[str, tuple[str, int, int]] = field(default_factory=dict)
-    ids: dict[str, str] = field(default_factory=dict)
+    images: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # file name, width and height
+    ids: dict[str, str] = field(default_factory=dict)  # `image_id` of exported files, which need not be a number
     boxes: dict[str, array[float]] = field(default_factory=dict)
     segmentations: Segmentations = field(default_factory=Segmentations)
     relations: dict[str, array[float]] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     predicates: dict[int, str] = field(default_factory=dict)
     with_relations: bool = False
-    broken: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)  # with an unreadable box, so that relations refer to wrong ones
     problems: ProblemCounts = field(default_factory=ProblemCounts)
 
     def add(self, key: str, item: Any) -> None:

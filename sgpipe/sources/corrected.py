@@ -30,22 +30,15 @@ _Row: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class CorrectedRun:
-    """What was corrected.
-
-    Attributes:
-        counts: relations by what was done; `unsure` ones and `undecided` conflicts stay as they are.
-        conflicts: relations about which people differ.
-        missing: judged relations that the run does not have.
-        new_predicates: those that were appended to the closed class list of the run.
-    """
+    """What was corrected."""
 
     root: str
     images: int
     shards: int
-    counts: dict[str, int]
-    conflicts: int
-    missing: int
-    new_predicates: list[str]
+    counts: dict[str, int]  # relations by what was done; `unsure` ones and `undecided` conflicts stay as they are
+    conflicts: int  # relations about which people differ
+    missing: int  # judged relations that the run does not have
+    new_predicates: list[str]  # appended to the closed class list of the run
 
 
 def correct_run(
@@ -71,13 +64,10 @@ def correct_run(
     if labels := source.run.get("labels"):  # closed class lists
         new = sorted(corrections.predicates - set(labels["relations"]))
         header["labels"] = {**labels, "relations": [*labels["relations"], *new]}
+    identity = {"corrected": source.run.get("fingerprint"), "judgements": corrections.fingerprint}
     header |= {
         "images": {split: absolute(images or place) for split, place in source.image_roots.locations.items()},
-        "identity": {
-            "corrected": source.run.get("fingerprint"),
-            "judgements": corrections.fingerprint,
-            "conflicts": conflicts,
-        },
+        "identity": identity | {"conflicts": conflicts},
     }
     found = Counter[str]()
 

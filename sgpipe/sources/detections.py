@@ -396,14 +396,17 @@ def settle_records(
 
     Raises UserError: as `doubt_boxes`.
     """
+    examine = examine and source.boxes is not None
+    if form is None and not examine:
+        return []
     owners = [(record, box) for record in records if record.ok for box in record.objects if not box.is_nothing]
     sizes = np.array([(record.width, record.height) for record, _ in owners], np.float64).reshape(-1, 2)
     boxes = np.array([box.bbox for _, box in owners], np.float64).reshape(-1, 4)
     boxes = geometry.xywh_to_xyxy(boxes) if source.boxes == "xyxy" else boxes  # as the file has them
     notes: list[str] = []
-    if examine and source.boxes is not None:
+    if examine:
         name = str(source.files["annotations"])
-        notes = doubt_boxes(boxes, sizes, form or source.boxes, name, "--boxes ", stated=form is not None)
+        notes = doubt_boxes(boxes, sizes, form or source.boxes or "xywh", name, "--boxes ", stated=form is not None)
     if form is not None:
         for (_, box), bbox in zip(owners, geometry.to_xywh(boxes, sizes, form).tolist(), strict=True):
             box.bbox = tuple(bbox)

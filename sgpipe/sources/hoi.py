@@ -17,7 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from rlip_model.evaluation.hico_classes import CLASSES, class_numbers
 from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import read_text
@@ -55,17 +54,16 @@ class HoiaSchema:
     @classmethod
     def of_class_list(cls, content: Any) -> HoiaSchema:
         """Return the inverse of `class_list`. Raises ValueError, TypeError, KeyError: the form is wrong."""
-        return cls("hoi_annotation", _numbered(content["objects"]), _numbered(content["relations"]))
-
-
-def _numbered(names: Any) -> Mapping[int, str]:
-    pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
-    numbered = dict(sorted((int(number), name) for number, name in pairs))
-    if not numbered or not all(isinstance(name, str) and name.strip() for name in numbered.values()):
-        raise ValueError("a name is missing")
-    if len(set(numbered.values())) < len(numbered):
-        raise ValueError("a name occurs twice")
-    return numbered
+        tables = []
+        for names in (content["objects"], content["relations"]):
+            pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
+            table = dict(sorted((int(number), name) for number, name in pairs))
+            if not table or not all(isinstance(name, str) and name.strip() for name in table.values()):
+                raise ValueError("a name is missing")
+            if len(set(table.values())) < len(table):
+                raise ValueError("a name occurs twice")
+            tables.append(table)
+        return cls("hoi_annotation", *tables)
 
 
 HICO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("hico"))
@@ -96,9 +94,12 @@ def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: 
     beside = annotations.with_name(f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json")
     if classes is None and beside.is_file() and read_classes(beside).class_list != schema.class_list:
         raise UserError(f"{annotations} has the classes of {beside}, not those of {title}: pass --classes {beside}")
-    verbs, things = list(schema.relations), list(schema.objects)
-    pairs = CLASSES.labels(class_numbers())[:, 1:].tolist() if dataset == "hico" else ()
-    possible = {(verbs[verb], things[thing]) for thing, verb in pairs}  # HICO-DET's 600 interactions
+    possible = set[tuple[int, int]]()  # HICO-DET's 600 interactions
+    if dataset == "hico":
+        from rlip_model.evaluation.hico_classes import CLASSES, class_numbers  # every other source does without
+
+        verbs, things = list(schema.relations), list(schema.objects)
+        possible = {(verbs[verb], things[thing]) for thing, verb in CLASSES.labels(class_numbers())[:, 1:].tolist()}
     wrong = total = 0
     for _, item in islice(JsonStream(annotations), _IMAGES_CHECKED):
         with suppress(FieldError):  # it makes an error row

@@ -53,11 +53,10 @@ _DEFAULT = "default"
 
 @dataclass(frozen=True)
 class HubFiles:
-    """The Parquet files of the splits of a folder, store, or commit of the hub; `card`: metadata of its README."""
+    """The Parquet files of the splits of a folder, store, or commit of the hub."""
 
     root: ImageRoot
     splits: Mapping[str, Sequence[str]]
-    card: Mapping[str, Any]
 
 
 def find_files(config: HubConfig) -> HubFiles:
@@ -67,8 +66,7 @@ def find_files(config: HubConfig) -> HubFiles:
     on_hub = not is_path and HubDataset.parse(dataset)
     root = existing_images(f"{DATASETS}{dataset}" if on_hub else absolute(dataset.rstrip("/")))
     names = sorted(entry.name for entry in root.entries() if "/." not in f"/{entry.name}")
-    card = _card(root) if "README.md" in names else {}
-    subsets = _find_subsets(names, card)
+    subsets = _find_subsets(names, _card(root) if "README.md" in names else {})
     if not subsets:
         converted = f"; try --dataset {dataset.partition('@')[0]}@refs/convert/parquet" if on_hub else ""
         raise UserError(f"{dataset} has no Parquet files, such as train-00000-of-00001.parquet{converted}")
@@ -82,11 +80,10 @@ def find_files(config: HubConfig) -> HubFiles:
         raise UserError(f"{dataset} has no split {config.split!r}: pass --split {' or '.join(splits)}")
     if bad := [split for split in splits if not re.fullmatch(r"\w{1,64}", split)]:
         raise UserError(f"{dataset}: the split {bad[0]!r} is not a name of letters and digits")
-    return HubFiles(root, splits if config.split is None else {config.split: splits[config.split]}, card)
+    return HubFiles(root, splits if config.split is None else {config.split: splits[config.split]})
 
 
 def _card(root: ImageRoot) -> dict[str, Any]:
-    """Return the metadata at the beginning of README.md, if any."""
     try:
         head = re.match(r"---\s*\n(.*?)\n---", read_text(root.file("README.md"), "card"), re.DOTALL)
         card = yaml.safe_load(head[1]) if head else None
@@ -229,38 +226,22 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def number_names(files: HubFiles, schema: pa.Schema, column: str, listed: str, option: str) -> dict[int, str]:
-    """Return the names of a column of numbers: as the file, the card, or a list of categories.json states them.
+    """Return the names of a column of numbers: a ClassLabel of `datasets`, or a list of categories.json.
 
-    Raises UserError: nothing does; `option` names them.
+    Raises UserError: there is neither; `option` names them.
     """
-    for each in (_metadata(schema, "huggingface"), *fields.as_list(files.card.get("dataset_info"))):
-        if (names := _class_label(each, column.split("."))) is not None:
-            return dict(enumerate(map(fields.clean, names)))
+    described = _metadata(schema, "huggingface")
+    with suppress(AttributeError, LookupError, TypeError):
+        for name in ("info", "features", *column.split("."), "names"):
+            while isinstance(described, list) or {"_type", "feature"} <= described.keys():  # of a list
+                described = described[0] if isinstance(described, list) else described["feature"]
+            described = described[name]
+        return {number: fields.clean(described[number]) for number in range(len(described))}
     try:
         content = json.loads(read_text(files.root.file("categories.json"), "file"))
         return {fields.integer(each, "id"): fields.text(each, "name") for each in content[listed]}
     except (FileNotFoundError, ValueError, KeyError, TypeError, UserError):
         raise UserError(f"{files.root.location}: the numbers in {column} have no names: pass {option}") from None
-
-
-def _class_label(described: Any, path: Sequence[str]) -> list[str] | None:
-    """Return the names of the first list of classes in the description of a column, by the names on the way to it.
-
-    Files describe columns as `{name: …}`, cards as `[{name:, dtype:, …}]`.
-    """
-    inner: list[tuple[Any, Any]] = []
-    if isinstance(described, list):
-        inner = [(each.get("name") if isinstance(each, Mapping) else None, each) for each in described]
-    elif isinstance(described, Mapping):
-        label = described if described.get("_type") == "ClassLabel" else described.get("class_label")
-        names = label.get("names") if isinstance(label, Mapping) and not path else None
-        if isinstance(names, Mapping):  # {"0": "cat"}, as cards have it
-            names = [names[key] for key in sorted(names, key=lambda key: int(key) if str(key).isdigit() else 0)]
-        if isinstance(names, list):
-            return [str(name) for name in names]
-        inner = list(described.items())
-    rest = ((each, path[1:] if path and name == path[0] != "features" else path) for name, each in inner)
-    return next((names for part in rest if (names := _class_label(*part)) is not None), None)
 
 
 _ROWS_PER_BATCH = 256

@@ -64,12 +64,9 @@ def import_annotations(
             "options": dict(source.options),
         }
         description = {
-            "name": source.dataset,
-            "identity": identity,
-            "images": {source.split: absolute(images)},
+            **{"name": source.dataset, "identity": identity, "images": {source.split: absolute(images)}},
             "labels": classes and {"objects": list(classes.objects), "relations": list(classes.relations)},
-            "origin": [dict(identity) for identity in source.origin],
-            "finished": False,
+            **{"origin": list(map(dict, source.origin)), "finished": False},
         }
         manifest = folder.open(description)
         shards = {shard.start: shard for shard in manifest.shards}
@@ -117,10 +114,7 @@ def import_annotations(
 def _read_units(
     source: AnnotationSource, shards: Mapping[int, ShardEntry], limit: int | None, problems: ProblemCounts
 ) -> Iterator[tuple[int, list[Record], ProblemCounts]]:
-    """Yield all records in units: their start, records, and the problems found up to the next one, of `problems`.
-
-    A unit ends where its shard does, and before the next shard.
-    """
+    """Yield units, each with its start, and with the problems found up to the next; they end where shards do."""
     records = islice(_distinct(source.read(problems), problems), limit)
     start, seen, first = 0, problems.copy(), next(records, None)
     while first is not None:
@@ -133,7 +127,6 @@ def _read_units(
 
 
 def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Record]:
-    """Yield the records without those that repeat an image id."""
     seen = set[str]()
     for record in records:
         problems["duplicate_images"] += record.image_id in seen
@@ -166,9 +159,7 @@ def _finish(
             if record.ok and embed:
                 image = source.image(record) if source.image else read_image(images, record)
         contents.append(image)
-    form, notes = source.options.get("boxes"), list[str]()
-    if examine or form:
-        notes = settle_records(records, source, form, examine=examine)
+    notes = settle_records(records, source, source.options.get("boxes"), examine=examine)
     for record in records:
         if record.ok:
             clip_objects(record, problems)

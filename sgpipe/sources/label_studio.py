@@ -114,10 +114,9 @@ def _fill(
     stated = fields.identifier(data.get("image_id"))
     record.image_id = (record.image_id or annotated.image_id_from_name(record.file_name)) if stated is None else stated
     record.dataset = fields.text(data, "dataset") if "dataset" in data else record.dataset
-    originals = (
-        (fields.side(item.get(f"original_{side}")) for side in ("width", "height")) for item in _dicts(results)
-    )
-    size = next((size for size in (fields.size(data), *map(tuple, originals)) if all(size)), None)
+    sides = ("width", "height")
+    originals = (fields.size({side: item.get(f"original_{side}") for side in sides}) for item in _dicts(results))
+    size = next((size for size in (fields.size(data), *originals) if all(size)), None)
     record.width, record.height = size or read_size(images, record.file_name, upright=True)
     texts = data.get("captions") if isinstance(data.get("captions"), list) else []
     record.captions = [Caption(fields.clean(text)) for text in texts if isinstance(text, str)]
@@ -190,7 +189,6 @@ def _labels(item: Mapping[str, Any], *keys: str) -> list[str]:
 
 
 def _box(item: Mapping[str, Any], name: str, numbers: Mapping[str, Any], record: Record) -> Box:
-    """Return a rectangle as a box in pixels."""
     value = item["value"]
     if item.get("image_rotation") or value.get("rotation"):
         raise FieldError("its image or a rectangle was rotated in Label Studio")
@@ -208,9 +206,7 @@ def _relations(link: Mapping[str, Any], indices: Mapping[str, int], problems: Pr
     """Return the relations that a link between two regions states; one for each label and direction."""
     named = _labels(link, "labels")
     scores = link.get("scores")  # written by `sgpipe export`; Label Studio keeps it in predictions only
-    confidences = (
-        [None] * len(named) if scores is None else [fields.confidence(score) for score in fields.as_list(scores)]
-    )
+    confidences = [None] * len(named) if scores is None else list(map(fields.confidence, fields.as_list(scores)))
     if len(confidences) != len(named):
         raise FieldError(f"a relation has {count(len(named), 'label')} and {count(len(confidences), 'score')}")
     labels = [(label, score) for label, score in zip(named, confidences, strict=True) if label.strip()]

@@ -232,7 +232,6 @@ def check_run(recipe: Recipe) -> None:
 
 
 def _prepare_run(source: SourceConfig) -> SourceConfig:
-    """Return the source with the splits of its run, and where their images are. Raises UserError."""
     files = open_parent(source.run)
     shards = {shard.split: shard for shard in reversed(files.manifest.shards)}
     if unknown := source.splits.keys() - shards.keys():

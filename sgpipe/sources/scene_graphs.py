@@ -318,7 +318,6 @@ def gbc_source(annotations: Location, images: ImagePlace, split: str) -> Annotat
 
 
 def _add_vertices(record: Record, vertices: list[Any], problems: ProblemCounts) -> None:
-    """Add objects and captions. Raises FieldError: a vertex is malformed."""
     indices: dict[str, int] = {}
     for vertex in (vertex for vertex in vertices if fields.required(vertex, "label") == "entity"):
         box, edges = fields.required(vertex, "bbox"), fields.array({"in_edges": [], **vertex}, "in_edges")

@@ -30,9 +30,8 @@ PredicateSynonyms: TypeAlias = Mapping[str, Sequence[str]]  # the other texts th
 def category_names(dataset: str) -> dict[int, str]:
     """Return the class names by category id, in the order of the ids; empty for datasets whose files contain them.
 
-    "coco" has the 80 names of COCO 2017 with ids 1 to 90; "objects365" the 365 names of Objects365 v2 in lower case
-    and with corrected spelling, as RLIPv2 uses them; "open_images" the 601 names of Open Images V6 with ids from 0, as
-    in RLIPv2's annotations.
+    "coco": 80 with ids 1 to 90; "objects365": 365 of v2 in lower case, with the spelling corrected as RLIPv2 does;
+    "open_images": 601 of V6 with ids from 0, as in RLIPv2's annotations.
     """
     return {row["id"]: row["name"] for row in _packaged(f"{dataset}_names.json") or ()}
 
@@ -40,8 +39,7 @@ def category_names(dataset: str) -> dict[int, str]:
 def relation_names(dataset: str) -> dict[int, str]:
     """Return the relation names by the id in the dataset's annotation files; empty for any other dataset.
 
-    "hico" has the 117 verbs of HICO-DET with ids 1 to 117, "vcoco" the 29 verbs of V-COCO with ids 0 to 28 in RLIPv2's
-    wording, "open_images" the 30 relations of Open Images V6 with ids 0 to 29.
+    "hico": 117 with ids 1 to 117; "vcoco": 29 with ids 0 to 28 in RLIPv2's wording; "open_images": 30 with ids 0 to 29.
     """
     return {row["id"]: row["name"] for row in _packaged(f"{dataset}_relations.json") or ()}
 
@@ -87,18 +85,16 @@ def _packaged(file_name: str) -> Any:
 
 def load_synonyms(path: Location) -> Synonyms:
     """Read a synonym table `{class name: [phrases]}` from a YAML or JSON file."""
-    what = "synonyms file"
-    table = _check_table(_read_table(path, what), f"{what} {path}", "class name: [phrases]", fewest=1)
+    table = _check_table(_read_table(path), f"synonyms file {path}", "class name: [phrases]", fewest=1)
     return {name: tuple(phrases) for name, phrases in table.items()}
 
 
 def load_predicate_synonyms(path: Location) -> PredicateSynonyms:
     """Read a table `{predicate: [other texts]}`, as `load_synonyms`."""
-    return _check_table(_read_table(path, "synonyms file"), f"synonyms file {path}", "predicate: [other texts]")
+    return _check_table(_read_table(path), f"synonyms file {path}", "predicate: [other texts]")
 
 
-def _read_table(path: Location, what: str) -> Any:
-    """Return the content of a YAML or JSON file, which messages call `what`. Raises UserError."""
+def _read_table(path: Location, what: str = "synonyms file") -> Any:
     text = read_text(path, what)
     try:
         with suppress(ValueError):  # YAML forbids tabs, and reads "\\ud83d\\ude00" as two characters

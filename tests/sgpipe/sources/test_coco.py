@@ -195,6 +195,7 @@ def test_relations_refer_to_boxes_without_crowds(tmp_path):
     [
         *(([at(7, 0)], each) for each in ([[0, 1, 1]], [[-1, 0, 1]], [[0, 0, 0]], [[0, 0, 3]], [[0, 0]], {"a": 1})),
         ([at(7, 0, 99)], []),
+        ([at(7, 0)], None),
         ([at(7, 0, None), at(7, 1)], [[0, 0, 1]]),
         ([at(7, 0) | {"bbox": [1]}, at(7, 1)], [[0, 0, 1]]),
     ],

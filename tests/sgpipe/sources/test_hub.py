@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -160,18 +159,13 @@ def test_columns_within_columns_have_ids_and_sizes_and_others_are_refused(tmp_pa
             read(tmp_path, columns={"image": name})
 
 
-def test_numbers_without_names_are_refused_unless_the_recipe_or_the_readme_names_them(tmp_path):
+def test_numbers_without_names_are_refused_unless_the_recipe_names_them(tmp_path):
     kinds = features()
     kinds["objects"]["category"] = datasets.List(datasets.Value("int64"))
-    file = write(tmp_path / TRAIN, [row(0)], kinds)
+    write(tmp_path / TRAIN, [row(0)], kinds)
     with pytest.raises(UserError, match=r"the numbers in objects\.category have no names: pass --set 'source\.hub"):
         read(tmp_path)
     assert classes_of(read(tmp_path, classes=["a", "b", "c"])[0][0])[1] == ("b", 1)
-    pq.write_table(pq.read_table(file).replace_schema_metadata(None), file)
-    kinds = [{"name": "category", "list": {"class_label": {"names": {"0": "x", "1": "y", "2": "z"}}}}]
-    card = {"features": [{"name": "image", "dtype": "image"}, {"name": "objects", "struct": kinds}]}
-    (tmp_path / "README.md").write_text(f"---\n{json.dumps({'dataset_info': card})}\n---\n# Card\n")
-    assert classes_of(read(tmp_path)[0][0])[1] == ("y", 1)
 
 
 def test_images_and_boxes_that_cannot_be_used_are_error_rows(tmp_path):
