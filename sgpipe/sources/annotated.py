@@ -73,8 +73,7 @@ def error_row(record: Record) -> Iterator[None]:
 
 def replace_objects(record: Record, boxes: list[Box | None], problems: ProblemCounts) -> None:
     """Set the record's objects to `boxes`, without those that are None; drop and count the relations of the latter."""
-    kept = [index for index, box in enumerate(boxes) if box is not None]
-    new_index = {old: new for new, old in enumerate(kept)}
+    new_index = {old: new for new, old in enumerate(index for index, box in enumerate(boxes) if box is not None)}
     relations = [item for item in record.relations if item.subject in new_index and item.object in new_index]
     problems["relations_of_dropped_boxes"] += len(record.relations) - len(relations)
     for item in relations:
@@ -204,9 +203,7 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
     """Return the split that an annotation file or its image folder is named after: "instances_val2017.json" is "val".
 
     `images`: None: the name of their folder does not count, as of V-COCO's, which are COCO's. `default`: of a dataset
-    that is published without splits.
-
-    Raises UserError: the two names contradict each other, or neither is a split's and there is no default.
+    without splits. Raises UserError: the names contradict each other, or neither is a split's and there is no default.
     """
     folder = None if images is None else Path(located(images).rstrip("/"))
     words = re.findall(_WORD, _lower(annotations.name.removesuffix(".gz").removesuffix(".json")))

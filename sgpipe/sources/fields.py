@@ -17,7 +17,6 @@ class FieldError(ValueError):
 
 
 def required(item: Any, key: str) -> Any:
-    """Return the value of a key of an object."""
     if not isinstance(item, dict) or key not in item:
         raise FieldError(f"{key!r} is missing")
     return item[key]

@@ -206,7 +206,7 @@ def find_columns(schema: pa.Schema, named: HubColumns, file: str) -> tuple[dict[
 def all_columns(columns: Iterable[pa.Field], before: str = "", depth: int = 0) -> dict[str, tuple[int, pa.DataType]]:
     """Return columns, and those within them, by dotted names: in how many lists their values are, and the type.
 
-    One whose own name has a dot is left out: `value_of` would look for it within another.
+    One whose own name has a dot is left out: `_value_of` would look for it within another.
     """
     found: dict[str, tuple[int, pa.DataType]] = {}
     for column in (each for each in columns if "." not in each.name):
@@ -401,7 +401,6 @@ def _exported(split: str, root: ImageRoot, files: Mapping[str, Location]) -> Ann
                         yield record
 
     def image(record: Record) -> bytes | None:
-        """Return the image file of a record, if it has one."""
         with suppress(FileNotFoundError):
             return images.read(rows[record.image_id])
         return None

@@ -42,9 +42,9 @@ def label_studio_source(
     """Return the annotated tasks of a project that Label Studio exported as JSON, or tasks in that form.
 
     Args:
-        images: folder of the images; the addresses of the tasks are looked up in it.
+        images: where the addresses of the tasks are looked up.
         split: None: the only one that the tasks name.
-        predictions: read the predictions of tasks that nobody has annotated; otherwise these tasks are left out.
+        predictions: read those of tasks that nobody has annotated; otherwise these tasks are left out.
         annotator: id or e-mail address of the only person whose annotations count.
         image_field: the key of a task's data that contains the address of its image.
 

@@ -23,10 +23,8 @@ from sgpipe.utils.console import Progress, count
 class MiniworldFiles:
     """Generated images of a run, and shards with their ground truth, in one folder.
 
-    Attributes:
-        world: what `sgpipe miniworld` writes: images and annotation files.
-        all_relations, composed_relations: shards with every relation that holds in an image, and with those that it
-            was composed of, from which the others follow.
+    `world` is what `sgpipe miniworld` writes. `all_relations` and `composed_relations` are shards with every relation
+    that holds in an image, and with those that it was composed of, from which the others follow.
     """
 
     def __init__(self, root: Path) -> None:

@@ -146,7 +146,6 @@ class FolderFiles:
 
     @property
     def notes(self) -> list[str]:
-        """Name the files that are not read."""
         others = len(self.unread) - _MOST_NAMED
         more = f" and {count(others, 'other')}" if others > 0 else ""
         shown = ", ".join(map(fields.single_line, self.unread[:_MOST_NAMED]))
@@ -157,7 +156,6 @@ class FolderFiles:
 
 
 def list_folder(location: ImagePlace) -> FolderFiles:
-    """Return the files of a root."""
     found = [entry for entry in image_root(location).entries() if "/." not in f"/{entry.name}"]
     found.sort(key=lambda entry: entry.name)
     images = {entry.name: entry for entry in found if _suffix(entry.name) in SUFFIXES}
