@@ -63,7 +63,8 @@ class HoiaSchema:
             if len(set(table.values())) < len(table):
                 raise ValueError("a name occurs twice")
             tables.append(table)
-        return cls("hoi_annotation", *tables)
+        objects, relations = tables
+        return cls("hoi_annotation", objects, relations)
 
 
 HICO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("hico"))
