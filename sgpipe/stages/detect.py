@@ -284,7 +284,6 @@ class RLIPDetector(Detector):
 
     @torch.no_grad()
     def ask(self, classes: Sequence[str]) -> None:
-        """Look for other classes."""
         self._labels = self._model.encode_labels([*classes, NO_OBJECTS], _DETECTION_PREDICATE)
 
     def prepare(self, image: Image.Image) -> Prepared:

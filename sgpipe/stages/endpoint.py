@@ -59,8 +59,6 @@ class ChatSampling:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """Messages, and how they are answered."""
-
     messages: Sequence[Mapping[str, Any]]
     sampling: ChatSampling
     seed: int = 0  # selects the noise of all `n` answers; servers get 31 bits of it and of `first`
@@ -155,7 +153,6 @@ def conversation(text: str, image: str | None = None, system: str | None = None)
 
 
 def shown_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
-    """Return the image of a `conversation`."""
     [url] = (each["content"][0]["image_url"]["url"] for each in messages if not isinstance(each["content"], str))
     return Image.open(BytesIO(base64.b64decode(url.partition(",")[2])))
 
@@ -237,7 +234,6 @@ class RequestCache:
             self._execute("INSERT INTO usage VALUES (?, ?)", row, create=True)
 
     def tokens(self) -> int:
-        """Return the number of tokens, of requests and answers."""
         return sum(number or 0 for (number,) in self._execute("SELECT SUM(asked + answered) FROM usage"))
 
     def forget_refusals(self) -> None:
@@ -377,7 +373,6 @@ class ChatEndpoint:
         return usable or Refusal(str(choices[0].fault))
 
     async def _kept(self, request: ChatRequest) -> list[Choice]:
-        """Return the choices from the cache, or from the server and then into the cache."""
         if self.cache is None:
             return await self._completion(request)
         body = json.dumps(request.fields(self.model), sort_keys=True).encode()

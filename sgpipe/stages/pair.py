@@ -123,7 +123,6 @@ def split_words(phrase: str) -> list[str]:
 
 
 def normalise_predicate(text: str) -> str:
-    """Return a predicate in lower case with single spaces."""
     return " ".join(text.lower().split())
 
 

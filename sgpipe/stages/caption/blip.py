@@ -121,7 +121,6 @@ def nucleus(scores: Tensor, top_p: float, width: int | None = None) -> tuple[Ten
 
 
 def check_finite(finite: bool, sampling: CaptionConfig) -> None:
-    """Raise UserError if the scores of a model are not."""
     if not finite:
         raise UserError(
             f"the scores of {sampling.captioner} are not finite: its weights are damaged, or caption.temperature or "
@@ -150,8 +149,6 @@ _Prepared = tuple[Tensor, int]  # pixels, as by `BlipCaptioner._prepare`, and ke
 
 
 class BlipCaptioner(Captioner):
-    """Captions by BLIP."""
-
     def __init__(self, config: CaptionConfig) -> None:
         """`config`: with `prompt` and `max_tokens`, see `captioner.settings_of`."""
         self.config = config
@@ -204,7 +201,6 @@ class BlipCaptioner(Captioner):
         return pixels.pin_memory() if self.device.type == "cuda" else pixels, given.key
 
     def _compute(self, group: list[_Prepared]) -> list[list[list[int]]]:
-        """Return the tokens of each sample of a group."""
         if self.uses_graphs and len(group) == self.memory.batch_size:
             self.full_groups[len(group), self.decoder.width] += 1
             if self.full_groups[len(group), self.decoder.width] == 2:
@@ -266,8 +262,6 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
 
 
 class Blip:
-    """A loaded captioner."""
-
     def __init__(self, source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> None:
         """`source`: a folder. `image_size`: in pixels; None: that of the position embeddings, else interpolated.
 
@@ -426,7 +420,6 @@ class _Layer:
 
 
 def _joined(*linears: torch.nn.Linear) -> tuple[Tensor, Tensor]:
-    """Return the concatenated weights and biases of several projections of the same states."""
     weight = torch.cat([linear.weight.detach() for linear in linears])
     return weight, torch.cat([linear.bias.detach() for linear in linears])
 

@@ -191,7 +191,6 @@ class ImagePrompt:
             return self.processor(text=[text], images=[plain], return_tensors="pt", **written)
 
     def decode(self, tokens: list[int]) -> str:
-        """Return the text of generated tokens, without special ones."""
         with _READING:
             return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 

@@ -40,7 +40,6 @@ def model_version(name: str | None = None) -> str:
 
 
 def default_model() -> str:
-    """Return the first of `DEFAULT_MODELS` that is installed, or the last one."""
     return next((model for model in DEFAULT_MODELS if _package_version(model)), DEFAULT_MODELS[-1])
 
 
@@ -97,8 +96,6 @@ class Parser:
 
 
 class RuleParser(Parser):
-    """Parses captions by rules."""
-
     def __init__(self, config: ParseConfig) -> None:
         """Raises UserError: the spaCy model is not installed, or has no tagger and dependency parser."""
         self._batch_size, self._attributes = config.batch_size, config.attributes

@@ -64,7 +64,6 @@ class Seq2SeqParser(Parser):
 
     @torch.inference_mode()
     def _graphs(self, captions: list[str]) -> list[str]:
-        """Return what the model writes of each caption."""
         rows = [self._tokenizer(PREFIX + clean(caption))["input_ids"] for caption in captions]
         size = _GPU_GROUP if self.device.type == "cuda" else 1
         graphs: dict[int, str] = {}

@@ -106,7 +106,6 @@ def _request(caption: str) -> ChatRequest:
 
 
 def _read(text: str) -> list[tuple[str, str, str]] | None:
-    """Return the graph of an answer, or None if it is none."""
     graph = read_relations(text)
     return graph if graph is not None and all(isinstance(each, str) for texts in graph for each in texts) else None
 
@@ -172,12 +171,10 @@ class ParseStage(Stage):
         self.config, self.resources = config, config.resources
 
     def check(self) -> None:
-        """Raise UserError if the server of its model does not answer."""
         if self.config.parser == "llm":
             LlmParser(self.config).check()
 
     def setup(self) -> None:
-        """Load the parser. Raises UserError if its model is not installed, or cannot be read."""
         self._parser = CaptionParser(self.config, self.cache_folder)
         self.device = self._parser.device
 

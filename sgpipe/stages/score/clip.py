@@ -38,7 +38,6 @@ class ClipScorer(RelationScorer):
         self.model, self._device_name, self._gpus = model, device, gpus
 
     def load(self) -> None:
-        """Raises UserError: the model cannot be loaded, or the device is missing."""
         self.clip = ClipModel(*split_name(self.model), pick_device(self._device_name, self._gpus))
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:

@@ -44,7 +44,6 @@ def relation_text(subject: Box, predicate: str, object_: Box) -> str:
 
 
 def with_article(name: str) -> str:
-    """Return the name of a class with "a" or "an"."""
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 

@@ -22,12 +22,10 @@ def singular(noun: str) -> str:
 
 
 def is_a(tree: Tree, index: int, words: frozenset[str]) -> bool:
-    """Return whether the singular of a token is one of these words."""
     return singular(tree.texts[index]) in words
 
 
 def head_noun(tree: Tree, index: int) -> str:
-    """Return the head of the name, singular and in lower case."""
     return singular(mention_word(tree, index))
 
 

@@ -39,7 +39,6 @@ class Tree:
 
     @classmethod
     def of(cls, doc: Doc, tokens: Sequence[Token]) -> Tree:
-        """Return the tree of a parsed document with these tokens."""
         strings = doc.vocab.strings
         rows = doc.to_array(["TAG", "DEP", "HEAD"]).astype("int64").tolist()
         return cls.build(

@@ -213,7 +213,6 @@ class Network:
         self._split = [[np.ascontiguousarray(part) for part in own] for own in parts]
 
     def __call__(self, sentences: Sequence[Sentence]) -> list[CaptionScores]:
-        """Scores of captions, whose token counts may differ."""
         tokens, neighbours = map(_padded, token_features(sentences, self._tables))
         hidden = _padded(np.concatenate([sentence.hidden for sentence in sentences]))
         states = self._encode(tokens, neighbours, hidden)
@@ -302,7 +301,6 @@ def _slices(counts: Sequence[int], start: int = 0) -> list[slice]:
 
 
 def _padded(rows: NDArray[Any]) -> NDArray[Any]:
-    """Prepend a row of zeros."""
     return np.concatenate([np.zeros((1, rows.shape[1]), rows.dtype), rows])
 
 
@@ -359,7 +357,6 @@ class LearnedParser(Parser):
         return found
 
     def _triplets(self, sentence: Sentence, scores: CaptionScores) -> list[Triplet]:
-        """Return the triplets of a caption, in word order, with `caption` 0."""
         text, tree = clean(sentence.caption), sentence.tree
         kept = [form for word in _KEPT for form in (word, f"{word}s") if word in text and form in lexicon.SPELLINGS]
         spellings = {lexicon.SPELLINGS[form]: form for form in kept} | self._names
