@@ -77,9 +77,9 @@ def one_line(text: str) -> str:
     Lines become sentences: one that ends without punctuation gets a full stop before the next.
     """
     text = _LOCATION.sub("", _THOUGHTS.sub("", text))
-    if text.lstrip().startswith("<think>"):  # cut off before it came to an answer
-        return ""
     written = [line for line in text.splitlines() if not _NO_TEXT.match(line)]
+    if "".join(written).lstrip().startswith("<think>"):  # cut off before it came to an answer
+        return ""
     plain = (_MARKS.sub("", _LINK.sub(r"\1", _LINE_START.sub("", line))) for line in written)
     lines = [line for line in (" ".join(_UNPRINTABLE.sub(" ", line).split()) for line in plain) if line]
     ended = [line if _ENDED.search(line) else line + "." for line in lines[:-1]]

@@ -1,7 +1,6 @@
 """The word tables of the grammar: classes of words whose meaning decides a rule, and tables of the tokeniser.
 
-The lists (lexicon.toml, which says what each is for) are deliberately small: each makes a distinction that syntax does
-not show, with its common members in captions. `lexicon.PEOPLE` is the list "people".
+The lists (`lexicon.PEOPLE` is "people" in lexicon.toml, which says what each is for) are deliberately small.
 """
 
 from __future__ import annotations
