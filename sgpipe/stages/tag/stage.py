@@ -57,10 +57,9 @@ def reference_groups(pairs: Sequence[Pair], size: int = 100, boxes: int | None =
     candidate: a pair with all of its predicates. N entries form N // size + 1 groups, so the last group is empty if
     `size` divides N; N counts all ordered pairs of the boxes, whether or not they are candidates.
     """
+    entries = [((pair.subject, pair.object), pair.predicates) for pair in pairs]
     if boxes is None:
-        entries = [((pair.subject, pair.object), [text]) for pair in pairs for text in pair.predicates]
-    else:
-        entries = [((pair.subject, pair.object), pair.predicates) for pair in pairs]
+        entries = [(pair, [text]) for pair, texts in entries for text in texts]
     number = len(entries) if boxes is None else boxes * (boxes - 1)
     chunks = [entries[size * index : size * (index + 1)] for index in range(number // size + 1)]
     return [
