@@ -181,7 +181,7 @@ def test_a_thread_prepares_the_next_image_and_changes_no_caption(checkpoint, fam
     ("- A man on a horse\n- A dog under a table.\n\n* a cat", "A man on a horse. A dog under a table. a cat"),
     ("# Scene\n\n**A man** is *riding* a `horse`.", "Scene. A man is riding a horse."), ("```\na cat\n```", "a cat"),
     ('"A cat on a mat."', "A cat on a mat."), ('"A" and "B"', '"A" and "B"'), ("---\nA cat\n***", "A cat"),
-    ("<think>\nA man, a horse.\n</think>\n\nA man on a horse.", "A man on a horse."), ("```\n<think>\nThere is a man", ""),
+    ("<think>\nA man, a horse.\n</think>\n\nA man on a horse.", "A man on a horse."), ("```\n<think>\nA man", ""),
     ("A 3*4 grid, snake_case and well-known 2 - 1", "A 3*4 grid, snake_case and well-known 2 - 1"), ("\n \t", ""),
     ("see [the bus](http://x.y/z)\u2028here\x00\ufffd", "see the bus. here"),
     ("a cat<loc_12><loc_999> on a mat", "a cat on a mat"), ("猫がマットの上にいる。\n犬", "猫がマットの上にいる。 犬"),
