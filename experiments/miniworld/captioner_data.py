@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.miniworld.captioner import CaptionerModelConfig, canonical_caption, nouns_of, prompt_ids
 from sgpipe.miniworld.actors import KINDS
+from sgpipe.miniworld.dataset import RenderedScene, render
 from sgpipe.miniworld.relations import CONVERSE, RULES
-from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Fact, Scene, names_of, random_scene
 
 NOUNS: tuple[str, ...] = tuple(noun for kind in KINDS for noun in nouns_of(kind))

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from experiments.miniworld.judge import JudgeConfig
 from sgpipe.miniworld.actors import KINDS
+from sgpipe.miniworld.dataset import RenderedScene, render
 from sgpipe.miniworld.relations import PREDICATES, Statement, closure, statements_of
-from sgpipe.miniworld.render import RenderedScene, render
 from sgpipe.miniworld.scene import Scene, random_scene
 from sgpipe.records import Box, Relation
 from sgpipe.stages.score.scorer import contrast_texts, marked_crop, relation_text

@@ -77,18 +77,10 @@ class PredictionFiles:
     annotations: Path
     classes: Path | None = None
 
-    @property
-    def name(self) -> str:
-        return str(self.predictions)
-
 
 @dataclass(frozen=True)
 class ModelRun(InferenceConfig):
-    """A model and the images to evaluate it on.
-
-    annotations: the benchmark's file; without it, the shards are the ground truth.
-    classes: as for `read_classes`; without it, those of the data.
-    """
+    """A model and the images to evaluate it on. Default annotations: the shards; classes: those of the data."""
 
     model: Path
     data: Path
@@ -97,21 +89,16 @@ class ModelRun(InferenceConfig):
     annotations: Path | None = None
     classes: Path | None = None
 
-    @property
-    def name(self) -> str:
-        return str(self.model)
-
     def hoia_schema(self) -> HoiaSchema | None:
-        """Return the HOIA schema of `classes`, if set. Raises UserError: as `read_classes`."""
+        """Return that of `classes`, if set. Raises UserError: as `read_classes`."""
         return read_classes(self.classes) if self.classes else None
 
     def config(self, task: Task) -> PredictConfig:
         """Raises UserError: the data has no classes, or a store no such model."""
-        schema = self.hoia_schema()
-        classes = schema.classes if schema else data_classes(self.data)
+        classes = schema.classes if (schema := self.hoia_schema()) else data_classes(self.data)
         how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
-        model = location(pin_model(str(self.model)))  # one version on all machines
-        return PredictConfig(model, classes, task, **how)
+        # one version of the model on all machines
+        return PredictConfig(location(pin_model(str(self.model))), classes, task, **how)
 
     def row_groups(self) -> list[RowGroup]:
         return list_row_groups(self.data, self.split, self.images)
@@ -137,7 +124,7 @@ def score_hico(
         raise UserError(f"--setting {setting} groups HICO-DET's classes, but these are others")
     possible = possible_interactions() if official else np.ones((len(classes.relations), len(classes.objects)))
     settings = HicoSettings(possible, PairSuppression() if pair_nms else None, known_object)
-    with _explained(given.name):
+    with _explained(given):
         scores = evaluate_hico(found.named(images), settings)
     parts = split(setting)
     names = ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
@@ -164,7 +151,7 @@ def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppressio
     order: PhraseOrder = "repaired" if suppression == "repaired" else "published"
     nms = PairSuppression() if suppression != "none" else None
     settings = OpenImagesSettings(len(classes.objects), len(classes.relations), nms, order)
-    with _explained(given.name):
+    with _explained(given):
         scores = evaluate_open_images(found.named(images), settings)
     relations, phrases = scores.relations[100], scores.phrases[100]
     return found.result(
@@ -189,41 +176,39 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
         annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
         known = {image["id"] for image in instances["images"]}
         if missing := [image for image in annotated if image not in known]:
-            raise UserError(
-                f"{coco} lacks image {missing[0]} of {given.annotations}; use instances_vcoco_all_2014.json"
-            )
+            need = "use instances_vcoco_all_2014.json"
+            raise UserError(f"{coco} lacks image {missing[0]} of {given.annotations}; {need}")
         actions = read_actions(verbs)
         people = {image: own for image, own in read_people(instances, verbs).items() if image in annotated}
     if isinstance(given, PredictionFiles):
         detections = _read_json(given.predictions)
         if not isinstance(detections, list) or not detections:
             raise UserError(f"{given.predictions} contains no predictions: expected a list of detections")
-        with naming(given.name):
+        with naming(str(given.predictions)):
             predicted = read_predicted_people(detections, actions)
     else:
         config, occurs = given.config("hoi"), None
         objects, relations = config.classes.objects, config.classes.relations
         if possible:
             seen = {
-                (r.predicate, row.objects[r.object].category) for row in iter_records(possible) for r in row.relations
+                (each.predicate, row.objects[each.object].category)
+                for row in iter_records(possible)
+                for each in row.relations
             }
             occurs = np.array([[(predicate, object_) in seen for object_ in objects] for predicate in relations])
         convert = people_converter(config.classes, actions, occurs)
         predictions = _predictions(given, config, people, coco_image_id, found)
         predicted = {number: convert(pairs) for number, pairs in predictions}
-    with _explained(given.name):
+    with _explained(given):
         scores = evaluate_vcoco(found.named(people_images(people, predicted, actions)), actions)
     found.predicted = {*predicted}
     found.lack(people, missed=True)
     found.unpredicted = frozenset()  # its format has no item for an image without persons
     parts = [(f"role, scenario {number}", part, actions.role_names()) for number, part in scores.roles.items()]
     parts.append(("agent", scores.agents, list(actions.names)))
-    curves = {kind: class_curve(part) for kind, part, _ in parts}
-    rows = [
-        row
-        for kind, part, names in parts
-        for row in class_rows(part, [{"kind": kind, "class": names[number]} for number in part.classes.tolist()])
-    ]
+    rows: Rows = []
+    for kind, part, names in parts:
+        rows += class_rows(part, [{"kind": kind, "class": names[number]} for number in part.classes.tolist()])
 
     def summary(scores: VcocoScores) -> dict[str, float]:
         means = {}
@@ -232,7 +217,7 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
             means[f"role AP, scenario {scenario}, with point"] = scores.role_mean(scenario, without_point=False)
         return {**means, "agent AP": scores.agent_mean()}
 
-    return found.result("V-COCO", {}, scores, summary, rows, curves)
+    return found.result("V-COCO", {}, scores, summary, rows, {kind: class_curve(part) for kind, part, _ in parts})
 
 
 def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> EvaluationResult:
@@ -258,7 +243,7 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> Eva
     images = (GraphImage(f"image {name}", annotated[name], predicted) for name, predicted in predictions)
     names, sizes = classes.relations, {"num_objects": len(classes.objects), "num_predicates": len(classes.relations)}
     official = (len(classes.objects), names) == (len(VG150_CLASSES.objects), VG150_CLASSES.relations)
-    with _explained(given.name):
+    with _explained(given):
         scores = evaluate_graphs(found.named(images), mode, zero_shot=vg150_zero_shot() if official else None, **sizes)
         found.lack(annotated, missed=False)
     rows: Rows = [{"predicate": name} for name in names]
@@ -290,12 +275,13 @@ def _read_json(path: Path) -> Any:
 
 
 @contextmanager
-def _explained(files: str) -> Iterator[None]:
+def _explained(given: PredictionFiles | ModelRun) -> Iterator[None]:
     """Turn errors of an evaluator into UserErrors."""
     try:
         yield
     except EvaluationError as error:
-        raise UserError(f"{files}: {error}") from None
+        name = given.predictions if isinstance(given, PredictionFiles) else given.model
+        raise UserError(f"{name}: {error}") from None
 
 
 Name = TypeVar("Name", str, int)
@@ -332,8 +318,7 @@ def _pairs(
     given: PredictionFiles | ModelRun, task: Task, official: HoiaSchema, found: ScoredImages
 ) -> tuple[DatasetClasses, Iterator[EvaluationImage]]:
     """Return the classes and the annotated images; official: those of HICO-DET or Open Images."""
-    is_hico = official is HICO
-    source: AnnotationSource | None = None
+    is_hico, source = official is HICO, None
     if given.annotations is not None:
         source = (hico_source if is_hico else open_images_source)(given.annotations, SPLIT, given.classes)
     if isinstance(given, PredictionFiles):

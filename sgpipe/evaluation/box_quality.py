@@ -46,10 +46,9 @@ class ScoredBox(NamedTuple):
 
 @dataclass
 class BoxSet:
-    """The boxes of many images.
+    """Boxes, and width and height (0: not known), of images by name. classes: names by COCO's numbers.
 
-    images: width and height (0: not known) and boxes by name. classes: names by COCO's numbers. lists_images: whether
-    images without boxes are in it; otherwise it is not known which were looked at. failed: images that were not usable.
+    lists_images: whether images without boxes are in it; otherwise it is not known which were looked at.
     """
 
     path: Location
@@ -145,7 +144,6 @@ def _id(item: Any, key: str) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Return the first names, for messages."""
     first = list(names)
     return ", ".join(map(repr, first[:8])) + (" …" if len(first) > 8 else "")
 
@@ -179,15 +177,14 @@ _PER_CLASS = ("class", "ground_truth", "detections", "hits", "AP", "AP50", "AP75
 _AT = ("precision", "recall", "F1")
 _IOUS = 10  # 0.50, 0.55, … 0.95
 _IOU_50, _IOU_75 = 0, 5
-_ALL = 0  # areas
+_CURVES = {"IoU 0.5": _IOU_50, "IoU 0.75": _IOU_75}
 
 
 @dataclass(frozen=True)
 class BoxScores:
-    """What pycocotools finds.
+    """COCO's twelve measures, and the matches of the best 100 boxes of an image and class: class IoU * classes + class.
 
-    measures: COCO's twelve. matches: the best 100 boxes of an image and class, whose class numbers are IoU * classes +
-    class. scores, correct, images: `[boxes]`, at an IoU of 0.5 by falling score. targets: `[images]`, boxes to detect.
+    scores, correct, images: `[boxes]`, at an IoU of 0.5 by falling score. targets: `[images]`, boxes to detect.
     """
 
     names: tuple[str, ...]
@@ -209,7 +206,6 @@ class BoxScores:
         return {**measures, **at, "best F1": self.at(self.best(counts), counts)[2]}
 
     def classes(self, iou: int) -> Array:
-        """Return the numbers that `matches` has of all classes at an IoU."""
         return np.arange(iou * len(self.names), (iou + 1) * len(self.names))
 
     def at(self, threshold: float, counts: Array | None = None) -> tuple[float, float, float]:
@@ -235,7 +231,6 @@ class BoxScores:
 
     @property
     def per_class(self) -> Rows:
-        """One row for each class that the ground truth has."""
         own = self.matches
         average, recall = (values.reshape(_IOUS, -1) for values in (own.average_precision, own.max_recall))
         counts = (column.tolist() for column in (own.targets, own.detections, own.true_positives))  # first of IoU 0.5
@@ -357,19 +352,13 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
         scores.per_class,
         _notes(counts, seen, known, [box.score for _, own in pairs for box in own]),
         counts=counts,
-        curves={
-            name: class_curve(scores.matches, scores.classes(iou))
-            for name, iou in (("IoU 0.5", _IOU_50), ("IoU 0.75", _IOU_75))
-        },
+        curves={name: class_curve(scores.matches, scores.classes(iou)) for name, iou in _CURVES.items()},
         resampling=Resampling(images, lambda counts: scores.summary(level, counts)),
     )
 
 
 def _compared_images(found: BoxSet, target: BoxSet) -> dict[ImageName, ImageName | None]:
-    """Return the images of the ground truth to compare, and which of those found each is.
-
-    Raises UserError: there are no boxes, or no image is in both.
-    """
+    """Return the images of the ground truth to compare, and which of those found each is."""
     # As pycocotools, by whose order of images boxes of equal scores count.
     numbers = {name: int(name.image_id) if name.image_id.isdecimal() else math.inf for name in target.images}
     names = sorted(target.images, key=lambda name: (numbers[name], name.image_id))
@@ -386,10 +375,7 @@ def _compared_images(found: BoxSet, target: BoxSet) -> dict[ImageName, ImageName
 
 
 def own_threshold(detected: Location) -> float:
-    """Return the score above which the run kept boxes; of other files that of `sgpipe label`.
-
-    Raises UserError: there is no such run.
-    """
+    """Return the score above which the run kept boxes; else that of `sgpipe label`. Raises UserError: no such run."""
     made = Manifest.load(detected).run.get("identity", {}) if is_run(detected) else {}
     return float((made.get("detect") or {}).get("threshold", DetectConfig().threshold))
 
@@ -397,7 +383,7 @@ def own_threshold(detected: Location) -> float:
 def _notes(
     counts: Mapping[str, int], seen: Counter[str], known: Sequence[str], scores: Sequence[float | None]
 ) -> list[str]:
-    """`seen`: boxes by class; `known`: the classes of the ground truth; `scores`: of all boxes."""
+    """seen: boxes by class. known: the classes of the ground truth. scores: of all boxes."""
     notes = [
         f"compared {count(counts['boxes'], 'box', 'boxes')} in {count(counts['images'], 'image')} with "
         f"{counts['ground truth boxes']:,} of the ground truth; crowds left out: {counts['ground truth crowds']:,}"

@@ -35,10 +35,9 @@ _DATASETS = ("coco", "objects365")  # the datasets that have synonyms
 
 
 class Vocabulary:
-    """Numbers for texts; texts with the same meaning share a number. names: by number, the first text of each."""
+    """Numbers for texts; those with the same meaning (a key) share one. names: by number, the first text of each."""
 
     def __init__(self, meaning: Callable[[str], str]) -> None:
-        """meaning: returns the same key for texts with the same meaning."""
         self.names: list[str] = []
         self._meaning = meaning
         self._by_meaning: dict[str, int] = {}
@@ -75,8 +74,8 @@ def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabular
 def class_meanings(vocabulary: Vocabulary, predicted: Iterable[str]) -> Callable[[int], list[int]]:
     """Return which classes of a run an object of the ground truth may have, by the number of its own.
 
-    A class of the run stands for itself; any other name ("man") also for the class it names ("person"). predicted: all
-    class names of the run; if they are COCO's or Objects365's, its synonyms count.
+    A name that is not a class of the run ("man") also stands for the class it names ("person"). predicted: all class
+    names of the run; if they are COCO's or Objects365's, its synonyms count.
     """
     names = {normalise_predicate(name) for name in predicted}
     synonyms = packaged_synonyms(next((one for one in _DATASETS if names <= {*category_names(one).values()}), ""))
@@ -122,7 +121,6 @@ class Graphs:
 
     @property
     def relation_image(self) -> Array:
-        """`[relations]`, the image of each relation."""
         return self.image[self.subject]
 
 
@@ -131,10 +129,9 @@ def iter_graphs(
 ) -> Iterator[Graphs]:
     """Yield the shards of a run, one at a time.
 
-    Args:
-        source: the relations; every candidate pair with each of its predicates and confidence 1; or the relations that
-            have the score of a vision-language model, with it as their confidence.
-        calibration: of the tagger; confidences are its probabilities then. Annotations keep 1.
+    source: the relations; every candidate pair with each of its predicates and confidence 1; or the relations that have
+    the score of a vision-language model, as their confidence. calibration: of the tagger; confidences are its
+    probabilities then. Annotations keep 1.
 
     Raises UserError: the folder is not a run, a shard is missing or damaged, or a value is out of range.
     """
@@ -155,7 +152,6 @@ def class_names(root: Location) -> set[str]:
 def _graphs(
     root: Location, table: pa.Table, words: tuple[Vocabulary, Vocabulary], column: str, calibration: Calibration | None
 ) -> Graphs:
-    """Return the images of a table; words: of classes and of predicates."""
     objects = _flat(table["objects"])
     counts = _lengths(table["objects"])
     starts = np.concatenate([[0], np.cumsum(counts)])
@@ -234,10 +230,9 @@ NO_MATCH = -1
 
 
 def best_pairs(first: Array, second: Array, quality: Array, count: int) -> Array:
-    """Match one to one: take the best candidate pair, then the best of those left, and so on; ties go to the first.
+    """Match one to one, the best of the candidate pairs left first; ties go to the first. Arguments `[candidates]`.
 
-    Arguments `[candidates]`: both members and how well they fit. Returns the match of each of the `count` members of
-    the first side, or `NO_MATCH`.
+    Returns the match of each of the `count` members of the first side, or `NO_MATCH`.
     """
     order = np.lexsort((second, first, -quality))
     first, second = first[order], second[order]
@@ -257,14 +252,12 @@ _MOST_PREDICATES = 1 << 24  # a predicate is the low bits of a key
 
 
 class GroundTruthIndex:
-    """Annotated images, all in memory as arrays; error rows are not ground truth."""
-
     def __init__(
         self, root: Location, classes: Vocabulary, predicates: Vocabulary, coco_ids: Mapping[str, str] | None = None
     ) -> None:
-        """coco_ids: COCO's image ids by those of the ground truth; if given, images are found only by these.
+        """coco_ids: COCO's by those of the ground truth; images are found only by these then.
 
-        Raises UserError: the folder is not a run, or contains no images or no relations.
+        Raises UserError: the folder is not a run, or contains no relations.
         """
         tables = list(iter_tables(root, (*_COLUMNS, "relations")))
         if not any(pc.sum(pc.list_value_length(table["relations"])).as_py() for table in tables):
@@ -279,7 +272,6 @@ class GroundTruthIndex:
         self._keys, self.statements = np.unique(keys, return_index=True)  # one row per distinct relation
 
     def find(self, names: Sequence[ImageName]) -> Array:
-        """`[names]`, the image of each name, or `NO_IMAGE`."""
         return np.array([self._find(name) for name in names], dtype=np.int64)
 
     def match(self, graphs: Graphs, images: Array, classes: Callable[[int], list[int]], iou: float) -> Array:
@@ -321,7 +313,6 @@ def _look_up(table: Array, keys: Array) -> tuple[Array, Array]:
 
 
 def _ranges(starts: Array, ends: Array) -> Array:
-    """Return the numbers of all ranges, each from its start up to but not including its end."""
     counts = ends - starts
     return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
@@ -355,11 +346,6 @@ def read_coco_ids(image_data: Location) -> dict[str, str]:
     Raises UserError: the file is missing or is not Visual Genome's image_data.json.
     """
     require_format(image_data, "image data")
-    coco_ids: dict[str, str] = {}
-    for _, item in JsonStream(image_data):
-        own, coco = (
-            fields.identifier(item.get(key)) if isinstance(item, dict) else None for key in ("image_id", "coco_id")
-        )
-        if own and coco:
-            coco_ids[own] = coco
-    return coco_ids
+    items = (item for _, item in JsonStream(image_data) if isinstance(item, dict))
+    ids = ([fields.identifier(item.get(key)) for key in ("image_id", "coco_id")] for item in items)
+    return {own: coco for own, coco in ids if own and coco}

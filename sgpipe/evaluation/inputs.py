@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -60,10 +60,7 @@ def naming(place: str) -> Iterator[None]:
 
 
 class Triplets(NamedTuple):
-    """The triplets that a file predicts for an image.
-
-    boxes `[boxes, 4]` pixel xyxy; labels `[boxes]`; `[triplets]`: ends, the indices of both boxes; predicates; scores.
-    """
+    """Of an image: boxes `[boxes, 4]` pixel xyxy, labels; ends `[triplets, 2]`, places of boxes, predicates, scores."""
 
     boxes: Array
     labels: Array
@@ -94,18 +91,15 @@ def read_pairs(
 ) -> Iterator[EvaluationImage]:
     """Yield all annotated images in the order of the annotations, with the predictions of a file.
 
-    Args:
-        predictions: in HOIA format, or of `sgpipe predict --out FILE.parquet`. key: of the relations in HOIA format.
-        schema: the classes, whose numbers the file has if it does not list its own.
-        found: filled with counts and notes.
+    predictions: in HOIA format, with relations by `key`, or of `sgpipe predict --out FILE.parquet`. schema: classes,
+    whose numbers the file has if it does not list its own. found: filled with counts and notes.
 
     Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
     """
     annotated, classes, is_parquet = read_annotations(source), schema.classes, predictions.suffix == ".parquet"
     lists_classes, numbers = is_parquet, _class_numbers(schema, classes)
     if is_parquet:
-        names = (classes.objects, classes.relations)
-        numbers = tuple({name: number for number, name in enumerate(each)} for each in names)
+        numbers = tuple({name: index for index, name in enumerate(each)} for each in vars(classes).values())
     predicted: dict[str, Triplets] = {}
     for item in _parquet_rows(predictions) if is_parquet else map(itemgetter(1), JsonStream(predictions)):
         try:
@@ -134,10 +128,12 @@ def read_pairs(
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file of `sgpipe predict --out FILE.parquet`, without error rows."""
+    columns = ["file_name", "triplets"]
     try:
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(512, columns=["file_name", "triplets"]):
-                yield from (row for row in batch.to_pylist() if row["triplets"] is not None)
+            for batch in file.iter_batches(512, columns=columns):
+                rows = batch.select(columns).to_pylist()  # KeyError: one is missing
+                yield from (row for row in rows if row["triplets"] is not None)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {os_error_reason(error)}") from None
     except (pa.ArrowException, KeyError) as error:
@@ -158,12 +154,8 @@ def _hoia_lists(triplets: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
     return [box for pair in pairs.values() for box in pair], relations
 
 
-_Numbers: TypeAlias = tuple[
-    Mapping[Any, int], ...
-]  # the indices of objects and of relations, by what a file calls them
-
-
-def _class_numbers(listed: HoiaSchema, classes: DatasetClasses) -> _Numbers:
+def _class_numbers(listed: HoiaSchema, classes: DatasetClasses) -> tuple[Mapping[Any, int], ...]:
+    """Return the indices of objects and of relations, by what a file calls them."""
     both = ((listed.objects, classes.objects), (listed.relations, classes.relations))
     return tuple({number: known.index(name) for number, name in own.items() if name in known} for own, known in both)
 
@@ -243,30 +235,23 @@ _COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "obj
 
 
 def shard_annotations(
-    root: Path,
-    classes: DatasetClasses,
-    split: str | None = None,
-    *,
-    persons_only: bool,
-    group: RowGroup | None = None,
+    root: Path, classes: DatasetClasses, split: str | None = None, *, persons_only: bool, group: RowGroup | None = None
 ) -> AnnotationSource:
     """Return the images of a run without error rows, to be read by `read_annotations`.
 
-    Args:
-        persons_only: leave out relations whose subject is not a person, which HICO-DET does not have.
-        group: only those of this row group.
+    persons_only: leave out relations of other subjects, which HICO-DET does not have. group: only those of this one.
 
     Raises UserError, also while reading: the folder is not a run, is damaged, or has names that are not classes.
     """
     shards = [] if group else [shard for shard in Manifest.load(root).shards if split in (None, shard.split)]
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        own = [read_row_group(group.file, group.group, _COLUMNS)] if group else []
-        tables = chain(own, (read_file(root / shard.file, _COLUMNS) for shard in shards))
+        first = [read_row_group(group.file, group.group, _COLUMNS)] if group else []
+        tables = chain(first, (read_file(root / shard.file, _COLUMNS) for shard in shards))
         for record in (one for rows in tables for one in from_table(rows) if one.ok):
             if persons_only:
-                persons = [box.category == PERSON for box in record.objects]
-                record = replace(record, relations=[item for item in record.relations if persons[item.subject]])
+                own = [item for item in record.relations if record.objects[item.subject].category == PERSON]
+                record = replace(record, relations=own)
             names = {box.category for box in record.objects} - {*classes.objects}
             if unknown := names | {item.predicate for item in record.relations} - {*classes.relations}:
                 raise UserError(
@@ -292,9 +277,8 @@ def _class_map(content: Any, classes: DatasetClasses) -> tuple[Array, Array]:
     if unknown := [name for own, known in both for name in own if name not in known]:
         raise FieldError(f"{unknown[0]!r} {_OTHER_CLASS}")
     if len(objects) != len(classes.objects):
-        raise FieldError(
-            f"the file has {len(objects)} object classes, the dataset {len(classes.objects)}: see --classes"
-        )
+        sizes = f"{len(objects)} object classes, the dataset {len(classes.objects)}"
+        raise FieldError(f"the file has {sizes}: see --classes")
     first, second = (np.array([0, *(1 + known.index(each) for each in own)]) for own, known in both)
     return first, second
 
@@ -302,10 +286,7 @@ def _class_map(content: Any, classes: DatasetClasses) -> tuple[Array, Array]:
 def read_predicted_graphs(
     predictions: Path, classes: DatasetClasses, annotated: Collection[str], found: ScoredImages
 ) -> Iterator[tuple[str, PredictedGraph]]:
-    """Yield the predictions of a file by image id; these are kept in `found`.
-
-    Raises UserError: the file is missing or invalid, or a predicted image is not annotated.
-    """
+    """Yield predictions by image id, noted in `found`. Raises UserError: as `read_pairs`."""
     objects, predicates = np.arange(len(classes.objects) + 1), np.arange(len(classes.relations) + 1)
     for name, item in _graph_items(predictions):
         found.add(name, annotated, str(predictions))
@@ -342,7 +323,6 @@ def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
 
 
 def _graph_items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield the id of each image and what the file has of it."""
     for _, item in JsonStream(path):
         name = fields.identifier(item.get("image_id")) if isinstance(item, dict) else None
         if name is None:

@@ -1,11 +1,9 @@
 """Label quality: the relations of a run compared with ground truth for the same images.
 
-* A relation is a true positive if the ground truth has it: same subject, predicate and object. Objects are the same
-  if they have the same class (or, in the ground truth, a synonym of it) and the same box; predicates if their verbs
-  have the same lemma.
-* Targets are the relations that recall counts: those of `GroundTruth.required`, by default the whole ground truth.
-  A true positive that is not a target ("on", for a man riding a horse) counts for precision, but average precision
-  ignores it. It needs everything that was scored: make the run with `tag.threshold=0`.
+A relation is a true positive if the ground truth has it: objects of the same class (or a synonym of it there) and box,
+and a predicate whose verb has the same lemma. Targets are the relations that recall counts: those of
+`GroundTruth.required`, by default all. Average precision ignores a true positive that is not a target ("on", for a man
+riding a horse). It needs everything that was scored: make the run with `tag.threshold=0`.
 """
 
 from __future__ import annotations
@@ -57,8 +55,7 @@ _BAND_ENDS = (0.8, 0.95)  # shares of all targets at which the head and the body
 class Relations:
     """Predicted relations of images with ground truth, all arrays `[relations]`.
 
-    true_positive: the ground truth has it. matched: it is a target. image: its number in the ground truth. annotated:
-    it has no confidence, which counts as 1.
+    matched: those that are targets. image: numbers in the ground truth. annotated: without confidence, which is 1 then.
     """
 
     predicate: Array
@@ -81,11 +78,7 @@ class Relations:
 
 @dataclass(frozen=True)
 class Quality:
-    """Counts of relations, and the measures that follow from them; a ratio over nothing is NaN.
-
-    true_positives: those predicted that the ground truth has. targets: those that recall counts, `matched` of them
-    predicted.
-    """
+    """Counts of relations, and the measures that follow; a ratio over nothing is NaN. matched: targets predicted."""
 
     predicted: int
     true_positives: int
@@ -129,10 +122,9 @@ def area(recall: Array, precision: Array, targets: int) -> float:
 
 
 def frequency_bands(targets: Array) -> list[FrequencyBand | None]:
-    """Return the band of each predicate by its number of targets `[predicates]`; None without any.
+    """Return the band of each predicate, in which its first target falls, by numbers of targets; None without any.
 
-    The most frequent predicates with 80% of all targets are the head, those up to 95% the body, the others the tail: a
-    predicate belongs to the band in which its first target falls.
+    The most frequent predicates with 80% of all targets are the head, those up to 95% the body, the others the tail.
     """
     order = np.argsort(-targets, kind="stable")
     before = np.cumsum(targets[order]) - targets[order]
@@ -148,10 +140,7 @@ CURVE = tuple(round(0.05 * step, 2) for step in range(20))
 
 @dataclass(frozen=True)
 class PredicateQuality:
-    """One predicate at the threshold, and its average precision; band is None without targets.
-
-    curve: recall and monotone precision, `[points]` each.
-    """
+    """One predicate at the threshold; band is None without targets. curve: recall and monotone precision `[points]`."""
 
     predicate: str
     band: FrequencyBand | None
@@ -164,8 +153,8 @@ class PredicateQuality:
 class LabelQuality:
     """How good the relations of a run are.
 
-    counts: also of what could not be compared. relations, and the predicates and images of the targets: what the
-    measures are computed from. names: of predicates. images: of the ground truth; compared: their numbers.
+    counts: also of what could not be compared. names: of predicates. images: of the ground truth; compared: numbers
+    of these.
     """
 
     threshold: float
@@ -188,7 +177,6 @@ class LabelQuality:
         return replace(self, relations=relations, target_predicates=predicates, target_images=images)
 
     def at(self, threshold: float) -> Quality:
-        """Return the quality of all predicates together."""
         return Quality.of(self.relations.above(threshold), len(self.target_images))
 
     @property
@@ -202,13 +190,11 @@ class LabelQuality:
 
     @property
     def average_precision(self) -> float:
-        """That of all relations in one ranking."""
         targets = len(self.target_images)
         return area(*precision_recall(self.relations, targets), targets)
 
     @property
     def mean_average_precision(self) -> float:
-        """The mean over the predicates with targets."""
         return mean(np.array([row.average_precision for row in self.predicates if row.band]))
 
     @cached_property
@@ -238,14 +224,9 @@ def label_quality(
     iou: float = 0.5,
     calibration: Calibration | None = None,
 ) -> LabelQuality:
-    """Compare the relations of a run with ground truth.
+    """Compare the relations of a run with ground truth. source, calibration: as for `iter_graphs`.
 
-    Args:
-        source: the run's relations; its candidates: every pair with each of its predicates, confidence 1; or its
-            relations with the score of the vision-language model as confidence.
-        synonyms: `{predicate: [other texts]}` that count as the same predicate.
-        iou: minimum overlap of two boxes of the same object.
-        calibration: of the tagger; the confidences of relations are its probabilities then.
+    synonyms: `{predicate: [other texts]}` that count as the same predicate. iou: least of two boxes of the same object.
 
     Raises UserError: a folder is not a run or is damaged, they have no image in common, or a number is out of range.
     """
@@ -331,43 +312,35 @@ def _distinct(graphs: Graphs, rows: Array) -> Array:
 
 
 def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
-    """Return the full report; `settings` are added to those in the JSON."""
+    """Return the full report, with more `settings`."""
     tables: dict[str, Any] = {
         "by threshold": [{"threshold": f"{level:g}", **_row(own)} for level, own in result.curve.items()],
         "by frequency": [],
     }
     curves = {}
     for band in BANDS:
-        own = [predicate for predicate in result.predicates if predicate.band == band]
-        sums = Quality(*(sum(getattr(each.quality, name.name) for each in own) for name in fields(Quality)))
-        average = mean(np.array([each.average_precision for each in own]))
-        tables["by frequency"].append({"band": band, "predicates": len(own), **_row(sums), "mean_AP": average})
-        if own:
-            name = f"{band} ({count(len(own), 'predicate')})"
-            curves[name] = mean_curve(precision_at(*each.curve) for each in own)
-    rows = [
-        {
-            "predicate": own.predicate,
-            "band": own.band or "no targets",
-            **_row(own.quality),
-            "average_precision": own.average_precision,
-        }
-        for own in result.predicates
-    ]
-    options = {"source": result.source, "threshold": result.threshold, **settings}
+        among = [predicate for predicate in result.predicates if predicate.band == band]
+        sums = Quality(*(sum(getattr(each.quality, name.name) for each in among) for name in fields(Quality)))
+        average = mean(np.array([each.average_precision for each in among]))
+        tables["by frequency"].append({"band": band, "predicates": len(among), **_row(sums), "mean_AP": average})
+        if among:
+            name = f"{band} ({count(len(among), 'predicate')})"
+            curves[name] = mean_curve(precision_at(*each.curve) for each in among)
+    rows = []
+    for own in result.predicates:
+        names = {"predicate": own.predicate, "band": own.band or "no targets"}
+        rows.append({**names, **_row(own.quality), "average_precision": own.average_precision})
+    images = [f"{image.dataset} {image.image_id}" for image in (result.images[place] for place in result.compared)]
     return EvaluationResult(
         f"Label quality ({result.source})",
-        options,
+        {"source": result.source, "threshold": result.threshold, **settings},
         _summary(result),
         rows,
         _notes(result),
         tables,
         result.counts,
         curves,
-        resampling=Resampling(
-            [f"{image.dataset} {image.image_id}" for image in (result.images[place] for place in result.compared)],
-            lambda counts: _summary(result.resampled(counts)),
-        ),
+        Resampling(images, lambda counts: _summary(result.resampled(counts))),
     )
 
 
@@ -410,12 +383,9 @@ def run_quality(
 ) -> dict[str, LabelQuality]:
     """Compare a run's relations and, as a baseline, all its candidates with its ground truth; empty if it has none.
 
-    threshold: minimum confidence of a relation, with a calibration: minimum probability.
-
-    Raises UserError: as `label_quality`.
+    threshold: minimum confidence, with a calibration: minimum probability. Raises UserError: as `label_quality`.
     """
-    ground_truth = ground_truth_of(run)
-    if ground_truth is None:
+    if (ground_truth := ground_truth_of(run)) is None:
         return {}
     return {
         name: label_quality(run, ground_truth, source=source, threshold=threshold, calibration=calibration)

@@ -39,10 +39,9 @@ _UNKNOWN: Interval = (math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Resampling:
-    """The measures of an evaluation, each from 0 to 1, as a function of how often each image occurs.
+    """The measures of an evaluation, each from 0 to 1, by how often each of the scored images occurs, `[images]`.
 
-    images: names of the scored images. summary: takes `[images]` integers. unpredicted: images without predictions,
-    where a file can tell them from images in which nothing was detected.
+    unpredicted: images without predictions, where a file can tell them from images in which nothing was detected.
     """
 
     images: Sequence[str]
@@ -52,10 +51,7 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Difference:
-    """A measure of two evaluations, and the first minus the second, with 95% intervals; NaN if it is undefined.
-
-    shown: whether the interval of the difference excludes 0.
-    """
+    """A measure of two evaluations and the first minus the second, or NaN. shown: its interval excludes 0."""
 
     value: float
     interval: Interval
@@ -68,8 +64,6 @@ class Difference:
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """The differences between an evaluation and the one named `other`, by measure."""
-
     other: str
     images: int
     resamples: int
@@ -80,11 +74,9 @@ class PairedComparison:
 def compare_paired(
     first: Resampling, second: Resampling, *, other: str = "other", resamples: int = RESAMPLES, seed: int = 0
 ) -> PairedComparison:
-    """Compare the measures that two evaluations of the same images, in any order, have in common.
+    """Compare the measures that two evaluations of the same images, in any order, have in common, by half samples.
 
-    other: the name of the second. resamples: half samples of the images, two or more.
-
-    Raises UserError: the images differ, or there are none.
+    other: the name of the second. resamples: two or more. Raises UserError: the images differ, or there are none.
     """
     if not first.images:
         raise UserError("--compare needs images, but none was scored")
@@ -123,10 +115,7 @@ def compare_paired(
 
 
 def _margin(halves: Array, images: int) -> float:
-    """Half the width of the t interval of a measure of all images, from its values in half samples.
-
-    Those in which it is undefined are left out; NaN with fewer than two.
-    """
+    """Half the width of the t interval of a measure of all images; NaN with fewer than two halves that define it."""
     from scipy.special import stdtrit  # only where an interval is computed
 
     defined, left_out = halves[~np.isnan(halves)], images // 2
@@ -137,12 +126,9 @@ def _margin(halves: Array, images: int) -> float:
 
 
 def _share_interval(share: float, margin: float) -> Interval:
-    """Wilson's interval with as many observations as a share of this margin has, which contains the share.
-
-    Unknown where the halves do not vary, as at 0 and 1.
-    """
+    """Wilson's interval with as many observations as a share of this margin has, which contains the share."""
     spread = share * (1 - share)
-    if not (margin > _ROUNDING and spread > 0):
+    if not (margin > _ROUNDING and spread > 0):  # the halves do not vary, as at 0 and 1
         return _UNKNOWN
     squared = margin**2 / spread
     centre, half = share + squared / 2, math.sqrt(squared * (spread + squared / 4))
@@ -165,7 +151,6 @@ _NOTES = {  # by the count they report: what is counted, and what became of it
 
 
 def count_notes(counts: Mapping[str, int]) -> list[str]:
-    """Return a note for each count of what was left out that is not 0."""
     return [f"{count(counts[name], what)} {rest}" for name, (what, rest) in _NOTES.items() if counts.get(name)]
 
 
@@ -173,9 +158,8 @@ def count_notes(counts: Mapping[str, int]) -> list[str]:
 class EvaluationResult:
     """The result of one benchmark.
 
-    summary: its measures by their usual names. per_class: one row per class. tables: further ones by title. notes:
-    remarks for the reader. counts: what was compared and what was not. curves: precision `[101]` at `RECALLS`, by class
-    group. resampling: the summary of any resample of the images.
+    tables: by title, beside that of the classes. notes: for the reader. counts: what was compared and what was not.
+    curves: precision `[101]` at `RECALLS`, by class group.
     """
 
     benchmark: str
@@ -239,10 +223,10 @@ class EvaluationResult:
 
     def write_plot(self, path: Path) -> None:
         """Precision over recall of the class groups, as SVG; the legend gives the mean precision of each."""
-        lines = []
-        for name, precision in self.curves.items():
-            points = list(zip(RECALLS.tolist(), precision.tolist(), strict=True))
-            lines.append(Line(points, name=f"{name}: {precision.mean():.3f}"))
+        lines = [
+            Line(list(zip(RECALLS.tolist(), own.tolist(), strict=True)), name=f"{name}: {own.mean():.3f}")
+            for name, own in self.curves.items()
+        ]
         write_result_text(path, Plot(self.benchmark, "recall", "precision", lines, size=(400, 400)).file())
 
 
@@ -250,8 +234,8 @@ class EvaluationResult:
 class ScoredImages:
     """The annotated images that were scored, filled while they are read.
 
-    names: those scored, in order. predicted: those that have predictions. unpredicted: those without, if they count as
-    missed. lacking: how many lack predictions, by what became of them. notes: remarks for the reader.
+    unpredicted: those without predictions, if they count as missed. lacking: how many are without, by what became of
+    them. notes: for the reader.
     """
 
     names: list[str] = field(default_factory=list)
@@ -261,7 +245,7 @@ class ScoredImages:
     notes: list[str] = field(default_factory=list)
 
     def named(self, images: Iterable[Any]) -> Iterator[Any]:
-        """Yield the images; their names are kept."""
+        """Yield the images, and keep their names."""
         for image in images:
             self.names.append(image.name)
             yield image
@@ -308,12 +292,8 @@ class ScoredImages:
 
 
 def precision_at(recall: Array, precision: Array) -> Array:
-    """`[101]`: the best precision at each of `RECALLS` or any larger one; 0 where it is not reached.
-
-    recall, precision: `[points]`, recall rising and precision monotone.
-    """
-    reached = np.searchsorted(recall, RECALLS - 1e-9, side="left")
-    points: Array = np.append(precision, 0.0)[reached]
+    """`[101]`: the best at each of `RECALLS` or above, or 0; of rising recall and monotone precision `[points]`."""
+    points: Array = np.append(precision, 0.0)[np.searchsorted(recall, RECALLS - 1e-9, side="left")]
     return points
 
 
@@ -341,7 +321,6 @@ def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
 
 
 def _table(title: str, rows: Rows) -> Table:
-    """Return a table with the columns of the first row."""
     table = Table(title=title)
     for name, value in (rows[0] if rows else {}).items():
         table.add_column(name.replace("_", " "), justify="left" if isinstance(value, str) else "right")

@@ -232,10 +232,10 @@ def _canopy(colour: RGB, centre: complex, half: float, start: float, stop: float
 
 
 class ThingClass(NamedTuple):
-    """A class of things.
+    """The slots of a class, and the colours it may have.
 
-    colours: those it may have. slots: positions for another thing (top, below, over in the air, fore, aft), its body
-    and its hands. A relation uses up the slots it needs, so that no second relation can contradict it.
+    Slots are positions for another thing (top, below, over in the air, fore, aft), the body and the hands. A relation
+    uses up the slots it needs, so that no second relation can contradict it.
     """
 
     slots: str
@@ -377,10 +377,7 @@ class SceneGroup:
 
 
 def random_actor(kind: str, rng: Generator) -> Actor:
-    """Return a thing of a class with a random look, all slots free, facing right.
-
-    An animal's second colour is that of its marks, which it has in style 1.
-    """
+    """Return a thing of a class with a random look; an animal's second colour is that of its marks, in style 1."""
     slots, colours, draw = _CLASSES[kind]
     if kind == "person":
         return Actor(kind, random_person(rng), free={*slots.split()})

@@ -14,17 +14,7 @@ from typing import NamedTuple, TypeAlias
 
 from numpy.random import Generator
 
-from sgpipe.miniworld.actors import (
-    BALL_RADIUS,
-    CAR_HALF,
-    HANDLE,
-    KINDS,
-    PEDALS,
-    SADDLE,
-    TOPS,
-    Actor,
-    SceneGroup,
-)
+from sgpipe.miniworld.actors import BALL_RADIUS, CAR_HALF, HANDLE, KINDS, PEDALS, SADDLE, TOPS, Actor, SceneGroup
 from sgpipe.miniworld.figures import PersonLook, capsule, path, shoulder_of
 
 _ROPE = (92, 70, 56)
@@ -310,8 +300,8 @@ Composition: TypeAlias = Callable[[SceneGroup, Actor, Actor, Generator], None]
 class CompositionRule(NamedTuple):
     """A relation that can be composed.
 
-    first: which of the two actors must be placed first. subject_takes, object_takes: the slots (see
-    `ThingClass`) that each uses up. weight: the relative frequency.
+    first: which of the actors must be placed first. subject_takes, object_takes: the slots (see `ThingClass`) that each
+    uses up. weight: the relative frequency.
     """
 
     predicate: str
@@ -338,9 +328,7 @@ class CompositionRule(NamedTuple):
 # Predicates and their converse: if A is behind B, B is in front of A.
 CONVERSE = {"next to": "next to", "behind": "in front of", "in front of": "behind"}
 
-_NO_ROOM: frozenset[Statement] = frozenset(
-    {("dog", "under", "chair"), ("skateboard", "on", "chair"), ("skateboard", "under", "chair")}
-)
+_NO_ROOM = {("dog", "under", "chair"), ("skateboard", "on", "chair"), ("skateboard", "under", "chair")}
 
 
 _SEATS = "chair, bench, dining table"
@@ -393,22 +381,14 @@ COMPOSITIONAL = "test-compositional"
 # Implied predicates. Someone who pushes something is next to it; animals are petted, and bicycles walked, from their
 # far side.
 _ALSO: dict[str, tuple[str, ...]] = {
-    "riding": ("on",),
-    "holding": ("with",),
-    "walking": ("with",),
-    "flying": ("with",),
-    "sitting on": ("on",),
-    "standing on": ("on",),
-    "lying on": ("on",),
+    **dict.fromkeys(("riding", "sitting on", "standing on", "lying on"), ("on",)),
+    **dict.fromkeys(("holding", "walking", "flying"), ("with",)),
     "petting": ("next to", "behind"),
     "pushing": ("next to",),
 }
 _ALSO_OF: dict[Statement, tuple[str, ...]] = {
-    ("person", "riding", "horse"): ("sitting on",),
-    ("person", "riding", "bicycle"): ("sitting on",),
-    ("person", "riding", "skateboard"): ("standing on",),
-    ("dog", "riding", "skateboard"): ("standing on",),
-    ("cat", "riding", "skateboard"): ("standing on",),
+    **{("person", "riding", mount): ("sitting on",) for mount in ("horse", "bicycle")},
+    **{(rider, "riding", "skateboard"): ("standing on",) for rider in ("person", "dog", "cat")},
     ("person", "holding", "umbrella"): ("under",),
     ("person", "walking", "bicycle"): ("next to", "behind"),
 }
@@ -422,13 +402,11 @@ def implied(subject: str, predicate: str, object_: str) -> list[tuple[str, bool]
 
 
 def closure(statement: Statement) -> frozenset[Statement]:
-    """Return the statement and all statements that it implies."""
     subject, _, object_ = statement
-    more = [
-        (object_, predicate, subject) if swapped else (subject, predicate, object_)
-        for predicate, swapped in implied(*statement)
-    ]
-    return frozenset((statement, *more))
+    found = {statement}
+    for predicate, swapped in implied(*statement):
+        found.add((object_, predicate, subject) if swapped else (subject, predicate, object_))
+    return frozenset(found)
 
 
 # Combinations that never occur in training. Statements that imply one of them, or are implied by one, are excluded as
@@ -463,13 +441,10 @@ def statements_of(split: str) -> frozenset[Statement]:
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}: expected one of {', '.join(SPLITS)}")
     all_statements = {statement for rule in RULES for statement in rule.statements}
-    held_out = _closures(_HELD_OUT)
-    seen = {statement for statement in all_statements if closure(statement).isdisjoint(held_out)}
-    if split != COMPOSITIONAL:
-        return frozenset(seen)
-    stated = _closures(seen)
-    return frozenset(s for s in all_statements if closure(s).isdisjoint(stated))
 
+    def apart_from(statements: Iterable[Statement]) -> frozenset[Statement]:
+        others = frozenset().union(*map(closure, statements))
+        return frozenset(each for each in all_statements if closure(each).isdisjoint(others))
 
-def _closures(statements: Iterable[Statement]) -> frozenset[Statement]:
-    return frozenset().union(*map(closure, statements))
+    seen = apart_from(_HELD_OUT)
+    return apart_from(seen) if split == COMPOSITIONAL else seen

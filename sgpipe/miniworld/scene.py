@@ -54,14 +54,12 @@ class Scene:
     facts: tuple[Fact, ...]
 
     def statement(self, fact: Fact) -> Statement:
-        """Return a fact as (subject class, predicate, object class)."""
         return self.things[fact.subject].kind, fact.predicate, self.things[fact.object].kind
 
 
 def scene_generator(seed: int, split: str, number: int, purpose: int = 0) -> Generator:
     """Return the random generator of one scene; each `purpose` has its own."""
-    entropy = (seed, zlib.crc32(split.encode()), number, purpose)
-    return np.random.default_rng(SeedSequence(entropy))
+    return np.random.default_rng(SeedSequence((seed, zlib.crc32(split.encode()), number, purpose)))
 
 
 def random_scene(seed: int, split: str, number: int) -> Scene:
@@ -78,22 +76,12 @@ def random_scene(seed: int, split: str, number: int) -> Scene:
         thing.kind in ("car", "kite", "horse") or (thing.kind == "umbrella" and thing.posture == "standing")
         for thing in things
     )
-    return Scene(
-        split=split,
-        number=number,
-        width=width,
-        height=height,
-        horizon=horizon,
-        indoors=not outdoors and bool(rng.random() < 0.45),
-        background_seed=int(rng.integers(2**31)),
-        placed=placed,
-        things=things,
-        facts=tuple(_facts(placed)),
-    )
+    indoors, background_seed = not outdoors and bool(rng.random() < 0.45), int(rng.integers(2**31))
+    facts = tuple(_facts(placed))
+    return Scene(split, number, width, height, horizon, indoors, background_seed, placed, things, facts)
 
 
 def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[SceneGroup]:
-    """Return one to three groups, then up to two single things that are not related to anything."""
     groups = [random_group(allowed, rng) for _ in range(1 + rng.choice(3, p=[0.4, 0.45, 0.15]))]
     for _ in range(rng.choice(3, p=[0.45, 0.4, 0.15])):
         single = SceneGroup()
@@ -112,7 +100,6 @@ def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[SceneG
 
 
 def _facts(placed: tuple[PlacedGroup, ...]) -> Iterator[Fact]:
-    """Yield the composed relations and those that they imply, without repetition."""
     start, facts = 0, dict[tuple[int, str, int], Fact]()
     for each in placed:
         actors, found = each.group.actors, [*each.group.bonds]
@@ -220,13 +207,13 @@ def stays_apart(group: SceneGroup) -> bool:
 
 def _with_third(group: SceneGroup, allowed: frozenset[Statement], rng: Generator) -> SceneGroup | None:
     """Return a copy of the group with a new thing that is related to one of the group; None if there is no room."""
-    fitting = {
-        predicate: [option for option in options if any(_anchors(group, option))]
-        for predicate, options in _options(allowed).items()
-    }
-    if not any(fitting.values()):
+    fitting: Options = {}
+    for predicate, options in _options(allowed).items():
+        if own := [option for option in options if any(_anchors(group, option))]:
+            fitting[predicate] = own
+    if not fitting:
         return None
-    option = _choose({predicate: options for predicate, options in fitting.items() if options}, rng)
+    option = _choose(fitting, rng)
     larger = copy.deepcopy(group)
     anchors = list(_anchors(larger, option))
     anchor, is_subject = anchors[rng.integers(len(anchors))]
@@ -250,13 +237,12 @@ def _anchors(group: SceneGroup, option: Option) -> Iterator[tuple[Actor, bool]]:
 
 @cache
 def _options(allowed: frozenset[Statement]) -> Options:
-    """Return the statements that can be composed, by predicate."""
     options: Options = {}
     for rule in RULES:
-        statements = [statement for statement in rule.statements if statement in allowed]
-        for statement in statements:
-            option = Option(rule.weight / len(statements), rule, statement)
-            options.setdefault(rule.predicate, []).append(option)
+        fitting = [statement for statement in rule.statements if statement in allowed]
+        if fitting:
+            own = options.setdefault(rule.predicate, [])
+            own += [Option(rule.weight / len(fitting), rule, statement) for statement in fitting]
     return options
 
 
@@ -339,10 +325,8 @@ def scene_captions(scene: Scene, rng: Generator) -> list[SceneCaption]:
 
 def _phrase_fact(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption:
     """Return a caption of a fact, sometimes combined with a second one, in a random wording."""
-    if rng.random() < 0.3:
-        compound = _compound(scene, fact, rng)
-        if compound is not None:
-            return compound
+    if rng.random() < 0.3 and (compound := _compound(scene, fact, rng)):
+        return compound
     wording = WORDINGS[fact.predicate]
     templates = [*_TEMPLATES, "{2} {1.passive} {0}"] if wording.passive else _TEMPLATES
     template = templates[rng.integers(len(templates))]

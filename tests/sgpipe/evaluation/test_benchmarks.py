@@ -115,9 +115,10 @@ def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
         pq.write_table(pa.Table.from_pylist(wrong, schema=rows.schema), tmp_path / "wrong.parquet")
         told = invoke("eval", "hico", "--predictions", tmp_path / "wrong.parquet", "--annotations", true, code=2).output
         assert "wrong.parquet: image" in told.replace("\n", " ")
-    pq.write_table(rows.drop_columns("triplets"), tmp_path / "other.parquet")
+    for column in ("triplets", "file_name"):
+        pq.write_table(rows.drop_columns(column), tmp_path / f"{column}.parquet")
     (tmp_path / "text.parquet").write_bytes(b"PAR1 but not really")
-    for name in ("other", "text"):
+    for name in ("triplets", "file_name", "text"):
         file = tmp_path / f"{name}.parquet"
         told = invoke("eval", "hico", "--predictions", file, "--annotations", true, code=2).output
         assert "was not written by `sgpipe predict" in " ".join(told.split())

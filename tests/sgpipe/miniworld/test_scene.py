@@ -9,8 +9,8 @@ from PIL import Image
 
 from sgpipe.miniworld import relations
 from sgpipe.miniworld.actors import TOPS, Actor, Extent, Fact, SceneGroup, random_actor
+from sgpipe.miniworld.dataset import render
 from sgpipe.miniworld.relations import COMPOSITIONAL, RULES, SPLITS, CompositionRule, Statement, closure, statements_of
-from sgpipe.miniworld.render import render
 from sgpipe.miniworld.scene import APART, GROUP_GAP, Scene, random_group, random_scene, relate, stays_apart
 
 CASES = [(rule, statement) for rule in RULES for statement in rule.statements]
