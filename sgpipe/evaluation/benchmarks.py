@@ -97,8 +97,8 @@ class ModelRun(InferenceConfig):
         """Raises UserError: the data has no classes, or a store no such model."""
         classes = schema.classes if (schema := self.hoia_schema()) else data_classes(self.data)
         how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
-        # one version of the model on all machines
-        return PredictConfig(location(pin_model(str(self.model))), classes, task, **how)
+        model = location(pin_model(str(self.model)))  # one version on all machines
+        return PredictConfig(model, classes, task, **how)
 
     def row_groups(self) -> list[RowGroup]:
         return list_row_groups(self.data, self.split, self.images)
@@ -294,10 +294,7 @@ def _predictions(
     name_of: Callable[[Record], Name],
     found: ScoredImages,
 ) -> Iterator[tuple[Name, PredictedPairs]]:
-    """Yield the names and predictions of the images that can be read; the number of others is noted.
-
-    Raises UserError, EngineError: an image is not annotated or occurs twice; none can be read; as `predict`.
-    """
+    """Yield the names and predictions of the images that can be read; the number of others is noted."""
     from sgpipe.inference.predictor import predict  # it imports PyTorch
 
     failed = list[str]()
@@ -329,9 +326,8 @@ def _pairs(
     config = given.config(task)
     source = source or shard_annotations(given.data, config.classes, given.split, persons_only=is_hico)
     if source.classes != config.classes:
-        raise UserError(
-            f"{given.data} has other classes than {given.annotations}: omit --annotations, or list them in --classes"
-        )
+        hint = "omit --annotations, or list them in --classes"
+        raise UserError(f"{given.data} has other classes than {given.annotations}: {hint}")
     return config.classes, _predicted_pairs(given, config, source, found)
 
 

@@ -64,11 +64,9 @@ class BoxSet:
         for box in own:
             sound = all(map(math.isfinite, box.xywh)) and min(box.xywh[2:]) >= 0
             if not (sound and (box.score is None or 0 <= box.score <= 1 + 1e-6)):  # a softmax is rounded
-                sides = [round(side, 3) for side in box.xywh]
-                raise UserError(
-                    f"{self.path}: image {name.image_id}: box {sides} with score {box.score}; expected x, y, width and "
-                    "height in pixels, and a score from 0 to 1"
-                )
+                found = f"box {[round(side, 3) for side in box.xywh]} with score {box.score}"
+                expected = "x, y, width and height in pixels, and a score from 0 to 1"
+                raise UserError(f"{self.path}: image {name.image_id}: {found}; expected {expected}")
         self.repeated += name in self.images
         self.images.setdefault(name, (size, own))
 
@@ -77,11 +75,8 @@ class BoxSet:
         own, boxes = self.images[name]
         if own == size or not all((*own, *size)):
             return boxes
-        factors = (size[0] / own[0], size[1] / own[1]) * 2
-        return [
-            box._replace(xywh=[side * factor for side, factor in zip(box.xywh, factors, strict=True)], area=None)
-            for box in boxes
-        ]
+        factors = np.divide(size, own).tolist() * 2
+        return [box._replace(xywh=np.multiply(box.xywh, factors).tolist(), area=None) for box in boxes]
 
     def class_name(self, number: int, path: Location) -> str:
         """Return the name of a class by its number in the file `path`. Raises UserError: there is none."""
@@ -160,9 +155,8 @@ def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
             raise UserError(f"{path}: {error}; {_FORMS}") from None
     by_number = {name.image_id: name for name in truth.images}
     if unknown := rows.keys() - by_number.keys():
-        raise UserError(
-            f"{path}: image_id {min(unknown)} is not in the ground truth; pass --truth of the images of the results"
-        )
+        hint = "pass --truth of the images of the results"
+        raise UserError(f"{path}: image_id {min(unknown)} is not in the ground truth; {hint}")
     found = BoxSet(path, truth.classes, lists_images=False)
     for number, own in rows.items():
         found.add(by_number[number], (0, 0), own)
@@ -329,10 +323,8 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
     if not known:
         raise UserError(f"{truth} has no boxes in the images that {detected} has")
     if seen and not seen.keys() & {*known}:
-        raise UserError(
-            f"{detected} and {truth} have no class in common: one has {_listed(sorted(seen))}, the other "
-            f"{_listed(known)}; classes are matched by name"
-        )
+        both = f"one has {_listed(sorted(seen))}, the other {_listed(known)}"
+        raise UserError(f"{detected} and {truth} have no class in common: {both}; classes are matched by name")
     scores = _match(pairs, known)
     best = scores.best()
     precision, recall, _ = scores.at(best)
@@ -367,10 +359,8 @@ def _compared_images(found: BoxSet, target: BoxSet) -> dict[ImageName, ImageName
         raise UserError(f"{found.path} has no boxes")
     own = {names[place]: name for name in found.images if (place := finder(name)) != NO_IMAGE}
     if not own:
-        raise UserError(
-            f"{found.path} and {target.path} have no image in common: one has {next(iter(found.images)).base_name!r}, "
-            f"the other {names[0].base_name!r}"
-        )
+        both = f"one has {next(iter(found.images)).base_name!r}, the other {names[0].base_name!r}"
+        raise UserError(f"{found.path} and {target.path} have no image in common: {both}")
     return {name: own.get(name) for name in names if name in own or not found.lists_images}
 
 
@@ -398,8 +388,6 @@ def _notes(
     if len(given) < len(scores) or not given:
         notes.append("the boxes have no scores, so AP has one step; runs that detect boxes keep their scores")
     elif min(given) >= 0.01:
-        notes.append(
-            f"the lowest score is {min(given):.3f}: AP counts boxes below it as missed; runs with "
-            "--set detect.threshold=0 keep them"
-        )
+        hint = "runs with --set detect.threshold=0 keep them"
+        notes.append(f"the lowest score is {min(given):.3f}: AP counts boxes below it as missed; {hint}")
     return notes

@@ -118,10 +118,8 @@ def read_pairs(
     found.lack(annotated, missed=True)
     if not lists_classes:
         number, name = next(iter(schema.relations.items()))
-        found.notes.append(
-            f"{predictions} lists no classes: its numbers are taken for the annotations', such as {number} for the "
-            f"relation {name!r}; a model of other numbers would be scored wrongly"
-        )
+        such = f"such as {number} for the relation {name!r}; a model of other numbers would be scored wrongly"
+        found.notes.append(f"{predictions} lists no classes: its numbers are taken for the annotations', {such}")
     for name, ground_truth in annotated.items():
         yield EvaluationImage(name, ground_truth, predicted.get(name, _NO_TRIPLETS).pairs(len(classes.relations)))
 
@@ -254,9 +252,8 @@ def shard_annotations(
                 record = replace(record, relations=own)
             names = {box.category for box in record.objects} - {*classes.objects}
             if unknown := names | {item.predicate for item in record.relations} - {*classes.relations}:
-                raise UserError(
-                    f"{root}: image {record.image_id}: {min(unknown)!r} is not a listed class; list all in --classes"
-                )
+                what = f"{min(unknown)!r} is not a listed class"
+                raise UserError(f"{root}: image {record.image_id}: {what}; list all in --classes")
             yield record
 
     return AnnotationSource("shards", split or "all", read, {"annotations": root}, classes=classes)
@@ -324,8 +321,7 @@ def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
 
 def _graph_items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for _, item in JsonStream(path):
-        name = fields.identifier(item.get("image_id")) if isinstance(item, dict) else None
-        if name is None:
+        if not isinstance(item, dict) or (name := fields.identifier(item.get("image_id"))) is None:
             raise UserError(f"{path}: an item has no 'image_id'; expected a list of objects, one per image")
         yield name, item
 

@@ -266,10 +266,9 @@ def label_quality(
         why = "only failed images; `sgpipe stats` shows why they failed" if parts else "no images; is the run finished?"
         raise UserError(f"{run} contains {why}")
     if not counts["images compared"]:
-        raise UserError(
-            f"{run} and {ground_truth.relations} have no image in common: one has {graphs.names[0].base_name!r}, the "
-            f"other {truth.graphs.names[0].base_name!r}; if they are COCO and Visual Genome, pass --image-data"
-        )
+        both = f"one has {graphs.names[0].base_name!r}, the other {truth.graphs.names[0].base_name!r}"
+        hint = "if they are COCO and Visual Genome, pass --image-data"
+        raise UserError(f"{run} and {ground_truth.relations} have no image in common: {both}; {hint}")
     counts["ground truth images not in run"] = len({*truth.graphs.names}) - int(seen.sum())
     columns = [np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Relations)]
     statements, graphs = targets.statements, targets.graphs

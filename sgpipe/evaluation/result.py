@@ -82,10 +82,9 @@ def compare_paired(
         raise UserError("--compare needs images, but none was scored")
     scored, others = set(first.images), set(second.images)
     if only := scored ^ others or (scored - first.unpredicted) ^ (others - second.unpredicted):
-        raise UserError(
-            f"--compare needs the same images on both sides, and predictions for the same: {count(len(only), 'image')} "
-            f"on one side only, such as {min(only)!r}; evaluate both on the same images"
-        )
+        which = f"{count(len(only), 'image')} on one side only, such as {min(only)!r}"
+        need = "--compare needs the same images on both sides, and predictions for the same"
+        raise UserError(f"{need}: {which}; evaluate both on the same images")
     images = len(first.images)
     everything = np.ones(images, dtype=int)
     known = second.summary(everything)

@@ -114,7 +114,7 @@ _FLOORS: tuple[RGB, ...] = ((186, 148, 108), (166, 130, 100), (176, 176, 180), (
 def paint_background(
     size: tuple[int, int], horizon: float, *, indoors: bool, rng: Generator
 ) -> tuple[Image.Image, RGB]:
-    """Return a background of `size` with its horizon in pixels from the top, and the colour of the ground."""
+    """Return a background, and the colour of its ground; the horizon is in pixels from the top."""
     if indoors:
         return _room(size, horizon, rng)
     places: tuple[Callable[[Image.Image, float, Generator], RGB], ...] = (_park, _park, _beach, _street, _snow)
@@ -138,9 +138,8 @@ def _gradient(size: tuple[int, int], top: RGB, bottom: RGB) -> Image.Image:
 
 def _ground(image: Image.Image, horizon: float, colour: RGB) -> None:
     """Paint the ground from the horizon down, lighter in the distance."""
-    width, height = image.size
-    depth = height - int(horizon)
-    image.paste(_gradient((width, depth), shade(colour, 1.15), shade(colour, 0.92)), (0, int(horizon)))
+    size = (image.width, image.height - int(horizon))
+    image.paste(_gradient(size, shade(colour, 1.15), shade(colour, 0.92)), (0, int(horizon)))
 
 
 def _park(image: Image.Image, horizon: float, rng: Generator) -> RGB:
@@ -290,12 +289,8 @@ def render_dataset(
     ground truth); `hico.json` (HOIA: relations whose subject is a person) and `hico_classes.json`. An image and its
     annotations depend only on the seed, the split and its number. The folder appears complete or not at all.
 
-    Args:
-        split: "train", "val", or "test-compositional", whose (subject, predicate, object) combinations never occur in
-            the other splits.
-        progress: called after each image.
-
-    Returns whether anything was written; a set of the same settings is left as it is.
+    split: "train", "val", or "test-compositional", whose (subject, predicate, object) combinations never occur in the
+    other splits. Returns whether anything was written; a set of the same settings is left as it is.
 
     Raises UserError: there are more than a million images, or `out` contains another set or other files.
     """

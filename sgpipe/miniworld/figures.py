@@ -160,10 +160,7 @@ def pick(rng: Generator, colours: Sequence[RGB]) -> RGB:
 
 def vary(rng: Generator, colour: RGB, amount: int) -> RGB:
     """Return the colour with each channel moved by at most `amount`."""
-    red, green, blue = (
-        int(min(max(channel + move, 0), 255))
-        for channel, move in zip(colour, rng.integers(-amount, amount + 1, 3), strict=True)
-    )
+    red, green, blue = np.clip(colour + rng.integers(-amount, amount + 1, 3), 0, 255).tolist()
     return red, green, blue
 
 
@@ -253,7 +250,6 @@ class PersonLook:
 
 
 def random_person(rng: Generator) -> PersonLook:
-    """Return a random man, woman, boy or girl."""
     noun = PEOPLE[rng.choice(4, p=[0.34, 0.34, 0.16, 0.16])]
     build = {"man": MAN, "woman": WOMAN}.get(noun, CHILD)
     female = noun in ("woman", "girl")
@@ -273,7 +269,7 @@ def random_person(rng: Generator) -> PersonLook:
 
 
 def shoulder_of(look: PersonLook, posture: str) -> complex:
-    """Return the position of the shoulder as a fraction of the height."""
+    """Return the position of the shoulder in fractions of the height."""
     pose, build = POSTURES[posture], look.build
     return (build.hip + pose.hip) * 1j + turned((build.shoulder - build.hip - 0.02) * 1j, -pose.lean)
 
@@ -450,10 +446,10 @@ def _tail(look: Look, root: complex, posture: str) -> Shapes:
         return moved([blob(shade(coat, 0.5), 0.08 + 0.06j, *ends)], root)
     if look.kind == "dog":
         return moved(path(coat, [0.06, -0.08 + 0.03j, -0.16 + (0.06j if low else 0.2j)], 0.085, 0.045), root)
-    curl = (
-        [-0.08 - 0.06j, -0.2 - 0.08j, -0.28, -0.3 + 0.1j] if low else [-0.12, -0.2 + 0.1j, -0.18 + 0.26j, -0.1 + 0.34j]
-    )
-    return moved(path(coat, [0.06, *curl], 0.06, 0.045), root)
+    curl = [0.06, -0.12, -0.2 + 0.1j, -0.18 + 0.26j, -0.1 + 0.34j]
+    if low:
+        curl = [0.06, -0.08 - 0.06j, -0.2 - 0.08j, -0.28, -0.3 + 0.1j]
+    return moved(path(coat, curl, 0.06, 0.045), root)
 
 
 def _neck_and_head(look: Look, base: complex, angle: float, gaze: float) -> Shapes:
