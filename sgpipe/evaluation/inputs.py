@@ -78,12 +78,8 @@ class Triplets(NamedTuple):
         return PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores)
 
 
-_EMPTY = np.zeros(0, dtype=int)
-_NO_TRIPLETS = Triplets(np.zeros((0, 4), np.float32), _EMPTY, _EMPTY.reshape(0, 2), _EMPTY, np.zeros(0, np.float32))
-
-
 def no_pairs(classes: DatasetClasses) -> PredictedPairs:
-    return _NO_TRIPLETS.pairs(len(classes.relations))
+    return _triplets((), (), {}, {}).pairs(len(classes.relations))
 
 
 def read_pairs(
@@ -121,7 +117,8 @@ def read_pairs(
         such = f"such as {number} for the relation {name!r}; a model of other numbers would be scored wrongly"
         found.notes.append(f"{predictions} lists no classes: its numbers are taken for the annotations', {such}")
     for name, ground_truth in annotated.items():
-        yield EvaluationImage(name, ground_truth, predicted.get(name, _NO_TRIPLETS).pairs(len(classes.relations)))
+        own = predicted[name].pairs(len(classes.relations)) if name in predicted else no_pairs(classes)
+        yield EvaluationImage(name, ground_truth, own)
 
 
 def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:

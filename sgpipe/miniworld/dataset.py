@@ -302,9 +302,19 @@ def render_dataset(
         if there != json.dumps(settings):
             raise UserError(f"{out} contains another set of the miniworld ({there}); delete it, or name a new folder")
         return False
+    info = {"description": "sgpipe miniworld: drawn scenes with exact truth", "seed": seed, "split": split}
+    common = {"info": info, "licenses": [], "images": []}
+    categories = [{"id": number, "name": name, "supercategory": name} for name, number in _CATEGORY_IDS.items()]
+    classes = {number: name for name, number in _CATEGORY_IDS.items()}
+    files: dict[str, Any] = {
+        INSTANCES: {**common, "annotations": [], "categories": categories},
+        CAPTIONS: {**common, "annotations": []},
+        SCENE_GRAPHS: [],
+        INTERACTIONS: [],
+        INTERACTION_CLASSES: {"objects": classes, "relations": dict(enumerate(PREDICATES, 1))},
+    }
     with new_folder(out) as folder:
         (folder / IMAGES).mkdir()
-        files = _empty_files(seed, split)
         for number in range(images):
             scene = random_scene(seed, split, number)
             rendered = render(scene)
@@ -326,20 +336,6 @@ def image_id(split: str, number: int) -> int:
 def file_name(split: str, number: int) -> str:
     """Return the file name of an image: its id, as in Visual Genome."""
     return f"{image_id(split, number)}.jpg"
-
-
-def _empty_files(seed: int, split: str) -> dict[str, Any]:
-    info = {"description": "sgpipe miniworld: drawn scenes with exact truth", "seed": seed, "split": split}
-    common = {"info": info, "licenses": [], "images": []}
-    categories = [{"id": number, "name": name, "supercategory": name} for name, number in _CATEGORY_IDS.items()]
-    classes = {number: name for name, number in _CATEGORY_IDS.items()}
-    return {
-        INSTANCES: {**common, "annotations": [], "categories": categories},
-        CAPTIONS: {**common, "annotations": []},
-        SCENE_GRAPHS: [],
-        INTERACTIONS: [],
-        INTERACTION_CLASSES: {"objects": classes, "relations": dict(enumerate(PREDICATES, 1))},
-    }
 
 
 def _add(files: dict[str, Any], scene: Scene, rendered: RenderedScene, sentences: list[SceneCaption]) -> None:

@@ -77,14 +77,12 @@ def random_scene(seed: int, split: str, number: int) -> Scene:
         for thing in things
     )
     indoors, background_seed = not outdoors and bool(rng.random() < 0.45), int(rng.integers(2**31))
-    facts = tuple(_facts(placed))
-    return Scene(split, number, width, height, horizon, indoors, background_seed, placed, things, facts)
+    return Scene(split, number, width, height, horizon, indoors, background_seed, placed, things, _facts(placed))
 
 
 def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[SceneGroup]:
     groups = [random_group(allowed, rng) for _ in range(1 + rng.choice(3, p=[0.4, 0.45, 0.15]))]
     for _ in range(rng.choice(3, p=[0.45, 0.4, 0.15])):
-        single = SceneGroup()
         # Often of a class that is already present, so that a caption is true of only one of them.
         present = [actor.kind for group in groups for actor in group.actors if actor.kind != "kite"]
         others = [kind for kind in KINDS if kind != "kite"]
@@ -94,12 +92,11 @@ def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[SceneG
             actor.posture = str(rng.choice(["standing", "sitting", "lying"]))
         elif actor.kind in ("person", "horse") and rng.random() < 0.3:
             actor.posture = "walking"
-        single.add(actor)
-        groups.append(single)
+        groups.append(SceneGroup([actor]))
     return groups
 
 
-def _facts(placed: tuple[PlacedGroup, ...]) -> Iterator[Fact]:
+def _facts(placed: tuple[PlacedGroup, ...]) -> tuple[Fact, ...]:
     start, facts = 0, dict[tuple[int, str, int], Fact]()
     for each in placed:
         actors, found = each.group.actors, [*each.group.bonds]
@@ -111,7 +108,7 @@ def _facts(placed: tuple[PlacedGroup, ...]) -> Iterator[Fact]:
             fact = Fact(start + subject, predicate, start + object_, is_implied)
             facts.setdefault(fact[:3], fact)
         start += len(actors)
-    yield from facts.values()
+    return tuple(facts.values())
 
 
 def _lay_out(
@@ -166,9 +163,7 @@ def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:
     group = SceneGroup()
     _, rule, statement = _choose(_options(allowed), rng)
     subject, object_ = random_actor(statement[0], rng), random_actor(statement[2], rng)
-    first = rule.first
-    if first == "either":
-        first = str(rng.choice(["subject", "object"]))
+    first = str(rng.choice(["subject", "object"])) if rule.first == "either" else rule.first
     group.add(subject if first == "subject" else object_)
     relate(group, rule, subject, object_, rng)
     if rng.random() < _THIRD_THING_PROBABILITY:
