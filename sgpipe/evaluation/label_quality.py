@@ -135,9 +135,6 @@ def frequency_bands(targets: Array) -> list[FrequencyBand | None]:
     return bands
 
 
-CURVE = tuple(round(0.05 * step, 2) for step in range(20))
-
-
 @dataclass(frozen=True)
 class PredicateQuality:
     """One predicate at the threshold; band is None without targets. curve: recall and monotone precision `[points]`."""
@@ -186,7 +183,8 @@ class LabelQuality:
     @property
     def curve(self) -> dict[float, Quality]:
         """The quality of all predicates together, by threshold."""
-        return {level: self.at(level) for level in sorted({*CURVE, self.threshold})}
+        levels = {round(0.05 * step, 2) for step in range(20)}
+        return {level: self.at(level) for level in sorted({*levels, self.threshold})}
 
     @property
     def average_precision(self) -> float:

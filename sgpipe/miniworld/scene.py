@@ -320,31 +320,23 @@ def scene_captions(scene: Scene, rng: Generator) -> list[SceneCaption]:
 
 def _phrase_fact(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption:
     """Return a caption of a fact, sometimes combined with a second one, in a random wording."""
-    if rng.random() < 0.3 and (compound := _compound(scene, fact, rng)):
-        return compound
     wording = WORDINGS[fact.predicate]
-    templates = [*_TEMPLATES, "{2} {1.passive} {0}"] if wording.passive else _TEMPLATES
-    template = templates[rng.integers(len(templates))]
-    subject, object_ = _pair(scene, fact, rng)
-    return SceneCaption(template.format(subject, wording, object_), (fact,))
-
-
-def _compound(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption | None:
-    """Return a sentence of two facts that starts with `fact`; None if no other fact can be combined with it."""
-    others = [other for other in scene.facts if _can_combine(fact, other)]
+    others = [other for other in scene.facts if _can_combine(fact, other)] if rng.random() < 0.3 else []
     if not others:
-        return None
+        templates = [*_TEMPLATES, "{2} {1.passive} {0}"] if wording.passive else _TEMPLATES
+        template = templates[rng.integers(len(templates))]
+        subject, object_ = _pair(scene, fact, rng)
+        return SceneCaption(template.format(subject, wording, object_), (fact,))
     other = others[rng.integers(len(others))]
-    first, second = WORDINGS[fact.predicate], WORDINGS[other.predicate]
+    second = WORDINGS[other.predicate]
     subject, object_ = _pair(scene, fact, rng)
+    first = f"{subject} {wording.participle} {object_}"
     if other.subject == fact.subject:
         third = _noun_phrase(scene.things[other.object], rng)
-        joint = " " if fact.predicate == "with" else " and "
-        return SceneCaption(f"{subject} {first.participle} {object_}{joint}{second.participle} {third}", (fact, other))
-    other_subject, other_object = _pair(scene, other, rng)
-    return SceneCaption(
-        f"{subject} {first.participle} {object_} while {other_subject} {second.finite} {other_object}", (fact, other)
-    )
+        joint = "" if fact.predicate == "with" else " and"
+        return SceneCaption(f"{first}{joint} {second.participle} {third}", (fact, other))
+    subject, object_ = _pair(scene, other, rng)
+    return SceneCaption(f"{first} while {subject} {second.finite} {object_}", (fact, other))
 
 
 def _can_combine(fact: Fact, other: Fact) -> bool:
