@@ -182,7 +182,6 @@ class LabelQuality:
 
     @property
     def curve(self) -> dict[float, Quality]:
-        """The quality of all predicates together, by threshold."""
         levels = {round(0.05 * step, 2) for step in range(20)}
         return {level: self.at(level) for level in sorted({*levels, self.threshold})}
 

@@ -244,7 +244,6 @@ class ScoredImages:
     notes: list[str] = field(default_factory=list)
 
     def named(self, images: Iterable[Any]) -> Iterator[Any]:
-        """Yield the images, and keep their names."""
         for image in images:
             self.names.append(image.name)
             yield image

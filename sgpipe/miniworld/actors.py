@@ -39,7 +39,6 @@ from sgpipe.miniworld.figures import (
 
 
 def _chair(look: Look, posture: str) -> Shapes:
-    """Draw a chair from the side, with its back on the left."""
     wood, dark = look.colour.rgb, shade(look.colour.rgb, 0.7)
     backs = [
         [rectangle(shade(wood, 0.9), -0.36, 0.52, -0.24, 1.18), rectangle(wood, -0.4, 0.88, -0.22, 1.22)],
@@ -71,7 +70,6 @@ def _table(look: Look, posture: str) -> Shapes:
 
 
 def _bench(look: Look, posture: str) -> Shapes:
-    """Draw a bench from the front, with a seat and a back of planks."""
     wood = look.colour.rgb
     metal = (72, 74, 80) if look.style else shade(wood, 0.55)
     planks = ((0.74, 0.92), (0.88, 0.98), (1.02, 1.06))

@@ -142,14 +142,11 @@ TROUSERS: tuple[RGB, ...] = ((52, 62, 92), (74, 96, 140), (58, 56, 60), (104, 92
 
 
 class Colour(NamedTuple):
-    """A tone and its common colour name."""
-
     name: str
     rgb: RGB
 
 
 def pick_colour(rng: Generator, names: Sequence[str]) -> Colour:
-    """Return a named colour in a random tone, slightly varied."""
     name = names[int(rng.integers(len(names)))]
     return Colour(name, vary(rng, pick(rng, _TONES[name]), 8))
 
@@ -165,8 +162,6 @@ def vary(rng: Generator, colour: RGB, amount: int) -> RGB:
 
 
 class Build(NamedTuple):
-    """The proportions of a body."""
-
     height: float
     head: float
     hip: float
@@ -230,8 +225,6 @@ class Look:
 
 @dataclass(frozen=True)
 class PersonLook:
-    """The look of a person, the same in every posture."""
-
     noun: str
     build: Build
     size: float

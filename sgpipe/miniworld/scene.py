@@ -359,7 +359,6 @@ def _pair(scene: Scene, fact: Fact, rng: Generator) -> tuple[str, str]:
 
 
 def _noun_phrase(thing: Actor, rng: Generator) -> str:
-    """Return a name of the thing with its article, sometimes with its colour."""
     names = names_of(thing)
     phrase = names[rng.integers(len(names))]
     if not isinstance(thing.look, PersonLook) and rng.random() < 0.2:
