@@ -147,6 +147,7 @@ class Benchmark:
             yield group, read_annotations(source, "image_id", may_be_empty=True)
 
 
+_BOX_PARTS = ("image_encoder", "text_encoder", "label_resizer", "dense_head")  # trained with loss.only_boxes
 _REMEDY = (
     "lower optimisation.batch (--batch), set optimisation.activation_checkpointing, raise workers.count (--workers)"
 )
@@ -249,7 +250,7 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
         raise UserError("loss.only_boxes needs a detector with a dense head; set model.config.dense_head: true")
     network.requires_grad_(not loss.only_boxes)
     if loss.only_boxes:
-        for part in ("image_encoder", "text_encoder", "label_resizer", "dense_head"):
+        for part in _BOX_PARTS:
             network.get_submodule(part).requires_grad_(True)
     if recipe.model.frozen_norms:
         network.freeze()
