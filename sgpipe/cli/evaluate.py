@@ -233,6 +233,11 @@ def predict(
     Examples:
       sgpipe predict detector/ --data hico-test/ --out predictions.json
     """
+    if out.suffix not in (".json", ".parquet"):
+        raise UserError(f"--out {out}: expected a file that ends in .json or .parquet")
+    parquet = out.suffix == ".parquet"
+    if parquet and form in ("vg", "vcoco"):
+        raise UserError(f"--form {form} needs every score of a pair, which .parquet lacks: write .json")
     import rlip_model.evaluation.hico_classes as hico
     from sgpipe.evaluation.benchmarks import ModelRun
     from sgpipe.evaluation.inputs import hoia_schema_of
@@ -241,11 +246,6 @@ def predict(
     from sgpipe.sources.hoi import HICO
     from sgpipe.stages.detect import load_detector
 
-    if out.suffix not in (".json", ".parquet"):
-        raise UserError(f"--out {out}: expected a file that ends in .json or .parquet")
-    parquet = out.suffix == ".parquet"
-    if parquet and form in ("vg", "vcoco"):
-        raise UserError(f"--form {form} needs every score of a pair, which .parquet lacks: write .json")
     if form is None:
         form = "openimages" if parquet and load_detector(model).config.subject_class else "hico"
     graphs = form in ("vg", "openimages")

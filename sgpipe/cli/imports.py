@@ -50,10 +50,9 @@ class AnnotationOptions(OutputOptions):
     split: cli.GuessedSplit = None
 
     def split_name(self, *, unsplit: bool = False, own_splits: bool = False) -> str:
-        """Return the given split, or the one that the file or the folder is named after.
+        """Return the split that is given, or that the file or folder is named after. Raises UserError: none, or two.
 
         `unsplit`: the dataset is published without splits. `own_splits`: they are not those of its image folders.
-        Raises UserError: neither is named after a split, or they contradict each other.
         """
         from sgpipe.recipe import WHOLE
         from sgpipe.sources.annotated import infer_split

@@ -1,8 +1,6 @@
-"""Image roots: folders, archives and object stores that hold the images of a split, behind one protocol.
+"""Image roots of locations, the texts by which recipes and manifests name folders, archives, prefixes and datasets.
 
 Zip and tar files are read as if they were unpacked into one folder; an index says where each member is.
-
-A recipe and a manifest name a root by a text, its location. `image_root` makes the root of one, once per process.
 """
 
 from __future__ import annotations
@@ -43,6 +41,10 @@ from sgpipe.files.roots import (
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.prefetch import prefetch
 
+__all__ = ["ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
+__all__ += ["absolute", "check_images", "existing_images", "image_root", "located"]
+
+ImagePlace = str | Path | StorePath | ImageRoot
 ARCHIVES = (".zip", ".tar")
 _PLAIN = -1  # the method of a member of a tar: its bytes as they are
 _STORED, _DEFLATED = 0, 8  # methods of zip
@@ -63,6 +65,9 @@ _NUMBERS = dict.fromkeys(("offset", "length", "packed", "size"), pa.int64())
 _COLUMNS = {_ARCHIVE: pa.int32(), **_NUMBERS, "method": pa.int32()}  # then those of a `Member`
 _OF_MACOS = "__MACOSX/"  # what its zips have beside each file
 _SCANS = 4  # archives that are read at once
+_HEADS = 8  # archives that a store is asked for at once
+_SHARDS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # WebDataset's way to name many: train-{000000..000127}.tar
+_PROBED = 1000  # objects of a prefix that tell what is in it: those of one answer
 _MEMBERS_PER_STEP = 1000  # of the progress
 
 
@@ -280,14 +285,6 @@ def unpack(member: Member, data: bytes, where: str) -> bytes:
         raise ImageError(f"image cannot be read: {where} (its part of the archive is damaged)")
     return content
 
-
-__all__ = ["ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
-__all__ += ["absolute", "check_images", "existing_images", "image_root", "located"]
-
-ImagePlace = str | Path | StorePath | ImageRoot
-_SHARDS = re.compile(r"\{(\d+)\.\.(\d+)\}")  # WebDataset's way to name many: train-{000000..000127}.tar
-_HEADS = 8  # archives that a store is asked for at once
-_PROBED = 1000  # objects of a prefix that tell what is in it: those of one answer
 
 _made: dict[tuple[str, IndexFolder], ImageRoot] = {}
 _making = Lock()

@@ -19,8 +19,8 @@ from typing import Any
 import pyarrow as pa
 
 from sgpipe.errors import StoreError, UserError
-from sgpipe.files import model_cache
 from sgpipe.files.locations import Location, StorePath, absolute_location
+from sgpipe.files.model_cache import cache_folder
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
 
@@ -90,7 +90,7 @@ class IndexReference:
     @property
     def path(self) -> Path:
         """The file of the index on this machine, which need not exist yet."""
-        return cache_folder() / self.name
+        return cache_folder().absolute() / "image-indexes" / self.name
 
     @cached_property
     def opened(self) -> FileIndex:
@@ -133,8 +133,3 @@ class IndexFolder:
         """Return the index of what `stamp` describes in plain values, which need not exist."""
         name = f"images-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:20]}.arrow"
         return IndexReference(name, self.run and absolute_location(self.run))
-
-
-def cache_folder() -> Path:
-    """Return where this machine keeps indexes that no run keeps: beside its models."""
-    return model_cache.cache_folder().absolute() / "image-indexes"

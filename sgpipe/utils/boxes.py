@@ -144,11 +144,9 @@ class ClassFinder:
 class CaptionMatch(NamedTuple):
     """How well the classes that captions name agree with the boxes of the same images.
 
-    Attributes:
-        same: share of the named classes that have a box in the image.
-        other: the share that have one in another image, on average: what captions of wrong images would show.
-        gain: (same - other) / (1 - other): 1 if every named class has a box, 0 if captions and boxes are unrelated.
-        error: standard error of `gain`; infinite if the images do not differ.
+    `same`: share of the named classes that have a box in the image; `other`: in another image, on average, as captions
+    of wrong images would show; `gain`: (same - other) / (1 - other), 0 if captions and boxes are unrelated; `error`:
+    its standard error, infinite if the images do not differ.
     """
 
     images: int

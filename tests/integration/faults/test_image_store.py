@@ -15,8 +15,8 @@ from rich.console import Console
 from sgpipe.errors import EngineError, UserError
 from sgpipe.files import locations
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, existing_images, image_root
-from sgpipe.files.index import cache_folder
 from sgpipe.files.locations import StorePath
+from sgpipe.files.model_cache import cache_folder
 from sgpipe.generation.run import keep_indexes, open_image_roots
 from sgpipe.images import ImageError, open_ahead
 from sgpipe.recipe import Resources, SourceConfig

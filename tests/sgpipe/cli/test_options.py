@@ -26,6 +26,7 @@ def test_what_typer_refuses_reaches_the_terminal_without_controls() -> None:
 @pytest.mark.parametrize("words", [["label", ""], ["stats", "run", "--html", ""], ["generate", "--out="]])
 def test_an_empty_value_is_refused_and_not_the_current_folder(words: list[str]) -> None:
     assert "a value is empty" in refused(*words)
+    assert "is not a name" in refused("view", ".", "--as", " \u200b")
 
 
 def test_a_folder_with_colons_is_on_this_machine(tmp_path: Path) -> None:
