@@ -1,7 +1,6 @@
 """The command line: every command, and what happens when one ends, fails or is interrupted.
 
-A command parses its arguments, calls one function and prints the result. It imports what it needs when it runs, so that
-`sgpipe --help` is fast. `sgpipe.utils.console` lists the exit codes.
+A command imports what it needs when it runs: `sgpipe --help` is fast. `sgpipe.utils.console` lists the exit codes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The options that several commands share, each declared once.
 
-A group of options is a dataclass of such types: the function of a `command` takes the group as one parameter, and the
-command line shows the options in it.
+A group is a dataclass of such types: a `command` takes it as one parameter; the command line shows its options.
 """
 
 from __future__ import annotations
@@ -193,7 +192,7 @@ class InferenceOptions:
 def command(function: Callable[..., None], *, writes_beside: bool = False) -> Callable[..., None]:
     """Return a function as a command of typer, which sees the options in a group instead of the group.
 
-    What the command writes must not be what it reads, but if it `writes_beside` it, by names that no image has.
+    It may not write what it reads, but `writes_beside` it: by names that no image has.
     """
     parameters: dict[str, inspect.Parameter] = {}
     groups: dict[str, Any] = {}

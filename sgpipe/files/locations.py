@@ -112,11 +112,9 @@ class StorePath:
     def uri(self) -> str:
         return f"{self._bucket}/{self._prefix}".rstrip("/")
 
-    location = uri
-
     @property
     def name(self) -> str:
-        return self.location.rpartition("/")[2]
+        return self.uri.rpartition("/")[2]
 
     def __truediv__(self, name: str) -> StorePath:
         child = copy(self)
@@ -124,7 +122,7 @@ class StorePath:
         return child
 
     def __str__(self) -> str:
-        return self.location
+        return self.uri
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, StorePath) and self.uri == other.uri

@@ -155,7 +155,7 @@ class LabellingRun:
             extended = open_parent(source.run).manifest.run
             run |= {"origin": Manifest.identities(extended), "labels": extended.get("labels")}
         if folder.store:
-            run["store"] = folder.store.location
+            run["store"] = folder.store.uri
         self.manifest = folder.open(run)
         folder.set_ground_truth(ground_truth)
 

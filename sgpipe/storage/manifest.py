@@ -300,7 +300,7 @@ def put_file(store: StorePath, name: str, content: bytes, check_claim: Callable[
         check_claim()
         if file.put_if(content, version) or file.read() == content:
             return
-    raise StoreError(f"{store.location}: {name} changes too often to be written; try again")
+    raise StoreError(f"{store.uri}: {name} changes too often to be written; try again")
 
 
 WRITER = ".sgpipe/writer"
@@ -319,9 +319,9 @@ class WriterClaim:
         """Claim the store. Raises UserError: another run does so at the same moment."""
         self._file.put_if(self._content, self._file.version())
         if self._file.read() != self._content:  # also right if only the answer to the request was lost
-            raise UserError(f"another run has just started writing into {self._store.location}; wait for it to finish")
+            raise UserError(f"another run has just started writing into {self._store.uri}; wait for it to finish")
 
     def check(self) -> None:
         """Raises StoreError: another run has claimed the store."""
         if self._file.read() != self._content:
-            raise StoreError(f"{self._store.location}: another run took over; what this one committed there is kept")
+            raise StoreError(f"{self._store.uri}: another run took over; what this one committed there is kept")

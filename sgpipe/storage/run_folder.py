@@ -91,7 +91,7 @@ class RunFolder:
     @property
     def location(self) -> str:
         """Where the shards are stored, for messages."""
-        return self.store.location if self.store else str(self.root)
+        return self.store.uri if self.store else str(self.root)
 
     def set_ground_truth(self, ground_truth: GroundTruth | None) -> None:
         """Keep where the ground truth is, or that there is none."""
@@ -385,7 +385,7 @@ class ManifestMirror:
         """
         local = _local(self._manifest)
         if local and (manifest := Manifest.load(self.folder.root)).shards:
-            before, now = manifest.run.get("store"), self.store and self.store.location
+            before, now = manifest.run.get("store"), self.store and self.store.uri
             if before != now:
                 advice = f"--store {before}" if before else "no --store, or choose another --out"
                 raise UserError(f"the shards of {self.folder.root} are in {before or 'it'}; resume with {advice}")
@@ -469,7 +469,7 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
     folder = RunFolder(out)
     remote = read_manifest(store)
     if remote is None:
-        raise UserError(f"{store.location} is not an sgpipe run: it has no {MANIFEST}")
+        raise UserError(f"{store.uri} is not an sgpipe run: it has no {MANIFEST}")
     with folder.lock():
         content = later(_local(out / MANIFEST), remote, folder)
         manifest = Manifest.parse(content, out, store)

@@ -1,8 +1,4 @@
-"""Printing: results go to standard output, progress and errors to standard error.
-
-Progress is a live bar on a terminal and plain lines anywhere else. Rich is imported when something is printed, so that
-commands start fast.
-"""
+"""Printing: results to standard output, progress and errors to standard error, by Rich, imported when it is needed."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from sgpipe.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Backend: TypeAlias = str | Callable[..., Any]  # of `torch.compile`
 _Shapes: TypeAlias = tuple[tuple[Any, ...], ...]
 
 _WARM_UP_CALLS, _MOST_SHAPES = 8, 4
@@ -116,7 +115,7 @@ class Compiled:
     `seconds`: how long it has compiled; `failure`: why it cannot be compiled, in one line.
     """
 
-    def __init__(self, function: Callable[..., Any], warm_up_calls: int = 0, backend: Backend = "inductor") -> None:
+    def __init__(self, function: Callable[..., Any], warm_up_calls: int = 0, backend: Any = "inductor") -> None:
         self._function, self._warm_up_calls = function, warm_up_calls
         self._calls: Counter[_Shapes] = Counter()
         self._chosen: set[_Shapes] = set()  # those that are compiled

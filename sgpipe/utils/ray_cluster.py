@@ -1,7 +1,6 @@
 """Start or join Ray, which reads its environment when it is imported: here, only by the functions that need it.
 
-A cluster can require a token of who joins. Ray presents one only with RAY_AUTH_MODE=token, to which an open cluster
-cannot answer.
+A cluster may require a token. Ray presents one only with RAY_AUTH_MODE=token, to which an open cluster cannot answer.
 """
 
 from __future__ import annotations

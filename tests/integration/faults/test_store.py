@@ -78,7 +78,7 @@ def test_a_busy_server_and_cut_answers_are_asked_again(reader: StorePath, faults
 @pytest.mark.parametrize("fault", ["403 AccessDenied", "400 ExpiredToken"])
 def test_a_refusal_is_told_in_one_line(reader: StorePath, faults: Faults, fault: str) -> None:
     faults.fault = lambda method, path: fault
-    with pytest.raises(AccessError, match=f"^{reader.location}/a.jpg: {fault[4:]}: as asked for$"):
+    with pytest.raises(AccessError, match=f"^{reader.uri}/a.jpg: {fault[4:]}: as asked for$"):
         (reader / "a.jpg").read()
     with pytest.raises(UserError, match="must be allowed to list and read"):
         reader.check()

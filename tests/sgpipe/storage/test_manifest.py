@@ -253,7 +253,7 @@ def test_a_folder_that_was_made_with_another_store_is_refused_before_any_work(tm
 
 def test_a_damaged_manifest_is_named_also_where_there_is_a_store(tmp_path):
     store = Memory()
-    Manifest.create(tmp_path, {"store": store.location}).commit(entry(0, 1))
+    Manifest.create(tmp_path, {"store": store.uri}).commit(entry(0, 1))
     content = (tmp_path / MANIFEST).read_bytes()
     (store / MANIFEST).put(content)
     (tmp_path / MANIFEST).write_bytes(content.replace(b"parquet", b"parquEt"))
