@@ -25,11 +25,9 @@ _SMALL_DISK, _SMALL_SHARED_MEMORY = 5 << 30, 1 << 30
 
 
 class DoctorCheck(NamedTuple):
-    """The result of one check, and how to fix or improve it."""
-
     state: Literal["ok", "note", "bad"]
     detail: str
-    fix: str = ""
+    fix: str = ""  # or how to improve it
 
 
 def doctor(

@@ -31,8 +31,6 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    """Where an import goes, and how much of it."""
-
     out: Annotated[Path, cli.writes_folder("Folder for the shards; an unfinished import in it is resumed.")]
     boxes: Annotated[BoxForm | None, cli.option("Form of boxes (n: parts of the image).", panel=cli.DATA)] = None
     limit: cli.Limit = None
@@ -43,8 +41,6 @@ class OutputOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotationOptions(OutputOptions):
-    """What is imported."""
-
     annotations: Annotated[cli.Place, cli.reads_stored("Annotation file, also in a store: s3://….")]
     images: Annotated[str, cli.reads_images("Folder, .zip or .tar, a folder of these, or s3://….")]
     split: cli.GuessedSplit = None
@@ -63,8 +59,6 @@ class AnnotationOptions(OutputOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class HubOptions(OutputOptions):
-    """A dataset in the hub's form."""
-
     annotations: Annotated[str, cli.option("Folder, store, or hub id.", panel=cli.DATA, callback=cli.maybe_path)]
     images: Annotated[str | None, cli.reads_images("Where the images are, if the rows do not contain them.")] = None
     split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None

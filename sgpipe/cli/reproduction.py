@@ -52,8 +52,6 @@ class FinishedStep(Config):
 
 
 class Reproduction(Config):
-    """A list of steps, in their order."""
-
     title: str
     note: str = ""
     published: dict[str, dict[str, float]] = Field({}, description="percent, by row and column of the final table")

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsOptions:
-    """The shards to train on, and which of their relations."""
-
     data: Annotated[list[str] | None, cli.option("Shards: FOLDER, FOLDER@WEIGHT. Repeatable.", panel=cli.DATA)] = None
     val: Annotated[list[str] | None, cli.option("Shards to validate on. Repeatable.", panel=cli.DATA)] = None
     judgements: Annotated[list[str] | None, cli.option("Judged run, for a tagger. Repeatable.", panel=cli.DATA)] = None
@@ -31,7 +29,6 @@ class ShardsOptions:
     certified: cli.Certified = False
 
     def applied_to(self, data: DataConfig, limit: int | None) -> DataConfig:
-        """Return the settings of the data with these."""
         from sgpipe.training.recipe import shards_options
         from sgpipe.utils.config_file import changed
 

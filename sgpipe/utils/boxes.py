@@ -162,7 +162,6 @@ class CaptionMatch(NamedTuple):
 
     @property
     def is_real(self) -> bool:
-        """Whether captions and boxes certainly have to do with each other."""
         return self.images >= _FEW_IMAGES and self.gain - _CERTAIN * self.error > _LITTLE
 
 

@@ -81,7 +81,6 @@ def parse_yaml(text: str) -> Any:
 
 
 def dump_yaml(values: Mapping[str, Any]) -> str:
-    """Return values as the text of a file that `parse_yaml` reads."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
