@@ -90,7 +90,7 @@ class ParquetImages:
                     data = self._group(file, columns[0], group).image(row - int(starts[group]))
         except pa.ArrowException as error:
             raise OSError(f"{file} cannot be read as Parquet: {first_line(error)}") from None
-        if data is None:
+        if not isinstance(data, bytes):  # the row is empty, or the column holds numbers
             raise FileNotFoundError(name)
         return data
 

@@ -62,7 +62,9 @@ def test_rows_are_images_and_files_still_are(place, folder, hub):
     assert root.contains("a.png")
     assert not root.contains("b.png")
     assert {entry.name for entry in root.entries()} == {FILE, "a.png", "cut.parquet"}
+    pq.write_table(pa.table({"n": [1]}), folder / "n.parquet")
     for name, message in [
+        ("n.parquet#n:0", "not found"),
         (f"{FILE}#1", "not found: .*#1"),
         (f"{FILE}#3", "not found"),
         ("cut.parquet#0", "cannot be read"),
