@@ -195,13 +195,15 @@ _SPLITS = {
     "all": WHOLE,  # as `sgpipe export` writes it
 }
 _WORD = rf"(?<![a-z])({'|'.join(sorted(_SPLITS, key=len, reverse=True))})(?![a-z])"
+_ALONE = rf"{_WORD}(?:[-_]?\d{{4}})?"  # "val2017"
 # "images_val2017" and "val_images", but not "test_of_my_camera".
-_FOLDER = rf"(?:.*[-_. ])?{_WORD}(?:[-_]?\d{{4}})?(?:[-_. ]?(?:images?|imgs?|photos?|jpe?gs?|data|set|split))?"
+_FOLDER = rf"(?:.*[-_. ])?{_ALONE}(?:[-_. ]?(?:images?|imgs?|photos?|jpe?gs?|data|set|split))?"
 
 
 def infer_split(annotations: Location, images: ImagePlace | None, default: str | None = None) -> str:
     """Return the split that an annotation file or its image folder is named after: "instances_val2017.json" is "val".
 
+    Otherwise the folders that contain them count, if they are of one split ("val2017/labels.json").
     `images`: None: the name of their folder does not count, as of V-COCO's, which are COCO's. `default`: of a dataset
     without splits. Raises UserError: the names contradict each other, or neither is a split's and there is no default.
     """
@@ -216,7 +218,9 @@ def infer_split(annotations: Location, images: ImagePlace | None, default: str |
             f"{annotations.name} is named after {by_file!r}, the image folder {folder} after {by_folder!r}: "
             f"pass --split {by_file} or --split {by_folder}, or the folder of these annotations"
         )
-    if split := by_file or by_folder or default:
+    outer = (_lower(place.resolve().parent.name) for place in (Path(str(annotations)), folder) if place)
+    around = {_SPLITS[found[1]] for name in outer if (found := re.fullmatch(_ALONE, name))}
+    if split := by_file or by_folder or (around.pop() if len(around) == 1 else default):
         return split
     beside = f" nor of the image folder {folder}" if folder else ""
     raise UserError(

@@ -60,9 +60,9 @@ def test_a_file_of_another_format_is_refused(tmp_path):
         ("train_then_val.json", "images", "val"), ("image_info_test-dev2017.json", "images", "test"),
         ("inst.json", "images_val2017", "val"), ("inst.json", "valid", "val"), ("inst.json", "test_photos", "test"),
         ("instances_val2017.json", "test_of_a_camera", "val"), ("inst.json", "Validation", "val"),
-        ("inst.json", "trainImages", "train"),
-        ("instances_all.json", "train2017", "all"),
-        ("train_all.json", "images", "train"),
+        ("inst.json", "trainImages", "train"), ("val/inst.json", "val/images", "val"),
+        ("labels/inst.json", "train2014/images", "train"), ("instances_all.json", "train2017", "all"),
+        ("train/_annotations.coco.json", "images", "train"), ("train_all.json", "images", "train"),
     ],
 )  # fmt: skip
 def test_the_split_is_what_file_and_folder_are_named_after(annotations, images, split):
@@ -77,4 +77,6 @@ def test_a_split_that_nothing_is_named_after_is_asked_for(images):
     assert infer_split(Path("boxes.json"), Path(images), default="other") == "other"
     with pytest.raises(UserError, match="pass --split train or --split val"):
         infer_split(Path("instances_train2017.json"), Path("images_val2017"))
+    with pytest.raises(UserError, match="the split is unknown"):
+        infer_split(Path("val2017/labels.json"), Path("train2017/images"))
     assert infer_split(Path("instances_vcoco_test.json"), None) == "test"
