@@ -6,8 +6,6 @@ This is Platt scaling (Platt 1999, Probabilistic outputs for support vector mach
 minimum confidence, so shards keep the tagger's own confidences.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

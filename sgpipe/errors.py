@@ -1,7 +1,5 @@
 """The errors a user is meant to see."""
 
-from __future__ import annotations
-
 import errno
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Open images safely: inside their root, within Pillow's limits, as RGB in the annotated orientation."""
 
-from __future__ import annotations
-
 import stat
 import struct
 import warnings

@@ -3,8 +3,6 @@
 A meaning of several lines is in docs/hooks/meanings.yml.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress

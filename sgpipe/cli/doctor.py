@@ -1,7 +1,5 @@
 """`sgpipe doctor`: whether this machine has what sgpipe needs, one line per check, and how to fix what is missing."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

@@ -3,8 +3,6 @@
 A command imports what it needs when it runs: `sgpipe --help` is fast. `sgpipe.utils.console` lists the exit codes.
 """
 
-from __future__ import annotations
-
 import atexit
 import gc
 import io

@@ -1,7 +1,5 @@
 """A paper as a list of sgpipe commands, which run one after the other; what is done is skipped (`sgpipe reproduce`)."""
 
-from __future__ import annotations
-
 import gc
 import json
 import re

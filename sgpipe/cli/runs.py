@@ -1,7 +1,5 @@
 """Commands on existing runs, from `sgpipe stats` to `sgpipe correct`."""
 
-from __future__ import annotations
-
 import json
 import os
 from contextlib import suppress

@@ -3,8 +3,6 @@
 All raise UserError if an input is missing, invalid or would falsify the result; with a model, EngineError as `predict`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Boxes come from shards and COCO files. Classes are matched by name, images by id or name.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections import Counter

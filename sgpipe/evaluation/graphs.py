@@ -1,7 +1,5 @@
 """Shards as flat arrays: the objects and relations of many images at once, numbers for words, and the ground truth."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ HICO-DET and Open Images have pairs of boxes: in HOIA format, in the Parquet fil
 Visual Genome has scene graphs: one JSON object per image.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager

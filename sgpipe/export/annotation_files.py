@@ -1,8 +1,6 @@
 """A run as annotation files: COCO with or without relations, Visual Genome, RLIPv2's pseudo-labels, HICO-DET in HOIA's
 form, and PSG and VG150 as `sgpipe.sources.scene_graphs` describes them."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

@@ -4,8 +4,6 @@ In FiftyOne a relation is a detection, too, around its subject and its object, s
 it; `sgpipe.storage.judgements` reads these tags.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import os

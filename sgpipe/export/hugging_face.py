@@ -1,8 +1,6 @@
 """A run with its images: Parquet files and a dataset card for the Hugging Face hub, and WebDataset's tar files; and the
 README of every form: where the rows come from, by the identity of the run, and what was left out of them."""
 
-from __future__ import annotations
-
 import json
 import tarfile
 from collections.abc import Iterator, Mapping

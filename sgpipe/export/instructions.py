@@ -5,8 +5,6 @@ and if some of them deny, of boxes that are placed alike; from each, a second pa
 so that the text alone does not tell the answer. Memory grows with the number of strata, not of images.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random

@@ -3,8 +3,6 @@
 The same command continues an interrupted upload: huggingface_hub sends only what the hub does not have.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Sequence

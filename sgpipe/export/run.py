@@ -1,7 +1,5 @@
 """`sgpipe export`: a run in another format, in a folder that appears complete or not at all."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path

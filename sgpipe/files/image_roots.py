@@ -3,8 +3,6 @@
 Zip and tar files are read as if they were unpacked into one folder; an index says where each member is.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import struct

@@ -3,8 +3,6 @@
 The name of an index is a hash of the names and versions of the files in it, so an index that exists is never outdated.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from bisect import bisect_left

@@ -3,8 +3,6 @@
 Python's own C scanner decodes the items; it accepts the `NaN` of some exporters, which streaming libraries refuse.
 """
 
-from __future__ import annotations
-
 import codecs
 import hashlib
 import json

@@ -4,8 +4,6 @@ The process that starts a run pins a model, so that every worker uses the same f
 `s3://bucket/tagger#sha256:0123456789abcdef`, the hash of a folder of these files; `anna/tagger` `anna/tagger@COMMIT`.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 `data/train-00000-of-00002.parquet#17` is the image in row 17 of that file, `train.parquet#photo:17` that in a column.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -4,8 +4,6 @@ The driver plans and commits, and imports no model code. A local worker reads, l
 other. A unit whose worker has crashed goes to `IsolatedRunner`, which finds the image responsible.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import os

@@ -3,8 +3,6 @@
 A changed identity is another run. Settings that only distribute work (actors, batch sizes, devices) do not count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any

@@ -4,8 +4,6 @@ A row keeps in `sources` the rows of single runs that it was made from, so the r
 into it. DuckDB finds the rows of each image and sorts them on disk, beside a file with the images of the shards.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

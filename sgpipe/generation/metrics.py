@@ -3,8 +3,6 @@
 The driver knows all of it from the shards that it commits, so the workers do nothing for it.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

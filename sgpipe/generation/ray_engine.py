@@ -5,8 +5,6 @@ index, those of the last pool write its shard, and only the driver commits shard
 Ray keeps 100 KB for every block that waits, so the units enter in blocks of many.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -1,7 +1,5 @@
 """`sgpipe generate`: a recipe becomes shards of labelled images, resumably."""
 
-from __future__ import annotations
-
 import math
 import shutil
 import time

@@ -3,8 +3,6 @@
 CLIP's score is how well a relation, as a text, fits its image; a vision-language model's how probable it finds it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path

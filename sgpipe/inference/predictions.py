@@ -3,8 +3,6 @@
 Predictions are written as JSON, in the forms that the evaluators of benchmarks read, or as Parquet, with names.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing

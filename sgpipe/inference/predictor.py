@@ -1,7 +1,5 @@
 """A trained network predicts pairs and their predicates for the images of shards, in this process or on Ray."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial

@@ -1,7 +1,5 @@
 """The things of a scene (actors): how inanimate ones are drawn, and the poses and groups of all."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

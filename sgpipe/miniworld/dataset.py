@@ -3,8 +3,6 @@
 A box is around the visible part of its thing. Backgrounds have distractors that belong to no class.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Points are complex numbers, x to the right and y up, so that sums move them and 
 what is drawn, in world units (a man is about 1.75 tall); within a person's body, in fractions of the height.
 """
 
-from __future__ import annotations
-
 import cmath
 import math
 from collections.abc import Sequence

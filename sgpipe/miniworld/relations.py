@@ -5,8 +5,6 @@ relation between them is visible: one of them is already in place, `rng` varies 
 act face right.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import cache
 from itertools import product

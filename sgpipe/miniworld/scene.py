@@ -4,8 +4,6 @@ Each scene has its own random generator, seeded by the run's seed, the split and
 no relation holds except the intended ones and those they imply. Captions are true sentences with the facts they state.
 """
 
-from __future__ import annotations
-
 import copy
 import zlib
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What every annotation reader shares: its result, edits of records, and the format and split of its file."""
 
-from __future__ import annotations
-
 import codecs
 import re
 from collections import Counter

@@ -3,8 +3,6 @@
 Relations that people confirmed, changed or added have no confidence; what they called wrong is gone. All else stays.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -3,8 +3,6 @@
 Functions of an item and a key raise a FieldError that names the key.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

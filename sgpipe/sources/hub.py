@@ -6,8 +6,6 @@ What `sgpipe export --to hf` wrote has sgpipe's columns. Of others, SGG-Benchmar
 categories.json, by id.
 """
 
-from __future__ import annotations
-
 import fnmatch
 import hashlib
 import itertools

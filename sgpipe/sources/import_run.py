@@ -1,7 +1,5 @@
 """`sgpipe import`: human annotations become the same shards that `sgpipe generate` writes; it can be resumed."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

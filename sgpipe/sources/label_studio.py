@@ -3,8 +3,6 @@
 The format is described in https://labelstud.io/guide/task_format. Boxes are in percent of the displayed image.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

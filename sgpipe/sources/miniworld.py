@@ -1,7 +1,5 @@
 """The miniworld as a source: images with boxes, captions and exact ground truth, generated on the spot."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

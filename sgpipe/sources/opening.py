@@ -3,8 +3,6 @@
 Annotations in, an index of records out, without decoding any image.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -5,8 +5,6 @@ one fact about an image may be annotated several times, with different boxes and
 preprocessing "v1", repeated and redundant relations are removed, and an image keeps at most a hundred relations.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence

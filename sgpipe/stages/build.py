@@ -1,7 +1,5 @@
 """Build the stages of a recipe. Those with models are imported when they are built."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 from sgpipe.files.image_roots import ImagePlace

@@ -1,7 +1,5 @@
 """What checkpoints of transformers have in common: their configuration, and errors in one line."""
 
-from __future__ import annotations
-
 import json
 import pickle
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The pair stage that asks a vision-language model: it sees numbered boxes on the image, and relates their numbers."""
 
-from __future__ import annotations
-
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence

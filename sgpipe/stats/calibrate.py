@@ -5,8 +5,6 @@ precision keeps. The file is made from all images. The curve is Platt scaling of
 predicate, and isotonic regression, keep about as many relations at the same precision.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from pathlib import Path

@@ -4,8 +4,6 @@ A round is a plan in the file of judgements. The certificate contains nothing bu
 first bytes of that file, so that it can be computed again.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

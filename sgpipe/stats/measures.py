@@ -5,8 +5,6 @@ captions of other images and names of other classes are valid data. Edges of ima
 show them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise

@@ -5,8 +5,6 @@ not a random sample. Questions come in random order, so those that are judged ar
 as many relations as its stratum has per judgement. Of several plans of a run, that with the most judgements counts.
 """
 
-from __future__ import annotations
-
 import hashlib
 from bisect import bisect_left
 from collections import Counter

@@ -5,8 +5,6 @@ are alike, so intervals are of a cluster sample (benchmarks/recall_coverage.py).
 boxes says how many relations neither named (capture and recapture), but for what is hard to see for both.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections import Counter, defaultdict

@@ -3,8 +3,6 @@
 Sample images of a run are cards of the gallery, with the scene graph of each, or the contact sheet, one PNG.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import math

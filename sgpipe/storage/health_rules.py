@@ -4,8 +4,6 @@ Each row of a query is an `image`, a `text`, the `number` of problems it stands 
 A predicate that is not in the lists of words claims nothing about positions.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal

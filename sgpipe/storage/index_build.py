@@ -8,8 +8,6 @@ objects (boxes in pixels), captions, relations (`certainty`: the confidence, 1 i
 categories (how often they occur), shards (and why one is left out), and counts: marks, everything, about.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import accumulate

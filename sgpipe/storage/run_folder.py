@@ -3,8 +3,6 @@
 From the copy of its manifest any machine can resume or fetch the run. Also where commands may write their results.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

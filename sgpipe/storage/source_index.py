@@ -3,8 +3,6 @@
 Workers map it into their memory. Counts, problems, class names and origin are in a JSON file beside it, written last.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain

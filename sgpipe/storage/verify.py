@@ -1,7 +1,5 @@
 """`sgpipe verify`: whether a run is what its manifest says, byte for byte and row for row."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext

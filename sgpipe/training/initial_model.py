@@ -1,7 +1,5 @@
 """Create the network that a training starts from: a copy of an existing one, an official checkpoint, or a new one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ A benchmark of a validation is that of `sgpipe eval … --model` for the same ne
 a validation, images are not padded, and those without relations count too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The metrics of a training: written (metrics.jsonl, TensorBoard), shown while it runs, and summed up at its end."""
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,7 +1,5 @@
 """The typed recipe of a training: the only place where its settings are named, defaulted and validated."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal

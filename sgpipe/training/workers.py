@@ -1,7 +1,5 @@
 """Train with several workers on Ray Train; lost workers are replaced."""
 
-from __future__ import annotations
-
 import json
 import logging
 import threading

@@ -1,7 +1,5 @@
 """Writing a file whole or not at all, and locks that the system releases when their process ends."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

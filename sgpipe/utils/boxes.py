@@ -3,8 +3,6 @@
 Wrong data rarely fails: boxes read in another form are clipped, and captions of other images match few boxes.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Recipes as files: finding, reading, overriding and validating them, for any kind of recipe."""
 
-from __future__ import annotations
-
 import re
 import reprlib
 from collections import Counter

@@ -1,7 +1,5 @@
 """Hashes of files and settings, and what differs between two settings."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Base forms of English words, by lemminflect's dictionaries."""
 
-from __future__ import annotations
-
 import sys
 from functools import lru_cache
 from importlib.util import find_spec, module_from_spec

@@ -1,7 +1,5 @@
 """Compute results before they are requested, in their order: of items, in threads, or of a generator, in one thread."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

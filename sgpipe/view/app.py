@@ -1,7 +1,5 @@
 """The Starlette application of `sgpipe view`: the pages of all modules behind one set of checks, and its server."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import ipaddress

@@ -8,8 +8,6 @@
 - `GET /api/recall/{plan}?by=&at=`: a question, by default the next open one, without what the run says of relations.
 """
 
-from __future__ import annotations
-
 import random
 import uuid
 from collections import Counter

@@ -4,8 +4,6 @@ Only images of rows are served, decoded and small or of their size, and only fro
 Scripts draw the page of an image from plain values, which `/api/image/…` also answers with.
 """
 
-from __future__ import annotations
-
 import os
 import textwrap
 import threading

@@ -1,7 +1,5 @@
 """Searching a run: hits page by page, the neighbours of a hit, and facets (hits counted by what they are)."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections import defaultdict

@@ -4,8 +4,6 @@ Every web page that a user visits can reach a server on this machine. Three chec
 was called (DNS rebinding), the page that a write comes from, and, where other machines can reach it, a token.
 """
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 from collections.abc import Collection

@@ -4,8 +4,6 @@ Handlers are plain functions, which Starlette runs in threads. They raise `UserE
 `HTTPException`; `sgpipe.view.app` answers both as a page, or as `{"error": "…"}` below /api/.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import threading

@@ -3,8 +3,6 @@
 Link geometry, which the HTML report uses too, is in pixels with y downwards; rectangles are xyxy.
 """
 
-from __future__ import annotations
-
 import math
 from bisect import bisect_right
 from collections import Counter

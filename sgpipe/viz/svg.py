@@ -1,7 +1,5 @@
 """The one plotter: lines or bars as SVG, inside a page or as a file."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

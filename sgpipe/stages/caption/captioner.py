@@ -1,7 +1,5 @@
 """The `Captioner` interface (images in, captions out), what null settings stand for, and the served captioner."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

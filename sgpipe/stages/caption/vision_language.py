@@ -4,8 +4,6 @@ An image is computed alone on every device: its vision features and the prompt o
 BLIP, scores differ in their last digits across devices, number formats, library versions and thread counts.
 """
 
-from __future__ import annotations
-
 import copy
 import inspect
 import math

@@ -4,8 +4,6 @@ Such are the T5 models of FACTUAL (Li et al., Findings of ACL 2023). As matrix p
 caption is parsed alone on a CPU, and on a GPU in a group of a fixed size, with equally many tokens.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from itertools import groupby, islice

@@ -1,7 +1,5 @@
 """The parse stage: captions to relation triplets, by the parser that a recipe names, and the parser behind a server."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Scorers of relations by other models than the R-Tagger; only what a scorer needs is imported."""
 
-from __future__ import annotations
-
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import TagConfig
 from sgpipe.stages.endpoint import CacheFolder

@@ -1,7 +1,5 @@
 """Scores by a CLIP model, of open_clip or transformers (CLIP, SigLIP and the like): images and texts in one space."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -3,8 +3,6 @@
 A scorer sees the subject in a red and the object in a blue outline.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw

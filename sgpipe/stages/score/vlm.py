@@ -3,8 +3,6 @@
 Each question is asked twice, with the answers named in both orders: models prefer the one that is named first, or last.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, compress

@@ -4,8 +4,6 @@ Those make every candidate a relation, or every candidate whose boxes overlap: t
 (section 4.3, table 5) for the R-Tagger.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from sgpipe.errors import UserError

@@ -1,7 +1,5 @@
 """Extract relations from a repaired dependency tree: the verb or preposition that connects two noun phrases."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 

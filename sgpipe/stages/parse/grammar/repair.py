@@ -4,8 +4,6 @@ The parser was trained on news, but captions are noun phrases with participles, 
 act, what is worn and what is a body part resolves most of what is ambiguous to it but not to a reader.
 """
 
-from __future__ import annotations
-
 from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.relations import is_a, singular
 from sgpipe.stages.parse.grammar.tree import Tree
