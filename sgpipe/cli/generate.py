@@ -316,7 +316,7 @@ def label(
     for file, graph in zip(files, pipeline.label(files), strict=True):
         named[file.name] += 1
         number = "" if named[file.name] == 1 else f"-{named[file.name]}"
-        drawing = out / f"{file.name}.relations{number}.png"  # which is no image's name
+        drawing = out / f"{file.name}.relations{number}.png"  # not the name of any image
         failed += graph.error is not None
         if graph.error is None:
             with atomic_write(drawing) as temporary:

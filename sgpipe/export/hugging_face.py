@@ -153,7 +153,7 @@ def _common(rows: ExportRows) -> dict[str, Any]:
 
 
 def _sentences(name: str, **values: Any) -> list[str]:
-    """Return the lines of a template, for which what its values lack is empty."""
+    """Return the lines of a template; a missing value is empty."""
     text = card_template(name, jinja2.ChainableUndefined).render(values)
     return [line for line in text.splitlines() if line.strip()]
 

@@ -232,7 +232,7 @@ def scan(name: str, file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
 def _scan_zip(file: BinaryIO, left_out: Counter[str]) -> Iterator[Member]:
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
-        starts = sorted({info.header_offset for info in infos})  # members that share one are no images
+        starts = sorted({info.header_offset for info in infos})  # members that share one are not images
         ends = dict(pairwise([*starts, archive.start_dir]))
         for info in infos:
             if info.filename.endswith("/"):  # which `is_dir` fails to ask of a name that is empty
@@ -347,7 +347,7 @@ def absolute(location: ImagePlace) -> str:
 
 
 class ImageRoots(Mapping[str, ImageRoot]):
-    """The roots of the splits of a run, each made when it is asked for."""
+    """The roots of the splits of a run, each made when it is needed."""
 
     def __init__(self, locations: Mapping[str, str], indexes: IndexFolder | None = None) -> None:
         self.locations = locations

@@ -1,6 +1,6 @@
 """Images by their names: `ImageRoot`, and roots that are folders, prefixes of a store or datasets of the hub.
 
-`data/train-00000-of-00002.parquet#17` is the image in row 17 of that file, `train.parquet#photo:17` that in a column.
+`data/train-00000-of-00002.parquet#17` is the image in row 17 of a file, `train.parquet#photo:17` that in column photo.
 """
 
 import errno
@@ -235,7 +235,7 @@ def is_image(name: str) -> bool:
 
 
 def image_error(error: OSError, where: str) -> ImageError | EngineError | StoreError:
-    """Return what to raise if an image cannot be read: no ImageError if a store or this machine is why."""
+    """Return what to raise if an image cannot be read: an ImageError, unless the cause is a store or this machine."""
     if isinstance(error, FileNotFoundError):
         return ImageError(f"image file not found: {where}")
     if isinstance(error, StoreError) and type(error) not in _OF_AN_IMAGE:

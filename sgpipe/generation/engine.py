@@ -1,4 +1,4 @@
-"""What every engine gets, and the local engine: worker processes on this machine, without Ray.
+"""What every engine needs, and the local engine: worker processes on this machine, without Ray.
 
 The driver plans and commits, and imports no model code. A local worker reads, labels and writes one unit after the
 other. A unit whose worker has crashed goes to `IsolatedRunner`, which finds the image responsible.
@@ -237,7 +237,7 @@ def share_gpus(recipe: Recipe, stages: Collection[str]) -> Recipe:
     return recipe.model_copy(update=changed)
 
 
-_IMAGES_PER_WORKER = 64  # a worker imports as long as the packaged models take for so many
+_IMAGES_PER_WORKER = 64  # the packaged models label so many in the time that a worker needs to import them
 _PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
 _TRIES = 3  # of a unit whose worker crashes
 _VISIBLE = "CUDA_VISIBLE_DEVICES"

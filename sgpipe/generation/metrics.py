@@ -1,4 +1,4 @@
-"""What a run reports: notes, an estimate, lines of JSON, on Ray metrics for Prometheus, and the screen at its end.
+"""What a run reports: notes, an estimate, JSON lines, Prometheus metrics (on Ray), and the summary at its end.
 
 The driver knows all of it from the shards that it commits, so the workers do nothing for it.
 """

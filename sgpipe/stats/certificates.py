@@ -142,7 +142,7 @@ def most_errors(relations: int, precision: float) -> int:
 def evaluate(rounds: Sequence[Round], sizes: Sequence[int], precision: float, confidence: float) -> Standing:
     """Return which nested sets have the precision; `sizes`: their relations, the strictest first.
 
-    A chain of tests starts at some set and goes on to larger ones, each reached only after the one before it. Chains
+    A chain of tests starts at some set and continues with larger ones, each reached only after the one before. Chains
     share a capital of 1, so that the confidence holds for whichever set is the largest one reached.
     """
     needed, reached, rest = -math.log(1 - confidence), None, 1.0

@@ -191,7 +191,8 @@ class PlanProgress:
     def needed(self) -> int | None:
         """Estimate how many more judgements it takes until the 95% interval is ± `MARGIN`, perhaps more than are open.
 
-        Strata stay as precise as their judgements say, and as many are unsure as so far. None: no plan has so many.
+        Assumes that precisions of strata and the share of unsure judgements stay as they are. None: more than any plan
+        can have.
         """
         sizes, judged, correct = self.sizes, self.tally(self.judged), self.tally(self.right)
         done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)

@@ -1,4 +1,4 @@
-"""Writing a file whole or not at all, and locks that the system releases when their process ends."""
+"""Files that are written whole or not at all, and locks that end with their process, however it ends."""
 
 import os
 import shutil

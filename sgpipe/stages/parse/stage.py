@@ -66,7 +66,7 @@ SCHEMA = relations_schema({"type": "string"}, {"type": "string"})
 class LlmParser(Parser):
     """Parses captions with a served language model; names and heads are found as the rules find them.
 
-    An answer that is no graph is requested once more; then the rules parse that caption, and it is counted.
+    An answer that is not a graph is requested once more; then the rules parse that caption, and it is counted.
     """
 
     def __init__(self, config: ParseConfig, cache_folder: CacheFolder | None = None) -> None:

@@ -114,7 +114,7 @@ class PairFeatures(NamedTuple):
 def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int]], tables: Tables) -> PairFeatures:
     """Features of the ordered pairs of the mentions of captions, and the place of every token relative to them.
 
-    Mentions with more than `FARTHEST` others between them are no pair: a caption of a thousand nouns has no million.
+    Mentions with more than `FARTHEST` others between them are not a pair, or a thousand nouns would make a million.
     The features are the tokens of subject and object, their distance, the path in the tree, whether the rules relate
     them (1: as it is, 2: the other way round, 3: both), and the verb and rest of their predicate.
     """
