@@ -18,7 +18,7 @@ from experiments.plan import Experiment, Plan, load_plan
 from experiments.results import ROOT, Results, Row
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count
-from sgpipe.viz.svg import Line, Plot
+from sgpipe.viz import Line, Plot
 
 PAGE, TABLES, PLOTS = "docs/experiments.md", "experiments/results/README.md", "experiments"
 _LEVEL = 0.95

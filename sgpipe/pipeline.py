@@ -43,7 +43,7 @@ from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
 from sgpipe.utils.devices import check_devices
-from sgpipe.viz.draw_relations import draw_card, draw_relations, object_names, shown
+from sgpipe.viz import draw_card, draw_relations, object_names, shown
 
 if TYPE_CHECKING:
     import networkx as nx

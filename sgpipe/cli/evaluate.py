@@ -320,8 +320,7 @@ def score(
         column, identity = CLIP_SCORE, {"model": named, "contrasts": predicates}
         make = partial(scoring.RelationRanker, name, weights, predicates, device)
     counts = scoring.score_run(run, out, column, make, identity, console.Progress(), images)
-    if json_:
-        print(console.json_text(counts))
+    if cli.printed_json(json_, counts):
         return
     scored = f"{count(counts['scored'], 'relation')} scored"
     console.output().print(f"{scored}, {counts['unscored']:,} without an image or a box with an area")

@@ -96,9 +96,9 @@ class RecipeOptions:
     assign: cli.Settings = None
 
     def applied_to(
-        self, recipe: str | None, data: SourceOptions, parent: str | None = None, extend: str | None = None
+        self, recipe: str | None, data: SourceOptions, parent: str | None = None, extend: str | None = None, **how: Any
     ) -> Recipe:
-        """Return the recipe of that name, or of the parent or extended run, with these settings. Raises UserError."""
+        """Return the recipe, or that of a parent or extended run, changed so; `how`: its engine. Raises UserError."""
         from sgpipe.recipe import load_recipe
         from sgpipe.utils.config_file import changed, parse_set
 
@@ -122,7 +122,7 @@ class RecipeOptions:
             detect=changed(loaded.detect, detector=self.detector),
             caption=caption.model_copy(update={"captioner": None}) if data.captions else caption,
             tag=changed(loaded.tag, tagger=self.tagger, calibration=self.calibration, precision=self.precision),
-            engine=changed(loaded.engine, address=self.ray_address),
+            engine=changed(loaded.engine, address=self.ray_address, **how),
         )
 
 
@@ -156,12 +156,9 @@ def generate(
       sgpipe generate --from coco-relations/ --tagger other-tagger/ --out retagged/
       sgpipe generate photos --extend vg/ --tagger tagger/ --out vg-extended/
     """
-    from sgpipe.utils.config_file import changed
-
     if out is None and (parent or extend):
         raise UserError(f"{'--from' if parent else '--extend'} needs --out, the folder of the new run")
-    loaded = options.applied_to(recipe, data, parent, extend)
-    loaded = changed(loaded, engine=changed(loaded.engine, store=store))
+    loaded = options.applied_to(recipe, data, parent, extend, store=store)
     out = out or Path(f"{loaded.name}-relations")
     # Modules that take long to import come as late as possible.
     from sgpipe.generation.metrics import print_summary
@@ -243,9 +240,8 @@ def miniworld(
 
     with console.Progress().images(number, "generating") as advance:
         is_new = render_dataset(out, number, seed, split, progress=lambda: advance(1, {}))
-    images = console.count(number, "image")
-    message = f"generated {images} in {out}" if is_new else f"nothing to do: {out} already has all {images}"
-    cli.show(message)
+    images = count(number, "image")
+    cli.show(f"generated {images} in {out}" if is_new else f"nothing to do: {out} already has all {images}")
 
 
 def parse(
@@ -304,8 +300,7 @@ def label(
     settings = _with_tagger(recipe, tagger, parse_set(assign or []))
     if boxes is not None and recipe == "photos":
         settings = {"ground.detector": None, **settings}
-    models = {"detector": detector, "captioner": captioner, "tagger": tagger}
-    pipeline = Pipeline(recipe, **models, boxes=boxes, settings=settings)
+    pipeline = Pipeline(recipe, detector=detector, captioner=captioner, tagger=tagger, boxes=boxes, settings=settings)
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):
         cli.say(f"NOTE: {note}")
     if missing := missing_models(hub_models(pipeline.recipe, () if boxes is None else ("detect",))):

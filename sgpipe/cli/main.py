@@ -25,7 +25,7 @@ from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.options import USAGE_ERROR, command
 from sgpipe.cli.runs import calibrate, certify, correct, export, fetch, merge, push, stats, verify, view
 from sgpipe.cli.train import convert, reproduce, train
-from sgpipe.errors import DivergedError, EngineError, UserError, format_os_error
+from sgpipe.errors import DivergedError, EngineError, StoreError, UserError, format_os_error
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
 
@@ -75,7 +75,8 @@ class _Group(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_FAILED)
         except OSError as error:
-            _fail(f"error: {format_os_error(error)}", EXIT_FAILED)
+            advice = f"\n{_RESUME}" if isinstance(error, StoreError) and ctx.invoked_subcommand in _RESUMABLE else ""
+            _fail(f"error: {format_os_error(error)}{advice}", EXIT_FAILED)
 
 
 def _advice(ctx: typer.Context) -> str:

@@ -22,7 +22,7 @@ from sgpipe.training.metrics import METRICS, read_metrics
 from sgpipe.utils.atomic import only_process, write_text
 from sgpipe.utils.config_file import load, parse_set, recipe_folder
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Progress, count, duration
-from sgpipe.viz.svg import Line, Plot, round_end
+from sgpipe.viz import Line, Plot, round_end
 
 STATE, REPORT = "reproduce.json", "report.html"  # for each finished step its command, seconds and figure
 PUBLISHED = "published"  # the scale of a list without overlay

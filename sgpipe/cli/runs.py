@@ -408,7 +408,7 @@ def view(
     from sgpipe.files.locations import absolute_location
     from sgpipe.storage.index import Index
     from sgpipe.storage.judgements import JudgementLog
-    from sgpipe.view import app, security, web
+    from sgpipe.view import app, web
 
     if name is None:
         with suppress(OSError, KeyError):  # in a container, the user may have none
@@ -427,7 +427,7 @@ def view(
     address = app.listen(host or app.LOCAL, port)
     token = secrets.token_urlsafe(24) if host else None
     names = {address.host, socket.gethostname(), socket.getfqdn()}
-    served = app.create_app(viewer, security.Access(names, token, read_only))
+    served = app.create_app(viewer, app.Access(names, token, read_only))
     url = address.url(token)
     cli.show(url)
     if token is not None:

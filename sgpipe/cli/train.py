@@ -179,15 +179,13 @@ def reproduce(
     loaded = steps.load_reproduction(paper, scale, assign or [])
     tasks = steps.make_tasks(loaded, data or Path("DATA"), out, until)
     root: Any = ctx.find_root().command
-    if dry_run and json_:
-        shown = [{**vars(task.step), "command": task.command, "missing": task.missing} for task in tasks]
-        print(console.json_text({"note": loaded.note, "steps": shown}, 2))
-        return
     if dry_run:
-        cli.show(f"{loaded.title}. {loaded.note}")
-        for number, task in enumerate(tasks, 1):
-            cli.show(f"[{number}/{len(tasks)}] {task.step.name}: {task.step.gives}")
-            cli.show("\n".join([f"  {task.command}", *(f"  missing: {file}" for file in task.missing)]))
+        shown = [{**vars(task.step), "command": task.command, "missing": task.missing} for task in tasks]
+        if not cli.printed_json(json_, {"note": loaded.note, "steps": shown}):
+            cli.show(f"{loaded.title}. {loaded.note}")
+            for number, task in enumerate(tasks, 1):
+                cli.show(f"[{number}/{len(tasks)}] {task.step.name}: {task.step.gives}")
+                cli.show("\n".join([f"  {task.command}", *(f"  missing: {file}" for file in task.missing)]))
         return
 
     def run(words: Sequence[str]) -> int:

@@ -24,7 +24,7 @@ from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils.console import count, single_line
-from sgpipe.viz.svg import Line, Plot
+from sgpipe.viz import Line, Plot
 
 Rows = list[dict[str, Any]]
 

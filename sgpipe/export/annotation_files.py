@@ -19,7 +19,7 @@ from rlip_model.evaluation.hico_classes import CLASSES, PERSON, class_numbers
 from sgpipe.errors import add_filename, import_extra
 from sgpipe.export.rows import ExportRows, Members, as_number, plain, write_json
 from sgpipe.recipe import WHOLE
-from sgpipe.records import NO_OBJECT, Box, Record, Relation
+from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.coco import NO_RELATION
 from sgpipe.sources.scene_graphs import BOX_SCALE, STUFF, VALIDATION_IMAGES
 from sgpipe.sources.vocabulary import category_names, relation_names
@@ -53,7 +53,7 @@ def write_coco(rows: ExportRows, out: Path) -> None:
 
 def write_coco_relations(rows: ExportRows, out: Path) -> None:
     """Write SPLIT.json (instances) and rel.json: triplets by split and image; their object indices skip crowds."""
-    numbers, names = _category_ids(rows, with_nothing=True), _names(rows)[1]
+    numbers, names = _category_ids(rows, with_nothing=True), rows.names[1]
     predicates = dict(zip(names, count(1), strict=False))
 
     def triplets(split: str) -> Iterator[tuple[str, list[list[int]]]]:
@@ -72,7 +72,7 @@ def write_sgg_benchmark(rows: ExportRows, out: Path) -> None:
     """Write SPLIT/_annotations.coco.json: instances with `rel_annotations`, which refer to the ids of `annotations`."""
     # SGG-Benchmark takes class and predicate 0 for the background, so numbers of both begin at 1.
     numbers = _category_ids(rows, with_nothing=True, positive=True)
-    predicates = dict(zip(_names(rows)[1], count(1), strict=False))
+    predicates = dict(zip(rows.names[1], count(1), strict=False))
     categories = [{"id": number, "name": name} for name, number in predicates.items()]
 
     def annotations(split: str) -> Iterator[dict[str, Any]]:
@@ -264,7 +264,7 @@ def _corners(box: Box) -> list[float | int]:
 def write_psg(rows: ExportRows, out: Path) -> None:
     """Write psg.json, and panoptic_SPLIT/NUMBER.png of images with segmentations; test images: not of train or all."""
     known = {name for each in Manifest.identities(rows.manifest.run) for name in each.get("options", {}).get(STUFF, ())}
-    names, predicates = _names(rows)
+    names, predicates = rows.names
     things, stuff = ([name for name in names if (name in known) == kind] for kind in (False, True))
     numbers, verbs = ({name: number for number, name in enumerate(each)} for each in (things + stuff, predicates))
     seen, test = set[str](), list[int | str]()
@@ -322,14 +322,6 @@ def _unique(record: Record, seen: set[str]) -> str:
     return image_id
 
 
-def _names(rows: ExportRows) -> tuple[list[str], list[str]]:
-    """Return the classes, without the missing object, and the predicates: the closed lists, and what else occurs."""
-    listed = rows.manifest.run.get("labels") or {"objects": [], "relations": []}
-    seen = sorted({name for _, name in rows.census.categories}), sorted(rows.census.predicates)
-    names, predicates = (list(dict.fromkeys([*listed[k], *new])) for k, new in zip(listed, seen, strict=True))
-    return [name for name in names if name != NO_OBJECT], predicates
-
-
 def _mask(value: Any, record: Record) -> Any:
     """Return the pixels [height, width] of polygons or run lengths; None: these are of another size."""
     from pycocotools import mask as coco
@@ -355,7 +347,7 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
     """
     h5py = import_extra("h5py", "vg150")
     order = sorted(rows.splits, key=lambda split: (_part(split) != "val", _part(split) == "test"))
-    names, predicates = _names(rows)
+    names, predicates = rows.names
     records = (record for split in order for record in rows.records(split, "objects"))
     attributes = Counter(each.name for record in records for box in record.objects for each in box.attributes)
     objects, dicts = Counter[str](), dict[str, Any]()

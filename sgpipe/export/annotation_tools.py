@@ -161,17 +161,13 @@ def write_label_studio(rows: ExportRows, out: Path) -> None:
     for split, prefix in prefixes.items():
         found = rows.records_with_images(split, "objects", "captions", "relations")
         write_json(out / f"{split}.json", (_task(rows, *each, prefix or "") for each in found))
-    names = rows.manifest.run.get("labels") or {"objects": [], "relations": []}
-    classes = sorted({name for _, name in rows.census.categories - rows.census.nothing})
-    text = _CONFIGURATION.format(
-        classes=_tags("Label", [*names["objects"], *classes]),
-        predicates=_tags("Relation", [*names["relations"], *sorted(rows.census.predicates)]),
-    )
+    classes, predicates = rows.names
+    text = _CONFIGURATION.format(classes=_tags("Label", classes), predicates=_tags("Relation", predicates))
     (out / CONFIGURATION).write_text(text, encoding="utf-8")
 
 
 def _tags(tag: str, names: Iterable[str]) -> str:
-    return "\n".join(f"    <{tag} value={quoteattr(name)}/>" for name in dict.fromkeys(names) if _is_name(name))
+    return "\n".join(f"    <{tag} value={quoteattr(name)}/>" for name in names if _is_name(name))
 
 
 def _is_name(name: str) -> bool:

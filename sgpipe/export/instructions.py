@@ -21,14 +21,13 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import ValidationError
 
 from sgpipe.errors import UserError
 from sgpipe.export.hugging_face import feature_of
 from sgpipe.export.rows import ExportRows, new_file
 from sgpipe.records import HUB_DATASET, LABEL_STUDIO_DATASET, Record, list_of
 from sgpipe.storage.manifest import Manifest
-from sgpipe.utils.config_file import Config, merged, read_yaml
+from sgpipe.utils.config_file import Config, explained, merged, read_yaml
 from sgpipe.utils.lemmas import gerund, is_participle, is_verb, lemmas, plural, verb_lemma, without_auxiliaries
 
 _PACKAGED = Path(__file__).with_name("instructions.yaml")
@@ -55,21 +54,17 @@ class Phrases(Config):
 def load_phrases(file: Path | None = None) -> Phrases:
     """Return the packaged phrases; what a file names replaces theirs. Raises UserError: the file is not usable."""
     packaged = read_yaml(_PACKAGED)
-    try:
+    with explained(f"{file}: "):
         phrases = Phrases.model_validate(merged(packaged, read_yaml(file) if file else {}))
-        for form, listed in phrases.templates.items():
-            if form not in packaged["templates"] or not listed:
-                raise ValueError(f"{form}: expected templates of {', '.join(packaged['templates'])}")
-            texts, known = packaged["templates"][form][0], packaged["fields"][form]
-            for template in listed:
-                without_fields = re.sub(rf"{{{{|}}}}|{{({'|'.join(known)})}}", "", " ".join(template.values()))
-                if template.keys() != texts.keys() or {*"{}"} & {*without_fields}:
-                    expected = f"{' and '.join(texts)}, with the fields {', '.join(sorted(known))} as they are"
-                    raise ValueError(f"{form}: expected {expected}; got {template}")
-    except ValueError as error:
-        first = error.errors()[0] if isinstance(error, ValidationError) else None
-        said = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else error
-        raise UserError(f"{file}: {said}") from None
+    for form, listed in phrases.templates.items():
+        if form not in packaged["templates"] or not listed:
+            raise UserError(f"{file}: {form}: expected templates of {', '.join(packaged['templates'])}")
+        texts, known = packaged["templates"][form][0], packaged["fields"][form]
+        for template in listed:
+            without_fields = re.sub(rf"{{{{|}}}}|{{({'|'.join(known)})}}", "", " ".join(template.values()))
+            if template.keys() != texts.keys() or {*"{}"} & {*without_fields}:
+                expected = f"{' and '.join(texts)}, with the fields {', '.join(sorted(known))} as they are"
+                raise UserError(f"{file}: {form}: expected {expected}; got {template}")
     return phrases
 
 

@@ -5,13 +5,11 @@ The same command continues an interrupted upload: huggingface_hub sends only wha
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-
-import yaml
 
 from rlip_model.pretrained import CheckpointError
 from rlip_model.training.state import Position, read_position
@@ -101,8 +99,8 @@ def _read_card(file: Path) -> tuple[dict[str, Any], str]:
         if body.startswith("---\n"):
             front, _, body = f"{body[3:]}\n".partition("\n---\n")
         return {**(parse_yaml(front) or {})}, body
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read as a card of the hub: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{file} cannot be read as a card of the hub: {error}") from None
 
 
 def _read_json(file: Path) -> dict[str, Any]:
@@ -146,7 +144,7 @@ class _Repository:
         if get_token() is None:
             raise UserError("push needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN")
         self.name, self.kind, self._api, self._what = name, kind, HfApi(), f"the {kind} {name}"
-        with _unfinished(self._what):
+        with naming_hub(self._what):
             if not self._api.repo_exists(name, repo_type=kind):
                 self._api.create_repo(name, repo_type=kind, private=not public, exist_ok=True)
             info: Any = self._api.repo_info(name, repo_type=kind, files_metadata=True)
@@ -166,7 +164,7 @@ class _Repository:
         gone = sorted(self._before.keys() - {*files, *_ITS_OWN})
         if self.kind == "model":  # the others may be its owner's
             gone = [*filter(_WEIGHTS.fullmatch, gone)]
-        with _unfinished(self._what):
+        with naming_hub(self._what):
             repository: dict[str, Any] = {"repo_id": self.name, "repo_type": self.kind}
             repository["commit_message"] = "Add the card"
             self._api.upload_file(path_or_fileobj=card.encode(), path_in_repo=README, **repository)
@@ -178,7 +176,7 @@ class _Repository:
 def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pushed:
     """Export the run in `root` with the options of `export_run`, and upload it to a dataset, if new a private one.
 
-    Raises UserError: not a run, no such user, or the dataset was not pushed by sgpipe; EngineError: the hub cannot be
+    Raises UserError: not a run, no such user, or the dataset was not pushed by sgpipe; StoreError: the hub cannot be
     reached any more; the same call continues.
     """
     Manifest.load(root)
@@ -204,13 +202,3 @@ def push_model(
     model = _Repository(to, "model", public)
     model.upload(folder, files, card, "a model")
     return Pushed(model.url, model.private, [README, *files])
-
-
-@contextmanager
-def _unfinished(what: str) -> Iterator[None]:
-    """Turn an unreachable hub into work that can be finished. Raises UserError: see `naming_hub`."""
-    try:
-        with naming_hub(what):
-            yield
-    except StoreError as error:
-        raise EngineError(str(error)) from None

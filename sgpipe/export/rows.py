@@ -91,6 +91,14 @@ class ExportRows:
         return sum((Counter(shard.counts) for shard in self.manifest.shards), Counter[str]())
 
     @property
+    def names(self) -> list[list[str]]:
+        """The classes, without the missing object, and the predicates: the closed lists, and what else occurs."""
+        labels, census = self.manifest.run.get("labels") or {}, self.census
+        classes = {name for _, name in census.categories - census.nothing}
+        kinds = (("objects", classes), ("relations", census.predicates))
+        return [list(dict.fromkeys([*labels.get(kind, ()), *sorted(seen)])) for kind, seen in kinds]
+
+    @property
     def splits(self) -> list[str]:
         return list(dict.fromkeys(shard.split for shard in self.manifest.shards))
 

@@ -17,7 +17,7 @@ from sgpipe.stages.pair import PairStage, TripletCount
 from sgpipe.stages.parse.rules import predicate_words
 from sgpipe.stages.parse.stage import read_relations, relations_schema
 from sgpipe.utils.console import single_line
-from sgpipe.viz.draw_relations import draw_marks
+from sgpipe.viz import draw_marks
 
 PROMPT = (
     "Things in this image are outlined and numbered. Which of them are visibly related, and how? A relation has the "

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from sgpipe import viz
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
@@ -36,9 +37,7 @@ from sgpipe.storage.run_folder import write_result, write_result_text
 from sgpipe.storage.shards import embedded_images
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated, single_line
-from sgpipe.viz import draw_relations as viz
-from sgpipe.viz.draw_relations import polyline
-from sgpipe.viz.svg import Line, Plot, round_end
+from sgpipe.viz import Line, Plot, polyline, round_end
 
 Values: TypeAlias = dict[str, Any]
 Nodes: TypeAlias = dict[int, Values]

@@ -283,7 +283,10 @@ def _open(path: Path) -> _Opened | None:
 
 @dataclass(frozen=True)
 class IndexedImage:
-    """What the index knows of an image; `shard` and `row`: where it is; `embedded`: whether its file is there, too."""
+    """What the index knows of an image; `shard` and `row`: where it is; `embedded`: whether its file is there, too.
+
+    `why`: it has no relations.
+    """
 
     number: int
     dataset: str
@@ -293,6 +296,7 @@ class IndexedImage:
     width: int
     height: int
     embedded: bool
+    why: str | None
     shard: str
     row: int
 
@@ -303,6 +307,7 @@ class RecordView:
 
     `clip_score`: of `sgpipe score`, for each relation a dictionary of `score` (cosine), `swapped`, `rank`, `contrasts`,
     or None where it could not be scored; None for a run that is not scored. `vlm_score`: probabilities, likewise.
+    `why`: it has no relations.
     """
 
     record: Record
@@ -310,12 +315,13 @@ class RecordView:
     shard: str
     row: int
     vlm_score: list[float | None] | None = None
+    why: str | None = None
 
 
 def find_image(index: Index, split: str, image_id: str) -> IndexedImage | None:
     """Return an image by its name, from the index alone; None if the index has no such image."""
     rows = index.rows(
-        """select image, dataset::varchar, split::varchar, image_id, file_name, width, height, embedded, file, row
+        """select image, dataset::varchar, split::varchar, image_id, file_name, width, height, embedded, why, file, row
         from run.images join run.shards using (shard) where image_id = ? and split = ? limit 1""",
         [image_id, split],
     )
@@ -332,7 +338,7 @@ def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
     if (record.split, record.image_id) != (split, image_id):
         raise UserError(f"shard {image.shard} has changed since it was indexed: `sgpipe verify {index.root}`")
     scores = {name: table[name][0].as_py() for name in (CLIP_SCORE, VLM_SCORE) if name in table.column_names}
-    return RecordView(record, scores.get(CLIP_SCORE), image.shard, image.row, scores.get(VLM_SCORE))
+    return RecordView(record, scores.get(CLIP_SCORE), image.shard, image.row, scores.get(VLM_SCORE), image.why)
 
 
 def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:

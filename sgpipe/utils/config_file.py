@@ -100,7 +100,7 @@ def load(kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[st
         config = merged(config, read_yaml(file))
     for key, value in overrides.items():
         config = _replaced(config, key.split("."), str(value) if isinstance(value, PurePath) else value, key)
-    with _explained(f"recipe {path}: ", overrides):
+    with explained(f"recipe {path}: ", overrides):
         return kind.model_validate(config)
 
 
@@ -127,7 +127,7 @@ def _replaced(values: Any, path: Sequence[str], value: Any, key: str) -> Any:
 def changed(section: Section, **settings: Any) -> Section:
     """Return a section of a recipe with those settings that are not None. Raises UserError: a value is invalid."""
     given = {name: value for name, value in settings.items() if value is not None}
-    with _explained():
+    with explained():
         return TypeAdapter(type(section)).validate_python({**vars(section), **given}) if given else section
 
 
@@ -169,7 +169,7 @@ def _find(name: str, folder: Path) -> Path:
 
 
 @contextmanager
-def _explained(where: str = "", overrides: Iterable[str] = ()) -> Iterator[None]:
+def explained(where: str = "", overrides: Iterable[str] = ()) -> Iterator[None]:
     """Turn a `ValidationError` into one line: where, but for `overrides`, the setting, the reason, and the value."""
     try:
         yield

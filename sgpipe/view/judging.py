@@ -8,6 +8,7 @@
 - `GET /api/recall/{plan}?by=&at=`: a question, by default the next open one, without what the run says of relations.
 """
 
+import json
 import random
 import uuid
 from collections import Counter
@@ -44,8 +45,8 @@ from sgpipe.storage.judgements import (
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count, single_line
 from sgpipe.view.search import Filters, select_relations
-from sgpipe.view.web import Viewer, image_url, photo_url, posted, relation_key, render, viewer_of
-from sgpipe.viz.draw_relations import colour_of
+from sgpipe.view.web import Viewer, image_url, photo_url, relation_key, render, viewer_of
+from sgpipe.viz import colour_of
 
 Model = TypeVar("Model", bound=BaseModel)
 _QUESTIONS = 200
@@ -53,10 +54,18 @@ _CONFLICTS_SHOWN = 100
 
 
 def _writing(handler: Callable[[Request, dict[str, Any]], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler that gets the body too, and runs in a thread. Status 409: it is about another run."""
+    """Return a handler that gets the JSON object of the body, too, and runs in a thread.
+
+    Status 400: the body is something else; 409: it is about another run.
+    """
 
     async def handle(request: Request) -> Response:
-        values, log = await posted(request), viewer_of(request).judgements
+        values, log = None, viewer_of(request).judgements
+        with suppress(ValueError, RecursionError):
+            found = json.loads(await request.body())
+            values = found if json.dumps(found, allow_nan=False) else None
+        if not isinstance(values, dict):
+            raise HTTPException(400, "the body is not a JSON object")
         if values.get("run", log.fingerprint) != log.fingerprint:
             raise HTTPException(409, "this page is about another run than the server: reload it; nothing is saved")
         return await run_in_threadpool(handler, request, values)
@@ -74,17 +83,33 @@ def _reloaded(request: Request) -> tuple[Viewer, JudgementLog]:
 def judge(request: Request, values: dict[str, Any]) -> Response:
     """Write a judgement into the file of the run before it is acknowledged; a repeated one is not written again."""
     viewer, log = _reloaded(request)
-    if (stored := log.lines.get(str(values.get("id")))) is None:
-        who = _who(viewer, str(values.get("by") or ""))
-        complete = {**values, "at": utc_now(), "run": log.fingerprint, "by": who}
-        if "relations" in values:
-            stored = log.append(_checked_answer(log, _valid(BlindAnswer, complete, "an answer")))
-        else:
-            if values.get("undoes") is not None:
-                complete |= _undone(log, str(values["undoes"]), who)
-            line = _valid(Judgement, complete, "a judgement")
-            stored = log.append(line if line.undoes else _checked(viewer, line))
-    return JSONResponse(stored.model_dump(mode="json"))
+    if stored := log.lines.get(str(values.get("id"))):
+        return JSONResponse(stored.model_dump(mode="json"))
+    line: Judgement | BlindAnswer
+    who = _who(viewer, str(values.get("by") or ""))
+    values |= {"at": utc_now(), "run": log.fingerprint, "by": who}
+    if "relations" in values:
+        line = _valid(BlindAnswer, values, "an answer")
+        plan, place = log.recall_plans.get(line.plan), (line.split, line.image_id)
+        boxes = next((set(each.boxes) for each in plan.questions if each.place == place), None) if plan else None
+        if boxes is None:
+            raise HTTPException(404, "there is no such plan, or it does not ask about this image")
+        for each in line.relations or ():
+            if each.subject == each.object or not {each.subject, each.object} <= boxes:
+                raise HTTPException(400, "a relation is one between two boxes of the question")
+            _check_predicate(each.predicate)
+    elif values.get("undoes") is None:
+        line = _checked(viewer, _valid(Judgement, values, "a judgement"))
+    else:
+        before = log.lines.get(str(values["undoes"]))
+        if not isinstance(before, Judgement) or before.undoes is not None:
+            raise HTTPException(404, "there is no such judgement to take back")
+        if before.by != who:
+            raise HTTPException(409, f"this judgement is by {before.by}, who alone can take it back")
+        of_relation = {"subject_category", "object_category", "confidence"}
+        values |= before.model_dump(include={*before.key._asdict(), *of_relation, "plan", "stratum"})
+        line = _valid(Judgement, values, "a judgement")
+    return JSONResponse(log.append(line).model_dump(mode="json"))
 
 
 def _valid(kind: type[Model], values: dict[str, Any], what: str) -> Model:
@@ -97,28 +122,6 @@ def _valid(kind: type[Model], values: dict[str, Any], what: str) -> Model:
 def _check_predicate(text: str) -> None:
     if text != single_line(text) or not 0 < len(text) <= 200:
         raise HTTPException(400, "a predicate is one line of at most 200 characters without outer spaces")
-
-
-def _checked_answer(log: JudgementLog, line: BlindAnswer) -> BlindAnswer:
-    plan, place = log.recall_plans.get(line.plan), (line.split, line.image_id)
-    boxes = next((set(each.boxes) for each in plan.questions if each.place == place), None) if plan else None
-    if boxes is None:
-        raise HTTPException(404, "there is no such plan, or it does not ask about this image")
-    for each in line.relations or ():
-        if each.subject == each.object or not {each.subject, each.object} <= boxes:
-            raise HTTPException(400, "a relation is one between two boxes of the question")
-        _check_predicate(each.predicate)
-    return line
-
-
-def _undone(log: JudgementLog, undoes: str, who: str) -> dict[str, Any]:
-    before = log.lines.get(undoes)
-    if not isinstance(before, Judgement) or before.undoes is not None:
-        raise HTTPException(404, "there is no such judgement to take back")
-    if before.by != who:
-        raise HTTPException(409, f"this judgement is by {before.by}, who alone can take it back")
-    of_relation = {"subject_category", "object_category", "confidence"}
-    return before.model_dump(include={*before.key._asdict(), *of_relation, "plan", "stratum"})
 
 
 def _checked(viewer: Viewer, line: Judgement) -> Judgement:
@@ -137,28 +140,25 @@ def _checked(viewer: Viewer, line: Judgement) -> Judgement:
         raise HTTPException(400, "a relation needs a subject and another object")
     if action == "swap" and object_.is_nothing:
         raise HTTPException(400, "a relation without an object cannot be swapped")
-    new = line.predicate if action == "add" else line.change.predicate if line.change else None
-    if new is not None:
+    if line.change and (new := line.predicate if action == "add" else line.change.predicate) is not None:
         _check_predicate(new)
     plan = _plan(viewer, line.plan) if line.plan else None
     strata = {each.key: each.stratum for each in reversed(plan.questions if plan else [])}  # of repeated, the first
     confidences = [each.confidence for each in found if each.confidence is not None and isfinite(each.confidence)]
-    update = {
+    known = {
         "plan": plan.plan if plan and line.key in strata else None,
         "stratum": strata.get(line.key),
         "subject_category": subject.category,
         "object_category": object_.category,
         "confidence": max(confidences, default=None),
     }
-    return line.model_copy(update=update)
+    return line.model_copy(update=known)
 
 
 def judgements_of_image(request: Request) -> Response:
-    """Return what people say about the relations of an image. Status 400: split or image_id is missing."""
+    """Return what people say about the relations of the image `image_id` of a `split`."""
     params, (_, log) = request.query_params, _reloaded(request)
-    if not {"split", "image_id"} <= params.keys():
-        raise HTTPException(400, "give split and image_id")
-    states = log.state(params["split"], params["image_id"])
+    states = log.state(params.get("split", ""), params.get("image_id", ""))
     return JSONResponse({"relations": [state.as_json() for state in states], "problems": log.problems})
 
 

@@ -28,14 +28,14 @@ from sgpipe.images import decode, image_file, is_upright
 from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.stages.pair import normalise_predicate, told_triplets
 from sgpipe.stats.report import Values, make_card
-from sgpipe.storage.index import Index, IndexedImage, RecordView, find_image, read_embedded, read_record
+from sgpipe.storage.index import IndexedImage, RecordView, find_image, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import count, single_line
 from sgpipe.view import web
 from sgpipe.view.filters import ORDERS, QueryError
 from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search
-from sgpipe.viz.draw_relations import arrow_head, colour_of, curve, object_names, polyline
+from sgpipe.viz import arrow_head, colour_of, curve, object_names, polyline
 
 PAGE = 48  # hits
 _FACETS = ("predicate", "subject", "object", "triplet", "dataset", "split", "status", "judged", "origin")
@@ -267,11 +267,6 @@ def _predicates_answer(request: Request) -> Response:
     return JSONResponse([{"predicate": predicate, "count": count} for predicate, count in found])
 
 
-def _why(index: Index, split: str, image_id: str) -> str | None:
-    [(why,)] = index.rows("select why from run.images where split = ? and image_id = ? limit 1", [split, image_id])
-    return None if why is None else f"It has no relations: {why}."
-
-
 def _values(request: Request) -> Values:
     """Return what the page of an image shows. Status 404: the run does not have it."""
     viewer, params = web.viewer_of(request), request.query_params
@@ -280,7 +275,7 @@ def _values(request: Request) -> Values:
     if view is None:
         raise HTTPException(404, f"the run has no image {single_line(image_id, 80)!r} in {single_line(split, 80)!r}")
     key = params.get("relation")
-    values = image_values(view, viewer.index.run, key, _why(viewer.index, split, image_id))
+    values = image_values(view, viewer.index.run, key)
     others = [(name, value) for name, value in params.multi_items() if name not in ("relation", "after", "plan")]
     chosen = key if any(relation["key"] == key for relation in values["relations"]) else None
     values |= {"gallery": web.gallery_url(others), "run": viewer.index.fingerprint, "chosen": chosen}
@@ -296,10 +291,10 @@ def _neighbours(request: Request) -> Values:
     return {"previous": before, "next": after}
 
 
-def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None, why: str | None = None) -> Values:
+def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None) -> Values:
     """Everything that the page shows of an image of a run (the header of its manifest), as JSON-able values.
 
-    Of `total` relations, the most confident `MOST_RELATIONS` and the one with the key `chosen`. `why`: there is none.
+    Of `total` relations, the most confident `MOST_RELATIONS` and the one with the key `chosen`.
     """
     record, provenance = view.record, Provenance(view.record, run)
     relations = existing_relations(record)
@@ -339,7 +334,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         "statements": provenance.statements,
         "candidates": {f"{pair[0]}-{pair[1]}": provenance.candidates[pair] for pair in pairs},
         "graph": _graph(record, _first(relations, _IN_GRAPH, chosen)),
-        "why": why,
+        "why": view.why and f"It has no relations: {view.why}.",
     }
     plain: Values = to_jsonable_python(values, inf_nan_mode="null")  # shards that others wrote may hold NaN or infinity
     return plain
@@ -376,7 +371,7 @@ def _other_values(viewer: web.Viewer, record: Record, split: str, image_id: str)
     view = read_record(viewer.other, split, image_id)
     if view is None:
         return {"title": title, "lacks": "It does not have this image."}
-    values = image_values(view, viewer.other.run, None, _why(viewer.other, split, image_id))
+    values = image_values(view, viewer.other.run)
     both, here, there = compare_images(
         record.objects, existing_relations(record), view.record.objects, existing_relations(view.record)
     )

@@ -5,7 +5,7 @@ import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from sgpipe.errors import UserError
 from sgpipe.storage.health_rules import MARKS
@@ -154,7 +154,8 @@ def _count_queues(index: Index) -> list[Queue]:
 
 
 Box = tuple[float, float, float, float]  # xywh in pixels
-Row = tuple[Any, ...]
+Row = tuple[Any, ...]  # a hit: the first three are its place
+Place = tuple[Any, int, int]  # in an order: the value that is ordered by, the image, and the number in the image
 
 _NUMBER = r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]?\d{1,2})?"
 _CURSOR = re.compile(rf"({_NUMBER})_(\d{{1,9}})_(\d{{1,9}})", re.ASCII)
@@ -163,14 +164,6 @@ _CURSOR = re.compile(rf"({_NUMBER})_(\d{{1,9}})_(\d{{1,9}})", re.ASCII)
 _OF_RELATION = {"subject": "subject", "object": "object", "predicate": "predicate::varchar"}
 _OF_RELATION |= {name: f"{name}::varchar" for name in ("subject_category", "object_category", "origin")}
 _OF_RELATION |= {"confidence": "if(annotated, null, certainty)", "clip_score": "clip_score", "vlm_score": "vlm_score"}
-
-
-class Place(NamedTuple):
-    """Of a hit in an order: the value that is ordered by, the image, and the relation's number in the image."""
-
-    value: Any
-    image: int
-    number: int
 
 
 @dataclass(frozen=True)
@@ -219,7 +212,7 @@ def search(index: Index, filters: Filters, after: str | None = None, limit: int 
     if after:
         if not (cursor := _CURSOR.fullmatch(after)):
             raise UserError(f"after={single_line(after, 60)}: not a page of this search; leave it out")
-        start = Place(cursor[1], int(cursor[2]), int(cursor[3]))
+        start = cursor[1], int(cursor[2]), int(cursor[3])
     found = _found(index, filters, start, limit + 1)
     last = "_".join(map(str, found[limit - 1][:3])) if len(found) > limit else None
     return Page(_hits(index, filters, found[:limit]), last)
@@ -284,7 +277,7 @@ def _place(
     for where, backwards in tries if image else []:
         where.add("image = ?", image[0])
         if rows := _ordered(index, filters, where, 1, backwards):
-            return Place(*rows[0][:3])
+            return rows[0][:3]
     return None
 
 
@@ -292,13 +285,13 @@ def _found(index: Index, filters: Filters, start: Place | None, limit: int, back
     """Return the hits after a place, or before it, the nearest first."""
     where = Where(filters, filters.finds_images)
     if start is not None:
-        key, kind, falling = _order(filters)
-        number = "0" if filters.finds_images else "number"
+        (value, image, number), (key, kind, falling) = start, _order(filters)
+        column = "0" if filters.finds_images else "number"
         less, least = ("<", "<=") if falling != back else (">", ">=")
         later, at = "<" if back else ">", f"try_cast(? as {kind})"
         where.add(
-            f"{key} {least} {at} and ({key} {less} {at} or image {later} ? or (image = ? and {number} {later} ?))",
-            [start.value, start.value, start.image, start.image, start.number],
+            f"{key} {least} {at} and ({key} {less} {at} or image {later} ? or (image = ? and {column} {later} ?))",
+            [value, value, image, image, number],
         )
     return _ordered(index, filters, where, limit, back)
 

@@ -9,7 +9,6 @@ import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePath
@@ -114,15 +113,6 @@ def render(request: Request, template: str, values: Mapping[str, Any] | None = N
     page = _environment().get_template(f"{template}.html.jinja")
     shared = {"viewer": viewer_of(request), "params": request.query_params, "path": request.url.path}
     return HTMLResponse(page.render({**shared, **(values or {})}), status)
-
-
-async def posted(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the request's body. Raises HTTPException: 400 if it is not one."""
-    with suppress(ValueError, RecursionError):
-        value = json.loads(await request.body())
-        if isinstance(value, dict) and json.dumps(value, allow_nan=False):
-            return value
-    raise HTTPException(400, "the body is not a JSON object")
 
 
 def gallery_url(params: Params = (), **changes: str | None) -> str:

@@ -20,8 +20,7 @@ from sgpipe.cli.main import app
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
 from sgpipe.utils.console import Progress
-from sgpipe.view.app import LOCAL, create_app, listen, serve
-from sgpipe.view.security import Access
+from sgpipe.view.app import LOCAL, Access, create_app, listen, serve
 from sgpipe.view.web import Viewer
 from tests.integration.faults.runs import FIFTY, SERVER
 from tests.sgpipe.training.data.runs import make_run, plain_record

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from sgpipe.view.security import Access, Guard
+from sgpipe.view.app import Access, Guard
 
 JSON = {"content-type": "application/json"}
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
+from sgpipe import viz as drawing
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
-from sgpipe.viz import draw_relations as drawing
-from sgpipe.viz.draw_relations import TextPlacer, curve, draw_card, draw_relations, fit, font, overlap, shown
+from sgpipe.viz import TextPlacer, curve, draw_card, draw_relations, fit, font, overlap, shown
 
 
 def record(*relations: Relation, size=(320, 240)) -> Record:

@@ -23,7 +23,7 @@ from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.marks import MarksStage
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import AssumedStage
-from sgpipe.viz.draw_relations import TextPlacer, overlap
+from sgpipe.viz import TextPlacer, overlap
 from tests.endpoint_server import EndpointServer, scripted, shown_image
 from tests.factories import make_blip
 from tests.marked_model import NAMES, MarkedWorld

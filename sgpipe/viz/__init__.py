@@ -1,1 +1,0 @@
-"""Drawing: relations on images, and charts as SVG."""
