@@ -16,7 +16,7 @@ import numpy as np
 
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import coco_point
-from rlip_model.evaluation.scores import ClassScores, Tally
+from rlip_model.evaluation.scores import Tally
 from sgpipe.errors import UserError, check_share
 from sgpipe.evaluation.graphs import NO_IMAGE, ImageName, image_base_name, image_finder
 from sgpipe.evaluation.result import EvaluationResult, Resampling, Rows, class_curve, count_notes
@@ -76,13 +76,6 @@ class BoxSet:
         factors = np.divide(size, own).tolist() * 2
         return [box._replace(xywh=np.multiply(box.xywh, factors).tolist(), area=None) for box in boxes]
 
-    def class_name(self, number: int, path: Location) -> str:
-        """Return the name of a class by its number in the file `path`. Raises UserError: there is none."""
-        if number not in self.classes:
-            known = _listed(self.classes.values())
-            raise UserError(f"{path}: category_id {number} is not a class of the ground truth; it has {known}")
-        return self.classes[number]
-
 
 def is_run(path: Location) -> bool:
     """Return whether there are shards: a store is not asked, but the names of files say what they are."""
@@ -105,30 +98,43 @@ def _shard_boxes(root: Location) -> BoxSet:
     return found
 
 
-def _coco_instances(path: Location) -> BoxSet:
-    found = BoxSet(path)
-    images: dict[str, tuple[ImageName, tuple[int, int]]] = {}
+def _coco_boxes(path: Location, truth: BoxSet | None = None) -> BoxSet:
+    """Return the boxes of a COCO instances file; with `truth`, of a results file, which has its class and image ids."""
+    found = BoxSet(path, truth.classes if truth else {}, lists_images=truth is None)
+    images = {name.image_id: (name, (0, 0)) for name in (truth.images if truth else ())}
     rows: dict[str, list[Any]] = {}
     for key, item in JsonStream(path):
         try:
-            if key == "images":
+            if truth is None and key == "images":
                 name = ImageName("coco", _id(item, "id"), image_base_name(fields.text(item, "file_name")))
                 images.setdefault(name.image_id, (name, fields.size(item)))
-            elif key == "categories":
+            elif truth is None and key == "categories":
                 found.classes[fields.integer(item, "id")] = fields.text(item, "name")
-            elif key == "annotations":
-                box, category = fields.numbers(fields.required(item, "bbox"), 4), fields.integer(item, "category_id")
-                crowd, area = bool(item.get("iscrowd")), float(item.get("area", box[2] * box[3]))
-                rows.setdefault(_id(item, "image_id"), []).append((box, category, None, crowd, area))
+            elif truth is not None or key == "annotations":
+                category, box = fields.integer(item, "category_id"), fields.numbers(fields.required(item, "bbox"), 4)
+                if truth is None:
+                    area = float(item.get("area", box[2] * box[3]))
+                    rest: tuple[Any, ...] = None, bool(item.get("iscrowd")), area
+                else:
+                    rest = fields.numbers([item.get("score")], 1)
+                rows.setdefault(_id(item, "image_id"), []).append((category, box, *rest))
         except (FieldError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: an item of {key!r}: {error}") from None
-    if not images or not found.classes:
+            raise UserError(
+                f"{path}: {f'an item of {key!r}: {error}' if truth is None else f'{error}; {_FORMS}'}"
+            ) from None
+    if truth is None and not (images and found.classes):
         raise UserError(f"{path} has no 'images' and 'categories': expected a run, an import or a COCO instances file")
     if unknown := rows.keys() - images.keys():
-        raise UserError(f"{path}: image_id {min(unknown)} of an annotation is not in its images")
+        hint = "is not in the ground truth; pass --truth of the images of the results"
+        why = "of an annotation is not in its images" if truth is None else hint
+        raise UserError(f"{path}: image_id {min(unknown)} {why}")
+    if classes := {category for own in rows.values() for category, *_ in own} - found.classes.keys():
+        known = _listed(found.classes.values())
+        raise UserError(f"{path}: category_id {min(classes)} is not a class of the ground truth; it has {known}")
     for number, (name, size) in images.items():
-        own = ((box, found.class_name(category, path), *rest) for box, category, *rest in rows.get(number, []))
-        found.add(name, size, (ScoredBox(*each) for each in own))
+        if truth is None or number in rows:
+            own = (ScoredBox(box, found.classes[category], *rest) for category, box, *rest in rows.get(number, ()))
+            found.add(name, size, own)
     return found
 
 
@@ -141,51 +147,56 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(map(repr, first[:8])) + (" …" if len(first) > 8 else "")
 
 
-def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
-    """Return the boxes of a file that has the numbers of classes and images of the ground truth."""
-    rows: dict[str, list[ScoredBox]] = {}
-    for _, item in JsonStream(path):
-        try:
-            name = truth.class_name(fields.integer(item, "category_id"), path)
-            box, [score] = fields.numbers(fields.required(item, "bbox"), 4), fields.numbers([item.get("score")], 1)
-            rows.setdefault(_id(item, "image_id"), []).append(ScoredBox(box, name, score))
-        except FieldError as error:
-            raise UserError(f"{path}: {error}; {_FORMS}") from None
-    by_number = {name.image_id: name for name in truth.images}
-    if unknown := rows.keys() - by_number.keys():
-        hint = "pass --truth of the images of the results"
-        raise UserError(f"{path}: image_id {min(unknown)} is not in the ground truth; {hint}")
-    found = BoxSet(path, truth.classes, lists_images=False)
-    for number, own in rows.items():
-        found.add(by_number[number], (0, 0), own)
-    return found
-
-
 _MEASURES = (
     *("AP", "AP50", "AP75", "AP small", "AP medium", "AP large"),
     *("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large"),
 )  # in the order of `COCOeval.stats`
-_PER_CLASS = ("class", "ground_truth", "detections", "hits", "AP", "AP50", "AP75", "AR@100")
-_AT = ("precision", "recall", "F1")
 _IOUS = 10  # 0.50, 0.55, … 0.95
 _IOU_50, _IOU_75 = 0, 5
-_CURVES = {"IoU 0.5": _IOU_50, "IoU 0.75": _IOU_75}
+_CURVES = ((0.5, _IOU_50), (0.75, _IOU_75))
 
 
-@dataclass(frozen=True)
 class BoxScores:
-    """COCO's twelve measures, and the matches of the best 100 boxes of an image and class: class IoU * classes + class.
+    """COCO's measures, by pycocotools, and its matches of the best 100 boxes of an image and class.
 
-    scores, correct, images: `[boxes]`, at an IoU of 0.5 by falling score. targets: `[images]`, boxes to detect.
+    matches: of class IoU * classes + class. scores, correct, images: `[boxes]`, at an IoU of 0.5 by falling score.
+    targets: `[images]`, boxes to detect.
     """
 
-    names: tuple[str, ...]
-    measures: Mapping[str, float]
-    matches: ClassScores
-    scores: Array
-    correct: Array
-    images: Array
-    targets: Array
+    def __init__(self, pairs: Sequence[tuple[list[ScoredBox], list[ScoredBox]]], names: tuple[str, ...]) -> None:
+        """pairs: ground truth and detected boxes of each image."""
+        from pycocotools.cocoeval import COCOeval
+
+        with redirect_stdout(io.StringIO()):  # it prints its progress
+            evaluation = COCOeval(*(_coco(boxes, names) for boxes in zip(*pairs, strict=True)), "bbox")
+            evaluation.evaluate()
+            evaluation.accumulate()
+            evaluation.summarize()
+        tally, per_class = Tally(), len(evaluation.params.areaRng) * len(pairs)
+        for row in range(len(names)):
+            numbers = row + len(names) * np.arange(_IOUS)  # of the class at all IoUs
+            for image, matched in enumerate(evaluation.evalImgs[row * per_class :][: len(pairs)]):  # of all areas
+                if matched is None:
+                    continue
+                ious, places = np.nonzero(~matched["dtIgnore"].astype(bool))
+                correct = matched["dtMatches"][ious, places] > 0
+                targets = np.repeat(numbers, int((~matched["gtIgnore"].astype(bool)).sum()))
+                tally.add(
+                    targets,
+                    numbers[ious],
+                    np.array(matched["dtScores"], dtype=np.float64)[places],
+                    np.where(correct, np.cumsum(correct) - 1, -1),  # pycocotools matches no target twice
+                    (np.full(len(targets), image), np.full(len(ious), image)),
+                )
+        stats = np.where(evaluation.stats < 0, math.nan, evaluation.stats)
+        self.names, self.measures = names, dict(zip(_MEASURES, stats.tolist(), strict=True))
+        self.matches = tally.class_scores(coco_point)
+        occurrences, at_50 = self.matches.occurrences, self.matches.classes < len(names)
+        assert occurrences is not None
+        order = np.argsort(-self.matches.scores[: int(self.matches.detections[at_50].sum())], kind="stable")
+        self.scores, self.correct = self.matches.scores[order], self.matches.correct[order]
+        self.images = occurrences.detections[order]
+        self.targets = np.bincount(occurrences.targets[occurrences.target_rows < at_50.sum()], minlength=len(pairs))
 
     def summary(self, threshold: float, counts: Array | None = None) -> dict[str, float]:
         """Return the measures; with `counts`, of a dataset in which each image occurs `counts[image]` times."""
@@ -194,84 +205,44 @@ class BoxScores:
             own = self.matches.resampled(counts)
             averages = own.mean(None), own.mean(self.classes(_IOU_50)), own.mean(self.classes(_IOU_75))
             measures = dict(zip(_MEASURES, averages, strict=False))
-        at = {f"{name} at {threshold:g}": value for name, value in zip(_AT, self.at(threshold, counts), strict=True)}
-        return {**measures, **at, "best F1": self.at(self.best(counts), counts)[2]}
+        _, precision, recall, f1 = self.at(threshold, counts)
+        at = {"precision": precision, "recall": recall, "F1": f1}
+        best_f1 = self.at(None, counts)[3]
+        return {**measures, **{f"{name} at {threshold:g}": each for name, each in at.items()}, "best F1": best_f1}
 
     def classes(self, iou: int) -> Array:
         return np.arange(iou * len(self.names), (iou + 1) * len(self.names))
 
-    def at(self, threshold: float, counts: Array | None = None) -> tuple[float, float, float]:
-        """Precision, recall and F1 at an IoU of 0.5 of all boxes with at least this score; NaN over nothing."""
-        weights, targets = self._weights(counts)
-        kept = self.scores >= min(threshold, float(np.float32(threshold)))  # shards have float32, other files float64
-        predicted, matched = int(weights[kept].sum()), int(weights[kept & self.correct].sum())
-        precision = matched / predicted if predicted else math.nan
-        recall = matched / targets if targets else math.nan
-        return precision, recall, 2 * matched / max(predicted + targets, 1)
+    def at(self, threshold: float | None, counts: Array | None = None) -> tuple[float, float, float, float]:
+        """Return a score, and precision, recall and F1 at an IoU of 0.5 of boxes with at least it; NaN over nothing.
 
-    def best(self, counts: Array | None = None) -> float:
-        """Return the score with the highest F1; of equal ones the highest."""
-        weights, targets = self._weights(counts)
-        predicted, matched = np.cumsum(weights), np.cumsum(weights * self.correct)
-        last = np.append(self.scores[1:] != self.scores[:-1], True)[: len(self.scores)]  # of equal scores
-        f1 = np.where(last, 2 * matched / np.maximum(predicted + targets, 1), -1)
-        return float(self.scores[f1.argmax()]) if len(f1) else math.nan
-
-    def _weights(self, counts: Array | None) -> tuple[Array, int]:
+        threshold: the score; None: that with the highest F1, of equal ones the highest.
+        """
         counts = np.ones(len(self.targets), dtype=int) if counts is None else counts
-        return counts[self.images], int((counts * self.targets).sum())
+        weights, targets = counts[self.images], int((counts * self.targets).sum())
+        predicted, matched = (np.append(0, np.cumsum(each)) for each in (weights, weights * self.correct))
+        f1 = 2 * matched / np.maximum(predicted + targets, 1)
+        if threshold is None:
+            last = np.append(self.scores[1:] != self.scores[:-1], True)[: len(self.scores)]  # of equal scores
+            place = 1 + int(np.where(last, f1[1:], -1).argmax()) if len(last) else 0
+            threshold = float(self.scores[place - 1]) if place else math.nan
+        else:  # shards have float32, other files float64
+            place = int((self.scores >= min(threshold, float(np.float32(threshold)))).sum())
+        precision = matched[place] / predicted[place] if predicted[place] else math.nan
+        recall = matched[place] / targets if targets else math.nan
+        return threshold, float(precision), float(recall), float(f1[place])
 
     @property
     def per_class(self) -> Rows:
         own = self.matches
         average, recall = (values.reshape(_IOUS, -1) for values in (own.average_precision, own.max_recall))
-        counts = (column.tolist() for column in (own.targets, own.detections, own.true_positives))  # first of IoU 0.5
-        names = [self.names[number] for number in own.classes[: average.shape[1]].tolist()]
-        averages = average.mean(0), average[_IOU_50], average[_IOU_75], recall.mean(0)
-        rows = zip(names, *counts, *(column.tolist() for column in averages), strict=False)
-        return [dict(zip(_PER_CLASS, values, strict=True)) for values in rows]
-
-
-def _match(pairs: Sequence[tuple[list[ScoredBox], list[ScoredBox]]], names: tuple[str, ...]) -> BoxScores:
-    """Match by pycocotools. pairs: ground truth and detected boxes of each image."""
-    from pycocotools.cocoeval import COCOeval
-
-    with redirect_stdout(io.StringIO()):  # it prints its progress
-        evaluation = COCOeval(_coco([own for own, _ in pairs], names), _coco([own for _, own in pairs], names), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    tally, per_class = Tally(), len(evaluation.params.areaRng) * len(pairs)
-    for row in range(len(names)):
-        numbers = row + len(names) * np.arange(_IOUS)  # of the class at all IoUs
-        for image, matched in enumerate(evaluation.evalImgs[row * per_class :][: len(pairs)]):  # of all areas
-            if matched is None:
-                continue
-            ious, places = np.nonzero(~matched["dtIgnore"].astype(bool))
-            correct = matched["dtMatches"][ious, places] > 0
-            targets = np.repeat(numbers, int((~matched["gtIgnore"].astype(bool)).sum()))
-            tally.add(
-                targets,
-                numbers[ious],
-                np.array(matched["dtScores"], dtype=np.float64)[places],
-                np.where(correct, np.cumsum(correct) - 1, -1),  # pycocotools matches no target twice
-                (np.full(len(targets), image), np.full(len(ious), image)),
-            )
-    matches = tally.class_scores(coco_point)
-    at_50 = matches.classes < len(names)
-    boxes = int(matches.detections[at_50].sum())
-    order = np.argsort(-matches.scores[:boxes], kind="stable")
-    occurrences = matches.occurrences
-    assert occurrences is not None
-    return BoxScores(
-        names,
-        dict(zip(_MEASURES, np.where(evaluation.stats < 0, math.nan, evaluation.stats).tolist(), strict=True)),
-        matches,
-        matches.scores[:boxes][order],
-        matches.correct[:boxes][order],
-        occurrences.detections[:boxes][order],
-        np.bincount(occurrences.targets[occurrences.target_rows < at_50.sum()], minlength=len(pairs)),
-    )
+        columns = {
+            "class": np.array(self.names)[own.classes[: average.shape[1]]],
+            **{"ground_truth": own.targets, "detections": own.detections, "hits": own.true_positives},  # at IoU 0.5
+            **{"AP": average.mean(0), "AP50": average[_IOU_50], "AP75": average[_IOU_75], "AR@100": recall.mean(0)},
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=False)
+        return [dict(zip(columns, values, strict=True)) for values in rows]
 
 
 def _coco(images: Sequence[list[ScoredBox]], names: Sequence[str]) -> Any:
@@ -279,21 +250,19 @@ def _coco(images: Sequence[list[ScoredBox]], names: Sequence[str]) -> Any:
     from pycocotools.coco import COCO
 
     numbers = {name: number for number, name in enumerate(names, 1)}
-    annotations = [
-        {
-            **{"image_id": image, "category_id": numbers[box.name], "bbox": [*box.xywh], "iscrowd": box.crowd},
-            "score": 1.0 if box.score is None else box.score,
-            "area": box.xywh[2] * box.xywh[3] if box.area is None else box.area,
-        }
-        for image, boxes in enumerate(images, 1)
-        for box in boxes
-        if box.name in numbers
-    ]
+    boxes = [(image, box) for image, own in enumerate(images, 1) for box in own if box.name in numbers]
     coco = COCO()
     coco.dataset = {
         "images": [{"id": number} for number in range(1, len(images) + 1)],
         "categories": [{"id": number, "name": name} for name, number in numbers.items()],
-        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)],
+        "annotations": [
+            {
+                **{"id": number, "image_id": image, "category_id": numbers[box.name]},
+                **{"bbox": [*box.xywh], "area": box.xywh[2] * box.xywh[3] if box.area is None else box.area},
+                **{"iscrowd": box.crowd, "score": 1.0 if box.score is None else box.score},
+            }
+            for number, (image, box) in enumerate(boxes, 1)
+        ],
     }
     coco.createIndex()
     return coco
@@ -309,57 +278,49 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
     or no class in common; nothing to detect.
     """
     level = own_threshold(detected) if threshold is None else check_share("threshold", threshold)
-    target = _shard_boxes(truth) if is_run(truth) else _coco_instances(truth)
-    found = _shard_boxes(detected) if is_run(detected) else _coco_results(detected, target)
-    compared = _compared_images(found, target)
-    pairs = [
-        (target.images[name][1], found.resized(own, target.images[name][0]) if own else [])
-        for name, own in compared.items()
-    ]
-    known = tuple(sorted({box.name for own, _ in pairs for box in own}))
-    seen = Counter(box.name for _, own in pairs for box in own)
+    target = _shard_boxes(truth) if is_run(truth) else _coco_boxes(truth)
+    found = _shard_boxes(detected) if is_run(detected) else _coco_boxes(detected, target)
+    if not any(boxes for _, boxes in found.images.values()):
+        raise UserError(f"{detected} has no boxes")
+    # Sorted as by pycocotools, by whose order of images boxes of equal scores count.
+    numbers = {name: int(name.image_id) if name.image_id.isdecimal() else math.inf for name in target.images}
+    names = sorted(target.images, key=lambda name: (numbers[name], name.image_id))
+    finder = image_finder(names)
+    own = {names[place]: name for name in found.images if (place := finder(name)) != NO_IMAGE}
+    if not own:
+        both = f"one has {next(iter(found.images)).base_name!r}, the other {names[0].base_name!r}"
+        raise UserError(f"{detected} and {truth} have no image in common: {both}")
+    compared = [name for name in names if name in own or not found.lists_images]
+    images = ((target.images[name], own.get(name)) for name in compared)
+    pairs = [(boxes, found.resized(there, size) if there else []) for (size, boxes), there in images]
+    known = tuple(sorted({box.name for boxes, _ in pairs for box in boxes}))
+    seen = Counter(box.name for _, boxes in pairs for box in boxes)
     if not known:
         raise UserError(f"{truth} has no boxes in the images that {detected} has")
     if seen and not seen.keys() & {*known}:
         both = f"one has {_listed(sorted(seen))}, the other {_listed(known)}"
         raise UserError(f"{detected} and {truth} have no class in common: {both}; classes are matched by name")
-    scores = _match(pairs, known)
-    best = scores.best()
-    precision, recall, _ = scores.at(best)
+    scores = BoxScores(pairs, known)
+    best, precision, recall, _ = scores.at(None)
     there = {"threshold of best F1": best, "precision there": precision, "recall there": recall}
     counts = {
         **{"images": len(compared), "images failed": found.failed, "images repeated": found.repeated},
-        "images without ground truth": len(found.images) - sum(own is not None for own in compared.values()),
+        "images without ground truth": len(found.images) - len(own),
         "ground truth images not in run": len(target.images) - len(compared),
         **{"boxes": seen.total(), "ground truth boxes": int(scores.targets.sum())},
-        "ground truth crowds": sum(box.crowd for own, _ in pairs for box in own),
+        "ground truth crowds": sum(box.crowd for boxes, _ in pairs for box in boxes),
     }
-    images = [f"{name.dataset} {name.image_id} {name.base_name}" for name in compared]
+    named = [f"{name.dataset} {name.image_id} {name.base_name}" for name in compared]
     return EvaluationResult(
         "Box quality (COCO)",
         {"pred": str(detected), "truth": str(truth), "threshold": level},
         {**scores.summary(level), **there},
         scores.per_class,
-        _notes(counts, seen, known, [box.score for _, own in pairs for box in own]),
+        _notes(counts, seen, known, [box.score for _, boxes in pairs for box in boxes]),
         counts=counts,
-        curves={name: class_curve(scores.matches, scores.classes(iou)) for name, iou in _CURVES.items()},
-        resampling=Resampling(images, lambda counts: scores.summary(level, counts)),
+        curves={f"IoU {iou}": class_curve(scores.matches, scores.classes(at)) for iou, at in _CURVES},
+        resampling=Resampling(named, lambda counts: scores.summary(level, counts)),
     )
-
-
-def _compared_images(found: BoxSet, target: BoxSet) -> dict[ImageName, ImageName | None]:
-    """Return the images of the ground truth to compare, and which of those found each is."""
-    # As pycocotools, by whose order of images boxes of equal scores count.
-    numbers = {name: int(name.image_id) if name.image_id.isdecimal() else math.inf for name in target.images}
-    names = sorted(target.images, key=lambda name: (numbers[name], name.image_id))
-    finder = image_finder(names)
-    if not any(boxes for _, boxes in found.images.values()):
-        raise UserError(f"{found.path} has no boxes")
-    own = {names[place]: name for name in found.images if (place := finder(name)) != NO_IMAGE}
-    if not own:
-        both = f"one has {next(iter(found.images)).base_name!r}, the other {names[0].base_name!r}"
-        raise UserError(f"{found.path} and {target.path} have no image in common: {both}")
-    return {name: own.get(name) for name in names if name in own or not found.lists_images}
 
 
 def own_threshold(detected: Location) -> float:
