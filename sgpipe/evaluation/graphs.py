@@ -20,7 +20,7 @@ from sgpipe.sources import fields
 from sgpipe.sources.annotated import require_format
 from sgpipe.sources.vocabulary import PredicateSynonyms, category_names, packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, normalise_predicate
-from sgpipe.storage.shards import VLM_SCORE, iter_tables
+from sgpipe.storage.shards import VLM_SCORE, flat, iter_tables, lengths
 from sgpipe.utils.boxes import iou as box_iou
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.lemmas import predicate_lemma
@@ -143,19 +143,16 @@ def class_names(root: Location) -> set[str]:
     """Return the class names of all objects. Raises UserError: as `iter_graphs`."""
     names: set[str] = set()
     for table in iter_tables(root, ("objects.list.element.category",)):
-        names.update(pc.unique(pc.struct_field(_flat(table["objects"]), "category")).to_pylist())
+        names.update(pc.unique(pc.struct_field(flat(table["objects"])[1], "category")).to_pylist())
     return names
 
 
 def _graphs(
     root: Location, table: pa.Table, words: tuple[Vocabulary, Vocabulary], column: str, calibration: Calibration | None
 ) -> Graphs:
-    objects = _flat(table["objects"])
-    counts = _lengths(table["objects"])
+    (image, objects), (owner, relations) = flat(table["objects"]), flat(table[column])
+    counts = lengths(table["objects"])
     starts = np.concatenate([[0], np.cumsum(counts)])
-    image = np.repeat(np.arange(table.num_rows), counts)
-    owner = np.repeat(np.arange(table.num_rows), _lengths(table[column]))
-    relations = _flat(table[column])
     ends = [np.array(pc.struct_field(relations, end), np.int64) for end in ("subject", "object")]
     if any(((end < 0) | (end >= counts[owner])).any() for end in ends):
         raise UserError(f"{root}: {column} refer to objects that do not exist; regenerate the shards")
@@ -167,13 +164,13 @@ def _graphs(
         if calibration is not None:
             confidence = np.where(annotated, 1, calibration.probabilities(confidence)).astype(np.float32)
         if VLM_SCORE in table.column_names:
-            scores = _flat(table[VLM_SCORE])
+            scores = flat(table[VLM_SCORE])[1]
             known = np.array(pc.is_valid(scores), bool)
             owner, ends, texts = owner[known], [end[known] for end in ends], texts.filter(pa.array(known))
             confidence, annotated = np.array(scores.drop_null(), np.float32), np.zeros(known.sum(), dtype=bool)
     else:
         lists = pc.struct_field(relations, "predicates")
-        owner, *ends = (np.repeat(each, _lengths(lists)) for each in (owner, *ends))
+        owner, *ends = (np.repeat(each, lengths(lists)) for each in (owner, *ends))
         texts = lists.flatten()
         confidence, annotated = np.ones(len(texts), dtype=np.float32), np.zeros(len(texts), dtype=bool)
     names = (table[name].to_pylist() for name in ("dataset", "image_id", "file_name"))
@@ -201,8 +198,8 @@ def image_base_name(file_name: str) -> str:
 def _boxes(root: Location, objects: pa.Array, table: pa.Table, image: Array) -> Array:
     """`[objects, 4]` xyxy as shares of the image, whose size may differ between datasets."""
     column = pc.struct_field(objects, "bbox")
-    lengths = _lengths(column)
-    _refuse(root, table, image, lengths != 4, "the number of values of a bbox, 4", lengths)
+    sizes = lengths(column)
+    _refuse(root, table, image, sizes != 4, "the number of values of a bbox, 4", sizes)
     boxes = np.array(column.flatten(), np.float64).reshape(-1, 4)
     _refuse(root, table, image, ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1), "x, y, width, height", boxes)
     sides = np.stack([np.array(table[side], np.float64) for side in ("width", "height")], axis=1)
@@ -213,15 +210,6 @@ def _refuse(root: Location, table: pa.Table, image: Array, wrong: Any, expected:
     if wrong.any():
         row = int(wrong.argmax())
         raise UserError(f"{root}: image {table['image_id'][image[row]]}: {values[row].tolist()} is not {expected}")
-
-
-def _flat(column: pa.ChunkedArray) -> pa.Array:
-    flat = pc.list_flatten(column)
-    return flat.combine_chunks() if isinstance(flat, pa.ChunkedArray) else flat
-
-
-def _lengths(column: pa.Array | pa.ChunkedArray) -> Array:
-    return np.array(pc.fill_null(pc.list_value_length(column), 0), np.int64)
 
 
 NO_MATCH = -1

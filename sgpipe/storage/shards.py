@@ -223,15 +223,15 @@ _RELATION_COLUMNS = (
 
 def relation_rows(table: pa.Table, threshold: float) -> pa.Table:
     """Return the rows of `Run.relation_tables` of a shard."""
-    images, relations = _flat(table["relations"])
+    images, relations = flat(table["relations"])
     confidence = pc.struct_field(relations, "confidence")
     confident = pc.fill_null(pc.greater_equal(confidence, pa.scalar(threshold, pa.float32())), True)
     images, relations = images[confident.to_numpy(zero_copy_only=False)], relations.filter(confident)
-    objects = _flat(table["objects"])[1]
-    category, lengths = pc.struct_field(objects, "category"), _lengths(table["objects"])
+    objects = flat(table["objects"])[1]
+    category, counts = pc.struct_field(objects, "category"), lengths(table["objects"])
     bbox = pc.list_flatten(pc.struct_field(objects, "bbox")).to_numpy(zero_copy_only=False)
     xyxy = xywh_to_xyxy(bbox.reshape(-1, 4))
-    first = (np.cumsum(lengths) - lengths)[images]  # of the objects of the image
+    first = (np.cumsum(counts) - counts)[images]  # of the objects of the image
     columns = {name: table[name].take(images) for name in _IMAGE_COLUMNS}
     for end in ("subject", "object"):
         columns[end] = pc.struct_field(relations, end)
@@ -300,10 +300,10 @@ def row_faults(table: pa.Table, split: str) -> Iterator[str]:
 
 def count_rows(table: pa.Table) -> dict[str, int]:
     """Return the counts that the summary of a run adds up over its shards."""
-    triplets = _flat(table["triplets"])[1]
+    triplets = flat(table["triplets"])[1]
     matched = pc.and_(*(pc.is_valid(pc.struct_field(triplets, f"{end}_category")) for end in ("subject", "object")))
-    totals = {name: len(_flat(table[name])[1]) for name in _NESTED}
-    grounded = pc.sum(pc.equal(pc.struct_field(_flat(table["objects"])[1], "origin"), "grounded")).as_py() or 0
+    totals = {name: len(flat(table[name])[1]) for name in _NESTED}
+    grounded = pc.sum(pc.equal(pc.struct_field(flat(table["objects"])[1], "origin"), "grounded")).as_py() or 0
     missing = table["left_out"].combine_chunks()
     left_out = {f"{name}_left_out": pc.sum(pc.struct_field(missing, name)).as_py() or 0 for name in LEFT_OUT}
     return {
@@ -315,7 +315,7 @@ def count_rows(table: pa.Table) -> dict[str, int]:
         "matched_triplets": pc.sum(matched).as_py() or 0,
         "pairs": totals["pairs"],
         "relations": totals["relations"],
-        "images_with_relations": int(np.sum(_lengths(table["relations"]) > 0)),
+        "images_with_relations": int(np.sum(lengths(table["relations"]) > 0)),
         **{name: number for name, number in {"grounded": grounded, **left_out}.items() if number},
     }
 
@@ -326,35 +326,35 @@ def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
     failed = status == "error"
     yield "status is neither ok nor error", np.flatnonzero(~failed & (status != "ok"))
     yield "error row without a reason", np.flatnonzero(failed & (reason == ""))
-    yield "error row with relations", np.flatnonzero(failed & (_lengths(table["relations"]) > 0))
+    yield "error row with relations", np.flatnonzero(failed & (lengths(table["relations"]) > 0))
     yield "error reason in a row with status ok", np.flatnonzero((status == "ok") & (reason != ""))
     for name in _NESTED:
-        rows, items = _flat(table[name])
+        rows, items = flat(table[name])
         for number, child in enumerate(SCHEMA.field(name).type.value_type):
             if child.name not in _MAY_BE_NULL:
                 nulls = pc.is_null(pc.struct_field(items, [number])).to_numpy(zero_copy_only=False)
                 yield f"{name} without {child.name}", rows[nulls]
     for name, end, target in _POINTERS:
-        rows, items = _flat(table[name])
+        rows, items = flat(table[name])
         places = pc.fill_null(pc.struct_field(items, end), 0).to_numpy(zero_copy_only=False)
         yield f"{end} of {name} points to none of the {target}", rows[_outside(places, rows, table[target])]
-    rows, items = _flat(table["captions"])
-    inner, boxes = _flat(pc.struct_field(items, "boxes"))
+    rows, items = flat(table["captions"])
+    inner, boxes = flat(pc.struct_field(items, "boxes"))
     places = pc.fill_null(boxes, -1).to_numpy(zero_copy_only=False)
     yield "boxes of captions point to none of the objects", rows[inner][_outside(places, rows[inner], table["objects"])]
-    rows, items = _flat(table["relations"])
+    rows, items = flat(table["relations"])
     confidence = pc.fill_null(pc.struct_field(items, "confidence"), 1.0).to_numpy(zero_copy_only=False)
     yield "confidence is not from 0 to 1", rows[~((confidence >= 0) & (confidence <= 1))]
     for name, known in (("objects", get_args(BoxOrigin)), ("relations", ORIGINS)):
-        rows, items = _flat(table[name])
+        rows, items = flat(table[name])
         origins = pc.struct_field(items, "origin")
         texts = [text for text in pc.unique(origins).to_pylist() if text is not None]
         unknown = [text for text in texts if not {*(text.split("+") if name == "relations" else [text])} <= {*known}]
         bad = pc.is_in(origins, value_set=pa.array(unknown, origins.type)).to_numpy(zero_copy_only=False)
         yield f"origin of {name} is unknown", rows[bad]
-    rows, items = _flat(table["objects"])
+    rows, items = flat(table["objects"])
     boxes = pc.struct_field(items, "bbox")
-    whole = _lengths(boxes) == 4
+    whole = lengths(boxes) == 4
     yield "bbox is not four numbers", rows[~whole]
     values = pc.list_flatten(boxes.filter(pa.array(whole)))
     xywh = pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False).reshape(-1, 4)
@@ -370,16 +370,16 @@ def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
 
 def _outside(places: np.ndarray, rows: np.ndarray, target: pa.ChunkedArray) -> np.ndarray:
     """Return which of the places are none in the list that `target` has in their row."""
-    return (places < 0) | (places >= _lengths(target)[rows])
+    return (places < 0) | (places >= lengths(target)[rows])
 
 
-def _flat(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
+def flat(column: pa.ChunkedArray | pa.Array) -> tuple[np.ndarray, pa.Array]:
     """Return the row of every item of a column of lists, and the items."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return pc.list_parent_indices(array).to_numpy(zero_copy_only=False), pc.list_flatten(array)
 
 
-def _lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+def lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
 
 

@@ -25,7 +25,7 @@ from sgpipe.sources.annotated import DatasetClasses
 from sgpipe.storage.judgements import JudgementLog, RelationKey
 from sgpipe.storage.manifest import Manifest, run_images
 from sgpipe.storage.run_folder import RunFiles
-from sgpipe.storage.shards import IMAGE_COLUMN, open_shard
+from sgpipe.storage.shards import IMAGE_COLUMN, flat, lengths, open_shard
 from sgpipe.training.recipe import DataConfig, ShardsConfig
 from sgpipe.utils.console import count
 
@@ -136,19 +136,6 @@ class TrainingSet:
         return sum(row_group.rows for row_group in self.row_groups)
 
 
-class FlatColumn:
-    """A column of lists of structs as one flat list of structs; null lists count as empty."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        array = column.combine_chunks()
-        self.lengths: np.ndarray = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
-        self.rows = np.repeat(np.arange(len(self.lengths)), self.lengths)  # row of each struct
-        self._structs = array.flatten()
-
-    def __getitem__(self, field: str) -> pa.Array:
-        return pc.struct_field(self._structs, field)
-
-
 class TrainingFilter:
     """The usable rows and relations of a table of a run, see `TrainingSet`; with `judged`, only judged relations.
 
@@ -166,21 +153,27 @@ class TrainingFilter:
         threshold: float,
         judged: Mapping[tuple[str, str], Sequence[JudgedRelation]] | None = None,
     ) -> None:
-        objects, relations = FlatColumn(table["objects"]), FlatColumn(table["relations"])
-        self.ok: np.ndarray = pc.equal(table["status"], "ok").to_numpy()
-        crowd = pc.fill_null(objects["iscrowd"], False).to_numpy(zero_copy_only=False)
-        self.objects = _frequencies(objects["category"], ~crowd & self.ok[objects.rows])
+        image, objects = flat(table["objects"])
+        counts, self.ok = lengths(table["objects"]), pc.equal(table["status"], "ok").to_numpy()
+        crowd = pc.fill_null(pc.struct_field(objects, "iscrowd"), False).to_numpy(zero_copy_only=False)
+        self.objects = _frequencies(objects, "category", ~crowd & self.ok[image])
         self.is_scored = False
         if judged is None:
-            subjects, others = (_ends(table, objects, relations, field) for field in ("subject", "object"))
-            confidence = relations["confidence"].to_numpy(zero_copy_only=False)  # NaN: no confidence
+            rows, relations = flat(table["relations"])
+            confidence = pc.struct_field(relations, "confidence").to_numpy(zero_copy_only=False)  # NaN: none
             self.is_scored = not np.isnan(confidence).all()
-            usable = ~(confidence < threshold) & ~crowd[subjects] & ~crowd[others] & self.ok[relations.rows]
-            self.relations = _frequencies(relations["predicate"], usable)
-            self.usable_rows = np.unique(relations.rows[usable])
+            usable = ~(confidence < threshold) & self.ok[rows]
+            for field in ("subject", "object"):
+                ends = pc.fill_null(pc.struct_field(relations, field), -1).to_numpy(zero_copy_only=False)
+                if len(bad := np.flatnonzero((ends < 0) | (ends >= counts[rows]))):
+                    of = table["image_id"][int(rows[bad[0]])]
+                    raise UserError(f"image {of} has a relation with object {ends[bad[0]]}, which does not exist")
+                usable &= ~crowd[(np.cumsum(counts) - counts)[rows] + ends]
+            self.relations = _frequencies(relations, "predicate", usable)
+            self.usable_rows = np.unique(rows[usable])
         else:
             keys = zip(*(table[name].to_pylist() for name in ("split", "image_id")), strict=True)
-            usable_ends = [{*np.flatnonzero(~own)} for own in np.split(crowd, np.cumsum(objects.lengths)[:-1])]
+            usable_ends = [{*np.flatnonzero(~own)} for own in np.split(crowd, np.cumsum(counts)[:-1])]
             of_rows = [judged.get(key, ()) if ok else () for key, ok in zip(keys, self.ok, strict=True)]
             pairs = zip(of_rows, usable_ends, strict=False)
             known = [[each for each in own if {*each[:2]} <= ends] for own, ends in pairs]
@@ -188,18 +181,8 @@ class TrainingFilter:
             self.usable_rows = np.flatnonzero(np.array([bool(own) for own in known], bool))
 
 
-def _ends(table: pa.Table, objects: FlatColumn, relations: FlatColumn, field: str) -> np.ndarray:
-    """`[all relations]`: indices into all objects. Raises UserError: an image does not have such an object."""
-    ends = pc.fill_null(relations[field], -1).to_numpy(zero_copy_only=False)
-    bad = np.flatnonzero((ends < 0) | (ends >= objects.lengths[relations.rows]))
-    if len(bad):
-        image = table["image_id"][int(relations.rows[bad[0]])]
-        raise UserError(f"image {image} has a relation with object {ends[bad[0]]}, which does not exist")
-    return (np.cumsum(objects.lengths) - objects.lengths)[relations.rows] + ends
-
-
-def _frequencies(names: pa.Array, mask: np.ndarray) -> Mapping[str, int]:
-    counts = pc.value_counts(names.filter(pa.array(mask)))
+def _frequencies(items: pa.Array, field: str, mask: np.ndarray) -> Mapping[str, int]:
+    counts = pc.value_counts(pc.struct_field(items, field).filter(pa.array(mask)))
     return {item["values"]: item["counts"] for item in counts.to_pylist()}
 
 
