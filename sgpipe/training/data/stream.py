@@ -49,33 +49,22 @@ def generator(*key: object) -> random.Random:
 
 
 @dataclass(frozen=True)
-class Visit:
-    """A visit to `rows` of the usable rows of a row group (an index into those of the training set)."""
-
-    row_group: int
-    rows: int
-
-
-@dataclass(frozen=True)
 class Epoch:
-    """Visits, `window` of them shuffled together, seeded by `key`; None: rows stay in the order of the shards."""
+    """Visits to `rows` usable rows of row groups, `window` of them shuffled together by `key`; None: in their order."""
 
-    visits: tuple[Visit, ...]
-    window: int
-    key: str | None
+    visits: tuple[UsableRowGroup, ...]
+    window: int = 1
+    key: str | None = None
 
     def __len__(self) -> int:
-        return self._ends[-1] if self.visits else 0
+        return self.ends[-1]
 
     @cached_property
-    def _ends(self) -> list[int]:
+    def ends(self) -> list[int]:
+        """The number of rows before each window, and of all."""
         starts = range(0, len(self.visits), self.window)
-        return list(accumulate(sum(visit.rows for visit in self.visits[at : at + self.window]) for at in starts))
-
-    def find(self, position: int) -> tuple[int, int]:
-        """Return the window that contains the row at this position, and the row's position in the window."""
-        window = bisect_right(self._ends, position)
-        return window, position - (self._ends[window - 1] if window else 0)
+        rows = (sum(visit.rows for visit in self.visits[at : at + self.window]) for at in starts)
+        return list(accumulate(rows, initial=0))
 
     def order(self, window: int, usable: Sequence[Sequence[int]]) -> list[tuple[int, int]]:
         """Return the rows of a window in order, as (index of the visit in the window, row of its table); `usable`: such
@@ -93,11 +82,6 @@ class Epoch:
         return drawn
 
 
-def one_pass(training_set: TrainingSet) -> Epoch:
-    """Return all usable rows once, in the order of the shards, whatever the weights of the folders."""
-    return Epoch(tuple(Visit(index, each.rows) for index, each in enumerate(training_set.row_groups)), 1, None)
-
-
 def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int) -> Epoch:
     """Return a shuffled epoch that passes over every folder as often as its weight says.
 
@@ -107,12 +91,12 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
     rng = generator("visits", seed, epoch)
     visits = []
     for index, folder in enumerate(training_set.folders):
-        own = [Visit(number, each.rows) for number, each in enumerate(training_set.row_groups) if each.folder == index]
+        own = [each for each in training_set.row_groups if each.folder == index]
         rng.shuffle(own)
         whole = int(folder.weight)
         # Rounded so that the sum is the fraction of all rows.
         ends = [round(end * (folder.weight - whole)) for end in accumulate((each.rows for each in own), initial=0)]
-        parts = [Visit(each.row_group, end - start) for each, (start, end) in zip(own, pairwise(ends), strict=True)]
+        parts = [replace(each, rows=end - start) for each, (start, end) in zip(own, pairwise(ends), strict=True)]
         visits += own * whole + [part for part in parts if part.rows]
     rng.shuffle(visits)
     return Epoch(tuple(visits), window, f"{seed} {epoch}")
@@ -123,8 +107,8 @@ def iter_epoch(training_set: TrainingSet, epoch: Epoch, position: int = 0) -> It
 
     Raises UserError, StoreError: a shard is lost or changed.
     """
-    window, skipped = epoch.find(position)
-    groups = [training_set.row_groups[visit.row_group] for visit in epoch.visits[window * epoch.window :]]
+    window = bisect_right(epoch.ends, position) - 1
+    groups, skipped = epoch.visits[window * epoch.window :], position - epoch.ends[window]
     in_store = any(is_uri(folder.root) for folder in training_set.folders)  # threads read one window in advance
 
     def read(group: UsableRowGroup) -> pa.Table:
@@ -227,7 +211,7 @@ class StepStream:
 
     def _order(self, epoch: int) -> Epoch:
         if not self.training:
-            return one_pass(self.training_set)
+            return Epoch(self.training_set.row_groups)  # whatever the weights of the folders
         return shuffled_epoch(self.training_set, self.data.shuffle, self.seed, epoch)
 
     def steps(self, epoch: int = 0, step: int = 0) -> Iterator[TrainingStep]:

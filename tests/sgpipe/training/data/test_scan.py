@@ -12,7 +12,7 @@ from sgpipe.errors import UserError
 from sgpipe.records import Record, Relation
 from sgpipe.storage.manifest import Manifest
 from sgpipe.training.data.scan import TrainingSet, scan, scan_training, scan_validation
-from sgpipe.training.data.stream import iter_epoch, one_pass
+from sgpipe.training.data.stream import Epoch, iter_epoch
 from sgpipe.training.recipe import ShardsConfig
 from tests.factories import make_calibration
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
@@ -73,7 +73,7 @@ def test_a_limit_ends_the_scan(tmp_path, limit):
 
 
 def images(found: TrainingSet) -> list[str]:
-    return [row["image_id"] for _, row in iter_epoch(found, one_pass(found))]
+    return [row["image_id"] for _, row in iter_epoch(found, Epoch(found.row_groups))]
 
 
 @pytest.mark.parametrize("rows", [3, 60])

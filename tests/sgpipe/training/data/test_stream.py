@@ -23,9 +23,7 @@ from sgpipe.training.data.stream import (
     StepStream,
     TrainingItem,
     TrainingStep,
-    Visit,
     iter_epoch,
-    one_pass,
     shuffled_epoch,
 )
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
@@ -43,15 +41,13 @@ def training_set(sizes: Sizes, weights: list[float] | None = None) -> TrainingSe
 
 def rows(found: TrainingSet, epoch: Epoch) -> list[tuple[int, int]]:
     """(row group, row) of an epoch in order; every other row of a row group's table is usable."""
+    numbers = {(each.folder, each.group): number for number, each in enumerate(found.row_groups)}
     ordered = []
-    for window, visits in enumerate(windows(epoch)):
-        usable = [range(0, 2 * found.row_groups[visit.row_group].rows, 2) for visit in visits]
-        ordered += [(visits[visit].row_group, row) for visit, row in epoch.order(window, usable)]
+    for window, start in enumerate(range(0, len(epoch.visits), epoch.window)):
+        visited = [numbers[each.folder, each.group] for each in epoch.visits[start : start + epoch.window]]
+        usable = [range(0, 2 * found.row_groups[number].rows, 2) for number in visited]
+        ordered += [(visited[visit], row) for visit, row in epoch.order(window, usable)]
     return ordered
-
-
-def windows(epoch: Epoch) -> list[tuple[Visit, ...]]:
-    return [epoch.visits[at : at + epoch.window] for at in range(0, len(epoch.visits), epoch.window)]
 
 
 def every_row(found: TrainingSet) -> list[tuple[int, int]]:
@@ -156,7 +152,8 @@ def test_resuming_from_a_step_gives_the_same_steps(
 
 def test_a_worker_copies_the_embedded_images_of_its_own_share_alone(tmp_path):
     config = make_run(tmp_path, [plain_record(str(n)) for n in range(12)], embedded=True)
-    for _, row in iter_epoch(scan_training(data(config)), one_pass(scan_training(data(config)))):
+    found = scan_training(data(config))
+    for _, row in iter_epoch(found, Epoch(found.row_groups)):
         assert not isinstance(row[IMAGE_COLUMN], dict)
     shares = [next(stream(config, rank=rank, world=4).epoch(0)) for rank in range(4)]
     assert [len(images_of(step)) for step in shares] == [1] * 4
