@@ -3,7 +3,7 @@
 All raise UserError if an input is missing, invalid or would falsify the result; with a model, EngineError as `predict`.
 """
 
-import json
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -43,7 +43,8 @@ from sgpipe.evaluation.inputs import (
 )
 from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.files.image_roots import ImagePlace
-from sgpipe.files.locations import location, read_text
+from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import location
 from sgpipe.files.model_cache import pin_model
 from sgpipe.inference.predictions import (
     InferenceConfig,
@@ -58,7 +59,7 @@ from sgpipe.inference.predictions import (
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_classes
-from sgpipe.storage.shards import iter_records
+from sgpipe.storage.shards import Run
 from sgpipe.utils.console import count
 
 SPLIT = "test"  # the split of records that are only evaluated
@@ -169,7 +170,9 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     """
     assert given.annotations is not None
     found = ScoredImages()
-    verbs, instances = _read_json(given.annotations), _read_json(coco)
+    verbs, instances = [verb for _, verb in JsonStream(given.annotations)], defaultdict[str, list[Any]](list)
+    for key, item in JsonStream(coco):
+        instances[key].append(item)
     with naming(f"{given.annotations} and {coco}"):
         annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
         known = {image["id"] for image in instances["images"]}
@@ -179,8 +182,8 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
         actions = read_actions(verbs)
         people = {image: own for image, own in read_people(instances, verbs).items() if image in annotated}
     if isinstance(given, PredictionFiles):
-        detections = _read_json(given.predictions)
-        if not isinstance(detections, list) or not detections:
+        detections = [item for key, item in JsonStream(given.predictions) if not key]
+        if not detections:
             raise UserError(f"{given.predictions} contains no predictions: expected a list of detections")
         with naming(str(given.predictions)):
             predicted = read_predicted_people(detections, actions)
@@ -188,11 +191,8 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
         config, occurs = given.config("hoi"), None
         objects, relations = config.classes.objects, config.classes.relations
         if possible:
-            seen = {
-                (each.predicate, row.objects[each.object].category)
-                for row in iter_records(possible)
-                for each in row.relations
-            }
+            columns = ((table["predicate"], table["object_category"]) for table in Run(possible).relation_tables())
+            seen = {pair for both in columns for pair in zip(*(each.to_pylist() for each in both), strict=True)}
             occurs = np.array([[(predicate, object_) in seen for object_ in objects] for predicate in relations])
         convert = people_converter(config.classes, actions, occurs)
         predictions = _predictions(given, config, people, coco_image_id, found)
@@ -263,13 +263,6 @@ def _triplet_names(scores: ClassScores, numbers: TripletClasses, classes: Datase
         {"subject": objects[subject], "predicate": relations[predicate], "object": objects[object_]}
         for subject, object_, predicate in numbers.labels(scores.classes).tolist()
     ]
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(read_text(path, "file"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON: {error}") from None
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -57,27 +57,22 @@ def naming(place: str) -> Iterator[None]:
         raise UserError(f"{place}: a value is missing or of another type: {error!r}") from None
 
 
-class Triplets(NamedTuple):
-    """Of an image: boxes `[boxes, 4]` pixel xyxy, labels; ends `[triplets, 2]`, places of boxes, predicates, scores."""
+# Of an image: boxes `[boxes, 4]` pixel xyxy, labels; ends `[triplets, 2]`, places of boxes, predicates, scores.
+_Triplets = tuple[Array, Array, Array, Array, Array]
 
-    boxes: Array
-    labels: Array
-    ends: Array
-    predicates: Array
-    scores: Array
 
-    def pairs(self, predicates: int) -> PredictedPairs:
-        """Return one row for each pair; a repeated triplet has its best score. predicates: their number."""
-        _, first, row = np.unique(self.ends @ (len(self.boxes), 1), return_index=True, return_inverse=True)
-        subjects, objects = self.ends[first].T
-        scores = np.full((len(first), predicates), NOT_PREDICTED, dtype=np.float32)
-        np.maximum.at(scores, (row, self.predicates), self.scores)
-        boxes, labels = self.boxes, self.labels
-        return PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores)
+def _pairs(triplets: _Triplets, classes: DatasetClasses) -> PredictedPairs:
+    """Return one row for each pair; a repeated triplet has its best score."""
+    boxes, labels, ends, predicates, values = triplets
+    _, first, row = np.unique(ends @ (len(boxes), 1), return_index=True, return_inverse=True)
+    subjects, objects = ends[first].T
+    scores = np.full((len(first), len(classes.relations)), NOT_PREDICTED, dtype=np.float32)
+    np.maximum.at(scores, (row, predicates), values)
+    return PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores)
 
 
 def no_pairs(classes: DatasetClasses) -> PredictedPairs:
-    return _triplets((), (), {}, {}).pairs(len(classes.relations))
+    return _pairs(_triplets((), (), {}, {}), classes)
 
 
 def read_pairs(
@@ -94,7 +89,7 @@ def read_pairs(
     lists_classes, numbers = is_parquet, _class_numbers(schema, classes)
     if is_parquet:
         numbers = tuple({name: index for index, name in enumerate(each)} for each in vars(classes).values())
-    predicted: dict[str, Triplets] = {}
+    predicted: dict[str, _Triplets] = {}
     for item in _parquet_rows(predictions) if is_parquet else map(itemgetter(1), JsonStream(predictions)):
         try:
             name = fields.text(item, "file_name")
@@ -115,7 +110,7 @@ def read_pairs(
         such = f"such as {number} for the relation {name!r}; a model of other numbers would be scored wrongly"
         found.notes.append(f"{predictions} lists no classes: its numbers are taken for the annotations', {such}")
     for name, ground_truth in annotated.items():
-        own = predicted[name].pairs(len(classes.relations)) if name in predicted else no_pairs(classes)
+        own = _pairs(predicted[name], classes) if name in predicted else no_pairs(classes)
         yield EvaluationImage(name, ground_truth, own)
 
 
@@ -155,7 +150,7 @@ def _class_numbers(listed: HoiaSchema, classes: DatasetClasses) -> tuple[Mapping
 
 def _triplets(
     boxes: Sequence[Any], relations: Sequence[Any], objects: Mapping[Any, int], predicates: Mapping[Any, int]
-) -> Triplets:
+) -> _Triplets:
     def numbers(known: Mapping[Any, int], items: Sequence[Any]) -> Array:
         found = [known.get(item["category_id"], -1) for item in items]
         if -1 in found:
@@ -168,7 +163,7 @@ def _triplets(
     if not np.isfinite(scores).all():
         raise FieldError("a 'score' is NaN or infinite; remove the relation or fix the model's output")
     corners = table([box["bbox"] for box in boxes], (-1, 4), np.float32)
-    return Triplets(corners, numbers(objects, boxes), ends, numbers(predicates, relations), scores)
+    return corners, numbers(objects, boxes), ends, numbers(predicates, relations), scores
 
 
 def read_annotations(

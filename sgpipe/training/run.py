@@ -162,13 +162,10 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
 class TrainingPlan:
     """What a training takes.
 
-    Attributes:
-        images: per epoch, of all workers.
-        accumulate, part: each worker computed its share of a batch in `accumulate` parts of `part` images.
-        step_seconds, waited: mean time of a step of a worker's share, and the part of it that waited for images.
-        memory, device_memory: bytes at their peak, on the GPU or else of the process, and those that there are.
-        fitting: the fewest parts per worker that are estimated to fit, with the batch as it is.
-        seconds: of all steps, without validations and checkpoints.
+    images: per epoch, of all workers. accumulate, part: each worker computed its share of a batch in `accumulate` parts
+    of `part` images. step_seconds, waited: mean time of a step of a worker's share, and the part of it that waited for
+    images. memory, device_memory: bytes at their peak, on the GPU or else of the process, and those that there are.
+    fitting: the fewest parts per worker that are estimated to fit. seconds: of all steps alone.
     """
 
     device: str

@@ -114,13 +114,9 @@ class TrainingSet:
     """Where the usable rows are, and which names occur in them.
 
     A row is usable if it is not an error row and has a usable relation: one between objects that are not crowds, with
-    a confidence of at least the threshold or without confidence.
-
-    Args:
-        objects, relations: class names of the objects of all rows but error rows, and predicates of the usable
-            relations, counted as often as an epoch visits them.
-        closed_labels: the class lists of the datasets, if the recipe uses closed lists.
-        notes: one line each for what is left out.
+    a confidence of at least the threshold or without confidence. objects, relations: class names of the objects of all
+    rows but error rows, and predicates of the usable relations, counted as often as an epoch visits them. notes: one
+    line each for what is left out.
     """
 
     folders: tuple[ShardFolder, ...]
@@ -139,10 +135,8 @@ class TrainingSet:
 class TrainingFilter:
     """The usable rows and relations of a table of a run, see `TrainingSet`; with `judged`, only judged relations.
 
-    Attributes:
-        ok, usable_rows: `[rows]`, False for error rows; `[usable rows]`, their indices in the table, in order.
-        objects, relations: the frequency of class names and of predicates, in order of first occurrence.
-        is_scored: whether a relation that is not judged has a confidence.
+    ok `[rows]`: False for error rows. usable_rows: their indices in the table, in order. objects, relations: the
+    frequency of class names and of predicates. is_scored: whether a relation that is not judged has a confidence.
 
     Raises UserError: a relation refers to an object that its image does not have.
     """
@@ -215,10 +209,9 @@ def scan(
 ) -> TrainingSet:
     """Read the annotations of every row group with one in memory at a time: once, or twice if a limit chooses rows.
 
-    Args:
-        threshold, calibration: minimum confidence of a relation; the file for the tagger of shards with confidences.
-        closed: use the closed class lists of the datasets, which must agree.
-        limit: number of usable rows of all folders but judged ones, after the limits of folders; see `DataConfig`.
+    threshold, calibration: minimum confidence of a relation; the file for the tagger of shards with confidences.
+    closed: use the closed class lists of the datasets, which must agree. limit: number of usable rows of all folders
+    but judged ones, after the limits of folders.
 
     Raises UserError: a folder is not a run, a shard is damaged, a split does not exist or has no usable row, an image
     folder is unknown, the calibration is of another tagger, or `closed` lists differ, or lack a name that occurs.
@@ -226,9 +219,8 @@ def scan(
     threshold = stored(threshold)
     if not configs:
         raise UserError("data.train is not set (--data)")
-    kept: _Rows | None = None
-    if limit or any(config.limit for config in configs):
-        kept = _choose_rows(configs, threshold, limit, limit_seed)
+    is_limited = limit or any(config.limit for config in configs)
+    kept = _choose_rows(configs, threshold, limit, limit_seed) if is_limited else None
     folders: list[ShardFolder] = []
     row_groups: list[UsableRowGroup] = []
     objects: dict[str, float] = {}

@@ -177,11 +177,9 @@ TrainingStep: TypeAlias = tuple[StepPart, ...]  # a worker's share of a step, co
 class StepStream:
     """The steps of all epochs.
 
-    Args:
-        batch: images per step, over all workers.
-        most_relations: only the first ones of an image are used; with closed class lists all, as published.
-        training: False: visit all images once per epoch, in the order of the shards, unchanged.
-        accumulate: parts into which a worker cuts its share, besides those of different groups.
+    batch: images per step, over all workers. most_relations: only the first ones of an image are used; with closed
+    class lists all, as published. training: False: visit all images once per epoch, in the order of the shards,
+    unchanged. accumulate: parts into which a worker cuts its share, besides those of different groups.
 
     Raises UserError: the batch cannot be divided evenly between the workers, or an epoch has fewer images than a batch.
     """
@@ -317,10 +315,8 @@ def check_batch(batch: int, workers: int, accumulate: int = 1) -> None:
 class ShardFeed:
     """Feeds `rlip_model.training.loop.Trainer` from shards with the steps of `stream`.
 
-    Args:
-        most_pairs: number of pairs of an R-Tagger, which also learns from unrelated pairs; None: a detector, which
-            learns from the first relations of an image.
-        pinned: in memory that a GPU copies at once.
+    most_pairs: number of pairs of an R-Tagger, which also learns from unrelated pairs; None: a detector, which learns
+    from the first relations of an image. pinned: in memory that a GPU copies at once.
 
     Raises UserError while batches are read: no image can be read, or shards have changed since the scan.
     """
