@@ -48,7 +48,7 @@ from sgpipe.utils.console import count, single_line
 
 FrequencyBand = Literal["head", "body", "tail"]
 BANDS: tuple[FrequencyBand, ...] = get_args(FrequencyBand)
-_BAND_ENDS = (0.8, 0.95)  # shares of all targets at which the head and the body end
+_BAND_ENDS = (0.8, 0.95)  # the most frequent predicates with 80% of all targets are the head, up to 95% the body
 
 
 @dataclass(frozen=True)
@@ -121,20 +121,6 @@ def area(recall: Array, precision: Array, targets: int) -> float:
     return float((precision * np.diff(recall, prepend=0.0)).sum()) if targets else math.nan
 
 
-def frequency_bands(targets: Array) -> list[FrequencyBand | None]:
-    """Return the band of each predicate, in which its first target falls, by numbers of targets; None without any.
-
-    The most frequent predicates with 80% of all targets are the head, those up to 95% the body, the others the tail.
-    """
-    order = np.argsort(-targets, kind="stable")
-    before = np.cumsum(targets[order]) - targets[order]
-    bands: list[FrequencyBand | None] = [None] * len(targets)
-    for number, start in zip(order.tolist(), before.tolist(), strict=True):
-        if targets[number]:
-            bands[number] = BANDS[sum(start >= end * targets.sum() for end in _BAND_ENDS)]
-    return bands
-
-
 @dataclass(frozen=True)
 class PredicateQuality:
     """One predicate at the threshold; band is None without targets. curve: recall and monotone precision `[points]`."""
@@ -198,7 +184,10 @@ class LabelQuality:
     def predicates(self) -> tuple[PredicateQuality, ...]:
         """Every predicate that is predicted or has targets, that with the most targets first."""
         targets = np.bincount(self.target_predicates, minlength=len(self.names))
-        bands = frequency_bands(targets)
+        order = np.argsort(-targets, kind="stable")
+        before = np.cumsum(targets[order]) - targets[order]  # its first target decides the band of a predicate
+        places = (before[:, None] >= np.array(_BAND_ENDS) * targets.sum()).sum(1)
+        bands = {number: BANDS[place] for number, place in zip(order, places, strict=True) if targets[number]}
         by_predicate = self.relations[np.argsort(self.relations.predicate, kind="stable")]
         ends = np.searchsorted(by_predicate.predicate, np.arange(len(self.names) + 1))
         rows = []
@@ -207,7 +196,7 @@ class LabelQuality:
             if count or len(own):
                 curve, at_threshold = precision_recall(own, count), Quality.of(own.above(self.threshold), count)
                 average = area(*curve, count)
-                rows.append(PredicateQuality(self.names[number], bands[number], at_threshold, average, curve))
+                rows.append(PredicateQuality(self.names[number], bands.get(number), at_threshold, average, curve))
         return tuple(rows)
 
 
