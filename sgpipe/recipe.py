@@ -286,6 +286,11 @@ class Recipe(Config):
     engine: EngineConfig = EngineConfig()
 
     @property
+    def detects(self) -> bool:
+        """Return whether a detector finds the boxes; otherwise they are given, or only words of captions get some."""
+        return self.source.format == "folder" and self.detect.detector is not None
+
+    @property
     def needs_captions(self) -> bool:
         """Return whether captions must be given: nothing else states candidates, and no model captions."""
         return self.caption.captioner is None and self.pair.candidates in ("captions", "image")

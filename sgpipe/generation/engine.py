@@ -4,7 +4,6 @@ The driver plans and commits, and imports no model code. A local worker reads, l
 other. A unit whose worker has crashed goes to `IsolatedRunner`, which finds the image responsible.
 """
 
-import gc
 import math
 import os
 import signal
@@ -17,10 +16,10 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
-from multiprocessing import Pipe, active_children
+from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from sgpipe.errors import EngineError, UserError, first_line, format_os_error
 from sgpipe.files.image_roots import ImageRoot
@@ -114,35 +113,36 @@ _LOCAL_IMAGES = 2000  # for more, spreading stages over GPUs or CPUs saves more 
 class StageBuilder:
     """Builds the stages that run, in the process that runs them; for Ray in the driver.
 
-    `build`: `build_stages`. `classes`: the id of every class that a box can have; None: those of the detector. `names`:
-    the stages that run; `reused`: those that do not.
+    `build`: `build_stages`. `classes`: the id of every class that a box can have; None: those of the detector, which
+    runs first. `skipped`: the stages that do not run.
     """
 
     build: Callable[[Recipe, Mapping[str, ImageRoot], Mapping[str, int]], Sequence[Stage]]
     recipe: Recipe
     roots: Mapping[str, ImageRoot]
     classes: Mapping[str, int] | None
-    names: Sequence[str]
-    reused: Sequence[str]
+    skipped: Collection[str]
     cache_folder: CacheFolder
 
     def __call__(self) -> list[Stage]:
         """Raises UserError: there is no such model, or one of another kind, as far as its configuration tells."""
         stages: list[Stage] = []
         classes = self.classes
-        if classes is None and self.recipe.detect.detector is None:  # words of captions get the only boxes
-            classes = {}
-        elif classes is None:
+        if classes is None:
             from sgpipe.stages.detect import DetectStage, detector_classes
 
             classes = {name: number for number, name in enumerate(detector_classes(self.recipe.detect), 1)}
             stages.append(DetectStage(self.recipe.detect, self.roots))
         stages += self.build(self.recipe, self.roots, classes)
-        stages = [stage for stage in stages if stage.name.replace("load", "caption") not in self.reused]
+        stages = [stage for stage in stages if stage.name.replace("load", "caption") not in self.skipped]
         for stage in stages:
             stage.check()
             stage.cache_folder = self.cache_folder
         return stages
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name in STAGES if name not in self.skipped]
 
     @property
     def resources(self) -> list[Resources]:
@@ -168,23 +168,22 @@ class Engine(Protocol):
         """End what was started."""
 
 
-SHARD, REFUSAL, FAILURE = "shard", "refusal", "failure"  # what a worker answers
+Answer: TypeAlias = ShardEntry | UserError | EngineError  # of a worker: the shard of a unit, or why there is none
 
 
-def shard_of(kind: str, value: Any) -> Any:
-    """Return the shard that a worker has written. Raises UserError, EngineError: what it tells instead."""
-    if kind != SHARD:
-        raise (UserError if kind == REFUSAL else EngineError)(value)
-    return value
+def shard_of(answer: Answer) -> ShardEntry:
+    """Return the shard that a worker has written. Raises UserError, EngineError: what it answers instead."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
-def told(error: Exception) -> tuple[str, str]:
-    """Return whether a worker refuses its input or has failed, and why, as plain values that can be sent."""
+def told(error: Exception) -> UserError | EngineError:
+    """Return what a worker answers in place of an error: not all errors can be sent."""
     if isinstance(error, UserError | EngineError):
-        return REFUSAL if isinstance(error, UserError) else FAILURE, str(error)
-    if isinstance(error, OSError):
-        return FAILURE, format_os_error(error)
-    return FAILURE, f"a worker failed: {type(error).__name__}: {first_line(error)}"
+        return error
+    failed = f"a worker failed: {type(error).__name__}: {first_line(error)}"
+    return EngineError(format_os_error(error) if isinstance(error, OSError) else failed)
 
 
 def runs_locally(recipe: Recipe, stages: StageBuilder, images: float) -> bool:
@@ -241,7 +240,6 @@ _IMAGES_PER_WORKER = 64  # the packaged models label so many in the time that a 
 _PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
 _TRIES = 3  # of a unit whose worker crashes
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-Job = tuple[WorkUnit, bool]  # and whether its stages run in a process of their own
 
 
 class WorkerProcess:
@@ -264,10 +262,11 @@ class WorkerProcess:
         )
         other.close()
         os.close(life)
-        self.job: Job | None = None  # in progress
+        self.unit: WorkUnit | None = None  # in progress
 
     def send(self, message: Any) -> None:
-        """Send a message; a worker that has died is noticed when its reply is read."""
+        """Send a message, such as the next unit; a worker that has died is noticed when its reply is read."""
+        self.unit = message if isinstance(message, WorkUnit) else None
         with suppress(OSError):
             self.pipe.send(message)
 
@@ -300,7 +299,7 @@ class LocalEngine:
 
     def warm_up(self, build: Callable[[], object]) -> None:
         """Start the first worker, which imports what the stages need while the driver plans."""
-        self._add().send(("warm up", build))
+        self._add().send(build)
 
     def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
         rows = sum(unit.rows for unit in units)
@@ -314,36 +313,35 @@ class LocalEngine:
         return cut_units(units, stages.recipe.engine.unit_size, self.max_workers)
 
     def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
-        left, crashes = deque(units), Counter[WorkUnit]()
-        work = ("work", (self._stages, reader, writer))
+        left, crashes = deque(units), Counter[WorkUnit | None]()
+        work, isolated = (_Work(self._stages, reader, writer, kind) for kind in (StageRunner, IsolatedRunner))
         target, patience_ends = min(self._first, len(units)), float("inf")
         for process in self._processes:
             process.send(work)
-        while left or any(process.job for process in self._processes):
-            jobs = sum(bool(process.job) for process in self._processes)
-            while len(self._processes) < min(target, len(left) + jobs):
+        while left or any(process.unit for process in self._processes):
+            busy = sum(bool(process.unit) for process in self._processes)
+            while len(self._processes) < min(target, len(left) + busy):
                 self._add().send(work)
             for process in self._processes:
-                if process.job is None and left:
-                    unit = left.popleft()
-                    process.job = unit, unit in crashes
-                    process.send(("unit", process.job))
-            busy = {process.pipe: process for process in self._processes if process.job}
-            for pipe in wait(list(busy), timeout=1.0):
-                process = busy[pipe]  # type: ignore[index]
+                if process.unit is None and left:
+                    process.send(left.popleft())
+            pipes = {process.pipe: process for process in self._processes if process.unit}
+            for pipe in wait(list(pipes), timeout=1.0):
+                process = pipes[pipe]  # type: ignore[index]
                 try:
                     answer = process.pipe.recv()
                 except (EOFError, OSError):
-                    unit = process.job[0]  # type: ignore[index]
                     self._processes.remove(process)
                     code = process.end(_PATIENCE)
-                    crashes[unit] += 1
-                    if crashes[unit] == _TRIES:
+                    crashes[process.unit] += 1
+                    if crashes[process.unit] == _TRIES:
                         raise EngineError(f"a worker crashed {_TRIES} times (exit code {code})") from None
-                    left.appendleft(unit)
+                    another = self._add()  # for this unit and, as it has loaded models then, for the rest
+                    another.send(isolated)
+                    another.send(process.unit)
                     continue
-                process.job = None
-                shard: ShardEntry = shard_of(*answer)
+                process.unit = None
+                shard = shard_of(answer)
                 patience_ends = min(patience_ends, time.monotonic() + _PATIENCE)
                 yield shard
             if left and time.monotonic() > patience_ends:
@@ -369,16 +367,16 @@ def serve(pipe: int, lifeline: int) -> None:
     connection, work = Connection(pipe), None
     while True:
         try:
-            kind, value = connection.recv()
+            message = connection.recv()
         except EOFError:
             return
-        if kind == "unit" and work is not None:
-            connection.send(work.outcome(*value))
-        elif kind == "work":
-            work = _Work(*value)
+        if isinstance(message, WorkUnit) and work is not None:
+            connection.send(work.answer(message))
+        elif isinstance(message, _Work):
+            work = message
         else:
             with suppress(Exception):  # the stages are built again, when it matters
-                value()
+                message()
 
 
 def _end_with_driver(lifeline: int) -> None:
@@ -388,25 +386,17 @@ def _end_with_driver(lifeline: int) -> None:
 
 @dataclass
 class _Work:
-    """Labels units; one whose worker has crashed in a process of its own, so that models are loaded once at a time."""
+    """Labels units, by stages that are built for the first one."""
 
     stages: StageBuilder
     reader: UnitReader
     writer: UnitWriter
+    kind: type[StageRunner | IsolatedRunner]
     runner: StageRunner | IsolatedRunner | None = None
 
-    def outcome(self, unit: WorkUnit, isolated: bool) -> tuple[str, Any]:
-        """Return the shard of a unit, or why there is none, as plain values: not all exceptions can be sent."""
-        kind = IsolatedRunner if isolated else StageRunner
+    def answer(self, unit: WorkUnit) -> Answer:
         try:
-            if not isinstance(self.runner, kind):
-                self.runner = None
-                gc.collect()
-                if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
-                    torch.cuda.empty_cache()
-                for child in active_children():  # which ends as the pipe to it is closed
-                    child.join()
-                self.runner = kind(self.stages())
-            return SHARD, self.writer(unit, *self.runner(self.reader(unit)))
+            self.runner = self.runner or self.kind(self.stages())
+            return self.writer(unit, *self.runner(self.reader(unit)))
         except Exception as error:  # noqa: BLE001 - not swallowed but passed on
             return told(error)

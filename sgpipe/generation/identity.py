@@ -28,7 +28,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
     parts: dict[str, Any] = {"sgpipe": __version__, "seed": recipe.seed, "format": recipe.source.format}
     parts["source"] = source_identity(indexes)
     parts["miniworld"] = recipe.source.synthetic
-    if recipe.source.format == "folder" and recipe.detect.detector is not None:
+    if recipe.detects:
         parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_DISTRIBUTION)
         parts["detect"]["detector"] = model_sha256(recipe.detect.detector)
     recipe = recipe.model_copy(update={"caption": settings_of(recipe.caption)})

@@ -6,16 +6,16 @@ Ray keeps 100 KB for every block that waits, so the units enter in blocks of man
 """
 
 import asyncio
-import json
 import logging
 import math
+import pickle
 import socket
 import threading
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import count as count_from
 from itertools import groupby, islice
 from typing import Any
@@ -32,8 +32,6 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError
 from sgpipe.generation.engine import (
-    REFUSAL,
-    SHARD,
     StageBuilder,
     UnitReader,
     UnitWriter,
@@ -43,14 +41,14 @@ from sgpipe.generation.engine import (
     told,
 )
 from sgpipe.recipe import Resources
-from sgpipe.records import Mention, Record, from_table, to_table
+from sgpipe.records import Record
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus, room_for
 from sgpipe.utils.ray_cluster import on_driver_node, software, start_ray, tell_losses, worker_failure
 
-_UNIT, _USAGE, _RECORDS, _MENTIONS = "unit", "usage", "records", "mentions"
+_WORK, _ANSWER = "work", "answer"  # columns of the only row of a block
 _UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
 _UNITS_PER_ONLY_ACTOR = 16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
 _UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
@@ -68,10 +66,10 @@ class UnitLimit:
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._entered, self._left = set[str](), set[str]()
+        self._entered, self._left = set[Hashable](), set[Hashable]()
         self._changed = asyncio.Condition()
 
-    async def enter(self, unit: str) -> None:
+    async def enter(self, unit: Hashable) -> None:
         """Wait until the unit is admitted."""
         async with self._changed:
             await self._changed.wait_for(
@@ -79,7 +77,7 @@ class UnitLimit:
             )
             self._entered.add(unit)
 
-    async def leave(self, unit: str) -> None:
+    async def leave(self, unit: Hashable) -> None:
         """The unit is committed."""
         async with self._changed:
             self._entered.add(unit)  # this actor may have started again meanwhile
@@ -98,7 +96,8 @@ class Entrance:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with suppress(RayActorError):  # the run has ended
-            ray.get(self.limit.enter.remote(_key(_unit(block))))
+            unit, _, _ = _work(block)
+            ray.get(self.limit.enter.remote((unit.split, unit.start)))
         return block
 
 
@@ -120,21 +119,20 @@ class Worker:
             hide_gpus()
 
     def __call__(self, block: pa.Table) -> pa.Table:
-        if _UNIT not in block.column_names:
+        if _WORK not in block.column_names:
             return block
         if (mine := software()) != self.driver:
             machine = f"machine {socket.gethostname()} has {mine}, this one {self.driver}: install the same on all"
-            return pa.table({REFUSAL: [machine]})
+            return _block(_ANSWER, UserError(machine))
         try:
-            unit, usage = _unit(block), Usage(**json.loads(block[_USAGE][0].as_py()))
-            records, own = self.runner(self.reader(unit) if self.reader else _records(block))
+            unit, records, usage = _work(block)
+            records, own = self.runner(self.reader(unit) if self.reader else records)
             usage.add(own)
             if self.writer:
-                return pa.table({SHARD: [json.dumps(asdict(self.writer(unit, records, usage)))]})
-            return _block(unit, usage, records)
+                return _block(_ANSWER, self.writer(unit, records, usage))
+            return _block(_WORK, (unit, records, usage))
         except (UserError, EngineError, OSError) as error:
-            kind, reason = told(error)
-            return pa.table({kind: [reason]})
+            return _block(_ANSWER, told(error))
 
 
 class RayEngine:
@@ -193,9 +191,8 @@ class RayEngine:
         context.enable_progress_bars = context.print_on_execution_start = False
         context.target_max_block_size = 1  # byte: every row is a block of its own
         context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: 20 units a second pass
-        waiting = [json.dumps(asdict(unit)) for unit in units]
-        parts = [waiting[at : at + _UNITS_PER_BLOCK] for at in range(0, len(units), _UNITS_PER_BLOCK)]
-        blocks = [pa.table({_UNIT: part, _USAGE: ["{}"] * len(part)}) for part in parts]
+        parts = (units[at : at + _UNITS_PER_BLOCK] for at in range(0, len(units), _UNITS_PER_BLOCK))
+        blocks = [_block(_WORK, *((unit, [], Usage()) for unit in part)) for part in parts]
         entering = ray.data.from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
         pools, placed = reserve(plan_pools(self._stages, len(units)))
         each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
@@ -216,10 +213,9 @@ class RayEngine:
             with _watch(name, placed, self._losses) as advanced:
                 for row in graph.iter_rows():
                     advanced.set()
-                    [(kind, value)] = row.items()
-                    shard = ShardEntry(**json.loads(shard_of(kind, value)))
+                    shard = shard_of(pickle.loads(row[_ANSWER]))  # noqa: S301
                     yield shard
-                    leaving = limit.leave.remote(_key(shard))
+                    leaving = limit.leave.remote((shard.split, shard.start))
                 if leaving is not None:
                     ray.wait([leaving], timeout=_LEAVE_SECONDS)  # or Ray reports that a call of a killed actor failed
         except RayError as error:
@@ -303,32 +299,13 @@ def _mapped(
         )
 
 
-def _key(unit: WorkUnit | ShardEntry) -> str:
-    return f"{unit.split} {unit.start}"
+def _block(column: str, *values: Any) -> pa.Table:
+    """Return a row for each value: a unit with its records and their usage so far, or an answer."""
+    return pa.table({column: [pickle.dumps(value) for value in values]})
 
 
-def _block(unit: WorkUnit, usage: Usage, records: Sequence[Record]) -> pa.Table:
-    """Return what carries a unit from pool to pool: one row with all of its records in it."""
-    rows = to_table(records).to_struct_array().combine_chunks()
-    return pa.table(
-        {
-            _UNIT: [json.dumps(asdict(unit))],
-            _USAGE: [json.dumps(asdict(usage))],
-            _RECORDS: pa.ListArray.from_arrays([0, len(rows)], rows),
-            _MENTIONS: [json.dumps([record.mentions for record in records])],
-        }
-    )
-
-
-def _unit(block: pa.Table) -> WorkUnit:
-    return WorkUnit(**json.loads(block[_UNIT][0].as_py()))
-
-
-def _records(block: pa.Table) -> list[Record]:
-    records = from_table(pa.Table.from_struct_array(block[_RECORDS].combine_chunks().flatten()))
-    for record, own in zip(records, json.loads(block[_MENTIONS][0].as_py()), strict=True):
-        record.mentions = own and [Mention(name, head, tuple(said), number) for name, head, said, number in own]
-    return records
+def _work(block: pa.Table) -> tuple[WorkUnit, list[Record], Usage]:
+    return pickle.loads(block[_WORK][0].as_py())  # noqa: S301 - Ray itself sends everything like this
 
 
 @dataclass(frozen=True)

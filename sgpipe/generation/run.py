@@ -74,7 +74,7 @@ def generate(
         recipe = reuse.recipe
         progress.say(str(reuse))
     check_recipe(recipe, reuse.stages if reuse else STAGES)
-    for note in recipe_notes(recipe, detects=recipe.source.format == "folder", source=recipe.source):
+    for note in recipe_notes(recipe, detects=recipe.detects, source=recipe.source):
         progress.say(f"NOTE: {note}")
     folder = RunFolder(out, StorePath(recipe.engine.store) if recipe.engine.store else None)
     with folder.lock(), closing(LabellingRun(recipe, folder, reuse, progress)) as run:
@@ -123,12 +123,10 @@ class LabellingRun:
         folder, reuse, progress = self.folder, self.reuse, self.progress
         if (folder.root / MANIFEST).exists() and (there := Manifest.load(folder.root)).shards:
             self.before = there.run["identity"]
-        reused, recipe = reuse.reused if reuse else (), self.recipe
-        detects = recipe.source.format == "folder" and recipe.detect.detector is not None
-        optional = {"detect": detects, "ground": recipe.ground.detector is not None}
-        names = [name for name in STAGES if name not in reused and optional.get(name, True)]
+        absent = {"detect": not self.recipe.detects, "ground": self.recipe.ground.detector is None}
+        skipped = {*(reuse.reused if reuse else ()), *(name for name in absent if absent[name])}
         cache = CacheFolder(folder.private.absolute())
-        self._stages = StageBuilder(build_stages, self._with_gpus(), {}, {}, names, reused, cache)
+        self._stages = StageBuilder(build_stages, self._with_gpus(), {}, {}, skipped, cache)
         if not self.before and runs_locally(self._stages.recipe, self._stages, math.inf):
             self._local = LocalEngine(self._stages)
             self._local.warm_up(self._stages)
@@ -183,17 +181,15 @@ class LabellingRun:
 
     def start_engine(self, units: Sequence[WorkUnit]) -> list[WorkUnit]:
         """Fetch missing models and start the engine; returns the units, cut for its workers. Raises as these do."""
-        recipe, classes = self._with_gpus(), None  # those of the detector
+        recipe = self._with_gpus()
         metas = [index.meta for _, index in sorted(self.indexes.items())]  # in whatever order the recipe has the splits
-        if recipe.source.format != "folder":
-            ids = (zip(meta["categories"], meta["category_ids"], strict=True) for meta in metas)
-            classes = dict(chain.from_iterable(ids))
+        ids = (zip(meta["categories"], meta["category_ids"], strict=True) for meta in metas)
+        classes = None if recipe.detects else dict(chain.from_iterable(ids))
         stages = replace(self._stages, recipe=recipe, roots=self.roots, classes=classes)
         if recipe.source.format == "run":
             known = [triplet for meta in metas for triplet in meta["known"]]
             stages = replace(stages, build=partial(build_stages, known=known))
-        skipped = set(STAGES) - set(stages.names)
-        if not recipe.engine.address and (missing := missing_models(hub_models(recipe, skipped))):
+        if not recipe.engine.address and (missing := missing_models(hub_models(recipe, stages.skipped))):
             fetch_models(missing)
         if runs_locally(recipe, stages, sum(unit.rows for unit in units)):
             self.engine = self._local or LocalEngine(stages)

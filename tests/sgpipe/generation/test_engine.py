@@ -16,12 +16,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.generation import engine, ray_engine
-from sgpipe.generation.engine import WorkUnit, share_gpus, stages_sharing_gpus
+from sgpipe.generation.engine import share_gpus, stages_sharing_gpus
 from sgpipe.generation.identity import STAGES
 from sgpipe.generation.ray_engine import Pool, UnitLimit, is_placed, kill_actors, plan_pools, reserve
 from sgpipe.recipe import Recipe, Resources
-from sgpipe.records import Mention, Record
-from sgpipe.stages.base import Stage, Usage
+from sgpipe.stages.base import Stage
 from sgpipe.utils.ray_cluster import start_ray
 
 
@@ -282,11 +281,3 @@ def test_actors_that_cannot_be_placed_are_fewer_or_refused(local_ray: None, monk
     ray.util.remove_placement_group(placed)
     with pytest.raises(UserError, match=r"lower stub\.resources"):
         reserve([Pool((Stub("stub", Resources(gpus=0.5)),), Resources(gpus=1), 1)])
-
-
-def test_mentions_pass_from_pool_to_pool():
-    mentions = [Mention("dogs", "dog", ("two", "wet"), 1)]
-    records = [Record(str(number), "d", "val", "a.jpg", 9, 9) for number in range(3)]
-    records[0].mentions, records[1].mentions = mentions, []
-    block = ray_engine._block(WorkUnit("val", 0, 0, 3), Usage(), records)
-    assert [record.mentions for record in ray_engine._records(block)] == [mentions, [], None]

@@ -41,8 +41,8 @@ class Raising(Stub):
 
 
 def builder(folder: Path, stage: Stub, **settings: object) -> StageBuilder:
-    names = ("caption", "parse", "pair", "tag")
-    return StageBuilder(partial(only, stage), load_recipe("coco", settings), {}, {}, names, (), CacheFolder(folder))
+    recipe = load_recipe("coco", settings)
+    return StageBuilder(partial(only, stage), recipe, {}, {}, {"detect", "ground"}, CacheFolder(folder))
 
 
 def label(folder: Path, names: Sequence[str], stage: Stub) -> dict[str, str | None]:
