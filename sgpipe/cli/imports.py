@@ -283,7 +283,7 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
 
     @functools.wraps(function)
     def run(data: AnnotationOptions | HubOptions, **options: Any) -> None:
-        from sgpipe.generation.metrics import print_import
+        from sgpipe.generation.metrics import print_summary
         from sgpipe.sources.import_run import import_annotations
         from sgpipe.stats.measures import distinct_predicates
 
@@ -292,7 +292,7 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
         how = {name: getattr(data, name) for name in ("embed", "limit", "retry_failed", "boxes")}
         summary = import_annotations(source, images, data.out, console.Progress(), **how)
         if not cli.printed_json(data.json_, summary.as_json()):
-            print_import(summary, len(distinct_predicates(data.out)), console.output())
+            print_summary(summary, console.output(), len(distinct_predicates(data.out)))
         if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
             raise typer.Exit(console.EXIT_ALL_FAILED)
 

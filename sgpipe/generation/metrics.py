@@ -164,41 +164,30 @@ _PROBLEMS = {  # of a source; the other names are clear by themselves
 _SHOWN = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
 
 
-def print_summary(summary: Summary, console: Console) -> None:
-    """Print what a run contains, what was dropped, and what to do about error rows."""
-    rows = {name.replace("_", " "): summary.counts[name] for name in _SHOWN}
-    rows |= {"boxes of words": summary.counts["grounded"]} if summary.counts["grounded"] else {}
-    _print_table(summary, rows | {"images with relations": summary.counts["images_with_relations"]}, console)
+def print_summary(summary: Summary, console: Console, predicates: int | None = None) -> None:
+    """Print what a run contains, what was dropped, and what to do about error rows.
+
+    `predicates`: of an import, the number of different ones.
+    """
+    counts, rows = (
+        summary.counts,
+        {"images": f"{summary.counts['images']:,} of {max(summary.planned, summary.counts['images']):,}"},
+    )
+    shown = {name.replace("_", " "): counts[name] for name in _SHOWN}
+    shown |= {"boxes of words": counts["grounded"]} if counts["grounded"] else {}
+    if predicates is not None:
+        shown = {"error rows": counts["errors"], "objects": counts["boxes"], "relations": counts["relations"]}
+        shown["different predicates"] = predicates
+    shown["images with relations"] = counts["images_with_relations"]
+    dropped = {f"source: {_PROBLEMS.get(name, name.replace('_', ' '))}": n for name, n in summary.problems.items()}
+    dropped |= {f"left out: {what}": counts[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
+    shown |= {what: number for what, number in dropped.items() if number} | {"shards": summary.shards}
+    print_rows(str(summary.root), rows | {name: f"{number:,}" for name, number in shown.items()}, console)
     if summary.parent:
         console.print(Text(f"{listed(summary.parent['reused'])} from {summary.parent['run']}"), soft_wrap=True)
-    total = sum(summary.seconds.values())
-    if total:
+    if total := sum(summary.seconds.values()):
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary.seconds.items())
         console.print(f"time in stages: {total:.1f} s ({shares})", soft_wrap=True)
-    _print_errors(summary, console)
-
-
-def print_import(summary: Summary, predicates: int, console: Console) -> None:
-    """Print what an import contains, and what was dropped; `predicates`: the number of different ones."""
-    counts = summary.counts
-    rows = {"error rows": counts["errors"], "objects": counts["boxes"], "relations": counts["relations"]}
-    rows |= {"different predicates": predicates, "images with relations": counts["images_with_relations"]}
-    _print_table(summary, rows, console)
-    _print_errors(summary, console)
-
-
-def _print_table(summary: Summary, rows: dict[str, int], console: Console) -> None:
-    images = summary.counts["images"]
-    texts = {"images": f"{images:,} of {max(summary.planned, images):,}"}
-    named = {_PROBLEMS.get(name, name.replace("_", " ")): number for name, number in summary.problems.items()}
-    problems = {f"source: {what}": number for what, number in named.items() if number}
-    beyond = {f"left out: {what}": summary.counts[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
-    problems |= {what: number for what, number in beyond.items() if number}
-    texts |= {name: f"{number:,}" for name, number in {**rows, **problems, "shards": summary.shards}.items()}
-    print_rows(str(summary.root), texts, console)
-
-
-def _print_errors(summary: Summary, console: Console) -> None:
-    if errors := summary.counts["errors"]:
+    if errors := counts["errors"]:
         reasons = f"`sgpipe stats {summary.root}` lists the reasons"
         console.print(f"{count(errors, 'error row')}: {reasons}, --retry-failed tries again", soft_wrap=True)
