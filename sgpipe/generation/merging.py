@@ -15,7 +15,7 @@ from itertools import chain, islice
 from itertools import count as count_from
 from operator import attrgetter, or_
 from pathlib import Path
-from typing import Any, BinaryIO, Generic, Literal, TypeAlias, TypeVar, get_args
+from typing import Any, BinaryIO, Literal, TypeAlias, TypeVar, get_args
 
 import duckdb
 import numpy as np
@@ -42,6 +42,7 @@ from sgpipe.utils.hashing import fingerprint
 Match: TypeAlias = Literal["file", "id", "hash"]
 Database: TypeAlias = duckdb.DuckDBPyConnection
 Item = TypeVar("Item")
+Groups: TypeAlias = dict[tuple[Hashable, int], tuple[int, list[Any]]]  # of equal items of several runs, numbered
 
 MERGED = "merged."  # prefix of these counts of a shard:
 UNITED = ("united_objects", "united_relations", "contradictory_classes", "contradictory_relations")
@@ -319,54 +320,46 @@ def unite(records: Sequence[Record], least: float) -> tuple[Record, Counter[str]
     boxes = [box for record in records for box in record.objects]
     objects, counts = _objects(runs, boxes, least)
     numbers = iter([number for _, number in sorted((index, n) for n, each in enumerate(objects) for index in each)])
-    captions, triplets, pairs, relations = (_Union[Any]() for _ in range(4))
+    captions, triplets, pairs, relations = (Groups() for _ in range(4))
     said: list[list[int]] = []  # by run: the numbers of its captions
     claims: dict[Hashable, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))  # by axis and run: sides
     for run, record in enumerate(records):
         own = list(islice(numbers, len(record.objects)))
         texts = [replace(each, boxes=[own[box] for box in each.boxes]) for each in record.captions]
-        said.append(captions.add(((each.text, each.scope, *each.boxes), each) for each in texts))
+        said.append(_add(captions, (((each.text, each.scope, *each.boxes), each) for each in texts)))
         stated = [replace(each, caption=said[run][each.caption]) for each in record.triplets]
-        triplets.add((astuple(each)[:7], each) for each in stated)
+        _add(triplets, ((astuple(each)[:7], each) for each in stated))
         linked = [replace(each, subject=own[each.subject], object=own[each.object]) for each in record.pairs]
-        pairs.add(((each.subject, each.object), each) for each in linked)
+        _add(pairs, (((each.subject, each.object), each) for each in linked))
         related = [replace(each, subject=own[each.subject], object=own[each.object]) for each in record.relations]
-        relations.add(((r.subject, r.object, normalise_predicate(r.predicate)), r) for r in related)
+        _add(relations, (((r.subject, r.object, normalise_predicate(r.predicate)), r) for r in related))
         for each in related:
             axis, side = _CLAIMS.get(each.predicate.lower(), (None, 0))
             ends = min(each.subject, each.object), max(each.subject, each.object)
             claims[axis, *ends][run].add(side if each.subject == ends[0] else -side)
-    counts["united_relations"] = sum(len(same) > 1 for same in relations.groups)
+    counts["united_relations"] = sum(len(same) > 1 for _, same in relations.values())
     counts["contradictory_relations"] = sum(not set.intersection(*sides.values()) for sides in claims.values())
     united = replace(
         records[0],
         objects=[_object([(boxes[index], said[runs[index]]) for index in members]) for members in objects],
-        captions=[same[0] for same in captions.groups],
-        triplets=[max(same, key=lambda each: None not in astuple(each)) for same in triplets.groups],
-        pairs=[replace(same[0], predicates=_distinct(each.predicates for each in same)) for same in pairs.groups],
-        relations=[_relation(same) for same in relations.groups],
+        captions=[same[0] for _, same in captions.values()],
+        triplets=[max(same, key=lambda each: None not in astuple(each)) for _, same in triplets.values()],
+        pairs=[replace(same[0], predicates=_distinct(each.predicates for each in same)) for _, same in pairs.values()],
+        relations=[_relation(same) for _, same in relations.values()],
         left_out=reduce(or_, (Counter(record.left_out) for record in records)),  # the larger numbers
     )
     return united, counts
 
 
-class _Union(Generic[Item]):
-    """Items of several runs in `groups` of the same key; what a run has twice is in two groups."""
-
-    def __init__(self) -> None:
-        self.groups: list[list[Item]] = []
-        self._numbers: dict[tuple[Hashable, int], int] = {}
-
-    def add(self, items: Iterable[tuple[Hashable, Item]]) -> list[int]:
-        """Add the items of a run by their keys; return the number of the group of each."""
-        times, numbers = Counter[Hashable](), []
-        for key, item in items:
-            times[key] += 1
-            numbers.append(self._numbers.setdefault((key, times[key]), len(self.groups)))
-            if numbers[-1] == len(self.groups):
-                self.groups.append([])
-            self.groups[numbers[-1]].append(item)
-        return numbers
+def _add(groups: Groups, items: Iterable[tuple[Hashable, Any]]) -> list[int]:
+    """Add the items of a run by their keys, in two groups what it has twice; return the number of the group of each."""
+    times, numbers = Counter[Hashable](), []
+    for key, item in items:
+        times[key] += 1
+        number, same = groups.setdefault((key, times[key]), (len(groups), []))
+        same.append(item)
+        numbers.append(number)
+    return numbers
 
 
 def _objects(runs: Sequence[int], boxes: Sequence[Box], least: float) -> tuple[list[list[int]], Counter[str]]:
