@@ -4,7 +4,7 @@ A box is around the visible part of its thing. Backgrounds have distractors that
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.random import Generator
 from PIL import Image, ImageDraw
 
 from sgpipe.errors import UserError, add_filename
+from sgpipe.miniworld.actors import Actor
 from sgpipe.miniworld.figures import RGB, pick, shade, vary
 from sgpipe.miniworld.relations import PREDICATES, SPLITS
 from sgpipe.miniworld.scene import PlacedGroup, Scene, SceneCaption, random_scene, scene_captions, scene_generator
@@ -44,11 +45,18 @@ def render(scene: Scene) -> RenderedScene:
     rng = np.random.default_rng(scene.background_seed)
     image, ground = paint_background(size, scene.horizon * OVERSAMPLING, indoors=scene.indoors, rng=rng)
     labels = Image.new("L", size, 0)
-    pens = ImageDraw.Draw(image), ImageDraw.Draw(labels)
-    first = 0
+    pen, label_pen = ImageDraw.Draw(image), ImageDraw.Draw(labels)
+    first = 1
     for placed in scene.placed:
-        _shadows(pens[0], placed, shade(ground, 0.8))
-        _draw(pens, placed, first)
+        layers = [(depth, 0, shapes) for depth, shapes in placed.group.extras]
+        for number, actor in enumerate(placed.group.actors, first):
+            _draw_shadow(pen, placed, actor, shade(ground, 0.8))
+            layers += [(depth, number, shapes) for depth, shapes in actor.layers()]
+        for _, label, shapes in sorted(layers, key=lambda layer: layer[0]):  # from far to near
+            for shape in shapes:
+                corners = _pixels(placed, shape.points).tolist()
+                pen.polygon(corners, fill=shape.colour)
+                label_pen.polygon(corners, fill=label)
         first += len(placed.group.actors)
     boxes = np.zeros((len(scene.things), 4))
     for thing in range(len(boxes)):
@@ -61,18 +69,6 @@ def render(scene: Scene) -> RenderedScene:
     return RenderedScene(image.reduce(OVERSAMPLING), boxes / OVERSAMPLING, areas / OVERSAMPLING**2, owners)
 
 
-def _draw(pens: Sequence[ImageDraw.ImageDraw], placed: PlacedGroup, first: int) -> None:
-    """Draw a group from far to near, its things with their labels, from `first` + 1."""
-    layers = [(depth, 0, shapes) for depth, shapes in placed.group.extras]
-    for number, actor in enumerate(placed.group.actors, first + 1):
-        layers += [(depth, number, shapes) for depth, shapes in actor.layers()]
-    for _, label, shapes in sorted(layers, key=lambda layer: layer[0]):
-        for shape in shapes:
-            corners = _pixels(placed, shape.points).tolist()
-            pens[0].polygon(corners, fill=shape.colour)
-            pens[1].polygon(corners, fill=label)
-
-
 def _pixels(placed: PlacedGroup, points: np.ndarray) -> np.ndarray:
     """Return points of a group in the oversampled image, from its top left corner: `[points * 2]`, x and y by turns."""
     flipped = -points if placed.mirrored else points.conj()
@@ -80,16 +76,14 @@ def _pixels(placed: PlacedGroup, points: np.ndarray) -> np.ndarray:
     return pixels.view(float)
 
 
-def _shadows(pen: ImageDraw.ImageDraw, placed: PlacedGroup, colour: RGB) -> None:
-    for actor in placed.group.actors:
-        box = actor.extent()
-        if actor.kind == "kite" or box.bottom > 1.0 or (box.bottom > 0.4 and not actor.airborne):
-            continue
-        half = (box.right - box.left) * (0.336 if actor.kind == "umbrella" else 0.48)
-        base = 0.0 if actor.airborne else max(actor.at.imag, 0.0)
-        middle = complex((box.left + box.right) / 2, base)
-        ends = _pixels(placed, np.array([middle - half - 0.06j, middle + half + 0.06j])).reshape(2, 2)
-        pen.ellipse((*ends.min(0).tolist(), *ends.max(0).tolist()), fill=colour)
+def _draw_shadow(pen: ImageDraw.ImageDraw, placed: PlacedGroup, actor: Actor, colour: RGB) -> None:
+    box = actor.extent()
+    if actor.kind == "kite" or box.bottom > 1.0 or (box.bottom > 0.4 and not actor.airborne):
+        return
+    half = (box.right - box.left) * (0.336 if actor.kind == "umbrella" else 0.48)
+    middle = complex((box.left + box.right) / 2, 0.0 if actor.airborne else max(actor.at.imag, 0.0))
+    ends = _pixels(placed, np.array([middle - half - 0.06j, middle + half + 0.06j])).reshape(2, 2)
+    pen.ellipse((*ends.min(0).tolist(), *ends.max(0).tolist()), fill=colour)
 
 
 # Backgrounds fill the whole image. Coordinates are pixels from the top left corner.

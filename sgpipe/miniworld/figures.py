@@ -277,11 +277,21 @@ def draw_person(look: PersonLook, posture: str, hands: Hands = (None, None), fee
     near_hand, far_hand = (
         shoulder + rest if point is None else point / height for point, rest in zip(hands, pose.hands, strict=True)
     )
+    top, girth = look.top.rgb, look.build.girth
+    torso = [capsule(top, shoulder - girth * 0.18j, hip + 0.04j, girth * 0.96, girth * 0.98)]
+    if look.dress:
+        reach = 0.24 if posture in ("sitting", "straddling") else 0.0
+        waist, hem = hip + 0.1j, hip + (reach * 0.5 - 0.17) * 1j
+        left, right = hem - girth * 0.95, hem + girth * 0.95 + reach * 0.6
+        torso.append(blob(top, waist - girth * 0.5, left, hem - 0.02j, right, waist + girth * 0.5))
+        torso.append(capsule(shade(top, 0.8), waist - girth * 0.45, waist + girth * 0.45, 0.03))
+    else:
+        torso.append(capsule(look.bottom, hip + 0.02j - girth * 0.22, hip + 0.02j + girth * 0.22, 0.1))
     behind = [
         *_arm(look, shoulder, far_hand, 0.82),
         *_leg(look, hip + 0.02, far_foot, 0.8),
         *_leg(look, hip - 0.01, near_foot, 1.0),
-        *_torso(look, hip, shoulder, posture),
+        *torso,
         *moved(_head(look), shoulder + turned(0.03j, -pose.lean), -pose.lean * 0.6 + pose.gaze),
     ]
     return [moved(part, scale=height) for part in (behind, _arm(look, shoulder, near_hand, 1.0))]
@@ -296,18 +306,6 @@ def _leg(look: PersonLook, hip: complex, foot: complex, light: float) -> Shapes:
         shapes = [capsule(shin, knee, ankle, 0.07, 0.055), shapes[0]]
     foot_length = 0.076 if ankle.imag < hip.imag - 0.12 else 0.0496
     return [*shapes, ellipse(shade((64, 52, 50), light), ankle + 0.035 - 0.004j, foot_length, 0.034)]
-
-
-def _torso(look: PersonLook, hip: complex, shoulder: complex, posture: str) -> Shapes:
-    top, girth = look.top.rgb, look.build.girth
-    shapes = [capsule(top, shoulder - girth * 0.18j, hip + 0.04j, girth * 0.96, girth * 0.98)]
-    if not look.dress:
-        return [*shapes, capsule(look.bottom, hip + 0.02j - girth * 0.22, hip + 0.02j + girth * 0.22, 0.1)]
-    reach = 0.24 if posture in ("sitting", "straddling") else 0.0
-    waist, hem = hip + 0.1j, hip + (reach * 0.5 - 0.17) * 1j
-    left, right = hem - girth * 0.95, hem + girth * 0.95 + reach * 0.6
-    shapes.append(blob(top, waist - girth * 0.5, left, hem - 0.02j, right, waist + girth * 0.5))
-    return [*shapes, capsule(shade(top, 0.8), waist - girth * 0.45, waist + girth * 0.45, 0.03)]
 
 
 def _arm(look: PersonLook, shoulder: complex, hand: complex, light: float) -> Shapes:
@@ -380,27 +378,51 @@ def draw_animal(look: Look, posture: str) -> Shapes:
     """Draw an animal of size 1. The origin is on the ground below its trunk, or in the middle of a flying bird."""
     if look.kind == "bird":
         return _bird(look, posture)
-    frame = FRAMES[look.kind]
+    frame, coat = FRAMES[look.kind], look.colour.rgb
+    girth, is_horse = frame.girth, look.kind == "horse"
     hip_rise, shoulder_rise, (near_hind, far_hind, near_fore, far_fore) = _ANIMAL_POSTURES[posture]
-    height = frame.leg + frame.girth * 0.3
+    height = frame.leg + girth * 0.3
     hip = complex(-frame.length / 2, height + hip_rise * frame.leg)
     shoulder = complex(frame.length / 2, height + shoulder_rise * frame.leg)
     if posture in ("sitting", "looking"):
         hip, shoulder = hip + frame.length * 0.18, shoulder - frame.length * 0.12
-    angle = frame.neck_angle + {"running": -22, "jumping": -10, "lying": -34, "looking": 10}.get(posture, 0)
-    coat = look.colour.rgb
     far, near = shade(coat, 0.72), shade(coat, 0.95)
-    haunch = hip + frame.girth * (0.18 - 0.08j)
     folded = posture in ("sitting", "lying", "looking")
+    if is_horse:
+        flow = 0.34 if posture in ("running", "jumping") else 0.1
+        ends = (-0.1 - 0.02j - flow * 0.4, -0.14 - 0.55j + flow * (-1 + 1j), -0.02 - 0.4j + flow * 0.6j)
+        tail = [blob(shade(coat, 0.5), 0.08 + 0.06j, *ends)]
+    elif look.kind == "dog":
+        tail = path(coat, [0.06, -0.08 + 0.03j, -0.16 + (0.06j if folded else 0.2j)], 0.085, 0.045)
+    elif folded:
+        tail = path(coat, [0.06, -0.08 - 0.06j, -0.2 - 0.08j, -0.28, -0.3 + 0.1j], 0.06, 0.045)
+    else:
+        tail = path(coat, [0.06, -0.12, -0.2 + 0.1j, -0.18 + 0.26j, -0.1 + 0.34j], 0.06, 0.045)
+    middle, marks = (hip + shoulder) / 2, Shapes()
+    if look.style and look.kind == "dog":
+        marks.append(ellipse(look.second, middle + girth * (-0.2 + 0.16j), girth * 0.5, girth * 0.28))
+    elif look.style and look.kind == "cat":
+        slope = (shoulder - hip).imag / (shoulder - hip).real
+        for step in (-0.66, -0.12, 0.42):
+            stripe = middle + girth * (step * (1 + slope * 1j) + 0.48j)
+            marks.append(capsule(look.second, stripe, stripe + girth * (0.06 - 0.32j), girth * 0.16, girth * 0.05))
+    neck = shoulder + girth * (0.12 + 0.2j)
+    angle = frame.neck_angle + {"running": -22, "jumping": -10, "lying": -34, "looking": 10}.get(posture, 0)
+    top = neck + turned(frame.neck, angle)
+    mane = [neck - 0.14 + 0.16j, top - 0.14 - 0.02j, top - 0.02 + 0.12j]
+    head = {"dog": _dog_head, "cat": _cat_head, "horse": _horse_head}[look.kind]
     shapes = [
         *_animal_leg(look, hip, far_hind, far, -1),
         *_animal_leg(look, shoulder, far_fore, far, 1),
-        *_tail(look, hip + frame.girth * (-0.42 + 0.2j), posture),
-        *_trunk(look, hip, shoulder),
+        *moved(tail, hip + girth * (-0.42 + 0.2j)),
+        capsule(coat, hip + girth * 0.08j, shoulder + girth * 0.04j, girth, girth * 1.06),
+        *marks,
         *_animal_leg(look, hip, near_hind, near, -1),
-        *([ellipse(near, haunch, frame.girth * 0.48, frame.girth * 0.42)] if folded else []),
+        *([ellipse(near, hip + girth * (0.18 - 0.08j), girth * 0.48, girth * 0.42)] if folded else []),
         *_animal_leg(look, shoulder, near_fore, near, 1),
-        *_neck_and_head(look, shoulder + frame.girth * (0.12 + 0.2j), angle, 22 if posture == "looking" else 0),
+        *(path(shade(coat, 0.5), mane, 0.22, 0.16) if is_horse else []),
+        capsule(coat, neck, top, girth * 0.82, frame.head * 1.25),
+        *moved(head(look), top, 22 if posture == "looking" else 0, frame.head),
     ]
     lowest = min(float(shape.points.imag.min()) for shape in shapes)
     return moved(shapes, -lowest * 1j)
@@ -414,44 +436,6 @@ def _animal_leg(look: Look, start: complex, foot: complex, colour: RGB, side: in
     shapes, _, end = limb(colour, start, target, length * 0.465, (width * 1.5, width, width * 0.8), side)
     paw = (50, 42, 40) if look.kind == "horse" else shade(colour, 0.9)
     return [*shapes, ellipse(paw, end + width * (0.2 - 0.02j), width * 0.62, width * 0.42, corners=12)]
-
-
-def _trunk(look: Look, hip: complex, shoulder: complex) -> Shapes:
-    girth, middle = FRAMES[look.kind].girth, (hip + shoulder) / 2
-    shapes = [capsule(look.colour.rgb, hip + girth * 0.08j, shoulder + girth * 0.04j, girth, girth * 1.06)]
-    if look.style and look.kind == "dog":
-        shapes.append(ellipse(look.second, middle + girth * (-0.2 + 0.16j), girth * 0.5, girth * 0.28))
-    if look.style and look.kind == "cat":
-        slope = (shoulder - hip).imag / (shoulder - hip).real
-        for step in (-0.66, -0.12, 0.42):
-            stripe = middle + girth * (step * (1 + slope * 1j) + 0.48j)
-            shapes.append(capsule(look.second, stripe, stripe + girth * (0.06 - 0.32j), girth * 0.16, girth * 0.05))
-    return shapes
-
-
-def _tail(look: Look, root: complex, posture: str) -> Shapes:
-    coat, low = look.colour.rgb, posture in ("sitting", "lying", "looking")
-    if look.kind == "horse":
-        flow = 0.34 if posture in ("running", "jumping") else 0.1
-        ends = (-0.1 - 0.02j - flow * 0.4, -0.14 - 0.55j + flow * (-1 + 1j), -0.02 - 0.4j + flow * 0.6j)
-        return moved([blob(shade(coat, 0.5), 0.08 + 0.06j, *ends)], root)
-    if look.kind == "dog":
-        return moved(path(coat, [0.06, -0.08 + 0.03j, -0.16 + (0.06j if low else 0.2j)], 0.085, 0.045), root)
-    curl = [0.06, -0.12, -0.2 + 0.1j, -0.18 + 0.26j, -0.1 + 0.34j]
-    if low:
-        curl = [0.06, -0.08 - 0.06j, -0.2 - 0.08j, -0.28, -0.3 + 0.1j]
-    return moved(path(coat, curl, 0.06, 0.045), root)
-
-
-def _neck_and_head(look: Look, base: complex, angle: float, gaze: float) -> Shapes:
-    frame, coat = FRAMES[look.kind], look.colour.rgb
-    top = base + turned(frame.neck, angle)
-    shapes = [capsule(coat, base, top, frame.girth * 0.82, frame.head * 1.25)]
-    if look.kind == "horse":
-        mane = [base - 0.14 + 0.16j, top - 0.14 - 0.02j, top - 0.02 + 0.12j]
-        shapes = [*path(shade(coat, 0.5), mane, 0.22, 0.16), *shapes]
-    head = {"dog": _dog_head, "cat": _cat_head, "horse": _horse_head}[look.kind]
-    return [*shapes, *moved(head(look), top, gaze, frame.head)]
 
 
 def _eye(at: complex, radius: float) -> Shapes:
