@@ -59,20 +59,33 @@ class ChatSampling:
 
 @dataclass(frozen=True)
 class ChatRequest:
-    messages: Sequence[Mapping[str, Any]]
+    """One question. `image`: shown before the text; a string is its data URL. `replies`: answers, and what is wrong."""
+
+    text: str
     sampling: ChatSampling
+    image: Image.Image | str | None = None
+    system: str | None = None
     seed: int = 0  # selects the noise of all `n` answers; servers get 31 bits of it and of `first`
     n: int = 1
     schema: Mapping[str, Any] | None = None  # JSON schema that the server enforces
     logprobs: bool = False  # also return the likeliest first tokens
     first: int = 0  # number of answers that there are already
     check: Check | None = None  # returns what is wrong with a text, which is then requested once more, or None
+    replies: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def messages(self) -> list[Mapping[str, Any]]:
+        content: Any = self.text
+        if self.image is not None:
+            content = [{"type": "image_url", "image_url": {"url": self.image}}, {"type": "text", "text": self.text}]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": content}, *self.replies]
 
     def fields(self, model: str, limit: str = MAX_TOKENS) -> dict[str, Any]:
         """Return the fields of the HTTP request; `limit`: what the server calls the largest number of tokens."""
         how, digest = self.sampling, blake2b(f"{self.seed} {self.first}".encode(), digest_size=8).digest()
         seed = int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
-        fields: dict[str, Any] = {"model": model, "messages": list(self.messages), "seed": seed}
+        fields: dict[str, Any] = {"model": model, "messages": self.messages, "seed": seed}
         fields |= {limit: how.max_tokens, "temperature": how.temperature, "top_p": how.top_p}
         others = (("top_k", how.top_k, 0), ("repetition_penalty", how.repetition_penalty, 1), ("n", self.n, 1))
         fields |= {name: value for name, value, default in others if value != default}
@@ -86,7 +99,7 @@ class ChatRequest:
     def once_more(self, number: int, text: str, wrong: str) -> ChatRequest:
         """Return the request for another text in place of the one of this number."""
         reply = [{"role": "assistant", "content": text[:_LONGEST_ANSWER]}, {"role": "user", "content": wrong}]
-        return replace(self, messages=[*self.messages, *reply], n=1, first=number)
+        return replace(self, replies=reply, n=1, first=number)
 
 
 class Choice(NamedTuple):
@@ -141,20 +154,6 @@ def quote(text: str) -> str:
     """Return a text of a server for use within a message: one line, not too long."""
     line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     return line if len(line) <= _LONGEST_QUOTE else line[: _LONGEST_QUOTE - 1] + "…"
-
-
-def conversation(text: str, image: str | None = None, system: str | None = None) -> list[dict[str, Any]]:
-    """Return the messages of one question. `image`: a data URL, shown before the text."""
-    content: Any = text
-    if image is not None:
-        content = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-    return [{"role": "system", "content": system}, *messages] if system else messages
-
-
-def shown_image(messages: Sequence[Mapping[str, Any]]) -> Image.Image:
-    [url] = (each["content"][0]["image_url"]["url"] for each in messages if not isinstance(each["content"], str))
-    return Image.open(BytesIO(base64.b64decode(url.partition(",")[2])))
 
 
 def image_url(image: Image.Image, longest_side: int | None = None) -> str:
@@ -264,7 +263,7 @@ class RequestCache:
 _CHAT, _MODELS = "/chat/completions", "/models"
 _CONNECT_SECONDS, _RETRIES_OF_CHECK = 15, 2
 _AHEAD = 4  # requests that are prepared, or answered out of order, per request under way
-_CONTROL = ChatRequest(conversation("Say yes."), ChatSampling(max_tokens=8))
+_CONTROL = ChatRequest("Say yes.", ChatSampling(max_tokens=8))
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _REJECTED, _LIMITED, _NOT_FOUND = (400, 413, 422), (402, 429), 404
 _IS_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*[{"]')  # proxies send such with HTTP 200
@@ -311,7 +310,8 @@ class ChatEndpoint:
         try:
             self._start(self._check_models()).result()
             if example is not None:
-                self._start(self._completion(replace(example, n=1))).result()
+                retries = min(self.requests.retries, _RETRIES_OF_CHECK)
+                self._start(self._completion(replace(example, n=1), retries)).result()
         except RequestError as error:
             raise UserError(f"{self.model!r} at {self.url} refuses such requests ({error})") from None
         except EngineError as error:
@@ -374,17 +374,17 @@ class ChatEndpoint:
 
     async def _kept(self, request: ChatRequest) -> list[Choice]:
         if self.cache is None:
-            return await self._completion(request)
+            return await self._completion(request, self.requests.retries)
         body = json.dumps(request.fields(self.model), sort_keys=True).encode()
         if (choices := self.cache.get(body)) is None:
-            choices = await self._completion(request)
+            choices = await self._completion(request, self.requests.retries)
             self.cache.put(body, choices, request.check)
         return choices
 
-    async def _completion(self, request: ChatRequest) -> list[Choice]:
+    async def _completion(self, request: ChatRequest, retries: int) -> list[Choice]:
         """Return the choices from the server. Raises RequestError if this request gets none; see also the class."""
         try:
-            return await self._attempt(request, self.requests.retries)
+            return await self._attempt(request, retries)
         except RequestError as error:
             failed = error
         if failed.status == _NOT_FOUND:

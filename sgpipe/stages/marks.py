@@ -11,8 +11,9 @@ from PIL import Image
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import CaptionConfig, PairConfig
 from sgpipe.records import Box, Record
+from sgpipe.stages.caption.captioner import EXAMPLE
 from sgpipe.stages.caption.stage import CaptionStage, load_captioner, noise_key
-from sgpipe.stages.endpoint import ChatRequest, ChatSampling, Choice, Refusal, conversation, image_url, quote
+from sgpipe.stages.endpoint import ChatRequest, ChatSampling, Choice, Refusal, image_url, quote
 from sgpipe.stages.pair import PairStage, TripletCount
 from sgpipe.stages.parse.rules import predicate_words
 from sgpipe.stages.parse.stage import read_relations, relations_schema
@@ -62,8 +63,7 @@ class MarksStage(PairStage):
     def check(self) -> None:
         model: Any = load_captioner(self._asked.config, role=self._asked.role)
         example = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
-        request = self._request(Image.new("RGB", (64, 64), "grey"), example, 0)
-        model.check(*[request] if self.config.endpoint else [])
+        model.check(self._request(EXAMPLE, example, 0))
 
     def setup(self) -> None:
         super().setup()
@@ -99,10 +99,11 @@ class MarksStage(PairStage):
     def _request(self, image: Image.Image, objects: Sequence[Box], key: int) -> ChatRequest:
         config, numbers = self.config, range(1, len(objects) + 1)
         names = [f"{number}: {single_line(box.category)}" for number, box in zip(numbers, objects, strict=True)]
-        shown = image_url(draw_marks(image, [box.bbox for box in objects], _SIDE))
+        marked = draw_marks(image, [box.bbox for box in objects], _SIDE)
         return ChatRequest(
-            conversation("\n".join([PROMPT, *names, _FORM]), shown),
+            "\n".join([PROMPT, *names, _FORM]),
             ChatSampling(_MAX_TOKENS, config.temperature, _TOP_P),
+            marked if config.endpoint is None else image_url(marked),
             seed=key,
             n=config.samples,
             schema=relations_schema({"type": "integer", "enum": [*numbers]}, {"type": "string"}),

@@ -1,7 +1,7 @@
 """The `Captioner` interface (images in, captions out), what null settings stand for, and the served captioner."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image
@@ -11,7 +11,7 @@ from sgpipe.files.image_roots import ImageFile
 from sgpipe.images import open_header, read_bytes
 from sgpipe.recipe import CaptionConfig, known_settings
 from sgpipe.stages import endpoint
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Refusal, conversation
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Choice, Refusal
 
 PROMPT, MAX_TOKENS = "a picture of", 20  # of the published captioner, BLIP
 CHAT_PROMPT = (
@@ -88,10 +88,33 @@ def one_line(text: str) -> str:
     return joined
 
 
-_EXAMPLE = Image.new("RGB", (64, 64), (127, 127, 127))
+EXAMPLE = Image.new("RGB", (64, 64), "grey")
 
 
-class ServedCaptioner(Captioner):
+class ChatCaptioner(Captioner):
+    """A captioner that also answers other questions about images, as `ChatEndpoint.ask_all` does."""
+
+    config: CaptionConfig
+    ask_all: Callable[[Iterable[ChatRequest]], Iterator[list[Choice] | Refusal]]
+
+    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
+        for answer in self.ask_all(map(self.request, inputs)):
+            if isinstance(answer, Refusal):
+                yield answer
+            else:
+                lines = [one_line(choice.text) for choice in answer]
+                yield list(filter(None, lines)) or Refusal("the answer has no caption in it")
+
+    def request(self, source: CaptionInput) -> ChatRequest:
+        config = self.config
+        how = ChatSampling(**{name: getattr(config, name) for name in ChatSampling.__dataclass_fields__})
+        return ChatRequest(config.prompt or "", how, self.shown(source), config.system, source.key, config.samples)
+
+    def shown(self, source: CaptionInput) -> Image.Image | str:
+        return source.image
+
+
+class ServedCaptioner(ChatCaptioner):
     """A `Captioner` that sends every image to an endpoint, several at once.
 
     Whether the same seed gives the same caption is up to the server; answers are kept, and so never change in a run.
@@ -107,22 +130,9 @@ class ServedCaptioner(Captioner):
 
     def check(self, example: ChatRequest | None = None) -> None:
         """Ask for an example, or else for a caption of a grey image. Raises UserError like `ChatEndpoint.check`."""
-        self._endpoint.check(example or self._request(CaptionInput(_EXAMPLE, key=0)))
+        self._endpoint.check(example or self.request(CaptionInput(EXAMPLE, key=0)))
 
-    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
-        for answer in self.ask_all(map(self._request, inputs)):
-            if isinstance(answer, Refusal):
-                yield answer
-            else:
-                lines = [one_line(choice.text) for choice in answer]
-                yield list(filter(None, lines)) or Refusal("the answer has no caption in it")
-
-    def _request(self, source: CaptionInput) -> ChatRequest:
-        given = {name: getattr(self.config, name) for name in ChatSampling.__dataclass_fields__}
-        asked = conversation(self.config.prompt or "", self._url(source), self.config.system)
-        return ChatRequest(asked, ChatSampling(**given), seed=source.key, n=self.config.samples)
-
-    def _url(self, source: CaptionInput) -> str:
+    def shown(self, source: CaptionInput) -> str:
         """Return the image file as it is, if it shows what is captioned, else the pixels."""
         side = self.config.image_size
         if source.file is not None and (side is None or max(source.image.size) <= side):

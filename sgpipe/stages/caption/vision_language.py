@@ -8,8 +8,8 @@ import copy
 import inspect
 import math
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,8 +25,8 @@ from sgpipe.recipe import CaptionConfig
 from sgpipe.stages import checkpoint
 from sgpipe.stages.base import image_threads
 from sgpipe.stages.caption.blip import check_finite, draw, process
-from sgpipe.stages.caption.captioner import Captioner, CaptionInput, one_line
-from sgpipe.stages.endpoint import ChatRequest, Choice, Refusal, conversation, shown_image
+from sgpipe.stages.caption.captioner import EXAMPLE, CaptionInput, ChatCaptioner
+from sgpipe.stages.endpoint import ChatRequest, Choice, Refusal
 from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory
 from sgpipe.utils.prefetch import prefetch
@@ -34,14 +34,13 @@ from sgpipe.utils.prefetch import prefetch
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_EXAMPLE = Image.new("RGB", (64, 64), "grey")
 _REMEDY = (
     "use a smaller model or fewer samples, lower caption.max_tokens or caption.image_size, or raise resources.gpus so "
     "that fewer actors share the GPU"
 )
 
 
-class VisionLanguageCaptioner(Captioner):
+class VisionLanguageCaptioner(ChatCaptioner):
     """Captions by a model of transformers' `AutoModelForImageTextToText`, through its processor."""
 
     def __init__(self, config: CaptionConfig, role: str = "captioner") -> None:
@@ -50,7 +49,7 @@ class VisionLanguageCaptioner(Captioner):
         self.source = str(config.captioner)
         self.name = f"{role} {self.source!r}"
 
-    def check(self) -> None:
+    def check(self, example: ChatRequest | None = None) -> None:
         """Raise UserError if this is not a model that takes images, or its processor or chat template do not fit."""
         config = checkpoint.read_config(self.source, self.role)
         if (family := str(config.get("model_type"))) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
@@ -59,7 +58,7 @@ class VisionLanguageCaptioner(Captioner):
         checkpoint.check_architecture(self.name, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])
         if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
             raise UserError(f"{self.name} needs a newer transformers: pip install --upgrade transformers")
-        self.prompt = ImagePrompt(self.config, self.role)
+        self.prompt = ImagePrompt(self.config, self.role, self.request(CaptionInput(EXAMPLE, key=0)))
         if self.role != "captioner" and not self.prompt.is_chat:
             raise UserError(f"{self.name} has no chat template, so it cannot be asked")
         text = {**config, **(config.get("text_config") or {})}
@@ -91,23 +90,18 @@ class VisionLanguageCaptioner(Captioner):
             short = copy.deepcopy(self.generation)
             short.update(max_new_tokens=2, min_new_tokens=2)
             with checkpoint.loading(f"{self.name} cannot process an example image"):
-                self._decode(self.prompt(_EXAMPLE), 0, short)
-
-    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
-        return self.answer_each(inputs, lambda given: (self.prompt(given.image), given.key), self._caption)
+                self._decode(self.prompt(EXAMPLE), 0, short)
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
-        """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced."""
-        return self.answer_each(requests, lambda each: (each, self._read(each)), self._answer)
+        """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced.
 
-    def answer_each(
-        self, items: Iterable[Item], prepare: Callable[[Item], Any], compute: Callable[[Any], Result]
-    ) -> Iterator[Result | Refusal]:
-        """Yield what the model computes of each item, or why it cannot; a thread prepares the next one meanwhile."""
+        Logarithms are those of "yes" and "no". A thread prepares the next request meanwhile.
+        """
         threads = min(image_threads(self.config.resources, elsewhere=self.device.type != "cpu"), 1)
-        with prefetch(partial(self._attempt, prepare), items, threads, 2) as prepared:
+        read = partial(self._attempt, lambda request: (request, self._read(request)))
+        with prefetch(read, requests, threads, 2) as prepared:
             for each in prepared:
-                yield each if isinstance(each, Refusal) else self._attempt(compute, each)
+                yield each if isinstance(each, Refusal) else self._attempt(self._answer, each)
 
     def _attempt(self, function: Callable[[Item], Result], item: Item) -> Result | Refusal:
         try:
@@ -116,21 +110,29 @@ class VisionLanguageCaptioner(Captioner):
         except checkpoint.MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
             return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
 
-    def _caption(self, given: tuple[Any, int]) -> list[str] | Refusal:
-        captions = map(one_line, self._decode(*given, self.generation))
-        return list(filter(None, captions)) or Refusal("the captions are empty")
-
     def _read(self, request: ChatRequest) -> Any:
-        return self.prompt(shown_image(request.messages), self.prompt.chat(request.messages))
+        assert isinstance(request.image, Image.Image)
+        return self.prompt(request.image, self.prompt.chat(request))
 
     def _answer(self, given: tuple[ChatRequest, Any]) -> list[Choice]:
         request, inputs = given
+        if request.logprobs:
+            return [Choice("", None, self._yes_and_no(inputs))]
         texts = self._decode(inputs, request.seed, self.generation, request.n)
         for number, text in enumerate(texts):
             if request.check and (wrong := request.check(text)):
                 more = request.once_more(number, text, wrong)
                 [texts[number]] = self._decode(self._read(more), more.seed ^ more.first, self.generation, 1)
         return [Choice(text) for text in texts]
+
+    @torch.inference_mode()
+    def _yes_and_no(self, inputs: Any) -> dict[str, float]:
+        """Return the log-probabilities that an answer begins with one of these words rather than the other."""
+        logits = self.model(**inputs.to(self.device, self.dtype)).logits[0, -1].double()
+        shares = torch.stack([logits[tokens].logsumexp(0) for tokens in self.prompt.yes_and_no]).log_softmax(0)
+        if shares.isnan().any():
+            raise UserError(f"{self.name} returns NaN: its weights are damaged")
+        return dict(zip(("yes", "no"), shares.tolist(), strict=True))
 
     @torch.inference_mode()
     def _decode(self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0) -> list[str]:
@@ -147,29 +149,28 @@ class VisionLanguageCaptioner(Captioner):
 
 
 _READING = threading.Lock()  # tokenizers are not safe for threads
+_VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")  # in which an answer may begin
 
 
 class ImagePrompt:
     """The prompt of a recipe, ready for images, by the processor and chat template of a checkpoint."""
 
-    def __init__(self, config: CaptionConfig, role: str) -> None:
+    def __init__(self, config: CaptionConfig, role: str, request: ChatRequest) -> None:
         """Raises UserError: the processor or template is missing or damaged, or leaves out the prompt or the image."""
         source, self._size = str(config.captioner), config.image_size
-        name = f"{role} {source!r}"
+        self.name = name = f"{role} {source!r}"
         self.processor: Any = checkpoint.load_part(AutoProcessor, source, role)
         if not (hasattr(self.processor, "image_processor") and hasattr(self.processor, "tokenizer")):
             raise UserError(f"{name} has no processor for images and text: preprocessor_config.json is missing")
         self.tokenizer: Any = self.processor.tokenizer
         self.is_chat = getattr(self.processor, "chat_template", None) is not None
-        self.text = config.prompt or ""
-        if self.is_chat:
-            with checkpoint.loading(f"{name}: its chat template fails"):
-                self.text = self.chat(conversation(self.text, "", config.system))
+        with checkpoint.loading(f"{name}: its chat template fails"):
+            self.text = self.chat(request)
         for setting, value in (("caption.prompt", config.prompt), ("caption.system", config.system)):
             if (value or "").strip() not in self.text:
                 raise UserError(f"{name}: its chat template, if it has one, leaves out {setting}")
         with checkpoint.loading(name):
-            tokens = self(_EXAMPLE)["input_ids"]
+            tokens = self(EXAMPLE)["input_ids"]
         if getattr(self.processor, "image_token_id", tokens[0, 0]) not in tokens:
             image = getattr(self.processor, "image_token", "an image token")
             raise UserError(f"{name}: its chat template, or else caption.prompt, has no place for the image: {image}")
@@ -192,15 +193,33 @@ class ImagePrompt:
         with _READING:
             return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
 
-    def chat(self, messages: Iterable[Mapping[str, Any]]) -> str:
-        """Return messages of the OpenAI chat API, of which one has an image, in the chat template."""
+    def chat(self, request: ChatRequest) -> str:
+        """Return the messages in the chat template; the text alone, if there is none."""
+        if not self.is_chat:
+            return request.text
         written = []
-        for message in messages:
+        for message in request.messages:
             content = message["content"]
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             parts = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
             written.append({"role": message["role"], "content": parts})
         return str(self.processor.apply_chat_template(written, add_generation_prompt=True, tokenize=False))
+
+    @cached_property
+    def yes_and_no(self) -> tuple[Tensor, Tensor]:
+        """The first tokens of these words, in any spelling. Raises UserError: they cannot be told apart."""
+        found: dict[str, set[int]] = {"yes": set(), "no": set()}
+        for word, tokens in found.items():
+            for spelling in (word, word.capitalize(), word.upper()):
+                for variant in _VARIANTS:
+                    for token in self.tokenizer.encode(variant.format(spelling), add_special_tokens=False):
+                        if said := self.tokenizer.decode([token]).strip().lower():  # not only white space
+                            tokens |= {int(token)} if word.startswith(said) else set()
+                            break
+        yes, no = found["yes"] - found["no"], found["no"] - found["yes"]
+        if not (yes and no):
+            raise UserError(f"{self.name}: its tokenizer does not tell the answers yes and no apart")
+        return torch.tensor(sorted(yes)), torch.tensor(sorted(no))
 
 
 # Inputs that only the prefix needs; text that follows must not repeat them.

@@ -10,7 +10,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Record
 from sgpipe.stages.base import Stage
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, conversation
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling
 from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.rules import Parsed, Parser, RuleParser, analyse, ground, load_model, model_version, triplets
@@ -100,7 +100,7 @@ def _request(caption: str) -> ChatRequest:
     def check(text: str) -> str | None:
         return _ONCE_MORE if _read(text) is None else None
 
-    return ChatRequest(conversation(clean(caption), system=INSTRUCTIONS), _SAMPLING, schema=SCHEMA, check=check)
+    return ChatRequest(clean(caption), _SAMPLING, system=INSTRUCTIONS, schema=SCHEMA, check=check)
 
 
 def _read(text: str) -> list[tuple[str, str, str]] | None:

@@ -8,13 +8,10 @@ from sgpipe.stages.score.scorer import RelationScorer
 
 def make_scorer(config: TagConfig, cache: CacheFolder | None = None) -> RelationScorer:
     """Return the scorer of a method, not loaded yet; `cache`: where a served one keeps its answers, or None."""
-    model, gpus = str(config.tagger), config.resources.gpus or 0
     if config.method == "clip":
         from sgpipe.stages.score.clip import ClipScorer
 
-        return ClipScorer(local_model(model), config.device, gpus)
-    from sgpipe.stages.score.vlm import ServedScorer, VlmScorer
+        return ClipScorer(local_model(str(config.tagger)), config.device, config.resources.gpus or 0)
+    from sgpipe.stages.score.vlm import VlmScorer
 
-    if config.endpoint is not None:
-        return ServedScorer(config.endpoint, model, config.requests, cache)
-    return VlmScorer(local_model(model), config.device, config.dtype, gpus)
+    return VlmScorer(config, cache)

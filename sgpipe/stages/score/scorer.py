@@ -3,7 +3,7 @@
 A scorer sees the subject in a red and the object in a blue outline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from PIL import Image, ImageDraw
 
@@ -85,15 +85,17 @@ def marked_crop(image: Image.Image, objects: Sequence[Box], relation: Relation, 
     return square
 
 
-def marked_image(image: Image.Image, objects: Sequence[Box], relation: Relation, longest: int) -> Image.Image | None:
-    """Return the whole image, reduced to at most `longest` pixels, with both outlines; None as `marked_crop`."""
-    if (boxes := visible_boxes(image, objects, relation)) is None:
-        return None
+def marked_images(
+    image: Image.Image, objects: Sequence[Box], relations: Iterable[Relation], longest: int
+) -> Iterator[Image.Image]:
+    """Yield the whole image, reduced to at most `longest` pixels, with both outlines of each relation."""
     scale = min(longest / max(image.size), 1.0)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
-    copy = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
-    _outline(copy, boxes, (0, 0), scale, max(max(size) // 200, 2))
-    return copy
+    reduced = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
+    for relation in relations:
+        copy = reduced.copy()
+        _outline(copy, visible_boxes(image, objects, relation) or [], (0, 0), scale, max(max(size) // 200, 2))
+        yield copy
 
 
 def visible_boxes(image: Image.Image, objects: Sequence[Box], relation: Relation) -> list[Corners] | None:

@@ -12,7 +12,7 @@ import pytest
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Requests
 from sgpipe.stages import endpoint as served
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, Choice, Refusal, RequestCache, conversation
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, Choice, Refusal, RequestCache
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -28,7 +28,7 @@ def connect(url: str, cache: Path | None = None, in_flight: int = 8, timeout: fl
 
 
 def question(number: int, n: int = 1) -> ChatRequest:
-    return ChatRequest(conversation(f"What is in image {number}?"), SAMPLING, seed=number, n=n)
+    return ChatRequest(f"What is in image {number}?", SAMPLING, seed=number, n=n)
 
 
 def ask(endpoint: ChatEndpoint, request: ChatRequest) -> list[Choice] | Refusal:
@@ -160,8 +160,7 @@ def test_log_probabilities() -> None:
 def test_what_is_sent() -> None:
     sampling = served.ChatSampling(max_tokens=5, temperature=0.5, top_p=0.9, top_k=50, repetition_penalty=1.1)
     with EndpointServer() as server:
-        messages = conversation("Hello", system="Be brief.")
-        ask(connect(server.url), ChatRequest(messages, sampling, seed=1 << 62, n=2, schema=SCHEMA))
+        ask(connect(server.url), ChatRequest("Hello", sampling, system="Be brief.", seed=1 << 62, n=2, schema=SCHEMA))
         (body,) = server.requests
     assert 0 <= body.pop("seed") < 1 << 31
     form = {"name": "answer", "strict": True, "schema": SCHEMA}

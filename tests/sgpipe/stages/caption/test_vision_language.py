@@ -161,7 +161,7 @@ def test_a_thread_prepares_the_next_image_and_changes_no_caption(checkpoint, fam
     ahead = make_captioner(checkpoint(family), resources={"io_threads": 4})
     threads, prompt = [], ahead.prompt
     ahead.prompt = lambda *given: threads.append(threading.current_thread().name) or prompt(*given)
-    ahead.prompt.decode = prompt.decode
+    ahead.prompt.decode, ahead.prompt.chat = prompt.decode, prompt.chat
     given = inputs(SIZES * 3)
     if family == "qwen2_5_vl":
         given.insert(4, CaptionInput(Image.new("RGB", (2, 600)), 1))  # which its processor refuses
@@ -286,7 +286,7 @@ def test_failures_while_captioning(folder, monkeypatch):
     texts = iter(["\n", "a cat", "<think> a", "", "- ", "**"])
     with monkeypatch.context() as patch:
         patch.setattr(captioner.prompt, "decode", lambda _: next(texts))
-        assert list(captioner.caption(inputs()[:2])) == [["a cat"], Refusal("the captions are empty")]
+        assert list(captioner.caption(inputs()[:2])) == [["a cat"], Refusal("the answer has no caption in it")]
 
     with monkeypatch.context() as patch:
         fail = Mock(side_effect=RuntimeError("shapes do not match\nbut how"))

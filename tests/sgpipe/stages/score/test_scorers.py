@@ -13,14 +13,14 @@ from PIL import Image
 from transformers import AutoTokenizer, Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Processor
 
 from sgpipe.errors import UserError
-from sgpipe.recipe import Requests, Resources, packaged_model
+from sgpipe.recipe import Requests, Resources, TagConfig, packaged_model
 from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.stages.endpoint import CacheFolder, Choice
 from sgpipe.stages.score import scorer as scoring
 from sgpipe.stages.score import vlm
 from sgpipe.stages.score.clip import ClipModel, ClipScorer, split_name
-from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR, contrast_texts, marked_crop, marked_image
-from sgpipe.stages.score.vlm import NEITHER, ServedScorer, VlmScorer, ask_about, mean_of_orders, share_of_yes
+from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR, contrast_texts, marked_crop
+from sgpipe.stages.score.vlm import NEITHER, VlmScorer, ask_about, mean_of_orders, share_of_yes
 from tests.clip_checkpoints import make_clip, make_open_clip
 from tests.endpoint_server import EndpointServer, shown_image
 from tests.vlm_checkpoints import make_vlm
@@ -61,7 +61,7 @@ def scorer_of(folder: Path) -> ClipScorer:
 
 
 def vlm_of(folder: Path) -> VlmScorer:
-    return loaded(VlmScorer(str(folder), "cpu"))
+    return loaded(VlmScorer(TagConfig(tagger=str(folder), device="cpu")))
 
 
 def loaded(scorer: Any) -> Any:
@@ -147,13 +147,12 @@ def test_a_model_whose_settings_have_no_image_size(tmp_path: Path, image: Image.
 
 
 def test_the_subject_is_red_and_the_object_blue_where_they_are(grey: Image.Image) -> None:
-    marked = marked_image(grey, [DOG, CAT], CHASING, 1000)
+    marked, swapped = scoring.marked_images(grey, [DOG, CAT], [CHASING, Relation(1, 0, "chasing")], 1000)
     assert marked.size == grey.size
     assert marked.getpixel((10, 30)) == marked.getpixel((49, 30)) == SUBJECT_COLOUR
     assert marked.getpixel((60, 40)) == marked.getpixel((70, 69)) == OBJECT_COLOUR
     assert marked.getpixel((30, 30)) == marked.getpixel((70, 40)) == marked.getpixel((55, 30)) == GREY
     assert grey.getcolors(1) == [(120 * 90, GREY)], "the image itself is not drawn on"
-    swapped = marked_image(grey, [DOG, CAT], Relation(1, 0, "chasing"), 1000)
     assert (swapped.getpixel((10, 30)), swapped.getpixel((60, 40))) == (OBJECT_COLOUR, SUBJECT_COLOUR)
 
 
@@ -168,7 +167,8 @@ def test_a_crop_is_square_and_shows_both_boxes_with_a_margin(grey: Image.Image) 
 
 
 def test_a_relation_without_an_object_has_one_outline(grey: Image.Image) -> None:
-    for marked in (marked_crop(grey, [DOG, NOTHING], CHASING, 64), marked_image(grey, [DOG, NOTHING], CHASING, 64)):
+    objects = [DOG, NOTHING]
+    for marked in (marked_crop(grey, objects, CHASING, 64), *scoring.marked_images(grey, objects, [CHASING], 64)):
         colours = {colour for _, colour in marked.getcolors(1 << 16)}
         assert {SUBJECT_COLOUR, OBJECT_COLOUR} & colours == {SUBJECT_COLOUR}
 
@@ -176,7 +176,7 @@ def test_a_relation_without_an_object_has_one_outline(grey: Image.Image) -> None
 @pytest.mark.parametrize("box", [(10, 10, 0, 40), (10, 10, 30, 0), (200, 10, 30, 30), (-30, 10, 30, 30)])
 def test_a_box_without_area_in_the_image_is_not_shown(grey: Image.Image, box: tuple[float, ...]) -> None:
     for objects in permutations([DOG, Box("cat", 0, box)]):
-        assert [show(grey, objects, CHASING, 64) for show in (marked_crop, marked_image)] == [None] * 2
+        assert marked_crop(grey, objects, CHASING, 64) is scoring.visible_boxes(grey, objects, CHASING) is None
 
 
 ASKED = [Relation(0, 1, "riding"), Relation(0, 3, "smiling"), Relation(0, 4, "holding"), Relation(1, 0, "behind")]
@@ -209,8 +209,9 @@ def test_the_probability_is_that_of_the_first_token_in_both_orders(tmp_path: Pat
     model.register_forward_hook(lambda _, inputs, found: said.append(found.logits[0, -1].double()))
     [probability] = scorer.scores(image, OBJECTS, ASKED[:1])
     assert len(said) == 2
-    both = torch.cat([scorer._yes, scorer._no])
-    shares = [each.softmax(0)[scorer._yes].sum() / each.softmax(0)[both].sum() for each in said]
+    yes, no = scorer._model.prompt.yes_and_no
+    both = torch.cat([yes, no])
+    shares = [each.softmax(0)[yes].sum() / each.softmax(0)[both].sum() for each in said]
     assert probability == pytest.approx(torch.stack(shares).mean().item())
     with torch.no_grad():
         model.get_output_embeddings().weight.fill_(torch.nan)
@@ -243,8 +244,9 @@ def test_yes_has_many_spellings() -> None:
     assert mean_of_orders(0.2, NEITHER) is NEITHER
 
 
-def served(server: EndpointServer, cache: CacheFolder | None = None, **requests: object) -> ServedScorer:
-    scorer = ServedScorer(server.url, "tiny-vlm", Requests(**{"retries": 3, **requests}), cache)
+def served(server: EndpointServer, cache: CacheFolder | None = None, **requests: object) -> VlmScorer:
+    config = TagConfig(tagger="tiny-vlm", endpoint=server.url, requests=Requests(**{"retries": 3, **requests}))
+    scorer = VlmScorer(config, cache)
     scorer.load()
     return scorer
 
