@@ -229,198 +229,183 @@ class ParsedRelation(NamedTuple):
 
 def relations(tree: Tree) -> list[ParsedRelation]:
     """Return all distinct relations of a repaired tree, in the order of the words that state them."""
-    finder = _Finder(tree)
+    found: list[ParsedRelation] = []
     for index in range(len(tree)):
         word, dep = tree.texts[index], tree.deps[index]
         if tree.is_verb(index):
-            finder.verb(index)
+            found += _of_verb(tree, index)
         elif dep in ("prep", "agent", "dative") or (tree.tags[index] == "IN" and dep != "mark"):
-            finder.preposition(index)
+            found += _of_preposition(tree, index)
         elif dep == "poss":
-            finder.possessive(index)
+            found += _of_possessive(tree, index)
         noun = tree.heads[index]
         if word == "covered" and dep in ("amod", "compound", "nmod") and noun > index > 0:
             if tree.is_noun(index - 1) and tree.is_noun(noun):  # "snow covered hills"
-                finder.state([index - 1], ["covering"], [noun])
+                found += _stated(tree, [index - 1], ["covering"], [noun])
         elif word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES and is_entity(tree, noun) and noun > index:
-            finder.state([noun], ["has"], [index])  # "a black haired boy" has hair
-    return list(finder.relations)
+            found += _stated(tree, [noun], ["has"], [index])  # "a black haired boy" has hair
+    return list(dict.fromkeys(found))
 
 
-class _Finder:
-    """Collects relations in a dictionary, which keeps their order and drops repetitions."""
+def _stated(
+    tree: Tree, subjects: list[int], words: list[str], objects: list[int], *, verb: bool = True
+) -> list[ParsedRelation]:
+    """Return the relations of people that are meant and of things; `verb`: whether their predicate starts with one."""
+    people = [person_meant(tree, noun) for noun in subjects]
+    pairs = [(subject, person_meant(tree, noun, subject)) for subject in people for noun in objects]
+    return [_related(subject, words, thing, verb) for subject, thing in pairs if subject != thing]
 
-    def __init__(self, tree: Tree) -> None:
-        self.tree = tree
-        self.relations: dict[ParsedRelation, None] = {}
 
-    def state(self, subjects: list[int], words: list[str], objects: list[int], *, verb: bool = True) -> None:
-        """Add relations; `verb`: whether their predicate starts with one."""
-        tree = self.tree
-        for subject in [person_meant(tree, noun) for noun in subjects]:
-            for thing in [person_meant(tree, noun, subject) for noun in objects]:
-                if subject != thing:
-                    self._add(subject, words, thing, verb)
+def _related(subject: int, words: list[str], thing: int, verb: bool) -> ParsedRelation:
+    lemma = " ".join([verb_lemma(words[0]), *words[1:]] if verb else words)
+    return ParsedRelation(subject, " ".join(words), thing, lemma)
 
-    def _add(self, subject: int, words: list[str], thing: int, verb: bool) -> None:
-        lemma = " ".join([verb_lemma(words[0]), *words[1:]] if verb else words)
-        self.relations[ParsedRelation(subject, " ".join(words), thing, lemma)] = None
 
-    def verb(self, verb: int) -> None:
-        """Relations of a transitive verb."""
-        tree = self.tree
-        if tree.texts[verb] in lexicon.BE:
-            return
-        things = objects(tree, verb)
-        lemma = verb_lemma(tree.texts[verb])
-        if lemma in ("do", "perform"):
-            things = [thing for thing in things if head_noun(tree, thing) not in lexicon.EVENT_NOUNS]
-        if lemma == "have" and any(points_back(tree, each) for each in (verb, *things)):
-            return
-        if things:
-            self.state(subjects(tree, verb), [tree.texts[verb], *_particles(tree, verb)], things)
-        elif any(tree.texts[child] == "each other" for child in tree.dependents(verb, "dobj")):
-            self._reciprocal(subjects(tree, verb), [tree.texts[verb]], verb=True)
+def _of_verb(tree: Tree, verb: int) -> list[ParsedRelation]:
+    """Relations of a transitive verb."""
+    if tree.texts[verb] in lexicon.BE:
+        return []
+    things = objects(tree, verb)
+    lemma = verb_lemma(tree.texts[verb])
+    if lemma in ("do", "perform"):
+        things = [thing for thing in things if head_noun(tree, thing) not in lexicon.EVENT_NOUNS]
+    if lemma == "have" and any(points_back(tree, each) for each in (verb, *things)):
+        return []
+    if things:
+        return _stated(tree, subjects(tree, verb), [tree.texts[verb], *_particles(tree, verb)], things)
+    if any(tree.texts[child] == "each other" for child in tree.dependents(verb, "dobj")):
+        return _reciprocal(subjects(tree, verb), [tree.texts[verb]], verb=True)
+    return []
 
-    def preposition(self, preposition: int) -> None:
-        """Relations of a preposition with the noun, verb, adjective or preposition that governs it."""
-        tree = self.tree
-        words, head = governor(tree, preposition)
-        if head == preposition or (words == ["of"] and tree.texts[tree.heads[preposition]] in lexicon.SOME_OF):
-            return
-        if any(tree.texts[child] == "each other" for child in tree.dependents(preposition, "pobj")):
-            if is_entity(tree, head):
-                self._reciprocal(modified(tree, head, len(tree)), words, verb=False)
-            elif tree.tags[head].startswith("VB"):
-                copula = tree.texts[head] in lexicon.BE
-                stated = words if copula else [tree.texts[head], *words]
-                self._reciprocal(subjects(tree, head), stated, verb=not copula)
-            return
-        things: list[int] = []
-        for child in tree.dependents(preposition, "pobj", "pcomp"):
-            if tree.texts[child] in ("it", "them"):
-                things += referents(tree, preposition, child)
-            elif is_entity(tree, child):
-                things += coordinated(tree, child)
-        stranded = not tree.children[preposition] and tree.deps[head] == "relcl"
-        if stranded and is_entity(tree, tree.heads[head]):
-            things = [tree.heads[head]]
-        if not things:
-            return
-        if tree.tags[head].startswith("VB"):
-            self._after_verb(head, words, things)
-        elif is_entity(tree, head):
-            self._after_noun(head, preposition, words, things)
-        elif tree.dependents(head, "nsubj"):
-            self._place(subjects(tree, head), words, things)
 
-    def _reciprocal(self, nouns: list[int], words: list[str], verb: bool) -> None:
-        """Relate two nouns to each other, or a plural to itself ("two dogs next to each other")."""
-        if nouns:
-            self._add(nouns[0], words, nouns[1] if len(nouns) > 1 else nouns[0], verb)
+def _of_preposition(tree: Tree, preposition: int) -> list[ParsedRelation]:
+    """Relations of a preposition with the noun, verb, adjective or preposition that governs it."""
+    words, head = governor(tree, preposition)
+    if head == preposition or (words == ["of"] and tree.texts[tree.heads[preposition]] in lexicon.SOME_OF):
+        return []
+    of_verb = tree.tags[head].startswith("VB")
+    if any(tree.texts[child] == "each other" for child in tree.dependents(preposition, "pobj")):
+        if is_entity(tree, head):
+            return _reciprocal(modified(tree, head, len(tree)), words, verb=False)
+        copula = tree.texts[head] in lexicon.BE
+        stated = words if copula else [tree.texts[head], *words]
+        return _reciprocal(subjects(tree, head), stated, verb=not copula) if of_verb else []
+    things: list[int] = []
+    for child in tree.dependents(preposition, "pobj", "pcomp"):
+        if tree.texts[child] in ("it", "them"):
+            things += referents(tree, preposition, child)
+        elif is_entity(tree, child):
+            things += coordinated(tree, child)
+    stranded = not tree.children[preposition] and tree.deps[head] == "relcl"
+    if stranded and is_entity(tree, tree.heads[head]):
+        things = [tree.heads[head]]
+    if things and of_verb:
+        return _after_verb(tree, head, words, things)
+    if things and is_entity(tree, head):
+        return _after_noun(tree, head, preposition, words, things)
+    return _place(tree, subjects(tree, head), words, things) if things and tree.dependents(head, "nsubj") else []
 
-    def _after_verb(self, verb: int, words: list[str], things: list[int]) -> None:
-        tree = self.tree
-        doers, direct = subjects(tree, verb), objects(tree, verb)
-        if tree.texts[verb] in lexicon.BE:
-            self._place(doers, words, things)
-        elif not direct and self._passive(verb, words, doers, things):
-            return
-        elif direct and words == ["at"] and head_noun(tree, things[0]) not in lexicon.PLACES:
-            self.state(doers, [tree.texts[verb], "at"], things)
-        elif direct:
-            self._place(self._located(verb, words, doers, direct, things), words, things)
-        elif words == ["in"] and head_noun(tree, things[0]) in lexicon.CLOTHES:
-            self.state(doers, ["wearing"], things)
-        else:
-            particles = _particles(tree, verb)
-            if words[0] in lexicon.STATIC_PREPOSITIONS and verb_lemma(tree.texts[verb]) in lexicon.POSTURE_VERBS:
-                particles = []
-            self.state(doers, [tree.texts[verb], *particles, *words], things)
 
-    def _passive(self, verb: int, words: list[str], undergoers: list[int], things: list[int]) -> bool:
-        """State a passive with an agent as active, "ridden by a man" as "man riding"; return whether it was stated."""
-        tree, lemma = self.tree, verb_lemma(self.tree.texts[verb])
-        participle = tree.tags[verb] in ("VBN", "VBD") and tree.deps[verb] in _PASSIVE_LABELS
-        active = not participle or tree.dependents(verb, "dobj", "aux")
-        if active and not tree.dependents(verb, "auxpass", "nsubjpass"):
-            return False
-        agent = words == ["by"] and lemma not in lexicon.LOCATIVE_BY
-        if agent or (words in (["in"], ["with"]) and lemma in ("cover", "surround")):
-            self.state(things, [gerund(tree.texts[verb])], undergoers)
-        elif lemma == "dress" and words == ["in"]:
-            self.state(undergoers, ["wearing"], things)
-        else:
-            return False
-        return True
+def _reciprocal(nouns: list[int], words: list[str], verb: bool) -> list[ParsedRelation]:
+    """Relate two nouns to each other, or a plural to itself ("two dogs next to each other")."""
+    return [_related(nouns[0], words, nouns[1] if len(nouns) > 1 else nouns[0], verb)] if nouns else []
 
-    def _located(
-        self, verb: int, words: list[str], doers: list[int], direct: list[int], things: list[int]
-    ) -> list[int]:
-        """In "a man VERB a thing PREPOSITION a place": whether the man or the thing is at the place.
 
-        Who plays or rides is there. What is held, worn or put is, unless the place is one of `PLACES`.
-        """
-        place = head_noun(self.tree, things[0])
-        if not doers or place in lexicon.BODY_PARTS or things[0] in doers:
-            return direct
-        lemma = verb_lemma(self.tree.texts[verb])
-        if lemma == "wear" and words == ["with"]:
-            return direct
-        if place in lexicon.PLACES or words in (["at"], ["with"]):
-            return doers
-        if words in (["under"], ["over"], ["around"], ["to"], ["into"], ["onto"], ["behind"]):
-            return direct
-        return direct if lemma in lexicon.HOLDING_VERBS else doers
+def _after_verb(tree: Tree, verb: int, words: list[str], things: list[int]) -> list[ParsedRelation]:
+    doers, direct = subjects(tree, verb), objects(tree, verb)
+    if tree.texts[verb] in lexicon.BE:
+        return _place(tree, doers, words, things)
+    if not direct and (stated := _passive(tree, verb, words, doers, things)) is not None:
+        return stated
+    if direct and words == ["at"] and head_noun(tree, things[0]) not in lexicon.PLACES:
+        return _stated(tree, doers, [tree.texts[verb], "at"], things)
+    if direct:
+        return _place(tree, _located(tree, verb, words, doers, direct, things), words, things)
+    if words == ["in"] and head_noun(tree, things[0]) in lexicon.CLOTHES:
+        return _stated(tree, doers, ["wearing"], things)
+    particles = _particles(tree, verb)
+    if words[0] in lexicon.STATIC_PREPOSITIONS and verb_lemma(tree.texts[verb]) in lexicon.POSTURE_VERBS:
+        particles = []
+    return _stated(tree, doers, [tree.texts[verb], *particles, *words], things)
 
-    def _after_noun(self, noun: int, preposition: int, words: list[str], things: list[int]) -> None:
-        tree = self.tree
-        if words == ["of"]:
-            self._of(noun, things)
-            return
-        if words == ["with"] and any(points_back(tree, thing) for thing in things):
-            return
-        located, verb = modified(tree, noun, preposition), tree.heads[noun]
-        is_object = tree.deps[noun] == "dobj" and tree.is_verb(verb) and words != ["with"]
-        if is_object and verb_lemma(tree.texts[verb]) not in ("have", "wear"):
-            located = self._located(verb, words, subjects(tree, verb), located, things)
-        self._place(located, words, things)
 
-    def _place(self, located: list[int], words: list[str], things: list[int]) -> None:
-        """Relate things to a place without a verb; "in" clothes is "wearing" them."""
-        if words == ["in"] and head_noun(self.tree, things[0]) in lexicon.CLOTHES:
-            self.state(located, ["wearing"], things)
-        else:
-            self.state(located, words, things, verb=False)
+def _passive(
+    tree: Tree, verb: int, words: list[str], undergoers: list[int], things: list[int]
+) -> list[ParsedRelation] | None:
+    """Return a passive with an agent as active, "ridden by a man" as "man riding"; None if it is not a passive."""
+    lemma = verb_lemma(tree.texts[verb])
+    participle = tree.tags[verb] in ("VBN", "VBD") and tree.deps[verb] in _PASSIVE_LABELS
+    active = not participle or tree.dependents(verb, "dobj", "aux")
+    if active and not tree.dependents(verb, "auxpass", "nsubjpass"):
+        return None
+    agent = words == ["by"] and lemma not in lexicon.LOCATIVE_BY
+    if agent or (words in (["in"], ["with"]) and lemma in ("cover", "surround")):
+        return _stated(tree, things, [gerund(tree.texts[verb])], undergoers)
+    return _stated(tree, undergoers, ["wearing"], things) if lemma == "dress" and words == ["in"] else None
 
-    def _of(self, noun: int, things: list[int]) -> None:
-        """ "of" after a container or a depiction names its contents, otherwise the owner of the noun."""
-        head = head_noun(self.tree, noun)
-        if head in lexicon.PARTITIVES:
-            return
-        named = " " in phrase(self.tree, noun)
-        if head in lexicon.CONTAINERS_ON and not named:
-            self.state(things, ["on"], [noun], verb=False)
-        elif head in lexicon.CONTAINERS_IN or head in lexicon.DEPICTIONS:
-            self.state(things, ["in"], [noun], verb=False)
-        elif head in lexicon.DISHES:
-            self.state([noun], ["has"], things)
-        else:
-            self.state(things, ["has"], coordinated(self.tree, noun))
 
-    def possessive(self, owner: int) -> None:
-        """ "the man's hat"; "his head" only after a preposition."""
-        tree = self.tree
-        thing = tree.heads[owner]
-        if not is_entity(tree, thing):
-            return
-        if tree.is_noun(owner):
-            self.state(coordinated(tree, owner), ["has"], [thing])
-        elif tree.tags[owner] == "PRP$" and head_noun(tree, thing) in lexicon.BODY_PARTS and tree.deps[thing] == "pobj":
-            owners = sorted(noun for noun in nouns_above(tree, thing) if noun < thing)
-            self.state(owners[:1], ["has"], [thing])
-        elif tree.tags[owner] == "PRP$" and tree.deps[thing] == "conj" and tree.is_noun(tree.heads[thing]):
-            self.state([tree.heads[thing]], ["with"], [thing], verb=False)
+def _located(
+    tree: Tree, verb: int, words: list[str], doers: list[int], direct: list[int], things: list[int]
+) -> list[int]:
+    """In "a man VERB a thing PREPOSITION a place": whether the man or the thing is at the place.
+
+    Who plays or rides is there. What is held, worn or put is, unless the place is one of `PLACES`.
+    """
+    place, lemma = head_noun(tree, things[0]), verb_lemma(tree.texts[verb])
+    if not doers or place in lexicon.BODY_PARTS or things[0] in doers or (lemma == "wear" and words == ["with"]):
+        return direct
+    if place in lexicon.PLACES or words in (["at"], ["with"]):
+        return doers
+    if words in (["under"], ["over"], ["around"], ["to"], ["into"], ["onto"], ["behind"]):
+        return direct
+    return direct if lemma in lexicon.HOLDING_VERBS else doers
+
+
+def _after_noun(tree: Tree, noun: int, preposition: int, words: list[str], things: list[int]) -> list[ParsedRelation]:
+    if words == ["of"]:
+        return _of_noun(tree, noun, things)
+    if words == ["with"] and any(points_back(tree, thing) for thing in things):
+        return []
+    located, verb = modified(tree, noun, preposition), tree.heads[noun]
+    is_object = tree.deps[noun] == "dobj" and tree.is_verb(verb) and words != ["with"]
+    if is_object and verb_lemma(tree.texts[verb]) not in ("have", "wear"):
+        located = _located(tree, verb, words, subjects(tree, verb), located, things)
+    return _place(tree, located, words, things)
+
+
+def _place(tree: Tree, located: list[int], words: list[str], things: list[int]) -> list[ParsedRelation]:
+    """Relate things to a place without a verb; "in" clothes is "wearing" them."""
+    worn = words == ["in"] and head_noun(tree, things[0]) in lexicon.CLOTHES
+    return _stated(tree, located, ["wearing"] if worn else words, things, verb=worn)
+
+
+def _of_noun(tree: Tree, noun: int, things: list[int]) -> list[ParsedRelation]:
+    """ "of" after a container or a depiction names its contents, otherwise the owner of the noun."""
+    head = head_noun(tree, noun)
+    if head in lexicon.PARTITIVES:
+        return []
+    if head in lexicon.CONTAINERS_ON and " " not in phrase(tree, noun):
+        return _stated(tree, things, ["on"], [noun], verb=False)
+    if head in lexicon.CONTAINERS_IN or head in lexicon.DEPICTIONS:
+        return _stated(tree, things, ["in"], [noun], verb=False)
+    if head in lexicon.DISHES:
+        return _stated(tree, [noun], ["has"], things)
+    return _stated(tree, things, ["has"], coordinated(tree, noun))
+
+
+def _of_possessive(tree: Tree, owner: int) -> list[ParsedRelation]:
+    """ "the man's hat"; "his head" only after a preposition."""
+    thing, pronoun = tree.heads[owner], tree.tags[owner] == "PRP$"
+    if not is_entity(tree, thing):
+        return []
+    if tree.is_noun(owner):
+        return _stated(tree, coordinated(tree, owner), ["has"], [thing])
+    if pronoun and head_noun(tree, thing) in lexicon.BODY_PARTS and tree.deps[thing] == "pobj":
+        owners = sorted(noun for noun in nouns_above(tree, thing) if noun < thing)
+        return _stated(tree, owners[:1], ["has"], [thing])
+    if pronoun and tree.deps[thing] == "conj" and tree.is_noun(tree.heads[thing]):
+        return _stated(tree, [tree.heads[thing]], ["with"], [thing], verb=False)
+    return []
 
 
 def _particles(tree: Tree, verb: int) -> list[str]:
