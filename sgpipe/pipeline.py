@@ -241,7 +241,7 @@ class Pipeline:
         for model in models_of(self.recipe).values():
             existing_model(model)
         self._boxes = existing_file(Path(boxes)) if boxes else None
-        self._loaded: dict[tuple[str, ...], list[Stage]] = {}
+        self._others: tuple[dict[str, int], list[Stage]] = {}, []
 
     @overload
     def __call__(
@@ -328,10 +328,13 @@ class Pipeline:
     def _stages(self, record: Record, boxes: GivenBoxes | None) -> list[Stage]:
         """Return what is left to do for a record, which gets its boxes if they are given. Models are loaded once."""
         if boxes is None:
-            return [*filter(None, [self._finder]), *self._labellers(self._classes)]
+            return [*filter(None, [self._finder]), *self._labellers]
         record.objects = boxes.objects(record.width, record.height)
-        others = sorted(set(boxes.classes) - set(self._classes))
-        return self._labellers(self._classes | {name: at for at, name in enumerate(others, len(self._classes) + 1)})
+        new = sorted(set(boxes.classes) - set(self._classes))
+        classes = self._classes | {name: number for number, name in enumerate(new, len(self._classes) + 1)}
+        if new and classes != self._others[0]:
+            self._others = classes, [stage.with_classes(classes) for stage in self._labellers]
+        return self._others[1] if new else self._labellers
 
     @cached_property
     def _finder(self) -> DetectStage | GivenBoxesStage | None:
@@ -353,18 +356,13 @@ class Pipeline:
             return {name: number for number, name in enumerate(detector_classes(self.recipe.detect), 1)}
         return {name: number for number, name in category_names(self.recipe.source.format).items()}
 
-    def _labellers(self, numbered: dict[str, int]) -> list[Stage]:
-        classes = tuple(numbered)
-        if not self._loaded:
-            stages = build_stages(self.recipe, _ROOTS, numbered)
-            for stage in stages:
-                stage.setup()
-            self._loaded[classes] = stages
-        elif classes not in self._loaded:
-            first = next(iter(self._loaded))
-            others = [stage.with_classes(numbered) for stage in self._loaded[first]]
-            self._loaded = {first: self._loaded[first], classes: others}
-        return self._loaded[classes]
+    @cached_property
+    def _labellers(self) -> list[Stage]:
+        """What is done for images with boxes of `_classes`."""
+        stages = build_stages(self.recipe, _ROOTS, self._classes)
+        for stage in stages:
+            stage.setup()
+        return stages
 
 
 def _to_file(image: ImageInput) -> Path | Image.Image:

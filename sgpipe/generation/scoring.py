@@ -20,9 +20,9 @@ from sgpipe.images import ImageError, open_row_image
 from sgpipe.recipe import TagConfig
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.endpoint import CacheFolder, Refusal
-from sgpipe.stages.score import make_scorer
 from sgpipe.stages.score.clip import ClipModel
 from sgpipe.stages.score.scorer import Score, is_directed, relation_text
+from sgpipe.stages.score.vlm import VlmScorer
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder, copy_run
 from sgpipe.storage.shards import CLIP_SCORE, SCORES, VLM_SCORE, embedded_images, read_file
@@ -161,7 +161,7 @@ def vlm_identity(config: TagConfig) -> dict[str, Any]:
 
 def vlm_scorer(config: TagConfig, out: Path) -> Scorer:
     """Return the scorer, or raises UserError. `out`: the scored copy, which keeps answers of a server."""
-    scorer = make_scorer(config, CacheFolder(RunFolder(out).private))
+    scorer = VlmScorer(config, CacheFolder(RunFolder(out).private))
     scorer.check()
     scorer.load()
     return lambda record, image: scorer.scores(image, record.objects, record.relations)

@@ -23,8 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_OBJECT_DETECTION_MA
 from rlip_model.boxes import to_corners
 from rlip_model.image import to_pixel_values
 from rlip_model.model import ParSeD, ParSeDA, TripletDetector
-from rlip_model.pretrained import CheckpointError
-from rlip_model.text import NO_OBJECTS, TokenizerError
+from rlip_model.text import NO_OBJECTS
 from sgpipe.errors import UserError, existing_folder, first_line
 from sgpipe.files.locations import Location
 from sgpipe.files.model_cache import local_model
@@ -50,10 +49,8 @@ def load_detector(model: Location) -> TripletDetector:
     kind = str(known_settings(str(folder)).get("model_type"))
     if kind == "rlip_tagger":
         raise UserError(f"{model} is an R-Tagger, which needs boxes: use it as tag.tagger (--tagger)")
-    try:
+    with loading("detector"):
         return _KINDS.get(kind, ParSeDA).from_pretrained(folder).eval()
-    except (CheckpointError, TokenizerError) as reason:
-        raise UserError(str(reason)) from None
 
 
 # Zero-shot detectors that return the index of a class, and those that return a phrase of the prompt.

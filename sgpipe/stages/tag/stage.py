@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from copy import copy
 from functools import cache
 from hashlib import blake2b
 from heapq import nsmallest
@@ -20,9 +19,8 @@ from transformers import PreTrainedTokenizerBase
 from rlip_model.attention import gpu_sampling
 from rlip_model.image import enlarge, normalise, resized, to_pixel_values, to_pixels
 from rlip_model.model import RTagger
-from rlip_model.pretrained import CheckpointError
 from rlip_model.queries import GivenPairs
-from rlip_model.text import NO_OBJECTS, LabelFeatures, TokenizerError, pad_labels
+from rlip_model.text import NO_OBJECTS, LabelFeatures, pad_labels
 from sgpipe.calibration import threshold_of_recipe
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImageFile, ImagePlace
@@ -31,10 +29,12 @@ from sgpipe.recipe import PairConfig, TagConfig
 from sgpipe.records import Pair, Record, Relation, deduplicate
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.base import ImageStage
+from sgpipe.stages.checkpoint import loading
 from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.pair import HeadMatcher
-from sgpipe.stages.score import make_scorer
-from sgpipe.stages.score.scorer import NO_AREA
+from sgpipe.stages.score.clip import ClipScorer
+from sgpipe.stages.score.scorer import NO_AREA, RelationScorer
+from sgpipe.stages.score.vlm import VlmScorer
 from sgpipe.stages.tag.methods import candidates
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.gpu import GPU_THREADS, Compiled, GpuMemory, compile_forward, enough_memory, gpu_use
@@ -154,38 +154,24 @@ class TagStage(ImageStage):
     ) -> None:
         """`object_names`: every class name of the dataset. `pair`, `seed`: of the run."""
         super().__init__(config, roots)
-        self.pair, self.seed = pair or PairConfig(), seed
-        self._set_texts({name: name for name in object_names})
-
-    def _set_texts(self, texts: dict[str, str]) -> None:
-        """`texts`: what the tagger reads for each class."""
-        self.texts = texts
-        self.object_names = sorted(set(texts.values()))  # their order decides the last bits of scores
-
-    def with_classes(self, classes: Mapping[str, int]) -> TagStage:
-        other = copy(self)
-        other._set_texts({name: text_to_read(name, self.tagger.tokenizer) for name in classes})
-        return other
+        self.pair, self.seed, self.classes = pair or PairConfig(), seed, object_names
 
     def check(self) -> None:
         if self.config.tagger is not None:
-            try:
+            with loading("tag.tagger"):
                 RTagger.check(local_model(self.config.tagger, whole=False))
-            except CheckpointError as reason:
-                raise UserError(str(reason)) from reason
             threshold_of_recipe(self.config, self.pair)
 
     def setup(self) -> None:
         self.threshold = threshold_of_recipe(self.config, self.pair)
         self.set_up_device()
         self.dtype = pick_dtype(self.config.dtype, self.device)
-        try:
+        with loading("tag.tagger"):
             self.tagger = RTagger.from_pretrained(local_model(str(self.config.tagger))).eval()
-        except (CheckpointError, TokenizerError) as reason:
-            raise UserError(str(reason)) from reason
         nn.Module.to(self.tagger, self.device)
         self.tagger.prepare_inference(self.dtype)
-        self._set_texts({name: text_to_read(name, self.tagger.tokenizer) for name in self.texts})
+        self.texts = {name: text_to_read(name, self.tagger.tokenizer) for name in self.classes}
+        self.object_names = sorted(set(self.texts.values()))  # their order decides the last bits of scores
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
         elsewhere = self.device.type != "cpu"
         self.gpu_threads = GPU_THREADS if elsewhere else 0
@@ -354,13 +340,18 @@ class ScoredStage(ImageStage):
         super().__init__(config, roots)
         self.pair = pair or PairConfig()
 
+    def _make_scorer(self) -> RelationScorer:
+        if self.config.method == "vlm":
+            return VlmScorer(self.config, self.cache_folder)
+        return ClipScorer(local_model(str(self.config.tagger)), self.config.device, self.config.resources.gpus or 0)
+
     def check(self) -> None:
         threshold_of_recipe(self.config, self.pair)
-        make_scorer(self.config, self.cache_folder).check()
+        self._make_scorer().check()
 
     def setup(self) -> None:
         self.threshold = threshold_of_recipe(self.config, self.pair)
-        self.scorer = make_scorer(self.config, self.cache_folder)
+        self.scorer = self._make_scorer()
         self.set_up_device(here=self.config.endpoint is None)
         self.scorer.load()
 

@@ -56,15 +56,17 @@ def record(index: int, pairs: list[Pair] | None = None) -> Record:
     return Record(str(index), "test", "val", f"{index}.png", 120, 90 + index, objects, pairs=own)
 
 
-def stage(folder: Path, pair: PairConfig | None = None, **changes: object) -> TagStage:
+def stage(folder: Path, pair: PairConfig | None = None, names: Sequence[str] = NAMES, **changes: object) -> TagStage:
     """A stage of its own, with nothing cached."""
-    return copy.deepcopy(_loaded(folder, pair, tuple(changes.items())))
+    return copy.deepcopy(_loaded(folder, pair, tuple(names), tuple(changes.items())))
 
 
 @cache
-def _loaded(folder: Path, pair: PairConfig | None, changes: tuple[tuple[str, object], ...]) -> TagStage:
+def _loaded(
+    folder: Path, pair: PairConfig | None, names: tuple[str, ...], changes: tuple[tuple[str, object], ...]
+) -> TagStage:
     values = {"tagger": str(folder / "tagger"), "short_side": 64, "long_side": 128, "threshold": 0.0, **dict(changes)}
-    made = TagStage(TagConfig.model_validate(values), {"val": folder}, NAMES, pair)
+    made = TagStage(TagConfig.model_validate(values), {"val": folder}, names, pair)
     made.setup()
     return made
 
@@ -108,9 +110,9 @@ def in_batches(made: TagStage, size: int) -> TagStage:
     return made
 
 
-def of_many_groups(folder: Path, pair: PairConfig | None = None) -> TagStage:
+def of_many_groups(folder: Path, pair: PairConfig | None = None, names: Sequence[str] = NAMES) -> TagStage:
     """Groups of pairs of different numbers and predicates."""
-    return stage(folder, pair, group_size=2, chunk=2)
+    return stage(folder, pair, names, group_size=2, chunk=2)
 
 
 def of_equal_size() -> list[Record]:
@@ -145,13 +147,11 @@ OTHERS = ("above", "near", "behind", "front", "objects")
 
 
 def per_image(folder: Path, others: int, names: Sequence[str] = (*NAMES, *OTHERS), **changes: object) -> TagStage:
-    made = stage(folder, vocabulary="image", vocabulary_others=others, group_size=2, chunk=2, **changes)
-    return made.with_classes(dict.fromkeys(names, 1))
+    return stage(folder, None, names, vocabulary="image", vocabulary_others=others, group_size=2, chunk=2, **changes)
 
 
 def test_a_vocabulary_of_the_image_that_has_all_classes_gives_the_same_bits(folder: Path) -> None:
-    names = (*NAMES, *OTHERS)
-    whole = of_many_groups(folder).with_classes(dict.fromkeys(names, 1))(of_equal_size())
+    whole = of_many_groups(folder, names=(*NAMES, *OTHERS))(of_equal_size())
     assert per_image(folder, len(OTHERS))(of_equal_size()) == whole
     assert per_image(folder, 0, NAMES)([record(0)]) == of_many_groups(folder)([record(0)])
     assert per_image(folder, 2)(of_equal_size()) != whole
@@ -162,7 +162,7 @@ def test_the_image_decides_its_vocabulary_with_the_seed(folder: Path) -> None:
     lists = [made._classes(each) for each in records]
     assert all(each == sorted(each) and set(NAMES) < set(each) and len(each) == 5 for each in lists)
     assert len({tuple(each) for each in lists}) > 1
-    backwards = made.with_classes(dict.fromkeys([*OTHERS, *reversed(NAMES)], 1))
+    backwards = per_image(folder, 2, [*OTHERS, *reversed(NAMES)])
     assert [backwards._classes(each) for each in records[::-1]] == lists[::-1]
     made.seed = 1
     assert [made._classes(each) for each in records] != lists
