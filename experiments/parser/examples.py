@@ -52,7 +52,8 @@ def annotate(captions: Sequence[GoldCaption], model: Language) -> list[Annotated
 
 def make_tables(annotated: Iterable[Annotated], least_word: int, least_part: int) -> dict[str, list[str]]:
     """The lists of `Tables`: all labels, and words, verbs and rests that occur often enough; and all predicates."""
-    counts: dict[str, Counter[str]] = {name: Counter() for name in (*Tables.__annotations__, "predicates")}
+    names = ("words", "tags", "deps", "verbs", "rests", "predicates")
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     for item in annotated:
         tree = item.sentence.tree
         counts["words"].update(tree.texts)
@@ -109,8 +110,8 @@ def make_example(item: Annotated, tables: Tables, mentions: Sequence[int]) -> Ex
             continue
         verb, rest = split_predicate(predicate)
         related[row] = 1
-        verbs[row] = tables.verbs.get(verb, -1) if verb else 0
-        rests[row] = tables.rests.get(rest, -1) if rest else 0
+        verbs[row] = tables["verbs"].get(verb, -1) if verb else 0
+        rests[row] = tables["rests"].get(rest, -1) if rest else 0
         copies[row] = [verb == lemma for lemma in lemmas]
     named = np.full(count, -1)
     for head, own in aligned.names.items():

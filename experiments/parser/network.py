@@ -56,10 +56,10 @@ class ParserNetwork(nn.Module):
     def __init__(self, tables: Tables, sizes: Sizes, dropout: float = 0.2) -> None:
         super().__init__()
         s = sizes
-        self.word = nn.Embedding(len(tables.words) + 1, s.word)
+        self.word = nn.Embedding(len(tables["words"]) + 1, s.word)
         self.suffix = nn.Embedding(SUFFIXES, s.suffix)
-        self.tag = nn.Embedding(len(tables.tags) + 1, s.label)
-        self.dep = nn.Embedding(len(tables.deps) + 1, s.label)
+        self.tag = nn.Embedding(len(tables["tags"]) + 1, s.label)
+        self.dep = nn.Embedding(len(tables["deps"]) + 1, s.label)
         self.role = nn.Embedding(4, s.label)
         self.enter = nn.Linear(s.hidden + s.word + s.suffix + 3 * s.label, s.width)
         self.layers = nn.ModuleList(nn.Linear((NEIGHBOURS + 1) * s.width, s.width) for _ in range(s.layers))
@@ -70,8 +70,8 @@ class ParserNetwork(nn.Module):
         self.distance = nn.Embedding(DISTANCES, s.pair)
         self.path = nn.Embedding(PATHS, s.pair)
         self.rule = nn.Embedding(4, s.pair)
-        self.rule_verb = nn.Embedding(len(tables.verbs) + 1, s.pair)
-        self.rule_rest = nn.Embedding(len(tables.rests) + 1, s.pair)
+        self.rule_verb = nn.Embedding(len(tables["verbs"]) + 1, s.pair)
+        self.rule_rest = nn.Embedding(len(tables["rests"]) + 1, s.pair)
         self.query = nn.Linear(s.pair, 2 * s.key)
         self.key = nn.Linear(s.width, 3 * s.key)
         self.place = nn.Embedding(PLACES, 2)
@@ -79,8 +79,8 @@ class ParserNetwork(nn.Module):
         self.offer = nn.Linear(s.pair, s.offer)
         self.compare = nn.Linear(s.pair + 4 * s.offer, s.pair)
         self.related = nn.Linear(s.pair, 1)
-        self.verb = nn.Linear(s.pair, len(tables.verbs) + 1)
-        self.rest = nn.Linear(s.pair, len(tables.rests) + 1)
+        self.verb = nn.Linear(s.pair, len(tables["verbs"]) + 1)
+        self.rest = nn.Linear(s.pair, len(tables["rests"]) + 1)
         self.dropout = nn.Dropout(dropout)
         self.word_dropout = 0.05
         for table in (self.distance, self.path, self.rule, self.rule_verb, self.rule_rest, self.place):

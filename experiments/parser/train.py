@@ -29,7 +29,7 @@ from experiments.parser.gold import captions_to_exclude, learn_names, read_gold
 from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
 from sgpipe.recipe import Config
-from sgpipe.stages.parse.learned.parser import Tables
+from sgpipe.stages.parse.learned.parser import Tables, number_tables
 from sgpipe.stages.parse.rules import load_model
 
 GOLD = Path("tests/golden/parser")
@@ -142,7 +142,7 @@ def train_parser(data: Path, out: Path, config: ParserTraining, gold: Path, cons
     captions = annotate(graphs, model)
     names = learn_names((graph, caption.sentence.tree) for graph, caption in zip(graphs, captions, strict=True))
     lists = make_tables(captions, config.least_word, config.least_part)
-    tables = Tables.of(lists)
+    tables = number_tables(lists)
     examples = make_examples(captions, tables, config, model)
     console.print(f"{len(examples):,} examples after {time.process_time() - start:.0f} CPU-seconds")
     trainer = Trainer(tables, config)

@@ -14,7 +14,7 @@ from experiments.parser.examples import annotate, collate, make_example, make_ta
 from experiments.parser.gold import captions_to_exclude, read_gold
 from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
-from sgpipe.stages.parse.learned.parser import Network, Tables
+from sgpipe.stages.parse.learned.parser import Network, number_tables
 from sgpipe.stages.parse.rules import load_model
 
 ROWS = [
@@ -62,7 +62,7 @@ def test_gold_relations_are_found_in_the_caption(annotated):
 
 def test_the_shipped_forward_pass_is_that_of_the_training(annotated):
     lists = make_tables(annotated, 1, 1)
-    tables = Tables.of(lists)
+    tables = number_tables(lists)
     torch.manual_seed(0)
     network = ParserNetwork(tables, Sizes(), dropout=0.2).eval()
     examples = [make_example(item, tables, range(len(item.sentence.tree))) for item in annotated]

@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import islice, pairwise, tee
 from math import exp, log
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from zlib import crc32
 
 import numpy as np
@@ -41,21 +41,13 @@ PLACES = 20  # of a token, relative to a pair
 NEIGHBOURS = 6
 
 
-@dataclass(frozen=True)
-class Tables:
-    """The words, tags, dependency labels, verbs and rests of predicates that the network knows, with their numbers."""
+# The words, tags, deps (dependency labels), verbs and rests of predicates that the network knows, with their numbers.
+Tables: TypeAlias = Mapping[str, Mapping[str, int]]
 
-    words: Mapping[str, int]
-    tags: Mapping[str, int]
-    deps: Mapping[str, int]
-    verbs: Mapping[str, int]
-    rests: Mapping[str, int]
 
-    @classmethod
-    def of(cls, lists: Mapping[str, Sequence[str]]) -> Tables:
-        """Numbers from 1 on, in the order of the lists."""
-        numbered = {name: {text: number for number, text in enumerate(lists[name], 1)} for name in cls.__annotations__}
-        return cls(**numbered)
+def number_tables(lists: Mapping[str, Sequence[str]]) -> Tables:
+    """Number the texts of each list from 1 on."""
+    return {name: {text: number for number, text in enumerate(texts, 1)} for name, texts in lists.items()}
 
 
 def split_predicate(predicate: str) -> tuple[str, str]:
@@ -82,7 +74,7 @@ def token_features(sentences: Sequence[Sentence], tables: Tables) -> tuple[Ints,
     """
     features: list[tuple[int, ...]] = []
     neighbours: list[tuple[int, ...]] = []
-    words, tags, deps = tables.words, tables.tags, tables.deps
+    words, tags, deps = tables["words"], tables["tags"], tables["deps"]
     for sentence in sentences:
         tree, start = sentence.tree, len(features) + 1
         subjects = {subject for subject, _ in sentence.rules}
@@ -138,7 +130,7 @@ def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int
                     continue
                 verb, rest = split_predicate(forwards or backwards or "")
                 related = (forwards is not None) + 2 * (backwards is not None)
-                stated = tables.verbs.get(verb, 0), tables.rests.get(rest, 0)
+                stated = tables["verbs"].get(verb, 0), tables["rests"].get(rest, 0)
                 rows.append((first, second, distance, path, related, *stated))
         counts.append(len(rows) - before)
     features = np.array(rows, dtype=np.int64).reshape(-1, 7)
@@ -342,7 +334,7 @@ class LearnedParser(Parser):
         self._nlp = load_model(config.model)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         tables, logits = settings["tables"], (settings["mention_logit"], settings["relation_logit"])
-        self._network = Network(load_file(folder / "model.safetensors"), Tables.of(tables), *logits)
+        self._network = Network(load_file(folder / "model.safetensors"), number_tables(tables), *logits)
         self._verbs, self._rests = ("", *tables["verbs"]), ("", *tables["rests"])
         self._known_verbs, self._predicates = frozenset(self._verbs), frozenset(settings["predicates"])  # of training
         self._names = settings["names"]  # things by other nouns
