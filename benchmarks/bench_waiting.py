@@ -125,7 +125,7 @@ def caption_stage(roots: dict[str, Path], device: Device, threads: int) -> Stage
 def make_records(instances: CocoInstances, folder: Path, count: int) -> list[Record]:
     """Records with candidate pairs; the images of the folder are repeated."""
     there = {path.name for path in folder.iterdir()}
-    numbers = [number for number, (name, *_) in instances.images.items() if name in there]
+    numbers = [number for number, row in instances.position.items() if instances.file_names[row] in there]
     records = [instances.record(numbers[index % len(numbers)], "coco", SPLIT, Counter()) for index in range(count)]
     for record in records:
         pairs = islice(permutations(range(len(record.objects)), 2), MOST_PAIRS)
@@ -175,7 +175,7 @@ def main() -> None:
     if not folder.is_dir():
         raise SystemExit(f"no such folder: {folder}; --data names one with COCO's images and annotations")
     instances = load_coco_instances(options.data / f"instances_{SPLIT}.json")
-    roots, names = {SPLIT: folder}, instances.names.values()
+    roots, names = {SPLIT: folder}, instances.categories.values()
     records = make_records(instances, folder, options.images)
     ways: dict[str, tuple[Callable[[Device, int], Stage], float]] = {
         f"tag, {1000 * TAGGER_SECONDS:g} ms per image": (partial(tag_stage, roots, names), TAGGER_SECONDS),

@@ -129,16 +129,16 @@ def read_photographs(instances: Path, captions: Path, truth: Path) -> Photograph
     for _, row in JsonStream(truth):
         try:
             number = numbers.setdefault(fields.text(row, "predicate"), len(numbers))
-            annotated.add("rel_annotations", row | {"predicate_id": number})
+            annotated.add_relation(row | {"predicate_id": number})
         except FieldError as error:
             raise UserError(f"{truth}: {error}; expected rows of image_id, subject_id, predicate, object_id") from None
     if not annotated.relations:
         raise UserError(f"{truth} has no relations")
-    if unknown := annotated.relations.keys() - annotated.images.keys():
+    if unknown := annotated.relations.keys() - annotated.position.keys():
         raise UserError(f"{truth}: image {min(unknown)} is not in {instances}: give the instances of the same images")
     names = {number: name for name, number in numbers.items()}
     records = []
-    for image, record in zip(annotated.images, coco_source(instances, "all", captions).read(Counter()), strict=True):
+    for image, record in zip(annotated.position, coco_source(instances, "all", captions).read(Counter()), strict=True):
         if image not in annotated.relations:
             continue
         if not record.ok:
@@ -151,7 +151,7 @@ def read_photographs(instances: Path, captions: Path, truth: Path) -> Photograph
         records.append(record)
     if not any(record.captions for record in records):
         raise UserError(f"{captions} has no captions of the images in {instances}")
-    return Photographs(records, tuple(annotated.names.values()))
+    return Photographs(records, tuple(annotated.categories.values()))
 
 
 def parse_captions(photographs: Photographs, parser: Parser) -> list[Record]:

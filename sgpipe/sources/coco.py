@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace
@@ -21,7 +24,7 @@ from sgpipe.images import image_exists
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row, require_format
-from sgpipe.sources.detections import Detections, Segmentations
+from sgpipe.sources.detections import Detections
 from sgpipe.sources.fields import FieldError
 
 
@@ -38,30 +41,42 @@ def read_coco(
     `names` replace the category names of the file (Objects365's have spelling errors).
     """
     detections = Detections(dataset, split)
+    origin = {"annotations": str(annotations), "captions": str(captions or "")}
+    origin["annotations_sha256"] = _read_instances(annotations, detections).sha256
+    detections.categories.update({k: v for k, v in (names or {}).items() if k in detections.categories})
+    if captions is not None:
+        origin["captions_sha256"] = _read_captions(captions, detections).sha256
+    return detections, origin
+
+
+def _read_instances(path: Location | str, detections: Detections, **further: Callable[[Any], Any]) -> JsonStream:
+    """Read a file; `further`: what adds the items of other arrays. Raises UserError, also if an id has two names."""
     add: dict[str, Callable[[Any], Any]] = {"images": detections.add_image, "annotations": detections.add_box}
-    add["categories"] = detections.add_category
-    stream, seen = JsonStream(annotations), dict.fromkeys(add, 0)
+    add |= {"categories": detections.add_category, **further}
+    stream, seen = JsonStream(path), dict.fromkeys(add, 0)
     for key, item in stream:
         if key in add:
             seen[key] += 1
             try:
                 add[key](item)
+            except FieldError:
+                detections.problems["malformed"] += 1
             except UserError as error:
-                raise UserError(f"{annotations}: {error}") from None
+                raise UserError(f"{path}: {error}") from None
     if not (seen["images"] and seen["categories"]) or (seen["annotations"] and not detections.boxes):
         lacks = "images, no categories, or no annotation with image_id, category_id and bbox"
-        raise UserError(f"{annotations} is not a COCO instances file: it has no {lacks}")
-    detections.categories.update({k: v for k, v in (names or {}).items() if k in detections.categories})
-    origin = {"annotations": str(annotations), "captions": str(captions or ""), "annotations_sha256": stream.sha256}
-    if captions is not None:
-        stream = JsonStream(captions)
-        for key, item in stream:
-            if key == "annotations":
-                detections.add_caption(item)
-        if not detections.captions:
-            raise UserError(f"{captions} has no caption for any annotated image: is it a captions file of this split?")
-        origin["captions_sha256"] = stream.sha256
-    return detections, origin
+        raise UserError(f"{path} is not a COCO instances file: it has no {lacks}")
+    return stream
+
+
+def _read_captions(path: Location | str, detections: Detections) -> JsonStream:
+    stream = JsonStream(path)
+    for key, item in stream:
+        if key == "annotations":
+            detections.attempt(detections.add_caption, item)
+    if not detections.captions:
+        raise UserError(f"{path} has no caption for any annotated image: is it a captions file of this split?")
+    return stream
 
 
 _PROBES = 200  # file names tried to choose a layout
@@ -104,14 +119,14 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
             choices = " or ".join(map(fields.single_line, sorted(splits))) or "NAME"
             raise UserError(f"{relations} has no split {split!r}: pass --split {choices}")
         related = splits[split]
-    elif not instances.with_relations:
+    elif not instances.predicates:
         raise UserError(f"{annotations} has no rel_annotations: give its relations by --relations rel.json")
     names = {number: name for number, name in sorted(names.items()) if (number, name) != (0, NO_RELATION)}
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         problems.update(instances.problems)
-        problems["unlisted_images"] += len(related.keys() - instances.images.keys())
-        for number in instances.images:
+        problems["unlisted_images"] += len(related.keys() - instances.position.keys())
+        for number in instances.position:
             record = instances.record(number, "coco_rel", split, problems)
             with error_row(record):
                 if record.ok and number in related and relations is None:
@@ -123,7 +138,8 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
             yield record
 
     files = {"annotations": annotations} | ({} if relations is None else {"relations": relations})
-    classes = DatasetClasses(tuple(name for _, name in sorted(instances.names.items())), tuple(names.values()))
+    objects = tuple(name for _, name in sorted(instances.categories.items()))
+    classes = DatasetClasses(objects, tuple(names.values()))
     return AnnotationSource("coco_rel", split, read, files, classes=classes, boxes="xywh")
 
 
@@ -135,125 +151,98 @@ def coco_source(annotations: Path, split: str, captions: Path | None = None) -> 
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         instances = load_coco_instances(annotations)
+        problems["ignored_relations"] += sum(map(len, instances.relations.values()))
+        if captions:
+            _read_captions(captions, instances)
         problems.update(instances.problems)
-        problems["ignored_relations"] += sum(map(len, instances.relations.values())) // _PER_RELATION
-        texts: dict[str, list[Caption]] = {}
-        for key, item in JsonStream(captions) if captions else ():
-            if key == "annotations":
-                try:
-                    caption = Caption(fields.text(item, "caption"))
-                    texts.setdefault(fields.identifier(fields.required(item, "image_id")) or "", []).append(caption)
-                except FieldError:
-                    problems["malformed"] += 1
-        if texts and not texts.keys() & instances.images.keys():
-            raise UserError(f"{captions} has no caption for any annotated image: is it of another split?")
-        problems["unlisted_captions"] += sum(len(texts[number]) for number in texts.keys() - instances.images.keys())
-        for number in instances.images:
+        for number, row in instances.position.items():
             record = instances.record(number, "coco", split, problems)
-            record.captions = texts.get(number, []) if record.ok else []
+            record.captions = list(map(Caption, instances.captions.get(row, []))) if record.ok else []
             yield record
 
     files = {"annotations": annotations} | ({"captions": captions} if captions else {})
     return AnnotationSource("coco", split, read, files, boxes="xywh")
 
 
-_PER_BOX, _PER_RELATION = 8, 4  # numbers of a box in `CocoInstances.boxes`, and of a relation
-
-
 @dataclass
-class CocoInstances:
-    """The content of an instances file, by the image ids of the file.
+class CocoInstances(Detections):
+    """An instances file to be imported: all boxes in file order, and relations.
 
-    `boxes`: category, x, y, width, height, the crowd flag, the number in `segmentations` and the id (or NaN) of each,
-    one after the other. `relations`: subject, object (ids of boxes), predicate and confidence (or NaN), likewise.
+    `relations`: by ids of images; subject, object (ids of boxes), predicate and confidence of each.
     """
 
-    images: dict[str, tuple[str, int, int]] = field(default_factory=dict)  # file name, width and height
     ids: dict[str, str] = field(default_factory=dict)  # `image_id` of exported files, which need not be a number
-    boxes: dict[str, array[float]] = field(default_factory=dict)
-    segmentations: Segmentations = field(default_factory=Segmentations)
-    relations: dict[str, array[float]] = field(default_factory=dict)
-    names: dict[int, str] = field(default_factory=dict)
-    predicates: dict[int, str] = field(default_factory=dict)
-    with_relations: bool = False
+    box_ids: array[float] = field(default_factory=lambda: array("d"))  # or NaN
     broken: set[str] = field(default_factory=set)  # with an unreadable box, so that relations refer to wrong ones
-    problems: ProblemCounts = field(default_factory=ProblemCounts)
+    image_boxes: Sequence[NDArray[Any]] = ()  # which boxes each row has
+    predicates: dict[int, str] = field(default_factory=dict)
+    relations: dict[str, list[tuple[float | None, ...]]] = field(default_factory=dict)
 
-    def add(self, key: str, item: Any) -> None:
-        """Add an item of an array of the file. Raises FieldError: it is malformed; UserError: an id has two names."""
-        match key:
-            case "images":
-                number = fields.identifier(fields.required(item, "id"))
-                if number is None:
-                    raise FieldError("'id' is not a number or text")
-                if number in self.images:
-                    self.problems["duplicate_images"] += 1
-                    return
-                self.images[number] = fields.text(item, "file_name"), *fields.size(item)
-                if "image_id" in item:
-                    self.ids[number] = fields.text(item, "image_id")
-            case "annotations":
-                values, box_id = fields.numbers(fields.required(item, "bbox"), 4), item.get("id")
-                boxes = _of_image(self.boxes, item)
-                box_id = box_id if isinstance(box_id, int | float) else math.nan
-                mask = self.segmentations.append(item.get("segmentation"))
-                boxes.extend((fields.integer(item, "category_id"), *values, bool(item.get("iscrowd")), mask, box_id))
-            case "rel_annotations":
-                ends = [fields.required(item, key) for key in ("subject_id", "object_id", "predicate_id")]
-                values, score = fields.numbers(ends, 3), fields.confidence(item.get("confidence"))
-                _of_image(self.relations, item).extend((*values, math.nan if score is None else score))
-            case "categories" | "rel_categories":
-                names = self.names if key == "categories" else self.predicates
-                annotated.add_name(names, fields.integer(item, "id"), fields.text(item, "name"))
+    def add_image(self, item: Any, reason: str = "") -> int | None:
+        row = super().add_image(item, reason)
+        if row is not None and "image_id" in item:
+            self.ids[self.image_id(item, "id")] = fields.text(item, "image_id")
+        return row
+
+    def add_box(self, item: Any) -> None:
+        try:
+            super().add_box(item)
+        except FieldError:
+            self.broken.add(self.image_id(item))
+            raise
+        box_id = item.get("id")
+        self.box_ids.append(box_id if isinstance(box_id, int | float) else math.nan)
+
+    def add_text(self, row: int, text: Any) -> None:
+        """Add a caption of the image in a row, as it is."""
+        self.captions.setdefault(row, []).append(text)
+
+    def add_relation(self, item: Any) -> None:
+        """Add an entry of `rel_annotations`."""
+        ends = [fields.required(item, key) for key in ("subject_id", "object_id", "predicate_id")]
+        values = *fields.numbers(ends, 3), fields.confidence(item.get("confidence"))
+        self.relations.setdefault(self.image_id(item), []).append(values)
+
+    def add_predicate(self, item: Any) -> None:
+        """Add an entry of `rel_categories`. Raises UserError: an id has two names."""
+        annotated.add_name(self.predicates, fields.integer(item, "id"), fields.text(item, "name"))
 
     def record(self, number: str, dataset: str, split: str, problems: ProblemCounts) -> Record:
         """Return an image with its objects, or an error row; `number` is its id in the file."""
-        record = Record(self.ids.get(number, number), dataset, split, *self.images[number])
+        row = self.position[number]
+        width, height = self.sizes[2 * row : 2 * row + 2]
+        record = Record(self.ids.get(number, number), dataset, split, self.file_names[row], width, height)
         with error_row(record):
-            record.objects = list(self.objects(number, problems))
+            if not record.file_name:
+                raise FieldError("the annotation has no file_name")
+            if number in self.broken:
+                raise FieldError("one of its annotations has no valid category_id and bbox")
+            record.objects = list(self.objects(self.image_boxes[row].tolist(), (width, height), problems))
         return record
 
-    def objects(self, number: str, problems: ProblemCounts) -> Iterator[Box]:
-        """Yield the objects of an image. Raises FieldError: one is unreadable."""
-        if number in self.broken:
-            raise FieldError("one of its annotations has no valid category_id and bbox")
-        values = self.boxes.get(number, array("d"))
-        for start in range(0, len(values), _PER_BOX):
-            category, x, y, width, height, crowd, mask, _ = values[start : start + _PER_BOX]
-            if category not in self.names:
-                raise FieldError(f"category_id {int(category)} of an object is not in the file's categories")
-            outline = self.segmentations.read(int(mask), self.images[number][1:], problems)
-            bbox = (x, y, width, height)
-            yield Box(self.names[int(category)], int(category), bbox, bool(crowd), segmentation=outline)
+    def objects(self, boxes: Iterable[int], size: Sequence[int], problems: ProblemCounts) -> Iterator[Box]:
+        """Yield boxes of an image of a `size` as objects. Raises FieldError: a class is not listed."""
+        for box in boxes:
+            category, (x, y, w, h) = self.box_categories[box], self.boxes[4 * box : 4 * box + 4]
+            if category not in self.categories:
+                raise FieldError(f"category_id {category} of an object is not in the file's categories")
+            outline, crowd = self.segmentations.read(box, size, problems), bool(self.box_crowds[box])
+            yield Box(self.categories[category], category, (x, y, w, h), crowd, segmentation=outline)
 
     def related(self, number: str, predicates: Mapping[int, str]) -> list[Relation]:
         """Return the relations of an image. Raises FieldError: an end is not one of its boxes, or no such predicate."""
-        ids = self.boxes.get(number, array("d"))[_PER_BOX - 1 :: _PER_BOX]
-        values = iter(self.relations[number])
-        rows = (
-            [*ends, None if math.isnan(score) else score]
-            for *ends, score in zip(*[values] * _PER_RELATION, strict=True)
-        )
-        return annotated.relations_of(rows, predicates, {box: index for index, box in enumerate(ids)})
-
-
-def _of_image(values: dict[str, array[float]], item: Any) -> array[float]:
-    return values.setdefault(fields.identifier(fields.required(item, "image_id")) or "", array("d"))
+        ends = {self.box_ids[box]: index for index, box in enumerate(self.image_boxes[self.position[number]])}
+        return annotated.relations_of(self.relations[number], predicates, ends)
 
 
 def load_coco_instances(path: Path) -> CocoInstances:
     """Read an instances file. Raises UserError, also if an id has two names."""
-    instances, stream = CocoInstances(), JsonStream(path)
-    for key, item in stream:
-        try:
-            instances.add(key, item)
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        except FieldError:
-            instances.problems["malformed"] += 1
-            if key == "annotations" and isinstance(item, Mapping):
-                instances.broken.add(fields.identifier(item.get("image_id")) or "")
-    instances.with_relations = "rel_annotations" in stream.arrays
-    unlisted = instances.boxes.keys() - instances.images.keys()
-    instances.problems["unknown_image"] = sum(len(instances.boxes[number]) // _PER_BOX for number in unlisted)
+    instances = CocoInstances("", "")
+    _read_instances(path, instances, rel_annotations=instances.add_relation, rel_categories=instances.add_predicate)
+    instances.settle_rows()
+    rows = np.asarray(instances.box_rows)
+    order = np.argsort(rows, kind="stable")
+    starts = np.searchsorted(rows[order], np.arange(len(instances.position)))
+    unlisted, *instances.image_boxes = np.split(order, starts)
+    instances.problems["unknown_image"] = len(unlisted)
     return instances

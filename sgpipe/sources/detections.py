@@ -10,7 +10,7 @@ import hashlib
 import json
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -59,7 +59,10 @@ class Segmentations:
 
 @dataclass
 class Detections:
-    """Images and boxes of one split while its annotation file is being read."""
+    """Images and boxes of one split while its annotation file is being read.
+
+    Methods that add an item raise a FieldError if it is malformed; `attempt` counts it.
+    """
 
     dataset: str
     split: str
@@ -78,52 +81,51 @@ class Detections:
     boxes: array[float] = field(default_factory=lambda: array("d"))
     segmentations: Segmentations = field(default_factory=Segmentations)
 
+    def attempt(self, add: Callable[..., Any], *values: Any) -> Any:
+        """Return what `add` returns; None if the item is malformed."""
+        try:
+            return add(*values)
+        except FieldError:
+            self.problems["malformed"] += 1
+
     def add_image(self, item: Any, reason: str = "") -> int | None:
         """Add an entry of `images`, an error row if there is a `reason`, or no file name or size; returns its row.
 
-        One without a valid id, or with the id of another one, is counted and left out.
+        One with the id of another one is counted and left out.
         """
-        image_id = fields.identifier(item.get("id")) if isinstance(item, dict) else None
-        if image_id is None:
-            self.problems["malformed"] += 1
-            return None
+        image_id = self.image_id(item, "id")
         if image_id in self.position:
             self.problems["duplicate_images"] += 1
             return None
         row = self.position[image_id] = len(self.file_names)
-        name = item.get("file_name")
-        width, height = fields.size(item)
+        name, size = item.get("file_name"), fields.size(item)
         if reason:
             self.errors[row] = f"source: {reason}"
         elif not isinstance(name, str) or not name:
             self.errors[row] = "source: the annotation has no file_name"
-        elif not width or not height:
+        elif not all(size):
             self.errors[row] = "source: the annotation has no valid width and height"
         self.file_names.append(fields.clean(name) if isinstance(name, str) else "")
-        self.sizes.extend((width, height))
+        self.sizes.extend(size)
         return row
 
     def add_box(self, item: Any) -> None:
-        """Add an entry of `annotations`; an unreadable one is counted as malformed."""
-        image_id = fields.identifier(item.get("image_id")) if isinstance(item, dict) else None
-        if image_id is None:
-            self.problems["malformed"] += 1
-            return
+        """Add an entry of `annotations`."""
+        image_id = self.image_id(item)
         row = self.position.get(image_id)
         if row is None:  # the file may list annotations before images: use a provisional row below zero
             row = -1 - self.pending_ids.setdefault(image_id, len(self.pending_ids))
         self.add_row_box(row, *map(item.get, ("category_id", "bbox", "iscrowd", "segmentation")))
 
     def add_row_box(self, row: int, category: Any, bbox: Any, crowd: Any, segmentation: Any = None) -> None:
-        """Add a box of the image in a row; an unreadable one is counted as malformed."""
+        """Add a box of the image in a row."""
         try:
             number, is_crowd = fields.whole(category), bool(int(crowd or 0))
             if not isinstance(bbox, list):
                 raise TypeError
             x, y, width, height = (float(value) for value in bbox)
         except (TypeError, ValueError, OverflowError):
-            self.problems["malformed"] += 1
-            return
+            raise FieldError("one of its annotations has no valid category_id and bbox") from None
         self.box_rows.append(row)
         self.box_categories.append(number)
         self.box_crowds.append(is_crowd)
@@ -132,35 +134,32 @@ class Detections:
 
     def add_category(self, item: Any) -> None:
         """Add an entry of `categories`, by its exact name. Raises UserError: an id has two names."""
-        try:
-            category, name = fields.integer(item, "id"), fields.clean(str(fields.required(item, "name")))
-        except FieldError:
-            category, name = 0, ""
-        if name.strip():
-            add_name(self.categories, category, name)
-        else:
-            self.problems["malformed"] += 1
+        category, name = fields.integer(item, "id"), fields.clean(str(fields.required(item, "name")))
+        if not name.strip():
+            raise FieldError("'name' is blank")
+        add_name(self.categories, category, name)
 
     def add_caption(self, item: Any) -> None:
         """Add an entry of a COCO captions file; captions of unlisted images are counted."""
-        try:
-            image_id, text = fields.identifier(fields.required(item, "image_id")), fields.required(item, "caption")
-        except FieldError:
-            self.problems["malformed"] += 1
-            return
-        if (row := self.position.get(image_id or "")) is None:
+        image_id, text = self.image_id(item), fields.text(item, "caption")
+        if (row := self.position.get(image_id)) is None:
             self.problems["unlisted_captions"] += 1
         else:
             self.add_text(row, text)
 
     def add_text(self, row: int, text: Any) -> None:
         """Add a caption of the image in a row; blank ones are counted."""
-        if not isinstance(text, str):
-            self.problems["malformed"] += 1
-        elif cleaned := fields.single_line(text):
+        if cleaned := fields.single_line(fields.text({"caption": text}, "caption")):
             self.captions.setdefault(row, []).append(cleaned)
         else:
             self.blank_captions[row] += 1
+
+    @staticmethod
+    def image_id(item: Any, key: str = "image_id") -> str:
+        image_id = fields.identifier(item.get(key)) if isinstance(item, dict) else None
+        if image_id is None:
+            raise FieldError(f"{key!r} is not a number or text")
+        return image_id
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the records in file order, in tables of at most 8,192 rows. Call it once, after all has been added."""

@@ -29,7 +29,7 @@ from sgpipe.files.roots import ParquetImages, holds_images, image_columns, row_n
 from sgpipe.images import read_size
 from sgpipe.recipe import HubColumns, HubConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.records import HUB_DATASET, SCHEMA, Box, Record, Relation, from_table
-from sgpipe.sources import fields
+from sgpipe.sources import annotated, fields
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, drop_nameless, error_row
 from sgpipe.sources.coco import CocoInstances
 from sgpipe.sources.detections import Detections, settle_boxes, size_or_reason
@@ -318,14 +318,14 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
                     why = f"it has {count(len(boxes), 'box', 'boxes')} and {count(len(classes), 'class', 'classes')}"
                     why += f", {count(len(crowds), 'value')} of {of['crowd']}" if of["crowd"] else ""
                 item = {"id": image_id, "file_name": name, "width": size[0], "height": size[1]}
-                if (at := detections.add_image(item, why)) is None:
+                if (at := detections.attempt(detections.add_image, item, why)) is None:
                     continue
                 for box, kind, crowd in zip(boxes, classes, crowds, strict=True) if fits else ():
                     is_name = kind is None or isinstance(kind, str)
                     kind = numbers.get(fields.clean(kind or ""), -1) if is_name else kind
-                    detections.add_row_box(at, kind, box, crowd)
+                    detections.attempt(detections.add_row_box, at, kind, box, crowd)
                 for text in fields.as_list(row["captions"]):
-                    detections.add_text(at, text)
+                    detections.attempt(detections.add_text, at, text)
     if config.columns.id is None and None not in ids and len(set(ids)) == len(ids):  # a column has ids of the images
         detections.position = {str(image_id): row for row, image_id in enumerate(ids)}
     notes = settle_boxes(detections, source.boxes, f"{config.dataset} ({split})", choose=True)
@@ -423,8 +423,8 @@ def _metadata(schema: pa.Schema, key: str) -> Any:
 
 
 _ITEMS = {  # the columns of a group as COCO with rel_annotations calls them, and which of them is a name
-    "objects": ("annotations", ("bbox", "category_id", "id", "iscrowd", "segmentation"), "category_id"),
-    "relations": ("rel_annotations", ("subject_id", "object_id", "predicate_id", "confidence"), "predicate_id"),
+    "objects": (("bbox", "category_id", "id", "iscrowd", "segmentation"), "category_id"),
+    "relations": (("subject_id", "object_id", "predicate_id", "confidence"), "predicate_id"),
 }
 
 
@@ -503,8 +503,9 @@ def _graph(
     values: Mapping[str, Any], record: Record, tables: Sequence[Mapping[int, str]], problems: ProblemCounts
 ) -> tuple[list[Box], list[Relation]]:
     """Return objects and relations of a row. Raises FieldError: lists differ in length, or a value is malformed."""
-    graph = CocoInstances({"0": ("", record.width, record.height)}, names=dict(tables[0]), predicates=dict(tables[1]))
-    for (group, (items, keys, named)), known in zip(_ITEMS.items(), (graph.names, graph.predicates), strict=True):
+    graph = CocoInstances("", "", dict(tables[0]), predicates=dict(tables[1]))
+    groups = ((graph.add_box, graph.categories), (graph.add_relation, graph.predicates))
+    for (group, (keys, named)), (add, known) in zip(_ITEMS.items(), groups, strict=True):
         columns = [value for key, value in values.items() if key.startswith(group)]
         count = len(columns[0] or ())
         lists = [[None] * count if each is None else each for each in columns]
@@ -515,6 +516,8 @@ def _graph(
             if isinstance(name := item.get(named), str):  # which gets a number, for now
                 item[named] = next((number for number in known if known[number] == name), len(known))
                 known[item[named]] = name
-            graph.add(items, {"id": index, "image_id": 0} | item)
-    boxes = [box if tables[0] else replace(box, category_id=0) for box in graph.objects("0", problems)]
-    return boxes, graph.related("0", graph.predicates) if graph.relations else []
+            add({"id": index, "image_id": 0} | item)
+    objects = graph.objects(range(len(graph.box_ids)), (record.width, record.height), problems)
+    boxes = [box if tables[0] else replace(box, category_id=0) for box in objects]
+    ends = {box: index for index, box in enumerate(graph.box_ids)}
+    return boxes, annotated.relations_of(graph.relations.get("0", ()), graph.predicates, ends)

@@ -350,10 +350,10 @@ class GivenBoxesStage(Stage):
         self._file = file
         self._instances = load_coco_instances(file)
         self._ids: dict[str, list[str]] = {}
-        for image_id, (name, _, _) in self._instances.images.items():
-            for suffix in _path_suffixes(name):
+        for image_id, row in self._instances.position.items():
+            for suffix in _path_suffixes(self._instances.file_names[row]):
                 self._ids.setdefault(suffix, []).append(image_id)
-        self.classes = {name: number for number, name in sorted(self._instances.names.items())}
+        self.classes = {name: number for number, name in sorted(self._instances.categories.items())}
 
     def fill(self, record: Record) -> None:
         ids = next((self._ids[suffix] for suffix in _path_suffixes(record.file_name) if suffix in self._ids), [])
