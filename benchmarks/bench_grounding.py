@@ -66,8 +66,7 @@ def main() -> None:
         work = options.work or Path(temporary)
         config = MiniworldConfig(images=options.images, seed=options.seed, split="val")
         files = MiniworldFiles(work / "drawn")
-        if files.settings != config.model_dump():
-            files.make(config)
+        files.make(config)
         report(__doc__, *measure(files, work, f"{options.images:,} images, seed {options.seed}"))
 
 

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sgpipe.errors import ImageError as ImageError
 from sgpipe.files.image_roots import ImageFile, ImagePlace, image_root
-from sgpipe.files.roots import HEADER, image_error
+from sgpipe.files.roots import HEADER, HEIF_SUFFIXES, image_error
 from sgpipe.records import FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET, Record
 from sgpipe.utils.prefetch import start_early
 
@@ -39,8 +39,6 @@ with suppress(ImportError):  # the extra sgpipe[heif]; here, so that every worke
 
     pillow_heif.register_heif_opener()
 _FORMATS = [name for name in _ALLOWED_FORMATS if name in Image.OPEN]
-
-_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 def reads_heif() -> bool:
@@ -145,14 +143,7 @@ def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
                 raise ValueError("it is not a regular file")
             if not status.st_size:
                 raise ValueError("the file is empty")
-        try:
-            image = Image.open(file, formats=_FORMATS)
-        except UnidentifiedImageError:
-            head = read_bytes(file, 12)
-            if head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS and not reads_heif():
-                raise ValueError("it is HEIC, which pip install 'sgpipe[heif]' reads") from None
-            raise
-        with image:
+        with Image.open(file, formats=_FORMATS) as image:
             _check_pixels(image)
             yield image
 
@@ -165,7 +156,8 @@ def _as_image_errors(name: str) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise ImageError(f"image is larger than Pillow's safety limit of pixels: {name}") from None
     except UnidentifiedImageError:
-        raise ImageError(f"image cannot be read: {name} (unknown format)") from None
+        advice = "; pip install 'sgpipe[heif]' reads HEIC" * name.lower().endswith(HEIF_SUFFIXES)
+        raise ImageError(f"image cannot be read: {name} (unknown format{advice})") from None
     except OSError as reason:
         raise image_error(reason, name) from None
     except _UNDECODABLE as reason:

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from sgpipe.calibration import load_calibration, stored
 from sgpipe.errors import ImageError, UserError, add_filename
 from sgpipe.files.image_roots import ImagePlace, ImageRoot
-from sgpipe.files.locations import Location, content_sha256
+from sgpipe.files.locations import Location, text_sha256
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import read_image
 from sgpipe.records import NO_OBJECT, ORIGINS, Record, Relation, from_table, origins_pattern
@@ -83,7 +83,7 @@ class ExportRows:
         if self.certificate is not None:
             exported["certificate"] = {name: self.certificate[name] for name in ("precision", "confidence", "by")}
         if self.calibration_file is not None:
-            exported["calibration"] = content_sha256(self.calibration_file)
+            exported["calibration"] = text_sha256(self.calibration_file)
         return {"exported": exported}
 
     @cached_property

@@ -187,13 +187,12 @@ def naming_hub(what: str) -> Iterator[None]:
         raise MissingFileError(f"{what} does not exist on the hub") from None
     except errors.HFValidationError as error:
         raise UserError(f"{what}: {first_line(error)}") from None
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
+    except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the library that it asks by
+        status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
         if status in (401, 403):
             raise UserError(f"{what}: the hub refuses this user ({status}): {_LOGIN}") from None
-        raise StoreError(f"{what}: the hub answers {status} ({first_line(error)})") from None
-    except (errors.HTTPError, ConnectionError, TimeoutError) as error:  # of the library that it asks by
-        raise StoreError(f"{what}: the hub cannot be reached ({first_line(error)})") from None
+        why = f"answers {status}" if status else "cannot be reached"
+        raise StoreError(f"{what}: the hub {why} ({first_line(error)})") from None
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise StoreError(f"{what}: no space is left for it in {constants.HF_HUB_CACHE}") from None

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby, islice, pairwise
+from itertools import groupby, pairwise
 from pathlib import Path, PurePosixPath
 from threading import Event, Lock
 from typing import Any, BinaryIO, NamedTuple
@@ -307,7 +307,7 @@ def image_root(location: ImagePlace, indexes: IndexFolder | None = None) -> Imag
     key = (located(location), indexes)
     with _making:
         if key not in _made:
-            _made[key] = _remote(*key) if is_uri(key[0]) else _local(*key)
+            _made[key] = _open_root(*key)
         return _made[key]
 
 
@@ -363,64 +363,71 @@ class ImageRoots(Mapping[str, ImageRoot]):
         return len(self.locations)
 
 
-def _local(text: str, indexes: IndexFolder) -> ImageRoot:
-    path = Path(text)
-    if RunRoot.is_named(text):
-        return RunRoot(text)
-    folder, names = path.parent, [path.name] if path.is_file() and is_archive(path.name) else []
-    if _SHARDS.search(path.name) and not path.exists():
-        names = _shards(path.name)
-    elif path.is_dir():
-        folder = path
-        with suppress(OSError), os.scandir(path) as entries:  # opening an image will say why
-            there = [entry for entry in entries if not entry.name.startswith(".")]
-            if not any(_is_read(entry.name) or entry.is_dir() for entry in there):
-                names = _only_archives(text, [entry.name for entry in there])
-    return _archive_root(text, folder, names, indexes) if names else FolderRoot(path)
-
-
-def _is_read(name: str) -> bool:
-    """Return whether a file beside archives says that it is the folder that is meant: an image, or a Parquet file."""
-    return is_image(name) or name.endswith(".parquet")
-
-
-def _only_archives(location: str, names: Iterable[str]) -> list[str]:
-    names = sorted(names)
-    for name in names:
-        refuse_compressed(f"{location}/{name}")
-    return [name for name in names if is_archive(name)]
-
-
-def _remote(text: str, indexes: IndexFolder) -> ImageRoot:
+def _open_root(text: str, indexes: IndexFolder) -> ImageRoot:
     if text.startswith("hf://"):
         return HubRoot(text)
-    files, names = _place(text)
-    if not names:
-        found = [info.name for info in islice(files.list(), _PROBED)]
-        if not found:
-            raise UserError(f"{text} contains nothing")
-        if not any(map(_is_read, found)) and _only_archives(text, found):
-            names = _only_archives(text, [info.name for info in files.list()])
-    if names:
-        return _archive_root(text, files, names, indexes)
+    if RunRoot.is_named(text):
+        return RunRoot(text)
+    folder, names = _place(text)
+    if names or (names := _archives_alone(text, folder)):
+        infos = list[ObjectInfo]()
+        with prefetch(lambda name: info_of(folder / name), names, _HEADS, _HEADS) as found:
+            for name, info in zip(names, found, strict=True):
+                if info is None:
+                    raise UserError(f"no such file: {folder}/{name}")
+                infos.append(replace(info, name=name))  # which may be below folders of a prefix
+        reference = indexes.reference([LAYOUT, [[info.name, info.size, info.state] for info in infos]])
+        if not reference.exists:
+            build_index(reference.path, text, folder, infos, indexes.progress)
+        return ArchiveRoot(text, folder, reference)
+    if isinstance(folder, Path):
+        return FolderRoot(folder)
     if not indexes.whole:
-        return ObjectRoot(text, files)
+        return ObjectRoot(text, folder)
     indexes.progress.say(f"listing {text}")
-    stamp, listed = list_objects(files, indexes.progress)
+    stamp, listed = list_objects(folder, indexes.progress)
     reference = indexes.reference(stamp)
     if not reference.exists:
         write_index(reference.path, listed, {})
-    return ObjectRoot(text, files, reference)
+    return ObjectRoot(text, folder, reference)
 
 
-def _place(uri: str) -> tuple[StorePath, list[str]]:
-    """Return the prefix that a URI leads to, and the archives there that it names. Raises UserError: no such bucket."""
-    parent, _, name = uri.rstrip("/").rpartition("/")
-    refuse_compressed(uri)
+def _place(text: str) -> tuple[Location, list[str]]:
+    """Return the folder or prefix of a location, and the archives it names there. Raises UserError: no such bucket."""
+    if not is_uri(text):
+        path = Path(text)
+        is_named = (path.is_file() and is_archive(text)) or (not path.exists() and _SHARDS.search(path.name))
+        return (path.parent, _shards(path.name)) if is_named else (path, [])
+    parent, _, name = text.rstrip("/").rpartition("/")
+    refuse_compressed(text)
     names = _shards(name) if is_archive(name) else []
-    files = StorePath(parent if names else uri)
+    files = StorePath(parent if names else text)
     files.check()
     return files, names
+
+
+def _archives_alone(text: str, folder: Location) -> list[str]:
+    """Return the archives of a folder or prefix in which is nothing else that is read, and no folder of a disk."""
+
+    def listed() -> Iterator[str]:
+        if isinstance(folder, StorePath):
+            yield from (info.name for info in folder.list())
+        else:
+            with suppress(OSError), os.scandir(folder) as entries:  # opening an image will say why
+                yield from (entry.name + "/" * entry.is_dir() for entry in entries if not entry.name.startswith("."))
+
+    names: list[str] = []
+    for name in listed():
+        if is_image(name) or name.endswith((".parquet", "/")):
+            return []
+        names.append(name)
+        if len(names) == _PROBED and not any(map(is_archive, names)):
+            return []
+    if not names and isinstance(folder, StorePath):
+        raise UserError(f"{text} contains nothing")
+    for name in sorted(names):
+        refuse_compressed(f"{text}/{name}")
+    return sorted(filter(is_archive, names))
 
 
 def _shards(name: str) -> list[str]:
@@ -433,16 +440,3 @@ def _shards(name: str) -> list[str]:
     if not numbers:
         raise UserError(f"{name} names no archive: {first} is larger than {last}")
     return [f"{name[: found.start()]}{number:0{len(first)}d}{name[found.end() :]}" for number in numbers]
-
-
-def _archive_root(location: str, folder: Location, names: Iterable[str], indexes: IndexFolder) -> ArchiveRoot:
-    infos, names = list[ObjectInfo](), list(names)
-    with prefetch(lambda name: info_of(folder / name), names, _HEADS, _HEADS) as found:
-        for name, info in zip(names, found, strict=True):
-            if info is None:
-                raise UserError(f"no such file: {folder}/{name}")
-            infos.append(replace(info, name=name))  # which may be below folders of a prefix
-    reference = indexes.reference([LAYOUT, [[info.name, info.size, info.state] for info in infos]])
-    if not reference.exists:
-        build_index(reference.path, location, folder, infos, indexes.progress)
-    return ArchiveRoot(location, folder, reference)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -39,21 +39,13 @@ class FileIndex:
         self._columns = dict(zip(table.column_names, chunks, strict=True))
         self._names = self._columns[NAME]
 
-    def __len__(self) -> int:
-        return len(self._names)
-
     def find(self, name: str) -> list[dict[str, Any]]:
-        start = bisect_left(range(len(self)), name, key=self._name)
-        stop = start
-        while stop < len(self) and self._name(stop) == name:
-            stop += 1
-        return [self._row(position) for position in range(start, stop)]
+        places = range(len(self._names))
+        start = bisect_left(places, name, key=lambda place: self._names[place].as_py())
+        return list(map(self._row, takewhile(lambda place: self._names[place].as_py() == name, places[start:])))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        return map(self._row, range(len(self)))
-
-    def _name(self, position: int) -> str:
-        return str(self._names[position].as_py())
+        return map(self._row, range(len(self._names)))
 
     def _row(self, position: int) -> dict[str, Any]:
         return {name: column[position].as_py() for name, column in self._columns.items()}

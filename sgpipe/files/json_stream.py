@@ -21,17 +21,15 @@ _ITEM = re.compile(r"[^ \t\n\r]")
 
 
 class JsonStream:
-    """Iterates over the items of a JSON file's top-level arrays.
+    """Iterates over the values of a JSON file's top-level object or array.
 
-    `for key, item in stream` yields every item of every array of the top-level object, in file order, or of a file that
-    is an array, with the key "". Other values are collected in `scalars`, the keys of arrays, also of empty ones, in
-    `arrays`. After the last item, `sha256` is the hash of the content.
+    `for key, item in stream` yields every item of every array of the top-level object, and its other values, in file
+    order; of a file that is an array, its items, with the key "". `arrays`: the keys of arrays, also of empty ones.
+    After the last item, `sha256` is the hash of the content.
     """
 
-    def __init__(self, path: Location | str, *, members: bool = False) -> None:
-        """`members`: also yield the values that are not arrays, instead of collecting them in `scalars`."""
-        self.path, self.members = path, members
-        self.scalars: dict[str, Any] = {}
+    def __init__(self, path: Location | str) -> None:
+        self.path = path
         self.arrays: set[str] = set()
         self.sha256 = ""
         self._hash = hashlib.sha256()
@@ -74,10 +72,8 @@ class JsonStream:
                     self.arrays.add(key)
                     for _ in self._parts("]"):
                         yield key, self._value()
-                elif self.members:
-                    yield key, self._value()
                 else:
-                    self.scalars[key] = self._value()
+                    yield key, self._value()
         else:
             raise UserError(f"{self.path} is {'not UTF-8 JSON (plain or gzip)' if first else 'empty'}")
         if self._peek():

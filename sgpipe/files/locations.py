@@ -418,12 +418,6 @@ def content_id(path: str | Location) -> list[str | int | None]:
     return [local.uri, info.size, info.state]
 
 
-def content_sha256(path: str | Location) -> str:
-    """SHA-256 of a file's bytes. Raises as `open_stream`."""
-    with open_stream(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _local(path: str | Location) -> Location:
     """Return a location that can be read: a file of the hub in its cache. Raises UserError: there is no such file."""
     path = location(path)
@@ -506,7 +500,7 @@ def read_text(path: Location, what: str) -> str:
         raise UserError(f"{what} {path} is not UTF-8 text (plain or gzip)") from None
 
 
-def text_sha256(path: Location) -> str:
+def text_sha256(path: str | Location) -> str:
     """SHA-256 of a file's content, decompressed if it is compressed by gzip. Raises as `open_text`."""
     with open_text(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-from sgpipe.files.locations import content_id, content_sha256
+from sgpipe.files.locations import content_id, text_sha256
 from sgpipe.recipe import SERVED, Recipe
 from sgpipe.stages.caption.captioner import settings_of
 from sgpipe.stages.parse.stage import parser_identity
@@ -57,7 +57,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
         del parts["tag"]["calibration"], parts["tag"]["precision"]
     else:
         content_id(recipe.tag.calibration)
-        parts["tag"]["calibration"] = content_sha256(recipe.tag.calibration)
+        parts["tag"]["calibration"] = text_sha256(recipe.tag.calibration)
     if recipe.pair.marks:
         parts["pair"] |= {**_model(recipe, "pair", "model", sharing), "seed": recipe.seed}
     else:
@@ -68,7 +68,7 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
         path, parts["pair"][name] = getattr(recipe.pair, name), None
         if path is not None:
             with suppress(FileNotFoundError, IsADirectoryError):  # a pair stage that does not run needs no file
-                parts["pair"][name] = content_sha256(path)
+                parts["pair"][name] = text_sha256(path)
     if recipe.ground.detector is not None:
         parts["ground"] = settings_of_stage(recipe, "ground")
         parts["ground"] |= {name: parts["pair"][name] for name in ("synonyms", "loose")}

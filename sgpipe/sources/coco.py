@@ -29,21 +29,12 @@ from sgpipe.sources.fields import FieldError
 
 
 def read_coco(
-    annotations: Location | str,
-    captions: Location | str | None,
-    *,
-    dataset: str,
-    split: str,
-    names: Mapping[int, str] | None = None,
+    annotations: Location | str, captions: Location | str | None, *, dataset: str, split: str
 ) -> tuple[Detections, dict[str, Any]]:
-    """Read an instances file and, if given, a captions file; also return their paths and hashes.
-
-    `names` replace the category names of the file (Objects365's have spelling errors).
-    """
+    """Read an instances file and, if given, a captions file; also return their paths and hashes."""
     detections = Detections(dataset, split)
     origin = {"annotations": str(annotations), "captions": str(captions or "")}
     origin["annotations_sha256"] = _read_instances(annotations, detections).sha256
-    detections.categories.update({k: v for k, v in (names or {}).items() if k in detections.categories})
     if captions is not None:
         origin["captions_sha256"] = _read_captions(captions, detections).sha256
     return detections, origin
@@ -112,9 +103,9 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
     names, related = instances.predicates, instances.relations
     if relations is not None:
         require_format(relations, "triplets")
-        stream = JsonStream(relations)
-        names = dict(enumerate(fields.clean(str(item)) for key, item in stream if key == "rel_categories"))
-        splits = {key: value for key, value in stream.scalars.items() if isinstance(value, dict)}
+        content = list(JsonStream(relations))
+        names = dict(enumerate(fields.clean(str(item)) for key, item in content if key == "rel_categories"))
+        splits = {key: value for key, value in content if isinstance(value, dict)}
         if split not in splits:
             choices = " or ".join(map(fields.single_line, sorted(splits))) or "NAME"
             raise UserError(f"{relations} has no split {split!r}: pass --split {choices}")

@@ -43,10 +43,9 @@ class Segmentations:
     def __init__(self) -> None:
         self._file, self._ends = SpooledTemporaryFile(max_size=64 << 20), array("q", [0])  # noqa: SIM115
 
-    def append(self, value: Any) -> int:
-        """Add that of the next box as the file has it (None or empty: it has none); return the number of the box."""
+    def append(self, value: Any) -> None:
+        """Add that of the next box as the file has it (None or empty: it has none)."""
         self._ends.append(self._ends[-1] + (self._file.write(json.dumps(value).encode()) if value else 0))
-        return len(self._ends) - 2
 
     def read(self, box: int, size: Sequence[int], problems: ProblemCounts) -> str | None:
         """Return the segmentation of a box, as `fields.segmentation`; `size`: width and height of the image."""
@@ -306,27 +305,21 @@ def settle_boxes(detections: Detections, form: BoxForm | None, name: str, *, cho
             )
         notes = [f"boxes are read as {form}: {share:.1%} lie in their images; {_OPTION}FORM reads others"]
     else:
-        form, stated = form or "xywh", form is not None
-        notes = doubt_boxes(*examined, form, name, _OPTION, stated=stated)
-    if form != "xywh":
+        notes = doubt_boxes(*examined, form, "xywh", name, _OPTION)
+    if form not in (None, "xywh"):
         detections.boxes = array("d", geometry.to_xywh(boxes, sizes[rows], form).tobytes())
     return notes
 
 
 def doubt_boxes(
-    boxes: NDArray[np.float64],
-    sizes: NDArray[np.float64],
-    form: BoxForm,
-    name: str,
-    option: str,
-    *,
-    stated: bool,
+    boxes: NDArray[Any], sizes: NDArray[Any], stated: BoxForm | None, usual: BoxForm, name: str, option: str
 ) -> list[str]:
-    """Return what is doubtful about boxes `[boxes, 4]` of this form in images of `sizes` `[boxes, 2]`.
+    """Return what is doubtful about boxes `[boxes, 4]` of a form in images of `sizes` `[boxes, 2]`.
 
-    `option`: what sets the form, without its value. Raises UserError: the boxes certainly have another form, and none
-    was `stated`.
+    `stated`: the form, None: the `usual` one. `option`: what states it, without its value. Raises UserError: the boxes
+    certainly have another form, and none was stated.
     """
+    form = stated or usual
     best, share = geometry.best_form(boxes, sizes)
     outside, still = 1 - geometry.share_inside(boxes, sizes, form), 1 - share
     number = outside * len(boxes)
@@ -405,7 +398,7 @@ def settle_records(
     notes: list[str] = []
     if examine:
         name = str(source.files["annotations"])
-        notes = doubt_boxes(boxes, sizes, form or source.boxes or "xywh", name, "--boxes ", stated=form is not None)
+        notes = doubt_boxes(boxes, sizes, form, source.boxes or "xywh", name, "--boxes ")
     if form is not None:
         for (_, box), bbox in zip(owners, geometry.to_xywh(boxes, sizes, form).tolist(), strict=True):
             box.bbox = tuple(bbox)

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -49,16 +49,8 @@ _FOLDERS = ("data", "default")  # that name no subset
 _DEFAULT = "default"
 
 
-@dataclass(frozen=True)
-class HubFiles:
-    """The Parquet files of the splits of a folder, store, or commit of the hub."""
-
-    root: ImageRoot
-    splits: Mapping[str, Sequence[str]]
-
-
-def find_files(config: HubConfig) -> HubFiles:
-    """Return the Parquet files of the dataset, subset and split of a recipe. Raises UserError, StoreError."""
+def find_files(config: HubConfig) -> tuple[ImageRoot, dict[str, list[str]]]:
+    """Return a dataset, and its Parquet files by split, for a subset and split. Raises UserError, StoreError."""
     dataset = config.dataset or ""
     is_path = is_uri(dataset) or dataset.startswith(("/", ".", "~")) or Path(dataset).is_dir()
     on_hub = not is_path and HubDataset.parse(dataset)
@@ -78,7 +70,7 @@ def find_files(config: HubConfig) -> HubFiles:
         raise UserError(f"{dataset} has no split {config.split!r}: pass --split {' or '.join(splits)}")
     if bad := [split for split in splits if not re.fullmatch(r"\w{1,64}", split)]:
         raise UserError(f"{dataset}: the split {bad[0]!r} is not a name of letters and digits")
-    return HubFiles(root, splits if config.split is None else {config.split: splits[config.split]})
+    return root, splits if config.split is None else {config.split: splits[config.split]}
 
 
 def _card(root: ImageRoot) -> dict[str, Any]:
@@ -223,7 +215,7 @@ def is_text(kind: pa.DataType) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def number_names(files: HubFiles, schema: pa.Schema, column: str, listed: str, option: str) -> dict[int, str]:
+def number_names(root: ImageRoot, schema: pa.Schema, column: str, listed: str, option: str) -> dict[int, str]:
     """Return the names of a column of numbers: a ClassLabel of `datasets`, or a list of categories.json.
 
     Raises UserError: there is neither; `option` names them.
@@ -236,20 +228,20 @@ def number_names(files: HubFiles, schema: pa.Schema, column: str, listed: str, o
             described = described[name]
         return {number: fields.clean(described[number]) for number in range(len(described))}
     try:
-        content = json.loads(read_text(files.root.file("categories.json"), "file"))
+        content = json.loads(read_text(root.file("categories.json"), "file"))
         return {fields.integer(each, "id"): fields.text(each, "name") for each in content[listed]}
     except (FileNotFoundError, ValueError, KeyError, TypeError, UserError):
-        raise UserError(f"{files.root.location}: the numbers in {column} have no names: pass {option}") from None
+        raise UserError(f"{root.location}: the numbers in {column} have no names: pass {option}") from None
 
 
 _ROWS_PER_BATCH = 256
 
 
 @contextmanager
-def open_parquet(files: HubFiles, name: str) -> Iterator[pq.ParquetFile]:
+def open_parquet(root: ImageRoot, name: str) -> Iterator[pq.ParquetFile]:
     """Open a file of a dataset. Raises UserError, also while it is read: it is not a Parquet file."""
     try:
-        with pq.ParquetFile(files.root.open_file(name), pre_buffer=False) as parquet:
+        with pq.ParquetFile(root.open_file(name), pre_buffer=False) as parquet:
             yield parquet
     except StoreError:
         raise
@@ -277,17 +269,17 @@ def _value_of(row: Any, dotted: str | None) -> Any:
     return row if dotted else None
 
 
-def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
+def class_table(root: ImageRoot, files: Iterable[str], config: HubConfig) -> dict[int, str]:
     """Return class names by number, sorted if the files have names. Raises UserError: they have only numbers."""
     if config.classes is not None:
         return dict(enumerate(config.classes))
     names: set[str] = set()
-    for name in (name for split in files.splits.values() for name in split):
-        with open_parquet(files, name) as parquet:
+    for name in files:
+        with open_parquet(root, name) as parquet:
             schema = parquet.schema_arrow
             column = str(find_columns(schema, config.columns, name)[0]["classes"])
             if not is_text(all_columns(schema)[column][1]):
-                return number_names(files, schema, column, "categories", "--set 'source.hub.classes=[NAME, …]'")
+                return number_names(root, schema, column, "categories", "--set 'source.hub.classes=[NAME, …]'")
             for row in iter_values(parquet, {"classes": column}):
                 names.update(each for each in fields.as_list(row["classes"]) if each)
     return dict(enumerate(sorted(fields.clean(name) for name in names if name.strip())))
@@ -296,13 +288,13 @@ def class_table(files: HubFiles, config: HubConfig) -> dict[int, str]:
 def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, Any]]:
     """Return the images and boxes of a split, in the order of its files, and where they come from."""
     config = source.hub
-    files = find_files(config)
-    names = class_table(files, config)
+    root, splits = find_files(config)
+    names = class_table(root, itertools.chain.from_iterable(splits.values()), config)
     detections = Detections(HUB_DATASET, split, dict(names))
     numbers: dict[Any, int] = {name: number for number, name in names.items()}
     ids: list[str | None] = []
-    for file in files.splits[split]:
-        with open_parquet(files, file) as parquet:
+    for file in splits[split]:
+        with open_parquet(root, file) as parquet:
             of, image = find_columns(parquet.schema_arrow, config.columns, file)
             for number, row in enumerate(iter_values(parquet, of)):
                 name = row_name(file, number, image)
@@ -310,7 +302,7 @@ def read_split(source: SourceConfig, split: str) -> tuple[Detections, dict[str, 
                 ids.append(fields.identifier(row["id"]))
                 size, why = (row["width"], row["height"]), ""
                 if of["width"] is None:
-                    size, why = size_or_reason(files.root, name)
+                    size, why = size_or_reason(root, name)
                 boxes, classes = fields.as_list(row["boxes"]), fields.as_list(row["classes"])
                 crowds = fields.as_list(row["crowd"]) if of["crowd"] else [False] * len(boxes)
                 fits = len(boxes) == len(classes) == len(crowds)
@@ -356,17 +348,17 @@ def check_hub(recipe: Recipe) -> None:
 
 def prepare_hub(source: SourceConfig) -> SourceConfig:
     """Return the source with its splits, and with the dataset at the commit that it has now. Raises as `find_files`."""
-    files = find_files(source.hub)
-    splits = {split: SplitConfig(images=files.root.location) for split in files.splits}
-    hub = source.hub.model_copy(update={"dataset": files.root.location})
+    root, files = find_files(source.hub)
+    splits = {split: SplitConfig(images=root.location) for split in files}
+    hub = source.hub.model_copy(update={"dataset": root.location})
     return source.model_copy(update={"root": None, "splits": splits, "hub": hub})
 
 
 def stamp_split(source: SourceConfig, split: str) -> dict[str, Any]:
     """Return what identifies the files and settings that the records of a split are read with."""
-    settings, files = source.hub.model_dump(mode="json", exclude={"split"}), find_files(source.hub)
-    found = (entry for entry in files.root.entries() if entry.name in files.splits[split])
-    contents = [files.root.location, sorted([entry.name, entry.size, entry.state] for entry in found)]
+    settings, (root, files) = source.hub.model_dump(mode="json", exclude={"split"}), find_files(source.hub)
+    found = (entry for entry in root.entries() if entry.name in files[split])
+    contents = [root.location, sorted([entry.name, entry.size, entry.state] for entry in found)]
     return {"hub": settings, "boxes": source.boxes, "contents": contents}
 
 
@@ -444,11 +436,11 @@ def dataset_source(
         classes: JSON with the names of classes and predicates, as `read_classes` reads it.
         own_images: take images from the rows, if they have them, not from files of the name in `file_name`.
     """
-    files = find_files(HubConfig(dataset=dataset, split=split, subset=subset))
-    if len(files.splits) > 1:
-        raise UserError(f"{dataset} has several splits: pass --split {' or '.join(files.splits)}")
-    ((split, names),) = files.splits.items()
-    paths, location = {name: files.root.file(name) for name in names}, files.root.location
+    root, splits = find_files(HubConfig(dataset=dataset, split=split, subset=subset))
+    if len(splits) > 1:
+        raise UserError(f"{dataset} has several splits: pass --split {' or '.join(splits)}")
+    ((split, names),) = splits.items()
+    paths, location = {name: root.file(name) for name in names}, root.location
     chosen = dict(each.partition("=")[::2] for each in mapping)
     if unknown := chosen.keys() - _COLUMNS.keys():
         raise UserError(f"--map {min(unknown)}: expected one of {', '.join(_COLUMNS)}")
@@ -456,10 +448,10 @@ def dataset_source(
     def columns(schema: pa.Schema, file: str) -> dict[str, str | None]:
         return map_columns(schema, _COLUMNS, chosen, _REQUIRED, file, "--map ")
 
-    with open_parquet(files, names[0]) as parquet:
+    with open_parquet(root, names[0]) as parquet:
         schema = parquet.schema_arrow
         if not (mapping or classes) and {"triplets", "status"} <= set(schema.names):
-            return _exported(split, files.root, paths), location
+            return _exported(split, root, paths), location
     of, has_own = columns(schema, names[0]), own_images and len(image_columns(schema)) == 1
     if not has_own and of["file_name"] is None:
         raise UserError(f"{names[0]} has neither images nor their names: pass --map file_name=COLUMN")
@@ -471,13 +463,13 @@ def dataset_source(
         elif given:
             tables.append(given.objects if listed == "categories" else given.relations)
         else:
-            tables.append(number_names(files, schema, column, listed, "--classes FILE"))
+            tables.append(number_names(root, schema, column, listed, "--classes FILE"))
     closed = DatasetClasses(*(tuple(table.values()) for table in tables)) if all(tables) else None
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         total = 0
         for name in names:
-            with open_parquet(files, name) as parquet:
+            with open_parquet(root, name) as parquet:
                 own = columns(parquet.schema_arrow, name)
                 for number, values in enumerate(iter_values(parquet, own)):
                     image_id = fields.identifier(values["image_id"]) if of["image_id"] else str(total)
@@ -490,7 +482,7 @@ def dataset_source(
                     record = Record(image_id, kind, split, fields.clean(str(place)), *fields.size(values))
                     with error_row(record):
                         if has_own and not (record.width and record.height):
-                            record.width, record.height = read_size(files.root, record.file_name, upright=True)
+                            record.width, record.height = read_size(root, record.file_name, upright=True)
                         record.objects, record.relations = _graph(values, record, tables, problems)
                         drop_nameless(record, problems)
                     yield record

@@ -28,12 +28,7 @@ class MiniworldFiles:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.world, self.all_relations, self.composed_relations = root / "world", root / "true", root / "composed"
-        self._settings = root / "drawn.json"
-
-    @property
-    def settings(self) -> dict[str, Any] | None:
-        """Which images these are; None until all of them and their ground truth are written."""
-        return json.loads(self._settings.read_text(encoding="utf-8")) if self._settings.is_file() else None
+        self._settings = root / "drawn.json"  # which images these are, written last
 
     @property
     def ground_truth(self) -> GroundTruth:
@@ -41,17 +36,18 @@ class MiniworldFiles:
 
     def prepare(self, source: SourceConfig, say: Callable[[str], None]) -> tuple[SourceConfig, GroundTruth]:
         """Return the source with these images and their ground truth, which are generated unless they are there."""
-        config = source.miniworld
-        if self.settings != config.model_dump():
-            say(f"generating {count(config.images, 'image')}")
-            self.make(config)
-        world = self.world
+        config, world = source.miniworld, self.world
+        self.make(config, say)
         split = SplitConfig(annotations=world / INSTANCES, images=world / IMAGES, captions=world / CAPTIONS)
         splits = {split_name(config.split): split}
         return source.model_copy(update={"root": None, "splits": splits}), self.ground_truth
 
-    def make(self, config: MiniworldConfig) -> None:
-        """Generate images and ground truth; what the folder held before is removed."""
+    def make(self, config: MiniworldConfig, say: Callable[[str], None] = lambda text: None) -> None:
+        """Generate images and ground truth, unless they are there; what else the folder held is removed."""
+        settings = json.dumps(config.model_dump())
+        if self._settings.is_file() and self._settings.read_text(encoding="utf-8") == settings:
+            return
+        say(f"generating {count(config.images, 'image')}")
         shutil.rmtree(self.root, ignore_errors=True)
         render_dataset(self.world, config.images, config.seed, config.split)
         graphs = self.world / SCENE_GRAPHS
@@ -63,7 +59,7 @@ class MiniworldFiles:
         write_text(composed, json.dumps(scenes))
         import_graphs(composed, config.split, self.composed_relations, self.world / IMAGES)
         composed.unlink()
-        write_text(self._settings, json.dumps(config.model_dump()))
+        write_text(self._settings, settings)
 
 
 def import_graphs(graphs: Path, split: str, out: Path, images: Path | None = None) -> None:

@@ -30,7 +30,7 @@ from sgpipe.sources.hub import prepare_hub, read_split, stamp_split
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth, RunFiles, RunFolder
-from sgpipe.storage.shards import DATA, IMAGE_COLUMN, read_checked, relation_rows
+from sgpipe.storage.shards import DATA, IMAGE_COLUMN, flat, read_checked, relation_rows
 from sgpipe.storage.source_index import SourceIndex, write_index
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count
@@ -87,17 +87,14 @@ def open_source(source: SourceConfig, split: str, path: Path, images: ImagePlace
     elif config.annotations is None:
         detections, meta = read_folder(images, split=split)
     else:
-        detections, meta = read_coco(
-            source.path(config.annotations),
-            source.path(config.captions) if config.captions else None,
-            dataset=source.format,
-            split=split,
-            names=category_names("objects365") if source.format == "objects365" else None,
-        )
+        captions = source.path(config.captions) if config.captions else None
+        detections, meta = read_coco(source.path(config.annotations), captions, dataset=source.format, split=split)
         notes = settle_boxes(detections, source.boxes, str(config.annotations))
         if source.boxes not in (None, "xywh"):
             meta["annotations_sha256"] += f" as {source.boxes}"
         if source.format == "objects365":
+            names = category_names("objects365")  # the file's have spelling errors
+            detections.categories = {number: names.get(number, name) for number, name in detections.categories.items()}
             located = locate_images(detections, images)
     notes = [*meta.get("notes", ()), *notes, *doubt_detections(detections, meta["captions"] or meta["annotations"])]
     write_detections(path, detections, meta | {"files": files, "located": located, "notes": notes})
@@ -256,11 +253,17 @@ def _index_run(source: SourceConfig, split: str, path: Path, stamp: Mapping[str,
         for shard in (shard for shard in files.manifest.shards if shard.split == split):
             table = read_checked(files.storage, shard, _COLUMNS, source.run)
             if source.threshold is not None:
-                table = replaced(table, "relations", _confident(table["relations"], source.threshold))
+                rows, relations = flat(table["relations"])
+                least = pa.scalar(source.threshold, pa.float32())
+                enough = pc.greater_equal(pc.struct_field(relations, "confidence"), least)
+                kept = pc.fill_null(enough, True)  # human annotations have no confidence
+                ends = np.cumsum(np.bincount(rows[kept.to_numpy(zero_copy_only=False)], minlength=len(table)))
+                values = pa.ListArray.from_arrays(pa.array([0, *ends.tolist()], pa.int32()), relations.filter(kept))
+                table = replaced(table, "relations", values.cast(SCHEMA.field("relations").type))
             confident = relation_rows(table, TRAINING_CONFIDENCE).group_by(list(_TRIPLET))
             for row in confident.aggregate([([], "count_all")]).to_pylist():
                 known[tuple(row[name] for name in _TRIPLET)] += row["count_all"]
-            objects = pc.list_flatten(table["objects"].combine_chunks())
+            objects = flat(table["objects"])[1]
             classes = pa.table({name: pc.struct_field(objects, name) for name in ("category", "category_id")})
             distinct = classes.group_by(classes.column_names).aggregate([]).to_pylist()
             numbers.update((row["category"], row["category_id"]) for row in distinct)
@@ -278,13 +281,3 @@ def _index_run(source: SourceConfig, split: str, path: Path, stamp: Mapping[str,
         }
 
     write_index(path, tables(), meta)
-
-
-def _confident(column: pa.ChunkedArray, threshold: float) -> pa.Array:
-    """Return the lists without relations of a lower confidence; human annotations, which have none, stay."""
-    lists = column.combine_chunks()
-    relations, images = pc.list_flatten(lists), pc.list_parent_indices(lists)
-    enough = pc.greater_equal(pc.struct_field(relations, "confidence"), pa.scalar(threshold, pa.float32()))
-    kept = pc.fill_null(enough, True)
-    ends = np.cumsum(np.bincount(images.filter(kept), minlength=len(lists)))
-    return pa.ListArray.from_arrays(pa.array([0, *ends.tolist()], pa.int32()), relations.filter(kept), lists.type)

@@ -30,13 +30,15 @@ _NO_CATEGORY_ID = 0  # category_id of classes that have only a name
 def iter_graphs(path: Path) -> Iterator[Any]:
     """Yield the scene graphs of a file, which may also consist of a single one."""
     stream, single = JsonStream(path), dict[str, Any]()
-    for array, item in stream:
-        if array == "":
+    for key, item in stream:
+        if key == "":
             yield item
+        elif key in stream.arrays:
+            single.setdefault(key, []).append(item)
         else:
-            single.setdefault(array, []).append(item)
+            single[key] = item
     if single:
-        yield {**stream.scalars, **single}
+        yield single
 
 
 def graph_record(item: Any, dataset: str, split: str, problems: ProblemCounts) -> Record | None:
@@ -107,10 +109,7 @@ def pseudo_label_source(
     files, paths = {"annotations": annotations}, dict[str, Any]()
     if image_paths is not None:
         files["image_paths"] = image_paths
-        stream = JsonStream(image_paths)
-        paths = {} if any(True for _ in stream) else stream.scalars
-        if not paths or not all(isinstance(name, str) for name in paths.values()):
-            raise UserError(f"{image_paths} is not an image_id_to_filepath.json: expected an object {{image id: path}}")
+        paths = dict(JsonStream(image_paths))
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         for item in iter_graphs(annotations):
@@ -126,9 +125,7 @@ def pseudo_label_source(
                         "names: pass --image-paths image_id_to_filepath.json"
                     )
                 with error_row(record):
-                    if record.image_id not in paths:
-                        raise FieldError(f"{image_paths} has no path for the image")
-                    record.file_name = fields.clean(paths[record.image_id])
+                    record.file_name = fields.text(paths, record.image_id)
             elif not is_named and dataset.startswith("coco"):
                 name, folder = f"{record.image_id:0>12}.jpg", fields.clean(str(item.get("data_split") or "train2017"))
                 record.file_name = next((n for n in (f"{folder}/{name}", name) if image_exists(images, n)), name)
@@ -249,13 +246,11 @@ def svg_source(annotations: Location, split: str) -> AnnotationSource:
     """
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
-        for at, (number, item) in enumerate(JsonStream(annotations, members=True)):
+        for number, item in JsonStream(annotations):
             things = item.get("objects") if isinstance(item, Mapping) else None
             if not isinstance(things, Mapping):
                 problems["malformed"] += 1
-                if at:
-                    continue
-                raise UserError(f"{annotations}: {number!r} is not {{width, height, objects: {{id: {{name, bbox}}}}}}")
+                continue
             image_id = fields.clean(number)
             record = Record(image_id, "svg", split, f"{image_id}.jpg", *fields.size(item))
             indices = {key: index for index, key in enumerate(things)}

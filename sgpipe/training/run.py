@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar
 from rlip_model.pretrained import CheckpointError
 from rlip_model.training.state import BEST, LAST, Position, read_position
 from sgpipe.errors import UserError
-from sgpipe.files.locations import content_sha256
+from sgpipe.files.locations import text_sha256
 from sgpipe.files.model_cache import pin_model
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
@@ -148,7 +148,7 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
     if judged:
         recipe["data"]["judgements"] = fingerprint({"judged": judged})
     if job.recipe.data.calibration is not None:
-        recipe["data"]["calibration"] = content_sha256(job.recipe.data.calibration)
+        recipe["data"]["calibration"] = text_sha256(job.recipe.data.calibration)
     sets = {"training": job.training_set, "validation": job.validation_set}
     rows = {name: each.rows if each else 0 for name, each in sets.items()}
     options = recipe["optimisation"]  # a step schedule can be extended; the length of a cosine is that of its decay

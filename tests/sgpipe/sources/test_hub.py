@@ -205,8 +205,8 @@ def test_sizes_that_nothing_states_are_those_that_datasets_shows(tmp_path):
 )
 def test_splits_by_the_names_of_files(tmp_path, names, splits):
     touch(tmp_path, *names)
-    found = find_files(HubConfig(dataset=str(tmp_path)))
-    assert {split: len(files) for split, files in found.splits.items()} == splits
+    _, found = find_files(HubConfig(dataset=str(tmp_path)))
+    assert {split: len(files) for split, files in found.items()} == splits
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -220,10 +220,10 @@ def test_splits_and_subsets_of_the_readme(tmp_path):
     (tmp_path / "README.md").write_text(CARD_WITH_SUBSETS)
     with pytest.raises(UserError, match=r"several subsets: pass --set source\.hub\.subset=NAME, one of first, second"):
         find_files(HubConfig(dataset=str(tmp_path)))
-    first = find_files(HubConfig(dataset=str(tmp_path), subset="first"))
-    assert first.splits == {"train": ["a/x.parquet"], "held": ["a/y.parquet"]}
-    assert find_files(HubConfig(dataset=str(tmp_path), subset="second")).splits == {"train": ["b/x.parquet"]}
-    assert list(find_files(HubConfig(dataset=str(tmp_path), subset="first", split="held")).splits) == ["held"]
+    _, first = find_files(HubConfig(dataset=str(tmp_path), subset="first"))
+    assert first == {"train": ["a/x.parquet"], "held": ["a/y.parquet"]}
+    assert find_files(HubConfig(dataset=str(tmp_path), subset="second"))[1] == {"train": ["b/x.parquet"]}
+    assert list(find_files(HubConfig(dataset=str(tmp_path), subset="first", split="held"))[1]) == ["held"]
     with pytest.raises(UserError, match="no split 'test': pass --split train or held"):
         find_files(HubConfig(dataset=str(tmp_path), subset="first", split="test"))
 

@@ -121,10 +121,9 @@ def test_objects365_images_need_image_paths(tmp_path):
         read_labels(tmp_path, [O365])
     known, unknown = read_labels(tmp_path, [O365, {**O365, "image_id": 1}], {"420917": "train/patch8/a.jpg"})
     assert known.file_name == "train/patch8/a.jpg"
-    assert "has no path for the image" in unknown.error
-    for wrong in ({"1": 2}, ["a"]):
-        with pytest.raises(UserError, match=r"paths\.json is not an image_id_to_filepath"):
-            read_labels(tmp_path, [O365], wrong)
+    assert "'1' is missing" in unknown.error
+    with pytest.raises(UserError, match=r"image 420917 is of Objects365.*--image-paths"):
+        read_labels(tmp_path, [O365], [])
 
 
 GRAPH = {
