@@ -217,7 +217,7 @@ class CocoInstances(Detections):
             category, (x, y, w, h) = self.box_categories[box], self.boxes[4 * box : 4 * box + 4]
             if category not in self.categories:
                 raise FieldError(f"category_id {category} of an object is not in the file's categories")
-            outline, crowd = self.segmentations.read(box, size, problems), bool(self.box_crowds[box])
+            outline, crowd = self.segmentation(box, size, problems), bool(self.box_crowds[box])
             yield Box(self.categories[category], category, (x, y, w, h), crowd, segmentation=outline)
 
     def related(self, number: str, predicates: Mapping[int, str]) -> list[Relation]:

@@ -12,10 +12,11 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,25 +36,6 @@ from sgpipe.utils import boxes as geometry
 from sgpipe.utils.console import count
 
 _SLICE = 8192
-
-
-class Segmentations:
-    """The segmentation of each box of a COCO file, on disk if they are many."""
-
-    def __init__(self) -> None:
-        self._file, self._ends = SpooledTemporaryFile(max_size=64 << 20), array("q", [0])  # noqa: SIM115
-
-    def append(self, value: Any) -> None:
-        """Add that of the next box as the file has it (None or empty: it has none)."""
-        self._ends.append(self._ends[-1] + (self._file.write(json.dumps(value).encode()) if value else 0))
-
-    def read(self, box: int, size: Sequence[int], problems: ProblemCounts) -> str | None:
-        """Return the segmentation of a box, as `fields.segmentation`; `size`: width and height of the image."""
-        start, stop = self._ends[box : box + 2]
-        if start == stop:
-            return None
-        self._file.seek(start)
-        return fields.segmentation(json.loads(self._file.read(stop - start)), size[0], size[1], problems)
 
 
 @dataclass
@@ -78,7 +60,8 @@ class Detections:
     box_categories: array[int] = field(default_factory=lambda: array("i"))
     box_crowds: array[int] = field(default_factory=lambda: array("b"))
     boxes: array[float] = field(default_factory=lambda: array("d"))
-    segmentations: Segmentations = field(default_factory=Segmentations)
+    outlines: IO[bytes] = field(default_factory=partial(SpooledTemporaryFile, 64 << 20))  # segmentations; many on disk
+    outline_ends: array[int] = field(default_factory=lambda: array("q", [0]))  # where that of each box ends
 
     def attempt(self, add: Callable[..., Any], *values: Any) -> Any:
         """Return what `add` returns; None if the item is malformed."""
@@ -129,7 +112,8 @@ class Detections:
         self.box_categories.append(number)
         self.box_crowds.append(is_crowd)
         self.boxes.extend((x, y, width, height))
-        self.segmentations.append(segmentation)
+        written = self.outlines.write(json.dumps(segmentation).encode()) if segmentation else 0
+        self.outline_ends.append(self.outline_ends[-1] + written)
 
     def add_category(self, item: Any) -> None:
         """Add an entry of `categories`, by its exact name. Raises UserError: an id has two names."""
@@ -159,6 +143,14 @@ class Detections:
         if image_id is None:
             raise FieldError(f"{key!r} is not a number or text")
         return image_id
+
+    def segmentation(self, box: int, size: Sequence[int], problems: ProblemCounts) -> str | None:
+        """Return the segmentation of a box, as `fields.segmentation`; `size`: width and height of the image."""
+        start, stop = self.outline_ends[box : box + 2]
+        if start == stop:
+            return None
+        self.outlines.seek(start)
+        return fields.segmentation(json.loads(self.outlines.read(stop - start)), size[0], size[1], problems)
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the records in file order, in tables of at most 8,192 rows. Call it once, after all has been added."""
@@ -236,9 +228,7 @@ class Detections:
         self.problems["crowd"] += int(crowd.sum())
         struct = SCHEMA.field("objects").type.value_type
         places = zip(which.tolist(), rows.tolist(), strict=True)
-        outlines = [
-            self.segmentations.read(box, self.sizes[2 * row : 2 * row + 2], self.problems) for box, row in places
-        ]
+        outlines = [self.segmentation(box, self.sizes[2 * row : 2 * row + 2], self.problems) for box, row in places]
         known = {
             "category": pa.array([self.categories[number] for number in category.tolist()], pa.string()),
             "category_id": pa.array(category, pa.int32()),
