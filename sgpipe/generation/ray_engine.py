@@ -8,7 +8,6 @@ Ray keeps 100 KB for every block that waits, so the units enter in blocks of man
 import asyncio
 import logging
 import math
-import pickle
 import socket
 import threading
 import warnings
@@ -25,6 +24,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.actor import ActorHandle
+from ray.data.extensions import ArrowPythonObjectArray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util import list_named_actors, placement_group, placement_group_table, remove_placement_group
 from ray.util.placement_group import PlacementGroup
@@ -41,7 +41,6 @@ from sgpipe.generation.engine import (
     told,
 )
 from sgpipe.recipe import Resources
-from sgpipe.records import Record
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress, count
@@ -96,7 +95,7 @@ class Entrance:
 
     def __call__(self, block: pa.Table) -> pa.Table:
         with suppress(RayActorError):  # the run has ended
-            unit, _, _ = _work(block)
+            unit, _, _ = block[_WORK][0].as_py()
             ray.get(self.limit.enter.remote((unit.split, unit.start)))
         return block
 
@@ -125,7 +124,7 @@ class Worker:
             machine = f"machine {socket.gethostname()} has {mine}, this one {self.driver}: install the same on all"
             return _block(_ANSWER, UserError(machine))
         try:
-            unit, records, usage = _work(block)
+            unit, records, usage = block[_WORK][0].as_py()
             records, own = self.runner(self.reader(unit) if self.reader else records)
             usage.add(own)
             if self.writer:
@@ -213,7 +212,7 @@ class RayEngine:
             with _watch(name, placed, self._losses) as advanced:
                 for row in graph.iter_rows():
                     advanced.set()
-                    shard = shard_of(pickle.loads(row[_ANSWER]))  # noqa: S301
+                    shard = shard_of(row[_ANSWER])
                     yield shard
                     leaving = limit.leave.remote((shard.split, shard.start))
                 if leaving is not None:
@@ -301,11 +300,7 @@ def _mapped(
 
 def _block(column: str, *values: Any) -> pa.Table:
     """Return a row for each value: a unit with its records and their usage so far, or an answer."""
-    return pa.table({column: [pickle.dumps(value) for value in values]})
-
-
-def _work(block: pa.Table) -> tuple[WorkUnit, list[Record], Usage]:
-    return pickle.loads(block[_WORK][0].as_py())  # noqa: S301 - Ray itself sends everything like this
+    return pa.table({column: ArrowPythonObjectArray.from_objects(values)})
 
 
 @dataclass(frozen=True)
