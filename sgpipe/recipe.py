@@ -399,6 +399,7 @@ def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None =
 # The setting of each stage that names its model
 _MODELS = {"detect": "detector", "caption": "captioner", "parse": "model", "ground": "detector", "pair": "model"}
 _MODELS |= {"tag": "tagger"}
+STAGES = tuple(_MODELS)  # in their order
 _PACKAGED: Mapping[str, PackagedModel]
 _PACKAGED = {"detect": "parseda", "ground": "parseda", "caption": "captioner", "tag": "tagger"}
 

@@ -108,7 +108,7 @@ class RecipeOptions:
         if parent is not None and extend is not None:
             raise UserError("--from takes stages over from a run, --extend relations: pass one of them")
         if recipe is None and (parent or extend):
-            from sgpipe.generation.parent import extended_recipe, parent_recipe
+            from sgpipe.generation.identity import extended_recipe, parent_recipe
 
             loaded = extended_recipe(extend, settings) if extend else parent_recipe(str(parent), settings)
         else:

@@ -24,8 +24,7 @@ from typing import Any, Protocol, TypeAlias
 from sgpipe.errors import EngineError, UserError, first_line, format_os_error
 from sgpipe.files.image_roots import ImageRoot
 from sgpipe.files.locations import Location, open_file
-from sgpipe.generation.identity import AUTO_ON_CPU, STAGES
-from sgpipe.recipe import Recipe, Resources, models_of
+from sgpipe.recipe import STAGES, Recipe, Resources, models_of
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.stages.endpoint import CacheFolder
@@ -104,6 +103,7 @@ def cut_units(units: Sequence[WorkUnit], max_rows: int, actors: int) -> list[Wor
     return again + [WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit, at in starts]
 
 
+AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
 _GPU_ACTOR_CPUS, _MOST_THREADS = 0.5, 4  # of an actor that shares a GPU
 _UNSET = {"cpus": Resources().cpus, "io_threads": None}
 _LOCAL_IMAGES = 2000  # for more, spreading stages over GPUs or CPUs saves more than the time in which Ray starts

@@ -1,22 +1,34 @@
-"""The identity of a run: everything that decides its labels, with the content of models and annotation files.
+"""The identity of a run, everything that decides its labels, and `--from`: what a run takes over from its parent.
 
-A changed identity is another run. Settings that only distribute work (actors, batch sizes, devices) do not count.
+The identity has the content of models and annotation files. A changed one is another run. Settings that only distribute
+work (actors, batch sizes, devices) do not count. A parent's rows are taken over up to the first stage that differs.
 """
 
-from collections.abc import Collection, Mapping
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from sgpipe.files.locations import content_id, text_sha256
-from sgpipe.recipe import SERVED, Recipe
+from sgpipe.errors import UserError
+from sgpipe.files.locations import Location, StorePath, content_id, text_sha256
+from sgpipe.generation.engine import AUTO_ON_CPU, UnitReader, WorkUnit, stages_sharing_gpus
+from sgpipe.recipe import SERVED, STAGES, Recipe, load_recipe, with_model_folders
+from sgpipe.records import Record, from_table
+from sgpipe.sources.opening import open_parent
 from sgpipe.stages.caption.captioner import settings_of
 from sgpipe.stages.parse.stage import parser_identity
+from sgpipe.storage.manifest import ShardEntry
+from sgpipe.storage.run_folder import RECIPE, RunFiles, ground_truth_of, kind_of
+from sgpipe.storage.shards import damaged, read_checked
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
-from sgpipe.utils.hashing import model_sha256
+from sgpipe.utils.atomic import temporary_folder
+from sgpipe.utils.console import count, listed
+from sgpipe.utils.hashing import differences, model_sha256
 
-STAGES = ("detect", "caption", "parse", "ground", "pair", "tag")
-AUTO_ON_CPU = "auto on a CPU"
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 _OF_SAMPLING = ("repetition_penalty", "top_k")
 _OF_MARKS = {"model", "endpoint", "max_marks", "samples", "temperature", "dtype"}
@@ -102,3 +114,207 @@ def _model(recipe: Recipe, stage: str, setting: str, sharing: Collection[str]) -
     if dtype == "auto":  # half precision needs a GPU, and actors that ask for no GPU see none
         dtype = "auto on a GPU" if stage in sharing or config.resources.gpus else AUTO_ON_CPU
     return {setting: model_sha256(name), "dtype": dtype}
+
+
+_FILLS = {"detect": "objects", "caption": "captions", "parse": "triplets", "ground": "objects", "pair": "pairs"}
+_NOUNS = {**_FILLS, "detect": "boxes", "ground": "boxes of words"}
+_LEFT_OUT = {"detect": ["boxes"], "caption": ["regions"], "ground": ["words", "grounded"]}
+_LEFT_OUT["pair"] = ["pairs", "marks", "answers"]
+_EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error", "left_out")
+_FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
+_MATCHING = ("match", "synonyms", "loose")  # settings of the pair stage that decide whose attributes are whose
+_KINDS = {"parse": "parser", "tag": "method"}
+
+
+def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a run with overrides, stored elsewhere. Raises UserError: see `_open`."""
+    return _open(run, {"engine.store": None, "engine.address": None, **overrides})[1]
+
+
+def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that extends a run: its own, with its captions if it has any; of an import the miniworld's."""
+    manifest = open_parent(run).manifest
+    if any(shard.counts.get("captions") for shard in manifest.shards):
+        overrides = {"caption.captioner": None, **overrides}
+    if "tag" not in manifest.run.get("identity", {}):
+        return load_recipe("miniworld", overrides)
+    return parent_recipe(run, {"limit": None, **overrides})
+
+
+def _open(run: str, overrides: Mapping[str, Any] | None = None) -> tuple[RunFiles, Recipe]:
+    """Return a run and its recipe. Raises UserError: as `open_parent`; or `sgpipe generate` did not make its rows."""
+    files = open_parent(run)
+    kind = kind_of(identity := files.manifest.run.get("identity", {}))
+    if kind != "a run" or "tag" not in identity:
+        raise UserError(f"--from {run}: expected a run of `sgpipe generate`, this is {kind}")
+    if files.folder:
+        return files, load_recipe(files.folder / RECIPE, overrides)
+    if (content := (StorePath(files.root) / RECIPE).read()) is None:
+        raise UserError(f"{run} is not a run of `sgpipe generate`: it has no {RECIPE}")
+    with temporary_folder() as folder:
+        (folder / RECIPE).write_bytes(content)
+        return files, load_recipe(folder / RECIPE, overrides)
+
+
+def _adopted(files: RunFiles, then: Recipe, recipe: Recipe) -> Recipe:
+    """Return the recipe with the parent's images where they are now, unless it names others."""
+    source, changes = recipe.source, dict[str, Any]()
+    if source == then.source and source.synthetic is None:
+        images, splits = files.manifest.image_roots.locations, {}
+        for name, split in source.splits.items():
+            paths = {kind: path and source.path(path) for kind, path in split if kind != "images"}
+            splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.images(name))})
+        changes = {"root": None, "splits": splits}
+        if truth := ground_truth_of(files.place):
+            changes |= {"ground_truth": truth.relations, "image_data": truth.image_data}
+    return recipe.model_copy(update={"source": source.model_copy(update=changes)})
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """What a run takes over from its parent, in `files`.
+
+    `recipe`: of the run, with all paths resolved; `identity`: what decides its rows, but for the files of its source;
+    `reused`: the stages that do not run again; `changes`: a line for each setting that differs.
+    """
+
+    files: RunFiles
+    recipe: Recipe
+    identity: Mapping[str, Any]
+    reused: Sequence[str]
+    changes: Sequence[str]
+
+    @classmethod
+    def plan(cls, run: str, recipe: Recipe, out: Path) -> Reuse:
+        """Raises UserError: not a run; it has other images; nothing differs; or nothing can be taken over."""
+        files, then = _open(run)
+        if files.folder and files.folder.resolve() == out.resolve():
+            raise UserError(f"--out {out} is the run that --from names; name another folder")
+        before = files.manifest.run["identity"]
+        recipe = with_model_folders(_adopted(files, then, recipe), before, resumes=False)
+        now = identity(recipe, {}, stages_sharing_gpus(recipe, before))
+        _check_same(files, now, "format", "miniworld")
+        stages = [stage for stage in STAGES if stage in now or stage in before]
+        changed = {stage: _changes(stage, before, now, then, recipe) for stage in stages}
+        first = next((stage for stage in changed if changed[stage]), None)
+        if first is None:
+            raise UserError(f"nothing differs from {run}: change a model or setting (--tagger), or omit --from")
+        reused = stages[: stages.index(first)]
+        matched = [{name: made.get("pair", {}).get(name) for name in _MATCHING} for made in (before, now)]
+        described = recipe.parse.attributes and recipe.parse.parser in ("rules", "learned")
+        if "pair" not in reused and described and (first != "pair" or matched[0] != matched[1]):
+            reused = [stage for stage in reused if stage != "parse"]  # attributes depend on what rows do not have
+        if not reused:
+            named = "; ".join(changed[first])
+            raise UserError(f"nothing of {run} can be reused, as its first stage differs ({named}); omit --from")
+        return cls(files, recipe, now, reused, [line for lines in changed.values() for line in lines])
+
+    @property
+    def before(self) -> Mapping[str, Any]:
+        found: Mapping[str, Any] = self.files.manifest.run["identity"]
+        return found
+
+    @property
+    def stages(self) -> list[str]:
+        return [stage for stage in STAGES if stage in self.identity and stage not in self.reused]
+
+    def __str__(self) -> str:
+        taken = listed([_NOUNS[stage] for stage in self.reused])
+        return f"{taken} from {self.files.root}; {listed(self.stages)} to run ({'; '.join(self.changes)})"
+
+    def check_rows(self, rows: Mapping[str, int]) -> None:
+        """Raises UserError: the parent lacks some of the first `rows` of a split, or has lost a shard."""
+        missing = self.files.manifest.missing
+        if lacking := sum(stop - start for split, n in rows.items() for start, stop in missing(split, n)):
+            raise UserError(
+                f"{self.files.root} lacks {lacking:,} of {count(sum(rows.values()), 'image')}: finish it first with "
+                "the command that started it, without a smaller --limit, or take fewer with --limit"
+            )
+        if lost := self.files.manifest.lost(self.files.storage):
+            raise damaged(self.files.root, lost[0].file)
+
+    def header(self, source: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what the manifest of the run states of it and its parent. Raises UserError: that has other files."""
+        now = {**self.identity, "source": dict(source)}
+        _check_same(self.files, now, "format", "miniworld", "source")
+        now |= {stage: self.before[stage] for stage in self.reused}
+        now["parent"] = self.files.manifest.run.get("fingerprint")
+        place = str(self.files.folder.resolve()) if self.files.folder else self.files.root
+        return {"identity": now, "parent": {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]}}
+
+    def reader(self, reader: UnitReader) -> ParentReader:
+        files, shards = self.files, tuple(self.files.manifest.shards)
+        return ParentReader(reader.storage, reader.indexes, files.root, files.storage, shards, tuple(self.reused))
+
+
+def _check_same(files: RunFiles, now: Mapping[str, Any], *keys: str) -> None:
+    before = files.manifest.run["identity"]
+    if lines := differences(*({key: made.get(key) for key in keys} for made in (before, now))):
+        raise UserError(f"{files.root} has other images or annotations ({'; '.join(lines)}); omit --from")
+
+
+def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then: Recipe, recipe: Recipe) -> list[str]:
+    """Return the settings that differ. A model that is not here is the parent's if both recipes name the same one."""
+    keys = ["caption", "seed"] if stage == "caption" and now["caption"]["captioner"] else [stage]
+    old, new = before.get(stage, {}), now.get(stage, {})
+    kind = _KINDS.get(stage, "" if old and new else "detector")
+    if kind and old.get(kind) != new.get(kind):  # others have other settings
+        return differences({stage: {kind: old.get(kind)}}, {stage: {kind: new.get(kind)}})
+    named_alike = settings_of_stage(then, stage) == settings_of_stage(recipe, stage)
+    if named_alike and all(_is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype", "seed")):
+        keys = keys[1:]
+    return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys})
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    """Return whether what an identity says of a model or file is the same, or the model or file is not here."""
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        return before.keys() == now.keys() and all(_is_same(before[key], now[key]) for key in before)
+    if before == now or not isinstance(before, str):
+        return bool(before == now)
+    is_hash = before.startswith("sha256:") and not str(now).startswith("sha256:")
+    return now is None or is_hash or before.startswith(f"{now} ")
+
+
+@dataclass(frozen=True)
+class ParentReader(UnitReader):
+    """Work unit → its records, with the columns that the `reused` stages filled in the `shards` of the parent."""
+
+    parent: str
+    place: Location
+    shards: tuple[ShardEntry, ...]
+    reused: tuple[str, ...]
+
+    def read(self, unit: WorkUnit) -> list[Record]:
+        """As `UnitReader.read`; errors of reused stages stay. Raises UserError: a shard is damaged, or of others."""
+        records, columns = super().read(unit), self._columns
+        limited = {name for stage in self.reused for name in _LEFT_OUT.get(stage, ())}
+        for record, row in zip(records, self._rows(unit), strict=True):
+            if record.image_id != row.image_id:
+                images = f"{row.image_id!r} in place of {record.image_id!r}"
+                raise UserError(f"{self.parent} has image {images}; omit --from")
+            for column in columns:
+                setattr(record, column, getattr(row, column))
+            if "ground" not in self.reused:
+                record.objects = [box for box in record.objects if box.origin != "grounded"]
+            record.left_out |= {what: number for what, number in row.left_out.items() if what in limited}
+            stage = (row.error or "").partition(":")[0]
+            ground = self.reused[-1] == "ground"
+            filled = any(not ground or each.origin == "grounded" for each in getattr(row, columns[-1]))
+            unknown = stage == "worker" and not filled
+            if not row.ok and (stage in ("source", "load", *self.reused) or unknown):
+                record.status, record.error, record.relations = row.status, row.error, []
+        return records
+
+    @property
+    def _columns(self) -> list[str]:
+        """The columns that are taken over; attributes of objects with the captions' triplets."""
+        return [*(["objects"] if "parse" in self.reused else []), *(_FILLS[stage] for stage in self.reused)]
+
+    def _rows(self, unit: WorkUnit) -> Iterator[Record]:
+        columns = [*_EVERY_ROW, *dict.fromkeys(self._columns)]
+        for shard in self.shards:
+            start, stop = max(shard.start, unit.start), min(shard.stop, unit.stop)
+            if shard.split == unit.split and start < stop:
+                table = read_checked(self.place, shard, columns, self.parent)
+                yield from from_table(table.slice(start - shard.start, stop - start))

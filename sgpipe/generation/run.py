@@ -28,10 +28,9 @@ from sgpipe.generation.engine import (
     share_gpus,
     stages_sharing_gpus,
 )
-from sgpipe.generation.identity import STAGES, identity, source_identity
+from sgpipe.generation.identity import Reuse, identity, source_identity
 from sgpipe.generation.metrics import RunMetrics
-from sgpipe.generation.parent import Reuse
-from sgpipe.recipe import Recipe, SourceConfig, hub_models, models_of, recipe_notes, with_model_folders
+from sgpipe.recipe import STAGES, Recipe, SourceConfig, hub_models, models_of, recipe_notes, with_model_folders
 from sgpipe.sources.hub import check_hub
 from sgpipe.sources.opening import check_run, open_parent, open_source, prepare_source
 from sgpipe.stages.build import build_stages

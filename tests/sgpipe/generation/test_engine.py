@@ -17,9 +17,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from sgpipe.errors import EngineError, UserError
 from sgpipe.generation import engine, ray_engine
 from sgpipe.generation.engine import share_gpus, stages_sharing_gpus
-from sgpipe.generation.identity import STAGES
 from sgpipe.generation.ray_engine import Pool, UnitLimit, is_placed, kill_actors, plan_pools, reserve
-from sgpipe.recipe import Recipe, Resources
+from sgpipe.recipe import STAGES, Recipe, Resources
 from sgpipe.stages.base import Stage
 from sgpipe.utils.ray_cluster import start_ray
 

@@ -18,7 +18,7 @@ from sgpipe.export.hugging_face import describe_origin
 from sgpipe.generation import engine
 from sgpipe.generation import run as generation
 from sgpipe.generation.engine import UnitReader, WorkUnit
-from sgpipe.generation.parent import ParentReader, parent_recipe
+from sgpipe.generation.identity import ParentReader, parent_recipe
 from sgpipe.miniworld.dataset import IMAGES as DRAWN
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.recipe import Recipe, load_recipe
