@@ -306,31 +306,22 @@ class Actor:
     airborne: bool = False
     free: set[str] = field(default_factory=set)
 
-    @property
-    def size(self) -> float:
-        return self.look.size
-
     def place(self, point: complex) -> complex:
         """Return the position in the group of a point of the thing, given at size 1 and facing right."""
-        return self.at + complex(self.facing * point.real, point.imag) * self.size
+        return self.at + complex(self.facing * point.real, point.imag) * self.look.size
 
-    def layers(self) -> list[tuple[float, Shapes]]:
-        """Return the shapes in the group with their depth; a person's near arm is in front of what it holds."""
-        return [(self.depth + 0.5 * number, part) for number, part in enumerate(self._draw()[0])]
+    def drawn(self) -> tuple[list[Shapes], Extent]:
+        """Return the shapes in the group, parts from far to near, and the box around them, including hidden parts."""
+        return _drawn(self.look, self.posture, self.at, self.facing, self.tilt, self.hands, self.feet)
 
     def extent(self) -> Extent:
-        """Return the box around the thing, including hidden parts."""
-        return self._draw()[1]
-
-    def _draw(self) -> tuple[list[Shapes], Extent]:
-        return _draw(self.look, self.posture, self.at, self.facing, self.tilt, self.hands, self.feet)
+        return self.drawn()[1]
 
 
 @lru_cache(64)  # it is measured several times in a pose
-def _draw(
+def _drawn(
     look: Look | PersonLook, posture: str, at: complex, facing: int, tilt: float, hands: Hands, feet: Feet
 ) -> tuple[list[Shapes], Extent]:
-    """Return the shapes of a thing in its group, parts from far to near, and the box around them; see `Actor`."""
 
     def inside(point: complex) -> complex:
         return complex((point - at).real * facing, (point - at).imag)

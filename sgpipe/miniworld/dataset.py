@@ -51,7 +51,8 @@ def render(scene: Scene) -> RenderedScene:
         layers = [(depth, 0, shapes) for depth, shapes in placed.group.extras]
         for number, actor in enumerate(placed.group.actors, first):
             _draw_shadow(pen, placed, actor, shade(ground, 0.8))
-            layers += [(depth, number, shapes) for depth, shapes in actor.layers()]
+            parts = enumerate(actor.drawn()[0])  # a person's near arm is in front of what it holds
+            layers += [(actor.depth + 0.5 * nearer, number, shapes) for nearer, shapes in parts]
         for _, label, shapes in sorted(layers, key=lambda layer: layer[0]):  # from far to near
             for shape in shapes:
                 corners = _pixels(placed, shape.points).tolist()

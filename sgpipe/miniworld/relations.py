@@ -37,7 +37,7 @@ def ride(group: SceneGroup, rider: Actor, mount: Actor, rng: Generator) -> None:
     else:
         mount.posture = "walking" if rng.random() < 0.7 else "running"
         if mount.posture == "running":
-            _sit_at(rider, top - 0.22j * mount.size)
+            _sit_at(rider, top - 0.22j * mount.look.size)
         head = mount.place(0.8 + (1.35j if mount.posture == "walking" else 1j))
         hand = complex(rider.at.real + 0.4, top.imag + 0.25)
         rider.hands = (None, hand)
@@ -168,8 +168,8 @@ def kick(group: SceneGroup, kicker: Actor, ball: Actor, rng: Generator) -> None:
     kicker.posture = "kicking"
     toe = kicker.extent().right
     lift = float(rng.uniform(0.0, 0.1)) + 0.12
-    ball.at, ball.airborne = complex(toe + BALL_RADIUS * ball.size + float(rng.uniform(0.0, 0.06)), lift), True
-    _swish(group, complex(toe + 0.56 * ball.size + 0.16, lift + BALL_RADIUS), 0.2)
+    ball.at, ball.airborne = complex(toe + BALL_RADIUS * ball.look.size + float(rng.uniform(0.0, 0.06)), lift), True
+    _swish(group, complex(toe + 0.56 * ball.look.size + 0.16, lift + BALL_RADIUS), 0.2)
 
 
 def throw(group: SceneGroup, thrower: Actor, ball: Actor, rng: Generator) -> None:
@@ -208,7 +208,7 @@ def walk(group: SceneGroup, walker: Actor, walked: Actor, rng: Generator) -> Non
         "dog": (1.35, 0.2 - 0.2j, 0.42 + 0.62j),
         "cat": (1.35, 0.2 - 0.2j, 0.3 + 0.46j),
     }[walked.kind]
-    walked.at = complex(walker.at.real + reach * walked.size)
+    walked.at = complex(walker.at.real + reach * walked.look.size)
     hand, collar = _hand(walker, grip), walked.place(neck)
     walker.hands = (hand, None)
     group.extras.append((walker.depth + 0.4, path(_ROPE, [hand, (hand + collar) / 2 - 0.07j, collar], 0.04)))
@@ -262,7 +262,7 @@ def pet(group: SceneGroup, person: Actor, animal: Actor, rng: Generator) -> None
     hand_x = person.at.real + (shoulder_of(look, person.posture).real + (0.16 if small else 0.26)) * look.height
     animal.at = 0j
     animal.at = complex(hand_x - (0.3 if small else 0.36) - animal.extent().left)
-    back = {"dog": 0.72, "cat": 0.56, "horse": 1.22}[animal.kind] * animal.size
+    back = {"dog": 0.72, "cat": 0.56, "horse": 1.22}[animal.kind] * animal.look.size
     person.hands = (complex(hand_x + 0.05, back), None)
 
 

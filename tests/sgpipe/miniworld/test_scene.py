@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import combinations
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -198,7 +199,8 @@ def test_boxes_are_tight_around_visible_pixels(split: str, monkeypatch: pytest.M
         rendered = render(scene)
         for index, (x, y, width, height) in enumerate(rendered.boxes.tolist()):
             with monkeypatch.context() as hidden:
-                hidden.setattr(scene.things[index], "layers", lambda: [])
+                thing = scene.things[index]
+                hidden.setattr(thing, "drawn", Mock(return_value=([], thing.extent())))
                 pixels = changed(rendered.image, render(scene).image)
             (top, left), (bottom, right) = pixels.min(0), pixels.max(0) + 1
             # A pixel belongs to the box if any part of it does.
