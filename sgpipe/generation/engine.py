@@ -152,8 +152,8 @@ class StageBuilder:
 class Engine(Protocol):
     """Runs units through the stages; `workers`: how many processes run these, and with `gpus`, known after `start`."""
 
-    workers: Mapping[tuple[str, ...], int]
-    gpus: int
+    workers: Mapping[tuple[str, ...], int] = {}
+    gpus: int = 0
 
     def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
         """Get ready; returns the units, cut for the workers. Raises UserError: no model or room; EngineError."""
@@ -165,7 +165,8 @@ class Engine(Protocol):
         """
 
     def close(self) -> None:
-        """End what was started."""
+        """End the workers; Ray is left to the process, which may run something else."""
+        return None
 
 
 Answer: TypeAlias = ShardEntry | UserError | EngineError  # of a worker: the shard of a unit, or why there is none
@@ -281,7 +282,7 @@ class WorkerProcess:
         return self.process.wait()
 
 
-class LocalEngine:
+class LocalEngine(Engine):
     """See `Engine`. `max_workers`: the number of workers that the CPUs or GPUs of this machine allow."""
 
     def __init__(self, stages: StageBuilder) -> None:
@@ -294,7 +295,6 @@ class LocalEngine:
             raise UserError(f"{name} takes {share:g} CPUs, but only {cpus} can be used: lower {name}.resources.cpus")
         self.max_workers = min([*actors, self._gpus or int(cpus // share)])
         self.gpus = self.max_workers if self._gpus else 0
-        self.workers: Mapping[tuple[str, ...], int] = {}
         self._processes: list[WorkerProcess] = []
 
     def warm_up(self, build: Callable[[], object]) -> None:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import Location, StorePath, content_id, text_sha256
+from sgpipe.files.locations import StorePath, content_id, text_sha256
 from sgpipe.generation.engine import AUTO_ON_CPU, UnitReader, WorkUnit, stages_sharing_gpus
 from sgpipe.recipe import SERVED, STAGES, Recipe, load_recipe, with_model_folders
 from sgpipe.records import Record, from_table
 from sgpipe.sources.opening import open_parent
 from sgpipe.stages.caption.captioner import settings_of
 from sgpipe.stages.parse.stage import parser_identity
-from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import RECIPE, RunFiles, ground_truth_of, kind_of
 from sgpipe.storage.shards import damaged, read_checked
 from sgpipe.storage.source_index import SourceIndex
@@ -243,8 +242,7 @@ class Reuse:
         return {"identity": now, "parent": {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]}}
 
     def reader(self, reader: UnitReader) -> ParentReader:
-        files, shards = self.files, tuple(self.files.manifest.shards)
-        return ParentReader(reader.storage, reader.indexes, files.root, files.storage, shards, tuple(self.reused))
+        return ParentReader(reader.storage, reader.indexes, self.files, self.reused)
 
 
 def _check_same(files: RunFiles, now: Mapping[str, Any], *keys: str) -> None:
@@ -278,12 +276,10 @@ def _is_same(before: Any, now: Any) -> bool:
 
 @dataclass(frozen=True)
 class ParentReader(UnitReader):
-    """Work unit → its records, with the columns that the `reused` stages filled in the `shards` of the parent."""
+    """Work unit → its records, with the columns that the `reused` stages filled in the `files` of the parent."""
 
-    parent: str
-    place: Location
-    shards: tuple[ShardEntry, ...]
-    reused: tuple[str, ...]
+    files: RunFiles
+    reused: Sequence[str]
 
     def read(self, unit: WorkUnit) -> list[Record]:
         """As `UnitReader.read`; errors of reused stages stay. Raises UserError: a shard is damaged, or of others."""
@@ -292,7 +288,7 @@ class ParentReader(UnitReader):
         for record, row in zip(records, self._rows(unit), strict=True):
             if record.image_id != row.image_id:
                 images = f"{row.image_id!r} in place of {record.image_id!r}"
-                raise UserError(f"{self.parent} has image {images}; omit --from")
+                raise UserError(f"{self.files.root} has image {images}; omit --from")
             for column in columns:
                 setattr(record, column, getattr(row, column))
             if "ground" not in self.reused:
@@ -313,8 +309,8 @@ class ParentReader(UnitReader):
 
     def _rows(self, unit: WorkUnit) -> Iterator[Record]:
         columns = [*_EVERY_ROW, *dict.fromkeys(self._columns)]
-        for shard in self.shards:
+        for shard in self.files.manifest.shards:
             start, stop = max(shard.start, unit.start), min(shard.stop, unit.stop)
             if shard.split == unit.split and start < stop:
-                table = read_checked(self.place, shard, columns, self.parent)
+                table = read_checked(self.files.storage, shard, columns, self.files.root)
                 yield from from_table(table.slice(start - shard.start, stop - start))

@@ -31,15 +31,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError
-from sgpipe.generation.engine import (
-    StageBuilder,
-    UnitReader,
-    UnitWriter,
-    WorkUnit,
-    cut_units,
-    shard_of,
-    told,
-)
+from sgpipe.generation.engine import Engine, StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, shard_of, told
 from sgpipe.recipe import Resources
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
@@ -134,7 +126,7 @@ class Worker:
             return _block(_ANSWER, told(error))
 
 
-class RayEngine:
+class RayEngine(Engine):
     """See `Engine`."""
 
     def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
@@ -153,9 +145,7 @@ class RayEngine:
         for pool in pools:
             of = f" of {pool.resources.gpus:g} GPU" if pool.resources.gpus else ""
             progress.say(f"{count(pool.actors, 'actor')}{of}: {pool.name}")
-        self.workers: Mapping[tuple[str, ...], int] = {
-            tuple(stage.name for stage in pool.stages): pool.actors for pool in pools
-        }
+        self.workers = {tuple(stage.name for stage in pool.stages): pool.actors for pool in pools}
         self.gpus = math.ceil(sum(pool.actors * (pool.resources.gpus or 0) for pool in pools) - _ROUNDING)
         return units
 
@@ -226,9 +216,6 @@ class RayEngine:
         finally:
             ray.kill(limit)  # whoever still waits for it would keep the actors of this graph alive
             remove_placement_group(placed)
-
-    def close(self) -> None:
-        """Leave Ray to the process, which may run something else."""
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.records import Box, Caption, Pair, Record, Relation, Triplet, to_table
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.run_folder import GroundTruth, RunFolder, ground_truth_of
+from sgpipe.storage.run_folder import GroundTruth, RunFiles, RunFolder, ground_truth_of
 from sgpipe.storage.shards import write_shard
 from sgpipe.storage.source_index import write_index
 from tests.detections import CAPTIONS, CATEGORIES, Files, make_coco
@@ -472,7 +472,8 @@ def taken_over(folder: Path, made: Sequence[Record], reused: Sequence[str], star
     write_index(folder / "index.arrow", [to_table(source)], dict)
     shard = write_shard(folder, "data/all-000000000-000000009.parquet", "all", 0, list(made), {})
     reader = UnitReader(folder, {"all": "index.arrow"})
-    parent = ParentReader(reader.storage, reader.indexes, str(folder), reader.storage, (shard,), tuple(reused))
+    Manifest.create(folder, {}).commit(shard)
+    parent = ParentReader(reader.storage, reader.indexes, RunFiles(folder), tuple(reused))
     return parent(WorkUnit("all", start, len(made)))
 
 
