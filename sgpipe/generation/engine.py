@@ -314,7 +314,7 @@ class LocalEngine(Engine):
 
     def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
         left, crashes = deque(units), Counter[WorkUnit | None]()
-        work, isolated = (_Work(self._stages, reader, writer, kind) for kind in (StageRunner, IsolatedRunner))
+        work, isolated = ((self._stages, reader, writer, kind) for kind in (StageRunner, IsolatedRunner))
         target, patience_ends = min(self._first, len(units)), float("inf")
         for process in self._processes:
             process.send(work)
@@ -362,18 +362,27 @@ class LocalEngine(Engine):
 
 
 def serve(pipe: int, lifeline: int) -> None:
-    """The main function of a worker. Its arguments are file descriptors."""
+    """The main function of a worker. Its arguments are file descriptors.
+
+    A message is a work unit, which is answered; or with what units are labelled from then on: the stages, a reader, a
+    writer and the kind of runner; or a builder of stages, which only imports what they need.
+    """
     threading.Thread(target=_end_with_driver, args=(lifeline,), daemon=True).start()
-    connection, work = Connection(pipe), None
+    connection, runner, answer = Connection(pipe), None, None
     while True:
         try:
             message = connection.recv()
         except EOFError:
             return
-        if isinstance(message, WorkUnit) and work is not None:
-            connection.send(work.answer(message))
-        elif isinstance(message, _Work):
-            work = message
+        if isinstance(message, tuple):
+            (stages, reader, writer, kind), runner = message, None
+        elif isinstance(message, WorkUnit):
+            try:
+                runner = runner or kind(stages())
+                answer = writer(message, *runner(reader(message)))
+            except Exception as error:  # noqa: BLE001 - not swallowed but passed on
+                answer = told(error)
+            connection.send(answer)
         else:
             with suppress(Exception):  # the stages are built again, when it matters
                 message()
@@ -382,21 +391,3 @@ def serve(pipe: int, lifeline: int) -> None:
 def _end_with_driver(lifeline: int) -> None:
     os.read(lifeline, 1)  # returns when the other end is closed
     os.killpg(0, signal.SIGKILL)  # of this session, with the process that isolates images
-
-
-@dataclass
-class _Work:
-    """Labels units, by stages that are built for the first one."""
-
-    stages: StageBuilder
-    reader: UnitReader
-    writer: UnitWriter
-    kind: type[StageRunner | IsolatedRunner]
-    runner: StageRunner | IsolatedRunner | None = None
-
-    def answer(self, unit: WorkUnit) -> Answer:
-        try:
-            self.runner = self.runner or self.kind(self.stages())
-            return self.writer(unit, *self.runner(self.reader(unit)))
-        except Exception as error:  # noqa: BLE001 - not swallowed but passed on
-            return told(error)

@@ -173,12 +173,14 @@ def _adopted(files: RunFiles, then: Recipe, recipe: Recipe) -> Recipe:
 class Reuse:
     """What a run takes over from its parent, in `files`.
 
-    `recipe`: of the run, with all paths resolved; `identity`: what decides its rows, but for the files of its source;
-    `reused`: the stages that do not run again; `changes`: a line for each setting that differs.
+    `recipe`: of the run, with all paths resolved; `before`: the parent's identity; `identity`: what decides the rows of
+    the run, but for the files of its source; `reused`: the stages that do not run again; `changes`: the settings that
+    differ, a line each.
     """
 
     files: RunFiles
     recipe: Recipe
+    before: Mapping[str, Any]
     identity: Mapping[str, Any]
     reused: Sequence[str]
     changes: Sequence[str]
@@ -206,12 +208,7 @@ class Reuse:
         if not reused:
             named = "; ".join(changed[first])
             raise UserError(f"nothing of {run} can be reused, as its first stage differs ({named}); omit --from")
-        return cls(files, recipe, now, reused, [line for lines in changed.values() for line in lines])
-
-    @property
-    def before(self) -> Mapping[str, Any]:
-        found: Mapping[str, Any] = self.files.manifest.run["identity"]
-        return found
+        return cls(files, recipe, before, now, reused, [line for lines in changed.values() for line in lines])
 
     @property
     def stages(self) -> list[str]:

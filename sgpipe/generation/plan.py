@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import chain, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
 from rich.text import Text
@@ -30,6 +30,7 @@ from sgpipe.storage.manifest import ShardEntry
 from sgpipe.storage.run_folder import REQUESTS, RunFolder
 from sgpipe.utils.console import Progress, count, duration, print_rows
 
+Workers: TypeAlias = Mapping[tuple[str, ...], int]  # by stages: how many processes run them
 SAMPLE, LARGEST, PATIENCE = 64, 256, 60.0  # images, if a served model needs more, and seconds after which fewer do
 _UNITS_PER_WORKER = 3  # the first warms up; many small ones would count what each costs beside its images
 _UTILIZED = 0.85  # share of the time from which a GPU has enough to do
@@ -43,7 +44,7 @@ class Plan:
     Attributes:
         images: of the whole. sampled: those that were labelled to know.
         start: seconds until models are loaded, since `began`.
-        stages: seconds per image of each stage. workers: how many processes run which stages.
+        stages: seconds per image of each stage.
         utilization: of its GPU while a stage computes, for each stage that computes on one; None: not measured.
         gpus: how many the workers share.
         errors: the number of error rows to expect, with its 95 % interval.
@@ -55,7 +56,7 @@ class Plan:
     sampled: int
     start: float
     stages: Mapping[str, float]
-    workers: Mapping[tuple[str, ...], int]
+    workers: Workers
     utilization: Mapping[str, float | None]
     gpus: int
     row_bytes: float
@@ -186,12 +187,7 @@ def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int, lea
 
 
 def _measured(
-    whole: int,
-    began: float,
-    done: Sequence[tuple[float, ShardEntry]],
-    workers: Mapping[tuple[str, ...], int],
-    gpus: int,
-    local: bool,
+    whole: int, began: float, done: Sequence[tuple[float, ShardEntry]], workers: Workers, gpus: int, local: bool
 ) -> Plan:
     """Return what the shards of the sample tell, by the time at which each came.
 

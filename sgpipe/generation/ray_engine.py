@@ -11,19 +11,18 @@ import math
 import socket
 import threading
 import warnings
-from collections import deque
 from collections.abc import Generator, Hashable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import count as count_from
-from itertools import groupby, islice
+from itertools import cycle, groupby, islice
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
 import ray
-import ray.data
 from ray.actor import ActorHandle
+from ray.data import ActorPoolStrategy, DataContext, Dataset, from_arrow
 from ray.data.extensions import ArrowPythonObjectArray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util import list_named_actors, placement_group, placement_group_table, remove_placement_group
@@ -112,10 +111,10 @@ class Worker:
     def __call__(self, block: pa.Table) -> pa.Table:
         if _WORK not in block.column_names:
             return block
-        if (mine := software()) != self.driver:
-            machine = f"machine {socket.gethostname()} has {mine}, this one {self.driver}: install the same on all"
-            return _block(_ANSWER, UserError(machine))
         try:
+            if (mine := software()) != self.driver:
+                machine = f"machine {socket.gethostname()} has {mine}"
+                raise UserError(f"{machine}, this one {self.driver}: install the same on all")
             unit, records, usage = block[_WORK][0].as_py()
             records, own = self.runner(self.reader(unit) if self.reader else records)
             usage.add(own)
@@ -176,13 +175,13 @@ class RayEngine(Engine):
     ) -> Generator[ShardEntry]:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # more than units, if few are left
-        context = ray.data.DataContext.get_current()  # a dataset keeps that in which it is made
+        context = DataContext.get_current()  # a dataset keeps that in which it is made
         context.enable_progress_bars = context.print_on_execution_start = False
         context.target_max_block_size = 1  # byte: every row is a block of its own
         context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: 20 units a second pass
         parts = (units[at : at + _UNITS_PER_BLOCK] for at in range(0, len(units), _UNITS_PER_BLOCK))
         blocks = [_block(_WORK, *((unit, [], Usage()) for unit in part)) for part in parts]
-        entering = ray.data.from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
+        entering = from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
         pools, placed = reserve(plan_pools(self._stages, len(units)))
         each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
         most = each * sum(pool.actors for pool in pools)
@@ -255,19 +254,13 @@ def kill_actors(name: str) -> None:
 
 
 def _mapped(
-    dataset: ray.data.Dataset,
-    worker: Any,
-    arguments: tuple[Any, ...],
-    needs: Mapping[str, float],
-    name: str,
-    places: Sequence[Any],
-) -> ray.data.Dataset:
+    dataset: Dataset, worker: Any, arguments: tuple[Any, ...], needs: Mapping[str, float], name: str, places: list[Any]
+) -> Dataset:
     """Return the units, mapped by actors at these places. If a machine is lost, Ray places its actors elsewhere."""
-    waiting = deque(places)
+    at = cycle(places)
 
     def options() -> dict[str, Any]:
-        waiting.rotate(-1)
-        return {"name": name + uuid4().hex, "scheduling_strategy": waiting[-1], **_WORKER_OPTIONS}
+        return {"name": name + uuid4().hex, "scheduling_strategy": next(at), **_WORKER_OPTIONS}
 
     with warnings.catch_warnings():
         # Ray offers no other way to limit the retries of a unit that kills its worker.
@@ -277,7 +270,7 @@ def _mapped(
             fn_constructor_args=arguments,
             batch_size=1,  # one unit; Ray requires a number where there are GPUs
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=len(places)),
+            compute=ActorPoolStrategy(size=len(places)),
             num_cpus=needs.get("CPU", 0),
             num_gpus=needs.get("GPU"),
             memory=needs.get("memory"),

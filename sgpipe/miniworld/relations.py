@@ -143,8 +143,9 @@ def next_to(group: SceneGroup, first: Actor, second: Actor, rng: Generator) -> N
     new.at = complex(edge.right + gap - box.left if right else edge.left - gap - box.right)
 
 
-def stand_behind(group: SceneGroup, far: Actor, near: Actor, rng: Generator) -> None:
-    """Farther away and partly hidden: higher in the image, drawn first, and shifted to one side."""
+def stand_behind(group: SceneGroup, subject: Actor, object_: Actor, rng: Generator) -> None:
+    """The new actor is farther away and partly hidden: higher in the image, drawn first, and shifted to one side."""
+    near, far = (subject, object_) if subject in group.actors else (object_, subject)
     side = int(rng.choice([-1, 1]))
     far.facing = int(rng.choice([-1, 1]))
     far.depth = near.depth - 1
@@ -158,10 +159,6 @@ def stand_behind(group: SceneGroup, far: Actor, near: Actor, rng: Generator) -> 
     near.free &= {"hands"}
     x = front.right - overlap - box.left if side > 0 else front.left + overlap - box.right
     far.at = complex(x, float(rng.uniform(0.2, 0.3)))
-
-
-def stand_before(group: SceneGroup, near: Actor, far: Actor, rng: Generator) -> None:
-    stand_behind(group, far, near, rng)
 
 
 def kick(group: SceneGroup, kicker: Actor, ball: Actor, rng: Generator) -> None:
@@ -352,7 +349,7 @@ _RULES: tuple[tuple[str, str, str, Composition, str, str, str, float], ...] = (
     ("under", _SHELTERED, "umbrella", put_under, "object", _ENDS, "below fore aft", 0.6),
     ("next to", _GROUNDED, _GROUNDED, next_to, "either", "", "", 1.3),
     ("behind", f"{_LARGE}, dog", f"{_LARGE}, dog, cat", stand_behind, "object", _ENDS, _ENDS, 1.0),
-    ("in front of", f"{_LARGE}, dog, cat", f"{_LARGE}, dog", stand_before, "subject", _ENDS, _ENDS, 1.0),
+    ("in front of", f"{_LARGE}, dog, cat", f"{_LARGE}, dog", stand_behind, "subject", _ENDS, _ENDS, 1.0),
     ("kicking", "person", "sports ball", kick, "subject", "body fore", _WHOLE, 1.0),
     ("throwing", "person", "sports ball", throw, "subject", "body hands fore over", _WHOLE, 1.0),
     ("chasing", "dog", f"{_CHASED}, person, horse", chase, "object", _WHOLE, _WHOLE, 1.0),

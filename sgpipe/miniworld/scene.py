@@ -65,20 +65,6 @@ def random_scene(seed: int, split: str, number: int) -> Scene:
     allowed = statements_of(split)
     rng = scene_generator(seed, split, number)
     width, height = SIZES[rng.integers(len(SIZES))]
-    groups = _random_groups(allowed, rng)
-    while (layout := _lay_out(groups, width, height, rng)) is None:
-        groups.pop()
-    horizon, placed = layout
-    things = tuple(actor for each in placed for actor in each.group.actors)
-    outdoors = any(
-        thing.kind in ("car", "kite", "horse") or (thing.kind == "umbrella" and thing.posture == "standing")
-        for thing in things
-    )
-    indoors, background_seed = not outdoors and bool(rng.random() < 0.45), int(rng.integers(2**31))
-    return Scene(split, number, width, height, horizon, indoors, background_seed, placed, things, _facts(placed))
-
-
-def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[SceneGroup]:
     groups = [random_group(allowed, rng) for _ in range(1 + rng.choice(3, p=[0.4, 0.45, 0.15]))]
     for _ in range(rng.choice(3, p=[0.45, 0.4, 0.15])):
         # Often of a class that is already present, so that a caption is true of only one of them.
@@ -91,7 +77,16 @@ def _random_groups(allowed: frozenset[Statement], rng: Generator) -> list[SceneG
         elif actor.kind in ("person", "horse") and rng.random() < 0.3:
             actor.posture = "walking"
         groups.append(SceneGroup([actor]))
-    return groups
+    while (layout := _lay_out(groups, width, height, rng)) is None:
+        groups.pop()
+    horizon, placed = layout
+    things = tuple(actor for each in placed for actor in each.group.actors)
+    outdoors = any(
+        thing.kind in ("car", "kite", "horse") or (thing.kind == "umbrella" and thing.posture == "standing")
+        for thing in things
+    )
+    indoors, background_seed = not outdoors and bool(rng.random() < 0.45), int(rng.integers(2**31))
+    return Scene(split, number, width, height, horizon, indoors, background_seed, placed, things, _facts(placed))
 
 
 def _facts(placed: tuple[PlacedGroup, ...]) -> tuple[Fact, ...]:
