@@ -76,21 +76,18 @@ class RunMetrics:
             for stage in shard.gpus:
                 self._peaks.set(self._memory[stage], tags | {"stage": stage})
             self._waiting.set(self.queue, tags)
-        new = [note for note in (*notes, *self._estimate(shard.rows)) if note not in self._told]
-        self._told.update(new)
-        return new
-
-    def _estimate(self, rows: int) -> Iterator[str]:
-        """Estimate the whole time when each worker has finished two units; models are loaded after the first one."""
         now, workers = time.monotonic(), max(self.workers.values())
         self._shards += 1
-        if self._shards <= workers:
+        if self._shards <= workers:  # which load their models for their first unit
             self._steady = now
-            return
-        self._measured += rows
+        else:
+            self._measured += shard.rows
         if self._shards == 2 * workers and self.queue > 0:
             self._estimated = now - self._began + self.queue * (now - self._steady) / self._measured
-            yield f"estimate: {duration(self._estimated)} in all"
+            notes.append(f"estimate: {duration(self._estimated)} in all")
+        new = [note for note in notes if note not in self._told]
+        self._told.update(new)
+        return new
 
     def summary(self) -> Iterator[str]:
         """Yield the utilization of the workers of each stage, peak GPU memory, and how good the estimate was."""

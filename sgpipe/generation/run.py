@@ -92,8 +92,7 @@ def generate(
             if units or not described:  # a finished run is not described by a smaller --limit
                 folder.describe(run.recipe, run.manifest)
             mirror.copy()
-        local = run.engine is None or isinstance(run.engine, LocalEngine)
-        on_ray = not local and "://" not in str(recipe.engine.address)
+        on_ray = bool(units) and not isinstance(run.engine, LocalEngine) and "://" not in str(recipe.engine.address)
         workers = run.engine.workers if run.engine else {}
         meter = RunMetrics(recipe.name, sum(unit.rows for unit in units), workers, on_ray=on_ray)
         with meter.written_to(metrics and check_output(metrics), progress):
@@ -106,7 +105,8 @@ class LabellingRun:
     """A run from its plan to its last shard.
 
     `recipe` has its images and models in place once it is planned. `before`: the identity of shards in the folder, if
-    there are any. `roots`, `indexes`: the images and annotations of each split; `rows`: how many are asked for.
+    there are any. `roots`, `indexes`: the images and annotations of each split; `rows`: how many are asked for. A local
+    `engine` gets ready while the run is planned.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder, reuse: Reuse | None, progress: Progress) -> None:
@@ -114,7 +114,6 @@ class LabellingRun:
         self.before: Mapping[str, Any] = {}
         self.indexes: dict[str, SourceIndex] = {}
         self.rows: dict[str, int] = {}
-        self._local: LocalEngine | None = None
         self.engine: Engine | None = None
 
     def plan(self) -> None:
@@ -127,8 +126,8 @@ class LabellingRun:
         cache = CacheFolder(folder.private.absolute())
         self._stages = StageBuilder(build_stages, self._with_gpus(), {}, {}, skipped, cache)
         if not self.before and runs_locally(self._stages.recipe, self._stages, math.inf):
-            self._local = LocalEngine(self._stages)
-            self._local.warm_up(self._stages)
+            self.engine = LocalEngine(self._stages)
+            self.engine.warm_up(self._stages)
         made, now = {"miniworld": self.before.get("miniworld")}, {"miniworld": self.recipe.source.synthetic}
         if self.before and made != now:  # labels of other images that the source made, which are not touched
             raise folder.changed(made, now)
@@ -191,7 +190,7 @@ class LabellingRun:
         if not recipe.engine.address and (missing := missing_models(hub_models(recipe, stages.skipped))):
             fetch_models(missing)
         if runs_locally(recipe, stages, sum(unit.rows for unit in units)):
-            self.engine = self._local or LocalEngine(stages)
+            self.engine = self.engine or LocalEngine(stages)
         else:
             prepare_ray(recipe.engine.address)
             from sgpipe.generation.ray_engine import RayEngine
@@ -208,7 +207,7 @@ class LabellingRun:
     def label(self, units: Sequence[WorkUnit], mirror: ManifestMirror, meter: RunMetrics) -> None:
         """Run the units, if any are left, and commit each shard as soon as it is written."""
         folder, manifest = self.folder, self.manifest
-        if self.engine is None:
+        if self.engine is None or not units:
             asked, there = sum(self.rows.values()), sum(shard.rows for shard in manifest.shards)
             of_them = f", of which {asked:,} were asked for" if asked < there else ""
             self.progress.say(f"nothing left to do: {folder.location} has {count(there, 'image')}{of_them}")
@@ -240,9 +239,8 @@ class LabellingRun:
         folder.sweep(manifest)
 
     def close(self) -> None:
-        for engine in (self._local, self.engine):
-            if engine is not None:
-                engine.close()
+        if self.engine is not None:
+            self.engine.close()
 
     def _with_gpus(self) -> Recipe:
         shared = stages_sharing_gpus(self.recipe, self.reuse.before if self.reuse else self.before)
