@@ -209,9 +209,9 @@ def plan(
     loaded = options.applied_to(recipe, data)
     with redirect_stdout(sys.stderr):
         found = measure(loaded, console.Progress(), sample, began=STARTED)
-    found = found.with_gpus(gpus) if gpus else found
-    if not cli.printed_json(json_, found.as_json(machines, price, price_per_token)):
-        print_plan(found, console.output(), machines, price, price_per_token)
+    values = (found.with_gpus(gpus) if gpus else found).as_json(machines, price, price_per_token)
+    if not cli.printed_json(json_, values):
+        print_plan(values, console.output())
 
 
 def _with_tagger(recipe: str | None, tagger: str | None, settings: dict[str, Any]) -> dict[str, Any]:

@@ -189,10 +189,7 @@ def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int, lea
 def _measured(
     whole: int, began: float, done: Sequence[tuple[float, ShardEntry]], workers: Workers, gpus: int, local: bool
 ) -> Plan:
-    """Return what the shards of the sample tell, by the time at which each came.
-
-    Each counts from when every worker has had its first unit.
-    """
+    """Return what the shards tell, with the time at which each came, once every worker has had its first unit."""
     number = sum(workers.values())
     steady = done[number:] or done
     rows = sum(shard.rows for _, shard in steady)
@@ -223,28 +220,28 @@ def _measured(
     return Plan(whole, sampled, start, stages, workers, utilization, gpus, row_bytes, expected, memory)
 
 
-def print_plan(plan: Plan, console: Console, machines: int, *prices: float | None) -> None:
-    """Print what a run will take; `prices`: of an hour and a token."""
-    values = plan.as_json(machines, *prices)
-    expected, least, most = plan.errors
-    driver, worker = plan.memory
-    gpus, on = f", {count(plan.gpus, 'GPU')} each" if plan.gpus else "", dict.fromkeys(plan.utilization, " on GPUs")
+def print_plan(values: Mapping[str, Any], console: Console) -> None:
+    """Print what `Plan.as_json` says."""
+    on, worker = dict.fromkeys(values["gpu_utilization"], " on GPUs"), values["worker_memory_bytes"]
+    gpus = f", {count(values['gpus'], 'GPU')} each" if values["gpus"] else ""
+    memory = "" if worker is None else f", a worker {worker / 1e9:.1f} GB"
+    seconds = ", ".join(f"{name} {each:.3g}{on.get(name, '')}" for name, each in values["seconds_per_image"].items())
     rows = {
-        "images": f"{plan.images:,}",
-        f"time on {count(machines, 'machine')} like this{gpus}": duration(values["seconds"]),
+        "images": f"{values['images']:,}",
+        f"time on {count(values['machines'], 'machine')} like this{gpus}": duration(values["seconds"]),
         "images per second": f"{values['images_per_second']:.3g}",
-        "time until models are loaded": duration(plan.start),
-        "seconds per image": ", ".join(f"{name} {each:.3g}{on.get(name, '')}" for name, each in plan.stages.items()),
+        "time until models are loaded": duration(values["start_seconds"]),
+        "seconds per image": seconds,
         "slowest stage": values["bottleneck"],
         "disk": f"{values['disk_bytes'] / 1e6:,.1f} MB",
-        "memory": f"driver {driver / 1e9:.1f} GB" + ("" if worker is None else f", a worker {worker / 1e9:.1f} GB"),
-        "error rows": f"about {expected:,} ({least:,} to {most:,})",
+        "memory": f"driver {values['driver_memory_bytes'] / 1e9:.1f} GB{memory}",
+        "error rows": "about {expected:,} ({least:,} to {most:,})".format(**values["error_rows"]),
     }
     if worker is None:
         rows["balanced actors"] = ", ".join(f"{name} {number}" for name, number in values["balanced_actors"].items())
-    if plan.tokens:
-        rows["tokens of the endpoint"] = f"{plan.tokens:,}"
+    if values["endpoint_tokens"]:
+        rows["tokens of the endpoint"] = f"{values['endpoint_tokens']:,}"
     if "price" in values:
         rows["price"] = f"{values['price']:,.2f}"
-    print_rows(f"plan, from {count(plan.sampled, 'image')}", rows, console)
+    print_rows(f"plan, from {count(values['sampled'], 'image')}", rows, console)
     console.print(Text(f"GPUs: {values['gpu_advice']}"), soft_wrap=True)

@@ -138,7 +138,7 @@ def test_stages_on_gpus_grow_with_them_and_others_do_not(workers, gpus, rate, ac
 def test_the_advice_follows_from_the_utilization_while_the_slowest_workers_compute(plan: Plan, said: str) -> None:
     assert re.match(said, plan.advice())
     shown = io.StringIO()
-    print_plan(plan, Console(file=shown, width=400), 2, 2.5)
+    print_plan(plan.as_json(2, 2.5), Console(file=shown, width=400))
     assert plan.advice() in shown.getvalue()
     assert (", 2 GPUs each" in shown.getvalue()) == (plan.gpus == 2)
 
