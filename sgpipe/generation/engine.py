@@ -209,11 +209,11 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
     """Return the stages that share this machine's GPUs: none if one asks for GPUs, or `before` began on CPUs."""
     models = {name: getattr(recipe, name) for name in models_of(recipe)}
     able = {name for name, each in models.items() if each.resources.gpus is None and each.device in ("auto", "cuda")}
-    asked = any(each.resources.gpus for each in models.values())
-    if asked or recipe.engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
+    settled = any(each.resources.gpus for each in models.values())
+    settled |= any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in able)
+    if settled or recipe.engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
         return frozenset()
-    on_cpus = any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in able)
-    return frozenset() if on_cpus else frozenset(able)
+    return frozenset(able)
 
 
 def share_gpus(recipe: Recipe, stages: Collection[str]) -> Recipe:
