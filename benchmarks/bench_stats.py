@@ -19,7 +19,7 @@ from rich.table import Table
 from benchmarks.measure import cost_of_sgpipe, report
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import Manifest, ShardEntry
-from sgpipe.storage.shards import shard_name, write_table
+from sgpipe.storage.shards import shard_name, write_copy
 
 ROWS, OBJECTS, CAPTIONS, TRIPLETS, PAIRS, RELATIONS = 512, 12, 5, 8, 30, 50
 CATEGORIES = ["person", "bottle", *(f"category {n}" for n in range(78))]
@@ -35,11 +35,8 @@ def make_run(root: Path, images: int, seed: int = 0, captions: int = CAPTIONS) -
     manifest = Manifest.create(root, {"name": "made up", "fingerprint": "synthetic"})
     for start in range(0, images, ROWS):
         stop = min(start + ROWS, images)
-        name = shard_name("train", start, stop)
-        path = root / name
-        path.parent.mkdir(exist_ok=True)
-        write_table(path, _table(rng, start, stop - start, captions))
-        manifest.commit(ShardEntry("train", start, stop, name, "", path.stat().st_size))
+        entry = ShardEntry("train", start, stop, shard_name("train", start, stop), "", 0)
+        manifest.commit(write_copy(root, entry, _table(rng, start, stop - start, captions)))
 
 
 def _table(rng: np.random.Generator, start: int, rows: int, captions: int) -> pa.Table:

@@ -118,15 +118,8 @@ class Manifest:
 
         `salvage`: only leave damaged lines out; see `damaged`.
         """
-        file = (root := location(root)) / MANIFEST
-        try:
-            data = file.read() if isinstance(file, StorePath) else file.read_bytes() if file.exists() else None
-        except StoreError:
-            raise
-        except OSError as error:
-            reason = os_error_reason(error)
-            raise UserError(f"{file} cannot be read ({reason}): check its permissions, or copy it back") from None
-        if data is None:
+        root = location(root)
+        if (data := read_manifest(root)) is None:
             if isinstance(root, Path):
                 existing_folder(root)
             raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}")
@@ -135,7 +128,7 @@ class Manifest:
     @classmethod
     def parse(cls, data: bytes, root: Location, place: Location, *, salvage: bool = False) -> Manifest:
         """As `load`, of what was read in `place`; `root`: the folder of the run, if it is in one."""
-        data, path = whole_lines(data), f"{place}/{MANIFEST}"
+        path = f"{place}/{MANIFEST}"
         first, *others = data.splitlines(keepends=True) or [b""]
         try:
             run = json.loads(first)["run"] if _is_whole(first) else None
@@ -286,9 +279,16 @@ def whole_lines(data: bytes) -> bytes:
     return data[: data.rfind(b"\n") + 1]
 
 
-def read_manifest(store: StorePath) -> bytes | None:
-    """Return the manifest of a run in a store; None: it does not exist."""
-    found = (store / MANIFEST).read()
+def read_manifest(root: Location) -> bytes | None:
+    """Return the whole lines of a run's manifest; None: it does not exist. Raises UserError; StoreError."""
+    file = root / MANIFEST
+    try:
+        found = file.read() if isinstance(file, StorePath) else file.read_bytes() if file.exists() else None
+    except StoreError:
+        raise
+    except OSError as error:
+        reason = os_error_reason(error)
+        raise UserError(f"{file} cannot be read ({reason}): check its permissions, or copy it back") from None
     return found if found is None else whole_lines(found)
 
 

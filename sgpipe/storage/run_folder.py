@@ -38,7 +38,7 @@ from sgpipe.storage.manifest import (
     replace_manifest,
     whole_lines,
 )
-from sgpipe.storage.shards import DATA, checked_content, open_shard, write_copy
+from sgpipe.storage.shards import DATA, open_checked, open_shard, write_copy
 from sgpipe.utils.atomic import atomic_write, is_locked, only_process, write_text
 from sgpipe.utils.config_file import dump_yaml
 from sgpipe.utils.console import Progress, count
@@ -73,6 +73,7 @@ class RunFolder:
         """`store`: where the shards are instead, with copies of the files that are needed to resume the run."""
         self.root = root
         self.store = store
+        self.location: Location = store or root  # where the shards are, for messages
         self.storage: Location = store or root.absolute()
         self.claim = WriterClaim(store) if store else None
         self.private = root / PRIVATE
@@ -85,11 +86,6 @@ class RunFolder:
     def index_name(split: str) -> str:
         """Return the name of the source index of a split within the run."""
         return f"{PRIVATE}/index-{split}.arrow"
-
-    @property
-    def location(self) -> str:
-        """Where the shards are stored, for messages."""
-        return self.store.uri if self.store else str(self.root)
 
     def set_ground_truth(self, ground_truth: GroundTruth | None) -> None:
         """Keep where the ground truth is, or that there is none."""
@@ -131,11 +127,6 @@ class RunFolder:
                         shutil.rmtree(self.root, ignore_errors=True)
                     raise
 
-    def check_claim(self) -> None:
-        """Raises StoreError: another run has taken over the store."""
-        if self.claim:
-            self.claim.check()
-
     def open(self, run: Mapping[str, Any]) -> Manifest:
         """Return the manifest, a new one where there are no shards yet; `run`: what it says of the run.
 
@@ -154,7 +145,7 @@ class RunFolder:
         raise self.changed(manifest.run.get("identity", {}), run["identity"])
 
     def changed(self, before: Mapping[str, Any], now: Mapping[str, Any]) -> UserError:
-        return settings_changed(self.location, before, now, "--store" if self.store else "--out")
+        return settings_changed(self.location, before, now)
 
     def describe(self, recipe: Recipe, manifest: Manifest) -> None:
         write_text(self.root / RECIPE, dump_yaml(recipe.model_dump(mode="json")))
@@ -185,7 +176,8 @@ class RunFolder:
 
     def sweep(self, manifest: Manifest) -> None:
         """Delete what a killed run left behind: shards that the manifest does not list, and temporary files."""
-        self.check_claim()
+        if self.claim:
+            self.claim.check()
         for file in self.unlisted(manifest):
             (self.storage / file).unlink(missing_ok=True)
         left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp")]
@@ -238,11 +230,9 @@ def ground_truth_of(root: Location) -> GroundTruth | None:
     return GroundTruth(**{role: below(file.parent.absolute(), path) for role, path in named.items()})
 
 
-def settings_changed(
-    place: object, before: Mapping[str, Any], now: Mapping[str, Any], option: str = "--out"
-) -> UserError:
-    """Return the error for a place that was made with other settings; `option` is how the user names another place."""
-    kinds = kind_of(before), kind_of(now)
+def settings_changed(place: Location, before: Mapping[str, Any], now: Mapping[str, Any]) -> UserError:
+    """Return the error for a place that was made with other settings."""
+    kinds, option = (kind_of(before), kind_of(now)), "--store" if isinstance(place, StorePath) else "--out"
     if kinds[0] != kinds[1]:
         return UserError(f"{place} contains {kinds[0]}, not {kinds[1]}; choose another {option}")
     lines = "".join(f"\n  {line}" for line in differences(before, now))
@@ -369,7 +359,6 @@ class ManifestMirror:
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.store = folder.store
-        self._manifest = folder.root / MANIFEST
         self._copied: dict[str, bytes] = {}  # as they are in the store
         self._next = 0.0  # time of the next copy
         self.has_work, self.is_owner = True, True
@@ -381,13 +370,13 @@ class ManifestMirror:
         At the end of the block the store is this run's own (`is_owner`), unless there is no work and nothing to copy:
         another run may be at work. A UserError within restores the folder's manifest.
         """
-        local = _local(self._manifest)
+        local = _lines_of(self.folder.root)
         if local and (manifest := Manifest.load(self.folder.root)).shards:
             before, now = manifest.run.get("store"), self.store and self.store.uri
             if before != now:
                 advice = f"--store {before}" if before else "no --store, or choose another --out"
                 raise UserError(f"the shards of {self.folder.root} are in {before or 'it'}; resume with {advice}")
-        remote = self._remote()
+        remote = _lines_of(self.store)
         latest = later(local, remote, self.folder)
         if latest != local:
             replace_manifest(self.folder.root, latest)
@@ -400,15 +389,12 @@ class ManifestMirror:
                 self._refuse_newer(remote)  # from the claim on, nobody else writes
         except UserError:
             if latest != local:
-                replace_manifest(self.folder.root, local) if local else self._manifest.unlink()
+                replace_manifest(self.folder.root, local) if local else (self.folder.root / MANIFEST).unlink()
             raise
 
     def _refuse_newer(self, manifest: bytes) -> None:
-        if self._remote() != manifest:
+        if _lines_of(self.store) != manifest:
             raise UserError(f"another run is writing into {self.folder.location}; wait for it to finish")
-
-    def _remote(self) -> bytes:
-        return (self.store and read_manifest(self.store)) or b""
 
     def copy_index(self, index: Path) -> None:
         """Copy a source index into the store unless it is already there; its description is copied last."""
@@ -420,13 +406,13 @@ class ManifestMirror:
 
     def copy(self) -> None:
         """Copy everything but the index into the store, the manifest last. Raises StoreError: another run took over."""
-        if self.store is None:
+        if self.store is None or self.folder.claim is None:
             return
         began = time.monotonic()
         for name in (RECIPE, README, MANIFEST):
             content = whole_lines((self.folder.root / name).read_bytes())
             if self._copied.get(name) != content:
-                put_file(self.store, name, content, self.folder.check_claim)
+                put_file(self.store, name, content, self.folder.claim.check)
                 self._copied[name] = content
         took = time.monotonic() - began
         self._next = began + took + max(_SECONDS_BETWEEN_COPIES, _LONGER_THAN_COPIES * took)
@@ -448,8 +434,8 @@ class ManifestMirror:
         self.copy()
 
 
-def _local(manifest: Path) -> bytes:
-    return whole_lines(manifest.read_bytes()) if manifest.exists() else b""
+def _lines_of(place: Location | None) -> bytes:
+    return (place and read_manifest(place)) or b""
 
 
 def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
@@ -469,19 +455,18 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
     if remote is None:
         raise UserError(f"{store.uri} is not an sgpipe run: it has no {MANIFEST}")
     with folder.lock():
-        content = later(_local(out / MANIFEST), remote, folder)
+        content = later(_lines_of(out), remote, folder)
         manifest = Manifest.parse(content, out, store)
         for shard in manifest.shards:
             path = out / shard.file
             if not path.is_file() or file_sha256(path) != shard.sha256:
                 try:
-                    data = checked_content(store, shard)
-                except (FileNotFoundError, UserError) as error:
-                    why = "it is missing" if isinstance(error, FileNotFoundError) else error
+                    data = open_checked(store, shard).read()
+                except UserError as error:
                     again = "delete the object, and the command that wrote the run makes it again"
-                    raise StoreError(f"{store}/{shard.file}: {why}; {again}") from None
+                    raise StoreError(f"{store}/{shard.file}: {error}; {again}") from None
                 with atomic_write(path) as temporary:
-                    temporary.write_bytes(data or b"")
+                    temporary.write_bytes(data)
             advance(shard.rows, shard.counts)
         for name in (RECIPE, README):
             if (text := (store / name).read()) is not None:

@@ -24,7 +24,6 @@ from sgpipe.storage.manifest import DATA, Manifest, ShardEntry, sync_folder
 from sgpipe.utils.atomic import atomic_write, fault_point
 from sgpipe.utils.boxes import xywh_to_xyxy
 from sgpipe.utils.console import count
-from sgpipe.utils.hashing import file_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,26 +77,28 @@ def write_copy(
 ) -> ShardEntry:
     """Write a shard with these rows into a run and return its entry; `counts`: if they are not those of the rows.
 
-    Of a store, it is made in memory and uploaded whole; a killed worker leaves nothing on its disk. Raises OSError.
+    It is made in memory, and written or uploaded whole. Raises OSError.
     """
-    if isinstance(root, StorePath):
-        buffer = io.BytesIO()
-        _encode(buffer, table)
-        data = buffer.getvalue()
-        (root / shard.file).put(data)
-        digest, size = hashlib.sha256(data).hexdigest(), len(data)
+    buffer, path = io.BytesIO(), root / shard.file
+    with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
+        writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
+    data = buffer.getvalue()
+    if isinstance(path, StorePath):
+        path.put(data)
     else:
-        path = root / shard.file
         path.parent.mkdir(parents=True, exist_ok=True)
         fault_point("before write")
         with atomic_write(path) as temporary:
-            write_table(temporary, table)
-            fault_point("after write")
-            digest, size = file_sha256(temporary), temporary.stat().st_size
+            with temporary.open("wb") as file:
+                file.write(data)
+                fault_point("mid write")  # not synced
+                file.flush()
+                os.fsync(file.fileno())
             fault_point("before rename")
         fault_point("after rename")
         sync_folder(path.parent)
-    return replace(shard, sha256=digest, bytes=size, counts={**shard.counts, **(counts or count_rows(table))})
+    counts = {**shard.counts, **(counts or count_rows(table))}
+    return replace(shard, sha256=hashlib.sha256(data).hexdigest(), bytes=len(data), counts=counts)
 
 
 def with_images(table: pa.Table, images: Sequence[bytes | None]) -> pa.Table:
@@ -118,50 +119,36 @@ def embedded_images(table: pa.Table) -> list[bytes | None]:
     return [image and image["bytes"] for image in table[IMAGE_COLUMN].to_pylist()]
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file and sync it to the disk."""
-    with path.open("wb") as file:
-        _encode(file, table)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _encode(file: BinaryIO, table: pa.Table) -> None:
-    with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
-        writer.write_table(table, row_group_size=_ROWS_PER_GROUP)
-        fault_point("mid write")  # the footer is missing
-
-
 def read_file(path: Location, columns: Sequence[str] | None = None, content: pa.NativeFile | None = None) -> pa.Table:
     """Return one shard file, or the file `content` that messages call `path`, as a table. Raises as `open_shard`."""
     with open_shard(path, [name.partition(".")[0] for name in columns or ()], content) as file:
         return file.read(columns=list(columns) if columns else None)
 
 
-def checked_content(root: Location, shard: ShardEntry) -> bytes | None:
-    """Return a shard's content in a store, None for a local one. Raises UserError: not what is listed; OSError."""
+def open_checked(root: Location, shard: ShardEntry) -> pa.NativeFile:
+    """Open the file of a shard, of a store in memory. Raises UserError: missing, or not what is listed; OSError."""
     path = root / shard.file
     content = path.read() if isinstance(path, StorePath) else None
-    if isinstance(path, StorePath) and content is None:
-        raise FileNotFoundError(str(path))
-    size = path.stat().st_size if isinstance(path, Path) else len(content or b"")
-    if size != shard.bytes:
-        raise UserError(f"{count(size, 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file")
-    digest = file_sha256(path) if isinstance(path, Path) else hashlib.sha256(content or b"").hexdigest()
-    if digest != shard.sha256:
+    if content is None and not (isinstance(path, Path) and path.exists()):
+        raise UserError("listed in the manifest but missing")
+    file = pa.OSFile(str(path)) if content is None else pa.BufferReader(content)
+    if file.size() != shard.bytes:
+        raise UserError(f"{count(file.size(), 'byte')}, the manifest says {shard.bytes:,}: truncated, or another file")
+    if hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
         raise UserError("its content has changed: the checksum differs from the manifest's")
-    return content
+    file.seek(0)
+    return file
 
 
 def read_checked(root: Location, shard: ShardEntry, columns: Sequence[str], run: object) -> pa.Table:
     """Return one shard as a table. Raises UserError: it is missing, or a byte of it is not as it was written."""
     try:
-        content = checked_content(root, shard)
+        file = open_checked(root, shard)
     except StoreError:
         raise
     except (OSError, UserError):
         raise damaged(run, shard.file) from None
-    return read_file(root / shard.file, columns, content and pa.BufferReader(content))
+    return read_file(root / shard.file, columns, file)
 
 
 def damaged(run: object, file: str) -> UserError:

@@ -15,7 +15,7 @@ from sgpipe.files.locations import Location, StorePath, location
 from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
-from sgpipe.storage.shards import checked_content, count_rows, open_shard, row_faults
+from sgpipe.storage.shards import count_rows, open_checked, open_shard, row_faults
 from sgpipe.utils.console import count
 from sgpipe.utils.prefetch import prefetch
 
@@ -106,8 +106,7 @@ def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int
     """Return the faults of a shard, the first of each kind, and, if it has none, a number for each of its images."""
     faults, counts, images = dict[str, str](), Counter[str](), list[int]()
     try:
-        content = checked_content(root, shard)
-        with open_shard(root / shard.file, SCHEMA.names, content and pa.BufferReader(content)) as file:
+        with open_shard(root / shard.file, SCHEMA.names, open_checked(root, shard)) as file:
             for column in SCHEMA:
                 if not file.schema_arrow.field(column.name).type.equals(column.type):
                     return [f"column {column.name!r} has the wrong type"], []
@@ -119,8 +118,6 @@ def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int
                 for fault in row_faults(table, shard.split):
                     faults.setdefault(fault.partition(" (")[0], fault)
                 images += [hash((shard.split, image)) for image in table["image_id"].to_pylist()]
-    except FileNotFoundError:
-        return ["listed in the manifest but missing"], []
     except StoreError:
         raise
     except OSError as error:

@@ -26,7 +26,7 @@ from tests.integration.faults.stub import COPIES
 from tests.sgpipe.stats.runs import make_shards, scene
 
 IMAGES, KILLS, RUNS = 80, 200, 20
-ON_THE_WORKER = ("before write", "mid write", "after write", "before rename", "after rename")
+ON_THE_WORKER = ("before write", "mid write", "before rename", "after rename")
 ON_THE_DRIVER = ("before manifest entry", "after manifest entry")
 POINTS = (*ON_THE_WORKER, *ON_THE_DRIVER)
 TITLES = {"actor": "MapWorker", "raylet": "raylet", "worker": "generation.engine"}

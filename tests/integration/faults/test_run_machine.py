@@ -36,7 +36,7 @@ from tests.sgpipe.generation.in_process import without_ray
 
 IMAGES, MISSING = 12, 4
 POINTS = (
-    *("before write", "mid write", "after write", "before rename", "after rename"),
+    *("before write", "mid write", "before rename", "after rename"),
     *("before manifest entry", "after manifest entry"),
 )
 points, moments, unit_sizes = st.sampled_from(POINTS), st.integers(1, 5), st.sampled_from((1, 3, 5))

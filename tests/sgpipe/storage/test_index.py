@@ -9,6 +9,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from sgpipe.storage import index_build
 from sgpipe.storage.index import Index, find_image, interruptible, read_embedded, read_record
 from sgpipe.storage.index_build import configure
 from sgpipe.storage.manifest import Manifest
-from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, read_file, shard_name, write_shard, write_table
+from sgpipe.storage.shards import CLIP_SCORE, VLM_SCORE, read_file, shard_name, write_shard
 from sgpipe.utils.console import Progress
 from sgpipe.view.search import Filters, queues, search
 from tests.sgpipe.training.data.runs import make_records, make_run, plain_record
@@ -144,7 +145,7 @@ def test_values_beyond_their_types_leave_out_a_shard_or_find_no_box(tmp_path: Pa
     path = tmp_path / shard_name("train", 0, 2)
     table = read_file(path)
     wide = pa.array([2**40] * 2)
-    write_table(path, table.set_column(table.schema.get_field_index("width"), "width", wide))
+    pq.write_table(table.set_column(table.schema.get_field_index("width"), "width", wide), path)
     index = Index.open(tmp_path, QUIET)
     [problem] = index.problems
     assert path.name in problem
@@ -187,7 +188,7 @@ def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
         assert dataclasses.replace(found.record, relations=[]) == dataclasses.replace(record, relations=[])
         start = number // 4 * 4
         assert (found.shard, found.row) == (shard_name("train", start, min(start + 4, 11)), number % 4)
-        assert found.clip_score is None
+        assert not found.scores
         row = find_image(index, "train", record.image_id)
         assert row is not None
         assert (row.file_name, row.width, row.height, row.embedded) == (record.file_name, 24, 16, False)
@@ -208,7 +209,7 @@ def scored(root: Path, name: str, scores: pa.Array) -> Index:
     """The index of a run whose images have one relation each."""
     make_run(root, [plain_record(str(number)) for number in range(len(scores))], rows=len(scores))
     path = root / Manifest.load(root).shards[0].file
-    write_table(path, read_file(path).append_column(name, scores))
+    pq.write_table(read_file(path).append_column(name, scores), path)
     return Index.open(root, QUIET)
 
 
