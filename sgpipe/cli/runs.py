@@ -421,7 +421,7 @@ def view(
         cli.say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
         for problem in index.problems:
             cli.say(f"left out: {problem}")
-    judgements = JudgementLog(opened[0].files.judgements, opened[0].fingerprint, read_only=read_only)
+    judgements = JudgementLog(opened[0].files.judgements, opened[0].fingerprint)
     title = str(opened[0].run.get("name") or absolute_location(run).name)
     viewer = web.Viewer(title, opened[0], judgements, opened[1] if other else None, judge, read_only, images)
     address = app.listen(host or app.LOCAL, port)
@@ -466,7 +466,7 @@ def correct(
     if files.problems:
         raise UserError(files.problems[0])
     fingerprint = str(files.manifest.run.get("fingerprint", ""))
-    log = JudgementLog(judgements or files.judgements, fingerprint, read_only=True)
+    log = JudgementLog(judgements or files.judgements, fingerprint)
     for problem in log.problems:
         cli.say(f"NOTE: {problem}")
     corrected = correct_run(files.manifest, files.storage, log, out, console.Progress(), conflicts, images)

@@ -213,51 +213,21 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
     return {name: GroupProgress(_part(plans[0]).settings, parts) for name, parts in found.items()}
 
 
-def _plan_group(
-    group: Group, progress: GroupProgress | None, settings: CertificateSettings, taken: NDArray[np.bool_]
-) -> tuple[CertifiedGroup, list[PlanStratum], int] | None:
-    """Return what the next round asks about a group: the settings, cells and number of questions; None: nothing."""
-    rounds = progress.rounds if progress else []
-    left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level)).astype(np.float64)
-    if (planned := plan_round(rounds, group, left, settings.precision, settings.confidence)) is None:
-        return None
-    round_, cells, odds = planned
-    strata = [
-        PlanStratum(
-            name=group.predicate or "all",
-            relations=int(left[cell]),
-            sampled=0,
-            start=group.thresholds[group.level[cell]],
-            predicate=group.predicate,
-            level=int(group.level[cell]),
-            scores=group.scores[cell].tolist(),
-            weight=weight,
-        )
-        for cell, weight in zip(cells.tolist(), round_.weight.tolist(), strict=True)
-    ]
-    own = CertifiedGroup(
-        predicate=group.predicate,
-        thresholds=group.thresholds,
-        relations=group.sizes,
-        odds=odds.tolist(),
-        start=round_.start,
-        capital=round_.capital,
-    )
-    asked = QUESTIONS if rounds or len(group.sizes) == 1 else FIRST
-    return own, strata, asked if settings.by is None else asked // 2
+# A group, the cells of it that are drawn from, as numbers and as strata, and how many relations are asked about.
+_Part = tuple[Group, NDArray[np.int64], Sequence[PlanStratum], int]
 
 
 def _draw(
     population: Population,
-    parts: Sequence[tuple[Group, Sequence[PlanStratum], int]],
+    parts: Sequence[_Part],
     settings: CertificateSettings,
     number: int,
     taken: NDArray[np.bool_],
 ) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
     """Draw relations without replacement, each with a chance in proportion to its weight, in random order.
 
-    They are those of the earliest arrivals of exponential clocks (Efraimidis and Spirakis 2006). `parts`: groups, each
-    with the cells to draw from and the number of relations. `taken`: the rows that were asked about before.
+    They are those of the earliest arrivals of exponential clocks (Efraimidis and Spirakis 2006). `taken`: the rows that
+    were asked about before.
     """
 
     def seeded(name: str) -> np.random.Generator:
@@ -266,11 +236,8 @@ def _draw(
 
     strata: list[PlanStratum] = []
     queues: list[list[PlannedQuestion]] = []
-    for group, cells, number_asked in parts:
-        rows = np.column_stack([group.level, group.scores]).tolist()
-        numbers = {tuple(cell): at for at, cell in enumerate(rows)}
-        own = [numbers[cell.level, *(cell.scores or ())] for cell in cells]
-        weight, stratum = np.zeros(len(numbers)), np.zeros(len(numbers), np.int64)
+    for group, own, cells, number_asked in parts:
+        weight, stratum = np.zeros(len(group.level)), np.zeros(len(group.level), np.int64)
         weight[own], stratum[own] = [cell.weight for cell in cells], np.arange(len(strata), len(strata) + len(own))
         each = np.where(taken[group.rows], 0, weight[group.cells])
         clocks = seeded(f"predicate {group.predicate}").exponential(size=len(group.rows))
@@ -283,7 +250,7 @@ def _draw(
         for (*row, certainty, _), at in zip(found, stratum[group.cells[first]].tolist(), strict=True):
             known = certainty if math.isfinite(certainty) else None
             queues[-1].append(PlannedQuestion._make((*row, known, at)))
-        asked = np.bincount(group.cells[first], minlength=len(numbers))[own].tolist()
+        asked = np.bincount(group.cells[first], minlength=len(group.level))[own].tolist()
         strata += [cell.model_copy(update={"sampled": n}) for cell, n in zip(cells, asked, strict=True)]
     turns = seeded("order").permutation(np.repeat(np.arange(len(queues)), [len(queue) for queue in queues]))
     rest = [iter(queue) for queue in queues]
@@ -338,10 +305,10 @@ def _check_rounds(
             if group is None or (each.thresholds, each.relations) != (group.thresholds, group.sizes):
                 raise UserError(f"{population.root} {_CHANGED}")
             cells = [stratum for stratum in plan.strata if stratum.predicate == each.predicate]
-            parts.append((group, cells, sum(stratum.sampled for stratum in cells)))
             spent[each.predicate] += each.capital if each.start is not None else 0
             left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level))
             own = np.flatnonzero((group.level <= max(stratum.level or 0 for stratum in cells)) & (left > 0))
+            parts.append((group, own, cells, sum(stratum.sampled for stratum in cells)))
             there = zip(group.level[own].tolist(), group.scores[own].tolist(), left[own].tolist(), strict=True)
             is_valid &= [(stratum.level, stratum.scores, stratum.relations) for stratum in cells] == list(there)
             is_valid &= spent[each.predicate] <= 1 + certificates.TINY
@@ -368,8 +335,8 @@ def check(run: str | Location, judgements: Path) -> dict[str, Any]:
         then = Path(folder) / judgements.name
         then.write_bytes(content[:end])
         population = Population(database, settings)
-        found = certify(population, settings, JudgementLog(then, population.run, read_only=True))
-        log = JudgementLog(judgements, population.run, read_only=True)
+        found = certify(population, settings, JudgementLog(then, population.run))
+        log = JudgementLog(judgements, population.run)
         now = measure(rounds_of(log, settings), log)
     found["not_covered"]["recall"] = words  # it changes when a recall plan begins
     again = "run `sgpipe certify` again"
@@ -438,12 +405,33 @@ def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: s
         own = progress.get(group.predicate)
         return own is not None and own.more is None and own.standing.started > 0, -len(group.rows)
 
-    parts: list[tuple[Group, list[PlanStratum], int]] = []
+    parts: list[_Part] = []
     groups: list[CertifiedGroup] = []
     for group in sorted(population.groups, key=urgency):
-        if len(parts) < _AT_ONCE and (planned := _plan_group(group, progress.get(group.predicate), settings, taken)):
-            parts.append((group, *planned[1:]))
-            groups.append(planned[0])
+        rounds = progress[group.predicate].rounds if group.predicate in progress else []
+        left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level)).astype(np.float64)
+        planned = plan_round(rounds, group, left, settings.precision, settings.confidence)
+        if planned is None or len(parts) == _AT_ONCE:
+            continue
+        round_, cells, odds = planned
+        strata = [
+            PlanStratum(
+                name=group.predicate or "all",
+                relations=int(left[cell]),
+                sampled=0,
+                start=group.thresholds[group.level[cell]],
+                predicate=group.predicate,
+                level=int(group.level[cell]),
+                scores=group.scores[cell].tolist(),
+                weight=weight,
+            )
+            for cell, weight in zip(cells.tolist(), round_.weight.tolist(), strict=True)
+        ]
+        asked = QUESTIONS if rounds or len(group.sizes) == 1 else FIRST
+        parts.append((group, cells, strata, asked if settings.by is None else asked // 2))
+        own: dict[str, Any] = {"predicate": group.predicate, "thresholds": group.thresholds, "relations": group.sizes}
+        own |= {"odds": odds.tolist(), "start": round_.start, "capital": round_.capital}
+        groups.append(CertifiedGroup(**own))
     if not parts:
         return None
     certificate = CertificateRound(settings=settings, number=len(plans), groups=groups)

@@ -198,19 +198,17 @@ class PlanProgress:
         done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
         share = (correct + (correct.sum() + 1) / (done + 2)) / (judged + 1)
 
-        def is_narrow(judged: NDArray[np.int64], correct: NDArray[np.int64]) -> bool:
-            [whole] = estimate_stratified(sizes[None], judged[None], correct[None])
-            return whole.value is not None and whole.high - whole.low <= 2 * MARGIN
-
         def planned(number: int) -> NDArray[np.int64]:
             shares = equal_shares(dict(enumerate(sizes.astype(int).tolist())), number)
             return np.minimum(np.maximum([shares[at] for at in range(len(sizes))], judged), sizes.astype(int))
 
         def is_enough(number: int) -> bool:
             each = planned(number)
-            return is_narrow(each, np.clip(np.rint(share * each).astype(int), correct, each - judged + correct))
+            right = np.clip(np.rint(share * each).astype(int), correct, each - judged + correct)
+            [whole] = estimate_stratified(sizes[None], each[None], right[None])
+            return whole.value is not None and whole.high - whole.low <= 2 * MARGIN
 
-        if is_narrow(judged, correct):
+        if is_enough(0):  # by what is judged
             return 0
         number = bisect_left(range(total + 1), True, min(done, total), key=is_enough)
         if number > total:
@@ -354,7 +352,7 @@ def judge_by_people(run: Path, file: Path) -> JudgedRelations:
 
 def _read_log(database: Database, file: Path) -> tuple[JudgementLog, SamplingPlan | None]:
     """Return what is in a file, and the plan of the whole run with the most judgements; None: none has any."""
-    log = JudgementLog(file, str(database.run.get("fingerprint", "")), read_only=True)
+    log = JudgementLog(file, str(database.run.get("fingerprint", "")))
     if log.problems and not log.plans and not log.recall_plans and next(log.current(), None) is None:
         raise UserError(log.problems[0])
     of_run = (PlanProgress(plan, log) for plan in log.plans.values() if plan.kind in ("bands", "predicates"))

@@ -379,9 +379,9 @@ class JudgementLog:
     `file` need not exist, or is FiftyOne's samples.json. `lines`: by their ids; `version` changes with them.
     """
 
-    def __init__(self, file: Path, fingerprint: str, *, read_only: bool = False) -> None:
+    def __init__(self, file: Path, fingerprint: str) -> None:
         """`fingerprint`: of the run; lines of others are left out, and named. Raises UserError: it cannot be read."""
-        self.file, self.fingerprint, self.read_only = file, fingerprint, read_only
+        self.file, self.fingerprint = file, fingerprint
         self.version = 0
         self._mutex = threading.RLock()
         self._forget()
@@ -399,8 +399,6 @@ class JudgementLog:
 
     def append(self, line: Line) -> Line:
         """Write and sync a line unless its id is there; return the stored one. Raises UserError; OSError: not saved."""
-        if self.read_only:
-            raise UserError(f"{self.file} is read-only: nothing is saved")
         if self.file.suffix == ".json":
             raise UserError(f"{self.file} is a dataset of FiftyOne: nothing is saved; pass a file of `sgpipe view`")
         if line.run != self.fingerprint:

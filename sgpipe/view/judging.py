@@ -263,7 +263,8 @@ def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
     """Return the plan that the address names, and its next open question for whoever asks."""
     (viewer, log), who = _reloaded(request), _asker(request)
     plan = _plan(viewer, request.path_params["plan"])
-    if plan.certificate:  # once all is answered, by whoever and even if a server was killed then, another round begins
+    # Once all is answered, by whoever and even if a server was killed then, another round begins.
+    if plan.certificate and not viewer.read_only:
         settings = plan.certificate.settings
         with suppress(UserError):  # a run that has changed since gets no more questions
             key = ("round", settings, log.version)

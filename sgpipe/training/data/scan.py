@@ -64,7 +64,7 @@ def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelatio
     Raises UserError: there is no run, or nothing in it was judged.
     """
     files = RunFiles(run)
-    log = JudgementLog(files.judgements, str(files.manifest.run.get("fingerprint", "")), read_only=True)
+    log = JudgementLog(files.judgements, str(files.manifest.run.get("fingerprint", "")))
     weights: dict[RelationKey, float] = {}
     for plan in log.plans.values():
         asked = log.judged(plan.plan)

@@ -331,7 +331,7 @@ def test_a_corrected_copy_of_a_merged_run_is_merged_as_it_is(tmp_path, monkeypat
     source = Manifest.load(tmp_path / "out")
     monkeypatch.setattr(test_corrected, "RUN", source.run["fingerprint"])
     test_corrected.judge(tmp_path / "out", "0", (0, 1, "on"), **test_corrected.change("delete"))
-    log = JudgementLog(tmp_path / "out/judgements.jsonl", source.run["fingerprint"], read_only=True)
+    log = JudgementLog(tmp_path / "out/judgements.jsonl", source.run["fingerprint"])
     correct_run(source, tmp_path / "out", log, tmp_path / "corrected", QUIET)
     [found] = merged(tmp_path / "again", tmp_path / "corrected", two)
     assert found.relations == []

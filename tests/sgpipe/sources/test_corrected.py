@@ -45,7 +45,7 @@ def scene(image_id: str, *relations: tuple[int, int, str, float | None]) -> Reco
 
 
 def correct(root: Path, out: Path, conflicts: str = "majority", **options: Any) -> CorrectedRun:
-    log = JudgementLog(root / JUDGEMENTS, RUN, read_only=True)
+    log = JudgementLog(root / JUDGEMENTS, RUN)
     return correct_run(Manifest.load(root), root, log, out, QUIET, conflicts, **options)
 
 
