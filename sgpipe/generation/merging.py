@@ -30,7 +30,7 @@ from sgpipe.sources.import_run import ROWS_PER_SHARD
 from sgpipe.sources.opening import open_parent
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, normalise_predicate, noun_lemmas
-from sgpipe.storage.health_rules import AXES
+from sgpipe.storage.health_rules import CLAIMS
 from sgpipe.storage.index_build import FAULTS, configure, interruptible
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFiles, RunFolder
@@ -51,7 +51,7 @@ _PLACE = pa.schema([("start", pa.int64()), ("size", pa.int64()), ("content", pa.
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
 _PIXEL = 1.0  # boxes of which no edge differs by more are the same, however small they are
 _STRONGEST = {name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name in enumerate(get_args(kind))}
-_CLAIMS = {text: claim for claim, texts in AXES.items() for text in texts}  # the axis and the side of a predicate
+_SIDES = {text: claim for claim, texts in CLAIMS.items() if claim[1] for text in texts}  # axis and side of a predicate
 
 # `names`: what identifies the rows. `files`: what tells files apart, read where it matters.
 _NAMES = """
@@ -334,7 +334,7 @@ def unite(records: Sequence[Record], least: float) -> tuple[Record, Counter[str]
         related = [replace(each, subject=own[each.subject], object=own[each.object]) for each in record.relations]
         _add(relations, (((r.subject, r.object, normalise_predicate(r.predicate)), r) for r in related))
         for each in related:
-            axis, side = _CLAIMS.get(each.predicate.lower(), (None, 0))
+            axis, side = _SIDES.get(each.predicate.lower(), (None, 0))
             ends = min(each.subject, each.object), max(each.subject, each.object)
             claims[axis, *ends][run].add(side if each.subject == ends[0] else -side)
     counts["united_relations"] = sum(len(same) > 1 for _, same in relations.values())

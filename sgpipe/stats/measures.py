@@ -383,8 +383,8 @@ def measure_database(
     run, rows = database.run, database.rows
     predicates = _counts(database, "select predicate, relations from predicates")
     [(kinds, of_people)] = rows(
-        """select count(*), coalesce(sum(relations) filter (list_contains(?, lower(subject_category)))
-            / sum(relations), 0) from triplet_counts""",
+        """select count(*), coalesce(sum(times) filter (list_contains(?, lower(subject_category)))
+            / sum(times), 0) from run.triplets""",
         [list(PEOPLE)],
     )
     above = ", ".join(f"count(*) filter (certainty >= {level}::float)" for level in THRESHOLDS)
@@ -441,8 +441,8 @@ _ERRORS = r"""
 """
 
 _TRIPLETS = """
-    select subject_category, predicate, object_category, relations, confidence
-    from triplet_counts order by relations desc, subject_category, predicate, object_category limit 50
+    select subject_category, predicate, object_category, times, confidence
+    from run.triplets order by times desc, subject_category, predicate, object_category limit 50
 """
 
 

@@ -30,8 +30,9 @@ INSIDE = ("within", "contained in", *_in_any_posture("inside", "inside of"))
 HELD = ("holding", "holds", "hold", "carrying", "carries", "carry", "wearing", "wears", "wear", "eating", "eats",
         "drinking", "riding", "petting", "hugging", "touching")  # fmt: skip
 
-# On which side of an axis a predicate places its subject; the object is then on the other side.
-AXES: dict[tuple[str, int], tuple[str, ...]] = {
+# What predicates claim about their two boxes: on which side of an axis the subject is, the object being on the other
+# side, or, without a sign, how they lie. A predicate may claim several.
+CLAIMS: dict[tuple[str, int], tuple[str, ...]] = {
     ("left and right", 1): LEFT,
     ("left and right", -1): RIGHT,
     ("above and below", 1): (*UPON, *OVER),
@@ -40,16 +41,12 @@ AXES: dict[tuple[str, int], tuple[str, ...]] = {
     ("inside and around", -1): ("containing", "contains", "surrounding"),
     ("front and back", 1): _in_any_posture("in front of"),
     ("front and back", -1): _in_any_posture("behind", "in back of"),
-}
-
-# Constraints that a predicate puts on the two boxes; it may put several.
-GEOMETRY: dict[str, tuple[str, ...]] = {
-    "upward": (*UPON, *OVER),
-    "downward": UNDER,
-    "overlapping": INSIDE,
-    "leftward": LEFT,
-    "rightward": RIGHT,
-    "close": tuple(dict.fromkeys((*HELD, *RIDING))),
+    ("upward", 0): (*UPON, *OVER),
+    ("downward", 0): UNDER,
+    ("overlapping", 0): INSIDE,
+    ("leftward", 0): LEFT,
+    ("rightward", 0): RIGHT,
+    ("close", 0): tuple(dict.fromkeys((*HELD, *RIDING))),
 }
 
 NO_RELATION = (
@@ -244,8 +241,7 @@ RULES = (
 def prepare_checks(execute: Callable[..., object], threshold: float) -> None:
     """Make what the rules read besides the tables of `Database`; `threshold`: minimum certainty of what is checked."""
     execute(f"create or replace view kept as select * from relations where certainty >= {float(threshold)}::float")
-    claims = [(word, axis, sign) for (axis, sign), words in AXES.items() for word in words]
-    claims += [(word, claim, 0) for claim, words in GEOMETRY.items() for word in words]
+    claims = [(word, claim, sign) for (claim, sign), words in CLAIMS.items() for word in words]
     execute(
         "create or replace table claimed as select unnest(?) as word, unnest(?) as claim, unnest(?) as sign",
         [*map(list, zip(*claims, strict=True))],

@@ -28,7 +28,7 @@ from sgpipe.files.locations import Location
 from sgpipe.records import Record, from_table
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
 from sgpipe.storage.run_folder import RunFiles
-from sgpipe.storage.shards import CLIP_SCORE, IMAGE_COLUMN, VLM_SCORE, embedded_images
+from sgpipe.storage.shards import IMAGE_COLUMN, SCORES, embedded_images
 from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
@@ -182,8 +182,6 @@ _FOR_MEASURES = (
     "create view images as from run.images",
     "create view objects as from run.objects",
     "create view captions as from run.captions",
-    """create view triplet_counts as
-    select subject_category, predicate, object_category, times as relations, confidence from run.triplets""",
 )
 _RELATIONS = """create or replace view relations as
     select image, number, subject, object, predicate, subject_category, object_category, confidence,
@@ -202,7 +200,7 @@ _BY_CERTAINTY = (
 
 
 class Database(Index):
-    """SQL for measures of one run, over its index: `images`, `objects`, `captions` and `triplet_counts`, and
+    """SQL for measures of one run, over its index: `images`, `objects` and `captions`, and
 
         relations: one row per relation: `subject` and `object` (numbers), `subject_category`, `object_category`,
             `predicate`, `confidence`, `certainty`, which is 1 where there is no confidence, and scores.
@@ -305,16 +303,15 @@ class IndexedImage:
 class RecordView:
     """A row of a run, and where it is.
 
-    `clip_score`: of `sgpipe score`, for each relation a dictionary of `score` (cosine), `swapped`, `rank`, `contrasts`,
-    or None where it could not be scored; None for a run that is not scored. `vlm_score`: probabilities, likewise.
+    `scores`: the columns of `sgpipe score` that the run has, with an entry for each relation, None where it could not
+    be scored: `clip_score` dictionaries of `score` (cosine), `swapped`, `rank`, `contrasts`; `vlm_score` probabilities.
     `why`: it has no relations.
     """
 
     record: Record
-    clip_score: list[dict[str, float | int | None] | None] | None
+    scores: dict[str, list[Any]]
     shard: str
     row: int
-    vlm_score: list[float | None] | None = None
     why: str | None = None
 
 
@@ -337,8 +334,8 @@ def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
     [record] = from_table(table)
     if (record.split, record.image_id) != (split, image_id):
         raise UserError(f"shard {image.shard} has changed since it was indexed: `sgpipe verify {index.root}`")
-    scores = {name: table[name][0].as_py() for name in (CLIP_SCORE, VLM_SCORE) if name in table.column_names}
-    return RecordView(record, scores.get(CLIP_SCORE), image.shard, image.row, scores.get(VLM_SCORE), image.why)
+    scores = {name: table[name][0].as_py() or [] for name in SCORES if name in table.column_names}
+    return RecordView(record, scores, image.shard, image.row, image.why)
 
 
 def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:

@@ -30,6 +30,7 @@ from sgpipe.stages.pair import normalise_predicate, told_triplets
 from sgpipe.stats.report import Values, make_card
 from sgpipe.storage.index import IndexedImage, RecordView, find_image, read_embedded, read_record
 from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import SCORES
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import count, single_line
 from sgpipe.view import web
@@ -301,8 +302,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     shown = _first(relations, MOST_RELATIONS, chosen)
     names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
     scores = {  # the last of a repeated relation
-        name: {_key(relation): score for relation, score in zip(record.relations, values or [], strict=False)}
-        for name, values in (("clip_score", view.clip_score), ("vlm_score", view.vlm_score))
+        name: dict(zip(map(_key, record.relations), view.scores.get(name, ()), strict=False)) for name in SCORES
     }
 
     def values_of(relation: Relation) -> Values:

@@ -118,7 +118,8 @@ RUN = {"identity": {"pair": {"candidates": "captions"}, "tag": {"threshold": 0.0
 
 
 def values(record: Record, clip_score: Any = None, chosen: str | None = None, vlm_score: Any = None) -> dict[str, Any]:
-    found = image_values(RecordView(record, clip_score, "data/val.parquet", 7, vlm_score), RUN, chosen)
+    scores = {"clip_score": clip_score or [], "vlm_score": vlm_score or []}
+    found = image_values(RecordView(record, scores, "data/val.parquet", 7), RUN, chosen)
     return json.loads(json.dumps(found, allow_nan=False))
 
 
