@@ -1,7 +1,7 @@
 """The index of a run: a DuckDB file in RUN/.sgpipe/cache, opened read-only by any number of processes.
 
 Its name is a hash of the shards' checksums, sizes and times, so a stale one is never read. One process builds it while
-others wait, from new shards and the earlier index, which is then deleted; others may still have that open.
+others wait, and deletes the earlier one, which others may still have open.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,7 +113,7 @@ class Index:
     def newer(self) -> Index | None:
         """Index what was committed since, without judgements; None, quickly, if nothing has. Raises as `open`."""
         files = RunFiles(self.root)
-        if self._path == _path(files, files.states()):
+        if self._path == _path(files):
             return None
         return Index(files, Progress(Console(quiet=True)))
 
@@ -235,25 +235,19 @@ def open_run(root: str | Location) -> Iterator[Database]:
         database.close()
 
 
-def _path(files: RunFiles, states: Mapping[str, str]) -> Path:
-    return files.cache / f"{_NAME}-{fingerprint(states)}.duckdb"
+def _path(files: RunFiles) -> Path:
+    return files.cache / f"{_NAME}-{fingerprint(files.states())}.duckdb"
 
 
 def _make(files: RunFiles, progress: Progress) -> _Opened:
     """Open the index of a run as it is now; build it if there is none."""
-    states = files.states()
-    path = _path(files, states)
+    path = _path(files)
     if opened := _open(path):
         return opened
     with FileLock(files.cache / "lock", thread_local=False):  # one process builds it
         if (opened := _open(path)) is None:
-            earlier = None
-            for other in files.cache.glob(f"{_NAME}-*.duckdb"):
-                if readable := _open(other):
-                    readable[2]()
-                    earlier = other
             with temporary_folder(files.cache) as folder:
-                os.replace(build_index(files, states, folder, earlier, progress), path)
+                os.replace(build_index(files, folder, progress), path)
             opened = _open(path)
         for other in files.cache.glob("index-*.duckdb"):
             if other != path:

@@ -1,4 +1,4 @@
-"""Build the index of a run: from its shards, and from what an earlier index already has of them.
+"""Build the index of a run from its shards.
 
 Rows are read into a temporary database, with names as text. In the index names are enums, images are numbered in the
 order of the manifest, and each relation has the numbers by which searches choose and order.
@@ -8,9 +8,8 @@ objects (boxes in pixels), captions, relations (`certainty`: the confidence, 1 i
 categories (how often they occur), shards (and why one is left out), and counts: marks, everything, about.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 from pathlib import Path
 
 import duckdb
@@ -39,7 +38,7 @@ _THREADS = 8  # more do not fit into the memory
 _SHARDS = 16  # read at once
 
 _SCRATCH = f"""
-    create table shards (shard int, file varchar, state varchar, problem varchar);
+    create table shards (shard int, file varchar, problem varchar);
     create table raw_images (image int, shard int, row int, image_id varchar, dataset varchar, split varchar,
         file_name varchar, width int, height int, status varchar, error varchar, embedded bool, lot uinteger,
         objects int, captions int, different_captions int, triplets int, matched_triplets int, pairs int,
@@ -78,24 +77,6 @@ _FROM_SHARDS = (
 )
 # Also where no shard has scores.
 _EMPTY = pa.Table.from_batches([], pa.schema([*SCHEMA, *(pa.field(name, pa.list_(SCORES[name])) for name in SCORES)]))
-
-_FROM_EARLIER = (
-    """create temp table unchanged as
-    select n.*, e.shard as before from earlier.shards e join numbered n using (file, state) where problem is null""",
-    "insert into shards select shard, file, state, null from unchanged",
-    """create temp table moved as
-    select e.image as before, first + e.row as image, u.shard from earlier.images e join unchanged u
-    on e.shard = u.before""",
-    """insert into raw_images select m.image, m.shard, e.* exclude (image, shard, why, flags, first_object)
-    from earlier.images e join moved m on e.image = m.before""",
-    """insert into raw_objects select m.image, e.* exclude (image)
-    from earlier.objects e join moved m on e.image = m.before""",
-    """insert into captions select m.image, e.* exclude (image, folded)
-    from earlier.captions e join moved m on e.image = m.before""",
-    """insert into raw_relations select m.image, number, subject, object, predicate, subject_category, object_category,
-        if(annotated, null, certainty), clip_score, swapped, rank, contrasts, vlm_score, origin
-    from earlier.relations e join moved m on e.image = m.before""",
-)
 
 _NAMES = (
     "create table run.shards as from shards order by shard",
@@ -145,15 +126,13 @@ _WHY = """case
 _FLAGS = (
     "create table run.marks as select bit, count(*) as hits from marked group by 1",
     "create table flagged as select image, number, bit_or(bit) as flags from marked group by all",
-    f"""create table reasons as
-    select image, {_WHY} as why from images where status = 'ok' and relations = 0""",
 )
 _TABLES = (
-    """create table run.images as
+    f"""create table run.images as
     select i.* replace (dataset::run.name as dataset, split::run.name as split, status::run.name as status),
-        why, coalesce(flags, 0)::bigint as flags,
+        if(i.status = 'ok' and relations = 0, {_WHY}, null) as why, coalesce(flags, 0)::bigint as flags,
         (sum(objects) over (order by image rows unbounded preceding) - objects)::bigint as first_object
-    from raw_images i left join reasons using (image) left join (from flagged where number is null) using (image)
+    from raw_images i left join (from flagged where number is null) using (image)
     order by image""",
     f"""create table run.relations as
     select image, number, subject, object, triplets.predicate, triplets.subject_category, triplets.object_category,
@@ -188,10 +167,8 @@ _TABLES = (
 DEFINITION = repr((_SCRATCH, _FROM_SHARDS, _NAMES, _CHECKED, MARKS, PLACED, _FLAGS, _TABLES))
 
 
-def build_index(
-    files: RunFiles, states: Mapping[str, str], folder: Path, earlier: Path | None, progress: Progress
-) -> Path:
-    """Index the shards of the manifest in these `states`, with `earlier`, an index of the run; list damaged ones.
+def build_index(files: RunFiles, folder: Path, progress: Progress) -> Path:
+    """Index the shards of the manifest; list damaged ones.
 
     `folder`: for the index and temporary files. Raises UserError: the disk is full; StoreError.
     """
@@ -203,9 +180,7 @@ def build_index(
             execute(_SCRATCH)
             corrected = any("corrected" in (each or {}) for each in Manifest.identities(files.manifest.run))
             execute("create table run_header as select ? as removed", [", or removed by people" if corrected else ""])
-            if earlier:
-                _take_over(connection, files.manifest.shards, states, earlier)
-            _read_shards(connection, files, states, progress)
+            _read_shards(connection, files, progress)
             execute(f"attach {_text(path)} as run")
             for statement in (*_NAMES, *_CHECKED):
                 execute(statement)
@@ -253,41 +228,21 @@ def _text(path: Path | str) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
-def _take_over(
-    connection: duckdb.DuckDBPyConnection, shards: Sequence[ShardEntry], states: Mapping[str, str], earlier: Path
-) -> None:
-    firsts = list(accumulate((shard.rows for shard in shards), initial=0))[:-1]
-    connection.execute(f"attach {_text(earlier)} as earlier (read_only)")
-    connection.execute(
-        "create temp table numbered as select unnest(?::varchar[]) as file, unnest(?::varchar[]) as state, "
-        "unnest(?::int[]) as shard, unnest(?::int[]) as first",
-        [[each.file for each in shards], [states[each.file] for each in shards], list(range(len(shards))), firsts],
-    )
-    for statement in (*_FROM_EARLIER, "detach earlier"):
-        connection.execute(statement)
-
-
-def _read_shards(
-    connection: duckdb.DuckDBPyConnection, files: RunFiles, states: Mapping[str, str], progress: Progress
-) -> None:
-    """Read the other shards into the temporary database, several at once; note why one is left out."""
-    taken = {file for (file,) in connection.execute("select file from shards").fetchall()}
-    shards = files.manifest.shards
-    firsts = accumulate((shard.rows for shard in shards), initial=0)
-    placed = zip(range(len(shards)), shards, firsts, strict=False)
-    new = [(number, shard, first) for number, shard, first in placed if shard.file not in taken]
-    with progress.images(sum(shard.rows for _, shard, _ in new), "indexing") as advance:
-        for start in range(0, len(new), _SHARDS):
+def _read_shards(connection: duckdb.DuckDBPyConnection, files: RunFiles, progress: Progress) -> None:
+    """Read the shards into the temporary database, several at once; note why one is left out."""
+    shards, first = files.manifest.shards, 0
+    with progress.images(sum(shard.rows for shard in shards), "indexing") as advance:
+        for start in range(0, len(shards), _SHARDS):
             tables: list[pa.Table] = []
             connection.execute("begin")
-            for number, shard, first in new[start : start + _SHARDS]:
+            for number, shard in enumerate(shards[start : start + _SHARDS], start):
                 problem = None
                 try:
-                    tables.append(_rows(files, states, shard, number, first))
+                    tables.append(_rows(files, shard, number, first))
                 except UserError as error:
                     problem = str(error)
-                noted = [number, shard.file, states[shard.file], problem]
-                connection.execute("insert into shards values (?, ?, ?, ?)", noted)
+                connection.execute("insert into shards values (?, ?, ?)", [number, shard.file, problem])
+                first += shard.rows
                 advance(shard.rows, {})
             if tables:
                 connection.register("rows", pa.concat_tables(tables))
@@ -296,10 +251,8 @@ def _read_shards(
             connection.execute("commit")
 
 
-def _rows(files: RunFiles, states: Mapping[str, str], entry: ShardEntry, number: int, first: int) -> pa.Table:
+def _rows(files: RunFiles, entry: ShardEntry, number: int, first: int) -> pa.Table:
     """Return the rows of a shard, with their numbers (`pa.array` would import pandas). Raises UserError: damaged."""
-    if states[entry.file].endswith("missing"):
-        raise UserError(f"shard {entry.file} is listed in the manifest but missing: {files.root}")
     with files.open(entry.file) as file:
         there = file.schema_arrow.names
         table = file.read([name for name in _EMPTY.column_names if name in there])
