@@ -285,14 +285,13 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
     def run(data: AnnotationOptions | HubOptions, **options: Any) -> None:
         from sgpipe.generation.metrics import print_summary
         from sgpipe.sources.import_run import import_annotations
-        from sgpipe.stats.measures import distinct_predicates
 
         found = function(data, **options)
         source, images = found if isinstance(found, tuple) else (found, data.images or "")
         how = {name: getattr(data, name) for name in ("embed", "limit", "retry_failed", "boxes")}
         summary = import_annotations(source, images, data.out, console.Progress(), **how)
         if not cli.printed_json(data.json_, summary.as_json()):
-            print_summary(summary, console.output(), len(distinct_predicates(data.out)))
+            print_summary(summary, console.output(), imported=True)
         if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
             raise typer.Exit(console.EXIT_ALL_FAILED)
 

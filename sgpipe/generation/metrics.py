@@ -161,20 +161,16 @@ _PROBLEMS = {  # of a source; the other names are clear by themselves
 _SHOWN = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
 
 
-def print_summary(summary: Summary, console: Console, predicates: int | None = None) -> None:
-    """Print what a run contains, what was dropped, and what to do about error rows.
-
-    `predicates`: of an import, the number of different ones.
-    """
+def print_summary(summary: Summary, console: Console, *, imported: bool = False) -> None:
+    """Print what a run or an import contains, what was dropped, and what to do about error rows."""
     counts, rows = (
         summary.counts,
         {"images": f"{summary.counts['images']:,} of {max(summary.planned, summary.counts['images']):,}"},
     )
     shown = {name.replace("_", " "): counts[name] for name in _SHOWN}
     shown |= {"boxes of words": counts["grounded"]} if counts["grounded"] else {}
-    if predicates is not None:
+    if imported:
         shown = {"error rows": counts["errors"], "objects": counts["boxes"], "relations": counts["relations"]}
-        shown["different predicates"] = predicates
     shown["images with relations"] = counts["images_with_relations"]
     dropped = {f"source: {_PROBLEMS.get(name, name.replace('_', ' '))}": n for name, n in summary.problems.items()}
     dropped |= {f"left out: {what}": counts[f"{name}_left_out"] for name, what in LEFT_OUT.items()}

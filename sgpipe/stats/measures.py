@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from sgpipe.calibration import NEAREST, Calibration, unscored_reason
@@ -20,7 +19,6 @@ from sgpipe.records import LEFT_OUT, NO_OBJECT, TRAINING_CONFIDENCE
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.storage.health_rules import RULES, prepare_checks
 from sgpipe.storage.index import Database, open_run
-from sgpipe.storage.shards import iter_tables
 from sgpipe.utils.boxes import ClassFinder, class_matrix, match_captions
 
 _EXAMPLES = 5
@@ -424,13 +422,6 @@ def measure_database(
         origins=_counts(database, "select origin, count(*) from relations group by 1"),
         threshold_of=database.measure,
     )
-
-
-def distinct_predicates(root: Path) -> set[str]:
-    predicates: set[str] = set()
-    for table in iter_tables(root, ("relations",)):
-        predicates.update(pc.unique(pc.struct_field(pc.list_flatten(table["relations"]), "predicate")).to_pylist())
-    return predicates
 
 
 # Errors without what is specific to one image: paths, quoted names and numbers; and such a name (the id, if nameless).

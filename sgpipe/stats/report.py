@@ -216,13 +216,19 @@ def _judged(judged: JudgementMeasures | None, of: str) -> Iterator[Table]:
         yield Table(title, [f"{of} ≥", ">relations", _PRECISION], rows)
 
 
-def render(page: str, values: dict[str, Any]) -> str:
-    """Render templates/`page`.html.jinja with its script; every value is escaped."""
-    loader = jinja2.PackageLoader("sgpipe.stats", "templates")
+def templates(loader: jinja2.BaseLoader) -> jinja2.Environment:
+    """Return an environment for pages, which escapes every value."""
     environment = jinja2.Environment(
         loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"count": count, "isolated": isolated, "thousands": lambda number: f"{number:,}"}
+    return environment
+
+
+def render(page: str, values: dict[str, Any]) -> str:
+    """Render templates/`page`.html.jinja with its script."""
+    loader = jinja2.PackageLoader("sgpipe.stats", "templates")
+    environment = templates(loader)
     environment.globals["svg"] = lambda plot: Markup(plot.inline())  # escapes its own texts
     style, script = (loader.get_source(environment, name)[0] for name in ("style.css", f"{page}.js"))
     # The browser runs only this script, whatever a caption contains.
@@ -288,11 +294,10 @@ def _plots(audit: Audit) -> Iterator[Plot]:
 
 
 _SPREAD = """
-    with usable as (
-        select images.image, coalesce(certainty >= ?::float, false) as has
-        from images left join related_images using (image) where status = 'ok'),
-    tiles as (select *, ntile(?) over (partition by has order by image) as tile from usable)
-    select image from tiles
+    select image from (
+        select image, coalesce(certainty >= ?::float, false) as has,
+            ntile(?) over (partition by has order by image) as tile
+        from images left join related_images using (image) where status = 'ok')
     qualify row_number() over (partition by has, tile order by image) = 1
     order by not has, tile limit ?
 """

@@ -22,9 +22,10 @@ from starlette.responses import HTMLResponse
 
 from sgpipe.errors import UserError, format_os_error
 from sgpipe.files.image_roots import ImagePlace
+from sgpipe.stats.report import templates
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JudgementLog
-from sgpipe.utils.console import count, isolated, single_line
+from sgpipe.utils.console import single_line
 from sgpipe.view.search import Hit
 
 FOLDER = Path(__file__).parent
@@ -161,12 +162,8 @@ def _with_params(path: str, params: Iterable[tuple[str, str | None]]) -> str:
 
 @cache
 def _environment() -> jinja2.Environment:
-    loader = jinja2.FileSystemLoader(FOLDER / "templates")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters |= {"count": count, "isolated": isolated, "single_line": single_line}
-    environment.filters |= {"thousands": lambda number: f"{number:,}"}
+    environment = templates(jinja2.FileSystemLoader(FOLDER / "templates"))
+    environment.filters |= {"single_line": single_line}
     environment.filters |= {"json": lambda value: json.dumps(value, allow_nan=False)}  # for attributes of HTML
     environment.globals |= {"gallery_url": gallery_url, "image_url": image_url, "photo_url": photo_url}
     environment.globals |= {"relation_key": relation_key, "with_params": _with_params}
