@@ -134,7 +134,7 @@ def serving(run: Path) -> Iterator[Server]:
 
 def measure_build(run: Path) -> tuple[str, ...]:
     """Seconds, CPU seconds, peak MB and MB on disk of building the index."""
-    code = "import sys; from sgpipe.storage.index import Index; Index.open(sys.argv[1])"
+    code = "import sys; from sgpipe.storage.index import Index; Index(sys.argv[1])"
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code, str(run)], check=True, capture_output=True)
     seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -89,7 +89,7 @@ def judge(run: Path, ask: Ask, answers: int, slips: float, seed: int) -> None:
             _answer(log, key, right[key], slips, None)
         return
     if ask == "random":
-        index = Index.open(run)
+        index = Index(run)
         strata, questions = draw(index.rows, *select_relations(index, Filters()), "bands", answers, seed)
         index.close()
         plan = {

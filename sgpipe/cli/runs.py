@@ -417,7 +417,7 @@ def view(
         raise UserError(f"--as {name!r} is not a name")
     judge, opened = single_line(name or "", _LONGEST_NAME) or "anonymous", []
     for root in (run, other) if other is not None else (run,):
-        opened.append(index := Index.open(root, console.Progress()))
+        opened.append(index := Index(root, console.Progress()))
         cli.say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
         for problem in index.problems:
             cli.say(f"left out: {problem}")

@@ -90,13 +90,14 @@ class Index:
     changes with judgements. `connection`: has the index as `run`, read-only; tables of its own are in memory.
     """
 
-    def __init__(self, files: RunFiles, progress: Progress) -> None:
-        """Use `open`."""
-        self.root, self.files = files.place, files
+    def __init__(self, root: str | Location, progress: Progress | None = None) -> None:
+        """Open the index of a run as it is, built first if need be. Raises as `RunFiles`; UserError: a full disk."""
+        self.files = files = RunFiles(root)
+        self.root = files.place
         self.version = 0
         self._judging = threading.Lock()
         self._remembered: dict[Hashable, Any] = {}
-        self._path, self.connection, close = _make(files, progress)
+        self._path, self.connection, close = _make(files, progress or Progress())
         self.close = weakref.finalize(self, close)  # when the last request that reads it has ended
         self.run = files.manifest.run
         self.fingerprint = str(self.run.get("fingerprint", ""))
@@ -105,17 +106,9 @@ class Index:
         damaged = self.rows("select problem from run.shards where problem is not null order by file")
         self.problems = [*files.problems, *(problem for (problem,) in damaged)]
 
-    @classmethod
-    def open(cls, root: str | Location, progress: Progress | None = None) -> Index:
-        """Open the index of a run as it is, built first if need be. Raises as `RunFiles`; UserError: a full disk."""
-        return cls(RunFiles(root), progress or Progress())
-
     def newer(self) -> Index | None:
-        """Index what was committed since, without judgements; None, quickly, if nothing has. Raises as `open`."""
-        files = RunFiles(self.root)
-        if self._path == _path(files):
-            return None
-        return Index(files, Progress(Console(quiet=True)))
+        """Index what was committed since, without judgements; None, quickly, if nothing has. Raises as `__init__`."""
+        return None if self._path == _path(RunFiles(self.root)) else Index(self.root, Progress(Console(quiet=True)))
 
     @cached_property
     def vocabulary(self) -> RunNames:
@@ -178,11 +171,6 @@ class Index:
             self.version += 1
 
 
-_FOR_MEASURES = (
-    "create view images as from run.images",
-    "create view objects as from run.objects",
-    "create view captions as from run.captions",
-)
 _RELATIONS = """create or replace view relations as
     select image, number, subject, object, predicate, subject_category, object_category, confidence,
         ({certainty})::float as certainty, clip_score, swapped, rank, contrasts, vlm_score, origin
@@ -211,10 +199,10 @@ class Database(Index):
 
     measure = "confidence"
 
-    def __init__(self, files: RunFiles, progress: Progress) -> None:
-        super().__init__(files, progress)
-        for statement in _FOR_MEASURES:
-            self.rows(statement)
+    def __init__(self, root: str | Location, progress: Progress | None = None) -> None:
+        super().__init__(root, progress)
+        for table in ("images", "objects", "captions"):
+            self.rows(f"create view {table} as from run.{table}")
         self.replace_certainty("coalesce(confidence, 1)")
 
     def replace_certainty(self, expression: str) -> None:
@@ -226,7 +214,7 @@ class Database(Index):
 @contextmanager
 def open_run(root: str | Location) -> Iterator[Database]:
     """Yield the database of the run in `root`. Raises UserError: it is not a run, or a shard is missing or damaged."""
-    database = Database(RunFiles(root), Progress(Console(quiet=True)))
+    database = Database(root, Progress(Console(quiet=True)))
     try:
         if database.problems:
             raise UserError(database.problems[0])

@@ -411,9 +411,8 @@ class JudgementLog:
                 stored = self.lines[line.id]
         return stored
 
-    def reload(self) -> bool:
-        """Read what other processes have appended; True if there was anything. Raises UserError: as `__init__`."""
-        before = self.version
+    def reload(self) -> None:
+        """Read what other processes have appended. Raises UserError: as `__init__`."""
         try:
             with self._mutex, self._opened(os.O_RDONLY) as descriptor:
                 self._read(descriptor)
@@ -422,7 +421,6 @@ class JudgementLog:
                 self._forget()
         except OSError as error:
             raise UserError(f"{self.file} cannot be read: {error.strerror}") from None
-        return self.version != before
 
     def state(self, split: str, image_id: str) -> list[RelationState]:
         """Return what people say now about the relations of an image, in the order in which they were first judged."""
@@ -528,38 +526,31 @@ class JudgementLog:
         self._forget()
         try:
             samples = json.loads(data)["samples"]
-            found = [(each, one) for each in samples for one in (each.get("relations") or {}).get("detections") or ()]
             if samples and not any("relations" in each for each in samples):
                 raise KeyError("relations")
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{self.file}: expected the samples.json of a FiftyOne dataset that sgpipe wrote") from None
-        for sample, relation in found:
-            name = "a relation"
-            try:
-                name = f"relation {relation['_id']['$oid']}"
-                judged = {"right", "wrong", "unsure"}.intersection(relation["tags"])
-                label, predicate = (" ".join(relation[key].split()) for key in ("label", "predicate"))
+            found = [(each, one) for each in samples for one in (each.get("relations") or {}).get("detections") or ()]
+            for sample, relation in found:
+                judged = {"right", "wrong", "unsure"}.intersection(relation.get("tags") or ())
+                label, predicate = (" ".join((relation.get(key) or "").split()) for key in ("label", "predicate"))
                 if label != predicate or judged:
-                    line = {key: sample[key] for key in ("run", "split", "image_id")}
-                    line |= {end: relation[f"{end}_index"] for end in ("subject", "object")}
+                    line = {key: sample.get(key) for key in ("run", "split", "image_id")}
+                    line |= {end: relation.get(f"{end}_index") for end in ("subject", "object")}
                     line |= {key: relation.get(key) for key in ("predicate", "confidence")}
                     line |= {"id": relation["_id"]["$oid"], "at": utc_now(), "by": "FiftyOne"}
                     if label != predicate:
                         line["change"] = {"action": "predicate", "predicate": label}
                     else:
                         line["judgement"] = judged.pop() if len(judged) == 1 else "unsure"
-                    self._take(json.dumps(line).encode(), name)
-            except (KeyError, TypeError, AttributeError):
-                self._leave_out(name, "it is not one that sgpipe wrote")
-
-    def _leave_out(self, name: str, reason: object) -> None:
-        self._bad.append(f"{name} of {self.file} cannot be read, so it is left out ({reason})")
+                    self._take(json.dumps(line).encode(), f"relation {line['id']}")
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise UserError(f"{self.file}: expected the samples.json of a FiftyOne dataset that sgpipe wrote") from None
 
     def _take(self, data: bytes, name: str) -> None:
         try:
             line = parse_line(data)
         except ValueError as error:
-            return self._leave_out(name, error)
+            self._bad.append(f"{name} of {self.file} cannot be read, so it is left out ({error})")
+            return
         if line.run != self.fingerprint:
             self._others[line.run] += 1
             return

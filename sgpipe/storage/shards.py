@@ -295,7 +295,7 @@ def count_rows(table: pa.Table) -> dict[str, int]:
     left_out = {f"{name}_left_out": pc.sum(pc.struct_field(missing, name)).as_py() or 0 for name in LEFT_OUT}
     return {
         "images": table.num_rows,
-        "errors": int(np.sum(_text(table["status"]) != "ok")),
+        "errors": int(np.sum(_numpy(table["status"]) != "ok")),
         "boxes": totals["objects"],
         "captions": totals["captions"],
         "triplets": totals["triplets"],
@@ -308,44 +308,42 @@ def count_rows(table: pa.Table) -> dict[str, int]:
 
 
 def _faults(table: pa.Table, split: str) -> Iterator[tuple[str, np.ndarray]]:
-    yield f"not of split {split!r}", np.flatnonzero(_text(table["split"]) != split)
-    status, reason = _text(table["status"]), _text(pc.fill_null(table["error"], ""))
+    yield f"not of split {split!r}", np.flatnonzero(_numpy(table["split"]) != split)
+    status, reason = _numpy(table["status"]), _numpy(pc.fill_null(table["error"], ""))
     failed = status == "error"
     yield "status is neither ok nor error", np.flatnonzero(~failed & (status != "ok"))
     yield "error row without a reason", np.flatnonzero(failed & (reason == ""))
     yield "error row with relations", np.flatnonzero(failed & (lengths(table["relations"]) > 0))
     yield "error reason in a row with status ok", np.flatnonzero((status == "ok") & (reason != ""))
-    for name in _NESTED:
-        rows, items = flat(table[name])
+    lists = {name: flat(table[name]) for name in _NESTED}
+    for name, (rows, items) in lists.items():
         for number, child in enumerate(SCHEMA.field(name).type.value_type):
             if child.name not in _MAY_BE_NULL:
-                nulls = pc.is_null(pc.struct_field(items, [number])).to_numpy(zero_copy_only=False)
-                yield f"{name} without {child.name}", rows[nulls]
+                yield f"{name} without {child.name}", rows[_numpy(pc.is_null(pc.struct_field(items, [number])))]
     for name, end, target in _POINTERS:
-        rows, items = flat(table[name])
-        places = pc.fill_null(pc.struct_field(items, end), 0).to_numpy(zero_copy_only=False)
+        rows, items = lists[name]
+        places = _numpy(pc.fill_null(pc.struct_field(items, end), 0))
         yield f"{end} of {name} points to none of the {target}", rows[_outside(places, rows, table[target])]
-    rows, items = flat(table["captions"])
+    rows, items = lists["captions"]
     inner, boxes = flat(pc.struct_field(items, "boxes"))
-    places = pc.fill_null(boxes, -1).to_numpy(zero_copy_only=False)
+    places = _numpy(pc.fill_null(boxes, -1))
     yield "boxes of captions point to none of the objects", rows[inner][_outside(places, rows[inner], table["objects"])]
-    rows, items = flat(table["relations"])
-    confidence = pc.fill_null(pc.struct_field(items, "confidence"), 1.0).to_numpy(zero_copy_only=False)
+    rows, items = lists["relations"]
+    confidence = _numpy(pc.fill_null(pc.struct_field(items, "confidence"), 1.0))
     yield "confidence is not from 0 to 1", rows[~((confidence >= 0) & (confidence <= 1))]
     for name, known in (("objects", get_args(BoxOrigin)), ("relations", ORIGINS)):
-        rows, items = flat(table[name])
+        rows, items = lists[name]
         origins = pc.struct_field(items, "origin")
         texts = [text for text in pc.unique(origins).to_pylist() if text is not None]
         unknown = [text for text in texts if not {*(text.split("+") if name == "relations" else [text])} <= {*known}]
-        bad = pc.is_in(origins, value_set=pa.array(unknown, origins.type)).to_numpy(zero_copy_only=False)
-        yield f"origin of {name} is unknown", rows[bad]
-    rows, items = flat(table["objects"])
+        yield f"origin of {name} is unknown", rows[_numpy(pc.is_in(origins, value_set=pa.array(unknown, origins.type)))]
+    rows, items = lists["objects"]
     boxes = pc.struct_field(items, "bbox")
     whole = lengths(boxes) == 4
     yield "bbox is not four numbers", rows[~whole]
     values = pc.list_flatten(boxes.filter(pa.array(whole)))
-    xywh = pc.fill_null(values, np.nan).to_numpy(zero_copy_only=False).reshape(-1, 4)
-    rows, names = rows[whole], _text(pc.struct_field(items, "category"))[whole]
+    xywh = _numpy(pc.fill_null(values, np.nan)).reshape(-1, 4)
+    rows, names = rows[whole], _numpy(pc.struct_field(items, "category"))[whole]
     sides = np.column_stack([table[side].to_numpy() for side in ("width", "height")])[rows].astype(float)
     with np.errstate(invalid="ignore", over="ignore"):
         far = np.any(xywh[:, :2] + xywh[:, 2:] > sides + _TOLERANCE, axis=1)
@@ -370,5 +368,5 @@ def lengths(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
 
 
-def _text(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
+def _numpy(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
     return column.to_numpy(zero_copy_only=False)

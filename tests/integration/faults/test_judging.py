@@ -33,7 +33,7 @@ RUN, QUIET = "drawn", Progress(Console(quiet=True))
 def run_server(root: Path, port: int, said: Connection) -> None:
     """The body of a process that serves a run."""
     address = listen(LOCAL, port)
-    index = Index.open(root, QUIET)
+    index = Index(root, QUIET)
     log = JudgementLog(root / JUDGEMENTS, index.fingerprint)
     said.send(address.port)
     serve(create_app(Viewer("run", index, log), Access()), address)
@@ -66,7 +66,7 @@ class Servers:
 def servers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Servers]:
     records = [plain_record(str(number), "on", (number % 9 + 1) / 10) for number in range(request.param)]
     make_run(tmp_path / "run", records)
-    Index.open(tmp_path / "run", QUIET).close()
+    Index(tmp_path / "run", QUIET).close()
     servers = Servers(tmp_path / "run")
     yield servers
     for number in (0, 1):

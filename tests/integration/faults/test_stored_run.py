@@ -124,7 +124,7 @@ def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: St
     def images(index: Index) -> set[str]:
         return {hit.image_id for hit in search(index, Filters()).hits}
 
-    index, local = Index.open(store.uri, QUIET), Index.open(root, QUIET)
+    index, local = Index(store.uri, QUIET), Index(root, QUIET)
     assert images(index) == set("abcd")
     assert read_record(index, "train", "c") == read_record(local, "train", "c")
     assert read_embedded(index, "train", "c") == read_embedded(local, "train", "c") is not None

@@ -359,7 +359,7 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
     export_run(out, "coco-rel", tmp_path / "coco-rel", origins=["tagger"])
     found = json.loads((tmp_path / "coco-rel/rel.json").read_text())["train"]
     assert sum(map(len, found.values())) == 40
-    index = Index.open(out)
+    index = Index(out)
     filters = Filters.from_params([("q", "-origin:tagger")], index.vocabulary)
     assert len(search(index, filters, limit=1000).hits) == 10
     assert "annotated+tagger" in {each.origin for record in iter_records(out) for each in record.relations}

@@ -75,35 +75,35 @@ def content(index: Index) -> list[object]:
 
 def test_an_index_is_built_once_and_again_if_it_is_damaged(tmp_path: Path, builds: list[RunFiles]) -> None:
     make_run(tmp_path, make_records(12))
-    first, second = Index.open(tmp_path, QUIET), Index.open(tmp_path, QUIET)
+    first, second = Index(tmp_path, QUIET), Index(tmp_path, QUIET)
     assert content(first) == content(second)
     assert first.newer() is None
     assert len(builds) == 1
     [path] = (tmp_path / ".sgpipe/cache").glob("index*")
     assert path.suffix == ".duckdb"
     path.write_bytes(b"no database")
-    assert content(Index.open(tmp_path, QUIET)) == content(first)
+    assert content(Index(tmp_path, QUIET)) == content(first)
     assert len(builds) == 2
 
 
 def test_a_grown_index_is_as_a_new_one(tmp_path: Path, builds: list[RunFiles]) -> None:
     records = make_records(24, seed=3)
     make_run(tmp_path / "growing", records[:8], rows=4)
-    index = Index.open(tmp_path / "growing", QUIET)
+    index = Index(tmp_path / "growing", QUIET)
     for start in (8, 16):
         add(tmp_path / "growing", records[start : start + 8], start)
         index = newer(index)
     make_run(tmp_path / "new", [], rows=4)
     for start, stop in ((0, 4), (4, 8), (8, 16), (16, 24)):
         add(tmp_path / "new", records[start:stop], start)
-    assert content(index) == content(Index.open(tmp_path / "new", QUIET))
+    assert content(index) == content(Index(tmp_path / "new", QUIET))
     assert len(builds) == 4
     assert (index.images, index.problems) == (24, [])
 
 
 def test_rows_that_were_processed_again_replace_the_earlier_ones(tmp_path: Path) -> None:
     make_run(tmp_path, [plain_record(str(number), "on") for number in range(6)], rows=3)
-    index = Index.open(tmp_path, QUIET)
+    index = Index(tmp_path, QUIET)
     add(tmp_path, [plain_record(str(number), "under") for number in range(3)], 0, revision=1)
     index = newer(index)
     found = {hit.image_id: hit.predicate for hit in search(index, Filters()).hits}
@@ -119,7 +119,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_shown(tmp_path: Path, damage: 
     shard.write_bytes(whole[:-20] if damage == "cut" else whole[:4] + bytes(1996) + whole[2000:])
     if damage == "missing":
         shard.unlink()
-    index = Index.open(tmp_path, QUIET)
+    index = Index(tmp_path, QUIET)
     [problem] = index.problems
     assert shard_name("train", 3, 6) in problem
     assert {hit.image_id for hit in search(index, Filters()).hits} == set("012678")
@@ -137,7 +137,7 @@ def test_values_beyond_their_types_leave_out_a_shard_or_find_no_box(tmp_path: Pa
     table = read_file(path)
     wide = pa.array([2**40] * 2)
     pq.write_table(table.set_column(table.schema.get_field_index("width"), "width", wide), path)
-    index = Index.open(tmp_path, QUIET)
+    index = Index(tmp_path, QUIET)
     [problem] = index.problems
     assert path.name in problem
     assert [(hit.image_id, hit.subject_category) for hit in search(index, Filters()).hits] == [
@@ -150,7 +150,7 @@ def test_what_cannot_be_put_into_the_run_goes_into_the_users_cache(tmp_path: Pat
     make_run(tmp_path / "run", make_records(5))
     shutil.rmtree(tmp_path / "run/.sgpipe", ignore_errors=True)
     (tmp_path / "run/.sgpipe").write_text("a file")  # as a file system that cannot be written, for root too
-    index = Index.open(tmp_path / "run", QUIET)
+    index = Index(tmp_path / "run", QUIET)
     assert index.files.cache.is_relative_to(tmp_path / "cache")
     assert index.images == 5
 
@@ -158,13 +158,13 @@ def test_what_cannot_be_put_into_the_run_goes_into_the_users_cache(tmp_path: Pat
 def test_folders_may_have_names_that_mean_something_to_duckdb(tmp_path: Path) -> None:
     for name in ("a?b=c", "a[b]*", "it's"):
         make_run(tmp_path / name, make_records(5))
-        assert Index.open(tmp_path / name, QUIET).images == 5
+        assert Index(tmp_path / name, QUIET).images == 5
 
 
 def test_two_servers_build_one_index(tmp_path: Path, builds: list[RunFiles]) -> None:
     make_run(tmp_path, make_records(10))
     with ThreadPoolExecutor(2) as threads:
-        first, second = threads.map(lambda _: Index.open(tmp_path, QUIET), range(2))
+        first, second = threads.map(lambda _: Index(tmp_path, QUIET), range(2))
     assert content(first) == content(second)
     assert len(builds) == 1
 
@@ -172,7 +172,7 @@ def test_two_servers_build_one_index(tmp_path: Path, builds: list[RunFiles]) -> 
 def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
     records = make_records(11, seed=4)
     make_run(tmp_path, records, rows=4)
-    index = Index.open(tmp_path, QUIET)
+    index = Index(tmp_path, QUIET)
     for number, record in enumerate(records):
         found = read_record(index, "train", record.image_id)
         assert found is not None
@@ -190,7 +190,7 @@ def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
 
 def test_images_in_shards_are_read(tmp_path: Path) -> None:
     make_run(tmp_path, [plain_record(name) for name in "abc"], embedded=True)
-    index = Index.open(tmp_path, QUIET)
+    index = Index(tmp_path, QUIET)
     data = [read_embedded(index, "train", name) for name in "abc"]
     assert all(data)
     assert read_embedded(index, "train", "d") is None
@@ -201,7 +201,7 @@ def scored(root: Path, name: str, scores: pa.Array) -> Index:
     make_run(root, [plain_record(str(number)) for number in range(len(scores))], rows=len(scores))
     path = root / Manifest.load(root).shards[0].file
     pq.write_table(read_file(path).append_column(name, scores), path)
-    return Index.open(root, QUIET)
+    return Index(root, QUIET)
 
 
 def test_a_scored_run_is_ordered_by_clip_score_though_cosines_may_be_negative(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_vlm_scores_order_relations_and_list_those_that_they_doubt(tmp_path: Pat
     add(tmp_path, [plain_record("6")], 6)
     index = newer(index)
     assert [hit.vlm_score for hit in search(index, Filters(order="vlm_score")).hits[-2:]] == [None, None]
-    other = Index.open(tmp_path, QUIET)
+    other = Index(tmp_path, QUIET)
     assert content(other) == content(index)
 
 

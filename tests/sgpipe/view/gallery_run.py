@@ -49,7 +49,7 @@ def make_gallery_run(root: Path) -> Path:
 
 def open_client(run: Path | Index, judgements: Path | None = None, images: Path | None = None) -> TestClient:
     """A browser at the application over a run, whose judgements may be in another folder."""
-    index = run if isinstance(run, Index) else Index.open(run)
+    index = run if isinstance(run, Index) else Index(run)
     log = JudgementLog((judgements or index.root) / JUDGEMENTS, index.fingerprint)
     viewer = Viewer("the run", index, log, name="anna", images=images)
     return TestClient(create_app(viewer, Access()), base_url="http://localhost")

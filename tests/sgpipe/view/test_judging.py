@@ -37,7 +37,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
     ]
     root = tmp_path_factory.mktemp("judging") / "run"
     make_run(root, records)
-    index = Index.open(root)
+    index = Index(root)
     yield index
     index.close()
 

@@ -134,7 +134,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, records: list[Record]) -> Pat
 
 @pytest.fixture(scope="module")
 def shared(root: Path) -> Iterator[Index]:
-    index = Index.open(root)
+    index = Index(root)
     yield index
     index.close()
 
