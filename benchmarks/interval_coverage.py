@@ -153,10 +153,10 @@ class Run:
 
     def judge(self, number: int) -> Array:
         """The relations that people judge."""
-        shares = equal_shares(dict(enumerate(self.sizes.tolist())), number)
+        shares = equal_shares(self.sizes.tolist(), number)
         starts = np.cumsum(self.sizes) - self.sizes
         return np.concatenate([
-            starts[band] + self.rng.choice(self.sizes[band], share, replace=False) for band, share in shares.items()
+            starts[band] + self.rng.choice(self.sizes[band], share, replace=False) for band, share in enumerate(shares)
         ])  # fmt: skip
 
     def suggest(self, judged: Array) -> float | None:

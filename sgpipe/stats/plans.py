@@ -8,7 +8,7 @@ as many relations as its stratum has per judgement. Of several plans of a run, t
 import hashlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -99,8 +99,8 @@ def draw(
         strata = [s.model_copy(update={"relations": numbers[at]}) for at, s in enumerate(strata) if at in numbers]
     if not strata:
         raise UserError("there are no relations to ask about")
-    sizes = dict(enumerate(stratum.relations for stratum in strata))
-    shares = {number: share for number, share in equal_shares(sizes, count).items() if share}
+    sizes = [stratum.relations for stratum in strata]
+    shares = {number: share for number, share in enumerate(equal_shares(sizes, count)) if share}
     # A number that is below all but about twice as many hashes as are asked for.
     bounds = [min(int((2 * share + 100) / sizes[n] * _HASHES), _HASHES - 1) for n, share in shares.items()]
     query = _SAMPLE.format(select=hits, stratum=stratum_sql(strata, kind))
@@ -126,11 +126,11 @@ def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:
     return f"(case {whens} else {len(strata)} end)" if strata else "0"
 
 
-def equal_shares(sizes: Mapping[int, int], count: int) -> dict[int, int]:
+def equal_shares(sizes: Sequence[int], count: int) -> list[int]:
     """Divide a sample of `count`: strata of these sizes give the same number of relations or, if fewer, all of them."""
-    left, shares = count, {}
-    for done, (stratum, size) in enumerate(sorted(sizes.items(), key=lambda item: item[1])):
-        shares[stratum] = min(size, left // (len(sizes) - done))
+    left, shares = count, [0] * len(sizes)
+    for done, stratum in enumerate(np.argsort(sizes, kind="stable").tolist()):
+        shares[stratum] = min(sizes[stratum], left // (len(sizes) - done))
         left -= shares[stratum]
     return shares
 
@@ -199,8 +199,7 @@ class PlanProgress:
         share = (correct + (correct.sum() + 1) / (done + 2)) / (judged + 1)
 
         def planned(number: int) -> NDArray[np.int64]:
-            shares = equal_shares(dict(enumerate(sizes.astype(int).tolist())), number)
-            return np.minimum(np.maximum([shares[at] for at in range(len(sizes))], judged), sizes.astype(int))
+            return np.minimum(np.maximum(equal_shares(sizes.astype(int).tolist(), number), judged), sizes.astype(int))
 
         def is_enough(number: int) -> bool:
             each = planned(number)

@@ -283,18 +283,15 @@ class IndexedImage:
 
 @dataclass(frozen=True)
 class RecordView:
-    """A row of a run, and where it is.
+    """A row of a run, and what the index knows of its image.
 
     `scores`: the columns of `sgpipe score` that the run has, with an entry for each relation, None where it could not
     be scored: `clip_score` dictionaries of `score` (cosine), `swapped`, `rank`, `contrasts`; `vlm_score` probabilities.
-    `why`: it has no relations.
     """
 
     record: Record
+    image: IndexedImage
     scores: dict[str, list[Any]]
-    shard: str
-    row: int
-    why: str | None = None
 
 
 def find_image(index: Index, split: str, image_id: str) -> IndexedImage | None:
@@ -317,7 +314,7 @@ def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
     if (record.split, record.image_id) != (split, image_id):
         raise UserError(f"shard {image.shard} has changed since it was indexed: `sgpipe verify {index.root}`")
     scores = {name: table[name][0].as_py() or [] for name in SCORES if name in table.column_names}
-    return RecordView(record, scores, image.shard, image.row, image.why)
+    return RecordView(record, image, scores)
 
 
 def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:

@@ -262,8 +262,7 @@ class Summary:
 
 
 def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Summary:
-    counts: Counter[str] = Counter()
-    seconds: Counter[str] = Counter()
+    counts, seconds = Counter[str](), Counter[str]()
     for shard in manifest.shards:
         counts.update(shard.counts)
         seconds.update(shard.seconds)

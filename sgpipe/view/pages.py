@@ -316,10 +316,10 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
             "stated": provenance.stating(relation),
         }
 
-    image = {name: getattr(record, name) for name in names}
+    image = {name: getattr(record, name) for name in names} | {"shard": view.image.shard, "row": view.image.row}
     pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
     values = {
-        "image": {**image, "photo": web.photo_url(record.split, record.image_id), "shard": view.shard, "row": view.row},
+        "image": {**image, "photo": web.photo_url(record.split, record.image_id)},
         "objects": [
             {
                 **{"name": name, "category": box.category, "box": box.bbox, "score": box.score, "phrase": box.phrase},
@@ -334,7 +334,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         "statements": provenance.statements,
         "candidates": {f"{pair[0]}-{pair[1]}": provenance.candidates[pair] for pair in pairs},
         "graph": _graph(record, _first(relations, _IN_GRAPH, chosen)),
-        "why": view.why and f"It has no relations: {view.why}.",
+        "why": view.image.why and f"It has no relations: {view.image.why}.",
     }
     plain: Values = to_jsonable_python(values, inf_nan_mode="null")  # shards that others wrote may hold NaN or infinity
     return plain

@@ -72,7 +72,7 @@ def test_calibration_is_measured_by_bins():
 
 def simulated_coverage(sizes, precisions, number: int, samples: int, seed: int) -> tuple[float, float]:
     """How often the 95% interval holds the truth, and its mean width, over samples of a run with these bands."""
-    rng, shares = np.random.default_rng(seed), equal_shares(dict(enumerate(sizes)), number)
+    rng, shares = np.random.default_rng(seed), equal_shares(sizes, number)
     sizes, judged = np.array(sizes), np.array([shares[band] for band in range(len(sizes))])
     correct = np.round(sizes * np.array(precisions)).astype(int)
     drawn = zip(correct, sizes - correct, judged, strict=True)

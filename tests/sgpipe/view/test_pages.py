@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from sgpipe.recipe import PairConfig
 from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.stages.pair import PairStage
-from sgpipe.storage.index import RecordView
+from sgpipe.storage.index import IndexedImage, RecordView
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.view.pages import (
     MOST_RELATIONS,
@@ -119,7 +119,8 @@ RUN = {"identity": {"pair": {"candidates": "captions"}, "tag": {"threshold": 0.0
 
 def values(record: Record, clip_score: Any = None, chosen: str | None = None, vlm_score: Any = None) -> dict[str, Any]:
     scores = {"clip_score": clip_score or [], "vlm_score": vlm_score or []}
-    found = image_values(RecordView(record, scores, "data/val.parquet", 7), RUN, chosen)
+    image = IndexedImage(0, "coco", "val", "a", "a.jpg", 1, 1, False, None, "data/val.parquet", 7)
+    found = image_values(RecordView(record, image, scores), RUN, chosen)
     return json.loads(json.dumps(found, allow_nan=False))
 
 
