@@ -29,6 +29,7 @@ from sgpipe.stats.precision import (
     score_quality,
 )
 from sgpipe.stats.recall import RecallMeasures, measure_recall
+from sgpipe.storage.health_rules import quoted
 from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.judgements import (
     MOST_QUESTIONS,
@@ -115,8 +116,7 @@ def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:
 
     def condition(stratum: PlanStratum) -> str:
         if kind == "predicates":
-            quoted = (stratum.predicate or "").replace("'", "''")
-            return "true" if stratum.predicate is None else f"predicate::varchar = '{quoted}'"
+            return "true" if stratum.predicate is None else f"predicate::varchar = {quoted(stratum.predicate)}"
         if stratum.start is None or stratum.stop is None:
             return "confidence is null"
         below = f" and confidence < {stratum.stop}::float" if stratum.stop < 1 else ""

@@ -81,8 +81,9 @@ class HealthRule:
         return "images" if self.finds in ((), ("category",)) else "relations"
 
 
-def _names(words: tuple[str, ...]) -> str:
-    return ", ".join("'" + word.replace("'", "''") + "'" for word in words)
+def quoted(*texts: object) -> str:
+    """Return texts as SQL writes them."""
+    return ", ".join("'" + str(text).replace("'", "''") + "'" for text in texts)
 
 
 _TRIPLET = "concat_ws(' ', subject_category, predicate, object_category)"
@@ -164,7 +165,7 @@ RULES = (
         f"""with odd as materialized (
             select predicate from predicates
             left join (select category, count(*) as times from objects group by 1) on category::varchar = predicate
-            where word in ({_names(NO_RELATION)})
+            where word in ({quoted(*NO_RELATION)})
             or len(string_split(word, ' ')) > {_MANY_PREDICATE_WORDS}
             or not regexp_full_match(word, '[\\p{{L}}\\p{{M}}''’. -]+')
             or times > relations)

@@ -26,6 +26,7 @@ from rich.console import Console
 from sgpipe.errors import UserError, first_line
 from sgpipe.files.locations import Location
 from sgpipe.records import Record, from_table
+from sgpipe.storage.health_rules import quoted
 from sgpipe.storage.index_build import DEFINITION, FAULTS, build_index, configure, interruptible
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, SCORES, embedded_images
@@ -253,7 +254,7 @@ def _open(path: Path) -> _Opened | None:
     configure(connection, opened.enter_context(temporary_folder()), _MEMORY)
     opened.callback(connection.close)
     try:
-        connection.execute("attach '" + str(path).replace("'", "''") + "' as run (read_only)")
+        connection.execute(f"attach {quoted(path)} as run (read_only)")
     except duckdb.Error:
         opened.close()
         return None

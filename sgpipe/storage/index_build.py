@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from sgpipe.errors import UserError, first_line
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
-from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks
+from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks, quoted
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, SCORES
@@ -181,7 +181,7 @@ def build_index(files: RunFiles, folder: Path, progress: Progress) -> Path:
             corrected = any("corrected" in (each or {}) for each in Manifest.identities(files.manifest.run))
             execute("create table run_header as select ? as removed", [", or removed by people" if corrected else ""])
             _read_shards(connection, files, progress)
-            execute(f"attach {_text(path)} as run")
+            execute(f"attach {quoted(path)} as run")
             for statement in (*_NAMES, *_CHECKED):
                 execute(statement)
             prepare_checks(execute, TRAINING_CONFIDENCE)
@@ -204,7 +204,7 @@ def configure(
     [(cores,)] = connection.execute("select current_setting('threads')").fetchall()
     for setting in (
         f"memory_limit = '{memory}'",
-        f"temp_directory = {_text(spill)}",
+        f"temp_directory = {quoted(spill)}",
         f"threads = {1 if ordered else min(cores, _THREADS)}",
         f"preserve_insertion_order = {ordered}",
         "autoinstall_known_extensions = false",
@@ -222,10 +222,6 @@ def interruptible() -> Iterator[None]:
         if str(error) != "Query interrupted":
             raise
         raise KeyboardInterrupt from None
-
-
-def _text(path: Path | str) -> str:
-    return "'" + str(path).replace("'", "''") + "'"
 
 
 def _read_shards(connection: duckdb.DuckDBPyConnection, files: RunFiles, progress: Progress) -> None:
