@@ -178,7 +178,7 @@ def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
         assert found is not None
         assert dataclasses.replace(found.record, relations=[]) == dataclasses.replace(record, relations=[])
         start = number // 4 * 4
-        assert (found.shard, found.row) == (shard_name("train", start, min(start + 4, 11)), number % 4)
+        assert (found.image.shard, found.image.row) == (shard_name("train", start, min(start + 4, 11)), number % 4)
         assert not found.scores
         row = find_image(index, "train", record.image_id)
         assert row is not None
