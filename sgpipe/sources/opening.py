@@ -34,7 +34,7 @@ from sgpipe.storage.shards import DATA, IMAGE_COLUMN, flat, read_checked, relati
 from sgpipe.storage.source_index import SourceIndex, write_index
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count
-from sgpipe.utils.hashing import fingerprint
+from sgpipe.utils.hashing import file_sha256, fingerprint
 from sgpipe.utils.prefetch import prefetch
 
 
@@ -73,8 +73,8 @@ def open_source(source: SourceConfig, split: str, path: Path, images: ImagePlace
     images = images or existing_images(source.images(split))
     files = _stamp(source, split, images)
     try:
-        index = SourceIndex(path)
-        if index.meta.get("files") == files and index.meta.get("located") and index.is_whole():
+        known = (index := SourceIndex(path)).meta
+        if known.get("files") == files and known.get("located") and known.get("sha256") == file_sha256(path):
             return index
     except UserError:  # missing or damaged: it is only a cache
         pass

@@ -218,11 +218,7 @@ _Part = tuple[Group, NDArray[np.int64], Sequence[PlanStratum], int]
 
 
 def _draw(
-    population: Population,
-    parts: Sequence[_Part],
-    settings: CertificateSettings,
-    number: int,
-    taken: NDArray[np.bool_],
+    population: Population, parts: Sequence[_Part], settings: CertificateSettings, number: int, taken: NDArray[np.bool_]
 ) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
     """Draw relations without replacement, each with a chance in proportion to its weight, in random order.
 

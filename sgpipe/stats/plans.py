@@ -8,7 +8,7 @@ as many relations as its stratum has per judgement. Of several plans of a run, t
 import hashlib
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -28,7 +28,7 @@ from sgpipe.stats.precision import (
     estimate_stratified,
     score_quality,
 )
-from sgpipe.stats.recall import RecallMeasures, measure_recall
+from sgpipe.stats.recall import RecallMeasures, Rows, measure_recall
 from sgpipe.storage.health_rules import quoted
 from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.judgements import (
@@ -68,12 +68,7 @@ _SAMPLE = """
 
 
 def draw(
-    rows: Callable[[str, Sequence[Any]], list[tuple[Any, ...]]],
-    select: str,
-    values: Sequence[Any],
-    kind: Kind,
-    count: int,
-    seed: int = 0,
+    rows: Rows, select: str, values: Sequence[Any], kind: Kind, count: int, seed: int = 0
 ) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
     """Draw a stratified sample of `count` relations, in random order.
 

@@ -39,10 +39,6 @@ class SourceIndex:
     def __len__(self) -> int:
         return int(self.meta["images"])
 
-    def is_whole(self) -> bool:
-        """Return whether every byte of the records is unchanged."""
-        return bool(file_sha256(self._path) == self.meta.get("sha256"))
-
     def records(self, start: int, stop: int) -> list[Record]:
         """Records `start` up to, not including, `stop`."""
         return read_records(self._file, start, stop, self._path)
