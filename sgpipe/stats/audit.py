@@ -304,8 +304,7 @@ def audit(
     measures = measure_database(database, threshold, calibration)
     against = judged = None
     if ground_truth is not None:
-        settings = (threshold, target, calibration, database.has_vlm_scores)
-        against = measure_against_ground_truth(database.root, ground_truth, *settings)
+        against = measure_against_ground_truth(database, ground_truth, threshold, target, calibration)
     if judgements is not None:
         judged = measure_judgements(database, judgements, target, THRESHOLDS, calibration)
     return Audit(measures, against, judged, None if other is None else compare(other, measures))

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sgpipe.calibration import Calibration, Floats
 from sgpipe.errors import check_share
-from sgpipe.files.locations import Location
+from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth
 
 _Z, _TAIL = 1.959964, 0.025  # 95%
@@ -320,14 +320,9 @@ class GroundTruthMeasures(CalibrationQuality):
 
 
 def measure_against_ground_truth(
-    run: Location,
-    ground_truth: GroundTruth,
-    threshold: float,
-    target: float,
-    calibration: Calibration | None = None,
-    has_vlm_scores: bool = False,
+    database: Database, ground_truth: GroundTruth, threshold: float, target: float, calibration: Calibration | None
 ) -> GroundTruthMeasures:
-    """Compare a run with its ground truth; with a calibration of the tagger, everything is of its probabilities.
+    """Compare an open run with its ground truth; with a calibration of the tagger, everything is of its probabilities.
 
     Raises UserError: the two have no image in common, or a number is out of range.
     """
@@ -339,10 +334,10 @@ def measure_against_ground_truth(
         return JudgedRelations(rows.confidence.astype(np.float32), rows.true_positive, rows.image)
 
     check_share("precision", target)
-    result = label_quality(run, ground_truth, threshold=threshold, calibration=calibration)
+    result = label_quality(database.root, ground_truth, threshold=threshold, calibration=calibration)
     judged, vlm_score = judged_by(result), None
-    if has_vlm_scores:
-        vlm_score = score_quality(judged_by(label_quality(run, ground_truth, source="vlm_score")), judged)
+    if database.has_vlm_scores:
+        vlm_score = score_quality(judged_by(label_quality(database.root, ground_truth, source="vlm_score")), judged)
     numbers = {name: number for number, name in enumerate(result.names)}
     predicates = []
     for row in result.predicates:

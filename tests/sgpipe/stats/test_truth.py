@@ -12,6 +12,7 @@ from sgpipe.records import Record
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
 from sgpipe.stats.measures import measure
 from sgpipe.stats.precision import area_under_roc, measure_against_ground_truth
+from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.shards import VLM_SCORE, read_file, write_copy
@@ -34,8 +35,9 @@ def runs(tmp_path_factory):
     return make_shards(folder / "run", predicted(0.05)), make_shards(folder / "truth", TRUE)
 
 
-def compare(run, truth, *numbers):
-    return measure_against_ground_truth(run, GroundTruth(truth), *numbers)
+def compare(run, truth, threshold, target):
+    with open_run(run) as database:
+        return measure_against_ground_truth(database, GroundTruth(truth), threshold, target, None)
 
 
 def test_thresholds_that_reach_a_precision(runs):
