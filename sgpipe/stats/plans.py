@@ -91,7 +91,9 @@ def draw(
         for start, stop in pairwise(_EDGES):
             name = f"{start:.2f} to {stop:.2f}"
             strata.append(PlanStratum(name=name, relations=0, sampled=0, start=start, stop=stop))
-        numbers = dict(rows(f"select {stratum_sql(strata, kind)}, count(*) from ({hits}) group by 1", values))
+        numbers: dict[int, int] = dict(
+            rows(f"select {stratum_sql(strata, kind)}, count(*) from ({hits}) group by 1", values)
+        )
         strata = [s.model_copy(update={"relations": numbers[at]}) for at, s in enumerate(strata) if at in numbers]
     if not strata:
         raise UserError("there are no relations to ask about")
