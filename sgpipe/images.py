@@ -156,7 +156,8 @@ def _as_image_errors(name: str) -> Iterator[None]:
     except Image.DecompressionBombError:
         raise ImageError(f"image is larger than Pillow's safety limit of pixels: {name}") from None
     except UnidentifiedImageError:
-        advice = "; pip install 'sgpipe[heif]' reads HEIC" * name.lower().endswith(HEIF_SUFFIXES)
+        is_heif = name.lower().endswith(HEIF_SUFFIXES) and not reads_heif()
+        advice = "; pip install 'sgpipe[heif]' reads HEIC" * is_heif
         raise ImageError(f"image cannot be read: {name} (unknown format{advice})") from None
     except OSError as reason:
         raise image_error(reason, name) from None

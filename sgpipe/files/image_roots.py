@@ -396,7 +396,7 @@ def _place(text: str) -> tuple[Location, list[str]]:
     """Return the folder or prefix of a location, and the archives it names there. Raises UserError: no such bucket."""
     if not is_uri(text):
         path = Path(text)
-        is_named = (path.is_file() and is_archive(text)) or (not path.exists() and _SHARDS.search(path.name))
+        is_named = (path.is_file() and is_archive(path.name)) or (not path.exists() and _SHARDS.search(path.name))
         return (path.parent, _shards(path.name)) if is_named else (path, [])
     parent, _, name = text.rstrip("/").rpartition("/")
     refuse_compressed(text)
