@@ -47,18 +47,19 @@ class ReportOptions:
 
     def run_and_report(self, evaluate: Callable[[Path | None], EvaluationResult], *, per_class: bool = False) -> None:
         """Evaluate, compare, print and write; `evaluate` takes what is evaluated instead of the first, if anything."""
+        from sgpipe.storage.run_folder import write_result_text
+
         result = evaluate(None)
         if self.compare is not None:
             other = evaluate(self.compare)
             result = result.compared_with(other, str(self.compare), self.resamples, self.seed)
         if self.json:
-            print(result.as_json())
+            print(result.as_json(), end="")
         else:
             result.print(console.output(), per_class=per_class)
-        writers = (result.write_json, result.write_csv, result.write_plot)
-        for write, file in zip(writers, (self.json_file, self.csv, self.plot), strict=True):
+        for file, form in ((self.json_file, result.as_json), (self.csv, result.as_csv), (self.plot, result.as_svg)):
             if file:
-                write(file)
+                write_result_text(file, form())
 
 
 @dataclass(frozen=True, kw_only=True)

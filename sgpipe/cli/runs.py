@@ -107,7 +107,7 @@ def calibrate(
         calibration, report = learn(run, judge_by_truth(run, cli.ground_truth_for(run, truth, image_data)))
     calibration.save(out)
     if json_:
-        print(report.as_json())
+        print(report.as_json(), end="")
     else:
         report.print(console.output())
         cli.show(f"wrote {out}; use it with --calibration {out}")

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from rlip_model.evaluation import visual_genome
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import Setting, possible_interactions, split
 from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, PredictedPairs
@@ -21,26 +22,8 @@ from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
 from rlip_model.evaluation.vcoco import VcocoScores, evaluate_vcoco
 from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
-from rlip_model.evaluation.visual_genome import (
-    GraphImage,
-    GraphScores,
-    GroundTruthGraph,
-    Mode,
-    evaluate_graphs,
-    vg150_zero_shot,
-)
 from sgpipe.errors import UserError
-from sgpipe.evaluation.inputs import (
-    VG150_CLASSES,
-    data_classes,
-    naming,
-    no_pairs,
-    read_annotations,
-    read_graphs,
-    read_pairs,
-    read_predicted_graphs,
-    shard_annotations,
-)
+from sgpipe.evaluation import inputs
 from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
@@ -94,7 +77,7 @@ class ModelRun(InferenceConfig):
 
     def config(self, task: Task) -> PredictConfig:
         """Raises UserError: the data has no classes, or a store no such model."""
-        classes = schema.classes if (schema := self.hoia_schema()) else data_classes(self.data)
+        classes = schema.classes if (schema := self.hoia_schema()) else inputs.data_classes(self.data)
         how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
         model = location(pin_model(str(self.model)))  # one version on all machines
         return PredictConfig(model, classes, task, **how)
@@ -173,7 +156,7 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     verbs, instances = [verb for _, verb in JsonStream(given.annotations)], defaultdict[str, list[Any]](list)
     for key, item in JsonStream(coco):
         instances[key].append(item)
-    with naming(f"{given.annotations} and {coco}"):
+    with inputs.naming(f"{given.annotations} and {coco}"):
         annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
         known = {image["id"] for image in instances["images"]}
         if missing := [image for image in annotated if image not in known]:
@@ -185,7 +168,7 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
         detections = [item for key, item in JsonStream(given.predictions) if not key]
         if not detections:
             raise UserError(f"{given.predictions} contains no predictions: expected a list of detections")
-        with naming(str(given.predictions)):
+        with inputs.naming(str(given.predictions)):
             predicted = read_predicted_people(detections, actions)
     else:
         config, occurs = given.config("hoi"), None
@@ -218,31 +201,32 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     return found.result("V-COCO", {}, scores, summary, rows, {kind: class_curve(part) for kind, part, _ in parts})
 
 
-def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> EvaluationResult:
+def score_graphs(given: PredictionFiles | ModelRun, mode: visual_genome.Mode = "sgdet") -> EvaluationResult:
     """Evaluate scene graphs by Visual Genome's protocol, of VG150 or other classes; those of a model in mode sgdet."""
     found = ScoredImages()
     if isinstance(given, PredictionFiles):
-        classes = read_classes(given.classes).classes if given.classes else VG150_CLASSES
-        annotated = read_graphs(given.annotations)
-        predictions = read_predicted_graphs(given.predictions, classes, annotated, found)
+        classes = read_classes(given.classes).classes if given.classes else inputs.VG150_CLASSES
+        annotated = inputs.read_graphs(given.annotations)
+        predictions = inputs.read_predicted_graphs(given.predictions, classes, annotated, found)
     else:
         config = given.config("scene graph")
         classes = config.classes
         if given.annotations is not None:
-            annotated = read_graphs(given.annotations)
+            annotated = inputs.read_graphs(given.annotations)
         else:
-            shards = shard_annotations(given.data, classes, given.split, persons_only=False)
+            shards = inputs.shard_annotations(given.data, classes, given.split, persons_only=False)
             annotated = {
-                name: GroundTruthGraph(own.boxes, own.labels + 1, np.add(own.triplets, (0, 0, 1)))
-                for name, own in read_annotations(shards, "image_id").items()
+                name: visual_genome.GroundTruthGraph(own.boxes, own.labels + 1, np.add(own.triplets, (0, 0, 1)))
+                for name, own in inputs.read_annotations(shards, "image_id").items()
             }
         pairs = _predictions(given, config, annotated, lambda row: row.image_id, found)
         predictions = ((name, predicted_graph(own, MOST_PAIRS)) for name, own in pairs)
-    images = (GraphImage(f"image {name}", annotated[name], predicted) for name, predicted in predictions)
+    images = (visual_genome.GraphImage(f"image {name}", annotated[name], predicted) for name, predicted in predictions)
     names, sizes = classes.relations, {"num_objects": len(classes.objects), "num_predicates": len(classes.relations)}
-    official = (len(classes.objects), names) == (len(VG150_CLASSES.objects), VG150_CLASSES.relations)
+    official = (len(classes.objects), names) == (len(inputs.VG150_CLASSES.objects), inputs.VG150_CLASSES.relations)
     with _explained(given):
-        scores = evaluate_graphs(found.named(images), mode, zero_shot=vg150_zero_shot() if official else None, **sizes)
+        unseen = visual_genome.vg150_zero_shot() if official else None
+        scores = visual_genome.evaluate_graphs(found.named(images), mode, zero_shot=unseen, **sizes)
         found.lack(annotated, missed=False)
     rows: Rows = [{"predicate": name} for name in names]
     for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
@@ -250,7 +234,7 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: Mode = "sgdet") -> Eva
             for row, share in zip(rows, shares.tolist(), strict=True):
                 row[f"{prefix}R@{most}"] = share
 
-    def summary(scores: GraphScores) -> dict[str, float]:
+    def summary(scores: visual_genome.GraphScores) -> dict[str, float]:
         return {key: value for key, value in scores.summary().items() if official or "zR@" not in key}
 
     title = "Visual Genome" if official else "Visual Genome's protocol"
@@ -313,9 +297,9 @@ def _pairs(
         assert source is not None
         schema = read_classes(given.classes) if given.classes else official
         key = "hoi_prediction" if is_hico else "rel_prediction"
-        return schema.classes, read_pairs(source, given.predictions, key, schema, found)
+        return schema.classes, inputs.read_pairs(source, given.predictions, key, schema, found)
     config = given.config(task)
-    source = source or shard_annotations(given.data, config.classes, given.split, persons_only=is_hico)
+    source = source or inputs.shard_annotations(given.data, config.classes, given.split, persons_only=is_hico)
     if source.classes != config.classes:
         hint = "omit --annotations, or list them in --classes"
         raise UserError(f"{given.data} has other classes than {given.annotations}: {hint}")
@@ -326,10 +310,10 @@ def _predicted_pairs(
     given: ModelRun, config: PredictConfig, source: AnnotationSource, found: ScoredImages
 ) -> Iterator[EvaluationImage]:
     """Yield all annotated images; those that the shards lack or that cannot be read have no predictions."""
-    annotated = read_annotations(source)
+    annotated = inputs.read_annotations(source)
     for name, pairs in _predictions(given, config, annotated, lambda row: row.file_name, found):
         yield EvaluationImage(name, annotated[name], pairs)
     found.lack(annotated, missed=True)
     for name, ground_truth in annotated.items():
         if name in found.unpredicted:
-            yield EvaluationImage(name, ground_truth, no_pairs(config.classes))
+            yield EvaluationImage(name, ground_truth, inputs.no_pairs(config.classes))

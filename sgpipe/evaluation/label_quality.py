@@ -24,24 +24,12 @@ from rlip_model.evaluation.precision import monotone
 from rlip_model.evaluation.scores import mean
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
-from sgpipe.evaluation.graphs import (
-    NO_IMAGE,
-    NO_MATCH,
-    Graphs,
-    GroundTruthIndex,
-    ImageName,
-    PredicateSynonyms,
-    Source,
-    Vocabulary,
-    class_meanings,
-    class_names,
-    iter_graphs,
-    predicate_vocabulary,
-    read_coco_ids,
-)
+from sgpipe.evaluation import graphs
+from sgpipe.evaluation.graphs import NO_IMAGE, NO_MATCH, Graphs, GroundTruthIndex, ImageName, Source, Vocabulary
 from sgpipe.evaluation.result import EvaluationResult, Resampling, count_notes, mean_curve, precision_at
 from sgpipe.files.locations import Location
 from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.sources.vocabulary import PredicateSynonyms
 from sgpipe.stages.pair import normalise_predicate
 from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.utils.console import count, single_line
@@ -167,11 +155,6 @@ class LabelQuality:
         return self.at(self.threshold)
 
     @property
-    def curve(self) -> dict[float, Quality]:
-        levels = {round(0.05 * step, 2) for step in range(20)}
-        return {level: self.at(level) for level in sorted({*levels, self.threshold})}
-
-    @property
     def average_precision(self) -> float:
         targets = len(self.target_images)
         return area(*precision_recall(self.relations, targets), targets)
@@ -218,33 +201,33 @@ def label_quality(
     """
     if not 0 <= threshold <= 1 or not 0 < iou <= 1:
         raise UserError(f"threshold {threshold} and iou {iou}: expected numbers up to 1, iou above 0")
-    words, predicates = Vocabulary(normalise_predicate), predicate_vocabulary(synonyms)
-    coco_ids = None if ground_truth.image_data is None else read_coco_ids(ground_truth.image_data)
+    words, predicates = Vocabulary(normalise_predicate), graphs.predicate_vocabulary(synonyms)
+    coco_ids = None if ground_truth.image_data is None else graphs.read_coco_ids(ground_truth.image_data)
     folders = [root for root in (ground_truth.relations, ground_truth.required) if root is not None]
     indexes = [GroundTruthIndex(root, words, predicates, coco_ids) for root in folders]
     truth, targets = indexes[0], indexes[-1]
-    classes = class_meanings(words, class_names(run))
+    classes = graphs.class_meanings(words, graphs.class_names(run))
     seen = np.zeros(len(truth.graphs.names), dtype=bool)
     image_of_target = np.full(len(targets.graphs.names), NO_IMAGE)
     counts = Counter[str]()
     parts: list[Relations] = []
     compared: list[Array] = []
-    for graphs in iter_graphs(run, words, predicates, source, calibration):
-        images = _images_to_compare(graphs, truth, seen, counts)
-        target_images = np.where(images == NO_IMAGE, NO_IMAGE, targets.find(graphs.names))
+    for shard in graphs.iter_graphs(run, words, predicates, source, calibration):
+        images = _images_to_compare(shard, truth, seen, counts)
+        target_images = np.where(images == NO_IMAGE, NO_IMAGE, targets.find(shard.names))
         has_targets = target_images != NO_IMAGE
         image_of_target[target_images[has_targets]] = images[has_targets]
         compared.append(images[images != NO_IMAGE])
-        matches = truth.match(graphs, images, classes, iou)
-        target_matches = matches if targets is truth else targets.match(graphs, target_images, classes, iou)
-        usable = images[graphs.relation_image] != NO_IMAGE
-        rows = _distinct(graphs, np.flatnonzero(usable))
-        subject, object_, predicate = graphs.subject[rows], graphs.object[rows], graphs.predicate[rows]
+        matches = truth.match(shard, images, classes, iou)
+        target_matches = matches if targets is truth else targets.match(shard, target_images, classes, iou)
+        usable = images[shard.relation_image] != NO_IMAGE
+        rows = _distinct(shard, np.flatnonzero(usable))
+        subject, object_, predicate = shard.subject[rows], shard.object[rows], shard.predicate[rows]
         true = truth.has(matches[subject], matches[object_], predicate)
         matched = targets.has(target_matches[subject], target_matches[object_], predicate)
-        image, annotated = images[graphs.relation_image[rows]], graphs.annotated[rows]
-        parts.append(Relations(predicate, graphs.confidence[rows], true | matched, matched, image, annotated))
-        counts["objects"] += int((images[graphs.image] != NO_IMAGE).sum())
+        image, annotated = images[shard.relation_image[rows]], shard.annotated[rows]
+        parts.append(Relations(predicate, shard.confidence[rows], true | matched, matched, image, annotated))
+        counts["objects"] += int((images[shard.image] != NO_IMAGE).sum())
         counts["objects matched"] += int((matches != NO_MATCH).sum())
         counts["relations"] += len(rows)
         counts["relations not compared"] += int((~usable).sum())
@@ -252,20 +235,19 @@ def label_quality(
         why = "only failed images; `sgpipe stats` shows why they failed" if parts else "no images; is the run finished?"
         raise UserError(f"{run} contains {why}")
     if not counts["images compared"]:
-        both = f"one has {graphs.names[0].base_name!r}, the other {truth.graphs.names[0].base_name!r}"
+        both = f"one has {shard.names[0].base_name!r}, the other {truth.graphs.names[0].base_name!r}"
         hint = "if they are COCO and Visual Genome, pass --image-data"
         raise UserError(f"{run} and {ground_truth.relations} have no image in common: {both}; {hint}")
     counts["ground truth images not in run"] = len({*truth.graphs.names}) - int(seen.sum())
     columns = [np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Relations)]
-    statements, graphs = targets.statements, targets.graphs
-    image = image_of_target[graphs.relation_image[statements]]
+    image = image_of_target[targets.graphs.relation_image[targets.statements]]
     known = image != NO_IMAGE
     return LabelQuality(
         threshold,
         source,
         counts,
         Relations(*columns),
-        graphs.predicate[statements][known],
+        targets.graphs.predicate[targets.statements][known],
         image[known],
         tuple(predicates.names),
         truth.graphs.names,
@@ -273,13 +255,13 @@ def label_quality(
     )
 
 
-def _images_to_compare(graphs: Graphs, truth: GroundTruthIndex, seen: Array, counts: Counter[str]) -> Array:
+def _images_to_compare(shard: Graphs, truth: GroundTruthIndex, seen: Array, counts: Counter[str]) -> Array:
     """`[images]` of the ground truth, or `NO_IMAGE` for those that cannot be compared; updates `seen` and `counts`."""
-    images = truth.find(graphs.names)
+    images = truth.find(shard.names)
     known, first = images != NO_IMAGE, np.zeros(len(images), dtype=bool)
     first[np.unique(images, return_index=True)[1]] = True
     usable, new = np.ones(len(images), dtype=bool), first & ~seen[images]
-    for name, which in (("failed", graphs.ok), ("without ground truth", known), ("repeated", new)):
+    for name, which in (("failed", shard.ok), ("without ground truth", known), ("repeated", new)):
         counts[f"images {name}"] += int((usable & ~which).sum())
         usable &= which
     seen[images[known]] = True
@@ -288,26 +270,24 @@ def _images_to_compare(graphs: Graphs, truth: GroundTruthIndex, seen: Array, cou
     return np.where(usable, images, NO_IMAGE)
 
 
-def _distinct(graphs: Graphs, rows: Array) -> Array:
+def _distinct(shard: Graphs, rows: Array) -> Array:
     """Return the rows without repeated relations, of which the most confident remains."""
-    keys = (graphs.predicate[rows], graphs.object[rows], graphs.subject[rows])
-    rows = rows[np.lexsort((-graphs.confidence[rows], *keys))]
-    statements = np.stack((graphs.subject[rows], graphs.object[rows], graphs.predicate[rows]), axis=1)
+    keys = (shard.predicate[rows], shard.object[rows], shard.subject[rows])
+    rows = rows[np.lexsort((-shard.confidence[rows], *keys))]
+    statements = np.stack((shard.subject[rows], shard.object[rows], shard.predicate[rows]), axis=1)
     return rows[np.append(True, (statements[1:] != statements[:-1]).any(1))[: len(rows)]]
 
 
 def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
     """Return the full report, with more `settings`."""
-    tables: dict[str, Any] = {
-        "by threshold": [{"threshold": f"{level:g}", **_row(own)} for level, own in result.curve.items()],
-        "by frequency": [],
-    }
-    curves = {}
+    levels = sorted({*(round(0.05 * step, 2) for step in range(20)), result.threshold})
+    by_threshold = [{"threshold": f"{level:g}", **_row(result.at(level))} for level in levels]
+    by_frequency, curves = [], {}
     for band in BANDS:
         among = [predicate for predicate in result.predicates if predicate.band == band]
         sums = Quality(*(sum(getattr(each.quality, name.name) for each in among) for name in fields(Quality)))
         average = mean(np.array([each.average_precision for each in among]))
-        tables["by frequency"].append({"band": band, "predicates": len(among), **_row(sums), "mean_AP": average})
+        by_frequency.append({"band": band, "predicates": len(among), **_row(sums), "mean_AP": average})
         if among:
             name = f"{band} ({count(len(among), 'predicate')})"
             curves[name] = mean_curve(precision_at(*each.curve) for each in among)
@@ -322,7 +302,7 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
         _summary(result),
         rows,
         _notes(result),
-        tables,
+        {"by threshold": by_threshold, "by frequency": by_frequency},
         result.counts,
         curves,
         Resampling(images, lambda counts: _summary(result.resampled(counts))),

@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,6 @@ from rlip_model.evaluation.inputs import Array, EvaluationError
 from rlip_model.evaluation.precision import curve, monotone
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
-from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils.console import count, single_line
 from sgpipe.viz import Line, Plot
 
@@ -196,7 +194,7 @@ class EvaluationResult:
             console.print(f"NOTE: {note}", soft_wrap=True)
 
     def as_json(self) -> str:
-        """Return the whole result; NaN becomes null."""
+        """Return the whole result, in lines; NaN becomes null."""
         content = {
             "benchmark": self.benchmark,
             "settings": dict(self.settings),
@@ -207,26 +205,23 @@ class EvaluationResult:
             **({"counts": self.counts} if self.counts else {}),
             **({"comparison": asdict(self.comparison)} if self.comparison else {}),
         }
-        return json.dumps(_without_nan(content), indent=1, allow_nan=False)
+        return f"{json.dumps(_without_nan(content), indent=1, allow_nan=False)}\n"
 
-    def write_json(self, path: Path) -> None:
-        write_result_text(path, f"{self.as_json()}\n")
-
-    def write_csv(self, path: Path) -> None:
-        """One row per class; NaN becomes an empty cell."""
+    def as_csv(self) -> str:
+        """Return one row per class; NaN becomes an empty cell."""
         text = io.StringIO()
         writer = csv.DictWriter(text, list(self.per_class[0]) if self.per_class else [], lineterminator="\n")
         writer.writeheader()
         writer.writerows(_without_nan(self.per_class))
-        write_result_text(path, text.getvalue())
+        return text.getvalue()
 
-    def write_plot(self, path: Path) -> None:
-        """Precision over recall of the class groups, as SVG; the legend gives the mean precision of each."""
+    def as_svg(self) -> str:
+        """Return precision over recall of the class groups; the legend gives the mean precision of each."""
         lines = [
             Line(list(zip(RECALLS.tolist(), own.tolist(), strict=True)), name=f"{name}: {own.mean():.3f}")
             for name, own in self.curves.items()
         ]
-        write_result_text(path, Plot(self.benchmark, "recall", "precision", lines, size=(400, 400)).file())
+        return Plot(self.benchmark, "recall", "precision", lines, size=(400, 400)).file()
 
 
 @dataclass

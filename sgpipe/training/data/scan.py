@@ -143,6 +143,7 @@ class TrainingFilter:
 
     def __init__(
         self,
+        path: Location,
         table: pa.Table,
         threshold: float,
         judged: Mapping[tuple[str, str], Sequence[JudgedRelation]] | None = None,
@@ -160,8 +161,8 @@ class TrainingFilter:
             for field in ("subject", "object"):
                 ends = pc.fill_null(pc.struct_field(relations, field), -1).to_numpy(zero_copy_only=False)
                 if len(bad := np.flatnonzero((ends < 0) | (ends >= counts[rows]))):
-                    of = table["image_id"][int(rows[bad[0]])]
-                    raise UserError(f"image {of} has a relation with object {ends[bad[0]]}, which does not exist")
+                    of = f"shard {path}: image {table['image_id'][int(rows[bad[0]])]}"
+                    raise UserError(f"{of} has a relation with object {ends[bad[0]]}, which does not exist")
                 usable &= ~crowd[(np.cumsum(counts) - counts)[rows] + ends]
             self.relations = _frequencies(relations, "predicate", usable)
             self.usable_rows = np.unique(rows[usable])
@@ -192,9 +193,7 @@ def scan_validation(data: DataConfig, training: TrainingSet) -> TrainingSet | No
         return None
     validation = scan(data.val, training.threshold, data.calibration, closed=data.labels == "full")
     if validation.closed_labels != training.closed_labels:
-        raise UserError(
-            f"{data.val[0].shards} has other classes than {data.train[0].shards}; validate on shards with the same ones"
-        )
+        raise UserError(f"{data.val[0].shards} has other classes than {data.train[0].shards}: they must be the same")
     return validation
 
 
@@ -291,8 +290,7 @@ class ScannedFolder:
         for split, entries in self.shards.items():
             has_usable = False
             paths = [location(self.folder.root) / entry.file for entry in entries]
-            if only is not None:
-                paths = [path for path in paths if (self.number, str(path)) in wanted]
+            paths = [path for path in paths if only is None or (self.number, str(path)) in wanted]
             with closing(opened_ahead(paths)) as contents:
                 for path in paths:
                     with open_shard(path, COLUMNS, next(contents)) as file:
@@ -304,10 +302,7 @@ class ScannedFolder:
                                 continue
                             table = file.read_row_group(group, columns=list(COLUMNS))
                             rows = table if only is None else table.filter(only[place])
-                            try:
-                                filtered = TrainingFilter(rows, threshold, self.folder.judged)
-                            except UserError as error:
-                                raise UserError(f"shard {path}: {error}") from None
+                            filtered = TrainingFilter(path, rows, threshold, self.folder.judged)
                             if only is not None:
                                 filtered.usable_rows = np.flatnonzero(only[place])[filtered.usable_rows]
                             has_usable |= len(filtered.usable_rows) > 0

@@ -46,8 +46,8 @@ def test_precision_recall_and_curve_by_hand(tmp_path: Path) -> None:
     predicted = [(0, 1, "riding", 0.9), (0, 2, "riding", 0.6), (1, 2, "near", 0.3), (0, 1, "on", 0.1)]
     result = compared(tmp_path, [record(predicted)], [record([(0, 1, "riding"), (1, 2, "near"), (1, 0, "under")])])
     assert (result.at_threshold.precision, result.at_threshold.recall) == (2 / 3, 2 / 3)
-    assert (result.curve[0].precision, result.curve[0].recall) == (2 / 4, 2 / 3)
-    assert (result.curve[0.9].precision, result.curve[0.9].recall) == (1, 1 / 3)
+    assert (result.at(0).precision, result.at(0).recall) == (2 / 4, 2 / 3)
+    assert (result.at(0.9).precision, result.at(0.9).recall) == (1, 1 / 3)
     assert result.average_precision == pytest.approx((1 + 2 / 3) / 3)
     assert result.mean_average_precision == pytest.approx((1 + 1 + 0) / 3)  # riding: its one is result first
 
