@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -96,11 +97,7 @@ def list_row_groups(root: Path, split: str | None = None, images: ImagePlace | N
 
     Raises UserError: the folder is not a run or has no such split, a shard is damaged, or there is no image folder.
     """
-    manifest = Manifest.load(root)
-    splits = sorted({shard.split for shard in manifest.shards})
-    if split is not None and split not in splits:
-        raise UserError(f"{root} has no split {split!r}; it has {', '.join(splits) or 'none'}")
-    row_groups = []
+    manifest, row_groups = Manifest.load(root), list[RowGroup]()
     shards = [shard for shard in manifest.shards if split in (None, shard.split)]
     with closing(opened_ahead([root / shard.file for shard in shards])) as contents:
         for shard, content in zip(shards, contents, strict=True):
@@ -110,7 +107,9 @@ def list_row_groups(root: Path, split: str | None = None, images: ImagePlace | N
             folder = None if embedded else manifest.image_root(shard.split, images)
             row_groups += [RowGroup(root / shard.file, group, folder, number) for group, number in enumerate(rows)]
     if not row_groups:
-        raise UserError(f"{root} contains no images; is the run finished?")
+        splits = ", ".join(sorted({shard.split for shard in manifest.shards}))
+        what = f"has no split {split!r}; it has {splits}" if split and splits else "contains no images"
+        raise UserError(f"{root} {what}{'' if splits else '; is the run finished?'}")
     return row_groups
 
 
@@ -334,26 +333,27 @@ def write_parquet(
 
     `pair` is the index of a triplet's pair in the image; `error` says why an image has no triplets.
     """
-    summary, rows = WriteSummary(), list[dict[str, Any]]()
+    summary = WriteSummary()
+
+    def row(prediction: ImagePrediction) -> dict[str, Any]:
+        summary.add(prediction)
+        values = {name: getattr(prediction.row, name) for name in _NAMES} | {"error": prediction.error}
+        if (pairs := prediction.pairs) is None:
+            return values
+        pair, predicate, score = top_triplets(pairs, limit, possible)
+        columns = (
+            pair.tolist(),
+            [classes.objects[number] for number in pairs.subject_labels[pair]],
+            [classes.relations[number] for number in predicate],
+            [classes.objects[number] for number in pairs.object_labels[pair]],
+            score.tolist(),
+            pairs.subject_boxes[pair].tolist(),
+            pairs.object_boxes[pair].tolist(),
+        )
+        return values | {"triplets": [dict(zip(_TRIPLET, each, strict=True)) for each in zip(*columns, strict=True)]}
+
+    rows = map(row, predictions)
     with write_result(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
-        for prediction in predictions:
-            summary.add(prediction)
-            row = {name: getattr(prediction.row, name) for name in _NAMES}
-            if (pairs := prediction.pairs) is not None:
-                pair, predicate, score = top_triplets(pairs, limit, possible)
-                columns = (
-                    pair.tolist(),
-                    [classes.objects[number] for number in pairs.subject_labels[pair]],
-                    [classes.relations[number] for number in predicate],
-                    [classes.objects[number] for number in pairs.object_labels[pair]],
-                    score.tolist(),
-                    pairs.subject_boxes[pair].tolist(),
-                    pairs.object_boxes[pair].tolist(),
-                )
-                row["triplets"] = [dict(zip(_TRIPLET, values, strict=True)) for values in zip(*columns, strict=True)]
-            rows.append({**row, "error": prediction.error})
-            if len(rows) == _ROWS_PER_WRITE:
-                writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
-                rows.clear()
-        writer.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
+        while part := list(islice(rows, _ROWS_PER_WRITE)):
+            writer.write_table(pa.Table.from_pylist(part, schema=SCHEMA))
     return summary

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from typing import Any
 
@@ -141,12 +141,10 @@ class _Worker:
     def __init__(self, config: PredictConfig, gpus: float) -> None:
         if not gpus:
             hide_gpus()
-        self._config = config
-        self._predictor: Predictor | None = None
+        self._predictor = cache(partial(Predictor, config))
 
     def run(self, row_group: RowGroup) -> list[ImagePrediction]:
-        self._predictor = self._predictor or Predictor(self._config)
-        return list(self._predictor(row_group))
+        return list(self._predictor()(row_group))
 
 
 def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:

@@ -73,10 +73,8 @@ class GpuMemory:
             return self._compute_alone(function, items)
 
     def _compute_alone(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-        if len(items) == 1:
-            with enough_memory(self._device, self._remedy):
-                return function(items)
-        with suppress(MemoryFullError), enough_memory(self._device, self._remedy):
+        can_be_halved = (MemoryFullError,) if len(items) > 1 else ()
+        with suppress(*can_be_halved), enough_memory(self._device, self._remedy):
             return function(items)
         torch.cuda.empty_cache()
         half = len(items) // 2

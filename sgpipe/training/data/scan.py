@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +42,7 @@ class ShardFolder:
     root: str
     weight: float
     images: Mapping[str, str]
-    judged: Mapping[tuple[str, str], Sequence[JudgedRelation]] | None = None
+    judged: Judged | None = None
 
 
 class JudgedRelation(NamedTuple):
@@ -53,6 +53,9 @@ class JudgedRelation(NamedTuple):
     predicate: str
     right: bool
     share: float
+
+
+Judged: TypeAlias = Mapping[tuple[str, str], Sequence[JudgedRelation]]  # by split and image id
 
 
 def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelation]], list[str]]:
@@ -141,13 +144,7 @@ class TrainingFilter:
     Raises UserError: a relation refers to an object that its image does not have.
     """
 
-    def __init__(
-        self,
-        path: Location,
-        table: pa.Table,
-        threshold: float,
-        judged: Mapping[tuple[str, str], Sequence[JudgedRelation]] | None = None,
-    ) -> None:
+    def __init__(self, path: Location, table: pa.Table, threshold: float, judged: Judged | None) -> None:
         image, objects = flat(table["objects"])
         counts, self.ok = lengths(table["objects"]), pc.equal(table["status"], "ok").to_numpy()
         crowd = pc.fill_null(pc.struct_field(objects, "iscrowd"), False).to_numpy(zero_copy_only=False)
