@@ -71,10 +71,9 @@ class Calibration(Config):
             if shown >= precision:
                 return least or _ANY
         judged, highest = count(self.judged, "judged relation"), max(shown for _, shown in self.levels)
-        raise UserError(
-            f"precision {precision:g}: by {judged}, no threshold has this precision with 95% confidence (the highest "
-            f"is {highest:.3f}); judge more relations, or set a minimum probability (threshold)"
-        )
+        none = f"no threshold has this precision with 95% confidence (the highest is {highest:.3f})"
+        hint = "judge more relations, or set a minimum probability (threshold)"
+        raise UserError(f"precision {precision:g}: by {judged}, {none}; {hint}")
 
     def check_run(self, run: Mapping[str, Any], place: object) -> None:
         """Raises UserError: the confidences of the run in `place`, by its header, are of another tagger."""
@@ -84,10 +83,8 @@ class Calibration(Config):
         """Raises UserError: what decides confidences in `place` is not what the calibration is for."""
         if lines := differences(self.tagger, scoring, {"method": "rtagger"}):
             listed = "".join(f"\n  {line.replace(' then, ', ' in the calibration, ')}" for line in lines)
-            raise UserError(
-                f"the calibration of {self.run!r} does not fit {place}, whose confidences are of another tagger; make "
-                f"one with `sgpipe calibrate`:{listed}"
-            )
+            why = "whose confidences are of another tagger; make one with `sgpipe calibrate`"
+            raise UserError(f"the calibration of {self.run!r} does not fit {place}, {why}:{listed}")
 
     def save(self, file: Path) -> None:
         write_result_text(file, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")

@@ -119,9 +119,8 @@ def _coco_boxes(path: Location, truth: BoxSet | None = None) -> BoxSet:
                     rest = fields.numbers([item.get("score")], 1)
                 rows.setdefault(_id(item, "image_id"), []).append((category, box, *rest))
         except (FieldError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: {f'an item of {key!r}: {error}' if truth is None else f'{error}; {_FORMS}'}"
-            ) from None
+            what = f"an item of {key!r}: {error}" if truth is None else f"{error}; {_FORMS}"
+            raise UserError(f"{path}: {what}") from None
     if truth is None and not (images and found.classes):
         raise UserError(f"{path} has no 'images' and 'categories': expected a run, an import or a COCO instances file")
     if unknown := rows.keys() - images.keys():

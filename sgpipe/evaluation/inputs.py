@@ -41,9 +41,7 @@ from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_tables, read_file, read_row_group
 
-_OTHER_CLASS = (
-    "is not a class of the dataset; predict with its classes: --classes FILE, or shards of its `sgpipe import`"
-)
+_OTHER_CLASS = "is not a class of the dataset; predict with its --classes FILE, or on shards of its `sgpipe import`"
 
 
 @contextmanager

@@ -209,9 +209,7 @@ def label_quality(
     classes = graphs.class_meanings(words, graphs.class_names(run))
     seen = np.zeros(len(truth.graphs.names), dtype=bool)
     image_of_target = np.full(len(targets.graphs.names), NO_IMAGE)
-    counts = Counter[str]()
-    parts: list[Relations] = []
-    compared: list[Array] = []
+    counts, parts, compared = Counter[str](), list[Relations](), list[Array]()
     for shard in graphs.iter_graphs(run, words, predicates, source, calibration):
         images = _images_to_compare(shard, truth, seen, counts)
         target_images = np.where(images == NO_IMAGE, NO_IMAGE, targets.find(shard.names))

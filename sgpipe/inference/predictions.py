@@ -133,11 +133,9 @@ class WriteSummary:
     reason: str = ""
 
     def add(self, prediction: ImagePrediction) -> None:
-        if prediction.pairs is None:
-            self.failed += 1
-            self.reason = self.reason or str(prediction.error)
-        else:
-            self.images += 1
+        self.images += prediction.pairs is not None
+        self.failed += prediction.pairs is None
+        self.reason = self.reason or prediction.error or ""
 
 
 def top_triplets(pairs: PredictedPairs, limit: int, possible: Array | None = None) -> tuple[Array, Array, Array]:

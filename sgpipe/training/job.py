@@ -208,6 +208,7 @@ def run_job(
                 return {"compilation": compiled.seconds, **error}
 
             options, output, validation = recipe.optimisation, recipe.output, job.validation_set
+            intervals = {"log_every", "checkpoint_every", "validate_every", "validate_every_steps"}
             batch = options.batch // share[1] // options.accumulate
             benchmark = None
             if output.best in BENCHMARKS and validation is not None and validation.closed_labels is not None:
@@ -224,10 +225,7 @@ def run_job(
                     extra_metrics=compilation,
                     benchmark=benchmark,
                     best_by=output.best,
-                    log_every=output.log_every,
-                    checkpoint_every=output.checkpoint_every,
-                    validate_every=output.validate_every,
-                    validate_every_steps=output.validate_every_steps,
+                    **output.model_dump(include=intervals),
                 )
                 if latest:
                     trainer.restore(latest)

@@ -6,7 +6,7 @@ The scan reads every annotation once, before the training; its result is small p
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -217,13 +217,9 @@ def scan(
         raise UserError("data.train is not set (--data)")
     is_limited = limit or any(config.limit for config in configs)
     kept = _choose_rows(configs, threshold, limit, limit_seed) if is_limited else None
-    folders: list[ShardFolder] = []
-    row_groups: list[UsableRowGroup] = []
-    objects: dict[str, float] = {}
-    relations: dict[str, float] = {}
+    folders, row_groups, notes, rows = list[ShardFolder](), list[UsableRowGroup](), list[str](), 0
+    objects, relations = defaultdict[str, float](float), defaultdict[str, float](float)
     labels: DatasetClasses | None = None
-    notes: list[str] = []
-    rows = 0
     for config in configs:
         folder = ScannedFolder(len(folders), config)
         folders.append(folder.folder)
@@ -235,7 +231,7 @@ def scan(
                 unused -= sum(filtered.relations.values())
                 for total, names in ((objects, filtered.objects), (relations, filtered.relations)):
                     for name, times in names.items():
-                        total[name] = total.get(name, 0) + config.weight * times
+                        total[name] += config.weight * times
                 rows += len(filtered.ok)
                 if usable := len(filtered.usable_rows):
                     bits = np.packbits(np.bincount(filtered.usable_rows) > 0).tobytes()
@@ -305,10 +301,9 @@ class ScannedFolder:
                             has_usable |= len(filtered.usable_rows) > 0
                             yield place, filtered
             if only is None and not has_usable and self.folder.judged is None:
-                raise UserError(
-                    f"no image of split {split} of {self.config.shards} is without an error and has a relation with "
-                    f"confidence >= {threshold:.4g}; see `sgpipe stats`, or lower data.threshold or data.precision"
-                )
+                what = f"is without an error and has a relation with confidence >= {threshold:.4g}"
+                hint = "see `sgpipe stats`, or lower data.threshold or data.precision"
+                raise UserError(f"no image of split {split} of {self.config.shards} {what}; {hint}")
 
     def closed_labels(self, objects: Iterable[str], relations: Iterable[str]) -> DatasetClasses:
         """Return the class lists of the dataset. Raises UserError: there are none, or they lack one of these names."""

@@ -305,10 +305,9 @@ def cut(images: int, group: int, rank: int, world_size: int, accumulate: int = 1
 def check_batch(batch: int, workers: int, accumulate: int = 1) -> None:
     """Raises UserError: a batch cannot be divided evenly between the workers and their parts."""
     if batch % (workers * accumulate):
-        raise UserError(
-            f"a batch of {batch} cannot be divided evenly between {count(workers, 'worker')} with "
-            f"{count(accumulate, 'part')} each; change optimisation.batch, optimisation.accumulate or workers.count"
-        )
+        by = f"between {count(workers, 'worker')} with {count(accumulate, 'part')} each"
+        hint = "change optimisation.batch, optimisation.accumulate or workers.count"
+        raise UserError(f"a batch of {batch} cannot be divided evenly {by}; {hint}")
 
 
 @dataclass(frozen=True)
