@@ -29,9 +29,8 @@ from sgpipe.utils.console import count, listed
 from sgpipe.utils.hashing import differences, model_sha256
 
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
-_OF_SAMPLING = ("repetition_penalty", "top_k")
 _OF_MARKS = {"model", "endpoint", "max_marks", "samples", "temperature", "dtype"}
-_OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk", "vocabulary"}
+_OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk", "vocabulary", "vocabulary_others"}
 
 
 def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collection[str] = ()) -> dict[str, Any]:
@@ -51,15 +50,14 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
     else:
         parts["caption"] |= _model(recipe, "caption", "captioner", sharing)
         if recipe.caption.decoding == "beam":
-            for key in _OF_SAMPLING:
-                del parts["caption"][key]
+            del parts["caption"]["repetition_penalty"], parts["caption"]["top_k"]
     parts["tag"] |= _model(recipe, "tag", "tagger", sharing)
-    if recipe.tag.method != "rtagger" or recipe.tag.vocabulary == "dataset":
+    if recipe.tag.method != "rtagger":
+        parts["tag"] = {name: value for name, value in parts["tag"].items() if name not in _OF_RTAGGER}
+    elif recipe.tag.vocabulary == "dataset":
         del parts["tag"]["vocabulary_others"]
     else:
         parts["tag"]["seed"] = recipe.seed
-    if recipe.tag.method != "rtagger":
-        parts["tag"] = {name: value for name, value in parts["tag"].items() if name not in _OF_RTAGGER}
     if recipe.tag.method == "clip":  # which computes in float32
         del parts["tag"]["dtype"]
     if not recipe.tag.scores:

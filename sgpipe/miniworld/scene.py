@@ -160,9 +160,17 @@ def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:
     group.add(subject if first == "subject" else object_)
     relate(group, rule, subject, object_, rng)
     if rng.random() < _THIRD_THING_PROBABILITY:
-        for _ in range(_THIRD_THING_ATTEMPTS):
-            larger = _with_third(group, allowed, rng)
-            if larger and stays_apart(larger):
+        named = _options(allowed).items()
+        fitting = {name: [each for each in options if any(_anchors(group, each))] for name, options in named}
+        fitting = {name: options for name, options in fitting.items() if options}
+        for _ in range(_THIRD_THING_ATTEMPTS if fitting else 0):
+            _, rule, statement = option = _choose(fitting, rng)
+            larger = copy.deepcopy(group)
+            anchors = list(_anchors(larger, option))
+            anchor, is_subject = anchors[rng.integers(len(anchors))]
+            new = random_actor(statement[2 if is_subject else 0], rng)
+            relate(larger, rule, *((anchor, new) if is_subject else (new, anchor)), rng)
+            if stays_apart(larger):
                 return larger
     return group
 
@@ -191,23 +199,6 @@ def stays_apart(group: SceneGroup) -> bool:
         if across < (0 if upright >= 0 and overhead else APART if upright < 0 else -np.inf):
             return False
     return True
-
-
-def _with_third(group: SceneGroup, allowed: frozenset[Statement], rng: Generator) -> SceneGroup | None:
-    """Return a copy of the group with a new thing that is related to one of the group; None if there is no room."""
-    fitting: Options = {}
-    for predicate, options in _options(allowed).items():
-        if own := [option for option in options if any(_anchors(group, option))]:
-            fitting[predicate] = own
-    if not fitting:
-        return None
-    option = _choose(fitting, rng)
-    larger = copy.deepcopy(group)
-    anchors = list(_anchors(larger, option))
-    anchor, is_subject = anchors[rng.integers(len(anchors))]
-    new = random_actor(option.statement[2 if is_subject else 0], rng)
-    relate(larger, option.rule, *((anchor, new) if is_subject else (new, anchor)), rng)
-    return larger
 
 
 def _anchors(group: SceneGroup, option: Option) -> Iterator[tuple[Actor, bool]]:
