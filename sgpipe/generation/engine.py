@@ -362,11 +362,7 @@ class LocalEngine(Engine):
 
 
 def serve(pipe: int, lifeline: int) -> None:
-    """The main function of a worker. Its arguments are file descriptors.
-
-    A message is a work unit, which is answered; or with what units are labelled from then on: the stages, a reader, a
-    writer and the kind of runner; or a builder of stages, which only imports what they need.
-    """
+    """The main function of a worker. Its arguments are file descriptors."""
     threading.Thread(target=_end_with_driver, args=(lifeline,), daemon=True).start()
     connection, runner, answer = Connection(pipe), None, None
     while True:
@@ -374,7 +370,7 @@ def serve(pipe: int, lifeline: int) -> None:
             message = connection.recv()
         except EOFError:
             return
-        if isinstance(message, tuple):
+        if isinstance(message, tuple):  # by which units are labelled from now on
             (stages, reader, writer, kind), runner = message, None
         elif isinstance(message, WorkUnit):
             try:
@@ -384,7 +380,7 @@ def serve(pipe: int, lifeline: int) -> None:
                 answer = told(error)
             connection.send(answer)
         else:
-            with suppress(Exception):  # the stages are built again, when it matters
+            with suppress(Exception):  # to import what stages need; they are built again, when it matters
                 message()
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -40,6 +41,7 @@ class RunMetrics:
         self._began = self._steady = time.monotonic()
         self._shards = self._measured = 0
         self._estimated: float | None = None
+        self._counters: dict[str, Any] = {}  # none but on Ray
         if on_ray:
             from ray.util import metrics
 
@@ -48,7 +50,6 @@ class RunMetrics:
             self._computed = metrics.Counter("sgpipe_stage_seconds", "seconds that stages computed", of_stage)
             self._peaks = metrics.Gauge("sgpipe_gpu_memory_bytes", "peak GPU memory of a process", of_stage)
             self._waiting = metrics.Gauge("sgpipe_queue_images", "images that wait or are in progress", of)
-        self._on_ray = on_ray
 
     def add(self, shard: ShardEntry, written: float) -> list[str]:
         """Add a shard that was committed, `written` when (in seconds since the epoch); return what is new to say."""
@@ -66,7 +67,7 @@ class RunMetrics:
             for error, means in (("compile_error", "torch.compile"), ("graph_error", "CUDA graphs")):
                 if error in use:
                     notes.append(f"NOTE: {stage} continues without {means}: {use[error]}")
-        if self._on_ray:
+        if self._counters:
             tags = {"run": self._run}
             for name, counter in self._counters.items():
                 if counts.get(name):

@@ -155,23 +155,23 @@ class RayEngine(Engine):
         left of the cluster, as long as that makes progress; an image that kills its worker becomes an error row.
         """
         left = {(unit.split, unit.start): unit for unit in units}
-        isolated = False
+        kind: type[StageRunner | IsolatedRunner] = StageRunner
         while left:
             before = len(left)
             try:
-                with closing(self._run_once(list(left.values()), reader, writer, isolated)) as shards:
+                with closing(self._run_once(list(left.values()), reader, writer, kind)) as shards:
                     for shard in shards:
                         del left[shard.split, shard.start]
                         yield shard
             except MachinesLostError:
                 continue
             except WorkersLostError:
-                if isolated and len(left) == before:
+                if kind is IsolatedRunner and len(left) == before:
                     raise
-                isolated = True
+                kind = IsolatedRunner
 
     def _run_once(
-        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, isolated: bool
+        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, kind: type[Any]
     ) -> Generator[ShardEntry]:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # more than units, if few are left
@@ -188,13 +188,12 @@ class RayEngine(Engine):
         # If the actor of the limit is killed, it starts with none in progress.
         options = {"num_cpus": 0, "scheduling_strategy": on_driver_node(), "max_restarts": -1, "max_task_retries": -1}
         limit: Any = ray.remote(UnitLimit).options(**options).remote(most)
-        runner = IsolatedRunner if isolated else StageRunner
         name = f"sgpipe {uuid4().hex} "
         graph = _mapped(entering, Entrance, (limit,), {}, name, [on_driver_node()])
         bundles = (PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=n) for n in count_from())
         for i, pool in enumerate(pools):
             ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
-            arguments = (runner(pool.stages), *ends, software(), pool.resources.gpus or 0)
+            arguments = (kind(pool.stages), *ends, software(), pool.resources.gpus or 0)
             graph = _mapped(graph, Worker, arguments, pool.needs, name, list(islice(bundles, pool.actors)))
         leaving: ray.ObjectRef[Any] | None = None
         try:

@@ -1,8 +1,7 @@
-"""The relations of the miniworld: the classes each relates, how it is composed, and what it implies.
+"""The relations of the miniworld: classes, composition, what each implies, and what only the compositional split has.
 
-Also the combinations reserved for the compositional test split. A composition places and poses two actors so that a
-relation between them is visible: one of them is already in place, `rng` varies the details, and people and animals that
-act face right.
+A composition places and poses two actors so that a relation is visible: one of them is already in place, `rng` varies
+the details, and people and animals that act face right.
 """
 
 from collections.abc import Callable, Iterable
