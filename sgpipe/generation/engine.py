@@ -19,7 +19,7 @@ from itertools import groupby
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 from sgpipe.errors import EngineError, UserError, first_line, format_os_error
 from sgpipe.files.image_roots import ImageRoot
@@ -169,18 +169,8 @@ class Engine(Protocol):
         return None
 
 
-Answer: TypeAlias = ShardEntry | UserError | EngineError  # of a worker: the shard of a unit, or why there is none
-
-
-def shard_of(answer: Answer) -> ShardEntry:
-    """Return the shard that a worker has written. Raises UserError, EngineError: what it answers instead."""
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
-
-
 def told(error: Exception) -> UserError | EngineError:
-    """Return what a worker answers in place of an error: not all errors can be sent."""
+    """Return what a worker answers in place of a shard, for the driver to raise: not all errors can be sent."""
     if isinstance(error, UserError | EngineError):
         return error
     failed = f"a worker failed: {type(error).__name__}: {first_line(error)}"
@@ -341,9 +331,10 @@ class LocalEngine(Engine):
                     another.send(process.unit)
                     continue
                 process.unit = None
-                shard = shard_of(answer)
+                if isinstance(answer, Exception):
+                    raise answer
                 patience_ends = min(patience_ends, time.monotonic() + _PATIENCE)
-                yield shard
+                yield answer
             if left and time.monotonic() > patience_ends:
                 target, patience_ends = min(2 * target, self.max_workers), time.monotonic() + _PATIENCE
 

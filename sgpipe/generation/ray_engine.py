@@ -30,7 +30,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError
-from sgpipe.generation.engine import Engine, StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, shard_of, told
+from sgpipe.generation.engine import Engine, StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, told
 from sgpipe.recipe import Resources
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
@@ -200,7 +200,9 @@ class RayEngine(Engine):
             with _watch(name, placed, self._losses) as advanced:
                 for row in graph.iter_rows():
                     advanced.set()
-                    shard = shard_of(row[_ANSWER])
+                    shard = row[_ANSWER]
+                    if isinstance(shard, Exception):
+                        raise shard
                     yield shard
                     leaving = limit.leave.remote((shard.split, shard.start))
                 if leaving is not None:

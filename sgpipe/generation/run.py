@@ -16,7 +16,7 @@ from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_model
 from sgpipe.files.hub import fetch_models, missing_models
 from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, check_images, existing_images
-from sgpipe.files.locations import StorePath, content_id, is_uri
+from sgpipe.files.locations import StorePath, content_id
 from sgpipe.generation.engine import (
     Engine,
     LocalEngine,
@@ -144,7 +144,8 @@ class LabellingRun:
             run["identity"] = identity(self.recipe, self.indexes, stages_sharing_gpus(self.recipe, self.before))
         else:
             run |= reuse.header(source_identity(self.indexes))
-        run["images"] = {split: _as_named(root, folder) for split, root in self.roots.items()}
+        own = "" if folder.store else f"{folder.root.resolve()}/"  # what is in the folder moves with it
+        run["images"] = {split: root.location.removeprefix(own) for split, root in self.roots.items()}
         if source.format == "run":
             extended = open_parent(source.run).manifest.run
             run |= {"origin": Manifest.identities(extended), "labels": extended.get("labels")}
@@ -341,11 +342,3 @@ def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
     for path in folder.private.glob("images-*.arrow"):
         if path.name not in [index.name for index in indexes]:
             path.unlink()
-
-
-def _as_named(root: ImageRoot, folder: RunFolder) -> str:
-    """Return a location as the manifest names it: a folder within the run is relative, so that both can be moved."""
-    if is_uri(root.location) or folder.store:
-        return root.location
-    path, run = Path(root.location), folder.root.resolve()
-    return str(path.relative_to(run) if path.is_relative_to(run) else path)
