@@ -29,16 +29,8 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import location
 from sgpipe.files.model_cache import pin_model
-from sgpipe.inference.predictions import (
-    InferenceConfig,
-    PredictConfig,
-    RowGroup,
-    Task,
-    coco_image_id,
-    list_row_groups,
-    people_converter,
-    predicted_graph,
-)
+from sgpipe.inference import predictions as files
+from sgpipe.inference.predictions import InferenceConfig, PredictConfig, RowGroup, Task
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_classes
@@ -83,7 +75,7 @@ class ModelRun(InferenceConfig):
         return PredictConfig(model, classes, task, **how)
 
     def row_groups(self) -> list[RowGroup]:
-        return list_row_groups(self.data, self.split, self.images)
+        return files.list_row_groups(self.data, self.split, self.images)
 
 
 def score_hico(
@@ -177,8 +169,8 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
             columns = ((table["predicate"], table["object_category"]) for table in Run(possible).relation_tables())
             seen = {pair for both in columns for pair in zip(*(each.to_pylist() for each in both), strict=True)}
             occurs = np.array([[(predicate, object_) in seen for object_ in objects] for predicate in relations])
-        convert = people_converter(config.classes, actions, occurs)
-        predictions = _predictions(given, config, people, coco_image_id, found)
+        convert = files.people_converter(config.classes, actions, occurs)
+        predictions = _predictions(given, config, people, files.coco_image_id, found)
         predicted = {number: convert(pairs) for number, pairs in predictions}
     with _explained(given):
         scores = evaluate_vcoco(found.named(people_images(people, predicted, actions)), actions)
@@ -220,7 +212,7 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: visual_genome.Mode = "
                 for name, own in inputs.read_annotations(shards, "image_id").items()
             }
         pairs = _predictions(given, config, annotated, lambda row: row.image_id, found)
-        predictions = ((name, predicted_graph(own, MOST_PAIRS)) for name, own in pairs)
+        predictions = ((name, files.predicted_graph(own, MOST_PAIRS)) for name, own in pairs)
     images = (visual_genome.GraphImage(f"image {name}", annotated[name], predicted) for name, predicted in predictions)
     names, sizes = classes.relations, {"num_objects": len(classes.objects), "num_predicates": len(classes.relations)}
     official = (len(classes.objects), names) == (len(inputs.VG150_CLASSES.objects), inputs.VG150_CLASSES.relations)

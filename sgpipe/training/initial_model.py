@@ -92,10 +92,9 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
         sizes = tiny_sizes(len(tokenizer))
         settings = KINDS[config.kind](**merged({**sizes, "text_config": sizes["text_config"].to_dict()}, changes))
     elif roberta is None:
-        raise CheckpointError(
-            f"a new network of size {config.backbone} needs a RoBERTa (model.text_encoder: folder or hub id); it is "
-            "better to start from a detector: `sgpipe convert DETECTOR --as ... --out start`, then --init start"
-        )
+        needs = f"a new network of size {config.backbone} needs a RoBERTa (model.text_encoder: folder or hub id)"
+        hint = "better start from a detector: `sgpipe convert DETECTOR --as ... --out start`, then --init start"
+        raise CheckpointError(f"{needs}; {hint}")
     else:
         settings = preset(config.kind, config.backbone, **changes)
     network = _random(settings, seed)

@@ -144,6 +144,5 @@ def shards_options(folders: Sequence[str], images: str | None) -> list[dict[str,
     for text in folders:
         folder, at, weight = text.rpartition("@")
         is_weighted = at and not Path(text).exists()
-        options.append({"shards": folder, "weight": weight} if is_weighted else {"shards": text})
-        options[-1]["images"] = images
+        options.append({"images": images} | ({"shards": folder, "weight": weight} if is_weighted else {"shards": text}))
     return options
