@@ -17,7 +17,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice, permutations
 from pathlib import Path
@@ -103,9 +103,10 @@ class SimulatedCaptioner(BlipCaptioner):
         return [[[1]]] * len(group)
 
 
-def tag_stage(roots: dict[str, Path], names: Iterable[str], device: Device, threads: int) -> Stage:
+def tag_stage(roots: dict[str, Path], names: Sequence[str], device: Device, threads: int) -> Stage:
     config = TagConfig(tagger="simulated", device="cpu", resources=Resources(io_threads=threads))
     stage: Any = TagStage(config, roots, list(names))
+    stage.texts, stage.object_names = {name: name for name in names}, sorted(names)
     stage.threshold = threshold_of_recipe(config, PairConfig())
     stage.device, stage.dtype, stage.group_size = torch.device("meta"), torch.float32, config.group_size
     stage.threads, stage.gpu_threads = threads, GPU_THREADS if threads else 0

@@ -21,8 +21,7 @@ from sgpipe.recipe import TagConfig
 from sgpipe.records import Box, Record, Relation, from_table
 from sgpipe.stages.endpoint import CacheFolder, Refusal
 from sgpipe.stages.score.clip import ClipModel
-from sgpipe.stages.score.scorer import Score, is_directed, relation_text
-from sgpipe.stages.score.vlm import VlmScorer
+from sgpipe.stages.score.scorer import Score, VlmScorer, is_directed, relation_text
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder, copy_run
 from sgpipe.storage.shards import CLIP_SCORE, SCORES, VLM_SCORE, embedded_images, read_file

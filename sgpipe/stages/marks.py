@@ -11,8 +11,9 @@ from PIL import Image
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.recipe import CaptionConfig, PairConfig
 from sgpipe.records import Box, Record
+from sgpipe.stages.base import ImageStage
 from sgpipe.stages.caption.captioner import EXAMPLE
-from sgpipe.stages.caption.stage import CaptionStage, load_captioner, noise_key
+from sgpipe.stages.caption.stage import load_captioner, noise_key
 from sgpipe.stages.endpoint import ChatRequest, ChatSampling, Choice, Refusal, image_url, quote
 from sgpipe.stages.pair import PairStage, TripletCount
 from sgpipe.stages.parse.rules import predicate_words
@@ -36,7 +37,7 @@ _MOST_RELATIONS, _LONGEST_PREDICATE = 500, 80  # of an answer; characters
 Stated = tuple[int, str, int]  # the numbers of subject and object, and the predicate between them
 
 
-class MarksStage(PairStage):
+class MarksStage(PairStage, ImageStage):
     """Adds what a model states of numbered boxes as candidates of exactly these pairs.
 
     The boxes are the largest by `Box.rank`, numbered from 1. An answer that breaks the schema is requested once more;
@@ -54,28 +55,29 @@ class MarksStage(PairStage):
         seed: int,
     ) -> None:
         super().__init__(config, dataset, categories, known)
+        self.roots, self.seed = roots, seed
+
+    def _load_model(self) -> Any:
+        config = self.config
         same = ("endpoint", "requests", "samples", "temperature", "device", "dtype", "resources")
         given = {name: getattr(config, name) for name in same} | {"top_p": _TOP_P, "max_tokens": _MAX_TOKENS}
         asked = CaptionConfig(captioner=config.model, prompt=PROMPT, min_tokens=1, **given)
-        self._asked = CaptionStage(asked, roots, seed, role="pair.model")  # whose captioner answers
-        self._asked.name = self.name
+        return load_captioner(asked, self.cache_folder, role="pair.model")
 
     def check(self) -> None:
-        model: Any = load_captioner(self._asked.config, role=self._asked.role)
         example = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
-        model.check(self._request(EXAMPLE, example, 0))
+        self._load_model().check(self._request(EXAMPLE, example, 0))
 
     def setup(self) -> None:
         super().setup()
-        self._asked.cache_folder = self.cache_folder
-        self._asked.setup()
-        self.device = self._asked.device
+        self.set_up_device(here=self.config.endpoint is None)
+        self._model = self._load_model()
+        self._model.setup()
 
     def __call__(self, records: list[Record]) -> list[Record]:
         super().__call__(records)
         open_: deque[tuple[Record, list[int]]] = deque()
-        model: Any = self._asked.captioner
-        for answer in model.ask_all(self._requests(records, open_)):
+        for answer in self._model.ask_all(self._requests(records, open_)):
             self._add(*open_.popleft(), answer)
         return records
 
@@ -90,10 +92,10 @@ class MarksStage(PairStage):
             record.left_out["marks"] = len(boxes) - len(marked)
             if len(marked) > 1:
                 chosen[id(record)] = record, marked
-        for record, image in self._asked.opened(record for record, _ in chosen.values()):
+        for record, image in self.opened(record for record, _ in chosen.values()):
             open_.append(chosen[id(record)])
             marked = open_[-1][1]
-            key = noise_key(self._asked.seed, record, "marks", marked)
+            key = noise_key(self.seed, record, "marks", marked)
             yield self._request(image, [record.objects[index] for index in marked], key)
 
     def _request(self, image: Image.Image, objects: Sequence[Box], key: int) -> ChatRequest:

@@ -42,19 +42,16 @@ class CaptionStage(ImageStage):
 
     name = "caption"
 
-    def __init__(
-        self, config: CaptionConfig, roots: Mapping[str, ImagePlace], seed: int, role: str = "captioner"
-    ) -> None:
-        """`role`: what the model is for, in messages; any but a captioner needs a chat template."""
+    def __init__(self, config: CaptionConfig, roots: Mapping[str, ImagePlace], seed: int) -> None:
         super().__init__(config, roots)
-        self.seed, self.role = seed, role
+        self.seed = seed
 
     def check(self) -> None:
-        load_captioner(self.config, self.cache_folder, self.role).check()
+        load_captioner(self.config, self.cache_folder).check()
 
     def setup(self) -> None:
         self.set_up_device(here=self.config.endpoint is None)
-        self.captioner: Captioner = load_captioner(self.config, self.cache_folder, self.role)
+        self.captioner: Captioner = load_captioner(self.config, self.cache_folder)
         self.captioner.setup()
 
     def gpu_use(self) -> dict[str, Any]:

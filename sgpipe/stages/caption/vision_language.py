@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,13 +31,12 @@ from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.gpu import enough_memory
 from sgpipe.utils.prefetch import prefetch
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
 _REMEDY = (
     "use a smaller model or fewer samples, lower caption.max_tokens or caption.image_size, or raise resources.gpus so "
     "that fewer actors share the GPU"
 )
+_READING = threading.Lock()  # tokenizers are not safe for threads
+_VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")  # in which an answer may begin
 
 
 class VisionLanguageCaptioner(ChatCaptioner):
@@ -58,8 +57,8 @@ class VisionLanguageCaptioner(ChatCaptioner):
         checkpoint.check_architecture(self.name, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])
         if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
             raise UserError(f"{self.name} needs a newer transformers: pip install --upgrade transformers")
-        self.prompt = ImagePrompt(self.config, self.role, self.request(CaptionInput(EXAMPLE, key=0)))
-        if self.role != "captioner" and not self.prompt.is_chat:
+        self._load_prompt()
+        if self.role != "captioner" and not self.is_chat:
             raise UserError(f"{self.name} has no chat template, so it cannot be asked")
         text = {**config, **(config.get("text_config") or {})}
         least, most = self.config.min_tokens, self.config.max_tokens or 0
@@ -70,7 +69,7 @@ class VisionLanguageCaptioner(ChatCaptioner):
                 f"positions of {self.name} ({positions or 'unknown'})"
             )
         if isinstance(vocabulary, int):
-            checkpoint.check_vocabulary(self.name, len(self.prompt.tokenizer), (vocabulary / 2, math.inf))
+            checkpoint.check_vocabulary(self.name, len(self.tokenizer), (vocabulary / 2, math.inf))
 
     def setup(self) -> None:
         """Load the model and try it. Raises UserError like `check`, or if it is damaged or too large for the memory."""
@@ -90,99 +89,35 @@ class VisionLanguageCaptioner(ChatCaptioner):
             short = copy.deepcopy(self.generation)
             short.update(max_new_tokens=2, min_new_tokens=2)
             with checkpoint.loading(f"{self.name} cannot process an example image"):
-                self._decode(self.prompt(EXAMPLE), 0, short)
+                self._decode(self.inputs(EXAMPLE), 0, short)
 
-    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
-        """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced.
-
-        Logarithms are those of "yes" and "no". A thread prepares the next request meanwhile.
-        """
-        threads = min(image_threads(self.config.resources, elsewhere=self.device.type != "cpu"), 1)
-        read = partial(self._attempt, lambda request: (request, self._read(request)))
-        with prefetch(read, requests, threads, 2) as prepared:
-            for each in prepared:
-                yield each if isinstance(each, Refusal) else self._attempt(self._answer, each)
-
-    def _attempt(self, function: Callable[[Item], Result], item: Item) -> Result | Refusal:
-        try:
-            with enough_memory(self.device, _REMEDY):
-                return function(item)
-        except checkpoint.MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
-            return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
-
-    def _read(self, request: ChatRequest) -> Any:
-        assert isinstance(request.image, Image.Image)
-        return self.prompt(request.image, self.prompt.chat(request))
-
-    def _answer(self, given: tuple[ChatRequest, Any]) -> list[Choice]:
-        request, inputs = given
-        if request.logprobs:
-            return [Choice("", None, self._yes_and_no(inputs))]
-        texts = self._decode(inputs, request.seed, self.generation, request.n)
-        for number, text in enumerate(texts):
-            if request.check and (wrong := request.check(text)):
-                more = request.once_more(number, text, wrong)
-                [texts[number]] = self._decode(self._read(more), more.seed ^ more.first, self.generation, 1)
-        return [Choice(text) for text in texts]
-
-    @torch.inference_mode()
-    def _yes_and_no(self, inputs: Any) -> dict[str, float]:
-        """Return the log-probabilities that an answer begins with one of these words rather than the other."""
-        logits = self.model(**inputs.to(self.device, self.dtype)).logits[0, -1].double()
-        shares = torch.stack([logits[tokens].logsumexp(0) for tokens in self.prompt.yes_and_no]).log_softmax(0)
-        if shares.isnan().any():
-            raise UserError(f"{self.name} returns NaN: its weights are damaged")
-        return dict(zip(("yes", "no"), shares.tolist(), strict=True))
-
-    @torch.inference_mode()
-    def _decode(self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0) -> list[str]:
-        """Return the text of each sample, without special tokens. Raises UserError: the scores are not finite."""
-        inputs = inputs.to(self.device, self.dtype)
-        if self.config.decoding == "beam":
-            sequences = self.model.generate(**inputs, generation_config=generation)
-            prompt = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-            rows = sequences[:, prompt:].tolist()
-        else:
-            sample = partial(sample_nucleus, key, self.config, samples or self.config.samples)
-            rows = self.model.generate(**inputs, generation_config=generation, custom_generate=sample)
-        return [self.prompt.decode(row) for row in rows]
-
-
-_READING = threading.Lock()  # tokenizers are not safe for threads
-_VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")  # in which an answer may begin
-
-
-class ImagePrompt:
-    """The prompt of a recipe, ready for images, by the processor and chat template of a checkpoint."""
-
-    def __init__(self, config: CaptionConfig, role: str, request: ChatRequest) -> None:
+    def _load_prompt(self) -> None:
         """Raises UserError: the processor or template is missing or damaged, or leaves out the prompt or the image."""
-        source, self._size = str(config.captioner), config.image_size
-        self.name = name = f"{role} {source!r}"
-        self.processor: Any = checkpoint.load_part(AutoProcessor, source, role)
+        self.processor: Any = checkpoint.load_part(AutoProcessor, self.source, self.role)
         if not (hasattr(self.processor, "image_processor") and hasattr(self.processor, "tokenizer")):
-            raise UserError(f"{name} has no processor for images and text: preprocessor_config.json is missing")
+            raise UserError(f"{self.name} has no processor for images and text: preprocessor_config.json is missing")
         self.tokenizer: Any = self.processor.tokenizer
         self.is_chat = getattr(self.processor, "chat_template", None) is not None
-        with checkpoint.loading(f"{name}: its chat template fails"):
-            self.text = self.chat(request)
-        for setting, value in (("caption.prompt", config.prompt), ("caption.system", config.system)):
+        with checkpoint.loading(f"{self.name}: its chat template fails"):
+            self.text = self.chat(self.request(CaptionInput(EXAMPLE, key=0)))
+        for setting, value in (("caption.prompt", self.config.prompt), ("caption.system", self.config.system)):
             if (value or "").strip() not in self.text:
-                raise UserError(f"{name}: its chat template, if it has one, leaves out {setting}")
-        with checkpoint.loading(name):
-            tokens = self(EXAMPLE)["input_ids"]
+                raise UserError(f"{self.name}: its chat template, if it has one, leaves out {setting}")
+        with checkpoint.loading(self.name):
+            tokens = self.inputs(EXAMPLE)["input_ids"]
         if getattr(self.processor, "image_token_id", tokens[0, 0]) not in tokens:
             image = getattr(self.processor, "image_token", "an image token")
-            raise UserError(f"{name}: its chat template, or else caption.prompt, has no place for the image: {image}")
+            where = "its chat template, or else caption.prompt"
+            raise UserError(f"{self.name}: {where}, has no place for the image: {image}")
 
-    def __call__(self, image: Image.Image, text: str | None = None) -> Any:
+    def inputs(self, image: Image.Image, text: str | None = None) -> Any:
         """Return the tensors of the prompt and an image of any size, of which only the pixels are used, not EXIF.
 
         `text`: of another prompt, by `chat`. Raises one of `MISFITS` if the processor refuses the image.
         """
         plain = Image.fromarray(np.asarray(image.convert("RGB")))
-        if self._size:
-            plain.thumbnail((self._size, self._size), Image.Resampling.BICUBIC)
+        if size := self.config.image_size:
+            plain.thumbnail((size, size), Image.Resampling.BICUBIC)
         # A chat template writes the start token itself.
         text, start = text or self.text, getattr(self.tokenizer, "bos_token", None)
         written = {"add_special_tokens": False} if start and text.startswith(start) else {}
@@ -220,6 +155,61 @@ class ImagePrompt:
         if not (yes and no):
             raise UserError(f"{self.name}: its tokenizer does not tell the answers yes and no apart")
         return torch.tensor(sorted(yes)), torch.tensor(sorted(no))
+
+    def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
+        """See `ChatEndpoint.ask_all`. The sampling is that of `config`; a schema is not enforced.
+
+        Logarithms are those of "yes" and "no". A thread prepares the next request meanwhile.
+        """
+        threads = min(image_threads(self.config.resources, elsewhere=self.device.type != "cpu"), 1)
+        read = partial(self._attempt, lambda request: (request, self._read(request)))
+        with prefetch(read, requests, threads, 2) as prepared:
+            for each in prepared:
+                yield each if isinstance(each, Refusal) else self._attempt(self._answer, each)
+
+    def _attempt(self, function: Callable[[Any], Any], item: Any) -> Any:
+        try:
+            with enough_memory(self.device, _REMEDY):
+                return function(item)
+        except checkpoint.MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
+            return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
+
+    def _read(self, request: ChatRequest) -> Any:
+        assert isinstance(request.image, Image.Image)
+        return self.inputs(request.image, self.chat(request))
+
+    def _answer(self, given: tuple[ChatRequest, Any]) -> list[Choice]:
+        request, inputs = given
+        if request.logprobs:
+            return [Choice("", None, self._yes_and_no(inputs))]
+        texts = self._decode(inputs, request.seed, self.generation, request.n)
+        for number, text in enumerate(texts):
+            if request.check and (wrong := request.check(text)):
+                more = request.once_more(number, text, wrong)
+                [texts[number]] = self._decode(self._read(more), more.seed ^ more.first, self.generation, 1)
+        return [Choice(text) for text in texts]
+
+    @torch.inference_mode()
+    def _yes_and_no(self, inputs: Any) -> dict[str, float]:
+        """Return the log-probabilities that an answer begins with one of these words rather than the other."""
+        logits = self.model(**inputs.to(self.device, self.dtype)).logits[0, -1].double()
+        shares = torch.stack([logits[tokens].logsumexp(0) for tokens in self.yes_and_no]).log_softmax(0)
+        if shares.isnan().any():
+            raise UserError(f"{self.name} returns NaN: its weights are damaged")
+        return dict(zip(("yes", "no"), shares.tolist(), strict=True))
+
+    @torch.inference_mode()
+    def _decode(self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0) -> list[str]:
+        """Return the text of each sample, without special tokens. Raises UserError: the scores are not finite."""
+        inputs = inputs.to(self.device, self.dtype)
+        if self.config.decoding == "beam":
+            sequences = self.model.generate(**inputs, generation_config=generation)
+            prompt = 1 if self.model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+            rows = sequences[:, prompt:].tolist()
+        else:
+            sample = partial(sample_nucleus, key, self.config, samples or self.config.samples)
+            rows = self.model.generate(**inputs, generation_config=generation, custom_generate=sample)
+        return [self.decode(row) for row in rows]
 
 
 # Inputs that only the prefix needs; text that follows must not repeat them.

@@ -33,8 +33,7 @@ from sgpipe.stages.checkpoint import loading
 from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.pair import HeadMatcher
 from sgpipe.stages.score.clip import ClipScorer
-from sgpipe.stages.score.scorer import NO_AREA, RelationScorer
-from sgpipe.stages.score.vlm import VlmScorer
+from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, VlmScorer
 from sgpipe.stages.tag.methods import candidates
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.gpu import GPU_THREADS, Compiled, GpuMemory, compile_forward, enough_memory, gpu_use

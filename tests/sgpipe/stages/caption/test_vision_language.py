@@ -67,12 +67,12 @@ def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(c
     captioner = make_captioner(checkpoint(family), top_p=0.95, top_k=100, temperature=1.3, repetition_penalty=1.2)
     [given] = inputs(SIZES[:1])
     drawn = []
-    decode = captioner.prompt.tokenizer.decode
-    monkeypatch.setattr(captioner.prompt.tokenizer, "decode", lambda row, **_: drawn.append(row) or decode(row))
+    decode = captioner.tokenizer.decode
+    monkeypatch.setattr(captioner.tokenizer, "decode", lambda row, **_: drawn.append(row) or decode(row))
     next(captioner.caption([given]))
     forced = 1 if family == "florence2" else 0  # its first token is always the same
     for sample, tokens in enumerate(drawn):
-        scores = whole_pass(captioner, captioner.prompt(given.image), tokens)
+        scores = whole_pass(captioner, captioner.inputs(given.image), tokens)
         for step in range(forced, 4):  # shorter than min_tokens, where no end can follow
             before = torch.tensor([tokens[:step]], dtype=torch.long)
             allowed = scores[step].clone()
@@ -110,7 +110,7 @@ def test_vision_features_are_computed_once_per_image(checkpoint, family, decodin
     )
     given = inputs()
     assert [len(captions) for captions in captioner.caption(given)] == [1 if decoding == "beam" else 5] * 3
-    expected = [captioner.prompt(each.image)["pixel_values"] for each in given]
+    expected = [captioner.inputs(each.image)["pixel_values"] for each in given]
     assert [seen.numel() for seen in pixels] == [each.numel() for each in expected]
 
 
@@ -118,7 +118,7 @@ def test_vision_features_are_computed_once_per_image(checkpoint, family, decodin
 def test_lengths_are_within_limits_and_a_caption_ends_before_its_end_token(checkpoint, family, monkeypatch):
     captioner = make_captioner(checkpoint(family), samples=20, min_tokens=4, max_tokens=8, top_p=1, temperature=3)
     drawn = []
-    monkeypatch.setattr(captioner.prompt.tokenizer, "decode", lambda row, **_: drawn.append(row) or "")
+    monkeypatch.setattr(captioner.tokenizer, "decode", lambda row, **_: drawn.append(row) or "")
     list(captioner.caption(inputs()))
     lengths = {len(row) for row in drawn}
     assert 8 in lengths <= {4, 5, 6, 7, 8}
@@ -135,33 +135,32 @@ def test_sampling_settings_and_beams_reach_the_decoder(checkpoint):
 
 def test_the_prompt_and_the_system_message_are_in_the_chat_template(checkpoint):
     captioner = make_captioner(checkpoint("qwen2_5_vl"), prompt="What is on what?", system="Be brief.")
-    assert captioner.prompt.text == (
+    assert captioner.text == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
         "What is on what?<|im_end|>\n<|im_start|>assistant\n"
     )
-    asked = make_captioner(checkpoint("qwen2_5_vl")).prompt.text
+    asked = make_captioner(checkpoint("qwen2_5_vl")).text
     assert "one short sentence" in asked
-    assert make_captioner(checkpoint("florence2"), prompt="<CAPTION>").prompt.text == "<CAPTION>"
-    assert make_captioner(checkpoint("blip-2")).prompt.text == "a photo of"
+    assert make_captioner(checkpoint("florence2"), prompt="<CAPTION>").text == "<CAPTION>"
+    assert make_captioner(checkpoint("blip-2")).text == "a photo of"
 
 
 def test_image_size_limits_the_longer_side_and_exif_turns_nothing(checkpoint):
     captioner = make_captioner(checkpoint("qwen2_5_vl"), image_size=56)
-    assert captioner.prompt(Image.new("RGB", (112, 112)))["image_grid_thw"].tolist() == [[1, 4, 4]]
+    assert captioner.inputs(Image.new("RGB", (112, 112)))["image_grid_thw"].tolist() == [[1, 4, 4]]
     captioner, wide = make_captioner(checkpoint("qwen2_5_vl")), Image.new("RGB", (112, 56))
     exif = wide.getexif()
     exif[0x0112] = 6  # as displayed, it is turned
     wide.info["exif"] = exif.tobytes()
-    assert captioner.prompt(wide)["image_grid_thw"].tolist() == [[1, 4, 8]]
+    assert captioner.inputs(wide)["image_grid_thw"].tolist() == [[1, 4, 8]]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_thread_prepares_the_next_image_and_changes_no_caption(checkpoint, family):
     alone = make_captioner(checkpoint(family))
     ahead = make_captioner(checkpoint(family), resources={"io_threads": 4})
-    threads, prompt = [], ahead.prompt
-    ahead.prompt = lambda *given: threads.append(threading.current_thread().name) or prompt(*given)
-    ahead.prompt.decode, ahead.prompt.chat = prompt.decode, prompt.chat
+    threads, prompt = [], ahead.inputs
+    ahead.inputs = lambda *given: threads.append(threading.current_thread().name) or prompt(*given)
     given = inputs(SIZES * 3)
     if family == "qwen2_5_vl":
         given.insert(4, CaptionInput(Image.new("RGB", (2, 600)), 1))  # which its processor refuses
@@ -285,7 +284,7 @@ def test_failures_while_captioning(folder, monkeypatch):
     captioner.setup()
     texts = iter(["\n", "a cat", "<think> a", "", "- ", "**"])
     with monkeypatch.context() as patch:
-        patch.setattr(captioner.prompt, "decode", lambda _: next(texts))
+        patch.setattr(captioner, "decode", lambda _: next(texts))
         assert list(captioner.caption(inputs()[:2])) == [["a cat"], Refusal("the answer has no caption in it")]
 
     with monkeypatch.context() as patch:

@@ -208,7 +208,7 @@ def test_a_local_model_is_asked_in_its_chat_template(tmp_path: Path, monkeypatch
 
     def scripted(self: Any, inputs: Any, key: int, generation: Any, samples: int = 0) -> list[str]:
         assert len(decode(self, inputs, key, generation, samples)) == samples
-        prompts.append(self.prompt.tokenizer.decode(inputs["input_ids"][0]))
+        prompts.append(self.tokenizer.decode(inputs["input_ids"][0]))
         return texts[len(prompts) - 1]
 
     monkeypatch.setattr(VisionLanguageCaptioner, "_decode", scripted)

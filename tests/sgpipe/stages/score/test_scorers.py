@@ -17,10 +17,8 @@ from sgpipe.recipe import Requests, Resources, TagConfig, packaged_model
 from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.stages.endpoint import CacheFolder, Choice
 from sgpipe.stages.score import scorer as scoring
-from sgpipe.stages.score import vlm
 from sgpipe.stages.score.clip import ClipModel, ClipScorer, split_name
 from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR, contrast_texts, marked_crop
-from sgpipe.stages.score.vlm import NEITHER, VlmScorer, ask_about, mean_of_orders, share_of_yes
 from tests.clip_checkpoints import make_clip, make_open_clip
 from tests.endpoint_server import EndpointServer, shown_image
 from tests.vlm_checkpoints import make_vlm
@@ -60,8 +58,8 @@ def scorer_of(folder: Path) -> ClipScorer:
     return loaded(ClipScorer(str(folder), "cpu"))
 
 
-def vlm_of(folder: Path) -> VlmScorer:
-    return loaded(VlmScorer(TagConfig(tagger=str(folder), device="cpu")))
+def vlm_of(folder: Path) -> scoring.VlmScorer:
+    return loaded(scoring.VlmScorer(TagConfig(tagger=str(folder), device="cpu")))
 
 
 def loaded(scorer: Any) -> Any:
@@ -209,7 +207,7 @@ def test_the_probability_is_that_of_the_first_token_in_both_orders(tmp_path: Pat
     model.register_forward_hook(lambda _, inputs, found: said.append(found.logits[0, -1].double()))
     [probability] = scorer.scores(image, OBJECTS, ASKED[:1])
     assert len(said) == 2
-    yes, no = scorer._model.prompt.yes_and_no
+    yes, no = scorer._model.yes_and_no
     both = torch.cat([yes, no])
     shares = [each.softmax(0)[yes].sum() / each.softmax(0)[both].sum() for each in said]
     assert probability == pytest.approx(torch.stack(shares).mean().item())
@@ -231,22 +229,24 @@ def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> 
 
 def test_the_question_names_both_boxes_and_both_orders() -> None:
     question = "Is the person (red box) riding the dog (blue box)? Answer with one word: "
-    assert list(ask_about(OBJECTS, ASKED[0])) == [f"{question}yes or no.", f"{question}no or yes."]
-    assert ask_about(OBJECTS, ASKED[1])[0].startswith("Is the person (red box) smiling? ")
+    assert list(scoring.ask_about(OBJECTS, ASKED[0])) == [f"{question}yes or no.", f"{question}no or yes."]
+    assert scoring.ask_about(OBJECTS, ASKED[1])[0].startswith("Is the person (red box) smiling? ")
 
 
 def test_yes_has_many_spellings() -> None:
-    assert share_of_yes({"Yes": 0.3, " yes": 0.1, "▁YES": 0.2, "No": 0.2, "nope": 0.5}) == pytest.approx(0.75)
-    assert share_of_yes({"no.": 0.5}) == 0
-    assert share_of_yes({"The": 0.9}) is share_of_yes({"yes": float("nan"), "no": 0.5}) is NEITHER
-    assert vlm._share([Choice("yes", None, {"yes": 1e6})]) == 1
-    assert mean_of_orders(0.2, 0.6) == pytest.approx(0.4)
-    assert mean_of_orders(0.2, NEITHER) is NEITHER
+    assert scoring.share_of_yes({"Yes": 0.3, " yes": 0.1, "▁YES": 0.2, "No": 0.2, "nope": 0.5}) == pytest.approx(0.75)
+    assert scoring.share_of_yes({"no.": 0.5}) == 0
+    assert (
+        scoring.share_of_yes({"The": 0.9}) is scoring.share_of_yes({"yes": float("nan"), "no": 0.5}) is scoring.NEITHER
+    )
+    assert scoring._share([Choice("yes", None, {"yes": 1e6})]) == 1
+    assert scoring.mean_of_orders(0.2, 0.6) == pytest.approx(0.4)
+    assert scoring.mean_of_orders(0.2, scoring.NEITHER) is scoring.NEITHER
 
 
-def served(server: EndpointServer, cache: CacheFolder | None = None, **requests: object) -> VlmScorer:
+def served(server: EndpointServer, cache: CacheFolder | None = None, **requests: object) -> scoring.VlmScorer:
     config = TagConfig(tagger="tiny-vlm", endpoint=server.url, requests=Requests(**{"retries": 3, **requests}))
-    scorer = VlmScorer(config, cache)
+    scorer = scoring.VlmScorer(config, cache)
     scorer.load()
     return scorer
 
