@@ -47,24 +47,20 @@ Check = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
-class ChatSampling:
-    """How the text of an answer is drawn. vLLM and SGLang know `top_k` and `repetition_penalty`, OpenAI does not."""
+class ChatRequest:
+    """One question. `image`: shown before the text; a string is its data URL. `replies`: answers, and what is wrong.
 
-    max_tokens: int
+    vLLM and SGLang know `top_k` and `repetition_penalty`, OpenAI does not.
+    """
+
+    text: str
+    image: Image.Image | str | None = None
+    system: str | None = None
+    max_tokens: int = 1024
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
     repetition_penalty: float = 1.0
-
-
-@dataclass(frozen=True)
-class ChatRequest:
-    """One question. `image`: shown before the text; a string is its data URL. `replies`: answers, and what is wrong."""
-
-    text: str
-    sampling: ChatSampling
-    image: Image.Image | str | None = None
-    system: str | None = None
     seed: int = 0  # selects the noise of all `n` answers; servers get 31 bits of it and of `first`
     n: int = 1
     schema: Mapping[str, Any] | None = None  # JSON schema that the server enforces
@@ -83,12 +79,12 @@ class ChatRequest:
 
     def fields(self, model: str, limit: str = MAX_TOKENS) -> dict[str, Any]:
         """Return the fields of the HTTP request; `limit`: what the server calls the largest number of tokens."""
-        how, digest = self.sampling, blake2b(f"{self.seed} {self.first}".encode(), digest_size=8).digest()
+        digest = blake2b(f"{self.seed} {self.first}".encode(), digest_size=8).digest()
         seed = int.from_bytes(digest, "big") >> (64 - _SEED_BITS)
         fields: dict[str, Any] = {"model": model, "messages": self.messages, "seed": seed}
-        fields |= {limit: how.max_tokens, "temperature": how.temperature, "top_p": how.top_p}
-        others = (("top_k", how.top_k, 0), ("repetition_penalty", how.repetition_penalty, 1), ("n", self.n, 1))
-        fields |= {name: value for name, value, default in others if value != default}
+        fields |= {limit: self.max_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        others = {"top_k": 0, "repetition_penalty": 1, "n": 1}
+        fields |= {name: getattr(self, name) for name, default in others.items() if getattr(self, name) != default}
         if self.schema is not None:
             schema = {"name": "answer", "strict": True, "schema": self.schema}
             fields["response_format"] = {"type": "json_schema", "json_schema": schema}
@@ -263,7 +259,7 @@ class RequestCache:
 _CHAT, _MODELS = "/chat/completions", "/models"
 _CONNECT_SECONDS, _RETRIES_OF_CHECK = 15, 2
 _AHEAD = 4  # requests that are prepared, or answered out of order, per request under way
-_CONTROL = ChatRequest("Say yes.", ChatSampling(max_tokens=8))
+_CONTROL = ChatRequest("Say yes.", max_tokens=8)
 _THIS_MACHINE = ("localhost", "127.0.0.1", "::1")
 _REJECTED, _LIMITED, _NOT_FOUND = (400, 413, 422), (402, 429), 404
 _IS_ERROR = re.compile(rb'\s*\{\s*"error"\s*:\s*[{"]')  # proxies send such with HTTP 200

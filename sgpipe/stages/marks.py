@@ -14,7 +14,7 @@ from sgpipe.records import Box, Record
 from sgpipe.stages.base import ImageStage
 from sgpipe.stages.caption.captioner import EXAMPLE
 from sgpipe.stages.caption.stage import load_captioner, noise_key
-from sgpipe.stages.endpoint import ChatRequest, ChatSampling, Choice, Refusal, image_url, quote
+from sgpipe.stages.endpoint import ChatRequest, Choice, Refusal, image_url, quote
 from sgpipe.stages.pair import PairStage, TripletCount
 from sgpipe.stages.parse.rules import predicate_words
 from sgpipe.stages.parse.stage import read_relations, relations_schema
@@ -104,8 +104,10 @@ class MarksStage(PairStage, ImageStage):
         marked = draw_marks(image, [box.bbox for box in objects], _SIDE)
         return ChatRequest(
             "\n".join([PROMPT, *names, _FORM]),
-            ChatSampling(_MAX_TOKENS, config.temperature, _TOP_P),
             marked if config.endpoint is None else image_url(marked),
+            max_tokens=_MAX_TOKENS,
+            temperature=config.temperature,
+            top_p=_TOP_P,
             seed=key,
             n=config.samples,
             schema=relations_schema({"type": "integer", "enum": [*numbers]}, {"type": "string"}),

@@ -12,7 +12,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig, Requests
 from sgpipe.records import Record
 from sgpipe.stages.caption.stage import CaptionStage
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest
 from tests.integration.served import served
 from tests.vlm_checkpoints import make_vlm
 
@@ -58,10 +58,10 @@ def test_images_are_captioned(url: str, model: str, tmp_path: Path) -> None:
 def test_what_it_cannot_do_is_named_before_the_work(url: str, model: str) -> None:
     endpoint = ChatEndpoint(url, model, Requests(timeout=300, retries=0))
     endpoint.check()
-    example = ChatRequest("Is it red?", ChatSampling(max_tokens=1), logprobs=True)
+    example = ChatRequest("Is it red?", max_tokens=1, logprobs=True)
     with pytest.raises(UserError, match="the answer has no log-probabilities"):
         endpoint.check(example)
-    sampled = ChatRequest("Is it red?", ChatSampling(max_tokens=1, top_k=50))
+    sampled = ChatRequest("Is it red?", max_tokens=1, top_k=50)
     with pytest.raises(UserError, match=r"refuses such requests .HTTP 422: Unexpected fields in the request: .'top_k'"):
         endpoint.check(sampled)
     with pytest.raises(UserError, match="does not serve 'another', but "):

@@ -11,7 +11,7 @@ from sgpipe.files.image_roots import ImageFile
 from sgpipe.images import open_header, read_bytes
 from sgpipe.recipe import CaptionConfig, known_settings
 from sgpipe.stages import endpoint
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling, Choice, Refusal
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, Choice, Refusal
 
 PROMPT, MAX_TOKENS = "a picture of", 20  # of the published captioner, BLIP
 CHAT_PROMPT = (
@@ -89,6 +89,7 @@ def one_line(text: str) -> str:
 
 
 EXAMPLE = Image.new("RGB", (64, 64), "grey")
+_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
 
 
 class ChatCaptioner(Captioner):
@@ -107,8 +108,9 @@ class ChatCaptioner(Captioner):
 
     def request(self, source: CaptionInput) -> ChatRequest:
         config = self.config
-        how = ChatSampling(**{name: getattr(config, name) for name in ChatSampling.__dataclass_fields__})
-        return ChatRequest(config.prompt or "", how, self.shown(source), config.system, source.key, config.samples)
+        given = {name: getattr(config, name) for name in _SAMPLING}
+        asked = config.prompt or "", self.shown(source), config.system
+        return ChatRequest(*asked, **given, seed=source.key, n=config.samples)
 
     def shown(self, source: CaptionInput) -> Image.Image | str:
         return source.image

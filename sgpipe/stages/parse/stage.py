@@ -10,7 +10,7 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Record
 from sgpipe.stages.base import Stage
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, ChatSampling
+from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest
 from sgpipe.stages.parse.grammar.tree import clean
 from sgpipe.stages.parse.learned import WEIGHTS
 from sgpipe.stages.parse.rules import Parsed, Parser, RuleParser, analyse, ground, load_model, model_version, triplets
@@ -30,7 +30,6 @@ sitting on, bench) and (dog, lies under, bench)."""
 _ONCE_MORE = (
     'This is not JSON of the form {"relations": [{"subject": …, "predicate": …, "object": …}]}. Answer with it.'
 )
-_SAMPLING = ChatSampling(max_tokens=1024)
 
 
 def relations_schema(end: Mapping[str, Any], predicate: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,7 +99,7 @@ def _request(caption: str) -> ChatRequest:
     def check(text: str) -> str | None:
         return _ONCE_MORE if _read(text) is None else None
 
-    return ChatRequest(clean(caption), _SAMPLING, system=INSTRUCTIONS, schema=SCHEMA, check=check)
+    return ChatRequest(clean(caption), system=INSTRUCTIONS, schema=SCHEMA, check=check)
 
 
 def _read(text: str) -> list[tuple[str, str, str]] | None:
@@ -112,8 +111,8 @@ _CACHED_CAPTIONS = 1 << 16
 _TEXTS = ("subject", "predicate", "object", "subject_head", "object_head", "predicate_lemma")  # of a triplet
 
 
-def load_parser(config: ParseConfig, cache_folder: CacheFolder | None = None) -> Parser:
-    """Return the parser of a recipe. Raises UserError: its model is not installed, or cannot be read."""
+def _load_parser(config: ParseConfig, cache_folder: CacheFolder | None) -> Parser:
+    """Raises UserError: its model is not installed, or cannot be read."""
     if config.parser == "rules":
         return RuleParser(config)
     if config.parser == "seq2seq":
@@ -141,7 +140,7 @@ class CaptionParser(Parser):
     """The parser of a recipe, with a cache: each distinct caption is parsed once."""
 
     def __init__(self, config: ParseConfig | None = None, cache_folder: CacheFolder | None = None) -> None:
-        self._parser = load_parser(config or ParseConfig(), cache_folder)
+        self._parser = _load_parser(config or ParseConfig(), cache_folder)
         self.device = self._parser.device
         self._cache: dict[str, Parsed] = {}
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from sgpipe.errors import UserError, import_extra
 from sgpipe.records import Box, Relation
 from sgpipe.stages.checkpoint import load_part, load_weights, loading
-from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, Score, contrast_texts, marked_crop, relation_text
+from sgpipe.stages.score.scorer import NO_AREA, Score, contrast_texts, marked_crop, relation_text
 from sgpipe.utils.devices import pick_device
 
 _KEPT_TEXTS = 100_000
@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 Opened: TypeAlias = tuple[Any, int, Callable[..., Any], Callable[..., Any]]
 
 
-class ClipScorer(RelationScorer):
+class ClipScorer:
     """The probability of a relation's text against the mean of its contrast texts; see `contrast_texts`.
 
     It is a softmax over cosines, scaled as the checkpoint was trained; by chance 0.5, however many contrast texts there
@@ -39,6 +39,7 @@ class ClipScorer(RelationScorer):
         self.clip = ClipModel(*split_name(self.model), pick_device(self._device_name, self._gpus))
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
+        """See `VlmScorer.scores`."""
         if not relations:
             return []
         of_pairs = {(each.subject, each.object): each for each in relations}

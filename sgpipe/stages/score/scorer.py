@@ -1,4 +1,4 @@
-"""The `RelationScorer` interface (an image and relations in, a probability of each out), and vision-language models.
+"""What scorers show and ask (an image and relations in, a probability of each out), and vision-language models.
 
 A scorer sees the subject in a red and the object in a blue outline. A model of transformers or behind an endpoint tells
 how probable "yes" is. It is asked twice, with the answers named in both orders: models prefer the first, or the last.
@@ -14,25 +14,10 @@ from PIL import Image, ImageDraw
 from sgpipe.recipe import CaptionConfig, TagConfig
 from sgpipe.records import Box, Relation
 from sgpipe.stages.caption.stage import load_captioner
-from sgpipe.stages.endpoint import CacheFolder, ChatRequest, ChatSampling, Choice, Refusal, image_url
+from sgpipe.stages.endpoint import CacheFolder, ChatRequest, Choice, Refusal, image_url
 
 Score = float | Refusal  # a probability, or why there is none
 NO_AREA = Refusal("a box has no area in the image")
-
-
-class RelationScorer:
-    """Scores relations by the image, the two boxes and the predicate only; `check` and `load`: see `Stage`."""
-
-    def check(self) -> None: ...
-
-    def load(self) -> None: ...
-
-    def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
-        """Return the probability that each relation of an RGB image is correct, or why there is none, in their order.
-
-        Raises UserError or EngineError if the scorer fails on every image.
-        """
-        raise NotImplementedError
 
 
 # Predicates that hold in both directions: a text with swapped roles says the same.
@@ -129,10 +114,9 @@ def _outline(
 LONGEST_SIDE = 1024  # pixels of the image that is shown
 NEITHER = Refusal('the model answers neither "yes" nor "no"')
 _ORDERS = ("yes or no", "no or yes")
-_SAMPLING = ChatSampling(max_tokens=1)
 
 
-class VlmScorer(RelationScorer):
+class VlmScorer:
     """Asks a model, here or behind an endpoint, whether a relation holds, in two requests of one token.
 
     No answer depends on another question. A server must return log-probabilities.
@@ -156,6 +140,10 @@ class VlmScorer(RelationScorer):
         self._model.setup()
 
     def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
+        """Return the probability that each relation of an RGB image is correct, or why there is none, in their order.
+
+        Raises UserError or EngineError if the scorer fails on every image.
+        """
         visible = [visible_boxes(image, objects, relation) is not None for relation in relations]
         answers = map(_share, self._model.ask_all(self._ask(image, objects, [*compress(relations, visible)])))
         scores = (mean_of_orders(first, second) for first, second in zip(answers, answers, strict=True))
@@ -166,7 +154,7 @@ class VlmScorer(RelationScorer):
         for relation, marked in zip(relations, marked_images(image, objects, relations, LONGEST_SIDE), strict=True):
             shown = image_url(marked) if self._served else marked
             for question in ask_about(objects, relation):
-                yield ChatRequest(question, _SAMPLING, shown, logprobs=True)
+                yield ChatRequest(question, shown, max_tokens=1, logprobs=True)
 
 
 def _share(answer: list[Choice] | Refusal) -> Score:

@@ -33,7 +33,7 @@ from sgpipe.stages.checkpoint import loading
 from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.pair import HeadMatcher
 from sgpipe.stages.score.clip import ClipScorer
-from sgpipe.stages.score.scorer import NO_AREA, RelationScorer, VlmScorer
+from sgpipe.stages.score.scorer import NO_AREA, VlmScorer
 from sgpipe.stages.tag.methods import candidates
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.gpu import GPU_THREADS, Compiled, GpuMemory, compile_forward, enough_memory, gpu_use
@@ -339,14 +339,15 @@ class ScoredStage(ImageStage):
         super().__init__(config, roots)
         self.pair = pair or PairConfig()
 
-    def _make_scorer(self) -> RelationScorer:
+    def _make_scorer(self) -> ClipScorer | VlmScorer:
         if self.config.method == "vlm":
             return VlmScorer(self.config, self.cache_folder)
         return ClipScorer(local_model(str(self.config.tagger)), self.config.device, self.config.resources.gpus or 0)
 
     def check(self) -> None:
         threshold_of_recipe(self.config, self.pair)
-        self._make_scorer().check()
+        if isinstance(scorer := self._make_scorer(), VlmScorer):
+            scorer.check()
 
     def setup(self) -> None:
         self.threshold = threshold_of_recipe(self.config, self.pair)

@@ -17,7 +17,6 @@ from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
-SAMPLING = served.ChatSampling(max_tokens=16, temperature=1.0)
 SCHEMA = {"type": "object", "properties": {}, "additionalProperties": False}
 KEY = "sk-secret-0123456789"
 
@@ -28,7 +27,7 @@ def connect(url: str, cache: Path | None = None, in_flight: int = 8, timeout: fl
 
 
 def question(number: int, n: int = 1) -> ChatRequest:
-    return ChatRequest(f"What is in image {number}?", SAMPLING, seed=number, n=n)
+    return ChatRequest(f"What is in image {number}?", max_tokens=16, temperature=1.0, seed=number, n=n)
 
 
 def ask(endpoint: ChatEndpoint, request: ChatRequest) -> list[Choice] | Refusal:
@@ -158,16 +157,17 @@ def test_log_probabilities() -> None:
 
 
 def test_what_is_sent() -> None:
-    sampling = served.ChatSampling(max_tokens=5, temperature=0.5, top_p=0.9, top_k=50, repetition_penalty=1.1)
+    sampling = {"max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1}
     with EndpointServer() as server:
-        ask(connect(server.url), ChatRequest("Hello", sampling, system="Be brief.", seed=1 << 62, n=2, schema=SCHEMA))
+        given = ChatRequest("Hello", system="Be brief.", **sampling, seed=1 << 62, n=2, schema=SCHEMA)
+        ask(connect(server.url), given)
         (body,) = server.requests
     assert 0 <= body.pop("seed") < 1 << 31
     form = {"name": "answer", "strict": True, "schema": SCHEMA}
     assert body == {
         "model": "tiny-vlm", "n": 2, "response_format": {"type": "json_schema", "json_schema": form},
         "messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
-        "max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1,
+        **sampling,
     }  # fmt: skip
 
 

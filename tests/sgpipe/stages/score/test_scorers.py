@@ -59,11 +59,12 @@ def scorer_of(folder: Path) -> ClipScorer:
 
 
 def vlm_of(folder: Path) -> scoring.VlmScorer:
-    return loaded(scoring.VlmScorer(TagConfig(tagger=str(folder), device="cpu")))
+    scorer = scoring.VlmScorer(TagConfig(tagger=str(folder), device="cpu"))
+    scorer.check()
+    return loaded(scorer)
 
 
 def loaded(scorer: Any) -> Any:
-    scorer.check()
     scorer.load()
     return scorer
 
