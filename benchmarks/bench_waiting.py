@@ -21,7 +21,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import islice, permutations
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -95,7 +94,10 @@ class SimulatedCaptioner(BlipCaptioner):
         self.simulated, self.device = device, torch.device("meta")
         self.gpu_threads = GPU_THREADS if config.resources.io_threads else 0
         self.memory = GpuMemory(self.device, "", GPU_THREADS, GROUP)
-        self.blip: Any = SimpleNamespace(prepare=ImagePreparation(384), text=lambda tokens: "a photograph")
+        self.prepare = ImagePreparation(384)
+
+    def text(self, ids: list[int]) -> str:
+        return "a photograph"
 
     def _caption(self, group: Sequence[tuple[Tensor, int]]) -> list[list[list[int]]]:
         torch.stack([pixels for pixels, _ in group])

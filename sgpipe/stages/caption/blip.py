@@ -165,24 +165,74 @@ class BlipCaptioner(Captioner):
         checkpoint.check_architecture(f"captioner {self.source!r}", config, "BlipForConditionalGeneration")
 
     def setup(self) -> None:
-        """Load the model. Raises UserError like `check`, `Blip`, or if `max_tokens` leaves no room."""
+        """Load the model. Raises UserError like `check`, `_load`, or if `max_tokens` leaves no room."""
         config = self.config
         self.check()
         self.device = pick_device(config.device, config.resources.gpus)
-        dtype = pick_dtype(config.dtype, self.device)
-        self.blip = Blip(self.source, config.image_size, self.device, dtype)
-        self.decoder = BlipDecoder(self.blip.model)
-        self.prompt = self.blip.prompt_ids(config.prompt or "")
+        self._load(pick_dtype(config.dtype, self.device))
+        self.decoder = BlipDecoder(self.model)
+        self.prompt = self.prompt_ids(config.prompt or "")
         on_gpu = self.device.type == "cuda"
         self.uses_graphs = on_gpu and config.decoding == "nucleus"
         self.gpu_threads = 1 if on_gpu else 0  # graphs hardly need the host, and are of one thread
         self.memory = GpuMemory(self.device, _REMEDY, 1, GPU_GROUP if on_gpu else 1)
-        least, most = max(config.min_tokens, len(self.prompt) + 1), self.blip.text_config.max_position_embeddings
+        least, most = max(config.min_tokens, len(self.prompt) + 1), self.text_config.max_position_embeddings
         if not least <= (config.max_tokens or 0) <= most:
             raise UserError(
                 f"caption.max_tokens is {config.max_tokens}: expected {least} (caption.min_tokens, and more than [DEC] "
                 f"and the prompt) to {most}, the positions of this captioner"
             )
+
+    def _load(self, dtype: torch.dtype) -> None:
+        """Raises UserError: parts are missing, damaged or of another model, or its patches do not fit `image_size`."""
+        source, name = self.source, f"captioner {self.source!r}"
+        model: Any = checkpoint.load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
+        self.text_config, vision = model.config.text_config, model.config.vision_config
+        size = self.text_config.vocab_size
+        for token in ("bos_token_id", "sep_token_id"):
+            if not isinstance(number := getattr(self.text_config, token), int) or not 0 <= number < size:
+                raise UserError(f"{name}: text_config.{token} is {number}, outside its vocabulary of {size}")
+        side = self.config.image_size or vision.image_size
+        if side % vision.patch_size:
+            raise UserError(f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}")
+        self.tokenizer: Tokenizer = checkpoint.load_part(AutoTokenizer, source)
+        # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
+        checkpoint.check_vocabulary(name, len(self.tokenizer), (0.9 * size - 2, size + 2))
+        has_file = any(Path(source, f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor"))
+        with checkpoint.loading(f"{name}: preprocessor_config.json"):
+            values = BlipImageProcessor.get_image_processor_dict(source)[0] if has_file else {}
+            mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
+            if min(std) <= 0:
+                raise ValueError(f"image_std {std} is not positive")
+            resample = Image.Resampling(values.get("resample") or 3)
+            self.prepare = ImagePreparation(side, tuple(mean), tuple(std), resample)
+            self.prepare(Image.new("RGB", (8, 8)))
+        fuse_vision_attention(model)
+        self.model = torch.nn.Module.to(model, device=self.device, dtype=dtype).eval()
+
+    def to_device(self, images: Sequence[Tensor]) -> Tensor:
+        """Return images as by `prepare`, or only resized, on the model's device as float32 [images, 3, size, size]."""
+        pixels = torch.stack([each.to(self.model.device, non_blocking=True) for each in images])
+        return self.prepare.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
+
+    @torch.inference_mode()
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[images, 3, size, size] to image states [images, 1 + patches, vision width]."""
+        return self.model.vision_model(
+            pixel_values=pixels.to(self.model.device, self.model.dtype),
+            interpolate_pos_encoding=self.prepare.size != self.model.config.vision_config.image_size,
+        ).last_hidden_state
+
+    def prompt_ids(self, prompt: str) -> list[int]:
+        """Return the decoder's first tokens: [DEC], then the prompt."""
+        return [self.text_config.bos_token_id, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+
+    def text(self, ids: list[int]) -> str:
+        """Return the text of generated tokens, without special tokens and with single spaces."""
+        known = [token for token in ids if token < len(self.tokenizer)]
+        words = str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=True))
+        # A word piece that continues the last word of the prompt keeps its "##" when decoded without that word.
+        return " ".join(words.split()).removeprefix("##").strip()
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str]]:
         threads = image_threads(self.config.resources, elsewhere=self.device.type != "cpu")
@@ -191,13 +241,13 @@ class BlipCaptioner(Captioner):
             groups = iter(lambda: list(islice(prepared, self.memory.batch_size)), [])
             with prefetch(self._compute, groups, self.gpu_threads, self.gpu_threads + 1) as computed:
                 for samples in chain.from_iterable(computed):
-                    yield [self.blip.text(tokens) for tokens in samples]
+                    yield [self.text(tokens) for tokens in samples]
 
     def _prepare(self, given: CaptionInput) -> _Prepared:
         """Return what is copied to the device: for a GPU bytes, which it normalises, else normalised pixels."""
         if self.device.type == "cpu":
-            return self.blip.prepare(given.image), given.key
-        pixels = self.blip.prepare.resize(given.image)
+            return self.prepare(given.image), given.key
+        pixels = self.prepare.resize(given.image)
         return pixels.pin_memory() if self.device.type == "cuda" else pixels, given.key
 
     def _compute(self, group: list[_Prepared]) -> list[list[list[int]]]:
@@ -218,13 +268,13 @@ class BlipCaptioner(Captioner):
                 self.uses_graphs, self.graph_error = False, one_line(reason)
 
     def _encode(self, group: Sequence[_Prepared]) -> tuple[Tensor, list[int]]:
-        return self.blip.encode(self.blip.to_device([pixels for pixels, _ in group])), [key for _, key in group]
+        return self.encode(self.to_device([pixels for pixels, _ in group])), [key for _, key in group]
 
     def _caption(self, group: Sequence[_Prepared]) -> list[list[list[int]]]:
         try:
             states, keys = self._encode(group)
             if self.config.decoding == "beam":
-                return beam_captions(self.blip.model, states, self.prompt, self.config)
+                return beam_captions(self.model, states, self.prompt, self.config)
             return sample_captions(self.decoder, states, self.prompt, keys, self.config, self.recorded)
         except RuntimeError:
             self.recorded = None  # its memory is needed, if that is full
@@ -259,62 +309,6 @@ def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.de
     """Tensors, because a GPU multiplies by the rounded inverse of a number."""
     full, *of_channels = (torch.tensor(value, device=device) for value in (255.0, mean, std))
     return full, of_channels[0].view(3, 1, 1), of_channels[1].view(3, 1, 1)
-
-
-class Blip:
-    def __init__(self, source: str, image_size: int | None, device: torch.device, dtype: torch.dtype) -> None:
-        """`source`: a folder. `image_size`: in pixels; None: that of the position embeddings, else interpolated.
-
-        Raises UserError: its parts are missing, damaged or of another model, or its patches do not fit `image_size`.
-        """
-        name = f"captioner {source!r}"
-        model: Any = checkpoint.load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
-        self.text_config, vision = model.config.text_config, model.config.vision_config
-        size = self.text_config.vocab_size
-        for token in ("bos_token_id", "sep_token_id"):
-            if not isinstance(number := getattr(self.text_config, token), int) or not 0 <= number < size:
-                raise UserError(f"{name}: text_config.{token} is {number}, outside its vocabulary of {size}")
-        side = image_size or vision.image_size
-        if side % vision.patch_size:
-            raise UserError(f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}")
-        self.tokenizer: Tokenizer = checkpoint.load_part(AutoTokenizer, source)
-        # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
-        checkpoint.check_vocabulary(name, len(self.tokenizer), (0.9 * size - 2, size + 2))
-        has_file = any(Path(source, f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor"))
-        with checkpoint.loading(f"{name}: preprocessor_config.json"):
-            values = BlipImageProcessor.get_image_processor_dict(source)[0] if has_file else {}
-            mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
-            if min(std) <= 0:
-                raise ValueError(f"image_std {std} is not positive")
-            resample = Image.Resampling(values.get("resample") or 3)
-            self.prepare = ImagePreparation(side, tuple(mean), tuple(std), resample)
-            self.prepare(Image.new("RGB", (8, 8)))
-        fuse_vision_attention(model)
-        self.model = torch.nn.Module.to(model, device=device, dtype=dtype).eval()
-
-    def to_device(self, images: Sequence[Tensor]) -> Tensor:
-        """Return images as by `prepare`, or only resized, on the model's device as float32 [images, 3, size, size]."""
-        pixels = torch.stack([each.to(self.model.device, non_blocking=True) for each in images])
-        return self.prepare.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
-
-    @torch.inference_mode()
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[images, 3, size, size] to image states [images, 1 + patches, vision width]."""
-        return self.model.vision_model(
-            pixel_values=pixels.to(self.model.device, self.model.dtype),
-            interpolate_pos_encoding=self.prepare.size != self.model.config.vision_config.image_size,
-        ).last_hidden_state
-
-    def prompt_ids(self, prompt: str) -> list[int]:
-        """Return the decoder's first tokens: [DEC], then the prompt."""
-        return [self.text_config.bos_token_id, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
-
-    def text(self, ids: list[int]) -> str:
-        """Return the text of generated tokens, without special tokens and with single spaces."""
-        known = [token for token in ids if token < len(self.tokenizer)]
-        words = str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=True))
-        # A word piece that continues the last word of the prompt keeps its "##" when decoded without that word.
-        return " ".join(words.split()).removeprefix("##").strip()
 
 
 def fuse_vision_attention(model: BlipForConditionalGeneration) -> None:

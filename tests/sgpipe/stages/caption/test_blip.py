@@ -10,7 +10,7 @@ from transformers import BlipForConditionalGeneration
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.blip import Blip, BlipCaptioner, fuse_vision_attention
+from sgpipe.stages.caption.blip import BlipCaptioner, fuse_vision_attention
 from sgpipe.stages.caption.captioner import settings_of
 from tests.factories import make_blip, make_tokenizer
 
@@ -25,8 +25,10 @@ def folder(original, tmp_path):
     return shutil.copytree(original, tmp_path / "captioner")
 
 
-def load(source, image_size=None, dtype=torch.float32):
-    return Blip(str(source), image_size, torch.device("cpu"), dtype)
+def load(source, image_size=None):
+    captioner = BlipCaptioner(settings_of(CaptionConfig(captioner=str(source), image_size=image_size, device="cpu")))
+    captioner.setup()
+    return captioner
 
 
 def change(path, **values):
@@ -110,7 +112,7 @@ def test_another_kind_of_model_or_of_tokens_is_refused(folder, values, word):
     config = json.loads((folder / "config.json").read_text())
     change(folder / "config.json", **values, text_config=config["text_config"] | values)
     with pytest.raises(UserError, match=word):
-        BlipCaptioner(settings_of(CaptionConfig(captioner=str(folder), device="cpu"))).setup()
+        load(folder)
 
 
 @pytest.mark.parametrize(("vision_width", "heads", "image_size"), [(48, 4, 32), (32, 2, 40)])

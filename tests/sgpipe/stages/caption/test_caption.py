@@ -76,14 +76,14 @@ def test_captions_record_their_boxes_and_each_region_is_encoded_once(captioner, 
     boxes = [[], [0], [1], [3], [0, 1], [0, 3], [1, 3]]
     expected = [(("image", "box", "pair")[len(each)], each) for each in boxes]
     assert [(caption.scope, caption.boxes) for caption in found[::2]] == expected
-    seen, vision = [], stage.captioner.blip.model.vision_model
+    seen, vision = [], stage.captioner.model.vision_model
     vision.register_forward_pre_hook(lambda *call: seen.append(call[2]["pixel_values"]), with_kwargs=True)
     stage(records(1))
     # One at a time on a CPU: other shapes round differently, and captions would depend on the batch.
     assert [len(pixels) for pixels in seen] == [1] * (1 + 3 + 3)
     with Image.open(images / "0.png") as image:
         for window, pixels in (((0, 0, 60, 40), seen[0]), ((2, 3, 20, 18), seen[1]), ((2, 3, 28, 21), seen[4])):
-            assert torch.equal(pixels[0], stage.captioner.blip.prepare(image.crop(window)))
+            assert torch.equal(pixels[0], stage.captioner.prepare(image.crop(window)))
 
 
 def test_beam_search_gives_one_deterministic_caption(captioner, images):
