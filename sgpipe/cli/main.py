@@ -17,14 +17,12 @@ import typer
 from typer.core import TyperGroup
 
 from sgpipe.cli import interrupt
-from sgpipe.cli.doctor import doctor
-from sgpipe.cli.evaluate import app as eval_app
-from sgpipe.cli.evaluate import predict, score
-from sgpipe.cli.generate import generate, label, miniworld, parse, plan
+from sgpipe.cli.generate import doctor, generate, label, miniworld, parse, plan
 from sgpipe.cli.imports import app as import_app
+from sgpipe.cli.models import app as eval_app
+from sgpipe.cli.models import convert, predict, reproduce, score, train
 from sgpipe.cli.options import USAGE_ERROR, command
 from sgpipe.cli.runs import calibrate, certify, correct, export, fetch, merge, push, stats, verify, view
-from sgpipe.cli.train import convert, reproduce, train
 from sgpipe.errors import DivergedError, EngineError, StoreError, UserError, format_os_error
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED

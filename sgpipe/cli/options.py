@@ -174,7 +174,7 @@ Json = Annotated[bool, option("Print JSON instead of text.", "--json")]
 
 @dataclass(frozen=True, kw_only=True)
 class InferenceOptions:
-    """How a trained model runs on the images of shards."""
+    """How a trained model runs on the images of shards: arguments of `ModelRun`."""
 
     split: Annotated[str | None, option("Use only this split of the shards.", panel=DATA)] = None
     images: MovedImages = None
@@ -183,10 +183,6 @@ class InferenceOptions:
     device: Device = "auto"
     workers: Annotated[int, option("Worker processes; Ray starts them if more than one.", min=1, panel=COMPUTE)] = 1
     gpus: Annotated[float, option("GPUs per worker, 0 to 1. One worker: if any.", min=0, max=1, panel=COMPUTE)] = 0
-
-    def as_arguments(self) -> dict[str, Any]:
-        """Return the arguments of `ModelRun` that these options set."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(InferenceOptions)}
 
 
 def command(function: Callable[..., None], *, writes_beside: bool = False) -> Callable[..., None]:

@@ -427,7 +427,7 @@ def view(
     address = app.listen(host or app.LOCAL, port)
     token = secrets.token_urlsafe(24) if host else None
     names = {address.host, socket.gethostname(), socket.getfqdn()}
-    served = app.create_app(viewer, app.Access(names, token, read_only))
+    served = app.create_app(viewer, names, token)
     url = address.url(token)
     cli.show(url)
     if token is not None:

@@ -97,7 +97,7 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
         measures = measure_database(database, calibration=rows.calibration)
         query = "select count(*) from related_images where certainty >= ?::float"
         [(related,)] = database.rows(query, [rows.threshold])
-    before, exported = rows.totals, rows.census.predicates.total()
+    before, census = rows.totals, rows.census
     files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in rows.splits]
     licences = {dataset: _LICENCES.get(_SHORT.get(dataset, dataset), _UNKNOWN) for dataset in measures.datasets}
     quality = run_quality(rows.root, max(TRAINING_CONFIDENCE, rows.threshold), rows.calibration)
@@ -115,15 +115,13 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
         table=[
             ("images", before["images"], measures.rows),
             ("images with relations", before["images_with_relations"], related),
-            ("relations", before["relations"], exported),
+            ("relations", before["relations"], census.predicates.total()),
         ],
         licences={dataset: sentence for dataset, (_, sentence) in licences.items()},
         measures=measures,
         levels=[level for level in measures.thresholds if np.float32(level.threshold) > rows.threshold],
-        predicates=sorted(rows.census.predicates.items(), key=lambda item: (-item[1], item[0])),
-        relations=exported,
-        scored=rows.census.scored,
-        most=10,  # names in a list
+        census=census,
+        predicates=sorted(census.predicates.items(), key=lambda item: (-item[1], item[0])),
         quality=quality[LABELS] if quality else None,
         embedded=embedded,
         measure=rows.measure,

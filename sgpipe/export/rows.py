@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -270,27 +270,24 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 def write_json(path: Path, value: Members | Iterator[Any]) -> None:
     """Write and sync a file: iterators as arrays, `Members` as objects, an item a line. Raises UserError: NaN."""
-    with new_file(path) as binary:
-        file = io.TextIOWrapper(binary, encoding="utf-8")
-        _write(file, value)
-        file.write("\n")
-        file.detach()
+    with new_file(path) as file:
+        file.writelines(piece.encode() for piece in chain(_pieces(value), "\n"))
 
 
-def _write(file: IO[str], value: Any) -> None:
+def _pieces(value: Any) -> Iterator[str]:
     if isinstance(value, Members):
-        file.write("{")
+        yield "{"
         for number, (key, inner) in enumerate(value.pairs):
-            file.write(f"{',' if number else ''}\n{_text(key)}: ")
-            _write(file, inner)
-        file.write("}")
+            yield f"{',' if number else ''}\n{_text(key)}: "
+            yield from _pieces(inner)
+        yield "}"
     elif isinstance(value, Iterator):
-        file.write("[")
+        yield "["
         for number, item in enumerate(value):
-            file.write(f"{',' if number else ''}\n{_text(item)}")
-        file.write("]")
+            yield f"{',' if number else ''}\n{_text(item)}"
+        yield "]"
     else:
-        file.write(_text(value))
+        yield _text(value)
 
 
 def _text(value: Any) -> str:

@@ -56,12 +56,14 @@ HEADERS = {
 
 
 @dataclass(frozen=True)
-class Access:
-    """What a request must bring: a name of this machine ("localhost" and IP addresses always do), and a token, if any.
+class Guard:
+    """The middleware: refuses requests, and adds the headers to every answer.
 
-    The token is in the address that the command prints, then in a cookie. `read_only`: refuse every write.
+    A request must bring one of the `names` of this machine ("localhost" and IP addresses always do), and a token, if
+    any, which is in the address that the command prints, then in a cookie. `read_only`: refuse every write.
     """
 
+    app: ASGIApp
     names: Collection[str] = ()
     token: str | None = None
     read_only: bool = False
@@ -102,28 +104,20 @@ class Access:
         """Return whether this is the token, compared in constant time."""
         return bool(shown and self.token) and hmac.compare_digest(str(shown).encode(), str(self.token).encode())
 
-
-class Guard:
-    """The middleware: refuses requests as `access` says, and adds the headers to every answer."""
-
-    def __init__(self, app: ASGIApp, access: Access) -> None:
-        self.app, self.access = app, access
-
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        if refused := self.access.refusal(request):
+        if refused := self.refusal(request):
             status, message = refused
             is_api = request.url.path.startswith("/api/")
             answer = JSONResponse({"error": message}, status) if is_api else PlainTextResponse(f"{message}\n", status)
             await answer(scope, receive, _with_headers(send))
-        elif self.access.token is not None and "token" in request.query_params and request.method in _READS:
+        elif self.token is not None and "token" in request.query_params and request.method in _READS:
             # The same address without the token, which moves into a cookie: it shall not stay in the history.
             query = request.url.remove_query_params("token").query
             moved = RedirectResponse("/" + request.url.path.lstrip("/") + (query and f"?{query}"))  # "//" names a host
-            if self.access.is_token(request.query_params["token"]):
+            if self.is_token(request.query_params["token"]):
                 # "strict" would refuse whoever follows a link from another site; writes are checked by their origin.
-                secret = str(self.access.token)
-                moved.set_cookie(_cookie(request), secret, max_age=_COOKIE_SECONDS, httponly=True, samesite="lax")
+                moved.set_cookie(_cookie(request), self.token, max_age=_COOKIE_SECONDS, httponly=True, samesite="lax")
             await moved(scope, receive, _with_headers(send))
         else:
             await self.app(scope, receive, _with_headers(send))
@@ -145,11 +139,15 @@ def _with_headers(send: Send) -> Send:
     return send_with_headers
 
 
-def create_app(viewer: Viewer, access: Access) -> Starlette:
+def create_app(viewer: Viewer, names: Collection[str] = (), token: str | None = None) -> Starlette:
+    """Return the application; `names`, `token`: see `Guard`."""
     static = Mount("/static", StaticFiles(directory=FOLDER / "static"))
     app = Starlette(
         routes=[*pages.ROUTES, *judging.ROUTES, static],
-        middleware=[Middleware(Guard, access), Middleware(RequestBodyLimitMiddleware, LARGEST_BODY)],
+        middleware=[
+            Middleware(Guard, names, token, viewer.read_only),
+            Middleware(RequestBodyLimitMiddleware, LARGEST_BODY),
+        ],
         exception_handlers=dict.fromkeys((UserError, HTTPException, OSError, ClientDisconnect, Exception), _refuse),
     )
     app.state.freshness = Freshness(viewer)

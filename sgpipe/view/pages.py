@@ -5,6 +5,7 @@ Scripts draw the page of an image from plain values, which `/api/image/…` also
 """
 
 import os
+import re
 import textwrap
 import threading
 from collections import defaultdict
@@ -64,10 +65,11 @@ def gallery(request: Request) -> Response:
         failed = {"before": text[: error.position], "after": text[error.position :], "message": str(error)}
         others = [pair for pair in pairs if pair[0] not in ("q", "after")]
         return web.render(request, "gallery", {**values, "failed": failed, "state": others, "filters": Filters()})
-    page, state = search(viewer.index, filters, request.query_params.get("after"), PAGE), filters.to_params()
+    hits, after = search(viewer.index, filters, request.query_params.get("after"), PAGE)
+    state = filters.to_params()
     values |= {"failed": None, "filters": filters, "state": state, "found": facets(viewer.index, filters)}
-    cards = [_card(hit, state) for hit in page.hits]
-    return web.render(request, "gallery", {**values, "cards": cards, "page": page, "toggled": _toggled})
+    cards = [_card(hit, state) for hit in hits]
+    return web.render(request, "gallery", {**values, "cards": cards, "after": after, "toggled": _toggled})
 
 
 def status(request: Request) -> Response:
@@ -226,6 +228,7 @@ def _candidates(record: Record) -> dict[tuple[int, int], list[Values]]:
 SAME_OBJECT = 0.5  # IoU from which on boxes of a class are the same object
 MOST_RELATIONS = 1000  # of an image that a page lists
 _IN_GRAPH = 20
+_KEY = re.compile(r"([0-9]{1,9})-([0-9]{1,9})-(.*)", re.DOTALL)  # of a relation
 _SUGGESTIONS = 20
 
 
@@ -285,9 +288,13 @@ def _values(request: Request) -> Values:
 
 def _neighbours(request: Request) -> Values:
     """Return the addresses of the hits before and after the relation in the request's search: `previous` and `next`."""
-    index, params = web.viewer_of(request).index, request.query_params
-    filters, key = Filters.from_params(params.multi_items(), index.vocabulary), params.get("relation")
-    found = neighbours(index, filters, *web.place_of(request), web.parse_relation(key) if key else None)
+    index, params, relation = web.viewer_of(request).index, request.query_params, None
+    if key := params.get("relation"):
+        if not (parts := _KEY.fullmatch(key)):
+            raise HTTPException(400, f"not a relation: {single_line(key, 80)}")
+        relation = int(parts[1]), int(parts[2]), parts[3]
+    filters = Filters.from_params(params.multi_items(), index.vocabulary)
+    found = neighbours(index, filters, *web.place_of(request), relation)
     before, after = (hit and web.hit_url(hit, params.multi_items()) for hit in found)
     return {"previous": before, "next": after}
 
@@ -301,9 +308,8 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     relations = existing_relations(record)
     shown = _first(relations, MOST_RELATIONS, chosen)
     names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
-    scores = {  # the last of a repeated relation
-        name: dict(zip(map(_key, record.relations), view.scores.get(name, ()), strict=False)) for name in SCORES
-    }
+    keys = [_key(relation) for relation in record.relations]  # of a repeated relation, the last score counts
+    scores = {name: dict(zip(keys, view.scores.get(name) or (), strict=False)) for name in SCORES}
 
     def values_of(relation: Relation) -> Values:
         pair, key = provenance.candidates[relation.subject, relation.object], _key(relation)
@@ -316,10 +322,11 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
             "stated": provenance.stating(relation),
         }
 
-    image = {name: getattr(record, name) for name in names} | {"shard": view.image.shard, "row": view.image.row}
+    image = {name: getattr(record, name) for name in names}
+    image |= {"photo": web.photo_url(record.split, record.image_id), "shard": view.image.shard, "row": view.image.row}
     pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
     values = {
-        "image": {**image, "photo": web.photo_url(record.split, record.image_id)},
+        "image": image,
         "objects": [
             {
                 **{"name": name, "category": box.category, "box": box.bbox, "score": box.score, "phrase": box.phrase},

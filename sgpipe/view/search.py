@@ -176,11 +176,8 @@ class Hit:
 
     split: str
     image_id: str
-    dataset: str
-    file_name: str
     width: int
     height: int
-    status: str
     error: str | None = None
     why: str | None = None
     subject: int | None = None
@@ -198,16 +195,9 @@ class Hit:
     caption: str | None = None
 
 
-@dataclass(frozen=True)
-class Page:
-    """Hits in order; `next`: what to pass as `after`, None if this is the last page."""
-
-    hits: list[Hit]
-    next: str | None
-
-
-def search(index: Index, filters: Filters, after: str | None = None, limit: int = 48) -> Page:
-    """Return one page of hits, after a cursor of an earlier page. Raises UserError: no such cursor or queue."""
+def search(index: Index, filters: Filters, after: str | None = None, limit: int = 48) -> tuple[list[Hit], str | None]:
+    """Return a page of hits, and what `after` is for the next one, None if there is none. Raises UserError: no such
+    cursor or queue."""
     start = None
     if after:
         if not (cursor := _CURSOR.fullmatch(after)):
@@ -215,7 +205,7 @@ def search(index: Index, filters: Filters, after: str | None = None, limit: int 
         start = cursor[1], int(cursor[2]), int(cursor[3])
     found = _found(index, filters, start, limit + 1)
     last = "_".join(map(str, found[limit - 1][:3])) if len(found) > limit else None
-    return Page(_hits(index, filters, found[:limit]), last)
+    return _hits(index, filters, found[:limit]), last
 
 
 def neighbours(
@@ -312,8 +302,7 @@ def _ordered(index: Index, filters: Filters, where: Where, limit: int, back: boo
 def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
     if not found:
         return []
-    query = """select image, first_object, objects,
-            split::varchar, image_id, dataset::varchar, file_name, width, height, status::varchar, error, why
+    query = """select image, first_object, objects, split::varchar, image_id, width, height, error, why
         from run.images join (select distinct unnest(?::int[]) as image) using (image)"""
     images = {image: values for image, *values in index.rows(query, [[row[1] for row in found]])}
     captions: dict[int, str] = {}

@@ -5,7 +5,6 @@ Handlers are plain functions, which Starlette runs in threads. They raise `UserE
 """
 
 import json
-import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,6 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import jinja2
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
@@ -30,7 +28,6 @@ from sgpipe.view.search import Hit
 
 FOLDER = Path(__file__).parent
 Params = Iterable[tuple[str, str]]
-_KEY = re.compile(r"([0-9]{1,9})-([0-9]{1,9})-(.*)", re.DOTALL)
 _SECONDS_LOCAL, _SECONDS_STORE = 2.0, 30.0  # between two looks for new shards, at least;
 _TIMES_AS_LONG = 10  # as the last one took: it indexes the run
 
@@ -128,9 +125,7 @@ def image_url(split: str, image_id: str, params: Params = (), relation: str | No
 
 
 def hit_url(hit: Hit, params: Params) -> str:
-    key = None
-    if hit.subject is not None and hit.object is not None and hit.predicate is not None:
-        key = relation_key(hit.subject, hit.object, hit.predicate)
+    key = None if hit.predicate is None else relation_key(hit.subject, hit.object, hit.predicate)
     return image_url(hit.split, hit.image_id, params, key)
 
 
@@ -139,16 +134,9 @@ def photo_url(split: str, image_id: str, width: int | None = None) -> str:
     return _with_params(f"/photo/{_path(split, image_id)}", [("width", str(width) if width else None)])
 
 
-def relation_key(subject: int, object_: int, predicate: str) -> str:
+def relation_key(subject: int | None, object_: int | None, predicate: str) -> str:
     """Return a relation of an image as one string: "0-3-riding"."""
     return f"{subject}-{object_}-{predicate}"
-
-
-def parse_relation(key: str) -> tuple[int, int, str]:
-    """Return subject, object and predicate of a key. Raises HTTPException: 400 if it is not one."""
-    if not (found := _KEY.fullmatch(key)):
-        raise HTTPException(400, f"not a relation: {single_line(key, 80)}")
-    return int(found[1]), int(found[2]), found[3]
 
 
 def _path(split: str, image_id: str) -> str:

@@ -20,7 +20,7 @@ from sgpipe.cli.main import app
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
 from sgpipe.utils.console import Progress
-from sgpipe.view.app import LOCAL, Access, create_app, listen, serve
+from sgpipe.view.app import LOCAL, create_app, listen, serve
 from sgpipe.view.web import Viewer
 from tests.integration.faults.runs import FIFTY, SERVER
 from tests.sgpipe.training.data.runs import make_run, plain_record
@@ -36,7 +36,7 @@ def run_server(root: Path, port: int, said: Connection) -> None:
     index = Index(root, QUIET)
     log = JudgementLog(root / JUDGEMENTS, index.fingerprint)
     said.send(address.port)
-    serve(create_app(Viewer("run", index, log), Access()), address)
+    serve(create_app(Viewer("run", index, log)), address)
 
 
 class Servers:

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from sgpipe.records import Box, Record
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
-from sgpipe.view.app import Access, create_app
+from sgpipe.view.app import create_app
 from sgpipe.view.web import Viewer
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import SIZE, make_run
@@ -52,7 +52,7 @@ def open_client(run: Path | Index, judgements: Path | None = None, images: Path 
     index = run if isinstance(run, Index) else Index(run)
     log = JudgementLog((judgements or index.root) / JUDGEMENTS, index.fingerprint)
     viewer = Viewer("the run", index, log, name="anna", images=images)
-    return TestClient(create_app(viewer, Access()), base_url="http://localhost")
+    return TestClient(create_app(viewer), base_url="http://localhost")
 
 
 def attributes(page: str, pattern: str) -> list[str]:

@@ -9,7 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from sgpipe.view.app import Access, Guard
+from sgpipe.view.app import Guard
 
 JSON = {"content-type": "application/json"}
 
@@ -18,12 +18,9 @@ async def echo(request: Request) -> Response:
     return PlainTextResponse(f"{request.method} {len(await request.body())}")
 
 
-EVERYBODY = Access()
-
-
-def client(access: Access = EVERYBODY, host: str = "localhost:8765") -> TestClient:
+def client(host: str = "localhost:8765", **access: object) -> TestClient:
     routes = [Route("/{path:path}", echo, methods=["GET", "POST", "DELETE"])]
-    middleware = [Middleware(Guard, access), Middleware(RequestBodyLimitMiddleware, 100)]
+    middleware = [Middleware(Guard, **access), Middleware(RequestBodyLimitMiddleware, 100)]
     return TestClient(Starlette(routes=routes, middleware=middleware), base_url=f"http://{host}")
 
 
@@ -34,7 +31,7 @@ FOREIGN = ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:876
 @pytest.mark.parametrize("host", [*OWN, *FOREIGN])
 def test_the_server_answers_to_addresses_and_its_own_names_alone(host: str) -> None:
     """DNS rebinding: a page of evil.example makes its name lead to 127.0.0.1 and reads what the server answers."""
-    answer = client(Access({"mybox"})).get("/", headers={"host": host})
+    answer = client(names={"mybox"}).get("/", headers={"host": host})
     assert answer.status_code == (200 if host in OWN else 421)
 
 
@@ -53,12 +50,12 @@ def test_only_pages_of_the_server_write(headers: dict[str, str], status: int) ->
 
 
 def test_a_read_only_server_refuses_every_write() -> None:
-    refused = client(Access(read_only=True)).post("/api/x", headers=JSON)
+    refused = client(read_only=True).post("/api/x", headers=JSON)
     assert (refused.status_code, refused.json()) == (403, {"error": "the server is read-only"})
 
 
 def test_the_token_moves_from_the_address_into_a_cookie() -> None:
-    browser = client(Access(token="secret"))
+    browser = client(token="secret")
     assert browser.get("/").status_code == 401
     assert browser.get("/?token=wrong").status_code == 401
     moved = browser.get("/image/a?q=dog&token=secret", follow_redirects=False)
@@ -66,7 +63,7 @@ def test_the_token_moves_from_the_address_into_a_cookie() -> None:
     assert moved.headers["set-cookie"].endswith("; HttpOnly; Max-Age=2592000; Path=/; SameSite=lax")
     assert browser.get("/").status_code == 200
     address = "http://localhost:8765//evil.example/?token=secret"  # leads to no other server
-    moved = client(Access(token="secret")).get(address, follow_redirects=False)
+    moved = client(token="secret").get(address, follow_redirects=False)
     assert moved.headers["location"] == "/evil.example/"
 
 
@@ -85,6 +82,6 @@ def test_a_large_body_is_refused() -> None:
 
 
 def test_a_program_sends_the_token_in_the_address() -> None:
-    program = client(Access(token="secret"))
+    program = client(token="secret")
     for token, status in (("secret", 200), ("wrong", 401)):
         assert program.post(f"/api/x?token={token}", headers=JSON).status_code == status
