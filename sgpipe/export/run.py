@@ -8,7 +8,6 @@ from typing import Any
 from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, check_share
 from sgpipe.export import annotation_files as files
-from sgpipe.export.annotation_tools import write_fiftyone, write_label_studio
 from sgpipe.export.hugging_face import exported_relations, write_hugging_face, write_readme, write_webdataset
 from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, load_phrases, write_instructions
 from sgpipe.export.rows import ExportRows
@@ -30,8 +29,8 @@ _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "hico": files.write_hico,
     "psg": files.write_psg,
     "vg150": files.write_vg150,
-    LABEL_STUDIO: write_label_studio,
-    FIFTYONE: write_fiftyone,
+    LABEL_STUDIO: files.write_label_studio,
+    FIFTYONE: files.write_fiftyone,
     WEBDATASET: write_webdataset,
 }
 _WITH_IMAGES = (HUGGING_FACE, LABEL_STUDIO, FIFTYONE, INSTRUCTIONS)
