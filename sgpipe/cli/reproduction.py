@@ -73,14 +73,11 @@ class Task:
 
     step: Step
     written: str  # the command with {data} and {out}, which is the same wherever they are
+    command: str
     words: tuple[str, ...]
     out: Path
     reads: set[Path]  # of other steps
     files: list[Path]  # of the user
-
-    @property
-    def command(self) -> str:
-        return shlex.join(["sgpipe", *self.words])
 
     @property
     def missing(self) -> list[str]:
@@ -123,7 +120,7 @@ def _task(paper: Reproduction, step: Step, text: str, needs: Sequence[str], data
     files = [data / rest for place, rest in [*found, *(("data", name) for name in needs)] if place == "data"]
     places = {"data": data, "out": out, "pipelines": recipe_folder(), "models": packaged_model("parseda").parent}
     words = [_PLACE.sub(lambda match: f"{places[match[1]]}/{match[2]}", word, count=1) for word in words]
-    return Task(step, f"sgpipe {text}", tuple(words), own, reads, files)
+    return Task(step, f"sgpipe {text}", shlex.join(["sgpipe", *words]), tuple(words), own, reads, files)
 
 
 def reproduce(

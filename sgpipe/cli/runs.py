@@ -322,7 +322,7 @@ def export(
     written = export_run(run, to, out, **how, **relations.as_arguments(run))
     if written.note:
         cli.say(f"NOTE: {written.note}")
-    if cli.printed_json(json_, written.as_json()):
+    if cli.printed_json(json_, vars(written) | {"root": str(out)}):
         return
     cli.show(f"wrote {count(len(written.files), 'file')} to {out}")
     for what, number in written.left_out.items():
@@ -408,7 +408,8 @@ def view(
     from sgpipe.files.locations import absolute_location
     from sgpipe.storage.index import Index
     from sgpipe.storage.judgements import JudgementLog
-    from sgpipe.view import app, web
+    from sgpipe.view import app
+    from sgpipe.view.pages import Viewer
 
     if name is None:
         with suppress(OSError, KeyError):  # in a container, the user may have none
@@ -423,11 +424,10 @@ def view(
             cli.say(f"left out: {problem}")
     judgements = JudgementLog(opened[0].files.judgements, opened[0].fingerprint)
     title = str(opened[0].run.get("name") or absolute_location(run).name)
-    viewer = web.Viewer(title, opened[0], judgements, opened[1] if other else None, judge, read_only, images)
+    viewer = Viewer(title, opened[0], judgements, opened[1] if other else None, judge, read_only, images)
     address = app.listen(host or app.LOCAL, port)
     token = secrets.token_urlsafe(24) if host else None
     names = {address.host, socket.gethostname(), socket.getfqdn()}
-    served = app.create_app(viewer, names, token)
     url = address.url(token)
     cli.show(url)
     if token is not None:
@@ -436,7 +436,7 @@ def view(
     cli.say("Ctrl-C ends the server")
     if not no_browser:
         app.open_browser(url)
-    app.serve(served, address)
+    app.serve(app.create_app(viewer, names, token), address)
     file = viewer.judgements.file
     cli.say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from sgpipe.calibration import load_calibration, stored
 from sgpipe.errors import ImageError, UserError, add_filename
-from sgpipe.files.image_roots import ImagePlace, ImageRoot
+from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.locations import Location, text_sha256
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import read_image
@@ -34,8 +34,9 @@ class ExportRows:
     """The rows of a run, which of its relations to export, and where its images are.
 
     Attributes:
-        threshold: the minimum confidence or, with a calibration, probability.
-        images, images_url, embed: where the images moved, what addresses of them begin with, whether to store them.
+        threshold: the minimum confidence or, with a calibration, probability: the `measure`.
+        images_url, embed: what addresses of images begin with, whether to store them.
+        image_root: where the images of a split are. Raises UserError: this is not known, or they are missing.
         left_out: what an export has to leave out, by kind; the formats add to it.
         note: what the user is told: how to use the files.
     """
@@ -53,11 +54,15 @@ class ExportRows:
         embed: bool = False,
     ) -> None:
         """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of another tagger."""
-        self.images, self.images_url, self.embed = images, images_url, embed
+        self.images_url, self.embed = images_url, embed
         self.root, self.origins, self.certificate, self.calibration_file = root, origins, certificate, calibration
         self.threshold, self.manifest = stored(threshold), Manifest.load(root)
         self.left_out, self.note = Counter[str](), ""
-        self._roots: dict[str, ImageRoot] = {}  # by split: finding one takes as long as all else of an image
+        self.measure = "confidence" if calibration is None else "probability"
+        self.splits = list(dict.fromkeys(shard.split for shard in self.manifest.shards))
+        self.totals = sum((Counter(shard.counts) for shard in self.manifest.shards), Counter[str]())
+        # Finding one takes as long as all else of an image.
+        self.image_root = cache(lambda split: self.manifest.image_root(split, images))
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
         self.calibration = None if calibration is None else load_calibration(calibration)
@@ -67,11 +72,6 @@ class ExportRows:
             self.least = {each["predicate"]: stored(each["threshold"]) for each in certificate["sets"]}
         if self.calibration is not None and self.census.scored:
             self.calibration.check_run(self.manifest.run, root)
-
-    @property
-    def measure(self) -> str:
-        """What the threshold is of."""
-        return "confidence" if self.calibration is None else "probability"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -86,10 +86,6 @@ class ExportRows:
             exported["calibration"] = text_sha256(self.calibration_file)
         return {"exported": exported}
 
-    @cached_property
-    def totals(self) -> Counter[str]:
-        return sum((Counter(shard.counts) for shard in self.manifest.shards), Counter[str]())
-
     @property
     def names(self) -> list[list[str]]:
         """The classes, without the missing object, and the predicates: the closed lists, and what else occurs."""
@@ -97,10 +93,6 @@ class ExportRows:
         classes = {name for _, name in census.categories - census.nothing}
         kinds = (("objects", classes), ("relations", census.predicates))
         return [list(dict.fromkeys([*labels.get(kind, ()), *sorted(seen)])) for kind, seen in kinds]
-
-    @property
-    def splits(self) -> list[str]:
-        return list(dict.fromkeys(shard.split for shard in self.manifest.shards))
 
     def shards(self, split: str) -> list[ShardEntry]:
         return [shard for shard in self.manifest.shards if shard.split == split]
@@ -123,12 +115,6 @@ class ExportRows:
             for table in iter_groups(path, (*IMAGE_FIELDS, *columns, *present)):
                 pairs = zip(from_table(table.drop_columns(present)), embedded_images(table), strict=True)
                 yield from ((record, self.read_image(record, content)) for record, content in pairs if record.ok)
-
-    def image_root(self, split: str) -> ImageRoot:
-        """Return where the images of a split are. Raises UserError: this is not known, or they are missing."""
-        if split not in self._roots:
-            self._roots[split] = self.manifest.image_root(split, self.images)
-        return self._roots[split]
 
     def image_folder(self, split: str, options: str = "--embed") -> Path:
         """Return the same for programs that read only folders. Raises UserError: it is none; pass `options` instead."""

@@ -47,9 +47,6 @@ class Exported:
     relations: int
     note: str | None = None
 
-    def as_json(self) -> dict[str, Any]:
-        return {"root": str(self.root), "files": self.files, "relations": self.relations, "left_out": self.left_out}
-
 
 def export_run(
     root: str | Location,

@@ -37,7 +37,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sgpipe.errors import UserError, format_os_error
 from sgpipe.view import judging, pages
-from sgpipe.view.web import FOLDER, Freshness, Viewer, render
+from sgpipe.view.pages import FOLDER, Freshness, Viewer, render
 
 LARGEST_BODY = 64 * 1024  # bytes
 _READS = ("GET", "HEAD")
@@ -142,12 +142,10 @@ def _with_headers(send: Send) -> Send:
 def create_app(viewer: Viewer, names: Collection[str] = (), token: str | None = None) -> Starlette:
     """Return the application; `names`, `token`: see `Guard`."""
     static = Mount("/static", StaticFiles(directory=FOLDER / "static"))
+    guard = Middleware(Guard, names, token, viewer.read_only)
     app = Starlette(
         routes=[*pages.ROUTES, *judging.ROUTES, static],
-        middleware=[
-            Middleware(Guard, names, token, viewer.read_only),
-            Middleware(RequestBodyLimitMiddleware, LARGEST_BODY),
-        ],
+        middleware=[guard, Middleware(RequestBodyLimitMiddleware, LARGEST_BODY)],
         exception_handlers=dict.fromkeys((UserError, HTTPException, OSError, ClientDisconnect, Exception), _refuse),
     )
     app.state.freshness = Freshness(viewer)

@@ -29,23 +29,12 @@ from sgpipe.errors import UserError
 from sgpipe.stats.certify import extend, measure, rounds_of, settings_for, usual_prediction
 from sgpipe.stats.plans import PlanProgress, describe_alpha, draw, next_question, states_of
 from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_left
+from sgpipe.storage import judgements as stored
 from sgpipe.storage.index import read_record
-from sgpipe.storage.judgements import (
-    BlindAnswer,
-    CertificateSettings,
-    Judgement,
-    JudgementLog,
-    Kind,
-    PlannedQuestion,
-    RecallPlan,
-    SamplingPlan,
-    describe_invalid,
-    utc_now,
-)
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count, single_line
+from sgpipe.view.pages import Viewer, image_url, photo_url, relation_key, render, viewer_of
 from sgpipe.view.search import Filters, select_relations
-from sgpipe.view.web import Viewer, image_url, photo_url, relation_key, render, viewer_of
 from sgpipe.viz import colour_of
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -54,10 +43,7 @@ _CONFLICTS_SHOWN = 100
 
 
 def _writing(handler: Callable[[Request, dict[str, Any]], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler that gets the JSON object of the body, too, and runs in a thread.
-
-    Status 400: the body is something else; 409: it is about another run.
-    """
+    """Return a handler run in a thread. Status 400: the body is not a JSON object; 409: it is about another run."""
 
     async def handle(request: Request) -> Response:
         values, log = None, viewer_of(request).judgements
@@ -73,7 +59,7 @@ def _writing(handler: Callable[[Request, dict[str, Any]], Response]) -> Callable
     return handle
 
 
-def _reloaded(request: Request) -> tuple[Viewer, JudgementLog]:
+def _reloaded(request: Request) -> tuple[Viewer, stored.JudgementLog]:
     """Return the viewer and its judgements, with what other processes appended."""
     viewer = viewer_of(request)
     viewer.judgements.reload()
@@ -83,13 +69,13 @@ def _reloaded(request: Request) -> tuple[Viewer, JudgementLog]:
 def judge(request: Request, values: dict[str, Any]) -> Response:
     """Write a judgement into the file of the run before it is acknowledged; a repeated one is not written again."""
     viewer, log = _reloaded(request)
-    if stored := log.lines.get(str(values.get("id"))):
-        return JSONResponse(stored.model_dump(mode="json"))
-    line: Judgement | BlindAnswer
+    if known := log.lines.get(str(values.get("id"))):
+        return JSONResponse(known.model_dump(mode="json"))
+    line: stored.Judgement | stored.BlindAnswer
     who = _who(viewer, str(values.get("by") or ""))
-    values |= {"at": utc_now(), "run": log.fingerprint, "by": who}
+    values |= {"at": stored.utc_now(), "run": log.fingerprint, "by": who}
     if "relations" in values:
-        line = _valid(BlindAnswer, values, "an answer")
+        line = _valid(stored.BlindAnswer, values, "an answer")
         plan, place = log.recall_plans.get(line.plan), (line.split, line.image_id)
         boxes = next((set(each.boxes) for each in plan.questions if each.place == place), None) if plan else None
         if boxes is None:
@@ -99,16 +85,16 @@ def judge(request: Request, values: dict[str, Any]) -> Response:
                 raise HTTPException(400, "a relation is one between two boxes of the question")
             _check_predicate(each.predicate)
     elif values.get("undoes") is None:
-        line = _checked(viewer, _valid(Judgement, values, "a judgement"))
+        line = _checked(viewer, _valid(stored.Judgement, values, "a judgement"))
     else:
         before = log.lines.get(str(values["undoes"]))
-        if not isinstance(before, Judgement) or before.undoes is not None:
+        if not isinstance(before, stored.Judgement) or before.undoes is not None:
             raise HTTPException(404, "there is no such judgement to take back")
         if before.by != who:
             raise HTTPException(409, f"this judgement is by {before.by}, who alone can take it back")
         of_relation = {"subject_category", "object_category", "confidence"}
         values |= before.model_dump(include={*before.key._asdict(), *of_relation, "plan", "stratum"})
-        line = _valid(Judgement, values, "a judgement")
+        line = _valid(stored.Judgement, values, "a judgement")
     return JSONResponse(log.append(line).model_dump(mode="json"))
 
 
@@ -116,7 +102,7 @@ def _valid(kind: type[Model], values: dict[str, Any], what: str) -> Model:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise HTTPException(400, f"not {what}: {single_line(describe_invalid(error), 200)}") from None
+        raise HTTPException(400, f"not {what}: {single_line(stored.describe_invalid(error), 200)}") from None
 
 
 def _check_predicate(text: str) -> None:
@@ -124,7 +110,7 @@ def _check_predicate(text: str) -> None:
         raise HTTPException(400, "a predicate is one line of at most 200 characters without outer spaces")
 
 
-def _checked(viewer: Viewer, line: Judgement) -> Judgement:
+def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
     """Return the line with what the run says of its relation, and its stratum, if its plan asked about it."""
     view = read_record(viewer.index, line.split, line.image_id)
     if view is None or max(line.subject, line.object) >= len(view.record.objects):
@@ -167,7 +153,7 @@ class _NewPlan(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, regex_engine="python-re")
 
-    kind: Kind | Literal["recall"]
+    kind: stored.Kind | Literal["recall"]
     id: str = Field(default_factory=lambda: uuid.uuid4().hex, pattern=r"^(?!certificate-)[\w.:-]{1,64}$")
     count: int = _QUESTIONS
     precision: float = 0.95
@@ -190,23 +176,23 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
         if plan is None:
             raise HTTPException(400, "there is nothing left to ask")
         return JSONResponse(_summary(plan), 201)
-    common: dict[str, Any] = {"plan": wanted.id, "at": utc_now(), "by": who, "run": log.fingerprint}
+    common: dict[str, Any] = {"plan": wanted.id, "at": stored.utc_now(), "by": who, "run": log.fingerprint}
     common |= {"seed": wanted.seed, "kind": wanted.kind}
     if existing := log.recall_plans.get(wanted.id) or log.plans.get(wanted.id):
         if existing.kind != wanted.kind:
             raise HTTPException(409, f"{wanted.id} is a plan of another kind ({existing.kind}): give another id")
         return JSONResponse(_summary(existing), 201)
-    made: RecallPlan | SamplingPlan
+    made: stored.RecallPlan | stored.SamplingPlan
     if wanted.kind == "recall":
         images, asked = draw_recall(viewer.index.rows, wanted.count, wanted.boxes, wanted.seed)
-        made = RecallPlan(**common, images=images, questions=asked)
+        made = stored.RecallPlan(**common, images=images, questions=asked)
     else:
         search = wanted.search if wanted.kind == "search" else None
         filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
         request.app.state.freshness.update_judgements()
         select, parameters = select_relations(viewer.index, filters)
         strata, questions = draw(viewer.index.rows, select, parameters, wanted.kind, wanted.count, wanted.seed)
-        made = SamplingPlan(**common, search=search, strata=strata, questions=questions)
+        made = stored.SamplingPlan(**common, search=search, strata=strata, questions=questions)
     return JSONResponse(_summary(log.append(made)), 201)
 
 
@@ -234,17 +220,17 @@ def plan_progress(request: Request) -> Response:
     return JSONResponse(_summary(plan) | PlanProgress(plan, log).as_json() | common)
 
 
-def _groups(viewer: Viewer, plan: SamplingPlan) -> list[dict[str, Any]]:
+def _groups(viewer: Viewer, plan: stored.SamplingPlan) -> list[dict[str, Any]]:
     log = viewer.judgements
     found = viewer.index.remember((plan.plan, log.version), lambda: measure(_rounds(log, plan), log))
     return [own.as_json() for own in found.values()]
 
 
-def _rounds(log: JudgementLog, plan: SamplingPlan) -> list[SamplingPlan]:
+def _rounds(log: stored.JudgementLog, plan: stored.SamplingPlan) -> list[stored.SamplingPlan]:
     return rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
 
 
-def _alpha(log: JudgementLog, plan: SamplingPlan) -> str:
+def _alpha(log: stored.JudgementLog, plan: stored.SamplingPlan) -> str:
     return describe_alpha(state for each in _rounds(log, plan) for state in states_of(each, log).values())
 
 
@@ -255,11 +241,11 @@ def ask_next(request: Request) -> Response:
     plan, question = _asked(request)
     if question is None:
         return RedirectResponse(f"/judge#{plan.plan}", 303)
-    key = relation_key(question.subject, question.object, question.predicate)
-    return RedirectResponse(image_url(question.split, question.image_id, [("plan", plan.plan)], key), 303)
+    place = image_url(question.split, question.image_id, [("plan", plan.plan)], relation_key(question))
+    return RedirectResponse(place, 303)
 
 
-def _asked(request: Request) -> tuple[SamplingPlan, PlannedQuestion | None]:
+def _asked(request: Request) -> tuple[stored.SamplingPlan, stored.PlannedQuestion | None]:
     """Return the plan that the address names, and its next open question for whoever asks."""
     (viewer, log), who = _reloaded(request), _asker(request)
     plan = _plan(viewer, request.path_params["plan"])
@@ -298,7 +284,7 @@ def recall_question(request: Request) -> Response:
     return JSONResponse({**values, "question": asked})
 
 
-def _recall_plan(request: Request) -> RecallPlan:
+def _recall_plan(request: Request) -> stored.RecallPlan:
     _, log = _reloaded(request)
     if (plan := log.recall_plans.get(request.path_params["plan"])) is None:
         raise HTTPException(404, "there is no such plan")
@@ -314,7 +300,7 @@ def plans_page(request: Request) -> Response:
     values = {
         "plans": [(each, PlanProgress(each, log)) for each in reversed(plans) if not each.certificate],
         "certificates": [(plan, _groups(viewer, plan)) for plan in certificates.values()],
-        "usual": CertificateSettings(precision=1, prediction=usual_prediction(viewer.index)),
+        "usual": stored.CertificateSettings(precision=1, prediction=usual_prediction(viewer.index)),
         "recalls": list(log.recall_plans.values()),
         "alpha": describe_alpha(states),
         "alpha_of": lambda plan: _alpha(log, plan),
@@ -331,7 +317,7 @@ def plans_page(request: Request) -> Response:
     return render(request, "judge", values)
 
 
-def _plan(viewer: Viewer, name: str) -> SamplingPlan:
+def _plan(viewer: Viewer, name: str) -> stored.SamplingPlan:
     """Return a plan; of a certificate, its last round."""
     if (plan := viewer.judgements.plans.get(name)) is None:
         raise HTTPException(404, "there is no such plan")

@@ -1,43 +1,181 @@
-"""The gallery of a search, its images, and the page of one image, alone or beside another run.
+"""The pages of `sgpipe view`: what all share (state, templates, addresses), the gallery of a search, its images, and
+the page of one image, alone or beside another run.
 
-Only images of rows are served, decoded and small or of their size, and only from where the run or `--images` names.
-Scripts draw the page of an image from plain values, which `/api/image/…` also answers with.
+Handlers are plain functions, which Starlette runs in threads. They raise `UserError` (shown with status 422) or
+`HTTPException`; `sgpipe.view.app` answers both as a page, or as `{"error": "…"}` below /api/. Only images of rows are
+served, decoded and small or of their size, and only from where the run or `--images` names. Scripts draw the page of an
+image from plain values, which `/api/image/…` also answers with.
 """
 
+import json
 import os
 import re
 import textwrap
 import threading
+import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from html import escape
 from io import BytesIO
+from operator import itemgetter
+from pathlib import Path, PurePath
 from typing import Any
+from urllib.parse import quote, urlencode
 
+import jinja2
 import numpy as np
 from PIL import Image
 from pydantic_core import to_jsonable_python
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from sgpipe.errors import EngineError, StoreError, UserError
-from sgpipe.files.image_roots import ImageFile
+from sgpipe.errors import EngineError, StoreError, UserError, format_os_error
+from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.images import decode, image_file, is_upright
 from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.stages.pair import normalise_predicate, told_triplets
-from sgpipe.stats.report import Values, make_card
-from sgpipe.storage.index import IndexedImage, RecordView, find_image, read_embedded, read_record
+from sgpipe.stats.report import Values, make_card, templates
+from sgpipe.storage.index import Index, IndexedImage, RecordView, find_image, read_embedded, read_record
+from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import SCORES
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
 from sgpipe.utils.console import count, single_line
-from sgpipe.view import web
 from sgpipe.view.filters import ORDERS, QueryError
 from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search
 from sgpipe.viz import arrow_head, colour_of, curve, object_names, polyline
+
+FOLDER = Path(__file__).parent
+_place: Callable[[Mapping[str, Any]], tuple[str, str]] = itemgetter("split", "image_id")  # of a path
+Params = Iterable[tuple[str, str]]
+_SECONDS_LOCAL, _SECONDS_STORE = 2.0, 30.0  # between two looks for new shards, at least;
+_TIMES_AS_LONG = 10  # as the last one took: it indexes the run
+
+
+@dataclass(frozen=True)
+class Viewer:
+    """What the handlers share. Its `index` is one state of the run, so that all of an answer fits together.
+
+    `name`: of the person who judges. `images`: where images are, which counts more than where the run says they are.
+    """
+
+    title: str
+    index: Index
+    judgements: JudgementLog
+    other: Index | None = None
+    name: str = ""
+    read_only: bool = False
+    images: ImagePlace | None = None
+
+    @property
+    def other_title(self) -> str:
+        return PurePath(str(self.other.root)).name if self.other else ""
+
+
+class Freshness:
+    """Keeps a viewer up to date with other servers and new shards; `failure`: why the last look failed, or empty."""
+
+    def __init__(self, viewer: Viewer) -> None:
+        self.viewer, self.failure = viewer, ""
+        self._indexed = -1  # version of the judgements
+        self._judging, self._looking = threading.Lock(), threading.Lock()
+        self._seconds = _SECONDS_STORE if "://" in str(viewer.index.root) else _SECONDS_LOCAL
+        self._next = time.monotonic() + self._seconds  # time of the next look
+
+    def update_judgements(self) -> None:
+        """Let searches know of all judgements in the file. Raises UserError: it cannot be read."""
+        with self._judging:
+            self.viewer.judgements.reload()
+            if self.viewer.judgements.version != self._indexed:
+                self._judge(self.viewer.index)
+
+    def look_for_shards(self) -> None:
+        """Index what was committed since the last look, in the background."""
+        if time.monotonic() >= self._next and self._looking.acquire(blocking=False):
+            threading.Thread(target=self._look).start()
+
+    def _judge(self, index: Index) -> None:
+        self._indexed = self.viewer.judgements.version
+        index.set_judged((*state.key, state.state) for state in self.viewer.judgements.current())
+
+    def _look(self) -> None:
+        began = time.monotonic()
+        try:
+            if index := self.viewer.index.newer():
+                with self._judging:
+                    self._judge(index)
+                    self.viewer = replace(self.viewer, index=index)
+            self.failure = ""
+        except (UserError, OSError) as error:
+            self.failure = format_os_error(error) if isinstance(error, OSError) else str(error)
+        finally:
+            took = time.monotonic() - began
+            self._next = began + took + max(self._seconds, _TIMES_AS_LONG * took)
+            self._looking.release()
+
+
+def viewer_of(request: Request) -> Viewer:
+    """Return the state of the application that handles this request, the same until it is answered."""
+    if not hasattr(request.state, "viewer"):
+        request.state.viewer = request.app.state.freshness.viewer
+    viewer: Viewer = request.state.viewer
+    return viewer
+
+
+def render(request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> HTMLResponse:
+    """Return a page; its template also sees `viewer`, `params` (of the address), `path` and what `_environment` has."""
+    page = _environment().get_template(f"{template}.html.jinja")
+    shared = {"viewer": viewer_of(request), "params": request.query_params, "path": request.url.path}
+    return HTMLResponse(page.render({**shared, **values}), status)
+
+
+def gallery_url(params: Params = (), **changes: str | None) -> str:
+    """Return the gallery with these parameters; `changes` replace parameters of the same name, None removes them."""
+    return _with_params("/", [*(pair for pair in params if pair[0] not in changes), *changes.items()])
+
+
+def image_url(split: str, image_id: str, params: Params = (), relation: str | None = None) -> str:
+    """Return the page of an image within a search; `relation`: the key of the chosen one."""
+    others = [(name, value) for name, value in params if name not in ("relation", "after")]
+    return _with_params(f"/image/{_path(split, image_id)}", [*others, ("relation", relation)])
+
+
+def hit_url(hit: Hit, params: Params) -> str:
+    return image_url(hit.split, hit.image_id, params, None if hit.predicate is None else relation_key(hit))
+
+
+def photo_url(split: str, image_id: str, width: int | None = None) -> str:
+    """Return the image in its annotated orientation and size, or `width` pixels wide at most."""
+    return _with_params(f"/photo/{_path(split, image_id)}", [("width", str(width) if width else None)])
+
+
+def relation_key(found: Any) -> str:
+    """Return a relation of an image, or what is said of one, as one string: "0-3-riding"."""
+    return f"{found.subject}-{found.object}-{found.predicate}"
+
+
+def _path(split: str, image_id: str) -> str:
+    return f"{quote(split, safe='')}/{quote(image_id, safe='/')}"
+
+
+def _with_params(path: str, params: Iterable[tuple[str, str | None]]) -> str:
+    text = urlencode([(name, value) for name, value in params if value is not None])
+    return f"{path}?{text}" if text else path
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = templates(jinja2.FileSystemLoader(FOLDER / "templates"))
+    environment.filters |= {"single_line": single_line}
+    environment.filters |= {"json": lambda value: json.dumps(value, allow_nan=False)}  # for attributes of HTML
+    environment.globals |= {"gallery_url": gallery_url, "image_url": image_url, "photo_url": photo_url}
+    environment.globals |= {"relation_key": relation_key, "with_params": _with_params}
+    return environment
+
 
 PAGE = 48  # hits
 _FACETS = ("predicate", "subject", "object", "triplet", "dataset", "split", "status", "judged", "origin")
@@ -46,10 +184,10 @@ Pairs = list[tuple[str, str]]
 
 def gallery(request: Request) -> Response:
     """Return a page of hits; with a query that cannot be understood, the place where it fails."""
-    freshness: web.Freshness = request.app.state.freshness
+    freshness: Freshness = request.app.state.freshness
     freshness.look_for_shards()
     freshness.update_judgements()
-    viewer = web.viewer_of(request)
+    viewer = viewer_of(request)
     pairs = [(name, value) for name, value in request.query_params.multi_items() if value]
     has = {"clip_score": viewer.index.scored, "vlm_score": viewer.index.has_vlm_scores}
     values: Values = {
@@ -64,17 +202,17 @@ def gallery(request: Request) -> Response:
         text = dict(pairs).get("q", "")
         failed = {"before": text[: error.position], "after": text[error.position :], "message": str(error)}
         others = [pair for pair in pairs if pair[0] not in ("q", "after")]
-        return web.render(request, "gallery", {**values, "failed": failed, "state": others, "filters": Filters()})
+        return render(request, "gallery", {**values, "failed": failed, "state": others, "filters": Filters()})
     hits, after = search(viewer.index, filters, request.query_params.get("after"), PAGE)
     state = filters.to_params()
     values |= {"failed": None, "filters": filters, "state": state, "found": facets(viewer.index, filters)}
     cards = [_card(hit, state) for hit in hits]
-    return web.render(request, "gallery", {**values, "cards": cards, "after": after, "toggled": _toggled})
+    return render(request, "gallery", {**values, "cards": cards, "after": after, "toggled": _toggled})
 
 
 def status(request: Request) -> Response:
     """Return how large the run is by now, and look for new shards."""
-    index, freshness = web.viewer_of(request).index, request.app.state.freshness
+    index, freshness = viewer_of(request).index, request.app.state.freshness
     freshness.look_for_shards()
     counts = {"images": index.images, "relations": index.relations}
     return JSONResponse({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
@@ -88,14 +226,14 @@ def _card(hit: Hit, state: Pairs) -> Values:
         first, second = ((x, y, x + w, y + h) for x, y, w, h in (hit.subject_box, hit.object_box))
         points = curve(first, second, size / 12)
         arrow, head = polyline(points), polyline(arrow_head(points, size / 22))
-    return {"hit": hit, "url": web.hit_url(hit, state), "arrow": arrow, "head": head}
+    return {"hit": hit, "url": hit_url(hit, state), "arrow": arrow, "head": head}
 
 
 def _toggled(state: Pairs, params: Pairs) -> str:
     """Return the address with these parameters added, or removed if all are there."""
     if all(pair in state for pair in params):
-        return web.gallery_url([pair for pair in state if pair not in params])
-    return web.gallery_url([*state, *(pair for pair in params if pair not in state)])
+        return gallery_url([pair for pair in state if pair not in params])
+    return gallery_url([*state, *(pair for pair in params if pair not in state)])
 
 
 _WIDTHS = ("320", "640")  # of small images, in pixels
@@ -106,7 +244,7 @@ _AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, w
 
 def photo(request: Request) -> Response:
     """Return an image as annotated, at most `width` pixels wide (of `_WIDTHS`), or a placeholder that says why not."""
-    viewer, (split, image_id) = web.viewer_of(request), web.place_of(request)
+    viewer, (split, image_id) = viewer_of(request), _place(request.path_params)
     if (row := find_image(viewer.index, split, image_id)) is None:
         raise HTTPException(404, f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}")
     wanted = request.query_params.get("width", "")
@@ -233,16 +371,14 @@ _SUGGESTIONS = 20
 
 
 def compare_images(
-    objects: Sequence[Box], relations: Sequence[Relation], others: Sequence[Box], other_relations: Sequence[Relation]
+    record: Record, other_record: Record
 ) -> tuple[list[tuple[Relation, Relation]], list[Relation], list[Relation]]:
-    """Return relations with the same predicate between the same objects in two runs, and those of either run alone.
-
-    Relations are without repetition, between existing objects; the boxes of the runs may differ.
-    """
-    same = match_objects(objects, others)
-    waiting = {(found.subject, found.object, found.predicate): found for found in other_relations}
+    """Return `existing_relations` with the same predicate between the same objects in two runs, and those of either run
+    alone; the boxes of the runs may differ."""
+    same = match_objects(record.objects, other_record.objects)
+    waiting = {(found.subject, found.object, found.predicate): found for found in existing_relations(other_record)}
     both, here = [], []
-    for relation in relations:
+    for relation in existing_relations(record):
         other = waiting.pop((same.get(relation.subject, -1), same.get(relation.object, -1), relation.predicate), None)
         if other is None:
             here.append(relation)
@@ -267,14 +403,14 @@ def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]
 
 def _predicates_answer(request: Request) -> Response:
     """Return the run's predicates that start with `prefix`, the most frequent first: `[{"predicate", "count"}]`."""
-    found = web.viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
+    found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
     return JSONResponse([{"predicate": predicate, "count": count} for predicate, count in found])
 
 
 def _values(request: Request) -> Values:
     """Return what the page of an image shows. Status 404: the run does not have it."""
-    viewer, params = web.viewer_of(request), request.query_params
-    split, image_id = web.place_of(request)
+    viewer, params = viewer_of(request), request.query_params
+    split, image_id = _place(request.path_params)
     view = read_record(viewer.index, split, image_id)
     if view is None:
         raise HTTPException(404, f"the run has no image {single_line(image_id, 80)!r} in {single_line(split, 80)!r}")
@@ -282,20 +418,20 @@ def _values(request: Request) -> Values:
     values = image_values(view, viewer.index.run, key)
     others = [(name, value) for name, value in params.multi_items() if name not in ("relation", "after", "plan")]
     chosen = key if any(relation["key"] == key for relation in values["relations"]) else None
-    values |= {"gallery": web.gallery_url(others), "run": viewer.index.fingerprint, "chosen": chosen}
+    values |= {"gallery": gallery_url(others), "run": viewer.index.fingerprint, "chosen": chosen}
     return values | _neighbours(request) | {"other": _other_values(viewer, view.record, split, image_id)}
 
 
 def _neighbours(request: Request) -> Values:
     """Return the addresses of the hits before and after the relation in the request's search: `previous` and `next`."""
-    index, params, relation = web.viewer_of(request).index, request.query_params, None
+    index, params, relation = viewer_of(request).index, request.query_params, None
     if key := params.get("relation"):
         if not (parts := _KEY.fullmatch(key)):
             raise HTTPException(400, f"not a relation: {single_line(key, 80)}")
         relation = int(parts[1]), int(parts[2]), parts[3]
     filters = Filters.from_params(params.multi_items(), index.vocabulary)
-    found = neighbours(index, filters, *web.place_of(request), relation)
-    before, after = (hit and web.hit_url(hit, params.multi_items()) for hit in found)
+    found = neighbours(index, filters, *_place(request.path_params), relation)
+    before, after = (hit and hit_url(hit, params.multi_items()) for hit in found)
     return {"previous": before, "next": after}
 
 
@@ -308,11 +444,11 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     relations = existing_relations(record)
     shown = _first(relations, MOST_RELATIONS, chosen)
     names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
-    keys = [_key(relation) for relation in record.relations]  # of a repeated relation, the last score counts
+    keys = [relation_key(relation) for relation in record.relations]  # of a repeated relation, the last score counts
     scores = {name: dict(zip(keys, view.scores.get(name) or (), strict=False)) for name in SCORES}
 
     def values_of(relation: Relation) -> Values:
-        pair, key = provenance.candidates[relation.subject, relation.object], _key(relation)
+        pair, key = provenance.candidates[relation.subject, relation.object], relation_key(relation)
         return {
             "key": key,
             **asdict(relation),
@@ -323,7 +459,7 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         }
 
     image = {name: getattr(record, name) for name in names}
-    image |= {"photo": web.photo_url(record.split, record.image_id), "shard": view.image.shard, "row": view.image.row}
+    image |= {"photo": photo_url(record.split, record.image_id), "shard": view.image.shard, "row": view.image.row}
     pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
     values = {
         "image": image,
@@ -355,22 +491,17 @@ def existing_relations(record: Record) -> list[Relation]:
 
 
 def _first(relations: Sequence[Relation], limit: int, chosen: str | None) -> list[Relation]:
-    return [each for number, each in enumerate(relations) if number < limit or (chosen and _key(each) == chosen)]
-
-
-def _key(relation: Relation) -> str:
-    return web.relation_key(relation.subject, relation.object, relation.predicate)
+    return [each for at, each in enumerate(relations) if at < limit or (chosen and relation_key(each) == chosen)]
 
 
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:
     card = make_card(record, None, relations)
-    for edge in card["edges"]:
-        edge |= {end: edge[end]["index"] for end in ("subject", "object")}
-        edge["key"] = web.relation_key(edge["subject"], edge["object"], edge["predicate"])
+    for edge, each in zip(card["edges"], relations, strict=True):
+        edge |= {"subject": each.subject, "object": each.object, "key": relation_key(each)}
     return {"height": card["graph_height"], "nodes": card["nodes"] if relations else [], "edges": card["edges"]}
 
 
-def _other_values(viewer: web.Viewer, record: Record, split: str, image_id: str) -> Values | None:
+def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> Values | None:
     """Return the image in the other run, and which relations differ; None: there is no other run."""
     if viewer.other is None:
         return None
@@ -379,16 +510,13 @@ def _other_values(viewer: web.Viewer, record: Record, split: str, image_id: str)
     if view is None:
         return {"title": title, "lacks": "It does not have this image."}
     values = image_values(view, viewer.other.run)
-    both, here, there = compare_images(
-        record.objects, existing_relations(record), view.record.objects, existing_relations(view.record)
-    )
+    both, here, there = compare_images(record, view.record)
     return {
-        "title": title,
-        "lacks": None,
+        **{"title": title, "lacks": None},
         **{name: values[name] for name in ("image", "objects", "relations", "total", "why")},
-        "both": [[_key(first), _key(second)] for first, second in both],
-        "here": [_key(relation) for relation in here],
-        "there": [_key(relation) for relation in there],
+        "both": [[relation_key(first), relation_key(second)] for first, second in both],
+        "here": [relation_key(relation) for relation in here],
+        "there": [relation_key(relation) for relation in there],
     }
 
 
@@ -397,7 +525,7 @@ ROUTES = [
     Route("/", gallery),
     Route("/api/status", status),
     Route(f"/photo{_PLACE}", photo),
-    Route(f"/image{_PLACE}", lambda request: web.render(request, "image", {"values": _values(request)})),
+    Route(f"/image{_PLACE}", lambda request: render(request, "image", {"values": _values(request)})),
     Route(f"/api/image{_PLACE}", lambda request: JSONResponse(_values(request))),
     Route(f"/api/neighbours{_PLACE}", lambda request: JSONResponse(_neighbours(request))),
     Route("/api/predicates", _predicates_answer),

@@ -196,8 +196,7 @@ class Hit:
 
 
 def search(index: Index, filters: Filters, after: str | None = None, limit: int = 48) -> tuple[list[Hit], str | None]:
-    """Return a page of hits, and what `after` is for the next one, None if there is none. Raises UserError: no such
-    cursor or queue."""
+    """Return a page of hits, and the `after` of the next one, if any. Raises UserError: no such cursor or queue."""
     start = None
     if after:
         if not (cursor := _CURSOR.fullmatch(after)):

@@ -41,7 +41,7 @@ def test_the_wheel_works_alone(tmp_path: Path) -> None:
     assert where.startswith(str(tmp_path / "env"))
     run(*sgpipe, "generate", "--limit", "8", "--set", "source.miniworld.images=8", folder=tmp_path)
     assert "8 images in " in run(*sgpipe, "verify", "miniworld-relations", folder=tmp_path)
-    list_pages = "from sgpipe.view.web import FOLDER; print(*(path.name for path in FOLDER.glob('*/*.*')))"
+    list_pages = "from sgpipe.view.pages import FOLDER; print(*(path.name for path in FOLDER.glob('*/*.*')))"
     pages = {path.name for kind in ("templates", "static") for path in (ROOT / "sgpipe/view" / kind).iterdir()}
     assert pages <= set(run(python, "-c", list_pages, folder=tmp_path).split())
     images = sorted((tmp_path / "miniworld-relations").rglob("*.jpg"))[:2]

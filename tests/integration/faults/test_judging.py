@@ -21,7 +21,7 @@ from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey
 from sgpipe.utils.console import Progress
 from sgpipe.view.app import LOCAL, create_app, listen, serve
-from sgpipe.view.web import Viewer
+from sgpipe.view.pages import Viewer
 from tests.integration.faults.runs import FIFTY, SERVER
 from tests.sgpipe.training.data.runs import make_run, plain_record
 

@@ -13,7 +13,7 @@ from sgpipe.records import Box, Record
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from sgpipe.view.app import create_app
-from sgpipe.view.web import Viewer
+from sgpipe.view.pages import Viewer
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import SIZE, make_run
 

@@ -18,7 +18,7 @@ from tests.sgpipe.view.gallery_run import open_client, record
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
-    monkeypatch.setattr("sgpipe.view.web._SECONDS_LOCAL", 0.0)
+    monkeypatch.setattr("sgpipe.view.pages._SECONDS_LOCAL", 0.0)
     make_run(tmp_path / "run", [record("a", (0, "riding", 1, 0.9))])
     return open_client(tmp_path / "run")
 
@@ -52,7 +52,7 @@ def test_the_rows_of_another_shard_are_not_shown_as_those_that_were_indexed(clie
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
 def test_pages_read_one_state_of_the_index_while_shards_are_damaged_and_dropped(tmp_path, monkeypatch):
-    monkeypatch.setattr("sgpipe.view.web._SECONDS_LOCAL", 0.0)
+    monkeypatch.setattr("sgpipe.view.pages._SECONDS_LOCAL", 0.0)
     root = tmp_path / "run"
     make_run(root, [record(f"n{number}", (0, "near", 1, number / 40)) for number in range(40)], rows=2)
     client, found, done = open_client(root), set(), threading.Event()

@@ -21,10 +21,10 @@ from sgpipe.view.pages import (
     MOST_RELATIONS,
     Provenance,
     compare_images,
+    image_url,
     image_values,
     match_objects,
 )
-from sgpipe.view.web import image_url
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
 from tests.sgpipe.view.gallery_run import EVIL, STRANGE, attributes, make_gallery_run, open_client
 
@@ -179,8 +179,9 @@ def test_boxes_of_two_runs_are_the_same_if_they_overlap_and_have_one_class() -> 
 def test_relations_of_two_runs_are_sorted_by_where_they_are() -> None:
     here = [Relation(0, 1, "on", 0.5), Relation(0, 1, "near", 0.5), Relation(2, 0, "by", 0.1)]
     there = [Relation(1, 0, "on", 0.7), Relation(0, 1, "near", 0.2)]
-    found = compare_images([PERSON, DOG, CUP], here, [moved(DOG, 1), moved(PERSON, 1)], there)
-    assert found == ([(here[0], there[0])], here[1:], there[1:])
+    first = Record("", "", "", "", 9, 9, [PERSON, DOG, CUP], relations=here)
+    second = Record("", "", "", "", 9, 9, [moved(DOG, 1), moved(PERSON, 1)], relations=there)
+    assert compare_images(first, second) == ([(here[0], there[0])], here[1:], there[1:])
 
 
 def page_values(client: TestClient, path: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from PIL import ExifTags, Image
 from starlette.testclient import TestClient
 
-from sgpipe.view.web import photo_url
+from sgpipe.view.pages import photo_url
 from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.view.gallery_run import STRANGE, open_client, record
 
