@@ -110,7 +110,7 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
             choices = " or ".join(map(fields.single_line, sorted(splits))) or "NAME"
             raise UserError(f"{relations} has no split {split!r}: pass --split {choices}")
         related = splits[split]
-    elif not instances.predicates:
+    elif not instances.with_relations:
         raise UserError(f"{annotations} has no rel_annotations: give its relations by --relations rel.json")
     names = {number: name for number, name in sorted(names.items()) if (number, name) != (0, NO_RELATION)}
 
@@ -164,6 +164,7 @@ class CocoInstances(Detections):
 
     ids: dict[str, str] = field(default_factory=dict)  # `image_id` of exported files, which need not be a number
     box_ids: array[float] = field(default_factory=lambda: array("d"))  # or NaN
+    with_relations: bool = False  # the file has a list of them, which may be empty
     broken: set[str] = field(default_factory=set)  # with an unreadable box, so that relations refer to wrong ones
     image_boxes: Sequence[NDArray[Any]] = ()  # which boxes each row has
     predicates: dict[int, str] = field(default_factory=dict)
@@ -193,6 +194,11 @@ class CocoInstances(Detections):
         ends = [fields.required(item, key) for key in ("subject_id", "object_id", "predicate_id")]
         values = *fields.numbers(ends, 3), fields.confidence(item.get("confidence"))
         self.relations.setdefault(self.image_id(item), []).append(values)
+
+    def add_category(self, item: Any) -> None:
+        """Add an entry of `categories`, also a blank one, as exports have. Raises UserError: an id has two names."""
+        name = fields.clean(str(fields.required(item, "name")))
+        annotated.add_name(self.categories, fields.integer(item, "id"), name)
 
     def add_predicate(self, item: Any) -> None:
         """Add an entry of `rel_categories`. Raises UserError: an id has two names."""
@@ -229,7 +235,8 @@ class CocoInstances(Detections):
 def load_coco_instances(path: Path) -> CocoInstances:
     """Read an instances file. Raises UserError, also if an id has two names."""
     instances = CocoInstances("", "")
-    _read_instances(path, instances, rel_annotations=instances.add_relation, rel_categories=instances.add_predicate)
+    further = {"rel_annotations": instances.add_relation, "rel_categories": instances.add_predicate}
+    instances.with_relations = "rel_annotations" in _read_instances(path, instances, **further).arrays
     instances.settle_rows()
     rows = np.asarray(instances.box_rows)
     order = np.argsort(rows, kind="stable")

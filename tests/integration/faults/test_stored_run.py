@@ -122,7 +122,7 @@ def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: St
     upload(root, store)
 
     def images(index: Index) -> set[str]:
-        return {hit.image_id for hit in search(index, Filters()).hits}
+        return {hit.image_id for hit in search(index, Filters())[0]}
 
     index, local = Index(store.uri, QUIET), Index(root, QUIET)
     assert images(index) == set("abcd")

@@ -361,7 +361,7 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
     assert sum(map(len, found.values())) == 40
     index = Index(out)
     filters = Filters.from_params([("q", "-origin:tagger")], index.vocabulary)
-    assert len(search(index, filters, limit=1000).hits) == 10
+    assert len(search(index, filters, limit=1000)[0]) == 10
     assert "annotated+tagger" in {each.origin for record in iter_records(out) for each in record.relations}
     again = CliRunner().invoke(app, ["merge", *map(str, reversed(two)), "--out", out, "--json"])
     assert "nothing left to do" in again.stderr

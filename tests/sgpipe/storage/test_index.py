@@ -106,7 +106,7 @@ def test_rows_that_were_processed_again_replace_the_earlier_ones(tmp_path: Path)
     index = Index(tmp_path, QUIET)
     add(tmp_path, [plain_record(str(number), "under") for number in range(3)], 0, revision=1)
     index = newer(index)
-    found = {hit.image_id: hit.predicate for hit in search(index, Filters()).hits}
+    found = {hit.image_id: hit.predicate for hit in search(index, Filters())[0]}
     assert found == dict.fromkeys("012", "under") | dict.fromkeys("345", "on")
     assert index.vocabulary.predicates == ("on", "under")
 
@@ -122,7 +122,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_shown(tmp_path: Path, damage: 
     index = Index(tmp_path, QUIET)
     [problem] = index.problems
     assert shard_name("train", 3, 6) in problem
-    assert {hit.image_id for hit in search(index, Filters()).hits} == set("012678")
+    assert {hit.image_id for hit in search(index, Filters())[0]} == set("012678")
     assert read_record(index, "train", "4") is None
     shard.write_bytes(whole)
     index = newer(index)
@@ -140,7 +140,7 @@ def test_values_beyond_their_types_leave_out_a_shard_or_find_no_box(tmp_path: Pa
     index = Index(tmp_path, QUIET)
     [problem] = index.problems
     assert path.name in problem
-    assert [(hit.image_id, hit.subject_category) for hit in search(index, Filters()).hits] == [
+    assert [(hit.image_id, hit.subject_category) for hit in search(index, Filters())[0]] == [
         ("2", "person"),
         ("3", None),
     ]
@@ -209,24 +209,24 @@ def test_a_scored_run_is_ordered_by_clip_score_though_cosines_may_be_negative(tm
     scores = [[{"score": cosine, "swapped": 0.0, "rank": 1, "contrasts": 2}] for cosine in cosines]
     index = scored(tmp_path, CLIP_SCORE, pa.array(scores))
     order = Filters(order="clip_score")
-    first = search(index, order, limit=6)
-    second = search(index, order, first.next, limit=6)
-    assert [hit.clip_score for hit in first.hits + second.hits] == pytest.approx(cosines[:12])
+    first, after = search(index, order, limit=6)
+    second, _ = search(index, order, after, limit=6)
+    assert [hit.clip_score for hit in first + second] == pytest.approx(cosines[:12])
 
 
 def test_vlm_scores_order_relations_and_list_those_that_they_doubt(tmp_path: Path) -> None:
     scores = [[0.9], [0.2], [None], [0.6], [0.4], [0.5]]
     index = scored(tmp_path, VLM_SCORE, pa.array(scores, pa.list_(pa.float32())))
     assert (index.has_vlm_scores, index.scored) == (True, False)
-    found = search(index, Filters(order="vlm_score")).hits
+    found = search(index, Filters(order="vlm_score"))[0]
     assert [hit.vlm_score for hit in found] == pytest.approx([0.2, 0.4, 0.5, 0.6, 0.9, None])
     [queue] = [queue for queue in queues(index) if queue.key == "low_vlm_score"]
     assert queue.count == 2
-    doubted = search(index, Filters(queue="low_vlm_score", order="vlm_score")).hits
+    doubted = search(index, Filters(queue="low_vlm_score", order="vlm_score"))[0]
     assert [hit.image_id for hit in doubted] == ["1", "4"]
     add(tmp_path, [plain_record("6")], 6)
     index = newer(index)
-    assert [hit.vlm_score for hit in search(index, Filters(order="vlm_score")).hits[-2:]] == [None, None]
+    assert [hit.vlm_score for hit in search(index, Filters(order="vlm_score"))[0][-2:]] == [None, None]
     other = Index(tmp_path, QUIET)
     assert content(other) == content(index)
 
