@@ -294,7 +294,7 @@ def export(
     run: cli.StoredRun,
     to: Annotated[str, cli.option(f"Format: {_FORMATS}.")],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],
-    origin: Annotated[str | None, cli.option("Only these: annotated,tagger. Default: all.")] = None,
+    origin: Annotated[str | None, cli.option("Only these, such as person,tagger. Default: all.")] = None,
     relations: WrittenOptions,
     images_url: Annotated[str | None, cli.option("Start of addresses of images: https://….")] = None,
     coordinates: Annotated[Literal["pixel", "normalised", "0-1000"], cli.option("Of boxes in instructions.")] = "pixel",
