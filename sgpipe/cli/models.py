@@ -228,7 +228,7 @@ Examples:
 class ReportOptions:
     """How a result is printed, the files that it is written to, and what it is compared with."""
 
-    compare: Annotated[cli.Place | None, cli.reads_model("Second predictions, run or network: print the differences.", parser=cli.as_location)] = None
+    compare: Annotated[cli.Place | None, cli.reads_model("Print differences to this.", parser=cli.as_location)] = None
     resamples: Annotated[int, cli.option("With --compare: random halves of the images.", min=10)] = 1000
     seed: Annotated[int, cli.option("With --compare: random seed.", min=0, max=LARGEST_SEED)] = 0
     json: cli.Json = False
@@ -362,7 +362,9 @@ def labels(
     source: Annotated[Literal["relations", "candidates"], cli.option("Relations, or all candidates.")] = "relations",
     threshold: Annotated[float, cli.option("Minimum confidence of the relations that count.")] = 0.2,
     iou: Annotated[float, cli.option("Minimum IoU of matching boxes.")] = 0.5,
-    synonyms: Annotated[Path | None, cli.reads_file("YAML or JSON: lists of texts that mean a predicate, by predicate.")] = None,
+    synonyms: Annotated[
+        Path | None, cli.reads_file("YAML or JSON: lists of texts that mean a predicate, by predicate.")
+    ] = None,
     image_data: cli.ImageData = None,
     report: ReportOptions,
 ) -> None:
