@@ -17,7 +17,8 @@ import typer
 from typer.core import TyperGroup
 
 from sgpipe.cli import interrupt
-from sgpipe.cli.generate import doctor, generate, label, miniworld, parse, plan
+from sgpipe.cli.doctor import doctor
+from sgpipe.cli.generate import generate, label, miniworld, parse, plan
 from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.models import app as eval_app
 from sgpipe.cli.models import convert, predict, reproduce, score, train
