@@ -180,7 +180,8 @@ class EvaluationResult:
 
     def print(self, console: Console, *, per_class: bool = False) -> None:
         summary = [{"measure": name, "value": value} for name, value in self.summary.items()]
-        console.print(_table(f"{self.benchmark}, {count(len(self.per_class), 'class', 'classes')}", summary))
+        classes = f", {count(len(self.per_class), 'class', 'classes')}" if self.per_class else ""
+        console.print(_table(self.benchmark + classes, summary))
         for title, rows in self.tables.items():
             console.print(_table(title, rows))
         if per_class:
