@@ -5,7 +5,7 @@ Boxes come from shards and COCO files. Classes are matched by name, images by id
 
 import io
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -98,42 +98,54 @@ def _shard_boxes(root: Location) -> BoxSet:
     return found
 
 
-def _coco_boxes(path: Location, truth: BoxSet | None = None) -> BoxSet:
-    """Return the boxes of a COCO instances file; with `truth`, of a results file, which has its class and image ids."""
-    found = BoxSet(path, truth.classes if truth else {}, lists_images=truth is None)
-    images = {name.image_id: (name, (0, 0)) for name in (truth.images if truth else ())}
-    rows: dict[str, list[Any]] = {}
+def _coco_instances(path: Location) -> BoxSet:
+    found = BoxSet(path)
+    images: dict[str, tuple[ImageName, tuple[int, int]]] = {}
+    rows = defaultdict[str, list[Any]](list)
     for key, item in JsonStream(path):
         try:
-            if truth is None and key == "images":
+            if key == "images":
                 name = ImageName("coco", _id(item, "id"), image_base_name(fields.text(item, "file_name")))
                 images.setdefault(name.image_id, (name, fields.size(item)))
-            elif truth is None and key == "categories":
+            elif key == "categories":
                 found.classes[fields.integer(item, "id")] = fields.text(item, "name")
-            elif truth is not None or key == "annotations":
+            elif key == "annotations":
                 category, box = fields.integer(item, "category_id"), fields.numbers(fields.required(item, "bbox"), 4)
-                if truth is None:
-                    area = float(item.get("area", box[2] * box[3]))
-                    rest: tuple[Any, ...] = None, bool(item.get("iscrowd")), area
-                else:
-                    rest = fields.numbers([item.get("score")], 1)
-                rows.setdefault(_id(item, "image_id"), []).append((category, box, *rest))
+                crowd, area = bool(item.get("iscrowd")), float(item.get("area", box[2] * box[3]))
+                rows[_id(item, "image_id")].append((category, box, None, crowd, area))
         except (FieldError, TypeError, ValueError) as error:
-            what = f"an item of {key!r}: {error}" if truth is None else f"{error}; {_FORMS}"
-            raise UserError(f"{path}: {what}") from None
-    if truth is None and not (images and found.classes):
+            raise UserError(f"{path}: an item of {key!r}: {error}") from None
+    if not (images and found.classes):
         raise UserError(f"{path} has no 'images' and 'categories': expected a run, an import or a COCO instances file")
-    if unknown := rows.keys() - images.keys():
-        hint = "is not in the ground truth; pass --truth of the images of the results"
-        why = "of an annotation is not in its images" if truth is None else hint
-        raise UserError(f"{path}: image_id {min(unknown)} {why}")
+    return _filled(found, images, rows, "of an annotation is not in its images")
+
+
+def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
+    """Return the boxes of a file that has the numbers of classes and images of the ground truth."""
+    rows = defaultdict[str, list[Any]](list)
+    for _, item in JsonStream(path):
+        try:
+            category, box = fields.integer(item, "category_id"), fields.numbers(fields.required(item, "bbox"), 4)
+            rows[_id(item, "image_id")].append((category, box, *fields.numbers([item.get("score")], 1)))
+        except FieldError as error:
+            raise UserError(f"{path}: {error}; {_FORMS}") from None
+    images = {name.image_id: (name, (0, 0)) for name in truth.images if name.image_id in rows}
+    unknown = "is not in the ground truth; pass --truth of the images of the results"
+    return _filled(BoxSet(path, truth.classes, lists_images=False), images, rows, unknown)
+
+
+def _filled(
+    found: BoxSet, images: Mapping[str, tuple[ImageName, tuple[int, int]]], rows: Mapping[str, list[Any]], unknown: str
+) -> BoxSet:
+    """Add images by id, with `rows`: class number, box, and what else a `ScoredBox` has. `unknown`: of image ids."""
+    if others := rows.keys() - images.keys():
+        raise UserError(f"{found.path}: image_id {min(others)} {unknown}")
     if classes := {category for own in rows.values() for category, *_ in own} - found.classes.keys():
         known = _listed(found.classes.values())
-        raise UserError(f"{path}: category_id {min(classes)} is not a class of the ground truth; it has {known}")
+        raise UserError(f"{found.path}: category_id {min(classes)} is not a class of the ground truth; it has {known}")
     for number, (name, size) in images.items():
-        if truth is None or number in rows:
-            own = (ScoredBox(box, found.classes[category], *rest) for category, box, *rest in rows.get(number, ()))
-            found.add(name, size, own)
+        own = (ScoredBox(box, found.classes[category], *rest) for category, box, *rest in rows.get(number, ()))
+        found.add(name, size, own)
     return found
 
 
@@ -277,8 +289,8 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
     or no class in common; nothing to detect.
     """
     level = own_threshold(detected) if threshold is None else check_share("threshold", threshold)
-    target = _shard_boxes(truth) if is_run(truth) else _coco_boxes(truth)
-    found = _shard_boxes(detected) if is_run(detected) else _coco_boxes(detected, target)
+    target = _shard_boxes(truth) if is_run(truth) else _coco_instances(truth)
+    found = _shard_boxes(detected) if is_run(detected) else _coco_results(detected, target)
     if not any(boxes for _, boxes in found.images.values()):
         raise UserError(f"{detected} has no boxes")
     # Sorted as by pycocotools, by whose order of images boxes of equal scores count.

@@ -15,6 +15,8 @@ import pytest
 from rich.console import Console
 
 from rlip_model.evaluation.inputs import PredictedPairs
+from sgpipe.errors import UserError
+from sgpipe.evaluation.benchmarks import PredictionFiles, score_vcoco
 from sgpipe.evaluation.inputs import data_classes
 from sgpipe.inference import predictor
 from sgpipe.inference.predictions import ImagePrediction, PredictConfig, RowGroup, iter_rows
@@ -162,6 +164,9 @@ def test_vcoco_of_a_network_equals_vcoco_of_its_file(tmp_path: Path) -> None:
     assert 0 < direct["summary"]["role AP, scenario 1"] < 1
     invoke("predict", MODEL, "--data", run, "--images", tmp_path, "--out", out, "--form", "vcoco")
     assert evaluated(tmp_path, "vcoco", "--predictions", out, *official) == direct
+    (tmp_path / "splits.json").write_text(f'{{"test": {(tmp_path / "vsrl.json").read_text()}}}')
+    with pytest.raises(UserError, match=r"splits\.json and"):  # not a list of actions
+        score_vcoco(PredictionFiles(out, tmp_path / "splits.json"), tmp_path / "coco.json")
     options = ("--model", MODEL, "--data", run, "--images", tmp_path, *official, "--possible", run)
     possible = evaluated(tmp_path, "vcoco", *options)
     assert possible["summary"]["role AP, scenario 1"] > direct["summary"]["role AP, scenario 1"]
