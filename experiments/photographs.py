@@ -144,7 +144,7 @@ def read_photographs(instances: Path, captions: Path, truth: Path) -> Photograph
         if not record.ok:
             raise UserError(f"{instances}: image {image}: {record.error}")
         try:
-            record.relations = annotated.related(image, names)
+            record.relations = annotated.related(image, annotated.boxes_of(image), names)
         except FieldError as error:
             raise UserError(f"{truth}: image {image}: {error}") from None
         clip_objects(record, Counter())

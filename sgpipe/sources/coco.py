@@ -110,8 +110,10 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
             choices = " or ".join(map(fields.single_line, sorted(splits))) or "NAME"
             raise UserError(f"{relations} has no split {split!r}: pass --split {choices}")
         related = splits[split]
-    elif not instances.with_relations:
-        raise UserError(f"{annotations} has no rel_annotations: give its relations by --relations rel.json")
+    elif not instances.with_relations or (related and not names):
+        raise UserError(
+            f"{annotations} has no rel_annotations or no rel_categories: give its relations by --relations rel.json"
+        )
     names = {number: name for number, name in sorted(names.items()) if (number, name) != (0, NO_RELATION)}
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
@@ -121,7 +123,7 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
             record = instances.record(number, "coco_rel", split, problems)
             with error_row(record):
                 if record.ok and number in related and relations is None:
-                    record.relations = instances.related(number, names)
+                    record.relations = instances.related(number, instances.boxes_of(number), names)
                 elif record.ok and number in related:
                     ends = (index for index, box in enumerate(record.objects) if not box.iscrowd)
                     rows = [fields.numbers(each, 3) for each in fields.array(related, number)]
@@ -142,7 +144,7 @@ def coco_source(annotations: Path, split: str, captions: Path | None = None) -> 
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         instances = load_coco_instances(annotations)
-        problems["ignored_relations"] += sum(map(len, instances.relations.values()))
+        problems["ignored_relations"] += sum(map(len, instances.relations.values())) // _PER_RELATION
         if captions:
             _read_captions(captions, instances)
         problems.update(instances.problems)
@@ -155,11 +157,15 @@ def coco_source(annotations: Path, split: str, captions: Path | None = None) -> 
     return AnnotationSource("coco", split, read, files, boxes="xywh")
 
 
+_PER_RELATION = 4  # numbers of one in `CocoInstances.relations`
+
+
 @dataclass
 class CocoInstances(Detections):
     """An instances file to be imported: all boxes in file order, and relations.
 
-    `relations`: by ids of images; subject, object (ids of boxes), predicate and confidence of each.
+    `relations`: by ids of images; subject, object (ids of boxes), predicate and confidence (or NaN) of each, one after
+    the other.
     """
 
     ids: dict[str, str] = field(default_factory=dict)  # `image_id` of exported files, which need not be a number
@@ -168,22 +174,22 @@ class CocoInstances(Detections):
     broken: set[str] = field(default_factory=set)  # with an unreadable box, so that relations refer to wrong ones
     image_boxes: Sequence[NDArray[Any]] = ()  # which boxes each row has
     predicates: dict[int, str] = field(default_factory=dict)
-    relations: dict[str, list[tuple[float | None, ...]]] = field(default_factory=dict)
+    relations: dict[str, array[float]] = field(default_factory=dict)
 
     def add_image(self, item: Any, reason: str = "") -> int | None:
         row = super().add_image(item, reason)
         if row is not None and "image_id" in item:
-            self.ids[self.image_id(item, "id")] = fields.text(item, "image_id")
+            self.ids[self.name_of(item, "id")] = fields.text(item, "image_id")
         return row
 
     def add_box(self, item: Any) -> None:
         try:
             super().add_box(item)
         except FieldError:
-            self.broken.add(self.image_id(item))
+            self.broken.add(self.name_of(item))
             raise
         box_id = item.get("id")
-        self.box_ids.append(box_id if isinstance(box_id, int | float) else math.nan)
+        self.box_ids.append(box_id if isinstance(box_id, int | float) and abs(box_id) < 2**63 else math.nan)
 
     def add_text(self, row: int, text: Any) -> None:
         """Add a caption of the image in a row, as it is."""
@@ -192,13 +198,13 @@ class CocoInstances(Detections):
     def add_relation(self, item: Any) -> None:
         """Add an entry of `rel_annotations`."""
         ends = [fields.required(item, key) for key in ("subject_id", "object_id", "predicate_id")]
-        values = *fields.numbers(ends, 3), fields.confidence(item.get("confidence"))
-        self.relations.setdefault(self.image_id(item), []).append(values)
+        values, score = fields.numbers(ends, 3), fields.confidence(item.get("confidence"))
+        own = self.relations.setdefault(self.name_of(item), array("d"))
+        own.extend((*values, math.nan if score is None else score))
 
     def add_category(self, item: Any) -> None:
         """Add an entry of `categories`, also a blank one, as exports have. Raises UserError: an id has two names."""
-        name = fields.clean(str(fields.required(item, "name")))
-        annotated.add_name(self.categories, fields.integer(item, "id"), name)
+        annotated.add_name(self.categories, fields.integer(item, "id"), self.name_of(item, "name"))
 
     def add_predicate(self, item: Any) -> None:
         """Add an entry of `rel_categories`. Raises UserError: an id has two names."""
@@ -214,8 +220,11 @@ class CocoInstances(Detections):
                 raise FieldError("the annotation has no file_name")
             if number in self.broken:
                 raise FieldError("one of its annotations has no valid category_id and bbox")
-            record.objects = list(self.objects(self.image_boxes[row].tolist(), (width, height), problems))
+            record.objects = list(self.objects(self.boxes_of(number), (width, height), problems))
         return record
+
+    def boxes_of(self, number: str) -> list[int]:
+        return self.image_boxes[self.position[number]].tolist()
 
     def objects(self, boxes: Iterable[int], size: Sequence[int], problems: ProblemCounts) -> Iterator[Box]:
         """Yield boxes of an image of a `size` as objects. Raises FieldError: a class is not listed."""
@@ -226,10 +235,12 @@ class CocoInstances(Detections):
             outline, crowd = self.segmentation(box, size, problems), bool(self.box_crowds[box])
             yield Box(self.categories[category], category, (x, y, w, h), crowd, segmentation=outline)
 
-    def related(self, number: str, predicates: Mapping[int, str]) -> list[Relation]:
+    def related(self, number: str, boxes: Sequence[int], predicates: Mapping[int, str]) -> list[Relation]:
         """Return the relations of an image. Raises FieldError: an end is not one of its boxes, or no such predicate."""
-        ends = {self.box_ids[box]: index for index, box in enumerate(self.image_boxes[self.position[number]])}
-        return annotated.relations_of(self.relations[number], predicates, ends)
+        ends = {self.box_ids[box]: index for index, box in enumerate(boxes)}
+        values = np.reshape(self.relations.get(number, ()), (-1, _PER_RELATION)).tolist()
+        rows = ([*pair, None if math.isnan(score) else score] for *pair, score in values)
+        return annotated.relations_of(rows, predicates, ends)
 
 
 def load_coco_instances(path: Path) -> CocoInstances:

@@ -75,7 +75,7 @@ class Detections:
 
         One with the id of another one is counted and left out.
         """
-        image_id = self.image_id(item, "id")
+        image_id = self.name_of(item, "id")
         if image_id in self.position:
             self.problems["duplicate_images"] += 1
             return None
@@ -93,7 +93,7 @@ class Detections:
 
     def add_box(self, item: Any) -> None:
         """Add an entry of `annotations`."""
-        image_id = self.image_id(item)
+        image_id = self.name_of(item)
         row = self.position.get(image_id)
         if row is None:  # the file may list annotations before images: use a provisional row below zero
             row = -1 - self.pending_ids.setdefault(image_id, len(self.pending_ids))
@@ -117,14 +117,14 @@ class Detections:
 
     def add_category(self, item: Any) -> None:
         """Add an entry of `categories`, by its exact name. Raises UserError: an id has two names."""
-        category, name = fields.integer(item, "id"), fields.clean(str(fields.required(item, "name")))
+        category, name = fields.integer(item, "id"), self.name_of(item, "name")
         if not name.strip():
             raise FieldError("'name' is blank")
         add_name(self.categories, category, name)
 
     def add_caption(self, item: Any) -> None:
         """Add an entry of a COCO captions file; captions of unlisted images are counted."""
-        image_id, text = self.image_id(item), fields.text(item, "caption")
+        image_id, text = self.name_of(item), fields.text(item, "caption")
         if (row := self.position.get(image_id)) is None:
             self.problems["unlisted_captions"] += 1
         else:
@@ -138,11 +138,11 @@ class Detections:
             self.blank_captions[row] += 1
 
     @staticmethod
-    def image_id(item: Any, key: str = "image_id") -> str:
-        image_id = fields.identifier(item.get(key)) if isinstance(item, dict) else None
-        if image_id is None:
+    def name_of(item: Any, key: str = "image_id") -> str:
+        name = fields.identifier(item.get(key)) if isinstance(item, dict) else None
+        if name is None:
             raise FieldError(f"{key!r} is not a number or text")
-        return image_id
+        return name
 
     def segmentation(self, box: int, size: Sequence[int], problems: ProblemCounts) -> str | None:
         """Return the segmentation of a box, as `fields.segmentation`; `size`: width and height of the image."""

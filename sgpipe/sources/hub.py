@@ -29,7 +29,7 @@ from sgpipe.files.roots import ParquetImages, holds_images, image_columns, row_n
 from sgpipe.images import read_size
 from sgpipe.recipe import HubColumns, HubConfig, Recipe, SourceConfig, SplitConfig
 from sgpipe.records import HUB_DATASET, SCHEMA, Box, Record, Relation, from_table
-from sgpipe.sources import annotated, fields
+from sgpipe.sources import fields
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, drop_nameless, error_row
 from sgpipe.sources.coco import CocoInstances
 from sgpipe.sources.detections import Detections, settle_boxes, size_or_reason
@@ -509,7 +509,7 @@ def _graph(
                 item[named] = next((number for number in known if known[number] == name), len(known))
                 known[item[named]] = name
             add({"id": index, "image_id": 0} | item)
-    objects = graph.objects(range(len(graph.box_ids)), (record.width, record.height), problems)
+    numbers = range(len(graph.box_ids))
+    objects = graph.objects(numbers, (record.width, record.height), problems)
     boxes = [box if tables[0] else replace(box, category_id=0) for box in objects]
-    ends = {box: index for index, box in enumerate(graph.box_ids)}
-    return boxes, annotated.relations_of(graph.relations.get("0", ()), graph.predicates, ends)
+    return boxes, graph.related("0", numbers, graph.predicates)

@@ -125,6 +125,8 @@ def pseudo_label_source(
                         "names: pass --image-paths image_id_to_filepath.json"
                     )
                 with error_row(record):
+                    if record.image_id not in paths:
+                        raise FieldError(f"{image_paths} has no path for the image")
                     record.file_name = fields.text(paths, record.image_id)
             elif not is_named and dataset.startswith("coco"):
                 name, folder = f"{record.image_id:0>12}.jpg", fields.clean(str(item.get("data_split") or "train2017"))

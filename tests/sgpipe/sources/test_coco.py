@@ -249,7 +249,7 @@ def test_relations_in_the_instances_refer_to_ids_of_boxes(tmp_path):
     ],
 )
 def test_an_invalid_relation_makes_an_error_row_or_is_counted(tmp_path, relation, names, malformed):
-    annotations = [at(7, 1, id=1), at(8, 1, id=5), at(8, 1, id="six"), at(8, 1)]
+    annotations = [at(7, 1, id=1), at(8, 1, id=5), at(8, 1, id="six"), at(8, 1, id=10**400)]
     (first, second), problems, _ = read_own(tmp_path, annotations, [relation, related(5, 0, 5, 8)], [*names, "by"][:2])
     assert second.ok or names[0] == "__background__"
     assert (first.ok, problems) == (malformed, {"malformed": 1} if malformed else {})
@@ -260,12 +260,22 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     assert (first.relations, problems) == ([], {})
     files = write(tmp_path, [at(7, 0)], {}).files
     for relations, split, reason in (
-        (None, "val", r"has no rel_annotations: give its relations by --relations rel\.json"),
+        (None, "val", r"has no rel_annotations or no rel_categories: give its relations by --relations rel\.json"),
         (files["relations"], "test", r"rel\.json has no split 'test': pass --split train or val"),
         (files["annotations"], "val", "has the format 'coco', not 'triplets'"),
     ):
         with pytest.raises(UserError, match=reason):
             coco_relations_source(files["annotations"], relations, split)
+    for relations, names in ((None, ["on"]), ([related(1, 0, 1)], [])):
+        with pytest.raises(UserError, match="has no rel_annotations or no rel_categories"):
+            read_own(tmp_path, [at(7, 0, id=1)], relations, names)
+
+
+def test_a_class_is_named_by_a_text_or_a_number(tmp_path):
+    categories = [{"id": number, "name": name} for number, name in enumerate(("dog", 7, None, [1], " "))]
+    file = save(tmp_path / "val.json", {"images": IMAGES, "annotations": [at(7, 0)], "categories": categories})
+    found, _ = read_coco(file, None, dataset="", split="")
+    assert (found.categories, found.problems["malformed"]) == ({0: "dog", 1: "7"}, 3)
 
 
 def test_a_category_id_with_two_names_is_refused(tmp_path):

@@ -121,7 +121,7 @@ def test_objects365_images_need_image_paths(tmp_path):
         read_labels(tmp_path, [O365])
     known, unknown = read_labels(tmp_path, [O365, {**O365, "image_id": 1}], {"420917": "train/patch8/a.jpg"})
     assert known.file_name == "train/patch8/a.jpg"
-    assert "'1' is missing" in unknown.error
+    assert "paths.json has no path for the image" in unknown.error
     with pytest.raises(UserError, match=r"image 420917 is of Objects365.*--image-paths"):
         read_labels(tmp_path, [O365], [])
 
