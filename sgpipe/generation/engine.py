@@ -171,8 +171,8 @@ class Engine(Protocol):
 
 def told(error: Exception) -> UserError | EngineError:
     """Return what a worker answers in place of a shard, for the driver to raise: not all errors can be sent."""
-    if isinstance(error, UserError | EngineError):
-        return error
+    if isinstance(error, UserError | EngineError):  # one of their own classes may need more than a message
+        return (UserError if isinstance(error, UserError) else EngineError)(str(error))
     failed = f"a worker failed: {type(error).__name__}: {first_line(error)}"
     return EngineError(format_os_error(error) if isinstance(error, OSError) else failed)
 
