@@ -34,10 +34,15 @@ def only(stage: Stub, *_: object) -> list[Stub]:
     return [stage]
 
 
+class RefusalError(UserError):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
 @dataclass
 class Raising(Stub):
     def __call__(self, records: list[Record]) -> list[Record]:
-        raise UserError("a refusal") if os.environ.get("REFUSE") else ValueError("a bug\nin detail")
+        raise RefusalError("a", "refusal") if os.environ.get("REFUSE") else ValueError("a bug\nin detail")
 
 
 def builder(folder: Path, stage: Stub, **settings: object) -> StageBuilder:
