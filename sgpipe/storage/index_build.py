@@ -9,21 +9,25 @@ categories (how often they occur), shards (and why one is left out), and counts:
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from sgpipe.errors import UserError, first_line
+from sgpipe.files.locations import StorePath
 from sgpipe.records import LEFT_OUT, SCHEMA, TRAINING_CONFIDENCE
 from sgpipe.storage.health_rules import MARKS, PLACED, mark_hits, prepare_checks, quoted
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFiles
 from sgpipe.storage.shards import IMAGE_COLUMN, SCORES
+from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress
+from sgpipe.utils.hashing import fingerprint
 
 LOTS = 4294967291  # a prime: x -> k x mod p shuffles the numbers below it
 BINS = 20  # of the histogram of confidence; relations without confidence are in a further one
@@ -225,8 +229,18 @@ def interruptible() -> Iterator[None]:
 
 
 def _read_shards(connection: duckdb.DuckDBPyConnection, files: RunFiles, progress: Progress) -> None:
-    """Read the shards into the temporary database, several at once; note why one is left out."""
-    shards, first = files.manifest.shards, 0
+    """Read the shards into the temporary database, several at once; note why one is left out.
+
+    The rows of those in a store are kept in the cache, so that of a run that grows only the new ones are downloaded.
+    """
+    shards, first, kept = files.manifest.shards, 0, dict[str, Path]()
+    if isinstance(files.storage, StorePath):
+        kept = {
+            file: files.cache / f"rows-{fingerprint({'definition': DEFINITION, 'state': state})}.parquet"
+            for file, state in files.states().items()
+        }
+        for path in set(files.cache.glob("rows-*.parquet")).difference(kept.values()):
+            path.unlink(missing_ok=True)
     with progress.images(sum(shard.rows for shard in shards), "indexing") as advance:
         for start in range(0, len(shards), _SHARDS):
             tables: list[pa.Table] = []
@@ -234,7 +248,7 @@ def _read_shards(connection: duckdb.DuckDBPyConnection, files: RunFiles, progres
             for number, shard in enumerate(shards[start : start + _SHARDS], start):
                 problem = None
                 try:
-                    tables.append(_rows(files, shard, number, first))
+                    tables.append(_rows(files, shard, kept.get(shard.file), number, first))
                 except UserError as error:
                     problem = str(error)
                 connection.execute("insert into shards values (?, ?, ?)", [number, shard.file, problem])
@@ -247,8 +261,25 @@ def _read_shards(connection: duckdb.DuckDBPyConnection, files: RunFiles, progres
             connection.execute("commit")
 
 
-def _rows(files: RunFiles, entry: ShardEntry, number: int, first: int) -> pa.Table:
+def _rows(files: RunFiles, entry: ShardEntry, kept: Path | None, number: int, first: int) -> pa.Table:
     """Return the rows of a shard, with their numbers (`pa.array` would import pandas). Raises UserError: damaged."""
+    rows = None
+    if kept:
+        with suppress(OSError, pa.ArrowException), pq.ParquetFile(kept) as file:
+            rows = file.read()
+    if rows is None:
+        rows = _read_rows(files, entry)
+        with suppress(OSError):  # a full disk, of which the index itself says more
+            if kept:
+                with atomic_write(kept) as temporary:
+                    pq.write_table(rows, temporary, compression="zstd")
+    own = np.arange(len(rows), dtype=np.int32)
+    numbers = (own + first, own, np.full_like(own, number))
+    added = [pa.Array.from_buffers(pa.int32(), len(rows), [None, pa.py_buffer(each)]) for each in numbers]
+    return pa.table([*added, *rows.columns], ["image", "row", "shard", *rows.column_names])
+
+
+def _read_rows(files: RunFiles, entry: ShardEntry) -> pa.Table:
     with files.open(entry.file) as file:
         there = file.schema_arrow.names
         table = file.read([name for name in _EMPTY.column_names if name in there])
@@ -260,7 +291,5 @@ def _rows(files: RunFiles, entry: ShardEntry, number: int, first: int) -> pa.Tab
     rows = rows.set_column(place, "pairs", pa.ListArray.from_arrays(pairs.offsets, texts))
     if len(rows) != entry.rows:
         raise UserError(f"shard {entry.file} has {len(rows)} rows, the manifest says {entry.rows}")
-    own = np.arange(len(rows), dtype=np.int32)
-    numbers = (own + first, own, np.full_like(own, number), np.full_like(own, IMAGE_COLUMN in there))
-    added = [pa.Array.from_buffers(pa.int32(), len(rows), [None, pa.py_buffer(each)]) for each in numbers]
-    return pa.table([*added, *rows.columns], ["image", "row", "shard", "embedded", *rows.column_names])
+    embedded = pa.py_buffer(np.full(len(rows), IMAGE_COLUMN in there, np.int32))
+    return rows.append_column("embedded", pa.Array.from_buffers(pa.int32(), len(rows), [None, embedded]))

@@ -116,7 +116,7 @@ def test_a_store_that_fails_during_a_query_is_one_line(folder: Path, store: Stor
     assert "AccessDenied" in sgpipe("stats", f"{store.uri}/run", code=1)
 
 
-def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: StorePath) -> None:
+def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: StorePath, faults: Faults) -> None:
     root = tmp_path / "run"
     make_run(root, [plain_record(name) for name in "abcd"], rows=2, embedded=True)
     upload(root, store)
@@ -130,9 +130,17 @@ def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: St
     assert read_embedded(index, "train", "c") == read_embedded(local, "train", "c") is not None
     Manifest.load(root).commit(write_shard(root, shard_name("train", 4, 5), "train", 4, [plain_record("e")], {}))
     upload(root, store)
+    faults.requests.clear()
     newer = index.newer()
     assert newer is not None
     assert images(newer) == set("abcde")
+    read = {Path(path).name for method, path in faults.requests if method == "GET" and "/data/" in path}
+    assert read == {Path(shard_name("train", 4, 5)).name}  # what is known is not downloaded again
+    assert read_embedded(newer, "train", "c") == read_embedded(local, "train", "c")
+    (store / shard_name("train", 0, 2)).unlink()
+    left = newer.newer()
+    assert left is not None
+    assert (images(left), len(left.problems)) == (set("cde"), 1)
 
 
 def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: StorePath) -> None:
