@@ -9,7 +9,7 @@ import inspect
 import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,8 @@ class VisionLanguageCaptioner(ChatCaptioner):
             )
         if isinstance(vocabulary, int):
             checkpoint.check_vocabulary(self.name, len(self.tokenizer), (vocabulary / 2, math.inf))
+        if self.role == "scorer":
+            self.yes_and_no = self._find_yes_and_no()
 
     def setup(self) -> None:
         """Load the model and try it. Raises UserError like `check`, or if it is damaged or too large for the memory."""
@@ -140,9 +142,8 @@ class VisionLanguageCaptioner(ChatCaptioner):
             written.append({"role": message["role"], "content": parts})
         return str(self.processor.apply_chat_template(written, add_generation_prompt=True, tokenize=False))
 
-    @cached_property
-    def yes_and_no(self) -> tuple[Tensor, Tensor]:
-        """The first tokens of these words, in any spelling. Raises UserError: they cannot be told apart."""
+    def _find_yes_and_no(self) -> tuple[Tensor, Tensor]:
+        """Return the first tokens of these words, in any spelling. Raises UserError: they cannot be told apart."""
         found: dict[str, set[int]] = {"yes": set(), "no": set()}
         with _READING:  # the next request is prepared meanwhile
             for word, tokens in found.items():
