@@ -169,7 +169,7 @@ def test_captions_with_and_without_graphs_are_equal(folder: Path, dtype: str, or
 def test_the_second_full_group_is_recorded(folder: Path, count: int, encoded: list[int]) -> None:
     """Fewer images cost what they cost without graphs."""
     with pytest.MonkeyPatch.context() as patch:
-        sizes = spy(patch, blip.Blip, "encode", lambda _, pixels: len(pixels))
+        sizes = spy(patch, blip.BlipCaptioner, "encode", lambda _, pixels: len(pixels))
         _, stage = captions(folder, count=count)
     assert sizes == encoded
     assert (stage.captioner.recorded is not None) == (count > GROUP)
@@ -207,7 +207,7 @@ def test_a_recording_that_does_not_fit_is_tried_once(folder: Path, ordinary: dic
 
 def test_graphs_of_groups_that_do_not_fit_are_of_smaller_ones(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        spy(patch, blip.Blip, "encode", lambda _, pixels: len(pixels) < GROUP or full())
+        spy(patch, blip.BlipCaptioner, "encode", lambda _, pixels: len(pixels) < GROUP or full())
         found, stage = captions(folder)
     assert len(found) == 22
     assert stage.captioner.recorded.of == (1, stage.captioner.decoder.width)
@@ -217,7 +217,7 @@ def test_graphs_make_room_for_a_group_that_does_not_fit(folder: Path, ordinary: 
     kept: WeakSet[RecordedCaptions] = WeakSet()
     with pytest.MonkeyPatch.context() as patch:
         spy(patch, RecordedCaptions, "replay", lambda recorded, *_: kept.add(recorded))
-        spy(patch, blip.Blip, "encode", lambda *_: full() if kept else None)
+        spy(patch, blip.BlipCaptioner, "encode", lambda *_: full() if kept else None)
         found, stage = captions(folder)
     assert found == ordinary["bfloat16"]
     assert (stage.captioner.recorded, stage.captioner.memory.batch_size) == (None, GROUP)
