@@ -145,14 +145,13 @@ class VisionLanguageCaptioner(ChatCaptioner):
     def _find_yes_and_no(self) -> tuple[Tensor, Tensor]:
         """Return the first tokens of these words, in any spelling. Raises UserError: they cannot be told apart."""
         found: dict[str, set[int]] = {"yes": set(), "no": set()}
-        with _READING:  # the next request is prepared meanwhile
-            for word, tokens in found.items():
-                for spelling in (word, word.capitalize(), word.upper()):
-                    for variant in _VARIANTS:
-                        for token in self.tokenizer.encode(variant.format(spelling), add_special_tokens=False):
-                            if said := self.tokenizer.decode([token]).strip().lower():  # not only white space
-                                tokens |= {int(token)} if word.startswith(said) else set()
-                                break
+        for word, tokens in found.items():
+            for spelling in (word, word.capitalize(), word.upper()):
+                for variant in _VARIANTS:
+                    for token in self.tokenizer.encode(variant.format(spelling), add_special_tokens=False):
+                        if said := self.tokenizer.decode([token]).strip().lower():  # not only white space
+                            tokens |= {int(token)} if word.startswith(said) else set()
+                            break
         yes, no = found["yes"] - found["no"], found["no"] - found["yes"]
         if not (yes and no):
             raise UserError(f"{self.name}: its tokenizer does not tell the answers yes and no apart")
