@@ -266,7 +266,7 @@ def _open(path: Path) -> _Opened | None:
 class IndexedImage:
     """What the index knows of an image; `shard` and `row`: where it is; `embedded`: whether its file is there, too.
 
-    `why`: it has no relations.
+    `why`: the reason why it has no relations; None if it has some.
     """
 
     number: int
