@@ -121,7 +121,7 @@ def _coco_instances(path: Location) -> BoxSet:
 
 
 def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
-    """Return the boxes of a file that has the numbers of classes and images of the ground truth."""
+    """Return the boxes of a results file, which has the class and image ids of the ground truth."""
     rows = defaultdict[str, list[Any]](list)
     for _, item in JsonStream(path):
         try:
@@ -137,7 +137,7 @@ def _coco_results(path: Location, truth: BoxSet) -> BoxSet:
 def _filled(
     found: BoxSet, images: Mapping[str, tuple[ImageName, tuple[int, int]]], rows: Mapping[str, list[Any]], unknown: str
 ) -> BoxSet:
-    """Add images by id, with `rows`: class number, box, and what else a `ScoredBox` has. `unknown`: of image ids."""
+    """Add images by id with their `rows`: class id, box, then as `ScoredBox`. `unknown`: the message for other ids."""
     if others := rows.keys() - images.keys():
         raise UserError(f"{found.path}: image_id {min(others)} {unknown}")
     if classes := {category for own in rows.values() for category, *_ in own} - found.classes.keys():

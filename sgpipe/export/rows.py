@@ -38,7 +38,7 @@ class ExportRows:
         images_url, embed: what addresses of images begin with, whether to store them.
         image_root: where the images of a split are. Raises UserError: this is not known, or they are missing.
         left_out: what an export has to leave out, by kind; the formats add to it.
-        note: what the user is told: how to use the files.
+        note: printed for the user: how to use the files.
     """
 
     def __init__(

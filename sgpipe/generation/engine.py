@@ -169,9 +169,9 @@ class Engine(Protocol):
         return None
 
 
-def told(error: Exception) -> UserError | EngineError:
-    """Return what a worker answers in place of a shard, for the driver to raise: not all errors can be sent."""
-    if isinstance(error, UserError | EngineError):  # one of their own classes may need more than a message
+def plain_error(error: Exception) -> UserError | EngineError:
+    """Return an error that can be sent to the driver: other classes may need more than a message."""
+    if isinstance(error, UserError | EngineError):
         return (UserError if isinstance(error, UserError) else EngineError)(str(error))
     failed = f"a worker failed: {type(error).__name__}: {first_line(error)}"
     return EngineError(format_os_error(error) if isinstance(error, OSError) else failed)
@@ -227,7 +227,7 @@ def share_gpus(recipe: Recipe, stages: Collection[str]) -> Recipe:
     return recipe.model_copy(update=changed)
 
 
-_IMAGES_PER_WORKER = 64  # the packaged models label so many in the time that a worker needs to import them
+_IMAGES_PER_WORKER = 64  # the packaged models label this many while a worker imports them
 _PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
 _TRIES = 3  # of a unit whose worker crashes
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -368,7 +368,7 @@ def serve(pipe: int, lifeline: int) -> None:
                 runner = runner or kind(stages())
                 answer = writer(message, *runner(reader(message)))
             except Exception as error:  # noqa: BLE001 - not swallowed but passed on
-                answer = told(error)
+                answer = plain_error(error)
             connection.send(answer)
         else:
             with suppress(Exception):  # to import what stages need; they are built again, when it matters

@@ -260,7 +260,7 @@ def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then
 
 
 def _is_same(before: Any, now: Any) -> bool:
-    """Return whether what an identity says of a model or file is the same, or the model or file is not here."""
+    """Return whether two identities name the same model or file, or it is not here to compare."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         return before.keys() == now.keys() and all(_is_same(before[key], now[key]) for key in before)
     if before == now or not isinstance(before, str):

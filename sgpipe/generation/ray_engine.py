@@ -30,7 +30,7 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError
-from sgpipe.generation.engine import Engine, StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, told
+from sgpipe.generation.engine import Engine, StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, plain_error
 from sgpipe.recipe import Resources
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
@@ -122,7 +122,7 @@ class Worker:
                 return _block(_ANSWER, self.writer(unit, records, usage))
             return _block(_WORK, (unit, records, usage))
         except (UserError, EngineError, OSError) as error:
-            return _block(_ANSWER, told(error))
+            return _block(_ANSWER, plain_error(error))
 
 
 class RayEngine(Engine):

@@ -117,13 +117,13 @@ _ORDERS = ("yes or no", "no or yes")
 
 
 class VlmScorer:
-    """Asks a model, here or behind an endpoint, whether a relation holds, in two requests of one token.
+    """Asks a model, local or served, whether a relation is correct, in two requests of one token each.
 
     No answer depends on another question. A server must return log-probabilities.
     """
 
     def __init__(self, config: TagConfig, cache: CacheFolder | None = None) -> None:
-        """Raises UserError: there is no such model."""
+        """Raises UserError: the model does not exist."""
         same = ("endpoint", "requests", "device", "dtype", "resources")
         given = {name: getattr(config, name) for name in same}
         asked = CaptionConfig(captioner=config.tagger, prompt="Is it grey?", min_tokens=1, max_tokens=1, **given)
@@ -131,7 +131,7 @@ class VlmScorer:
         self._served = config.endpoint is not None
 
     def check(self) -> None:
-        """Raises UserError: the model cannot be asked, or the server does not answer, or not as asked."""
+        """Raises UserError: the model cannot be used, or the server does not answer, or ignores a setting."""
         objects = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
         [example, _] = self._ask(Image.new("RGB", (64, 64), "white"), objects, [Relation(0, 1, "next to")])
         self._model.check(example)
