@@ -41,7 +41,11 @@ class StoreError(OSError):
 
 def check_share(name: str, value: float) -> float:
     """Return `value`. Raises UserError: it is not a number from 0 to 1, or NaN, which no comparison would refuse."""
-    if not 0 <= value <= 1:
+    try:
+        is_share = bool(0 <= value <= 1)
+    except (TypeError, ValueError):  # not a number, or an array
+        is_share = False
+    if not is_share:
         raise UserError(f"{name} {value}: expected a number from 0 to 1")
     return value
 

@@ -71,7 +71,10 @@ class RelationTriplet(NamedTuple):
 
 @dataclass(frozen=True)
 class SceneGraph:
-    """The objects, captions and relations of an image. `error` says why there are none, or is None."""
+    """The objects, captions and relations of an image, and its size.
+
+    `record` is the row as in shards; its parts are also attributes of the graph.
+    """
 
     record: Record
     image: Image.Image | None = field(default=None, repr=False)  # None: read it from its file
@@ -85,20 +88,38 @@ class SceneGraph:
 
     @property
     def objects(self) -> list[Box]:
+        """The objects, each with its class and its box (xywh in pixels)."""
         return self.record.objects
 
     @property
     def captions(self) -> list[Caption]:
+        """The captions of the image, its boxes and its pairs of boxes."""
         return self.record.captions
 
     @property
+    def relations(self) -> list[Relation]:
+        """All relations, of any confidence; their ends are indices of `objects`. In words: `triplets`."""
+        return self.record.relations
+
+    @property
+    def width(self) -> int:
+        """The width of the image in pixels; 0: it cannot be read."""
+        return self.record.width
+
+    @property
+    def height(self) -> int:
+        """The height of the image in pixels; 0: it cannot be read."""
+        return self.record.height
+
+    @property
     def error(self) -> str | None:
+        """Why the image has no objects and relations, or None."""
         return self.record.error
 
     def triplets(self, threshold: float = TRAINING_CONFIDENCE) -> list[RelationTriplet]:
         """Return the relations with at least this confidence, the most confident first.
 
-        Raises UserError, as the other methods: the threshold is not 0 to 1.
+        Raises UserError, as the other methods: the threshold is not a number from 0 to 1.
         """
         names, relations = object_names(self.record.objects), self._relations(threshold)
         return [RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
@@ -195,7 +216,11 @@ class RelationAnnotator:
 
 
 class Pipeline:
-    """Detects, captions, parses, pairs and tags images one by one, with the stages of `sgpipe generate`."""
+    """Detects, captions, parses, pairs and tags images one by one, with the stages of `sgpipe generate`.
+
+    It can be pickled, for `multiprocessing` or Ray: the other process loads the models on its first image.
+    Pass absolute paths if it has another working folder.
+    """
 
     def __init__(
         self,
@@ -242,6 +267,15 @@ class Pipeline:
             existing_model(model)
         self._boxes = existing_file(Path(boxes)) if boxes else None
         self._others: tuple[dict[str, int], list[Stage]] = {}, []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs to load the models again."""
+        return {"recipe": self.recipe, "boxes": self._boxes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.recipe = state["recipe"]
+        self._boxes = state["boxes"]
+        self._others = {}, []
 
     @overload
     def __call__(

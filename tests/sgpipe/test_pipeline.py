@@ -1,4 +1,5 @@
 import json
+import pickle
 from io import BytesIO
 from pathlib import Path
 
@@ -78,7 +79,9 @@ def test_a_graph_gives_triplets_drawings_and_json():
     relations = [Relation(0, 1, "next to", 0.3), Relation(1, 0, "chasing", 0.9), Relation(0, 1, "on", 0.1)]
     graph = SceneGraph(Record("a", "d", "all", "nowhere.png", 60, 40, objects, relations=relations))
     assert graph.triplets() == [("dog 2", "chasing", "dog 1", 0.9), ("dog 1", "next to", "dog 2", 0.3)]
-    for threshold in (float("nan"), float("inf"), -1):
+    assert graph.relations == relations
+    assert (graph.width, graph.height) == (60, 40)
+    for threshold in (float("nan"), float("inf"), -1, "a", None, [0.5, 0.6], np.array([0.1, 0.2])):
         for method in (graph.triplets, graph.draw, graph.to_networkx, graph.to_supervision):
             with pytest.raises(UserError, match="expected a number from 0 to 1"):
                 method(threshold)
@@ -162,6 +165,14 @@ def test_what_a_pipeline_cannot_use_is_refused(options, reason, monkeypatch, fil
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(UserError, match=reason):
         Pipeline(**options)(file)
+
+
+def test_a_pickled_pipeline_loads_its_models_again(of_boxes, graphs, miniworld):
+    for used in (of_boxes, Pipeline(boxes=miniworld / INSTANCES)):
+        pickled = pickle.dumps(used)
+        assert len(pickled) < 100_000  # the recipe, not the models
+        copied = pickle.loads(pickled)  # noqa: S301 - made above
+        assert copied(sorted((miniworld / IMAGES).iterdir())[0]).record == graphs[0].record
 
 
 def test_a_device_holds_for_all_stages_but_those_with_one_of_their_own():
