@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sgpipe.cli import options as cli
+from sgpipe.cli.repeated import CommandOfSingleValues
 from sgpipe.utils import BoxForm, console
 
 if TYPE_CHECKING:
@@ -299,4 +300,5 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
 
 
 for _function in (vg, hico, vcoco, openimages, psg, rlipv2, svg, vg150, gbc, coco_rel, coco, label_studio, hf):
-    app.command(name=_function.__name__.replace("_", "-"))(_importing(_function))
+    _register = app.command(name=_function.__name__.replace("_", "-"), cls=CommandOfSingleValues)
+    _register(_importing(_function))

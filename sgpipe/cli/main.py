@@ -14,7 +14,6 @@ from types import FrameType, TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
 
 from sgpipe.cli import interrupt
 from sgpipe.cli.doctor import doctor
@@ -23,6 +22,7 @@ from sgpipe.cli.imports import app as import_app
 from sgpipe.cli.models import app as eval_app
 from sgpipe.cli.models import convert, predict, reproduce, score, train
 from sgpipe.cli.options import USAGE_ERROR, command
+from sgpipe.cli.repeated import CommandOfSingleValues, GroupOfSingleValues
 from sgpipe.cli.runs import calibrate, certify, correct, export, fetch, merge, push, stats, verify, view
 from sgpipe.errors import DivergedError, EngineError, StoreError, UserError, format_os_error
 from sgpipe.utils import __version__, console
@@ -42,14 +42,17 @@ _COMMANDS = {
 _COLLECT_SELDOM = (20_000, 20, 20)  # imported modules are not garbage, and looking for it takes a fifth of the start
 
 
-class _Group(TyperGroup):
+class _Group(GroupOfSingleValues):
     """The commands. Each error that a user is meant to see becomes one line and an exit code."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
         """Refuse an empty value, such as an unset variable of the shell, which as a path would be "."."""
         if any(not word or (word.startswith("--") and word.endswith("=")) for word in args):
             _fail("error: a value is empty; is a variable of the shell unset?", EXIT_BAD_INPUT)
-        return super().parse_args(ctx, args)
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            _fail_usage(error)
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Return the commands in the order of their headings; typer begins with groups."""
@@ -60,9 +63,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except USAGE_ERROR as error:
-            if type(error).__name__ == "NoArgsIsHelpError":  # typer has printed the help
-                raise
-            _fail(f"error: {console.single_line(error.format_message())}", EXIT_BAD_INPUT)
+            _fail_usage(error)
         except UserError as error:
             _fail(f"error: {error}", EXIT_BAD_INPUT)
         except EngineError as error:
@@ -85,7 +86,8 @@ def _advice(ctx: typer.Context) -> str:
 app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 for _title, _functions in _COMMANDS.items():
     for _function in _functions:
-        app.command(rich_help_panel=_title)(command(_function, writes_beside=_function is label))
+        _register = app.command(cls=CommandOfSingleValues, rich_help_panel=_title)
+        _register(command(_function, writes_beside=_function is label))
 app.add_typer(import_app, name="import", rich_help_panel="Import and export")
 app.add_typer(eval_app, name="eval", rich_help_panel="Train and evaluate")
 
@@ -133,6 +135,13 @@ def _exit_at_once(number: int, frame: FrameType | None) -> None:
 def _fail(message: str, code: int) -> NoReturn:
     console.errors().print(message, soft_wrap=True)
     sys.exit(code)
+
+
+def _fail_usage(error: Any) -> NoReturn:
+    """Print what is wrong with a command line. Raises what shows the help, which typer has printed."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        raise error
+    _fail(f"error: {console.single_line(error.format_message())}", EXIT_BAD_INPUT)
 
 
 def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from sgpipe.cli import options as cli
+from sgpipe.cli.repeated import CommandOfSingleValues
 from sgpipe.errors import UserError
 from sgpipe.utils import LARGEST_SEED, console
 from sgpipe.utils.console import count
@@ -521,4 +522,4 @@ def score(
 
 
 for _benchmark in (hico, vcoco, openimages, vg, labels, boxes):
-    app.command()(cli.command(_benchmark))
+    app.command(cls=CommandOfSingleValues)(cli.command(_benchmark))

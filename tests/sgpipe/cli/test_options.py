@@ -21,6 +21,7 @@ def refused(*words: object) -> str:
 
 def test_what_typer_refuses_reaches_the_terminal_without_controls() -> None:
     assert refused("stats", "--no\u202e\u200bsuch") == "error: No such option: --nosuch\n"
+    assert refused("--nosuch") == "error: No such option: --nosuch\n"
 
 
 @pytest.mark.parametrize("words", [["label", ""], ["stats", "run", "--html", ""], ["generate", "--out="]])
@@ -74,3 +75,46 @@ def test_no_command_writes_over_what_it_reads_or_what_a_run_has(words: str, tmp_
     said = refused(*words.replace("DIR", str(tmp_path)).split())
     assert any(each in said for each in ("belongs to the run", "is read by this command", "are the same file"))
     assert {path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()} == {"valuable"}
+
+
+GROUPS = {"": typer.main.get_command(app), **commands()}
+
+
+def given(option: Any) -> tuple[list[str], list[str]]:
+    """Two ways to give an option, each as words; by different names if it has several."""
+    names = [*option.opts, *option.secondary_opts]
+    values = [] if option.is_flag else ["1"], [] if option.is_flag else ["2"]
+    return [names[0], *values[0]], [names[-1], *values[1]]
+
+
+def options_of(command: Any, *, multiple: bool) -> list[Any]:
+    options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
+    return [option for option in options if option.multiple == multiple and not option.is_eager]
+
+
+@pytest.mark.parametrize("path", GROUPS)
+def test_every_single_valued_option_given_twice_is_refused(path: str) -> None:
+    for option in options_of(GROUPS[path], multiple=False):
+        first, second = given(option)
+        message = refused(*path.split(), *first, *second)
+        assert f"{max(option.opts, key=len)} is given twice" in message
+        if not option.is_flag:
+            assert "as 1 and 2:" in message
+        if option.secondary_opts:
+            assert f"as {first[0]} and {second[0]}:" in message
+
+
+def test_every_option_with_many_values_can_be_repeated() -> None:
+    repeatable = [(path, option) for path, each in GROUPS.items() for option in options_of(each, multiple=True)]
+    assert len(repeatable) > 5
+    for path, option in repeatable:
+        first, second = given(option)
+        result = CliRunner().invoke(app, [*path.split(), *first, *second])
+        assert "is given" not in result.stderr
+
+
+def test_repeated_options_are_counted_by_any_name() -> None:
+    assert "--quiet is given 3 times" in refused("-qq", "--quiet", "stats", "run")
+    assert "--limit is given 3 times, as 1, 2 and 3:" in refused("train", "--limit", 1, "--limit=2", "--limit", 3)
+    assert "secret" not in refused("generate", "--images", "s3://key:secret@b", "--images", "https://a:secret@c/d")
+    assert CliRunner().invoke(app, ["stats", "--json", "--json", "--help"]).exit_code == 0
