@@ -54,7 +54,7 @@ class Phrases(Config):
 def load_phrases(file: Path | None = None) -> Phrases:
     """Return the packaged phrases; what a file names replaces theirs. Raises UserError: the file is not usable."""
     packaged = read_yaml(_PACKAGED)
-    with explained(f"{file}: "):
+    with explained(Phrases, f"{file}: "):
         phrases = Phrases.model_validate(merged(packaged, read_yaml(file) if file else {}))
     for form, listed in phrases.templates.items():
         if form not in packaged["templates"] or not listed:

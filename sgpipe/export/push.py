@@ -136,11 +136,13 @@ class _Repository:
     """A dataset or a model on the hub, which may be new."""
 
     def __init__(self, name: str, kind: Literal["dataset", "model"], public: bool) -> None:
-        """Raises UserError: nobody is logged in, no such user, or it has files of others."""
-        from huggingface_hub import HfApi, get_token
+        """Raises UserError: HF_HUB_OFFLINE is set, nobody is logged in, no such user, or it has files of others."""
+        from huggingface_hub import HfApi, constants, get_token
 
         if not _REPOSITORY.fullmatch(name):
             raise UserError(f"--to {name}: expected USER/NAME, the id of a {kind} on the hub")
+        if constants.HF_HUB_OFFLINE:
+            raise UserError("push sends files to the hub, and HF_HUB_OFFLINE is set: unset it, and push again")
         if get_token() is None:
             raise UserError("push needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN")
         self.name, self.kind, self._api, self._what = name, kind, HfApi(), f"the {kind} {name}"

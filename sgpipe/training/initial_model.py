@@ -19,7 +19,7 @@ from sgpipe.errors import UserError, existing_file
 from sgpipe.files.model_cache import local_model
 from sgpipe.recipe import network_folder
 from sgpipe.training.recipe import Kind, ModelConfig
-from sgpipe.utils.config_file import merged
+from sgpipe.utils.config_file import did_you_mean, merged
 
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
 
@@ -114,6 +114,8 @@ def _random(settings: RLIPConfig, seed: int) -> RLIPModel:
 
 
 def _checked(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:
-    if unknown := sorted(changes.keys() - kind().to_dict().keys()):
-        raise CheckpointError(f"a {kind.__name__} has no setting {unknown[0]!r}")
+    known = kind().to_dict().keys()
+    unknown = sorted(changes.keys() - known)
+    if unknown:
+        raise CheckpointError(f"a {kind.__name__} has no setting {unknown[0]!r}{did_you_mean(unknown[0], known)}")
     return dict(changes)

@@ -5,8 +5,10 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from difflib import get_close_matches
 from pathlib import Path, PurePath
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo, field_validator
@@ -100,7 +102,7 @@ def load(kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[st
         config = merged(config, read_yaml(file))
     for key, value in overrides.items():
         config = _replaced(config, key.split("."), str(value) if isinstance(value, PurePath) else value, key)
-    with explained(f"recipe {path}: ", overrides):
+    with explained(kind, f"recipe {path}: ", overrides):
         return kind.model_validate(config)
 
 
@@ -127,7 +129,7 @@ def _replaced(values: Any, path: Sequence[str], value: Any, key: str) -> Any:
 def changed(section: Section, **settings: Any) -> Section:
     """Return a section of a recipe with those settings that are not None. Raises UserError: a value is invalid."""
     given = {name: value for name, value in settings.items() if value is not None}
-    with explained():
+    with explained(type(section)):
         return TypeAdapter(type(section)).validate_python({**vars(section), **given}) if given else section
 
 
@@ -169,16 +171,63 @@ def _find(name: str, folder: Path) -> Path:
 
 
 @contextmanager
-def explained(where: str = "", overrides: Iterable[str] = ()) -> Iterator[None]:
-    """Turn a `ValidationError` into one line: where, but for `overrides`, the setting, the reason, and the value."""
+def explained(kind: type, where: str = "", overrides: Iterable[str] = ()) -> Iterator[None]:
+    """Turn a `ValidationError` of a `kind` of section into one line.
+
+    Args:
+        where: what the line begins with, unless the setting is one of the `overrides`.
+
+    Raises:
+        UserError: the setting, the reason, and the value or the setting that was probably meant.
+    """
     try:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(each) for each in first["loc"] if each != "[key]")
+        path = [str(part) for part in first["loc"] if part != "[key]"]
+        key = ".".join(path)
         if any(f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for each in overrides):
             where = ""
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            raise UserError(f"{where}unknown setting {key!r}") from None
+            raise UserError(f"{where}unknown setting {key!r}{_similar_setting(kind, path)}") from None
         got = "" if isinstance(first["input"], dict) else f", got {_shown.repr(first['input'])}"
         raise UserError(f"{where}{key}: {first['msg'].removeprefix('Value error, ')}{got}") from None
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return what to add to the message about an unknown name: the known one that is most like it, if any is."""
+    similar = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {similar[0]!r}?" if similar else ""
+
+
+def _similar_setting(kind: type, path: Sequence[str]) -> str:
+    """Return what to add to the message about an unknown setting: one like it in its section, or in any other."""
+    *outer, name = path
+    sections = [kind]
+    for part in outer:
+        inner = [settings[part] for settings in map(_settings, sections) if part in settings]
+        if inner:  # otherwise it is a free name, such as that of a split, or the number of an item
+            sections = [section for annotation in inner for section in _sections_in(annotation)]
+    siblings = [".".join([*outer, each]) for section in sections for each in _settings(section)]
+    return did_you_mean(".".join(path), siblings) or did_you_mean(name, _all_settings(kind))
+
+
+def _settings(section: Any) -> dict[str, Any]:
+    """Return the names of the settings of a section, with their types."""
+    names = section.__dataclass_fields__ if is_dataclass(section) else section.model_fields
+    return {name: annotation for name, annotation in get_type_hints(section).items() if name in names}
+
+
+def _sections_in(annotation: Any) -> list[type]:
+    """Return the sections that a type consists of, such as that of a list or a mapping of them."""
+    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_in(part)]
+
+
+def _all_settings(kind: type) -> Iterator[str]:
+    """Yield the dotted name of each setting of a section and of the sections in it, but not in its lists."""
+    for name, annotation in _settings(kind).items():
+        yield name
+        if _sections_in(annotation) == [annotation]:
+            yield from (f"{name}.{inner}" for inner in _all_settings(annotation))

@@ -4,7 +4,8 @@ import pytest
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import Recipe, load_recipe
-from sgpipe.utils.config_file import dump_yaml, parse_set, read_yaml, recipe_folder
+from sgpipe.training.recipe import TrainRecipe, load_train_recipe
+from sgpipe.utils.config_file import _all_settings, dump_yaml, parse_set, read_yaml, recipe_folder
 
 
 @pytest.mark.parametrize("path", sorted(recipe_folder().glob("*.yaml")), ids=lambda path: path.stem)
@@ -104,3 +105,25 @@ def test_an_override_is_blamed_itself_and_not_the_file():
             load_recipe("coco", {key: value, "seed": 1})
         assert "coco" not in str(refused.value)
         assert key in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("load", "name", "kind"), [(load_recipe, "coco", Recipe), (load_train_recipe, "tagger", TrainRecipe)]
+)
+def test_a_misspelt_setting_names_the_one_that_was_probably_meant(load, name, kind):
+    settings = sorted(_all_settings(kind))
+    assert len(settings) > 30
+    for setting in settings:
+        misspelt = f"{setting}{setting[-1]}"
+        with pytest.raises(UserError, match=rf"unknown setting '{misspelt}'; did you mean '{setting}'\?$"):
+            load(name, {misspelt: 1})
+
+
+def test_a_setting_without_its_section_or_of_a_split_is_found_and_nothing_else_is_guessed(tmp_path):
+    with pytest.raises(UserError, match=r"unknown setting 'treshold'; did you mean '\w+\.threshold'\?$"):
+        load_recipe("coco", {"treshold": 0.1})
+    (tmp_path / "r.yaml").write_text("source: {splits: {val: {images: a, annotation: b}}}")
+    with pytest.raises(UserError, match=r"'source.splits.val.annotation'; .* 'source.splits.val.annotations'\?$"):
+        load_recipe(tmp_path / "r.yaml")
+    with pytest.raises(UserError, match=r"unknown setting 'zzz'$"):
+        load_recipe("coco", {"zzz": 1})

@@ -234,7 +234,8 @@ def test_what_is_refused_before_anything_is_sent(hub, run, monkeypatch, tmp_path
     assert "log in with `hf auth login`, or set HF_TOKEN" in push(run, code=2).stderr
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in push(run, code=2).stderr
+    for place in (run, TAGGER):
+        assert "HF_HUB_OFFLINE is set: unset it" in push(place, code=2).stderr
     assert hub.commits == []
     assert Manifest.load(run).shards
 
