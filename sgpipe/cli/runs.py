@@ -1,11 +1,13 @@
 """Commands on existing runs, from `sgpipe stats` to `sgpipe correct`."""
 
+from __future__ import annotations
+
 import json
 import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -13,6 +15,9 @@ from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 from sgpipe.utils.console import count, single_line
+
+if TYPE_CHECKING:
+    from sgpipe.storage.verify import Verification
 
 _LONGEST_NAME = 200
 _Prediction = Literal["vlm_score", "clip_score", "confidence", "none"]
@@ -174,32 +179,45 @@ def verify(
       sgpipe verify coco-relations/
       sgpipe verify coco-relations/ --repair
     """
-    from sgpipe.storage.judgements import CERTIFICATE
-    from sgpipe.storage.run_folder import RunFiles
-    from sgpipe.storage.verify import Problem
     from sgpipe.storage.verify import verify as check
 
     with console.Progress().images(None, "verifying") as advance:
         verification = check(run, repair=repair, advance=advance)
-    if RunFiles(run).judgements.with_name(CERTIFICATE).is_file() and not verification.problems:
-        try:
-            cli.certificate_of(run)
-        except UserError as error:
-            verification.problems.append(Problem(CERTIFICATE, str(error)))
+    if not verification.problems:
+        _check_certificate(run, verification, repair)
     if not cli.printed_json(json_, verification.as_json()):
         for problem in verification.problems:
             cli.show(f"{problem.file}: {problem.problem}")
+        for done in verification.repairs:
+            cli.show(f"{verification.root}: repaired: {done}")
         size = _size(verification.images, verification.shards)
         running = " so far; a run is in progress" if verification.at_work else ""
-        outcome = f"{size}, no problems found{running}"
-        if verification.problems and verification.repaired:
-            outcome = "repaired; run the command that wrote it again to regenerate what is missing"
-        elif verification.problems:
+        if not verification.problems:
+            cli.show(f"{verification.root}: {size}, no problems found{running}")
+        elif not verification.repaired:
             advice = "--repair drops what is damaged" if isinstance(run, Path) else "restore it from a copy"
-            outcome = f"{count(len(verification.problems), 'problem')} in {size}{running}; {advice}"
-        cli.show(f"{verification.root}: {outcome}")
+            problems = count(len(verification.problems), "problem")
+            cli.show(f"{verification.root}: {problems} in {size}{running}; {advice}")
     if not verification.ok:
         raise typer.Exit(console.EXIT_FAILED)
+
+
+def _check_certificate(run: Any, verification: Verification, repair: bool) -> None:
+    """Add what is wrong with the certificate of a run; `repair`: delete one that is not valid."""
+    from sgpipe.storage.judgements import CERTIFICATE
+    from sgpipe.storage.run_folder import RunFiles
+    from sgpipe.storage.verify import Problem
+
+    file = RunFiles(run).judgements.with_name(CERTIFICATE)
+    if not file.is_file():
+        return
+    try:
+        cli.certificate_of(run)
+    except UserError as error:
+        verification.problems.append(Problem(CERTIFICATE, str(error)))
+        if repair:
+            file.unlink()
+            verification.repairs.append(f"deleted {CERTIFICATE}; `sgpipe certify` makes one of the answers")
 
 
 def _size(images: int, shards: int) -> str:

@@ -324,10 +324,13 @@ def weigh(rates: Floats, left: Floats) -> Floats:
     return weight
 
 
-def answers_needed(odds: Floats, scores: Floats, left: Floats, allowed: float, evidence: float) -> int | None:
+def answers_needed(
+    odds: Floats, scores: Floats, left: Floats, allowed: float, evidence: float, *, all_right: bool = False
+) -> int | None:
     """Return about how many answers a set takes until its evidence is 1, if as many are wrong as so far; None: many.
 
-    `odds`: as of `fit_errors`; `scores`, `left`: of the set's cells; `allowed`: the share of errors.
+    `odds`: as of `fit_errors`; `scores`, `left`: of the set's cells; `allowed`: the share of errors. `all_right`: if
+    none is wrong instead.
     """
     if not left.sum() or allowed >= 1:
         return None
@@ -338,6 +341,7 @@ def answers_needed(odds: Floats, scores: Floats, left: Floats, allowed: float, e
     chance = weight * left / (weight @ left)
     ratio = np.divide(share, chance, out=np.ones_like(share), where=chance > 0)
     right = stake[:, None] * control * ratio
-    growth = np.log1p(right) * (1 - rates) + np.log1p(np.maximum(right - stake[:, None] * ratio, -0.9999)) * rates
+    wrong = np.zeros_like(rates) if all_right else rates
+    growth = np.log1p(right) * (1 - wrong) + np.log1p(np.maximum(right - stake[:, None] * ratio, -0.9999)) * wrong
     speed, missing = float((growth @ chance).max()), -math.log(max(evidence, 1e-9))
     return math.ceil(missing / speed) if speed > missing / _MOST else None

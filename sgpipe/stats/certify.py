@@ -118,7 +118,10 @@ def _tuples(table: pa.Table) -> list[tuple[Any, ...]]:
 
 
 class GroupProgress:
-    """How far a group is: its rounds, the latest settings, and what the answers show; `more`: expected answers."""
+    """How far a group is: its rounds, the latest settings, and what the answers show.
+
+    `more`: the answers it takes if as many are wrong as so far; None: too many. `fewest`: if no other one is wrong.
+    """
 
     def __init__(
         self, settings: CertificateSettings, parts: Sequence[tuple[CertifiedGroup, Round, list[Judged | None]]]
@@ -131,10 +134,14 @@ class GroupProgress:
         tested = len(sizes) - 1 if self.standing.tested is None else self.standing.tested
         inside, odds = last.level <= tested, certificates.fit_rounds(self.rounds, allowed)
         evidence = self.standing.evidence
-        more = certificates.answers_needed(odds, last.scores[inside], last.left[inside], allowed, evidence)
+        cells = (odds, last.scores[inside], last.left[inside], allowed, evidence)
+        more = certificates.answers_needed(*cells)
+        fewest = certificates.answers_needed(*cells, all_right=True)
         judged = sum(int((~each.is_open & (each.level[each.asked] <= tested)).sum()) for each in self.rounds)
         rest = sizes[tested] - judged
         self.more = None if more is None and rest else min(more or 0, rest)
+        self.fewest = None if fewest is None and rest else min(fewest or 0, rest)
+        self.wrong = self.given.count("wrong") + self.given.count("unsure")
 
     @property
     def open(self) -> int:
@@ -142,13 +149,21 @@ class GroupProgress:
         return 0 if self.standing.reached == len(self.latest.relations) - 1 else self.given.count(None)
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values for JSON; `share`: how much of the evidence is there."""
+        """As plain values for JSON; `share`: how much of the evidence is there; `at_least`: `more` is `fewest`."""
         standing, needed = self.standing, max(-math.log(1 - self.settings.confidence), certificates.TINY)
         share = max(0.0, 1 + math.log(standing.evidence) / needed) if standing.evidence else 0.0
-        more = self.more if standing.started else None
+        at_least = not self.wrong  # without a wrong answer, nothing tells how many there will be
+        more = self.fewest if at_least else self.more
         certified = 0 if standing.reached is None else self.latest.relations[standing.reached]
-        values = {"predicate": self.predicate, "share": share, "more": more, "certified": certified, "open": self.open}
-        return {**values, "lines": list(self.describe())}
+        return {
+            "predicate": self.predicate,
+            "share": share,
+            "more": more if standing.started else None,
+            "at_least": at_least,
+            "certified": certified,
+            "open": self.open,
+            "lines": list(self.describe()),
+        }
 
     def describe(self) -> Iterator[str]:
         named = "all predicates" if self.predicate is None else single_line(self.predicate, 60)
@@ -159,17 +174,23 @@ class GroupProgress:
             return f"{size:,} of {of} (confidence {self.latest.thresholds[number]:g} or more)"
 
         promise = f"a precision of {settings.precision:g} or more ({settings.confidence:.4g} confidence)"
-        judged, wrong = len(self.given) - self.given.count(None), self.given.count("wrong") + self.given.count("unsure")
+        judged = len(self.given) - self.given.count(None)
         if standing.reached is not None:
             yield f"certified, {named}: {those(standing.reached)} have {promise}, by {count(judged, 'answer')}"
         if standing.tested is not None:
-            more = "too many more answers" if self.more is None else f"about {count(self.more, 'more answer')}"
-            so_far = f"if as many are wrong as so far ({wrong} of {judged})"
-            if self.more == 0:
-                more, so_far = "it cannot be reached", f"as nothing is left to ask ({wrong} of {judged} are wrong)"
-            yield f"not yet, {named}: {those(standing.tested)}; {more}, {so_far}"
+            yield f"not yet, {named}: {those(standing.tested)}; {self._outlook(judged)}"
         elif standing.reached is None:
             yield f"not yet, {named}: the first questions show where to start ({judged} of {len(self.given)} answered)"
+
+    def _outlook(self, judged: int) -> str:
+        """Say how many more answers it takes; before one is wrong, only how many at least."""
+        so_far = f"{self.wrong:,} of {judged:,}"
+        if self.more == 0:
+            return f"it cannot be reached, as nothing is left to ask ({so_far} are wrong)"
+        if not self.wrong and self.fewest is not None:
+            return f"at least {count(self.fewest, 'more answer')}, if all are right"
+        more = "too many more answers" if self.more is None else f"about {count(self.more, 'more answer')}"
+        return f"{more}, if as many are wrong as so far ({so_far})"
 
 
 def population_of(index: Index, settings: CertificateSettings) -> Population:

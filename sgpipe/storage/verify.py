@@ -1,7 +1,7 @@
 """`sgpipe verify`: whether a run is what its manifest says, byte for byte and row for row."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -36,7 +36,7 @@ class Problem:
 class Verification:
     """What was checked, and the problems found.
 
-    `at_work`: a run is in progress, and only its commits were checked; `repaired`: the manifest lists no damaged shard.
+    `at_work`: a run is in progress, and only its commits were checked. `repairs`: what a repair did, in words.
     """
 
     root: Location
@@ -44,20 +44,26 @@ class Verification:
     images: int = 0
     at_work: bool = False
     problems: list[Problem] = field(default_factory=list)
-    repaired: bool = False
+    repairs: list[str] = field(default_factory=list)
+
+    @property
+    def repaired(self) -> bool:
+        """Whether nothing damaged is left that a reader would get."""
+        return bool(self.repairs)
 
     @property
     def ok(self) -> bool:
         return self.repaired or not self.problems
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "root": str(self.root), "ok": self.ok}
+        return {**asdict(self), "root": str(self.root), "repaired": self.repaired, "ok": self.ok}
 
 
 def verify(root: str | Location, *, repair: bool = False, advance: Advance | None = None) -> Verification:
     """Check every byte and row of the shards of a run, a few in memory at a time; `advance` gets the rows of each.
 
-    `repair`: remove bad shards from the manifest; the command that wrote the run then makes them again.
+    `repair`: remove bad shards from the manifest; the command that wrote the run then makes them again. If nothing else
+    is wrong, delete shards that the manifest does not list.
     """
     root = location(root)
     stored = isinstance(root, StorePath)
@@ -90,16 +96,28 @@ def verify(root: str | Location, *, repair: bool = False, advance: Advance | Non
         checked = [shard for shard in manifest.shards if shard.file in listed]
         found.shards, found.images = len(checked), sum(shard.rows for shard in checked)
         found.problems += [Problem(shard.file, fault) for shard in checked for fault in faults[shard.file]]
-        if not stored and not found.at_work:
-            unlisted = "the manifest does not list it: the next run deletes it"
-            found.problems += [Problem(file, unlisted) for file in folder.unlisted(manifest)]
-        bad = [shard for shard in checked if faults[shard.file]]
-        if repair and (bad or manifest.damaged):
-            if bad and manifest.run.get("finished"):  # of an import: which rows there were is no longer known
-                manifest.run["finished"] = False
-            manifest.rewrite(bad)
-            found.repaired = True
+        unlisted = [] if stored or found.at_work else folder.unlisted(manifest)
+        found.problems += [Problem(file, "the manifest does not list it: the next run deletes it") for file in unlisted]
+        if repair:
+            bad = [shard for shard in checked if faults[shard.file]]
+            found.repairs = _repair(folder, manifest, bad, len(unlisted))
     return found
+
+
+def _repair(folder: RunFolder, manifest: Manifest, bad: Sequence[ShardEntry], unlisted: int) -> list[str]:
+    """Drop what is damaged; return what was done, in words."""
+    if bad or manifest.damaged:
+        if bad and manifest.run.get("finished"):  # of an import: which rows there were is no longer known
+            manifest.run["finished"] = False
+        manifest.rewrite(bad)
+        counts = [(len(manifest.damaged), "damaged line"), (len(bad), "damaged shard")]
+        dropped = " and ".join(count(number, noun) for number, noun in counts if number)
+        again = "run the command that wrote it again to regenerate what is missing"
+        return [f"dropped {dropped} from the manifest; {again}"]
+    if unlisted:
+        folder.sweep(manifest)
+        return [f"deleted {count(unlisted, 'shard')} that the manifest does not list"]
+    return []
 
 
 def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int]]:

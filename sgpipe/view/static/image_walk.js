@@ -129,7 +129,8 @@ function evidence({ groups, open }) {
     more = left.reduce((sum, group) => sum + (group.more ?? Infinity), 0);
   const certified = groups.reduce((sum, group) => sum + group.certified, 0),
     done = certified ? `${counted(certified, "relation")} certified, ` : "";
-  const end = Number.isFinite(more) ? `about ${counted(more, "more answer")}` : groups.some((group) => group.share) ? "no end in sight" : "the first round shows where to start";
+  const estimate = left.some((group) => group.at_least) ? "at least" : "about";
+  const end = Number.isFinite(more) ? `${estimate} ${counted(more, "more answer")}` : groups.some((group) => group.share) ? "no end in sight" : "the first round shows where to start";
   return `Certificate: ${left.length ? `${done}${end}; ${counted(open, "question")} left in this round` : "all is certified"}`;
 }
 

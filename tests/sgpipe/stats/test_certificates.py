@@ -171,6 +171,20 @@ def test_certify_verify_and_export(copy, tmp_path):
     assert "--certified needs one threshold" in training.output.replace("\n", " ")
 
 
+def test_before_an_answer_is_wrong_the_fewest_answers_are_told(copy):
+    root, right = copy
+    options = ("--precision", "0.9", "--threshold", "0")
+    first = invoke("certify", root, *options, code=1).output
+    fewest = int(re.search(r"at least (\d+) more answers, if all are right", first)[1])
+    assert "about" not in first
+    assert certify(root, right, *options, decide=lambda _: "right")
+    [kept] = json.loads((root / CERTIFICATE).read_text())["sets"]
+    assert fewest <= kept["answers"]["right"] <= 2 * fewest
+    (root / JUDGEMENTS).unlink()
+    assert not certify(root, right, *options, decide=lambda _: "wrong", rounds=1)
+    assert "if as many are wrong as so far (25 of 25)" in invoke("certify", root, *options, code=1).output
+
+
 def test_a_predicate_of_three_relations(copy):
     root, right = copy
     for _ in range(13):
@@ -210,6 +224,12 @@ def test_an_edited_certificate_and_changed_answers_are_refused(copy):
     refused("answers that were changed since")
     (root / JUDGEMENTS).write_bytes(b"")
     refused("is not what")
+    refused("--repair drops what is damaged")
+    repaired = invoke("verify", root, "--repair").output.replace("\n", " ")
+    assert f"repaired: deleted {CERTIFICATE}; `sgpipe certify`" in repaired
+    assert "--repair" not in repaired
+    assert not file.exists()
+    invoke("verify", root)
 
 
 EDITS = {"capital": 1.0, "start": 7, "odds": [], "scores": [9.0, 9.0], "level": 99, "questions": "reversed"}
