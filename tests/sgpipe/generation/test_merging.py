@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,12 +19,13 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.export.run import export_run
 from sgpipe.generation import merging
-from sgpipe.generation.merging import are_synonyms, merge_runs, unite
+from sgpipe.generation.merging import merge_runs
+from sgpipe.generation.uniting import are_synonyms, unite
 from sgpipe.records import NO_OBJECT, Attribute, Box, Caption, Pair, Record, Relation, Triplet
 from sgpipe.sources.corrected import correct_run
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JudgementLog
-from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.manifest import Manifest, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import SOURCES, embedded_images, iter_records, iter_tables, write_shard
 from sgpipe.storage.verify import verify
@@ -115,12 +117,12 @@ runs = st.sets(st.integers(0, 4), min_size=1, max_size=4).flatmap(
 @given(runs, runs, runs)
 @pytest.mark.slow
 def test_the_result_depends_on_which_runs_there_are_alone(first, second, third):
-    """A ∪ B = B ∪ A, A ∪ A = A, and (A ∪ B) ∪ C = A ∪ (B ∪ C) = A ∪ B ∪ C, bit for bit, whatever the boxes."""
+    """A ∪ B = B ∪ A, A ∪ B ∪ A = A ∪ B, and (A ∪ B) ∪ C = A ∪ (B ∪ C) = A ∪ B ∪ C, bit for bit, whatever the boxes."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
         a, b, c = (make_run(root / name, own) for name, own in zip("abc", (first, second, third), strict=True))
-        assert merged(root / "aa", a, a) == list(iter_records(a))
         ab = merged(root / "ab", a, b)
+        assert merged(root / "aba", a, b, a) == ab
         assert merged(root / "ba", b, a) == ab
         abc = merged(root / "abc", a, b, c)
         merged(root / "bc", b, c)
@@ -219,7 +221,7 @@ def test_relations_keep_the_strongest_confidence_and_all_origins_and_contradicti
         Relation(0, 1, "under", 0.2, "clip+vlm"), Relation(1, 0, "left of", 0.9, "tagger"),
     ]  # fmt: skip
     assert united.relations[0].origins == ["annotated", "clip"]
-    assert [counts[name] for name in merging.UNITED] == [2, 2, 0, 1]
+    assert [counts[name] for name in merging.UNITED] == [2, 2, 0, 1, 0, 0]
 
 
 def test_images_are_matched_by_file_id_or_content(tmp_path):
@@ -237,7 +239,7 @@ def test_images_are_matched_by_file_id_or_content(tmp_path):
     apart = merged(tmp_path / "file", one, two)
     assert [(each.split, each.image_id) for each in apart] == [(s, n) for s in ("train", "train_2") for n in "01"]
     run = Manifest.load(tmp_path / "file").run
-    assert run["matched"] == {"images": 4, "shared": 0, "different": 2, "replaced": 0, "unread": 0}
+    assert run["matched"] == {"images": 4, "shared": 0, "different": 2, "replaced": 0, "failed": 0, "unread": 0}
     assert run["images"] == {"train": str(tmp_path / "one"), "train_2": str(tmp_path / "two")}
     again = CliRunner().invoke(app, ["merge", str(one), str(two), "--out", str(tmp_path / "file")])
     assert f"NOTE: split train_2 has the images in {tmp_path / 'two'}" in again.stderr
@@ -274,21 +276,36 @@ def test_images_that_are_not_one_stay_apart(tmp_path):
     zeros = [each for (split, name), each in rows.items() if name == "0"]
     assert sorted(each.split for each in zeros) == ["train", "train_2", "train_3"]
     matched = Manifest.load(tmp_path / "out").run["matched"]
-    assert matched == {"images": 8, "shared": 1, "different": 1, "replaced": 0, "unread": 0}
+    assert matched == {"images": 8, "shared": 1, "different": 1, "replaced": 0, "failed": 0, "unread": 0}
 
 
-def test_an_error_row_counts_only_where_no_run_has_the_image(tmp_path):
+@pytest.mark.parametrize("match", ["file", "id", "hash"])
+def test_an_error_row_counts_only_where_no_run_has_the_image(tmp_path, match):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (SIDE, SIDE)).save(images / "0.png")
     failed, lost, whole = scene("0", width=0), scene("1"), scene("0", person())
     failed.fail("load", "truncated")
     lost.fail("load", "missing")
-    own = {"one": [failed, lost], "two": [whole, replace(lost, error="tag: x")]}
-    made = [make_run(tmp_path / name, records) for name, records in own.items()]
-    found = merged(tmp_path / "out", *made)
-    assert found[0] == whole
-    assert not found[1].ok
-    assert len(found) == 2
-    assert merged(tmp_path / "again", tmp_path / "out", *made) == found
-    assert Manifest.load(tmp_path / "out").run["matched"]["replaced"] == 2
+    records = {"one": [failed, lost], "two": [whole, replace(lost, error="tag: x")]}
+    runs = [make_run(tmp_path / name, rows, images=images) for name, rows in records.items()]
+    first, second = merged(tmp_path / "out", *runs, match=match)
+    assert first == whole
+    assert (second.image_id, second.split, second.ok) == ("1", "train", False)
+    assert merged(tmp_path / "again", tmp_path / "out", *runs, match=match) == [first, second]
+    matched = Manifest.load(tmp_path / "out").run["matched"]
+    assert (matched["replaced"], matched["failed"]) == (1, 1)
+    told = CliRunner().invoke(app, ["merge", *map(str, runs), "--match", match, "--out", str(tmp_path / "out")]).stderr
+    assert "1 error row left out, as another run has the image" in told
+    assert "1 error row kept, as no run has the image" in told
+
+
+def test_a_run_counts_once(tmp_path, two):
+    copied = shutil.copytree(two[0], tmp_path / "copied")
+    once = merged(tmp_path / "once", *two)
+    told = CliRunner().invoke(app, ["merge", *map(str, [two[0], copied, two[1]]), "--out", str(tmp_path / "out")])
+    assert f"NOTE: {copied} is the same run as {two[0]}, and counts once" in told.stderr
+    assert list(iter_records(tmp_path / "out")) == once
 
 
 def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(tmp_path):
@@ -328,14 +345,64 @@ def test_a_corrected_copy_of_a_merged_run_is_merged_as_it_is(tmp_path, monkeypat
     record = scene("0", person(), person(50, category="dog"), relations=[relation])
     one, two = make_run(tmp_path / "one", [record]), make_run(tmp_path / "two", [scene("0", person())])
     merged(tmp_path / "out", one, two)
-    source = Manifest.load(tmp_path / "out")
-    monkeypatch.setattr(test_corrected, "RUN", source.run["fingerprint"])
-    test_corrected.judge(tmp_path / "out", "0", (0, 1, "on"), **test_corrected.change("delete"))
-    log = JudgementLog(tmp_path / "out/judgements.jsonl", source.run["fingerprint"])
-    correct_run(source, tmp_path / "out", log, tmp_path / "corrected", QUIET)
-    [found] = merged(tmp_path / "again", tmp_path / "corrected", two)
+    corrected = correct(tmp_path / "out", tmp_path / "corrected", monkeypatch, (0, 1, "on"))
+    [found] = merged(tmp_path / "again", corrected, two)
     assert found.relations == []
     assert len(found.objects) == 2
+    manifest = merge_runs([corrected, tmp_path / "out"], tmp_path / "back", QUIET)
+    assert add_up(manifest, 0, {}).counts["merged.returned_relations"] == 1
+
+
+def correct(run: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *wrong: tuple[int, int, str]) -> Path:
+    """Copy a run without these relations of its first image."""
+    source = Manifest.load(run)
+    monkeypatch.setattr(test_corrected, "RUN", source.run["fingerprint"])
+    for relation in wrong:
+        test_corrected.judge(run, "0", relation, **test_corrected.change("delete"))
+    log = JudgementLog(run / "judgements.jsonl", source.run["fingerprint"])
+    correct_run(source, run, log, out, QUIET)
+    return out
+
+
+def predicates(record: Record) -> list[str]:
+    return sorted(relation.predicate for relation in record.relations)
+
+
+def test_a_preferred_run_keeps_its_relations_alone_and_what_comes_back_is_counted(tmp_path, monkeypatch):
+    """Of its own images; the objects of all runs are united. A later merge keeps what was preferred."""
+    two = (person(), person(50, category="dog"))
+    labelled = [Relation(0, 1, "on", 0.5, "tagger"), Relation(0, 1, "near", 0.5, "tagger")]
+    original = make_run(tmp_path / "original", [scene("0", *two, relations=labelled), scene("1", *two)])
+    other_rows = [scene("0", *two, person(80, category="cup"), relations=[Relation(1, 0, "behind", 0.5, "clip")])]
+    other_rows.append(scene("2", *two, relations=[Relation(0, 1, "under", 0.5, "clip")]))
+    other = make_run(tmp_path / "other", other_rows)
+    corrected = correct(original, tmp_path / "corrected", monkeypatch, (0, 1, "on"))
+
+    def merge(name: str, *runs: Path, prefer: Path | None = None) -> tuple[list[Record], str]:
+        options = [] if prefer is None else ["--prefer", str(prefer)]
+        told = CliRunner().invoke(app, ["merge", *map(str, runs), *options, "--out", str(tmp_path / name)])
+        assert told.exit_code == 0, told.output
+        return list(iter_records(tmp_path / name)), told.stderr.replace("\n", " ")
+
+    rows, told = merge("back", corrected, original, other)
+    assert predicates(rows[0]) == ["behind", "near", "on"]
+    assert "1 relation that a corrected run has no more" in told
+    assert "--prefer CORRECTED" in told
+    rows, told = merge("preferred", corrected, original, other, prefer=corrected)
+    assert [predicates(row) for row in rows] == [["near"], [], ["under"]]
+    assert len(rows[0].objects) == 3
+    assert "2 relations of other runs left out, as the preferred run has the image" in told
+    assert "has no more" not in told
+
+    merge("first", corrected, original, prefer=corrected)
+    rows, _ = merge("later", tmp_path / "first", other)
+    assert [predicates(row) for row in rows] == [["behind", "near"], [], ["under"]]  # `other` was not overruled then
+    rows, _ = merge("reversed", tmp_path / "first", original, prefer=original)
+    assert predicates(rows[0]) == ["near", "on"]
+    refused = CliRunner().invoke(
+        app, ["merge", str(corrected), str(original), "--prefer", str(other), "--out", str(tmp_path / "x")]
+    )
+    assert (refused.exit_code, "is not one of the runs" in refused.stderr) == (2, True)
 
 
 @pytest.fixture
@@ -365,8 +432,8 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
     assert "annotated+tagger" in {each.origin for record in iter_records(out) for each in record.relations}
     again = CliRunner().invoke(app, ["merge", *map(str, reversed(two)), "--out", out, "--json"])
     assert "nothing left to do" in again.stderr
-    values = {"images": 50, "shared": 30, "different": 0, "replaced": 0, "unread": 0}
-    values |= {"united_objects": 60, "united_relations": 30, "contradictory_relations": 0, "contradictory_classes": 0}
+    values = {"images": 50, "shared": 30, "different": 0, "replaced": 0, "failed": 0, "unread": 0}
+    values |= dict.fromkeys(merging.UNITED, 0) | {"united_objects": 60, "united_relations": 30}
     assert json.loads(again.stdout) == {"root": out, "shards": 1, **values}
     other = make_run(tmp_path / "x", [scene("x")])
     alone = CliRunner().invoke(app, ["merge", str(two[0]), str(other), "--out", out + "2"])
@@ -377,6 +444,7 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
     ("arguments", "reason"),
     [
         (["given", "--out", "out"], "merge needs two runs or more"),
+        (["given", "given", "--out", "out"], "all of these are the same run as given"),
         (["given", "found", "--out", "given"], "is read by this command"),
         (["given", "nothing", "--out", "out"], "does not exist"),
         (["given", "old", "--out", "out"], "has schema version 2"),

@@ -283,7 +283,7 @@ def test_a_repaired_run_is_right_and_knows_what_is_missing(run):
     result = CliRunner().invoke(app, ["verify", str(run), "--repair", "--json"])
     told = json.loads(result.stdout)
     assert (result.exit_code, told["ok"], told["repaired"]) == (0, True, True)
-    assert told["repairs"][0].startswith("dropped 1 damaged shard from the manifest; run the command that wrote it again")
+    assert told["repairs"][0].startswith("dropped 1 damaged shard from the manifest; run the command that wrote it")
     assert problems(run) == [(FIRST, "the manifest does not list it: the next run deletes it")]
     again = CliRunner().invoke(app, ["verify", str(run), "--repair"])
     assert again.stdout.endswith(f"{run}: repaired: deleted 1 shard that the manifest does not list\n")

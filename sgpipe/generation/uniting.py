@@ -1,0 +1,299 @@
+"""One record from those of several runs about the same image."""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from functools import cache, lru_cache
+from itertools import chain
+from typing import Generic, TypeAlias, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sgpipe.records import Attribute, Box, BoxOrigin, Caption, Pair, Record, Relation, RelationOrigin, Triplet
+from sgpipe.sources.vocabulary import packaged_synonyms
+from sgpipe.stages.pair import HeadMatcher, normalise_predicate, noun_lemmas
+from sgpipe.storage.health_rules import CLAIMS
+from sgpipe.utils.boxes import iou, xywh_to_xyxy
+
+Item = TypeVar("Item")
+BoxPair: TypeAlias = tuple[int, int]
+
+_PIXEL = 1.0  # boxes of which no edge differs by more are the same, however small they are
+_ORIGIN_RANKS = {name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name in enumerate(get_args(kind))}
+_SIDES = {text: claim for claim, texts in CLAIMS.items() if claim[1] for text in texts}  # axis and side of a predicate
+_SYNONYM_TABLES = ("coco", "objects365")
+_CACHED_CLASS_PAIRS = 1 << 16
+
+
+@dataclass(frozen=True)
+class Precedence:
+    """Which runs have a say about relations, by the ids of runs.
+
+    Attributes:
+        overrules: the runs whose relations of an image are left out where this run has the image.
+        corrects: the runs of which this one is a correction.
+    """
+
+    overrules: Mapping[str, Collection[str]]
+    corrects: Mapping[str, Collection[str]]
+
+
+NO_PRECEDENCE = Precedence({}, {})
+
+
+class UnitedItems(Generic[Item]):
+    """The items of several runs, once each, in the order in which they first come; `key` tells which are equal.
+
+    What one run has twice stays there twice.
+    """
+
+    def __init__(self, key: Callable[[Item], Hashable]) -> None:
+        self.key = key
+        self.groups: list[list[Item]] = []
+        self.runs: list[set[int]] = []  # that have each of the groups
+        self._numbers: dict[tuple[Hashable, int], int] = {}
+
+    def add(self, run: int, items: Iterable[Item]) -> list[int]:
+        """Add all items of a run; return the number of the group of each."""
+        occurrences = Counter[Hashable]()
+        numbers = []
+        for item in items:
+            key = self.key(item)
+            occurrences[key] += 1
+            number = self._numbers.setdefault((key, occurrences[key]), len(self.groups))
+            if number == len(self.groups):
+                self.groups.append([])
+                self.runs.append(set())
+            self.groups[number].append(item)
+            self.runs[number].add(run)
+            numbers.append(number)
+        return numbers
+
+    @property
+    def shared(self) -> int:
+        """How many groups are of several runs."""
+        return sum(len(runs) > 1 for runs in self.runs)
+
+
+def unite(
+    records: Sequence[Record], min_iou: float, runs: Sequence[str] = (), precedence: Precedence = NO_PRECEDENCE
+) -> tuple[Record, Counter[str]]:
+    """Return one record with what several say of an image, one of each run, and counts of what was united.
+
+    Boxes are one object if each two of them are of different runs, overlap by `min_iou`, and have the same class or
+    synonyms; those that overlap most come first. An object has the box and class of its strongest member: annotated
+    before detected before grounded, then by score and size. A relation is there once, as its strongest origin has it,
+    with all origins. All else is united where it is equal.
+
+    Args:
+        runs: the id of the run of each record, if `precedence` names some.
+    """
+    boxes = [box for record in records for box in record.objects]
+    run_of_box = [run for run, record in enumerate(records) for _ in record.objects]
+    objects, counts = _match_boxes(run_of_box, boxes, min_iou)
+    object_of_box = {box: number for number, members in enumerate(objects) for box in members}
+
+    captions = UnitedItems[Caption](lambda caption: (caption.text, caption.scope, *caption.boxes))
+    triplets = UnitedItems[Triplet](lambda triplet: astuple(triplet)[:7])
+    pairs = UnitedItems[Pair](lambda pair: (pair.subject, pair.object))
+    relations = UnitedItems[Relation](_relation_key)
+    caption_numbers: list[list[int]] = []
+    stated_relations: list[list[Relation]] = []
+    first_box = 0
+    for run, record in enumerate(records):
+        numbers = [object_of_box[first_box + index] for index in range(len(record.objects))]
+        first_box += len(record.objects)
+        moved_captions = [_move_caption(caption, numbers) for caption in record.captions]
+        caption_numbers.append(captions.add(run, moved_captions))
+        moved_triplets = [
+            replace(triplet, caption=caption_numbers[run][triplet.caption]) for triplet in record.triplets
+        ]
+        triplets.add(run, moved_triplets)
+        pairs.add(run, [_move_ends(pair, numbers) for pair in record.pairs])
+        stated_relations.append([_move_ends(relation, numbers) for relation in record.relations])
+
+    overruled = _overruled(runs, precedence)
+    for run, stated in enumerate(stated_relations):
+        if run not in overruled:
+            relations.add(run, stated)
+    kept_relations = [stated for run, stated in enumerate(stated_relations) if run not in overruled]
+    counts["united_relations"] = relations.shared
+    counts["contradictory_relations"] = _count_contradictions(kept_relations)
+    counts["returned_relations"] = _count_returned(relations, runs, precedence)
+    counts["overruled_relations"] = _count_missing(relations, [stated_relations[run] for run in sorted(overruled)])
+
+    united = replace(
+        records[0],
+        objects=[
+            _unite_boxes([(boxes[box], caption_numbers[run_of_box[box]]) for box in members]) for members in objects
+        ],
+        captions=[group[0] for group in captions.groups],
+        triplets=[_most_complete(group) for group in triplets.groups],
+        pairs=[replace(group[0], predicates=_distinct(pair.predicates for pair in group)) for group in pairs.groups],
+        relations=[_unite_relations(group) for group in relations.groups],
+        left_out=_largest_counts(record.left_out for record in records),
+    )
+    return united, counts
+
+
+def _relation_key(relation: Relation) -> Hashable:
+    return relation.subject, relation.object, normalise_predicate(relation.predicate)
+
+
+def _move_caption(caption: Caption, numbers: Sequence[int]) -> Caption:
+    return replace(caption, boxes=[numbers[box] for box in caption.boxes])
+
+
+Ends = TypeVar("Ends", Pair, Relation)
+
+
+def _move_ends(item: Ends, numbers: Sequence[int]) -> Ends:
+    return replace(item, subject=numbers[item.subject], object=numbers[item.object])
+
+
+def _overruled(runs: Sequence[str], precedence: Precedence) -> set[int]:
+    """Return the numbers of the runs whose relations do not count, as another one of them overrules these."""
+    losers = {loser for run in runs for loser in precedence.overrules.get(run, ())}
+    return {number for number, run in enumerate(runs) if run in losers}
+
+
+def _count_returned(relations: UnitedItems[Relation], runs: Sequence[str], precedence: Precedence) -> int:
+    """Count relations that a corrected run has no more, and that come back with the run that it corrects."""
+    corrections: list[tuple[int, set[int]]] = []
+    for number, run in enumerate(runs):
+        corrected = precedence.corrects.get(run, ())
+        corrections.append((number, {other for other, name in enumerate(runs) if name in corrected}))
+    return sum(
+        any(correction not in stating and stating & originals for correction, originals in corrections)
+        for stating in relations.runs
+    )
+
+
+def _count_missing(relations: UnitedItems[Relation], stated: Iterable[Iterable[Relation]]) -> int:
+    """Count the relations that runs state and that are not among `relations`."""
+    kept = {_relation_key(group[0]) for group in relations.groups}
+    keys = {_relation_key(relation) for of_run in stated for relation in of_run}
+    return len(keys - kept)
+
+
+def _count_contradictions(relations_by_run: Iterable[Iterable[Relation]]) -> int:
+    """Count pairs of objects that are on different sides for different runs, such as left and right."""
+    claims: dict[Hashable, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for run, relations in enumerate(relations_by_run):
+        for relation in relations:
+            axis, side = _SIDES.get(relation.predicate.lower(), (None, 0))
+            first, second = sorted((relation.subject, relation.object))
+            claims[axis, first, second][run].add(side if relation.subject == first else -side)
+    return sum(not set.intersection(*sides.values()) for sides in claims.values())
+
+
+def _most_complete(triplets: Iterable[Triplet]) -> Triplet:
+    """Return the first of equal triplets whose classes are known, or the first."""
+    return max(triplets, key=lambda triplet: None not in astuple(triplet))
+
+
+def _largest_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
+    largest = Counter[str]()
+    for count in counts:
+        largest |= Counter(count)
+    return largest
+
+
+def _match_boxes(runs: Sequence[int], boxes: Sequence[Box], min_iou: float) -> tuple[list[list[int]], Counter[str]]:
+    """Return the boxes of each object, and counts of united objects and of contradictory classes.
+
+    Args:
+        runs: the run of each box.
+    """
+    near = _overlapping_pairs(runs, boxes, min_iou)
+    alike = {(i, j) for i, j in near if are_synonyms(boxes[i].category, boxes[j].category)}
+    joinable = {(i, j) for i, j in alike if boxes[i].iscrowd == boxes[j].iscrowd}
+    members = [[box] for box in range(len(boxes))]  # by box: the boxes of its object, in one list that they share
+    for i, j in near:
+        across = ((min(a, b), max(a, b)) for a in members[i] for b in members[j])
+        if joinable.issuperset(across):
+            members[i] += members[j]
+            for box in members[j]:
+                members[box] = members[i]
+    objects = [sorted(object_) for box, object_ in enumerate(members) if box == min(object_)]
+
+    runs_of_object = {min(object_): {runs[box] for box in object_} for object_ in objects}
+    contradictory = {(min(members[i]), min(members[j])) for i, j in near if (i, j) not in alike}
+    # No run contradicts itself.
+    contradictions = sum(not runs_of_object[first] & runs_of_object[second] for first, second in contradictory)
+    united = sum(len(object_) > 1 for object_ in objects)
+    return objects, Counter(united_objects=united, contradictory_classes=contradictions)
+
+
+def _overlapping_pairs(runs: Sequence[int], boxes: Sequence[Box], min_iou: float) -> list[BoxPair]:
+    """Return pairs of boxes of different runs that overlap, those that overlap most first."""
+    xyxy = xywh_to_xyxy(np.array([box.bbox for box in boxes], float).reshape(-1, 4))
+    run_of_box = np.array(runs)
+    first, second = np.triu_indices(len(boxes), 1)
+    is_other_run = run_of_box[first] != run_of_box[second]
+    first, second = first[is_other_run], second[is_other_run]
+    overlap: NDArray[np.float64] = iou(xyxy[first], xyxy[second])
+    is_same_box = np.abs(xyxy[first] - xyxy[second]).max(1, initial=0) <= _PIXEL
+    overlap[is_same_box] += 1  # before all others
+    most_first = np.argsort(-overlap, kind="stable")[: np.count_nonzero(overlap >= min_iou)]
+    return list(zip(first[most_first].tolist(), second[most_first].tolist(), strict=True))
+
+
+@lru_cache(_CACHED_CLASS_PAIRS)
+def are_synonyms(first: str, second: str) -> bool:
+    """Return whether two classes have one name, in any case and number, or one names the other ("man": person)."""
+    first, second = normalise_predicate(first), normalise_predicate(second)
+    return first == second or _names_class(first, second) or _names_class(second, first)
+
+
+def _names_class(name: str, noun: str) -> bool:
+    return name in noun_lemmas(noun) or name in _class_matcher().classes(noun)
+
+
+@cache
+def _class_matcher() -> HeadMatcher:
+    """Return what finds the classes that nouns name, by the synonyms of COCO and Objects365."""
+    tables = [packaged_synonyms(dataset) for dataset in _SYNONYM_TABLES]
+    names = _distinct(tables)
+    return HeadMatcher({name: _distinct(table.get(name, ()) for table in tables) for name in names})
+
+
+def _distinct(lists: Iterable[Iterable[Item]]) -> list[Item]:
+    return list(dict.fromkeys(chain.from_iterable(lists)))
+
+
+def _unite_boxes(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
+    """Return one object of boxes, each with the new numbers of the captions of its run."""
+    strongest_first = sorted(members, key=lambda member: _box_strength(member[0]))
+    attributes: dict[tuple[str, int | None], None] = {}
+    for box, caption_numbers in strongest_first:
+        for attribute in box.attributes:
+            caption = None if attribute.caption is None else caption_numbers[attribute.caption]
+            attributes[attribute.name, caption] = None
+    boxes = [box for box, _ in strongest_first]
+    return replace(
+        boxes[0],
+        phrase=next((box.phrase for box in boxes if box.phrase), None),
+        segmentation=next((box.segmentation for box in boxes if box.segmentation), None),
+        attributes=[Attribute(name, caption) for name, caption in attributes],
+    )
+
+
+def _unite_relations(group: Sequence[Relation]) -> Relation:
+    """Return the relation of the strongest origin, with the origins of all."""
+    origins = _distinct(relation.origins for relation in group)
+    return replace(min(group, key=_relation_strength), origin="+".join(sorted(origins, key=_origin_strength)))
+
+
+def _box_strength(box: Box) -> tuple[Hashable, ...]:
+    return _origin_strength(box.origin), -(box.score or 0), box.rank
+
+
+def _relation_strength(relation: Relation) -> tuple[Hashable, ...]:
+    return _origin_strength(relation.origins[0]), -1 if relation.confidence is None else -relation.confidence
+
+
+def _origin_strength(origin: str) -> tuple[int, str]:
+    """Return a key that sorts origins, the strongest first and those of other programs last."""
+    return _ORIGIN_RANKS.get(origin, len(_ORIGIN_RANKS)), origin
