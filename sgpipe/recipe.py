@@ -10,7 +10,15 @@ from filecmp import cmp
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, PlainSerializer, PlainValidator, StringConstraints, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    StringConstraints,
+    field_validator,
+)
 
 from sgpipe.errors import EngineError, UserError
 from sgpipe.files.image_roots import located
@@ -19,6 +27,37 @@ from sgpipe.files.model_cache import local_model, pin_model
 from sgpipe.utils import LARGEST_SEED, BoxForm
 from sgpipe.utils.config_file import Config as Config
 from sgpipe.utils.config_file import load, recipe_folder
+
+MINIWORLD = "MINIWORLD"  # in a recipe: the packaged model of the miniworld
+PackagedModel = Literal["captioner", "tagger", "parseda"]
+
+
+def packaged_model(name: PackagedModel) -> Path:
+    """Return the folder of a packaged model, for `from_pretrained`; its README says how it was made."""
+    return Path(__file__).parent / "miniworld" / "weights" / name
+
+
+def network_folder(model: Path) -> Path:
+    """Return the folder itself, or the best or last checkpoint in the folder of a training."""
+    folders = (model, model / "best", model / "last")
+    return next((folder for folder in folders if (folder / "config.json").is_file()), model)
+
+
+def model_name(model: str) -> str:
+    """Return MINIWORLD for this word in any letters, unless a folder of that name has a model; others unchanged."""
+    is_folder = (network_folder(Path(model)) / "config.json").is_file()
+    return MINIWORLD if model.upper() == MINIWORLD and not is_folder else model
+
+
+def named_model(model: str, packaged: PackagedModel | None) -> str:
+    """Return the folder of the packaged model for its name, of a training its best network; others unchanged."""
+    if packaged is not None and model_name(model) == MINIWORLD:
+        return str(packaged_model(packaged))
+    folder = network_folder(Path(model))
+    return model if folder == Path(model) else str(folder.resolve())
+
+
+ModelName = Annotated[str, AfterValidator(model_name)]
 
 
 class Resources(Config):
@@ -132,7 +171,7 @@ class SourceConfig(Config):
 class DetectConfig(Config):
     """The detector for images without annotations (format: folder, and `sgpipe label`)."""
 
-    detector: str | None = Field(None, description="hub id or folder of an object detector; or MINIWORLD")
+    detector: ModelName | None = Field(None, description="hub id or folder of an object detector; or miniworld")
     classes: tuple[str, ...] | None = Field(None, min_length=1, description="of open-vocabulary detectors; null: COCO")
     threshold: float = Field(0.3, ge=0, lt=1, description="keep boxes above this score")
     overlap: float = Field(0.5, gt=0, le=1, description="of boxes of one class with a larger IoU, keep the best one")
@@ -144,7 +183,9 @@ class DetectConfig(Config):
 class CaptionConfig(Config):
     """Captions by a model, or, with captioner: null, from the captions file of each split."""
 
-    captioner: str | None = Field(None, description="BLIP or other: hub id, folder, name at the endpoint, MINIWORLD")
+    captioner: ModelName | None = Field(
+        None, description="BLIP or other: hub id, folder, name at the endpoint, or miniworld"
+    )
     endpoint: str | None = Field(None, description="URL of a server with the OpenAI chat API; null: runs here")
     requests: Requests = Requests()
     decoding: Literal["nucleus", "beam"] = Field("nucleus", description="nucleus sampling or beam search")
@@ -183,7 +224,9 @@ class ParseConfig(Config):
 class GroundConfig(Config):
     """Boxes for the words of captions that no box of the image carries; other boxes stay as they are."""
 
-    detector: str | None = Field(None, description="hub id or folder of a detector of texts, or MINIWORLD; null: none")
+    detector: ModelName | None = Field(
+        None, description="hub id or folder of a detector of texts, or miniworld; null: none"
+    )
     words: Literal["triplets", "all"] = Field("triplets", description="nouns to look for: those in triplets, or all")
     ask: Literal["classes", "words"] = Field("classes", description="read the class of a word (dog), or it (puppy)")
     threshold: float = Field(0.3, ge=0, lt=1, description="keep boxes above this score")
@@ -236,7 +279,7 @@ class TagConfig(Config):
     """Which candidates are relations: every candidate pair is scored against its predicates."""
 
     method: Literal["rtagger", "all", "overlap", "clip", "vlm"] = "rtagger"
-    tagger: str | None = Field(None, description="its model: folder, hub id, name at the endpoint, or MINIWORLD")
+    tagger: ModelName | None = Field(None, description="its model: folder, hub id, name at the endpoint, or miniworld")
     endpoint: str | None = Field(None, description="vlm: URL of a server with the OpenAI chat API; null: it runs here")
     requests: Requests = Requests()
     threshold: float = Field(0.05, ge=0, lt=1, description="above this confidence; calibrated: probability")
@@ -301,23 +344,9 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
     return load(Recipe, name, recipe_folder(), overrides or {})
 
 
-MINIWORLD = "MINIWORLD"  # in a recipe: the packaged model of the miniworld
 _WEIGHTS = "model.safetensors"
 WHOLE = "all"  # the split of images that have no other
 DEFAULT_SIDES = (800, 1333)  # short and maximum long side, in pixels, of the images that a network reads, as published
-
-PackagedModel = Literal["captioner", "tagger", "parseda"]
-
-
-def packaged_model(name: PackagedModel) -> Path:
-    """Return the folder of a packaged model, for `from_pretrained`; its README says how it was made."""
-    return Path(__file__).parent / "miniworld" / "weights" / name
-
-
-def network_folder(model: Path) -> Path:
-    """Return the folder itself, or the best or last checkpoint in the folder of a training."""
-    folders = (model, model / "best", model / "last")
-    return next((folder for folder in folders if (folder / "config.json").is_file()), model)
 
 
 def known_settings(model: str | None) -> dict[str, Any]:
@@ -352,7 +381,7 @@ def _is_miniworld(model: str | None) -> bool:
     with suppress(OSError):
         weights = network_folder(Path(str(model))) / _WEIGHTS
         packaged = (packaged_model(name) / _WEIGHTS for name in get_args(PackagedModel))
-        return model == MINIWORLD or any(cmp(weights, each, shallow=False) for each in packaged)
+        return model_name(str(model)) == MINIWORLD or any(cmp(weights, each, shallow=False) for each in packaged)
     return False
 
 
@@ -369,7 +398,7 @@ def miniworld_notes(models: Iterable[str | None], source: SourceConfig | None = 
 
 def size_notes(detector: str | None) -> list[str]:
     """Return a note on a detector that does not state at which size it reads images."""
-    settings = known_settings(detector and _model_folder(detector, "parseda"))
+    settings = known_settings(detector and named_model(detector, "parseda"))
     if _image_sides(settings) or not str(settings.get("model_type")).startswith("rlip"):
         return []
     short, long = DEFAULT_SIDES
@@ -387,7 +416,7 @@ def recipe_notes(recipe: Recipe, *, detects: bool, source: SourceConfig | None =
     if not tag.scores:
         kept = UNSCORED[tag.method]
         notes.append(f"{kept}: nothing looks at the image, and confidence 1 means only that nothing scored them")
-    tagger = _model_folder(tag.tagger, "tagger") if tag.method == "rtagger" and tag.tagger else None
+    tagger = named_model(tag.tagger, "tagger") if tag.method == "rtagger" and tag.tagger else None
     if (sides := _image_sides(known_settings(tagger))) and sides != (tag.short_side, tag.long_side):
         notes.append(
             f"{tag.tagger} was trained on images of {sides[0]} and at most {sides[1]} pixels: set tag.short_side "
@@ -425,7 +454,7 @@ def with_model_folders(recipe: Recipe, before: Mapping[str, Any] | None = None, 
     """
     changed = {}
     for stage, model in models_of(recipe).items():
-        folder = _model_folder(model, _PACKAGED.get(stage))
+        folder = named_model(model, _PACKAGED.get(stage))
         known = json.dumps((before or {}).get(stage)) if resumes or "@" not in folder else ""
         changed[stage] = getattr(recipe, stage).model_copy(update={_MODELS[stage]: pin_model(folder, known)})
     return recipe.model_copy(update=changed)
@@ -436,10 +465,3 @@ def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
     names = dict.fromkeys(models_of(recipe, skipped).values())
     found = [name for name in names if name != MINIWORLD and not is_uri(name) and not Path(name).exists()]
     return [] if any(":" in name for name in found) else found
-
-
-def _model_folder(model: str, packaged: PackagedModel | None) -> str:
-    if model == MINIWORLD and packaged:
-        return str(packaged_model(packaged))
-    folder = network_folder(Path(model))
-    return model if folder == Path(model) else str(folder.resolve())

@@ -60,7 +60,9 @@ def train(
     recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …) or YAML file.")],
     out: Annotated[Path | None, cli.writes_folder("Folder for the model; a training in it is resumed.")] = None,
     shards: ShardsOptions,
-    init: Annotated[str | None, cli.reads_model("Model to start from: folder, store, hub id or official .pth.")] = None,
+    init: Annotated[
+        str | None, cli.reads_model("Model to start from: folder, store, hub id, official .pth or miniworld.")
+    ] = None,
     miniature: Annotated[bool, cli.option("A small model, for a laptop.", "--miniature", panel=cli.MODELS)] = False,
     epochs: Annotated[int | None, cli.option("Passes over the training data.", min=1)] = None,
     steps: Annotated[int | None, cli.option("Steps to train, instead of --epochs.", min=1)] = None,
@@ -413,7 +415,9 @@ def boxes(
 
 def predict(
     *,
-    model: Annotated[cli.Place, cli.stored_argument("Detector: folder, store or hub id.", None, cli.maybe_path)],
+    model: Annotated[
+        cli.Place, cli.stored_argument("Detector: folder, store or hub id; or miniworld.", None, cli.maybe_path)
+    ],
     data: Annotated[cli.Place, cli.reads_stored("Folder of shards, or their object store.")],
     out: Annotated[Path, cli.writes_file("File to write: .json for `sgpipe eval`, or .parquet.")],
     form: Annotated[_Benchmark | None, cli.option("Benchmark. Default: hico; .parquet: what fits.")] = None,

@@ -155,9 +155,13 @@ StoredRun = Annotated[Place, stored_argument("Folder or store (s3://bucket/label
 Limit = Annotated[int | None, option("Use only the first N images.", min=1, panel=DATA)]
 Seed = Annotated[int | None, option("Random seed.", min=0)]
 Settings = Annotated[list[str] | None, option("Change any setting of the recipe: KEY=VALUE. Repeatable.", "--set")]
-Detector = Annotated[str | None, reads_model("Object detector of transformers: folder or hub id.")]
-Captioner = Annotated[str | None, reads_model("Image-text-to-text model, such as BLIP: folder or hub id.")]
-Tagger = Annotated[str | None, reads_model("R-Tagger, by `sgpipe convert` or `train`; clip, vlm: their model.")]
+Detector = Annotated[str | None, reads_model("Object detector of transformers: folder or hub id; or miniworld.")]
+Captioner = Annotated[
+    str | None, reads_model("Image-text-to-text model, such as BLIP: folder or hub id; or miniworld.")
+]
+Tagger = Annotated[
+    str | None, reads_model("R-Tagger, by `sgpipe convert` or `train`, or miniworld; clip, vlm: their model.")
+]
 CalibrationFile = Annotated[Place | None, reads_stored("File of `sgpipe calibrate`: thresholds are probabilities.")]
 ExpectedPrecision = Annotated[float | None, option("--calibration: keep relations of this precision.", min=0, max=1)]
 Certified = Annotated[bool, option("Keep the relations of the run's certificate (`sgpipe certify`).", "--certified")]

@@ -30,6 +30,7 @@ from sgpipe.files.locations import location, read_text
 from sgpipe.files.model_cache import pin_model
 from sgpipe.inference import predictions as inference
 from sgpipe.inference.predictions import InferenceConfig, PredictConfig, RowGroup, Task
+from sgpipe.recipe import named_model
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
 from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_classes
@@ -70,7 +71,8 @@ class ModelRun(InferenceConfig):
         """Raises UserError: the data has no classes, or a store no such model."""
         classes = schema.classes if (schema := self.hoia_schema()) else inputs.data_classes(self.data)
         how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
-        model = location(pin_model(str(self.model)))  # one version on all machines
+        name = named_model(str(self.model), "parseda")
+        model = location(pin_model(name))  # one version on all machines
         return PredictConfig(model, classes, task, **how)
 
     def row_groups(self) -> list[RowGroup]:

@@ -27,7 +27,15 @@ from rlip_model.text import NO_OBJECTS
 from sgpipe.errors import UserError, existing_folder, first_line
 from sgpipe.files.locations import Location
 from sgpipe.files.model_cache import local_model
-from sgpipe.recipe import DEFAULT_SIDES, DetectConfig, Resources, known_settings, network_folder, trained_sides
+from sgpipe.recipe import (
+    DEFAULT_SIDES,
+    DetectConfig,
+    Resources,
+    known_settings,
+    named_model,
+    network_folder,
+    trained_sides,
+)
 from sgpipe.records import Box, Record
 from sgpipe.sources.annotated import ProblemCounts, clip_objects, require_format
 from sgpipe.sources.coco import load_coco_instances
@@ -45,7 +53,8 @@ def load_detector(model: Location) -> TripletDetector:
 
     Raises UserError: there is no such network. Raises EngineError: the store or the hub cannot be reached.
     """
-    folder = existing_folder(network_folder(Path(local_model(str(model)))))
+    name = named_model(str(model), "parseda")
+    folder = existing_folder(network_folder(Path(local_model(name))))
     kind = str(known_settings(str(folder)).get("model_type"))
     if kind == "rlip_tagger":
         raise UserError(f"{model} is an R-Tagger, which needs boxes: use it as tag.tagger (--tagger)")

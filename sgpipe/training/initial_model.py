@@ -17,12 +17,13 @@ from rlip_model.prune_queries import prune_queries
 from rlip_model.text import NO_OBJECTS, TokenizerError, build_tokenizer, load_tokenizer, spread
 from sgpipe.errors import UserError, existing_file
 from sgpipe.files.model_cache import local_model
-from sgpipe.recipe import network_folder
+from sgpipe.recipe import MINIWORLD, PackagedModel, named_model
 from sgpipe.training.recipe import Kind, ModelConfig
 from sgpipe.utils.config_file import did_you_mean, merged
 
 CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
 
+_PACKAGED: dict[Kind, PackagedModel] = {"tagger": "tagger", "parseda": "parseda"}
 _FUSION = ("encoder.fusion_layers.", "encoder.label_layers.", "late_fusion.")  # starts of names of parameters
 _COMMON_WORDS = "a an the on in at of to with by for from near behind under over next front above below beside"
 
@@ -45,7 +46,9 @@ def make_initial_model(
 
 
 def _existing(config: ModelConfig, folder: Path, seed: int) -> RLIPModel:
-    name = str(config.init)
+    if config.init == MINIWORLD and config.kind not in _PACKAGED:
+        raise CheckpointError(f"init: the packaged models are a tagger and a parseda, not a {config.kind}")
+    name = named_model(str(config.init), _PACKAGED.get(config.kind))
     if Path(name).suffix in (".pth", ".pt"):
         converted = folder.with_name(f"{folder.name}-converted")
         if not (converted / "config.json").exists():
@@ -53,8 +56,7 @@ def _existing(config: ModelConfig, folder: Path, seed: int) -> RLIPModel:
         name = str(converted)
     else:
         name = local_model(name)
-    known = str(network_folder(Path(name))) if Path(name).exists() else name  # a training: its best network
-    return _reconfigured(CLASSES[config.kind].from_pretrained(known), config.config, seed)
+    return _reconfigured(CLASSES[config.kind].from_pretrained(name), config.config, seed)
 
 
 def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLIPModel:

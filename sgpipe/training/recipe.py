@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from rlip_model.settings import Augmentation, LossWeights, MatchingCosts, Optimisation, Strategy
-from sgpipe.recipe import Config, ImageLocation, SplitName, StoredPath
+from sgpipe.recipe import Config, ImageLocation, ModelName, SplitName, StoredPath
 from sgpipe.records import RelationOrigin
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import load, recipe_folder
@@ -21,7 +21,9 @@ class ModelConfig(Config):
     """The network to train: a copy of an existing one (`init`), or a new one of a published size."""
 
     kind: Kind = Field("parseda", description="the R-Tagger, or a relation detector")
-    init: str | None = Field(None, description="start from a folder, store, hub id or official .pth; null: new")
+    init: ModelName | None = Field(
+        None, description="start from a folder, store, hub id, official .pth or miniworld; null: new"
+    )
     backbone: Backbone = Field("swin_tiny", description="size of a new network; ignored with init")
     text_encoder: str | None = Field(None, description="RoBERTa of a new network, or tokenizer of a .pth; null: small")
     frozen_norms: bool = Field(True, description="also first stages of the backbone, as published; false: none")

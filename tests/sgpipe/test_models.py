@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+import torch
 
 from experiments.miniworld.network_quality import ANY_PAIR, measure_tagger, network_recipe, quality_rows
 from sgpipe.errors import EngineError, UserError
@@ -11,6 +12,7 @@ from sgpipe.miniworld.scene import WORDINGS
 from sgpipe.recipe import (
     MINIWORLD,
     TagConfig,
+    hub_models,
     load_recipe,
     miniworld_notes,
     packaged_model,
@@ -19,7 +21,9 @@ from sgpipe.recipe import (
     trained_sides,
     with_model_folders,
 )
-from sgpipe.training.initial_model import CLASSES
+from sgpipe.stages.detect import load_detector
+from sgpipe.training.initial_model import CLASSES, make_initial_model
+from sgpipe.training.recipe import ModelConfig
 from tests.sgpipe.generation.in_process import without_ray
 
 NETWORKS = ("tagger", "parseda")
@@ -83,6 +87,32 @@ def test_recipes_refer_to_packaged_models_by_one_word():
     other = load_recipe("miniworld", elsewhere)
     assert with_model_folders(other) == other
     assert load_recipe("miniworld").tag.tagger == MINIWORLD
+
+
+@pytest.mark.parametrize("name", ["miniworld", "MINIWORLD"])
+def test_packaged_models_have_a_name_wherever_a_model_is_named(tmp_path, name):
+    models = {"detect.detector": name, "ground.detector": name, "caption.captioner": name, "tag.tagger": name}
+    recipe = with_model_folders(load_recipe("coco", models))
+    assert recipe.caption.captioner == str(packaged_model("captioner"))
+    assert recipe.tag.tagger == str(packaged_model("tagger"))
+    assert recipe.detect.detector == recipe.ground.detector == str(packaged_model("parseda"))
+    assert hub_models(recipe) == []
+    assert isinstance(load_detector(name), CLASSES["parseda"])
+    for kind in ("tagger", "parseda"):
+        make_initial_model(ModelConfig(kind=kind, init=name), [], 0, tmp_path / kind)
+        start, packaged = (CLASSES[kind].from_pretrained(each) for each in (tmp_path / kind, packaged_model(kind)))
+        assert all(torch.equal(value, packaged.state_dict()[key]) for key, value in start.state_dict().items())
+    with pytest.raises(UserError, match="a tagger and a parseda, not a rlipv1"):
+        make_initial_model(ModelConfig(kind="rlipv1", init=name), [], 0, tmp_path / "rlipv1")
+
+
+def test_a_folder_of_images_does_not_hide_the_packaged_models_but_one_of_a_model_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "miniworld").mkdir()
+    assert load_recipe("coco", {"tag.tagger": "miniworld"}).tag.tagger == MINIWORLD
+    assert load_recipe("coco", {"tag.tagger": "./miniworld"}).tag.tagger == "./miniworld"
+    shutil.copytree(packaged_model("tagger"), tmp_path / "miniworld" / "best")
+    assert load_recipe("coco", {"tag.tagger": "miniworld"}).tag.tagger == "miniworld"
 
 
 @pytest.mark.parametrize("names", [["last"], ["best", "last"]])
