@@ -138,10 +138,10 @@ def _judged(judged: JudgementMeasures) -> _Answers:
     grade: Grade = "good" if found.low >= judged.target else "fair"
     yield grade, f"{text}the run is {found.low:.1%} to {found.high:.1%} (95% interval)."
     yield "plain", _advice(judged, found.judged, count(judged.relations_now, "relation"))
-    if judged.unsure and judged.if_unsure_wrong is not None:
-        unsure = count(judged.unsure, "unsure judgement does", "unsure judgements do")
-        text = f"{unsure} not count: with all of them wrong the precision would be {judged.if_unsure_wrong:.1%}, with "
-        yield "fair", f"{text}all right {judged.if_unsure_right:.1%}."
+    if judged.unsure and judged.if_unsure_right is not None:
+        unsure = count(judged.unsure, "relation has", "relations have")
+        text = f"{unsure} no majority that says right or wrong, and are taken as wrong: with all of them right "
+        yield "fair", f"{text}the precision would be {judged.if_unsure_right:.1%}."
     if judged.open:
         text = f"{count(judged.open, 'question is', 'questions are')} open. They come in random order, so the judged "
         yield "fair", f"{text}ones are a random sample unless difficult ones were skipped."

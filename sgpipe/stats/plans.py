@@ -145,24 +145,21 @@ class StratumPrecision:
 class PlanProgress:
     """What people say now about the questions of a plan.
 
-    `given`: what most people say, "unsure" where they tie, None: open; a change says that a relation is wrong.
+    `given`: the verdict of each, "unsure" without one, None: open; a change says that a relation is wrong.
     `unsure`, `open`, `conflicts`: numbers of questions; conflicts are unsure ones about which people differ. `right`,
-    `judged` (not unsure), `stratum`: of each question, `[questions]`. `sizes`: relations of the strata, `[strata]`.
+    `judged` (not open), `stratum`: of each question, `[questions]`. `sizes`: relations of the strata, `[strata]`.
+    What is judged and not right is wrong.
     """
 
     def __init__(self, plan: SamplingPlan, log: JudgementLog) -> None:
         self.plan, states = plan, states_of(plan, log)
-        judged: dict[RelationKey, Judged] = {}
-        for key, state in states.items():
-            left = state.resolve()
-            judged[key] = "unsure" if left is None else "right" if key in left else "wrong"
-        self.given = [judged.get(question.key) for question in plan.questions]
+        answers: dict[RelationKey, Judged] = {key: state.verdict or "unsure" for key, state in states.items()}
+        self.given = [answers.get(question.key) for question in plan.questions]
         self.unsure, self.open = self.given.count("unsure"), self.given.count(None)
         asked = zip(plan.questions, self.given, strict=True)
-        self.conflicts = sum(states[question.key].is_conflict for question, each in asked if each == "unsure")
-        given = np.array(self.given, object)
-        self.right = given == "right"
-        self.judged = self.right | (given == "wrong")
+        self.conflicts = sum(states[question.key].is_conflict for question, answer in asked if answer == "unsure")
+        self.right = np.array([answer == "right" for answer in self.given], bool)
+        self.judged = np.array([answer is not None for answer in self.given], bool)
         self.sizes = np.array([stratum.relations for stratum in plan.strata], np.float64)
         self.stratum = np.array([question.stratum for question in plan.questions], np.int64)
 
@@ -188,8 +185,7 @@ class PlanProgress:
     def needed(self) -> int | None:
         """Estimate how many more judgements it takes until the 95% interval is ± `MARGIN`, perhaps more than are open.
 
-        Assumes that precisions of strata and the share of unsure judgements stay as they are. None: more than any plan
-        can have.
+        Assumes that precisions of strata stay as they are. None: more than any plan can have.
         """
         sizes, judged, correct = self.sizes, self.tally(self.judged), self.tally(self.right)
         done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
@@ -209,8 +205,7 @@ class PlanProgress:
         number = bisect_left(range(total + 1), True, min(done, total), key=is_enough)
         if number > total:
             return None
-        needed = int(planned(number).sum()) - done
-        return round(needed * (done + self.unsure) / done) if done else needed
+        return int(planned(number).sum()) - done
 
     def as_json(self) -> dict[str, Any]:
         estimates = {"precision": asdict(self.precision), "strata": [asdict(each) for each in self.strata]}
@@ -271,7 +266,8 @@ class JudgementMeasures:
     """What people's judgements of a sample say; all but the plain counts are weighted by the relations of the strata.
 
     Attributes:
-        plan: whose precision is that of the run, without what is `unsure` or `open`; None: no plan has judgements.
+        plan: whose precision is that of the run, without what is `open`; None: no plan has judgements.
+        unsure: questions without a verdict, which count as wrong. if_unsure_right: the precision if they were right.
         relations, relations_now: the run's when the plan was made, and now.
         strata: "bands" (of confidence) or "predicates"; `bands`: the strata. predicates: the most judged first.
         suggested: the lowest threshold whose whole interval is not below the `target`.
@@ -283,7 +279,6 @@ class JudgementMeasures:
     unsure: int
     open: int
     precision: PrecisionEstimate
-    if_unsure_wrong: float | None
     if_unsure_right: float | None
     relations: int
     relations_now: int
@@ -310,9 +305,8 @@ def measure_judgements(
     log, plan = _read_log(database, file)
     sample = _Sample(database, plan or _NOTHING, log, calibration)
     judged, right = sample.tally(sample.judged), sample.tally(sample.right)
-    unsure = sample.tally(np.array([each == "unsure" for each in sample.given], bool))
-    sets = ([judged, judged + unsure, judged + unsure], [right, right, right + unsure])
-    [whole, if_wrong, if_right] = estimate_stratified([sample.sizes] * 3, *sets)  # also if the unsure ones were
+    unsure = sample.tally(np.array([answer == "unsure" for answer in sample.given], bool))
+    [whole, if_right] = estimate_stratified([sample.sizes] * 2, [judged] * 2, [right, right + unsure])
     choices = sample.choices([*thresholds, *sample.relations.candidates()])
     curve, candidates = choices[: len(thresholds)], choices[len(thresholds) :]
     recalls = [measure_recall(each, log, database.rows) for each in log.recall_plans.values()]
@@ -321,7 +315,6 @@ def measure_judgements(
         unsure=sample.unsure,
         open=sample.open,
         precision=whole,
-        if_unsure_wrong=if_wrong.value,
         if_unsure_right=if_right.value,
         relations=round(sample.sizes.sum()),
         relations_now=int(sample.counts.sum()),

@@ -314,6 +314,9 @@ Conflicts = Literal["majority", "latest", "drop"]
 class RelationState(NamedTuple):
     """What people say about a relation now: the latest judgement of each person, those taken back left out.
 
+    One rule holds wherever answers of several people meet: what a person says counts only if more people say it than
+    all else together. Who is unsure says something else. Every change says that the relation is not right as it is.
+
     `addition`: whether somebody's addition of a relation that the run lacks stands, even if the same person has judged
     it since, or all were taken back. None: nobody added it.
     """
@@ -325,12 +328,28 @@ class RelationState(NamedTuple):
     @property
     def outcomes(self) -> list[frozenset[RelationKey]]:
         """What those who are sure leave of the relation."""
-        return [each.outcome for each in self.judgements if each.outcome is not None]
+        outcomes = (judgement.outcome for judgement in self.judgements)
+        return [outcome for outcome in outcomes if outcome is not None]
 
     @property
     def is_conflict(self) -> bool:
         """Whether persons differ; who is unsure does not."""
         return len(set(self.outcomes)) > 1
+
+    @property
+    def verdict(self) -> Literal["right", "wrong"] | None:
+        """What most people say about the relation as the run has it, whatever they change it into; None: no majority.
+
+        Certificates and estimates of precision count a relation without a verdict as wrong.
+        """
+        right = sum(self.key in outcome for outcome in self.outcomes)
+        wrong = len(self.outcomes) - right
+        if self._is_majority(right):
+            return "right"
+        return "wrong" if self._is_majority(wrong) else None
+
+    def _is_majority(self, persons: int) -> bool:
+        return 2 * persons > len(self.judgements)
 
     @property
     def is_added(self) -> bool:
@@ -339,26 +358,28 @@ class RelationState(NamedTuple):
 
     @property
     def state(self) -> Literal["right", "wrong", "unsure", "changed", "conflict"]:
-        """In one word; an added relation is right, a deleted one wrong."""
+        """In one word; an added relation is right, a deleted one wrong, one without a verdict unsure."""
         if self.is_conflict:
             return "conflict"
-        if not self.outcomes:
-            return "unsure"
-        return "right" if self.key in self.outcomes[0] else "changed" if self.outcomes[0] else "wrong"
+        if self.verdict == "wrong":
+            return "changed" if self.outcomes[0] else "wrong"
+        return self.verdict or "unsure"
 
     def resolve(self, conflicts: Conflicts = "majority") -> frozenset[RelationKey] | None:
-        """Return what is left of the relation; None: it stays as it is in the run, as where most people tie.
+        """Return what is left of the relation; None: it stays as it is in the run.
 
-        An added relation of which nobody is sure stays added.
+        With the majority, it becomes what most people say. If most say that it is wrong, but no majority agrees on
+        what is right instead, nothing is left. Without a verdict it stays, and so does an addition that nobody denies.
         """
-        if not self.outcomes:
-            return frozenset({self.key}) if self.addition else None
-        (first, most), *others = Counter(self.outcomes).most_common(2)
-        if not others or conflicts == "latest":
+        if conflicts == "latest" and self.outcomes:
             return self.outcomes[-1]
-        if conflicts == "drop":
+        if conflicts == "drop" and self.is_conflict:
             return frozenset()
-        return first if most > others[0][1] else None
+        if self.verdict is None:
+            is_denied = any(self.key not in outcome for outcome in self.outcomes)
+            return frozenset({self.key}) if self.addition and not is_denied else None
+        [(outcome, persons)] = Counter(self.outcomes).most_common(1)
+        return outcome if self._is_majority(persons) else frozenset()
 
     def as_json(self) -> dict[str, Any]:
         judgements = [each.model_dump(mode="json") for each in self.judgements]

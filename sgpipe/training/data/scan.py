@@ -76,11 +76,16 @@ def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelatio
         each = {key: plan.strata[stratum].relations / sizes[stratum] for key, stratum in strata.items()}
         mean = sum(each.values()) / max(len(each), 1)
         weights |= {key: weight / mean for key, weight in each.items()}
-    found: dict[RelationKey, tuple[bool, float]] = {}
-    for state in sorted(log.current(), key=lambda state: state.state != "changed"):  # judgements of itself come last
-        left, weight = state.resolve(), weights.get(state.key, 1.0)
-        if left is not None:
-            found |= {key: (key in left, weight) for key in (state.key, *sorted(left))}
+    as_they_are: dict[RelationKey, tuple[bool, float]] = {}
+    as_they_become: dict[RelationKey, tuple[bool, float]] = {}
+    for state in log.current():
+        left = state.resolve()
+        if left is None:
+            continue
+        weight = weights.get(state.key, 1.0)
+        as_they_are[state.key] = (state.key in left, weight)
+        as_they_become |= dict.fromkeys(sorted(left), (True, weight))
+    found = as_they_are | as_they_become | as_they_are  # in this order; what people say of a relation itself counts
     if not found:
         why = f": {log.problems[0]}" if log.problems else ""
         raise UserError(f"{run}: nobody has judged its relations{why}; do it in `sgpipe view {run}`")

@@ -67,7 +67,7 @@ def labelled_records(count: int, seed: int = 0) -> list[Record]:
     return records
 
 
-def said(question: PlannedQuestion, judgement: str, **values: Any) -> Judgement:
+def said(question: PlannedQuestion, judgement: str | None = None, **values: Any) -> Judgement:
     """Return an answer to a question of the plan "p", if nothing else is said."""
     line = {"id": uuid.uuid4().hex, "at": "", "by": "anna", "run": "drawn", "judgement": judgement, "plan": "p"}
     return Judgement.model_validate({**question.key._asdict(), **line, **values})

@@ -136,7 +136,7 @@ def test_judgements_of_people(runs, tmp_path):
     options = ["calibrate", run, "--judgements", "own", "--out", out]
     invoke(*options)
     calibration = load_calibration(out)
-    assert (calibration.judged, calibration.judged_by) == (96, "people")
+    assert (calibration.judged, calibration.judged_by) == (100, "people")
     assert calibration.tagger == {"run": "drawn"}
     invoke(*options, "--truth", runs[1], code=2)
     invoke(*options[:2], code=2)

@@ -22,6 +22,7 @@ from sgpipe.storage.shards import read_file, shard_name, write_shard
 from tests.sgpipe.stats.runs import invoke, make_shards, said, scene
 
 RUN = "drawn"  # the fingerprint of such a run
+RIGHT, WRONG, UNSURE = {"judgement": "right"}, {"judgement": "wrong"}, {"judgement": "unsure"}
 
 
 def round_of(weight, left, slopes, asked, wrong, **changes) -> Round:
@@ -275,6 +276,39 @@ def test_people_who_answer_at_random_certify_nothing(copy):
     rng = random.Random(0)
     anything = lambda _: rng.choice(["right", "wrong", "unsure"])  # noqa: E731
     assert not certify(root, right, "--precision", "0.9", rounds=5, decide=anything)
+    assert not (root / CERTIFICATE).exists()
+
+
+CHANGES = ({"action": "swap"}, {"action": "predicate", "predicate": "under"})
+DISPUTES = {
+    "two of four change it, each otherwise": [RIGHT, RIGHT, *({"change": change} for change in CHANGES)],
+    "two of five call it right, three change or deny it": [RIGHT, RIGHT, *({"change": c} for c in CHANGES), WRONG],
+    "three of four are unsure": [RIGHT, UNSURE, UNSURE, UNSURE],
+    "one of two is unsure": [RIGHT, UNSURE],
+}
+
+
+@pytest.mark.parametrize("wrong", DISPUTES.values(), ids=DISPUTES.keys())
+def test_relations_that_no_majority_calls_right_certify_nothing(copy, wrong):
+    """Everybody calls six of ten relations right; about the others they differ as the name says."""
+    root, _ = copy
+    options = ("--precision", "0.95", "--threshold", "0.4")
+    answers = 0
+    for _ in range(4):
+        invoke("certify", root, *options, code=1)
+        log = JudgementLog(root / JUDGEMENTS, RUN)
+        plan = list(log.plans.values())[-1]
+        for number, question in enumerate(plan.questions):
+            of_people = [RIGHT] * len(wrong) if number % 10 < 6 else wrong
+            for person, answer in enumerate(of_people):
+                values = {"judgement": None, **answer}
+                log.append(said(question, by=f"person {person}", plan=plan.plan, **values))
+            answers += 1
+    assert answers == 100
+    report = json.loads(invoke("certify", root, *options, "--json", code=1).stdout)
+    assert not report["certificate"]["sets"]
+    [group] = report["groups"]
+    assert group["share"] < 0.2
     assert not (root / CERTIFICATE).exists()
 
 

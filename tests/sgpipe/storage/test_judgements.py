@@ -24,7 +24,8 @@ from sgpipe.storage.judgements import (
 
 RUN = "f" * 16
 KEY = RelationKey("val", "7", 0, 1, "on")
-RIGHT, WRONG = {"judgement": "right"}, {"judgement": "wrong"}
+SWAPPED = KEY._replace(subject=1, object=0)
+RIGHT, WRONG, UNSURE = {"judgement": "right"}, {"judgement": "wrong"}, {"judgement": "unsure"}
 
 
 def line(by: str = "anna", key: RelationKey = KEY, **values: object) -> Judgement:
@@ -59,14 +60,19 @@ def test_what_is_appended_is_read_back_and_a_repeated_id_is_not_written(log):
 @pytest.mark.parametrize(
     ("answers", "state", "majority", "latest"),
     [
-        ([RIGHT], "right", {KEY}, {KEY}), ([{"judgement": "unsure"}], "unsure", None, None),
-        ([RIGHT, {"judgement": "unsure"}], "right", {KEY}, {KEY}), ([WRONG, change("delete")], "wrong", set(), set()),
+        ([RIGHT], "right", {KEY}, {KEY}), ([UNSURE], "unsure", None, None),
+        ([RIGHT, UNSURE], "unsure", None, {KEY}), ([RIGHT, RIGHT, UNSURE], "right", {KEY}, {KEY}),
+        ([RIGHT, UNSURE, UNSURE, UNSURE], "unsure", None, {KEY}), ([WRONG, UNSURE], "unsure", None, set()),
+        ([WRONG, change("delete")], "wrong", set(), set()),
         ([change("predicate", "under")], "changed", {KEY._replace(predicate="under")}, ...),
-        ([change("swap")], "changed", {KEY._replace(subject=1, object=0)}, ...),
+        ([change("swap")], "changed", {SWAPPED}, ...),
         ([change("add")], "right", {KEY}, ...), ([change("predicate", "on")], "right", {KEY}, ...),
         ([RIGHT, WRONG], "conflict", None, set()), ([WRONG, RIGHT, RIGHT, WRONG, RIGHT], "conflict", {KEY}, {KEY}),
         ([change("swap"), WRONG, WRONG], "conflict", set(), set()),
-        ([RIGHT, change("swap"), WRONG], "conflict", None, set()),
+        ([RIGHT, change("swap"), WRONG], "conflict", set(), set()),
+        ([RIGHT, RIGHT, change("swap"), WRONG], "conflict", None, set()),
+        ([RIGHT, RIGHT, change("swap"), change("predicate", "under"), WRONG], "conflict", set(), set()),
+        ([RIGHT, WRONG, change("swap"), change("swap"), change("swap")], "conflict", {SWAPPED}, {SWAPPED}),
     ],
 )  # fmt: skip
 def test_what_is_left_of_a_relation(answers, state, majority, latest):
@@ -79,6 +85,29 @@ def test_what_is_left_of_a_relation(answers, state, majority, latest):
     assert found.resolve("drop") == (set() if state == "conflict" else majority)
     assert found.is_conflict == (state == "conflict")
     assert found.is_added == added
+
+
+ANSWERS = [RIGHT, WRONG, UNSURE, change("swap"), change("predicate", "under"), change("predicate", "near")]
+
+
+@given(st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=7))
+def test_what_people_say_counts_only_if_more_say_it_than_all_else_together(answers):
+    state = RelationState(KEY, tuple(line(f"person {number}", **each) for number, each in enumerate(answers)))
+    persons = len(answers)
+    assert (state.verdict == "right") == (answers.count(RIGHT) > persons / 2)
+    assert (state.verdict == "wrong") == (persons - answers.count(RIGHT) - answers.count(UNSURE) > persons / 2)
+    left = state.resolve()
+    assert (left is None) == (state.verdict is None)
+    if left:
+        agreeing = [judgement for judgement in state.judgements if judgement.outcome == left]
+        assert len(agreeing) > persons / 2
+
+
+@pytest.mark.parametrize(("others", "left"), [([], {KEY}), ([UNSURE, UNSURE], {KEY}), ([WRONG], None)])
+def test_an_addition_stays_unless_somebody_denies_it(others, left):
+    answers = [change("add"), *others]
+    judgements = tuple(line(f"person {number}", **each) for number, each in enumerate(answers))
+    assert RelationState(KEY, judgements, addition=True).resolve() == left
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"id":"x', '{"by":"ä'.encode()[:-1], b"\xff\xfe"])

@@ -95,15 +95,18 @@ def expected_relations(history: list[tuple[str, str, Place, str]], run: set[Plac
     found, shown = set(), set()
     for place in run | {place for _, _, place, _ in history}:
         of_place = [(by, key) for _, by, at, key in history if at == place]
-        sure = [left_by(key, place) for key in dict(of_place).values() if key != "U"]
-        stands = place in run or any(key == "A" for _, key in of_place)
-        if sure and sure[0] == sure[-1]:
+        latest = dict(of_place).values()
+        sure = [left_by(key, place) for key in latest if key != "U"]
+        is_sure = len(sure) == len(latest) > 0
+        is_denied = any(place not in left for left in sure)
+        stands = any(key == "A" for _, key in of_place)
+        if is_sure and sure[0] == sure[-1]:
             found |= sure[0]
-        elif sure:  # the two people differ: the run stays as it is
-            found |= {place} & run
-        elif stands:
+        elif is_sure and all(place not in left for left in sure):
+            pass  # both call it wrong, and differ on what is right
+        elif place in run or (stands and not is_denied):
             found.add(place)
-        if place not in run and (any(sure) or (not sure and stands)):
+        if place not in run and (any(sure) if is_sure else stands):
             shown.add(place)
     return found, shown
 
@@ -115,6 +118,9 @@ STEP = st.tuples(st.sampled_from(["anna", "ben"]), st.booleans(), st.sampled_fro
 @given(steps=st.lists(STEP, max_size=12))
 @example(steps=[("anna", True, "A"), ("anna", True, "R")])
 @example(steps=[("anna", True, "A"), ("anna", True, "U"), ("ben", True, "U")])
+@example(steps=[("anna", True, "A"), ("ben", True, "U")])
+@example(steps=[("anna", False, "C"), ("ben", False, "X")])
+@example(steps=[("anna", False, "W"), ("ben", False, "U")])
 @example(steps=[("anna", True, "A"), ("anna", True, "C")])
 @example(steps=[("anna", True, "A"), ("anna", True, "X"), ("ben", True, "X")])
 @example(steps=[("anna", True, "A"), ("ben", True, "R"), ("anna", True, "Z")])
