@@ -32,7 +32,7 @@ from sgpipe.files.roots import FolderRoot
 from sgpipe.images import from_array, open_row_image, read_size, upright_rgb
 from sgpipe.recipe import Recipe, load_recipe, models_of, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record, Relation, deduplicate
-from sgpipe.sources.fields import clean
+from sgpipe.sources.fields import escape_name, why_not_stored
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages
@@ -151,7 +151,7 @@ class SceneGraph:
 
     def as_json(self) -> dict[str, Any]:
         """Return the record as in shards; `file_name` is the full path of the image."""
-        record = asdict(replace(self.record, file_name=clean(self.record.file_name)))
+        record = asdict(self.record)
         del record["mentions"]  # shards do not have them
         return record
 
@@ -161,8 +161,9 @@ class SceneGraph:
         Nodes are the indices of `objects`, with `category`, `bbox` (xyxy in pixels) and, if a detector found the
         boxes, `score`. Edges have `confidence`, None for ground truth. The graph has `file_name`, `width` and `height`.
         """
-        record, name = self.record, clean(self.record.file_name)
-        graph = import_extra("networkx").MultiDiGraph(file_name=name, width=record.width, height=record.height)
+        record = self.record
+        size = {"width": record.width, "height": record.height}
+        graph = import_extra("networkx").MultiDiGraph(file_name=record.file_name, **size)
         for index, (box, xyxy) in enumerate(zip(self.objects, self._xyxy.tolist(), strict=True)):
             graph.add_node(index, category=box.category, bbox=tuple(xyxy))
             if box.score is not None:
@@ -347,16 +348,20 @@ class Pipeline:
 
     def _label_file(self, file: Path, boxes: GivenBoxes | None) -> Record:
         """Label a file as `sgpipe generate` does: as one of a folder, or as annotated if a file has its boxes."""
-        root, name = _ROOTS[_SPLIT], str(file.relative_to("/"))
+        root = _ROOTS[_SPLIT]
+        name = str(file.relative_to("/"))
         annotated = self._boxes is not None and boxes is None
-        record = Record(clean(file.name), _GIVEN if annotated else FOLDER_DATASET, _SPLIT, name, 0, 0)
+        dataset = _GIVEN if annotated else FOLDER_DATASET
+        record = Record(escape_name(file.name), dataset, _SPLIT, name, 0, 0)
         try:
+            if reason := why_not_stored(str(file)):
+                raise ImageError(reason)
             record.width, record.height = read_size(root, name, upright=not annotated)
             for stage in self._stages(record, boxes):
                 [record] = stage([record])
         except ImageError as error:
             record.fail("source", str(error))
-        record.file_name = str(file)
+        record.file_name = escape_name(str(file))
         return record
 
     def _stages(self, record: Record, boxes: GivenBoxes | None) -> list[Stage]:

@@ -164,9 +164,22 @@ class ImageRoot:
 
     def contains(self, name: str) -> bool:
         with suppress(ImageError):
-            name = safe_name(name)
-            return self._has(file_of(name) if self._parquet else name)
+            return self._contains(self._stored_name(name))
         return False
+
+    def _contains(self, name: str) -> bool:
+        return self._has(file_of(name) if self._parquet else name)
+
+    def _stored_name(self, name: str) -> str:
+        """Return a name as the root has it. Backslashes may belong to it, or stand for `/`, as on Windows.
+
+        Raises ImageError: as `safe_name`.
+        """
+        with_slashes = safe_name(name)
+        as_written = str(PurePosixPath(name))
+        if "\\" in name and self._contains(as_written):
+            return as_written
+        return with_slashes
 
     def open(self, name: str, most: int = MOST_BYTES + 1) -> ImageFile:
         """Open an image to read the whole of it, or at least `most` bytes.
@@ -176,7 +189,7 @@ class ImageRoot:
         """
         where = self.where(name)
         try:
-            name = safe_name(name)
+            name = self._stored_name(name)
             rows = self._parquet if file_of(name) != name else None
             found = rows.read(name) if rows else self._read(name, most)
         except (ImageError, MissingFileError) as error:
@@ -272,7 +285,7 @@ class FolderRoot(ImageRoot):
         return str(self.folder)
 
     def where(self, name: str) -> str:
-        return str(self.folder / safe_name(name))
+        return str(self.folder / self._stored_name(name))
 
     def entries(self) -> Iterator[ObjectInfo]:
         """Yield files, not in hidden folders, and folders that are links or closed. Raises OSError: this one is."""

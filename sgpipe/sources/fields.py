@@ -106,6 +106,17 @@ def clean(value: str) -> str:
     return value.encode("utf-8", "replace").decode("utf-8")
 
 
+def escape_name(name: str) -> str:
+    """Return a file name as UTF-8: bytes that are not are shown as \\xe9."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def why_not_stored(name: str) -> str:
+    """Return why rows, which are UTF-8, cannot name a file; "": they can."""
+    escaped = escape_name(name)
+    return "" if escaped == name else f"the file name is not UTF-8: {escaped}; rename the file"
+
+
 def single_line(value: str) -> str:
     """Replace control characters, which terminals interpret, and runs of white space by one space."""
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", clean(value)).split())

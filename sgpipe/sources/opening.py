@@ -171,10 +171,9 @@ def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[s
     read, threads = partial(size_or_reason, root), _HEADERS_PER_THREAD * root.threads
     with prefetch(read, files.images, threads, _HEADERS_AT_ONCE) as sizes:
         for name, (size, reason) in zip(files.images, sizes, strict=True):
-            shown = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-            if shown != name:
-                reason = f"the file name is not UTF-8: {shown}; rename the file"
-            detections.add_image({"id": shown, "file_name": shown, "width": size[0], "height": size[1]}, reason)
+            shown = fields.escape_name(name)
+            image = {"id": shown, "file_name": shown, "width": size[0], "height": size[1]}
+            detections.add_image(image, fields.why_not_stored(name) or reason)
     if not detections.file_names:
         raise UserError(no_images(root.location, files.notes))
     detections.problems["unread_files"] = len(files.unread)

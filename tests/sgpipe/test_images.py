@@ -29,6 +29,16 @@ def test_names_that_leave_the_root_are_refused(tmp_path, name):
         FolderRoot(root).open(name)
 
 
+def test_backslashes_are_between_folders_as_on_windows_unless_a_file_has_them_in_its_name(tmp_path):
+    root = FolderRoot(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/b.png").touch()
+    assert root.open("a\\b.png") == tmp_path / "a/b.png"
+    (tmp_path / "a\\b.png").touch()
+    assert root.open("a\\b.png") == tmp_path / "a\\b.png"
+    assert not root.contains("a\\c.png")
+
+
 @pytest.mark.parametrize("orientation", [1, 3, 6, 7])
 @pytest.mark.parametrize("size", [(8, 6), (6, 6)])
 def test_images_of_a_folder_are_turned_as_exif_says(tmp_path, orientation, size):

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,7 @@ from sgpipe.cli.main import app
 from sgpipe.errors import UserError
 from sgpipe.miniworld.dataset import IMAGES, INSTANCES, render_dataset
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
+from sgpipe.sources.opening import read_folder
 
 BOXES, CLASSES = [[4, 6, 60, 70], [40.5, 20, 90, 88]], ["person", "dog"]
 
@@ -260,6 +262,22 @@ def test_what_is_no_image_raises_an_error_and_in_a_list_becomes_one(pipeline, fi
     [graph] = pipeline([bad])
     assert str(caught.value) in str(graph.error)
     assert (graph.objects, graph.triplets()) == ([], [])
+
+
+def test_odd_file_names_are_handled_as_by_generate(pipeline, file, tmp_path):
+    """A backslash belongs to a name; one that is not UTF-8 cannot be stored in a row."""
+    names = ["a\\b.jpg", os.fsdecode(b"caf\xe9.jpg"), "sub/c\\d.jpg", "é.jpg"]
+    (tmp_path / "sub").mkdir()
+    for name in names:
+        (tmp_path / name).write_bytes(file.read_bytes())
+    detections, _ = read_folder(tmp_path, split="all")
+    graphs = pipeline([tmp_path / name for name in sorted(names)])
+    assert [str(tmp_path / name) for name in detections.file_names] == [graph.record.file_name for graph in graphs]
+    reasons = [(detections.errors.get(row) or "").replace(": caf", f": {tmp_path}/caf") for row in range(len(names))]
+    assert reasons == [graph.error or "" for graph in graphs]
+    assert [bool(reason) for reason in reasons] == [False, True, False, False]
+    assert "source: the file name is not UTF-8: " in reasons[1]
+    assert graphs[0].objects
 
 
 def test_a_list_gives_a_list_in_order_and_a_bad_image_does_not_stop_it(pipeline, file, array):
