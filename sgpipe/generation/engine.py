@@ -94,13 +94,20 @@ class UnitWriter:
         return replace(entry, gpus=usage.gpus)
 
 
-def cut_units(units: Sequence[WorkUnit], max_rows: int, actors: int) -> list[WorkUnit]:
-    """Cut ranges into units of at most `max_rows` rows, small enough that all actors have work to the end."""
-    new, again = ([unit for unit in units if (unit.replaces is None) == is_new] for is_new in (True, False))
-    rows = sum(unit.rows for unit in new)
-    size = max(1, min(max_rows, -(-rows // (_UNITS_PER_ACTOR * actors))))
-    starts = ((unit, at) for unit in new for at in range(unit.start, unit.stop, size))
-    return again + [WorkUnit(unit.split, at, min(at + size, unit.stop)) for unit, at in starts]
+def cut_units(units: Sequence[WorkUnit], max_rows: int, actors: int, run_rows: int) -> list[WorkUnit]:
+    """Cut ranges into units of at most `max_rows` rows, small enough that all actors have work to the end.
+
+    Args:
+        run_rows: of the whole run: what is left of one that was interrupted gets units as large as those before.
+    """
+    even = -(-run_rows // (_UNITS_PER_ACTOR * actors))
+    size = max(1, min(max_rows, even))
+    cut = [unit for unit in units if unit.replaces is not None]
+    for unit in units:
+        if unit.replaces is None:
+            starts = range(unit.start, unit.stop, size)
+            cut += [WorkUnit(unit.split, start, min(start + size, unit.stop)) for start in starts]
+    return cut
 
 
 AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
@@ -155,8 +162,15 @@ class Engine(Protocol):
     workers: Mapping[tuple[str, ...], int] = {}
     gpus: int = 0
 
-    def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
-        """Get ready; returns the units, cut for the workers. Raises UserError: no model or room; EngineError."""
+    def start(
+        self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress, run_rows: int
+    ) -> list[WorkUnit]:
+        """Get ready; return the units, cut for the workers by `run_rows`, those of the whole run.
+
+        Raises:
+            UserError: there is no model or room.
+            EngineError: workers cannot start.
+        """
 
     def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
         """Yield each shard as soon as it is written. An image that crashes its worker twice becomes an error row.
@@ -291,7 +305,9 @@ class LocalEngine(Engine):
         """Start the first worker, which imports what the stages need while the driver plans."""
         self._add().send(build)
 
-    def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
+    def start(
+        self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress, run_rows: int
+    ) -> list[WorkUnit]:
         rows = sum(unit.rows for unit in units)
         # A worker runs all stages: those that have asked for no GPU compute on the CPU.
         on_cpus = {name: each for name in STAGES if not (each := getattr(stages.recipe, name)).resources.gpus}
@@ -300,7 +316,7 @@ class LocalEngine(Engine):
         self._first = min(self.max_workers, max(1, rows // _IMAGES_PER_WORKER))
         self.workers = {tuple(stages.names): self.max_workers}
         progress.say(f"{count(self._first, 'worker process', 'worker processes')}: {' + '.join(stages.names)}")
-        return cut_units(units, stages.recipe.engine.unit_size, self.max_workers)
+        return cut_units(units, stages.recipe.engine.unit_size, self.max_workers, run_rows)
 
     def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
         left, crashes = deque(units), Counter[WorkUnit | None]()

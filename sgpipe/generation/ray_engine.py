@@ -128,12 +128,14 @@ class Worker:
 class RayEngine(Engine):
     """See `Engine`."""
 
-    def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
+    def start(
+        self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress, run_rows: int
+    ) -> list[WorkUnit]:
         self._stages, engine = stages(), stages.recipe.engine
         progress.say(f"joining Ray at {engine.address}" if engine.address else "starting Ray")
         start_ray(engine.address, engine.cpus)
         actors = max(pool.actors for pool in plan_pools(self._stages, sum(unit.rows for unit in units)))
-        units = cut_units(units, engine.unit_size, actors)
+        units = cut_units(units, engine.unit_size, actors, run_rows)
         self._losses = tell_losses(progress.say)
         pools, placed = reserve(plan_pools(self._stages, len(units)))
         remove_placement_group(placed)  # this was a test

@@ -197,7 +197,7 @@ class LabellingRun:
             from sgpipe.generation.ray_engine import RayEngine
 
             self.engine = RayEngine()
-        return self.engine.start(stages, units, self.progress)
+        return self.engine.start(stages, units, self.progress, sum(self.rows.values()))
 
     def reader(self) -> UnitReader:
         """Return what reads the units from the source indexes, and from the parent."""

@@ -36,10 +36,12 @@ class InProcessEngine:
 
     def warm_up(self, build: Callable[[], object]) -> None: ...
 
-    def start(self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress) -> list[WorkUnit]:
+    def start(
+        self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress, run_rows: int
+    ) -> list[WorkUnit]:
         self.stages = stages()
         self.workers = {tuple(stage.name for stage in self.stages): 1}
-        return cut_units(units, stages.recipe.engine.unit_size, 1)
+        return cut_units(units, stages.recipe.engine.unit_size, 1, run_rows)
 
     def run(
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter

@@ -8,9 +8,19 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sgpipe.errors import EngineError, UserError
-from sgpipe.generation.engine import LocalEngine, StageBuilder, UnitReader, UnitWriter, WorkUnit, runs_locally
+from sgpipe.generation.engine import (
+    LocalEngine,
+    StageBuilder,
+    UnitReader,
+    UnitWriter,
+    WorkUnit,
+    cut_units,
+    runs_locally,
+)
 from sgpipe.recipe import load_recipe
 from sgpipe.records import Record
 from sgpipe.stages.endpoint import CacheFolder
@@ -55,7 +65,7 @@ def label(folder: Path, names: Sequence[str], stage: Stub) -> dict[str, str | No
     (folder / "data").mkdir()
     engine = LocalEngine(stages := builder(folder, stage, **{"engine.cpus": 2}))
     try:
-        units = engine.start(stages, [WorkUnit("val", 0, len(names))], Progress())
+        units = engine.start(stages, [WorkUnit("val", 0, len(names))], Progress(), len(names))
         shards = list(engine.run(units, MadeUpRecords(folder, {}, tuple(names)), UnitWriter(folder)))
     finally:
         engine.close()
@@ -108,6 +118,18 @@ def test_what_a_stage_raises_ends_the_run(
     with pytest.raises(error) as caught:
         label(tmp_path, ["0.png"], Raising())
     assert str(caught.value) == message
+
+
+@given(st.integers(1, 3000), st.integers(1, 600), st.integers(1, 8), st.data())
+def test_what_an_interrupted_run_lacks_is_cut_as_the_whole_was(
+    rows: int, max_rows: int, actors: int, data: st.DataObject
+) -> None:
+    units = cut_units([WorkUnit("val", 0, rows)], max_rows, actors, rows)
+    assert [row for unit in units for row in range(unit.start, unit.stop)] == list(range(rows))
+    assert max(unit.rows for unit in units) <= max_rows
+    done = data.draw(st.integers(0, len(units) - 1))
+    left = WorkUnit("val", units[done].start, rows)
+    assert cut_units([left], max_rows, actors, rows) == units[done:]
 
 
 @pytest.mark.parametrize(
