@@ -2,7 +2,7 @@
 
 python -m benchmarks.instructions
 
-500 drawn images (seed 0), labelled by the packaged models with `tag.threshold=0`, and a calibration from 500 others
+1,500 drawn images (seed 0), labelled by the packaged models with `tag.threshold=0`, and a calibration from 500 others
 (seed 1). Every answer of `sgpipe export --to instructions --precision 0.9` is read from the text of question and answer
 and compared with the ground truth that the images were drawn by. What reads them knows the templates and nothing else
 of sgpipe. Once with all predicates of an image's captions for all its pairs, which gives more to deny; once by default.
@@ -12,8 +12,9 @@ words and pairs of words, without and with the numbers of coordinates, all fitte
 images. Chance is one of the answers that the same question has elsewhere, or one of its options; ± is the
 95% interval of random guesses at that number of questions.
 
-Coordinates are text, too, and tell where boxes are. A small network of the places of two boxes answers the yes or no
-questions about them, and the nearest box is taken for the right one of several (last lines).
+Coordinates are text, too, and tell where boxes are. Naive Bayes on binned geometry and boosted trees see the predicates
+and the differences, ratios, overlaps, shapes and places of the boxes in a question (`blind_models`); they answer by
+cross-validation over images. "open": the predicate of two boxes, of those that the same classes have elsewhere.
 """
 
 from __future__ import annotations
@@ -37,17 +38,22 @@ import torch
 import yaml
 from rich.table import Table
 
+from benchmarks.blind_models import NO_BOX, Box, BoxQuestion, Claim, answered
 from benchmarks.measure import cost_of_sgpipe, report
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records, shard_name, write_shard
 
 TEMPLATES = Path(__file__).parent.parent / "sgpipe/export/instructions.yaml"
-IMAGES, PRECISION, COPIES = 500, 0.9, (1, 4, 20)
+CANDIDATES = ("image", "captions")
+IMAGES = (1500, 500)  # of seed 0 and of seed 1
+PRECISION = 0.9
+COPIES = (1, 4, 20)
 BOX = r"\[\d+(?:, \d+){3}\]"
+CLASS = "sports ball|dining table|[a-z]+"  # all classes of the miniworld
 FIELDS = {
-    "the_subject": rf"[Tt]he (?P<subject>[a-z ]+) at (?P<subject_box>{BOX})",
-    "the_object": rf"[Tt]he (?P<object>[a-z ]+) at (?P<object_box>{BOX})",
-    "a_subject": r"an? (?P<subject>sports ball|dining table|[a-z]+)",  # all classes of the miniworld
+    "the_subject": rf"[Tt]he (?P<subject>{CLASS})(?: at (?P<subject_box>{BOX}))?",
+    "the_object": rf"[Tt]he (?P<object>{CLASS})(?: at (?P<object_box>{BOX}))?",
+    "a_subject": rf"an? (?P<subject>{CLASS})",
     "a_object": r"(?:an?|another) (?P<object>[a-z ]+)",
     "is": r"(?:[Ii]s)",
     "verb": r"(?P<predicate>[a-z ]+?)",
@@ -102,13 +108,18 @@ class World:
 
 
 class Checked(NamedTuple):
-    """An item: whether its answer is right, whether each relation that it takes to be false is true, and what the
-    question shows besides coordinates."""
+    """An item: whether its answer is right, whether each relation that it takes to be false is true, what the question
+    shows besides coordinates, and its claims about relations of boxes, of options in their order."""
 
     item: Mapping[str, Any]
     right: bool
     denied: list[bool]
     shown: tuple[str, ...]
+    claims: tuple[Claim, ...] = ()
+
+    @property
+    def shows_boxes(self) -> bool:
+        return any(claim.subject != NO_BOX for claim in self.claims)
 
 
 def pattern(text: str) -> re.Pattern[str]:
@@ -144,17 +155,19 @@ def check(world: World, templates: Mapping[str, Sequence[Mapping[str, str]]], it
     assert match, (texts["question"], question)
     said = {name: value for name, value in match.groupdict().items() if value is not None}
     named = tuple(value for name, value in sorted(said.items()) if name in ("subject", "predicate", "object", "plural"))
-    right, denied = False, list[bool]()
+    right, denied, claims = False, list[bool](), tuple[Claim, ...]()
     if form in ("verification", "existence"):
         truth = world.holds(images[0], said)
         right = answer == texts["yes" if truth else "no"]
         denied = [truth] if answer == texts["no"] else []
+        claims = (claim_of(said),) if form == "verification" else ()
     elif form in ("relation", "which_object", "which_subject"):
         full = pattern(texts["answer"]).match(answer)
         assert full, (texts["answer"], answer)
         for name, value in full.groupdict().items():
             assert said.setdefault(name, value) == value
         right = world.holds(images[0], said)
+        claims = (claim_of(said),) if form == "relation" else ()
     elif form == "counting":
         right = world.number(images[0], singular(said["plural"])) == int(answer)
     elif form == "compare_count":
@@ -173,7 +186,9 @@ def check(world: World, templates: Mapping[str, Sequence[Mapping[str, str]]], it
     else:
         options = [line[3:] for line in said["options"].strip().splitlines()]
         role = FORMS_OF_OPTIONS[form]
-        true = [option != NONE and world.holds(images[0], said | as_option(role, option)) for option in options]
+        stated = [said | as_option(role, option) for option in options if option != NONE]
+        claims = tuple(map(claim_of, stated))
+        true = [world.holds(images[0], claim) for claim in stated] + [False] * (NONE in options)
         place = "ABCDE".index(answer[0])
         assert answer in (answer[0], f"{answer[0]}. {options[place]}")
         if options[place] == NONE:
@@ -182,7 +197,15 @@ def check(world: World, templates: Mapping[str, Sequence[Mapping[str, str]]], it
             denied = [is_true for at, is_true in enumerate(true) if at != place and options[at] != NONE]
             right = true[place] and not any(denied)
         named = (*named, str(len(options)))
-    return Checked(item, right, denied, (form, *named))
+    return Checked(item, right, denied, (form, *named), claims)
+
+
+def claim_of(said: Mapping[str, str]) -> Claim:
+    return Claim(said["predicate"], box_of(said.get("subject_box")), box_of(said.get("object_box")))
+
+
+def box_of(text: str | None) -> Box:
+    return tuple(map(int, re.findall(r"\d+", text))) if text else NO_BOX
 
 
 def found(text: str, sentence: str) -> dict[str, str]:
@@ -243,45 +266,38 @@ def _logistic(train: Sequence[set[str]], test: Sequence[set[str]], target: Any) 
         return model(matrix(test)).argmax(1).numpy()
 
 
-def guesses_of_coordinates(train: Sequence[Checked], test: Sequence[Checked]) -> list[bool]:
-    """Whether a small network of the places of two boxes answers yes or no questions about them as is right."""
-    (inputs, target), (shown, answers) = _places(train), _places(test)
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 1))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.01)
-    for _ in range(400):
-        optimiser.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(model(inputs)[:, 0], target).backward()
-        optimiser.step()
-    with torch.no_grad():
-        return ((model(shown)[:, 0] > 0) == (answers > 0)).tolist()
-
-
-def _places(checked: Sequence[Checked]) -> tuple[torch.Tensor, torch.Tensor]:
-    places, answers = [], []
+def box_questions(checked: Sequence[Checked]) -> list[BoxQuestion]:
+    """Return the questions with options about relations of boxes; an open one has the predicates of its classes."""
+    predicates = defaultdict[tuple[str, ...], set[str]](set)
     for each in checked:
-        if each.shown[0] == "verification":
-            found = re.findall(BOX, each.item["messages"][0]["content"][-1]["text"])
-            (a, b, c, d), (e, f, g, h) = (map(int, re.findall(r"\d+", box)) for box in found)
-            areas, common = ((c - a) * (d - b), (g - e) * (h - f)), (min(c, g) - max(a, e), min(d, h) - max(b, f))
-            inside = max(0, common[0]) * max(0, common[1]) / min(areas)
-            apart = [max(0, -common[0]) / 100, max(0, -common[1]) / 100, float(common[0] > 0), float(common[1] > 0)]
-            middles = [(b + d - f - h) / 200, abs(a + c - e - g) / 200]
-            places.append([*apart, *middles, inside, np.log(areas[0] / areas[1])])
-            answers.append(float(each.item["answer"] == "yes"))
-    return torch.tensor(places, dtype=torch.float32), torch.tensor(answers)
-
-
-def guesses_of_the_nearest(checked: Sequence[Checked]) -> list[bool]:
-    """Whether the option whose box is nearest is the right one, where options are boxes and one of them is right."""
-    right = []
+        if each.shown[0] == "relation":
+            predicates[classes_of(each)].add(each.item["answer"])
+    questions = []
     for each in checked:
-        if each.item["kind"] == "multiple_choice" and each.shown[0] != "choose_predicate":
-            found = re.findall(BOX, each.item["messages"][0]["content"][-1]["text"])
-            (a, b, c, d), *options = (list(map(int, re.findall(r"\d+", box))) for box in found)
-            gaps = [max(0, e - c, a - g) + max(0, f - d, b - h) for e, f, g, h in options]
-            right.append("ABCDE"[int(np.argmin(gaps))] == each.item["answer"])
-    return right
+        form = each.shown[0]
+        claims, kind, answer = each.claims, each.item["kind"], each.item["answer"]
+        if form == "relation":
+            (claim,) = claims
+            claims = tuple(claim._replace(predicate=predicate) for predicate in sorted(predicates[classes_of(each)]))
+            kind = "relation, open"
+            right = [claim.predicate for claim in claims].index(answer)
+        elif form == "verification":
+            kind = "relation, yes or no"
+            right = 0 if answer == "yes" else 1
+        elif form.startswith("choose"):
+            right = "ABCDE".index(answer)
+        else:
+            continue
+        has_none = kind in ("relation, yes or no", "none_of_these")
+        kind += ", with boxes" if each.shows_boxes else ", without boxes"
+        questions.append(BoxQuestion(each.item["image_ids"][0], kind, claims, right, has_none))
+    return questions
+
+
+def classes_of(checked: Checked) -> tuple[str, ...]:
+    """Return the classes of an open question, whose answer names the predicate."""
+    objects = re.findall(rf"[Tt]he ({CLASS}) at \[", checked.item["messages"][0]["content"][-1]["text"])
+    return tuple(objects)
 
 
 def chances(checked: Sequence[Checked]) -> list[float]:
@@ -307,18 +323,21 @@ def sgpipe(*arguments: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="keep the runs there, and use those that are")
-    folder = parser.parse_args().folder or Path(tempfile.mkdtemp())
+    parser.add_argument("--candidates", nargs="+", choices=CANDIDATES, default=CANDIDATES)
+    arguments = parser.parse_args()
+    folder = arguments.folder or Path(tempfile.mkdtemp())
     templates = yaml.safe_load(TEMPLATES.read_text("utf-8"))["templates"]
     parts = list[Table | str]()
-    for candidates in ("image", "captions"):
+    for candidates in arguments.candidates:
         runs = [folder / f"{candidates}{seed}" for seed in (0, 1)]
         for seed, run in enumerate(runs):
-            settings = {"source.miniworld.images": IMAGES, "source.miniworld.seed": seed, "tag.threshold": 0}
+            settings = {"source.miniworld.images": IMAGES[seed], "source.miniworld.seed": seed, "tag.threshold": 0}
             settings |= {"pair.candidates": candidates}
             sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
             sgpipe("generate", "miniworld", *sets, "--out", run)
         calibration = folder / f"calibration-{candidates}.json"
-        sgpipe("calibrate", runs[1], "--out", calibration)
+        if not calibration.exists():
+            sgpipe("calibrate", runs[1], "--out", calibration)
         options = ("--to", "instructions", "--calibration", calibration, "--precision", PRECISION)
         checked = []
         for run in runs:
@@ -333,9 +352,10 @@ def main() -> None:
         repeat(runs[0], out, copies)
         _, seconds, peak = cost_of_sgpipe("export", str(out), *map(str, options), "--out", str(out / "exported"))
         with (out / "exported/val.jsonl").open("rb") as lines:
-            speed.add_row(f"{copies * IMAGES:,}", f"{sum(1 for _ in lines):,}", seconds, peak)
+            speed.add_row(f"{copies * IMAGES[0]:,}", f"{sum(1 for _ in lines):,}", seconds, peak)
         shutil.rmtree(out)
-    report(str(__doc__), *parts, "One process, with its start, of candidates from captions:", speed)
+    title = f"One process, with its start, of candidates by `{arguments.candidates[-1]}`:"
+    report(str(__doc__), *parts, title, speed)
 
 
 def repeat(run: Path, out: Path, copies: int) -> None:
@@ -369,10 +389,21 @@ def tables(checked: Sequence[Checked], others: Sequence[Checked]) -> Iterator[Ta
             texts.add_row(kind, f"{len(at):,}", f"{first:.1%} ± {spread:.1%}", *(f"{rate:.1%}" for rate in rates))
     yield answers
     yield texts
-    places, nearest = guesses_of_coordinates(others, checked), guesses_of_the_nearest(checked)
-    yield f"From coordinates alone: {np.mean(places):.1%} of {len(places):,} yes or no questions about two boxes."
-    if nearest:
-        yield f"Of boxes to choose from, the nearest is right in {np.mean(nearest):.1%} of {len(nearest):,} questions."
+    yield coordinates_table(checked)
+
+
+def coordinates_table(checked: Sequence[Checked]) -> Table:
+    """How often models of boxes and predicates are right, by kind, with and without boxes in the text."""
+    table = Table("kind", "questions", "chance", "naive Bayes", "boosting")
+    questions = box_questions(checked)
+    rates = answered(questions)
+    chance = np.array([1 / (len(question.claims) + question.has_none) for question in questions])
+    kinds = np.array([question.kind for question in questions])
+    for kind in np.unique(kinds):
+        rows = kinds == kind
+        shares = [f"{right[rows].mean():.1%}" for right in rates.values()]
+        table.add_row(kind, f"{rows.sum():,}", f"{chance[rows].mean():.1%}", *shares)
+    return table
 
 
 if __name__ == "__main__":

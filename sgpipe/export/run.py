@@ -9,7 +9,8 @@ from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, check_share
 from sgpipe.export import annotation_files as files
 from sgpipe.export.hugging_face import exported_relations, write_hugging_face, write_readme, write_webdataset
-from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, load_phrases, write_instructions
+from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, write_instructions
+from sgpipe.export.question_text import load_phrases
 from sgpipe.export.rows import ExportRows
 from sgpipe.files.image_roots import ImagePlace, check_images
 from sgpipe.files.locations import Location, location

@@ -21,7 +21,10 @@ from typer.testing import CliRunner
 from benchmarks.instructions import BOX, TEMPLATES, Checked, World, check
 from sgpipe.calibration import Calibration, scoring_of_run
 from sgpipe.cli.main import app
-from sgpipe.export.instructions import English, Instructions, filled, load_phrases, plain_name, quotas
+from sgpipe.export.instructions import Instructions
+from sgpipe.export.question_items import Stratum
+from sgpipe.export.question_quotas import quotas
+from sgpipe.export.question_text import English, filled, load_phrases, plain_name
 from sgpipe.export.rows import ExportRows
 from sgpipe.export.run import export_run
 from sgpipe.records import Box, Pair, Record, Relation
@@ -145,31 +148,68 @@ def test_the_text_alone_does_not_tell_the_answer(tmp_path):
     assert abs(compared["first"] - compared["second"]) <= 0.1 * compared.total()
 
 
+def boxes_in(item: dict[str, Any]) -> list[tuple[int, ...]]:
+    text = item["messages"][0]["content"][-1]["text"]
+    return [tuple(int(side) for side in re.findall(r"\d+", box)) for box in re.findall(BOX, text)]
+
+
+def overlap(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    across = min(first[2], second[2]) - max(first[0], second[0])
+    down = min(first[3], second[3]) - max(first[1], second[1])
+    return min(across, down) > 0
+
+
 def test_boxes_of_what_is_denied_are_placed_like_those_of_what_holds(tmp_path):
-    """As many yes as no of boxes that overlap, and of those that do not; of several boxes, all overlap or none."""
+    """Each answer is as frequent where they overlap as where not; several boxes to choose from all overlap, or none."""
     run = labelled(tmp_path / "run", world_of(350)[0])
-    overlapping, mixed = defaultdict[Any, Counter[str]](Counter), Counter[int]()
+    answers = defaultdict[Any, Counter[str]](Counter)
+    options = Counter[int]()
     for item in write(run, calibration=calibrated(run)):
-        text = item["messages"][0]["content"][-1]["text"]
-        boxes = [[int(side) for side in re.findall(r"\d+", box)] for box in re.findall(BOX, text)]
-        shared = [
-            min(g, c) > max(e, a) and min(h, d) > max(f, b) for (a, b, c, d) in boxes[:1] for e, f, g, h in boxes[1:]
-        ]
-        if item["template"].startswith("verification"):
-            overlapping[re.sub(BOX, "[]", text)][f"{item['answer']} {shared[0]}"] += 1
+        boxes = boxes_in(item)
+        if boxes and re.match("verification|choose_predicate", item["template"]):
+            text = re.sub(BOX, "[]", item["messages"][0]["content"][-1]["text"])
+            answers[item["kind"], text, overlap(*boxes)][item["answer"]] += 1
         elif re.match("choose_(su|o)bject", item["template"]):
-            mixed[len({*shared})] += 1
-    assert len(overlapping) > 20
-    for text, counts in overlapping.items():
-        assert all(counts[f"yes {shared}"] == counts[f"no {shared}"] for shared in (True, False)), text
-    assert mixed[1] > 40
-    assert mixed[2] == 0
+            options[len({overlap(boxes[0], box) for box in boxes[1:]})] += 1
+    assert len(answers) > 20
+    for key, counts in answers.items():
+        assert len(counts) > 1, key
+        assert len({*counts.values()}) == 1, key
+    assert options[1] > 40
+    assert options[2] == 0
+
+
+def test_coordinates_are_shown_only_where_classes_do_not_name_the_objects(tmp_path):
+    """They could tell the answer to a question that may be denied."""
+    made, world = world_of(350)
+    run = labelled(tmp_path / "run", made)
+    shown = Counter[bool]()
+    for item in write(run, calibration=calibrated(run)):
+        if re.match("verification|choose_predicate", item["template"]):
+            claim = item["relations"][0]
+            objects = world.objects[item["image_ids"][0]]
+            classes = [objects[claim[end]][0] for end in ("subject", "object")]
+            names = [name for name, _ in objects.values()]
+            is_named = all(names.count(name) == 1 for name in classes)
+            assert bool(boxes_in(item)) is not is_named
+            shown[is_named] += 1
+    assert min(shown[True], shown[False]) > 40
+
+
+def test_coordinates_are_shown_where_boxes_may_be_missing(tmp_path):
+    made, _ = world_of(350)
+    for record in made:
+        record.objects = [replace(box, origin="detector") for box in record.objects]
+    run = labelled(tmp_path / "run", made)
+    items = [item for item in write(run, calibration=calibrated(run)) if item["template"].startswith("verification")]
+    assert len(items) > 40
+    assert all(boxes_in(item) for item in items)
 
 
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 50), min_size=1))
 def test_quotas_are_equal_and_as_large_as_they_can_be(numbers):
     """Against all thresholds, tried one by one."""
-    [drawn] = quotas({("relation", "verification", "s", "p", "o"): Counter(numbers)}).values()
+    [drawn] = quotas({Stratum("relation", "verification", ("s", "p", "o")): Counter(numbers)}).values()
     assert len({*drawn.values()}) <= 1
     assert all(number <= numbers[answer] for answer, number in drawn.items())
     best = max((n * k for n in range(1, 51) if (k := sum(v >= n for v in numbers.values())) > 1), default=0)
@@ -178,11 +218,11 @@ def test_quotas_are_equal_and_as_large_as_they_can_be(numbers):
 
 def test_no_predicate_gets_much_more_than_twice_the_mean():
     common = {
-        ("relation", "verification", "a", p, "b"): Counter(yes=n, no=n)
+        Stratum("relation", "verification", ("a", p, "b")): Counter(yes=n, no=n)
         for p, n in zip("pqrst", (5, 5, 5, 5, 900), strict=True)
     }
     drawn = quotas(common)
-    totals = {stratum[3]: answers.total() for stratum, answers in drawn.items()}
+    totals = {stratum.words[1]: answers.total() for stratum, answers in drawn.items()}
     assert totals["p"] == 10
     assert totals["t"] <= 2 * 1840 / 5 + 2
     assert all(answers["yes"] == answers["no"] for answers in drawn.values())
