@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def _markdown(part: Table | str) -> str:
 
 
 def machine() -> str:
-    """The processor, what computes on it, and how much else it has to do."""
+    """The processor, what computes on it, the date, and how much else it has to do."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -50,7 +51,8 @@ def machine() -> str:
     name = names[0] if names else platform.processor() or platform.machine()
     threads, load = torch.get_num_threads(), os.getloadavg()[0]
     cores = f"{os.cpu_count()} cores, threads of PyTorch: {threads}, torch {torch.__version__}"
-    return f"Machine: {name}{wide}, {cores}; load when measured: {load:.1f}."
+    today = date.today().isoformat()
+    return f"Machine: {name}{wide}, {cores}; measured on {today}, load {load:.1f}."
 
 
 def medians(ways: Mapping[str, Callable[[], object]], rounds: int, warm_up: bool = True) -> dict[str, float]:

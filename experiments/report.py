@@ -14,8 +14,9 @@ from statistics import fmean, stdev
 
 from scipy.stats import t
 
+from experiments.code_state import ROOT
 from experiments.plan import Experiment, Plan, load_plan
-from experiments.results import ROOT, Results, Row
+from experiments.results import Results, Row
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count
 from sgpipe.viz import Line, Plot

@@ -8,27 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from experiments.code_state import ROOT, commit
 from experiments.plan import Experiment, Plan
-from sgpipe.utils.console import count
 from sgpipe.utils.hashing import fingerprint
 
-ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "results"
-CODE = (
-    *("rlip_model", "pipelines", "experiments/measures.py", "experiments/workshop.py"),
-    *(
-        f"sgpipe/{part}"
-        for part in ("evaluation", "generation", "inference", "miniworld", "sources", "stages", "training")
-    ),
-)  # what decides a result, beside its settings
-
 Row = dict[str, Any]
 
 
@@ -87,28 +75,3 @@ class Results:
             with suppress(json.JSONDecodeError):
                 rows.append(json.loads(line))
         return rows
-
-
-@cache
-def commit() -> str | None:
-    """The commit of this clone, with a "+" if its code has been changed since; None outside a clone."""
-    head = _git("rev-parse", "--short=10", "HEAD")
-    return head and head.strip() + ("+" if _git("status", "--porcelain", "--", *CODE) else "")
-
-
-def changed_code(rows: Iterable[Row]) -> Iterator[tuple[str, str]]:
-    """The commits of results whose code is not today's, and what differs."""
-    for made in sorted({row["commit"] for row in rows if row.get("commit")}):
-        files = _git("diff", "--name-only", made.rstrip("+"), "--", *CODE)
-        if files is None:
-            yield made, "this clone does not have it"
-        elif first := files.splitlines():
-            yield made, first[0] + (f" and {count(len(first) - 1, 'more file')}" if len(first) > 1 else "")
-
-
-def _git(*arguments: str) -> str | None:
-    """What git prints; None if it fails or does not exist."""
-    with suppress(OSError):
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
-        return done.stdout if done.returncode == 0 else None
-    return None

@@ -24,10 +24,11 @@ import torch
 import typer
 from rich.console import Console
 
+from experiments.code_state import changed_code
 from experiments.command import run_command
 from experiments.measures import curve, image_interval, measure, measure_labels, resampling
 from experiments.plan import PLAN, Stage, load_plan
-from experiments.results import RESULTS, Results, Row, changed_code
+from experiments.results import RESULTS, Results, Row
 from experiments.workshop import Network, Workshop, turn
 from sgpipe.errors import DivergedError, UserError
 

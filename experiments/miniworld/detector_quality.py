@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,21 +15,28 @@ from PIL import Image
 from rich.console import Console
 
 from experiments.command import run_command
-from experiments.miniworld.network_quality import measure_network, network_recipe, print_tables
+from experiments.miniworld.network_quality import (
+    SPLITS,
+    TRUTHS,
+    Truth,
+    lines_by_truth,
+    measure_network,
+    network_recipe,
+    print_tables,
+    quality_by_truth,
+)
+from experiments.miniworld.quality_lines import Line, append_lines
 from sgpipe.evaluation.benchmarks import ModelRun, score_hico
 from sgpipe.evaluation.box_quality import evaluate_boxes
-from sgpipe.evaluation.label_quality import Quality, label_quality
+from sgpipe.evaluation.label_quality import LABELS, LabelQuality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.dataset import IMAGES, INSTANCES, INTERACTION_CLASSES
-from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.recipe import MiniworldConfig, load_recipe, packaged_model
-from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.miniworld import MiniworldFiles
 from sgpipe.stages import detect
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.utils.console import Progress
 
-SPLITS = ("val", COMPOSITIONAL)
 LOWEST_SCORE = 0.01
 
 
@@ -41,14 +48,14 @@ class DetectorQuality:
         triplets: the measures of `RelationScores`.
         interactions: mean average precision by HICO-DET's protocol, over (person, predicate, object) classes.
         boxes: COCO's measures of its boxes, and their precision and recall at `threshold`, that of the recipe.
-        labels: of the relations of confidence 0.2 or more that captioner and tagger find between its boxes.
+        labels: of the relations that captioner and tagger find between its boxes, against each truth.
     """
 
     triplets: Mapping[str, float]
     interactions: float
     boxes: Mapping[str, float]
     threshold: float
-    labels: Quality
+    labels: Mapping[Truth, LabelQuality]
 
 
 def measure_detector(network: Path, recipe: TrainRecipe, split: str, images: int, seed: int = 0) -> DetectorQuality:
@@ -66,7 +73,7 @@ def measure_detector(network: Path, recipe: TrainRecipe, split: str, images: int
             interactions.summary["mAP"],
             evaluate_boxes(boxes, files.world / INSTANCES, threshold).summary,
             threshold,
-            label_quality(run, files.ground_truth, threshold=TRAINING_CONFIDENCE).at_threshold,
+            quality_by_truth(run, "relations", files.ground_truth),
         )
 
 
@@ -98,17 +105,37 @@ def _detect(network: Path, world: Path, out: Path) -> Path:
     return out
 
 
+def quality_lines(qualities: Mapping[str, DetectorQuality]) -> Iterator[Line]:
+    """Yield a line for the network on each split, and one for each threshold and truth of the labels."""
+    for split, quality in qualities.items():
+        at = f"at {quality.threshold:g}"
+        yield {
+            "split": split,
+            "AP50": quality.boxes["AP50"],
+            "box threshold": quality.threshold,
+            "box precision": quality.boxes[f"precision {at}"],
+            "box recall": quality.boxes[f"recall {at}"],
+            "HOI mAP": quality.interactions,
+            "triplet AP": quality.triplets["ap"],
+        }
+        for line in lines_by_truth(quality.labels):
+            yield {"split": split, "labels": LABELS, **line}
+
+
 def quality_rows(qualities: Mapping[str, DetectorQuality]) -> list[list[str]]:
     """Table cells by split; the first row is the header."""
     first = next(iter(qualities.values()))
     at = f"at {first.threshold:g}"
-    rows = [
-        ["images", "AP50", f"boxes: precision {at}", "recall", "labels: precision", "recall", "HOI mAP", "triplet AP"]
-    ]
-    for split, own in qualities.items():
-        boxes = [own.boxes[f"precision {at}"], own.boxes[f"recall {at}"], own.labels.precision, own.labels.recall]
-        figures = [f"{own.boxes['AP50']:.3f}", *(f"{value:.1%}" for value in boxes)]
-        rows.append([split.removeprefix("test-"), *figures, f"{own.interactions:.3f}", f"{own.triplets['ap']:.3f}"])
+    labels = [f"labels, {truth}: {measure}" for truth in TRUTHS for measure in ("precision", "recall")]
+    rows = [["images", "AP50", f"boxes: precision {at}", "recall", *labels, "HOI mAP", "triplet AP"]]
+    for split, quality in qualities.items():
+        shares = [quality.boxes[f"precision {at}"], quality.boxes[f"recall {at}"]]
+        for truth in TRUTHS:
+            at_threshold = quality.labels[truth].at_threshold
+            shares += [at_threshold.precision, at_threshold.recall]
+        figures = [f"{quality.boxes['AP50']:.3f}", *(f"{share:.1%}" for share in shares)]
+        figures += [f"{quality.interactions:.3f}", f"{quality.triplets['ap']:.3f}"]
+        rows.append([split.removeprefix("test-"), *figures])
     return rows
 
 
@@ -116,11 +143,15 @@ def main(
     detector: Annotated[Path | None, typer.Option(help="folder of a ParSeDA; default: the packaged one")] = None,
     images: Annotated[int, typer.Option(min=1, help="number of images per split")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    results: Annotated[Path | None, typer.Option(help="append the figures to this file, as JSON lines")] = None,
 ) -> None:
     """Print the quality of a detector of the miniworld."""
-    network, recipe = detector or packaged_model("parseda"), network_recipe("parseda")
+    network = detector or packaged_model("parseda")
+    recipe = network_recipe("parseda")
     qualities = {split: measure_detector(network, recipe, split, images, seed) for split in SPLITS}
     print_tables(Console(), quality_rows(qualities))
+    if results:
+        append_lines(results, "detector_quality", images, seed, quality_lines(qualities))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
 """Evaluate a tagger of the miniworld: `python -m experiments.miniworld.network_quality`.
 
 The whole pipeline labels images that were not used for training, with captions of the tiny BLIP and with the
-miniworld's own captions ("oracle"). The labels are compared with the exact ground truth.
+miniworld's own captions ("oracle"). The labels are compared with the exact ground truth: once with every relation that
+holds in an image ("all"), once with those that it was composed to show ("composed"), from which the others follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 import typer
@@ -20,13 +21,16 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.command import run_command
+from experiments.miniworld.quality_lines import Line, append_lines
 from rlip_model.training.sampling import LabelVocabulary
 from rlip_model.training.validation import RelationScores, score_batches
-from sgpipe.evaluation.label_quality import ALL_PAIRS, LABELS, LabelQuality, run_quality
+from sgpipe.evaluation.graphs import Source
+from sgpipe.evaluation.label_quality import ALL_PAIRS, LABELS, LabelQuality, label_quality
 from sgpipe.generation.run import generate
 from sgpipe.miniworld.relations import COMPOSITIONAL, PREDICATES
 from sgpipe.recipe import PackagedModel, load_recipe, packaged_model
-from sgpipe.storage.run_folder import ground_truth_of
+from sgpipe.records import TRAINING_CONFIDENCE
+from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.initial_model import CLASSES
 from sgpipe.training.job import TrainingJob, make_feed, make_objective
@@ -35,17 +39,26 @@ from sgpipe.utils.config_file import recipe_folder
 from sgpipe.utils.console import Progress
 
 CaptionSource = Literal["BLIP", "oracle"]
-ANY_PAIR, ANY_PAIR_THRESHOLD = "labels, any pair", 0.5  # with `pair.candidates: image`
+Truth = Literal["all", "composed"]
+TRUTHS: tuple[Truth, ...] = get_args(Truth)
+SPLITS = ("val", COMPOSITIONAL)
+ANY_PAIR = "labels, any pair"  # with `pair.candidates: image`
+THRESHOLDS = (TRAINING_CONFIDENCE, 0.5)
 
 
 @dataclass(frozen=True)
 class PipelineQuality:
-    """The quality of the labels of a split, by source of the captions and kind of labels."""
+    """The quality of the labels of a split, by source of the captions and kind of labels, against each truth."""
 
     split: str
     captions: CaptionSource
     labels: str
-    quality: LabelQuality
+    by_truth: Mapping[Truth, LabelQuality]
+
+    @property
+    def thresholds(self) -> tuple[float, ...]:
+        """From which confidences on labels count; candidates have none."""
+        return THRESHOLDS[:1] if self.labels == ALL_PAIRS else THRESHOLDS
 
 
 @dataclass(frozen=True)
@@ -69,18 +82,33 @@ def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: i
     rows: list[PipelineQuality] = []
     given_pairs = {}
     sources: tuple[CaptionSource, ...] = ("BLIP", "oracle")
-    for split, captions in product(("val", COMPOSITIONAL), sources):
+    for split, captions in product(SPLITS, sources):
         with _labelled(captioner if captions == "BLIP" else None, tagger, split, images, seed) as run:
-            quality = run_quality(run)
-            rows += [PipelineQuality(split, captions, name, quality[name]) for name in (LABELS, ALL_PAIRS)]
+            rows.append(PipelineQuality(split, captions, LABELS, quality_by_truth(run, "relations")))
+            rows.append(PipelineQuality(split, captions, ALL_PAIRS, quality_by_truth(run, "candidates")))
             truth = ground_truth_of(run)
             if captions == "oracle" and truth and isinstance(truth.relations, Path):
                 given_pairs[split] = measure_network(tagger, recipe, truth.relations)["ap"]
-    for split in ("val", COMPOSITIONAL):
+    for split in SPLITS:
         with _labelled(captioner, tagger, split, images, seed, "image") as run:
-            quality = run_quality(run, ANY_PAIR_THRESHOLD)
-            rows.append(PipelineQuality(split, "BLIP", ANY_PAIR, quality[LABELS]))
+            rows.append(PipelineQuality(split, "BLIP", ANY_PAIR, quality_by_truth(run, "relations")))
     return TaggerQuality(images, tuple(rows), given_pairs)
+
+
+def quality_by_truth(run: Path, source: Source, ground_truth: GroundTruth | None = None) -> dict[Truth, LabelQuality]:
+    """Compare the relations or the candidates of a run with each truth of its images.
+
+    Args:
+        ground_truth: all relations and, as the required ones, the composed ones; None: that of the run.
+    """
+    ground_truth = ground_truth or ground_truth_of(run)
+    assert ground_truth is not None
+    assert ground_truth.required is not None
+    folders = (ground_truth.relations, ground_truth.required)
+    return {
+        truth: label_quality(run, GroundTruth(folder), source=source, threshold=TRAINING_CONFIDENCE)
+        for truth, folder in zip(TRUTHS, folders, strict=True)
+    }
 
 
 def measure_network(network: Path, recipe: TrainRecipe, shards: Path) -> dict[str, float]:
@@ -127,33 +155,64 @@ def _labelled(
         yield Path(folder) / "run"
 
 
+def quality_lines(quality: TaggerQuality) -> list[Line]:
+    """Return one line for each pipeline, threshold and truth."""
+    lines = []
+    for row in quality.rows:
+        pipeline = {"split": row.split, "captions": row.captions, "labels": row.labels}
+        lines += [{**pipeline, **line} for line in lines_by_truth(row.by_truth, row.thresholds)]
+    return lines
+
+
+def lines_by_truth(by_truth: Mapping[Truth, LabelQuality], thresholds: Sequence[float] = THRESHOLDS) -> Iterator[Line]:
+    """Yield the measures of labels from each threshold on, against each truth."""
+    for threshold, (truth, quality) in product(thresholds, by_truth.items()):
+        at_threshold = quality.at(threshold)
+        yield {
+            "threshold": threshold,
+            "truth": truth,
+            "predicted": at_threshold.predicted,
+            "precision": at_threshold.precision,
+            "recall": at_threshold.recall,
+            "AP": quality.average_precision,
+        }
+
+
 def quality_rows(quality: TaggerQuality) -> list[list[str]]:
     """Table cells; the first row is the header."""
-    return [
-        ["images", "captions", "labels", "predicted", "precision", "recall", "AP"],
-        *(
-            [row.split.removeprefix("test-"), row.captions, row.labels, f"{row.quality.at_threshold.predicted:,}"]
-            + [f"{value:.1%}" for value in (row.quality.at_threshold.precision, row.quality.at_threshold.recall)]
-            + [f"{row.quality.average_precision:.3f}"]
-            for row in quality.rows
-        ),
-    ]
+    measures = [f"{truth}: {measure}" for truth in TRUTHS for measure in ("precision", "recall", "AP")]
+    rows = [["images", "captions", "labels", "from", "predicted", *measures]]
+    for row in quality.rows:
+        for threshold in row.thresholds:
+            rows.append(_quality_row(row, threshold))
+    return rows
+
+
+def _quality_row(row: PipelineQuality, threshold: float) -> list[str]:
+    split = row.split.removeprefix("test-")
+    predicted = row.by_truth["all"].at(threshold).predicted
+    cells = [split, row.captions, row.labels, f"{threshold:g}", f"{predicted:,}"]
+    for truth in TRUTHS:
+        quality = row.by_truth[truth]
+        at_threshold = quality.at(threshold)
+        cells += [f"{at_threshold.precision:.1%}", f"{at_threshold.recall:.1%}", f"{quality.average_precision:.3f}"]
+    return cells
 
 
 def predicate_rows(quality: TaggerQuality) -> list[list[str]]:
-    """Table cells by predicate, for the first pipeline; the first row is the header."""
+    """Table cells by predicate, for the first pipeline against all relations; the first row is the header."""
     rows = [["predicate", "predicted", "precision", "targets", "recall"]]
-    for row in sorted(quality.rows[0].quality.predicates, key=lambda row: -row.quality.targets):
-        own = row.quality
-        precision = f"{own.precision:.1%}" if own.predicted else ""
-        recall = f"{own.recall:.1%}" if own.targets else ""
-        rows.append([row.predicate, f"{own.predicted}", precision, f"{own.targets}", recall])
+    for row in sorted(quality.rows[0].by_truth["all"].predicates, key=lambda row: -row.quality.targets):
+        measures = row.quality
+        precision = f"{measures.precision:.1%}" if measures.predicted else ""
+        recall = f"{measures.recall:.1%}" if measures.targets else ""
+        rows.append([row.predicate, f"{measures.predicted}", precision, f"{measures.targets}", recall])
     return rows
 
 
 def print_tables(console: Console, *tables: list[list[str]]) -> None:
     """Print tables of cells, whose first rows are headers."""
-    console.width = max(console.width, 140)  # a narrow terminal breaks lines instead of hiding figures
+    console.width = max(console.width, 180)  # a narrow terminal breaks lines instead of hiding figures
     for head, *body in tables:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in head:
@@ -183,10 +242,15 @@ def main(
     tagger: Annotated[Path | None, typer.Option(help="folder of the tagger; default: the packaged one")] = None,
     images: Annotated[int, typer.Option(min=1, help="number of images per split")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    results: Annotated[Path | None, typer.Option(help="append the figures to this file, as JSON lines")] = None,
 ) -> None:
     """Print the quality of labels of the miniworld."""
-    folders = captioner or packaged_model("captioner"), tagger or packaged_model("tagger")
-    print_tagger_quality(measure_tagger(*folders, network_recipe("tagger"), images, seed), Console())
+    captioner = captioner or packaged_model("captioner")
+    tagger = tagger or packaged_model("tagger")
+    quality = measure_tagger(captioner, tagger, network_recipe("tagger"), images, seed)
+    print_tagger_quality(quality, Console())
+    if results:
+        append_lines(results, "network_quality", images, seed, quality_lines(quality))
 
 
 if __name__ == "__main__":
