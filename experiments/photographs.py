@@ -333,7 +333,8 @@ pixel is looked at: these are figures of parsing and pairing, not of a captioner
 * **Pairs found**: share of the annotated pairs that are labelled. **Verbs found**: share of the annotated verbs that
   one of the pair's predicates states, by the table below.
 * **Precision**: share of the labelled pairs that are annotated; *in scope*: of those whose subject's class has
-  annotations ({subjects}). Both are lower bounds: V-COCO has 24 actions, and a pair that it lacks may be right.
+  annotations ({subjects}). Both are lower bounds for pairs, not for relations: V-COCO has 24 actions, and a pair that
+  it lacks may be right; but no predicate is looked at, so the relations of a pair that counts may be wrong.
 * In brackets: 95% intervals from half samples of the images. Fewer captions are the first of each image.
 * With `pair.candidates=captions` a pair needs a caption that relates its two classes; with `image` any pair of the
   image's boxes is a candidate.

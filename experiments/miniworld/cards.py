@@ -129,13 +129,14 @@ training. The boxes are given; the captions are those of the tiny BLIP, or the m
 
 *All matching pairs* is the same run without a tagger: every pair of boxes of the classes that a caption names, with
 every predicate it states for them. *Any pair*: with `pair.candidates: image`, every pair of boxes may have every
-predicate that the captions state. *Precision*: share of relations with confidence ≥ 0.2 (any pair: ≥ 0.5) that are
-correct. *Recall*: share of the composed relations that are among them. *AP*: average precision over all confidences.
+predicate that the captions state. *From*: the confidence from which relations count. *Precision*: share of them that
+are correct. *Recall*: share of the correct relations that are among them. *AP*: average precision over all confidences.
+Correct is every relation that holds (*all*), or those alone that the image was composed to show (*composed*).
 
 On given pairs (all pairs of an image, up to 20, related pairs first) with all 21 predicates, against the complete
 ground truth: average precision {given_pairs}.
 
-With captions of the tiny BLIP, by predicate:
+With captions of the tiny BLIP, by predicate, from confidence 0.2 on and against all relations:
 
 {predicates}"""
 
@@ -147,8 +148,9 @@ On {images} images of each split:
 {rows}
 
 *AP50*: of its boxes, by COCO's protocol. *Labels*: relations of confidence 0.2 or more that the pipeline finds between
-its boxes. *HOI mAP*: by HICO-DET's protocol, of what persons do. *Triplet AP*: of relations between any classes, whose
-boxes have an IoU of at least 0.5 with their ground truth.
+its boxes, against every relation that holds (*all*), or those that the image was composed to show. *HOI mAP*: by
+HICO-DET's protocol, of what persons do. *Triplet AP*: of relations between any classes, whose boxes have an IoU of at
+least 0.5 with their ground truth.
 """
 
 

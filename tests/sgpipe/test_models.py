@@ -5,7 +5,13 @@ import shutil
 import pytest
 import torch
 
-from experiments.miniworld.network_quality import ANY_PAIR, measure_tagger, network_recipe, quality_rows
+from experiments.miniworld.network_quality import (
+    ANY_PAIR,
+    measure_tagger,
+    network_recipe,
+    quality_lines,
+    quality_rows,
+)
 from sgpipe.errors import EngineError, UserError
 from sgpipe.miniworld.relations import COMPOSITIONAL
 from sgpipe.miniworld.scene import WORDINGS
@@ -132,11 +138,12 @@ def test_labels_of_new_images_are_good_and_far_better_than_all_matching_pairs():
     folders = packaged_model("captioner"), packaged_model("tagger")
     with without_ray():
         found = measure_tagger(*folders, network_recipe("tagger"), 60)
-    labels, everything = found.rows[:2]
-    assert labels.quality.at_threshold.precision > max(0.75, everything.quality.at_threshold.precision + 0.1)
-    assert labels.quality.at_threshold.recall > 0.55
+    labels, everything = (row.by_truth for row in found.rows[:2])
+    assert labels["all"].at_threshold.precision > max(0.75, everything["all"].at_threshold.precision + 0.1)
+    assert labels["composed"].at_threshold.recall > 0.55
     assert found.given_pairs["val"] > 0.85
     assert found.given_pairs["test-compositional"] > 0.65
-    assert len(quality_rows(found)) == 11
-    new_combinations = {row.labels: row.quality.at_threshold for row in found.rows if row.split == COMPOSITIONAL}
-    assert new_combinations[ANY_PAIR].recall > 0.4
+    assert len(quality_rows(found)) == 1 + 16
+    assert len(quality_lines(found)) == 2 * 16
+    new_combinations = {row.labels: row.by_truth["composed"] for row in found.rows if row.split == COMPOSITIONAL}
+    assert new_combinations[ANY_PAIR].at(0.5).recall > 0.4
