@@ -28,8 +28,8 @@ from sgpipe.files.locations import text_sha256
 from sgpipe.files.model_cache import pin_model
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import settings_changed
-from sgpipe.training.data.scan import scan_training, scan_validation
-from sgpipe.training.data.stream import StepStream, check_batch
+from sgpipe.training.data.scan import TrainingSet, scan_training, scan_validation
+from sgpipe.training.data.stream import StepStream, check_batch, shuffled_epoch
 from sgpipe.training.initial_model import make_initial_model
 from sgpipe.training.job import PRIVATE, TrainingJob, check_benchmark, run_job
 from sgpipe.training.metrics import TrainSummary, read_metrics, training_display
@@ -107,6 +107,11 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     check_benchmark(recipe, validation)
     for note in training.notes:
         progress.say(f"NOTE: {note}")
+    fitted = fit_batch(recipe, training)
+    if fitted is not recipe:
+        before_and_now = f"from {recipe.optimisation.batch} to {fitted.optimisation.batch}"
+        progress.say(f"NOTE: optimisation.batch is lowered {before_and_now}, as an epoch has no more images")
+        recipe = fitted
     job = TrainingJob(recipe, out, training, validation)
     now = json.dumps(_identity(job))
     if before and json.loads(before) != json.loads(now):
@@ -124,6 +129,22 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
         texts = [text for each in (*names, *recipe.data.wordings.values()) for text in each]
         make_initial_model(recipe.model, texts, recipe.seed, job.initial_model, sides)
     return job
+
+
+def fit_batch(recipe: TrainRecipe, training_set: TrainingSet) -> TrainRecipe:
+    """Return the recipe, with a lower batch if an epoch has fewer images; the parts of a step do not become larger.
+
+    Raises UserError: the batch cannot be divided evenly between the workers.
+    """
+    options = recipe.optimisation
+    workers = recipe.workers.count
+    check_batch(options.batch, workers, options.accumulate)
+    images = len(shuffled_epoch(training_set, recipe.data.shuffle, recipe.seed, epoch=0))
+    if images >= options.batch or images < workers:  # `StepStream` refuses what gives a worker nothing
+        return recipe
+    part = min(options.batch // (workers * options.accumulate), images // workers)
+    accumulate = images // (workers * part)
+    return changed(recipe, optimisation=changed(options, batch=workers * part * accumulate, accumulate=accumulate))
 
 
 def _position(job: TrainingJob) -> Position:
@@ -226,6 +247,9 @@ def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, progress: Prog
     with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as folder, suppress(_EnoughError):
         (Path(folder) / PRIVATE).mkdir()
         job = prepare(alone, Path(folder).resolve(), progress)
+        fitted = fit_batch(recipe, job.training_set)
+        if fitted is not recipe:
+            return plan_training(fitted, progress, steps)
         # Refuses what a training with all workers refuses.
         StepStream(job.training_set, recipe.data, options.batch, recipe.seed, 1, world_size=workers)
         state = _STATE * (job.initial_model / "model.safetensors").stat().st_size

@@ -24,6 +24,7 @@ from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import DetectConfig
 from sgpipe.stages.detect import load
 from sgpipe.training import run as plan
+from sgpipe.training.data.scan import scan_training
 from sgpipe.training.job import _BOX_PARTS
 from sgpipe.training.metrics import read_metrics
 from sgpipe.training.recipe import TrainRecipe
@@ -336,3 +337,31 @@ def test_a_training_resumes_after_a_full_disk(
     monkeypatch.undo()
     training(drawn_run, tmp_path / "out")
     assert not different(weights(tmp_path / "out"), weights(trained_tagger))
+
+
+@pytest.mark.parametrize(
+    ("given", "fitting"),  # batch, workers, accumulate
+    [
+        ((200, 1, 1), (12, 1, 1)), ((200, 1, 50), (12, 1, 3)), ((16, 2, 2), (8, 2, 1)), ((12, 1, 4), (12, 1, 4)),
+        ((10, 1, 1), (10, 1, 1)), ((50, 5, 10), (10, 5, 2)), ((16, 16, 1), (16, 16, 1)),
+    ],
+)  # fmt: skip
+def test_a_batch_is_lowered_to_the_images_of_an_epoch(
+    drawn_run: Path, given: tuple[int, int, int], fitting: tuple[int, int, int]
+) -> None:
+    names = ("optimisation__batch", "workers__count", "optimisation__accumulate")
+    original = recipe(drawn_run, **dict(zip(names, given, strict=True)))
+    fitted = plan.fit_batch(original, scan_training(original.data))
+    assert (fitted.optimisation.batch, fitted.workers.count, fitted.optimisation.accumulate) == fitting
+
+
+def test_a_lowered_batch_is_told_resumed_and_planned(drawn_run: Path, tmp_path: Path) -> None:
+    told = StringIO()
+    changes = {"optimisation__batch": 200, "optimisation__epochs": 1}
+    for _ in range(2):
+        training(drawn_run, tmp_path / "out", progress=Progress(Console(file=told, width=200)), **changes)
+    assert f"NOTE: optimisation.batch is lowered from 200 to {IMAGES}" in told.getvalue()
+    assert "nothing left to do" in told.getvalue()
+    training(drawn_run, tmp_path / "same", optimisation__batch=IMAGES, optimisation__epochs=1)
+    assert not different(weights(tmp_path / "out"), weights(tmp_path / "same"))
+    assert plan.plan_training(recipe(drawn_run, **changes), QUIET).batch == IMAGES
