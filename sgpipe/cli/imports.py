@@ -182,7 +182,8 @@ def psg(
 ) -> AnnotationSource:
     """Import panoptic scene graphs (PSG).
 
-    Reads OpenPSG's psg.json. --split is train, test or, by default, all.
+    Reads OpenPSG's psg.json. --split is train, test or, by default, all; of an
+    export also val, or what its splits are called.
 
     Examples:
       sgpipe import psg --annotations psg.json --images coco --masks coco --split test --out psg/

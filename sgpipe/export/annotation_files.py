@@ -9,7 +9,6 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cache
 from io import BytesIO
 from itertools import chain, count
 from pathlib import Path, PurePosixPath
@@ -21,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rlip_model.evaluation.hico_classes import CLASSES, PERSON, class_numbers
 from sgpipe.errors import add_filename, import_extra
 from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, Members, as_number, plain, write_json
 from sgpipe.images import open_header
@@ -29,11 +27,10 @@ from sgpipe.recipe import WHOLE
 from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.sources.coco import NO_RELATION
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
-from sgpipe.sources.scene_graphs import BOX_SCALE, STUFF, VALIDATION_IMAGES
-from sgpipe.sources.vocabulary import category_names, relation_names
+from sgpipe.sources.scene_graphs import BOX_SCALE, STUFF, VALIDATION_IMAGES, base_split
+from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.boxes import xywh_to_xyxy
-from sgpipe.utils.lemmas import predicate_lemma
 
 
 def write_coco(rows: ExportRows, out: Path) -> None:
@@ -169,9 +166,10 @@ def write_visual_genome(rows: ExportRows, out: Path) -> None:
     ids = count(1), count(1)
     for split in rows.splits:
         records = rows.records(split, "objects", "relations")
-        graphs = (_image(record) | _graph(rows, record, ids, as_vg=True) for record in records)
+        graphs = (image_fields(record) | _graph(rows, record, ids, as_vg=True) for record in records)
         write_json(out / f"scene_graphs_{split}.json", graphs)
-        images = ({key: _image(each)[key] for key in ("image_id", "width", "height")} for each in rows.records(split))
+        fields = map(image_fields, rows.records(split))
+        images = ({key: image[key] for key in ("image_id", "width", "height")} for image in fields)
         write_json(out / f"image_data_{split}.json", images)
 
 
@@ -186,7 +184,7 @@ def write_rlipv2(rows: ExportRows, out: Path) -> None:
             # For COCO the folder of the image, where the published training looks for it.
             folder = record.file_name.rpartition("/")[0].rpartition("/")[2] or f"{record.split}2017"
             origin = {"dataset": name, "data_split": folder if name == "coco2017" else record.split}
-            yield _image(record) | origin | _graph(rows, record, of_dataset)
+            yield image_fields(record) | origin | _graph(rows, record, of_dataset)
 
     for split in rows.splits:
         write_json(out / f"{split}.json", pseudo_labels(split))
@@ -196,7 +194,7 @@ def write_rlipv2(rows: ExportRows, out: Path) -> None:
         write_json(out / "image_id_to_filepath.json", Members(paths))
 
 
-def _image(record: Record) -> dict[str, Any]:
+def image_fields(record: Record) -> dict[str, Any]:
     size = {"width": record.width, "height": record.height}
     return {"image_id": as_number(record.image_id), "file_name": record.file_name, **size}
 
@@ -227,39 +225,7 @@ def _confidence(relation: Relation) -> dict[str, float]:
     return {} if relation.confidence is None else {"confidence": relation.confidence}
 
 
-def write_hico(rows: ExportRows, out: Path) -> None:
-    """Write hico_SPLIT.json, without objects of other classes and relations other than the 600 interactions."""
-    numbers = {name: number for number, name in category_names("coco").items()}
-    verbs = {name: number for number, name in relation_names("hico").items()}
-    lemmas = {predicate_lemma(name): number for name, number in verbs.items()}
-    names, labels = list(numbers), CLASSES.labels(class_numbers()).tolist()
-    known: dict[tuple[str, str, int | None], int]
-    known = {(names[PERSON], names[object_], verb + 1): at for at, (_, object_, verb) in enumerate(labels, 1)}
-
-    @cache
-    def number_of(predicate: str) -> int | None:  # in any inflection: "riding" is "ride"
-        return verbs.get(predicate) or lemmas.get(predicate_lemma(predicate))
-
-    def item(record: Record) -> dict[str, Any]:
-        indices = rows.renumber(record, [box.category in numbers and not box.iscrowd for box in record.objects])
-        boxes = [record.objects[index] for index in indices]
-        interactions = []
-        for relation in rows.relations(record, indices):
-            verb = number_of(relation.predicate)
-            if number := known.get((boxes[relation.subject].category, boxes[relation.object].category, verb)):
-                ends = {"subject_id": relation.subject, "object_id": relation.object}
-                interactions.append({**ends, "category_id": verb, "hoi_category_id": number})
-            else:
-                rows.left_out["relations that the format cannot hold"] += 1
-        objects = [{"bbox": _corners(box), "category_id": numbers[box.category]} for box in boxes]
-        own_id = {"image_id": record.image_id}  # also where it is a number
-        return _image(record) | own_id | {"annotations": objects, "hoi_annotation": interactions}
-
-    for split in rows.splits:
-        write_json(out / f"hico_{split}.json", map(item, rows.records(split, "objects", "relations")))
-
-
-def _corners(box: Box) -> list[float | int]:
+def corners(box: Box) -> list[float | int]:
     """Return the corners xyxy of a box, in pixels."""
     x, y, w, h = box.bbox
     return [plain(x), plain(y), plain(x + w), plain(y + h)]
@@ -279,7 +245,7 @@ def write_psg(rows: ExportRows, out: Path) -> None:
         segments, annotations, masks = [], [], []
         for number, box in enumerate((record.objects[index] for index in indices), 1):
             category, area = {"category_id": numbers[box.category]}, plain(box.bbox[2] * box.bbox[3])
-            annotations.append(category | {"bbox": _corners(box)})
+            annotations.append(category | {"bbox": corners(box)})
             segmentation = box.segmentation and json.loads(box.segmentation)
             if segmentation and (mask := _mask(segmentation, record)) is not None:
                 annotations[-1]["segmentation"] = segmentation
@@ -296,11 +262,11 @@ def write_psg(rows: ExportRows, out: Path) -> None:
         elif segments:
             rows.left_out["panoptic PNGs of images without segmentations"] += 1
         image_id = as_number(_unique(record, seen))
-        if _part(record.split) not in ("train", WHOLE):
+        if base_split(record.split) not in ("train", WHOLE):
             test.append(image_id)
         return {
             **{"file_name": record.file_name, "height": record.height, "width": record.width},
-            **{"image_id": image_id, "pan_seg_file_name": png},
+            **{"image_id": image_id, "split": record.split, "pan_seg_file_name": png},
             **{"segments_info": segments, "annotations": annotations},
             "relations": [[own.subject, own.object, verbs[own.predicate]] for own in rows.relations(record, indices)],
         }
@@ -310,11 +276,6 @@ def write_psg(rows: ExportRows, out: Path) -> None:
     data = (item(*each) for split in rows.splits for each in enumerate(rows.records(split, "objects", "relations")))
     lists = (("thing_classes", things), (STUFF, stuff), ("predicate_classes", predicates))
     write_json(out / "psg.json", Members([("data", data), *lists, ("test_image_ids", iter(test))]))
-
-
-def _part(split: str) -> str:
-    """Return the split as forms have it: `sgpipe merge` numbers further ones, such as train_2."""
-    return re.sub(r"_\d+$", "", split)
 
 
 def _unique(record: Record, seen: set[str]) -> str:
@@ -350,7 +311,7 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
     The split val is the first images of the HDF5 file, where loaders look for it.
     """
     h5py = import_extra("h5py", "vg150")
-    order = sorted(rows.splits, key=lambda split: (_part(split) != "val", _part(split) == "test"))
+    order = sorted(rows.splits, key=lambda split: (base_split(split) != "val", base_split(split) == "test"))
     names, predicates = rows.names
     records = (record for split in order for record in rows.records(split, "objects"))
     attributes = Counter(each.name for record in records for box in record.objects for each in box.attributes)
@@ -388,7 +349,7 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
         for kind, start, total in (("box", starts[0], len(indices)), ("rel", starts[1], len(relations))):
             tables[f"img_to_first_{kind}"].append(start if total else -1)
             tables[f"img_to_last_{kind}"].append(start + total - 1 if total else -1)
-        part, is_read = _part(record.split), bool(indices and relations)  # loaders leave out the others
+        part, is_read = base_split(record.split), bool(indices and relations)  # loaders leave out the others
         validation += part == "val" and is_read
         tables["split"].append(2 if part == "test" else int(part == "val" and not is_read))
     path = out / "VG-SGG-with-attri.h5"

@@ -131,8 +131,8 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
 
 def exported_relations(rows: ExportRows) -> int:
     """Return how many relations an export has, once its files are written."""
-    lost = ("of other origins", "below the threshold", "that the format cannot hold")
-    return rows.totals["relations"] - sum(rows.left_out[f"relations {why}"] for why in lost)
+    left_out = sum(number for what, number in rows.left_out.items() if what.startswith("relations "))
+    return rows.totals["relations"] - left_out
 
 
 def _common(rows: ExportRows) -> dict[str, Any]:

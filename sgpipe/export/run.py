@@ -8,6 +8,7 @@ from typing import Any
 from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, check_share
 from sgpipe.export import annotation_files as files
+from sgpipe.export.hico import write_hico
 from sgpipe.export.hugging_face import exported_relations, write_hugging_face, write_readme, write_webdataset
 from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, write_instructions
 from sgpipe.export.question_text import load_phrases
@@ -27,7 +28,7 @@ _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     "sgg-benchmark": files.write_sgg_benchmark,
     "vg": files.write_visual_genome,
     "rlipv2": files.write_rlipv2,
-    "hico": files.write_hico,
+    "hico": write_hico,
     "psg": files.write_psg,
     "vg150": files.write_vg150,
     LABEL_STUDIO: files.write_label_studio,

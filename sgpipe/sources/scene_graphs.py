@@ -343,6 +343,29 @@ def _add_vertices(record: Record, vertices: list[Any], problems: ProblemCounts) 
 
 
 STUFF = "stuff_classes"
+_PSG_SPLITS = ("train", "test", WHOLE)
+
+
+def base_split(split: str) -> str:
+    """Return the split that a further one belongs to: `sgpipe merge` numbers these, such as train_2."""
+    return re.sub(r"_\d+$", "", split)
+
+
+def _own_split(item: Any) -> str | None:
+    """Return the split that `sgpipe export` writes for an image."""
+    split = item.get("split") if isinstance(item, Mapping) else None
+    return fields.clean(split) if isinstance(split, str) and split else None
+
+
+def _is_in_split(split: str, own_split: str | None, is_test_image: bool) -> bool:
+    """Return whether an image is of a split; `test_image_ids` also have those of val and of splits of other names."""
+    if split == WHOLE:
+        return True
+    if split == "train":
+        return not is_test_image
+    if split == "test":
+        return is_test_image and base_split(own_split or "test") == "test"
+    return own_split == split
 
 
 def psg_source(annotations: Location, split: str, masks: ImagePlace | None = None) -> AnnotationSource:
@@ -352,21 +375,27 @@ def psg_source(annotations: Location, split: str, masks: ImagePlace | None = Non
     one for each segment, in their order) and `relations` ([subject, object, predicate]: indices of segments and of
     `predicate_classes`). A category_id is an index of `thing_classes` and then `stuff_classes`. A pixel of the panoptic
     PNGs in `masks` is of the segment with the id red + 256 green + 65,536 blue; None: only segmentations of the file
-    (github.com/Jingkang50/OpenPSG: openpsg/datasets/psg.py, pipelines/loading.py).
+    (github.com/Jingkang50/OpenPSG: openpsg/datasets/psg.py, pipelines/loading.py). Where items have a `split`, as
+    `sgpipe export` writes it, `split` can be any of these, such as val.
     """
     annotated.require_format(annotations, "psg")
-    listed = ("thing_classes", STUFF, "predicate_classes", "test_image_ids")
-    lists: dict[str, list[Any]] = {key: [] for key in listed}
+    keys = ("thing_classes", STUFF, "predicate_classes", "test_image_ids")
+    lists: dict[str, list[Any]] = {key: [] for key in keys}
     stream = JsonStream(annotations)
+    own_splits: set[str] = set()
     for key, item in stream:
+        if key == "data":
+            own_splits.add(_own_split(item) or WHOLE)
         if key in lists:
             lists[key].append(fields.identifier(item) if key == "test_image_ids" else fields.clean(str(item)))
     things, stuff, predicates, test = lists.values()
     for what, names in (("thing_classes", things + stuff), ("predicate_classes", predicates)):
         if what not in stream.arrays or len(set(names)) < len(names):
             raise UserError(f"{annotations}: {what} is missing, or has a name twice")
-    if split not in ("train", "test", WHOLE):
-        raise UserError(f"{annotations} has no split {split!r}: pass --split train, test or {WHOLE}")
+    further = sorted(own_splits - {*_PSG_SPLITS})
+    if split not in (*_PSG_SPLITS, *further):
+        listed = ", ".join(("train", *further, "test"))
+        raise UserError(f"{annotations} has no split {split!r}: pass --split {listed} or {WHOLE}")
     if masks is not None:
         check_images(masks)
     chosen, names_by_number = set(test), dict(enumerate(predicates))
@@ -376,7 +405,7 @@ def psg_source(annotations: Location, split: str, masks: ImagePlace | None = Non
             number = fields.identifier(item.get("image_id")) if isinstance(item, Mapping) else None
             if number is None or not isinstance(item.get("file_name"), str):
                 problems["malformed"] += 1
-            elif split == WHOLE or (number in chosen) == (split == "test"):
+            elif _is_in_split(split, _own_split(item), number in chosen):
                 record = Record(number, "psg", split, fields.text(item, "file_name"), *fields.size(item))
                 with error_row(record):
                     record.objects = list(_segments(item, record, things + stuff, masks, problems))

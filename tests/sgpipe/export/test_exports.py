@@ -132,6 +132,7 @@ def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
         Relation(1, 2, "walking", 0.5),  # HICO-DET calls it "walk"
         Relation(1, 3, "hold", 0.5),
         Relation(1, 3, "fly", 0.5),  # nobody flies a cup
+        Relation(1, 3, "to the left of", 0.5),
         Relation(2, 1, "lick", 0.5),  # only persons act
         Relation(0, 1, "ride", 0.5),
         Relation(1, 2, "hold", 0.1),
@@ -145,9 +146,13 @@ def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
     assert found == replace(record, objects=[person, dog, cup], relations=kept)
     assert written.left_out == {
         "objects that the format cannot hold": 1,
-        "relations that the format cannot hold": 3,
+        "relations that the format cannot hold": 1,
+        "relations that are none of HICO-DET's 600 interactions": 2,
+        "relations whose predicate is none of HICO-DET's verbs": 1,
         "relations below the threshold": 1,
     }
+    assert written.relations == len(kept)
+    assert written.note == "1 relation renamed to HICO-DET's verbs: walking → walk (1)"
 
 
 @pytest.mark.slow

@@ -198,7 +198,7 @@ def bare(records: list[Record], **changes: Any) -> list[Record]:
     return sorted(made, key=lambda record: (record.split, record.image_id))
 
 
-@given(graphs(("test", "train")))
+@given(graphs(("test", "train", "val", "mine")))
 @settings(max_examples=15, deadline=None)
 def test_psg_comes_back_as_it_was(made):
     found = again(made, "psg", lambda out, split: psg_source(out / "psg.json", split))
@@ -332,6 +332,14 @@ def test_numbered_splits_of_merged_runs_stay_on_their_side(tmp_path):
     assert len(set(ids.values())) == len(splits)
     test = [ids[f"{split}.jpg"] for split in ("test", "test_2", "val", "val_2")]
     assert content["test_image_ids"] == test
+    sides = {"train": {"train", "train_2", "all"}, "test": {"test", "test_2"}, "val": {"val"}, "val_2": {"val_2"}}
+    for split, names in sides.items():
+        found = imported(psg_source(tmp_path / "psg/psg.json", split), tmp_path, tmp_path / f"in {split}")
+        assert {record.file_name for record in found} == {f"{name}.jpg" for name in names}
+    with pytest.raises(
+        UserError, match="has no split 'x': pass --split train, test_2, train_2, val, val_2, test or all"
+    ):
+        psg_source(tmp_path / "psg/psg.json", "x")
     out = export_run(run, "vg150", tmp_path / "vg150").root
     listed = json.loads((out / "image_data.json").read_text())
     assert len({each["image_id"] for each in listed}) == len(splits)
