@@ -268,18 +268,20 @@ def _overrules(inputs: Mapping[str, RunFiles], runs: Sequence[str], preferred: s
 
     What is preferred now is overruled by nothing.
     """
-    losers: dict[str, set[str]] = {run: set() for run in runs}
-    for files in inputs.values():
-        for run, others in files.manifest.run.get("identity", {}).get("prefer", {}).items():
-            losers[run].update(others)
-    mutual = {(run, other) for run in runs for other in losers[run] if run in losers[other]}
-    for run, other in mutual:
-        losers[run].discard(other)
+    losers = _earlier_overrules(inputs, runs)
     if preferred is not None:
         winners = set(_single_runs(preferred, inputs[preferred]))
         for run in runs:
             losers[run] = losers[run] | set(runs) - winners if run in winners else losers[run] - winners
     return {run: sorted(others) for run, others in losers.items() if others}
+
+
+def _earlier_overrules(inputs: Mapping[str, RunFiles], runs: Sequence[str]) -> dict[str, set[str]]:
+    losers: dict[str, set[str]] = {run: set() for run in runs}
+    for files in inputs.values():
+        for run, others in files.manifest.run.get("identity", {}).get("prefer", {}).items():
+            losers[run].update(others)
+    return {run: {other for other in others if run not in losers[other]} for run, others in losers.items()}
 
 
 def _corrections(inputs: Mapping[str, RunFiles], runs: Mapping[str, Any]) -> dict[str, set[str]]:

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cache, lru_cache
-from itertools import chain
+from itertools import chain, islice, product
 from typing import Generic, TypeAlias, TypeVar, get_args
 
 import numpy as np
@@ -92,47 +92,62 @@ def unite(
     boxes = [box for record in records for box in record.objects]
     run_of_box = [run for run, record in enumerate(records) for _ in record.objects]
     objects, counts = _match_boxes(run_of_box, boxes, min_iou)
-    object_of_box = {box: number for number, members in enumerate(objects) for box in members}
-
-    captions = UnitedItems[Caption](lambda caption: (caption.text, caption.scope, *caption.boxes))
+    numbers = _object_numbers(records, objects)
+    captions, caption_numbers = _unite_captions(records, numbers)
     triplets = UnitedItems[Triplet](lambda triplet: astuple(triplet)[:7])
     pairs = UnitedItems[Pair](lambda pair: (pair.subject, pair.object))
-    relations = UnitedItems[Relation](_relation_key)
-    caption_numbers: list[list[int]] = []
-    stated_relations: list[list[Relation]] = []
-    first_box = 0
     for run, record in enumerate(records):
-        numbers = [object_of_box[first_box + index] for index in range(len(record.objects))]
-        first_box += len(record.objects)
-        moved_captions = [_move_caption(caption, numbers) for caption in record.captions]
-        caption_numbers.append(captions.add(run, moved_captions))
-        moved_triplets = [
-            replace(triplet, caption=caption_numbers[run][triplet.caption]) for triplet in record.triplets
-        ]
-        triplets.add(run, moved_triplets)
-        pairs.add(run, [_move_ends(pair, numbers) for pair in record.pairs])
-        stated_relations.append([_move_ends(relation, numbers) for relation in record.relations])
+        triplets.add(run, [_move_triplet(triplet, caption_numbers[run]) for triplet in record.triplets])
+        pairs.add(run, [_move_ends(pair, numbers[run]) for pair in record.pairs])
+    relations_by_run = [_move_relations(record, of_run) for record, of_run in zip(records, numbers, strict=True)]
+    relations, relation_counts = _unite_relations(relations_by_run, runs, precedence)
 
-    overruled = _overruled(runs, precedence)
-    for run, stated in enumerate(stated_relations):
-        if run not in overruled:
-            relations.add(run, stated)
-    kept_relations = [stated for run, stated in enumerate(stated_relations) if run not in overruled]
-    counts["united_relations"] = relations.shared
-    counts["contradictory_relations"] = _count_contradictions(kept_relations)
-    counts["returned_relations"] = _count_returned(relations, runs, precedence)
-    counts["overruled_relations"] = _count_missing(relations, [stated_relations[run] for run in sorted(overruled)])
-
+    members = [[(boxes[box], caption_numbers[run_of_box[box]]) for box in object_] for object_ in objects]
     united = replace(
         records[0],
-        objects=[
-            _unite_boxes([(boxes[box], caption_numbers[run_of_box[box]]) for box in members]) for members in objects
-        ],
+        objects=[_join_boxes(object_) for object_ in members],
         captions=[group[0] for group in captions.groups],
         triplets=[_most_complete(group) for group in triplets.groups],
-        pairs=[replace(group[0], predicates=_distinct(pair.predicates for pair in group)) for group in pairs.groups],
-        relations=[_unite_relations(group) for group in relations.groups],
+        pairs=[_join_pairs(group) for group in pairs.groups],
+        relations=[_join_relations(group) for group in relations.groups],
         left_out=_largest_counts(record.left_out for record in records),
+    )
+    return united, counts | relation_counts
+
+
+def _object_numbers(records: Sequence[Record], objects: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the number of the object of each box of each run; `objects`: the boxes of each, counted over all runs."""
+    number_of_box = {box: number for number, members in enumerate(objects) for box in members}
+    in_order = iter([number_of_box[box] for box in range(len(number_of_box))])
+    return [list(islice(in_order, len(record.objects))) for record in records]
+
+
+def _unite_captions(
+    records: Sequence[Record], numbers: Sequence[Sequence[int]]
+) -> tuple[UnitedItems[Caption], list[list[int]]]:
+    """Return the captions of all, about objects of these numbers; and the new number of each caption of each run."""
+    captions = UnitedItems[Caption](lambda caption: (caption.text, caption.scope, *caption.boxes))
+    caption_numbers = []
+    for run, record in enumerate(records):
+        moved = [_move_caption(caption, numbers[run]) for caption in record.captions]
+        caption_numbers.append(captions.add(run, moved))
+    return captions, caption_numbers
+
+
+def _unite_relations(
+    relations_by_run: Sequence[Sequence[Relation]], runs: Sequence[str], precedence: Precedence
+) -> tuple[UnitedItems[Relation], Counter[str]]:
+    """Return the relations of the runs that no other one overrules, and counts."""
+    overruled = _overruled(runs, precedence)
+    heard = {run: relations for run, relations in enumerate(relations_by_run) if run not in overruled}
+    united = UnitedItems[Relation](_relation_key)
+    for run, relations in heard.items():
+        united.add(run, relations)
+    counts = Counter(
+        united_relations=united.shared,
+        contradictory_relations=_count_contradictions(heard.values()),
+        returned_relations=_count_returned(united, runs, precedence),
+        overruled_relations=_count_missing(united, [relations_by_run[run] for run in sorted(overruled)]),
     )
     return united, counts
 
@@ -146,6 +161,14 @@ def _move_caption(caption: Caption, numbers: Sequence[int]) -> Caption:
 
 
 Ends = TypeVar("Ends", Pair, Relation)
+
+
+def _move_relations(record: Record, numbers: Sequence[int]) -> list[Relation]:
+    return [_move_ends(relation, numbers) for relation in record.relations]
+
+
+def _move_triplet(triplet: Triplet, caption_numbers: Sequence[int]) -> Triplet:
+    return replace(triplet, caption=caption_numbers[triplet.caption])
 
 
 def _move_ends(item: Ends, numbers: Sequence[int]) -> Ends:
@@ -209,21 +232,32 @@ def _match_boxes(runs: Sequence[int], boxes: Sequence[Box], min_iou: float) -> t
     near = _overlapping_pairs(runs, boxes, min_iou)
     alike = {(i, j) for i, j in near if are_synonyms(boxes[i].category, boxes[j].category)}
     joinable = {(i, j) for i, j in alike if boxes[i].iscrowd == boxes[j].iscrowd}
-    members = [[box] for box in range(len(boxes))]  # by box: the boxes of its object, in one list that they share
+    members = _group_boxes(len(boxes), near, joinable)
+    objects = [sorted(object_) for box, object_ in enumerate(members) if box == min(object_)]
+    runs_of_object = {min(object_): {runs[box] for box in object_} for object_ in objects}
+    contradictory = {(min(members[i]), min(members[j])) for i, j in near if (i, j) not in alike}
+    counts = Counter(
+        united_objects=sum(len(object_) > 1 for object_ in objects),
+        # No run contradicts itself.
+        contradictory_classes=sum(not runs_of_object[i] & runs_of_object[j] for i, j in contradictory),
+    )
+    return objects, counts
+
+
+def _group_boxes(number: int, near: Sequence[BoxPair], joinable: Collection[BoxPair]) -> list[list[int]]:
+    """Return by box the boxes of its object, in one list that they share; each two of them are `joinable`.
+
+    Args:
+        near: pairs of boxes, in the order in which they are joined.
+    """
+    members = [[box] for box in range(number)]
     for i, j in near:
-        across = ((min(a, b), max(a, b)) for a in members[i] for b in members[j])
-        if joinable.issuperset(across):
+        across = ((min(a, b), max(a, b)) for a, b in product(members[i], members[j]))
+        if all(pair in joinable for pair in across):
             members[i] += members[j]
             for box in members[j]:
                 members[box] = members[i]
-    objects = [sorted(object_) for box, object_ in enumerate(members) if box == min(object_)]
-
-    runs_of_object = {min(object_): {runs[box] for box in object_} for object_ in objects}
-    contradictory = {(min(members[i]), min(members[j])) for i, j in near if (i, j) not in alike}
-    # No run contradicts itself.
-    contradictions = sum(not runs_of_object[first] & runs_of_object[second] for first, second in contradictory)
-    united = sum(len(object_) > 1 for object_ in objects)
-    return objects, Counter(united_objects=united, contradictory_classes=contradictions)
+    return members
 
 
 def _overlapping_pairs(runs: Sequence[int], boxes: Sequence[Box], min_iou: float) -> list[BoxPair]:
@@ -263,7 +297,7 @@ def _distinct(lists: Iterable[Iterable[Item]]) -> list[Item]:
     return list(dict.fromkeys(chain.from_iterable(lists)))
 
 
-def _unite_boxes(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
+def _join_boxes(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
     """Return one object of boxes, each with the new numbers of the captions of its run."""
     strongest_first = sorted(members, key=lambda member: _box_strength(member[0]))
     attributes: dict[tuple[str, int | None], None] = {}
@@ -280,7 +314,11 @@ def _unite_boxes(members: Sequence[tuple[Box, Sequence[int]]]) -> Box:
     )
 
 
-def _unite_relations(group: Sequence[Relation]) -> Relation:
+def _join_pairs(group: Sequence[Pair]) -> Pair:
+    return replace(group[0], predicates=_distinct(pair.predicates for pair in group))
+
+
+def _join_relations(group: Sequence[Relation]) -> Relation:
     """Return the relation of the strongest origin, with the origins of all."""
     origins = _distinct(relation.origins for relation in group)
     return replace(min(group, key=_relation_strength), origin="+".join(sorted(origins, key=_origin_strength)))

@@ -72,36 +72,54 @@ def verify(root: str | Location, *, repair: bool = False, advance: Advance | Non
     folder = RunFolder(root if isinstance(root, Path) else Path())
     Manifest.load(root, salvage=True)  # refuses what is not a run before `lock` makes a folder of it
     with folder.lock() if repair else nullcontext():
-        found = Verification(root, at_work=not stored and not repair and folder.is_locked)
+        verification = Verification(root, at_work=not stored and not repair and folder.is_locked)
         manifest = Manifest.load(root, salvage=True)
-        store = manifest.run.get("store")
-        if store and isinstance(root, Path) and manifest.shards:
-            again = f"sgpipe fetch {store} --out {root}"
-            if repair:
-                raise UserError(f"the shards of {root} come from {store}; fetch them again: {again}")
-            if not any((root / shard.file).exists() for shard in manifest.shards):
-                raise UserError(f"the shards of {root} are in {store}; name it instead, or fetch them: {again}")
+        _check_place(root, manifest, repair)
         changed = "has changed since it was written"
-        found.problems += [Problem(MANIFEST, f"line {number} {changed}") for number in manifest.damaged]
-        faults, seen, threads = dict[str, list[str]](), set[int](), _FETCHED if stored else 1
-        with prefetch(partial(_check_shard, root), manifest.shards, threads, 2 * threads) as results:
-            for shard, (own, images) in zip(manifest.shards, results, strict=True):
-                if not own and (repeated := len(images) - len({*images} - seen)):
-                    own = [f"{count(repeated, 'image')} already in the run"]  # in this shard, or in an earlier one
-                seen.update(images)
-                faults[shard.file] = own
-                if advance:
-                    advance(shard.rows, shard.counts)
+        verification.problems += [Problem(MANIFEST, f"line {number} {changed}") for number in manifest.damaged]
+        faults = _check_shards(root, manifest, advance)
         listed = {shard.file for shard in Manifest.load(root, salvage=True).shards}  # a run may have replaced some
         checked = [shard for shard in manifest.shards if shard.file in listed]
-        found.shards, found.images = len(checked), sum(shard.rows for shard in checked)
-        found.problems += [Problem(shard.file, fault) for shard in checked for fault in faults[shard.file]]
-        unlisted = [] if stored or found.at_work else folder.unlisted(manifest)
-        found.problems += [Problem(file, "the manifest does not list it: the next run deletes it") for file in unlisted]
+        verification.shards = len(checked)
+        verification.images = sum(shard.rows for shard in checked)
+        for shard in checked:
+            verification.problems += [Problem(shard.file, fault) for fault in faults[shard.file]]
+        unlisted = [] if stored or verification.at_work else folder.unlisted(manifest)
+        left = "the manifest does not list it: the next run deletes it"
+        verification.problems += [Problem(file, left) for file in unlisted]
         if repair:
             bad = [shard for shard in checked if faults[shard.file]]
-            found.repairs = _repair(folder, manifest, bad, len(unlisted))
-    return found
+            verification.repairs = _repair(folder, manifest, bad, len(unlisted))
+    return verification
+
+
+def _check_place(root: Location, manifest: Manifest, repair: bool) -> None:
+    """Raises UserError: the shards are in a store, of which `root` is only the folder for the rest."""
+    store = manifest.run.get("store")
+    if not store or not isinstance(root, Path) or not manifest.shards:
+        return
+    again = f"sgpipe fetch {store} --out {root}"
+    if repair:
+        raise UserError(f"the shards of {root} come from {store}; fetch them again: {again}")
+    if not any((root / shard.file).exists() for shard in manifest.shards):
+        raise UserError(f"the shards of {root} are in {store}; name it instead, or fetch them: {again}")
+
+
+def _check_shards(root: Location, manifest: Manifest, advance: Advance | None) -> dict[str, list[str]]:
+    """Return the faults of each shard, by its file."""
+    threads = _FETCHED if isinstance(root, StorePath) else 1
+    faults: dict[str, list[str]] = {}
+    earlier: set[int] = set()
+    with prefetch(partial(_check_shard, root), manifest.shards, threads, 2 * threads) as results:
+        for shard, (of_shard, images) in zip(manifest.shards, results, strict=True):
+            repeated = len(images) - len({*images} - earlier)  # in this shard, or in an earlier one
+            if repeated and not of_shard:
+                of_shard = [f"{count(repeated, 'image')} already in the run"]
+            earlier.update(images)
+            faults[shard.file] = of_shard
+            if advance:
+                advance(shard.rows, shard.counts)
+    return faults
 
 
 def _repair(folder: RunFolder, manifest: Manifest, bad: Sequence[ShardEntry], unlisted: int) -> list[str]:
