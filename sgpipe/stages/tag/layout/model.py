@@ -1,0 +1,307 @@
+"""The layout model at run time: a network in numpy that compares every candidate pair with its rivals.
+
+A first part describes each candidate pair (a subject and any other box of its image). Pairs are then compared with the
+pairs of the same object, of the same subject, of the same subject and class, and of the image: by the greatest and the
+mean of what the first part computed. A second part decides with both whether the pair interacts, and how.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from thinc.api import NumpyOps
+
+from sgpipe.errors import UserError, first_line
+from sgpipe.sources.vocabulary import packaged_synonyms
+from sgpipe.stages.pair import HeadMatcher
+from sgpipe.stages.tag.layout.geometry import describe
+from sgpipe.stages.tag.layout.scene import UNKNOWN, FloatArray, ImageLayout, IntArray, Rows, Scene
+from sgpipe.utils.atomic import write_text
+
+VERSION = 1  # of the network and of the numbers that describe pairs
+WEIGHTS = Path(__file__).parent / "weights"  # of the model that ships
+CONFIG = "config.json"
+MODEL = "model.safetensors"
+CLIPPED = 6.0  # standard deviations
+_ROWS = 1 << 15  # candidate pairs that are scored together: bounds memory
+_STEEPEST = 30.0  # logits beyond have the same probability
+_CACHED_CLASSES = 1 << 14
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Probabilities of pairs, float32.
+
+    Attributes:
+        interacts: [pairs] that the subject does something with the object
+        actions: [pairs, actions] that it does this, if it does something; several can hold
+    """
+
+    interacts: FloatArray
+    actions: FloatArray
+
+
+class LayoutModel:
+    """Scores pairs of boxes by what people annotated in images with similar boxes.
+
+    Attributes:
+        actions: the predicates that it knows
+        subject_classes: the classes whose boxes can be subjects; pairs with another subject have probability 0
+        classes: the classes that it knows; another class counts as the one that it is a synonym of, or as any class
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, FloatArray],
+        classes: Sequence[str],
+        subject_classes: Sequence[str],
+        actions: Sequence[str],
+    ) -> None:
+        self.actions = tuple(actions)
+        self.subject_classes = tuple(subject_classes)
+        self.classes = tuple(classes)
+        self._weights = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
+        self._numbers = {name: number for number, name in enumerate(classes, start=1)}
+        self._subjects = {self._numbers[name] for name in subject_classes}
+        self._matcher = HeadMatcher(packaged_synonyms("coco"), classes)
+        self._known = lru_cache(_CACHED_CLASSES)(self._class_number)
+        self._gemm = NumpyOps().gemm  # its rows do not depend on the other rows, bit for bit
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> LayoutModel:
+        """Load a model from a folder; None: the one that ships.
+
+        Raises:
+            UserError: a file is missing, damaged or of another version
+        """
+        folder = folder or WEIGHTS
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            version = config["version"]
+            if version != VERSION:
+                raise UserError(
+                    f"layout model {folder} has version {version}, this sgpipe reads version {VERSION}; "
+                    "train it again with `sgpipe train layout`"
+                )
+            weights = load_file(folder / MODEL)
+            model = cls(weights, config["classes"], config["subject_classes"], config["actions"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as reason:
+            raise UserError(f"layout model {folder} cannot be read: {first_line(reason)}") from None
+        model._check_shapes(folder)
+        return model
+
+    def save(self, folder: Path) -> None:
+        """Write the model into a folder, which is created if it is missing: weights in half precision and a config."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.astype(np.float16) for name, value in self._weights.items()}, folder / MODEL)
+        config: dict[str, Any] = {
+            "version": VERSION,
+            "actions": self.actions,
+            "subject_classes": self.subject_classes,
+            "classes": self.classes,
+        }
+        write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+
+    def score(self, layout: ImageLayout, pairs: IntArray) -> PairScores:
+        """Score pairs `[pairs, 2]` of subject and object, positions among the boxes of an image."""
+        return self.score_many([layout], [pairs])[0]
+
+    def score_many(self, layouts: Sequence[ImageLayout], pairs: Sequence[IntArray]) -> list[PairScores]:
+        """Score the pairs of several images, as `score`; faster than one image at a time, with the same results."""
+        scores: list[PairScores] = []
+        for first, last in _groups(layouts):
+            scores += self._score_group(layouts[first:last], pairs[first:last])
+        return scores
+
+    def _score_group(self, layouts: Sequence[ImageLayout], pairs: Sequence[IntArray]) -> list[PairScores]:
+        scene = self._scene(layouts)
+        shaped = [np.asarray(own, np.int64).reshape(-1, 2) for own in pairs]
+        counts = [len(own) for own in shaped]
+        joined = np.concatenate(shaped) + np.repeat(scene.starts[:-1], counts)[:, None]
+        logits = self._logits(scene, joined)
+        probabilities = _sigmoid(logits)
+        probabilities[~scene.is_subject[joined[:, 0]] | (joined[:, 0] == joined[:, 1])] = 0
+        parts = np.split(probabilities, np.cumsum(counts)[:-1])
+        return [PairScores(part[:, 0], part[:, 1:]) for part in parts]
+
+    def _scene(self, layouts: Sequence[ImageLayout]) -> Scene:
+        names = {name for layout in layouts for name in layout.classes}
+        return Scene.of(layouts, {name: self._known(name) for name in names}, self._subjects)
+
+    def _class_number(self, name: str) -> int:
+        """Return the number of a class, or of the class that it is a synonym of."""
+        if name in self._numbers:
+            return self._numbers[name]
+        match = next((known for known in self._matcher.classes(name, "") if known in self._numbers), None)
+        return UNKNOWN if match is None else self._numbers[match]
+
+    def _logits(self, scene: Scene, pairs: IntArray) -> FloatArray:
+        """Return `[pairs, 1 + actions]`; rows of pairs whose subject cannot be one are not filled."""
+        logits = np.zeros((len(pairs), 1 + len(self.actions)), np.float32)
+        blocks = list(scene.blocks(_ROWS))
+        if not blocks or not len(pairs):
+            return logits
+        rivals = Rivals(scene, self._weights["describe.1.weight"].shape[0])
+        for subjects in blocks:
+            rows = scene.rows_of(subjects)
+            hidden = self._describe(scene, rows)
+            if len(hidden):
+                rivals.add(rows, hidden)
+        for subjects in blocks:
+            if len(blocks) > 1:
+                rows = scene.rows_of(subjects)
+                hidden = self._describe(scene, rows)
+            asked, positions = _positions(scene, subjects, pairs)
+            if len(asked) == 0:
+                continue
+            logits[asked] = self._decide(scene, rows, hidden, rivals, positions)
+        return logits
+
+    def _describe(self, scene: Scene, rows: Rows) -> FloatArray:
+        """The first part of the network: `[rows, width]`."""
+        features = (describe(scene, rows) - self._weights["mean"]) * self._weights["scale"]
+        features = np.clip(features, -CLIPPED, CLIPPED)
+        hidden = self._linear("describe.0", features) + self._weights["object.weight"][scene.classes[rows.objects]]
+        return np.maximum(self._linear("describe.1", np.maximum(hidden, 0)), 0)
+
+    def _decide(self, scene: Scene, rows: Rows, hidden: FloatArray, rivals: Rivals, positions: IntArray) -> FloatArray:
+        """The second part of the network, for the rows at these positions: `[positions, 1 + actions]`."""
+        compared = rivals.beside(rows, hidden, positions)
+        classes = scene.classes[rows.objects[positions]]
+        state = self._linear("decide.0", compared) + self._weights["object_again.weight"][classes]
+        state = np.maximum(self._linear("decide.1", np.maximum(state, 0)), 0)
+        return self._linear("decide.2", state)
+
+    def _linear(self, name: str, rows: FloatArray) -> FloatArray:
+        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        product: FloatArray = np.asarray(self._gemm(np.ascontiguousarray(rows), weight, trans2=True))
+        return np.add(product, bias, out=product)
+
+    def _check_shapes(self, folder: Path) -> None:
+        """Raise UserError unless the weights fit the lists of classes and actions."""
+        outputs = self._weights.get("decide.2.weight", np.zeros((0, 0))).shape[0]
+        classes = self._weights.get("object.weight", np.zeros((0, 0))).shape[0]
+        if (outputs, classes) != (1 + len(self.actions), 1 + len(self.classes)):
+            raise UserError(f"layout model {folder} cannot be read: {MODEL} and {CONFIG} are not of the same model")
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Rows that were put together by a number. `greatest`, `total`: [groups, width]; `groups`: [rows] of each row."""
+
+    numbers: IntArray  # [groups], ascending
+    greatest: FloatArray
+    total: FloatArray
+    counts: IntArray  # [groups]
+    groups: IntArray
+
+    @classmethod
+    def by(cls, numbers: IntArray, values: FloatArray) -> Grouped:
+        """Put the rows of `values` together that have the same of `numbers` `[rows]`; there is at least one row."""
+        order = np.argsort(numbers, kind="stable")
+        present, starts, groups, counts = np.unique(
+            numbers[order], return_index=True, return_inverse=True, return_counts=True
+        )
+        greatest = np.maximum.reduceat(values[order], starts)
+        total = np.add.reduceat(values[order], starts)
+        unsorted = np.empty_like(groups)
+        unsorted[order] = groups
+        return cls(present, greatest, total, counts, unsorted)
+
+    @property
+    def mean(self) -> FloatArray:
+        """[groups, width]"""
+        return np.divide(self.total, self.counts[:, None], dtype=np.float32)
+
+
+class Rivals:
+    """What all candidate pairs of each object, and of each image, have in common; taken in block by block."""
+
+    def __init__(self, scene: Scene, width: int) -> None:
+        boxes, images = len(scene.boxes), scene.images_count
+        self._scene = scene
+        self._object_greatest = np.zeros((boxes, width), np.float32)
+        self._object_total = np.zeros((boxes, width), np.float32)
+        self._object_count = np.zeros((boxes, 1), np.float32)
+        self._image_total = np.zeros((images, width), np.float32)
+        self._image_count = np.zeros((images, 1), np.float32)
+
+    def add(self, rows: Rows, hidden: FloatArray) -> None:
+        """Take in the descriptions `[rows, width]` of all candidate pairs of some subjects."""
+        objects = Grouped.by(rows.objects, hidden)
+        greatest = np.maximum(self._object_greatest[objects.numbers], objects.greatest)
+        self._object_greatest[objects.numbers] = greatest
+        self._object_total[objects.numbers] += objects.total
+        self._object_count[objects.numbers] += objects.counts[:, None]
+        images = Grouped.by(self._scene.images[rows.subjects], hidden)
+        self._image_total[images.numbers] += images.total
+        self._image_count[images.numbers] += images.counts[:, None]
+
+    def beside(self, rows: Rows, hidden: FloatArray, positions: IntArray) -> FloatArray:
+        """Return the descriptions of rows beside those of their rivals, `[positions, 7 * width]`.
+
+        Args:
+            rows: all candidate pairs of some subjects
+            hidden: their descriptions, `[rows, width]`
+            positions: the rows to return
+        """
+        subjects, objects = rows.subjects[positions], rows.objects[positions]
+        images = self._scene.images[subjects]
+        by_subject = Grouped.by(rows.subjects, hidden)
+        classes = int(self._scene.classes.max(initial=0)) + 1
+        by_class = Grouped.by(rows.subjects * classes + self._scene.classes[rows.objects], hidden)
+        parts = [
+            hidden[positions],
+            self._object_greatest[objects],
+            self._object_total[objects] / self._object_count[objects],
+            by_subject.greatest[by_subject.groups[positions]],
+            by_subject.mean[by_subject.groups[positions]],
+            by_class.greatest[by_class.groups[positions]],
+            self._image_total[images] / self._image_count[images],
+        ]
+        return np.concatenate(parts, axis=1)
+
+
+def _groups(layouts: Sequence[ImageLayout]) -> Iterator[tuple[int, int]]:
+    """Yield the first and last of images that are scored together; few enough, or a single one."""
+    first = 0
+    candidates = 0
+    for position, layout in enumerate(layouts):
+        own = len(layout.classes) ** 2
+        if candidates and candidates + own > _ROWS:
+            yield first, position
+            first = position
+            candidates = 0
+        candidates += own
+    if first < len(layouts):
+        yield first, len(layouts)
+
+
+def _positions(scene: Scene, subjects: IntArray, pairs: IntArray) -> tuple[IntArray, IntArray]:
+    """Return which pairs have one of a block's subjects, and the row of each in the block.
+
+    Args:
+        scene: the boxes
+        subjects: those of the block, ascending
+        pairs: [pairs, 2] positions of boxes of the scene
+    """
+    block = np.minimum(np.searchsorted(subjects, pairs[:, 0]), len(subjects) - 1)
+    asked = np.flatnonzero((subjects[block] == pairs[:, 0]) & (pairs[:, 0] != pairs[:, 1]))
+    counts = scene.others_of(subjects)
+    starts = np.cumsum(counts) - counts
+    subject, thing = pairs[asked].T
+    within = thing - scene.starts[scene.images[subject]]
+    return asked, starts[block[asked]] + within - (thing > subject)
+
+
+def _sigmoid(logits: FloatArray) -> FloatArray:
+    odds = np.exp(np.clip(logits, -_STEEPEST, _STEEPEST))
+    return np.divide(odds, 1 + odds, dtype=np.float32)
