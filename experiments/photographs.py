@@ -1,8 +1,8 @@
 """Figures on photographs: `python -m experiments.photographs [FOLDER]` writes benchmarks/results/photographs.md.
 
-Human captions and boxes are labelled by the stages of `sgpipe generate` with `tag.method` all or overlap, which look at
-no pixels, and compared with annotated human interactions. The boxes are those of the annotations, so nothing has to be
-matched: a pair is found if the same two boxes are labelled.
+Human captions and boxes are labelled by the stages of `sgpipe generate` with `tag.method` all, overlap or layout, which
+look at no pixels, and compared with annotated human interactions. The boxes are those of the annotations, so nothing
+has to be matched: a pair is found if the same two boxes are labelled.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress, product
 from pathlib import Path
@@ -20,21 +20,25 @@ import numpy as np
 import typer
 
 from experiments.command import run_command
+from experiments.layout_evidence import FOLDS, fit_evidence, fold_numbers, write_evidence
 from experiments.miniworld.cards import markdown_table
+from experiments.photograph_labels import Candidates, Method, confident, label, pair_images
 from rlip_model.evaluation.inputs import Array
 from sgpipe.errors import UserError
 from sgpipe.evaluation.result import Difference, Resampling, compare_paired
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.recipe import PairConfig, ParseConfig, TagConfig
+from sgpipe.recipe import PACKAGED_LAYOUT, PairConfig, ParseConfig
 from sgpipe.records import Record
 from sgpipe.sources import fields
 from sgpipe.sources.annotated import clip_objects
 from sgpipe.sources.coco import coco_source, load_coco_instances
 from sgpipe.sources.fields import FieldError
 from sgpipe.sources.vocabulary import loose_words, packaged_synonyms
-from sgpipe.stages.pair import HeadMatcher, PairStage, implied_triplets, split_words
+from sgpipe.stages.pair import HeadMatcher, implied_triplets, split_words
 from sgpipe.stages.parse.stage import ParseStage
-from sgpipe.stages.tag.methods import AssumedStage
+from sgpipe.stages.tag.layout.equivalents import EQUIVALENTS, says
+from sgpipe.stages.tag.layout.evidence import CaptionEvidence
+from sgpipe.stages.tag.layout.model import LayoutModel
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.lemmas import predicate_lemma
 
@@ -42,57 +46,24 @@ TIMED = "\n## Seconds of `sgpipe label`\n"  # measured otherwise: what stands th
 PAGE = Path(__file__).parents[1] / "benchmarks" / "results" / "photographs.md"
 
 Parser = Literal["rules", "learned"]
-Candidates = Literal["captions", "image"]
-Method = Literal["all", "overlap"]
 PARSERS: tuple[Parser, ...] = ("rules", "learned")
 WAYS: tuple[tuple[Candidates, Method], ...] = (
     *(("captions", "all"), ("captions", "overlap")),
     *(("image", "all"), ("image", "overlap")),
+    *(("captions", "layout"), ("image", "layout"), ("captions+layout", "layout")),
 )
-
-# Lemmas that state an annotated verb, besides itself. Left out is what does not imply it: "with" and "use" for hold,
-# "on" and "ride" for sit on, "swing at" for hit, "swing" for hit with.
-EQUIVALENTS: Mapping[str, Sequence[str]] = {
-    "carry": ("carry around", "haul", "lug", "tote"),
-    "catch": (),
-    "cut": ("carve", "chop", "cut into", "cut through", "cut up", "slice", "slice into"),
-    "cut with": ("carve with", "chop with", "slice with"),
-    "drink": ("drink from", "drink out of", "sip", "sip from", "sip on"),
-    "eat": ("bite", "bite into", "chew", "chew on", "consume", "devour", "munch on", "take a bite of", "take bite of"),
-    "eat with": (),
-    "hit": ("serve", "strike", "volley"),
-    "hit with": ("strike with",),
-    "hold": ("carry", "clutch", "grasp", "grip", "hold on to", "hold onto", "hold up", "swing", "wield"),
-    "jump on": ("jump", "jump up on", "jump with", "leap on"),
-    "kick": ("boot", "kick around"),
-    "lie on": ("lay in", "lay on", "lay down in", "lay down on", "lie in", "lie down in", "lie down on"),
-    "look at": (
-        *("admire", "examine", "eye", "gaze at", "gaze down at", "glance at", "inspect", "look down at", "look over"),
-        *("look through", "look up at", "observe", "peer at", "read", "stare at", "stare down at", "view", "watch"),
-    ),
-    "point at": ("point to",),
-    "read": ("read from", "read through"),
-    "ride": ("drive", "race", "ride atop", "ride in", "ride on", "ride on back of", "ride on top of"),
-    "sit on": (
-        *("perch on", "seat in", "seat on", "sit atop", "sit down in", "sit down on", "sit in", "sit on top of"),
-        "sit upon",
-    ),
-    "skateboard on": ("ride", "ride on", "skate on", "skateboard"),
-    "ski on": ("ride", "ride on", "ski", "ski in", "ski with"),
-    "snowboard on": ("ride", "ride on", "snowboard"),
-    "surf on": ("ride", "ride on", "ride on top of", "surf", "surf with"),
-    "talk on": ("chat on", "converse on", "speak into", "speak on", "talk into"),
-    "throw": ("fling", "hurl", "lob", "pitch", "throw up", "toss", "toss up"),
-    "work on": ("operate", "type on", "use", "work at", "work with"),
-}
+LAYOUT_CANDIDATES: tuple[Candidates, ...] = ("captions", "image", "captions+layout", "layout")
+CONFIDENCE = 0.5  # of the layout model's relations that the tables count
+CONFIDENCES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 # Columns of counts `[images, columns]`, and the measures that are a ratio of two of them.
-FOUND, ANNOTATED, LABELLED, IN_SCOPE, VERBS_FOUND, VERBS, BETWEEN_FOUND, BETWEEN = range(8)
+FOUND, ANNOTATED, LABELLED, IN_SCOPE, VERBS_FOUND, VERBS, BETWEEN_FOUND, BETWEEN, STATED_FOUND, STATED = range(10)
 MEASURES = {
     "pairs found": (FOUND, ANNOTATED),
     "precision": (FOUND, LABELLED),
     "precision in scope": (FOUND, IN_SCOPE),
     "verbs found": (VERBS_FOUND, VERBS),
+    "stated verbs annotated": (STATED_FOUND, STATED),
 }
 
 REASONS = ("class not named", "in no triplet", "never in one triplet")
@@ -161,33 +132,6 @@ def parse_captions(photographs: Photographs, parser: Parser) -> list[Record]:
     return stage([replace(record) for record in photographs.records])
 
 
-def label(
-    parsed: Sequence[Record],
-    classes: Sequence[str],
-    captions: int,
-    candidates: Candidates,
-    method: Method,
-    *,
-    loose: bool = True,
-) -> list[Record]:
-    """Label images by their first captions and the triplets of these."""
-    pair = PairStage(PairConfig(candidates=candidates, loose=loose), "coco", classes)
-    tag = AssumedStage(TagConfig(method=method))
-    pair.setup()
-    first = [
-        replace(
-            record,
-            captions=record.captions[:captions],
-            triplets=[replace(each) for each in record.triplets if each.caption < captions],
-            relations=[],
-            mentions=None,
-            left_out={},
-        )
-        for record in parsed
-    ]
-    return tag(pair(first))
-
-
 def _verbs(record: Record) -> dict[tuple[int, int], set[str]]:
     """The lemmas of the predicates of each related pair."""
     verbs: dict[tuple[int, int], set[str]] = {}
@@ -196,29 +140,36 @@ def _verbs(record: Record) -> dict[tuple[int, int], set[str]]:
     return verbs
 
 
-def states(stated: set[str], verb: str) -> bool:
-    """Whether one of the stated lemmas is an annotated verb, or counts as it."""
-    return not stated.isdisjoint((verb, *EQUIVALENTS.get(verb, ())))
+def says_any(lemmas: set[str], verbs: Iterable[str]) -> bool:
+    """Return whether one of the lemmas says one of the verbs."""
+    return any(says(lemmas, verb) for verb in verbs)
 
 
 def count_found(photographs: Photographs, labelled: Sequence[Record]) -> Array:
-    """Compare labels with the annotations: `[images, 8]`, see `MEASURES`; the last two: pairs between subjects."""
+    """Compare labels with the annotations: `[images, 10]`, see `MEASURES`; `BETWEEN`: pairs between subjects.
+
+    Stated verbs are those of pairs in scope that say one that V-COCO annotates.
+    """
     subjects, counts = photographs.subjects, []
     for truth, record in zip(photographs.records, labelled, strict=True):
         annotated, stated = _verbs(truth), _verbs(record)
         ends = {pair: [truth.objects[index].category in subjects for index in pair] for pair in stated}
         between = {pair for pair, own in ends.items() if all(own)}
         verbs = [(pair, verb) for pair, own in annotated.items() for verb in own]
+        in_scope = [pair for pair, own in ends.items() if own[0]]
+        sayings = [(pair, lemma) for pair in in_scope for lemma in stated[pair] if says_any({lemma}, EQUIVALENTS)]
         counts.append(
             (
                 len(annotated.keys() & stated.keys()),
                 len(annotated),
                 len(stated),
                 sum(own[0] for own in ends.values()),
-                sum(states(stated.get(pair, set()), verb) for pair, verb in verbs),
+                sum(says(stated.get(pair, set()), verb) for pair, verb in verbs),
                 len(verbs),
                 len(annotated.keys() & between),
                 len(between),
+                sum(says_any({lemma}, annotated.get(pair, ())) for pair, lemma in sayings),
+                len(sayings),
             )
         )
     return np.array(counts)
@@ -295,9 +246,13 @@ class Measured:
     """Counts and labels of every combination, and the bounds of `all` with `captions` by parser and captions.
 
     parsed: the images with the triplets of the rules.
+    evidence: how captions count beside the layout model, fitted on all images; `labelled` without those of a fold.
+    by_layout: all images labelled by the layout model with all captions, whatever the confidence, by candidates.
     """
 
     parsed: list[Record]
+    evidence: CaptionEvidence
+    by_layout: Mapping[Candidates, list[Record]]
     counts: Mapping[Key, Array]
     labelled: Mapping[Key, list[Record]]
     bounds: Mapping[tuple[Parser, int], Bound]
@@ -311,17 +266,39 @@ def measure(photographs: Photographs) -> Measured:
     labelled: dict[Key, list[Record]] = {}
     numbers = range(1, photographs.captions + 1)
     parsed = {parser: parse_captions(photographs, parser) for parser in PARSERS}
+    evidence = fit_on(photographs, parsed["rules"])
+    by_image = [evidence[fold] for fold in fold_numbers(len(photographs.records))]
     for parser, (candidates, method), number in product(PARSERS, WAYS, numbers):
-        labelled[parser, candidates, method, number] = label(
-            parsed[parser], photographs.classes, number, candidates, method
+        records = label(parsed[parser], photographs.classes, number, candidates, method, evidence=by_image)
+        labelled[parser, candidates, method, number] = confident(records, CONFIDENCE)
+    by_layout = {
+        candidates: label(
+            parsed["rules"], photographs.classes, photographs.captions, candidates, "layout", evidence=by_image
         )
+        for candidates in LAYOUT_CANDIDATES
+    }
     counts = {key: count_found(photographs, records) for key, records in labelled.items()}
     bounds = {
         (parser, number): bound_by_captions(photographs, labelled[parser, "captions", "all", number], number)
         for parser, number in product(PARSERS, numbers)
     }
-    return Measured(parsed["rules"], counts, labelled, bounds)
+    return Measured(parsed["rules"], evidence[FOLDS], by_layout, counts, labelled, bounds)
 
+
+def fit_on(photographs: Photographs, parsed: Sequence[Record]) -> list[CaptionEvidence]:
+    """Fit how captions count, with one to all captions of an image: without each fold's images, then on all."""
+    config = PairConfig(candidates="image")
+    numbers = range(1, photographs.captions + 1)
+    paired = [pair_images(parsed, photographs.classes, number, config) for number in numbers]
+    return fit_evidence(LayoutModel.load(PACKAGED_LAYOUT), photographs.records, paired)
+
+
+LAYOUT_HEAD = """\
+`tag.method=layout` opens no image: a model of boxes (benchmarks/results/layout.md), trained on other photographs of
+V-COCO, and what the captions state. How captions count is fitted on these photographs; each is labelled with what was
+fitted without its fold of {folds}. The tables above count relations of confidence {confidence} or more.
+`captions+layout` adds the model's own pairs and actions to those of the captions, `layout` has no captions at all.
+"""
 
 HEAD = """\
 # First figures on photographs
@@ -335,6 +312,8 @@ pixel is looked at: these are figures of parsing and pairing, not of a captioner
 * **Precision**: share of the labelled pairs that are annotated; *in scope*: of those whose subject's class has
   annotations ({subjects}). Both are lower bounds for pairs, not for relations: V-COCO has 24 actions, and a pair that
   it lacks may be right; but no predicate is looked at, so the relations of a pair that counts may be wrong.
+* **Stated verbs annotated**: share of the predicates of pairs in scope that say one of these actions whose action is
+  annotated of the pair: a lower bound, too.
 * In brackets: 95% intervals from half samples of the images. Fewer captions are the first of each image.
 * With `pair.candidates=captions` a pair needs a caption that relates its two classes; with `image` any pair of the
   image's boxes is a candidate.
@@ -355,6 +334,7 @@ def page(photographs: Photographs, measured: Measured) -> str:
         )
     ]
     parts += _quality(photographs, measured, most)
+    parts += _by_confidence(photographs, measured)
     parts += _loose(photographs, measured, most)
     parts += _bound(photographs, measured, most)
     parts += ["## Which words count as a verb", _verb_table(photographs, measured, most)]
@@ -387,6 +367,56 @@ def _quality(photographs: Photographs, measured: Measured, most: int) -> list[st
         "## Fewer captions",
         markdown_table(fewer),
     ]
+
+
+def _by_confidence(photographs: Photographs, measured: Measured) -> list[str]:
+    """The figures of the layout model by the confidence that relations need, and whether it is a probability."""
+    rows = [["candidates", "confidence", *MEASURES]]
+    for candidates, labelled in measured.by_layout.items():
+        for confidence in CONFIDENCES:
+            counts = count_found(photographs, confident(labelled, confidence))
+            cells = [_cell(own.value, own.interval) for own in compare(photographs, counts, counts).values()]
+            rows.append([candidates, f"{confidence:g}", *cells])
+    return [
+        "## The layout model",
+        LAYOUT_HEAD.format(confidence=f"{CONFIDENCE:g}", folds=FOLDS),
+        markdown_table(rows),
+        "Whether confidences are probabilities: relations in scope that say an annotated verb, by their confidence "
+        "(candidates `image`). V-COCO's annotations are not complete, so their share is a lower bound.",
+        markdown_table(_calibration(photographs, measured.by_layout["image"])),
+        f"How captions count, fitted on all images: pairs {measured.evidence.pair}, predicates "
+        f"{measured.evidence.predicate}; sgpipe/stages/tag/layout/evidence.py says what the numbers are.",
+    ]
+
+
+def _calibration(photographs: Photographs, labelled: Sequence[Record]) -> list[list[str]]:
+    """The mean confidence of relations that say an annotated verb, and the share that is annotated, by tenth."""
+    values: dict[int, list[tuple[float, bool]]] = {}
+    for truth, record in zip(photographs.records, labelled, strict=True):
+        annotated = _verbs(truth)
+        for one in record.relations:
+            lemma = {predicate_lemma(one.predicate)}
+            if record.objects[one.subject].category in photographs.subjects and says_any(lemma, EQUIVALENTS):
+                holds = says_any(lemma, annotated.get((one.subject, one.object), ()))
+                tenth = min(int(10 * (one.confidence or 0)), 9)
+                values.setdefault(tenth, []).append((one.confidence or 0, holds))
+    rows = [["confidence", "relations", "mean confidence", "annotated"]]
+    for tenth in sorted(values):
+        confidences, holding = zip(*values[tenth], strict=True)
+        mean, share = np.mean(confidences), np.mean(holding)
+        rows.append([f"{tenth / 10:g} to {tenth / 10 + 0.1:g}", str(len(holding)), f"{mean:.1%}", f"{share:.1%}"])
+    return rows
+
+
+def layout_figures(photographs: Photographs, measured: Measured) -> dict[str, Any]:
+    """The figures of the method layout with all captions, as the packaged model's card has them."""
+    shares: dict[str, Any] = {"confidence": CONFIDENCE}
+    for candidates, labelled in measured.by_layout.items():
+        sums = count_found(photographs, confident(labelled, CONFIDENCE)).sum(0).tolist()
+        shares[candidates] = {
+            name: round(sums[part] / (sums[whole] or 1), 3) for name, (part, whole) in MEASURES.items()
+        }
+    return shares
 
 
 def halves(photographs: Photographs) -> dict[str, list[bool]]:
@@ -496,8 +526,8 @@ def _verb_table(photographs: Photographs, measured: Measured, most: int) -> str:
             for verb in verbs:
                 annotated[verb] += 1
                 itself[verb] += verb in own
-                found[verb] += states(own, verb)
-                instead.setdefault(verb, Counter()).update(set() if states(own, verb) else own)
+                found[verb] += says(own, verb)
+                instead.setdefault(verb, Counter()).update(set() if says(own, verb) else own)
     rows = [["annotated", "counts as it", "number", "itself", "found", "pairs without it state"]]
     for verb, number in sorted(annotated.items(), key=lambda item: (-item[1], item[0])):
         others = sorted(instead[verb].items(), key=lambda item: (-item[1], item[0]))[:4]
@@ -520,6 +550,7 @@ def main(
     captions: Annotated[Path | None, typer.Option(help="COCO captions")] = None,
     truth: Annotated[Path | None, typer.Option(help="relations: image_id, subject_id, predicate, object_id")] = None,
     out: Annotated[Path, typer.Option(help="the page to write")] = PAGE,
+    evidence: Annotated[bool, typer.Option("--evidence", help="keep how captions count beside the weights")] = False,
 ) -> None:
     """Write the figures on photographs with human captions and annotated relations."""
     if folder is None and truth is None and not os.environ.get("SGPIPE_ORACLE"):
@@ -532,7 +563,11 @@ def main(
         instances or folder / "instances.json", captions or folder / "captions.json", truth or folder / "relations.json"
     )
     _, heading, timed = (out.read_text("utf-8") if out.exists() else "").partition(TIMED)
-    write_text(out, page(photographs, measure(photographs)) + heading + timed)
+    measured = measure(photographs)
+    write_text(out, page(photographs, measured) + heading + timed)
+    if evidence:
+        figures = layout_figures(photographs, measured)
+        write_evidence(PACKAGED_LAYOUT, measured.evidence, len(photographs.records), figures)
 
 
 if __name__ == "__main__":

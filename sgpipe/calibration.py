@@ -17,7 +17,7 @@ from pydantic import Field, JsonValue, ValidationError
 
 from sgpipe.errors import UserError, check_share
 from sgpipe.files.locations import Location, read_text
-from sgpipe.recipe import SERVED, UNSCORED, Config, PairConfig, TagConfig
+from sgpipe.recipe import PACKAGED_LAYOUT, SERVED, UNSCORED, Config, PairConfig, TagConfig
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import write_result_text
 from sgpipe.utils.console import count
@@ -135,7 +135,8 @@ def probability_for(calibration: Location | None, precision: float, threshold: f
 
 def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
     """Return what decides the confidences of the tag stage, but number format and device, which hardly matter."""
-    model = {"tagger": model_sha256(tag.tagger)} if tag.endpoint is None else {"endpoint": SERVED}
+    tagger = str(PACKAGED_LAYOUT) if tag.method == "layout" and tag.tagger is None else tag.tagger
+    model = {"tagger": model_sha256(tagger)} if tag.endpoint is None else {"endpoint": SERVED}
     return _scoring(tag.model_dump() | model, pair.model_dump())
 
 
@@ -164,6 +165,8 @@ def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
             names.append("chunk")
         if tag.get("vocabulary") == "image":
             names += ["vocabulary", "vocabulary_others"]
+    if tag.get("prior") is not None:
+        names += ["prior", "prior_power"]
     return {name: tag.get(name) for name in names} | {name: pair.get(name) for name in ("candidates", "restrict")}
 
 

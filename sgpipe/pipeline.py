@@ -30,7 +30,7 @@ from PIL import Image
 from sgpipe.errors import ImageError, UserError, check_share, existing_file, existing_model, import_extra
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import from_array, open_row_image, read_size, upright_rgb
-from sgpipe.recipe import Recipe, load_recipe, models_of, with_model_folders
+from sgpipe.recipe import Recipe, load_recipe, models_of, resolved, with_model_folders
 from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record, Relation, deduplicate
 from sgpipe.sources.fields import escape_name, why_not_stored
 from sgpipe.sources.vocabulary import category_names
@@ -256,7 +256,7 @@ class Pipeline:
             recipe = load_recipe(recipe, changes)
         elif changes:
             raise UserError("models and settings cannot be given with a loaded recipe: change the recipe instead")
-        self.recipe = with_model_folders(recipe)
+        self.recipe = with_model_folders(resolved(recipe))
         for name in _ON_DEVICES:
             stage = getattr(self.recipe, name)
             check_devices(stage.device, stage.resources.gpus or 0, 1, (f"{name}.device", f"{name}.resources.gpus"))

@@ -23,7 +23,7 @@ LABEL_STUDIO_DATASET = "label_studio"  # the dataset of images that were annotat
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]
 BoxOrigin = Literal["annotation", "detector", "grounded"]
-RelationOrigin = Literal["annotated", "person", "tagger", "clip", "vlm", "marks", "captions"]
+RelationOrigin = Literal["annotated", "person", "tagger", "clip", "vlm", "layout", "marks", "captions"]
 ORIGINS: tuple[RelationOrigin, ...] = get_args(RelationOrigin)
 # What a row can lack, and why.
 LEFT_OUT = {

@@ -114,6 +114,7 @@ class RecipeOptions:
         else:
             loaded = load_recipe(recipe or "miniworld", settings)
         caption = changed(loaded.caption, captioner=self.captioner)
+        replaces_layout = self.tagger and loaded.tag.method == "layout" and "tag.method" not in settings
         return changed(
             loaded,
             limit=self.limit,
@@ -121,7 +122,13 @@ class RecipeOptions:
             source=data.applied_to(loaded.source, extend),
             detect=changed(loaded.detect, detector=self.detector),
             caption=caption.model_copy(update={"captioner": None}) if data.captions else caption,
-            tag=changed(loaded.tag, tagger=self.tagger, calibration=self.calibration, precision=self.precision),
+            tag=changed(
+                loaded.tag,
+                method="auto" if replaces_layout else None,
+                tagger=self.tagger,
+                calibration=self.calibration,
+                precision=self.precision,
+            ),
             engine=changed(loaded.engine, address=self.ray_address, **how),
         )
 
@@ -215,10 +222,10 @@ def plan(
 
 
 def _with_tagger(recipe: str | None, tagger: str | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings; an R-Tagger, with its own threshold, replaces the CLIP of the recipe photos."""
+    """Return the settings; a tagger or layout model, with its own threshold, replaces the CLIP of the recipe photos."""
     from sgpipe.recipe import TagConfig
 
-    replaced = {"tag.method": "rtagger", "tag.threshold": TagConfig().threshold}
+    replaced = {"tag.method": "auto", "tag.prior": None, "tag.threshold": TagConfig().threshold}
     return replaced | settings if tagger and recipe == "photos" else settings
 
 

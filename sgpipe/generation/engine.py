@@ -212,6 +212,10 @@ def usable_cpus() -> int:
 def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
     """Return the stages that share this machine's GPUs: none if one asks for GPUs, or `before` began on CPUs."""
     models = {name: getattr(recipe, name) for name in models_of(recipe)}
+    if recipe.tag.method == "layout":  # which computes on the CPU
+        models.pop("tag", None)
+    if recipe.pair.layout:
+        models.pop("pair", None)
     able = {name for name, each in models.items() if each.resources.gpus is None and each.device in ("auto", "cuda")}
     settled = any(each.resources.gpus for each in models.values())
     settled |= any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in able)

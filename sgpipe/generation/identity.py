@@ -15,7 +15,7 @@ from typing import Any
 from sgpipe.errors import UserError
 from sgpipe.files.locations import StorePath, content_id, text_sha256
 from sgpipe.generation.engine import AUTO_ON_CPU, UnitReader, WorkUnit, stages_sharing_gpus
-from sgpipe.recipe import SERVED, STAGES, Recipe, load_recipe, with_model_folders
+from sgpipe.recipe import PACKAGED_LAYOUT, SERVED, STAGES, Recipe, load_recipe, with_model_folders
 from sgpipe.records import Record, from_table
 from sgpipe.sources.opening import open_parent
 from sgpipe.stages.caption.captioner import settings_of
@@ -30,6 +30,7 @@ from sgpipe.utils.hashing import differences, model_sha256
 
 _DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
 _OF_MARKS = {"model", "endpoint", "max_marks", "samples", "temperature", "dtype"}
+_OF_PRIOR = {"prior", "prior_power"}
 _OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk", "vocabulary", "vocabulary_others"}
 
 
@@ -38,6 +39,8 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
     parts: dict[str, Any] = {"sgpipe": __version__, "seed": recipe.seed, "format": recipe.source.format}
     parts["source"] = source_identity(indexes)
     parts["miniworld"] = recipe.source.synthetic
+    if not recipe.source.open_images:
+        parts["open_images"] = False
     if recipe.detects:
         parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_DISTRIBUTION)
         parts["detect"]["detector"] = model_sha256(recipe.detect.detector)
@@ -58,6 +61,13 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
         del parts["tag"]["vocabulary_others"]
     else:
         parts["tag"]["seed"] = recipe.seed
+    if recipe.tag.prior is None:
+        parts["tag"] = {name: value for name, value in parts["tag"].items() if name not in _OF_PRIOR}
+    else:
+        parts["tag"]["prior"] = model_sha256(str(PACKAGED_LAYOUT))
+    if recipe.tag.method == "layout":
+        parts["tag"]["tagger"] = model_sha256(recipe.tag.tagger or str(PACKAGED_LAYOUT))
+        del parts["tag"]["dtype"], parts["tag"]["compile"]
     if recipe.tag.method == "clip":  # which computes in float32
         del parts["tag"]["dtype"]
     if not recipe.tag.scores:
@@ -71,6 +81,10 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
         parts["pair"] |= {**_model(recipe, "pair", "model", sharing), "seed": recipe.seed}
     else:
         parts["pair"] = {name: value for name, value in parts["pair"].items() if name not in _OF_MARKS}
+    if recipe.pair.layout:
+        parts["pair"]["model"] = model_sha256(recipe.pair.model or str(PACKAGED_LAYOUT))
+    else:
+        del parts["pair"]["probability"]
     if recipe.source.format != "run":
         del parts["pair"]["equivalents"], parts["pair"]["known"]
     for name in {"synonyms", "prior", "equivalents"} & parts["pair"].keys():

@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 from sgpipe.errors import UserError
 from sgpipe.generation.engine import LocalEngine, UnitWriter, WorkUnit
 from sgpipe.generation.run import LabellingRun, check_recipe
-from sgpipe.recipe import Recipe
+from sgpipe.recipe import Recipe, resolved
 from sgpipe.stages.base import COMPILATION
 from sgpipe.stages.endpoint import RequestCache
 from sgpipe.storage.manifest import ShardEntry
@@ -145,6 +145,7 @@ def plan(recipe: Recipe, progress: Progress, images: int | None = None, began: f
     Raises UserError, EngineError: as `generate`; all images of the sample fail.
     """
     began = began or time.monotonic()
+    recipe = resolved(recipe)
     check_recipe(recipe)
     with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as temporary:
         folder = RunFolder(Path(temporary) / "run", None)

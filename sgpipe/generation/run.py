@@ -30,7 +30,16 @@ from sgpipe.generation.engine import (
 )
 from sgpipe.generation.identity import Reuse, identity, source_identity
 from sgpipe.generation.metrics import RunMetrics
-from sgpipe.recipe import STAGES, Recipe, SourceConfig, hub_models, models_of, recipe_notes, with_model_folders
+from sgpipe.recipe import (
+    STAGES,
+    Recipe,
+    SourceConfig,
+    hub_models,
+    models_of,
+    recipe_notes,
+    resolved,
+    with_model_folders,
+)
 from sgpipe.sources.hub import check_hub
 from sgpipe.sources.opening import check_run, open_parent, open_source, prepare_source
 from sgpipe.stages.build import build_stages
@@ -68,6 +77,7 @@ def generate(
     the work could not be finished, and what is committed stays.
     """
     progress, out = progress or Progress(), Path(out)
+    recipe = resolved(recipe)
     reuse = None if parent is None else Reuse.plan(str(parent), recipe, out)
     if reuse is not None:
         recipe = reuse.recipe

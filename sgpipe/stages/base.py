@@ -131,16 +131,21 @@ class ImageStage(Stage):
 
 
 class LoadStage(ImageStage):
-    """Opens each image once, so that unreadable images become error rows even in a run without a captioner."""
+    """Opens each image once, so that unreadable images become error rows even in a run without a captioner.
+
+    With `source.open_images: false` it opens none.
+    """
 
     name = "load"
 
-    def __init__(self, roots: Mapping[str, ImagePlace], resources: Resources) -> None:
-        self.roots, self.resources = roots, resources
+    def __init__(self, roots: Mapping[str, ImagePlace], resources: Resources, *, opens: bool = True) -> None:
+        self.roots = roots
+        self.resources = resources
+        self.opens = opens
         self.threads = image_threads(resources, elsewhere=False)
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        for _ in self.opened(records, lambda image, file: None):
+        for _ in self.opened(records if self.opens else (), lambda image, file: None):
             pass
         return records
 

@@ -27,7 +27,7 @@ def build_stages(
     if recipe.source.format == "run":  # those of the dataset whose classes it has
         official = {name: set(category_names(name).values()) for name in ("coco", "objects365")}
         synonyms = next((name for name, own in official.items() if own.issuperset(names)), "coco")
-    first: Stage = LoadStage(roots, recipe.parse.resources)
+    first: Stage = LoadStage(roots, recipe.parse.resources, opens=recipe.source.open_images)
     if recipe.caption.captioner is not None:
         first = CaptionStage(recipe.caption, roots, recipe.seed)
     stages = [first, ParseStage(recipe.parse)]
@@ -42,12 +42,20 @@ def build_stages(
         from sgpipe.stages.marks import MarksStage
 
         stages.append(MarksStage(*of_pair, roots, recipe.seed))
+    elif recipe.pair.layout:
+        from sgpipe.stages.layout_pair import LayoutPairStage
+
+        stages.append(LayoutPairStage(*of_pair))
     else:
         stages.append(PairStage(*of_pair))
     if not recipe.tag.scores:
         from sgpipe.stages.tag.methods import AssumedStage
 
         return [*stages, AssumedStage(recipe.tag, recipe.pair)]
+    if recipe.tag.method == "layout":
+        from sgpipe.stages.tag.layout.stage import LayoutStage
+
+        return [*stages, LayoutStage(recipe.tag, recipe.pair)]
     from sgpipe.stages.tag.stage import ScoredStage, TagStage
 
     if recipe.tag.method == "rtagger":

@@ -303,7 +303,7 @@ class PairStage(Stage):
         triplets = told_triplets(record, self.config.match, self.config.loose)
         if self.config.candidates == "prior":
             predicates: Predicates = {(s, o): self._prior.get((s, o), []) for s in present for o in present}
-        elif self.config.candidates == "marks":
+        elif self.config.candidates in ("marks", "layout"):
             predicates = {}
         elif self.config.candidates == "image":
             texts = [each.predicate if self._verbatim else normalise_predicate(each.predicate) for each in triplets]

@@ -286,6 +286,8 @@ _SOURCES = {
     "prior": "The prior dataset relates these two classes like this (pair.candidates: prior).",
     "marks": "A vision-language model states it of these boxes (pair.candidates: marks).",
     "captions+marks": "A vision-language model states it of these boxes (pair.candidates: captions+marks).",
+    "layout": "The layout model finds it probable of these boxes (pair.candidates: layout).",
+    "captions+layout": "The layout model finds it probable of these boxes (pair.candidates: captions+layout).",
     "image": "Captions state it of other things, and every pair may carry it (pair.candidates: image).",
 }
 
@@ -332,7 +334,7 @@ class Provenance:
         own, source = self._about(relation), str(self._settings.get("candidates"))
         candidates = self.candidates[relation.subject, relation.object]
         is_candidate = any(found["own"] and found["predicate"] == relation.predicate for found in candidates)
-        if own and source not in ("prior", "marks"):
+        if own and source not in ("prior", "marks", "layout"):
             stating = len({self.statements[number]["caption"] for number in own})
             how = "Implied" if all(self.statements[number]["implied"] for number in own) else "Stated"
             return f"{how} by {stating} of {count(self._captions, 'caption')} for these two classes."

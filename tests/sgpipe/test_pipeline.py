@@ -151,7 +151,7 @@ def test_an_annotator_draws_relations_between_the_detections_that_are_left(detec
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"recipe": "folder"}, "tag.tagger is not set"),
+        ({"recipe": "folder", "settings": {"tag.method": "rtagger"}}, "tag.tagger is not set"),
         ({"recipe": "coco", "tagger": "t"}, "detect.detector is not set"),
         ({"boxes": "nowhere.json"}, "no such file: nowhere.json"),
         ({"boxes": np.zeros((2, 4))}, "^boxes=: expected"),

@@ -13,16 +13,19 @@ from sgpipe.stages.base import Stage
 from sgpipe.stages.pair import overlapping, stated_predicates, told_triplets
 
 ASSUMED = 1.0  # so that no threshold drops them; without a confidence they would be annotations
+_WITH_PRIOR = ("clip", "vlm")
 _NEEDED = {"rtagger": "an R-Tagger (from `sgpipe convert`)", "clip": "a CLIP model", "vlm": "a vision-language model"}
 
 
 def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
     """Raises UserError: the model that the method needs is not named, or a setting is for another method."""
     if tag.tagger is None and tag.method in _NEEDED:
-        needed = f"tag.method {tag.method} needs {_NEEDED[tag.method]}; all and overlap need no model"
+        needed = f"tag.method {tag.method} needs {_NEEDED[tag.method]}; layout, overlap and all need none"
         raise UserError(f"tag.tagger is not set (--tagger): {needed}")
     if tag.endpoint is not None and tag.method != "vlm":
         raise UserError(f"tag.method is {tag.method}: tag.endpoint is for vlm")
+    if tag.prior is not None and tag.method not in _WITH_PRIOR:
+        raise UserError(f"tag.method is {tag.method}: tag.prior is for {' and '.join(_WITH_PRIOR)}")
     if not tag.scores and (tag.calibration is not None or tag.precision is not None):
         raise UserError(f"tag.method={tag.method} gives no scores: set tag.calibration and tag.precision to null")
     if pair is not None and pair.restrict == "group" and tag.method != "rtagger":

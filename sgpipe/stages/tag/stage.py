@@ -34,6 +34,7 @@ from sgpipe.stages.endpoint import Refusal
 from sgpipe.stages.pair import HeadMatcher
 from sgpipe.stages.score.clip import ClipScorer
 from sgpipe.stages.score.scorer import NO_AREA, VlmScorer
+from sgpipe.stages.tag.layout.prior import LayoutPrior
 from sgpipe.stages.tag.methods import candidates
 from sgpipe.utils.devices import pick_dtype
 from sgpipe.utils.gpu import GPU_THREADS, Compiled, GpuMemory, compile_forward, enough_memory, gpu_use
@@ -330,7 +331,8 @@ def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]])
 class ScoredStage(ImageStage):
     """Keeps the candidates that a scorer finds more probable than the threshold; that is their confidence.
 
-    A candidate with a box that has no area in the image is not a relation.
+    A candidate with a box that has no area in the image is not a relation. With `tag.prior`, the scores of pairs that
+    are unlikely to interact, by the layout model, are lower.
     """
 
     name = "tag"
@@ -352,6 +354,7 @@ class ScoredStage(ImageStage):
     def setup(self) -> None:
         self.threshold = threshold_of_recipe(self.config, self.pair)
         self.scorer = self._make_scorer()
+        self.prior = LayoutPrior(self.config.prior_power) if self.config.prior == "layout" else None
         self.set_up_device(here=self.config.endpoint is None)
         self.scorer.load()
 
@@ -364,6 +367,8 @@ class ScoredStage(ImageStage):
                 record.fail(self.name, failed[0].reason)
                 continue
             scores = [0.0 if isinstance(each, Refusal) else each for each in found]
+            if self.prior is not None:
+                scores = [score * factor for score, factor in zip(scores, self.prior.factors(record), strict=True)]
             for relation, score in zip(relations, torch.tensor(scores, dtype=torch.float32).tolist(), strict=True):
                 relation.confidence = score  # in the precision of shards
             record.relations += deduplicate(each for each in relations if (each.confidence or 0) > self.threshold)

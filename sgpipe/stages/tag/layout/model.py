@@ -110,6 +110,10 @@ class LayoutModel:
         }
         write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
+    def is_subject(self, name: str) -> bool:
+        """Return whether boxes of a class can be subjects: the class, or one that it is a synonym of."""
+        return self._known(name) in self._subjects
+
     def score(self, layout: ImageLayout, pairs: IntArray) -> PairScores:
         """Score pairs `[pairs, 2]` of subject and object, positions among the boxes of an image."""
         return self.score_many([layout], [pairs])[0]

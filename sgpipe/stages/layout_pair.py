@@ -1,0 +1,65 @@
+"""The pair stage of `pair.candidates: layout`: the layout model relates boxes, without captions or beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sgpipe.recipe import layout_folder
+from sgpipe.records import Pair, Record
+from sgpipe.stages.pair import PairStage, candidate_pairs
+from sgpipe.stages.tag.layout.candidates import image_layout, pair_positions
+from sgpipe.stages.tag.layout.model import LayoutModel, PairScores
+from sgpipe.utils.lemmas import predicate_lemma
+
+
+class LayoutPairStage(PairStage):
+    """Adds the pairs and predicates that the layout model finds more probable than `pair.probability`.
+
+    Its predicates are the model's actions. A pair does not get one that captions state of it already.
+    """
+
+    def check(self) -> None:
+        LayoutModel.load(layout_folder(self.config.model))
+
+    def setup(self) -> None:
+        super().setup()
+        self._model = LayoutModel.load(layout_folder(self.config.model))
+
+    def __call__(self, records: list[Record]) -> list[Record]:
+        super().__call__(records)
+        ready = [record for record in records if record.ok]
+        possible = [self._possible_pairs(record) for record in ready]
+        layouts = [image_layout(record) for record in ready]
+        scores = self._model.score_many(layouts, [pair_positions(pairs) for pairs in possible])
+        for record, pairs, scored in zip(ready, possible, scores, strict=True):
+            self._add(record, pairs, scored)
+        return records
+
+    def _possible_pairs(self, record: Record) -> list[Pair]:
+        """Return every pair of a subject that the model knows with another box; too many are counted as left out."""
+        classes = {box.category for box in record.objects}
+        subjects = [name for name in classes if self._model.is_subject(name)]
+        all_classes = {(subject, name): [""] for subject in subjects for name in classes}
+        overlap, limit = self.config.require_overlap, self.config.max_pairs
+        pairs, beyond = candidate_pairs(record.objects, all_classes, require_overlap=overlap, limit=limit)
+        record.left_out["pairs"] = record.left_out.get("pairs", 0) + beyond
+        return pairs
+
+    def _add(self, record: Record, pairs: Sequence[Pair], scores: PairScores) -> None:
+        """Add the probable actions of pairs to the candidates of a record."""
+        probable = scores.interacts[:, None] * scores.actions > self.config.probability
+        stated = {(pair.subject, pair.object): pair for pair in record.pairs}
+        for pair, actions in zip(pairs, probable, strict=True):
+            known = stated.get((pair.subject, pair.object))
+            lemmas = {predicate_lemma(text) for text in known.predicates} if known else set()
+            names = [self._model.actions[position] for position in np.flatnonzero(actions).tolist()]
+            new = [name for name in names if predicate_lemma(name) not in lemmas]
+            if known:
+                known.predicates += new
+            elif new:
+                record.pairs.append(Pair(pair.subject, pair.object, new))
+        if self._extended is not None:
+            record.pairs = self._extended.equivalents.without_known(record.pairs, record.relations)
+        record.pairs.sort(key=lambda pair: (pair.subject, pair.object))
