@@ -57,6 +57,9 @@ CASES: dict[str, str] = {
     "fetch s3://KEY:SECRET@bucket/run --out DIR/out": "keys",
     "fetch s3://KEY:or/SECRET@bucket/run --out DIR/out": "keys",
     "fetch DIR/run --out DIR/out": "DIR/run",
+    "merge DIR/run DIR/run --out DIR/out": "DIR/run",
+    "merge DIR/run DIR/other --prefer DIR/coco --out DIR/out": "DIR/coco",
+    "merge DIR/run DIR/other --prefer DIR/third --out DIR/out": "DIR/third",
     # Files whose content is broken or of another form
     f"{COCO.replace('DIR/coco/instances_val.json', 'DIR/broken.json')} --tagger none --split val": "DIR/broken.json",
     f"{COCO.replace('instances_val', 'captions_val')} --tagger none": "captions_val.json",
@@ -125,6 +128,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("messages")
     make_coco(folder / "coco", images=2)
     make_run(folder / "run", [plain_record(name) for name in "abc"], rows=2)
+    for name in ("other", "third"):
+        make_run(folder / name, [plain_record(name)], rows=2)
     for name in ("damaged", "lost"):
         shutil.copytree(folder / "run", folder / name)
     (folder / "damaged" / MANIFEST).write_bytes(b"\0" * 100)

@@ -288,14 +288,15 @@ def _corrections(inputs: Mapping[str, RunFiles], runs: Mapping[str, Any]) -> dic
     """Return the single runs that each is a correction of."""
     by_fingerprint: defaultdict[str, set[str]] = defaultdict(set)
     for run, single in runs.items():
-        by_fingerprint[single["fingerprint"]].add(run)
+        by_fingerprint[single.get("fingerprint", "")].add(run)
     for number, files in inputs.items():
         by_fingerprint[files.manifest.run["fingerprint"]].update(_single_runs(number, files))
     corrects: dict[str, set[str]] = {}
     for run, single in runs.items():
         corrects[run] = set()
         for identity in single["identities"]:
-            corrects[run] |= by_fingerprint.get(identity.get("corrected"), set()) - {run}
+            if "corrected" in identity:
+                corrects[run] |= by_fingerprint[identity["corrected"]] - {run}
     return corrects
 
 
