@@ -74,6 +74,36 @@ def test_links_of_the_readme_work_elsewhere(monkeypatch: pytest.MonkeyPatch) -> 
         assert absolute_links(text, "R") == expected
 
 
+def named_places() -> Iterator[tuple[str, list[str]]]:
+    """Each row of the table "Where does my change go?": its line, and the places that it names."""
+    for line in read("CONTRIBUTING.md").splitlines():
+        cells = line.split(" | ")
+        if line.startswith("| ") and len(cells) == 2:
+            places = re.findall(r"`([\w./]+)`", cells[1])
+            yield line, [place for place in places if "/" in place or place.islower()]
+
+
+@pytest.mark.parametrize(("row", "places"), named_places())
+def test_every_place_that_contributing_names_exists(row: str, places: list[str]) -> None:
+    """A place may be relative to another one of its row, and lack its suffix."""
+    for place in places:
+        folders = [ROOT, *(ROOT / other for other in places)]
+        candidates = [folder / f"{place}{suffix}" for folder in folders for suffix in ("", ".py")]
+        assert any(path.exists() for path in candidates), f"{place} in: {row}"
+
+
+def test_contributing_names_every_package_and_its_layers() -> None:
+    rows = list(named_places())
+    named = {part for _, places in rows for place in places for part in place.split("/")}
+    packages = {path.name for path in (ROOT / "sgpipe").iterdir() if (path / "__init__.py").exists()}
+    assert packages <= named
+    [paragraph] = re.findall(r"`make lint` enforces it: (.+?)\.", read("CONTRIBUTING.md"), re.DOTALL)
+    said = [set(re.findall(r"`(\w+)`", layer)) for layer in paragraph.split("→")]
+    [contract] = re.findall(r"layers = \[(.+?)\n\]", read("pyproject.toml"), re.DOTALL)
+    layers = [set(re.findall(r"sgpipe\.(\w+)", line)) for line in contract.strip().splitlines()]
+    assert said == layers
+
+
 PACKAGES = ("rlip_model", "sgpipe", "experiments")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 EVERYTHING = sorted({*SOURCES, *(path for name in ("tests", "benchmarks") for path in (ROOT / name).rglob("*.py"))})
