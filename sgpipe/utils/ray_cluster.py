@@ -14,20 +14,24 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sgpipe.errors import EngineError, first_line
 from sgpipe.utils import __version__
-from sgpipe.utils.console import count
+from sgpipe.utils.console import QUIET, count
 
 if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _MODE, _TOKEN, _TOKEN_PATH, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"
+_STDERR = 2
+_LEVEL_LINE = b"Set ray log level from environment variable"
 _CONNECT_SECONDS, _PROBE_SECONDS = 5, 60
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
@@ -84,7 +88,8 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
     try:
         if address:
             _check_port(address.removeprefix("ray://"))
-        ray.init(address or "local", **quiet)
+        with _without_level_line() if QUIET in os.environ else nullcontext():
+            ray.init(address or "local", **quiet)
     except Exception as error:  # noqa: BLE001 - Ray raises a plain Exception on a machine that is too slow for it
         what = f"the Ray cluster at {address} cannot be joined" if address else "Ray did not start here"
         reason = getattr(error, "strerror", None) or first_line(error)
@@ -93,6 +98,28 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         raise EngineError(f"{what}: {reason}") from None
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_terminate)  # Ray installs its own handler
+
+
+@contextmanager
+def _without_level_line() -> Iterator[None]:
+    """Leave out what Ray's C++ part says of its log level, which no setting prevents; other lines follow at the end."""
+    stream = sys.__stderr__
+    if stream is None:
+        yield
+        return
+    stream.flush()
+    original = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as lines:
+        os.dup2(lines.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(original, _STDERR)
+            os.close(original)
+            lines.seek(0)
+            for line in lines:
+                if _LEVEL_LINE not in line:
+                    os.write(_STDERR, line)
 
 
 def tell_losses(say: Callable[[str], None]) -> Iterator[None]:
