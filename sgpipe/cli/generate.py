@@ -185,6 +185,7 @@ def generate(
         print_summary(summary, console.output())
         if quality:
             print_run_quality(quality, console.output())
+    cli.say_losses(summary.losses)
     if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
         raise typer.Exit(console.EXIT_ALL_FAILED)
 

@@ -294,6 +294,7 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
         summary = import_annotations(source, images, data.out, console.Progress(), **how)
         if not cli.printed_json(data.json_, summary.as_json()):
             print_summary(summary, console.output(), imported=True)
+        cli.say_losses(summary.losses)
         if summary.counts["images"] and summary.counts["images"] == summary.counts["errors"]:
             raise typer.Exit(console.EXIT_ALL_FAILED)
 

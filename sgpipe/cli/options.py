@@ -22,6 +22,8 @@ from sgpipe.utils import console
 DATA, MODELS, COMPUTE = "Data", "Models", "Compute"  # headings of `--help`
 _OWN = "own"
 if TYPE_CHECKING:
+    from sgpipe.storage.losses import Loss
+
     Place = Any
 else:
     Place = type("path", (), {})  # a file, folder or URI of a store: `--help` shows the name of the type
@@ -138,6 +140,13 @@ def certified_threshold(runs: Iterable[Any]) -> float:
 def say(message: str) -> None:
     """Print a line beside the progress, which --quiet suppresses."""
     console.progress().print(message, soft_wrap=True)
+
+
+def say_losses(losses: Iterable[Loss]) -> None:
+    """Print a note on each kind of loss that is worth one."""
+    for loss in losses:
+        if loss.is_noteworthy:
+            say(f"NOTE: {loss}")
 
 
 def show(line: str) -> None:

@@ -270,7 +270,9 @@ def merge(
     if len(runs) < 2:
         raise UserError("merge needs two runs or more: sgpipe merge RUN RUN --out NEW")
     manifest = merge_runs(runs, out, console.Progress(), match, iou, images, prefer)
-    counts = add_up(manifest, 0, {}).counts
+    summary = add_up(manifest, 0, {})
+    counts = summary.counts
+    cli.say_losses(summary.losses)
     matched: dict[str, int] = manifest.run["matched"]
     united = {what: counts[f"{MERGED}{what}"] for what in UNITED}
     if cli.printed_json(json_, {"root": str(out), "shards": len(manifest.shards)} | matched | united):

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from sgpipe.errors import os_error_reason
 from sgpipe.records import LEFT_OUT
+from sgpipe.storage.losses import SOURCE_LOSSES, SOURCE_REMARKS
 from sgpipe.storage.manifest import ShardEntry, Summary
 from sgpipe.utils.console import Progress, count, duration, listed, print_rows
 
@@ -147,19 +148,12 @@ class RunMetrics:
             append(state)
 
 
-_PROBLEMS = {  # of a source; the other names are clear by themselves
-    "crowd": "crowd boxes, which get no pairs",
-    "degenerate": "boxes without area",
-    "clipped": "boxes clipped to their image",
-    "unsized_image": "boxes of images without a size",
-    "malformed": "unreadable annotations",
-    "unread_files": "files that are not images",
-    "compositions": "captions of groups of objects",
-    "segmentations": "segmentations that are neither polygons nor run lengths of the image",
-    "nameless": "objects and relations without a name",
-    "ignored_relations": "relations, which `sgpipe import coco-rel` reads",
-}
 _SHOWN = ("errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
+
+
+def _problem_text(name: str) -> str:
+    loss = SOURCE_LOSSES.get(name)
+    return loss.text if loss else SOURCE_REMARKS.get(name, name.replace("_", " "))
 
 
 def print_summary(summary: Summary, console: Console, *, imported: bool = False) -> None:
@@ -173,7 +167,7 @@ def print_summary(summary: Summary, console: Console, *, imported: bool = False)
     if imported:
         shown = {"error rows": counts["errors"], "objects": counts["boxes"], "relations": counts["relations"]}
     shown["images with relations"] = counts["images_with_relations"]
-    dropped = {f"source: {_PROBLEMS.get(name, name.replace('_', ' '))}": n for name, n in summary.problems.items()}
+    dropped = {f"source: {_problem_text(name)}": number for name, number in summary.problems.items()}
     dropped |= {f"left out: {what}": counts[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
     shown |= {what: number for what, number in dropped.items() if number} | {"shards": summary.shards}
     print_rows(str(summary.root), rows | {name: f"{number:,}" for name, number in shown.items()}, console)

@@ -46,9 +46,10 @@ from sgpipe.stages.build import build_stages
 from sgpipe.stages.endpoint import CacheFolder, RequestCache
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
+from sgpipe.storage.losses import SOURCE_COUNTS, SOURCE_PROBLEMS
 from sgpipe.storage.manifest import MANIFEST, Manifest, Summary, add_up
 from sgpipe.storage.run_folder import README, RECIPE, REQUESTS, ManifestMirror, RunFolder, check_output
-from sgpipe.storage.source_index import SourceIndex
+from sgpipe.storage.source_index import SOURCE_TOTALS, SourceIndex
 from sgpipe.utils.atomic import atomic_write
 from sgpipe.utils.console import Progress, count, single_line
 from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
@@ -154,6 +155,7 @@ class LabellingRun:
             run["identity"] = identity(self.recipe, self.indexes, stages_sharing_gpus(self.recipe, self.before))
         else:
             run |= reuse.header(source_identity(self.indexes))
+        run |= source_header(self.indexes)
         own = "" if folder.store else f"{folder.root.resolve()}/"  # what is in the folder moves with it
         run["images"] = {split: root.location.removeprefix(own) for split, root in self.roots.items()}
         if source.format == "run":
@@ -256,6 +258,15 @@ class LabellingRun:
     def _with_gpus(self) -> Recipe:
         shared = stages_sharing_gpus(self.recipe, self.reuse.before if self.reuse else self.before)
         return share_gpus(self.recipe, shared & set(self.reuse.stages if self.reuse else STAGES))
+
+
+def source_header(indexes: Mapping[str, SourceIndex]) -> dict[str, dict[str, int]]:
+    """Return what the header of a run says of what its source has, and of what was lost when it was read."""
+    counts, problems = Counter[str](), Counter[str]()
+    for index in indexes.values():
+        problems.update(index.meta["problems"])
+        counts.update({name: index.meta.get(key, 0) for name, key in SOURCE_TOTALS.items()})
+    return {SOURCE_COUNTS: dict(counts), SOURCE_PROBLEMS: dict(problems)}
 
 
 def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:

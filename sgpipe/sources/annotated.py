@@ -1,6 +1,7 @@
 """What every annotation reader shares: its result, edits of records, and the format and split of its file."""
 
 import codecs
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -85,7 +86,7 @@ def clip_objects(record: Record, problems: ProblemCounts) -> None:
     for box in record.objects:
         bbox = box.bbox if box.is_nothing else clip_box(box.bbox, record.width, record.height)
         if bbox is None:
-            problems["degenerate"] += 1
+            problems["degenerate" if all(map(math.isfinite, box.bbox)) else "not_finite"] += 1
             boxes.append(None)
             continue
         problems["clipped"] += any(abs(a - b) > CLIP_TOLERANCE for a, b in zip(box.bbox, bbox, strict=True))

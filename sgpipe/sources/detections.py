@@ -210,11 +210,14 @@ class Detections:
         category, crowd = np.asarray(self.box_categories)[which], np.asarray(self.box_crowds)[which].astype(bool)
         sizes = np.asarray(self.sizes).reshape(-1, 2)[rows].astype(np.float64)
         sized = (sizes > 0).all(1)  # an error row has no size to clip to: its boxes are not degenerate
+        read = np.asarray(self.boxes).reshape(-1, 4)[which]
+        is_finite = np.isfinite(read).all(1)
         with np.errstate(over="ignore", invalid="ignore"):
-            clipped, is_inside, overhang = geometry.clip_xywh(np.asarray(self.boxes).reshape(-1, 4)[which], sizes)
+            clipped, is_inside, overhang = geometry.clip_xywh(read, sizes)
             inside = np.flatnonzero(is_inside)
             self.problems["unsized_image"] += int((~sized).sum())
-            self.problems["degenerate"] += int((~is_inside & sized).sum())
+            self.problems["not_finite"] += int((~is_finite & sized).sum())
+            self.problems["degenerate"] += int((~is_inside & is_finite & sized).sum())
             self.problems["clipped"] += int((overhang[inside] > CLIP_TOLERANCE).sum())
             rows, category, crowd, xywh = rows[inside], category[inside], crowd[inside], clipped[inside]
             which = which[inside]
@@ -284,7 +287,9 @@ def settle_boxes(detections: Detections, form: BoxForm | None, name: str, *, cho
     sizes = np.asarray(detections.sizes, np.float64).reshape(-1, 2)
     if not len(boxes) or not len(sizes):
         return []
-    first = np.flatnonzero(rows[:BOXES] >= 0)
+    first = np.flatnonzero((rows[:BOXES] >= 0) & np.isfinite(boxes[:BOXES]).all(1))
+    if not len(first):
+        return []
     examined = boxes[first], sizes[rows[first]]
     if form is None and choose:
         form, share = geometry.best_form(*examined)
@@ -386,9 +391,11 @@ def settle_records(
     boxes = np.array([box.bbox for _, box in owners], np.float64).reshape(-1, 4)
     boxes = geometry.xywh_to_xyxy(boxes) if source.boxes == "xyxy" else boxes  # as the file has them
     notes: list[str] = []
-    if examine:
+    is_finite = np.isfinite(boxes).all(1)
+    if examine and is_finite.any():
         name = str(source.files["annotations"])
-        notes = doubt_boxes(boxes, sizes, form, source.boxes or "xywh", name, "--boxes ")
+        usual = source.boxes or "xywh"
+        notes = doubt_boxes(boxes[is_finite], sizes[is_finite], form, usual, name, "--boxes ")
     if form is not None:
         for (_, box), bbox in zip(owners, geometry.to_xywh(boxes, sizes, form).tolist(), strict=True):
             box.bbox = tuple(bbox)

@@ -15,6 +15,7 @@ from sgpipe.images import read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, error_row
 from sgpipe.sources.detections import settle_records
+from sgpipe.storage.losses import PROBLEM
 from sgpipe.storage.manifest import ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
@@ -22,7 +23,6 @@ from sgpipe.utils import BoxForm, __version__
 from sgpipe.utils.console import Progress, count
 
 ROWS_PER_SHARD = 512
-_PROBLEM = "problem."  # prefix of the problem counts of a shard
 
 
 def import_annotations(
@@ -86,7 +86,7 @@ def import_annotations(
                     revision = revision_of(shards[start].file) + 1 if start in shards else 0
                     name = shard_name(source.split, start, start + len(records), revision)
                     shard = write_shard(folder.root, name, source.split, start, records, {}, contents)
-                    shard.counts.update({f"{_PROBLEM}{key}": number for key, number in found.items() if number})
+                    shard.counts.update({f"{PROBLEM}{key}": number for key, number in found.items() if number})
                     manifest.commit(shard)
                     written += 1
                     advance(shard.rows, shard.counts)
@@ -104,8 +104,8 @@ def import_annotations(
     if not written:
         progress.say(f"nothing left to do: {count(rows, 'image')} of {manifest.root} imported before")
     summary = add_up(manifest, read or rows, {})
-    for key in [key for key in summary.counts if key.startswith(_PROBLEM)]:
-        summary.problems[key.removeprefix(_PROBLEM)] = summary.counts.pop(key)
+    for key in [key for key in summary.counts if key.startswith(PROBLEM)]:
+        summary.problems[key.removeprefix(PROBLEM)] = summary.counts.pop(key)
     return summary
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
-from sgpipe.stats.measures import DOUBTS, LIKELY, THRESHOLDS, TOTALS, Level, Measures, measure_database
+from sgpipe.stats.measures import DOUBTS, LIKELY, MISSING, THRESHOLDS, TOTALS, Level, Measures, measure_database
 from sgpipe.stats.plans import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.precision import GroundTruthMeasures, ScoreQuality, measure_against_ground_truth
 from sgpipe.storage.index import Database
@@ -54,6 +54,10 @@ def _content(measures: Measures) -> _Answers:
     left_out = {what: totals[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
     if any(left_out.values()):
         yield "fair", f"Left out: {listed([f'{number:,} {what}' for what, number in left_out.items() if number])}."
+    for loss in measures.losses:
+        if loss.is_noteworthy:
+            text = str(loss)
+            yield "fair", f"{text[0].upper()}{text[1:]}."
 
 
 def origins_text(origins: Mapping[str, int]) -> str:
@@ -94,7 +98,7 @@ def _quality(audit: Audit) -> _Answers:
     if ill:
         text = f"{len(ill)} of {len(measures.health)} health checks found problems."
         yield "fair" if max(ill) < _ILL else "bad", text
-    elif any(check.total for check in measures.health if check.of != "boxes"):
+    elif any(check.total for check in measures.health if check.of not in ("boxes", "images")):
         yield "good", f"All {len(measures.health)} health checks passed."
     else:
         yield "plain", "There are no relations or captions to check."
@@ -162,7 +166,8 @@ def _vlm_quality(quality: ScoreQuality | None, by: str) -> _Answers:
 
 def _to_drop(measures: Measures) -> _Answers:
     below = measures.totals["relations"] - level_at(measures).relations
-    ill = sorted((check for check in measures.health if check.count), key=lambda check: -check.share)
+    present = [check for check in measures.health if check.count and check.name not in MISSING]
+    ill = sorted(present, key=lambda check: -check.share)
     if below:
         yield "plain", f"{count(below, 'relation')} below {TRAINING_CONFIDENCE:.2f}, which training ignores anyway."
     for check in ill:
@@ -184,8 +189,9 @@ def _obstacles(measures: Measures) -> _Answers:
         text = f"{share_text(errors / measures.rows)} of the images are error rows: fix the cause, then --retry-failed."
         found.append(("fair", text))
     for check in measures.health:
-        if check.share > (_ILL if check.of in ("relations", "pairs") else _ILL_DATA):
+        if check.share > (_ILL if check.of in ("relations", "pairs") or check.name in MISSING else _ILL_DATA):
             text = f"Check this first: {check.title} ({check.share:.1%} of {check.of})."
+            text += f" {check.advice}" if check.name in MISSING else ""
             found.append(("bad" if check.name in DOUBTS else "fair", text))
     yield from found or [("good", "No problems found.")]
 

@@ -19,6 +19,8 @@ from sgpipe.records import LEFT_OUT, NO_OBJECT, TRAINING_CONFIDENCE
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.storage.health_rules import RULES, prepare_checks
 from sgpipe.storage.index import Database, open_run
+from sgpipe.storage.losses import Loss
+from sgpipe.storage.manifest import add_up
 from sgpipe.utils.boxes import ClassFinder, class_matrix, match_captions
 
 _EXAMPLES = 5
@@ -32,7 +34,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Check:
-    """A check: it found `count` of `total` relations, pairs, boxes or captions (`of`)."""
+    """A check: it found `count` of `total` relations, pairs, boxes, captions or images (`of`)."""
 
     name: str
     title: str
@@ -47,8 +49,8 @@ class Check:
         return self.count / self.total if self.total else 0.0
 
 
-def check_health(database: Database, threshold: float) -> list[Check]:
-    """Run all checks on the relations of at least `threshold` and on all boxes and captions."""
+def check_health(database: Database, threshold: float, losses: Sequence[Loss] = ()) -> list[Check]:
+    """Run all checks on the relations of at least `threshold`, on all boxes and captions, and on what was lost."""
     prepare_checks(database.rows, threshold)
     sources = {
         "relations": "kept",
@@ -67,7 +69,7 @@ def check_health(database: Database, threshold: float) -> list[Check]:
         )
         if rows:
             found[rule.name] = rows[0][0], [Example(image_id, text) for _, image_id, text in rows]
-    checks = []
+    checks = [*_missing_boxes(database, losses)]
     for name, title, of, advice in (*_DOUBTS, *((rule.name, rule.title, rule.of, rule.advice) for rule in RULES)):
         number, examples = found.get(name, (0, []))
         checks.append(Check(name, title, number, totals[of], of, advice, examples))
@@ -85,7 +87,9 @@ _DOUBTS = (
     ("foreign_classes", "boxes that seem to have the names of other classes: captions of their images name another",
      "boxes", "Check the category_id of boxes against the ids in the list of categories."),
 )  # fmt: skip
-DOUBTS = frozenset(name for name, *_ in _DOUBTS)
+_LOST, _NONE = "lost_boxes", "no_boxes"
+MISSING = frozenset({_LOST, _NONE})
+DOUBTS = frozenset({*MISSING, *(name for name, *_ in _DOUBTS)})
 _Found = dict[str, tuple[int, list[Example]]]
 
 _IMAGES, _CAPTIONED, _CLASSES = 20_000, 300, 500  # that are examined
@@ -93,6 +97,33 @@ _SMALL_IMAGE = 32  # pixels; not all boxes of larger images lie in one pixel
 # Of COCO, V-COCO and HICO-DET, 0 to 7% of the boxes touch the right edge, at most twice as many as the left one; read
 # as width and height, 47 to 57% of the boxes given by corners do, 14 to 31% of those given by centres.
 _RIGHT, _TIMES, _MARGIN = 0.1, 3, 10
+
+
+def _missing_boxes(database: Database, losses: Sequence[Loss]) -> Iterator[Check]:
+    """Yield the checks that boxes of the source were lost, and that no image has any."""
+    [(boxes,)] = database.rows("select count(*) from objects")
+    [(images, first)] = database.rows("select count(*), min(image_id) from images where status = 'ok'")
+    faults = [loss for loss in losses if loss.kind.of == "boxes" and loss.kind.is_fault]
+    lost = sum(loss.lost for loss in faults)
+    yield Check(
+        _LOST,
+        "boxes of the source that were lost: without area or finite coordinates, or of an unlisted image or class",
+        lost,
+        max((loss.total for loss in faults), default=boxes),
+        "boxes",
+        "They cannot be used: correct the annotations, and run again into another folder.",
+    )
+    without = images if images and not boxes else 0
+    yield Check(
+        _NONE,
+        "images without boxes, of a run that has none at all",
+        without,
+        images,
+        "images",
+        "Without boxes there is nothing to relate: check the annotations, their image ids and their classes, or the "
+        "detector and `detect.threshold`.",
+        [Example(str(first), "no box")] if without else [],
+    )
 
 
 def _box_doubts(database: Database) -> _Found:
@@ -310,6 +341,7 @@ class Measures:
         without_relations: images without relations, by the first stage that left nothing.
         triplets: the most frequent combinations of subject class, predicate and object class, of `triplet_kinds`.
         assumed: why candidates are relations, if no model chose them; None: one did, or people annotated them.
+        losses: what the run lacks of what its source had.
         threshold_of: what thresholds are of: confidence, or by a calibration probability.
     """
 
@@ -336,6 +368,7 @@ class Measures:
     vlm_score: ScoreMeasures | None = None
     assumed: str | None = None
     origins: dict[str, int] = field(default_factory=dict)
+    losses: list[Loss] = field(default_factory=list)
     threshold_of: str = "confidence"
 
     @property
@@ -379,6 +412,7 @@ def measure_database(
     if calibration is not None:
         _use_probabilities(database, calibration)
     run, rows = database.run, database.rows
+    losses = list(add_up(database.files.manifest, 0, {}).losses)
     predicates = _counts(database, "select predicate, relations from predicates")
     [(kinds, of_people)] = rows(
         """select count(*), coalesce(sum(times) filter (list_contains(?, lower(subject_category)))
@@ -415,7 +449,8 @@ def measure_database(
         triplet_kinds=kinds,
         person_subject_share=float(of_people),
         confidence=Confidence([bins.get(at, 0) for at in range(BINS)], *confidences),
-        health=check_health(database, threshold),
+        health=check_health(database, threshold, losses),
+        losses=losses,
         clip_score=ScoreMeasures(*rows(_CLIP)[0]) if database.scored else None,
         vlm_score=ScoreMeasures(*rows(_VLM)[0]) if database.has_vlm_scores else None,
         assumed=unscored_reason(run),

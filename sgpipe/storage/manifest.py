@@ -12,7 +12,7 @@ import os
 import uuid
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFol
 from sgpipe.files.locations import Location, StorePath, absolute_location, location, sizes
 from sgpipe.files.roots import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
+from sgpipe.storage.losses import Loss, losses_of
 from sgpipe.utils.atomic import atomic_write, fault_point
 
 MANIFEST, DATA = "manifest.jsonl", "data"
@@ -241,6 +242,7 @@ class Summary:
     """Counts over all committed shards of a run or import; `planned`: how many images a complete one has.
 
     `parent`: the run that some columns come from, and what they are, such as {"run": …, "reused": ["captions"]}.
+    `losses`: what it lacks of what its source had.
     """
 
     root: Location
@@ -250,6 +252,7 @@ class Summary:
     problems: Counter[str]
     shards: int
     parent: Mapping[str, Any] | None = None
+    losses: Sequence[Loss] = ()
 
     @property
     def complete(self) -> bool:
@@ -267,7 +270,8 @@ def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Sum
         counts.update(shard.counts)
         seconds.update(shard.seconds)
     parent = manifest.run.get("parent")
-    return Summary(manifest.root, planned, counts, seconds, Counter(problems), len(manifest.shards), parent)
+    losses = losses_of(manifest.run, counts)
+    return Summary(manifest.root, planned, counts, seconds, Counter(problems), len(manifest.shards), parent, losses)
 
 
 _TRIES = 5

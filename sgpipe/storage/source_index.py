@@ -18,6 +18,7 @@ from sgpipe.utils.atomic import atomic_write, write_text
 from sgpipe.utils.hashing import file_sha256, fingerprint
 
 _ROWS_PER_BATCH = 256
+SOURCE_TOTALS = {"images": "images", "boxes": "boxes", "captions": "texts"}  # what `meta` calls them
 
 
 class SourceIndex:
@@ -61,7 +62,7 @@ def read_records(index: pa.NativeFile, start: int, stop: int, name: Location) ->
 def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mapping[str, Any]]) -> None:
     """Write the records of a split in batches of equal size, and what `meta` then returns with their counts."""
     _meta_path(path).unlink(missing_ok=True)
-    images = boxes = 0
+    images = boxes = texts = 0
     tables = iter(tables)
     first = next(tables)
     with atomic_write(path) as temporary:
@@ -70,13 +71,14 @@ def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mappi
             for table in chain([first], tables):
                 images += table.num_rows
                 boxes += len(table["objects"].combine_chunks().flatten())
+                texts += len(table["captions"].combine_chunks().flatten())
                 rest = pa.concat_tables([rest, table]).combine_chunks()
                 whole = len(rest) - len(rest) % _ROWS_PER_BATCH
                 writer.write_table(rest.slice(0, whole), _ROWS_PER_BATCH)
                 rest = rest.slice(whole)
             writer.write_table(rest, _ROWS_PER_BATCH)
         digest = file_sha256(temporary)
-    described = {**meta(), "images": images, "boxes": boxes, "sha256": digest}
+    described = {**meta(), "images": images, "boxes": boxes, "texts": texts, "sha256": digest}
     write_text(_meta_path(path), json.dumps({**described, "checksum": fingerprint(described)}))
 
 

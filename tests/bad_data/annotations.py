@@ -112,7 +112,7 @@ _IMAGES: tuple[tuple[Any, ...], ...] = (
     ("a file name with half a surrogate pair", image(file_name="\ud800.png"), "error row"),
 )
 _BOXES: tuple[tuple[Any, ...], ...] = (
-    ("NaN in a box", box(bbox=[NAN, 1, 1, 1]), "counted", "^degenerate 1$"),
+    ("NaN in a box", box(bbox=[NAN, 1, 1, 1]), "counted", "^not_finite 1$"),
     ("a box of 1e308", box(bbox=[1e308, 1, 1e308, 1]), "counted", "^degenerate 1$"),
     ("a box of zero height", box(bbox=[10, 10, 5, 0]), "counted", "^degenerate 1$"),
     ("a box of three numbers", box(bbox=[1, 2, 3]), "counted", "^malformed 1$"),

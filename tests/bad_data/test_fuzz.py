@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -162,7 +163,8 @@ def test_clipped_boxes_are_inside_their_image_and_keep_their_relations(bboxes, e
     record, problems = Record("1", "d", "val", "1.jpg", 100, 60, boxes, relations=list(relations)), Counter[str]()
     clip_objects(record, problems)
     assert_valid([record], "val")
-    assert problems["degenerate"] == len(boxes) - len(record.objects)
+    assert problems["not_finite"] == sum(not all(map(math.isfinite, bbox)) for bbox in bboxes)
+    assert problems["degenerate"] + problems["not_finite"] == len(boxes) - len(record.objects)
     assert problems["relations_of_dropped_boxes"] == len(relations) - len(record.relations)
     for relation in record.relations:
         subject, object_ = (record.objects[end].category_id for end in (relation.subject, relation.object))

@@ -87,10 +87,12 @@ def test_the_page_has_plots_of_counts_also_where_nothing_has_a_confidence(tmp_pa
 def test_a_run_without_labels_says_so_in_all_forms(tmp_path):
     failed = scene("0")
     failed.fail("load", "gone")
-    for name, records in {"failed": [failed], "bare": [scene("0", objects=[])]}.items():
-        findings = assert_forms_agree(make_shards(tmp_path / name, records), tmp_path)["findings"]
+    bare = scene("0", objects=[])
+    nothing, boxless = "There are no relations or captions to check.", "1 of 17 health checks found problems."
+    for name, record, quality in (("failed", failed, nothing), ("bare", bare, boxless)):
+        findings = assert_forms_agree(make_shards(tmp_path / name, [record]), tmp_path)["findings"]
         texts = [each["text"] for each in findings if each["question"] == "How good is it?"]
-        assert texts == ["There are no relations or captions to check."]
+        assert texts == [quality]
         assert "bad" in [each["grade"] for each in findings if each["question"] == "Can I train on it?"]
 
 
