@@ -122,7 +122,8 @@ def certify(
     run: cli.StoredRun,
     precision: Annotated[float, cli.option("The precision to certify, such as 0.95.", min=0, max=1)],
     confidence: Annotated[float, cli.option("How sure the certificate is.", min=0, max=1)] = 0.95,
-    by: Annotated[Literal["predicate"] | None, cli.option("Certify each predicate by itself.")] = None,
+    by: Annotated[Literal["predicate"] | None, cli.option("Certify the relations of each predicate.")] = None,
+    each: Annotated[bool, cli.option("With --by: how sure each certificate is, not all together.", "--each")] = False,
     threshold: Annotated[float | None, cli.option("Minimum confidence. Default: as many as possible.")] = None,
     prediction: Annotated[_Prediction | None, cli.option("What predicts wrong relations. Default: by the run.")] = None,
     judgements: cli.JudgedFile = None,
@@ -150,7 +151,14 @@ def certify(
     if isinstance(run, Path) and RunFolder(run).is_locked:
         raise UserError(f"{run} is being written: certify it when it is finished, as more relations need another plan")
     certificate, groups, unanswered = continue_plan(
-        run, answers, precision=precision, confidence=confidence, by=by, threshold=threshold, prediction=prediction
+        run,
+        answers,
+        precision=precision,
+        confidence=confidence,
+        by=by,
+        each=each,
+        threshold=threshold,
+        prediction=prediction,
     )
     if certificate["sets"]:
         write_result_text(out or own.parent / CERTIFICATE, json.dumps(certificate, indent=2) + "\n")

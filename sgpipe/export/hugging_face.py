@@ -52,11 +52,14 @@ def certified_text(certificate: Mapping[str, Any]) -> str:
     """Return what a certificate promises, and its limits, in a sentence."""
     which = "of each predicate" if certificate["by"] else "of these relations"
     begun = certificate.get("plans_begun", 1)
-    together = f"; {begun} such plans were begun, each with this chance to be wrong" if begun > 1 else ""
+    plans = f"; {begun} such plans were begun, each with this chance to be wrong" if begun > 1 else ""
+    scope = ""
+    if certificate["by"]:
+        scope = ", of each by itself" if certificate.get("family") is None else ", of all of them together"
     return (
         f"People's answers to a random sample certify a precision {which} of at least {certificate['precision']:g} "
-        f"(confidence {certificate['confidence']:g}{', of each by itself' if certificate['by'] else ''}; of relations "
-        f"between two boxes, as these people see them; how many relations are missing is not certified{together})."
+        f"(confidence {certificate['confidence']:g}{scope}; of relations "
+        f"between two boxes, as these people see them; how many relations are missing is not certified{plans})."
     )
 
 

@@ -11,6 +11,10 @@ The bets are likelihood ratios of predicted error rates against the nearest rate
 (Grünwald, de Heide and Koolen 2024, Safe testing), and are fixed before a round. The score decides what is
 predicted and asked: a bad one costs answers, never validity. An open, unsure or disputed answer counts as wrong. More
 right answers never mean less capital, so it does not matter in which order, by whom and when questions are answered.
+
+A family of groups, such as all predicates, is controlled by Holm's (1979) procedure: the chance that anything at all is
+wrongly certified is at most α. The chance that a bet wins wrongly holds for the largest capital ever, so it may be
+looked at as often as people like, and Holm's procedure asks for no independence (see `family_confidence`).
 """
 
 from __future__ import annotations
@@ -126,6 +130,7 @@ class Standing:
         reached: the largest set with the precision; None: no set has it.
         tested: the set that is tested next; None: no test has started, or the set of all relations is reached.
         evidence: the capital of this test, which needs 1. started: how many tests have. rest: capital for other starts.
+        is_complete: whether a chain that starts with the strictest set has reached the largest, so each set has it.
     """
 
     reached: int | None
@@ -133,6 +138,7 @@ class Standing:
     evidence: float
     started: int
     rest: float
+    is_complete: bool
 
 
 def most_errors(relations: int, precision: float) -> int:
@@ -147,6 +153,7 @@ def evaluate(rounds: Sequence[Round], sizes: Sequence[int], precision: float, co
     """
     needed, reached, rest = -math.log(1 - confidence), None, 1.0
     tested, evidence, starts = None, 0.0, 0
+    is_complete = False
     for number, opening in enumerate(rounds):
         if opening.start is None:
             continue
@@ -157,9 +164,28 @@ def evaluate(rounds: Sequence[Round], sizes: Sequence[int], precision: float, co
             if found < needed:
                 break
             reached = tested if reached is None else max(reached, tested)
+            is_complete |= opening.start == 0 and tested == len(sizes) - 1
     if reached == len(sizes) - 1:  # a later chain may be open
         tested, evidence = None, 1.0
-    return Standing(reached, tested, evidence, starts, rest)
+    return Standing(reached, tested, evidence, starts, rest, is_complete)
+
+
+def family_confidence(confidence: float, sizes: Ints, is_complete: NDArray[np.bool_], total: int) -> Floats:
+    """Return the confidence that each group needs, so that all of a family hold together with `confidence`, `[groups]`.
+
+    Groups share the chance to be wrong in proportion to their relations. A complete group hands its share on to the
+    others: unless something is wrongly certified already, it is not one that can be.
+
+    Args:
+        confidence: of the family.
+        sizes: relations of each group, `[groups]`.
+        is_complete: as `Standing` has it, `[groups]`.
+        total: relations of the family, also of groups that are not among these.
+    """
+    complete = np.where(is_complete, sizes, 0)
+    waiting = total - (complete.sum() - complete)  # the group itself included
+    needed: Floats = 1 - (1 - confidence) * sizes / waiting
+    return needed
 
 
 def _best_capital(rounds: Sequence[Round], first: int, number: int, size: int, precision: float) -> float:

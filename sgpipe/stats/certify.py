@@ -9,7 +9,8 @@ import json
 import math
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -23,7 +24,7 @@ from pydantic import ValidationError
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, read_text
 from sgpipe.stats import certificates
-from sgpipe.stats.certificates import Group, Round, plan_round
+from sgpipe.stats.certificates import Group, Round, Standing, plan_round
 from sgpipe.stats.plans import Judged, PlanProgress
 from sgpipe.storage.index import Index, open_run
 from sgpipe.storage.judgements import (
@@ -96,6 +97,11 @@ class Population:
         named = sorted(zip(names.dictionary.to_pylist(), parts, strict=True), key=lambda part: (-len(part[1]), part[0]))
         return [Group.divide(n, rows, confidence[rows], prediction[rows], whole) for n, rows in named[:_GROUPS]]
 
+    @property
+    def family(self) -> int:
+        """The relations of all groups."""
+        return sum(group.sizes[-1] for group in self.groups)
+
     @cached_property
     def digest(self) -> str:
         sets = [(group.predicate, group.sizes, group.thresholds) for group in self.groups]
@@ -117,20 +123,31 @@ def _tuples(table: pa.Table) -> list[tuple[Any, ...]]:
     return list(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
+@dataclass
+class Answered:
+    """The rounds of a group, its latest settings, and the answers to its questions."""
+
+    latest: CertifiedGroup
+    rounds: list[Round] = field(default_factory=list)
+    answers: list[Judged | None] = field(default_factory=list)
+
+    def evaluate(self, settings: CertificateSettings, confidence: float) -> Standing:
+        return certificates.evaluate(self.rounds, self.latest.relations, settings.precision, confidence)
+
+
 class GroupProgress:
     """How far a group is: its rounds, the latest settings, and what the answers show.
 
     `more`: the answers it takes if as many are wrong as so far; None: too many. `fewest`: if no other one is wrong.
+    `confidence`: what its tests need, in a family more than the settings say.
     """
 
-    def __init__(
-        self, settings: CertificateSettings, parts: Sequence[tuple[CertifiedGroup, Round, list[Judged | None]]]
-    ) -> None:
-        self.settings, self.latest, self.predicate = settings, parts[-1][0], parts[-1][0].predicate
-        self.rounds: list[Round] = [own for _, own, _ in parts]
-        self.given = [answer for *_, own in parts for answer in own]
+    def __init__(self, settings: CertificateSettings, answered: Answered, confidence: float) -> None:
+        self.settings, self.confidence = settings, confidence
+        self.latest, self.predicate = answered.latest, answered.latest.predicate
+        self.rounds, self.given = answered.rounds, answered.answers
         sizes, allowed, last = self.latest.relations, 1 - settings.precision + certificates.TINY, self.rounds[-1]
-        self.standing = certificates.evaluate(self.rounds, sizes, settings.precision, settings.confidence)
+        self.standing = answered.evaluate(settings, confidence)
         tested = len(sizes) - 1 if self.standing.tested is None else self.standing.tested
         inside, odds = last.level <= tested, certificates.fit_rounds(self.rounds, allowed)
         evidence = self.standing.evidence
@@ -144,14 +161,20 @@ class GroupProgress:
         self.wrong = self.given.count("wrong") + self.given.count("unsure")
 
     @property
+    def is_finished(self) -> bool:
+        """Whether the largest set is certified."""
+        return self.standing.reached == len(self.latest.relations) - 1
+
+    @property
     def open(self) -> int:
-        """The open questions; none are asked once the largest set is certified."""
-        return 0 if self.standing.reached == len(self.latest.relations) - 1 else self.given.count(None)
+        """The open questions; none are asked of a finished group."""
+        return 0 if self.is_finished else self.given.count(None)
 
     def as_json(self) -> dict[str, Any]:
         """As plain values for JSON; `share`: how much of the evidence is there; `at_least`: `more` is `fewest`."""
-        standing, needed = self.standing, max(-math.log(1 - self.settings.confidence), certificates.TINY)
-        share = max(0.0, 1 + math.log(standing.evidence) / needed) if standing.evidence else 0.0
+        standing = self.standing
+        needed = -math.log(1 - self.confidence)
+        share = max(0.0, 1 + math.log(standing.evidence) / max(needed, certificates.TINY)) if standing.evidence else 0.0
         at_least = not self.wrong  # without a wrong answer, nothing tells how many there will be
         more = self.fewest if at_least else self.more
         certified = 0 if standing.reached is None else self.latest.relations[standing.reached]
@@ -173,7 +196,8 @@ class GroupProgress:
             size, of = self.latest.relations[number], count(self.latest.relations[-1], "relation")
             return f"{size:,} of {of} (confidence {self.latest.thresholds[number]:g} or more)"
 
-        promise = f"a precision of {settings.precision:g} or more ({settings.confidence:.4g} confidence)"
+        confidence = f"{settings.confidence:.4g} confidence{settings.scope}"
+        promise = f"a precision of {settings.precision:g} or more ({confidence})"
         judged = len(self.given) - self.given.count(None)
         if standing.reached is not None:
             yield f"certified, {named}: {those(standing.reached)} have {promise}, by {count(judged, 'answer')}"
@@ -195,7 +219,7 @@ class GroupProgress:
 
 def population_of(index: Index, settings: CertificateSettings) -> Population:
     """Return the population, and keep the latest."""
-    return _keep_population(index, settings.model_copy(update={"population": None}))
+    return _keep_population(index, settings.model_copy(update={"population": None, "family": None}))
 
 
 _keep_population = lru_cache(maxsize=1)(Population)
@@ -211,27 +235,59 @@ def _part(plan: SamplingPlan) -> CertificateRound:
 
 
 def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None, GroupProgress]:
-    found: defaultdict[str | None, list[tuple[CertifiedGroup, Round, list[Judged | None]]]] = defaultdict(list)
+    """Return how far each group is about which questions were asked, by its predicate."""
+    groups: dict[str | None, Answered] = {}
     for plan in plans:
-        answers = PlanProgress(plan, log)
+        progress = PlanProgress(plan, log)
         for group in _part(plan).groups:
-            numbers = [at for at, stratum in enumerate(plan.strata) if stratum.predicate == group.predicate]
-            cells, own = [plan.strata[at] for at in numbers], np.flatnonzero(np.isin(answers.stratum, numbers))
-            given = [answers.given[at] for at in own.tolist()]
-            round_ = Round(
-                level=np.array([cell.level for cell in cells], np.int64),
-                scores=np.array([cell.scores for cell in cells], np.float64),
-                left=np.array([cell.relations for cell in cells], np.float64),
-                weight=np.array([cell.weight for cell in cells], np.float64),
-                slopes=np.array(group.odds[1:]),
-                start=group.start,
-                capital=group.capital,
-                asked=np.searchsorted(numbers, answers.stratum[own]),
-                wrong=~answers.right[own],
-                is_open=np.array([each is None for each in given], bool),
-            )
-            found[group.predicate].append((group, round_, given))
-    return {name: GroupProgress(_part(plans[0]).settings, parts) for name, parts in found.items()}
+            answered = groups.setdefault(group.predicate, Answered(group))
+            answered.latest = group
+            _add_round(answered, plan, progress)
+    if not groups:
+        return {}
+    settings = _part(plans[0]).settings
+    confidences = _confidences(settings, list(groups.values()))
+    return {
+        name: GroupProgress(settings, answered, confidence)
+        for (name, answered), confidence in zip(groups.items(), confidences, strict=True)
+    }
+
+
+def _add_round(answered: Answered, plan: SamplingPlan, progress: PlanProgress) -> None:
+    group = answered.latest
+    numbers = [number for number, stratum in enumerate(plan.strata) if stratum.predicate == group.predicate]
+    cells = [plan.strata[number] for number in numbers]
+    questions = np.flatnonzero(np.isin(progress.stratum, numbers))
+    answers = [progress.given[question] for question in questions.tolist()]
+    round_ = Round(
+        level=np.array([cell.level for cell in cells], np.int64),
+        scores=np.array([cell.scores for cell in cells], np.float64),
+        left=np.array([cell.relations for cell in cells], np.float64),
+        weight=np.array([cell.weight for cell in cells], np.float64),
+        slopes=np.array(group.odds[1:]),
+        start=group.start,
+        capital=group.capital,
+        asked=np.searchsorted(numbers, progress.stratum[questions]),
+        wrong=~progress.right[questions],
+        is_open=np.array([answer is None for answer in answers], bool),
+    )
+    answered.rounds.append(round_)
+    answered.answers += answers
+
+
+def _confidences(settings: CertificateSettings, groups: Sequence[Answered]) -> list[float]:
+    """Return the confidence that each group needs; in a family, groups that are complete make it less for others."""
+    if settings.family is None:
+        return [settings.confidence] * len(groups)
+    sizes = np.array([answered.latest.relations[-1] for answered in groups])
+    is_complete = np.zeros(len(groups), bool)
+    while True:
+        needed = certificates.family_confidence(settings.confidence, sizes, is_complete, settings.family).tolist()
+        standings = [answered.evaluate(settings, each) for answered, each in zip(groups, needed, strict=True)]
+        now_complete = np.array([standing.is_complete for standing in standings])
+        if (now_complete == is_complete).all():
+            return needed
+        is_complete = now_complete
 
 
 # A group, the cells of it that are drawn from, as numbers and as strata, and how many relations are asked about.
@@ -313,6 +369,8 @@ def _check_rounds(
 ) -> NDArray[np.bool_]:
     """Draw the rounds of a plan again; return which rows they ask about. Raises UserError: they differ."""
     groups = {group.predicate: group for group in population.groups}
+    if settings.family not in (None, population.family):
+        raise UserError(f"{population.root} {_CHANGED}")
     taken = np.zeros(len(population.table), bool)
     spent: defaultdict[str | None, float] = defaultdict(float)
     for number, (plan, rows) in enumerate(zip(plans, population.rows_of(plans), strict=True)):
@@ -396,14 +454,40 @@ def usual_prediction(index: Index) -> Literal["vlm_score", "clip_score", "confid
     return "vlm_score" if index.has_vlm_scores else "clip_score" if index.scored else "confidence"
 
 
-def settings_for(index: Index, **values: Any) -> CertificateSettings:
-    """Return settings, by default with the `usual_prediction`. Raises UserError: invalid, or as `Population`."""
+def settings_for(index: Index, each: bool = False, **values: Any) -> CertificateSettings:
+    """Return settings, by default with the `usual_prediction`.
+
+    Args:
+        index: of the run.
+        each: whether the confidence is that of each predicate by itself, not of all together.
+        values: of `CertificateSettings`.
+
+    Raises:
+        UserError: a value is invalid, or as `Population`.
+    """
     values["prediction"] = values.get("prediction") or usual_prediction(index)
     try:
         settings = CertificateSettings.model_validate(values)
     except ValidationError as error:
         raise UserError(describe_invalid(error)) from None
-    return settings.model_copy(update={"population": population_of(index, settings).digest})
+    if each and settings.by is None:
+        raise UserError("--each is an option of --by predicate: pass both, or leave it out")
+    population = population_of(index, settings)
+    family = population.family if settings.by is not None and not each else None
+    return settings.model_copy(update={"population": population.digest, "family": family})
+
+
+def _confidences_of(
+    population: Population, settings: CertificateSettings, progress: Mapping[str | None, GroupProgress]
+) -> dict[str | None, float]:
+    """Return the confidence that each group needs, also of those without questions so far."""
+    names = [group.predicate for group in population.groups]
+    if settings.family is None:
+        return dict.fromkeys(names, settings.confidence)
+    sizes = np.array([group.sizes[-1] for group in population.groups])
+    is_complete = np.array([name in progress and progress[name].standing.is_complete for name in names])
+    needed = certificates.family_confidence(settings.confidence, sizes, is_complete, settings.family)
+    return dict(zip(names, needed.tolist(), strict=True))
 
 
 def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: str) -> SamplingPlan | None:
@@ -417,6 +501,7 @@ def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: s
         return plans[-1]
     population = population_of(index, settings)
     taken = _check_rounds(population, settings, plans)
+    confidences = _confidences_of(population, settings, progress)
 
     def urgency(group: Group) -> tuple[bool, int]:
         own = progress.get(group.predicate)
@@ -427,7 +512,7 @@ def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: s
     for group in sorted(population.groups, key=urgency):
         rounds = progress[group.predicate].rounds if group.predicate in progress else []
         left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level)).astype(np.float64)
-        planned = plan_round(rounds, group, left, settings.precision, settings.confidence)
+        planned = plan_round(rounds, group, left, settings.precision, confidences[group.predicate])
         if planned is None or len(parts) == _AT_ONCE:
             continue
         round_, cells, odds = planned

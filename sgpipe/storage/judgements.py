@@ -160,8 +160,9 @@ class CertifiedGroup(Strict):
 class CertificateSettings(Strict):
     """What is to be certified: the precision of relations with at least the threshold, with a confidence.
 
-    `by` predicate: of each by itself. `prediction`: the column that predicts which are wrong. `population`: a digest of
-    the sets of relations, so that a run that has changed has another plan.
+    `by` predicate: of the relations of each; `family`: how many relations share the confidence, None: it is of each by
+    itself. `prediction`: the column that predicts which are wrong. `population`: a digest of the sets of relations, so
+    that a run that has changed has another plan.
     """
 
     precision: Annotated[float, Field(gt=0, le=1)]
@@ -170,12 +171,21 @@ class CertificateSettings(Strict):
     threshold: _Confidence | None = None
     prediction: Literal["vlm_score", "clip_score", "confidence", "none"] = "confidence"
     population: str | None = None
+    family: Annotated[int, Field(gt=0)] | None = None
 
     @property
     def id(self) -> str:
         """The name of the plan, which all of its rounds begin with."""
-        values = self.model_dump_json(exclude={"population"} if self.population is None else None)
+        absent = {name for name in ("population", "family") if getattr(self, name) is None}
+        values = self.model_dump_json(exclude=absent)
         return CERTIFICATE_PLAN + hashlib.sha256(values.encode()).hexdigest()[:12]
+
+    @property
+    def scope(self) -> str:
+        """What the confidence is of, in words, after it; empty if it is of one set of relations."""
+        if self.by is None:
+            return ""
+        return ", each predicate by itself" if self.family is None else ", all predicates together"
 
 
 class CertificateRound(Strict):
@@ -314,9 +324,7 @@ Conflicts = Literal["majority", "latest", "drop"]
 class RelationState(NamedTuple):
     """What people say about a relation now: the latest judgement of each person, those taken back left out.
 
-    One rule holds wherever answers of several people meet: what a person says counts only if more people say it than
-    all else together. Who is unsure says something else. Every change says that the relation is not right as it is.
-
+    What a person says counts only if more people say it than all else together. Who is unsure says something else.
     `addition`: whether somebody's addition of a relation that the run lacks stands, even if the same person has judged
     it since, or all were taken back. None: nobody added it.
     """
@@ -343,10 +351,9 @@ class RelationState(NamedTuple):
         Certificates and estimates of precision count a relation without a verdict as wrong.
         """
         right = sum(self.key in outcome for outcome in self.outcomes)
-        wrong = len(self.outcomes) - right
         if self._is_majority(right):
             return "right"
-        return "wrong" if self._is_majority(wrong) else None
+        return "wrong" if self._is_majority(len(self.outcomes) - right) else None
 
     def _is_majority(self, persons: int) -> bool:
         return 2 * persons > len(self.judgements)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
-from sgpipe.stats.certificates import Round, evaluate, gains, most_errors
+from sgpipe.stats.certificates import Round, evaluate, family_confidence, gains, most_errors
 from sgpipe.stats.certify import extend
 from sgpipe.storage.index import open_run
 from sgpipe.storage.judgements import CERTIFICATE, JUDGEMENTS, JudgementLog
@@ -184,6 +184,48 @@ def test_before_an_answer_is_wrong_the_fewest_answers_are_told(copy):
     (root / JUDGEMENTS).unlink()
     assert not certify(root, right, *options, decide=lambda _: "wrong", rounds=1)
     assert "if as many are wrong as so far (25 of 25)" in invoke("certify", root, *options, code=1).output
+
+
+@given(st.lists(st.tuples(st.integers(1, 5000), st.booleans()), min_size=1, max_size=30), st.integers(0, 5000))
+def test_groups_that_can_be_wrong_share_the_chance_to_be_wrong(groups, others):
+    """Whichever groups are complete: the chances of all others add up to that of the family."""
+    sizes = np.array([size for size, _ in groups])
+    is_complete = np.array([complete for _, complete in groups])
+    chances = 1 - family_confidence(0.95, sizes, is_complete, int(sizes.sum()) + others)
+    shared = chances[~is_complete].sum()
+    rest = sizes[~is_complete].sum() + others
+    assert shared == pytest.approx(0.05 * sizes[~is_complete].sum() / rest if rest else 0)
+    assert (chances <= 0.05 + 1e-12).all()
+    fewer = 1 - family_confidence(0.95, sizes, np.zeros(len(sizes), bool), int(sizes.sum()) + others)
+    assert (chances >= fewer - 1e-12).all()
+
+
+def test_predicates_hold_together_unless_each_is_asked_for(copy):
+    """A family takes more answers, says so, and is verified; smaller ones than the run has are refused."""
+    root, right = copy
+    answers = {}
+    for options, says, family in (
+        (("--each",), "each predicate by itself", None),
+        ((), "all predicates together", 2703),
+    ):
+        command = ("--precision", "0.8", "--by", "predicate", "--threshold", "0.7", *options)
+        assert certify(root, right, *command)
+        certificate = json.loads((root / CERTIFICATE).read_text())
+        [kept] = certificate["sets"]
+        assert (kept["predicate"], certificate["by"]) == ("on", "predicate")
+        assert (certificate["family"] is None) == (family is None)
+        answers[says] = sum(kept["answers"].values())
+        assert f"(0.95 confidence, {says})" in invoke("certify", root, *command).output
+        invoke("verify", root)
+        (root / JUDGEMENTS).rename(root / "before")
+    assert answers["all predicates together"] > answers["each predicate by itself"]
+    (root / "before").rename(root / JUDGEMENTS)
+    family = certificate["family"]
+    for file in (root / JUDGEMENTS, root / CERTIFICATE):
+        text = file.read_text()
+        file.write_text(text.replace(f'"family":{family}', '"family":1').replace(f'"family": {family}', '"family": 1'))
+    assert "has changed since" in " ".join(invoke("verify", root, code=1).output.split())
+    assert "--each is an option of --by" in invoke("certify", root, "--precision", "0.8", "--each", code=2).output
 
 
 def test_a_predicate_of_three_relations(copy):

@@ -301,12 +301,15 @@ def test_a_certificate_goes_on_round_after_round(client, tmp_path):
 
 def test_the_command_of_a_certificate_has_all_settings_that_are_not_usual(client, index, tmp_path):
     log = JudgementLog(tmp_path / JUDGEMENTS, index.fingerprint)
-    for changes in ({}, {"confidence": 0.99, "threshold": 0.1, "by": "predicate", "prediction": "none"}):
+    unusual = {"confidence": 0.99, "threshold": 0.1, "by": "predicate", "prediction": "none"}
+    for changes in ({}, unusual, {"by": "predicate", "each": True}):
         extend(index, settings_for(index, precision=0.9, **changes), log, "anna")
     page = client.get("/judge").text
-    titles = ["(0.95 confidence)", "(0.99 confidence), by predicate, of relations of confidence 0.1 or more"]
+    titles = ["(0.95 confidence)"]
+    titles.append("(0.99 confidence, all predicates together), of relations of confidence 0.1 or more")
+    titles.append("(0.95 confidence, each predicate by itself)")
     assert re.findall("<h2>A certificate: precision 0.9 (.*)</h2>", page) == titles
-    options = ["", " --confidence 0.99 --by predicate --threshold 0.1 --prediction none"]
+    options = ["", " --confidence 0.99 --by predicate --threshold 0.1 --prediction none", " --by predicate --each"]
     assert re.findall("<code>sgpipe certify RUN --precision 0.9(.*)</code>", page) == options
 
 
