@@ -6,7 +6,7 @@ export SGPIPE_ORACLE ?= $(if $(ORACLE),$(abspath $(ORACLE)))
 export HF_HUB_OFFLINE ?= 1
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: install demo miniworld-models parser-model experiments experiment test test-integration test-all test-soak test-simulated-gpu label-studio transformers-serve lint lint-github format docs bench gpu-check clean
+.PHONY: install demo miniworld-models parser-model layout-model experiments experiment test test-integration test-all test-soak test-simulated-gpu label-studio transformers-serve lint lint-github format docs bench gpu-check clean
 
 install: .venv/.installed
 
@@ -29,6 +29,10 @@ miniworld-models: install
 # The learned parser, from scratch, of FACTUAL's captions (make parser-model DATA=train.csv.gz): ten minutes on one core.
 parser-model: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.parser.train $(DATA) --out build/parser-model
+
+# The layout model, from V-COCO's interactions (make layout-model DATA=vcoco_layout INSTANCES=instances_train2014.json).
+layout-model: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m experiments.layout $(DATA) --instances $(INSTANCES) --out build/layout-model
 
 # The claims of the paper in miniature: hours, in pieces of any length (ARGS="--minutes 60"); see docs/experiments.md.
 experiments: install

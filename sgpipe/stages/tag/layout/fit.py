@@ -16,6 +16,8 @@ from sgpipe.stages.tag.layout.geometry import describe
 from sgpipe.stages.tag.layout.model import CLIPPED, LayoutModel
 from sgpipe.stages.tag.layout.scene import UNKNOWN, FloatArray, ImageLayout, IntArray, Scene
 
+_MIN_DEVIATION = 1e-3  # of a feature; those that never change are not blown up
+
 
 @dataclass(frozen=True)
 class LayoutExample:
@@ -37,7 +39,8 @@ class LayoutSettings:
     """Settings of a training.
 
     Attributes:
-        seed: of weights, order and dropout
+        seed: of weights, order and dropout; the networks have this one and the next ones
+        networks: whose mean probabilities are the model's
         epochs: how often each image is seen
         batch: images of a step
         learning_rate: the highest one
@@ -50,14 +53,15 @@ class LayoutSettings:
     """
 
     seed: int = 0
-    epochs: int = 12
+    networks: int = 3
+    epochs: int = 18
     batch: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     width: int = 48
-    dropout: float = 0.1
+    dropout: float = 0.15
     class_dropout: float = 0.05
-    actions_weight: float = 0.3
+    actions_weight: float = 0.6
     average: float = 0.998
 
 
@@ -221,24 +225,34 @@ class Fitter:
         self.settings = settings
         if self.table.targets[:, 0].all():
             raise UserError("every candidate pair interacts: the layout model needs pairs that do nothing, too")
-        self.mean = self.table.features.mean(axis=0)
-        self.scale = 1 / np.maximum(self.table.features.std(axis=0), 1e-3)
+        self.standardise()
         scaled = np.clip((self.table.features - self.mean) * self.scale, -CLIPPED, CLIPPED)
         self._features = torch.from_numpy(scaled)
         self._targets = torch.from_numpy(self.table.targets)
         self._weights = torch.from_numpy(self.table.weights)
 
+    def standardise(self) -> None:
+        """Set what is taken off the features, and by what they are multiplied then."""
+        self.mean = _rounded(self.table.features.mean(axis=0))
+        self.scale = _rounded(1 / np.maximum(self.table.features.std(axis=0), _MIN_DEVIATION))
+
+    def make_network(self) -> LayoutNetwork:
+        """Return a network with random weights."""
+        classes, outputs = len(self.vocabulary.classes), 1 + len(self.vocabulary.actions)
+        return LayoutNetwork(self._features.shape[1], classes, outputs, self.settings)
+
     def fit(self) -> LayoutModel:
-        """Train the network and return it as a model."""
-        settings = self.settings
-        generator = torch.Generator().manual_seed(settings.seed)
+        """Train the networks and return them as a model."""
+        seeds = range(self.settings.seed, self.settings.seed + self.settings.networks)
+        return to_model([self._network(seed) for seed in seeds], self.mean, self.scale, self.vocabulary)
+
+    def _network(self, seed: int) -> dict[str, Tensor]:
+        """Train a network and return its weights, rounded as they are saved."""
+        generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            classes, outputs = len(self.vocabulary.classes), 1 + len(self.vocabulary.actions)
-            network = LayoutNetwork(self._features.shape[1], classes, outputs, settings)
-            average = self._train(network, generator)
-        average = {name: value.half().float() for name, value in average.items()}  # as it is saved
-        return to_model(average, self.mean, self.scale, self.vocabulary)
+            torch.manual_seed(seed)
+            average = self._train(self.make_network(), generator)
+        return {name: value.half().float() for name, value in average.items()}
 
     def _train(self, network: LayoutNetwork, generator: torch.Generator) -> dict[str, Tensor]:
         """Train, and return the moving average of the weights."""
@@ -284,18 +298,27 @@ class Fitter:
         return total / len(images)
 
 
-def to_model(weights: Mapping[str, Tensor], mean: FloatArray, scale: FloatArray, vocabulary: Vocabulary) -> LayoutModel:
-    """Return a network as a model.
+def to_model(
+    networks: Sequence[Mapping[str, Tensor]], mean: FloatArray, scale: FloatArray, vocabulary: Vocabulary
+) -> LayoutModel:
+    """Return networks as a model.
 
     Args:
-        weights: the state of a `LayoutNetwork`
+        networks: states of `LayoutNetwork`
         mean: [features] what is taken off the features
         scale: [features] by what they are multiplied then
         vocabulary: of the classes and outputs
     """
-    arrays = {name: value.numpy() for name, value in weights.items()}
-    arrays |= {"mean": mean, "scale": scale}
+    arrays: dict[str, FloatArray] = {}
+    for number, weights in enumerate(networks):
+        arrays |= {f"{number}.{name}": value.numpy() for name, value in weights.items()}
+        arrays |= {f"{number}.mean": mean, f"{number}.scale": scale}
     return LayoutModel(arrays, vocabulary.classes, vocabulary.subject_classes, vocabulary.actions)
+
+
+def _rounded(values: FloatArray) -> FloatArray:
+    """Round to half precision, in which they are saved."""
+    return values.astype(np.float16).astype(np.float32)
 
 
 @contextmanager

@@ -68,12 +68,12 @@ class LayoutModel:
         self.actions = tuple(actions)
         self.subject_classes = tuple(subject_classes)
         self.classes = tuple(classes)
-        self._weights = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
+        self._weights = dict(weights)
+        self._networks = _networks(weights)
         self._numbers = {name: number for number, name in enumerate(classes, start=1)}
         self._subjects = {self._numbers[name] for name in subject_classes}
         self._matcher = HeadMatcher(packaged_synonyms("coco"), classes)
         self._known = lru_cache(_CACHED_CLASSES)(self._class_number)
-        self._gemm = NumpyOps().gemm  # its rows do not depend on the other rows, bit for bit
 
     @classmethod
     def load(cls, folder: Path | None = None) -> LayoutModel:
@@ -93,9 +93,9 @@ class LayoutModel:
                 )
             weights = load_file(folder / MODEL)
             model = cls(weights, config["classes"], config["subject_classes"], config["actions"])
+            model._check_shapes(folder)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as reason:
             raise UserError(f"layout model {folder} cannot be read: {first_line(reason)}") from None
-        model._check_shapes(folder)
         return model
 
     def save(self, folder: Path) -> None:
@@ -130,8 +130,7 @@ class LayoutModel:
         shaped = [np.asarray(own, np.int64).reshape(-1, 2) for own in pairs]
         counts = [len(own) for own in shaped]
         joined = np.concatenate(shaped) + np.repeat(scene.starts[:-1], counts)[:, None]
-        logits = self._logits(scene, joined)
-        probabilities = _sigmoid(logits)
+        probabilities = self._probabilities(scene, joined)
         probabilities[~scene.is_subject[joined[:, 0]] | (joined[:, 0] == joined[:, 1])] = 0
         parts = np.split(probabilities, np.cumsum(counts)[:-1])
         return [PairScores(part[:, 0], part[:, 1:]) for part in parts]
@@ -147,40 +146,70 @@ class LayoutModel:
         match = next((known for known in self._matcher.classes(name, "") if known in self._numbers), None)
         return UNKNOWN if match is None else self._numbers[match]
 
-    def _logits(self, scene: Scene, pairs: IntArray) -> FloatArray:
-        """Return `[pairs, 1 + actions]`; rows of pairs whose subject cannot be one are not filled."""
-        logits = np.zeros((len(pairs), 1 + len(self.actions)), np.float32)
-        blocks = list(scene.blocks(_ROWS))
-        if not blocks or not len(pairs):
-            return logits
-        rivals = Rivals(scene, self._weights["describe.1.weight"].shape[0])
-        for subjects in blocks:
-            rows = scene.rows_of(subjects)
-            hidden = self._describe(scene, rows)
-            if len(hidden):
-                rivals.add(rows, hidden)
-        for subjects in blocks:
-            if len(blocks) > 1:
-                rows = scene.rows_of(subjects)
-                hidden = self._describe(scene, rows)
-            asked, positions = _positions(scene, subjects, pairs)
-            if len(asked) == 0:
-                continue
-            logits[asked] = self._decide(scene, rows, hidden, rivals, positions)
-        return logits
+    def _probabilities(self, scene: Scene, pairs: IntArray) -> FloatArray:
+        """Return `[pairs, 1 + actions]`, the mean of all networks; rows of pairs without a subject are not filled."""
+        total = np.zeros((len(pairs), 1 + len(self.actions)), np.float32)
+        subjects = list(scene.blocks(_ROWS))
+        if not len(pairs) or not subjects or not scene.others_of(subjects[0]).any():
+            return total
+        only = Block.of(scene, subjects[0]) if len(subjects) == 1 else None
+        for network in self._networks:
+            rivals = Rivals(scene, network.width)
+            for some in subjects:
+                block = only or Block.of(scene, some)
+                hidden = network.describe(block)
+                rivals.add(block.rows, hidden)
+            for some in subjects:
+                if only is None:
+                    block = Block.of(scene, some)
+                    hidden = network.describe(block)
+                asked, positions = _positions(scene, some, pairs)
+                if len(asked):
+                    compared = rivals.beside(block.rows, hidden, positions)
+                    total[asked] += _sigmoid(network.decide(compared, block.classes[positions]))
+        return total / np.float32(len(self._networks))
 
-    def _describe(self, scene: Scene, rows: Rows) -> FloatArray:
-        """The first part of the network: `[rows, width]`."""
-        features = (describe(scene, rows) - self._weights["mean"]) * self._weights["scale"]
-        features = np.clip(features, -CLIPPED, CLIPPED)
-        hidden = self._linear("describe.0", features) + self._weights["object.weight"][scene.classes[rows.objects]]
+    def _check_shapes(self, folder: Path) -> None:
+        """Raise UserError unless the weights fit the lists of classes and actions."""
+        outputs = self._weights["0.decide.2.weight"].shape[0]
+        classes = self._weights["0.object.weight"].shape[0]
+        if (outputs, classes) != (1 + len(self.actions), 1 + len(self.classes)):
+            raise UserError(f"layout model {folder} cannot be read: {MODEL} and {CONFIG} are not of the same model")
+
+
+@dataclass(frozen=True)
+class Block:
+    """All candidate pairs of some subjects. `features`: [rows, features]; `classes`: [rows] of the objects."""
+
+    rows: Rows
+    features: FloatArray
+    classes: IntArray
+
+    @classmethod
+    def of(cls, scene: Scene, subjects: IntArray) -> Block:
+        rows = scene.rows_of(subjects)
+        return cls(rows, describe(scene, rows), scene.classes[rows.objects])
+
+
+class Network:
+    """A network with its weights, which are named as in `fit.LayoutNetwork`."""
+
+    def __init__(self, weights: Mapping[str, FloatArray]) -> None:
+        self._weights = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
+        self._gemm = NumpyOps().gemm  # its rows do not depend on the other rows, bit for bit
+        self.width = self._weights["describe.1.weight"].shape[0]
+
+    def describe(self, block: Block) -> FloatArray:
+        """The first part: `[rows, width]`."""
+        features = (block.features - self._weights["mean"]) * self._weights["scale"]
+        hidden = self._linear("describe.0", np.clip(features, -CLIPPED, CLIPPED))
+        hidden += self._weights["object.weight"][block.classes]
         return np.maximum(self._linear("describe.1", np.maximum(hidden, 0)), 0)
 
-    def _decide(self, scene: Scene, rows: Rows, hidden: FloatArray, rivals: Rivals, positions: IntArray) -> FloatArray:
-        """The second part of the network, for the rows at these positions: `[positions, 1 + actions]`."""
-        compared = rivals.beside(rows, hidden, positions)
-        classes = scene.classes[rows.objects[positions]]
-        state = self._linear("decide.0", compared) + self._weights["object_again.weight"][classes]
+    def decide(self, compared: FloatArray, classes: IntArray) -> FloatArray:
+        """The second part: logits `[pairs, 1 + actions]` of what `Rivals.beside` returns and classes of objects."""
+        state = self._linear("decide.0", compared)
+        state += self._weights["object_again.weight"][classes]
         state = np.maximum(self._linear("decide.1", np.maximum(state, 0)), 0)
         return self._linear("decide.2", state)
 
@@ -188,13 +217,6 @@ class LayoutModel:
         weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
         product: FloatArray = np.asarray(self._gemm(np.ascontiguousarray(rows), weight, trans2=True))
         return np.add(product, bias, out=product)
-
-    def _check_shapes(self, folder: Path) -> None:
-        """Raise UserError unless the weights fit the lists of classes and actions."""
-        outputs = self._weights.get("decide.2.weight", np.zeros((0, 0))).shape[0]
-        classes = self._weights.get("object.weight", np.zeros((0, 0))).shape[0]
-        if (outputs, classes) != (1 + len(self.actions), 1 + len(self.classes)):
-            raise UserError(f"layout model {folder} cannot be read: {MODEL} and {CONFIG} are not of the same model")
 
 
 @dataclass(frozen=True)
@@ -272,6 +294,15 @@ class Rivals:
             self._image_total[images] / self._image_count[images],
         ]
         return np.concatenate(parts, axis=1)
+
+
+def _networks(weights: Mapping[str, FloatArray]) -> list[Network]:
+    """Return the networks of a model, whose weights begin with their numbers."""
+    members: dict[str, dict[str, FloatArray]] = {}
+    for name, value in weights.items():
+        number, _, own = name.partition(".")
+        members.setdefault(number, {})[own] = value
+    return [Network(members[number]) for number in sorted(members)]
 
 
 def _groups(layouts: Sequence[ImageLayout]) -> Iterator[tuple[int, int]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sgpipe.errors import UserError
 from sgpipe.stages.tag.layout import ImageLayout, LayoutModel
@@ -13,7 +14,7 @@ from sgpipe.stages.tag.layout import model as layout_model
 from sgpipe.stages.tag.layout.fit import LayoutExample, LayoutSettings, fit_layout
 from sgpipe.stages.tag.layout.model import CONFIG, MODEL, VERSION, WEIGHTS
 
-FAST = LayoutSettings(epochs=15, batch=16, width=8, average=0.9)
+FAST = LayoutSettings(networks=2, epochs=15, batch=16, width=8, average=0.9)
 
 
 def layout(boxes: list[list[float]], classes: list[str], width: float = 640, height: float = 480) -> ImageLayout:
@@ -133,6 +134,9 @@ class TestLoad:
             assert str(tmp_path) in str(error.value)
             assert "\n" not in str(error.value)
         (tmp_path / CONFIG).write_text(json.dumps(config))
+        save_file({"0.mean": np.zeros(3, np.float16)}, tmp_path / MODEL)
+        with pytest.raises(UserError, match="cannot be read"):
+            LayoutModel.load(tmp_path)
         (tmp_path / MODEL).write_bytes(weights[:-100])
         with pytest.raises(UserError, match="cannot be read"):
             LayoutModel.load(tmp_path)
@@ -186,7 +190,7 @@ class TestFit:
         with torch.no_grad():
             features = torch.from_numpy(table.features * scale).clamp(-6, 6)
             expected = torch.sigmoid(network(features, Batch(table, rows)))
-        model = to_model(network.state_dict(), 0 * scale, scale, vocabulary)
+        model = to_model([network.state_dict()], 0 * scale, scale, vocabulary)
         images = [example.layout for example in examples]
         scores = model.score_many(images, [np.array([[0, 1], [0, 2]])] * len(images))
         np.testing.assert_allclose(np.concatenate([one.interacts for one in scores]), expected[:, 0], rtol=1e-4)
