@@ -72,6 +72,8 @@ CASES: dict[str, str] = {
     f"import vg --annotations DIR/coco/instances_val.json {IMPORT}": "instances_val.json",
     f"import coco --annotations DIR/array.json {IMPORT}": "DIR/array.json",
     f"import hico --annotations DIR/empty.json {IMPORT}": "DIR/empty.json",
+    f"{COCO.replace('coco/images', 'hollow').replace('coco/instances_val', 'broken')} --tagger none --split val":
+        "DIR/hollow contains no images",
     "stats DIR/damaged": "damaged",
     "export DIR/lost --to coco --out DIR/out": "lost/data/",
     # Values of options
@@ -137,6 +139,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     contents = {"broken.json": "{", "array.json": "[1]", "empty.json": "", "broken.yaml": "tag: [1"}
     for name, content in {**contents, "typo.yaml": "tag: {treshold: 0.1}"}.items():
         (folder / name).write_text(content)
+    (folder / "hollow/inner").mkdir(parents=True)
+    (folder / "hollow/inner/notes.txt").touch()
     (folder / "bert").mkdir()
     (folder / "bert/config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.MonkeyPatch.context() as patch:
@@ -157,3 +161,11 @@ def test_bad_input_is_one_line_that_names_it(files: Path, tmp_path: Path, words:
     assert "Traceback" not in result.output
     assert "SECRET" not in result.output
     assert not list(out.rglob("*.parquet"))
+
+
+def test_an_import_without_images_is_told_before_its_annotations_are_read(files: Path, tmp_path: Path) -> None:
+    words = ["import", "coco", "--annotations", files / "broken.json", "--images", files / "hollow", "--split", "val"]
+    result = CliRunner().invoke(app, [*map(str, words), "--out", str(tmp_path / "out")])
+    note, *_, error = result.stderr.splitlines()
+    assert note.startswith(f"NOTE: {files / 'hollow'} contains no images")
+    assert "broken.json" in error

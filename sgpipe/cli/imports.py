@@ -285,9 +285,13 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
 
     @functools.wraps(function)
     def run(data: AnnotationOptions | HubOptions, **options: Any) -> None:
+        from sgpipe.files.image_roots import has_images
         from sgpipe.generation.metrics import print_summary
         from sgpipe.sources.import_run import import_annotations
 
+        if data.images and not has_images(data.images):  # said before the annotations are read, which may take long
+            later = "other commands find them with --images"
+            cli.say(f"NOTE: {data.images} contains no images; if they are elsewhere, {later}")
         found = function(data, **options)
         source, images = found if isinstance(found, tuple) else (found, data.images or "")
         how = {name: getattr(data, name) for name in ("embed", "limit", "retry_failed", "boxes")}

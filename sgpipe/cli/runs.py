@@ -67,7 +67,7 @@ def stats(
         ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
         found = audit.audit(database, least, ground_truth, judgements, target, before, probabilities)
         if not cli.printed_json(json_, found.as_dict()):
-            report.print_tables(found, console.output())
+            report.print_audit(found, console.output())
         sampled = (database, shown, least, images, probabilities)
         if html is not None:
             drawn, lost = report.write_report(html, found, report.open_samples(*sampled), least)

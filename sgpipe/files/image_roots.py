@@ -40,7 +40,7 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.prefetch import prefetch
 
 __all__ = ["ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
-__all__ += ["absolute", "check_images", "existing_images", "image_root", "located"]
+__all__ += ["absolute", "check_images", "existing_images", "has_images", "image_root", "located"]
 
 ImagePlace = str | Path | StorePath | ImageRoot
 ARCHIVES = (".zip", ".tar")
@@ -338,6 +338,20 @@ def check_images(location: ImagePlace) -> None:
             raise UserError(f"{text} is a file, not a folder of images or an archive of them (.zip, .tar)")
     elif not _SHARDS.search(Path(text).name) and not RunRoot.is_named(text):
         existing_folder(Path(text))
+
+
+def has_images(location: ImagePlace) -> bool:
+    """Return whether a folder has an image or an archive at any depth; only the first one is looked for.
+
+    Of anything but a folder on this machine, True: it is not looked into.
+    """
+    text = located(location)
+    if is_uri(text) or not Path(text).is_dir():
+        return True
+    for _, _, names in os.walk(text, followlinks=True):
+        if any(is_image(name) or is_archive(name) for name in names):
+            return True
+    return False
 
 
 def absolute(location: ImagePlace) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_model
 from sgpipe.files.hub import fetch_models, missing_models
-from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, check_images, existing_images
+from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, check_images, existing_images, has_images
 from sgpipe.files.locations import StorePath, content_id
 from sgpipe.generation.engine import (
     Engine,
@@ -144,6 +144,8 @@ class LabellingRun:
             raise folder.changed(made, now)
         source, ground_truth = prepare_source(self.recipe.source, folder.private, progress.say)
         self.recipe = with_model_folders(self.recipe.model_copy(update={"source": source}), self.before)
+        if reuse is None and not self.before:
+            check_image_folders(source)
         self.roots = open_image_roots(source, folder, progress)
         for split, root in self.roots.items():
             progress.say(f"reading the annotations of {split}")
@@ -258,6 +260,14 @@ class LabellingRun:
     def _with_gpus(self) -> Recipe:
         shared = stages_sharing_gpus(self.recipe, self.reuse.before if self.reuse else self.before)
         return share_gpus(self.recipe, shared & set(self.reuse.stages if self.reuse else STAGES))
+
+
+def check_image_folders(source: SourceConfig) -> None:
+    """Raises UserError: a folder for annotated images has none, which is seen before annotations are read."""
+    for name, split in source.splits.items():
+        place = source.images(name)
+        if split.annotations is not None and not has_images(place):
+            raise UserError(f"{place} contains no images and no archives of them: check the image folder of {name}")
 
 
 def source_header(indexes: Mapping[str, SourceIndex]) -> dict[str, dict[str, int]]:

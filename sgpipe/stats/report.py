@@ -67,7 +67,12 @@ def tables(audit: Audit) -> dict[str, list[Table]]:
     }
 
 
-def print_tables(audit: Audit, console: Console) -> None:
+def print_audit(audit: Audit, console: Console) -> None:
+    """Print the answers to the four questions of an audit, and then its tables."""
+    for question, group in groupby(audit.findings, lambda finding: finding.question):
+        console.print(question, style="bold")
+        for finding in group:
+            console.print(f"  {single_line(finding.text)}", soft_wrap=True)
     for table in chain(*tables(audit).values(), _failed_checks(audit.measures)):
         heads = [head.removeprefix(">") for head in table.heads]
         made = RichTable(title=Text(single_line(table.title)), show_header=any(heads))
@@ -78,10 +83,6 @@ def print_tables(audit: Audit, console: Console) -> None:
         console.print(made)
         if table.note:
             console.print(single_line(table.note), soft_wrap=True)
-    for question, group in groupby(audit.findings, lambda finding: finding.question):
-        console.print(question, style="bold")
-        for finding in group:
-            console.print(f"  {single_line(finding.text)}", soft_wrap=True)
 
 
 def overview(measures: Measures) -> list[tuple[str, str, str]]:

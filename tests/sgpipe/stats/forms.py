@@ -24,6 +24,8 @@ def assert_forms_agree(root: Path, folder: Path, *options: object) -> dict:
     text = (folder / "r.html").read_text(encoding="utf-8")
     page = cells_of(text)
     terminal = invoke("stats", root, *options).stdout
+    assert terminal.startswith("What does it contain?\n")
+    assert terminal.index("Can I train on it?") < terminal.index("┃" if "┃" in terminal else "│")
     lines = [line.strip("│").split("│") for line in terminal.splitlines() if "│" in line]
     table = {tuple(cell.strip() for cell in cells) for cells in lines}
     for row in _rows(report):
