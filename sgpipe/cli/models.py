@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
     from sgpipe.evaluation.result import EvaluationResult
     from sgpipe.training.recipe import DataConfig
+
+LAYOUT = "layout"  # what `train` makes without a recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class ShardsOptions:
 
 def train(
     *,
-    recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …) or YAML file.")],
+    recipe: Annotated[str, typer.Argument(help="Packaged recipe (tagger, pretrain, hico …), layout, or YAML file.")],
     out: Annotated[Path | None, cli.writes_folder("Folder for the model; a training in it is resumed.")] = None,
     shards: ShardsOptions,
     init: Annotated[
@@ -76,9 +78,13 @@ def train(
     assign: cli.Settings = None,
     json_: cli.Json = False,
 ) -> None:
-    """Train a tagger or a detector on shards.
+    """Train a tagger, a detector or a layout model on shards.
+
+    A layout model (`layout`) learns in seconds to minutes from boxes and
+    annotated relations; no image is opened.
 
     Examples:
+      sgpipe train layout --data vg/ --out layout-model/
       sgpipe train tagger --data vg/ --init detector/ --out tagger/
       sgpipe train tagger --miniature --data miniworld-relations/ --out small-tagger/
       sgpipe train tagger --data vg/ --judgements run/ --init detector/ --out tagger/
@@ -90,6 +96,17 @@ def train(
 
     if out is None and not plan:
         raise UserError("pass --out, the folder for the model, or --plan")
+    if recipe == LAYOUT and out is not None:
+        others: dict[str, Any] = {
+            "--init": init,
+            "--miniature": miniature,
+            "--steps": steps,
+            "--batch": batch,
+            "--set": assign,
+        }
+        others |= {"--workers": workers, "--gpus": gpus, "--ray-address": ray_address, "--plan": plan}
+        _train_layout(out, shards, others, limit=limit, seed=seed, epochs=epochs, json_=json_)
+        return
     if epochs is not None and steps is not None:
         raise UserError("--epochs and --steps both say when the training ends; pass one of them")
     loaded = load_train_recipe(recipe, parse_set(assign or []), miniature=miniature)
@@ -117,6 +134,41 @@ def train(
         return
     option = "--tagger" if summary.kind == "tagger" else "--init"
     print_training(summary, f"saved the model; use it with {option} {network}", console.output())
+
+
+def _train_layout(
+    out: Path,
+    shards: ShardsOptions,
+    others: Mapping[str, Any],
+    *,
+    limit: int | None,
+    seed: int | None,
+    epochs: int | None,
+    json_: bool,
+) -> None:
+    """Train a layout model; `others`: options that are only for networks."""
+    from sgpipe.training.layout import train_layout
+
+    of_shards = {f"--{name}": value for name, value in vars(shards).items() if name != "data"}
+    unused = [name for name, value in {**others, **of_shards}.items() if value]
+    if unused:
+        raise UserError(f"train layout takes --data, --out, --limit, --seed and --epochs: omit {unused[0]}")
+    if not shards.data:
+        raise UserError("train layout needs --data, a run or import with relations")
+    trained = train_layout(shards.data, out, console.Progress(), limit=limit, seed=seed or 0, epochs=epochs)
+    if cli.printed_json(json_, {**asdict(trained), "out": str(out)}):
+        return
+    rows = {
+        "images with relations": f"{trained.images:,} of {trained.of_images:,}",
+        "pairs": f"{trained.pairs:,}",
+        "predicates": f"{trained.predicates:,}",
+        "time": console.duration(trained.seconds),
+    }
+    if trained.precision is not None and trained.recall is not None:
+        held_out = f"pairs of {count(trained.held_out, 'image')} held out, at probability 0.5"
+        rows[held_out] = f"precision {trained.precision:.1%}, recall {trained.recall:.1%}"
+    console.print_rows("layout model", rows, console.output())
+    cli.show(f"saved the model; use it with --tagger {out}")
 
 
 def convert(

@@ -31,7 +31,7 @@ class LayoutPairStage(PairStage):
         super().__call__(records)
         ready = [record for record in records if record.ok]
         possible = [self._possible_pairs(record) for record in ready]
-        layouts = [image_layout(record) for record in ready]
+        layouts = [image_layout(record, pairs) for record, pairs in zip(ready, possible, strict=True)]
         scores = self._model.score_many(layouts, [pair_positions(pairs) for pairs in possible])
         for record, pairs, scored in zip(ready, possible, scores, strict=True):
             self._add(record, pairs, scored)

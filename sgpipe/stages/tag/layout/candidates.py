@@ -21,6 +21,7 @@ from sgpipe.stages.tag.layout.scene import ImageLayout, IntArray
 # and looked at one by one.
 OVERLAPPING = 0.7
 APART = 0.3
+MANY_BOXES = 1000  # of an image
 _CACHED_PREDICATES = 1 << 16
 
 
@@ -71,7 +72,7 @@ class CandidateScorer:
 
     def score(self, records: Sequence[Record]) -> Iterator[Candidates]:
         """Yield the candidates of each record, in the order of its pairs and their predicates."""
-        layouts = [image_layout(record) for record in records]
+        layouts = [image_layout(record, record.pairs) for record in records]
         pairs = [pair_positions(record.pairs) for record in records]
         scores = self.model.score_many(layouts, pairs)
         for record, scored in zip(records, scores, strict=True):
@@ -139,11 +140,17 @@ class CandidateScorer:
         return predicate == text or not set(self._actions(predicate)).isdisjoint(self._actions(text))
 
 
-def image_layout(record: Record) -> ImageLayout:
-    """Return the boxes of a record; crowds and what stands for no object are of no class."""
+def image_layout(record: Record, pairs: Sequence[Pair]) -> ImageLayout:
+    """Return the boxes of a record; crowds and what stands for no object are of no class.
+
+    Of more than 1,000 boxes only those of the pairs have a class, or all persons would be compared with all things.
+    """
     boxes = np.array([box.bbox for box in record.objects], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     classes = ["" if box.iscrowd or box.is_nothing else box.category for box in record.objects]
+    if len(classes) > MANY_BOXES:
+        used = {index for pair in pairs for index in (pair.subject, pair.object)}
+        classes = [name if index in used else "" for index, name in enumerate(classes)]
     return ImageLayout(boxes, classes, record.width, record.height)
 
 

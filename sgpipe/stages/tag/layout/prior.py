@@ -17,7 +17,7 @@ class LayoutPrior:
 
     def factors(self, record: Record) -> list[float]:
         """Return what multiplies the score of each candidate of a record, in the order of its pairs and predicates."""
-        scores = self._model.score(image_layout(record), pair_positions(record.pairs))
+        scores = self._model.score(image_layout(record, record.pairs), pair_positions(record.pairs))
         factors = []
         for pair, probability in zip(record.pairs, scores.interacts.tolist(), strict=True):
             factor = probability**self._power if probability > 0 else 1.0

@@ -188,6 +188,14 @@ def test_too_many_boxes_are_counted() -> None:
     assert paired.left_out["pairs"] == 40 * 39 - 100
 
 
+def test_of_ten_thousand_boxes_the_largest_are_paired() -> None:
+    boxes = [("person" if at % 2 else "cup", (at % 600.0, at % 400.0, 9.0, 9.0)) for at in range(10_000)]
+    [paired] = pairing()([record(*boxes, ("person", RIDER), ("horse", HORSE))])
+    rider = len(boxes)
+    assert "ride" in {text for pair in paired.pairs if pair.subject == rider for text in pair.predicates}
+    assert paired.left_out["pairs"] > 10**7
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"pair": [0, 1]}', '{"pair": [0, 1, 0], "predicate": ["a"]}'])
 def test_a_damaged_file_of_evidence_is_one_line(tmp_path: Path, content: str) -> None:
     LayoutModel.load().save(tmp_path)
