@@ -153,19 +153,19 @@ class LayoutModel:
         if not len(pairs) or not subjects or not scene.others_of(subjects[0]).any():
             return total
         only = Block.of(scene, subjects[0]) if len(subjects) == 1 else None
+        located = [_positions(scene, some, pairs) for some in subjects]
         for network in self._networks:
             rivals = Rivals(scene, network.width)
             for some in subjects:
                 block = only or Block.of(scene, some)
                 hidden = network.describe(block)
-                rivals.add(block.rows, hidden)
-            for some in subjects:
+                rivals.add(block, hidden)
+            for some, (asked, positions) in zip(subjects, located, strict=True):
                 if only is None:
                     block = Block.of(scene, some)
                     hidden = network.describe(block)
-                asked, positions = _positions(scene, some, pairs)
                 if len(asked):
-                    compared = rivals.beside(block.rows, hidden, positions)
+                    compared = rivals.beside(block, hidden, positions)
                     total[asked] += _sigmoid(network.decide(compared, block.classes[positions]))
         return total / np.float32(len(self._networks))
 
@@ -179,16 +179,37 @@ class LayoutModel:
 
 @dataclass(frozen=True)
 class Block:
-    """All candidate pairs of some subjects. `features`: [rows, features]; `classes`: [rows] of the objects."""
+    """All candidate pairs of some subjects, and which of them are rivals.
+
+    Attributes:
+        rows: the pairs
+        features: [rows, features]
+        classes: [rows] of the objects
+        by_object, by_image, by_subject, by_class: the rivals; `by_class` of the same subject and class of the object
+    """
 
     rows: Rows
     features: FloatArray
     classes: IntArray
+    by_object: Grouping
+    by_image: Grouping
+    by_subject: Grouping
+    by_class: Grouping
 
     @classmethod
     def of(cls, scene: Scene, subjects: IntArray) -> Block:
         rows = scene.rows_of(subjects)
-        return cls(rows, describe(scene, rows), scene.classes[rows.objects])
+        classes = scene.classes[rows.objects]
+        of_class = rows.subjects * (int(scene.classes.max(initial=0)) + 1) + classes
+        return cls(
+            rows,
+            describe(scene, rows),
+            classes,
+            by_object=Grouping.by(rows.objects),
+            by_image=Grouping.by(scene.images[rows.subjects]),
+            by_subject=Grouping.by(rows.subjects),
+            by_class=Grouping.by(of_class),
+        )
 
 
 class Network:
@@ -220,32 +241,45 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Grouped:
-    """Rows that were put together by a number. `greatest`, `total`: [groups, width]; `groups`: [rows] of each row."""
+class Grouping:
+    """Which rows belong together.
 
-    numbers: IntArray  # [groups], ascending
-    greatest: FloatArray
-    total: FloatArray
-    counts: IntArray  # [groups]
+    Attributes:
+        numbers: [groups] what the rows of each group have in common, ascending
+        order: [rows] the rows, group by group
+        starts: [groups] where each group begins in that order
+        counts: [groups] rows of each group
+        groups: [rows] the group of each row
+    """
+
+    numbers: IntArray
+    order: IntArray
+    starts: IntArray
+    counts: IntArray
     groups: IntArray
 
     @classmethod
-    def by(cls, numbers: IntArray, values: FloatArray) -> Grouped:
-        """Put the rows of `values` together that have the same of `numbers` `[rows]`; there is at least one row."""
+    def by(cls, numbers: IntArray) -> Grouping:
+        """Put the rows together that have the same of `numbers` `[rows]`; there is at least one row."""
         order = np.argsort(numbers, kind="stable")
-        present, starts, groups, counts = np.unique(
-            numbers[order], return_index=True, return_inverse=True, return_counts=True
-        )
-        greatest = np.maximum.reduceat(values[order], starts)
-        total = np.add.reduceat(values[order], starts)
-        unsorted = np.empty_like(groups)
-        unsorted[order] = groups
-        return cls(present, greatest, total, counts, unsorted)
+        ordered = numbers[order]
+        is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+        starts = np.flatnonzero(is_first)
+        groups = np.empty_like(order)
+        groups[order] = np.cumsum(is_first) - 1
+        return cls(ordered[starts], order, starts, np.diff(starts, append=len(numbers)), groups)
 
-    @property
-    def mean(self) -> FloatArray:
-        """[groups, width]"""
-        return np.divide(self.total, self.counts[:, None], dtype=np.float32)
+    def greatest(self, values: FloatArray) -> FloatArray:
+        """Return `[groups, width]` of `[rows, width]`."""
+        return np.maximum.reduceat(values[self.order], self.starts)
+
+    def total(self, values: FloatArray) -> FloatArray:
+        """Return `[groups, width]` of `[rows, width]`."""
+        return np.add.reduceat(values[self.order], self.starts)
+
+    def mean(self, values: FloatArray) -> FloatArray:
+        """Return `[groups, width]` of `[rows, width]`."""
+        return np.divide(self.total(values), self.counts[:, None], dtype=np.float32)
 
 
 class Rivals:
@@ -260,37 +294,35 @@ class Rivals:
         self._image_total = np.zeros((images, width), np.float32)
         self._image_count = np.zeros((images, 1), np.float32)
 
-    def add(self, rows: Rows, hidden: FloatArray) -> None:
-        """Take in the descriptions `[rows, width]` of all candidate pairs of some subjects."""
-        objects = Grouped.by(rows.objects, hidden)
-        greatest = np.maximum(self._object_greatest[objects.numbers], objects.greatest)
+    def add(self, block: Block, hidden: FloatArray) -> None:
+        """Take in the descriptions `[rows, width]` of a block."""
+        objects, images = block.by_object, block.by_image
+        greatest = np.maximum(self._object_greatest[objects.numbers], objects.greatest(hidden))
         self._object_greatest[objects.numbers] = greatest
-        self._object_total[objects.numbers] += objects.total
+        self._object_total[objects.numbers] += objects.total(hidden)
         self._object_count[objects.numbers] += objects.counts[:, None]
-        images = Grouped.by(self._scene.images[rows.subjects], hidden)
-        self._image_total[images.numbers] += images.total
+        self._image_total[images.numbers] += images.total(hidden)
         self._image_count[images.numbers] += images.counts[:, None]
 
-    def beside(self, rows: Rows, hidden: FloatArray, positions: IntArray) -> FloatArray:
+    def beside(self, block: Block, hidden: FloatArray, positions: IntArray) -> FloatArray:
         """Return the descriptions of rows beside those of their rivals, `[positions, 7 * width]`.
 
         Args:
-            rows: all candidate pairs of some subjects
+            block: all candidate pairs of some subjects
             hidden: their descriptions, `[rows, width]`
             positions: the rows to return
         """
-        subjects, objects = rows.subjects[positions], rows.objects[positions]
-        images = self._scene.images[subjects]
-        by_subject = Grouped.by(rows.subjects, hidden)
-        classes = int(self._scene.classes.max(initial=0)) + 1
-        by_class = Grouped.by(rows.subjects * classes + self._scene.classes[rows.objects], hidden)
+        objects = block.rows.objects[positions]
+        images = self._scene.images[objects]
+        subjects = block.by_subject.groups[positions]
+        classes = block.by_class.groups[positions]
         parts = [
             hidden[positions],
             self._object_greatest[objects],
             self._object_total[objects] / self._object_count[objects],
-            by_subject.greatest[by_subject.groups[positions]],
-            by_subject.mean[by_subject.groups[positions]],
-            by_class.greatest[by_class.groups[positions]],
+            block.by_subject.greatest(hidden)[subjects],
+            block.by_subject.mean(hidden)[subjects],
+            block.by_class.greatest(hidden)[classes],
             self._image_total[images] / self._image_count[images],
         ]
         return np.concatenate(parts, axis=1)
