@@ -457,10 +457,10 @@ def _layout_note(recipe: Recipe) -> str:
     measured = json.loads((PACKAGED_LAYOUT / "evidence.json").read_text("utf-8"))["figures"]
     figures = measured.get(recipe.pair.candidates, measured["captions"])
     return (
-        "no tagger: the packaged layout model scores relations by boxes and captions. On photographs of V-COCO "
-        f"it finds {figures['pairs found']:.0%} of the pairs that people annotated, with a precision of "
-        f"{figures['precision in scope']:.0%} (confidence {measured['confidence']:g}); an R-Tagger (--tagger) looks at "
-        "the image"
+        "no tagger: the packaged layout model scores relations by boxes and captions. Given the persons and used "
+        f"things of V-COCO's photographs it finds {figures['pairs found']:.0%} of the annotated pairs, with a precision "
+        f"of {figures['precision in scope']:.0%} (confidence {measured['confidence']:g}); among more boxes it is lower. "
+        "An R-Tagger (--tagger) looks at the image"
     )
 
 
