@@ -458,8 +458,8 @@ def _layout_note(recipe: Recipe) -> str:
     figures = measured.get(recipe.pair.candidates, measured["captions"])
     return (
         "no tagger: the packaged layout model scores relations by boxes and captions. Given the persons and used "
-        f"things of V-COCO's photographs it finds {figures['pairs found']:.0%} of the annotated pairs, with a precision "
-        f"of {figures['precision in scope']:.0%} (confidence {measured['confidence']:g}); among more boxes it is lower. "
+        f"things of V-COCO's photographs it finds {figures['pairs found']:.0%} of the annotated pairs, at a precision "
+        f"of {figures['precision in scope']:.0%} (confidence {measured['confidence']:g}); with more boxes it is lower. "
         "An R-Tagger (--tagger) looks at the image"
     )
 
