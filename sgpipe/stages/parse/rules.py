@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from importlib import metadata
-from itertools import chain, dropwhile
+from itertools import chain, dropwhile, product
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,8 +16,9 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Mention, Triplet
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.relations import content, head_noun, phrase, relations, singular, subjects
+from sgpipe.stages.parse.grammar.relations import ParsedRelation, content, head_noun, phrase, singular, subjects
 from sgpipe.stages.parse.grammar.repair import repair
+from sgpipe.stages.parse.grammar.scope import Unstated, stated_relations, unstated
 from sgpipe.stages.parse.grammar.tree import NOUN_TAGS, Token, Tree, tokenise
 from sgpipe.utils.lemmas import verb_lemma
 
@@ -107,12 +108,14 @@ class RuleParser(Parser):
 
 
 def triplets(tree: Tree) -> list[Triplet]:
-    """Return the triplets of a repaired tree, with `caption` 0."""
-    found = []
-    for subject, predicate, thing, lemma in relations(tree):
-        heads = head_noun(tree, subject), head_noun(tree, thing)
-        found.append(Triplet(phrase(tree, subject), predicate, phrase(tree, thing), *heads, lemma, caption=0))
-    return found
+    """Return the triplets that a repaired tree states, with `caption` 0."""
+    return [triplet_of(tree, relation) for relation in stated_relations(tree, unstated(tree))]
+
+
+def triplet_of(tree: Tree, relation: ParsedRelation) -> Triplet:
+    subject, predicate, thing, lemma = relation
+    heads = head_noun(tree, subject), head_noun(tree, thing)
+    return Triplet(phrase(tree, subject), predicate, phrase(tree, thing), *heads, lemma, caption=0)
 
 
 def nouns(tree: Tree) -> list[tuple[str, str]]:
@@ -187,20 +190,38 @@ _ARTICLES = lexicon.DETERMINERS | {"other", "another", "both", "five", "six", "s
 
 
 def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
-    """Return what a model says of a caption as triplets, without attributes ("is") and repetitions; `caption` is 0.
+    """Return what a model says of a caption as triplets, with `caption` 0.
+
+    Without attributes ("is"), repetitions, and what the caption denies, supposes or only depicts.
 
     Names that the caption contains lose their attributes, as with the rules; others only their articles. A predicate is
     spelled as in the caption, if it occurs there in any inflection. `tree`: repaired.
     """
     found: dict[Texts, Triplet] = {}
+    hidden = unstated(tree)
     for subject, predicate, thing in texts:
         words = predicate_words(predicate)
         names = [_name(tree, text) for text in (subject, thing)]
         if words and all(name for name, _ in names):
             surface, lemma = _predicate(tree, words)
             (subject, subject_head), (thing, object_head) = names
-            found[subject, surface, thing] = Triplet(subject, surface, thing, subject_head, object_head, lemma, 0)
+            triplet = Triplet(subject, surface, thing, subject_head, object_head, lemma, 0)
+            if _is_stated(tree, hidden, triplet):
+                found[subject, surface, thing] = triplet
     return list(found.values())
+
+
+def _is_stated(tree: Tree, hidden: Unstated, triplet: Triplet) -> bool:
+    """Return whether a caption states a relation of any of the nouns that a model may mean."""
+    first = triplet.predicate.split()[0]
+    words = [index for index, text in enumerate(tree.texts) if text.split()[0] == first]
+    word = words[0] if len(words) == 1 else None
+    subjects, things = (
+        [index for index, text in enumerate(tree.texts) if tree.is_noun(index) and singular(text) == head]
+        for head in (triplet.subject_head, triplet.object_head)
+    )
+    pairs = list(product(subjects, things))
+    return not pairs or any(not hidden.covers(tree, subject, thing, word) for subject, thing in pairs)
 
 
 def predicate_words(text: str) -> list[str]:

@@ -24,6 +24,8 @@ adjectives ("fire hydrant", not "a red fire hydrant"). Resolve pronouns.
 - predicate is an action or a place, copied from the caption without auxiliary verbs ("riding", "sitting on", "in \
 front of"). A thing that owns or has another is its subject, with the predicate "with" or "has".
 - A color, number, size, material or state is not a relation.
+- What the caption denies ("without a helmet"), supposes ("as if riding", "trying to catch") or only depicts \
+("a poster of a man on a horse") is not a relation, but where the poster is, is one.
 - Do not infer what the caption does not state. A caption without relations has an empty list.
 Example: "two young women in hats are sitting on a bench, and a dog lies under it" has (women, in, hats), (women, \
 sitting on, bench) and (dog, lies under, bench)."""

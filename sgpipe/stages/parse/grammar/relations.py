@@ -228,23 +228,30 @@ class ParsedRelation(NamedTuple):
 
 
 def relations(tree: Tree) -> list[ParsedRelation]:
-    """Return all distinct relations of a repaired tree, in the order of the words that state them."""
-    found: list[ParsedRelation] = []
+    """Return all distinct relations of a repaired tree, in the order of the words that name them, stated or not."""
+    found: dict[ParsedRelation, None] = {}
     for index in range(len(tree)):
-        word, dep = tree.texts[index], tree.deps[index]
-        if tree.is_verb(index):
-            found += _of_verb(tree, index)
-        elif dep in ("prep", "agent", "dative") or (tree.tags[index] == "IN" and dep != "mark"):
-            found += _of_preposition(tree, index)
-        elif dep == "poss":
-            found += _of_possessive(tree, index)
-        noun = tree.heads[index]
-        if word == "covered" and dep in ("amod", "compound", "nmod") and noun > index > 0:
-            if tree.is_noun(index - 1) and tree.is_noun(noun):  # "snow covered hills"
-                found += _stated(tree, [index - 1], ["covering"], [noun])
-        elif word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES and is_entity(tree, noun) and noun > index:
-            found += _stated(tree, [noun], ["has"], [index])  # "a black haired boy" has hair
-    return list(dict.fromkeys(found))
+        found.update(dict.fromkeys(relations_of(tree, index)))
+    return list(found)
+
+
+def relations_of(tree: Tree, index: int) -> list[ParsedRelation]:
+    """Return the relations whose predicate is a token."""
+    found: list[ParsedRelation] = []
+    word, dep = tree.texts[index], tree.deps[index]
+    if tree.is_verb(index):
+        found += _of_verb(tree, index)
+    elif dep in ("prep", "agent", "dative") or (tree.tags[index] == "IN" and dep != "mark"):
+        found += _of_preposition(tree, index)
+    elif dep == "poss":
+        found += _of_possessive(tree, index)
+    noun = tree.heads[index]
+    if word == "covered" and dep in ("amod", "compound", "nmod") and noun > index > 0:
+        if tree.is_noun(index - 1) and tree.is_noun(noun):  # "snow covered hills"
+            found += _stated(tree, [index - 1], ["covering"], [noun])
+    elif word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES and is_entity(tree, noun) and noun > index:
+        found += _stated(tree, [noun], ["has"], [index])  # "a black haired boy" has hair
+    return found
 
 
 def _stated(

@@ -36,9 +36,15 @@ def repair(tree: Tree) -> None:
     for index in range(len(tree)):
         if tree.deps[index] in ("acl", "relcl"):
             _move_to_actor(tree, index)
+            _move_from_absent(tree, index)
+        elif tree.deps[index] == "pcomp":
+            _free_from_absent(tree, index)
         elif tree.deps[index] == "prep":
             _move_to_part(tree, index)
             _move_to_owner(tree, index)
+            _move_from_absent(tree, index)
+            _move_to_depiction(tree, index)
+            _move_to_sign(tree, index)
 
 
 def _retag_unknown_noun(tree: Tree, index: int) -> None:
@@ -207,6 +213,74 @@ def _move_to_owner(tree: Tree, preposition: int) -> None:
     elif any(tree.tags[owner] == "PRP$" for thing in things for owner in tree.dependents(thing, "poss")):
         actors = (node for node in tree.ancestors(noun) if tree.is_verb(node) or is_a(tree, node, _ANIMATE))
         tree.attach(preposition, next(actors, noun), "prep")
+
+
+def _move_from_absent(tree: Tree, modifier: int) -> None:
+    """ "a cake without candles on a table": what is absent is nowhere, so the cake is on the table."""
+    absent = tree.heads[modifier]
+    owner = _owner_of_absent(tree, absent)
+    refers_back = any(tree.tags[thing] == "PRP" for thing in tree.dependents(modifier, "pobj"))
+    if owner is not None and tree.texts[modifier] != "of" and not refers_back:
+        tree.attach(modifier, owner, tree.deps[modifier] if tree.is_noun(owner) else "prep")
+
+
+def _owner_of_absent(tree: Tree, noun: int) -> int | None:
+    """Return what a thing is absent from: "without candles", "missing its wheel"."""
+    governor = tree.heads[noun]
+    if tree.deps[noun] == "pobj" and tree.texts[governor] == "without":
+        return tree.heads[governor]
+    if tree.deps[noun] == "dobj" and tree.texts[governor] in ("lacking", "missing"):
+        owners = [*tree.dependents(governor, "nsubj"), tree.heads[governor]]
+        return owners[0] if tree.is_noun(owners[0]) else None
+    return None
+
+
+def _free_from_absent(tree: Tree, verb: int) -> None:
+    """ "a bike without [wheels leaning on a wall]": the bike leans on the wall."""
+    without = tree.heads[verb]
+    absent = tree.dependents(verb, "nsubj")
+    if absent and tree.texts[without] == "without" and tree.is_noun(tree.heads[without]):
+        tree.attach(absent[0], without, "pobj")
+        tree.attach(verb, tree.heads[without], "acl")
+
+
+def _move_to_depiction(tree: Tree, preposition: int) -> None:
+    """ "a picture of a dog on the wall", "a statue of a man in a park": the picture is there, not the dog."""
+    depiction = _depiction_above(tree, preposition)
+    places = tree.dependents(preposition, "pobj")
+    if depiction is None or not places:
+        return
+    shown = tree.below(depiction, "prep", "pobj")
+    if is_a(tree, depiction, lexicon.FIGURES):
+        fitting = lexicon.SQUARES
+    elif singular(tree.texts[depiction]) == "reflection":
+        fitting = lexicon.REFLECTORS
+    else:
+        fitting = lexicon.HANGERS if any(is_a(tree, thing, _ANIMATE) for thing in shown) else frozenset()
+    if is_a(tree, places[0], fitting):
+        tree.attach(preposition, depiction, "prep")
+
+
+def _move_to_sign(tree: Tree, preposition: int) -> None:
+    """ "a sign saying no parking on a pole": the sign is on the pole."""
+    said = tree.heads[preposition]
+    verb = tree.heads[said]
+    places = tree.dependents(preposition, "pobj")
+    quoted = tree.deps[said] == "dobj" and tree.texts[verb] in lexicon.SAYING
+    signs = [*tree.dependents(verb, "nsubj"), tree.heads[verb]]
+    if quoted and places and is_a(tree, places[0], lexicon.POSTS):
+        signs = [sign for sign in signs if tree.is_noun(sign) and is_a(tree, sign, lexicon.SIGNS)]
+        if signs:
+            tree.attach(preposition, signs[0], "prep")
+
+
+def _depiction_above(tree: Tree, preposition: int) -> int | None:
+    """Return the depiction whose "of" a preposition is below."""
+    for node in tree.ancestors(preposition):
+        noun = tree.heads[node]
+        if tree.texts[node] == "of" and tree.deps[node] == "prep" and tree.texts[noun] in lexicon.DEPICTION_WORDS:
+            return noun
+    return None
 
 
 def _things_with(tree: Tree, head: int, limit: int) -> list[int]:

@@ -27,9 +27,10 @@ from sgpipe.recipe import ParseConfig
 from sgpipe.records import Triplet
 from sgpipe.stages.parse.grammar import lexicon
 from sgpipe.stages.parse.grammar.relations import mention_word, person_meant, relations, singular
+from sgpipe.stages.parse.grammar.scope import stated_relations, unstated
 from sgpipe.stages.parse.grammar.tree import Tree, clean
 from sgpipe.stages.parse.learned import WEIGHTS
-from sgpipe.stages.parse.rules import Parsed, Parser, analyse, load_model, mentions
+from sgpipe.stages.parse.rules import Parsed, Parser, analyse, load_model, mentions, triplet_of
 from sgpipe.utils.lemmas import gerund, verb_lemma
 
 Ints = NDArray[np.int64]
@@ -352,20 +353,30 @@ class LearnedParser(Parser):
         text, tree = clean(sentence.caption), sentence.tree
         kept = [form for word in _KEPT for form in (word, f"{word}s") if word in text and form in lexicon.SPELLINGS]
         spellings = {lexicon.SPELLINGS[form]: form for form in kept} | self._names
+        hidden = unstated(tree)
+        unstated_things: dict[int, None] = {}
         found: dict[tuple[int, int], Triplet] = {}
         for row, named in enumerate(scores.pairs.tolist()):
             subject = person_meant(tree, named[0])
             thing = person_meant(tree, named[1], subject)
             if (subject == thing) != (named[0] == named[1]) or (subject, thing) in found:
                 continue
-            worded, lemma = self._predicate(tree, scores.verb[row], scores.rest[row], scores.copy[row])
+            worded, lemma, word = self._predicate(tree, scores.verb[row], scores.rest[row], scores.copy[row])
+            if hidden.covers(tree, subject, thing, word):
+                unstated_things[thing] = None
+                continue
             first, first_head = _name(tree, subject, scores, spellings)
             second, second_head = _name(tree, thing, scores, spellings)
             found[subject, thing] = Triplet(first, worded, second, first_head, second_head, lemma, caption=0)
+        if unstated_things:  # the rules may know what is there instead: "a picture of a dog on the wall"
+            for relation in stated_relations(tree, hidden):
+                pair = relation.subject, relation.object
+                if relation.object in unstated_things and pair not in found and relation.lemma != "have":
+                    found[pair] = triplet_of(tree, relation)
         return list(found.values())
 
-    def _predicate(self, tree: Tree, verbs: Floats, rests: Floats, copies: Floats) -> tuple[str, str]:
-        """Return the predicate as a caption words it, and with its verb as a lemma.
+    def _predicate(self, tree: Tree, verbs: Floats, rests: Floats, copies: Floats) -> tuple[str, str, int | None]:
+        """Return the predicate as a caption words it, with its verb as a lemma, and the token that is its verb.
 
         A verb is as probable as its number in the table and all words of the caption with this lemma together.
         """
@@ -391,7 +402,7 @@ class LearnedParser(Parser):
             worded = gerund(verb)  # active if nothing follows: "held by" is "holding"
         else:
             worded = tree.texts[source]
-        return f"{worded} {rest}".strip(), f"{verb} {rest}".strip()
+        return f"{worded} {rest}".strip(), f"{verb} {rest}".strip(), source
 
 
 def _name(tree: Tree, head: int, scores: CaptionScores, spellings: Mapping[str, str]) -> tuple[str, str]:
