@@ -298,9 +298,8 @@ def label(
       sgpipe label a.jpg --boxes boxes.json
       sgpipe label miniworld/images --recipe miniworld
     """
-    from sgpipe.files.hub import fetch_models, missing_models
-    from sgpipe.pipeline import Pipeline
-    from sgpipe.recipe import hub_models, recipe_notes
+    from sgpipe.files.hub import fetch_models, find_models, missing_models
+    from sgpipe.recipe import hub_models, load_recipe, recipe_notes
     from sgpipe.utils.atomic import atomic_write
     from sgpipe.utils.config_file import parse_set
 
@@ -308,12 +307,19 @@ def label(
     settings = _with_tagger(recipe, tagger, parse_set(assign or []))
     if boxes is not None and recipe == "photos":
         settings = {"ground.detector": None, **settings}
+    own = any((detector, captioner, tagger, assign))
+    fetch_command = "" if own else f"sgpipe doctor --recipe {recipe} --fetch"
+    skipped = () if boxes is None else ("detect",)
+    models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
+    changes = {key: value for key, value in models.items() if value is not None} | settings
+    find_models(missing_models(hub_models(load_recipe(recipe, changes), skipped)), fetch_command)
+    from sgpipe.pipeline import Pipeline  # it imports PyTorch: what is missing is said before
+
     pipeline = Pipeline(recipe, detector=detector, captioner=captioner, tagger=tagger, boxes=boxes, settings=settings)
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):
         cli.say(f"NOTE: {note}")
-    if missing := missing_models(hub_models(pipeline.recipe, () if boxes is None else ("detect",))):
-        own = any((detector, captioner, tagger, assign))
-        fetch_models(missing, "" if own else f"sgpipe doctor --recipe {recipe} --fetch")
+    if missing := missing_models(hub_models(pipeline.recipe, skipped)):
+        fetch_models(missing, fetch_command)
     failed, named = 0, Counter[str]()
     out.mkdir(parents=True, exist_ok=True)
     for file, graph in zip(files, pipeline.label(files), strict=True):

@@ -121,17 +121,16 @@ def _is_complete(folder: Path) -> bool:
     return bool(files & _PREPARES and weights)
 
 
-def fetch_models(names: Sequence[str], command: str = "") -> None:
-    """Download what `from_pretrained` reads of models into the hub's cache, after saying which, and how large it is.
+def find_models(names: Sequence[str], command: str = "") -> tuple[list[tuple[HubModel, list[list[str]]]], int]:
+    """Ask the hub for models: return each with the files that `from_pretrained` reads, weights last, and their bytes.
 
-    Weights come last: a model with weights is complete. `command`: what to run on another machine, if not `hf
-    download`. Raises UserError; StoreError.
+    It takes a request each and loads no model, so a command can begin with it. Raises as `fetch_models`.
     """
-    from huggingface_hub import HfApi, constants, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub import HfApi, constants
 
     wanted: list[tuple[HubModel, list[list[str]]]] = []
-    models, size = re.sub(r"@[0-9a-f]{40}\b", "", ", ".join(names)), 0  # a commit tells people nothing
+    size = 0
+    models = _without_commits(names)
     command = command or " && ".join(f"hf download {name.replace('@', ' --revision ')}" for name in names)
     try:
         for model in (HubModel.parse(name) or HubModel(name) for name in names):
@@ -147,6 +146,25 @@ def fetch_models(names: Sequence[str], command: str = "") -> None:
             f"neither a folder nor in the cache {constants.HF_HUB_CACHE}: {models} ({why}); fetch them on a machine "
             f"with a network by `{command}`, and copy its cache here"
         ) from None
+    return wanted, size
+
+
+def _without_commits(names: Sequence[str]) -> str:
+    """Return names for people, whom a commit tells nothing."""
+    return re.sub(r"@[0-9a-f]{40}\b", "", ", ".join(names))
+
+
+def fetch_models(names: Sequence[str], command: str = "") -> None:
+    """Download what `from_pretrained` reads of models into the hub's cache, after saying which, and how large it is.
+
+    Weights come last: a model with weights is complete. `command`: what to run on another machine, if not `hf
+    download`. Raises UserError; StoreError.
+    """
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    wanted, size = find_models(names, command)
+    models = _without_commits(names)
     text = f"downloading {models}: about {size / 1e9:,.1f} GB into {constants.HF_HUB_CACHE}"
     console.progress().print(text, soft_wrap=True)
     if console.progress().quiet:

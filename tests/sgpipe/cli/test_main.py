@@ -37,7 +37,7 @@ def test_quiet_prints_only_results(tmp_path):
     loud, quiet, again = (CliRunner().invoke(app, [*options, *words]) for options in ([], ["--quiet"], []))
     assert quiet.stdout == loud.stdout != ""
     assert loud.stderr
-    assert again.stderr.startswith(loud.stderr)  # --quiet does not outlive its command
+    assert {*loud.stderr.splitlines()} <= {*again.stderr.splitlines()}  # --quiet does not outlive its command
     assert not quiet.stderr
     wrong = CliRunner().invoke(app, ["--quiet", "verify", str(tmp_path)])
     assert wrong.stderr.startswith("error: ")
@@ -85,3 +85,19 @@ def test_this_machine_has_what_sgpipe_needs(tmp_path):
     names = ["packages", "gpu", "parser", "models", "captions", "disk", "ray", "hub"]
     assert [item["name"] for item in found] == names
     assert all(item["fix"] for item in found if item["state"] == "bad")
+
+
+@pytest.mark.parametrize("command", ["label", "generate folder --images"])
+def test_a_missing_hub_model_is_said_before_pytorch_is_imported(command, tmp_path):
+    (tmp_path / "a.png").touch()
+    models = "--detector nobody/nothing --captioner miniworld --tagger miniworld"
+    words = f"{command} {tmp_path} {models} --out {tmp_path / 'out'}".split()
+    script = (
+        "import sys\nfrom sgpipe.cli.main import main\nsys.argv[1:] = " + repr(words) + "\n"
+        "try:\n    main()\nfinally:\n    print(*sorted({'torch', 'transformers', 'ray'} & sys.modules.keys()))\n"
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert process.returncode == 2, process.stderr
+    assert "nobody/nothing" in process.stderr
+    assert "(HF_HUB_OFFLINE is set)" in process.stderr
+    assert process.stdout.strip() == ""
