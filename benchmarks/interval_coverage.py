@@ -2,19 +2,24 @@
 
 python -m benchmarks.interval_coverage
 
-Each row draws 1,000 datasets whose expected value is known, or is the mean over all of them, and counts the intervals
-that contain it. 93 to 97% is right, more is cautious.
+Each row of intervals draws 1,000 datasets (of ground truth 2,000) whose expected value is known, or is the mean over
+all of them, and counts the intervals that contain it, or that lie above or below it. 93 to 97% is right, more is
+cautious.
 
-Rows of thresholds count the samples whose threshold keeps relations, of the whole run, with the precision that was
-asked for, or that show no threshold. With a wave, precision does not rise steadily with the confidence; on a plateau,
-no relation is more precise than 93%; if flat, confidence says nothing, and all relations have a precision of 79%.
+Each row of thresholds draws 2,000 samples of a run, and asks for a precision of 80%. A shown threshold is wrong if it
+keeps relations, of the whole run, of a lower precision. What is promised is that at most 5% of all samples show a wrong
+one. "Wrong of shown" can be more: where no threshold has the precision, all that are shown are wrong, by whatever
+method. "Recall": the mean share of the run's correct relations that the threshold keeps, 0 if none is shown. With a
+wave, precision does not rise steadily with the confidence; if flat, confidence says nothing, and all relations have a
+precision of 79%. On a plateau, all that is kept above some confidence has the precision that the row names; a head of
+8% of the relations has 95%.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
 import numpy as np
@@ -23,14 +28,16 @@ from rich.table import Table
 from benchmarks.measure import report
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.scores import ClassScores, Tally
-from sgpipe.calibration import from_log_odds, log_odds
+from sgpipe.calibration import from_log_odds, log_odds, lowest_shown
 from sgpipe.errors import UserError
 from sgpipe.evaluation.result import Resampling, compare_paired
 from sgpipe.stats.calibrate import fit
 from sgpipe.stats.plans import equal_shares
-from sgpipe.stats.precision import JudgedRelations, estimate_stratified
+from sgpipe.stats.precision import JudgedRelations, estimate_clustered, estimate_stratified
+from sgpipe.stats.thresholds import ONE_SIDE, candidates, suggest
 
 SIMULATIONS = 1000
+MORE_SIMULATIONS = 2000  # of ground truth and thresholds
 RESAMPLES = 100  # instead of 1,000, which takes ten times as long
 
 Row = tuple[str, str, float]  # what is printed where, the data, the share of intervals that contain the expected value
@@ -123,12 +130,34 @@ def evaluations() -> Iterator[Row]:
 
 
 Curve = Callable[[Array], Array]  # the precision of relations of a confidence
+SHARES_ABOVE = 1 - (np.arange(20_000) + 0.5) / 20_000  # of the run's relations, the least confident first
+
+
+def plateau(precision: float) -> Curve:
+    """No threshold has more."""
+    return lambda confidence: precision * from_log_odds(2.5 * log_odds(confidence) + 1.5)
+
+
+def head_and_plateau(precision: float) -> Curve:
+    """The first 8% have 95%; from 20 to 50% of the relations, all that a threshold keeps has this precision."""
+
+    def curve(confidence: Array) -> Array:
+        between = (0.2 * precision - 0.08 * 0.95) / 0.12
+        shares = SHARES_ABOVE
+        parts = [shares < 0.08, shares < 0.2, shares < 0.5]
+        return np.select(parts, [0.95, between, precision], 0.45 * precision)
+
+    return curve
+
+
 CURVES: dict[str, Curve] = {
     "steep": lambda confidence: from_log_odds(2 * log_odds(confidence) + 1),
     "gentle": lambda confidence: from_log_odds(0.7 * log_odds(confidence) + 0.5),
-    "plateau": lambda confidence: 0.93 * from_log_odds(2.5 * log_odds(confidence) + 1.5),
+    "plateau of 93%": plateau(0.93),
     "wave": lambda confidence: np.clip(0.15 + 0.8 * confidence + 0.08 * np.sin(9 * confidence), 0, 1),
     "flat": lambda confidence: np.full(len(confidence), 0.79),
+    **{f"plateau of {100 * at:.3g}%": plateau(at) for at in (0.795, 0.785, 0.77)},
+    **{f"head, then a plateau of {100 * at:.3g}%": head_and_plateau(at) for at in (0.795, 0.785, 0.77)},
 }
 EDGES = (0.1, 0.2, 0.3, 0.5, 0.7)  # of the bands of confidence
 TARGET = 0.8  # precision
@@ -148,8 +177,14 @@ class Run:
 
     def precision(self, threshold: float) -> float:
         """The precision of the relations that a threshold keeps."""
-        first = int(np.searchsorted(self.confidence.astype(np.float32), np.float32(threshold)))
-        return float(self.above[min(first, len(self.above) - 1)])
+        return float(self.above[min(self._first(threshold), len(self.above) - 1)])
+
+    def recall(self, threshold: float) -> float:
+        """The share of the correct relations that a threshold keeps."""
+        return float(self.correct[self._first(threshold) :].sum() / self.correct.sum())
+
+    def _first(self, threshold: float) -> int:
+        return int(np.searchsorted(self.confidence.astype(np.float32), np.float32(threshold)))
 
     def judge(self, number: int) -> Array:
         """The relations that people judge."""
@@ -159,22 +194,37 @@ class Run:
             starts[band] + self.rng.choice(self.sizes[band], share, replace=False) for band, share in enumerate(shares)
         ])  # fmt: skip
 
-    def suggest(self, judged: Array) -> float | None:
+    def suggest_by_truth(self, number: int) -> float | None:
+        """The threshold that `sgpipe stats --truth` suggests, of images with one relation each."""
+        judged = self.rng.choice(len(self.correct), number, replace=False)
+        relations = JudgedRelations(self.confidence[judged].astype(np.float32), self.correct[judged])
+        choice = suggest(relations, TARGET)
+        return None if choice is None else choice.threshold
+
+    def suggest_by_people(self, judged: Array) -> float | None:
         """The threshold that `sgpipe stats --judgements` suggests."""
-        confidence, correct, band = self.confidence[judged], self.correct[judged], self.band[judged]
-        cuts = np.array(JudgedRelations(confidence.astype(np.float32), correct).candidates())
-        bands = np.arange(len(self.sizes))[None, :, None]
-        kept = (confidence >= cuts[:, None])[:, None] & (band == bands)
-        above = [
-            len(rows) - np.searchsorted(rows, cuts) for rows in np.split(self.confidence, self.sizes.cumsum()[:-1])
-        ]
-        population, tallies = np.stack(above, 1), (kept.sum(2), (kept & correct).sum(2))
-        for start in range(0, len(cuts), 20):  # the lowest first
-            part = slice(start, start + 20)
-            found = estimate_stratified(population[part], *(tally[part] for tally in tallies))
-            for cut, each in zip(cuts[part], found, strict=True):
-                if each.low >= TARGET:
-                    return float(cut)
+        confidence = self.confidence[judged].astype(np.float32)
+        cuts = np.array(candidates(confidence), np.float32)
+        in_band = self.band[judged][:, None] == np.arange(len(self.sizes))
+        kept = confidence >= cuts[:, None]
+        seen = kept.astype(int) @ in_band
+        right = (kept & self.correct[judged]).astype(int) @ in_band
+        bands = np.split(self.confidence.astype(np.float32), self.sizes.cumsum()[:-1])
+        relations = np.stack([len(band) - np.searchsorted(band, cuts) for band in bands], 1)
+        lows = [precision.low for precision in estimate_stratified(relations, seen, right, ONE_SIDE)]
+        highest = [precision.low for precision in estimate_stratified(relations, seen, seen, ONE_SIDE)]
+        at = lowest_shown(lows, highest, TARGET)
+        return None if at is None else float(cuts[at])
+
+    def calibrate(self, judged: Array) -> float | None:
+        """The minimum confidence by a calibration with `--precision`."""
+        images = np.arange(len(judged)).astype(str).astype(object)
+        weight = (self.sizes / np.bincount(self.band[judged]))[self.band[judged]]
+        with suppress(UserError):
+            calibration = fit(
+                {}, JudgedRelations(self.confidence[judged], self.correct[judged], images, weight), "people"
+            )
+            return calibration.threshold(calibration.probability_for(TARGET))
         return None
 
     def estimate(self, judged: Array, chosen: Array) -> tuple[float, tuple[float, float]]:
@@ -204,51 +254,63 @@ def plans() -> Iterator[Row]:
                 yield f"plan: {part}", f"{name}, {number} judgements", _covered(found, run.correct[chosen].mean())
 
 
-def ground_truth() -> Iterator[Row]:
+def ground_truth() -> Iterator[tuple[str, float, float, float, float]]:
     """`sgpipe stats --truth`: images may be alike or not; the expected precision is that of all such images."""
     rng = np.random.default_rng(0)
-    for images, each, alike in ((200, 5, 0.0), (200, 5, 0.5), (40, 12, 0.5), (1000, 3, 0.2)):
-        found = []
-        for _ in range(SIMULATIONS):
-            chance = rng.beta(9 * (1 / alike - 1) / 10, (1 / alike - 1) / 10, images) if alike else np.full(images, 0.9)
-            correct = rng.random((images, each)) < chance[:, None]
-            judged = JudgedRelations(np.full(correct.size, 0.5), correct.reshape(-1), np.arange(images).repeat(each))
-            precision = judged.at(0).precision
-            found.append((0.0, (precision.low, precision.high)))
-        data = f"{images} images of {each} relations, precision 90%, correlation in an image {alike}"
-        yield "--truth: precision", data, _covered(found, 0.9)
+    settings = ((15, 10, 0.9), (40, 5, 0.97), (100, 5, 0.97), (300, 4, 0.97), (40, 12, 0.9), (1000, 3, 0.9))
+    for (images, relations, precision), alike in product(settings, (0.0, 0.2, 0.5, 0.8)):
+        number = np.repeat(np.arange(images), relations)
+        lows, highs = [], []
+        for _ in range(MORE_SIMULATIONS):
+            chance = np.full(images, precision)
+            if alike:
+                strength = 1 / alike - 1
+                chance = rng.beta(precision * strength, (1 - precision) * strength, images)
+            found = estimate_clustered(rng.random(len(number)) < chance[number], number)
+            lows.append(found.low)
+            highs.append(found.high)
+        below = float((np.array(lows) > precision).mean())
+        above = float((np.array(highs) < precision).mean())
+        width = float(np.mean(highs) - np.mean(lows))
+        data = f"{images} images of {relations} relations, precision {precision:.0%}, correlation in an image {alike}"
+        yield data, 1 - below - above, below, above, width
 
 
-def thresholds() -> Iterator[Row]:
-    """Thresholds that are chosen for a precision: by `sgpipe stats`, and by a calibration with `--precision`."""
-    for name, curve in CURVES.items():
-        run = Run(curve)
-        for number in (100, 500):
-            names = np.arange(number).astype(str).astype(object)
-            found: dict[str, list[float]] = {
-                "stats --truth: suggested threshold": [],
-                "stats --judgements: suggested threshold": [],
-                "calibrate: --precision": [],
-            }
-            for _ in range(SIMULATIONS):
-                plain = run.rng.choice(len(run.correct), number, replace=False)
-                relations = JudgedRelations(run.confidence[plain].astype(np.float32), run.correct[plain])
-                if (choice := relations.suggest(TARGET)) is not None:
-                    found["stats --truth: suggested threshold"].append(run.precision(choice.threshold))
+def thresholds(curves: Iterable[str] = CURVES) -> Iterator[tuple[str, str, list[float], list[float]]]:
+    """Thresholds for a precision: by `sgpipe stats`, and by a calibration with `--precision`.
+
+    Yields what is printed where, the data, and of each shown threshold precision and recall.
+    """
+    for name in curves:
+        run = Run(CURVES[name])
+        for number in (100, 500, 2000):
+            shown: dict[str, list[float]] = {tool: [] for tool in TOOLS}
+            for _ in range(MORE_SIMULATIONS):
                 judged = run.judge(number)
-                if (low := run.suggest(judged)) is not None:
-                    found["stats --judgements: suggested threshold"].append(run.precision(low))
-                weight = (run.sizes / np.bincount(run.band[judged]))[run.band[judged]]
-                own = JudgedRelations(run.confidence[judged], run.correct[judged], names, weight)
-                with suppress(UserError):
-                    calibration = fit({}, own, "people")
-                    chosen = calibration.threshold(calibration.probability_for(TARGET))
-                    found["calibrate: --precision"].append(run.precision(chosen))
-            for what, precisions in found.items():
-                shown, missed = len(precisions) / SIMULATIONS, [each for each in precisions if each < TARGET]
-                worst = f", the worst has {min(missed):.1%}" if missed else ""
-                data = f"{name}, {number} judgements, {TARGET:.0%}; {shown:.0%} show a threshold{worst}"
-                yield what, data, 1 - len(missed) / SIMULATIONS
+                chosen = (run.suggest_by_truth(number), run.suggest_by_people(judged), run.calibrate(judged))
+                for tool, threshold in zip(TOOLS, chosen, strict=True):
+                    if threshold is not None and threshold <= 1:
+                        shown[tool].append(threshold)
+            for tool, values in shown.items():
+                yield tool, f"{name}, {number} judged", [run.precision(at) for at in values], [*map(run.recall, values)]
+
+
+TOOLS = ("stats --truth", "stats --judgements", "calibrate, --precision")
+
+
+def threshold_row(tool: str, data: str, precisions: list[float], recalls: list[float]) -> list[str]:
+    wrong = sum(precision < TARGET for precision in precisions)
+    shares = (len(precisions) / MORE_SIMULATIONS, wrong / MORE_SIMULATIONS)
+    of_shown = f"{wrong / len(precisions):.1%}" if precisions else "–"
+    worst = f"{min(precisions):.1%}" if wrong else "–"
+    return [
+        tool,
+        data,
+        *(f"{share:.1%}" for share in shares),
+        of_shown,
+        worst,
+        f"{sum(recalls) / MORE_SIMULATIONS:.2f}",
+    ]
 
 
 def _covered(estimates: list[tuple[float, tuple[float, float]]], expected: float | None = None) -> float:
@@ -264,10 +326,16 @@ def _covered(estimates: list[tuple[float, tuple[float, float]]], expected: float
 
 
 def main() -> None:
-    table = Table("interval", "data", "nominal", f"measured, of {SIMULATIONS:,}")
-    for name, data, covered in chain(plans(), ground_truth(), thresholds(), evaluations()):
-        table.add_row(name, data, "95%", f"{covered:.1%}")
-    report(str(__doc__), table)
+    intervals = Table("interval", "data", "nominal", f"measured, of {SIMULATIONS:,}")
+    for name, data, covered in chain(plans(), evaluations()):
+        intervals.add_row(name, data, "95%", f"{covered:.1%}")
+    truth = Table("stats --truth: precision", "intervals contain it", "lie above", "lie below", "mean width")
+    for data, *shares, width in ground_truth():
+        truth.add_row(data, *(f"{share:.1%}" for share in shares), f"{width:.3f}")
+    chosen = Table("threshold", "data", "shown", "wrong", "wrong of shown", "worst precision", "recall")
+    for row in thresholds():
+        chosen.add_row(*threshold_row(*row))
+    report(str(__doc__), intervals, truth, chosen)
 
 
 if __name__ == "__main__":

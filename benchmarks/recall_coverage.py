@@ -2,17 +2,20 @@
 
 python -m benchmarks.recall_coverage
 
-Plans: 1,000 random samples of the images of one run, whose recall is known. Relations of an image are alike: "alike" is
+Plans: 2,000 random samples of the images of one run, whose recall is known. Relations of an image are alike: "alike" is
 the correlation of whether the run has two of them. "Parts": 40% of the images have more boxes than a question shows, so
-that a named relation stands for up to six. People: two name 1,000 times the relations of some images, each with a
-chance that differs from image to image where they are "alike"; the truth is how many relations there are. Where few
-are missed, the interval is cautious: their number is a whole one. "Seen by both": each person sees the same 80% of the
-relations, which no such estimate can know of.
+that a named relation stands for up to six.
+
+People: two name 2,000 times the relations of some images. The truth is how many exist; the bound that is printed should
+exceed it in at most 5%. "Named" and "bound" are mean shares of the truth: what both people together named, and the
+bound. With `--estimate-total`, an estimate for independent misses is printed, too; the last column is how often its
+interval holds. "Hard" images (every third) are named 0.4 times as often as all are, and others 1.3 times; "hard"
+relations (every fifth) a quarter as often, others 1.15 times.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, product
 from types import SimpleNamespace
 from typing import Any, cast
@@ -22,11 +25,14 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 from benchmarks.measure import report
-from sgpipe.stats.recall import estimate_recall, measure_recall, recapture
+from sgpipe.stats.precision import estimate_clustered
+from sgpipe.stats.recall import measure_recall, recapture
 from sgpipe.storage.judgements import BlindAnswer, BlindQuestion, JudgementLog, RecallPlan
 
-IMAGES, SIMULATIONS = 3000, 1000
+IMAGES = 3000
+SIMULATIONS = 2000
 Row = tuple[str, str, float]
+Bound = tuple[str, str, float, float, float, float]  # misses, data, and the columns of the table
 
 
 def chances(rng: np.random.Generator, mean: float, alike: float, images: int) -> NDArray[Any]:
@@ -49,7 +55,7 @@ def plans(simulations: int = SIMULATIONS, only: int | None = None) -> Iterator[R
             own = rng.choice(IMAGES, asked, replace=False)
             at = np.repeat(np.arange(asked), named[own])
             number = np.arange(len(at)) - np.repeat(np.cumsum(named[own]) - named[own], named[own])
-            found = estimate_recall(number < has[own][at], at, weight[own][at], 1.0 if parts else 1 - asked / IMAGES)
+            found = estimate_clustered(number < has[own][at], at, weight[own][at], 1.0 if parts else 1 - asked / IMAGES)
             covered += found.low <= truth <= found.high
         data = f"{asked} images, {each:g} relations each, recall {recall:.0%}, alike {alike:g}{', parts' * parts}"
         yield "plan: recall", data, covered / simulations
@@ -81,30 +87,73 @@ def parts_of_all(simulations: int = SIMULATIONS, only: int | None = None) -> Ite
         yield "plan: recall", data, covered / simulations
 
 
-def people(simulations: int = SIMULATIONS, only: int | None = None) -> Iterator[Row]:
-    """How many relations there are by capture and recapture."""
+def people(simulations: int = SIMULATIONS, only: int | None = None) -> Iterator[Bound]:
+    """What two people name, and how many relations exist at least."""
     rng = np.random.default_rng(1)
-    settings = [*product(((0.5, 0.6), (0.7, 0.7), (0.9, 0.8), (0.95, 0.95)), (0.0, 0.3), (30, 100), (1.0,))]
-    for (first, second), alike, images, seen in [*settings, ((0.9, 0.8), 0.0, 100, 0.8)][:only]:
-        there = rng.poisson(3.0 * rng.gamma(2, 0.5, images))
-        at = np.repeat(np.arange(images), there)
-        visible = np.arange(len(at)) % 5 < 5 * seen
-        covered = 0
+    settings = product(HARD, ((0.5, 0.6), (0.7, 0.7), (0.9, 0.8), (0.9, 0.5), (0.3, 0.3)), (10, 30, 100))
+    for (name, hard), (first, second), images in list(settings)[:only]:
+        existing = rng.poisson(3.0 * rng.gamma(2, 0.5, images))
+        image = np.repeat(np.arange(images), existing)
+        bounds, estimates, named = [], [], []
         for _ in range(simulations):
-            one, other = ((rng.random(len(at)) < chances(rng, p, alike, images)[at]) & visible for p in (first, second))
-            parts = (np.bincount(at[each], minlength=images) for each in (one & other, one & ~other, other & ~one))
+            ease_first, ease_second = hard(rng, image, first), hard(rng, image, second)
+            one, other = rng.random(len(image)) < ease_first, rng.random(len(image)) < ease_second
+            parts = (np.bincount(image[part], minlength=images) for part in (one & other, one & ~other, other & ~one))
             found = recapture(("a", "b"), *parts)
-            known = int((one | other).sum())
-            covered += found is not None and known / found.high - 1e-9 <= len(at) <= known / found.low + 1e-9
-        data = f"{len(at)} relations in {images} images, named {first:.0%} and {second:.0%}, alike {alike:g}"
-        yield "people: relations in all", data + (", seen by both" if seen < 1 else ""), covered / simulations
+            if found is None:
+                continue
+            total = found.if_independent
+            bounds.append(found.at_least)
+            estimates.append(total.low <= len(image) <= total.high)
+            named.append(int((one | other).sum()))
+        over = float((np.array(bounds) > len(image)).mean())
+        shares = [float(np.mean(numbers)) / len(image) for numbers in (named, bounds)]
+        data = f"{len(image)} relations in {images} images, named {first:.0%} and {second:.0%}"
+        yield name, data, over, shares[0], shares[1], float(np.mean(estimates))
+
+
+def _independent(rng: np.random.Generator, image: NDArray[Any], chance: float) -> NDArray[Any]:
+    return np.full(len(image), chance)
+
+
+def _own_images(rng: np.random.Generator, image: NDArray[Any], chance: float) -> NDArray[Any]:
+    """Images are hard for one person, and others for the other."""
+    return chances(rng, chance, 0.3, int(image[-1]) + 1)[image]
+
+
+def _hard_images(rng: np.random.Generator, image: NDArray[Any], chance: float) -> NDArray[Any]:
+    """Every third image is hard, for both."""
+    return np.where(image % 3 == 0, 0.4 * chance, np.minimum(1.3 * chance, 0.98))
+
+
+def _hard_relations(rng: np.random.Generator, image: NDArray[Any], chance: float) -> NDArray[Any]:
+    """Every fifth relation is hard, for both."""
+    return np.where(np.arange(len(image)) % 5 == 0, chance / 4, np.minimum(1.15 * chance, 0.98))
+
+
+def _unseen_relations(rng: np.random.Generator, image: NDArray[Any], chance: float) -> NDArray[Any]:
+    """Nobody sees every fifth relation."""
+    return np.where(np.arange(len(image)) % 5 == 0, 0.0, chance)
+
+
+HARD: tuple[tuple[str, Callable[[np.random.Generator, NDArray[Any], float], NDArray[Any]]], ...] = (
+    ("independent misses", _independent),
+    ("images hard for one", _own_images),
+    ("images hard for both", _hard_images),
+    ("relations hard for both", _hard_relations),
+    ("relations that nobody sees", _unseen_relations),
+)
 
 
 def main() -> None:
     table = Table("interval", "data", "nominal", f"measured, of {SIMULATIONS:,}")
-    for name, data, covered in chain(plans(), parts_of_all(), people()):
+    for name, data, covered in chain(plans(), parts_of_all()):
         table.add_row(name, data, "95%", f"{covered:.1%}")
-    report(str(__doc__), table)
+    heads = ("misses", "data", "bound exceeds the truth", "named", "bound", "the estimate's 95% interval holds")
+    bounds = Table(*heads)
+    for name, data, *shares in people():
+        bounds.add_row(name, data, *(f"{share:.1%}" for share in shares))
+    report(str(__doc__), table, bounds)
 
 
 if __name__ == "__main__":

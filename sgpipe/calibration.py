@@ -7,7 +7,7 @@ minimum confidence, so shards keep the tagger's own confidences.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from sgpipe.utils.hashing import differences, model_sha256
 Floats = NDArray[np.float64]
 NEAREST = 1e-4  # a confidence nearer to 0 or 1 has the log odds of this distance
 _Share = Annotated[float, Field(ge=0, le=1)]
+_ROOM = 0.4  # of the way from a precision to 1, that all correct answers show where a search starts
 _ANY = 1e-6  # a probability that everything has but what is below the lowest judged confidence
 
 
@@ -33,10 +34,11 @@ class Calibration(Config):
     """How probable it is that a relation of a confidence is correct.
 
     `tagger`: see `scoring_of_run`. `lowest`: the lowest judged confidence; of lower ones, which get the probability 0,
-    nothing is known. `levels`: rising minimum probabilities, and the precision that each shows with 95% confidence.
+    nothing is known. `levels`: falling minimum probabilities, the precision that each shows with 95% confidence, and
+    that which it would show if all judged relations were correct.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     run: str
     tagger: dict[str, JsonValue]
     judged_by: Literal["ground truth", "people"]
@@ -46,7 +48,7 @@ class Calibration(Config):
     slope: float = Field(gt=0)
     offset: float
     lowest: float = Field(ge=0, le=1)
-    levels: tuple[tuple[_Share, _Share], ...] = Field(min_length=1)
+    levels: tuple[tuple[_Share, _Share, _Share], ...] = Field(min_length=1)
 
     def probabilities(self, confidence: ArrayLike) -> Floats:
         given = np.asarray(confidence, np.float64)
@@ -67,11 +69,13 @@ class Calibration(Config):
     def probability_for(self, precision: float) -> float:
         """Return the lowest probability that shows the precision with 95% confidence. Raises UserError: none does."""
         check_share("precision", precision)
-        for least, shown in self.levels:
-            if shown >= precision:
-                return least or _ANY
-        judged, highest = count(self.judged, "judged relation"), max(shown for _, shown in self.levels)
-        none = f"no threshold has this precision with 95% confidence (the highest is {highest:.3f})"
+        probabilities, shown, highest = zip(*self.levels, strict=True)
+        at = lowest_shown(shown, highest, precision)
+        if at is not None:
+            return probabilities[at] or _ANY
+        judged = count(self.judged, "judged relation")
+        best = max((value for value in shown if lowest_shown(shown, highest, value) is not None), default=0.0)
+        none = f"no threshold has this precision with 95% confidence (the highest is {best:.3f})"
         hint = "judge more relations, or set a minimum probability (threshold)"
         raise UserError(f"precision {precision:g}: by {judged}, {none}; {hint}")
 
@@ -88,6 +92,29 @@ class Calibration(Config):
 
     def save(self, file: Path) -> None:
         write_result_text(file, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+
+
+def lowest_shown(lows: Sequence[float], highest: Sequence[float], target: float) -> int | None:
+    """Return the number of the last of several thresholds, the strictest first, that shows a precision of `target`.
+
+    The search ends at the first that does not, and so promises what a single test does: see `sgpipe.stats.thresholds`.
+
+    Args:
+        lows: the precision that each threshold shows.
+        highest: what it would show if all judged relations were correct. The search starts where that leaves room for
+            some that are not, or else at the lowest threshold.
+
+    Returns:
+        None if the first one does not show the precision.
+    """
+    needed = target + _ROOM * (1 - target)
+    start = next((at for at, most in enumerate(highest) if most >= needed), len(lows) - 1)
+    reached = None
+    for at in range(max(start, 0), len(lows)):
+        if lows[at] < target:
+            break
+        reached = at
+    return reached
 
 
 def load_calibration(file: Location) -> Calibration:

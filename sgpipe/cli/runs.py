@@ -41,6 +41,9 @@ def stats(
     truth: cli.GroundTruthFolder = None,
     image_data: cli.ImageData = None,
     judgements: cli.JudgedFile = None,
+    estimate_total: Annotated[
+        bool, cli.option("Estimate how many relations exist, as if two people missed them independently.")
+    ] = False,
 ) -> None:
     """Count what a run contains, check its health, and show samples.
 
@@ -57,6 +60,8 @@ def stats(
     if image_data is not None and truth is None:
         raise UserError("--image-data needs --truth")
     judgements = cli.judged_file(run, judgements)
+    if estimate_total and judgements is None:
+        raise UserError("--estimate-total needs --judgements, in which two people answered a recall plan")
     if calibration is not None and precision is not None:
         threshold = probability_for(calibration, precision, threshold)
     least = TRAINING_CONFIDENCE if threshold is None else threshold
@@ -65,7 +70,7 @@ def stats(
     before = measures.measure(compare, least, probabilities) if compare else None
     with open_run(run) as database:
         ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
-        found = audit.audit(database, least, ground_truth, judgements, target, before, probabilities)
+        found = audit.audit(database, least, ground_truth, judgements, target, before, probabilities, estimate_total)
         if not cli.printed_json(json_, found.as_dict()):
             report.print_audit(found, console.output())
         sampled = (database, shown, least, images, probabilities)

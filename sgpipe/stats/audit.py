@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
+from sgpipe.stats.ground_truth import GroundTruthMeasures, measure_against_ground_truth
 from sgpipe.stats.measures import DOUBTS, LIKELY, MISSING, THRESHOLDS, TOTALS, Level, Measures, measure_database
 from sgpipe.stats.plans import NO_PLAN, JudgementMeasures, measure_judgements
-from sgpipe.stats.precision import GroundTruthMeasures, ScoreQuality, measure_against_ground_truth
+from sgpipe.stats.precision import ScoreQuality
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count, isolated, listed, single_line
@@ -92,7 +93,7 @@ def _quality(audit: Audit) -> _Answers:
         yield "plain", _advice(ground_truth, ground_truth.relations, "")
         yield from _vlm_quality(ground_truth.vlm_score, "ground truth")
     if judgements is not None:
-        yield from _judged(judgements)
+        yield from _judged(judgements, audit.estimate_total)
         yield from _vlm_quality(judgements.vlm_score, "people")
     ill = [check.share for check in measures.health if check.count]
     if ill:
@@ -125,11 +126,12 @@ def _advice(found: GroundTruthMeasures | JudgementMeasures, judged: int, of: str
     if choice is None:
         return f"{count(judged, 'judged relation')} do not show a threshold with a precision of {target}."
     kept = count(choice.kept, "judged relation") if choice.relations is None else f"{choice.relations:,} of {of}"
-    return f"A threshold of {choice.text} keeps {kept}; at least {target} of them are correct: {choice.precision}."
+    shown = f"with 95% confidence, at least {target} of them are correct"
+    return f"A threshold of {choice.text} keeps {kept}; {shown} ({choice.precision.value:.1%} of the judged ones)."
 
 
-def _judged(judged: JudgementMeasures) -> _Answers:
-    for sentence in judged.recall.describe() if judged.recall else ():
+def _judged(judged: JudgementMeasures, estimate_total: bool) -> _Answers:
+    for sentence in judged.recall.describe(estimate_total) if judged.recall else ():
         yield "plain", sentence
     for problem in judged.problems:
         yield "fair", problem
@@ -265,12 +267,16 @@ def _counts(measures: Measures) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Audit:
-    """The audit of one run; parts that were not asked for are None."""
+    """The audit of one run; parts that were not asked for are None.
+
+    `estimate_total`: findings say how many relations there are if two people miss them independently.
+    """
 
     measures: Measures
     ground_truth: GroundTruthMeasures | None = None
     judgements: JudgementMeasures | None = None
     comparison: Comparison | None = None
+    estimate_total: bool = False
 
     @property
     def findings(self) -> list[Finding]:
@@ -302,8 +308,9 @@ def audit(
     target: float = 0.8,
     other: Measures | None = None,
     calibration: Calibration | None = None,
+    estimate_total: bool = False,
 ) -> Audit:
-    """Audit an open run; `target`: the precision for which thresholds are suggested.
+    """Audit an open run; `target`: the precision for which thresholds are suggested; `estimate_total`: as of `Audit`.
 
     `threshold`: of the relations whose health and precision are measured; with a calibration, a probability.
     """
@@ -313,7 +320,8 @@ def audit(
         against = measure_against_ground_truth(database, ground_truth, threshold, target, calibration)
     if judgements is not None:
         judged = measure_judgements(database, judgements, target, THRESHOLDS, calibration)
-    return Audit(measures, against, judged, None if other is None else compare(other, measures))
+    comparison = None if other is None else compare(other, measures)
+    return Audit(measures, against, judged, comparison, estimate_total)
 
 
 def _plain(value: Any) -> Any:

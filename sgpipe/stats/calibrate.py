@@ -17,12 +17,12 @@ from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality import label_quality
 from sgpipe.evaluation.result import EvaluationResult, Rows
 from sgpipe.stats.precision import JudgedRelations, design_effect, perfect_error, stratified_interval
+from sgpipe.stats.thresholds import ONE_SIDE, candidates
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count
 
 _FEWEST = 50  # judged relations that a calibration needs
-_LEVELS = (0.0, *(round(1 / (1 + math.exp(-step / 5)), 4) for step in range(-35, 30)))  # 0.001 to 0.997
 _TARGETS = (0.8, 0.9, 0.95, 0.98)
 _BINS = 10
 _STEPS, _CLOSE = 100, 1e-9  # of Newton's method
@@ -102,7 +102,7 @@ def fit(header: dict[str, object], judgements: JudgedRelations, by: Literal["gro
         slope=rounded(slope),
         offset=rounded(offset),
         lowest=math.floor(1e6 * judgements.confidence.min()) / 1e6,
-        levels=((0, 1),),
+        levels=((0, 1, 1),),
     )
     levels = _levels(fitted.probabilities(judgements.confidence), judgements)
     return fitted.model_copy(update={"levels": levels})
@@ -125,24 +125,30 @@ def _platt(judgements: JudgedRelations) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def _levels(probability: Floats, judgements: JudgedRelations) -> tuple[tuple[float, float], ...]:
-    """The lower end is what the judgements show without the curve, which is too high if no relation is that precise.
+def _levels(probability: Floats, judgements: JudgedRelations) -> tuple[tuple[float, float, float], ...]:
+    """Return levels as of `Calibration`.
 
-    Relations of one weight are a stratum.
+    Without the curve, what the judgements show is too high if no relation is that precise. Relations of one weight are
+    a stratum.
     """
-    weight, correct = judgements.weight, judgements.correct
-    design = design_effect(correct - probability, np.unique(judgements.images, return_inverse=True)[1])
-    weights, stratum = np.unique(weight, return_inverse=True)
-    kept = [probability >= threshold for threshold in _LEVELS if threshold <= probability.max()]
-    judged, right = (
-        np.array([np.bincount(stratum[each & chosen], minlength=len(weights)) for each in kept])
-        for chosen in (True, correct)
-    )
-    many = 1e9 * weights * judged  # like data to come, of which nothing is judged
-    lows, _ = stratified_interval(many, judged, right, design, tail=0.05)
-    expected = (np.average(probability[each], weights=weight[each]) for each in kept)
-    shown = (rounded(min(ends)) for ends in zip(lows, expected, strict=True))
-    return tuple(zip(_LEVELS, shown, strict=False))
+    weights, stratum = np.unique(judgements.weight, return_inverse=True)
+    levels = []
+    for threshold in (*candidates(probability), 0.0):
+        kept = probability >= threshold
+        correct = judgements.correct[kept]
+        judged = np.bincount(stratum[kept], minlength=len(weights))
+        right = np.bincount(stratum[kept], correct, len(weights)).astype(np.int64)
+        many = 1e9 * weights * judged  # like data to come, of which nothing is judged
+        images = judgements.image_numbers[kept]
+        weight = judgements.weight[kept]
+        shown = []
+        for answers, tally in ((correct, right), (np.ones(len(correct), bool), judged)):
+            design = design_effect(answers, images, weight, ONE_SIDE)
+            [low], _ = stratified_interval(many[None], judged[None], tally[None], design, ONE_SIDE)
+            shown.append(float(low))
+        expected = float(np.average(probability[kept], weights=weight))
+        levels.append((threshold, rounded(min(shown[0], expected)), rounded(shown[1])))
+    return tuple(levels)
 
 
 def _reliability(value: str, probability: Floats, judgements: JudgedRelations) -> tuple[Rows, float, float]:

@@ -29,6 +29,7 @@ from sgpipe.stats.precision import (
     score_quality,
 )
 from sgpipe.stats.recall import RecallMeasures, Rows, measure_recall
+from sgpipe.stats.thresholds import ONE_SIDE, candidates, choose
 from sgpipe.storage.health_rules import quoted
 from sgpipe.storage.index import Database, open_run
 from sgpipe.storage.judgements import (
@@ -270,7 +271,7 @@ class JudgementMeasures:
         unsure: questions without a verdict, which count as wrong. if_unsure_right: the precision if they were right.
         relations, relations_now: the run's when the plan was made, and now.
         strata: "bands" (of confidence) or "predicates"; `bands`: the strata. predicates: the most judged first.
-        suggested: the lowest threshold whose whole interval is not below the `target`.
+        suggested: the lowest threshold that shows the precision `target`.
         problems: lines that are left out, and why. vlm_score: not weighted.
         recall: by the recall plan with the most answers.
     """
@@ -307,8 +308,6 @@ def measure_judgements(
     judged, right = sample.tally(sample.judged), sample.tally(sample.right)
     unsure = sample.tally(np.array([answer == "unsure" for answer in sample.given], bool))
     [whole, if_right] = estimate_stratified([sample.sizes] * 2, [judged] * 2, [right, right + unsure])
-    choices = sample.choices([*thresholds, *sample.relations.candidates()])
-    curve, candidates = choices[: len(thresholds)], choices[len(thresholds) :]
     recalls = [measure_recall(each, log, database.rows) for each in log.recall_plans.values()]
     return JudgementMeasures(
         plan=plan.plan if plan else None,
@@ -321,9 +320,9 @@ def measure_judgements(
         strata=sample.plan.kind,
         bands=sample.strata,
         predicates=sample.predicates(),
-        curve=curve,
+        curve=sample.choices(thresholds),
         target=target,
-        suggested=next((choice for choice in candidates if choice.precision.low >= target), None),
+        suggested=sample.suggest(target),
         problems=log.problems,
         vlm_score=sample.vlm_score() if plan and database.has_vlm_scores else None,
         recall=max(recalls, key=lambda found: found.answered, default=None),
@@ -409,6 +408,26 @@ class _Sample(PlanProgress):
 
     def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
         """Return what each threshold keeps; relations without a confidence pass every one."""
+        relations = self._above(thresholds)
+        precisions = self._estimate(relations, self._passing(thresholds))
+        kept = zip(thresholds, precisions, relations.sum(1).tolist(), strict=True)
+        return [ThresholdChoice(threshold, own.judged, own, number) for threshold, own, number in kept]
+
+    def suggest(self, target: float) -> ThresholdChoice | None:
+        """Return the lowest threshold that shows a precision of `target`; None: no threshold does."""
+        thresholds = candidates(self.relations.confidence)
+        if not thresholds:
+            return None
+        sizes = self._above(thresholds) * self._scale
+        passing = self._passing(thresholds)
+        judged = self._tallies(self.judged, passing)
+        right = self._tallies(self.right, passing)
+        lows = [own.low for own in estimate_stratified(sizes, judged, right, ONE_SIDE)]
+        highest = [own.low for own in estimate_stratified(sizes, judged, judged, ONE_SIDE)]
+        return choose(self.choices(thresholds), lows, highest, target)
+
+    def _above(self, thresholds: Sequence[float]) -> NDArray[np.int64]:
+        """The relations of the run that each threshold keeps, by stratum, `[thresholds, strata]`."""
         cuts, at = np.unique(np.array(thresholds, np.float32), return_inverse=True)
         counts = np.zeros((len(cuts), len(self.sizes)), np.int64)  # of the run's relations between two thresholds
         query = f"""select cut, stratum, count(*)
@@ -416,12 +435,17 @@ class _Sample(PlanProgress):
             asof join (select unnest(?::float[]) as cut) on certainty >= cut group by all"""
         for cut, stratum, number in self._database.rows(query, [cuts.tolist()]):
             counts[np.searchsorted(cuts, np.float32(cut)), stratum] = number
-        above = np.cumsum(counts[::-1], axis=0)[::-1][at]
-        found = self._estimate(above, [self._confidence >= np.float32(threshold) for threshold in thresholds])
-        each = zip(thresholds, found, above.sum(1).tolist(), strict=True)
-        return [ThresholdChoice(least, own.judged, own, number) for least, own, number in each]
+        above: NDArray[np.int64] = np.cumsum(counts[::-1], axis=0)[::-1][at]
+        return above
+
+    def _passing(self, thresholds: Sequence[float]) -> list[NDArray[np.bool_]]:
+        """The questions whose relations each threshold keeps."""
+        return [self._confidence >= np.float32(threshold) for threshold in thresholds]
+
+    def _tallies(self, chosen: NDArray[np.bool_], sets: Sequence[NDArray[np.bool_]]) -> NDArray[np.int64]:
+        return np.array([self.tally(chosen & questions) for questions in sets])
 
     def _estimate(self, counts: NDArray[Any], sets: Sequence[NDArray[np.bool_]]) -> list[PrecisionEstimate]:
         """`counts`: relations of the run that each of the sets of questions stands for, `[sets, strata]`."""
-        judged, right = ([self.tally(chosen & own) for own in sets] for chosen in (self.judged, self.right))
-        return estimate_stratified(counts * self._scale, judged, right)
+        judged = self._tallies(self.judged, sets)
+        return estimate_stratified(counts * self._scale, judged, self._tallies(self.right, sets))

@@ -1,4 +1,4 @@
-"""Relations judged correct or not, also by ground truth: precision with intervals, calibration, thresholds.
+"""Relations judged correct or not: their precision with intervals, and how far confidences are from it.
 
 benchmarks/interval_coverage.py measures how often the intervals contain the truth.
 """
@@ -8,20 +8,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sgpipe.calibration import Calibration, Floats
-from sgpipe.errors import check_share
-from sgpipe.storage.index import Database
-from sgpipe.storage.run_folder import GroundTruth
+from sgpipe.calibration import Floats
 
-_Z, _TAIL = 1.959964, 0.025  # 95%
-_FEW = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469)  # Student's t for 95% with 1, 2, … degrees of freedom
-FEWEST = 10  # judged relations that a suggested threshold needs
+_TAIL = 0.025  # how often either end of a 95% interval misses
+_FEW = {  # Student's t of these tails with 1, 2, … degrees of freedom
+    0.025: (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469),
+    0.05: (6.3138, 2.9200, 2.3534, 2.1318, 2.0150, 1.9432),
+}
+_NORMAL = NormalDist()
 _BINS = 10
+_TINY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -45,30 +47,101 @@ class PrecisionEstimate:
         return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%}, of {self.judged:,})"
 
 
-def estimate(correct: int, judged: int, design: float = 1.0) -> PrecisionEstimate:
-    """Return the precision with Wilson's interval; `design`: as of `JudgedRelations`."""
+def estimate(correct: int, judged: int) -> PrecisionEstimate:
+    """Return the precision with Wilson's interval."""
     if not judged:
         return PrecisionEstimate(0, 0, None, 0.0, 1.0)
     share = correct / judged
-    low, high = (float(wilson(share, judged / design, side)) for side in (-1, 1))
+    low, high = (float(wilson(share, judged, side)) for side in (-1, 1))
     return PrecisionEstimate(correct, judged, share, low, high)
 
 
-def wilson(share: ArrayLike, count: ArrayLike, side: int) -> Floats:
+def wilson(share: ArrayLike, count: ArrayLike, side: int, tail: float = _TAIL) -> Floats:
     """Return the lower (side -1) or upper (side 1) ends of Wilson's (1927) intervals for shares of `count`."""
     share, count = np.asarray(share, np.float64), np.asarray(count, np.float64)
-    half = _Z * np.sqrt(share * (1 - share) / count + _Z**2 / (4 * count**2))
-    return np.clip((share + _Z**2 / (2 * count) + side * half) / (1 + _Z**2 / count), 0, 1)
+    z = -_NORMAL.inv_cdf(tail)
+    half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return np.clip((share + z**2 / (2 * count) + side * half) / (1 + z**2 / count), 0, 1)
 
 
-def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: ArrayLike) -> list[PrecisionEstimate]:
+def estimate_clustered(
+    correct: NDArray[np.bool_],
+    images: NDArray[np.int64],
+    weight: Floats | None = None,
+    left: float = 1.0,
+    tail: float = _TAIL,
+) -> PrecisionEstimate:
+    """Return the precision of relations of a random sample of images, with Wilson's interval for the effective size.
+
+    Args:
+        correct: whether each relation is correct, `[relations]`.
+        images: numbers of their images, `[relations]`; empty if the relations are independent.
+        weight: of each relation, `[relations]`; None: all weigh the same.
+        left: the share of all images that is not in the sample, which is drawn without replacement.
+        tail: how often either end misses.
+    """
+    if not len(correct):
+        return estimate(0, 0)
+    weight = np.ones(len(correct)) if weight is None else weight
+    share = float(np.average(correct, weights=weight))
+    equal = weight.sum() ** 2 / (weight @ weight)  # as many of equal weight say as much
+    size = equal / max(design_effect(correct, images, weight, tail) * left, _TINY)
+    low, high = (float(wilson(share, size, side, tail)) for side in (-1, 1))
+    return PrecisionEstimate(int(correct.sum()), len(correct), share, low, high)
+
+
+def design_effect(
+    correct: NDArray[np.bool_], images: NDArray[np.int64], weight: Floats | None = None, tail: float = _TAIL
+) -> float:
+    """Return how many relations say as much as one independent relation; arguments as of `estimate_clustered`.
+
+    With a correlation ρ of relations of an image, it is 1 + ρ (m - 1) for m relations in each (Kish 1965). Images with
+    both outcomes tell what ρ is. If there are few, as near a precision of 1, the data underrate it. So ρ counts as if
+    one more image had shown that all its relations are alike; Student's t makes up for few images.
+    """
+    if not len(images):
+        return 1.0
+    weight = np.ones(len(correct)) if weight is None else weight
+    together = np.bincount(images, weight)
+    alike = float(together @ together / (weight @ weight))  # the effect if ρ is 1
+    if alike <= 1 + _TINY:  # no image has two relations
+        return 1.0
+    near = (weight @ correct + weight.mean() / 2) / (weight.sum() + weight.mean())  # so that equal ones vary, too
+    residuals = weight * (correct - near)
+    sums = np.bincount(images, residuals)
+    observed = float(sums @ sums / (residuals @ residuals))
+    correlation = min(max((observed - 1) / (alike - 1), 0.0), 1.0)
+    with_correct, with_wrong = (np.bincount(images[outcome]) > 0 for outcome in (correct, ~correct))
+    telling = min(int(with_correct.sum()), int(with_wrong.sum()))
+    correlation = (telling * correlation + 1) / (telling + 1)
+    freedom = max(int(np.count_nonzero(together)) - 1, 1)
+    return (1 + correlation * (alike - 1)) * (_student(freedom, tail) / -_NORMAL.inv_cdf(tail)) ** 2
+
+
+def _student(freedom: int, tail: float) -> float:
+    """Return the upper quantile of Student's t, by Fisher's expansion (1941), which needs no scipy."""
+    if freedom <= len(_FEW[tail]):
+        return _FEW[tail][freedom - 1]
+    z = -_NORMAL.inv_cdf(tail)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return sum(term / freedom**power for power, term in enumerate(terms))
+
+
+def estimate_stratified(
+    population: ArrayLike, judged: ArrayLike, correct: ArrayLike, tail: float = _TAIL
+) -> list[PrecisionEstimate]:
     """Return the precisions of sets of relations (or weights), some of them judged, and correct; `[sets, strata]`."""
     seen, right = (np.asarray(values, np.int64) for values in (judged, correct))
     size = np.maximum(np.asarray(population, np.float64), seen)
     known = np.where(seen > 0, size, 0)
     total, covered = size.sum(1), known.sum(1)
     share = covered / np.where(total > 0, total, 1)
-    low, high = stratified_interval(known, seen, right)
+    low, high = stratified_interval(known, seen, right, tail=tail)
     values = (known * right / np.maximum(seen, 1)).sum(1) / np.where(covered > 0, covered, 1)
     ends = low * share, 1 - share * (1 - high)
     columns = (each.tolist() for each in (right.sum(1), seen.sum(1), values, *ends, share))
@@ -76,11 +149,15 @@ def estimate_stratified(population: ArrayLike, judged: ArrayLike, correct: Array
 
 
 def stratified_interval(
-    population: Floats, judged: NDArray[np.int64], correct: NDArray[np.int64], design: float = 1.0, tail: float = _TAIL
+    population: Floats,
+    judged: NDArray[np.int64],
+    correct: NDArray[np.int64],
+    design: float = 1.0,
+    tail: float = _TAIL,
 ) -> tuple[Floats, Floats]:
     """Return both ends of the interval of the share that is correct, `[sets]`; arguments `[sets, strata]`.
 
-    `design`: as of `JudgedRelations`. `tail`: how often either end misses; the interval is one of 95% by default.
+    `design`: as of `design_effect`. `tail`: how often either end misses; the interval is one of 95% by default.
 
     The exact interval (Clopper and Pearson 1934) of the effective sample size: as many simple judgements as have the
     variance of the stratified ones, fewer where strata have few (Korn and Graubard 1998). For the variance, each
@@ -149,12 +226,16 @@ class CalibrationQuality:
 
 @dataclass(frozen=True)
 class ThresholdChoice:
-    """A threshold and the precision of the `kept` judged relations; `relations`: those of the run, if counted."""
+    """A threshold and the precision of the `kept` judged relations; `relations`: those of the run, if counted.
+
+    `at_least`: the precision that a suggested threshold shows with 95% confidence, the lower end of one side only.
+    """
 
     threshold: float
     kept: int
     precision: PrecisionEstimate
     relations: int | None = None
+    at_least: float | None = None
 
     @property
     def text(self) -> str:
@@ -190,13 +271,9 @@ class JudgedRelations:
         return np.clip((self.confidence.astype(np.float64) * _BINS).astype(int), 0, _BINS - 1)
 
     @cached_property
-    def design(self) -> float:
-        """How many judgements say as little as one independent one: relations of an image are often alike."""
-        if not len(self.images):
-            return 1.0
-        at = self._bin
-        mean = np.bincount(at, self.correct, _BINS) / np.maximum(np.bincount(at, minlength=_BINS), 1)
-        return design_effect(self.correct - mean[at], self.images)
+    def image_numbers(self) -> NDArray[np.int64]:
+        """The images as numbers from 0, `[relations]`; empty if they are unknown."""
+        return np.unique(self.images, return_inverse=True)[1].astype(np.int64)
 
     def __getitem__(self, chosen: NDArray[np.bool_]) -> JudgedRelations:
         own = (values[chosen] if len(values) else values for values in (self.images, self.weight))
@@ -204,63 +281,30 @@ class JudgedRelations:
 
     def at(self, threshold: float) -> ThresholdChoice:
         kept = self.confidence >= np.float32(threshold)
-        count = int(kept.sum())
-        return ThresholdChoice(threshold, count, estimate(int(self.correct[kept].sum()), count, self.design))
+        return ThresholdChoice(threshold, int(kept.sum()), self.precision(kept))
 
-    def candidates(self) -> list[float]:
-        """Thresholds of three significant digits that keep ten relations or more, the lowest first.
-
-        Only the lowest, unless correct relations have higher confidences than incorrect ones (5% level): of many
-        thresholds that keep equally precise relations, one would look better by chance.
-        """
-        values = np.sort(self.confidence)[::-1][FEWEST - 1 :]
-        thresholds = sorted({short_threshold(float(value)) for value in np.unique(values)})
-        area, right = area_under_roc(self.confidence, self.correct), int(self.correct.sum())
-        if area is None:
-            return thresholds[:1]
-        error = math.sqrt(self.design * (len(self.correct) + 1) / (12 * right * (len(self.correct) - right)))
-        return thresholds if area > 0.5 + 1.645 * error else thresholds[:1]
+    def precision(self, chosen: NDArray[np.bool_], tail: float = _TAIL) -> PrecisionEstimate:
+        images = self.image_numbers[chosen] if len(self.images) else self.image_numbers
+        return estimate_clustered(self.correct[chosen], images, tail=tail)
 
     @cached_property
     def calibration(self) -> CalibrationQuality:
         """How far confidences are from precision, in ten bins of equal width, without the empty ones."""
         bins = []
+        independent = []  # relations that say as much as those of the bin
         for at in np.unique(self._bin).tolist():
             inside = self._bin == at
-            precision = estimate(int(self.correct[inside].sum()), int(inside.sum()), self.design)
             mean = float(self.confidence[inside].mean())
+            precision = self.precision(inside)
             bins.append(CalibrationBin(at / _BINS, (at + 1) / _BINS, mean, precision))
+            images = self.image_numbers[inside] if len(self.images) else self.image_numbers
+            independent.append(precision.judged / design_effect(self.correct[inside], images))
         if not bins:
             return CalibrationQuality(None, None, [])
         distances = (abs(part.confidence * part.precision.judged - part.precision.correct) for part in bins)
         judged = np.array([part.precision.judged for part in bins])
-        perfect = perfect_error([part.confidence for part in bins], judged / self.design, judged)
+        perfect = perfect_error([part.confidence for part in bins], independent, judged)
         return CalibrationQuality(sum(distances) / len(self.correct), perfect, bins)
-
-    def suggest(self, target: float) -> ThresholdChoice | None:
-        """Return the lowest threshold whose whole interval has a precision of `target` or more; None without any."""
-        thresholds = np.array(self.candidates())
-        order = np.argsort(self.confidence, kind="stable")
-        first = np.searchsorted(self.confidence[order], thresholds.astype(np.float32))
-        correct, kept = np.append(np.cumsum(self.correct[order][::-1])[::-1], 0)[first], len(order) - first
-        sure = wilson(correct / kept, kept / self.design, -1) >= target
-        return self.at(float(thresholds[np.argmax(sure)])) if sure.any() else None
-
-
-def design_effect(residuals: Floats, images: NDArray[np.int64]) -> float:
-    """Return the variance of a sum of residuals over that without correlation inside images, at least 1.
-
-    Few images tell little about it: Student's t makes up for that, by Fisher's expansion (1941), which needs no scipy.
-    """
-    squares, n, z = float((residuals**2).sum()), max(len(np.unique(images)) - 1, 1), _Z
-    if not squares:
-        return 1.0
-    ratio = float((np.bincount(images, residuals) ** 2).sum()) / squares
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    student = z + first / n + second / n**2 + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
-    if n <= len(_FEW):
-        student = _FEW[n - 1]
-    return max(ratio * (1 + 1 / n) * (student / z) ** 2, 1.0)
 
 
 @dataclass(frozen=True)
@@ -293,67 +337,3 @@ def area_under_roc(scores: NDArray[np.float32], correct: NDArray[np.bool_]) -> f
     _, at, times = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = np.cumsum(times) - (times - 1) / 2  # equal scores share the mean of their ranks
     return float((ranks[at][correct].sum() - right * (right + 1) / 2) / pairs)
-
-
-@dataclass(frozen=True)
-class PredicateThreshold:
-    """A predicate: its precision at the threshold in use, and the threshold that surely reaches the target, if any."""
-
-    predicate: str
-    relations: int
-    at_threshold: PrecisionEstimate
-    suggested: ThresholdChoice | None
-
-
-@dataclass(frozen=True)
-class GroundTruthMeasures(CalibrationQuality):
-    """A run compared with its ground truth: its precision at `threshold`, and thresholds for the precision `target`."""
-
-    images: int
-    relations: int
-    threshold: float
-    precision: PrecisionEstimate
-    target: float
-    suggested: ThresholdChoice | None
-    predicates: list[PredicateThreshold]
-    vlm_score: ScoreQuality | None
-
-
-def measure_against_ground_truth(
-    database: Database, ground_truth: GroundTruth, threshold: float, target: float, calibration: Calibration | None
-) -> GroundTruthMeasures:
-    """Compare an open run with its ground truth; with a calibration of the tagger, everything is of its probabilities.
-
-    Raises UserError: the two have no image in common, or a number is out of range.
-    """
-    # Imports torch and spaCy, which takes seconds that other audits need not spend.
-    from sgpipe.evaluation.label_quality import LabelQuality, label_quality
-
-    def judged_by(found: LabelQuality) -> JudgedRelations:
-        rows = found.relations
-        return JudgedRelations(rows.confidence.astype(np.float32), rows.true_positive, rows.image)
-
-    check_share("precision", target)
-    result = label_quality(database.root, ground_truth, threshold=threshold, calibration=calibration)
-    judged, vlm_score = judged_by(result), None
-    if database.has_vlm_scores:
-        vlm_score = score_quality(judged_by(label_quality(database.root, ground_truth, source="vlm_score")), judged)
-    numbers = {name: number for number, name in enumerate(result.names)}
-    predicates = []
-    for row in result.predicates:
-        own = result.relations.predicate == numbers[row.predicate]
-        if own.any():
-            part = judged[own]
-            precision = part.at(threshold).precision
-            predicates.append(PredicateThreshold(row.predicate, len(part.correct), precision, part.suggest(target)))
-    return GroundTruthMeasures(
-        **vars(judged.calibration),
-        images=result.counts["images compared"],
-        relations=len(result.relations),
-        threshold=threshold,
-        precision=judged.at(threshold).precision,
-        target=target,
-        suggested=judged.suggest(target),
-        predicates=sorted(predicates, key=lambda row: -row.relations),
-        vlm_score=vlm_score,
-    )

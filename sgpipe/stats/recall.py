@@ -2,7 +2,7 @@
 
 The share of the named relations that the run has is its recall, as far as people see what holds. Relations of an image
 are alike, so intervals are of a cluster sample (benchmarks/recall_coverage.py). What two people name about the same
-boxes says how many relations neither named (capture and recapture), but for what is hard to see for both.
+boxes says how many relations there are at least (capture and recapture): what is hard for both is missing from it.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sgpipe.errors import UserError
 from sgpipe.records import NO_OBJECT
 from sgpipe.stages.pair import normalise_predicate
-from sgpipe.stats.precision import PrecisionEstimate, design_effect, estimate, wilson
+from sgpipe.stats.precision import PrecisionEstimate, estimate_clustered
 from sgpipe.storage.judgements import MOST_QUESTIONS, BlindQuestion, JudgementLog, RecallPlan
 from sgpipe.utils.console import count, single_line
 
@@ -27,7 +27,8 @@ Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 Named = tuple[int, int, str]  # subject, object and normalised predicate
 _Item = tuple[bool, int, float]  # whether the run has what was named, the number of the image, and its weight
 BOXES = 8  # of a question
-_Z = 1.959964
+_TAIL = 0.025  # how often either end of a 95% interval misses
+_LOG_MOST = 50.0  # log of a number of relations that is as good as any
 _IMAGES = """
     select split::varchar, image_id, list(number order by number), count(*) over ()
     from run.objects join run.images using (image) where status::varchar = 'ok' and category::varchar <> ?
@@ -63,58 +64,79 @@ def questions_left(plan: RecallPlan, log: JudgementLog, by: str) -> list[int]:
     return sorted(left, key=lambda number: plan.questions[number].place in answers)
 
 
-def estimate_recall(
-    has: NDArray[np.bool_], images: NDArray[np.int64], weight: NDArray[np.float64], left: float = 1.0
-) -> PrecisionEstimate:
-    """Return the share of named relations that the run has, with Wilson's interval for the effective sample size.
+@dataclass(frozen=True)
+class IndependentMisses:
+    """How many relations there are (95% interval) if what one person misses says nothing about what another does."""
 
-    `has`: whether the run has a relation, `images`: numbers of images, `weight`: of questions; all `[relations]`.
-    `left`: the share of the run's images that was not asked about; 1 if parts of images were.
-    """
-    if not len(has):
-        return estimate(0, 0)
-    value = float(np.average(has, weights=weight))
-    near = (weight @ has + weight.mean() / 2) / (weight.sum() + weight.mean())  # so that equal ones have a variance
-    alike = (np.bincount(images, weight) ** 2).sum() / (weight @ weight)  # if all relations of an image were
-    design = min(design_effect(weight * (has - near), images), alike) * max(left, 1e-9)
-    size = weight.sum() ** 2 / (weight @ weight) / design
-    low, high = (float(wilson(value, size, side)) for side in (-1, 1))
-    return PrecisionEstimate(int(has.sum()), len(has), value, low, high)
+    total: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class Completeness:
-    """How many relations two people named in common questions, and the share (95% interval) of an estimated total."""
+    """What two people named in common questions, and how many relations there are at least.
+
+    Attributes:
+        both: relations that both named. one: those that only one of them did.
+        at_least: relations that there are, with 95% confidence; they named no more than `share_at_most` of them.
+        if_independent: an estimate, mostly too low, since relations and images are hard for both.
+    """
 
     people: tuple[str, str]
     questions: int
     both: int
     one: int
-    total: float
-    value: float
-    low: float
-    high: float
+    at_least: int
+    share_at_most: float
+    if_independent: IndependentMisses
+
+    def describe(self, estimate_total: bool) -> Iterator[str]:
+        names = " and ".join(single_line(name, 60) for name in self.people)
+        share = f"{math.ceil(1000 * self.share_at_most) / 10:.1f}%"
+        yield (
+            f"{names} answered {count(self.questions, 'common question')}: {self.both:,} relations named by both, "
+            f"{self.one:,} by one. With 95% confidence, {count(self.at_least, 'relation')} or more exist; they named "
+            f"at most {share} of all. It is only a bound, because what is hard to see for both does not show."
+        )
+        if estimate_total:
+            total = self.if_independent
+            yield (
+                f"If each misses relations independently of the other, which is seldom so, about {total.total:,.0f} "
+                f"exist (95% interval: {total.low:,.0f} to {total.high:,.0f})."
+            )
 
 
 def recapture(
     people: tuple[str, str], both: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> Completeness | None:
-    """Return how complete two people are from what both, and only one of them, named, `[images]`; None: nothing.
+    """Return what both people, and only one of them, named in each image, `[images]`, tells; None: they named nothing.
 
-    The total is Chapman's (1951), the interval that of Sadinle (2009, Transformed logit confidence intervals for small
-    populations in single capture-recapture estimation), with the jackknife's variance over images if that is larger.
+    On average, first · second / both is as many relations as neither named if they miss relations independently, and
+    fewer if what is hard for one is hard for the other. Chao's (1987) bound is the same for two people who are equally
+    able, (first + second)² / (4 both), but exceeds the truth if one names more than the other.
+
+    The estimate is Chapman's (1951). Its interval, whose lower end is the bound, is that of Sadinle (2009, Transformed
+    logit confidence intervals for small populations in single capture-recapture estimation), with the jackknife's
+    variance over images if that is larger.
     """
+    from scipy.special import stdtrit
+
     shared, one, other = int(both.sum()), int(first.sum()), int(second.sum())
-    if not (known := shared + one + other):
+    known = shared + one + other
+    if not known:
         return None
     total = (shared + one + 1) * (shared + other + 1) / (shared + 1) - 1
     middle = math.log((one + 0.5) * (other + 0.5) / (shared + 0.5))  # of those that neither named
     without = np.log((one - first + 0.5) * (other - second + 0.5) / (shared - both + 0.5))
     jackknife = (1 - 1 / len(both)) * float(((without - without.mean()) ** 2).sum())
     variance = max(1 / (shared + 0.5) + 1 / (one + 0.5) + 1 / (other + 0.5), jackknife) + math.exp(-middle)
-    least, most = (known - 0.5 + math.exp(middle + side * _Z * math.sqrt(variance)) for side in (-1, 1))
-    share = (known / most, min(known / least, 1.0))
-    return Completeness(people, len(both), shared, one + other, total, known / total, *share)
+    margin = float(stdtrit(max(len(both) - 1, 1), 1 - _TAIL)) * math.sqrt(variance)
+    low = max(known - 0.5 + math.exp(middle - margin), known)
+    high = known - 0.5 + math.exp(min(middle + margin, _LOG_MOST))
+    at_least = math.floor(low)
+    estimate = IndependentMisses(total, low, max(high, total))
+    return Completeness(people, len(both), shared, one + other, at_least, known / at_least, estimate)
 
 
 @dataclass(frozen=True)
@@ -134,7 +156,8 @@ class RecallMeasures:
     predicates: dict[str, PrecisionEstimate]
     people: Completeness | None
 
-    def describe(self) -> Iterator[str]:
+    def describe(self, estimate_total: bool = False) -> Iterator[str]:
+        """Yield sentences; `estimate_total`: also how many relations there are if people miss them independently."""
         asked = f"{self.answered:,} of {count(self.images, 'image')}"
         if self.recall.value is None:
             yield f"Recall, blind: people have named no relation yet ({asked} answered)."
@@ -144,12 +167,7 @@ class RecallMeasures:
             f"its labels; it relates {self.pairs} of the pairs."
         )
         if self.people is not None:
-            names, own = " and ".join(single_line(name, 60) for name in self.people.people), self.people
-            yield (
-                f"{names} answered {count(own.questions, 'common question')}: {own.both:,} relations named by both, "
-                f"{own.one:,} by one. Together they named about {own.value:.1%} of what there is "
-                f"({own.low:.1%} to {own.high:.1%})."
-            )
+            yield from self.people.describe(estimate_total)
 
     def as_groups(self) -> list[dict[str, Any]]:
         """As values for a page: a bar for the plan, and one for the recall of each predicate."""
@@ -181,9 +199,11 @@ def measure_recall(plan: RecallPlan, log: JudgementLog, rows: Rows) -> RecallMea
         pairs += [(pair in related, number, question.weight) for pair in sorted({key[:2] for key in inside})]
 
     def recall(items: Sequence[_Item]) -> PrecisionEstimate:
-        has, images, weight = (np.array([each[at] for each in items]) for at in range(3))
-        left = 1 - len(asked) / plan.images if all(each.weight == 1 for each in asked) else 1.0
-        return estimate_recall(has.astype(bool), images.astype(int), weight.astype(float), left)
+        has = np.array([item[0] for item in items], bool)
+        images = np.array([item[1] for item in items], np.int64)
+        weight = np.array([item[2] for item in items], np.float64)
+        left = 1 - len(asked) / plan.images if all(question.weight == 1 for question in asked) else 1.0
+        return estimate_clustered(has, images, weight, left)
 
     common = Counter(pair for each in asked for pair in combinations(sorted(answers[each.place]), 2)).most_common(1)
     people = None

@@ -29,9 +29,9 @@ from sgpipe.files.image_roots import ImagePlace
 from sgpipe.images import ImageError, open_row_image
 from sgpipe.records import TRAINING_CONFIDENCE, Record, Relation, from_table
 from sgpipe.stats.audit import Audit, Comparison, error_text, name_text, percent, share_text
+from sgpipe.stats.ground_truth import GroundTruthMeasures
 from sgpipe.stats.measures import STAGES, TOTALS, Measures
 from sgpipe.stats.plans import JudgementMeasures
-from sgpipe.stats.precision import GroundTruthMeasures
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import write_result, write_result_text
 from sgpipe.storage.shards import embedded_images
@@ -188,7 +188,8 @@ def _against_truth(truth: GroundTruthMeasures | None, of: str) -> Iterator[Table
         rows.append((predicate, f"{relations:,}", str(precision), *choice))
     heads = ["predicate", ">relations", f">precision at {truth.threshold:.2f}", ">threshold", ">keeps"]
     title = f"thresholds for a precision of {percent(truth.target)}, by the ground truth of "
-    yield Table(title + count(truth.images, "image"), heads, rows)
+    note = "Each threshold is shown with 95% confidence by itself, not all of them together."
+    yield Table(title + count(truth.images, "image"), heads, rows, note)
     title = "calibration"
     if truth.calibration_error is not None:
         title += f" (calibration error {error_text(truth.calibration_error, truth.perfect_error)})"

@@ -71,9 +71,9 @@ def test_a_probability_is_a_minimum_confidence(calibrated):
 def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
     calibration = load_calibration(calibrated[1])
     chosen = calibration.probability_for(0.9)
-    above = [shown for least, shown in calibration.levels if least >= chosen]
-    below = [shown for least, shown in calibration.levels if least < chosen]
-    assert above[0] >= 0.9 > below[-1]
+    above = [shown for least, shown, _ in calibration.levels if least >= chosen]
+    below = [shown for least, shown, _ in calibration.levels if least < chosen]
+    assert above[-1] >= 0.9 > below[0]
     everything = calibration.threshold(calibration.probability_for(0.01))
     assert everything == pytest.approx(calibration.lowest)  # but nothing of which nothing is known
     assert choose_threshold(calibrated[1], 0.5, 0.9) == calibration.threshold(chosen)
@@ -106,8 +106,8 @@ def test_a_precision_is_kept_although_few_relations_are_judged(runs):
             kept = population >= calibration.threshold(calibration.probability_for(0.75))
             missed += true[kept].mean() < 0.75
             chosen += 1
-    assert chosen > 40
-    assert missed <= 4
+    assert chosen > 30
+    assert missed <= 3
 
 
 @pytest.mark.parametrize(

@@ -189,8 +189,10 @@ def test_judgements_become_precision_weighted_by_the_bands(run):
     assert found.precision.covered == pytest.approx(340 / 345)
     assert found.if_unsure_right == pytest.approx(300 / 340)
     assert [(row.precision.correct, row.precision.judged) for row in found.bands] == [(0, 0), (0, 30), (29, 30)]
-    assert found.suggested is None  # 29 of 30 show 83 %
-    assert measured(run, file, 0.8).suggested.threshold == pytest.approx(0.6)
+    assert found.suggested is None  # 29 of 30 show 85 %
+    choice = measured(run, file, 0.7).suggested
+    assert (choice.threshold, choice.kept, choice.relations) == (pytest.approx(0.15), 60, 345)
+    assert found.precision.low < choice.at_least < 290 / 340  # one side only
     assert [(choice.kept, choice.precision.value) for choice in found.curve] == [
         (60, pytest.approx(290 / 340)), (30, pytest.approx(29 / 30))
     ]  # fmt: skip
@@ -206,13 +208,14 @@ def test_a_suggested_threshold_selects_the_relations_that_it_counts(tmp_path):
     file = judge(root, 150, lambda question: "right" if rng.random() < question.confidence + 0.2 else "wrong")
     for target in (0.3, 0.8):
         text = " ".join(report(root, "--precision", target).split())
-        told = re.search(r"hreshold of ([\d.]+) keeps (\d+) of 403 relations; at least (\d+)%", text)
+        pattern = r"hreshold of ([\d.]+) keeps (\d+) of 403 relations; with 95% confidence, at least (\d+)%"
+        told = re.search(pattern, text)
         threshold, kept, correct = told.groups()
         assert sum(np.float32(c) >= np.float32(float(threshold)) for c in confidences) == int(kept)
         assert int(correct) == 100 * target
         choice = measured(root, file, target).suggested
         assert (choice.text, choice.relations) == (threshold, int(kept))
-        assert choice.precision.low >= target
+        assert target <= choice.at_least <= choice.precision.value
 
 
 def test_a_run_that_has_grown_keeps_the_weights_of_the_plan(tmp_path):

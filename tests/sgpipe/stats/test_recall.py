@@ -3,12 +3,13 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
 from benchmarks.recall_coverage import parts_of_all, people, plans
 from sgpipe.records import NO_OBJECT, Box
-from sgpipe.stats.recall import measure_recall
+from sgpipe.stats.recall import measure_recall, recapture
 from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
 from tests.sgpipe.stats.runs import invoke, make_shards, scene
 from tests.sgpipe.view.gallery_run import open_client
@@ -83,6 +84,9 @@ def test_people_answer_blindly_and_the_recall_is_reported(client, run):
     shown = client.get("/judge").text + client.get("/api/plans/r?by=ben").text
     assert "20 of 40 questions answered" in shown  # and no figure before the last answer
     assert not any(text in shown for text in ("of the relations that", "near:", "common question"))
+    estimate = "If each misses relations independently"
+    assert estimate not in invoke("stats", run, "--judgements", "own").stdout
+    assert estimate in invoke("stats", run, "--judgements", "own", "--estimate-total").stdout
     report = invoke("stats", run, "--judgements", "own", "--json")
     assert json.loads(report.stdout)["judgements"]["recall"]["answered"] == 20
 
@@ -132,7 +136,29 @@ def test_what_is_no_answer_and_plans_that_cannot_be_drawn_are_refused(client, ru
     assert client.get("/api/recall/none").status_code == client.get("/recall/none").status_code == 404
 
 
-@pytest.mark.parametrize("simulate", [plans, parts_of_all, people])
+@pytest.mark.parametrize("simulate", [plans, parts_of_all])
 def test_intervals_contain_the_truth(simulate):
     for name, data, covered in simulate(simulations=120, only=2):
         assert covered > 0.88, (name, data)
+
+
+def test_no_more_relations_are_promised_than_exist():
+    """Also where images or relations are hard for both people, which no estimate can know of."""
+    for name, data, over, named, bound, _ in people(simulations=60):
+        assert over <= 0.13, (name, data)  # 5 of 100, and three standard errors
+        assert named - 0.02 <= bound <= 1.02, (name, data)
+
+
+def test_two_people_show_how_many_relations_exist_at_least():
+    numbers = np.array([6, 6, 6, 6]), np.array([2, 2, 2, 2]), np.array([1, 1, 1, 1])
+    completeness = recapture(("anna", "ben"), *numbers)
+    assert (completeness.both, completeness.one) == (24, 12)
+    assert 36 <= completeness.at_least < completeness.if_independent.total < 40
+    assert completeness.share_at_most == 36 / completeness.at_least
+    [bound] = completeness.describe(estimate_total=False)
+    assert f"{completeness.at_least} relations or more exist" in bound
+    assert "hard to see for both" in bound
+    assert "about" not in bound
+    assert "about 37 exist" in list(completeness.describe(estimate_total=True))[1]
+    nothing = np.zeros(4, int)
+    assert recapture(("anna", "ben"), nothing, nothing, nothing) is None

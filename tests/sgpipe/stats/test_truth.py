@@ -10,8 +10,9 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.records import Record
 from sgpipe.stats.calibrate import calibrate, judge_by_truth
+from sgpipe.stats.ground_truth import measure_against_ground_truth
 from sgpipe.stats.measures import measure
-from sgpipe.stats.precision import area_under_roc, measure_against_ground_truth
+from sgpipe.stats.precision import area_under_roc
 from sgpipe.storage.index import open_run
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
@@ -45,11 +46,11 @@ def test_thresholds_that_reach_a_precision(runs):
     assert (found.images, found.relations) == (20, 60)
     assert (found.precision.correct, found.precision.judged) == (30, 40)
     assert found.suggested is None  # 20 of 20 show 84 %
-    assert [compare(*runs, 0.2, target).suggested.kept for target in (0.8, 0.5)] == [20, 40]
+    assert [compare(*runs, 0.2, target).suggested.kept for target in (0.8, 0.35)] == [20, 60]
     assert compare(*runs, 0.2, 0.8).suggested.threshold == pytest.approx(0.9)
     rows = {row.predicate: row for row in found.predicates}
     assert rows["holding"].suggested is rows["near"].suggested is rows["under"].suggested is None
-    rows = {row.predicate: row.suggested for row in compare(*runs, 0.2, 0.7).predicates}
+    rows = {row.predicate: row.suggested for row in compare(*runs, 0.2, 0.6).predicates}
     assert (rows["holding"].kept, rows["near"].kept, rows["under"]) == (20, 10, None)  # near: wrong at 0.05
     bins = [(round(part.confidence, 2), part.precision.value) for part in found.reliability]
     assert bins == [(0.05, 0.0), (0.3, 0.5), (0.9, 1.0)]
