@@ -16,6 +16,7 @@ from sgpipe.stages.tag.layout.candidates import APART, OVERLAPPING
 from sgpipe.stages.tag.layout.equivalents import actions_of, says
 from sgpipe.stages.tag.layout.evidence import FILE, CaptionEvidence
 from sgpipe.stages.tag.layout.model import LayoutModel
+from sgpipe.stages.tag.layout.prior import LayoutPrior
 from sgpipe.stages.tag.layout.stage import LayoutStage
 
 RIDER, HORSE = (100.0, 50.0, 60.0, 120.0), (60.0, 110.0, 160.0, 130.0)
@@ -203,6 +204,15 @@ def test_a_damaged_file_of_evidence_is_one_line(tmp_path: Path, content: str) ->
     (tmp_path / FILE).write_text(content)
     with pytest.raises(UserError, match=FILE):
         stage(tagger=str(tmp_path))
+
+
+def test_a_prior_lowers_what_is_unlikely_and_leaves_unknown_subjects() -> None:
+    pairs = [Pair(0, 1, ["riding", "near"]), Pair(2, 1, ["near"]), Pair(3, 1, ["near"])]
+    made = record(("person", RIDER), ("horse", HORSE), ("person", FAR), ("dog", FAR), pairs=pairs)
+    whole, half = (LayoutPrior(power).factors(made) for power in (1.0, 0.5))
+    assert whole[0] == whole[1] > 0.5 > whole[2] > 0
+    assert whole[3] == half[3] == 1.0
+    assert half == pytest.approx([factor**0.5 for factor in whole])
 
 
 def test_words_say_actions() -> None:
