@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+from safetensors.numpy import save as to_safetensors
 from thinc.api import NumpyOps
 
 from sgpipe.errors import UserError, first_line
@@ -101,7 +102,8 @@ class LayoutModel:
     def save(self, folder: Path) -> None:
         """Write the model into a folder, which is created if it is missing: weights in half precision and a config."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.astype(np.float16) for name, value in self._weights.items()}, folder / MODEL)
+        halves = {name: value.astype(np.float16) for name, value in self._weights.items()}
+        (folder / MODEL).write_bytes(to_safetensors(halves))  # safetensors' own files are for one user alone
         config: dict[str, Any] = {
             "version": VERSION,
             "actions": self.actions,
