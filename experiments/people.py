@@ -104,6 +104,6 @@ def judge(run: Path, ask: Ask, answers: int, slips: float, seed: int) -> None:
         answer_plans(run, right, slips, answers)
         return
     while answer_plans(run, right, slips, answers) < answers:
-        _, _, unanswered = continue_plan(run, run / JUDGEMENTS, precision=CERTIFIED)
+        _, _, unanswered, _ = continue_plan(run, run / JUDGEMENTS, precision=CERTIFIED)
         if not unanswered:
             return

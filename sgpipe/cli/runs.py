@@ -155,7 +155,7 @@ def certify(
         raise UserError(f"pass --out, too: a certificate in {run} is one of its own judgements")
     if isinstance(run, Path) and RunFolder(run).is_locked:
         raise UserError(f"{run} is being written: certify it when it is finished, as more relations need another plan")
-    certificate, groups, unanswered = continue_plan(
+    certificate, groups, unanswered, haste = continue_plan(
         run,
         answers,
         precision=precision,
@@ -170,6 +170,8 @@ def certify(
     if certificate["plans_begun"] > 1:
         begun = f"{certificate['plans_begun']} plans of certificates have begun for this run"
         cli.say(f"NOTE: {begun}: each holds with its own confidence, not all of them together")
+    if haste:
+        cli.say(f"NOTE: {haste}")
     if not cli.printed_json(json_, {"certificate": certificate, "groups": groups, "open": unanswered}):
         for line in (line for group in groups for line in group["lines"]):
             cli.show(line)

@@ -25,7 +25,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, read_text
 from sgpipe.stats import certificates
 from sgpipe.stats.certificates import Group, Round, Standing, plan_round
-from sgpipe.stats.plans import Judged, PlanProgress
+from sgpipe.stats.plans import Judged, PlanProgress, describe_haste, states_of
 from sgpipe.storage.index import Index, open_run
 from sgpipe.storage.judgements import (
     CERTIFICATE,
@@ -35,6 +35,7 @@ from sgpipe.storage.judgements import (
     JudgementLog,
     PlannedQuestion,
     PlanStratum,
+    RelationState,
     SamplingPlan,
     describe_invalid,
     utc_now,
@@ -430,11 +431,14 @@ def check(run: str | Location, judgements: Path) -> dict[str, Any]:
 
 def continue_plan(
     run: str | Location, judgements: Path, **values: Any
-) -> tuple[dict[str, Any], list[dict[str, Any]], int]:
+) -> tuple[dict[str, Any], list[dict[str, Any]], int, str]:
     """Append the next round of questions if none is open; `values`: as of `settings_for`.
 
-    Returns the certificate, how far each group is, and how many questions are open. Raises UserError: as `settings_for`
-    and `extend`.
+    Returns:
+        The certificate, how far each group is, how many questions are open, and as `describe_haste`.
+
+    Raises:
+        UserError: as `settings_for` and `extend`.
     """
     with open_run(run) as database:
         settings = settings_for(database, **values)
@@ -442,8 +446,12 @@ def continue_plan(
         certificate = certify(population_of(database, settings), settings, log)
         extend(database, settings, log, "sgpipe certify")
         certificate["plans_begun"] = _plans_begun(log)  # more only if this call has begun the plan
-        groups = [own.as_json() for own in measure(rounds_of(log, settings), log).values()]
-    return certificate, groups, sum(own["open"] for own in groups)
+        rounds = rounds_of(log, settings)
+        groups = [group.as_json() for group in measure(rounds, log).values()]
+        states: list[RelationState] = []
+        for round_ in rounds:
+            states += states_of(round_, log).values()
+    return certificate, groups, sum(group["open"] for group in groups), describe_haste(states)
 
 
 def _plans_begun(log: JudgementLog) -> int:

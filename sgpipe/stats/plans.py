@@ -7,9 +7,11 @@ as many relations as its stratum has per judgement. Of several plans of a run, t
 
 import hashlib
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -43,10 +45,13 @@ from sgpipe.storage.judgements import (
     SamplingPlan,
 )
 from sgpipe.utils.console import count as counted
+from sgpipe.utils.console import single_line
 
 Judged = Literal["right", "wrong", "unsure"]
 
 MARGIN = 0.03  # half of the 95% interval that is aimed for
+HASTY_ANSWERS = 10  # within so many seconds nobody has looked at as many images
+HASTY_SECONDS = 5
 _EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of the bands of confidence
 _OTHERS = "other predicates"
 _PER_PREDICATE, _MOST_PREDICATES = 10, 50
@@ -254,6 +259,38 @@ def describe_alpha(states: Iterable[RelationState]) -> str:
     expected = 2 * said[True] * said[False] / max(said.total() - 1, 1)
     alpha = f"; Krippendorff's alpha is {1 - differing / expected:.2f}" if expected else ""
     return f"Two or more people judged {counted(len(several), 'relation')}{alpha}." if several else ""
+
+
+def describe_haste(states: Iterable[RelationState]) -> str:
+    """Say who answered faster than a person can look at images; empty if nobody did.
+
+    Only the latest answer of a person to a relation counts.
+    """
+    times: dict[str, list[datetime]] = defaultdict(list)
+    for state in states:
+        for judgement in state.judgements:
+            with suppress(ValueError):  # files that people edit have other times
+                times[judgement.by].append(datetime.fromisoformat(judgement.at))
+    remarks = []
+    for person, answered in times.items():
+        answers = _most_within(sorted(time.replace(tzinfo=None) for time in answered), HASTY_SECONDS)
+        if answers >= HASTY_ANSWERS:
+            remarks.append(
+                f"{single_line(person)} gave {counted(answers, 'answer')} within {HASTY_SECONDS} seconds: "
+                "a look at each image takes longer, so judge some of these again."
+            )
+    return " ".join(remarks)
+
+
+def _most_within(times: Sequence[datetime], seconds: int) -> int:
+    """Return how many of the times, ascending, lie within a span of some seconds at most."""
+    most_answers = 0
+    first = 0
+    for last, time in enumerate(times):
+        while (time - times[first]).total_seconds() > seconds:
+            first += 1
+        most_answers = max(most_answers, last - first + 1)
+    return most_answers
 
 
 NO_PLAN = (

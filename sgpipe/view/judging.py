@@ -27,7 +27,7 @@ from starlette.routing import Route
 
 from sgpipe.errors import UserError
 from sgpipe.stats.certify import extend, measure, rounds_of, settings_for, usual_prediction
-from sgpipe.stats.plans import PlanProgress, describe_alpha, draw, next_question, states_of
+from sgpipe.stats.plans import PlanProgress, describe_alpha, describe_haste, draw, next_question, states_of
 from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_left
 from sgpipe.storage import judgements as stored
 from sgpipe.storage.index import read_record
@@ -213,7 +213,7 @@ def plan_progress(request: Request) -> Response:
             groups = measure_recall(recall, log, viewer.index.rows).as_groups()
         return JSONResponse({"plan": name, "groups": groups, "open": len(left), "question": bool(left)})
     plan, question = _asked(request)
-    common = {"alpha": _alpha(log, plan), "question": question and question._asdict()}
+    common = {"about_answers": _about_answers(log, plan), "question": question and question._asdict()}
     if plan.certificate:
         groups = _groups(viewer, plan)
         return JSONResponse({"plan": plan.plan, "groups": groups, "open": sum(own["open"] for own in groups), **common})
@@ -230,8 +230,12 @@ def _rounds(log: stored.JudgementLog, plan: stored.SamplingPlan) -> list[stored.
     return rounds_of(log, plan.certificate.settings) if plan.certificate else [plan]
 
 
-def _alpha(log: stored.JudgementLog, plan: stored.SamplingPlan) -> str:
-    return describe_alpha(state for each in _rounds(log, plan) for state in states_of(each, log).values())
+def _about_answers(log: stored.JudgementLog, plan: stored.SamplingPlan) -> str:
+    """Say how far people agree about a plan's questions, and whether somebody answered too fast to look."""
+    states: list[stored.RelationState] = []
+    for round_ in _rounds(log, plan):
+        states += states_of(round_, log).values()
+    return " ".join(filter(None, [describe_alpha(states), describe_haste(states)]))
 
 
 def ask_next(request: Request) -> Response:
@@ -303,7 +307,7 @@ def plans_page(request: Request) -> Response:
         "usual": stored.CertificateSettings(precision=1, prediction=usual_prediction(viewer.index)),
         "recalls": list(log.recall_plans.values()),
         "alpha": describe_alpha(states),
-        "alpha_of": lambda plan: _alpha(log, plan),
+        "about_answers": lambda plan: _about_answers(log, plan),
         "search": filters.to_params(),
         "parse_search": parse_qsl,
         "searches_images": filters.finds_images,

@@ -31,8 +31,8 @@ function showGroups(card, found) {
 }
 
 function go(card, found) {
-  const alpha = card.querySelector("[data-show=alpha]");
-  if (alpha) alpha.textContent = found.alpha;
+  const aboutAnswers = card.querySelector("[data-show=about_answers]");
+  if (aboutAnswers) aboutAnswers.textContent = found.about_answers;
   const link = card.querySelector("[data-go]");
   if (link) {
     link.href = `/judge/${encodeURIComponent(card.dataset.plan)}?by=${encodeURIComponent(judge)}`;

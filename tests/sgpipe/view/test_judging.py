@@ -17,7 +17,7 @@ from sgpipe.records import NO_OBJECT, Box, from_table
 from sgpipe.sources.corrected import Corrections
 from sgpipe.stats.certify import extend, settings_for
 from sgpipe.storage.index import Index
-from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog
+from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.storage.shards import read_file
 from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.view.gallery_run import EVIL, attributes, open_client, record
@@ -320,7 +320,21 @@ def test_people_who_agree(client):
             send(client, f"{by}{judgement}", relation, by=by, judgement=judgement, plan="p")
     said = "Two or more people judged 2 relations; Krippendorff's alpha is 1.00."
     assert html.unescape(client.get("/judge").text).count(said) == 2
-    assert client.get("/api/plans/p").json()["alpha"] == said
+    assert client.get("/api/plans/p").json()["about_answers"] == said
+
+
+def test_answers_that_came_too_fast_are_remarked(client, index, tmp_path):
+    plan(client, id="p", count=50)
+    assert "within" not in client.get("/api/plans/p").json()["about_answers"]
+    log = JudgementLog(tmp_path / JUDGEMENTS, index.fingerprint)
+    questions = log.plans["p"].questions[:16]
+    for number, question in enumerate(questions):
+        line = question.key._asdict() | {"id": f"fast{number}", "at": f"2026-12-02T10:00:0{number % 3}Z", "by": "eve"}
+        line |= {"run": index.fingerprint, "judgement": "right", "plan": "p", "stratum": question.stratum}
+        log.append(Judgement(**line))
+    said = f"eve gave {len(questions)} answers within 5 seconds"
+    assert said in client.get("/api/plans/p").json()["about_answers"]
+    assert said in html.unescape(client.get("/judge").text)
 
 
 def test_bodies_that_are_no_json_objects_are_refused(client):
