@@ -25,7 +25,7 @@ WORDS = """
 
 def make_calibration(file: Path, tagger: dict[str, Any], offset: float = 0.0) -> Path:
     """A calibration; by it, thresholds of 0, 0.5 and 0.9 keep 60, 80 and 95% right, surely."""
-    levels = ((0.0, 0.6), (0.5, 0.8), (0.9, 0.95))
+    levels = ((0.9, 0.95, 1.0), (0.5, 0.8, 1.0), (0.0, 0.6, 1.0))
     Calibration(
         run="made", tagger=tagger, judged_by="people", images=50, judged=50, correct=25, slope=1.0, offset=offset,
         lowest=0.0, levels=levels,

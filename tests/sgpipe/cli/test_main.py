@@ -73,7 +73,7 @@ def test_ctrl_c_in_an_import_of_a_command_is_one_line(tmp_path):
     script = "import sys; sys.argv[0] = 'sgpipe'; from sgpipe.cli.main import main; main()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     (tmp_path / "image.png").touch()
-    command = [sys.executable, "-c", script, "label", "image.png"]
+    command = [sys.executable, "-c", script, "label", "image.png", "--recipe", "miniworld"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert (process.returncode, process.stderr) == (130, "interrupted. Run the same command again.\n")
 

@@ -82,7 +82,8 @@ def labelled(root: Path, made: Sequence[Record], *, threshold: float = 0.0, rows
 
 def calibrated(run: Path) -> Path:
     """A file by which confidences are probabilities."""
-    values: dict[str, Any] = {"images": 100, "judged": 1000, "correct": 500, "lowest": 0.0005, "levels": [(0.9, 0.93)]}
+    values: dict[str, Any] = {"images": 100, "judged": 1000, "correct": 500, "lowest": 0.0005}
+    values["levels"] = [(0.9, 0.93, 1.0)]
     tagger = scoring_of_run(Manifest.load(run).run)
     Calibration(run="r", tagger=tagger, judged_by="people", slope=1, offset=0, **values).save(
         run.parent / "calibration.json"
