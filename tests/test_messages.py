@@ -74,6 +74,8 @@ CASES: dict[str, str] = {
     f"import hico --annotations DIR/empty.json {IMPORT}": "DIR/empty.json",
     f"{COCO.replace('coco/images', 'hollow').replace('coco/instances_val', 'broken')} --tagger none --split val":
         "DIR/hollow contains no images",
+    f"{COCO.replace('coco/images', 'others').replace('coco/instances_val', 'cut')} --tagger none --split val":
+        "DIR/others has no image of the split val, such as ",
     "stats DIR/damaged": "damaged",
     "export DIR/lost --to coco --out DIR/out": "lost/data/",
     # Values of options
@@ -146,6 +148,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (folder / name).write_text(content)
     (folder / "hollow/inner").mkdir(parents=True)
     (folder / "hollow/inner/notes.txt").touch()
+    (folder / "others").mkdir()
+    (folder / "others/of_another_dataset.jpg").touch()
+    whole = (folder / "coco/instances_val.json").read_text()
+    (folder / "cut.json").write_text(whole[: whole.index('"annotations"') + 20])  # an error once all is read
     (folder / "bert").mkdir()
     (folder / "bert/config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.MonkeyPatch.context() as patch:

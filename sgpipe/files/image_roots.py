@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, pairwise
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from threading import Event, Lock
 from typing import Any, BinaryIO, NamedTuple
 
@@ -40,7 +40,7 @@ from sgpipe.utils.console import Progress, count
 from sgpipe.utils.prefetch import prefetch
 
 __all__ = ["ImageFile", "ImagePlace", "ImageRoot", "ImageRoots", "IndexFolder"]
-__all__ += ["absolute", "check_images", "existing_images", "has_images", "image_root", "located"]
+__all__ += ["absolute", "check_images", "existing_images", "has_images", "image_root", "lacks_images", "located"]
 
 ImagePlace = str | Path | StorePath | ImageRoot
 ARCHIVES = (".zip", ".tar")
@@ -352,6 +352,23 @@ def has_images(location: ImagePlace) -> bool:
         if any(is_image(name) or is_archive(name) for name in names):
             return True
     return False
+
+
+def lacks_images(location: ImagePlace, file_names: Iterable[str]) -> bool:
+    """Return whether a folder has no file of any of these names at any depth, and no archive that could have one.
+
+    Of anything but a folder on this machine, False: it is not looked into.
+    """
+    text = located(location)
+    base_names: set[str] = set()
+    for name in file_names:  # backslashes belong to a name, or stand for slashes
+        base_names |= {PurePosixPath(name).name, PureWindowsPath(name).name}
+    if is_uri(text) or not Path(text).is_dir() or any("#" in name for name in base_names):  # rows of Parquet files
+        return False
+    for _, _, names in os.walk(text, followlinks=True):
+        if not base_names.isdisjoint(names) or any(map(is_archive, names)):
+            return False
+    return True
 
 
 def absolute(location: ImagePlace) -> str:

@@ -5,7 +5,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain
@@ -15,8 +15,17 @@ from typing import Any
 from sgpipe.calibration import choose_threshold
 from sgpipe.errors import UserError, existing_model
 from sgpipe.files.hub import fetch_models, missing_models
-from sgpipe.files.image_roots import ImageRoot, IndexFolder, absolute, check_images, existing_images, has_images
-from sgpipe.files.locations import StorePath, content_id
+from sgpipe.files.image_roots import (
+    ImageRoot,
+    IndexFolder,
+    absolute,
+    check_images,
+    existing_images,
+    has_images,
+    lacks_images,
+)
+from sgpipe.files.json_stream import JsonStream
+from sgpipe.files.locations import Location, StorePath, content_id
 from sgpipe.generation.engine import (
     Engine,
     LocalEngine,
@@ -56,6 +65,7 @@ from sgpipe.utils.devices import ANY_NUMBER, check_devices, usable_gpus
 from sgpipe.utils.ray_cluster import prepare_ray
 
 _MOST_LOOKED_FOR, _AT_ONCE = 100_000, 1000  # images of a split
+_NAMES_PEEKED = 20  # of annotations that are not read yet
 
 
 def generate(
@@ -263,11 +273,42 @@ class LabellingRun:
 
 
 def check_image_folders(source: SourceConfig) -> None:
-    """Raises UserError: a folder for annotated images has none, which is seen before annotations are read."""
+    """Look into folders for annotated images before annotations are read, which takes minutes.
+
+    Raises:
+        UserError: a folder has no images, or none of the first ones that the annotations name.
+    """
     for name, split in source.splits.items():
+        if split.annotations is None:
+            continue
         place = source.images(name)
-        if split.annotations is not None and not has_images(place):
+        if not has_images(place):
             raise UserError(f"{place} contains no images and no archives of them: check the image folder of {name}")
+        image_names = first_image_names(source.path(split.annotations))
+        if image_names and lacks_images(place, image_names):
+            raise _no_image_of(place, name, image_names[0])
+
+
+def first_image_names(annotations: Location) -> list[str]:
+    """Return the first file names of a COCO file on this machine; none if it lists other things before."""
+    names: list[str] = []
+    if not isinstance(annotations, Path):
+        return names
+    with suppress(UserError):  # whoever reads the whole file says what is wrong with it
+        for key, item in JsonStream(annotations):
+            if key == "images" and isinstance(item, dict):
+                names.append(str(item.get("file_name", "")))
+            if key == "annotations" or len(names) == _NAMES_PEEKED:
+                break
+    return names
+
+
+def _no_image_of(place: object, split: str, file_name: str) -> UserError:
+    """Return the error of an image folder that is another dataset's."""
+    return UserError(
+        f"{place} has no image of the split {split}, such as {single_line(file_name)}; check this location, and the "
+        "names in the annotations"
+    )
 
 
 def source_header(indexes: Mapping[str, SourceIndex]) -> dict[str, dict[str, int]]:
@@ -354,10 +395,7 @@ def check_names(roots: Mapping[str, ImageRoot], indexes: Mapping[str, SourceInde
         names = (record.file_name for part in parts for record in part[::step])
         first = next(names, None)
         if first is not None and not root.contains(first) and not any(map(root.contains, names)):
-            raise UserError(
-                f"{root.location} has no image of the split {split}, such as {single_line(first)}; check this "
-                "location, and the names in the annotations"
-            )
+            raise _no_image_of(root.location, split, first)
 
 
 def keep_indexes(roots: Mapping[str, ImageRoot], folder: RunFolder) -> None:
