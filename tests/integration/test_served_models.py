@@ -34,7 +34,7 @@ class ServedRun:
         values = {"tag.method": "all", "engine.unit_size": 16, **values}
         settings = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
         program = [sys.executable, "-c", "from sgpipe.cli.main import main; main()"]
-        self.command = [*program, "generate", "coco", *images, "--split", "val", "--out", str(out), *settings]
+        self.command = [*program, "generate", "coco", *images, "--out", str(out), *settings]
         self.environment = os.environ | {"OPENAI_API_KEY": KEY, "RAY_TMPDIR": str(ray), "RAY_worker_niceness": "0"}
         self.out, self.log = out, out.with_suffix(".log")
 
@@ -96,7 +96,8 @@ def test_nothing_is_lost_or_paid_twice_when_a_run_is_killed(tmp_path: Path, ray:
             "caption.endpoint": server.url, "caption.captioner": "tiny-vlm", "caption.samples": SAMPLES,
             "caption.requests.in_flight": IN_FLIGHT, "caption.resources.actors": 1,
         }  # fmt: skip
-        run = ServedRun(make_coco(tmp_path / "coco", IMAGES).options[:4], tmp_path / "run", ray, values)
+        images = [*make_coco(tmp_path / "coco", IMAGES).options[:4], "--split", "val"]
+        run = ServedRun(images, tmp_path / "run", ray, values)
         for kills in range(1, 4):
             run.start()
             if kills == 1:

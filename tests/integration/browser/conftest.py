@@ -34,9 +34,9 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def view_server(run: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def view_server(run: Path, *options: str, port: str = "0") -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address of `sgpipe view` on a run, and its process."""
-    command = [Path(sys.executable).parent / "sgpipe", "view", run, "--no-browser", "--port", "0", *options]
+    command = [Path(sys.executable).parent / "sgpipe", "view", run, "--no-browser", "--port", port, *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:

@@ -210,7 +210,7 @@ def test_a_search_is_judged_by_keyboard_although_the_server_is_killed(browser, r
         judge_all(page, 0, 10)
         process.kill()
         process.wait()
-    with view_server(run, "--as", "anna", "--port", url.rpartition(":")[2]):
+    with view_server(run, "--as", "anna", port=url.rpartition(":")[2]):
         judge_all(page, 10, IMAGES - 1)
         page.keyboard.press("x")
         mentions(page, "#status", "last hit of the search")
