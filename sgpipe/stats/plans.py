@@ -50,7 +50,8 @@ from sgpipe.utils.console import single_line
 Judged = Literal["right", "wrong", "unsure"]
 
 MARGIN = 0.03  # half of the 95% interval that is aimed for
-HASTY_ANSWERS = 10  # within so many seconds nobody has looked at as many images
+# Whoever gives this many answers within this many seconds has not looked at the images.
+HASTY_ANSWERS = 10
 HASTY_SECONDS = 5
 _EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of the bands of confidence
 _OTHERS = "other predicates"

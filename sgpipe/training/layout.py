@@ -25,7 +25,7 @@ FEWEST_IMAGES = 10
 MOST_IMAGES = 20_000  # drawn at random of more
 MOST_BOXES = 100  # images with more are left out, as their pairs would be most of all
 MOST_PREDICATES = 200  # the most frequent; of others only that the pair interacts is learned
-HELD_OUT = 10  # one in so many images measures the model, if there are enough
+HELD_OUT = 10  # one image in ten measures the model, if there are enough
 FEWEST_HELD_OUT = 5
 
 
@@ -65,7 +65,7 @@ def train_layout(
 ) -> LayoutTraining:
     """Train a layout model on the annotated relations of runs, and those of confidence 0.2 or more.
 
-    Memory does not grow with the runs: of more than 20,000 images with relations so many are drawn by the seed. Images
+    Memory does not grow with the runs: of more images with relations, 20,000 are drawn by the seed. Images
     without relations are left out, as nobody may have annotated them.
 
     Raises:

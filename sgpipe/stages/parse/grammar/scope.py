@@ -279,12 +279,12 @@ def is_the_image(tree: Tree, noun: int) -> bool:
     return begins and is_a(tree, noun, lexicon.IMAGES) and not _hangs(tree, noun)
 
 
-def _hangs(tree: Tree, picture: int) -> bool:
-    """Return whether a picture is a thing in the image: "a framed picture", "a picture of a dog on the wall"."""
-    near = [tree.heads[picture], *tree.dependents(picture, "amod", "acl", "relcl")]
+def _hangs(tree: Tree, depiction: int) -> bool:
+    """Return whether a depiction is a thing in the image: "a framed picture", "a picture of a dog on the wall"."""
+    near = [tree.heads[depiction], *tree.dependents(depiction, "amod", "acl", "relcl")]
     if any(verb_lemma(tree.texts[word]) in lexicon.HANGING for word in near):
         return True
-    places = [place for word in (picture, *near) for place in tree.below(word, "prep", "pobj")]
+    places = [place for word in (depiction, *near) for place in tree.below(word, "prep", "pobj")]
     return any(is_a(tree, place, lexicon.HANGERS) for place in places if tree.texts[tree.heads[place]] == "on")
 
 
