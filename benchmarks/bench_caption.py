@@ -2,10 +2,11 @@
 
     python -m benchmarks.bench_caption [--shape small base] [--rounds N] [--threads N]
 
-A random BLIP with 384 px images and 30,524 words, sampled as published: repetition penalty 1.1, top_k 50, nucleus 0.9,
-captions of 20 tokens including [DEC] and the prompt. The procedures alternate in one process on the same image. Figures
-are medians of CPU time after a warm-up round. Greedy captions of both are first compared token by token, since a ratio
-is meaningful only for equal results.
+A random BLIP with 384 px images and 30,524 words, sampled as published: repetition penalty 1.1,
+top_k 50, nucleus 0.9, captions of 20 tokens including [DEC] and the prompt. The procedures
+alternate in one process on the same image. Figures are medians of CPU time after a warm-up round.
+Greedy captions of both are first compared token by token, since a ratio is meaningful only for
+equal results.
 """
 
 from __future__ import annotations
@@ -33,10 +34,14 @@ SHAPES = {
     "base": {"width": 768, "layers": 12, "heads": 12},
     "large": {"width": 768, "layers": 12, "heads": 12, "vision": (1024, 24, 16)},
 }
-VOCABULARY, START, END = 30524, 30522, 102
+VOCABULARY = 30524
+START = 30522
+END = 102
 PROMPT = [START, 1037, 3861, 1997]
 LIMITED = ("sgpipe", "of which vision tower")
-SAMPLES, LEAST, MOST = 10, 5, 20
+SAMPLES = 10
+LEAST = 5
+MOST = 20
 PUBLISHED = {"top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1}
 PLAIN = {"top_p": 0.9, "top_k": 0, "repetition_penalty": 1.0}
 GREEDY = PUBLISHED | {"top_k": 1}
@@ -45,13 +50,19 @@ GREEDY = PUBLISHED | {"top_k": 1}
 def random_blip(
     width: int, layers: int, heads: int, vision: tuple[int, int, int] | None = None
 ) -> BlipForConditionalGeneration:
-    """384 px, 30,524 words; scores are scaled so that a nucleus has dozens of tokens, as in a trained model.
+    """384 px, 30,524 words; scores are scaled so that a nucleus has dozens of tokens, as in a
+    trained model.
 
     Args:
         vision: width, layers and heads of the vision tower; None: those of the decoder.
     """
     vision = vision or (width, layers, heads)
-    text = {"vocab_size": VOCABULARY, "bos_token_id": START, "sep_token_id": END, "encoder_hidden_size": vision[0]}
+    text = {
+        "vocab_size": VOCABULARY,
+        "bos_token_id": START,
+        "sep_token_id": END,
+        "encoder_hidden_size": vision[0],
+    }
     torch.manual_seed(0)
     model = BlipForConditionalGeneration(
         BlipConfig(
@@ -86,8 +97,12 @@ def _transformer(width: int, layers: int, heads: int) -> dict[str, Any]:
     }
 
 
-def ours(model: BlipForConditionalGeneration) -> Callable[[Tensor, dict[str, Any]], list[list[int]]]:
-    """A function from pixels [1, 3, 384, 384] and the settings of the sampling to caption tokens."""
+def ours(
+    model: BlipForConditionalGeneration,
+) -> Callable[[Tensor, dict[str, Any]], list[list[int]]]:
+    """A function from pixels [1, 3, 384, 384] and the settings of the sampling to caption
+    tokens.
+    """
     decoder = BlipDecoder(model)
 
     @torch.inference_mode()
@@ -99,7 +114,9 @@ def ours(model: BlipForConditionalGeneration) -> Callable[[Tensor, dict[str, Any
     return caption
 
 
-def reference(model: BlipForConditionalGeneration, pixels: Tensor, copies: int, **choice: object) -> Tensor:
+def reference(
+    model: BlipForConditionalGeneration, pixels: Tensor, copies: int, **choice: object
+) -> Tensor:
     return model.generate(
         pixels,
         input_ids=torch.tensor([[*PROMPT, END]]),
@@ -110,11 +127,13 @@ def reference(model: BlipForConditionalGeneration, pixels: Tensor, copies: int, 
     )
 
 
-def check_same_answers(caption: Callable, model: BlipForConditionalGeneration, pixels: Tensor) -> None:
+def check_same_answers(
+    caption: Callable, model: BlipForConditionalGeneration, pixels: Tensor
+) -> None:
     """Compare greedy captions. Raises AssertionError: they differ."""
-    expected = reference(model, pixels, 1, do_sample=False, repetition_penalty=PUBLISHED["repetition_penalty"])[
-        0, len(PROMPT) :
-    ].tolist()
+    expected = reference(
+        model, pixels, 1, do_sample=False, repetition_penalty=PUBLISHED["repetition_penalty"]
+    )[0, len(PROMPT) :].tolist()
     expected = expected[: expected.index(END)] if END in expected else expected
     captions = caption(pixels, GREEDY)
     if any(tokens != expected for tokens in captions):
@@ -122,8 +141,11 @@ def check_same_answers(caption: Callable, model: BlipForConditionalGeneration, p
 
 
 def compare(shape: str, rounds: int) -> Table:
-    """Times of all procedures on models of one shape. Raises AssertionError: their captions differ."""
-    plain, fused = random_blip(**SHAPES[shape]), random_blip(**SHAPES[shape])
+    """Times of all procedures on models of one shape. Raises AssertionError: their captions
+    differ.
+    """
+    plain = random_blip(**SHAPES[shape])
+    fused = random_blip(**SHAPES[shape])
     fuse_vision_attention(fused)
     caption = ours(fused)
     check_same_answers(caption, plain, torch.randn(1, 3, 384, 384, generator=torch.manual_seed(99)))
@@ -136,7 +158,8 @@ def compare(shape: str, rounds: int) -> Table:
         "generate(num_return_sequences=10)": lambda: reference(plain, pixels, SAMPLES, **sampled),
         "10 x generate()": lambda: [reference(plain, pixels, 1, **sampled) for _ in range(SAMPLES)],
     }
-    seconds, rate = medians(ways, rounds), matrix_rate()
+    seconds = medians(ways, rounds)
+    rate = matrix_rate()
     title = f"{SAMPLES} captions of a 384 px image, {shape} BLIP"
     table = Table("procedure", "CPU s per image", "ratio to sgpipe", "share of peak", title=title)
     for name, value in seconds.items():
@@ -148,7 +171,9 @@ def compare(shape: str, rounds: int) -> Table:
 def decoding_rate() -> float:
     """640x480 JPEGs decoded and resized for the captioner per CPU second."""
     random = np.random.default_rng(0)
-    smooth = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((640, 480))
+    smooth = Image.fromarray(random.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize(
+        (640, 480)
+    )
     buffer = io.BytesIO()
     smooth.save(buffer, "JPEG", quality=90)
 
@@ -161,7 +186,9 @@ def decoding_rate() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--shape", choices=sorted(SHAPES), nargs="*", default=["small", "base"])
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
@@ -170,11 +197,12 @@ def main() -> None:
     report(
         __doc__,
         *(compare(shape, options.rounds) for shape in options.shape),
-        "Share of peak: the time that the matrix products would take at the rate of large square ones, as a share of "
-        "the measured time. The rest: each token multiplies ten rows by all weights, which must be read from memory; "
-        "attention, the noise and the nuclei of ten samples add to that.",
-        f"Reading images is not a bottleneck: {decoding_rate():.0f} JPEGs of 640x480 are decoded and resized per CPU "
-        "second.",
+        "Share of peak: the time that the matrix products would take at the rate of large square"
+        " ones, as a share of the measured time. The rest: each token multiplies ten rows by all"
+        " weights, which must be read from memory; attention, the noise and the nuclei of ten"
+        " samples add to that.",
+        f"Reading images is not a bottleneck: {decoding_rate():.0f} JPEGs of 640x480 are decoded"
+        " and resized per CPU second.",
     )
 
 

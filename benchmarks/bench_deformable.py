@@ -1,11 +1,13 @@
-"""Deformable attention on a CPU: sgpipe's sampling against one `grid_sample` per level, as the reference does it.
+"""Deformable attention on a CPU: sgpipe's sampling against one `grid_sample` per level, as the
+reference does it.
 
     python -m benchmarks.bench_deformable [--rounds N] [--threads N]
 
-At the shape of an image of 800x1066: 17,821 tokens on 4 levels, 8 heads of 32, 4 points. Both methods
-alternate in one process, after their outputs and the gradients of all three arguments have been compared with those of
-grid_sample in double precision. Times are medians of the CPU time of all threads, which other work on the machine
-affects less than wall time. The limit is the time of the weighted sums alone, with rows and weights given.
+At the shape of an image of 800x1066: 17,821 tokens on 4 levels, 8 heads of 32, 4 points. Both
+methods alternate in one process, after their outputs and the gradients of all three arguments have
+been compared with those of grid_sample in double precision. Times are medians of the CPU time of
+all threads, which other work on the machine affects less than wall time. The limit is the time of
+the weighted sums alone, with rows and weights given.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ from rlip_model.encoder import EncoderLayer, pixel_centres
 
 SHAPES = ((100, 134), (50, 67), (25, 34), (13, 17))
 TOKENS = sum(height * width for height, width in SHAPES)
-HEADS, WIDTH, POINTS, SPREAD, LARGEST = 8, 32, 4, 3.0, 1e-5
+HEADS = 8
+WIDTH = 32
+POINTS = 4
+SPREAD = 3.0
+LARGEST = 1e-5
 Way = Callable[..., Tensor]
 Case = tuple[Tensor, Tensor, Tensor]
 
@@ -43,11 +49,14 @@ def decoder_case(queries: int = 200) -> Case:
 
 def _around(centres: Tensor) -> Case:
     """Values, places a few pixels from `centres` `[1, queries, levels or 1, 2]`, and weights."""
-    queries, levels = centres.shape[1], len(SHAPES)
+    queries = centres.shape[1]
+    levels = len(SHAPES)
     sizes = torch.tensor([(width, height) for height, width in SHAPES])
     pixels = (centres * sizes - 0.5).transpose(2, 3)[:, :, :, None, :, None]
     places = pixels + SPREAD * torch.randn(1, queries, 2, HEADS, levels, POINTS)
-    weights = torch.randn(1, queries, HEADS, levels * POINTS).softmax(-1).unflatten(-1, (levels, POINTS))
+    weights = (
+        torch.randn(1, queries, HEADS, levels * POINTS).softmax(-1).unflatten(-1, (levels, POINTS))
+    )
     return torch.randn(1, TOKENS, HEADS, WIDTH), places, weights
 
 
@@ -59,16 +68,19 @@ def with_gradients(way: Way, case: Case) -> tuple[Tensor, ...]:
 
 
 def check_equal(case: Case) -> str:
-    """The largest difference of what is sampled, and of gradients in relation to their norm, from double precision.
+    """The largest difference of what is sampled, and of gradients in relation to their norm, from
+    double precision.
 
-    The gradient of a place jumps at the middle of a pixel, where rounding decides: there it is not compared.
+    The gradient of a place jumps at the middle of a pixel, where rounding decides: there it is not
+    compared.
 
     Raises:
         AssertionError: one is above 1e-5.
     """
     values, places, weights = (tensor.double() for tensor in case)
     expected = with_gradients(sample_by_grid, (values, places, weights))
-    found, of_grid = with_gradients(sample, case), sample_by_grid(case[0], SHAPES, *case[1:])
+    found = with_gradients(sample, case)
+    of_grid = sample_by_grid(case[0], SHAPES, *case[1:])
     largest, theirs = (float((answer - expected[0]).abs().max()) for answer in (found[0], of_grid))
     inside = [torch.ones(()), _between_middles(case[1]), torch.ones(())]
     pairs = zip(found[1:], expected[1:], inside, strict=True)
@@ -84,12 +96,15 @@ def _between_middles(places: Tensor) -> Tensor:
 
 
 def whole_layer(way: Way) -> Callable[[], Tensor]:
-    """An encoder layer at paper size that samples in this way, of all tokens at once if it is the reference's."""
+    """An encoder layer at paper size that samples in this way, of all tokens at once if it is the
+    reference's.
+    """
     torch.manual_seed(0)
     config = RLIPConfig(num_heads=HEADS, hidden_dim=HEADS * WIDTH, num_points=POINTS)
     layer = EncoderLayer(config).eval()
     torch.nn.init.normal_(layer.self_attn.sampling_offsets.weight, std=0.05)
-    tokens, positions = torch.randn(1, TOKENS, HEADS * WIDTH), torch.randn(1, TOKENS, HEADS * WIDTH)
+    tokens = torch.randn(1, TOKENS, HEADS * WIDTH)
+    positions = torch.randn(1, TOKENS, HEADS * WIDTH)
     references = pixel_centres(SHAPES, torch.ones(1, len(SHAPES), 2))
     padding = torch.zeros(1, TOKENS, dtype=torch.bool)
 
@@ -105,7 +120,8 @@ def summing_alone(case: Case) -> Callable[[], object]:
     """As many weighted rows summed up, from places as far apart, without computing which."""
     value, _, weights = case
     table = value.flatten(0, 2)
-    chunk, corners = 256, 4 * weights.shape[3:].numel()
+    chunk = 256
+    corners = 4 * weights.shape[3:].numel()
     near = torch.randint(0, 2000, (chunk * HEADS, corners), dtype=torch.int32)
     share = torch.rand(near.shape)
     starts = torch.linspace(0, len(table) - 2001, weights.shape[1] // chunk + 1).int()
@@ -118,28 +134,47 @@ def summing_alone(case: Case) -> Callable[[], object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    encoder, decoder = encoder_case(), decoder_case()
-    table = Table("what", "grid_sample, ms", "sgpipe, ms", "ratio", title=f"CPU time, threads: {options.threads}")
+    encoder = encoder_case()
+    decoder = decoder_case()
+    table = Table(
+        "what",
+        "grid_sample, ms",
+        "sgpipe, ms",
+        "ratio",
+        title=f"CPU time, threads: {options.threads}",
+    )
     differences = {"encoder": check_equal(encoder), "decoder, 200 queries": check_equal(decoder)}
 
     def measure(what: str, run: Callable[[Way], Callable[[], object]]) -> float:
         times = medians({"grid": run(sample_by_grid), "bags": run(sample)}, options.rounds)
-        figures = (f"{times['grid'] * 1e3:,.1f}", f"{times['bags'] * 1e3:,.1f}", f"{times['grid'] / times['bags']:.1f}")
+        figures = (
+            f"{times['grid'] * 1e3:,.1f}",
+            f"{times['bags'] * 1e3:,.1f}",
+            f"{times['grid'] / times['bags']:.1f}",
+        )
         table.add_row(what, *figures)
         return times["bags"]
 
     forward = 0.0
     for name, case in (("encoder", encoder), ("decoder, 200 queries", decoder)):
-        taken = measure(f"{name}, forward", lambda way, case=case: lambda: way(case[0], SHAPES, *case[1:]))
+        taken = measure(
+            f"{name}, forward", lambda way, case=case: lambda: way(case[0], SHAPES, *case[1:])
+        )
         forward = forward or taken
-        measure(f"{name}, forward + backward", lambda way, case=case: lambda: with_gradients(way, case))
-    torch.testing.assert_close(whole_layer(sample)(), whole_layer(sample_by_grid)(), rtol=0, atol=1e-4)
+        measure(
+            f"{name}, forward + backward", lambda way, case=case: lambda: with_gradients(way, case)
+        )
+    torch.testing.assert_close(
+        whole_layer(sample)(), whole_layer(sample_by_grid)(), rtol=0, atol=1e-4
+    )
     layer = measure("whole encoder layer, forward", whole_layer)
     alone = medians({"limit": summing_alone(encoder)}, options.rounds)["limit"]
     moved = sum(tensor.numel() * tensor.element_size() for tensor in encoder) / copy_rate()
@@ -151,15 +186,16 @@ def main() -> None:
             f"Largest difference from double precision, {name}: {difference}."
             for name, difference in differences.items()
         ),
-        f"Summing the weighted rows of the encoder alone, from the cache, takes {alone * 1e3:.0f} ms, "
-        f"{alone / forward:.0%} of the forward pass; reading its arguments once, at the rate of copying memory, "
-        f"{moved * 1e3:.0f} ms. The rest: rows are gathered from a table of {encoder[0].nbytes / 1e6:.0f} MB, after "
-        "their indices and weights have been computed. Of the backward pass, about a third is gathering rows and "
-        "multiplying them by gradients, a fifth is summing bags, and less than a tenth is sorting.",
-        f"The matrix products of the whole layer would take {products * 1e3:.0f} ms at the rate of large square ones, "
-        f"{products / layer:.0%} of it; sampling is most of the rest.",
-        "For the decoder's 200 queries the gain is smaller: most of the table's gradient stays zero, and writing these "
-        "zeros takes much of the time with both methods.",
+        f"Summing the weighted rows of the encoder alone, from the cache, takes {alone * 1e3:.0f}"
+        f" ms, {alone / forward:.0%} of the forward pass; reading its arguments once, at the rate"
+        f" of copying memory, {moved * 1e3:.0f} ms. The rest: rows are gathered from a table of"
+        f" {encoder[0].nbytes / 1e6:.0f} MB, after their indices and weights have been computed. Of"
+        " the backward pass, about a third is gathering rows and multiplying them by gradients, a"
+        " fifth is summing bags, and less than a tenth is sorting.",
+        f"The matrix products of the whole layer would take {products * 1e3:.0f} ms at the rate of"
+        f" large square ones, {products / layer:.0%} of it; sampling is most of the rest.",
+        "For the decoder's 200 queries the gain is smaller: most of the table's gradient stays"
+        " zero, and writing these zeros takes much of the time with both methods.",
     )
 
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.bench_driver [--images 10000000] [--done 0.9] [--units 100000]
 
-The source index has 8 boxes per image. Workers do nothing: they read no records and write empty files as shards. So all
-that is left is the driver. Begin: seconds from the start of the command to the first unit that Ray gets, and to the
-first shard, both without Ray's own start. Peak: the driver's resident memory until `--units` units are committed;
-its libraries: that of a run of one unit. Resumed: with `--done` of the shards there.
+The source index has 8 boxes per image. Workers do nothing: they read no records and write empty
+files as shards. So all that is left is the driver. Begin: seconds from the start of the command to
+the first unit that Ray gets, and to the first shard, both without Ray's own start. Peak: the
+driver's resident memory until `--units` units are committed; its libraries: that of a run of one
+unit. Resumed: with `--done` of the shards there.
 """
 
 from __future__ import annotations
@@ -41,7 +42,16 @@ from sgpipe.storage.source_index import write_index
 UNIT = 512
 _SLICE = 8192  # images
 _SHARD_BYTES = 256_000
-_COUNTS = ("images", "errors", "boxes", "captions", "triplets", "matched_triplets", "pairs", "relations")
+_COUNTS = (
+    "images",
+    "errors",
+    "boxes",
+    "captions",
+    "triplets",
+    "matched_triplets",
+    "pairs",
+    "relations",
+)
 _STAGES = ("caption", "parse", "pair", "tag")
 
 
@@ -69,7 +79,9 @@ class NoRecords:
 
 @dataclass(frozen=True)
 class EmptyShards:
-    """In the place of a `UnitWriter`: describes a shard, and makes an empty file for it in a folder."""
+    """In the place of a `UnitWriter`: describes a shard, and makes an empty file for it in a
+    folder.
+    """
 
     storage: object
     claim: object = None
@@ -84,7 +96,9 @@ class EmptyShards:
 
 def described(split: str, start: int, stop: int) -> ShardEntry:
     """As long as the description of a real shard."""
-    counts = dict.fromkeys(_COUNTS, (start % 97 + 7) * (stop - start)) | {"images_with_relations": stop - start}
+    counts = dict.fromkeys(_COUNTS, (start % 97 + 7) * (stop - start)) | {
+        "images_with_relations": stop - start
+    }
     seconds = dict.fromkeys(_STAGES, start % 1013 / 7)
     name = shard_name(split, start, stop)
     return ShardEntry(split, start, stop, name, f"{start:064x}", _SHARD_BYTES, counts, seconds)
@@ -111,8 +125,11 @@ def label(folder: Path, out: Path, limit: int, units: int) -> None:
     """The body of the process that is measured: prints what it saw as JSON."""
     from sgpipe.generation import ray_engine, run
 
-    watch, ray_seconds, began = Watch(), [0.0], [0.0]
-    start_ray, run_units = ray_engine.start_ray, ray_engine.RayEngine.run
+    watch = Watch()
+    ray_seconds = [0.0]
+    began = [0.0]
+    start_ray = ray_engine.start_ray
+    run_units = ray_engine.RayEngine.run
 
     def timed_start(*arguments: object) -> None:
         at = time.perf_counter()
@@ -136,12 +153,18 @@ def label(folder: Path, out: Path, limit: int, units: int) -> None:
         run.generate(recipe_of(folder, limit, 2, UNIT), out, watch)  # type: ignore[arg-type]
     start += ray_seconds[0]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    seconds = {"plan": began[0] - start, "first": watch.times[0] - start, "all": watch.times[-1] - watch.times[0]}
+    seconds = {
+        "plan": began[0] - start,
+        "first": watch.times[0] - start,
+        "all": watch.times[-1] - watch.times[0],
+    }
     print(json.dumps(seconds | {"peak": peak, "shards": len(watch.times)}))
 
 
 def make_index(folder: Path, out: Path, images: int) -> None:
-    """The source index of `images` images, without their annotation file: as if it had been read."""
+    """The source index of `images` images, without their annotation file: as if it had been
+    read.
+    """
     make_annotations(folder, 1)
     path = out / ".sgpipe" / "index-train.arrow"
     path.parent.mkdir(parents=True)
@@ -156,7 +179,9 @@ def make_index(folder: Path, out: Path, images: int) -> None:
 
 
 def finish_some(out: Path, images: int, share: float) -> None:
-    """As if a run had been stopped: the manifest and the files of the first shards, which are holes."""
+    """As if a run had been stopped: the manifest and the files of the first shards, which are
+    holes.
+    """
     old = Manifest.load(out)
     for path in (out / "data").iterdir():
         path.unlink()
@@ -180,19 +205,27 @@ def _measured(folder: Path, out: Path, limit: int, units: int) -> dict[str, floa
 def measure(images: int, share: float, units: int) -> Iterator[list[str]]:
     """The rows of the table."""
     with tempfile.TemporaryDirectory() as temporary:
-        folder, out = Path(temporary), Path(temporary) / "out"
+        folder = Path(temporary)
+        out = Path(temporary) / "out"
         make_index(folder, out, images)
         libraries = _measured(folder, out, UNIT, 1)["peak"]
         for name, done in (("begun", 0.0), (f"resumed at {share:.0%}", share)):
             finish_some(out, images, done)
             found = _measured(folder, out, images, units)
             above = found["peak"] - libraries
-            cells = [f"{found['plan']:.1f}", f"{found['first']:.1f}", f"{found['shards']:,}", f"{found['all']:.0f}"]
+            cells = [
+                f"{found['plan']:.1f}",
+                f"{found['first']:.1f}",
+                f"{found['shards']:,}",
+                f"{found['all']:.0f}",
+            ]
             yield [name, *cells, f"{above:,.0f}", f"{libraries:,.0f}"]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=10_000_000)
     parser.add_argument("--done", type=float, default=0.9)
     parser.add_argument("--units", type=int, default=100_000)
@@ -201,7 +234,14 @@ def main() -> None:
     if options.label:
         label(*options.label, options.images, options.units)
         return
-    columns = ("run", "planned after s", "first shard after s", "units committed", "in s", "peak MB above libraries")
+    columns = (
+        "run",
+        "planned after s",
+        "first shard after s",
+        "units committed",
+        "in s",
+        "peak MB above libraries",
+    )
     table = Table(*columns, "libraries MB")
     for row in measure(options.images, options.done, options.units):
         table.add_row(*row)

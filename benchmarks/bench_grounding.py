@@ -1,17 +1,21 @@
-"""Boxes of words: the miniworld without a class list, beside the same run with one, and beside given boxes
+"""Boxes of words: the miniworld without a class list, beside the same run with one, and beside
+given boxes
 
 python -m benchmarks.bench_grounding [--images N] [--seed N] [--work FOLDER]
 
-New images, the packaged captioner and R-Tagger, and the packaged ParSeDA as detector. *Class list*: it is asked for the
-15 classes, as by the recipe miniworld: boxes count from score 0.5, and overlap by at most 0.6. *Grounded*
-(pipelines/miniworld/grounded.yaml): no boxes and no classes are given; it is asked for what the captions name, by the
-class of the word in the synonym table or by the captions' own words (`ground.ask`). As they say that a thing is there,
-boxes count from 0.45, which was chosen on seed 1 (default overlap: 0.5). *Half given*: boxes of every second class are
+New images, the packaged captioner and R-Tagger, and the packaged ParSeDA as detector. *Class list*:
+it is asked for the 15 classes, as by the recipe miniworld: boxes count from score 0.5, and overlap
+by at most 0.6. *Grounded* (pipelines/miniworld/grounded.yaml): no boxes and no classes are given;
+it is asked for what the captions name, by the class of the word in the synonym table or by the
+captions' own words (`ground.ask`). As they say that a thing is there, boxes count from 0.45, which
+was chosen on seed 1 (default overlap: 0.5). *Half given*: boxes of every second class are
 annotated, the others are not known.
 
-A box is correct if it has the class of an object and an IoU of 0.5; relations count from confidence 0.2.
+A box is correct if it has the class of an object and an IoU of 0.5; relations count from confidence
+0.2.
 
-Words apart: the captions are the miniworld's own, which say "puppy" and "bike", as the packaged captioner hardly does.
+Words apart: the captions are the miniworld's own, which say "puppy" and "bike", as the packaged
+captioner hardly does.
 """
 
 from __future__ import annotations
@@ -44,7 +48,9 @@ from sgpipe.utils.console import Progress
 
 GROUNDED = str(recipe_folder() / "miniworld" / "grounded.yaml")
 OWN_WORDS = {"ground.ask": "words"}
-Objects = Mapping[str, Sequence[tuple[str, Sequence[float]]]]  # class and xywh of the objects of a file
+Objects = Mapping[
+    str, Sequence[tuple[str, Sequence[float]]]
+]  # class and xywh of the objects of a file
 
 
 class Counts(NamedTuple):
@@ -73,13 +79,18 @@ def main() -> None:
 def measure(files: MiniworldFiles, work: Path, title: str) -> list[Table | str]:
     """Make the runs in a folder; return the tables of the page."""
     instances = json.loads((files.world / INSTANCES).read_text(encoding="utf-8"))
-    folder = {"source.format": "folder", "source.splits": {"all": {"images": str(files.world / IMAGES)}}}
+    folder = {
+        "source.format": "folder",
+        "source.splits": {"all": {"images": str(files.world / IMAGES)}},
+    }
     names = {each["id"]: each["name"] for each in instances["categories"]}
     half = sorted(names.values())[::2]
     annotated = work / "half.json"
     kept = [each for each in instances["annotations"] if names[each["category_id"]] in half]
     classes = [each for each in instances["categories"] if each["name"] in half]
-    annotated.write_text(json.dumps({**instances, "annotations": kept, "categories": classes}), encoding="utf-8")
+    annotated.write_text(
+        json.dumps({**instances, "annotations": kept, "categories": classes}), encoding="utf-8"
+    )
     split = {"annotations": str(annotated), "images": str(files.world / IMAGES)}
     given: dict[str, Any] = {"source.format": "coco", "source.splits": {"all": split}}
     ground = load_recipe(GROUNDED).ground.model_dump(exclude={"resources"})
@@ -87,35 +98,67 @@ def measure(files: MiniworldFiles, work: Path, title: str) -> list[Table | str]:
     runs = {
         "class list": _run(work / "list", "miniworld", folder),
         "grounded, asked for classes": _run(work / "classes", GROUNDED, folder),
-        "grounded, asked for words": _run(work / "words", GROUNDED, {**folder, **OWN_WORDS}, work / "classes"),
+        "grounded, asked for words": _run(
+            work / "words", GROUNDED, {**folder, **OWN_WORDS}, work / "classes"
+        ),
         "half given": _run(work / "half", "miniworld", given),
-        "half given, and grounded": _run(work / "both", "miniworld", {**given, **words}, work / "half"),
+        "half given, and grounded": _run(
+            work / "both", "miniworld", {**given, **words}, work / "half"
+        ),
     }
     objects: dict[str, list[tuple[str, list[float]]]] = {}
     files_by_id = {each["id"]: each["file_name"] for each in instances["images"]}
     for each in instances["annotations"]:
-        objects.setdefault(files_by_id[each["image_id"]], []).append((names[each["category_id"]], each["bbox"]))
-    columns = ("run", "boxes", "precision of boxes", "recall of boxes", "relations", "precision of relations")
+        objects.setdefault(files_by_id[each["image_id"]], []).append(
+            (names[each["category_id"]], each["bbox"])
+        )
+    columns = (
+        "run",
+        "boxes",
+        "precision of boxes",
+        "recall of boxes",
+        "relations",
+        "precision of relations",
+    )
     table = Table(*columns, "recall of relations", title=title)
     for name, run in runs.items():
         boxes = count_boxes(run, objects)
         labels = label_quality(run, files.ground_truth, threshold=TRAINING_CONFIDENCE).at_threshold
         figures = (f"{boxes.boxes:,}", *_shares(boxes), f"{labels.predicted:,}")
         table.add_row(name, *figures, f"{labels.precision:.1%}", f"{labels.recall:.1%}")
-    alone, both = (list(iter_records(runs[name])) for name in ("half given", "half given, and grounded"))
-    same = all(one.objects == other.objects[: len(one.objects)] for one, other in zip(alone, both, strict=True))
+    alone, both = (
+        list(iter_records(runs[name])) for name in ("half given", "half given, and grounded")
+    )
+    same = all(
+        one.objects == other.objects[: len(one.objects)]
+        for one, other in zip(alone, both, strict=True)
+    )
     added = count_boxes(runs["half given, and grounded"], objects, origins=("grounded",))
     remark = (
-        f"Half given ({', '.join(half)}): the given boxes are {'the same bit for bit' if same else 'CHANGED'} with "
-        f"grounding; it adds {added.boxes:,} boxes, of which {added.correct:,} are correct."
+        f"Half given ({', '.join(half)}): the given boxes are"
+        f" {'the same bit for bit' if same else 'CHANGED'} with grounding; it adds {added.boxes:,}"
+        f" boxes, of which {added.correct:,} are correct."
     )
     unknown = work / "unknown.json"  # annotations that know nothing but the images
     none = [{"id": 1, "name": "toothbrush"}]
-    unknown.write_text(json.dumps({**instances, "annotations": [], "categories": none}), encoding="utf-8")
-    told = {"annotations": str(unknown), "images": str(files.world / IMAGES), "captions": str(files.world / CAPTIONS)}
-    stated = {"source.format": "coco", "source.splits": {"all": told}, "caption.captioner": None, "tag.method": "all"}
+    unknown.write_text(
+        json.dumps({**instances, "annotations": [], "categories": none}), encoding="utf-8"
+    )
+    told = {
+        "annotations": str(unknown),
+        "images": str(files.world / IMAGES),
+        "captions": str(files.world / CAPTIONS),
+    }
+    stated = {
+        "source.format": "coco",
+        "source.splits": {"all": told},
+        "caption.captioner": None,
+        "tag.method": "all",
+    }
     by_class = _run(work / "told", "miniworld", {**stated, **words})
-    by_word = _run(work / "told-words", "miniworld", {**stated, **words, **OWN_WORDS}, work / "told")
+    by_word = _run(
+        work / "told-words", "miniworld", {**stated, **words, **OWN_WORDS}, work / "told"
+    )
     ways = {"asked for classes": by_class, "asked for words": by_word}
     return [table, remark, _word_table(ways, objects, set(names.values()))]
 
@@ -126,14 +169,24 @@ def _run(out: Path, recipe: str, changes: Mapping[str, Any], parent: Path | None
 
 
 def _shares(counts: Counts) -> tuple[str, str]:
-    return f"{counts.correct / max(counts.boxes, 1):.1%}", f"{counts.found / max(counts.objects, 1):.1%}"
+    return (
+        f"{counts.correct / max(counts.boxes, 1):.1%}",
+        f"{counts.found / max(counts.objects, 1):.1%}",
+    )
 
 
-def count_boxes(run: Path, objects: Objects, origins: Iterable[str] = ("annotation", "detector", "grounded")) -> Counts:
-    """Count the boxes of some origins, and those that are correct: each object is found once, by the highest score."""
+def count_boxes(
+    run: Path, objects: Objects, origins: Iterable[str] = ("annotation", "detector", "grounded")
+) -> Counts:
+    """Count the boxes of some origins, and those that are correct: each object is found once, by
+    the highest score.
+    """
     totals = np.zeros(4, int)
     for record in iter_records(run):
-        totals += compare([box for box in record.objects if box.origin in origins], objects.get(record.file_name, ()))
+        totals += compare(
+            [box for box in record.objects if box.origin in origins],
+            objects.get(record.file_name, ()),
+        )
     return Counts(*totals.tolist())
 
 
@@ -151,19 +204,34 @@ def compare(boxes: Sequence[Box], truth: Sequence[tuple[str, Sequence[float]]]) 
 
 
 def _word_table(runs: Mapping[str, Path], objects: Objects, classes: set[str]) -> Table:
-    """Of words of captions that are no class names, how many of the objects that they can mean have a box."""
+    """Of words of captions that are no class names, how many of the objects that they can mean have
+    a box.
+    """
     matcher = HeadMatcher(packaged_synonyms("coco"))
     found = [Counter[tuple[str, str]]() for _ in runs]
-    there, images = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    there = Counter[tuple[str, str]]()
+    images = Counter[tuple[str, str]]()
     for counter, run in zip(found, runs.values(), strict=True):
         for record in iter_records(run):
-            for word, counts in _of_words(record, objects.get(record.file_name, ()), matcher, classes):
+            for word, counts in _of_words(
+                record, objects.get(record.file_name, ()), matcher, classes
+            ):
                 counter[word] += counts.found
                 if counter is found[0]:
                     images[word] += 1
                     there[word] += counts.objects
-    title = "Words that are no names of the 15 classes, in images whose captions have no other word for the class"
-    table = Table("word", "class", "images", "objects of the class", *(f"found, {way}" for way in runs), title=title)
+    title = (
+        "Words that are no names of the 15 classes, in images whose captions have no other word for"
+        " the class"
+    )
+    table = Table(
+        "word",
+        "class",
+        "images",
+        "objects of the class",
+        *(f"found, {way}" for way in runs),
+        title=title,
+    )
     for word, number in images.most_common():
         shares = (f"{counter[word] / there[word]:.0%}" if there[word] else "" for counter in found)
         table.add_row(*word, f"{number}", f"{there[word]}", *shares)
@@ -171,10 +239,17 @@ def _word_table(runs: Mapping[str, Path], objects: Objects, classes: set[str]) -
 
 
 def _of_words(
-    record: Record, truth: Sequence[tuple[str, Sequence[float]]], matcher: HeadMatcher, classes: set[str]
+    record: Record,
+    truth: Sequence[tuple[str, Sequence[float]]],
+    matcher: HeadMatcher,
+    classes: set[str],
 ) -> Iterator[tuple[tuple[str, str], Counts]]:
-    """Yield the words that alone name a class in an image's captions, with the class: its objects and boxes."""
-    ends = {(t.subject, t.subject_head) for t in record.triplets} | {(t.object, t.object_head) for t in record.triplets}
+    """Yield the words that alone name a class in an image's captions, with the class: its objects
+    and boxes.
+    """
+    ends = {(t.subject, t.subject_head) for t in record.triplets} | {
+        (t.object, t.object_head) for t in record.triplets
+    }
     named: dict[str, set[str]] = {}
     for phrase, head in ends:
         for name in matcher.classes(phrase, head)[:1]:
@@ -183,7 +258,10 @@ def _of_words(
         [word, *others] = sorted(words)
         if not others and word not in classes and name in classes:
             own = [each for each in truth if each[0] == name]
-            yield (word, name), compare([box for box in record.objects if box.category == name], own)
+            yield (
+                (word, name),
+                compare([box for box in record.objects if box.category == name], own),
+            )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
     python -m benchmarks.bench_hico_eval [--images N] [--queries N] [--seed N]
 
-Images, annotations and detections are random, but as large as the real test set: 9,546 images with 33,405 ground-truth
-interactions of the 600 classes, 100 pairs each scored for 117 verbs; a pair is the jittered boxes of a ground-truth
-interaction with its class, or random. They are generated during the evaluation, as predictions come out of a network;
-the time for generating them is measured separately and left out, its memory is not.
+Images, annotations and detections are random, but as large as the real test set: 9,546 images with
+33,405 ground-truth interactions of the 600 classes, 100 pairs each scored for 117 verbs; a pair is
+the jittered boxes of a ground-truth interaction with its class, or random. They are generated
+during the evaluation, as predictions come out of a network; the time for generating them is
+measured separately and left out, its memory is not.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from rlip_model.evaluation.inputs import Array, EvaluationImage, ImageGroundTrut
 from rlip_model.evaluation.suppression import PairSuppression
 
 TRUE_PER_IMAGE = 33_405 / 9_546  # on average, in HICO-DET's test set
-WIDTH, HEIGHT = 640.0, 480.0
+WIDTH = 640.0
+HEIGHT = 480.0
 SETTINGS = {
     "default": HicoSettings(),
     "known object": HicoSettings(known_object=True),
@@ -51,7 +53,9 @@ class Stopwatch:
 
 @dataclass(frozen=True)
 class Measured:
-    """took: drawing left out; peak: resident memory of the process in bytes, drawing and imports included."""
+    """took: drawing left out; peak: resident memory of the process in bytes, drawing and imports
+    included.
+    """
 
     took: Stopwatch
     peak: float
@@ -81,14 +85,21 @@ def _boxes(random: np.random.Generator, count: int) -> Array:
 
 
 def _find(random: np.random.Generator, truth: ImageGroundTruth, queries: int) -> PredictedPairs:
-    """Half of the pairs are near true ones, the others are anywhere; scores are small, but for a few verbs."""
+    """Half of the pairs are near true ones, the others are anywhere; scores are small, but for a
+    few verbs.
+    """
     near = random.integers(0, len(truth.triplets), queries // 2)
     subjects, objects, verbs = truth.triplets[near].T
-    subject_boxes, object_boxes = _boxes(random, queries), _boxes(random, queries)
+    subject_boxes = _boxes(random, queries)
+    object_boxes = _boxes(random, queries)
     jitter = random.normal(0, 8, (2, len(near), 4)).astype(np.float32)
-    for boxes, ends, noise in zip((subject_boxes, object_boxes), (subjects, objects), jitter, strict=True):
+    for boxes, ends, noise in zip(
+        (subject_boxes, object_boxes), (subjects, objects), jitter, strict=True
+    ):
         moved = truth.boxes[ends] + noise
-        boxes[: len(near)] = np.concatenate((moved[:, :2], np.maximum(moved[:, 2:], moved[:, :2])), 1)
+        boxes[: len(near)] = np.concatenate(
+            (moved[:, :2], np.maximum(moved[:, 2:], moved[:, :2])), 1
+        )
     labels = random.integers(0, NUM_OBJECTS, queries)
     labels[: len(near)] = truth.labels[objects]
     scores = random.random((queries, NUM_VERBS), dtype=np.float32) ** 8
@@ -113,28 +124,44 @@ def measure(setting: str, images: int, queries: int, seed: int) -> Measured:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=9_546)
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    columns = ("setting", "seconds", "CPU seconds", "peak memory, MB", "classes", "mAP", "rare", "non-rare")
-    title = f"{arguments.images:,} images x {arguments.queries} pairs x {NUM_VERBS} verbs, one process"
+    columns = (
+        "setting",
+        "seconds",
+        "CPU seconds",
+        "peak memory, MB",
+        "classes",
+        "mAP",
+        "rare",
+        "non-rare",
+    )
+    title = (
+        f"{arguments.images:,} images x {arguments.queries} pairs x {NUM_VERBS} verbs, one process"
+    )
     table = Table(*columns, title=title)
     for setting in SETTINGS:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found = pool.submit(measure, setting, arguments.images, arguments.queries, arguments.seed).result()
+            found = pool.submit(
+                measure, setting, arguments.images, arguments.queries, arguments.seed
+            ).result()
         means = (f"{found.summary[name]:.4f}" for name in ("mAP", "mAP rare", "mAP non-rare"))
         times = (f"{found.took.wall:.1f}", f"{found.took.cpu:.1f}", f"{found.peak / 1e6:,.0f}")
         table.add_row(setting, *times, str(found.classes), *means)
     report(
         __doc__,
         table,
-        "RLIPv2's evaluator took 168 s to build and 42 s to evaluate data of this size, and 3.2 GB, on a machine of "
-        "two cores that was busy. The scores of synthetic detections are meaningless.",
-        "Nearly all of the memory is Python, PyTorch and numpy: predictions are read as a stream, and only the "
-        "class, score and match of the 100 best triplets of each image are kept. The bottleneck is sorting the 11,700 "
-        "scores of each image.",
+        "RLIPv2's evaluator took 168 s to build and 42 s to evaluate data of this size, and 3.2 GB,"
+        " on a machine of two cores that was busy. The scores of synthetic detections are"
+        " meaningless.",
+        "Nearly all of the memory is Python, PyTorch and numpy: predictions are read as a stream,"
+        " and only the class, score and match of the 100 best triplets of each image are kept. The"
+        " bottleneck is sorting the 11,700 scores of each image.",
     )
 
 

@@ -1,11 +1,13 @@
-"""Labelling from a folder, a zip, tars and an object store: the same images, the same rows, how much longer.
+"""Labelling from a folder, a zip, tars and an object store: the same images, the same rows, how
+much longer.
 
     python -m benchmarks.bench_image_roots [--images N] [--milliseconds M]
 
-Synthetic images, labelled by the miniworld's captioner and tagger, which are tiny: reading an image is a larger part of
-the work than with any model for photographs. The stages run in one process, without Ray. All roots take turns, unit by
-unit, so that other load on the machine meets all of them. The store is moto's server in a process of its own, and each
-request to it takes at least M milliseconds. Both open images ahead: two threads for archives, eight for the store.
+Synthetic images, labelled by the miniworld's captioner and tagger, which are tiny: reading an image
+is a larger part of the work than with any model for photographs. The stages run in one process,
+without Ray. All roots take turns, unit by unit, so that other load on the machine meets all of
+them. The store is moto's server in a process of its own, and each request to it takes at least M
+milliseconds. Both open images ahead: two threads for archives, eight for the store.
 """
 
 from __future__ import annotations
@@ -37,7 +39,11 @@ from sgpipe.stages.base import StageRunner
 from sgpipe.stages.build import build_stages
 
 UNIT = 100
-SMALL = {"caption.samples": 1, "tag.short_side": 96, "tag.long_side": 144}  # the models are soon done with an image
+SMALL = {
+    "caption.samples": 1,
+    "tag.short_side": 96,
+    "tag.long_side": 144,
+}  # the models are soon done with an image
 ARCHIVES = 4
 
 
@@ -67,7 +73,11 @@ def store(images: Path, seconds: float) -> Iterator[str]:
     process = context.Process(target=serve, args=(other, seconds), daemon=True)
     process.start()
     url = pipe.recv()
-    os.environ |= {"AWS_ACCESS_KEY_ID": "none", "AWS_SECRET_ACCESS_KEY": "none", "AWS_DEFAULT_REGION": "us-east-1"}
+    os.environ |= {
+        "AWS_ACCESS_KEY_ID": "none",
+        "AWS_SECRET_ACCESS_KEY": "none",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
     os.environ["AWS_ENDPOINT_URL"] = url
     urllib.request.urlopen(urllib.request.Request(f"{url}/images", method="PUT"))
     bucket = StorePath("s3://images/val")
@@ -95,20 +105,30 @@ def pack(images: Path, out: Path) -> dict[str, ImagePlace]:
 
 def draw(number: int, out: Path) -> Path:
     command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", "miniworld"]
-    subprocess.run([*command, "--count", str(number), "--out", str(out)], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--count", str(number), "--out", str(out)], check=True, capture_output=True
+    )
     return out
 
 
 def label(drawn: Path, roots: dict[str, ImagePlace]) -> tuple[dict[str, float], int]:
     """Seconds of each root, and the number of relations, which is the same for all."""
     split = {"images": drawn / "images", "annotations": drawn / "instances.json"}
-    settings = {"source.splits": {"val": split}, "caption.captioner": "MINIWORLD", "tag.tagger": "MINIWORLD"}
+    settings = {
+        "source.splits": {"val": split},
+        "caption.captioner": "MINIWORLD",
+        "tag.tagger": "MINIWORLD",
+    }
     recipe = with_model_folders(load_recipe("coco", settings | SMALL))
     index = open_source(recipe.source, "val", drawn / "index.arrow")
     indexes = IndexFolder(drawn, whole=True)
     made = {name: {"val": image_root(location, indexes)} for name, location in roots.items()}
-    runners = {name: StageRunner(build_stages(recipe, each, index.meta["categories"])) for name, each in made.items()}
-    seconds, relations = dict.fromkeys(roots, 0.0), 0
+    runners = {
+        name: StageRunner(build_stages(recipe, each, index.meta["categories"]))
+        for name, each in made.items()
+    }
+    seconds = dict.fromkeys(roots, 0.0)
+    relations = 0
     for runner in runners.values():
         runner(index.records(0, 2))
     for turn, start in enumerate(range(0, len(index), UNIT)):
@@ -127,7 +147,9 @@ def label(drawn: Path, roots: dict[str, ImagePlace]) -> tuple[dict[str, float], 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--milliseconds", type=float, default=50)
     options = parser.parse_args()
@@ -142,14 +164,17 @@ def main() -> None:
                 (StorePath(uri) / name).read()
             single = (time.perf_counter() - began) / 20
             seconds, relations = label(drawn, roots | {f"S3, {options.milliseconds:g} ms": uri})
-    table = Table("images in", "s", "ratio to the folder", title=f"{options.images:,} synthetic images")
+    table = Table(
+        "images in", "s", "ratio to the folder", title=f"{options.images:,} synthetic images"
+    )
     for name, each in seconds.items():
         table.add_row(name, f"{each:.1f}", f"{each / seconds['folder']:.2f}")
     report(
         __doc__,
         table,
-        f"All rows are the same: {relations:,} relations. One request at a time takes {1000 * single:.0f} ms for an "
-        f"image, so that reading each image twice would add {2 * single * options.images:.0f} s without threads.",
+        f"All rows are the same: {relations:,} relations. One request at a time takes"
+        f" {1000 * single:.0f} ms for an image, so that reading each image twice would add"
+        f" {2 * single * options.images:.0f} s without threads.",
     )
 
 

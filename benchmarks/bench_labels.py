@@ -1,4 +1,5 @@
-"""`sgpipe eval labels` on 5 million synthetic relations in 100,000 images, compared with themselves: time and memory.
+"""`sgpipe eval labels` on 5 million synthetic relations in 100,000 images, compared with
+themselves: time and memory.
 
 python -m benchmarks.bench_labels [--images N]
 """
@@ -25,7 +26,16 @@ def main() -> None:
         title = f"{options.images:,} images, {options.images * RELATIONS:,} relations"
         table = Table("compared", "seconds", "CPU seconds", "peak MB", title=title)
         for source in ("relations", "candidates"):
-            arguments = ["eval", "labels", "--pred", str(run), "--truth", str(run), "--source", source]
+            arguments = [
+                "eval",
+                "labels",
+                "--pred",
+                str(run),
+                "--truth",
+                str(run),
+                "--source",
+                source,
+            ]
             table.add_row(source, *cost_of_sgpipe(*arguments))
     report(__doc__, table)
 

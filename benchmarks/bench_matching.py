@@ -1,11 +1,13 @@
-"""How well nouns of captions match annotated classes: sgpipe's synonym table and matching, and RLIPv2's.
+"""How well nouns of captions match annotated classes: sgpipe's synonym table and matching, and
+RLIPv2's.
 
     python -m benchmarks.bench_matching --instances FILE... --captions FILE... --reference TABLE
 
-The FILEs are COCO annotations and captions, TABLE is RLIPv2's hico_obj_paraphrase.json; the defaults are those of
-SGPIPE_ORACLE. Mentions are the subjects and objects of the parsed triplets. A mention is correct if a class it matches
-is annotated in its image. Recall is the share of annotated classes (per image) that a mention matches. Without
-instances only the share of mentions that match a class is shown.
+The FILEs are COCO annotations and captions, TABLE is RLIPv2's hico_obj_paraphrase.json; the
+defaults are those of SGPIPE_ORACLE. Mentions are the subjects and objects of the parsed triplets. A
+mention is correct if a class it matches is annotated in its image. Recall is the share of annotated
+classes (per image) that a mention matches. Without instances only the share of mentions that match
+a class is shown.
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ def read_mentions(paths: list[Path]) -> Mentions:
     parsed = CaptionParser(ParseConfig()).parse([item["caption"] for item in items])
     mentions: Mentions = defaultdict(list)
     for item, triplets in zip(items, parsed, strict=True):
-        nouns = [noun for t in triplets for noun in ((t.subject, t.subject_head), (t.object, t.object_head))]
+        nouns = [
+            noun
+            for t in triplets
+            for noun in ((t.subject, t.subject_head), (t.object, t.object_head))
+        ]
         mentions[str(item["image_id"])] += dict.fromkeys(nouns)
     return mentions
 
@@ -50,7 +56,9 @@ def read_classes(paths: list[Path]) -> dict[str, set[str]]:
 
 
 def measure(matcher: Matcher, mentions: Mentions, classes: dict[str, set[str]]) -> list[str]:
-    """Shares of mentions that match a class, of these that are correct, and of annotated classes that are matched."""
+    """Shares of mentions that match a class, of these that are correct, and of annotated classes
+    that are matched.
+    """
     total = matching = correct = recalled = 0
     for image, nouns in mentions.items():
         matches = [set(matcher.classes(*noun)) for noun in nouns]
@@ -59,29 +67,43 @@ def measure(matcher: Matcher, mentions: Mentions, classes: dict[str, set[str]]) 
         correct += sum(bool(matched & classes[image]) for matched in matches)
         recalled += len(classes[image] & set().union(*matches))
     annotated = sum(len(classes[image]) for image in mentions)
-    shares = [(matching, total), (correct, matching), (recalled, annotated)] if annotated else [(matching, total)]
+    shares = (
+        [(matching, total), (correct, matching), (recalled, annotated)]
+        if annotated
+        else [(matching, total)]
+    )
     return [f"{part / whole:.1%} ({part:,} of {whole:,})" for part, whole in shares]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     data = Path(os.environ.get("SGPIPE_ORACLE") or ".") / "data"
-    coco, splits = data / "coco_mini", ("train", "val")
+    coco = data / "coco_mini"
+    splits = ("train", "val")
     captions = [coco / f"captions_{split}2017.json" for split in splits]
     instances = [coco / f"instances_{split}2017.json" for split in splits]
     parser.add_argument("--captions", type=Path, nargs="+", default=captions)
     parser.add_argument("--instances", type=Path, nargs="*", default=instances)
-    parser.add_argument("--reference", type=Path, default=data / "priors" / "hico_obj_paraphrase.json")
+    parser.add_argument(
+        "--reference", type=Path, default=data / "priors" / "hico_obj_paraphrase.json"
+    )
     arguments = parser.parse_args()
     missing = [path for path in (*arguments.captions, arguments.reference) if not path.is_file()]
     if missing:
-        print(f"skipped: {missing[0]} does not exist (set SGPIPE_ORACLE to the folder with the small real datasets)")
+        print(
+            f"skipped: {missing[0]} does not exist (set SGPIPE_ORACLE to the folder with the small"
+            " real datasets)"
+        )
         return
-    mentions, classes = read_mentions(arguments.captions), read_classes(arguments.instances)
+    mentions = read_mentions(arguments.captions)
+    classes = read_classes(arguments.instances)
     columns = ["table and matching", "mentions that match a class"]
     columns += ["correct", "annotated classes matched"] if arguments.instances else []
     table = Table(*columns, title=f"{len(mentions):,} images")
-    ours, theirs = packaged_synonyms("coco"), load_synonyms(arguments.reference)
+    ours = packaged_synonyms("coco")
+    theirs = load_synonyms(arguments.reference)
     for name, matcher in (
         ("RLIPv2's table, substring", SubstringMatcher(theirs)),
         ("RLIPv2's table, head", HeadMatcher(theirs)),
@@ -92,8 +114,8 @@ def main() -> None:
     report(
         __doc__,
         table,
-        'The column "correct" favours substring matching: "hair", matched to a person, counts as correct in every '
-        "image with a person.",
+        'The column "correct" favours substring matching: "hair", matched to a person, counts as'
+        " correct in every image with a person.",
     )
 
 

@@ -2,10 +2,11 @@
 
     python -m benchmarks.bench_pair [--images N] [--seed S]
 
-An image has about 7.3 boxes, as in COCO, of up to three COCO classes, and 20 triplets, as many as ten captions give.
-Half of the nouns name a class of the image. The reference is a plain implementation of the published procedure: for
-each noun all synonyms of all classes in the image, for each ordered pair of boxes all triplets. One process, one
-thread, work units of 512 images; best of three runs.
+An image has about 7.3 boxes, as in COCO, of up to three COCO classes, and 20 triplets, as many as
+ten captions give. Half of the nouns name a class of the image. The reference is a plain
+implementation of the published procedure: for each noun all synonyms of all classes in the image,
+for each ordered pair of boxes all triplets. One process, one thread, work units of 512 images; best
+of three runs.
 """
 
 from __future__ import annotations
@@ -26,9 +27,35 @@ from sgpipe.records import Box, Pair, Record, Triplet
 from sgpipe.sources.vocabulary import category_names, packaged_synonyms
 from sgpipe.stages.pair import PairStage
 
-NOUNS = ("man", "woman", "people", "street", "field", "room", "tree", "hair", "carpet", "kitchen", "group", "wall")
-VERBS = ("on", "in", "near", "with", "holding", "riding", "sitting on", "wearing", "behind", "above", "under")
-RUNS, UNIT = 3, 512
+NOUNS = (
+    "man",
+    "woman",
+    "people",
+    "street",
+    "field",
+    "room",
+    "tree",
+    "hair",
+    "carpet",
+    "kitchen",
+    "group",
+    "wall",
+)
+VERBS = (
+    "on",
+    "in",
+    "near",
+    "with",
+    "holding",
+    "riding",
+    "sitting on",
+    "wearing",
+    "behind",
+    "above",
+    "under",
+)
+RUNS = 3
+UNIT = 512
 
 
 def make_records(images: int, seed: int) -> list[Record]:
@@ -45,7 +72,8 @@ def make_records(images: int, seed: int) -> list[Record]:
         sides = random.uniform(10, 200, (count, 2))
         corners = random.uniform(0, 1, (count, 2)) * (640, 480) * 0.6
         boxes = [
-            Box(name, 1, tuple(box)) for name, box in zip(classes, np.hstack([corners, sides]).tolist(), strict=True)
+            Box(name, 1, tuple(box))
+            for name, box in zip(classes, np.hstack([corners, sides]).tolist(), strict=True)
         ]
         nouns = [str(random.choice(classes if random.random() < 0.5 else NOUNS)) for _ in range(40)]
         verbs = random.choice(VERBS, size=20).tolist()
@@ -120,11 +148,15 @@ def object_seconds(records: list[Record]) -> float:
     stage = PairStage(PairConfig(), "coco", [])
     stage.setup()
     pairs = [pair for record in stage(records) for pair in record.pairs]
-    return best_seconds(lambda: [Pair(pair.subject, pair.object, list(pair.predicates)) for pair in pairs])
+    return best_seconds(
+        lambda: [Pair(pair.subject, pair.object, list(pair.predicates)) for pair in pairs]
+    )
 
 
 def crowded(boxes: int) -> tuple[float, int]:
-    """Seconds and pairs for one image with `boxes` boxes of one class, limited to the default 10,000 pairs."""
+    """Seconds and pairs for one image with `boxes` boxes of one class, limited to the default
+    10,000 pairs.
+    """
     sides = np.random.default_rng(0).uniform(0, 400, (boxes, 4))
     objects = [Box("person", 1, tuple(box)) for box in sides.tolist()]
     triplet = Triplet("man", "near", "woman", "man", "woman", "near", 0)
@@ -137,7 +169,9 @@ def crowded(boxes: int) -> tuple[float, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -149,19 +183,26 @@ def main() -> None:
     }
     table = Table("procedure", "images/s", "candidates", title=f"{len(records):,} images")
     seconds = best_seconds(lambda: reference(records, synonyms))
-    table.add_row("RLIPv2's procedure", f"{len(records) / seconds:,.0f}", f"{reference(records, synonyms):,}")
+    table.add_row(
+        "RLIPv2's procedure", f"{len(records) / seconds:,.0f}", f"{reference(records, synonyms):,}"
+    )
     for match in ("substring", "head"):
         seconds, candidates = stage_seconds(records, match=match)
-        table.add_row(f"sgpipe, match: {match}", f"{len(records) / seconds:,.0f}", f"{candidates:,}")
+        table.add_row(
+            f"sgpipe, match: {match}", f"{len(records) / seconds:,.0f}", f"{candidates:,}"
+        )
     object_share = object_seconds(records) / seconds
     for boxes in (1_000, 100_000):
         seconds, candidates = crowded(boxes)
-        table.add_row(f"sgpipe, one image of {boxes:,} boxes", f"{1 / seconds:,.1f}", f"{candidates:,}")
+        table.add_row(
+            f"sgpipe, one image of {boxes:,} boxes", f"{1 / seconds:,.1f}", f"{candidates:,}"
+        )
     report(
         __doc__,
         table,
-        f"Creating the returned Python objects takes {object_share:.0%} of the time of `match: head`. The rest is "
-        "mostly numpy calls on the few boxes of each image and the Python code per triplet.",
+        f"Creating the returned Python objects takes {object_share:.0%} of the time of `match:"
+        " head`. The rest is mostly numpy calls on the few boxes of each image and the Python code"
+        " per triplet.",
     )
 
 

@@ -1,10 +1,12 @@
-"""`sgpipe generate` with synthetic labels and a growing number of images: the cost of everything but the models.
+"""`sgpipe generate` with synthetic labels and a growing number of images: the cost of everything
+but the models.
 
     python -m benchmarks.bench_scale [--images 10000 100000 1000000] [--actors 2]
 
-Images have 8 boxes, 10 captions, 10 triplets and 12 relations, whose texts repeat only after 40,009 others. CPU time is
-that of all processes of the run, from the first shard to the last, also by quarters of the run. Driver: its peak
-resident memory, of which the libraries take 0.7 GB. Reading: that of the process that reads the annotations first.
+Images have 8 boxes, 10 captions, 10 triplets and 12 relations, whose texts repeat only after 40,009
+others. CPU time is that of all processes of the run, from the first shard to the last, also by
+quarters of the run. Driver: its peak resident memory, of which the libraries take 0.7 GB. Reading:
+that of the process that reads the annotations first.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ from sgpipe.recipe import MINIWORLD, Recipe, Resources, load_recipe
 from sgpipe.records import Caption, Pair, Record, Relation, Triplet
 from sgpipe.stages.base import Stage
 
-BOXES, CAPTIONS, TRIPLETS, PAIRS = 8, 10, 10, 12
+BOXES = 8
+CAPTIONS = 10
+TRIPLETS = 10
+PAIRS = 12
 _UNITS_BETWEEN_LOOKS = 4
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -58,20 +63,33 @@ class MadeUp(Stage):
             predicates = [self.predicates[(at + k) * k % 397] for k in range(PAIRS)]
             record.captions = [Caption(self.texts[(at + k) % 40_009]) for k in range(CAPTIONS)]
             record.triplets = [
-                Triplet("a dog", predicates[k], "a bench", "dog", "bench", predicates[k], k, "dog", "bench")
+                Triplet(
+                    "a dog",
+                    predicates[k],
+                    "a bench",
+                    "dog",
+                    "bench",
+                    predicates[k],
+                    k,
+                    "dog",
+                    "bench",
+                )
                 for k in range(TRIPLETS)
             ]
             places = [(k % BOXES, (k + 1 + k // BOXES) % BOXES) for k in range(PAIRS)]
             record.pairs = [Pair(*place, predicates[k : k + 3]) for k, place in enumerate(places)]
             record.relations = [
-                Relation(*place, predicates[k], self.confidences[(at + k) % 40_009]) for k, place in enumerate(places)
+                Relation(*place, predicates[k], self.confidences[(at + k) % 40_009])
+                for k, place in enumerate(places)
             ]
         return records
 
 
 @dataclass
 class Looks:
-    """In the place of the progress bar: at (images done, seconds, CPU-seconds of the run's processes)."""
+    """In the place of the progress bar: at (images done, seconds, CPU-seconds of the run's
+    processes).
+    """
 
     points: list[tuple[int, float, float]] = field(default_factory=list)
     units: int = 0
@@ -125,7 +143,9 @@ def recipe_of(folder: Path, limit: int, cpus: int, unit_size: int | None = None)
         "engine.cpus": cpus,
         "engine.kind": "ray",
     }
-    return load_recipe("coco", settings if unit_size is None else settings | {"engine.unit_size": unit_size})
+    return load_recipe(
+        "coco", settings if unit_size is None else settings | {"engine.unit_size": unit_size}
+    )
 
 
 def label(folder: Path, limit: int, actors: int) -> None:
@@ -145,21 +165,40 @@ def label(folder: Path, limit: int, actors: int) -> None:
 def make_annotations(folder: Path, images: int) -> None:
     """Images with `BOXES` boxes and a caption each, without images."""
     with (folder / "annotations.json").open("w") as file:
-        file.write('{"categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "bench"}], "images": [')
-        file.write(",".join(f'{{"id":{n},"file_name":"{n}.jpg","width":640,"height":480}}' for n in range(images)))
+        file.write(
+            '{"categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "bench"}], "images": ['
+        )
+        file.write(
+            ",".join(
+                f'{{"id":{n},"file_name":"{n}.jpg","width":640,"height":480}}'
+                for n in range(images)
+            )
+        )
         file.write('], "annotations": [')
         for n in range(images):
             place = f'"image_id":{n},"bbox":[{n % 599}.{n % 97},{n % 409}.{n % 89}'
-            boxes = (f'{{{place},{9 + k},{9 + n % 29}],"category_id":{1 + k % 2}}}' for k in range(BOXES))
+            boxes = (
+                f'{{{place},{9 + k},{9 + n % 29}],"category_id":{1 + k % 2}}}' for k in range(BOXES)
+            )
             file.write("," * bool(n) + ",".join(boxes))
         file.write("]}")
     (folder / "captions.json").write_text('{"annotations": [{"image_id": 0, "caption": "a dog"}]}')
 
 
 def _measured(folder: Path, limit: int, actors: int) -> dict:
-    command = [sys.executable, "-m", "benchmarks.bench_scale", "--label", str(folder), "--images", str(limit)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_scale",
+        "--label",
+        str(folder),
+        "--images",
+        str(limit),
+    ]
     command += ["--actors", str(actors)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, start_new_session=True, text=True)
+    done = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, start_new_session=True, text=True
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -177,9 +216,21 @@ def measure(images: int, actors: int) -> list[str]:
     points = found["points"]
     ends = [round(k * (len(points) - 1) / 4) for k in range(5)]
     parts = [_cost(points[start], points[stop]) for start, stop in pairwise(ends)]
-    whole, rate = _cost(points[0], points[-1]), (points[-1][0] - points[0][0]) / (points[-1][1] - points[0][1])
-    cells = [f"{images:,}", f"{rate:,.0f}", f"{whole:.3f}", " · ".join(f"{part:.3f}" for part in parts)]
-    return [*cells, f"{found['peak']:,.0f}", f"{reading:,.0f}", f"{bytes_each:,.0f}", f"{manifest / shards:,.0f}"]
+    whole = _cost(points[0], points[-1])
+    rate = (points[-1][0] - points[0][0]) / (points[-1][1] - points[0][1])
+    cells = [
+        f"{images:,}",
+        f"{rate:,.0f}",
+        f"{whole:.3f}",
+        " · ".join(f"{part:.3f}" for part in parts),
+    ]
+    return [
+        *cells,
+        f"{found['peak']:,.0f}",
+        f"{reading:,.0f}",
+        f"{bytes_each:,.0f}",
+        f"{manifest / shards:,.0f}",
+    ]
 
 
 def _cost(first: list[float], last: list[float]) -> float:
@@ -188,7 +239,9 @@ def _cost(first: list[float], last: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--images", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--actors", type=int, default=2)
     parser.add_argument("--label", type=Path, help=argparse.SUPPRESS)
@@ -196,15 +249,23 @@ def main() -> None:
     if options.label:
         label(options.label, options.images[0], options.actors)
         return
-    columns = ("images", "images/s", "CPU-ms per image", "by quarters", "driver MB", "reading MB", "bytes per row")
+    columns = (
+        "images",
+        "images/s",
+        "CPU-ms per image",
+        "by quarters",
+        "driver MB",
+        "reading MB",
+        "bytes per row",
+    )
     table = Table(*columns, "bytes of manifest per shard")
     for images in options.images:
         table.add_row(*measure(images, options.actors))
     report(
         __doc__,
         table,
-        "The models are left out. The time goes into the Python objects of records on their way to Arrow and back, the "
-        "compression of shards, and Ray's work for each unit.",
+        "The models are left out. The time goes into the Python objects of records on their way to"
+        " Arrow and back, the compression of shards, and Ray's work for each unit.",
     )
 
 

@@ -21,15 +21,37 @@ from sgpipe.records import SCHEMA
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import shard_name, write_copy
 
-ROWS, OBJECTS, CAPTIONS, TRIPLETS, PAIRS, RELATIONS = 512, 12, 5, 8, 30, 50
+ROWS = 512
+OBJECTS = 12
+CAPTIONS = 5
+TRIPLETS = 8
+PAIRS = 30
+RELATIONS = 50
 CATEGORIES = ["person", "bottle", *(f"category {n}" for n in range(78))]
 # Some at the head claim what the health checks look into.
-_CLAIMS = ["near", "on", "next to", "behind", "holding", "in front of", "wearing", "under", "left of", "inside", "at"]
-PREDICATES = [*_CLAIMS, *("".join(letters) + "ing" for letters in islice(product("abcdefghijklm", repeat=3), 1989))]
+_CLAIMS = [
+    "near",
+    "on",
+    "next to",
+    "behind",
+    "holding",
+    "in front of",
+    "wearing",
+    "under",
+    "left of",
+    "inside",
+    "at",
+]
+PREDICATES = [
+    *_CLAIMS,
+    *("".join(letters) + "ing" for letters in islice(product("abcdefghijklm", repeat=3), 1989)),
+]
 
 
 def make_run(root: Path, images: int, seed: int = 0, captions: int = CAPTIONS) -> None:
-    """Write a run of `images` rows, each with 50 relations and as many captions as `captions` says."""
+    """Write a run of `images` rows, each with 50 relations and as many captions as `captions`
+    says.
+    """
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     manifest = Manifest.create(root, {"name": "made up", "fingerprint": "synthetic"})
@@ -57,14 +79,19 @@ def _table(rng: np.random.Generator, start: int, rows: int, captions: int) -> pa
         "error": pa.nulls(rows, pa.string()),
         "left_out": pa.array([dict.fromkeys(SCHEMA.field("left_out").type.names, 0)] * rows),
     }
-    return pa.Table.from_arrays([columns[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA)
+    return pa.Table.from_arrays(
+        [columns[name].cast(SCHEMA.field(name).type) for name in SCHEMA.names], schema=SCHEMA
+    )
 
 
 def _objects(rng: np.random.Generator, rows: int) -> pa.Array:
     total = rows * OBJECTS
     kinds = _zipf(rng, len(CATEGORIES), total)
-    corner, size = rng.uniform(0, 400, (total, 2)), rng.uniform(4, 80, (total, 2))
-    boxes = pa.ListArray.from_arrays(np.arange(0, 4 * total + 1, 4), np.hstack([corner, size]).ravel())
+    corner = rng.uniform(0, 400, (total, 2))
+    size = rng.uniform(4, 80, (total, 2))
+    boxes = pa.ListArray.from_arrays(
+        np.arange(0, 4 * total + 1, 4), np.hstack([corner, size]).ravel()
+    )
     return _lists(
         rows,
         OBJECTS,
@@ -90,7 +117,9 @@ def _captions(rng: np.random.Generator, rows: int, each: int) -> pa.Array:
 
 def _triplets(rng: np.random.Generator, rows: int) -> pa.Array:
     total = rows * TRIPLETS
-    subjects, objects = (pa.array(CATEGORIES).take(pa.array(_zipf(rng, 80, total))) for _ in range(2))
+    subjects, objects = (
+        pa.array(CATEGORIES).take(pa.array(_zipf(rng, 80, total))) for _ in range(2)
+    )
     predicates = _predicates(rng, total)
     return _lists(
         rows, TRIPLETS, subject=subjects, predicate=predicates, object=objects, subject_head=subjects,
@@ -111,13 +140,20 @@ def _relations(rng: np.random.Generator, rows: int) -> pa.Array:
     subject, object_ = _ends(rng, total)
     confidence = pa.array(0.05 + 0.95 * rng.beta(0.6, 3, total).astype(np.float32))
     return _lists(
-        rows, RELATIONS, subject=subject, object=object_, predicate=_predicates(rng, total), confidence=confidence
+        rows,
+        RELATIONS,
+        subject=subject,
+        object=object_,
+        predicate=_predicates(rng, total),
+        confidence=confidence,
     )
 
 
 def _ends(rng: np.random.Generator, total: int) -> tuple[pa.Array, pa.Array]:
     subject = rng.integers(0, OBJECTS, total)
-    return pa.array(subject, pa.int32()), pa.array((subject + rng.integers(1, OBJECTS, total)) % OBJECTS, pa.int32())
+    return pa.array(subject, pa.int32()), pa.array(
+        (subject + rng.integers(1, OBJECTS, total)) % OBJECTS, pa.int32()
+    )
 
 
 def _predicates(rng: np.random.Generator, total: int) -> pa.Array:
@@ -135,7 +171,8 @@ def _same(value: str, total: int) -> pa.Array:
 
 def _lists(rows: int, each: int, **columns: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(
-        np.arange(0, rows * each + 1, each), pa.StructArray.from_arrays(list(columns.values()), list(columns))
+        np.arange(0, rows * each + 1, each),
+        pa.StructArray.from_arrays(list(columns.values()), list(columns)),
     )
 
 

@@ -1,11 +1,12 @@
-"""The R-Tagger at paper size on one image: sgpipe and the reference's procedure, with the same weights.
+"""The R-Tagger at paper size on one image: sgpipe and the reference's procedure, with the same
+weights.
 
     python -m benchmarks.bench_tagger [--rounds N] [--threads N] [--groups N ...]
 
-An 800x1066 image, 600 label texts of 3 to 8 tokens, groups of 100 pairs. The reference runs the complete network once
-per group, and encodes all texts for every image, padded to the longest. sgpipe encodes the image once for all groups,
-and caches label texts. Scores are compared. The procedures alternate; times are medians of CPU time, of a single round
-from 4 groups on.
+An 800x1066 image, 600 label texts of 3 to 8 tokens, groups of 100 pairs. The reference runs the
+complete network once per group, and encodes all texts for every image, padded to the longest.
+sgpipe encodes the image once for all groups, and caches label texts. Scores are compared. The
+procedures alternate; times are medians of CPU time, of a single round from 4 groups on.
 """
 
 from __future__ import annotations
@@ -28,14 +29,28 @@ from rlip_model.queries import GivenPairs
 from rlip_model.text import NO_OBJECTS, LabelCache, build_tokenizer
 from sgpipe.sources.vocabulary import category_names, relation_names
 
-TEXTS, PAIRS, LARGEST = 600, 100, 1e-5
-NAMES = (*relation_names("hico").values(), *category_names("objects365").values(), *relation_names("vcoco").values())
+TEXTS = 600
+PAIRS = 100
+LARGEST = 1e-5
+NAMES = (
+    *relation_names("hico").values(),
+    *category_names("objects365").values(),
+    *relation_names("vcoco").values(),
+)
 WORDS = sorted({word for name in NAMES for word in name.split()})
-SHARES_OF_WORDS = {1: 0.3, 2: 0.4, 3: 0.2, 4: 0.06, 5: 0.03, 6: 0.01}  # a word is a token; each text has two more
+SHARES_OF_WORDS = {
+    1: 0.3,
+    2: 0.4,
+    3: 0.2,
+    4: 0.06,
+    5: 0.03,
+    6: 0.01,
+}  # a word is a token; each text has two more
 REMARK_ON_PEAK = (
-    "Share of peak: the time that the matrix products and convolutions of a part would take at the rate of large "
-    "square products, as a share of the measured time. The rest: convolutions with few channels, products of width "
-    "256, and memory-bound operations: deformable sampling (bench_deformable), norms and activations."
+    "Share of peak: the time that the matrix products and convolutions of a part would take at the"
+    " rate of large square products, as a share of the measured time. The rest: convolutions with"
+    " few channels, products of width 256, and memory-bound operations: deformable sampling"
+    " (bench_deformable), norms and activations."
 )
 OBJECTS = [*category_names("coco").values(), NO_OBJECTS]
 
@@ -61,8 +76,10 @@ class Case:
 
 def make_predicates(count: int) -> list[str]:
     """Distinct texts with as many words as relations of Visual Genome."""
-    choose, made = random.Random(0), dict[str, None]()
-    lengths, shares = list(SHARES_OF_WORDS), list(SHARES_OF_WORDS.values())
+    choose = random.Random(0)
+    made = dict[str, None]()
+    lengths = list(SHARES_OF_WORDS)
+    shares = list(SHARES_OF_WORDS.values())
     made[" ".join(WORDS[: max(lengths)])] = None
     while len(made) < count:
         made[" ".join(choose.sample(WORDS, choose.choices(lengths, shares)[0]))] = None
@@ -70,7 +87,9 @@ def make_predicates(count: int) -> list[str]:
 
 
 def make_case() -> Case:
-    """Random weights; the sampling points of deformable attention are spread over some pixels, as after training."""
+    """Random weights; the sampling points of deformable attention are spread over some pixels, as
+    after training.
+    """
     torch.manual_seed(0)
     predicates = make_predicates(TEXTS - len(OBJECTS))
     tagger = RTagger(preset("tagger", "resnet50")).eval()
@@ -102,7 +121,8 @@ def check_equal(actual: Tensor, expected: Tensor) -> float:
 def parts(case: Case, groups: list[GivenPairs]) -> dict[str, Callable[[], object]]:
     """The parts of sgpipe's work for an image whose label texts are cached."""
     tagger = case.tagger
-    image, labels = tagger.encode_image(case.pixels), tagger.encode_labels(OBJECTS, case.predicates)
+    image = tagger.encode_image(case.pixels)
+    labels = tagger.encode_labels(OBJECTS, case.predicates)
     memory = tagger.fuse(image, labels)
 
     def untracked(way: Callable[[], object]) -> Callable[[], object]:
@@ -116,7 +136,8 @@ def parts(case: Case, groups: list[GivenPairs]) -> dict[str, Callable[[], object
 
 
 def texts_table(case: Case, rounds: int, rate: float) -> tuple[Table, str]:
-    texts, tokenizer = [*OBJECTS, *case.predicates], case.tagger.tokenizer
+    texts = [*OBJECTS, *case.predicates]
+    tokenizer = case.tagger.tokenizer
     assert tokenizer is not None
 
     def uncached() -> Tensor:
@@ -125,7 +146,11 @@ def texts_table(case: Case, rounds: int, rate: float) -> tuple[Table, str]:
     padded = torch.no_grad()(lambda: case.padded.encode(texts, tokenizer))
     difference = check_equal(uncached(), padded())
     case.tagger.encode_texts(texts)
-    ways = {"padded": padded, "uncached": uncached, "cached": lambda: case.tagger.encode_texts(texts)}
+    ways = {
+        "padded": padded,
+        "uncached": uncached,
+        "cached": lambda: case.tagger.encode_texts(texts),
+    }
     seconds = medians(ways, rounds, warm_up=False)
     table = Table("label texts", "CPU seconds", "ratio")
     for name, way in (
@@ -137,21 +162,28 @@ def texts_table(case: Case, rounds: int, rate: float) -> tuple[Table, str]:
     peak_seconds = operations(uncached) / rate
     tokens = sum(map(len, tokenizer(texts)["input_ids"])) / len(texts)
     table.title = f"{TEXTS} label texts of {tokens:.1f} tokens"
-    return table, (
-        f"Features differ by at most {difference:.0e}. Uncached texts reach {peak_seconds / seconds['uncached']:.0%} "
-        f"of the rate of large square matrix products ({rate / 1e9:.0f} GFLOP/s). The rest: groups of texts of equal "
-        "length are small, and softmax, GELU and norms are memory-bound."
+    return (
+        table,
+        (
+            f"Features differ by at most {difference:.0e}. Uncached texts reach"
+            f" {peak_seconds / seconds['uncached']:.0%} of the rate of large square matrix products"
+            f" ({rate / 1e9:.0f} GFLOP/s). The rest: groups of texts of equal length are small, and"
+            " softmax, GELU and norms are memory-bound."
+        ),
     )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--groups", type=int, nargs="*", default=[1, 16])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    case, rate = make_case(), matrix_rate()
+    case = make_case()
+    rate = matrix_rate()
     texts, text_remark = texts_table(case, options.rounds, rate)
     columns = ("groups of 100 pairs", "reference, s", "sgpipe, s", "ratio", "scores differ by")
     table = Table(*columns, title=f"an 800x1066 image, {TEXTS} cached texts")
@@ -161,22 +193,36 @@ def main() -> None:
         table.add_row(str(count), *compared(case, groups, options.rounds if count < 4 else 1))
         ways = parts(case, groups)
         for name, taken in medians(ways, options.rounds, warm_up=False).items():
-            split.add_row(str(count), name, f"{taken:.2f}", f"{operations(ways[name]) / rate / taken:.0%}")
+            split.add_row(
+                str(count), name, f"{taken:.2f}", f"{operations(ways[name]) / rate / taken:.0%}"
+            )
     report(__doc__, texts, text_remark, table, split, REMARK_ON_PEAK)
 
 
 def compared(case: Case, groups: list[GivenPairs], rounds: int) -> tuple[str, ...]:
-    """Seconds of both, their ratio, and the largest difference of scores. Raises AssertionError: it is above 1e-5."""
+    """Seconds of both, their ratio, and the largest difference of scores. Raises AssertionError: it
+    is above 1e-5.
+    """
     scores: dict[str, Tensor] = {}
-    ways = {name: _keeping(scores, name, getattr(case, name), groups) for name in ("reference", "ours")}
+    ways = {
+        name: _keeping(scores, name, getattr(case, name), groups) for name in ("reference", "ours")
+    }
     seconds = medians(ways, rounds, warm_up=False)
     difference = check_equal(scores["ours"], scores["reference"])
     ratio = seconds["reference"] / seconds["ours"]
-    return f"{seconds['reference']:.1f}", f"{seconds['ours']:.2f}", f"{ratio:.1f}", f"{difference:.0e}"
+    return (
+        f"{seconds['reference']:.1f}",
+        f"{seconds['ours']:.2f}",
+        f"{ratio:.1f}",
+        f"{difference:.0e}",
+    )
 
 
 def _keeping(
-    scores: dict[str, Tensor], name: str, way: Callable[[list[GivenPairs]], Tensor], groups: list[GivenPairs]
+    scores: dict[str, Tensor],
+    name: str,
+    way: Callable[[list[GivenPairs]], Tensor],
+    groups: list[GivenPairs],
 ) -> Callable[[], object]:
     def run() -> None:
         scores[name] = way(groups)

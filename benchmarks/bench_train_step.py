@@ -1,11 +1,13 @@
-"""A training step of the R-Tagger at paper size: sgpipe against the reference's procedure, time and memory.
+"""A training step of the R-Tagger at paper size: sgpipe against the reference's procedure, time and
+memory.
 
     python -m benchmarks.bench_train_step [--rounds N] [--threads N]
 
-One image of 800x1066 with 100 pairs, 334 object and 167 relation texts of 3 to 8 tokens, ResNet-50, dropout as
-published. The reference pads all texts to the longest, samples by one `grid_sample` per level and uses AdamW with its
-defaults. Measurements alternate, each in its own process: first a step without dropout and noise, whose loss and
-gradient are compared, then the step that is timed (CPU time of all threads). Peak is the peak memory of the process.
+One image of 800x1066 with 100 pairs, 334 object and 167 relation texts of 3 to 8 tokens, ResNet-50,
+dropout as published. The reference pads all texts to the longest, samples by one `grid_sample` per
+level and uses AdamW with its defaults. Measurements alternate, each in its own process: first a
+step without dropout and noise, whose loss and gradient are compared, then the step that is timed
+(CPU time of all threads). Peak is the peak memory of the process.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ from rlip_model.training.objective import Objective
 from rlip_model.training.optimisation import make_optimizer
 from rlip_model.training.sampling import Texts
 
-OBJECT_TEXTS, RELATION_TEXTS, TOLERANCE = 334, 167, 1e-4
+OBJECT_TEXTS = 334
+RELATION_TEXTS = 167
+TOLERANCE = 1e-4
 PARTS = ("forward", "backward", "optimizer")
 OPTIONS = Optimisation()
 
@@ -56,7 +60,9 @@ class ReferenceObjective(Objective):
         self.padded = PaddedTextEncoder(network)
 
     def _encode(self, batch: TrainingBatch) -> LabelFeatures:
-        features = self.padded.encode([*batch.texts.objects, *batch.texts.relations], self.tokenizer)
+        features = self.padded.encode(
+            [*batch.texts.objects, *batch.texts.relations], self.tokenizer
+        )
         return LabelFeatures(features.unsqueeze(0), len(batch.texts.objects))
 
 
@@ -71,7 +77,8 @@ def make_batch(images: int = 1, height: int = 800, width: int = 1066) -> Trainin
         pixel_values=torch.randn(images, 3, height, width),
         padding=torch.zeros(images, height, width, dtype=torch.bool),
         triplets=tuple(
-            Triplets(**vars(pairs), relation_labels=of) for pairs, of in zip(groups, relations, strict=True)
+            Triplets(**vars(pairs), relation_labels=of)
+            for pairs, of in zip(groups, relations, strict=True)
         ),
         texts=Texts(tuple(objects), tuple(texts[-RELATION_TEXTS:])),
         sizes=((width, height),) * images,
@@ -80,7 +87,11 @@ def make_batch(images: int = 1, height: int = 800, width: int = 1066) -> Trainin
 
 
 def make_objective(
-    kind: type[Objective], batch: TrainingBatch, *, backbone: str = "resnet50", miniature: bool = False
+    kind: type[Objective],
+    batch: TrainingBatch,
+    *,
+    backbone: str = "resnet50",
+    miniature: bool = False,
 ) -> Objective:
     torch.manual_seed(0)
     tokenizer = build_tokenizer([*batch.texts.objects, *batch.texts.relations])
@@ -97,22 +108,35 @@ def make_objective(
 
 def measure(way: str) -> dict[str, float]:
     """What a process of its own prints."""
-    batch, is_reference = make_batch(), way == "reference"
+    batch = make_batch()
+    is_reference = way == "reference"
     objective = make_objective(ReferenceObjective if is_reference else Objective, batch)
     named = make_optimizer(objective.network, OPTIONS)
-    optimizer = AdamW(named.param_groups, lr=OPTIONS.lr, weight_decay=OPTIONS.weight_decay) if is_reference else named
+    optimizer = (
+        AdamW(named.param_groups, lr=OPTIONS.lr, weight_decay=OPTIONS.weight_decay)
+        if is_reference
+        else named
+    )
     with as_the_reference() if is_reference else nullcontext():
         restore = without_chance(objective)
         loss, norm, _ = step(objective, optimizer, batch)
         restore()
         _, _, seconds = step(objective, optimizer, batch)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    counted = {} if is_reference else {"operations": operations(lambda: step(objective, optimizer, batch))}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
+    counted = (
+        {}
+        if is_reference
+        else {"operations": operations(lambda: step(objective, optimizer, batch))}
+    )
     return {"loss": loss, "norm": norm, "peak": peak, **seconds, **counted}
 
 
 def without_chance(objective: Objective) -> Callable[[], None]:
-    """Switch dropout and noise off, as random numbers are drawn in another order; returns what brings them back."""
+    """Switch dropout and noise off, as random numbers are drawn in another order; returns what
+    brings them back.
+    """
     switches: list[tuple[object, str]] = [(objective.network.queries, "box_noise")]
     switches.append((objective.network.queries, "label_noise"))
     for module in objective.modules():
@@ -131,7 +155,9 @@ def without_chance(objective: Objective) -> Callable[[], None]:
     return restore
 
 
-def step(objective: Objective, optimizer: AdamW, batch: TrainingBatch) -> tuple[float, float, dict[str, float]]:
+def step(
+    objective: Objective, optimizer: AdamW, batch: TrainingBatch
+) -> tuple[float, float, dict[str, float]]:
     """The loss, the norm of its gradient, and CPU seconds of each part."""
     torch.manual_seed(1)
     optimizer.zero_grad()
@@ -148,13 +174,25 @@ def step(objective: Objective, optimizer: AdamW, batch: TrainingBatch) -> tuple[
 
 
 def alone(way: str, threads: int) -> dict[str, float]:
-    command = [sys.executable, "-m", "benchmarks.bench_train_step", "--only", way, "--threads", str(threads)]
-    found: dict[str, float] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_train_step",
+        "--only",
+        way,
+        "--threads",
+        str(threads),
+    ]
+    found: dict[str, float] = json.loads(
+        subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    )
     return found
 
 
 def check_equal(ours: Sequence[dict[str, float]], reference: Sequence[dict[str, float]]) -> float:
-    """The largest difference of losses and gradient norms. Raises AssertionError: it is above 1e-4 of them."""
+    """The largest difference of losses and gradient norms. Raises AssertionError: it is above 1e-4
+    of them.
+    """
     pairs = [(ours[0][name], reference[0][name]) for name in ("loss", "norm")]
     largest = max(abs(a - b) / abs(b) for a, b in pairs)
     if not largest <= TOLERANCE:
@@ -163,7 +201,9 @@ def check_equal(ours: Sequence[dict[str, float]], reference: Sequence[dict[str, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=("ours", "reference"), help=argparse.SUPPRESS)
@@ -177,7 +217,9 @@ def main() -> None:
         for way, found in runs.items():
             found.append(alone(way, options.threads))
     difference = check_equal(runs["ours"], runs["reference"])
-    table = Table("what", "reference", "sgpipe", "ratio", title="training step, 800x1066, 501 texts, batch 1")
+    table = Table(
+        "what", "reference", "sgpipe", "ratio", title="training step, 800x1066, 501 texts, batch 1"
+    )
 
     def add(what: str, of_run: Callable[[dict[str, float]], float]) -> None:
         before, after = (statistics.median(map(of_run, runs[way])) for way in ("reference", "ours"))
@@ -192,11 +234,13 @@ def main() -> None:
     report(
         __doc__,
         table,
-        f"Loss and gradient norm, without dropout and noise, differ by {difference:.0e} (relative).",
-        f"At the rate of large square products, all its matrix products and convolutions would take {limit:.1f} s, "
-        f"{limit / taken:.0%} of forward and backward. The rest: deformable attention gathers its samples row by "
-        "row, forwards and backwards; dropout, norms and activations are memory-bound; so is AdamW, which reads and "
-        "writes four arrays of the size of the weights.",
+        f"Loss and gradient norm, without dropout and noise, differ by {difference:.0e}"
+        " (relative).",
+        "At the rate of large square products, all its matrix products and convolutions would take"
+        f" {limit:.1f} s, {limit / taken:.0%} of forward and backward. The rest: deformable"
+        " attention gathers its samples row by row, forwards and backwards; dropout, norms and"
+        " activations are memory-bound; so is AdamW, which reads and writes four arrays of the"
+        " size of the weights.",
     )
 
 

@@ -1,10 +1,12 @@
-"""`sgpipe view` on 6 million synthetic relations in 120,000 images: its first page, and 200 different searches.
+"""`sgpipe view` on 6 million synthetic relations in 120,000 images: its first page, and 200
+different searches.
 
 python -m benchmarks.bench_view [--images N] [--run FOLDER]
 
-A server is started as users start it, and asked for pages over HTTP. A page has 48 hits, the counts of all facets and
-the histogram, and is rendered. Searches are drawn with a seed: relations, alternatives, single names, exclusions,
-captions, ranges of confidence, facets, queues, all orders, and second pages. No two are the same.
+A server is started as users start it, and asked for pages over HTTP. A page has 48 hits, the counts
+of all facets and the histogram, and is rendered. Searches are drawn with a seed: relations,
+alternatives, single names, exclusions, captions, ranges of confidence, facets, queues, all orders,
+and second pages. No two are the same.
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from rich.table import Table
 from benchmarks.bench_stats import CATEGORIES, PREDICATES, RELATIONS, run_of_options
 from benchmarks.measure import report
 
-SEARCHES, CAPTIONS = 200, 10
+SEARCHES = 200
+CAPTIONS = 10
 _TICKS = os.sysconf("SC_CLK_TCK")
 _SGPIPE = [sys.executable, "-c", "from sgpipe.cli.main import main; main()"]
 _NEXT = re.compile(r'href="([^"]*[?&;]after=[^"-][^"]*)"')
@@ -40,11 +43,13 @@ Params = list[tuple[str, str]]
 def make_searches(count: int, seed: int = 0) -> Iterator[tuple[str, Params]]:
     """Kinds of searches with their parameters, in turn; all of them different."""
     rng = random.Random(seed)
-    kinds, seen = list(_KINDS), set()
+    kinds = list(_KINDS)
+    seen = set()
     while len(seen) < count:
         kind = kinds[len(seen) % len(kinds)]
         params = _KINDS[kind](rng)
-        if (text := urlencode(params)) not in seen:
+        text = urlencode(params)
+        if text not in seen:
             seen.add(text)
             yield kind, params
 
@@ -102,7 +107,8 @@ class Server:
 
     def get(self, path: str) -> tuple[str, Cost]:
         """A page and its cost."""
-        before, start = self.cpu, time.perf_counter()
+        before = self.cpu
+        start = time.perf_counter()
         with urllib.request.urlopen(self._url + path.lstrip("/")) as answer:
             page = answer.read().decode()
         return page, Cost(time.perf_counter() - start, self.cpu - before)
@@ -124,7 +130,9 @@ class Server:
 def serving(run: Path) -> Iterator[Server]:
     """Serve a run; the server is there once it has printed its address."""
     command = [*_SGPIPE, "view", str(run), "--no-browser", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             yield Server(process, process.stdout.readline().strip())
@@ -135,9 +143,11 @@ def serving(run: Path) -> Iterator[Server]:
 def measure_build(run: Path) -> tuple[str, ...]:
     """Seconds, CPU seconds, peak MB and MB on disk of building the index."""
     code = "import sys; from sgpipe.storage.index import Index; Index(sys.argv[1])"
-    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, "-c", code, str(run)], check=True, capture_output=True)
-    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = time.perf_counter() - start
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     size = sum(path.stat().st_size for path in (run / ".sgpipe/cache").glob("index-*"))
     return f"{seconds:.1f}", f"{cpu:.1f}", f"{after.ru_maxrss // 1024:,}", f"{size >> 20}"
@@ -171,16 +181,23 @@ def _row(costs: Sequence[Cost]) -> tuple[str, ...]:
 def measure(run: Path, images: int) -> list[Table | str]:
     """Build the index, start a server, and ask."""
     title = f"{images:,} images, {images * RELATIONS:,} relations, {images * CAPTIONS:,} captions"
-    built = Table("index, built once", "seconds", "CPU seconds", "peak MB", "MB on disk", title=title)
+    built = Table(
+        "index, built once", "seconds", "CPU seconds", "peak MB", "MB on disk", title=title
+    )
     built.add_row("build", *measure_build(run))
     start = time.perf_counter()
     with serving(run) as server:
-        listening, cpu = time.perf_counter() - start, server.cpu
+        listening = time.perf_counter() - start
+        cpu = server.cpu
         _, first = server.get("/")
         _, again = server.get("/")
         started = Table("start", "seconds", "CPU seconds")
         started.add_row("server listens", f"{listening:.2f}", f"{cpu:.2f}")
-        started.add_row("first page, from the start on", f"{listening + first.seconds:.2f}", f"{cpu + first.cpu:.2f}")
+        started.add_row(
+            "first page, from the start on",
+            f"{listening + first.seconds:.2f}",
+            f"{cpu + first.cpu:.2f}",
+        )
         started.add_row("the same page again", f"{again.seconds:.2f}", f"{again.cpu:.2f}")
         costs = measure_searches(server, SEARCHES)
         peak = server.peak
@@ -197,9 +214,9 @@ def main() -> None:
     report(
         __doc__,
         *parts,
-        "Seconds are what the client waited, also while other work had the cores (see the load). CPU seconds are those "
-        "of the server, all threads together. In the way: counting facets reads every hit, and a text is looked for in "
-        "every caption.",
+        "Seconds are what the client waited, also while other work had the cores (see the load)."
+        " CPU seconds are those of the server, all threads together. In the way: counting facets"
+        " reads every hit, and a text is looked for in every caption.",
     )
 
 

@@ -1,8 +1,10 @@
-"""Models that answer questions about objects without the image: from the words and the coordinates of a question.
+"""Models that answer questions about objects without the image: from the words and the coordinates
+of a question.
 
-Each option of a question is a claim: a predicate, and the boxes of its subject and object. A model learns which claims
-are right from how the two boxes differ (distances, ratios, overlap) and from the predicate, with cross-validation by
-image. The most probable option is its answer, or "none of these" (or "no") if no option is probable enough.
+Each option of a question is a claim: a predicate, and the boxes of its subject and object. A model
+learns which claims are right from how the two boxes differ (distances, ratios, overlap) and from
+the predicate, with cross-validation by image. The most probable option is its answer, or "none of
+these" (or "no") if no option is probable enough.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Claim(NamedTuple):
 
 
 class BoxQuestion(NamedTuple):
-    """A question with options. right: the number of the right one; the number of options for none of them."""
+    """A question with options. right: the number of the right one; the number of options for none
+    of them.
+    """
 
     image: str
     kind: str
@@ -48,7 +52,9 @@ class BoxQuestion(NamedTuple):
 
 @dataclass(frozen=True)
 class Examples:
-    """Claims as models see them: bins of features `[claims, features]`, predicates and whether they are right."""
+    """Claims as models see them: bins of features `[claims, features]`, predicates and whether they
+    are right.
+    """
 
     bins: NDArray[np.int64]
     predicate: NDArray[np.int64]
@@ -58,13 +64,20 @@ class Examples:
         return Examples(self.bins[rows], self.predicate[rows], self.right[rows])
 
 
-Model: TypeAlias = Callable[[Examples, Examples], Array]  # log odds of the second, learned from the first
+Model: TypeAlias = Callable[
+    [Examples, Examples], Array
+]  # log odds of the second, learned from the first
 
 
 def answered(questions: Sequence[BoxQuestion]) -> dict[str, NDArray[np.bool_]]:
-    """Return whether each model answers each question as is right, by cross-validation over images."""
+    """Return whether each model answers each question as is right, by cross-validation over
+    images.
+    """
     ends = np.cumsum([len(question.claims) for question in questions])
-    places = [range(end - len(question.claims), end) for question, end in zip(questions, ends, strict=True)]
+    places = [
+        range(end - len(question.claims), end)
+        for question, end in zip(questions, ends, strict=True)
+    ]
     examples = _examples(questions)
     fold = np.array([zlib.crc32(question.image.encode()) % FOLDS for question in questions])
     fold_of_claim = np.repeat(fold, [len(rows) for rows in places])
@@ -93,7 +106,9 @@ def _examples(questions: Sequence[BoxQuestion]) -> Examples:
 
 
 def geometry(subject: Array, object_: Array) -> Array:
-    """Return differences and ratios of boxes `[pairs, 4]`, their shapes and where they are: `[pairs, features]`."""
+    """Return differences and ratios of boxes `[pairs, 4]`, their shapes and where they are:
+    `[pairs, features]`.
+    """
     size = subject[:, 2:] - subject[:, :2] + 1
     other_size = object_[:, 2:] - object_[:, :2] + 1
     centre = (subject[:, 2:] + subject[:, :2]) / 2
@@ -130,7 +145,9 @@ def geometry(subject: Array, object_: Array) -> Array:
 
 
 def naive_bayes(train: Examples, test: Examples) -> Array:
-    """Return log odds by the bins of each feature, counted for each predicate and smoothed by those of all."""
+    """Return log odds by the bins of each feature, counted for each predicate and smoothed by those
+    of all.
+    """
     scores = np.zeros(len(test.right))
     for feature in range(train.bins.shape[1]):
         odds = _log_odds(train.bins[:, feature], train, int(test.predicate.max()) + 1)
@@ -139,14 +156,18 @@ def naive_bayes(train: Examples, test: Examples) -> Array:
 
 
 def _log_odds(bins: NDArray[np.int64], train: Examples, predicates: int) -> Array:
-    """Return how much more frequent each bin of a feature is among right claims: `[predicates, bins]`."""
+    """Return how much more frequent each bin of a feature is among right claims: `[predicates,
+    bins]`.
+    """
     odds = np.zeros((predicates, BINS))
     for value, sign in ((0, -1), (1, 1)):
         rows = train.right == value
         prior = np.bincount(bins[rows], minlength=BINS) + 1.0
         prior *= 2 * SMOOTHING * BINS / prior.sum()
         for predicate in range(predicates):
-            counts = prior + np.bincount(bins[rows & (train.predicate == predicate)], minlength=BINS)
+            counts = prior + np.bincount(
+                bins[rows & (train.predicate == predicate)], minlength=BINS
+            )
             odds[predicate] += sign * np.log(counts / counts.sum())
     return odds
 
@@ -169,7 +190,9 @@ def boosting(train: Examples, test: Examples) -> Array:
 
 
 class _Tree:
-    """A regression tree. leaves: rows of training, rows of test, and what the leaf adds to their scores."""
+    """A regression tree. leaves: rows of training, rows of test, and what the leaf adds to their
+    scores.
+    """
 
     def __init__(self, gradient: Array, hessian: Array) -> None:
         self.gradient = gradient
@@ -201,7 +224,9 @@ class _Tree:
         cells = (bins + BINS * np.arange(features)).ravel()
         gain = np.zeros((features, BINS))
         low, low_weight = (
-            np.bincount(cells, np.repeat(values[node], features), features * BINS).reshape(gain.shape).cumsum(1)
+            np.bincount(cells, np.repeat(values[node], features), features * BINS)
+            .reshape(gain.shape)
+            .cumsum(1)
             for values in (self.gradient, self.hessian)
         )
         gain += low**2 / (low_weight + SMOOTHING)
@@ -211,9 +236,14 @@ class _Tree:
 
 
 def _right_answers(
-    questions: Sequence[BoxQuestion], places: Sequence[range], scores: Array, fold: NDArray[np.int64]
+    questions: Sequence[BoxQuestion],
+    places: Sequence[range],
+    scores: Array,
+    fold: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Return which answers are right. Below which score it is "none" suits the other folds of a kind best."""
+    """Return which answers are right. Below which score it is "none" suits the other folds of a
+    kind best.
+    """
     best = np.array([scores[rows].max() for rows in places])
     option = np.array([int(np.argmax(scores[rows])) for rows in places])
     none = np.array([len(question.claims) for question in questions])
@@ -228,7 +258,10 @@ def _right_answers(
             if train.any() and test.any():
                 levels = np.quantile(best[train], np.linspace(0, 1, CUTS))
                 cuts = (levels[1:] + levels[:-1]) / 2
-                rates = [np.mean(np.where(best < cut, none, option)[train] == right[train]) for cut in cuts]
+                rates = [
+                    np.mean(np.where(best < cut, none, option)[train] == right[train])
+                    for cut in cuts
+                ]
                 cut = cuts[int(np.argmax(rates))]
                 result[test] = np.where(best < cut, none, option)[test] == right[test]
     return result

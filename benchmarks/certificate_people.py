@@ -1,7 +1,7 @@
 """Tables of `benchmarks.certificates`: several people, and families of predicates.
 
-Without a score, relations are drawn with equal chances and bets do not depend on answers, so all sessions are simulated
-at once.
+Without a score, relations are drawn with equal chances and bets do not depend on answers, so all
+sessions are simulated at once.
 """
 
 from __future__ import annotations
@@ -21,11 +21,16 @@ from sgpipe.stats.certify import _AT_ONCE, QUESTIONS
 from sgpipe.storage.judgements import Judgement, RelationKey, RelationState
 
 SESSIONS = 2000
-TARGET, CONFIDENCE = 0.95, 0.95
+TARGET = 0.95
+CONFIDENCE = 0.95
 NEEDED = -math.log(1 - CONFIDENCE)
-RELATIONS, MOST = 8000, 1000  # of a run; answers of a session
+# of a run; answers of a session
+RELATIONS = 8000
+MOST = 1000
 CHUNK = 100  # sessions that are simulated at once
-PREDICATES, RELATIONS_EACH, MOST_EACH = 20, 2000, 600
+PREDICATES = 20
+RELATIONS_EACH = 2000
+MOST_EACH = 600
 GOOD = 0.98
 
 Floats = NDArray[np.float64]
@@ -33,7 +38,14 @@ Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
 
-def simulate_bets(rng: np.random.Generator, relations: int, wrong: Ints, answers: int) -> tuple[Floats, Ints]:
+# Several people.
+
+RIGHT, WRONG, CHANGE, UNSURE = range(4)  # a change is another one for each person
+
+
+def simulate_bets(
+    rng: np.random.Generator, relations: int, wrong: Ints, answers: int
+) -> tuple[Floats, Ints]:
     """Return what each answer adds to the log capital of each bet, and how many were wrong.
 
     Args:
@@ -72,11 +84,6 @@ def share(part: float) -> str:
     return f"{part:.1%} ± {math.sqrt(part * (1 - part) / SESSIONS):.1%}"
 
 
-# Several people.
-
-RIGHT, WRONG, CHANGE, UNSURE = range(4)  # a change is another one for each person
-
-
 @dataclass(frozen=True)
 class Crowd:
     """People who all answer every question.
@@ -111,7 +118,9 @@ class Crowd:
         return "; ".join(parts)
 
     def answer(self, rng: np.random.Generator, is_wrong: bool) -> Ints:
-        """Return what each person says of relations that are wrong, or right, `[relations, people]`."""
+        """Return what each person says of relations that are wrong, or right, `[relations,
+        people]`.
+        """
         shape = (RELATIONS, self.people)
         luck = rng.random(shape)
         rejected = np.where(rng.random(shape) < 0.5, WRONG, CHANGE)
@@ -136,8 +145,15 @@ class Crowd:
 def says_right(right: int, wrong: int, changes: int, unsure: int) -> bool:
     """Return whether these people together call a relation right, as sgpipe decides it."""
     key = RelationKey("val", "1", 0, 1, "on")
-    values = [{"judgement": "right"}] * right + [{"judgement": "wrong"}] * wrong + [{"judgement": "unsure"}] * unsure
-    values += [{"change": {"action": "predicate", "predicate": f"other {number}"}} for number in range(changes)]
+    values = (
+        [{"judgement": "right"}] * right
+        + [{"judgement": "wrong"}] * wrong
+        + [{"judgement": "unsure"}] * unsure
+    )
+    values += [
+        {"change": {"action": "predicate", "predicate": f"other {number}"}}
+        for number in range(changes)
+    ]
     judgements = tuple(
         Judgement(id=str(number), at="", by=str(number), run="", **key._asdict(), **answer)
         for number, answer in enumerate(values)
@@ -146,7 +162,9 @@ def says_right(right: int, wrong: int, changes: int, unsure: int) -> bool:
 
 
 def said_right_before(right: int, wrong: int, changes: int, unsure: int) -> bool:
-    """Return the same by the rule until 2026-12-01: the most frequent outcome, each change one of its own."""
+    """Return the same by the rule until 2026-12-01: the most frequent outcome, each change one of
+    its own.
+    """
     return right > max(wrong, min(changes, 1))
 
 
@@ -182,12 +200,16 @@ def measure_crowd(seed: int, crowd: Crowd) -> list[str]:
     Runs have as many wrong relations as it takes until people call one relation too many wrong.
     """
     limit = most_errors(RELATIONS, TARGET) + 1
-    called_wrong, called_wrong_before, precisions = [], [], []
+    called_wrong = []
+    called_wrong_before = []
+    precisions = []
     for run in range(SESSIONS // CHUNK):
         rng = np.random.default_rng([seed, run])
         answers = {is_wrong: crowd.answer(rng, is_wrong) for is_wrong in (False, True)}
         after = {is_wrong: call_wrong(part, says_right) for is_wrong, part in answers.items()}
-        before = {is_wrong: call_wrong(part, said_right_before) for is_wrong, part in answers.items()}
+        before = {
+            is_wrong: call_wrong(part, said_right_before) for is_wrong, part in answers.items()
+        }
         # By the number of relations, from the first one on, that are wrong in truth.
         counts = called_by_number(after)
         reaching = np.flatnonzero(counts >= limit)
@@ -198,11 +220,18 @@ def measure_crowd(seed: int, crowd: Crowd) -> list[str]:
     given = given_share(seed, np.repeat(called_wrong, CHUNK))
     given_before = given_share(seed, np.repeat(called_wrong_before, CHUNK))
     precision = f"{np.mean(precisions):.3f}"
-    return [f"{np.mean(called_wrong) / RELATIONS:.2%}", share(given), precision, share(given_before)]
+    return [
+        f"{np.mean(called_wrong) / RELATIONS:.2%}",
+        share(given),
+        precision,
+        share(given_before),
+    ]
 
 
 def called_by_number(called_wrong: dict[bool, Bools]) -> Ints:
-    """Return how many relations are called wrong if the first 0, 1, 2, … are wrong, `[1 + relations]`."""
+    """Return how many relations are called wrong if the first 0, 1, 2, … are wrong, `[1 +
+    relations]`.
+    """
     if_wrong = np.concatenate([[0], np.cumsum(called_wrong[True])])
     if_right = np.concatenate([[0], np.cumsum(called_wrong[False])])
     counts: Ints = if_wrong + if_right[-1] - if_right
@@ -220,11 +249,18 @@ def given_share(seed: int, wrong: Ints) -> float:
 
 def dispute() -> Table:
     """Four people, of whom two correct each wrong relation, each in another way."""
-    table = Table("rule", "called wrong", "given", title="Four people, two of whom change each wrong relation: 60.2%")
+    table = Table(
+        "rule",
+        "called wrong",
+        "given",
+        title="Four people, two of whom change each wrong relation: 60.2%",
+    )
     wrong = round((1 - 0.602) * RELATIONS)
     for name, is_right in (("before", said_right_before), ("now", says_right)):
         called = 0 if is_right(2, 0, 2, 0) else wrong
-        table.add_row(name, f"{called / RELATIONS:.1%}", share(given_share(99, np.full(SESSIONS, called))))
+        table.add_row(
+            name, f"{called / RELATIONS:.1%}", share(given_share(99, np.full(SESSIONS, called)))
+        )
     return table
 
 
@@ -232,10 +268,12 @@ def dispute() -> Table:
 
 
 def run_family(capital: Floats) -> Floats:
-    """Return the answers after which each predicate is certified by Holm's procedure, `[sessions, predicates]`.
+    """Return the answers after which each predicate is certified by Holm's procedure, `[sessions,
+    predicates]`.
 
-    Predicates are asked about in their order, a number of them at once, until they are certified or have had all of
-    their questions, as by `sgpipe certify`. `capital`: log capital after answers, `[sessions, predicates, answers]`.
+    Predicates are asked about in their order, a number of them at once, until they are certified or
+    have had all of their questions, as by `sgpipe certify`. `capital`: log capital after answers,
+    `[sessions, predicates, answers]`.
     """
     sessions, predicates, _ = capital.shape
     best = np.maximum.accumulate(capital, axis=-1)
@@ -260,10 +298,14 @@ def run_family(capital: Floats) -> Floats:
 
 
 def needed_by_family(shown: Floats, sizes: Ints) -> Floats:
-    """Return the log capital that each predicate needs, `[predicates]`; `shown`: what each has had."""
+    """Return the log capital that each predicate needs, `[predicates]`; `shown`: what each has
+    had.
+    """
     is_complete = np.zeros(len(sizes), bool)
     while True:
-        needed: Floats = -np.log(1 - family_confidence(CONFIDENCE, sizes, is_complete, int(sizes.sum())))
+        needed: Floats = -np.log(
+            1 - family_confidence(CONFIDENCE, sizes, is_complete, int(sizes.sum()))
+        )
         now_complete = shown >= needed
         if (now_complete == is_complete).all():
             return needed
@@ -278,7 +320,9 @@ def family() -> Table:
     limit = most_errors(RELATIONS_EACH, TARGET) + 1
     goods = (0, 5, 10, 20)
     methods = ("each by itself (before)", "together, split for good", "together, Holm (now)")
-    untils: dict[tuple[int, str], list[Floats]] = {pair: [] for pair in itertools.product(goods, methods)}
+    untils: dict[tuple[int, str], list[Floats]] = {
+        pair: [] for pair in itertools.product(goods, methods)
+    }
     for start in range(0, SESSIONS, CHUNK):
         rng = np.random.default_rng([start, 3])
         below = simulate_capital(rng, limit)
@@ -293,14 +337,22 @@ def family() -> Table:
                 run_family(capital),
             )
             for method, until in zip(methods, found, strict=True):
-                untils[number, method].append(np.where(is_good, until, -until))  # negative: below the target
+                untils[number, method].append(
+                    np.where(is_good, until, -until)
+                )  # negative: below the target
     for (number, method), parts in untils.items():
-        table.add_row(f"{number} of {GOOD:g}, {PREDICATES - number} below", method, *describe(np.concatenate(parts)))
+        table.add_row(
+            f"{number} of {GOOD:g}, {PREDICATES - number} below",
+            method,
+            *describe(np.concatenate(parts)),
+        )
     return table
 
 
 def simulate_capital(rng: np.random.Generator, wrong: int) -> Floats:
-    """Return the log capital of all predicates of some sessions, `[sessions, predicates, answers]`."""
+    """Return the log capital of all predicates of some sessions, `[sessions, predicates,
+    answers]`.
+    """
     gains, _ = simulate_bets(rng, RELATIONS_EACH, np.full(CHUNK * PREDICATES, wrong), MOST_EACH)
     return log_capital(gains).reshape(CHUNK, PREDICATES, MOST_EACH)
 
@@ -312,7 +364,9 @@ def first_reached(capital: Floats, needed: float) -> Floats:
 
 
 def describe(until: Floats) -> Sequence[str]:
-    """Return columns of a row of `family`; `until`: answers, negative if the predicate is below the target."""
+    """Return columns of a row of `family`; `until`: answers, negative if the predicate is below the
+    target.
+    """
     wrongly = float(((until < 0) & np.isfinite(until)).any(axis=1).mean())
     good = until[until > 0]
     if not len(good):

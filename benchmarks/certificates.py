@@ -1,53 +1,64 @@
-"""Certificates of `sgpipe certify`: how often they are wrong, and how many answers they take, by simulation.
+"""Certificates of `sgpipe certify`: how often they are wrong, and how many answers they take, by
+simulation.
 
 python -m benchmarks.certificates
 
-Each row is 2,000 simulated sessions, 20 in each of 100 runs of 8,000 relations in 1,600 images, with confidence 95%.
-Some images are harder than others: errors cluster in them. People answer one question after another and stop as soon as
-the certificate is given, or after 1,000 answers. Predictions, weights and bets are those of the product, and so is the
-draw in law. Another model's score has the area under the ROC curve (AUC) that is named: 0.5 says nothing.
-"If known" is what it would save if the error rate of each of its bins were known beforehand, and that of all relations
-too: sessions with the one best bet, instead of those that have to find out. Savings are those of the median, the mean
-(1,001 where none is given) and 80% of the sessions.
+Each row is 2,000 simulated sessions, 20 in each of 100 runs of 8,000 relations in 1,600 images,
+with confidence 95%. Some images are harder than others: errors cluster in them. People answer one
+question after another and stop as soon as the certificate is given, or after 1,000 answers.
+Predictions, weights and bets are those of the product, and so is the draw in law. Another model's
+score has the area under the ROC curve (AUC) that is named: 0.5 says nothing. "If known" is what it
+would save if the error rate of each of its bins were known beforehand, and that of all relations
+too: sessions with the one best bet, instead of those that have to find out. Savings are those of
+the median, the mean (1,001 where none is given) and 80% of the sessions.
 
-Where the threshold is chosen, 120 sessions go on until 600 answers; the certificate must hold for the largest set of
-the last round, and so for any earlier one. The best threshold is chosen with the truth known.
+Where the threshold is chosen, 120 sessions go on until 600 answers; the certificate must hold for
+the largest set of the last round, and so for any earlier one. The best threshold is chosen with the
+truth known.
 
-A certificate is wrongly given if the precision of what it keeps is below the target. A fixed plan is the smallest
-simple random sample, chosen by somebody who knows the true precision, whose exact one-sided test succeeds with the
-power that is named. The present plan is that of `sgpipe view` before certificates: a fixed sample whose two-sided 95%
-interval (`estimate_stratified`) lies above the target, with the same power.
+A certificate is wrongly given if the precision of what it keeps is below the target. A fixed plan
+is the smallest simple random sample, chosen by somebody who knows the true precision, whose exact
+one-sided test succeeds with the power that is named. The present plan is that of `sgpipe view`
+before certificates: a fixed sample whose two-sided 95% interval (`estimate_stratified`) lies above
+the target, with the same power.
 
-How to read it: the 5% bound is proved, and the rows with one error too many lie at it, within their standard error. A
-certificate takes fewer answers than a fixed plan of power 80% that knows the true precision, and more than one of power
-50%. The levels of the bets were chosen among some sixteen on these four settings, so the savings are those of settings
-that were looked at. With AUC 0.9 the median saves 30% or more in three of the four. In the fourth (0.95, 0.98) it saves
-less than half of that, and would not save 30% if all were known: a session meets some four errors, and most evidence is
-the number of right answers, which no score speeds up much. Without a score, sessions end after a few set numbers of
-answers, one for each number of errors, so that their median is low there beside the mean.
+How to read it: the 5% bound is proved, and the rows with one error too many lie at it, within their
+standard error. A certificate takes fewer answers than a fixed plan of power 80% that knows the true
+precision, and more than one of power 50%. The levels of the bets were chosen among some sixteen on
+these four settings, so the savings are those of settings that were looked at. With AUC 0.9 the
+median saves 30% or more in three of the four. In the fourth (0.95, 0.98) it saves less than half of
+that, and would not save 30% if all were known: a session meets some four errors, and most evidence
+is the number of right answers, which no score speeds up much. Without a score, sessions end after a
+few set numbers of answers, one for each number of errors, so that their median is low there beside
+the mean.
 
-**Several people** answer all questions, or each question is asked of one of them. Each row has runs of which these
-people together call one relation too many wrong (or more, where they would in a run without errors).
-Who makes "errors" takes wrong relations for right and right ones for wrong; who "overlooks" only the former. Half of
-those who reject a relation change it, each into something else. "True precision" is what the certificate is worth
-there: a run of which less is right is certified with a chance of 5% at most, one of which more is right more often.
-"Given before" is by the rule until this release: the most frequent outcome, each change one of its own, nobody unsure.
+**Several people** answer all questions, or each question is asked of one of them. Each row has runs
+of which these people together call one relation too many wrong (or more, where they would in a run
+without errors). Who makes "errors" takes wrong relations for right and right ones for wrong; who
+"overlooks" only the former. Half of those who reject a relation change it, each into something
+else. "True precision" is what the certificate is worth
+there: a run of which less is right is certified with a chance of 5% at most, one of which more is
+right more often. "Given before" is by the rule until this release: the most frequent outcome, each
+change one of its own, nobody unsure.
 
-**Families**: each predicate has 2,000 relations, and is either below the target by one relation or has a precision of
-0.98. Eight are asked about at once, each until it is certified or has had 600 answers, which count where it is not.
-"Split for good" gives each predicate a twentieth of the chance to be wrong. Holm's procedure hands the share of a
-predicate that is certified on to the others, also for answers that are there already.
+**Families**: each predicate has 2,000 relations, and is either below the target by one relation or
+has a precision of 0.98. Eight are asked about at once, each until it is certified or has had 600
+answers, which count where it is not. "Split for good" gives each predicate a twentieth of the
+chance to be wrong. Holm's procedure hands the share of a predicate that is certified on to the
+others, also for answers that are there already.
 
-How to read these two: a certificate keeps its promise about what most people say, whoever they are; about the truth it
-does as far as most people see it. People who overlook errors make it worth less, those who see errors where there are
-none make it harder to get, two people who must agree above all. Of three or more attentive people who answer all, most
-are hardly ever wrong together, even with one careless person among them; one who copies takes that away. A careless
-person who answers a share of the questions alone hides that share of the errors. A family of 20 takes 1.6 to 1.8 times
+How to read these two: a certificate keeps its promise about what most people say, whoever they are;
+about the truth it does as far as most people see it. People who overlook errors make it worth less,
+those who see errors where there are none make it harder to get, two people who must agree above
+all. Of three or more attentive people who answer all, most are hardly ever wrong together, even
+with one careless person among them; one who copies takes that away. A careless person who answers a
+share of the questions alone hides that share of the errors. A family of 20 takes 1.6 to 1.8 times
 as many answers on average (medians: 1.8 to 2.1), and the more of it is good, the less.
 
-Tried and not kept, as each lost with one score or setting what it gained with another: one or two levels instead of
-three, more trust in a score before it is tested (slopes of 1 and 1.3), and other powers and floors of the weights. With
-the best weights that there are, found numerically for known rates, the fourth setting would save 28% on average.
+Tried and not kept, as each lost with one score or setting what it gained with another: one or two
+levels instead of three, more trust in a score before it is tested (slopes of 1 and 1.3), and other
+powers and floors of the weights. With the best weights that there are, found numerically for known
+rates, the fourth setting would save 28% on average.
 """
 
 from __future__ import annotations
@@ -82,7 +93,11 @@ from sgpipe.stats.certificates import (
 from sgpipe.stats.certify import FIRST, QUESTIONS
 from sgpipe.stats.precision import estimate_stratified
 
-RUNS, EACH, RELATIONS, IMAGES, MOST = 100, 20, 8000, 1600, 1000
+RUNS = 100
+EACH = 20
+RELATIONS = 8000
+IMAGES = 1600
+MOST = 1000
 SESSIONS = RUNS * EACH
 CONFIDENCE = 0.95
 NOTHING = math.nan  # no score
@@ -94,11 +109,13 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 
-def make_cells(rng: np.random.Generator, errors: int, auc: float, slips: float) -> tuple[Ints, Ints, Floats]:
+def make_cells(
+    rng: np.random.Generator, errors: int, auc: float, slips: float
+) -> tuple[Ints, Ints, Floats]:
     """Return relations and wrong ones of each cell, and the scores of cells, of a run.
 
-    The difficulty of images has a standard deviation of 1 in log odds. People call a share of `slips` of the relations
-    what they are not.
+    The difficulty of images has a standard deviation of 1 in log odds. People call a share of
+    `slips` of the relations what they are not.
     """
     image = rng.integers(0, IMAGES, RELATIONS)
     luck = rng.logistic(0, 1, RELATIONS) + rng.normal(0, 1, IMAGES)[image]
@@ -112,8 +129,11 @@ def make_cells(rng: np.random.Generator, errors: int, auc: float, slips: float) 
     return np.bincount(group.cells), np.bincount(group.cells, said).astype(np.int64), group.scores
 
 
-def sessions(target: float, precision: float, auc: float, slips: float = 0.0, *, known: bool = False) -> Ints:
-    """Return the answers of each session until the certificate is given; one more than `MOST` if it is not.
+def sessions(
+    target: float, precision: float, auc: float, slips: float = 0.0, *, known: bool = False
+) -> Ints:
+    """Return the answers of each session until the certificate is given; one more than `MOST` if it
+    is not.
 
     `known`: the error rates of cells are.
     """
@@ -121,13 +141,17 @@ def sessions(target: float, precision: float, auc: float, slips: float = 0.0, *,
         [round(1e5 * precision), round(100 * (0 if math.isnan(auc) else auc)), round(100 * slips)]
     )
     runs = [make_cells(rng, round((1 - precision) * RELATIONS), auc, slips) for _ in range(RUNS)]
-    left, wrong, scores = (np.repeat(np.array(each), EACH, axis=0) for each in zip(*runs, strict=True))
+    left, wrong, scores = (
+        np.repeat(np.array(each), EACH, axis=0) for each in zip(*runs, strict=True)
+    )
     rates = wrong.sum(0) / left.sum(0)
     limit = most_errors(RELATIONS, target) + 1
-    judged, found = np.zeros(left.shape), np.zeros(left.shape)
+    judged = np.zeros(left.shape)
+    found = np.zeros(left.shape)
     bets_placed = len(certificates._LEVELS)
     capital = np.full((len(left), bets_placed), -math.log(bets_placed))
-    until, rows = np.full(len(left), MOST + 1), np.arange(len(left))
+    until = np.full(len(left), MOST + 1)
+    rows = np.arange(len(left))
     for asked in range(0, MOST, QUESTIONS):
         open_ = np.flatnonzero(until > MOST)
         if not len(open_):
@@ -141,7 +165,8 @@ def sessions(target: float, precision: float, auc: float, slips: float = 0.0, *,
             shape = (scores[open_] @ odds[:, 1:, None])[..., 0]
             weight = weigh(from_log_odds(odds[:, :1] + shape), own)
         bets = place_bets(shape, weight, own, limit / RELATIONS)
-        cells, answers = np.zeros((len(open_), QUESTIONS), np.int64), np.zeros((len(open_), QUESTIONS), bool)
+        cells = np.zeros((len(open_), QUESTIONS), np.int64)
+        answers = np.zeros((len(open_), QUESTIONS), bool)
         needed = limit - found[open_].sum(1)
         rows = np.arange(len(open_))
         for number in range(QUESTIONS):
@@ -153,7 +178,9 @@ def sessions(target: float, precision: float, auc: float, slips: float = 0.0, *,
             wrong[open_, cell] -= is_wrong
             judged[open_, cell] += 1
             found[open_, cell] += is_wrong
-        paths = capital[open_][:, None] + np.cumsum(settle_bets(bets, weight, own, cells, answers, needed), axis=1)
+        paths = capital[open_][:, None] + np.cumsum(
+            settle_bets(bets, weight, own, cells, answers, needed), axis=1
+        )
         enough = np.logaddexp.reduce(paths, axis=2) >= -math.log(1 - CONFIDENCE)
         given = enough.any(1)
         until[open_[given]] = asked + np.argmax(enough[given], axis=1) + 1
@@ -173,7 +200,12 @@ def share(count: int) -> str:
 
 def validity() -> Table:
     table = Table(
-        "target", "true precision", "score", "wrong answers", "given", title="How often a certificate is given"
+        "target",
+        "true precision",
+        "score",
+        "wrong answers",
+        "given",
+        title="How often a certificate is given",
     )
     rows = []
     for target in (0.95, 0.9):
@@ -189,12 +221,16 @@ def validity() -> Table:
     for target, precision, auc, slips in rows:
         given = int((sessions(target, precision, auc, slips) <= MOST).sum())
         wrongly = "wrongly " if precision < target else "rightly "
-        table.add_row(f"{target:g}", f"{precision:.5g}", named(auc), f"{slips:.0%}", wrongly + share(given))
+        table.add_row(
+            f"{target:g}", f"{precision:.5g}", named(auc), f"{slips:.0%}", wrongly + share(given)
+        )
     return table
 
 
 def fixed_plan(target: float, precision: float, power: float, tail: float) -> int:
-    """Return the size of the smallest sample whose exact test of the target succeeds with a power."""
+    """Return the size of the smallest sample whose exact test of the target succeeds with a
+    power.
+    """
     for size in range(10, 20_000):
         most = np.arange(size)
         allowed = most[bdtr(most, size, 1 - target) <= tail]
@@ -204,15 +240,20 @@ def fixed_plan(target: float, precision: float, power: float, tail: float) -> in
 
 
 def present_plan(target: float, precision: float, power: float) -> int:
-    """Return the size of the smallest plan of `sgpipe view` whose interval lies above the target with a power."""
-    low, high = 10, 20_000
+    """Return the size of the smallest plan of `sgpipe view` whose interval lies above the target
+    with a power.
+    """
+    low = 10
+    high = 20_000
     while high - low > 1:
         size = (low + high) // 2
         wrong = np.arange(size // 2 + 1)
         found = estimate_stratified(
             np.full((len(wrong), 1), 1e6), np.full((len(wrong), 1), size), (size - wrong)[:, None]
         )
-        enough = [number for number, each in zip(wrong.tolist(), found, strict=True) if each.low >= target]
+        enough = [
+            number for number, each in zip(wrong.tolist(), found, strict=True) if each.low >= target
+        ]
         reaches = bool(enough) and bdtr(enough[-1], size, 1 - precision) >= power
         low, high = (low, size) if reaches else (size, high)
     return high
@@ -225,17 +266,22 @@ def efficiency() -> Table:
         title="Answers that a certificate takes",
     )  # fmt: skip
     for target, precision in ((0.95, 0.98), (0.95, 0.97), (0.9, 0.95), (0.9, 0.935)):
-        fixed = " / ".join(str(fixed_plan(target, precision, power, 1 - CONFIDENCE)) for power in (0.5, 0.8, 0.9))
+        fixed = " / ".join(
+            str(fixed_plan(target, precision, power, 1 - CONFIDENCE)) for power in (0.5, 0.8, 0.9)
+        )
         plan = str(present_plan(target, precision, 0.8))
         best = [(1 - precision) / (1 - target)]
-        before, known_before = np.zeros(3), np.zeros(3)
+        before = np.zeros(3)
+        known_before = np.zeros(3)
         for auc in (NOTHING, 0.9, 0.75, 0.5):
             answers = sessions(target, precision, auc)
             with patch.object(certificates, "_LEVELS", np.array(best)):
                 known = describe(sessions(target, precision, auc, known=True))
-            taken, changes = describe(answers), ["", ""]
+            taken = describe(answers)
+            changes = ["", ""]
             if math.isnan(auc):
-                before, known_before = taken, known
+                before = taken
+                known_before = known
             else:
                 changes = [
                     " / ".join(f"{each:+.0%}" for each in now / then - 1)
@@ -278,8 +324,12 @@ def choosing() -> Table:
     return table
 
 
-def choose(seed: int, target: float, rate: Callable[[Floats], Floats], auc: float) -> tuple[int, bool, float]:
-    """Return the answers until a set is certified (0: none), whether one wrongly is, and the part of the best kept."""
+def choose(
+    seed: int, target: float, rate: Callable[[Floats], Floats], auc: float
+) -> tuple[int, bool, float]:
+    """Return the answers until a set is certified (0: none), whether one wrongly is, and the part
+    of the best kept.
+    """
     rng = np.random.default_rng(seed)
     confidence = rng.random(RELATIONS)
     wrong = rng.random(RELATIONS) < rate(confidence)
@@ -287,20 +337,29 @@ def choose(seed: int, target: float, rate: Callable[[Floats], Floats], auc: floa
     if not math.isnan(auc):
         score = rng.normal(0, 1, RELATIONS) - math.sqrt(2) * float(ndtri(auc)) * wrong
     group = Group.divide(None, np.arange(RELATIONS), confidence, score, False)
-    taken, rounds, answers, first = np.zeros(RELATIONS, bool), list[Round](), 0, 0
+    taken = np.zeros(RELATIONS, bool)
+    rounds = list[Round]()
+    answers = 0
+    first = 0
     while answers < 600:
         left = np.bincount(group.cells[~taken], minlength=len(group.level)).astype(float)
         planned = plan_round(rounds, group, left, target, CONFIDENCE)
         if planned is None:
             break
-        weight, place = np.zeros(len(left)), np.zeros(len(left), np.int64)
+        weight = np.zeros(len(left))
+        place = np.zeros(len(left), np.int64)
         weight[planned[1]], place[planned[1]] = planned[0].weight, np.arange(len(planned[1]))
         each = np.where(taken, 0, weight[group.cells])
-        arrival = np.where(each > 0, rng.exponential(size=RELATIONS) / np.where(each > 0, each, 1), np.inf)
+        arrival = np.where(
+            each > 0, rng.exponential(size=RELATIONS) / np.where(each > 0, each, 1), np.inf
+        )
         asked = np.argsort(arrival)[: QUESTIONS if rounds else FIRST]
         taken[asked] = True
-        cells, nothing_open = place[group.cells[asked]], np.zeros(len(asked), bool)
-        rounds.append(dataclasses.replace(planned[0], asked=cells, wrong=wrong[asked], is_open=nothing_open))
+        cells = place[group.cells[asked]]
+        nothing_open = np.zeros(len(asked), bool)
+        rounds.append(
+            dataclasses.replace(planned[0], asked=cells, wrong=wrong[asked], is_open=nothing_open)
+        )
         answers += len(asked)
         reached = evaluate(rounds, group.sizes, target, CONFIDENCE).reached
         first = first or (answers if reached is not None else 0)

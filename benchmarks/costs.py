@@ -1,4 +1,6 @@
-"""The tables of costs that README.md quotes, as JSON lines: `python -m benchmarks.costs`, after `make bench`."""
+"""The tables of costs that README.md quotes, as JSON lines: `python -m benchmarks.costs`, after
+`make bench`.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,15 @@ def cost_lines() -> Iterator[Line]:
 
 
 def page_lines(name: str, page: str) -> Iterator[Line]:
-    """Yield the rows of a page's tables, with the date of the measurement and the title of the table ("" if none)."""
+    """Yield the rows of a page's tables, with the date of the measurement and the title of the
+    table ("" if none).
+    """
     (date,) = re.findall(r"^Machine: .*measured on (\S+),", page, re.MULTILINE)
     title = ""
     header: Sequence[str] = ()
     for text in page.splitlines():
-        if bold := re.fullmatch(r"\*\*(.+)\*\*", text):
+        bold = re.fullmatch(r"\*\*(.+)\*\*", text)
+        if bold:
             title = bold[1]
         if not text.startswith("|"):
             header = ()

@@ -2,19 +2,22 @@
 
 python -m benchmarks.instructions
 
-1,500 drawn images (seed 0), labelled by the packaged models with `tag.threshold=0`, and a calibration from 500 others
-(seed 1). Every answer of `sgpipe export --to instructions --precision 0.9` is read from the text of question and answer
-and compared with the ground truth that the images were drawn by. What reads them knows the templates and nothing else
-of sgpipe. Once with all predicates of an image's captions for all its pairs, which gives more to deny; once by default.
+1,500 drawn images (seed 0), labelled by the packaged models with `tag.threshold=0`, and a
+calibration from 500 others (seed 1). Every answer of `sgpipe export --to instructions --precision
+0.9` is read from the text of question and answer and compared with the ground truth that the images
+were drawn by. What reads them knows the templates and nothing else of sgpipe. Once with all
+predicates of an image's captions for all its pairs, which gives more to deny; once by default.
 
-The guesses see the text alone, as a model without eyes: the most frequent answer to a template, and logistic models of
-words and pairs of words, without and with the numbers of coordinates, all fitted to the questions about the 500 other
-images. Chance is one of the answers that the same question has elsewhere, or one of its options; ± is the
-95% interval of random guesses at that number of questions.
+The guesses see the text alone, as a model without eyes: the most frequent answer to a template, and
+logistic models of words and pairs of words, without and with the numbers of coordinates, all fitted
+to the questions about the 500 other images. Chance is one of the answers that the same question has
+elsewhere, or one of its options; ± is the 95% interval of random guesses at that number of
+questions.
 
-Coordinates are text, too, and tell where boxes are. Naive Bayes on binned geometry and boosted trees see the predicates
-and the differences, ratios, overlaps, shapes and places of the boxes in a question (`blind_models`); they answer by
-cross-validation over images. "open": the predicate of two boxes, of those that the same classes have elsewhere.
+Coordinates are text, too, and tell where boxes are. Naive Bayes on binned geometry and boosted
+trees see the predicates and the differences, ratios, overlaps, shapes and places of the boxes in a
+question (`blind_models`); they answer by cross-validation over images. "open": the predicate of two
+boxes, of those that the same classes have elsewhere.
 """
 
 from __future__ import annotations
@@ -66,11 +69,17 @@ FIELDS = {
 }
 NONE = "none of these"
 PLURALS = {"people": "person", "benches": "bench"}
-FORMS_OF_OPTIONS = {"choose_predicate": "predicate", "choose_object": "object", "choose_subject": "subject"}
+FORMS_OF_OPTIONS = {
+    "choose_predicate": "predicate",
+    "choose_object": "object",
+    "choose_subject": "subject",
+}
 
 
 class World:
-    """The ground truth of drawn images: classes and boxes (corners in pixels) of objects, and all relations."""
+    """The ground truth of drawn images: classes and boxes (corners in pixels) of objects, and all
+    relations.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.objects: dict[str, dict[int, tuple[str, str]]] = {}
@@ -80,12 +89,23 @@ class World:
             self.objects[image] = {
                 each["object_id"]: (
                     each["names"],
-                    str([round(v) for v in (each["x"], each["y"], each["x"] + each["w"], each["y"] + each["h"])]),
+                    str(
+                        [
+                            round(v)
+                            for v in (
+                                each["x"],
+                                each["y"],
+                                each["x"] + each["w"],
+                                each["y"] + each["h"],
+                            )
+                        ]
+                    ),
                 )
                 for each in graph["objects"]
             }
             self.relations[image] = {
-                (each["subject_id"], each["predicate"], each["object_id"]) for each in graph["relationships"]
+                (each["subject_id"], each["predicate"], each["object_id"])
+                for each in graph["relationships"]
             }
 
     def holds(self, image: str, said: Mapping[str, str]) -> bool:
@@ -97,7 +117,10 @@ class World:
             return name == said[role] and said.get(f"{role}_box", box) == box
 
         for role in ("subject", "object"):
-            assert f"{role}_box" not in said or any(fits(number, role) for number in objects), (image, said)
+            assert f"{role}_box" not in said or any(fits(number, role) for number in objects), (
+                image,
+                said,
+            )
         return any(
             predicate == said["predicate"] and fits(subject, "subject") and fits(object_, "object")
             for subject, predicate, object_ in self.relations[image]
@@ -108,8 +131,10 @@ class World:
 
 
 class Checked(NamedTuple):
-    """An item: whether its answer is right, whether each relation that it takes to be false is true, what the question
-    shows besides coordinates, and its claims about relations of boxes, of options in their order."""
+    """An item: whether its answer is right, whether each relation that it takes to be false is
+    true, what the question shows besides coordinates, and its claims about relations of boxes, of
+    options in their order.
+    """
 
     item: Mapping[str, Any]
     right: bool
@@ -125,7 +150,8 @@ class Checked(NamedTuple):
 def pattern(text: str) -> re.Pattern[str]:
     """What a text of a template matches; a field that occurs twice is matched once."""
     parts = re.split(r"\{(\w+)\}", text)
-    made, seen = "", set[str]()
+    made = ""
+    seen = set[str]()
     for number, part in enumerate(parts):
         if number % 2:
             group = FIELDS[part]
@@ -143,19 +169,29 @@ def singular(plural: str) -> str:
     return PLURALS.get(plural.lower(), plural.removesuffix("s"))
 
 
-def check(world: World, templates: Mapping[str, Sequence[Mapping[str, str]]], item: Mapping[str, Any]) -> Checked:
+def check(
+    world: World, templates: Mapping[str, Sequence[Mapping[str, str]]], item: Mapping[str, Any]
+) -> Checked:
     form, number = item["template"].split("/")
     texts = templates[form][int(number) - 1]
     question, answer = (message["content"][-1]["text"] for message in item["messages"])
     images = item["image_ids"]
-    assert [part["type"] for part in item["messages"][0]["content"]] == ["image"] * len(images) + ["text"]
+    assert [part["type"] for part in item["messages"][0]["content"]] == ["image"] * len(images) + [
+        "text"
+    ]
     assert len(item["images"]) == len(images)
     assert all(image in path for image, path in zip(images, item["images"], strict=True))
     match = pattern(texts["question"]).match(question)
     assert match, (texts["question"], question)
     said = {name: value for name, value in match.groupdict().items() if value is not None}
-    named = tuple(value for name, value in sorted(said.items()) if name in ("subject", "predicate", "object", "plural"))
-    right, denied, claims = False, list[bool](), tuple[Claim, ...]()
+    named = tuple(
+        value
+        for name, value in sorted(said.items())
+        if name in ("subject", "predicate", "object", "plural")
+    )
+    right = False
+    denied = list[bool]()
+    claims = tuple[Claim, ...]()
     if form in ("verification", "existence"):
         truth = world.holds(images[0], said)
         right = answer == texts["yes" if truth else "no"]
@@ -181,7 +217,9 @@ def check(world: World, templates: Mapping[str, Sequence[Mapping[str, str]]], it
         sentences = re.findall(r"The .+?\[[\d, ]+\].+?\[[\d, ]+\]\.", answer)
         assert len(sentences) == 1 + ("one", "two", "three", "four").index(said["relations"])
         assert " ".join(sentences) == answer
-        right = all(world.holds(images[0], found(texts["sentence"], sentence)) for sentence in sentences)
+        right = all(
+            world.holds(images[0], found(texts["sentence"], sentence)) for sentence in sentences
+        )
         named = ()
     else:
         options = [line[3:] for line in said["options"].strip().splitlines()]
@@ -192,9 +230,12 @@ def check(world: World, templates: Mapping[str, Sequence[Mapping[str, str]]], it
         place = "ABCDE".index(answer[0])
         assert answer in (answer[0], f"{answer[0]}. {options[place]}")
         if options[place] == NONE:
-            right, denied = not any(true), true[:-1]
+            right = not any(true)
+            denied = true[:-1]
         else:
-            denied = [is_true for at, is_true in enumerate(true) if at != place and options[at] != NONE]
+            denied = [
+                is_true for at, is_true in enumerate(true) if at != place and options[at] != NONE
+            ]
             right = true[place] and not any(denied)
         named = (*named, str(len(options)))
     return Checked(item, right, denied, (form, *named), claims)
@@ -223,30 +264,43 @@ def as_option(role: str, option: str) -> dict[str, str]:
 
 
 def guesses(train: Sequence[Checked], test: Sequence[Checked]) -> list[list[bool]]:
-    """Whether the most frequent answer to a template is right, and those of logistic models of words: without and with
-    the numbers of coordinates."""
+    """Whether the most frequent answer to a template is right, and those of logistic models of
+    words: without and with the numbers of coordinates."""
     answers = sorted({each.item["answer"] for each in train})
     target = np.array([answers.index(each.item["answer"]) for each in train])
     most = defaultdict[str, Counter[str]](Counter)
     for each in train:
         most[each.item["template"]][each.item["answer"]] += 1
     common = [most[each.item["template"]].most_common(1)[:1] for each in test]
-    found = [[bool(best) and best[0][0] == each.item["answer"] for best, each in zip(common, test, strict=True)]]
+    found = [
+        [
+            bool(best) and best[0][0] == each.item["answer"]
+            for best, each in zip(common, test, strict=True)
+        ]
+    ]
     for numbers in ("", r"|\d+"):
-        said = _logistic(*([_words(each.item, numbers) for each in some] for some in (train, test)), target)
-        found.append([answers[at] == each.item["answer"] for at, each in zip(said, test, strict=True)])
+        said = _logistic(
+            *([_words(each.item, numbers) for each in some] for some in (train, test)), target
+        )
+        found.append(
+            [answers[at] == each.item["answer"] for at, each in zip(said, test, strict=True)]
+        )
     return found
 
 
 def _words(item: Mapping[str, Any], numbers: str) -> set[str]:
-    tokens = re.findall(rf"[a-z]+|[A-E](?=\. ){numbers}", item["messages"][0]["content"][-1]["text"])
+    tokens = re.findall(
+        rf"[a-z]+|[A-E](?=\. ){numbers}", item["messages"][0]["content"][-1]["text"]
+    )
     pairs = (" ".join(pair) for pair in pairwise(tokens))
     return {item["template"], *tokens, *pairs, *(f"{item['template']} {token}" for token in tokens)}
 
 
 def _logistic(train: Sequence[set[str]], test: Sequence[set[str]], target: Any) -> Any:
     seen = Counter(word for words in train for word in words)
-    columns = {word: at for at, word in enumerate(word for word, number in seen.items() if number > 1)}
+    columns = {
+        word: at for at, word in enumerate(word for word, number in seen.items() if number > 1)
+    }
     torch.manual_seed(0)
 
     def matrix(rows: Sequence[set[str]]) -> torch.Tensor:
@@ -255,7 +309,8 @@ def _logistic(train: Sequence[set[str]], test: Sequence[set[str]], target: Any) 
             dense[at, [columns[word] for word in words if word in columns]] = 1
         return dense
 
-    inputs, classes = matrix(train), torch.tensor(target)
+    inputs = matrix(train)
+    classes = torch.tensor(target)
     model = torch.nn.Linear(len(columns), int(classes.max()) + 1)
     optimiser = torch.optim.AdamW(model.parameters(), lr=0.03, weight_decay=0.02)
     for _ in range(60):
@@ -267,7 +322,9 @@ def _logistic(train: Sequence[set[str]], test: Sequence[set[str]], target: Any) 
 
 
 def box_questions(checked: Sequence[Checked]) -> list[BoxQuestion]:
-    """Return the questions with options about relations of boxes; an open one has the predicates of its classes."""
+    """Return the questions with options about relations of boxes; an open one has the predicates of
+    its classes.
+    """
     predicates = defaultdict[tuple[str, ...], set[str]](set)
     for each in checked:
         if each.shown[0] == "relation":
@@ -275,10 +332,15 @@ def box_questions(checked: Sequence[Checked]) -> list[BoxQuestion]:
     questions = []
     for each in checked:
         form = each.shown[0]
-        claims, kind, answer = each.claims, each.item["kind"], each.item["answer"]
+        claims = each.claims
+        kind = each.item["kind"]
+        answer = each.item["answer"]
         if form == "relation":
             (claim,) = claims
-            claims = tuple(claim._replace(predicate=predicate) for predicate in sorted(predicates[classes_of(each)]))
+            claims = tuple(
+                claim._replace(predicate=predicate)
+                for predicate in sorted(predicates[classes_of(each)])
+            )
             kind = "relation, open"
             right = [claim.predicate for claim in claims].index(answer)
         elif form == "verification":
@@ -296,7 +358,9 @@ def box_questions(checked: Sequence[Checked]) -> list[BoxQuestion]:
 
 def classes_of(checked: Checked) -> tuple[str, ...]:
     """Return the classes of an open question, whose answer names the predicate."""
-    objects = re.findall(rf"[Tt]he ({CLASS}) at \[", checked.item["messages"][0]["content"][-1]["text"])
+    objects = re.findall(
+        rf"[Tt]he ({CLASS}) at \[", checked.item["messages"][0]["content"][-1]["text"]
+    )
     return tuple(objects)
 
 
@@ -306,17 +370,24 @@ def chances(checked: Sequence[Checked]) -> list[float]:
     for each in checked:
         answers[each.shown].add(each.item["answer"])
     return [
-        1 / int(each.shown[-1])
-        if each.shown[0].startswith("choose")
-        else 1 / len(answers[each.shown])
-        if not each.shown[0].startswith("compare")
-        else 1 / 2
+        (
+            1 / int(each.shown[-1])
+            if each.shown[0].startswith("choose")
+            else 1 / len(answers[each.shown])
+            if not each.shown[0].startswith("compare")
+            else 1 / 2
+        )
         for each in checked
     ]
 
 
 def sgpipe(*arguments: object) -> None:
-    command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        "from sgpipe.cli.main import main; main()",
+        *map(str, arguments),
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
@@ -331,7 +402,11 @@ def main() -> None:
     for candidates in arguments.candidates:
         runs = [folder / f"{candidates}{seed}" for seed in (0, 1)]
         for seed, run in enumerate(runs):
-            settings = {"source.miniworld.images": IMAGES[seed], "source.miniworld.seed": seed, "tag.threshold": 0}
+            settings = {
+                "source.miniworld.images": IMAGES[seed],
+                "source.miniworld.seed": seed,
+                "tag.threshold": 0,
+            }
             settings |= {"pair.candidates": candidates}
             sets = [part for key, value in settings.items() for part in ("--set", f"{key}={value}")]
             sgpipe("generate", "miniworld", *sets, "--out", run)
@@ -343,14 +418,17 @@ def main() -> None:
         for run in runs:
             out = Path(tempfile.mkdtemp(dir=folder)) / "out"
             sgpipe("export", run, *options, "--out", out)
-            world, lines = World(run / ".sgpipe/drawn/world"), (out / "val.jsonl").read_text("utf-8").splitlines()
+            world = World(run / ".sgpipe/drawn/world")
+            lines = (out / "val.jsonl").read_text("utf-8").splitlines()
             checked.append([check(world, templates, json.loads(line)) for line in lines])
         parts += [f"## Candidates: `pair.candidates={candidates}`", *tables(*checked)]
     speed = Table("images", "questions", "CPU seconds", "peak MB")
     for copies in COPIES:
         out = folder / f"copies-{copies}"
         repeat(runs[0], out, copies)
-        _, seconds, peak = cost_of_sgpipe("export", str(out), *map(str, options), "--out", str(out / "exported"))
+        _, seconds, peak = cost_of_sgpipe(
+            "export", str(out), *map(str, options), "--out", str(out / "exported")
+        )
         with (out / "exported/val.jsonl").open("rb") as lines:
             speed.add_row(f"{copies * IMAGES[0]:,}", f"{sum(1 for _ in lines):,}", seconds, peak)
         shutil.rmtree(out)
@@ -362,7 +440,9 @@ def repeat(run: Path, out: Path, copies: int) -> None:
     """Write a run with each image of another one several times."""
     out.mkdir()
     header = Manifest.load(run).run
-    manifest = Manifest.create(out, header | {"images": {"val": str((run / ".sgpipe/drawn/world/images").resolve())}})
+    manifest = Manifest.create(
+        out, header | {"images": {"val": str((run / ".sgpipe/drawn/world/images").resolve())}}
+    )
     records = list(iter_records(run))
     for start in range(0, copies * len(records), len(records)):
         part = [replace(record, image_id=f"{start}-{record.image_id}") for record in records]
@@ -371,8 +451,12 @@ def repeat(run: Path, out: Path, copies: int) -> None:
 
 
 def tables(checked: Sequence[Checked], others: Sequence[Checked]) -> Iterator[Table | str]:
-    answers = Table("kind", "questions", "right", "mean probability", "taken to be false", "of these true")
-    texts = Table("kind", "questions", "chance", "most frequent answer", "words", "words and coordinates")
+    answers = Table(
+        "kind", "questions", "right", "mean probability", "taken to be false", "of these true"
+    )
+    texts = Table(
+        "kind", "questions", "chance", "most frequent answer", "words", "words and coordinates"
+    )
     text_only = [each for each in checked if each.item["kind"] != "description"]
     guessed = guesses([each for each in others if each.item["kind"] != "description"], text_only)
     chance = chances(text_only)
@@ -382,18 +466,39 @@ def tables(checked: Sequence[Checked], others: Sequence[Checked]) -> Iterator[Ta
         right = np.mean([each.right for each in some])
         probability = np.mean([each.item["probability"] for each in some])
         share = f"{np.mean(denied):.1%}" if denied else ""
-        answers.add_row(kind, f"{len(some):,}", f"{right:.1%}", f"{probability:.1%}", f"{len(denied) or ''}", share)
-        if at := [number for number, each in enumerate(text_only) if kind in ("all", each.item["kind"])]:
-            first, *rates = (np.mean([values[number] for number in at]) for values in (chance, *guessed))
-            spread = 1.96 * np.mean([chance[number] * (1 - chance[number]) for number in at]) ** 0.5 / len(at) ** 0.5
-            texts.add_row(kind, f"{len(at):,}", f"{first:.1%} ± {spread:.1%}", *(f"{rate:.1%}" for rate in rates))
+        answers.add_row(
+            kind,
+            f"{len(some):,}",
+            f"{right:.1%}",
+            f"{probability:.1%}",
+            f"{len(denied) or ''}",
+            share,
+        )
+        at = [number for number, each in enumerate(text_only) if kind in ("all", each.item["kind"])]
+        if at:
+            first, *rates = (
+                np.mean([values[number] for number in at]) for values in (chance, *guessed)
+            )
+            spread = (
+                1.96
+                * np.mean([chance[number] * (1 - chance[number]) for number in at]) ** 0.5
+                / len(at) ** 0.5
+            )
+            texts.add_row(
+                kind,
+                f"{len(at):,}",
+                f"{first:.1%} ± {spread:.1%}",
+                *(f"{rate:.1%}" for rate in rates),
+            )
     yield answers
     yield texts
     yield coordinates_table(checked)
 
 
 def coordinates_table(checked: Sequence[Checked]) -> Table:
-    """How often models of boxes and predicates are right, by kind, with and without boxes in the text."""
+    """How often models of boxes and predicates are right, by kind, with and without boxes in the
+    text.
+    """
     table = Table("kind", "questions", "chance", "naive Bayes", "boosting")
     questions = box_questions(checked)
     rates = answered(questions)

@@ -2,17 +2,18 @@
 
 python -m benchmarks.interval_coverage
 
-Each row of intervals draws 1,000 datasets (of ground truth 2,000) whose expected value is known, or is the mean over
-all of them, and counts the intervals that contain it, or that lie above or below it. 93 to 97% is right, more is
-cautious.
+Each row of intervals draws 1,000 datasets (of ground truth 2,000) whose expected value is known, or
+is the mean over all of them, and counts the intervals that contain it, or that lie above or below
+it. 93 to 97% is right, more is cautious.
 
-Each row of thresholds draws 2,000 samples of a run, and asks for a precision of 80%. A shown threshold is wrong if it
-keeps relations, of the whole run, of a lower precision. What is promised is that at most 5% of all samples show a wrong
-one. "Wrong of shown" can be more: where no threshold has the precision, all that are shown are wrong, by whatever
-method. "Recall": the mean share of the run's correct relations that the threshold keeps, 0 if none is shown. With a
-wave, precision does not rise steadily with the confidence; if flat, confidence says nothing, and all relations have a
-precision of 79%. On a plateau, all that is kept above some confidence has the precision that the row names; a head of
-8% of the relations has 95%.
+Each row of thresholds draws 2,000 samples of a run, and asks for a precision of 80%. A shown
+threshold is wrong if it keeps relations, of the whole run, of a lower precision. What is promised
+is that at most 5% of all samples show a wrong one. "Wrong of shown" can be more: where no threshold
+has the precision, all that are shown are wrong, by whatever method. "Recall": the mean share of the
+run's correct relations that the threshold keeps, 0 if none is shown. With a wave, precision does
+not rise steadily with the confidence; if flat, confidence says nothing, and all relations have a
+precision of 79%. On a plateau, all that is kept above some confidence has the precision that the
+row names; a head of 8% of the relations has 95%.
 """
 
 from __future__ import annotations
@@ -40,7 +41,20 @@ SIMULATIONS = 1000
 MORE_SIMULATIONS = 2000  # of ground truth and thresholds
 RESAMPLES = 100  # instead of 1,000, which takes ten times as long
 
-Row = tuple[str, str, float]  # what is printed where, the data, the share of intervals that contain the expected value
+Row = tuple[
+    str, str, float
+]  # what is printed where, the data, the share of intervals that contain the expected value
+
+
+Curve = Callable[[Array], Array]  # the precision of relations of a confidence
+SHARES_ABOVE = (
+    1 - (np.arange(20_000) + 0.5) / 20_000
+)  # of the run's relations, the least confident first
+EDGES = (0.1, 0.2, 0.3, 0.5, 0.7)  # of the bands of confidence
+TARGET = 0.8  # precision
+
+
+TOOLS = ("stats --truth", "stats --judgements", "calibrate, --precision")
 
 
 def detections(
@@ -48,15 +62,16 @@ def detections(
 ) -> tuple[Resampling, Resampling]:
     """Two detectors on the same images; the first finds a share of `gain` more targets.
 
-    Few classes are frequent and many are rare (Zipf), and frequent ones are easier. Both detectors fail on the same
-    targets more often than by chance, and some images are harder than others.
+    Few classes are frequent and many are rare (Zipf), and frequent ones are easier. Both detectors
+    fail on the same targets more often than by chance, and some images are harder than others.
     """
     rates = 1 / np.arange(1, classes + 1)
     rates *= targets_per_image / rates.sum()
     ease = np.linspace(0.75, 0.35, classes)
     target_image, target_class = _spread(rng, rates, images)
     shift = rng.normal(0, 0.5, images)
-    luck, score = rng.random(len(target_image)), rng.normal(1.2, 1, len(target_image))
+    luck = rng.random(len(target_image))
+    score = rng.normal(1.2, 1, len(target_image))
     sides = []
     for found in (ease + gain, ease):
         common = rng.random(len(luck)) < 0.6
@@ -65,7 +80,9 @@ def detections(
         hits = np.flatnonzero(own_luck < found[target_class])
         wrong_image, wrong_class = _spread(rng, rates + 0.02, images)
         image = np.concatenate((target_image[hits], wrong_image))
-        scores = np.concatenate((own_score[hits], rng.normal(0, 1, len(wrong_image)))) + shift[image]
+        scores = (
+            np.concatenate((own_score[hits], rng.normal(0, 1, len(wrong_image)))) + shift[image]
+        )
         matches = np.concatenate((hits, np.full(len(wrong_image), -1)))
         tally = Tally()
         predicted = np.concatenate((target_class[hits], wrong_class))
@@ -90,14 +107,18 @@ def _resampling(scores: ClassScores, images: int) -> Resampling:
     return Resampling([f"{number:06d}" for number in range(images)], summary)
 
 
-def relations(rng: np.random.Generator, *, images: int, per_image: float) -> tuple[Resampling, Resampling]:
+def relations(
+    rng: np.random.Generator, *, images: int, per_image: float
+) -> tuple[Resampling, Resampling]:
     """The precision of two runs of 97% and 95%, whose mistakes cluster in some images."""
     sides = []
     for precision in (0.97, 0.95):
         predicted = rng.poisson(per_image, images)
         correct = rng.binomial(predicted, rng.beta(10 * precision, 10 * (1 - precision), images))
 
-        def summary(counts: Array, predicted: Array = predicted, correct: Array = correct) -> dict[str, float]:
+        def summary(
+            counts: Array, predicted: Array = predicted, correct: Array = correct
+        ) -> dict[str, float]:
             return {"precision": float(counts @ correct / (counts @ predicted))}
 
         sides.append(Resampling([f"{number:06d}" for number in range(images)], summary))
@@ -108,7 +129,10 @@ def evaluations() -> Iterator[Row]:
     """`sgpipe eval … --compare`."""
     few = "20 classes, half with about 3 targets or fewer, 100 images"
     scenes: dict[str, tuple[Callable[..., tuple[Resampling, Resampling]], dict[str, Any]]] = {
-        f"{few}, equal detectors": (detections, {"images": 100, "classes": 20, "targets_per_image": 1.2, "gain": 0.0}),
+        f"{few}, equal detectors": (
+            detections,
+            {"images": 100, "classes": 20, "targets_per_image": 1.2, "gain": 0.0},
+        ),
         "60 classes, half with about 3 targets or fewer, 300 images": (
             detections,
             {"images": 300, "classes": 60, "targets_per_image": 1.2, "gain": 0.1},
@@ -117,20 +141,26 @@ def evaluations() -> Iterator[Row]:
             detections,
             {"images": 500, "classes": 40, "targets_per_image": 2.0, "gain": 0.1},
         ),
-        "precision of 97% and 95%, 300 relations in 100 images": (relations, {"images": 100, "per_image": 3.0}),
+        "precision of 97% and 95%, 300 relations in 100 images": (
+            relations,
+            {"images": 100, "per_image": 3.0},
+        ),
     }
     for number, (data, (draw, settings)) in enumerate(scenes.items()):
         rng = np.random.default_rng(number)
-        found = [compare_paired(*draw(rng, **settings), resamples=RESAMPLES).measures for _ in range(SIMULATIONS)]
+        found = [
+            compare_paired(*draw(rng, **settings), resamples=RESAMPLES).measures
+            for _ in range(SIMULATIONS)
+        ]
         for name in found[0]:
             own = [each[name] for each in found]
-            yield f"eval --compare: {name}", data, _covered([(each.value, each.interval) for each in own])
+            yield (
+                f"eval --compare: {name}",
+                data,
+                _covered([(each.value, each.interval) for each in own]),
+            )
             differences = [(each.difference, each.difference_interval) for each in own]
             yield f"eval --compare: difference of {name}", data, _covered(differences)
-
-
-Curve = Callable[[Array], Array]  # the precision of relations of a confidence
-SHARES_ABOVE = 1 - (np.arange(20_000) + 0.5) / 20_000  # of the run's relations, the least confident first
 
 
 def plateau(precision: float) -> Curve:
@@ -139,7 +169,9 @@ def plateau(precision: float) -> Curve:
 
 
 def head_and_plateau(precision: float) -> Curve:
-    """The first 8% have 95%; from 20 to 50% of the relations, all that a threshold keeps has this precision."""
+    """The first 8% have 95%; from 20 to 50% of the relations, all that a threshold keeps has this
+    precision.
+    """
 
     def curve(confidence: Array) -> Array:
         between = (0.2 * precision - 0.08 * 0.95) / 0.12
@@ -154,23 +186,30 @@ CURVES: dict[str, Curve] = {
     "steep": lambda confidence: from_log_odds(2 * log_odds(confidence) + 1),
     "gentle": lambda confidence: from_log_odds(0.7 * log_odds(confidence) + 0.5),
     "plateau of 93%": plateau(0.93),
-    "wave": lambda confidence: np.clip(0.15 + 0.8 * confidence + 0.08 * np.sin(9 * confidence), 0, 1),
+    "wave": lambda confidence: np.clip(
+        0.15 + 0.8 * confidence + 0.08 * np.sin(9 * confidence), 0, 1
+    ),
     "flat": lambda confidence: np.full(len(confidence), 0.79),
     **{f"plateau of {100 * at:.3g}%": plateau(at) for at in (0.795, 0.785, 0.77)},
-    **{f"head, then a plateau of {100 * at:.3g}%": head_and_plateau(at) for at in (0.795, 0.785, 0.77)},
+    **{
+        f"head, then a plateau of {100 * at:.3g}%": head_and_plateau(at)
+        for at in (0.795, 0.785, 0.77)
+    },
 }
-EDGES = (0.1, 0.2, 0.3, 0.5, 0.7)  # of the bands of confidence
-TARGET = 0.8  # precision
 
 
 class Run:
-    """A run of 20,000 relations, most of low confidence, and random plans that sample its bands of confidence."""
+    """A run of 20,000 relations, most of low confidence, and random plans that sample its bands of
+    confidence.
+    """
 
     def __init__(self, curve: Curve) -> None:
         self.rng = np.random.default_rng(0)
         self.confidence = np.sort(self.rng.beta(0.7, 1.3, 20_000) * 0.96 + 0.02)
         self.correct = self.rng.random(len(self.confidence)) < curve(self.confidence)
-        self.predicate = self.rng.random(len(self.confidence)) < 0.2 + 0.3 * self.confidence  # of one, the others
+        self.predicate = (
+            self.rng.random(len(self.confidence)) < 0.2 + 0.3 * self.confidence
+        )  # of one, the others
         self.band = np.digitize(self.confidence, EDGES)
         self.sizes = np.bincount(self.band)
         self.above = np.cumsum(self.correct[::-1])[::-1] / np.arange(len(self.correct), 0, -1)
@@ -197,7 +236,9 @@ class Run:
     def suggest_by_truth(self, number: int) -> float | None:
         """The threshold that `sgpipe stats --truth` suggests, of images with one relation each."""
         judged = self.rng.choice(len(self.correct), number, replace=False)
-        relations = JudgedRelations(self.confidence[judged].astype(np.float32), self.correct[judged])
+        relations = JudgedRelations(
+            self.confidence[judged].astype(np.float32), self.correct[judged]
+        )
         choice = suggest(relations, TARGET)
         return None if choice is None else choice.threshold
 
@@ -211,8 +252,12 @@ class Run:
         right = (kept & self.correct[judged]).astype(int) @ in_band
         bands = np.split(self.confidence.astype(np.float32), self.sizes.cumsum()[:-1])
         relations = np.stack([len(band) - np.searchsorted(band, cuts) for band in bands], 1)
-        lows = [precision.low for precision in estimate_stratified(relations, seen, right, ONE_SIDE)]
-        highest = [precision.low for precision in estimate_stratified(relations, seen, seen, ONE_SIDE)]
+        lows = [
+            precision.low for precision in estimate_stratified(relations, seen, right, ONE_SIDE)
+        ]
+        highest = [
+            precision.low for precision in estimate_stratified(relations, seen, seen, ONE_SIDE)
+        ]
         at = lowest_shown(lows, highest, TARGET)
         return None if at is None else float(cuts[at])
 
@@ -222,15 +267,22 @@ class Run:
         weight = (self.sizes / np.bincount(self.band[judged]))[self.band[judged]]
         with suppress(UserError):
             calibration = fit(
-                {}, JudgedRelations(self.confidence[judged], self.correct[judged], images, weight), "people"
+                {},
+                JudgedRelations(self.confidence[judged], self.correct[judged], images, weight),
+                "people",
             )
             return calibration.threshold(calibration.probability_for(TARGET))
         return None
 
     def estimate(self, judged: Array, chosen: Array) -> tuple[float, tuple[float, float]]:
-        """The precision of some relations by the judged ones, as `sgpipe stats --judgements` estimates it."""
+        """The precision of some relations by the judged ones, as `sgpipe stats --judgements`
+        estimates it.
+        """
         own = judged[chosen[judged]]
-        tallies = (np.bincount(self.band[rows], minlength=len(self.sizes)) for rows in (own, own[self.correct[own]]))
+        tallies = (
+            np.bincount(self.band[rows], minlength=len(self.sizes))
+            for rows in (own, own[self.correct[own]])
+        )
         [found] = estimate_stratified(np.bincount(self.band[chosen], minlength=len(self.sizes))[None], *(
             tally[None] for tally in tallies
         ))  # fmt: skip
@@ -251,16 +303,30 @@ def plans() -> Iterator[Row]:
             samples = [run.judge(number) for _ in range(SIMULATIONS)]
             for part, chosen in parts.items():
                 found = [run.estimate(judged, chosen) for judged in samples]
-                yield f"plan: {part}", f"{name}, {number} judgements", _covered(found, run.correct[chosen].mean())
+                yield (
+                    f"plan: {part}",
+                    f"{name}, {number} judgements",
+                    _covered(found, run.correct[chosen].mean()),
+                )
 
 
 def ground_truth() -> Iterator[tuple[str, float, float, float, float]]:
-    """`sgpipe stats --truth`: images may be alike or not; the expected precision is that of all such images."""
+    """`sgpipe stats --truth`: images may be alike or not; the expected precision is that of all
+    such images.
+    """
     rng = np.random.default_rng(0)
-    settings = ((15, 10, 0.9), (40, 5, 0.97), (100, 5, 0.97), (300, 4, 0.97), (40, 12, 0.9), (1000, 3, 0.9))
+    settings = (
+        (15, 10, 0.9),
+        (40, 5, 0.97),
+        (100, 5, 0.97),
+        (300, 4, 0.97),
+        (40, 12, 0.9),
+        (1000, 3, 0.9),
+    )
     for (images, relations, precision), alike in product(settings, (0.0, 0.2, 0.5, 0.8)):
         number = np.repeat(np.arange(images), relations)
-        lows, highs = [], []
+        lows = []
+        highs = []
         for _ in range(MORE_SIMULATIONS):
             chance = np.full(images, precision)
             if alike:
@@ -272,11 +338,16 @@ def ground_truth() -> Iterator[tuple[str, float, float, float, float]]:
         below = float((np.array(lows) > precision).mean())
         above = float((np.array(highs) < precision).mean())
         width = float(np.mean(highs) - np.mean(lows))
-        data = f"{images} images of {relations} relations, precision {precision:.0%}, correlation in an image {alike}"
+        data = (
+            f"{images} images of {relations} relations, precision {precision:.0%}, correlation in"
+            f" an image {alike}"
+        )
         yield data, 1 - below - above, below, above, width
 
 
-def thresholds(curves: Iterable[str] = CURVES) -> Iterator[tuple[str, str, list[float], list[float]]]:
+def thresholds(
+    curves: Iterable[str] = CURVES,
+) -> Iterator[tuple[str, str, list[float], list[float]]]:
     """Thresholds for a precision: by `sgpipe stats`, and by a calibration with `--precision`.
 
     Yields what is printed where, the data, and of each shown threshold precision and recall.
@@ -287,15 +358,21 @@ def thresholds(curves: Iterable[str] = CURVES) -> Iterator[tuple[str, str, list[
             shown: dict[str, list[float]] = {tool: [] for tool in TOOLS}
             for _ in range(MORE_SIMULATIONS):
                 judged = run.judge(number)
-                chosen = (run.suggest_by_truth(number), run.suggest_by_people(judged), run.calibrate(judged))
+                chosen = (
+                    run.suggest_by_truth(number),
+                    run.suggest_by_people(judged),
+                    run.calibrate(judged),
+                )
                 for tool, threshold in zip(TOOLS, chosen, strict=True):
                     if threshold is not None and threshold <= 1:
                         shown[tool].append(threshold)
             for tool, values in shown.items():
-                yield tool, f"{name}, {number} judged", [run.precision(at) for at in values], [*map(run.recall, values)]
-
-
-TOOLS = ("stats --truth", "stats --judgements", "calibrate, --precision")
+                yield (
+                    tool,
+                    f"{name}, {number} judged",
+                    [run.precision(at) for at in values],
+                    [*map(run.recall, values)],
+                )
 
 
 def threshold_row(tool: str, data: str, precisions: list[float], recalls: list[float]) -> list[str]:
@@ -313,7 +390,9 @@ def threshold_row(tool: str, data: str, precisions: list[float], recalls: list[f
     ]
 
 
-def _covered(estimates: list[tuple[float, tuple[float, float]]], expected: float | None = None) -> float:
+def _covered(
+    estimates: list[tuple[float, tuple[float, float]]], expected: float | None = None
+) -> float:
     """The share of intervals that contain what is expected, by default the mean of all estimates.
 
     Intervals that are not printed do not count.
@@ -329,10 +408,14 @@ def main() -> None:
     intervals = Table("interval", "data", "nominal", f"measured, of {SIMULATIONS:,}")
     for name, data, covered in chain(plans(), evaluations()):
         intervals.add_row(name, data, "95%", f"{covered:.1%}")
-    truth = Table("stats --truth: precision", "intervals contain it", "lie above", "lie below", "mean width")
+    truth = Table(
+        "stats --truth: precision", "intervals contain it", "lie above", "lie below", "mean width"
+    )
     for data, *shares, width in ground_truth():
         truth.add_row(data, *(f"{share:.1%}" for share in shares), f"{width:.3f}")
-    chosen = Table("threshold", "data", "shown", "wrong", "wrong of shown", "worst precision", "recall")
+    chosen = Table(
+        "threshold", "data", "shown", "wrong", "wrong of shown", "worst precision", "recall"
+    )
     for row in thresholds():
         chosen.add_row(*threshold_row(*row))
     report(str(__doc__), intervals, truth, chosen)

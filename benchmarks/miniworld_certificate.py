@@ -2,12 +2,13 @@
 
 python -m benchmarks.miniworld_certificate FOLDER
 
-`sgpipe generate miniworld` labels 1,000 images of a seed that no model has seen; FOLDER keeps the run. Then `sgpipe
-certify` asks, simulated people answer every open question from the ground truth, and it is called again, until they
-have given the stated number of answers; the slips are the share of their answers that are turned round. A certificate
-keeps all relations of at least its threshold. Their true precision is by the ground truth of all of them. The best
-threshold is the one that keeps most relations at the target precision; it is chosen with the truth of all relations
-known, which no user has. Confidence 95%; one session for each row.
+`sgpipe generate miniworld` labels 1,000 images of a seed that no model has seen; FOLDER keeps the
+run. Then `sgpipe certify` asks, simulated people answer every open question from the ground truth,
+and it is called again, until they have given the stated number of answers; the slips are the share
+of their answers that are turned round. A certificate keeps all relations of at least its threshold.
+Their true precision is by the ground truth of all of them. The best threshold is the one that keeps
+most relations at the target precision; it is chosen with the truth of all relations known, which no
+user has. Confidence 95%; one session for each row.
 """
 
 from __future__ import annotations
@@ -24,20 +25,28 @@ from benchmarks.measure import report
 from experiments.people import answer_plans, truth_of
 from sgpipe.storage.judgements import JUDGEMENTS, RelationKey
 
-IMAGES, SEED = 1000, 7
+IMAGES = 1000
+SEED = 7
 ANSWERS = (200, 400, 800)
 
 
 def sgpipe(*arguments: object) -> str:
     """Return what a command prints; exit code 1 says that a certificate is not reached yet."""
-    command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", *map(str, arguments)]
+    command = [
+        sys.executable,
+        "-c",
+        "from sgpipe.cli.main import main; main()",
+        *map(str, arguments),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode not in (0, 1):
         raise SystemExit(done.stderr)
     return done.stdout
 
 
-def session(run: Path, right: dict[RelationKey, bool], target: float, slips: float) -> dict[int, float | None]:
+def session(
+    run: Path, right: dict[RelationKey, bool], target: float, slips: float
+) -> dict[int, float | None]:
     """Return the certified threshold by number of answers; None: there is none yet."""
     (run / JUDGEMENTS).unlink(missing_ok=True)
     found: dict[int, float | None] = {}
@@ -58,14 +67,26 @@ def main() -> None:
     run = Path(sys.argv[1])
     if not (run / "recipe.yaml").exists():
         settings = (f"source.miniworld.images={IMAGES}", f"source.miniworld.seed={SEED}")
-        sgpipe("generate", "miniworld", "--out", run, *(part for each in settings for part in ("--set", each)))
+        sgpipe(
+            "generate",
+            "miniworld",
+            "--out",
+            run,
+            *(part for each in settings for part in ("--set", each)),
+        )
     right, confidence = truth_of(run)
     keys = sorted(right, key=lambda key: -confidence[key])
     falling, correct = (np.array([each[key] for key in keys]) for each in (confidence, right))
     precision = np.cumsum(correct) / np.arange(1, len(keys) + 1)
     last = np.append(falling[1:] != falling[:-1], True)
     table = Table(
-        "target", "slips", "answers", "threshold", "true precision", "relations kept", "of the best threshold's"
+        "target",
+        "slips",
+        "answers",
+        "threshold",
+        "true precision",
+        "relations kept",
+        "of the best threshold's",
     )
     for target, slips in ((0.9, 0.0), (0.95, 0.0), (0.9, 0.02), (0.95, 0.02)):
         best = int(np.flatnonzero(last & (precision >= target)).max(initial=-1)) + 1
@@ -76,8 +97,13 @@ def main() -> None:
                 continue
             kept = falling >= np.float32(threshold)
             share = f"{kept.sum() / best:.0%} of {best:,}"
-            table.add_row(*row, f"{threshold:.3g}", f"{correct[kept].mean():.1%}", f"{kept.sum():,}", share)
-    whole = f"The run has {len(keys):,} relations of {IMAGES:,} images, {correct.mean():.1%} of them right."
+            table.add_row(
+                *row, f"{threshold:.3g}", f"{correct[kept].mean():.1%}", f"{kept.sum():,}", share
+            )
+    whole = (
+        f"The run has {len(keys):,} relations of {IMAGES:,} images, {correct.mean():.1%} of them"
+        " right."
+    )
     report(str(__doc__), whole, table)
 
 

@@ -1,7 +1,7 @@
 """RLIPv2's procedure on sgpipe's modules, for benchmarks: the same answers, its own way there.
 
-Its image passes the network once per group of 100 pairs, its texts pass the text encoder for every image, all
-padded to the longest; deformable attention is one `grid_sample` per level.
+Its image passes the network once per group of 100 pairs, its texts pass the text encoder for every
+image, all padded to the longest; deformable attention is one `grid_sample` per level.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ from rlip_model.text import LabelFeatures
 
 
 class PaddedTextEncoder(nn.Module):
-    """The text encoder of a network as the reference calls it: the same parameters, all tokens in all layers."""
+    """The text encoder of a network as the reference calls it: the same parameters, all tokens in
+    all layers.
+    """
 
     def __init__(self, tagger: RTagger) -> None:
         super().__init__()
@@ -48,14 +50,18 @@ class PaddedTextEncoder(nn.Module):
 @contextmanager
 def as_the_reference() -> Iterator[None]:
     """In here, backbones, encoder layers and deformable attention work as the reference's do."""
-    own, folded = ResNet50.forward, FoldedBottleneck.forward
-    attention.sample, encoder.TOKENS_PER_PART = sample_by_grid, 10**9
+    own = ResNet50.forward
+    folded = FoldedBottleneck.forward
+    attention.sample = sample_by_grid
+    encoder.TOKENS_PER_PART = 10**9
     ResNet50.forward, FoldedBottleneck.forward = _channels_first, Bottleneck.forward
     try:
         yield
     finally:
-        attention.sample, encoder.TOKENS_PER_PART = sample, TOKENS_PER_PART
-        ResNet50.forward, FoldedBottleneck.forward = own, folded
+        attention.sample = sample
+        encoder.TOKENS_PER_PART = TOKENS_PER_PART
+        ResNet50.forward = own
+        FoldedBottleneck.forward = folded
 
 
 def _channels_first(backbone: ResNet50, images: Tensor) -> list[Tensor]:
@@ -71,12 +77,17 @@ def score_groups(
     predicates: Sequence[str],
     groups: Sequence[GivenPairs],
 ) -> Tensor:
-    """`[groups, slots, predicates]`: as `RTagger.score_pairs`, of one image `[1, 3, height, width]`.
+    """`[groups, slots, predicates]`: as `RTagger.score_pairs`, of one image `[1, 3, height,
+    width]`.
 
-    The reference repeats the image in a batch of up to 16; one after another they take the same time, not the memory.
+    The reference repeats the image in a batch of up to 16; one after another they take the same
+    time, not the memory.
     """
     features = text_encoder.encode([*objects, *predicates], tagger.tokenizer)
     labels = LabelFeatures(features.unsqueeze(0), len(objects))
     with as_the_reference():
-        outputs = [tagger(pixels, None, labels, [group]).final.relation_logits.sigmoid() for group in groups]
+        outputs = [
+            tagger(pixels, None, labels, [group]).final.relation_logits.sigmoid()
+            for group in groups
+        ]
     return torch.cat(outputs)

@@ -21,12 +21,18 @@ FILES = ("Dockerfile", "Dockerfile.gpu")
 def steps(text: str) -> list[tuple[str, str]]:
     """Instruction and arguments, line continuations joined."""
     lines = re.sub(r"\\\n", " ", text).splitlines()
-    return [(line.split(" ", 1)[0], line.split(" ", 1)[1]) for line in lines if re.match(r"[A-Z]+ ", line)]
+    return [
+        (line.split(" ", 1)[0], line.split(" ", 1)[1])
+        for line in lines
+        if re.match(r"[A-Z]+ ", line)
+    ]
 
 
 def harmless(command: str, system: Path) -> str:
     """The command without what would change the machine."""
-    command = command.replace("apt-get update", "true").replace("rm -rf /var/lib/apt/lists/*", "true")
+    command = command.replace("apt-get update", "true").replace(
+        "rm -rf /var/lib/apt/lists/*", "true"
+    )
     command = command.replace("apt-get install", "apt-get install --simulate")
     command = command.replace("useradd ", f"useradd --prefix {system} ")
     return command.replace(" /data", f" {system}/data")

@@ -1,4 +1,6 @@
-"""The commit of the code that makes a result, and whether code that decides results changed since."""
+"""The commit of the code that makes a result, and whether code that decides results changed
+since.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ CODE = (  # what decides a result, beside its settings
 
 @cache
 def commit() -> str | None:
-    """The commit of this clone, with a "+" if its code has been changed since; None outside a clone."""
+    """The commit of this clone, with a "+" if its code has been changed since; None outside a
+    clone.
+    """
     head = _git("rev-parse", "--short=10", "HEAD")
     return head and head.strip() + ("+" if _git("status", "--porcelain", "--", *CODE) else "")
 

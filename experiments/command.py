@@ -12,7 +12,9 @@ from sgpipe.utils import console
 
 
 def run_command(function: Callable[..., None]) -> None:
-    """Run a function as a command (`python -m MODULE`): options from the command line, errors as one line."""
+    """Run a function as a command (`python -m MODULE`): options from the command line, errors as
+    one line.
+    """
     try:
         typer.run(function)
     except UserError as error:

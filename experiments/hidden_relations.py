@@ -1,8 +1,8 @@
 """Relations that are hidden and found again: `python -m experiments.hidden_relations FOLDER`.
 
-Half of the relations of miniworld images, whose ground truth is exact, are hidden, and `generate --extend` completes
-the rest. A relation and what says the same ("A next to B", "B next to A") are hidden together: while one is known, the
-other is not missing. Writes benchmarks/results/extend.md.
+Half of the relations of miniworld images, whose ground truth is exact, are hidden, and `generate
+--extend` completes the rest. A relation and what says the same ("A next to B", "B next to A") are
+hidden together: while one is known, the other is not missing. Writes benchmarks/results/extend.md.
 """
 
 from __future__ import annotations
@@ -31,26 +31,52 @@ from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, progress
 
 PAGE = Path(__file__).parents[1] / "benchmarks" / "results" / "extend.md"
-COUNT, NAMES, SEED = 500, 500, 33
+COUNT = 500
+NAMES = 500
+SEED = 33
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-RECALL, PRECISION = 0.7, 0.9
+RECALL = 0.7
+PRECISION = 0.9
 EQUIVALENTS = load_equivalents(None)
 Graph = dict[str, Any]
 Key = tuple[Any, ...]
 
 _ADJECTIVES = (
-    *("small", "large", "old", "young", "red", "blue", "green", "white", "black", "brown", "tall", "little", "big"),
+    *(
+        "small",
+        "large",
+        "old",
+        "young",
+        "red",
+        "blue",
+        "green",
+        "white",
+        "black",
+        "brown",
+        "tall",
+        "little",
+        "big",
+    ),
     *("tiny", "dark", "light", "grey", "orange", "pretty", "dirty"),
 )
 
 
 def free_names() -> Mapping[str, list[str]]:
-    """Return `NAMES` names by class, as people write them: the nouns of captions, alone and with an adjective."""
+    """Return `NAMES` names by class, as people write them: the nouns of captions, alone and with an
+    adjective.
+    """
     people = [noun for kind in ("man", "woman", "boy", "girl") for noun in NOUNS[kind]]
     classes = load_recipe("miniworld").detect.classes or ()
-    nouns = {each: list(dict.fromkeys(people if each == "person" else NOUNS.get(each, (each,)))) for each in classes}
+    nouns = {
+        each: list(dict.fromkeys(people if each == "person" else NOUNS.get(each, (each,))))
+        for each in classes
+    }
     names = {each: list(own) for each, own in nouns.items()}
-    described = [(each, f"{word} {noun}") for word, each in product(_ADJECTIVES, classes) for noun in nouns[each]]
+    described = [
+        (each, f"{word} {noun}")
+        for word, each in product(_ADJECTIVES, classes)
+        for noun in nouns[each]
+    ]
     for each, name in described[: NAMES - sum(map(len, names.values()))]:
         names[each].append(name)
     return names
@@ -70,7 +96,9 @@ def half_of(graphs: list[Graph], rng: random.Random) -> list[Graph]:
 
 
 class Found(NamedTuple):
-    """What an extended run has: `hidden` and `true` keys, and the confidence and key of what was added."""
+    """What an extended run has: `hidden` and `true` keys, and the confidence and key of what was
+    added.
+    """
 
     images: int
     known: int
@@ -79,19 +107,26 @@ class Found(NamedTuple):
     added: list[tuple[float, Key]]
 
     def at(self, threshold: float) -> tuple[int, float, float]:
-        """Return how many of the added relations reach a confidence, their precision, and the recall of the hidden."""
+        """Return how many of the added relations reach a confidence, their precision, and the
+        recall of the hidden.
+        """
         keys = [key for confidence, key in self.added if confidence >= threshold]
         precision = sum(key in self.true for key in keys) / max(len(keys), 1)
         return len(keys), precision, len(self.hidden.intersection(keys)) / len(self.hidden)
 
 
 def compare(truth: Path, half: Path, extended: Path) -> Found:
-    """Compare an extended run with the ground truth. Raises AssertionError: a known one changed or is said again."""
+    """Compare an extended run with the ground truth. Raises AssertionError: a known one changed or
+    is said again.
+    """
 
     def key(record: Record, each: Relation) -> Key:
         return (record.image_id, *EQUIVALENTS.key(each.subject, each.predicate, each.object))
 
-    true, known, added, images = set[Key](), set[Key](), list[tuple[float, Key]](), 0
+    true = set[Key]()
+    known = set[Key]()
+    added = list[tuple[float, Key]]()
+    images = 0
     relations = 0
     for whole, before, after in zip(*map(iter_records, (truth, half, extended)), strict=True):
         new = after.relations[len(before.relations) :]
@@ -99,7 +134,9 @@ def compare(truth: Path, half: Path, extended: Path) -> Found:
         assert after.objects == before.objects, after.image_id
         said = {key(before, each) for each in before.relations}
         assert not said.intersection(key(after, each) for each in new), after.image_id
-        assert all(each.confidence is not None and each.origin == "tagger" for each in new), after.image_id
+        assert all(each.confidence is not None and each.origin == "tagger" for each in new), (
+            after.image_id
+        )
         true |= {key(whole, each) for each in whole.relations}
         known |= said
         added += [(each.confidence or 0, key(after, each)) for each in new]
@@ -110,7 +147,8 @@ def compare(truth: Path, half: Path, extended: Path) -> Found:
 
 def measure(folder: Path, name: str, graphs: list[Graph], settings: Mapping[str, Any]) -> Found:
     """Hide half of the graphs, extend the rest with the packaged models, and compare."""
-    images, place = folder / "drawn" / IMAGES, folder / name
+    images = folder / "drawn" / IMAGES
+    place = folder / name
     place.mkdir(exist_ok=True)
     for part, content in (("truth", graphs), ("half", half_of(graphs, random.Random(SEED)))):
         write_text(place / f"{part}.json", json.dumps(content))
@@ -125,27 +163,43 @@ def section(title: str, found: Found) -> str:
     levels = [(threshold, *found.at(threshold)) for threshold in THRESHOLDS]
     table = markdown_table(
         [["confidence ≥", "added", "precision", "hidden ones found"]]
-        + [[f"{at:g}", f"{number:,}", f"{right:.1%}", f"{share:.1%}"] for at, number, right, share in levels]
+        + [
+            [f"{at:g}", f"{number:,}", f"{right:.1%}", f"{share:.1%}"]
+            for at, number, right, share in levels
+        ]
     )
     reached = [at for at, _, right, share in levels if right >= PRECISION and share >= RECALL]
-    found_at = f"at confidence {', '.join(f'{at:g}' for at in reached)}" if reached else "at none of these confidences"
+    found_at = (
+        f"at confidence {', '.join(f'{at:g}' for at in reached)}"
+        if reached
+        else "at none of these confidences"
+    )
     return (
-        f"## {title}\n\n{found.images:,} images: {found.known:,} known relations, all kept bit for bit; "
-        f"{len(found.hidden):,} hidden. Nothing known was proposed again under another name.\n\n{table}\n\n"
-        f"Recall of at least {RECALL:.0%} at a precision of at least {PRECISION:.0%}: {found_at}.\n"
+        f"## {title}\n\n{found.images:,} images: {found.known:,} known relations, all kept bit for"
+        f" bit; {len(found.hidden):,} hidden. Nothing known was proposed again under another"
+        f" name.\n\n{table}\n\nRecall of at least {RECALL:.0%} at a precision of at least"
+        f" {PRECISION:.0%}: {found_at}.\n"
     )
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Folder for images and runs; what is there is resumed.")],
+    folder: Annotated[
+        Path, typer.Argument(help="Folder for images and runs; what is there is resumed.")
+    ],
     count: Annotated[int, typer.Option(help="Images.")] = COUNT,
 ) -> None:
-    """Hide half of the relations of the miniworld, extend the rest, and count what is found again."""
+    """Hide half of the relations of the miniworld, extend the rest, and count what is found
+    again.
+    """
     began = time.process_time()
     render_dataset(folder / "drawn", count, SEED, "val")
     graphs: list[Graph] = json.loads((folder / "drawn" / SCENE_GRAPHS).read_text(encoding="utf-8"))
-    rng, names = random.Random(SEED), free_names()
-    renamed = [{**g, "objects": [{**o, "names": rng.choice(names[o["names"]])} for o in g["objects"]]} for g in graphs]
+    rng = random.Random(SEED)
+    names = free_names()
+    renamed = [
+        {**g, "objects": [{**o, "names": rng.choice(names[o["names"]])} for o in g["objects"]]}
+        for g in graphs
+    ]
     used = {thing["names"] for graph in renamed for thing in graph["objects"]}
     few = {"tag.vocabulary": "image"}
     sections = [
@@ -157,10 +211,11 @@ def main(
     ]  # fmt: skip
     write_text(
         PAGE,
-        f"# Hidden relations\n\n`python -m experiments.hidden_relations FOLDER` (seed {SEED}) hides half of what is "
-        "true in images of the miniworld's val split and\nextends the rest with the packaged captioner and tagger, by "
-        "the given boxes. Precision: share of the added relations that\nare true. A relation counts as found if the "
-        'run says the same, also from the other end ("A behind B", "B in front of A").\n\n' + "\n".join(sections),
+        f"# Hidden relations\n\n`python -m experiments.hidden_relations FOLDER` (seed {SEED}) hides"
+        " half of what is true in images of the miniworld's val split and\nextends the rest with"
+        " the packaged captioner and tagger, by the given boxes. Precision: share of the added"
+        " relations that\nare true. A relation counts as found if the run says the same, also from"
+        ' the other end ("A behind B", "B in front of A").\n\n' + "\n".join(sections),
     )
     typer.echo(f"wrote {PAGE} ({time.process_time() - began:.0f} CPU-seconds in this process)")
 

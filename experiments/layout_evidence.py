@@ -1,7 +1,8 @@
-"""How captions count beside the layout model: logistic coefficients, fitted on images with annotated interactions.
+"""How captions count beside the layout model: logistic coefficients, fitted on images with
+annotated interactions.
 
-`python -m experiments.photographs --evidence` fits them and writes them beside the packaged weights, with the figures
-of `tag.method: layout` on the same images by cross-validation.
+`python -m experiments.photographs --evidence` fits them and writes them beside the packaged
+weights, with the figures of `tag.method: layout` on the same images by cross-validation.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ def fit_evidence(
     Args:
         model: the layout model
         truth: the images with annotated relations
-        labelled: the same images with candidates of the pair stage, once for each number of captions
+        labelled: the same images with candidates of the pair stage, once for each number of
+            captions
     """
     folds = fold_numbers(len(truth))
     pair_rows: list[tuple[int, list[float]]] = []
@@ -58,14 +60,21 @@ def fit_evidence(
             pair_rows += [(fold, row) for row in pairs]
             predicate_rows += [(fold, row) for row in predicates]
     excluded = (*range(FOLDS), None)
-    return [CaptionEvidence(_fit_pairs(pair_rows, fold), _fit_predicates(predicate_rows, fold)) for fold in excluded]
+    return [
+        CaptionEvidence(_fit_pairs(pair_rows, fold), _fit_predicates(predicate_rows, fold))
+        for fold in excluded
+    ]
 
 
 def _rows(annotated: Record, candidates: Candidates) -> tuple[list[list[float]], list[list[float]]]:
-    """Return rows of pairs (log odds, related, whether they interact) and of predicates of pairs that do (…)."""
+    """Return rows of pairs (log odds, related, whether they interact) and of predicates of pairs
+    that do (…).
+    """
     verbs: dict[tuple[int, int], set[str]] = {}
     for relation in annotated.relations:
-        verbs.setdefault((relation.subject, relation.object), set()).add(predicate_lemma(relation.predicate))
+        verbs.setdefault((relation.subject, relation.object), set()).add(
+            predicate_lemma(relation.predicate)
+        )
     interacts = log_odds(candidates.interacts)
     predicate_odds = log_odds(np.nan_to_num(candidates.says, nan=0.5))
     pairs: dict[tuple[int, int], list[float]] = {}
@@ -83,13 +92,19 @@ def _rows(annotated: Record, candidates: Candidates) -> tuple[list[list[float]],
     return list(pairs.values()), predicates
 
 
-def _fit_pairs(rows: Sequence[tuple[int, list[float]]], excluded: int | None) -> tuple[float, float, float]:
+def _fit_pairs(
+    rows: Sequence[tuple[int, list[float]]], excluded: int | None
+) -> tuple[float, float, float]:
     odds, related, interacts = _columns(rows, excluded)
-    offset, slope, addition = _logistic(np.stack([np.ones_like(odds), odds, related], 1), interacts, [0, 1, 0])
+    offset, slope, addition = _logistic(
+        np.stack([np.ones_like(odds), odds, related], 1), interacts, [0, 1, 0]
+    )
     return offset, slope, addition
 
 
-def _fit_predicates(rows: Sequence[tuple[int, list[float]]], excluded: int | None) -> tuple[float, float, float, float]:
+def _fit_predicates(
+    rows: Sequence[tuple[int, list[float]]], excluded: int | None
+) -> tuple[float, float, float, float]:
     odds, stated, holds = _columns(rows, excluded)
     columns = np.stack([np.ones_like(odds), odds * (1 - stated), stated, odds * stated], 1)
     offset, slope, addition, stated_slope = _logistic(columns, holds, [0, 1, 0, 1])
@@ -114,14 +129,21 @@ def _logistic(columns: Floats, labels: Floats, default: Sequence[float]) -> list
     return [round(value, 4) for value in minimize(loss, start).x.tolist()]
 
 
-def write_evidence(folder: Path, evidence: CaptionEvidence, images: int, figures: dict[str, Any]) -> None:
-    """Write coefficients beside the weights of a model, with where they come from and what was measured."""
+def write_evidence(
+    folder: Path, evidence: CaptionEvidence, images: int, figures: dict[str, Any]
+) -> None:
+    """Write coefficients beside the weights of a model, with where they come from and what was
+    measured.
+    """
     (folder / FILE).unlink(missing_ok=True)
     values = {
         "pair": evidence.pair,
         "predicate": evidence.predicate,
         "made_by": "python -m experiments.photographs --evidence",
-        "data": f"{images} COCO photographs of V-COCO's test set with 5 human captions each, the dev half",
+        "data": (
+            f"{images} COCO photographs of V-COCO's test set with 5 human captions each, the dev"
+            " half"
+        ),
         "weights": model_sha256(str(folder)),
         "figures": figures,
     }

@@ -11,7 +11,14 @@ from sgpipe.records import Box, Record, Relation
 from sgpipe.stats.certify import continue_plan
 from sgpipe.stats.plans import draw
 from sgpipe.storage.index import Index
-from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog, RelationKey, SamplingPlan, utc_now
+from sgpipe.storage.judgements import (
+    JUDGEMENTS,
+    Judgement,
+    JudgementLog,
+    RelationKey,
+    SamplingPlan,
+    utc_now,
+)
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import ground_truth_of
 from sgpipe.storage.shards import iter_records
@@ -30,8 +37,11 @@ def statements_of(record: Record) -> frozenset[Statement]:
 
 
 def statement_of(record: Record, relation: Relation) -> Statement:
-    """A relation by the classes and the rounded boxes of its objects, whose order may differ between shards."""
-    subject, object_ = record.objects[relation.subject], record.objects[relation.object]
+    """A relation by the classes and the rounded boxes of its objects, whose order may differ
+    between shards.
+    """
+    subject = record.objects[relation.subject]
+    object_ = record.objects[relation.object]
     return (*_named(subject), predicate_lemma(relation.predicate), *_named(object_))
 
 
@@ -44,10 +54,13 @@ def truth_of(run: Path) -> tuple[dict[RelationKey, bool], dict[RelationKey, floa
     truth = ground_truth_of(run)
     assert truth is not None
     stated = {record.image_id: statements_of(record) for record in iter_records(truth.relations)}
-    right, confidence = dict[RelationKey, bool](), dict[RelationKey, float]()
+    right = dict[RelationKey, bool]()
+    confidence = dict[RelationKey, float]()
     for record in iter_records(run):
         for each in record.relations:
-            key = RelationKey(record.split, record.image_id, each.subject, each.object, each.predicate)
+            key = RelationKey(
+                record.split, record.image_id, each.subject, each.object, each.predicate
+            )
             right[key] = statement_of(record, each) in stated.get(record.image_id, frozenset())
             confidence[key] = max(each.confidence or 0.0, confidence.get(key, 0.0))
     return right, confidence
@@ -58,19 +71,30 @@ def open_log(run: Path) -> JudgementLog:
 
 
 def answer_plans(run: Path, right: Mapping[RelationKey, bool], slips: float, most: int) -> int:
-    """Answer open questions of the plans of a run, until there are `most` answers; return how many there are."""
+    """Answer open questions of the plans of a run, until there are `most` answers; return how many
+    there are.
+    """
     log = open_log(run)
-    questions = [(question.key, plan.plan) for plan in log.plans.values() for question in plan.questions]
+    questions = [
+        (question.key, plan.plan) for plan in log.plans.values() for question in plan.questions
+    ]
     done = sum(len(log.judged(plan)) for plan in log.plans)
     for key, plan in questions[done:most]:
         _answer(log, key, right[key], slips, plan)
     return max(done, min(most, len(questions)))
 
 
-def _answer(log: JudgementLog, key: RelationKey, right: bool, slips: float, plan: str | None) -> None:
+def _answer(
+    log: JudgementLog, key: RelationKey, right: bool, slips: float, plan: str | None
+) -> None:
     slip = random.Random(f"{slips} {key}").random() < slips
     values = {"id": fingerprint({"plan": plan, "key": key}), "at": "", "by": "simulated"}
-    said = {"run": log.fingerprint, "plan": plan, **key._asdict(), "judgement": "right" if right != slip else "wrong"}
+    said = {
+        "run": log.fingerprint,
+        "plan": plan,
+        **key._asdict(),
+        "judgement": "right" if right != slip else "wrong",
+    }
     log.append(Judgement.model_validate({**values, **said}))
 
 
@@ -78,8 +102,8 @@ def judge(run: Path, ask: Ask, answers: int, slips: float, seed: int) -> None:
     """Let people give this number of answers about a run.
 
     Args:
-        ask: random: a plan by bands of confidence; uncertain: about confidences nearest to 0.5; certificate: by the
-            rounds of one for `CERTIFIED`, as far as there are any.
+        ask: random: a plan by bands of confidence; uncertain: about confidences nearest to 0.5;
+            certificate: by the rounds of one for `CERTIFIED`, as far as there are any.
         slips: share of the answers that are turned round.
     """
     right, confidence = truth_of(run)
@@ -90,7 +114,9 @@ def judge(run: Path, ask: Ask, answers: int, slips: float, seed: int) -> None:
         return
     if ask == "random":
         index = Index(run)
-        strata, questions = draw(index.rows, *select_relations(index, Filters()), "bands", answers, seed)
+        strata, questions = draw(
+            index.rows, *select_relations(index, Filters()), "bands", answers, seed
+        )
         index.close()
         plan = {
             "plan": "random",

@@ -32,7 +32,8 @@ def label(
     """Label images by their first captions and the triplets of these.
 
     Args:
-        evidence: with the method layout, how captions count in each image; none: as beside the weights
+        evidence: with the method layout, how captions count in each image; none: as beside the
+            weights
     """
     config = PairConfig(candidates=candidates, loose=loose)
     paired = pair_images(parsed, classes, captions, config)
@@ -46,7 +47,9 @@ def label(
     return paired
 
 
-def pair_images(parsed: Sequence[Record], classes: Sequence[str], captions: int, config: PairConfig) -> list[Record]:
+def pair_images(
+    parsed: Sequence[Record], classes: Sequence[str], captions: int, config: PairConfig
+) -> list[Record]:
     """Return the images with candidates by their first captions."""
     stage = (LayoutPairStage if config.layout else PairStage)(config, "coco", classes)
     stage.setup()
@@ -54,7 +57,9 @@ def pair_images(parsed: Sequence[Record], classes: Sequence[str], captions: int,
         replace(
             record,
             captions=record.captions[:captions],
-            triplets=[replace(triplet) for triplet in record.triplets if triplet.caption < captions],
+            triplets=[
+                replace(triplet) for triplet in record.triplets if triplet.caption < captions
+            ],
             relations=[],
             mentions=None,
             left_out={},
@@ -67,6 +72,9 @@ def pair_images(parsed: Sequence[Record], classes: Sequence[str], captions: int,
 def confident(labelled: Sequence[Record], confidence: float) -> list[Record]:
     """Return images with the relations of at least this confidence."""
     return [
-        replace(record, relations=[one for one in record.relations if (one.confidence or 0) >= confidence])
+        replace(
+            record,
+            relations=[one for one in record.relations if (one.confidence or 0) >= confidence],
+        )
         for record in labelled
     ]

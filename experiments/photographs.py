@@ -1,8 +1,10 @@
-"""Figures on photographs: `python -m experiments.photographs [FOLDER]` writes benchmarks/results/photographs.md.
+"""Figures on photographs: `python -m experiments.photographs [FOLDER]` writes
+benchmarks/results/photographs.md.
 
-Human captions and boxes are labelled by the stages of `sgpipe generate` with `tag.method` all, overlap or layout, which
-look at no pixels, and compared with annotated human interactions. The boxes are those of the annotations, so nothing
-has to be matched: a pair is found if the same two boxes are labelled.
+Human captions and boxes are labelled by the stages of `sgpipe generate` with `tag.method` all,
+overlap or layout, which look at no pixels, and compared with annotated human interactions. The
+boxes are those of the annotations, so nothing has to be matched: a pair is found if the same two
+boxes are labelled.
 """
 
 from __future__ import annotations
@@ -57,7 +59,18 @@ CONFIDENCE = 0.5  # of the layout model's relations that the tables count
 CONFIDENCES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 # Columns of counts `[images, columns]`, and the measures that are a ratio of two of them.
-FOUND, ANNOTATED, LABELLED, IN_SCOPE, VERBS_FOUND, VERBS, BETWEEN_FOUND, BETWEEN, STATED_FOUND, STATED = range(10)
+(
+    FOUND,
+    ANNOTATED,
+    LABELLED,
+    IN_SCOPE,
+    VERBS_FOUND,
+    VERBS,
+    BETWEEN_FOUND,
+    BETWEEN,
+    STATED_FOUND,
+    STATED,
+) = range(10)
 MEASURES = {
     "pairs found": (FOUND, ANNOTATED),
     "precision": (FOUND, LABELLED),
@@ -69,228 +82,7 @@ MEASURES = {
 REASONS = ("class not named", "in no triplet", "never in one triplet")
 
 
-@dataclass(frozen=True)
-class Photographs:
-    """Images with boxes, captions and annotated relations; classes: those that a box can have."""
-
-    records: list[Record]
-    classes: tuple[str, ...]
-
-    @property
-    def captions(self) -> int:
-        """The most captions of an image."""
-        return max(len(record.captions) for record in self.records)
-
-    @property
-    def subjects(self) -> set[str]:
-        """The classes of annotated subjects: in V-COCO persons."""
-        return {record.objects[one.subject].category for record in self.records for one in record.relations}
-
-
-def read_photographs(instances: Path, captions: Path, truth: Path) -> Photographs:
-    """Read COCO instances and captions, and relations between annotations of the instances file.
-
-    Args:
-        truth: `[{"image_id", "subject_id", "predicate", "object_id"}]`, ids of images and annotations. Images without
-            any are left out: nobody may have annotated them.
-
-    Raises UserError: a file is missing or of another format, or they do not belong together.
-    """
-    annotated, numbers = load_coco_instances(instances), dict[str, int]()
-    for _, row in JsonStream(truth):
-        try:
-            number = numbers.setdefault(fields.text(row, "predicate"), len(numbers))
-            annotated.add_relation(row | {"predicate_id": number})
-        except FieldError as error:
-            raise UserError(f"{truth}: {error}; expected rows of image_id, subject_id, predicate, object_id") from None
-    if not annotated.relations:
-        raise UserError(f"{truth} has no relations")
-    if unknown := annotated.relations.keys() - annotated.position.keys():
-        raise UserError(f"{truth}: image {min(unknown)} is not in {instances}: give the instances of the same images")
-    names = {number: name for name, number in numbers.items()}
-    records = []
-    for image, record in zip(annotated.position, coco_source(instances, "all", captions).read(Counter()), strict=True):
-        if image not in annotated.relations:
-            continue
-        if not record.ok:
-            raise UserError(f"{instances}: image {image}: {record.error}")
-        try:
-            record.relations = annotated.related(image, annotated.boxes_of(image), names)
-        except FieldError as error:
-            raise UserError(f"{truth}: image {image}: {error}") from None
-        clip_objects(record, Counter())
-        records.append(record)
-    if not any(record.captions for record in records):
-        raise UserError(f"{captions} has no captions of the images in {instances}")
-    return Photographs(records, tuple(annotated.categories.values()))
-
-
-def parse_captions(photographs: Photographs, parser: Parser) -> list[Record]:
-    """Return the images with the triplets of all their captions."""
-    stage = ParseStage(ParseConfig(parser=parser))
-    stage.setup()
-    return stage([replace(record) for record in photographs.records])
-
-
-def _verbs(record: Record) -> dict[tuple[int, int], set[str]]:
-    """The lemmas of the predicates of each related pair."""
-    verbs: dict[tuple[int, int], set[str]] = {}
-    for relation in record.relations:
-        verbs.setdefault((relation.subject, relation.object), set()).add(predicate_lemma(relation.predicate))
-    return verbs
-
-
-def says_any(lemmas: set[str], verbs: Iterable[str]) -> bool:
-    """Return whether one of the lemmas says one of the verbs."""
-    return any(says(lemmas, verb) for verb in verbs)
-
-
-def count_found(photographs: Photographs, labelled: Sequence[Record]) -> Array:
-    """Compare labels with the annotations: `[images, 10]`, see `MEASURES`; `BETWEEN`: pairs between subjects.
-
-    Stated verbs are those of pairs in scope that say one that V-COCO annotates.
-    """
-    subjects, counts = photographs.subjects, []
-    for truth, record in zip(photographs.records, labelled, strict=True):
-        annotated, stated = _verbs(truth), _verbs(record)
-        ends = {pair: [truth.objects[index].category in subjects for index in pair] for pair in stated}
-        between = {pair for pair, own in ends.items() if all(own)}
-        verbs = [(pair, verb) for pair, own in annotated.items() for verb in own]
-        in_scope = [pair for pair, own in ends.items() if own[0]]
-        sayings = [(pair, lemma) for pair in in_scope for lemma in stated[pair] if says_any({lemma}, EQUIVALENTS)]
-        counts.append(
-            (
-                len(annotated.keys() & stated.keys()),
-                len(annotated),
-                len(stated),
-                sum(own[0] for own in ends.values()),
-                sum(says(stated.get(pair, set()), verb) for pair, verb in verbs),
-                len(verbs),
-                len(annotated.keys() & between),
-                len(between),
-                sum(says_any({lemma}, annotated.get(pair, ())) for pair, lemma in sayings),
-                len(sayings),
-            )
-        )
-    return np.array(counts)
-
-
-def compare(photographs: Photographs, first: Array, second: Array) -> Mapping[str, Difference]:
-    """The measures of two counts with 95% intervals, and of their difference, by half samples of the images."""
-    names = [record.image_id for record in photographs.records]
-
-    def resampling(counts: Array) -> Resampling:
-        def summary(occurrences: Array) -> dict[str, float]:
-            sums = (occurrences @ counts).tolist()
-            return {name: sums[part] / (sums[whole] or np.nan) for name, (part, whole) in MEASURES.items()}
-
-        return Resampling(names, summary)
-
-    return compare_paired(resampling(first), resampling(second)).measures
-
-
-@dataclass(frozen=True)
-class Bound:
-    """How many annotated pairs captions can lead to.
-
-    named, together: of pairs, those whose two classes captions name, and name in one caption. missed: the others that
-    were not found, by `REASONS`. apart: of those never in one triplet, those that no caption names together.
-    unnamed: pairs by the class that no caption names.
-    """
-
-    named: int
-    together: int
-    missed: Counter[str]
-    apart: int
-    unnamed: Counter[str]
-
-
-def bound_by_captions(photographs: Photographs, labelled: Sequence[Record], captions: int) -> Bound:
-    """Why annotated pairs are not among the labels.
-
-    A word of a caption names the classes that it would in a phrase; what a caption implies, it names, too.
-    """
-    matcher = HeadMatcher(packaged_synonyms("coco"), photographs.classes, loose_words())
-    named = together = apart = 0
-    missed, unnamed = Counter[str](), Counter[str]()
-    for truth, record in zip(photographs.records, labelled, strict=True):
-        texts = [caption.text for caption in record.captions[:captions]]
-        classes = [{name for word in split_words(text) for name in matcher.classes(text, word)} for text in texts]
-        implied = implied_triplets(record)
-        for one in implied:
-            classes[one.caption].add(one.object)
-        anywhere = set().union(*classes)
-        in_triplets = {
-            each for one in (*record.triplets, *implied) for each in (one.subject_category, one.object_category)
-        }
-        found = _verbs(record).keys()
-        for pair in _verbs(truth):
-            ends = {truth.objects[index].category for index in pair}
-            beside = any(ends <= own for own in classes)
-            named += ends <= anywhere
-            together += beside
-            if pair in found:
-                continue
-            reason = REASONS[0 if not ends <= anywhere else 1 if not ends <= in_triplets else 2]
-            missed[reason] += 1
-            unnamed.update(ends - anywhere)
-            apart += reason == REASONS[2] and not beside
-    return Bound(named, together, missed, apart, unnamed)
-
-
 Key = tuple[Parser, Candidates, Method, int]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Counts and labels of every combination, and the bounds of `all` with `captions` by parser and captions.
-
-    parsed: the images with the triplets of the rules.
-    evidence: how captions count beside the layout model, fitted on all images; `labelled` without those of a fold.
-    by_layout: all images labelled by the layout model with all captions, whatever the confidence, by candidates.
-    """
-
-    parsed: list[Record]
-    evidence: CaptionEvidence
-    by_layout: Mapping[Candidates, list[Record]]
-    counts: Mapping[Key, Array]
-    labelled: Mapping[Key, list[Record]]
-    bounds: Mapping[tuple[Parser, int], Bound]
-
-    def total(self, column: int, *key: Any) -> int:
-        return int(self.counts[key][:, column].sum())
-
-
-def measure(photographs: Photographs) -> Measured:
-    """Label the images in every way. Raises UserError: a parser cannot be loaded."""
-    labelled: dict[Key, list[Record]] = {}
-    numbers = range(1, photographs.captions + 1)
-    parsed = {parser: parse_captions(photographs, parser) for parser in PARSERS}
-    evidence = fit_on(photographs, parsed["rules"])
-    by_image = [evidence[fold] for fold in fold_numbers(len(photographs.records))]
-    for parser, (candidates, method), number in product(PARSERS, WAYS, numbers):
-        records = label(parsed[parser], photographs.classes, number, candidates, method, evidence=by_image)
-        labelled[parser, candidates, method, number] = confident(records, CONFIDENCE)
-    by_layout = {
-        candidates: label(
-            parsed["rules"], photographs.classes, photographs.captions, candidates, "layout", evidence=by_image
-        )
-        for candidates in LAYOUT_CANDIDATES
-    }
-    counts = {key: count_found(photographs, records) for key, records in labelled.items()}
-    bounds = {
-        (parser, number): bound_by_captions(photographs, labelled[parser, "captions", "all", number], number)
-        for parser, number in product(PARSERS, numbers)
-    }
-    return Measured(parsed["rules"], evidence[FOLDS], by_layout, counts, labelled, bounds)
-
-
-def fit_on(photographs: Photographs, parsed: Sequence[Record]) -> list[CaptionEvidence]:
-    """Fit how captions count, with one to all captions of an image: without each fold's images, then on all."""
-    config = PairConfig(candidates="image")
-    numbers = range(1, photographs.captions + 1)
-    paired = [pair_images(parsed, photographs.classes, number, config) for number in numbers]
-    return fit_evidence(LayoutModel.load(PACKAGED_LAYOUT), photographs.records, paired)
 
 
 LAYOUT_HEAD = """\
@@ -320,6 +112,279 @@ pixel is looked at: these are figures of parsing and pairing, not of a captioner
 """
 
 
+@dataclass(frozen=True)
+class Photographs:
+    """Images with boxes, captions and annotated relations; classes: those that a box can have."""
+
+    records: list[Record]
+    classes: tuple[str, ...]
+
+    @property
+    def captions(self) -> int:
+        """The most captions of an image."""
+        return max(len(record.captions) for record in self.records)
+
+    @property
+    def subjects(self) -> set[str]:
+        """The classes of annotated subjects: in V-COCO persons."""
+        return {
+            record.objects[one.subject].category
+            for record in self.records
+            for one in record.relations
+        }
+
+
+def read_photographs(instances: Path, captions: Path, truth: Path) -> Photographs:
+    """Read COCO instances and captions, and relations between annotations of the instances file.
+
+    Args:
+        truth: `[{"image_id", "subject_id", "predicate", "object_id"}]`, ids of images and
+            annotations. Images without any are left out: nobody may have annotated them.
+
+    Raises UserError: a file is missing or of another format, or they do not belong together.
+    """
+    annotated = load_coco_instances(instances)
+    numbers = dict[str, int]()
+    for _, row in JsonStream(truth):
+        try:
+            number = numbers.setdefault(fields.text(row, "predicate"), len(numbers))
+            annotated.add_relation(row | {"predicate_id": number})
+        except FieldError as error:
+            raise UserError(
+                f"{truth}: {error}; expected rows of image_id, subject_id, predicate, object_id"
+            ) from None
+    if not annotated.relations:
+        raise UserError(f"{truth} has no relations")
+    unknown = annotated.relations.keys() - annotated.position.keys()
+    if unknown:
+        raise UserError(
+            f"{truth}: image {min(unknown)} is not in {instances}: give the instances of the same"
+            " images"
+        )
+    names = {number: name for name, number in numbers.items()}
+    records = []
+    for image, record in zip(
+        annotated.position, coco_source(instances, "all", captions).read(Counter()), strict=True
+    ):
+        if image not in annotated.relations:
+            continue
+        if not record.ok:
+            raise UserError(f"{instances}: image {image}: {record.error}")
+        try:
+            record.relations = annotated.related(image, annotated.boxes_of(image), names)
+        except FieldError as error:
+            raise UserError(f"{truth}: image {image}: {error}") from None
+        clip_objects(record, Counter())
+        records.append(record)
+    if not any(record.captions for record in records):
+        raise UserError(f"{captions} has no captions of the images in {instances}")
+    return Photographs(records, tuple(annotated.categories.values()))
+
+
+def parse_captions(photographs: Photographs, parser: Parser) -> list[Record]:
+    """Return the images with the triplets of all their captions."""
+    stage = ParseStage(ParseConfig(parser=parser))
+    stage.setup()
+    return stage([replace(record) for record in photographs.records])
+
+
+def _verbs(record: Record) -> dict[tuple[int, int], set[str]]:
+    """The lemmas of the predicates of each related pair."""
+    verbs: dict[tuple[int, int], set[str]] = {}
+    for relation in record.relations:
+        verbs.setdefault((relation.subject, relation.object), set()).add(
+            predicate_lemma(relation.predicate)
+        )
+    return verbs
+
+
+def says_any(lemmas: set[str], verbs: Iterable[str]) -> bool:
+    """Return whether one of the lemmas says one of the verbs."""
+    return any(says(lemmas, verb) for verb in verbs)
+
+
+def count_found(photographs: Photographs, labelled: Sequence[Record]) -> Array:
+    """Compare labels with the annotations: `[images, 10]`, see `MEASURES`; `BETWEEN`: pairs between
+    subjects.
+
+    Stated verbs are those of pairs in scope that say one that V-COCO annotates.
+    """
+    subjects = photographs.subjects
+    counts = []
+    for truth, record in zip(photographs.records, labelled, strict=True):
+        annotated = _verbs(truth)
+        stated = _verbs(record)
+        ends = {
+            pair: [truth.objects[index].category in subjects for index in pair] for pair in stated
+        }
+        between = {pair for pair, own in ends.items() if all(own)}
+        verbs = [(pair, verb) for pair, own in annotated.items() for verb in own]
+        in_scope = [pair for pair, own in ends.items() if own[0]]
+        sayings = [
+            (pair, lemma)
+            for pair in in_scope
+            for lemma in stated[pair]
+            if says_any({lemma}, EQUIVALENTS)
+        ]
+        counts.append(
+            (
+                len(annotated.keys() & stated.keys()),
+                len(annotated),
+                len(stated),
+                sum(own[0] for own in ends.values()),
+                sum(says(stated.get(pair, set()), verb) for pair, verb in verbs),
+                len(verbs),
+                len(annotated.keys() & between),
+                len(between),
+                sum(says_any({lemma}, annotated.get(pair, ())) for pair, lemma in sayings),
+                len(sayings),
+            )
+        )
+    return np.array(counts)
+
+
+def compare(photographs: Photographs, first: Array, second: Array) -> Mapping[str, Difference]:
+    """The measures of two counts with 95% intervals, and of their difference, by half samples of
+    the images.
+    """
+    names = [record.image_id for record in photographs.records]
+
+    def resampling(counts: Array) -> Resampling:
+        def summary(occurrences: Array) -> dict[str, float]:
+            sums = (occurrences @ counts).tolist()
+            return {
+                name: sums[part] / (sums[whole] or np.nan)
+                for name, (part, whole) in MEASURES.items()
+            }
+
+        return Resampling(names, summary)
+
+    return compare_paired(resampling(first), resampling(second)).measures
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How many annotated pairs captions can lead to.
+
+    named, together: of pairs, those whose two classes captions name, and name in one caption.
+    missed: the others that were not found, by `REASONS`. apart: of those never in one triplet,
+    those that no caption names together.
+    unnamed: pairs by the class that no caption names.
+    """
+
+    named: int
+    together: int
+    missed: Counter[str]
+    apart: int
+    unnamed: Counter[str]
+
+
+def bound_by_captions(photographs: Photographs, labelled: Sequence[Record], captions: int) -> Bound:
+    """Why annotated pairs are not among the labels.
+
+    A word of a caption names the classes that it would in a phrase; what a caption implies, it
+    names, too.
+    """
+    matcher = HeadMatcher(packaged_synonyms("coco"), photographs.classes, loose_words())
+    named = together = apart = 0
+    missed = Counter[str]()
+    unnamed = Counter[str]()
+    for truth, record in zip(photographs.records, labelled, strict=True):
+        texts = [caption.text for caption in record.captions[:captions]]
+        classes = [
+            {name for word in split_words(text) for name in matcher.classes(text, word)}
+            for text in texts
+        ]
+        implied = implied_triplets(record)
+        for one in implied:
+            classes[one.caption].add(one.object)
+        anywhere = set().union(*classes)
+        in_triplets = {
+            each
+            for one in (*record.triplets, *implied)
+            for each in (one.subject_category, one.object_category)
+        }
+        found = _verbs(record).keys()
+        for pair in _verbs(truth):
+            ends = {truth.objects[index].category for index in pair}
+            beside = any(ends <= own for own in classes)
+            named += ends <= anywhere
+            together += beside
+            if pair in found:
+                continue
+            reason = REASONS[0 if not ends <= anywhere else 1 if not ends <= in_triplets else 2]
+            missed[reason] += 1
+            unnamed.update(ends - anywhere)
+            apart += reason == REASONS[2] and not beside
+    return Bound(named, together, missed, apart, unnamed)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Counts and labels of every combination, and the bounds of `all` with `captions` by parser and
+    captions.
+
+    parsed: the images with the triplets of the rules.
+    evidence: how captions count beside the layout model, fitted on all images; `labelled` without
+    those of a fold.
+    by_layout: all images labelled by the layout model with all captions, whatever the confidence,
+    by candidates.
+    """
+
+    parsed: list[Record]
+    evidence: CaptionEvidence
+    by_layout: Mapping[Candidates, list[Record]]
+    counts: Mapping[Key, Array]
+    labelled: Mapping[Key, list[Record]]
+    bounds: Mapping[tuple[Parser, int], Bound]
+
+    def total(self, column: int, *key: Any) -> int:
+        return int(self.counts[key][:, column].sum())
+
+
+def measure(photographs: Photographs) -> Measured:
+    """Label the images in every way. Raises UserError: a parser cannot be loaded."""
+    labelled: dict[Key, list[Record]] = {}
+    numbers = range(1, photographs.captions + 1)
+    parsed = {parser: parse_captions(photographs, parser) for parser in PARSERS}
+    evidence = fit_on(photographs, parsed["rules"])
+    by_image = [evidence[fold] for fold in fold_numbers(len(photographs.records))]
+    for parser, (candidates, method), number in product(PARSERS, WAYS, numbers):
+        records = label(
+            parsed[parser], photographs.classes, number, candidates, method, evidence=by_image
+        )
+        labelled[parser, candidates, method, number] = confident(records, CONFIDENCE)
+    by_layout = {
+        candidates: label(
+            parsed["rules"],
+            photographs.classes,
+            photographs.captions,
+            candidates,
+            "layout",
+            evidence=by_image,
+        )
+        for candidates in LAYOUT_CANDIDATES
+    }
+    counts = {key: count_found(photographs, records) for key, records in labelled.items()}
+    bounds = {
+        (parser, number): bound_by_captions(
+            photographs, labelled[parser, "captions", "all", number], number
+        )
+        for parser, number in product(PARSERS, numbers)
+    }
+    return Measured(parsed["rules"], evidence[FOLDS], by_layout, counts, labelled, bounds)
+
+
+def fit_on(photographs: Photographs, parsed: Sequence[Record]) -> list[CaptionEvidence]:
+    """Fit how captions count, with one to all captions of an image: without each fold's images,
+    then on all.
+    """
+    config = PairConfig(candidates="image")
+    numbers = range(1, photographs.captions + 1)
+    paired = [pair_images(parsed, photographs.classes, number, config) for number in numbers]
+    return fit_evidence(LayoutModel.load(PACKAGED_LAYOUT), photographs.records, paired)
+
+
 def page(photographs: Photographs, measured: Measured) -> str:
     """The page as Markdown."""
     most = photographs.captions
@@ -344,9 +409,13 @@ def page(photographs: Photographs, measured: Measured) -> str:
 def _quality(photographs: Photographs, measured: Measured, most: int) -> list[str]:
     """The tables by parser, candidates, method and number of captions."""
     head = ["candidates", "method", "captions", "parser", *MEASURES]
-    rows, fewer, differences = [head], [head], [["candidates", "method", *MEASURES]]
+    rows = [head]
+    fewer = [head]
+    differences = [["candidates", "method", *MEASURES]]
     for (candidates, method), number in product(WAYS, range(1, most + 1)):
-        sides = [measured.counts[parser, candidates, method, number] for parser in reversed(PARSERS)]
+        sides = [
+            measured.counts[parser, candidates, method, number] for parser in reversed(PARSERS)
+        ]
         measures = compare(photographs, *sides)
         for parser in PARSERS:
             learned = parser == "learned"
@@ -354,9 +423,13 @@ def _quality(photographs: Photographs, measured: Measured, most: int) -> list[st
                 _cell(*((own.value, own.interval) if learned else (own.other, own.other_interval)))
                 for own in measures.values()
             ]
-            (rows if number == most else fewer).append([candidates, method, str(number), parser, *cells])
+            (rows if number == most else fewer).append(
+                [candidates, method, str(number), parser, *cells]
+            )
         if number == most:
-            cells = [_cell(own.difference, own.difference_interval, "+") for own in measures.values()]
+            cells = [
+                _cell(own.difference, own.difference_interval, "+") for own in measures.values()
+            ]
             differences.append([candidates, method, *cells])
     return [
         "## All captions",
@@ -370,33 +443,48 @@ def _quality(photographs: Photographs, measured: Measured, most: int) -> list[st
 
 
 def _by_confidence(photographs: Photographs, measured: Measured) -> list[str]:
-    """The figures of the layout model by the confidence that relations need, and whether it is a probability."""
+    """The figures of the layout model by the confidence that relations need, and whether it is a
+    probability.
+    """
     rows = [["candidates", "confidence", *MEASURES]]
     for candidates, labelled in measured.by_layout.items():
         for confidence in CONFIDENCES:
             counts = count_found(photographs, confident(labelled, confidence))
-            cells = [_cell(own.value, own.interval) for own in compare(photographs, counts, counts).values()]
+            cells = [
+                _cell(own.value, own.interval)
+                for own in compare(photographs, counts, counts).values()
+            ]
             rows.append([candidates, f"{confidence:g}", *cells])
     return [
         "## The layout model",
         LAYOUT_HEAD.format(confidence=f"{CONFIDENCE:g}", folds=FOLDS),
         markdown_table(rows),
-        "Whether confidences are probabilities: relations in scope that say an annotated verb, by their confidence "
-        "(candidates `image`). V-COCO's annotations are not complete, so their share is a lower bound.",
+        (
+            "Whether confidences are probabilities: relations in scope that say an annotated verb,"
+            " by their confidence (candidates `image`). V-COCO's annotations are not complete, so"
+            " their share is a lower bound."
+        ),
         markdown_table(_calibration(photographs, measured.by_layout["image"])),
-        f"How captions count, fitted on all images: pairs {measured.evidence.pair}, predicates "
-        f"{measured.evidence.predicate}; sgpipe/stages/tag/layout/evidence.py says what the numbers are.",
+        (
+            f"How captions count, fitted on all images: pairs {measured.evidence.pair}, predicates"
+            f" {measured.evidence.predicate}; sgpipe/stages/tag/layout/evidence.py says what the"
+            " numbers are."
+        ),
     ]
 
 
 def _calibration(photographs: Photographs, labelled: Sequence[Record]) -> list[list[str]]:
-    """The mean confidence of relations that say an annotated verb, and the share that is annotated, by tenth."""
+    """The mean confidence of relations that say an annotated verb, and the share that is annotated,
+    by tenth.
+    """
     values: dict[int, list[tuple[float, bool]]] = {}
     for truth, record in zip(photographs.records, labelled, strict=True):
         annotated = _verbs(truth)
         for one in record.relations:
             lemma = {predicate_lemma(one.predicate)}
-            if record.objects[one.subject].category in photographs.subjects and says_any(lemma, EQUIVALENTS):
+            if record.objects[one.subject].category in photographs.subjects and says_any(
+                lemma, EQUIVALENTS
+            ):
                 holds = says_any(lemma, annotated.get((one.subject, one.object), ()))
                 tenth = min(int(10 * (one.confidence or 0)), 9)
                 values.setdefault(tenth, []).append((one.confidence or 0, holds))
@@ -404,7 +492,14 @@ def _calibration(photographs: Photographs, labelled: Sequence[Record]) -> list[l
     for tenth in sorted(values):
         confidences, holding = zip(*values[tenth], strict=True)
         mean, share = np.mean(confidences), np.mean(holding)
-        rows.append([f"{tenth / 10:g} to {tenth / 10 + 0.1:g}", str(len(holding)), f"{mean:.1%}", f"{share:.1%}"])
+        rows.append(
+            [
+                f"{tenth / 10:g} to {tenth / 10 + 0.1:g}",
+                str(len(holding)),
+                f"{mean:.1%}",
+                f"{share:.1%}",
+            ]
+        )
     return rows
 
 
@@ -414,13 +509,16 @@ def layout_figures(photographs: Photographs, measured: Measured) -> dict[str, An
     for candidates, labelled in measured.by_layout.items():
         sums = count_found(photographs, confident(labelled, CONFIDENCE)).sum(0).tolist()
         shares[candidates] = {
-            name: round(sums[part] / (sums[whole] or 1), 3) for name, (part, whole) in MEASURES.items()
+            name: round(sums[part] / (sums[whole] or 1), 3)
+            for name, (part, whole) in MEASURES.items()
         }
     return shares
 
 
 def halves(photographs: Photographs) -> dict[str, list[bool]]:
-    """Which images belong to each random half; words and rules were written on half 1 of the 262 default images."""
+    """Which images belong to each random half; words and rules were written on half 1 of the 262
+    default images.
+    """
     names = sorted(record.image_id for record in photographs.records)
     random.Random(32).shuffle(names)
     first = set(names[: len(names) // 2])
@@ -433,22 +531,36 @@ def _loose(photographs: Photographs, measured: Measured, most: int) -> list[str]
     rows = [["images", "method", "captions", "`pair.loose`", *MEASURES]]
     methods: tuple[Method, ...] = ("all", "overlap")
     for number, method in product((1, most), methods):
-        strict = label(measured.parsed, photographs.classes, number, "captions", method, loose=False)
-        sides = [measured.counts["rules", "captions", method, number], count_found(photographs, strict)]
+        strict = label(
+            measured.parsed, photographs.classes, number, "captions", method, loose=False
+        )
+        sides = [
+            measured.counts["rules", "captions", method, number],
+            count_found(photographs, strict),
+        ]
         for name, own in halves(photographs).items():
             part = replace(photographs, records=list(compress(photographs.records, own)))
             measures = compare(part, *(side[own] for side in sides)).values()
             for loose in ("false", "true"):
                 cells = [
-                    _cell(*((one.value, one.interval) if loose == "true" else (one.other, one.other_interval)))
+                    _cell(
+                        *(
+                            (one.value, one.interval)
+                            if loose == "true"
+                            else (one.other, one.other_interval)
+                        )
+                    )
                     for one in measures
                 ]
                 rows.append([name, f"`{method}`", str(number), loose, *cells])
     return [
         "## Words that imply a class",
-        "With `pair.loose` (on by default) words that may stand for a class match it if the image has a box of it "
-        "(beer: a bottle), and captions relate persons to what they imply (a skier: skis). The words were written on "
-        "half 1 of the 262 default images; of any others both halves are new. With the rules, candidates `captions`:",
+        (
+            "With `pair.loose` (on by default) words that may stand for a class match it if the"
+            " image has a box of it (beer: a bottle), and captions relate persons to what they"
+            " imply (a skier: skis). The words were written on half 1 of the 262 default images; of"
+            " any others both halves are new. With the rules, candidates `captions`:"
+        ),
         markdown_table(rows),
     ]
 
@@ -462,10 +574,14 @@ def _by_object(photographs: Photographs, measured: Measured, most: int) -> str:
             for column in (FOUND, IN_SCOPE, BETWEEN_FOUND, BETWEEN)
         )
         texts.append(
-            f"`{method}`: {between_found} of {between}, and {found - between_found} of the other {in_scope - between}"
+            f"`{method}`: {between_found} of {between}, and {found - between_found} of the other"
+            f" {in_scope - between}"
         )
     names = " or ".join(sorted(photographs.subjects))
-    return f"Labelled pairs in scope whose object is a {names}, too, that are annotated (rules): {'; '.join(texts)}."
+    return (
+        f"Labelled pairs in scope whose object is a {names}, too, that are annotated (rules):"
+        f" {'; '.join(texts)}."
+    )
 
 
 def _cell(value: float, interval: tuple[float, float], sign: str = "") -> str:
@@ -475,24 +591,35 @@ def _cell(value: float, interval: tuple[float, float], sign: str = "") -> str:
 
 
 def _bound(photographs: Photographs, measured: Measured, most: int) -> list[str]:
-    """What captions bound, why pairs are missed, and what other candidates and more captions add."""
+    """What captions bound, why pairs are missed, and what other candidates and more captions
+    add.
+    """
     annotated = measured.total(ANNOTATED, "rules", "captions", "all", most)
 
     def share(number: int) -> str:
         return f"{number} ({number / annotated:.1%})"
 
-    columns = ["captions", "both classes named", "in one caption", *(f"found, {parser}" for parser in PARSERS)]
+    columns = [
+        "captions",
+        "both classes named",
+        "in one caption",
+        *(f"found, {parser}" for parser in PARSERS),
+    ]
     rows = [[*columns, "any pair, rules", "any overlapping pair, rules"]]
     for number in range(1, most + 1):
         own = measured.bounds["rules", number]
         found = [measured.total(FOUND, parser, "captions", "all", number) for parser in PARSERS]
-        found += [measured.total(FOUND, "rules", "image", method, number) for method in ("all", "overlap")]
+        found += [
+            measured.total(FOUND, "rules", "image", method, number) for method in ("all", "overlap")
+        ]
         rows.append([str(number), *map(share, (own.named, own.together, *found))])
     why = [["parser", "found", "missed", *REASONS, "of these in no common caption"]]
     for parser in PARSERS:
         own = measured.bounds[parser, most]
         numbers = [measured.total(FOUND, parser, "captions", "all", most), own.missed.total()]
-        why.append([parser, *map(str, (*numbers, *(own.missed[reason] for reason in REASONS), own.apart))])
+        why.append(
+            [parser, *map(str, (*numbers, *(own.missed[reason] for reason in REASONS), own.apart))]
+        )
     unnamed = measured.bounds["rules", most].unnamed
     listed = ", ".join(f"{name} ({number})" for name, number in unnamed.most_common(12))
     image, captions = (
@@ -502,14 +629,21 @@ def _bound(photographs: Photographs, measured: Measured, most: int) -> list[str]
     more = [now - before for now, before in zip(image, captions, strict=True)]
     return [
         "## What captions bound",
-        "Annotated pairs, with `tag.method=all` but for the last column. If captions do not name both classes, "
-        "no parser finds the pair.",
+        (
+            "Annotated pairs, with `tag.method=all` but for the last column. If captions do not"
+            " name both classes, no parser finds the pair."
+        ),
         markdown_table(rows),
-        f"Any pair, instead of those that captions relate, adds {more[0]} annotated pairs among {more[1]} labelled "
-        "ones, each with every predicate of the image: a tagger, or a model asked about each pair, must choose.",
-        f"Why pairs are missed, with candidates `captions` and {most} captions: no caption names one of the classes; "
-        "captions name both, but no triplet has one of them; or triplets have both, but none relates them in this "
-        "order.",
+        (
+            f"Any pair, instead of those that captions relate, adds {more[0]} annotated pairs among"
+            f" {more[1]} labelled ones, each with every predicate of the image: a tagger, or a"
+            " model asked about each pair, must choose."
+        ),
+        (
+            f"Why pairs are missed, with candidates `captions` and {most} captions: no caption"
+            " names one of the classes; captions name both, but no triplet has one of them; or"
+            " triplets have both, but none relates them in this order."
+        ),
         markdown_table(why),
         f"Classes not named: {listed or 'none'}.",
     ]
@@ -517,9 +651,13 @@ def _bound(photographs: Photographs, measured: Measured, most: int) -> list[str]
 
 def _verb_table(photographs: Photographs, measured: Measured, most: int) -> str:
     """The annotated verbs with their equivalents, and what found pairs state instead."""
-    annotated, itself, found = Counter[str](), Counter[str](), Counter[str]()
+    annotated = Counter[str]()
+    itself = Counter[str]()
+    found = Counter[str]()
     instead: dict[str, Counter[str]] = {}
-    for truth, record in zip(photographs.records, measured.labelled["rules", "captions", "all", most], strict=True):
+    for truth, record in zip(
+        photographs.records, measured.labelled["rules", "captions", "all", most], strict=True
+    ):
         stated = _verbs(record)
         for pair, verbs in _verbs(truth).items():
             own = stated.get(pair, set())
@@ -536,31 +674,47 @@ def _verb_table(photographs: Photographs, measured: Measured, most: int) -> str:
         rows.append([verb, ", ".join(EQUIVALENTS.get(verb, ())), *counts, texts])
     rows.append(["all", "", *(str(each.total()) for each in (annotated, itself, found)), ""])
     return (
-        "Lemmas, by the rules with candidates `captions` and method `all`. A word counts if it implies the annotated "
-        "verb for such objects. The list was written on 262 of V-COCO's test images.\n\n" + markdown_table(rows)
+        "Lemmas, by the rules with candidates `captions` and method `all`. A word counts if it"
+        " implies the annotated verb for such objects. The list was written on 262 of V-COCO's test"
+        " images.\n\n" + markdown_table(rows)
     )
 
 
 def main(
     folder: Annotated[
         Path | None,
-        typer.Argument(help="with instances.json, captions.json, relations.json; default: of SGPIPE_ORACLE"),
+        typer.Argument(
+            help="with instances.json, captions.json, relations.json; default: of SGPIPE_ORACLE"
+        ),
     ] = None,
-    instances: Annotated[Path | None, typer.Option(help="COCO instances; default: instances.json beside them")] = None,
+    instances: Annotated[
+        Path | None, typer.Option(help="COCO instances; default: instances.json beside them")
+    ] = None,
     captions: Annotated[Path | None, typer.Option(help="COCO captions")] = None,
-    truth: Annotated[Path | None, typer.Option(help="relations: image_id, subject_id, predicate, object_id")] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="relations: image_id, subject_id, predicate, object_id")
+    ] = None,
     out: Annotated[Path, typer.Option(help="the page to write")] = PAGE,
-    evidence: Annotated[bool, typer.Option("--evidence", help="keep how captions count beside the weights")] = False,
+    evidence: Annotated[
+        bool, typer.Option("--evidence", help="keep how captions count beside the weights")
+    ] = False,
 ) -> None:
     """Write the figures on photographs with human captions and annotated relations."""
     if folder is None and truth is None and not os.environ.get("SGPIPE_ORACLE"):
         raise UserError(
-            "no data: name the folder with instances.json, captions.json and relations.json, or use --truth"
+            "no data: name the folder with instances.json, captions.json and relations.json, or use"
+            " --truth"
         )
-    default = truth.parent if truth else Path(os.environ.get("SGPIPE_ORACLE", ""), "data", "vcoco_captions")
+    default = (
+        truth.parent
+        if truth
+        else Path(os.environ.get("SGPIPE_ORACLE", ""), "data", "vcoco_captions")
+    )
     folder = folder or default
     photographs = read_photographs(
-        instances or folder / "instances.json", captions or folder / "captions.json", truth or folder / "relations.json"
+        instances or folder / "instances.json",
+        captions or folder / "captions.json",
+        truth or folder / "relations.json",
     )
     _, heading, timed = (out.read_text("utf-8") if out.exists() else "").partition(TIMED)
     measured = measure(photographs)

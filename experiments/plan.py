@@ -1,4 +1,6 @@
-"""What the experiments compare, read from experiments.yaml: sets of shards, networks, and arms of several seeds."""
+"""What the experiments compare, read from experiments.yaml: sets of shards, networks, and arms of
+several seeds.
+"""
 
 from __future__ import annotations
 
@@ -37,17 +39,25 @@ class LabelsConfig(Config):
     """How images get pseudo-labels: by the recipe "miniworld", with `set` laid over it."""
 
     tagger: str | None = Field(None, description="network of the plan; null: the packaged one")
-    captioner: CaptionerOfFew | None = Field(None, description="null: the packaged one, which saw 40,000 images")
-    set: dict[str, Any] = Field(default_factory=dict, description="settings of the recipe by dotted key")
+    captioner: CaptionerOfFew | None = Field(
+        None, description="null: the packaged one, which saw 40,000 images"
+    )
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the recipe by dotted key"
+    )
     keep: Kept = Field(
         "labels",
-        description="relations that the shards get: the tagger's, all candidates, those between overlapping boxes, or "
-        "those that are true",
+        description=(
+            "relations that the shards get: the tagger's, all candidates, those between overlapping"
+            " boxes, or those that are true"
+        ),
     )
 
 
 class JudgedConfig(Config):
-    """What simulated people say of pseudo-labels; networks learn only from that. See `experiments.people.judge`."""
+    """What simulated people say of pseudo-labels; networks learn only from that. See
+    `experiments.people.judge`.
+    """
 
     ask: Ask
     answers: int = Field(ge=1)
@@ -59,12 +69,22 @@ class SetConfig(Config):
 
     drawn: MiniworldConfig
     labels: LabelsConfig | None = Field(None, description="null: the ground truth")
-    judged: JudgedConfig | None = Field(None, description="people who judge the pseudo-labels; null: nobody")
-    interactions: bool = Field(False, description="of the ground truth only what persons do, in HICO-DET's form")
-    own: bool = Field(False, description="every seed of an arm has its own images, and its own tagger of such images")
+    judged: JudgedConfig | None = Field(
+        None, description="people who judge the pseudo-labels; null: nobody"
+    )
+    interactions: bool = Field(
+        False, description="of the ground truth only what persons do, in HICO-DET's form"
+    )
+    own: bool = Field(
+        False,
+        description="every seed of an arm has its own images, and its own tagger of such images",
+    )
     half: bool = Field(
         False,
-        description="half of the true relations are hidden (experiments.hidden_relations); labels extend the rest",
+        description=(
+            "half of the true relations are hidden (experiments.hidden_relations); labels extend"
+            " the rest"
+        ),
     )
 
 
@@ -72,28 +92,41 @@ class Part(Config):
     """Training images of a set."""
 
     set: str
-    limit: int | None = Field(None, ge=1, description="as many random images, others for every seed; null: all")
+    limit: int | None = Field(
+        None, ge=1, description="as many random images, others for every seed; null: all"
+    )
     weight: float = 1.0
 
 
 class Stage(Config):
-    """A training, which starts from the network of the stage before, from another network, or from nothing."""
+    """A training, which starts from the network of the stage before, from another network, or from
+    nothing.
+    """
 
     name: str
     recipe: Literal["detector", "parseda", "tagger"]
-    init: str | None = Field(None, description="network of the plan; null: the stage before, or nothing")
+    init: str | None = Field(
+        None, description="network of the plan; null: the stage before, or nothing"
+    )
     data: tuple[Part, ...]
     steps: int = Field(ge=1)
-    validate_every: int | None = Field(None, ge=1, description="steps between the points of a curve; null: no curve")
-    set: dict[str, Any] = Field(default_factory=dict, description="settings of the training recipe by dotted key")
+    validate_every: int | None = Field(
+        None, ge=1, description="steps between the points of a curve; null: no curve"
+    )
+    set: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the training recipe by dotted key"
+    )
     calibrated_by: str | None = Field(
-        None, description="pseudo-labelled set by whose ground truth confidences become probabilities"
+        None,
+        description="pseudo-labelled set by whose ground truth confidences become probabilities",
     )
     measured: bool = True
 
     def load_recipe(self, overrides: dict[str, Any]) -> TrainRecipe:
         """Raises UserError: as `load_train_recipe`."""
-        return load_train_recipe(self.recipe_file, {"optimisation.steps": self.steps, **self.set, **overrides})
+        return load_train_recipe(
+            self.recipe_file, {"optimisation.steps": self.steps, **self.set, **overrides}
+        )
 
     @property
     def recipe_file(self) -> Path:
@@ -125,17 +158,23 @@ class Experiment(Config):
     title: str
     question: str
     seeds: int = Field(ge=1)
-    compared_sets: tuple[str, ...] = Field((), description="sets whose labels are compared with the ground truth")
+    compared_sets: tuple[str, ...] = Field(
+        (), description="sets whose labels are compared with the ground truth"
+    )
     arms: dict[str, tuple[Stage, ...]]
     expected: tuple[Expected, ...]
-    shared: tuple[str, ...] = Field((), description="arms of one network, from which all seeds of others start")
+    shared: tuple[str, ...] = Field(
+        (), description="arms of one network, from which all seeds of others start"
+    )
     limits: str | None = Field(None, description="what the miniature cannot show")
 
     def seeds_of(self, arm: str) -> range:
         return range(1 if arm in self.shared else self.seeds)
 
     def label_sets(self, plan: Plan) -> list[tuple[str, int]]:
-        """Return the sets whose labels are compared with the ground truth, and the seeds for which they are made."""
+        """Return the sets whose labels are compared with the ground truth, and the seeds for which
+        they are made.
+        """
         seeds = {name: self.seeds if plan.sets[name].own else 1 for name in self.compared_sets}
         return [(name, seed) for name in self.compared_sets for seed in range(seeds[name])]
 
@@ -146,8 +185,10 @@ class Plan(Config):
     measured_images: int = Field(
         500,
         ge=1,
-        description="images of each split on which networks are measured; results do not name the number, so remove "
-        "them if it changes",
+        description=(
+            "images of each split on which networks are measured; results do not name the number,"
+            " so remove them if it changes"
+        ),
     )
     curve_images: int = Field(200, ge=1, description="other images, for the points of a curve")
     sets: dict[str, SetConfig]
@@ -155,7 +196,9 @@ class Plan(Config):
     experiments: dict[str, Experiment]
 
     def seed_of(self, name: str, seed: int) -> int:
-        """Return the seed for which a set is made: that of the arm if the set is its own, or else 0."""
+        """Return the seed for which a set is made: that of the arm if the set is its own, or else
+        0.
+        """
         return seed if self.sets[name].own else 0
 
     def drawn(self, name: str, seed: int) -> MiniworldConfig:
@@ -165,17 +208,22 @@ class Plan(Config):
 
     def set_key(self, name: str, seed: int = 0) -> str:
         """A hash of all settings that decide the shards of a set for a seed of an arm."""
-        config, drawn = self.sets[name], self.drawn(name, seed)
+        config = self.sets[name]
+        drawn = self.drawn(name, seed)
         if config.labels is None:
             half = {"half": True} if config.half else {}
-            return fingerprint({"drawn": drawn.model_dump(), "interactions": config.interactions, **half})
+            return fingerprint(
+                {"drawn": drawn.model_dump(), "interactions": config.interactions, **half}
+            )
         run = self.run_key(drawn, config.labels, self.seed_of(name, seed), config.half)
         judged = {} if config.judged is None else {"judged": config.judged.model_dump()}
         return fingerprint({"run": run, "keep": config.labels.keep, **judged})
 
     def run_key(self, drawn: MiniworldConfig, labels: LabelsConfig, seed: int, half: bool) -> str:
         """A hash of all settings that decide the labels of a run, and of the packaged models."""
-        tagger = _packaged("tagger") if labels.tagger is None else self.shared_key(labels.tagger, seed)
+        tagger = (
+            _packaged("tagger") if labels.tagger is None else self.shared_key(labels.tagger, seed)
+        )
         settings = read_yaml(recipe_folder() / "miniworld.yaml")
         if settings.get("pair") == {"loose": False}:  # which is as before there was that setting
             del settings["pair"]
@@ -191,29 +239,41 @@ class Plan(Config):
         return fingerprint({**recipe, "tagger": tagger, "captioner": captioner})
 
     def captioner(self, few: CaptionerOfFew, seed: int) -> CaptionerConfig:
-        """Return how the captioner is trained that saw only the images of a set for a seed of an arm."""
+        """Return how the captioner is trained that saw only the images of a set for a seed of an
+        arm.
+        """
         drawn = self.drawn(few.of, seed)
         overrides = {"seed": drawn.seed, "train_images": drawn.images, "steps": few.steps}
         return load(CaptionerConfig, "captioner", recipe_folder() / "miniworld", overrides)
 
     def shared_seed(self, name: str, seed: int) -> int:
-        """Return the seed of a network of the plan: that of the arm if it learns from sets of its own, or else 0."""
+        """Return the seed of a network of the plan: that of the arm if it learns from sets of its
+        own, or else 0.
+        """
         return seed if any(self.sets[part.set].own for part in self.networks[name].data) else 0
 
     def shared_key(self, name: str, seed: int) -> str:
         """The hash of a network of the plan for a seed of an arm."""
-        stage, seed = self.networks[name], self.shared_seed(name, seed)
-        return self.network_key(stage, seed, None if stage.init is None else self.shared_key(stage.init, seed))
+        stage = self.networks[name]
+        seed = self.shared_seed(name, seed)
+        return self.network_key(
+            stage, seed, None if stage.init is None else self.shared_key(stage.init, seed)
+        )
 
     def network_key(self, stage: Stage, seed: int, start: str | None) -> str:
-        """A hash of all settings that decide the weights. `start`: that of the network from which it starts."""
+        """A hash of all settings that decide the weights. `start`: that of the network from which
+        it starts.
+        """
         if stage.init is not None:
             start = self.shared_key(stage.init, seed)
         settings = stage.model_dump(include={"steps", "set", "validate_every"})
         settings["recipe"] = read_yaml(stage.recipe_file)
         if stage.calibrated_by is not None:
             settings["calibrated_by"] = self.set_key(stage.calibrated_by, seed)
-        data = [{**part.model_dump(exclude={"set"}), "shards": self.set_key(part.set, seed)} for part in stage.data]
+        data = [
+            {**part.model_dump(exclude={"set"}), "shards": self.set_key(part.set, seed)}
+            for part in stage.data
+        ]
         return fingerprint({**settings, "data": data, "seed": seed, "start": start})
 
     def stage_keys(self, stages: Sequence[Stage], seed: int) -> list[str]:
@@ -227,7 +287,9 @@ class Plan(Config):
 @cache
 def _packaged(name: PackagedModel) -> str:
     """A hash of the weights of a packaged model."""
-    return hashlib.sha256((packaged_model(name) / "model.safetensors").read_bytes()).hexdigest()[:16]
+    return hashlib.sha256((packaged_model(name) / "model.safetensors").read_bytes()).hexdigest()[
+        :16
+    ]
 
 
 def load_plan(path: Path = PLAN) -> Plan:
@@ -239,20 +301,37 @@ def load_plan(path: Path = PLAN) -> Plan:
     for name, experiment in plan.experiments.items():
         for expected, arm in ((each, arm) for each in experiment.expected for arm in each.order):
             if arm not in experiment.arms:
-                raise UserError(f"{path}: experiment {name} expects something of {arm!r}, which is not an arm")
-            measures = (stage.measures for stage in experiment.arms[arm] if stage.name == expected.stage)
+                raise UserError(
+                    f"{path}: experiment {name} expects something of {arm!r}, which is not an arm"
+                )
+            measures = (
+                stage.measures for stage in experiment.arms[arm] if stage.name == expected.stage
+            )
             if expected.measure not in next(measures, ()):
-                raise UserError(f"{path}: {arm!r} of {name} has no {expected.measure!r} after {expected.stage!r}")
+                raise UserError(
+                    f"{path}: {arm!r} of {name} has no {expected.measure!r} after"
+                    f" {expected.stage!r}"
+                )
     stages = [
         *plan.networks.values(),
         *(one for each in plan.experiments.values() for arm in each.arms.values() for one in arm),
     ]
-    networks = {stage.init for stage in stages} | {each.labels.tagger for each in plan.sets.values() if each.labels}
+    networks = {stage.init for stage in stages} | {
+        each.labels.tagger for each in plan.sets.values() if each.labels
+    }
     sets: set[str | None] = {part.set for stage in stages for part in stage.data}
     sets |= {stage.calibrated_by for stage in stages} - {None}
-    sets |= {each.labels.captioner.of for each in plan.sets.values() if each.labels and each.labels.captioner}
+    sets |= {
+        each.labels.captioner.of
+        for each in plan.sets.values()
+        if each.labels and each.labels.captioner
+    }
     sets |= {name for experiment in plan.experiments.values() for name in experiment.compared_sets}
-    for kind, used, known in (("network", networks - {None}, plan.networks), ("set", sets, plan.sets)):
-        if missing := sorted(str(each) for each in used if each not in known):
+    for kind, used, known in (
+        ("network", networks - {None}, plan.networks),
+        ("set", sets, plan.sets),
+    ):
+        missing = sorted(str(each) for each in used if each not in known)
+        if missing:
             raise UserError(f"{path} names the {kind} {missing[0]!r}, which does not exist")
     return plan

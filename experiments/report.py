@@ -1,8 +1,9 @@
-"""The report of the experiments: `python -m experiments.report` writes docs/experiments.md and its plots.
+"""The report of the experiments: `python -m experiments.report` writes docs/experiments.md and its
+plots.
 
-The page answers each question; experiments/results/README.md has the tables of all arms. A difference between two arms
-is shown if two intervals of 95 % exclude 0: the t-interval over the seeds, in pairs of equal seeds, and that
-of half samples of the images, with the seeds averaged.
+The page answers each question; experiments/results/README.md has the tables of all arms. A
+difference between two arms is shown if two intervals of 95 % exclude 0: the t-interval over the
+seeds, in pairs of equal seeds, and that of half samples of the images, with the seeds averaged.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import count
 from sgpipe.viz import Line, Plot
 
-PAGE, TABLES, PLOTS = "docs/experiments.md", "experiments/results/README.md", "experiments"
+PAGE = "docs/experiments.md"
+TABLES = "experiments/results/README.md"
+PLOTS = "experiments"
 _LEVEL = 0.95
 WIDENED = 1.2  # half samples against percentiles, where classes have few targets
 
@@ -64,19 +67,24 @@ def report(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     """Return the files of the report by path."""
     rows = [row for each in results.values() for row in each]
     hours = sum(row.get("cpu_seconds", 0.0) for row in rows) / 3600
-    answers, tables = [INTRODUCTION], [TABLES_INTRODUCTION, f"\n{count(len(rows), 'result')} in {hours:.1f} CPU-hours."]
+    answers = [INTRODUCTION]
+    tables = [TABLES_INTRODUCTION, f"\n{count(len(rows), 'result')} in {hours:.1f} CPU-hours."]
     files = {}
     for name, experiment in plan.experiments.items():
         if results[name]:
             answers += ["", *_answers(experiment, results[name])]
         tables += ["", *_tables(experiment, results[name])]
-        if commits := sorted({row["commit"] for row in results[name] if row.get("commit")}):
+        commits = sorted({row["commit"] for row in results[name] if row.get("commit")})
+        if commits:
             tables.append(f"\nCode of {', '.join(f'`{each}`' for each in commits)}.")
-        if plot := _curves(experiment, results[name]):
+        plot = _curves(experiment, results[name])
+        if plot:
             files[f"docs/{PLOTS}/{name}.svg"] = plot
             answers.append(f"\n![{experiment.title}]({PLOTS}/{name}.svg)")
     for names in same_networks(plan):
-        tables.append(f"\nThe same networks under several names: {', '.join(f'*{name}*' for name in names)}.")
+        tables.append(
+            f"\nThe same networks under several names: {', '.join(f'*{name}*' for name in names)}."
+        )
     return {PAGE: "\n".join(answers) + "\n", TABLES: "\n".join(tables) + "\n", **files}
 
 
@@ -92,20 +100,31 @@ def same_networks(plan: Plan) -> list[list[str]]:
 def _for_every_seed(experiment: Experiment, rows: Sequence[Row]) -> list[Row]:
     """The results, those of a shared network for every seed that starts from it."""
     shared = [row for row in rows if row.get("arm") in experiment.shared]
-    return [*rows, *({**row, "seed": seed} for row in shared for seed in range(1, experiment.seeds))]
+    return [
+        *rows,
+        *({**row, "seed": seed} for row in shared for seed in range(1, experiment.seeds)),
+    ]
 
 
 def _answers(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     rows = _for_every_seed(experiment, rows)
-    yield f"## {experiment.title}\n\n{experiment.question}{f' {experiment.limits}' if experiment.limits else ''}"
+    yield (
+        f"## {experiment.title}\n\n{experiment.question}{f' {experiment.limits}' if experiment.limits else ''}"
+    )
     decided = False
-    for stage, measure in dict.fromkeys((expected.stage, expected.measure) for expected in experiment.expected):
+    for stage, measure in dict.fromkeys(
+        (expected.stage, expected.measure) for expected in experiment.expected
+    ):
         lines = []
-        for expected in (each for each in experiment.expected if (each.stage, each.measure) == (stage, measure)):
+        for expected in (
+            each for each in experiment.expected if (each.stage, each.measure) == (stage, measure)
+        ):
             for pair in pairwise(expected.order):
                 at = (rows, stage, measure, *pair)
                 if len(paired(*at)) > 1:
-                    lines.append(f"|{' > '.join(pair)}|{_difference(*at)}|{_outcome(experiment, *at)}|")
+                    lines.append(
+                        f"|{' > '.join(pair)}|{_difference(*at)}|{_outcome(experiment, *at)}|"
+                    )
         if lines:
             yield "\n".join((f"\n|expected|{measure}, {stage}|outcome|", "|---|---|---|", *lines))
             decided = True
@@ -124,7 +143,9 @@ def _difference(rows: Sequence[Row], stage: str, measure: str, better: str, wors
 def _outcome(experiment: Experiment, rows: Sequence[Row], *at: str) -> str:
     """Return the outcome, and of how many seeds it is if not of all."""
     done = len(paired(rows, *at))
-    return outcome(rows, *at) + (f", {done} of {experiment.seeds} seeds" if 0 < done < experiment.seeds else "")
+    return outcome(rows, *at) + (
+        f", {done} of {experiment.seeds} seeds" if 0 < done < experiment.seeds else ""
+    )
 
 
 def outcome(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> str:
@@ -132,7 +153,8 @@ def outcome(rows: Sequence[Row], stage: str, measure: str, better: str, worse: s
     differences = paired(rows, stage, measure, better, worse)
     if len(differences) < 2:
         return "incomplete" if differences else "not measured"
-    mean, half = fmean(differences), interval(differences)
+    mean = fmean(differences)
+    half = interval(differences)
     low, high, _ = image_interval(rows, stage, measure, better, worse)
     if math.isnan(low):
         return "incomplete"
@@ -147,33 +169,43 @@ def paired(rows: Sequence[Row], stage: str, measure: str, better: str, worse: st
     return [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
 
 
-def image_interval(rows: Sequence[Row], stage: str, measure: str, better: str, worse: str) -> tuple[float, float, bool]:
-    """The interval over images of the difference between two arms, NaN if it was not computed; and whether it is exact.
+def image_interval(
+    rows: Sequence[Row], stage: str, measure: str, better: str, worse: str
+) -> tuple[float, float, bool]:
+    """The interval over images of the difference between two arms, NaN if it was not computed; and
+    whether it is exact.
 
     Of older results only percentiles of a bootstrap are known, which are biased and too narrow.
     """
     seeds = len(paired(rows, stage, measure, better, worse))
     for row in rows:
-        own = row.get("compared") == [better, worse] and (row["stage"], row["measure"]) == (stage, measure)
+        own = row.get("compared") == [better, worse] and (row["stage"], row["measure"]) == (
+            stage,
+            measure,
+        )
         if own and row.get("seeds", seeds) == seeds:
             low, high = row["interval"]
             if "method" in row:
                 return low, high, True
-            middle, half = fmean(paired(rows, stage, measure, better, worse)), WIDENED * (high - low) / 2
+            middle = fmean(paired(rows, stage, measure, better, worse))
+            half = WIDENED * (high - low) / 2
             return middle - half, middle + half, False
     return math.nan, math.nan, False
 
 
 def _by_seed(rows: Sequence[Row], arm: str, stage: str, measure: str) -> dict[int, float]:
     own = [
-        row for row in rows if row.get("arm") == arm and row["stage"] == stage and measure in row.get("measures", {})
+        row
+        for row in rows
+        if row.get("arm") == arm and row["stage"] == stage and measure in row.get("measures", {})
     ]
     return {row["seed"]: row["measures"][measure] for row in own}
 
 
 def _tables(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     yield f"## {experiment.title}\n"
-    if labels := [row for row in rows if "labels" in row]:
+    labels = [row for row in rows if "labels" in row]
+    if labels:
         yield from _label_table(labels)
     yield from _arm_table(experiment, rows)
     yield from _differences(experiment, rows)
@@ -188,7 +220,10 @@ def _label_table(rows: Sequence[Row]) -> Iterator[str]:
     for labels in dict.fromkeys(row["labels"] for row in rows):
         own = [row["measures"] for row in rows if row.get("labels") == labels]
         seeds = f", {len(own)} seeds" if len(own) > 1 else ""
-        yield f"| {labels}{seeds} | {' | '.join(_figure(fmean(each[name] for each in own)) for name in names)} |"
+        yield (
+            f"| {labels}{seeds} |"
+            f" {' | '.join(_figure(fmean(each[name] for each in own)) for name in names)} |"
+        )
     yield ""
 
 
@@ -198,7 +233,9 @@ def _figure(value: float) -> str:
 
 def _arm_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     columns = list(
-        dict.fromkeys((row["stage"], name) for row in rows for name in row.get("measures", {}) if "arm" in row)
+        dict.fromkeys(
+            (row["stage"], name) for row in rows for name in row.get("measures", {}) if "arm" in row
+        )
     )
     stages = {stage for stage, _ in columns}
     heads = [f"{name}, {stage}" if len(stages) > 1 else name for stage, name in columns]
@@ -207,7 +244,8 @@ def _arm_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     for arm in experiment.arms:
         own = [row for row in rows if row.get("arm") == arm]
         seeds = f"{len({row['seed'] for row in own})} of {len(experiment.seeds_of(arm))}"
-        if diverged := len({row["seed"] for row in own if "diverged" in row}):
+        diverged = len({row["seed"] for row in own if "diverged" in row})
+        if diverged:
             seeds += f", {diverged} diverged"
         cells = [_mean(list(_by_seed(rows, arm, *column).values())) for column in columns]
         yield f"| {' | '.join((arm, seeds, *cells))} |"
@@ -230,11 +268,16 @@ def _differences(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
             low, high, exact = image_interval(*at)
             images = "" if math.isnan(low) else f"{low:+.3f} to {high:+.3f}{'' if exact else ' *'}"
             measure = f"{expected.measure}, {expected.stage}"
-            yield f"| {better} > {worse} | {measure} | {_difference(*at)} | {images} | {_outcome(experiment, *at)} |"
+            yield (
+                f"| {better} > {worse} | {measure} | {_difference(*at)} | {images} |"
+                f" {_outcome(experiment, *at)} |"
+            )
 
 
 def _speed_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
-    """The steps until the curves of the arms of a stage reach the largest multiple of 0.1 that all of them reach."""
+    """The steps until the curves of the arms of a stage reach the largest multiple of 0.1 that all
+    of them reach.
+    """
     curves: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
     for row in (row for row in rows if row.get("curve")):
         curves.setdefault(row["stage"], {}).setdefault(row["arm"], []).append(row["curve"])
@@ -250,12 +293,20 @@ def _speed_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def steps_to(curve: Sequence[tuple[float, float]], level: float) -> float:
-    """The step at which a curve that starts at (0, 0) first reaches a level, on straight lines between its points."""
-    before, value_before = 0.0, 0.0
+    """The step at which a curve that starts at (0, 0) first reaches a level, on straight lines
+    between its points.
+    """
+    before = 0.0
+    value_before = 0.0
     for step, value in curve:
         if value >= level:
-            return before + (step - before) * (level - value_before) / (value - value_before) if level else 0.0
-        before, value_before = step, value
+            return (
+                before + (step - before) * (level - value_before) / (value - value_before)
+                if level
+                else 0.0
+            )
+        before = step
+        value_before = value
     return math.nan
 
 
@@ -271,12 +322,16 @@ def _curves(experiment: Experiment, rows: Sequence[Row]) -> str | None:
     if not lines:
         return None
     end = max(x for line in lines for x, _ in line.points)
-    return Plot(experiment.title, "steps", "average precision", lines, x_end=end, size=(560, 360)).file()
+    return Plot(
+        experiment.title, "steps", "average precision", lines, x_end=end, size=(560, 360)
+    ).file()
 
 
 def write_report(results: Results) -> None:
     """Write the page, the tables and the plots."""
-    for path, text in report(results.plan, {name: results.current(name) for name in results.plan.experiments}).items():
+    for path, text in report(
+        results.plan, {name: results.current(name) for name in results.plan.experiments}
+    ).items():
         (ROOT / path).parent.mkdir(exist_ok=True)
         write_text(ROOT / path, text)
 

@@ -1,7 +1,8 @@
-"""The results of the experiments: a JSON line per trained network and per set of labels, in results/NAME.jsonl.
+"""The results of the experiments: a JSON line per trained network and per set of labels, in
+results/NAME.jsonl.
 
-A line has the key of the settings that decide it, and the commit of the code that made it. A line of other settings
-does not count; one of other code does, but the runner says so.
+A line has the key of the settings that decide it, and the commit of the code that made it. A line
+of other settings does not count; one of other code does, but the runner says so.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ class Results:
     """The lines of a plan's experiments, in a folder. Several processes may append to it."""
 
     def __init__(self, plan: Plan, folder: Path = RESULTS) -> None:
-        self.plan, self.folder = plan, folder
+        self.plan = plan
+        self.folder = folder
 
     def append(self, name: str, row: Row) -> None:
-        """Add a line to an experiment, in one write; after a line that a crash cut, on a new one."""
+        """Add a line to an experiment, in one write; after a line that a crash cut, on a new
+        one.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         file = os.open(self.folder / f"{name}.jsonl", os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
@@ -38,9 +42,14 @@ class Results:
             os.close(file)
 
     def current(self, name: str) -> list[Row]:
-        """The lines of an experiment that belong to the plan as it is now; of equal ones the last."""
+        """The lines of an experiment that belong to the plan as it is now; of equal ones the
+        last.
+        """
         experiment = self.plan.experiments[name]
-        sets = {(each, seed): self.plan.set_key(each, seed) for each, seed in experiment.label_sets(self.plan)}
+        sets = {
+            (each, seed): self.plan.set_key(each, seed)
+            for each, seed in experiment.label_sets(self.plan)
+        }
         rows: dict[tuple[Any, ...], Row] = {}
         for row in self._lines(name):
             if "labels" in row:
@@ -51,21 +60,35 @@ class Results:
                 item = (row["stage"], row["measure"], *row["compared"])
                 if row["key"] == self.comparison_key(experiment, item, row.get("seeds")):
                     rows[*item, row.get("seeds")] = row
-            elif "arm" in row and row["key"] == self._keys(experiment, row["arm"], row["seed"]).get(row["stage"]):
+            elif "arm" in row and row["key"] == self._keys(experiment, row["arm"], row["seed"]).get(
+                row["stage"]
+            ):
                 rows[row["arm"], row["seed"], row["stage"]] = row
         return list(rows.values())
 
-    def comparison_key(self, experiment: Experiment, item: tuple[str, ...], seeds: int | None = None) -> str:
-        """A hash of all networks of two arms, or of the first `seeds`; `item`: stage, measure and both arms."""
-        keys = [self._keys(experiment, arm, seed) for arm in item[2:] for seed in experiment.seeds_of(arm)[:seeds]]
+    def comparison_key(
+        self, experiment: Experiment, item: tuple[str, ...], seeds: int | None = None
+    ) -> str:
+        """A hash of all networks of two arms, or of the first `seeds`; `item`: stage, measure and
+        both arms.
+        """
+        keys = [
+            self._keys(experiment, arm, seed)
+            for arm in item[2:]
+            for seed in experiment.seeds_of(arm)[:seeds]
+        ]
         return fingerprint({"item": item, "networks": [list(own.values()) for own in keys]})
 
     def _keys(self, experiment: Experiment, arm: str, seed: int) -> dict[str, str]:
-        """The hash of each stage of an arm by its name; none if the experiment has no such arm or seed."""
+        """The hash of each stage of an arm by its name; none if the experiment has no such arm or
+        seed.
+        """
         if arm not in experiment.arms or seed not in experiment.seeds_of(arm):
             return {}
         stages = experiment.arms[arm]
-        return dict(zip((stage.name for stage in stages), self.plan.stage_keys(stages, seed), strict=True))
+        return dict(
+            zip((stage.name for stage in stages), self.plan.stage_keys(stages, seed), strict=True)
+        )
 
     def _lines(self, name: str) -> list[Row]:
         """All lines; those that a crash cut are ignored."""

@@ -1,7 +1,8 @@
-"""Run the experiments of experiments.yaml: `python -m experiments.run [NAME …]`, or `make experiments`.
+"""Run the experiments of experiments.yaml: `python -m experiments.run [NAME …]`, or `make
+experiments`.
 
-Results are appended to results/NAME.jsonl, a line per trained network and per set of labels. What is there is not done
-again; a run that was killed goes on where it was.
+Results are appended to results/NAME.jsonl, a line per trained network and per set of labels. What
+is there is not done again; a run that was killed goes on where it was.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ _POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work for one process: (set, seed) to compare its labels with the ground truth, (arm, seed) to train
-    and to measure, or (stage, measure, arm, arm, seeds) to compare two arms image by image.
+    """A piece of work for one process: (set, seed) to compare its labels with the ground truth,
+    (arm, seed) to train and to measure, or (stage, measure, arm, arm, seeds) to compare two arms
+    image by image.
     """
 
     experiment: str
@@ -75,7 +77,11 @@ def run_arm(workshop: Workshop, results: Results, name: str, arm: str, seed: int
         if stage.measured and key not in known:
             measures = measure(workshop, stage, network)
             points = {"curve": curve(network)} if stage.validate_every else {}
-            row |= {"measures": measures, **points, "cpu_seconds": round(workshop.cpu_seconds() - before, 1)}
+            row |= {
+                "measures": measures,
+                **points,
+                "cpu_seconds": round(workshop.cpu_seconds() - before, 1),
+            }
             results.append(name, row)
 
 
@@ -88,20 +94,32 @@ def compare_labels(workshop: Workshop, results: Results, name: str, labels: str,
 
 
 def compare_arms(workshop: Workshop, results: Results, name: str, item: tuple[str, ...]) -> None:
-    """Write a line with the interval over images of the difference between two arms, averaged over seeds."""
+    """Write a line with the interval over images of the difference between two arms, averaged over
+    seeds.
+    """
     stage, measure, better, worse, seeds = *item[:4], int(item[4])
     experiment = workshop.plan.experiments[name]
-    before, sides = workshop.cpu_seconds(), []
+    before = workshop.cpu_seconds()
+    sides = []
     for arm in (better, worse):
-        networks = [_network(workshop, experiment.arms[arm], seed, stage) for seed in experiment.seeds_of(arm)[:seeds]]
+        networks = [
+            _network(workshop, experiment.arms[arm], seed, stage)
+            for seed in experiment.seeds_of(arm)[:seeds]
+        ]
         sides.append([resampling(workshop, measure, *network) for network in networks])
     row: Row = {"compared": [better, worse], "stage": stage, "measure": measure, "seeds": seeds}
     interval = image_interval(sides[0], sides[1], measure)
-    row |= {"key": results.comparison_key(experiment, item[:4], seeds), "interval": interval, "method": "half samples"}
+    row |= {
+        "key": results.comparison_key(experiment, item[:4], seeds),
+        "interval": interval,
+        "method": "half samples",
+    }
     results.append(name, {**row, "cpu_seconds": round(workshop.cpu_seconds() - before, 1)})
 
 
-def _network(workshop: Workshop, stages: Sequence[Stage], seed: int, last: str) -> tuple[Stage, Network]:
+def _network(
+    workshop: Workshop, stages: Sequence[Stage], seed: int, last: str
+) -> tuple[Stage, Network]:
     """The network of an arm after the stage of this name."""
     network: Network | None = None
     for stage in stages:
@@ -112,7 +130,8 @@ def _network(workshop: Workshop, stages: Sequence[Stage], seed: int, last: str) 
 
 
 def open_tasks(results: Results, names: Sequence[str], seeds: int | None = None) -> list[Task]:
-    """What has no line yet: labels, then the first seed of all arms, then the next; then arms that can be compared.
+    """What has no line yet: labels, then the first seed of all arms, then the next; then arms that
+    can be compared.
 
     Args:
         seeds: as many of each experiment; None: all.
@@ -121,19 +140,23 @@ def open_tasks(results: Results, names: Sequence[str], seeds: int | None = None)
 
 
 def _open_tasks(results: Results, name: str, seeds: int | None) -> Iterator[Task]:
-    experiment, rows = results.plan.experiments[name], results.current(name)
+    experiment = results.plan.experiments[name]
+    rows = results.current(name)
     seeds = min(experiment.seeds, seeds or experiment.seeds)
     compared = {(row["labels"], row.get("seed", 0)) for row in rows if "labels" in row}
     for each, seed in experiment.label_sets(results.plan):
         if seed < seeds and (each, seed) not in compared:
             yield Task(name, "labels", (each, str(seed)))
-    unfinished, diverged = set(), {row["arm"] for row in rows if "diverged" in row}
+    unfinished = set()
+    diverged = {row["arm"] for row in rows if "diverged" in row}
     for seed in range(seeds):
         for arm, stages in experiment.arms.items():
             if seed not in experiment.seeds_of(arm):
                 continue
             own = [row for row in rows if (row.get("arm"), row.get("seed")) == (arm, seed)]
-            missing = {stage.name for stage in stages if stage.measured} - {row["stage"] for row in own}
+            missing = {stage.name for stage in stages if stage.measured} - {
+                row["stage"] for row in own
+            }
             if missing and not any("diverged" in row for row in own):
                 unfinished.add(arm)
                 yield Task(name, "arm", (arm, str(seed)))
@@ -150,10 +173,14 @@ def _open_tasks(results: Results, name: str, seeds: int | None) -> Iterator[Task
 
 
 def run_task(workshop: Workshop, results: Results, task: Task) -> None:
-    """Do a piece of work in this process, on one thread, unless another runner does it meanwhile."""
+    """Do a piece of work in this process, on one thread, unless another runner does it
+    meanwhile.
+    """
     torch.set_num_threads(1)
     with turn(workshop.root / "tasks" / f"{task.file_name}.lock"):
-        if task not in open_tasks(results, [task.experiment], int(task.item[4]) if task.kind == "comparison" else None):
+        if task not in open_tasks(
+            results, [task.experiment], int(task.item[4]) if task.kind == "comparison" else None
+        ):
             return
         if task.kind == "labels":
             compare_labels(workshop, results, task.experiment, task.item[0], int(task.item[1]))
@@ -174,15 +201,21 @@ class Runner:
     console: Console
 
     def run(self, tasks: Sequence[Task], stop_at: float) -> int:
-        """Start no task after `stop_at`, on the clock `time.monotonic`; return how many failed or were not started."""
-        waiting, running, failed = list(tasks), dict[Task, subprocess.Popen[bytes]](), 0
+        """Start no task after `stop_at`, on the clock `time.monotonic`; return how many failed or
+        were not started.
+        """
+        waiting = list(tasks)
+        running = dict[Task, subprocess.Popen[bytes]]()
+        failed = 0
         try:
             while running or (waiting and time.monotonic() < stop_at):
                 while waiting and len(running) < self.processes and time.monotonic() < stop_at:
                     task = waiting.pop(0)
                     self.console.print(f"{len(tasks) - len(waiting)}/{len(tasks)} {task}")
                     running[task] = self._start(task)
-                for task in [task for task, process in running.items() if process.poll() is not None]:
+                for task in [
+                    task for task, process in running.items() if process.poll() is not None
+                ]:
                     if running.pop(task).returncode:
                         failed += 1
                         self.console.print(f"{task} failed; see {self._log(task)}")
@@ -205,18 +238,34 @@ class Runner:
             "--task",
             json.dumps([task.experiment, task.kind, task.item]),
         ]
-        command += ["--plan", str(self.plan), "--work", str(self.work), "--results", str(self.results)]
+        command += [
+            "--plan",
+            str(self.plan),
+            "--work",
+            str(self.work),
+            "--results",
+            str(self.results),
+        ]
         self._log(task).parent.mkdir(parents=True, exist_ok=True)
         with self._log(task).open("ab") as output:
-            return subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            return subprocess.Popen(
+                command, stdout=output, stderr=output, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
 
 
 def main(
-    names: Annotated[list[str] | None, typer.Argument(help="experiments of the plan; default: all")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="trainings at a time, one thread each")] = os.cpu_count() or 1,
-    minutes: Annotated[float, typer.Option(help="start nothing new after as many minutes")] = math.inf,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="experiments of the plan; default: all")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option(min=1, help="trainings at a time, one thread each")
+    ] = os.cpu_count() or 1,
+    minutes: Annotated[
+        float, typer.Option(help="start nothing new after as many minutes")
+    ] = math.inf,
     seeds: Annotated[
-        int | None, typer.Option(min=1, help="seeds of each arm, which are also compared; default: as planned")
+        int | None,
+        typer.Option(min=1, help="seeds of each arm, which are also compared; default: as planned"),
     ] = None,
     work: Annotated[Path, typer.Option(help="folder for images, labels and networks")] = WORK,
     plan: Annotated[Path, typer.Option(help="YAML file of the experiments")] = PLAN,
@@ -225,23 +274,30 @@ def main(
 ) -> None:
     """Run experiments; what is done is not done again."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop in order, with all processes
-    loaded, work = load_plan(plan), work.absolute()
+    loaded = load_plan(plan)
+    work = work.absolute()
     lines = Results(loaded, results)
     if task is not None:
         experiment, kind, item = json.loads(task)
         run_task(Workshop(loaded, work), lines, Task(experiment, kind, tuple(item)))
         return
     chosen = names or list(loaded.experiments)
-    if unknown := [name for name in chosen if name not in loaded.experiments]:
+    unknown = [name for name in chosen if name not in loaded.experiments]
+    if unknown:
         raise UserError(f"no experiment {unknown[0]!r}; there are {', '.join(loaded.experiments)}")
-    console, stop_at = Console(markup=False, highlight=False, soft_wrap=True), time.monotonic() + 60 * minutes
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    stop_at = time.monotonic() + 60 * minutes
     for name in chosen:
         for made, what in changed_code(lines.current(name)):
             console.print(
-                f"NOTE: {name}: code has changed since the results of {made} ({what}); delete lines to repeat them"
+                f"NOTE: {name}: code has changed since the results of {made} ({what}); delete lines"
+                " to repeat them"
             )
-    runner, left = Runner(plan, work, results, processes, console), 0
-    while not left and (tasks := open_tasks(lines, chosen, seeds)):  # arms are compared after they were trained
+    runner = Runner(plan, work, results, processes, console)
+    left = 0
+    while not left and (
+        tasks := open_tasks(lines, chosen, seeds)
+    ):  # arms are compared after they were trained
         left = runner.run(tasks, stop_at)
     console.print(f"{left} left" if left else "all done")
     if left and time.monotonic() < stop_at:

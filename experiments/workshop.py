@@ -1,7 +1,8 @@
 """Make what the experiments need, each thing once: drawn images, labels, trained networks.
 
-Everything lies in one folder, by name and a hash of all settings that decide it. A process that is killed leaves work
-that the next one resumes; of two processes that need the same thing, one waits for the other.
+Everything lies in one folder, by name and a hash of all settings that decide it. A process that is
+killed leaves work that the next one resumes; of two processes that need the same thing, one waits
+for the other.
 """
 
 from __future__ import annotations
@@ -49,6 +50,10 @@ from sgpipe.utils.hashing import fingerprint
 _QUIET = Progress(Console(quiet=True))
 
 
+CALIBRATION = "calibration.json"
+CURVE_SEED = 1  # the images of a curve are not those of the final figures
+
+
 @dataclass(frozen=True)
 class Network:
     """A trained network, and the hash of all that decides it."""
@@ -78,12 +83,17 @@ class Workshop:
     """Makes the sets and networks of a plan in a folder."""
 
     def __init__(self, plan: Plan, root: Path) -> None:
-        self.plan, self.root = plan, root
+        self.plan = plan
+        self.root = root
         self._labelling = 0.0
 
     def cpu_seconds(self) -> float:
-        """CPU time of this process and of the children that have ended, and time in which Ray's workers labelled."""
-        own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+        """CPU time of this process and of the children that have ended, and time in which Ray's
+        workers labelled.
+        """
+        own, children = (
+            resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+        )
         return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime + self._labelling
 
     def drawn(self, config: MiniworldConfig) -> Drawn:
@@ -92,7 +102,9 @@ class Workshop:
         return Drawn(self._once("drawn", f"{config.split}-{key}", partial(_draw, config)))
 
     def shards(self, name: str, seed: int = 0) -> Path:
-        """The shards of a set for a seed of an arm. Raises UserError, EngineError: as `generate`."""
+        """The shards of a set for a seed of an arm. Raises UserError, EngineError: as
+        `generate`.
+        """
         config = self.plan.sets[name]
         if config.labels is None:
             if config.half:
@@ -101,11 +113,16 @@ class Workshop:
             return drawn.interactions if config.interactions else drawn.all_relations
         run = self._run(name, config.labels, seed)
         if config.judged is not None:
-            key, own = self.plan.set_key(name, seed), self.plan.seed_of(name, seed)
+            key = self.plan.set_key(name, seed)
+            own = self.plan.seed_of(name, seed)
             return self._once("sets", f"{name}-{key}", partial(_judge, run, config.judged, own))
         if config.labels.keep == "labels":
             return run
-        return self._once("sets", f"{name}-{self.plan.set_key(name, seed)}", partial(_derive, run, config.labels.keep))
+        return self._once(
+            "sets",
+            f"{name}-{self.plan.set_key(name, seed)}",
+            partial(_derive, run, config.labels.keep),
+        )
 
     def ground_truth(self, name: str, seed: int = 0) -> GroundTruth:
         """What the images of a pseudo-labelled set show."""
@@ -116,17 +133,22 @@ class Workshop:
         return truth
 
     def _run(self, name: str, labels: LabelsConfig, seed: int) -> Path:
-        drawn, seed = self.plan.drawn(name, seed), self.plan.seed_of(name, seed)
+        drawn = self.plan.drawn(name, seed)
+        seed = self.plan.seed_of(name, seed)
         tagger = packaged_model("tagger")
         if labels.tagger is not None:
             tagger = self.shared_network(labels.tagger, seed).folder
         half = self.plan.sets[name].half
-        source: dict[str, Any] = {f"source.miniworld.{name}": value for name, value in drawn.model_dump().items()}
+        source: dict[str, Any] = {
+            f"source.miniworld.{name}": value for name, value in drawn.model_dump().items()
+        }
         if half:
             source = {"source.format": "run", "source.run": str(self._half(drawn))}
         overrides = {**source, "tag.tagger": str(tagger), "engine.cpus": 1, **labels.set}
         if labels.captioner is not None:
-            overrides["caption.captioner"] = str(self._captioner(self.plan.captioner(labels.captioner, seed)))
+            overrides["caption.captioner"] = str(
+                self._captioner(self.plan.captioner(labels.captioner, seed))
+            )
 
         def make(out: Path) -> None:
             summary = generate(load_recipe("miniworld", overrides), out, _QUIET)
@@ -150,7 +172,8 @@ class Workshop:
 
         def make(out: Path) -> None:
             graphs = json.loads((drawn.world / SCENE_GRAPHS).read_text(encoding="utf-8"))
-            write_text(file := out.with_suffix(".graphs.json"), json.dumps(half_of(graphs, random.Random(SEED))))
+            file = out.with_suffix(".graphs.json")
+            write_text(file, json.dumps(half_of(graphs, random.Random(SEED))))
             import_graphs(file, config.split, out, drawn.world / IMAGES)
 
         return self._once("halves", drawn.root.name, make)
@@ -163,7 +186,8 @@ class Workshop:
         """The network that a stage trains.
 
         Args:
-            before: the network of the stage before, from which the training starts unless the stage names another.
+            before: the network of the stage before, from which the training starts unless the stage
+                names another.
 
         Raises:
             UserError, EngineError: as `train`; DivergedError if the loss is not finite.
@@ -190,7 +214,9 @@ class Workshop:
         if stage.calibrated_by is not None:
             overrides["data.calibration"] = str(self.calibration(stage.calibrated_by, seed))
         if stage.validate_every is not None:
-            val = self.drawn(MiniworldConfig(images=self.plan.curve_images, split="val", seed=CURVE_SEED))
+            val = self.drawn(
+                MiniworldConfig(images=self.plan.curve_images, split="val", seed=CURVE_SEED)
+            )
             overrides["data.val"] = [{"shards": str(val.all_relations)}]
             overrides["output.validate_every_steps"] = stage.validate_every
         return stage.load_recipe(overrides)
@@ -201,14 +227,24 @@ class Workshop:
         def make(out: Path) -> None:
             run = self.shards(name, seed)
             out.mkdir(exist_ok=True)
-            calibrate(run, judge_by_truth(run, self.ground_truth(name, seed)))[0].save(out / CALIBRATION)
+            calibrate(run, judge_by_truth(run, self.ground_truth(name, seed)))[0].save(
+                out / CALIBRATION
+            )
 
-        return self._once("calibrations", f"{name}-{self.plan.set_key(name, seed)}", make) / CALIBRATION
+        return (
+            self._once("calibrations", f"{name}-{self.plan.set_key(name, seed)}", make)
+            / CALIBRATION
+        )
 
     def _training_data(self, part: Part, seed: int) -> dict[str, Any]:
         limit = {} if part.limit is None else {"limit": part.limit, "limit_seed": seed}
         judged = self.plan.sets[part.set].judged is not None
-        return {"shards": str(self.shards(part.set, seed)), "weight": part.weight, "judged": judged, **limit}
+        return {
+            "shards": str(self.shards(part.set, seed)),
+            "weight": part.weight,
+            "judged": judged,
+            **limit,
+        }
 
     def _once(self, kind: str, name: str, make: Callable[[Path], None]) -> Path:
         """The folder of a thing; `make` makes or resumes it unless it is complete."""
@@ -220,10 +256,6 @@ class Workshop:
                 make(folder)
                 write_text(done, json.dumps({"cpu_seconds": round(self.cpu_seconds() - before, 1)}))
         return folder
-
-
-CALIBRATION = "calibration.json"
-CURVE_SEED = 1  # the images of a curve are not those of the final figures
 
 
 @contextmanager
@@ -246,7 +278,9 @@ def _derive(run: Path, keep: Kept, out: Path) -> None:
     """Write the candidates of a run, or some of them, as relations without confidence."""
     truth = ground_truth_of(run)
     assert truth is not None
-    statements = {record.image_id: statements_of(record) for record in iter_records(truth.relations)}
+    statements = {
+        record.image_id: statements_of(record) for record in iter_records(truth.relations)
+    }
     [(split, images)] = Manifest.load(run).image_roots.locations.items()
 
     def read(problems: Counter[str]) -> Iterator[Record]:
@@ -254,7 +288,9 @@ def _derive(run: Path, keep: Kept, out: Path) -> None:
             true = statements.get(record.image_id, frozenset())
             yield replace(record, relations=_kept(record, keep, true))
 
-    source = AnnotationSource("miniworld", split, read, {"annotations": run / MANIFEST}, {"keep": keep})
+    source = AnnotationSource(
+        "miniworld", split, read, {"annotations": run / MANIFEST}, {"keep": keep}
+    )
     import_annotations(source, images, out, _QUIET)
 
 
@@ -266,5 +302,7 @@ def _judge(run: Path, judged: JudgedConfig, seed: int, out: Path) -> None:
 
 
 def _kept(record: Record, keep: Kept, true: frozenset[Statement]) -> list[Relation]:
-    found = candidates(overlapping_pairs(record) if keep == "overlapping" else record.pairs, None, "captions")
+    found = candidates(
+        overlapping_pairs(record) if keep == "overlapping" else record.pairs, None, "captions"
+    )
     return [item for item in found if keep != "true" or statement_of(record, item) in true]

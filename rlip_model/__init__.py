@@ -1,4 +1,6 @@
-"""RLIPv2 in pure PyTorch: ParSeD, ParSeDA and the R-Tagger. Importing the package registers them with AutoModel."""
+"""RLIPv2 in pure PyTorch: ParSeD, ParSeDA and the R-Tagger. Importing the package registers them
+with AutoModel.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +23,26 @@ if TYPE_CHECKING:
 __all__ = ["ParSeD", "ParSeDA", "ParSeDAConfig", "ParSeDConfig", "RTagger", "RTaggerConfig"]
 
 
+_AUTO = "transformers.models.auto.configuration_auto"
+_CONFIGS = {
+    "rlip_parsed": "ParSeDConfig",
+    "rlip_parseda": "ParSeDAConfig",
+    "rlip_tagger": "RTaggerConfig",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import a network when it is used: the benchmarks in `rlip_model.evaluation` need no PyTorch."""
+    """Import a network when it is used: the benchmarks in `rlip_model.evaluation` need no
+    PyTorch.
+    """
     if name in __all__:
         return getattr(import_module("rlip_model.model"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-_AUTO = "transformers.models.auto.configuration_auto"
-_CONFIGS = {"rlip_parsed": "ParSeDConfig", "rlip_parseda": "ParSeDAConfig", "rlip_tagger": "RTaggerConfig"}
-
-
 class _Later:
-    """Stands for a configuration in AutoConfig until one is read; then the networks are imported, which registers all.
+    """Stands for a configuration in AutoConfig until one is read; then the networks are imported,
+    which registers all.
 
     Importing them here would take seconds, and while transformers is being imported it would fail.
     """

@@ -1,8 +1,9 @@
 """Multi-scale deformable attention (Deformable DETR, section 4.1) in portable PyTorch.
 
-There are three sampling methods, which agree up to rounding: embedding bags (`rlip_model.embedding_bag_sampling`), many
-times faster on a CPU; the kernels of deformops for GPUs, if it is installed and passes a test; and `grid_sample`, for
-other GPUs and for degenerate sizes.
+There are three sampling methods, which agree up to rounding: embedding bags
+(`rlip_model.embedding_bag_sampling`), many times faster on a CPU; the kernels of deformops for
+GPUs, if it is installed and passes a test; and `grid_sample`, for other GPUs and for degenerate
+sizes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,13 @@ from rlip_model.position import at_least_float32
 
 Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
-_LARGEST_DIFFERENCES = (1e-3, 1e-3, 1e-3, 1e-3, 2e-2)  # of the samples, three gradients, and samples in bfloat16
+_LARGEST_DIFFERENCES = (
+    1e-3,
+    1e-3,
+    1e-3,
+    1e-3,
+    2e-2,
+)  # of the samples, three gradients, and samples in bfloat16
 
 
 def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
@@ -35,18 +42,20 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
     Args:
         value: `[batch, tokens, heads, dim]`, all levels concatenated.
         shapes: (height, width) of each level.
-        locations: `[batch, queries, 2, heads, levels, points]`, x and y in pixels of the level; integers are pixel
-            centres.
+        locations: `[batch, queries, 2, heads, levels, points]`, x and y in pixels of the level;
+            integers are pixel centres.
         weights: `[batch, queries, heads, levels, points]`.
 
     Returns:
-        `[batch, queries, heads * dim]` in the dtype of `value`; computed in at least float32, except by deformops.
+        `[batch, queries, heads * dim]` in the dtype of `value`; computed in at least float32,
+        except by deformops.
     """
     dtype = value.dtype
     if value.is_cuda and (operator := gpu_sampling(value.device).operator) is not None:
         return sample_by_operator(operator, value, shapes, locations, weights)
     value = at_least_float32(value)
-    locations, weights = locations.to(value.dtype), weights.to(value.dtype)
+    locations = locations.to(value.dtype)
+    weights = weights.to(value.dtype)
     if _fits_embedding_bags(value, shapes, locations):
         sampled = sample_by_embedding_bags(value, shapes, locations, weights)
     else:
@@ -55,7 +64,9 @@ def sample(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) ->
 
 
 def _fits_embedding_bags(value: Tensor, shapes: Shapes, locations: Tensor) -> bool:
-    if value.device.type != "cpu" or torch.compiler.is_compiling():  # a compiled graph does not branch on values
+    if (
+        value.device.type != "cpu" or torch.compiler.is_compiling()
+    ):  # a compiled graph does not branch on values
         return False
     return min(min(shape) for shape in shapes) >= 2 and bool(locations.detach().sum().isfinite())
 
@@ -63,10 +74,15 @@ def _fits_embedding_bags(value: Tensor, shapes: Shapes, locations: Tensor) -> bo
 def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
     """`sample` with one `grid_sample` per level, for any device and any size."""
     batch, _, heads, dim = value.shape
-    queries, points = locations.shape[1], locations.shape[5]
+    queries = locations.shape[1]
+    points = locations.shape[5]
     sides = _levels(shapes, value.device)[2].to(locations.dtype).T[:, None, :, None]
     grids = ((2 * locations + 1) / sides - 1).permute(4, 0, 3, 1, 5, 2).flatten(1, 2)
-    maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([height * width for height, width in shapes], dim=2)
+    maps = (
+        value.permute(0, 2, 3, 1)
+        .flatten(0, 1)
+        .split([height * width for height, width in shapes], dim=2)
+    )
     sampled = [
         F.grid_sample(of_level.unflatten(2, shape), grid, padding_mode="zeros", align_corners=False)
         for of_level, shape, grid in zip(maps, shapes, grids.unbind(), strict=True)
@@ -76,12 +92,15 @@ def sample_by_grid(value: Tensor, shapes: Shapes, locations: Tensor, weights: Te
     return (stacked * folded).sum(-1).view(batch, heads * dim, queries).transpose(1, 2)
 
 
-def sample_by_operator(operator: Operator, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def sample_by_operator(
+    operator: Operator, value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+) -> Tensor:
     """`sample` with an operator as in Deformable DETR.
 
     Args:
-        operator: from value, the (height, width) of each level, the first token of each level, normalised locations
-            `[batch, queries, heads, levels, points, 2]` and weights `[batch, queries, heads, levels * points]`.
+        operator: from value, the (height, width) of each level, the first token of each level,
+            normalised locations `[batch, queries, heads, levels, points, 2]` and weights `[batch,
+            queries, heads, levels * points]`.
     """
     sizes, starts, sides = _levels(shapes, value.device)
     pixels = at_least_float32(locations).permute(0, 1, 3, 4, 5, 2)
@@ -94,7 +113,8 @@ def sample_by_operator(operator: Operator, value: Tensor, shapes: Shapes, locati
 
 @torch.compiler.assume_constant_result
 def _levels(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Sizes `[levels, 2]`, (height, width), and the first token `[levels]` of each level, on the device.
+    """Sizes `[levels, 2]`, (height, width), and the first token `[levels]` of each level, on the
+    device.
 
     Then the sizes as (width, height), float32.
     """
@@ -102,7 +122,9 @@ def _levels(shapes: Shapes, device: torch.device) -> tuple[Tensor, Tensor, Tenso
 
 
 @lru_cache(maxsize=256)
-def _kept_levels(shapes: tuple[tuple[int, int], ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _kept_levels(
+    shapes: tuple[tuple[int, int], ...], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     starts = list(accumulate((height * width for height, width in shapes[:-1]), initial=0))
     with torch.inference_mode(False):  # they are kept, and may be needed by a backward pass
         sizes = send(torch.tensor(shapes), device)
@@ -129,12 +151,14 @@ _SAMPLINGS: dict[torch.device, GpuSampling] = {}  # no lru_cache, which torch.co
 
 
 def gpu_sampling(device: torch.device) -> GpuSampling:
-    """By deformops' operator, unless it is not installed, or, with a warning, fails a test on this device.
+    """By deformops' operator, unless it is not installed, or, with a warning, fails a test on this
+    device.
 
     What is compiled for a device needs an earlier call.
 
     Raises:
-        torch.cuda.OutOfMemoryError: the memory of the device is full, which says nothing about the operator.
+        torch.cuda.OutOfMemoryError: the memory of the device is full, which says nothing about the
+        operator.
     """
     if device not in _SAMPLINGS:
         _SAMPLINGS[device] = _tested(device)
@@ -153,11 +177,16 @@ def _tested(device: torch.device) -> GpuSampling:
         if is_out_of_memory(reason):
             raise
         words = " ".join(str(reason).split())  # of a compiler there may be pages
-        return _without(f"deformops cannot be used on {device}: {words[:200] or type(reason).__name__}")
+        return _without(
+            f"deformops cannot be used on {device}: {words[:200] or type(reason).__name__}"
+        )
     for ours, theirs, largest in zip(found, expected, _LARGEST_DIFFERENCES, strict=False):
         difference = float((ours - theirs).abs().max())
         if not difference <= largest:
-            return _without(f"deformops is not used on {device}: it differs from grid_sample by {difference:.1g}")
+            return _without(
+                f"deformops is not used on {device}: it differs from grid_sample by"
+                f" {difference:.1g}"
+            )
     return GpuSampling(operator)
 
 
@@ -167,7 +196,9 @@ def _without(why: str) -> GpuSampling:
 
 
 def _kernel_errors() -> tuple[type[Exception], ...]:
-    """Return what is raised if a kernel cannot be compiled or launched; Triton's errors are not RuntimeErrors."""
+    """Return what is raised if a kernel cannot be compiled or launched; Triton's errors are not
+    RuntimeErrors.
+    """
     errors = (RuntimeError, OSError, ValueError, TypeError)
     try:
         return (*errors, importlib.import_module("triton.errors").TritonError)
@@ -180,14 +211,19 @@ def _sample_in_float32(value: Tensor, shapes: Shapes, locations: Tensor, weights
 
 
 def _samples(way: Callable[..., Tensor], device: torch.device) -> list[Tensor]:
-    """Samples in and around some maps, the gradients of their squares, and samples in bfloat16 if the device has it."""
-    shapes, generator = ((12, 17), (6, 9), (3, 5), (2, 3)), torch.Generator().manual_seed(0)
+    """Samples in and around some maps, the gradients of their squares, and samples in bfloat16 if
+    the device has it.
+    """
+    shapes = ((12, 17), (6, 9), (3, 5), (2, 3))
+    generator = torch.Generator().manual_seed(0)
     tokens = sum(height * width for height, width in shapes)
     value = torch.randn(2, tokens, 8, 32, generator=generator)
     locations = 20 * torch.rand(2, 50, 2, 8, len(shapes), 4, generator=generator) - 2
     weights = torch.rand(2, 50, 8, len(shapes), 4, generator=generator) / 16
     with torch.inference_mode(False), torch.enable_grad():
-        leaves = [each.to(device, copy=True).requires_grad_() for each in (value, locations, weights)]
+        leaves = [
+            each.to(device, copy=True).requires_grad_() for each in (value, locations, weights)
+        ]
         sampled = way(leaves[0], shapes, leaves[1], leaves[2])
         found = [sampled.detach(), *torch.autograd.grad(sampled.square().sum(), leaves)]
     if device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 0):
@@ -200,8 +236,8 @@ def _samples(way: Callable[..., Tensor], device: torch.device) -> list[Tensor]:
 class Owners:
     """Which image of a batch each row of queries belongs to.
 
-    images `[rows]`; places `[rows]`, how many earlier rows belong to the same image; most: the largest number of rows
-    of an image.
+    images `[rows]`; places `[rows]`, how many earlier rows belong to the same image; most: the
+    largest number of rows of an image.
     """
 
     images: Tensor
@@ -221,7 +257,9 @@ class DeformableAttention(nn.Module):
 
     def __init__(self, dim: int, heads: int, levels: int, points: int) -> None:
         super().__init__()
-        self.heads, self.levels, self.points = heads, levels, points
+        self.heads = heads
+        self.levels = levels
+        self.points = points
         self.sampling_offsets = nn.Linear(dim, heads * levels * points * 2)
         self.attention_weights = nn.Linear(dim, heads * levels * points)
         self.value_proj = nn.Linear(dim, dim)
@@ -229,7 +267,9 @@ class DeformableAttention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Start with head h looking in direction h, point p at distance p + 1, and equal weights."""
+        """Start with head h looking in direction h, point p at distance p + 1, and equal
+        weights.
+        """
         nn.init.zeros_(self.sampling_offsets.weight)
         angles = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         directions = torch.stack((angles.cos(), angles.sin()), dim=-1)
@@ -257,8 +297,10 @@ class DeformableAttention(nn.Module):
 
         Args:
             query: `[batch, queries, dim]`.
-            references: `[batch or 1, queries, levels, 2 or 4]`, xy or cxcywh, normalised to the padded level.
-            memory: `[batch or 1, tokens, dim]`; with 1, the whole batch of queries shares one image.
+            references: `[batch or 1, queries, levels, 2 or 4]`, xy or cxcywh, normalised to the
+                padded level.
+            memory: `[batch or 1, tokens, dim]`; with 1, the whole batch of queries shares one
+                image.
             padding: `[batch or 1, tokens]`, True where the image is padding.
             owners: the image of each row of queries, if `memory` has one row per image instead.
 
@@ -270,7 +312,9 @@ class DeformableAttention(nn.Module):
             return self._attend_owners(query, references, value, shapes, owners)
         if memory.shape[0] == 1 and query.shape[0] > 1:
             references = references.expand(query.shape[0], -1, -1, -1)
-            folded = self.attend(query.flatten(0, 1)[None], references.flatten(0, 1)[None], value, shapes)
+            folded = self.attend(
+                query.flatten(0, 1)[None], references.flatten(0, 1)[None], value, shapes
+            )
             return folded.view(query.shape)
         return self.attend(query, references, value, shapes)
 
@@ -288,22 +332,30 @@ class DeformableAttention(nn.Module):
         return attended.unflatten(1, (owners.most, -1))[places]
 
     def project(self, memory: Tensor, padding: Tensor | None) -> Tensor:
-        """Project the image tokens to attention values `[batch, tokens, heads, dim / heads]`, zero in the padding."""
+        """Project the image tokens to attention values `[batch, tokens, heads, dim / heads]`, zero
+        in the padding.
+        """
         value = self.value_proj(memory)
         if padding is not None:
             value = value.masked_fill(padding.unsqueeze(-1), 0.0)
         return value.unflatten(-1, (self.heads, -1))
 
     def attend(self, query: Tensor, references: Tensor, value: Tensor, shapes: Shapes) -> Tensor:
-        """As `forward`, with the output of `project` instead of the memory; `batch` is the same in all arguments."""
+        """As `forward`, with the output of `project` instead of the memory; `batch` is the same in
+        all arguments.
+        """
         layout = (self.heads, self.levels, self.points)
         locations = self._locations(references, self._offsets(query).to(references.dtype), shapes)
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
-        sampled = sample(value, shapes, locations.unflatten(-1, layout[1:]), weights.unflatten(-1, layout[1:]))
+        sampled = sample(
+            value, shapes, locations.unflatten(-1, layout[1:]), weights.unflatten(-1, layout[1:])
+        )
         return self.output_proj(sampled)
 
     def _offsets(self, query: Tensor) -> Tensor:
-        """`[batch, queries, 2, heads, levels * points]`: all x before all y, the order in which they are sampled."""
+        """`[batch, queries, 2, heads, levels * points]`: all x before all y, the order in which
+        they are sampled.
+        """
         linear = self.sampling_offsets
         weight = linear.weight.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1)
         bias = linear.bias.unflatten(0, (-1, 2)).T.flatten()

@@ -21,10 +21,12 @@ from rlip_model.swin import Swin
 
 @dataclass(frozen=True)
 class ImageFeatures:
-    """The features of a batch of images, independent of any text; levels from fine to coarse, concatenated.
+    """The features of a batch of images, independent of any text; levels from fine to coarse,
+    concatenated.
 
-    tokens, positions `[batch, tokens, dim]`; padding `[batch, tokens]`, True outside the image; valid_ratios
-    `[batch, levels, 2]`, the unpadded share (x, y) of each level; shapes (height, width) of each level.
+    tokens, positions `[batch, tokens, dim]`; padding `[batch, tokens]`, True outside the image;
+    valid_ratios `[batch, levels, 2]`, the unpadded share (x, y) of each level; shapes (height,
+    width) of each level.
     """
 
     tokens: Tensor
@@ -34,12 +36,18 @@ class ImageFeatures:
     shapes: tuple[tuple[int, int], ...]
 
     def of(self, images: Sequence[int]) -> ImageFeatures:
-        """Return the features of these images of the batch, in this order; an image may be there several times."""
+        """Return the features of these images of the batch, in this order; an image may be there
+        several times.
+        """
         if list(images) == list(range(len(self.tokens))):
             return self
         rows = send(torch.tensor(images), self.tokens.device)
         return ImageFeatures(
-            self.tokens[rows], self.positions[rows], self.padding[rows], self.valid_ratios[rows], self.shapes
+            self.tokens[rows],
+            self.positions[rows],
+            self.padding[rows],
+            self.valid_ratios[rows],
+            self.shapes,
         )
 
 
@@ -53,8 +61,12 @@ class FoldedBottleneck(Bottleneck):
         return _normalised(inner, self.conv3, self.bn3).add_(shortcut).relu_()
 
 
-def _normalised(maps: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d | nn.Identity) -> Tensor:
-    """Convolution and frozen batch norm in one step, which saves two arrays as large as the maps."""
+def _normalised(
+    maps: Tensor, convolution: nn.Conv2d, norm: FrozenBatchNorm2d | nn.Identity
+) -> Tensor:
+    """Convolution and frozen batch norm in one step, which saves two arrays as large as the
+    maps.
+    """
     if isinstance(norm, nn.Identity):  # it has been folded
         return convolution(maps)
     return F.conv2d(maps, *_folded(convolution, norm), convolution.stride, convolution.padding)
@@ -67,7 +79,9 @@ def _folded(convolution: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Te
 
 
 class ResNet50(ResNet):
-    """torchvision's ResNet-50 with frozen batch norm and without a classifier; stem and first stage are frozen too."""
+    """torchvision's ResNet-50 with frozen batch norm and without a classifier; stem and first stage
+    are frozen too.
+    """
 
     def __init__(self) -> None:
         super().__init__(FoldedBottleneck, [3, 4, 6, 3], norm_layer=FrozenBatchNorm2d)
@@ -88,7 +102,8 @@ class ResNet50(ResNet):
             for (_, convolution), (name, norm) in pairwise(children):
                 if isinstance(convolution, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
                     weight, bias = _folded(convolution, norm)
-                    convolution.weight, convolution.bias = nn.Parameter(weight), nn.Parameter(bias)
+                    convolution.weight = nn.Parameter(weight)
+                    convolution.bias = nn.Parameter(bias)
                     setattr(module, name, nn.Identity())
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -111,16 +126,24 @@ class ImageEncoder(nn.Module):
         super().__init__()
         self.backbone: ResNet50 | Swin | ConvolutionalBackbone
         if config.backbone == "resnet50":
-            self.backbone, self.position_offset = ResNet50(), 0.0
+            self.backbone = ResNet50()
+            self.position_offset = 0.0
         elif config.backbone == "convolutional":
-            self.backbone, self.position_offset = ConvolutionalBackbone(config.conv_width), 0.0
+            self.backbone = ConvolutionalBackbone(config.conv_width)
+            self.position_offset = 0.0
         else:
             self.backbone = Swin(
-                config.swin_embed_dim, config.swin_depths, config.swin_heads, config.swin_window, config.drop_path
+                config.swin_embed_dim,
+                config.swin_depths,
+                config.swin_heads,
+                config.swin_window,
+                config.drop_path,
             )
             self.position_offset = 0.5
         self.dim = config.hidden_dim
-        self.projections = _projections(self.backbone.channels, config.num_levels, config.hidden_dim)
+        self.projections = _projections(
+            self.backbone.channels, config.num_levels, config.hidden_dim
+        )
         self.level_embed = nn.Parameter(torch.empty(config.num_levels, config.hidden_dim))
         nn.init.normal_(self.level_embed)
 
@@ -135,7 +158,8 @@ class ImageEncoder(nn.Module):
         shapes = tuple((level.shape[-2], level.shape[-1]) for level in maps)
         masks = [resize_mask(padding, shape) for shape in shapes]
         positions = [
-            image_positions(mask, self.dim, self.position_offset).flatten(2).transpose(1, 2) + embedding
+            image_positions(mask, self.dim, self.position_offset).flatten(2).transpose(1, 2)
+            + embedding
             for mask, embedding in zip(masks, self.level_embed, strict=True)
         ]
         return ImageFeatures(
@@ -147,8 +171,12 @@ class ImageEncoder(nn.Module):
         )
 
     def project(self, maps: list[Tensor]) -> list[Tensor]:
-        """Project all levels to width `dim`; extra levels are computed from the backbone's last, unprojected map."""
-        levels = [projection(level) for projection, level in zip(self.projections, maps, strict=False)]
+        """Project all levels to width `dim`; extra levels are computed from the backbone's last,
+        unprojected map.
+        """
+        levels = [
+            projection(level) for projection, level in zip(self.projections, maps, strict=False)
+        ]
         extra = maps[-1]
         for projection in list(self.projections)[len(maps) :]:
             extra = projection(extra)
@@ -175,6 +203,8 @@ def resize_mask(padding: Tensor, shape: tuple[int, int]) -> Tensor:
 
 
 def valid_ratio(padding: Tensor) -> Tensor:
-    """`[batch, 2]`: unpadded share of the width and of the height, measured on the first row and column."""
+    """`[batch, 2]`: unpadded share of the width and of the height, measured on the first row and
+    column.
+    """
     valid = (~padding).float()
     return torch.stack((valid[:, 0, :].mean(1), valid[:, :, 0].mean(1)), dim=-1)

@@ -1,4 +1,6 @@
-"""Convert published checkpoints (`.pth`) and detectors to folders with config.json, model.safetensors and tokenizer."""
+"""Convert published checkpoints (`.pth`) and detectors to folders with config.json,
+model.safetensors and tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
 from rlip_model.text import TokenizerError, load_tokenizer
 
-_WRITING, _LEFT_SECONDS = ".writing", 24 * 3600
+_WRITING = ".writing"
+_LEFT_SECONDS = 24 * 3600
 _SAFE: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
     argparse.Namespace,
     pathlib.PosixPath,
@@ -46,12 +49,21 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: the file is missing, is not a torch file, or has no parameters.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} is a folder, not a file" if path.is_dir() else f"no such file: {path}")
+        raise CheckpointError(
+            f"{path} is a folder, not a file" if path.is_dir() else f"no such file: {path}"
+        )
     try:
         with torch.serialization.safe_globals(_SAFE), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError, LookupError) as reason:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        OSError,
+        LookupError,
+    ) as reason:
         raise CheckpointError(
             f"{path} is not a torch checkpoint that can be read safely: {_explain(path, reason)}"
         ) from reason
@@ -61,7 +73,9 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     parameters = model.items() if isinstance(model, Mapping) else ()
     state = {key: value for key, value in parameters if isinstance(value, Tensor)}
     if not state:
-        raise CheckpointError(f"{path} contains no parameters; its entries are {', '.join(map(str, content))}")
+        raise CheckpointError(
+            f"{path} contains no parameters; its entries are {', '.join(map(str, content))}"
+        )
     args = content.get("args")
     if isinstance(args, argparse.Namespace):
         args = vars(args)
@@ -87,7 +101,8 @@ def load_official(model: RLIPModel, state: Mapping[str, Tensor]) -> None:
     """Copy published parameters into a network.
 
     Raises:
-        CheckpointError: parameters are unknown, missing or of another shape; the message lists all of them.
+        CheckpointError: parameters are unknown, missing or of another shape; the message lists all
+            of them.
     """
     own = model.state_dict()
     loaded: dict[str, Tensor] = {}
@@ -99,7 +114,9 @@ def load_official(model: RLIPModel, state: Mapping[str, Tensor]) -> None:
         if name not in own:
             problems.append(f"unknown {key}")
         elif own[name].shape != value.shape:
-            problems.append(f"{key} has shape {list(value.shape)}, expected {list(own[name].shape)}")
+            problems.append(
+                f"{key} has shape {list(value.shape)}, expected {list(own[name].shape)}"
+            )
         loaded[name] = value
     computed = {name for name, value in own.items() if not value.is_floating_point()}
     problems += [f"missing {name}" for name in own if name not in loaded and name not in computed]
@@ -117,24 +134,34 @@ def convert(
     num_queries: int | None = None,
     pairwise: bool = True,
 ) -> Path:
-    """Convert a published checkpoint to a folder for `from_pretrained`. The folder appears only when it is complete.
+    """Convert a published checkpoint to a folder for `from_pretrained`. The folder appears only
+    when it is complete.
 
     Args:
-        tokenizer: folder or hub id of the RoBERTa tokenizer that the network was trained with. If it comes
-            with the RoBERTa's config.json, the number of attention heads is taken from there.
+        tokenizer: folder or hub id of the RoBERTa tokenizer that the network was trained with. If
+            it comes with the RoBERTa's config.json, the number of attention heads is taken from
+            there.
         gating, verb_query: for checkpoints without stored options.
         num_queries: number of queries to keep; default: all.
         pairwise: which queries to keep, see `prune_queries`.
 
     Raises:
-        CheckpointError: the file is not an RLIP checkpoint, or `out` exists and is not an empty folder.
-        TokenizerError: the tokenizer is missing, has no vocabulary, or does not fit the text encoder.
+        CheckpointError: the file is not an RLIP checkpoint, or `out` exists and is not an empty
+            folder.
+        TokenizerError: the tokenizer is missing, has no vocabulary, or does not fit the text
+            encoder.
     """
     _check_is_free(out)
     state, args = read_checkpoint(checkpoint)
     words = load_tokenizer(tokenizer)
     try:
-        config = infer_config(state, args, gating=gating, verb_query=verb_query, text_config=_roberta_config(tokenizer))
+        config = infer_config(
+            state,
+            args,
+            gating=gating,
+            verb_query=verb_query,
+            text_config=_roberta_config(tokenizer),
+        )
         model = build_model(config)
         load_official(model, state)
         if num_queries is not None:
@@ -142,7 +169,9 @@ def convert(
     except (CheckpointError, ValueError) as reason:
         raise CheckpointError(f"cannot convert {checkpoint}: {reason}") from reason
     except KeyError as reason:
-        raise CheckpointError(f"cannot convert {checkpoint}: {reason.args[0]} is missing") from reason
+        raise CheckpointError(
+            f"cannot convert {checkpoint}: {reason.args[0]} is missing"
+        ) from reason
     _check_vocabulary(words, tokenizer, config)
     model.set_tokenizer(words)
     save_atomically(model, out)
@@ -150,26 +179,37 @@ def convert(
 
 
 def convert_detector(
-    checkpoint: Path, out: Path, kind: str, text_encoder: str = "roberta-base", num_queries: int = 200, seed: int = 0
+    checkpoint: Path,
+    out: Path,
+    kind: str,
+    text_encoder: str = "roberta-base",
+    num_queries: int = 200,
+    seed: int = 0,
 ) -> Initialised:
-    """Combine a detector and a RoBERTa into a network for pre-training, saved as a folder for `from_pretrained`.
+    """Combine a detector and a RoBERTa into a network for pre-training, saved as a folder for
+    `from_pretrained`.
 
     Args:
-        checkpoint: DAB-Deformable-DETR for `parseda`; Deformable-DETR for `parsed`, `tagger` and `rlipv1`.
+        checkpoint: DAB-Deformable-DETR for `parseda`; Deformable-DETR for `parsed`, `tagger` and
+            `rlipv1`.
         kind: see `presets.preset`.
         text_encoder: folder or hub id of a RoBERTa with its tokenizer.
         seed: for the parameters that neither of them has.
 
     Raises:
-        CheckpointError: the detector or the RoBERTa is missing or does not fit, or `out` exists and is not an empty
-            folder.
-        TokenizerError: the tokenizer is missing, has no vocabulary, or does not fit the text encoder.
+        CheckpointError: the detector or the RoBERTa is missing or does not fit, or `out` exists and
+            is not an empty folder.
+        TokenizerError: the tokenizer is missing, has no vocabulary, or does not fit the text
+            encoder.
     """
     _check_is_free(out)
     state, args = read_checkpoint(checkpoint)
-    words, roberta = load_tokenizer(text_encoder), load_roberta(text_encoder)
+    words = load_tokenizer(text_encoder)
+    roberta = load_roberta(text_encoder)
     try:
-        config = detector_config(state, kind, args, num_queries=num_queries, text_config=roberta_sizes(roberta.config))
+        config = detector_config(
+            state, kind, args, num_queries=num_queries, text_config=roberta_sizes(roberta.config)
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(initial_seed(seed))
             model = build_model(config)
@@ -189,7 +229,9 @@ def _check_is_free(out: Path) -> None:
 
 def _check_vocabulary(words: PreTrainedTokenizerBase, name: str, config: RLIPConfig) -> None:
     size = config.text_config.vocab_size
-    difference = f"the tokenizer of {name} has {len(words)} tokens, the checkpoint's text encoder {size}"
+    difference = (
+        f"the tokenizer of {name} has {len(words)} tokens, the checkpoint's text encoder {size}"
+    )
     if len(words) < size // 2:
         raise TokenizerError(f"{difference}: the network was trained with another tokenizer")
     if len(words) < size:
@@ -197,8 +239,16 @@ def _check_vocabulary(words: PreTrainedTokenizerBase, name: str, config: RLIPCon
 
 
 def roberta_sizes(config: RobertaConfig) -> RobertaConfig:
-    """Return a copy of a configuration with its sizes only, without the path that it was loaded from."""
-    names = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+    """Return a copy of a configuration with its sizes only, without the path that it was loaded
+    from.
+    """
+    names = [
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+    ]
     names += ["max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pad_token_id"]
     return RobertaConfig(**{name: getattr(config, name) for name in names})
 
@@ -216,7 +266,9 @@ def load_roberta(name: str) -> Roberta:
         raise CheckpointError(f"no RoBERTa in {name}: {first_line}") from reason
     roberta, info = cast(tuple[Roberta, dict[str, Any]], loaded)
     if info["missing_keys"]:
-        raise CheckpointError(f"the RoBERTa in {name} has no {', '.join(sorted(info['missing_keys']))}")
+        raise CheckpointError(
+            f"the RoBERTa in {name} has no {', '.join(sorted(info['missing_keys']))}"
+        )
     return roberta
 
 

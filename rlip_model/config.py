@@ -1,4 +1,6 @@
-"""Configurations of the networks: sizes, fusion, queries, noise. Stored as config.json next to the weights."""
+"""Configurations of the networks: sizes, fusion, queries, noise. Stored as config.json next to the
+weights.
+"""
 
 from __future__ import annotations
 
@@ -57,19 +59,24 @@ class RLIPConfig(PretrainedConfig):
         conv_width: channels of the stem of the convolutional backbone, a multiple of 8.
         hidden_dim: width of image tokens and queries.
         num_queries: number of subject and object queries together, twice the number of pairs.
-        num_levels, num_points: feature levels of deformable attention, and sampling points per level.
-        fusion: where labels and image are fused: in the image encoder (`alif`, RLIPv2), between the decoders and
-            the read-out (`after_decoding`, RLIPv1), or only in the read-out's dot products (`none`).
-        fusion_interval: encoder layers per vision-language fusion. This and the settings up to `gating` apply to ALIF
-            only.
+        num_levels, num_points: feature levels of deformable attention, and sampling points per
+        level.
+        fusion: where labels and image are fused: in the image encoder (`alif`, RLIPv2), between the
+            decoders and the read-out (`after_decoding`, RLIPv1), or only in the read-out's dot
+            products (`none`).
+        fusion_interval: encoder layers per vision-language fusion. This and the settings up to
+            `gating` apply to ALIF only.
         fusion_last_level: fuse the coarsest level only; otherwise all image tokens.
-        fusion_dim, fusion_heads, fusion_dropout: inner width, heads and attention dropout of a fusion block.
+        fusion_dim, fusion_heads, fusion_dropout: inner width, heads and attention dropout of a
+        fusion block.
         gating: how the update of a fusion is scaled before it is added.
         verb_query: initial content of the relation queries.
         subject_class: classify subjects too, not only objects.
         dense_head: also detect boxes in the feature maps (see `rlip_model.dense_head`).
-        proposals: ParSeDA only: number of boxes of the dense head whose pairs are the queries; 0: learned anchors.
-        image_sides: short and maximum long side, in pixels, of the images that the network was validated on.
+        proposals: ParSeDA only: number of boxes of the dense head whose pairs are the queries; 0:
+            learned anchors.
+        image_sides: short and maximum long side, in pixels, of the images that the network was
+            validated on.
         drop_path: rate of the last Swin block; it grows linearly from 0 at the first.
         text_config: sizes of the RoBERTa label encoder (also used by the fusion's label layers).
 
@@ -116,7 +123,8 @@ class RLIPConfig(PretrainedConfig):
         self.swin_embed_dim = swin_embed_dim
         self.swin_depths = list(swin_depths)
         self.swin_heads = list(swin_heads)
-        self.swin_window, self.conv_width = swin_window, conv_width
+        self.swin_window = swin_window
+        self.conv_width = conv_width
         self.drop_path = drop_path
         self.hidden_dim = hidden_dim
         self.num_heads = num_heads
@@ -136,7 +144,8 @@ class RLIPConfig(PretrainedConfig):
         self.gating = gating
         self.verb_query = verb_query
         self.subject_class = subject_class
-        self.dense_head, self.proposals = dense_head, proposals
+        self.dense_head = dense_head
+        self.proposals = proposals
         self.image_sides = image_sides and list(image_sides)
         self.text_config = _roberta_config(text_config)
         self._check()
@@ -173,32 +182,50 @@ class RLIPConfig(PretrainedConfig):
         for name in ("swin_depths", "swin_heads"):
             if len(getattr(self, name)) != SWIN_STAGES:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, expected one number for each of the {SWIN_STAGES} stages"
+                    f"{name} is {getattr(self, name)}, expected one number for each of the"
+                    f" {SWIN_STAGES} stages"
                 )
         if self.conv_width % CHANNELS_PER_NORM_GROUP:
-            raise ValueError(f"conv_width {self.conv_width} must be a multiple of {CHANNELS_PER_NORM_GROUP}")
-        if self.hidden_dim % 32 or self.hidden_dim % self.num_heads or self.fusion_dim % self.fusion_heads:
             raise ValueError(
-                f"hidden_dim {self.hidden_dim} must be a multiple of 32 and of num_heads {self.num_heads}, "
-                f"fusion_dim {self.fusion_dim} of fusion_heads {self.fusion_heads}"
+                f"conv_width {self.conv_width} must be a multiple of {CHANNELS_PER_NORM_GROUP}"
+            )
+        if (
+            self.hidden_dim % 32
+            or self.hidden_dim % self.num_heads
+            or self.fusion_dim % self.fusion_heads
+        ):
+            raise ValueError(
+                f"hidden_dim {self.hidden_dim} must be a multiple of 32 and of num_heads"
+                f" {self.num_heads}, fusion_dim {self.fusion_dim} of fusion_heads"
+                f" {self.fusion_heads}"
             )
         if self.num_queries % 2:
-            raise ValueError(f"num_queries {self.num_queries} must be even: one half are subjects, the other objects")
+            raise ValueError(
+                f"num_queries {self.num_queries} must be even: one half are subjects, the other"
+                " objects"
+            )
         if self.fusion == "alif" and self.num_fusions != self.decoder_layers:
             raise ValueError(
-                f"{self.encoder_layers} encoder layers fused every {self.fusion_interval} give "
-                f"{self.num_fusions} label states, expected one for each of the {self.decoder_layers} decoder layers"
+                f"{self.encoder_layers} encoder layers fused every {self.fusion_interval} give"
+                f" {self.num_fusions} label states, expected one for each of the"
+                f" {self.decoder_layers} decoder layers"
             )
 
     def _check_boxes(self) -> None:
         if self.dense_head and isinstance(self, RTaggerConfig):
             raise ValueError("dense_head is for detectors: an R-Tagger gets its boxes")
         if self.proposals and not isinstance(self, ParSeDAConfig):
-            raise ValueError(f"proposals {self.proposals}: only ParSeDA takes its queries from boxes")
+            raise ValueError(
+                f"proposals {self.proposals}: only ParSeDA takes its queries from boxes"
+            )
         if self.proposals and not self.dense_head:
-            raise ValueError(f"proposals {self.proposals} are boxes of the dense head; set dense_head: true")
+            raise ValueError(
+                f"proposals {self.proposals} are boxes of the dense head; set dense_head: true"
+            )
         if self.proposals and self.proposals * (self.proposals - 1) < self.num_pairs:
-            raise ValueError(f"proposals {self.proposals} have too few pairs for num_queries {self.num_queries}")
+            raise ValueError(
+                f"proposals {self.proposals} have too few pairs for num_queries {self.num_queries}"
+            )
 
 
 class ParSeDConfig(RLIPConfig):
@@ -206,7 +233,9 @@ class ParSeDConfig(RLIPConfig):
 
     model_type = "rlip_parsed"
 
-    def __init__(self, **kwargs: Any) -> None:  # otherwise transformers 5 generates an __init__ that skips ours
+    def __init__(
+        self, **kwargs: Any
+    ) -> None:  # otherwise transformers 5 generates an __init__ that skips ours
         super().__init__(**kwargs)
 
 
@@ -225,8 +254,8 @@ class RTaggerConfig(RLIPConfig):
     Args:
         box_noise: in training, boxes are perturbed by up to this share of their size.
         label_noise: in training, the probability that a label is replaced.
-        label_noise_range: "labels" draws replacements from all labels but "no objects"; "batch", as in the reference
-            implementation, from 0 to the number of images in the batch.
+        label_noise_range: "labels" draws replacements from all labels but "no objects"; "batch", as
+            in the reference implementation, from 0 to the number of images in the batch.
     """
 
     model_type = "rlip_tagger"

@@ -1,4 +1,6 @@
-"""A small convolutional backbone with group norm, for images of about 100 pixels; no published network uses it."""
+"""A small convolutional backbone with group norm, for images of about 100 pixels; no published
+network uses it.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,16 @@ from rlip_model.config import CHANNELS_PER_NORM_GROUP
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with a shortcut (ResNet's basic block, with group norm for small batches)."""
+    """Two 3x3 convolutions with a shortcut (ResNet's basic block, with group norm for small
+    batches).
+    """
 
     def __init__(self, inner: int, outer: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv1, self.norm1 = _convolution(inner, outer, 3, stride), _norm(outer)
-        self.conv2, self.norm2 = _convolution(outer, outer, 3, 1), _norm(outer)
+        self.conv1 = _convolution(inner, outer, 3, stride)
+        self.norm1 = _norm(outer)
+        self.conv2 = _convolution(outer, outer, 3, 1)
+        self.norm2 = _norm(outer)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or inner != outer:
             self.shortcut = nn.Sequential(_convolution(inner, outer, 1, stride), _norm(outer))
@@ -36,8 +42,12 @@ class ConvolutionalBackbone(nn.Module):
         self.channels = [2 * width, 4 * width, 6 * width]
         self.stem = nn.Sequential(_convolution(3, width, 3, 2), _norm(width), nn.ReLU())
         self.stage1 = ResidualBlock(width, width, 2)
-        self.stage2 = nn.Sequential(ResidualBlock(width, 2 * width, 2), ResidualBlock(2 * width, 2 * width))
-        self.stage3 = nn.Sequential(ResidualBlock(2 * width, 4 * width, 2), ResidualBlock(4 * width, 4 * width))
+        self.stage2 = nn.Sequential(
+            ResidualBlock(width, 2 * width, 2), ResidualBlock(2 * width, 2 * width)
+        )
+        self.stage3 = nn.Sequential(
+            ResidualBlock(2 * width, 4 * width, 2), ResidualBlock(4 * width, 4 * width)
+        )
         self.stage4 = ResidualBlock(4 * width, 6 * width, 2)
 
     def freeze(self) -> None:

@@ -1,4 +1,6 @@
-"""The two decoders (ParSe): first subjects and objects in parallel, then the relations between them."""
+"""The two decoders (ParSe): first subjects and objects in parallel, then the relations between
+them.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,11 @@ FIRST_SIZE_BIAS = -2.0  # boxes start at sigmoid(-2) = 0.12 of the image
 
 @dataclass(frozen=True)
 class DecodedEntities:
-    """States `[layers, batch, 2 * pairs, dim]` and boxes `[layers, batch, 2 * pairs, 4]` after every layer.
+    """States `[layers, batch, 2 * pairs, dim]` and boxes `[layers, batch, 2 * pairs, 4]` after
+    every layer.
 
-    references: per layer, `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]`, the references that its boxes are relative to;
+    references: per layer, `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]`, the references that its boxes
+    are relative to;
     padding: `[batch, 2 * pairs]`, as given with the queries.
     """
 
@@ -33,7 +37,8 @@ class DecodedEntities:
 
 @dataclass(frozen=True)
 class DecodedRelations:
-    """States `[layers, batch, pairs, dim]`, and the pairs' boxes as refined by the relation decoder.
+    """States `[layers, batch, pairs, dim]`, and the pairs' boxes as refined by the relation
+    decoder.
 
     subject_boxes, object_boxes: `[layers, batch, pairs, 4]`; they only guide attention.
     """
@@ -44,7 +49,8 @@ class DecodedRelations:
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention among queries, deformable attention to the image, feed-forward; normalised after each.
+    """Self-attention among queries, deformable attention to the image, feed-forward; normalised
+    after each.
 
     Parameter names are those of Deformable DETR, where `norm2` follows the self-attention.
     """
@@ -52,9 +58,13 @@ class DecoderLayer(nn.Module):
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
-        self.cross_attn = DeformableAttention(dim, config.num_heads, config.num_levels, config.num_points)
+        self.cross_attn = DeformableAttention(
+            dim, config.num_heads, config.num_levels, config.num_points
+        )
         self.norm1 = nn.LayerNorm(dim)
-        self.self_attn = nn.MultiheadAttention(dim, config.num_heads, config.dropout, batch_first=True)
+        self.self_attn = nn.MultiheadAttention(
+            dim, config.num_heads, config.dropout, batch_first=True
+        )
         self.norm2 = nn.LayerNorm(dim)
         self.linear1 = nn.Linear(dim, config.feedforward_dim)
         self.linear2 = nn.Linear(config.feedforward_dim, dim)
@@ -72,9 +82,13 @@ class DecoderLayer(nn.Module):
         padding: Tensor | None,
         attention_mask: Tensor | None,
     ) -> Tensor:
-        """`content`, `positions` `[batch, queries, dim]`; `references` `[batch or 1, queries, 2 or 4]`."""
+        """`content`, `positions` `[batch, queries, dim]`; `references` `[batch or 1, queries, 2 or
+        4]`.
+        """
         placed = content + positions
-        attended, _ = self.self_attn(placed, placed, content, padding, need_weights=False, attn_mask=attention_mask)
+        attended, _ = self.self_attn(
+            placed, placed, content, padding, need_weights=False, attn_mask=attention_mask
+        )
         content = self.norm2(content + self.dropout(attended))
         ratios = memory.valid_ratios.repeat(1, 1, references.shape[-1] // 2)
         scaled = references.unsqueeze(2) * ratios.unsqueeze(1)
@@ -88,8 +102,8 @@ class DecoderLayer(nn.Module):
 class AnchorPositions(nn.Module):
     """Position vectors from boxes (DAB-DETR, section 4).
 
-    Sine features of y, x, width and height go through an MLP. From the second layer on, they are scaled by the content
-    of the query.
+    Sine features of y, x, width and height go through an MLP. From the second layer on, they are
+    scaled by the content of the query.
     """
 
     def __init__(self, dim: int) -> None:
@@ -99,9 +113,13 @@ class AnchorPositions(nn.Module):
         self.features = dim // 2
 
     def forward(self, layer: int, content: Tensor, boxes: Tensor) -> Tensor:
-        """`content` `[batch, queries, dim]`, `boxes` `[batch, queries, 4]` as shares of the padded image."""
+        """`content` `[batch, queries, dim]`, `boxes` `[batch, queries, 4]` as shares of the padded
+        image.
+        """
         x, y, width, height = boxes.unbind(-1)
-        sines = torch.cat([sine_features(value, self.features) for value in (y, x, width, height)], dim=-1)
+        sines = torch.cat(
+            [sine_features(value, self.features) for value in (y, x, width, height)], dim=-1
+        )
         positions = self.ref_point_head(sines)
         return positions if layer == 0 else self.query_scale(content) * positions
 
@@ -110,7 +128,8 @@ class Decoder(nn.Module):
     """Decoder layers, each with one box head for subjects and one for objects.
 
     Args:
-        anchored: compute the positions of the queries from their boxes, instead of using the given ones.
+        anchored: compute the positions of the queries from their boxes, instead of using the given
+            ones.
     """
 
     def __init__(self, config: RLIPConfig, anchored: bool, first_size_bias: float = 0.0) -> None:
@@ -141,19 +160,28 @@ class EntityDecoder(Decoder):
 
     def forward(self, queries: EntityQueries, memory: Memory) -> DecodedEntities:
         """Decode the queries; boxes are detached between layers."""
-        content, references = queries.content, queries.references
-        states, boxes, starts = [], [], []
+        content = queries.content
+        references = queries.references
+        states = []
+        boxes = []
+        starts = []
         for index, layer in enumerate(self.layers):
             positions = self.positions(index, content, references, queries.positions, memory)
-            content = layer(content, positions, references, memory, queries.padding, queries.attention_mask)
+            content = layer(
+                content, positions, references, memory, queries.padding, queries.attention_mask
+            )
             starts.append(references)
             boxes.append(self.boxes(index, content, references))
             references = boxes[-1].detach()
             states.append(content)
-        return DecodedEntities(torch.stack(states), torch.stack(boxes), tuple(starts), queries.padding)
+        return DecodedEntities(
+            torch.stack(states), torch.stack(boxes), tuple(starts), queries.padding
+        )
 
     def boxes(self, layer: int, hidden: Tensor, references: Tensor) -> Tensor:
-        """`[batch, 2 * pairs, 4]`: the references of a layer, moved by the box heads of that layer."""
+        """`[batch, 2 * pairs, 4]`: the references of a layer, moved by the box heads of that
+        layer.
+        """
         subjects, objects = hidden.chunk(2, dim=1)
         subject_references, object_references = references.chunk(2, dim=1)
         moved = (
@@ -164,7 +192,9 @@ class EntityDecoder(Decoder):
 
 
 class RelationDecoder(Decoder):
-    """Decodes one relation per pair; attends around the mean of the subject's and the object's box."""
+    """Decodes one relation per pair; attends around the mean of the subject's and the object's
+    box.
+    """
 
     def __init__(self, config: RLIPConfig, anchored: bool = False) -> None:
         super().__init__(config, anchored)
@@ -173,9 +203,13 @@ class RelationDecoder(Decoder):
         """`boxes` `[batch, 2 * pairs, 4]`: the last ones of the entity decoder."""
         content = queries.content
         subject_boxes, object_boxes = boxes.detach().chunk(2, dim=1)
-        states, subjects, objects = [], [], []
+        states = []
+        subjects = []
+        objects = []
         heads = zip(self.subject_box_heads, self.object_box_heads, strict=True)
-        for index, (layer, (subject_head, object_head)) in enumerate(zip(self.layers, heads, strict=True)):
+        for index, (layer, (subject_head, object_head)) in enumerate(
+            zip(self.layers, heads, strict=True)
+        ):
             references = (subject_boxes + object_boxes) / 2
             positions = self.positions(index, content, references, queries.positions, memory)
             content = layer(content, positions, references, memory, queries.padding, None)

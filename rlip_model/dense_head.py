@@ -1,7 +1,9 @@
-"""A dense box detector on the feature maps, and its loss: every token predicts classes and a box (FCOS, ICCV 2019).
+"""A dense box detector on the feature maps, and its loss: every token predicts classes and a box
+(FCOS, ICCV 2019).
 
-No published network has it. It trains a backbone from scratch in a fraction of the steps that queries need, and finds
-boxes of its own. It sees the feature maps before the encoder, so images and texts meet only in its class scores.
+No published network has it. It trains a backbone from scratch in a fraction of the steps that
+queries need, and finds boxes of its own. It sees the feature maps before the encoder, so images and
+texts meet only in its class scores.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ CANDIDATES = 300  # per image, before overlapping boxes are removed
 
 @dataclass(frozen=True)
 class LabelledBoxes:
-    """The objects of one image: boxes `[objects, 4]` normalised cxcywh, labels `[objects]`, indices of object texts."""
+    """The objects of one image: boxes `[objects, 4]` normalised cxcywh, labels `[objects]`, indices
+    of object texts.
+    """
 
     boxes: Tensor
     labels: Tensor
@@ -46,8 +50,8 @@ class LabelledBoxes:
 class Proposals:
     """Boxes that queries start from, without gradient, best first.
 
-    boxes `[batch, proposals, 4]` normalised cxcywh; features `[batch, proposals, dim]` of their tokens; scores
-    `[batch, proposals]`.
+    boxes `[batch, proposals, 4]` normalised cxcywh; features `[batch, proposals, dim]` of their
+    tokens; scores `[batch, proposals]`.
     """
 
     boxes: Tensor
@@ -59,9 +63,10 @@ class Proposals:
 class DenseOutput:
     """Predictions of every token, levels from fine to coarse.
 
-    features `[batch, tokens, dim]`; logits `[batch, tokens, objects]`, independent of each other, without "no objects";
-    boxes `[batch, tokens, 4]` normalised cxcywh; centres and cells `[batch, tokens, 2]`, the centre of each token and
-    the size of its cell, as shares of the image; levels `[tokens]`; padding `[batch, tokens]`, True outside the image.
+    features `[batch, tokens, dim]`; logits `[batch, tokens, objects]`, independent of each other,
+    without "no objects"; boxes `[batch, tokens, 4]` normalised cxcywh; centres and cells `[batch,
+    tokens, 2]`, the centre of each token and the size of its cell, as shares of the image; levels
+    `[tokens]`; padding `[batch, tokens]`, True outside the image.
     """
 
     features: Tensor
@@ -74,16 +79,19 @@ class DenseOutput:
 
     @torch.no_grad()
     def proposals(self, count: int) -> Proposals:
-        """Return the `count` most confident boxes of each image, those that overlap a better one of their class
-        last.
+        """Return the `count` most confident boxes of each image, those that overlap a better one of
+        their class last.
         """
         scores, labels = self.logits.sigmoid().max(-1)
         scores = scores.masked_fill(self.padding, -1.0)
         best = scores.topk(min(CANDIDATES, scores.shape[1]), dim=1).indices
-        corners, others = to_corners(self.boxes), torch.ones_like(best)
+        corners = to_corners(self.boxes)
+        others = torch.ones_like(best)
         for image, candidates in enumerate(best):
             own = corners[image, candidates]
-            apart = labels[image, candidates, None].to(own) * (own.max() + 1)  # as batched_nms, which copies to the GPU
+            apart = labels[image, candidates, None].to(own) * (
+                own.max() + 1
+            )  # as batched_nms, which copies to the GPU
             others[image].index_fill_(0, nms(own + apart, scores[image, candidates], OVERLAP), 0)
         tokens = best.gather(1, others.argsort(dim=1, stable=True))[:, :count]
         images = torch.arange(len(tokens), device=tokens.device).unsqueeze(1)
@@ -96,7 +104,8 @@ class DenseOutput:
     def detections(self, image: int, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
         """Boxes `[boxes, 4]` normalised xyxy, scores and labels `[boxes]` of an image, best first.
 
-        Every token gives its best class; of overlapping boxes of a class the most confident one is kept.
+        Every token gives its best class; of overlapping boxes of a class the most confident one is
+        kept.
         """
         scores, labels = self.logits[image].sigmoid().max(-1)
         kept = ((scores > threshold) & ~self.padding[image]).nonzero().squeeze(1)
@@ -107,13 +116,19 @@ class DenseOutput:
 
 
 class DenseHead(nn.Module):
-    """Class scores, as dot products with label features, and boxes for every token of the projected maps."""
+    """Class scores, as dot products with label features, and boxes for every token of the projected
+    maps.
+    """
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
         dim = config.hidden_dim
         self.convolutions = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(dim, dim, 3, padding=1, bias=False), nn.GroupNorm(dim // 8, dim), nn.ReLU())
+            nn.Sequential(
+                nn.Conv2d(dim, dim, 3, padding=1, bias=False),
+                nn.GroupNorm(dim // 8, dim),
+                nn.ReLU(),
+            )
             for _ in range(config.num_levels)
         )
         self.classes = nn.Linear(dim, dim)
@@ -122,10 +137,14 @@ class DenseHead(nn.Module):
         self.boxes = nn.Linear(dim, 4)
 
     def forward(self, image: ImageFeatures, labels: Tensor) -> DenseOutput:
-        """`labels` `[1 or batch, objects, dim]`: resized features of the object texts, without "no objects"."""
+        """`labels` `[1 or batch, objects, dim]`: resized features of the object texts, without "no
+        objects".
+        """
         tokens = self._tokens(image)
         directions = F.normalize(self.labels(F.normalize(labels, dim=-1)), dim=-1) * self.scale
-        with torch.autocast(tokens.device.type, enabled=False):  # bfloat16 has few values: the best would be arbitrary
+        with torch.autocast(
+            tokens.device.type, enabled=False
+        ):  # bfloat16 has few values: the best would be arbitrary
             classes = self.classes(at_least_float32(tokens))
             logits = classes @ at_least_float32(directions).transpose(-1, -2) + PRIOR_LOGIT
         centres, cells, levels = _grid(image)
@@ -135,7 +154,9 @@ class DenseHead(nn.Module):
         return DenseOutput(tokens, logits, boxes, centres, cells, levels, image.padding)
 
     def _tokens(self, image: ImageFeatures) -> Tensor:
-        """Return each level plus the coarser ones (FPN, CVPR 2017), through a convolution; `[batch, tokens, dim]`."""
+        """Return each level plus the coarser ones (FPN, CVPR 2017), through a convolution; `[batch,
+        tokens, dim]`.
+        """
         sizes = [height * width for height, width in image.shapes]
         maps = [
             level.transpose(1, 2).unflatten(2, shape)
@@ -143,17 +164,27 @@ class DenseHead(nn.Module):
         ]
         for finer in range(len(maps) - 2, -1, -1):
             maps[finer] = maps[finer] + F.interpolate(maps[finer + 1], size=image.shapes[finer])
-        levels = [convolution(level) for convolution, level in zip(self.convolutions, maps, strict=True)]
+        levels = [
+            convolution(level) for convolution, level in zip(self.convolutions, maps, strict=True)
+        ]
         return torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
 
 
 def _grid(image: ImageFeatures) -> tuple[Tensor, Tensor, Tensor]:
-    """Centres and cells `[batch, tokens, 2]` and levels `[tokens]` of all tokens, see `DenseOutput`."""
-    centres, cells, levels = [], [], []
+    """Centres and cells `[batch, tokens, 2]` and levels `[tokens]` of all tokens, see
+    `DenseOutput`.
+    """
+    centres = []
+    cells = []
+    levels = []
     device = image.tokens.device
     for level, (height, width) in enumerate(image.shapes):
-        y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
-        cell = 1 / (image.valid_ratios[:, None, level].float() * send(torch.tensor([width, height]), device))
+        y, x = torch.meshgrid(
+            torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+        )
+        cell = 1 / (
+            image.valid_ratios[:, None, level].float() * send(torch.tensor([width, height]), device)
+        )
         centres.append((torch.stack((x.flatten(), y.flatten()), dim=-1) + 0.5) * cell)
         cells.append(cell.expand(-1, height * width, -1))
         levels.append(torch.full((height * width,), level, device=device))
@@ -171,7 +202,9 @@ class DenseLosses:
     giou: Tensor
 
 
-def dense_losses(output: DenseOutput, targets: Sequence[LabelledBoxes], total: Tensor | None = None) -> DenseLosses:
+def dense_losses(
+    output: DenseOutput, targets: Sequence[LabelledBoxes], total: Tensor | None = None
+) -> DenseLosses:
     """Return the losses of the dense detector.
 
     Args:
@@ -179,7 +212,10 @@ def dense_losses(output: DenseOutput, targets: Sequence[LabelledBoxes], total: T
         total: number of objects, see `global_mean`.
     """
     images, tokens, objects = assign(output, targets)
-    labels, boxes = (torch.cat([getattr(image, name) for image in targets])[objects] for name in ("labels", "boxes"))
+    labels, boxes = (
+        torch.cat([getattr(image, name) for image in targets])[objects]
+        for name in ("labels", "boxes")
+    )
     expected = torch.zeros_like(output.logits)
     expected[images, tokens, labels] = 1
     inside = (~output.padding).nonzero(as_tuple=True)
@@ -190,16 +226,23 @@ def dense_losses(output: DenseOutput, targets: Sequence[LabelledBoxes], total: T
 
 
 def _giou_losses(first: Tensor, second: Tensor) -> Tensor:
-    """1 - GIoU of each pair of xyxy boxes, as torchvision's `generalized_box_iou_loss`, which lets the host wait."""
+    """1 - GIoU of each pair of xyxy boxes, as torchvision's `generalized_box_iou_loss`, which lets
+    the host wait.
+    """
 
     def area(corners: Tensor) -> Tensor:
         width, height = (corners[:, 2:] - corners[:, :2]).unbind(-1)
         return width * height
 
-    inner = torch.cat((torch.max(first[:, :2], second[:, :2]), torch.min(first[:, 2:], second[:, 2:])), dim=1)
-    outer = torch.cat((torch.min(first[:, :2], second[:, :2]), torch.max(first[:, 2:], second[:, 2:])), dim=1)
+    inner = torch.cat(
+        (torch.max(first[:, :2], second[:, :2]), torch.min(first[:, 2:], second[:, 2:])), dim=1
+    )
+    outer = torch.cat(
+        (torch.min(first[:, :2], second[:, :2]), torch.max(first[:, 2:], second[:, 2:])), dim=1
+    )
     width, height = (inner[:, 2:] - inner[:, :2]).clamp(min=0).unbind(-1)
-    shared, hull = width * height, area(outer)
+    shared = width * height
+    hull = area(outer)
     union = area(first) + area(second) - shared
     return 1 - (shared / (union + _EPSILON) - (hull - union) / (hull + _EPSILON))
 
@@ -208,27 +251,37 @@ def _giou_losses(first: Tensor, second: Tensor) -> Tensor:
 def assign(output: DenseOutput, targets: Sequence[LabelledBoxes]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the tokens that stand for an object: image, token and object of each, `[tokens]` each.
 
-    Objects are numbered through all images. An object is assigned to the tokens of one level, by its size, whose centre
-    is within one cell of its own; a token near several objects to the smallest one.
+    Objects are numbered through all images. An object is assigned to the tokens of one level, by
+    its size, whose centre is within one cell of its own; a token near several objects to the
+    smallest one.
     """
-    sides, objects, first = [], [], 0
+    sides = []
+    objects = []
+    first = 0
     for image, of_image in enumerate(targets):
         side, number = _smallest(output, image, of_image)
         sides.append(side)
         objects.append(first + number)
         first += len(of_image.boxes)
-    images, tokens = torch.stack(sides).isfinite().nonzero(as_tuple=True)  # the host waits for this once
+    images, tokens = (
+        torch.stack(sides).isfinite().nonzero(as_tuple=True)
+    )  # the host waits for this once
     return images, tokens, torch.stack(objects)[images, tokens]
 
 
 def _smallest(output: DenseOutput, image: int, targets: LabelledBoxes) -> tuple[Tensor, Tensor]:
-    """Return the side of the smallest object that is assigned to each token (inf: none), and its number; `[tokens]`
-    each.
+    """Return the side of the smallest object that is assigned to each token (inf: none), and its
+    number; `[tokens]` each.
     """
     if not len(targets.boxes):
-        return torch.full_like(output.levels, torch.inf, dtype=torch.float32), torch.zeros_like(output.levels)
-    centres, cells = output.centres[image], output.cells[image]
-    sides = (targets.boxes[:, 2:] / cells[0]).prod(-1).sqrt().clamp(min=1e-6)  # in cells of the finest level
+        return torch.full_like(output.levels, torch.inf, dtype=torch.float32), torch.zeros_like(
+            output.levels
+        )
+    centres = output.centres[image]
+    cells = output.cells[image]
+    sides = (
+        (targets.boxes[:, 2:] / cells[0]).prod(-1).sqrt().clamp(min=1e-6)
+    )  # in cells of the finest level
     level = (sides / CELLS_PER_BOX).log2().round().clamp(min=0).minimum(output.levels[-1].float())
     own = (output.levels.unsqueeze(1) == level) & ~output.padding[image].unsqueeze(1)
     distance = ((centres.unsqueeze(1) - targets.boxes[:, :2]).abs() / cells.unsqueeze(1)).amax(-1)

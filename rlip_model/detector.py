@@ -1,7 +1,8 @@
-"""Initialise from a trained detector: DAB-Deformable-DETR for ParSeDA, Deformable-DETR for ParSeD and the R-Tagger.
+"""Initialise from a trained detector: DAB-Deformable-DETR for ParSeDA, Deformable-DETR for ParSeD
+and the R-Tagger.
 
-The decoder of the detector is copied into both decoders, its box heads to subjects and objects. The parts that a
-detector does not have (text encoder, fusion, label scorer) keep their values.
+The decoder of the detector is copied into both decoders, its box heads to subjects and objects. The
+parts that a detector does not have (text encoder, fusion, label scorer) keep their values.
 """
 
 from __future__ import annotations
@@ -23,10 +24,15 @@ from rlip_model.pretrained import CheckpointError
 _COPIES = [
     (r"^transformer\.decoder\.", ("transformer.ho_decoder.", "transformer.verb_decoder.")),
     (r"^bbox_embed\.", ("sub_bbox_embed.", "obj_bbox_embed.")),
-    (r"^transformer\.reference_points\.", ("transformer.reference_points_sub.", "transformer.reference_points_obj.")),
+    (
+        r"^transformer\.reference_points\.",
+        ("transformer.reference_points_sub.", "transformer.reference_points_obj."),
+    ),
     (r"^tgt_embed\.", ("tgt_embed.", "verb_tgt_embed.")),
 ]
-_DUPLICATES = re.compile(r"^transformer\.\w*decoder\.(sub_|obj_)?bbox_embed\.")  # aliases of the top-level heads
+_DUPLICATES = re.compile(
+    r"^transformer\.\w*decoder\.(sub_|obj_)?bbox_embed\."
+)  # aliases of the top-level heads
 _LEFT_OVER = re.compile(r"^(transformer\.decoder|bbox_embed|transformer\.reference_points)\.")
 _QUERIES = re.compile(r"^queries\.(query_embed|content|verb_content|anchors)\.weight$")
 _EXPECTED = ("image_encoder.", "encoder.layers.", "entity_decoder.", "relation_decoder.")
@@ -36,7 +42,8 @@ _EXPECTED = ("image_encoder.", "encoder.layers.", "entity_decoder.", "relation_d
 class Initialised:
     """The outcome of an initialisation, as parameter names.
 
-    loaded: taken from the detector; kept: unchanged; unused: parameters of the detector that have no counterpart.
+    loaded: taken from the detector; kept: unchanged; unused: parameters of the detector that have
+    no counterpart.
     """
 
     loaded: tuple[str, ...]
@@ -47,34 +54,43 @@ class Initialised:
 def initialise_from_detector(model: RLIPModel, state: State) -> Initialised:
     """Copy a detector's parameters into a network of the same sizes.
 
-    The first queries and the first `decoder_layers` decoder layers of the detector are used, both for entities and for
-    relations. The box heads of the relation decoder are those that follow the heads of the entity decoder. Files made
-    by the published conversion scripts are read in the same way.
+    The first queries and the first `decoder_layers` decoder layers of the detector are used, both
+    for entities and for relations. The box heads of the relation decoder are those that follow the
+    heads of the entity decoder. Files made by the published conversion scripts are read in the same
+    way.
 
     Args:
         state: the parameters of the detector, as returned by `read_checkpoint`.
 
     Raises:
-        CheckpointError: the detector is of the wrong kind, or parameters are missing or of another shape; the message
-            lists all.
+        CheckpointError: the detector is of the wrong kind, or parameters are missing or of another
+            shape; the message lists all.
     """
     _check_kind(model.config, state)
     own = model.state_dict()
     loaded: dict[str, Tensor] = {}
-    used, problems = set(), []
+    used = set()
+    problems = []
     values = published_names(state)
     for published, key in _sources(state).items():
-        name, value = renamed(published, model.config.decoder_layers), values[published]
+        name = renamed(published, model.config.decoder_layers)
+        value = values[published]
         if is_ignored(published, model.config) or name not in own:
             continue
         if _QUERIES.match(name):
             value = value[: own[name].shape[0]]
         if value.shape != own[name].shape:
-            problems.append(f"{key} has shape {list(value.shape)}, expected {list(own[name].shape)}")
+            problems.append(
+                f"{key} has shape {list(value.shape)}, expected {list(own[name].shape)}"
+            )
         loaded[name] = value
         used.add(key)
     parameters = [name for name, value in own.items() if value.is_floating_point()]
-    problems += [f"missing {name}" for name in parameters if name.startswith(_EXPECTED) and name not in loaded]
+    problems += [
+        f"missing {name}"
+        for name in parameters
+        if name.startswith(_EXPECTED) and name not in loaded
+    ]
     if problems:
         raise CheckpointError("the detector does not fit: " + ", ".join(problems))
     model.load_state_dict(loaded, strict=False)
@@ -84,13 +100,16 @@ def initialise_from_detector(model: RLIPModel, state: State) -> Initialised:
 
 
 def published_names(state: State) -> dict[str, Tensor]:
-    """Return the parameters of a detector under the names of the published RLIP code; some appear under two names.
+    """Return the parameters of a detector under the names of the published RLIP code; some appear
+    under two names.
 
-    Queries `[queries, 2 * dim]` (position, content) become `[queries, 3 * dim]`: the content of the relations is a copy
-    of the content of the entities. Queries `[queries, dim]`, which are content only, are repeated three times.
+    Queries `[queries, 2 * dim]` (position, content) become `[queries, 3 * dim]`: the content of the
+    relations is a copy of the content of the entities. Queries `[queries, dim]`, which are content
+    only, are repeated three times.
     """
     named = {name: state[key] for name, key in _sources(state).items()}
-    queries, levels = named.get("query_embed.weight"), named.get("transformer.level_embed")
+    queries = named.get("query_embed.weight")
+    levels = named.get("transformer.level_embed")
     if queries is not None and levels is not None:
         dim = levels.shape[1]
         if queries.shape[1] == dim:
@@ -101,7 +120,9 @@ def published_names(state: State) -> dict[str, Tensor]:
 
 
 def _sources(state: State) -> dict[str, str]:
-    """Map each published name to the name in the detector; the published conversion script has added its own names."""
+    """Map each published name to the name in the detector; the published conversion script has
+    added its own names.
+    """
     keys = [key for key in state if not _DUPLICATES.match(key)]
     if any(key.startswith("sub_bbox_embed.") for key in state):
         return {key: key for key in keys if not _LEFT_OVER.match(key)}
@@ -112,7 +133,9 @@ def _sources(state: State) -> dict[str, str]:
     return sources
 
 
-def detector_config(state: State, kind: str, args: Mapping[str, Any] | None = None, **changes: Any) -> RLIPConfig:
+def detector_config(
+    state: State, kind: str, args: Mapping[str, Any] | None = None, **changes: Any
+) -> RLIPConfig:
     """Return the published configuration of `kind` (see `preset`), with the sizes of a detector.
 
     Args:
@@ -126,7 +149,11 @@ def detector_config(state: State, kind: str, args: Mapping[str, Any] | None = No
     if kind not in KINDS:
         raise CheckpointError(f"unknown network {kind!r}, expected one of {', '.join(KINDS)}")
     layer = "transformer.encoder.layers.0."
-    needed = ("transformer.level_embed", layer + "self_attn.attention_weights.bias", layer + "linear1.bias")
+    needed = (
+        "transformer.level_embed",
+        layer + "self_attn.attention_weights.bias",
+        layer + "linear1.bias",
+    )
     absent = [key for key in needed if key not in state]
     if absent:
         raise CheckpointError(f"it is not a (DAB-)Deformable-DETR: it has no {', '.join(absent)}")
@@ -136,7 +163,9 @@ def detector_config(state: State, kind: str, args: Mapping[str, Any] | None = No
         "hidden_dim": dim,
         "num_levels": levels,
         "num_points": points,
-        "num_heads": state[layer + "self_attn.attention_weights.bias"].shape[0] // (levels * points),
+        "num_heads": (
+            state[layer + "self_attn.attention_weights.bias"].shape[0] // (levels * points)
+        ),
         "feedforward_dim": state[layer + "linear1.bias"].shape[0],
         "encoder_layers": count(state, "transformer.encoder.layers."),
     }
@@ -160,6 +189,11 @@ def _backbone_name(sizes: Mapping[str, Any]) -> str:
 def _check_kind(config: RLIPConfig, state: State) -> None:
     has_anchors = "tgt_embed.weight" in state
     if isinstance(config, ParSeDAConfig) and not has_anchors:
-        raise CheckpointError("ParSeDA starts from a DAB-Deformable-DETR; this detector has no tgt_embed.weight")
+        raise CheckpointError(
+            "ParSeDA starts from a DAB-Deformable-DETR; this detector has no tgt_embed.weight"
+        )
     if has_anchors and not isinstance(config, ParSeDAConfig):
-        raise CheckpointError("ParSeD and the R-Tagger start from a Deformable-DETR; this one is a DAB-Deformable-DETR")
+        raise CheckpointError(
+            "ParSeD and the R-Tagger start from a Deformable-DETR; this one is a"
+            " DAB-Deformable-DETR"
+        )

@@ -20,7 +20,9 @@ _counts_nothing: ContextVar[bool] = ContextVar("counts_nothing", default=False)
 
 @contextmanager
 def without_collectives() -> Iterator[None]:
-    """Turn off all collective operations of this module, for work that the processes do not do in lockstep."""
+    """Turn off all collective operations of this module, for work that the processes do not do in
+    lockstep.
+    """
     token = _is_off.set(True)
     try:
         yield
@@ -30,7 +32,9 @@ def without_collectives() -> Iterator[None]:
 
 @contextmanager
 def counting_nothing() -> Iterator[None]:
-    """Compute finite means without counting the items of this process: a stand-in for an empty batch, to be zeroed."""
+    """Compute finite means without counting the items of this process: a stand-in for an empty
+    batch, to be zeroed.
+    """
     token = _counts_nothing.set(True)
     try:
         yield
@@ -44,7 +48,9 @@ def is_distributed() -> bool:
 
 
 def _collectives() -> Any:
-    """Return torch.distributed, or None in a single process, which need not import PyTorch for this."""
+    """Return torch.distributed, or None in a single process, which need not import PyTorch for
+    this.
+    """
     if _is_off.get() or "torch" not in sys.modules:
         return None
     from torch import distributed
@@ -64,17 +70,20 @@ def world_size() -> int:
     return collectives.get_world_size() if collectives else 1
 
 
-def global_mean(summed: Tensor, count: Tensor, least: float = 1.0, total: Tensor | None = None) -> Tensor:
-    """Return the sum over the items of this process, divided by the mean number of items per process.
+def global_mean(
+    summed: Tensor, count: Tensor, least: float = 1.0, total: Tensor | None = None
+) -> Tensor:
+    """Return the sum over the items of this process, divided by the mean number of items per
+    process.
 
-    Gradients are averaged over the processes. The average of this value is the mean over all items, the same as in a
-    single process that has them all.
+    Gradients are averaged over the processes. The average of this value is the mean over all items,
+    the same as in a single process that has them all.
 
     Args:
         count: the number of items of this process; its gradient is not followed.
         least: lower bound of the total number of items that is divided by.
-        total: the number of items of all processes in all parts of a step, if it is known. Then the sum of this value
-            over the parts is the mean.
+        total: the number of items of all processes in all parts of a step, if it is known. Then the
+            sum of this value over the parts is the mean.
     """
     stand_in = _counts_nothing.get()
     if total is None:
@@ -86,7 +95,8 @@ def global_mean(summed: Tensor, count: Tensor, least: float = 1.0, total: Tensor
 def global_sum(values: Tensor) -> Tensor:
     """Return the sum over all processes, without gradient."""
     total = values.detach().clone()
-    if collectives := _collectives():
+    collectives = _collectives()
+    if collectives:
         collectives.all_reduce(total)
     return total
 

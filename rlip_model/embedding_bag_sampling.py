@@ -1,7 +1,8 @@
 """Deformable sampling with weighted embedding bags, forward and backward: the fast method on a CPU.
 
-A row of the table is one head of one token. In the forward pass, a bag holds the rows that one head of one query reads:
-four pixels around each of its points. In the backward pass, a bag holds the query heads that read one row.
+A row of the table is one head of one token. In the forward pass, a bag holds the rows that one head
+of one query reads: four pixels around each of its points. In the backward pass, a bag holds the
+query heads that read one row.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ BYTES_PER_PICK = 2**21
 CORNERS = 4
 
 
-def sample_by_embedding_bags(value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor) -> Tensor:
+def sample_by_embedding_bags(
+    value: Tensor, shapes: Shapes, locations: Tensor, weights: Tensor
+) -> Tensor:
     """`attention.sample` for levels with sides of at least 2 and finite locations.
 
-    Gradients equal those of `grid_sample`, also at pixel borders, and cannot be differentiated again. Only the
-    arguments are saved for the backward pass.
+    Gradients equal those of `grid_sample`, also at pixel borders, and cannot be differentiated
+    again. Only the arguments are saved for the backward pass.
     """
     sampled: Tensor = _Bags.apply(value, locations, weights, tuple(shapes))
     return sampled
@@ -33,7 +36,9 @@ def sample_by_embedding_bags(value: Tensor, shapes: Shapes, locations: Tensor, w
 
 class _Bags(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes) -> Tensor:
+    def forward(
+        ctx: Any, value: Tensor, locations: Tensor, weights: Tensor, shapes: Shapes
+    ) -> Tensor:
         ctx.save_for_backward(value, locations, weights)
         ctx.shapes = shapes
         batch, queries, heads, levels, points = weights.shape
@@ -43,17 +48,23 @@ class _Bags(torch.autograd.Function):
         for chunk in _chunks(batch, queries, heads * levels * points):
             location = pixels(locations[:, chunk])
             weight = location.corner_weights(weights[:, chunk])
-            sampled[:, chunk] = _bags(pixels.rows(location), weight, table).view(batch, -1, sampled.shape[-1])
+            sampled[:, chunk] = _bags(pixels.rows(location), weight, table).view(
+                batch, -1, sampled.shape[-1]
+            )
         return sampled
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         value, locations, weights = ctx.saved_tensors
         batch, queries, heads, levels, points = weights.shape
         gradient = gradient.reshape(batch, queries, heads, value.shape[-1])
         pixels = _Pixels(ctx.shapes, weights)
-        of_points = _PointGradients(value, locations, weights) if any(ctx.needs_input_grad[1:3]) else None
+        of_points = (
+            _PointGradients(value, locations, weights) if any(ctx.needs_input_grad[1:3]) else None
+        )
         of_value = _ValueGradient(value, ctx.shapes, weights) if ctx.needs_input_grad[0] else None
         with torch.autocast(gradient.device.type, enabled=False):
             for chunk in _chunks(batch, queries, heads * levels * points):
@@ -74,9 +85,10 @@ class _Bags(torch.autograd.Function):
 class _Location(NamedTuple):
     """Locations of points: first dimension x, y; then `[batch, queries, heads, levels * points]`.
 
-    base: the upper left of the four pixels that a point is interpolated from, clamped to the map; beyond: distance of
-    the point from it, in pixels; near, far: weights of the base pixel and of the next one. Both are triangle functions,
-    so points outside the map get the right weights, down to zero, without masking.
+    base: the upper left of the four pixels that a point is interpolated from, clamped to the map;
+    beyond: distance of the point from it, in pixels; near, far: weights of the base pixel and of
+    the next one. Both are triangle functions, so points outside the map get the right weights, down
+    to zero, without masking.
     """
 
     base: Tensor
@@ -85,14 +97,20 @@ class _Location(NamedTuple):
     far: Tensor
 
     def corner_weights(self, weights: Tensor) -> Tensor:
-        """`[batch, queries, heads, 4, levels * points]`: upper left, upper right, lower left, lower right."""
-        left, right = self.near[0], self.far[0]
+        """`[batch, queries, heads, 4, levels * points]`: upper left, upper right, lower left, lower
+        right.
+        """
+        left = self.near[0]
+        right = self.far[0]
         weights = weights.flatten(3)
-        top, bottom = self.near[1] * weights, self.far[1] * weights
+        top = self.near[1] * weights
+        bottom = self.far[1] * weights
         return torch.stack((top * left, top * right, bottom * left, bottom * right), dim=-2)
 
     def slopes(self) -> tuple[Tensor, Tensor]:
-        """Derivatives of `near` and `far` with respect to the location, per pixel; right-sided at kinks."""
+        """Derivatives of `near` and `far` with respect to the location, per pixel; right-sided at
+        kinks.
+        """
         cell = self.beyond.floor()
         inside = _triangle(cell)
         return _triangle(cell + 1) - inside, inside - _triangle(cell - 1)
@@ -138,32 +156,46 @@ def _triangle(distance: Tensor) -> Tensor:
 
 def _chunks(batch: int, queries: int, points: int) -> Iterator[slice]:
     step = max(1, POINTS_PER_CHUNK // max(1, batch * points))
-    return (slice(start, min(start + step, queries)) for start in range(0, queries if batch else 0, step))
+    return (
+        slice(start, min(start + step, queries))
+        for start in range(0, queries if batch else 0, step)
+    )
 
 
 def _bags(rows: Tensor, weight: Tensor, table: Tensor) -> Tensor:
     """`[bags, dim]`: weighted sums of rows of the table, over the last two dimensions of `rows`."""
     size = rows.shape[-2:].numel()
     starts = torch.arange(0, rows.numel(), size, dtype=torch.int32)
-    return F.embedding_bag(rows.flatten(), table, starts, mode="sum", per_sample_weights=weight.flatten())
+    return F.embedding_bag(
+        rows.flatten(), table, starts, mode="sum", per_sample_weights=weight.flatten()
+    )
 
 
 class _PointGradients:
-    """Gradients of locations and weights, chunk by chunk: each pixel is multiplied by the gradient of its query."""
+    """Gradients of locations and weights, chunk by chunk: each pixel is multiplied by the gradient
+    of its query.
+    """
 
     def __init__(self, value: Tensor, locations: Tensor, weights: Tensor) -> None:
-        self.locations, self.weights, self.given = torch.empty_like(locations), torch.empty_like(weights), weights
+        self.locations = torch.empty_like(locations)
+        self.weights = torch.empty_like(weights)
+        self.given = weights
         self.table = value.reshape(-1, value.shape[-1])
         rows = CORNERS * weights.shape[3:].numel()
-        self.step = max(1, BYTES_PER_PICK // (rows * self.table.shape[-1] * self.table.element_size()))
+        self.step = max(
+            1, BYTES_PER_PICK // (rows * self.table.shape[-1] * self.table.element_size())
+        )
         self.picked = self.table.new_empty(self.step, rows, self.table.shape[-1])
 
     def add(self, chunk: slice, location: _Location, rows: Tensor, gradient: Tensor) -> None:
-        """`rows` `[batch, queries, heads, 4, levels * points]`, `gradient` `[batch, queries, heads, dim]`."""
+        """`rows` `[batch, queries, heads, 4, levels * points]`, `gradient` `[batch, queries, heads,
+        dim]`.
+        """
         product = self._products(rows, gradient)
         (left, top), (right, bottom) = location.near, location.far
         (left_slope, top_slope), (right_slope, bottom_slope) = location.slopes()
-        upper, lower = left * product[0] + right * product[1], left * product[2] + right * product[3]
+        upper = left * product[0] + right * product[1]
+        lower = left * product[2] + right * product[3]
         along_x = left_slope * (top * product[0] + bottom * product[2])
         along_x += right_slope * (top * product[1] + bottom * product[3])
         along_y = top_slope * upper + bottom_slope * lower
@@ -173,10 +205,18 @@ class _PointGradients:
         self.weights[:, chunk] = (top * upper + bottom * lower).view(weights.shape)
 
     def _products(self, rows: Tensor, gradient: Tensor) -> Tensor:
-        """`[4, batch, queries, heads, levels * points]`; rows are gathered into one reused buffer, part by part."""
+        """`[4, batch, queries, heads, levels * points]`; rows are gathered into one reused buffer,
+        part by part.
+        """
         products = gradient.new_empty(rows.shape)
-        arrays = (rows.flatten(0, 2).flatten(1), gradient.flatten(0, 2), products.flatten(0, 2).flatten(1))
-        for picks, vectors, results in zip(*(array.split(self.step) for array in arrays), strict=True):
+        arrays = (
+            rows.flatten(0, 2).flatten(1),
+            gradient.flatten(0, 2),
+            products.flatten(0, 2).flatten(1),
+        )
+        for picks, vectors, results in zip(
+            *(array.split(self.step) for array in arrays), strict=True
+        ):
             picked = self.picked[: len(picks)]
             torch.index_select(self.table, 0, picks.flatten(), out=picked.flatten(0, 1))
             torch.bmm(vectors.unsqueeze(1), picked.transpose(1, 2), out=results.unsqueeze(1))
@@ -186,11 +226,14 @@ class _PointGradients:
 class _ValueGradient:
     """The gradient of a row is a bag of the gradients of the queries that read it.
 
-    Points are sorted only once, by their base pixel; the sums of the other corners belong to the neighbouring rows.
+    Points are sorted only once, by their base pixel; the sums of the other corners belong to the
+    neighbouring rows.
     """
 
     def __init__(self, value: Tensor, shapes: Shapes, weights: Tensor) -> None:
-        self.shapes, self.like, self.given = shapes, value, weights
+        self.shapes = shapes
+        self.like = value
+        self.given = weights
         self.rows = torch.empty(*weights.shape[:3], weights.shape[3:].numel(), dtype=torch.int32)
         self.corners = weights.new_empty(CORNERS, *self.rows.shape)
 
@@ -207,7 +250,8 @@ class _ValueGradient:
         upper, upper_right, lower, lower_right = self._corners(gradient, sizes)
         upper[heads:] += upper_right[:-heads]
         lower[heads:] += lower_right[:-heads]
-        upper, lower = upper.view(self.like.shape), lower.view(self.like.shape)
+        upper = upper.view(self.like.shape)
+        lower = lower.view(self.like.shape)
         start = 0
         for height, width in self.shapes:
             end = start + height * width
@@ -216,7 +260,9 @@ class _ValueGradient:
         return upper
 
     def _spread(self, gradient: Tensor, sizes: Tensor) -> Tensor:
-        """As `sum`, for few points, which read little of the table: writes only the rows that they read."""
+        """As `sum`, for few points, which read little of the table: writes only the rows that they
+        read.
+        """
         read = sizes.nonzero().squeeze(1)
         tokens, heads = self.like.shape[1:3]
         ends = torch.tensor(list(accumulate(height * width for height, width in self.shapes)))
@@ -225,12 +271,16 @@ class _ValueGradient:
         total = torch.zeros_like(self.like, memory_format=torch.contiguous_format)
         table = total.view(-1, total.shape[-1])
         corners = self._corners(gradient, sizes[read])
-        for location, corner in zip((read, read + heads, below, below + heads), corners, strict=True):
+        for location, corner in zip(
+            (read, read + heads, below, below + heads), corners, strict=True
+        ):
             table.index_copy_(0, location, corner.add_(table.index_select(0, location)))
         return total
 
     def _corners(self, gradient: Tensor, sizes: Tensor) -> Iterator[Tensor]:
-        """Per corner, `[rows, dim]`: the sums over the points whose base is that row; `sizes` counts the points."""
+        """Per corner, `[rows, dim]`: the sums over the points whose base is that row; `sizes`
+        counts the points.
+        """
         starts = (sizes.cumsum(0) - sizes).int()
         order = self.rows.flatten().sort().indices.int()
         queries = order.div(self.rows.shape[-1], rounding_mode="floor")

@@ -1,7 +1,7 @@
 """The building blocks of ALIF (RLIPv2, section 3.2).
 
-Gated cross-attention in both directions between image and labels, a transformer layer over the labels, and the
-projection of labels to the width of the queries.
+Gated cross-attention in both directions between image and labels, a transformer layer over the
+labels, and the projection of labels to the width of the queries.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MASKED_LABEL = -10_000.0  # added to the attention scores of masked labels
 
 
 class MultiBranchFusion(nn.Module):
-    """Multi-branch fusion (MBF): relu of the sum of `fc_3(relu(fc_1(left) * fc_2(right)))` over all branches.
+    """Multi-branch fusion (MBF): relu of the sum of `fc_3(relu(fc_1(left) * fc_2(right)))` over all
+    branches.
 
     From spatially conditioned graphs (Zhang et al., ICCV 2021).
     """
@@ -39,15 +40,19 @@ class MultiBranchFusion(nn.Module):
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
         """`left`, `right` and the result: `[..., dim]`."""
         branches = zip(self.fc_1, self.fc_2, self.fc_3, strict=True)
-        return torch.stack([last((a(left) * b(right)).relu()) for a, b, last in branches]).sum(0).relu()
+        return (
+            torch.stack([last((a(left) * b(right)).relu()) for a, b, last in branches])
+            .sum(0)
+            .relu()
+        )
 
 
 @dataclass(frozen=True)
 class GateRule:
     """How the value of a gate is computed: from a source, optionally through a bottleneck and tanh.
 
-    bottleneck: factor by which the width is reduced; scalar: one value for all channels; norm: layer norm in the
-    bottleneck.
+    bottleneck: factor by which the width is reduced; scalar: one value for all channels; norm:
+    layer norm in the bottleneck.
     """
 
     source: Literal["gamma", "first gamma", "update", "input", "one"]
@@ -76,7 +81,9 @@ GATE_RULES: dict[Gating, GateRule] = {
 
 
 class Gate(nn.Module):
-    """Adds a gated update to its input. `gamma` is in every checkpoint, whether it is used or not."""
+    """Adds a gated update to its input. `gamma` is in every checkpoint, whether it is used or
+    not.
+    """
 
     def __init__(self, dim: int, gating: Gating, initial: float) -> None:
         super().__init__()
@@ -116,11 +123,16 @@ class Gate(nn.Module):
 
 
 class BidirectionalAttention(nn.Module):
-    """Image tokens attend to labels, and labels to image tokens, through one score matrix (GLIP)."""
+    """Image tokens attend to labels, and labels to image tokens, through one score matrix
+    (GLIP).
+    """
 
-    def __init__(self, vision_dim: int, label_dim: int, inner_dim: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self, vision_dim: int, label_dim: int, inner_dim: int, heads: int, dropout: float
+    ) -> None:
         super().__init__()
-        self.heads, self.dropout = heads, dropout
+        self.heads = heads
+        self.dropout = dropout
         self.v_proj = nn.Linear(vision_dim, inner_dim)
         self.l_proj = nn.Linear(label_dim, inner_dim)
         self.values_v_proj = nn.Linear(vision_dim, inner_dim)
@@ -137,11 +149,13 @@ class BidirectionalAttention(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Updates of `vision` `[batch, tokens, dim]` and `labels` `[batch, labels, label_dim]`.
 
-        Positions contribute to the scores, but not to the values. Nothing is masked except `absent` labels: in the
-        published networks, the masks of padding and labels have no effect here.
+        Positions contribute to the scores, but not to the values. Nothing is masked except `absent`
+        labels: in the published networks, the masks of padding and labels have no effect here.
         """
-        query, key = self._split(self.v_proj(vision + positions)), self._split(self.l_proj(labels))
-        vision_values, label_values = (self._split(self.values_v_proj(vision)), self._split(self.values_l_proj(labels)))
+        query = self._split(self.v_proj(vision + positions))
+        key = self._split(self.l_proj(labels))
+        vision_values = self._split(self.values_v_proj(vision))
+        label_values = self._split(self.values_l_proj(labels))
         dropout = self.dropout if self.training else 0.0
         present = None if absent is None else ~absent[:, None, None]
         to_vision = F.scaled_dot_product_attention(query, key, label_values, present, dropout)
@@ -156,11 +170,14 @@ class BidirectionalAttention(nn.Module):
 
 
 class VisionLanguageFusion(nn.Module):
-    """One gated exchange between image tokens and labels; updates are added to the layer-normalised input."""
+    """One gated exchange between image tokens and labels; updates are added to the layer-normalised
+    input.
+    """
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
-        vision_dim, label_dim = config.hidden_dim, config.text_config.hidden_size
+        vision_dim = config.hidden_dim
+        label_dim = config.text_config.hidden_size
         self.layer_norm_v = nn.LayerNorm(vision_dim)
         self.layer_norm_l = nn.LayerNorm(label_dim)
         self.attn = BidirectionalAttention(
@@ -177,13 +194,16 @@ class VisionLanguageFusion(nn.Module):
         Args:
             absent: `[batch, labels]`, see `LabelFeatures`.
         """
-        vision, labels = self.layer_norm_v(vision), self.layer_norm_l(labels)
+        vision = self.layer_norm_v(vision)
+        labels = self.layer_norm_l(labels)
         vision_update, label_update = self.attn(vision, positions, labels, absent)
         return self.vision_gate(vision, vision_update), self.label_gate(labels, label_update)
 
 
 class LabelLayer(RobertaLayer):
-    """A RoBERTa layer whose sequence consists of labels, not of the tokens of one text; it has no positions."""
+    """A RoBERTa layer whose sequence consists of labels, not of the tokens of one text; it has no
+    positions.
+    """
 
     def __init__(self, config: RobertaConfig) -> None:
         config = copy.deepcopy(config)
@@ -194,7 +214,9 @@ class LabelLayer(RobertaLayer):
                 nn.init.xavier_uniform_(parameter)
 
     def forward(self, labels: Tensor, masked: Tensor | None) -> Tensor:
-        """`labels` `[batch, labels, dim]`; `masked` `[batch, labels]`, True for labels that are not attended to."""
+        """`labels` `[batch, labels, dim]`; `masked` `[batch, labels]`, True for labels that are not
+        attended to.
+        """
         scores = None
         if masked is not None:
             scores = masked[:, None, None, :].to(labels.dtype) * MASKED_LABEL

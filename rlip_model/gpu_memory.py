@@ -7,18 +7,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-_OTHER_WORDS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_OTHER_WORDS = (
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device. The host does not wait for a GPU, which copies from pinned memory when it is free."""
+    """Copy a tensor to a device. The host does not wait for a GPU, which copies from pinned memory
+    when it is free.
+    """
     if device.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def send_all(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tensor]:
-    """Copy many tensors to a GPU, or all from one to the CPU, those of one type together; see `send`."""
+    """Copy many tensors to a GPU, or all from one to the CPU, those of one type together; see
+    `send`.
+    """
     device = torch.device(device)
     if all(each.device.type != "cuda" for each in tensors) and device.type != "cuda":
         return [each.to(device) for each in tensors]
@@ -27,7 +35,10 @@ def send_all(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tens
         numbers = [number for number, each in enumerate(tensors) if each.dtype == dtype]
         flat = send(torch.cat([tensors[number].flatten() for number in numbers]), device)
         parts = flat.split([tensors[number].numel() for number in numbers])
-        sent |= {number: part.view_as(tensors[number]) for number, part in zip(numbers, parts, strict=True)}
+        sent |= {
+            number: part.view_as(tensors[number])
+            for number, part in zip(numbers, parts, strict=True)
+        }
     return [sent[number] for number in range(len(tensors))]
 
 

@@ -1,4 +1,6 @@
-"""Prediction heads for decoded queries: small MLPs for boxes, similarity with the label texts for classes."""
+"""Prediction heads for decoded queries: small MLPs for boxes, similarity with the label texts for
+classes.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,18 @@ from torch import Tensor, nn
 
 from rlip_model.position import at_least_float32, inverse_sigmoid
 
-PRIOR_LOGIT = -math.log((1 - 0.01) / 0.01)  # constant bias: before training, every class has probability 0.01
+PRIOR_LOGIT = -math.log(
+    (1 - 0.01) / 0.01
+)  # constant bias: before training, every class has probability 0.01
 
 
 @dataclass(frozen=True)
 class LayerOutput:
     """Predictions of one decoder layer; `pairs` is half the number of queries.
 
-    subject_logits, object_logits `[batch, pairs, objects]`, "no objects" last; subject_logits is None where subjects
-    are not classified. relation_logits `[batch, pairs, relations]`; boxes `[batch, pairs, 4]`, normalised cxcywh.
+    subject_logits, object_logits `[batch, pairs, objects]`, "no objects" last; subject_logits is
+    None where subjects are not classified. relation_logits `[batch, pairs, relations]`; boxes
+    `[batch, pairs, 4]`, normalised cxcywh.
     """
 
     subject_logits: Tensor | None
@@ -53,7 +58,8 @@ class MLP(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Refines a reference: `sigmoid(mlp(hidden) + inverse_sigmoid(reference))`; initially the identity.
+    """Refines a reference: `sigmoid(mlp(hidden) + inverse_sigmoid(reference))`; initially the
+    identity.
 
     Args:
         size_bias: initial logit of width and height, for references without a size.
@@ -68,7 +74,9 @@ class BoxHead(nn.Module):
         nn.init.constant_(bias[2:], size_bias)
 
     def forward(self, hidden: Tensor, reference: Tensor) -> Tensor:
-        """Boxes `[..., 4]` from `hidden` `[..., dim]` and references `[..., 2 (xy) or 4 (cxcywh)]`."""
+        """Boxes `[..., 4]` from `hidden` `[..., dim]` and references `[..., 2 (xy) or 4
+        (cxcywh)]`.
+        """
         base = inverse_sigmoid(reference)
         offset = self.mlp(hidden).to(base.dtype)
         width = reference.shape[-1]
@@ -76,7 +84,9 @@ class BoxHead(nn.Module):
 
 
 class LabelScorer(nn.Module):
-    """Computes logits as dot products of query states with projected, L2-normalised label features."""
+    """Computes logits as dot products of query states with projected, L2-normalised label
+    features.
+    """
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -89,7 +99,9 @@ class LabelScorer(nn.Module):
         return self.projection(F.normalize(labels, dim=-1) / 2)
 
     def entities(self, hidden: Tensor, projected: Tensor) -> Tensor:
-        """`hidden` `[..., queries, dim]` and `projected` `[..., labels, dim]` to `[..., queries, labels]`."""
+        """`hidden` `[..., queries, dim]` and `projected` `[..., labels, dim]` to `[..., queries,
+        labels]`.
+        """
         return self._scores(hidden + self.entity_bias, projected)
 
     def relations(self, hidden: Tensor, projected: Tensor) -> Tensor:
@@ -97,5 +109,10 @@ class LabelScorer(nn.Module):
         return self._scores(hidden + self.relation_bias, projected)
 
     def _scores(self, hidden: Tensor, projected: Tensor) -> Tensor:
-        with torch.autocast(hidden.device.type, enabled=False):  # or bfloat16 would make logits equal that are not
-            return at_least_float32(hidden) @ at_least_float32(projected).transpose(-1, -2) + PRIOR_LOGIT
+        with torch.autocast(
+            hidden.device.type, enabled=False
+        ):  # or bfloat16 would make logits equal that are not
+            return (
+                at_least_float32(hidden) @ at_least_float32(projected).transpose(-1, -2)
+                + PRIOR_LOGIT
+            )

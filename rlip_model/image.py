@@ -1,4 +1,5 @@
-"""Convert images to network input as in evaluation: resized by their shorter side, normalised, not augmented.
+"""Convert images to network input as in evaluation: resized by their shorter side, normalised, not
+augmented.
 
 A GPU computes the same pixels as a CPU, bit for bit: it enlarges as Pillow does, in integers.
 """
@@ -18,13 +19,16 @@ STD = (0.229, 0.224, 0.225)
 _WEIGHT_BITS = 22  # after the point, as in Pillow
 
 
-def resized(width: int, height: int, short_side: int = 800, long_side: int = 1333) -> tuple[int, int]:
-    """Return the resized (width, height): the shorter side is `short_side`, or less if the longer would exceed
-    `long_side`.
+def resized(
+    width: int, height: int, short_side: int = 800, long_side: int = 1333
+) -> tuple[int, int]:
+    """Return the resized (width, height): the shorter side is `short_side`, or less if the longer
+    would exceed `long_side`.
 
     The longer side is rounded down, as in DETR. Every side is at least one pixel.
     """
-    shorter, longer = min(width, height), max(width, height)
+    shorter = min(width, height)
+    longer = max(width, height)
     if longer / shorter * short_side > long_side:
         short_side = round(long_side * shorter / longer)
         if not short_side:
@@ -35,12 +39,16 @@ def resized(width: int, height: int, short_side: int = 800, long_side: int = 133
 
 
 def normalise(pixels: Tensor) -> Tensor:
-    """`[..., 3, height, width]`, float32, normalised by the mean and standard deviation of the backbones' training.
+    """`[..., 3, height, width]`, float32, normalised by the mean and standard deviation of the
+    backbones' training.
 
     Args:
-        pixels: `[..., height, width, 4]`, uint8, as by `enlarge`; normalised on their device, equally on all devices.
+        pixels: `[..., height, width, 4]`, uint8, as by `enlarge`; normalised on their device,
+            equally on all devices.
     """
-    planes = pixels[..., :3].movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    planes = (
+        pixels[..., :3].movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
+    )
     full, mean, deviation = _constants(pixels.device)
     return planes.div_(full).sub_(mean).div_(deviation)
 
@@ -53,8 +61,8 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def normalised(image: Image.Image) -> Tensor:
-    """Return an RGB image of the size that the network reads, as by `normalise`; on the CPU, in the calling thread
-    alone.
+    """Return an RGB image of the size that the network reads, as by `normalise`; on the CPU, in the
+    calling thread alone.
     """
     pixels = np.empty((3, image.height, image.width), dtype=np.float32)
     for plane, band, mean, deviation in zip(pixels, image.split(), MEAN, STD, strict=True):
@@ -70,17 +78,20 @@ def to_pixels(image: Image.Image, size: tuple[int, int]) -> Tensor:
 
     Args:
         image: RGB.
-        size: the (width, height) that the network reads. Larger images are made smaller here, as fewer bytes to copy.
+        size: the (width, height) that the network reads. Larger images are made smaller here, as
+            fewer bytes to copy.
     """
     if image.width > size[0] or image.height > size[1]:
         image = image.resize(size, Image.Resampling.BILINEAR)
-    # Pillow's own layout, whose copy takes half the time of three channels, in memory that PyTorch may write.
+    # Pillow's own layout, whose copy takes half the time of three channels, in memory that PyTorch
+    # may write.
     copied = bytearray(image.tobytes("raw", "RGBX"))
     return torch.frombuffer(copied, dtype=torch.uint8).view(image.height, image.width, 4)
 
 
 def enlarge(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pixels `[height, width, 4]`, uint8, of this (width, height): those of Pillow's `BILINEAR`, on any device.
+    """Pixels `[height, width, 4]`, uint8, of this (width, height): those of Pillow's `BILINEAR`, on
+    any device.
 
     Raises:
         ValueError: they are larger than that.
@@ -103,8 +114,8 @@ def _enlarged(pixels: Tensor, dim: int, length: int) -> Tensor:
 
 @lru_cache(maxsize=256)
 def _neighbours(old: int, new: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the old pixels that a new one is the weighted sum of, as in Pillow: positions and weights `[neighbours,
-    new]`.
+    """Return the old pixels that a new one is the weighted sum of, as in Pillow: positions and
+    weights `[neighbours, new]`.
     """
     centres = (np.arange(new) + 0.5) * (old / new)
     first = np.maximum(centres - 0.5, 0).astype(np.int64)

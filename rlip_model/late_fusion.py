@@ -1,4 +1,5 @@
-"""Fusion after decoding (RLIP, NeurIPS 2022, section 3.1): decoded queries and labels attend to each other.
+"""Fusion after decoding (RLIP, NeurIPS 2022, section 3.1): decoded queries and labels attend to
+each other.
 
 It is the baseline that ALIF is compared with; `MDETR_attn` in the published code.
 """
@@ -19,8 +20,9 @@ from rlip_model.encoder import Memory
 class ReadOutStates:
     """The states that the heads compare, layer by layer.
 
-    entities `[layers, batch, 2 * pairs, dim]`, relations `[layers, batch, pairs, dim]`; object_labels
-    `[layers, batch or 1, objects, dim]`, relation_labels `[layers, batch or 1, relations, dim]`.
+    entities `[layers, batch, 2 * pairs, dim]`, relations `[layers, batch, pairs, dim]`;
+    object_labels `[layers, batch or 1, objects, dim]`, relation_labels `[layers, batch or 1,
+    relations, dim]`.
     """
 
     entities: Tensor
@@ -56,7 +58,8 @@ class JointEncoder(nn.Module):
     def forward(
         self, queries: Tensor, labels: Tensor, padding: Tensor | None, masked: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Queries `[layers, batch, queries, dim]` and labels `[layers, batch, labels, dim]` after every layer.
+        """Queries `[layers, batch, queries, dim]` and labels `[layers, batch, labels, dim]` after
+        every layer.
 
         Args:
             queries: `[batch, queries, dim]`.
@@ -82,7 +85,8 @@ class JointEncoder(nn.Module):
 
 
 class LateFusion(nn.Module):
-    """Fuses entities with object labels and relations with relation labels, from the last states of the decoders.
+    """Fuses entities with object labels and relations with relation labels, from the last states of
+    the decoders.
 
     In the losses, the states after fusion layer k replace those of decoder layer k.
     """
@@ -92,14 +96,19 @@ class LateFusion(nn.Module):
         self.entities = JointEncoder(config)
         self.relations = JointEncoder(config)
 
-    def forward(self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory) -> ReadOutStates:
+    def forward(
+        self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory
+    ) -> ReadOutStates:
         """Fuse the decoders' last states with the labels of `memory`."""
         objects, verbs = memory.labels[-1].tensor_split([memory.num_objects], dim=1)
-        masked, masked_verbs = None, None
+        masked = None
+        masked_verbs = None
         if memory.masked_labels is not None:
             masked, masked_verbs = memory.masked_labels.tensor_split([memory.num_objects], dim=1)
         padding = entities.padding
         pair_padding = None if padding is None else padding.chunk(2, dim=1)[0]
         entity_states, object_labels = self.entities(entities.hidden[-1], objects, padding, masked)
-        relation_states, relation_labels = self.relations(relations.hidden[-1], verbs, pair_padding, masked_verbs)
+        relation_states, relation_labels = self.relations(
+            relations.hidden[-1], verbs, pair_padding, masked_verbs
+        )
         return ReadOutStates(entity_states, relation_states, object_labels, relation_labels)

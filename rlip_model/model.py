@@ -1,4 +1,6 @@
-"""The networks: ParSeD (learned queries), ParSeDA (anchors), R-Tagger (given pairs). Only their queries differ."""
+"""The networks: ParSeD (learned queries), ParSeDA (anchors), R-Tagger (given pairs). Only their
+queries differ.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,13 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from rlip_model.backbone import ImageEncoder, ImageFeatures, ResNet50
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
-from rlip_model.decoder import AnchorPositions, DecodedEntities, DecodedRelations, EntityDecoder, RelationDecoder
+from rlip_model.decoder import (
+    AnchorPositions,
+    DecodedEntities,
+    DecodedRelations,
+    EntityDecoder,
+    RelationDecoder,
+)
 from rlip_model.dense_head import DenseHead, DenseOutput
 from rlip_model.encoder import ALIFEncoder, DeformableEncoder, Memory
 from rlip_model.fusion import Gate, LabelResizer
@@ -20,14 +28,22 @@ from rlip_model.heads import LabelScorer, LayerOutput, RelationOutput
 from rlip_model.late_fusion import LateFusion, ReadOutStates
 from rlip_model.noise import Noise, TorchNoise
 from rlip_model.pretrained import RLIPPreTrainedModel
-from rlip_model.queries import AnchorQueries, EntityQueries, GivenPairs, LearnedQueries, PairQueries, ProposalQueries
+from rlip_model.queries import (
+    AnchorQueries,
+    EntityQueries,
+    GivenPairs,
+    LearnedQueries,
+    PairQueries,
+    ProposalQueries,
+)
 from rlip_model.text import LabelCache, LabelEncoder, LabelFeatures, masked_by_sum
 
 CACHED_LABELS = 20_000
 
 
 class RLIPModel(RLIPPreTrainedModel):
-    """Image encoder, label encoder, fusion (`config.fusion`), two decoders and heads; subclasses define the queries.
+    """Image encoder, label encoder, fusion (`config.fusion`), two decoders and heads; subclasses
+    define the queries.
 
     The forward pass is `encode_image` and `encode_labels`, then `fuse`, `decode` and `read_out`.
     """
@@ -40,7 +56,9 @@ class RLIPModel(RLIPPreTrainedModel):
         self.image_encoder = ImageEncoder(config)
         self.text_encoder = LabelEncoder(config.text_config)
         self.encoder = ALIFEncoder(config) if config.fusion == "alif" else DeformableEncoder(config)
-        self.label_resizer = LabelResizer(config.text_config.hidden_size, config.hidden_dim, config.fusion_dropout)
+        self.label_resizer = LabelResizer(
+            config.text_config.hidden_size, config.hidden_dim, config.fusion_dropout
+        )
         self.entity_decoder = EntityDecoder(config, self.anchored)
         self.relation_decoder = RelationDecoder(config, self.anchored)
         self.late_fusion = LateFusion(config) if config.fusion == "after_decoding" else None
@@ -52,9 +70,11 @@ class RLIPModel(RLIPPreTrainedModel):
         self._initialise_as_published()
 
     def _initialise_as_published(self) -> None:
-        """Xavier, as in all of the published transformer, for the layers that others start in another way.
+        """Xavier, as in all of the published transformer, for the layers that others start in
+        another way.
 
-        It comes last, so that a seed gives all other parameters the values that it gave in earlier versions.
+        It comes last, so that a seed gives all other parameters the values that it gave in earlier
+        versions.
         """
         for module in self.modules():
             if isinstance(module, AnchorPositions | Gate):
@@ -62,11 +82,14 @@ class RLIPModel(RLIPPreTrainedModel):
                     if parameter.dim() > 1:
                         nn.init.xavier_uniform_(parameter)
 
-    def _make_queries(self, config: RLIPConfig) -> LearnedQueries | AnchorQueries | ProposalQueries | PairQueries:
+    def _make_queries(
+        self, config: RLIPConfig
+    ) -> LearnedQueries | AnchorQueries | ProposalQueries | PairQueries:
         raise TypeError(f"{type(self).__name__} has no queries; use ParSeD, ParSeDA or RTagger")
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Encode texts for inference, `[texts, label_dim]`, without gradient. Encoded texts are cached.
+        """Encode texts for inference, `[texts, label_dim]`, without gradient. Encoded texts are
+        cached.
 
         Raises:
             ValueError: the network has no tokenizer.
@@ -77,8 +100,12 @@ class RLIPModel(RLIPPreTrainedModel):
             self._label_cache = LabelCache(self.text_encoder, self.tokenizer, CACHED_LABELS)
         return self._label_cache.encode(texts)
 
-    def encode_labels(self, object_texts: Sequence[str], relation_texts: Sequence[str]) -> LabelFeatures:
-        """Encode labels for inference: unmasked and shared by the whole batch. "no objects" is the last object text."""
+    def encode_labels(
+        self, object_texts: Sequence[str], relation_texts: Sequence[str]
+    ) -> LabelFeatures:
+        """Encode labels for inference: unmasked and shared by the whole batch. "no objects" is the
+        last object text.
+        """
         features = self.encode_texts([*object_texts, *relation_texts])
         return LabelFeatures(features.unsqueeze(0), len(object_texts))
 
@@ -91,18 +118,24 @@ class RLIPModel(RLIPPreTrainedModel):
             mask_by_sum: mask labels as in the published training (see `masked_by_sum`).
         """
         features = self.text_encoder(input_ids, attention_mask).unsqueeze(0)
-        return LabelFeatures(features, num_objects, masked_by_sum(features) if mask_by_sum else None)
+        return LabelFeatures(
+            features, num_objects, masked_by_sum(features) if mask_by_sum else None
+        )
 
     def encode_image(self, pixel_values: Tensor, padding: Tensor | None = None) -> ImageFeatures:
         """Encode images; the result does not depend on the labels.
 
         Args:
-            pixel_values: `[batch, 3, height, width]`, normalised by ImageNet's mean and standard deviation.
-            padding: `[batch, height, width]`, True where padded (right and bottom); None for no padding.
+            pixel_values: `[batch, 3, height, width]`, normalised by ImageNet's mean and standard
+                deviation.
+            padding: `[batch, height, width]`, True where padded (right and bottom); None for no
+                padding.
         """
         if padding is None:
             batch, _, height, width = pixel_values.shape
-            padding = torch.zeros(batch, height, width, dtype=torch.bool, device=pixel_values.device)
+            padding = torch.zeros(
+                batch, height, width, dtype=torch.bool, device=pixel_values.device
+            )
         return self.image_encoder(pixel_values, padding)
 
     def fuse(self, image: ImageFeatures, labels: LabelFeatures) -> Memory:
@@ -110,30 +143,46 @@ class RLIPModel(RLIPPreTrainedModel):
         tokens, states = self.encoder(image, labels)
         resized = self.label_resizer(states).expand(self.config.decoder_layers, -1, -1, -1)
         ignored = labels.ignored(tokens.shape[0])
-        return Memory(tokens, image.padding, image.valid_ratios, image.shapes, resized, labels.num_objects, ignored)
+        return Memory(
+            tokens,
+            image.padding,
+            image.valid_ratios,
+            image.shapes,
+            resized,
+            labels.num_objects,
+            ignored,
+        )
 
-    def decode(self, queries: EntityQueries, memory: Memory) -> tuple[DecodedEntities, DecodedRelations]:
+    def decode(
+        self, queries: EntityQueries, memory: Memory
+    ) -> tuple[DecodedEntities, DecodedRelations]:
         """Decode subjects and objects, then their relations."""
         entities = self.entity_decoder(queries, memory)
         relation_queries = self.queries.relations(entities.hidden[-1], queries.padding)
         return entities, self.relation_decoder(relation_queries, entities.boxes[-1], memory)
 
-    def fuse_decoded(self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory) -> ReadOutStates:
-        """Return the states and labels that the heads compare: those of the decoders, or of the fusion after
-        decoding.
+    def fuse_decoded(
+        self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory
+    ) -> ReadOutStates:
+        """Return the states and labels that the heads compare: those of the decoders, or of the
+        fusion after decoding.
         """
         if self.late_fusion is not None:
             return self.late_fusion(entities, relations, memory)
         objects, verbs = memory.labels.tensor_split([memory.num_objects], dim=2)
         return ReadOutStates(entities.hidden, relations.hidden, objects, verbs)
 
-    def read_out(self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory) -> RelationOutput:
+    def read_out(
+        self, entities: DecodedEntities, relations: DecodedRelations, memory: Memory
+    ) -> RelationOutput:
         """Class logits and boxes of every decoder layer."""
         states = self.fuse_decoded(entities, relations, memory)
         layers = []
         for layer, boxes in enumerate(entities.boxes):
             if self.late_fusion is not None:
-                boxes = self.entity_decoder.boxes(layer, states.entities[layer], entities.references[layer])
+                boxes = self.entity_decoder.boxes(
+                    layer, states.entities[layer], entities.references[layer]
+                )
             layers.append(self._read_layer(states, layer, boxes))
         return RelationOutput(layers[-1], tuple(layers[:-1]))
 
@@ -151,19 +200,30 @@ class RLIPModel(RLIPPreTrainedModel):
         )
 
     def freeze(self) -> None:
-        """Freeze the parameters that the published training froze. Loading makes every parameter trainable again."""
+        """Freeze the parameters that the published training froze. Loading makes every parameter
+        trainable again.
+        """
         self.image_encoder.backbone.freeze()
 
     def prepare_inference(self, dtype: torch.dtype) -> None:
-        """Convert once what every forward pass would convert under autocast in this dtype, with the same results.
+        """Convert once what every forward pass would convert under autocast in this dtype, with the
+        same results.
 
-        Training and saving are then no longer possible. The text encoder, whose features are cached, stays as it is.
+        Training and saving are then no longer possible. The text encoder, whose features are
+        cached, stays as it is.
         """
         if isinstance(self.image_encoder.backbone, ResNet50):
             self.image_encoder.backbone.fold()
-        own = (part for name, part in self.named_children() if name not in ("text_encoder", "dense_head"))
+        own = (
+            part
+            for name, part in self.named_children()
+            if name not in ("text_encoder", "dense_head")
+        )
         for module in (module for part in own for module in part.modules()):
-            if isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention) and dtype != torch.float32:
+            if (
+                isinstance(module, nn.Linear | nn.Conv2d | nn.MultiheadAttention)
+                and dtype != torch.float32
+            ):
                 module.to(dtype)
 
     def set_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -188,11 +248,15 @@ class TripletDetector(RLIPModel):
 
     queries: LearnedQueries | AnchorQueries | ProposalQueries
 
-    def forward(self, pixel_values: Tensor, padding: Tensor | None, labels: LabelFeatures) -> RelationOutput:
+    def forward(
+        self, pixel_values: Tensor, padding: Tensor | None, labels: LabelFeatures
+    ) -> RelationOutput:
         """Detect triplets in a batch of images; see `encode_image` for the first two arguments."""
         return self.detect(self.encode_image(pixel_values, padding), labels)
 
-    def detect(self, image: ImageFeatures, labels: LabelFeatures, boxes: DenseOutput | None = None) -> RelationOutput:
+    def detect(
+        self, image: ImageFeatures, labels: LabelFeatures, boxes: DenseOutput | None = None
+    ) -> RelationOutput:
         """Detect triplets in encoded images.
 
         Args:
@@ -208,19 +272,24 @@ class TripletDetector(RLIPModel):
         return self.read_out(entities, relations, memory)
 
     def detect_boxes(self, image: ImageFeatures, labels: LabelFeatures) -> DenseOutput:
-        """Detect boxes in encoded images, without queries. The last object text, "no objects", is not a class.
+        """Detect boxes in encoded images, without queries. The last object text, "no objects", is
+        not a class.
 
         Raises:
             ValueError: the network has no dense head.
         """
         if self.dense_head is None:
-            raise ValueError("this network has no dense head; train one with model.config.dense_head: true")
+            raise ValueError(
+                "this network has no dense head; train one with model.config.dense_head: true"
+            )
         objects = labels.features[:, : labels.num_objects - 1]
         return self.dense_head(image, self.label_resizer(objects))
 
 
 class ParSeD(TripletDetector):
-    """RLIPv2-ParSeD: queries are learned positions, from which their initial reference points are predicted."""
+    """RLIPv2-ParSeD: queries are learned positions, from which their initial reference points are
+    predicted.
+    """
 
     config_class = ParSeDConfig
     title = "RLIPv2-ParSeD"
@@ -278,11 +347,14 @@ class RTagger(RLIPModel):
         return memory.labels[-1, :, : memory.num_objects]
 
     @torch.no_grad()
-    def score_pairs(self, memory: Memory, groups: Sequence[GivenPairs], owners: Sequence[int] | None = None) -> Tensor:
-        """Probabilities `[groups, pairs, relations]` of the relation labels for pairs of one image, or of several.
+    def score_pairs(
+        self, memory: Memory, groups: Sequence[GivenPairs], owners: Sequence[int] | None = None
+    ) -> Tensor:
+        """Probabilities `[groups, pairs, relations]` of the relation labels for pairs of one image,
+        or of several.
 
-        Pairs attend to the pairs of their own group only. Rows beyond the pairs of a group are 0; what is there for
-        relations that pad the list of an image (`pad_labels`) means nothing.
+        Pairs attend to the pairs of their own group only. Rows beyond the pairs of a group are 0;
+        what is there for relations that pad the list of an image (`pad_labels`) means nothing.
 
         Args:
             memory: of one image (`fuse` with a batch of 1), shared by all groups; or of several.
@@ -312,7 +384,11 @@ def build_model(config: RLIPConfig) -> RLIPModel:
 
 def register() -> None:
     """Register the networks with AutoConfig and AutoModel."""
-    for config, model in ((ParSeDConfig, ParSeD), (ParSeDAConfig, ParSeDA), (RTaggerConfig, RTagger)):
+    for config, model in (
+        (ParSeDConfig, ParSeD),
+        (ParSeDAConfig, ParSeDA),
+        (RTaggerConfig, RTagger),
+    ):
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
 

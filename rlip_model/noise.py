@@ -1,4 +1,6 @@
-"""Randomness in training: seeds, and the noise on boxes and labels given to the R-Tagger (denoising, DN-DETR)."""
+"""Randomness in training: seeds, and the noise on boxes and labels given to the R-Tagger
+(denoising, DN-DETR).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ _LARGEST_SEED = 2**32 - 1  # torch's generator on a CPU ignores all higher bits
 
 
 def torch_seed(seed: int, step: int = 0, rank: int = 0, part: int = 0) -> int:
-    """Return the seed of torch's generator for a part of a step in one process, whatever the size of a run's seed.
+    """Return the seed of torch's generator for a part of a step in one process, whatever the size
+    of a run's seed.
 
     Where the plain formula of the first versions has room in 64 bits, it stays.
     """
@@ -26,8 +29,8 @@ def torch_seed(seed: int, step: int = 0, rank: int = 0, part: int = 0) -> int:
 
 
 def initial_seed(seed: int) -> int:
-    """Return the seed of torch's generator for initial weights. Seeds are told apart beyond the bits that torch looks
-    at.
+    """Return the seed of torch's generator for initial weights. Seeds are told apart beyond the
+    bits that torch looks at.
     """
     return seed if seed <= _LARGEST_SEED else torch_seed(seed, part=1)
 
@@ -58,7 +61,8 @@ class TorchNoise:
 
 
 def perturb_boxes(boxes: Tensor, scale: float, noise: Noise) -> Tensor:
-    """Shift centres by up to `scale / 2` of the sides, change sides by up to `scale`, and clamp to [0, 1].
+    """Shift centres by up to `scale / 2` of the sides, change sides by up to `scale`, and clamp to
+    [0, 1].
 
     `boxes` `[boxes, 4]`, normalised cxcywh.
     """
@@ -70,7 +74,9 @@ def perturb_boxes(boxes: Tensor, scale: float, noise: Noise) -> Tensor:
 
 
 def perturb_labels(labels: Tensor, probability: float, high: int, noise: Noise) -> Tensor:
-    """Replace each of `labels` `[boxes]`, with the given probability, by a random label below `high`."""
+    """Replace each of `labels` `[boxes]`, with the given probability, by a random label below
+    `high`.
+    """
     if probability <= 0:
         return labels
     chosen = noise.uniform(labels.shape, labels.device) < probability

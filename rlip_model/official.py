@@ -1,4 +1,6 @@
-"""The published checkpoints of RLIPv2 and RLIP-ParSeD: parameter names, and the configuration implied by the shapes."""
+"""The published checkpoints of RLIPv2 and RLIP-ParSeD: parameter names, and the configuration
+implied by the shapes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ from typing import Any, cast, get_args
 from torch import Tensor
 from transformers import RobertaConfig
 
-from rlip_model.config import Fusion, Gating, ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig, VerbQuery
+from rlip_model.config import (
+    Fusion,
+    Gating,
+    ParSeDAConfig,
+    ParSeDConfig,
+    RLIPConfig,
+    RTaggerConfig,
+    VerbQuery,
+)
 from rlip_model.fusion import GATE_RULES
 from rlip_model.pretrained import CheckpointError
 
@@ -24,7 +34,10 @@ _RENAMES = [
     (r"^transformer\.resizer\.", "label_resizer."),
     (r"^transformer\.(?:ho_)?encoder\.layers\.", "encoder.layers."),
     (r"^transformer\.(?:ho_)?encoder\.roberta_layers\.", "encoder.label_layers."),
-    (r"^transformer\.(?:ho_)?encoder\.VLFuse_layers\.(\d+)\.b_attn\.", r"encoder.fusion_layers.\1."),
+    (
+        r"^transformer\.(?:ho_)?encoder\.VLFuse_layers\.(\d+)\.b_attn\.",
+        r"encoder.fusion_layers.\1.",
+    ),
     (r"\.gamma_v$", ".vision_gate.gamma"),
     (r"\.gamma_l$", ".label_gate.gamma"),
     (r"\.gamma_v_down\.", ".vision_gate.down."),
@@ -61,14 +74,19 @@ _IGNORED = re.compile(
     r"|^transformer\.text_encoder\.embeddings\.position_ids$"  # a buffer of old transformers
     r"|\.num_batches_tracked$"
 )
-_FUSION_TYPES: Mapping[str, Fusion] = {"GLIP_attn": "alif", "MDETR_attn": "after_decoding", "no_fusion": "none"}
+_FUSION_TYPES: Mapping[str, Fusion] = {
+    "GLIP_attn": "alif",
+    "MDETR_attn": "after_decoding",
+    "no_fusion": "none",
+}
 _GATE = re.compile(r"VLFuse_layers\.0\.b_attn\.(gamma_v_\w+|layer_norm_gating_v|MBF_v)\.")
 
 
 def renamed(key: str, decoder_layers: int) -> str:
     """Translate a parameter name of the published code to ours.
 
-    The first `decoder_layers` box heads belong to the entity decoder, the others to the relation decoder.
+    The first `decoder_layers` box heads belong to the entity decoder, the others to the relation
+    decoder.
     """
     head = _BOX_HEAD.match(key)
     if head and int(head[2]) < 2 * decoder_layers:
@@ -99,11 +117,14 @@ def infer_config(
     Args:
         state: its parameters, under their published names.
         args: the training options stored with them, if any.
-        gating, verb_query: settings that the shapes may not determine; they take precedence over `args`.
-        text_config: of the RoBERTa it was trained with; the shapes don't determine its number of heads.
+        gating, verb_query: settings that the shapes may not determine; they take precedence over
+        `args`.
+        text_config: of the RoBERTa it was trained with; the shapes don't determine its number of
+            heads.
 
     Raises:
-        CheckpointError: not ParSeD, ParSeDA or R-Tagger, or neither shapes nor options determine a setting.
+        CheckpointError: not ParSeD, ParSeDA or R-Tagger, or neither shapes nor options determine a
+            setting.
     """
     options = args or {}
     _check_is_rlip(state)
@@ -119,9 +140,12 @@ def infer_config(
         **backbone_sizes(state, options),
         **noise,
         hidden_dim=dim,
-        num_heads=state[encoder + "layers.0.self_attn.attention_weights.bias"].shape[0] // (levels * points),
+        num_heads=state[encoder + "layers.0.self_attn.attention_weights.bias"].shape[0]
+        // (levels * points),
         feedforward_dim=state[encoder + "layers.0.linear1.bias"].shape[0],
-        num_queries=state["tgt_embed.weight" if kind is ParSeDAConfig else "query_embed.weight"].shape[0],
+        num_queries=state[
+            "tgt_embed.weight" if kind is ParSeDAConfig else "query_embed.weight"
+        ].shape[0],
         encoder_layers=count(state, encoder + "layers."),
         decoder_layers=count(state, "transformer.ho_decoder.layers."),
         num_levels=levels,
@@ -141,13 +165,15 @@ def _kind(state: State) -> type[RLIPConfig]:
 
 
 def _encoder(state: State) -> str:
-    """Return the prefix of the ALIF encoder; checkpoints made from detectors contain a second, unused one."""
+    """Return the prefix of the ALIF encoder; checkpoints made from detectors contain a second,
+    unused one.
+    """
     return "transformer.encoder." if "refpoint_embed.weight" in state else "transformer.ho_encoder."
 
 
 def _fusion(state: State, options: Mapping[str, Any], gating: str | None) -> dict[str, Any]:
-    """Return the kind of fusion in the weights, and the sizes of ALIF. Raise CheckpointError if the options
-    contradict.
+    """Return the kind of fusion in the weights, and the sizes of ALIF. Raise CheckpointError if the
+    options contradict.
     """
     encoder = _encoder(state)
     fusion = "GLIP_attn" if count(state, encoder + "VLFuse_layers.") else "no_fusion"
@@ -155,7 +181,9 @@ def _fusion(state: State, options: Mapping[str, Any], gating: str | None) -> dic
         fusion = "MDETR_attn"
     option = options.get("fusion_type", fusion)  # RLIPv1 had no such option
     if option != fusion:
-        raise CheckpointError(f"its options give fusion_type {option!r}, but its weights are those of {fusion!r}")
+        raise CheckpointError(
+            f"its options give fusion_type {option!r}, but its weights are those of {fusion!r}"
+        )
     if fusion != "GLIP_attn":
         return {"fusion": _FUSION_TYPES[fusion]}
     layers = count(state, encoder + "layers.")
@@ -191,12 +219,17 @@ def count(state: State, prefix: str) -> int:
 
 
 def backbone_sizes(state: State, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a configuration that follow from the weights under `backbone.0.body.`."""
+    """Return the settings of a configuration that follow from the weights under
+    `backbone.0.body.`.
+    """
     body = "backbone.0.body."
     if body + "patch_embed.proj.weight" not in state:
         return {"backbone": "resnet50", "drop_path": 0.0}
     stages = range(count(state, body + "layers."))
-    tables = [state[f"{body}layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape for stage in stages]
+    tables = [
+        state[f"{body}layers.{stage}.blocks.0.attn.relative_position_bias_table"].shape
+        for stage in stages
+    ]
     return {
         "backbone": "swin",
         "swin_embed_dim": state[body + "patch_embed.proj.weight"].shape[0],
@@ -213,9 +246,13 @@ def _gating(state: State, chosen: str | None) -> Gating:
     if chosen is None and len(possible) == 1:
         return cast(Gating, possible[0])
     if chosen is None:
-        raise CheckpointError(f"its weights do not determine the gating: choose one of {', '.join(possible)}")
+        raise CheckpointError(
+            f"its weights do not determine the gating: choose one of {', '.join(possible)}"
+        )
     if chosen not in possible:
-        raise CheckpointError(f"its weights do not fit gating {chosen!r}, only {', '.join(possible) or 'none'}")
+        raise CheckpointError(
+            f"its weights do not fit gating {chosen!r}, only {', '.join(possible) or 'none'}"
+        )
     return cast(Gating, chosen)
 
 
@@ -235,9 +272,13 @@ def _verb_query(state: State, chosen: str | None) -> VerbQuery:
     if "refpoint_embed.weight" in state:
         possible = ["vanilla", "MBF", "vanilla_MBF"]
     if chosen is None and len(possible) > 1:
-        raise CheckpointError(f"its weights do not determine the verb query: choose {' or '.join(possible)}")
+        raise CheckpointError(
+            f"its weights do not determine the verb query: choose {' or '.join(possible)}"
+        )
     if chosen is not None and chosen not in possible:
-        raise CheckpointError(f"its weights do not fit verb query {chosen!r}, only {' or '.join(possible)}")
+        raise CheckpointError(
+            f"its weights do not fit verb query {chosen!r}, only {' or '.join(possible)}"
+        )
     return cast(VerbQuery, chosen or possible[0])
 
 
@@ -246,9 +287,11 @@ def _text_config(state: State, given: RobertaConfig | None) -> RobertaConfig:
     embeddings = prefix + "embeddings."
     vocabulary, width = state[embeddings + "word_embeddings.weight"].shape
     if given is not None and given.hidden_size == width:
-        heads, eps = given.num_attention_heads, given.layer_norm_eps
+        heads = given.num_attention_heads
+        eps = given.layer_norm_eps
     else:
-        heads, eps = max(width // 64, 1), 1e-5
+        heads = max(width // 64, 1)
+        eps = 1e-5
     return RobertaConfig(
         vocab_size=vocabulary,
         hidden_size=width,

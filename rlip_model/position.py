@@ -11,7 +11,9 @@ TEMPERATURE = 10_000.0
 
 
 def sine_features(coordinates: Tensor, features: int) -> Tensor:
-    """Interleaved sines and cosines of `coordinates * 2 pi` at several wavelengths: `[...]` to `[..., features]`."""
+    """Interleaved sines and cosines of `coordinates * 2 pi` at several wavelengths: `[...]` to
+    `[..., features]`.
+    """
     pair = torch.arange(features, device=coordinates.device, dtype=torch.float32) // 2
     wavelengths = TEMPERATURE ** (2 * pair / features)
     angles = coordinates.float().unsqueeze(-1) * (2 * math.pi) / wavelengths
@@ -24,14 +26,15 @@ def image_positions(padding: Tensor, dim: int, offset: float) -> Tensor:
     Args:
         padding: `[batch, height, width]`, True where the image is padding.
         dim: features of the result, the first half for y, the second for x.
-        offset: subtracted from the 1-based pixel counts; 0.5 (pixel centres) with Swin, 0 with ResNet, as in the
-            published training.
+        offset: subtracted from the 1-based pixel counts; 0.5 (pixel centres) with Swin, 0 with
+            ResNet, as in the published training.
 
     Returns:
         `[batch, dim, height, width]`, float32.
     """
     valid = (~padding).float()
-    rows, columns = valid.cumsum(1), valid.cumsum(2)
+    rows = valid.cumsum(1)
+    columns = valid.cumsum(2)
     rows = (rows - offset) / (rows[:, -1:, :] + 1e-6)
     columns = (columns - offset) / (columns[:, :, -1:] + 1e-6)
     features = torch.cat((sine_features(rows, dim // 2), sine_features(columns, dim // 2)), dim=-1)

@@ -41,8 +41,11 @@ class TripletDetections:
 
 
 @torch.no_grad()
-def hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -> list[TripletDetections]:
-    """Detect human-object interactions: every subject is taken for a person; score = relation x object.
+def hoi_detections(
+    output: LayerOutput, sizes: Tensor, subject_label: int = 0
+) -> list[TripletDetections]:
+    """Detect human-object interactions: every subject is taken for a person; score = relation x
+    object.
 
     Args:
         output: of the last decoder layer.
@@ -55,7 +58,9 @@ def hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -
 
 
 @torch.no_grad()
-def zero_shot_hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: int = 0) -> list[TripletDetections]:
+def zero_shot_hoi_detections(
+    output: LayerOutput, sizes: Tensor, subject_label: int = 0
+) -> list[TripletDetections]:
     """As `hoi_detections`, without the pairs whose most likely subject class is not "person".
 
     Raises:
@@ -63,7 +68,10 @@ def zero_shot_hoi_detections(output: LayerOutput, sizes: Tensor, subject_label: 
     """
     _, subjects = _best_class(_subject_logits(output))
     detections = hoi_detections(output, sizes, subject_label)
-    return [image.where(labels == subject_label) for image, labels in zip(detections, subjects, strict=True)]
+    return [
+        image.where(labels == subject_label)
+        for image, labels in zip(detections, subjects, strict=True)
+    ]
 
 
 @torch.no_grad()
@@ -83,9 +91,19 @@ def scene_graph_detections(output: LayerOutput, sizes: Tensor) -> list[TripletDe
 
 
 def _detections(
-    output: LayerOutput, sizes: Tensor, subject_labels: Tensor, object_labels: Tensor, scores: Tensor
+    output: LayerOutput,
+    sizes: Tensor,
+    subject_labels: Tensor,
+    object_labels: Tensor,
+    scores: Tensor,
 ) -> list[TripletDetections]:
-    scale = send(sizes, output.subject_boxes.device).to(output.subject_boxes.dtype).flip(1).repeat(1, 2).unsqueeze(1)
+    scale = (
+        send(sizes, output.subject_boxes.device)
+        .to(output.subject_boxes.dtype)
+        .flip(1)
+        .repeat(1, 2)
+        .unsqueeze(1)
+    )
     parts = (
         to_corners(output.subject_boxes) * scale,
         to_corners(output.object_boxes) * scale,
@@ -97,7 +115,9 @@ def _detections(
 
 
 def _best_class(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability and index `[batch, pairs]` of the most likely class other than "no objects", the last class."""
+    """Probability and index `[batch, pairs]` of the most likely class other than "no objects", the
+    last class.
+    """
     best = logits.softmax(-1)[..., :-1].max(-1)
     return best.values, best.indices
 

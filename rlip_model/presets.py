@@ -1,4 +1,6 @@
-"""Named sizes: the published networks, such as `preset("parseda", "swin_large")`, and a tiny one (`tiny_sizes`)."""
+"""Named sizes: the published networks, such as `preset("parseda", "swin_large")`, and a tiny one
+(`tiny_sizes`).
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,13 @@ from typing import Any
 from transformers import RobertaConfig
 
 from rlip_model.config import ParSeDAConfig, ParSeDConfig, RLIPConfig, RTaggerConfig
+
+KINDS: Mapping[str, type[RLIPConfig]] = {
+    "parseda": ParSeDAConfig,
+    "parsed": ParSeDConfig,
+    "tagger": RTaggerConfig,
+    "rlipv1": ParSeDConfig,
+}
 
 
 @dataclass(frozen=True)
@@ -21,7 +30,8 @@ class SwinSize:
     drop_path: float
 
 
-# Tiny and large as in RLIPv2. RLIPv2 was not published with small and base: their drop-path rates are interpolated.
+# Tiny and large as in RLIPv2. RLIPv2 was not published with small and base: their drop-path rates
+# are interpolated.
 SWIN_SIZES: Mapping[str, SwinSize] = {
     "swin_tiny": SwinSize(96, (2, 2, 6, 2), (3, 6, 12, 24), 0.2),
     "swin_small": SwinSize(96, (2, 2, 18, 2), (3, 6, 12, 24), 0.2),
@@ -29,20 +39,14 @@ SWIN_SIZES: Mapping[str, SwinSize] = {
     "swin_large": SwinSize(192, (2, 2, 18, 2), (6, 12, 24, 48), 0.5),
 }
 BACKBONES = ("resnet50", *SWIN_SIZES)
-KINDS: Mapping[str, type[RLIPConfig]] = {
-    "parseda": ParSeDAConfig,
-    "parsed": ParSeDConfig,
-    "tagger": RTaggerConfig,
-    "rlipv1": ParSeDConfig,
-}
 
 
 def preset(kind: str, backbone: str, **changes: Any) -> RLIPConfig:
     """Return the configuration of a published network.
 
     Args:
-        kind: `parseda`, `parsed` or `tagger` (RLIPv2), or `rlipv1` (RLIP-ParSeD, NeurIPS 2022, published with
-            `resnet50` only).
+        kind: `parseda`, `parsed` or `tagger` (RLIPv2), or `rlipv1` (RLIP-ParSeD, NeurIPS 2022,
+            published with `resnet50` only).
         backbone: `resnet50`, `swin_tiny`, `swin_small`, `swin_base` or `swin_large`.
         changes: settings to override, such as `num_queries=128`.
 
@@ -57,21 +61,31 @@ def preset(kind: str, backbone: str, **changes: Any) -> RLIPConfig:
     settings: dict[str, Any] = {"backbone": "resnet50", "drop_path": 0.0}
     if not resnet:
         size = SWIN_SIZES[backbone]
-        settings = {"backbone": "swin", "swin_embed_dim": size.embed_dim, "drop_path": size.drop_path}
+        settings = {
+            "backbone": "swin",
+            "swin_embed_dim": size.embed_dim,
+            "drop_path": size.drop_path,
+        }
         settings |= {"swin_depths": size.depths, "swin_heads": size.heads}
     elif kind != "parseda":
         settings |= {"feedforward_dim": 1024}
     if kind in ("parsed", "rlipv1") or (kind == "tagger" and resnet):
         settings["dropout"] = 0.1
     if kind == "tagger" and resnet:
-        settings |= {"gating": "GLIP", "verb_query": "vanilla", "box_noise": 0.6, "label_noise": 0.3}
+        settings |= {
+            "gating": "GLIP",
+            "verb_query": "vanilla",
+            "box_noise": 0.6,
+            "label_noise": 0.3,
+        }
     if kind == "rlipv1":
         settings |= {"fusion": "after_decoding", "verb_query": "vanilla"}
     return KINDS[kind](**{**settings, **changes})
 
 
 def tiny_sizes(vocabulary: int) -> dict[str, Any]:
-    """Settings of a network with every part of the full one, but narrow and shallow: about a million parameters.
+    """Settings of a network with every part of the full one, but narrow and shallow: about a
+    million parameters.
 
     Args:
         vocabulary: number of tokens of the tokenizer.
@@ -85,9 +99,11 @@ def tiny_sizes(vocabulary: int) -> dict[str, Any]:
         max_position_embeddings=66,
         type_vocab_size=1,
         layer_norm_eps=1e-5,
-        hidden_dropout_prob=0.0,  # with so few features, dropout would hide the differences between labels
+        # with so few features, dropout would hide the differences between labels
+        hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        initializer_range=0.2,  # with RoBERTa's 0.02, meant for larger widths, all texts would start out alike
+        # with RoBERTa's 0.02, meant for larger widths, all texts would start out alike
+        initializer_range=0.2,
     )
     return {
         "swin_embed_dim": 12,

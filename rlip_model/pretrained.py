@@ -1,4 +1,6 @@
-"""Load and save a network with its tokenizer and a model card, in the folder layout of transformers."""
+"""Load and save a network with its tokenizer and a model card, in the folder layout of
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,24 @@ model = AutoModel.from_pretrained("FOLDER_OR_ID")
 
 Not evaluated yet. Before you publish this network, add its results, the data it was trained on, and its licence.
 """
-_TAGGER_USE = "It labels the relations of given pairs of boxes: `sgpipe generate --tagger FOLDER_OR_ID`."
-_DETECTOR_USE = "It detects pairs of objects and their relations: `sgpipe predict FOLDER --data SHARDS`."
+_TAGGER_USE = (
+    "It labels the relations of given pairs of boxes: `sgpipe generate --tagger FOLDER_OR_ID`."
+)
+_DETECTOR_USE = (
+    "It detects pairs of objects and their relations: `sgpipe predict FOLDER --data SHARDS`."
+)
 
 _OF_THE_HUB = {"revision", "token", "cache_dir", "local_files_only", "force_download"}
 # Raised by transformers and safetensors for files that are missing, damaged or of another model.
-_UNREADABLE = (OSError, RuntimeError, ValueError, TypeError, KeyError, StrictDataclassError, SafetensorError)
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    StrictDataclassError,
+    SafetensorError,
+)
 
 
 class CheckpointError(ValueError):
@@ -67,7 +81,9 @@ class RLIPPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def check(cls, name: str) -> None:
-        """Read only the configuration. Raises CheckpointError: there is no network, or one of another kind."""
+        """Read only the configuration. Raises CheckpointError: there is no network, or one of
+        another kind.
+        """
         _check_kind(name, cls)
 
     @classmethod
@@ -78,12 +94,15 @@ class RLIPPreTrainedModel(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ) -> Model:
-        """Load a network and its tokenizer from a folder or hub id; in float32 unless `dtype` is given.
+        """Load a network and its tokenizer from a folder or hub id; in float32 unless `dtype` is
+        given.
 
-        Weights are read from safetensors alone. With `output_loading_info`, a pair, as transformers returns it.
+        Weights are read from safetensors alone. With `output_loading_info`, a pair, as transformers
+        returns it.
 
         Raises:
-            CheckpointError: there is no network, a network of another kind, or weights that do not fit.
+            CheckpointError: there is no network, a network of another kind, or weights that do not
+                fit.
             TokenizerError: its tokenizer is missing or has no vocabulary.
         """
         name = str(pretrained_model_name_or_path)
@@ -94,7 +113,9 @@ class RLIPPreTrainedModel(PreTrainedModel):
         try:
             loaded = super().from_pretrained(name, *args, **kwargs)
         except _UNREADABLE as reason:
-            raise CheckpointError(f"cannot load {cls.title} from {name}: {_first_line(reason)}") from reason
+            raise CheckpointError(
+                f"cannot load {cls.title} from {name}: {_first_line(reason)}"
+            ) from reason
         model, info = cast(tuple[Model, dict[str, Any]], loaded)
         _check_keys(name, info["missing_keys"], info["unexpected_keys"])
         _align(model)
@@ -103,7 +124,9 @@ class RLIPPreTrainedModel(PreTrainedModel):
         return cast(Model, (model, info)) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:  # type: ignore[override]
-        """Write config.json, model.safetensors, the files of the tokenizer, and a model card unless there is one."""
+        """Write config.json, model.safetensors, the files of the tokenizer, and a model card unless
+        there is one.
+        """
         super().save_pretrained(save_directory, **kwargs)
         card = Path(save_directory) / "README.md"
         if not card.exists():
@@ -134,14 +157,17 @@ class RLIPPreTrainedModel(PreTrainedModel):
         """
         vocabulary = self.config.text_config.vocab_size
         if len(tokenizer) > vocabulary:
-            raise TokenizerError(f"the tokenizer has {len(tokenizer)} tokens, the text encoder {vocabulary}")
+            raise TokenizerError(
+                f"the tokenizer has {len(tokenizer)} tokens, the text encoder {vocabulary}"
+            )
         self.tokenizer = tokenizer
 
 
 def _align(model: nn.Module) -> None:
     """Copy values that are not aligned in the mapped file to memory allocated by torch.
 
-    Some CPU kernels round differently at other alignments. A loaded network must equal the saved one bit for bit.
+    Some CPU kernels round differently at other alignments. A loaded network must equal the saved
+    one bit for bit.
     """
     for value in (*model.parameters(), *model.buffers()):
         if value.device.type == "cpu" and value.data_ptr() % ALIGNMENT:
@@ -153,15 +179,21 @@ def _check_kind(name: str, model: type[RLIPPreTrainedModel], **where: Any) -> No
     folder = Path(name)
     if folder.exists() and not (folder / "config.json").is_file():
         content = "a file" if folder.is_file() else _listing(folder)
-        hint = "; convert official .pth files with `sgpipe convert`" if _has_checkpoint(folder) else ""
-        raise CheckpointError(f"{name} is not an {model.title} folder: expected config.json, found {content}{hint}")
+        hint = (
+            "; convert official .pth files with `sgpipe convert`" if _has_checkpoint(folder) else ""
+        )
+        raise CheckpointError(
+            f"{name} is not an {model.title} folder: expected config.json, found {content}{hint}"
+        )
     try:
         config, _ = PretrainedConfig.get_config_dict(name, **where)
     except (OSError, ValueError) as reason:
         raise CheckpointError(f"no {model.title} at {name}: {_first_line(reason)}") from reason
     kind = config.get("model_type", "no model_type") if isinstance(config, dict) else "no settings"
     if kind != expected:
-        raise CheckpointError(f"{name} is not an {model.title}: its model_type is {kind!r}, expected {expected!r}")
+        raise CheckpointError(
+            f"{name} is not an {model.title}: its model_type is {kind!r}, expected {expected!r}"
+        )
 
 
 def _first_line(reason: Exception) -> str:
@@ -174,10 +206,18 @@ def _has_checkpoint(path: Path) -> bool:
 
 def _listing(folder: Path, most: int = 8) -> str:
     names = sorted(entry.name for entry in folder.iterdir())
-    return ", ".join(names[:most]) + (" ..." if len(names) > most else "") if names else "an empty folder"
+    return (
+        ", ".join(names[:most]) + (" ..." if len(names) > most else "")
+        if names
+        else "an empty folder"
+    )
 
 
 def _check_keys(name: str, missing: Any, unexpected: Any) -> None:
-    problems = [f"missing {key}" for key in sorted(missing)] + [f"unknown {key}" for key in sorted(unexpected)]
+    problems = [f"missing {key}" for key in sorted(missing)] + [
+        f"unknown {key}" for key in sorted(unexpected)
+    ]
     if problems:
-        raise CheckpointError(f"the weights in {name} do not fit its config.json: " + ", ".join(problems))
+        raise CheckpointError(
+            f"the weights in {name} do not fit its config.json: " + ", ".join(problems)
+        )

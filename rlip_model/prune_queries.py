@@ -20,18 +20,24 @@ def prune_queries(model: RLIPModel, num_queries: int, pairwise: bool = True) -> 
     """Copy a network with fewer queries.
 
     Args:
-        pairwise: keep the first pairs: the first `num_queries / 2` subjects and their objects. Otherwise, as in the
-            published code, keep the first rows, so that subjects after the first `num_queries / 2` become objects.
+        pairwise: keep the first pairs: the first `num_queries / 2` subjects and their objects.
+            Otherwise, as in the published code, keep the first rows, so that subjects after the
+            first `num_queries / 2` become objects.
 
     Raises:
         ValueError: `num_queries` is odd, not positive, or more than the network has.
     """
     config = model.config
     if num_queries % 2 or not 0 < num_queries <= config.num_queries:
-        raise ValueError(f"cannot keep {num_queries} of {config.num_queries} queries, expected an even number of them")
+        raise ValueError(
+            f"cannot keep {num_queries} of {config.num_queries} queries, expected an even number of"
+            " them"
+        )
     rows = torch.arange(num_queries)
     if pairwise:
-        rows = torch.cat((rows[: num_queries // 2], config.num_queries // 2 + rows[: num_queries // 2]))
+        rows = torch.cat(
+            (rows[: num_queries // 2], config.num_queries // 2 + rows[: num_queries // 2])
+        )
     state = dict(model.state_dict())
     for name in _PER_QUERY:
         if name in state:

@@ -1,6 +1,7 @@
 """The queries of the decoders: learned (ParSeD), anchors (ParSeDA) or given pairs (R-Tagger).
 
-Row j of the first half of the queries is the subject of pair j, row j of the second half is its object.
+Row j of the first half of the queries is the subject of pair j, row j of the second half is its
+object.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from rlip_model.position import at_least_float32, inverse_sigmoid
 class EntityQueries:
     """Queries of the entity decoder.
 
-    content `[batch, 2 * pairs, dim]`; positions likewise, or None if they are computed from the references;
-    references `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]`; padding `[batch, 2 * pairs]`, True in unused slots;
-    attention_mask `[batch * heads, 2 * pairs, 2 * pairs]`, True where attention is forbidden.
+    content `[batch, 2 * pairs, dim]`; positions likewise, or None if they are computed from the
+    references; references `[batch, 2 * pairs, 2 (xy) or 4 (cxcywh)]`; padding `[batch, 2 * pairs]`,
+    True in unused slots; attention_mask `[batch * heads, 2 * pairs, 2 * pairs]`, True where
+    attention is forbidden.
     """
 
     content: Tensor
@@ -46,7 +48,9 @@ class RelationQueries:
 
 @dataclass(frozen=True)
 class GivenPairs:
-    """The given pairs of one image: boxes `[pairs, 4]` normalised cxcywh, labels `[pairs]`, indices of object texts."""
+    """The given pairs of one image: boxes `[pairs, 4]` normalised cxcywh, labels `[pairs]`, indices
+    of object texts.
+    """
 
     subject_boxes: Tensor
     object_boxes: Tensor
@@ -58,7 +62,8 @@ class GivenPairs:
 
 
 class RelationQueryBuilder(nn.Module):
-    """Builds relation queries: learned vectors, the multi-branch fusion of the decoded entities, or both.
+    """Builds relation queries: learned vectors, the multi-branch fusion of the decoded entities, or
+    both.
 
     Args:
         anchored: the relation decoder computes positions from boxes, so the queries have none.
@@ -66,7 +71,8 @@ class RelationQueryBuilder(nn.Module):
 
     def __init__(self, config: RLIPConfig, anchored: bool = False) -> None:
         super().__init__()
-        self.kind, self.anchored = config.verb_query, anchored
+        self.kind = config.verb_query
+        self.anchored = anchored
         self.num_pairs = config.num_pairs
         if anchored or self.kind != "vanilla":
             self.verb_fusion = MultiBranchFusion(config.hidden_dim)
@@ -83,7 +89,9 @@ class RelationQueryBuilder(nn.Module):
         """
         subjects, objects = entities.chunk(2, dim=1)
         pairs = subjects.shape[1]
-        content = (learned[:pairs] + learned[self.num_pairs : self.num_pairs + pairs]).expand_as(subjects)
+        content = (learned[:pairs] + learned[self.num_pairs : self.num_pairs + pairs]).expand_as(
+            subjects
+        )
         if self.kind != "vanilla":
             fused = self.verb_fusion(subjects, objects)
             content = fused if self.kind == "MBF" else fused + content
@@ -129,15 +137,21 @@ class LearnedQueries(nn.Module):
         """Return the queries of the entity decoder, repeated for each image of the batch."""
         position, content, _ = self.query_embed.weight.unsqueeze(0).chunk(3, dim=-1)
         positions = position.expand(batch, -1, -1)
-        return EntityQueries(content.expand_as(positions), positions, self.reference_points(positions))
+        return EntityQueries(
+            content.expand_as(positions), positions, self.reference_points(positions)
+        )
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
         """Return the queries of the relation decoder; see `RelationQueryBuilder.build`."""
-        return self.relation_builder.build(entities, self.query_embed.weight.chunk(3, dim=-1)[2], padding)
+        return self.relation_builder.build(
+            entities, self.query_embed.weight.chunk(3, dim=-1)[2], padding
+        )
 
 
 class AnchorQueries(nn.Module):
-    """The queries of ParSeDA: learned contents and anchor boxes; positions are computed from the boxes."""
+    """The queries of ParSeDA: learned contents and anchor boxes; positions are computed from the
+    boxes.
+    """
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
@@ -148,7 +162,8 @@ class AnchorQueries(nn.Module):
 
     def entities(self, batch: int) -> EntityQueries:
         """Return the queries of the entity decoder, repeated for each image of the batch."""
-        content, anchors = self.content.weight, self.anchors.weight.sigmoid()
+        content = self.content.weight
+        anchors = self.anchors.weight.sigmoid()
         return EntityQueries(content.expand(batch, -1, -1), None, anchors.expand(batch, -1, -1))
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
@@ -157,14 +172,17 @@ class AnchorQueries(nn.Module):
 
 
 class ProposalQueries(nn.Module):
-    """The queries of a ParSeDA with proposals: pairs of the boxes that its dense head is most confident of.
+    """The queries of a ParSeDA with proposals: pairs of the boxes that its dense head is most
+    confident of.
 
-    As in two-stage detectors (Deformable DETR, section 4.2), anchors are detected boxes instead of learned ones.
+    As in two-stage detectors (Deformable DETR, section 4.2), anchors are detected boxes instead of
+    learned ones.
     """
 
     def __init__(self, config: RLIPConfig) -> None:
         super().__init__()
-        self.num_pairs, self.proposals = config.num_pairs, config.proposals
+        self.num_pairs = config.num_pairs
+        self.proposals = config.proposals
         self.roles = nn.Embedding(2, config.hidden_dim)
         self.features = nn.Linear(config.hidden_dim, 2 * config.hidden_dim)
         self.verb_content = nn.Embedding(1, config.hidden_dim)
@@ -174,32 +192,47 @@ class ProposalQueries(nn.Module):
         nn.init.xavier_uniform_(self.features.weight)
 
     def entities(self, proposals: Proposals) -> EntityQueries:
-        """Queries for the `num_pairs` ordered pairs of different boxes whose scores have the largest product."""
+        """Queries for the `num_pairs` ordered pairs of different boxes whose scores have the
+        largest product.
+        """
         pairs = (~torch.eye(self.proposals, dtype=torch.bool)).nonzero().T.contiguous()
         first, second = send(pairs, proposals.boxes.device).unbind()
-        best = (proposals.scores[:, first] * proposals.scores[:, second]).topk(self.num_pairs, dim=1).indices
-        subjects, objects = first[best], second[best]
+        best = (
+            (proposals.scores[:, first] * proposals.scores[:, second])
+            .topk(self.num_pairs, dim=1)
+            .indices
+        )
+        subjects = first[best]
+        objects = second[best]
         images = torch.arange(len(best), device=best.device).unsqueeze(1)
         as_subject, as_object = self.features(proposals.features).chunk(2, dim=-1)
         content = (
             self.roles.weight[0] + as_subject[images, subjects],
             self.roles.weight[1] + as_object[images, objects],
         )
-        anchors = torch.cat((proposals.boxes[images, subjects], proposals.boxes[images, objects]), dim=1)
+        anchors = torch.cat(
+            (proposals.boxes[images, subjects], proposals.boxes[images, objects]), dim=1
+        )
         return EntityQueries(torch.cat(content, dim=1), None, anchors)
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
         """Return the queries of the relation decoder; see `RelationQueryBuilder.build`."""
-        return self.relation_builder.build(entities, self.verb_content.weight.expand(2 * self.num_pairs, -1), padding)
+        return self.relation_builder.build(
+            entities, self.verb_content.weight.expand(2 * self.num_pairs, -1), padding
+        )
 
 
 class PairQueries(nn.Module):
-    """The queries of the R-Tagger: position from a given box, content from its label; with noise in training."""
+    """The queries of the R-Tagger: position from a given box, content from its label; with noise in
+    training.
+    """
 
     def __init__(self, config: RTaggerConfig) -> None:
         super().__init__()
-        self.slots, self.heads = config.num_pairs, config.num_heads
-        self.box_noise, self.label_noise = config.box_noise, config.label_noise
+        self.slots = config.num_pairs
+        self.heads = config.num_heads
+        self.box_noise = config.box_noise
+        self.label_noise = config.label_noise
         self.noise_range = config.label_noise_range
         self.coord_proj = nn.Linear(4, config.hidden_dim)
         self.verb_content = nn.Embedding(config.num_queries, config.hidden_dim)
@@ -209,15 +242,22 @@ class PairQueries(nn.Module):
         nn.init.xavier_uniform_(self.verb_content.weight)
 
     def entities(
-        self, pairs: Sequence[GivenPairs], labels: Tensor, slots: int | None = None, noise: Noise | None = None
+        self,
+        pairs: Sequence[GivenPairs],
+        labels: Tensor,
+        slots: int | None = None,
+        noise: Noise | None = None,
     ) -> EntityQueries:
         """Queries for the given pairs, padded to `slots` pairs per image.
 
         Args:
-            pairs: one per image or group; on the device of the labels, or on the CPU, from where all is copied at once.
-            labels: `[batch or 1, objects, dim]`, resized features of the object texts, "no objects" last.
+            pairs: one per image or group; on the device of the labels, or on the CPU, from where
+                all is copied at once.
+            labels: `[batch or 1, objects, dim]`, resized features of the object texts, "no objects"
+                last.
             slots: pairs per image; default: all slots of the network. Fewer give the same results.
-            noise: random numbers for the training noise, which also turns on the attention mask; None for no noise.
+            noise: random numbers for the training noise, which also turns on the attention mask;
+                None for no noise.
 
         Raises:
             ValueError: there are more pairs than slots.
@@ -231,7 +271,9 @@ class PairQueries(nn.Module):
         image, slot = _places(counts, slots)
         padding = torch.ones(len(pairs), 2 * slots, dtype=torch.bool)
         padding[image, slot] = False
-        padding[[index for index, count in enumerate(counts) if not count], 0] = False  # attention over no keys is NaN
+        padding[[index for index, count in enumerate(counts) if not count], 0] = (
+            False  # attention over no keys is NaN
+        )
         boxes, classes, image, slot, padding = (
             send(each, labels.device) for each in (boxes, classes, image, slot, padding)
         )
@@ -240,7 +282,11 @@ class PairQueries(nn.Module):
         positions = position.new_zeros(len(pairs), 2 * slots, position.shape[-1])
         positions = positions.index_put((image, slot), position)
         contents = content.new_zeros(positions.shape).index_put((image, slot), content)
-        mask = send(self._attention_mask(pairs), labels.device) if noise is not None and min(counts) == slots else None
+        mask = (
+            send(self._attention_mask(pairs), labels.device)
+            if noise is not None and min(counts) == slots
+            else None
+        )
         return EntityQueries(contents, positions, self.reference_points(positions), padding, mask)
 
     def relations(self, entities: Tensor, padding: Tensor | None) -> RelationQueries:
@@ -264,9 +310,15 @@ class PairQueries(nn.Module):
         return torch.cat((subject_boxes, object_boxes)), torch.cat((subject_labels, object_labels))
 
     def _attention_mask(self, pairs: Sequence[GivenPairs]) -> Tensor:
-        """Mask attention between slots of full images with the same box and label, which would leak them."""
-        boxes = torch.stack([torch.cat((group.subject_boxes, group.object_boxes)) for group in pairs])
-        labels = torch.stack([torch.cat((group.subject_labels, group.object_labels)) for group in pairs])
+        """Mask attention between slots of full images with the same box and label, which would leak
+        them.
+        """
+        boxes = torch.stack(
+            [torch.cat((group.subject_boxes, group.object_boxes)) for group in pairs]
+        )
+        labels = torch.stack(
+            [torch.cat((group.subject_labels, group.object_labels)) for group in pairs]
+        )
         same = labels.unsqueeze(1) == labels.unsqueeze(2)
         same &= (boxes.unsqueeze(1) == boxes.unsqueeze(2)).all(-1)
         same &= ~torch.eye(same.shape[-1], dtype=torch.bool, device=same.device)
@@ -275,6 +327,8 @@ class PairQueries(nn.Module):
 
 def _places(counts: Sequence[int], slots: int) -> tuple[Tensor, Tensor]:
     """Return the image and slot of every subject, then of every object."""
-    image = torch.tensor([index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long)
+    image = torch.tensor(
+        [index for index, count in enumerate(counts) for _ in range(count)], dtype=torch.long
+    )
     slot = torch.tensor([slot for count in counts for slot in range(count)], dtype=torch.long)
     return image.repeat(2), torch.cat((slot, slots + slot))

@@ -49,13 +49,15 @@ class Augmentation:
 
     Args:
         flip: probability of a horizontal flip.
-        jitter: brightness, contrast and saturation are multiplied by a factor of up to 1 plus or minus this; 0 for
-            none.
+        jitter: brightness, contrast and saturation are multiplied by a factor of up to 1 plus or
+            minus this; 0 for none.
         short_sides: lengths of the shorter side of the result, in pixels; one is drawn.
         long_side: maximum length of the longer side of the result, in pixels.
         crop_probability: probability of a random crop.
-        crop_short_sides: lengths of the shorter side to which the image is resized before cropping, in pixels.
-        crop_range: minimum and maximum width and height of the crop, in pixels of the resized image.
+        crop_short_sides: lengths of the shorter side to which the image is resized before cropping,
+            in pixels.
+        crop_range: minimum and maximum width and height of the crop, in pixels of the resized
+            image.
 
     Raises:
         ValueError: a value is out of range.
@@ -74,15 +76,23 @@ class Augmentation:
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "crop_probability"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number between 0 and 1")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected a number between 0 and 1"
+                )
         for name in ("short_sides", "crop_short_sides"):
             if min(getattr(self, name), default=0) < 1:
-                raise ValueError(f"{name} is {list(getattr(self, name))}, expected lengths of at least 1 pixel")
+                raise ValueError(
+                    f"{name} is {list(getattr(self, name))}, expected lengths of at least 1 pixel"
+                )
         if self.long_side < max(self.short_sides):
-            raise ValueError(f"long_side {self.long_side} is less than {max(self.short_sides)}, one of short_sides")
+            raise ValueError(
+                f"long_side {self.long_side} is less than {max(self.short_sides)}, one of"
+                " short_sides"
+            )
         if not 1 <= self.crop_range[0] <= self.crop_range[1]:
             raise ValueError(
-                f"crop_range is {list(self.crop_range)}, expected a minimum and a maximum length in pixels"
+                f"crop_range is {list(self.crop_range)}, expected a minimum and a maximum length in"
+                " pixels"
             )
 
 
@@ -94,15 +104,21 @@ class Optimisation:
         batch: images per step, over all workers.
         accumulate: parts into which a worker splits its share of a step, to save memory.
         epochs: passes over the data.
-        steps: optimiser steps after which the training ends, whatever `epochs` says; None: after `epochs`.
-        lr, lr_backbone, lr_text: learning rates of all other parameters, of the backbone, and of the text encoder.
-        schedule: `step` divides the rates by 10 after every `lr_drop` epochs; `cosine` decays them to zero at the end.
+        steps: optimiser steps after which the training ends, whatever `epochs` says; None: after
+            `epochs`.
+        lr, lr_backbone, lr_text: learning rates of all other parameters, of the backbone, and of
+        the text encoder.
+        schedule: `step` divides the rates by 10 after every `lr_drop` epochs; `cosine` decays them
+            to zero at the end.
         warmup: steps in which the rates grow linearly from zero.
         clip_norm: maximum norm of the gradient; 0 for no clipping.
         precision: of the forward pass; parameters and losses stay in float32.
-        activation_checkpointing: recompute layers in the backward pass instead of storing their activations.
-        ema: decay of an exponential moving average of the parameters; checkpoints then contain the average. 0 for none.
-        frozen: names of parts that are not trained, such as `text_encoder` or `image_encoder.backbone`.
+        activation_checkpointing: recompute layers in the backward pass instead of storing their
+            activations.
+        ema: decay of an exponential moving average of the parameters; checkpoints then contain the
+            average. 0 for none.
+        frozen: names of parts that are not trained, such as `text_encoder` or
+            `image_encoder.backbone`.
 
     Raises:
         ValueError: a value is out of range.
@@ -144,14 +160,16 @@ class Optimisation:
         return self.epochs * steps_per_epoch if self.steps is None else self.steps
 
     def is_done(self, step: int, epoch: int) -> bool:
-        """Return whether a training that has made `step` steps and completed `epoch` epochs is over."""
+        """Return whether a training that has made `step` steps and completed `epoch` epochs is
+        over.
+        """
         return epoch >= self.epochs if self.steps is None else step >= self.steps
 
     def factor(self, step: int, epoch: int, share: float) -> float:
         """Return the factor for the learning rates in a step.
 
-        As in the published training, which sets the rates after each step, the first step of an epoch still uses the
-        rate of the epoch before.
+        As in the published training, which sets the rates after each step, the first step of an
+        epoch still uses the rate of the epoch before.
 
         Args:
             step: number of the step in the run, from 0.

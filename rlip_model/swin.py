@@ -1,4 +1,6 @@
-"""Swin transformer as a detection backbone: any image size, feature maps of the last three stages."""
+"""Swin transformer as a detection backbone: any image size, feature maps of the last three
+stages.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def from_windows(windows: Tensor, window: int, height: int, width: int) -> Tenso
 
 
 def shift_mask(height: int, width: int, window: int, device: torch.device) -> Tensor:
-    """`[windows, window**2, window**2]`: attention scores that separate the wrapped parts of shifted windows."""
+    """`[windows, window**2, window**2]`: attention scores that separate the wrapped parts of
+    shifted windows.
+    """
     shift = window // 2
 
     def bands(size: int) -> Tensor:
@@ -61,9 +65,13 @@ class WindowAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, windows: Tensor, mask: Tensor | None) -> Tensor:
-        """`windows` `[images * windows, tokens, dim]`; `mask` `[windows, tokens, tokens]` or None."""
+        """`windows` `[images * windows, tokens, dim]`; `mask` `[windows, tokens, tokens]` or
+        None.
+        """
         total, tokens, dim = windows.shape
-        query, key, value = self.qkv(windows).view(total, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = (
+            self.qkv(windows).view(total, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        )
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         bias = bias.view(1, tokens, tokens, self.heads).permute(0, 3, 1, 2)
         if mask is not None:
@@ -73,9 +81,11 @@ class WindowAttention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """Attention `[images * windows, heads, tokens, dim]` with `bias` `[windows or 1, heads, tokens, tokens]`.
+    """Attention `[images * windows, heads, tokens, dim]` with `bias` `[windows or 1, heads, tokens,
+    tokens]`.
 
-    On a CPU, torch has no fused attention with a gradient for the bias, and its fallback is slower than this function.
+    On a CPU, torch has no fused attention with a gradient for the bias, and its fallback is slower
+    than this function.
     """
     if bias.device.type == "cpu" and bias.requires_grad:
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
@@ -103,7 +113,8 @@ class SwinBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, shifted: bool, drop_path: float) -> None:
         super().__init__()
-        self.window, self.shift = window, window // 2 if shifted else 0
+        self.window = window
+        self.shift = window // 2 if shifted else 0
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, window, heads)
         self.drop_path = StochasticDepth(drop_path, mode="row")
@@ -111,7 +122,9 @@ class SwinBlock(nn.Module):
         self.mlp = FeedForward(dim, 4 * dim)
 
     def forward(self, maps: Tensor, mask: Tensor | None) -> Tensor:
-        """`maps` `[batch, height, width, dim]`; `mask` for the padded size, used if the block shifts."""
+        """`maps` `[batch, height, width, dim]`; `mask` for the padded size, used if the block
+        shifts.
+        """
         maps = maps + self.drop_path(self._attend(self.norm1(maps), mask))
         return maps + self.drop_path(self.mlp(self.norm2(maps)))
 
@@ -146,11 +159,14 @@ class PatchMerging(nn.Module):
 class SwinStage(nn.Module):
     """Blocks at one resolution, followed by patch merging in all stages but the last."""
 
-    def __init__(self, dim: int, heads: int, window: int, drop_paths: Sequence[float], merge: bool) -> None:
+    def __init__(
+        self, dim: int, heads: int, window: int, drop_paths: Sequence[float], merge: bool
+    ) -> None:
         super().__init__()
         self.window = window
         self.blocks = nn.ModuleList(
-            SwinBlock(dim, heads, window, index % 2 == 1, rate) for index, rate in enumerate(drop_paths)
+            SwinBlock(dim, heads, window, index % 2 == 1, rate)
+            for index, rate in enumerate(drop_paths)
         )
         self.downsample = PatchMerging(dim) if merge else None
 
@@ -185,7 +201,12 @@ class Swin(nn.Module):
     """
 
     def __init__(
-        self, embed_dim: int, depths: Sequence[int], heads: Sequence[int], window: int, drop_path: float
+        self,
+        embed_dim: int,
+        depths: Sequence[int],
+        heads: Sequence[int],
+        window: int,
+        drop_path: float,
     ) -> None:
         super().__init__()
         self.channels = [embed_dim * 2**stage for stage in (1, 2, 3)]
@@ -197,7 +218,9 @@ class Swin(nn.Module):
             first = sum(depths[:stage])
             stage_rates = rates[first : first + depth]
             merge = stage < len(depths) - 1
-            self.layers.append(SwinStage(embed_dim * 2**stage, heads[stage], window, stage_rates, merge))
+            self.layers.append(
+                SwinStage(embed_dim * 2**stage, heads[stage], window, stage_rates, merge)
+            )
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(channels) for channels in self.channels)
         self.apply(_initialise)
         self.freeze()
@@ -209,7 +232,9 @@ class Swin(nn.Module):
                 parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """`[batch, 3, height, width]` to three `[batch, channels, height / stride, width / stride]`."""
+        """`[batch, 3, height, width]` to three `[batch, channels, height / stride, width /
+        stride]`.
+        """
         maps = self.patch_embed(images)
         outputs = []
         norms = (None, self.norm1, self.norm2, self.norm3)

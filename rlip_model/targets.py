@@ -1,4 +1,6 @@
-"""Training targets: the annotated triplets of one image, of a whole batch, and their numbers in a step."""
+"""Training targets: the annotated triplets of one image, of a whole batch, and their numbers in a
+step.
+"""
 
 from __future__ import annotations
 
@@ -19,9 +21,9 @@ from rlip_model.queries import GivenPairs
 class Triplets(GivenPairs):
     """The target triplets of one image: pairs of boxes and the relations between them.
 
-    relation_labels `[pairs, relations]`, float, 1 for the relations of the pair. A pair without an object (V-COCO) has
-    an object box of zeros. A pair without relations (R-Tagger) has a row of zeros. NaN: not known (R-Tagger, of judged
-    pairs).
+    relation_labels `[pairs, relations]`, float, 1 for the relations of the pair. A pair without an
+    object (V-COCO) has an object box of zeros. A pair without relations (R-Tagger) has a row of
+    zeros. NaN: not known (R-Tagger, of judged pairs).
     """
 
     relation_labels: Tensor
@@ -81,8 +83,13 @@ def join(batch: Sequence[Triplets], relations: int) -> TripletBatch:
         raise ValueError("the batch has no images")
     widest = max(image.relation_labels.shape[-1] for image in batch)
     if widest > relations:
-        raise ValueError(f"triplets have labels for {widest} relations, but there are {relations} relation texts")
-    labels = [F.pad(image.relation_labels, (0, relations - image.relation_labels.shape[-1])) for image in batch]
+        raise ValueError(
+            f"triplets have labels for {widest} relations, but there are {relations} relation texts"
+        )
+    labels = [
+        F.pad(image.relation_labels, (0, relations - image.relation_labels.shape[-1]))
+        for image in batch
+    ]
     triplets = Triplets(
         torch.cat([image.subject_boxes for image in batch]),
         torch.cat([image.object_boxes for image in batch]),
@@ -97,8 +104,9 @@ def join(batch: Sequence[Triplets], relations: int) -> TripletBatch:
 class TargetCounts:
     """What the losses are divided by; each a scalar.
 
-    triplets: number of triplets; objects: those with an object; classes: sum of the weights of the class labels of all
-    queries; relations: number of relation labels above 0; boxes: number of objects, with or without relations.
+    triplets: number of triplets; objects: those with an object; classes: sum of the weights of the
+    class labels of all queries; relations: number of relation labels above 0; boxes: number of
+    objects, with or without relations.
     """
 
     triplets: Tensor
@@ -109,6 +117,8 @@ class TargetCounts:
 
 
 def total_counts(parts: Sequence[TargetCounts]) -> TargetCounts:
-    """Return the counts of a step: of all its parts, in all processes. The parts must not be none."""
+    """Return the counts of a step: of all its parts, in all processes. The parts must not be
+    none.
+    """
     own = [torch.stack(tuple(vars(part).values())) for part in parts]
     return TargetCounts(*global_sum(torch.stack(own).sum(0)).unbind())

@@ -17,7 +17,12 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast, RobertaConfig
+from transformers import (
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+)
 from transformers import RobertaModel as Roberta
 from transformers.models.roberta.modeling_roberta import RobertaLayer
 
@@ -35,9 +40,10 @@ SMALLEST_DEVIATION = 1e-3
 class LabelFeatures:
     """Encoded labels: objects ("no objects" last), then relations.
 
-    features `[batch or 1, labels, label_dim]`; masked `[batch or 1, labels]`, True for labels that the label layers
-    ignore, or None. Labels encoded for inference are never masked. absent `[batch, labels]`, True for what pads a
-    shorter list of labels (`pad_labels`): nothing attends to it, so that it changes no result.
+    features `[batch or 1, labels, label_dim]`; masked `[batch or 1, labels]`, True for labels that
+    the label layers ignore, or None. Labels encoded for inference are never masked. absent `[batch,
+    labels]`, True for what pads a shorter list of labels (`pad_labels`): nothing attends to it, so
+    that it changes no result.
     """
 
     features: Tensor
@@ -65,7 +71,9 @@ def pad_labels(lists: Sequence[LabelFeatures]) -> LabelFeatures:
     features = pad_sequence([labels.features[0] for labels in lists], batch_first=True)
     counts = torch.tensor([labels.features.shape[1] for labels in lists])
     absent = torch.arange(features.shape[1]) >= counts.unsqueeze(1)
-    return LabelFeatures(features, numbers.pop(), absent=send(absent, features.device) if absent.any() else None)
+    return LabelFeatures(
+        features, numbers.pop(), absent=send(absent, features.device) if absent.any() else None
+    )
 
 
 def masked_by_sum(features: Tensor) -> Tensor:
@@ -77,7 +85,9 @@ def masked_by_sum(features: Tensor) -> Tensor:
 
 
 class PooledLayer(RobertaLayer):
-    """The last layer of a RoBERTa of which only the pooler is used: it computes the first token only."""
+    """The last layer of a RoBERTa of which only the pooler is used: it computes the first token
+    only.
+    """
 
     @classmethod
     def of(cls, layer: nn.Module, config: RobertaConfig) -> PooledLayer:
@@ -87,17 +97,25 @@ class PooledLayer(RobertaLayer):
         pooled.load_state_dict(layer.state_dict(keep_vars=True), assign=True)
         return pooled
 
-    def forward(self, states: Tensor, mask: Tensor | None = None, *others: object, **options: object) -> Tensor:
+    def forward(
+        self, states: Tensor, mask: Tensor | None = None, *others: object, **options: object
+    ) -> Tensor:
         """`[labels, tokens, dim]` to `[labels, 1, dim]`.
 
         Args:
             mask: `[labels, 1, tokens, tokens]`, as for `scaled_dot_product_attention`.
-            others, options: further arguments that transformers passes to every layer and only decoders use.
+            others, options: further arguments that transformers passes to every layer and only
+            decoders use.
         """
-        attention, first = self.attention.self, states[:, :1]
+        attention = self.attention.self
+        first = states[:, :1]
         query, key, value = (
             projection(part).unflatten(-1, (attention.num_attention_heads, -1)).transpose(1, 2)
-            for projection, part in ((attention.query, first), (attention.key, states), (attention.value, states))
+            for projection, part in (
+                (attention.query, first),
+                (attention.key, states),
+                (attention.value, states),
+            )
         )
         mask = None if mask is None else mask[:, :, :1]
         dropout = attention.dropout.p if self.training else 0.0
@@ -121,35 +139,42 @@ class LabelEncoder(nn.Module):
         """Encode labels, grouped by length, so that no time is spent on padding.
 
         Args:
-            input_ids: `[labels, tokens]`, padded at the right; on the CPU, so that the host does not wait for a GPU.
+            input_ids: `[labels, tokens]`, padded at the right; on the CPU, so that the host does
+                not wait for a GPU.
             attention_mask: `[labels, tokens]`, 1 for tokens.
 
         Returns:
             `[labels, dim]`.
         """
         lengths = attention_mask.sum(1).tolist()
-        order, pooled = [], []
+        order = []
+        pooled = []
         for length in sorted(set(lengths)):
             rows = [row for row, of_row in enumerate(lengths) if of_row == length]
             order += rows
-            pooled.append(self.encode_equal_lengths(send(input_ids[rows, :length], self.roberta.device)))
+            pooled.append(
+                self.encode_equal_lengths(send(input_ids[rows, :length], self.roberta.device))
+            )
         return torch.cat(pooled)[send(torch.tensor(order).argsort(), self.roberta.device)]
 
     def encode_equal_lengths(self, input_ids: Tensor) -> Tensor:
         """Encode labels `[labels, tokens]` without padding to `[labels, dim]`."""
         positions = torch.arange(input_ids.shape[1], device=input_ids.device) + self.first_position
         output = self.roberta(
-            input_ids=input_ids, position_ids=positions.expand_as(input_ids), token_type_ids=torch.zeros_like(input_ids)
+            input_ids=input_ids,
+            position_ids=positions.expand_as(input_ids),
+            token_type_ids=torch.zeros_like(input_ids),
         )
         return output.pooler_output
 
 
 @torch.no_grad()
 def spread(encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> None:
-    """Standardise the pooler of a new label encoder: over these texts, each feature has mean 0 and deviation 1.
+    """Standardise the pooler of a new label encoder: over these texts, each feature has mean 0 and
+    deviation 1.
 
-    This holds before the activation. With random weights, all texts have nearly the same features, from which no
-    network learns to distinguish labels.
+    This holds before the activation. With random weights, all texts have nearly the same features,
+    from which no network learns to distinguish labels.
     """
     outputs: list[Tensor] = []
     pooler = encoder.roberta.pooler
@@ -172,18 +197,25 @@ def spread(encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, texts: Seq
 class LabelCache:
     """Caches the features of label texts; evicts the least recently used.
 
-    Texts of equal length are encoded together. The features of a text must not depend on the other texts of its batch.
-    One thread of a CPU rounds alike if the batch is not too small, so small batches are padded with repeats. Several
-    threads and GPUs divide matrix products by their size, so all of their batches have one size.
+    Texts of equal length are encoded together. The features of a text must not depend on the other
+    texts of its batch. One thread of a CPU rounds alike if the batch is not too small, so small
+    batches are padded with repeats. Several threads and GPUs divide matrix products by their size,
+    so all of their batches have one size.
     """
 
-    def __init__(self, encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, capacity: int) -> None:
-        self.encoder, self.tokenizer, self.capacity = encoder, tokenizer, capacity
+    def __init__(
+        self, encoder: LabelEncoder, tokenizer: PreTrainedTokenizerBase, capacity: int
+    ) -> None:
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.capacity = capacity
         self.features: OrderedDict[str, Tensor] = OrderedDict()
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """`[texts, dim]`, in the precision of the encoder even under autocast; equal texts are encoded once."""
+        """`[texts, dim]`, in the precision of the encoder even under autocast; equal texts are
+        encoded once.
+        """
         features = {text: self.features[text] for text in texts if text in self.features}
         new = [text for text in dict.fromkeys(texts) if text not in features]
         with torch.autocast(self.encoder.roberta.device.type, enabled=False):
@@ -220,11 +252,12 @@ class TokenizerError(ValueError):
 
 
 def load_tokenizer(name: str | Path, **where: Any) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a folder or hub id; `where`: options of transformers, such as `revision`.
+    """Load the tokenizer of a folder or hub id; `where`: options of transformers, such as
+    `revision`.
 
     Raises:
-        TokenizerError: there is none, or it has only special tokens. transformers returns such a tokenizer without a
-            warning if the vocabulary files are missing.
+        TokenizerError: there is none, or it has only special tokens. transformers returns such a
+            tokenizer without a warning if the vocabulary files are missing.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name), **where)
@@ -239,7 +272,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: str) -> None:
     """Raise `TokenizerError` if the tokenizer has hardly more than its special tokens."""
     if len(tokenizer) < SMALLEST_VOCABULARY:
         raise TokenizerError(
-            f"the tokenizer of {source} has only {len(tokenizer)} tokens; its vocabulary files are missing"
+            f"the tokenizer of {source} has only {len(tokenizer)} tokens; its vocabulary files are"
+            " missing"
         )
 
 
@@ -247,14 +281,17 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     """Build a word-level tokenizer with RoBERTa's special tokens, for models trained from scratch.
 
     Args:
-        words: texts whose words form the vocabulary; at least `SMALLEST_VOCABULARY` tokens are needed to load it again.
+        words: texts whose words form the vocabulary; at least `SMALLEST_VOCABULARY` tokens are
+            needed to load it again.
     """
     split = sorted({word for text in words for word in text.lower().split()})
     vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *split))}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer = Lowercase()
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)])
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<s>",

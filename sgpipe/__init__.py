@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-import rlip_model as rlip_model  # registers its networks with AutoModel, once transformers is imported
+# registers its networks with AutoModel, once transformers is imported
+import rlip_model as rlip_model
 from sgpipe.utils import __version__
 
 if TYPE_CHECKING:

@@ -1,9 +1,10 @@
-"""The calibration of a tagger, a small JSON file of `sgpipe calibrate`: from confidences to probabilities.
+"""The calibration of a tagger, a small JSON file of `sgpipe calibrate`: from confidences to
+probabilities.
 
     log odds of being correct = slope · log odds of the confidence + offset
 
-This is Platt scaling (Platt 1999, Probabilistic outputs for support vector machines). A minimum probability is a
-minimum confidence, so shards keep the tagger's own confidences.
+This is Platt scaling (Platt 1999, Probabilistic outputs for support vector machines). A minimum
+probability is a minimum confidence, so shards keep the tagger's own confidences.
 """
 
 import json
@@ -33,9 +34,10 @@ _ANY = 1e-6  # a probability that everything has but what is below the lowest ju
 class Calibration(Config):
     """How probable it is that a relation of a confidence is correct.
 
-    `tagger`: see `scoring_of_run`. `lowest`: the lowest judged confidence; of lower ones, which get the probability 0,
-    nothing is known. `levels`: falling minimum probabilities, the precision that each shows with 95% confidence, and
-    that which it would show if all judged relations were correct.
+    `tagger`: see `scoring_of_run`. `lowest`: the lowest judged confidence; of lower ones, which get
+    the probability 0, nothing is known. `levels`: falling minimum probabilities, the precision that
+    each shows with 95% confidence, and that which it would show if all judged relations were
+    correct.
     """
 
     format: Literal[2] = 2
@@ -52,10 +54,14 @@ class Calibration(Config):
 
     def probabilities(self, confidence: ArrayLike) -> Floats:
         given = np.asarray(confidence, np.float64)
-        return np.where(given < self.lowest, 0.0, from_log_odds(self.slope * log_odds(given) + self.offset))
+        return np.where(
+            given < self.lowest, 0.0, from_log_odds(self.slope * log_odds(given) + self.offset)
+        )
 
     def threshold(self, probability: float) -> float:
-        """Return the minimum confidence of what is correct with at least this probability; 0 keeps everything."""
+        """Return the minimum confidence of what is correct with at least this probability; 0 keeps
+        everything.
+        """
         if probability <= 0:
             return 0.0
         if probability >= 1:
@@ -64,29 +70,43 @@ class Calibration(Config):
         least = float(from_log_odds(odds))
         if least > 1 - NEAREST:
             return float("inf")
-        return stored(max(least, self.lowest) if least > NEAREST else self.lowest)  # below NEAREST, odds are the same
+        return stored(
+            max(least, self.lowest) if least > NEAREST else self.lowest
+        )  # below NEAREST, odds are the same
 
     def probability_for(self, precision: float) -> float:
-        """Return the lowest probability that shows the precision with 95% confidence. Raises UserError: none does."""
+        """Return the lowest probability that shows the precision with 95% confidence. Raises
+        UserError: none does.
+        """
         check_share("precision", precision)
         probabilities, shown, highest = zip(*self.levels, strict=True)
         at = lowest_shown(shown, highest, precision)
         if at is not None:
             return probabilities[at] or _ANY
         judged = count(self.judged, "judged relation")
-        best = max((value for value in shown if lowest_shown(shown, highest, value) is not None), default=0.0)
+        best = max(
+            (value for value in shown if lowest_shown(shown, highest, value) is not None),
+            default=0.0,
+        )
         none = f"no threshold has this precision with 95% confidence (the highest is {best:.3f})"
         hint = "judge more relations, or set a minimum probability (threshold)"
         raise UserError(f"precision {precision:g}: by {judged}, {none}; {hint}")
 
     def check_run(self, run: Mapping[str, Any], place: object) -> None:
-        """Raises UserError: the confidences of the run in `place`, by its header, are of another tagger."""
+        """Raises UserError: the confidences of the run in `place`, by its header, are of another
+        tagger.
+        """
         self.check_scoring(scoring_of_run(run), place)
 
     def check_scoring(self, scoring: Mapping[str, Any], place: object) -> None:
-        """Raises UserError: what decides confidences in `place` is not what the calibration is for."""
-        if lines := differences(self.tagger, scoring, {"method": "rtagger"}):
-            listed = "".join(f"\n  {line.replace(' then, ', ' in the calibration, ')}" for line in lines)
+        """Raises UserError: what decides confidences in `place` is not what the calibration is
+        for.
+        """
+        lines = differences(self.tagger, scoring, {"method": "rtagger"})
+        if lines:
+            listed = "".join(
+                f"\n  {line.replace(' then, ', ' in the calibration, ')}" for line in lines
+            )
             why = "whose confidences are of another tagger; make one with `sgpipe calibrate`"
             raise UserError(f"the calibration of {self.run!r} does not fit {place}, {why}:{listed}")
 
@@ -95,14 +115,16 @@ class Calibration(Config):
 
 
 def lowest_shown(lows: Sequence[float], highest: Sequence[float], target: float) -> int | None:
-    """Return the number of the last of several thresholds, the strictest first, that shows a precision of `target`.
+    """Return the number of the last of several thresholds, the strictest first, that shows a
+    precision of `target`.
 
-    The search ends at the first that does not, and so promises what a single test does: see `sgpipe.stats.thresholds`.
+    The search ends at the first that does not, and so promises what a single test does: see
+    `sgpipe.stats.thresholds`.
 
     Args:
         lows: the precision that each threshold shows.
-        highest: what it would show if all judged relations were correct. The search starts where that leaves room for
-            some that are not, or else at the lowest threshold.
+        highest: what it would show if all judged relations were correct. The search starts where
+            that leaves room for some that are not, or else at the lowest threshold.
 
     Returns:
         None if the first one does not show the precision.
@@ -118,25 +140,37 @@ def lowest_shown(lows: Sequence[float], highest: Sequence[float], target: float)
 
 
 def load_calibration(file: Location) -> Calibration:
-    """Read a file of `sgpipe calibrate`. Raises UserError: it cannot be read, or is something else."""
+    """Read a file of `sgpipe calibrate`. Raises UserError: it cannot be read, or is something
+    else.
+    """
     text = read_text(file, "calibration")
     try:
         return Calibration.model_validate_json(text)
     except ValidationError as error:
-        reason, place = error.errors()[0]["msg"], ".".join(map(str, error.errors()[0]["loc"]))
-        what = f"is not a file of `sgpipe calibrate` of this version ({place or 'the file'}: {reason})"
+        reason = error.errors()[0]["msg"]
+        place = ".".join(map(str, error.errors()[0]["loc"]))
+        what = (
+            f"is not a file of `sgpipe calibrate` of this version ({place or 'the file'}: {reason})"
+        )
         raise UserError(f"{file} {what}: make it again") from None
 
 
-def choose_threshold(calibration: Location | None, threshold: float, precision: float | None = None) -> float:
+def choose_threshold(
+    calibration: Location | None, threshold: float, precision: float | None = None
+) -> float:
     """Return the minimum confidence that settings ask for, rounded as shards store confidences.
 
-    With a calibration, `threshold` is a probability; `precision` replaces it. Raises UserError: as `probability_for`.
+    With a calibration, `threshold` is a probability; `precision` replaces it. Raises UserError: as
+    `probability_for`.
     """
     if precision is not None:
         threshold = probability_for(calibration, precision, None)
     check_share("threshold", threshold)
-    return stored(threshold) if calibration is None else load_calibration(calibration).threshold(threshold)
+    return (
+        stored(threshold)
+        if calibration is None
+        else load_calibration(calibration).threshold(threshold)
+    )
 
 
 def stored(confidence: float) -> float:
@@ -145,33 +179,50 @@ def stored(confidence: float) -> float:
 
 
 def threshold_of_recipe(tag: TagConfig, pair: PairConfig) -> float:
-    """Return the minimum confidence of a recipe. Raises UserError: the calibration is for other scores."""
+    """Return the minimum confidence of a recipe. Raises UserError: the calibration is for other
+    scores.
+    """
     if tag.calibration is not None:
-        load_calibration(tag.calibration).check_scoring(scoring_of_recipe(tag, pair), f"the model {tag.tagger}")
+        load_calibration(tag.calibration).check_scoring(
+            scoring_of_recipe(tag, pair), f"the model {tag.tagger}"
+        )
     return choose_threshold(tag.calibration, tag.threshold, tag.precision)
 
 
-def probability_for(calibration: Location | None, precision: float, threshold: float | None) -> float:
-    """Return the minimum probability for a precision. Raises UserError: a threshold is given, or no calibration."""
+def probability_for(
+    calibration: Location | None, precision: float, threshold: float | None
+) -> float:
+    """Return the minimum probability for a precision. Raises UserError: a threshold is given, or no
+    calibration.
+    """
     if threshold is not None:
         raise UserError("threshold and precision both choose the relations; pass one of them")
     if calibration is None:
-        raise UserError("precision needs a calibration (--calibration), which `sgpipe calibrate` writes")
+        raise UserError(
+            "precision needs a calibration (--calibration), which `sgpipe calibrate` writes"
+        )
     return load_calibration(calibration).probability_for(precision)
 
 
 def scoring_of_recipe(tag: TagConfig, pair: PairConfig) -> dict[str, Any]:
-    """Return what decides the confidences of the tag stage, but number format and device, which hardly matter."""
+    """Return what decides the confidences of the tag stage, but number format and device, which
+    hardly matter.
+    """
     tagger = str(PACKAGED_LAYOUT) if tag.method == "layout" and tag.tagger is None else tag.tagger
     model = {"tagger": model_sha256(tagger)} if tag.endpoint is None else {"endpoint": SERVED}
     return _scoring(tag.model_dump() | model, pair.model_dump())
 
 
 def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what decided the confidences in a run, by its header: its fingerprint, unless it was one tagger."""
+    """Return what decided the confidences in a run, by its header: its fingerprint, unless it was
+    one tagger.
+    """
     found: list[dict[str, Any]] = []
     for identity in Manifest.identities(run):
-        tag, pair = (identity.get(name) if isinstance(identity, Mapping) else None for name in ("tag", "pair"))
+        tag, pair = (
+            identity.get(name) if isinstance(identity, Mapping) else None
+            for name in ("tag", "pair")
+        )
         if isinstance(tag, Mapping):  # others may have changed what came from the hub
             found.append(_scoring(tag, pair if isinstance(pair, Mapping) else {}))
     is_mixed = run.get("runs") and any(scoring != found[0] for scoring in found)  # merged
@@ -179,7 +230,9 @@ def scoring_of_run(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unscored_reason(run: Mapping[str, Any]) -> str | None:
-    """Why the candidates of a run are relations, by its header, if nothing scored them; None: they have scores."""
+    """Why the candidates of a run are relations, by its header, if nothing scored them; None: they
+    have scores.
+    """
     method = scoring_of_run(run).get("method")
     return UNSCORED.get(method) if isinstance(method, str) else None
 
@@ -188,13 +241,17 @@ def _scoring(tag: Mapping[str, Any], pair: Mapping[str, Any]) -> dict[str, Any]:
     names = ["method", "tagger", "endpoint"]
     if tag.get("method") in (None, "rtagger"):  # runs of earlier versions do not name it
         names = ["tagger", "short_side", "long_side", "group_size"]
-        if pair.get("restrict") == "group":  # otherwise it decides only how much is computed together
+        if (
+            pair.get("restrict") == "group"
+        ):  # otherwise it decides only how much is computed together
             names.append("chunk")
         if tag.get("vocabulary") == "image":
             names += ["vocabulary", "vocabulary_others"]
     if tag.get("prior") is not None:
         names += ["prior", "prior_power"]
-    return {name: tag.get(name) for name in names} | {name: pair.get(name) for name in ("candidates", "restrict")}
+    return {name: tag.get(name) for name in names} | {
+        name: pair.get(name) for name in ("candidates", "restrict")
+    }
 
 
 def log_odds(confidence: ArrayLike) -> Floats:

@@ -12,11 +12,15 @@ WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt")
 
 
 class UserError(Exception):
-    """Something the user can fix, in one line: what is wrong, where, and what to do. Commands exit with code 2."""
+    """Something the user can fix, in one line: what is wrong, where, and what to do. Commands exit
+    with code 2.
+    """
 
 
 class ImageError(UserError):
-    """An image cannot be used: missing, broken, too large, or not of the annotated size; the message says why."""
+    """An image cannot be used: missing, broken, too large, or not of the annotated size; the
+    message says why.
+    """
 
 
 class EngineError(Exception):
@@ -40,7 +44,9 @@ class StoreError(OSError):
 
 
 def check_share(name: str, value: float) -> float:
-    """Return `value`. Raises UserError: it is not a number from 0 to 1, or NaN, which no comparison would refuse."""
+    """Return `value`. Raises UserError: it is not a number from 0 to 1, or NaN, which no comparison
+    would refuse.
+    """
     try:
         is_share = bool(0 <= value <= 1)
     except (TypeError, ValueError):  # not a number, or an array
@@ -51,11 +57,15 @@ def check_share(name: str, value: float) -> float:
 
 
 def import_extra(name: str, extra: str | None = None) -> Any:
-    """Return an optional library. Raises UserError: it is not installed; `extra`: if it has another name."""
+    """Return an optional library. Raises UserError: it is not installed; `extra`: if it has another
+    name.
+    """
     try:
         return import_module(name)
     except ImportError as error:
-        raise UserError(f'{name} is not installed: pip install "sgpipe[{extra or name}]"') from error
+        raise UserError(
+            f'{name} is not installed: pip install "sgpipe[{extra or name}]"'
+        ) from error
 
 
 @contextmanager
@@ -73,32 +83,45 @@ def add_filename(path: Path) -> Iterator[None]:
 def existing_folder(path: Path) -> Path:
     """Return `path`. Raises UserError: it is missing or a file."""
     if not path.is_dir():
-        raise UserError(f"{path} is a file, not a folder" if path.exists() else f"no such folder: {path}")
+        raise UserError(
+            f"{path} is a file, not a folder" if path.exists() else f"no such folder: {path}"
+        )
     return path
 
 
 def existing_file(path: Path) -> Path:
     """Return `path`, which may also be a pipe. Raises UserError: it is missing or a folder."""
     if path.is_dir() or not path.exists():
-        raise UserError(f"{path} is a folder, not a file" if path.is_dir() else f"no such file: {path}")
+        raise UserError(
+            f"{path} is a folder, not a file" if path.is_dir() else f"no such file: {path}"
+        )
     return path
 
 
 def existing_model(name: str) -> str:
-    """Return `name`. Raises UserError: it can only be a path, as a hub id has at most one slash, and is missing."""
+    """Return `name`. Raises UserError: it can only be a path, as a hub id has at most one slash,
+    and is missing.
+    """
     weights = name.endswith(WEIGHTS)
-    is_path = weights or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
+    is_path = (
+        weights or name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
+    )
     if is_path and "://" not in name and not Path(name).exists():
         raise UserError(f"no such {'file' if weights else 'folder'}: {name}")
     return name
 
 
 def format_os_error(error: OSError) -> str:
-    """Return a system error in one line: what and where, without the words that libraries put around it."""
+    """Return a system error in one line: what and where, without the words that libraries put
+    around it.
+    """
     if isinstance(error, StoreError):
         return str(error)
     advice = "; free some space there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
-    return f"{os_error_reason(error)}: {error.filename or 'standard output, or the current folder'}{advice}"
+    return (
+        f"{os_error_reason(error)}:"
+        f" {error.filename or 'standard output, or the current folder'}{advice}"
+    )
 
 
 def os_error_reason(error: OSError) -> str:

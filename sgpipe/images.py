@@ -1,4 +1,6 @@
-"""Open images safely: inside their root, within Pillow's limits, as RGB in the annotated orientation."""
+"""Open images safely: inside their root, within Pillow's limits, as RGB in the annotated
+orientation.
+"""
 
 import stat
 import struct
@@ -22,7 +24,8 @@ from sgpipe.utils.prefetch import start_early
 
 Prepared = TypeVar("Prepared")
 
-# What decoders raise for broken files besides OSError, as fuzzing shows and as Pillow's plug-ins are written.
+# What decoders raise for broken files besides OSError, as fuzzing shows and as Pillow's plug-ins
+# are written.
 _UNDECODABLE = (
     ValueError, RuntimeError, SyntaxError, TypeError, AttributeError, LookupError, ArithmeticError, MemoryError,
     EOFError, struct.error, zlib.error,
@@ -34,11 +37,20 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Formats of images. Pillow supports others that start other programs (EPS) or are not images (PDF).
 _ALLOWED_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "JPEG2000", "PPM", "AVIF", "HEIF")
 Image.init()
-with suppress(ImportError):  # the extra sgpipe[heif]; here, so that every worker process has it that opens images
+with suppress(
+    ImportError
+):  # the extra sgpipe[heif]; here, so that every worker process has it that opens images
     import pillow_heif
 
     pillow_heif.register_heif_opener()
 _FORMATS = [name for name in _ALLOWED_FORMATS if name in Image.OPEN]
+
+
+_PER_THREAD = 2  # images that are opened before they are needed
+_MOST_BYTES = (
+    128 << 20
+)  # of decoded or prepared images that wait; more only while the largest images are read
+_PIXEL_BYTES = 4  # of Pillow
 
 
 def reads_heif() -> bool:
@@ -58,8 +70,9 @@ def open_row_image(
 ) -> Image.Image:
     """Return the image of a shard's row as RGB, of the annotated size.
 
-    `roots`: where the images of each split are, as recorded by the run. `embedded`: the image file stored in the row.
-    `images`: where they are instead, which takes precedence over both. Raises ImageError: see `decode`; StoreError.
+    `roots`: where the images of each split are, as recorded by the run. `embedded`: the image file
+    stored in the row. `images`: where they are instead, which takes precedence over both. Raises
+    ImageError: see `decode`; StoreError.
     """
     file, name = image_file(roots, row.split, row.file_name, embedded, images)
     return decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
@@ -72,7 +85,9 @@ def image_file(
     embedded: bytes | None = None,
     images: ImagePlace | None = None,
 ) -> tuple[ImageFile, str]:
-    """Return the file of a shard's row, which need not exist, and what messages call it, as `open_row_image`."""
+    """Return the file of a shard's row, which need not exist, and what messages call it, as
+    `open_row_image`.
+    """
     if embedded is not None and images is None:
         return BytesIO(embedded), file_name
     location = images or roots.get(split)
@@ -83,29 +98,41 @@ def image_file(
 
 
 def is_upright(dataset: str) -> bool:
-    """Return whether the boxes of this dataset refer to the image as displayed (turned as EXIF says), not as stored."""
+    """Return whether the boxes of this dataset refer to the image as displayed (turned as EXIF
+    says), not as stored.
+    """
     return dataset in (FOLDER_DATASET, HUB_DATASET, LABEL_STUDIO_DATASET)
 
 
-def decode(file: ImageFile, size: tuple[int, int], name: str, *, upright: bool = False) -> Image.Image:
+def decode(
+    file: ImageFile, size: tuple[int, int], name: str, *, upright: bool = False
+) -> Image.Image:
     """Return the image in a file, which messages call `name`, as RGB.
 
-    `size`: annotated width and height in pixels. `upright`: turn the image as EXIF says; otherwise turn it only if the
-    annotated size requires it, because boxes refer to the annotated frame.
+    `size`: annotated width and height in pixels. `upright`: turn the image as EXIF says; otherwise
+    turn it only if the annotated size requires it, because boxes refer to the annotated frame.
 
     Raises ImageError: missing, broken, too large, or not of the annotated size.
     """
     with open_header(file, name) as image:
         image.load()
-        frames = (image,) if image.size == size and not upright else (ImageOps.exif_transpose(image), image)
+        frames = (
+            (image,)
+            if image.size == size and not upright
+            else (ImageOps.exif_transpose(image), image)
+        )
         for frame in frames:  # annotations may refer to the image as stored
             if frame.size == size:
                 return _to_rgb(frame)
-        raise ValueError(f"it is {image.width}x{image.height}, the annotation says {size[0]}x{size[1]}")
+        raise ValueError(
+            f"it is {image.width}x{image.height}, the annotation says {size[0]}x{size[1]}"
+        )
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Return an image in memory as RGB, turned as EXIF says. Raises ImageError: broken, empty or too large."""
+    """Return an image in memory as RGB, turned as EXIF says. Raises ImageError: broken, empty or
+    too large.
+    """
     with _as_image_errors("in memory"):
         _check_pixels(image)
         if not image.width * image.height:
@@ -114,7 +141,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def from_array(values: Any) -> Image.Image:
-    """Return a NumPy array as an image: uint8 `[height, width]` (grey), `[height, width, 3]` (RGB) or 4 (RGBA).
+    """Return a NumPy array as an image: uint8 `[height, width]` (grey), `[height, width, 3]` (RGB)
+    or 4 (RGBA).
 
     Raises ImageError: another shape or type of numbers.
     """
@@ -124,8 +152,8 @@ def from_array(values: Any) -> Image.Image:
     if values.dtype != np.uint8 or not values.size or not (values.ndim == 2 or has_channels):
         shape = "x".join(map(str, values.shape)) or "no"
         raise ImageError(
-            f"an array of {values.dtype} and of shape {shape} is not an image: expected uint8 (0 to 255) and height x "
-            "width, with 3 (RGB) or 4 channels last"
+            f"an array of {values.dtype} and of shape {shape} is not an image: expected uint8 (0 to"
+            " 255) and height x width, with 3 (RGB) or 4 channels last"
         )
     return Image.fromarray(np.ascontiguousarray(values))
 
@@ -134,7 +162,8 @@ def from_array(values: Any) -> Image.Image:
 def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
     """Yield an image whose header is valid, not decoded yet; messages call it `name`.
 
-    Raises ImageError: missing, broken, or too large; also for errors of decoding in the body of the `with` statement.
+    Raises ImageError: missing, broken, or too large; also for errors of decoding in the body of the
+    `with` statement.
     """
     with _as_image_errors(name):
         if isinstance(file, Path):
@@ -150,7 +179,9 @@ def open_header(file: ImageFile, name: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _as_image_errors(name: str) -> Iterator[None]:
-    """Turn errors of the body into ImageErrors that name the image. Raises EngineError: no room, or too many files."""
+    """Turn errors of the body into ImageErrors that name the image. Raises EngineError: no room, or
+    too many files.
+    """
     try:
         yield
     except Image.DecompressionBombError:
@@ -162,11 +193,15 @@ def _as_image_errors(name: str) -> Iterator[None]:
     except OSError as reason:
         raise image_error(reason, name) from None
     except _UNDECODABLE as reason:
-        raise ImageError(f"image cannot be read: {name} ({str(reason) or type(reason).__name__})") from None
+        raise ImageError(
+            f"image cannot be read: {name} ({str(reason) or type(reason).__name__})"
+        ) from None
 
 
 def _check_pixels(image: Image.Image) -> None:
-    """Enforce Pillow's limit: up to twice the limit Pillow only warns, and warning filters are not per thread."""
+    """Enforce Pillow's limit: up to twice the limit Pillow only warns, and warning filters are not
+    per thread.
+    """
     if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
         raise Image.DecompressionBombError
 
@@ -183,12 +218,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def read_size(root: ImagePlace, file_name: str, *, upright: bool = False) -> tuple[int, int]:
-    """Return width and height as stored, to which annotated boxes refer; or `upright`: as displayed, turned by EXIF.
+    """Return width and height as stored, to which annotated boxes refer; or `upright`: as
+    displayed, turned by EXIF.
 
     Raises ImageError: the image is not usable.
     """
     root = image_root(root)
-    name, file = root.where(file_name), root.open(file_name, HEADER)
+    name = root.where(file_name)
+    file = root.open(file_name, HEADER)
     if not isinstance(file, Path):
         with suppress(ImageError), open_header(file, name) as image:
             return upright_size(image) if upright else image.size
@@ -199,18 +236,28 @@ def read_size(root: ImagePlace, file_name: str, *, upright: bool = False) -> tup
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Return width and height of an image that is not decoded yet, as displayed."""
-    sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)  # which swap width and height
+    sideways = image.getexif().get(ExifTags.Base.Orientation, 1) in (
+        5,
+        6,
+        7,
+        8,
+    )  # which swap width and height
     return image.size[::-1] if sideways else image.size
 
 
 def read_image(root: ImagePlace, record: Record) -> bytes:
-    """Return the bytes of the record's image file. Raises ImageError: as `read_size`, or of another size."""
+    """Return the bytes of the record's image file. Raises ImageError: as `read_size`, or of another
+    size.
+    """
     root = image_root(root)
-    file, name = root.open(record.file_name), root.where(record.file_name)
+    file = root.open(record.file_name)
+    name = root.where(record.file_name)
     with open_header(file, name) as image:
         (width, height), displayed, data = image.size, upright_size(image), read_bytes(file)
     if (record.width, record.height) not in ((width, height), displayed):
-        raise ImageError(f"image is {width}x{height}, the annotation says {record.width}x{record.height}: {name}")
+        raise ImageError(
+            f"image is {width}x{height}, the annotation says {record.width}x{record.height}: {name}"
+        )
     return data
 
 
@@ -222,11 +269,6 @@ def read_bytes(file: ImageFile, number: int = -1) -> bytes:
     return file.read(number)
 
 
-_PER_THREAD = 2  # images that are opened before they are needed
-_MOST_BYTES = 128 << 20  # of decoded or prepared images that wait; more only while the largest images are read
-_PIXEL_BYTES = 4  # of Pillow
-
-
 def open_ahead(
     roots: Mapping[str, ImagePlace],
     records: Iterable[Record],
@@ -234,13 +276,14 @@ def open_ahead(
     threads: int = 0,
     batch: int = 1,
 ) -> Generator[tuple[Record, Prepared | ImageError]]:
-    """Yield each record that is ok with its image, opened in threads before it is needed, or why it cannot be opened.
+    """Yield each record that is ok with its image, opened in threads before it is needed, or why it
+    cannot be opened.
 
     Args:
-        prepare: makes what the model takes of an image, as by `open_row_image`, and its file: the image itself, or
-            something of limited size. Called in several threads.
-        threads: read, decode and prepare images; more where opening a file waits, as in a store. 0, and nothing waits:
-            images are opened when they are requested.
+        prepare: makes what the model takes of an image, as by `open_row_image`, and its file: the
+            image itself, or something of limited size. Called in several threads.
+        threads: read, decode and prepare images; more where opening a file waits, as in a store. 0,
+            and nothing waits: images are opened when they are requested.
         batch: number of images that the model takes at once.
     """
 
@@ -268,7 +311,9 @@ def open_ahead(
     pool = ThreadPoolExecutor(number, "images")
     try:
         most = _PER_THREAD * number + batch
-        for record, future in start_early(lambda each: (each, pool.submit(opened, each)), given, most, is_full):
+        for record, future in start_early(
+            lambda each: (each, pool.submit(opened, each)), given, most, is_full
+        ):
             yield record, future.result()
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -7,8 +7,8 @@ graph = Pipeline()("image.jpg")
 graph.draw().save("relations.png")
 ```
 
-An image is a path, a PIL image, or a NumPy array of uint8: `[height, width]`, or `[height, width, 3]` in RGB order, or
-`[height, width, 4]` (RGBA).
+An image is a path, a PIL image, or a NumPy array of uint8: `[height, width]`, or `[height, width,
+3]` in RGB order, or `[height, width, 4]` (RGBA).
 """
 
 from __future__ import annotations
@@ -27,16 +27,37 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from sgpipe.errors import ImageError, UserError, check_share, existing_file, existing_model, import_extra
+from sgpipe.errors import (
+    ImageError,
+    UserError,
+    check_share,
+    existing_file,
+    existing_model,
+    import_extra,
+)
 from sgpipe.files.roots import FolderRoot
 from sgpipe.images import from_array, open_row_image, read_size, upright_rgb
 from sgpipe.recipe import Recipe, load_recipe, models_of, resolved, with_model_folders
-from sgpipe.records import FOLDER_DATASET, TRAINING_CONFIDENCE, Box, Caption, Record, Relation, deduplicate
+from sgpipe.records import (
+    FOLDER_DATASET,
+    TRAINING_CONFIDENCE,
+    Box,
+    Caption,
+    Record,
+    Relation,
+    deduplicate,
+)
 from sgpipe.sources.fields import escape_name, why_not_stored
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.stages.base import Stage
 from sgpipe.stages.build import build_stages
-from sgpipe.stages.detect import DetectStage, GivenBoxes, GivenBoxesStage, detector_classes, parse_boxes
+from sgpipe.stages.detect import (
+    DetectStage,
+    GivenBoxes,
+    GivenBoxesStage,
+    detector_classes,
+    parse_boxes,
+)
 from sgpipe.stages.pair import check_pair
 from sgpipe.stages.tag.methods import check_tagger
 from sgpipe.utils.atomic import temporary_folder
@@ -61,7 +82,9 @@ _WIDEST = 16_384
 
 
 class RelationTriplet(NamedTuple):
-    """A relation in words; if an image has several objects of a class, they are numbered ("dog 2")."""
+    """A relation in words; if an image has several objects of a class, they are numbered ("dog
+    2").
+    """
 
     subject: str
     predicate: str
@@ -80,11 +103,19 @@ class SceneGraph:
     image: Image.Image | None = field(default=None, repr=False)  # None: read it from its file
 
     def __repr__(self) -> str:
-        name, record = Path(self.record.file_name).name, self.record
+        name = Path(self.record.file_name).name
+        record = self.record
         if record.error is not None:
             return f"<SceneGraph of {name!r}: {record.error}>"
-        counts = ((record.objects, "object"), (record.captions, "caption"), (record.relations, "relation"))
-        return f"<SceneGraph of {name!r}: {', '.join(count(len(each), noun) for each, noun in counts)}>"
+        counts = (
+            (record.objects, "object"),
+            (record.captions, "caption"),
+            (record.relations, "relation"),
+        )
+        return (
+            f"<SceneGraph of {name!r}:"
+            f" {', '.join(count(len(each), noun) for each, noun in counts)}>"
+        )
 
     @property
     def objects(self) -> list[Box]:
@@ -98,7 +129,9 @@ class SceneGraph:
 
     @property
     def relations(self) -> list[Relation]:
-        """All relations, of any confidence; their ends are indices of `objects`. In words: `triplets`."""
+        """All relations, of any confidence; their ends are indices of `objects`. In words:
+        `triplets`.
+        """
         return self.record.relations
 
     @property
@@ -121,8 +154,12 @@ class SceneGraph:
 
         Raises UserError, as the other methods: the threshold is not a number from 0 to 1.
         """
-        names, relations = object_names(self.record.objects), self._relations(threshold)
-        return [RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence) for r in relations]
+        names = object_names(self.record.objects)
+        relations = self._relations(threshold)
+        return [
+            RelationTriplet(names[r.subject], r.predicate, names[r.object], r.confidence)
+            for r in relations
+        ]
 
     def _relations(self, threshold: float) -> list[Relation]:
         check_share("threshold", threshold)
@@ -133,20 +170,26 @@ class SceneGraph:
         """The boxes of the objects: `[objects, 4]`, in pixels."""
         return xywh_to_xyxy(np.array([box.bbox for box in self.objects], float).reshape(-1, 4))
 
-    def draw(self, threshold: float = TRAINING_CONFIDENCE, width: int = 960, limit: int = 30) -> Image.Image:
-        """Return the image with at most `limit` relations drawn on it and listed below, the most confident first.
+    def draw(
+        self, threshold: float = TRAINING_CONFIDENCE, width: int = 960, limit: int = 30
+    ) -> Image.Image:
+        """Return the image with at most `limit` relations drawn on it and listed below, the most
+        confident first.
 
-        The image is grey if its file can no longer be read. Raises UserError: `width` is not 1 to 16,384 pixels, or
-        `limit` is negative.
+        The image is grey if its file can no longer be read. Raises UserError: `width` is not 1 to
+        16,384 pixels, or `limit` is negative.
         """
         if not 1 <= width <= _WIDEST:
             raise UserError(f"width={width}: expected 1 to {_WIDEST:,} pixels")
         if limit < 0:
             raise UserError(f"limit={limit}: expected a number of relations, 0 or more")
-        image, record = self.image, self.record
+        image = self.image
+        record = self.record
         if image is None:
             with suppress(ImageError):
-                image = open_row_image(_ROOTS, replace(record, split=_SPLIT, file_name=record.file_name.lstrip("/")))
+                image = open_row_image(
+                    _ROOTS, replace(record, split=_SPLIT, file_name=record.file_name.lstrip("/"))
+                )
         return draw_card(image, record, self._relations(threshold)[:limit], width)
 
     def as_json(self) -> dict[str, Any]:
@@ -156,10 +199,12 @@ class SceneGraph:
         return record
 
     def to_networkx(self, threshold: float = TRAINING_CONFIDENCE) -> nx.MultiDiGraph:
-        """Return the graph, with an edge for each relation of at least this confidence, whose key is the predicate.
+        """Return the graph, with an edge for each relation of at least this confidence, whose key
+        is the predicate.
 
-        Nodes are the indices of `objects`, with `category`, `bbox` (xyxy in pixels) and, if a detector found the
-        boxes, `score`. Edges have `confidence`, None for ground truth. The graph has `file_name`, `width` and `height`.
+        Nodes are the indices of `objects`, with `category`, `bbox` (xyxy in pixels) and, if a
+        detector found the boxes, `score`. Edges have `confidence`, None for ground truth. The graph
+        has `file_name`, `width` and `height`.
         """
         record = self.record
         size = {"width": record.width, "height": record.height}
@@ -169,21 +214,33 @@ class SceneGraph:
             if box.score is not None:
                 graph.nodes[index]["score"] = box.score
         for relation in deduplicate(self._relations(threshold)):
-            graph.add_edge(relation.subject, relation.object, relation.predicate, confidence=relation.confidence)
+            graph.add_edge(
+                relation.subject,
+                relation.object,
+                relation.predicate,
+                confidence=relation.confidence,
+            )
         return graph
 
     def to_supervision(self, threshold: float = TRAINING_CONFIDENCE) -> sv.Detections:
-        """Return the objects as detections of supervision; `metadata["relations"]` are those of this confidence.
+        """Return the objects as detections of supervision; `metadata["relations"]` are those of
+        this confidence.
 
-        `data` has the `class_name` of each detection and its `object_index` in `objects`. The ends of relations are
-        such indices, so that they stay valid when detections are filtered. `confidence` is None if no detector found
-        the boxes. The missing objects of V-COCO are left out.
+        `data` has the `class_name` of each detection and its `object_index` in `objects`. The ends
+        of relations are such indices, so that they stay valid when detections are filtered.
+        `confidence` is None if no detector found the boxes. The missing objects of V-COCO are left
+        out.
         """
-        kept = np.array([index for index, box in enumerate(self.objects) if not box.is_nothing], int)
-        scores, names = [box.score for box in self.objects], np.array([box.category for box in self.objects], str)
+        kept = np.array(
+            [index for index, box in enumerate(self.objects) if not box.is_nothing], int
+        )
+        scores = [box.score for box in self.objects]
+        names = np.array([box.category for box in self.objects], str)
         return import_extra("supervision").Detections(
             xyxy=self._xyxy[kept],
-            confidence=np.array(scores, np.float32)[kept] if scores and None not in scores else None,
+            confidence=(
+                np.array(scores, np.float32)[kept] if scores and None not in scores else None
+            ),
             class_id=np.array([box.category_id for box in self.objects], int)[kept],
             data={"class_name": names[kept], "object_index": kept},
             metadata={"relations": self._relations(threshold)},
@@ -193,34 +250,53 @@ class SceneGraph:
 class RelationAnnotator:
     """Draws detections and the relations between them, as the annotators of supervision do."""
 
-    def annotate(self, scene: Scene, detections: sv.Detections, relations: Sequence[Relation] | None = None) -> Scene:
+    def annotate(
+        self, scene: Scene, detections: sv.Detections, relations: Sequence[Relation] | None = None
+    ) -> Scene:
         """Return a copy of the image with boxes and arrows.
 
         Args:
-            scene: a PIL image, or an array of uint8 `[height, width, 3]` in BGR order, as OpenCV reads it.
-            detections: those of `SceneGraph.to_supervision`, or some of them; relations to others are not drawn.
-            relations: None: those in the metadata of the detections. For detections of other origin, their ends are
-                positions in `detections`.
+            scene: a PIL image, or an array of uint8 `[height, width, 3]` in BGR order, as OpenCV
+                reads it.
+            detections: those of `SceneGraph.to_supervision`, or some of them; relations to others
+                are not drawn.
+            relations: None: those in the metadata of the detections. For detections of other
+                origin, their ends are positions in `detections`.
         """
-        image = scene if isinstance(scene, Image.Image) else Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
+        image = (
+            scene
+            if isinstance(scene, Image.Image)
+            else Image.fromarray(np.ascontiguousarray(scene[:, :, ::-1]))
+        )
         total = len(detections)
         names = detections.data.get("class_name", [""] * total)
         named = zip(names, detections.xyxy.tolist(), strict=True)
         boxes = [Box(str(name), 0, (x1, y1, x2 - x1, y2 - y1)) for name, (x1, y1, x2, y2) in named]
-        places = {int(index): place for place, index in enumerate(detections.data.get("object_index", range(total)))}
+        places = {
+            int(index): place
+            for place, index in enumerate(detections.data.get("object_index", range(total)))
+        }
         given = detections.metadata.get("relations", ()) if relations is None else relations
         placed = [each for each in given if each.subject in places and each.object in places]
-        drawn = [replace(each, subject=places[each.subject], object=places[each.object]) for each in placed]
+        drawn = [
+            replace(each, subject=places[each.subject], object=places[each.object])
+            for each in placed
+        ]
         size = max(image.width, image.height / 1.5)  # where `draw_relations` keeps the size
         result = draw_relations(image, Record("", "", "", "", *image.size, boxes), drawn, size)
-        return result if isinstance(scene, Image.Image) else np.ascontiguousarray(np.asarray(result)[:, :, ::-1])
+        return (
+            result
+            if isinstance(scene, Image.Image)
+            else np.ascontiguousarray(np.asarray(result)[:, :, ::-1])
+        )
 
 
 class Pipeline:
-    """Detects, captions, parses, pairs and tags images one by one, with the stages of `sgpipe generate`.
+    """Detects, captions, parses, pairs and tags images one by one, with the stages of `sgpipe
+    generate`.
 
-    It can be pickled, for `multiprocessing` or Ray: the other process loads the models on its first image.
-    Pass absolute paths if it has another working folder.
+    It can be pickled, for `multiprocessing` or Ray: the other process loads the models on its first
+    image. Pass absolute paths if it has another working folder.
     """
 
     def __init__(
@@ -236,30 +312,45 @@ class Pipeline:
     ) -> None:
         """
         Args:
-            recipe: a packaged recipe ("miniworld", "folder", "coco"), a YAML file, or a loaded recipe. Its source is
-                ignored.
-            detector, captioner, tagger: folder or hub id of models that replace those of the recipe.
-            boxes: a COCO instances file with boxes that replace the detector; images are matched by file name. Boxes
-                can also be given with each image.
+            recipe: a packaged recipe ("miniworld", "folder", "coco"), a YAML file, or a loaded
+                recipe. Its source is ignored.
+            detector, captioner, tagger: folder or hub id of models that replace those of the
+            recipe.
+            boxes: a COCO instances file with boxes that replace the detector; images are matched by
+                file name. Boxes can also be given with each image.
             device: where the models compute: auto, cpu, cuda or cuda:N; None: as the recipe says.
             settings: other settings of the recipe, such as {"tag.threshold": 0.1}.
         """
         if not isinstance(boxes, str | os.PathLike | None):
-            raise UserError("boxes=: expected a COCO instances file; pass the boxes of an image with the image")
+            raise UserError(
+                "boxes=: expected a COCO instances file; pass the boxes of an image with the image"
+            )
         models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
-        changes = {key: str(value) for key, value in models.items() if value is not None} | dict(settings or {})
+        changes = {key: str(value) for key, value in models.items() if value is not None} | dict(
+            settings or {}
+        )
         if device is not None:
             changes = {f"{stage}.device": device for stage in _ON_DEVICES} | changes
         if detector is not None:
-            changes.setdefault("detect.classes", None)  # the classes in the recipe are those of its detector
+            changes.setdefault(
+                "detect.classes", None
+            )  # the classes in the recipe are those of its detector
         if not isinstance(recipe, Recipe):
             recipe = load_recipe(recipe, changes)
         elif changes:
-            raise UserError("models and settings cannot be given with a loaded recipe: change the recipe instead")
+            raise UserError(
+                "models and settings cannot be given with a loaded recipe: change the recipe"
+                " instead"
+            )
         self.recipe = with_model_folders(resolved(recipe))
         for name in _ON_DEVICES:
             stage = getattr(self.recipe, name)
-            check_devices(stage.device, stage.resources.gpus or 0, 1, (f"{name}.device", f"{name}.resources.gpus"))
+            check_devices(
+                stage.device,
+                stage.resources.gpus or 0,
+                1,
+                (f"{name}.device", f"{name}.resources.gpus"),
+            )
         if self.recipe.needs_captions:
             raise UserError("caption.captioner is not set (--captioner)")
         check_pair(self.recipe.pair)
@@ -280,7 +371,11 @@ class Pipeline:
 
     @overload
     def __call__(
-        self, image: ImageInput, *, boxes: ArrayLike | None = None, classes: Sequence[str] | None = None
+        self,
+        image: ImageInput,
+        *,
+        boxes: ArrayLike | None = None,
+        classes: Sequence[str] | None = None,
     ) -> SceneGraph: ...
 
     @overload
@@ -292,20 +387,28 @@ class Pipeline:
         classes: Sequence[Sequence[str] | None] | None = None,
     ) -> list[SceneGraph]: ...
 
-    def __call__(self, image: Any, *, boxes: Any = None, classes: Any = None) -> SceneGraph | list[SceneGraph]:
-        """Return the scene graph of an image, or those of a list of images, in order; each depends only on its image.
+    def __call__(
+        self, image: Any, *, boxes: Any = None, classes: Any = None
+    ) -> SceneGraph | list[SceneGraph]:
+        """Return the scene graph of an image, or those of a list of images, in order; each depends
+        only on its image.
 
         Args:
-            boxes: `[boxes, 4]` as x1, y1, x2, y2 in pixels of the image as displayed (turned as EXIF says); no detector
-                runs. For a list of images, a list with the boxes of each; None: those of the detector.
+            boxes: `[boxes, 4]` as x1, y1, x2, y2 in pixels of the image as displayed (turned as
+                EXIF says); no detector runs. For a list of images, a list with the boxes of each;
+                None: those of the detector.
             classes: the class name of each box; for a list of images, a list for each.
 
         Raises:
-            ImageError: the image cannot be used. In a list, it gets a graph whose `error` says why instead.
-            UserError: a model cannot be used, or boxes: of another shape or number, not finite, outside the image.
+            ImageError: the image cannot be used. In a list, it gets a graph whose `error` says why
+                instead.
+            UserError: a model cannot be used, or boxes: of another shape or number, not finite,
+                outside the image.
         """
         if isinstance(image, list | tuple):
-            lists = [[None] * len(image) if given is None else list(given) for given in (boxes, classes)]
+            lists = [
+                [None] * len(image) if given is None else list(given) for given in (boxes, classes)
+            ]
             if any(len(given) != len(image) for given in lists):
                 expected = f"a list with an entry for each of {count(len(image), 'image')}"
                 raise UserError(f"boxes=, classes=: expected {expected}")
@@ -318,23 +421,33 @@ class Pipeline:
         return graph
 
     def label(self, images: Iterable[ImageInput]) -> Iterator[SceneGraph]:
-        """Return the scene graphs of images, one by one and in order; of one that cannot be used, `error` says why.
+        """Return the scene graphs of images, one by one and in order; of one that cannot be used,
+        `error` says why.
 
         Raises UserError: a model cannot be used, or this is a single image.
         """
         is_array = isinstance(images, np.ndarray) and images.ndim < 4
         if is_array or isinstance(images, str | os.PathLike | Image.Image):
-            raise UserError(f"label: expected several images, got {type(images).__name__}; pipeline(image) labels one")
+            raise UserError(
+                f"label: expected several images, got {type(images).__name__}; pipeline(image)"
+                " labels one"
+            )
         return self._label(images, repeat(None))
 
-    def _label(self, images: Iterable[ImageInput], given: Iterable[GivenBoxes | None]) -> Iterator[SceneGraph]:
+    def _label(
+        self, images: Iterable[ImageInput], given: Iterable[GivenBoxes | None]
+    ) -> Iterator[SceneGraph]:
         for image, boxes in zip(images, given, strict=False):
             try:
-                if isinstance(found := _to_file(image), Path):
+                found = _to_file(image)
+                if isinstance(found, Path):
                     yield SceneGraph(self._label_file(found, boxes))
                     continue
                 if self._boxes and boxes is None:
-                    raise ImageError(f"an image in memory has no name to find in {self._boxes}: pass its boxes with it")
+                    raise ImageError(
+                        f"an image in memory has no name to find in {self._boxes}: pass its boxes"
+                        " with it"
+                    )
                 with temporary_folder() as folder:  # stages read files
                     file = folder / f"{hashlib.sha256(found.tobytes()).hexdigest()[:16]}.png"
                     found.save(file)
@@ -347,14 +460,17 @@ class Pipeline:
                 yield SceneGraph(record)
 
     def _label_file(self, file: Path, boxes: GivenBoxes | None) -> Record:
-        """Label a file as `sgpipe generate` does: as one of a folder, or as annotated if a file has its boxes."""
+        """Label a file as `sgpipe generate` does: as one of a folder, or as annotated if a file has
+        its boxes.
+        """
         root = _ROOTS[_SPLIT]
         name = str(file.relative_to("/"))
         annotated = self._boxes is not None and boxes is None
         dataset = _GIVEN if annotated else FOLDER_DATASET
         record = Record(escape_name(file.name), dataset, _SPLIT, name, 0, 0)
         try:
-            if reason := why_not_stored(str(file)):
+            reason = why_not_stored(str(file))
+            if reason:
                 raise ImageError(reason)
             record.width, record.height = read_size(root, name, upright=not annotated)
             for stage in self._stages(record, boxes):
@@ -365,34 +481,48 @@ class Pipeline:
         return record
 
     def _stages(self, record: Record, boxes: GivenBoxes | None) -> list[Stage]:
-        """Return what is left to do for a record, which gets its boxes if they are given. Models are loaded once."""
+        """Return what is left to do for a record, which gets its boxes if they are given. Models
+        are loaded once.
+        """
         if boxes is None:
             return [*filter(None, [self._finder]), *self._labellers]
         record.objects = boxes.objects(record.width, record.height)
         new = sorted(set(boxes.classes) - set(self._classes))
-        classes = self._classes | {name: number for number, name in enumerate(new, len(self._classes) + 1)}
+        classes = self._classes | {
+            name: number for number, name in enumerate(new, len(self._classes) + 1)
+        }
         if new and classes != self._others[0]:
             self._others = classes, [stage.with_classes(classes) for stage in self._labellers]
         return self._others[1] if new else self._labellers
 
     @cached_property
     def _finder(self) -> DetectStage | GivenBoxesStage | None:
-        """Finds boxes; None: only words get some. Raises UserError: nothing finds any, or it cannot be loaded."""
+        """Finds boxes; None: only words get some. Raises UserError: nothing finds any, or it cannot
+        be loaded.
+        """
         if self._boxes is None and self.recipe.detect.detector is None:
             if self.recipe.ground.detector is not None:
                 return None
-            raise UserError("detect.detector is not set (--detector), and no boxes are given (--boxes)")
-        stage = GivenBoxesStage(self._boxes) if self._boxes else DetectStage(self.recipe.detect, _ROOTS)
+            raise UserError(
+                "detect.detector is not set (--detector), and no boxes are given (--boxes)"
+            )
+        stage = (
+            GivenBoxesStage(self._boxes) if self._boxes else DetectStage(self.recipe.detect, _ROOTS)
+        )
         stage.setup()
         return stage
 
     @cached_property
     def _classes(self) -> dict[str, int]:
-        """The ids of the classes of boxes without other ones: of the file, the detector, or else the recipe's data."""
+        """The ids of the classes of boxes without other ones: of the file, the detector, or else
+        the recipe's data.
+        """
         if self._boxes and isinstance(self._finder, GivenBoxesStage):
             return self._finder.classes
         if self.recipe.detect.detector is not None:
-            return {name: number for number, name in enumerate(detector_classes(self.recipe.detect), 1)}
+            return {
+                name: number for number, name in enumerate(detector_classes(self.recipe.detect), 1)
+            }
         return {name: number for number, name in category_names(self.recipe.source.format).items()}
 
     @cached_property
@@ -405,17 +535,23 @@ class Pipeline:
 
 
 def _to_file(image: ImageInput) -> Path | Image.Image:
-    """Return an input as the absolute path of a file, or as an upright RGB image. Raises ImageError: it is neither.
+    """Return an input as the absolute path of a file, or as an upright RGB image. Raises
+    ImageError: it is neither.
 
-    The path has no "..", which file names of records must not contain; a symbolic link keeps its name.
+    The path has no "..", which file names of records must not contain; a symbolic link keeps its
+    name.
     """
     if isinstance(image, Image.Image):
         return upright_rgb(image)
     if isinstance(image, np.ndarray):
         return upright_rgb(from_array(image))
     if not isinstance(image, str | os.PathLike):
-        raise ImageError(f"{type(image).__name__} is not an image: expected a path, a PIL image or a NumPy array")
+        raise ImageError(
+            f"{type(image).__name__} is not an image: expected a path, a PIL image or a NumPy array"
+        )
     name = os.fsdecode(image)
     if "://" in name or "\0" in name:
-        raise ImageError(f"image file not found: {name!r} is not a path; download images from the web first")
+        raise ImageError(
+            f"image file not found: {name!r} is not a path; download images from the web first"
+        )
     return Path(os.path.realpath(Path(name).parent)) / Path(name).name

@@ -1,7 +1,8 @@
 """The nouns that flow through the pipeline, and the one Arrow schema they are stored in.
 
-A `Record` is one image with everything known about it. Sources make records, stages fill their columns,
-shards store them. Boxes are `xywh` in pixels of the original image everywhere in this module.
+A `Record` is one image with everything known about it. Sources make records, stages fill their
+columns, shards store them. Boxes are `xywh` in pixels of the original image everywhere in this
+module.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ SCHEMA_VERSION = 3
 NO_OBJECT = "missing objects"
 TRAINING_CONFIDENCE = 0.2  # RLIPv2 trains on relations of at least this confidence
 FOLDER_DATASET = "folder"  # the dataset of images without annotations
-HUB_DATASET = "hub"  # the dataset of images in Parquet files, which `datasets` shows as EXIF rotates them
-LABEL_STUDIO_DATASET = "label_studio"  # the dataset of images that were annotated as a browser shows them
+# the dataset of images in Parquet files, which `datasets` shows as EXIF rotates them
+HUB_DATASET = "hub"
+LABEL_STUDIO_DATASET = (  # the dataset of images that were annotated as a browser shows them
+    "label_studio"
+)
 
 Scope = Literal["image", "box", "pair"]
 Status = Literal["ok", "error"]
 BoxOrigin = Literal["annotation", "detector", "grounded"]
-RelationOrigin = Literal["annotated", "person", "tagger", "clip", "vlm", "layout", "marks", "captions"]
+RelationOrigin = Literal[
+    "annotated", "person", "tagger", "clip", "vlm", "layout", "marks", "captions"
+]
 ORIGINS: tuple[RelationOrigin, ...] = get_args(RelationOrigin)
 # What a row can lack, and why.
 LEFT_OUT = {
@@ -38,9 +44,23 @@ LEFT_OUT = {
 }
 
 
+# How the nouns are stored, by the types of their fields: coordinates in full precision, scores not.
+_ARROW = {
+    **dict.fromkeys(("str", "Scope", "Status", "BoxOrigin"), pa.string()),
+    "int": pa.int32(), "float": pa.float32(), "bool": pa.bool_(),
+    "list[int]": pa.list_(pa.int32()), "list[str]": pa.list_(pa.string()),
+    "tuple[float, float, float, float]": pa.list_(pa.float64()),
+    "dict[str, int]": pa.struct([(name, pa.int64()) for name in LEFT_OUT]),
+}  # fmt: skip
+
+_REQUIRED = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
+
+
 @dataclass(slots=True)
 class Attribute:
-    """What an object is like ("red", "two"); `caption` indexes the captions of its record, None: it was annotated."""
+    """What an object is like ("red", "two"); `caption` indexes the captions of its record, None: it
+    was annotated.
+    """
 
     name: str
     caption: int | None = None
@@ -50,11 +70,12 @@ class Attribute:
 class Box:
     """One object. `bbox` is xywh in pixels of the original image, already clipped to it.
 
-    `origin` says who put the box there; `score` is the detector's, None without one; `phrase` has the words of a
-    caption by which it was grounded; `segmentation` is the JSON of COCO's: polygons, or run lengths.
+    `origin` says who put the box there; `score` is the detector's, None without one; `phrase` has
+    the words of a caption by which it was grounded; `segmentation` is the JSON of COCO's: polygons,
+    or run lengths.
 
-    V-COCO annotates what people do without an object: "smile". The relation then points to an object of category
-    `NO_OBJECT` whose bbox is (0, 0, 0, 0), at most one in an image.
+    V-COCO annotates what people do without an object: "smile". The relation then points to an
+    object of category `NO_OBJECT` whose bbox is (0, 0, 0, 0), at most one in an image.
     """
 
     category: str
@@ -74,7 +95,9 @@ class Box:
 
     @property
     def rank(self) -> tuple[float, tuple[float, float, float, float], str]:
-        """A key that sorts boxes, the largest first, by what they are: never by their order in a file."""
+        """A key that sorts boxes, the largest first, by what they are: never by their order in a
+        file.
+        """
         return -self.bbox[2] * self.bbox[3], self.bbox, self.category
 
 
@@ -89,11 +112,12 @@ class Caption:
 
 @dataclass(slots=True)
 class Triplet:
-    """A relation stated by a caption: noun phrases, predicate, and the class names they were matched to.
+    """A relation stated by a caption: noun phrases, predicate, and the class names they were
+    matched to.
 
-    `predicate` is the surface form ("sitting on"), `predicate_lemma` its lemma ("sit on"); `caption` indexes
-    the record's captions; the categories are None until the pair stage matches them, and stay None if no
-    object of the image has such a name.
+    `predicate` is the surface form ("sitting on"), `predicate_lemma` its lemma ("sit on");
+    `caption` indexes the record's captions; the categories are None until the pair stage matches
+    them, and stay None if no object of the image has such a name.
     """
 
     subject: str
@@ -108,7 +132,8 @@ class Triplet:
 
 
 class Mention(NamedTuple):
-    """A thing that a caption names: the name, its head noun, what it is like ("red", "two"), and the caption's number.
+    """A thing that a caption names: the name, its head noun, what it is like ("red", "two"), and
+    the caption's number.
 
     Mentions are not stored: the pair stage turns them into attributes of objects.
     """
@@ -130,11 +155,12 @@ class Pair:
 
 @dataclass(slots=True)
 class Relation:
-    """A predicate between two boxes (indices into `Record.objects`); confidence is None for ground truth.
+    """A predicate between two boxes (indices into `Record.objects`); confidence is None for ground
+    truth.
 
-    `origin` says who stated it: the annotations, a person who judged the run, the model of `tag.method`, the direct
-    questions of `pair.candidates`, or the captions alone. In a merged run it may be several `RelationOrigin`s, the
-    strongest first, joined by "+".
+    `origin` says who stated it: the annotations, a person who judged the run, the model of
+    `tag.method`, the direct questions of `pair.candidates`, or the captions alone. In a merged run
+    it may be several `RelationOrigin`s, the strongest first, joined by "+".
     """
 
     subject: int
@@ -151,10 +177,13 @@ class Relation:
 
 @dataclass(slots=True)
 class Record:
-    """One image and everything the pipeline knows about it; `file_name` is relative to the image root.
+    """One image and everything the pipeline knows about it; `file_name` is relative to the image
+    root.
 
-    `left_out` has the number of each of `LEFT_OUT` that are missing from the row, if there are any. `mentions` are not
-    stored: the parse stage leaves them to the pair stage; None: it did not run, and attributes stay.
+    `left_out` has the number of each of `LEFT_OUT` that are missing from the row, if there are any.
+    `mentions` are not
+    stored: the parse stage leaves them to the pair stage; None: it did not run, and attributes
+    stay.
     """
 
     image_id: str
@@ -179,22 +208,13 @@ class Record:
 
     def fail(self, stage: str, reason: str) -> None:
         """Turn the record into an error row, which has no relations; later stages skip it."""
-        self.status, self.relations = "error", []
+        self.status = "error"
+        self.relations = []
         self.error = f"{stage}: {reason}"
 
 
 def list_of(**columns: pa.DataType) -> pa.DataType:
     return pa.list_(pa.struct(list(columns.items())))
-
-
-# How the nouns are stored, by the types of their fields: coordinates in full precision, scores not.
-_ARROW = {
-    **dict.fromkeys(("str", "Scope", "Status", "BoxOrigin"), pa.string()),
-    "int": pa.int32(), "float": pa.float32(), "bool": pa.bool_(),
-    "list[int]": pa.list_(pa.int32()), "list[str]": pa.list_(pa.string()),
-    "tuple[float, float, float, float]": pa.list_(pa.float64()),
-    "dict[str, int]": pa.struct([(name, pa.int64()) for name in LEFT_OUT]),
-}  # fmt: skip
 
 
 def _columns(noun: type) -> dict[str, pa.DataType]:
@@ -204,22 +224,33 @@ def _columns(noun: type) -> dict[str, pa.DataType]:
 
 for _noun in (Attribute, Box, Caption, Triplet, Pair, Relation):
     _ARROW[f"list[{_noun.__name__}]"] = list_of(**_columns(_noun))
-
-_REQUIRED = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
 SCHEMA = pa.schema(
-    [pa.field(name, kind, nullable=name not in _REQUIRED) for name, kind in _columns(Record).items()],
+    [
+        pa.field(name, kind, nullable=name not in _REQUIRED)
+        for name, kind in _columns(Record).items()
+    ],
     metadata={"sgpipe.schema_version": str(SCHEMA_VERSION)},
 )
 
-_NESTED = {"objects": Box, "captions": Caption, "triplets": Triplet, "pairs": Pair, "relations": Relation}
+_NESTED = {
+    "objects": Box,
+    "captions": Caption,
+    "triplets": Triplet,
+    "pairs": Pair,
+    "relations": Relation,
+}
 _FIELDS = {noun: [f.name for f in fields(noun)] for noun in (Record, Attribute, *_NESTED.values())}
 
 
 def to_table(records: Iterable[Record]) -> pa.Table:
     """Return records as an Arrow table of `SCHEMA`."""
     rows = []
-    for record in records:  # not `dataclasses.asdict`, whose deep copies would take most of the time
-        row = _values(record) | {"left_out": {name: record.left_out.get(name, 0) for name in LEFT_OUT}}
+    for (
+        record
+    ) in records:  # not `dataclasses.asdict`, whose deep copies would take most of the time
+        row = _values(record) | {
+            "left_out": {name: record.left_out.get(name, 0) for name in LEFT_OUT}
+        }
         rows.append(row | {name: [_values(item) for item in row[name]] for name in _NESTED})
         for item in rows[-1]["objects"]:
             item["attributes"] = [_values(attribute) for attribute in item["attributes"]]
@@ -231,16 +262,24 @@ def _values(noun: Any) -> dict[str, Any]:
 
 
 def from_table(table: pa.Table) -> list[Record]:
-    """Return the records stored in a table of `SCHEMA`; columns the table lacks keep their defaults."""
+    """Return the records stored in a table of `SCHEMA`; columns the table lacks keep their
+    defaults.
+    """
     records = []
     for row in table.to_pylist():
-        values = {name: value for name, value in row.items() if name in _FIELDS[Record] and value is not None}
+        values = {
+            name: value
+            for name, value in row.items()
+            if name in _FIELDS[Record] and value is not None
+        }
         for name, noun in _NESTED.items():
             values[name] = [noun(**item) for item in values.get(name, [])]
         for box in values["objects"]:
             box.bbox = tuple(box.bbox)
             box.attributes = [Attribute(**item) for item in box.attributes or ()]
-        values["left_out"] = {name: number for name, number in values.get("left_out", {}).items() if number}
+        values["left_out"] = {
+            name: number for name, number in values.get("left_out", {}).items() if number
+        }
         records.append(Record(**values))
     return records
 
@@ -251,7 +290,8 @@ def origins_pattern(origins: Iterable[str]) -> str:
 
 
 def deduplicate(relations: Iterable[Relation]) -> list[Relation]:
-    """Of relations with the same subject, predicate and object, keep the first of highest confidence, in their order.
+    """Of relations with the same subject, predicate and object, keep the first of highest
+    confidence, in their order.
 
     Ground truth has a confidence of 1.
     """

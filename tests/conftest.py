@@ -3,7 +3,9 @@
 import gc
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: small tensors gain nothing from threads
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch is imported: small tensors gain nothing from threads
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the hub
 
 import signal
@@ -16,7 +18,9 @@ import pytest
 import typer.main
 import typer.testing
 
-hypothesis.settings.register_profile("sgpipe", deadline=None)  # no test may depend on the load of the machine
+hypothesis.settings.register_profile(
+    "sgpipe", deadline=None
+)  # no test may depend on the load of the machine
 hypothesis.settings.load_profile("sgpipe")
 
 INTEGRATION = Path(__file__).parent / "integration"
@@ -33,21 +37,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: looking through it for garbage again and again takes a twentieth of the time."""
+    """What is imported stays: looking through it for garbage again and again takes a twentieth of
+    the time.
+    """
     gc.freeze()
     gc.set_threshold(20_000)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """Shells start jobs in the background deaf to Ctrl-C, and so would be the commands that tests start and stop."""
+    """Shells start jobs in the background deaf to Ctrl-C, and so would be the commands that tests
+    start and stop.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick() -> Iterator[None]:
-    """What tests need not do again: build the same command line for each command, wait for a disk they do not pull."""
+    """What tests need not do again: build the same command line for each command, wait for a disk
+    they do not pull.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(typer.testing, "_get_command", cache(typer.main.get_command))
         patch.setattr(os, "fsync", lambda descriptor: None)
@@ -56,7 +66,9 @@ def quick() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def handlers(interruptible: None) -> Iterator[None]:
-    """A command that a test runs in this process handles signals; the second one would end all tests."""
+    """A command that a test runs in this process handles signals; the second one would end all
+    tests.
+    """
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():

@@ -24,11 +24,22 @@ class Files:
 
     @property
     def options(self) -> list[str]:
-        return ["--images", str(self.images), "--annotations", str(self.annotations), "--captions", str(self.captions)]
+        return [
+            "--images",
+            str(self.images),
+            "--annotations",
+            str(self.annotations),
+            "--captions",
+            str(self.captions),
+        ]
 
 
-def make_coco(folder: Path, images: int = 12, seed: int = 0, missing: tuple[int, ...] = ()) -> Files:
-    """Noise images with three to six boxes and two captions each; `missing` images are listed, not written."""
+def make_coco(
+    folder: Path, images: int = 12, seed: int = 0, missing: tuple[int, ...] = ()
+) -> Files:
+    """Noise images with three to six boxes and two captions each; `missing` images are listed, not
+    written.
+    """
     rng = np.random.default_rng(seed)
     (folder / "images").mkdir(parents=True)
     lists: dict[str, list] = {"images": [], "annotations": []}
@@ -42,7 +53,12 @@ def make_coco(folder: Path, images: int = 12, seed: int = 0, missing: tuple[int,
         for index in range(int(rng.integers(3, 7))):
             x, y, width, height = (int(v) for v in rng.integers([0, 0, 8, 8], [40, 30, 24, 18]))
             category = list(CATEGORIES)[index % 3]
-            box = {"image_id": number, "category_id": category, "bbox": [x, y, width, height], "iscrowd": 0}
+            box = {
+                "image_id": number,
+                "category_id": category,
+                "bbox": [x, y, width, height],
+                "iscrowd": 0,
+            }
             lists["annotations"].append(box)
         captions += [{"image_id": number, "caption": str(rng.choice(CAPTIONS))} for _ in range(2)]
     categories = [{"id": key, "name": name} for key, name in CATEGORIES.items()]

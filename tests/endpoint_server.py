@@ -1,4 +1,6 @@
-"""A server with the OpenAI chat API on this machine, which fails when and how a test wants it to."""
+"""A server with the OpenAI chat API on this machine, which fails when and how a test wants it
+to.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from typing import Any
 
 from PIL import Image
 
-Fault = str  # of `_ERRORS` or `LASTING`; or cut, silent, slow, nested, page, parts, plain, half, or the JSON of `usage`
+# of `_ERRORS` or `LASTING`; or cut, silent, slow, nested, page, parts, plain, half, or the JSON of
+# `usage`
+Fault = str
 PASSING: tuple[Fault, ...] = ("limited", "broken", "cut")
 LASTING: tuple[Fault, ...] = ("refusal", "filtered", "empty", "rejected")
 _ERRORS: dict[Fault | None, tuple[int, str]] = {
@@ -39,10 +43,13 @@ def scripted(*faults: Fault | None) -> Faults:
 
 
 def at_random(seed: int, share: float, lasting: float = 0.0) -> Faults:
-    """For a share of all attempts a fault that passes; for a share of all requests one that lasts; in any order."""
+    """For a share of all attempts a fault that passes; for a share of all requests one that lasts;
+    in any order.
+    """
 
     def choose(body: str, attempt: int) -> Fault | None:
-        of_request, of_attempt = random.Random(f"{seed} {body}"), random.Random(f"{seed} {body} {attempt}")
+        of_request = random.Random(f"{seed} {body}")
+        of_attempt = random.Random(f"{seed} {body} {attempt}")
         if of_request.random() < lasting:
             return of_request.choice(LASTING)
         return of_attempt.choice(PASSING) if attempt < 4 and of_attempt.random() < share else None
@@ -62,11 +69,15 @@ def say_seed(body: Mapping[str, Any]) -> list[str]:
     """A caption per answer that depends on nothing but the seed."""
     things = ("dog", "cat", "person", "horse", "ball", "car")
     noise = random.Random(body["seed"])
-    return [f"a {noise.choice(things)} next to a {noise.choice(things)}" for _ in range(body.get("n", 1))]
+    return [
+        f"a {noise.choice(things)} next to a {noise.choice(things)}"
+        for _ in range(body.get("n", 1))
+    ]
 
 
 class EndpointServer:
-    """Serves `models` at `url` within a `with` statement, to requests that carry `key`, if it is set.
+    """Serves `models` at `url` within a `with` statement, to requests that carry `key`, if it is
+    set.
 
     Attributes:
         requests: the bodies of all requests for a completion, in the order of arrival.
@@ -85,16 +96,22 @@ class EndpointServer:
         key: str | None = None,
         seconds: float = 0.0,
     ) -> None:
-        self.answer, self.faults, self.models, self.key, self.seconds = answer, faults, list(models), key, seconds
+        self.answer = answer
+        self.faults = faults
+        self.models = list(models)
+        self.key = key
+        self.seconds = seconds
         self.requests: list[dict[str, Any]] = []
-        self.paid, self.attempts = Counter[str](), Counter[str]()
+        self.paid = Counter[str]()
+        self.attempts = Counter[str]()
         self.headers: list[dict[str, str]] = []
         self.most_at_once = self.at_once = 0
         self.most_choices: int | None = None
         self.rejection = "The prompt is longer than the maximum model length"
         self.redirect: str | None = None
         self.lock = threading.Lock()
-        self.released, self.ended = threading.Event(), threading.Event()
+        self.released = threading.Event()
+        self.ended = threading.Event()
         self.released.set()
         self.answering = 0
         self.server = _Server(("127.0.0.1", 0), type("Bound", (_Handler,), {"endpoint": self}))
@@ -104,7 +121,12 @@ class EndpointServer:
         threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.ended.set()
         self.released.set()
         self.server.shutdown()
@@ -136,13 +158,19 @@ class EndpointServer:
         texts = list(self.answer(body))[: self.most_choices]
         choices = []
         for index, text in enumerate(texts):
-            message: dict[str, Any] = {"role": "assistant", "content": "" if fault in ("empty", "filtered") else text}
+            message: dict[str, Any] = {
+                "role": "assistant",
+                "content": "" if fault in ("empty", "filtered") else text,
+            }
             if fault == "refusal":
                 message |= {"content": None, "refusal": "I cannot describe people."}
             if fault == "half":
                 message["content"] = "a dog \ud83d"
             if fault == "parts":
-                message["content"] = [{"type": "text", "text": text[:4]}, {"type": "text", "text": text[4:]}]
+                message["content"] = [
+                    {"type": "text", "text": text[:4]},
+                    {"type": "text", "text": text[4:]},
+                ]
             reason = "content_filter" if fault == "filtered" else "stop"
             choice = {"index": index, "message": message, "finish_reason": reason}
             if body.get("logprobs"):
@@ -152,7 +180,12 @@ class EndpointServer:
         usage: Any = {"prompt_tokens": 5, "completion_tokens": 3 * len(choices)}
         if fault is not None and fault[0] in "[{":
             usage = json.loads(fault)
-        return {"object": "chat.completion", "model": body["model"], "choices": choices[::-1], "usage": usage}
+        return {
+            "object": "chat.completion",
+            "model": body["model"],
+            "choices": choices[::-1],
+            "usage": usage,
+        }
 
 
 class _Server(ThreadingHTTPServer):
@@ -167,7 +200,9 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     endpoint: EndpointServer
     protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else the body of an answer waits 40 ms for the receipt of its header
+    disable_nagle_algorithm = (
+        True  # else the body of an answer waits 40 ms for the receipt of its header
+    )
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""
@@ -177,7 +212,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         models = [{"id": name, "object": "model"} for name in self.endpoint.models]
         known = self.path == "/v1/models"
-        self._send(200 if known else 404, {"object": "list", "data": models} if known else {"detail": "Not Found"})
+        self._send(
+            200 if known else 404,
+            {"object": "list", "data": models} if known else {"detail": "Not Found"},
+        )
 
     def do_POST(self) -> None:
         server = self.endpoint
@@ -199,14 +237,20 @@ class _Handler(BaseHTTPRequestHandler):
                 server.at_once -= 1
 
     def _answer(self, raw: bytes) -> None:
-        server, body = self.endpoint, json.loads(raw)
-        name = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()  # as in the cache of requests
+        server = self.endpoint
+        body = json.loads(raw)
+        name = hashlib.sha256(
+            json.dumps(body, sort_keys=True).encode()
+        ).hexdigest()  # as in the cache of requests
         with server.lock:
             server.requests.append(body)
             server.attempts[name] += 1
             fault = server.faults(name, server.attempts[name])
         if body["model"] not in server.models:
-            self._send(404, {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}})
+            self._send(
+                404,
+                {"error": {"message": f"The model `{body['model']}` does not exist.", "code": 404}},
+            )
         elif fault in _ERRORS:
             status, message = _ERRORS[fault]
             told = message.format(key=self.headers.get("Authorization"), rejection=server.rejection)
@@ -219,11 +263,16 @@ class _Handler(BaseHTTPRequestHandler):
             while not server.ended.wait(0.1):
                 self.wfile.write(b" ")
         elif fault == "page":
-            self._send(200, b"<html><body>Please log in</body></html>", {"Content-Type": "text/html"})
+            self._send(
+                200, b"<html><body>Please log in</body></html>", {"Content-Type": "text/html"}
+            )
         elif fault == "nested":
             self._send(200, b"[" * 200_000)
         elif fault == "garbled":
-            self._send(200, {"object": "chat.completion", "model": body["model"], "choices": [{"index": 0}]})
+            self._send(
+                200,
+                {"object": "chat.completion", "model": body["model"], "choices": [{"index": 0}]},
+            )
         else:
             self._complete(name, server.completion(body, fault), fault)
 
@@ -248,7 +297,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _is_alone(self) -> bool:
         """Whether who asked has gone: servers stop what they do for it."""
         try:
-            self.close_connection = self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            self.close_connection = (
+                self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+            )
         except BlockingIOError:
             return False
         return self.close_connection
@@ -260,10 +311,19 @@ class _Handler(BaseHTTPRequestHandler):
             return True
         if server.key is None or self.headers.get("Authorization") == f"Bearer {server.key}":
             return False
-        self._send(401, {"error": {"message": f"Incorrect API key provided: {self.headers.get('Authorization')}"}})
+        self._send(
+            401,
+            {
+                "error": {
+                    "message": f"Incorrect API key provided: {self.headers.get('Authorization')}"
+                }
+            },
+        )
         return True
 
-    def _send(self, status: int, content: bytes | dict[str, Any], headers: Mapping[str, str] | None = None) -> None:
+    def _send(
+        self, status: int, content: bytes | dict[str, Any], headers: Mapping[str, str] | None = None
+    ) -> None:
         data = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         standard = {"Content-Type": "application/json", "Content-Length": str(len(data))}

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BertTokenizerFast, BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
+from transformers import (
+    BertTokenizerFast,
+    BlipConfig,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+)
 
 from rlip_model.config import RTaggerConfig
 from rlip_model.model import RTagger
@@ -33,8 +38,12 @@ def make_calibration(file: Path, tagger: dict[str, Any], offset: float = 0.0) ->
     return file
 
 
-def make_tokenizer(folder: Path, words: str = WORDS, *, blip_tokens: bool = True) -> BertTokenizerFast:
-    """A WordPiece tokenizer of BERT's kind with BLIP's further tokens [DEC] and [ENC], saved in `folder`."""
+def make_tokenizer(
+    folder: Path, words: str = WORDS, *, blip_tokens: bool = True
+) -> BertTokenizerFast:
+    """A WordPiece tokenizer of BERT's kind with BLIP's further tokens [DEC] and [ENC], saved in
+    `folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join([*SPECIAL, *words.split()]) + "\n", encoding="utf-8")
@@ -57,18 +66,32 @@ def make_blip(
     patch_size: int = 8,
     words: str = WORDS,
 ) -> Path:
-    """A random BLIP captioner, as a folder that `--captioner` takes, whose captions vary with the image."""
+    """A random BLIP captioner, as a folder that `--captioner` takes, whose captions vary with the
+    image.
+    """
     tokenizer = make_tokenizer(folder, words)
     torch.manual_seed(seed)
     sizes = {"num_hidden_layers": layers, "num_attention_heads": heads}
     text = {"vocab_size": len(tokenizer), "hidden_size": width, "encoder_hidden_size": vision_width}
-    text |= {"intermediate_size": 2 * width, "max_position_embeddings": 64, "pad_token_id": tokenizer.pad_token_id}
+    text |= {
+        "intermediate_size": 2 * width,
+        "max_position_embeddings": 64,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     text |= {"sep_token_id": tokenizer.sep_token_id, "eos_token_id": tokenizer.sep_token_id}
     text |= {"bos_token_id": tokenizer.convert_tokens_to_ids("[DEC]")}
-    vision = {"hidden_size": vision_width, "intermediate_size": 2 * vision_width, "image_size": image_size}
-    config = BlipConfig(text_config=text | sizes, vision_config=vision | sizes | {"patch_size": patch_size})
+    vision = {
+        "hidden_size": vision_width,
+        "intermediate_size": 2 * vision_width,
+        "image_size": image_size,
+    }
+    config = BlipConfig(
+        text_config=text | sizes, vision_config=vision | sizes | {"patch_size": patch_size}
+    )
     model = BlipForConditionalGeneration(config)
-    with torch.no_grad():  # larger weights than a model starts training with: images then make a difference
+    with (
+        torch.no_grad()
+    ):  # larger weights than a model starts training with: images then make a difference
         for name, weight in model.named_parameters():
             if weight.dim() > 1 and "word_embeddings" not in name:
                 weight.normal_(std=0.7 * weight[0].numel() ** -0.5)
@@ -87,7 +110,9 @@ def tiny_config(vocabulary: int) -> RTaggerConfig:
 
 
 def make_tagger(folder: Path, texts: Iterable[str], seed: int = 0) -> RTagger:
-    """Save an untrained R-Tagger that knows the words of `texts`, and return it in evaluation mode."""
+    """Save an untrained R-Tagger that knows the words of `texts`, and return it in evaluation
+    mode.
+    """
     tokenizer = build_tokenizer(texts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -98,7 +123,9 @@ def make_tagger(folder: Path, texts: Iterable[str], seed: int = 0) -> RTagger:
 
 
 def untrained_tagger(folder: Path, words: Iterable[str]) -> None:
-    """Save a miniature R-Tagger with random weights, with spread logits, so that there is something to count."""
+    """Save a miniature R-Tagger with random weights, with spread logits, so that there is something
+    to count.
+    """
     tagger = make_tagger(folder, words)
     with torch.no_grad():
         tagger.scorer.projection.weight.mul_(40.0)

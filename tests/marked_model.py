@@ -1,4 +1,6 @@
-"""Images with known relations, and a scripted model that is shown them with numbered boxes and errs at a given rate."""
+"""Images with known relations, and a scripted model that is shown them with numbered boxes and errs
+at a given rate.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ Triple = tuple[int, str, int]  # indices of objects in their record
 
 @dataclass
 class MarkedWorld:
-    """Images without two alike, in a folder; the model states another relation in place of a share `rate` of them."""
+    """Images without two alike, in a folder; the model states another relation in place of a share
+    `rate` of them.
+    """
 
     folder: Path
     number: int
@@ -33,12 +37,16 @@ class MarkedWorld:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         for index in range(self.number):
-            noise, name = random.Random(index), f"{index:04d}"
+            noise = random.Random(index)
+            name = f"{index:04d}"
             pixels = np.random.default_rng(index).integers(0, 255, (3, 4, 3), np.uint8)
-            Image.fromarray(pixels).resize((96, 72), Image.Resampling.NEAREST).save(self.folder / f"{name}.png")
+            Image.fromarray(pixels).resize((96, 72), Image.Resampling.NEAREST).save(
+                self.folder / f"{name}.png"
+            )
             boxes = []
             for _ in range(noise.randint(2, 7)):
-                x, y = noise.randrange(60), noise.randrange(40)
+                x = noise.randrange(60)
+                y = noise.randrange(40)
                 size = (float(noise.randint(1, 96 - x)), float(noise.randint(1, 72 - y)))
                 number = noise.randrange(len(NAMES))
                 boxes.append(Box(NAMES[number], number + 1, (float(x), float(y), *size)))
@@ -49,9 +57,16 @@ class MarkedWorld:
         """The images and their annotations, as options of `sgpipe generate coco`."""
         lists: dict[str, list[dict[str, object]]] = {"images": [], "annotations": []}
         for number, record in enumerate(self.records):
-            lists["images"].append({"id": number, "file_name": record.file_name, "width": 96, "height": 72})
+            lists["images"].append(
+                {"id": number, "file_name": record.file_name, "width": 96, "height": 72}
+            )
             for box in record.objects:
-                own = {"image_id": number, "category_id": box.category_id, "bbox": list(box.bbox), "iscrowd": 0}
+                own = {
+                    "image_id": number,
+                    "category_id": box.category_id,
+                    "bbox": list(box.bbox),
+                    "iscrowd": 0,
+                }
                 lists["annotations"].append(own)
         lists["categories"] = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
         file = self.folder.with_suffix(".json")
@@ -77,7 +92,10 @@ class MarkedWorld:
         image = shown_image({"messages": body["messages"][:1]})
         assert image is not None
         small = _small(image)
-        distances = [np.abs(_small(Image.open(self.folder / r.file_name)) - small).sum() for r in self.records]
+        distances = [
+            np.abs(_small(Image.open(self.folder / r.file_name)) - small).sum()
+            for r in self.records
+        ]
         return self.records[int(np.argmin(distances))]
 
     def __call__(self, body: dict[str, Any]) -> list[str]:
@@ -85,12 +103,19 @@ class MarkedWorld:
         if isinstance(body["messages"][0]["content"], str):
             return ["yes"]
         record = self.shown(body)
-        order = sorted(range(len(record.objects)), key=lambda index: _size_first(record.objects[index]))
-        lines = "\n".join(f"{number}: {record.objects[index].category}" for number, index in enumerate(order, 1))
+        order = sorted(
+            range(len(record.objects)), key=lambda index: _size_first(record.objects[index])
+        )
+        lines = "\n".join(
+            f"{number}: {record.objects[index].category}" for number, index in enumerate(order, 1)
+        )
         if f"\n{lines}\n" not in body["messages"][0]["content"][1]["text"]:
             return [json.dumps({"relations": []})]  # the example before a run
         number = {index: at for at, index in enumerate(order, 1)}
-        stated = [{"subject": number[s], "predicate": text, "object": number[o]} for s, text, o in self.stated(record)]
+        stated = [
+            {"subject": number[s], "predicate": text, "object": number[o]}
+            for s, text, o in self.stated(record)
+        ]
         return [json.dumps({"relations": stated})] * body.get("n", 1)
 
 

@@ -1,4 +1,6 @@
-"""The models of the benchmark of instructions learn from boxes what there is to learn, and nothing else."""
+"""The models of the benchmark of instructions learn from boxes what there is to learn, and nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,16 @@ def questions(is_telling: bool) -> list[BoxQuestion]:
         is_above = is_right if is_telling else rng.random() < 0.5
         left = rng.randint(0, 200)
         top = rng.randint(0, 40) if is_above else rng.randint(120, 160)
-        claim = Claim(rng.choice(("riding", "under")), (left, top, left + 30, top + 30), (left, 80, left + 40, 120))
-        result.append(BoxQuestion(f"image {number}", "relation", (claim,), 0 if is_right else 1, has_none=True))
+        claim = Claim(
+            rng.choice(("riding", "under")),
+            (left, top, left + 30, top + 30),
+            (left, 80, left + 40, 120),
+        )
+        result.append(
+            BoxQuestion(
+                f"image {number}", "relation", (claim,), 0 if is_right else 1, has_none=True
+            )
+        )
     return result
 
 

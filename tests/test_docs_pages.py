@@ -1,4 +1,6 @@
-"""Pages of the docs: the generated ones have everything, the others name nothing that does not exist."""
+"""Pages of the docs: the generated ones have everything, the others name nothing that does not
+exist.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,24 @@ from tests.integration.documents import commands, docs_hook
 RECIPES = ("labelling", "training")
 
 
+ROOT = Path(__file__).parent.parent
+GUIDE = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+
+
+PAGES = ("docs/internals.md", "rlip_model/README.md")
+INTERNALS = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
+CODE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rlip_model").rglob("*.py"))
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_setting_has_one_meaning(recipe: str) -> None:
     """In its field of the typed recipe, or in meanings.yml: not in neither, not in both."""
     hook = docs_hook("settings")
     meanings = hook.meanings()[recipe]
     settings = {setting.key: setting.described for setting in hook.settings(hook.RECIPES[recipe])}
-    assert [key for key, described in settings.items() if not described and key not in meanings] == []
+    assert [
+        key for key, described in settings.items() if not described and key not in meanings
+    ] == []
     assert [key for key in meanings if settings.get(key, "unknown")] == []
 
 
@@ -33,27 +46,24 @@ def test_every_command_and_option_is_on_the_page() -> None:
             assert any(option in section for option in param.opts), (path, param.name)
 
 
-ROOT = Path(__file__).parent.parent
-GUIDE = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
-
-
 def test_recipes_are_named() -> None:
     table = GUIDE.split("| recipe |")[1].split("\n\n")[0]
-    named = {name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])}
+    named = {
+        name for row in table.splitlines() for name in re.findall(r"`([\w-]+)`", row.split("|")[1])
+    }
     assert named == {path.stem for path in train_recipe_folder().glob("*.yaml")}
 
 
 def test_examples_set_what_can_be_set() -> None:
     settings = docs_hook("settings")
-    assigned = re.findall(r"(?:--set |`)((?:optimisation|output|workers|data|model|loss)[\w.]+)=", GUIDE)
-    of_network = {f"model.config.{name}" for name in (*ParSeDAConfig().to_dict(), *RTaggerConfig().to_dict())}
+    assigned = re.findall(
+        r"(?:--set |`)((?:optimisation|output|workers|data|model|loss)[\w.]+)=", GUIDE
+    )
+    of_network = {
+        f"model.config.{name}" for name in (*ParSeDAConfig().to_dict(), *RTaggerConfig().to_dict())
+    }
     there = {setting.key for setting in settings.settings(settings.RECIPES["training"])}
     assert set(assigned) <= there | of_network
-
-
-PAGES = ("docs/internals.md", "rlip_model/README.md")
-INTERNALS = "\n".join((ROOT / page).read_text(encoding="utf-8") for page in PAGES)
-CODE = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "rlip_model").rglob("*.py"))
 
 
 def test_files_exist_and_names_are_where_they_are_said_to_be() -> None:
@@ -69,8 +79,17 @@ def test_files_exist_and_names_are_where_they_are_said_to_be() -> None:
 def test_every_class_that_is_named_exists() -> None:
     """Names in the first column of the page's own tables may be those of the published code."""
     ours = {
-        name for row in INTERNALS.splitlines() if row.startswith("|") for name in re.findall(r"`([A-Z]\w+)[`.(]", row)
+        name
+        for row in INTERNALS.splitlines()
+        if row.startswith("|")
+        for name in re.findall(r"`([A-Z]\w+)[`.(]", row)
     }
-    published = {"HungarianMatcherHOI", "SetCriterionHOI", "PostProcessHOI", "PostProcessSGG", "MSDeformAttn"}
+    published = {
+        "HungarianMatcherHOI",
+        "SetCriterionHOI",
+        "PostProcessHOI",
+        "PostProcessSGG",
+        "MSDeformAttn",
+    }
     published |= {"VLFuse_layers", "VXAc"}
     assert {name for name in ours - published if not re.search(rf"\b{name}\b", CODE)} == set()

@@ -1,8 +1,10 @@
-"""Every figure of README.md and docs/quality.md is that of a result in a file, which the script that measured it wrote.
+"""Every figure of README.md and docs/quality.md is that of a result in a file, which the script
+that measured it wrote.
 
-A claim is a piece of a page with fields, and the values of the fields. A page must have all its claims as they follow
-from benchmarks/results/*.jsonl and experiments/results/*.jsonl. A number in a section with figures that belongs to no
-claim fails, too. After new results, copy the texts that a failure shows to the page.
+A claim is a piece of a page with fields, and the values of the fields. A page must have all its
+claims as they follow from benchmarks/results/*.jsonl and experiments/results/*.jsonl. A number in a
+section with figures that belongs to no claim fails, too. After new results, copy the texts that a
+failure shows to the page.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ SECTIONS = {
     QUALITY: ("# Quality of the default run",),
 }
 # No figures: names, links, code, images of a page, and the level of intervals.
-NO_FIGURES = re.compile(r"```.*?```|<!--.*?-->|`[^`\n]*`|!\[[^\]]*\]|\]\([^)]*\)|Objects365|RLIPv2|AP50|95%", re.DOTALL)
+NO_FIGURES = re.compile(
+    r"```.*?```|<!--.*?-->|`[^`\n]*`|!\[[^\]]*\]|\]\([^)]*\)|Objects365|RLIPv2|AP50|95%", re.DOTALL
+)
 PUBLISHED = "RLIPv2 publishes 61 to 88 GPU-hours for tagging Objects365"  # in its paper
 COMPOSITIONAL = "test-compositional"
 PAIRS_OF_A_GROUP = 100
@@ -60,7 +64,9 @@ def quality(measure: str, **selection: Any) -> Values:
 
 
 def labels(split: str = "val", name: str = "labels", **selection: Any) -> dict[str, Any]:
-    """The selection of labels of the pipeline with given boxes, as the README counts them unless it says otherwise."""
+    """The selection of labels of the pipeline with given boxes, as the README counts them unless it
+    says otherwise.
+    """
     defaults = {"script": "network_quality", "captions": "BLIP", "threshold": 0.2, "truth": "all"}
     return {**defaults, "split": split, "labels": name, **selection}
 
@@ -71,7 +77,11 @@ def between_detected_boxes(split: str = "val", **selection: Any) -> dict[str, An
 
 
 def cost(page: str, table: str, row: str, column: str) -> float:
-    (line,) = (line for line in json_lines(LINES) if (line["page"], line["table"], line["row"]) == (page, table, row))
+    (line,) = (
+        line
+        for line in json_lines(LINES)
+        if (line["page"], line["table"], line["row"]) == (page, table, row)
+    )
     return float(line[column])
 
 
@@ -106,7 +116,9 @@ def image_sets(script: str) -> tuple[int, int]:
 @cache
 def layout_quality() -> dict[str, Any]:
     """The figures of the packaged layout model on photographs with captions, by candidates."""
-    figures = json.loads((ROOT / "sgpipe/stages/tag/layout/weights/evidence.json").read_text("utf-8"))["figures"]
+    figures = json.loads(
+        (ROOT / "sgpipe/stages/tag/layout/weights/evidence.json").read_text("utf-8")
+    )["figures"]
     return dict(figures)
 
 
@@ -119,14 +131,23 @@ def photograph_claims() -> Iterator[Claim]:
         ("|`pair.candidates=layout`: boxes alone", "layout", "|{:.1%}"),
         ("|`captions+layout`: and five human captions", "captions+layout", "|**{:.1%}**"),
     ):
-        yield text + 3 * figure + "|", [layout_quality()[candidates][measure] for measure in measures]
-    columns = next(line for line in page.splitlines() if line.startswith("| candidates ")).split(" | ")
-    row = next(line for line in page.splitlines() if line.startswith("| captions | overlap | 5 | rules |")).split(" | ")
+        yield (
+            text + 3 * figure + "|",
+            [layout_quality()[candidates][measure] for measure in measures],
+        )
+    columns = next(line for line in page.splitlines() if line.startswith("| candidates ")).split(
+        " | "
+    )
+    row = next(
+        line for line in page.splitlines() if line.startswith("| captions | overlap | 5 | rules |")
+    ).split(" | ")
     cells = [row[columns.index(measure)].split(" ")[0] for measure in measures]
     yield "|captions, overlapping boxes|{}|{}|{}|", cells
     lines = json_lines(ROOT / "benchmarks/results/layout.jsonl")
     (all_boxes,) = (
-        line for line in lines if line.get("data") == "V-COCO, all boxes of COCO" and line["method"] == "layout"
+        line
+        for line in lines
+        if line.get("data") == "V-COCO, all boxes of COCO" and line["method"] == "layout"
     )
     yield "precision is {:.1%} at recall 0.8", [all_boxes["precision at 0.8"]]
 
@@ -142,9 +163,15 @@ def readme_claims() -> Iterator[Claim]:
     ratios = [cost("tagger", tagging, groups, "ratio") for groups in ("1", "16")]
     yield "|1×: our re-implementation of its procedure|tagging {:.0f}–{:.0f}×", ratios
     yield "training step {:.1f}×", [cost("train_step", step, "step, CPU seconds", "ratio")]
-    yield "ten captions {:.0f}× (ten calls), {:.1f}–{:.1f}× (one call, ten samples)|", [ten_calls[0], *one_call]
+    yield (
+        "ten captions {:.0f}× (ten calls), {:.1f}–{:.1f}× (one call, ten samples)|",
+        [ten_calls[0], *one_call],
+    )
 
-    yield "**Synthetic images**: {} sets of {} new ones, boxes given, confidence ≥ 0.2", image_sets("network_quality")
+    yield (
+        "**Synthetic images**: {} sets of {} new ones, boxes given, confidence ≥ 0.2",
+        image_sets("network_quality"),
+    )
     row = "{:.1%}|{:.1%}|{:.2f}|"
     yield "|sgpipe, synthetic images|**{:.1%}**|**{:.1%}**|**{:.2f}**|", means(labels())
     yield "|every matching pair, no tagger|" + row, means(labels(name="all matching pairs"))
@@ -156,7 +183,10 @@ def readme_claims() -> Iterator[Claim]:
     control = gain("captioner100", "training", "both, own captioner", "annotated only")
     scale = gain("scale", "pre-training", "16x", "annotated only")
     yield (
-        "|100|2,000 images, labelled by a tagger of these 100; captioner of 40,000|{:+.3f} ± {:.3f} ({} seeds)|",
+        (
+            "|100|2,000 images, labelled by a tagger of these 100; captioner of 40,000|{:+.3f} ±"
+            " {:.3f} ({} seeds)|"
+        ),
         (*few, seeds_of("few100")),
     )
     yield (
@@ -170,7 +200,10 @@ def readme_claims() -> Iterator[Claim]:
 
     yield "||measured on a CPU, {}|", [json_lines(LINES)[0]["date"]]
     yield "|{:.1f} ms per image|", [cost("scale", "", "100,000", "CPU-ms per image")]
-    yield "|ten captions, BLIP base|{:.1f} s per image|", [cost("caption", captions[0], "sgpipe", "CPU s per image")]
+    yield (
+        "|ten captions, BLIP base|{:.1f} s per image|",
+        [cost("caption", captions[0], "sgpipe", "CPU s per image")],
+    )
     seconds = [cost("tagger", tagging, groups, "sgpipe, s") for groups in ("1", "16")]
     yield (
         "|{:.1f} s per image for {} pairs, {:.1f} s for {:,}|",
@@ -182,7 +215,9 @@ def readme_claims() -> Iterator[Claim]:
         (cost("train_step", step, "step, CPU seconds", "sgpipe"), memory),
     )
     size = 100_000 * cost("scale", "", "100,000", "bytes per row") / 1e9
-    memories = [cost("scale", "", "100,000", f"{process} MB") / 1000 for process in ("reading", "driver")]
+    memories = [
+        cost("scale", "", "100,000", f"{process} MB") / 1000 for process in ("reading", "driver")
+    ]
     yield (
         "|100,000 images|{:.2f} GB on disk; {:.1f} GB to read the annotations, then {:.1f} GB|",
         (size, *memories),
@@ -191,7 +226,10 @@ def readme_claims() -> Iterator[Claim]:
 
 
 def quality_claims() -> Iterator[Claim]:
-    yield "{} object classes and {} relations", [len(KINDS), len(set(PREDICATES) - {"with"})]  # it is only implied
+    yield (
+        "{} object classes and {} relations",
+        [len(KINDS), len(set(PREDICATES) - {"with"})],
+    )  # it is only implied
     for script in ("network_quality", "detector_quality"):
         yield "{} sets of {} new images", image_sets(script)
         seeds = [line["seed"] for line in quality_lines() if line["script"] == script]
@@ -213,10 +251,17 @@ def quality_table() -> Iterator[str]:
     rows += [("oracle", "labels", 0.2), ("oracle", "all matching pairs", 0.2)]
     for split, images in (("val", "new"), (COMPOSITIONAL, "new combinations")):
         for captions, name, threshold in rows:
-            cells = [images, {"BLIP": "tiny BLIP", "oracle": "ground truth"}[captions], name, f"{threshold}"]
+            cells = [
+                images,
+                {"BLIP": "tiny BLIP", "oracle": "ground truth"}[captions],
+                name,
+                f"{threshold}",
+            ]
             for truth in ("all", "composed"):
                 selection = labels(split, name, captions=captions, threshold=threshold, truth=truth)
-                cells += [spread(quality(measure, **selection)) for measure in ("precision", "recall")]
+                cells += [
+                    spread(quality(measure, **selection)) for measure in ("precision", "recall")
+                ]
                 cells.append(f"{fmean(quality('AP', **selection)):.3f}")
             yield f"| {' | '.join(cells)} |"
 
@@ -226,8 +271,12 @@ def detector_table() -> Iterator[str]:
     for split, images in (("val", "new"), (COMPOSITIONAL, "new combinations")):
         network = {"script": "detector_quality", "split": split, "box threshold": 0.5}
         cells = [images, f"{fmean(quality('AP50', **network)):.3f}"]
-        cells += [spread(quality(measure, **network)) for measure in ("box precision", "box recall")]
-        cells += [f"{fmean(quality(measure, **network)):.3f}" for measure in ("HOI mAP", "triplet AP")]
+        cells += [
+            spread(quality(measure, **network)) for measure in ("box precision", "box recall")
+        ]
+        cells += [
+            f"{fmean(quality(measure, **network)):.3f}" for measure in ("HOI mAP", "triplet AP")
+        ]
         yield f"| {' | '.join(cells)} |"
     for split, images in (("val", "new"), (COMPOSITIONAL, "new combinations")):
         cells = [images]
@@ -264,7 +313,11 @@ def faults(page: str, text: str) -> list[str]:
     for claim in texts:
         rest = rest.replace(claim, "")
     rest = NO_FIGURES.sub("", rest)
-    unknown = [f"{page}: no result has {line.strip()!r}" for line in rest.splitlines() if re.search(r"\d", line)]
+    unknown = [
+        f"{page}: no result has {line.strip()!r}"
+        for line in rest.splitlines()
+        if re.search(r"\d", line)
+    ]
     return missing + unknown
 
 
@@ -280,7 +333,9 @@ def test_every_figure_is_that_of_a_result(page: str) -> None:
 @pytest.mark.parametrize("page", CLAIMS)
 def test_another_figure_and_a_figure_without_result_are_faults(page: str) -> None:
     text = page_text(page)
-    figure = next(number for claim in claimed_texts(page) for number in re.findall(r"\d\d\.\d", claim))
+    figure = next(
+        number for claim in claimed_texts(page) for number in re.findall(r"\d\d\.\d", claim)
+    )
     assert len(faults(page, text.replace(figure, "12.3"))) >= 2
     title = SECTIONS[page][0]
     assert len(faults(page, text.replace(f"{title}\n", f"{title}\n\n| sgpipe | 99.9% |\n", 1))) == 1

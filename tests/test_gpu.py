@@ -46,44 +46,66 @@ def test_deformable_attention_and_its_gradients(dtype: torch.dtype) -> None:
     tokens = sum(height * width for height, width in LEVELS)
     value = torch.randn(2, tokens, 8, 32, generator=generator)
     locations = 36 * torch.rand(2, 300, 2, 8, 4, 4, generator=generator) - 2  # in pixels
-    weights = torch.rand(2, 300, 8, 4, 4, generator=generator).flatten(3).softmax(-1).view(2, 300, 8, 4, 4)
+    weights = (
+        torch.rand(2, 300, 8, 4, 4, generator=generator)
+        .flatten(3)
+        .softmax(-1)
+        .view(2, 300, 8, 4, 4)
+    )
 
     def sampled(device: str) -> list[Tensor]:
-        leaves = [tensor.to(device, dtype).requires_grad_() for tensor in (value, locations, weights)]
+        leaves = [
+            tensor.to(device, dtype).requires_grad_() for tensor in (value, locations, weights)
+        ]
         result = sample(leaves[0], LEVELS, leaves[1], leaves[2])
         assert result.dtype == dtype
         result.float().square().sum().backward()
-        return [tensor.detach().float().cpu() for tensor in (result, leaves[0].grad, leaves[2].grad)]
+        return [
+            tensor.detach().float().cpu() for tensor in (result, leaves[0].grad, leaves[2].grad)
+        ]
 
-    tolerance = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.03}
+    tolerance = (
+        {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 0.03, "atol": 0.03}
+    )
     for ours, theirs in zip(sampled(GPU), sampled("cpu"), strict=True):
         torch.testing.assert_close(ours, theirs, **tolerance)
 
 
 def test_pixels_are_enlarged_and_normalised_to_the_same_bits() -> None:
-    pixels = torch.randint(256, (123, 77, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    ours, expected = (normalise(enlarge(pixels.to(device), (200, 320))).cpu() for device in (GPU, "cpu"))
+    pixels = torch.randint(
+        256, (123, 77, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    ours, expected = (
+        normalise(enlarge(pixels.to(device), (200, 320))).cpu() for device in (GPU, "cpu")
+    )
     assert torch.equal(ours, expected)
 
 
 def _check_compiled(use: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Skips what this machine cannot compile: PyTorch needs a C compiler and the headers of Python."""
+    """Skips what this machine cannot compile: PyTorch needs a C compiler and the headers of
+    Python.
+    """
     headers = Path(sysconfig.get_path("include"), "Python.h")
-    if "compile_error" in use and not (headers.exists() and any(map(shutil.which, ("cc", "gcc", "clang")))):
+    if "compile_error" in use and not (
+        headers.exists() and any(map(shutil.which, ("cc", "gcc", "clang")))
+    ):
         pytest.skip(use["compile_error"])
     assert "compile_error" not in use, use
     assert ("compilation" in use) == settings.get("compile", False)
 
 
 def captions(run: Path, group: int = blip.GPU_GROUP, **settings: Any) -> list[str]:
-    """`group`: how many images a GPU captions at once; of those here, only several groups of few are recorded."""
+    """`group`: how many images a GPU captions at once; of those here, only several groups of few
+    are recorded.
+    """
     config = CaptionConfig(captioner=str(packaged_model("captioner")), samples=4, **settings)
     stage: Any = CaptionStage(config, {"train": run.parent / "drawn" / "images"}, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blip, "GPU_GROUP", group)
         stage.setup()
     found = stage(list(iter_records(run)))
-    _check_compiled(use := stage.gpu_use(), settings)
+    use = stage.gpu_use()
+    _check_compiled(use, settings)
     assert "graph_error" not in use, use
     assert (stage.captioner.recorded is not None) == (group < IMAGES // 2)
     return [caption.text for record in found for caption in record.captions]
@@ -104,12 +126,19 @@ def test_captions_hardly_depend_on_graphs_and_the_device(run: Path) -> None:
 def tagged(run: Path, **settings: Any) -> dict[tuple[str, int, int, str], float]:
     classes = data_classes(run)
     config = TagConfig(
-        tagger=str(packaged_model("tagger")), threshold=0.0, group_size=8, short_side=96, long_side=160, **settings
+        tagger=str(packaged_model("tagger")),
+        threshold=0.0,
+        group_size=8,
+        short_side=96,
+        long_side=160,
+        **settings,
     )
     stage = TagStage(config, {"train": run.parent / "drawn" / "images"}, classes.objects)
     stage.setup()
     for _ in range(3 if config.compile else 1):  # three have some size of images often enough
-        records = stage([_with_all_pairs(record, list(classes.relations)) for record in iter_records(run)])
+        records = stage(
+            [_with_all_pairs(record, list(classes.relations)) for record in iter_records(run)]
+        )
     _check_compiled(stage.gpu_use(), settings)
     return {
         (record.image_id, found.subject, found.object, found.predicate): found.confidence or 0.0
@@ -120,16 +149,23 @@ def tagged(run: Path, **settings: Any) -> dict[tuple[str, int, int, str], float]
 
 def _with_all_pairs(record: Record, predicates: list[str]) -> Record:
     count = range(len(record.objects))
-    record.pairs = [Pair(one, other, predicates) for one in count for other in count if one != other]
+    record.pairs = [
+        Pair(one, other, predicates) for one in count for other in count if one != other
+    ]
     return record
 
 
 @pytest.mark.parametrize(
     ("dtype", "how", "tolerance"),
-    [("float32", {}, 1e-2), ("float32", {"compile": True, "batch_size": 1}, 1e-2), ("bfloat16", {}, 0.3)],
+    [
+        ("float32", {}, 1e-2),
+        ("float32", {"compile": True, "batch_size": 1}, 1e-2),
+        ("bfloat16", {}, 0.3),
+    ],
 )
 def test_confidences(run: Path, dtype: str, how: dict[str, Any], tolerance: float) -> None:
-    expected, found = tagged(run, device="cpu"), tagged(run, device=GPU, dtype=dtype, **how)
+    expected = tagged(run, device="cpu")
+    found = tagged(run, device=GPU, dtype=dtype, **how)
     assert found.keys() == expected.keys()
     differences = np.array([abs(found[key] - confidence) for key, confidence in expected.items()])
     assert differences.max() < tolerance
@@ -144,7 +180,8 @@ def test_predictions(run: Path, dtype: str) -> None:
         found = [one.pairs for group in list_row_groups(run) for one in Predictor(config)(group)]
         return [float(pairs.scores.max()) for pairs in found if pairs is not None]
 
-    expected, found = best(device="cpu"), best(device=GPU, dtype=dtype)
+    expected = best(device="cpu")
+    found = best(device=GPU, dtype=dtype)
     assert len(found) == IMAGES
     assert found == pytest.approx(expected, abs=1e-2 if dtype == "float32" else 0.15)
 
@@ -159,6 +196,8 @@ def test_training_follows_the_same_curve(run: Path, tmp_path: Path) -> None:
 
 
 def test_training_in_bfloat16_learns(run: Path, tmp_path: Path) -> None:
-    training(run, tmp_path / "half", "pretrain", workers__device=GPU, optimisation__precision="bfloat16")
+    training(
+        run, tmp_path / "half", "pretrain", workers__device=GPU, optimisation__precision="bfloat16"
+    )
     losses = [loss for _, loss in curve(tmp_path / "half")]
     assert all(np.isfinite(losses))

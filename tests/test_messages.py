@@ -1,4 +1,6 @@
-"""Errors: an exit code, a line that names the culprit, no traceback, nothing left; in files: `tests/bad_data`."""
+"""Errors: an exit code, a line that names the culprit, no traceback, nothing left; in files:
+`tests/bad_data`.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,14 @@ from sgpipe.storage.manifest import MANIFEST, Manifest
 from tests.detections import make_coco
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
-COCO = "generate coco --images DIR/coco/images --annotations DIR/coco/instances_val.json --out DIR/out"
+COCO = (
+    "generate coco --images DIR/coco/images --annotations DIR/coco/instances_val.json --out DIR/out"
+)
 CAPTIONED = f"{COCO} --captions DIR/coco/captions_val.json"
 IMPORT = "--images DIR/coco/images --out DIR/out"
 
-# What is typed after `sgpipe`, and what the line has to name. DIR stands for the folder of the fixture `files`.
+# What is typed after `sgpipe`, and what the line has to name. DIR stands for the folder of the
+# fixture `files`.
 CASES: dict[str, str] = {
     # Paths that are missing, of the wrong kind, or in the way
     "generate coco --images DIR/none --annotations DIR/coco/instances_val.json --tagger none --out DIR/out": "DIR/none",
@@ -151,7 +156,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "others").mkdir()
     (folder / "others/of_another_dataset.jpg").touch()
     whole = (folder / "coco/instances_val.json").read_text()
-    (folder / "cut.json").write_text(whole[: whole.index('"annotations"') + 20])  # an error once all is read
+    (folder / "cut.json").write_text(
+        whole[: whole.index('"annotations"') + 20]
+    )  # an error once all is read
     (folder / "bert").mkdir()
     (folder / "bert/config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.MonkeyPatch.context() as patch:
@@ -162,7 +169,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.mark.parametrize("words", CASES)
 def test_bad_input_is_one_line_that_names_it(files: Path, tmp_path: Path, words: str) -> None:
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, words.replace("DIR/out", str(out)).replace("DIR", str(files)).split())
+    result = CliRunner().invoke(
+        app, words.replace("DIR/out", str(out)).replace("DIR", str(files)).split()
+    )
     assert result.exit_code == 2, result.output
     assert isinstance(result.exception, SystemExit), result.exception
     *before, last = result.stderr.splitlines()
@@ -174,8 +183,19 @@ def test_bad_input_is_one_line_that_names_it(files: Path, tmp_path: Path, words:
     assert not list(out.rglob("*.parquet"))
 
 
-def test_an_import_without_images_is_told_before_its_annotations_are_read(files: Path, tmp_path: Path) -> None:
-    words = ["import", "coco", "--annotations", files / "broken.json", "--images", files / "hollow", "--split", "val"]
+def test_an_import_without_images_is_told_before_its_annotations_are_read(
+    files: Path, tmp_path: Path
+) -> None:
+    words = [
+        "import",
+        "coco",
+        "--annotations",
+        files / "broken.json",
+        "--images",
+        files / "hollow",
+        "--split",
+        "val",
+    ]
     result = CliRunner().invoke(app, [*map(str, words), "--out", str(tmp_path / "out")])
     note, *_, error = result.stderr.splitlines()
     assert note.startswith(f"NOTE: {files / 'hollow'} contains no images")

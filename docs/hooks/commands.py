@@ -33,7 +33,9 @@ def _described(command: Any, context: Any, depth: int) -> Iterator[str]:
     yield from _examples(examples)
     for name in command.list_commands(context) if hasattr(command, "list_commands") else ():
         below = command.get_command(context, name)
-        yield from _described(below, typer.Context(below, info_name=name, parent=context), depth + 1)
+        yield from _described(
+            below, typer.Context(below, info_name=name, parent=context), depth + 1
+        )
 
 
 def _text(text: str) -> str:
@@ -46,7 +48,9 @@ def _options(command: Any, context: Any) -> Iterator[str]:
     rows = [(option, meaning) for option, meaning in rows if not option.startswith("--help")]
     if rows:
         yield "| option | meaning |\n|---|---|"
-        yield from (f"| `{_cell(option)}` | {_cell(meaning, escape=True)} |" for option, meaning in rows)
+        yield from (
+            f"| `{_cell(option)}` | {_cell(meaning, escape=True)} |" for option, meaning in rows
+        )
         yield ""
 
 

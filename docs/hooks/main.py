@@ -1,7 +1,8 @@
 """The mkdocs hook: adds the generated pages to the site, so that they never differ from the code.
 
-Generated are the pages of the command line and of both recipes' settings, and the last results of the benchmarks and
-experiments. Links that lead to their files in the repository lead to these pages on the site.
+Generated are the pages of the command line and of both recipes' settings, and the last results of
+the benchmarks and experiments. Links that lead to their files in the repository lead to these pages
+on the site.
 """
 
 from __future__ import annotations
@@ -51,15 +52,22 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
 
 def generated_pages() -> dict[str, str]:
     """The text of each generated page by its path on the site."""
-    results = {f"benchmarks/{path.name}": path.read_text(encoding="utf-8") for path in sorted(RESULTS.glob("*.md"))}
+    results = {
+        f"benchmarks/{path.name}": path.read_text(encoding="utf-8")
+        for path in sorted(RESULTS.glob("*.md"))
+    }
     titles = [f"* [{_title(text)}]({name})" for name, text in results.items()]
-    introduction = "# Benchmarks\n\nThe last run of each benchmark; `make bench` makes these pages.\n\n"
+    introduction = (
+        "# Benchmarks\n\nThe last run of each benchmark; `make bench` makes these pages.\n\n"
+    )
     return {
         "cli.md": command_page(),
         "settings.md": settings_page("labelling"),
         "training-settings.md": settings_page("training"),
         "benchmarks.md": introduction + "\n".join(titles) + "\n",
-        "experiments/results.md": (ROOT / "experiments/results/README.md").read_text(encoding="utf-8"),
+        "experiments/results.md": (ROOT / "experiments/results/README.md").read_text(
+            encoding="utf-8"
+        ),
         **results,
     }
 

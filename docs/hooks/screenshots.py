@@ -1,6 +1,8 @@
-"""The screenshots of docs/view.md, from a run on the miniworld: `.venv/bin/python docs/hooks/screenshots.py`.
+"""The screenshots of docs/view.md, from a run on the miniworld: `.venv/bin/python
+docs/hooks/screenshots.py`.
 
-Needs Chromium or Chrome. The run is generated into build/screenshots, and used again while it is there.
+Needs Chromium or Chrome. The run is generated into build/screenshots, and used again while it is
+there.
 """
 
 from __future__ import annotations
@@ -28,12 +30,16 @@ def main() -> None:
     from playwright.sync_api import sync_playwright
 
     if not (RUN / "manifest.jsonl").is_file():
-        subprocess.run([_SGPIPE, "generate", "miniworld", "--limit", "200", "--out", RUN], check=True)
+        subprocess.run(
+            [_SGPIPE, "generate", "miniworld", "--limit", "200", "--out", RUN], check=True
+        )
     (RUN / "judgements.jsonl").unlink(missing_ok=True)
     chromium = next(filter(None, map(shutil.which, _CHROMIUM)))
     with viewer(RUN) as url, sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_context(viewport={"width": 1280, "height": 800}, device_scale_factor=1).new_page()
+        page = browser.new_context(
+            viewport={"width": 1280, "height": 800}, device_scale_factor=1
+        ).new_page()
         page.goto(f"{url}?q=person+riding+*")
         take(page, "view-gallery")
         page.locator(".card > a").nth(2).click()

@@ -46,7 +46,9 @@ def settings_page(recipe: str) -> str:
     """All settings of a recipe ("labelling" or "training") as Markdown, a table for each part."""
     known, parts = meanings()[recipe], dict[str, list[Setting]]()
     for setting in settings(RECIPES[recipe]):
-        parts.setdefault(setting.key.partition(".")[0] if "." in setting.key else "recipe", []).append(setting)
+        parts.setdefault(
+            setting.key.partition(".")[0] if "." in setting.key else "recipe", []
+        ).append(setting)
     sections = [f"## {part}\n\n{_table(rows, known)}" for part, rows in parts.items()]
     return "\n".join([_HEADS[recipe], *sections])
 
@@ -74,7 +76,9 @@ def _fields(part: Any) -> Iterator[tuple[str, Any, Any, str | None]]:
     """Name, type, default and description of each field of a pydantic model or a dataclass."""
     if issubclass(part, BaseModel):
         for name, field in part.model_fields.items():
-            default = MISSING if field.is_required() else field.get_default(call_default_factory=True)
+            default = (
+                MISSING if field.is_required() else field.get_default(call_default_factory=True)
+            )
             yield name, field.annotation, default, field.description
         return
     hints = get_type_hints(part)

@@ -1,1 +1,3 @@
-"""The layout model that ships: trained with V-COCO's interactions, measured on V-COCO's and HICO-DET's test images."""
+"""The layout model that ships: trained with V-COCO's interactions, measured on V-COCO's and
+HICO-DET's test images.
+"""

@@ -1,9 +1,10 @@
 """Train the layout model: `python -m experiments.layout DATA --instances INSTANCES --out FOLDER`.
 
-DATA is a folder with the line form (train.jsonl.gz, val.jsonl.gz; see `data`), or a file of V-COCO that
-`sgpipe import vcoco` reads, such as instances_vcoco_trainval.json. INSTANCES are COCO's, such as
-instances_train2014.json. Every image is then an example twice: with V-COCO's boxes, which are those that people use,
-and with all of COCO's, so that things that nobody touches are negatives, too. Without --instances only the first.
+DATA is a folder with the line form (train.jsonl.gz, val.jsonl.gz; see `data`), or a file of V-COCO
+that `sgpipe import vcoco` reads, such as instances_vcoco_trainval.json. INSTANCES are COCO's, such
+as instances_train2014.json. Every image is then an example twice: with V-COCO's boxes, which are
+those that people use, and with all of COCO's, so that things that nobody touches are negatives,
+too. Without --instances only the first.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ from sgpipe.stages.tag.layout.fit import LayoutExample, LayoutSettings, fit_layo
 from sgpipe.utils import console
 from sgpipe.utils.console import count
 
-OWN_BOXES_WEIGHT = 2.0  # in the loss, of images with V-COCO's boxes, beside 1 of images with all of COCO's
+OWN_BOXES_WEIGHT = (
+    2.0  # in the loss, of images with V-COCO's boxes, beside 1 of images with all of COCO's
+)
 
 
 def read_images(data: Path, instances: Mapping[int, ImageLayout]) -> list[AnnotatedImage]:
@@ -46,13 +49,19 @@ def read_images(data: Path, instances: Mapping[int, ImageLayout]) -> list[Annota
     elif instances:
         images = read_vcoco(data, instances)
     else:
-        raise UserError(f"{data} has no sizes of images: give COCO's annotations of them (--instances FILE)")
+        raise UserError(
+            f"{data} has no sizes of images: give COCO's annotations of them (--instances FILE)"
+        )
     refuse_test_images(images, data)
     return images
 
 
-def make_examples(images: Sequence[AnnotatedImage], instances: Mapping[int, ImageLayout]) -> list[LayoutExample]:
-    """Return every image with its own boxes and, if there are COCO's, once more with all of these."""
+def make_examples(
+    images: Sequence[AnnotatedImage], instances: Mapping[int, ImageLayout]
+) -> list[LayoutExample]:
+    """Return every image with its own boxes and, if there are COCO's, once more with all of
+    these.
+    """
     examples = [replace(image.example, weight=OWN_BOXES_WEIGHT) for image in images]
     for image in images:
         if image.image_id in instances:

@@ -55,7 +55,9 @@ def write_card(folder: Path, measured: Sequence[Mapping[str, Any]]) -> None:
     rows = [["boxes of", *COLUMNS]]
     for row in measured:
         if row["method"] == "layout":
-            rows.append([row["data"], *(f"{row[name]:.3f}" if name in row else "" for name in COLUMNS)])
+            rows.append(
+                [row["data"], *(f"{row[name]:.3f}" if name in row else "" for name in COLUMNS)]
+            )
     weights = folder / MODEL
     card = CARD.format(
         parameters=sum(value.size for value in load_file(weights).values()),

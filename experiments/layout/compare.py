@@ -1,7 +1,7 @@
 """What the layout model needs: `python -m experiments.layout.compare DATA --instances INSTANCES`.
 
-Trains variants on four fifths of the training images, measures them on the last fifth, and appends the figures to
-benchmarks/results/layout.jsonl, of which `page` makes tables.
+Trains variants on four fifths of the training images, measures them on the last fifth, and appends
+the figures to benchmarks/results/layout.jsonl, of which `page` makes tables.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from experiments.layout.data import PERSON, AnnotatedImage, join_instances, read
 from experiments.layout.measures import Judged
 from experiments.layout.page import RESULTS, measure, score, write_figures, write_page
 from sgpipe.stages.tag.layout import ImageLayout, LayoutModel
-from sgpipe.stages.tag.layout.fit import Fitter, LayoutExample, LayoutNetwork, LayoutSettings, Vocabulary
+from sgpipe.stages.tag.layout.fit import (
+    Fitter,
+    LayoutExample,
+    LayoutNetwork,
+    LayoutSettings,
+    Vocabulary,
+)
 
 FOLDS = 5
 SETTINGS = LayoutSettings(networks=1, epochs=10)
@@ -100,7 +106,8 @@ class Variant:
 def variants(images: Sequence[AnnotatedImage], instances: Instances) -> list[Variant]:
     """Return what is compared, trained with these images."""
     both = make_examples(images, instances)
-    own, joined = both[: len(images)], both[len(images) :]
+    own = both[: len(images)]
+    joined = both[len(images) :]
     rows = [
         Variant("network", both),
         Variant("network that saw V-COCO's boxes only", own),

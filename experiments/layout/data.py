@@ -1,7 +1,8 @@
 """Images with boxes and interactions: V-COCO's, with COCO's other boxes, and HICO-DET's.
 
-The line form has a JSON object for each image: image_id, width, height, boxes (pixel xyxy), classes, and relations
-(subject, actions, object). `join_instances` adds what COCO annotates besides.
+The line form has a JSON object for each image: image_id, width, height, boxes (pixel xyxy),
+classes, and relations (subject, actions, object). `join_instances` adds what COCO annotates
+besides.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from sgpipe.utils.console import count
 PERSON = "person"
 SPLITS = ("train.jsonl.gz", "val.jsonl.gz")  # files of the line form that are trained on
 SAME_BOX = 0.5  # IoU from which a box of V-COCO is one of COCO's instances
-MERGED = 0.7  # IoU from which two boxes of a class, annotated with different pairs, are of the same thing
+# IoU from which two boxes of a class, annotated with different pairs, are of the same thing
+MERGED = 0.7
 TEST_IMAGES = Path(__file__).parent / "vcoco_test.ids"  # those of vcoco_captions are among them
 
 # V-COCO's actions as words.
@@ -65,7 +67,9 @@ ACTIONS = {
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image with its interactions: (subject, actions as words, object), positions among the boxes."""
+    """An image with its interactions: (subject, actions as words, object), positions among the
+    boxes.
+    """
 
     image_id: int
     layout: ImageLayout
@@ -99,7 +103,9 @@ def read_lines(path: Path) -> list[AnnotatedImage]:
         raise UserError(f"{path} cannot be read: {reason}") from None
     except (ValueError, KeyError, TypeError) as reason:
         place = f"{path}, line {len(images) + 1}"
-        raise UserError(f"{place}: expected image_id, width, height, boxes, classes, relations ({reason!r})") from None
+        raise UserError(
+            f"{place}: expected image_id, width, height, boxes, classes, relations ({reason!r})"
+        ) from None
     return images
 
 
@@ -113,11 +119,13 @@ def _image(row: dict[str, Any]) -> AnnotatedImage:
 
 
 def read_vcoco(annotations: Path, instances: Mapping[int, ImageLayout]) -> list[AnnotatedImage]:
-    """Read V-COCO's pairs in any format of `sgpipe import vcoco`, with the other persons of the image.
+    """Read V-COCO's pairs in any format of `sgpipe import vcoco`, with the other persons of the
+    image.
 
     Args:
         annotations: the file
-        instances: the images of COCO, by id, of which V-COCO's file lacks the size and other persons
+        instances: the images of COCO, by id, of which V-COCO's file lacks the size and other
+            persons
 
     Raises:
         UserError: the annotations are of another format, or of other images than the instances
@@ -132,10 +140,15 @@ def read_vcoco(annotations: Path, instances: Mapping[int, ImageLayout]) -> list[
             raise UserError(f"image {number} of {annotations} is missing in the COCO instances")
         actions: dict[tuple[int, int], list[str]] = defaultdict(list)
         for relation in record.relations:
-            if relation.predicate in words and record.objects[relation.object].category != NO_OBJECT:
+            if (
+                relation.predicate in words
+                and record.objects[relation.object].category != NO_OBJECT
+            ):
                 actions[relation.subject, relation.object].append(words[relation.predicate])
         layout = layout_of(record.objects, instances[number].width, instances[number].height)
-        relations = [(subject, predicates, thing) for (subject, thing), predicates in actions.items()]
+        relations = [
+            (subject, predicates, thing) for (subject, thing), predicates in actions.items()
+        ]
         image = AnnotatedImage(number, layout, relations)
         images.append(join_instances(image, _persons(instances[number])))
     return images
@@ -172,7 +185,9 @@ def layout_of(objects: Sequence[Box], width: float, height: float) -> ImageLayou
 
 
 def join_instances(image: AnnotatedImage, instances: ImageLayout) -> AnnotatedImage:
-    """Add the instances that are not boxes of the image yet: things that nobody touches, and other persons."""
+    """Add the instances that are not boxes of the image yet: things that nobody touches, and other
+    persons.
+    """
     own = image.layout
     first = np.repeat(own.boxes, len(instances.boxes), axis=0)
     second = np.tile(instances.boxes, (len(own.boxes), 1))
@@ -190,27 +205,32 @@ def refuse_test_images(images: Sequence[AnnotatedImage], place: Path) -> None:
     forbidden = [image.image_id for image in images if image.image_id in test]
     if forbidden:
         raise UserError(
-            f"{place} has {count(len(forbidden), 'image')} of V-COCO's test set, such as {forbidden[0]}: "
-            "train on its train and val splits only"
+            f"{place} has {count(len(forbidden), 'image')} of V-COCO's test set, such as"
+            f" {forbidden[0]}: train on its train and val splits only"
         )
 
 
 def read_hico(path: Path) -> list[AnnotatedImage]:
-    """Read HICO-DET's pairs; boxes of a class that overlap are one, as their pairs were annotated one by one.
+    """Read HICO-DET's pairs; boxes of a class that overlap are one, as their pairs were annotated
+    one by one.
 
     A relation's predicates are HICO-DET's verbs; "no_interaction" is one of them.
     """
     content = json.loads(path.read_text(encoding="utf-8"))
     objects = [name.replace("_", " ") for name in content["objects"]]
     images = []
-    for number, (item, (width, height)) in enumerate(zip(content["annotation"], content["size"], strict=True)):
+    for number, (item, (width, height)) in enumerate(
+        zip(content["annotation"], content["size"], strict=True)
+    ):
         boxes = Merged()
         relations: dict[tuple[int, int], list[str]] = defaultdict(list)
         columns = (item["boxes_h"], item["boxes_o"], item["object"], item["verb"])
         for person, thing, kind, verb in zip(*columns, strict=True):
             pair = boxes.add(PERSON, person), boxes.add(objects[kind], thing)
             relations[pair].append(content["verbs"][verb])
-        layout = ImageLayout(np.array(boxes.boxes, np.float32).reshape(-1, 4), boxes.classes, width, height)
+        layout = ImageLayout(
+            np.array(boxes.boxes, np.float32).reshape(-1, 4), boxes.classes, width, height
+        )
         rows = [(subject, verbs, thing) for (subject, thing), verbs in relations.items()]
         images.append(AnnotatedImage(number, layout, rows))
     return images

@@ -1,4 +1,6 @@
-"""How good scores of pairs are: average precision, precision at a recall, calibration, and V-COCO's role AP."""
+"""How good scores of pairs are: average precision, precision at a recall, calibration, and V-COCO's
+role AP.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.layout.data import ACTIONS, PERSON, AnnotatedImage
-from rlip_model.evaluation.vcoco import Actions, People, PeopleImage, PredictedPeople, Role, evaluate_vcoco
+from rlip_model.evaluation.vcoco import (
+    Actions,
+    People,
+    PeopleImage,
+    PredictedPeople,
+    Role,
+    evaluate_vcoco,
+)
 from sgpipe.stages.tag.layout.scene import BoolArray, IntArray
 
 RECALLS = (0.8, 0.85, 0.9)
@@ -21,7 +30,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Judged:
-    """Pairs of person and another box with the ground truth. All arrays are [pairs] or [pairs, actions]."""
+    """Pairs of person and another box with the ground truth. All arrays are [pairs] or [pairs,
+    actions].
+    """
 
     pairs: Sequence[IntArray]  # of each image
     interacts: BoolArray
@@ -30,13 +41,20 @@ class Judged:
     classes: NDArray[np.str_]  # of the object
 
     @classmethod
-    def of(cls, images: Sequence[AnnotatedImage], actions: Sequence[str] = (), nothing: str = "") -> Judged:
+    def of(
+        cls, images: Sequence[AnnotatedImage], actions: Sequence[str] = (), nothing: str = ""
+    ) -> Judged:
         """Collect the pairs of images. Pairs whose only predicate is `nothing` do not interact."""
         columns = {action: column for column, action in enumerate(actions)}
         pairs = [image.pairs() for image in images]
-        interacts, done, classes = [], [], []
+        interacts = []
+        done = []
+        classes = []
         for image, own in zip(images, pairs, strict=True):
-            predicates = {(subject, thing): set(words) - {nothing} for subject, words, thing in image.relations}
+            predicates = {
+                (subject, thing): set(words) - {nothing}
+                for subject, words, thing in image.relations
+            }
             for subject, thing in own.tolist():
                 words = predicates.get((subject, thing), set())
                 interacts.append(bool(words))
@@ -70,26 +88,35 @@ def precision_at(scores: Floats, truth: BoolArray, recall: float) -> float:
 
 
 def area_under_roc(scores: Floats, truth: BoolArray) -> float:
-    """Return the probability that a true pair has a higher score than another one; equal scores count half."""
+    """Return the probability that a true pair has a higher score than another one; equal scores
+    count half.
+    """
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    positives, negatives = int(truth.sum()), int((~truth).sum())
+    positives = int(truth.sum())
+    negatives = int((~truth).sum())
     return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def calibration(scores: Floats, truth: BoolArray) -> list[tuple[int, float, float]]:
-    """Return for each tenth of the probability its pairs, their mean probability, and the share that is true."""
+    """Return for each tenth of the probability its pairs, their mean probability, and the share
+    that is true.
+    """
     tenths = np.minimum((scores * TENTHS).astype(int), TENTHS - 1)
     rows = []
     for tenth in range(TENTHS):
         inside = tenths == tenth
         if inside.any():
-            rows.append((int(inside.sum()), float(scores[inside].mean()), float(truth[inside].mean())))
+            rows.append(
+                (int(inside.sum()), float(scores[inside].mean()), float(truth[inside].mean()))
+            )
     return rows
 
 
 def worst_tenth(scores: Floats, truth: BoolArray) -> float:
-    """Return the greatest difference of a tenth between its probability and the share that is true."""
+    """Return the greatest difference of a tenth between its probability and the share that is
+    true.
+    """
     rows = calibration(scores, truth)
     return max(abs(mean - share) for pairs, mean, share in rows if pairs >= MIN_PAIRS)
 
@@ -97,16 +124,20 @@ def worst_tenth(scores: Floats, truth: BoolArray) -> float:
 def mean_average_precision(scores: Floats, truth: BoolArray) -> float:
     """Return the mean over actions that occur, of `[pairs, actions]`."""
     columns = range(truth.shape[1])
-    return float(np.nanmean([average_precision(scores[:, column], truth[:, column]) for column in columns]))
+    return float(
+        np.nanmean([average_precision(scores[:, column], truth[:, column]) for column in columns])
+    )
 
 
 def role_average_precision(
     images: Sequence[AnnotatedImage], judged: Judged, scores: Floats, actions: Sequence[str]
 ) -> float:
-    """Return the mean role AP (scenario 1) of V-COCO's evaluator, given the annotated boxes, over the 24 actions.
+    """Return the mean role AP (scenario 1) of V-COCO's evaluator, given the annotated boxes, over
+    the 24 actions.
 
-    Every person is predicted once with each other box as its roles. The evaluator counts a person once for each role;
-    of several annotated boxes with the same role, the first is the one to be found.
+    Every person is predicted once with each other box as its roles. The evaluator counts a person
+    once for each role; of several annotated boxes with the same role, the first is the one to be
+    found.
 
     Args:
         images: with persons of whom nothing more is known counted as persons who do nothing
@@ -145,7 +176,9 @@ def _people(image: AnnotatedImage, columns: Actions, actions: Sequence[str]) -> 
     return People(image.layout.boxes[persons].astype(float), done, boxes)
 
 
-def _predicted(image: AnnotatedImage, pairs: IntArray, scores: Floats, columns: Actions) -> PredictedPeople:
+def _predicted(
+    image: AnnotatedImage, pairs: IntArray, scores: Floats, columns: Actions
+) -> PredictedPeople:
     """Return a prediction for each pair: the person with the object in every role."""
     boxes = image.layout.boxes.astype(float)
     agents = np.zeros((len(pairs), len(columns.names)))

@@ -1,8 +1,9 @@
-"""Measure the layout model: `python -m experiments.layout.page DATA HICO` writes benchmarks/results/layout.md.
+"""Measure the layout model: `python -m experiments.layout.page DATA HICO` writes
+benchmarks/results/layout.md.
 
-DATA is the folder with test_half.jsonl.gz of the line form, HICO is HICO-DET's instances_test2015.json. The figures are
-appended to layout.jsonl beside the page first, which is written from there. Figures of other runs, such as
-`experiments.layout.compare`, stay.
+DATA is the folder with test_half.jsonl.gz of the line form, HICO is HICO-DET's
+instances_test2015.json. The figures are appended to layout.jsonl beside the page first, which is
+written from there. Figures of other runs, such as `experiments.layout.compare`, stay.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ import typer
 
 from experiments.command import run_command
 from experiments.layout.card import write_card
-from experiments.layout.data import SPLITS, AnnotatedImage, join_instances, read_hico, read_instances, read_lines
+from experiments.layout.data import (
+    SPLITS,
+    AnnotatedImage,
+    join_instances,
+    read_hico,
+    read_instances,
+    read_lines,
+)
 from experiments.layout.measures import (
     RECALLS,
     Floats,
@@ -39,18 +47,87 @@ from sgpipe.utils.atomic import write_text
 from sgpipe.utils.boxes import iou
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-FIGURES, PAGE = "layout.jsonl", "layout.md"
+FIGURES = "layout.jsonl"
+PAGE = "layout.md"
 NO_INTERACTION = "no_interaction"
 HELD_OUT = "a fifth of the training images"
 BATCH = 64  # images scored together
 
 
-def score(model: LayoutModel, images: Sequence[AnnotatedImage], judged: Judged) -> tuple[Floats, Floats]:
-    """Return the probabilities of pairs: `[pairs]` of an interaction, `[pairs, actions]` of each action given it."""
+COLUMNS = ("AP", "AUC", *(f"precision at {recall}" for recall in RECALLS))
+VCOCO_COLUMNS = (
+    "actions mAP",
+    "actions mAP of annotated pairs",
+    "role AP",
+    "AP of persons",
+    "worst tenth",
+)
+
+
+PAGE_TEXT = """\
+# The layout model
+
+Which boxes of a photograph interact, and how, read from the boxes and their classes alone. The model that ships
+(`sgpipe/stages/tag/layout/weights`) learned from the 4,947 images of V-COCO's train and val splits, each seen twice:
+with the boxes that V-COCO annotates (persons, and things that somebody uses), and with all boxes that COCO annotates,
+so that things that nobody touches are negatives, too. No image of V-COCO's or HICO-DET's test sets was trained on.
+
+    python -m experiments.layout DATA --instances INSTANCES --out FOLDER
+    python -m experiments.layout.page DATA HICO --instances TEST_INSTANCES
+    python -m experiments.layout.compare DATA --instances INSTANCES
+
+The figures are in layout.jsonl beside this page.
+
+## Quality
+
+Pairs of a person and a thing, among all such pairs of the image. *V-COCO, boxes of the pairs*: half of V-COCO's test
+images with the boxes of the line form, in which somebody uses every thing. *V-COCO, all boxes of COCO*: the same images
+with all instances; this is what a run on COCO meets. *HICO-DET*: its test images, of which the model saw none
+(zero-shot); pairs with a verb against all other pairs, or against the pairs annotated as "no interaction".
+*Actions mAP*: mean over 24 actions, of the probability that the pair interacts times that of the action, among all
+pairs.
+*Role AP*: V-COCO's evaluator (scenario 1, 24 roles) given the annotated boxes, on this half only and without roles that
+have no box, so it does not compare with published figures. *Worst tenth*: greatest difference between the mean
+probability of a tenth and the share of its pairs that interact, in tenths of at least 50 pairs.
+
+{quality}
+
+## Calibration
+
+{calibration}
+
+## Comparison
+
+Other models, and the network with other training, measured while the model was chosen (lines "choice" of
+layout.jsonl, by scripts that were not kept). `python -m experiments.layout.compare` trains the network without its
+rivals, its classes, and each group of its numbers, and adds its lines here.
+
+{comparison}
+
+The trees are LightGBM 4.7 with numbers made by hand: 41 of the two boxes and the class, and 42 of who else competes, by
+touch, distance and IoU; 300 or 400 trees for pairs, 120 for each action. Networks are single ones; three ship.
+
+* Who else competes matters most: without it trees lose 0.03 AP on boxes of the pairs and 0.09 on all boxes.
+* The network equals the trees at pairs; trees are better at actions by 0.01 to 0.03. The network ships since it needs
+  no new dependency, is read by numpy, and decides all 24 actions at once in well below a millisecond an image.
+* A model that saw only V-COCO's boxes is best on these, since it knows that somebody uses every thing. On all boxes of
+  COCO its probabilities mean little: precision 0.48 at recall 0.8. The shipped model saw both, and pays for it with one
+  or two points of precision on V-COCO's boxes and with calibration: it cannot tell for certain which kind it is given.
+"""
+
+
+def score(
+    model: LayoutModel, images: Sequence[AnnotatedImage], judged: Judged
+) -> tuple[Floats, Floats]:
+    """Return the probabilities of pairs: `[pairs]` of an interaction, `[pairs, actions]` of each
+    action given it.
+    """
     layouts = [image.layout for image in images]
     scores = []
     for start in range(0, len(layouts), BATCH):
-        scores += model.score_many(layouts[start : start + BATCH], judged.pairs[start : start + BATCH])
+        scores += model.score_many(
+            layouts[start : start + BATCH], judged.pairs[start : start + BATCH]
+        )
     interacts = np.concatenate([one.interacts for one in scores]).astype(float)
     actions = np.concatenate([one.actions for one in scores]).astype(float)
     return interacts, actions
@@ -66,7 +143,9 @@ def pair_figures(scores: Floats, truth: BoolArray) -> dict[str, Any]:
     return figures
 
 
-def overlap_figures(images: Sequence[AnnotatedImage], judged: Judged, chosen: BoolArray) -> dict[str, Any]:
+def overlap_figures(
+    images: Sequence[AnnotatedImage], judged: Judged, chosen: BoolArray
+) -> dict[str, Any]:
     """Return precision and recall of `overlap`: every pair whose boxes share some area."""
     ends = []
     for image, pairs in zip(images, judged.pairs, strict=True):
@@ -79,7 +158,9 @@ def overlap_figures(images: Sequence[AnnotatedImage], judged: Judged, chosen: Bo
 
 
 class ClassPrior:
-    """The class of the thing alone: how often a pair with it interacts, and by which actions, in the training set."""
+    """The class of the thing alone: how often a pair with it interacts, and by which actions, in
+    the training set.
+    """
 
     def __init__(self, images: Sequence[AnnotatedImage], actions: Sequence[str]) -> None:
         judged = Judged.of(images, actions)
@@ -107,7 +188,9 @@ def measure(judged: Judged, interacts: Floats, actions: Floats) -> dict[str, Any
     figures["worst tenth"] = worst_tenth(interacts[things], truth)
     figures["calibration"] = calibration(interacts[things], truth)
     figures["actions mAP"] = mean_average_precision(joint[things], judged.actions[things])
-    figures["actions mAP of annotated pairs"] = mean_average_precision(actions[annotated], judged.actions[annotated])
+    figures["actions mAP of annotated pairs"] = mean_average_precision(
+        actions[annotated], judged.actions[annotated]
+    )
     flat = joint[things].ravel()
     figures["worst tenth of relations"] = worst_tenth(flat, judged.actions[things].ravel())
     figures["AP of persons"] = average_precision(interacts[~things], judged.interacts[~things])
@@ -122,9 +205,15 @@ def measure_vcoco(
     before = time.process_time()
     interacts, actions = score(model, images, judged)
     milliseconds = 1000 * (time.process_time() - before) / len(images)
-    shared = {"data": name, "images": len(images), "boxes": float(np.mean([len(i.layout.classes) for i in images]))}
+    shared = {
+        "data": name,
+        "images": len(images),
+        "boxes": float(np.mean([len(i.layout.classes) for i in images])),
+    }
     figures = measure(judged, interacts, actions)
-    figures["role AP"] = role_average_precision(images, judged, interacts[:, None] * actions, model.actions)
+    figures["role AP"] = role_average_precision(
+        images, judged, interacts[:, None] * actions, model.actions
+    )
     figures["CPU-ms per image"] = milliseconds
     prior_figures = measure(judged, *prior.score(judged))
     overlap = overlap_figures(images, judged, judged.with_thing)
@@ -135,16 +224,25 @@ def measure_vcoco(
     ]
 
 
-def measure_hico(model: LayoutModel, images: Sequence[AnnotatedImage], prior: ClassPrior) -> list[dict[str, Any]]:
+def measure_hico(
+    model: LayoutModel, images: Sequence[AnnotatedImage], prior: ClassPrior
+) -> list[dict[str, Any]]:
     """Return the figures on HICO-DET, of which the model never saw an image.
 
-    Pairs of person and thing: those annotated with a verb against all other persons and things of the image, and, of
-    the annotated pairs alone, those with a verb against those with "no interaction" only.
+    Pairs of person and thing: those annotated with a verb against all other persons and things of
+    the image, and, of the annotated pairs alone, those with a verb against those with "no
+    interaction" only.
     """
     judged = Judged.of(images, (), NO_INTERACTION)
     annotated = are_annotated(images, judged)
-    methods = {"layout": score(model, images, judged)[0], "class of the thing": prior.score(judged)[0]}
-    kinds = {"HICO-DET": judged.with_thing, "HICO-DET, annotated pairs": judged.with_thing & annotated}
+    methods = {
+        "layout": score(model, images, judged)[0],
+        "class of the thing": prior.score(judged)[0],
+    }
+    kinds = {
+        "HICO-DET": judged.with_thing,
+        "HICO-DET, annotated pairs": judged.with_thing & annotated,
+    }
     rows: list[dict[str, Any]] = []
     for kind, chosen in kinds.items():
         shared = {"data": kind, "images": len(images)}
@@ -203,19 +301,23 @@ def write_page(folder: Path) -> None:
     write_text(folder / PAGE, text)
 
 
-COLUMNS = ("AP", "AUC", *(f"precision at {recall}" for recall in RECALLS))
-VCOCO_COLUMNS = ("actions mAP", "actions mAP of annotated pairs", "role AP", "AP of persons", "worst tenth")
-
-
 def quality_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the table of all methods on all data."""
     table = [["boxes of", "method", *COLUMNS, *VCOCO_COLUMNS]]
     for row in rows:
         if row["method"] == "overlap":
             text = f"precision {row['precision']:.3f} at recall {row['recall']:.3f}"
-            table.append([row["data"], "overlap", text, *[""] * (len(COLUMNS) + len(VCOCO_COLUMNS) - 1)])
+            table.append(
+                [row["data"], "overlap", text, *[""] * (len(COLUMNS) + len(VCOCO_COLUMNS) - 1)]
+            )
         else:
-            table.append([row["data"], row["method"], *(figure(row, name) for name in (*COLUMNS, *VCOCO_COLUMNS))])
+            table.append(
+                [
+                    row["data"],
+                    row["method"],
+                    *(figure(row, name) for name in (*COLUMNS, *VCOCO_COLUMNS)),
+                ]
+            )
     return table
 
 
@@ -232,7 +334,9 @@ def calibration_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def comparison_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return the table of other models and of parts of the network."""
     names = ("AP", "precision at 0.8", "actions mAP")
-    headings = [f"{name}, {boxes}" for boxes in ("boxes of the pairs", "all boxes") for name in names]
+    headings = [
+        f"{name}, {boxes}" for boxes in ("boxes of the pairs", "all boxes") for name in names
+    ]
     table = [["model", "judged on", *headings]]
     for row in rows:
         cells = [figure(row.get(data, {}), name) for data in ("V-COCO", "COCO") for name in names]
@@ -244,68 +348,24 @@ def figure(row: Mapping[str, Any], name: str) -> str:
     return f"{row[name]:.3f}" if name in row else ""
 
 
-PAGE_TEXT = """\
-# The layout model
-
-Which boxes of a photograph interact, and how, read from the boxes and their classes alone. The model that ships
-(`sgpipe/stages/tag/layout/weights`) learned from the 4,947 images of V-COCO's train and val splits, each seen twice:
-with the boxes that V-COCO annotates (persons, and things that somebody uses), and with all boxes that COCO annotates,
-so that things that nobody touches are negatives, too. No image of V-COCO's or HICO-DET's test sets was trained on.
-
-    python -m experiments.layout DATA --instances INSTANCES --out FOLDER
-    python -m experiments.layout.page DATA HICO --instances TEST_INSTANCES
-    python -m experiments.layout.compare DATA --instances INSTANCES
-
-The figures are in layout.jsonl beside this page.
-
-## Quality
-
-Pairs of a person and a thing, among all such pairs of the image. *V-COCO, boxes of the pairs*: half of V-COCO's test
-images with the boxes of the line form, in which somebody uses every thing. *V-COCO, all boxes of COCO*: the same images
-with all instances; this is what a run on COCO meets. *HICO-DET*: its test images, of which the model saw none
-(zero-shot); pairs with a verb against all other pairs, or against the pairs annotated as "no interaction".
-*Actions mAP*: mean over 24 actions, of the probability that the pair interacts times that of the action, among all
-pairs.
-*Role AP*: V-COCO's evaluator (scenario 1, 24 roles) given the annotated boxes, on this half only and without roles that
-have no box, so it does not compare with published figures. *Worst tenth*: greatest difference between the mean
-probability of a tenth and the share of its pairs that interact, in tenths of at least 50 pairs.
-
-{quality}
-
-## Calibration
-
-{calibration}
-
-## Comparison
-
-Other models, and the network with other training, measured while the model was chosen (lines "choice" of
-layout.jsonl, by scripts that were not kept). `python -m experiments.layout.compare` trains the network without its
-rivals, its classes, and each group of its numbers, and adds its lines here.
-
-{comparison}
-
-The trees are LightGBM 4.7 with numbers made by hand: 41 of the two boxes and the class, and 42 of who else competes, by
-touch, distance and IoU; 300 or 400 trees for pairs, 120 for each action. Networks are single ones; three ship.
-
-* Who else competes matters most: without it trees lose 0.03 AP on boxes of the pairs and 0.09 on all boxes.
-* The network equals the trees at pairs; trees are better at actions by 0.01 to 0.03. The network ships since it needs
-  no new dependency, is read by numpy, and decides all 24 actions at once in well below a millisecond an image.
-* A model that saw only V-COCO's boxes is best on these, since it knows that somebody uses every thing. On all boxes of
-  COCO its probabilities mean little: precision 0.48 at recall 0.8. The shipped model saw both, and pays for it with one
-  or two points of precision on V-COCO's boxes and with calibration: it cannot tell for certain which kind it is given.
-"""
-
-
 def main(
-    data: Annotated[Path, typer.Argument(help="folder with train, val and test_half of the line form")],
+    data: Annotated[
+        Path, typer.Argument(help="folder with train, val and test_half of the line form")
+    ],
     hico: Annotated[Path, typer.Argument(help="HICO-DET's instances_test2015.json")],
-    instances: Annotated[Path | None, typer.Option(help="COCO's instances of the test images")] = None,
+    instances: Annotated[
+        Path | None, typer.Option(help="COCO's instances of the test images")
+    ] = None,
     folder: Annotated[Path, typer.Option(help="folder of the page")] = RESULTS,
-    model: Annotated[Path | None, typer.Option(help="folder of a model; default: the one that ships")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="folder of a model; default: the one that ships")
+    ] = None,
 ) -> None:
     """Measure the layout model and write its page."""
     layout_model = LayoutModel.load(model)
-    prior = ClassPrior(read_lines(data / SPLITS[0]) + read_lines(data / SPLITS[1]), layout_model.actions)
+    prior = ClassPrior(
+        read_lines(data / SPLITS[0]) + read_lines(data / SPLITS[1]), layout_model.actions
+    )
     images = read_lines(data / "test_half.jsonl.gz")
     rows = measure_vcoco(layout_model, images, prior, "V-COCO, boxes of the pairs")
     if instances:

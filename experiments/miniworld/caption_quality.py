@@ -1,8 +1,10 @@
-"""Evaluate a captioner of the miniworld: `python -m experiments.miniworld.caption_quality --captioner FOLDER`.
+"""Evaluate a captioner of the miniworld: `python -m experiments.miniworld.caption_quality
+--captioner FOLDER`.
 
-The pipeline's caption stage captions images of a split that was not used for training. The pipeline's parser and
-matcher read the captions as statements, which are compared with the exact ground truth. The baselines are captions of
-other images, and the most likely statements given only the classes in an image.
+The pipeline's caption stage captions images of a split that was not used for training. The
+pipeline's parser and matcher read the captions as statements, which are compared with the exact
+ground truth. The baselines are captions of other images, and the most likely statements given only
+the classes in an image.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ class CaptionJudge:
         self._predicates = {_lemma(predicate): predicate for predicate in PREDICATES}
 
     def statements(self, captions: Sequence[str]) -> list[tuple[Statement, ...]]:
-        """The statements of each caption, in order; unknown nouns and predicates are kept as written."""
+        """The statements of each caption, in order; unknown nouns and predicates are kept as
+        written.
+        """
         return [
             tuple(
                 (
@@ -94,24 +98,39 @@ def is_true(stated: Sequence[Statement], truth: SceneTruth) -> bool:
     return bool(stated) and truth.everything.issuperset(stated)
 
 
-def correct_rate(captions: Iterable[Sequence[Sequence[Statement]]], truths: Sequence[SceneTruth]) -> HitRate:
+def correct_rate(
+    captions: Iterable[Sequence[Sequence[Statement]]], truths: Sequence[SceneTruth]
+) -> HitRate:
     """The share of correct captions among all captions of all images."""
-    hits = [is_true(stated, truth) for own, truth in zip(captions, truths, strict=True) for stated in own]
+    hits = [
+        is_true(stated, truth)
+        for own, truth in zip(captions, truths, strict=True)
+        for stated in own
+    ]
     return HitRate(sum(hits), len(hits))
 
 
-def coverage(captions: Iterable[Sequence[Sequence[Statement]]], targets: Sequence[frozenset[Statement]]) -> HitRate:
+def coverage(
+    captions: Iterable[Sequence[Sequence[Statement]]], targets: Sequence[frozenset[Statement]]
+) -> HitRate:
     """The share of the `targets` of all images that are stated by the captions of their image."""
     pairs = zip(captions, targets, strict=True)
-    hits = sum(len(image_targets.intersection(*[chain.from_iterable(own)])) for own, image_targets in pairs)
+    hits = sum(
+        len(image_targets.intersection(*[chain.from_iterable(own)])) for own, image_targets in pairs
+    )
     return HitRate(hits, sum(map(len, targets)))
 
 
 def by_predicate(
     captions: Iterable[Sequence[Sequence[Statement]]], truths: Sequence[SceneTruth]
 ) -> dict[str, tuple[HitRate, HitRate]]:
-    """By predicate: the share of its statements that are true, and the share of its composed facts that are stated."""
-    predicted, correct, targets, matched = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
+    """By predicate: the share of its statements that are true, and the share of its composed facts
+    that are stated.
+    """
+    predicted = Counter[str]()
+    correct = Counter[str]()
+    targets = Counter[str]()
+    matched = Counter[str]()
     for own, truth in zip(captions, truths, strict=True):
         statements = list(chain.from_iterable(own))
         predicted.update(predicate for _, predicate, _ in statements)
@@ -119,7 +138,10 @@ def by_predicate(
         targets.update(predicate for _, predicate, _ in truth.composed)
         matched.update(predicate for _, predicate, _ in truth.composed.intersection(statements))
     return {
-        predicate: (HitRate(correct[predicate], predicted[predicate]), HitRate(matched[predicate], targets[predicate]))
+        predicate: (
+            HitRate(correct[predicate], predicted[predicate]),
+            HitRate(matched[predicate], targets[predicate]),
+        )
         for predicate in PREDICATES
         if predicted[predicate] or targets[predicate]
     }
@@ -132,11 +154,16 @@ def _lemma(predicate: str) -> str:
 
 
 class ObjectsOnlyGuess:
-    """A baseline that sees only the classes in a scene: the statements most often true of each pair of classes."""
+    """A baseline that sees only the classes in a scene: the statements most often true of each pair
+    of classes.
+    """
 
     def __init__(self, scenes: Iterable[tuple[Scene, SceneTruth]]) -> None:
-        """Count in `scenes` how often two classes occur together, and how often each statement about them is true."""
-        present, true = Counter[tuple[str, str]](), Counter[Statement]()
+        """Count in `scenes` how often two classes occur together, and how often each statement
+        about them is true.
+        """
+        present = Counter[tuple[str, str]]()
+        true = Counter[Statement]()
         for scene, truth in scenes:
             present.update(_pairs(scene))
             true.update(truth.everything)
@@ -148,7 +175,10 @@ class ObjectsOnlyGuess:
     def __call__(self, scene: Scene, count: int) -> list[Statement]:
         """The `count` most likely statements about the scene, best first."""
         chances = [chance for pair in _pairs(scene) for chance in self._chances.get(pair, ())]
-        return [statement for _, statement in sorted(chances, key=lambda chance: (-chance[0], chance[1]))[:count]]
+        return [
+            statement
+            for _, statement in sorted(chances, key=lambda chance: (-chance[0], chance[1]))[:count]
+        ]
 
 
 def _pairs(scene: Scene) -> set[tuple[str, str]]:
@@ -161,8 +191,8 @@ def _pairs(scene: Scene) -> set[tuple[str, str]]:
 class CaptionScores:
     """Quality of the captions of one method.
 
-    `correct`: captions that are correct. `composed`: composed statements that the captions cover; `everything`: also
-    implied statements.
+    `correct`: captions that are correct. `composed`: composed statements that the captions cover;
+    `everything`: also implied statements.
     """
 
     name: str
@@ -173,15 +203,20 @@ class CaptionScores:
 
 @dataclass(frozen=True)
 class CaptionQuality:
-    """Scores by captioning method, and by predicate the correctness and the coverage of the nucleus samples."""
+    """Scores by captioning method, and by predicate the correctness and the coverage of the nucleus
+    samples.
+    """
 
     images: int
     rows: tuple[CaptionScores, ...]
     predicates: dict[str, tuple[HitRate, HitRate]]
 
 
-def measure(captioner: str, images: int, seed: int = 0, split: str = "val", *, counted: int = 4000) -> CaptionQuality:
-    """Caption the first images of a split, greedily and by ten nucleus samples (top_p 0.9), and score the captions.
+def measure(
+    captioner: str, images: int, seed: int = 0, split: str = "val", *, counted: int = 4000
+) -> CaptionQuality:
+    """Caption the first images of a split, greedily and by ten nucleus samples (top_p 0.9), and
+    score the captions.
 
     The baselines are the greedy captions of other images and `ObjectsOnlyGuess`.
 
@@ -203,8 +238,16 @@ def measure(captioner: str, images: int, seed: int = 0, split: str = "val", *, c
         _scores("greedy", best, truths),
         _scores(f"{SAMPLES} nucleus samples", sampled, truths),
         _scores("greedy, of other images", [*best[1:], best[0]], truths),
-        _scores("objects known: best guess", [[[s] for s in guess(scene, 1)] for scene in scenes], truths),
-        _scores(f"objects known: {SAMPLES} best", [[[s] for s in guess(scene, SAMPLES)] for scene in scenes], truths),
+        _scores(
+            "objects known: best guess",
+            [[[s] for s in guess(scene, 1)] for scene in scenes],
+            truths,
+        ),
+        _scores(
+            f"objects known: {SAMPLES} best",
+            [[[s] for s in guess(scene, SAMPLES)] for scene in scenes],
+            truths,
+        ),
     )
     return CaptionQuality(images, rows, by_predicate(sampled, truths))
 
@@ -220,7 +263,9 @@ def _scores(
     )
 
 
-def _captions(captioner: str, decoding: str, scenes: Sequence[Scene], folder: Path) -> list[list[str]]:
+def _captions(
+    captioner: str, decoding: str, scenes: Sequence[Scene], folder: Path
+) -> list[list[str]]:
     config = CaptionConfig(captioner=captioner, decoding=decoding, beams=1, samples=SAMPLES)
     records = [
         Record(
@@ -238,7 +283,9 @@ def _captions(captioner: str, decoding: str, scenes: Sequence[Scene], folder: Pa
     return [[caption.text for caption in record.captions] for record in stage(records)]
 
 
-def _read(judge: CaptionJudge, captions: Sequence[Sequence[str]]) -> list[list[tuple[Statement, ...]]]:
+def _read(
+    judge: CaptionJudge, captions: Sequence[Sequence[str]]
+) -> list[list[tuple[Statement, ...]]]:
     return [judge.statements(own) for own in captions]
 
 
@@ -252,7 +299,10 @@ def quality_rows(quality: CaptionQuality) -> list[list[str]]:
     return [
         ["captions", "correct", "cover composed", "cover all"],
         *(
-            [row.name, *(f"{rate.value:.1%}" for rate in (row.correct, row.composed, row.everything))]
+            [
+                row.name,
+                *(f"{rate.value:.1%}" for rate in (row.correct, row.composed, row.everything)),
+            ]
             for row in quality.rows
         ),
     ]
@@ -263,7 +313,13 @@ def predicate_rows(quality: CaptionQuality) -> list[list[str]]:
     return [
         ["predicate", "stated", "correct", "composed", "covered"],
         *(
-            [predicate, f"{correct.total}", f"{correct.value:.1%}", f"{covered.total}", f"{covered.value:.1%}"]
+            [
+                predicate,
+                f"{correct.total}",
+                f"{correct.value:.1%}",
+                f"{covered.total}",
+                f"{covered.value:.1%}",
+            ]
             for predicate, (correct, covered) in quality.predicates.items()
         ),
     ]

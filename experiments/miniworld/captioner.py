@@ -1,4 +1,6 @@
-"""Build a tiny BLIP for the miniworld (transformers' model and tokenizer with a small vocabulary), and its recipe."""
+"""Build a tiny BLIP for the miniworld (transformers' model and tokenizer with a small vocabulary),
+and its recipe.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def caption_words() -> tuple[str, ...]:
 
 
 def save_tokenizer(folder: Path, words: Iterable[str]) -> PreTrainedTokenizerBase:
-    """Save BLIP's tokenizer in `folder`: BERT's WordPiece with whole words only, plus [DEC] and [ENC]."""
+    """Save BLIP's tokenizer in `folder`: BERT's WordPiece with whole words only, plus [DEC] and
+    [ENC].
+    """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.txt").write_text("\n".join([*_SPECIAL, *words]) + "\n", encoding="utf-8")
     tokenizer = BertTokenizerFast.from_pretrained(folder)
@@ -68,8 +72,12 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [tokenizer.bos_token_id, *tokenizer(PROMPT, add_special_tokens=False)["input_ids"]]
 
 
-def build_captioner(config: CaptionerModelConfig, tokenizer: PreTrainedTokenizerBase) -> BlipForConditionalGeneration:
-    """A model with random weights from PyTorch's default generator, and sinusoidal patch positions."""
+def build_captioner(
+    config: CaptionerModelConfig, tokenizer: PreTrainedTokenizerBase
+) -> BlipForConditionalGeneration:
+    """A model with random weights from PyTorch's default generator, and sinusoidal patch
+    positions.
+    """
     end = tokenizer.sep_token_id
     model = BlipForConditionalGeneration(
         BlipConfig(
@@ -100,18 +108,23 @@ def build_captioner(config: CaptionerModelConfig, tokenizer: PreTrainedTokenizer
     )
     _initialise(model)
     with torch.no_grad():
-        model.vision_model.embeddings.position_embedding[0, 1:] = sine_positions(config.grid, config.vision_width)
+        model.vision_model.embeddings.position_embedding[0, 1:] = sine_positions(
+            config.grid, config.vision_width
+        )
     return model
 
 
 def _initialise(model: BlipForConditionalGeneration) -> None:
-    """Scale random weights by their number of inputs. BLIP's own initialisation, meant for a ViT, is nearly 0."""
+    """Scale random weights by their number of inputs. BLIP's own initialisation, meant for a ViT,
+    is nearly 0.
+    """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
     vision_layers: Any = model.vision_model.encoder.layers
     for layer in vision_layers:
-        # Keys equal queries, so that a patch first attends to similar patches, such as its neighbours.
+        # Keys equal queries, so that a patch first attends to similar patches, such as its
+        # neighbours.
         query, key, _ = layer.self_attn.qkv.weight.data.chunk(3)
         key.copy_(query)
         # Keeps the scale of the residual stream over all layers.
@@ -121,16 +134,18 @@ def _initialise(model: BlipForConditionalGeneration) -> None:
 
 @torch.no_grad()
 def whiten_patches(model: BlipForConditionalGeneration, pixels: torch.Tensor) -> None:
-    """Initialise the patch embedding with the principal components of patches, scaled to equal variance.
+    """Initialise the patch embedding with the principal components of patches, scaled to equal
+    variance.
 
-    Most of an image is of uniform colour, so random filters respond to little else; these also respond to edges
-    (Coates and Ng, 2012, section 3).
+    Most of an image is of uniform colour, so random filters respond to little else; these also
+    respond to edges (Coates and Ng, 2012, section 3).
 
     Args:
         pixels: [images, 3, side, side], normalised.
     """
     embedding: Any = model.vision_model.embeddings.patch_embedding
-    side, width = embedding.kernel_size[0], embedding.out_channels
+    side = embedding.kernel_size[0]
+    width = embedding.out_channels
     patches = F.unfold(pixels, side, stride=side).transpose(1, 2).flatten(0, 1)
     mean = patches.mean(0)
     variances, components = torch.linalg.eigh((patches - mean).T.cov())
@@ -143,7 +158,8 @@ def whiten_patches(model: BlipForConditionalGeneration, pixels: torch.Tensor) ->
 def sine_positions(grid: int, width: int) -> torch.Tensor:
     """[grid * grid, width] in row-major order: sines and cosines of the row, then of the column.
 
-    Vaswani et al., 2017, section 3.5, in two dimensions, with wavelengths for a grid of a few patches.
+    Vaswani et al., 2017, section 3.5, in two dimensions, with wavelengths for a grid of a few
+    patches.
     """
     wavelengths = 2.0 * grid ** torch.linspace(0, 1, width // 4)
     angles = 2 * torch.pi * torch.arange(grid)[:, None] / wavelengths
@@ -154,7 +170,9 @@ def sine_positions(grid: int, width: int) -> torch.Tensor:
 
 
 def save_captioner(model: BlipForConditionalGeneration, folder: Path) -> None:
-    """Save the weights in half precision with their configuration, next to the tokenizer in `folder`."""
+    """Save the weights in half precision with their configuration, next to the tokenizer in
+    `folder`.
+    """
     copy.deepcopy(model).half().save_pretrained(folder)
     vision_config: Any = model.config.vision_config
     size = {"height": vision_config.image_size, "width": vision_config.image_size}
@@ -191,12 +209,20 @@ class CaptionerConfig(Config):
 
     model: CaptionerModelConfig = CaptionerModelConfig()
     seed: int = Field(0, ge=0)
-    train_images: int = Field(40_000, ge=1, description="first images of the train split, randomly mirrored")
+    train_images: int = Field(
+        40_000, ge=1, description="first images of the train split, randomly mirrored"
+    )
     steps: int = Field(12_000, ge=1)
     batch_size: int = Field(16, ge=1)
     dense_share: float = Field(0.3, ge=0, lt=1)
-    dense_weight: float = Field(0.2, ge=0, description="weight of the dense loss relative to the caption loss")
-    learning_rate: float = Field(2e-3, gt=0, description="for embeddings, norms, biases and heads (AdamW)")
-    matrix_learning_rate: float = Field(0.01, gt=0, description="for the matrices of the layers (Muon)")
+    dense_weight: float = Field(
+        0.2, ge=0, description="weight of the dense loss relative to the caption loss"
+    )
+    learning_rate: float = Field(
+        2e-3, gt=0, description="for embeddings, norms, biases and heads (AdamW)"
+    )
+    matrix_learning_rate: float = Field(
+        0.01, gt=0, description="for the matrices of the layers (Muon)"
+    )
     weight_decay: float = Field(0.02, ge=0, description="for the matrices of the layers")
     warmup: int = Field(100, ge=0, description="steps")

@@ -1,4 +1,6 @@
-"""Training data of the captioner: small images, their captions, and dense labels of what each patch shows."""
+"""Training data of the captioner: small images, their captions, and dense labels of what each patch
+shows.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
-from experiments.miniworld.captioner import CaptionerModelConfig, canonical_caption, nouns_of, prompt_ids
+from experiments.miniworld.captioner import (
+    CaptionerModelConfig,
+    canonical_caption,
+    nouns_of,
+    prompt_ids,
+)
 from sgpipe.miniworld.actors import KINDS
 from sgpipe.miniworld.dataset import RenderedScene, render
 from sgpipe.miniworld.relations import CONVERSE, RULES
@@ -20,8 +27,8 @@ from sgpipe.miniworld.scene import Fact, Scene, names_of, random_scene
 
 NOUNS: tuple[str, ...] = tuple(noun for kind in KINDS for noun in nouns_of(kind))
 TAUGHT_PREDICATES: tuple[str, ...] = tuple(dict.fromkeys(rule.predicate for rule in RULES))
-# Labels of a patch: its nouns, the predicates they are subject or object of, the nouns of the objects, and of the
-# subjects.
+# Labels of a patch: its nouns, the predicates they are subject or object of, the nouns of the
+# objects, and of the subjects.
 DENSE_LABELS = 3 * len(NOUNS) + 2 * len(TAUGHT_PREDICATES)
 # A thing that covers less than this fraction of a patch is not labelled.
 _MIN_COVERAGE = 0.04
@@ -48,8 +55,8 @@ class CaptionerData:
     Attributes:
         pixels: uint8 [images, 3, side, side].
         dense: bool [images, patches, DENSE_LABELS].
-        tokens: [images, captions, length], each caption from [DEC] to [SEP], padded with token 0; images with fewer
-            captions have rows that are all padding.
+        tokens: [images, captions, length], each caption from [DEC] to [SEP], padded with token 0;
+            images with fewer captions have rows that are all padding.
     """
 
     pixels: Tensor
@@ -67,8 +74,11 @@ def render_captioner_data(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> CaptionerData:
-    """Render the first images of the train split of a seed; `progress` gets the number of images so far."""
-    size, grid = config.image_size, config.grid
+    """Render the first images of the train split of a seed; `progress` gets the number of images so
+    far.
+    """
+    size = config.image_size
+    grid = config.grid
     pixels = torch.empty(images, 3, size, size, dtype=torch.uint8)
     dense = torch.empty(images, grid * grid, DENSE_LABELS, dtype=torch.bool)
     captions: list[Tensor] = []
@@ -95,16 +105,22 @@ def dense_labels(scene: Scene, rendered: RenderedScene, grid: int) -> Tensor:
         things[fact.subject, subject + predicate] = 1
         things[fact.object, object_ + predicate] = 1
         things[fact.subject, partner + NOUNS.index(names_of(scene.things[fact.object])[0])] = 1
-        things[fact.object, partner + len(NOUNS) + NOUNS.index(names_of(scene.things[fact.subject])[0])] = 1
+        things[
+            fact.object, partner + len(NOUNS) + NOUNS.index(names_of(scene.things[fact.subject])[0])
+        ] = 1
     return visible_in_patches(rendered.owners, len(scene.things), grid).float() @ things > 0
 
 
 def visible_in_patches(owners: np.ndarray, things: int, grid: int) -> Tensor:
-    """bool [grid * grid, things]: the things that are visible in each patch of an image divided into a grid."""
+    """bool [grid * grid, things]: the things that are visible in each patch of an image divided
+    into a grid.
+    """
     height, width = owners.shape
     rows, columns = (np.arange(side) * grid // side for side in (height, width))
     patches = rows[:, None] * grid + columns
-    counts = np.bincount((patches * (things + 1) + owners).ravel(), minlength=grid * grid * (things + 1))
+    counts = np.bincount(
+        (patches * (things + 1) + owners).ravel(), minlength=grid * grid * (things + 1)
+    )
     shares = counts.reshape(grid * grid, things + 1) * (grid * grid / (height * width))
     return torch.from_numpy(shares[:, 1:] > _MIN_COVERAGE)
 

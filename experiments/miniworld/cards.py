@@ -1,4 +1,6 @@
-"""The cards (README.md) of the packaged miniworld models: how they were trained, and how good they are."""
+"""The cards (README.md) of the packaged miniworld models: how they were trained, and how good they
+are.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,6 @@ from experiments.miniworld.detector_quality import DetectorQuality
 from experiments.miniworld.network_quality import TaggerQuality
 from sgpipe.recipe import PackagedModel
 from sgpipe.training.recipe import TrainRecipe
-
-
-@dataclass(frozen=True)
-class TrainingCost:
-    """The CPU-seconds of a training, and the number of parameters."""
-
-    seconds: float
-    parameters: int
-
-
-def markdown_table(rows: list[list[str]]) -> str:
-    """A Markdown table; the first row is the header."""
-    head, *body = (f"| {' | '.join(row)} |" for row in rows)
-    return "\n".join([head, f"|{'---|' * len(rows[0])}", *body])
-
 
 CAPTIONER_CARD = """\
 # The miniworld's captioner
@@ -73,21 +60,6 @@ The nucleus samples by predicate:
 
 The model is made for images of the miniworld; its captions of any other image are meaningless.
 """
-
-
-def write_captioner_card(folder: Path, config: CaptionerConfig, cost: TrainingCost, quality: CaptionQuality) -> None:
-    """Write README.md into the captioner's folder."""
-    card = CAPTIONER_CARD.format(
-        parameters=cost.parameters,
-        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
-        seconds=cost.seconds,
-        recipe=yaml.safe_dump(config.model_dump(), sort_keys=False),
-        rows=markdown_table(caption_quality.quality_rows(quality)),
-        predicates=markdown_table(caption_quality.predicate_rows(quality)),
-        images=quality.images,
-        **config.model_dump(include={"train_images", "steps", "batch_size", "dense_share"}),
-    )
-    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 NETWORK_CARD = """\
@@ -154,17 +126,57 @@ least 0.5 with their ground truth.
 """
 
 
+@dataclass(frozen=True)
+class TrainingCost:
+    """The CPU-seconds of a training, and the number of parameters."""
+
+    seconds: float
+    parameters: int
+
+
+def markdown_table(rows: list[list[str]]) -> str:
+    """A Markdown table; the first row is the header."""
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, f"|{'---|' * len(rows[0])}", *body])
+
+
+def write_captioner_card(
+    folder: Path, config: CaptionerConfig, cost: TrainingCost, quality: CaptionQuality
+) -> None:
+    """Write README.md into the captioner's folder."""
+    card = CAPTIONER_CARD.format(
+        parameters=cost.parameters,
+        megabytes=(folder / "model.safetensors").stat().st_size / 1e6,
+        seconds=cost.seconds,
+        recipe=yaml.safe_dump(config.model_dump(), sort_keys=False),
+        rows=markdown_table(caption_quality.quality_rows(quality)),
+        predicates=markdown_table(caption_quality.predicate_rows(quality)),
+        images=quality.images,
+        **config.model_dump(include={"train_images", "steps", "batch_size", "dense_share"}),
+    )
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
 def write_tagger_card(
-    folder: Path, recipe: TrainRecipe, train_images: int, cost: TrainingCost, measured: TaggerQuality
+    folder: Path,
+    recipe: TrainRecipe,
+    train_images: int,
+    cost: TrainingCost,
+    measured: TaggerQuality,
 ) -> None:
     """Write README.md into the tagger's folder."""
     quality = TAGGER_QUALITY.format(
         images=measured.images,
         rows=markdown_table(network_quality.quality_rows(measured)),
-        given_pairs=", ".join(f"{value:.3f} on {split}" for split, value in measured.given_pairs.items()),
+        given_pairs=", ".join(
+            f"{value:.3f} on {split}" for split, value in measured.given_pairs.items()
+        ),
         predicates=markdown_table(network_quality.predicate_rows(measured)),
     )
-    what = "A tiny R-Tagger that scores the relations between given boxes in images of sgpipe's miniworld."
+    what = (
+        "A tiny R-Tagger that scores the relations between given boxes in images of sgpipe's"
+        " miniworld."
+    )
     use = "It is the default tagger of `sgpipe generate`."
     _write(folder, "tagger", ("R-Tagger", what, use), recipe, train_images, cost, quality)
 
@@ -178,9 +190,17 @@ def write_parseda_card(
     measured: Mapping[str, DetectorQuality],
 ) -> None:
     """Write README.md into the detector's folder; `measured`: by split."""
-    quality = PARSEDA_QUALITY.format(images=images, rows=markdown_table(detector_quality.quality_rows(measured)))
-    what = "A tiny ParSeDA that detects the things in images of sgpipe's miniworld and their relations."
-    use = "It is the detector of `sgpipe label --recipe miniworld`, and a start for `sgpipe train --init`."
+    quality = PARSEDA_QUALITY.format(
+        images=images, rows=markdown_table(detector_quality.quality_rows(measured))
+    )
+    what = (
+        "A tiny ParSeDA that detects the things in images of sgpipe's miniworld and their"
+        " relations."
+    )
+    use = (
+        "It is the detector of `sgpipe label --recipe miniworld`, and a start for `sgpipe train"
+        " --init`."
+    )
     _write(folder, "parseda", ("ParSeDA", what, use), recipe, train_images, cost, quality)
 
 
@@ -194,7 +214,9 @@ def _write(
     quality: str,
 ) -> None:
     title, what, use = words
-    settings = recipe.model_dump(mode="json", include={"model", "data", "loss", "optimisation"}, exclude_defaults=True)
+    settings = recipe.model_dump(
+        mode="json", include={"model", "data", "loss", "optimisation"}, exclude_defaults=True
+    )
     settings["data"].pop("train", None)
     card = NETWORK_CARD.format(
         title=title,

@@ -1,4 +1,6 @@
-"""Evaluate a ParSeDA of the miniworld: its triplets, its boxes, and the labels of the pipeline between its boxes."""
+"""Evaluate a ParSeDA of the miniworld: its triplets, its boxes, and the labels of the pipeline
+between its boxes.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +48,12 @@ class DetectorQuality:
 
     Args:
         triplets: the measures of `RelationScores`.
-        interactions: mean average precision by HICO-DET's protocol, over (person, predicate, object) classes.
-        boxes: COCO's measures of its boxes, and their precision and recall at `threshold`, that of the recipe.
-        labels: of the relations that captioner and tagger find between its boxes, against each truth.
+        interactions: mean average precision by HICO-DET's protocol, over (person, predicate,
+            object) classes.
+        boxes: COCO's measures of its boxes, and their precision and recall at `threshold`, that of
+            the recipe.
+        labels: of the relations that captioner and tagger find between its boxes, against each
+            truth.
     """
 
     triplets: Mapping[str, float]
@@ -58,12 +63,18 @@ class DetectorQuality:
     labels: Mapping[Truth, LabelQuality]
 
 
-def measure_detector(network: Path, recipe: TrainRecipe, split: str, images: int, seed: int = 0) -> DetectorQuality:
-    """Measure a ParSeDA on the first images of a split. Raises UserError, EngineError: as `generate`."""
+def measure_detector(
+    network: Path, recipe: TrainRecipe, split: str, images: int, seed: int = 0
+) -> DetectorQuality:
+    """Measure a ParSeDA on the first images of a split. Raises UserError, EngineError: as
+    `generate`.
+    """
     with TemporaryDirectory() as folder:
         files = MiniworldFiles(Path(folder) / "drawn")
         files.make(MiniworldConfig.model_validate({"images": images, "seed": seed, "split": split}))
-        model = ModelRun(model=network, data=files.all_relations, classes=files.world / INTERACTION_CLASSES)
+        model = ModelRun(
+            model=network, data=files.all_relations, classes=files.world / INTERACTION_CLASSES
+        )
         interactions = score_hico(model, zero_shot=True)
         threshold = load_recipe("miniworld").detect.threshold
         boxes = _detect(network, files.world, Path(folder) / "boxes.json")
@@ -100,13 +111,22 @@ def _detect(network: Path, world: Path, out: Path) -> Path:
             found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
         ):
             bbox = [left, top, right - left, bottom - top]
-            results.append({"image_id": item["id"], "category_id": classes[label], "bbox": bbox, "score": score})
+            results.append(
+                {
+                    "image_id": item["id"],
+                    "category_id": classes[label],
+                    "bbox": bbox,
+                    "score": score,
+                }
+            )
     out.write_text(json.dumps(results), encoding="utf-8")
     return out
 
 
 def quality_lines(qualities: Mapping[str, DetectorQuality]) -> Iterator[Line]:
-    """Yield a line for the network on each split, and one for each threshold and truth of the labels."""
+    """Yield a line for the network on each split, and one for each threshold and truth of the
+    labels.
+    """
     for split, quality in qualities.items():
         at = f"at {quality.threshold:g}"
         yield {
@@ -126,8 +146,12 @@ def quality_rows(qualities: Mapping[str, DetectorQuality]) -> list[list[str]]:
     """Table cells by split; the first row is the header."""
     first = next(iter(qualities.values()))
     at = f"at {first.threshold:g}"
-    labels = [f"labels, {truth}: {measure}" for truth in TRUTHS for measure in ("precision", "recall")]
-    rows = [["images", "AP50", f"boxes: precision {at}", "recall", *labels, "HOI mAP", "triplet AP"]]
+    labels = [
+        f"labels, {truth}: {measure}" for truth in TRUTHS for measure in ("precision", "recall")
+    ]
+    rows = [
+        ["images", "AP50", f"boxes: precision {at}", "recall", *labels, "HOI mAP", "triplet AP"]
+    ]
     for split, quality in qualities.items():
         shares = [quality.boxes[f"precision {at}"], quality.boxes[f"recall {at}"]]
         for truth in TRUTHS:
@@ -140,10 +164,14 @@ def quality_rows(qualities: Mapping[str, DetectorQuality]) -> list[list[str]]:
 
 
 def main(
-    detector: Annotated[Path | None, typer.Option(help="folder of a ParSeDA; default: the packaged one")] = None,
+    detector: Annotated[
+        Path | None, typer.Option(help="folder of a ParSeDA; default: the packaged one")
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="number of images per split")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    results: Annotated[Path | None, typer.Option(help="append the figures to this file, as JSON lines")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="append the figures to this file, as JSON lines")
+    ] = None,
 ) -> None:
     """Print the quality of a detector of the miniworld."""
     network = detector or packaged_model("parseda")

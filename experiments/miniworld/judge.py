@@ -1,4 +1,5 @@
-"""Build a tiny SigLIP for the miniworld, whose image encoder starts as the packaged captioner's, and its settings.
+"""Build a tiny SigLIP for the miniworld, whose image encoder starts as the packaged captioner's,
+and its settings.
 
 SigLIP is a CLIP whose layers are those of BLIP's image encoder.
 """
@@ -59,13 +60,17 @@ class JudgeConfig(Config):
 
 def judge_words() -> tuple[str, ...]:
     """Every word of the texts of relations."""
-    return tuple(dict.fromkeys(word for text in (*_ARTICLES, *KINDS, *PREDICATES) for word in text.split()))
+    return tuple(
+        dict.fromkeys(word for text in (*_ARTICLES, *KINDS, *PREDICATES) for word in text.split())
+    )
 
 
 def save_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     """Save a tokenizer of whole words in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join([*_SPECIAL, *judge_words()]) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text(
+        "\n".join([*_SPECIAL, *judge_words()]) + "\n", encoding="utf-8"
+    )
     tokenizer = BertTokenizerFast.from_pretrained(folder, model_max_length=_POSITIONS)
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -75,7 +80,13 @@ def build_judge(config: JudgeConfig, tokenizer: PreTrainedTokenizerBase) -> Sigl
     """A model with random weights, but for its image encoder."""
     captioner = BlipForConditionalGeneration.from_pretrained(packaged_model("captioner")).float()
     seen: Any = captioner.config.vision_config
-    shared = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+    shared = (
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "patch_size",
+    )
     vision = {name: getattr(seen, name) for name in (*shared, "hidden_act", "layer_norm_eps")}
     text = {
         "hidden_size": config.text_width,
@@ -90,7 +101,9 @@ def build_judge(config: JudgeConfig, tokenizer: PreTrainedTokenizerBase) -> Sigl
         "pad_token_id": tokenizer.pad_token_id,
     }
     model = SiglipModel(
-        SiglipConfig.from_dict({"text_config": text, "vision_config": {**vision, "image_size": config.side}})
+        SiglipConfig.from_dict(
+            {"text_config": text, "vision_config": {**vision, "image_size": config.side}}
+        )
     )
     _initialise(model)
     _copy_encoder(captioner, model)
@@ -99,7 +112,9 @@ def build_judge(config: JudgeConfig, tokenizer: PreTrainedTokenizerBase) -> Sigl
 
 @torch.no_grad()
 def _initialise(model: SiglipModel) -> None:
-    """Scale random weights by their number of inputs: SigLIP's own initialisation is meant for large models."""
+    """Scale random weights by their number of inputs: SigLIP's own initialisation is meant for
+    large models.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
@@ -142,7 +157,9 @@ def normalised(pixels: Tensor) -> Tensor:
     return (pixels.float() / 255 - mean) / std
 
 
-def save_judge(model: SiglipModel, config: JudgeConfig, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_judge(
+    model: SiglipModel, config: JudgeConfig, tokenizer: PreTrainedTokenizerBase, folder: Path
+) -> None:
     """Save the weights in half precision, and the processor."""
     model.half().save_pretrained(folder)
     size = {"height": config.side, "width": config.side}

@@ -1,4 +1,6 @@
-"""Training data of the judge: crops of two things of an image, and which of the possible relations hold."""
+"""Training data of the judge: crops of two things of an image, and which of the possible relations
+hold.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class ClaimTexts:
     Attributes:
         texts: distinct ones.
         own: int64 `[classes, classes, predicates]`, indices of the relations' texts.
-        contrasts: int64 `[classes, classes, predicates, 2]`, those of the contrast texts; -1: there is none.
+        contrasts: int64 `[classes, classes, predicates, 2]`, those of the contrast texts; -1: there
+            is none.
         possible: bool `[classes, classes, predicates]`, whether the miniworld has such relations.
     """
 
@@ -46,14 +49,17 @@ def claim_texts() -> ClaimTexts:
     """The texts of all relations between classes of the miniworld."""
     numbers: dict[str, int] = {}
     size = (len(KINDS), len(KINDS), len(PREDICATES))
-    own, contrasts = torch.empty(size, dtype=torch.long), torch.full((*size, 2), NO_TEXT)
+    own = torch.empty(size, dtype=torch.long)
+    contrasts = torch.full((*size, 2), NO_TEXT)
     possible = torch.zeros(size, dtype=torch.bool)
     stated = _possible()
     for s, subject in enumerate(KINDS):
         for o, object_ in enumerate(KINDS):
             boxes = [Box(subject, 0, (0, 0, 1, 1)), Box(object_, 0, (0, 0, 1, 1))]
             for p, predicate in enumerate(PREDICATES):
-                own[s, o, p] = numbers.setdefault(relation_text(boxes[0], predicate, boxes[1]), len(numbers))
+                own[s, o, p] = numbers.setdefault(
+                    relation_text(boxes[0], predicate, boxes[1]), len(numbers)
+                )
                 for place, text in enumerate(contrast_texts(boxes, Relation(0, 1, predicate))):
                     contrasts[s, o, p, place] = numbers.setdefault(text, len(numbers))
                 possible[s, o, p] = (subject, predicate, object_) in stated
@@ -83,7 +89,9 @@ class JudgeData:
         return len(self.pixels)
 
 
-def render_judge_data(config: JudgeConfig, progress: Callable[[int], None] | None = None) -> JudgeData:
+def render_judge_data(
+    config: JudgeConfig, progress: Callable[[int], None] | None = None
+) -> JudgeData:
     """Crops of the first images of the train split; `progress` gets the number of images so far."""
     rng = np.random.default_rng(config.seed)
     pixels: list[Tensor] = []
@@ -94,8 +102,12 @@ def render_judge_data(config: JudgeConfig, progress: Callable[[int], None] | Non
         true = _true_predicates(scene)
         for crop, (subject, object_) in _crops(scene, render(scene), true.keys(), config, rng):
             pixels.append(torch.from_numpy(np.array(crop)).permute(2, 0, 1))
-            classes.append((KINDS.index(scene.things[subject].kind), KINDS.index(scene.things[object_].kind)))
-            holds.append(true.get((subject, object_), torch.zeros(len(PREDICATES), dtype=torch.bool)))
+            classes.append(
+                (KINDS.index(scene.things[subject].kind), KINDS.index(scene.things[object_].kind))
+            )
+            holds.append(
+                true.get((subject, object_), torch.zeros(len(PREDICATES), dtype=torch.bool))
+            )
         if progress:
             progress(number + 1)
     return JudgeData(torch.stack(pixels), torch.tensor(classes), torch.stack(holds))
@@ -105,16 +117,25 @@ def _true_predicates(scene: Scene) -> Mapping[Pair, Tensor]:
     """Which predicates hold, bool `[predicates]`, of each related ordered pair."""
     true: dict[Pair, Tensor] = {}
     for fact in scene.facts:
-        own = true.setdefault((fact.subject, fact.object), torch.zeros(len(PREDICATES), dtype=torch.bool))
+        own = true.setdefault(
+            (fact.subject, fact.object), torch.zeros(len(PREDICATES), dtype=torch.bool)
+        )
         own[PREDICATES.index(fact.predicate)] = True
     return true
 
 
 def _crops(
-    scene: Scene, rendered: RenderedScene, related: Collection[Pair], config: JudgeConfig, rng: np.random.Generator
+    scene: Scene,
+    rendered: RenderedScene,
+    related: Collection[Pair],
+    config: JudgeConfig,
+    rng: np.random.Generator,
 ) -> Iterator[tuple[Image.Image, Pair]]:
     """Crops of ordered pairs of things, related ones first."""
-    boxes = [Box(thing.kind, 0, tuple(box)) for thing, box in zip(scene.things, rendered.boxes.tolist(), strict=True)]
+    boxes = [
+        Box(thing.kind, 0, tuple(box))
+        for thing, box in zip(scene.things, rendered.boxes.tolist(), strict=True)
+    ]
     pairs = list(permutations(range(len(boxes)), 2))
     rng.shuffle(pairs)
     both = [pair for pair in pairs if pair in related or pair[::-1] in related]

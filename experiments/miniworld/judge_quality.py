@@ -1,7 +1,9 @@
-"""Evaluate a judge of the miniworld: `python -m experiments.miniworld.judge_quality --judge FOLDER`.
+"""Evaluate a judge of the miniworld: `python -m experiments.miniworld.judge_quality --judge
+FOLDER`.
 
-The packaged models label images of the val split with threshold 0, so that the run has every candidate. The judge gives
-each a score. Exact ground truth says how good the R-Tagger, the judge, both, and neither are.
+The packaged models label images of the val split with threshold 0, so that the run has every
+candidate. The judge gives each a score. Exact ground truth says how good the R-Tagger, the judge,
+both, and neither are.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ _DOUBTED = (0.02, 0.1, 0.5)  # scores below which labels are dropped
 
 @dataclass(frozen=True)
 class Candidates:
-    """Every candidate of a run, arrays `[candidates]`; `targets`: how many relations recall counts."""
+    """Every candidate of a run, arrays `[candidates]`; `targets`: how many relations recall
+    counts.
+    """
 
     relations: Relations
     vlm_score: Array
@@ -50,7 +54,9 @@ class Candidates:
 
 @dataclass(frozen=True)
 class MethodQuality:
-    """The relations of a method with a confidence of 0.2 or more, and its ranking of all candidates."""
+    """The relations of a method with a confidence of 0.2 or more, and its ranking of all
+    candidates.
+    """
 
     method: str
     predicted: int
@@ -66,22 +72,32 @@ def read_candidates(run: Path, truth: GroundTruth) -> Candidates:
 
     Raises UserError: some have none.
     """
-    by_tagger, by_judge = (label_quality(run, truth, source=source) for source in ("relations", "vlm_score"))
+    by_tagger, by_judge = (
+        label_quality(run, truth, source=source) for source in ("relations", "vlm_score")
+    )
     if len(by_tagger.relations) != len(by_judge.relations):
         raise UserError(f"{run} has relations without another model's score")
-    return Candidates(by_tagger.relations, by_judge.relations.confidence, len(by_tagger.target_images))
+    return Candidates(
+        by_tagger.relations, by_judge.relations.confidence, len(by_tagger.target_images)
+    )
 
 
 def measure_methods(candidates: Candidates) -> list[MethodQuality]:
-    """How good it is to keep what the R-Tagger, the judge, both (the product), or nobody finds probable."""
-    tagger, vlm_score = candidates.relations.confidence, candidates.vlm_score
+    """How good it is to keep what the R-Tagger, the judge, both (the product), or nobody finds
+    probable.
+    """
+    tagger = candidates.relations.confidence
+    vlm_score = candidates.vlm_score
     scores = {
         "R-Tagger": tagger,
         "judge (clip)": vlm_score,
         "R-Tagger × judge": tagger * vlm_score,
         "all": np.ones_like(tagger),
     }
-    return [_measure(name, candidates.ranked_by(score), candidates.targets) for name, score in scores.items()]
+    return [
+        _measure(name, candidates.ranked_by(score), candidates.targets)
+        for name, score in scores.items()
+    ]
 
 
 def _measure(name: str, relations: Relations, targets: int) -> MethodQuality:
@@ -99,7 +115,9 @@ def _measure(name: str, relations: Relations, targets: int) -> MethodQuality:
 
 
 def precision_at(relations: Relations, recall: float, targets: int) -> float | None:
-    """The precision of the fewest most confident relations that have a recall; None: all of them have a lower one."""
+    """The precision of the fewest most confident relations that have a recall; None: all of them
+    have a lower one.
+    """
     order = np.argsort(-relations.confidence, kind="stable")
     matched = np.cumsum(relations.matched[order])
     enough = np.flatnonzero(matched >= recall * targets)
@@ -109,15 +127,24 @@ def precision_at(relations: Relations, recall: float, targets: int) -> float | N
 
 
 def filtered_rows(candidates: Candidates) -> list[list[str]]:
-    """Table cells: precision at equal recall without and with a filter by the score; first the header."""
-    rows = [["labels of the R-Tagger", *(f"precision at recall {recall:.0%}" for recall in _RECALLS)]]
+    """Table cells: precision at equal recall without and with a filter by the score; first the
+    header.
+    """
+    rows = [
+        ["labels of the R-Tagger", *(f"precision at recall {recall:.0%}" for recall in _RECALLS)]
+    ]
     for name, least in (("all", 0.0), *((f"score ≥ {least:g}", least) for least in _DOUBTED)):
         kept = candidates.ranked_by(candidates.relations.confidence, candidates.vlm_score >= least)
         found = [precision_at(kept, recall, candidates.targets) for recall in _RECALLS]
         rows.append([name, *("–" if value is None else f"{value:.1%}" for value in found)])
     both = candidates.ranked_by(candidates.relations.confidence * candidates.vlm_score)
     found = [precision_at(both, recall, candidates.targets) for recall in _RECALLS]
-    rows.append(["ranked by confidence × score", *("–" if value is None else f"{value:.1%}" for value in found)])
+    rows.append(
+        [
+            "ranked by confidence × score",
+            *("–" if value is None else f"{value:.1%}" for value in found),
+        ]
+    )
     return rows
 
 
@@ -131,7 +158,10 @@ def method_rows(methods: list[MethodQuality]) -> list[list[str]]:
             f"{each.precision:.1%}",
             f"{each.recall:.1%}",
             f"{each.average_precision:.3f}",
-            *("–" if value is None else f"{value:.3f}" for value in (each.auc, each.calibration_error)),
+            *(
+                "–" if value is None else f"{value:.3f}"
+                for value in (each.auc, each.calibration_error)
+            ),
         ]
         for each in methods
     ]
@@ -146,18 +176,28 @@ def judge_run(run: Path, judge: Path, out: Path, progress: Progress) -> None:
 def main(
     judge: Annotated[Path, typer.Option(help="folder of the judge")],
     run: Annotated[
-        Path | None, typer.Option(help="a miniworld run with tag.threshold=0; default: a new one that is not kept")
+        Path | None,
+        typer.Option(
+            help="a miniworld run with tag.threshold=0; default: a new one that is not kept"
+        ),
     ] = None,
     images: Annotated[int, typer.Option(min=1, help="number of images of a new run")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Print how good the labels of the miniworld are with a judge, without one, and with the judge alone."""
-    progress, console = Progress(Console(stderr=True)), Console()
+    """Print how good the labels of the miniworld are with a judge, without one, and with the judge
+    alone.
+    """
+    progress = Progress(Console(stderr=True))
+    console = Console()
     with TemporaryDirectory() as folder:
         if run is None:
             run = Path(folder) / "run"
             drawn = {"images": images, "seed": seed, "split": "val"}
-            generate(load_recipe("miniworld", {"source.miniworld": drawn, "tag.threshold": 0}), run, progress)
+            generate(
+                load_recipe("miniworld", {"source.miniworld": drawn, "tag.threshold": 0}),
+                run,
+                progress,
+            )
         truth = ground_truth_of(run)
         if truth is None:
             raise UserError(f"{run} has no ground truth of its own")

@@ -1,8 +1,9 @@
 """Evaluate a tagger of the miniworld: `python -m experiments.miniworld.network_quality`.
 
-The whole pipeline labels images that were not used for training, with captions of the tiny BLIP and with the
-miniworld's own captions ("oracle"). The labels are compared with the exact ground truth: once with every relation that
-holds in an image ("all"), once with those that it was composed to show ("composed"), from which the others follow.
+The whole pipeline labels images that were not used for training, with captions of the tiny BLIP and
+with the miniworld's own captions ("oracle"). The labels are compared with the exact ground truth:
+once with every relation that holds in an image ("all"), once with those that it was composed to
+show ("composed"), from which the others follow.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ THRESHOLDS = (TRAINING_CONFIDENCE, 0.5)
 
 @dataclass(frozen=True)
 class PipelineQuality:
-    """The quality of the labels of a split, by source of the captions and kind of labels, against each truth."""
+    """The quality of the labels of a split, by source of the captions and kind of labels, against
+    each truth.
+    """
 
     split: str
     captions: CaptionSource
@@ -63,14 +66,18 @@ class PipelineQuality:
 
 @dataclass(frozen=True)
 class TaggerQuality:
-    """The quality of whole pipelines, and the average precision on given pairs by split; see `measure_network`."""
+    """The quality of whole pipelines, and the average precision on given pairs by split; see
+    `measure_network`.
+    """
 
     images: int
     rows: tuple[PipelineQuality, ...]
     given_pairs: dict[str, float]
 
 
-def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: int, seed: int = 0) -> TaggerQuality:
+def measure_tagger(
+    captioner: Path, tagger: Path, recipe: TrainRecipe, images: int, seed: int = 0
+) -> TaggerQuality:
     """Label the first images of the val and the compositional split.
 
     Args:
@@ -83,23 +90,34 @@ def measure_tagger(captioner: Path, tagger: Path, recipe: TrainRecipe, images: i
     given_pairs = {}
     sources: tuple[CaptionSource, ...] = ("BLIP", "oracle")
     for split, captions in product(SPLITS, sources):
-        with _labelled(captioner if captions == "BLIP" else None, tagger, split, images, seed) as run:
-            rows.append(PipelineQuality(split, captions, LABELS, quality_by_truth(run, "relations")))
-            rows.append(PipelineQuality(split, captions, ALL_PAIRS, quality_by_truth(run, "candidates")))
+        with _labelled(
+            captioner if captions == "BLIP" else None, tagger, split, images, seed
+        ) as run:
+            rows.append(
+                PipelineQuality(split, captions, LABELS, quality_by_truth(run, "relations"))
+            )
+            rows.append(
+                PipelineQuality(split, captions, ALL_PAIRS, quality_by_truth(run, "candidates"))
+            )
             truth = ground_truth_of(run)
             if captions == "oracle" and truth and isinstance(truth.relations, Path):
                 given_pairs[split] = measure_network(tagger, recipe, truth.relations)["ap"]
     for split in SPLITS:
         with _labelled(captioner, tagger, split, images, seed, "image") as run:
-            rows.append(PipelineQuality(split, "BLIP", ANY_PAIR, quality_by_truth(run, "relations")))
+            rows.append(
+                PipelineQuality(split, "BLIP", ANY_PAIR, quality_by_truth(run, "relations"))
+            )
     return TaggerQuality(images, tuple(rows), given_pairs)
 
 
-def quality_by_truth(run: Path, source: Source, ground_truth: GroundTruth | None = None) -> dict[Truth, LabelQuality]:
+def quality_by_truth(
+    run: Path, source: Source, ground_truth: GroundTruth | None = None
+) -> dict[Truth, LabelQuality]:
     """Compare the relations or the candidates of a run with each truth of its images.
 
     Args:
-        ground_truth: all relations and, as the required ones, the composed ones; None: that of the run.
+        ground_truth: all relations and, as the required ones, the composed ones; None: that of the
+            run.
     """
     ground_truth = ground_truth or ground_truth_of(run)
     assert ground_truth is not None
@@ -119,8 +137,8 @@ def measure_network(network: Path, recipe: TrainRecipe, shards: Path) -> dict[st
 def score_network(network: Path, recipe: TrainRecipe, shards: Path) -> RelationScores:
     """The scores of the relations that a network finds in these shards, as in validation.
 
-    All predicates of the miniworld are scored. A tagger gets all pairs of an image, up to half its number of queries,
-    related pairs first.
+    All predicates of the miniworld are scored. A tagger gets all pairs of an image, up to half its
+    number of queries, related pairs first.
 
     Raises UserError: as `scan_training`.
     """
@@ -129,7 +147,9 @@ def score_network(network: Path, recipe: TrainRecipe, shards: Path) -> RelationS
     recipe = recipe.model_copy(update={"data": data})
     found = scan_training(data)
     counts = dict(zip(found.relations.names, found.relations.counts, strict=True))
-    found = replace(found, relations=LabelVocabulary.from_counts({**dict.fromkeys(PREDICATES, 1), **counts}))
+    found = replace(
+        found, relations=LabelVocabulary.from_counts({**dict.fromkeys(PREDICATES, 1), **counts})
+    )
     model = CLASSES[recipe.model.kind].from_pretrained(network)
     feed = make_feed(TrainingJob(recipe, shards, found, found), model, 0, 1)
     validation = feed.validation()
@@ -140,7 +160,12 @@ def score_network(network: Path, recipe: TrainRecipe, shards: Path) -> RelationS
 
 @contextmanager
 def _labelled(
-    captioner: Path | None, tagger: Path, split: str, images: int, seed: int, candidates: str = "captions"
+    captioner: Path | None,
+    tagger: Path,
+    split: str,
+    images: int,
+    seed: int,
+    candidates: str = "captions",
 ) -> Iterator[Path]:
     """A temporary run with threshold 0, which keeps all scores."""
     overrides: dict[str, Any] = {
@@ -151,7 +176,11 @@ def _labelled(
         "pair.candidates": candidates,
     }
     with TemporaryDirectory() as folder:
-        generate(load_recipe("miniworld", overrides), Path(folder) / "run", Progress(Console(stderr=True)))
+        generate(
+            load_recipe("miniworld", overrides),
+            Path(folder) / "run",
+            Progress(Console(stderr=True)),
+        )
         yield Path(folder) / "run"
 
 
@@ -164,7 +193,9 @@ def quality_lines(quality: TaggerQuality) -> list[Line]:
     return lines
 
 
-def lines_by_truth(by_truth: Mapping[Truth, LabelQuality], thresholds: Sequence[float] = THRESHOLDS) -> Iterator[Line]:
+def lines_by_truth(
+    by_truth: Mapping[Truth, LabelQuality], thresholds: Sequence[float] = THRESHOLDS
+) -> Iterator[Line]:
     """Yield the measures of labels from each threshold on, against each truth."""
     for threshold, (truth, quality) in product(thresholds, by_truth.items()):
         at_threshold = quality.at(threshold)
@@ -180,7 +211,9 @@ def lines_by_truth(by_truth: Mapping[Truth, LabelQuality], thresholds: Sequence[
 
 def quality_rows(quality: TaggerQuality) -> list[list[str]]:
     """Table cells; the first row is the header."""
-    measures = [f"{truth}: {measure}" for truth in TRUTHS for measure in ("precision", "recall", "AP")]
+    measures = [
+        f"{truth}: {measure}" for truth in TRUTHS for measure in ("precision", "recall", "AP")
+    ]
     rows = [["images", "captions", "labels", "from", "predicted", *measures]]
     for row in quality.rows:
         for threshold in row.thresholds:
@@ -195,24 +228,36 @@ def _quality_row(row: PipelineQuality, threshold: float) -> list[str]:
     for truth in TRUTHS:
         quality = row.by_truth[truth]
         at_threshold = quality.at(threshold)
-        cells += [f"{at_threshold.precision:.1%}", f"{at_threshold.recall:.1%}", f"{quality.average_precision:.3f}"]
+        cells += [
+            f"{at_threshold.precision:.1%}",
+            f"{at_threshold.recall:.1%}",
+            f"{quality.average_precision:.3f}",
+        ]
     return cells
 
 
 def predicate_rows(quality: TaggerQuality) -> list[list[str]]:
-    """Table cells by predicate, for the first pipeline against all relations; the first row is the header."""
+    """Table cells by predicate, for the first pipeline against all relations; the first row is the
+    header.
+    """
     rows = [["predicate", "predicted", "precision", "targets", "recall"]]
-    for row in sorted(quality.rows[0].by_truth["all"].predicates, key=lambda row: -row.quality.targets):
+    for row in sorted(
+        quality.rows[0].by_truth["all"].predicates, key=lambda row: -row.quality.targets
+    ):
         measures = row.quality
         precision = f"{measures.precision:.1%}" if measures.predicted else ""
         recall = f"{measures.recall:.1%}" if measures.targets else ""
-        rows.append([row.predicate, f"{measures.predicted}", precision, f"{measures.targets}", recall])
+        rows.append(
+            [row.predicate, f"{measures.predicted}", precision, f"{measures.targets}", recall]
+        )
     return rows
 
 
 def print_tables(console: Console, *tables: list[list[str]]) -> None:
     """Print tables of cells, whose first rows are headers."""
-    console.width = max(console.width, 180)  # a narrow terminal breaks lines instead of hiding figures
+    console.width = max(
+        console.width, 180
+    )  # a narrow terminal breaks lines instead of hiding figures
     for head, *body in tables:
         table = Table(box=None, padding=(0, 2, 0, 0))
         for name in head:
@@ -231,18 +276,26 @@ def print_tagger_quality(quality: TaggerQuality, console: Console) -> None:
 def network_recipe(
     name: PackagedModel | Literal["detector"], shards: Path | None = None, init: Path | None = None
 ) -> TrainRecipe:
-    """The training recipe of a network of the miniworld, on these shards, from the network `init`."""
+    """The training recipe of a network of the miniworld, on these shards, from the network
+    `init`.
+    """
     overrides: dict[str, Any] = {"data.train": [{"shards": shards}]} if shards else {}
     overrides |= {"model.init": str(init)} if init else {}
     return load_train_recipe(str(recipe_folder() / "miniworld" / f"{name}.yaml"), overrides)
 
 
 def main(
-    captioner: Annotated[Path | None, typer.Option(help="folder of the captioner; default: the packaged one")] = None,
-    tagger: Annotated[Path | None, typer.Option(help="folder of the tagger; default: the packaged one")] = None,
+    captioner: Annotated[
+        Path | None, typer.Option(help="folder of the captioner; default: the packaged one")
+    ] = None,
+    tagger: Annotated[
+        Path | None, typer.Option(help="folder of the tagger; default: the packaged one")
+    ] = None,
     images: Annotated[int, typer.Option(min=1, help="number of images per split")] = 500,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    results: Annotated[Path | None, typer.Option(help="append the figures to this file, as JSON lines")] = None,
+    results: Annotated[
+        Path | None, typer.Option(help="append the figures to this file, as JSON lines")
+    ] = None,
 ) -> None:
     """Print the quality of labels of the miniworld."""
     captioner = captioner or packaged_model("captioner")

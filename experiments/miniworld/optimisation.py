@@ -1,4 +1,6 @@
-"""How the captioner and the judge of the miniworld are optimised: Muon and AdamW, warm-up, cosine decay."""
+"""How the captioner and the judge of the miniworld are optimised: Muon and AdamW, warm-up, cosine
+decay.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ _LARGEST_NORM = 1.0  # of all gradients together
 
 
 class OptimisationConfig(Protocol):
-    """The settings of a training: `learning_rate` is AdamW's, the other two are Muon's; `warmup` is in steps."""
+    """The settings of a training: `learning_rate` is AdamW's, the other two are Muon's; `warmup` is
+    in steps.
+    """
 
     @property
     def learning_rate(self) -> float: ...
@@ -37,7 +41,10 @@ class Optimisation:
     """Muon (Jordan, 2024) for the matrices of the layers, AdamW for all other weights."""
 
     def __init__(
-        self, layers: Iterable[nn.Module], weights: Sequence[nn.Parameter], config: OptimisationConfig
+        self,
+        layers: Iterable[nn.Module],
+        weights: Sequence[nn.Parameter],
+        config: OptimisationConfig,
     ) -> None:
         """
         Args:
@@ -48,15 +55,22 @@ class Optimisation:
         """
         if not hasattr(torch.optim, "Muon"):
             raise UserError(f"this training needs torch 2.9 or newer; this is {torch.__version__}")
-        self._weights, self._config = weights, config
-        matrices = [weight for layer in layers for weight in layer.parameters() if weight.dim() == 2]
+        self._weights = weights
+        self._config = config
+        matrices = [
+            weight for layer in layers for weight in layer.parameters() if weight.dim() == 2
+        ]
         own = {id(weight) for weight in matrices}
         others = [weight for weight in weights if id(weight) not in own]
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay),
+            torch.optim.Muon(
+                matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay
+            ),
             torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        self._schedules = [torch.optim.lr_scheduler.LambdaLR(each, self._rate) for each in self._optimizers]
+        self._schedules = [
+            torch.optim.lr_scheduler.LambdaLR(each, self._rate) for each in self._optimizers
+        ]
 
     def minimise(self, loss: torch.Tensor) -> None:
         """Take one step down the gradient of a loss."""

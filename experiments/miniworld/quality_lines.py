@@ -1,4 +1,5 @@
-"""Figures of the miniworld as JSON lines, which README.md and docs/quality.md quote from benchmarks/results.
+"""Figures of the miniworld as JSON lines, which README.md and docs/quality.md quote from
+benchmarks/results.
 
 A line has its script, number of images, seed, date and commit, beside what was measured.
 """

@@ -1,9 +1,9 @@
 """Train the miniworld's captioner: `python -m experiments.miniworld.train_captioner --out FOLDER`.
 
-With the caption loss alone a tiny BLIP learns the things in an image, but not who does what to whom. Therefore a linear
-layer over the patches is trained first, to predict the things in each patch, the predicates they are subject or object
-of, and their partners. Then both losses are trained together, with all captions of an image in one step. The linear
-layer is discarded.
+With the caption loss alone a tiny BLIP learns the things in an image, but not who does what to
+whom. Therefore a linear layer over the patches is trained first, to predict the things in each
+patch, the predicates they are subject or object of, and their partners. Then both losses are
+trained together, with all captions of an image in one step. The linear layer is discarded.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from sgpipe.stages.caption.blip import fuse_vision_attention
 from sgpipe.utils.config_file import load, recipe_folder
 from sgpipe.utils.console import Progress
 
-_IMAGES_PER_MESSAGE, _STEPS_PER_MESSAGE = 2000, 200
+_IMAGES_PER_MESSAGE = 2000
+_STEPS_PER_MESSAGE = 200
 _NO_TARGET = -100
 # Number of images for the initial patch embedding.
 _WHITENING_IMAGES = 400
@@ -53,9 +54,13 @@ class Losses(NamedTuple):
 
 
 class CaptionerTrainer:
-    """A captioner with its optimisation and batches. All randomness derives from the seed of `config`."""
+    """A captioner with its optimisation and batches. All randomness derives from the seed of
+    `config`.
+    """
 
-    def __init__(self, config: CaptionerConfig, tokenizer: PreTrainedTokenizerBase, data: CaptionerData) -> None:
+    def __init__(
+        self, config: CaptionerConfig, tokenizer: PreTrainedTokenizerBase, data: CaptionerData
+    ) -> None:
         torch.manual_seed(config.seed)
         self.config = config
         self.data = data
@@ -67,8 +72,13 @@ class CaptionerTrainer:
         first = torch.arange(min(len(data), _WHITENING_IMAGES))
         whiten_patches(self.model, self.pixels(first, torch.zeros(len(first), dtype=torch.bool)))
         self.generator = torch.Generator().manual_seed(config.seed)
-        layers = [*self.model.vision_model.encoder.layers, *self.model.text_decoder.bert.encoder.layer]
-        self.optimisation = Optimisation(layers, [*self.model.parameters(), *self.dense.parameters()], config)
+        layers = [
+            *self.model.vision_model.encoder.layers,
+            *self.model.text_decoder.bert.encoder.layer,
+        ]
+        self.optimisation = Optimisation(
+            layers, [*self.model.parameters(), *self.dense.parameters()], config
+        )
         self.batches = self._batches()
         self.step_number = 0
 
@@ -98,7 +108,9 @@ class CaptionerTrainer:
     def pixels(self, rows: Tensor, flipped: Tensor) -> Tensor:
         pixels = self.data.pixels[rows].float() / 255
         pixels = torch.where(flipped[:, None, None, None], pixels.flip(3), pixels)
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+        mean, std = (
+            torch.tensor(value).view(3, 1, 1) for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        )
         return (pixels - mean) / std
 
     def dense_targets(self, rows: Tensor, flipped: Tensor) -> Tensor:
@@ -108,11 +120,15 @@ class CaptionerTrainer:
 
 
 def dense_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of [images, patches, DENSE_LABELS], summed over labels, a mean over patches."""
+    """Binary cross-entropy of [images, patches, DENSE_LABELS], summed over labels, a mean over
+    patches.
+    """
     return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1).mean()
 
 
-def caption_loss(model: BlipForConditionalGeneration, states: Tensor, tokens: Tensor, prompt: int) -> Tensor:
+def caption_loss(
+    model: BlipForConditionalGeneration, states: Tensor, tokens: Tensor, prompt: int
+) -> Tensor:
     """Mean cross-entropy of the tokens after the prompt, over all captions of all images.
 
     Args:
@@ -131,7 +147,9 @@ def caption_loss(model: BlipForConditionalGeneration, states: Tensor, tokens: Te
         use_cache=False,
     ).logits
     targets = ids[:, 1:].masked_fill(ids[:, 1:] == 0, _NO_TARGET)[:, prompt - 1 :]
-    return F.cross_entropy(logits[:, prompt - 1 :].flatten(0, 1), targets.flatten(), ignore_index=_NO_TARGET)
+    return F.cross_entropy(
+        logits[:, prompt - 1 :].flatten(0, 1), targets.flatten(), ignore_index=_NO_TARGET
+    )
 
 
 def train_captioner(config: CaptionerConfig, out: Path, progress: Progress) -> TrainingCost:
@@ -146,7 +164,9 @@ def train_captioner(config: CaptionerConfig, out: Path, progress: Progress) -> T
         if count % _IMAGES_PER_MESSAGE == 0 or count == config.train_images:
             progress.say(f"rendered {count:,} of {config.train_images:,} images")
 
-    data = render_captioner_data(config.model, tokenizer, config.train_images, config.seed, rendered)
+    data = render_captioner_data(
+        config.model, tokenizer, config.train_images, config.seed, rendered
+    )
     trainer = CaptionerTrainer(config, tokenizer, data)
     recent: deque[Losses] = deque(maxlen=_STEPS_PER_MESSAGE)
     for step in range(1, config.steps + 1):
@@ -154,34 +174,42 @@ def train_captioner(config: CaptionerConfig, out: Path, progress: Progress) -> T
         if step % _STEPS_PER_MESSAGE == 0 or step == config.steps:
             dense, caption = (fmean(losses) for losses in zip(*recent, strict=True))
             progress.say(
-                f"step {step:,} of {config.steps:,}: dense loss {dense:.3f}, caption loss {caption:.4f}, "
-                f"{time.process_time() - start:,.0f} CPU-seconds"
+                f"step {step:,} of {config.steps:,}: dense loss {dense:.3f}, caption loss"
+                f" {caption:.4f}, {time.process_time() - start:,.0f} CPU-seconds"
             )
     save_captioner(trainer.model, out)
     return TrainingCost(time.process_time() - start, trainer.model.num_parameters())
 
 
 def make_captioner(config: CaptionerConfig, out: Path, images: int, progress: Progress) -> None:
-    """Train the captioner, evaluate it on `images` images, print the results, and write its card."""
+    """Train the captioner, evaluate it on `images` images, print the results, and write its
+    card.
+    """
     cost = train_captioner(config, out, progress)
     quality = measure(str(out), images)
     print_quality(quality, Console())
     write_captioner_card(out, config, cost, quality)
 
 
-def captioner_recipe(name: str = "captioner", overrides: Mapping[str, Any] | None = None) -> CaptionerConfig:
+def captioner_recipe(
+    name: str = "captioner", overrides: Mapping[str, Any] | None = None
+) -> CaptionerConfig:
     """Load a packaged recipe or a YAML file. Raises UserError: as `config_file.load`."""
     return load(CaptionerConfig, name, recipe_folder() / "miniworld", overrides or {})
 
 
 def main(
     out: Annotated[Path, typer.Option(help="folder for the captioner")],
-    recipe: Annotated[str, typer.Option(help="a recipe of pipelines/miniworld, or a YAML file")] = "captioner",
+    recipe: Annotated[
+        str, typer.Option(help="a recipe of pipelines/miniworld, or a YAML file")
+    ] = "captioner",
     steps: Annotated[int | None, typer.Option(min=1, help="overrides the recipe")] = None,
     train_images: Annotated[int | None, typer.Option(min=1, help="overrides the recipe")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="overrides the recipe")] = None,
     threads: Annotated[int, typer.Option(min=1, help="CPU threads")] = 1,
-    images: Annotated[int, typer.Option(min=1, help="number of evaluation images of the val split")] = 500,
+    images: Annotated[
+        int, typer.Option(min=1, help="number of evaluation images of the val split")
+    ] = 500,
 ) -> None:
     """Train the captioner of the miniworld, evaluate it, and write its card."""
     torch.set_num_threads(threads)

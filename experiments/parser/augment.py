@@ -1,8 +1,8 @@
 """Long captions made of two short ones that share a noun, or of any two.
 
-FACTUAL's captions have six words on average, and a captioner's more. Two captions are joined at a noun that both have,
-as captions are continued ("a man on a horse" and "horse on a beach": "a man on a horse that is on a beach"), or side by
-side. The gold relations of the result are those of both.
+FACTUAL's captions have six words on average, and a captioner's more. Two captions are joined at a
+noun that both have, as captions are continued ("a man on a horse" and "horse on a beach": "a man on
+a horse that is on a beach"), or side by side. The gold relations of the result are those of both.
 """
 
 from __future__ import annotations
@@ -28,17 +28,21 @@ class Joiner:
 
     def __init__(self, annotated: Sequence[Annotated], seed: int) -> None:
         self._choose = random.Random(seed)
-        self._captions = [item for item in annotated if not item.aligned.missing and len(item.sentence.tree) > 3]
+        self._captions = [
+            item for item in annotated if not item.aligned.missing and len(item.sentence.tree) > 3
+        ]
         self._starting: dict[str, list[int]] = defaultdict(list)  # captions by their first noun
         for number, item in enumerate(self._captions):
-            if (first := _first_noun(item)) is not None:
+            first = _first_noun(item)
+            if first is not None:
                 self._starting[head_noun(item.sentence.tree, first)].append(number)
 
     def join(self, count: int, model: Language) -> list[Annotated]:
         """`count` long captions, parsed, with their gold relations."""
         made: dict[str, tuple[list[str], Aligned]] = {}
         while len(made) < count:
-            if drawn := self._draw():
+            drawn = self._draw()
+            if drawn:
                 made[" ".join(drawn[0])] = drawn
         sentences = read_sentences(model, made, 256)
         return [
@@ -100,13 +104,28 @@ class Joiner:
 
 
 def _compose(
-    first: Annotated, kept: range, between: str, second: Annotated, rest: range, shared: dict[int, int]
+    first: Annotated,
+    kept: range,
+    between: str,
+    second: Annotated,
+    rest: range,
+    shared: dict[int, int],
 ) -> tuple[list[str], Aligned] | None:
-    """Both parts in a row, and the relations of both. `shared`: tokens of the second that are one of the first."""
+    """Both parts in a row, and the relations of both. `shared`: tokens of the second that are one
+    of the first.
+    """
     if not rest:
         return None
-    joint = [token.text for token in tokenise(between)] if any(map(str.isalpha, between)) else between.split()
-    words = [first.sentence.tree.texts[k] for k in kept] + joint + [second.sentence.tree.texts[k] for k in rest]
+    joint = (
+        [token.text for token in tokenise(between)]
+        if any(map(str.isalpha, between))
+        else between.split()
+    )
+    words = (
+        [first.sentence.tree.texts[k] for k in kept]
+        + joint
+        + [second.sentence.tree.texts[k] for k in rest]
+    )
     offset = len(kept) + len(joint) - rest.start
     moved = {**{k: k + offset for k in rest}, **shared}
     if any(index not in moved for pair in second.aligned.relations for index in pair):
@@ -127,7 +146,9 @@ def _end(item: Annotated) -> int:
 
 
 def _first_noun(item: Annotated) -> int | None:
-    """The first noun, if it is in a relation or alone, and nothing but its own words is before it."""
+    """The first noun, if it is in a relation or alone, and nothing but its own words is before
+    it.
+    """
     tree = item.sentence.tree
     for index in range(_end(item)):
         if index in item.aligned.names and tree.is_noun(index):

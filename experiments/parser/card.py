@@ -60,8 +60,16 @@ def write_card(
     """Measure the parser in `folder`, print the figures, and write README.md there."""
     gold, scorer = load(gold_folder)
     settings = config.model_dump(mode="json")
-    parsers: dict[str, Parser] = {"rules": RuleParser(ParseConfig()), "learned": LearnedParser(ParseConfig(), folder)}
-    rows = _rows({name: scores(gold, predict(gold, parser)["lemma"], scorer) for name, parser in parsers.items()})
+    parsers: dict[str, Parser] = {
+        "rules": RuleParser(ParseConfig()),
+        "learned": LearnedParser(ParseConfig(), folder),
+    }
+    rows = _rows(
+        {
+            name: scores(gold, predict(gold, parser)["lemma"], scorer)
+            for name, parser in parsers.items()
+        }
+    )
     table = Table(*rows[0])
     for row in rows[1:]:
         table.add_row(*row)

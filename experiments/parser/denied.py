@@ -1,8 +1,10 @@
-"""What a parser states of captions that deny, suppose or depict: `python -m experiments.parser.denied [--show]`.
+"""What a parser states of captions that deny, suppose or depict: `python -m
+experiments.parser.denied [--show]`.
 
-tests/golden/parser/denied.json has 60 invented captions with the relations that they state, and those that a careless
-reader might, but that they do not. They were written before the rules, which were developed on one half of them.
-A relation is compared by the head nouns of its two things; if a caption states another one of these, by its verb, too.
+tests/golden/parser/denied.json has 60 invented captions with the relations that they state, and
+those that a careless reader might, but that they do not. They were written before the rules, which
+were developed on one half of them. A relation is compared by the head nouns of its two things; if a
+caption states another one of these, by its verb, too.
 """
 
 from __future__ import annotations
@@ -68,7 +70,9 @@ class Caption:
 
 
 class Counts(NamedTuple):
-    """Relations over captions: stated ones, those of them that were found, and denied ones that a parser states."""
+    """Relations over captions: stated ones, those of them that were found, and denied ones that a
+    parser states.
+    """
 
     stated: int
     found: int
@@ -104,17 +108,30 @@ def count(captions: Sequence[Caption], parsed: Sequence[Sequence[Triplet]]) -> C
 
 
 def main(
-    show: Annotated[bool, typer.Option(help="print every caption with what the parsers state")] = False,
-    captions: Annotated[Path, typer.Option(help="captions with stated and denied relations")] = CAPTIONS,
+    show: Annotated[
+        bool, typer.Option(help="print every caption with what the parsers state")
+    ] = False,
+    captions: Annotated[
+        Path, typer.Option(help="captions with stated and denied relations")
+    ] = CAPTIONS,
 ) -> None:
     """Print how many denied relations the parsers state, and how many stated ones they find."""
-    rows = [["parser", "captions", "denied relations stated", "captions with one", "stated relations found"]]
+    rows = [
+        [
+            "parser",
+            "captions",
+            "denied relations stated",
+            "captions with one",
+            "stated relations found",
+        ]
+    ]
     everything = read_captions(captions)
     for name, half in product(PARSERS, HALVES):
         chosen = [caption for caption in everything if caption.half == half]
         parsed = CaptionParser(ParseConfig(parser=name)).parse(caption.text for caption in chosen)
         counts = count(chosen, parsed)
-        wrong, found = f"{counts.captions_wrong} of {counts.captions}", f"{counts.found} of {counts.stated}"
+        wrong = f"{counts.captions_wrong} of {counts.captions}"
+        found = f"{counts.found} of {counts.stated}"
         rows.append([name, half, str(counts.denied_stated), wrong, found])
         if show:
             print_parsed(chosen, parsed)

@@ -1,4 +1,6 @@
-"""Training examples: the features of captions with their gold relations, and long captions made of short ones."""
+"""Training examples: the features of captions with their gold relations, and long captions made of
+short ones.
+"""
 
 from __future__ import annotations
 
@@ -45,13 +47,21 @@ def annotate(captions: Sequence[GoldCaption], model: Language) -> list[Annotated
     trees = (sentence.tree for sentence in sentences)
     synonyms = learn_synonyms(zip(captions, trees, strict=True))
     return [
-        Annotated(sentence, align(caption, sentence.tree, sentence.rules, synonyms), len(caption.text.split()))
+        Annotated(
+            sentence,
+            align(caption, sentence.tree, sentence.rules, synonyms),
+            len(caption.text.split()),
+        )
         for caption, sentence in zip(captions, sentences, strict=True)
     ]
 
 
-def make_tables(annotated: Iterable[Annotated], least_word: int, least_part: int) -> dict[str, list[str]]:
-    """The lists of `Tables`: all labels, and words, verbs and rests that occur often enough; and all predicates."""
+def make_tables(
+    annotated: Iterable[Annotated], least_word: int, least_part: int
+) -> dict[str, list[str]]:
+    """The lists of `Tables`: all labels, and words, verbs and rests that occur often enough; and
+    all predicates.
+    """
     names = ("words", "tags", "deps", "verbs", "rests", "predicates")
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     for item in annotated:
@@ -66,7 +76,9 @@ def make_tables(annotated: Iterable[Annotated], least_word: int, least_part: int
             counts["rests"][rest] += 1
     least = {"words": least_word, "verbs": least_part, "rests": least_part}
     return {
-        name: sorted(text for text, count in counter.items() if text and count >= least.get(name, 1))
+        name: sorted(
+            text for text, count in counter.items() if text and count >= least.get(name, 1)
+        )
         for name, counter in counts.items()
     }
 
@@ -91,17 +103,21 @@ class Example:
 def choose_mentions(item: Annotated) -> list[int]:
     """All nouns, and what is in a relation by gold or rules."""
     stated = {index for pair in (*item.aligned.relations, *item.sentence.rules) for index in pair}
-    return sorted(stated | {index for index, tag in enumerate(item.sentence.tree.tags) if tag in NOUN_TAGS})
+    return sorted(
+        stated | {index for index, tag in enumerate(item.sentence.tree.tags) if tag in NOUN_TAGS}
+    )
 
 
 def make_example(item: Annotated, tables: Tables, mentions: Sequence[int]) -> Example:
     """The features and targets of a caption, with the pairs of these mentions."""
-    sentence, aligned = item.sentence, item.aligned
+    sentence = item.sentence
+    aligned = item.aligned
     tree, count = sentence.tree, len(sentence.tree)
     heads = {index for pair in aligned.relations for index in pair}
     _, pairs, [places] = pair_features([sentence], [mentions], tables)
     related = np.zeros(len(pairs), dtype=np.int64)
-    verbs, rests = related.copy(), related.copy()
+    verbs = related.copy()
+    rests = related.copy()
     copies = np.zeros((len(pairs), count), dtype=bool)
     lemmas = [verb_lemma(text) for text in tree.texts]
     for row, (first, second) in enumerate(pairs[:, :2].tolist()):
@@ -134,15 +150,22 @@ def collate(examples: Sequence[Example]) -> Batch:
     def rows(name: str, first: float | None = None) -> Array:
         parts = [getattr(example, name) for example in examples]
         return np.concatenate(
-            parts if first is None else [np.full((1, *parts[0].shape[1:]), first, parts[0].dtype), *parts]
+            parts
+            if first is None
+            else [np.full((1, *parts[0].shape[1:]), first, parts[0].dtype), *parts]
         )
 
     def padded(name: str) -> Array:
         return np.concatenate(
-            [np.pad(a, ((0, 0), (0, longest - a.shape[1]))) for a in (getattr(example, name) for example in examples)]
+            [
+                np.pad(a, ((0, 0), (0, longest - a.shape[1])))
+                for a in (getattr(example, name) for example in examples)
+            ]
         )
 
-    neighbours, pairs, members = [np.zeros((1, 6), np.int64)], [], []
+    neighbours = [np.zeros((1, 6), np.int64)]
+    pairs = []
+    members = []
     for example, start, length in zip(examples, starts, lengths, strict=True):
         around = example.neighbours.astype(np.int64)
         neighbours.append(np.where(around > 0, around + start - 1, 0))
@@ -161,8 +184,12 @@ def collate(examples: Sequence[Example]) -> Batch:
 
 
 def batches(examples: Sequence[Example], tokens: int, choose: random.Random) -> list[list[Example]]:
-    """All examples once, in random order, in batches of similar lengths with about `tokens` tokens."""
-    order = sorted(range(len(examples)), key=lambda index: len(examples[index].tokens) + choose.random() * 3)
+    """All examples once, in random order, in batches of similar lengths with about `tokens`
+    tokens.
+    """
+    order = sorted(
+        range(len(examples)), key=lambda index: len(examples[index].tokens) + choose.random() * 3
+    )
     groups: list[list[int]] = [[]]
     filled = 0
     for index in order:

@@ -1,7 +1,7 @@
 """FACTUAL's captions with gold scene graphs, and which tokens of a caption its graph names.
 
-FACTUAL (Li et al., ACL Findings 2023) writes a graph as "( subject , predicate , object ) , …", with lemmatised
-predicates, and "is" for attributes.
+FACTUAL (Li et al., ACL Findings 2023) writes a graph as "( subject , predicate , object ) , …",
+with lemmatised predicates, and "is" for attributes.
 """
 
 from __future__ import annotations
@@ -24,13 +24,20 @@ from sgpipe.utils.lemmas import verb_lemma
 
 _TRIPLET = re.compile(r"\(\s*(.*?)\s*\)(?=\s*(?:,\s*\(|$))")
 _AUXILIARIES = frozenset({"is", "are", "was", "were", "be", "been", "being", "am"})
-_LEAST_SYNONYMS, _LEAST_SHARE = 4, 0.1
-_LEAST_RENAMED, _LEAST_RENAMED_SHARE = 3, 0.5
+_LEAST_SYNONYMS = 4
+_LEAST_SHARE = 0.1
+_LEAST_RENAMED = 3
+_LEAST_RENAMED_SHARE = 0.5
+
+
+Synonyms = Mapping[str, frozenset[str]]  # gold nouns for a caption's noun
 
 
 @dataclass(frozen=True)
 class GoldCaption:
-    """A caption with its relations (subject, predicate, object), and the names of all things in its graph."""
+    """A caption with its relations (subject, predicate, object), and the names of all things in its
+    graph.
+    """
 
     text: str
     relations: tuple[tuple[str, str, str], ...]
@@ -38,7 +45,8 @@ class GoldCaption:
 
 
 def read_gold(path: Path, excluded: Iterable[str] = ()) -> list[GoldCaption]:
-    """The captions of a CSV file of FACTUAL, gzipped or not, without those `excluded` (compared by their words).
+    """The captions of a CSV file of FACTUAL, gzipped or not, without those `excluded` (compared by
+    their words).
 
     Raises:
         UserError: the file is missing, or not of this form.
@@ -49,7 +57,9 @@ def read_gold(path: Path, excluded: Iterable[str] = ()) -> list[GoldCaption]:
         with opened(path, "rt", encoding="utf-8", newline="") as file:
             rows = [(row["caption"], row["scene_graph"]) for row in csv.DictReader(file)]
     except (OSError, KeyError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a CSV file with columns caption and scene_graph ({error})") from None
+        raise UserError(
+            f"{path} is not a CSV file with columns caption and scene_graph ({error})"
+        ) from None
     return [_gold(caption, graph) for caption, graph in rows if _key(caption) not in without]
 
 
@@ -63,7 +73,8 @@ def _key(caption: str) -> str:
 
 
 def _gold(caption: str, graph: str) -> GoldCaption:
-    relations, names = [], []
+    relations = []
+    names = []
     for match in _TRIPLET.finditer(graph.strip()):
         parts = [part.strip() for part in match[1].split(" , ")]
         names += parts[:1]
@@ -75,7 +86,9 @@ def _gold(caption: str, graph: str) -> GoldCaption:
 
 @dataclass(frozen=True)
 class Aligned:
-    """The gold relations of a caption by token: (subject, object) with predicates; the words of every named thing."""
+    """The gold relations of a caption by token: (subject, object) with predicates; the words of
+    every named thing.
+    """
 
     relations: Mapping[tuple[int, int], str]
     names: Mapping[int, frozenset[int]]  # by head: the tokens before it that belong to its name
@@ -85,16 +98,20 @@ class Aligned:
         """The same relations of tokens that are now elsewhere."""
         return Aligned(
             {(moved[i], moved[j]): predicate for (i, j), predicate in self.relations.items()},
-            {moved[head]: frozenset(moved[word] for word in words) for head, words in self.names.items()},
+            {
+                moved[head]: frozenset(moved[word] for word in words)
+                for head, words in self.names.items()
+            },
             self.missing,
         )
 
 
-Synonyms = Mapping[str, frozenset[str]]  # gold nouns for a caption's noun
-
-
-def align(gold: GoldCaption, tree: Tree, rules: Mapping[tuple[int, int], str], synonyms: Synonyms) -> Aligned:
-    """Find the tokens that the gold graph names. Of several, those nearest to each other, or related by the rules."""
+def align(
+    gold: GoldCaption, tree: Tree, rules: Mapping[tuple[int, int], str], synonyms: Synonyms
+) -> Aligned:
+    """Find the tokens that the gold graph names. Of several, those nearest to each other, or
+    related by the rules.
+    """
     nouns = [head_noun(tree, index) for index in range(len(tree))]
     texts = tree.texts
     relations: dict[tuple[int, int], str] = {}
@@ -103,11 +120,15 @@ def align(gold: GoldCaption, tree: Tree, rules: Mapping[tuple[int, int], str], s
         firsts = _heads(subject, tree, nouns, synonyms)
         seconds = _heads(thing, tree, nouns, synonyms)
         same = name_words(subject)[-1:] == name_words(thing)[-1:]
-        pairs = [(i, j) for i in firsts for j in seconds if (i != j or same) and (i, j) not in relations]
+        pairs = [
+            (i, j) for i in firsts for j in seconds if (i != j or same) and (i, j) not in relations
+        ]
         if not pairs:
             missing += 1
             continue
-        best = min(pairs, key=lambda pair: (pair not in rules, pair[0] == pair[1], abs(pair[0] - pair[1])))
+        best = min(
+            pairs, key=lambda pair: (pair not in rules, pair[0] == pair[1], abs(pair[0] - pair[1]))
+        )
         relations[best] = normal_predicate(predicate)
     names: dict[int, frozenset[int]] = {}
     for name in gold.names:
@@ -121,13 +142,18 @@ def align(gold: GoldCaption, tree: Tree, rules: Mapping[tuple[int, int], str], s
 
 
 def learn_synonyms(captions: Iterable[tuple[GoldCaption, Tree]]) -> Synonyms:
-    """Gold nouns that annotators often write for another noun of the caption, such as "person" for "guy"."""
+    """Gold nouns that annotators often write for another noun of the caption, such as "person" for
+    "guy".
+    """
     counts: Counter[tuple[str, str]] = Counter()
     free_captions: Counter[str] = Counter()
     for gold, tree in captions:
-        nouns = {head_noun(tree, index) for index in range(len(tree)) if tree.tags[index] in NOUN_TAGS}
+        nouns = {
+            head_noun(tree, index) for index in range(len(tree)) if tree.tags[index] in NOUN_TAGS
+        }
         named = {singular(words[-1]) for name in gold.names if (words := name_words(name))}
-        missing, free = named - nouns, nouns - named
+        missing = named - nouns
+        free = nouns - named
         free_captions.update(free)
         if len(missing) == 1:
             counts.update((noun, next(iter(missing))) for noun in free)
@@ -139,14 +165,17 @@ def learn_synonyms(captions: Iterable[tuple[GoldCaption, Tree]]) -> Synonyms:
 
 
 def learn_names(captions: Iterable[tuple[GoldCaption, Tree]]) -> dict[str, str]:
-    """Nouns that annotators mostly replace, with their name for it: "guys" are "people", a "hotdog" is a "hot dog"."""
+    """Nouns that annotators mostly replace, with their name for it: "guys" are "people", a "hotdog"
+    is a "hot dog".
+    """
     counts: Counter[tuple[str, str]] = Counter()
     occurrences: Counter[str] = Counter()
     for gold, tree in captions:
         nouns = {tree.texts[index] for index in range(len(tree)) if tree.is_noun(index)}
         occurrences.update(nouns)
         names = {_in_singular(words) for name in gold.names if (words := name_words(name))}
-        named, texts = {name.rsplit(" ", 1)[-1] for name in names}, {singular(text) for text in tree.texts}
+        named = {name.rsplit(" ", 1)[-1] for name in names}
+        texts = {singular(text) for text in tree.texts}
         missing = [name for name in names if name.rsplit(" ", 1)[-1] not in texts]
         free = [noun for noun in nouns if singular(noun) not in named]
         if len(missing) == len(free) == 1:
@@ -171,7 +200,9 @@ def name_words(name: str) -> list[str]:
 
 
 def normal_predicate(predicate: str) -> str:
-    """A gold predicate without auxiliaries. Its verb is a lemma, where it is not yet; "lay" stays, and means "lie"."""
+    """A gold predicate without auxiliaries. Its verb is a lemma, where it is not yet; "lay" stays,
+    and means "lie".
+    """
     words = predicate.lower().split()
     while len(words) > 1 and words[0] in _AUXILIARIES:
         words = words[1:]
@@ -181,7 +212,9 @@ def normal_predicate(predicate: str) -> str:
 
 
 def _heads(name: str, tree: Tree, nouns: list[str], synonyms: Synonyms) -> list[int]:
-    """The tokens that can be the head of a name, preferably with the other words of the name before them."""
+    """The tokens that can be the head of a name, preferably with the other words of the name before
+    them.
+    """
     words = name_words(name)
     if not words:
         return []
@@ -189,5 +222,9 @@ def _heads(name: str, tree: Tree, nouns: list[str], synonyms: Synonyms) -> list[
     found = [index for index, noun in enumerate(nouns) if noun == head]
     found = found or [index for index, noun in enumerate(nouns) if head in synonyms.get(noun, ())]
     texts = tree.texts
-    full = [i for i in found if words[:-1] and all(w in (texts[k] for k in before_head(tree, i)) for w in words[:-1])]
+    full = [
+        i
+        for i in found
+        if words[:-1] and all(w in (texts[k] for k in before_head(tree, i)) for w in words[:-1])
+    ]
     return full or found

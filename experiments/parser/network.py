@@ -1,4 +1,6 @@
-"""The learned parser's network in PyTorch, for training; `sgpipe.stages.parse.learned.parser` is its forward pass."""
+"""The learned parser's network in PyTorch, for training; `sgpipe.stages.parse.learned.parser` is
+its forward pass.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sgpipe.stages.parse.learned.parser import DISTANCES, NEIGHBOURS, PATHS, PLACES, SUFFIXES, Tables
+from sgpipe.stages.parse.learned.parser import (
+    DISTANCES,
+    NEIGHBOURS,
+    PATHS,
+    PLACES,
+    SUFFIXES,
+    Tables,
+)
 
 
 class Sizes(NamedTuple):
@@ -27,7 +36,9 @@ class Sizes(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Captions one after the other; token 0 is padding. Pairs of a caption's mentions, and of pairs and tokens."""
+    """Captions one after the other; token 0 is padding. Pairs of a caption's mentions, and of pairs
+    and tokens.
+    """
 
     tokens: Tensor  # [tokens, 5]
     neighbours: Tensor  # [tokens, 6]
@@ -62,7 +73,9 @@ class ParserNetwork(nn.Module):
         self.dep = nn.Embedding(len(tables["deps"]) + 1, s.label)
         self.role = nn.Embedding(4, s.label)
         self.enter = nn.Linear(s.hidden + s.word + s.suffix + 3 * s.label, s.width)
-        self.layers = nn.ModuleList(nn.Linear((NEIGHBOURS + 1) * s.width, s.width) for _ in range(s.layers))
+        self.layers = nn.ModuleList(
+            nn.Linear((NEIGHBOURS + 1) * s.width, s.width) for _ in range(s.layers)
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(s.width) for _ in range(s.layers + 1))
         self.token_out = nn.Linear(s.width, 2)
         self.subject = nn.Linear(s.width, s.pair, bias=False)
@@ -83,7 +96,14 @@ class ParserNetwork(nn.Module):
         self.rest = nn.Linear(s.pair, len(tables["rests"]) + 1)
         self.dropout = nn.Dropout(dropout)
         self.word_dropout = 0.05
-        for table in (self.distance, self.path, self.rule, self.rule_verb, self.rule_rest, self.place):
+        for table in (
+            self.distance,
+            self.path,
+            self.rule,
+            self.rule_verb,
+            self.rule_rest,
+            self.place,
+        ):
             nn.init.normal_(table.weight, std=0.1)
 
     def forward(self, batch: Batch) -> Scores:
@@ -95,7 +115,13 @@ class ParserNetwork(nn.Module):
         words, suffixes, tags, deps, roles = batch.tokens.unbind(-1)
         if self.training:
             words = words * (torch.rand(words.shape) >= self.word_dropout)
-        parts = (self.word(words), self.suffix(suffixes), self.tag(tags), self.dep(deps), self.role(roles))
+        parts = (
+            self.word(words),
+            self.suffix(suffixes),
+            self.tag(tags),
+            self.dep(deps),
+            self.role(roles),
+        )
         states = self.enter(self.dropout(torch.cat([batch.hidden, *parts], -1)))
         real = torch.ones(len(states), 1)
         real[0] = 0
@@ -107,7 +133,12 @@ class ParserNetwork(nn.Module):
 
     def relate(self, states: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         first, second, distance, path, rule, verb, rest = batch.pairs.unbind(-1)
-        pairs = self.subject(states)[first] + self.object(states)[second] + self.distance(distance) + self.path(path)
+        pairs = (
+            self.subject(states)[first]
+            + self.object(states)[second]
+            + self.distance(distance)
+            + self.path(path)
+        )
         pairs = pairs + self.rule(rule) + self.rule_verb(verb) + self.rule_rest(rest)
         pairs = self.dropout(F.relu(pairs))
         keys = self.key(states)[batch.members].unflatten(-1, (3, -1))  # [pairs, longest, 3, key]
@@ -117,20 +148,27 @@ class ParserNetwork(nn.Module):
         scores = scores.masked_fill((batch.members == 0)[..., None], -1e4)
         context = torch.einsum("pt,ptk->pk", scores[..., 0].softmax(-1), keys[:, :, 2])
         mixed = self.dropout(F.relu(self.mix(torch.cat([pairs, context], -1)))) + pairs
-        mixed = mixed + self.dropout(F.relu(self.compare(torch.cat([mixed, self.rivals(mixed, first, second)], -1))))
+        mixed = mixed + self.dropout(
+            F.relu(self.compare(torch.cat([mixed, self.rivals(mixed, first, second)], -1)))
+        )
         return self.related(mixed)[:, 0], self.verb(mixed), self.rest(mixed), scores[..., 1]
 
     def rivals(self, mixed: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """What pairs with the same tokens offer, [pairs, 4 x offer].
 
-        The maximum over those with the same subject, the same object, this object as subject, this subject as object.
+        The maximum over those with the same subject, the same object, this object as subject, this
+        subject as object.
         """
         offers = F.relu(self.offer(mixed))
         tokens = int(max(first.max(), second.max())) + 1 if len(first) else 1
         empty = offers.new_zeros(tokens, offers.shape[1])
         index_of = (number[:, None].expand_as(offers) for number in (first, second))
-        by_subject, by_object = (empty.scatter_reduce(0, index, offers, "amax") for index in index_of)
-        return torch.cat([by_subject[first], by_object[second], by_subject[second], by_object[first]], -1)
+        by_subject, by_object = (
+            empty.scatter_reduce(0, index, offers, "amax") for index in index_of
+        )
+        return torch.cat(
+            [by_subject[first], by_object[second], by_subject[second], by_object[first]], -1
+        )
 
 
 def loss(scores: Scores, batch: Batch) -> Mapping[str, Tensor]:
@@ -138,15 +176,28 @@ def loss(scores: Scores, batch: Batch) -> Mapping[str, Tensor]:
     known = batch.named >= 0
     gold = batch.related > 0
     verb = torch.cat([scores.verb, scores.copy], -1)[gold].log_softmax(-1)
-    table = F.one_hot(batch.verbs[gold].clamp(min=0), scores.verb.shape[-1]) * (batch.verbs[gold] >= 0)[:, None]
+    table = (
+        F.one_hot(batch.verbs[gold].clamp(min=0), scores.verb.shape[-1])
+        * (batch.verbs[gold] >= 0)[:, None]
+    )
     allowed = torch.cat([table, batch.copies[gold]], -1) > 0
     usable = allowed.any(-1)
     chosen = verb.masked_fill(~allowed, -1e4).logsumexp(-1)[usable]
     rests = batch.rests[gold]
     return {
-        "head": F.binary_cross_entropy_with_logits(scores.head[1:], batch.heads[1:].float(), reduction="sum"),
-        "named": F.binary_cross_entropy_with_logits(scores.named[known], batch.named[known].float(), reduction="sum"),
-        "related": F.binary_cross_entropy_with_logits(scores.related, batch.related.float(), reduction="sum"),
+        "head": F.binary_cross_entropy_with_logits(
+            scores.head[1:], batch.heads[1:].float(), reduction="sum"
+        ),
+        "named": F.binary_cross_entropy_with_logits(
+            scores.named[known], batch.named[known].float(), reduction="sum"
+        ),
+        "related": F.binary_cross_entropy_with_logits(
+            scores.related, batch.related.float(), reduction="sum"
+        ),
         "verb": -chosen.sum(),
-        "rest": F.cross_entropy(scores.rest[gold], rests.clamp(min=0), reduction="none")[rests >= 0].sum(),
+        "rest": (
+            F.cross_entropy(scores.rest[gold], rests.clamp(min=0), reduction="none")[
+                rests >= 0
+            ].sum()
+        ),
     }

@@ -25,7 +25,9 @@ def load(folder: Path) -> tuple[dict[str, Any], ModuleType]:
         gold = json.loads((folder / "gold_dev.json").read_text())
     except (OSError, ValueError) as error:
         raise ValueError(error) from None
-    if not isinstance(gold, dict) or not all({"caption", "set", "triplets"} <= item.keys() for item in gold.values()):
+    if not isinstance(gold, dict) or not all(
+        {"caption", "set", "triplets"} <= item.keys() for item in gold.values()
+    ):
         raise ValueError("gold_dev.json: not captions by id with their set and triplets")
     path = folder / "score.py"
     spec = importlib.util.spec_from_file_location("parser_score", path)
@@ -39,14 +41,20 @@ def load(folder: Path) -> tuple[dict[str, Any], ModuleType]:
 def predict(gold: Mapping[str, Any], parser: Parser) -> dict[str, Predictions]:
     """Triplets by caption id, with predicates as worded and with their lemmas."""
     parsed = parser.parse(item["caption"] for item in gold.values())
-    worded = {key: [[t.subject, t.predicate, t.object] for t in found] for key, found in zip(gold, parsed, strict=True)}
+    worded = {
+        key: [[t.subject, t.predicate, t.object] for t in found]
+        for key, found in zip(gold, parsed, strict=True)
+    }
     lemmas = {
-        key: [[t.subject, t.predicate_lemma, t.object] for t in found] for key, found in zip(gold, parsed, strict=True)
+        key: [[t.subject, t.predicate_lemma, t.object] for t in found]
+        for key, found in zip(gold, parsed, strict=True)
     }
     return {"surface": worded, "lemma": lemmas}
 
 
-def scores(gold: Mapping[str, Any], predictions: Predictions, scorer: ModuleType) -> dict[str, dict[str, Any]]:
+def scores(
+    gold: Mapping[str, Any], predictions: Predictions, scorer: ModuleType
+) -> dict[str, dict[str, Any]]:
     """The scorer's figures for every set of captions and for all."""
     sets = {"all": None} | {
         name: {key for key, item in gold.items() if item["set"] == name}

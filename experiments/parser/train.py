@@ -1,7 +1,8 @@
-"""Train the learned parser on FACTUAL: `python -m experiments.parser.train train_safe.csv.gz --out FOLDER`.
+"""Train the learned parser on FACTUAL: `python -m experiments.parser.train train_safe.csv.gz --out
+FOLDER`.
 
-Captions of tests/golden/parser, by which parsers are judged, are left out. A third of the captions for this training is
-made of others, see `augment`.
+Captions of tests/golden/parser, by which parsers are judged, are left out. A third of the captions
+for this training is made of others, see `augment`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,15 @@ from experiments.command import run_command
 from experiments.parser.augment import Joiner
 from experiments.parser.card import write_card
 from experiments.parser.examples import Annotated as AnnotatedCaption
-from experiments.parser.examples import Example, annotate, batches, choose_mentions, collate, make_example, make_tables
+from experiments.parser.examples import (
+    Example,
+    annotate,
+    batches,
+    choose_mentions,
+    collate,
+    make_example,
+    make_tables,
+)
 from experiments.parser.gold import captions_to_exclude, learn_names, read_gold
 from experiments.parser.network import ParserNetwork, Sizes, loss
 from sgpipe.errors import UserError
@@ -36,7 +45,9 @@ GOLD = Path("tests/golden/parser")
 
 
 class ParserTraining(Config):
-    """Settings of a training. The thresholds were chosen on captions held out of an earlier training."""
+    """Settings of a training. The thresholds were chosen on captions held out of an earlier
+    training.
+    """
 
     seed: int = 0
     joined: int = 16_000  # captions made of two
@@ -68,7 +79,9 @@ class Trainer:
         self.average = {name: value.clone() for name, value in self._network.state_dict().items()}
 
     def fit(self, examples: Sequence[Example], console: Console) -> None:
-        """Train for all epochs. The learning rate rises linearly, and then falls linearly to zero."""
+        """Train for all epochs. The learning rate rises linearly, and then falls linearly to
+        zero.
+        """
         config = self._config
         total = config.epochs * len(batches(examples, config.batch_tokens, random.Random(0)))
         step = 0
@@ -79,14 +92,20 @@ class Trainer:
                 batch = collate(chosen)
                 step += 1
                 for group in self._optimizer.param_groups:
-                    group["lr"] = config.learning_rate * min(1, step / config.warm_up) * max(0, 1 - step / total)
+                    group["lr"] = (
+                        config.learning_rate
+                        * min(1, step / config.warm_up)
+                        * max(0, 1 - step / total)
+                    )
                 losses = loss(self._network(batch), batch)
                 self._step(torch.stack(list(losses.values())).sum() / len(batch.tokens), step)
                 tokens += len(batch.tokens)
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value.item()
             shown = ", ".join(f"{name} {value / tokens:.4f}" for name, value in sums.items())
-            console.print(f"epoch {epoch + 1} of {config.epochs}, {step} steps: {shown}", soft_wrap=True)
+            console.print(
+                f"epoch {epoch + 1} of {config.epochs}, {step} steps: {shown}", soft_wrap=True
+            )
 
     def _step(self, value: Tensor, step: int) -> None:
         self._optimizer.zero_grad()
@@ -105,7 +124,9 @@ def make_examples(
     """All captions, long ones twice, and joined ones."""
     joined = Joiner(captions, config.seed).join(config.joined, model)
     long = [item for item in captions if item.words >= config.long_words]
-    return [make_example(item, tables, choose_mentions(item)) for item in (*captions, *long, *joined)]
+    return [
+        make_example(item, tables, choose_mentions(item)) for item in (*captions, *long, *joined)
+    ]
 
 
 def save(
@@ -117,7 +138,10 @@ def save(
 ) -> None:
     """Write model.safetensors, in half precision, and config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.half().contiguous() for name, value in weights.items()}, folder / "model.safetensors")
+    save_file(
+        {name: value.half().contiguous() for name, value in weights.items()},
+        folder / "model.safetensors",
+    )
     settings: dict[str, Any] = {
         "mention_logit": config.mention_logit,
         "relation_logit": config.relation_logit,
@@ -128,7 +152,9 @@ def save(
     (folder / "config.json").write_text(json.dumps(settings) + "\n", encoding="utf-8")
 
 
-def train_parser(data: Path, out: Path, config: ParserTraining, gold: Path, console: Console) -> None:
+def train_parser(
+    data: Path, out: Path, config: ParserTraining, gold: Path, console: Console
+) -> None:
     """Train, save and measure a parser.
 
     Raises:
@@ -137,10 +163,13 @@ def train_parser(data: Path, out: Path, config: ParserTraining, gold: Path, cons
     judged = gold / "gold_dev.json"
     if not judged.is_file():
         raise UserError(f"--gold {gold} is not a folder with gold_dev.json")
-    start, model = time.process_time(), load_model()
+    start = time.process_time()
+    model = load_model()
     graphs = read_gold(data, captions_to_exclude(judged))
     captions = annotate(graphs, model)
-    names = learn_names((graph, caption.sentence.tree) for graph, caption in zip(graphs, captions, strict=True))
+    names = learn_names(
+        (graph, caption.sentence.tree) for graph, caption in zip(graphs, captions, strict=True)
+    )
     lists = make_tables(captions, config.least_word, config.least_part)
     tables = number_tables(lists)
     examples = make_examples(captions, tables, config, model)
@@ -152,10 +181,14 @@ def train_parser(data: Path, out: Path, config: ParserTraining, gold: Path, cons
 
 
 def main(
-    data: Annotated[Path, typer.Argument(help="captions of FACTUAL: CSV with columns caption and scene_graph")],
+    data: Annotated[
+        Path, typer.Argument(help="captions of FACTUAL: CSV with columns caption and scene_graph")
+    ],
     out: Annotated[Path, typer.Option(help="folder for the weights and their card")],
     seed: Annotated[int, typer.Option(min=0, help="seed of the training")] = 0,
-    gold: Annotated[Path, typer.Option(help="folder of the captions to leave out, and to judge by")] = GOLD,
+    gold: Annotated[
+        Path, typer.Option(help="folder of the captions to leave out, and to judge by")
+    ] = GOLD,
 ) -> None:
     """Train the learned parser, measure it, and write its card."""
     torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """HICO-DET (Chao et al., WACV 2018), counted as by the evaluators of RLIPv2 and QPIC.
 
-A class is (subject label, object label, verb). Images without ground-truth boxes are left out together with all their
-predictions. Predictions of classes without ground truth are left out too.
+A class is (subject label, object label, verb). Images without ground-truth boxes are left out
+together with all their predictions. Predictions of classes without ground truth are left out too.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ MOST_DETECTIONS = 100  # per image
 
 @dataclass(frozen=True)
 class HicoSettings:
-    """possible: `[verbs, objects]`; all other combinations are scored 0. Its shape gives the number of classes, so that
-    other class lists than HICO-DET's can be evaluated.
+    """possible: `[verbs, objects]`; all other combinations are scored 0. Its shape gives the number
+    of classes, so that other class lists than HICO-DET's can be evaluated.
 
     suppression: pair NMS, applied after the cut to 100 triplets.
-    known_object: judge a class only in images with a box of its object ("Known Object" setting; otherwise "Default").
+    known_object: judge a class only in images with a box of its object ("Known Object" setting;
+    otherwise "Default").
     """
 
     possible: Array = field(default_factory=possible_interactions)
@@ -48,7 +49,9 @@ class HicoSettings:
 
 @dataclass(frozen=True)
 class HicoScores:
-    """Classes are numbered by `HicoSettings.classes`; HICO-DET's own numbering is `hico_classes.CLASSES`."""
+    """Classes are numbered by `HicoSettings.classes`; HICO-DET's own numbering is
+    `hico_classes.CLASSES`.
+    """
 
     per_class: ClassScores
 
@@ -57,7 +60,9 @@ class HicoScores:
         return HicoScores(self.per_class.resampled(counts))
 
     def summary(self, split: ClassSplit) -> dict[str, float]:
-        """Means over the classes with ground truth; NaN if there are none. In zero-shot settings "rare" is "unseen"."""
+        """Means over the classes with ground truth; NaN if there are none. In zero-shot settings
+        "rare" is "unseen".
+        """
         return {
             "mAP": self.per_class.mean(),
             "mAP rare": self.per_class.mean(split.rare),
@@ -66,12 +71,14 @@ class HicoScores:
         }
 
 
-def evaluate_hico(images: Iterable[EvaluationImage], settings: HicoSettings | None = None) -> HicoScores:
+def evaluate_hico(
+    images: Iterable[EvaluationImage], settings: HicoSettings | None = None
+) -> HicoScores:
     """Evaluate a dataset, read as a stream.
 
     Args:
-        images: scores are final (verb x object); labels from 0 in COCO's order (subjects: 0) and verbs from 0, or those
-            of another class list given by `settings`.
+        images: scores are final (verb x object); labels from 0 in COCO's order (subjects: 0) and
+            verbs from 0, or those of another class list given by `settings`.
 
     Raises:
         EvaluationError: labels out of range, values that are not finite, inverted boxes.
@@ -85,7 +92,9 @@ def evaluate_hico(images: Iterable[EvaluationImage], settings: HicoSettings | No
             image.predicted.check(image.name, classes.num_objects, classes.num_predicates)
         target = ground_truth_triplets(block)
         predicted = _judged(block, settings)
-        matches = match(predicted, target, classes.within_images(predicted), classes.within_images(target))
+        matches = match(
+            predicted, target, classes.within_images(predicted), classes.within_images(target)
+        )
         rows = target.in_dataset(number), predicted.in_dataset(number)
         tally.add(classes.of(target), classes.of(predicted), predicted.scores, matches, rows)
     return HicoScores(tally.class_scores())
@@ -99,7 +108,11 @@ def _judged(block: Sequence[EvaluationImage], settings: HicoSettings) -> Triplet
     if settings.known_object:
         objects = _objects(block, settings.classes.num_objects)
         predicted = predicted.where(objects[predicted.image, predicted.objects])
-    return settings.suppression.best(predicted, settings.classes) if settings.suppression else predicted
+    return (
+        settings.suppression.best(predicted, settings.classes)
+        if settings.suppression
+        else predicted
+    )
 
 
 def _objects(block: Sequence[EvaluationImage], num_objects: int) -> Array:

@@ -1,9 +1,9 @@
 """HICO-DET's 600 interaction classes, and the splits of its settings.
 
-Objects are numbered like COCO's 80 classes (person: 0), verbs like HICO-DET's 117. Classes are in the order of
-HICO-DET's list. Rare classes have fewer than 10 training instances (Chao et al., WACV 2018). The zero-shot settings
-remove classes from training: unseen combinations, rare first (UC-RF) or non-rare first (UC-NF; Hou et al., ECCV 2020),
-or unseen objects (UO; Bansal et al., AAAI 2020).
+Objects are numbered like COCO's 80 classes (person: 0), verbs like HICO-DET's 117. Classes are in
+the order of HICO-DET's list. Rare classes have fewer than 10 training instances (Chao et al., WACV
+2018). The zero-shot settings remove classes from training: unseen combinations, rare first (UC-RF)
+or non-rare first (UC-NF; Hou et al., ECCV 2020), or unseen objects (UO; Bansal et al., AAAI 2020).
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import numpy as np
 from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.triplets import TripletClasses
 
-NUM_VERBS, NUM_OBJECTS, PERSON = 117, 80, 0
+NUM_VERBS = 117
+NUM_OBJECTS = 80
+PERSON = 0
 CLASSES = TripletClasses(NUM_OBJECTS, NUM_VERBS)
 
 Setting = Literal["default", "NF", "UC-RF", "UC-NF", "UO"]
@@ -34,15 +36,20 @@ class ClassSplit:
     non_rare: Array
 
     @classmethod
-    def from_labels(cls, rare: Array, non_rare: Array, classes: TripletClasses = CLASSES) -> ClassSplit:
+    def from_labels(
+        cls, rare: Array, non_rare: Array, classes: TripletClasses = CLASSES
+    ) -> ClassSplit:
         """From arrays `[classes, 3]`: subject label, object label, verb; numbered by `classes`."""
-        return cls(*(classes.number(*np.reshape(part, (-1, 3)).astype(int).T) for part in (rare, non_rare)))
+        return cls(
+            *(classes.number(*np.reshape(part, (-1, 3)).astype(int).T) for part in (rare, non_rare))
+        )
 
 
 def split(setting: Setting) -> ClassSplit:
     """Return the split of a setting.
 
-    "default" and "NF" (no fine-tuning) are split by rarity, the zero-shot settings into unseen and seen classes.
+    "default" and "NF" (no fine-tuning) are split by rarity, the zero-shot settings into unseen and
+    seen classes.
     """
     content = _content()
     numbers = class_numbers()

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from rlip_model.postprocess import TripletDetections
 
 Array = NDArray[Any]
-NOT_PREDICTED = -np.inf  # the score of a triplet that is not a detection, unlike a detection with score 0
+NOT_PREDICTED = (
+    -np.inf
+)  # the score of a triplet that is not a detection, unlike a detection with score 0
 NO_BOX = -1  # object index of a triplet that has a subject only (V-COCO)
 
 
@@ -25,8 +27,8 @@ class EvaluationError(ValueError):
 class ImageGroundTruth:
     """The annotations of one image.
 
-    boxes `[boxes, 4]` pixel xyxy; labels `[boxes]` from 0; triplets `[triplets, 3]`: the index of the subject's box,
-    the index of the object's box (or `NO_BOX`), and the predicate, from 0.
+    boxes `[boxes, 4]` pixel xyxy; labels `[boxes]` from 0; triplets `[triplets, 3]`: the index of
+    the subject's box, the index of the object's box (or `NO_BOX`), and the predicate, from 0.
     """
 
     boxes: Array
@@ -40,9 +42,15 @@ class ImageGroundTruth:
         Raises:
             EvaluationError: the lists have other shapes.
         """
-        return cls(table(boxes, (-1, 4), np.float32), table(labels, (-1,), int), table(triplets, (-1, 3), int))
+        return cls(
+            table(boxes, (-1, 4), np.float32),
+            table(labels, (-1,), int),
+            table(triplets, (-1, 3), int),
+        )
 
-    def check(self, image: str, num_objects: int, num_predicates: int, *, objectless: bool = False) -> None:
+    def check(
+        self, image: str, num_objects: int, num_predicates: int, *, objectless: bool = False
+    ) -> None:
         """Check all values.
 
         Args:
@@ -57,7 +65,13 @@ class ImageGroundTruth:
         check_range(image, "label of a ground-truth box", self.labels, 0, num_objects)
         subjects, objects, predicates = self.triplets.T
         check_range(image, "subject of a ground-truth triplet", subjects, 0, len(self.boxes))
-        check_range(image, "object of a ground-truth triplet", objects, NO_BOX if objectless else 0, len(self.boxes))
+        check_range(
+            image,
+            "object of a ground-truth triplet",
+            objects,
+            NO_BOX if objectless else 0,
+            len(self.boxes),
+        )
         check_range(image, "predicate of a ground-truth triplet", predicates, 0, num_predicates)
 
 
@@ -66,7 +80,8 @@ class PredictedPairs:
     """The pairs of boxes predicted in one image, and the confidence of each predicate of each pair.
 
     subject_boxes, object_boxes `[pairs, 4]` pixel xyxy; subject_labels, object_labels `[pairs]`;
-    scores `[pairs, predicates]` of whole triplets, `NOT_PREDICTED` for triplets that were not predicted.
+    scores `[pairs, predicates]` of whole triplets, `NOT_PREDICTED` for triplets that were not
+    predicted.
     """
 
     subject_boxes: Array
@@ -78,7 +93,10 @@ class PredictedPairs:
     @classmethod
     def from_detections(cls, detections: TripletDetections) -> PredictedPairs:
         """Convert the output of `rlip_model.postprocess`."""
-        boxes = (detections.subject_boxes.float().cpu().numpy(), detections.object_boxes.float().cpu().numpy())
+        boxes = (
+            detections.subject_boxes.float().cpu().numpy(),
+            detections.object_boxes.float().cpu().numpy(),
+        )
         labels = (detections.subject_labels.cpu().numpy(), detections.object_labels.cpu().numpy())
         return cls(*boxes, *labels, detections.relation_scores.float().cpu().numpy())
 
@@ -99,7 +117,9 @@ class PredictedPairs:
             check_range(image, f"predicted {name} label", labels, 0, num_objects)
         if self.scores.shape != (len(self), num_predicates):
             expected = (len(self), num_predicates)
-            raise EvaluationError(f"{image}: scores have shape {self.scores.shape}, expected {expected}")
+            raise EvaluationError(
+                f"{image}: scores have shape {self.scores.shape}, expected {expected}"
+            )
         check_finite(image, "score", self.scores[self.scores != NOT_PREDICTED])
 
 
@@ -113,13 +133,15 @@ class EvaluationImage:
 
 
 def table(values: Any, shape: tuple[int, ...], kind: Any) -> Array:
-    """Convert nested lists, which may be empty, to an array. None becomes NaN, numbers too large become infinite.
+    """Convert nested lists, which may be empty, to an array. None becomes NaN, numbers too large
+    become infinite.
 
     Args:
         shape: starts with -1, for any number of rows.
 
     Raises:
-        EvaluationError: the values have another shape, or are not integers although `kind` is `int`.
+        EvaluationError: the values have another shape, or are not integers although `kind` is
+            `int`.
     """
     try:
         given = np.asarray(values)
@@ -140,7 +162,9 @@ def table(values: Any, shape: tuple[int, ...], kind: Any) -> Array:
 
 def _first_wrong(values: Any, shape: tuple[int, ...]) -> str:
     """Return the first item that has another shape or is not numbers; empty if there is none."""
-    for number, item in enumerate(values if isinstance(values, Sequence) and not isinstance(values, str) else ()):
+    for number, item in enumerate(
+        values if isinstance(values, Sequence) and not isinstance(values, str) else ()
+    ):
         try:
             is_wrong = np.asarray(item, dtype=float).shape != shape
         except (TypeError, ValueError, OverflowError):
@@ -156,14 +180,18 @@ def check_boxes(image: str, what: str, boxes: Array) -> None:
     inverted = (boxes[:, 2:] < boxes[:, :2]).any(1)
     if inverted.any():
         box = boxes[inverted.argmax()].tolist()
-        raise EvaluationError(f"{image}: {what} {box} has inverted corners, expected xyxy: left, top, right, bottom")
+        raise EvaluationError(
+            f"{image}: {what} {box} has inverted corners, expected xyxy: left, top, right, bottom"
+        )
 
 
 def check_finite(image: str, what: str, values: Array) -> None:
     """Raise EvaluationError if a value is NaN or infinite."""
     if not np.isfinite(values).all():
         origin = "annotation" if what.startswith("ground-truth") else "model's output"
-        raise EvaluationError(f"{image}: a {what} is NaN or infinite; leave it out or fix the {origin}")
+        raise EvaluationError(
+            f"{image}: a {what} is NaN or infinite; leave it out or fix the {origin}"
+        )
 
 
 def check_range(image: str, what: str, values: Array, least: int, end: int) -> None:

@@ -26,8 +26,8 @@ def equal_rows(first: Array, second: Array) -> tuple[Array, Array]:
 def best_matches(detections: Array, targets: Array, quality: Array, count: int) -> Array:
     """Match each detection to the target that it fits best; of equal fits, the earlier target.
 
-    As in the published evaluators, a detection never falls back to its second-best target when the best one is taken.
-    Of identical targets, only the first is therefore ever matched.
+    As in the published evaluators, a detection never falls back to its second-best target when the
+    best one is taken. Of identical targets, only the first is therefore ever matched.
 
     Args:
         detections, targets: `[candidates]`, the pairs that fit.

@@ -1,9 +1,10 @@
-"""Open Images V6 scene graphs, counted as by RLIPv2's evaluator: relations, phrases, and the weighted sum of both.
+"""Open Images V6 scene graphs, counted as by RLIPv2's evaluator: relations, phrases, and the
+weighted sum of both.
 
-A relation is a true positive if both boxes overlap those of a target with an IoU of at least 0.5. A phrase is the
-rectangle around both boxes; it is a true positive if the rectangles overlap as much. The class of both is (subject
-label, object label, predicate). Predictions in an image without ground-truth boxes count as wrong phrases, but not as
-wrong relations.
+A relation is a true positive if both boxes overlap those of a target with an IoU of at least 0.5. A
+phrase is the rectangle around both boxes; it is a true positive if the rectangles overlap as much.
+The class of both is (subject label, object label, predicate). Predictions in an image without
+ground-truth boxes count as wrong phrases, but not as wrong relations.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ PhraseOrder = Literal["published", "repaired"]
 class OpenImagesSettings:
     """suppression: pair NMS after the cut, then NMS of phrases; default: none, as published.
 
-    phrase_order: with suppression, the published evaluator looks up a phrase's overlaps under the index of another
-    phrase. "published" keeps this error, which the published numbers contain; "repaired" corrects it.
+    phrase_order: with suppression, the published evaluator looks up a phrase's overlaps under the
+    index of another phrase. "published" keeps this error, which the published numbers contain;
+    "repaired" corrects it.
     """
 
     num_objects: int = 601
@@ -55,7 +57,9 @@ class OpenImagesSettings:
 
 @dataclass(frozen=True)
 class OpenImagesScores:
-    """Relations and phrases among the 50 and the 100 best triplets of each image; keys are `MOST_DETECTIONS`."""
+    """Relations and phrases among the 50 and the 100 best triplets of each image; keys are
+    `MOST_DETECTIONS`.
+    """
 
     relations: dict[int, ClassScores]
     phrases: dict[int, ClassScores]
@@ -63,7 +67,8 @@ class OpenImagesScores:
     def resampled(self, counts: Array) -> OpenImagesScores:
         """As `ClassScores.resampled`."""
         relations, phrases = (
-            {most: scores.resampled(counts) for most, scores in part.items()} for part in (self.relations, self.phrases)
+            {most: scores.resampled(counts) for most, scores in part.items()}
+            for part in (self.relations, self.phrases)
         )
         return OpenImagesScores(relations, phrases)
 
@@ -72,19 +77,28 @@ class OpenImagesScores:
         return _recall(self.relations[most], slice(None))
 
     def phrase_recall(self, most: int) -> float:
-        """Return the same for phrases, but only over classes with predictions, as in the published evaluator."""
+        """Return the same for phrases, but only over classes with predictions, as in the published
+        evaluator.
+        """
         return _recall(self.phrases[most], self.phrases[most].detections > 0)
 
     def weighted_score(self, *, by_frequency: bool = True) -> float:
-        """score_wtd: 0.2 R@50 + 0.4 AP of relations + 0.4 AP of phrases, each the (weighted) mean AP at 100."""
-        relations, phrases = self.relations[100], self.phrases[100]
+        """score_wtd: 0.2 R@50 + 0.4 AP of relations + 0.4 AP of phrases, each the (weighted) mean
+        AP at 100.
+        """
+        relations = self.relations[100]
+        phrases = self.phrases[100]
         if by_frequency:
-            return 0.2 * self.recall(50) + 0.4 * relations.weighted_mean() + 0.4 * phrases.weighted_mean()
+            return (
+                0.2 * self.recall(50)
+                + 0.4 * relations.weighted_mean()
+                + 0.4 * phrases.weighted_mean()
+            )
         return 0.2 * self.recall(50) + 0.4 * relations.mean() + 0.4 * phrases.mean()
 
     def summary(self) -> dict[str, float]:
-        """Return all measures under the published evaluator's names; the benchmark's headline number is score_wtd
-        (wmAP).
+        """Return all measures under the published evaluator's names; the benchmark's headline
+        number is score_wtd (wmAP).
         """
         summary = {}
         for most in MOST_DETECTIONS:
@@ -131,14 +145,22 @@ def evaluate_open_images(
         annotated = np.array([len(image.ground_truth.boxes) > 0 for image in block])
         for most in MOST_DETECTIONS:
             predicted = best_triplets(block, most)
-            predicted = settings.suppression.best(predicted, classes) if settings.suppression else predicted
+            predicted = (
+                settings.suppression.best(predicted, classes) if settings.suppression else predicted
+            )
             judged = predicted.where(annotated[predicted.image])
-            matches = match(judged, target, classes.within_images(judged), classes.within_images(target))
+            matches = match(
+                judged, target, classes.within_images(judged), classes.within_images(target)
+            )
             images_of = target_images, judged.in_dataset(number)
-            relations[most].add(classes.of(target), classes.of(judged), judged.scores, matches, images_of)
+            relations[most].add(
+                classes.of(target), classes.of(judged), judged.scores, matches, images_of
+            )
             predicted, matches = _match_phrases(predicted, target, settings)
             images_of = target_images, predicted.in_dataset(number)
-            phrases[most].add(classes.of(target), classes.of(predicted), predicted.scores, matches, images_of)
+            phrases[most].add(
+                classes.of(target), classes.of(predicted), predicted.scores, matches, images_of
+            )
     return OpenImagesScores(
         {most: tally.class_scores() for most, tally in relations.items()},
         {most: tally.class_scores() for most, tally in phrases.items()},
@@ -160,12 +182,17 @@ def _match_phrases(
         predicted = predicted.where(kept)
         if settings.phrase_order == "published":
             predicted = predicted.where(_grouped(predicted.image, groups[kept]))
-    phrases, targets = equal_rows(settings.classes.within_images(predicted), settings.classes.within_images(target))
-    boxes, target_boxes = (hull(part.subject_boxes, part.object_boxes) for part in (predicted, target))
+    phrases, targets = equal_rows(
+        settings.classes.within_images(predicted), settings.classes.within_images(target)
+    )
+    boxes, target_boxes = (
+        hull(part.subject_boxes, part.object_boxes) for part in (predicted, target)
+    )
     quality = pixel_iou(boxes[phrases], target_boxes[targets], touching=False)
     fitting = quality >= MATCH_OVERLAP
     matches = best_matches(phrases[fitting], targets[fitting], quality[fitting], len(predicted))
-    # Changes nothing unless the rows were grouped. If they were, each phrase gets the match of the row in its place.
+    # Changes nothing unless the rows were grouped. If they were, each phrase gets the match of the
+    # row in its place.
     return predicted.where(np.lexsort((-predicted.scores, predicted.image))), matches
 
 

@@ -1,4 +1,6 @@
-"""Overlap of boxes in whole pixels: a box from x to x is one pixel wide, as in the official evaluators."""
+"""Overlap of boxes in whole pixels: a box from x to x is one pixel wide, as in the official
+evaluators.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,13 @@ from rlip_model.evaluation.inputs import Array
 
 
 def pixel_iou(first: Array, second: Array, *, touching: bool) -> Array:
-    """Intersection over union of pixel xyxy boxes; width and height are the difference of the corners plus one.
+    """Intersection over union of pixel xyxy boxes; width and height are the difference of the
+    corners plus one.
 
     Args:
         first, second: broadcastable to `[..., 4]`; computed in their own precision.
-        touching: whether boxes that share only an edge overlap by one pixel (as in PASCAL VOC) or not at all (as in
-            HICO-DET's published evaluators).
+        touching: whether boxes that share only an edge overlap by one pixel (as in PASCAL VOC) or
+            not at all (as in HICO-DET's published evaluators).
 
     Returns:
         `[...]`.

@@ -8,7 +8,8 @@ import numpy as np
 
 from rlip_model.evaluation.inputs import Array
 
-# Some are slightly too large, as in the published evaluators: a recall of 3/10 does not reach the fourth point.
+# Some are slightly too large, as in the published evaluators: a recall of 3/10 does not reach the
+# fourth point.
 ELEVEN_POINTS = np.arange(0, 1.1, 0.1)
 COCO_POINTS = np.linspace(0, 1, 101)
 
@@ -54,16 +55,19 @@ def area(true_positives: Array, targets: int) -> float:
     return float((monotone(precision) * np.diff(recall, prepend=0.0)).sum())
 
 
-def weighted_averages(measure: AveragePrecision, ranks: Array, matched: Array, rows: Array, targets: Array) -> Array:
-    """`[classes]`: the average precision of each class whose detections and targets occur several times or never.
+def weighted_averages(
+    measure: AveragePrecision, ranks: Array, matched: Array, rows: Array, targets: Array
+) -> Array:
+    """`[classes]`: the average precision of each class whose detections and targets occur several
+    times or never.
 
-    The same as `measure` of the repeated detections: only true positives raise recall, and the precision after the last
-    repetition of a true positive is its best.
+    The same as `measure` of the repeated detections: only true positives raise recall, and the
+    precision after the last repetition of a true positive is its best.
 
     Args:
         measure: `eleven_point`, `coco_point` or `area`.
-        ranks, matched: `[true positives]`, class by class, each by descending score: how many detections, and how many
-            true positives, there are up to and including it.
+        ranks, matched: `[true positives]`, class by class, each by descending score: how many
+            detections, and how many true positives, there are up to and including it.
         rows: `[true positives]`, the class of each, ascending.
         targets: `[classes]`; the average precision without targets is 0.
     """
@@ -79,7 +83,11 @@ def weighted_averages(measure: AveragePrecision, ranks: Array, matched: Array, r
 
 # The share of a curve that lies at this recall `[detections]` or a smaller one.
 _REACHED: dict[AveragePrecision, Callable[[Array], Array]] = {
-    eleven_point: lambda recall: np.searchsorted(ELEVEN_POINTS, recall, side="right") / len(ELEVEN_POINTS),
-    coco_point: lambda recall: np.searchsorted(COCO_POINTS, recall, side="right") / len(COCO_POINTS),
+    eleven_point: lambda recall: (
+        np.searchsorted(ELEVEN_POINTS, recall, side="right") / len(ELEVEN_POINTS)
+    ),
+    coco_point: lambda recall: (
+        np.searchsorted(COCO_POINTS, recall, side="right") / len(COCO_POINTS)
+    ),
     area: lambda recall: recall,
 }

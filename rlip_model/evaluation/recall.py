@@ -1,4 +1,6 @@
-"""Recall among the K best triplets of each image: per image, per predicate, and of triplets unseen in training."""
+"""Recall among the K best triplets of each image: per image, per predicate, and of triplets unseen
+in training.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ NEVER = np.iinfo(np.int64).max  # the rank of a target relation that no triplet 
 class Recall:
     """Keys are `RECALL_AT`.
 
-    per_image, zero_shot_per_image: `[images]` that have (zero-shot) relations; images, zero_shot_images: their numbers.
+    per_image, zero_shot_per_image: `[images]` that have (zero-shot) relations; images,
+    zero_shot_images: their numbers.
     occurrences: `[occurrences, 2]`, an image and a predicate that it has; recalls: `[occurrences]`.
     """
 
@@ -51,7 +54,10 @@ class Recall:
         """`[predicates]`: the mean over the images that have the predicate, 0 if none has it."""
         predicates = self.occurrences[:, 1]
         images = np.maximum(np.bincount(predicates, minlength=self.num_predicates), 1)
-        sums = {most: np.bincount(predicates, own, self.num_predicates) for most, own in self.recalls.items()}
+        sums = {
+            most: np.bincount(predicates, own, self.num_predicates)
+            for most, own in self.recalls.items()
+        }
         return {most: own / images for most, own in sums.items()}
 
     def recall(self, most: int) -> float:
@@ -72,19 +78,26 @@ class RecallTally:
     """Collects the recalls of a dataset, image by image."""
 
     num_predicates: int
-    per_image: dict[int, list[float]] = field(default_factory=lambda: {most: [] for most in RECALL_AT})
-    zero_shot_per_image: dict[int, list[float]] = field(default_factory=lambda: {most: [] for most in RECALL_AT})
+    per_image: dict[int, list[float]] = field(
+        default_factory=lambda: {most: [] for most in RECALL_AT}
+    )
+    zero_shot_per_image: dict[int, list[float]] = field(
+        default_factory=lambda: {most: [] for most in RECALL_AT}
+    )
     images: list[int] = field(default_factory=list)
     zero_shot_images: list[int] = field(default_factory=list)
     occurrences: list[Array] = field(default_factory=lambda: [np.zeros((0, 2), dtype=int)])
-    recalls: dict[int, list[Array]] = field(default_factory=lambda: {most: [np.zeros(0)] for most in RECALL_AT})
+    recalls: dict[int, list[Array]] = field(
+        default_factory=lambda: {most: [np.zeros(0)] for most in RECALL_AT}
+    )
 
     def add(self, image: int, ranks: Array, predicates: Array, unseen: Array) -> None:
         """Add one image.
 
         Args:
             image: its number in the dataset.
-            ranks: `[relations]`, the rank (from 0) of the first triplet that matches each target, or `NEVER`.
+            ranks: `[relations]`, the rank (from 0) of the first triplet that matches each target,
+                or `NEVER`.
             predicates: `[relations]`, from 0.
             unseen: `[relations]`, True for triplets that do not occur in training.
         """

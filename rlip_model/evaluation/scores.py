@@ -18,7 +18,8 @@ from rlip_model.evaluation.precision import AveragePrecision, eleven_point, weig
 class Occurrences:
     """The image of each detection and of each target, for `ClassScores.resampled`.
 
-    detections `[detections]` and targets `[targets]`: numbers of images; target_rows `[targets]`: rows of the classes;
+    detections `[detections]` and targets `[targets]`: numbers of images; target_rows `[targets]`:
+    rows of the classes;
     measure: what the average precision is.
     """
 
@@ -32,9 +33,10 @@ class Occurrences:
 class ClassScores:
     """One row per class that occurs in the ground truth.
 
-    `[classes]`: classes, their numbers, ascending; targets, detections and true_positives, counts; average_precision,
-    0 to 1. `[detections]`, class by class, each by descending score: scores, and correct (True for true positives), for
-    drawing curves. occurrences: None if the images are not known.
+    `[classes]`: classes, their numbers, ascending; targets, detections and true_positives, counts;
+    average_precision, 0 to 1. `[detections]`, class by class, each by descending score: scores, and
+    correct (True for true positives), for drawing curves. occurrences: None if the images are not
+    known.
     """
 
     classes: Array
@@ -47,14 +49,16 @@ class ClassScores:
     occurrences: Occurrences | None = None
 
     def resampled(self, counts: Array) -> ClassScores:
-        """Return the scores of a dataset in which each image occurs `counts[image]` times, without scores for curves.
+        """Return the scores of a dataset in which each image occurs `counts[image]` times, without
+        scores for curves.
 
         The same as to evaluate such a dataset, but nothing is matched or sorted again.
         """
         assert self.occurrences is not None
         rows, hits = self._true_positives
         weights = counts[self.occurrences.detections]
-        total, matched = _cumulative(weights), _cumulative(weights[hits])
+        total = _cumulative(weights)
+        matched = _cumulative(weights[hits])
         ends = np.cumsum(self.detections)
         before = total[ends - self.detections]
         hit_ends = np.cumsum(self.true_positives)
@@ -62,7 +66,11 @@ class ClassScores:
         own = self.occurrences
         targets = np.bincount(own.target_rows, counts[own.targets], len(self.classes)).astype(int)
         precisions = weighted_averages(
-            own.measure, total[hits + 1] - before[rows], matched[1:] - matched_before[rows], rows, targets
+            own.measure,
+            total[hits + 1] - before[rows],
+            matched[1:] - matched_before[rows],
+            rows,
+            targets,
         )
         kept = targets > 0
         return ClassScores(
@@ -78,7 +86,9 @@ class ClassScores:
     @cached_property
     def _true_positives(self) -> tuple[Array, Array]:
         """`[true positives]`: the row of the class of each, and its place among the detections."""
-        return np.repeat(np.arange(len(self.classes)), self.true_positives), np.flatnonzero(self.correct)
+        return np.repeat(np.arange(len(self.classes)), self.true_positives), np.flatnonzero(
+            self.correct
+        )
 
     @property
     def max_recall(self) -> Array:
@@ -86,7 +96,9 @@ class ClassScores:
         return self.true_positives / self.targets
 
     def mean(self, classes: Array | None = None) -> float:
-        """Mean average precision of all or some classes; NaN if none of them occurs in the ground truth."""
+        """Mean average precision of all or some classes; NaN if none of them occurs in the ground
+        truth.
+        """
         kept = slice(None) if classes is None else np.isin(self.classes, classes)
         return mean(self.average_precision[kept])
 
@@ -100,7 +112,9 @@ class ClassScores:
         return mean(self.max_recall)
 
     def of_class(self, number: int) -> tuple[Array, Array]:
-        """Scores, descending, and correctness of the detections of one class; none if it has no targets."""
+        """Scores, descending, and correctness of the detections of one class; none if it has no
+        targets.
+        """
         place = int(np.searchsorted(self.classes, number))
         if place == len(self.classes) or self.classes[place] != number:
             return self.scores[:0], self.correct[:0]
@@ -143,14 +157,18 @@ class Tally:
 
         Args:
             target_classes: `[targets]`, class numbers.
-            predicted_classes, scores, matches: `[detections]`, image by image, in the order in which detections are
-                matched. A match is an index into the block's targets, or `NO_MATCH`.
-            images: `[targets]` and `[detections]`, numbers of images in the dataset; only `resampled` needs them.
+            predicted_classes, scores, matches: `[detections]`, image by image, in the order in
+                which detections are matched. A match is an index into the block's targets, or
+                `NO_MATCH`.
+            images: `[targets]` and `[detections]`, numbers of images in the dataset; only
+                `resampled` needs them.
         """
         self.target_classes.append(target_classes)
         self.predicted_classes.append(predicted_classes)
         self.scores.append(scores)
-        self.matches.append(np.where(matches == NO_MATCH, NO_MATCH, matches + self.total).astype(np.int32))
+        self.matches.append(
+            np.where(matches == NO_MATCH, NO_MATCH, matches + self.total).astype(np.int32)
+        )
         self.total += len(target_classes)
         if images is not None:
             self.target_images.append(images[0].astype(np.int32))
@@ -159,14 +177,16 @@ class Tally:
     def class_scores(
         self, average_precision: AveragePrecision = eleven_point, *, last_first: bool = False
     ) -> ClassScores:
-        """Score every class that has targets; detections of other classes are left out and match nothing.
+        """Score every class that has targets; detections of other classes are left out and match
+        nothing.
 
         Of several processes, each has images of its own; all return the common result.
 
         The first detection matched to a target is a true positive, all others are false positives.
 
         Args:
-            last_first: sort detections of equal score from last to first, instead of in the given order.
+            last_first: sort detections of equal score from last to first, instead of in the given
+                order.
         """
         whole = _merged(gather(self))
         classes, target_rows, targets = np.unique(
@@ -175,18 +195,24 @@ class Tally:
         predicted = _joined(whole.predicted_classes, int)
         known = np.isin(predicted, classes)
         correct = first_matches(_joined(whole.matches, int)[known])
-        predicted, scores = predicted[known], _joined(whole.scores, float)[known]
+        predicted = predicted[known]
+        scores = _joined(whole.scores, float)[known]
         by_class = np.argsort(predicted, kind="stable")
         ends = np.searchsorted(predicted[by_class], classes, side="right")
         parts = [_descending(rows, scores, last_first) for rows in np.split(by_class, ends)[:-1]]
         true_positives = [correct[rows] for rows in parts]
-        precisions = [average_precision(own, int(count)) for own, count in zip(true_positives, targets, strict=True)]
+        precisions = [
+            average_precision(own, int(count))
+            for own, count in zip(true_positives, targets, strict=True)
+        ]
         order = _joined(parts, int)
         occurrences = None
         if len(whole.target_images) == len(whole.matches):
             images = _joined(whole.predicted_images, int)[known][order]
             target_images = _joined(whole.target_images, int)
-            occurrences = Occurrences(images, target_images, target_rows.reshape(-1), average_precision)
+            occurrences = Occurrences(
+                images, target_images, target_rows.reshape(-1), average_precision
+            )
         return ClassScores(
             classes=classes,
             targets=targets,
@@ -208,7 +234,9 @@ def _merged(parts: Sequence[Tally]) -> Tally:
         merged.target_classes += part.target_classes
         merged.predicted_classes += part.predicted_classes
         merged.scores += part.scores
-        merged.matches += [np.where(own == NO_MATCH, NO_MATCH, own + merged.total) for own in part.matches]
+        merged.matches += [
+            np.where(own == NO_MATCH, NO_MATCH, own + merged.total) for own in part.matches
+        ]
         merged.total += part.total
     return merged
 

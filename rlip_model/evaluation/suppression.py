@@ -14,25 +14,35 @@ from rlip_model.evaluation.triplets import TripletClasses, TripletTable
 
 @dataclass(frozen=True)
 class PairSuppression:
-    """Pair NMS: drop the worse of two pairs if IoU(subjects)^subject x IoU(objects)^object exceeds the threshold."""
+    """Pair NMS: drop the worse of two pairs if IoU(subjects)^subject x IoU(objects)^object exceeds
+    the threshold.
+    """
 
     threshold: float = 0.7
     subject: float = 1.0
     object: float = 0.5
 
     def best(self, predicted: TripletTable, classes: TripletClasses) -> TripletTable:
-        """Return the triplets that no better triplet of the same class in the same image suppresses."""
+        """Return the triplets that no better triplet of the same class in the same image
+        suppresses.
+        """
 
         def overlap(better: Array, worse: Array) -> Array:
-            subjects = pixel_iou(predicted.subject_boxes[better], predicted.subject_boxes[worse], touching=True)
-            objects = pixel_iou(predicted.object_boxes[better], predicted.object_boxes[worse], touching=True)
+            subjects = pixel_iou(
+                predicted.subject_boxes[better], predicted.subject_boxes[worse], touching=True
+            )
+            objects = pixel_iou(
+                predicted.object_boxes[better], predicted.object_boxes[worse], touching=True
+            )
             return subjects**self.subject * objects**self.object
 
         groups = classes.within_images(predicted)
         return predicted.where(unsuppressed(groups, predicted.scores, overlap, self.threshold))
 
 
-def unsuppressed(groups: Array, scores: Array, overlap: Callable[[Array, Array], Array], threshold: float) -> Array:
+def unsuppressed(
+    groups: Array, scores: Array, overlap: Callable[[Array, Array], Array], threshold: float
+) -> Array:
     """Greedy non-maximum suppression within groups; equal scores stay in the given order.
 
     Args:
@@ -50,9 +60,12 @@ def unsuppressed(groups: Array, scores: Array, overlap: Callable[[Array, Array],
     worse = np.repeat(np.arange(len(order)), rank)
     better = worse - 1 - (np.arange(len(worse)) - np.repeat(np.cumsum(rank) - rank, rank))
     too_close = overlap(order[better], order[worse]) > threshold
-    better, worse = better[too_close], worse[too_close]
+    better = better[too_close]
+    worse = worse[too_close]
     kept = np.ones(len(order), dtype=bool)
-    for place in np.unique(rank[better]):  # by rank, so that a detection's fate is settled before it suppresses others
+    for place in np.unique(
+        rank[better]
+    ):  # by rank, so that a detection's fate is settled before it suppresses others
         now = rank[better] == place
         kept[worse[now][kept[better[now]]]] = False
     result = np.empty_like(kept)

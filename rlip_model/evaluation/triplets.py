@@ -9,11 +9,19 @@ from typing import TypeVar
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import NOT_PREDICTED, Array, EvaluationImage, ImageGroundTruth, PredictedPairs
+from rlip_model.evaluation.inputs import (
+    NOT_PREDICTED,
+    Array,
+    EvaluationImage,
+    ImageGroundTruth,
+    PredictedPairs,
+)
 from rlip_model.evaluation.matching import best_matches, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 
-IMAGES_AT_ONCE = 64  # enough to amortize numpy's overhead, few enough that all pairs of detections fit in memory
+IMAGES_AT_ONCE = (
+    64  # enough to amortize numpy's overhead, few enough that all pairs of detections fit in memory
+)
 MATCH_OVERLAP = 0.5
 NO_LABEL = -1  # object label of a ground-truth triplet without an object
 
@@ -39,7 +47,9 @@ class TripletTable:
         return len(self.image)
 
     def in_dataset(self, block: int) -> Array:
-        """`[rows]`: the image of each row, numbered over all `blocks`, of which this one is number `block`."""
+        """`[rows]`: the image of each row, numbered over all `blocks`, of which this one is number
+        `block`.
+        """
         return self.image + block * IMAGES_AT_ONCE
 
     def where(self, rows: Array) -> TripletTable:
@@ -79,14 +89,19 @@ def blocks(images: Iterable[AnyImage]) -> Iterator[list[AnyImage]]:
         yield block
 
 
-def best_triplets(images: Sequence[EvaluationImage], most: int, possible: Array | None = None) -> TripletTable:
-    """Return the `most` best triplets of each image by descending score; equal scores by pair, then by predicate.
+def best_triplets(
+    images: Sequence[EvaluationImage], most: int, possible: Array | None = None
+) -> TripletTable:
+    """Return the `most` best triplets of each image by descending score; equal scores by pair, then
+    by predicate.
 
     Args:
-        possible: `[predicates, objects]`, 0 for impossible combinations, which are scored 0 but kept; default: all are
-            possible.
+        possible: `[predicates, objects]`, 0 for impossible combinations, which are scored 0 but
+            kept; default: all are possible.
     """
-    return _concatenate([_best(number, image.predicted, most, possible) for number, image in enumerate(images)])
+    return _concatenate(
+        [_best(number, image.predicted, most, possible) for number, image in enumerate(images)]
+    )
 
 
 def _best(image: int, predicted: PredictedPairs, most: int, possible: Array | None) -> TripletTable:
@@ -111,8 +126,8 @@ def _best(image: int, predicted: PredictedPairs, most: int, possible: Array | No
 def largest(scores: Array, most: int) -> Array:
     """Indices of the `most` largest scores, descending; equal scores keep their order.
 
-    The same as the start of a stable sort, but faster: split the scores into `most` chunks. Each chunk has a maximum,
-    so nothing below the smallest maximum can be among the `most` largest.
+    The same as the start of a stable sort, but faster: split the scores into `most` chunks. Each
+    chunk has a maximum, so nothing below the smallest maximum can be among the `most` largest.
     """
     candidates = np.arange(len(scores))
     if len(scores) > most:
@@ -123,25 +138,33 @@ def largest(scores: Array, most: int) -> Array:
 
 def ground_truth_triplets(images: Sequence[EvaluationImage]) -> TripletTable:
     """Return all annotated triplets, image by image."""
-    return _concatenate([_targets(number, image.ground_truth) for number, image in enumerate(images)])
+    return _concatenate(
+        [_targets(number, image.ground_truth) for number, image in enumerate(images)]
+    )
 
 
 def _targets(image: int, ground_truth: ImageGroundTruth) -> TripletTable:
     subjects, objects, predicates = ground_truth.triplets.T
-    boxes = np.append(ground_truth.boxes, np.zeros((1, 4)), 0).astype(np.float32)  # index -1, NO_BOX, is the last row
+    boxes = np.append(ground_truth.boxes, np.zeros((1, 4)), 0).astype(
+        np.float32
+    )  # index -1, NO_BOX, is the last row
     labels = np.append(ground_truth.labels, NO_LABEL)
     count = len(ground_truth.triplets)
     columns = (boxes[subjects], boxes[objects], labels[subjects], labels[objects], predicates)
     return TripletTable(np.full(count, image), *columns, np.ones(count, dtype=np.float32))
 
 
-def match(predicted: TripletTable, target: TripletTable, predicted_groups: Array, target_groups: Array) -> Array:
+def match(
+    predicted: TripletTable, target: TripletTable, predicted_groups: Array, target_groups: Array
+) -> Array:
     """Match detections to targets: both labels equal, and both boxes with an IoU of at least 0.5.
 
-    The quality of a fit is the smaller of the two IoUs. A target without an object needs the subject only.
+    The quality of a fit is the smaller of the two IoUs. A target without an object needs the
+    subject only.
 
     Args:
-        predicted_groups, target_groups: `[detections]` and `[targets]` integers; only equal groups can match.
+        predicted_groups, target_groups: `[detections]` and `[targets]` integers; only equal groups
+        can match.
 
     Returns:
         `[detections]`, see `best_matches`.
@@ -150,8 +173,12 @@ def match(predicted: TripletTable, target: TripletTable, predicted_groups: Array
     no_object = target.objects[targets] == NO_LABEL
     fitting = predicted.subjects[detections] == target.subjects[targets]
     fitting &= (predicted.objects[detections] == target.objects[targets]) | no_object
-    subject = pixel_iou(predicted.subject_boxes[detections], target.subject_boxes[targets], touching=False)
-    object_ = pixel_iou(predicted.object_boxes[detections], target.object_boxes[targets], touching=False)
+    subject = pixel_iou(
+        predicted.subject_boxes[detections], target.subject_boxes[targets], touching=False
+    )
+    object_ = pixel_iou(
+        predicted.object_boxes[detections], target.object_boxes[targets], touching=False
+    )
     quality = np.where(no_object, subject, np.minimum(subject, object_))
     fitting &= quality >= MATCH_OVERLAP
     return best_matches(detections[fitting], targets[fitting], quality[fitting], len(predicted))
@@ -159,5 +186,8 @@ def match(predicted: TripletTable, target: TripletTable, predicted_groups: Array
 
 def _concatenate(parts: Sequence[TripletTable]) -> TripletTable:
     return TripletTable(
-        *(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(TripletTable))
+        *(
+            np.concatenate([getattr(part, field.name) for part in parts])
+            for field in fields(TripletTable)
+        )
     )

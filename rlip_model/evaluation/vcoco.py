@@ -1,10 +1,12 @@
-"""V-COCO (Gupta and Malik, 2015), counted as by its official evaluator: role AP in two scenarios, and agent AP.
+"""V-COCO (Gupta and Malik, 2015), counted as by its official evaluator: role AP in two scenarios,
+and agent AP.
 
-Each prediction, whatever its action, is assigned to the annotated person that it overlaps most. It is a true positive
-if that person performs the action, the IoU of their boxes is at least 0.5, no better prediction was matched to the
-person before, and the role is correct: its box has an IoU of at least 0.5 with the annotated one. Where the person's
-role has no box, scenario 1 expects no box, and scenario 2 accepts anything. Of equal scores in an image, the last
-prediction is assigned first; of equal scores overall, the last one ranks first, as in the official evaluator.
+Each prediction, whatever its action, is assigned to the annotated person that it overlaps most. It
+is a true positive if that person performs the action, the IoU of their boxes is at least 0.5, no
+better prediction was matched to the person before, and the role is correct: its box has an IoU of
+at least 0.5 with the annotated one. Where the person's role has no box, scenario 1 expects no box,
+and scenario 2 accepts anything. Of equal scores in an image, the last prediction is assigned first;
+of equal scores overall, the last one ranks first, as in the official evaluator.
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ from typing import Literal
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import Array, EvaluationError, check_boxes, check_equal, check_finite
+from rlip_model.evaluation.inputs import (
+    Array,
+    EvaluationError,
+    check_boxes,
+    check_equal,
+    check_finite,
+)
 from rlip_model.evaluation.matching import NO_MATCH, best_matches, equal_rows
 from rlip_model.evaluation.overlap import pixel_iou
 from rlip_model.evaluation.precision import area
@@ -39,7 +47,9 @@ class Role:
 
 @dataclass(frozen=True)
 class Actions:
-    """The names of the actions, and their roles, which are the columns `roles` of all arrays below."""
+    """The names of the actions, and their roles, which are the columns `roles` of all arrays
+    below.
+    """
 
     names: tuple[str, ...]
     roles: tuple[Role, ...]
@@ -64,10 +74,11 @@ class People:
 
 @dataclass(frozen=True)
 class PredictedPeople:
-    """The persons predicted in one image, with a score for each action, and a score and a box for each role.
+    """The persons predicted in one image, with a score for each action, and a score and a box for
+    each role.
 
-    boxes `[predicted, 4]` pixel xyxy; agent_scores `[predicted, actions]`; role_scores `[predicted, roles]` and
-    role_boxes `[predicted, roles, 4]`, NaN where there is none.
+    boxes `[predicted, 4]` pixel xyxy; agent_scores `[predicted, actions]`; role_scores `[predicted,
+    roles]` and role_boxes `[predicted, roles, 4]`, NaN where there is none.
     """
 
     boxes: Array
@@ -93,18 +104,44 @@ class PeopleImage:
         check_boxes(self.name, "box of a predicted person", self.predicted.boxes)
         check_finite(self.name, "score of an agent", self.predicted.agent_scores)
         if np.isinf(self.predicted.role_scores).any():
-            raise EvaluationError(f"{self.name}: a score of a role is infinite; leave it out or fix the model's output")
-        people, predicted = len(self.ground_truth.boxes), len(self.predicted)
+            raise EvaluationError(
+                f"{self.name}: a score of a role is infinite; leave it out or fix the model's"
+                " output"
+            )
+        people = len(self.ground_truth.boxes)
+        predicted = len(self.predicted)
         for what, columns, shape in (
-            ("actions of annotated persons", self.ground_truth.actions, (people, len(actions.names))),
-            ("roles of annotated persons", self.ground_truth.role_boxes, (people, len(actions.roles))),
-            ("action scores of predicted persons", self.predicted.agent_scores, (predicted, len(actions.names))),
-            ("role scores of predicted persons", self.predicted.role_scores, (predicted, len(actions.roles))),
-            ("role boxes of predicted persons", self.predicted.role_boxes, (predicted, len(actions.roles))),
+            (
+                "actions of annotated persons",
+                self.ground_truth.actions,
+                (people, len(actions.names)),
+            ),
+            (
+                "roles of annotated persons",
+                self.ground_truth.role_boxes,
+                (people, len(actions.roles)),
+            ),
+            (
+                "action scores of predicted persons",
+                self.predicted.agent_scores,
+                (predicted, len(actions.names)),
+            ),
+            (
+                "role scores of predicted persons",
+                self.predicted.role_scores,
+                (predicted, len(actions.roles)),
+            ),
+            (
+                "role boxes of predicted persons",
+                self.predicted.role_boxes,
+                (predicted, len(actions.roles)),
+            ),
         ):
             for axis, count in enumerate(shape):
                 check_equal(self.name, what, columns.shape[axis], count)
-        present = ~np.isnan(self.predicted.role_boxes).any(2) & ~np.isnan(self.predicted.role_scores)
+        present = ~np.isnan(self.predicted.role_boxes).any(2) & ~np.isnan(
+            self.predicted.role_scores
+        )
         check_boxes(self.name, "box of a predicted role", self.predicted.role_boxes[present])
 
 
@@ -112,8 +149,8 @@ class PeopleImage:
 class VcocoScores:
     """Average precision as the area under the curve.
 
-    roles: by scenario; classes are columns of `Actions.roles`; agents: classes are actions; positives: `[actions]`, the
-    number of persons that perform each action.
+    roles: by scenario; classes are columns of `Actions.roles`; agents: classes are actions;
+    positives: `[actions]`, the number of persons that perform each action.
     """
 
     actions: Actions
@@ -141,7 +178,9 @@ class VcocoScores:
         """Mean over roles; papers report it without "point"."""
         precisions = self.role_precisions(scenario)
         if without_point:
-            point = [self.actions.names[role.action] == LEFT_OUT_ROLE for role in self.actions.roles]
+            point = [
+                self.actions.names[role.action] == LEFT_OUT_ROLE for role in self.actions.roles
+            ]
             precisions = precisions[~np.array(point, dtype=bool)]
         return _mean_without_nan(precisions)
 
@@ -165,11 +204,13 @@ def evaluate_vcoco(images: Iterable[PeopleImage], actions: Actions) -> VcocoScor
     """Evaluate a dataset, read as a stream.
 
     Args:
-        images: persons with an action that is not annotated are ignored, together with the predictions assigned to
-            them. Predictions in images without annotated persons are wrong (the official evaluator fails there).
+        images: persons with an action that is not annotated are ignored, together with the
+            predictions assigned to them. Predictions in images without annotated persons are wrong
+            (the official evaluator fails there).
 
     Raises:
-        EvaluationError: arrays that do not fit `actions`, scores that are not finite, inverted boxes.
+        EvaluationError: arrays that do not fit `actions`, scores that are not finite, inverted
+            boxes.
     """
     agents = Tally()
     roles: dict[Scenario, Tally] = {1: Tally(), 2: Tally()}
@@ -180,23 +221,28 @@ def evaluate_vcoco(images: Iterable[PeopleImage], actions: Actions) -> VcocoScor
         assigned = _AssignedPeople.from_images(block, number * IMAGES_AT_ONCE)
         positives += (assigned.ground_truth.actions == 1).sum(0)
         for action in range(len(actions.names)):
-            assigned.count(agents, action, action, assigned.predicted.agent_scores[:, action], assigned.close)
+            assigned.count(
+                agents, action, action, assigned.predicted.agent_scores[:, action], assigned.close
+            )
         for column, role in enumerate(actions.roles):
             role_scores, has_box, fits, empty = assigned.role(column)
             for scenario, tally in roles.items():
                 correct = assigned.close & np.where(has_box, fits, empty | (scenario == 2))
                 assigned.count(tally, column, role.action, role_scores, correct)
-    scores = {scenario: tally.class_scores(area, last_first=True) for scenario, tally in roles.items()}
+    scores = {
+        scenario: tally.class_scores(area, last_first=True) for scenario, tally in roles.items()
+    }
     return VcocoScores(actions, scores, agents.class_scores(area, last_first=True), positives)
 
 
 @dataclass(frozen=True)
 class _AssignedPeople:
-    """The predicted persons of a block of images, image by image, each with the annotated person assigned to it.
+    """The predicted persons of a block of images, image by image, each with the annotated person
+    assigned to it.
 
-    All `[predicted]`. image: its number in the dataset; person: index in the block (`NO_MATCH` where nobody is
-    annotated); close: whether the IoU with that person is at least 0.5; ignored: whether an action of that person is
-    not annotated. owner: `[annotated persons]`, their images.
+    All `[predicted]`. image: its number in the dataset; person: index in the block (`NO_MATCH`
+    where nobody is annotated); close: whether the IoU with that person is at least 0.5; ignored:
+    whether an action of that person is not annotated. owner: `[annotated persons]`, their images.
     """
 
     ground_truth: People
@@ -224,8 +270,8 @@ class _AssignedPeople:
         return cls(people, predicted, place, person, best >= MATCH_OVERLAP, unknown[person], owner)
 
     def role(self, column: int) -> tuple[Array, Array, Array, Array]:
-        """Four arrays `[predicted]`: the role's score; whether the assigned person has a box for the role; whether the
-        predicted box fits it; whether no box is predicted (NaN or zeros)."""
+        """Four arrays `[predicted]`: the role's score; whether the assigned person has a box for
+        the role; whether the predicted box fits it; whether no box is predicted (NaN or zeros)."""
         no_box = np.full((1, 4), np.nan)
         target_boxes = np.append(self.ground_truth.role_boxes[:, column], no_box, 0)[self.person]
         boxes = self.predicted.role_boxes[:, column]
@@ -239,7 +285,8 @@ class _AssignedPeople:
         Args:
             number: of the class.
             scores: `[predicted]`, NaN for no prediction.
-            correct: `[predicted]`, whether boxes are correct; whether the person performs the action is checked here.
+            correct: `[predicted]`, whether boxes are correct; whether the person performs the
+                action is checked here.
         """
         performing = self.ground_truth.actions[:, action] == 1
         targets = int(performing.sum())
@@ -247,10 +294,16 @@ class _AssignedPeople:
         matches = np.where(correct, places[self.person], NO_MATCH)
         judged = np.flatnonzero(~np.isnan(scores) & ~self.ignored)
         judged = judged[np.lexsort((-judged, -scores[judged], self.image[judged]))]
-        single = scores[judged].astype(np.float32)  # the official evaluator compares scores in single precision
+        single = scores[judged].astype(
+            np.float32
+        )  # the official evaluator compares scores in single precision
         images = self.owner[performing], self.image[judged]
-        tally.add(np.full(targets, number), np.full(len(judged), number), single, matches[judged], images)
+        tally.add(
+            np.full(targets, number), np.full(len(judged), number), single, matches[judged], images
+        )
 
 
 def _joined(parts: Sequence[People] | Sequence[PredictedPeople]) -> list[Array]:
-    return [np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(parts[0])]
+    return [
+        np.concatenate([getattr(part, item.name) for part in parts]) for item in fields(parts[0])
+    ]

@@ -1,9 +1,11 @@
-"""Scene graphs of Visual Genome (VG150), counted as by Scene-Graph-Benchmark (Tang et al., CVPR 2020): recall at K.
+"""Scene graphs of Visual Genome (VG150), counted as by Scene-Graph-Benchmark (Tang et al., CVPR
+2020): recall at K.
 
-A predicted triplet matches every target with the same three labels whose two boxes both overlap with an IoU of at least
-0.5; it may match several. With graph constraint each pair has one predicate, its best; without, the 100 best (pair,
-predicate) count. Recall is averaged over images, mean recall over predicates. Images without target relations or
-without predicted pairs are left out.
+A predicted triplet matches every target with the same three labels whose two boxes both overlap
+with an IoU of at least 0.5; it may match several. With graph constraint each pair has one
+predicate, its best; without, the 100 best (pair, predicate) count. Recall is averaged over images,
+mean recall over predicates. Images without target relations or without predicted pairs are left
+out.
 """
 
 from __future__ import annotations
@@ -16,7 +18,14 @@ from typing import Literal
 
 import numpy as np
 
-from rlip_model.evaluation.inputs import Array, EvaluationError, check_boxes, check_equal, check_finite, check_range
+from rlip_model.evaluation.inputs import (
+    Array,
+    EvaluationError,
+    check_boxes,
+    check_equal,
+    check_finite,
+    check_range,
+)
 from rlip_model.evaluation.overlap import pixel_iou
 from rlip_model.evaluation.recall import NEVER, RECALL_AT, Recall, RecallTally
 from rlip_model.evaluation.scores import mean
@@ -86,8 +95,8 @@ MODES: tuple[Mode, ...] = ("predcls", "sgcls", "sgdet")
 class GroundTruthGraph:
     """The annotated scene graph of one image.
 
-    boxes `[boxes, 4]` pixel xyxy; labels `[boxes]` from 1; relations `[relations, 3]`: subject, object, predicate
-    from 1.
+    boxes `[boxes, 4]` pixel xyxy; labels `[boxes]` from 1; relations `[relations, 3]`: subject,
+    object, predicate from 1.
     """
 
     boxes: Array
@@ -97,10 +106,11 @@ class GroundTruthGraph:
 
 @dataclass(frozen=True)
 class PredictedGraph:
-    """The scene graph predicted in one image; pairs sorted by descending subject x object x best predicate score.
+    """The scene graph predicted in one image; pairs sorted by descending subject x object x best
+    predicate score.
 
-    boxes `[boxes, 4]` pixel xyxy; labels, scores `[boxes]`; pairs `[pairs, 2]`, box indices of subject and object;
-    predicate_scores `[pairs, 1 + predicates]`, column 0 is background.
+    boxes `[boxes, 4]` pixel xyxy; labels, scores `[boxes]`; pairs `[pairs, 2]`, box indices of
+    subject and object; predicate_scores `[pairs, 1 + predicates]`, column 0 is background.
     """
 
     boxes: Array
@@ -119,8 +129,11 @@ class GraphImage:
     predicted: PredictedGraph
 
     def check(self, num_objects: int, num_predicates: int) -> None:
-        """Raise EvaluationError if a value is out of range or not finite, or an array has the wrong shape."""
-        target, predicted = self.ground_truth, self.predicted
+        """Raise EvaluationError if a value is out of range or not finite, or an array has the wrong
+        shape.
+        """
+        target = self.ground_truth
+        predicted = self.predicted
         for what, boxes, labels in (
             ("ground-truth box", target.boxes, target.labels),
             ("predicted box", predicted.boxes, predicted.labels),
@@ -128,22 +141,30 @@ class GraphImage:
             check_boxes(self.name, what, boxes)
             check_equal(self.name, f"labels of {what}es", len(labels), len(boxes))
             check_range(self.name, f"label of a {what}", labels, 1, num_objects + 1)
-        ends, predicates = target.relations[:, :2], target.relations[:, 2]
+        ends = target.relations[:, :2]
+        predicates = target.relations[:, 2]
         check_range(self.name, "box of a ground-truth relation", ends, 0, len(target.boxes))
-        check_range(self.name, "predicate of a ground-truth relation", predicates, 1, num_predicates + 1)
+        check_range(
+            self.name, "predicate of a ground-truth relation", predicates, 1, num_predicates + 1
+        )
         check_range(self.name, "box of a predicted pair", predicted.pairs, 0, len(predicted.boxes))
-        check_equal(self.name, "scores of predicted boxes", len(predicted.scores), len(predicted.boxes))
-        shape, expected = predicted.predicate_scores.shape, (len(predicted.pairs), num_predicates + 1)
+        check_equal(
+            self.name, "scores of predicted boxes", len(predicted.scores), len(predicted.boxes)
+        )
+        shape = predicted.predicate_scores.shape
+        expected = (len(predicted.pairs), num_predicates + 1)
         if shape != expected:
-            raise EvaluationError(f"{self.name}: predicate scores have shape {shape}, expected {expected}")
+            raise EvaluationError(
+                f"{self.name}: predicate scores have shape {shape}, expected {expected}"
+            )
         check_finite(self.name, "score of a predicate", predicted.predicate_scores)
         check_finite(self.name, "score of a box", predicted.scores)
 
 
 @dataclass(frozen=True)
 class GraphScores:
-    """pair_ranks: `[relations]`, the rank of each target when only ground-truth pairs are ranked, and pair_images, the
-    number of its image; empty in sgdet, where boxes are detected."""
+    """pair_ranks: `[relations]`, the rank of each target when only ground-truth pairs are ranked,
+    and pair_images, the number of its image; empty in sgdet, where boxes are detected."""
 
     constrained: Recall
     unconstrained: Recall
@@ -153,16 +174,26 @@ class GraphScores:
     def resampled(self, counts: Array) -> GraphScores:
         """As `Recall.resampled`."""
         pairs = np.repeat(np.arange(len(self.pair_images)), counts[self.pair_images])
-        constrained, unconstrained = (recall.resampled(counts) for recall in (self.constrained, self.unconstrained))
-        return GraphScores(constrained, unconstrained, self.pair_ranks[pairs], self.pair_images[pairs])
+        constrained, unconstrained = (
+            recall.resampled(counts) for recall in (self.constrained, self.unconstrained)
+        )
+        return GraphScores(
+            constrained, unconstrained, self.pair_ranks[pairs], self.pair_images[pairs]
+        )
 
     @property
     def pair_accuracy(self) -> dict[int, float]:
         """Recall when only ground-truth pairs are ranked; empty in sgdet."""
-        return {most: mean(self.pair_ranks < most) for most in RECALL_AT} if len(self.pair_ranks) else {}
+        return (
+            {most: mean(self.pair_ranks < most) for most in RECALL_AT}
+            if len(self.pair_ranks)
+            else {}
+        )
 
     def summary(self) -> dict[str, float]:
-        """R@K, mR@K and zR@K, with the prefix "ng-" without graph constraint; A@K, the pair accuracy."""
+        """R@K, mR@K and zR@K, with the prefix "ng-" without graph constraint; A@K, the pair
+        accuracy.
+        """
         summary = {}
         for prefix, recall in (("", self.constrained), ("ng-", self.unconstrained)):
             for most in RECALL_AT:
@@ -183,29 +214,41 @@ def evaluate_graphs(
     """Evaluate a dataset, read as a stream.
 
     Args:
-        mode: what the model was given: boxes and labels (predcls), boxes (sgcls), or nothing (sgdet).
-        zero_shot: `[triplets, 3]` labels (subject, object, predicate) that do not occur in training, such as
-            `vg150_zero_shot()`; default: none.
+        mode: what the model was given: boxes and labels (predcls), boxes (sgcls), or nothing
+            (sgdet).
+        zero_shot: `[triplets, 3]` labels (subject, object, predicate) that do not occur in
+            training, such as `vg150_zero_shot()`; default: none.
 
     Raises:
         EvaluationError: labels out of range, values that are not finite, inverted boxes.
     """
-    unseen = {tuple(row) for row in np.reshape([] if zero_shot is None else zero_shot, (-1, 3)).astype(int).tolist()}
-    constrained, unconstrained = RecallTally(num_predicates), RecallTally(num_predicates)
-    pair_ranks, pair_images = [np.zeros(0, dtype=int)], [np.zeros(0, dtype=int)]
+    unseen = {
+        tuple(row)
+        for row in np.reshape([] if zero_shot is None else zero_shot, (-1, 3)).astype(int).tolist()
+    }
+    constrained = RecallTally(num_predicates)
+    unconstrained = RecallTally(num_predicates)
+    pair_ranks = [np.zeros(0, dtype=int)]
+    pair_images = [np.zeros(0, dtype=int)]
     for number, image in enumerate(images):
         image = _with_given(image, mode)
         image.check(num_objects, num_predicates)
-        target, predicted = image.ground_truth, image.predicted
+        target = image.ground_truth
+        predicted = image.predicted
         if not len(target.relations) or not len(predicted.pairs):
             continue
-        predicates, is_new = target.relations[:, 2] - 1, _is_unseen(target, unseen)
+        predicates = target.relations[:, 2] - 1
+        is_new = _is_unseen(target, unseen)
         best = predicted.predicate_scores[:, 1:].argmax(1) + 1
         constrained.add(number, _match_ranks(image, np.arange(len(best)), best), predicates, is_new)
-        unconstrained.add(number, _match_ranks(image, *_best_unconstrained(predicted)), predicates, is_new)
+        unconstrained.add(
+            number, _match_ranks(image, *_best_unconstrained(predicted)), predicates, is_new
+        )
         if mode != "sgdet":
             is_target_pair = (predicted.pairs[:, None] == target.relations[:, :2]).all(2).any(1)
-            pair_ranks.append(_match_ranks(image, np.flatnonzero(is_target_pair), best[is_target_pair]))
+            pair_ranks.append(
+                _match_ranks(image, np.flatnonzero(is_target_pair), best[is_target_pair])
+            )
             pair_images.append(np.full(len(pair_ranks[-1]), number))
     pairs = np.concatenate(pair_ranks), np.concatenate(pair_images)
     return GraphScores(constrained.result(), unconstrained.result(), *pairs)
@@ -213,7 +256,9 @@ def evaluate_graphs(
 
 def vg150_zero_shot() -> Array:
     """`[5971, 3]`: the published zero-shot triplets (subject, object, predicate) of VG150."""
-    return np.array(json.loads(Path(__file__).with_name("vg150_zero_shot.json").read_text(encoding="utf-8")))
+    return np.array(
+        json.loads(Path(__file__).with_name("vg150_zero_shot.json").read_text(encoding="utf-8"))
+    )
 
 
 def _with_given(image: GraphImage, mode: Mode) -> GraphImage:
@@ -223,7 +268,10 @@ def _with_given(image: GraphImage, mode: Mode) -> GraphImage:
     given = image.ground_truth
     check_equal(image.name, "predicted boxes", len(image.predicted.boxes), len(given.boxes))
     certain = np.ones(len(given.boxes), dtype=np.float32)
-    return replace(image, predicted=replace(image.predicted, boxes=given.boxes, labels=given.labels, scores=certain))
+    return replace(
+        image,
+        predicted=replace(image.predicted, boxes=given.boxes, labels=given.labels, scores=certain),
+    )
 
 
 def _is_unseen(target: GroundTruthGraph, unseen: set[tuple[int, ...]]) -> Array:
@@ -246,7 +294,8 @@ def _match_ranks(image: GraphImage, pairs: Array, predicates: Array) -> Array:
     Args:
         pairs, predicates: `[triplets]`, indices of predicted pairs, and predicates, best first.
     """
-    target, predicted = image.ground_truth, image.predicted
+    target = image.ground_truth
+    predicted = image.predicted
     boxes, target_boxes = predicted.boxes.astype(np.float32), target.boxes.astype(np.float32)
     fits = pixel_iou(boxes[:, None], target_boxes, touching=True) >= MATCH_OVERLAP
     fits &= predicted.labels[:, None] == target.labels
@@ -254,4 +303,8 @@ def _match_ranks(image: GraphImage, pairs: Array, predicates: Array) -> Array:
     target_subjects, target_objects, target_predicates = target.relations.T
     matches = fits[subjects[:, None], target_subjects] & fits[objects[:, None], target_objects]
     matches &= predicates[:, None] == target_predicates
-    return np.where(matches.any(0), matches.argmax(0), NEVER) if len(pairs) else np.full(len(target.relations), NEVER)
+    return (
+        np.where(matches.any(0), matches.argmax(0), NEVER)
+        if len(pairs)
+        else np.full(len(target.relations), NEVER)
+    )

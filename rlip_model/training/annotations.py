@@ -1,7 +1,8 @@
 """Convert scene-graph annotations, from Visual Genome or the R-Tagger, to training targets.
 
-The steps: swap left and right in texts if the image will be flipped (`with_flipped_texts`), clip boxes and number the
-texts (`label_scene`), augment the image and its `SceneTargets` (`augment`), then make triplets (`labelled_triplets`).
+The steps: swap left and right in texts if the image will be flipped (`with_flipped_texts`), clip
+boxes and number the texts (`label_scene`), augment the image and its `SceneTargets` (`augment`),
+then make triplets (`labelled_triplets`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from rlip_model.targets import Triplets
 from rlip_model.training.flip_text import flip_text
 from rlip_model.training.sampling import LabelledTriplets
 
-MISSING_OBJECT = "missing objects"  # with a box of zeros; stands in for the object of a relation without one (V-COCO)
+# with a box of zeros; stands in for the object of a relation without one (V-COCO)
+MISSING_OBJECT = "missing objects"
 
 
 class AnnotationError(ValueError):
@@ -26,7 +28,9 @@ class AnnotationError(ValueError):
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object. box: x and y of the upper left corner, width, height, in pixels of the original image."""
+    """One object. box: x and y of the upper left corner, width, height, in pixels of the original
+    image.
+    """
 
     object_id: int
     name: str
@@ -35,7 +39,8 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class SceneRelation:
-    """One relation. confidence: from the R-Tagger; None for relations annotated by people. origin: who stated it.
+    """One relation. confidence: from the R-Tagger; None for relations annotated by people. origin:
+    who stated it.
 
     right: False if people judged that it does not hold.
     """
@@ -52,7 +57,8 @@ class SceneRelation:
 class SceneAnnotation:
     """The objects of an image and the relations between them.
 
-    judged: only the relations that are listed are known, to be right or not; otherwise no others hold.
+    judged: only the relations that are listed are known, to be right or not; otherwise no others
+    hold.
     """
 
     image_id: int | str
@@ -62,14 +68,20 @@ class SceneAnnotation:
 
     def names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the names of the objects, and the predicates."""
-        return tuple(item.name for item in self.objects), tuple(item.predicate for item in self.relations)
+        return tuple(item.name for item in self.objects), tuple(
+            item.predicate for item in self.relations
+        )
 
     def with_flipped_texts(self) -> SceneAnnotation:
-        """Swap left and right in all texts, as for a flipped image. `SceneTargets.flipped` flips the boxes."""
+        """Swap left and right in all texts, as for a flipped image. `SceneTargets.flipped` flips
+        the boxes.
+        """
         return replace(
             self,
             objects=tuple(replace(item, name=flip_text(item.name)) for item in self.objects),
-            relations=tuple(replace(item, predicate=flip_text(item.predicate)) for item in self.relations),
+            relations=tuple(
+                replace(item, predicate=flip_text(item.predicate)) for item in self.relations
+            ),
         )
 
 
@@ -77,9 +89,10 @@ class SceneAnnotation:
 class SceneTargets:
     """A scene graph as tensors, to be augmented together with its image.
 
-    boxes `[objects, 4]` pixel xyxy; labels `[objects]`, indices into object_texts; relations `[relations, 3]`: subject
-    and object, indices into boxes, and predicate, index into relation_texts. right `[relations]`: whether those of a
-    judged image hold; None: it is not one. The box of a missing object is, and remains, zeros.
+    boxes `[objects, 4]` pixel xyxy; labels `[objects]`, indices into object_texts; relations
+    `[relations, 3]`: subject and object, indices into boxes, and predicate, index into
+    relation_texts. right `[relations]`: whether those of a judged image hold; None: it is not one.
+    The box of a missing object is, and remains, zeros.
     """
 
     boxes: Tensor
@@ -91,23 +104,32 @@ class SceneTargets:
 
     @property
     def unstated(self) -> float:
-        """The label of a relation that is not listed: 0, it does not hold, or NaN, nobody judged it."""
+        """The label of a relation that is not listed: 0, it does not hold, or NaN, nobody judged
+        it.
+        """
         return 0.0 if self.right is None else torch.nan
 
     @property
     def missing(self) -> Tensor:
         """`[objects]`: True for placeholders of missing objects."""
-        named = torch.tensor([text == MISSING_OBJECT for text in self.object_texts], dtype=torch.bool)
+        named = torch.tensor(
+            [text == MISSING_OBJECT for text in self.object_texts], dtype=torch.bool
+        )
         return named[self.labels] & (self.boxes == 0).all(1)
 
     def keep(self, kept: Tensor) -> SceneTargets:
-        """Keep the objects where `kept` `[objects]` is True, and the relations between them. All texts stay."""
+        """Keep the objects where `kept` `[objects]` is True, and the relations between them. All
+        texts stay.
+        """
         renumbered = kept.cumsum(0) - 1
         ends = self.relations[:, :2]
         inside = kept[ends].all(1)
-        relations, right = self.relations[inside], None if self.right is None else self.right[inside]
+        relations = self.relations[inside]
+        right = None if self.right is None else self.right[inside]
         relations = torch.cat((renumbered[relations[:, :2]], relations[:, 2:]), dim=1)
-        return replace(self, boxes=self.boxes[kept], labels=self.labels[kept], relations=relations, right=right)
+        return replace(
+            self, boxes=self.boxes[kept], labels=self.labels[kept], relations=relations, right=right
+        )
 
     def clamped(self, width: float, height: float) -> SceneTargets:
         """Clip boxes to the image, and drop objects outside it."""
@@ -124,7 +146,9 @@ class SceneTargets:
         return self._moved(self.boxes + self.boxes.new_tensor((right, down) * 2))
 
     def flipped(self, width: float) -> SceneTargets:
-        """Flip boxes horizontally in an image of this width, in pixels; see `SceneAnnotation.with_flipped_texts`."""
+        """Flip boxes horizontally in an image of this width, in pixels; see
+        `SceneAnnotation.with_flipped_texts`.
+        """
         left, top, right, bottom = self.boxes.unbind(1)
         return self._moved(torch.stack((width - right, top, width - left, bottom), dim=1))
 
@@ -132,17 +156,23 @@ class SceneTargets:
         return replace(self, boxes=boxes.masked_fill(self.missing.unsqueeze(1), 0))
 
     def related(self) -> tuple[Tensor, Tensor]:
-        """Return the distinct pairs `[pairs, 2]` with relations, and these `[pairs, relation_texts]`, 0, 1 or
-        `unstated`.
+        """Return the distinct pairs `[pairs, 2]` with relations, and these `[pairs,
+        relation_texts]`, 0, 1 or `unstated`.
         """
-        pairs = list(dict.fromkeys((subject, object_) for subject, object_, _ in self.relations.tolist()))
+        pairs = list(
+            dict.fromkeys((subject, object_) for subject, object_, _ in self.relations.tolist())
+        )
         place = {pair: index for index, pair in enumerate(pairs)}
         relation_labels = torch.full((len(pairs), len(self.relation_texts)), self.unstated)
         for number, (subject, object_, predicate) in enumerate(self.relations.tolist()):
-            relation_labels[place[subject, object_], predicate] = 1 if self.right is None else self.right[number]
+            relation_labels[place[subject, object_], predicate] = (
+                1 if self.right is None else self.right[number]
+            )
         return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2), relation_labels
 
-    def triplets(self, pairs: Tensor, relation_labels: Tensor, width: float, height: float) -> LabelledTriplets:
+    def triplets(
+        self, pairs: Tensor, relation_labels: Tensor, width: float, height: float
+    ) -> LabelledTriplets:
         """Make triplets of the given pairs `[pairs, 2]`, with normalised cxcywh boxes.
 
         Args:
@@ -153,35 +183,51 @@ class SceneTargets:
         boxes = box_convert(self.boxes, "xyxy", "cxcywh")
         boxes = boxes / boxes.new_tensor((width, height, width, height))
         triplets = Triplets(
-            boxes[subjects], boxes[objects], self.labels[subjects], self.labels[objects], relation_labels
+            boxes[subjects],
+            boxes[objects],
+            self.labels[subjects],
+            self.labels[objects],
+            relation_labels,
         )
         return LabelledTriplets(triplets, self.object_texts, self.relation_texts, self.unstated)
 
-    def boxes_and_labels(self, width: float, height: float, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Return all objects but missing ones: boxes `[objects, 4]` normalised cxcywh, and labels that index
-        `texts`.
+    def boxes_and_labels(
+        self, width: float, height: float, texts: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
+        """Return all objects but missing ones: boxes `[objects, 4]` normalised cxcywh, and labels
+        that index `texts`.
         """
         present = ~self.missing
         boxes = box_convert(self.boxes[present], "xyxy", "cxcywh")
         places = torch.tensor([texts.index(text) for text in self.object_texts], dtype=torch.long)
-        return boxes / boxes.new_tensor((width, height, width, height)), places[self.labels[present]]
+        return (
+            boxes / boxes.new_tensor((width, height, width, height)),
+            places[self.labels[present]],
+        )
 
-    def labelled_triplets(self, width: float, height: float, most: int | None = None) -> LabelledTriplets:
-        """Return the target triplets in an image of this size; relations of the same two objects become one triplet.
+    def labelled_triplets(
+        self, width: float, height: float, most: int | None = None
+    ) -> LabelledTriplets:
+        """Return the target triplets in an image of this size; relations of the same two objects
+        become one triplet.
 
         Args:
-            most: maximum number of triplets, the first ones; the network's number of query pairs. None: all.
+            most: maximum number of triplets, the first ones; the network's number of query pairs.
+                None: all.
         """
         pairs, labels = self.related()
         return self.triplets(pairs[:most], labels[:most], width, height)
 
 
-def label_scene(graph: SceneAnnotation, width: int, height: int, most_relations: int) -> SceneTargets:
+def label_scene(
+    graph: SceneAnnotation, width: int, height: int, most_relations: int
+) -> SceneTargets:
     """Number the texts of a scene graph in order of appearance, and clip boxes to the image.
 
     Args:
         width, height: of the original image, in pixels.
-        most_relations: maximum number of relations, the first ones; the network's number of query pairs.
+        most_relations: maximum number of relations, the first ones; the network's number of query
+            pairs.
 
     Raises:
         AnnotationError: a relation refers to an object that does not exist.
@@ -190,13 +236,17 @@ def label_scene(graph: SceneAnnotation, width: int, height: int, most_relations:
     object_texts = tuple(dict.fromkeys(item.name for item in graph.objects))
     relation_texts = tuple(dict.fromkeys(item.predicate for item in relations))
     place = {item.object_id: index for index, item in enumerate(graph.objects)}
-    unknown = [end for item in relations for end in (item.subject_id, item.object_id) if end not in place]
+    unknown = [
+        end for item in relations for end in (item.subject_id, item.object_id) if end not in place
+    ]
     if unknown:
         raise AnnotationError(
-            f"scene graph of image {graph.image_id}: a relation refers to unknown object {unknown[0]}"
+            f"scene graph of image {graph.image_id}: a relation refers to unknown object"
+            f" {unknown[0]}"
         )
     numbered = [
-        (place[item.subject_id], place[item.object_id], relation_texts.index(item.predicate)) for item in relations
+        (place[item.subject_id], place[item.object_id], relation_texts.index(item.predicate))
+        for item in relations
     ]
     boxes = torch.tensor([item.box for item in graph.objects], dtype=torch.float32).reshape(-1, 4)
     targets = SceneTargets(

@@ -1,6 +1,7 @@
 """Random augmentation of images and their targets, as in DETR: flip, colour jitter, crop, resize.
 
-All randomness comes from the given generator, so the augmentation of an image depends on nothing else.
+All randomness comes from the given generator, so the augmentation of an image depends on nothing
+else.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ def prepare(
     rng: random.Random,
     flip: bool = False,
 ) -> tuple[Tensor, SceneTargets]:
-    """Prepare an image as network input, `[3, height, width]`, normalised, together with its targets.
+    """Prepare an image as network input, `[3, height, width]`, normalised, together with its
+    targets.
 
     Args:
         image: RGB.
-        options: augmentation settings; None to only resize the image, to `short_side` and at most `long_side`.
+        options: augmentation settings; None to only resize the image, to `short_side` and at most
+            `long_side`.
         flip: whether to flip the image, with or without `options`; see `augment`.
     """
     if options is not None:
@@ -53,8 +56,8 @@ def augment(
 
     Args:
         image: RGB.
-        flip: drawn by the caller with probability `options.flip`, because the targets of flipped images must be made
-            from `SceneAnnotation.with_flipped_texts`.
+        flip: drawn by the caller with probability `options.flip`, because the targets of flipped
+            images must be made from `SceneAnnotation.with_flipped_texts`.
     """
     if flip:
         image, targets = flipped(image, targets)
@@ -73,10 +76,16 @@ def flipped(image: Image.Image, targets: SceneTargets) -> tuple[Image.Image, Sce
 
 
 def jittered(image: Image.Image, jitter: float, rng: random.Random) -> Image.Image:
-    """Change brightness, contrast and saturation in random order, each by a factor of 1 plus or minus `jitter`."""
+    """Change brightness, contrast and saturation in random order, each by a factor of 1 plus or
+    minus `jitter`.
+    """
     if jitter == 0:
         return image
-    changes = [functional.adjust_brightness, functional.adjust_contrast, functional.adjust_saturation]
+    changes = [
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+    ]
     rng.shuffle(changes)
     for change in changes:
         image = change(image, rng.uniform(1 - jitter, 1 + jitter))
@@ -88,16 +97,19 @@ def random_window(
 ) -> tuple[CropWindow, tuple[int, int]]:
     """Draw a crop of an image of this size, and the width and height to which it is resized.
 
-    The crop is drawn from the image resized to one of `crop_short_sides`, but returned in pixels of the original image,
-    so that pixels are resampled only once.
+    The crop is drawn from the image resized to one of `crop_short_sides`, but returned in pixels of
+    the original image, so that pixels are resampled only once.
     """
     columns, rows = resized(width, height, rng.choice(options.crop_short_sides), sys.maxsize)
     least, greatest = options.crop_range
     wide = rng.randint(min(least, columns), min(greatest, columns))
     high = rng.randint(min(least, rows), min(greatest, rows))
-    left, top = rng.randint(0, columns - wide), rng.randint(0, rows - high)
-    across, down = width / columns, height / rows
-    right, bottom = min((left + wide) * across, width), min((top + high) * down, height)
+    left = rng.randint(0, columns - wide)
+    top = rng.randint(0, rows - high)
+    across = width / columns
+    down = height / rows
+    right = min((left + wide) * across, width)
+    bottom = min((top + high) * down, height)
     return (left * across, top * down, right, bottom), (wide, high)
 
 
@@ -107,5 +119,7 @@ def cut(
     """Crop an image and its targets to a window, and resize them to `size` (width, height)."""
     left, top, right, bottom = window
     image = image.resize(size, Image.Resampling.BILINEAR, box=window)
-    targets = targets.shifted(-left, -top).resized(size[0] / (right - left), size[1] / (bottom - top))
+    targets = targets.shifted(-left, -top).resized(
+        size[0] / (right - left), size[1] / (bottom - top)
+    )
     return image, targets.clamped(*size)

@@ -19,8 +19,9 @@ from rlip_model.training.sampling import Texts
 class TrainingExample:
     """One image prepared for the network, and its targets.
 
-    pixel_values `[3, height, width]`, normalised; triplets: labels index the texts of the whole batch; size: width and
-    height of the original image, in pixels; boxes: all objects, with or without relations.
+    pixel_values `[3, height, width]`, normalised; triplets: labels index the texts of the whole
+    batch; size: width and height of the original image, in pixels; boxes: all objects, with or
+    without relations.
     """
 
     image_id: str
@@ -34,9 +35,10 @@ class TrainingExample:
 class TrainingBatch:
     """A batch of examples; it may be empty.
 
-    pixel_values `[images, 3, height, width]`; padding `[images, height, width]`, True right of and below an image;
-    skipped: number of images of this batch that could not be read; given: the triplets as they were before they were
-    copied to a device.
+    pixel_values `[images, 3, height, width]`; padding `[images, height, width]`, True right of and
+    below an image;
+    skipped: number of images of this batch that could not be read; given: the triplets as they were
+    before they were copied to a device.
     """
 
     image_ids: tuple[str, ...]
@@ -54,7 +56,9 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str) -> TrainingBatch:
         """Copy the batch. The host does not wait for a GPU if the images are in pinned memory."""
-        fields = [value for image in (*self.triplets, *self.boxes) for value in vars(image).values()]
+        fields = [
+            value for image in (*self.triplets, *self.boxes) for value in vars(image).values()
+        ]
         sent = iter(send_all(fields, device))
         triplets = tuple(Triplets(*islice(sent, len(vars(image)))) for image in self.triplets)
         boxes = tuple(LabelledBoxes(*islice(sent, len(vars(image)))) for image in self.boxes)
@@ -69,7 +73,9 @@ class TrainingBatch:
 
     def pinned(self) -> TrainingBatch:
         """With images in memory from which a GPU copies without waiting for the CPU."""
-        return replace(self, pixel_values=self.pixel_values.pin_memory(), padding=self.padding.pin_memory())
+        return replace(
+            self, pixel_values=self.pixel_values.pin_memory(), padding=self.padding.pin_memory()
+        )
 
     def only(self, image: int) -> TrainingBatch:
         """Return the batch that consists of one of the images."""

@@ -17,15 +17,21 @@ from rlip_model.training.objective import Objective, autocast
 
 Backend: TypeAlias = str | Callable[..., Any]  # of `torch.compile`
 
-# Parts of what is checkpointed, or divided between processes. Not whole blocks of a Swin: PyTorch did not finish one in
-# 100 seconds, because they divide images of any size into windows.
+# Parts of what is checkpointed, or divided between processes. Not whole blocks of a Swin: PyTorch
+# did not finish one in 100 seconds, because they divide images of any size into windows.
 LAYERS = (WindowAttention, FeedForward, Bottleneck)
-_MOST_FORMS = 32  # of a layer: widths, with and without a mask, one image or several, on one GPU or divided
-_TRIED_SIZE = (520, 648)  # its levels are no widths of a network, so that no width is taken for a size
+_MOST_FORMS = (
+    32  # of a layer: widths, with and without a mask, one image or several, on one GPU or divided
+)
+_TRIED_SIZE = (
+    520,
+    648,
+)  # its levels are no widths of a network, so that no width is taken for a size
 
 
 class CompiledLayers:
-    """The layers of a network that PyTorch compiles, with gradients, and for any size of the images.
+    """The layers of a network that PyTorch compiles, with gradients, and for any size of the
+    images.
 
     Without gradients, the layers compute as they are, and so does a layer after a failure.
 
@@ -43,9 +49,13 @@ class CompiledLayers:
         self.failure: Exception | None = None
         self._is_trial = False
         self._layers: list[Callable[..., Any]] = []
-        self._plain: set[Callable[..., Any]] = set()  # a layer that is computed again must do as it did
+        self._plain: set[Callable[..., Any]] = (
+            set()
+        )  # a layer that is computed again must do as it did
         torch._dynamo.config.cache_size_limit = _MOST_FORMS
-        torch._dynamo.config.optimize_ddp = False  # it divides what is compiled; here every layer is apart already
+        torch._dynamo.config.optimize_ddp = (
+            False  # it divides what is compiled; here every layer is apart already
+        )
         try:
             for layer in (each for each in network.modules() if isinstance(each, LAYERS)):
                 compiled = torch.compile(layer.forward, dynamic=True, backend=backend)
@@ -70,7 +80,8 @@ class CompiledLayers:
         self._plain.update(layers)
 
     def compile(self, objective: Objective, images: int) -> None:
-        """Compile now, forwards and backwards: PyTorch would otherwise fail within the backward pass of a step.
+        """Compile now, forwards and backwards: PyTorch would otherwise fail within the backward
+        pass of a step.
 
         Args:
             objective: of the network, on its device; it is not yet wrapped.
@@ -80,7 +91,8 @@ class CompiledLayers:
             torch.cuda.OutOfMemoryError: the memory of the GPU is full.
         """
         torch._inductor.config.compile_threads = torch.get_num_threads()
-        began, backbone = time.perf_counter(), objective.network.image_encoder.backbone
+        began = time.perf_counter()
+        backbone = objective.network.image_encoder.backbone
         device = next(objective.parameters()).device
         objective.train()
         self._is_trial = True

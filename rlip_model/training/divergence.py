@@ -21,10 +21,14 @@ DIVERGED = "diverged-step-"  # begins the names of the folders of saved batches
 
 
 class DivergenceError(ValueError):
-    """A loss, gradient or prediction is not finite. The message names the images and the saved batch."""
+    """A loss, gradient or prediction is not finite. The message names the images and the saved
+    batch.
+    """
 
 
-def explain(objective: Objective, batch: TrainingBatch, reason: str, step: int, root: Path) -> DivergenceError:
+def explain(
+    objective: Objective, batch: TrainingBatch, reason: str, step: int, root: Path
+) -> DivergenceError:
     """Find the cause, and save the batch in a folder in `root`."""
     parameters = () if is_sharded(objective) else objective.network.named_parameters()
     broken = [name for name, parameter in parameters if not bool(parameter.isfinite().all())]
@@ -37,14 +41,21 @@ def explain(objective: Objective, batch: TrainingBatch, reason: str, step: int, 
     else:
         cause = f"none of the images {', '.join(batch.image_ids)} causes it alone"
     folder = root / f"{DIVERGED}{step + 1:08d}" / f"process-{rank()}"
-    saved = f"the batch is saved in {folder}" if _save(batch, folder, reason) else "the batch could not be saved"
+    saved = (
+        f"the batch is saved in {folder}"
+        if _save(batch, folder, reason)
+        else "the batch could not be saved"
+    )
     return DivergenceError(
-        f"step {step + 1}: {reason}; {cause}; {saved}. A smaller learning rate (optimisation.lr) may help"
+        f"step {step + 1}: {reason}; {cause}; {saved}. A smaller learning rate (optimisation.lr)"
+        " may help"
     )
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Return whether parameters are sharded over processes, so that no process can compute a loss on its own."""
+    """Return whether parameters are sharded over processes, so that no process can compute a loss
+    on its own.
+    """
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
@@ -52,7 +63,11 @@ def is_sharded(module: nn.Module) -> bool:
 def find_culprits(objective: Objective, batch: TrainingBatch) -> list[str]:
     """Return the ids of the images whose loss is not finite in a batch of their own."""
     with without_collectives():
-        return [name for image, name in enumerate(batch.image_ids) if not _is_finite(objective, batch.only(image))]
+        return [
+            name
+            for image, name in enumerate(batch.image_ids)
+            if not _is_finite(objective, batch.only(image))
+        ]
 
 
 def _is_finite(objective: Objective, batch: TrainingBatch) -> bool:
@@ -63,15 +78,26 @@ def _is_finite(objective: Objective, batch: TrainingBatch) -> bool:
 
 
 def _save(batch: TrainingBatch, folder: Path, reason: str) -> bool:
-    """Save images and triplets as batch.safetensors, image ids and texts as batch.json. Return whether it succeeded."""
+    """Save images and triplets as batch.safetensors, image ids and texts as batch.json. Return
+    whether it succeeded.
+    """
     tensors = {"pixel_values": batch.pixel_values, "padding": batch.padding}
     for image, triplets in enumerate(batch.triplets):
         tensors |= {f"{image}.{f.name}": getattr(triplets, f.name) for f in fields(Triplets)}
-    names = {"images": batch.image_ids, "objects": batch.texts.objects, "relations": batch.texts.relations}
+    names = {
+        "images": batch.image_ids,
+        "objects": batch.texts.objects,
+        "relations": batch.texts.relations,
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "batch.json").write_text(json.dumps({"reason": reason, **names}), encoding="utf-8")
-        save_file({name: value.detach().cpu().clone() for name, value in tensors.items()}, folder / "batch.safetensors")
+        (folder / "batch.json").write_text(
+            json.dumps({"reason": reason, **names}), encoding="utf-8"
+        )
+        save_file(
+            {name: value.detach().cpu().clone() for name, value in tensors.items()},
+            folder / "batch.safetensors",
+        )
     except OSError:
         return False
     return True

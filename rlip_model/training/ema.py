@@ -12,14 +12,17 @@ class EMA:
     """Exponential moving averages of the trainable parameters of a network, by name.
 
     Args:
-        decay: weight of the old average in an update. Early updates use a smaller decay, so that the initial parameters
-            lose their influence quickly.
+        decay: weight of the old average in an update. Early updates use a smaller decay, so that
+            the initial parameters lose their influence quickly.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
+        self.decay = decay
+        self.updates = 0
         self._parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
-        self.values: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._parameters.items()}
+        self.values: dict[str, Tensor] = {
+            name: p.detach().clone() for name, p in self._parameters.items()
+        }
 
     @torch.no_grad()
     def update(self) -> None:
@@ -27,7 +30,9 @@ class EMA:
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(
-            list(self.values.values()), [each.detach() for each in self._parameters.values()], 1 - decay
+            list(self.values.values()),
+            [each.detach() for each in self._parameters.values()],
+            1 - decay,
         )
 
     @torch.no_grad()
@@ -39,7 +44,9 @@ class EMA:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the parameters of the network and their averages; a second call restores them."""
+        """Exchange the parameters of the network and their averages; a second call restores
+        them.
+        """
         for name, parameter in self._parameters.items():
             now = parameter.detach().clone()
             parameter.copy_(self.values[name])

@@ -1,7 +1,9 @@
-"""Swap left and right in texts of flipped images: "left of" becomes "right of", "right hand" becomes "left hand".
+"""Swap left and right in texts of flipped images: "left of" becomes "right of", "right hand"
+becomes "left hand".
 
-Not every "left" or "right" is a side: "right behind" and "left on" do not change. The words before and after decide.
-The decision does not depend on the side itself, so flipping twice restores the text.
+Not every "left" or "right" is a side: "right behind" and "left on" do not change. The words before
+and after decide. The decision does not depend on the side itself, so flipping twice restores the
+text.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ OPPOSITE = {
 }
 
 # After these words it is a side, whatever follows: "on the left behind".
-BEFORE_SIDES = re.compile("the|to|on|at|far|upper|lower|middle|top|bottom|rear|turn(s|ed|ing)?|fac(e|es|ed|ing)")
+BEFORE_SIDES = re.compile(
+    "the|to|on|at|far|upper|lower|middle|top|bottom|rear|turn(s|ed|ing)?|fac(e|es|ed|ing)"
+)
 # After these words, at the end of the text, it is not a side: "has left", "all right".
 BEFORE_OTHERS = re.compile("has|have|had|having|was|were|been|being|just|all")
 # Before these words it is not a side: "right next to", "left on", "left the", "left alone".

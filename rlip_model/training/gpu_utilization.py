@@ -16,9 +16,9 @@ _SECONDS_BETWEEN_SAMPLES = 0.5
 class GpuUtilization:
     """Samples the utilization of a GPU in a thread; use it in a `with` statement.
 
-    A sample is the share of the last sixth of a second to second, depending on the GPU, in which a kernel ran, whoever
-    started it and however few of the cores it used. It needs the package nvidia-ml-py. Otherwise, and on a CPU or no
-    device, there are no samples.
+    A sample is the share of the last sixth of a second to second, depending on the GPU, in which a
+    kernel ran, whoever started it and however few of the cores it used. It needs the package
+    nvidia-ml-py. Otherwise, and on a CPU or no device, there are no samples.
     """
 
     def __init__(self, device: torch.device | None) -> None:
@@ -34,7 +34,10 @@ class GpuUtilization:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop.set()
         if self._thread is not None:
@@ -52,13 +55,14 @@ class GpuUtilization:
 
     def read(self) -> float | None:
         """Return the mean since the last reading, from 0 to 1; None without a sample."""
-        samples, self._samples = self._samples, []
+        samples = self._samples
+        self._samples = []
         return sum(samples) / len(samples) if samples else None
 
 
 def _refusals() -> tuple[type[Exception], ...]:
-    """Return what is raised without the package or a driver, and on GPUs that do not tell, such as parts of one
-    (MIG).
+    """Return what is raised without the package or a driver, and on GPUs that do not tell, such as
+    parts of one (MIG).
     """
     errors = (ImportError, RuntimeError)
     try:

@@ -1,9 +1,11 @@
-"""The training loop: batches in, checkpoints and metrics out. It is independent of data files and clusters.
+"""The training loop: batches in, checkpoints and metrics out. It is independent of data files and
+clusters.
 
-A step is a function of the parameters, its batches and its number: random numbers are seeded per step. On a CPU with
-one process and the same number of threads, a run that was killed therefore repeats the lost steps exactly. Otherwise it
-repeats them except for rounding: a GPU adds gradients in the order in which its threads finish, and other numbers of
-threads or processes add in another order.
+A step is a function of the parameters, its batches and its number: random numbers are seeded per
+step. On a CPU with one process and the same number of threads, a run that was killed therefore
+repeats the lost steps exactly. Otherwise it repeats them except for rounding: a GPU adds gradients
+in the order in which its threads finish, and other numbers of threads or processes add in another
+order.
 """
 
 from __future__ import annotations
@@ -39,7 +41,14 @@ from rlip_model.training.gpu_utilization import GpuUtilization
 from rlip_model.training.meter import Metrics, StepMeter
 from rlip_model.training.objective import Objective, sum_parts
 from rlip_model.training.optimisation import make_optimizer, set_rates
-from rlip_model.training.state import Checkpoints, Position, TrainingState, flatten, read_state, unflatten
+from rlip_model.training.state import (
+    Checkpoints,
+    Position,
+    TrainingState,
+    flatten,
+    read_state,
+    unflatten,
+)
 from rlip_model.training.validation import validate
 
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the first process only
@@ -55,16 +64,20 @@ class Feed(Protocol):
         """Number of optimiser steps in one epoch."""
         ...
 
-    def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[TrainingBatch]]]:
+    def read(
+        self, epoch: int, step: int
+    ) -> AbstractContextManager[Iterator[Sequence[TrainingBatch]]]:
         """Return an endless iterator over steps, from a step of an epoch on.
 
-        Each item holds the parts of one step for this process, computed one after another; each has texts of its own.
-        All processes have equally many parts, some of which may be empty.
+        Each item holds the parts of one step for this process, computed one after another; each has
+        texts of its own. All processes have equally many parts, some of which may be empty.
         """
         ...
 
     def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
-        """Return the validation images of this process, in batches; None if there is no validation data."""
+        """Return the validation images of this process, in batches; None if there is no validation
+        data.
+        """
         ...
 
 
@@ -78,11 +91,12 @@ class Trainer:
         benchmark: computes more validation measures, in every process; see `report`.
         report: called in every process, with metrics over all processes; see `StepMeter`.
         extra_metrics: see `StepMeter`.
-        best_by: the validation metric that decides which checkpoint is best; `loss` is minimised, others are maximised.
-            Of equal ones, the latest is best.
-        log_every, checkpoint_every: interval in steps; checkpoints are also written after every epoch and validation.
-        validate_every: interval in epochs, unless validate_every_steps is given: the same in steps. The end is always
-            validated.
+        best_by: the validation metric that decides which checkpoint is best; `loss` is minimised,
+            others are maximised. Of equal ones, the latest is best.
+        log_every, checkpoint_every: interval in steps; checkpoints are also written after every
+        epoch and validation.
+        validate_every: interval in epochs, unless validate_every_steps is given: the same in steps.
+            The end is always validated.
     """
 
     def __init__(
@@ -102,11 +116,18 @@ class Trainer:
         validate_every: int = 1,
         validate_every_steps: int | None = None,
     ) -> None:
-        self.objective, self.options, self.checkpoints, self.seed = objective, options, checkpoints, seed
-        self.report, self.best_by, self.log_every = report, best_by, log_every
-        self.benchmark, self.extra_metrics = benchmark, extra_metrics
+        self.objective = objective
+        self.options = options
+        self.checkpoints = checkpoints
+        self.seed = seed
+        self.report = report
+        self.best_by = best_by
+        self.log_every = log_every
+        self.benchmark = benchmark
+        self.extra_metrics = extra_metrics
         self.checkpoint_every = checkpoint_every
-        self.validate_every, self.validate_every_steps = validate_every, validate_every_steps
+        self.validate_every = validate_every
+        self.validate_every_steps = validate_every_steps
         self.device = next(objective.parameters()).device
         self.module = wrap(objective) if wrap else objective
         self.optimizer = make_optimizer(objective.network, options)
@@ -123,12 +144,20 @@ class Trainer:
         if self.position.best_by != self.best_by:  # scores by another measure cannot be compared
             self.position = replace(self.position, best=None, best_by=self.best_by)
         network = self.objective.network
-        moments = {name: value for name, value in tensors.items() if not name.startswith(_PARAMETER)}
-        state = unflatten(moments, get_optimizer_state_dict(network, self.optimizer, options=_EVERYWHERE))
+        moments = {
+            name: value for name, value in tensors.items() if not name.startswith(_PARAMETER)
+        }
+        state = unflatten(
+            moments, get_optimizer_state_dict(network, self.optimizer, options=_EVERYWHERE)
+        )
         set_optimizer_state_dict(network, self.optimizer, state, options=_EVERYWHERE)
         if self.ema is not None:
             self.ema.load(dict(network.named_parameters()), self.position.averaged)
-            parameters = {n.removeprefix(_PARAMETER): t for n, t in tensors.items() if n.startswith(_PARAMETER)}
+            parameters = {
+                n.removeprefix(_PARAMETER): t
+                for n, t in tensors.items()
+                if n.startswith(_PARAMETER)
+            }
             whole = get_model_state_dict(network, options=_EVERYWHERE)
             set_model_state_dict(network, {**whole, **parameters}, options=_EVERYWHERE)
 
@@ -140,14 +169,22 @@ class Trainer:
             OSError: a checkpoint cannot be written.
         """
         self.module.train()
-        with feed.read(self.position.epoch, self.position.done) as batches, GpuUtilization(self.device) as gpu:
-            meter = StepMeter(self.options.total(feed.steps_per_epoch), gpu.read, self.extra_metrics)
+        with (
+            feed.read(self.position.epoch, self.position.done) as batches,
+            GpuUtilization(self.device) as gpu,
+        ):
+            meter = StepMeter(
+                self.options.total(feed.steps_per_epoch), gpu.read, self.extra_metrics
+            )
             while not self.options.is_done(self.position.step, self.position.epoch):
                 self._advance(feed, batches, meter)
 
-    def _advance(self, feed: Feed, batches: Iterator[Sequence[TrainingBatch]], meter: StepMeter) -> None:
+    def _advance(
+        self, feed: Feed, batches: Iterator[Sequence[TrainingBatch]], meter: StepMeter
+    ) -> None:
         """Make a step, then report, validate and save what is due."""
-        began, before = time.perf_counter(), self.position
+        began = time.perf_counter()
+        before = self.position
         parts = next(batches)
         meter.waited += time.perf_counter() - began
         losses, norm = self._step(parts, before.done / feed.steps_per_epoch)
@@ -173,12 +210,18 @@ class Trainer:
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.position.step % every == 0
 
-    def _step(self, parts: Sequence[TrainingBatch], share: float) -> tuple[dict[str, Tensor], Tensor]:
-        """Make one optimiser step; return the losses of all its parts together, and the norm of the gradient.
+    def _step(
+        self, parts: Sequence[TrainingBatch], share: float
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Make one optimiser step; return the losses of all its parts together, and the norm of the
+        gradient.
 
-        The gradient is that of one batch with all images of the step, each with the texts of its part.
+        The gradient is that of one batch with all images of the step, each with the texts of its
+        part.
         """
-        set_rates(self.optimizer, self.options.factor(self.position.step, self.position.epoch, share))
+        set_rates(
+            self.optimizer, self.options.factor(self.position.step, self.position.epoch, share)
+        )
         self.optimizer.zero_grad()
         totals = self._totals(parts) if len(parts) > 1 else None
         all_losses: list[dict[str, Tensor]] = []
@@ -202,7 +245,9 @@ class Trainer:
         torch.manual_seed(torch_seed(self.seed, self.position.step, rank(), part))
 
     def _totals(self, parts: Sequence[TrainingBatch]) -> TargetCounts:
-        """Return what the losses of a step in several parts are divided by, before the first forward pass."""
+        """Return what the losses of a step in several parts are divided by, before the first
+        forward pass.
+        """
         counts = []
         for number, part in enumerate(parts):
             self._seed(number)
@@ -228,7 +273,9 @@ class Trainer:
         return cast(AbstractContextManager[None], self.module.no_sync())
 
     def _clip(self) -> Tensor:
-        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        parameters = [
+            parameter for group in self.optimizer.param_groups for parameter in group["params"]
+        ]
         norm = nn.utils.clip_grad_norm_(parameters, self.options.clip_norm or float("inf"))
         return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
@@ -251,8 +298,11 @@ class Trainer:
         if self.best_by not in measures:
             return False
         score = -measures["loss"] if self.best_by == "loss" else measures[self.best_by]
-        # Equal scores: the later network, which has learned more. A score that is not finite is no reason to prefer it.
-        if not math.isfinite(score) or (self.position.best is not None and score < self.position.best):
+        # Equal scores: the later network, which has learned more. A score that is not finite is no
+        # reason to prefer it.
+        if not math.isfinite(score) or (
+            self.position.best is not None and score < self.position.best
+        ):
             return False
         self.position = replace(self.position, best=score)
         return True
@@ -262,7 +312,11 @@ class Trainer:
         network = self.objective.network
         tensors = flatten(get_optimizer_state_dict(network, self.optimizer, options=_WHOLE))
         if self.ema is not None:
-            own = {name: value for name, value in _parameters(network).items() if name in self.ema.values}
+            own = {
+                name: value
+                for name, value in _parameters(network).items()
+                if name in self.ema.values
+            }
             tensors |= {f"{_PARAMETER}{name}": value for name, value in own.items()}
             self.ema.swap()
         state = _parameters(network)

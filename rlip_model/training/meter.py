@@ -43,13 +43,16 @@ class StepMeter:
         utilization: Callable[[], float | None] = lambda: None,
         extra_metrics: Callable[[], Mapping[str, float | str]] = dict,
     ) -> None:
-        self.total, self.utilization, self.extra_metrics = total, utilization, extra_metrics
+        self.total = total
+        self.utilization = utilization
+        self.extra_metrics = extra_metrics
         self.waited = 0.0
         self.skipped = 0
         self._reset()
 
     def _reset(self) -> None:
-        self.began, self.waited = time.perf_counter(), 0.0
+        self.began = time.perf_counter()
+        self.waited = 0.0
         self.steps = self.images = 0
         self.sums: dict[str, Tensor] = {}
 
@@ -70,15 +73,19 @@ class StepMeter:
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
 
     def read(self, epoch: int, step: int, optimizer: Optimizer) -> Metrics:
-        """Read the metrics since the last reading, and reset. `epoch` of the last step counts from 0.
+        """Read the metrics since the last reading, and reset. `epoch` of the last step counts from
+        0.
 
-        Means of the losses; `lr_GROUP`, learning rates; `images_per_second`; `waited`, share of the time spent waiting
-        for batches; `skipped`, unreadable images since the start; `memory`, peak memory of a process in bytes. On GPUs,
-        `gpu_memory`, the peak that a process took from its GPU, and `gpu_utilization`, their mean, if it is known.
+        Means of the losses; `lr_GROUP`, learning rates; `images_per_second`; `waited`, share of the
+        time spent waiting for batches; `skipped`, unreadable images since the start; `memory`, peak
+        memory of a process in bytes. On GPUs, `gpu_memory`, the peak that a process took from its
+        GPU, and `gpu_utilization`, their mean, if it is known.
         """
         seconds = max(time.perf_counter() - self.began, 1e-9)
         own = {name: float(value) / self.steps for name, value in self.sums.items()}
-        everyone = gather((own, self.images, self.waited / seconds, self.skipped, peak_memory(), self._extra()))
+        everyone = gather(
+            (own, self.images, self.waited / seconds, self.skipped, peak_memory(), self._extra())
+        )
         means = {name: sum(each[0][name] for each in everyone) / len(everyone) for name in own}
         metrics: Metrics = {
             "event": "step",
@@ -86,7 +93,11 @@ class StepMeter:
             "step": step,
             "steps": self.total,
             **means,
-            **{f"lr_{group['name']}": group["lr"] for group in optimizer.param_groups if group["params"]},
+            **{
+                f"lr_{group['name']}": group["lr"]
+                for group in optimizer.param_groups
+                if group["params"]
+            },
             "images_per_second": sum(each[1] for each in everyone) / seconds,
             "waited": max(each[2] for each in everyone),
             "skipped": sum(each[3] for each in everyone),
@@ -109,7 +120,11 @@ class StepMeter:
 def _combined(everyone: Sequence[Mapping[str, Any]]) -> Metrics:
     """Return the extra metrics of all processes, of those that have them."""
     values = {name: [each[name] for each in everyone if name in each] for name in _REDUCTIONS}
-    return {name: _REDUCTIONS[name](of_processes) for name, of_processes in values.items() if of_processes}
+    return {
+        name: _REDUCTIONS[name](of_processes)
+        for name, of_processes in values.items()
+        if of_processes
+    }
 
 
 def peak_memory() -> int:

@@ -33,7 +33,9 @@ _BLANK_SIDE = 64
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network predicts for a batch: triplets, unless only boxes are trained, and boxes of the dense head."""
+    """What a network predicts for a batch: triplets, unless only boxes are trained, and boxes of
+    the dense head.
+    """
 
     labels: LabelFeatures
     triplets: RelationOutput | None
@@ -43,16 +45,18 @@ class Predictions:
 class Objective(nn.Module):
     """Computes the losses of batches.
 
-    It is a module, so that wrappers for distributed training see one `forward` through all trained parameters.
+    It is a module, so that wrappers for distributed training see one `forward` through all trained
+    parameters.
 
     Args:
-        criterion: a `TaggerCriterion` for an R-Tagger, a `DetectionCriterion` for the others; None to train only the
-            dense head, and what it needs, as a detector to start from.
+        criterion: a `TaggerCriterion` for an R-Tagger, a `DetectionCriterion` for the others; None
+            to train only the dense head, and what it needs, as a detector to start from.
         dense_weight: weight of the losses of the dense head, if the network has one.
         mask_by_sum: see `RLIPModel.encode_tokens`.
 
     Raises:
-        ValueError: the network has no tokenizer or no head to train, or the criterion is of the wrong kind.
+        ValueError: the network has no tokenizer or no head to train, or the criterion is of the
+            wrong kind.
     """
 
     def __init__(
@@ -65,52 +69,78 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         if network.tokenizer is None:
-            raise ValueError("the network has no tokenizer, so it cannot be trained; set one with set_tokenizer")
+            raise ValueError(
+                "the network has no tokenizer, so it cannot be trained; set one with set_tokenizer"
+            )
         if criterion is None and network.dense_head is None:
-            raise ValueError("only boxes are to be trained, but the network has no dense head for them")
-        if criterion is not None and isinstance(network, RTagger) != isinstance(criterion, TaggerCriterion):
+            raise ValueError(
+                "only boxes are to be trained, but the network has no dense head for them"
+            )
+        if criterion is not None and isinstance(network, RTagger) != isinstance(
+            criterion, TaggerCriterion
+        ):
             raise ValueError(f"{type(criterion).__name__} does not fit {type(network).__name__}")
-        self.network, self.criterion = network, criterion
-        self.tokenizer, self.precision, self.mask_by_sum = network.tokenizer, precision, mask_by_sum
+        self.network = network
+        self.criterion = criterion
+        self.tokenizer = network.tokenizer
+        self.precision = precision
+        self.mask_by_sum = mask_by_sum
         self.dense_weight = dense_weight
 
-    def forward(self, batch: TrainingBatch, totals: TargetCounts | None = None) -> dict[str, Tensor]:
-        """Return `loss`, to be minimised, and its parts, without gradient; zeros for an empty batch.
+    def forward(
+        self, batch: TrainingBatch, totals: TargetCounts | None = None
+    ) -> dict[str, Tensor]:
+        """Return `loss`, to be minimised, and its parts, without gradient; zeros for an empty
+        batch.
 
         Args:
-            totals: the counts of the whole step, if the batch is one of several parts: the losses of all parts then add
-                up to those of the step.
+            totals: the counts of the whole step, if the batch is one of several parts: the losses
+                of all parts then add up to those of the step.
 
         Raises:
             ValueError: predictions are not finite.
         """
         if not len(batch):
             with counting_nothing():
-                return {name: 0 * value for name, value in self.forward(_blank(batch), totals).items()}
+                return {
+                    name: 0 * value for name, value in self.forward(_blank(batch), totals).items()
+                }
         with autocast(batch.pixel_values.device, self.precision):
             predicted = self.predict(batch)
         return self.losses(predicted, batch, totals)
 
     @torch.no_grad()
     def count(self, batch: TrainingBatch) -> TargetCounts:
-        """Return what the losses of a batch are divided by, for `total_counts`; zeros for an empty batch.
+        """Return what the losses of a batch are divided by, for `total_counts`; zeros for an empty
+        batch.
 
-        Pseudo-labels need the encoded texts. With the same random numbers as `forward`, these are the same.
+        Pseudo-labels need the encoded texts. With the same random numbers as `forward`, these are
+        the same.
         """
-        features, slots, relations = None, self.network.config.num_pairs, len(batch.texts.relations)
+        features = None
+        slots = self.network.config.num_pairs
+        relations = len(batch.texts.relations)
         if isinstance(self.criterion, DetectionCriterion) and self.criterion.pseudo_labels:
             with autocast(batch.pixel_values.device, self.precision):
                 labels = self._encode(batch)
             features = labels.features[0, labels.num_objects :]
         if not len(batch):
-            return TargetCounts(*torch.zeros(len(fields(TargetCounts)), device=batch.pixel_values.device))
+            return TargetCounts(
+                *torch.zeros(len(fields(TargetCounts)), device=batch.pixel_values.device)
+            )
         if isinstance(self.criterion, TaggerCriterion):
             return self.criterion.count(batch.triplets, relations)
-        boxes = torch.full((), float(sum(len(image.labels) for image in batch.boxes)), device=batch.pixel_values.device)
+        boxes = torch.full(
+            (),
+            float(sum(len(image.labels) for image in batch.boxes)),
+            device=batch.pixel_values.device,
+        )
         if self.criterion is None:
             nothing = torch.zeros_like(boxes)
             return TargetCounts(nothing, nothing, nothing, nothing, boxes)
-        return replace(self.criterion.count(batch.triplets, slots, relations, features), boxes=boxes)
+        return replace(
+            self.criterion.count(batch.triplets, slots, relations, features), boxes=boxes
+        )
 
     def evaluate(self, batch: TrainingBatch) -> tuple[Predictions, Tensor]:
         """Return the predictions of the network, and their loss."""
@@ -119,7 +149,11 @@ class Objective(nn.Module):
         return predicted, self.losses(predicted, batch)["loss"]
 
     def detect(
-        self, pixel_values: Tensor, objects: Sequence[str], relations: Sequence[str], precision: ComputePrecision
+        self,
+        pixel_values: Tensor,
+        objects: Sequence[str],
+        relations: Sequence[str],
+        precision: ComputePrecision,
     ) -> LayerOutput:
         """Return what the network finds; see the function."""
         return detect(self.network, pixel_values, objects, relations, precision)
@@ -139,37 +173,51 @@ class Objective(nn.Module):
         return {**losses, "loss": losses["loss"] + total if losses else total, **parts}
 
     def _relation_losses(
-        self, output: RelationOutput, labels: LabelFeatures, batch: TrainingBatch, totals: TargetCounts | None
+        self,
+        output: RelationOutput,
+        labels: LabelFeatures,
+        batch: TrainingBatch,
+        totals: TargetCounts | None,
     ) -> dict[str, Tensor]:
         if isinstance(self.criterion, TaggerCriterion):
             return _named(self.criterion(output, batch.triplets, totals))
         assert self.criterion is not None
-        return _named(self.criterion(output, batch.triplets, labels.features[0, labels.num_objects :], totals))
+        return _named(
+            self.criterion(output, batch.triplets, labels.features[0, labels.num_objects :], totals)
+        )
 
     def predict(self, batch: TrainingBatch) -> Predictions:
         """Return the predictions of the network, and the encoded texts."""
-        labels, network = self._encode(batch), self.network
+        labels = self._encode(batch)
+        network = self.network
         if isinstance(network, RTagger):
             pairs = batch.given or batch.triplets
             return Predictions(labels, network(batch.pixel_values, batch.padding, labels, pairs))
         assert isinstance(network, TripletDetector)
         image = network.encode_image(batch.pixel_values, batch.padding)
         boxes = network.detect_boxes(image, labels) if network.dense_head is not None else None
-        return Predictions(labels, None if self.criterion is None else network.detect(image, labels, boxes), boxes)
+        return Predictions(
+            labels, None if self.criterion is None else network.detect(image, labels, boxes), boxes
+        )
 
     def _encode(self, batch: TrainingBatch) -> LabelFeatures:
         texts = [*batch.texts.objects, *batch.texts.relations]
         if not self.training:
             return self.network.encode_labels(batch.texts.objects, batch.texts.relations)
         limit = self.network.config.text_config.max_position_embeddings - 2
-        tokens = self.tokenizer(texts, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-        ids, mask = tokens["input_ids"], tokens["attention_mask"]
+        tokens = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        )
+        ids = tokens["input_ids"]
+        mask = tokens["attention_mask"]
         return self.network.encode_tokens(ids, mask, len(batch.texts.objects), self.mask_by_sum)
 
 
-def sum_parts(parts: Sequence[TrainingBatch], losses: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the losses of a step from those of its parts: sums of the losses, means of the errors over what they
-    count.
+def sum_parts(
+    parts: Sequence[TrainingBatch], losses: Sequence[Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the losses of a step from those of its parts: sums of the losses, means of the errors
+    over what they count.
     """
     if len(parts) == 1:
         return dict(losses[0])
@@ -179,8 +227,12 @@ def sum_parts(parts: Sequence[TrainingBatch], losses: Sequence[Mapping[str, Tens
     }
     summed = {}
     for name in losses[0]:
-        weights = next((share for kind, share in shares.items() if name.endswith(kind)), [1.0] * len(parts))
-        summed[name] = torch.stack([w * part[name] for w, part in zip(weights, losses, strict=True)]).sum(0)
+        weights = next(
+            (share for kind, share in shares.items() if name.endswith(kind)), [1.0] * len(parts)
+        )
+        summed[name] = torch.stack(
+            [w * part[name] for w, part in zip(weights, losses, strict=True)]
+        ).sum(0)
     return summed
 
 
@@ -204,7 +256,8 @@ def detect(
 ) -> LayerOutput:
     """Return what a detector finds in images without padding, of the last layer.
 
-    Scores are float32, as they are multiplied later: in half precision, more products would be equal.
+    Scores are float32, as they are multiplied later: in half precision, more products would be
+    equal.
 
     Args:
         pixel_values: `[images, 3, height, width]`.
@@ -233,10 +286,13 @@ def checkpoint_activations(network: nn.Module) -> None:
 
 
 def _blank(batch: TrainingBatch) -> TrainingBatch:
-    """Return a batch of one blank image, so that every process has something to compute in every step."""
+    """Return a batch of one blank image, so that every process has something to compute in every
+    step.
+    """
     pixels = batch.pixel_values.new_zeros(1, 3, _BLANK_SIDE, _BLANK_SIDE)
     device, nothing = pixels.device, torch.zeros(0, dtype=torch.long, device=pixels.device)
-    boxes, relations = torch.zeros(0, 4, device=device), torch.zeros(0, len(batch.texts.relations), device=device)
+    boxes = torch.zeros(0, 4, device=device)
+    relations = torch.zeros(0, len(batch.texts.relations), device=device)
     return replace(
         batch,
         image_ids=("",),

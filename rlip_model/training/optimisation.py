@@ -9,19 +9,28 @@ from rlip_model.settings import Optimisation
 
 
 def make_optimizer(model: nn.Module, options: Optimisation) -> AdamW:
-    """AdamW over the trainable parameters, in the published groups: backbone, text encoder, and the rest.
+    """AdamW over the trainable parameters, in the published groups: backbone, text encoder, and the
+    rest.
 
-    Each group stores its initial rate in `base_lr`. The label layers of the fusion belong to the rest.
+    Each group stores its initial rate in `base_lr`. The label layers of the fusion belong to the
+    rest.
 
     Raises:
         ValueError: every parameter is frozen.
     """
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    named = [
+        (name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+    ]
     if not named:
         raise ValueError("every parameter is frozen: there is nothing to train")
     rates = {"rest": options.lr, "backbone": options.lr_backbone, "text": options.lr_text}
     groups = [
-        {"params": [p for name, p in named if group_of(name) == group], "lr": rate, "base_lr": rate, "name": group}
+        {
+            "params": [p for name, p in named if group_of(name) == group],
+            "lr": rate,
+            "base_lr": rate,
+            "name": group,
+        }
         for group, rate in rates.items()
     ]
     # All groups exist, even if empty, so that a stored state always fits.

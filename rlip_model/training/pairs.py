@@ -12,19 +12,26 @@ from rlip_model.training.sampling import LabelledTriplets
 
 
 def tagger_triplets(
-    targets: SceneTargets, width: float, height: float, most: int, rng: random.Random, *, related_first: bool = False
+    targets: SceneTargets,
+    width: float,
+    height: float,
+    most: int,
+    rng: random.Random,
+    *,
+    related_first: bool = False,
 ) -> LabelledTriplets:
     """Make triplets of related pairs and of other pairs of the image, up to `most`.
 
-    If there are more, pairs are drawn at random; related pairs take precedence. Triplets of other pairs have a row of
-    zeros for relations. Of a judged image there are only judged pairs. Missing objects cannot be given to the R-Tagger
-    and are in no pair.
+    If there are more, pairs are drawn at random; related pairs take precedence. Triplets of other
+    pairs have a row of zeros for relations. Of a judged image there are only judged pairs. Missing
+    objects cannot be given to the R-Tagger and are in no pair.
 
     Args:
         width, height: of the image, in pixels.
         most: maximum number of pairs, the network's number of query pairs.
-        related_first: the published order, related pairs first. Every slot of the network has its own query, so from
-            this order the network learns that pairs in the last slots have no relations, which is wrong in inference.
+        related_first: the published order, related pairs first. Every slot of the network has its
+            own query, so from this order the network learns that pairs in the last slots have no
+            relations, which is wrong in inference.
     """
     targets = targets.keep(~targets.missing)
     related, labels = targets.related()
@@ -35,12 +42,15 @@ def tagger_triplets(
     labels = torch.cat((labels[drawn], labels.new_zeros(len(others), labels.shape[1])))
     if not related_first:
         order = rng.sample(range(len(pairs)), len(pairs))
-        pairs, labels = pairs[order], labels[order]
+        pairs = pairs[order]
+        labels = labels[order]
     return targets.triplets(pairs, labels, width, height)
 
 
 def unrelated(objects: int, related: Tensor) -> Tensor:
-    """`[pairs, 2]`: all ordered pairs of different objects that are not in `related` `[pairs, 2]`."""
+    """`[pairs, 2]`: all ordered pairs of different objects that are not in `related` `[pairs,
+    2]`.
+    """
     free = ~torch.eye(objects, dtype=torch.bool)
     free[related[:, 0], related[:, 1]] = False
     return free.nonzero()

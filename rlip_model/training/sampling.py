@@ -1,7 +1,8 @@
 """The label texts of a batch: the texts of its images, extended by negative texts.
 
-Every image is annotated with a few texts of its own; the network reads one list for the whole batch. Extending it by
-sampled negative texts is the label sequence extension (LSE) of RLIP (NeurIPS 2022, section 3.3).
+Every image is annotated with a few texts of its own; the network reads one list for the whole
+batch. Extending it by sampled negative texts is the label sequence extension (LSE) of RLIP (NeurIPS
+2022, section 3.3).
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ MOST_REPEATS = 10_000  # consecutive draws of known names after which only new n
 
 @dataclass(frozen=True)
 class LabelledTriplets:
-    """Triplets, and the texts that their labels index: objects (without "no objects"), and relations.
+    """Triplets, and the texts that their labels index: objects (without "no objects"), and
+    relations.
 
     unstated: the relation label of all other texts, 0 or NaN (not known).
     """
@@ -78,7 +80,9 @@ class LabelVocabulary:
 
 @dataclass(frozen=True)
 class NegativeSampling:
-    """How to extend the texts of a batch: to `texts` in total, two thirds of them objects; 0 for no extension."""
+    """How to extend the texts of a batch: to `texts` in total, two thirds of them objects; 0 for no
+    extension.
+    """
 
     objects: LabelVocabulary
     relations: LabelVocabulary
@@ -96,11 +100,16 @@ class NegativeSampling:
 
 
 def merge(
-    images: Sequence[LabelledTriplets], sampling: NegativeSampling | None = None, rng: random.Random | None = None
+    images: Sequence[LabelledTriplets],
+    sampling: NegativeSampling | None = None,
+    rng: random.Random | None = None,
 ) -> LabelledBatch:
     """Label all images of a batch with one list of texts; see `batch_texts`."""
     texts = batch_texts(
-        (image.object_texts for image in images), (image.relation_texts for image in images), sampling, rng
+        (image.object_texts for image in images),
+        (image.relation_texts for image in images),
+        sampling,
+        rng,
     )
     return LabelledBatch(tuple(relabelled(image, texts) for image in images), texts)
 
@@ -113,7 +122,8 @@ def batch_texts(
     *,
     whole: bool = False,
 ) -> Texts:
-    """Return the union of the texts of all images in order of first appearance, then negative samples.
+    """Return the union of the texts of all images in order of first appearance, then negative
+    samples.
 
     Args:
         objects, relations: the texts of each image.
@@ -124,12 +134,15 @@ def batch_texts(
     Raises:
         ValueError: `sampling` is given without `rng`.
     """
-    object_texts, relation_texts = union(objects), union(relations)
+    object_texts = union(objects)
+    relation_texts = union(relations)
     if sampling is not None:
         if rng is None:
             raise ValueError("sampling negative texts needs rng")
         extended = partial(extend, rng=rng, whole=whole)
-        object_texts = extended(object_texts, sampling.objects, sampling.num_objects, sampling.object_strategy)
+        object_texts = extended(
+            object_texts, sampling.objects, sampling.num_objects, sampling.object_strategy
+        )
         relation_texts = extended(
             relation_texts, sampling.relations, sampling.num_relations, sampling.relation_strategy
         )
@@ -152,8 +165,9 @@ def extend(
 ) -> list[str]:
     """Draw new names until there are `total`, or until none is left in the vocabulary.
 
-    As in the reference, names are drawn until one is new. If almost the whole vocabulary is known, this could take very
-    long, so after many repeats only new names are drawn, which gives the same distribution.
+    As in the reference, names are drawn until one is new. If almost the whole vocabulary is known,
+    this could take very long, so after many repeats only new names are drawn, which gives the same
+    distribution.
 
     Args:
         whole: if no name is left out, take them as they are: drawing rare names takes long.
@@ -175,18 +189,23 @@ def extend(
             continue
         extended.append(name)
         known.add(name)
-        new, repeats = new - 1, 0
+        new = new - 1
+        repeats = 0
     return extended
 
 
-def _draw(names: Sequence[str], cumulative: Sequence[float], strategy: Strategy, rng: random.Random) -> str:
+def _draw(
+    names: Sequence[str], cumulative: Sequence[float], strategy: Strategy, rng: random.Random
+) -> str:
     if strategy == "uniform":
         return rng.choice(names)
     place = bisect_left(cumulative, rng.uniform(0, 1) * cumulative[-1])
     return names[min(place, len(names) - 1)]
 
 
-def _draw_new(vocabulary: LabelVocabulary, known: set[str], strategy: Strategy, rng: random.Random) -> str:
+def _draw_new(
+    vocabulary: LabelVocabulary, known: set[str], strategy: Strategy, rng: random.Random
+) -> str:
     new = [index for index, name in enumerate(vocabulary.names) if name not in known]
     counts = [vocabulary.counts[index] for index in new]
     chosen = rng.choice(new) if strategy == "uniform" else rng.choices(new, weights=counts)[0]
@@ -202,7 +221,9 @@ def relabelled(image: LabelledTriplets, texts: Texts) -> Triplets:
     triplets = image.triplets
     objects = _places(image.object_texts, texts.objects, triplets.object_labels)
     relations = _places(image.relation_texts, texts.relations, triplets.object_labels)
-    labels = triplets.relation_labels.new_full((len(triplets), len(texts.relations)), image.unstated)
+    labels = triplets.relation_labels.new_full(
+        (len(triplets), len(texts.relations)), image.unstated
+    )
     labels[:, relations] = triplets.relation_labels
     return replace(
         triplets,

@@ -1,7 +1,8 @@
 """Training checkpoints: the network ready for use, and the state needed to resume exactly.
 
-    checkpoints/step-00000120/   config.json, model.safetensors, tokenizer: a folder for `from_pretrained`
-                                 optimizer.safetensors, training.json: for resuming
+    checkpoints/step-00000120/   config.json, model.safetensors, tokenizer: a folder for
+                                 `from_pretrained` optimizer.safetensors, training.json: for
+                                 resuming
     last, best                   links to two of them
 
 A checkpoint appears complete or not at all. Links only ever point to complete checkpoints.
@@ -27,8 +28,11 @@ from torch import Tensor
 from rlip_model.model import RLIPModel
 from rlip_model.pretrained import CheckpointError
 
-CHECKPOINTS, LAST, BEST = "checkpoints", "last", "best"
-OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
+CHECKPOINTS = "checkpoints"
+LAST = "last"
+BEST = "best"
+OPTIMIZER = "optimizer.safetensors"
+TRAINING = "training.json"
 _NAME = re.compile(r"step-\d{8,}")
 
 
@@ -36,7 +40,8 @@ _NAME = re.compile(r"step-\d{8,}")
 class Position:
     """The progress of a run: `step` optimiser steps in total, `done` of them in the current epoch.
 
-    best: the best validation score so far, by the measure best_by; averaged: number of updates of the EMA.
+    best: the best validation score so far, by the measure best_by; averaged: number of updates of
+    the EMA.
     """
 
     epoch: int = 0
@@ -51,8 +56,8 @@ class Position:
 class TrainingState:
     """The content of a checkpoint.
 
-    network: the parameters, or their EMA if there is one; tensors: the state of the optimizer, by name, and with an EMA
-    also the parameters themselves, as `parameter.NAME`.
+    network: the parameters, or their EMA if there is one; tensors: the state of the optimizer, by
+    name, and with an EMA also the parameters themselves, as `parameter.NAME`.
     """
 
     position: Position
@@ -68,7 +73,8 @@ class Checkpoints:
     """
 
     def __init__(self, root: Path, keep: int = 1) -> None:
-        self.root, self.keep = root, keep
+        self.root = root
+        self.keep = keep
 
     def latest(self) -> Path | None:
         """Return the checkpoint to resume from; None if there is none."""
@@ -76,14 +82,16 @@ class Checkpoints:
         return link.resolve() if (link / TRAINING).is_file() else None
 
     def save(self, model: RLIPModel, state: TrainingState, best: bool = False) -> Path:
-        """Write a checkpoint and sync it to disk; only then move the links and delete old checkpoints.
+        """Write a checkpoint and sync it to disk; only then move the links and delete old
+        checkpoints.
 
         Args:
             model: its configuration and tokenizer are saved.
             best: whether it is the best one so far.
 
         Raises:
-            OSError: writing fails, for example because the disk is full. Earlier checkpoints stay unchanged.
+            OSError: writing fails, for example because the disk is full. Earlier checkpoints stay
+                unchanged.
         """
         folder = self.root / CHECKPOINTS / f"step-{state.position.step:08d}"
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -110,11 +118,16 @@ class Checkpoints:
         os.replace(temporary, self.root / name)
 
     def _prune(self) -> None:
-        """Delete checkpoints that are neither recent nor the best, and leftovers of killed processes."""
+        """Delete checkpoints that are neither recent nor the best, and leftovers of killed
+        processes.
+        """
         linked = {(self.root / name).resolve() for name in (LAST, BEST)}
         entries = sorted((self.root / CHECKPOINTS).iterdir())
         complete = [entry for entry in entries if _NAME.fullmatch(entry.name)]
-        for entry in (*complete[: -self.keep], *(entry for entry in entries if entry.name.startswith(".writing-"))):
+        for entry in (
+            *complete[: -self.keep],
+            *(entry for entry in entries if entry.name.startswith(".writing-")),
+        ):
             if entry.resolve() not in linked:
                 shutil.rmtree(entry, ignore_errors=True)
 
@@ -166,7 +179,9 @@ def _sync(path: Path) -> None:
 
 
 def flatten(optimizer_state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Flatten the state of an optimizer to `{"exp_avg.NAME": tensor, …}`; empty for an empty state."""
+    """Flatten the state of an optimizer to `{"exp_avg.NAME": tensor, …}`; empty for an empty
+    state.
+    """
     return {
         f"{key}.{name}": torch.as_tensor(value)
         for name, values in optimizer_state.get("state", {}).items()
@@ -186,7 +201,9 @@ def unflatten(tensors: Mapping[str, Tensor], optimizer_state: Mapping[str, Any])
     known = {f"{key}.{name}" for name, values in own.items() for key in values}
     unknown = sorted(tensors.keys() - known)
     if unknown:
-        raise CheckpointError(f"the checkpoint contains {unknown[0]}: other parts of the network were trained")
+        raise CheckpointError(
+            f"the checkpoint contains {unknown[0]}: other parts of the network were trained"
+        )
     state = {
         name: {key: tensors.get(f"{key}.{name}", value) for key, value in values.items()}
         for name, values in own.items()

@@ -1,8 +1,9 @@
 """Validation: average precision and recall of relations on images with ground truth.
 
-A detector must predict boxes, classes and relations. The R-Tagger is given the pairs, so only relations count. A
-predicted triplet is a true positive if its three labels are correct, both boxes have an IoU of at least 0.5 with the
-target (the scene-graph detection protocol of Lu et al., ECCV 2016), and the target is not matched yet.
+A detector must predict boxes, classes and relations. The R-Tagger is given the pairs, so only
+relations count. A predicted triplet is a true positive if its three labels are correct, both boxes
+have an IoU of at least 0.5 with the target (the scene-graph detection protocol of Lu et al., ECCV
+2016), and the target is not matched yet.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ OVERLAP = 0.5
 MOST_TRIPLETS = 100  # per image, the most confident ones
 RECALL_AT = (20, 50, 100)
 PERSON = "person"
-CONFIDENT = 0.2  # training uses relations from this confidence on, so their precision and recall are reported too
+# training uses relations from this confidence on, so their precision and recall are reported too
+CONFIDENT = 0.2
 
 
 @dataclass
 class RelationScores:
-    """Confidences of predicted triplets, whether each is a true positive, and numbers of targets, image by image."""
+    """Confidences of predicted triplets, whether each is a true positive, and numbers of targets,
+    image by image.
+    """
 
     confidences: list[np.ndarray] = field(default_factory=list)
     true_positives: list[np.ndarray] = field(default_factory=list)
@@ -53,11 +57,14 @@ class RelationScores:
         self.targets += other.targets
 
     def measures(self) -> dict[str, float]:
-        """`ap`; `recall@K`, the mean over images with relations; `precision` and `recall` of confident relations."""
+        """`ap`; `recall@K`, the mean over images with relations; `precision` and `recall` of
+        confident relations.
+        """
         total = sum(self.targets)
         if not total:
             return {}
-        confidences, true_positives = np.concatenate(self.confidences), np.concatenate(self.true_positives)
+        confidences = np.concatenate(self.confidences)
+        true_positives = np.concatenate(self.true_positives)
         measures = {"ap": average_precision(confidences, true_positives, total)}
         for most in RECALL_AT:
             per_image = zip(self.true_positives, self.targets, strict=True)
@@ -70,7 +77,9 @@ class RelationScores:
 
 
 def average_precision(confidences: np.ndarray, true_positives: np.ndarray, targets: int) -> float:
-    """Area under the monotone precision-recall curve (VOC 2010); equal confidences keep their order."""
+    """Area under the monotone precision-recall curve (VOC 2010); equal confidences keep their
+    order.
+    """
     ordered = true_positives[np.argsort(-confidences, kind="stable")]
     precision = ordered.cumsum() / np.arange(1, len(ordered) + 1)
     monotone = np.maximum.accumulate(precision[::-1])[::-1]
@@ -78,17 +87,22 @@ def average_precision(confidences: np.ndarray, true_positives: np.ndarray, targe
 
 
 def match_triplets(predicted: TripletDetections, target: Triplets) -> tuple[np.ndarray, np.ndarray]:
-    """Confidences of the `MOST_TRIPLETS` best triplets, descending, and whether each is a true positive."""
+    """Confidences of the `MOST_TRIPLETS` best triplets, descending, and whether each is a true
+    positive.
+    """
     scores = predicted.relation_scores.flatten()
     best = scores.argsort(descending=True, stable=True)[:MOST_TRIPLETS]
     relations = predicted.relation_scores.shape[1]
-    pairs, predicates = best // max(relations, 1), best % max(relations, 1)
+    pairs = best // max(relations, 1)
+    predicates = best % max(relations, 1)
     fits = _fitting_pairs(predicted, target)[pairs]
     correct = (fits & (target.relation_labels[:, predicates].T == 1)).cpu().numpy()
     matched: set[tuple[int, int]] = set()
     true_positives = np.zeros(len(best), dtype=bool)
     for row, predicate in enumerate(predicates.tolist()):
-        free = [pair for pair in correct[row].nonzero()[0].tolist() if (pair, predicate) not in matched]
+        free = [
+            pair for pair in correct[row].nonzero()[0].tolist() if (pair, predicate) not in matched
+        ]
         if free:
             true_positives[row] = True
             matched.add((free[0], predicate))
@@ -101,11 +115,16 @@ def _fitting_pairs(predicted: TripletDetections, target: Triplets) -> Tensor:
     fits &= predicted.object_labels.unsqueeze(1) == target.object_labels
     fits &= box_iou(predicted.subject_boxes, to_corners(target.subject_boxes)) >= OVERLAP
     missing = (target.object_boxes == 0).all(-1)  # V-COCO: the target has no object box
-    return fits & ((box_iou(predicted.object_boxes, to_corners(target.object_boxes)) >= OVERLAP) | missing)
+    return fits & (
+        (box_iou(predicted.object_boxes, to_corners(target.object_boxes)) >= OVERLAP) | missing
+    )
 
 
-def validate(objective: Objective, batches: Iterable[TrainingBatch], device: torch.device) -> dict[str, float]:
-    """Mean loss and relation measures over batches. Each process evaluates its own; all return the common result.
+def validate(
+    objective: Objective, batches: Iterable[TrainingBatch], device: torch.device
+) -> dict[str, float]:
+    """Mean loss and relation measures over batches. Each process evaluates its own; all return the
+    common result.
 
     Args:
         objective: not wrapped for distribution; its training mode is restored afterwards.
@@ -117,26 +136,34 @@ def validate(objective: Objective, batches: Iterable[TrainingBatch], device: tor
     totals = np.array([pair for part in gather(losses) for pair in part]).reshape(-1, 2)
     if not len(totals):
         return {}
-    return {"loss": float(np.average(totals[:, 0], weights=totals[:, 1])), **total_scores.measures()}
+    return {
+        "loss": float(np.average(totals[:, 0], weights=totals[:, 1])),
+        **total_scores.measures(),
+    }
 
 
 @torch.no_grad()
 def score_batches(
     objective: Objective, batches: Iterable[TrainingBatch], device: torch.device
 ) -> tuple[RelationScores, list[tuple[float, int]]]:
-    """Return the scores of the relations in the batches of this process, and the loss and number of images of each
-    batch.
+    """Return the scores of the relations in the batches of this process, and the loss and number of
+    images of each batch.
     """
-    training, scores = objective.training, RelationScores()
+    training = objective.training
+    scores = RelationScores()
     losses: list[tuple[float, int]] = []
     objective.eval()
     try:
         with without_collectives():
             for batch in batches:
                 if len(batch):
-                    losses.append((_evaluate_batch(objective, batch.to(device), scores), len(batch)))
+                    losses.append(
+                        (_evaluate_batch(objective, batch.to(device), scores), len(batch))
+                    )
                 else:
-                    objective(batch.to(device))  # sharded parameters need a forward pass of every process
+                    objective(
+                        batch.to(device)
+                    )  # sharded parameters need a forward pass of every process
     finally:
         objective.train(training)
     return scores, losses
@@ -151,7 +178,9 @@ def _evaluate_batch(objective: Objective, batch: TrainingBatch, scores: Relation
     return float(loss)
 
 
-def detections(objective: Objective, output: LayerOutput, batch: TrainingBatch) -> list[TripletDetections]:
+def detections(
+    objective: Objective, output: LayerOutput, batch: TrainingBatch
+) -> list[TripletDetections]:
     """Return the predicted triplets of each image, with normalised xyxy boxes."""
     if isinstance(objective.network, RTagger):
         scores = output.relation_logits.float().sigmoid()
@@ -164,6 +193,7 @@ def detections(objective: Objective, output: LayerOutput, batch: TrainingBatch) 
 
 
 def _given_pairs(target: Triplets, scores: Tensor) -> TripletDetections:
-    subjects, objects = to_corners(target.subject_boxes), to_corners(target.object_boxes)
+    subjects = to_corners(target.subject_boxes)
+    objects = to_corners(target.object_boxes)
     labels = (target.subject_labels, target.object_labels)
     return TripletDetections(subjects, objects, *labels, scores[: len(target)])

@@ -11,7 +11,9 @@ _WHILE_IMPORTING = b"interrupted. Run the same command again.\n"
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; in an import, where it would surface as any error or be swallowed, end the process."""
+    """Raise KeyboardInterrupt; in an import, where it would surface as any error or be swallowed,
+    end the process.
+    """
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             os.write(2, _WHILE_IMPORTING)
@@ -21,5 +23,8 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 # Of the command `sgpipe` only: whoever imports this package handles signals as they like.
-if os.path.basename(sys.argv[0]) == "sgpipe" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if (
+    os.path.basename(sys.argv[0]) == "sgpipe"
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
     signal.signal(signal.SIGINT, interrupt)

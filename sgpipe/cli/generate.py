@@ -1,4 +1,6 @@
-"""Commands that label images: `sgpipe generate` many, `sgpipe label` a few. `miniworld` and `parse` do parts of it."""
+"""Commands that label images: `sgpipe generate` many, `sgpipe label` a few. `miniworld` and `parse`
+do parts of it.
+"""
 
 from __future__ import annotations
 
@@ -25,22 +27,41 @@ if TYPE_CHECKING:
 _DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
 
 
+_RecipeName = Annotated[
+    str | None, typer.Argument(help="Packaged recipe (default: miniworld) or YAML file.")
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
     """The images to label, and what is known of them, instead of those of the recipe."""
 
-    root: Annotated[cli.Place | None, cli.reads_stored("Folder or store that the recipe's paths are in.")] = None
-    images: Annotated[str | None, cli.option("Folder, .zip, .tar, folder of these, or s3://….", panel=cli.DATA)] = None
-    dataset: Annotated[str | None, cli.option("Recipe hub: folder of Parquet files, or hub id.", panel=cli.DATA)] = None
-    annotations: Annotated[cli.Place | None, cli.reads_stored("Annotation file for --images.", exists=False)] = None
-    captions: Annotated[cli.Place | None, cli.reads_stored("COCO captions; no captioner runs.", exists=False)] = None
+    root: Annotated[
+        cli.Place | None, cli.reads_stored("Folder or store that the recipe's paths are in.")
+    ] = None
+    images: Annotated[
+        str | None, cli.option("Folder, .zip, .tar, folder of these, or s3://….", panel=cli.DATA)
+    ] = None
+    dataset: Annotated[
+        str | None, cli.option("Recipe hub: folder of Parquet files, or hub id.", panel=cli.DATA)
+    ] = None
+    annotations: Annotated[
+        cli.Place | None, cli.reads_stored("Annotation file for --images.", exists=False)
+    ] = None
+    captions: Annotated[
+        cli.Place | None, cli.reads_stored("COCO captions; no captioner runs.", exists=False)
+    ] = None
     split: cli.GuessedSplit = None
-    truth: Annotated[cli.Place | None, cli.reads_stored("Ground truth; prints precision and recall.")] = None
+    truth: Annotated[
+        cli.Place | None, cli.reads_stored("Ground truth; prints precision and recall.")
+    ] = None
     image_data: cli.ImageData = None
     certified: cli.Certified = False
 
     def applied_to(self, source: SourceConfig, extend: str | None = None) -> SourceConfig:
-        """Return the source, or the run `extend` as one, with these settings. Raises UserError: one needs another."""
+        """Return the source, or the run `extend` as one, with these settings. Raises UserError: one
+        needs another.
+        """
         from sgpipe.files.image_roots import check_images, located
         from sgpipe.files.locations import absolute_location, content_id
         from sgpipe.recipe import WHOLE
@@ -52,21 +73,28 @@ class SourceOptions:
             if any((self.root, self.dataset, self.annotations, self.captions, self.split)):
                 omitted = "--root, --dataset, --annotations, --captions, --split"
                 raise UserError(f"--extend takes the run's data: omit {omitted}")
-            moved = {shard.split: {"images": self.images} for shard in open_parent(extend).manifest.shards}
+            moved = {
+                shard.split: {"images": self.images}
+                for shard in open_parent(extend).manifest.shards
+            }
             least = cli.certified_threshold([extend]) if self.certified else source.threshold
             values = {"format": "run", "run": absolute_location(extend), "threshold": least}
             source = type(source).model_validate(values | {"splits": moved if self.images else {}})
         elif self.certified:
             raise UserError("--certified says what --extend keeps of a run: pass --extend, too")
         if self.dataset is not None and source.format != "hub":
-            raise UserError("--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID")
+            raise UserError(
+                "--dataset is for the recipe hub: sgpipe generate hub --dataset FOLDER_OR_ID"
+            )
         needy = (self.annotations, self.captions, None if self.dataset else self.split)
         if self.images is None and any(option is not None for option in needy):
             raise UserError("--annotations, --captions and --split need --images")
         source = changed(
             source,
             root=self.root,
-            hub=changed(source.hub, dataset=self.dataset, split=self.split if self.dataset else None),
+            hub=changed(
+                source.hub, dataset=self.dataset, split=self.split if self.dataset else None
+            ),
             ground_truth=self.truth and absolute_location(self.truth),
             image_data=self.image_data and absolute_location(self.image_data),
         )
@@ -96,9 +124,16 @@ class RecipeOptions:
     assign: cli.Settings = None
 
     def applied_to(
-        self, recipe: str | None, data: SourceOptions, parent: str | None = None, extend: str | None = None, **how: Any
+        self,
+        recipe: str | None,
+        data: SourceOptions,
+        parent: str | None = None,
+        extend: str | None = None,
+        **how: Any,
     ) -> Recipe:
-        """Return the recipe, or that of a parent or extended run, changed so; `how`: its engine. Raises UserError."""
+        """Return the recipe, or that of a parent or extended run, changed so; `how`: its engine.
+        Raises UserError.
+        """
         from sgpipe.recipe import load_recipe
         from sgpipe.utils.config_file import changed, parse_set
 
@@ -106,15 +141,23 @@ class RecipeOptions:
         if data.images and recipe is None and parent is not None:
             settings = {"source.root": None, **settings}
         if parent is not None and extend is not None:
-            raise UserError("--from takes stages over from a run, --extend relations: pass one of them")
+            raise UserError(
+                "--from takes stages over from a run, --extend relations: pass one of them"
+            )
         if recipe is None and (parent or extend):
             from sgpipe.generation.identity import extended_recipe, parent_recipe
 
-            loaded = extended_recipe(extend, settings) if extend else parent_recipe(str(parent), settings)
+            loaded = (
+                extended_recipe(extend, settings)
+                if extend
+                else parent_recipe(str(parent), settings)
+            )
         else:
             loaded = load_recipe(recipe or "miniworld", settings)
         caption = changed(loaded.caption, captioner=self.captioner)
-        replaces_layout = self.tagger and loaded.tag.method == "layout" and "tag.method" not in settings
+        replaces_layout = (
+            self.tagger and loaded.tag.method == "layout" and "tag.method" not in settings
+        )
         return changed(
             loaded,
             limit=self.limit,
@@ -133,20 +176,29 @@ class RecipeOptions:
         )
 
 
-_RecipeName = Annotated[str | None, typer.Argument(help="Packaged recipe (default: miniworld) or YAML file.")]
-
-
 def generate(
     *,
     recipe: _RecipeName = None,
-    out: Annotated[Path | None, cli.writes_folder("Folder for the shards, resumed. Default: NAME-relations.")] = None,
-    store: Annotated[str | None, cli.option("Object store for the shards (s3://…); the rest is in --out.")] = None,
-    parent: Annotated[str | None, cli.option("Run to take over.", "--from", callback=cli.stored)] = None,
-    extend: Annotated[str | None, cli.option("Run or import to extend.", "--extend", callback=cli.stored)] = None,
+    out: Annotated[
+        Path | None, cli.writes_folder("Folder for the shards, resumed. Default: NAME-relations.")
+    ] = None,
+    store: Annotated[
+        str | None, cli.option("Object store for the shards (s3://…); the rest is in --out.")
+    ] = None,
+    parent: Annotated[
+        str | None, cli.option("Run to take over.", "--from", callback=cli.stored)
+    ] = None,
+    extend: Annotated[
+        str | None, cli.option("Run or import to extend.", "--extend", callback=cli.stored)
+    ] = None,
     data: SourceOptions,
     options: RecipeOptions,
-    retry_failed: Annotated[bool, cli.option("Label the images of error rows again.", "--retry-failed")] = False,
-    metrics: Annotated[Path | None, cli.writes_file("File for a line of JSON each minute: images, errors, …")] = None,
+    retry_failed: Annotated[
+        bool, cli.option("Label the images of error rows again.", "--retry-failed")
+    ] = False,
+    metrics: Annotated[
+        Path | None, cli.writes_file("File for a line of JSON each minute: images, errors, …")
+    ] = None,
     json_: cli.Json = False,
 ) -> None:
     """Label the images of a dataset or a folder with relations.
@@ -164,7 +216,9 @@ def generate(
       sgpipe generate photos --extend vg/ --tagger tagger/ --out vg-extended/
     """
     if out is None and (parent or extend):
-        raise UserError(f"{'--from' if parent else '--extend'} needs --out, the folder of the new run")
+        raise UserError(
+            f"{'--from' if parent else '--extend'} needs --out, the folder of the new run"
+        )
     loaded = options.applied_to(recipe, data, parent, extend, store=store)
     out = out or Path(f"{loaded.name}-relations")
     # Modules that take long to import come as late as possible.
@@ -172,11 +226,22 @@ def generate(
     from sgpipe.generation.run import generate as run
     from sgpipe.records import TRAINING_CONFIDENCE
 
-    with redirect_stdout(sys.stderr):  # Ray prints what happens to its machines; standard output is for results
-        summary = run(loaded, out, console.Progress(), retry_failed=retry_failed, parent=parent, metrics=metrics)
+    with redirect_stdout(
+        sys.stderr
+    ):  # Ray prints what happens to its machines; standard output is for results
+        summary = run(
+            loaded,
+            out,
+            console.Progress(),
+            retry_failed=retry_failed,
+            parent=parent,
+            metrics=metrics,
+        )
     from sgpipe.evaluation.label_quality import print_run_quality, run_quality
 
-    threshold = max(TRAINING_CONFIDENCE, loaded.tag.threshold) if loaded.tag.calibration is None else 0.0
+    threshold = (
+        max(TRAINING_CONFIDENCE, loaded.tag.threshold) if loaded.tag.calibration is None else 0.0
+    )
     quality = run_quality(summary.root, threshold) if loaded.engine.store is None else {}
     if json_:
         measured = {name: asdict(each.at_threshold) for name, each in quality.items()}
@@ -195,11 +260,19 @@ def plan(
     recipe: _RecipeName = None,
     data: SourceOptions,
     options: RecipeOptions,
-    sample: Annotated[int | None, cli.option("Images to label; fewer if they take a minute.", min=1)] = None,
+    sample: Annotated[
+        int | None, cli.option("Images to label; fewer if they take a minute.", min=1)
+    ] = None,
     machines: Annotated[int, cli.option("Number of machines like this one.", min=1)] = 1,
-    gpus: Annotated[int | None, cli.option("GPUs of each machine; default: as many as here.", min=1)] = None,
-    price: Annotated[float | None, cli.option("Price of a machine-hour.", "--price-per-hour", min=0, max=1e9)] = None,
-    price_per_token: Annotated[float | None, cli.option("Price of a token of an endpoint.", min=0, max=1e9)] = None,
+    gpus: Annotated[
+        int | None, cli.option("GPUs of each machine; default: as many as here.", min=1)
+    ] = None,
+    price: Annotated[
+        float | None, cli.option("Price of a machine-hour.", "--price-per-hour", min=0, max=1e9)
+    ] = None,
+    price_per_token: Annotated[
+        float | None, cli.option("Price of a token of an endpoint.", min=0, max=1e9)
+    ] = None,
     json_: cli.Json = False,
 ) -> None:
     """Tell how long `generate` will take, and what for, from labelling a sample.
@@ -209,7 +282,8 @@ def plan(
 
     Examples:
       sgpipe plan coco --root datasets/coco --tagger tagger/
-      sgpipe plan coco --root datasets/coco --tagger tagger/ --machines 8 --gpus 4 --price-per-hour 12
+      sgpipe plan coco --root datasets/coco --tagger tagger/ --machines 8 --gpus 4 --price-per-hour
+      12
     """
     from sgpipe.generation.plan import plan as measure
     from sgpipe.generation.plan import print_plan
@@ -222,8 +296,12 @@ def plan(
         print_plan(values, console.output())
 
 
-def _with_tagger(recipe: str | None, tagger: str | None, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings; a tagger or layout model, with its own threshold, replaces the CLIP of the recipe photos."""
+def _with_tagger(
+    recipe: str | None, tagger: str | None, settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the settings; a tagger or layout model, with its own threshold, replaces the CLIP of
+    the recipe photos.
+    """
     from sgpipe.recipe import TagConfig
 
     replaced = {"tag.method": "auto", "tag.prior": None, "tag.threshold": TagConfig().threshold}
@@ -231,10 +309,14 @@ def _with_tagger(recipe: str | None, tagger: str | None, settings: dict[str, Any
 
 
 def miniworld(
-    out: Annotated[Path, cli.writes_folder("Folder for images and annotations (COCO, VG, HICO-DET).")],
+    out: Annotated[
+        Path, cli.writes_folder("Folder for images and annotations (COCO, VG, HICO-DET).")
+    ],
     number: Annotated[int, cli.option("Number of images.", "--count", min=1)] = 200,
     seed: Annotated[int, cli.option("Random seed.", min=0, max=LARGEST_SEED)] = 0,
-    split: Annotated[Literal["train", "val", "test-compositional"], cli.option("Split to generate.")] = "val",
+    split: Annotated[
+        Literal["train", "val", "test-compositional"], cli.option("Split to generate.")
+    ] = "val",
 ) -> None:
     """Generate a synthetic dataset with exact ground truth.
 
@@ -249,13 +331,23 @@ def miniworld(
     with console.Progress().images(number, "generating") as advance:
         is_new = render_dataset(out, number, seed, split, progress=lambda: advance(1, {}))
     images = count(number, "image")
-    cli.show(f"generated {images} in {out}" if is_new else f"nothing to do: {out} already has all {images}")
+    cli.show(
+        f"generated {images} in {out}"
+        if is_new
+        else f"nothing to do: {out} already has all {images}"
+    )
 
 
 def parse(
-    parser: Annotated[Literal["rules", "learned", "seq2seq", "llm"], cli.option("Parser.")] = "rules",
-    model: Annotated[str | None, cli.option("spaCy's model (default: the best one), folder, hub id or name.")] = None,
-    endpoint: Annotated[str | None, cli.option("llm: URL of an OpenAI chat API. Key: OPENAI_API_KEY.")] = None,
+    parser: Annotated[
+        Literal["rules", "learned", "seq2seq", "llm"], cli.option("Parser.")
+    ] = "rules",
+    model: Annotated[
+        str | None, cli.option("spaCy's model (default: the best one), folder, hub id or name.")
+    ] = None,
+    endpoint: Annotated[
+        str | None, cli.option("llm: URL of an OpenAI chat API. Key: OPENAI_API_KEY.")
+    ] = None,
 ) -> None:
     """Turn captions into triplets.
 
@@ -278,15 +370,25 @@ def parse(
 
 def label(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.", exists=True)],
-    out: Annotated[Path, cli.writes_folder("Folder for images with drawn relations.")] = Path("labelled"),
-    boxes: Annotated[Path | None, cli.reads_file("COCO instances file with boxes; no detector runs.")] = None,
+    out: Annotated[Path, cli.writes_folder("Folder for images with drawn relations.")] = Path(
+        "labelled"
+    ),
+    boxes: Annotated[
+        Path | None, cli.reads_file("COCO instances file with boxes; no detector runs.")
+    ] = None,
     detector: cli.Detector = None,
     captioner: cli.Captioner = None,
     tagger: cli.Tagger = None,
-    recipe: Annotated[str, cli.option("Models and settings; miniworld for its images.", panel=cli.MODELS)] = "photos",
-    threshold: Annotated[float, cli.option("Minimum confidence of the relations shown.", min=0, max=1)] = 0.2,
+    recipe: Annotated[
+        str, cli.option("Models and settings; miniworld for its images.", panel=cli.MODELS)
+    ] = "photos",
+    threshold: Annotated[
+        float, cli.option("Minimum confidence of the relations shown.", min=0, max=1)
+    ] = 0.2,
     assign: cli.Settings = None,
-    json_: Annotated[bool, cli.option("Print JSON: one line per image, with everything.", "--json")] = False,
+    json_: Annotated[
+        bool, cli.option("Print JSON: one line per image, with everything.", "--json")
+    ] = False,
 ) -> None:
     """Find the relations in images, print them, and draw them. No annotations are needed.
 
@@ -315,12 +417,21 @@ def label(
     find_models(missing_models(hub_models(load_recipe(recipe, changes), skipped)), fetch_command)
     from sgpipe.pipeline import Pipeline  # it imports PyTorch: what is missing is said before
 
-    pipeline = Pipeline(recipe, detector=detector, captioner=captioner, tagger=tagger, boxes=boxes, settings=settings)
+    pipeline = Pipeline(
+        recipe,
+        detector=detector,
+        captioner=captioner,
+        tagger=tagger,
+        boxes=boxes,
+        settings=settings,
+    )
     for note in recipe_notes(pipeline.recipe, detects=boxes is None):
         cli.say(f"NOTE: {note}")
-    if missing := missing_models(hub_models(pipeline.recipe, skipped)):
+    missing = missing_models(hub_models(pipeline.recipe, skipped))
+    if missing:
         fetch_models(missing, fetch_command)
-    failed, named = 0, Counter[str]()
+    failed = 0
+    named = Counter[str]()
     out.mkdir(parents=True, exist_ok=True)
     for file, graph in zip(files, pipeline.label(files), strict=True):
         named[file.name] += 1
@@ -334,7 +445,9 @@ def label(
             print(console.json_text(graph.as_json()))
             continue
         triplets = graph.triplets(threshold)
-        counts = f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')} → {drawing}"
+        counts = (
+            f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')} → {drawing}"
+        )
         cli.show(console.single_line(f"{file}: {graph.error or counts}"))
         for subject, predicate, object_, confidence in triplets:
             score = "" if confidence is None else f"{confidence:.2f}  "
@@ -344,7 +457,9 @@ def label(
 
 
 def _files(images: list[Path], out: Path) -> Iterator[Path]:
-    """Yield the images, also those in folders, not drawings in `out`. Raises UserError: a folder has none."""
+    """Yield the images, also those in folders, not drawings in `out`. Raises UserError: a folder
+    has none.
+    """
     from sgpipe.files.roots import FolderRoot
     from sgpipe.sources.opening import list_folder, no_images
 
@@ -355,7 +470,11 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
             continue
         found = list_folder(FolderRoot(path))
         inside = (path / name for name in found.images)
-        files = [file for file in inside if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)]
+        files = [
+            file
+            for file in inside
+            if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)
+        ]
         if not files:
             raise UserError(no_images(path, found.notes))
         for note in found.notes:

@@ -1,4 +1,6 @@
-"""`sgpipe import …`: one command for each annotation format, whose function returns the source to import."""
+"""`sgpipe import …`: one command for each annotation format, whose function returns the source to
+import.
+"""
 
 from __future__ import annotations
 
@@ -32,12 +34,18 @@ Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class OutputOptions:
-    out: Annotated[Path, cli.writes_folder("Folder for the shards; an unfinished import in it is resumed.")]
-    boxes: Annotated[BoxForm | None, cli.option("Form of boxes (n: parts of the image).", panel=cli.DATA)] = None
+    out: Annotated[
+        Path, cli.writes_folder("Folder for the shards; an unfinished import in it is resumed.")
+    ]
+    boxes: Annotated[
+        BoxForm | None, cli.option("Form of boxes (n: parts of the image).", panel=cli.DATA)
+    ] = None
     limit: cli.Limit = None
     embed: Annotated[bool, cli.option("Store the image files in the shards.", "--embed")] = False
     json_: cli.Json = False
-    retry_failed: Annotated[bool, cli.option("Redo the shards with error rows.", "--retry-failed")] = False
+    retry_failed: Annotated[
+        bool, cli.option("Redo the shards with error rows.", "--retry-failed")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +55,11 @@ class AnnotationOptions(OutputOptions):
     split: cli.GuessedSplit = None
 
     def split_name(self, *, unsplit: bool = False, own_splits: bool = False) -> str:
-        """Return the split that is given, or that the file or folder is named after. Raises UserError: none, or two.
+        """Return the split that is given, or that the file or folder is named after. Raises
+        UserError: none, or two.
 
-        `unsplit`: the dataset is published without splits. `own_splits`: they are not those of its image folders.
+        `unsplit`: the dataset is published without splits. `own_splits`: they are not those of its
+        image folders.
         """
         from sgpipe.recipe import WHOLE
         from sgpipe.sources.annotated import infer_split
@@ -60,29 +70,45 @@ class AnnotationOptions(OutputOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class HubOptions(OutputOptions):
-    annotations: Annotated[str, cli.option("Folder, store, or hub id.", panel=cli.DATA, callback=cli.maybe_path)]
-    images: Annotated[str | None, cli.reads_images("Where the images are, if the rows do not contain them.")] = None
+    annotations: Annotated[
+        str, cli.option("Folder, store, or hub id.", panel=cli.DATA, callback=cli.maybe_path)
+    ]
+    images: Annotated[
+        str | None, cli.reads_images("Where the images are, if the rows do not contain them.")
+    ] = None
     split: Annotated[str | None, cli.option("Split to import, if there are several.")] = None
 
 
 def vg(
     data: AnnotationOptions,
-    image_data: Annotated[cli.Place | None, cli.reads_stored("image_data.json, for the sizes of the images.")] = None,
-    object_aliases: Annotated[Path | None, cli.reads_file("Object names of one meaning, a group per line.")] = None,
-    predicate_aliases: Annotated[Path | None, cli.reads_file("Predicates of one meaning, a group per line.")] = None,
-    preprocess: Annotated[bool, cli.option("As RLIPv2: lower case, no duplicates, at most 100 relations.")] = True,
+    image_data: Annotated[
+        cli.Place | None, cli.reads_stored("image_data.json, for the sizes of the images.")
+    ] = None,
+    object_aliases: Annotated[
+        Path | None, cli.reads_file("Object names of one meaning, a group per line.")
+    ] = None,
+    predicate_aliases: Annotated[
+        Path | None, cli.reads_file("Predicates of one meaning, a group per line.")
+    ] = None,
+    preprocess: Annotated[
+        bool, cli.option("As RLIPv2: lower case, no duplicates, at most 100 relations.")
+    ] = True,
 ) -> AnnotationSource:
     """Import Visual Genome, or scene graphs in its format.
 
     Reads scene_graphs.json or relationships.json.
 
     Examples:
-      sgpipe import vg --annotations scene_graphs.json --image-data image_data.json --images VG --out vg/
+      sgpipe import vg --annotations scene_graphs.json --image-data image_data.json --images VG
+      --out vg/
     """
     from sgpipe.sources.scene_graphs import visual_genome_source
 
-    split, aliases = data.split_name(unsplit=True), (object_aliases, predicate_aliases)
-    return visual_genome_source(data.annotations, data.images, split, image_data, aliases, preprocess)
+    split = data.split_name(unsplit=True)
+    aliases = (object_aliases, predicate_aliases)
+    return visual_genome_source(
+        data.annotations, data.images, split, image_data, aliases, preprocess
+    )
 
 
 def hico(data: AnnotationOptions, classes: cli.Classes = None) -> AnnotationSource:
@@ -113,7 +139,9 @@ def vcoco(data: AnnotationOptions, classes: cli.Classes = None) -> AnnotationSou
 
 def openimages(
     data: AnnotationOptions,
-    categories: Annotated[Path | None, cli.reads_file("OI_SGG_…_categories_dict.json. Default: 601 classes.")] = None,
+    categories: Annotated[
+        Path | None, cli.reads_file("OI_SGG_…_categories_dict.json. Default: 601 classes.")
+    ] = None,
 ) -> AnnotationSource:
     """Import the relations of Open Images V6.
 
@@ -129,7 +157,9 @@ def openimages(
 
 def rlipv2(
     data: AnnotationOptions,
-    image_paths: Annotated[cli.Place | None, cli.reads_stored("Objects365's image_id_to_filepath.json.")] = None,
+    image_paths: Annotated[
+        cli.Place | None, cli.reads_stored("Objects365's image_id_to_filepath.json.")
+    ] = None,
 ) -> AnnotationSource:
     """Import RLIPv2's pseudo-labels of COCO or Objects365.
 
@@ -145,7 +175,9 @@ def rlipv2(
 
 def coco_rel(
     data: AnnotationOptions,
-    relations: Annotated[cli.Place | None, cli.reads_stored("RelTR's rel.json. Default: in --annotations.")] = None,
+    relations: Annotated[
+        cli.Place | None, cli.reads_stored("RelTR's rel.json. Default: in --annotations.")
+    ] = None,
 ) -> AnnotationSource:
     """Import COCO instances with relations.
 
@@ -162,14 +194,17 @@ def coco_rel(
 
 def coco(
     data: AnnotationOptions,
-    captions: Annotated[cli.Place | None, cli.reads_stored("COCO captions file of the same images.")] = None,
+    captions: Annotated[
+        cli.Place | None, cli.reads_stored("COCO captions file of the same images.")
+    ] = None,
 ) -> AnnotationSource:
     """Import COCO's objects and captions.
 
     The result has no relations. Also reads what `sgpipe export --to coco` writes.
 
     Examples:
-      sgpipe import coco --annotations instances_val.json --captions captions_val.json --images coco --out imported/
+      sgpipe import coco --annotations instances_val.json --captions captions_val.json --images coco
+      --out imported/
     """
     from sgpipe.sources.coco import coco_source
 
@@ -178,7 +213,9 @@ def coco(
 
 def psg(
     data: AnnotationOptions,
-    masks: Annotated[str | None, cli.reads_images("Panoptic PNGs of the file, for segmentations.")] = None,
+    masks: Annotated[
+        str | None, cli.reads_images("Panoptic PNGs of the file, for segmentations.")
+    ] = None,
 ) -> AnnotationSource:
     """Import panoptic scene graphs (PSG).
 
@@ -219,7 +256,9 @@ def gbc(data: AnnotationOptions) -> AnnotationSource:
 
 def vg150(
     data: AnnotationOptions,
-    dicts: Annotated[Path, cli.reads_file("VG-SGG-dicts.json or VG-SGG-dicts-with-attri.json: the names.")],
+    dicts: Annotated[
+        Path, cli.reads_file("VG-SGG-dicts.json or VG-SGG-dicts-with-attri.json: the names.")
+    ],
     image_data: Annotated[Path, cli.reads_file("image_data.json: ids and sizes of the images.")],
 ) -> AnnotationSource:
     """Import VG150, the split of Visual Genome that benchmarks use.
@@ -239,9 +278,15 @@ def vg150(
 
 def label_studio(
     data: AnnotationOptions,
-    predictions: Annotated[bool, cli.option("Also tasks with only a prediction.", "--predictions")] = False,
-    annotator: Annotated[str | None, cli.option("Only annotations of this person: e-mail or id.")] = None,
-    image_field: Annotated[str, cli.option("Key of a task's data with the address of its image.")] = "image",
+    predictions: Annotated[
+        bool, cli.option("Also tasks with only a prediction.", "--predictions")
+    ] = False,
+    annotator: Annotated[
+        str | None, cli.option("Only annotations of this person: e-mail or id.")
+    ] = None,
+    image_field: Annotated[
+        str, cli.option("Key of a task's data with the address of its image.")
+    ] = "image",
 ) -> AnnotationSource:
     """Import a project of Label Studio.
 
@@ -253,13 +298,19 @@ def label_studio(
     """
     from sgpipe.sources.label_studio import label_studio_source
 
-    return label_studio_source(data.annotations, data.images, data.split, predictions, annotator, image_field)
+    return label_studio_source(
+        data.annotations, data.images, data.split, predictions, annotator, image_field
+    )
 
 
 def hf(
     data: HubOptions,
-    subset: Annotated[str | None, cli.option("Subset (configuration) of the dataset, if there are several.")] = None,
-    map_: Annotated[list[str] | None, cli.option("KEY=COLUMN: objects.bbox=boxes.xywh. Repeatable.", "--map")] = None,
+    subset: Annotated[
+        str | None, cli.option("Subset (configuration) of the dataset, if there are several.")
+    ] = None,
+    map_: Annotated[
+        list[str] | None, cli.option("KEY=COLUMN: objects.bbox=boxes.xywh. Repeatable.", "--map")
+    ] = None,
     classes: cli.Classes = None,
 ) -> tuple[AnnotationSource, str]:
     """Import a dataset in the hub's form: Parquet files.
@@ -276,12 +327,18 @@ def hf(
     from sgpipe.sources.hub import dataset_source
 
     own = data.images is None
-    source, root = dataset_source(data.annotations, data.split, map_ or (), classes, subset, own_images=own)
+    source, root = dataset_source(
+        data.annotations, data.split, map_ or (), classes, subset, own_images=own
+    )
     return source, data.images or root
 
 
-def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource, str]]) -> Callable[..., None]:
-    """Return a command that imports what a function returns: a source, alone or with the place of its images."""
+def _importing(
+    function: Callable[..., AnnotationSource | tuple[AnnotationSource, str]],
+) -> Callable[..., None]:
+    """Return a command that imports what a function returns: a source, alone or with the place of
+    its images.
+    """
 
     @functools.wraps(function)
     def run(data: AnnotationOptions | HubOptions, **options: Any) -> None:
@@ -289,7 +346,9 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
         from sgpipe.generation.metrics import print_summary
         from sgpipe.sources.import_run import import_annotations
 
-        if data.images and not has_images(data.images):  # said before the annotations are read, which may take long
+        if data.images and not has_images(
+            data.images
+        ):  # said before the annotations are read, which may take long
             later = "other commands find them with --images"
             cli.say(f"NOTE: {data.images} contains no images; if they are elsewhere, {later}")
         found = function(data, **options)
@@ -305,6 +364,20 @@ def _importing(function: Callable[..., AnnotationSource | tuple[AnnotationSource
     return cli.command(run)
 
 
-for _function in (vg, hico, vcoco, openimages, psg, rlipv2, svg, vg150, gbc, coco_rel, coco, label_studio, hf):
+for _function in (
+    vg,
+    hico,
+    vcoco,
+    openimages,
+    psg,
+    rlipv2,
+    svg,
+    vg150,
+    gbc,
+    coco_rel,
+    coco,
+    label_studio,
+    hf,
+):
     _register = app.command(name=_function.__name__.replace("_", "-"), cls=CommandOfSingleValues)
     _register(_importing(_function))

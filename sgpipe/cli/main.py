@@ -1,6 +1,7 @@
 """The command line: every command, and what happens when one ends, fails or is interrupted.
 
-A command imports what it needs when it runs: `sgpipe --help` is fast. `sgpipe.utils.console` lists the exit codes.
+A command imports what it needs when it runs: `sgpipe --help` is fast. `sgpipe.utils.console` lists
+the exit codes.
 """
 
 import atexit
@@ -23,7 +24,18 @@ from sgpipe.cli.models import app as eval_app
 from sgpipe.cli.models import convert, predict, reproduce, score, train
 from sgpipe.cli.options import USAGE_ERROR, command
 from sgpipe.cli.repeated import CommandOfSingleValues, GroupOfSingleValues
-from sgpipe.cli.runs import calibrate, certify, correct, export, fetch, merge, push, stats, verify, view
+from sgpipe.cli.runs import (
+    calibrate,
+    certify,
+    correct,
+    export,
+    fetch,
+    merge,
+    push,
+    stats,
+    verify,
+    view,
+)
 from sgpipe.errors import DivergedError, EngineError, StoreError, UserError, format_os_error
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED
@@ -39,14 +51,20 @@ _COMMANDS = {
     "Train and evaluate": (train, predict, reproduce),
     "Tools": (doctor, convert, parse),
 }
-_COLLECT_SELDOM = (20_000, 20, 20)  # imported modules are not garbage, and looking for it takes a fifth of the start
+_COLLECT_SELDOM = (
+    20_000,
+    20,
+    20,
+)  # imported modules are not garbage, and looking for it takes a fifth of the start
 
 
 class _Group(GroupOfSingleValues):
     """The commands. Each error that a user is meant to see becomes one line and an exit code."""
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
-        """Refuse an empty value, such as an unset variable of the shell, which as a path would be "."."""
+        """Refuse an empty value, such as an unset variable of the shell, which as a path would be
+        ".".
+        """
         if any(not word or (word.startswith("--") and word.endswith("=")) for word in args):
             _fail("error: a value is empty; is a variable of the shell unset?", EXIT_BAD_INPUT)
         try:
@@ -56,8 +74,12 @@ class _Group(GroupOfSingleValues):
 
     def list_commands(self, ctx: typer.Context) -> list[str]:  # type: ignore[override]
         """Return the commands in the order of their headings; typer begins with groups."""
-        commands, headings = dict[str, Any](self.commands), [*_COMMANDS]
-        return sorted(super().list_commands(ctx), key=lambda name: headings.index(commands[name].rich_help_panel))
+        commands = dict[str, Any](self.commands)
+        headings = [*_COMMANDS]
+        return sorted(
+            super().list_commands(ctx),
+            key=lambda name: headings.index(commands[name].rich_help_panel),
+        )
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
@@ -75,7 +97,11 @@ class _Group(GroupOfSingleValues):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_FAILED)
         except OSError as error:
-            advice = f"\n{_RESUME}" if isinstance(error, StoreError) and ctx.invoked_subcommand in _RESUMABLE else ""
+            advice = (
+                f"\n{_RESUME}"
+                if isinstance(error, StoreError) and ctx.invoked_subcommand in _RESUMABLE
+                else ""
+            )
             _fail(f"error: {format_os_error(error)}{advice}", EXIT_FAILED)
 
 
@@ -83,7 +109,9 @@ def _advice(ctx: typer.Context) -> str:
     return _RESUME if ctx.invoked_subcommand in _RESUMABLE else _START_AGAIN
 
 
-app = typer.Typer(cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app = typer.Typer(
+    cls=_Group, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich"
+)
 for _title, _functions in _COMMANDS.items():
     for _function in _functions:
         _register = app.command(cls=CommandOfSingleValues, rich_help_panel=_title)
@@ -96,8 +124,12 @@ app.add_typer(eval_app, name="eval", rich_help_panel="Train and evaluate")
 def root(
     ctx: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only results: no progress, no notes.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Print tracebacks of internal errors.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only results: no progress, no notes.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print tracebacks of internal errors.")
+    ] = False,
 ) -> None:
     """Turn any object-detection dataset into a scene-graph dataset.
 
@@ -127,7 +159,9 @@ def _interrupt_in_order(number: int, frame: FrameType | None) -> None:
 
 
 def _exit_at_once(number: int, frame: FrameType | None) -> None:
-    """End like a killed process, which every step of a commit survives. The local Ray ends with this process."""
+    """End like a killed process, which every step of a commit survives. The local Ray ends with
+    this process.
+    """
     os.write(2, f"stopped at once. {_RESUME}\n".encode())
     os._exit(EXIT_INTERRUPTED)
 
@@ -138,18 +172,25 @@ def _fail(message: str, code: int) -> NoReturn:
 
 
 def _fail_usage(error: Any) -> NoReturn:
-    """Print what is wrong with a command line. Raises what shows the help, which typer has printed."""
+    """Print what is wrong with a command line. Raises what shows the help, which typer has
+    printed.
+    """
     if type(error).__name__ == "NoArgsIsHelpError":
         raise error
     _fail(f"error: {console.single_line(error.format_message())}", EXIT_BAD_INPUT)
 
 
-def _report_bug(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+def _report_bug(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
     """Print one line instead of a traceback, and how to get the traceback."""
     if isinstance(error, MemoryError):
         message = "error: not enough memory"
     else:
-        advice = "This is a bug in sgpipe. Run `sgpipe --verbose …` for a traceback, and please report it."
+        advice = (
+            "This is a bug in sgpipe. Run `sgpipe --verbose …` for a traceback, and please"
+            " report it."
+        )
         message = f"internal error: {kind.__name__}: {error}\n{advice}"
     console.errors().print(message, soft_wrap=True)
 
@@ -157,16 +198,26 @@ def _report_bug(kind: type[BaseException], error: BaseException, trace: Tracebac
 def main() -> None:
     """Entry point of the `sgpipe` command."""
     gc.set_threshold(*_COLLECT_SELDOM)
-    atexit.register(gc.freeze)  # or Python looks for garbage among all modules several times before it ends
+    atexit.register(
+        gc.freeze
+    )  # or Python looks for garbage among all modules several times before it ends
     sys.excepthook = _report_bug
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # they also appear for files that are already there
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")  # hides the output of Ray's workers; their errors reach us
+    os.environ.setdefault(
+        "HF_HUB_DISABLE_PROGRESS_BARS", "1"
+    )  # they also appear for files that are already there
+    os.environ.setdefault(
+        "RAY_DEDUP_LOGS_SKIP_REGEX", "."
+    )  # hides the output of Ray's workers; their errors reach us
     # Without the line of code that it comes from.
-    warnings.showwarning = lambda message, *_: console.errors().print(f"warning: {message}", soft_wrap=True)
+    warnings.showwarning = lambda message, *_: console.errors().print(
+        f"warning: {message}", soft_wrap=True
+    )
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that is not UTF-8 shows escapes
             stream.reconfigure(errors="backslashreplace")
     try:
-        typer.main.get_command(app)(prog_name="sgpipe")  # `app()` would install typer's own excepthook
+        typer.main.get_command(app)(
+            prog_name="sgpipe"
+        )  # `app()` would install typer's own excepthook
     except OSError as error:  # the help cannot be written
         _fail(f"error: {format_os_error(error)}", EXIT_FAILED)

@@ -1,6 +1,7 @@
 """The options that several commands share, each declared once.
 
-A group is a dataclass of such types: a `command` takes it as one parameter; the command line shows its options.
+A group is a dataclass of such types: a `command` takes it as one parameter; the command line shows
+its options.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ import typer
 from sgpipe.errors import UserError
 from sgpipe.utils import console
 
-DATA, MODELS, COMPUTE = "Data", "Models", "Compute"  # headings of `--help`
+# headings of `--help`
+DATA = "Data"
+MODELS = "Models"
+COMPUTE = "Compute"
 _OWN = "own"
 if TYPE_CHECKING:
     from sgpipe.storage.losses import Loss
 
     Place = Any
 else:
-    Place = type("path", (), {})  # a file, folder or URI of a store: `--help` shows the name of the type
+    Place = type(
+        "path", (), {}
+    )  # a file, folder or URI of a store: `--help` shows the name of the type
 
 
 USAGE_ERROR: Any = typer.BadParameter.__bases__[0]  # typer does not export it
@@ -47,7 +53,9 @@ def reads_stored(text: str, *, exists: bool = True) -> Any:
 
 
 def stored_argument(text: str, metavar: str | None = None, callback: Any = None) -> Any:
-    return typer.Argument(help=text, metavar=metavar, parser=as_location, callback=callback or stored)
+    return typer.Argument(
+        help=text, metavar=metavar, parser=as_location, callback=callback or stored
+    )
 
 
 def reads_images(text: str) -> Any:
@@ -81,7 +89,9 @@ def as_location(text: str) -> Any:
 
 
 def stored(value: Any) -> Any:
-    """Check that paths exist; the callback of an option that also takes a URI, which is not contacted."""
+    """Check that paths exist; the callback of an option that also takes a URI, which is not
+    contacted.
+    """
     for path in value if isinstance(value, list) else [value]:
         if path is not None and "://" not in str(path) and not Path(path).exists():
             raise typer.BadParameter(f"{path} does not exist.")
@@ -89,40 +99,56 @@ def stored(value: Any) -> Any:
 
 
 def local(path: Path | None) -> Path | None:
-    """Refuse a place that cannot be written, also the URI of a store, of which `Path` keeps one slash."""
+    """Refuse a place that cannot be written, also the URI of a store, of which `Path` keeps one
+    slash.
+    """
     if path is not None:
         scheme, colon, rest = str(path).partition(":/")
         if colon and len(scheme) > 1 and scheme.isalnum():
             raise typer.BadParameter(f"{scheme}://{rest} is not on this machine.")
-        nearest = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+        nearest = next(
+            each for each in (path.absolute(), *path.absolute().parents) if each.exists()
+        )
         if not os.access(nearest, os.W_OK) or (nearest != path.absolute() and nearest.is_file()):
-            raise typer.BadParameter(f"{path} cannot be written: {nearest} is read-only, or a file.")
+            raise typer.BadParameter(
+                f"{path} cannot be written: {nearest} is read-only, or a file."
+            )
     return path
 
 
 def judged_file(run: Any, file: Path | None) -> Path | None:
-    """Return the file of judgements that is meant: "own" is the run's. Raises UserError: it is missing."""
+    """Return the file of judgements that is meant: "own" is the run's. Raises UserError: it is
+    missing.
+    """
     if file is not None and str(file) == _OWN:
         from sgpipe.storage.run_folder import RunFiles
 
         file = RunFiles(run).judgements
     if file is not None and not file.is_file():
-        raise UserError(f"--judgements: no such file: {file}; `sgpipe view {run}` makes the run's own")
+        raise UserError(
+            f"--judgements: no such file: {file}; `sgpipe view {run}` makes the run's own"
+        )
     return file
 
 
-def ground_truth_for(run: Any, truth: Any = None, image_data: Any = None, targets: Any = None) -> Any:
+def ground_truth_for(
+    run: Any, truth: Any = None, image_data: Any = None, targets: Any = None
+) -> Any:
     """Return the given `GroundTruth` of a run, or its own. Raises UserError: there is neither."""
     from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 
     own = ground_truth_of(run) if truth is None else GroundTruth(truth)
     if own is None:
-        raise UserError(f"{run} has no ground truth of its own: pass --truth or, to calibrate, --judgements")
+        raise UserError(
+            f"{run} has no ground truth of its own: pass --truth or, to calibrate, --judgements"
+        )
     return GroundTruth(own.relations, targets or own.required, image_data or own.image_data)
 
 
 def certificate_of(run: Any) -> dict[str, Any]:
-    """Return the certificate of a run after computing it again. Raises UserError: there is none, or it is not valid."""
+    """Return the certificate of a run after computing it again. Raises UserError: there is none, or
+    it is not valid.
+    """
     from sgpipe.stats.certify import check
     from sgpipe.storage.run_folder import RunFiles
 
@@ -130,10 +156,18 @@ def certificate_of(run: Any) -> dict[str, Any]:
 
 
 def certified_threshold(runs: Iterable[Any]) -> float:
-    """Return the confidence that the certificates of runs keep. Raises UserError: it is not one for all relations."""
-    kept = {(each["predicate"], each["threshold"]) for run in runs for each in certificate_of(run)["sets"]}
+    """Return the confidence that the certificates of runs keep. Raises UserError: it is not one for
+    all relations.
+    """
+    kept = {
+        (each["predicate"], each["threshold"])
+        for run in runs
+        for each in certificate_of(run)["sets"]
+    }
     if len(kept) != 1 or (only := min(kept, key=str))[0] is not None:
-        raise UserError("--certified needs one threshold: no certificates by predicate or of several thresholds")
+        raise UserError(
+            "--certified needs one threshold: no certificates by predicate or of several thresholds"
+        )
     return float(only[1])
 
 
@@ -160,28 +194,56 @@ def printed_json(is_requested: bool, result: Any) -> bool:
     return is_requested
 
 
-StoredRun = Annotated[Place, stored_argument("Folder or store (s3://bucket/labels) of a run or an import.")]
+StoredRun = Annotated[
+    Place, stored_argument("Folder or store (s3://bucket/labels) of a run or an import.")
+]
 Limit = Annotated[int | None, option("Use only the first N images.", min=1, panel=DATA)]
 Seed = Annotated[int | None, option("Random seed.", min=0)]
-Settings = Annotated[list[str] | None, option("Change any setting of the recipe: KEY=VALUE. Repeatable.", "--set")]
-Detector = Annotated[str | None, reads_model("Object detector of transformers: folder or hub id; or miniworld.")]
+Settings = Annotated[
+    list[str] | None, option("Change any setting of the recipe: KEY=VALUE. Repeatable.", "--set")
+]
+Detector = Annotated[
+    str | None, reads_model("Object detector of transformers: folder or hub id; or miniworld.")
+]
 Captioner = Annotated[
-    str | None, reads_model("Image-text-to-text model, such as BLIP: folder or hub id; or miniworld.")
+    str | None,
+    reads_model("Image-text-to-text model, such as BLIP: folder or hub id; or miniworld."),
 ]
 Tagger = Annotated[
-    str | None, reads_model("R-Tagger, by `sgpipe convert` or `train`, or miniworld; clip, vlm: their model.")
+    str | None,
+    reads_model("R-Tagger, by `sgpipe convert` or `train`, or miniworld; clip, vlm: their model."),
 ]
-CalibrationFile = Annotated[Place | None, reads_stored("File of `sgpipe calibrate`: thresholds are probabilities.")]
-ExpectedPrecision = Annotated[float | None, option("--calibration: keep relations of this precision.", min=0, max=1)]
-Certified = Annotated[bool, option("Keep the relations of the run's certificate (`sgpipe certify`).", "--certified")]
-JudgedFile = Annotated[Path | None, option(f"File of `sgpipe view`; {_OWN}: the run's.", "--judgements")]
-RayAddress = Annotated[str | None, option("Ray cluster to connect to, such as auto.", panel=COMPUTE)]
+CalibrationFile = Annotated[
+    Place | None, reads_stored("File of `sgpipe calibrate`: thresholds are probabilities.")
+]
+ExpectedPrecision = Annotated[
+    float | None, option("--calibration: keep relations of this precision.", min=0, max=1)
+]
+Certified = Annotated[
+    bool, option("Keep the relations of the run's certificate (`sgpipe certify`).", "--certified")
+]
+JudgedFile = Annotated[
+    Path | None, option(f"File of `sgpipe view`; {_OWN}: the run's.", "--judgements")
+]
+RayAddress = Annotated[
+    str | None, option("Ray cluster to connect to, such as auto.", panel=COMPUTE)
+]
 Device = Annotated[str, option("auto, cpu, cuda or cuda:N.", panel=COMPUTE)]
-MovedImages = Annotated[str | None, reads_images("Where the images are now: folder, archives or store.")]
-GroundTruthFolder = Annotated[Place | None, reads_stored("Shards with ground truth. Default: the run's own.")]
-ImageData = Annotated[Place | None, reads_stored("image_data.json, if Visual Genome is ground truth for COCO.")]
-GuessedSplit = Annotated[str | None, option("Split. Default: that in --annotations or --images (val2017).", panel=DATA)]
-Classes = Annotated[Path | None, reads_file("JSON: the names of objects and relations, if not the data's.")]
+MovedImages = Annotated[
+    str | None, reads_images("Where the images are now: folder, archives or store.")
+]
+GroundTruthFolder = Annotated[
+    Place | None, reads_stored("Shards with ground truth. Default: the run's own.")
+]
+ImageData = Annotated[
+    Place | None, reads_stored("image_data.json, if Visual Genome is ground truth for COCO.")
+]
+GuessedSplit = Annotated[
+    str | None, option("Split. Default: that in --annotations or --images (val2017).", panel=DATA)
+]
+Classes = Annotated[
+    Path | None, reads_file("JSON: the names of objects and relations, if not the data's.")
+]
 Json = Annotated[bool, option("Print JSON instead of text.", "--json")]
 
 
@@ -192,14 +254,21 @@ class InferenceOptions:
     split: Annotated[str | None, option("Use only this split of the shards.", panel=DATA)] = None
     images: MovedImages = None
     batch: Annotated[int, option("Images per batch.", min=1, panel=COMPUTE)] = 4
-    dtype: Annotated[Literal["auto", "float32", "bfloat16"], option("auto: bfloat16 on GPUs.", panel=COMPUTE)] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16"], option("auto: bfloat16 on GPUs.", panel=COMPUTE)
+    ] = "auto"
     device: Device = "auto"
-    workers: Annotated[int, option("Worker processes; Ray starts them if more than one.", min=1, panel=COMPUTE)] = 1
-    gpus: Annotated[float, option("GPUs per worker, 0 to 1. One worker: if any.", min=0, max=1, panel=COMPUTE)] = 0
+    workers: Annotated[
+        int, option("Worker processes; Ray starts them if more than one.", min=1, panel=COMPUTE)
+    ] = 1
+    gpus: Annotated[
+        float, option("GPUs per worker, 0 to 1. One worker: if any.", min=0, max=1, panel=COMPUTE)
+    ] = 0
 
 
 def command(function: Callable[..., None], *, writes_beside: bool = False) -> Callable[..., None]:
-    """Return a function as a command of typer, which sees the options in a group instead of the group.
+    """Return a function as a command of typer, which sees the options in a group instead of the
+    group.
 
     It may not write what it reads, but `writes_beside` it: by names that no image has.
     """
@@ -218,16 +287,22 @@ def command(function: Callable[..., None], *, writes_beside: bool = False) -> Ca
     def run(**values: Any) -> None:
         _check_outputs(values, parameters, writes_beside)
         for name, group in groups.items():
-            values[name] = group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+            values[name] = group(
+                **{field.name: values.pop(field.name) for field in dataclasses.fields(group)}
+            )
         function(**values)
 
-    run.__doc__ = (function.__doc__ or "").replace("Examples:\n", "Examples:\n\n")  # a paragraph for typer
+    run.__doc__ = (function.__doc__ or "").replace(
+        "Examples:\n", "Examples:\n\n"
+    )  # a paragraph for typer
     vars(run)["__signature__"] = inspect.Signature(list(parameters.values()))
     run.__annotations__ = {name: parameter.annotation for name, parameter in parameters.items()}
     return run
 
 
-def _check_outputs(values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], beside: bool) -> None:
+def _check_outputs(
+    values: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter], beside: bool
+) -> None:
     """Raises UserError: an output is an input, another output, or belongs to a run."""
     inputs: list[str | Path] = []
     outputs: list[Path] = []
@@ -236,14 +311,23 @@ def _check_outputs(values: Mapping[str, Any], parameters: Mapping[str, inspect.P
         declared = getattr(parameters[name].annotation, "__metadata__", ())
         callback = declared[0].callback if declared else None
         if callback is local and value is not None:
-            if (place := os.path.realpath(value)) in names:
-                raise UserError(f"--{names[place]} and --{name} are the same file".replace("_", "-"))
+            place = os.path.realpath(value)
+            if place in names:
+                raise UserError(
+                    f"--{names[place]} and --{name} are the same file".replace("_", "-")
+                )
             names[place] = name
             outputs.append(value)
         elif isinstance(value, Path | list) or callback in (stored, maybe_path):
-            inputs += [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, str | Path)]
+            inputs += [
+                each
+                for each in (value if isinstance(value, list) else [value])
+                if isinstance(each, str | Path)
+            ]
     if outputs:
         from sgpipe.storage.run_folder import check_output
 
         for path in outputs:
-            check_output(path, () if beside else [each for each in inputs if "://" not in str(each)])
+            check_output(
+                path, () if beside else [each for each in inputs if "://" not in str(each)]
+            )

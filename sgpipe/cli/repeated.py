@@ -1,4 +1,6 @@
-"""An option that takes one value and is given twice is refused; otherwise the last value would win in silence."""
+"""An option that takes one value and is given twice is refused; otherwise the last value would win
+in silence.
+"""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +12,10 @@ from typer.core import TyperCommand, TyperGroup
 from sgpipe.cli.options import USAGE_ERROR
 from sgpipe.utils.console import listed, single_line
 
-_ALL_VALUES = {"store": "append", "store_const": "append_const"}  # the parser's actions that keep the last value only
+_ALL_VALUES = {
+    "store": "append",
+    "store_const": "append_const",
+}  # the parser's actions that keep the last value only
 _SECRET = re.compile(r"://.*@")  # keys in the URI of a store, or a password in an address
 
 
@@ -33,7 +38,8 @@ class GroupOfSingleValues(TyperGroup):
 def refuse_repeated(command: Any, ctx: typer.Context, args: Sequence[str]) -> None:
     """Check how often the words of a command line give each option, by any of its names.
 
-    Values from the environment do not count. An option that ends the command, such as --help, comes first.
+    Values from the environment do not count. An option that ends the command, such as --help, comes
+    first.
 
     Raises:
         USAGE_ERROR: an option that takes one value is given several times.
@@ -44,7 +50,9 @@ def refuse_repeated(command: Any, ctx: typer.Context, args: Sequence[str]) -> No
     for option in (*parser._long_opt.values(), *parser._short_opt.values()):
         option.action = _ALL_VALUES.get(option.action, option.action)
     values, _, _ = parser.parse_args(list(args))
-    options = [parameter for parameter in command.get_params(ctx) if parameter.param_type_name == "option"]
+    options = [
+        parameter for parameter in command.get_params(ctx) if parameter.param_type_name == "option"
+    ]
     if any(option.is_eager and option.name in values for option in options):
         return
     for option in options:

@@ -1,4 +1,6 @@
-"""A paper as a list of sgpipe commands, which run one after the other; what is done is skipped (`sgpipe reproduce`)."""
+"""A paper as a list of sgpipe commands, which run one after the other; what is done is skipped
+(`sgpipe reproduce`).
+"""
 
 import gc
 import json
@@ -24,7 +26,9 @@ from sgpipe.utils.config_file import load, parse_set, recipe_folder
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_INTERRUPTED, Progress, count, duration
 from sgpipe.viz import Line, Plot, round_end
 
-STATE, REPORT = "reproduce.json", "report.html"  # for each finished step its command, seconds and figure
+# for each finished step its command, seconds and figure
+STATE = "reproduce.json"
+REPORT = "report.html"
 PUBLISHED = "published"  # the scale of a list without overlay
 _PLACE = re.compile(r"\{(data|out|pipelines|models)\}/([^@]*)")
 
@@ -34,11 +38,17 @@ class Step(Config):
 
     name: str
     run: str = Field(description="an sgpipe command, without sgpipe; {NAME} is a value of the list")
-    instead: str | None = Field(None, description="the command that replaces it if all its files are in {data}")
+    instead: str | None = Field(
+        None, description="the command that replaces it if all its files are in {data}"
+    )
     needs: tuple[str, ...] = Field((), description="what `run` reads in {data} without naming it")
     gives: str
-    figure: str | None = Field(None, description="of an evaluation: the name of a measure in its summary")
-    published: str | None = Field(None, description="the published figures that it is compared with")
+    figure: str | None = Field(
+        None, description="of an evaluation: the name of a measure in its summary"
+    )
+    published: str | None = Field(
+        None, description="the published figures that it is compared with"
+    )
 
 
 class FinishedStep(Config):
@@ -52,17 +62,27 @@ class FinishedStep(Config):
 class Reproduction(Config):
     title: str
     note: str = ""
-    published: dict[str, dict[str, float]] = Field({}, description="percent, by row and column of the final table")
-    values: dict[str, str | int | float] = Field({}, description="what {NAME} in commands stands for")
+    published: dict[str, dict[str, float]] = Field(
+        {}, description="percent, by row and column of the final table"
+    )
+    values: dict[str, str | int | float] = Field(
+        {}, description="what {NAME} in commands stands for"
+    )
     steps: tuple[Step, ...] = Field(min_length=1)
 
 
 def load_reproduction(paper: str, scale: str, assignments: list[str]) -> Reproduction:
-    """Return a packaged list, at another scale than as published with the overlay PAPER/SCALE.yaml."""
-    folder, changes = recipe_folder() / "reproduce", parse_set(assignments)
+    """Return a packaged list, at another scale than as published with the overlay
+    PAPER/SCALE.yaml.
+    """
+    folder = recipe_folder() / "reproduce"
+    changes = parse_set(assignments)
     overlays = [] if scale == PUBLISHED else [folder / paper / f"{scale}.yaml"]
     known = load(Reproduction, paper, folder, {}, *overlays).values
-    if unknown := next((name for name in changes if name.removeprefix("values.") not in {name, *known}), None):
+    unknown = next(
+        (name for name in changes if name.removeprefix("values.") not in {name, *known}), None
+    )
+    if unknown:
         raise UserError(f"--set {unknown}: the values are {', '.join(known)}")
     return load(Reproduction, paper, folder, changes, *overlays)
 
@@ -92,14 +112,19 @@ class Task:
 
 
 def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = None) -> list[Task]:
-    """Return the steps that the figures need, or the step `until`, in their order. Raises UserError: no such step."""
+    """Return the steps that the figures need, or the step `until`, in their order. Raises
+    UserError: no such step.
+    """
     names = [step.name for step in paper.steps]
     if until is not None and until not in names:
         raise UserError(f"--until {until}: the steps are {', '.join(names)}")
     tasks: list[Task] = []
     for step in paper.steps[: None if until is None else names.index(until) + 1]:
         task = _task(paper, step, step.run, step.needs, data, out)
-        if step.instead is not None and not (other := _task(paper, step, step.instead, (), data, out)).missing:
+        if (
+            step.instead is not None
+            and not (other := _task(paper, step, step.instead, (), data, out)).missing
+        ):
             task = other
         tasks.append(task)
     needed = set[Path]()
@@ -109,28 +134,49 @@ def make_tasks(paper: Reproduction, data: Path, out: Path, until: str | None = N
     return [task for task in tasks if task.out in needed]
 
 
-def _task(paper: Reproduction, step: Step, text: str, needs: Sequence[str], data: Path, out: Path) -> Task:
+def _task(
+    paper: Reproduction, step: Step, text: str, needs: Sequence[str], data: Path, out: Path
+) -> Task:
     for name, value in paper.values.items():
         text = text.replace(f"{{{name}}}", str(value))
     words = text.split()
-    written = next(words[at + 1] for at, word in enumerate(words) if word in ("--out", "--json-file"))
+    written = next(
+        words[at + 1] for at, word in enumerate(words) if word in ("--out", "--json-file")
+    )
     found = [match.groups() for word in words if (match := _PLACE.search(word))]
     own = out / written.removeprefix("{out}/")
     reads = {out / rest.split("/")[0] for place, rest in found if place == "out"} - {own}
-    files = [data / rest for place, rest in [*found, *(("data", name) for name in needs)] if place == "data"]
-    places = {"data": data, "out": out, "pipelines": recipe_folder(), "models": packaged_model("parseda").parent}
-    words = [_PLACE.sub(lambda match: f"{places[match[1]]}/{match[2]}", word, count=1) for word in words]
-    return Task(step, f"sgpipe {text}", shlex.join(["sgpipe", *words]), tuple(words), own, reads, files)
+    files = [
+        data / rest
+        for place, rest in [*found, *(("data", name) for name in needs)]
+        if place == "data"
+    ]
+    places = {
+        "data": data,
+        "out": out,
+        "pipelines": recipe_folder(),
+        "models": packaged_model("parseda").parent,
+    }
+    words = [
+        _PLACE.sub(lambda match: f"{places[match[1]]}/{match[2]}", word, count=1) for word in words
+    ]
+    return Task(
+        step, f"sgpipe {text}", shlex.join(["sgpipe", *words]), tuple(words), own, reads, files
+    )
 
 
 def reproduce(
-    paper: Reproduction, tasks: Sequence[Task], out: Path, run: Callable[[Sequence[str]], int], progress: Progress
+    paper: Reproduction,
+    tasks: Sequence[Task],
+    out: Path,
+    run: Callable[[Sequence[str]], int],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Run the steps that are not done, and write the report; return the state of each.
 
-    `run` runs a command of sgpipe in this process, and returns its exit code. Raises UserError: files are missing, the
-    folder has steps with other commands, or a step refused its input; EngineError: a step failed, those before it are
-    done; SystemExit: a step was interrupted.
+    `run` runs a command of sgpipe in this process, and returns its exit code. Raises UserError:
+    files are missing, the folder has steps with other commands, or a step refused its input;
+    EngineError: a step failed, those before it are done; SystemExit: a step was interrupted.
     """
     _read_state(tasks, out)  # before the folder is made
     with only_process(out / ".reproduce.lock", out):
@@ -149,19 +195,29 @@ def reproduce(
                 kind = UserError if code == EXIT_BAD_INPUT else EngineError
                 raise kind(f"step {task.step.name} failed with exit code {code}, as said above")
             seconds = round(time.monotonic() - began, 1)
-            state[task.step.name] = {"command": task.written, "seconds": seconds, "figure": task.figure()}
+            state[task.step.name] = {
+                "command": task.written,
+                "seconds": seconds,
+                "figure": task.figure(),
+            }
             write_text(out / STATE, json.dumps(state, indent=2))
             gc.collect()
-            if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+            torch = sys.modules.get("torch")
+            if torch and torch.cuda.is_initialized():
                 torch.cuda.empty_cache()  # workers of the next step may need it
-        chosen = {task.step.name: state[task.step.name] | {"command": task.command} for task in tasks}
+        chosen = {
+            task.step.name: state[task.step.name] | {"command": task.command} for task in tasks
+        }
         write_report(paper, tasks, chosen, out / REPORT)
         return chosen
 
 
 def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[Path]]:
-    """Return the state of each finished step, and what is made, again or for the first time. Raises UserError."""
-    file, state = out / STATE, dict[str, Any]()
+    """Return the state of each finished step, and what is made, again or for the first time. Raises
+    UserError.
+    """
+    file = out / STATE
+    state = dict[str, Any]()
     if file.is_file():
         try:
             found = TypeAdapter(dict[str, FinishedStep]).validate_json(file.read_bytes())
@@ -170,19 +226,26 @@ def _read_state(tasks: Sequence[Task], out: Path) -> tuple[dict[str, Any], set[P
             raise UserError(f"{file} is damaged: delete it, and every step runs again") from None
     redone: set[Path] = set()  # what changes, so that what reads it does
     for task in tasks:
-        if (before := state.get(task.step.name, {}).get("command", task.written)) != task.written:
+        before = state.get(task.step.name, {}).get("command", task.written)
+        if before != task.written:
             raise UserError(
-                f"{out} ran step {task.step.name} with another command: choose another --out, or revert to {before}"
+                f"{out} ran step {task.step.name} with another command: choose another --out, or"
+                f" revert to {before}"
             )
         if task.step.name not in state or not task.out.exists() or task.reads & redone:
             redone.add(task.out)
-    if missing := sorted({each for task in tasks if task.out in redone for each in task.missing}):
+    missing = sorted({each for task in tasks if task.out in redone for each in task.missing})
+    if missing:
         raise UserError(f"{count(len(missing), 'input')} missing: {', '.join(missing)}")
     return state, redone
 
 
-def figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return titles and rows of the table: what was measured beside what was published, in percent."""
+def figures(
+    paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]
+) -> tuple[list[str], list[list[str]]]:
+    """Return titles and rows of the table: what was measured beside what was published, in
+    percent.
+    """
     columns = list(dict.fromkeys(name for row in paper.published.values() for name in row))
     rows = []
     for task in tasks:
@@ -194,18 +257,33 @@ def figures(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any]) -
     return ["", "here", *columns], rows
 
 
-def write_report(paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any], file: Path) -> None:
+def write_report(
+    paper: Reproduction, tasks: Sequence[Task], state: dict[str, Any], file: Path
+) -> None:
     """Write the table, the steps and the training curves as an HTML page."""
     titles, rows = figures(paper, tasks, state)
-    steps = [(task.step.gives, task.command, duration(state[task.step.name]["seconds"])) for task in tasks]
+    steps = [
+        (task.step.gives, task.command, duration(state[task.step.name]["seconds"]))
+        for task in tasks
+    ]
     plots = []
     for task in (task for task in tasks if (task.out / METRICS).exists()):
         trained = [row for row in read_metrics(task.out) if row["event"] == "step"]
         points = [(float(row["step"]), row["loss"]) for row in trained]
         texts = [f"step {row['step']:,}: {row['loss']:.3f}" for row in trained]
         if points:
-            name, x_end = f"{task.step.name}: {task.step.gives}", points[-1][0]
+            name = f"{task.step.name}: {task.step.gives}"
+            x_end = points[-1][0]
             y_end = round_end(max(loss for _, loss in points))
-            plots.append(Plot(name, "step", "loss", [Line(points, texts)], x_end=x_end, y_end=y_end))
-    values = {"title": paper.title, "note": paper.note, "titles": titles, "rows": rows, "steps": steps, "plots": plots}
+            plots.append(
+                Plot(name, "step", "loss", [Line(points, texts)], x_end=x_end, y_end=y_end)
+            )
+    values = {
+        "title": paper.title,
+        "note": paper.note,
+        "titles": titles,
+        "rows": rows,
+        "steps": steps,
+        "plots": plots,
+    }
     write_result_text(file, render("reproduction", values))

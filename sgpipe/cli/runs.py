@@ -22,7 +22,29 @@ if TYPE_CHECKING:
 _LONGEST_NAME = 200
 _Prediction = Literal["vlm_score", "clip_score", "confidence", "none"]
 _FORMATS = (
-    "hf, coco, coco-rel, sgg-benchmark, vg, vg150, psg, rlipv2, hico, label-studio, fiftyone, webdataset, instructions"
+    "hf, coco, coco-rel, sgg-benchmark, vg, vg150, psg, rlipv2, hico, label-studio, fiftyone,"
+    " webdataset, instructions"
+)
+
+
+_MERGE_NOTES = (
+    ("different", "name", "of several images, whose sizes or files differ; all are kept"),
+    ("replaced", "error row", "left out, as another run has the image"),
+    ("failed", "error row", "kept, as no run has the image"),
+    ("unread", "image file", "cannot be read, and could not be compared"),
+    (
+        "returned_relations",
+        "relation",
+        (
+            "that a corrected run has no more, from the run that it corrects; --prefer CORRECTED"
+            " leaves such ones out"
+        ),
+    ),
+    (
+        "overruled_relations",
+        "relation",
+        "of other runs left out, as the preferred run has the image",
+    ),
 )
 
 
@@ -30,19 +52,34 @@ def stats(
     *,
     run: cli.StoredRun,
     json_: cli.Json = False,
-    html: Annotated[Path | None, cli.writes_file("Write the full report, with a gallery, to this file.")] = None,
-    sheet: Annotated[Path | None, cli.writes_file("Draw images with their relations into this PNG file.")] = None,
-    shown: Annotated[int, cli.option("Images in the gallery or on the sheet.", "--shown", min=1)] = 20,
-    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: 0.2.", min=0, max=1)] = None,
+    html: Annotated[
+        Path | None, cli.writes_file("Write the full report, with a gallery, to this file.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, cli.writes_file("Draw images with their relations into this PNG file.")
+    ] = None,
+    shown: Annotated[
+        int, cli.option("Images in the gallery or on the sheet.", "--shown", min=1)
+    ] = 20,
+    threshold: Annotated[
+        float | None, cli.option("Minimum confidence. Default: 0.2.", min=0, max=1)
+    ] = None,
     calibration: cli.CalibrationFile = None,
-    precision: Annotated[float | None, cli.option("Target precision of thresholds (0.8).", min=0, max=1)] = None,
+    precision: Annotated[
+        float | None, cli.option("Target precision of thresholds (0.8).", min=0, max=1)
+    ] = None,
     images: cli.MovedImages = None,
-    compare: Annotated[cli.Place | None, cli.reads_stored("Earlier run: show what has changed.")] = None,
+    compare: Annotated[
+        cli.Place | None, cli.reads_stored("Earlier run: show what has changed.")
+    ] = None,
     truth: cli.GroundTruthFolder = None,
     image_data: cli.ImageData = None,
     judgements: cli.JudgedFile = None,
     estimate_total: Annotated[
-        bool, cli.option("Estimate how many relations exist, as if two people missed them independently.")
+        bool,
+        cli.option(
+            "Estimate how many relations exist, as if two people missed them independently."
+        ),
     ] = False,
 ) -> None:
     """Count what a run contains, check its health, and show samples.
@@ -61,7 +98,9 @@ def stats(
         raise UserError("--image-data needs --truth")
     judgements = cli.judged_file(run, judgements)
     if estimate_total and judgements is None:
-        raise UserError("--estimate-total needs --judgements, in which two people answered a recall plan")
+        raise UserError(
+            "--estimate-total needs --judgements, in which two people answered a recall plan"
+        )
     if calibration is not None and precision is not None:
         threshold = probability_for(calibration, precision, threshold)
     least = TRAINING_CONFIDENCE if threshold is None else threshold
@@ -70,7 +109,9 @@ def stats(
     before = measures.measure(compare, least, probabilities) if compare else None
     with open_run(run) as database:
         ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
-        found = audit.audit(database, least, ground_truth, judgements, target, before, probabilities, estimate_total)
+        found = audit.audit(
+            database, least, ground_truth, judgements, target, before, probabilities, estimate_total
+        )
         if not cli.printed_json(json_, found.as_dict()):
             report.print_audit(found, console.output())
         sampled = (database, shown, least, images, probabilities)
@@ -102,7 +143,8 @@ def calibrate(
 
     Examples:
       sgpipe calibrate coco-relations/ --judgements own
-      sgpipe calibrate coco-relations/ --truth vg/ --image-data image_data.json --out calibration.json
+      sgpipe calibrate coco-relations/ --truth vg/ --image-data image_data.json --out
+      calibration.json
     """
     from sgpipe.stats.calibrate import calibrate as learn
     from sgpipe.stats.calibrate import judge_by_truth
@@ -114,7 +156,9 @@ def calibrate(
     if judgements is not None:
         calibration, report = learn(run, judge_by_people(run, judgements), "people")
     else:
-        calibration, report = learn(run, judge_by_truth(run, cli.ground_truth_for(run, truth, image_data)))
+        calibration, report = learn(
+            run, judge_by_truth(run, cli.ground_truth_for(run, truth, image_data))
+        )
     calibration.save(out)
     if json_:
         print(report.as_json(), end="")
@@ -125,14 +169,26 @@ def calibrate(
 
 def certify(
     run: cli.StoredRun,
-    precision: Annotated[float, cli.option("The precision to certify, such as 0.95.", min=0, max=1)],
+    precision: Annotated[
+        float, cli.option("The precision to certify, such as 0.95.", min=0, max=1)
+    ],
     confidence: Annotated[float, cli.option("How sure the certificate is.", min=0, max=1)] = 0.95,
-    by: Annotated[Literal["predicate"] | None, cli.option("Certify the relations of each predicate.")] = None,
-    each: Annotated[bool, cli.option("With --by: how sure each certificate is, not all together.", "--each")] = False,
-    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: as many as possible.")] = None,
-    prediction: Annotated[_Prediction | None, cli.option("What predicts wrong relations. Default: by the run.")] = None,
+    by: Annotated[
+        Literal["predicate"] | None, cli.option("Certify the relations of each predicate.")
+    ] = None,
+    each: Annotated[
+        bool, cli.option("With --by: how sure each certificate is, not all together.", "--each")
+    ] = False,
+    threshold: Annotated[
+        float | None, cli.option("Minimum confidence. Default: as many as possible.")
+    ] = None,
+    prediction: Annotated[
+        _Prediction | None, cli.option("What predicts wrong relations. Default: by the run.")
+    ] = None,
     judgements: cli.JudgedFile = None,
-    out: Annotated[Path | None, cli.writes_file("File for the certificate. Default: certificate.json in RUN.")] = None,
+    out: Annotated[
+        Path | None, cli.writes_file("File for the certificate. Default: certificate.json in RUN.")
+    ] = None,
     json_: cli.Json = False,
 ) -> None:
     """Certify the precision of a run's relations from people's answers.
@@ -154,7 +210,10 @@ def certify(
     if out is None and answers.resolve() != own.resolve():
         raise UserError(f"pass --out, too: a certificate in {run} is one of its own judgements")
     if isinstance(run, Path) and RunFolder(run).is_locked:
-        raise UserError(f"{run} is being written: certify it when it is finished, as more relations need another plan")
+        raise UserError(
+            f"{run} is being written: certify it when it is finished, as more relations need"
+            " another plan"
+        )
     certificate, groups, unanswered, haste = continue_plan(
         run,
         answers,
@@ -172,18 +231,25 @@ def certify(
         cli.say(f"NOTE: {begun}: each holds with its own confidence, not all of them together")
     if haste:
         cli.say(f"NOTE: {haste}")
-    if not cli.printed_json(json_, {"certificate": certificate, "groups": groups, "open": unanswered}):
+    if not cli.printed_json(
+        json_, {"certificate": certificate, "groups": groups, "open": unanswered}
+    ):
         for line in (line for group in groups for line in group["lines"]):
             cli.show(line)
         if unanswered:
-            cli.say(f"{count(unanswered, 'open question')}: answer them in `sgpipe view {run}`, on the page Judge")
+            cli.say(
+                f"{count(unanswered, 'open question')}: answer them in `sgpipe view {run}`, on the"
+                " page Judge"
+            )
     if not certificate["sets"]:
         raise typer.Exit(console.EXIT_FAILED)
 
 
 def verify(
     run: cli.StoredRun,
-    repair: Annotated[bool, cli.option("Drop what is damaged; the next run regenerates it.", "--repair")] = False,
+    repair: Annotated[
+        bool, cli.option("Drop what is damaged; the next run regenerates it.", "--repair")
+    ] = False,
     json_: cli.Json = False,
 ) -> None:
     """Check every byte and every row of a run.
@@ -210,7 +276,11 @@ def verify(
         if not verification.problems:
             cli.show(f"{verification.root}: {size}, no problems found{running}")
         elif not verification.repaired:
-            advice = "--repair drops what is damaged" if isinstance(run, Path) else "restore it from a copy"
+            advice = (
+                "--repair drops what is damaged"
+                if isinstance(run, Path)
+                else "restore it from a copy"
+            )
             problems = count(len(verification.problems), "problem")
             cli.show(f"{verification.root}: {problems} in {size}{running}; {advice}")
     if not verification.ok:
@@ -232,7 +302,9 @@ def _check_certificate(run: Any, verification: Verification, repair: bool) -> No
         verification.problems.append(Problem(CERTIFICATE, str(error)))
         if repair:
             file.unlink()
-            verification.repairs.append(f"deleted {CERTIFICATE}; `sgpipe certify` makes one of the answers")
+            verification.repairs.append(
+                f"deleted {CERTIFICATE}; `sgpipe certify` makes one of the answers"
+            )
 
 
 def _size(images: int, shards: int) -> str:
@@ -240,8 +312,12 @@ def _size(images: int, shards: int) -> str:
 
 
 def fetch(
-    store: Annotated[str, typer.Argument(help="Object store of a run, such as s3://bucket/labels.")],
-    out: Annotated[Path, cli.writes_folder("Folder for the run; files that are already there are kept.")],
+    store: Annotated[
+        str, typer.Argument(help="Object store of a run, such as s3://bucket/labels.")
+    ],
+    out: Annotated[
+        Path, cli.writes_folder("Folder for the run; files that are already there are kept.")
+    ],
 ) -> None:
     """Download a run from an object store.
 
@@ -261,11 +337,22 @@ def fetch(
 
 
 def merge(
-    runs: Annotated[list[cli.Place], cli.stored_argument("Folders of runs or imports, or their object stores.", "RUN")],
-    out: Annotated[Path, cli.writes_folder("Folder for the merged run; an unfinished one is resumed.")],
-    match: Annotated[Literal["file", "id", "hash"], cli.option("What images of several runs have in common.")] = "file",
-    iou: Annotated[float, cli.option("IoU from which boxes of a class are one object.", min=0.1, max=1)] = 0.6,
-    prefer: Annotated[cli.Place | None, cli.reads_stored("RUN whose relations count alone for its images.")] = None,
+    runs: Annotated[
+        list[cli.Place],
+        cli.stored_argument("Folders of runs or imports, or their object stores.", "RUN"),
+    ],
+    out: Annotated[
+        Path, cli.writes_folder("Folder for the merged run; an unfinished one is resumed.")
+    ],
+    match: Annotated[
+        Literal["file", "id", "hash"], cli.option("What images of several runs have in common.")
+    ] = "file",
+    iou: Annotated[
+        float, cli.option("IoU from which boxes of a class are one object.", min=0.1, max=1)
+    ] = 0.6,
+    prefer: Annotated[
+        cli.Place | None, cli.reads_stored("RUN whose relations count alone for its images.")
+    ] = None,
     images: cli.MovedImages = None,
     json_: cli.Json = False,
 ) -> None:
@@ -290,13 +377,23 @@ def merge(
     cli.say_losses(summary.losses)
     matched: dict[str, int] = manifest.run["matched"]
     united = {what: counts[f"{MERGED}{what}"] for what in UNITED}
-    if cli.printed_json(json_, {"root": str(out), "shards": len(manifest.shards)} | matched | united):
+    if cli.printed_json(
+        json_, {"root": str(out), "shards": len(manifest.shards)} | matched | united
+    ):
         return
-    counted = ", ".join(f"{number:,} {what.replace('_', ' ')}" for what, number in united.items() if number)
-    size = f"{count(matched['images'], 'image')}, {matched['shared']:,} of them in several runs (by {match})"
+    counted = ", ".join(
+        f"{number:,} {what.replace('_', ' ')}" for what, number in united.items() if number
+    )
+    size = (
+        f"{count(matched['images'], 'image')}, {matched['shared']:,} of them in several runs (by"
+        f" {match})"
+    )
     cli.show(f"{out}: {size}; {counted or 'nothing united'}")
     if not matched["shared"]:
-        cli.say("NOTE: no image is in two runs, so they are only put together; --match says how images are compared")
+        cli.say(
+            "NOTE: no image is in two runs, so they are only put together; --match says how images"
+            " are compared"
+        )
     numbers = matched | united
     for what, noun, note in _MERGE_NOTES:
         if numbers.get(what):
@@ -304,38 +401,35 @@ def merge(
     splits = {split for run in manifest.run["runs"].values() for split in run["images"]}
     for split in sorted({*manifest.run["images"]} - splits):
         place = manifest.run["images"][split]
-        cli.say(f"NOTE: split {split} has the images in {place}, and those with an id that the split has already")
-
-
-_MERGE_NOTES = (
-    ("different", "name", "of several images, whose sizes or files differ; all are kept"),
-    ("replaced", "error row", "left out, as another run has the image"),
-    ("failed", "error row", "kept, as no run has the image"),
-    ("unread", "image file", "cannot be read, and could not be compared"),
-    (
-        "returned_relations",
-        "relation",
-        "that a corrected run has no more, from the run that it corrects; --prefer CORRECTED leaves such ones out",
-    ),
-    ("overruled_relations", "relation", "of other runs left out, as the preferred run has the image"),
-)
+        cli.say(
+            f"NOTE: split {split} has the images in {place}, and those with an id that the split"
+            " has already"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenOptions:
     """Which relations a dataset for others gets, and whether it gets the images."""
 
-    threshold: Annotated[float | None, cli.option("Minimum confidence. Default: 0.2; hf: none.", min=0, max=1)] = None
+    threshold: Annotated[
+        float | None, cli.option("Minimum confidence. Default: 0.2; hf: none.", min=0, max=1)
+    ] = None
     calibration: cli.CalibrationFile = None
     precision: cli.ExpectedPrecision = None
     certified: cli.Certified = False
-    embed: Annotated[bool, cli.option("Store images in rows, in tasks or in the folder.", "--embed")] = False
+    embed: Annotated[
+        bool, cli.option("Store images in rows, in tasks or in the folder.", "--embed")
+    ] = False
     images: cli.MovedImages = None
 
     def as_arguments(self, run: Any) -> dict[str, Any]:
-        """Return the arguments of `export_run` and `push_run`. Raises UserError: the certificate is not valid."""
+        """Return the arguments of `export_run` and `push_run`. Raises UserError: the certificate is
+        not valid.
+        """
         certificate = cli.certificate_of(run) if self.certified else None
-        return {name: value for name, value in vars(self).items() if name != "certified"} | {"certificate": certificate}
+        return {name: value for name, value in vars(self).items() if name != "certified"} | {
+            "certificate": certificate
+        }
 
 
 def export(
@@ -343,13 +437,23 @@ def export(
     run: cli.StoredRun,
     to: Annotated[str, cli.option(f"Format: {_FORMATS}.")],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],
-    origin: Annotated[str | None, cli.option("Only these, such as person,tagger. Default: all.")] = None,
+    origin: Annotated[
+        str | None, cli.option("Only these, such as person,tagger. Default: all.")
+    ] = None,
     relations: WrittenOptions,
-    images_url: Annotated[str | None, cli.option("Start of addresses of images: https://….")] = None,
-    coordinates: Annotated[Literal["pixel", "normalised", "0-1000"], cli.option("Of boxes in instructions.")] = "pixel",
-    templates: Annotated[Path | None, cli.reads_file("YAML: other templates of instructions.", panel=None)] = None,
+    images_url: Annotated[
+        str | None, cli.option("Start of addresses of images: https://….")
+    ] = None,
+    coordinates: Annotated[
+        Literal["pixel", "normalised", "0-1000"], cli.option("Of boxes in instructions.")
+    ] = "pixel",
+    templates: Annotated[
+        Path | None, cli.reads_file("YAML: other templates of instructions.", panel=None)
+    ] = None,
     seed: cli.Seed = None,
-    parquet: Annotated[bool, cli.option("Instructions as Parquet, not JSON lines.", "--parquet")] = False,
+    parquet: Annotated[
+        bool, cli.option("Instructions as Parquet, not JSON lines.", "--parquet")
+    ] = False,
     json_: cli.Json = False,
 ) -> None:
     """Convert a run to another format.
@@ -361,13 +465,22 @@ def export(
       sgpipe export coco-relations/ --to hf --embed --out for-the-hub/
       sgpipe export coco-relations/ --to rlipv2 --threshold 0.2 --out rlipv2/
       sgpipe export coco-relations/ --to label-studio --out for-label-studio/
-      sgpipe export coco-relations/ --to instructions --calibration calibration.json --precision 0.9 --out instructions/
+      sgpipe export coco-relations/ --to instructions --calibration calibration.json --precision 0.9
+      --out instructions/
     """
     from sgpipe.export.run import export_run
     from sgpipe.records import ORIGINS
 
-    how: dict[str, Any] = {"images_url": images_url, "coordinates": coordinates, "templates": templates}
-    how |= {"seed": seed, "parquet": parquet, "origins": ORIGINS if origin is None else origin.split(",")}
+    how: dict[str, Any] = {
+        "images_url": images_url,
+        "coordinates": coordinates,
+        "templates": templates,
+    }
+    how |= {
+        "seed": seed,
+        "parquet": parquet,
+        "origins": ORIGINS if origin is None else origin.split(","),
+    }
     written = export_run(run, to, out, **how, **relations.as_arguments(run))
     if written.note:
         cli.say(f"NOTE: {written.note}")
@@ -380,12 +493,20 @@ def export(
 
 def push(
     *,
-    source: Annotated[cli.Place, cli.stored_argument("Folder or store of a run, a model or a training.")],
+    source: Annotated[
+        cli.Place, cli.stored_argument("Folder or store of a run, a model or a training.")
+    ],
     to: Annotated[str, cli.option("Dataset or model on the hub: USER/NAME or ORGANISATION/NAME.")],
-    public: Annotated[bool, cli.option("Make what is new public. Default: private.", "--public")] = False,
+    public: Annotated[
+        bool, cli.option("Make what is new public. Default: private.", "--public")
+    ] = False,
     relations: WrittenOptions,
-    licence: Annotated[str | None, cli.option("Of a model, such as apache-2.0.", "--license")] = None,
-    evaluations: Annotated[list[Path] | None, cli.option("By `eval --json-file`.", "--evaluation", exists=True)] = None,
+    licence: Annotated[
+        str | None, cli.option("Of a model, such as apache-2.0.", "--license")
+    ] = None,
+    evaluations: Annotated[
+        list[Path] | None, cli.option("By `eval --json-file`.", "--evaluation", exists=True)
+    ] = None,
     json_: cli.Json = False,
 ) -> None:
     """Upload a run to the Hugging Face hub as a dataset, or a model as a model, with a card.
@@ -399,7 +520,9 @@ def push(
       sgpipe push tagger/ --to anna/tagger --license apache-2.0
     """
     if console.QUIET not in os.environ:  # an upload may take hours
-        os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # set for commands that load models; read at import
+        os.environ.pop(
+            "HF_HUB_DISABLE_PROGRESS_BARS", None
+        )  # set for commands that load models; read at import
         import huggingface_hub
 
         huggingface_hub.logging.set_verbosity_info()
@@ -410,11 +533,17 @@ def push(
     from sgpipe.storage.manifest import MANIFEST
 
     is_stored = not isinstance(source, Path)
-    if info_of(source / MANIFEST) is None and (is_stored or (network_folder(source) / "config.json").is_file()):
+    if info_of(source / MANIFEST) is None and (
+        is_stored or (network_folder(source) / "config.json").is_file()
+    ):
         if relations != WrittenOptions():
-            raise UserError(f"{source} is a model: only --public, --license and --evaluation are for models")
+            raise UserError(
+                f"{source} is a model: only --public, --license and --evaluation are for models"
+            )
         folder = network_folder(Path(local_model(str(source))))
-        pushed = push_model(folder, to, public=public, licence=licence, evaluations=evaluations or ())
+        pushed = push_model(
+            folder, to, public=public, licence=licence, evaluations=evaluations or ()
+        )
     elif licence or evaluations:
         raise UserError("--license and --evaluation are for models")
     else:
@@ -432,12 +561,20 @@ def push(
 
 def view(
     run: cli.StoredRun,
-    other: Annotated[cli.Place | None, cli.stored_argument("A second one, to compare with.")] = None,
-    port: Annotated[int, cli.option("Port, or the next free one. 0: any.", min=0, max=65535)] = 8765,
-    host: Annotated[str | None, cli.option("Address, such as 0.0.0.0; prints a token. Default: 127.0.0.1.")] = None,
+    other: Annotated[
+        cli.Place | None, cli.stored_argument("A second one, to compare with.")
+    ] = None,
+    port: Annotated[
+        int, cli.option("Port, or the next free one. 0: any.", min=0, max=65535)
+    ] = 8765,
+    host: Annotated[
+        str | None, cli.option("Address, such as 0.0.0.0; prints a token. Default: 127.0.0.1.")
+    ] = None,
     no_browser: Annotated[bool, cli.option("Do not open a browser.", "--no-browser")] = False,
     read_only: Annotated[bool, cli.option("Accept no judgements.", "--read-only")] = False,
-    name: Annotated[str | None, cli.option("Your name in judgements. Default: that of your account.", "--as")] = None,
+    name: Annotated[
+        str | None, cli.option("Your name in judgements. Default: that of your account.", "--as")
+    ] = None,
     images: cli.MovedImages = None,
 ) -> None:
     """Search, see, judge and correct relations in the browser.
@@ -465,7 +602,8 @@ def view(
             name = getpass.getuser()
     elif not single_line(name):
         raise UserError(f"--as {name!r} is not a name")
-    judge, opened = single_line(name or "", _LONGEST_NAME) or "anonymous", []
+    judge = single_line(name or "", _LONGEST_NAME) or "anonymous"
+    opened = []
     for root in (run, other) if other is not None else (run,):
         opened.append(index := Index(root, console.Progress()))
         cli.say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
@@ -473,7 +611,9 @@ def view(
             cli.say(f"left out: {problem}")
     judgements = JudgementLog(opened[0].files.judgements, opened[0].fingerprint)
     title = str(opened[0].run.get("name") or absolute_location(run).name)
-    viewer = Viewer(title, opened[0], judgements, opened[1] if other else None, judge, read_only, images)
+    viewer = Viewer(
+        title, opened[0], judgements, opened[1] if other else None, judge, read_only, images
+    )
     address = app.listen(host or app.LOCAL, port)
     token = secrets.token_urlsafe(24) if host else None
     names = {address.host, socket.gethostname(), socket.getfqdn()}
@@ -492,9 +632,15 @@ def view(
 
 def correct(
     run: cli.StoredRun,
-    out: Annotated[Path, cli.writes_folder("Folder for the corrected run; an unfinished one is resumed.")],
-    judgements: Annotated[Path | None, cli.reads_file("Judgements. Default: those of the run.")] = None,
-    conflicts: Annotated[Literal["majority", "latest", "drop"], cli.option("If people differ.")] = "majority",
+    out: Annotated[
+        Path, cli.writes_folder("Folder for the corrected run; an unfinished one is resumed.")
+    ],
+    judgements: Annotated[
+        Path | None, cli.reads_file("Judgements. Default: those of the run.")
+    ] = None,
+    conflicts: Annotated[
+        Literal["majority", "latest", "drop"], cli.option("If people differ.")
+    ] = "majority",
     images: cli.MovedImages = None,
     json_: cli.Json = False,
 ) -> None:
@@ -505,7 +651,8 @@ def correct(
 
     Examples:
       sgpipe correct coco-relations/ --out corrected/
-      sgpipe correct coco-relations/ --judgements judgements.jsonl --conflicts latest --out corrected/
+      sgpipe correct coco-relations/ --judgements judgements.jsonl --conflicts latest --out
+      corrected/
     """
     from sgpipe.sources.corrected import correct_run
     from sgpipe.storage.judgements import JudgementLog
@@ -518,13 +665,21 @@ def correct(
     log = JudgementLog(judgements or files.judgements, fingerprint)
     for problem in log.problems:
         cli.say(f"NOTE: {problem}")
-    corrected = correct_run(files.manifest, files.storage, log, out, console.Progress(), conflicts, images)
+    corrected = correct_run(
+        files.manifest, files.storage, log, out, console.Progress(), conflicts, images
+    )
     if cli.printed_json(json_, vars(corrected)):
         return
     done = ", ".join(f"{number:,} {what}" for what, number in corrected.counts.items() if number)
     size = _size(corrected.images, corrected.shards)
     cli.show(f"{corrected.root}: {size}; relations: {done or 'none corrected'}")
     if corrected.conflicts:
-        cli.say(f"NOTE: people differ on {count(corrected.conflicts, 'relation')}; --conflicts says what counts")
+        cli.say(
+            f"NOTE: people differ on {count(corrected.conflicts, 'relation')}; --conflicts says"
+            " what counts"
+        )
     if corrected.missing:
-        cli.say(f"NOTE: {count(corrected.missing, 'judged relation')} left out: the run does not have them")
+        cli.say(
+            f"NOTE: {count(corrected.missing, 'judged relation')} left out: the run does not have"
+            " them"
+        )

@@ -1,6 +1,8 @@
-"""One function per benchmark: predictions, from a file or made by a model, in; `EvaluationResult` out.
+"""One function per benchmark: predictions, from a file or made by a model, in; `EvaluationResult`
+out.
 
-All raise UserError if an input is missing, invalid or would falsify the result; with a model, EngineError as `predict`.
+All raise UserError if an input is missing, invalid or would falsify the result; with a model,
+EngineError as `predict`.
 """
 
 import json
@@ -16,12 +18,22 @@ from rlip_model.evaluation import visual_genome
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
 from rlip_model.evaluation.hico_classes import Setting, possible_interactions, split
 from rlip_model.evaluation.inputs import EvaluationError, EvaluationImage, PredictedPairs
-from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettings, PhraseOrder, evaluate_open_images
+from rlip_model.evaluation.open_images import (
+    OpenImagesScores,
+    OpenImagesSettings,
+    PhraseOrder,
+    evaluate_open_images,
+)
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
 from rlip_model.evaluation.vcoco import VcocoScores, evaluate_vcoco
-from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
+from rlip_model.evaluation.vcoco_files import (
+    people_images,
+    read_actions,
+    read_people,
+    read_predicted_people,
+)
 from sgpipe.errors import UserError
 from sgpipe.evaluation import inputs
 from sgpipe.evaluation.result import EvaluationResult, Rows, ScoredImages, class_curve, class_rows
@@ -33,7 +45,14 @@ from sgpipe.inference.predictions import InferenceConfig, PredictConfig, RowGrou
 from sgpipe.recipe import named_model
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, DatasetClasses
-from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema, hico_source, open_images_source, read_classes
+from sgpipe.sources.hoi import (
+    HICO,
+    OPEN_IMAGES,
+    HoiaSchema,
+    hico_source,
+    open_images_source,
+    read_classes,
+)
 from sgpipe.storage.shards import Run
 from sgpipe.utils.console import count
 
@@ -43,9 +62,14 @@ MOST_PAIRS = 100  # per image of a scene graph, as the evaluator considers 100 t
 Suppression = Literal["none", "published", "repaired"]
 
 
+Name = TypeVar("Name", str, int)
+
+
 @dataclass(frozen=True)
 class PredictionFiles:
-    """A file of predictions, and the benchmark's annotations. classes: as for `read_classes`; None: the benchmark's."""
+    """A file of predictions, and the benchmark's annotations. classes: as for `read_classes`; None:
+    the benchmark's.
+    """
 
     predictions: Path
     annotations: Path
@@ -54,7 +78,9 @@ class PredictionFiles:
 
 @dataclass(frozen=True)
 class ModelRun(InferenceConfig):
-    """A model and the images to evaluate it on. Default annotations: the shards; classes: those of the data."""
+    """A model and the images to evaluate it on. Default annotations: the shards; classes: those of
+    the data.
+    """
 
     model: Path
     data: Path
@@ -69,7 +95,8 @@ class ModelRun(InferenceConfig):
 
     def config(self, task: Task) -> PredictConfig:
         """Raises UserError: the data has no classes, or a store no such model."""
-        classes = schema.classes if (schema := self.hoia_schema()) else inputs.data_classes(self.data)
+        schema = self.hoia_schema()
+        classes = schema.classes if schema else inputs.data_classes(self.data)
         how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
         name = named_model(str(self.model), "parseda")
         model = location(pin_model(name))  # one version on all machines
@@ -89,15 +116,20 @@ def score_hico(
 ) -> EvaluationResult:
     """Evaluate interactions of persons by HICO-DET's protocol, also of other classes.
 
-    setting: how classes are grouped. known_object: evaluate a class only on images with its object. pair_nms: suppress
-    overlapping pairs. zero_shot: with a model that was not fine-tuned, leave out subjects that look like another class.
+    setting: how classes are grouped. known_object: evaluate a class only on images with its object.
+    pair_nms: suppress overlapping pairs. zero_shot: with a model that was not fine-tuned, leave out
+    subjects that look like another class.
     """
     found = ScoredImages()
     classes, images = _pairs(given, "zero-shot hoi" if zero_shot else "hoi", HICO, found)
     official = classes == HICO.classes
     if not official and setting != "default":
         raise UserError(f"--setting {setting} groups HICO-DET's classes, but these are others")
-    possible = possible_interactions() if official else np.ones((len(classes.relations), len(classes.objects)))
+    possible = (
+        possible_interactions()
+        if official
+        else np.ones((len(classes.relations), len(classes.objects)))
+    )
     settings = HicoSettings(possible, PairSuppression() if pair_nms else None, known_object)
     with _explained(given):
         scores = evaluate_hico(found.named(images), settings)
@@ -107,7 +139,11 @@ def score_hico(
 
     def summary(scores: HicoScores) -> dict[str, float]:
         means = {f"mAP {name}": scores.per_class.mean(group) for name, group in groups.items()}
-        return {"mAP": scores.per_class.mean(), **means, "mean max recall": scores.per_class.mean_max_recall()}
+        return {
+            "mAP": scores.per_class.mean(),
+            **means,
+            "mean max recall": scores.per_class.mean_max_recall(),
+        }
 
     return found.result(
         "HICO-DET" if official else "HICO-DET's protocol",
@@ -115,11 +151,16 @@ def score_hico(
         scores,
         summary,
         class_rows(scores.per_class, _triplet_names(scores.per_class, settings.classes, classes)),
-        {name: class_curve(scores.per_class, group) for name, group in {"all classes": None, **groups}.items()},
+        {
+            name: class_curve(scores.per_class, group)
+            for name, group in {"all classes": None, **groups}.items()
+        },
     )
 
 
-def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppression = "none") -> EvaluationResult:
+def score_open_images(
+    given: PredictionFiles | ModelRun, suppression: Suppression = "none"
+) -> EvaluationResult:
     """Evaluate scene graphs by Open Images' protocol."""
     found = ScoredImages()
     classes, images = _pairs(given, "scene graph", OPEN_IMAGES, found)
@@ -128,7 +169,8 @@ def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppressio
     settings = OpenImagesSettings(len(classes.objects), len(classes.relations), nms, order)
     with _explained(given):
         scores = evaluate_open_images(found.named(images), settings)
-    relations, phrases = scores.relations[100], scores.phrases[100]
+    relations = scores.relations[100]
+    phrases = scores.phrases[100]
     return found.result(
         "Open Images V6" if classes == OPEN_IMAGES.classes else "Open Images' protocol",
         {"nms": suppression},
@@ -139,35 +181,56 @@ def score_open_images(given: PredictionFiles | ModelRun, suppression: Suppressio
     )
 
 
-def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | None = None) -> EvaluationResult:
-    """Evaluate by V-COCO's protocol, with its own vcoco_test.json and the COCO instances of its images.
+def score_vcoco(
+    given: PredictionFiles | ModelRun, coco: Path, possible: Path | None = None
+) -> EvaluationResult:
+    """Evaluate by V-COCO's protocol, with its own vcoco_test.json and the COCO instances of its
+    images.
 
-    possible: with a model, a run such as the training set: what never occurs in it is scored 0. Default: all occur.
+    possible: with a model, a run such as the training set: what never occurs in it is scored 0.
+    Default: all occur.
     """
     assert given.annotations is not None
     found = ScoredImages()
-    verbs, instances = _read_json(given.annotations), _read_json(coco)
+    verbs = _read_json(given.annotations)
+    instances = _read_json(coco)
     with inputs.naming(f"{given.annotations} and {coco}"):
         annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
         known = {image["id"] for image in instances["images"]}
-        if missing := [image for image in annotated if image not in known]:
+        missing = [image for image in annotated if image not in known]
+        if missing:
             need = "use instances_vcoco_all_2014.json"
             raise UserError(f"{coco} lacks image {missing[0]} of {given.annotations}; {need}")
         actions = read_actions(verbs)
-        people = {image: own for image, own in read_people(instances, verbs).items() if image in annotated}
+        people = {
+            image: own for image, own in read_people(instances, verbs).items() if image in annotated
+        }
     if isinstance(given, PredictionFiles):
         detections = _read_json(given.predictions)
         if not isinstance(detections, list) or not detections:
-            raise UserError(f"{given.predictions} contains no predictions: expected a list of detections")
+            raise UserError(
+                f"{given.predictions} contains no predictions: expected a list of detections"
+            )
         with inputs.naming(str(given.predictions)):
             predicted = read_predicted_people(detections, actions)
     else:
-        config, occurs = given.config("hoi"), None
-        objects, relations = config.classes.objects, config.classes.relations
+        config = given.config("hoi")
+        occurs = None
+        objects = config.classes.objects
+        relations = config.classes.relations
         if possible:
-            columns = ((table["predicate"], table["object_category"]) for table in Run(possible).relation_tables())
-            seen = {pair for both in columns for pair in zip(*(each.to_pylist() for each in both), strict=True)}
-            occurs = np.array([[(predicate, object_) in seen for object_ in objects] for predicate in relations])
+            columns = (
+                (table["predicate"], table["object_category"])
+                for table in Run(possible).relation_tables()
+            )
+            seen = {
+                pair
+                for both in columns
+                for pair in zip(*(each.to_pylist() for each in both), strict=True)
+            }
+            occurs = np.array(
+                [[(predicate, object_) in seen for object_ in objects] for predicate in relations]
+            )
         convert = inference.people_converter(config.classes, actions, occurs)
         predictions = _predictions(given, config, people, inference.coco_image_id, found)
         predicted = {number: convert(pairs) for number, pairs in predictions}
@@ -176,24 +239,37 @@ def score_vcoco(given: PredictionFiles | ModelRun, coco: Path, possible: Path | 
     found.predicted = {*predicted}
     found.lack(people, missed=True)
     found.unpredicted = frozenset()  # its format has no item for an image without persons
-    parts = [(f"role, scenario {number}", part, actions.role_names()) for number, part in scores.roles.items()]
+    parts = [
+        (f"role, scenario {number}", part, actions.role_names())
+        for number, part in scores.roles.items()
+    ]
     parts.append(("agent", scores.agents, list(actions.names)))
     rows: Rows = []
     for kind, part, names in parts:
-        rows += class_rows(part, [{"kind": kind, "class": names[number]} for number in part.classes.tolist()])
+        rows += class_rows(
+            part, [{"kind": kind, "class": names[number]} for number in part.classes.tolist()]
+        )
 
     def summary(scores: VcocoScores) -> dict[str, float]:
         means = {}
         for scenario in scores.roles:
             means[f"role AP, scenario {scenario}"] = scores.role_mean(scenario)
-            means[f"role AP, scenario {scenario}, with point"] = scores.role_mean(scenario, without_point=False)
+            means[f"role AP, scenario {scenario}, with point"] = scores.role_mean(
+                scenario, without_point=False
+            )
         return {**means, "agent AP": scores.agent_mean()}
 
-    return found.result("V-COCO", {}, scores, summary, rows, {kind: class_curve(part) for kind, part, _ in parts})
+    return found.result(
+        "V-COCO", {}, scores, summary, rows, {kind: class_curve(part) for kind, part, _ in parts}
+    )
 
 
-def score_graphs(given: PredictionFiles | ModelRun, mode: visual_genome.Mode = "sgdet") -> EvaluationResult:
-    """Evaluate scene graphs by Visual Genome's protocol, of VG150 or other classes; those of a model in mode sgdet."""
+def score_graphs(
+    given: PredictionFiles | ModelRun, mode: visual_genome.Mode = "sgdet"
+) -> EvaluationResult:
+    """Evaluate scene graphs by Visual Genome's protocol, of VG150 or other classes; those of a
+    model in mode sgdet.
+    """
     found = ScoredImages()
     if isinstance(given, PredictionFiles):
         classes = read_classes(given.classes).classes if given.classes else inputs.VG150_CLASSES
@@ -207,14 +283,23 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: visual_genome.Mode = "
         else:
             shards = inputs.shard_annotations(given.data, classes, given.split, persons_only=False)
             annotated = {
-                name: visual_genome.GroundTruthGraph(own.boxes, own.labels + 1, np.add(own.triplets, (0, 0, 1)))
+                name: visual_genome.GroundTruthGraph(
+                    own.boxes, own.labels + 1, np.add(own.triplets, (0, 0, 1))
+                )
                 for name, own in inputs.read_annotations(shards, "image_id").items()
             }
         pairs = _predictions(given, config, annotated, lambda row: row.image_id, found)
         predictions = ((name, inference.predicted_graph(own, MOST_PAIRS)) for name, own in pairs)
-    images = (visual_genome.GraphImage(f"image {name}", annotated[name], predicted) for name, predicted in predictions)
-    names, sizes = classes.relations, {"num_objects": len(classes.objects), "num_predicates": len(classes.relations)}
-    official = (len(classes.objects), names) == (len(inputs.VG150_CLASSES.objects), inputs.VG150_CLASSES.relations)
+    images = (
+        visual_genome.GraphImage(f"image {name}", annotated[name], predicted)
+        for name, predicted in predictions
+    )
+    names = classes.relations
+    sizes = {"num_objects": len(classes.objects), "num_predicates": len(classes.relations)}
+    official = (len(classes.objects), names) == (
+        len(inputs.VG150_CLASSES.objects),
+        inputs.VG150_CLASSES.relations,
+    )
     with _explained(given):
         unseen = visual_genome.vg150_zero_shot() if official else None
         scores = visual_genome.evaluate_graphs(found.named(images), mode, zero_shot=unseen, **sizes)
@@ -226,14 +311,19 @@ def score_graphs(given: PredictionFiles | ModelRun, mode: visual_genome.Mode = "
                 row[f"{prefix}R@{most}"] = share
 
     def summary(scores: visual_genome.GraphScores) -> dict[str, float]:
-        return {key: value for key, value in scores.summary().items() if official or "zR@" not in key}
+        return {
+            key: value for key, value in scores.summary().items() if official or "zR@" not in key
+        }
 
     title = "Visual Genome" if official else "Visual Genome's protocol"
     return found.result(title, {"mode": mode}, scores, summary, rows)
 
 
-def _triplet_names(scores: ClassScores, numbers: TripletClasses, classes: DatasetClasses) -> list[dict[str, str]]:
-    objects, relations = classes.objects, classes.relations
+def _triplet_names(
+    scores: ClassScores, numbers: TripletClasses, classes: DatasetClasses
+) -> list[dict[str, str]]:
+    objects = classes.objects
+    relations = classes.relations
     return [
         {"subject": objects[subject], "predicate": relations[predicate], "object": objects[object_]}
         for subject, object_, predicate in numbers.labels(scores.classes).tolist()
@@ -257,9 +347,6 @@ def _explained(given: PredictionFiles | ModelRun) -> Iterator[None]:
         raise UserError(f"{name}: {error}") from None
 
 
-Name = TypeVar("Name", str, int)
-
-
 def _predictions(
     given: ModelRun,
     config: PredictConfig,
@@ -267,7 +354,9 @@ def _predictions(
     name_of: Callable[[Record], Name],
     found: ScoredImages,
 ) -> Iterator[tuple[Name, PredictedPairs]]:
-    """Yield the names and predictions of the images that can be read; the number of others is noted."""
+    """Yield the names and predictions of the images that can be read; the number of others is
+    noted.
+    """
     from sgpipe.inference.predictor import predict  # it imports PyTorch
 
     failed = list[str]()
@@ -279,25 +368,34 @@ def _predictions(
         found.add(name, annotated, f"{given.data} (choose a split with --split)")
         yield name, prediction.pairs
     if not found.predicted:
-        raise UserError(f"no image could be read: {failed[0] if failed else 'the data has no images'}")
+        raise UserError(
+            f"no image could be read: {failed[0] if failed else 'the data has no images'}"
+        )
     if failed:
-        found.notes.append(f"{count(len(failed), 'image')} could not be read; the first: {failed[0]}")
+        found.notes.append(
+            f"{count(len(failed), 'image')} could not be read; the first: {failed[0]}"
+        )
 
 
 def _pairs(
     given: PredictionFiles | ModelRun, task: Task, official: HoiaSchema, found: ScoredImages
 ) -> tuple[DatasetClasses, Iterator[EvaluationImage]]:
     """Return the classes and the annotated images; official: those of HICO-DET or Open Images."""
-    is_hico, source = official is HICO, None
+    is_hico = official is HICO
+    source = None
     if given.annotations is not None:
-        source = (hico_source if is_hico else open_images_source)(given.annotations, SPLIT, given.classes)
+        source = (hico_source if is_hico else open_images_source)(
+            given.annotations, SPLIT, given.classes
+        )
     if isinstance(given, PredictionFiles):
         assert source is not None
         schema = read_classes(given.classes) if given.classes else official
         key = "hoi_prediction" if is_hico else "rel_prediction"
         return schema.classes, inputs.read_pairs(source, given.predictions, key, schema, found)
     config = given.config(task)
-    source = source or inputs.shard_annotations(given.data, config.classes, given.split, persons_only=is_hico)
+    source = source or inputs.shard_annotations(
+        given.data, config.classes, given.split, persons_only=is_hico
+    )
     if source.classes != config.classes:
         hint = "omit --annotations, or list them in --classes"
         raise UserError(f"{given.data} has other classes than {given.annotations}: {hint}")
@@ -307,7 +405,9 @@ def _pairs(
 def _predicted_pairs(
     given: ModelRun, config: PredictConfig, source: AnnotationSource, found: ScoredImages
 ) -> Iterator[EvaluationImage]:
-    """Yield all annotated images; those that the shards lack or that cannot be read have no predictions."""
+    """Yield all annotated images; those that the shards lack or that cannot be read have no
+    predictions.
+    """
     annotated = inputs.read_annotations(source)
     for name, pairs in _predictions(given, config, annotated, lambda row: row.file_name, found):
         yield EvaluationImage(name, annotated[name], pairs)

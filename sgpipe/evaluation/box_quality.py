@@ -17,7 +17,14 @@ from rlip_model.evaluation.inputs import Array
 from rlip_model.evaluation.precision import coco_point
 from rlip_model.evaluation.scores import ClassScores, Tally
 from sgpipe.errors import UserError, check_share
-from sgpipe.evaluation.box_sets import BoxSet, ScoredBox, is_run, list_classes, read_detections, read_truth
+from sgpipe.evaluation.box_sets import (
+    BoxSet,
+    ScoredBox,
+    is_run,
+    list_classes,
+    read_detections,
+    read_truth,
+)
 from sgpipe.evaluation.graphs import NO_IMAGE, ImageName, image_finder
 from sgpipe.evaluation.result import EvaluationResult, Resampling, Rows, class_curve, count_notes
 from sgpipe.files.locations import Location
@@ -36,10 +43,13 @@ _LOW_SCORE = 0.01  # a run whose lowest score is above it dropped boxes that AP 
 BoxPair = tuple[list[ScoredBox], list[ScoredBox]]  # ground truth and detected boxes of an image
 
 
-def evaluate_boxes(detected: Location, truth: Location, threshold: float | None = None) -> EvaluationResult:
+def evaluate_boxes(
+    detected: Location, truth: Location, threshold: float | None = None
+) -> EvaluationResult:
     """Return COCO's box AP and AR, and precision and recall at a score.
 
-    Crowds of the ground truth are ignored, as COCO does: boxes inside them are neither correct nor wrong.
+    Crowds of the ground truth are ignored, as COCO does: boxes inside them are neither correct nor
+    wrong.
 
     Args:
         detected: a run or a COCO results file.
@@ -47,10 +57,12 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
         threshold: the score, from 0 to 1; None: that of the run, or else of `sgpipe label`.
 
     Raises:
-        UserError: a file is missing, damaged, of another form, or has values that would falsify the result; no image
-            or no class in common; nothing to detect.
+        UserError: a file is missing, damaged, of another form, or has values that would falsify the
+            result; no image or no class in common; nothing to detect.
     """
-    min_score = own_threshold(detected) if threshold is None else check_share("threshold", threshold)
+    min_score = (
+        own_threshold(detected) if threshold is None else check_share("threshold", threshold)
+    )
     comparison = Comparison.of(read_truth(truth), detected)
     scores = BoxScores(comparison.pairs, comparison.classes)
     best = scores.at_best_f1()
@@ -64,7 +76,9 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
         "IoU 0.5": class_curve(scores.matches, scores.classes_at(_IOU_50)),
         "IoU 0.75": class_curve(scores.matches, scores.classes_at(_IOU_75)),
     }
-    image_names = [f"{image.dataset} {image.image_id} {image.base_name}" for image in comparison.images]
+    image_names = [
+        f"{image.dataset} {image.image_id} {image.base_name}" for image in comparison.images
+    ]
     return EvaluationResult(
         "Box quality (COCO)",
         {"pred": str(detected), "truth": str(truth), "threshold": min_score},
@@ -73,12 +87,16 @@ def evaluate_boxes(detected: Location, truth: Location, threshold: float | None 
         comparison.notes(counts),
         counts=counts,
         curves=curves,
-        resampling=Resampling(image_names, lambda counts: scores.resampled_summary(min_score, counts)),
+        resampling=Resampling(
+            image_names, lambda counts: scores.resampled_summary(min_score, counts)
+        ),
     )
 
 
 def own_threshold(detected: Location) -> float:
-    """Return the score above which the run kept boxes; else that of `sgpipe label`. Raises UserError: no such run."""
+    """Return the score above which the run kept boxes; else that of `sgpipe label`. Raises
+    UserError: no such run.
+    """
     identity = Manifest.load(detected).run.get("identity", {}) if is_run(detected) else {}
     detector = identity.get("detect") or {}
     return float(detector.get("threshold", DetectConfig().threshold))
@@ -104,14 +122,19 @@ class Comparison:
 
     @classmethod
     def of(cls, truth: BoxSet, detected: Location) -> "Comparison":
-        """Raises UserError: the detector found nothing, or has no image or class in common with the ground truth."""
+        """Raises UserError: the detector found nothing, or has no image or class in common with the
+        ground truth.
+        """
         detections = read_detections(detected, truth)
         if not any(image.boxes for image in detections.images.values()):
             raise UserError(f"{detected} has no boxes")
         images = sorted(truth.images, key=_coco_order)
         detected_images = _match_images(images, detections)
         if not detected_images:
-            names = f"one has {next(iter(detections.images)).base_name!r}, the other {images[0].base_name!r}"
+            names = (
+                f"one has {next(iter(detections.images)).base_name!r}, the other"
+                f" {images[0].base_name!r}"
+            )
             raise UserError(f"{detected} and {truth.path} have no image in common: {names}")
         if detections.lists_images:
             images = [image for image in images if image in detected_images]
@@ -131,7 +154,9 @@ class Comparison:
         return [box for _, detected_boxes in self.pairs for box in detected_boxes]
 
     def counts(self, true_boxes: int) -> dict[str, int]:
-        """Return what was compared and what was not; `true_boxes`: those of the ground truth without crowds."""
+        """Return what was compared and what was not; `true_boxes`: those of the ground truth
+        without crowds.
+        """
         crowds = sum(box.crowd for true_boxes, _ in self.pairs for box in true_boxes)
         return {
             "images": len(self.images),
@@ -147,12 +172,16 @@ class Comparison:
     def _check_classes(self) -> None:
         known = self.classes
         if not known:
-            raise UserError(f"{self.truth.path} has no boxes in the images that {self.detections.path} has")
+            raise UserError(
+                f"{self.truth.path} has no boxes in the images that {self.detections.path} has"
+            )
         detected = {box.name for box in self.detected_boxes}
         if detected and detected.isdisjoint(known):
             names = f"one has {list_classes(sorted(detected))}, the other {list_classes(known)}"
             places = f"{self.detections.path} and {self.truth.path}"
-            raise UserError(f"{places} have no class in common: {names}; classes are matched by name")
+            raise UserError(
+                f"{places} have no class in common: {names}; classes are matched by name"
+            )
 
     def notes(self, counts: Mapping[str, int]) -> list[str]:
         """Return what a reader should know of the figures."""
@@ -170,17 +199,26 @@ class Comparison:
         other_classes = sorted(detected.keys() - known)
         if other_classes:
             boxes = count(sum(detected[name] for name in other_classes), "box", "boxes")
-            notes.append(f"left out {boxes} of classes without ground truth here: {list_classes(other_classes)}")
+            notes.append(
+                f"left out {boxes} of classes without ground truth here:"
+                f" {list_classes(other_classes)}"
+            )
         missed_classes = [name for name in known if name not in detected]
         if missed_classes:
-            notes.append(f"nothing was detected of {list_classes(missed_classes)}; classes are matched by name")
+            notes.append(
+                f"nothing was detected of {list_classes(missed_classes)}; classes are matched by"
+                " name"
+            )
         return notes
 
     def _score_notes(self) -> list[str]:
         boxes = self.detected_boxes
         scores = [box.score for box in boxes if box.score is not None]
         if len(scores) < len(boxes) or not scores:
-            return ["the boxes have no scores, so AP has one step; runs that detect boxes keep their scores"]
+            return [
+                "the boxes have no scores, so AP has one step; runs that detect boxes keep their"
+                " scores"
+            ]
         lowest = min(scores)
         if lowest < _LOW_SCORE:
             return []
@@ -189,7 +227,9 @@ class Comparison:
 
 
 def _coco_order(image: ImageName) -> tuple[float, str]:
-    """Return a key that sorts images as pycocotools does, by whose order boxes of equal scores count."""
+    """Return a key that sorts images as pycocotools does, by whose order boxes of equal scores
+    count.
+    """
     number = int(image.image_id) if image.image_id.isdecimal() else math.inf
     return number, image.image_id
 
@@ -202,7 +242,10 @@ def _match_images(images: Sequence[ImageName], detections: BoxSet) -> dict[Image
 
 
 def _boxes_of(
-    image: ImageName, truth: BoxSet, detections: BoxSet, detected_images: Mapping[ImageName, ImageName]
+    image: ImageName,
+    truth: BoxSet,
+    detections: BoxSet,
+    detected_images: Mapping[ImageName, ImageName],
 ) -> BoxPair:
     size, true_boxes = truth.images[image]
     if image not in detected_images:
@@ -211,7 +254,9 @@ def _boxes_of(
 
 
 class Totals(NamedTuple):
-    """How many of the best 0, 1, 2, … boxes there are and are correct, `[boxes + 1]`; number of targets."""
+    """How many of the best 0, 1, 2, … boxes there are and are correct, `[boxes + 1]`; number of
+    targets.
+    """
 
     predicted: Array
     correct: Array
@@ -266,7 +311,9 @@ class BoxScores:
         return {**self.measures, **self._f1_measures(threshold, every_image_once)}
 
     def resampled_summary(self, threshold: float, counts: Array) -> dict[str, float]:
-        """Return AP, AP50, AP75 and the rest of `summary` of a dataset with each image `counts[image]` times."""
+        """Return AP, AP50, AP75 and the rest of `summary` of a dataset with each image
+        `counts[image]` times.
+        """
         matches = self.matches.resampled(counts)
         measures = {
             "AP": matches.mean(None),
@@ -289,14 +336,20 @@ class BoxScores:
         return np.arange(iou * len(self.names), (iou + 1) * len(self.names))
 
     def at(self, threshold: float, counts: Array) -> ScorePoint:
-        """Return precision and recall of boxes with at least the score; `counts[image]`: how often it occurs."""
-        min_score = min(threshold, float(np.float32(threshold)))  # shards have float32, other files float64
+        """Return precision and recall of boxes with at least the score; `counts[image]`: how often
+        it occurs.
+        """
+        min_score = min(
+            threshold, float(np.float32(threshold))
+        )  # shards have float32, other files float64
         boxes = int((self.scores >= min_score).sum())
         totals = self._totals(counts)
         return _point(threshold, boxes, totals, totals.f1())
 
     def at_best_f1(self, counts: Array | None = None) -> ScorePoint:
-        """Return the score with the highest F1, of equal ones the highest; `counts`: as in `at`, None: once each."""
+        """Return the score with the highest F1, of equal ones the highest; `counts`: as in `at`,
+        None: once each.
+        """
         if counts is None:
             counts = np.ones(len(self.targets), dtype=int)
         totals = self._totals(counts)
@@ -359,7 +412,9 @@ def _run_pycocotools(pairs: Sequence[BoxPair], names: Sequence[str]) -> Any:
 
 
 def _coco(images: Sequence[list[ScoredBox]], names: Sequence[str]) -> Any:
-    """Return boxes of known classes as pycocotools' COCO. Ids count from 1, as it takes annotation 0 for no match."""
+    """Return boxes of known classes as pycocotools' COCO. Ids count from 1, as it takes annotation
+    0 for no match.
+    """
     from pycocotools.coco import COCO
 
     numbers = {name: number for number, name in enumerate(names, 1)}
@@ -407,7 +462,9 @@ def _add_matches(tally: Tally, matched: Mapping[str, Any], numbers: Array, image
     ious, places = np.nonzero(counts)
     correct = matched["dtMatches"][ious, places] > 0
     scores = np.array(matched["dtScores"], dtype=np.float64)[places]
-    own_target = np.where(correct, np.cumsum(correct) - 1, -1)  # pycocotools matches no target twice
+    own_target = np.where(
+        correct, np.cumsum(correct) - 1, -1
+    )  # pycocotools matches no target twice
     number_of_targets = int((~matched["gtIgnore"].astype(bool)).sum())
     targets = np.repeat(numbers, number_of_targets)
     images = (np.full(len(targets), image), np.full(len(ious), image))

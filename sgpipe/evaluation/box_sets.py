@@ -1,4 +1,6 @@
-"""Boxes to compare: those of a run or an import, of a COCO instances file, or of a COCO results file."""
+"""Boxes to compare: those of a run or an import, of a COCO instances file, or of a COCO results
+file.
+"""
 
 import math
 from collections import defaultdict
@@ -20,12 +22,16 @@ from sgpipe.storage.shards import iter_records
 UNKNOWN_SIZE = (0, 0)
 
 _RESULT_FORMS = (
-    "expected the folder of a run, or a COCO results file: a list of 'image_id', 'category_id', 'bbox' and 'score'"
+    "expected the folder of a run, or a COCO results file: a list of 'image_id', 'category_id',"
+    " 'bbox' and 'score'"
 )
 _LARGEST_SCORE = 1 + 1e-6  # a softmax is rounded
 _CLASSES_NAMED = 8
 
 ImageSize = tuple[int, int]
+
+
+_Images = dict[str, tuple[ImageName, ImageSize]]  # by image id
 
 
 class ScoredBox(NamedTuple):
@@ -53,11 +59,16 @@ class SizedBoxes(NamedTuple):
     boxes: list[ScoredBox]
 
     def resized(self, size: ImageSize) -> list[ScoredBox]:
-        """Return the boxes in pixels of the image at another size, as datasets may store it smaller."""
+        """Return the boxes in pixels of the image at another size, as datasets may store it
+        smaller.
+        """
         if self.size == size or UNKNOWN_SIZE[0] in (*self.size, *size):
             return self.boxes
         factors = np.divide(size, self.size).tolist() * 2
-        return [box._replace(xywh=np.multiply(box.xywh, factors).tolist(), area=None) for box in self.boxes]
+        return [
+            box._replace(xywh=np.multiply(box.xywh, factors).tolist(), area=None)
+            for box in self.boxes
+        ]
 
 
 @dataclass
@@ -68,7 +79,8 @@ class BoxSet:
         path: where they were read.
         classes: names by the numbers that COCO files use.
         images: boxes by the name of the image.
-        lists_images: whether images without boxes are listed; otherwise nobody knows which images were looked at.
+        lists_images: whether images without boxes are listed; otherwise nobody knows which images
+            were looked at.
         failed: number of error rows.
         repeated: number of images that occurred before; the first occurrence counts.
     """
@@ -107,12 +119,15 @@ class BoxSet:
 
 
 def read_truth(path: Location) -> BoxSet:
-    """Return the boxes of a run, an import or a COCO instances file. Raises UserError: it is none, or is damaged."""
+    """Return the boxes of a run, an import or a COCO instances file. Raises UserError: it is none,
+    or is damaged.
+    """
     return _read_shards(path) if is_run(path) else _read_instances(path)
 
 
 def read_detections(path: Location, truth: BoxSet) -> BoxSet:
-    """Return the boxes of a run or of a COCO results file, which has the class and image ids of the ground truth.
+    """Return the boxes of a run or of a COCO results file, which has the class and image ids of the
+    ground truth.
 
     Raises:
         UserError: it is none of these or damaged, or has other ids.
@@ -121,7 +136,9 @@ def read_detections(path: Location, truth: BoxSet) -> BoxSet:
 
 
 def is_run(path: Location) -> bool:
-    """Return whether there are shards: a store is not asked, but the names of files say what they are."""
+    """Return whether there are shards: a store is not asked, but the names of files say what they
+    are.
+    """
     return path.is_dir() if isinstance(path, Path) else not path.name.endswith((".json", ".gz"))
 
 
@@ -161,7 +178,6 @@ class _CocoBox(NamedTuple):
         return ScoredBox(self.xywh, name, self.score, self.crowd, self.area)
 
 
-_Images = dict[str, tuple[ImageName, ImageSize]]  # by image id
 _BoxesById = defaultdict[str, list[_CocoBox]]
 
 
@@ -172,7 +188,9 @@ def _read_instances(path: Location) -> BoxSet:
     for section, item in JsonStream(path):
         try:
             if section == "images":
-                name = ImageName("coco", _id(item, "id"), image_base_name(fields.text(item, "file_name")))
+                name = ImageName(
+                    "coco", _id(item, "id"), image_base_name(fields.text(item, "file_name"))
+                )
                 images.setdefault(name.image_id, (name, fields.size(item)))
             elif section == "categories":
                 box_set.classes[fields.integer(item, "id")] = fields.text(item, "name")
@@ -181,7 +199,10 @@ def _read_instances(path: Location) -> BoxSet:
         except (FieldError, TypeError, ValueError) as error:
             raise UserError(f"{path}: an item of {section!r}: {error}") from None
     if not images or not box_set.classes:
-        raise UserError(f"{path} has no 'images' and 'categories': expected a run, an import or a COCO instances file")
+        raise UserError(
+            f"{path} has no 'images' and 'categories': expected a run, an import or a COCO"
+            " instances file"
+        )
     _check_ids(box_set, images, boxes, "of an annotation is not in its images")
     _add_images(box_set, images, boxes)
     return box_set
@@ -205,27 +226,42 @@ def _read_results(path: Location, truth: BoxSet) -> BoxSet:
             boxes[_id(item, "image_id")].append(_CocoBox(category, xywh, score))
         except FieldError as error:
             raise UserError(f"{path}: {error}; {_RESULT_FORMS}") from None
-    images = {name.image_id: (name, UNKNOWN_SIZE) for name in truth.images if name.image_id in boxes}
-    _check_ids(box_set, images, boxes, "is not in the ground truth; pass --truth of the images of the results")
+    images = {
+        name.image_id: (name, UNKNOWN_SIZE) for name in truth.images if name.image_id in boxes
+    }
+    _check_ids(
+        box_set,
+        images,
+        boxes,
+        "is not in the ground truth; pass --truth of the images of the results",
+    )
     _add_images(box_set, images, boxes)
     return box_set
 
 
 def _check_ids(box_set: BoxSet, images: _Images, boxes: _BoxesById, unknown_image: str) -> None:
-    """Raise UserError if a box is of an image or a class that is not known; `unknown_image`: what the message says."""
-    if other_images := boxes.keys() - images.keys():
+    """Raise UserError if a box is of an image or a class that is not known; `unknown_image`: what
+    the message says.
+    """
+    other_images = boxes.keys() - images.keys()
+    if other_images:
         raise UserError(f"{box_set.path}: image_id {min(other_images)} {unknown_image}")
     used = {box.category_id for of_image in boxes.values() for box in of_image}
-    if other_classes := used - box_set.classes.keys():
+    other_classes = used - box_set.classes.keys()
+    if other_classes:
         known = list_classes(box_set.classes.values())
         wrong = f"category_id {min(other_classes)} is not a class of the ground truth"
         raise UserError(f"{box_set.path}: {wrong}; it has {known}")
 
 
-def _add_images(box_set: BoxSet, images: Mapping[str, tuple[ImageName, ImageSize]], boxes: _BoxesById) -> None:
+def _add_images(
+    box_set: BoxSet, images: Mapping[str, tuple[ImageName, ImageSize]], boxes: _BoxesById
+) -> None:
     for image_id, (name, size) in images.items():
         of_image = boxes.get(image_id, [])
-        box_set.add(name, size, [box.with_class(box_set.classes[box.category_id]) for box in of_image])
+        box_set.add(
+            name, size, [box.with_class(box_set.classes[box.category_id]) for box in of_image]
+        )
 
 
 def _id(item: Any, key: str) -> str:

@@ -1,4 +1,6 @@
-"""Shards as flat arrays: the objects and relations of many images at once, numbers for words, and the ground truth."""
+"""Shards as flat arrays: the objects and relations of many images at once, numbers for words, and
+the ground truth.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,8 +34,17 @@ _COCO_PREFIX = re.compile(r"^COCO_[A-Za-z0-9]+_(?=\d+$)")
 _DATASETS = ("coco", "objects365")  # the datasets that have synonyms
 
 
+NO_MATCH = -1
+
+
+NO_IMAGE = -1
+_MOST_PREDICATES = 1 << 24  # a predicate is the low bits of a key
+
+
 class Vocabulary:
-    """Numbers for texts; those with the same meaning (a key) share one. names: by number, the first text of each."""
+    """Numbers for texts; those with the same meaning (a key) share one. names: by number, the first
+    text of each.
+    """
 
     def __init__(self, meaning: Callable[[str], str]) -> None:
         self.names: list[str] = []
@@ -52,32 +63,45 @@ class Vocabulary:
     def numbers(self, texts: pa.Array) -> Array:
         """`[texts]` int64."""
         encoded = texts.dictionary_encode()
-        own = np.array([self.number(text or "") for text in encoded.dictionary.to_pylist()], dtype=np.int64)
+        own = np.array(
+            [self.number(text or "") for text in encoded.dictionary.to_pylist()], dtype=np.int64
+        )
         return own[encoded.indices.to_numpy(zero_copy_only=False)]
 
 
 def predicate_vocabulary(synonyms: PredicateSynonyms | None = None) -> Vocabulary:
-    """Number each key of the table and its texts alike. Raises UserError: a text belongs to two predicates."""
+    """Number each key of the table and its texts alike. Raises UserError: a text belongs to two
+    predicates.
+    """
     canonical: dict[str, str] = {}
     for name, texts in (synonyms or {}).items():
         for lemma in map(predicate_lemma, (name, *texts)):
             if canonical.setdefault(lemma, predicate_lemma(name)) != predicate_lemma(name):
-                raise UserError(f"synonyms: {lemma!r} stands for both {canonical[lemma]!r} and {name!r}; remove one")
-    vocabulary = Vocabulary(lambda text: canonical.get(predicate_lemma(text), predicate_lemma(text)))
+                raise UserError(
+                    f"synonyms: {lemma!r} stands for both {canonical[lemma]!r} and {name!r};"
+                    " remove one"
+                )
+    vocabulary = Vocabulary(
+        lambda text: canonical.get(predicate_lemma(text), predicate_lemma(text))
+    )
     for name in synonyms or {}:
         vocabulary.number(name)
     return vocabulary
 
 
 def class_meanings(vocabulary: Vocabulary, predicted: Iterable[str]) -> Callable[[int], list[int]]:
-    """Return which classes of a run an object of the ground truth may have, by the number of its own.
+    """Return which classes of a run an object of the ground truth may have, by the number of its
+    own.
 
-    A name that is not a class of the run ("man") also stands for the class it names ("person"). predicted: all class
-    names of the run; if they are COCO's or Objects365's, its synonyms count.
+    A name that is not a class of the run ("man") also stands for the class it names ("person").
+    predicted: all class names of the run; if they are COCO's or Objects365's, its synonyms count.
     """
     names = {normalise_predicate(name) for name in predicted}
-    synonyms = packaged_synonyms(next((one for one in _DATASETS if names <= {*category_names(one).values()}), ""))
-    known, matcher = {vocabulary.number(name) for name in (*names, *synonyms)}, HeadMatcher(synonyms)
+    synonyms = packaged_synonyms(
+        next((one for one in _DATASETS if names <= {*category_names(one).values()}), "")
+    )
+    known = {vocabulary.number(name) for name in (*names, *synonyms)}
+    matcher = HeadMatcher(synonyms)
 
     def classes(number: int) -> list[int]:
         fitting = () if number in known else matcher.classes(vocabulary.names[number])
@@ -88,7 +112,9 @@ def class_meanings(vocabulary: Vocabulary, predicted: Iterable[str]) -> Callable
 
 @dataclass(frozen=True)
 class ImageName:
-    """What identifies an image: its dataset, its id there, and its file name without COCO's prefix and extension."""
+    """What identifies an image: its dataset, its id there, and its file name without COCO's prefix
+    and extension.
+    """
 
     dataset: str
     image_id: str
@@ -99,9 +125,10 @@ class ImageName:
 class Graphs:
     """Images with their objects and relations.
 
-    names, ok `[images]`; starts `[images + 1]`, where the objects of each image begin; image, category, crowd
-    `[objects]`; boxes `[objects, 4]`, xyxy as shares of the image; subject, object (indices into the objects),
-    predicate, confidence and annotated `[relations]`: by people, certain.
+    names, ok `[images]`; starts `[images + 1]`, where the objects of each image begin; image,
+    category, crowd `[objects]`; boxes `[objects, 4]`, xyxy as shares of the image; subject, object
+    (indices into the objects), predicate, confidence and annotated `[relations]`: by people,
+    certain.
     """
 
     names: list[ImageName]
@@ -123,18 +150,25 @@ class Graphs:
 
 
 def iter_graphs(
-    root: Location, classes: Vocabulary, predicates: Vocabulary, source: Source, calibration: Calibration | None = None
+    root: Location,
+    classes: Vocabulary,
+    predicates: Vocabulary,
+    source: Source,
+    calibration: Calibration | None = None,
 ) -> Iterator[Graphs]:
     """Yield the shards of a run, one at a time.
 
-    source: the relations; every candidate pair with each of its predicates and confidence 1; or the relations that have
-    the score of a vision-language model, as their confidence. calibration: of the tagger; confidences are its
-    probabilities then. Annotations keep 1.
+    source: the relations; every candidate pair with each of its predicates and confidence 1; or the
+    relations that have the score of a vision-language model, as their confidence. calibration: of
+    the tagger; confidences are its probabilities then. Annotations keep 1.
 
-    Raises UserError: the folder is not a run, a shard is missing or damaged, or a value is out of range.
+    Raises UserError: the folder is not a run, a shard is missing or damaged, or a value is out of
+    range.
     """
     column = "pairs" if source == "candidates" else "relations"
-    for table in iter_tables(root, (*_COLUMNS, column, *([VLM_SCORE] if source == "vlm_score" else []))):
+    for table in iter_tables(
+        root, (*_COLUMNS, column, *([VLM_SCORE] if source == "vlm_score" else []))
+    ):
         if table.num_rows:
             yield _graphs(root, table.combine_chunks(), (classes, predicates), column, calibration)
 
@@ -148,34 +182,58 @@ def class_names(root: Location) -> set[str]:
 
 
 def _graphs(
-    root: Location, table: pa.Table, words: tuple[Vocabulary, Vocabulary], column: str, calibration: Calibration | None
+    root: Location,
+    table: pa.Table,
+    words: tuple[Vocabulary, Vocabulary],
+    column: str,
+    calibration: Calibration | None,
 ) -> Graphs:
     (image, objects), (owner, relations) = flat(table["objects"]), flat(table[column])
     counts = lengths(table["objects"])
     starts = np.concatenate([[0], np.cumsum(counts)])
     ends = [np.array(pc.struct_field(relations, end), np.int64) for end in ("subject", "object")]
     if any(((end < 0) | (end >= counts[owner])).any() for end in ends):
-        raise UserError(f"{root}: {column} refer to objects that do not exist; regenerate the shards")
+        raise UserError(
+            f"{root}: {column} refer to objects that do not exist; regenerate the shards"
+        )
     if column == "relations":
         texts = pc.struct_field(relations, "predicate")
-        confidence = np.array(pc.fill_null(pc.struct_field(relations, "confidence"), 1.0), np.float32)
-        _refuse(root, table, owner, ~((confidence >= 0) & (confidence <= 1)), "a confidence from 0 to 1", confidence)
+        confidence = np.array(
+            pc.fill_null(pc.struct_field(relations, "confidence"), 1.0), np.float32
+        )
+        _refuse(
+            root,
+            table,
+            owner,
+            ~((confidence >= 0) & (confidence <= 1)),
+            "a confidence from 0 to 1",
+            confidence,
+        )
         annotated = np.array(pc.is_null(pc.struct_field(relations, "confidence")), bool)
         if calibration is not None:
-            confidence = np.where(annotated, 1, calibration.probabilities(confidence)).astype(np.float32)
+            confidence = np.where(annotated, 1, calibration.probabilities(confidence)).astype(
+                np.float32
+            )
         if VLM_SCORE in table.column_names:
             scores = flat(table[VLM_SCORE])[1]
             known = np.array(pc.is_valid(scores), bool)
-            owner, ends, texts = owner[known], [end[known] for end in ends], texts.filter(pa.array(known))
-            confidence, annotated = np.array(scores.drop_null(), np.float32), np.zeros(known.sum(), dtype=bool)
+            owner = owner[known]
+            ends = [end[known] for end in ends]
+            texts = texts.filter(pa.array(known))
+            confidence = np.array(scores.drop_null(), np.float32)
+            annotated = np.zeros(known.sum(), dtype=bool)
     else:
         lists = pc.struct_field(relations, "predicates")
         owner, *ends = (np.repeat(each, lengths(lists)) for each in (owner, *ends))
         texts = lists.flatten()
-        confidence, annotated = np.ones(len(texts), dtype=np.float32), np.zeros(len(texts), dtype=bool)
+        confidence = np.ones(len(texts), dtype=np.float32)
+        annotated = np.zeros(len(texts), dtype=bool)
     names = (table[name].to_pylist() for name in ("dataset", "image_id", "file_name"))
     return Graphs(
-        names=[ImageName(dataset, id_, image_base_name(file)) for dataset, id_, file in zip(*names, strict=True)],
+        names=[
+            ImageName(dataset, id_, image_base_name(file))
+            for dataset, id_, file in zip(*names, strict=True)
+        ],
         ok=np.array(pc.equal(table["status"], "ok"), bool),
         starts=starts,
         image=image,
@@ -191,7 +249,9 @@ def _graphs(
 
 
 def image_base_name(file_name: str) -> str:
-    """Return the file name without folder, extension, and the prefix that COCO 2014 puts before the number."""
+    """Return the file name without folder, extension, and the prefix that COCO 2014 puts before the
+    number.
+    """
     return _COCO_PREFIX.sub("", PurePosixPath(file_name).stem)
 
 
@@ -201,45 +261,59 @@ def _boxes(root: Location, objects: pa.Array, table: pa.Table, image: Array) -> 
     sizes = lengths(column)
     _refuse(root, table, image, sizes != 4, "the number of values of a bbox, 4", sizes)
     boxes = np.array(column.flatten(), np.float64).reshape(-1, 4)
-    _refuse(root, table, image, ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1), "x, y, width, height", boxes)
+    _refuse(
+        root,
+        table,
+        image,
+        ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1),
+        "x, y, width, height",
+        boxes,
+    )
     sides = np.stack([np.array(table[side], np.float64) for side in ("width", "height")], axis=1)
     return xywh_to_xyxy(boxes) / np.maximum(np.tile(sides, 2), 1)[image]
 
 
-def _refuse(root: Location, table: pa.Table, image: Array, wrong: Any, expected: str, values: Array) -> None:
+def _refuse(
+    root: Location, table: pa.Table, image: Array, wrong: Any, expected: str, values: Array
+) -> None:
     if wrong.any():
         row = int(wrong.argmax())
-        raise UserError(f"{root}: image {table['image_id'][image[row]]}: {values[row].tolist()} is not {expected}")
-
-
-NO_MATCH = -1
+        raise UserError(
+            f"{root}: image {table['image_id'][image[row]]}: {values[row].tolist()} is not"
+            f" {expected}"
+        )
 
 
 def best_pairs(first: Array, second: Array, quality: Array, count: int) -> Array:
-    """Match one to one, the best of the candidate pairs left first; ties go to the first. Arguments `[candidates]`.
+    """Match one to one, the best of the candidate pairs left first; ties go to the first. Arguments
+    `[candidates]`.
 
     Returns the match of each of the `count` members of the first side, or `NO_MATCH`.
     """
     order = np.lexsort((second, first, -quality))
-    first, second = first[order], second[order]
+    first = first[order]
+    second = second[order]
     matches = np.full(count, NO_MATCH)
     while len(first):
         # A pair that is the best for both its members is final, whatever happens to the others.
-        best_of_first, best_of_second = (np.unique(side, return_index=True)[1] for side in (first, second))
+        best_of_first, best_of_second = (
+            np.unique(side, return_index=True)[1] for side in (first, second)
+        )
         chosen = np.intersect1d(best_of_first, best_of_second)
         matches[first[chosen]] = second[chosen]
         free = ~(np.isin(first, first[chosen]) | np.isin(second, second[chosen]))
-        first, second = first[free], second[free]
+        first = first[free]
+        second = second[free]
     return matches
-
-
-NO_IMAGE = -1
-_MOST_PREDICATES = 1 << 24  # a predicate is the low bits of a key
 
 
 class GroundTruthIndex:
     def __init__(
-        self, root: Location, classes: Vocabulary, predicates: Vocabulary, coco_ids: Mapping[str, str] | None = None
+        self,
+        root: Location,
+        classes: Vocabulary,
+        predicates: Vocabulary,
+        coco_ids: Mapping[str, str] | None = None,
     ) -> None:
         """coco_ids: COCO's by those of the ground truth; images are found only by these then.
 
@@ -255,21 +329,29 @@ class GroundTruthIndex:
         places = self.graphs.subject * len(self.graphs.image) + self.graphs.object
         self._pairs, pair = np.unique(places, return_inverse=True)
         keys = pair.reshape(-1) * _MOST_PREDICATES + self.graphs.predicate
-        self._keys, self.statements = np.unique(keys, return_index=True)  # one row per distinct relation
+        self._keys, self.statements = np.unique(
+            keys, return_index=True
+        )  # one row per distinct relation
 
     def find(self, names: Sequence[ImageName]) -> Array:
         return np.array([self._find(name) for name in names], dtype=np.int64)
 
-    def match(self, graphs: Graphs, images: Array, classes: Callable[[int], list[int]], iou: float) -> Array:
-        """Match predicted objects with those of the ground truth by class and a minimum IoU of boxes.
+    def match(
+        self, graphs: Graphs, images: Array, classes: Callable[[int], list[int]], iou: float
+    ) -> Array:
+        """Match predicted objects with those of the ground truth by class and a minimum IoU of
+        boxes.
 
-        images: `[images]` of the ground truth, or `NO_IMAGE`. Returns `[objects]` of it, or `NO_MATCH`.
+        images: `[images]` of the ground truth, or `NO_IMAGE`. Returns `[objects]` of it, or
+        `NO_MATCH`.
         """
         own = images[images >= 0]
         objects = _ranges(self.graphs.starts[own], self.graphs.starts[own + 1])
         objects = objects[~self.graphs.crowd[objects]]
         distinct, kind = np.unique(self.graphs.category[objects], return_inverse=True)
-        meanings = [classes(number) for number in distinct.tolist()]  # an object may be of several classes
+        meanings = [
+            classes(number) for number in distinct.tolist()
+        ]  # an object may be of several classes
         counts = np.array([len(each) for each in meanings], dtype=np.int64)
         firsts = np.cumsum(counts) - counts
         entries = np.repeat(objects, counts[kind])
@@ -278,15 +360,19 @@ class GroundTruthIndex:
         usable = np.flatnonzero((images[graphs.image] >= 0) & ~graphs.crowd)
         count = 1 + max(kinds.max(initial=0), graphs.category.max(initial=0))
         left, right = equal_rows(
-            images[graphs.image[usable]] * count + graphs.category[usable], self.graphs.image[entries] * count + kinds
+            images[graphs.image[usable]] * count + graphs.category[usable],
+            self.graphs.image[entries] * count + kinds,
         )
-        left, right = usable[left], entries[right]
+        left = usable[left]
+        right = entries[right]
         overlap = box_iou(graphs.boxes[left], self.graphs.boxes[right])
         same = overlap >= iou
         return best_pairs(left[same], right[same], overlap[same], len(graphs.image))
 
     def has(self, subjects: Array, objects: Array, predicates: Array) -> Array:
-        """Return whether the ground truth has relations between its objects, or `NO_MATCH`. All `[relations]`."""
+        """Return whether the ground truth has relations between its objects, or `NO_MATCH`. All
+        `[relations]`.
+        """
         pair, related = _look_up(self._pairs, subjects * len(self.graphs.image) + objects)
         _, true = _look_up(self._keys, pair * _MOST_PREDICATES + predicates)
         return true & related & (subjects != NO_MATCH) & (objects != NO_MATCH)
@@ -303,8 +389,11 @@ def _ranges(starts: Array, ends: Array) -> Array:
     return np.repeat(starts - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
 
-def image_finder(names: Sequence[ImageName], coco_ids: Mapping[str, str] | None = None) -> Callable[[ImageName], int]:
-    """Return what finds images in the ground truth: within a dataset by id, across datasets by file name.
+def image_finder(
+    names: Sequence[ImageName], coco_ids: Mapping[str, str] | None = None
+) -> Callable[[ImageName], int]:
+    """Return what finds images in the ground truth: within a dataset by id, across datasets by file
+    name.
 
     coco_ids: as for `GroundTruthIndex`. Of images that occur twice, the first is found.
     """

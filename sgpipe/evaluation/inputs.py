@@ -1,7 +1,7 @@
 """Annotations and predictions of the benchmarks, joined by image; and class lists.
 
-HICO-DET and Open Images have pairs of boxes: in HOIA format, in the Parquet files of `sgpipe predict`, or in shards.
-Visual Genome has scene graphs: one JSON object per image.
+HICO-DET and Open Images have pairs of boxes: in HOIA format, in the Parquet files of `sgpipe
+predict`, or in shards. Visual Genome has scene graphs: one JSON object per image.
 """
 
 from collections import Counter
@@ -41,7 +41,33 @@ from sgpipe.sources.hoi import HICO, OPEN_IMAGES, HoiaSchema
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_tables, read_file, read_row_group
 
-_OTHER_CLASS = "is not a class of the dataset; predict with its --classes FILE, or on shards of its `sgpipe import`"
+_OTHER_CLASS = (
+    "is not a class of the dataset; predict with its --classes FILE, or on shards of its `sgpipe"
+    " import`"
+)
+
+
+# Of an image: boxes `[boxes, 4]` pixel xyxy, labels; ends `[triplets, 2]`, places of boxes,
+# predicates, scores.
+_Triplets = tuple[Array, Array, Array, Array, Array]
+
+
+_COLUMNS = (
+    "image_id",
+    "dataset",
+    "split",
+    "file_name",
+    "width",
+    "height",
+    "objects",
+    "relations",
+    "status",
+    "error",
+)
+
+
+# The names of VG150's object classes are not known here.
+VG150_CLASSES = DatasetClasses(tuple(map(str, range(1, 151))), VG150_PREDICATES)
 
 
 @contextmanager
@@ -55,10 +81,6 @@ def naming(place: str) -> Iterator[None]:
         raise UserError(f"{place}: a value is missing or of another type: {error!r}") from None
 
 
-# Of an image: boxes `[boxes, 4]` pixel xyxy, labels; ends `[triplets, 2]`, places of boxes, predicates, scores.
-_Triplets = tuple[Array, Array, Array, Array, Array]
-
-
 def _pairs(triplets: _Triplets, classes: DatasetClasses) -> PredictedPairs:
     """Return one row for each pair; a repeated triplet has its best score."""
     boxes, labels, ends, predicates, values = triplets
@@ -66,7 +88,9 @@ def _pairs(triplets: _Triplets, classes: DatasetClasses) -> PredictedPairs:
     subjects, objects = ends[first].T
     scores = np.full((len(first), len(classes.relations)), NOT_PREDICTED, dtype=np.float32)
     np.maximum.at(scores, (row, predicates), values)
-    return PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores)
+    return PredictedPairs(
+        boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores
+    )
 
 
 def no_pairs(classes: DatasetClasses) -> PredictedPairs:
@@ -78,35 +102,52 @@ def read_pairs(
 ) -> Iterator[EvaluationImage]:
     """Yield all annotated images in the order of the annotations, with the predictions of a file.
 
-    predictions: in HOIA format, with relations by `key`, or of `sgpipe predict --out FILE.parquet`. schema: classes,
-    whose numbers the file has if it does not list its own. found: filled with counts and notes.
+    predictions: in HOIA format, with relations by `key`, or of `sgpipe predict --out FILE.parquet`.
+    schema: classes, whose numbers the file has if it does not list its own. found: filled with
+    counts and notes.
 
     Raises UserError: a file is missing or invalid, or a predicted image is not annotated.
     """
-    annotated, classes, is_parquet = read_annotations(source), schema.classes, predictions.suffix == ".parquet"
-    lists_classes, numbers = is_parquet, _class_numbers(schema, classes)
+    annotated = read_annotations(source)
+    classes = schema.classes
+    is_parquet = predictions.suffix == ".parquet"
+    lists_classes = is_parquet
+    numbers = _class_numbers(schema, classes)
     if is_parquet:
-        numbers = tuple({name: index for index, name in enumerate(each)} for each in vars(classes).values())
+        numbers = tuple(
+            {name: index for index, name in enumerate(each)} for each in vars(classes).values()
+        )
     predicted: dict[str, _Triplets] = {}
-    for item in _parquet_rows(predictions) if is_parquet else map(itemgetter(1), JsonStream(predictions)):
+    for item in (
+        _parquet_rows(predictions) if is_parquet else map(itemgetter(1), JsonStream(predictions))
+    ):
         try:
             name = fields.text(item, "file_name")
         except FieldError as error:
-            raise UserError(f"{predictions}: an item: {error}; expected one list with an object per image") from None
+            raise UserError(
+                f"{predictions}: an item: {error}; expected one list with an object per image"
+            ) from None
         found.add(name, annotated, str(predictions))
         with naming(f"{predictions}: image {name!r}"):
             if is_parquet:
                 boxes, relations = _hoia_lists(item["triplets"])
             else:
-                boxes, relations = fields.array(item, "predictions"), fields.array(item, key)
+                boxes = fields.array(item, "predictions")
+                relations = fields.array(item, key)
             if CLASSES in item:
-                lists_classes, numbers = True, _class_numbers(HoiaSchema.of_class_list(item[CLASSES]), classes)
+                lists_classes = True
+                numbers = _class_numbers(HoiaSchema.of_class_list(item[CLASSES]), classes)
             predicted[name] = _triplets(boxes, relations, *numbers)
     found.lack(annotated, missed=True)
     if not lists_classes:
         number, name = next(iter(schema.relations.items()))
-        such = f"such as {number} for the relation {name!r}; a model of other numbers would be scored wrongly"
-        found.notes.append(f"{predictions} lists no classes: its numbers are taken for the annotations', {such}")
+        such = (
+            f"such as {number} for the relation {name!r}; a model of other numbers would be scored"
+            " wrongly"
+        )
+        found.notes.append(
+            f"{predictions} lists no classes: its numbers are taken for the annotations', {such}"
+        )
     for name, ground_truth in annotated.items():
         own = _pairs(predicted[name], classes) if name in predicted else no_pairs(classes)
         yield EvaluationImage(name, ground_truth, own)
@@ -124,15 +165,23 @@ def _parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         raise UserError(f"{path} cannot be read: {os_error_reason(error)}") from None
     except (pa.ArrowException, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} was not written by `sgpipe predict --out FILE.parquet` ({reason})") from None
+        raise UserError(
+            f"{path} was not written by `sgpipe predict --out FILE.parquet` ({reason})"
+        ) from None
 
 
-def _hoia_lists(triplets: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the boxes and relations of triplets as a HOIA file has them, with names for numbers. Raises FieldError."""
+def _hoia_lists(
+    triplets: Sequence[Mapping[str, Any]],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the boxes and relations of triplets as a HOIA file has them, with names for numbers.
+    Raises FieldError.
+    """
     pairs: dict[int, list[dict[str, Any]]] = {}
     relations = []
     for one in sorted(triplets, key=itemgetter("pair")):
-        boxes = [{"bbox": one[f"{side}_box"], "category_id": one[side]} for side in ("subject", "object")]
+        boxes = [
+            {"bbox": one[f"{side}_box"], "category_id": one[side]} for side in ("subject", "object")
+        ]
         if pairs.setdefault(one["pair"], boxes) != boxes:
             raise FieldError("a pair has more than one subject or object")
         ends = {"subject_id": 2 * len(pairs) - 2, "object_id": 2 * len(pairs) - 1}
@@ -143,37 +192,54 @@ def _hoia_lists(triplets: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, A
 def _class_numbers(listed: HoiaSchema, classes: DatasetClasses) -> tuple[Mapping[Any, int], ...]:
     """Return the indices of objects and of relations, by what a file calls them."""
     both = ((listed.objects, classes.objects), (listed.relations, classes.relations))
-    return tuple({number: known.index(name) for number, name in own.items() if name in known} for own, known in both)
+    return tuple(
+        {number: known.index(name) for number, name in own.items() if name in known}
+        for own, known in both
+    )
 
 
 def _triplets(
-    boxes: Sequence[Any], relations: Sequence[Any], objects: Mapping[Any, int], predicates: Mapping[Any, int]
+    boxes: Sequence[Any],
+    relations: Sequence[Any],
+    objects: Mapping[Any, int],
+    predicates: Mapping[Any, int],
 ) -> _Triplets:
     def numbers(known: Mapping[Any, int], items: Sequence[Any]) -> Array:
         found = [known.get(item["category_id"], -1) for item in items]
         if -1 in found:
-            raise FieldError(f"category_id {items[found.index(-1)]['category_id']!r} {_OTHER_CLASS}")
+            raise FieldError(
+                f"category_id {items[found.index(-1)]['category_id']!r} {_OTHER_CLASS}"
+            )
         return np.array(found, dtype=int)
 
     ends = table([(item["subject_id"], item["object_id"]) for item in relations], (-1, 2), int)
     check_range("its predictions", "a box of a relation", ends, 0, len(boxes))
     scores = table([item["score"] for item in relations], (-1,), np.float32)
     if not np.isfinite(scores).all():
-        raise FieldError("a 'score' is NaN or infinite; remove the relation or fix the model's output")
+        raise FieldError(
+            "a 'score' is NaN or infinite; remove the relation or fix the model's output"
+        )
     corners = table([box["bbox"] for box in boxes], (-1, 4), np.float32)
     return corners, numbers(objects, boxes), ends, numbers(predicates, relations), scores
 
 
 def read_annotations(
-    source: AnnotationSource, key: Literal["file_name", "image_id"] = "file_name", *, may_be_empty: bool = False
+    source: AnnotationSource,
+    key: Literal["file_name", "image_id"] = "file_name",
+    *,
+    may_be_empty: bool = False,
 ) -> dict[str, ImageGroundTruth]:
     """Return the annotations by file name or id of the image.
 
-    Raises UserError: an image cannot be used or occurs twice, or there are no images, unless `may_be_empty`.
+    Raises UserError: an image cannot be used or occurs twice, or there are no images, unless
+    `may_be_empty`.
     """
     assert source.classes is not None
-    objects, predicates = ({name: number for number, name in enumerate(each)} for each in vars(source.classes).values())
-    path, problems = source.files["annotations"], Counter[str]()
+    objects, predicates = (
+        {name: number for number, name in enumerate(each)} for each in vars(source.classes).values()
+    )
+    path = source.files["annotations"]
+    problems = Counter[str]()
     annotated: dict[str, ImageGroundTruth] = {}
     for record in source.read(problems):
         name = getattr(record, key)
@@ -184,9 +250,12 @@ def read_annotations(
             raise UserError(f"{path}: image {name!r} occurs twice")
         corners = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
         classes = [objects[box.category] for box in record.objects]
-        triplets = [(item.subject, item.object, predicates[item.predicate]) for item in record.relations]
+        triplets = [
+            (item.subject, item.object, predicates[item.predicate]) for item in record.relations
+        ]
         annotated[name] = ImageGroundTruth.from_lists(corners, classes, triplets)
-    if wrong := +problems:  # not those counted as 0
+    wrong = +problems
+    if wrong:  # not those counted as 0
         counts = ", ".join(f"{number:,} {name.replace('_', ' ')}" for name, number in wrong.items())
         raise UserError(f"{path} cannot be used for evaluation: {counts}")
     if not annotated and not may_be_empty:
@@ -195,51 +264,81 @@ def read_annotations(
 
 
 def data_classes(root: Path) -> DatasetClasses:
-    """Return all classes of a run: its closed lists, then other names that occur, the most frequent first.
+    """Return all classes of a run: its closed lists, then other names that occur, the most frequent
+    first.
 
     Raises UserError: the folder is not a run, or has neither.
     """
     lists = Manifest.load(root).run.get("labels") or {"objects": [], "relations": []}
-    objects, relations = Counter[str](), Counter[str]()
-    for rows in iter_tables(root, ("objects.list.element.category", "relations.list.element.predicate")):
-        for names, column, key in ((objects, "objects", "category"), (relations, "relations", "predicate")):
+    objects = Counter[str]()
+    relations = Counter[str]()
+    for rows in iter_tables(
+        root, ("objects.list.element.category", "relations.list.element.predicate")
+    ):
+        for names, column, key in (
+            (objects, "objects", "category"),
+            (relations, "relations", "predicate"),
+        ):
             values = pc.struct_field(pc.list_flatten(rows[column]), key)
-            names.update({item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()})
+            names.update(
+                {item["values"]: item["counts"] for item in pc.value_counts(values).to_pylist()}
+            )
     if not (lists["objects"] or objects) or not (lists["relations"] or relations):
-        raise UserError(f"{root} has no objects or no relations from which to list the classes; pass --classes")
+        raise UserError(
+            f"{root} has no objects or no relations from which to list the classes; pass --classes"
+        )
     both = (sorted(names, key=lambda name: (-names[name], name)) for names in (objects, relations))
-    return DatasetClasses(*(tuple(dict.fromkeys([*lists[k], *own])) for k, own in zip(lists, both, strict=True)))
+    return DatasetClasses(
+        *(tuple(dict.fromkeys([*lists[k], *own])) for k, own in zip(lists, both, strict=True))
+    )
 
 
 def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:
-    """Return the official numbers of HICO-DET's and Open Images' classes; other classes count from 1."""
-    own = HoiaSchema(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
+    """Return the official numbers of HICO-DET's and Open Images' classes; other classes count from
+    1.
+    """
+    own = HoiaSchema(
+        HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1))
+    )
     return next((official for official in (HICO, OPEN_IMAGES) if official.classes == classes), own)
 
 
-_COLUMNS = ("image_id", "dataset", "split", "file_name", "width", "height", "objects", "relations", "status", "error")
-
-
 def shard_annotations(
-    root: Path, classes: DatasetClasses, split: str | None = None, *, persons_only: bool, group: RowGroup | None = None
+    root: Path,
+    classes: DatasetClasses,
+    split: str | None = None,
+    *,
+    persons_only: bool,
+    group: RowGroup | None = None,
 ) -> AnnotationSource:
     """Return the images of a run without error rows, to be read by `read_annotations`.
 
-    persons_only: leave out relations of other subjects, which HICO-DET does not have. group: only those of this one.
+    persons_only: leave out relations of other subjects, which HICO-DET does not have. group: only
+    those of this one.
 
-    Raises UserError, also while reading: the folder is not a run, is damaged, or has names that are not classes.
+    Raises UserError, also while reading: the folder is not a run, is damaged, or has names that are
+    not classes.
     """
-    shards = [] if group else [shard for shard in Manifest.load(root).shards if split in (None, shard.split)]
+    shards = (
+        []
+        if group
+        else [shard for shard in Manifest.load(root).shards if split in (None, shard.split)]
+    )
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         first = [read_row_group(group.file, group.group, _COLUMNS)] if group else []
         tables = chain(first, (read_file(root / shard.file, _COLUMNS) for shard in shards))
         for record in (one for rows in tables for one in from_table(rows) if one.ok):
             if persons_only:
-                own = [item for item in record.relations if record.objects[item.subject].category == PERSON]
+                own = [
+                    item
+                    for item in record.relations
+                    if record.objects[item.subject].category == PERSON
+                ]
                 record = replace(record, relations=own)
             names = {box.category for box in record.objects} - {*classes.objects}
-            if unknown := names | {item.predicate for item in record.relations} - {*classes.relations}:
+            unknown = names | {item.predicate for item in record.relations} - {*classes.relations}
+            if unknown:
                 what = f"{min(unknown)!r} is not a listed class"
                 raise UserError(f"{root}: image {record.image_id}: {what}; list all in --classes")
             yield record
@@ -247,19 +346,18 @@ def shard_annotations(
     return AnnotationSource("shards", split or "all", read, {"annotations": root}, classes=classes)
 
 
-# The names of VG150's object classes are not known here.
-VG150_CLASSES = DatasetClasses(tuple(map(str, range(1, 151))), VG150_PREDICATES)
-
-
 def _class_map(content: Any, classes: DatasetClasses) -> tuple[Array, Array]:
-    """Return the numbers of objects and predicates by those of a file with a class list, from 1; of 0 it is 0.
+    """Return the numbers of objects and predicates by those of a file with a class list, from 1; of
+    0 it is 0.
 
-    Raises FieldError: a class is not one of the dataset; ValueError, TypeError: the list has another form.
+    Raises FieldError: a class is not one of the dataset; ValueError, TypeError: the list has
+    another form.
     """
     listed = HoiaSchema.of_class_list(content).classes
     objects = listed.objects if classes == VG150_CLASSES else classes.objects
     both = ((listed.objects, objects), (listed.relations, classes.relations))
-    if unknown := [name for own, known in both for name in own if name not in known]:
+    unknown = [name for own, known in both for name in own if name not in known]
+    if unknown:
         raise FieldError(f"{unknown[0]!r} {_OTHER_CLASS}")
     if len(objects) != len(classes.objects):
         sizes = f"{len(objects)} object classes, the dataset {len(classes.objects)}"
@@ -272,7 +370,8 @@ def read_predicted_graphs(
     predictions: Path, classes: DatasetClasses, annotated: Collection[str], found: ScoredImages
 ) -> Iterator[tuple[str, PredictedGraph]]:
     """Yield predictions by image id, noted in `found`. Raises UserError: as `read_pairs`."""
-    objects, predicates = np.arange(len(classes.objects) + 1), np.arange(len(classes.relations) + 1)
+    objects = np.arange(len(classes.objects) + 1)
+    predicates = np.arange(len(classes.relations) + 1)
     for name, item in _graph_items(predictions):
         found.add(name, annotated, str(predictions))
         with naming(f"{predictions}: image {name}"):
@@ -281,7 +380,9 @@ def read_predicted_graphs(
             labels = _field(item, "labels", (-1,), int)
             valid = (labels >= 1) & (labels < len(objects))  # the evaluator refuses others
             given = _field(item, "predicate_scores", (-1, len(predicates)), np.float32)
-            scores = np.zeros((len(given), 1 + len(classes.relations)), given.dtype)  # 0 of what is not listed
+            scores = np.zeros(
+                (len(given), 1 + len(classes.relations)), given.dtype
+            )  # 0 of what is not listed
             scores[:, predicates] = given
             predicted = PredictedGraph(
                 _field(item, "boxes", (-1, 4), np.float32),
@@ -294,14 +395,19 @@ def read_predicted_graphs(
 
 
 def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
-    """Return the annotated scene graphs by image id. Raises UserError: the file is missing, invalid or empty."""
+    """Return the annotated scene graphs by image id. Raises UserError: the file is missing, invalid
+    or empty.
+    """
     annotated: dict[str, GroundTruthGraph] = {}
     for name, item in _graph_items(annotations):
         if name in annotated:
             raise UserError(f"{annotations}: image {name} occurs twice; remove one")
         with naming(f"{annotations}: image {name}"):
-            boxes, labels = _field(item, "boxes", (-1, 4), np.float32), _field(item, "labels", (-1,), int)
-            annotated[name] = GroundTruthGraph(boxes, labels, _field(item, "relations", (-1, 3), int))
+            boxes = _field(item, "boxes", (-1, 4), np.float32)
+            labels = _field(item, "labels", (-1,), int)
+            annotated[name] = GroundTruthGraph(
+                boxes, labels, _field(item, "relations", (-1, 3), int)
+            )
     if not annotated:
         raise UserError(f"{annotations} contains no images")
     return annotated
@@ -310,7 +416,9 @@ def read_graphs(annotations: Path) -> dict[str, GroundTruthGraph]:
 def _graph_items(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for _, item in JsonStream(path):
         if not isinstance(item, dict) or (name := fields.identifier(item.get("image_id"))) is None:
-            raise UserError(f"{path}: an item has no 'image_id'; expected a list of objects, one per image")
+            raise UserError(
+                f"{path}: an item has no 'image_id'; expected a list of objects, one per image"
+            )
         yield name, item
 
 

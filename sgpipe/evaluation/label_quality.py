@@ -1,9 +1,10 @@
 """Label quality: the relations of a run compared with ground truth for the same images.
 
-A relation is a true positive if the ground truth has it: objects of the same class (or a synonym of it there) and box,
-and a predicate whose verb has the same lemma. Targets are the relations that recall counts: those of
-`GroundTruth.required`, by default all. Average precision ignores a true positive that is not a target ("on", for a man
-riding a horse). It needs everything that was scored: make the run with `tag.threshold=0`.
+A relation is a true positive if the ground truth has it: objects of the same class (or a synonym of
+it there) and box, and a predicate whose verb has the same lemma. Targets are the relations that
+recall counts: those of `GroundTruth.required`, by default all. Average precision ignores a true
+positive that is not a target ("on", for a man riding a horse). It needs everything that was scored:
+make the run with `tag.threshold=0`.
 """
 
 from __future__ import annotations
@@ -25,8 +26,22 @@ from rlip_model.evaluation.scores import mean
 from sgpipe.calibration import Calibration
 from sgpipe.errors import UserError
 from sgpipe.evaluation import graphs
-from sgpipe.evaluation.graphs import NO_IMAGE, NO_MATCH, Graphs, GroundTruthIndex, ImageName, Source, Vocabulary
-from sgpipe.evaluation.result import EvaluationResult, Resampling, count_notes, mean_curve, precision_at
+from sgpipe.evaluation.graphs import (
+    NO_IMAGE,
+    NO_MATCH,
+    Graphs,
+    GroundTruthIndex,
+    ImageName,
+    Source,
+    Vocabulary,
+)
+from sgpipe.evaluation.result import (
+    EvaluationResult,
+    Resampling,
+    count_notes,
+    mean_curve,
+    precision_at,
+)
 from sgpipe.files.locations import Location
 from sgpipe.records import TRAINING_CONFIDENCE
 from sgpipe.sources.vocabulary import PredicateSynonyms
@@ -36,14 +51,23 @@ from sgpipe.utils.console import count, single_line
 
 FrequencyBand = Literal["head", "body", "tail"]
 BANDS: tuple[FrequencyBand, ...] = get_args(FrequencyBand)
-_BAND_ENDS = (0.8, 0.95)  # the most frequent predicates with 80% of all targets are the head, up to 95% the body
+_BAND_ENDS = (
+    0.8,
+    0.95,
+)  # the most frequent predicates with 80% of all targets are the head, up to 95% the body
+
+
+LABELS = "labels"
+ALL_PAIRS = "all matching pairs"
+_SOURCES: dict[str, Source] = {LABELS: "relations", ALL_PAIRS: "candidates"}
 
 
 @dataclass(frozen=True)
 class Relations:
     """Predicted relations of images with ground truth, all arrays `[relations]`.
 
-    matched: those that are targets. image: numbers in the ground truth. annotated: without confidence, which is 1 then.
+    matched: those that are targets. image: numbers in the ground truth. annotated: without
+    confidence, which is 1 then.
     """
 
     predicate: Array
@@ -66,7 +90,9 @@ class Relations:
 
 @dataclass(frozen=True)
 class Quality:
-    """Counts of relations, and the measures that follow; a ratio over nothing is NaN. matched: targets predicted."""
+    """Counts of relations, and the measures that follow; a ratio over nothing is NaN. matched:
+    targets predicted.
+    """
 
     predicted: int
     true_positives: int
@@ -75,7 +101,12 @@ class Quality:
 
     @classmethod
     def of(cls, relations: Relations, targets: int) -> Quality:
-        return cls(len(relations), int(relations.true_positive.sum()), int(relations.matched.sum()), targets)
+        return cls(
+            len(relations),
+            int(relations.true_positive.sum()),
+            int(relations.matched.sum()),
+            targets,
+        )
 
     @property
     def precision(self) -> float:
@@ -88,30 +119,43 @@ class Quality:
     @property
     def f1(self) -> float:
         """Harmonic mean of precision and recall; 0 if either is 0."""
-        precision, recall = self.precision, self.recall
-        return 2 * precision * recall / (precision + recall) if precision + recall else 0.0 * (precision + recall)
+        precision = self.precision
+        recall = self.recall
+        return (
+            2 * precision * recall / (precision + recall)
+            if precision + recall
+            else 0.0 * (precision + recall)
+        )
 
 
 def precision_recall(relations: Relations, targets: int) -> tuple[Array, Array]:
-    """Recall and monotone precision at each distinct confidence, in falling order; recall is 0 without targets.
+    """Recall and monotone precision at each distinct confidence, in falling order; recall is 0
+    without targets.
 
     True positives that are not targets are neither mistakes nor matches: they are left out.
     """
     ranked = relations[relations.matched | ~relations.true_positive]
     order = np.argsort(-ranked.confidence, kind="stable")
-    confidence, matched = ranked.confidence[order], np.cumsum(ranked.matched[order])
-    steps = np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True)) if len(order) else order
+    confidence = ranked.confidence[order]
+    matched = np.cumsum(ranked.matched[order])
+    steps = (
+        np.flatnonzero(np.append(confidence[1:] != confidence[:-1], True)) if len(order) else order
+    )
     return matched[steps] / max(targets, 1), monotone(matched[steps] / (steps + 1))
 
 
 def area(recall: Array, precision: Array, targets: int) -> float:
-    """Average precision: the area under monotone precision over recall (PASCAL VOC 2010); NaN without targets."""
+    """Average precision: the area under monotone precision over recall (PASCAL VOC 2010); NaN
+    without targets.
+    """
     return float((precision * np.diff(recall, prepend=0.0)).sum()) if targets else math.nan
 
 
 @dataclass(frozen=True)
 class PredicateQuality:
-    """One predicate at the threshold; band is None without targets. curve: recall and monotone precision `[points]`."""
+    """One predicate at the threshold; band is None without targets. curve: recall and monotone
+    precision `[points]`.
+    """
 
     predicate: str
     band: FrequencyBand | None
@@ -124,8 +168,8 @@ class PredicateQuality:
 class LabelQuality:
     """How good the relations of a run are.
 
-    counts: also of what could not be compared. names: of predicates. images: of the ground truth; compared: numbers
-    of these.
+    counts: also of what could not be compared. names: of predicates. images: of the ground truth;
+    compared: numbers of these.
     """
 
     threshold: float
@@ -139,13 +183,21 @@ class LabelQuality:
     compared: Array
 
     def resampled(self, counts: Array) -> LabelQuality:
-        """Return the quality in a dataset in which each of the `compared` images occurs `counts[image]` times."""
+        """Return the quality in a dataset in which each of the `compared` images occurs
+        `counts[image]` times.
+        """
         occurrences = np.zeros(len(self.images), dtype=int)
         occurrences[self.compared] = counts
-        relations = self.relations[np.repeat(np.arange(len(self.relations)), occurrences[self.relations.image])]
+        relations = self.relations[
+            np.repeat(np.arange(len(self.relations)), occurrences[self.relations.image])
+        ]
         columns = (self.target_predicates, self.target_images)
-        predicates, images = (np.repeat(column, occurrences[self.target_images]) for column in columns)
-        return replace(self, relations=relations, target_predicates=predicates, target_images=images)
+        predicates, images = (
+            np.repeat(column, occurrences[self.target_images]) for column in columns
+        )
+        return replace(
+            self, relations=relations, target_predicates=predicates, target_images=images
+        )
 
     def at(self, threshold: float) -> Quality:
         return Quality.of(self.relations.above(threshold), len(self.target_images))
@@ -168,18 +220,30 @@ class LabelQuality:
         """Every predicate that is predicted or has targets, that with the most targets first."""
         targets = np.bincount(self.target_predicates, minlength=len(self.names))
         order = np.argsort(-targets, kind="stable")
-        before = np.cumsum(targets[order]) - targets[order]  # its first target decides the band of a predicate
+        before = (
+            np.cumsum(targets[order]) - targets[order]
+        )  # its first target decides the band of a predicate
         places = (before[:, None] >= np.array(_BAND_ENDS) * targets.sum()).sum(1)
-        bands = {number: BANDS[place] for number, place in zip(order, places, strict=True) if targets[number]}
+        bands = {
+            number: BANDS[place]
+            for number, place in zip(order, places, strict=True)
+            if targets[number]
+        }
         by_predicate = self.relations[np.argsort(self.relations.predicate, kind="stable")]
         ends = np.searchsorted(by_predicate.predicate, np.arange(len(self.names) + 1))
         rows = []
         for number in np.lexsort((-np.diff(ends), -targets)).tolist():
-            own, count = by_predicate[ends[number] : ends[number + 1]], int(targets[number])
+            own = by_predicate[ends[number] : ends[number + 1]]
+            count = int(targets[number])
             if count or len(own):
-                curve, at_threshold = precision_recall(own, count), Quality.of(own.above(self.threshold), count)
+                curve = precision_recall(own, count)
+                at_threshold = Quality.of(own.above(self.threshold), count)
                 average = area(*curve, count)
-                rows.append(PredicateQuality(self.names[number], bands.get(number), at_threshold, average, curve))
+                rows.append(
+                    PredicateQuality(
+                        self.names[number], bands.get(number), at_threshold, average, curve
+                    )
+                )
         return tuple(rows)
 
 
@@ -195,21 +259,31 @@ def label_quality(
 ) -> LabelQuality:
     """Compare the relations of a run with ground truth. source, calibration: as for `iter_graphs`.
 
-    synonyms: `{predicate: [other texts]}` that count as the same predicate. iou: least of two boxes of the same object.
+    synonyms: `{predicate: [other texts]}` that count as the same predicate. iou: least of two boxes
+    of the same object.
 
-    Raises UserError: a folder is not a run or is damaged, they have no image in common, or a number is out of range.
+    Raises UserError: a folder is not a run or is damaged, they have no image in common, or a number
+    is out of range.
     """
     if not 0 <= threshold <= 1 or not 0 < iou <= 1:
-        raise UserError(f"threshold {threshold} and iou {iou}: expected numbers up to 1, iou above 0")
-    words, predicates = Vocabulary(normalise_predicate), graphs.predicate_vocabulary(synonyms)
-    coco_ids = None if ground_truth.image_data is None else graphs.read_coco_ids(ground_truth.image_data)
+        raise UserError(
+            f"threshold {threshold} and iou {iou}: expected numbers up to 1, iou above 0"
+        )
+    words = Vocabulary(normalise_predicate)
+    predicates = graphs.predicate_vocabulary(synonyms)
+    coco_ids = (
+        None if ground_truth.image_data is None else graphs.read_coco_ids(ground_truth.image_data)
+    )
     folders = [root for root in (ground_truth.relations, ground_truth.required) if root is not None]
     indexes = [GroundTruthIndex(root, words, predicates, coco_ids) for root in folders]
-    truth, targets = indexes[0], indexes[-1]
+    truth = indexes[0]
+    targets = indexes[-1]
     classes = graphs.class_meanings(words, graphs.class_names(run))
     seen = np.zeros(len(truth.graphs.names), dtype=bool)
     image_of_target = np.full(len(targets.graphs.names), NO_IMAGE)
-    counts, parts, compared = Counter[str](), list[Relations](), list[Array]()
+    counts = Counter[str]()
+    parts = list[Relations]()
+    compared = list[Array]()
     for shard in graphs.iter_graphs(run, words, predicates, source, calibration):
         images = _images_to_compare(shard, truth, seen, counts)
         target_images = np.where(images == NO_IMAGE, NO_IMAGE, targets.find(shard.names))
@@ -217,27 +291,44 @@ def label_quality(
         image_of_target[target_images[has_targets]] = images[has_targets]
         compared.append(images[images != NO_IMAGE])
         matches = truth.match(shard, images, classes, iou)
-        target_matches = matches if targets is truth else targets.match(shard, target_images, classes, iou)
+        target_matches = (
+            matches if targets is truth else targets.match(shard, target_images, classes, iou)
+        )
         usable = images[shard.relation_image] != NO_IMAGE
         rows = _distinct(shard, np.flatnonzero(usable))
-        subject, object_, predicate = shard.subject[rows], shard.object[rows], shard.predicate[rows]
+        subject = shard.subject[rows]
+        object_ = shard.object[rows]
+        predicate = shard.predicate[rows]
         true = truth.has(matches[subject], matches[object_], predicate)
         matched = targets.has(target_matches[subject], target_matches[object_], predicate)
-        image, annotated = images[shard.relation_image[rows]], shard.annotated[rows]
-        parts.append(Relations(predicate, shard.confidence[rows], true | matched, matched, image, annotated))
+        image = images[shard.relation_image[rows]]
+        annotated = shard.annotated[rows]
+        parts.append(
+            Relations(predicate, shard.confidence[rows], true | matched, matched, image, annotated)
+        )
         counts["objects"] += int((images[shard.image] != NO_IMAGE).sum())
         counts["objects matched"] += int((matches != NO_MATCH).sum())
         counts["relations"] += len(rows)
         counts["relations not compared"] += int((~usable).sum())
     if counts["images failed"] == counts["images"]:
-        why = "only failed images; `sgpipe stats` shows why they failed" if parts else "no images; is the run finished?"
+        why = (
+            "only failed images; `sgpipe stats` shows why they failed"
+            if parts
+            else "no images; is the run finished?"
+        )
         raise UserError(f"{run} contains {why}")
     if not counts["images compared"]:
-        both = f"one has {shard.names[0].base_name!r}, the other {truth.graphs.names[0].base_name!r}"
+        both = (
+            f"one has {shard.names[0].base_name!r}, the other {truth.graphs.names[0].base_name!r}"
+        )
         hint = "if they are COCO and Visual Genome, pass --image-data"
-        raise UserError(f"{run} and {ground_truth.relations} have no image in common: {both}; {hint}")
+        raise UserError(
+            f"{run} and {ground_truth.relations} have no image in common: {both}; {hint}"
+        )
     counts["ground truth images not in run"] = len({*truth.graphs.names}) - int(seen.sum())
-    columns = [np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Relations)]
+    columns = [
+        np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Relations)
+    ]
     image = image_of_target[targets.graphs.relation_image[targets.statements]]
     known = image != NO_IMAGE
     return LabelQuality(
@@ -253,12 +344,18 @@ def label_quality(
     )
 
 
-def _images_to_compare(shard: Graphs, truth: GroundTruthIndex, seen: Array, counts: Counter[str]) -> Array:
-    """`[images]` of the ground truth, or `NO_IMAGE` for those that cannot be compared; updates `seen` and `counts`."""
+def _images_to_compare(
+    shard: Graphs, truth: GroundTruthIndex, seen: Array, counts: Counter[str]
+) -> Array:
+    """`[images]` of the ground truth, or `NO_IMAGE` for those that cannot be compared; updates
+    `seen` and `counts`.
+    """
     images = truth.find(shard.names)
-    known, first = images != NO_IMAGE, np.zeros(len(images), dtype=bool)
+    known = images != NO_IMAGE
+    first = np.zeros(len(images), dtype=bool)
     first[np.unique(images, return_index=True)[1]] = True
-    usable, new = np.ones(len(images), dtype=bool), first & ~seen[images]
+    usable = np.ones(len(images), dtype=bool)
+    new = first & ~seen[images]
     for name, which in (("failed", shard.ok), ("without ground truth", known), ("repeated", new)):
         counts[f"images {name}"] += int((usable & ~which).sum())
         usable &= which
@@ -280,12 +377,17 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
     """Return the full report, with more `settings`."""
     levels = sorted({*(round(0.05 * step, 2) for step in range(20)), result.threshold})
     by_threshold = [{"threshold": f"{level:g}", **_row(result.at(level))} for level in levels]
-    by_frequency, curves = [], {}
+    by_frequency = []
+    curves = {}
     for band in BANDS:
         among = [predicate for predicate in result.predicates if predicate.band == band]
-        sums = Quality(*(sum(getattr(each.quality, name.name) for each in among) for name in fields(Quality)))
+        sums = Quality(
+            *(sum(getattr(each.quality, name.name) for each in among) for name in fields(Quality))
+        )
         average = mean(np.array([each.average_precision for each in among]))
-        by_frequency.append({"band": band, "predicates": len(among), **_row(sums), "mean_AP": average})
+        by_frequency.append(
+            {"band": band, "predicates": len(among), **_row(sums), "mean_AP": average}
+        )
         if among:
             name = f"{band} ({count(len(among), 'predicate')})"
             curves[name] = mean_curve(precision_at(*each.curve) for each in among)
@@ -293,7 +395,10 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
     for own in result.predicates:
         names = {"predicate": own.predicate, "band": own.band or "no targets"}
         rows.append({**names, **_row(own.quality), "average_precision": own.average_precision})
-    images = [f"{image.dataset} {image.image_id}" for image in (result.images[place] for place in result.compared)]
+    images = [
+        f"{image.dataset} {image.image_id}"
+        for image in (result.images[place] for place in result.compared)
+    ]
     return EvaluationResult(
         f"Label quality ({result.source})",
         {"source": result.source, "threshold": result.threshold, **settings},
@@ -308,7 +413,8 @@ def label_report(result: LabelQuality, **settings: Any) -> EvaluationResult:
 
 
 def _summary(result: LabelQuality) -> dict[str, float]:
-    at, threshold = result.at_threshold, result.threshold
+    at = result.at_threshold
+    threshold = result.threshold
     return {
         f"precision at {threshold:g}": at.precision,
         f"recall at {threshold:g}": at.recall,
@@ -320,43 +426,59 @@ def _summary(result: LabelQuality) -> dict[str, float]:
 
 
 def _row(quality: Quality) -> dict[str, Any]:
-    return {**asdict(quality), "precision": quality.precision, "recall": quality.recall, "F1": quality.f1}
+    return {
+        **asdict(quality),
+        "precision": quality.precision,
+        "recall": quality.recall,
+        "F1": quality.f1,
+    }
 
 
 def _notes(result: LabelQuality) -> list[str]:
     counts = result.counts
     notes = [
-        f"compared {count(counts['relations'], 'relation')} in {count(counts['images compared'], 'image')}; "
-        f"{counts['objects matched']:,} of {count(counts['objects'], 'object')} match the ground truth",
+        (
+            f"compared {count(counts['relations'], 'relation')} in"
+            f" {count(counts['images compared'], 'image')}; {counts['objects matched']:,} of"
+            f" {count(counts['objects'], 'object')} match the ground truth"
+        ),
         *count_notes(counts),
     ]
     if not counts["relations"]:
         notes.append(f"the run has no {result.source} in these images: precision is undefined")
-    elif (lowest := float(result.relations.confidence.min())) >= 0.01 and result.source == "relations":
-        notes.append(f"the lowest confidence in the run is {lowest:.3f}: AP counts relations below it as missed")
+    elif (
+        lowest := float(result.relations.confidence.min())
+    ) >= 0.01 and result.source == "relations":
+        notes.append(
+            f"the lowest confidence in the run is {lowest:.3f}: AP counts relations below it as"
+            " missed"
+        )
     return notes
-
-
-LABELS, ALL_PAIRS = "labels", "all matching pairs"
-_SOURCES: dict[str, Source] = {LABELS: "relations", ALL_PAIRS: "candidates"}
 
 
 def run_quality(
     run: Location, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None
 ) -> dict[str, LabelQuality]:
-    """Compare a run's relations and, as a baseline, all its candidates with its ground truth; empty if it has none.
+    """Compare a run's relations and, as a baseline, all its candidates with its ground truth; empty
+    if it has none.
 
-    threshold: minimum confidence, with a calibration: minimum probability. Raises UserError: as `label_quality`.
+    threshold: minimum confidence, with a calibration: minimum probability. Raises UserError: as
+    `label_quality`.
     """
-    if (ground_truth := ground_truth_of(run)) is None:
+    ground_truth = ground_truth_of(run)
+    if ground_truth is None:
         return {}
     return {
-        name: label_quality(run, ground_truth, source=source, threshold=threshold, calibration=calibration)
+        name: label_quality(
+            run, ground_truth, source=source, threshold=threshold, calibration=calibration
+        )
         for name, source in _SOURCES.items()
     }
 
 
-def print_run_quality(qualities: dict[str, LabelQuality], console: Console, *, predicates: bool = True) -> None:
+def print_run_quality(
+    qualities: dict[str, LabelQuality], console: Console, *, predicates: bool = True
+) -> None:
     """Print one row per source of relations, and one for each predicate of the first source."""
     first = next(iter(qualities.values()))
     title = f"Relations of confidence {first.threshold:g} or more"
@@ -365,6 +487,9 @@ def print_run_quality(qualities: dict[str, LabelQuality], console: Console, *, p
     if predicates:
         rows += [(single_line(row.predicate, 48), row.quality) for row in first.predicates]
     for number, (name, own) in enumerate(rows, 1):
-        precision, recall = f"{own.precision:.1%}" if own.predicted else "", f"{own.recall:.1%}" if own.targets else ""
-        table.add_row(name, f"{own.predicted:,}", precision, recall, end_section=number == len(qualities))
+        precision = f"{own.precision:.1%}" if own.predicted else ""
+        recall = f"{own.recall:.1%}" if own.targets else ""
+        table.add_row(
+            name, f"{own.predicted:,}", precision, recall, end_section=number == len(qualities)
+        )
     console.print(table)

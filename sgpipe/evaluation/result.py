@@ -1,6 +1,8 @@
-"""The result of an evaluation: printed, as JSON, CSV and plot; and how sure its difference to another one is.
+"""The result of an evaluation: printed, as JSON, CSV and plot; and how sure its difference to
+another one is.
 
-Intervals come from half samples of the images (McCarthy, 1969): the measures of many random halves, the same for both.
+Intervals come from half samples of the images (McCarthy, 1969): the measures of many random halves,
+the same for both.
 """
 
 from __future__ import annotations
@@ -35,11 +37,25 @@ Interval = tuple[float, float]
 _UNKNOWN: Interval = (math.nan, math.nan)
 
 
+_NOTES = {  # by the count they report: what is counted, and what became of it
+    "images failed": ("image", "that failed in the run: left out"),
+    "images without ground truth": ("image", "of the run without ground truth: left out"),
+    "images repeated": ("image", "repeated in the run: only the first counts"),
+    "relations not compared": ("relation", "in images that were left out"),
+    "ground truth images not in run": (
+        "image",
+        "of the ground truth not in the run: left out, not counted as missed",
+    ),
+}
+
+
 @dataclass(frozen=True)
 class Resampling:
-    """The measures of an evaluation, each from 0 to 1, by how often each of the scored images occurs, `[images]`.
+    """The measures of an evaluation, each from 0 to 1, by how often each of the scored images
+    occurs, `[images]`.
 
-    unpredicted: images without predictions, where a file can tell them from images in which nothing was detected.
+    unpredicted: images without predictions, where a file can tell them from images in which nothing
+    was detected.
     """
 
     images: Sequence[str]
@@ -49,7 +65,9 @@ class Resampling:
 
 @dataclass(frozen=True)
 class Difference:
-    """A measure of two evaluations and the first minus the second, or NaN. shown: its interval excludes 0."""
+    """A measure of two evaluations and the first minus the second, or NaN. shown: its interval
+    excludes 0.
+    """
 
     value: float
     interval: Interval
@@ -70,16 +88,25 @@ class PairedComparison:
 
 
 def compare_paired(
-    first: Resampling, second: Resampling, *, other: str = "other", resamples: int = RESAMPLES, seed: int = 0
+    first: Resampling,
+    second: Resampling,
+    *,
+    other: str = "other",
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> PairedComparison:
-    """Compare the measures that two evaluations of the same images, in any order, have in common, by half samples.
+    """Compare the measures that two evaluations of the same images, in any order, have in common,
+    by half samples.
 
-    other: the name of the second. resamples: two or more. Raises UserError: the images differ, or there are none.
+    other: the name of the second. resamples: two or more. Raises UserError: the images differ, or
+    there are none.
     """
     if not first.images:
         raise UserError("--compare needs images, but none was scored")
-    scored, others = set(first.images), set(second.images)
-    if only := scored ^ others or (scored - first.unpredicted) ^ (others - second.unpredicted):
+    scored = set(first.images)
+    others = set(second.images)
+    only = scored ^ others or (scored - first.unpredicted) ^ (others - second.unpredicted)
+    if only:
         which = f"{count(len(only), 'image')} on one side only, such as {min(only)!r}"
         need = "--compare needs the same images on both sides, and predictions for the same"
         raise UserError(f"{need}: {which}; evaluate both on the same images")
@@ -92,30 +119,38 @@ def compare_paired(
     def measure(kept: Array) -> Array:
         """`[3, measures]` of images by the rank of their names: first, second, difference."""
         found = [
-            each.summary(np.isin(rank, kept).astype(int)) for each, rank in zip((first, second), ranks, strict=True)
+            each.summary(np.isin(rank, kept).astype(int))
+            for each, rank in zip((first, second), ranks, strict=True)
         ]
         table = np.array([[values[name] for name in names] for values in found])
         return np.concatenate((table, table[:1] - table[1:]))
 
-    whole, rng = measure(np.arange(images)), np.random.default_rng(seed)
+    whole = measure(np.arange(images))
+    rng = np.random.default_rng(seed)
     kept = images - images // 2
     halves = np.array([measure(rng.permutation(images)[:kept]) for _ in range(resamples)])
     measures = {}
     for column, name in enumerate(names):
         value, other_value, difference = whole[:, column].tolist()
         margins = [_margin(samples, images) for samples in halves[:, :, column].T]
-        own, of_others = _share_interval(value, margins[0]), _share_interval(other_value, margins[1])
+        own = _share_interval(value, margins[0])
+        of_others = _share_interval(other_value, margins[1])
         low, high = _difference_interval(difference, margins[2])
         shown = low > 0 or high < 0
-        measures[name] = Difference(value, own, other_value, of_others, difference, (low, high), shown)
+        measures[name] = Difference(
+            value, own, other_value, of_others, difference, (low, high), shown
+        )
     return PairedComparison(other, images, resamples, seed, measures)
 
 
 def _margin(halves: Array, images: int) -> float:
-    """Half the width of the t interval of a measure of all images; NaN with fewer than two halves that define it."""
+    """Half the width of the t interval of a measure of all images; NaN with fewer than two halves
+    that define it.
+    """
     from scipy.special import stdtrit  # only where an interval is computed
 
-    defined, left_out = halves[~np.isnan(halves)], images // 2
+    defined = halves[~np.isnan(halves)]
+    left_out = images // 2
     if not left_out or len(defined) < 2:
         return math.nan
     error = float(defined.std(ddof=1)) * math.sqrt((images - left_out) / left_out)
@@ -123,12 +158,15 @@ def _margin(halves: Array, images: int) -> float:
 
 
 def _share_interval(share: float, margin: float) -> Interval:
-    """Wilson's interval with as many observations as a share of this margin has, which contains the share."""
+    """Wilson's interval with as many observations as a share of this margin has, which contains the
+    share.
+    """
     spread = share * (1 - share)
     if not (margin > _ROUNDING and spread > 0):  # the halves do not vary, as at 0 and 1
         return _UNKNOWN
     squared = margin**2 / spread
-    centre, half = share + squared / 2, math.sqrt(squared * (spread + squared / 4))
+    centre = share + squared / 2
+    half = math.sqrt(squared * (spread + squared / 4))
     return (centre - half) / (1 + squared), (centre + half) / (1 + squared)
 
 
@@ -138,24 +176,20 @@ def _difference_interval(difference: float, margin: float) -> Interval:
     return max(difference - margin, -1.0), min(difference + margin, 1.0)
 
 
-_NOTES = {  # by the count they report: what is counted, and what became of it
-    "images failed": ("image", "that failed in the run: left out"),
-    "images without ground truth": ("image", "of the run without ground truth: left out"),
-    "images repeated": ("image", "repeated in the run: only the first counts"),
-    "relations not compared": ("relation", "in images that were left out"),
-    "ground truth images not in run": ("image", "of the ground truth not in the run: left out, not counted as missed"),
-}
-
-
 def count_notes(counts: Mapping[str, int]) -> list[str]:
-    return [f"{count(counts[name], what)} {rest}" for name, (what, rest) in _NOTES.items() if counts.get(name)]
+    return [
+        f"{count(counts[name], what)} {rest}"
+        for name, (what, rest) in _NOTES.items()
+        if counts.get(name)
+    ]
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
     """The result of one benchmark.
 
-    tables: by title, beside that of the classes. notes: for the reader. counts: what was compared and what was not.
+    tables: by title, beside that of the classes. notes: for the reader. counts: what was compared
+    and what was not.
     curves: precision `[101]` at `RECALLS`, by class group.
     """
 
@@ -170,11 +204,17 @@ class EvaluationResult:
     resampling: Resampling | None = None
     comparison: PairedComparison | None = None
 
-    def compared_with(self, other: EvaluationResult, name: str, resamples: int, seed: int) -> EvaluationResult:
-        """Return this result with the differences to another one, `name`. Raises UserError: as `compare_paired`."""
+    def compared_with(
+        self, other: EvaluationResult, name: str, resamples: int, seed: int
+    ) -> EvaluationResult:
+        """Return this result with the differences to another one, `name`. Raises UserError: as
+        `compare_paired`.
+        """
         assert self.resampling is not None
         assert other.resampling is not None
-        comparison = compare_paired(self.resampling, other.resampling, other=name, resamples=resamples, seed=seed)
+        comparison = compare_paired(
+            self.resampling, other.resampling, other=name, resamples=resamples, seed=seed
+        )
         notes = [f"{name}: {note}" for note in other.notes if note not in self.notes]
         return replace(self, comparison=comparison, notes=[*self.notes, *notes])
 
@@ -187,10 +227,15 @@ class EvaluationResult:
         if per_class:
             console.print(_table("by class", self.per_class))
         if self.comparison:
-            other, images = single_line(self.comparison.other), count(self.comparison.images, "image")
+            other = single_line(self.comparison.other)
+            images = count(self.comparison.images, "image")
             halves = count(self.comparison.resamples, "random half", "random halves")
-            differences = [{"measure": name, **vars(own)} for name, own in self.comparison.measures.items()]
-            console.print(_table(f"Compared with {other}: {images}, {halves}, 95% intervals", differences))
+            differences = [
+                {"measure": name, **vars(own)} for name, own in self.comparison.measures.items()
+            ]
+            console.print(
+                _table(f"Compared with {other}: {images}, {halves}, 95% intervals", differences)
+            )
         for note in self.notes:
             console.print(f"NOTE: {note}", soft_wrap=True)
 
@@ -211,15 +256,22 @@ class EvaluationResult:
     def as_csv(self) -> str:
         """Return one row per class; NaN becomes an empty cell."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, list(self.per_class[0]) if self.per_class else [], lineterminator="\n")
+        writer = csv.DictWriter(
+            text, list(self.per_class[0]) if self.per_class else [], lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(_without_nan(self.per_class))
         return text.getvalue()
 
     def as_svg(self) -> str:
-        """Return precision over recall of the class groups; the legend gives the mean precision of each."""
+        """Return precision over recall of the class groups; the legend gives the mean precision of
+        each.
+        """
         lines = [
-            Line(list(zip(RECALLS.tolist(), own.tolist(), strict=True)), name=f"{name}: {own.mean():.3f}")
+            Line(
+                list(zip(RECALLS.tolist(), own.tolist(), strict=True)),
+                name=f"{name}: {own.mean():.3f}",
+            )
             for name, own in self.curves.items()
         ]
         return Plot(self.benchmark, "recall", "precision", lines, size=(400, 400)).file()
@@ -229,8 +281,8 @@ class EvaluationResult:
 class ScoredImages:
     """The annotated images that were scored, filled while they are read.
 
-    unpredicted: those without predictions, if they count as missed. lacking: how many are without, by what became of
-    them. notes: for the reader.
+    unpredicted: those without predictions, if they count as missed. lacking: how many are without,
+    by what became of them. notes: for the reader.
     """
 
     names: list[str] = field(default_factory=list)
@@ -245,14 +297,18 @@ class ScoredImages:
             yield image
 
     def add(self, name: Any, annotated: Collection[Any], place: str) -> None:
-        """Note that an image has predictions. Raises UserError: it is not annotated, or already had some."""
+        """Note that an image has predictions. Raises UserError: it is not annotated, or already had
+        some.
+        """
         if name in self.predicted or name not in annotated:
             what = "occurs twice" if name in self.predicted else "is not annotated"
             raise UserError(f"{place}: image {name!r} {what}")
         self.predicted.add(name)
 
     def lack(self, annotated: Collection[Any], *, missed: bool) -> None:
-        """Note images without predictions, which count as missed or are left out. Raises EvaluationError: all are."""
+        """Note images without predictions, which count as missed or are left out. Raises
+        EvaluationError: all are.
+        """
         if not self.predicted:
             raise EvaluationError("contains no predictions")
         lacking = len(annotated) - len(self.predicted)
@@ -261,7 +317,10 @@ class ScoredImages:
             self.unpredicted = frozenset(annotated).difference(self.predicted)
         if lacking:
             what = "counted as missed" if missed else "left out (official protocol)"
-            self.notes.append(f"no predictions for {lacking:,} of {count(len(annotated), 'annotated image')}: {what}")
+            self.notes.append(
+                f"no predictions for {lacking:,} of {count(len(annotated), 'annotated image')}:"
+                f" {what}"
+            )
 
     def result(
         self,
@@ -272,7 +331,9 @@ class ScoredImages:
         per_class: Rows,
         curves: Mapping[str, Array] | None = None,
     ) -> EvaluationResult:
-        """Return the result of a benchmark on these images, of `scores`, which have a method `resampled`."""
+        """Return the result of a benchmark on these images, of `scores`, which have a method
+        `resampled`.
+        """
         return EvaluationResult(
             benchmark,
             settings,
@@ -281,12 +342,16 @@ class ScoredImages:
             [f"scored {count(len(self.names), 'image')}", *self.notes],
             counts={"images": len(self.names), **self.lacking},
             curves=curves or {},
-            resampling=Resampling(self.names, lambda counts: summary(scores.resampled(counts)), self.unpredicted),
+            resampling=Resampling(
+                self.names, lambda counts: summary(scores.resampled(counts)), self.unpredicted
+            ),
         )
 
 
 def precision_at(recall: Array, precision: Array) -> Array:
-    """`[101]`: the best at each of `RECALLS` or above, or 0; of rising recall and monotone precision `[points]`."""
+    """`[101]`: the best at each of `RECALLS` or above, or 0; of rising recall and monotone
+    precision `[points]`.
+    """
     points: Array = np.append(precision, 0.0)[np.searchsorted(recall, RECALLS - 1e-9, side="left")]
     return points
 
@@ -308,16 +373,27 @@ def class_curve(scores: ClassScores, classes: Array | None = None) -> Array:
 
 def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
     """Return one row per class; `names` are the columns that identify it."""
-    counts = (scores.targets, scores.detections, scores.true_positives, scores.average_precision, scores.max_recall)
+    counts = (
+        scores.targets,
+        scores.detections,
+        scores.true_positives,
+        scores.average_precision,
+        scores.max_recall,
+    )
     keys = ("ground_truth", "detections", "hits", "average_precision", "max_recall")
     values = zip(*(column.tolist() for column in counts), strict=True)
-    return [{**name, **dict(zip(keys, own, strict=True))} for name, own in zip(names, values, strict=True)]
+    return [
+        {**name, **dict(zip(keys, own, strict=True))}
+        for name, own in zip(names, values, strict=True)
+    ]
 
 
 def _table(title: str, rows: Rows) -> Table:
     table = Table(title=title)
     for name, value in (rows[0] if rows else {}).items():
-        table.add_column(name.replace("_", " "), justify="left" if isinstance(value, str) else "right")
+        table.add_column(
+            name.replace("_", " "), justify="left" if isinstance(value, str) else "right"
+        )
     for row in rows:
         table.add_row(*map(_cell, row.values()))
     return table

@@ -20,7 +20,9 @@ _NO_INTERACTION = "relations that are none of HICO-DET's 600 interactions"
 
 
 def write_hico(rows: ExportRows, out: Path) -> None:
-    """Write hico_SPLIT.json, without objects of other classes and relations other than the 600 interactions."""
+    """Write hico_SPLIT.json, without objects of other classes and relations other than the 600
+    interactions.
+    """
     categories = {name: number for number, name in category_names("coco").items()}
     verbs = relation_names("hico")
     interactions = _interaction_numbers(list(categories))
@@ -41,7 +43,9 @@ def write_hico(rows: ExportRows, out: Path) -> None:
         return {**ends, "category_id": verb, "hoi_category_id": number}
 
     def item(record: Record) -> dict[str, Any]:
-        indices = rows.renumber(record, [box.category in categories and not box.iscrowd for box in record.objects])
+        indices = rows.renumber(
+            record, [box.category in categories and not box.iscrowd for box in record.objects]
+        )
         boxes = [record.objects[index] for index in indices]
         found = [
             interaction(relation, boxes[relation.subject].category, boxes[relation.object].category)
@@ -50,18 +54,24 @@ def write_hico(rows: ExportRows, out: Path) -> None:
         return {
             **image_fields(record),
             "image_id": record.image_id,  # also where it is a number
-            "annotations": [{"bbox": corners(box), "category_id": categories[box.category]} for box in boxes],
+            "annotations": [
+                {"bbox": corners(box), "category_id": categories[box.category]} for box in boxes
+            ],
             "hoi_annotation": [interaction for interaction in found if interaction is not None],
         }
 
     for split in rows.splits:
-        write_json(out / f"hico_{split}.json", map(item, rows.records(split, "objects", "relations")))
+        write_json(
+            out / f"hico_{split}.json", map(item, rows.records(split, "objects", "relations"))
+        )
     rows.note = _describe_renamed(renamed)
 
 
 @lru_cache(_CACHED_PREDICATES)
 def verb_number(predicate: str) -> int | None:
-    """Return the number of the verb of HICO-DET that a predicate names in any inflection ("riding"), or None."""
+    """Return the number of the verb of HICO-DET that a predicate names in any inflection
+    ("riding"), or None.
+    """
     numbers = {name: number for number, name in relation_names("hico").items()}
     if predicate in numbers:
         return numbers[predicate]
@@ -75,12 +85,18 @@ def _describe_renamed(renamed: Counter[tuple[str, str]]) -> str:
         return ""
     frequent = renamed.most_common(_LISTED_PREDICATES)
     names = [f"{predicate} → {verb} ({number:,})" for (predicate, verb), number in frequent]
-    if others := len(renamed) - len(frequent):
+    others = len(renamed) - len(frequent)
+    if others:
         names.append(count(others, "other predicate"))
     return f"{count(renamed.total(), 'relation')} renamed to HICO-DET's verbs: {', '.join(names)}"
 
 
 def _interaction_numbers(names: list[str]) -> dict[tuple[str, str, int], int]:
-    """Return the numbers of the interactions by the class of the subject, that of the object, and the verb's number."""
+    """Return the numbers of the interactions by the class of the subject, that of the object, and
+    the verb's number.
+    """
     labels = CLASSES.labels(class_numbers()).tolist()
-    return {(names[PERSON], names[object_], verb + 1): number for number, (_, object_, verb) in enumerate(labels, 1)}
+    return {
+        (names[PERSON], names[object_], verb + 1): number
+        for number, (_, object_, verb) in enumerate(labels, 1)
+    }

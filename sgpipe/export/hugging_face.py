@@ -1,5 +1,7 @@
-"""A run with its images: Parquet files and a dataset card for the Hugging Face hub, and WebDataset's tar files; and the
-README of every form: where the rows come from, by the identity of the run, and what was left out of them."""
+"""A run with its images: Parquet files and a dataset card for the Hugging Face hub, and
+WebDataset's tar files; and the README of every form: where the rows come from, by the identity of
+the run, and what was left out of them.
+"""
 
 import json
 import tarfile
@@ -31,20 +33,70 @@ from sgpipe.storage.shards import DATA, IMAGE_COLUMN, SCORES, SOURCES, open_shar
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count
 
+README = "README.md"
 
-def describe_origin(run: Mapping[str, Any], reviewed: bool) -> tuple[bool | None, list[str], list[dict[str, Any]]]:
-    """Return how rows came to be, by the header of their manifest: whether models chose the relations (None: unknown),
-    sentences in order, and the identities that they come from. `reviewed`: whether people judged some relations.
+# By dataset: the identifier of its licence on the hub, and a sentence about it.
+_LICENCES = {
+    "coco": (
+        "cc-by-4.0",
+        "COCO's annotations are CC BY 4.0; its images keep the licences of their owners on Flickr",
+    ),
+    "visual_genome": (
+        "cc-by-4.0",
+        "Visual Genome itself is CC BY 4.0; other scene graphs in its format may not be",
+    ),
+    "open_images": (
+        "cc-by-4.0",
+        "Open Images' annotations are CC BY 4.0, its images are listed as CC BY 2.0",
+    ),
+    "objects365": (
+        "cc-by-4.0",
+        "Objects365's annotations are CC BY 4.0; its images are not its own",
+    ),
+    "miniworld": (
+        "apache-2.0",
+        "the synthetic images and their annotations come from sgpipe, which is Apache-2.0",
+    ),
+}
+_SHORT = {"coco2017": "coco", "o365": "objects365"}
+_UNKNOWN = ("other", "unknown to sgpipe; check the source of the data before you publish this")
+
+
+_ROWS_PER_GROUP = 512
+_LABEL = "label"
+_RELATIONS = (*IMAGE_FIELDS, "relations")
+_IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
+
+
+def describe_origin(
+    run: Mapping[str, Any], reviewed: bool
+) -> tuple[bool | None, list[str], list[dict[str, Any]]]:
+    """Return how rows came to be, by the header of their manifest: whether models chose the
+    relations (None: unknown), sentences in order, and the identities that they come from.
+    `reviewed`: whether people judged some relations.
     """
-    identities, steps = [identity for identity in Manifest.identities(run) if identity], []
+    identities = [identity for identity in Manifest.identities(run) if identity]
+    steps = []
     for identity in identities:
         try:
-            steps += _sentences("steps.md.jinja", identity=identity, identities=identities, reviewed=reviewed)
-        except (jinja2.UndefinedError, AttributeError, KeyError, TypeError, ValueError):  # changed by others
+            steps += _sentences(
+                "steps.md.jinja", identity=identity, identities=identities, reviewed=reviewed
+            )
+        except (
+            jinja2.UndefinedError,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+        ):  # changed by others
             steps.append("One step is recorded in a form that sgpipe does not know; see below.")
     first = identities[0] if identities else {}
-    is_annotated = first.get("import") not in (None, "hf", "rlipv2") and not first.get("options", {}).get("predictions")
-    generated = True if any("tag" in each for each in identities) else False if is_annotated else None
+    is_annotated = first.get("import") not in (None, "hf", "rlipv2") and not first.get(
+        "options", {}
+    ).get("predictions")
+    generated = (
+        True if any("tag" in each for each in identities) else False if is_annotated else None
+    )
     return generated, steps or ["How the rows were made is not recorded."], identities
 
 
@@ -52,38 +104,38 @@ def certified_text(certificate: Mapping[str, Any]) -> str:
     """Return what a certificate promises, and its limits, in a sentence."""
     which = "of each predicate" if certificate["by"] else "of these relations"
     begun = certificate.get("plans_begun", 1)
-    plans = f"; {begun} such plans were begun, each with this chance to be wrong" if begun > 1 else ""
+    plans = (
+        f"; {begun} such plans were begun, each with this chance to be wrong" if begun > 1 else ""
+    )
     scope = ""
     if certificate["by"]:
-        scope = ", of each by itself" if certificate.get("family") is None else ", of all of them together"
+        scope = (
+            ", of each by itself"
+            if certificate.get("family") is None
+            else ", of all of them together"
+        )
     return (
-        f"People's answers to a random sample certify a precision {which} of at least {certificate['precision']:g} "
-        f"(confidence {certificate['confidence']:g}{scope}; of relations "
-        f"between two boxes, as these people see them; how many relations are missing is not certified{plans})."
+        f"People's answers to a random sample certify a precision {which} of at least"
+        f" {certificate['precision']:g} (confidence {certificate['confidence']:g}{scope}; of"
+        " relations between two boxes, as these people see them; how many relations are missing is"
+        f" not certified{plans})."
     )
 
 
-README = "README.md"
-
-# By dataset: the identifier of its licence on the hub, and a sentence about it.
-_LICENCES = {
-    "coco": ("cc-by-4.0", "COCO's annotations are CC BY 4.0; its images keep the licences of their owners on Flickr"),
-    "visual_genome": ("cc-by-4.0", "Visual Genome itself is CC BY 4.0; other scene graphs in its format may not be"),
-    "open_images": ("cc-by-4.0", "Open Images' annotations are CC BY 4.0, its images are listed as CC BY 2.0"),
-    "objects365": ("cc-by-4.0", "Objects365's annotations are CC BY 4.0; its images are not its own"),
-    "miniworld": ("apache-2.0", "the synthetic images and their annotations come from sgpipe, which is Apache-2.0"),
-}
-_SHORT = {"coco2017": "coco", "o365": "objects365"}
-_UNKNOWN = ("other", "unknown to sgpipe; check the source of the data before you publish this")
-
-
 def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> None:
-    """Write the README of a form other than the hub's, after its files; `coordinates`: of instructions."""
-    before, common = rows.totals, _common(rows)
+    """Write the README of a form other than the hub's, after its files; `coordinates`: of
+    instructions.
+    """
+    before = rows.totals
+    common = _common(rows)
     objects = rows.census.categories.total() - rows.left_out["objects that the format cannot hold"]
-    held = {**dict.fromkeys(("coco", "label-studio", "fiftyone"), "captions"), "instructions": "pairs"}.get(form)
+    held = {
+        **dict.fromkeys(("coco", "label-studio", "fiftyone"), "captions"),
+        "instructions": "pairs",
+    }.get(form)
     unheld = [name for name in ("captions", "triplets", "pairs") if name != held]
-    if listed := ", ".join(f"{name} ({before[name]:,})" for name in unheld if before[name]):
+    listed = ", ".join(f"{name} ({before[name]:,})" for name in unheld if before[name])
+    if listed:
         common["left_out"].append(f"What the format has no place for: {listed}.")
     table = [
         ("images", before["images"], before["images"] - before["errors"]),
@@ -91,18 +143,26 @@ def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> No
         ("relations", before["relations"], exported_relations(rows)),
     ]
     values = {"form": form, "table": table, "note": rows.note, "coordinates": coordinates}
-    (out / README).write_text(card_template("readme.md.jinja").render(common, **values), encoding="utf-8")
+    (out / README).write_text(
+        card_template("readme.md.jinja").render(common, **values), encoding="utf-8"
+    )
 
 
 def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
-    """Write the dataset card of the hub, after the data; `embedded`: whether the rows hold the images."""
+    """Write the dataset card of the hub, after the data; `embedded`: whether the rows hold the
+    images.
+    """
     with open_run(rows.root) as database:
         measures = measure_database(database, calibration=rows.calibration)
         query = "select count(*) from related_images where certainty >= ?::float"
         [(related,)] = database.rows(query, [rows.threshold])
-    before, census = rows.totals, rows.census
+    before = rows.totals
+    census = rows.census
     files = [{"split": split, "path": f"{DATA}/{split}-*.parquet"} for split in rows.splits]
-    licences = {dataset: _LICENCES.get(_SHORT.get(dataset, dataset), _UNKNOWN) for dataset in measures.datasets}
+    licences = {
+        dataset: _LICENCES.get(_SHORT.get(dataset, dataset), _UNKNOWN)
+        for dataset in measures.datasets
+    }
     quality = run_quality(rows.root, max(TRAINING_CONFIDENCE, rows.threshold), rows.calibration)
     names = {name for name, _ in licences.values()}
     header = {
@@ -122,7 +182,9 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
         ],
         licences={dataset: sentence for dataset, (_, sentence) in licences.items()},
         measures=measures,
-        levels=[level for level in measures.thresholds if np.float32(level.threshold) > rows.threshold],
+        levels=[
+            level for level in measures.thresholds if np.float32(level.threshold) > rows.threshold
+        ],
         census=census,
         predicates=sorted(census.predicates.items(), key=lambda item: (-item[1], item[0])),
         quality=quality[LABELS] if quality else None,
@@ -134,12 +196,15 @@ def write_card(rows: ExportRows, out: Path, *, embedded: bool) -> None:
 
 def exported_relations(rows: ExportRows) -> int:
     """Return how many relations an export has, once its files are written."""
-    left_out = sum(number for what, number in rows.left_out.items() if what.startswith("relations "))
+    left_out = sum(
+        number for what, number in rows.left_out.items() if what.startswith("relations ")
+    )
     return rows.totals["relations"] - left_out
 
 
 def _common(rows: ExportRows) -> dict[str, Any]:
-    run, problems = rows.manifest.run, {key: n for key, n in rows.totals.items() if key.startswith("problem.")}
+    run = rows.manifest.run
+    problems = {key: n for key, n in rows.totals.items() if key.startswith("problem.")}
     reviewed = bool(rows.certificate) or RunFiles(rows.root).judgements.is_file()
     generated, steps, identities = describe_origin(run, reviewed)
     return {
@@ -147,8 +212,12 @@ def _common(rows: ExportRows) -> dict[str, Any]:
         "version": __version__,
         "generated": generated,
         "steps": [*steps, *([certified_text(rows.certificate)] if rows.certificate else [])],
-        "identities": [yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in identities],
-        "left_out": _sentences("left_out.md.jinja", rows=rows, before=rows.totals, problems=problems),
+        "identities": [
+            yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in identities
+        ],
+        "left_out": _sentences(
+            "left_out.md.jinja", rows=rows, before=rows.totals, problems=problems
+        ),
         "origins": origins_text(rows.census.origins) if rows.census.origins else "No relations",
     }
 
@@ -159,10 +228,14 @@ def _sentences(name: str, **values: Any) -> list[str]:
     return [line for line in text.splitlines() if line.strip()]
 
 
-def card_template(name: str, undefined: type[jinja2.Undefined] = jinja2.StrictUndefined) -> jinja2.Template:
+def card_template(
+    name: str, undefined: type[jinja2.Undefined] = jinja2.StrictUndefined
+) -> jinja2.Template:
     # The README is Markdown: names are in backticks and need no HTML escapes.
     loader = jinja2.PackageLoader("sgpipe.export", ".")
-    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=undefined)
+    environment = jinja2.Environment(
+        loader=loader, trim_blocks=True, lstrip_blocks=True, undefined=undefined
+    )
     environment.filters |= {
         "code": lambda name: f"`{single_line(name).replace('`', chr(39)) or ' '}`",
         "counted": count,
@@ -171,47 +244,61 @@ def card_template(name: str, undefined: type[jinja2.Undefined] = jinja2.StrictUn
     return environment.get_template(name)
 
 
-_ROWS_PER_GROUP = 512
-_LABEL = "label"
-_RELATIONS = (*IMAGE_FIELDS, "relations")
-_IMAGES_PER_GROUP = 100  # as the hub's viewer needs it
-
-
 def write_hugging_face(rows: ExportRows, out: Path) -> None:
     """Write all rows and columns, including error rows, one file per shard.
 
-    An object also has the number of its class as `label`, a `ClassLabel` of `datasets`. Images that the shards hold
-    are always kept. Raises UserError: the image folder is unknown.
+    An object also has the number of its class as `label`, a `ClassLabel` of `datasets`. Images that
+    the shards hold are always kept. Raises UserError: the image folder is unknown.
     """
     (out / DATA).mkdir()
-    tables = (group for shard in rows.manifest.shards for group in iter_groups(rows.root / shard.file, ("objects",)))
+    tables = (
+        group
+        for shard in rows.manifest.shards
+        for group in iter_groups(rows.root / shard.file, ("objects",))
+    )
     found = {name for table in tables for name in pc.unique(_categories(table)).to_pylist()}
     listed = (rows.manifest.run.get("labels") or {}).get("objects", ())
     names = [*listed, *sorted(found - {*listed, None})]
     for split in rows.splits:
         shards = rows.shards(split)
         for number, shard in enumerate(shards):
-            tables = (_with_labels(table, names) for table in _tables(rows, shard, embed=rows.embed))
+            tables = (
+                _with_labels(table, names) for table in _tables(rows, shard, embed=rows.embed)
+            )
             first = next(tables)
             schema = first.schema.with_metadata(_metadata(first.schema, rows, names))
             group_size = _IMAGES_PER_GROUP if IMAGE_COLUMN in schema.names else _ROWS_PER_GROUP
             path = out / DATA / f"{split}-{number:05d}-of-{len(shards):05d}.parquet"
-            with new_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            with (
+                new_file(path) as file,
+                pq.ParquetWriter(file, schema, compression="zstd") as writer,
+            ):
                 for table in chain([first], tables):
                     writer.write_table(table.cast(schema), row_group_size=group_size)
     write_card(rows, out, embedded=IMAGE_COLUMN in schema.names)
 
 
 def write_webdataset(rows: ExportRows, out: Path) -> None:
-    """Write a SPLIT-000000.tar per shard: images, KEY.jpeg or so, and rows, KEY.json. Raises UserError: no images."""
+    """Write a SPLIT-000000.tar per shard: images, KEY.jpeg or so, and rows, KEY.json. Raises
+    UserError: no images.
+    """
     for split in rows.splits:
         for number, shard in enumerate(rows.shards(split)):
-            with new_file(out / f"{split}-{number:06d}.tar") as file, tarfile.open(fileobj=file, mode="w") as tar:
-                found = (row for table in _tables(rows, shard, embed=True) for row in table.to_pylist())
-                for key, row in enumerate(row for row in found if row["status"] == "ok" and row[IMAGE_COLUMN]):
+            with (
+                new_file(out / f"{split}-{number:06d}.tar") as file,
+                tarfile.open(fileobj=file, mode="w") as tar,
+            ):
+                found = (
+                    row for table in _tables(rows, shard, embed=True) for row in table.to_pylist()
+                )
+                for key, row in enumerate(
+                    row for row in found if row["status"] == "ok" and row[IMAGE_COLUMN]
+                ):
                     image = row.pop(IMAGE_COLUMN)["bytes"]
                     with open_header(BytesIO(image), row["file_name"]) as header:
-                        suffix = str(header.format).lower().replace("mpo", "jpeg")  # a JPEG with further images
+                        suffix = (
+                            str(header.format).lower().replace("mpo", "jpeg")
+                        )  # a JPEG with further images
                     for end, content in ((suffix, image), ("json", json.dumps(row).encode())):
                         member = tarfile.TarInfo(f"{key:06d}.{end}")
                         member.size = len(content)
@@ -224,45 +311,62 @@ def _categories(table: pa.Table) -> pa.Array:
 
 def _with_labels(table: pa.Table, names: list[str]) -> pa.Table:
     column = table["objects"].combine_chunks()
-    items, lengths = pc.list_flatten(column), pc.fill_null(pc.list_value_length(column), 0)
+    items = pc.list_flatten(column)
+    lengths = pc.fill_null(pc.list_value_length(column), 0)
     labels = pc.index_in(_categories(table), pa.array(names, pa.string())).cast(pa.int64())
     kind = column.type.value_type
     parts = [pc.struct_field(items, number) for number in range(kind.num_fields)]
-    structs = pa.StructArray.from_arrays([*parts, labels], fields=[*kind, pa.field(_LABEL, pa.int64())])
+    structs = pa.StructArray.from_arrays(
+        [*parts, labels], fields=[*kind, pa.field(_LABEL, pa.int64())]
+    )
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int32)]).astype(np.int32)
     objects = pa.ListArray.from_arrays(offsets, structs)
     return table.set_column(table.schema.get_field_index("objects"), "objects", objects)
 
 
 def _tables(rows: ExportRows, shard: ShardEntry, *, embed: bool) -> Iterator[pa.Table]:
-    """Yield the row groups of a shard, with the relations that are exported and their scores, and with images."""
+    """Yield the row groups of a shard, with the relations that are exported and their scores, and
+    with images.
+    """
     path = rows.root / shard.file
     with open_shard(path) as file:
         columns = [name for name in file.schema_arrow.names if name != SOURCES]
     has_all = not rows.threshold and rows.certificate is None and len(rows.origins) == len(ORIGINS)
     for table in iter_groups(path, columns):
-        chosen = [] if has_all else [rows.choose(each) for each in from_table(table.select(_RELATIONS))]
+        chosen = (
+            [] if has_all else [rows.choose(each) for each in from_table(table.select(_RELATIONS))]
+        )
         for name in () if has_all else {"relations", *SCORES} & set(columns):
             pairs = zip(table[name].to_pylist(), chosen, strict=True)
             kept = [[item for item, keep in zip(*pair, strict=True) if keep] for pair in pairs]
-            at, column = columns.index(name), table.field(name)
+            at = columns.index(name)
+            column = table.field(name)
             table = table.set_column(at, column, pa.array(kept, column.type))
         if embed and IMAGE_COLUMN not in columns:
             records = from_table(table.select(IMAGE_FIELDS))
-            table = with_images(table, [rows.read_image(record) if record.ok else None for record in records])
+            table = with_images(
+                table, [rows.read_image(record) if record.ok else None for record in records]
+            )
         yield table
 
 
-def _metadata(schema: pa.Schema, rows: ExportRows, names: list[str]) -> dict[bytes | str, bytes | str]:
-    """Return the metadata of the shard, a description for `datasets`, and the class lists and origin of the run."""
+def _metadata(
+    schema: pa.Schema, rows: ExportRows, names: list[str]
+) -> dict[bytes | str, bytes | str]:
+    """Return the metadata of the shard, a description for `datasets`, and the class lists and
+    origin of the run.
+    """
     features: dict[str, Any] = {
-        field.name: {"_type": "Image"} if field.name == IMAGE_COLUMN else feature_of(field.type) for field in schema
+        field.name: {"_type": "Image"} if field.name == IMAGE_COLUMN else feature_of(field.type)
+        for field in schema
     }
     features["objects"][0][_LABEL] = {"names": names, "_type": "ClassLabel"}
     described = {
         "huggingface": json.dumps({"info": {"features": features}}),
         CLASSES_KEY: json.dumps(rows.manifest.run.get("labels")),
-        ORIGIN_KEY: json.dumps([*filter(None, Manifest.identities(rows.manifest.run)), rows.identity]),
+        ORIGIN_KEY: json.dumps(
+            [*filter(None, Manifest.identities(rows.manifest.run)), rows.identity]
+        ),
     }
     return {**(schema.metadata or {}), **{key.encode(): value for key, value in described.items()}}
 

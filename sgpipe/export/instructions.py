@@ -1,8 +1,9 @@
 """`--to instructions`: questions and answers about images, for training vision-language models.
 
-A first pass over the rows counts what could be asked (`question_items`). From each stratum of questions that read the
-same, a second pass draws as many items of every answer (`question_quotas`), so that the text alone does not tell the
-answer. Memory grows with the number of strata, not of images.
+A first pass over the rows counts what could be asked (`question_items`). From each stratum of
+questions that read the same, a second pass draws as many items of every answer (`question_quotas`),
+so that the text alone does not tell the answer. Memory grows with the number of strata, not of
+images.
 """
 
 import json
@@ -40,16 +41,29 @@ from sgpipe.export.rows import ExportRows, new_file
 from sgpipe.records import HUB_DATASET, LABEL_STUDIO_DATASET, Record, list_of
 from sgpipe.storage.manifest import Manifest
 
-COORDINATES = {"pixel": "in pixels", "normalised": "as shares of the sides", "0-1000": "as thousandths of the sides"}
+COORDINATES = {
+    "pixel": "in pixels",
+    "normalised": "as shares of the sides",
+    "0-1000": "as thousandths of the sides",
+}
 LIKELY = 0.5  # the lowest probability of an answer, unless a threshold is given
 _WAITING = 1000  # images that wait for another one to be compared with
 # Datasets whose annotators did not draw every object of a class, so that nothing can be counted.
-_PARTIAL = frozenset({"visual_genome", "vg150", "hico", "vcoco", "open_images", "hoia", "rlipv2", "svg"})
-_UNKNOWN = frozenset({"hf", HUB_DATASET, LABEL_STUDIO_DATASET})  # of these, nobody knows whether they did
-_OPTION_FIELDS = {"choose_predicate": "is_verb", "choose_object": "the_object", "choose_subject": "the_subject"}
+_PARTIAL = frozenset(
+    {"visual_genome", "vg150", "hico", "vcoco", "open_images", "hoia", "rlipv2", "svg"}
+)
+_UNKNOWN = frozenset(
+    {"hf", HUB_DATASET, LABEL_STUDIO_DATASET}
+)  # of these, nobody knows whether they did
+_OPTION_FIELDS = {
+    "choose_predicate": "is_verb",
+    "choose_object": "the_object",
+    "choose_subject": "the_subject",
+}
 _LETTERS = "ABCDE"
 _COLUMNS = ("objects", "relations", "pairs", "left_out")
-_TEXT, _NUMBER = pa.string(), pa.int32()
+_TEXT = pa.string()
+_NUMBER = pa.int32()
 _ROW: dict[str, pa.DataType] = {
     "images": list_of(bytes=pa.binary(), path=_TEXT),
     "messages": list_of(role=_TEXT, content=list_of(type=_TEXT, text=_TEXT)),
@@ -57,7 +71,9 @@ _ROW: dict[str, pa.DataType] = {
     "probability": pa.float64(),
     "image_ids": pa.list_(_TEXT),
     "objects": list_of(image_id=_TEXT, object=_NUMBER),
-    "relations": list_of(image_id=_TEXT, subject=_NUMBER, predicate=_TEXT, object=_NUMBER, holds=pa.bool_()),
+    "relations": list_of(
+        image_id=_TEXT, subject=_NUMBER, predicate=_TEXT, object=_NUMBER, holds=pa.bool_()
+    ),
 }
 
 
@@ -66,35 +82,55 @@ class Instructions:
 
     Attributes:
         least: the lowest probability of an answer; 0 without a calibration.
-        absent: the highest probability of a candidate that the run does not have as a relation; 1 if it is not known.
+        absent: the highest probability of a candidate that the run does not have as a relation; 1
+            if it is not known.
         written: the number of rows by kind.
     """
 
-    def __init__(self, rows: ExportRows, phrases: Phrases, coordinates: str = "pixel", seed: int = 0) -> None:
-        self.run, self._english, self._coordinates, self._seed = rows, English(phrases), coordinates, seed
+    def __init__(
+        self, rows: ExportRows, phrases: Phrases, coordinates: str = "pixel", seed: int = 0
+    ) -> None:
+        self.run = rows
+        self._english = English(phrases)
+        self._coordinates = coordinates
+        self._seed = seed
         self.least = 0.0 if rows.calibration is None else rows.threshold
         self.absent = self._absent()
         # One object of two runs that place it differently is two objects of the merged one.
-        self._is_merged = any("merged" in identity for identity in Manifest.identities(rows.manifest.run))
-        self.written, self._turns = Counter[str](), defaultdict[Any, Iterator[int]](count)
+        self._is_merged = any(
+            "merged" in identity for identity in Manifest.identities(rows.manifest.run)
+        )
+        self.written = Counter[str]()
+        self._turns = defaultdict[Any, Iterator[int]](count)
         self._orders: dict[Stratum, tuple[int, str, dict[str, str]]] = {}
         self._waiting: dict[Stratum, tuple[Item, dict[str, str], dict[str, Any]]] = {}
 
     def _absent(self) -> float:
-        confidence, is_tagged = 0.0, False
+        confidence = 0.0
+        is_tagged = False
         for identity in Manifest.identities(self.run.manifest.run):
             for name in ("tag", "exported"):
-                if isinstance(step := identity.get(name), Mapping):
+                step = identity.get(name)
+                if isinstance(step, Mapping):
                     threshold = step.get("threshold") or 0.0
-                    if step.get("calibration") is not None or not isinstance(threshold, int | float):
+                    if step.get("calibration") is not None or not isinstance(
+                        threshold, int | float
+                    ):
                         return 1.0  # the threshold is a probability, by a curve that may be another
-                    confidence, is_tagged = max(confidence, threshold), is_tagged or name == "tag"
-        return self._probabilities([confidence])[0] if is_tagged and self.run.calibration is not None else 1.0
+                    confidence = max(confidence, threshold)
+                    is_tagged = is_tagged or name == "tag"
+        return (
+            self._probabilities([confidence])[0]
+            if is_tagged and self.run.calibration is not None
+            else 1.0
+        )
 
     def items(self, record: Record) -> Iterator[Item]:
         """Yield what an image can be asked with answers that are probable enough."""
         facts = self._facts(record)
-        is_incomplete = record.dataset in _UNKNOWN or any(box.origin == "detector" for box in record.objects)
+        is_incomplete = record.dataset in _UNKNOWN or any(
+            box.origin == "detector" for box in record.objects
+        )
         certain = facts._replace(counted={}) if is_incomplete else facts
         items = [
             *relation_items(certain),
@@ -103,7 +139,9 @@ class Instructions:
             *existence_items(certain),
         ]
         yield from (item for item in items if self._is_sure(item.probability))
-        probability = math.nan if is_incomplete else 1.0  # how many objects are missed is not calibrated
+        probability = (
+            math.nan if is_incomplete else 1.0
+        )  # how many objects are missed is not calibrated
         if self._is_sure(probability):
             countable = [name for name in facts.counted if self._english.noun(name)[1]]
             yield from counting_items(facts, countable, probability)
@@ -112,7 +150,9 @@ class Instructions:
         return probability >= self.least or self.run.calibration is None
 
     def _facts(self, record: Record) -> Facts:
-        names, seen, partial = list[str](), set[Any](), set[str]()
+        names = list[str]()
+        seen = set[Any]()
+        partial = set[str]()
         for box in record.objects:
             name = "" if box.is_nothing else plain_name(box.category)
             is_unusable = box.iscrowd or (name, box.bbox) in seen
@@ -121,10 +161,16 @@ class Instructions:
             names.append("" if is_unusable else name)
             seen.add((name, box.bbox))
         counted: dict[str, list[int]] = {}
-        if not self._is_merged and record.dataset not in _PARTIAL and not record.left_out.get("boxes"):
+        if (
+            not self._is_merged
+            and record.dataset not in _PARTIAL
+            and not record.left_out.get("boxes")
+        ):
             for name in {*names}.difference(partial, [""]):
                 counted[name] = [index for index, each in enumerate(names) if each == name]
-        scored, kept, others = dict[Key, float](), set[Key](), dict[Key, float]()
+        scored = dict[Key, float]()
+        kept = set[Key]()
+        others = dict[Key, float]()
         for relation in record.relations:
             key = relation.subject, plain_name(relation.predicate), relation.object
             if set(relation.origins).isdisjoint(self.run.origins):
@@ -138,7 +184,9 @@ class Instructions:
         for pair in record.pairs:
             for text in pair.predicates:
                 known.setdefault((pair.subject, plain_name(text), pair.object), self.absent)
-        facts = Facts(names, [box.bbox for box in record.objects], {}, {}, {}, dict(sorted(counted.items())))
+        facts = Facts(
+            names, [box.bbox for box in record.objects], {}, {}, {}, dict(sorted(counted.items()))
+        )
         for key, probability in known.items():
             if key[0] != key[2] and all(facts.classes(key)) and self._english.predicate(key[1]):
                 is_denied = probability <= IMPROBABLE and key not in others
@@ -147,22 +195,32 @@ class Instructions:
         return facts
 
     def _probabilities(self, confidences: Collection[float]) -> list[float]:
-        """Return the probabilities of confidences (an annotation's is 1); below the lowest judged one, that one's."""
+        """Return the probabilities of confidences (an annotation's is 1); below the lowest judged
+        one, that one's.
+        """
         calibration = self.run.calibration
         if calibration is None or not confidences:
             return [1.0 if math.isinf(confidence) else math.nan for confidence in confidences]
         given = np.maximum(list(confidences), calibration.lowest)
-        return list(np.where(np.isinf(given), 1.0, calibration.probabilities(np.minimum(given, 1))).tolist())
+        return list(
+            np.where(np.isinf(given), 1.0, calibration.probabilities(np.minimum(given, 1))).tolist()
+        )
 
     def rows(
-        self, record: Record, image: Any, left: dict[Stratum, Counter[str]], drawn: dict[Stratum, Counter[str]]
+        self,
+        record: Record,
+        image: Any,
+        left: dict[Stratum, Counter[str]],
+        drawn: dict[Stratum, Counter[str]],
     ) -> Iterator[dict[str, Any]]:
-        """Yield the rows of the items that are `drawn` of an image, and of comparisons with one before it; `left`: how
-        many items of each answer are in this image and later ones.
+        """Yield the rows of the items that are `drawn` of an image, and of comparisons with one
+        before it; `left`: how many items of each answer are in this image and later ones.
         """
         chance = random.Random(f"{self._seed} {record.split} {record.image_id}")
         for item in self.items(record):
-            takes = chance.random() * left[item.stratum][item.answer] < drawn[item.stratum][item.answer]
+            takes = (
+                chance.random() * left[item.stratum][item.answer] < drawn[item.stratum][item.answer]
+            )
             left[item.stratum][item.answer] -= 1
             if takes:
                 drawn[item.stratum][item.answer] -= 1
@@ -176,7 +234,9 @@ class Instructions:
         return f"{form}/{number % len(templates) + 1}", templates[number % len(templates)]
 
     def _row(self, item: Item, record: Record, image: Any) -> tuple[dict[str, Any], dict[str, str]]:
-        """Return a row and the fields of its texts: each answer of a stratum in turn by each template and letter."""
+        """Return a row and the fields of its texts: each answer of a stratum in turn by each
+        template and letter.
+        """
         stratum = item.stratum
         turn = next(self._turns[stratum, item.answer])
         number = turn // len(item.claims) if item.answer == ONE else turn
@@ -196,14 +256,19 @@ class Instructions:
             fields |= self._option_fields(item, claims, turn)
             answer = fields["letter"]
         row = self._made(
-            stratum.kind, name, [image], filled(texts["question"], fields), filled(text, fields), item.probability
+            stratum.kind,
+            name,
+            [image],
+            filled(texts["question"], fields),
+            filled(text, fields),
+            item.probability,
         )
         row |= _sources(item, record.image_id)
         return row | {"answer": answer, "image_ids": [record.image_id]}, fields
 
     def _option_fields(self, item: Item, claims: list[dict[str, str]], turn: int) -> dict[str, str]:
-        """Return the options with their letters: predicates in order, boxes with the right one first, both turned, so
-        that each is right in the same text.
+        """Return the options with their letters: predicates in order, boxes with the right one
+        first, both turned, so that each is right in the same text.
         """
         order = sorted(range(len(claims)), key=lambda index: item.claims[index][0][1])
         start = turn % len(order)
@@ -215,7 +280,9 @@ class Instructions:
         lines = [f"{letter}. {option}" for letter, option in zip(_LETTERS, options, strict=False)]
         return {"options": "\n".join(lines), "letter": _LETTERS[place], "option": options[place]}
 
-    def _comparison(self, item: Item, fields: dict[str, str], row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _comparison(
+        self, item: Item, fields: dict[str, str], row: dict[str, Any]
+    ) -> Iterator[dict[str, Any]]:
         """Yield a comparison with an image that waits, with another answer to the same question."""
         other, _, its_row = self._waiting.pop(item.stratum, (item, {}, row))
         probability = item.probability + other.probability - 1
@@ -235,23 +302,50 @@ class Instructions:
                 self._orders[item.stratum] = (1 - order, name, texts)
             answer = ("first", "second")[order]
             pair = (row, its_row) if has_more == (answer == "first") else (its_row, row)
-            both = {key: pair[0][key] + pair[1][key] for key in ("images", "image_ids", "objects", "relations")}
+            both = {
+                key: pair[0][key] + pair[1][key]
+                for key in ("images", "image_ids", "objects", "relations")
+            }
             question = filled(texts["question"], fields)
-            made = self._made("comparison", name, both["images"], question, filled(texts[answer], fields), probability)
+            made = self._made(
+                "comparison",
+                name,
+                both["images"],
+                question,
+                filled(texts[answer], fields),
+                probability,
+            )
             yield made | both | {"answer": answer}
 
     def _made(
-        self, kind: str, template: str, images: list[Any], question: str, answer: str, probability: float
+        self,
+        kind: str,
+        template: str,
+        images: list[Any],
+        question: str,
+        answer: str,
+        probability: float,
     ) -> dict[str, Any]:
         self.written[kind] += 1
-        asked: list[dict[str, str]] = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
+        asked: list[dict[str, str]] = [
+            *({"type": "image"} for _ in images),
+            {"type": "text", "text": question},
+        ]
         said = [{"type": "text", "text": answer}]
         messages = [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
         known = None if math.isnan(probability) else round(probability, 5)
-        return {"images": images, "messages": messages, "kind": kind, "template": template, "probability": known}
+        return {
+            "images": images,
+            "messages": messages,
+            "kind": kind,
+            "template": template,
+            "probability": known,
+        }
 
     def _fields(self, record: Record, key: Key, shows_boxes: bool) -> dict[str, str]:
-        """Return the fields of a relation; the two objects have their boxes, or are named by their classes alone."""
+        """Return the fields of a relation; the two objects have their boxes, or are named by their
+        classes alone.
+        """
         subject = plain_name(record.objects[key[0]].category)
         object_ = plain_name(record.objects[key[2]].category)
         a_subject, _, is_many = self._english.noun(subject)
@@ -286,14 +380,21 @@ def _sources(item: Item, image_id: str) -> dict[str, list[dict[str, Any]]]:
     ends = {end for (subject, _, object_), _ in item.claims for end in (subject, object_)}
     objects = [{"image_id": image_id, "object": end} for end in sorted(ends.union(item.counted))]
     relations = [
-        {"image_id": image_id, "subject": subject, "predicate": predicate, "object": object_, "holds": holds}
+        {
+            "image_id": image_id,
+            "subject": subject,
+            "predicate": predicate,
+            "object": object_,
+            "holds": holds,
+        }
         for (subject, predicate, object_), holds in item.claims
     ]
     return {"objects": objects, "relations": relations}
 
 
 def write_instructions(asked: Instructions, out: Path, *, parquet: bool) -> None:
-    """Write SPLIT.jsonl or SPLIT.parquet; paths of images begin with `images_url`, or are where they are.
+    """Write SPLIT.jsonl or SPLIT.parquet; paths of images begin with `images_url`, or are where
+    they are.
 
     Raises UserError: where the images are is not known.
     """
@@ -310,25 +411,40 @@ def write_instructions(asked: Instructions, out: Path, *, parquet: bool) -> None
                 counts[item.stratum][item.answer] += 1
         drawn = quotas(counts)
         for record, content in rows.records_with_images(split, *_COLUMNS):
-            path = rows.image_path(record) if is_placed else f"{rows.images_url or ''}{record.file_name}"
+            path = (
+                rows.image_path(record)
+                if is_placed
+                else f"{rows.images_url or ''}{record.file_name}"
+            )
             if path is not None and (content is not None or not rows.embed):
-                yield from asked.rows(record, {"bytes": content, "path": path} if parquet else path, counts, drawn)
+                yield from asked.rows(
+                    record, {"bytes": content, "path": path} if parquet else path, counts, drawn
+                )
 
     for split in rows.splits:
         path = out / f"{split}.{'parquet' if parquet else 'jsonl'}"
         with new_file(path) as file:
             if parquet:
-                features = {name: feature_of(kind) for name, kind in _ROW.items()} | {"images": [{"_type": "Image"}]}
-                schema = pa.schema(_ROW, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+                features = {name: feature_of(kind) for name, kind in _ROW.items()} | {
+                    "images": [{"_type": "Image"}]
+                }
+                schema = pa.schema(
+                    _ROW, metadata={"huggingface": json.dumps({"info": {"features": features}})}
+                )
                 batches = made(split)
                 with pq.ParquetWriter(file, schema, compression="zstd") as writer:
                     while batch := list(islice(batches, 100 if rows.embed else 2000)):
                         writer.write_table(pa.Table.from_pylist(batch, schema))
             else:
-                file.writelines(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made(split))
+                file.writelines(
+                    json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in made(split)
+                )
     kinds = ", ".join(f"{kind} {number:,}" for kind, number in sorted(asked.written.items()))
     rows.note = f"{asked.written.total():,} questions ({kinds or 'nothing to ask'})"
     if asked.absent > IMPROBABLE:
-        why = "the run keeps too few improbable candidates; make it with a lower tag.threshold, such as 0"
+        why = (
+            "the run keeps too few improbable candidates; make it with a lower tag.threshold, such"
+            " as 0"
+        )
         why = why if rows.calibration else "without --calibration, nothing is known to be false"
         rows.note += f"; few or no hard negatives, without which some kinds are missing: {why}"

@@ -1,6 +1,8 @@
-"""`sgpipe push`: a run, as `export --to hf` writes it, or a model with its card, to the Hugging Face hub.
+"""`sgpipe push`: a run, as `export --to hf` writes it, or a model with its card, to the Hugging
+Face hub.
 
-The same command continues an interrupted upload: huggingface_hub sends only what the hub does not have.
+The same command continues an interrupted upload: huggingface_hub sends only what the hub does not
+have.
 """
 
 import json
@@ -27,41 +29,82 @@ from sgpipe.utils.config_file import dump_yaml, parse_yaml, read_yaml
 from sgpipe.utils.console import count
 
 TAG = "sgpipe"  # in the card of everything that sgpipe pushes
-_OURS = re.compile(r"\n## (Training|Evaluation|Licence)\n.*?(?=\n## |\Z)", re.DOTALL)  # of cards that are pushed again
+_OURS = re.compile(
+    r"\n## (Training|Evaluation|Licence)\n.*?(?=\n## |\Z)", re.DOTALL
+)  # of cards that are pushed again
+
+
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_SHARD = re.compile(
+    r"data/\w+-\d+-of-\d+\.parquet"
+)  # the files of an export, and of other datasets of the hub
+_OF_MODEL = re.compile(r"[^/]+\.(json|txt|model|jinja)|model(-\d+-of-\d+)?\.safetensors")
+_WEIGHTS = re.compile(
+    r"model[^/]*\.safetensors|[^/]+\.index\.json"
+)  # of a model: what is deleted if it is gone
+_STATE = ("training.json", "optimizer.safetensors")  # of a checkpoint, for resuming
+_ITS_OWN = (".gitattributes", README)
 
 
 def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence[Path]) -> str:
     """Return the README.md of a model in `folder`, for the hub, where its id is `to`.
 
-    `evaluations`: files that `sgpipe eval --json-file` wrote. Raises UserError: one of the files is damaged.
+    `evaluations`: files that `sgpipe eval --json-file` wrote. Raises UserError: one of the files is
+    damaged.
     """
-    settings, root = _read_json(folder / "config.json"), folder.resolve().parent.parent
+    settings = _read_json(folder / "config.json")
+    root = folder.resolve().parent.parent
     metadata, body = _read_card(folder / README)
     training: dict[str, Any] = {}
-    position, rows, parts = Position(), [], []
+    position = Position()
+    rows = []
+    parts = []
     if (root / ".training" / "run.json").is_file():
         training = _read_json(root / ".training" / "run.json")
         parts = [_part(part["shards"]) for part in read_yaml(root / "recipe.yaml")["data"]["train"]]
         with suppress(CheckpointError):
             position = read_position(folder)
-        rows = [row for row in read_metrics(root) if (row["event"], row["step"]) == ("validation", position.step)]
-    if init := training.get("model", {}).get("init"):
-        if hub := HubModel.parse(init):
+        rows = [
+            row
+            for row in read_metrics(root)
+            if (row["event"], row["step"]) == ("validation", position.step)
+        ]
+    init = training.get("model", {}).get("init")
+    if init:
+        hub = HubModel.parse(init)
+        if hub:
             metadata["base_model"] = hub.name
         training["model"]["init"] = init if hub else Path(init).name
     metadata |= {"license": licence} if licence else {}
     tags = metadata.get("tags") or []
-    tags = [*map(str, tags if isinstance(tags, list) else [tags]), TAG, settings.get("model_type", "model")]
+    tags = [
+        *map(str, tags if isinstance(tags, list) else [tags]),
+        TAG,
+        settings.get("model_type", "model"),
+    ]
     metadata["tags"] = list(dict.fromkeys(tags))
-    figures = [("Validation of this checkpoint", {name: row[name] for name in MEASURES if name in row}) for row in rows]
+    figures = [
+        ("Validation of this checkpoint", {name: row[name] for name in MEASURES if name in row})
+        for row in rows
+    ]
     for file in evaluations:
         result = _read_json(file)
-        if not isinstance(summary := result.get("summary") or {}, dict):
-            raise UserError(f"{file}: `summary` is not a JSON object; name a file that `sgpipe eval --json-file` wrote")
+        summary = result.get("summary") or {}
+        if not isinstance(summary, dict):
+            raise UserError(
+                f"{file}: `summary` is not a JSON object; name a file that `sgpipe eval"
+                " --json-file` wrote"
+            )
         figures.append((str(result.get("benchmark", "Evaluation")), summary))
     data = training.pop("data", {})
-    new = {"Evaluation", "Training" if parts else "", "Licence" if "licences of their own" in body else ""}
-    body = _OURS.sub(lambda section: "" if section[1] in new else section[0], body.replace("FOLDER_OR_ID", to)).strip()
+    new = {
+        "Evaluation",
+        "Training" if parts else "",
+        "Licence" if "licences of their own" in body else "",
+    }
+    body = _OURS.sub(
+        lambda section: "" if section[1] in new else section[0], body.replace("FOLDER_OR_ID", to)
+    ).strip()
     return card_template("model.md.jinja").render(
         metadata=dump_yaml(metadata),
         name=to.partition("/")[2],
@@ -69,7 +112,9 @@ def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence
         body=body,
         kept={section[1] for section in _OURS.finditer(body)},
         images=training.pop("images", {}).get("training"),
-        recipe=dump_yaml(training | {"data": {name: data[name] for name in data if name not in ("train", "val")}}),
+        recipe=dump_yaml(
+            training | {"data": {name: data[name] for name in data if name not in ("train", "val")}}
+        ),
         to=to,
         position=position,
         parts=parts,
@@ -79,23 +124,34 @@ def model_card(folder: Path, to: str, licence: str | None, evaluations: Sequence
 
 
 def _part(place: str) -> tuple[str, list[str]]:
-    """Return the name of a run that a network was trained on, and how its labels were made, in sentences."""
+    """Return the name of a run that a network was trained on, and how its labels were made, in
+    sentences.
+    """
     try:
         run = RunFiles(place)
     except (UserError, EngineError, StoreError):
-        return place.rstrip("/").rpartition("/")[2], ["It was not there when this card was written."]
-    images, relations = (sum(s.counts.get(name, 0) for s in run.manifest.shards) for name in ("images", "relations"))
-    reviewed, certified = False, []
+        return place.rstrip("/").rpartition("/")[2], [
+            "It was not there when this card was written."
+        ]
+    images, relations = (
+        sum(s.counts.get(name, 0) for s in run.manifest.shards) for name in ("images", "relations")
+    )
+    reviewed = False
+    certified = []
     with suppress(UserError, OSError):
         reviewed = run.judgements.is_file()
         certified = [certified_text(check(place, run.judgements))]
-    steps = [f"{images:,} images, {relations:,} relations.", *describe_origin(run.manifest.run, reviewed)[1]]
+    steps = [
+        f"{images:,} images, {relations:,} relations.",
+        *describe_origin(run.manifest.run, reviewed)[1],
+    ]
     return str(run.manifest.run.get("name", "sgpipe")), [*steps, *certified]
 
 
 def _read_card(file: Path) -> tuple[dict[str, Any], str]:
     try:
-        front, body = "", file.read_text("utf-8") if file.is_file() else ""
+        front = ""
+        body = file.read_text("utf-8") if file.is_file() else ""
         if body.startswith("---\n"):
             front, _, body = f"{body[3:]}\n".partition("\n---\n")
         return {**(parse_yaml(front) or {})}, body
@@ -110,14 +166,6 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} cannot be read as a JSON object: {error}") from None
 
 
-_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-_SHARD = re.compile(r"data/\w+-\d+-of-\d+\.parquet")  # the files of an export, and of other datasets of the hub
-_OF_MODEL = re.compile(r"[^/]+\.(json|txt|model|jinja)|model(-\d+-of-\d+)?\.safetensors")
-_WEIGHTS = re.compile(r"model[^/]*\.safetensors|[^/]+\.index\.json")  # of a model: what is deleted if it is gone
-_STATE = ("training.json", "optimizer.safetensors")  # of a checkpoint, for resuming
-_ITS_OWN = (".gitattributes", README)
-
-
 @dataclass(frozen=True)
 class Pushed:
     """A dataset or a model on the hub: its page, its files, and of a run what was exported."""
@@ -128,7 +176,11 @@ class Pushed:
     exported: Exported | None = None
 
     def as_json(self) -> dict[str, Any]:
-        kept = {"relations": self.exported.relations, "left_out": self.exported.left_out} if self.exported else {}
+        kept = (
+            {"relations": self.exported.relations, "left_out": self.exported.left_out}
+            if self.exported
+            else {}
+        )
         return {"url": self.url, "private": self.private, "files": len(self.files)} | kept
 
 
@@ -136,16 +188,25 @@ class _Repository:
     """A dataset or a model on the hub, which may be new."""
 
     def __init__(self, name: str, kind: Literal["dataset", "model"], public: bool) -> None:
-        """Raises UserError: HF_HUB_OFFLINE is set, nobody is logged in, no such user, or it has files of others."""
+        """Raises UserError: HF_HUB_OFFLINE is set, nobody is logged in, no such user, or it has
+        files of others.
+        """
         from huggingface_hub import HfApi, constants, get_token
 
         if not _REPOSITORY.fullmatch(name):
             raise UserError(f"--to {name}: expected USER/NAME, the id of a {kind} on the hub")
         if constants.HF_HUB_OFFLINE:
-            raise UserError("push sends files to the hub, and HF_HUB_OFFLINE is set: unset it, and push again")
+            raise UserError(
+                "push sends files to the hub, and HF_HUB_OFFLINE is set: unset it, and push again"
+            )
         if get_token() is None:
-            raise UserError("push needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN")
-        self.name, self.kind, self._api, self._what = name, kind, HfApi(), f"the {kind} {name}"
+            raise UserError(
+                "push needs an account on the hub: log in with `hf auth login`, or set HF_TOKEN"
+            )
+        self.name = name
+        self.kind = kind
+        self._api = HfApi()
+        self._what = f"the {kind} {name}"
         with naming_hub(self._what):
             if not self._api.repo_exists(name, repo_type=kind):
                 self._api.create_repo(name, repo_type=kind, private=not public, exist_ok=True)
@@ -153,16 +214,28 @@ class _Repository:
         self.private = bool(info.private)
         self.url = f"{self._api.endpoint}/{'datasets/' if kind == 'dataset' else ''}{name}"
         self._before = {each.rfilename: each.size for each in info.siblings or ()}
-        is_ours = TAG in {*(info.tags or ()), *((info.card_data and info.card_data.get("tags")) or ())}
+        is_ours = TAG in {
+            *(info.tags or ()),
+            *((info.card_data and info.card_data.get("tags")) or ()),
+        }
         form = _SHARD if kind == "dataset" else _OF_MODEL
         allowed = _ITS_OWN if is_ours or not self._before.get(README) else _ITS_OWN[:1]
-        foreign = [file for file in self._before if file not in allowed and not (is_ours and form.fullmatch(file))]
+        foreign = [
+            file
+            for file in self._before
+            if file not in allowed and not (is_ours and form.fullmatch(file))
+        ]
         if foreign:
             named = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
-            raise UserError(f"{self._what} has files that sgpipe did not push ({named}); choose another name for --to")
+            raise UserError(
+                f"{self._what} has files that sgpipe did not push ({named}); choose another name"
+                " for --to"
+            )
 
     def upload(self, folder: Path, files: Sequence[str], card: str, of: str) -> None:
-        """Send the card first: it shows whose files these are, if the upload is interrupted. Delete what is gone."""
+        """Send the card first: it shows whose files these are, if the upload is interrupted. Delete
+        what is gone.
+        """
         gone = sorted(self._before.keys() - {*files, *_ITS_OWN})
         if self.kind == "model":  # the others may be its owner's
             gone = [*filter(_WEIGHTS.fullmatch, gone)]
@@ -171,19 +244,25 @@ class _Repository:
             repository["commit_message"] = "Add the card"
             self._api.upload_file(path_or_fileobj=card.encode(), path_in_repo=README, **repository)
             repository["commit_message"] = f"Upload {count(len(files), 'file')} of {of}"
-            chosen: dict[str, Any] = {"allow_patterns": list(files), "delete_patterns": gone or None}
+            chosen: dict[str, Any] = {
+                "allow_patterns": list(files),
+                "delete_patterns": gone or None,
+            }
             self._api.upload_folder(folder_path=folder, **chosen, **repository)
 
 
 def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pushed:
-    """Export the run in `root` with the options of `export_run`, and upload it to a dataset, if new a private one.
+    """Export the run in `root` with the options of `export_run`, and upload it to a dataset, if new
+    a private one.
 
-    Raises UserError: not a run, no such user, or the dataset was not pushed by sgpipe; StoreError: the hub cannot be
-    reached any more; the same call continues.
+    Raises UserError: not a run, no such user, or the dataset was not pushed by sgpipe; StoreError:
+    the hub cannot be reached any more; the same call continues.
     """
     Manifest.load(root)
     dataset = _Repository(to, "dataset", public)
-    place = RunFolder(root).private if isinstance(root, Path) else cache_folder()  # the system's may be small
+    place = (
+        RunFolder(root).private if isinstance(root, Path) else cache_folder()
+    )  # the system's may be small
     place.mkdir(parents=True, exist_ok=True)
     with temporary_folder(place) as folder:
         exported = export_run(root, HUGGING_FACE, folder / "push", inside=True, **options)
@@ -194,12 +273,26 @@ def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pu
 
 
 def push_model(
-    folder: Path, to: str, *, public: bool = False, licence: str | None = None, evaluations: Sequence[Path] = ()
+    folder: Path,
+    to: str,
+    *,
+    public: bool = False,
+    licence: str | None = None,
+    evaluations: Sequence[Path] = (),
 ) -> Pushed:
-    """Upload the model in `folder`, which has weights in safetensors; see `push_run` and `model_card`."""
-    files = sorted(file.name for file in folder.iterdir() if _OF_MODEL.fullmatch(file.name) and file.name not in _STATE)
+    """Upload the model in `folder`, which has weights in safetensors; see `push_run` and
+    `model_card`.
+    """
+    files = sorted(
+        file.name
+        for file in folder.iterdir()
+        if _OF_MODEL.fullmatch(file.name) and file.name not in _STATE
+    )
     if not any(file.endswith(".safetensors") for file in files):
-        raise UserError(f"{folder} has no model.safetensors: save the model in safetensors, from which no code can run")
+        raise UserError(
+            f"{folder} has no model.safetensors: save the model in safetensors, from which no code"
+            " can run"
+        )
     card = model_card(folder, to, licence, evaluations)
     model = _Repository(to, "model", public)
     model.upload(folder, files, card, "a model")

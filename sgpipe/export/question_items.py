@@ -1,8 +1,9 @@
 """What an image can be asked, for `--to instructions`: the items, before some of them are drawn.
 
-Questions that read the same are a stratum, and the answers of a stratum are drawn equally often. Coordinates are text,
-too, and tell where boxes are. So a question that some items deny shows no coordinates if its classes alone say which
-objects are meant; where it needs them, a stratum has boxes that are placed alike.
+Questions that read the same are a stratum, and the answers of a stratum are drawn equally often.
+Coordinates are text, too, and tell where boxes are. So a question that some items deny shows no
+coordinates if its classes alone say which objects are meant; where it needs them, a stratum has
+boxes that are placed alike.
 """
 
 import math
@@ -18,7 +19,9 @@ from sgpipe.records import Record
 
 IMPROBABLE = 0.02  # the highest probability of what a question takes to be false
 MOST = 4  # options, or sentences
-NONE, ONE = "none", "one"  # answers to questions with options: none of them; or one, wherever it stands
+# answers to questions with options: none of them; or one, wherever it stands
+NONE = "none"
+ONE = "one"
 
 Key: TypeAlias = tuple[int, str, int]  # subject, predicate, object
 
@@ -31,7 +34,8 @@ class Stratum(NamedTuple):
         form: of the templates.
         words: classes and predicates that the text shows.
         options: how many there are, without "none of these".
-        place: how the boxes lie whose coordinates the text shows; "": it shows none, or nothing is denied of them.
+        place: how the boxes lie whose coordinates the text shows; "": it shows none, or nothing is
+            denied of them.
     """
 
     kind: str
@@ -42,7 +46,12 @@ class Stratum(NamedTuple):
 
     @property
     def shows_boxes(self) -> bool:
-        return bool(self.place) or self.form in ("relation", "which_object", "which_subject", "description")
+        return bool(self.place) or self.form in (
+            "relation",
+            "which_object",
+            "which_subject",
+            "description",
+        )
 
 
 class Item(NamedTuple):
@@ -63,8 +72,9 @@ class Item(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What is known of an image: the names of its objects ("" of those that are not asked about), the probabilities of
-    relations that are exported, improbable or neither, and the objects of each class that certainly has all its boxes.
+    """What is known of an image: the names of its objects ("" of those that are not asked about),
+    the probabilities of relations that are exported, improbable or neither, and the objects of each
+    class that certainly has all its boxes.
     """
 
     names: list[str]
@@ -78,12 +88,16 @@ class Facts(NamedTuple):
         return self.names[key[0]], key[1], self.names[key[2]]
 
     def place_shown(self, key: Key) -> str:
-        """Return how the two boxes of a relation lie if a text must show them; "" if the classes name the objects."""
+        """Return how the two boxes of a relation lie if a text must show them; "" if the classes
+        name the objects.
+        """
         is_named = all(self.counted.get(self.names[index]) == [index] for index in (key[0], key[2]))
         return "" if is_named else self.place(key)
 
     def place(self, key: Key) -> str:
-        """Return how the two boxes of a relation lie, which their coordinates tell without the image."""
+        """Return how the two boxes of a relation lie, which their coordinates tell without the
+        image.
+        """
         x, y, width, height = self.boxes[key[0]]
         other_x, other_y, other_width, other_height = self.boxes[key[2]]
         across = min(x + width, other_x + other_width) - max(x, other_x)
@@ -106,7 +120,9 @@ def relation_items(facts: Facts) -> Iterator[Item]:
     for key, probability in facts.held.items():
         subject, predicate, object_ = facts.classes(key)
         claims = ((key, True),)
-        yield Item(Stratum("relation", "relation", (subject, object_)), predicate, claims, probability)
+        yield Item(
+            Stratum("relation", "relation", (subject, object_)), predicate, claims, probability
+        )
         yield Item(_verification(facts, key), "yes", claims, probability)
         if objects[key[:2]] == 1:
             stratum = Stratum("which_object", "which_object", (subject, predicate))
@@ -123,8 +139,13 @@ def _verification(facts: Facts, key: Key) -> Stratum:
 
 
 def existence_items(facts: Facts) -> Iterator[Item]:
-    """Yield whether an image shows a relation of two classes: not, if it is improbable of all pairs of their boxes."""
-    best = {facts.classes(key): key for key in sorted(facts.held, key=lambda key: (facts.held[key], key))}
+    """Yield whether an image shows a relation of two classes: not, if it is improbable of all pairs
+    of their boxes.
+    """
+    best = {
+        facts.classes(key): key
+        for key in sorted(facts.held, key=lambda key: (facts.held[key], key))
+    }
     for words, key in best.items():
         yield Item(Stratum("existence", "existence", words), "yes", ((key, True),), facts.held[key])
     absent = defaultdict[tuple[str, str, str], list[Key]](list)
@@ -148,7 +169,9 @@ def choice_items(facts: Facts) -> Iterator[Item]:
 
 
 def _predicate_choices(facts: Facts) -> Iterator[Item]:
-    """Yield questions for the predicate of two objects. Other wrong predicates make another question."""
+    """Yield questions for the predicate of two objects. Other wrong predicates make another
+    question.
+    """
     right = defaultdict[tuple[int, int], list[Key]](list)
     wrong = defaultdict[tuple[int, int], list[Key]](list)
     for group, keys in ((right, facts.held), (wrong, facts.denied)):
@@ -162,7 +185,9 @@ def _predicate_choices(facts: Facts) -> Iterator[Item]:
 
 
 def _box_choices(facts: Facts, form: str, asked: int) -> Iterator[Item]:
-    """Yield questions for one of several boxes of a class that are placed alike; `asked`: its part of the keys."""
+    """Yield questions for one of several boxes of a class that are placed alike; `asked`: its part
+    of the keys.
+    """
     right = defaultdict[tuple[object, ...], list[Key]](list)
     wrong = defaultdict[tuple[object, ...], list[Key]](list)
     for group, keys in ((right, facts.held), (wrong, facts.denied)):
@@ -175,15 +200,24 @@ def _box_choices(facts: Facts, form: str, asked: int) -> Iterator[Item]:
             yield from _items_with_options(facts, form, right[question], tuple(options[:size]))
 
 
-def _items_with_options(facts: Facts, form: str, right: list[Key], wrong: tuple[Key, ...]) -> Iterator[Item]:
-    """Yield a question for each right option beside the wrong ones, and one of which no option is right."""
+def _items_with_options(
+    facts: Facts, form: str, right: list[Key], wrong: tuple[Key, ...]
+) -> Iterator[Item]:
+    """Yield a question for each right option beside the wrong ones, and one of which no option is
+    right.
+    """
     doubt = sum(facts.denied[key] for key in wrong)
     claims = tuple((key, False) for key in wrong)
     for key in right:
         probability = facts.held[key] - doubt
         answer = key[1] if form == "choose_predicate" else ONE
         for kind in ("multiple_choice", "none_of_these"):
-            yield Item(_choice(facts, kind, form, (key, *wrong)), answer, ((key, True), *claims), probability)
+            yield Item(
+                _choice(facts, kind, form, (key, *wrong)),
+                answer,
+                ((key, True), *claims),
+                probability,
+            )
     if len(wrong) > 1:
         yield Item(_choice(facts, "none_of_these", form, wrong), NONE, claims, 1 - doubt)
 
@@ -197,7 +231,8 @@ def _choice(facts: Facts, kind: str, form: str, keys: tuple[Key, ...]) -> Stratu
 
 
 def description_items(facts: Facts, lowest: float, record: Record) -> Iterator[Item]:
-    """Yield up to four relations of different pairs of objects, the most probable first; the image decides how many.
+    """Yield up to four relations of different pairs of objects, the most probable first; the image
+    decides how many.
 
     lowest: the lowest probability of an answer.
     """
@@ -209,7 +244,12 @@ def description_items(facts: Facts, lowest: float, record: Record) -> Iterator[I
     if possible:
         number = 1 + zlib.crc32(record.image_id.encode()) % possible
         claims = tuple((key, True) for key in islice(chosen.values(), number))
-        yield Item(Stratum("description", "description"), str(number), claims, float(1 - doubts[number - 1]))
+        yield Item(
+            Stratum("description", "description"),
+            str(number),
+            claims,
+            float(1 - doubts[number - 1]),
+        )
 
 
 def counting_items(facts: Facts, classes: Iterable[str], probability: float) -> Iterator[Item]:
@@ -217,4 +257,10 @@ def counting_items(facts: Facts, classes: Iterable[str], probability: float) -> 
     if max(map(len, facts.counted.values()), default=0) > 1:
         for name in classes:
             objects = facts.counted[name]
-            yield Item(Stratum("counting", "counting", (name,)), str(len(objects)), (), probability, tuple(objects))
+            yield Item(
+                Stratum("counting", "counting", (name,)),
+                str(len(objects)),
+                (),
+                probability,
+                tuple(objects),
+            )

@@ -1,4 +1,6 @@
-"""How many of the items of `--to instructions` are drawn, so that the text of a question does not tell its answer."""
+"""How many of the items of `--to instructions` are drawn, so that the text of a question does not
+tell its answer.
+"""
 
 import math
 from collections import Counter, defaultdict
@@ -8,23 +10,31 @@ from sgpipe.export.question_items import NONE, ONE, Stratum
 
 
 def quotas(counts: Mapping[Stratum, Counter[str]]) -> dict[Stratum, Counter[str]]:
-    """Return how many items of each answer are drawn from each stratum: of each as many, or as often as a guess among
-    the options is right. A predicate, or a class that is counted, gets about twice the mean of its kind at most.
+    """Return how many items of each answer are drawn from each stratum: of each as many, or as
+    often as a guess among the options is right. A predicate, or a class that is counted, gets about
+    twice the mean of its kind at most.
     """
     drawn = {stratum: _balanced(stratum, answers) for stratum, answers in counts.items()}
     totals = defaultdict[str, Counter[str]](Counter)
     for stratum, answers in drawn.items():
         for answer, number in answers.items():
             totals[stratum.kind][_topic(stratum, answer)] += number
-    return {stratum: _limited(stratum, answers, totals[stratum.kind]) for stratum, answers in drawn.items()}
+    return {
+        stratum: _limited(stratum, answers, totals[stratum.kind])
+        for stratum, answers in drawn.items()
+    }
 
 
 def _limited(stratum: Stratum, answers: Counter[str], totals: Counter[str]) -> Counter[str]:
-    """Return fewer items if a topic of the stratum has more than twice the mean of the totals of all topics."""
+    """Return fewer items if a topic of the stratum has more than twice the mean of the totals of
+    all topics.
+    """
     limit = 2 * totals.total() / max(len(totals), 1)
     share = min([1.0, *(limit / totals[_topic(stratum, answer)] for answer in answers)])
     unit = min(answers.values(), default=1)
-    return Counter({answer: math.ceil(unit * share) * (number // unit) for answer, number in answers.items()})
+    return Counter(
+        {answer: math.ceil(unit * share) * (number // unit) for answer, number in answers.items()}
+    )
 
 
 def _balanced(stratum: Stratum, answers: Counter[str]) -> Counter[str]:
@@ -39,7 +49,9 @@ def _balanced(stratum: Stratum, answers: Counter[str]) -> Counter[str]:
 
 
 def _balanced_options(stratum: Stratum, answers: Counter[str]) -> Counter[str]:
-    """Return how often each option is drawn: a predicate once, one of several boxes as often as there are boxes."""
+    """Return how often each option is drawn: a predicate once, one of several boxes as often as
+    there are boxes.
+    """
     if stratum.form == "choose_predicate":
         shares = dict.fromkeys(stratum.words[2:], 1)
     else:

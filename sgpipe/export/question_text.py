@@ -7,7 +7,15 @@ from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.utils.config_file import Config, explained, merged, read_yaml
-from sgpipe.utils.lemmas import gerund, is_participle, is_verb, lemmas, plural, verb_lemma, without_auxiliaries
+from sgpipe.utils.lemmas import (
+    gerund,
+    is_participle,
+    is_verb,
+    lemmas,
+    plural,
+    verb_lemma,
+    without_auxiliaries,
+)
 
 _PACKAGED = Path(__file__).with_name("instructions.yaml")
 _LONGEST_NAME = 100
@@ -31,18 +39,27 @@ class Phrases(Config):
 
 
 def load_phrases(file: Path | None = None) -> Phrases:
-    """Return the packaged phrases; what a file names replaces theirs. Raises UserError: the file is not usable."""
+    """Return the packaged phrases; what a file names replaces theirs. Raises UserError: the file is
+    not usable.
+    """
     packaged = read_yaml(_PACKAGED)
     with explained(Phrases, f"{file}: "):
         phrases = Phrases.model_validate(merged(packaged, read_yaml(file) if file else {}))
     for form, listed in phrases.templates.items():
         if form not in packaged["templates"] or not listed:
-            raise UserError(f"{file}: {form}: expected templates of {', '.join(packaged['templates'])}")
-        texts, known = packaged["templates"][form][0], packaged["fields"][form]
+            raise UserError(
+                f"{file}: {form}: expected templates of {', '.join(packaged['templates'])}"
+            )
+        texts = packaged["templates"][form][0]
+        known = packaged["fields"][form]
         for template in listed:
-            without_fields = re.sub(rf"{{{{|}}}}|{{({'|'.join(known)})}}", "", " ".join(template.values()))
+            without_fields = re.sub(
+                rf"{{{{|}}}}|{{({'|'.join(known)})}}", "", " ".join(template.values())
+            )
             if template.keys() != texts.keys() or {*"{}"} & {*without_fields}:
-                expected = f"{' and '.join(texts)}, with the fields {', '.join(sorted(known))} as they are"
+                expected = (
+                    f"{' and '.join(texts)}, with the fields {', '.join(sorted(known))} as they are"
+                )
                 raise UserError(f"{file}: {form}: expected {expected}; got {template}")
     return phrases
 
@@ -54,10 +71,13 @@ def filled(text: str, fields: dict[str, str]) -> str:
 
 @lru_cache(1 << 16)
 def plain_name(name: str) -> str:
-    """Return a class name or predicate as a text that no chat template takes for one of its tokens, "" if none is left:
-    `<image>` becomes "image", "holding_hands" "holding hands"; of the signs, only those of ordinary writing stay.
+    """Return a class name or predicate as a text that no chat template takes for one of its tokens,
+    "" if none is left: `<image>` becomes "image", "holding_hands" "holding hands"; of the signs,
+    only those of ordinary writing stay.
     """
-    text = " ".join(_UNPRINTED.sub(" ", unicodedata.normalize("NFKC", name)).split()).strip(" /&.,+%-")
+    text = " ".join(_UNPRINTED.sub(" ", unicodedata.normalize("NFKC", name)).split()).strip(
+        " /&.,+%-"
+    )
     return text if len(text) <= _LONGEST_NAME and any(map(str.isalnum, text)) else ""
 
 
@@ -70,17 +90,25 @@ class English:
         self.predicate = lru_cache(1 << 16)(self._predicate)
 
     def _noun(self, name: str) -> tuple[str, str, bool]:
-        """Return a class name with its article, its plural ("": it is not counted), and whether it is one itself."""
-        words, last = name.split(), name.split()[-1]
+        """Return a class name with its article, its plural ("": it is not counted), and whether it
+        is one itself.
+        """
+        words = name.split()
+        last = name.split()[-1]
         if name.lower() in self.phrases.uncountable:
             return name, "", False
-        noun, is_word = last.lower(), last.isascii() and last.isalpha() and not last.isupper()
+        noun = last.lower()
+        is_word = last.isascii() and last.isalpha() and not last.isupper()
         is_many = noun in self.phrases.plural_only
         if is_word and not noun.endswith(("ss", "us", "is")):
-            is_many |= lemmas(noun, "NOUN")[0] != noun or (noun.endswith("s") and plural(noun) == noun)
+            is_many |= lemmas(noun, "NOUN")[0] != noun or (
+                noun.endswith("s") and plural(noun) == noun
+            )
         if is_many:
             return name, name, True
-        known, parts = self.phrases.plurals, noun.split("/")  # "cabinet/shelf" are cabinets/shelves
+        # "cabinet/shelf" are cabinets/shelves
+        known = self.phrases.plurals
+        parts = noun.split("/")
         is_word |= all(part.isascii() and part.isalpha() for part in parts) and not last.isupper()
         many = "/".join(known.get(part, plural(part)) for part in parts) if is_word else f"{last}s"
         many = " ".join([*words[:-1], many.capitalize() if is_word and last[0].isupper() else many])
@@ -88,7 +116,9 @@ class English:
         return f"{article} {name}", known.get(name.lower(), many), False
 
     def _predicate(self, predicate: str, is_many: bool = False) -> dict[str, str] | None:
-        """Return the fields of a predicate, `is_many` subjects having it; None: nobody could answer."""
+        """Return the fields of a predicate, `is_many` subjects having it; None: nobody could
+        answer.
+        """
         text = " ".join(without_auxiliaries(predicate))
         first, *rest = (self.phrases.rewritten.get(text, text) or "").split() or [""]
         if first in self.phrases.stative:
@@ -96,11 +126,16 @@ class English:
             auxiliary, said = ("do", base) if is_many else ("does", one)
             that = f"that {said}"
         else:
-            if first not in self.phrases.not_verbs and is_verb(first):  # "riding" and "made" can follow "is"
-                is_form = verb_lemma(first) != first and (first.endswith("ing") or is_participle(first))
+            if first not in self.phrases.not_verbs and is_verb(
+                first
+            ):  # "riding" and "made" can follow "is"
+                is_form = verb_lemma(first) != first and (
+                    first.endswith("ing") or is_participle(first)
+                )
                 first = first if is_form else gerund(first)
             base = that = " ".join([first, *rest])
             auxiliary = "are" if is_many else "is"
-            one, said = f"is {base}", f"{auxiliary} {base}"
+            one = f"is {base}"
+            said = f"{auxiliary} {base}"
         fields = {"predicate": predicate, "is": auxiliary, "verb": base, "is_verb": said}
         return fields | {"one_verb": one, "that_verb": that} if first else None

@@ -1,4 +1,6 @@
-"""What an export reads and writes: the rows of a run, one row group at a time, and JSON files of any size."""
+"""What an export reads and writes: the rows of a run, one row group at a time, and JSON files of
+any size.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class ExportRows:
     Attributes:
         threshold: the minimum confidence or, with a calibration, probability: the `measure`.
         images_url, embed: what addresses of images begin with, whether to store them.
-        image_root: where the images of a split are. Raises UserError: this is not known, or they are missing.
+        image_root: where the images of a split are. Raises UserError: this is not known, or they
+            are missing.
         left_out: what an export has to leave out, by kind; the formats add to it.
         note: printed for the user: how to use the files.
     """
@@ -53,11 +56,19 @@ class ExportRows:
         *,
         embed: bool = False,
     ) -> None:
-        """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of another tagger."""
-        self.images_url, self.embed = images_url, embed
-        self.root, self.origins, self.certificate, self.calibration_file = root, origins, certificate, calibration
-        self.threshold, self.manifest = stored(threshold), Manifest.load(root)
-        self.left_out, self.note = Counter[str](), ""
+        """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of
+        another tagger.
+        """
+        self.images_url = images_url
+        self.embed = embed
+        self.root = root
+        self.origins = origins
+        self.certificate = certificate
+        self.calibration_file = calibration
+        self.threshold = stored(threshold)
+        self.manifest = Manifest.load(root)
+        self.left_out = Counter[str]()
+        self.note = ""
         self.measure = "confidence" if calibration is None else "probability"
         self.splits = list(dict.fromkeys(shard.split for shard in self.manifest.shards))
         self.totals = sum((Counter(shard.counts) for shard in self.manifest.shards), Counter[str]())
@@ -66,30 +77,42 @@ class ExportRows:
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
         self.calibration = None if calibration is None else load_calibration(calibration)
-        least = self.threshold if self.calibration is None else self.calibration.threshold(threshold)
+        least = (
+            self.threshold if self.calibration is None else self.calibration.threshold(threshold)
+        )
         self.least: dict[str | None, float] = {None: least}  # confidence by predicate; None: of all
         if certificate is not None:
-            self.least = {each["predicate"]: stored(each["threshold"]) for each in certificate["sets"]}
+            self.least = {
+                each["predicate"]: stored(each["threshold"]) for each in certificate["sets"]
+            }
         if self.calibration is not None and self.census.scored:
             self.calibration.check_run(self.manifest.run, root)
 
     @property
     def identity(self) -> dict[str, Any]:
         """What an export changes of a run, for whoever imports it."""
-        exported: dict[str, Any] = {"threshold": self.threshold, "relations": self.census.predicates.total()}
+        exported: dict[str, Any] = {
+            "threshold": self.threshold,
+            "relations": self.census.predicates.total(),
+        }
         exported["of"] = self.totals["relations"]
         if len(self.origins) < len(ORIGINS):
             exported["origins"] = sorted(self.origins)
         if self.certificate is not None:
-            exported["certificate"] = {name: self.certificate[name] for name in ("precision", "confidence", "by")}
+            exported["certificate"] = {
+                name: self.certificate[name] for name in ("precision", "confidence", "by")
+            }
         if self.calibration_file is not None:
             exported["calibration"] = text_sha256(self.calibration_file)
         return {"exported": exported}
 
     @property
     def names(self) -> list[list[str]]:
-        """The classes, without the missing object, and the predicates: the closed lists, and what else occurs."""
-        labels, census = self.manifest.run.get("labels") or {}, self.census
+        """The classes, without the missing object, and the predicates: the closed lists, and what
+        else occurs.
+        """
+        labels = self.manifest.run.get("labels") or {}
+        census = self.census
         classes = {name for _, name in census.categories - census.nothing}
         kinds = (("objects", classes), ("relations", census.predicates))
         return [list(dict.fromkeys([*labels.get(kind, ()), *sorted(seen)])) for kind, seen in kinds]
@@ -98,12 +121,16 @@ class ExportRows:
         return [shard for shard in self.manifest.shards if shard.split == split]
 
     def records(self, split: str, *columns: str) -> Iterator[Record]:
-        """Return the images of a split without error rows; of the nested columns, only these are read."""
+        """Return the images of a split without error rows; of the nested columns, only these are
+        read.
+        """
         for shard in self.shards(split):
             for table in iter_groups(self.root / shard.file, (*IMAGE_FIELDS, *columns)):
                 yield from (record for record in from_table(table) if record.ok)
 
-    def records_with_images(self, split: str, *columns: str) -> Iterator[tuple[Record, bytes | None]]:
+    def records_with_images(
+        self, split: str, *columns: str
+    ) -> Iterator[tuple[Record, bytes | None]]:
         """As `records`, each with its image file if these are embedded; None: it cannot be read."""
         if not self.embed:
             yield from ((record, None) for record in self.records(split, *columns))
@@ -113,24 +140,36 @@ class ExportRows:
             with open_shard(path) as file:
                 present = [IMAGE_COLUMN] if IMAGE_COLUMN in file.schema_arrow.names else []
             for table in iter_groups(path, (*IMAGE_FIELDS, *columns, *present)):
-                pairs = zip(from_table(table.drop_columns(present)), embedded_images(table), strict=True)
-                yield from ((record, self.read_image(record, content)) for record, content in pairs if record.ok)
+                pairs = zip(
+                    from_table(table.drop_columns(present)), embedded_images(table), strict=True
+                )
+                yield from (
+                    (record, self.read_image(record, content))
+                    for record, content in pairs
+                    if record.ok
+                )
 
     def image_folder(self, split: str, options: str = "--embed") -> Path:
-        """Return the same for programs that read only folders. Raises UserError: it is none; pass `options` instead."""
+        """Return the same for programs that read only folders. Raises UserError: it is none; pass
+        `options` instead.
+        """
         root = self.image_root(split)
         if not isinstance(root, FolderRoot):
             raise UserError(f"the images are in {root.location}, not in a folder: pass {options}")
         return root.folder
 
     def image_path(self, record: Record) -> str | None:
-        """Return the path or URI of an image; None: its name leads out of its folder, and it is left out."""
+        """Return the path or URI of an image; None: its name leads out of its folder, and it is
+        left out.
+        """
         with self.unreadable_left_out():
             return self.image_root(record.split).where(record.file_name)
         return None
 
     def read_image(self, record: Record, content: bytes | None = None) -> bytes | None:
-        """Return the file of an image, by default that in its root; None: it cannot be read, and is left out."""
+        """Return the file of an image, by default that in its root; None: it cannot be read, and is
+        left out.
+        """
         with self.unreadable_left_out():
             return content or read_image(self.image_root(record.split), record)
         return None
@@ -143,19 +182,23 @@ class ExportRows:
             self.left_out["images that cannot be read"] += 1
 
     def keeps(self, predicate: str, confidence: float | None) -> bool:
-        """Return whether a relation is exported: annotations are, which have no confidence; with a certificate by
-        predicate, other predicates are not."""
+        """Return whether a relation is exported: annotations are, which have no confidence; with a
+        certificate by predicate, other predicates are not."""
         least = self.least.get(predicate, self.least.get(None))
         return least is not None and (confidence is None or confidence >= least)
 
     def renumber(self, record: Record, usable: Sequence[bool]) -> dict[int, int]:
-        """Return new indices of the usable objects by their index in the record; the others are left out."""
+        """Return new indices of the usable objects by their index in the record; the others are
+        left out.
+        """
         kept = [index for index, good in enumerate(usable) if good]
         self.left_out["objects that the format cannot hold"] += len(usable) - len(kept)
         return {index: new for new, index in enumerate(kept)}
 
     def relations(self, record: Record, indices: dict[int, int]) -> list[Relation]:
-        """Return the relations to export, with new indices of their objects; those of other objects are left out."""
+        """Return the relations to export, with new indices of their objects; those of other objects
+        are left out.
+        """
         chosen = self.choose(record)
         kept = [
             replace(relation, subject=indices[relation.subject], object=indices[relation.object])
@@ -179,7 +222,9 @@ class ExportRows:
         """The names and ids that occur; read once."""
         census = Census()
         for shard in self.manifest.shards:
-            for table in iter_groups(self.root / shard.file, ("image_id", "objects", "relations", "status")):
+            for table in iter_groups(
+                self.root / shard.file, ("image_id", "objects", "relations", "status")
+            ):
                 census.add(table.filter(pc.equal(table["status"], "ok")), self.least, self.origins)
         return census
 
@@ -188,8 +233,8 @@ class ExportRows:
 class Census:
     """The names and ids that occur in a run, by how many objects or exported relations have them.
 
-    `categories`: (id, name) of classes; `nothing`: those that stand for the missing object of a relation. `scored`:
-    relations with a confidence. `numbered`: whether all image ids are integers.
+    `categories`: (id, name) of classes; `nothing`: those that stand for the missing object of a
+    relation. `scored`: relations with a confidence. `numbered`: whether all image ids are integers.
     """
 
     categories: Counter[tuple[int, str]] = field(default_factory=Counter)
@@ -199,26 +244,47 @@ class Census:
     scored: int = 0
     numbered: bool = True
 
-    def add(self, table: pa.Table, least: Mapping[str | None, float], origins: Collection[str]) -> None:
-        objects, relations = (pc.list_flatten(table[name].combine_chunks()) for name in ("objects", "relations"))
-        classes = pa.table({name: pc.struct_field(objects, name) for name in ("category_id", "category")})
-        for row in classes.group_by(["category_id", "category"]).aggregate([([], "count_all")]).to_pylist():
+    def add(
+        self, table: pa.Table, least: Mapping[str | None, float], origins: Collection[str]
+    ) -> None:
+        objects, relations = (
+            pc.list_flatten(table[name].combine_chunks()) for name in ("objects", "relations")
+        )
+        classes = pa.table(
+            {name: pc.struct_field(objects, name) for name in ("category_id", "category")}
+        )
+        for row in (
+            classes.group_by(["category_id", "category"]).aggregate([([], "count_all")]).to_pylist()
+        ):
             self.categories[row["category_id"], row["category"]] += row["count_all"]
-        for item in objects.filter(pc.equal(pc.struct_field(objects, "category"), NO_OBJECT)).to_pylist():
+        for item in objects.filter(
+            pc.equal(pc.struct_field(objects, "category"), NO_OBJECT)
+        ).to_pylist():
             self.nothing[item["category_id"], item["category"]] += not any(item["bbox"])
-        own = pc.match_substring_regex(pc.struct_field(relations, "origin"), origins_pattern(origins))
+        own = pc.match_substring_regex(
+            pc.struct_field(relations, "origin"), origins_pattern(origins)
+        )
         relations = relations.filter(own)
-        confidences, predicates = (pc.struct_field(relations, name) for name in ("confidence", "predicate"))
+        confidences, predicates = (
+            pc.struct_field(relations, name) for name in ("confidence", "predicate")
+        )
         if None in least:
             confident = pc.greater_equal(confidences, pa.scalar(least[None], pa.float32()))
         else:
-            lowest = pa.array([least.get(name, math.inf) for name in predicates.to_pylist()], pa.float32())
+            lowest = pa.array(
+                [least.get(name, math.inf) for name in predicates.to_pylist()], pa.float32()
+            )
             confident = pc.and_kleene(pc.greater_equal(confidences, lowest), pc.is_finite(lowest))
         self.scored += pc.sum(confident).as_py() or 0
-        for names, counts in ((predicates, self.predicates), (pc.struct_field(relations, "origin"), self.origins)):
+        for names, counts in (
+            (predicates, self.predicates),
+            (pc.struct_field(relations, "origin"), self.origins),
+        ):
             for row in pc.value_counts(names.filter(pc.fill_null(confident, True))).to_pylist():
                 counts[row["values"]] += row["counts"]
-        self.numbered &= all(isinstance(as_number(image_id), int) for image_id in table["image_id"].to_pylist())
+        self.numbered &= all(
+            isinstance(as_number(image_id), int) for image_id in table["image_id"].to_pylist()
+        )
 
 
 def iter_groups(path: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -230,7 +296,11 @@ def iter_groups(path: Location, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 def as_number(image_id: str) -> int | str:
     """Return an id as an integer if it is one; otherwise unchanged."""
-    number = int(image_id) if image_id.isascii() and image_id.isdigit() and len(image_id) < 19 else image_id
+    number = (
+        int(image_id)
+        if image_id.isascii() and image_id.isdigit() and len(image_id) < 19
+        else image_id
+    )
     return number if str(number) == image_id else image_id
 
 
@@ -255,7 +325,9 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def write_json(path: Path, value: Members | Iterator[Any]) -> None:
-    """Write and sync a file: iterators as arrays, `Members` as objects, an item a line. Raises UserError: NaN."""
+    """Write and sync a file: iterators as arrays, `Members` as objects, an item a line. Raises
+    UserError: NaN.
+    """
     with new_file(path) as file:
         file.writelines(piece.encode() for piece in chain(_pieces(value), "\n"))
 
@@ -280,4 +352,6 @@ def _text(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError:
-        raise UserError(f"{str(value)[:80]} contains a number that is not finite; `sgpipe verify` says where") from None
+        raise UserError(
+            f"{str(value)[:80]} contains a number that is not finite; `sgpipe verify` says where"
+        ) from None

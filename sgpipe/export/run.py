@@ -9,7 +9,12 @@ from sgpipe.calibration import probability_for
 from sgpipe.errors import UserError, check_share
 from sgpipe.export import annotation_files as files
 from sgpipe.export.hico import write_hico
-from sgpipe.export.hugging_face import exported_relations, write_hugging_face, write_readme, write_webdataset
+from sgpipe.export.hugging_face import (
+    exported_relations,
+    write_hugging_face,
+    write_readme,
+    write_webdataset,
+)
 from sgpipe.export.instructions import COORDINATES, LIKELY, Instructions, write_instructions
 from sgpipe.export.question_text import load_phrases
 from sgpipe.export.rows import ExportRows
@@ -19,8 +24,11 @@ from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE
 from sgpipe.storage.run_folder import check_output
 from sgpipe.utils.atomic import new_folder
 
-HUGGING_FACE, LABEL_STUDIO, FIFTYONE = "hf", "label-studio", "fiftyone"
-WEBDATASET, INSTRUCTIONS = "webdataset", "instructions"
+HUGGING_FACE = "hf"
+LABEL_STUDIO = "label-studio"
+FIFTYONE = "fiftyone"
+WEBDATASET = "webdataset"
+INSTRUCTIONS = "instructions"
 _WRITERS: dict[str, Callable[[ExportRows, Path], None]] = {
     HUGGING_FACE: write_hugging_face,
     "coco": files.write_coco,
@@ -41,7 +49,9 @@ FORMATS = (*_WRITERS, INSTRUCTIONS)
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, the number of relations, what was left out, and a note on calibration or use of the files."""
+    """What was written, the number of relations, what was left out, and a note on calibration or
+    use of the files.
+    """
 
     root: Path
     files: list[str]
@@ -72,16 +82,19 @@ def export_run(
     """Write the run in `root` to the new folder `out`.
 
     Args:
-        threshold: minimum confidence of relations; by default 0 for the hub, and that of training for other formats.
-        calibration: with this file of `sgpipe calibrate`, the threshold is a probability; or instead of it `precision`
-            is the expected one.
-        certificate: of the run, as `sgpipe.stats.certify.check` returns it; it decides what is kept.
-        images, embed, images_url, coordinates, templates, seed, parquet: of the forms that have them; see their
-            writers, `Instructions` and `load_phrases`.
+        threshold: minimum confidence of relations; by default 0 for the hub, and that of training
+            for other formats.
+        calibration: with this file of `sgpipe calibrate`, the threshold is a probability; or
+            instead of it `precision` is the expected one.
+        certificate: of the run, as `sgpipe.stats.certify.check` returns it; it decides what is
+            kept.
+        images, embed, images_url, coordinates, templates, seed, parquet: of the forms that have
+            them; see their writers, `Instructions` and `load_phrases`.
         origins: of the relations to write; see `records.RelationOrigin`.
         inside: `out` may be in the run's own folder, as that of `sgpipe push`.
 
-    Raises UserError: the folder is not a run, a shard cannot be read, or `out` exists; nothing is written.
+    Raises UserError: the folder is not a run, a shard cannot be read, or `out` exists; nothing is
+    written.
     """
     if to not in FORMATS:
         raise UserError(f"--to {to}: expected one of {', '.join(FORMATS)}")
@@ -104,19 +117,32 @@ def export_run(
         check_images(images)
     if threshold is not None:
         check_share("threshold", threshold)
-    if unknown := set(origins).difference(ORIGINS):
+    unknown = set(origins).difference(ORIGINS)
+    if unknown:
         raise UserError(f"--origin {min(unknown)}: expected one or more of {','.join(ORIGINS)}")
     if precision is not None:
         threshold = probability_for(calibration, precision, threshold)
         threshold = max(threshold, precision) if to == INSTRUCTIONS else threshold
     if certificate is not None:
         if threshold is not None or calibration is not None or len(set(origins)) < len(ORIGINS):
-            raise UserError("--certified chooses relations: omit --threshold, --calibration, --precision and --origin")
+            raise UserError(
+                "--certified chooses relations: omit --threshold, --calibration, --precision and"
+                " --origin"
+            )
         threshold = min(each["threshold"] for each in certificate["sets"])
     if threshold is None:
         threshold = 0.0 if to == HUGGING_FACE else TRAINING_CONFIDENCE
         threshold = LIKELY if to == INSTRUCTIONS and calibration is not None else threshold
-    rows = ExportRows(location(root), threshold, calibration, certificate, origins, images, images_url, embed=embed)
+    rows = ExportRows(
+        location(root),
+        threshold,
+        calibration,
+        certificate,
+        origins,
+        images,
+        images_url,
+        embed=embed,
+    )
     with new_folder(out if inside else check_output(out)) as folder:
         if to == INSTRUCTIONS:
             asked = Instructions(rows, load_phrases(templates), coordinates, seed or 0)

@@ -1,1 +1,3 @@
-"""Bytes from anywhere: this disk, object stores, archives and the Hugging Face hub, and images by their names there."""
+"""Bytes from anywhere: this disk, object stores, archives and the Hugging Face hub, and images by
+their names there.
+"""

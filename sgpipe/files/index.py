@@ -1,6 +1,8 @@
-"""An index of the files of a place by their names: one sorted Arrow file, which every process maps into its memory.
+"""An index of the files of a place by their names: one sorted Arrow file, which every process maps
+into its memory.
 
-The name of an index is a hash of the names and versions of the files in it, so an index that exists is never outdated.
+The name of an index is a hash of the names and versions of the files in it, so an index that exists
+is never outdated.
 """
 
 import hashlib
@@ -35,14 +37,21 @@ class FileIndex:
         with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         self.meta: dict[str, Any] = json.loads(table.schema.metadata[_META])
-        chunks = (each.chunk(0) if each.num_chunks else each.combine_chunks() for each in table.columns)
+        chunks = (
+            each.chunk(0) if each.num_chunks else each.combine_chunks() for each in table.columns
+        )
         self._columns = dict(zip(table.column_names, chunks, strict=True))
         self._names = self._columns[NAME]
 
     def find(self, name: str) -> list[dict[str, Any]]:
         places = range(len(self._names))
         start = bisect_left(places, name, key=lambda place: self._names[place].as_py())
-        return list(map(self._row, takewhile(lambda place: self._names[place].as_py() == name, places[start:])))
+        return list(
+            map(
+                self._row,
+                takewhile(lambda place: self._names[place].as_py() == name, places[start:]),
+            )
+        )
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return map(self._row, range(len(self._names)))
@@ -52,8 +61,11 @@ class FileIndex:
 
 
 def index_table(columns: Mapping[str, pa.DataType], rows: Iterator[tuple[Any, ...]]) -> pa.Table:
-    """Return rows of a name and `columns` in Arrow's memory; what UTF-8 has no form of becomes a question mark."""
-    schema, batches = pa.schema({NAME: pa.large_string(), **columns}), []
+    """Return rows of a name and `columns` in Arrow's memory; what UTF-8 has no form of becomes a
+    question mark.
+    """
+    schema = pa.schema({NAME: pa.large_string(), **columns})
+    batches = []
     while chunk := list(islice(rows, _ROWS_PER_BATCH)):
         names, *others = zip(*chunk, strict=True)
         values = [[name.encode("utf-8", "replace").decode() for name in names], *others]
@@ -72,7 +84,9 @@ def write_index(path: Path, table: pa.Table, meta: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class IndexReference:
-    """An index by its name, in this machine's cache; a run may keep a copy in its folder or store."""
+    """An index by its name, in this machine's cache; a run may keep a copy in its folder or
+    store.
+    """
 
     name: str
     run: Location | None = None
@@ -84,21 +98,27 @@ class IndexReference:
 
     @cached_property
     def opened(self) -> FileIndex:
-        """Raises StoreError: it cannot be read or fetched; UserError: the copy in the run's store is damaged."""
+        """Raises StoreError: it cannot be read or fetched; UserError: the copy in the run's store
+        is damaged.
+        """
         kept = self.run and self.run / f".sgpipe/{self.name}"
         for path in (self.path, kept):
             if isinstance(path, Path):
                 with suppress(OSError, ValueError, pa.ArrowException):
                     return FileIndex(path)
         if not isinstance(kept, StorePath):
-            raise StoreError(f"the index {self.path} is missing or damaged; the same command makes it again")
+            raise StoreError(
+                f"the index {self.path} is missing or damaged; the same command makes it again"
+            )
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(self.path) as temporary:
             kept.get_file(temporary)
             try:
                 return FileIndex(temporary)
             except (OSError, ValueError, pa.ArrowException) as error:
-                raise UserError(f"{kept} cannot be read ({error}); delete it, and run again") from None
+                raise UserError(
+                    f"{kept} cannot be read ({error}); delete it, and run again"
+                ) from None
 
     @property
     def exists(self) -> bool:
@@ -113,7 +133,9 @@ class IndexReference:
 
 @dataclass(frozen=True)
 class IndexFolder:
-    """Where indexes are: in this machine's cache, or in a `run`. `whole`: prefixes are indexed, with versions."""
+    """Where indexes are: in this machine's cache, or in a `run`. `whole`: prefixes are indexed,
+    with versions.
+    """
 
     run: Location | None = None
     progress: Progress = field(default_factory=Progress, compare=False)

@@ -1,6 +1,8 @@
-"""Read a JSON object of large arrays, or one large array, item by item and in constant memory: Objects365 v2 has 5 GB.
+"""Read a JSON object of large arrays, or one large array, item by item and in constant memory:
+Objects365 v2 has 5 GB.
 
-Python's own C scanner decodes the items; it accepts the `NaN` of some exporters, which streaming libraries refuse.
+Python's own C scanner decodes the items; it accepts the `NaN` of some exporters, which streaming
+libraries refuse.
 """
 
 import codecs
@@ -15,7 +17,9 @@ from sgpipe.errors import StoreError, UserError, existing_file, os_error_reason
 from sgpipe.files.locations import Location, TextFile, location, open_text
 
 _CHUNK = 4 << 20
-_LOOKAHEAD = 4 << 20  # an error further than this from the end of the buffer is not caused by the end
+_LOOKAHEAD = (
+    4 << 20
+)  # an error further than this from the end of the buffer is not caused by the end
 _LONGEST_ITEM = 256 << 20
 _ITEM = re.compile(r"[^ \t\n\r]")
 
@@ -23,9 +27,10 @@ _ITEM = re.compile(r"[^ \t\n\r]")
 class JsonStream:
     """Iterates over the values of a JSON file's top-level object or array.
 
-    `for key, item in stream` yields every item of every array of the top-level object, and its other values, in file
-    order; of a file that is an array, its items, with the key "". `arrays`: the keys of arrays, also of empty ones.
-    After the last item, `sha256` is the hash of the content.
+    `for key, item in stream` yields every item of every array of the top-level object, and its
+    other values, in file order; of a file that is an array, its items, with the key "". `arrays`:
+    the keys of arrays, also of empty ones. After the last item, `sha256` is the hash of the
+    content.
     """
 
     def __init__(self, path: Location | str) -> None:
@@ -39,8 +44,11 @@ class JsonStream:
         self._eof = False
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        """Raises UserError: the file is missing, unreadable, empty, not UTF-8, not JSON, or cut short."""
-        if isinstance(place := location(self.path), Path):
+        """Raises UserError: the file is missing, unreadable, empty, not UTF-8, not JSON, or cut
+        short.
+        """
+        place = location(self.path)
+        if isinstance(place, Path):
             existing_file(place)
         try:
             with open_text(self.path) as file:
@@ -75,7 +83,9 @@ class JsonStream:
                 else:
                     yield key, self._value()
         else:
-            raise UserError(f"{self.path} is {'not UTF-8 JSON (plain or gzip)' if first else 'empty'}")
+            raise UserError(
+                f"{self.path} is {'not UTF-8 JSON (plain or gzip)' if first else 'empty'}"
+            )
         if self._peek():
             raise self._malformed("there is text after the end")
 
@@ -95,7 +105,8 @@ class JsonStream:
     def _peek(self) -> str:
         """Return the next character that is not white space, or "" at the end of the file."""
         while True:
-            if found := _ITEM.search(self._text, self._at):
+            found = _ITEM.search(self._text, self._at)
+            if found:
                 self._at = found.start()
                 return found[0]
             self._at = len(self._text)
@@ -111,11 +122,19 @@ class JsonStream:
                 if not isinstance(error, json.JSONDecodeError):
                     raise self._malformed("a number has too many digits") from None
                 pending = len(self._text) - self._at
-                if pending > _LONGEST_ITEM or error.pos < len(self._text) - _LOOKAHEAD or not self._fill():
+                if (
+                    pending > _LONGEST_ITEM
+                    or error.pos < len(self._text) - _LOOKAHEAD
+                    or not self._fill()
+                ):
                     raise self._malformed(error.msg) from None
                 continue
             # A number at the end of the buffer ("12", "12.", "1e") may continue in the file.
-            if len(self._text) - end < 3 and self._text[end:].strip("+-.eE0123456789") == "" and self._fill():
+            if (
+                len(self._text) - end < 3
+                and self._text[end:].strip("+-.eE0123456789") == ""
+                and self._fill()
+            ):
                 continue
             self._at = end
             return value
@@ -134,8 +153,13 @@ class JsonStream:
     def _malformed(self, reason: str) -> UserError:
         rest = self._text[self._at : self._at + 40]
         if self._eof and not rest.strip():
-            return UserError(f"{self.path} is cut short: the JSON ends in the middle; copy or download it again")
-        return UserError(f"{self.path} is not valid JSON{' or is cut short' * self._eof} ({reason} near {rest!r})")
+            return UserError(
+                f"{self.path} is cut short: the JSON ends in the middle; copy or download it again"
+            )
+        return UserError(
+            f"{self.path} is not valid JSON{' or is cut short' * self._eof} ({reason} near"
+            f" {rest!r})"
+        )
 
 
 def json_lines(path: Location) -> Iterator[Any]:

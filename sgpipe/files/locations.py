@@ -1,7 +1,9 @@
-"""Locations: files and folders of this machine, as a `Path`, or in a store or on the hub, as a `StorePath`.
+"""Locations: files and folders of this machine, as a `Path`, or in a store or on the hub, as a
+`StorePath`.
 
-`location` makes one of what a user typed, once; from then on `location / name` works for both. obstore retries, and
-knows the versions of objects (ETags); nothing renames or appends. Keys are in the environment.
+`location` makes one of what a user typed, once; from then on `location / name` works for both.
+obstore retries, and knows the versions of objects (ETags); nothing renames or appends. Keys are in
+the environment.
 """
 
 from __future__ import annotations
@@ -40,9 +42,14 @@ if TYPE_CHECKING:
 _SCHEMES = ("s3", "gs", "abfs", "abfss", "hf")
 _EXPECTED = "expected s3://, gs:// or abfs:// and a bucket"
 _CONNECT_SECONDS = 5
-_READ_SECONDS, _READ_RETRIES = 20.0, 8  # of one request
-_WRITE_SECONDS, _WRITE_RETRIES = 1800.0, 2
-_MOST_AT_ONCE = 256 << 20  # bytes; what is uploaded in parts stays in the bucket if its process is killed
+# of one request
+_READ_SECONDS = 20.0
+_READ_RETRIES = 8
+_WRITE_SECONDS = 1800.0
+_WRITE_RETRIES = 2
+_MOST_AT_ONCE = (
+    256 << 20
+)  # bytes; what is uploaded in parts stays in the bucket if its process is killed
 _ATTEMPTS = 3  # to read a body that ends early
 _BUFFER = 8 << 20  # of a file: a request takes so long that small ones cost more
 _REFUSED = re.compile(
@@ -51,7 +58,18 @@ _REFUSED = re.compile(
 )
 _NOT_IMPLEMENTED = re.compile(r"\b501 Not Implemented|<Code>NotImplemented</Code>")
 _ANONYMOUS = ("s3://anonymous@", "gs://anonymous@")  # what the public may read
-_NO_KEYS = "169.254.169.254"  # where a machine of a cloud gets its keys, asked if the environment has none
+_NO_KEYS = (  # where a machine of a cloud gets its keys, asked if the environment has none
+    "169.254.169.254"
+)
+TextFile: TypeAlias = (
+    io.BufferedReader | gzip.GzipFile
+)  # plain or gzip, which its content shows, not its name
+
+_SMALL_BUFFER = 256 << 10  # bytes that are read at least, of an object of which parts are needed
+_WHOLE = 4 << 20  # bytes: smaller shards are read at once
+_OPENED_AHEAD = 16  # shards
+_GZIP = b"\x1f\x8b"
+_ON_HUB = re.compile(rf"{DATASETS}(?P<dataset>[^/]+/[^/]+)/(?P<file>.+)")
 
 
 class ReplacedError(StoreError):
@@ -68,7 +86,9 @@ class AccessError(StoreError):
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """An object of a store, or a file. `name` is relative to the location; `version`: its ETag, if there is any."""
+    """An object of a store, or a file. `name` is relative to the location; `version`: its ETag, if
+    there is any.
+    """
 
     name: str
     size: int
@@ -77,7 +97,9 @@ class ObjectInfo:
 
     @property
     def state(self) -> str:
-        """A text that differs if the object has changed, as far as the store or file system tells."""
+        """A text that differs if the object has changed, as far as the store or file system
+        tells.
+        """
         return self.version or str(self.modified or "")
 
 
@@ -86,21 +108,28 @@ def is_uri(text: str) -> bool:
 
 
 class StorePath:
-    """A folder or an object of a store by its URI, such as `s3://bucket/images`: to a store what `Path` is to a disk.
+    """A folder or an object of a store by its URI, such as `s3://bucket/images`: to a store what
+    `Path` is to a disk.
 
-    It travels without connections, and threads may share it. Every method but `__init__` raises StoreError if the
-    store cannot be reached, after retries; AccessError if it refuses.
+    It travels without connections, and threads may share it. Every method but `__init__` raises
+    StoreError if the store cannot be reached, after retries; AccessError if it refuses.
     """
 
     def __init__(self, uri: str) -> None:
         """Raises UserError: of an unknown scheme, or the URI contains keys or a query."""
         if "?" in uri:
-            raise UserError("the URI of an object store must not have a query (?…); set it in the environment")
+            raise UserError(
+                "the URI of an object store must not have a query (?…); set it in the environment"
+            )
         scheme, separator, rest = uri.partition("://")
         bucket, _, key = rest.partition("/")
-        user = rest.rpartition("@")[0].partition("/")[0]  # of Azure, this may be a container; keys may contain slashes
+        user = rest.rpartition("@")[0].partition("/")[
+            0
+        ]  # of Azure, this may be a container; keys may contain slashes
         if ":" in user or ("@" in bucket and not uri.startswith(("abfs", *_ANONYMOUS))):
-            raise UserError("the URI of an object store must not contain keys; set them in the environment")
+            raise UserError(
+                "the URI of an object store must not contain keys; set them in the environment"
+            )
         if not separator or scheme not in _SCHEMES:
             raise UserError(f"{uri} is not an object store: {_EXPECTED}")
         if not bucket:
@@ -118,7 +147,9 @@ class StorePath:
 
     def __truediv__(self, name: str) -> StorePath:
         child = copy(self)
-        child._prefix = "/".join(part for part in f"{self._prefix}/{name}".split("/") if part not in ("", "."))
+        child._prefix = "/".join(
+            part for part in f"{self._prefix}/{name}".split("/") if part not in ("", ".")
+        )
         return child
 
     def __str__(self) -> str:
@@ -131,11 +162,15 @@ class StorePath:
         return hash(self.uri)
 
     def check(self) -> None:
-        """Raises UserError: there is no such bucket, or it may not be listed; StoreError: it cannot be reached."""
+        """Raises UserError: there is no such bucket, or it may not be listed; StoreError: it cannot
+        be reached.
+        """
         try:
             next(self.list(), None)
         except AccessError as error:
-            raise UserError(f"{error}; the keys in the environment must be allowed to list and read it") from None
+            raise UserError(
+                f"{error}; the keys in the environment must be allowed to list and read it"
+            ) from None
         except StoreError as error:
             if "NoSuchBucket" in str(error) or "not found" in str(error):
                 raise UserError(str(error)) from None
@@ -164,14 +199,18 @@ class StorePath:
             shutil.copyfileobj(source, target, _BUFFER)
 
     def read_range(self, start: int, length: int, version: str | None = None) -> bytes:
-        """Return `length` bytes. Raises FileNotFoundError; ReplacedError: another version; CutError: it ends before."""
+        """Return `length` bytes. Raises FileNotFoundError; ReplacedError: another version;
+        CutError: it ends before.
+        """
         data = self.read_start(length, version, start) if length else b""
         if len(data) != length:
             raise CutError(f"{self} is truncated: it ends within bytes {start} to {start + length}")
         return data
 
     def read_start(self, most: int, version: str | None = None, start: int = 0) -> bytes:
-        """Return up to `most` bytes. Raises FileNotFoundError; ReplacedError: not of this version; CutError."""
+        """Return up to `most` bytes. Raises FileNotFoundError; ReplacedError: not of this version;
+        CutError.
+        """
         options: GetOptions = {"range": (start, start + most)}
         if version is not None:
             options["if_match"] = version
@@ -192,15 +231,20 @@ class StorePath:
         return None
 
     def list(self) -> Iterator[ObjectInfo]:
-        """Yield the objects of the folder, those in folders of it included, as the store sends them."""
+        """Yield the objects of the folder, those in folders of it included, as the store sends
+        them.
+        """
         with self._naming():
             for chunk in obstore.list(self._reads, self._prefix, chunk_size=1000):
                 for meta in chunk:
-                    if name := meta["path"].removeprefix(self._prefix).lstrip("/"):  # not the folder's own object
+                    name = meta["path"].removeprefix(self._prefix).lstrip("/")
+                    if name:  # not the folder's own object
                         yield ObjectInfo(name, meta["size"], meta["e_tag"], meta["last_modified"])
 
     def open(self, mode: Literal["rb"] = "rb", buffering: int = _BUFFER) -> io.BufferedReader:
-        """Open the object, as it is now, as a file read by `buffering` bytes or more. Raises FileNotFoundError."""
+        """Open the object, as it is now, as a file read by `buffering` bytes or more. Raises
+        FileNotFoundError.
+        """
         info = self.head()
         if info is None:
             raise FileNotFoundError(str(self))
@@ -213,14 +257,20 @@ class StorePath:
             obstore.put(self._writes, self._prefix, data, use_multipart=in_parts)
 
     def put_if(self, data: bytes, version: UpdateVersion | None) -> bool:
-        """Write the object if it is of this version (None: absent); return whether. Some stores always do."""
+        """Write the object if it is of this version (None: absent); return whether. Some stores
+        always do.
+        """
         with self._naming(writes=True):
             try:
-                obstore.put(self._writes, self._prefix, data, mode=version or "create", use_multipart=False)
+                obstore.put(
+                    self._writes, self._prefix, data, mode=version or "create", use_multipart=False
+                )
             except (refused.AlreadyExistsError, refused.PreconditionError):
                 return False
             except refused.BaseError as error:
-                if not isinstance(error, refused.NotSupportedError) and not _NOT_IMPLEMENTED.search(str(error)):
+                if not isinstance(error, refused.NotSupportedError) and not _NOT_IMPLEMENTED.search(
+                    str(error)
+                ):
                     raise
                 self.put(data)
         return True
@@ -231,7 +281,9 @@ class StorePath:
 
     @contextmanager
     def _naming(self, writes: bool = False) -> Iterator[None]:
-        """Turn the errors of obstore, which have many lines, into one line that names the object."""
+        """Turn the errors of obstore, which have many lines, into one line that names the
+        object.
+        """
         try:
             yield
         except StoreError:
@@ -244,8 +296,12 @@ class StorePath:
             raise ReplacedError(f"{self} was replaced while it was in use") from None
         except (refused.BaseError, OSError) as error:
             if "<Code>InvalidRange</Code>" in str(error):
-                raise CutError(f"{self} is truncated: it ends before the range that is read") from None
-            refusal = isinstance(error, refused.PermissionDeniedError | refused.UnauthenticatedError)
+                raise CutError(
+                    f"{self} is truncated: it ends before the range that is read"
+                ) from None
+            refusal = isinstance(
+                error, refused.PermissionDeniedError | refused.UnauthenticatedError
+            )
             kind = AccessError if refusal or _REFUSED.search(str(error)) else StoreError
             raise kind(f"{self}: {failure(error)}") from None
 
@@ -262,7 +318,9 @@ class _ObjectFile(io.RawIOBase):
     """An object as a file that `io.BufferedReader` reads."""
 
     def __init__(self, store: StorePath, info: ObjectInfo) -> None:
-        self._store, self._info, self._at = store, info, 0
+        self._store = store
+        self._info = info
+        self._at = 0
 
     def readable(self) -> bool:
         return True
@@ -271,7 +329,10 @@ class _ObjectFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence])
+        self._at = max(
+            0,
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._info.size}[whence],
+        )
         return self._at
 
     def readall(self) -> bytes:
@@ -287,7 +348,9 @@ class _ObjectFile(io.RawIOBase):
 
 @cache
 def connect(uri: str, seconds: float, retries: int) -> Connection:
-    """Return this process's connection to a bucket; a request ends after `seconds`. Raises UserError: not a store."""
+    """Return this process's connection to a bucket; a request ends after `seconds`. Raises
+    UserError: not a store.
+    """
     options: dict[str, Any] = {
         "client_options": {
             "timeout": timedelta(seconds=seconds),
@@ -298,12 +361,19 @@ def connect(uri: str, seconds: float, retries: int) -> Connection:
     }
     if uri.startswith(_ANONYMOUS):
         options["skip_signature"] = True
-    if uri.startswith("s3://") and not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys():
+    if (
+        uri.startswith("s3://")
+        and not {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"} & os.environ.keys()
+    ):
         from pyarrow.fs import resolve_s3_region
 
         with suppress(OSError, ValueError):  # the first request says why
             options["region"] = resolve_s3_region(uri.removeprefix("s3://").rpartition("@")[2])
-    if uri.startswith("s3://") and "AWS_ACCESS_KEY_ID" not in os.environ and not uri.startswith(_ANONYMOUS):
+    if (
+        uri.startswith("s3://")
+        and "AWS_ACCESS_KEY_ID" not in os.environ
+        and not uri.startswith(_ANONYMOUS)
+    ):
         with suppress(ImportError, ValueError):  # boto3 is not installed, or has no keys either
             from obstore.auth.boto3 import Boto3CredentialProvider
 
@@ -319,26 +389,23 @@ def failure(error: BaseException) -> str:
     text = str(error).partition("\n\nDebug source")[0].strip()
     if _NO_KEYS in text:
         return (
-            f"{gethostname()} has no keys in its environment, in a cluster that of its `ray start` (profiles and SSO "
-            "need `pip install sgpipe[aws]`; for a public bucket, write anonymous@ before its name)"
+            f"{gethostname()} has no keys in its environment, in a cluster that of its `ray start`"
+            " (profiles and SSO need `pip install sgpipe[aws]`; for a public bucket, write"
+            " anonymous@ before its name)"
         )
-    if code := re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL):
+    code = re.search(r"<Code>(.*?)</Code>(?:\s*<Message>(.*?)</Message>)?", text, re.DOTALL)
+    if code:
         return f"{code[1]}: {code[2]}" if code[2] else code[1]
     return first_line(error)
 
 
 Location: TypeAlias = Path | StorePath
-TextFile: TypeAlias = io.BufferedReader | gzip.GzipFile  # plain or gzip, which its content shows, not its name
-
-_SMALL_BUFFER = 256 << 10  # bytes that are read at least, of an object of which parts are needed
-_WHOLE = 4 << 20  # bytes: smaller shards are read at once
-_OPENED_AHEAD = 16  # shards
-_GZIP = b"\x1f\x8b"
-_ON_HUB = re.compile(rf"{DATASETS}(?P<dataset>[^/]+/[^/]+)/(?P<file>.+)")
 
 
 def location(place: str | Location) -> Location:
-    """Return the location that a text names. Raises UserError: a URI is not of a store, or contains keys."""
+    """Return the location that a text names. Raises UserError: a URI is not of a store, or contains
+    keys.
+    """
     if isinstance(place, str):
         return StorePath(place) if is_uri(place) else Path(place)
     return place
@@ -360,7 +427,9 @@ def absolute_location(place: str | Location) -> Location:
 
 @contextmanager
 def open_file(path: Location) -> Iterator[Any]:
-    """Open a file for random access: of this machine mapped into memory. Raises OSError, also while it is read."""
+    """Open a file for random access: of this machine mapped into memory. Raises OSError, also while
+    it is read.
+    """
     if isinstance(path, Path):
         with add_filename(path), pa.memory_map(str(path)) as file:
             yield file
@@ -378,7 +447,9 @@ def open_stream(path: str | Location) -> io.BufferedReader:
 
 
 def read_range(path: Location, start: int, length: int, version: str | None = None) -> bytes:
-    """Return `length` bytes. Raises OSError; ReplacedError: not of this version; CutError: it ends before."""
+    """Return `length` bytes. Raises OSError; ReplacedError: not of this version; CutError: it ends
+    before.
+    """
     if isinstance(path, StorePath):
         return path.read_range(start, length, version)
     with path.open("rb") as file:
@@ -407,19 +478,24 @@ def _version(status: os.stat_result) -> str:
 
 
 def content_id(path: str | Location) -> list[str | int | None]:
-    """Return what tells a file's content unread: place, size, time or version. Raises UserError: no such file."""
+    """Return what tells a file's content unread: place, size, time or version. Raises UserError: no
+    such file.
+    """
     local = _local(path)
     if isinstance(local, Path):
         status = existing_file(local).stat()
         return [str(local.resolve()), status.st_size, status.st_mtime_ns]
-    if (info := local.head()) is None:
+    info = local.head()
+    if info is None:
         local.check()
         raise UserError(f"no such file: {local.uri}")
     return [local.uri, info.size, info.state]
 
 
 def _local(path: str | Location) -> Location:
-    """Return a location that can be read: a file of the hub in its cache. Raises UserError: there is no such file."""
+    """Return a location that can be read: a file of the hub in its cache. Raises UserError: there
+    is no such file.
+    """
     path = location(path)
     if isinstance(path, Path):
         return path
@@ -435,7 +511,9 @@ def _local(path: str | Location) -> Location:
 
 
 def sizes(folder: Location) -> dict[str, int]:
-    """Return the size in bytes of each file in a folder, by its last name; of none where there is no folder."""
+    """Return the size in bytes of each file in a folder, by its last name; of none where there is
+    no folder.
+    """
     if isinstance(folder, StorePath):
         return {info.name: info.size for info in folder.list() if "/" not in info.name}
     found: dict[str, int] = {}
@@ -447,7 +525,9 @@ def sizes(folder: Location) -> dict[str, int]:
 
 
 def open_shard_file(path: Location) -> Path | BinaryIO:
-    """Return a shard as pyarrow reads it, large ones of a store by ranges. Raises FileNotFoundError; StoreError."""
+    """Return a shard as pyarrow reads it, large ones of a store by ranges. Raises
+    FileNotFoundError; StoreError.
+    """
     if isinstance(path, Path):
         return path
     info = path.head()
@@ -459,7 +539,9 @@ def open_shard_file(path: Location) -> Path | BinaryIO:
 
 
 def opened_ahead(paths: Sequence[Location]) -> Generator[BinaryIO | None, None, None]:
-    """Shards in a store as `open_shard_file` opens them, while threads open the next ones; None: missing, or a file."""
+    """Shards in a store as `open_shard_file` opens them, while threads open the next ones; None:
+    missing, or a file.
+    """
     if not paths or isinstance(paths[0], Path):
         yield from [None] * len(paths)
         return
@@ -475,7 +557,9 @@ def opened_ahead(paths: Sequence[Location]) -> Generator[BinaryIO | None, None, 
 
 @contextmanager
 def open_text(path: Location | str) -> Iterator[TextFile]:
-    """Open a text file, decompressed as it is read. Raises OSError; UserError: it is empty or, also later, damaged."""
+    """Open a text file, decompressed as it is read. Raises OSError; UserError: it is empty or, also
+    later, damaged.
+    """
     try:
         with open_stream(path) as raw:
             compressed = raw.peek(len(_GZIP)).startswith(_GZIP)
@@ -484,11 +568,15 @@ def open_text(path: Location | str) -> Iterator[TextFile]:
                     raise UserError(f"{path} is empty")
                 yield file
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path} is cut short or corrupt ({error}); copy or download it again") from None
+        raise UserError(
+            f"{path} is cut short or corrupt ({error}); copy or download it again"
+        ) from None
 
 
 def read_text(path: Location, what: str) -> str:
-    """Return a small text file, which messages call `what`. Raises UserError: it cannot be read, or is not UTF-8."""
+    """Return a small text file, which messages call `what`. Raises UserError: it cannot be read, or
+    is not UTF-8.
+    """
     try:
         with open_text(path) as file:
             return file.read().decode("utf-8-sig")
@@ -501,16 +589,22 @@ def read_text(path: Location, what: str) -> str:
 
 
 def text_sha256(path: str | Location) -> str:
-    """SHA-256 of a file's content, decompressed if it is compressed by gzip. Raises as `open_text`."""
+    """SHA-256 of a file's content, decompressed if it is compressed by gzip. Raises as
+    `open_text`.
+    """
     with open_text(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_ends(path: Location, length: int) -> tuple[bytes, bytes]:
-    """Return both ends of a text file, of gzip only the first. Raises as `open_text`; UserError: it is a pipe."""
+    """Return both ends of a text file, of gzip only the first. Raises as `open_text`; UserError: it
+    is a pipe.
+    """
     with open_text(path) as file:
         if not file.seekable():
-            raise UserError(f"{path} is a pipe, but it is read more than once; save it as a file, plain or gzip")
+            raise UserError(
+                f"{path} is a pipe, but it is read more than once; save it as a file, plain or gzip"
+            )
         head = file.read(length)
         if isinstance(file, gzip.GzipFile):
             return head, b""

@@ -1,7 +1,8 @@
 """Models in object stores and on the hub: each machine fetches one once, into its cache.
 
-The process that starts a run pins a model, so that every worker uses the same files: `s3://bucket/tagger` becomes
-`s3://bucket/tagger#sha256:0123456789abcdef`, the hash of a folder of these files; `anna/tagger` `anna/tagger@COMMIT`.
+The process that starts a run pins a model, so that every worker uses the same files:
+`s3://bucket/tagger` becomes `s3://bucket/tagger#sha256:0123456789abcdef`, the hash of a folder of
+these files; `anna/tagger` `anna/tagger@COMMIT`.
 """
 
 import os
@@ -19,25 +20,36 @@ from sgpipe.utils import console
 from sgpipe.utils.atomic import temporary_folder, write_text
 from sgpipe.utils.hashing import PINNED, fingerprint, model_sha256
 
-_PLACES = ("", "best/", "last/")  # of a model: a folder of its own, or the checkpoints of a training
-_CONFIG, _OPEN_CLIP = "config.json", "open_clip_config.json"
+_PLACES = (
+    "",
+    "best/",
+    "last/",
+)  # of a model: a folder of its own, or the checkpoints of a training
+_CONFIG = "config.json"
+_OPEN_CLIP = "open_clip_config.json"
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def cache_folder() -> Path:
-    """Return where sgpipe keeps files of this machine that no run keeps: SGPIPE_CACHE, by default ~/.cache/sgpipe."""
-    if own := os.environ.get("SGPIPE_CACHE"):
+    """Return where sgpipe keeps files of this machine that no run keeps: SGPIPE_CACHE, by default
+    ~/.cache/sgpipe.
+    """
+    own = os.environ.get("SGPIPE_CACHE")
+    if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "sgpipe")
 
 
 def pin_model(name: str, before: str = "") -> str:
-    """Return a model of a store with the hash of its files, one of the hub with its commit; any other name unchanged.
+    """Return a model of a store with the hash of its files, one of the hub with its commit; any
+    other name unchanged.
 
-    `before`: what a run that is resumed says of its models; a commit in it stays, unless `name` has another one.
-    Raises UserError: there is no such model or no permission; EngineError: the store cannot be reached.
+    `before`: what a run that is resumed says of its models; a commit in it stays, unless `name` has
+    another one. Raises UserError: there is no such model or no permission; EngineError: the store
+    cannot be reached.
     """
-    if hub := HubModel.parse(name):
+    hub = HubModel.parse(name)
+    if hub:
         known = re.search(rf"(?<![\w./-]){re.escape(hub.name)}@[0-9a-f]{{40}}", before)
         if known and not _COMMIT.fullmatch(hub.revision or ""):
             return known[0]
@@ -49,11 +61,14 @@ def pin_model(name: str, before: str = "") -> str:
 
 
 def local_model(name: str, *, whole: bool = True) -> str:
-    """Return the folder of a model of a store or the hub, fetched if it is not there; any other name unchanged.
+    """Return the folder of a model of a store or the hub, fetched if it is not there; any other
+    name unchanged.
 
-    `whole` False: config.json is enough. Raises as `pin_model`; UserError: it is a missing path, or has another hash.
+    `whole` False: config.json is enough. Raises as `pin_model`; UserError: it is a missing path, or
+    has another hash.
     """
-    if hub := HubModel.parse(name):
+    hub = HubModel.parse(name)
+    if hub:
         try:
             with _as_engine_errors():
                 return str(hub.folder() if whole else hub.config())
@@ -66,17 +81,22 @@ def local_model(name: str, *, whole: bool = True) -> str:
 
 
 def _fetched(uri: str, sha256: str = "") -> Path:
-    """Return the folder of a model of a store, which is named by the hash of its files; "": of those that it has now.
+    """Return the folder of a model of a store, which is named by the hash of its files; "": of
+    those that it has now.
 
     Beside it are `listing-…`, which say what hash the files have that the store lists so.
     """
-    root, store = cache_folder() / "models" / fingerprint({"uri": uri}), StorePath(uri)
+    root = cache_folder() / "models" / fingerprint({"uri": uri})
+    store = StorePath(uri)
     if sha256 and (root / sha256).is_dir():
         return root / sha256
     root.mkdir(parents=True, exist_ok=True)
     with _as_engine_errors(), FileLock(root / ".lock", thread_local=False):
         files = _listed(uri, store)
-        listing = root / f"listing-{fingerprint({name: [info.size, info.state] for name, info in files.items()})}"
+        listing = (
+            root
+            / f"listing-{fingerprint({name: [info.size, info.state] for name, info in files.items()})}"
+        )
         found = listing.read_text("utf-8") if listing.is_file() else ""
         if not (found and (root / found).is_dir()):
             size = sum(info.size for info in files.values()) / 1e6
@@ -99,13 +119,25 @@ def _fetched(uri: str, sha256: str = "") -> Path:
 def _listed(uri: str, store: StorePath) -> dict[str, ObjectInfo]:
     store.check()
     infos = {info.name: info for info in store.list()}
-    place = next((place for place in _PLACES if f"{place}{_CONFIG}" in infos), "" if _OPEN_CLIP in infos else None)
+    place = next(
+        (place for place in _PLACES if f"{place}{_CONFIG}" in infos),
+        "" if _OPEN_CLIP in infos else None,
+    )
     if place is None:
         raise UserError(f"{uri} is not a model: it has no {_CONFIG}")
-    files = {name.removeprefix(place): info for name, info in sorted(infos.items()) if name.startswith(place)}
-    if outside := [name for name in files if ".." in name.split("/") or name.startswith("/")]:
+    files = {
+        name.removeprefix(place): info
+        for name, info in sorted(infos.items())
+        if name.startswith(place)
+    }
+    outside = [name for name in files if ".." in name.split("/") or name.startswith("/")]
+    if outside:
         raise UserError(f"the model has a file outside its folder: {outside[0]!r}")
-    return {name: info for name, info in files.items() if not any(part.startswith(".") for part in name.split("/"))}
+    return {
+        name: info
+        for name, info in files.items()
+        if not any(part.startswith(".") for part in name.split("/"))
+    }
 
 
 @contextmanager

@@ -1,6 +1,8 @@
-"""Images by their names: `ImageRoot`, and roots that are folders, prefixes of a store or datasets of the hub.
+"""Images by their names: `ImageRoot`, and roots that are folders, prefixes of a store or datasets
+of the hub.
 
-`data/train-00000-of-00002.parquet#17` is the image in row 17 of a file, `train.parquet#photo:17` that in column photo.
+`data/train-00000-of-00002.parquet#17` is the image in row 17 of a file, `train.parquet#photo:17`
+that in column photo.
 """
 
 import errno
@@ -23,42 +25,104 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sgpipe.errors import EngineError, ImageError, StoreError, UserError, first_line, os_error_reason
+from sgpipe.errors import (
+    EngineError,
+    ImageError,
+    StoreError,
+    UserError,
+    first_line,
+    os_error_reason,
+)
 from sgpipe.files.hub import DATASETS, HubDataset, MissingFileError
 from sgpipe.files.index import NAME, IndexReference, index_table
-from sgpipe.files.locations import AccessError, CutError, Location, ObjectInfo, ReplacedError, StorePath, info_of
+from sgpipe.files.locations import (
+    AccessError,
+    CutError,
+    Location,
+    ObjectInfo,
+    ReplacedError,
+    StorePath,
+    info_of,
+)
 from sgpipe.utils.console import Progress
 
-_NAME = re.compile(r"(?P<file>.+\.parquet)#(?:(?P<column>[^#:]+):)?(?P<row>\d+)", re.IGNORECASE | re.DOTALL)
-_ROWS_PER_BATCH, _RECENT_BATCHES = 16, 4
-_OPEN_FILES, _OPEN_GROUPS = 8, 8  # at once, for images are read in the order of the rows, with a few exceptions
+_NAME = re.compile(
+    r"(?P<file>.+\.parquet)#(?:(?P<column>[^#:]+):)?(?P<row>\d+)", re.IGNORECASE | re.DOTALL
+)
+_ROWS_PER_BATCH = 16
+_RECENT_BATCHES = 4
+# at once, for images are read in the order of the rows, with a few exceptions
+_OPEN_FILES = 8
+_OPEN_GROUPS = 8
 _BUFFER = 1 << 20
 
 
+ImageFile = Path | BinaryIO
+SUFFIXES = (  # of images that Pillow opens without a plug-in
+    *(
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".png",
+        ".apng",
+        ".webp",
+        ".bmp",
+        ".gif",
+        ".tif",
+        ".tiff",
+        ".avif",
+    ),
+    *(".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+MOST_BYTES = (
+    512 << 20
+)  # of an image file that is read into memory: the largest images that Pillow opens are smaller
+_OF_AN_IMAGE: dict[type[OSError], str] = {
+    ReplacedError: "it was replaced while it was in use",
+    CutError: "it is truncated",
+}
+_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
+_COLUMNS = {"size": pa.int64(), "version": pa.large_string()}  # of the index of a prefix
+HEADER = 64 << 10  # bytes of an image file; headers are rarely longer
+_OBJECTS_PER_STEP = 1000  # of the progress
+
+
 def row_name(file: str, row: int, column: str | None = None) -> str:
-    """Return the name of the image in a row; `column`: only if the file has several columns of images."""
+    """Return the name of the image in a row; `column`: only if the file has several columns of
+    images.
+    """
     return f"{file}#{row}" if column is None else f"{file}#{column}:{row}"
 
 
 def file_of(name: str) -> str:
-    """Return the file that holds an image: the Parquet file, or the name itself if it is not that of a row."""
+    """Return the file that holds an image: the Parquet file, or the name itself if it is not that
+    of a row.
+    """
     found = _NAME.fullmatch(name)
     return found["file"] if found else name
 
 
 def image_columns(schema: pa.Schema) -> list[str]:
-    """Return the columns that hold images, as stated in the description for `datasets`, or as their types suggest."""
+    """Return the columns that hold images, as stated in the description for `datasets`, or as their
+    types suggest.
+    """
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         stated = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         stated = []
     found = [field.name for field in schema if holds_images(field.type)]
-    return stated or [name for name in found if pa.types.is_struct(schema.field(name).type)] or found
+    return (
+        stated or [name for name in found if pa.types.is_struct(schema.field(name).type)] or found
+    )
 
 
 def holds_images(kind: pa.DataType) -> bool:
-    """Return whether a column of this type can hold images: bytes, or a column of columns with bytes in it."""
+    """Return whether a column of this type can hold images: bytes, or a column of columns with
+    bytes in it.
+    """
     at = kind.get_field_index("bytes") if pa.types.is_struct(kind) else -1
     kind = kind.field(at).type if at >= 0 else kind
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
@@ -69,21 +133,32 @@ class ParquetImages:
 
     def __init__(self, open_file: Callable[[str], Path | BinaryIO]) -> None:
         """`open_file` opens a Parquet file by its name."""
-        self._lock, self._open_file = threading.Lock(), open_file
+        self._lock = threading.Lock()
+        self._open_file = open_file
         self._file = lru_cache(_OPEN_FILES)(self._opened)
-        self._group = lru_cache(_OPEN_GROUPS)(lambda file, column, group: _RowGroup(self._file(file)[0], group, column))
+        self._group = lru_cache(_OPEN_GROUPS)(
+            lambda file, column, group: _RowGroup(self._file(file)[0], group, column)
+        )
 
     def read(self, name: str) -> bytes:
-        """Return the image file in a row. Raises FileNotFoundError: there is none; OSError: it cannot be read."""
+        """Return the image file in a row. Raises FileNotFoundError: there is none; OSError: it
+        cannot be read.
+        """
         found = _NAME.fullmatch(name)
         if found is None:
             raise FileNotFoundError(name)
-        file, row, data = found["file"], int(found["row"]), None
+        file = found["file"]
+        row = int(found["row"])
+        data = None
         try:
             with self._lock:
                 parquet, starts, images = self._file(file)
                 columns = [found["column"]] if found["column"] else images
-                if len(columns) == 1 and columns[0] in parquet.schema_arrow.names and row < starts[-1]:
+                if (
+                    len(columns) == 1
+                    and columns[0] in parquet.schema_arrow.names
+                    and row < starts[-1]
+                ):
                     group = int(np.searchsorted(starts, row, side="right")) - 1
                     data = self._group(file, columns[0], group).image(row - int(starts[group]))
         except pa.ArrowException as error:
@@ -93,17 +168,23 @@ class ParquetImages:
         return data
 
     def _opened(self, file: str) -> tuple[pq.ParquetFile, NDArray[np.int64], list[str]]:
-        """Return a file, the first row of each of its row groups and the number of rows, and its columns of images."""
+        """Return a file, the first row of each of its row groups and the number of rows, and its
+        columns of images.
+        """
         parquet = pq.ParquetFile(self._open_file(file), pre_buffer=False, buffer_size=_BUFFER)
         sizes = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         return parquet, np.cumsum([0, *sizes], dtype=np.int64), image_columns(parquet.schema_arrow)
 
 
 class _RowGroup:
-    """The images of a row group, read forwards; the last few rows are kept, for threads are not quite in order."""
+    """The images of a row group, read forwards; the last few rows are kept, for threads are not
+    quite in order.
+    """
 
     def __init__(self, parquet: pq.ParquetFile, group: int, column: str) -> None:
-        self._parquet, self._group, self._column = parquet, group, column
+        self._parquet = parquet
+        self._group = group
+        self._column = column
         self._restart()
 
     def image(self, row: int) -> bytes | None:
@@ -129,29 +210,12 @@ class _RowGroup:
         )
 
 
-ImageFile = Path | BinaryIO
-SUFFIXES = (  # of images that Pillow opens without a plug-in
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif"),
-    *(".jp2", ".j2k", ".jpx", ".ppm", ".pgm", ".pbm", ".pnm"),
-)
-HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-MOST_BYTES = 512 << 20  # of an image file that is read into memory: the largest images that Pillow opens are smaller
-_OF_AN_IMAGE: dict[type[OSError], str] = {
-    ReplacedError: "it was replaced while it was in use",
-    CutError: "it is truncated",
-}
-_OF_THE_MACHINE = (errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
-_COLUMNS = {"size": pa.int64(), "version": pa.large_string()}  # of the index of a prefix
-HEADER = 64 << 10  # bytes of an image file; headers are rarely longer
-_OBJECTS_PER_STEP = 1000  # of the progress
-
-
 class ImageRoot:
     """Images by their names. It travels to workers; threads may share it.
 
-    A StoreError of any method means that the place cannot be reached: the work ends, and can be resumed. `location`:
-    the path or URI that the user names. `threads`: how many open its images ahead; 0: opening does not wait. `index`:
-    of its images, where there is one.
+    A StoreError of any method means that the place cannot be reached: the work ends, and can be
+    resumed. `location`: the path or URI that the user names. `threads`: how many open its images
+    ahead; 0: opening does not wait. `index`: of its images, where there is one.
     """
 
     location: str
@@ -171,7 +235,8 @@ class ImageRoot:
         return self._has(file_of(name) if self._parquet else name)
 
     def _stored_name(self, name: str) -> str:
-        """Return a name as the root has it. Backslashes may belong to it, or stand for `/`, as on Windows.
+        """Return a name as the root has it. Backslashes may belong to it, or stand for `/`, as on
+        Windows.
 
         Raises ImageError: as `safe_name`.
         """
@@ -184,8 +249,8 @@ class ImageRoot:
     def open(self, name: str, most: int = MOST_BYTES + 1) -> ImageFile:
         """Open an image to read the whole of it, or at least `most` bytes.
 
-        Raises ImageError: it is missing, truncated, replaced, or outside the root; EngineError: the store or the hub
-        refuses everything, or this machine has no room.
+        Raises ImageError: it is missing, truncated, replaced, or outside the root; EngineError: the
+        store or the hub refuses everything, or this machine has no room.
         """
         where = self.where(name)
         try:
@@ -217,7 +282,9 @@ class ImageRoot:
         """Raises UserError: the store refuses everything, as when keys have expired."""
 
     def file(self, name: str) -> Location:
-        """Return a file of the root as a whole, downloaded from the hub. Raises FileNotFoundError: it has no files."""
+        """Return a file of the root as a whole, downloaded from the hub. Raises FileNotFoundError:
+        it has no files.
+        """
         raise FileNotFoundError(name)
 
     def open_file(self, name: str) -> Path | BinaryIO:
@@ -234,7 +301,9 @@ class ImageRoot:
         raise NotImplementedError
 
     def _read(self, name: str, most: int) -> Path | bytes:
-        """Return the file of an image, or up to `most` bytes of it. Raises OSError or ImageError."""
+        """Return the file of an image, or up to `most` bytes of it. Raises OSError or
+        ImageError.
+        """
         place = self.file(name)
         return place if isinstance(place, Path) else place.read_start(most)
 
@@ -248,35 +317,52 @@ def is_image(name: str) -> bool:
 
 
 def image_error(error: OSError, where: str) -> ImageError | EngineError | StoreError:
-    """Return what to raise if an image cannot be read: an ImageError, unless the cause is a store or this machine."""
+    """Return what to raise if an image cannot be read: an ImageError, unless the cause is a store
+    or this machine.
+    """
     if isinstance(error, FileNotFoundError):
         return ImageError(f"image file not found: {where}")
     if isinstance(error, StoreError) and type(error) not in _OF_AN_IMAGE:
         return error
     if error.errno in _OF_THE_MACHINE:
         return EngineError(f"{where} cannot be read: {os_error_reason(error)}")
-    return ImageError(f"image cannot be read: {where} ({_OF_AN_IMAGE.get(type(error)) or os_error_reason(error)})")
+    return ImageError(
+        f"image cannot be read: {where} ({_OF_AN_IMAGE.get(type(error)) or os_error_reason(error)})"
+    )
 
 
 def safe_name(name: str) -> str:
-    """Return a file name with `/` between its parts. Raises ImageError: it is empty, absolute, or leaves the root."""
+    """Return a file name with `/` between its parts. Raises ImageError: it is empty, absolute, or
+    leaves the root.
+    """
     parts = name.replace("\\", "/")
-    if not parts or "\0" in parts or PurePosixPath(parts).is_absolute() or ".." in PurePosixPath(parts).parts:
+    if (
+        not parts
+        or "\0" in parts
+        or PurePosixPath(parts).is_absolute()
+        or ".." in PurePosixPath(parts).parts
+    ):
         raise ImageError(f"file_name {name!r} is not inside the image folder")
     return str(PurePosixPath(parts))
 
 
 def checked_size(size: int, where: str) -> None:
-    """Check the size of an image file in bytes. Raises ImageError: it is empty, or too large for memory."""
+    """Check the size of an image file in bytes. Raises ImageError: it is empty, or too large for
+    memory.
+    """
     if size > MOST_BYTES:
-        raise ImageError(f"image cannot be read: {where} (it has {size:,} bytes, more than any image)")
+        raise ImageError(
+            f"image cannot be read: {where} (it has {size:,} bytes, more than any image)"
+        )
     if not size:
         raise ImageError(f"image cannot be read: {where} (the file is empty)")
 
 
 @dataclass(frozen=True)
 class FolderRoot(ImageRoot):
-    """A folder, which may be missing. Symbolic links are followed: they come from its owner, not from annotations."""
+    """A folder, which may be missing. Symbolic links are followed: they come from its owner, not
+    from annotations.
+    """
 
     folder: Path
 
@@ -288,7 +374,9 @@ class FolderRoot(ImageRoot):
         return str(self.folder / self._stored_name(name))
 
     def entries(self) -> Iterator[ObjectInfo]:
-        """Yield files, not in hidden folders, and folders that are links or closed. Raises OSError: this one is."""
+        """Yield files, not in hidden folders, and folders that are links or closed. Raises OSError:
+        this one is.
+        """
         closed: list[OSError] = []
         for folder, folders, files in os.walk(self.folder, onerror=closed.append):
             folders[:] = [name for name in folders if not name.startswith(".")]
@@ -301,9 +389,13 @@ class FolderRoot(ImageRoot):
 
     def _entry(self, path: Path) -> ObjectInfo:
         found = None
-        with suppress(OSError):  # of a link that leads to itself; images of broken links cannot be opened
+        with suppress(
+            OSError
+        ):  # of a link that leads to itself; images of broken links cannot be opened
             found = info_of(path)
-        return replace(found or ObjectInfo("", -1, ""), name=path.relative_to(self.folder).as_posix())
+        return replace(
+            found or ObjectInfo("", -1, ""), name=path.relative_to(self.folder).as_posix()
+        )
 
     def file(self, name: str) -> Path:
         return self.folder / name
@@ -314,7 +406,9 @@ class FolderRoot(ImageRoot):
 
 @dataclass(frozen=True)
 class RunRoot(ImageRoot):
-    """The images in the shards of a split of a run; `location`: RUN/data/SPLIT, which the shards' names begin with."""
+    """The images in the shards of a split of a run; `location`: RUN/data/SPLIT, which the shards'
+    names begin with.
+    """
 
     location: str
     _parquet = None  # names in the shards may be those of rows
@@ -322,7 +416,11 @@ class RunRoot(ImageRoot):
     @staticmethod
     def is_named(location: str) -> bool:
         path = Path(location)
-        return not path.exists() and path.parent.name == "data" and (path.parents[1] / "manifest.jsonl").is_file()
+        return (
+            not path.exists()
+            and path.parent.name == "data"
+            and (path.parents[1] / "manifest.jsonl").is_file()
+        )
 
     def _has(self, file: str) -> bool:
         return file in self._rows
@@ -335,9 +433,13 @@ class RunRoot(ImageRoot):
     @cached_property
     def _rows(self) -> dict[str, str]:
         rows: dict[str, str] = {}
-        for file in sorted(Path(self.location).parent.glob(f"{Path(self.location).name}-[0-9]*.parquet")):
+        for file in sorted(
+            Path(self.location).parent.glob(f"{Path(self.location).name}-[0-9]*.parquet")
+        ):
             table = pq.ParquetFile(file).read(columns=["file_name", "image.path"])
-            for row, (name, image) in enumerate(zip(*(column.to_pylist() for column in table.columns), strict=True)):
+            for row, (name, image) in enumerate(
+                zip(*(column.to_pylist() for column in table.columns), strict=True)
+            ):
                 if image is not None:
                     rows[name] = row_name(file.name, row)
         return rows
@@ -349,7 +451,9 @@ class RunRoot(ImageRoot):
 
 @dataclass(frozen=True)
 class ObjectRoot(ImageRoot):
-    """A prefix of a store; with an index, only the objects that were there when the work began, as they were."""
+    """A prefix of a store; with an index, only the objects that were there when the work began, as
+    they were.
+    """
 
     location: str
     files: StorePath
@@ -360,10 +464,16 @@ class ObjectRoot(ImageRoot):
         self.files.check()
 
     def entries(self) -> Iterator[ObjectInfo]:
-        return self.files.list() if self.index is None else (ObjectInfo(**row) for row in self.index.opened)
+        return (
+            self.files.list()
+            if self.index is None
+            else (ObjectInfo(**row) for row in self.index.opened)
+        )
 
     def _has(self, file: str) -> bool:
-        return bool((self.files / file).head() if self.index is None else self.index.opened.find(file))
+        return bool(
+            (self.files / file).head() if self.index is None else self.index.opened.find(file)
+        )
 
     def _read(self, name: str, most: int) -> bytes:
         if self.index is None:
@@ -379,7 +489,9 @@ class ObjectRoot(ImageRoot):
 
 
 def list_objects(files: StorePath, progress: Progress) -> tuple[str, pa.Table]:
-    """Return a hash of the objects of a prefix, and them, sorted by name; a million rows of Arrow take 100 MB."""
+    """Return a hash of the objects of a prefix, and them, sorted by name; a million rows of Arrow
+    take 100 MB.
+    """
     with progress.images(None, "listing") as advance:
 
         def rows() -> Iterator[tuple[Any, ...]]:
@@ -397,7 +509,9 @@ def list_objects(files: StorePath, progress: Progress) -> tuple[str, pa.Table]:
 
 @dataclass(frozen=True)
 class HubRoot(ImageRoot):
-    """A dataset such as `hf://datasets/USER/NAME@REVISION`; what is read of it is downloaded once per machine."""
+    """A dataset such as `hf://datasets/USER/NAME@REVISION`; what is read of it is downloaded once
+    per machine.
+    """
 
     location: str
     threads = 8
@@ -407,11 +521,15 @@ class HubRoot(ImageRoot):
         """Raises UserError: the location is not that of a dataset."""
         found = HubDataset.parse(self.location) if self.location.startswith(DATASETS) else None
         if found is None:
-            raise UserError(f"{self.location} is not a dataset of the hub: expected {DATASETS}USER/NAME")
+            raise UserError(
+                f"{self.location} is not a dataset of the hub: expected {DATASETS}USER/NAME"
+            )
         return found
 
     def entries(self) -> Iterator[ObjectInfo]:
-        """Return the files of the dataset, whose sizes are not known before they are read; a commit does not change."""
+        """Return the files of the dataset, whose sizes are not known before they are read; a commit
+        does not change.
+        """
         return (ObjectInfo(name, 0, self.dataset.revision) for name in self._names)
 
     def file(self, name: str) -> Path:

@@ -1,7 +1,8 @@
 """What every engine needs, and the local engine: worker processes on this machine, without Ray.
 
-The driver plans and commits, and imports no model code. A local worker reads, labels and writes one unit after the
-other. A unit whose worker has crashed goes to `IsolatedRunner`, which finds the image responsible.
+The driver plans and commits, and imports no model code. A local worker reads, labels and writes one
+unit after the other. A unit whose worker has crashed goes to `IsolatedRunner`, which finds the
+image responsible.
 """
 
 import math
@@ -37,9 +38,26 @@ from sgpipe.utils.devices import usable_gpus
 _UNITS_PER_ACTOR = 4
 
 
+AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
+# of an actor that shares a GPU
+_GPU_ACTOR_CPUS = 0.5
+_MOST_THREADS = 4
+_UNSET = {"cpus": Resources().cpus, "io_threads": None}
+# for more, spreading stages over GPUs or CPUs saves more than the time in which Ray starts
+_LOCAL_IMAGES = 2000
+
+
+_IMAGES_PER_WORKER = 64  # the packaged models label this many while a worker imports them
+_PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
+_TRIES = 3  # of a unit whose worker crashes
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
 @dataclass(frozen=True)
 class WorkUnit:
-    """Rows `start` to `stop` of a split; `replaces`: a shard that was lost or, `errors_only`, has rows to do again."""
+    """Rows `start` to `stop` of a split; `replaces`: a shard that was lost or, `errors_only`, has
+    rows to do again.
+    """
 
     split: str
     start: int
@@ -75,7 +93,9 @@ class UnitReader:
 
 @dataclass(frozen=True)
 class UnitWriter:
-    """The finished records of a work unit → its shard. Raises StoreError: another run has claimed the store."""
+    """The finished records of a work unit → its shard. Raises StoreError: another run has claimed
+    the store.
+    """
 
     storage: Location
     claim: WriterClaim | None = None
@@ -94,11 +114,15 @@ class UnitWriter:
         return replace(entry, gpus=usage.gpus)
 
 
-def cut_units(units: Sequence[WorkUnit], max_rows: int, actors: int, run_rows: int) -> list[WorkUnit]:
-    """Cut ranges into units of at most `max_rows` rows, small enough that all actors have work to the end.
+def cut_units(
+    units: Sequence[WorkUnit], max_rows: int, actors: int, run_rows: int
+) -> list[WorkUnit]:
+    """Cut ranges into units of at most `max_rows` rows, small enough that all actors have work to
+    the end.
 
     Args:
-        run_rows: of the whole run: what is left of one that was interrupted gets units as large as those before.
+        run_rows: of the whole run: what is left of one that was interrupted gets units as large as
+            those before.
     """
     even = -(-run_rows // (_UNITS_PER_ACTOR * actors))
     size = max(1, min(max_rows, even))
@@ -110,18 +134,12 @@ def cut_units(units: Sequence[WorkUnit], max_rows: int, actors: int, run_rows: i
     return cut
 
 
-AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
-_GPU_ACTOR_CPUS, _MOST_THREADS = 0.5, 4  # of an actor that shares a GPU
-_UNSET = {"cpus": Resources().cpus, "io_threads": None}
-_LOCAL_IMAGES = 2000  # for more, spreading stages over GPUs or CPUs saves more than the time in which Ray starts
-
-
 @dataclass(frozen=True)
 class StageBuilder:
     """Builds the stages that run, in the process that runs them; for Ray in the driver.
 
-    `build`: `build_stages`. `classes`: the id of every class that a box can have; None: those of the detector, which
-    runs first. `skipped`: the stages that do not run.
+    `build`: `build_stages`. `classes`: the id of every class that a box can have; None: those of
+    the detector, which runs first. `skipped`: the stages that do not run.
     """
 
     build: Callable[[Recipe, Mapping[str, ImageRoot], Mapping[str, int]], Sequence[Stage]]
@@ -132,16 +150,22 @@ class StageBuilder:
     cache_folder: CacheFolder
 
     def __call__(self) -> list[Stage]:
-        """Raises UserError: there is no such model, or one of another kind, as far as its configuration tells."""
+        """Raises UserError: there is no such model, or one of another kind, as far as its
+        configuration tells.
+        """
         stages: list[Stage] = []
         classes = self.classes
         if classes is None:
             from sgpipe.stages.detect import DetectStage, detector_classes
 
-            classes = {name: number for number, name in enumerate(detector_classes(self.recipe.detect), 1)}
+            classes = {
+                name: number for number, name in enumerate(detector_classes(self.recipe.detect), 1)
+            }
             stages.append(DetectStage(self.recipe.detect, self.roots))
         stages += self.build(self.recipe, self.roots, classes)
-        stages = [stage for stage in stages if stage.name.replace("load", "caption") not in self.skipped]
+        stages = [
+            stage for stage in stages if stage.name.replace("load", "caption") not in self.skipped
+        ]
         for stage in stages:
             stage.check()
             stage.cache_folder = self.cache_folder
@@ -157,7 +181,9 @@ class StageBuilder:
 
 
 class Engine(Protocol):
-    """Runs units through the stages; `workers`: how many processes run these, and with `gpus`, known after `start`."""
+    """Runs units through the stages; `workers`: how many processes run these, and with `gpus`,
+    known after `start`.
+    """
 
     workers: Mapping[tuple[str, ...], int] = {}
     gpus: int = 0
@@ -172,10 +198,14 @@ class Engine(Protocol):
             EngineError: workers cannot start.
         """
 
-    def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
-        """Yield each shard as soon as it is written. An image that crashes its worker twice becomes an error row.
+    def run(
+        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+    ) -> Generator[ShardEntry]:
+        """Yield each shard as soon as it is written. An image that crashes its worker twice becomes
+        an error row.
 
-        Raises UserError: a stage refused its input; EngineError: the disk is full, or a stage failed.
+        Raises UserError: a stage refused its input; EngineError: the disk is full, or a stage
+        failed.
         """
 
     def close(self) -> None:
@@ -184,7 +214,9 @@ class Engine(Protocol):
 
 
 def plain_error(error: Exception) -> UserError | EngineError:
-    """Return an error that can be sent to the driver: other classes may need more than a message."""
+    """Return an error that can be sent to the driver: other classes may need more than a
+    message.
+    """
     if isinstance(error, UserError | EngineError):
         return (UserError if isinstance(error, UserError) else EngineError)(str(error))
     failed = f"a worker failed: {type(error).__name__}: {first_line(error)}"
@@ -192,7 +224,9 @@ def plain_error(error: Exception) -> UserError | EngineError:
 
 
 def runs_locally(recipe: Recipe, stages: StageBuilder, images: float) -> bool:
-    """Return whether Ray is not needed: by default no cluster is joined, and images are few or all stages equal."""
+    """Return whether Ray is not needed: by default no cluster is joined, and images are few or all
+    stages equal.
+    """
     engine = recipe.engine
     if engine.kind != "auto":
         return engine.kind == "local"
@@ -210,26 +244,40 @@ def usable_cpus() -> int:
 
 
 def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[str]:
-    """Return the stages that share this machine's GPUs: none if one asks for GPUs, or `before` began on CPUs."""
+    """Return the stages that share this machine's GPUs: none if one asks for GPUs, or `before`
+    began on CPUs.
+    """
     models = {name: getattr(recipe, name) for name in models_of(recipe)}
     if recipe.tag.method == "layout":  # which computes on the CPU
         models.pop("tag", None)
     if recipe.pair.layout:
         models.pop("pair", None)
-    able = {name for name, each in models.items() if each.resources.gpus is None and each.device in ("auto", "cuda")}
+    able = {
+        name
+        for name, each in models.items()
+        if each.resources.gpus is None and each.device in ("auto", "cuda")
+    }
     settled = any(each.resources.gpus for each in models.values())
     settled |= any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in able)
-    if settled or recipe.engine.address is not None or not usable_gpus() or (os.cpu_count() or 1) < 2:
+    if (
+        settled
+        or recipe.engine.address is not None
+        or not usable_gpus()
+        or (os.cpu_count() or 1) < 2
+    ):
         return frozenset()
     return frozenset(able)
 
 
 def share_gpus(recipe: Recipe, stages: Collection[str]) -> Recipe:
-    """Return the recipe with the GPUs of this machine shared by `stages`: as many actors of each pool as GPUs.
+    """Return the recipe with the GPUs of this machine shared by `stages`: as many actors of each
+    pool as GPUs.
 
-    Actors also get threads that open images, which are no CPUs: they wait for the GPU most of the time.
+    Actors also get threads that open images, which are no CPUs: they wait for the GPU most of the
+    time.
     """
-    gpus, cpus = usable_gpus(), recipe.engine.cpus or os.cpu_count() or 1
+    gpus = usable_gpus()
+    cpus = recipe.engine.cpus or os.cpu_count() or 1
     pools = sum(shares for shares, _ in groupby(STAGES, lambda name: name in stages))
     changed = {}
     for name in stages:
@@ -240,19 +288,21 @@ def share_gpus(recipe: Recipe, stages: Collection[str]) -> Recipe:
             "cpus": _GPU_ACTOR_CPUS,
             "io_threads": min(max(cpus // (gpus * pools), 2), _MOST_THREADS),
         }
-        kept = {key: value for key, value in given.items() if key == "gpus" or getattr(resources, key) == _UNSET[key]}
-        changed[name] = getattr(recipe, name).model_copy(update={"resources": resources.model_copy(update=kept)})
+        kept = {
+            key: value
+            for key, value in given.items()
+            if key == "gpus" or getattr(resources, key) == _UNSET[key]
+        }
+        changed[name] = getattr(recipe, name).model_copy(
+            update={"resources": resources.model_copy(update=kept)}
+        )
     return recipe.model_copy(update=changed)
 
 
-_IMAGES_PER_WORKER = 64  # the packaged models label this many while a worker imports them
-_PATIENCE = 4.0  # seconds after which the number of workers doubles if units wait
-_TRIES = 3  # of a unit whose worker crashes
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
-
-
 class WorkerProcess:
-    """A worker, as the driver sees it: it gets messages by a pipe, and ends when `lifeline` is closed."""
+    """A worker, as the driver sees it: it gets messages by a pipe, and ends when `lifeline` is
+    closed.
+    """
 
     def __init__(self, number: int, environment: Mapping[str, str]) -> None:
         self.number = number
@@ -274,16 +324,22 @@ class WorkerProcess:
         self.unit: WorkUnit | None = None  # in progress
 
     def send(self, message: Any) -> None:
-        """Send a message, such as the next unit; a worker that has died is noticed when its reply is read."""
+        """Send a message, such as the next unit; a worker that has died is noticed when its reply
+        is read.
+        """
         self.unit = message if isinstance(message, WorkUnit) else None
         with suppress(OSError):
             self.pipe.send(message)
 
     def end(self, patience: float = 0) -> int:
-        """Kill the process, unless it ends within `patience` seconds, and what it started; returns its exit code."""
+        """Kill the process, unless it ends within `patience` seconds, and what it started; returns
+        its exit code.
+        """
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(patience)
-        with suppress(ProcessLookupError):  # the session of the worker, which isolates images in another process
+        with suppress(
+            ProcessLookupError
+        ):  # the session of the worker, which isolates images in another process
             os.killpg(self.process.pid, signal.SIGKILL)
         self.pipe.close()
         os.close(self.lifeline)
@@ -291,16 +347,24 @@ class WorkerProcess:
 
 
 class LocalEngine(Engine):
-    """See `Engine`. `max_workers`: the number of workers that the CPUs or GPUs of this machine allow."""
+    """See `Engine`. `max_workers`: the number of workers that the CPUs or GPUs of this machine
+    allow.
+    """
 
     def __init__(self, stages: StageBuilder) -> None:
-        resources, cpus = stages.resources, stages.recipe.engine.cpus or usable_cpus()
+        resources = stages.resources
+        cpus = stages.recipe.engine.cpus or usable_cpus()
         self._gpus = usable_gpus() if any(each.gpus for each in resources) else 0
         self._threads = max(1, *(int(each.cpus) for each in resources))
         actors = [each.actors for each in resources if each.actors]
-        share, name = max((each.cpus, name) for each, name in zip(resources, stages.names, strict=True))
+        share, name = max(
+            (each.cpus, name) for each, name in zip(resources, stages.names, strict=True)
+        )
         if share > cpus:
-            raise UserError(f"{name} takes {share:g} CPUs, but only {cpus} can be used: lower {name}.resources.cpus")
+            raise UserError(
+                f"{name} takes {share:g} CPUs, but only {cpus} can be used: lower"
+                f" {name}.resources.cpus"
+            )
         self.max_workers = min([*actors, self._gpus or int(cpus // share)])
         self.gpus = self.max_workers if self._gpus else 0
         self._processes: list[WorkerProcess] = []
@@ -314,18 +378,33 @@ class LocalEngine(Engine):
     ) -> list[WorkUnit]:
         rows = sum(unit.rows for unit in units)
         # A worker runs all stages: those that have asked for no GPU compute on the CPU.
-        on_cpus = {name: each for name in STAGES if not (each := getattr(stages.recipe, name)).resources.gpus}
-        on_cpus = {name: each.model_copy(update={"device": "cpu"}) for name, each in on_cpus.items()}
+        on_cpus = {
+            name: each
+            for name in STAGES
+            if not (each := getattr(stages.recipe, name)).resources.gpus
+        }
+        on_cpus = {
+            name: each.model_copy(update={"device": "cpu"}) for name, each in on_cpus.items()
+        }
         self._stages = replace(stages, recipe=stages.recipe.model_copy(update=on_cpus))
         self._first = min(self.max_workers, max(1, rows // _IMAGES_PER_WORKER))
         self.workers = {tuple(stages.names): self.max_workers}
-        progress.say(f"{count(self._first, 'worker process', 'worker processes')}: {' + '.join(stages.names)}")
+        progress.say(
+            f"{count(self._first, 'worker process', 'worker processes')}:"
+            f" {' + '.join(stages.names)}"
+        )
         return cut_units(units, stages.recipe.engine.unit_size, self.max_workers, run_rows)
 
-    def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
-        left, crashes = deque(units), Counter[WorkUnit | None]()
-        work, isolated = ((self._stages, reader, writer, kind) for kind in (StageRunner, IsolatedRunner))
-        target, patience_ends = min(self._first, len(units)), float("inf")
+    def run(
+        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+    ) -> Generator[ShardEntry]:
+        left = deque(units)
+        crashes = Counter[WorkUnit | None]()
+        work, isolated = (
+            (self._stages, reader, writer, kind) for kind in (StageRunner, IsolatedRunner)
+        )
+        target = min(self._first, len(units))
+        patience_ends = float("inf")
         for process in self._processes:
             process.send(work)
         while left or any(process.unit for process in self._processes):
@@ -345,8 +424,12 @@ class LocalEngine(Engine):
                     code = process.end(_PATIENCE)
                     crashes[process.unit] += 1
                     if crashes[process.unit] == _TRIES:
-                        raise EngineError(f"a worker crashed {_TRIES} times (exit code {code})") from None
-                    another = self._add()  # for this unit and, as it has loaded models then, for the rest
+                        raise EngineError(
+                            f"a worker crashed {_TRIES} times (exit code {code})"
+                        ) from None
+                    another = (
+                        self._add()
+                    )  # for this unit and, as it has loaded models then, for the rest
                     another.send(isolated)
                     another.send(process.unit)
                     continue
@@ -356,15 +439,21 @@ class LocalEngine(Engine):
                 patience_ends = min(patience_ends, time.monotonic() + _PATIENCE)
                 yield answer
             if left and time.monotonic() > patience_ends:
-                target, patience_ends = min(2 * target, self.max_workers), time.monotonic() + _PATIENCE
+                target = min(2 * target, self.max_workers)
+                patience_ends = time.monotonic() + _PATIENCE
 
     def close(self) -> None:
         while self._processes:
             self._processes.pop().end()
 
     def _add(self) -> WorkerProcess:
-        number = min(set(range(len(self._processes) + 1)) - {each.number for each in self._processes})
-        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self._threads)), _VISIBLE: ""}
+        number = min(
+            set(range(len(self._processes) + 1)) - {each.number for each in self._processes}
+        )
+        environment = {
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self._threads)),
+            _VISIBLE: "",
+        }
         if self._gpus:
             visible = os.environ.get(_VISIBLE) or ",".join(map(str, range(self._gpus)))
             environment[_VISIBLE] = visible.split(",")[number % self._gpus]
@@ -375,7 +464,9 @@ class LocalEngine(Engine):
 def serve(pipe: int, lifeline: int) -> None:
     """The main function of a worker. Its arguments are file descriptors."""
     threading.Thread(target=_end_with_driver, args=(lifeline,), daemon=True).start()
-    connection, runner, answer = Connection(pipe), None, None
+    connection = Connection(pipe)
+    runner = None
+    answer = None
     while True:
         try:
             message = connection.recv()
@@ -391,7 +482,9 @@ def serve(pipe: int, lifeline: int) -> None:
                 answer = plain_error(error)
             connection.send(answer)
         else:
-            with suppress(Exception):  # to import what stages need; they are built again, when it matters
+            with suppress(
+                Exception
+            ):  # to import what stages need; they are built again, when it matters
                 message()
 
 

@@ -1,7 +1,9 @@
-"""The identity of a run, everything that decides its labels, and `--from`: what a run takes over from its parent.
+"""The identity of a run, everything that decides its labels, and `--from`: what a run takes over
+from its parent.
 
-The identity has the content of models and annotation files. A changed one is another run. Settings that only distribute
-work (actors, batch sizes, devices) do not count. A parent's rows are taken over up to the first stage that differs.
+The identity has the content of models and annotation files. A changed one is another run. Settings
+that only distribute work (actors, batch sizes, devices) do not count. A parent's rows are taken
+over up to the first stage that differs.
 """
 
 from __future__ import annotations
@@ -34,9 +36,53 @@ _OF_PRIOR = {"prior", "prior_power"}
 _OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk", "vocabulary", "vocabulary_others"}
 
 
-def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collection[str] = ()) -> dict[str, Any]:
-    """Return what decides the labels, as plain values; `sharing`: stages that share this machine's GPUs unasked."""
-    parts: dict[str, Any] = {"sgpipe": __version__, "seed": recipe.seed, "format": recipe.source.format}
+_FILLS = {
+    "detect": "objects",
+    "caption": "captions",
+    "parse": "triplets",
+    "ground": "objects",
+    "pair": "pairs",
+}
+_NOUNS = {**_FILLS, "detect": "boxes", "ground": "boxes of words"}
+_LEFT_OUT = {"detect": ["boxes"], "caption": ["regions"], "ground": ["words", "grounded"]}
+_LEFT_OUT["pair"] = ["pairs", "marks", "answers"]
+_EVERY_ROW = (
+    "image_id",
+    "dataset",
+    "split",
+    "file_name",
+    "width",
+    "height",
+    "status",
+    "error",
+    "left_out",
+)
+_FILES = (
+    "detector",
+    "captioner",
+    "model",
+    "synonyms",
+    "prior",
+)  # settings that an identity has the content of
+_MATCHING = (
+    "match",
+    "synonyms",
+    "loose",
+)  # settings of the pair stage that decide whose attributes are whose
+_KINDS = {"parse": "parser", "tag": "method"}
+
+
+def identity(
+    recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collection[str] = ()
+) -> dict[str, Any]:
+    """Return what decides the labels, as plain values; `sharing`: stages that share this machine's
+    GPUs unasked.
+    """
+    parts: dict[str, Any] = {
+        "sgpipe": __version__,
+        "seed": recipe.seed,
+        "format": recipe.source.format,
+    }
     parts["source"] = source_identity(indexes)
     parts["miniworld"] = recipe.source.synthetic
     if not recipe.source.open_images:
@@ -56,13 +102,17 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
             del parts["caption"]["repetition_penalty"], parts["caption"]["top_k"]
     parts["tag"] |= _model(recipe, "tag", "tagger", sharing)
     if recipe.tag.method != "rtagger":
-        parts["tag"] = {name: value for name, value in parts["tag"].items() if name not in _OF_RTAGGER}
+        parts["tag"] = {
+            name: value for name, value in parts["tag"].items() if name not in _OF_RTAGGER
+        }
     elif recipe.tag.vocabulary == "dataset":
         del parts["tag"]["vocabulary_others"]
     else:
         parts["tag"]["seed"] = recipe.seed
     if recipe.tag.prior is None:
-        parts["tag"] = {name: value for name, value in parts["tag"].items() if name not in _OF_PRIOR}
+        parts["tag"] = {
+            name: value for name, value in parts["tag"].items() if name not in _OF_PRIOR
+        }
     else:
         parts["tag"]["prior"] = model_sha256(str(PACKAGED_LAYOUT))
     if recipe.tag.method == "layout":
@@ -80,7 +130,9 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
     if recipe.pair.marks:
         parts["pair"] |= {**_model(recipe, "pair", "model", sharing), "seed": recipe.seed}
     else:
-        parts["pair"] = {name: value for name, value in parts["pair"].items() if name not in _OF_MARKS}
+        parts["pair"] = {
+            name: value for name, value in parts["pair"].items() if name not in _OF_MARKS
+        }
     if recipe.pair.layout:
         parts["pair"]["model"] = model_sha256(recipe.pair.model or str(PACKAGED_LAYOUT))
     else:
@@ -90,7 +142,9 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
     for name in {"synonyms", "prior", "equivalents"} & parts["pair"].keys():
         path, parts["pair"][name] = getattr(recipe.pair, name), None
         if path is not None:
-            with suppress(FileNotFoundError, IsADirectoryError):  # a pair stage that does not run needs no file
+            with suppress(
+                FileNotFoundError, IsADirectoryError
+            ):  # a pair stage that does not run needs no file
                 parts["pair"][name] = text_sha256(path)
     if recipe.ground.detector is not None:
         parts["ground"] = settings_of_stage(recipe, "ground")
@@ -100,10 +154,14 @@ def identity(recipe: Recipe, indexes: Mapping[str, SourceIndex], sharing: Collec
 
 
 def source_identity(indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
-    """Return the content of the annotation and caption files of each split, or the run that is extended."""
+    """Return the content of the annotation and caption files of each split, or the run that is
+    extended.
+    """
     return {
-        split: {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
-        | {key: index.meta[key] for key in ("run",) if key in index.meta}
+        split: (
+            {key: index.meta.get(f"{key}_sha256") for key in ("annotations", "captions")}
+            | {key: index.meta[key] for key in ("run",) if key in index.meta}
+        )
         for split, index in indexes.items()
     }
 
@@ -116,10 +174,13 @@ def settings_of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:
     return settings
 
 
-def _model(recipe: Recipe, stage: str, setting: str, sharing: Collection[str]) -> dict[str, str | None]:
+def _model(
+    recipe: Recipe, stage: str, setting: str, sharing: Collection[str]
+) -> dict[str, str | None]:
     """Return the content of a model's files, of a served one its name, and its `dtype`."""
     config = getattr(recipe, stage)
-    name, dtype = getattr(config, setting), config.dtype
+    name = getattr(config, setting)
+    dtype = config.dtype
     if config.endpoint is not None:
         return {setting: name, "dtype": SERVED}
     if dtype == "auto":  # half precision needs a GPU, and actors that ask for no GPU see none
@@ -127,23 +188,17 @@ def _model(recipe: Recipe, stage: str, setting: str, sharing: Collection[str]) -
     return {setting: model_sha256(name), "dtype": dtype}
 
 
-_FILLS = {"detect": "objects", "caption": "captions", "parse": "triplets", "ground": "objects", "pair": "pairs"}
-_NOUNS = {**_FILLS, "detect": "boxes", "ground": "boxes of words"}
-_LEFT_OUT = {"detect": ["boxes"], "caption": ["regions"], "ground": ["words", "grounded"]}
-_LEFT_OUT["pair"] = ["pairs", "marks", "answers"]
-_EVERY_ROW = ("image_id", "dataset", "split", "file_name", "width", "height", "status", "error", "left_out")
-_FILES = ("detector", "captioner", "model", "synonyms", "prior")  # settings that an identity has the content of
-_MATCHING = ("match", "synonyms", "loose")  # settings of the pair stage that decide whose attributes are whose
-_KINDS = {"parse": "parser", "tag": "method"}
-
-
 def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
-    """Return the recipe of a run with overrides, stored elsewhere. Raises UserError: see `_open`."""
+    """Return the recipe of a run with overrides, stored elsewhere. Raises UserError: see
+    `_open`.
+    """
     return _open(run, {"engine.store": None, "engine.address": None, **overrides})[1]
 
 
 def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that extends a run: its own, with its captions if it has any; of an import the miniworld's."""
+    """Return the recipe that extends a run: its own, with its captions if it has any; of an import
+    the miniworld's.
+    """
     manifest = open_parent(run).manifest
     if any(shard.counts.get("captions") for shard in manifest.shards):
         overrides = {"caption.captioner": None, **overrides}
@@ -153,14 +208,18 @@ def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
 
 
 def _open(run: str, overrides: Mapping[str, Any] | None = None) -> tuple[RunFiles, Recipe]:
-    """Return a run and its recipe. Raises UserError: as `open_parent`; or `sgpipe generate` did not make its rows."""
+    """Return a run and its recipe. Raises UserError: as `open_parent`; or `sgpipe generate` did not
+    make its rows.
+    """
     files = open_parent(run)
-    kind = kind_of(identity := files.manifest.run.get("identity", {}))
+    identity = files.manifest.run.get("identity", {})
+    kind = kind_of(identity)
     if kind != "a run" or "tag" not in identity:
         raise UserError(f"--from {run}: expected a run of `sgpipe generate`, this is {kind}")
     if files.folder:
         return files, load_recipe(files.folder / RECIPE, overrides)
-    if (content := (StorePath(files.root) / RECIPE).read()) is None:
+    content = (StorePath(files.root) / RECIPE).read()
+    if content is None:
         raise UserError(f"{run} is not a run of `sgpipe generate`: it has no {RECIPE}")
     with temporary_folder() as folder:
         (folder / RECIPE).write_bytes(content)
@@ -169,14 +228,19 @@ def _open(run: str, overrides: Mapping[str, Any] | None = None) -> tuple[RunFile
 
 def _adopted(files: RunFiles, then: Recipe, recipe: Recipe) -> Recipe:
     """Return the recipe with the parent's images where they are now, unless it names others."""
-    source, changes = recipe.source, dict[str, Any]()
+    source = recipe.source
+    changes = dict[str, Any]()
     if source == then.source and source.synthetic is None:
-        images, splits = files.manifest.image_roots.locations, {}
+        images = files.manifest.image_roots.locations
+        splits = {}
         for name, split in source.splits.items():
             paths = {kind: path and source.path(path) for kind, path in split if kind != "images"}
-            splits[name] = split.model_copy(update={**paths, "images": images.get(name, source.images(name))})
+            splits[name] = split.model_copy(
+                update={**paths, "images": images.get(name, source.images(name))}
+            )
         changes = {"root": None, "splits": splits}
-        if truth := ground_truth_of(files.place):
+        truth = ground_truth_of(files.place)
+        if truth:
             changes |= {"ground_truth": truth.relations, "image_data": truth.image_data}
     return recipe.model_copy(update={"source": source.model_copy(update=changes)})
 
@@ -185,9 +249,9 @@ def _adopted(files: RunFiles, then: Recipe, recipe: Recipe) -> Recipe:
 class Reuse:
     """What a run takes over from its parent, in `files`.
 
-    `recipe`: of the run, with all paths resolved; `before`: the parent's identity; `identity`: what decides the rows of
-    the run, but for the files of its source; `reused`: the stages that do not run again; `changes`: the settings that
-    differ, a line each.
+    `recipe`: of the run, with all paths resolved; `before`: the parent's identity; `identity`: what
+    decides the rows of the run, but for the files of its source; `reused`: the stages that do not
+    run again; `changes`: the settings that differ, a line each.
     """
 
     files: RunFiles
@@ -199,7 +263,9 @@ class Reuse:
 
     @classmethod
     def plan(cls, run: str, recipe: Recipe, out: Path) -> Reuse:
-        """Raises UserError: not a run; it has other images; nothing differs; or nothing can be taken over."""
+        """Raises UserError: not a run; it has other images; nothing differs; or nothing can be
+        taken over.
+        """
         files, then = _open(run)
         if files.folder and files.folder.resolve() == out.resolve():
             raise UserError(f"--out {out} is the run that --from names; name another folder")
@@ -211,16 +277,31 @@ class Reuse:
         changed = {stage: _changes(stage, before, now, then, recipe) for stage in stages}
         first = next((stage for stage in changed if changed[stage]), None)
         if first is None:
-            raise UserError(f"nothing differs from {run}: change a model or setting (--tagger), or omit --from")
+            raise UserError(
+                f"nothing differs from {run}: change a model or setting (--tagger), or omit --from"
+            )
         reused = stages[: stages.index(first)]
-        matched = [{name: made.get("pair", {}).get(name) for name in _MATCHING} for made in (before, now)]
+        matched = [
+            {name: made.get("pair", {}).get(name) for name in _MATCHING} for made in (before, now)
+        ]
         described = recipe.parse.attributes and recipe.parse.parser in ("rules", "learned")
         if "pair" not in reused and described and (first != "pair" or matched[0] != matched[1]):
-            reused = [stage for stage in reused if stage != "parse"]  # attributes depend on what rows do not have
+            reused = [
+                stage for stage in reused if stage != "parse"
+            ]  # attributes depend on what rows do not have
         if not reused:
             named = "; ".join(changed[first])
-            raise UserError(f"nothing of {run} can be reused, as its first stage differs ({named}); omit --from")
-        return cls(files, recipe, before, now, reused, [line for lines in changed.values() for line in lines])
+            raise UserError(
+                f"nothing of {run} can be reused, as its first stage differs ({named}); omit --from"
+            )
+        return cls(
+            files,
+            recipe,
+            before,
+            now,
+            reused,
+            [line for lines in changed.values() for line in lines],
+        )
 
     @property
     def stages(self) -> list[str]:
@@ -228,27 +309,42 @@ class Reuse:
 
     def __str__(self) -> str:
         taken = listed([_NOUNS[stage] for stage in self.reused])
-        return f"{taken} from {self.files.root}; {listed(self.stages)} to run ({'; '.join(self.changes)})"
+        return (
+            f"{taken} from {self.files.root}; {listed(self.stages)} to run"
+            f" ({'; '.join(self.changes)})"
+        )
 
     def check_rows(self, rows: Mapping[str, int]) -> None:
-        """Raises UserError: the parent lacks some of the first `rows` of a split, or has lost a shard."""
+        """Raises UserError: the parent lacks some of the first `rows` of a split, or has lost a
+        shard.
+        """
         missing = self.files.manifest.missing
-        if lacking := sum(stop - start for split, n in rows.items() for start, stop in missing(split, n)):
+        lacking = sum(
+            stop - start for split, n in rows.items() for start, stop in missing(split, n)
+        )
+        if lacking:
             raise UserError(
-                f"{self.files.root} lacks {lacking:,} of {count(sum(rows.values()), 'image')}: finish it first with "
-                "the command that started it, without a smaller --limit, or take fewer with --limit"
+                f"{self.files.root} lacks {lacking:,} of {count(sum(rows.values()), 'image')}:"
+                " finish it first with the command that started it, without a smaller --limit, or"
+                " take fewer with --limit"
             )
-        if lost := self.files.manifest.lost(self.files.storage):
+        lost = self.files.manifest.lost(self.files.storage)
+        if lost:
             raise damaged(self.files.root, lost[0].file)
 
     def header(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the manifest of the run states of it and its parent. Raises UserError: that has other files."""
+        """Return what the manifest of the run states of it and its parent. Raises UserError: that
+        has other files.
+        """
         now = {**self.identity, "source": dict(source)}
         _check_same(self.files, now, "format", "miniworld", "source")
         now |= {stage: self.before[stage] for stage in self.reused}
         now["parent"] = self.files.manifest.run.get("fingerprint")
         place = str(self.files.folder.resolve()) if self.files.folder else self.files.root
-        return {"identity": now, "parent": {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]}}
+        return {
+            "identity": now,
+            "parent": {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]},
+        }
 
     def reader(self, reader: UnitReader) -> ParentReader:
         return ParentReader(reader.storage, reader.indexes, self.files, self.reused)
@@ -256,19 +352,29 @@ class Reuse:
 
 def _check_same(files: RunFiles, now: Mapping[str, Any], *keys: str) -> None:
     before = files.manifest.run["identity"]
-    if lines := differences(*({key: made.get(key) for key in keys} for made in (before, now))):
-        raise UserError(f"{files.root} has other images or annotations ({'; '.join(lines)}); omit --from")
+    lines = differences(*({key: made.get(key) for key in keys} for made in (before, now)))
+    if lines:
+        raise UserError(
+            f"{files.root} has other images or annotations ({'; '.join(lines)}); omit --from"
+        )
 
 
-def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then: Recipe, recipe: Recipe) -> list[str]:
-    """Return the settings that differ. A model that is not here is the parent's if both recipes name the same one."""
+def _changes(
+    stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then: Recipe, recipe: Recipe
+) -> list[str]:
+    """Return the settings that differ. A model that is not here is the parent's if both recipes
+    name the same one.
+    """
     keys = ["caption", "seed"] if stage == "caption" and now["caption"]["captioner"] else [stage]
-    old, new = before.get(stage, {}), now.get(stage, {})
+    old = before.get(stage, {})
+    new = now.get(stage, {})
     kind = _KINDS.get(stage, "" if old and new else "detector")
     if kind and old.get(kind) != new.get(kind):  # others have other settings
         return differences({stage: {kind: old.get(kind)}}, {stage: {kind: new.get(kind)}})
     named_alike = settings_of_stage(then, stage) == settings_of_stage(recipe, stage)
-    if named_alike and all(_is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype", "seed")):
+    if named_alike and all(
+        _is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype", "seed")
+    ):
         keys = keys[1:]
     return differences({key: before.get(key) for key in keys}, {key: now.get(key) for key in keys})
 
@@ -276,7 +382,9 @@ def _changes(stage: str, before: Mapping[str, Any], now: Mapping[str, Any], then
 def _is_same(before: Any, now: Any) -> bool:
     """Return whether two identities name the same model or file, or it is not here to compare."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
-        return before.keys() == now.keys() and all(_is_same(before[key], now[key]) for key in before)
+        return before.keys() == now.keys() and all(
+            _is_same(before[key], now[key]) for key in before
+        )
     if before == now or not isinstance(before, str):
         return bool(before == now)
     is_hash = before.startswith("sha256:") and not str(now).startswith("sha256:")
@@ -285,14 +393,19 @@ def _is_same(before: Any, now: Any) -> bool:
 
 @dataclass(frozen=True)
 class ParentReader(UnitReader):
-    """Work unit → its records, with the columns that the `reused` stages filled in the `files` of the parent."""
+    """Work unit → its records, with the columns that the `reused` stages filled in the `files` of
+    the parent.
+    """
 
     files: RunFiles
     reused: Sequence[str]
 
     def read(self, unit: WorkUnit) -> list[Record]:
-        """As `UnitReader.read`; errors of reused stages stay. Raises UserError: a shard is damaged, or of others."""
-        records, columns = super().read(unit), self._columns
+        """As `UnitReader.read`; errors of reused stages stay. Raises UserError: a shard is damaged,
+        or of others.
+        """
+        records = super().read(unit)
+        columns = self._columns
         limited = {name for stage in self.reused for name in _LEFT_OUT.get(stage, ())}
         for record, row in zip(records, self._rows(unit), strict=True):
             if record.image_id != row.image_id:
@@ -302,24 +415,34 @@ class ParentReader(UnitReader):
                 setattr(record, column, getattr(row, column))
             if "ground" not in self.reused:
                 record.objects = [box for box in record.objects if box.origin != "grounded"]
-            record.left_out |= {what: number for what, number in row.left_out.items() if what in limited}
+            record.left_out |= {
+                what: number for what, number in row.left_out.items() if what in limited
+            }
             stage = (row.error or "").partition(":")[0]
             ground = self.reused[-1] == "ground"
-            filled = any(not ground or each.origin == "grounded" for each in getattr(row, columns[-1]))
+            filled = any(
+                not ground or each.origin == "grounded" for each in getattr(row, columns[-1])
+            )
             unknown = stage == "worker" and not filled
             if not row.ok and (stage in ("source", "load", *self.reused) or unknown):
-                record.status, record.error, record.relations = row.status, row.error, []
+                record.status = row.status
+                record.error = row.error
+                record.relations = []
         return records
 
     @property
     def _columns(self) -> list[str]:
         """The columns that are taken over; attributes of objects with the captions' triplets."""
-        return [*(["objects"] if "parse" in self.reused else []), *(_FILLS[stage] for stage in self.reused)]
+        return [
+            *(["objects"] if "parse" in self.reused else []),
+            *(_FILLS[stage] for stage in self.reused),
+        ]
 
     def _rows(self, unit: WorkUnit) -> Iterator[Record]:
         columns = [*_EVERY_ROW, *dict.fromkeys(self._columns)]
         for shard in self.files.manifest.shards:
-            start, stop = max(shard.start, unit.start), min(shard.stop, unit.stop)
+            start = max(shard.start, unit.start)
+            stop = min(shard.stop, unit.stop)
             if shard.split == unit.split and start < stop:
                 table = read_checked(self.files.storage, shard, columns, self.files.root)
                 yield from from_table(table.slice(start - shard.start, stop - start))

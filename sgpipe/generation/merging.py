@@ -1,7 +1,8 @@
 """`sgpipe merge`: several runs as one, in which the rows of an image are united.
 
-A row keeps in `sources` the rows of single runs that it was made from, so the result depends only on which runs went
-into it. DuckDB finds the rows of each image and sorts them on disk, beside a file with the images of the shards.
+A row keeps in `sources` the rows of single runs that it was made from, so the result depends only
+on which runs went into it. DuckDB finds the rows of each image and sorts them on disk, beside a
+file with the images of the shards.
 """
 
 import hashlib
@@ -30,7 +31,15 @@ from sgpipe.sources.opening import open_parent
 from sgpipe.storage.index_build import FAULTS, configure, interruptible
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFiles, RunFolder
-from sgpipe.storage.shards import IMAGE_COLUMN, SOURCES, count_rows, open_shard, shard_name, with_images, write_copy
+from sgpipe.storage.shards import (
+    IMAGE_COLUMN,
+    SOURCES,
+    count_rows,
+    open_shard,
+    shard_name,
+    with_images,
+    write_copy,
+)
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
 
@@ -49,7 +58,9 @@ UNITED = (
 )
 _MEMORY = "300MB"
 _FILES_AT_ONCE = 4096
-_PLACE = pa.schema([("start", pa.int64()), ("size", pa.int64()), ("content", pa.string())])  # of an image; its hash
+_PLACE = pa.schema(
+    [("start", pa.int64()), ("size", pa.int64()), ("content", pa.string())]
+)  # of an image; its hash
 _FILE_START = 64 << 10  # bytes of a file that tell it from another of the same name
 _NO_IMAGE = (0, 0)  # its start and size
 
@@ -63,16 +74,21 @@ _NAMES = """
     create table files (root varchar, file_name varchar, digest varchar)
 """
 _WANTED = {
-    "file": "file_name in (select file_name from names group by all having count(distinct root) > 1)",
+    "file": (
+        "file_name in (select file_name from names group by all having count(distinct root) > 1)"
+    ),
     "id": "false",
     "hash": "content is null",
 }
 # A file that cannot be read is the same one in the same place.
-_UNREAD = "if(root = '', concat_ws(chr(10), run, split, image_id), concat_ws(chr(10), root, file_name))"
+_UNREAD = (
+    "if(root = '', concat_ws(chr(10), run, split, image_id), concat_ws(chr(10), root, file_name))"
+)
 _KEYS = {"file": "file_name", "id": "image_id", "hash": f"coalesce(content, digest, {_UNREAD})"}
-# Rows of one key are of one image, unless sizes or files differ. Where a run has a key twice, split and id count, too.
-# Error rows come last. The run with the most rows comes first, and names the image and its split; images that this
-# would give the same split and id, or one split in two places, go to further splits.
+# Rows of one key are of one image, unless sizes or files differ. Where a run has a key twice, split
+# and id count, too. Error rows come last. The run with the most rows comes first, and names the
+# image and its split; images that this would give the same split and id, or one split in two
+# places, go to further splits.
 _PLAN = f"""
     create table members as
     with keyed as (select *, {{key}} as key, count(*) over (partition by run, {{key}}) > 1 as twice
@@ -127,9 +143,9 @@ def merge_runs(
 ) -> Manifest:
     """Merge runs into `out`, and return its manifest; an earlier call that stopped is resumed.
 
-    The header has under `matched` the numbers of `images`, of those `shared` by several runs, of names that stand for
-    `different` images, of error rows that were `replaced` by the row of another run, of images that `failed` in all
-    runs, and of `unread` files.
+    The header has under `matched` the numbers of `images`, of those `shared` by several runs, of
+    names that stand for `different` images, of error rows that were `replaced` by the row of
+    another run, of images that `failed` in all runs, and of `unread` files.
 
     Args:
         match: what rows of one image have in common.
@@ -138,15 +154,17 @@ def merge_runs(
         prefer: one of the runs; the images that it has keep its relations alone.
 
     Raises:
-        UserError: a place is not a complete run, all are the same run, `prefer` is none of them, a shard cannot be
-            read, or `out` is another run or in use.
+        UserError: a place is not a complete run, all are the same run, `prefer` is none of them, a
+            shard cannot be read, or `out` is another run or in use.
     """
     inputs = _open_inputs(places, progress)
     preferred = None if prefer is None else _input_id(open_parent(prefer))
     if preferred not in (None, *inputs):
         raise UserError(f"{prefer} is not one of the runs: --prefer takes one that is merged")
     header = _header(inputs, match, min_iou, images, preferred)
-    precedence = Precedence(header["identity"].get("prefer", {}), _corrections(inputs, header["runs"]))
+    precedence = Precedence(
+        header["identity"].get("prefer", {}), _corrections(inputs, header["runs"])
+    )
     folder = RunFolder(out)
     with folder.lock():
         manifest = folder.open(header)
@@ -159,7 +177,11 @@ def merge_runs(
         scratch = folder.private / "merging"
         shutil.rmtree(scratch, ignore_errors=True)  # of a killed run
         scratch.mkdir()
-        with interruptible(), duckdb.connect(scratch / "rows") as database, (scratch / "images").open("w+b") as kept:
+        with (
+            interruptible(),
+            duckdb.connect(scratch / "rows") as database,
+            (scratch / "images").open("w+b") as kept,
+        ):
             try:
                 configure(database, scratch / "spill", _MEMORY, ordered=True)
                 progress.say("reading the runs")
@@ -172,11 +194,15 @@ def merge_runs(
                     for number, unit in enumerate(units):
                         if unit.file not in done:
                             members = database.sql(_OF_UNIT, params=[number]).to_arrow_table()
-                            rows, counts = _unite_rows(members, unit.split, min_iou, kept, precedence)
+                            rows, counts = _unite_rows(
+                                members, unit.split, min_iou, kept, precedence
+                            )
                             manifest.commit(write_copy(out, unit, rows, counts))
                         advance(unit.rows, {})
             except FAULTS as error:
-                raise UserError(f"the runs cannot be merged in {out} ({first_line(error)})") from None
+                raise UserError(
+                    f"the runs cannot be merged in {out} ({first_line(error)})"
+                ) from None
         shutil.rmtree(scratch)
         manifest.run |= {"finished": True, "matched": matched}
         manifest.rewrite()
@@ -191,11 +217,15 @@ def _open_inputs(places: Sequence[str | Location], progress: Progress) -> dict[s
     for files in map(open_parent, places):
         run = _input_id(files)
         if run in inputs:
-            progress.say(f"NOTE: {files.root} is the same run as {inputs[run].root}, and counts once")
+            progress.say(
+                f"NOTE: {files.root} is the same run as {inputs[run].root}, and counts once"
+            )
         inputs.setdefault(run, files)
     if len(places) > 1 and len(inputs) == 1:
         [files] = inputs.values()
-        raise UserError(f"all of these are the same run as {files.root}: merge needs two different runs")
+        raise UserError(
+            f"all of these are the same run as {files.root}: merge needs two different runs"
+        )
     return inputs
 
 
@@ -209,7 +239,11 @@ def _is_merged(run: Mapping[str, Any]) -> bool:
 
 
 def _header(
-    inputs: Mapping[str, RunFiles], match: Match, min_iou: float, images: ImagePlace | None, preferred: str | None
+    inputs: Mapping[str, RunFiles],
+    match: Match,
+    min_iou: float,
+    images: ImagePlace | None,
+    preferred: str | None,
 ) -> dict[str, Any]:
     """Return what the manifest says, also of the single runs, by their ids."""
     runs: dict[str, dict[str, Any]] = {}
@@ -217,13 +251,17 @@ def _header(
         runs |= _single_runs(number, files)
     runs = dict(sorted(runs.items()))
     if images is not None:
-        runs = {run: one | {"images": dict.fromkeys(one["images"], absolute(images))} for run, one in runs.items()}
+        runs = {
+            run: one | {"images": dict.fromkeys(one["images"], absolute(images))}
+            for run, one in runs.items()
+        }
     identity: dict[str, Any] = {
         "merged": {run: one["images"] for run, one in runs.items()},
         "match": match,
         "iou": min_iou,
     }
-    if overrules := _overrules(inputs, list(runs), preferred):
+    overrules = _overrules(inputs, list(runs), preferred)
+    if overrules:
         identity["prefer"] = overrules
     return {
         "name": " + ".join(sorted({one["name"] for one in runs.values()})),
@@ -247,13 +285,17 @@ def _single_runs(number: str, files: RunFiles) -> dict[str, dict[str, Any]]:
         "labels": run.get("labels"),
         "identities": Manifest.identities(run),
         "rows": sum(shard.rows for shard in files.manifest.shards),
-        "images": {split: absolute(root) for split, root in files.manifest.image_roots.locations.items()},
+        "images": {
+            split: absolute(root) for split, root in files.manifest.image_roots.locations.items()
+        },
     }
     return {number: single}
 
 
 def _united_labels(runs: Mapping[str, Any]) -> dict[str, list[str]] | None:
-    """Return the classes and predicates of all closed class lists, those of the largest run first."""
+    """Return the classes and predicates of all closed class lists, those of the largest run
+    first.
+    """
     closed = [runs[run]["labels"] for run in _ranked(runs) if runs[run]["labels"]]
     if not closed:
         return None
@@ -263,8 +305,11 @@ def _united_labels(runs: Mapping[str, Any]) -> dict[str, list[str]] | None:
     }
 
 
-def _overrules(inputs: Mapping[str, RunFiles], runs: Sequence[str], preferred: str | None) -> dict[str, list[str]]:
-    """Return the single runs that each overrules, by earlier merges and as `preferred`; those that do so mutually, not.
+def _overrules(
+    inputs: Mapping[str, RunFiles], runs: Sequence[str], preferred: str | None
+) -> dict[str, list[str]]:
+    """Return the single runs that each overrules, by earlier merges and as `preferred`; those that
+    do so mutually, not.
 
     What is preferred now is overruled by nothing.
     """
@@ -272,7 +317,9 @@ def _overrules(inputs: Mapping[str, RunFiles], runs: Sequence[str], preferred: s
     if preferred is not None:
         winners = set(_single_runs(preferred, inputs[preferred]))
         for run in runs:
-            losers[run] = losers[run] | set(runs) - winners if run in winners else losers[run] - winners
+            losers[run] = (
+                losers[run] | set(runs) - winners if run in winners else losers[run] - winners
+            )
     return {run: sorted(others) for run, others in losers.items() if others}
 
 
@@ -281,7 +328,10 @@ def _earlier_overrules(inputs: Mapping[str, RunFiles], runs: Sequence[str]) -> d
     for files in inputs.values():
         for run, others in files.manifest.run.get("identity", {}).get("prefer", {}).items():
             losers[run].update(others)
-    return {run: {other for other in others if run not in losers[other]} for run, others in losers.items()}
+    return {
+        run: {other for other in others if run not in losers[other]}
+        for run, others in losers.items()
+    }
 
 
 def _corrections(inputs: Mapping[str, RunFiles], runs: Mapping[str, Any]) -> dict[str, set[str]]:
@@ -306,9 +356,16 @@ def _ranked(runs: Mapping[str, Any]) -> list[str]:
 
 
 def _read(
-    database: Database, inputs: Mapping[str, RunFiles], runs: Mapping[str, Any], images: BinaryIO, *, hashed: bool
+    database: Database,
+    inputs: Mapping[str, RunFiles],
+    runs: Mapping[str, Any],
+    images: BinaryIO,
+    *,
+    hashed: bool,
 ) -> None:
-    """Read all rows of single runs, and where the images of each of these are; those in the shards go to `images`."""
+    """Read all rows of single runs, and where the images of each of these are; those in the shards
+    go to `images`.
+    """
     database.register("empty", _without_images(SCHEMA.empty_table(), images, hashed=hashed))
     database.execute("create table leaves as select ''::varchar as run, * from empty")
     database.execute("create table roots (run varchar, split varchar, root varchar)")
@@ -317,7 +374,9 @@ def _read(
         database.execute("insert into ranks values (?, ?)", (run, rank))
         for split, root in runs[run]["images"].items():
             database.execute("insert into roots values (?, ?, ?)", (run, split, root))
-    others = ", ".join(f"coalesce(source.{name}, {name}) as {name}" for name in SCHEMA.names if name != "split")
+    others = ", ".join(
+        f"coalesce(source.{name}, {name}) as {name}" for name in SCHEMA.names if name != "split"
+    )
     places: dict[bool, str] = {}  # a run with images in its shards, and one without
     for number, files in inputs.items():
         columns = f"'{number}' as run, {', '.join(SCHEMA.names)}"
@@ -335,15 +394,22 @@ def _read(
                 raise UserError(f"{lacks}: embed the images of all runs or of none")
             if tables:
                 database.register("shards", pa.concat_tables(tables))
-                database.execute(f"insert into leaves by name select {columns}, start, size, content from {table}")
+                database.execute(
+                    f"insert into leaves by name select {columns}, start, size, content from"
+                    f" {table}"
+                )
 
 
 def _without_images(table: pa.Table, images: BinaryIO, *, hashed: bool) -> pa.Table:
-    """Return the rows with `start` and `size` of their image files in `images`, to which these are added."""
+    """Return the rows with `start` and `size` of their image files in `images`, to which these are
+    added.
+    """
     places: list[dict[str, Any]] = []
     for image in table[IMAGE_COLUMN] if IMAGE_COLUMN in table.column_names else [{}] * len(table):
         content = image["bytes"].as_py() if image else None
-        places.append({} if content is None else {"start": images.tell(), "size": images.write(content)})
+        places.append(
+            {} if content is None else {"start": images.tell(), "size": images.write(content)}
+        )
         if hashed and content is not None:
             places[-1]["content"] = hashlib.sha256(content).hexdigest()
     columns = pa.Table.from_pylist(places, _PLACE).columns
@@ -354,9 +420,15 @@ def _without_images(table: pa.Table, images: BinaryIO, *, hashed: bool) -> pa.Ta
 def _plan(database: Database, match: Match) -> None:
     """Find out which rows are of one image, and where each image goes."""
     database.execute(_NAMES)
-    wanted = f"select distinct root, file_name from names where not failed and root <> '' and {_WANTED[match]}"
+    wanted = (
+        "select distinct root, file_name from names where not failed and root <> '' and"
+        f" {_WANTED[match]}"
+    )
     for batch in database.cursor().sql(wanted).to_arrow_reader(_FILES_AT_ONCE):
-        digests = [_digest(file["root"], file["file_name"], whole=match == "hash") for file in batch.to_pylist()]
+        digests = [
+            _digest(file["root"], file["file_name"], whole=match == "hash")
+            for file in batch.to_pylist()
+        ]
         database.register("digests", batch.append_column("digest", pa.array(digests, pa.string())))
         database.execute("insert into files from digests")
     database.execute(_PLAN.format(key=_KEYS[match]))
@@ -400,16 +472,21 @@ def _unite_rows(
     """Return the rows of a shard and its counts.
 
     Args:
-        members: the rows of single runs, by the image that they are of (`slot`), the leading one first.
+        members: the rows of single runs, by the image that they are of (`slot`), the leading one
+            first.
     """
     first = np.flatnonzero(np.diff(members["slot"].to_numpy(), prepend=-1))
     sizes = np.diff([*first, len(members)])
     is_shared = np.repeat(sizes > 1, sizes)
-    united, counts = _unite_shared(members.filter(is_shared), sizes[sizes > 1].tolist(), min_iou, precedence)
+    united, counts = _unite_shared(
+        members.filter(is_shared), sizes[sizes > 1].tolist(), min_iou, precedence
+    )
     alone = members.take(first[sizes == 1]).select(SCHEMA.names).cast(SCHEMA)
     alone_first = np.argsort(sizes > 1, kind="stable")
     rows = pa.concat_tables([alone, united]).take(np.argsort(alone_first))
-    rows = rows.set_column(SCHEMA.names.index("split"), SCHEMA.field("split"), pa.array([split] * len(rows)))
+    rows = rows.set_column(
+        SCHEMA.names.index("split"), SCHEMA.field("split"), pa.array([split] * len(rows))
+    )
     if members["start"].null_count < len(members):
         rows = with_images(rows, _read_images(members, first, sizes, images))
     rows = rows.append_column(SOURCES, _sources(members, first, is_shared))
@@ -437,21 +514,29 @@ def _unite_shared(
     return to_table(united), counts
 
 
-def _read_images(members: pa.Table, first: Ints, sizes: Ints, images: BinaryIO) -> list[bytes | None]:
+def _read_images(
+    members: pa.Table, first: Ints, sizes: Ints, images: BinaryIO
+) -> list[bytes | None]:
     """Return the file of each image, of the first row that has it."""
     places = list(zip(members["start"].to_pylist(), members["size"].to_pylist(), strict=True))
     images.flush()
     contents = []
     for begin, size in zip(first.tolist(), sizes.tolist(), strict=True):
-        start, length = next((place for place in places[begin : begin + size] if place[1]), _NO_IMAGE)
+        start, length = next(
+            (place for place in places[begin : begin + size] if place[1]), _NO_IMAGE
+        )
         contents.append(os.pread(images.fileno(), length, start) or None)
     return contents
 
 
 def _sources(members: pa.Table, first: Ints, is_shared: NDArray[np.bool_]) -> pa.ListArray:
-    """Return the rows of single runs that each row is made from; of one run's row only which run that is."""
+    """Return the rows of single runs that each row is made from; of one run's row only which run
+    that is.
+    """
     of_shared = pa.array(np.arange(len(members)), mask=~is_shared)
     columns = {name: members[name].take(of_shared) for name in SCHEMA.names}
     columns |= {name: members[name] for name in ("run", "split")}
-    rows = pa.StructArray.from_arrays([column.combine_chunks() for column in columns.values()], list(columns))
+    rows = pa.StructArray.from_arrays(
+        [column.combine_chunks() for column in columns.values()], list(columns)
+    )
     return pa.ListArray.from_arrays(pa.array([*first, len(members)], pa.int32()), rows)

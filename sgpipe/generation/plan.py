@@ -1,4 +1,6 @@
-"""`sgpipe plan`: what a run will take, measured by labelling a sample of its images with the same workers."""
+"""`sgpipe plan`: what a run will take, measured by labelling a sample of its images with the same
+workers.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,16 @@ from sgpipe.storage.run_folder import REQUESTS, RunFolder
 from sgpipe.utils.console import Progress, count, duration, print_rows
 
 Workers: TypeAlias = Mapping[tuple[str, ...], int]  # by stages: how many processes run them
-SAMPLE, LARGEST, PATIENCE = 64, 256, 60.0  # images, if a served model needs more, and seconds after which fewer do
-_UNITS_PER_WORKER = 3  # the first warms up; many small ones would count what each costs beside its images
+# images, if a served model needs more, and seconds after which fewer do
+SAMPLE = 64
+LARGEST = 256
+PATIENCE = 60.0
+_UNITS_PER_WORKER = (
+    3  # the first warms up; many small ones would count what each costs beside its images
+)
 _UTILIZED = 0.85  # share of the time from which a GPU has enough to do
-_IN_FLIGHT = 8  # times as many images in a unit as requests are under way, as these end one by one at its end
+# times as many images in a unit as requests are under way, as these end one by one at its end
+_IN_FLIGHT = 8
 
 
 @dataclass(frozen=True)
@@ -45,10 +53,12 @@ class Plan:
         images: of the whole. sampled: those that were labelled to know.
         start: seconds until models are loaded, since `began`.
         stages: seconds per image of each stage.
-        utilization: of its GPU while a stage computes, for each stage that computes on one; None: not measured.
+        utilization: of its GPU while a stage computes, for each stage that computes on one; None:
+            not measured.
         gpus: how many the workers share.
         errors: the number of error rows to expect, with its 95 % interval.
-        memory: bytes of the driver and of the largest worker at their peak; None: not known on a cluster.
+        memory: bytes of the driver and of the largest worker at their peak; None: not known on a
+            cluster.
         tokens: of requests to endpoints and their answers, if these count them.
     """
 
@@ -65,8 +75,12 @@ class Plan:
     tokens: int = 0
 
     def with_gpus(self, gpus: int) -> Plan:
-        """Return the plan if this machine had as many GPUs, and cores enough for them; the same if it uses none."""
-        grown = {pool: max(1, round(self.workers[pool] * gpus / self.gpus)) for pool in self._on_gpus()}
+        """Return the plan if this machine had as many GPUs, and cores enough for them; the same if
+        it uses none.
+        """
+        grown = {
+            pool: max(1, round(self.workers[pool] * gpus / self.gpus)) for pool in self._on_gpus()
+        }
         return replace(self, workers={**self.workers, **grown}, gpus=gpus) if grown else self
 
     def seconds(self, machines: int = 1) -> float:
@@ -74,29 +88,44 @@ class Plan:
         return self.start + self.images * self._seconds(self._slowest()) / machines
 
     def actors(self) -> dict[str, int]:
-        """Return `resources.actors` of each stage, on Ray, by which none waits: with the workers or the GPUs of now."""
-        pace, spare = sum(self.workers.values()) / (sum(self.stages.values()) or 1.0), 0.0
-        if pools := self._on_gpus():
-            pace, spare = 1 / max(map(self._seconds, pools)), 0.4
+        """Return `resources.actors` of each stage, on Ray, by which none waits: with the workers or
+        the GPUs of now.
+        """
+        pace = sum(self.workers.values()) / (sum(self.stages.values()) or 1.0)
+        spare = 0.0
+        pools = self._on_gpus()
+        if pools:
+            pace = 1 / max(map(self._seconds, pools))
+            spare = 0.4
         return {name: max(1, round(pace * each + spare)) for name, each in self.stages.items()}
 
     def advice(self) -> str:
         """Return how many actors should share a GPU, by how much of the time it computes."""
-        slowest, shares = self._slowest(), self.utilization
+        slowest = self._slowest()
+        shares = self.utilization
         if not shares:
             return "not measured: no stage of the sample computed on one"
         if slowest not in self._on_gpus():
             return f"waiting for {' + '.join(slowest)}: more cores help, more actors per GPU do not"
         if None in shares.values():
-            return "utilization not measured: it takes nvidia-ml-py (sgpipe[gpu]) and a sample of some seconds"
+            return (
+                "utilization not measured: it takes nvidia-ml-py (sgpipe[gpu]) and a sample of some"
+                " seconds"
+            )
         computed = sum((shares.get(name) or 0) * self.stages[name] for name in slowest)
         utilized = computed / self.workers[slowest] / self._seconds(slowest)
         if utilized >= _UTILIZED:
             return f"utilized {utilized:.0%}: enough actors of each stage per GPU"
-        actors = sum(n * sum(on for on, _ in groupby(pool, shares.__contains__)) for pool, n in self.workers.items())
+        actors = sum(
+            n * sum(on for on, _ in groupby(pool, shares.__contains__))
+            for pool, n in self.workers.items()
+        )
         share = math.floor(50 * self.gpus / actors) / 100  # half of that of an actor now
         sets = " ".join(f"--set {name}.resources.gpus={share:g}" for name in shares)
-        return f"utilized {utilized:.0%}: switch CUDA's MPS on (nvidia-cuda-mps-control -d) and plan again with {sets}"
+        return (
+            f"utilized {utilized:.0%}: switch CUDA's MPS on (nvidia-cuda-mps-control -d) and plan"
+            f" again with {sets}"
+        )
 
     def _on_gpus(self) -> list[tuple[str, ...]]:
         return [pool for pool in self.workers if self.utilization.keys() & set(pool)]
@@ -108,9 +137,13 @@ class Plan:
         return max(self.workers, key=self._seconds)
 
     def as_json(
-        self, machines: int = 1, price_per_hour: float | None = None, price_per_token: float | None = None
+        self,
+        machines: int = 1,
+        price_per_hour: float | None = None,
+        price_per_token: float | None = None,
     ) -> dict[str, Any]:
-        seconds, slowest = self.seconds(machines), self._slowest()
+        seconds = self.seconds(machines)
+        slowest = self._slowest()
         values = {
             "images": self.images,
             "sampled": self.sampled,
@@ -133,14 +166,20 @@ class Plan:
         }
         if price_per_hour is None and price_per_token is None:
             return values
-        price = (price_per_hour or 0) * machines * seconds / 3600 + (price_per_token or 0) * self.tokens
+        price = (price_per_hour or 0) * machines * seconds / 3600 + (
+            price_per_token or 0
+        ) * self.tokens
         return values | {"price": price}
 
 
-def plan(recipe: Recipe, progress: Progress, images: int | None = None, began: float | None = None) -> Plan:
-    """Label a seeded sample of the recipe's images, and tell from it what the whole takes. Nothing is kept.
+def plan(
+    recipe: Recipe, progress: Progress, images: int | None = None, began: float | None = None
+) -> Plan:
+    """Label a seeded sample of the recipe's images, and tell from it what the whole takes. Nothing
+    is kept.
 
-    `images`: the most; None: 64, or as keep a served model busy. `began`: when the command did, by `time.monotonic`.
+    `images`: the most; None: 64, or as keep a served model busy. `began`: when the command did, by
+    `time.monotonic`.
 
     Raises UserError, EngineError: as `generate`; all images of the sample fail.
     """
@@ -158,25 +197,39 @@ def plan(recipe: Recipe, progress: Progress, images: int | None = None, began: f
             longest = max(unit.rows for unit in run.start_engine(units))
             assert run.engine is not None
             workers = run.engine.workers
-            served = [stage for stage in (recipe.caption, recipe.parse, recipe.pair, recipe.tag) if stage.endpoint]
-            least = min(longest, _IN_FLIGHT * max((stage.requests.in_flight for stage in served), default=0))
+            served = [
+                stage
+                for stage in (recipe.caption, recipe.parse, recipe.pair, recipe.tag)
+                if stage.endpoint
+            ]
+            least = min(
+                longest, _IN_FLIGHT * max((stage.requests.in_flight for stage in served), default=0)
+            )
             images = images or max(SAMPLE, min(2 * least * sum(workers.values()), LARGEST))
             sample = _sample(units, min(images, whole), sum(workers.values()), recipe.seed, least)
             if served:
                 progress.say(f"asking the served model about {count(min(images, whole), 'image')}")
             done: list[tuple[float, ShardEntry]] = []
-            with closing(run.engine.run(sample, run.reader(), UnitWriter(folder.storage))) as shards:
+            with closing(
+                run.engine.run(sample, run.reader(), UnitWriter(folder.storage))
+            ) as shards:
                 for shard in shards:
                     done.append((time.monotonic(), shard))
                     if done[-1][0] - done[0][0] + sum(done[0][1].seconds.values()) > PATIENCE:
                         break
-        found = _measured(whole, began, done, workers, run.engine.gpus, isinstance(run.engine, LocalEngine))
+        found = _measured(
+            whole, began, done, workers, run.engine.gpus, isinstance(run.engine, LocalEngine)
+        )
         tokens = RequestCache(folder.private / REQUESTS).tokens()
         return replace(found, tokens=round(tokens / found.sampled * whole))
 
 
-def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int, least: int = 0) -> list[WorkUnit]:
-    """Choose images at random, in small units that keep all workers busy, of at least `least` if these are enough."""
+def _sample(
+    units: Sequence[WorkUnit], images: int, workers: int, seed: int, least: int = 0
+) -> list[WorkUnit]:
+    """Choose images at random, in small units that keep all workers busy, of at least `least` if
+    these are enough.
+    """
     size = max(-(-images // (_UNITS_PER_WORKER * workers)), min(least, -(-images // (2 * workers))))
     starts = [(unit, at) for unit in units for at in range(unit.start, unit.stop, size)]
     sample: list[WorkUnit] = []
@@ -188,9 +241,16 @@ def _sample(units: Sequence[WorkUnit], images: int, workers: int, seed: int, lea
 
 
 def _measured(
-    whole: int, began: float, done: Sequence[tuple[float, ShardEntry]], workers: Workers, gpus: int, local: bool
+    whole: int,
+    began: float,
+    done: Sequence[tuple[float, ShardEntry]],
+    workers: Workers,
+    gpus: int,
+    local: bool,
 ) -> Plan:
-    """Return what the shards tell, with the time at which each came, once every worker has had its first unit."""
+    """Return what the shards tell, with the time at which each came, once every worker has had its
+    first unit.
+    """
     number = sum(workers.values())
     steady = done[number:] or done
     rows = sum(shard.rows for _, shard in steady)
@@ -202,10 +262,13 @@ def _measured(
     stages = {name: seconds[name] / rows for name in chain.from_iterable(workers)}
     utilization: dict[str, float | None] = {}
     for name in stages:
-        if uses := [shard.gpus[name].get("utilization") for _, shard in steady if name in shard.gpus]:
+        uses = [shard.gpus[name].get("utilization") for _, shard in steady if name in shard.gpus]
+        if uses:
             known = [share for share in uses if share is not None]
             utilization[name] = sum(known) / len(known) if known else None
-    starts = [when - began - sum(shard.seconds.values()) for when, shard in done[:number]]  # one after the other
+    starts = [
+        when - began - sum(shard.seconds.values()) for when, shard in done[:number]
+    ]  # one after the other
     start = sum(starts) / len(starts)
     sampled = sum(shard.rows for _, shard in done)
     errors = sum(shard.counts.get("errors", 0) for _, shard in done)
@@ -213,23 +276,38 @@ def _measured(
         why = f"`sgpipe generate --limit {sampled}`, then `sgpipe stats`, tell why"
         raise UserError(f"all {sampled} images of the sample became error rows: {why}")
     interval = binomtest(errors, sampled).proportion_ci(method="wilson")
-    expected = round(errors / sampled * whole), round(interval.low * whole), round(interval.high * whole)
+    expected = (
+        round(errors / sampled * whole),
+        round(interval.low * whole),
+        round(interval.high * whole),
+    )
     unit = 1 if sys.platform == "darwin" else 1024
-    peaks = [resource.getrusage(who).ru_maxrss * unit for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    row_bytes, memory = sum(shard.bytes for _, shard in done) / sampled, (peaks[0], peaks[1] if local else None)
+    peaks = [
+        resource.getrusage(who).ru_maxrss * unit
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    ]
+    row_bytes = sum(shard.bytes for _, shard in done) / sampled
+    memory = (peaks[0], peaks[1] if local else None)
     start = max(start, 0.0)
-    return Plan(whole, sampled, start, stages, workers, utilization, gpus, row_bytes, expected, memory)
+    return Plan(
+        whole, sampled, start, stages, workers, utilization, gpus, row_bytes, expected, memory
+    )
 
 
 def print_plan(values: Mapping[str, Any], console: Console) -> None:
     """Print what `Plan.as_json` says."""
-    on, worker = dict.fromkeys(values["gpu_utilization"], " on GPUs"), values["worker_memory_bytes"]
+    on = dict.fromkeys(values["gpu_utilization"], " on GPUs")
+    worker = values["worker_memory_bytes"]
     gpus = f", {count(values['gpus'], 'GPU')} each" if values["gpus"] else ""
     memory = "" if worker is None else f", a worker {worker / 1e9:.1f} GB"
-    seconds = ", ".join(f"{name} {each:.3g}{on.get(name, '')}" for name, each in values["seconds_per_image"].items())
+    seconds = ", ".join(
+        f"{name} {each:.3g}{on.get(name, '')}" for name, each in values["seconds_per_image"].items()
+    )
     rows = {
         "images": f"{values['images']:,}",
-        f"time on {count(values['machines'], 'machine')} like this{gpus}": duration(values["seconds"]),
+        f"time on {count(values['machines'], 'machine')} like this{gpus}": duration(
+            values["seconds"]
+        ),
         "images per second": f"{values['images_per_second']:.3g}",
         "time until models are loaded": duration(values["start_seconds"]),
         "seconds per image": seconds,
@@ -239,7 +317,9 @@ def print_plan(values: Mapping[str, Any], console: Console) -> None:
         "error rows": "about {expected:,} ({least:,} to {most:,})".format(**values["error_rows"]),
     }
     if worker is None:
-        rows["balanced actors"] = ", ".join(f"{name} {number}" for name, number in values["balanced_actors"].items())
+        rows["balanced actors"] = ", ".join(
+            f"{name} {number}" for name, number in values["balanced_actors"].items()
+        )
     if values["endpoint_tokens"]:
         rows["tokens of the endpoint"] = f"{values['endpoint_tokens']:,}"
     if "price" in values:

@@ -1,8 +1,9 @@
 """The engine on Ray: stages and work units become one Ray Data graph.
 
-One row of the graph is one work unit and becomes one shard. The actors of the first pool read a unit from the source
-index, those of the last pool write its shard, and only the driver commits shards to the manifest, as they are finished.
-Ray keeps 100 KB for every block that waits, so the units enter in blocks of many.
+One row of the graph is one work unit and becomes one shard. The actors of the first pool read a
+unit from the source index, those of the last pool write its shard, and only the driver commits
+shards to the manifest, as they are finished. Ray keeps 100 KB for every block that waits, so the
+units enter in blocks of many.
 """
 
 import asyncio
@@ -25,38 +26,72 @@ from ray.actor import ActorHandle
 from ray.data import ActorPoolStrategy, DataContext, Dataset, from_arrow
 from ray.data.extensions import ArrowPythonObjectArray
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.util import list_named_actors, placement_group, placement_group_table, remove_placement_group
+from ray.util import (
+    list_named_actors,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from sgpipe.errors import EngineError, MachinesLostError, UserError, WorkersLostError
-from sgpipe.generation.engine import Engine, StageBuilder, UnitReader, UnitWriter, WorkUnit, cut_units, plain_error
+from sgpipe.generation.engine import (
+    Engine,
+    StageBuilder,
+    UnitReader,
+    UnitWriter,
+    WorkUnit,
+    cut_units,
+    plain_error,
+)
 from sgpipe.recipe import Resources
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.storage.manifest import ShardEntry
 from sgpipe.utils.console import Progress, count
 from sgpipe.utils.devices import hide_gpus, room_for
-from sgpipe.utils.ray_cluster import on_driver_node, software, start_ray, tell_losses, worker_failure
+from sgpipe.utils.ray_cluster import (
+    on_driver_node,
+    software,
+    start_ray,
+    tell_losses,
+    worker_failure,
+)
 
-_WORK, _ANSWER = "work", "answer"  # columns of the only row of a block
-_UNITS_PER_ACTOR = 4  # in progress: one being computed, one that Ray has assigned, and two in the queue
-_UNITS_PER_ONLY_ACTOR = 16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
-_UNITS_PER_BLOCK, _UNITS_AT_ONCE = 512, 64  # before the entrance, and through it
-_POLL_SECONDS, _POLLS_WITHOUT_ROOM, _LEAVE_SECONDS = 5, 6, 10
-_ROUNDING, _GIB, _PLACING_SECONDS = 1e-6, 1 << 30, 10.0
+# columns of the only row of a block
+_WORK = "work"
+_ANSWER = "answer"
+_UNITS_PER_ACTOR = (
+    4  # in progress: one being computed, one that Ray has assigned, and two in the queue
+)
+_UNITS_PER_ONLY_ACTOR = (
+    16  # where there is one pool: units that wait have cost nothing yet, and quick stages want more
+)
+# before the entrance, and through it
+_UNITS_PER_BLOCK = 512
+_UNITS_AT_ONCE = 64
+_POLL_SECONDS = 5
+_POLLS_WITHOUT_ROOM = 6
+_LEAVE_SECONDS = 10
+_ROUNDING = 1e-6
+_GIB = 1 << 30
+_PLACING_SECONDS = 10.0
 _WORKER_OPTIONS = {"max_restarts": 8, "max_task_retries": 1}
 
 
 class UnitLimit:
-    """Backpressure: admits units as long as fewer than `limit` are between the first stage and the manifest.
+    """Backpressure: admits units as long as fewer than `limit` are between the first stage and the
+    manifest.
 
-    Ray Data limits what waits between stages by bytes. Captions are small, so hours of them fit, and a lost driver
-    loses them all. A unit that comes again because an actor died is admitted at once, and takes no more room.
+    Ray Data limits what waits between stages by bytes. Captions are small, so hours of them fit,
+    and a lost driver loses them all. A unit that comes again because an actor died is admitted at
+    once, and takes no more room.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._entered, self._left = set[Hashable](), set[Hashable]()
+        self._entered = set[Hashable]()
+        self._left = set[Hashable]()
         self._changed = asyncio.Condition()
 
     async def enter(self, unit: Hashable) -> None:
@@ -76,9 +111,11 @@ class UnitLimit:
 
 
 class Entrance:
-    """The actor before the first pool, on the driver's machine: it passes a unit on once the limit admits it.
+    """The actor before the first pool, on the driver's machine: it passes a unit on once the limit
+    admits it.
 
-    If workers waited themselves, one that has to redo a lost unit could wait for that very unit to leave.
+    If workers waited themselves, one that has to redo a lost unit could wait for that very unit to
+    leave.
     """
 
     def __init__(self, limit: ActorHandle) -> None:
@@ -95,7 +132,8 @@ class Entrance:
 class Worker:
     """The actor of a pool: it runs stages, with the reader before them or the writer after them.
 
-    What a user should read travels to the driver as data, because Ray wraps exceptions in pages of its own frames.
+    What a user should read travels to the driver as data, because Ray wraps exceptions in pages of
+    its own frames.
     """
 
     runner: StageRunner | IsolatedRunner
@@ -112,7 +150,8 @@ class Worker:
         if _WORK not in block.column_names:
             return block
         try:
-            if (mine := software()) != self.driver:
+            mine = software()
+            if mine != self.driver:
                 machine = f"machine {socket.gethostname()} has {mine}"
                 raise UserError(f"{machine}, this one {self.driver}: install the same on all")
             unit, records, usage = block[_WORK][0].as_py()
@@ -131,10 +170,13 @@ class RayEngine(Engine):
     def start(
         self, stages: StageBuilder, units: Sequence[WorkUnit], progress: Progress, run_rows: int
     ) -> list[WorkUnit]:
-        self._stages, engine = stages(), stages.recipe.engine
+        self._stages = stages()
+        engine = stages.recipe.engine
         progress.say(f"joining Ray at {engine.address}" if engine.address else "starting Ray")
         start_ray(engine.address, engine.cpus)
-        actors = max(pool.actors for pool in plan_pools(self._stages, sum(unit.rows for unit in units)))
+        actors = max(
+            pool.actors for pool in plan_pools(self._stages, sum(unit.rows for unit in units))
+        )
         units = cut_units(units, engine.unit_size, actors, run_rows)
         self._losses = tell_losses(progress.say)
         pools, placed = reserve(plan_pools(self._stages, len(units)))
@@ -142,19 +184,27 @@ class RayEngine(Engine):
         gpus = ray.cluster_resources().get("GPU", 0)
         if gpus and not any(stage.resources.gpus for stage in self._stages):
             unused = count(int(gpus), "GPU")
-            progress.say(f"NOTE: no stage uses the {unused} of Ray: set caption.resources.gpus and tag.resources.gpus")
+            progress.say(
+                f"NOTE: no stage uses the {unused} of Ray: set caption.resources.gpus and"
+                " tag.resources.gpus"
+            )
         for pool in pools:
             of = f" of {pool.resources.gpus:g} GPU" if pool.resources.gpus else ""
             progress.say(f"{count(pool.actors, 'actor')}{of}: {pool.name}")
         self.workers = {tuple(stage.name for stage in pool.stages): pool.actors for pool in pools}
-        self.gpus = math.ceil(sum(pool.actors * (pool.resources.gpus or 0) for pool in pools) - _ROUNDING)
+        self.gpus = math.ceil(
+            sum(pool.actors * (pool.resources.gpus or 0) for pool in pools) - _ROUNDING
+        )
         return units
 
-    def run(self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter) -> Generator[ShardEntry]:
+    def run(
+        self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter
+    ) -> Generator[ShardEntry]:
         """As `Engine.run`.
 
-        When workers or machines are lost more often than Ray replaces them, the remaining units start again on what is
-        left of the cluster, as long as that makes progress; an image that kills its worker becomes an error row.
+        When workers or machines are lost more often than Ray replaces them, the remaining units
+        start again on what is left of the cluster, as long as that makes progress; an image that
+        kills its worker becomes an error row.
         """
         left = {(unit.split, unit.start): unit for unit in units}
         kind: type[StageRunner | IsolatedRunner] = StageRunner
@@ -176,11 +226,15 @@ class RayEngine(Engine):
         self, units: Sequence[WorkUnit], reader: UnitReader, writer: UnitWriter, kind: type[Any]
     ) -> Generator[ShardEntry]:
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        warnings.filterwarnings("ignore", "The minimum number of concurrent actors")  # more than units, if few are left
+        warnings.filterwarnings(
+            "ignore", "The minimum number of concurrent actors"
+        )  # more than units, if few are left
         context = DataContext.get_current()  # a dataset keeps that in which it is made
         context.enable_progress_bars = context.print_on_execution_start = False
         context.target_max_block_size = 1  # byte: every row is a block of its own
-        context._max_num_blocks_in_streaming_gen_buffer = _UNITS_AT_ONCE  # else two: 20 units a second pass
+        context._max_num_blocks_in_streaming_gen_buffer = (
+            _UNITS_AT_ONCE  # else two: 20 units a second pass
+        )
         parts = (units[at : at + _UNITS_PER_BLOCK] for at in range(0, len(units), _UNITS_PER_BLOCK))
         blocks = [_block(_WORK, *((unit, [], Usage()) for unit in part)) for part in parts]
         entering = from_arrow(blocks)  # by a task, for which `reserve` leaves no CPU
@@ -188,15 +242,25 @@ class RayEngine(Engine):
         each = _UNITS_PER_ACTOR if len(pools) > 1 else _UNITS_PER_ONLY_ACTOR
         most = each * sum(pool.actors for pool in pools)
         # If the actor of the limit is killed, it starts with none in progress.
-        options = {"num_cpus": 0, "scheduling_strategy": on_driver_node(), "max_restarts": -1, "max_task_retries": -1}
+        options = {
+            "num_cpus": 0,
+            "scheduling_strategy": on_driver_node(),
+            "max_restarts": -1,
+            "max_task_retries": -1,
+        }
         limit: Any = ray.remote(UnitLimit).options(**options).remote(most)
         name = f"sgpipe {uuid4().hex} "
         graph = _mapped(entering, Entrance, (limit,), {}, name, [on_driver_node()])
-        bundles = (PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=n) for n in count_from())
+        bundles = (
+            PlacementGroupSchedulingStrategy(placed, placement_group_bundle_index=n)
+            for n in count_from()
+        )
         for i, pool in enumerate(pools):
             ends = reader if i == 0 else None, writer if i == len(pools) - 1 else None
             arguments = (kind(pool.stages), *ends, software(), pool.resources.gpus or 0)
-            graph = _mapped(graph, Worker, arguments, pool.needs, name, list(islice(bundles, pool.actors)))
+            graph = _mapped(
+                graph, Worker, arguments, pool.needs, name, list(islice(bundles, pool.actors))
+            )
         leaving: ray.ObjectRef[Any] | None = None
         try:
             with _watch(name, placed, self._losses) as advanced:
@@ -208,7 +272,9 @@ class RayEngine(Engine):
                     yield shard
                     leaving = limit.leave.remote((shard.split, shard.start))
                 if leaving is not None:
-                    ray.wait([leaving], timeout=_LEAVE_SECONDS)  # or Ray reports that a call of a killed actor failed
+                    ray.wait(
+                        [leaving], timeout=_LEAVE_SECONDS
+                    )  # or Ray reports that a call of a killed actor failed
         except RayError as error:
             kill_actors(name)
             if not is_placed(placed):
@@ -222,22 +288,29 @@ class RayEngine(Engine):
 
 @contextmanager
 def _watch(name: str, placed: PlacementGroup, losses: Iterator[None]) -> Iterator[threading.Event]:
-    """Kill the actors of a graph, which ends it with an error, when it stands still on a cluster that is too small.
+    """Kill the actors of a graph, which ends it with an error, when it stands still on a cluster
+    that is too small.
 
-    Actors of a lost machine keep their units until they restart elsewhere; without room for them Ray waits forever.
-    `name` begins the names of all actors; a step of `losses` tells what is lost. Yields what to set with each advance.
+    Actors of a lost machine keep their units until they restart elsewhere; without room for them
+    Ray waits forever. `name` begins the names of all actors; a step of `losses` tells what is lost.
+    Yields what to set with each advance.
     """
-    advanced, ended = threading.Event(), threading.Event()
+    advanced = threading.Event()
+    ended = threading.Event()
 
     def poll() -> None:
         polls = 0
         while not ended.wait(_POLL_SECONDS):
-            with suppress(RayError, OSError, ValueError):  # Ray is lost; or the thread of an earlier graph still asks
+            with suppress(
+                RayError, OSError, ValueError
+            ):  # Ray is lost; or the thread of an earlier graph still asks
                 next(losses, None)
                 polls = 0 if advanced.is_set() or is_placed(placed) else polls + 1
                 advanced.clear()
                 if polls >= _POLLS_WITHOUT_ROOM:
-                    kill_actors(name)  # again and again: Ray Data replaces a few that had not started yet
+                    kill_actors(
+                        name
+                    )  # again and again: Ray Data replaces a few that had not started yet
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()
@@ -249,7 +322,9 @@ def _watch(name: str, placed: PlacementGroup, losses: Iterator[None]) -> Iterato
 
 
 def kill_actors(name: str) -> None:
-    """Kill the actors of a name for good: after an error Ray Data leaves some alive, which keep their CPUs forever."""
+    """Kill the actors of a name for good: after an error Ray Data leaves some alive, which keep
+    their CPUs forever.
+    """
     for each in list_named_actors():
         if each.startswith(name):
             with suppress(ValueError):  # it has just ended
@@ -257,9 +332,16 @@ def kill_actors(name: str) -> None:
 
 
 def _mapped(
-    dataset: Dataset, worker: Any, arguments: tuple[Any, ...], needs: Mapping[str, float], name: str, places: list[Any]
+    dataset: Dataset,
+    worker: Any,
+    arguments: tuple[Any, ...],
+    needs: Mapping[str, float],
+    name: str,
+    places: list[Any],
 ) -> Dataset:
-    """Return the units, mapped by actors at these places. If a machine is lost, Ray places its actors elsewhere."""
+    """Return the units, mapped by actors at these places. If a machine is lost, Ray places its
+    actors elsewhere.
+    """
     at = cycle(places)
 
     def options() -> dict[str, Any]:
@@ -301,23 +383,38 @@ class Pool:
     @property
     def needs(self) -> dict[str, float]:
         """What each actor takes, by Ray's names of resources."""
-        amounts = {"CPU": self.resources.cpus, "GPU": self.resources.gpus or 0, "memory": self.resources.memory * _GIB}
+        amounts = {
+            "CPU": self.resources.cpus,
+            "GPU": self.resources.gpus or 0,
+            "memory": self.resources.memory * _GIB,
+        }
         return {name: amount for name, amount in amounts.items() if amount}
 
 
-def plan_pools(stages: Sequence[Stage], units: int, nodes: Sequence[Mapping[str, Any]] | None = None) -> list[Pool]:
-    """Group consecutive stages of equal resources, and size their pools to the `nodes` (`ray.nodes()`).
+def plan_pools(
+    stages: Sequence[Stage], units: int, nodes: Sequence[Mapping[str, Any]] | None = None
+) -> list[Pool]:
+    """Group consecutive stages of equal resources, and size their pools to the `nodes`
+    (`ray.nodes()`).
 
-    Pools without a fixed number of actors share what the others leave. Raises UserError: the actors do not fit.
+    Pools without a fixed number of actors share what the others leave. Raises UserError: the actors
+    do not fit.
     """
-    machines = [node["Resources"] for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]]
-    groups = [(resources, tuple(group)) for resources, group in groupby(stages, key=lambda stage: stage.resources)]
+    machines = [
+        node["Resources"] for node in (ray.nodes() if nodes is None else nodes) if node["Alive"]
+    ]
+    groups = [
+        (resources, tuple(group))
+        for resources, group in groupby(stages, key=lambda stage: stage.resources)
+    ]
     pools = [Pool(members, resources, resources.actors or 1) for resources, members in groups]
     if not _fit(pools, machines):
         raise too_large(pools, machines)
     while True:  # one more actor for the smallest pool that can grow and leaves room for all
         for pool in sorted(pools, key=lambda pool: pool.actors):
-            grown = [replace(each, actors=each.actors + 1) if each is pool else each for each in pools]
+            grown = [
+                replace(each, actors=each.actors + 1) if each is pool else each for each in pools
+            ]
             if not pool.resources.actors and pool.actors < units and _fit(grown, machines):
                 pools = grown
                 break
@@ -332,36 +429,56 @@ def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
     """
     planned = list(pools)
     while True:
-        placed = placement_group([pool.needs for pool in planned for _ in range(pool.actors)], strategy="PACK")
+        placed = placement_group(
+            [pool.needs for pool in planned for _ in range(pool.actors)], strategy="PACK"
+        )
         if placed.wait(_PLACING_SECONDS):
             return planned, placed
         remove_placement_group(placed)
         most = max(planned, key=lambda pool: 0 if pool.resources.actors else pool.actors)
         if most.resources.actors or most.actors == 1:
-            machines, free = [node["Resources"] for node in ray.nodes() if node["Alive"]], ray.available_resources()
+            machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+            free = ray.available_resources()
             refusal = too_large(planned, machines)
-            if all(free.get(name, 0) >= sum(each.get(name, 0) for each in machines) for name in ("CPU", "GPU")):
+            if all(
+                free.get(name, 0) >= sum(each.get(name, 0) for each in machines)
+                for name in ("CPU", "GPU")
+            ):
                 raise refusal
-            raise EngineError(f"{refusal}, or wait for other jobs, which leave {_amounts(free) or 'nothing'} free")
+            raise EngineError(
+                f"{refusal}, or wait for other jobs, which leave {_amounts(free) or 'nothing'} free"
+            )
         planned[planned.index(most)] = replace(most, actors=most.actors - 1)
 
 
 def is_placed(group: PlacementGroup) -> bool:
-    """Return whether all actors have a place, which those of a lost machine lack until there is room elsewhere."""
+    """Return whether all actors have a place, which those of a lost machine lack until there is
+    room elsewhere.
+    """
     return bool(placement_group_table(group)["state"] == "CREATED")
 
 
 def too_large(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> UserError:
     asked = ", ".join(f"{pool.actors} × {_amounts(pool.needs)} ({pool.name})" for pool in pools)
     there = "; ".join(_amounts(machine) for machine in machines)
-    most = max(pools, key=lambda pool: [pool.needs.get(name, 0) * pool.actors for name in ("GPU", "CPU", "memory")])
+    most = max(
+        pools,
+        key=lambda pool: [
+            pool.needs.get(name, 0) * pool.actors for name in ("GPU", "CPU", "memory")
+        ],
+    )
     setting = f"{most.stages[0].name}.resources"
-    return UserError(f"the actors do not fit on the machines of Ray: {asked} on {there}; lower {setting}")
+    return UserError(
+        f"the actors do not fit on the machines of Ray: {asked} on {there}; lower {setting}"
+    )
 
 
 def _fit(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> bool:
     rooms = (sum(room_for(pool.needs, machine) for machine in machines) for pool in pools)
-    totals = {name: sum(pool.needs.get(name, 0) * pool.actors for pool in pools) for name in ("CPU", "GPU", "memory")}
+    totals = {
+        name: sum(pool.needs.get(name, 0) * pool.actors for pool in pools)
+        for name in ("CPU", "GPU", "memory")
+    }
     enough = (
         total <= sum(machine.get(name, 0) for machine in machines) + _ROUNDING * max(total, 1)
         for name, total in totals.items()
@@ -373,4 +490,6 @@ def _fit(pools: Sequence[Pool], machines: Sequence[Mapping[str, float]]) -> bool
 def _amounts(resources: Mapping[str, float]) -> str:
     """Such as "4 CPUs and 1 GPU"."""
     amounts = ((name, resources.get(name, 0)) for name in ("CPU", "GPU"))
-    return " and ".join(f"{number:g} {name}{'' if number == 1 else 's'}" for name, number in amounts if number)
+    return " and ".join(
+        f"{number:g} {name}{'' if number == 1 else 's'}" for name, number in amounts if number
+    )

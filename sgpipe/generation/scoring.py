@@ -1,6 +1,7 @@
 """`sgpipe score`: a copy of a run with an additional column, a score of each relation.
 
-CLIP's score is how well a relation, as a text, fits its image; a vision-language model's how probable it finds it.
+CLIP's score is how well a relation, as a text, fits its image; a vision-language model's how
+probable it finds it.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from sgpipe.utils.devices import pick_device, pick_dtype
 from sgpipe.utils.hashing import model_sha256
 
 _CROPS = 64  # of one image, encoded together
+_WHAT = {CLIP_SCORE: "CLIP's score", VLM_SCORE: "the score of a vision-language model"}
 
 
 class ClipScore(NamedTuple):
@@ -38,7 +40,8 @@ class ClipScore(NamedTuple):
     Attributes:
         score: cosine similarity of the crop of both boxes and "a SUBJECT PREDICATE OBJECT".
         swapped: the same with subject and object swapped; None if that is the same text.
-        rank: 1 plus the number of `contrasts` that fit better: the swapped text, and those with other predicates.
+        rank: 1 plus the number of `contrasts` that fit better: the swapped text, and those with
+            other predicates.
     """
 
     score: float
@@ -48,25 +51,43 @@ class ClipScore(NamedTuple):
 
 
 class RelationRanker:
-    """A CLIP model, with the predicates of contrast texts. Raises UserError: as `ClipModel`, or it has no weights."""
+    """A CLIP model, with the predicates of contrast texts. Raises UserError: as `ClipModel`, or it
+    has no weights.
+    """
 
-    def __init__(self, model: str, weights: str | None, predicates: Sequence[str], device: str = "auto") -> None:
+    def __init__(
+        self, model: str, weights: str | None, predicates: Sequence[str], device: str = "auto"
+    ) -> None:
         if weights is None and not Path(model).is_dir() and ":" not in model and "/" not in model:
-            raise UserError(f"--model {model}: pass its --weights, or a folder or hub id of a CLIP model")
+            raise UserError(
+                f"--model {model}: pass its --weights, or a folder or hub id of a CLIP model"
+            )
         self._clip = ClipModel(model, weights, pick_device(device))
         self._predicates = list(predicates)
 
     @torch.inference_mode()
     def __call__(self, record: Record, image: Image.Image) -> list[ClipScore | None]:
-        """Return the score of each relation of the record, in its order; None where a box has no area in the image."""
-        pairs = list(dict.fromkeys((relation.subject, relation.object) for relation in record.relations))
+        """Return the score of each relation of the record, in its order; None where a box has no
+        area in the image.
+        """
+        pairs = list(
+            dict.fromkeys((relation.subject, relation.object) for relation in record.relations)
+        )
         features: dict[tuple[int, int], Tensor] = {}
         for at in range(0, len(pairs), _CROPS):
-            crops = {pair: _union(image, [record.objects[end] for end in pair]) for pair in pairs[at : at + _CROPS]}
+            crops = {
+                pair: _union(image, [record.objects[end] for end in pair])
+                for pair in pairs[at : at + _CROPS]
+            }
             present = {pair: crop for pair, crop in crops.items() if crop is not None}
             if present:
-                features |= zip(present, self._clip.embed_images(list(present.values())), strict=True)
-        return [self._score(record, each, features.get((each.subject, each.object))) for each in record.relations]
+                features |= zip(
+                    present, self._clip.embed_images(list(present.values())), strict=True
+                )
+        return [
+            self._score(record, each, features.get((each.subject, each.object)))
+            for each in record.relations
+        ]
 
     def _score(self, record: Record, relation: Relation, image: Tensor | None) -> ClipScore | None:
         if image is None:
@@ -75,12 +96,17 @@ class RelationRanker:
         subject, object_ = (record.objects[end] for end in ends)
         said = {each.predicate for each in record.relations if (each.subject, each.object) == ends}
         texts = [relation_text(subject, relation.predicate, object_)]
-        if directed := is_directed(subject, object_):
+        directed = is_directed(subject, object_)
+        if directed:
             texts.append(relation_text(object_, relation.predicate, subject))
-        texts += [relation_text(subject, each, object_) for each in self._predicates if each not in said]
+        texts += [
+            relation_text(subject, each, object_) for each in self._predicates if each not in said
+        ]
         scores = self._clip.embed_texts(texts) @ image
         rank = 1 + int((scores[1:] > scores[0]).sum())
-        return ClipScore(float(scores[0]), float(scores[1]) if directed else None, rank, len(texts) - 1)
+        return ClipScore(
+            float(scores[0]), float(scores[1]) if directed else None, rank, len(texts) - 1
+        )
 
 
 def _union(image: Image.Image, objects: Sequence[Box]) -> Image.Image | None:
@@ -95,7 +121,6 @@ def _union(image: Image.Image, objects: Sequence[Box]) -> Image.Image | None:
 
 
 Scorer = Callable[[Record, Image.Image], Sequence[ClipScore | Score | None]]
-_WHAT = {CLIP_SCORE: "CLIP's score", VLM_SCORE: "the score of a vision-language model"}
 
 
 def score_run(
@@ -109,14 +134,21 @@ def score_run(
 ) -> dict[str, int]:
     """Copy the shards of a run to `out` with scores; an earlier call that stopped is resumed.
 
-    `column`: of `SCORES`. `make_scorer` is called once, if there is anything to score; `identity` decides the scores.
-    Returns the number of relations that were `scored`, and of those that could not be.
+    `column`: of `SCORES`. `make_scorer` is called once, if there is anything to score; `identity`
+    decides the scores. Returns the number of relations that were `scored`, and of those that could
+    not be.
 
-    Raises UserError: a folder is not a run or another one, a shard is damaged, or the run already has the column.
+    Raises UserError: a folder is not a run or another one, a shard is damaged, or the run already
+    has the column.
     """
-    source, scorer, counts = Manifest.load(root), None, {"scored": 0, "unscored": 0}
+    source = Manifest.load(root)
+    scorer = None
+    counts = {"scored": 0, "unscored": 0}
     if source.shards and column in read_file(root / source.shards[0].file).column_names:
-        raise UserError(f"{root} already has {_WHAT[column]} (column {column}): score the run that it was made from")
+        raise UserError(
+            f"{root} already has {_WHAT[column]} (column {column}): score the run that it was made"
+            " from"
+        )
 
     def scored(shard: ShardEntry, is_done: bool) -> pa.Table:
         nonlocal scorer
@@ -132,13 +164,20 @@ def score_run(
 
     parts = {"scored": source.run.get("fingerprint"), **identity}
     header = {"images": dict(source.image_roots.locations), "identity": parts}
-    readme = f"{source.run.get('name', '')}: scored by sgpipe", f"Column `{column}`: {_WHAT[column]}."
+    readme = (
+        f"{source.run.get('name', '')}: scored by sgpipe",
+        f"Column `{column}`: {_WHAT[column]}.",
+    )
     copy_run(source, out, header, scored, "scoring", readme, progress)
     return counts
 
 
-def _scored(source: Manifest, table: pa.Table, column: str, scorer: Scorer, images: ImagePlace | None) -> pa.Table:
-    """Return the table with the column: None for the relations of an image that cannot be opened, too."""
+def _scored(
+    source: Manifest, table: pa.Table, column: str, scorer: Scorer, images: ImagePlace | None
+) -> pa.Table:
+    """Return the table with the column: None for the relations of an image that cannot be opened,
+    too.
+    """
     lists: list[Sequence[ClipScore | float | None]] = []
     for record, embedded in zip(from_table(table), embedded_images(table), strict=True):
         lists.append([None] * len(record.relations))
@@ -159,7 +198,9 @@ def vlm_identity(config: TagConfig) -> dict[str, Any]:
 
 
 def vlm_scorer(config: TagConfig, out: Path) -> Scorer:
-    """Return the scorer, or raises UserError. `out`: the scored copy, which keeps answers of a server."""
+    """Return the scorer, or raises UserError. `out`: the scored copy, which keeps answers of a
+    server.
+    """
     scorer = VlmScorer(config, CacheFolder(RunFolder(out).private))
     scorer.check()
     scorer.load()

@@ -10,7 +10,17 @@ from typing import Generic, TypeAlias, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sgpipe.records import Attribute, Box, BoxOrigin, Caption, Pair, Record, Relation, RelationOrigin, Triplet
+from sgpipe.records import (
+    Attribute,
+    Box,
+    BoxOrigin,
+    Caption,
+    Pair,
+    Record,
+    Relation,
+    RelationOrigin,
+    Triplet,
+)
 from sgpipe.sources.vocabulary import packaged_synonyms
 from sgpipe.stages.pair import HeadMatcher, normalise_predicate, noun_lemmas
 from sgpipe.storage.health_rules import CLAIMS
@@ -20,10 +30,17 @@ Item = TypeVar("Item")
 BoxPair: TypeAlias = tuple[int, int]
 
 _PIXEL = 1.0  # boxes of which no edge differs by more are the same, however small they are
-_ORIGIN_RANKS = {name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name in enumerate(get_args(kind))}
-_SIDES = {text: claim for claim, texts in CLAIMS.items() if claim[1] for text in texts}  # axis and side of a predicate
+_ORIGIN_RANKS = {
+    name: rank for kind in (BoxOrigin, RelationOrigin) for rank, name in enumerate(get_args(kind))
+}
+_SIDES = {
+    text: claim for claim, texts in CLAIMS.items() if claim[1] for text in texts
+}  # axis and side of a predicate
 _SYNONYM_TABLES = ("coco", "objects365")
 _CACHED_CLASS_PAIRS = 1 << 16
+
+
+Ends = TypeVar("Ends", Pair, Relation)
 
 
 @dataclass(frozen=True)
@@ -43,7 +60,8 @@ NO_PRECEDENCE = Precedence({}, {})
 
 
 class UnitedItems(Generic[Item]):
-    """The items of several runs, once each, in the order in which they first come; `key` tells which are equal.
+    """The items of several runs, once each, in the order in which they first come; `key` tells
+    which are equal.
 
     What one run has twice stays there twice.
     """
@@ -77,14 +95,19 @@ class UnitedItems(Generic[Item]):
 
 
 def unite(
-    records: Sequence[Record], min_iou: float, runs: Sequence[str] = (), precedence: Precedence = NO_PRECEDENCE
+    records: Sequence[Record],
+    min_iou: float,
+    runs: Sequence[str] = (),
+    precedence: Precedence = NO_PRECEDENCE,
 ) -> tuple[Record, Counter[str]]:
-    """Return one record with what several say of an image, one of each run, and counts of what was united.
+    """Return one record with what several say of an image, one of each run, and counts of what was
+    united.
 
-    Boxes are one object if each two of them are of different runs, overlap by `min_iou`, and have the same class or
-    synonyms; those that overlap most come first. An object has the box and class of its strongest member: annotated
-    before detected before grounded, then by score and size. A relation is there once, as its strongest origin has it,
-    with all origins. All else is united where it is equal.
+    Boxes are one object if each two of them are of different runs, overlap by `min_iou`, and have
+    the same class or synonyms; those that overlap most come first. An object has the box and class
+    of its strongest member: annotated before detected before grounded, then by score and size. A
+    relation is there once, as its strongest origin has it, with all origins. All else is united
+    where it is equal.
 
     Args:
         runs: the id of the run of each record, if `precedence` names some.
@@ -97,12 +120,18 @@ def unite(
     triplets = UnitedItems[Triplet](lambda triplet: astuple(triplet)[:7])
     pairs = UnitedItems[Pair](lambda pair: (pair.subject, pair.object))
     for run, record in enumerate(records):
-        triplets.add(run, [_move_triplet(triplet, caption_numbers[run]) for triplet in record.triplets])
+        triplets.add(
+            run, [_move_triplet(triplet, caption_numbers[run]) for triplet in record.triplets]
+        )
         pairs.add(run, [_move_ends(pair, numbers[run]) for pair in record.pairs])
-    relations_by_run = [_move_relations(record, of_run) for record, of_run in zip(records, numbers, strict=True)]
+    relations_by_run = [
+        _move_relations(record, of_run) for record, of_run in zip(records, numbers, strict=True)
+    ]
     relations, relation_counts = _unite_relations(relations_by_run, runs, precedence)
 
-    members = [[(boxes[box], caption_numbers[run_of_box[box]]) for box in object_] for object_ in objects]
+    members = [
+        [(boxes[box], caption_numbers[run_of_box[box]]) for box in object_] for object_ in objects
+    ]
     united = replace(
         records[0],
         objects=[_join_boxes(object_) for object_ in members],
@@ -116,7 +145,9 @@ def unite(
 
 
 def _object_numbers(records: Sequence[Record], objects: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Return the number of the object of each box of each run; `objects`: the boxes of each, counted over all runs."""
+    """Return the number of the object of each box of each run; `objects`: the boxes of each,
+    counted over all runs.
+    """
     number_of_box = {box: number for number, members in enumerate(objects) for box in members}
     in_order = iter([number_of_box[box] for box in range(len(number_of_box))])
     return [list(islice(in_order, len(record.objects))) for record in records]
@@ -125,7 +156,9 @@ def _object_numbers(records: Sequence[Record], objects: Sequence[Sequence[int]])
 def _unite_captions(
     records: Sequence[Record], numbers: Sequence[Sequence[int]]
 ) -> tuple[UnitedItems[Caption], list[list[int]]]:
-    """Return the captions of all, about objects of these numbers; and the new number of each caption of each run."""
+    """Return the captions of all, about objects of these numbers; and the new number of each
+    caption of each run.
+    """
     captions = UnitedItems[Caption](lambda caption: (caption.text, caption.scope, *caption.boxes))
     caption_numbers = []
     for run, record in enumerate(records):
@@ -139,7 +172,9 @@ def _unite_relations(
 ) -> tuple[UnitedItems[Relation], Counter[str]]:
     """Return the relations of the runs that no other one overrules, and counts."""
     overruled = _overruled(runs, precedence)
-    heard = {run: relations for run, relations in enumerate(relations_by_run) if run not in overruled}
+    heard = {
+        run: relations for run, relations in enumerate(relations_by_run) if run not in overruled
+    }
     united = UnitedItems[Relation](_relation_key)
     for run, relations in heard.items():
         united.add(run, relations)
@@ -147,7 +182,9 @@ def _unite_relations(
         united_relations=united.shared,
         contradictory_relations=_count_contradictions(heard.values()),
         returned_relations=_count_returned(united, runs, precedence),
-        overruled_relations=_count_missing(united, [relations_by_run[run] for run in sorted(overruled)]),
+        overruled_relations=_count_missing(
+            united, [relations_by_run[run] for run in sorted(overruled)]
+        ),
     )
     return united, counts
 
@@ -158,9 +195,6 @@ def _relation_key(relation: Relation) -> Hashable:
 
 def _move_caption(caption: Caption, numbers: Sequence[int]) -> Caption:
     return replace(caption, boxes=[numbers[box] for box in caption.boxes])
-
-
-Ends = TypeVar("Ends", Pair, Relation)
 
 
 def _move_relations(record: Record, numbers: Sequence[int]) -> list[Relation]:
@@ -176,19 +210,30 @@ def _move_ends(item: Ends, numbers: Sequence[int]) -> Ends:
 
 
 def _overruled(runs: Sequence[str], precedence: Precedence) -> set[int]:
-    """Return the numbers of the runs whose relations do not count, as another one of them overrules these."""
+    """Return the numbers of the runs whose relations do not count, as another one of them overrules
+    these.
+    """
     losers = {loser for run in runs for loser in precedence.overrules.get(run, ())}
     return {number for number, run in enumerate(runs) if run in losers}
 
 
-def _count_returned(relations: UnitedItems[Relation], runs: Sequence[str], precedence: Precedence) -> int:
-    """Count relations that a corrected run has no more, and that come back with the run that it corrects."""
+def _count_returned(
+    relations: UnitedItems[Relation], runs: Sequence[str], precedence: Precedence
+) -> int:
+    """Count relations that a corrected run has no more, and that come back with the run that it
+    corrects.
+    """
     corrections: list[tuple[int, set[int]]] = []
     for number, run in enumerate(runs):
         corrected = precedence.corrects.get(run, ())
-        corrections.append((number, {other for other, name in enumerate(runs) if name in corrected}))
+        corrections.append(
+            (number, {other for other, name in enumerate(runs) if name in corrected})
+        )
     return sum(
-        any(correction not in stating and stating & originals for correction, originals in corrections)
+        any(
+            correction not in stating and stating & originals
+            for correction, originals in corrections
+        )
         for stating in relations.runs
     )
 
@@ -201,7 +246,9 @@ def _count_missing(relations: UnitedItems[Relation], stated: Iterable[Iterable[R
 
 
 def _count_contradictions(relations_by_run: Iterable[Iterable[Relation]]) -> int:
-    """Count pairs of objects that are on different sides for different runs, such as left and right."""
+    """Count pairs of objects that are on different sides for different runs, such as left and
+    right.
+    """
     claims: dict[Hashable, dict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for run, relations in enumerate(relations_by_run):
         for relation in relations:
@@ -223,7 +270,9 @@ def _largest_counts(counts: Iterable[Mapping[str, int]]) -> Counter[str]:
     return largest
 
 
-def _match_boxes(runs: Sequence[int], boxes: Sequence[Box], min_iou: float) -> tuple[list[list[int]], Counter[str]]:
+def _match_boxes(
+    runs: Sequence[int], boxes: Sequence[Box], min_iou: float
+) -> tuple[list[list[int]], Counter[str]]:
     """Return the boxes of each object, and counts of united objects and of contradictory classes.
 
     Args:
@@ -239,13 +288,18 @@ def _match_boxes(runs: Sequence[int], boxes: Sequence[Box], min_iou: float) -> t
     counts = Counter(
         united_objects=sum(len(object_) > 1 for object_ in objects),
         # No run contradicts itself.
-        contradictory_classes=sum(not runs_of_object[i] & runs_of_object[j] for i, j in contradictory),
+        contradictory_classes=sum(
+            not runs_of_object[i] & runs_of_object[j] for i, j in contradictory
+        ),
     )
     return objects, counts
 
 
-def _group_boxes(number: int, near: Sequence[BoxPair], joinable: Collection[BoxPair]) -> list[list[int]]:
-    """Return by box the boxes of its object, in one list that they share; each two of them are `joinable`.
+def _group_boxes(
+    number: int, near: Sequence[BoxPair], joinable: Collection[BoxPair]
+) -> list[list[int]]:
+    """Return by box the boxes of its object, in one list that they share; each two of them are
+    `joinable`.
 
     Args:
         near: pairs of boxes, in the order in which they are joined.
@@ -266,7 +320,8 @@ def _overlapping_pairs(runs: Sequence[int], boxes: Sequence[Box], min_iou: float
     run_of_box = np.array(runs)
     first, second = np.triu_indices(len(boxes), 1)
     is_other_run = run_of_box[first] != run_of_box[second]
-    first, second = first[is_other_run], second[is_other_run]
+    first = first[is_other_run]
+    second = second[is_other_run]
     overlap: NDArray[np.float64] = iou(xyxy[first], xyxy[second])
     is_same_box = np.abs(xyxy[first] - xyxy[second]).max(1, initial=0) <= _PIXEL
     overlap[is_same_box] += 1  # before all others
@@ -276,8 +331,11 @@ def _overlapping_pairs(runs: Sequence[int], boxes: Sequence[Box], min_iou: float
 
 @lru_cache(_CACHED_CLASS_PAIRS)
 def are_synonyms(first: str, second: str) -> bool:
-    """Return whether two classes have one name, in any case and number, or one names the other ("man": person)."""
-    first, second = normalise_predicate(first), normalise_predicate(second)
+    """Return whether two classes have one name, in any case and number, or one names the other
+    ("man": person).
+    """
+    first = normalise_predicate(first)
+    second = normalise_predicate(second)
     return first == second or _names_class(first, second) or _names_class(second, first)
 
 
@@ -321,7 +379,9 @@ def _join_pairs(group: Sequence[Pair]) -> Pair:
 def _join_relations(group: Sequence[Relation]) -> Relation:
     """Return the relation of the strongest origin, with the origins of all."""
     origins = _distinct(relation.origins for relation in group)
-    return replace(min(group, key=_relation_strength), origin="+".join(sorted(origins, key=_origin_strength)))
+    return replace(
+        min(group, key=_relation_strength), origin="+".join(sorted(origins, key=_origin_strength))
+    )
 
 
 def _box_strength(box: Box) -> tuple[Hashable, ...]:
@@ -329,7 +389,9 @@ def _box_strength(box: Box) -> tuple[Hashable, ...]:
 
 
 def _relation_strength(relation: Relation) -> tuple[Hashable, ...]:
-    return _origin_strength(relation.origins[0]), -1 if relation.confidence is None else -relation.confidence
+    return _origin_strength(relation.origins[0]), (
+        -1 if relation.confidence is None else -relation.confidence
+    )
 
 
 def _origin_strength(origin: str) -> tuple[int, str]:

@@ -1,6 +1,8 @@
-"""The images of shards whose relations a network predicts, its predictions, and the files that these are written to.
+"""The images of shards whose relations a network predicts, its predictions, and the files that
+these are written to.
 
-Predictions are written as JSON, in the forms that the evaluators of benchmarks read, or as Parquet, with names.
+Predictions are written as JSON, in the forms that the evaluators of benchmarks read, or as Parquet,
+with names.
 """
 
 import json
@@ -39,6 +41,20 @@ _NAMES = ("image_id", "dataset", "split", "file_name", "width", "height")
 _COLUMNS = (*_NAMES, "status", "error")
 
 
+CLASSES = "classes"  # key of the class list in the first item of a file
+
+
+_TRIPLET = {
+    **{"pair": pa.int32(), "subject": pa.string(), "predicate": pa.string(), "object": pa.string()},
+    **{
+        "score": pa.float32(),
+        "subject_box": pa.list_(pa.float32()),
+        "object_box": pa.list_(pa.float32()),
+    },
+}
+_ROWS_PER_WRITE = 512
+
+
 @dataclass(frozen=True, kw_only=True)
 class InferenceConfig:
     """How a network runs."""
@@ -46,18 +62,22 @@ class InferenceConfig:
     batch: int = 4  # images
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     device: str = "auto"  # or cpu (whatever `gpus` says), cuda, or cuda:N for a single process
-    sides: tuple[int, int] | None = None  # shorter and longer one of images, in pixels; None: as in training
+    sides: tuple[int, int] | None = (
+        None  # shorter and longer one of images, in pixels; None: as in training
+    )
     threads: int = 2  # that read images
     workers: int = 1  # processes; more than one run on Ray
-    gpus: float = 0  # per process, at most 1; 0: a single process takes a GPU if there is one, several do not
+    gpus: float = (
+        0  # per process, at most 1; 0: a single process takes a GPU if there is one, several do not
+    )
 
 
 @dataclass(frozen=True)
 class PredictConfig(InferenceConfig):
     """What to predict, and how: with queries for these `classes`.
 
-    `task` "hoi": subjects are persons; "zero-shot hoi": pairs whose subject is classified as something else are left
-    out; "scene graph": subjects of any class.
+    `task` "hoi": subjects are persons; "zero-shot hoi": pairs whose subject is classified as
+    something else are left out; "scene graph": subjects of any class.
     """
 
     model: Location
@@ -67,7 +87,9 @@ class PredictConfig(InferenceConfig):
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The row group number `group` of a shard, with `rows` images; where these are, if not in the shard."""
+    """The row group number `group` of a shard, with `rows` images; where these are, if not in the
+    shard.
+    """
 
     file: Path
     group: int
@@ -77,7 +99,9 @@ class RowGroup:
 
 @dataclass(frozen=True)
 class ImagePrediction:
-    """The prediction for one image: boxes in pixels, labels and predicates as indices into the classes; or an error."""
+    """The prediction for one image: boxes in pixels, labels and predicates as indices into the
+    classes; or an error.
+    """
 
     row: Record
     pairs: PredictedPairs | None = None
@@ -89,39 +113,52 @@ def coco_image_id(row: Record) -> int:
     try:
         return int(row.image_id)
     except ValueError:
-        raise UserError(f"image id {row.image_id!r} is not an integer; V-COCO needs COCO's image ids") from None
+        raise UserError(
+            f"image id {row.image_id!r} is not an integer; V-COCO needs COCO's image ids"
+        ) from None
 
 
-def list_row_groups(root: Path, split: str | None = None, images: ImagePlace | None = None) -> list[RowGroup]:
-    """Return the row groups of a folder of shards, by split and position; `images`: where they are, if they moved.
+def list_row_groups(
+    root: Path, split: str | None = None, images: ImagePlace | None = None
+) -> list[RowGroup]:
+    """Return the row groups of a folder of shards, by split and position; `images`: where they are,
+    if they moved.
 
-    Raises UserError: the folder is not a run or has no such split, a shard is damaged, or there is no image folder.
+    Raises UserError: the folder is not a run or has no such split, a shard is damaged, or there is
+    no image folder.
     """
-    manifest, row_groups = Manifest.load(root), list[RowGroup]()
+    manifest = Manifest.load(root)
+    row_groups = list[RowGroup]()
     shards = [shard for shard in manifest.shards if split in (None, shard.split)]
     with closing(opened_ahead([root / shard.file for shard in shards])) as contents:
         for shard, content in zip(shards, contents, strict=True):
             with open_shard(root / shard.file, _COLUMNS, content) as file:
                 embedded = IMAGE_COLUMN in file.schema_arrow.names
-                rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                rows = [
+                    file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)
+                ]
             folder = None if embedded else manifest.image_root(shard.split, images)
-            row_groups += [RowGroup(root / shard.file, group, folder, number) for group, number in enumerate(rows)]
+            row_groups += [
+                RowGroup(root / shard.file, group, folder, number)
+                for group, number in enumerate(rows)
+            ]
     if not row_groups:
         splits = ", ".join(sorted({shard.split for shard in manifest.shards}))
-        what = f"has no split {split!r}; it has {splits}" if split and splits else "contains no images"
+        what = (
+            f"has no split {split!r}; it has {splits}" if split and splits else "contains no images"
+        )
         raise UserError(f"{root} {what}{'' if splits else '; is the run finished?'}")
     return row_groups
 
 
 def iter_rows(row_group: RowGroup) -> Iterator[tuple[Record, bytes | None]]:
-    """Yield the record of each row, and the image file that it holds. Raises UserError: the shard is damaged."""
+    """Yield the record of each row, and the image file that it holds. Raises UserError: the shard
+    is damaged.
+    """
     table = read_row_group(row_group.file, row_group.group, _COLUMNS, (IMAGE_COLUMN,))
     for index in range(table.num_rows):
         row = table.slice(index, 1)
         yield from zip(from_table(row), embedded_images(row), strict=True)
-
-
-CLASSES = "classes"  # key of the class list in the first item of a file
 
 
 @dataclass
@@ -138,10 +175,14 @@ class WriteSummary:
         self.reason = self.reason or prediction.error or ""
 
 
-def top_triplets(pairs: PredictedPairs, limit: int, possible: Array | None = None) -> tuple[Array, Array, Array]:
-    """Return the best triplets of an image by descending score: pairs, predicates and scores `[triplets]`.
+def top_triplets(
+    pairs: PredictedPairs, limit: int, possible: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """Return the best triplets of an image by descending score: pairs, predicates and scores
+    `[triplets]`.
 
-    `possible`: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in evaluators.
+    `possible`: `[predicates, objects]`, 0 for impossible combinations, which get score 0, as in
+    evaluators.
     """
     scores = pairs.scores
     if possible is not None:
@@ -163,23 +204,37 @@ def write_hoia(
     limit: int,
     possible: Array | None = None,
 ) -> WriteSummary:
-    """Write the `limit` best triplets of each image in the HOIA format, for `sgpipe eval hico` and `eval openimages`.
+    """Write the `limit` best triplets of each image in the HOIA format, for `sgpipe eval hico` and
+    `eval openimages`.
 
     `key`: of the list of relations. `possible`: see `top_triplets`.
     """
-    objects, relations = list(schema.objects), list(schema.relations)
+    objects = list(schema.objects)
+    relations = list(schema.relations)
 
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
         pair, predicate, score = top_triplets(pairs, limit, possible)
-        kept, index = np.unique(pair, return_inverse=True)  # in the order of the queries, which breaks ties
+        kept, index = np.unique(
+            pair, return_inverse=True
+        )  # in the order of the queries, which breaks ties
         boxes = [
             {"bbox": box, "category_id": objects[label]}
-            for side, labels in ((pairs.subject_boxes, pairs.subject_labels), (pairs.object_boxes, pairs.object_labels))
+            for side, labels in (
+                (pairs.subject_boxes, pairs.subject_labels),
+                (pairs.object_boxes, pairs.object_labels),
+            )
             for box, label in zip(side[kept].tolist(), labels[kept].tolist(), strict=True)
         ]
         listed = [
-            {"subject_id": place, "object_id": place + len(kept), "category_id": relations[number], "score": value}
-            for place, number, value in zip(index.tolist(), predicate.tolist(), score.tolist(), strict=True)
+            {
+                "subject_id": place,
+                "object_id": place + len(kept),
+                "category_id": relations[number],
+                "score": value,
+            }
+            for place, number, value in zip(
+                index.tolist(), predicate.tolist(), score.tolist(), strict=True
+            )
         ]
         return [{"file_name": prediction.row.file_name, "predictions": boxes, key: listed}]
 
@@ -189,20 +244,28 @@ def write_hoia(
 def write_graphs(
     predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses, limit: int
 ) -> WriteSummary:
-    """Write the `limit` best pairs of each image with the scores of all predicates, for `sgpipe eval vg`."""
-    schema = HoiaSchema(HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1)))
+    """Write the `limit` best pairs of each image with the scores of all predicates, for `sgpipe
+    eval vg`.
+    """
+    schema = HoiaSchema(
+        HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1))
+    )
 
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
-        graph = {name: values.tolist() for name, values in vars(predicted_graph(pairs, limit)).items()}
+        graph = {
+            name: values.tolist() for name, values in vars(predicted_graph(pairs, limit)).items()
+        }
         return [{"image_id": prediction.row.image_id, **graph}]
 
     return write_json_list(predictions, out, items, schema)
 
 
 def predicted_graph(pairs: PredictedPairs, limit: int) -> PredictedGraph:
-    """Return the `limit` best pairs by the score of their best predicate, each pair with two boxes of its own.
+    """Return the `limit` best pairs by the score of their best predicate, each pair with two boxes
+    of its own.
 
-    Labels start at 1. Boxes have score 1, as the scores of predicates are subject x object x predicate.
+    Labels start at 1. Boxes have score 1, as the scores of predicates are subject x object x
+    predicate.
     """
     order = largest(pairs.scores.max(1, initial=0.0), limit)
     count = len(order)
@@ -216,20 +279,26 @@ def predicted_graph(pairs: PredictedPairs, limit: int) -> PredictedGraph:
     )
 
 
-def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses) -> WriteSummary:
+def write_vcoco(
+    predictions: Iterable[ImagePrediction], out: Path, classes: DatasetClasses
+) -> WriteSummary:
     """Write pairs as persons with scores of actions and roles, for `sgpipe eval vcoco`.
 
-    "hit" and "hit with" are roles of one action. Raises UserError: as `coco_image_id` and `people_converter`.
+    "hit" and "hit with" are roles of one action. Raises UserError: as `coco_image_id` and
+    `people_converter`.
     """
     parts = [_official_role(name) for name in classes.relations]
     names = tuple(dict.fromkeys(action for action, _ in parts))
-    actions = Actions(names, tuple(Role(names.index(action), role) for action, role in parts if role))
+    actions = Actions(
+        names, tuple(Role(names.index(action), role) for action, role in parts if role)
+    )
     agents = [f"{name}_{AGENT}" for name in names]
     roles = ["_".join(part) for part in parts if part[1]]
     convert = people_converter(classes, actions)
 
     def items(prediction: ImagePrediction, pairs: PredictedPairs) -> list[dict[str, Any]]:
-        people, image = convert(pairs), coco_image_id(prediction.row)
+        people = convert(pairs)
+        image = coco_image_id(prediction.row)
         boxes = np.append(people.role_boxes, people.role_scores[..., None], axis=2).tolist()
         columns = zip(people.boxes.tolist(), people.agent_scores.tolist(), boxes, strict=True)
         return [
@@ -238,7 +307,10 @@ def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, classes: Data
                 "person_box": box,
                 **dict(zip(agents, scores, strict=True)),
                 # a missing object has no box: null, as JSON has no NaN
-                **{role: [None if x != x else x for x in own] for role, own in zip(roles, found, strict=True)},
+                **{
+                    role: [None if x != x else x for x in own]
+                    for role, own in zip(roles, found, strict=True)
+                },
             }
             for box, scores, found in columns
         ]
@@ -249,20 +321,27 @@ def write_vcoco(predictions: Iterable[ImagePrediction], out: Path, classes: Data
 def people_converter(
     classes: DatasetClasses, actions: Actions, possible: Array | None = None
 ) -> Callable[[PredictedPairs], PredictedPeople]:
-    """Return what makes a person with actions of each pair. The score of an action is the best score of its roles.
+    """Return what makes a person with actions of each pair. The score of an action is the best
+    score of its roles.
 
-    `possible`: see `top_triplets`; without an object, all is possible. Raises UserError: the classes lack an action or
-    a role of V-COCO.
+    `possible`: see `top_triplets`; without an object, all is possible. Raises UserError: the
+    classes lack an action or a role of V-COCO.
     """
     parts = [_official_role(name) for name in classes.relations]
     roles = [(actions.names[role.action], role.name) for role in actions.roles]
-    if missing := {*actions.names} - {action for action, _ in parts} | {"_".join(role) for role in {*roles} - {*parts}}:
-        raise UserError(f"the classes lack V-COCO's {min(missing)!r}; use shards of `sgpipe import vcoco`")
+    missing = {*actions.names} - {action for action, _ in parts} | {
+        "_".join(role) for role in {*roles} - {*parts}
+    }
+    if missing:
+        raise UserError(
+            f"the classes lack V-COCO's {min(missing)!r}; use shards of `sgpipe import vcoco`"
+        )
     nothing = classes.objects.index(NO_OBJECT) if NO_OBJECT in classes.objects else -1
     columns = [parts.index(role) for role in roles]
 
     def convert(pairs: PredictedPairs) -> PredictedPeople:
-        objectless, scores = pairs.object_labels == nothing, pairs.scores
+        objectless = pairs.object_labels == nothing
+        scores = pairs.scores
         if possible is not None:
             allowed = (possible.T[pairs.object_labels] != 0) | objectless[:, None]
             scores = np.where(allowed, scores, np.float32(0))
@@ -272,14 +351,18 @@ def people_converter(
             agents[:, index] = np.maximum(agents[:, index], scores[:, column])
         boxes = np.where(objectless[:, None], np.nan, pairs.object_boxes.astype(float))
         role_boxes = np.repeat(boxes[:, None], len(columns), axis=1)
-        return PredictedPeople(pairs.subject_boxes.astype(float), agents, scores[:, columns].astype(float), role_boxes)
+        return PredictedPeople(
+            pairs.subject_boxes.astype(float), agents, scores[:, columns].astype(float), role_boxes
+        )
 
     return convert
 
 
 @cache
 def _official_role(name: str) -> tuple[str, str]:
-    """V-COCO's action and role for a predicate of sgpipe; the role is empty if only the person acts."""
+    """V-COCO's action and role for a predicate of sgpipe; the role is empty if only the person
+    acts.
+    """
     official_names = {own: official for official, own in official_relation_names("vcoco").items()}
     official = official_names.get(name, name)
     action, _, role = official.rpartition("_")
@@ -287,28 +370,31 @@ def _official_role(name: str) -> tuple[str, str]:
 
 
 def write_json_list(
-    predictions: Iterable[ImagePrediction], out: Path, items: Items, schema: HoiaSchema | None = None
+    predictions: Iterable[ImagePrediction],
+    out: Path,
+    items: Items,
+    schema: HoiaSchema | None = None,
 ) -> WriteSummary:
-    """Write the items of all predictions as one JSON list, one item per line; failed images are left out.
+    """Write the items of all predictions as one JSON list, one item per line; failed images are
+    left out.
 
-    The first item lists the names of the `schema` under `CLASSES`, so that an evaluation can map them to its own.
+    The first item lists the names of the `schema` under `CLASSES`, so that an evaluation can map
+    them to its own.
     """
-    summary, separator = WriteSummary(), "[\n"
+    summary = WriteSummary()
+    separator = "[\n"
     first: dict[str, Any] = {CLASSES: schema.class_list} if schema else {}
     with write_result(out) as temporary, temporary.open("w", encoding="utf-8") as file:
         for prediction in predictions:
             summary.add(prediction)
             for item in items(prediction, prediction.pairs) if prediction.pairs is not None else ():
                 file.write(separator + json.dumps(item | first, allow_nan=False))
-                separator, first = ",\n", {}
+                separator = ",\n"
+                first = {}
         file.write("\n]\n" if separator != "[\n" else "[]\n")
     return summary
 
 
-_TRIPLET = {
-    **{"pair": pa.int32(), "subject": pa.string(), "predicate": pa.string(), "object": pa.string()},
-    **{"score": pa.float32(), "subject_box": pa.list_(pa.float32()), "object_box": pa.list_(pa.float32())},
-}
 SCHEMA = pa.schema(
     [
         *(records.SCHEMA.field(name) for name in _NAMES),
@@ -317,7 +403,6 @@ SCHEMA = pa.schema(
     ],
     metadata={"sgpipe.predictions": "1"},
 )
-_ROWS_PER_WRITE = 512
 
 
 def write_parquet(
@@ -327,7 +412,8 @@ def write_parquet(
     limit: int,
     possible: Array | None = None,
 ) -> WriteSummary:
-    """Write the `limit` best triplets of each image by name, with boxes as pixel xyxy; `possible`: see `top_triplets`.
+    """Write the `limit` best triplets of each image by name, with boxes as pixel xyxy; `possible`:
+    see `top_triplets`.
 
     `pair` is the index of a triplet's pair in the image; `error` says why an image has no triplets.
     """
@@ -335,8 +421,11 @@ def write_parquet(
 
     def row(prediction: ImagePrediction) -> dict[str, Any]:
         summary.add(prediction)
-        values = {name: getattr(prediction.row, name) for name in _NAMES} | {"error": prediction.error}
-        if (pairs := prediction.pairs) is None:
+        values = {name: getattr(prediction.row, name) for name in _NAMES} | {
+            "error": prediction.error
+        }
+        pairs = prediction.pairs
+        if pairs is None:
             return values
         pair, predicate, score = top_triplets(pairs, limit, possible)
         columns = (
@@ -348,10 +437,17 @@ def write_parquet(
             pairs.subject_boxes[pair].tolist(),
             pairs.object_boxes[pair].tolist(),
         )
-        return values | {"triplets": [dict(zip(_TRIPLET, each, strict=True)) for each in zip(*columns, strict=True)]}
+        return values | {
+            "triplets": [
+                dict(zip(_TRIPLET, each, strict=True)) for each in zip(*columns, strict=True)
+            ]
+        }
 
     rows = map(row, predictions)
-    with write_result(out) as temporary, pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer:
+    with (
+        write_result(out) as temporary,
+        pq.ParquetWriter(temporary, SCHEMA, compression="zstd") as writer,
+    ):
         while part := list(islice(rows, _ROWS_PER_WRITE)):
             writer.write_table(pa.Table.from_pylist(part, schema=SCHEMA))
     return summary

@@ -1,4 +1,6 @@
-"""A trained network predicts pairs and their predicates for the images of shards, in this process or on Ray."""
+"""A trained network predicts pairs and their predicates for the images of shards, in this process
+or on Ray.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,7 +16,12 @@ from rlip_model.evaluation.inputs import PredictedPairs
 from rlip_model.gpu_memory import send_all
 from rlip_model.heads import LayerOutput
 from rlip_model.image import to_pixel_values
-from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
+from rlip_model.postprocess import (
+    TripletDetections,
+    hoi_detections,
+    scene_graph_detections,
+    zero_shot_hoi_detections,
+)
 from rlip_model.settings import ComputePrecision
 from rlip_model.text import NO_OBJECTS
 from rlip_model.training.objective import detect
@@ -35,9 +42,11 @@ _PREFETCH = 2  # batches
 
 
 def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
-    """Yield the prediction for every image, error rows included, in the order of the shards, with progress.
+    """Yield the prediction for every image, error rows included, in the order of the shards, with
+    progress.
 
-    Raises UserError: the network or a shard is missing or invalid; EngineError: workers did not start, or were lost.
+    Raises UserError: the network or a shard is missing or invalid; EngineError: workers did not
+    start, or were lost.
     """
     check_devices(config.device, config.gpus, config.workers, ("--device", "--gpus"))
     model = str(config.model)
@@ -47,7 +56,9 @@ def predict(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[I
         predictions = _predict_on_ray(config, row_groups)
     else:
         predictor = Predictor(config)
-        predictions = (prediction for row_group in row_groups for prediction in predictor(row_group))
+        predictions = (
+            prediction for row_group in row_groups for prediction in predictor(row_group)
+        )
     with Progress().images(sum(group.rows for group in row_groups), "predicting") as advance:
         for prediction in predictions:
             yield prediction
@@ -58,14 +69,18 @@ class Predictor:
     """A loaded network."""
 
     def __init__(self, config: PredictConfig) -> None:
-        """Raises UserError: the network is missing or invalid, or does not support the task or the classes."""
+        """Raises UserError: the network is missing or invalid, or does not support the task or the
+        classes.
+        """
         self.config = config
         self._device = pick_device(config.device, config.gpus)
         self._dtype = pick_dtype(config.dtype, self._device)
         self._sides = config.sides or trained_sides(str(config.model)) or DEFAULT_SIDES
         self._network = load_detector(config.model)
         if config.task != "hoi" and not self._network.config.subject_class:
-            raise UserError(f"{config.model} does not classify subjects, so it can predict only what persons do")
+            raise UserError(
+                f"{config.model} does not classify subjects, so it can predict only what persons do"
+            )
         if config.task != "scene graph" and PERSON not in config.classes.objects:
             names = ", ".join(config.classes.objects[:8])
             raise UserError(f"there is no class {PERSON!r} among the object classes: {names} …")
@@ -73,14 +88,18 @@ class Predictor:
         self._network.prepare_inference(self._dtype)
 
     def __call__(self, row_group: RowGroup) -> Iterator[ImagePrediction]:
-        """Yield the predictions for a row group, in its order; boxes are not clipped, as in the official code.
+        """Yield the predictions for a row group, in its order; boxes are not clipped, as in the
+        official code.
 
         Raises UserError: a number is not finite.
         """
-        size, read = self.config.batch, partial(self._read, row_group.images)
+        size = self.config.batch
+        read = partial(self._read, row_group.images)
         with prefetch(read, iter_rows(row_group), self.config.threads, _PREFETCH * size) as images:
             while batch := list(islice(images, size)):
-                detections = iter(self._detect([pixels for _, pixels in batch if isinstance(pixels, Tensor)]))
+                detections = iter(
+                    self._detect([pixels for _, pixels in batch if isinstance(pixels, Tensor)])
+                )
                 for row, pixels in batch:
                     if not isinstance(pixels, Tensor):
                         yield ImagePrediction(row, None, pixels)
@@ -89,12 +108,19 @@ class Predictor:
                     parts = pairs.scores, pairs.subject_boxes, pairs.object_boxes
                     if not all(np.isfinite(part).all() for part in parts):
                         why = "its training has diverged, or it needs --dtype float32"
-                        raise UserError(f"{self.config.model} predicts NaN for image {row.image_id}: {why}")
+                        raise UserError(
+                            f"{self.config.model} predicts NaN for image {row.image_id}: {why}"
+                        )
                     sides = np.array((row.width, row.height) * 2, dtype=np.float32)
-                    in_pixels = {name: getattr(pairs, name) * sides for name in ("subject_boxes", "object_boxes")}
+                    in_pixels = {
+                        name: getattr(pairs, name) * sides
+                        for name in ("subject_boxes", "object_boxes")
+                    }
                     yield ImagePrediction(row, replace(pairs, **in_pixels))
 
-    def _read(self, images: ImagePlace | None, given: tuple[Record, bytes | None]) -> tuple[Record, Tensor | str]:
+    def _read(
+        self, images: ImagePlace | None, given: tuple[Record, bytes | None]
+    ) -> tuple[Record, Tensor | str]:
         row, embedded = given
         if not row.ok:
             return row, str(row.error)
@@ -106,24 +132,35 @@ class Predictor:
         return row, pixels.pin_memory() if self._device.type == "cuda" else pixels
 
     def _detect(self, images: Sequence[Tensor]) -> list[TripletDetections]:
-        """Boxes are normalised xyxy. A forward pass has images of one size only, because padding changes results."""
+        """Boxes are normalised xyxy. A forward pass has images of one size only, because padding
+        changes results.
+        """
         by_size: dict[torch.Size, list[int]] = {}
         for index, pixels in enumerate(images):
             by_size.setdefault(pixels.shape, []).append(index)
         detections: dict[int, TripletDetections] = {}
         for indices in by_size.values():
-            batch = torch.stack([images[index].to(self._device, non_blocking=True) for index in indices])
+            batch = torch.stack(
+                [images[index].to(self._device, non_blocking=True) for index in indices]
+            )
             with enough_memory(self._device, f"lower --batch {self.config.batch}"):
                 output = self._output(batch)
             sides = torch.ones(len(batch), 2)
             if self.config.task == "scene graph":
                 found = scene_graph_detections(output, sides)
             else:
-                of_people = hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
+                of_people = (
+                    hoi_detections if self.config.task == "hoi" else zero_shot_hoi_detections
+                )
                 found = of_people(output, sides, self.config.classes.objects.index(PERSON))
             detections.update(zip(indices, found, strict=True))
-        fetched = iter(send_all([part for each in detections.values() for part in vars(each).values()], "cpu"))
-        detections = {index: TripletDetections(*islice(fetched, len(vars(each)))) for index, each in detections.items()}
+        fetched = iter(
+            send_all([part for each in detections.values() for part in vars(each).values()], "cpu")
+        )
+        detections = {
+            index: TripletDetections(*islice(fetched, len(vars(each))))
+            for index, each in detections.items()
+        }
         return [detections[index] for index in range(len(images))]
 
     def _output(self, pixels: Tensor) -> LayerOutput:
@@ -131,12 +168,19 @@ class Predictor:
         return detect(self._network, pixels, *self._texts())
 
     def _texts(self) -> tuple[Sequence[str], Sequence[str], ComputePrecision]:
-        classes, is_half = self.config.classes, self._dtype == torch.bfloat16
-        return (*classes.objects, NO_OBJECTS), classes.relations, "bfloat16" if is_half else "float32"
+        classes = self.config.classes
+        is_half = self._dtype == torch.bfloat16
+        return (
+            (*classes.objects, NO_OBJECTS),
+            classes.relations,
+            "bfloat16" if is_half else "float32",
+        )
 
 
 class _Worker:
-    """Loads the network with its first row group, so that an invalid network is the error of a task, with a cause."""
+    """Loads the network with its first row group, so that an invalid network is the error of a
+    task, with a cause.
+    """
 
     def __init__(self, config: PredictConfig, gpus: float) -> None:
         if not gpus:
@@ -147,7 +191,9 @@ class _Worker:
         return list(self._predictor()(row_group))
 
 
-def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
+def _predict_on_ray(
+    config: PredictConfig, row_groups: Sequence[RowGroup]
+) -> Iterator[ImagePrediction]:
     prepare_ray()
     import ray  # takes a second to import, and only several workers need it
     from ray.exceptions import RayError, RayTaskError
@@ -158,12 +204,17 @@ def _predict_on_ray(config: PredictConfig, row_groups: Sequence[RowGroup]) -> It
     start_ray()
     workers = min(config.workers, len(row_groups))
     gpus = 0 if config.device == "cpu" else config.gpus
-    if note := check_workers(ray.nodes(), workers, 1, gpus):
+    note = check_workers(ray.nodes(), workers, 1, gpus)
+    if note:
         progress.say(note)
-    worker: Any = ray.remote(_Worker).options(num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2)
+    worker: Any = ray.remote(_Worker).options(
+        num_cpus=1, num_gpus=gpus, max_restarts=2, max_task_retries=2
+    )
     try:
         pool = ActorPool([worker.remote(config, gpus) for _ in range(workers)])
-        for predictions in pool.map(lambda actor, row_group: actor.run.remote(row_group), list(row_groups)):
+        for predictions in pool.map(
+            lambda actor, row_group: actor.run.remote(row_group), list(row_groups)
+        ):
             yield from predictions
     except RayError as error:
         if isinstance(error, RayTaskError) and isinstance(error.cause, UserError):

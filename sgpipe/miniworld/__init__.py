@@ -1,1 +1,3 @@
-"""The miniworld: a synthetic dataset of images, boxes, captions and scene graphs with exact ground truth."""
+"""The miniworld: a synthetic dataset of images, boxes, captions and scene graphs with exact ground
+truth.
+"""

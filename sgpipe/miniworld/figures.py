@@ -1,7 +1,9 @@
-"""Coloured polygons, the only drawing primitive, and the people and animals made of them, from the side, facing right.
+"""Coloured polygons, the only drawing primitive, and the people and animals made of them, from the
+side, facing right.
 
-Points are complex numbers, x to the right and y up, so that sums move them and products turn them. They are relative to
-what is drawn, in world units (a man is about 1.75 tall); within a person's body, in fractions of the height.
+Points are complex numbers, x to the right and y up, so that sums move them and products turn them.
+They are relative to what is drawn, in world units (a man is about 1.75 tall); within a person's
+body, in fractions of the height.
 """
 
 import cmath
@@ -17,6 +19,71 @@ from numpy.random import Generator
 RGB: TypeAlias = tuple[int, int, int]
 
 
+# From straight down over the right to straight up.
+_HALF_CIRCLE = np.exp(1j * np.linspace(-math.pi / 2, math.pi / 2, 9))
+
+
+_TONES: dict[str, tuple[RGB, ...]] = {
+    "red": ((206, 48, 45), (225, 70, 60), (184, 34, 48)),
+    "orange": ((236, 131, 42), (242, 148, 66), (222, 112, 30)),
+    "yellow": ((246, 205, 62), (250, 216, 94), (236, 190, 40)),
+    "green": ((58, 142, 82), (84, 164, 78), (32, 122, 92)),
+    "blue": ((52, 102, 186), (72, 132, 212), (40, 78, 156)),
+    "purple": ((124, 78, 168), (146, 96, 186), (104, 62, 142)),
+    "pink": ((238, 132, 166), (244, 152, 184), (226, 106, 148)),
+    "brown": ((134, 86, 52), (152, 102, 64), (112, 70, 44)),
+    "black": ((48, 48, 54), (60, 58, 64), (38, 40, 48)),
+    "white": ((240, 238, 232), (246, 246, 246), (232, 230, 222)),
+    "gray": ((138, 142, 148), (156, 158, 162), (118, 122, 130)),
+}
+
+SKIN: tuple[RGB, ...] = (
+    (248, 212, 180),
+    (232, 184, 146),
+    (198, 144, 104),
+    (146, 98, 68),
+    (104, 68, 48),
+)
+HAIR: tuple[RGB, ...] = (
+    (44, 34, 32),
+    (92, 60, 38),
+    (164, 108, 56),
+    (222, 182, 98),
+    (176, 76, 40),
+    (120, 120, 124),
+)
+CLOTHES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+TROUSERS: tuple[RGB, ...] = (
+    (52, 62, 92),
+    (74, 96, 140),
+    (58, 56, 60),
+    (104, 92, 76),
+    (70, 84, 70),
+    (120, 62, 58),
+)
+
+
+_DOWN = (0.05 - 0.3j, 0.02 - 0.3j)
+
+
+PEOPLE = ("man", "woman", "boy", "girl")
+Hands: TypeAlias = tuple[complex | None, complex | None]  # the near and the far one
+Feet: TypeAlias = tuple[complex, complex] | None
+
+# Per posture, in leg lengths: the offset of hip and shoulder from their standing height, and the
+# positions of the feet relative to the start of their leg: hind near, hind far, fore near, fore
+# far.
+_ANIMAL_POSTURES: dict[str, tuple[float, float, tuple[complex, ...]]] = {
+    "standing": (0.0, 0.0, (-0.08 - 1j, 0.16 - 1j, 0.02 - 1j, 0.26 - 1j)),
+    "walking": (-0.04, 0.0, (-0.4 - 0.92j, 0.34 - 0.95j, 0.42 - 0.93j, -0.34 - 0.95j)),
+    "running": (-0.02, 0.04, (-0.95 - 0.62j, -0.7 - 0.8j, 0.95 - 0.52j, 0.7 - 0.72j)),
+    "jumping": (0.0, 0.26, (-0.85 - 0.6j, -0.7 - 0.75j, 0.8 - 0.1j, 0.7 - 0.4j)),
+    "sitting": (-0.58, 0.18, (0.55 - 0.42j, 0.66 - 0.42j, 0.1 - 1.16j, 0.26 - 1.16j)),
+    "lying": (-0.72, -0.7, (0.6 - 0.28j, 0.7 - 0.26j, 0.72 - 0.32j, 0.86 - 0.3j)),
+    "looking": (-0.58, 0.22, (0.55 - 0.42j, 0.66 - 0.42j, 0.06 - 1.2j, 0.22 - 1.2j)),
+}
+
+
 class Shape(NamedTuple):
     """A filled polygon; `points` is complex [corners]."""
 
@@ -29,7 +96,9 @@ Shapes: TypeAlias = list[Shape]
 
 def shade(colour: RGB, factor: float) -> RGB:
     """Return a darker colour (factor below 1) or a lighter one (above 1)."""
-    red, green, blue = (round(c * factor if factor <= 1 else 255 - (255 - c) / factor) for c in colour)
+    red, green, blue = (
+        round(c * factor if factor <= 1 else 255 - (255 - c) / factor) for c in colour
+    )
     return red, green, blue
 
 
@@ -38,10 +107,15 @@ def polygon(colour: RGB, *corners: complex) -> Shape:
 
 
 def rectangle(colour: RGB, left: float, bottom: float, right: float, top: float) -> Shape:
-    return polygon(colour, *(complex(x, y) for x, y in ((left, bottom), (right, bottom), (right, top), (left, top))))
+    return polygon(
+        colour,
+        *(complex(x, y) for x, y in ((left, bottom), (right, bottom), (right, top), (left, top))),
+    )
 
 
-def ellipse(colour: RGB, centre: complex, rx: float, ry: float, tilt: float = 0.0, corners: int = 24) -> Shape:
+def ellipse(
+    colour: RGB, centre: complex, rx: float, ry: float, tilt: float = 0.0, corners: int = 24
+) -> Shape:
     """Return an ellipse turned counter-clockwise by `tilt` degrees."""
     circle = _circle(corners)
     return Shape((circle.real * rx + circle.imag * ry * 1j) * turned(1, tilt) + centre, colour)
@@ -59,50 +133,79 @@ def ring(colour: RGB, centre: complex, outer: float, inner: float, corners: int 
 
 def sector(colour: RGB, centre: complex, radius: float, start: float, stop: float) -> Shape:
     """Return a sector of a disc between two angles in degrees."""
-    return Shape(np.append(0, np.exp(1j * np.radians(np.linspace(start, stop, 14))) * radius) + centre, colour)
+    return Shape(
+        np.append(0, np.exp(1j * np.radians(np.linspace(start, stop, 14))) * radius) + centre,
+        colour,
+    )
 
 
-def capsule(colour: RGB, start: complex, stop: complex, width: float, stop_width: float | None = None) -> Shape:
+def capsule(
+    colour: RGB, start: complex, stop: complex, width: float, stop_width: float | None = None
+) -> Shape:
     """Return a line with round ends that may taper; widths are full widths."""
     half = _HALF_CIRCLE * cmath.rect(0.5, cmath.phase(stop - start))
     stop_width = width if stop_width is None else stop_width
     return Shape(np.concatenate([start - half * width, stop + half * stop_width]), colour)
 
 
-def path(colour: RGB, points: Sequence[complex], width: float, stop_width: float | None = None) -> Shapes:
+def path(
+    colour: RGB, points: Sequence[complex], width: float, stop_width: float | None = None
+) -> Shapes:
     """Return a line through several points, tapering from `width` to `stop_width`."""
     widths = np.linspace(width, width if stop_width is None else stop_width, len(points))
-    return [capsule(colour, points[i], points[i + 1], widths[i], widths[i + 1]) for i in range(len(points) - 1)]
+    return [
+        capsule(colour, points[i], points[i + 1], widths[i], widths[i + 1])
+        for i in range(len(points) - 1)
+    ]
 
 
 def limb(
-    colour: RGB, start: complex, target: complex, length: float, widths: tuple[float, float, float], side: int
+    colour: RGB,
+    start: complex,
+    target: complex,
+    length: float,
+    widths: tuple[float, float, float],
+    side: int,
 ) -> tuple[Shapes, complex, complex]:
-    """Return the shapes of two bones from `start` to `target` (or as close as they reach), their joint and their end.
+    """Return the shapes of two bones from `start` to `target` (or as close as they reach), their
+    joint and their end.
 
-    length: of each bone. widths: at the start, the joint and the end. side: 1 bends to the left as seen from the
-    start, -1 to the right.
+    length: of each bone. widths: at the start, the joint and the end. side: 1 bends to the left as
+    seen from the start, -1 to the right.
     """
     distance = abs(target - start)
     direction = (target - start) / distance if distance else 1
     far = min(max(distance, 1e-3), 2 * length - 1e-3)
     joint = start + direction * complex(far / 2, side * math.sqrt(max(length**2 - far**2 / 4, 0.0)))
     end = start + direction * far
-    return [capsule(colour, start, joint, *widths[:2]), capsule(colour, joint, end, *widths[1:])], joint, end
+    return (
+        [capsule(colour, start, joint, *widths[:2]), capsule(colour, joint, end, *widths[1:])],
+        joint,
+        end,
+    )
 
 
 def blob(colour: RGB, *corners: complex) -> Shape:
     """Return a closed smooth curve through the corners (Catmull-Rom)."""
     p, a, b, c = (np.roll(corners, places)[:, None] for places in (1, 0, -1, -2))
     t = np.arange(4) / 4
-    curve = 0.5 * (2 * a + (b - p) * t + (2 * p - 5 * a + 4 * b - c) * t**2 + (3 * a - p - 3 * b + c) * t**3)
+    curve = 0.5 * (
+        2 * a + (b - p) * t + (2 * p - 5 * a + 4 * b - c) * t**2 + (3 * a - p - 3 * b + c) * t**3
+    )
     return Shape(curve.ravel(), colour)
 
 
-def moved(shapes: Shapes, offset: complex = 0, tilt: float = 0.0, scale: float = 1.0, flip: bool = False) -> Shapes:
-    """Return the shapes, scaled, optionally mirrored left to right, turned by `tilt` degrees, then moved."""
+def moved(
+    shapes: Shapes, offset: complex = 0, tilt: float = 0.0, scale: float = 1.0, flip: bool = False
+) -> Shapes:
+    """Return the shapes, scaled, optionally mirrored left to right, turned by `tilt` degrees, then
+    moved.
+    """
     factor = turned(scale, tilt)
-    return [Shape((-points.conj() if flip else points) * factor + offset, colour) for points, colour in shapes]
+    return [
+        Shape((-points.conj() if flip else points) * factor + offset, colour)
+        for points, colour in shapes
+    ]
 
 
 def turned(point: complex, degrees: float) -> complex:
@@ -110,33 +213,9 @@ def turned(point: complex, degrees: float) -> complex:
     return point * cmath.rect(1, math.radians(degrees))
 
 
-# From straight down over the right to straight up.
-_HALF_CIRCLE = np.exp(1j * np.linspace(-math.pi / 2, math.pi / 2, 9))
-
-
 @lru_cache(8)
 def _circle(corners: int) -> np.ndarray:
     return np.exp(2j * math.pi * np.arange(corners) / corners)
-
-
-_TONES: dict[str, tuple[RGB, ...]] = {
-    "red": ((206, 48, 45), (225, 70, 60), (184, 34, 48)),
-    "orange": ((236, 131, 42), (242, 148, 66), (222, 112, 30)),
-    "yellow": ((246, 205, 62), (250, 216, 94), (236, 190, 40)),
-    "green": ((58, 142, 82), (84, 164, 78), (32, 122, 92)),
-    "blue": ((52, 102, 186), (72, 132, 212), (40, 78, 156)),
-    "purple": ((124, 78, 168), (146, 96, 186), (104, 62, 142)),
-    "pink": ((238, 132, 166), (244, 152, 184), (226, 106, 148)),
-    "brown": ((134, 86, 52), (152, 102, 64), (112, 70, 44)),
-    "black": ((48, 48, 54), (60, 58, 64), (38, 40, 48)),
-    "white": ((240, 238, 232), (246, 246, 246), (232, 230, 222)),
-    "gray": ((138, 142, 148), (156, 158, 162), (118, 122, 130)),
-}
-
-SKIN: tuple[RGB, ...] = ((248, 212, 180), (232, 184, 146), (198, 144, 104), (146, 98, 68), (104, 68, 48))
-HAIR: tuple[RGB, ...] = ((44, 34, 32), (92, 60, 38), (164, 108, 56), (222, 182, 98), (176, 76, 40), (120, 120, 124))
-CLOTHES = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
-TROUSERS: tuple[RGB, ...] = ((52, 62, 92), (74, 96, 140), (58, 56, 60), (104, 92, 76), (70, 84, 70), (120, 62, 58))
 
 
 class Colour(NamedTuple):
@@ -175,8 +254,8 @@ CHILD = Build(height=1.2, head=0.155, hip=0.38, shoulder=0.65, girth=0.19)
 class Posture(NamedTuple):
     """Positions of the parts of a body, relative to the point on the ground below the hip.
 
-    hip: its rise above standing height. lean: of the torso, forward, in degrees. feet, hands: of the near and the far
-    limb, relative to the hip and to the shoulder.
+    hip: its rise above standing height. lean: of the torso, forward, in degrees. feet, hands: of
+    the near and the far limb, relative to the hip and to the shoulder.
     """
 
     hip: float
@@ -186,7 +265,6 @@ class Posture(NamedTuple):
     gaze: float = 0.0
 
 
-_DOWN = (0.05 - 0.3j, 0.02 - 0.3j)
 POSTURES: dict[str, Posture] = {
     "standing": Posture(0.0, 0, (-0.05 - 0.44j, 0.06 - 0.44j), _DOWN),
     "walking": Posture(-0.02, 3, (0.17 - 0.42j, -0.17 - 0.41j), (-0.14 - 0.27j, 0.16 - 0.25j)),
@@ -203,11 +281,6 @@ POSTURES: dict[str, Posture] = {
     "jumping": Posture(0.0, 14, (0.34 - 0.2j, -0.34 - 0.16j), (-0.22 + 0.06j, 0.24 + 0.1j)),
     "lying": Posture(0.0, 0, (-0.03 - 0.43j, 0.04 - 0.43j), (0.06 - 0.28j, 0.03 - 0.28j), -6),
 }
-
-
-PEOPLE = ("man", "woman", "boy", "girl")
-Hands: TypeAlias = tuple[complex | None, complex | None]  # the near and the far one
-Feet: TypeAlias = tuple[complex, complex] | None
 
 
 @dataclass(frozen=True)
@@ -261,32 +334,49 @@ def random_person(rng: Generator) -> PersonLook:
 
 def shoulder_of(look: PersonLook, posture: str) -> complex:
     """Return the position of the shoulder in fractions of the height."""
-    pose, build = POSTURES[posture], look.build
-    return (build.hip + pose.hip) * 1j + turned((build.shoulder - build.hip - 0.02) * 1j, -pose.lean)
+    pose = POSTURES[posture]
+    build = look.build
+    return (build.hip + pose.hip) * 1j + turned(
+        (build.shoulder - build.hip - 0.02) * 1j, -pose.lean
+    )
 
 
-def draw_person(look: PersonLook, posture: str, hands: Hands = (None, None), feet: Feet = None) -> list[Shapes]:
-    """Draw a person in world units: what is behind a held thing, and the near arm. The origin is below the hip.
+def draw_person(
+    look: PersonLook, posture: str, hands: Hands = (None, None), feet: Feet = None
+) -> list[Shapes]:
+    """Draw a person in world units: what is behind a held thing, and the near arm. The origin is
+    below the hip.
 
     hands, feet: points of the near and the far one; None keeps those of the posture.
     """
-    pose, build, height = POSTURES[posture], look.build, look.height
-    hip, shoulder = (build.hip + pose.hip) * 1j, shoulder_of(look, posture)
+    pose = POSTURES[posture]
+    build = look.build
+    height = look.height
+    hip = (build.hip + pose.hip) * 1j
+    shoulder = shoulder_of(look, posture)
     legs = build.hip / MAN.hip  # postures are defined for the legs of a man
-    near_foot, far_foot = (foot / height for foot in feet) if feet else (hip + foot * legs for foot in pose.feet)
-    near_hand, far_hand = (
-        shoulder + rest if point is None else point / height for point, rest in zip(hands, pose.hands, strict=True)
+    near_foot, far_foot = (
+        (foot / height for foot in feet) if feet else (hip + foot * legs for foot in pose.feet)
     )
-    top, girth = look.top.rgb, look.build.girth
+    near_hand, far_hand = (
+        shoulder + rest if point is None else point / height
+        for point, rest in zip(hands, pose.hands, strict=True)
+    )
+    top = look.top.rgb
+    girth = look.build.girth
     torso = [capsule(top, shoulder - girth * 0.18j, hip + 0.04j, girth * 0.96, girth * 0.98)]
     if look.dress:
         reach = 0.24 if posture in ("sitting", "straddling") else 0.0
-        waist, hem = hip + 0.1j, hip + (reach * 0.5 - 0.17) * 1j
-        left, right = hem - girth * 0.95, hem + girth * 0.95 + reach * 0.6
+        waist = hip + 0.1j
+        hem = hip + (reach * 0.5 - 0.17) * 1j
+        left = hem - girth * 0.95
+        right = hem + girth * 0.95 + reach * 0.6
         torso.append(blob(top, waist - girth * 0.5, left, hem - 0.02j, right, waist + girth * 0.5))
         torso.append(capsule(shade(top, 0.8), waist - girth * 0.45, waist + girth * 0.45, 0.03))
     else:
-        torso.append(capsule(look.bottom, hip + 0.02j - girth * 0.22, hip + 0.02j + girth * 0.22, 0.1))
+        torso.append(
+            capsule(look.bottom, hip + 0.02j - girth * 0.22, hip + 0.02j + girth * 0.22, 0.1)
+        )
     behind = [
         *_arm(look, shoulder, far_hand, 0.82),
         *_leg(look, hip + 0.02, far_foot, 0.8),
@@ -305,19 +395,27 @@ def _leg(look: PersonLook, hip: complex, foot: complex, light: float) -> Shapes:
     if shin != cover:
         shapes = [capsule(shin, knee, ankle, 0.07, 0.055), shapes[0]]
     foot_length = 0.076 if ankle.imag < hip.imag - 0.12 else 0.0496
-    return [*shapes, ellipse(shade((64, 52, 50), light), ankle + 0.035 - 0.004j, foot_length, 0.034)]
+    return [
+        *shapes,
+        ellipse(shade((64, 52, 50), light), ankle + 0.035 - 0.004j, foot_length, 0.034),
+    ]
 
 
 def _arm(look: PersonLook, shoulder: complex, hand: complex, light: float) -> Shapes:
-    sleeve, skin = shade(look.top.rgb, light * 0.9), shade(look.skin, light)
+    sleeve = shade(look.top.rgb, light * 0.9)
+    skin = shade(look.skin, light)
     side = 1 if hand.imag > shoulder.imag + 0.12 else -1
     (upper, _), elbow, wrist = limb(sleeve, shoulder, hand, 0.165, (0.078, 0.066, 0.058), side)
     return [capsule(skin, elbow, wrist, 0.058, 0.048), upper, disc(skin, wrist, 0.034, 14)]
 
 
 def _head(look: PersonLook) -> Shapes:
-    """Draw the head on a neck at the origin; the hair that falls behind it and the face are in radii of the head."""
-    radius, skin, hair = look.build.head, look.skin, look.hair
+    """Draw the head on a neck at the origin; the hair that falls behind it and the face are in
+    radii of the head.
+    """
+    radius = look.build.head
+    skin = look.skin
+    hair = look.hair
     cap = (0.75 + 0.72j, 0.5 + 1j, 1.13j, -0.55 + 0.98j, -0.98 + 0.45j, -1.02 - 0.2j)
     nape = -0.82 - (0.9j if look.long_hair else 0.62j)
     face = [
@@ -331,10 +429,16 @@ def _head(look: PersonLook) -> Shapes:
     if look.hat:
         face.append(sector(look.hat, 0.3j, 1.02, 0, 180))
         face.append(capsule(shade(look.hat, 0.8), -0.8 + 0.32j, 1.5 + 0.3j, 0.18))
-    fall = blob(hair, -0.2 + 2.05j, -1.2 + 1.3j, -1.28 + 0.2j, -0.95 - 0.75j, -0.25 - 0.5j, 0.3 + 1.2j)
+    fall = blob(
+        hair, -0.2 + 2.05j, -1.2 + 1.3j, -1.28 + 0.2j, -0.95 - 0.75j, -0.25 - 0.5j, 0.3 + 1.2j
+    )
     middle = 0.012 + radius * 1j
     behind = moved([fall], scale=radius) if look.long_hair else []
-    return [*behind, capsule(shade(skin, 0.86), -0.03j, middle, 0.07), *moved(face, middle, scale=radius)]
+    return [
+        *behind,
+        capsule(shade(skin, 0.86), -0.03j, middle, 0.07),
+        *moved(face, middle, scale=radius),
+    ]
 
 
 class Frame(NamedTuple):
@@ -355,18 +459,6 @@ FRAMES = {
     "horse": Frame(0.95, 0.82, 0.5, 0.62, 55, 0.21, 0.15),
 }
 
-# Per posture, in leg lengths: the offset of hip and shoulder from their standing height, and the positions of the feet
-# relative to the start of their leg: hind near, hind far, fore near, fore far.
-_ANIMAL_POSTURES: dict[str, tuple[float, float, tuple[complex, ...]]] = {
-    "standing": (0.0, 0.0, (-0.08 - 1j, 0.16 - 1j, 0.02 - 1j, 0.26 - 1j)),
-    "walking": (-0.04, 0.0, (-0.4 - 0.92j, 0.34 - 0.95j, 0.42 - 0.93j, -0.34 - 0.95j)),
-    "running": (-0.02, 0.04, (-0.95 - 0.62j, -0.7 - 0.8j, 0.95 - 0.52j, 0.7 - 0.72j)),
-    "jumping": (0.0, 0.26, (-0.85 - 0.6j, -0.7 - 0.75j, 0.8 - 0.1j, 0.7 - 0.4j)),
-    "sitting": (-0.58, 0.18, (0.55 - 0.42j, 0.66 - 0.42j, 0.1 - 1.16j, 0.26 - 1.16j)),
-    "lying": (-0.72, -0.7, (0.6 - 0.28j, 0.7 - 0.26j, 0.72 - 0.32j, 0.86 - 0.3j)),
-    "looking": (-0.58, 0.22, (0.55 - 0.42j, 0.66 - 0.42j, 0.06 - 1.2j, 0.22 - 1.2j)),
-}
-
 
 def back_of(kind: str) -> float:
     """Return the height of the back of a standing animal at size 1, in world units."""
@@ -375,22 +467,32 @@ def back_of(kind: str) -> float:
 
 
 def draw_animal(look: Look, posture: str) -> Shapes:
-    """Draw an animal of size 1. The origin is on the ground below its trunk, or in the middle of a flying bird."""
+    """Draw an animal of size 1. The origin is on the ground below its trunk, or in the middle of a
+    flying bird.
+    """
     if look.kind == "bird":
         return _bird(look, posture)
-    frame, coat = FRAMES[look.kind], look.colour.rgb
-    girth, is_horse = frame.girth, look.kind == "horse"
+    frame = FRAMES[look.kind]
+    coat = look.colour.rgb
+    girth = frame.girth
+    is_horse = look.kind == "horse"
     hip_rise, shoulder_rise, (near_hind, far_hind, near_fore, far_fore) = _ANIMAL_POSTURES[posture]
     height = frame.leg + girth * 0.3
     hip = complex(-frame.length / 2, height + hip_rise * frame.leg)
     shoulder = complex(frame.length / 2, height + shoulder_rise * frame.leg)
     if posture in ("sitting", "looking"):
-        hip, shoulder = hip + frame.length * 0.18, shoulder - frame.length * 0.12
-    far, near = shade(coat, 0.72), shade(coat, 0.95)
+        hip = hip + frame.length * 0.18
+        shoulder = shoulder - frame.length * 0.12
+    far = shade(coat, 0.72)
+    near = shade(coat, 0.95)
     folded = posture in ("sitting", "lying", "looking")
     if is_horse:
         flow = 0.34 if posture in ("running", "jumping") else 0.1
-        ends = (-0.1 - 0.02j - flow * 0.4, -0.14 - 0.55j + flow * (-1 + 1j), -0.02 - 0.4j + flow * 0.6j)
+        ends = (
+            -0.1 - 0.02j - flow * 0.4,
+            -0.14 - 0.55j + flow * (-1 + 1j),
+            -0.02 - 0.4j + flow * 0.6j,
+        )
         tail = [blob(shade(coat, 0.5), 0.08 + 0.06j, *ends)]
     elif look.kind == "dog":
         tail = path(coat, [0.06, -0.08 + 0.03j, -0.16 + (0.06j if folded else 0.2j)], 0.085, 0.045)
@@ -398,16 +500,25 @@ def draw_animal(look: Look, posture: str) -> Shapes:
         tail = path(coat, [0.06, -0.08 - 0.06j, -0.2 - 0.08j, -0.28, -0.3 + 0.1j], 0.06, 0.045)
     else:
         tail = path(coat, [0.06, -0.12, -0.2 + 0.1j, -0.18 + 0.26j, -0.1 + 0.34j], 0.06, 0.045)
-    middle, marks = (hip + shoulder) / 2, Shapes()
+    middle = (hip + shoulder) / 2
+    marks = Shapes()
     if look.style and look.kind == "dog":
-        marks.append(ellipse(look.second, middle + girth * (-0.2 + 0.16j), girth * 0.5, girth * 0.28))
+        marks.append(
+            ellipse(look.second, middle + girth * (-0.2 + 0.16j), girth * 0.5, girth * 0.28)
+        )
     elif look.style and look.kind == "cat":
         slope = (shoulder - hip).imag / (shoulder - hip).real
         for step in (-0.66, -0.12, 0.42):
             stripe = middle + girth * (step * (1 + slope * 1j) + 0.48j)
-            marks.append(capsule(look.second, stripe, stripe + girth * (0.06 - 0.32j), girth * 0.16, girth * 0.05))
+            marks.append(
+                capsule(
+                    look.second, stripe, stripe + girth * (0.06 - 0.32j), girth * 0.16, girth * 0.05
+                )
+            )
     neck = shoulder + girth * (0.12 + 0.2j)
-    angle = frame.neck_angle + {"running": -22, "jumping": -10, "lying": -34, "looking": 10}.get(posture, 0)
+    angle = frame.neck_angle + {"running": -22, "jumping": -10, "lying": -34, "looking": 10}.get(
+        posture, 0
+    )
     top = neck + turned(frame.neck, angle)
     mane = [neck - 0.14 + 0.16j, top - 0.14 - 0.02j, top - 0.02 + 0.12j]
     head = {"dog": _dog_head, "cat": _cat_head, "horse": _horse_head}[look.kind]
@@ -418,7 +529,11 @@ def draw_animal(look: Look, posture: str) -> Shapes:
         capsule(coat, hip + girth * 0.08j, shoulder + girth * 0.04j, girth, girth * 1.06),
         *marks,
         *_animal_leg(look, hip, near_hind, near, -1),
-        *([ellipse(near, hip + girth * (0.18 - 0.08j), girth * 0.48, girth * 0.42)] if folded else []),
+        *(
+            [ellipse(near, hip + girth * (0.18 - 0.08j), girth * 0.48, girth * 0.42)]
+            if folded
+            else []
+        ),
         *_animal_leg(look, shoulder, near_fore, near, 1),
         *(path(shade(coat, 0.5), mane, 0.22, 0.16) if is_horse else []),
         capsule(coat, neck, top, girth * 0.82, frame.head * 1.25),
@@ -431,20 +546,30 @@ def draw_animal(look: Look, posture: str) -> Shapes:
 def _animal_leg(look: Look, start: complex, foot: complex, colour: RGB, side: int) -> Shapes:
     frame = FRAMES[look.kind]
     start -= frame.girth * 0.1j
-    length, width = frame.leg + frame.girth * 0.2, frame.limb_width
+    length = frame.leg + frame.girth * 0.2
+    width = frame.limb_width
     target = start + complex(foot.real * frame.leg, foot.imag * length + width * 0.4)
-    shapes, _, end = limb(colour, start, target, length * 0.465, (width * 1.5, width, width * 0.8), side)
+    shapes, _, end = limb(
+        colour, start, target, length * 0.465, (width * 1.5, width, width * 0.8), side
+    )
     paw = (50, 42, 40) if look.kind == "horse" else shade(colour, 0.9)
-    return [*shapes, ellipse(paw, end + width * (0.2 - 0.02j), width * 0.62, width * 0.42, corners=12)]
+    return [
+        *shapes,
+        ellipse(paw, end + width * (0.2 - 0.02j), width * 0.62, width * 0.42, corners=12),
+    ]
 
 
 def _eye(at: complex, radius: float) -> Shapes:
-    return [disc((252, 252, 248), at, radius * 1.5, 12), disc((30, 26, 26), at + radius * 0.3, radius, 10)]
+    return [
+        disc((252, 252, 248), at, radius * 1.5, 12),
+        disc((30, 26, 26), at + radius * 0.3, radius, 10),
+    ]
 
 
 # Heads are in radii, around the end of the neck.
 def _dog_head(look: Look) -> Shapes:
-    coat, ear = look.colour.rgb, look.second if look.style else shade(look.colour.rgb, 0.7)
+    coat = look.colour.rgb
+    ear = look.second if look.style else shade(look.colour.rgb, 0.7)
     return [
         capsule(shade(coat, 1.12), 0.4 - 0.2j, 1.45 - 0.3j, 1, 0.72),
         disc(coat, 0, 1),
@@ -490,13 +615,18 @@ def _horse_head(look: Look) -> Shapes:
 
 
 def _bird(look: Look, posture: str) -> Shapes:
-    coat, dark = look.colour.rgb, shade(look.colour.rgb, 0.72)
+    coat = look.colour.rgb
+    dark = shade(look.colour.rgb, 0.72)
     if posture == "flying":
-        middle, tilt = 0j, 4
-        behind = [blob(shade(coat, 0.6), -0.08 + 0.06j, 0.06 + 0.34j, 0.52j, 0.14 + 0.36j, 0.16 + 0.04j)]
+        middle = 0j
+        tilt = 4
+        behind = [
+            blob(shade(coat, 0.6), -0.08 + 0.06j, 0.06 + 0.34j, 0.52j, 0.14 + 0.36j, 0.16 + 0.04j)
+        ]
         wing = blob(dark, 0.1 + 0.06j, -0.02 + 0.34j, -0.22 + 0.5j, -0.26 + 0.3j, -0.16 + 0.04j)
     else:
-        middle, tilt = 0.2j, 12
+        middle = 0.2j
+        tilt = 12
         leg = path((222, 132, 40), [0.12j, 0.01 + 0.012j, 0.07 + 0.012j], 0.026)
         behind = [*moved(leg, -0.02), *moved(leg, 0.07)]
         wing = blob(dark, 0.1 + 0.24j, -0.04 + 0.28j, -0.26 + 0.2j, -0.06 + 0.13j)

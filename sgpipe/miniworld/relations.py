@@ -1,7 +1,8 @@
-"""The relations of the miniworld: classes, composition, what each implies, and what only the compositional split has.
+"""The relations of the miniworld: classes, composition, what each implies, and what only the
+compositional split has.
 
-A composition places and poses two actors so that a relation is visible: one of them is already in place, `rng` varies
-the details, and people and animals that act face right.
+A composition places and poses two actors so that a relation is visible: one of them is already in
+place, `rng` varies the details, and people and animals that act face right.
 """
 
 from collections.abc import Callable, Iterable
@@ -11,19 +12,113 @@ from typing import NamedTuple, TypeAlias
 
 from numpy.random import Generator
 
-from sgpipe.miniworld.actors import BALL_RADIUS, CAR_HALF, HANDLE, KINDS, PEDALS, SADDLE, TOPS, Actor, SceneGroup
+from sgpipe.miniworld.actors import (
+    BALL_RADIUS,
+    CAR_HALF,
+    HANDLE,
+    KINDS,
+    PEDALS,
+    SADDLE,
+    TOPS,
+    Actor,
+    SceneGroup,
+)
 from sgpipe.miniworld.figures import PersonLook, capsule, path, shoulder_of
 
 _ROPE = (92, 70, 56)
 _STRING = (84, 84, 92)
 
 
+_GRIPS = {  # where a held thing is, from the hand
+    "umbrella": 0, "sports ball": BALL_RADIUS * (0.75 - 1j), "kite": 0.04 + 0.3j, "skateboard": 0.16 - 0.05j,
+    "cup": 0.05 - 0.16j, "cat": 0.02 - 0.3j, "bird": 0.02 - 0.02j,
+}  # fmt: skip
+
+
+Statement: TypeAlias = tuple[str, str, str]  # subject class, predicate, object class
+Composition: TypeAlias = Callable[[SceneGroup, Actor, Actor, Generator], None]
+
+
+# Predicates and their converse: if A is behind B, B is in front of A.
+CONVERSE = {"next to": "next to", "behind": "in front of", "in front of": "behind"}
+
+_NO_ROOM = {
+    ("dog", "under", "chair"),
+    ("skateboard", "on", "chair"),
+    ("skateboard", "under", "chair"),
+}
+
+
+_SEATS = "chair, bench, dining table"
+_LARGE = "person, horse, bicycle, chair, dining table, bench, car"
+_GROUNDED = f"{_LARGE}, dog, cat, umbrella, skateboard, bird, sports ball"
+_SMALL = "dog, cat, bird, sports ball, cup, skateboard"
+_HELD = "umbrella, cup, sports ball, kite, skateboard, cat, bird"
+_CHASED = "dog, cat, bird, sports ball"
+_SHELTERED = "person, dog, cat, bird, chair, bench, sports ball"
+_JUMPERS = "dog, cat, horse, person"
+_ENDS = "fore aft"
+_WHOLE = "body fore aft"
+_IN_AIR = "body hands fore aft over"
+
+
+SPLITS = ("train", "val", "test-compositional")
+COMPOSITIONAL = "test-compositional"
+
+# Implied predicates. Someone who pushes something is next to it; animals are petted, and bicycles
+# walked, from their far side.
+_ALSO: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("riding", "sitting on", "standing on", "lying on"), ("on",)),
+    **dict.fromkeys(("holding", "walking", "flying"), ("with",)),
+    "petting": ("next to", "behind"),
+    "pushing": ("next to",),
+}
+_ALSO_OF: dict[Statement, tuple[str, ...]] = {
+    **{("person", "riding", mount): ("sitting on",) for mount in ("horse", "bicycle")},
+    **{(rider, "riding", "skateboard"): ("standing on",) for rider in ("person", "dog", "cat")},
+    ("person", "holding", "umbrella"): ("under",),
+    ("person", "walking", "bicycle"): ("next to", "behind"),
+}
+
+
+# Combinations that never occur in training. Statements that imply one of them, or are implied by
+# one, are excluded as well, so that the compositional split has no statement in common with the
+# others.
+_HELD_OUT: frozenset[Statement] = frozenset(
+    (subject, predicate, object_)
+    for predicate, pairs in {
+        "riding": "dog > skateboard",
+        "holding": "person > skateboard, person > bird",
+        "sitting on": "cat > bench",
+        "standing on": "dog > car, bird > chair, person > dining table",
+        "on": "cup > bench, sports ball > dining table",
+        "under": "dog > bench, bird > dining table, cat > umbrella, sports ball > chair",
+        "chasing": "cat > sports ball, person > bird, dog > horse",
+        "walking": "person > cat",
+        "looking at": "person > horse, cat > bird, dog > sports ball",
+        "pushing": "person > chair",
+        "jumping over": "dog > bench, person > skateboard, horse > sports ball, cat > chair",
+        "petting": "person > cat",
+        "flying over": "bird > bench, bird > horse",
+        "next to": (
+            "dog > horse, dog > bicycle, cat > car, umbrella > chair, bicycle > bench, "
+            "sports ball > skateboard, bird > dining table"
+        ),
+        "behind": "dog > car, person > dining table, horse > bench, bicycle > car, chair > dog",
+    }.items()
+    for subject, object_ in (pair.split(" > ") for pair in pairs.split(", "))
+)
+
+
 def ride(group: SceneGroup, rider: Actor, mount: Actor, rng: Generator) -> None:
-    """Astride a horse, on a bicycle's saddle with feet on the pedals, or balancing on a skateboard."""
+    """Astride a horse, on a bicycle's saddle with feet on the pedals, or balancing on a
+    skateboard.
+    """
     top = mount.place(TOPS[mount.kind][0])
     rider.depth = mount.depth + (-0.1 if mount.kind == "bicycle" else 0.1)
     if mount.kind == "skateboard":
-        rider.at, rider.posture = top, "balancing" if rider.kind == "person" else "standing"
+        rider.at = top
+        rider.posture = "balancing" if rider.kind == "person" else "standing"
         _swish(group, complex(mount.extent().left - 0.1, mount.place(0.3j).imag), 0.34)
         return
     rider.posture = "straddling"
@@ -48,22 +143,21 @@ def _sit_at(sitter: Actor, seat: complex) -> None:
     sitter.at = seat + (0.05 - look.build.hip) * look.height * 1j
 
 
-_GRIPS = {  # where a held thing is, from the hand
-    "umbrella": 0, "sports ball": BALL_RADIUS * (0.75 - 1j), "kite": 0.04 + 0.3j, "skateboard": 0.16 - 0.05j,
-    "cup": 0.05 - 0.16j, "cat": 0.02 - 0.3j, "bird": 0.02 - 0.02j,
-}  # fmt: skip
-
-
 def hold(group: SceneGroup, holder: Actor, thing: Actor, rng: Generator) -> None:
     """Held in the near hand, stretched forward; an umbrella above the head."""
-    hand = _hand(holder, {"umbrella": 0.17 - 0.06j, "kite": 0.22 + 0.06j}.get(thing.kind, 0.25 - 0.1j))
-    thing.depth, thing.facing, thing.airborne = holder.depth + 0.25, holder.facing, True
+    hand = _hand(
+        holder, {"umbrella": 0.17 - 0.06j, "kite": 0.22 + 0.06j}.get(thing.kind, 0.25 - 0.1j)
+    )
+    thing.depth = holder.depth + 0.25
+    thing.facing = holder.facing
+    thing.airborne = True
     thing.free.clear()
     holder.free.discard("fore")
     thing.at = hand + _GRIPS[thing.kind]
     holder.hands = (hand, holder.hands[1])
     if thing.kind == "umbrella":
-        thing.posture, thing.depth = "held", holder.depth - 0.05
+        thing.posture = "held"
+        thing.depth = holder.depth - 0.05
         holder.free.discard("over")
     elif thing.kind == "sports ball":
         holder.hands = (hand - 0.02 - 0.02j,) * 2
@@ -76,7 +170,9 @@ def hold(group: SceneGroup, holder: Actor, thing: Actor, rng: Generator) -> None
 
 def sit_on(group: SceneGroup, sitter: Actor, seat: Actor, rng: Generator) -> None:
     place = _on_top(seat, 0.0 if seat.kind == "chair" else float(rng.uniform(-0.5, 0.5)))
-    sitter.posture, sitter.depth, sitter.facing = "sitting", seat.depth + 0.1, seat.facing
+    sitter.posture = "sitting"
+    sitter.depth = seat.depth + 0.1
+    sitter.facing = seat.facing
     if sitter.kind == "person":
         _sit_at(sitter, place - (0.08 if seat.kind == "chair" else 0.0))
         sitter.free.discard("aft")
@@ -86,11 +182,14 @@ def sit_on(group: SceneGroup, sitter: Actor, seat: Actor, rng: Generator) -> Non
 
 def stand_on(group: SceneGroup, stander: Actor, base: Actor, rng: Generator) -> None:
     place = _on_top(base, 0.0 if base.kind in ("chair", "horse") else float(rng.uniform(-0.4, 0.4)))
-    stander.at, stander.posture, stander.depth = place - 0.01j, "standing", base.depth + 0.1
+    stander.at = place - 0.01j
+    stander.posture = "standing"
+    stander.depth = base.depth + 0.1
 
 
 def lie_on(group: SceneGroup, lier: Actor, base: Actor, rng: Generator) -> None:
-    lier.posture, lier.depth = "lying", base.depth + 0.1
+    lier.posture = "lying"
+    lier.depth = base.depth + 0.1
     lier.tilt = 90 if lier.kind == "person" else 0
     box = lier.extent()
     lier.at = _on_top(base) - 0.02j - complex((box.left + box.right) / 2, box.bottom)
@@ -99,7 +198,8 @@ def lie_on(group: SceneGroup, lier: Actor, base: Actor, rng: Generator) -> None:
 def put_on(group: SceneGroup, thing: Actor, base: Actor, rng: Generator) -> None:
     room = 0.0 if base.kind == "chair" or thing.kind == "skateboard" else 0.8
     thing.at = _on_top(base, float(rng.uniform(-room, room)))
-    thing.depth, thing.airborne = base.depth + 0.1, True
+    thing.depth = base.depth + 0.1
+    thing.airborne = True
     thing.free.clear()
 
 
@@ -128,9 +228,15 @@ def put_under(group: SceneGroup, thing: Actor, roof: Actor, rng: Generator) -> N
 
 
 def next_to(group: SceneGroup, first: Actor, second: Actor, rng: Generator) -> None:
-    """Side by side, nearly touching; the actor that is new in the group is placed next to the other."""
+    """Side by side, nearly touching; the actor that is new in the group is placed next to the
+    other.
+    """
     placed, new = (first, second) if first in group.actors else (second, first)
-    side = "aft" if "aft" in placed.free and ("fore" not in placed.free or rng.random() < 0.5) else "fore"
+    side = (
+        "aft"
+        if "aft" in placed.free and ("fore" not in placed.free or rng.random() < 0.5)
+        else "fore"
+    )
     placed.free.discard(side)
     gap = float(rng.uniform(0.04, 0.12))
     if new.kind in ("dog", "cat"):
@@ -143,17 +249,21 @@ def next_to(group: SceneGroup, first: Actor, second: Actor, rng: Generator) -> N
 
 
 def stand_behind(group: SceneGroup, subject: Actor, object_: Actor, rng: Generator) -> None:
-    """The new actor is farther away and partly hidden: higher in the image, drawn first, and shifted to one side."""
+    """The new actor is farther away and partly hidden: higher in the image, drawn first, and
+    shifted to one side.
+    """
     near, far = (subject, object_) if subject in group.actors else (object_, subject)
     side = int(rng.choice([-1, 1]))
     far.facing = int(rng.choice([-1, 1]))
     far.depth = near.depth - 1
     far.at = 0j
-    box, front = far.extent(), near.extent()
+    box = far.extent()
+    front = near.extent()
     overlap = min(box.right - box.left, front.right - front.left) * float(rng.uniform(0.35, 0.5))
     if box.top > front.top * 1.5:
         overlap *= 1.4
-    # Nothing else may be on, below or above either actor, because it could seem to belong to the other.
+    # Nothing else may be on, below or above either actor, because it could seem to belong to the
+    # other.
     far.free.clear()
     near.free &= {"hands"}
     x = front.right - overlap - box.left if side > 0 else front.left + overlap - box.right
@@ -164,38 +274,49 @@ def kick(group: SceneGroup, kicker: Actor, ball: Actor, rng: Generator) -> None:
     kicker.posture = "kicking"
     toe = kicker.extent().right
     lift = float(rng.uniform(0.0, 0.1)) + 0.12
-    ball.at, ball.airborne = complex(toe + BALL_RADIUS * ball.look.size + float(rng.uniform(0.0, 0.06)), lift), True
+    ball.at = complex(toe + BALL_RADIUS * ball.look.size + float(rng.uniform(0.0, 0.06)), lift)
+    ball.airborne = True
     _swish(group, complex(toe + 0.56 * ball.look.size + 0.16, lift + BALL_RADIUS), 0.2)
 
 
 def throw(group: SceneGroup, thrower: Actor, ball: Actor, rng: Generator) -> None:
     thrower.posture = "throwing"
-    ball.at = _hand(thrower, 0.14 + 0.28j) + complex(rng.uniform(0.4, 0.6), rng.uniform(-0.05, 0.15))
+    ball.at = _hand(thrower, 0.14 + 0.28j) + complex(
+        rng.uniform(0.4, 0.6), rng.uniform(-0.05, 0.15)
+    )
     ball.airborne = True
     _swish(group, ball.at - 0.32 + BALL_RADIUS * 1j, 0.22)
 
 
 def chase(group: SceneGroup, chaser: Actor, chased: Actor, rng: Generator) -> None:
-    """Both run to the right, one close behind the other; the chaser is placed relative to the chased."""
+    """Both run to the right, one close behind the other; the chaser is placed relative to the
+    chased.
+    """
     chaser.posture = "running"
     if chased.kind in ("dog", "cat", "horse", "person"):
         chased.posture = "running"
     elif chased.kind == "bird":
-        chased.posture, chased.airborne = "flying", True
+        chased.posture = "flying"
+        chased.airborne = True
         chased.at = complex(chased.at.real, rng.uniform(0.5, 0.8))
     elif chased.kind == "sports ball":
-        chased.at, chased.airborne = complex(chased.at.real, rng.uniform(0.05, 0.2)), True
-    box, edge = chaser.extent(), chased.extent()
+        chased.at = complex(chased.at.real, rng.uniform(0.05, 0.2))
+        chased.airborne = True
+    box = chaser.extent()
+    edge = chased.extent()
     chaser.at = complex(edge.left - float(rng.uniform(0.26, 0.36)) - box.right, chaser.at.imag)
     _swish(group, complex(chaser.extent().left - 0.05, 0.5 * box.top), 0.26)
     _swish(group, complex(edge.left - 0.05, (edge.top + edge.bottom) / 2), 0.18)
 
 
 def walk(group: SceneGroup, walker: Actor, walked: Actor, rng: Generator) -> None:
-    """A dog or cat on a leash ahead, a horse on a rope behind, a bicycle pushed by its handlebar."""
+    """A dog or cat on a leash ahead, a horse on a rope behind, a bicycle pushed by its
+    handlebar.
+    """
     walker.posture = "walking"
     if walked.kind == "bicycle":
-        walked.at, walked.depth = walker.at + 0.5 - 0.06j, walker.depth + 1
+        walked.at = walker.at + 0.5 - 0.06j
+        walked.depth = walker.depth + 1
         walker.hands = (walked.place(SADDLE), walked.place(HANDLE))
         return
     walked.posture = "walking"
@@ -205,44 +326,61 @@ def walk(group: SceneGroup, walker: Actor, walked: Actor, rng: Generator) -> Non
         "cat": (1.35, 0.2 - 0.2j, 0.3 + 0.46j),
     }[walked.kind]
     walked.at = complex(walker.at.real + reach * walked.look.size)
-    hand, collar = _hand(walker, grip), walked.place(neck)
+    hand = _hand(walker, grip)
+    collar = walked.place(neck)
     walker.hands = (hand, None)
-    group.extras.append((walker.depth + 0.4, path(_ROPE, [hand, (hand + collar) / 2 - 0.07j, collar], 0.04)))
+    group.extras.append(
+        (walker.depth + 0.4, path(_ROPE, [hand, (hand + collar) / 2 - 0.07j, collar], 0.04))
+    )
 
 
 def fly(group: SceneGroup, flyer: Actor, kite: Actor, rng: Generator) -> None:
     flyer.posture = "looking"
     hand = _hand(flyer, 0.2 + 0.06j)
     flyer.hands = (hand, hand + 0.02 - 0.1j)
-    kite.posture, kite.airborne, kite.depth = "flying", True, flyer.depth - 0.2
+    kite.posture = "flying"
+    kite.airborne = True
+    kite.depth = flyer.depth - 0.2
     kite.at = hand + complex(rng.uniform(0.8, 1.3), rng.uniform(1.05, 1.4))
     middle = (hand * 2 + kite.at) / 3 - 0.08j
     group.extras.append((flyer.depth - 0.3, path(_STRING, [hand, middle, kite.at], 0.03)))
 
 
 def look_at(group: SceneGroup, looker: Actor, seen: Actor, rng: Generator) -> None:
-    """Facing it from a small distance; people shade their eyes, animals sit and stretch their neck."""
+    """Facing it from a small distance; people shade their eyes, animals sit and stretch their
+    neck.
+    """
     looker.posture = "looking"
     seen.at = seen.at.imag * 1j
     seen.facing = 1 if rng.random() < 0.5 else -1
-    box, edge = seen.extent(), looker.extent()
+    box = seen.extent()
+    edge = looker.extent()
     seen.at += edge.right + float(rng.uniform(0.38, 0.5)) - box.left
     seen.free.discard("over")
 
 
 def push(group: SceneGroup, pusher: Actor, thing: Actor, rng: Generator) -> None:
-    grip = {"car": 0.74j - CAR_HALF + 0.1, "bench": -0.9 + 0.92j, "dining table": -0.82 + 0.8j, "chair": -0.36 + 1.04j}
+    grip = {
+        "car": 0.74j - CAR_HALF + 0.1,
+        "bench": -0.9 + 0.92j,
+        "dining table": -0.82 + 0.8j,
+        "chair": -0.36 + 1.04j,
+    }
     look = _person(pusher)
-    pusher.posture, pusher.depth = "pushing", thing.depth + 0.2
+    pusher.posture = "pushing"
+    pusher.depth = thing.depth + 0.2
     hand = thing.place(grip[thing.kind])
     pusher.at = complex(hand.real - (shoulder_of(look, "pushing").real + 0.3) * look.height)
     pusher.hands = (hand, hand)
 
 
 def jump_over(group: SceneGroup, jumper: Actor, obstacle: Actor, rng: Generator) -> None:
-    jumper.posture, jumper.airborne, jumper.depth = "jumping", True, obstacle.depth + 0.1
+    jumper.posture = "jumping"
+    jumper.airborne = True
+    jumper.depth = obstacle.depth + 0.1
     jumper.at = 0j
-    box, top = jumper.extent(), obstacle.extent()
+    box = jumper.extent()
+    top = obstacle.extent()
     x = (top.left + top.right) / 2 - (box.left + box.right) / 2
     jumper.at = complex(x, top.top + float(rng.uniform(0.08, 0.18)) - box.bottom)
 
@@ -255,7 +393,10 @@ def pet(group: SceneGroup, person: Actor, animal: Actor, rng: Generator) -> None
     animal.depth = person.depth + 0.3
     animal.facing = int(rng.choice([-1, 1]))
     look = _person(person)
-    hand_x = person.at.real + (shoulder_of(look, person.posture).real + (0.16 if small else 0.26)) * look.height
+    hand_x = (
+        person.at.real
+        + (shoulder_of(look, person.posture).real + (0.16 if small else 0.26)) * look.height
+    )
     animal.at = 0j
     animal.at = complex(hand_x - (0.3 if small else 0.36) - animal.extent().left)
     back = {"dog": 0.72, "cat": 0.56, "horse": 1.22}[animal.kind] * animal.look.size
@@ -264,7 +405,9 @@ def pet(group: SceneGroup, person: Actor, animal: Actor, rng: Generator) -> None
 
 def fly_over(group: SceneGroup, bird: Actor, below: Actor, rng: Generator) -> None:
     box = below.extent()
-    bird.posture, bird.airborne, bird.depth = "flying", True, below.depth + 0.1
+    bird.posture = "flying"
+    bird.airborne = True
+    bird.depth = below.depth + 0.1
     bird.facing = int(rng.choice([-1, 1]))
     bird.at = complex((box.left + box.right) / 2, box.top + float(rng.uniform(0.34, 0.5)))
 
@@ -275,7 +418,9 @@ def _person(actor: Actor) -> PersonLook:
 
 
 def _hand(person: Actor, offset: complex) -> complex:
-    """Return a point at an offset from a person's shoulder, given as a fraction of the height, in group coordinates."""
+    """Return a point at an offset from a person's shoulder, given as a fraction of the height, in
+    group coordinates.
+    """
     reach = (shoulder_of(_person(person), person.posture) + offset) * _person(person).height
     return person.at + complex(person.facing * reach.real, reach.imag)
 
@@ -283,19 +428,18 @@ def _hand(person: Actor, offset: complex) -> complex:
 def _swish(group: SceneGroup, end: complex, length: float) -> None:
     """Motion lines behind something fast."""
     lines = ((0.09j, 0.6), (0j, 1.0), (-0.09j, 0.7))
-    shapes = [capsule((250, 250, 250), end + rise - length * part, end + rise, 0.022) for rise, part in lines]
+    shapes = [
+        capsule((250, 250, 250), end + rise - length * part, end + rise, 0.022)
+        for rise, part in lines
+    ]
     group.extras.append((-2.0, shapes))
-
-
-Statement: TypeAlias = tuple[str, str, str]  # subject class, predicate, object class
-Composition: TypeAlias = Callable[[SceneGroup, Actor, Actor, Generator], None]
 
 
 class CompositionRule(NamedTuple):
     """A relation that can be composed.
 
-    first: which of the actors must be placed first. subject_takes, object_takes: the slots (see `ThingClass`) that each
-    uses up. weight: the relative frequency.
+    first: which of the actors must be placed first. subject_takes, object_takes: the slots (see
+    `ThingClass`) that each uses up. weight: the relative frequency.
     """
 
     predicate: str
@@ -319,80 +463,115 @@ class CompositionRule(NamedTuple):
         ]
 
 
-# Predicates and their converse: if A is behind B, B is in front of A.
-CONVERSE = {"next to": "next to", "behind": "in front of", "in front of": "behind"}
-
-_NO_ROOM = {("dog", "under", "chair"), ("skateboard", "on", "chair"), ("skateboard", "under", "chair")}
-
-
-_SEATS = "chair, bench, dining table"
-_LARGE = "person, horse, bicycle, chair, dining table, bench, car"
-_GROUNDED = f"{_LARGE}, dog, cat, umbrella, skateboard, bird, sports ball"
-_SMALL = "dog, cat, bird, sports ball, cup, skateboard"
-_HELD = "umbrella, cup, sports ball, kite, skateboard, cat, bird"
-_CHASED = "dog, cat, bird, sports ball"
-_SHELTERED = "person, dog, cat, bird, chair, bench, sports ball"
-_JUMPERS = "dog, cat, horse, person"
-_ENDS, _WHOLE, _IN_AIR = "fore aft", "body fore aft", "body hands fore aft over"
-
 _RULES: tuple[tuple[str, str, str, Composition, str, str, str, float], ...] = (
-    ("riding", "person", "horse, bicycle, skateboard", ride, "object", _WHOLE, "top over body", 1.6),
+    (
+        "riding",
+        "person",
+        "horse, bicycle, skateboard",
+        ride,
+        "object",
+        _WHOLE,
+        "top over body",
+        1.6,
+    ),
     ("riding", "dog, cat", "skateboard", ride, "object", _WHOLE, "top over body", 0.5),
     ("holding", "person", _HELD, hold, "subject", "hands", "", 1.6),
     ("sitting on", "person, cat, dog", f"{_SEATS}, car", sit_on, "object", _WHOLE, "top over", 1.0),
-    ("standing on", "person, dog, cat, bird", f"{_SEATS}, car", stand_on, "object", _WHOLE, "top over", 1.0),
+    (
+        "standing on",
+        "person, dog, cat, bird",
+        f"{_SEATS}, car",
+        stand_on,
+        "object",
+        _WHOLE,
+        "top over",
+        1.0,
+    ),
     ("standing on", "bird", "horse", stand_on, "object", _WHOLE, "top over body", 0.2),
-    ("lying on", "cat, dog, person", "bench, dining table", lie_on, "object", _WHOLE, "top over", 1.0),
+    (
+        "lying on",
+        "cat, dog, person",
+        "bench, dining table",
+        lie_on,
+        "object",
+        _WHOLE,
+        "top over",
+        1.0,
+    ),
     ("on", "cup, sports ball, skateboard", _SEATS, put_on, "object", _WHOLE, "top over", 1.0),
     ("under", _SMALL, _SEATS, put_under, "object", _ENDS, "below fore aft", 1.0),
     ("under", _SHELTERED, "umbrella", put_under, "object", _ENDS, "below fore aft", 0.6),
     ("next to", _GROUNDED, _GROUNDED, next_to, "either", "", "", 1.3),
     ("behind", f"{_LARGE}, dog", f"{_LARGE}, dog, cat", stand_behind, "object", _ENDS, _ENDS, 1.0),
-    ("in front of", f"{_LARGE}, dog, cat", f"{_LARGE}, dog", stand_behind, "subject", _ENDS, _ENDS, 1.0),
+    (
+        "in front of",
+        f"{_LARGE}, dog, cat",
+        f"{_LARGE}, dog",
+        stand_behind,
+        "subject",
+        _ENDS,
+        _ENDS,
+        1.0,
+    ),
     ("kicking", "person", "sports ball", kick, "subject", "body fore", _WHOLE, 1.0),
     ("throwing", "person", "sports ball", throw, "subject", "body hands fore over", _WHOLE, 1.0),
     ("chasing", "dog", f"{_CHASED}, person, horse", chase, "object", _WHOLE, _WHOLE, 1.0),
     ("chasing", "cat", _CHASED, chase, "object", _WHOLE, _WHOLE, 0.6),
     ("chasing", "person", f"{_CHASED}, horse", chase, "object", _WHOLE, _WHOLE, 0.6),
-    ("walking", "person", "dog, cat, horse, bicycle", walk, "subject", f"{_WHOLE} hands", f"{_WHOLE} top over", 1.3),
+    (
+        "walking",
+        "person",
+        "dog, cat, horse, bicycle",
+        walk,
+        "subject",
+        f"{_WHOLE} hands",
+        f"{_WHOLE} top over",
+        1.3,
+    ),
     ("flying", "person", "kite", fly, "subject", "body hands fore over", "", 1.2),
-    ("looking at", "person", "dog, cat, horse, bird, bicycle, car", look_at, "subject", "body hands fore", _ENDS, 1.0),
+    (
+        "looking at",
+        "person",
+        "dog, cat, horse, bird, bicycle, car",
+        look_at,
+        "subject",
+        "body hands fore",
+        _ENDS,
+        1.0,
+    ),
     ("looking at", "dog, cat", f"{_CHASED}, cup", look_at, "subject", "body fore", _ENDS, 0.8),
     ("pushing", "person", f"{_SEATS}, car", push, "object", _IN_AIR, "aft", 1.2),
-    ("jumping over", _JUMPERS, "bench, sports ball, skateboard, chair", jump_over, "object", _IN_AIR, "top over", 1.0),
+    (
+        "jumping over",
+        _JUMPERS,
+        "bench, sports ball, skateboard, chair",
+        jump_over,
+        "object",
+        _IN_AIR,
+        "top over",
+        1.0,
+    ),
     ("petting", "person", "dog, cat, horse", pet, "subject", "body hands fore", _WHOLE, 1.2),
     ("flying over", "bird", f"{_LARGE}, dog, cat", fly_over, "object", _WHOLE, "over", 0.6),
 )
-RULES = tuple(CompositionRule(*row[:5], frozenset(row[5].split()), frozenset(row[6].split()), row[7]) for row in _RULES)
+RULES = tuple(
+    CompositionRule(*row[:5], frozenset(row[5].split()), frozenset(row[6].split()), row[7])
+    for row in _RULES
+)
 
 # All predicates of the scene graphs; "with" is only implied.
 PREDICATES: tuple[str, ...] = (*dict.fromkeys(rule.predicate for rule in RULES), "with")
 
 
-SPLITS = ("train", "val", "test-compositional")
-COMPOSITIONAL = "test-compositional"
-
-# Implied predicates. Someone who pushes something is next to it; animals are petted, and bicycles walked, from their
-# far side.
-_ALSO: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("riding", "sitting on", "standing on", "lying on"), ("on",)),
-    **dict.fromkeys(("holding", "walking", "flying"), ("with",)),
-    "petting": ("next to", "behind"),
-    "pushing": ("next to",),
-}
-_ALSO_OF: dict[Statement, tuple[str, ...]] = {
-    **{("person", "riding", mount): ("sitting on",) for mount in ("horse", "bicycle")},
-    **{(rider, "riding", "skateboard"): ("standing on",) for rider in ("person", "dog", "cat")},
-    ("person", "holding", "umbrella"): ("under",),
-    ("person", "walking", "bicycle"): ("next to", "behind"),
-}
-
-
 def implied(subject: str, predicate: str, object_: str) -> list[tuple[str, bool]]:
-    """Return the predicates that a relation implies, each with whether it holds from object to subject."""
+    """Return the predicates that a relation implies, each with whether it holds from object to
+    subject.
+    """
     direct = [*_ALSO.get(predicate, ()), *_ALSO_OF.get((subject, predicate, object_), ())]
     converse = [CONVERSE[each] for each in (predicate, *direct) if each in CONVERSE]
-    return [(each, False) for each in dict.fromkeys(direct)] + [(each, True) for each in dict.fromkeys(converse)]
+    return [(each, False) for each in dict.fromkeys(direct)] + [
+        (each, True) for each in dict.fromkeys(converse)
+    ]
 
 
 def closure(statement: Statement) -> frozenset[Statement]:
@@ -403,35 +582,11 @@ def closure(statement: Statement) -> frozenset[Statement]:
     return frozenset(found)
 
 
-# Combinations that never occur in training. Statements that imply one of them, or are implied by one, are excluded as
-# well, so that the compositional split has no statement in common with the others.
-_HELD_OUT: frozenset[Statement] = frozenset(
-    (subject, predicate, object_)
-    for predicate, pairs in {
-        "riding": "dog > skateboard",
-        "holding": "person > skateboard, person > bird",
-        "sitting on": "cat > bench",
-        "standing on": "dog > car, bird > chair, person > dining table",
-        "on": "cup > bench, sports ball > dining table",
-        "under": "dog > bench, bird > dining table, cat > umbrella, sports ball > chair",
-        "chasing": "cat > sports ball, person > bird, dog > horse",
-        "walking": "person > cat",
-        "looking at": "person > horse, cat > bird, dog > sports ball",
-        "pushing": "person > chair",
-        "jumping over": "dog > bench, person > skateboard, horse > sports ball, cat > chair",
-        "petting": "person > cat",
-        "flying over": "bird > bench, bird > horse",
-        "next to": "dog > horse, dog > bicycle, cat > car, umbrella > chair, bicycle > bench, "
-        "sports ball > skateboard, bird > dining table",
-        "behind": "dog > car, person > dining table, horse > bench, bicycle > car, chair > dog",
-    }.items()
-    for subject, object_ in (pair.split(" > ") for pair in pairs.split(", "))
-)
-
-
 @cache
 def statements_of(split: str) -> frozenset[Statement]:
-    """Return the relations composed in the images of a split. Raises ValueError: there is no such split."""
+    """Return the relations composed in the images of a split. Raises ValueError: there is no such
+    split.
+    """
     if split not in SPLITS:
         raise ValueError(f"no split {split!r}: expected one of {', '.join(SPLITS)}")
     all_statements = {statement for rule in RULES for statement in rule.statements}

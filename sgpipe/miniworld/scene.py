@@ -1,7 +1,9 @@
-"""Random scenes: groups of two or three related things, and single things, next to each other; and captions of them.
+"""Random scenes: groups of two or three related things, and single things, next to each other; and
+captions of them.
 
-Each scene has its own random generator, seeded by the run's seed, the split and its number. Groups are composed so that
-no relation holds except the intended ones and those they imply. Captions are true sentences with the facts they state.
+Each scene has its own random generator, seeded by the run's seed, the split and its number. Groups
+are composed so that no relation holds except the intended ones and those they imply. Captions are
+true sentences with the facts they state.
 """
 
 import copy
@@ -17,18 +19,72 @@ from numpy.random import Generator, SeedSequence
 
 from sgpipe.miniworld.actors import KINDS, Actor, Fact, SceneGroup, random_actor
 from sgpipe.miniworld.figures import PersonLook
-from sgpipe.miniworld.relations import PREDICATES, RULES, CompositionRule, Statement, implied, statements_of
+from sgpipe.miniworld.relations import (
+    PREDICATES,
+    RULES,
+    CompositionRule,
+    Statement,
+    implied,
+    statements_of,
+)
 
 SIZES = ((320, 240), (320, 240), (288, 224), (352, 240), (300, 260), (256, 256), (340, 220))
-# World units between groups: several times the gap between neighbours, so that nothing is near by accident.
+# World units between groups: several times the gap between neighbours, so that nothing is near by
+# accident.
 GROUP_GAP = 0.7
 _MARGIN = 0.14
-_SMALLEST, _LARGEST = 50.0, 86.0  # pixels per world unit
+# pixels per world unit
+_SMALLEST = 50.0
+_LARGEST = 86.0
+
+
+# Minimum world units between unrelated things of a group; neighbours are at most 0.12 apart.
+APART = 0.3
+_THIRD_THING_PROBABILITY = 0.5
+_THIRD_THING_ATTEMPTS = 4
+
+
+# Verbs in their finite forms and passives; other predicates follow "is".
+_VERBS = {
+    "riding": "rides, ridden by", "holding": "holds, held by", "sitting on": "sits on", "standing on": "stands on",
+    "lying on": "lies on", "kicking": "kicks, kicked by", "throwing": "throws, thrown by",
+    "chasing": "chases, chased by", "walking": "walks, walked by", "flying": "flies, flown by",
+    "looking at": "looks at", "pushing": "pushes, pushed by", "jumping over": "jumps over",
+    "petting": "pets, petted by", "flying over": "flies over",
+}  # fmt: skip
+
+# The first name is canonical; a name that is listed more often is used more often.
+NOUNS: dict[str, tuple[str, ...]] = {
+    "man": ("man", "man", "man", "guy", "person"),
+    "woman": ("woman", "woman", "woman", "lady", "person"),
+    "boy": ("boy", "boy", "child", "kid"),
+    "girl": ("girl", "girl", "child", "kid"),
+    "dog": ("dog", "dog", "dog", "puppy"),
+    "cat": ("cat", "cat", "cat", "kitten"),
+    "bicycle": ("bicycle", "bike"),
+    "dining table": ("table", "table", "table", "dining table"),
+    "cup": ("cup", "cup", "mug"),
+    "sports ball": ("ball",),
+}
+_BALLS = {0: "soccer ball", 2: "beach ball"}
+_MOST = 5  # captions
+
+_PLAIN = "{0} {1.participle} {2}"
+_TEMPLATES = [
+    _PLAIN,
+    _PLAIN,
+    _PLAIN,
+    "{0} {1.finite} {2}",
+    "{0} is {1.participle} {2}",
+    f"there is {_PLAIN}",
+]
 
 
 @dataclass(frozen=True)
 class PlacedGroup:
-    """A group in the image: `scale` is pixels per world unit, `at` the position of the group's origin in pixels."""
+    """A group in the image: `scale` is pixels per world unit, `at` the position of the group's
+    origin in pixels.
+    """
 
     group: SceneGroup
     at: tuple[float, float]
@@ -61,7 +117,9 @@ def scene_generator(seed: int, split: str, number: int, purpose: int = 0) -> Gen
 
 
 def random_scene(seed: int, split: str, number: int) -> Scene:
-    """Return the scene with a given number; its composed relations belong to the split. Raises ValueError: no split."""
+    """Return the scene with a given number; its composed relations belong to the split. Raises
+    ValueError: no split.
+    """
     allowed = statements_of(split)
     rng = scene_generator(seed, split, number)
     width, height = SIZES[rng.integers(len(SIZES))]
@@ -82,17 +140,32 @@ def random_scene(seed: int, split: str, number: int) -> Scene:
     horizon, placed = layout
     things = tuple(actor for each in placed for actor in each.group.actors)
     outdoors = any(
-        thing.kind in ("car", "kite", "horse") or (thing.kind == "umbrella" and thing.posture == "standing")
+        thing.kind in ("car", "kite", "horse")
+        or (thing.kind == "umbrella" and thing.posture == "standing")
         for thing in things
     )
-    indoors, background_seed = not outdoors and bool(rng.random() < 0.45), int(rng.integers(2**31))
-    return Scene(split, number, width, height, horizon, indoors, background_seed, placed, things, _facts(placed))
+    indoors = not outdoors and bool(rng.random() < 0.45)
+    background_seed = int(rng.integers(2**31))
+    return Scene(
+        split,
+        number,
+        width,
+        height,
+        horizon,
+        indoors,
+        background_seed,
+        placed,
+        things,
+        _facts(placed),
+    )
 
 
 def _facts(placed: tuple[PlacedGroup, ...]) -> tuple[Fact, ...]:
-    start, facts = 0, dict[tuple[int, str, int], Fact]()
+    start = 0
+    facts = dict[tuple[int, str, int], Fact]()
     for each in placed:
-        actors, found = each.group.actors, [*each.group.bonds]
+        actors = each.group.actors
+        found = [*each.group.bonds]
         for subject, predicate, object_, _ in each.group.bonds:
             for also, swapped in implied(actors[subject].kind, predicate, actors[object_].kind):
                 ends = (object_, subject) if swapped else (subject, object_)
@@ -107,9 +180,15 @@ def _facts(placed: tuple[PlacedGroup, ...]) -> tuple[Fact, ...]:
 def _lay_out(
     groups: list[SceneGroup], width: int, height: int, rng: Generator
 ) -> tuple[float, tuple[PlacedGroup, ...]] | None:
-    """Return the horizon (pixels from the top) and the groups from left to right; None if they do not fit."""
+    """Return the horizon (pixels from the top) and the groups from left to right; None if they do
+    not fit.
+    """
     extents = [group.extent() for group in groups]
-    wide = sum(extent.right - extent.left for extent in extents) + GROUP_GAP * (len(groups) - 1) + 2 * _MARGIN
+    wide = (
+        sum(extent.right - extent.left for extent in extents)
+        + GROUP_GAP * (len(groups) - 1)
+        + 2 * _MARGIN
+    )
     high = max(extent.top for extent in extents) + 2 * _MARGIN
     largest = min(width / wide, height * 0.93 / high, _LARGEST)
     if largest < _SMALLEST and len(groups) > 1:
@@ -119,7 +198,8 @@ def _lay_out(
     order = rng.permutation(len(groups))
     spare = width / scale - wide
     gaps = rng.dirichlet(np.ones(len(groups) + 1)) * max(spare, 0.0)
-    placed, x = [], _MARGIN
+    placed = []
+    x = _MARGIN
     for gap, index in zip(gaps, order, strict=False):
         extent = extents[index]
         # Below the horizon, and the whole group in the image.
@@ -134,14 +214,10 @@ def _lay_out(
     return horizon, tuple(placed)
 
 
-# Minimum world units between unrelated things of a group; neighbours are at most 0.12 apart.
-APART = 0.3
-_THIRD_THING_PROBABILITY = 0.5
-_THIRD_THING_ATTEMPTS = 4
-
-
 class Option(NamedTuple):
-    """A statement that can be composed, its rule, and its share among the statements of its predicate."""
+    """A statement that can be composed, its rule, and its share among the statements of its
+    predicate.
+    """
 
     share: float
     rule: CompositionRule
@@ -155,13 +231,17 @@ def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:
     """Return two related things, and often a third thing that is related to one of them."""
     group = SceneGroup()
     _, rule, statement = _choose(_options(allowed), rng)
-    subject, object_ = random_actor(statement[0], rng), random_actor(statement[2], rng)
+    subject = random_actor(statement[0], rng)
+    object_ = random_actor(statement[2], rng)
     first = str(rng.choice(["subject", "object"])) if rule.first == "either" else rule.first
     group.add(subject if first == "subject" else object_)
     relate(group, rule, subject, object_, rng)
     if rng.random() < _THIRD_THING_PROBABILITY:
         named = _options(allowed).items()
-        fitting = {name: [each for each in options if any(_anchors(group, each))] for name, options in named}
+        fitting = {
+            name: [each for each in options if any(_anchors(group, each))]
+            for name, options in named
+        }
         fitting = {name: options for name, options in fitting.items() if options}
         for _ in range(_THIRD_THING_ATTEMPTS if fitting else 0):
             _, rule, statement = option = _choose(fitting, rng)
@@ -175,8 +255,12 @@ def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:
     return group
 
 
-def relate(group: SceneGroup, rule: CompositionRule, subject: Actor, object_: Actor, rng: Generator) -> None:
-    """Compose a relation of two actors, one of which is in the group, and use up the slots it needs."""
+def relate(
+    group: SceneGroup, rule: CompositionRule, subject: Actor, object_: Actor, rng: Generator
+) -> None:
+    """Compose a relation of two actors, one of which is in the group, and use up the slots it
+    needs.
+    """
     for actor, takes in ((subject, rule.subject_takes), (object_, rule.object_takes)):
         actor.free -= takes
         if takes >= {"fore", "aft"}:  # the actor leaves the ground or is enclosed
@@ -186,12 +270,15 @@ def relate(group: SceneGroup, rule: CompositionRule, subject: Actor, object_: Ac
 
 
 def stays_apart(group: SceneGroup) -> bool:
-    """Return whether no two unrelated things of a group are near, in front of or above each other."""
+    """Return whether no two unrelated things of a group are near, in front of or above each
+    other.
+    """
     related = {frozenset((bond.subject, bond.object)) for bond in group.bonds}
     for (i, one), (j, other) in combinations(enumerate(group.actors), 2):
         if frozenset((i, j)) in related:
             continue
-        a, b = one.extent(), other.extent()
+        a = one.extent()
+        b = other.extent()
         across = max(a.left, b.left) - min(a.right, b.right)
         upright = max(a.bottom, b.bottom) - min(a.top, b.top)
         upper = one if a.bottom > b.bottom else other
@@ -226,7 +313,9 @@ def _options(allowed: frozenset[Statement]) -> Options:
 
 
 def _choose(options: Options, rng: Generator) -> Option:
-    """Sample a predicate by the largest weight of its rules, then one of its statements by share."""
+    """Sample a predicate by the largest weight of its rules, then one of its statements by
+    share.
+    """
     predicates = list(options)
     weights = np.array([max(option.rule.weight for option in options[each]) for each in predicates])
     choices = options[predicates[rng.choice(len(predicates), p=weights / weights.sum())]]
@@ -235,7 +324,9 @@ def _choose(options: Options, rng: Generator) -> Option:
 
 
 class Wording(NamedTuple):
-    """A predicate after a noun ("riding"), as a main verb ("rides"), and in the passive ("ridden by")."""
+    """A predicate after a noun ("riding"), as a main verb ("rides"), and in the passive ("ridden
+    by").
+    """
 
     participle: str
     finite: str
@@ -246,34 +337,7 @@ class Wording(NamedTuple):
         return not self.finite.startswith("is ")
 
 
-# Verbs in their finite forms and passives; other predicates follow "is".
-_VERBS = {
-    "riding": "rides, ridden by", "holding": "holds, held by", "sitting on": "sits on", "standing on": "stands on",
-    "lying on": "lies on", "kicking": "kicks, kicked by", "throwing": "throws, thrown by",
-    "chasing": "chases, chased by", "walking": "walks, walked by", "flying": "flies, flown by",
-    "looking at": "looks at", "pushing": "pushes, pushed by", "jumping over": "jumps over",
-    "petting": "pets, petted by", "flying over": "flies over",
-}  # fmt: skip
 WORDINGS = {name: Wording(name, *_VERBS.get(name, f"is {name}").split(", ")) for name in PREDICATES}
-
-# The first name is canonical; a name that is listed more often is used more often.
-NOUNS: dict[str, tuple[str, ...]] = {
-    "man": ("man", "man", "man", "guy", "person"),
-    "woman": ("woman", "woman", "woman", "lady", "person"),
-    "boy": ("boy", "boy", "child", "kid"),
-    "girl": ("girl", "girl", "child", "kid"),
-    "dog": ("dog", "dog", "dog", "puppy"),
-    "cat": ("cat", "cat", "cat", "kitten"),
-    "bicycle": ("bicycle", "bike"),
-    "dining table": ("table", "table", "table", "dining table"),
-    "cup": ("cup", "cup", "mug"),
-    "sports ball": ("ball",),
-}
-_BALLS = {0: "soccer ball", 2: "beach ball"}
-_MOST = 5  # captions
-
-_PLAIN = "{0} {1.participle} {2}"
-_TEMPLATES = [_PLAIN, _PLAIN, _PLAIN, "{0} {1.finite} {2}", "{0} is {1.participle} {2}", f"there is {_PLAIN}"]
 
 
 @dataclass(frozen=True)
@@ -285,7 +349,9 @@ class SceneCaption:
 
 
 def scene_captions(scene: Scene, rng: Generator) -> list[SceneCaption]:
-    """Up to five distinct captions in varied wordings; of composed facts, the first five are stated."""
+    """Up to five distinct captions in varied wordings; of composed facts, the first five are
+    stated.
+    """
     composed = [fact for fact in scene.facts if not fact.implied]
     implied = [fact for fact in scene.facts if fact.implied]
     captions: dict[str, SceneCaption] = {}
@@ -305,7 +371,9 @@ def scene_captions(scene: Scene, rng: Generator) -> list[SceneCaption]:
 def _phrase_fact(scene: Scene, fact: Fact, rng: Generator) -> SceneCaption:
     """Return a caption of a fact, sometimes combined with a second one, in a random wording."""
     wording = WORDINGS[fact.predicate]
-    others = [other for other in scene.facts if _can_combine(fact, other)] if rng.random() < 0.3 else []
+    others = (
+        [other for other in scene.facts if _can_combine(fact, other)] if rng.random() < 0.3 else []
+    )
     if not others:
         templates = [*_TEMPLATES, "{2} {1.passive} {0}"] if wording.passive else _TEMPLATES
         template = templates[rng.integers(len(templates))]
@@ -329,8 +397,14 @@ def _can_combine(fact: Fact, other: Fact) -> bool:
         return False
     if fact.predicate == "with":
         # "a man with a cat on a table" is ambiguous: who is on the table?
-        return other.subject == fact.subject and other.predicate in ("next to", "behind", "in front of")
-    if other.implied or not (WORDINGS[fact.predicate].is_verb and WORDINGS[other.predicate].is_verb):
+        return other.subject == fact.subject and other.predicate in (
+            "next to",
+            "behind",
+            "in front of",
+        )
+    if other.implied or not (
+        WORDINGS[fact.predicate].is_verb and WORDINGS[other.predicate].is_verb
+    ):
         return False
     apart = not {fact.subject, fact.object} & {other.subject, other.object}
     return apart or other.subject == fact.subject
@@ -338,7 +412,9 @@ def _can_combine(fact: Fact, other: Fact) -> bool:
 
 def _pair(scene: Scene, fact: Fact, rng: Generator) -> tuple[str, str]:
     """Subject and object; "another dog" if both have the same name."""
-    subject, object_ = (_noun_phrase(scene.things[thing], rng) for thing in (fact.subject, fact.object))
+    subject, object_ = (
+        _noun_phrase(scene.things[thing], rng) for thing in (fact.subject, fact.object)
+    )
     return subject, f"another {object_.split(' ', 1)[1]}" if subject == object_ else object_
 
 

@@ -1,4 +1,6 @@
-"""What every annotation reader shares: its result, edits of records, and the format and split of its file."""
+"""What every annotation reader shares: its result, edits of records, and the format and split of
+its file.
+"""
 
 import codecs
 import math
@@ -26,111 +28,11 @@ ProblemCounts: TypeAlias = Counter[str]
 CLIP_TOLERANCE = 0.01  # pixels; smaller cuts are not counted
 
 
-@dataclass(frozen=True)
-class DatasetClasses:
-    """The closed class lists of a dataset, in the order of its official indices."""
-
-    objects: tuple[str, ...]
-    relations: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class AnnotationSource:
-    """An annotation file, with its companion files, ready to be read; `files` and `options` decide what is read.
-
-    `read` yields the records in file order and counts problems. Boxes are as annotated, not yet clipped; a record whose
-    image size is not annotated has width and height 0.
-    """
-
-    dataset: str
-    split: str
-    read: Callable[[ProblemCounts], Iterator[Record]]
-    files: Mapping[str, Location]  # by role
-    options: Mapping[str, Any] = field(default_factory=dict)
-    classes: DatasetClasses | None = None
-    image: Callable[[Record], bytes | None] | None = None  # of a record that was read, if the source contains images
-    origin: Sequence[Mapping[str, Any]] = ()  # identities of the runs that the rows come from, if recorded
-    boxes: Literal["xywh", "xyxy"] | None = None  # in the files, where other exporters may write others; None: fixed
-
-
-def image_id_from_name(file_name: str) -> str:
-    """Return the id of an image that is known by its file only: COCO's number, or the name without its suffix."""
-    stem = PurePosixPath(file_name).stem
-    number = re.fullmatch(r"COCO_\w+_(\d+)", stem)
-    return str(int(number[1])) if number else stem
-
-
-@contextmanager
-def error_row(record: Record) -> Iterator[None]:
-    """Make a FieldError or an ImageError in the body of the `with` statement the reason of an error row."""
-    try:
-        yield
-    except (FieldError, ImageError) as error:
-        record.objects = []
-        record.fail("import", fields.clean(str(error)))
-
-
-def replace_objects(record: Record, boxes: list[Box | None], problems: ProblemCounts) -> None:
-    """Set the record's objects to `boxes`, without those that are None; drop and count the relations of the latter."""
-    new_index = {old: new for new, old in enumerate(index for index, box in enumerate(boxes) if box is not None)}
-    relations = [item for item in record.relations if item.subject in new_index and item.object in new_index]
-    problems["relations_of_dropped_boxes"] += len(record.relations) - len(relations)
-    for item in relations:
-        item.subject, item.object = new_index[item.subject], new_index[item.object]
-    record.objects, record.relations = [box for box in boxes if box is not None], relations
-
-
-def clip_objects(record: Record, problems: ProblemCounts) -> None:
-    """Clip the boxes to the image; drop those without area inside it, together with their relations."""
-    boxes: list[Box | None] = []
-    for box in record.objects:
-        bbox = box.bbox if box.is_nothing else clip_box(box.bbox, record.width, record.height)
-        if bbox is None:
-            problems["degenerate" if all(map(math.isfinite, box.bbox)) else "not_finite"] += 1
-            boxes.append(None)
-            continue
-        problems["clipped"] += any(abs(a - b) > CLIP_TOLERANCE for a, b in zip(box.bbox, bbox, strict=True))
-        boxes.append(box if bbox is box.bbox else replace(box, bbox=bbox))
-    replace_objects(record, boxes, problems)
-
-
-def drop_nameless(record: Record, problems: ProblemCounts) -> None:
-    """Drop relations with a blank predicate and objects with a blank name."""
-    named = [relation for relation in record.relations if relation.predicate.strip()]
-    boxes = [box if box.category.strip() else None for box in record.objects]
-    problems["nameless"] += len(record.relations) - len(named) + boxes.count(None)
-    record.relations = named
-    replace_objects(record, boxes, problems)
-
-
-def relations_of(rows: Iterable[Sequence[Any]], names: Mapping[int, str], objects: Mapping[Any, int]) -> list[Relation]:
-    """Return relations given as rows [subject, object, number of the predicate] or with a confidence behind.
-
-    `objects`: indices by what the rows call them. Raises FieldError: there is no such object or predicate.
-    """
-    relations = []
-    for subject, object_, label, *confidence in rows:
-        for end in (subject, object_):
-            if end not in objects:
-                raise FieldError(
-                    f"object {end:g} of a relation is not among the image's {count(len(objects), 'object')}"
-                )
-        if label not in names:
-            raise FieldError(f"label {label:g} of a relation is not a predicate of the dataset")
-        relations.append(Relation(objects[subject], objects[object_], names[label], *confidence))
-    return relations
-
-
-def add_name(names: dict[int, str], number: int, name: str) -> None:
-    """Add a category. Raises UserError: its id is already that of another name, so that boxes of both would get one."""
-    if names.setdefault(number, name) != name:
-        raise UserError(f"category {number} is both {names[number]!r} and {name!r}; each id must have one name")
-
-
 _ITEMS_EXAMINED = 20
 _TAIL = 4096  # bytes read at both ends of a file
 
-# A file has a format if an item of the named array ("": the file is an array) has all these keys; the first match wins.
+# A file has a format if an item of the named array ("": the file is an array) has all these keys;
+# the first match wins.
 _RULES = (
     ("", "annotations hoi_annotation", "hoia"),
     ("", "annotations rel_annotations", "open-images"),
@@ -153,39 +55,6 @@ _RULES = (
 )
 
 
-def require_format(path: Location, *accepted: str) -> str:
-    """Return the format of a file. Raises UserError, also if it is not accepted, with its format if it is known."""
-    found = detect_format(path)
-    if found in accepted:
-        return found
-    what = f"has the format {found!r}" if found else "has a format that sgpipe does not know"
-    raise UserError(f"{path} {what}, not {' or '.join(map(repr, accepted))}")
-
-
-def detect_format(path: Location) -> str | None:
-    """Return the format of a file by its first items, or None if it is unknown."""
-    with suppress(OSError):  # a file that is cut short is refused before it is used; a missing one by the reader
-        head, tail = read_ends(path, _TAIL)
-        head, tail = head.removeprefix(codecs.BOM_UTF8).lstrip(), tail.rstrip()
-        if head and tail and head[:1] + tail[-1:] not in (b"[]", b"{}"):
-            raise UserError(f"{path} is not a JSON array or object, or is cut short")
-    stream, seen = JsonStream(path), Counter[str]()
-    for array, item in stream:
-        seen[array] += 1
-        if array == "rel_categories" and isinstance(item, str):
-            return "triplets"
-        if isinstance(item, dict) and seen[array] <= _ITEMS_EXAMINED:
-            for name, keys, found in _RULES:
-                if name == array and set(keys.split()) <= item.keys():
-                    # HICO-DET and V-COCO number their verbs differently; only the image names tell their files apart.
-                    # Only files that sgpipe exported have image ids as well as names, and they may be of any dataset.
-                    prefix = "" if "image_id" in item else str(item.get("file_name")).partition("_")[0]
-                    return {"HICO": "hico", "COCO": "vcoco"}.get(prefix, found) if found == "hoia" else found
-        if array == "" and seen[array] > _ITEMS_EXAMINED:
-            return None
-    return None
-
-
 # Words for splits in the names of published files and folders, and the split that each means.
 _SPLITS = {
     **dict.fromkeys(("train", "training", "trainval", "minitrain"), "train"),
@@ -199,31 +68,222 @@ _ALONE = rf"{_WORD}(?:[-_]?\d{{4}})?"  # "val2017"
 _FOLDER = rf"(?:.*[-_. ])?{_ALONE}(?:[-_. ]?(?:images?|imgs?|photos?|jpe?gs?|data|set|split))?"
 
 
-def infer_split(annotations: Location, images: ImagePlace | None, default: str | None = None) -> str:
-    """Return the split that an annotation file or its image folder is named after: "instances_val2017.json" is "val".
+@dataclass(frozen=True)
+class DatasetClasses:
+    """The closed class lists of a dataset, in the order of its official indices."""
+
+    objects: tuple[str, ...]
+    relations: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AnnotationSource:
+    """An annotation file, with its companion files, ready to be read; `files` and `options` decide
+    what is read.
+
+    `read` yields the records in file order and counts problems. Boxes are as annotated, not yet
+    clipped; a record whose image size is not annotated has width and height 0.
+    """
+
+    dataset: str
+    split: str
+    read: Callable[[ProblemCounts], Iterator[Record]]
+    files: Mapping[str, Location]  # by role
+    options: Mapping[str, Any] = field(default_factory=dict)
+    classes: DatasetClasses | None = None
+    image: Callable[[Record], bytes | None] | None = (
+        None  # of a record that was read, if the source contains images
+    )
+    origin: Sequence[
+        Mapping[str, Any]
+    ] = ()  # identities of the runs that the rows come from, if recorded
+    boxes: Literal["xywh", "xyxy"] | None = (
+        None  # in the files, where other exporters may write others; None: fixed
+    )
+
+
+def image_id_from_name(file_name: str) -> str:
+    """Return the id of an image that is known by its file only: COCO's number, or the name without
+    its suffix.
+    """
+    stem = PurePosixPath(file_name).stem
+    number = re.fullmatch(r"COCO_\w+_(\d+)", stem)
+    return str(int(number[1])) if number else stem
+
+
+@contextmanager
+def error_row(record: Record) -> Iterator[None]:
+    """Make a FieldError or an ImageError in the body of the `with` statement the reason of an error
+    row.
+    """
+    try:
+        yield
+    except (FieldError, ImageError) as error:
+        record.objects = []
+        record.fail("import", fields.clean(str(error)))
+
+
+def replace_objects(record: Record, boxes: list[Box | None], problems: ProblemCounts) -> None:
+    """Set the record's objects to `boxes`, without those that are None; drop and count the
+    relations of the latter.
+    """
+    new_index = {
+        old: new
+        for new, old in enumerate(index for index, box in enumerate(boxes) if box is not None)
+    }
+    relations = [
+        item for item in record.relations if item.subject in new_index and item.object in new_index
+    ]
+    problems["relations_of_dropped_boxes"] += len(record.relations) - len(relations)
+    for item in relations:
+        item.subject = new_index[item.subject]
+        item.object = new_index[item.object]
+    record.objects = [box for box in boxes if box is not None]
+    record.relations = relations
+
+
+def clip_objects(record: Record, problems: ProblemCounts) -> None:
+    """Clip the boxes to the image; drop those without area inside it, together with their
+    relations.
+    """
+    boxes: list[Box | None] = []
+    for box in record.objects:
+        bbox = box.bbox if box.is_nothing else clip_box(box.bbox, record.width, record.height)
+        if bbox is None:
+            problems["degenerate" if all(map(math.isfinite, box.bbox)) else "not_finite"] += 1
+            boxes.append(None)
+            continue
+        problems["clipped"] += any(
+            abs(a - b) > CLIP_TOLERANCE for a, b in zip(box.bbox, bbox, strict=True)
+        )
+        boxes.append(box if bbox is box.bbox else replace(box, bbox=bbox))
+    replace_objects(record, boxes, problems)
+
+
+def drop_nameless(record: Record, problems: ProblemCounts) -> None:
+    """Drop relations with a blank predicate and objects with a blank name."""
+    named = [relation for relation in record.relations if relation.predicate.strip()]
+    boxes = [box if box.category.strip() else None for box in record.objects]
+    problems["nameless"] += len(record.relations) - len(named) + boxes.count(None)
+    record.relations = named
+    replace_objects(record, boxes, problems)
+
+
+def relations_of(
+    rows: Iterable[Sequence[Any]], names: Mapping[int, str], objects: Mapping[Any, int]
+) -> list[Relation]:
+    """Return relations given as rows [subject, object, number of the predicate] or with a
+    confidence behind.
+
+    `objects`: indices by what the rows call them. Raises FieldError: there is no such object or
+    predicate.
+    """
+    relations = []
+    for subject, object_, label, *confidence in rows:
+        for end in (subject, object_):
+            if end not in objects:
+                raise FieldError(
+                    f"object {end:g} of a relation is not among the image's"
+                    f" {count(len(objects), 'object')}"
+                )
+        if label not in names:
+            raise FieldError(f"label {label:g} of a relation is not a predicate of the dataset")
+        relations.append(Relation(objects[subject], objects[object_], names[label], *confidence))
+    return relations
+
+
+def add_name(names: dict[int, str], number: int, name: str) -> None:
+    """Add a category. Raises UserError: its id is already that of another name, so that boxes of
+    both would get one.
+    """
+    if names.setdefault(number, name) != name:
+        raise UserError(
+            f"category {number} is both {names[number]!r} and {name!r}; each id must have one name"
+        )
+
+
+def require_format(path: Location, *accepted: str) -> str:
+    """Return the format of a file. Raises UserError, also if it is not accepted, with its format if
+    it is known.
+    """
+    found = detect_format(path)
+    if found in accepted:
+        return found
+    what = f"has the format {found!r}" if found else "has a format that sgpipe does not know"
+    raise UserError(f"{path} {what}, not {' or '.join(map(repr, accepted))}")
+
+
+def detect_format(path: Location) -> str | None:
+    """Return the format of a file by its first items, or None if it is unknown."""
+    with suppress(
+        OSError
+    ):  # a file that is cut short is refused before it is used; a missing one by the reader
+        head, tail = read_ends(path, _TAIL)
+        head = head.removeprefix(codecs.BOM_UTF8).lstrip()
+        tail = tail.rstrip()
+        if head and tail and head[:1] + tail[-1:] not in (b"[]", b"{}"):
+            raise UserError(f"{path} is not a JSON array or object, or is cut short")
+    stream = JsonStream(path)
+    seen = Counter[str]()
+    for array, item in stream:
+        seen[array] += 1
+        if array == "rel_categories" and isinstance(item, str):
+            return "triplets"
+        if isinstance(item, dict) and seen[array] <= _ITEMS_EXAMINED:
+            for name, keys, found in _RULES:
+                if name == array and set(keys.split()) <= item.keys():
+                    # HICO-DET and V-COCO number their verbs differently; only the image names tell
+                    # their files apart. Only files that sgpipe exported have image ids as well as
+                    # names, and they may be of any dataset.
+                    prefix = (
+                        "" if "image_id" in item else str(item.get("file_name")).partition("_")[0]
+                    )
+                    return (
+                        {"HICO": "hico", "COCO": "vcoco"}.get(prefix, found)
+                        if found == "hoia"
+                        else found
+                    )
+        if array == "" and seen[array] > _ITEMS_EXAMINED:
+            return None
+    return None
+
+
+def infer_split(
+    annotations: Location, images: ImagePlace | None, default: str | None = None
+) -> str:
+    """Return the split that an annotation file or its image folder is named after:
+    "instances_val2017.json" is "val".
 
     Otherwise the folders that contain them count, if they are of one split ("val2017/labels.json").
-    `images`: None: the name of their folder does not count, as of V-COCO's, which are COCO's. `default`: of a dataset
-    without splits. Raises UserError: the names contradict each other, or neither is a split's and there is no default.
+    `images`: None: the name of their folder does not count, as of V-COCO's, which are COCO's.
+    `default`: of a dataset without splits. Raises UserError: the names contradict each other, or
+    neither is a split's and there is no default.
     """
     folder = None if images is None else Path(located(images).rstrip("/"))
     words = re.findall(_WORD, _lower(annotations.name.removesuffix(".gz").removesuffix(".json")))
     words.sort(key="all".__ne__)  # of "train_all", the split is train
     by_file = _SPLITS[words[-1]] if words else None
-    match = folder and re.fullmatch(_FOLDER, _lower(re.sub(r"\.(zip|tar)$", "", folder.resolve().name)))
+    match = folder and re.fullmatch(
+        _FOLDER, _lower(re.sub(r"\.(zip|tar)$", "", folder.resolve().name))
+    )
     by_folder = _SPLITS[match[1]] if match else None
     if by_file != by_folder and not {by_file, by_folder} & {None, WHOLE}:
         raise UserError(
-            f"{annotations.name} is named after {by_file!r}, the image folder {folder} after {by_folder!r}: "
-            f"pass --split {by_file} or --split {by_folder}, or the folder of these annotations"
+            f"{annotations.name} is named after {by_file!r}, the image folder {folder} after"
+            f" {by_folder!r}: pass --split {by_file} or --split {by_folder}, or the folder of these"
+            " annotations"
         )
-    outer = (_lower(place.resolve().parent.name) for place in (Path(str(annotations)), folder) if place)
+    outer = (
+        _lower(place.resolve().parent.name) for place in (Path(str(annotations)), folder) if place
+    )
     around = {_SPLITS[found[1]] for name in outer if (found := re.fullmatch(_ALONE, name))}
-    if split := by_file or by_folder or (around.pop() if len(around) == 1 else default):
+    split = by_file or by_folder or (around.pop() if len(around) == 1 else default)
+    if split:
         return split
     beside = f" nor of the image folder {folder}" if folder else ""
     raise UserError(
-        f"the split is unknown: neither the name of {annotations}{beside} says train, val or test; pass --split NAME"
+        f"the split is unknown: neither the name of {annotations}{beside} says train, val or test;"
+        " pass --split NAME"
     )
 
 

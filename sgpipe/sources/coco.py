@@ -1,7 +1,7 @@
 """COCO instances and captions files, and datasets in the same format, also with relations.
 
-`read_coco` reads columns, to be labelled. `coco_relations_source` and `coco_source` read records, to be imported, which
-keep all boxes in file order, as RelTR's triplets refer to them by position.
+`read_coco` reads columns, to be labelled. `coco_relations_source` and `coco_source` read records,
+to be imported, which keep all boxes in file order, as RelTR's triplets refer to them by position.
 """
 
 from __future__ import annotations
@@ -23,9 +23,26 @@ from sgpipe.files.locations import Location
 from sgpipe.images import image_exists
 from sgpipe.records import Box, Caption, Record, Relation
 from sgpipe.sources import annotated, fields
-from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row, require_format
+from sgpipe.sources.annotated import (
+    AnnotationSource,
+    DatasetClasses,
+    ProblemCounts,
+    error_row,
+    require_format,
+)
 from sgpipe.sources.detections import Detections
 from sgpipe.sources.fields import FieldError
+
+_PROBES = 200  # file names tried to choose a layout
+_LAYOUTS = (2, 0, 1, 3)  # leading folders that are left out
+
+
+NO_RELATION = (  # RelTR's relation category 0; at any other position it is a predicate like others
+    "__background__"
+)
+
+
+_PER_RELATION = 4  # numbers of one in `CocoInstances.relations`
 
 
 def read_coco(
@@ -40,11 +57,19 @@ def read_coco(
     return detections, origin
 
 
-def _read_instances(path: Location | str, detections: Detections, **further: Callable[[Any], Any]) -> JsonStream:
-    """Read a file; `further`: what adds the items of other arrays. Raises UserError, also if an id has two names."""
-    add: dict[str, Callable[[Any], Any]] = {"images": detections.add_image, "annotations": detections.add_box}
+def _read_instances(
+    path: Location | str, detections: Detections, **further: Callable[[Any], Any]
+) -> JsonStream:
+    """Read a file; `further`: what adds the items of other arrays. Raises UserError, also if an id
+    has two names.
+    """
+    add: dict[str, Callable[[Any], Any]] = {
+        "images": detections.add_image,
+        "annotations": detections.add_box,
+    }
     add |= {"categories": detections.add_category, **further}
-    stream, seen = JsonStream(path), dict.fromkeys(add, 0)
+    stream = JsonStream(path)
+    seen = dict.fromkeys(add, 0)
     for key, item in stream:
         if key in add:
             seen[key] += 1
@@ -54,7 +79,9 @@ def _read_instances(path: Location | str, detections: Detections, **further: Cal
                 detections.problems["malformed"] += 1
             except UserError as error:
                 raise UserError(f"{path}: {error}") from None
-    if not (seen["images"] and seen["categories"]) or (seen["annotations"] and not detections.boxes):
+    if not (seen["images"] and seen["categories"]) or (
+        seen["annotations"] and not detections.boxes
+    ):
         lacks = "images, no categories, or no annotation with image_id, category_id and bbox"
         raise UserError(f"{path} is not a COCO instances file: it has no {lacks}")
     return stream
@@ -66,45 +93,52 @@ def _read_captions(path: Location | str, detections: Detections) -> JsonStream:
         if key == "annotations":
             detections.attempt(detections.add_caption, item)
     if not detections.captions:
-        raise UserError(f"{path} has no caption for any annotated image: is it a captions file of this split?")
+        raise UserError(
+            f"{path} has no caption for any annotated image: is it a captions file of this split?"
+        )
     return stream
 
 
-_PROBES = 200  # file names tried to choose a layout
-_LAYOUTS = (2, 0, 1, 3)  # leading folders that are left out
-
-
 def locate_images(detections: Detections, root: ImagePlace) -> bool:
-    """Rewrite Objects365's file names to the layout of the images below `root`; False if no image is found.
+    """Rewrite Objects365's file names to the layout of the images below `root`; False if no image
+    is found.
 
-    The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to "patch8/…", and mirrors
-    use other layouts. The one that finds most of the first images is used; if none does, that of the downloads.
+    The annotations say "images/v1/patch8/objects365_v1_00420917.jpg"; the downloads unpack to
+    "patch8/…", and mirrors use other layouts. The one that finds most of the first images is used;
+    if none does, that of the downloads.
     """
     names = [name.split("/") for name in detections.file_names]
-    found = [sum(image_exists(root, "/".join(name[out:])) for name in names[:_PROBES]) for out in _LAYOUTS]
+    found = [
+        sum(image_exists(root, "/".join(name[out:])) for name in names[:_PROBES])
+        for out in _LAYOUTS
+    ]
     best = _LAYOUTS[found.index(max(found))]
     detections.file_names = ["/".join(name[best:] or name) for name in names]
     return max(found) > 0
 
 
-NO_RELATION = "__background__"  # RelTR's relation category 0; at any other position it is a predicate like others
+def coco_relations_source(
+    annotations: Path, relations: Path | None, split: str
+) -> AnnotationSource:
+    """Return the images of an instances file, including those without relations, with the relations
+    of their boxes.
 
-
-def coco_relations_source(annotations: Path, relations: Path | None, split: str) -> AnnotationSource:
-    """Return the images of an instances file, including those without relations, with the relations of their boxes.
-
-    `relations`: rel.json, `{split: {image id: [[subject, object, relation], …]}, "rel_categories": [names]}`. Subject
-    and object are positions among the image's boxes in the order of the instances file, without crowds. None: the
-    instances file has them, `"rel_annotations": [{"subject_id", "object_id", "predicate_id", "image_id"}]` with ids of
-    its `annotations`, and `"rel_categories": [{"id", "name"}]`.
+    `relations`: rel.json, `{split: {image id: [[subject, object, relation], …]}, "rel_categories":
+    [names]}`. Subject and object are positions among the image's boxes in the order of the
+    instances file, without crowds. None: the instances file has them, `"rel_annotations":
+    [{"subject_id", "object_id", "predicate_id", "image_id"}]` with ids of its `annotations`, and
+    `"rel_categories": [{"id", "name"}]`.
     """
     require_format(annotations, "coco", "coco-rel")
     instances = load_coco_instances(annotations)
-    names, related = instances.predicates, instances.relations
+    names = instances.predicates
+    related = instances.relations
     if relations is not None:
         require_format(relations, "triplets")
         content = list(JsonStream(relations))
-        names = dict(enumerate(fields.clean(str(item)) for key, item in content if key == "rel_categories"))
+        names = dict(
+            enumerate(fields.clean(str(item)) for key, item in content if key == "rel_categories")
+        )
         splits = {key: value for key, value in content if isinstance(value, dict)}
         if split not in splits:
             choices = " or ".join(map(fields.single_line, sorted(splits))) or "NAME"
@@ -112,9 +146,12 @@ def coco_relations_source(annotations: Path, relations: Path | None, split: str)
         related = splits[split]
     elif not instances.with_relations or (related and not names):
         raise UserError(
-            f"{annotations} has no rel_annotations or no rel_categories: give its relations by --relations rel.json"
+            f"{annotations} has no rel_annotations or no rel_categories: give its relations by"
+            " --relations rel.json"
         )
-    names = {number: name for number, name in sorted(names.items()) if (number, name) != (0, NO_RELATION)}
+    names = {
+        number: name for number, name in sorted(names.items()) if (number, name) != (0, NO_RELATION)
+    }
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         problems.update(instances.problems)
@@ -144,34 +181,39 @@ def coco_source(annotations: Path, split: str, captions: Path | None = None) -> 
 
     def read(problems: ProblemCounts) -> Iterator[Record]:
         instances = load_coco_instances(annotations)
-        problems["ignored_relations"] += sum(map(len, instances.relations.values())) // _PER_RELATION
+        problems["ignored_relations"] += (
+            sum(map(len, instances.relations.values())) // _PER_RELATION
+        )
         if captions:
             _read_captions(captions, instances)
         problems.update(instances.problems)
         for number, row in instances.position.items():
             record = instances.record(number, "coco", split, problems)
-            record.captions = list(map(Caption, instances.captions.get(row, []))) if record.ok else []
+            record.captions = (
+                list(map(Caption, instances.captions.get(row, []))) if record.ok else []
+            )
             yield record
 
     files = {"annotations": annotations} | ({"captions": captions} if captions else {})
     return AnnotationSource("coco", split, read, files, boxes="xywh")
 
 
-_PER_RELATION = 4  # numbers of one in `CocoInstances.relations`
-
-
 @dataclass
 class CocoInstances(Detections):
     """An instances file to be imported: all boxes in file order, and relations.
 
-    `relations`: by ids of images; subject, object (ids of boxes), predicate and confidence (or NaN) of each, one after
-    the other.
+    `relations`: by ids of images; subject, object (ids of boxes), predicate and confidence (or NaN)
+    of each, one after the other.
     """
 
-    ids: dict[str, str] = field(default_factory=dict)  # `image_id` of exported files, which need not be a number
+    ids: dict[str, str] = field(
+        default_factory=dict
+    )  # `image_id` of exported files, which need not be a number
     box_ids: array[float] = field(default_factory=lambda: array("d"))  # or NaN
     with_relations: bool = False  # the file has a list of them, which may be empty
-    broken: set[str] = field(default_factory=set)  # with an unreadable box, so that relations refer to wrong ones
+    broken: set[str] = field(
+        default_factory=set
+    )  # with an unreadable box, so that relations refer to wrong ones
     image_boxes: Sequence[NDArray[Any]] = ()  # which boxes each row has
     predicates: dict[int, str] = field(default_factory=dict)
     relations: dict[str, array[float]] = field(default_factory=dict)
@@ -189,7 +231,9 @@ class CocoInstances(Detections):
             self.broken.add(self.name_of(item))
             raise
         box_id = item.get("id")
-        self.box_ids.append(box_id if isinstance(box_id, int | float) and abs(box_id) < 2**63 else math.nan)
+        self.box_ids.append(
+            box_id if isinstance(box_id, int | float) and abs(box_id) < 2**63 else math.nan
+        )
 
     def add_text(self, row: int, text: Any) -> None:
         """Add a caption of the image in a row, as it is."""
@@ -198,12 +242,15 @@ class CocoInstances(Detections):
     def add_relation(self, item: Any) -> None:
         """Add an entry of `rel_annotations`."""
         ends = [fields.required(item, key) for key in ("subject_id", "object_id", "predicate_id")]
-        values, score = fields.numbers(ends, 3), fields.confidence(item.get("confidence"))
+        values = fields.numbers(ends, 3)
+        score = fields.confidence(item.get("confidence"))
         own = self.relations.setdefault(self.name_of(item), array("d"))
         own.extend((*values, math.nan if score is None else score))
 
     def add_category(self, item: Any) -> None:
-        """Add an entry of `categories`, also a blank one, as exports have. Raises UserError: an id has two names."""
+        """Add an entry of `categories`, also a blank one, as exports have. Raises UserError: an id
+        has two names.
+        """
         annotated.add_name(self.categories, fields.integer(item, "id"), self.name_of(item, "name"))
 
     def add_predicate(self, item: Any) -> None:
@@ -214,7 +261,9 @@ class CocoInstances(Detections):
         """Return an image with its objects, or an error row; `number` is its id in the file."""
         row = self.position[number]
         width, height = self.sizes[2 * row : 2 * row + 2]
-        record = Record(self.ids.get(number, number), dataset, split, self.file_names[row], width, height)
+        record = Record(
+            self.ids.get(number, number), dataset, split, self.file_names[row], width, height
+        )
         with error_row(record):
             if not record.file_name:
                 raise FieldError("the annotation has no file_name")
@@ -226,17 +275,30 @@ class CocoInstances(Detections):
     def boxes_of(self, number: str) -> list[int]:
         return self.image_boxes[self.position[number]].tolist()
 
-    def objects(self, boxes: Iterable[int], size: Sequence[int], problems: ProblemCounts) -> Iterator[Box]:
-        """Yield boxes of an image of a `size` as objects. Raises FieldError: a class is not listed."""
+    def objects(
+        self, boxes: Iterable[int], size: Sequence[int], problems: ProblemCounts
+    ) -> Iterator[Box]:
+        """Yield boxes of an image of a `size` as objects. Raises FieldError: a class is not
+        listed.
+        """
         for box in boxes:
             category, (x, y, w, h) = self.box_categories[box], self.boxes[4 * box : 4 * box + 4]
             if category not in self.categories:
-                raise FieldError(f"category_id {category} of an object is not in the file's categories")
-            outline, crowd = self.segmentation(box, size, problems), bool(self.box_crowds[box])
-            yield Box(self.categories[category], category, (x, y, w, h), crowd, segmentation=outline)
+                raise FieldError(
+                    f"category_id {category} of an object is not in the file's categories"
+                )
+            outline = self.segmentation(box, size, problems)
+            crowd = bool(self.box_crowds[box])
+            yield Box(
+                self.categories[category], category, (x, y, w, h), crowd, segmentation=outline
+            )
 
-    def related(self, number: str, boxes: Sequence[int], predicates: Mapping[int, str]) -> list[Relation]:
-        """Return the relations of an image. Raises FieldError: an end is not one of its boxes, or no such predicate."""
+    def related(
+        self, number: str, boxes: Sequence[int], predicates: Mapping[int, str]
+    ) -> list[Relation]:
+        """Return the relations of an image. Raises FieldError: an end is not one of its boxes, or
+        no such predicate.
+        """
         ends = {self.box_ids[box]: index for index, box in enumerate(boxes)}
         values = np.reshape(self.relations.get(number, ()), (-1, _PER_RELATION)).tolist()
         rows = ([*pair, None if math.isnan(score) else score] for *pair, score in values)
@@ -247,7 +309,9 @@ def load_coco_instances(path: Path) -> CocoInstances:
     """Read an instances file. Raises UserError, also if an id has two names."""
     instances = CocoInstances("", "")
     further = {"rel_annotations": instances.add_relation, "rel_categories": instances.add_predicate}
-    instances.with_relations = "rel_annotations" in _read_instances(path, instances, **further).arrays
+    instances.with_relations = (
+        "rel_annotations" in _read_instances(path, instances, **further).arrays
+    )
     instances.settle_rows()
     rows = np.asarray(instances.box_rows)
     order = np.argsort(rows, kind="stable")

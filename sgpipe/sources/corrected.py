@@ -1,6 +1,7 @@
 """`sgpipe correct`: a copy of a run in which relations are as people judged them.
 
-Relations that people confirmed, changed or added have no confidence; what they called wrong is gone. All else stays.
+Relations that people confirmed, changed or added have no confidence; what they called wrong is
+gone. All else stays.
 """
 
 import json
@@ -26,6 +27,9 @@ Place: TypeAlias = tuple[int, int, str]  # subject, object, predicate
 _Row: TypeAlias = dict[str, Any]
 
 
+_COUNTS = ("confirmed", "removed", "changed", "added", "unsure", "undecided")
+
+
 @dataclass(frozen=True)
 class CorrectedRun:
     """What was corrected."""
@@ -33,7 +37,9 @@ class CorrectedRun:
     root: str
     images: int
     shards: int
-    counts: dict[str, int]  # relations by what was done; `unsure` ones and `undecided` conflicts stay as they are
+    counts: dict[
+        str, int
+    ]  # relations by what was done; `unsure` ones and `undecided` conflicts stay as they are
     conflicts: int  # relations about which people differ
     missing: int  # judged relations that the run does not have
     new_predicates: list[str]  # appended to the closed class list of the run
@@ -50,21 +56,30 @@ def correct_run(
 ) -> CorrectedRun:
     """Copy a run to `out` with its relations corrected; an earlier call that stopped is resumed.
 
-    `storage`: of its shards. `conflicts`: see `RelationState.resolve`. `images`: their folder, if they have moved.
+    `storage`: of its shards. `conflicts`: see `RelationState.resolve`. `images`: their folder, if
+    they have moved.
 
-    Raises UserError: there are no judgements, `out` is another run or in use, or a shard cannot be read.
+    Raises UserError: there are no judgements, `out` is another run or in use, or a shard cannot be
+    read.
     """
     states = list(log.current())
     if not states:
-        raise UserError(f"{log.file} has no judgements of this run: judge relations with `sgpipe view` first")
+        raise UserError(
+            f"{log.file} has no judgements of this run: judge relations with `sgpipe view` first"
+        )
     corrections = Corrections(states, conflicts)
-    header, new = dict[str, Any](), list[str]()
-    if labels := source.run.get("labels"):  # closed class lists
+    header = dict[str, Any]()
+    new = list[str]()
+    labels = source.run.get("labels")
+    if labels:  # closed class lists
         new = sorted(corrections.predicates - set(labels["relations"]))
         header["labels"] = {**labels, "relations": [*labels["relations"], *new]}
     identity = {"corrected": source.run.get("fingerprint"), "judgements": corrections.fingerprint}
     header |= {
-        "images": {split: absolute(images or place) for split, place in source.image_roots.locations.items()},
+        "images": {
+            split: absolute(images or place)
+            for split, place in source.image_roots.locations.items()
+        },
         "identity": identity | {"conflicts": conflicts},
     }
     found = Counter[str]()
@@ -86,15 +101,16 @@ def correct_run(
     )
 
 
-_COUNTS = ("confirmed", "removed", "changed", "added", "unsure", "undecided")
-
-
 class Corrections:
-    """What people's judgements leave of the relations of each image; `predicates`: of those that they state."""
+    """What people's judgements leave of the relations of each image; `predicates`: of those that
+    they state.
+    """
 
     def __init__(self, states: Iterable[RelationState], conflicts: Conflicts) -> None:
         # What is left of each judged relation; None: it stays as it is.
-        self._images: dict[tuple[str, str], list[tuple[RelationState, frozenset[Place] | None]]] = defaultdict(list)
+        self._images: dict[tuple[str, str], list[tuple[RelationState, frozenset[Place] | None]]] = (
+            defaultdict(list)
+        )
         self.predicates: set[str] = set()
         outcomes = {}
         for state in states:
@@ -106,7 +122,9 @@ class Corrections:
         self.fingerprint = fingerprint(outcomes)
 
     def apply(self, table: pa.Table, found: Counter[str]) -> pa.Table:
-        """Return the table of a shard with corrected relations; adds to `found` what was done, by relation."""
+        """Return the table of a shard with corrected relations; adds to `found` what was done, by
+        relation.
+        """
         images = list(zip(table["split"].to_pylist(), table["image_id"].to_pylist(), strict=True))
         rows = [number for number, image in enumerate(images) if image in self._images]
         if not rows:
@@ -114,34 +132,44 @@ class Corrections:
         columns = [name for name in ("relations", *SCORES) if name in table.column_names]
         values = {name: table[name].to_pylist() for name in columns}
         for row in rows:
-            relations, objects = values["relations"][row] or [], len(table["objects"][row].as_py() or ())
-            there, outcomes = set(map(_place, relations)), {}
+            relations = values["relations"][row] or []
+            objects = len(table["objects"][row].as_py() or ())
+            there = set(map(_place, relations))
+            outcomes = {}
             for state, left in self._images[images[row]]:
                 place = state.key[2:]
-                if (place not in there and not state.is_added) or any(max(s, o) >= objects for s, o, _ in left or ()):
+                if (place not in there and not state.is_added) or any(
+                    max(s, o) >= objects for s, o, _ in left or ()
+                ):
                     continue  # the image does not have the relation, and cannot have it
                 if left is None:
                     found["undecided" if state.is_conflict else "unsure"] += 1
                     continue
                 outcomes[place] = left
-                done = "added" if place not in there else "confirmed" if place in left else "changed"
+                done = (
+                    "added" if place not in there else "confirmed" if place in left else "changed"
+                )
                 found[done if left else "removed"] += 1
             values["relations"][row], before = correct_relations(relations, outcomes)
             for scores in (values[name] for name in columns[1:]):
                 scores[row] = [None if at is None else scores[row][at] for at in before]
         for name in columns:
             field = table.schema.field(name)
-            table = table.set_column(table.column_names.index(name), field, pa.array(values[name], field.type))
+            table = table.set_column(
+                table.column_names.index(name), field, pa.array(values[name], field.type)
+            )
         return table
 
 
 def correct_relations(
     relations: Sequence[_Row], outcomes: Mapping[Place, frozenset[Place]]
 ) -> tuple[list[_Row], list[int | None]]:
-    """Return the relations of an image as people say they are, and the index of each in the image before, or None.
+    """Return the relations of an image as people say they are, and the index of each in the image
+    before, or None.
 
-    `outcomes` has what is left of each judged relation. What one answer takes away and another adds stays. Each that is
-    certain is there once, without a confidence: in the place of the same one, behind the one that became it, or last.
+    `outcomes` has what is left of each judged relation. What one answer takes away and another adds
+    stays. Each that is certain is there once, without a confidence: in the place of the same one,
+    behind the one that became it, or last.
     """
     there = set(map(_place, relations))
     certain = {place for left in outcomes.values() for place in left}
@@ -151,7 +179,9 @@ def correct_relations(
         new = sorted(outcomes.get(place, frozenset()) - there)
         places += [(place, index), *((other, None) for other in new)]
     places += [(place, None) for place in sorted(certain)]
-    corrected, before, waiting = list[_Row](), list[int | None](), set(certain)
+    corrected = list[_Row]()
+    before = list[int | None]()
+    waiting = set(certain)
     for place, at in places:
         if place in waiting:
             waiting.remove(place)

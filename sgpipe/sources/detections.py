@@ -1,7 +1,8 @@
 """Detection annotations as columns: a COCO-like file, cleaned, without a Python object per box.
 
-25 million boxes are held in a few flat arrays, at about 41 bytes per box. After the whole file has been read, numpy
-sorts them by image, clips and filters them; they become Arrow records, a slice of images at a time.
+25 million boxes are held in a few flat arrays, at about 41 bytes per box. After the whole file has
+been read, numpy sorts them by image, clips and filters them; they become Arrow records, a slice of
+images at a time.
 """
 
 from __future__ import annotations
@@ -38,6 +39,32 @@ from sgpipe.utils.console import count
 _SLICE = 8192
 
 
+MAX_CAPTIONS = 1000  # of an image; a hundred thousand would keep a worker for minutes
+
+
+BOXES = 20_000
+IMAGES = 500
+
+# shares of boxes
+_SOME = 0.1
+_MANY = 0.25
+_HARDLY = 0.01
+_FITTING = 0.9  # share of boxes that lie in their images if their form can be found out
+# boxes to doubt, and to be certain
+_FEW = 3
+_ENOUGH = 10
+_SMALL_IMAGE = 32  # pixels; not all boxes of larger images lie in one pixel
+_OPTION = "--set source.boxes="
+
+
+_SHIFTS = (  # the axis of images or of classes, the step, and what would explain it
+    (0, 1, "each caption were of the image before: check their image_id"),
+    (0, -1, "each caption were of the next image: check their image_id"),
+    (1, 1, "each box had the next category of the list: check category_id"),
+    (1, -1, "each box had the previous category of the list: check category_id"),
+)
+
+
 @dataclass
 class Detections:
     """Images and boxes of one split while its annotation file is being read.
@@ -60,8 +87,12 @@ class Detections:
     box_categories: array[int] = field(default_factory=lambda: array("i"))
     box_crowds: array[int] = field(default_factory=lambda: array("b"))
     boxes: array[float] = field(default_factory=lambda: array("d"))
-    outlines: IO[bytes] = field(default_factory=partial(SpooledTemporaryFile, 64 << 20))  # segmentations; many on disk
-    outline_ends: array[int] = field(default_factory=lambda: array("q", [0]))  # where that of each box ends
+    outlines: IO[bytes] = field(
+        default_factory=partial(SpooledTemporaryFile, 64 << 20)
+    )  # segmentations; many on disk
+    outline_ends: array[int] = field(
+        default_factory=lambda: array("q", [0])
+    )  # where that of each box ends
 
     def attempt(self, add: Callable[..., Any], *values: Any) -> Any:
         """Return what `add` returns; None if the item is malformed."""
@@ -71,7 +102,8 @@ class Detections:
             self.problems["malformed"] += 1
 
     def add_image(self, item: Any, reason: str = "") -> int | None:
-        """Add an entry of `images`, an error row if there is a `reason`, or no file name or size; returns its row.
+        """Add an entry of `images`, an error row if there is a `reason`, or no file name or size;
+        returns its row.
 
         One with the id of another one is counted and left out.
         """
@@ -80,7 +112,8 @@ class Detections:
             self.problems["duplicate_images"] += 1
             return None
         row = self.position[image_id] = len(self.file_names)
-        name, size = item.get("file_name"), fields.size(item)
+        name = item.get("file_name")
+        size = fields.size(item)
         if reason:
             self.errors[row] = f"source: {reason}"
         elif not isinstance(name, str) or not name:
@@ -95,14 +128,19 @@ class Detections:
         """Add an entry of `annotations`."""
         image_id = self.name_of(item)
         row = self.position.get(image_id)
-        if row is None:  # the file may list annotations before images: use a provisional row below zero
+        if (
+            row is None
+        ):  # the file may list annotations before images: use a provisional row below zero
             row = -1 - self.pending_ids.setdefault(image_id, len(self.pending_ids))
         self.add_row_box(row, *map(item.get, ("category_id", "bbox", "iscrowd", "segmentation")))
 
-    def add_row_box(self, row: int, category: Any, bbox: Any, crowd: Any, segmentation: Any = None) -> None:
+    def add_row_box(
+        self, row: int, category: Any, bbox: Any, crowd: Any, segmentation: Any = None
+    ) -> None:
         """Add a box of the image in a row."""
         try:
-            number, is_crowd = fields.whole(category), bool(int(crowd or 0))
+            number = fields.whole(category)
+            is_crowd = bool(int(crowd or 0))
             if not isinstance(bbox, list):
                 raise TypeError
             x, y, width, height = (float(value) for value in bbox)
@@ -116,23 +154,29 @@ class Detections:
         self.outline_ends.append(self.outline_ends[-1] + written)
 
     def add_category(self, item: Any) -> None:
-        """Add an entry of `categories`, by its exact name. Raises UserError: an id has two names."""
-        category, name = fields.integer(item, "id"), self.name_of(item, "name")
+        """Add an entry of `categories`, by its exact name. Raises UserError: an id has two
+        names.
+        """
+        category = fields.integer(item, "id")
+        name = self.name_of(item, "name")
         if not name.strip():
             raise FieldError("'name' is blank")
         add_name(self.categories, category, name)
 
     def add_caption(self, item: Any) -> None:
         """Add an entry of a COCO captions file; captions of unlisted images are counted."""
-        image_id, text = self.name_of(item), fields.text(item, "caption")
-        if (row := self.position.get(image_id)) is None:
+        image_id = self.name_of(item)
+        text = fields.text(item, "caption")
+        row = self.position.get(image_id)
+        if row is None:
             self.problems["unlisted_captions"] += 1
         else:
             self.add_text(row, text)
 
     def add_text(self, row: int, text: Any) -> None:
         """Add a caption of the image in a row; blank ones are counted."""
-        if cleaned := fields.single_line(fields.text({"caption": text}, "caption")):
+        cleaned = fields.single_line(fields.text({"caption": text}, "caption"))
+        if cleaned:
             self.captions.setdefault(row, []).append(cleaned)
         else:
             self.blank_captions[row] += 1
@@ -145,20 +189,26 @@ class Detections:
         return name
 
     def segmentation(self, box: int, size: Sequence[int], problems: ProblemCounts) -> str | None:
-        """Return the segmentation of a box, as `fields.segmentation`; `size`: width and height of the image."""
+        """Return the segmentation of a box, as `fields.segmentation`; `size`: width and height of
+        the image.
+        """
         start, stop = self.outline_ends[box : box + 2]
         if start == stop:
             return None
         self.outlines.seek(start)
-        return fields.segmentation(json.loads(self.outlines.read(stop - start)), size[0], size[1], problems)
+        return fields.segmentation(
+            json.loads(self.outlines.read(stop - start)), size[0], size[1], problems
+        )
 
     def tables(self) -> Iterator[pa.Table]:
-        """Yield the records in file order, in tables of at most 8,192 rows. Call it once, after all has been added."""
+        """Yield the records in file order, in tables of at most 8,192 rows. Call it once, after all
+        has been added.
+        """
         self.settle_rows()
         ids = list(self.position)
         self.position.clear()  # it takes more than the ids, and all rows are known
-        # Boxes of known images and categories are sorted by image: in place, and in few bytes per box, as these arrays
-        # are most of the memory that a run needs at first.
+        # Boxes of known images and categories are sorted by image: in place, and in few bytes per
+        # box, as these arrays are most of the memory that a run needs at first.
         rows = np.asarray(self.box_rows)
         unlisted = rows < 0
         self.problems["unknown_image"] = int(unlisted.sum())
@@ -189,27 +239,38 @@ class Detections:
                 "width": self.sizes[2 * part.start : 2 * part.stop : 2],
                 "height": self.sizes[2 * part.start + 1 : 2 * part.stop : 2],
                 "objects": objects,
-                "captions": [[{"text": text, "scope": "image", "boxes": []} for text in own] for own in texts],
+                "captions": [
+                    [{"text": text, "scope": "image", "boxes": []} for text in own] for own in texts
+                ],
                 "status": ["error" if error else "ok" for error in errors],
                 **{"error": errors, "left_out": left_out},
             }
             yield pa.table(columns, schema=pa.schema([SCHEMA.field(name) for name in columns]))
 
     def settle_rows(self) -> None:
-        """Replace the provisional rows of boxes that were read before their images; of unlisted ones by -1."""
+        """Replace the provisional rows of boxes that were read before their images; of unlisted
+        ones by -1.
+        """
         if not self.pending_ids:
             return
         rows = np.asarray(self.box_rows)
         pending = np.flatnonzero(rows < 0)
-        listed = np.array([self.position.get(image_id, -1) for image_id in self.pending_ids], np.int64)
+        listed = np.array(
+            [self.position.get(image_id, -1) for image_id in self.pending_ids], np.int64
+        )
         rows[pending] = listed[-1 - rows[pending]]
         self.pending_ids.clear()
 
     def _objects(self, which: np.ndarray, rows: np.ndarray, part: range) -> pa.Array:
-        """Return the clipped, different objects of each image of `part`: of the boxes `which`, in images `rows`."""
-        category, crowd = np.asarray(self.box_categories)[which], np.asarray(self.box_crowds)[which].astype(bool)
+        """Return the clipped, different objects of each image of `part`: of the boxes `which`, in
+        images `rows`.
+        """
+        category = np.asarray(self.box_categories)[which]
+        crowd = np.asarray(self.box_crowds)[which].astype(bool)
         sizes = np.asarray(self.sizes).reshape(-1, 2)[rows].astype(np.float64)
-        sized = (sizes > 0).all(1)  # an error row has no size to clip to: its boxes are not degenerate
+        sized = (sizes > 0).all(
+            1
+        )  # an error row has no size to clip to: its boxes are not degenerate
         read = np.asarray(self.boxes).reshape(-1, 4)[which]
         is_finite = np.isfinite(read).all(1)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -219,33 +280,54 @@ class Detections:
             self.problems["not_finite"] += int((~is_finite & sized).sum())
             self.problems["degenerate"] += int((~is_inside & is_finite & sized).sum())
             self.problems["clipped"] += int((overhang[inside] > CLIP_TOLERANCE).sum())
-            rows, category, crowd, xywh = rows[inside], category[inside], crowd[inside], clipped[inside]
+            rows = rows[inside]
+            category = category[inside]
+            crowd = crowd[inside]
+            xywh = clipped[inside]
             which = which[inside]
-            # Of boxes that are equal to a hundredth of a pixel, the smallest stays, whatever their order.
+            # Of boxes that are equal to a hundredth of a pixel, the smallest stays, whatever their
+            # order.
             order = np.lexsort(xywh.T)
             key = np.column_stack([rows, category, crowd, np.round(xywh * 100).astype(np.int64)])
             _, first = np.unique(key[order], axis=0, return_index=True)
         kept = np.sort(order[first])
         self.problems["duplicate_boxes"] += len(rows) - len(kept)
-        rows, category, crowd, xywh, which = rows[kept], category[kept], crowd[kept], xywh[kept], which[kept]
+        rows = rows[kept]
+        category = category[kept]
+        crowd = crowd[kept]
+        xywh = xywh[kept]
+        which = which[kept]
         self.problems["crowd"] += int(crowd.sum())
         struct = SCHEMA.field("objects").type.value_type
         places = zip(which.tolist(), rows.tolist(), strict=True)
-        outlines = [self.segmentation(box, self.sizes[2 * row : 2 * row + 2], self.problems) for box, row in places]
+        outlines = [
+            self.segmentation(box, self.sizes[2 * row : 2 * row + 2], self.problems)
+            for box, row in places
+        ]
         known = {
-            "category": pa.array([self.categories[number] for number in category.tolist()], pa.string()),
+            "category": pa.array(
+                [self.categories[number] for number in category.tolist()], pa.string()
+            ),
             "category_id": pa.array(category, pa.int32()),
-            "bbox": pa.ListArray.from_arrays(np.arange(0, xywh.size + 1, 4, dtype=np.int32), xywh.ravel()),
+            "bbox": pa.ListArray.from_arrays(
+                np.arange(0, xywh.size + 1, 4, dtype=np.int32), xywh.ravel()
+            ),
             "iscrowd": pa.array(crowd),
             "origin": pa.array(["annotation"] * len(rows), pa.string()),
             "segmentation": pa.array(outlines, pa.string()),
         }
         columns = [
-            known[each.name].cast(each.type) if each.name in known else pa.nulls(len(rows), each.type)
+            (
+                known[each.name].cast(each.type)
+                if each.name in known
+                else pa.nulls(len(rows), each.type)
+            )
             for each in struct
         ]
         offsets = np.searchsorted(rows, np.arange(part.start, part.stop + 1)).astype(np.int32)
-        return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(columns, fields=list(struct)))
+        return pa.ListArray.from_arrays(
+            offsets, pa.StructArray.from_arrays(columns, fields=list(struct))
+        )
 
 
 def size_or_reason(root: ImageRoot, name: str) -> tuple[tuple[int, int], str]:
@@ -256,11 +338,10 @@ def size_or_reason(root: ImageRoot, name: str) -> tuple[tuple[int, int], str]:
         return (0, 0), fields.clean(str(error))
 
 
-MAX_CAPTIONS = 1000  # of an image; a hundred thousand would keep a worker for minutes
-
-
 def limit_captions(texts: list[str]) -> list[str]:
-    """Return at most `MAX_CAPTIONS` different captions of an image, in their order; hashes decide, not the order."""
+    """Return at most `MAX_CAPTIONS` different captions of an image, in their order; hashes decide,
+    not the order.
+    """
     if len(texts) <= MAX_CAPTIONS:
         return texts
     different = sorted(set(texts), key=lambda text: hashlib.sha256(text.encode()).digest())
@@ -268,22 +349,18 @@ def limit_captions(texts: list[str]) -> list[str]:
     return [text for text in dict.fromkeys(texts) if text in kept]
 
 
-BOXES, IMAGES = 20_000, 500
+def settle_boxes(
+    detections: Detections, form: BoxForm | None, name: str, *, choose: bool = False
+) -> list[str]:
+    """Turn the boxes of a split into xywh in pixels; returns what is doubtful about them, or which
+    form was chosen.
 
-_SOME, _MANY, _HARDLY = 0.1, 0.25, 0.01  # shares of boxes
-_FITTING = 0.9  # share of boxes that lie in their images if their form can be found out
-_FEW, _ENOUGH = 3, 10  # boxes to doubt, and to be certain
-_SMALL_IMAGE = 32  # pixels; not all boxes of larger images lie in one pixel
-_OPTION = "--set source.boxes="
-
-
-def settle_boxes(detections: Detections, form: BoxForm | None, name: str, *, choose: bool = False) -> list[str]:
-    """Turn the boxes of a split into xywh in pixels; returns what is doubtful about them, or which form was chosen.
-
-    `form`: None: xywh, or the form that fits best if `choose`. Raises UserError: see `doubt_boxes`; or no form fits.
+    `form`: None: xywh, or the form that fits best if `choose`. Raises UserError: see `doubt_boxes`;
+    or no form fits.
     """
     detections.settle_rows()
-    rows, boxes = np.asarray(detections.box_rows), np.asarray(detections.boxes).reshape(-1, 4)
+    rows = np.asarray(detections.box_rows)
+    boxes = np.asarray(detections.boxes).reshape(-1, 4)
     sizes = np.asarray(detections.sizes, np.float64).reshape(-1, 2)
     if not len(boxes) or not len(sizes):
         return []
@@ -298,7 +375,9 @@ def settle_boxes(detections: Detections, form: BoxForm | None, name: str, *, cho
                 f"{name}: in no form do its boxes lie in their images (as {form}, {share:.0%} do): "
                 f"pass {_OPTION}FORM, one of {', '.join(geometry.FORMS)}"
             )
-        notes = [f"boxes are read as {form}: {share:.1%} lie in their images; {_OPTION}FORM reads others"]
+        notes = [
+            f"boxes are read as {form}: {share:.1%} lie in their images; {_OPTION}FORM reads others"
+        ]
     else:
         notes = doubt_boxes(*examined, form, "xywh", name, _OPTION)
     if form not in (None, "xywh"):
@@ -307,52 +386,70 @@ def settle_boxes(detections: Detections, form: BoxForm | None, name: str, *, cho
 
 
 def doubt_boxes(
-    boxes: NDArray[Any], sizes: NDArray[Any], stated: BoxForm | None, usual: BoxForm, name: str, option: str
+    boxes: NDArray[Any],
+    sizes: NDArray[Any],
+    stated: BoxForm | None,
+    usual: BoxForm,
+    name: str,
+    option: str,
 ) -> list[str]:
     """Return what is doubtful about boxes `[boxes, 4]` of a form in images of `sizes` `[boxes, 2]`.
 
-    `stated`: the form, None: the `usual` one. `option`: what states it, without its value. Raises UserError: the boxes
-    certainly have another form, and none was stated.
+    `stated`: the form, None: the `usual` one. `option`: what states it, without its value. Raises
+    UserError: the boxes certainly have another form, and none was stated.
     """
     form = stated or usual
     best, share = geometry.best_form(boxes, sizes)
-    outside, still = 1 - geometry.share_inside(boxes, sizes, form), 1 - share
+    outside = 1 - geometry.share_inside(boxes, sizes, form)
+    still = 1 - share
     number = outside * len(boxes)
-    if geometry.are_parts(boxes) and not form.endswith("n") and len(boxes) >= _FEW and sizes.max() > _SMALL_IMAGE:
+    if (
+        geometry.are_parts(boxes)
+        and not form.endswith("n")
+        and len(boxes) >= _FEW
+        and sizes.max() > _SMALL_IMAGE
+    ):
         doubt = f"all boxes lie in the first pixel of their images, but {share:.0%} fit as {best}"
         certain = len(boxes) >= _ENOUGH
     elif number >= _FEW and outside >= _SOME and still <= outside / 10:
         doubt = f"{outside:.0%} of the boxes leave their images as {form}, {still:.0%} as {best}"
         certain = number >= _ENOUGH and outside >= _MANY and still <= _HARDLY
     elif number >= _ENOUGH and outside >= _MANY:
-        return [f"{name}: {outside:.0%} of the boxes leave their images: are width and height those of the images?"]
+        return [
+            f"{name}: {outside:.0%} of the boxes leave their images: are width and height those of"
+            " the images?"
+        ]
     else:
         return []
     if certain and not stated:
-        raise UserError(f"{name}: {doubt}: pass {option}{best}, or {option}{form} if they are right")
+        raise UserError(
+            f"{name}: {doubt}: pass {option}{best}, or {option}{form} if they are right"
+        )
     return [f"{name}: {doubt}: pass {option}{best}"]
 
 
-_SHIFTS = (  # the axis of images or of classes, the step, and what would explain it
-    (0, 1, "each caption were of the image before: check their image_id"),
-    (0, -1, "each caption were of the next image: check their image_id"),
-    (1, 1, "each box had the next category of the list: check category_id"),
-    (1, -1, "each box had the previous category of the list: check category_id"),
-)
-
-
 def doubt_detections(detections: Detections, captions: object) -> list[str]:
-    """Return what is doubtful about the categories and captions of a split; `captions` names where they come from."""
-    rows, listed = np.asarray(detections.box_rows), detections.categories.keys()
+    """Return what is doubtful about the categories and captions of a split; `captions` names where
+    they come from.
+    """
+    rows = np.asarray(detections.box_rows)
+    listed = detections.categories.keys()
     used = np.asarray(detections.box_categories)[:BOXES][rows[:BOXES] >= 0]
     unlisted = np.isin(used, list(listed), invert=True)
     if listed and len(used) and unlisted.mean() >= _HARDLY:
         ids = set(used.tolist())
         which = ", ".join(map(str, sorted(ids - listed)[:3]))
-        shifts = [word for word, step in (("smaller", -1), ("larger", 1)) if {each + step for each in ids} <= listed]
+        shifts = [
+            word
+            for word, step in (("smaller", -1), ("larger", 1))
+            if {each + step for each in ids} <= listed
+        ]
         advice = f"; all would be listed if they were {shifts[0]} by one" if shifts else ""
         boxes = f"{int(unlisted.sum()):,} of {count(len(used), 'box', 'boxes')}"
-        return [f"{boxes} have a category_id that is not in the categories, such as {which}, and are dropped{advice}"]
+        return [
+            f"{boxes} have a category_id that is not in the categories, such as {which}, and are"
+            f" dropped{advice}"
+        ]
     if not detections.captions:
         return []
     captioned = list(islice(sorted(detections.captions), IMAGES))
@@ -362,12 +459,17 @@ def doubt_detections(detections: Detections, captions: object) -> list[str]:
     classes = [name for _, name in sorted(detections.categories.items())]
     synonyms = {**packaged_synonyms("objects365"), **packaged_synonyms("coco")}
     find = geometry.ClassFinder({each: synonyms.get(each, ()) for each in classes})
-    named = geometry.class_matrix([set().union(*map(find, detections.captions[row])) for row in captioned], classes)
+    named = geometry.class_matrix(
+        [set().union(*map(find, detections.captions[row])) for row in captioned], classes
+    )
     there = geometry.class_matrix(boxed.values(), classes)
     found = geometry.match_captions(named, there)
     if not found.is_chance:
         return []
-    doubt = f"{captions}: of the classes that captions name, {found.same:.0%} have a box in the same image"
+    doubt = (
+        f"{captions}: of the classes that captions name, {found.same:.0%} have a box in the same"
+        " image"
+    )
     doubt += f" and {found.other:.0%} in any other image, so that captions and boxes seem unrelated"
     for axis, step, fault in _SHIFTS:
         shifted = geometry.match_captions(named, np.roll(there, step, axis))
@@ -379,17 +481,28 @@ def doubt_detections(detections: Detections, captions: object) -> list[str]:
 def settle_records(
     records: Sequence[Record], source: AnnotationSource, form: BoxForm | None, *, examine: bool
 ) -> list[str]:
-    """Turn boxes, as they were read, into those of another `form`, if any; return what is doubtful if you `examine`.
+    """Turn boxes, as they were read, into those of another `form`, if any; return what is doubtful
+    if you `examine`.
 
     Raises UserError: as `doubt_boxes`.
     """
     examine = examine and source.boxes is not None
     if form is None and not examine:
         return []
-    owners = [(record, box) for record in records if record.ok for box in record.objects if not box.is_nothing]
-    sizes = np.array([(record.width, record.height) for record, _ in owners], np.float64).reshape(-1, 2)
+    owners = [
+        (record, box)
+        for record in records
+        if record.ok
+        for box in record.objects
+        if not box.is_nothing
+    ]
+    sizes = np.array([(record.width, record.height) for record, _ in owners], np.float64).reshape(
+        -1, 2
+    )
     boxes = np.array([box.bbox for _, box in owners], np.float64).reshape(-1, 4)
-    boxes = geometry.xywh_to_xyxy(boxes) if source.boxes == "xyxy" else boxes  # as the file has them
+    boxes = (
+        geometry.xywh_to_xyxy(boxes) if source.boxes == "xyxy" else boxes
+    )  # as the file has them
     notes: list[str] = []
     is_finite = np.isfinite(boxes).all(1)
     if examine and is_finite.any():
@@ -397,7 +510,9 @@ def settle_records(
         usual = source.boxes or "xywh"
         notes = doubt_boxes(boxes[is_finite], sizes[is_finite], form, usual, name, "--boxes ")
     if form is not None:
-        for (_, box), bbox in zip(owners, geometry.to_xywh(boxes, sizes, form).tolist(), strict=True):
+        for (_, box), bbox in zip(
+            owners, geometry.to_xywh(boxes, sizes, form).tolist(), strict=True
+        ):
             box.bbox = tuple(bbox)
     return notes
 

@@ -11,7 +11,9 @@ from typing import Any
 
 
 class FieldError(ValueError):
-    """A field is missing or has the wrong type; the message names the field and what was expected."""
+    """A field is missing or has the wrong type; the message names the field and what was
+    expected.
+    """
 
 
 def required(item: Any, key: str) -> Any:
@@ -86,7 +88,9 @@ def as_list(value: Any) -> list[Any]:
 
 
 def confidence(value: Any) -> float | None:
-    """Return the confidence of a relation, if it has one. Raises FieldError: it is not a number from 0 to 1."""
+    """Return the confidence of a relation, if it has one. Raises FieldError: it is not a number
+    from 0 to 1.
+    """
     if value is None:
         return None
     (number,) = numbers([value], 1)
@@ -118,12 +122,15 @@ def why_not_stored(name: str) -> str:
 
 
 def single_line(value: str) -> str:
-    """Replace control characters, which terminals interpret, and runs of white space by one space."""
+    """Replace control characters, which terminals interpret, and runs of white space by one
+    space.
+    """
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f]", " ", clean(value)).split())
 
 
 def segmentation(value: Any, width: int, height: int, problems: Counter[str]) -> str | None:
-    """Return the JSON of an object's polygons or run lengths; what is neither, or of another size, is counted.
+    """Return the JSON of an object's polygons or run lengths; what is neither, or of another size,
+    is counted.
 
     A `width` and `height` of 0 are unknown.
     """
@@ -131,11 +138,15 @@ def segmentation(value: Any, width: int, height: int, problems: Counter[str]) ->
         return None
     try:
         if isinstance(value, dict):
-            runs, sides = _run_lengths(value["counts"]), value["size"]
+            runs = _run_lengths(value["counts"])
+            sides = value["size"]
             good = sides == [height, width] or not width
             good &= min(runs) >= 0 and sum(runs) == sides[0] * sides[1]
         else:
-            good = all(len(ring) > 5 and len(ring) % 2 == 0 and all(map(math.isfinite, ring)) for ring in value)
+            good = all(
+                len(ring) > 5 and len(ring) % 2 == 0 and all(map(math.isfinite, ring))
+                for ring in value
+            )
     except (AttributeError, TypeError, ValueError, LookupError, OverflowError):
         good = False
     problems["segmentations"] += not good
@@ -143,7 +154,9 @@ def segmentation(value: Any, width: int, height: int, problems: Counter[str]) ->
 
 
 def _run_lengths(counts: str | list[int]) -> list[int]:
-    """Return the run lengths of a mask, also compressed: 5 bits in a character, as differences (COCO's maskApi.c)."""
+    """Return the run lengths of a mask, also compressed: 5 bits in a character, as differences
+    (COCO's maskApi.c).
+    """
     if isinstance(counts, list):
         return [int(length) for length in counts]
     lengths: list[int] = []

@@ -1,8 +1,9 @@
 """HICO-DET, V-COCO and Open Images, each in the two formats in which it is published.
 
-HOIA format, which QPIC, RLIP and others use: the boxes of an image, and relations between their indices. It names
-classes by numbers only. Box pairs (instances_train2015.json, instances_vcoco_train.json): parallel lists of human
-box, object box and names. Open Images: HOIA with `rel_annotations`, as RLIPv2 has it, or vrd-train-anno.json.
+HOIA format, which QPIC, RLIP and others use: the boxes of an image, and relations between their
+indices. It names classes by numbers only. Box pairs (instances_train2015.json,
+instances_vcoco_train.json): parallel lists of human box, object box and names. Open Images: HOIA
+with `rel_annotations`, as RLIPv2 has it, or vrd-train-anno.json.
 """
 
 from __future__ import annotations
@@ -22,9 +23,39 @@ from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import read_text
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources import annotated, fields
-from sgpipe.sources.annotated import AnnotationSource, DatasetClasses, ProblemCounts, error_row, require_format
+from sgpipe.sources.annotated import (
+    AnnotationSource,
+    DatasetClasses,
+    ProblemCounts,
+    error_row,
+    require_format,
+)
 from sgpipe.sources.fields import FieldError
 from sgpipe.sources.vocabulary import category_names, official_relation_names, relation_names
+
+_TITLES = {"hico": "HICO-DET", "vcoco": "V-COCO", "open_images": "Open Images"}
+
+
+_IMAGES_CHECKED = 2000
+_ENOUGH = 3  # wrong relations that may be faults of single images, which become error rows
+
+
+_OTHER_CLASSES = "hoia"  # the dataset of files in HOIA format with classes of their own
+_NOTHING = (
+    -1
+)  # object_id of a relation without an object, and category_id of the box that stands for it
+
+
+_Fill: TypeAlias = Callable[[Record, Any], None]
+
+
+_BACKGROUND = "background"  # the first object name in V-COCO's file
+# By dataset: the keys of an image's objects and verbs, and of the lists of images and of verb
+# names.
+_PAIR_KEYS = {
+    "hico": ("object", "verb", "annotation", "verbs"),
+    "vcoco": ("objects", "actions", "annotations", "classes"),
+}
 
 
 @dataclass(frozen=True)
@@ -49,16 +80,23 @@ class HoiaSchema:
     def class_list(self) -> dict[str, dict[str, str]]:
         """All names by number, as files list their classes."""
         parts = {"objects": self.objects, "relations": self.relations}
-        return {key: {str(number): name for number, name in names.items()} for key, names in parts.items()}
+        return {
+            key: {str(number): name for number, name in names.items()}
+            for key, names in parts.items()
+        }
 
     @classmethod
     def of_class_list(cls, content: Any) -> HoiaSchema:
-        """Return the inverse of `class_list`. Raises ValueError, TypeError, KeyError: the form is wrong."""
+        """Return the inverse of `class_list`. Raises ValueError, TypeError, KeyError: the form is
+        wrong.
+        """
         tables = []
         for names in (content["objects"], content["relations"]):
             pairs = names.items() if isinstance(names, Mapping) else enumerate(names, 1)
             table = dict(sorted((int(number), name) for number, name in pairs))
-            if not table or not all(isinstance(name, str) and name.strip() for name in table.values()):
+            if not table or not all(
+                isinstance(name, str) and name.strip() for name in table.values()
+            ):
                 raise ValueError("a name is missing")
             if len(set(table.values())) < len(table):
                 raise ValueError("a name occurs twice")
@@ -68,62 +106,86 @@ class HoiaSchema:
 
 
 HICO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("hico"))
-VCOCO = HoiaSchema("hoi_annotation", category_names("coco"), relation_names("vcoco"), objectless=True)
-OPEN_IMAGES = HoiaSchema("rel_annotations", category_names("open_images"), relation_names("open_images"))
-_TITLES = {"hico": "HICO-DET", "vcoco": "V-COCO", "open_images": "Open Images"}
+VCOCO = HoiaSchema(
+    "hoi_annotation", category_names("coco"), relation_names("vcoco"), objectless=True
+)
+OPEN_IMAGES = HoiaSchema(
+    "rel_annotations", category_names("open_images"), relation_names("open_images")
+)
 
 
 def read_classes(path: Path) -> HoiaSchema:
-    """Read `{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which count from 1."""
+    """Read `{"objects": {number: name}, "relations": {number: name}}`, or lists of names, which
+    count from 1.
+    """
     try:
         content = json.loads(read_text(path, "classes file"))
         return HoiaSchema.of_class_list(content)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
-            f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names by their numbers '
-            f"({fields.clean(str(error))[:80]})"
+            f'classes file {path}: expected {{"objects": [names], "relations": [names]}}, or names'
+            f" by their numbers ({fields.clean(str(error))[:80]})"
         ) from None
 
 
-_IMAGES_CHECKED = 2000
-_ENOUGH = 3  # wrong relations that may be faults of single images, which become error rows
-
-
-def check_classes(annotations: Path, schema: HoiaSchema, dataset: str, classes: Path | None = None) -> None:
-    """Raises UserError: a file beside a HOIA file lists other classes, or most relations are impossible with these."""
+def check_classes(
+    annotations: Path, schema: HoiaSchema, dataset: str, classes: Path | None = None
+) -> None:
+    """Raises UserError: a file beside a HOIA file lists other classes, or most relations are
+    impossible with these.
+    """
     title = classes or _TITLES[dataset]
-    beside = annotations.with_name(f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json")
-    if classes is None and beside.is_file() and read_classes(beside).class_list != schema.class_list:
-        raise UserError(f"{annotations} has the classes of {beside}, not those of {title}: pass --classes {beside}")
+    beside = annotations.with_name(
+        f"{annotations.name.removesuffix('.gz').removesuffix('.json')}_classes.json"
+    )
+    if (
+        classes is None
+        and beside.is_file()
+        and read_classes(beside).class_list != schema.class_list
+    ):
+        raise UserError(
+            f"{annotations} has the classes of {beside}, not those of {title}: pass --classes"
+            f" {beside}"
+        )
     possible = set[tuple[int, int]]()  # HICO-DET's 600 interactions
     if dataset == "hico":
-        from rlip_model.evaluation.hico_classes import CLASSES, class_numbers  # every other source does without
+        from rlip_model.evaluation.hico_classes import (
+            CLASSES,
+            class_numbers,
+        )  # every other source does without
 
-        verbs, things = list(schema.relations), list(schema.objects)
-        possible = {(verbs[verb], things[thing]) for thing, verb in CLASSES.labels(class_numbers())[:, 1:].tolist()}
+        verbs = list(schema.relations)
+        things = list(schema.objects)
+        possible = {
+            (verbs[verb], things[thing])
+            for thing, verb in CLASSES.labels(class_numbers())[:, 1:].tolist()
+        }
     wrong = total = 0
     for _, item in islice(JsonStream(annotations), _IMAGES_CHECKED):
         with suppress(FieldError):  # it makes an error row
             boxes, relations = (fields.array(item, key) for key in ("annotations", schema.key))
             for relation in relations:
-                index, verb = (fields.integer(relation, key) for key in ("object_id", "category_id"))
-                thing = fields.integer(boxes[index], "category_id") if 0 <= index < len(boxes) else None
+                index, verb = (
+                    fields.integer(relation, key) for key in ("object_id", "category_id")
+                )
+                thing = (
+                    fields.integer(boxes[index], "category_id") if 0 <= index < len(boxes) else None
+                )
                 known = verb in schema.relations and (thing is None or thing in schema.objects)
                 known = known and (thing is None or not possible or (verb, thing) in possible)
-                total, wrong = total + 1, wrong + (not known)
+                total = total + 1
+                wrong = wrong + (not known)
     if wrong >= _ENOUGH and 2 * wrong > total:
         raise UserError(
-            f"the classes of {annotations} are not those of {title}: {wrong:,} of {total:,} relations are impossible; "
-            "list its classes in a file and pass --classes FILE"
+            f"the classes of {annotations} are not those of {title}: {wrong:,} of {total:,}"
+            " relations are impossible; list its classes in a file and pass --classes FILE"
         )
 
 
-_OTHER_CLASSES = "hoia"  # the dataset of files in HOIA format with classes of their own
-_NOTHING = -1  # object_id of a relation without an object, and category_id of the box that stands for it
-
-
 def hico_source(annotations: Path, split: str, classes: Path | None = None) -> AnnotationSource:
-    """Return HICO-DET in HOIA format or as box pairs, or a file in HOIA format with the classes of another file."""
+    """Return HICO-DET in HOIA format or as box pairs, or a file in HOIA format with the classes of
+    another file.
+    """
     return _source(annotations, split, classes, "hico", HICO)
 
 
@@ -132,8 +194,11 @@ def vcoco_source(annotations: Path, split: str, classes: Path | None = None) -> 
     return _source(annotations, split, classes, "vcoco", VCOCO)
 
 
-def _source(annotations: Path, split: str, classes: Path | None, dataset: str, schema: HoiaSchema) -> AnnotationSource:
-    files, pairs = {"annotations": annotations}, f"{dataset} pairs"
+def _source(
+    annotations: Path, split: str, classes: Path | None, dataset: str, schema: HoiaSchema
+) -> AnnotationSource:
+    files = {"annotations": annotations}
+    pairs = f"{dataset} pairs"
     is_pairs = require_format(annotations, dataset, pairs, "hoia") == pairs
     if is_pairs and classes is not None:
         raise UserError(f"{annotations} names its classes itself; omit --classes")
@@ -153,11 +218,12 @@ def _source(annotations: Path, split: str, classes: Path | None, dataset: str, s
     return AnnotationSource(dataset, split, read, files, classes=schema.classes, boxes="xyxy")
 
 
-_Fill: TypeAlias = Callable[[Record, Any], None]
-
-
-def _records(items: Iterable[Any], fill: _Fill, dataset: str, split: str, problems: ProblemCounts) -> Iterator[Record]:
-    """Yield images, to which `fill` adds objects and relations; an invalid index or box makes an error row."""
+def _records(
+    items: Iterable[Any], fill: _Fill, dataset: str, split: str, problems: ProblemCounts
+) -> Iterator[Record]:
+    """Yield images, to which `fill` adds objects and relations; an invalid index or box makes an
+    error row.
+    """
     for item in items:
         try:
             name = fields.text(item, "file_name")
@@ -175,46 +241,58 @@ def _fill(schema: HoiaSchema, record: Record, item: Any) -> None:
     for entry in fields.array(item, "annotations"):
         category = fields.integer(entry, "category_id")
         if category not in schema.objects:
-            raise FieldError(f"category_id {category} of an object is not a category of the dataset")
-        box = Box(schema.objects[category], category, fields.corners(fields.required(entry, "bbox")))
+            raise FieldError(
+                f"category_id {category} of an object is not a category of the dataset"
+            )
+        box = Box(
+            schema.objects[category], category, fields.corners(fields.required(entry, "bbox"))
+        )
         record.objects.append(box)
-    rows, objects = [], dict[int | str, int](enumerate(range(len(record.objects))))
+    rows = []
+    objects = dict[int | str, int](enumerate(range(len(record.objects))))
     for entry in fields.array(item, schema.key):
-        subject, object_, verb = (fields.integer(entry, f"{key}_id") for key in ("subject", "object", "category"))
+        subject, object_, verb = (
+            fields.integer(entry, f"{key}_id") for key in ("subject", "object", "category")
+        )
         if object_ == _NOTHING and schema.objectless:
             objects[NO_OBJECT] = len(record.objects)
-        rows.append((subject, NO_OBJECT if object_ == _NOTHING and schema.objectless else object_, verb))
+        rows.append(
+            (subject, NO_OBJECT if object_ == _NOTHING and schema.objectless else object_, verb)
+        )
     if NO_OBJECT in objects:
         record.objects.append(Box(NO_OBJECT, _NOTHING, (0.0, 0.0, 0.0, 0.0)))
     record.relations = annotated.relations_of(rows, schema.relations, objects)
 
 
-_BACKGROUND = "background"  # the first object name in V-COCO's file
-# By dataset: the keys of an image's objects and verbs, and of the lists of images and of verb names.
-_PAIR_KEYS = {
-    "hico": ("object", "verb", "annotation", "verbs"),
-    "vcoco": ("objects", "actions", "annotations", "classes"),
-}
-
-
 def _read_pairs(annotations: Path, dataset: str) -> tuple[list[Any], _Fill]:
-    """Return the images of HICO-DET's instances_train2015.json or V-COCO's instances_vcoco_train.json."""
+    """Return the images of HICO-DET's instances_train2015.json or V-COCO's
+    instances_vcoco_train.json.
+    """
     arrays: dict[str, list[Any]] = defaultdict(list)
     for key, item in JsonStream(annotations):
         arrays[key].append(item)
     objects, verbs, images, verb_names = _PAIR_KEYS[dataset]
-    things = {name.replace(" ", "_"): name for name in (_BACKGROUND, *category_names("coco").values())}
+    things = {
+        name.replace(" ", "_"): name for name in (_BACKGROUND, *category_names("coco").values())
+    }
     names = {}
-    for key, listed, known in ((objects, "objects", things), (verbs, verb_names, official_relation_names(dataset))):
+    for key, listed, known in (
+        (objects, "objects", things),
+        (verbs, verb_names, official_relation_names(dataset)),
+    ):
         own = [str(name).replace(" ", "_") for name in arrays[listed]]
         if not own or not set(own) <= known.keys():
-            raise UserError(f"{annotations}: its list {listed!r} does not have the names of the dataset")
+            raise UserError(
+                f"{annotations}: its list {listed!r} does not have the names of the dataset"
+            )
         names[key] = [known[name] for name in own]
     items = arrays[images]
     if dataset == "hico":  # V-COCO's images have their names, and no sizes
         if not len(items) == len(arrays["filenames"]) == len(arrays["size"]):
             raise UserError(f"{annotations}: 'annotation', 'filenames' and 'size' differ in length")
-        sizes = (size if isinstance(size, list) and len(size) == 2 else (0, 0) for size in arrays["size"])
+        sizes = (
+            size if isinstance(size, list) and len(size) == 2 else (0, 0) for size in arrays["size"]
+        )
         items = [
             {"content": item, "file_name": str(name), "width": width, "height": height}
             for item, name, (width, height) in zip(items, arrays["filenames"], sizes, strict=True)
@@ -239,32 +317,43 @@ def _fill_pairs(names: Mapping[str, Sequence[str]], record: Record, item: Any) -
         raise FieldError("the lists of pairs differ in length")
     for human, thing, *indexed in zip(*lists, strict=True):
         for (key, known), index in zip(names.items(), indexed, strict=True):
-            if not isinstance(index, int) or not 0 <= index < len(known) or known[index] == _BACKGROUND:
+            if (
+                not isinstance(index, int)
+                or not 0 <= index < len(known)
+                or known[index] == _BACKGROUND
+            ):
                 raise FieldError(f"{key!r} contains {index!r}, which is not the index of a name")
         name, verb = (known[index] for known, index in zip(names.values(), indexed, strict=True))
         record.relations.append(Relation(add_box("person", human), add_box(name, thing), verb))
 
 
-def open_images_source(annotations: Path, split: str, categories: Path | None = None) -> AnnotationSource:
+def open_images_source(
+    annotations: Path, split: str, categories: Path | None = None
+) -> AnnotationSource:
     """Return the relations of a split of Open Images, of all 601 classes or those of `categories`.
 
-    `categories`: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`. The ids of the annotations
-    always refer to all 601.
+    `categories`: OI_SGG_trainval_test_categories_dict.json, `{"obj": [...], "rel": [...]}`. The ids
+    of the annotations always refer to all 601.
     """
     is_hoia = require_format(annotations, "open-images", "open-images vrd") == "open-images"
     if is_hoia:
         check_classes(annotations, OPEN_IMAGES, "open_images")
-    files, classes = {"annotations": annotations}, OPEN_IMAGES.classes
+    files = {"annotations": annotations}
+    classes = OPEN_IMAGES.classes
     if categories is not None:
         files["categories"] = categories
         try:
             lists = json.loads(read_text(categories, "categories file"))
             chosen = DatasetClasses(tuple(lists["obj"]), tuple(lists["rel"]))
-            if not set(chosen.objects) <= set(classes.objects) or chosen.relations != classes.relations:
+            if (
+                not set(chosen.objects) <= set(classes.objects)
+                or chosen.relations != classes.relations
+            ):
                 raise ValueError
         except (ValueError, RecursionError, KeyError, TypeError):
             raise UserError(
-                f'{categories}: expected {{"obj": [names], "rel": [names]}} of Open Images V6 and its 30 relations'
+                f'{categories}: expected {{"obj": [names], "rel": [names]}} of Open Images V6 and'
+                " its 30 relations"
             ) from None
         classes = chosen
 
@@ -280,16 +369,24 @@ def open_images_source(annotations: Path, split: str, categories: Path | None = 
 
 
 def _vrd_as_hoia(item: Any) -> Any:
-    """Return an image of vrd-train-anno.json, with parallel lists of boxes and labels, as in HOIA format."""
+    """Return an image of vrd-train-anno.json, with parallel lists of boxes and labels, as in HOIA
+    format.
+    """
     if not isinstance(item, dict) or not isinstance(name := item.get("img_fn"), str):
         return None
-    size, boxes, labels, relations = (item.get(key) for key in ("img_size", "bbox", "det_labels", "rel"))
+    size, boxes, labels, relations = (
+        item.get(key) for key in ("img_size", "bbox", "det_labels", "rel")
+    )
     width, height = size if isinstance(size, list) and len(size) == 2 else (0, 0)
     hoia = {"file_name": f"{name}.jpg", "image_id": name, "width": width, "height": height}
     if isinstance(boxes, list) and isinstance(labels, list) and len(boxes) == len(labels):
-        hoia["annotations"] = [{"bbox": box, "category_id": label} for box, label in zip(boxes, labels, strict=True)]
+        hoia["annotations"] = [
+            {"bbox": box, "category_id": label} for box, label in zip(boxes, labels, strict=True)
+        ]
     if isinstance(relations, list):
         keys = ("subject_id", "object_id", "category_id")
-        triplets = (each if isinstance(each, list) and len(each) == len(keys) else () for each in relations)
+        triplets = (
+            each if isinstance(each, list) and len(each) == len(keys) else () for each in relations
+        )
         hoia["rel_annotations"] = [dict(zip(keys, each, strict=False)) for each in triplets]
     return hoia

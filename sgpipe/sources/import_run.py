@@ -1,4 +1,6 @@
-"""`sgpipe import`: human annotations become the same shards that `sgpipe generate` writes; it can be resumed."""
+"""`sgpipe import`: human annotations become the same shards that `sgpipe generate` writes; it can
+be resumed.
+"""
 
 import json
 import re
@@ -36,15 +38,19 @@ def import_annotations(
     retry_failed: bool = False,
     boxes: BoxForm | None = None,
 ) -> Summary:
-    """Write the annotated images into `out`, and resume if an earlier import of the same files was interrupted.
+    """Write the annotated images into `out`, and resume if an earlier import of the same files was
+    interrupted.
 
     Args:
-        images: where the images are. They are opened only to embed them, or if their size is not annotated.
-        embed: store the image files in the shards. Those that the source itself contains are always stored.
+        images: where the images are. They are opened only to embed them, or if their size is not
+            annotated.
+        embed: store the image files in the shards. Those that the source itself contains are always
+            stored.
         retry_failed: import shards with error rows again.
         boxes: the form of the boxes, if it is not that of the format.
 
-    Raises UserError: a file or folder cannot be used, or boxes certainly have another form; committed shards remain.
+    Raises UserError: a file or folder cannot be used, or boxes certainly have another form;
+    committed shards remain.
     """
     check_images(images)
     if not re.fullmatch(r"\w{1,64}", source.split):
@@ -57,21 +63,36 @@ def import_annotations(
         progress.say(f"reading {source.files['annotations']}")
         classes = source.classes
         identity = {
-            **{"sgpipe": __version__, "import": source.dataset, "split": source.split, "embed": embed},
+            **{
+                "sgpipe": __version__,
+                "import": source.dataset,
+                "split": source.split,
+                "embed": embed,
+            },
             "files": {role: text_sha256(path) for role, path in source.files.items()},
             "options": dict(source.options),
         }
         description = {
-            **{"name": source.dataset, "identity": identity, "images": {source.split: absolute(images)}},
-            "labels": classes and {"objects": list(classes.objects), "relations": list(classes.relations)},
+            **{
+                "name": source.dataset,
+                "identity": identity,
+                "images": {source.split: absolute(images)},
+            },
+            "labels": (
+                classes and {"objects": list(classes.objects), "relations": list(classes.relations)}
+            ),
             **{"origin": list(map(dict, source.origin)), "finished": False},
         }
         manifest = folder.open(description)
         shards = {shard.start: shard for shard in manifest.shards}
         redo = {shard.start for shard in manifest.lost(folder.storage)}
-        redo |= {start for start, shard in shards.items() if retry_failed and shard.counts.get("errors")}
+        redo |= {
+            start for start, shard in shards.items() if retry_failed and shard.counts.get("errors")
+        }
         known = manifest.run.get("limit")  # of a finished import
-        is_finished = manifest.run["finished"] and (known is None or (limit is not None and limit <= known))
+        is_finished = manifest.run["finished"] and (
+            known is None or (limit is not None and limit <= known)
+        )
         read = written = 0
         problems: ProblemCounts = Counter()
         if not is_finished or redo:
@@ -80,20 +101,34 @@ def import_annotations(
                     read += len(records)
                     if start in shards and start not in redo:
                         continue
-                    contents, notes = _finish(records, source, images, embed, found, examine=start == 0)
+                    contents, notes = _finish(
+                        records, source, images, embed, found, examine=start == 0
+                    )
                     for note in notes:
                         progress.say(f"NOTE: {note}")
                     revision = revision_of(shards[start].file) + 1 if start in shards else 0
                     name = shard_name(source.split, start, start + len(records), revision)
-                    shard = write_shard(folder.root, name, source.split, start, records, {}, contents)
-                    shard.counts.update({f"{PROBLEM}{key}": number for key, number in found.items() if number})
+                    shard = write_shard(
+                        folder.root, name, source.split, start, records, {}, contents
+                    )
+                    shard.counts.update(
+                        {f"{PROBLEM}{key}": number for key, number in found.items() if number}
+                    )
                     manifest.commit(shard)
                     written += 1
                     advance(shard.rows, shard.counts)
             if not read:
-                why = ", ".join(f"{key}: {number:,}" for key, number in sorted(problems.items()) if number)
-                raise UserError(f"{source.files['annotations']} contains no image to import ({why or 'it is empty'})")
-            origin = f"Imported from {source.files['annotations'].name}; human-annotated relations have no confidence."
+                why = ", ".join(
+                    f"{key}: {number:,}" for key, number in sorted(problems.items()) if number
+                )
+                raise UserError(
+                    f"{source.files['annotations']} contains no image to import"
+                    f" ({why or 'it is empty'})"
+                )
+            origin = (
+                f"Imported from {source.files['annotations'].name}; human-annotated relations have"
+                " no confidence."
+            )
             folder.write_readme(f"{source.dataset}: imported by sgpipe", origin, manifest)
             finished = {"finished": True, "limit": limit if read == limit else None}
             if manifest.run | finished != manifest.run:
@@ -102,7 +137,9 @@ def import_annotations(
         folder.sweep(manifest)
     rows = sum(shard.rows for shard in manifest.shards)
     if not written:
-        progress.say(f"nothing left to do: {count(rows, 'image')} of {manifest.root} imported before")
+        progress.say(
+            f"nothing left to do: {count(rows, 'image')} of {manifest.root} imported before"
+        )
     summary = add_up(manifest, read or rows, {})
     for key in [key for key in summary.counts if key.startswith(PROBLEM)]:
         summary.problems[key.removeprefix(PROBLEM)] = summary.counts.pop(key)
@@ -110,18 +147,26 @@ def import_annotations(
 
 
 def _read_units(
-    source: AnnotationSource, shards: Mapping[int, ShardEntry], limit: int | None, problems: ProblemCounts
+    source: AnnotationSource,
+    shards: Mapping[int, ShardEntry],
+    limit: int | None,
+    problems: ProblemCounts,
 ) -> Iterator[tuple[int, list[Record], ProblemCounts]]:
-    """Yield units, each with its start, and with the problems found up to the next; they end where shards do."""
+    """Yield units, each with its start, and with the problems found up to the next; they end where
+    shards do.
+    """
     records = islice(_distinct(source.read(problems), problems), limit)
-    start, seen, first = 0, problems.copy(), next(records, None)
+    start = 0
+    seen = problems.copy()
+    first = next(records, None)
     while first is not None:
         later = [other for other in shards if other > start]
         stop = shards[start].stop if start in shards else min([start + ROWS_PER_SHARD, *later])
         unit = [first, *islice(records, stop - start - 1)]
         first = next(records, None)
         yield start, unit, problems - seen
-        start, seen = stop, problems.copy()
+        start = stop
+        seen = problems.copy()
 
 
 def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Record]:
@@ -142,14 +187,18 @@ def _finish(
     *,
     examine: bool,
 ) -> tuple[list[bytes | None] | None, list[str]]:
-    """Give records their image sizes and clip their boxes; return their image files to embed, and what is doubtful."""
+    """Give records their image sizes and clip their boxes; return their image files to embed, and
+    what is doubtful.
+    """
     contents: list[bytes | None] = []
     for record in records:
         image = None
         with error_row(record):
             if record.ok and not (record.width and record.height):
                 record.width, record.height = read_size(images, record.file_name)
-                for box in record.objects:  # run lengths that have another size, which was unknown until now
+                for box in (
+                    record.objects
+                ):  # run lengths that have another size, which was unknown until now
                     value = json.loads(box.segmentation or "[]")
                     if isinstance(value, dict) and value["size"] != [record.height, record.width]:
                         box.segmentation = None

@@ -1,8 +1,10 @@
-"""Class names of the detection datasets, synonyms of them in captions, and predicates that say the same.
+"""Class names of the detection datasets, synonyms of them in captions, and predicates that say the
+same.
 
-The packaged tables are in `sgpipe/sources/data`. A synonym table is `{class name: [phrases]}`. A phrase that starts
-with "!" is excluded from the class: "!license plate" under "plate" keeps license plates from being matched as plates.
-Plurals and possessives are not listed: the matcher derives them.
+The packaged tables are in `sgpipe/sources/data`. A synonym table is `{class name: [phrases]}`. A
+phrase that starts with "!" is excluded from the class: "!license plate" under "plate" keeps license
+plates from being matched as plates. Plurals and possessives are not listed: the matcher derives
+them.
 """
 
 from __future__ import annotations
@@ -24,22 +26,33 @@ from sgpipe.utils.config_file import parse_yaml
 from sgpipe.utils.lemmas import is_participle, predicate_lemma, without_auxiliaries
 
 Synonyms: TypeAlias = Mapping[str, tuple[str, ...]]
-PredicateSynonyms: TypeAlias = Mapping[str, Sequence[str]]  # the other texts that count as each predicate
+PredicateSynonyms: TypeAlias = Mapping[
+    str, Sequence[str]
+]  # the other texts that count as each predicate
+
+
+_SYNONYMS = "synonyms"
+_INVERSES = "inverses"
+_ARTICLES = ("a", "an", "the")
+_Form: TypeAlias = tuple[str, bool]  # a lemma, and whether the text says it from object to subject
 
 
 def category_names(dataset: str) -> dict[int, str]:
-    """Return the class names by category id, in the order of the ids; empty for datasets whose files contain them.
+    """Return the class names by category id, in the order of the ids; empty for datasets whose
+    files contain them.
 
-    "coco": 80 with ids 1 to 90; "objects365": 365 of v2 in lower case, with the spelling corrected as RLIPv2 does;
-    "open_images": 601 of V6 with ids from 0, as in RLIPv2's annotations.
+    "coco": 80 with ids 1 to 90; "objects365": 365 of v2 in lower case, with the spelling corrected
+    as RLIPv2 does; "open_images": 601 of V6 with ids from 0, as in RLIPv2's annotations.
     """
     return {row["id"]: row["name"] for row in _packaged(f"{dataset}_names.json") or ()}
 
 
 def relation_names(dataset: str) -> dict[int, str]:
-    """Return the relation names by the id in the dataset's annotation files; empty for any other dataset.
+    """Return the relation names by the id in the dataset's annotation files; empty for any other
+    dataset.
 
-    "hico": 117 with ids 1 to 117; "vcoco": 29 with ids 0 to 28 in RLIPv2's wording; "open_images": 30 with ids 0 to 29.
+    "hico": 117 with ids 1 to 117; "vcoco": 29 with ids 0 to 28 in RLIPv2's wording; "open_images":
+    30 with ids 0 to 29.
     """
     return {row["id"]: row["name"] for row in _packaged(f"{dataset}_relations.json") or ()}
 
@@ -53,28 +66,41 @@ def official_relation_names(dataset: str) -> dict[str, str]:
 def packaged_synonyms(dataset: str) -> Synonyms:
     """Return the synonym table that ships for "coco" or "objects365"; empty for any other dataset.
 
-    It covers every class: first the name itself, then synonyms that hold in every dataset, then those that hold only
-    because this dataset has no finer class (a yacht is a "boat" in COCO). Body parts are not synonyms of a person: the
-    relation of "a cup in his hand" does not hold for the person's box.
+    It covers every class: first the name itself, then synonyms that hold in every dataset, then
+    those that hold only because this dataset has no finer class (a yacht is a "boat" in COCO). Body
+    parts are not synonyms of a person: the relation of "a cup in his hand" does not hold for the
+    person's box.
     """
     common, own = (_packaged(f"{table}_synonyms.json") or {} for table in ("common", dataset))
-    return {name: (name, *common.get(name, ()), *own.get(name, ())) for name in category_names(dataset).values()}
+    return {
+        name: (name, *common.get(name, ()), *own.get(name, ()))
+        for name in category_names(dataset).values()
+    }
 
 
 def loose_words() -> dict[str, tuple[str, ...]]:
-    """Return words such as "beer" or "food" for things of several classes of COCO or Objects365: these, best first."""
-    return {word: tuple(classes) for words, classes in _packaged("loose_words.json")["called"] for word in words}
+    """Return words such as "beer" or "food" for things of several classes of COCO or Objects365:
+    these, best first.
+    """
+    return {
+        word: tuple(classes)
+        for words, classes in _packaged("loose_words.json")["called"]
+        for word in words
+    }
 
 
 @cache
 def implied_things() -> tuple[re.Pattern[str], list[tuple[str, tuple[str, ...]]]]:
-    """Return a pattern of words that imply a thing, and for each of its groups the predicate and the thing's classes.
+    """Return a pattern of words that imply a thing, and for each of its groups the predicate and
+    the thing's classes.
 
     A "skier" is a person skiing on skis. Words are in lower case with single spaces.
     """
     rows = _packaged("loose_words.json")["implied"]
     pattern = "|".join(f"({words})" for words, _, _ in rows)
-    return re.compile(rf"\b(?:{pattern})\b"), [(predicate, tuple(classes)) for _, predicate, classes in rows]
+    return re.compile(rf"\b(?:{pattern})\b"), [
+        (predicate, tuple(classes)) for _, predicate, classes in rows
+    ]
 
 
 @cache
@@ -85,7 +111,9 @@ def _packaged(file_name: str) -> Any:
 
 def load_synonyms(path: Location) -> Synonyms:
     """Read a synonym table `{class name: [phrases]}` from a YAML or JSON file."""
-    table = _check_table(_read_table(path), f"synonyms file {path}", "class name: [phrases]", fewest=1)
+    table = _check_table(
+        _read_table(path), f"synonyms file {path}", "class name: [phrases]", fewest=1
+    )
     return {name: tuple(phrases) for name, phrases in table.items()}
 
 
@@ -97,7 +125,9 @@ def load_predicate_synonyms(path: Location) -> PredicateSynonyms:
 def _read_table(path: Location, what: str = "synonyms file") -> Any:
     text = read_text(path, what)
     try:
-        with suppress(ValueError):  # YAML forbids tabs, and reads "\\ud83d\\ude00" as two characters
+        with suppress(
+            ValueError
+        ):  # YAML forbids tabs, and reads "\\ud83d\\ude00" as two characters
             return json.loads(text, object_pairs_hook=_unique)
         return parse_yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
@@ -106,36 +136,48 @@ def _read_table(path: Location, what: str = "synonyms file") -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(values := dict(pairs)) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("duplicate key")  # the YAML parser says which one
     return values
 
 
 def _check_table(table: Any, place: str, form: str, fewest: int = 0) -> Mapping[str, list[str]]:
-    """Return a table of names and lists of `fewest` texts or more. Raises UserError: it is not in this `form`."""
+    """Return a table of names and lists of `fewest` texts or more. Raises UserError: it is not in
+    this `form`.
+    """
     if not isinstance(table, dict) or not table:
         raise UserError(f"{place}: expected {{{form}}}")
     for name, texts in table.items():
         words = [name, *texts] if isinstance(texts, list) and len(texts) >= fewest else [None]
         if not all(isinstance(each, str) and each.removeprefix("!").strip() for each in words):
-            raise UserError(f"{place}: key {name!r}: expected {form}, found {json.dumps(texts, default=str)[:60]}")
+            raise UserError(
+                f"{place}: key {name!r}: expected {form}, found"
+                f" {json.dumps(texts, default=str)[:60]}"
+            )
     return table
 
 
-_SYNONYMS, _INVERSES = "synonyms", "inverses"
-_ARTICLES = ("a", "an", "the")
-_Form: TypeAlias = tuple[str, bool]  # a lemma, and whether the text says it from object to subject
-
-
 def load_equivalents(path: Location | None) -> Equivalents:
-    """Return `data/equivalents.yaml`, changed by a table of its form, if any. Raises UserError: it has another one."""
-    packaged = parse_yaml((files("sgpipe.sources") / "data" / "equivalents.yaml").read_text(encoding="utf-8"))
+    """Return `data/equivalents.yaml`, changed by a table of its form, if any. Raises UserError: it
+    has another one.
+    """
+    packaged = parse_yaml(
+        (files("sgpipe.sources") / "data" / "equivalents.yaml").read_text(encoding="utf-8")
+    )
     if path is None:
         return Equivalents(packaged)
-    place, own = f"equivalents file {path}", _read_table(path, "equivalents file")
+    place = f"equivalents file {path}"
+    own = _read_table(path, "equivalents file")
     if not isinstance(own, dict) or not own or not own.keys() <= {_SYNONYMS, _INVERSES}:
-        raise UserError(f"{place}: expected {{synonyms: {{predicate: [texts]}}, inverses: {{predicate: [texts]}}}}")
-    own = {kind: _check_table(table, f"{place}: {kind}", "predicate: [texts]") for kind, table in own.items()}
+        raise UserError(
+            f"{place}: expected {{synonyms: {{predicate: [texts]}}, inverses: {{predicate:"
+            " [texts]}}"
+        )
+    own = {
+        kind: _check_table(table, f"{place}: {kind}", "predicate: [texts]")
+        for kind, table in own.items()
+    }
     try:
         return Equivalents(packaged, own)
     except UserError as error:
@@ -143,25 +185,37 @@ def load_equivalents(path: Location | None) -> Equivalents:
 
 
 class Equivalents:
-    """Which predicates say the same of two boxes: by the form of their verb, and by tables of synonyms and inverses."""
+    """Which predicates say the same of two boxes: by the form of their verb, and by tables of
+    synonyms and inverses.
+    """
 
     def __init__(self, *tables: Mapping[str, PredicateSynonyms]) -> None:
         """Take tables of "synonyms" and "inverses". Raises UserError: they contradict each other.
 
-        What a later one lists replaces what earlier ones say of that text; one with "!" before it says nothing else.
+        What a later one lists replaces what earlier ones say of that text; one with "!" before it
+        says nothing else.
         """
-        self._above: dict[str, _Form] = {}  # towards the lemma that stands for all that say the same
+        self._above: dict[
+            str, _Form
+        ] = {}  # towards the lemma that stands for all that say the same
         self._meaning = lru_cache(1 << 16)(self._find)
         stated: list[tuple[str, str, str]] = []
         for table in tables:
-            lines = [(kind, name, text) for kind in table for name, texts in table[kind].items() for text in texts]
+            lines = [
+                (kind, name, text)
+                for kind in table
+                for name, texts in table[kind].items()
+                for text in texts
+            ]
             listed = {_form(text.removeprefix("!")) for _, _, text in lines}
             stated = [line for line in stated if _form(line[2]) not in listed]
             stated += [line for line in lines if not line[2].startswith("!")]
         names: dict[_Form, str] = {}
         for kind, name, text in stated:
             if kind == _SYNONYMS and _form(names.setdefault(_form(text), name)) != _form(name):
-                raise UserError(f"{text!r} is a synonym of both {names[_form(text)]!r} and {name!r}; remove one")
+                raise UserError(
+                    f"{text!r} is a synonym of both {names[_form(text)]!r} and {name!r}; remove one"
+                )
         for kind, name, text in stated:
             if kind == _SYNONYMS or _form(name) != _form(text):
                 (first, turned), (second, swapped) = self._find(name), self._find(text)
@@ -169,17 +223,25 @@ class Equivalents:
                 if first != second:
                     self._above[second] = first, differ
                 elif differ:
-                    raise UserError(f"{text!r} is both the same as {name!r} and its inverse; remove one")
+                    raise UserError(
+                        f"{text!r} is both the same as {name!r} and its inverse; remove one"
+                    )
         self._symmetric = {
-            self._find(name)[0] for kind, name, text in stated if kind == _INVERSES and _form(name) == _form(text)
+            self._find(name)[0]
+            for kind, name, text in stated
+            if kind == _INVERSES and _form(name) == _form(text)
         }
         for _, name, text in stated:
             (lemma, turned), (_, swapped) = self._find(name), self._find(text)
             if lemma in self._symmetric and turned != swapped:
-                raise UserError(f"{name!r} is its own inverse, and {text!r} another one; remove one")
+                raise UserError(
+                    f"{name!r} is its own inverse, and {text!r} another one; remove one"
+                )
 
     def key(self, subject: int, predicate: str, object_: int) -> tuple[str, int, int]:
-        """Return what a relation says: equal for relations that say the same of the same two objects."""
+        """Return what a relation says: equal for relations that say the same of the same two
+        objects.
+        """
         lemma, swapped = self._meaning(predicate)
         first, second = (object_, subject) if swapped else (subject, object_)
         if lemma in self._symmetric:
@@ -187,10 +249,14 @@ class Equivalents:
         return lemma, first, second
 
     def without_known(self, pairs: Iterable[Pair], known: Iterable[Relation]) -> list[Pair]:
-        """Drop from the pairs the predicates that a known relation says, too, and then pairs without predicates."""
+        """Drop from the pairs the predicates that a known relation says, too, and then pairs
+        without predicates.
+        """
         said = {self.key(each.subject, each.predicate, each.object) for each in known}
         for pair in pairs:
-            pair.predicates = [p for p in pair.predicates if self.key(pair.subject, p, pair.object) not in said]
+            pair.predicates = [
+                p for p in pair.predicates if self.key(pair.subject, p, pair.object) not in said
+            ]
         return [pair for pair in pairs if pair.predicates]
 
     def _find(self, text: str) -> _Form:
@@ -203,7 +269,9 @@ class Equivalents:
 
 @lru_cache(1 << 16)
 def _form(text: str) -> _Form:
-    """Return the lemma of a predicate, and whether it is passive: "is held by" is "hold" from object to subject."""
+    """Return the lemma of a predicate, and whether it is passive: "is held by" is "hold" from
+    object to subject.
+    """
     words = without_auxiliaries(text.replace("_", " ").replace("-", " "))
     words = [word for word in words if word not in _ARTICLES] or words
     passive = len(words) > 1 and words[-1] == "by" and is_participle(words[0])

@@ -1,4 +1,6 @@
-"""The `Stage` protocol (records in, records out; no Ray), and running stages here or in a child that may crash."""
+"""The `Stage` protocol (records in, records out; no Ray), and running stages here or in a child
+that may crash.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ COMPILATION = "compilation"  # beside the names of stages
 
 @dataclass
 class Usage:
-    """What stages took for some records: seconds (of "compilation" apart) and `gpu_use`, by stage."""
+    """What stages took for some records: seconds (of "compilation" apart) and `gpu_use`, by
+    stage.
+    """
 
     seconds: dict[str, float] = field(default_factory=dict)
     gpus: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -45,11 +49,12 @@ StageOutput = tuple[list[Record], Usage]
 
 
 class Stage:
-    """One step of the pipeline: fills columns of every record that is ok, and returns all in their original order.
+    """One step of the pipeline: fills columns of every record that is ok, and returns all in their
+    original order.
 
-    An unreadable image becomes an error row (`Record.fail`); an exception means that the stage itself cannot run.
-    `cache_folder`: where the answers of a served model are kept; None: nowhere. `device`: of its model, if it has one;
-    "meta" if that is behind an endpoint.
+    An unreadable image becomes an error row (`Record.fail`); an exception means that the stage
+    itself cannot run. `cache_folder`: where the answers of a served model are kept; None: nowhere.
+    `device`: of its model, if it has one; "meta" if that is behind an endpoint.
     """
 
     name: str
@@ -58,17 +63,25 @@ class Stage:
     device: torch.device | None = None
 
     def check(self) -> None:
-        """Before workers start, raise UserError if its configuration tells that there is no such model."""
+        """Before workers start, raise UserError if its configuration tells that there is no such
+        model.
+        """
 
     def setup(self) -> None:
-        """Load models. Called once, in the process that runs the stage. Raises UserError: they cannot be loaded."""
+        """Load models. Called once, in the process that runs the stage. Raises UserError: they
+        cannot be loaded.
+        """
 
     def with_classes(self, classes: Mapping[str, int]) -> Stage:
-        """Return this stage, set up and with the same loaded models, for boxes of other classes (ids by name)."""
+        """Return this stage, set up and with the same loaded models, for boxes of other classes
+        (ids by name).
+        """
         return self
 
     def gpu_use(self) -> dict[str, Any]:
-        """Return what `utils.gpu.gpu_use` does, with "compilation", the seconds since the start that it took."""
+        """Return what `utils.gpu.gpu_use` does, with "compilation", the seconds since the start
+        that it took.
+        """
         if self.device is None:
             return {}
         from sgpipe.utils.gpu import gpu_use
@@ -87,7 +100,9 @@ class Stage:
 
 
 def image_threads(resources: Resources, *, elsewhere: bool) -> int:
-    """Return `io_threads`, or one per CPU, at least two, if the model computes `elsewhere`, else at most one."""
+    """Return `io_threads`, or one per CPU, at least two, if the model computes `elsewhere`, else at
+    most one.
+    """
     if resources.io_threads is not None:
         return resources.io_threads
     cpus = int(resources.cpus)
@@ -102,7 +117,8 @@ class ImageStage(Stage):
 
     def __init__(self, config: Any, roots: Mapping[str, ImagePlace]) -> None:
         """`config`: has the `resources` of the stage and, if it has a model, its `device`."""
-        self.config, self.roots = config, roots
+        self.config = config
+        self.roots = roots
         self.resources: Resources = config.resources
 
     def set_up_device(self, *, here: bool = True) -> None:
@@ -112,7 +128,9 @@ class ImageStage(Stage):
 
         disable_progress_bar()
         torch.set_num_threads(max(1, int(self.resources.cpus)))
-        self.device = pick_device(self.config.device, self.resources.gpus) if here else torch.device("meta")
+        self.device = (
+            pick_device(self.config.device, self.resources.gpus) if here else torch.device("meta")
+        )
         self.threads = image_threads(self.resources, elsewhere=self.device.type != "cpu")
 
     def opened(
@@ -121,7 +139,9 @@ class ImageStage(Stage):
         prepare: Callable[[Image.Image, ImageFile], Any] = lambda image, file: image,
         batch: int = 1,
     ) -> Iterator[tuple[Record, Any]]:
-        """Yield each record that is ok with what `prepare` makes of its image; unreadable ones become error rows."""
+        """Yield each record that is ok with what `prepare` makes of its image; unreadable ones
+        become error rows.
+        """
         with closing(open_ahead(self.roots, records, prepare, self.threads, batch)) as images:
             for record, image in images:
                 if isinstance(image, ImageError):
@@ -131,14 +151,17 @@ class ImageStage(Stage):
 
 
 class LoadStage(ImageStage):
-    """Opens each image once, so that unreadable images become error rows even in a run without a captioner.
+    """Opens each image once, so that unreadable images become error rows even in a run without a
+    captioner.
 
     With `source.open_images: false` it opens none.
     """
 
     name = "load"
 
-    def __init__(self, roots: Mapping[str, ImagePlace], resources: Resources, *, opens: bool = True) -> None:
+    def __init__(
+        self, roots: Mapping[str, ImagePlace], resources: Resources, *, opens: bool = True
+    ) -> None:
         self.roots = roots
         self.resources = resources
         self.opens = opens
@@ -174,7 +197,8 @@ class StageRunner:
                 records = stage(records)
             seconds = time.perf_counter() - began
             use = stage.gpu_use()
-            if (share := gpu.read()) is not None:
+            share = gpu.read()
+            if share is not None:
                 use["utilization"] = round(share, 3)
             total = use.pop("compilation", 0.0)
             compiled = total - self._compiled.get(stage.name, 0.0)
@@ -186,17 +210,21 @@ class StageRunner:
 
 
 class IsolatedRunner:
-    """A `StageRunner` in a child process: an image that crashes it twice, alone at last, becomes an error row."""
+    """A `StageRunner` in a child process: an image that crashes it twice, alone at last, becomes an
+    error row.
+    """
 
     def __init__(self, stages: Sequence[Stage]) -> None:
         self.stages = stages
         self._pipe: Connection | None = None
 
     def __call__(self, records: list[Record]) -> StageOutput:
-        if (output := self._run(records)) is not None:
+        output = self._run(records)
+        if output is not None:
             return output
         if len(records) == 1:
-            if (output := self._run(records)) is not None:
+            output = self._run(records)
+            if output is not None:
                 return output
             records[0].fail("worker", "the worker crashed twice on this image")
             return records, Usage()
@@ -206,7 +234,9 @@ class IsolatedRunner:
         return first + second, usage
 
     def _run(self, records: list[Record]) -> StageOutput | None:
-        """Return the output of the child process, or None if it crashed. Raises whatever a stage raises."""
+        """Return the output of the child process, or None if it crashed. Raises whatever a stage
+        raises.
+        """
         pipe = self._pipe or self._start()
         try:
             pipe.send(records)
@@ -219,7 +249,9 @@ class IsolatedRunner:
         return reply
 
     def _start(self) -> Connection:
-        """Raises UserError: a stage cannot be set up; RuntimeError: the process crashed during setup."""
+        """Raises UserError: a stage cannot be set up; RuntimeError: the process crashed during
+        setup.
+        """
         context = multiprocessing.get_context("spawn")
         pipe, child_end = context.Pipe()
         process = context.Process(target=_serve, args=(self.stages, child_end), daemon=True)
@@ -230,7 +262,9 @@ class IsolatedRunner:
         except EOFError:
             process.join()
             names = ", ".join(stage.name for stage in self.stages)
-            raise RuntimeError(f"a worker crashed while setting up {names} (exit code {process.exitcode})") from None
+            raise RuntimeError(
+                f"a worker crashed while setting up {names} (exit code {process.exitcode})"
+            ) from None
         if failed is not None:
             raise failed
         self._pipe = pipe
@@ -244,7 +278,8 @@ def _serve(stages: Sequence[Stage], pipe: Connection) -> None:
     while True:
         try:
             outcome = work()
-        # The parent raises it again: a process that ended with it would be taken for one that crashed on an image.
+        # The parent raises it again: a process that ended with it would be taken for one that
+        # crashed on an image.
         except Exception as reason:  # noqa: BLE001
             outcome = reason
         pipe.send(outcome)

@@ -17,7 +17,8 @@ def build_stages(
 ) -> list[Stage]:
     """Return the stages that label records with boxes, in order.
 
-    `classes`: the id of every class of a box but for free nouns. `known`: the triplets of the run that is extended.
+    `classes`: the id of every class of a box but for free nouns. `known`: the triplets of the run
+    that is extended.
     """
     from sgpipe.stages.caption.stage import CaptionStage
     from sgpipe.stages.parse.stage import ParseStage

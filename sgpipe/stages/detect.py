@@ -1,4 +1,6 @@
-"""Boxes for images without annotations: from a detector of transformers, a ParSeDA or a ParSeD, or from a file."""
+"""Boxes for images without annotations: from a detector of transformers, a ParSeDA or a ParSeD, or
+from a file.
+"""
 
 from __future__ import annotations
 
@@ -48,32 +50,48 @@ from sgpipe.utils.console import single_line
 _KINDS: dict[str, type[TripletDetector]] = {"rlip_parseda": ParSeDA, "rlip_parsed": ParSeD}
 
 
-def load_detector(model: Location) -> TripletDetector:
-    """Load a ParSeDA or ParSeD: from a folder, its best checkpoint if it is that of a training, a store or the hub.
-
-    Raises UserError: there is no such network. Raises EngineError: the store or the hub cannot be reached.
-    """
-    name = named_model(str(model), "parseda")
-    folder = existing_folder(network_folder(Path(local_model(name))))
-    kind = str(known_settings(str(folder)).get("model_type"))
-    if kind == "rlip_tagger":
-        raise UserError(f"{model} is an R-Tagger, which needs boxes: use it as tag.tagger (--tagger)")
-    with loading("detector"):
-        return _KINDS.get(kind, ParSeDA).from_pretrained(folder).eval()
-
-
-# Zero-shot detectors that return the index of a class, and those that return a phrase of the prompt.
-_RETURN_INDEX, _RETURN_PHRASE = ("owlvit", "owlv2"), ("grounding-dino", "mm-grounding-dino")
+# Zero-shot detectors that return the index of a class, and those that return a phrase of the
+# prompt.
+_RETURN_INDEX = ("owlvit", "owlv2")
+_RETURN_PHRASE = ("grounding-dino", "mm-grounding-dino")
 _OMDET = "omdet-turbo"  # returns the index, too, and reads all classes together
-_SAM = ("sam3", "sam3_video")  # reads one class at a time; the published checkpoint is of the video model
+_SAM = (
+    "sam3",
+    "sam3_video",
+)  # reads one class at a time; the published checkpoint is of the video model
 _ZERO_SHOT = (*_RETURN_INDEX, _OMDET, *_RETURN_PHRASE, *_SAM)
 _QUERIES = 1000  # class names that an OWL-ViT reads at once, to bound memory
 _DETECTION_PREDICATE = ("next to",)  # the network needs a predicate; boxes hardly depend on which
 _UNUSED_COCO_CLASS = "N/A"
 
 
+_MODELS: WeakValueDictionary[tuple[str, str], Any] = (
+    WeakValueDictionary()
+)  # stages of a process share what is loaded
+
+
+def load_detector(model: Location) -> TripletDetector:
+    """Load a ParSeDA or ParSeD: from a folder, its best checkpoint if it is that of a training, a
+    store or the hub.
+
+    Raises UserError: there is no such network. Raises EngineError: the store or the hub cannot be
+    reached.
+    """
+    name = named_model(str(model), "parseda")
+    folder = existing_folder(network_folder(Path(local_model(name))))
+    kind = str(known_settings(str(folder)).get("model_type"))
+    if kind == "rlip_tagger":
+        raise UserError(
+            f"{model} is an R-Tagger, which needs boxes: use it as tag.tagger (--tagger)"
+        )
+    with loading("detector"):
+        return _KINDS.get(kind, ParSeDA).from_pretrained(folder).eval()
+
+
 class DetectedBoxes(NamedTuple):
-    """Boxes `[boxes, 4]` in pixel xyxy, scores `[boxes]`, and labels `[boxes]`: indices into the detector's classes."""
+    """Boxes `[boxes, 4]` in pixel xyxy, scores `[boxes]`, and labels `[boxes]`: indices into the
+    detector's classes.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -81,7 +99,9 @@ class DetectedBoxes(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What a network reads of an image, with its `pixel_values`; `size`: (height, width) of the image."""
+    """What a network reads of an image, with its `pixel_values`; `size`: (height, width) of the
+    image.
+    """
 
     inputs: Any
     size: tuple[int, int]
@@ -92,12 +112,16 @@ class Prepared(NamedTuple):
 
 
 def detector_classes(config: DetectConfig) -> tuple[str, ...]:
-    """Return the classes a detector can detect, without its weights. Raises UserError: it is not a detector."""
+    """Return the classes a detector can detect, without its weights. Raises UserError: it is not a
+    detector.
+    """
     name = local_model(str(config.detector), whole=False)
     if _reads_text(name):
         return config.classes or tuple(category_names("coco").values())
     if config.classes is not None:
-        raise UserError(f"detect.classes: {config.detector} has a fixed set of classes; remove this setting")
+        raise UserError(
+            f"detect.classes: {config.detector} has a fixed set of classes; remove this setting"
+        )
     with loading(f"detector {name}"):
         names = transformers.AutoConfig.from_pretrained(name).id2label or {}
     return tuple(name for _, name in sorted(names.items()))
@@ -108,34 +132,51 @@ def load(config: DetectConfig, device: torch.device) -> Detector:
     name = local_model(str(config.detector))
     if _reads_text(name):
         return load_prompted(name, detector_classes(config), device)
-    return Detector(*_open(name, device, "AutoModelForObjectDetection", "AutoImageProcessor"), device)
+    return Detector(
+        *_open(name, device, "AutoModelForObjectDetection", "AutoImageProcessor"), device
+    )
 
 
-def load_prompted(model: str, classes: Sequence[str], device: torch.device) -> ZeroShotDetector | RLIPDetector:
-    """Load a detector that reads the names of what it looks for. Raises UserError: no such model, or another kind."""
+def load_prompted(
+    model: str, classes: Sequence[str], device: torch.device
+) -> ZeroShotDetector | RLIPDetector:
+    """Load a detector that reads the names of what it looks for. Raises UserError: no such model,
+    or another kind.
+    """
     name = local_model(model)
-    if (kind := _kind(name)) in _KINDS:
+    kind = _kind(name)
+    if kind in _KINDS:
         network = _shared(name, device, lambda: load_detector(Path(name)))
         return RLIPDetector(network, classes, trained_sides(name) or DEFAULT_SIDES, device)
-    kinds = ("Sam3Model", "Sam3Processor") if kind in _SAM else ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
+    kinds = (
+        ("Sam3Model", "Sam3Processor")
+        if kind in _SAM
+        else ("AutoModelForZeroShotObjectDetection", "AutoProcessor")
+    )
     return ZeroShotDetector(*_open(name, device, *kinds), classes, device)
 
 
 def check_prompted(model: str, setting: str) -> None:
-    """Without loading its weights, raise UserError if a model is not a detector that reads the names of things."""
+    """Without loading its weights, raise UserError if a model is not a detector that reads the
+    names of things.
+    """
     name = local_model(model, whole=False)
     if not _reads_text(name):
         raise UserError(
-            f"{setting}: {model} cannot be asked for words; use a detector that reads text, such as Grounding DINO, "
-            "OWLv2, OmDet-Turbo, SAM 3 or a ParSeDA"
+            f"{setting}: {model} cannot be asked for words; use a detector that reads text, such as"
+            " Grounding DINO, OWLv2, OmDet-Turbo, SAM 3 or a ParSeDA"
         )
 
 
 def _kind(name: str) -> str:
-    """Return the model_type of a detector. Raises UserError: there is no such model, or it is not a detector."""
+    """Return the model_type of a detector. Raises UserError: there is no such model, or it is not a
+    detector.
+    """
     kind = str(known_settings(name).get("model_type"))
     if kind not in (*_KINDS, *_ZERO_SHOT, *MODEL_FOR_OBJECT_DETECTION_MAPPING_NAMES):
-        raise UserError(f"{name} is not an object detector: model_type in its config.json is {kind}")
+        raise UserError(
+            f"{name} is not an object detector: model_type in its config.json is {kind}"
+        )
     return kind
 
 
@@ -143,21 +184,29 @@ def _reads_text(name: str) -> bool:
     return _kind(name) in (*_KINDS, *_ZERO_SHOT)
 
 
-_MODELS: WeakValueDictionary[tuple[str, str], Any] = WeakValueDictionary()  # stages of a process share what is loaded
-
-
 def _open(name: str, device: torch.device, kind: str, processor: str) -> tuple[Any, Any]:
-    """Return a model of transformers and its processor. Raises UserError: one of them cannot be loaded."""
+    """Return a model of transformers and its processor. Raises UserError: one of them cannot be
+    loaded.
+    """
     with loading(f"detector {name} cannot be loaded"):  # not every version has all classes
-        load = partial(load_weights, getattr(transformers, kind), name, "detector", dtype=torch.float32)
+        load = partial(
+            load_weights, getattr(transformers, kind), name, "detector", dtype=torch.float32
+        )
         return _shared(name, device, load), getattr(transformers, processor).from_pretrained(name)
 
 
 def _shared(name: str, device: torch.device, load: Callable[[], Any]) -> Any:
-    """Return the model, loaded once. Raises UserError: a weight is NaN; a threshold would silently drop the scores."""
+    """Return the model, loaded once. Raises UserError: a weight is NaN; a threshold would silently
+    drop the scores.
+    """
     model = _MODELS[name, str(device)] = _MODELS.get((name, str(device))) or load()
-    if damaged := next((part for part, weight in model.state_dict().items() if weight.isnan().any()), None):
-        raise UserError(f"detector {name} returns NaN scores: its weights are damaged, such as {damaged}")
+    damaged = next(
+        (part for part, weight in model.state_dict().items() if weight.isnan().any()), None
+    )
+    if damaged:
+        raise UserError(
+            f"detector {name} returns NaN scores: its weights are damaged, such as {damaged}"
+        )
     return model
 
 
@@ -165,28 +214,36 @@ class Detector:
     """Detects the boxes of a fixed set of classes, as DETR does, with a score above a threshold."""
 
     def __init__(self, model: PreTrainedModel, processor: Any, device: torch.device) -> None:
-        self._model, self._processor, self._device = nn.Module.to(model.eval(), device), processor, device
+        self._model = nn.Module.to(model.eval(), device)
+        self._processor = processor
+        self._device = device
 
     def prepare(self, image: Image.Image) -> Prepared:
         """Resize and normalise an image; also called in other threads than `detect`."""
-        process = getattr(self._processor, "image_processor", self._processor)  # tokenizers are not safe for threads
+        process = getattr(
+            self._processor, "image_processor", self._processor
+        )  # tokenizers are not safe for threads
         return Prepared(process(images=image, return_tensors="pt"), (image.height, image.width))
 
     @torch.no_grad()
     def detect(self, image: Prepared, threshold: float) -> DetectedBoxes:
-        output, process = self._model(**image.inputs.to(self._device)), self._processor.post_process_object_detection
+        output = self._model(**image.inputs.to(self._device))
+        process = self._processor.post_process_object_detection
         [boxes] = process(output, threshold=threshold, target_sizes=[image.size])
         return DetectedBoxes(*(boxes[part].cpu() for part in DetectedBoxes._fields))
 
 
 class ZeroShotDetector(Detector):
-    """A detector that takes any number of class names as text, such as OWLv2, Grounding DINO or SAM 3.
+    """A detector that takes any number of class names as text, such as OWLv2, Grounding DINO or SAM
+    3.
 
-    Grounding DINO reads as many names at a time as fit in its text length, in their order. Its boxes depend on the
-    names read together, so this split follows from the classes alone.
+    Grounding DINO reads as many names at a time as fit in its text length, in their order. Its
+    boxes depend on the names read together, so this split follows from the classes alone.
     """
 
-    def __init__(self, model: PreTrainedModel, processor: Any, classes: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, classes: Sequence[str], device: torch.device
+    ) -> None:
         """Raises UserError: the model cannot read a name that long."""
         super().__init__(model, processor, device)
         self._kind = model.config.model_type
@@ -200,7 +257,9 @@ class ZeroShotDetector(Detector):
         return self._tokens(self._spelled(name)) <= self._limit
 
     def _spelled(self, name: str) -> str:
-        return re.sub(r"[.?]", " ", name).lower() if self._together else name  # both characters end a phrase
+        return (
+            re.sub(r"[.?]", " ", name).lower() if self._together else name
+        )  # both characters end a phrase
 
     def _tokens(self, name: str) -> int:
         return len(self._processor.tokenizer(f"{name}." if self._together else name)["input_ids"])
@@ -214,10 +273,11 @@ class ZeroShotDetector(Detector):
         self._prompts: list[list[str]] = []  # class names read together
         room = 0
         for name, given in zip(names, classes, strict=True):
-            if (tokens := self._tokens(name)) > self._limit:
+            tokens = self._tokens(name)
+            if tokens > self._limit:
                 raise UserError(
-                    f"detect.classes: {given!r} would be {tokens} tokens, and this {self._kind} reads {self._limit}; "
-                    "name it in fewer words"
+                    f"detect.classes: {given!r} would be {tokens} tokens, and this {self._kind}"
+                    f" reads {self._limit}; name it in fewer words"
                 )
             cost = tokens - special if self._together else 1
             if cost > room:
@@ -225,20 +285,28 @@ class ZeroShotDetector(Detector):
                 room = most
             self._prompts[-1].append(name)
             room -= cost
-        needed = {"images": Image.new("RGB", (64, 64))} if self._kind == _OMDET else {}  # by its processor
+        needed = (
+            {"images": Image.new("RGB", (64, 64))} if self._kind == _OMDET else {}
+        )  # by its processor
         texts = self._prompts if self._kind in _SAM else [[names] for names in self._prompts]
-        read = [self._processor(text=text, return_tensors="pt", **needed).to(self._device) for text in texts]
+        read = [
+            self._processor(text=text, return_tensors="pt", **needed).to(self._device)
+            for text in texts
+        ]
         shown = self._processor.image_processor.model_input_names
         self._texts = [{name: each[name] for name in each if name not in shown} for each in read]
 
     @torch.no_grad()
     def detect(self, image: Prepared, threshold: float) -> DetectedBoxes:
-        shown, size = image.inputs.to(self._device), [image.size]
+        shown = image.inputs.to(self._device)
+        size = [image.size]
         if self._kind in _SAM:  # sees the image once and then looks for one class after the other
             shown = {"vision_embeds": self._model.get_vision_features(shown["pixel_values"])}
         kind = "object_detection" if self._kind in _SAM else "grounded_object_detection"
         process = getattr(self._processor, f"post_process_{kind}")
-        outputs, found, first = [], [], 0
+        outputs = []
+        found = []
+        first = 0
         for names, texts in zip(self._prompts, self._texts, strict=True):
             output = self._model(**texts, **shown)
             if self._kind in _RETURN_INDEX:
@@ -252,12 +320,22 @@ class ZeroShotDetector(Detector):
                 labels = boxes["labels"].cpu()
             else:
                 ids = texts["input_ids"]
-                [boxes] = process(output, ids, threshold=threshold, text_threshold=threshold, target_sizes=size)
+                [boxes] = process(
+                    output, ids, threshold=threshold, text_threshold=threshold, target_sizes=size
+                )
                 tokenizer = self._processor.tokenizer  # it makes "t - shirt" of "t-shirt"
-                spelled = tokenizer.batch_decode(tokenizer(names, add_special_tokens=False)["input_ids"])
-                labels = torch.tensor([_phrase_index(phrase, spelled) for phrase in boxes["text_labels"]]).long()
+                spelled = tokenizer.batch_decode(
+                    tokenizer(names, add_special_tokens=False)["input_ids"]
+                )
+                labels = torch.tensor(
+                    [_phrase_index(phrase, spelled) for phrase in boxes["text_labels"]]
+                ).long()
             kept = labels >= 0
-            found.append(DetectedBoxes(boxes["boxes"].cpu()[kept], boxes["scores"].cpu()[kept], first + labels[kept]))
+            found.append(
+                DetectedBoxes(
+                    boxes["boxes"].cpu()[kept], boxes["scores"].cpu()[kept], first + labels[kept]
+                )
+            )
             first += len(names)
         if outputs:  # the same boxes each time, of which each gets the best of all classes
             outputs[0].logits = torch.cat([output.logits for output in outputs], dim=-1)
@@ -267,20 +345,32 @@ class ZeroShotDetector(Detector):
 
 
 def _phrase_index(phrase: str, names: list[str]) -> int:
-    """Return the index of the name that is a phrase, or the only one that contains it ("dining"); else -1."""
+    """Return the index of the name that is a phrase, or the only one that contains it ("dining");
+    else -1.
+    """
     if phrase in names:
         return names.index(phrase)
-    containing = [index for index, name in enumerate(names) if phrase and f" {phrase} " in f" {name} "]
+    containing = [
+        index for index, name in enumerate(names) if phrase and f" {phrase} " in f" {name} "
+    ]
     return containing[0] if len(containing) == 1 else -1
 
 
 class RLIPDetector(Detector):
-    """Detects the boxes of the dense head of a ParSeDA or ParSeD, or else their subjects and objects."""
+    """Detects the boxes of the dense head of a ParSeDA or ParSeD, or else their subjects and
+    objects.
+    """
 
     def __init__(
-        self, model: TripletDetector, classes: Sequence[str], sides: tuple[int, int], device: torch.device
+        self,
+        model: TripletDetector,
+        classes: Sequence[str],
+        sides: tuple[int, int],
+        device: torch.device,
     ) -> None:
-        self._model, self._sides, self._device = model, sides, device
+        self._model = model
+        self._sides = sides
+        self._device = device
         nn.Module.to(model, device)
         self.ask(classes)
 
@@ -293,7 +383,9 @@ class RLIPDetector(Detector):
         self._labels = self._model.encode_labels([*classes, NO_OBJECTS], _DETECTION_PREDICATE)
 
     def prepare(self, image: Image.Image) -> Prepared:
-        return Prepared({"pixel_values": to_pixel_values(image, *self._sides)}, (image.height, image.width))
+        return Prepared(
+            {"pixel_values": to_pixel_values(image, *self._sides)}, (image.height, image.width)
+        )
 
     @torch.no_grad()
     def detect(self, image: Prepared, threshold: float) -> DetectedBoxes:
@@ -308,10 +400,14 @@ class RLIPDetector(Detector):
         entities = [(output.object_boxes, output.object_logits)]
         if output.subject_logits is not None:
             entities.append((output.subject_boxes, output.subject_logits))
-        boxes, logits = (torch.cat([entity[part][0] for entity in entities]).float().cpu() for part in (0, 1))
+        boxes, logits = (
+            torch.cat([entity[part][0] for entity in entities]).float().cpu() for part in (0, 1)
+        )
         best = logits.softmax(-1)[:, :-1].max(-1)  # "no objects" is the last class
         kept = best.values > threshold
-        return DetectedBoxes((to_corners(boxes) * sides)[kept], best.values[kept], best.indices[kept])
+        return DetectedBoxes(
+            (to_corners(boxes) * sides)[kept], best.values[kept], best.indices[kept]
+        )
 
 
 class DetectStage(ImageStage):
@@ -328,15 +424,27 @@ class DetectStage(ImageStage):
         self.detector = load(self.config, self.device)
 
     def __call__(self, records: list[Record]) -> list[Record]:
-        for record, prepared in self.opened(records, lambda image, file: self.detector.prepare(image)):
+        for record, prepared in self.opened(
+            records, lambda image, file: self.detector.prepare(image)
+        ):
             boxes, scores, labels = self.detector.detect(prepared, self.config.threshold)
             # It moves the boxes of each label far apart, too far for float32 with many labels.
             remaining = batched_nms(boxes.double(), scores.double(), labels, self.config.overlap)
             kept = remaining[: self.config.max_boxes]
             record.left_out["boxes"] = len(remaining) - len(kept)
-            found = labels[kept].tolist(), boxes[kept].double().tolist(), scores[kept].float().tolist()
+            found = (
+                labels[kept].tolist(),
+                boxes[kept].double().tolist(),
+                scores[kept].float().tolist(),
+            )
             record.objects = [
-                Box(self.classes[label], label + 1, (x1, y1, x2 - x1, y2 - y1), origin="detector", score=score)
+                Box(
+                    self.classes[label],
+                    label + 1,
+                    (x1, y1, x2 - x1, y2 - y1),
+                    origin="detector",
+                    score=score,
+                )
                 for label, (x1, y1, x2, y2), score in zip(*found, strict=True)
                 if self.classes[label] != _UNUSED_COCO_CLASS
             ]
@@ -345,7 +453,8 @@ class DetectStage(ImageStage):
 
 
 class GivenBoxesStage(Stage):
-    """Fills `objects` and the size of each image from the entry of an instances file with the same file name.
+    """Fills `objects` and the size of each image from the entry of an instances file with the same
+    file name.
 
     If several entries share the file name, the one that shares most of the parent folders is used.
     """
@@ -365,22 +474,34 @@ class GivenBoxesStage(Stage):
         self.classes = {name: number for number, name in sorted(self._instances.categories.items())}
 
     def fill(self, record: Record) -> None:
-        ids = next((self._ids[suffix] for suffix in _path_suffixes(record.file_name) if suffix in self._ids), [])
+        ids = next(
+            (
+                self._ids[suffix]
+                for suffix in _path_suffixes(record.file_name)
+                if suffix in self._ids
+            ),
+            [],
+        )
         if len(ids) != 1:
             record.fail(self.name, f"{self._file} has {len(ids) or 'no'} images of this name")
             return
-        given = self._instances.record(ids[0], record.dataset, record.split, self._instances.problems)
+        given = self._instances.record(
+            ids[0], record.dataset, record.split, self._instances.problems
+        )
         if not given.ok:
             record.fail(self.name, str(given.error))
             return
         if given.width and given.height:  # compared with the actual size when the image is opened
-            record.width, record.height = given.width, given.height
+            record.width = given.width
+            record.height = given.height
         record.objects = given.objects
         clip_objects(record, ProblemCounts())
 
 
 class GivenBoxes(NamedTuple):
-    """Boxes of one image from a Python user: `corners` are x1, y1, x2, y2 in pixels, `[boxes, 4]` float64."""
+    """Boxes of one image from a Python user: `corners` are x1, y1, x2, y2 in pixels, `[boxes, 4]`
+    float64.
+    """
 
     corners: NDArray[np.float64]
     classes: tuple[str, ...]
@@ -389,26 +510,39 @@ class GivenBoxes(NamedTuple):
     def objects(self, width: int, height: int) -> list[Box]:
         """Return the boxes, clipped to the image by at most a pixel.
 
-        Raises UserError: a box is not finite, has no area or is farther outside, or all are within the first pixel.
+        Raises UserError: a box is not finite, has no area or is farther outside, or all are within
+        the first pixel.
         """
         size = f"the image, which has {width}x{height} pixels"
         if len(self.corners) and self.corners.max() <= 1 < max(width, height):
-            raise UserError(f"the boxes{self.where} are within the first pixel of {size}: expected pixels, not shares")
+            raise UserError(
+                f"the boxes{self.where} are within the first pixel of {size}: expected pixels, not"
+                " shares"
+            )
         numbers = {name: number for number, name in enumerate(dict.fromkeys(self.classes), start=1)}
         boxes = []
-        for index, (name, corners) in enumerate(zip(self.classes, self.corners.tolist(), strict=True)):
+        for index, (name, corners) in enumerate(
+            zip(self.classes, self.corners.tolist(), strict=True)
+        ):
             left, top, right, bottom = corners
-            inside = -1 <= left < right <= width + 1 and -1 <= top < bottom <= height + 1  # false of NaN
-            bbox = clip_box((left, top, right - left, bottom - top), width, height) if inside else None
+            inside = (
+                -1 <= left < right <= width + 1 and -1 <= top < bottom <= height + 1
+            )  # false of NaN
+            bbox = (
+                clip_box((left, top, right - left, bottom - top), width, height) if inside else None
+            )
             if bbox is None:
                 box = f"box {index}{self.where} ({left:g}, {top:g}, {right:g}, {bottom:g})"
-                raise UserError(f"{box} is not inside {size}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2")
+                raise UserError(
+                    f"{box} is not inside {size}: expected x1, y1, x2, y2 with x1 < x2 and y1 < y2"
+                )
             boxes.append(Box(name, numbers[name], bbox))
         return boxes
 
 
 def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
-    """Boxes as x1, y1, x2, y2 in pixels, anything that NumPy makes `[boxes, 4]` of, and their class names; or None.
+    """Boxes as x1, y1, x2, y2 in pixels, anything that NumPy makes `[boxes, 4]` of, and their class
+    names; or None.
 
     Raises UserError: they are not of this shape, or there is not a class name for each box.
     """
@@ -420,11 +554,17 @@ def parse_boxes(boxes: Any, classes: Any, where: str = "") -> GivenBoxes | None:
     except (ValueError, TypeError, RuntimeError) as error:
         raise UserError(f"boxes={where} are not numbers: {first_line(error)}") from None
     if corners.ndim != 2 or corners.shape[1] != 4:
-        raise UserError(f"boxes={where}: expected x1, y1, x2, y2 in pixels of each box, got shape {corners.shape}")
+        raise UserError(
+            f"boxes={where}: expected x1, y1, x2, y2 in pixels of each box, got shape"
+            f" {corners.shape}"
+        )
     names = () if classes is None or isinstance(classes, str) else tuple(classes)
     plain = [isinstance(name, str) and single_line(name) == name.strip() != "" for name in names]
     if len(names) != len(corners) or not all(plain):
-        raise UserError(f"classes={where}: expected a class name for each of {len(corners)} boxes, got {classes!r}")
+        raise UserError(
+            f"classes={where}: expected a class name for each of {len(corners)} boxes, got"
+            f" {classes!r}"
+        )
     return GivenBoxes(corners, names, where)
 
 

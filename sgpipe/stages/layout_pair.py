@@ -1,4 +1,6 @@
-"""The pair stage of `pair.candidates: layout`: the layout model relates boxes, without captions or beside them."""
+"""The pair stage of `pair.candidates: layout`: the layout model relates boxes, without captions or
+beside them.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +17,11 @@ from sgpipe.utils.lemmas import predicate_lemma
 
 
 class LayoutPairStage(PairStage):
-    """Adds the pairs and predicates that the layout model finds more probable than `pair.probability`.
+    """Adds the pairs and predicates that the layout model finds more probable than
+    `pair.probability`.
 
-    Its predicates are the model's actions. A pair does not get one that captions state of it already.
+    Its predicates are the model's actions. A pair does not get one that captions state of it
+    already.
     """
 
     def check(self) -> None:
@@ -31,19 +35,26 @@ class LayoutPairStage(PairStage):
         super().__call__(records)
         ready = [record for record in records if record.ok]
         possible = [self._possible_pairs(record) for record in ready]
-        layouts = [image_layout(record, pairs) for record, pairs in zip(ready, possible, strict=True)]
+        layouts = [
+            image_layout(record, pairs) for record, pairs in zip(ready, possible, strict=True)
+        ]
         scores = self._model.score_many(layouts, [pair_positions(pairs) for pairs in possible])
         for record, pairs, scored in zip(ready, possible, scores, strict=True):
             self._add(record, pairs, scored)
         return records
 
     def _possible_pairs(self, record: Record) -> list[Pair]:
-        """Return every pair of a subject that the model knows with another box; too many are counted as left out."""
+        """Return every pair of a subject that the model knows with another box; too many are
+        counted as left out.
+        """
         classes = {box.category for box in record.objects}
         subjects = [name for name in classes if self._model.is_subject(name)]
         all_classes = {(subject, name): [""] for subject in subjects for name in classes}
-        overlap, limit = self.config.require_overlap, self.config.max_pairs
-        pairs, beyond = candidate_pairs(record.objects, all_classes, require_overlap=overlap, limit=limit)
+        overlap = self.config.require_overlap
+        limit = self.config.max_pairs
+        pairs, beyond = candidate_pairs(
+            record.objects, all_classes, require_overlap=overlap, limit=limit
+        )
         record.left_out["pairs"] = record.left_out.get("pairs", 0) + beyond
         return pairs
 

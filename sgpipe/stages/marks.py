@@ -1,4 +1,6 @@
-"""The pair stage that asks a vision-language model: it sees numbered boxes on the image, and relates their numbers."""
+"""The pair stage that asks a vision-language model: it sees numbered boxes on the image, and
+relates their numbers.
+"""
 
 import json
 from collections import deque
@@ -22,17 +24,22 @@ from sgpipe.utils.console import single_line
 from sgpipe.viz import draw_marks
 
 PROMPT = (
-    "Things in this image are outlined and numbered. Which of them are visibly related, and how? A relation has the "
-    "numbers of a subject and an object, and a predicate between them: what the subject does to the object (such as "
-    "riding, holding, looking at), or where it is (such as sitting on, behind, next to). State every relation that can "
-    "be seen, and none that cannot."
+    "Things in this image are outlined and numbered. Which of them are visibly related, and how? A"
+    " relation has the numbers of a subject and an object, and a predicate between them: what the"
+    " subject does to the object (such as riding, holding, looking at), or where it is (such as"
+    " sitting on, behind, next to). State every relation that can be seen, and none that cannot."
 )
 _FORM = (
-    'Answer with JSON alone: {"relations": [{"subject": 1, "predicate": "riding", "object": 2}]} states that 1 is '
-    'riding 2; {"relations": []}, that nothing is related.'
+    'Answer with JSON alone: {"relations": [{"subject": 1, "predicate": "riding", "object": 2}]}'
+    ' states that 1 is riding 2; {"relations": []}, that nothing is related.'
 )
-_SIDE, _MAX_TOKENS, _TOP_P = 1024, 1024, 0.9  # the longer side of the image, in pixels
-_MOST_RELATIONS, _LONGEST_PREDICATE = 500, 80  # of an answer; characters
+# the longer side of the image, in pixels
+_SIDE = 1024
+_MAX_TOKENS = 1024
+_TOP_P = 0.9
+# of an answer; characters
+_MOST_RELATIONS = 500
+_LONGEST_PREDICATE = 80
 
 Stated = tuple[int, str, int]  # the numbers of subject and object, and the predicate between them
 
@@ -40,9 +47,9 @@ Stated = tuple[int, str, int]  # the numbers of subject and object, and the pred
 class MarksStage(PairStage, ImageStage):
     """Adds what a model states of numbered boxes as candidates of exactly these pairs.
 
-    The boxes are the largest by `Box.rank`, numbered from 1. An answer that breaks the schema is requested once more;
-    of the second, valid relations count. Without a usable answer the row becomes an error row, but for
-    `captions+marks`, where captions may have candidates.
+    The boxes are the largest by `Box.rank`, numbered from 1. An answer that breaks the schema is
+    requested once more; of the second, valid relations count. Without a usable answer the row
+    becomes an error row, but for `captions+marks`, where captions may have candidates.
     """
 
     def __init__(
@@ -55,12 +62,16 @@ class MarksStage(PairStage, ImageStage):
         seed: int,
     ) -> None:
         super().__init__(config, dataset, categories, known)
-        self.roots, self.seed = roots, seed
+        self.roots = roots
+        self.seed = seed
 
     def _load_model(self) -> Any:
         config = self.config
         same = ("endpoint", "requests", "samples", "temperature", "device", "dtype", "resources")
-        given = {name: getattr(config, name) for name in same} | {"top_p": _TOP_P, "max_tokens": _MAX_TOKENS}
+        given = {name: getattr(config, name) for name in same} | {
+            "top_p": _TOP_P,
+            "max_tokens": _MAX_TOKENS,
+        }
         asked = CaptionConfig(captioner=config.model, prompt=PROMPT, min_tokens=1, **given)
         return load_captioner(asked, self.cache_folder, role="pair.model")
 
@@ -81,12 +92,20 @@ class MarksStage(PairStage, ImageStage):
             self._add(*open_.popleft(), answer)
         return records
 
-    def _requests(self, records: Sequence[Record], open_: deque[tuple[Record, list[int]]]) -> Iterator[ChatRequest]:
-        """Yield a question about each image with several boxes, noted in `open_` with the indices of those numbered."""
+    def _requests(
+        self, records: Sequence[Record], open_: deque[tuple[Record, list[int]]]
+    ) -> Iterator[ChatRequest]:
+        """Yield a question about each image with several boxes, noted in `open_` with the indices
+        of those numbered.
+        """
         chosen = {}
         for record in (record for record in records if record.ok):
             ranks = [box.rank for box in record.objects]
-            boxes = [i for i, box in enumerate(record.objects) if not box.iscrowd and min(box.bbox[2:]) > 0]
+            boxes = [
+                i
+                for i, box in enumerate(record.objects)
+                if not box.iscrowd and min(box.bbox[2:]) > 0
+            ]
             boxes.sort(key=ranks.__getitem__)
             marked = boxes[: self.config.max_marks]
             record.left_out["marks"] = len(boxes) - len(marked)
@@ -99,8 +118,12 @@ class MarksStage(PairStage, ImageStage):
             yield self._request(image, [record.objects[index] for index in marked], key)
 
     def _request(self, image: Image.Image, objects: Sequence[Box], key: int) -> ChatRequest:
-        config, numbers = self.config, range(1, len(objects) + 1)
-        names = [f"{number}: {single_line(box.category)}" for number, box in zip(numbers, objects, strict=True)]
+        config = self.config
+        numbers = range(1, len(objects) + 1)
+        names = [
+            f"{number}: {single_line(box.category)}"
+            for number, box in zip(numbers, objects, strict=True)
+        ]
         marked = draw_marks(image, [box.bbox for box in objects], _SIDE)
         return ChatRequest(
             "\n".join([PROMPT, *names, _FORM]),
@@ -115,11 +138,14 @@ class MarksStage(PairStage, ImageStage):
         )
 
     def _read(self, text: str, boxes: int) -> tuple[list[Stated], str | None]:
-        """Return the valid relations of an answer, without repetition, and what is wrong with it, if anything is."""
+        """Return the valid relations of an answer, without repetition, and what is wrong with it,
+        if anything is.
+        """
         stated = read_relations(text)
         if stated is None:
             return [], f"This is not JSON of that form. {_FORM}"
-        found, wrong = dict[Stated, None](), None
+        found = dict[Stated, None]()
+        wrong = None
         for subject, words, object_ in stated:
             predicate = " ".join(predicate_words(words)) if isinstance(words, str) else ""
             is_word = predicate.isprintable() and 0 < len(predicate) <= _LONGEST_PREDICATE
@@ -127,22 +153,43 @@ class MarksStage(PairStage, ImageStage):
             if is_word and ends and subject != object_:
                 found[subject, predicate, object_] = None
             else:
-                wrong = f"{quote(json.dumps([subject, words, object_]))} does not relate two of the numbers. {_FORM}"
+                wrong = (
+                    f"{quote(json.dumps([subject, words, object_]))} does not relate two of the"
+                    f" numbers. {_FORM}"
+                )
         if len(found) > _MOST_RELATIONS:
             wrong = f"These are more than {_MOST_RELATIONS} relations. {_FORM}"
         return list(found)[:_MOST_RELATIONS], wrong
 
     def _add(self, record: Record, marked: Sequence[int], answer: list[Choice] | Refusal) -> None:
-        """Add what the answers state to the pairs of a record. `marked`: the indices of its numbered boxes."""
+        """Add what the answers state to the pairs of a record. `marked`: the indices of its
+        numbered boxes.
+        """
         choices = [] if isinstance(answer, Refusal) else answer
         read = [self._read(choice.text, len(marked)) for choice in choices]
         record.left_out["answers"] = self.config.samples - sum(wrong is None for _, wrong in read)
-        if self.config.candidates == "marks" and not any(found or wrong is None for found, wrong in read):
-            record.fail(self.name, answer.reason if isinstance(answer, Refusal) else "the model's answers are unusable")
+        if self.config.candidates == "marks" and not any(
+            found or wrong is None for found, wrong in read
+        ):
+            record.fail(
+                self.name,
+                (
+                    answer.reason
+                    if isinstance(answer, Refusal)
+                    else "the model's answers are unusable"
+                ),
+            )
             return
-        stated = {(pair.subject, pair.object): dict.fromkeys(pair.predicates) for pair in record.pairs}
+        stated = {
+            (pair.subject, pair.object): dict.fromkeys(pair.predicates) for pair in record.pairs
+        }
         for subject, predicate, object_ in (each for found, _ in read for each in found):
             stated.setdefault((marked[subject - 1], marked[object_ - 1]), {})[predicate] = None
-        boxes = [replace(box, category=f"{box.category} {index}") for index, box in enumerate(record.objects)]
-        predicates = {(boxes[s].category, boxes[o].category): list(texts) for (s, o), texts in stated.items()}
+        boxes = [
+            replace(box, category=f"{box.category} {index}")
+            for index, box in enumerate(record.objects)
+        ]
+        predicates = {
+            (boxes[s].category, boxes[o].category): list(texts) for (s, o), texts in stated.items()
+        }
         record.left_out["pairs"] += self._list_pairs(record, boxes, predicates)

@@ -1,6 +1,8 @@
-"""The audit of a run: its measures, its comparison with ground truth, people's judgements and another run.
+"""The audit of a run: its measures, its comparison with ground truth, people's judgements and
+another run.
 
-Its findings answer in sentences what the run contains, how good it is, what to drop, and whether to train on it.
+Its findings answer in sentences what the run contains, how good it is, what to drop, and whether to
+train on it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,16 @@ from typing import Any, Literal
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
 from sgpipe.stats.ground_truth import GroundTruthMeasures, measure_against_ground_truth
-from sgpipe.stats.measures import DOUBTS, LIKELY, MISSING, THRESHOLDS, TOTALS, Level, Measures, measure_database
+from sgpipe.stats.measures import (
+    DOUBTS,
+    LIKELY,
+    MISSING,
+    THRESHOLDS,
+    TOTALS,
+    Level,
+    Measures,
+    measure_database,
+)
 from sgpipe.stats.plans import NO_PLAN, JudgementMeasures, measure_judgements
 from sgpipe.stats.precision import ScoreQuality
 from sgpipe.storage.index import Database
@@ -23,7 +34,13 @@ from sgpipe.utils.console import count, isolated, listed, single_line
 Grade = Literal["good", "fair", "bad", "plain"]
 _Answers = Iterator[tuple[Grade, str]]
 
-_MANY_ERRORS, _MANY_BARE, _ILL, _ILL_DATA = 0.05, 0.5, 0.05, 0.25
+_MANY_ERRORS = 0.05
+_MANY_BARE = 0.5
+_ILL = 0.05
+_ILL_DATA = 0.25
+
+
+_PREDICATES = 15
 
 
 @dataclass(frozen=True)
@@ -34,18 +51,27 @@ class Finding:
 
 
 def _content(measures: Measures) -> _Answers:
-    totals, level = measures.totals, level_at(measures)
+    totals = measures.totals
+    level = level_at(measures)
     if not measures.rows:
         yield "bad", "Nothing: the run has no images yet."
         return
     names = ", ".join(map(name_text, measures.datasets))
-    splits = ", ".join(f"{name_text(split)} {images:,}" for split, images in measures.images.items())
+    splits = ", ".join(
+        f"{name_text(split)} {images:,}" for split, images in measures.images.items()
+    )
     boxes = count(totals["objects"], "box", "boxes")
     yield "plain", f"{count(measures.rows, 'image')} of {names} ({splits}) with {boxes}."
     if totals["relations"]:
-        text = f"{count(totals['relations'], 'relation')} with {count(measures.tail.kinds, 'predicate')}"
+        text = (
+            f"{count(totals['relations'], 'relation')} with"
+            f" {count(measures.tail.kinds, 'predicate')}"
+        )
         if measures.confidence.scored:
-            text += f"; {level.relations:,} of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or more"
+            text += (
+                f"; {level.relations:,} of {measures.threshold_of} {TRAINING_CONFIDENCE:.2f} or"
+                " more"
+            )
         where = f"in {count(level.images, 'image')}, {level.per_image:.1f} per image that has any"
         yield "plain", f"{text}, {where}."
         if len(measures.origins) > 1:
@@ -54,7 +80,13 @@ def _content(measures: Measures) -> _Answers:
         yield "plain", "No relations."
     left_out = {what: totals[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
     if any(left_out.values()):
-        yield "fair", f"Left out: {listed([f'{number:,} {what}' for what, number in left_out.items() if number])}."
+        yield (
+            "fair",
+            (
+                "Left out:"
+                f" {listed([f'{number:,} {what}' for what, number in left_out.items() if number])}."
+            ),
+        )
     for loss in measures.losses:
         if loss.is_noteworthy:
             text = str(loss)
@@ -62,7 +94,10 @@ def _content(measures: Measures) -> _Answers:
 
 
 def origins_text(origins: Mapping[str, int]) -> str:
-    return f"Origin of the relations: {listed([f'{name} {number:,}' for name, number in origins.items()])}"
+    return (
+        "Origin of the relations:"
+        f" {listed([f'{name} {number:,}' for name, number in origins.items()])}"
+    )
 
 
 def name_text(name: str) -> str:
@@ -71,25 +106,45 @@ def name_text(name: str) -> str:
 
 
 def _quality(audit: Audit) -> _Answers:
-    measures, ground_truth, judgements = audit.measures, audit.ground_truth, audit.judgements
+    measures = audit.measures
+    ground_truth = audit.ground_truth
+    judgements = audit.judgements
     confidence = measures.confidence
     unknown = measures.threshold_of == "confidence" and not (ground_truth or judgements)
     if measures.assumed is not None:
-        yield "fair", f"Nothing scored the relations: {measures.assumed}. Confidence 1 says nothing."
+        yield (
+            "fair",
+            f"Nothing scored the relations: {measures.assumed}. Confidence 1 says nothing.",
+        )
     elif confidence.median is not None and confidence.highest is not None:
         grade: Grade = "bad" if confidence.highest < TRAINING_CONFIDENCE else "plain"
-        yield grade, f"The median confidence is {confidence.median:.2f}, the highest {confidence.highest:.2f}."
+        yield (
+            grade,
+            (
+                f"The median confidence is {confidence.median:.2f}, the highest"
+                f" {confidence.highest:.2f}."
+            ),
+        )
     if confidence.unscored:
-        yield "plain", f"{count(confidence.unscored, 'relation')} without a confidence: annotated by people."
+        yield (
+            "plain",
+            f"{count(confidence.unscored, 'relation')} without a confidence: annotated by people.",
+        )
     if confidence.scored and unknown and measures.assumed is None:
-        text = "A confidence says how sure the tagger is, not how often it is correct: judge a sample in `sgpipe view`"
+        text = (
+            "A confidence says how sure the tagger is, not how often it is correct: judge a sample"
+            " in `sgpipe view`"
+        )
         yield "fair", f"{text}, or compare with annotations with --truth."
     yield from _scores(measures)
     if ground_truth is not None and ground_truth.precision.value is not None:
         grade = "good" if ground_truth.precision.low >= ground_truth.target else "fair"
         what = f"relations of {measures.threshold_of} {ground_truth.threshold:.2f} or more"
         images = count(ground_truth.images, "image")
-        yield grade, f"Ground truth of {images}: the precision of {what} is {ground_truth.precision}."
+        yield (
+            grade,
+            f"Ground truth of {images}: the precision of {what} is {ground_truth.precision}.",
+        )
         yield "plain", _advice(ground_truth, ground_truth.relations, "")
         yield from _vlm_quality(ground_truth.vlm_score, "ground truth")
     if judgements is not None:
@@ -106,15 +161,24 @@ def _quality(audit: Audit) -> _Answers:
 
 
 def _scores(measures: Measures) -> _Answers:
-    clip, vlm = measures.clip_score, measures.vlm_score
+    clip = measures.clip_score
+    vlm = measures.vlm_score
     if clip is not None and clip.first is not None:
-        text = f"CLIP ranks the text of {clip.first:.0%} of {count(clip.scored, 'relation')} above all contrast texts "
+        text = (
+            f"CLIP ranks the text of {clip.first:.0%} of {count(clip.scored, 'relation')} above all"
+            " contrast texts "
+        )
         text += f"(by chance {clip.chance:.0%})"
         if clip.beats_swapped is not None:
-            text += f", and that of {clip.beats_swapped:.0%} above the same text with the roles swapped"
+            text += (
+                f", and that of {clip.beats_swapped:.0%} above the same text with the roles swapped"
+            )
         yield "plain", f"{text}."
     if vlm is not None and vlm.likely is not None:
-        text = f"Vision-language model: {vlm.likely:.0%} of {count(vlm.scored, 'relation')} have a probability of "
+        text = (
+            f"Vision-language model: {vlm.likely:.0%} of {count(vlm.scored, 'relation')} have a"
+            " probability of "
+        )
         text += f"{LIKELY:.2f} or more, {vlm.mean:.2f} on average"
         if vlm.correlation is not None and vlm.correlation == vlm.correlation:
             text += f"; its rank correlation with the confidence is {vlm.correlation:.2f}"
@@ -122,12 +186,23 @@ def _scores(measures: Measures) -> _Answers:
 
 
 def _advice(found: GroundTruthMeasures | JudgementMeasures, judged: int, of: str) -> str:
-    target, choice = percent(found.target), found.suggested
+    target = percent(found.target)
+    choice = found.suggested
     if choice is None:
-        return f"{count(judged, 'judged relation')} do not show a threshold with a precision of {target}."
-    kept = count(choice.kept, "judged relation") if choice.relations is None else f"{choice.relations:,} of {of}"
+        return (
+            f"{count(judged, 'judged relation')} do not show a threshold with a precision of"
+            f" {target}."
+        )
+    kept = (
+        count(choice.kept, "judged relation")
+        if choice.relations is None
+        else f"{choice.relations:,} of {of}"
+    )
     shown = f"with 95% confidence, at least {target} of them are correct"
-    return f"A threshold of {choice.text} keeps {kept}; {shown} ({choice.precision.value:.1%} of the judged ones)."
+    return (
+        f"A threshold of {choice.text} keeps {kept}; {shown} ({choice.precision.value:.1%} of the"
+        " judged ones)."
+    )
 
 
 def _judged(judged: JudgementMeasures, estimate_total: bool) -> _Answers:
@@ -139,17 +214,29 @@ def _judged(judged: JudgementMeasures, estimate_total: bool) -> _Answers:
     if found.value is None:
         yield "fair", f"{NO_PLAN[0].upper()}{NO_PLAN[1:]}."
         return
-    text = f"People judged {count(found.judged, 'relation')}: the precision of the judged {judged.strata}, "
-    text += f"{share_text(found.covered)} of the run, is {found.value:.1%}, weighted by their relations; that of "
+    text = (
+        f"People judged {count(found.judged, 'relation')}: the precision of the judged"
+        f" {judged.strata}, "
+    )
+    text += (
+        f"{share_text(found.covered)} of the run, is {found.value:.1%}, weighted by their"
+        " relations; that of "
+    )
     grade: Grade = "good" if found.low >= judged.target else "fair"
     yield grade, f"{text}the run is {found.low:.1%} to {found.high:.1%} (95% interval)."
     yield "plain", _advice(judged, found.judged, count(judged.relations_now, "relation"))
     if judged.unsure and judged.if_unsure_right is not None:
         unsure = count(judged.unsure, "relation has", "relations have")
-        text = f"{unsure} no majority that says right or wrong, and are taken as wrong: with all of them right "
+        text = (
+            f"{unsure} no majority that says right or wrong, and are taken as wrong: with all of"
+            " them right "
+        )
         yield "fair", f"{text}the precision would be {judged.if_unsure_right:.1%}."
     if judged.open:
-        text = f"{count(judged.open, 'question is', 'questions are')} open. They come in random order, so the judged "
+        text = (
+            f"{count(judged.open, 'question is', 'questions are')} open. They come in random order,"
+            " so the judged "
+        )
         yield "fair", f"{text}ones are a random sample unless difficult ones were skipped."
     if judged.relations != judged.relations_now:
         text = f"The run had {count(judged.relations, 'relation')} when the plan was made and has "
@@ -159,11 +246,20 @@ def _judged(judged: JudgementMeasures, estimate_total: bool) -> _Answers:
 def _vlm_quality(quality: ScoreQuality | None, by: str) -> _Answers:
     if quality is None or quality.auc is None or quality.calibration_error is None:
         return
-    text = f"Vision-language model, judged by {by} on {count(quality.judged, 'relation')}: a correct relation has a "
+    text = (
+        f"Vision-language model, judged by {by} on {count(quality.judged, 'relation')}: a correct"
+        " relation has a "
+    )
     text += f"higher score than an incorrect one in {quality.auc:.1%} of pairs (AUC)"
     if quality.confidence_auc is not None:
         text += f"; of the confidence that is {quality.confidence_auc:.1%}"
-    yield "plain", f"{text}. Its calibration error is {error_text(quality.calibration_error, quality.perfect_error)}."
+    yield (
+        "plain",
+        (
+            f"{text}. Its calibration error is"
+            f" {error_text(quality.calibration_error, quality.perfect_error)}."
+        ),
+    )
 
 
 def _to_drop(measures: Measures) -> _Answers:
@@ -171,7 +267,13 @@ def _to_drop(measures: Measures) -> _Answers:
     present = [check for check in measures.health if check.count and check.name not in MISSING]
     ill = sorted(present, key=lambda check: -check.share)
     if below:
-        yield "plain", f"{count(below, 'relation')} below {TRAINING_CONFIDENCE:.2f}, which training ignores anyway."
+        yield (
+            "plain",
+            (
+                f"{count(below, 'relation')} below {TRAINING_CONFIDENCE:.2f}, which training"
+                " ignores anyway."
+            ),
+        )
     for check in ill:
         yield "fair", f"{check.count:,} × {check.title}. {check.advice}"
     if measures.rows > sum(measures.errors.values()) and not below and not ill:
@@ -179,19 +281,33 @@ def _to_drop(measures: Measures) -> _Answers:
 
 
 def _obstacles(measures: Measures) -> _Answers:
-    level, errors = level_at(measures), sum(measures.errors.values())
+    level = level_at(measures)
+    errors = sum(measures.errors.values())
     usable = measures.rows - errors
     found: list[tuple[Grade, str]] = []
     if not level.relations:
-        found.append(("bad", f"No: no relation has a {measures.threshold_of} of {TRAINING_CONFIDENCE:.2f} or more."))
+        found.append(
+            (
+                "bad",
+                (
+                    f"No: no relation has a {measures.threshold_of} of {TRAINING_CONFIDENCE:.2f} or"
+                    " more."
+                ),
+            )
+        )
     elif level.images < (1 - _MANY_BARE) * usable:
         share = share_text(level.images / usable)
         found.append(("fair", f"Only {share} of the images have a relation that training uses."))
     if errors > _MANY_ERRORS * measures.rows:
-        text = f"{share_text(errors / measures.rows)} of the images are error rows: fix the cause, then --retry-failed."
+        text = (
+            f"{share_text(errors / measures.rows)} of the images are error rows: fix the cause,"
+            " then --retry-failed."
+        )
         found.append(("fair", text))
     for check in measures.health:
-        if check.share > (_ILL if check.of in ("relations", "pairs") or check.name in MISSING else _ILL_DATA):
+        if check.share > (
+            _ILL if check.of in ("relations", "pairs") or check.name in MISSING else _ILL_DATA
+        ):
             text = f"Check this first: {check.title} ({check.share:.1%} of {check.of})."
             text += f" {check.advice}" if check.name in MISSING else ""
             found.append(("bad" if check.name in DOUBTS else "fair", text))
@@ -218,14 +334,12 @@ def level_at(measures: Measures, threshold: float = TRAINING_CONFIDENCE) -> Leve
     return next(level for level in measures.thresholds if level.threshold == threshold)
 
 
-_PREDICATES = 15
-
-
 @dataclass(frozen=True)
 class Comparison:
     """What changed, as pairs of a number in the run `other` and in this one.
 
-    `predicates`: shares, of those that changed most; `gained`, `lost`: of only one run. `health`: shares, if any.
+    `predicates`: shares, of those that changed most; `gained`, `lost`: of only one run. `health`:
+    shares, if any.
     """
 
     other: str
@@ -243,11 +357,16 @@ def compare(other: Measures, this: Measures) -> Comparison:
         for name in other.predicates | this.predicates
     }
     changed = sorted(shares, key=lambda name: (-abs(shares[name][1] - shares[name][0]), name))
-    counts, checks = _counts(this), zip(other.health, this.health, strict=True)
+    counts = _counts(this)
+    checks = zip(other.health, this.health, strict=True)
     return Comparison(
         other="other run" if other.run in (None, "", this.run) else other.run,
         counts={name: (before, counts[name]) for name, before in _counts(other).items()},
-        predicates={name: shares[name] for name in changed[:_PREDICATES] if shares[name][0] != shares[name][1]},
+        predicates={
+            name: shares[name]
+            for name in changed[:_PREDICATES]
+            if shares[name][0] != shares[name][1]
+        },
         gained=len(this.predicates.keys() - other.predicates.keys()),
         lost=len(other.predicates.keys() - this.predicates.keys()),
         health={a.title: (a.share, b.share) for a, b in checks if a.count or b.count},
@@ -259,7 +378,9 @@ def _counts(measures: Measures) -> dict[str, int]:
         "images": measures.rows,
         "error rows": sum(measures.errors.values()),
         **{name: measures.totals[key] for key, name in TOTALS.items()},
-        f"images with a relation of confidence ≥ {TRAINING_CONFIDENCE:.2f}": level_at(measures).images,
+        f"images with a relation of confidence ≥ {TRAINING_CONFIDENCE:.2f}": (
+            level_at(measures).images
+        ),
         "predicates": measures.tail.kinds,
         "triplet kinds": measures.triplet_kinds,
     }
@@ -269,7 +390,8 @@ def _counts(measures: Measures) -> dict[str, int]:
 class Audit:
     """The audit of one run; parts that were not asked for are None.
 
-    `estimate_total`: findings say how many relations there are if two people miss them independently.
+    `estimate_total`: findings say how many relations there are if two people miss them
+    independently.
     """
 
     measures: Measures
@@ -286,12 +408,15 @@ class Audit:
             "What should I drop?": _to_drop(self.measures),
             "Can I train on it?": _obstacles(self.measures),
         }
-        return [Finding(question, *answer) for question, found in answers.items() for answer in found]
+        return [
+            Finding(question, *answer) for question, found in answers.items() for answer in found
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the audit as plain values; the measures are at the top level."""
         parts: dict[str, Any] = {"ground_truth": self.ground_truth, "comparison": self.comparison}
-        if (judged := self.judgements) is not None:
+        judged = self.judgements
+        if judged is not None:
             found = judged.precision
             low, high = (None, None) if found.value is None else (found.low, found.high)
             whole = {"precision": found.value, "low": low, "high": high, "judged": found.judged}
@@ -310,14 +435,18 @@ def audit(
     calibration: Calibration | None = None,
     estimate_total: bool = False,
 ) -> Audit:
-    """Audit an open run; `target`: the precision for which thresholds are suggested; `estimate_total`: as of `Audit`.
+    """Audit an open run; `target`: the precision for which thresholds are suggested;
+    `estimate_total`: as of `Audit`.
 
-    `threshold`: of the relations whose health and precision are measured; with a calibration, a probability.
+    `threshold`: of the relations whose health and precision are measured; with a calibration, a
+    probability.
     """
     measures = measure_database(database, threshold, calibration)
     against = judged = None
     if ground_truth is not None:
-        against = measure_against_ground_truth(database, ground_truth, threshold, target, calibration)
+        against = measure_against_ground_truth(
+            database, ground_truth, threshold, target, calibration
+        )
     if judgements is not None:
         judged = measure_judgements(database, judgements, target, THRESHOLDS, calibration)
     comparison = None if other is None else compare(other, measures)
@@ -328,7 +457,9 @@ def _plain(value: Any) -> Any:
     """Dataclasses as dictionaries, including their properties."""
     if is_dataclass(value):
         names = [field.name for field in fields(value)]
-        names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]
+        names += [
+            name for name, member in vars(type(value)).items() if isinstance(member, property)
+        ]
         return {name: _plain(getattr(value, name)) for name in names}
     if isinstance(value, dict):
         return {name: _plain(part) for name, part in value.items()}

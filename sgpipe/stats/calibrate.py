@@ -1,8 +1,9 @@
 """`sgpipe calibrate`: learn from judged relations how probable it is that a relation is correct.
 
-A calibration of half of the images, by a hash, is judged by the other half: its error there, and what a target
-precision keeps. The file is made from all images. The curve is Platt scaling of all relations; curves of each
-predicate, and isotonic regression, keep about as many relations at the same precision.
+A calibration of half of the images, by a hash, is judged by the other half: its error there, and
+what a target precision keeps. The file is made from all images. The curve is Platt scaling of all
+relations; curves of each predicate, and isotonic regression, keep about as many relations at the
+same precision.
 """
 
 import hashlib
@@ -12,11 +13,24 @@ from typing import Literal
 
 import numpy as np
 
-from sgpipe.calibration import Calibration, Floats, from_log_odds, log_odds, rounded, scoring_of_run, unscored_reason
+from sgpipe.calibration import (
+    Calibration,
+    Floats,
+    from_log_odds,
+    log_odds,
+    rounded,
+    scoring_of_run,
+    unscored_reason,
+)
 from sgpipe.errors import UserError
 from sgpipe.evaluation.label_quality import label_quality
 from sgpipe.evaluation.result import EvaluationResult, Rows
-from sgpipe.stats.precision import JudgedRelations, design_effect, perfect_error, stratified_interval
+from sgpipe.stats.precision import (
+    JudgedRelations,
+    design_effect,
+    perfect_error,
+    stratified_interval,
+)
 from sgpipe.stats.thresholds import ONE_SIDE, candidates
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
@@ -25,14 +39,18 @@ from sgpipe.utils.console import count
 _FEWEST = 50  # judged relations that a calibration needs
 _TARGETS = (0.8, 0.9, 0.95, 0.98)
 _BINS = 10
-_STEPS, _CLOSE = 100, 1e-9  # of Newton's method
+# of Newton's method
+_STEPS = 100
+_CLOSE = 1e-9
 
 
 def judge_by_truth(run: Path, ground_truth: GroundTruth) -> JudgedRelations:
     """Judge every relation of a run by ground truth: it is correct if that has it."""
     quality = label_quality(run, ground_truth)
     relations = quality.relations[~quality.relations.annotated]
-    images = np.array([quality.images[number].image_id for number in relations.image.tolist()], object)
+    images = np.array(
+        [quality.images[number].image_id for number in relations.image.tolist()], object
+    )
     confidence = relations.confidence.astype(np.float64)
     return JudgedRelations(confidence, relations.true_positive, images, np.ones(len(relations)))
 
@@ -40,15 +58,19 @@ def judge_by_truth(run: Path, ground_truth: GroundTruth) -> JudgedRelations:
 def calibrate(
     run: Path, judgements: JudgedRelations, by: Literal["ground truth", "people"] = "ground truth"
 ) -> tuple[Calibration, EvaluationResult]:
-    """Return the calibration of a run's tagger, and the report on how one of half of the images does on the other half.
+    """Return the calibration of a run's tagger, and the report on how one of half of the images
+    does on the other half.
 
-    `judgements`: with the ids of their images, and weights. The curve is not weighted: a sample by confidence does not
-    change how probable a confidence is, and in simulated samples a weighted curve has a larger error.
+    `judgements`: with the ids of their images, and weights. The curve is not weighted: a sample by
+    confidence does not change how probable a confidence is, and in simulated samples a weighted
+    curve has a larger error.
 
-    Raises UserError: there are too few judgements, or of one kind only, or confidences do not tell them apart.
+    Raises UserError: there are too few judgements, or of one kind only, or confidences do not tell
+    them apart.
     """
     header = Manifest.load(run).run
-    if assumed := unscored_reason(header):
+    assumed = unscored_reason(header)
+    if assumed:
         raise UserError(f"{run} has no scores to calibrate: {assumed}")
     outside = judgements.confidence[~((judgements.confidence >= 0) & (judgements.confidence <= 1))]
     if len(outside):
@@ -57,14 +79,22 @@ def calibrate(
         judged = count(len(judgements), "judged relation")
         needs = f"a calibration needs at least {_FEWEST} with a confidence"
         raise UserError(f"{run} has {judged}; {needs}: judge more, or label more images")
-    held_out = np.array([hashlib.sha256(image.encode()).digest()[0] % 2 for image in judgements.images], bool)
-    half, other = judgements[~held_out], judgements[held_out]
+    held_out = np.array(
+        [hashlib.sha256(image.encode()).digest()[0] % 2 for image in judgements.images], bool
+    )
+    half = judgements[~held_out]
+    other = judgements[held_out]
     if not all(0 < part.correct.sum() < len(part) for part in (half, other)):
         needs = "a calibration needs correct and incorrect ones in each half of the images"
-        raise UserError(f"{run}, {count(len(judgements), 'judged relation')}: {needs}; judge more relations")
-    by_half, calibration = fit(header, half, by), fit(header, judgements, by)
+        raise UserError(
+            f"{run}, {count(len(judgements), 'judged relation')}: {needs}; judge more relations"
+        )
+    by_half = fit(header, half, by)
+    calibration = fit(header, judgements, by)
     before, ece_before, _ = _reliability("confidence", other.confidence, other)
-    after, ece_after, ece_exact = _reliability("probability", by_half.probabilities(other.confidence), other)
+    after, ece_after, ece_exact = _reliability(
+        "probability", by_half.probabilities(other.confidence), other
+    )
     summary = {
         "ECE of confidences": ece_before,
         "ECE of probabilities": ece_after,
@@ -74,23 +104,34 @@ def calibrate(
     }
     images = count(len(set(other.images)), "image")
     note = (
-        f"the errors, and what is kept, are of the {images} of one half, by a calibration of the other half with "
-        f"{count(len(half), 'judged relation')}; the file is made from all {count(len(judgements), 'judged relation')}"
+        f"the errors, and what is kept, are of the {images} of one half, by a calibration of the"
+        f" other half with {count(len(half), 'judged relation')}; the file is made from all"
+        f" {count(len(judgements), 'judged relation')}"
     )
     kept = [_kept(target, by_half, other) for target in _TARGETS]
     tables = {"reliability": [*before, *after], "kept for a target precision": kept}
     settings = {"run": calibration.run, "judged_by": calibration.judged_by}
-    counts = {"images": calibration.images, "judged": calibration.judged, "judged held out": len(other)}
-    return calibration, EvaluationResult("Calibration", settings, summary, [], [note], tables, counts)
+    counts = {
+        "images": calibration.images,
+        "judged": calibration.judged,
+        "judged held out": len(other),
+    }
+    return calibration, EvaluationResult(
+        "Calibration", settings, summary, [], [note], tables, counts
+    )
 
 
-def fit(header: dict[str, object], judgements: JudgedRelations, by: Literal["ground truth", "people"]) -> Calibration:
-    """Return the calibration of a run. Raises UserError: higher confidences are not more often correct."""
+def fit(
+    header: dict[str, object], judgements: JudgedRelations, by: Literal["ground truth", "people"]
+) -> Calibration:
+    """Return the calibration of a run. Raises UserError: higher confidences are not more often
+    correct.
+    """
     slope, offset = _platt(judgements)
     if rounded(slope) <= 0:
         raise UserError(
-            "relations of higher confidence are not more often correct, so nothing can be learned from confidences; "
-            "judge more relations"
+            "relations of higher confidence are not more often correct, so nothing can be learned"
+            " from confidences; judge more relations"
         )
     fitted = Calibration(
         run=str(header.get("name", "")),
@@ -125,11 +166,13 @@ def _platt(judgements: JudgedRelations) -> tuple[float, float]:
     return float(values[0]), float(values[1])
 
 
-def _levels(probability: Floats, judgements: JudgedRelations) -> tuple[tuple[float, float, float], ...]:
+def _levels(
+    probability: Floats, judgements: JudgedRelations
+) -> tuple[tuple[float, float, float], ...]:
     """Return levels as of `Calibration`.
 
-    Without the curve, what the judgements show is too high if no relation is that precise. Relations of one weight are
-    a stratum.
+    Without the curve, what the judgements show is too high if no relation is that precise.
+    Relations of one weight are a stratum.
     """
     weights, stratum = np.unique(judgements.weight, return_inverse=True)
     levels = []
@@ -151,20 +194,38 @@ def _levels(probability: Floats, judgements: JudgedRelations) -> tuple[tuple[flo
     return tuple(levels)
 
 
-def _reliability(value: str, probability: Floats, judgements: JudgedRelations) -> tuple[Rows, float, float]:
-    """Return rows of ten bins, without empty ones, the expected calibration error, and that of exact values."""
+def _reliability(
+    value: str, probability: Floats, judgements: JudgedRelations
+) -> tuple[Rows, float, float]:
+    """Return rows of ten bins, without empty ones, the expected calibration error, and that of
+    exact values.
+    """
     index = np.minimum((probability * _BINS).astype(int), _BINS - 1)
     rows: Rows = []
     effective = []  # judgements of equal weight that say as much
     for at in np.unique(index).tolist():
         own = index == at
         weight = judgements.weight[own]
-        mean, precision = (np.average(values[own], weights=weight) for values in (probability, judgements.correct))
-        row = {"value": value, "from": at / _BINS, "to": (at + 1) / _BINS, "mean": mean, "precision": precision}
+        mean, precision = (
+            np.average(values[own], weights=weight) for values in (probability, judgements.correct)
+        )
+        row = {
+            "value": value,
+            "from": at / _BINS,
+            "to": (at + 1) / _BINS,
+            "mean": mean,
+            "precision": precision,
+        }
         rows.append(row | {"share": weight.sum() / judgements.weight.sum(), "judged": len(weight)})
         effective.append(weight.sum() ** 2 / (weight**2).sum())
-    mean, precision, share = (np.array([row[name] for row in rows]) for name in ("mean", "precision", "share"))
-    return rows, rounded(share @ abs(mean - precision)), rounded(perfect_error(mean, effective, share))
+    mean, precision, share = (
+        np.array([row[name] for row in rows]) for name in ("mean", "precision", "share")
+    )
+    return (
+        rows,
+        rounded(share @ abs(mean - precision)),
+        rounded(perfect_error(mean, effective, share)),
+    )
 
 
 def _kept(target: float, by_half: Calibration, other: JudgedRelations) -> dict[str, float]:

@@ -1,20 +1,24 @@
-"""Certificates: which sets of relations are shown to have a precision, valid at whatever moment people stop.
+"""Certificates: which sets of relations are shown to have a precision, valid at whatever moment
+people stop.
 
-The relations of a run are a finite population. A set contains those of a minimum confidence; `cells` divide it by
-confidence and by the bins of another model's score. People answer round after round. Each next relation is drawn
-without replacement with a chance in proportion to the weight of its cell. So whatever relations have in common, such as
-an image, the chance that the next one is wrong follows from the wrong ones left alone. If the set had too many, bets
-that answers are right would lose on average: capital, which starts at 1, exceeds 1/α with a chance of at most α, ever
+The relations of a run are a finite population. A set contains those of a minimum confidence;
+`cells` divide it by confidence and by the bins of another model's score. People answer round after
+round. Each next relation is drawn without replacement with a chance in proportion to the weight of
+its cell. So whatever relations have in common, such as an image, the chance that the next one is
+wrong follows from the wrong ones left alone. If the set had too many, bets that answers are right
+would lose on average: capital, which starts at 1, exceeds 1/α with a chance of at most α, ever
 (Ville 1939; Waudby-Smith and Ramdas 2024, Estimating means of bounded random variables by betting).
 
-The bets are likelihood ratios of predicted error rates against the nearest rates of which the set breaks the promise
-(Grünwald, de Heide and Koolen 2024, Safe testing), and are fixed before a round. The score decides what is
-predicted and asked: a bad one costs answers, never validity. An open, unsure or disputed answer counts as wrong. More
-right answers never mean less capital, so it does not matter in which order, by whom and when questions are answered.
+The bets are likelihood ratios of predicted error rates against the nearest rates of which the set
+breaks the promise (Grünwald, de Heide and Koolen 2024, Safe testing), and are fixed before a round.
+The score decides what is predicted and asked: a bad one costs answers, never validity. An open,
+unsure or disputed answer counts as wrong. More right answers never mean less capital, so it does
+not matter in which order, by whom and when questions are answered.
 
-A family of groups, such as all predicates, is controlled by Holm's (1979) procedure: the chance that anything at all is
-wrongly certified is at most α. The chance that a bet wins wrongly holds for the largest capital ever, so it may be
-looked at as often as people like, and Holm's procedure asks for no independence (see `family_confidence`).
+A family of groups, such as all predicates, is controlled by Holm's (1979) procedure: the chance
+that anything at all is wrongly certified is at most α. The chance that a bet wins wrongly holds for
+the largest capital ever, so it may be looked at as often as people like, and Holm's procedure asks
+for no independence (see `family_confidence`).
 """
 
 from __future__ import annotations
@@ -32,23 +36,53 @@ from sgpipe.stats.precision import short_threshold
 
 Ints = NDArray[np.int64]
 
-_LEVELS = np.array([0.1, 0.35, 0.6])  # error rates that are bet on, as shares of the one that the promise allows
+_LEVELS = np.array(
+    [0.1, 0.35, 0.6]
+)  # error rates that are bet on, as shares of the one that the promise allows
 BETS = len(_LEVELS)
-_SLOPE, _SPREAD = 0.7, 1.0  # expected change of the log odds of an error per standard deviation of a score
-_POWER, _LEAST = 0.25, 0.1  # of weights: near the optimum for errors of any rate, found numerically
+# expected change of the log odds of an error per standard deviation of a score
+_SLOPE = 0.7
+_SPREAD = 1.0
+# of weights: near the optimum for errors of any rate, found numerically
+_POWER = 0.25
+_LEAST = 0.1
 _CAPITAL = 0.8  # the share of the capital left that a new start takes
-_QUICK, _MOST = 250, 3000  # answers that a set may take if a chain starts at it; those that are too many
-_ALL, TINY = 1e3, 1e-9  # log capital if it is certain; what is taken for 0
-_SETS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)  # shares of the relations that the nested sets contain
-_BINS = (0.03, 0.07, 0.13, 0.22, 0.35, 0.5, 0.7)  # shares of the relations, the most doubtful first, between bins
-_FEW_SETS, _FEW_BINS, _FEW = (0.25, 0.5, 0.75, 1.0), (0.1, 0.4), 500  # in groups of fewer relations
+# answers that a set may take if a chain starts at it; those that are too many
+_QUICK = 250
+_MOST = 3000
+# log capital if it is certain; what is taken for 0
+_ALL = 1e3
+TINY = 1e-9
+_SETS = (
+    0.1,
+    0.2,
+    0.35,
+    0.5,
+    0.65,
+    0.8,
+    1.0,
+)  # shares of the relations that the nested sets contain
+_BINS = (
+    0.03,
+    0.07,
+    0.13,
+    0.22,
+    0.35,
+    0.5,
+    0.7,
+)  # shares of the relations, the most doubtful first, between bins
+# in groups of fewer relations
+_FEW_SETS = (0.25, 0.5, 0.75, 1.0)
+_FEW_BINS = (0.1, 0.4)
+_FEW = 500
 _ONE_SET = 100  # groups of fewer relations are one set
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The relations of a predicate, or all: their `rows` in the table of all, and their `cells`, both `[relations]`.
+    """The relations of a predicate, or all: their `rows` in the table of all, and their `cells`,
+    both `[relations]`.
 
     `thresholds`, `sizes`: of the nested sets. `level`, `scores`: of cells, as `Round` has them.
     """
@@ -62,30 +96,43 @@ class Group:
     scores: Floats
 
     @classmethod
-    def divide(cls, predicate: str | None, rows: Ints, confidence: Floats, prediction: Floats, whole: bool) -> Group:
+    def divide(
+        cls, predicate: str | None, rows: Ints, confidence: Floats, prediction: Floats, whole: bool
+    ) -> Group:
         """`whole`: only the set of all is of interest."""
         few = len(rows) < _FEW
         falling = np.sort(confidence)[::-1]
         shares = (1.0,) if whole or len(rows) < _ONE_SET else _FEW_SETS if few else _SETS
         chosen = [float(falling[math.ceil(share * len(rows)) - 1]) for share in shares]
-        cuts = sorted({short_threshold(each) for each in chosen if math.isfinite(each)}, reverse=True) or [0.0]
-        level = np.searchsorted(-np.array(cuts, np.float32), -confidence.astype(np.float32)).astype(np.int64)
+        cuts = sorted(
+            {short_threshold(each) for each in chosen if math.isfinite(each)}, reverse=True
+        ) or [0.0]
+        level = np.searchsorted(-np.array(cuts, np.float32), -confidence.astype(np.float32)).astype(
+            np.int64
+        )
         kinds, doubt = _bins(-prediction, _FEW_BINS if few else _BINS)
         above = np.bincount(level, minlength=len(cuts))
         middle = (np.cumsum(above) - above / 2) / len(rows)
-        by_level = np.array([_NORMAL.inv_cdf(each) for each in middle]) if len(cuts) > 1 else np.zeros(1)
+        by_level = (
+            np.array([_NORMAL.inv_cdf(each) for each in middle]) if len(cuts) > 1 else np.zeros(1)
+        )
         pairs, at = np.unique(level * len(doubt) + kinds, return_inverse=True)
         own, bins = np.divmod(pairs, len(doubt))
         scores = np.round(np.column_stack([own, by_level[own], doubt[bins]]), 4)
         scores, cells = np.unique(scores, axis=0, return_inverse=True)
-        sizes, own = np.cumsum(above).tolist(), scores[:, 0].astype(np.int64)
+        sizes = np.cumsum(above).tolist()
+        own = scores[:, 0].astype(np.int64)
         return cls(predicate, rows, cells[at], cuts, sizes, own, scores[:, 1:])
 
 
 def _bins(doubt: Floats, shares: Sequence[float]) -> tuple[Ints, Floats]:
-    """Return the bins of relations, the most doubtful first, and the standardised score of each; the last: unknown."""
+    """Return the bins of relations, the most doubtful first, and the standardised score of each;
+    the last: unknown.
+    """
     known = ~np.isnan(doubt)
-    edges = np.unique(-np.quantile(doubt[known], 1 - np.array(shares))) if known.any() else np.zeros(0)
+    edges = (
+        np.unique(-np.quantile(doubt[known], 1 - np.array(shares))) if known.any() else np.zeros(0)
+    )
     found = np.where(known, np.searchsorted(edges, -doubt), len(edges) + 1)
     sizes = np.bincount(found[known], minlength=len(edges) + 2)
     used = np.flatnonzero(sizes)
@@ -98,16 +145,19 @@ def _bins(doubt: Floats, shares: Sequence[float]) -> tuple[Ints, Floats]:
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """A round of questions about a group of relations; cells that are not listed are not asked about.
+    """A round of questions about a group of relations; cells that are not listed are not asked
+    about.
 
     Attributes:
         level: the first set, counted from the strictest, that contains the cell, `[cells]`.
         scores: what predicts that relations of the cell are wrong, standardised, `[cells, scores]`.
-        left: relations of the cell that were not asked before, `[cells]`. weight: of each of them, above 0, `[cells]`.
+        left: relations of the cell that were not asked before, `[cells]`. weight: of each of them,
+            above 0, `[cells]`.
         slopes: the predicted change of the log odds of an error per unit of each score, `[scores]`.
         start: the set at which a new chain of tests starts, with `capital`; None: no chain starts.
         asked: the cells of the questions in order, `[questions]`.
-        wrong: whether each answer is wrong, unsure, disputed or open, `[questions]`. is_open: whether it is open.
+        wrong: whether each answer is wrong, unsure, disputed or open, `[questions]`. is_open:
+            whether it is open.
     """
 
     level: Ints
@@ -128,9 +178,12 @@ class Standing:
 
     Attributes:
         reached: the largest set with the precision; None: no set has it.
-        tested: the set that is tested next; None: no test has started, or the set of all relations is reached.
-        evidence: the capital of this test, which needs 1. started: how many tests have. rest: capital for other starts.
-        is_complete: whether a chain that starts with the strictest set has reached the largest, so each set has it.
+        tested: the set that is tested next; None: no test has started, or the set of all relations
+            is reached.
+        evidence: the capital of this test, which needs 1. started: how many tests have. rest:
+            capital for other starts.
+        is_complete: whether a chain that starts with the strictest set has reached the largest, so
+            each set has it.
     """
 
     reached: int | None
@@ -145,35 +198,50 @@ def most_errors(relations: int, precision: float) -> int:
     return math.floor((1 - precision) * relations + TINY)
 
 
-def evaluate(rounds: Sequence[Round], sizes: Sequence[int], precision: float, confidence: float) -> Standing:
+def evaluate(
+    rounds: Sequence[Round], sizes: Sequence[int], precision: float, confidence: float
+) -> Standing:
     """Return which nested sets have the precision; `sizes`: their relations, the strictest first.
 
-    A chain of tests starts at some set and continues with larger ones, each reached only after the one before. Chains
-    share a capital of 1, so that the confidence holds for whichever set is the largest one reached.
+    A chain of tests starts at some set and continues with larger ones, each reached only after the
+    one before. Chains share a capital of 1, so that the confidence holds for whichever set is the
+    largest one reached.
     """
-    needed, reached, rest = -math.log(1 - confidence), None, 1.0
-    tested, evidence, starts = None, 0.0, 0
+    needed = -math.log(1 - confidence)
+    reached = None
+    rest = 1.0
+    tested = None
+    evidence = 0.0
+    starts = 0
     is_complete = False
     for number, opening in enumerate(rounds):
         if opening.start is None:
             continue
-        rest, starts = rest - opening.capital, starts + 1
+        rest = rest - opening.capital
+        starts = starts + 1
         for tested in range(opening.start, len(sizes)):
-            found = math.log(opening.capital) + _best_capital(rounds, number, tested, sizes[tested], precision)
+            found = math.log(opening.capital) + _best_capital(
+                rounds, number, tested, sizes[tested], precision
+            )
             evidence = math.exp(min(found - needed, 0))
             if found < needed:
                 break
             reached = tested if reached is None else max(reached, tested)
             is_complete |= opening.start == 0 and tested == len(sizes) - 1
     if reached == len(sizes) - 1:  # a later chain may be open
-        tested, evidence = None, 1.0
+        tested = None
+        evidence = 1.0
     return Standing(reached, tested, evidence, starts, rest, is_complete)
 
 
-def family_confidence(confidence: float, sizes: Ints, is_complete: NDArray[np.bool_], total: int) -> Floats:
-    """Return the confidence that each group needs, so that all of a family hold together with `confidence`, `[groups]`.
+def family_confidence(
+    confidence: float, sizes: Ints, is_complete: NDArray[np.bool_], total: int
+) -> Floats:
+    """Return the confidence that each group needs, so that all of a family hold together with
+    `confidence`, `[groups]`.
 
-    Groups share the chance to be wrong in proportion to their relations. A complete group hands its share on to the
+    Groups share the chance to be wrong in proportion to their relations. A complete group hands its
+    share on to the
     others: unless something is wrongly certified already, it is not one that can be.
 
     Args:
@@ -188,15 +256,21 @@ def family_confidence(confidence: float, sizes: Ints, is_complete: NDArray[np.bo
     return needed
 
 
-def _best_capital(rounds: Sequence[Round], first: int, number: int, size: int, precision: float) -> float:
+def _best_capital(
+    rounds: Sequence[Round], first: int, number: int, size: int, precision: float
+) -> float:
     limit = most_errors(size, precision) + 1
     capital = np.full(BETS, -math.log(BETS))
-    best, wrong, known = 0.0, 0, 0
+    best = 0.0
+    wrong = 0
+    known = 0
     for at, each in enumerate(rounds):
         if at >= first and each.level.max() >= number and len(each.asked):
             paths = capital + np.cumsum(gains(each, number, size, limit, limit - wrong), axis=0)
             top = paths.max(axis=1)
-            best = max(best, float((top + np.log(np.exp(paths - top[:, None]).sum(axis=1))).max(initial=0)))
+            best = max(
+                best, float((top + np.log(np.exp(paths - top[:, None]).sum(axis=1))).max(initial=0))
+            )
             capital = paths[-1] if len(paths) else capital
         asked = (each.level <= number)[each.asked]
         wrong += int(each.wrong[asked].sum())
@@ -205,28 +279,35 @@ def _best_capital(rounds: Sequence[Round], first: int, number: int, size: int, p
 
 
 def gains(round_: Round, number: int, size: int, limit: int, needed: int) -> Floats:
-    """Return what each answer of a round about a set adds to the log capital of each bet, `[answers, bets]`.
+    """Return what each answer of a round about a set adds to the log capital of each bet,
+    `[answers, bets]`.
 
-    `limit`: number of wrong relations that breaks the promise; `needed`: the same among those not asked before.
+    `limit`: number of wrong relations that breaks the promise; `needed`: the same among those not
+    asked before.
     """
     inside = round_.level <= number
     asked = inside[round_.asked]
-    weight, left = round_.weight[inside], round_.left[inside]
+    weight = round_.weight[inside]
+    left = round_.left[inside]
     bets = place_bets(round_.scores[inside] @ round_.slopes, weight, left, limit / size)
     cells = (np.cumsum(inside) - 1)[round_.asked[asked]]
     return settle_bets(bets, weight, left, cells, round_.wrong[asked], np.array(needed))
 
 
 def place_bets(shape: Floats, weight: Floats, left: Floats, limit: float) -> tuple[Floats, Floats]:
-    """Return the stakes `[…, bets]` and the control variates of cells `[…, bets, cells]` of likelihood ratios.
+    """Return the stakes `[…, bets]` and the control variates of cells `[…, bets, cells]` of
+    likelihood ratios.
 
-    They are of predicted error rates q against those rates θ with a mean of `limit` that are nearest in relative
-    entropy, where θ - q = μ r θ (1 - θ), with the stake μ, and r, the share of a cell over its chance to be drawn.
-    `shape`: predicted log odds of errors, but for a constant; `weight`, `left`: as `Round` has them; all `[…, cells]`.
+    They are of predicted error rates q against those rates θ with a mean of `limit` that are
+    nearest in relative entropy, where θ - q = μ r θ (1 - θ), with the stake μ, and r, the share of
+    a cell over its chance to be drawn. `shape`: predicted log odds of errors, but for a constant;
+    `weight`, `left`: as `Round` has them; all `[…, cells]`.
     """
-    share, chance = left / left.sum(-1, keepdims=True), weight * left / (weight * left).sum(-1, keepdims=True)
+    share = left / left.sum(-1, keepdims=True)
+    chance = weight * left / (weight * left).sum(-1, keepdims=True)
     ratio = np.divide(share, chance, out=np.ones_like(share), where=chance > 0)[..., None, :]
-    share, goal = share[..., None, :], np.log(_LEVELS * limit / (1 - _LEVELS * limit))
+    share = share[..., None, :]
+    goal = np.log(_LEVELS * limit / (1 - _LEVELS * limit))
     shift = goal - (shape[..., None, :] * share).sum(-1)
     for _ in range(8):  # Newton's method for the log odds of the mean, which are nearly linear
         predicted = np.clip(from_log_odds(shift[..., None] + shape[..., None, :]), 1e-12, 1 - 1e-12)
@@ -238,25 +319,33 @@ def place_bets(shape: Floats, weight: Floats, left: Floats, limit: float) -> tup
         x = stake[..., None] * ratio
         return 2 * predicted / (np.sqrt((1 - x) ** 2 + 4 * x * predicted) + 1 - x)
 
-    low, high = np.full(shift.shape, -12.0), np.full(shift.shape, 12.0)
+    low = np.full(shift.shape, -12.0)
+    high = np.full(shift.shape, 12.0)
     for _ in range(22):
         middle = (low + high) / 2
         below = (nearest(np.exp(middle)) * share).sum(-1) < limit
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
+        low = np.where(below, middle, low)
+        high = np.where(below, high, middle)
     stake = np.exp(low)
     right = (1 - predicted) / np.maximum(1 - nearest(stake), 1e-12)
     return stake, (right - 1) / (stake[..., None] * ratio)
 
 
 def settle_bets(
-    bets: tuple[Floats, Floats], weight: Floats, left: Floats, cells: Ints, wrong: NDArray[np.bool_], needed: Ints
+    bets: tuple[Floats, Floats],
+    weight: Floats,
+    left: Floats,
+    cells: Ints,
+    wrong: NDArray[np.bool_],
+    needed: Ints,
 ) -> Floats:
     """Return what each answer adds to the log capital of each bet, `[…, answers, bets]`.
 
-    `bets`, `weight`, `left`: as of `place_bets`. `cells`, `wrong`: of the answers, `[…, answers]`. `needed` `[…]`: how
-    many wrong relations, of those that are left, break the promise.
+    `bets`, `weight`, `left`: as of `place_bets`. `cells`, `wrong`: of the answers, `[…, answers]`.
+    `needed` `[…]`: how many wrong relations, of those that are left, break the promise.
     """
-    stake, control = bets[0][..., None, :], bets[1]
+    stake = bets[0][..., None, :]
+    control = bets[1]
     taken = cells[..., None] == np.arange(left.shape[-1])
     remain = left[..., None, :] - np.cumsum(taken, axis=-2) + taken  # before each answer
     size = remain.sum(-1, keepdims=True)
@@ -264,20 +353,29 @@ def settle_bets(
     ratio = (remain * weight[..., None, :]).sum(-1, keepdims=True) / size / weight[..., None, :]
     own = np.take_along_axis(ratio, cells[..., None], -1)
     expected = (errors - remain @ np.swapaxes(control, -1, -2)) / size
-    found = (wrong[..., None] - np.take_along_axis(np.swapaxes(control, -1, -2), cells[..., None], -2)) * own
-    worst = np.max(np.where(remain > 0, ratio, 0)[..., None, :] * (1 - control)[..., None, :, :], axis=-1)
-    room, gain = worst - expected, expected - found
+    found = (
+        wrong[..., None] - np.take_along_axis(np.swapaxes(control, -1, -2), cells[..., None], -2)
+    ) * own
+    worst = np.max(
+        np.where(remain > 0, ratio, 0)[..., None, :] * (1 - control)[..., None, :, :], axis=-1
+    )
+    room = worst - expected
+    gain = expected - found
     part = np.minimum(stake, 0.999 / np.maximum(room, TINY))
-    certain = np.where(gain > TINY, _ALL, 0.0)  # the number that would break the promise is out of reach
+    certain = np.where(
+        gain > TINY, _ALL, 0.0
+    )  # the number that would break the promise is out of reach
     logs: Floats = np.where(room > TINY, np.log1p(np.maximum(part * gain, -0.9999)), certain)
     return logs
 
 
 def fit_errors(scores: Floats, judged: Floats, wrong: Floats, allowed: float) -> Floats:
-    """Return the log odds of an error at scores of 0 and their slopes, `[…, 1 + scores]`, by logistic regression.
+    """Return the log odds of an error at scores of 0 and their slopes, `[…, 1 + scores]`, by
+    logistic regression.
 
-    The prior: half of the allowed error rate, and scores that tell something; a few answers outweigh it. `scores`
-    `[…, cells, scores]`; `judged`, `wrong`: how many of a cell's relations are, `[…, cells]`.
+    The prior: half of the allowed error rate, and scores that tell something; a few answers
+    outweigh it. `scores` `[…, cells, scores]`; `judged`, `wrong`: how many of a cell's relations
+    are, `[…, cells]`.
     """
     number = scores.shape[-1]
     prior = np.array([math.log(0.5 * allowed / (1 - 0.5 * allowed)), *[_SLOPE] * number])
@@ -286,8 +384,12 @@ def fit_errors(scores: Floats, judged: Floats, wrong: Floats, allowed: float) ->
     values = np.broadcast_to(prior, (*inputs.shape[:-2], number + 1)).copy()
     for _ in range(8):  # Newton's method
         chance = from_log_odds((inputs @ values[..., None])[..., 0])
-        curvature = np.swapaxes(inputs * (judged * chance * (1 - chance))[..., None], -1, -2) @ inputs
-        slope = (inputs * (wrong - judged * chance)[..., None]).sum(-2) - precision * (values - prior)
+        curvature = (
+            np.swapaxes(inputs * (judged * chance * (1 - chance))[..., None], -1, -2) @ inputs
+        )
+        slope = (inputs * (wrong - judged * chance)[..., None]).sum(-2) - precision * (
+            values - prior
+        )
         step = np.linalg.solve(curvature + np.diag(precision), slope[..., None])[..., 0]
         values = values + step / np.maximum(1.0, np.abs(step).max(-1, keepdims=True))
     return values
@@ -298,18 +400,28 @@ def fit_rounds(rounds: Sequence[Round], allowed: float) -> Floats:
     judged = [np.bincount(at, minlength=len(own)) for own, at, _ in known]
     wrong = [np.bincount(at, said, len(own)) for own, at, said in known]
     scores = np.concatenate([np.zeros((0, 2)), *(own for own, _, _ in known)])
-    return fit_errors(scores, np.concatenate([np.zeros(0), *judged]), np.concatenate([np.zeros(0), *wrong]), allowed)
+    return fit_errors(
+        scores,
+        np.concatenate([np.zeros(0), *judged]),
+        np.concatenate([np.zeros(0), *wrong]),
+        allowed,
+    )
 
 
 def plan_round(
     rounds: Sequence[Round], group: Group, left: Floats, precision: float, confidence: float
 ) -> tuple[Round, Ints, Floats] | None:
-    """Return the next round without questions, its cells, and the predicted log odds of errors; None: nothing to ask.
+    """Return the next round without questions, its cells, and the predicted log odds of errors;
+    None: nothing to ask.
 
-    The first round explores if there are several sets. The next one starts a chain at the largest set that seems to
-    take few answers, a later one another if that takes half of the answers that going on would. `left`: of all cells.
+    The first round explores if there are several sets. The next one starts a chain at the largest
+    set that seems to take few answers, a later one another if that takes half of the answers that
+    going on would. `left`: of all cells.
     """
-    level, scores, last, allowed = group.level, group.scores, len(group.sizes) - 1, 1 - precision + TINY
+    level = group.level
+    scores = group.scores
+    last = len(group.sizes) - 1
+    allowed = 1 - precision + TINY
     standing = evaluate(rounds, group.sizes, precision, confidence)
     if standing.reached == last:
         return None
@@ -320,12 +432,15 @@ def plan_round(
         inside = level <= number
         return answers_needed(odds, scores[inside], left[inside], allowed, evidence) or _MOST
 
-    start, focus = None, last if standing.tested is None else standing.tested
+    start = None
+    focus = last if standing.tested is None else standing.tested
     if rounds and standing.reached is None and last:
         each = [needed(number, capital * (1 - confidence)) for number in range(last + 1)]
         few = [number for number, answers in enumerate(each) if answers <= _QUICK]
         best = few[-1] if few else min(range(last + 1), key=lambda number: (each[number], -number))
-        if not standing.started or (best < focus and 2 * each[best] < needed(focus, standing.evidence)):
+        if not standing.started or (
+            best < focus and 2 * each[best] < needed(focus, standing.evidence)
+        ):
             start = focus = best
     elif not last and not rounds:
         start = 0
@@ -339,28 +454,40 @@ def plan_round(
     weight = np.array([float(f"{each:.4g}") for each in weight / weight.max()])
     own = (level[cells], scores[cells], left[cells], weight, odds[1:])
     nothing = np.zeros(0, bool)
-    round_ = Round(*own, start, 0.0 if start is None else capital, np.zeros(0, np.int64), nothing, nothing)
+    round_ = Round(
+        *own, start, 0.0 if start is None else capital, np.zeros(0, np.int64), nothing, nothing
+    )
     return round_, cells, odds
 
 
 def weigh(rates: Floats, left: Floats) -> Floats:
-    """Return the weights with which relations are drawn, by their predicted error rates, `[…, cells]`."""
+    """Return the weights with which relations are drawn, by their predicted error rates, `[…,
+    cells]`.
+    """
     mean = (rates * left).sum(-1, keepdims=True) / np.maximum(left.sum(-1, keepdims=True), 1)
     weight: Floats = (rates + _LEAST * mean) ** _POWER
     return weight
 
 
 def answers_needed(
-    odds: Floats, scores: Floats, left: Floats, allowed: float, evidence: float, *, all_right: bool = False
+    odds: Floats,
+    scores: Floats,
+    left: Floats,
+    allowed: float,
+    evidence: float,
+    *,
+    all_right: bool = False,
 ) -> int | None:
-    """Return about how many answers a set takes until its evidence is 1, if as many are wrong as so far; None: many.
+    """Return about how many answers a set takes until its evidence is 1, if as many are wrong as so
+    far; None: many.
 
-    `odds`: as of `fit_errors`; `scores`, `left`: of the set's cells; `allowed`: the share of errors. `all_right`: if
-    none is wrong instead.
+    `odds`: as of `fit_errors`; `scores`, `left`: of the set's cells; `allowed`: the share of
+    errors. `all_right`: if none is wrong instead.
     """
     if not left.sum() or allowed >= 1:
         return None
-    shape, share = scores @ odds[1:], left / left.sum()
+    shape = scores @ odds[1:]
+    share = left / left.sum()
     rates = from_log_odds(odds[0] + shape)
     weight = weigh(rates, left)
     stake, control = place_bets(shape, weight, left, allowed)
@@ -368,6 +495,10 @@ def answers_needed(
     ratio = np.divide(share, chance, out=np.ones_like(share), where=chance > 0)
     right = stake[:, None] * control * ratio
     wrong = np.zeros_like(rates) if all_right else rates
-    growth = np.log1p(right) * (1 - wrong) + np.log1p(np.maximum(right - stake[:, None] * ratio, -0.9999)) * wrong
-    speed, missing = float((growth @ chance).max()), -math.log(max(evidence, 1e-9))
+    growth = (
+        np.log1p(right) * (1 - wrong)
+        + np.log1p(np.maximum(right - stake[:, None] * ratio, -0.9999)) * wrong
+    )
+    speed = float((growth @ chance).max())
+    missing = -math.log(max(evidence, 1e-9))
     return math.ceil(missing / speed) if speed > missing / _MOST else None

@@ -1,7 +1,7 @@
 """`sgpipe certify`: rounds of questions about a run, and the certificate that their answers give.
 
-A round is a plan in the file of judgements. The certificate contains nothing but what follows from the run and the
-first bytes of that file, so that it can be computed again.
+A round is a plan in the file of judgements. The certificate contains nothing but what follows from
+the run and the first bytes of that file, so that it can be computed again.
 """
 
 import hashlib
@@ -43,9 +43,15 @@ from sgpipe.storage.judgements import (
 from sgpipe.utils.console import count, single_line
 
 _METHOD = "betting, sampling without replacement, valid at any time"
-FIRST, QUESTIONS = 40, 25  # questions of a round; of the first one if it only explores
-_AT_ONCE, _GROUPS = 8, 200  # predicates in a round, and those that are certified at most: the most frequent ones
-_CHANGED = "has changed since people were asked about its relations: their answers no longer certify it"
+# questions of a round; of the first one if it only explores
+FIRST = 40
+QUESTIONS = 25
+# predicates in a round, and those that are certified at most: the most frequent ones
+_AT_ONCE = 8
+_GROUPS = 200
+_CHANGED = (
+    "has changed since people were asked about its relations: their answers no longer certify it"
+)
 
 _KEY = ("split", "image_id", "subject", "object", "predicate")
 _POPULATION = """
@@ -58,15 +64,24 @@ _POPULATION = """
 """
 
 
+# A group, the cells of it that are drawn from, as numbers and as strata, and how many relations are
+# asked about.
+_Part = tuple[Group, NDArray[np.int64], Sequence[PlanStratum], int]
+
+
 class Population:
     """The relations of a run that a certificate may be about, in an order of their own."""
 
     def __init__(self, index: Index, settings: CertificateSettings) -> None:
         """Raises UserError: there are none, or the prediction is missing."""
         column = settings.prediction
-        if (column == "vlm_score" and not index.has_vlm_scores) or (column == "clip_score" and not index.scored):
+        if (column == "vlm_score" and not index.has_vlm_scores) or (
+            column == "clip_score" and not index.scored
+        ):
             raise UserError(f"{index.root} has no column {column}: `sgpipe score` makes one")
-        values = {"confidence": "if(annotated, null, certainty)", "none": "null"}.get(column, column)
+        values = {"confidence": "if(annotated, null, certainty)", "none": "null"}.get(
+            column, column
+        )
         query = _POPULATION.format(prediction=values)
         self.table: pa.Table = pa.table(index.connection.cursor().sql(query))
         self.table = self.table.sort_by([(name, "ascending") for name in _KEY])
@@ -75,7 +90,9 @@ class Population:
             self.table = self.table.filter(pc.greater_equal(self.table["confidence"], least))
         if not len(self.table):
             raise UserError(f"{index.root} has no relations to certify")
-        self.root, self.run, self._settings = index.root, index.fingerprint, settings
+        self.root = index.root
+        self.run = index.fingerprint
+        self._settings = settings
         [(self.relations, self.errors, self.unlabelled)] = index.rows(
             """select (select count(*) from run.relations), count(*) filter (status <> 'ok'),
             count(*) filter (status = 'ok' and relations = 0) from run.images"""
@@ -95,8 +112,14 @@ class Population:
         names = self.table["predicate"].combine_chunks().dictionary_encode()
         codes = names.indices.to_numpy()
         parts = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
-        named = sorted(zip(names.dictionary.to_pylist(), parts, strict=True), key=lambda part: (-len(part[1]), part[0]))
-        return [Group.divide(n, rows, confidence[rows], prediction[rows], whole) for n, rows in named[:_GROUPS]]
+        named = sorted(
+            zip(names.dictionary.to_pylist(), parts, strict=True),
+            key=lambda part: (-len(part[1]), part[0]),
+        )
+        return [
+            Group.divide(n, rows, confidence[rows], prediction[rows], whole)
+            for n, rows in named[:_GROUPS]
+        ]
 
     @property
     def family(self) -> int:
@@ -109,11 +132,17 @@ class Population:
         return hashlib.sha256(json.dumps(sets).encode()).hexdigest()[:12]
 
     def rows_of(self, plans: Sequence[SamplingPlan]) -> list[list[int]]:
-        """Return the rows of the questions of plans. Raises UserError: the run has changed and lacks one."""
+        """Return the rows of the questions of plans. Raises UserError: the run has changed and
+        lacks one.
+        """
         keys = [[question.key for question in plan.questions] for plan in plans]
         images = pa.array({key.image_id for each in keys for key in each}, pa.string())
-        near = np.flatnonzero(pc.is_in(self.table["image_id"], images).to_numpy(zero_copy_only=False))
-        found = dict(zip(map(tuple, _tuples(self.table.take(near).select(_KEY))), near.tolist(), strict=True))
+        near = np.flatnonzero(
+            pc.is_in(self.table["image_id"], images).to_numpy(zero_copy_only=False)
+        )
+        found = dict(
+            zip(map(tuple, _tuples(self.table.take(near).select(_KEY))), near.tolist(), strict=True)
+        )
         try:
             return [[found[tuple(key)] for key in each] for each in keys]
         except KeyError:
@@ -133,29 +162,40 @@ class Answered:
     answers: list[Judged | None] = field(default_factory=list)
 
     def evaluate(self, settings: CertificateSettings, confidence: float) -> Standing:
-        return certificates.evaluate(self.rounds, self.latest.relations, settings.precision, confidence)
+        return certificates.evaluate(
+            self.rounds, self.latest.relations, settings.precision, confidence
+        )
 
 
 class GroupProgress:
     """How far a group is: its rounds, the latest settings, and what the answers show.
 
-    `more`: the answers it takes if as many are wrong as so far; None: too many. `fewest`: if no other one is wrong.
-    `confidence`: what its tests need, in a family more than the settings say.
+    `more`: the answers it takes if as many are wrong as so far; None: too many. `fewest`: if no
+    other one is wrong. `confidence`: what its tests need, in a family more than the settings say.
     """
 
-    def __init__(self, settings: CertificateSettings, answered: Answered, confidence: float) -> None:
-        self.settings, self.confidence = settings, confidence
+    def __init__(
+        self, settings: CertificateSettings, answered: Answered, confidence: float
+    ) -> None:
+        self.settings = settings
+        self.confidence = confidence
         self.latest, self.predicate = answered.latest, answered.latest.predicate
-        self.rounds, self.given = answered.rounds, answered.answers
-        sizes, allowed, last = self.latest.relations, 1 - settings.precision + certificates.TINY, self.rounds[-1]
+        self.rounds = answered.rounds
+        self.given = answered.answers
+        sizes = self.latest.relations
+        allowed = 1 - settings.precision + certificates.TINY
+        last = self.rounds[-1]
         self.standing = answered.evaluate(settings, confidence)
         tested = len(sizes) - 1 if self.standing.tested is None else self.standing.tested
-        inside, odds = last.level <= tested, certificates.fit_rounds(self.rounds, allowed)
+        inside = last.level <= tested
+        odds = certificates.fit_rounds(self.rounds, allowed)
         evidence = self.standing.evidence
         cells = (odds, last.scores[inside], last.left[inside], allowed, evidence)
         more = certificates.answers_needed(*cells)
         fewest = certificates.answers_needed(*cells, all_right=True)
-        judged = sum(int((~each.is_open & (each.level[each.asked] <= tested)).sum()) for each in self.rounds)
+        judged = sum(
+            int((~each.is_open & (each.level[each.asked] <= tested)).sum()) for each in self.rounds
+        )
         rest = sizes[tested] - judged
         self.more = None if more is None and rest else min(more or 0, rest)
         self.fewest = None if fewest is None and rest else min(fewest or 0, rest)
@@ -172,10 +212,16 @@ class GroupProgress:
         return 0 if self.is_finished else self.given.count(None)
 
     def as_json(self) -> dict[str, Any]:
-        """As plain values for JSON; `share`: how much of the evidence is there; `at_least`: `more` is `fewest`."""
+        """As plain values for JSON; `share`: how much of the evidence is there; `at_least`: `more`
+        is `fewest`.
+        """
         standing = self.standing
         needed = -math.log(1 - self.confidence)
-        share = max(0.0, 1 + math.log(standing.evidence) / max(needed, certificates.TINY)) if standing.evidence else 0.0
+        share = (
+            max(0.0, 1 + math.log(standing.evidence) / max(needed, certificates.TINY))
+            if standing.evidence
+            else 0.0
+        )
         at_least = not self.wrong  # without a wrong answer, nothing tells how many there will be
         more = self.fewest if at_least else self.more
         certified = 0 if standing.reached is None else self.latest.relations[standing.reached]
@@ -191,21 +237,29 @@ class GroupProgress:
 
     def describe(self) -> Iterator[str]:
         named = "all predicates" if self.predicate is None else single_line(self.predicate, 60)
-        settings, standing = self.settings, self.standing
+        settings = self.settings
+        standing = self.standing
 
         def those(number: int) -> str:
-            size, of = self.latest.relations[number], count(self.latest.relations[-1], "relation")
+            size = self.latest.relations[number]
+            of = count(self.latest.relations[-1], "relation")
             return f"{size:,} of {of} (confidence {self.latest.thresholds[number]:g} or more)"
 
         confidence = f"{settings.confidence:.4g} confidence{settings.scope}"
         promise = f"a precision of {settings.precision:g} or more ({confidence})"
         judged = len(self.given) - self.given.count(None)
         if standing.reached is not None:
-            yield f"certified, {named}: {those(standing.reached)} have {promise}, by {count(judged, 'answer')}"
+            yield (
+                f"certified, {named}: {those(standing.reached)} have {promise}, by"
+                f" {count(judged, 'answer')}"
+            )
         if standing.tested is not None:
             yield f"not yet, {named}: {those(standing.tested)}; {self._outlook(judged)}"
         elif standing.reached is None:
-            yield f"not yet, {named}: the first questions show where to start ({judged} of {len(self.given)} answered)"
+            yield (
+                f"not yet, {named}: the first questions show where to start ({judged} of"
+                f" {len(self.given)} answered)"
+            )
 
     def _outlook(self, judged: int) -> str:
         """Say how many more answers it takes; before one is wrong, only how many at least."""
@@ -214,7 +268,11 @@ class GroupProgress:
             return f"it cannot be reached, as nothing is left to ask ({so_far} are wrong)"
         if not self.wrong and self.fewest is not None:
             return f"at least {count(self.fewest, 'more answer')}, if all are right"
-        more = "too many more answers" if self.more is None else f"about {count(self.more, 'more answer')}"
+        more = (
+            "too many more answers"
+            if self.more is None
+            else f"about {count(self.more, 'more answer')}"
+        )
         return f"{more}, if as many are wrong as so far ({so_far})"
 
 
@@ -227,7 +285,11 @@ _keep_population = lru_cache(maxsize=1)(Population)
 
 
 def rounds_of(log: JudgementLog, settings: CertificateSettings) -> list[SamplingPlan]:
-    own = [plan for plan in log.plans.values() if plan.certificate and plan.certificate.settings == settings]
+    own = [
+        plan
+        for plan in log.plans.values()
+        if plan.certificate and plan.certificate.settings == settings
+    ]
     return sorted(own, key=lambda plan: _part(plan).number)
 
 
@@ -256,7 +318,9 @@ def measure(plans: Sequence[SamplingPlan], log: JudgementLog) -> dict[str | None
 
 def _add_round(answered: Answered, plan: SamplingPlan, progress: PlanProgress) -> None:
     group = answered.latest
-    numbers = [number for number, stratum in enumerate(plan.strata) if stratum.predicate == group.predicate]
+    numbers = [
+        number for number, stratum in enumerate(plan.strata) if stratum.predicate == group.predicate
+    ]
     cells = [plan.strata[number] for number in numbers]
     questions = np.flatnonzero(np.isin(progress.stratum, numbers))
     answers = [progress.given[question] for question in questions.tolist()]
@@ -277,42 +341,55 @@ def _add_round(answered: Answered, plan: SamplingPlan, progress: PlanProgress) -
 
 
 def _confidences(settings: CertificateSettings, groups: Sequence[Answered]) -> list[float]:
-    """Return the confidence that each group needs; in a family, groups that are complete make it less for others."""
+    """Return the confidence that each group needs; in a family, groups that are complete make it
+    less for others.
+    """
     if settings.family is None:
         return [settings.confidence] * len(groups)
     sizes = np.array([answered.latest.relations[-1] for answered in groups])
     is_complete = np.zeros(len(groups), bool)
     while True:
-        needed = certificates.family_confidence(settings.confidence, sizes, is_complete, settings.family).tolist()
-        standings = [answered.evaluate(settings, each) for answered, each in zip(groups, needed, strict=True)]
+        needed = certificates.family_confidence(
+            settings.confidence, sizes, is_complete, settings.family
+        ).tolist()
+        standings = [
+            answered.evaluate(settings, each) for answered, each in zip(groups, needed, strict=True)
+        ]
         now_complete = np.array([standing.is_complete for standing in standings])
         if (now_complete == is_complete).all():
             return needed
         is_complete = now_complete
 
 
-# A group, the cells of it that are drawn from, as numbers and as strata, and how many relations are asked about.
-_Part = tuple[Group, NDArray[np.int64], Sequence[PlanStratum], int]
-
-
 def _draw(
-    population: Population, parts: Sequence[_Part], settings: CertificateSettings, number: int, taken: NDArray[np.bool_]
+    population: Population,
+    parts: Sequence[_Part],
+    settings: CertificateSettings,
+    number: int,
+    taken: NDArray[np.bool_],
 ) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
-    """Draw relations without replacement, each with a chance in proportion to its weight, in random order.
+    """Draw relations without replacement, each with a chance in proportion to its weight, in random
+    order.
 
-    They are those of the earliest arrivals of exponential clocks (Efraimidis and Spirakis 2006). `taken`: the rows that
-    were asked about before.
+    They are those of the earliest arrivals of exponential clocks (Efraimidis and Spirakis 2006).
+    `taken`: the rows that were asked about before.
     """
 
     def seeded(name: str) -> np.random.Generator:
         text = f"{population.run}\0{settings.id}\0{number}\0{name}"
-        return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big"))
+        return np.random.default_rng(
+            int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+        )
 
     strata: list[PlanStratum] = []
     queues: list[list[PlannedQuestion]] = []
     for group, own, cells, number_asked in parts:
-        weight, stratum = np.zeros(len(group.level)), np.zeros(len(group.level), np.int64)
-        weight[own], stratum[own] = [cell.weight for cell in cells], np.arange(len(strata), len(strata) + len(own))
+        weight = np.zeros(len(group.level))
+        stratum = np.zeros(len(group.level), np.int64)
+        weight[own], stratum[own] = (
+            [cell.weight for cell in cells],
+            np.arange(len(strata), len(strata) + len(own)),
+        )
         each = np.where(taken[group.rows], 0, weight[group.cells])
         clocks = seeded(f"predicate {group.predicate}").exponential(size=len(group.rows))
         arrival = np.divide(clocks, each, out=np.full(len(each), np.inf), where=each > 0)
@@ -321,26 +398,43 @@ def _draw(
         first = first[np.argsort(arrival[first], kind="stable")]
         queues.append([])
         found = _tuples(population.table.take(group.rows[first]))
-        for (*row, certainty, _), at in zip(found, stratum[group.cells[first]].tolist(), strict=True):
+        for (*row, certainty, _), at in zip(
+            found, stratum[group.cells[first]].tolist(), strict=True
+        ):
             known = certainty if math.isfinite(certainty) else None
             queues[-1].append(PlannedQuestion._make((*row, known, at)))
         asked = np.bincount(group.cells[first], minlength=len(group.level))[own].tolist()
-        strata += [cell.model_copy(update={"sampled": n}) for cell, n in zip(cells, asked, strict=True)]
-    turns = seeded("order").permutation(np.repeat(np.arange(len(queues)), [len(queue) for queue in queues]))
+        strata += [
+            cell.model_copy(update={"sampled": n}) for cell, n in zip(cells, asked, strict=True)
+        ]
+    turns = seeded("order").permutation(
+        np.repeat(np.arange(len(queues)), [len(queue) for queue in queues])
+    )
     rest = [iter(queue) for queue in queues]
     return strata, [next(rest[turn]) for turn in turns.tolist()]
 
 
-def certify(population: Population, settings: CertificateSettings, log: JudgementLog) -> dict[str, Any]:
-    """Return the certificate so far; `sets` may be empty. Raises UserError: the rounds are not drawn from this run."""
+def certify(
+    population: Population, settings: CertificateSettings, log: JudgementLog
+) -> dict[str, Any]:
+    """Return the certificate so far; `sets` may be empty. Raises UserError: the rounds are not
+    drawn from this run.
+    """
     plans = rounds_of(log, settings)
     _check_rounds(population, settings, plans)
     sets: list[dict[str, Any]] = []
     for name, own in measure(plans, log).items():
-        if (reached := own.standing.reached) is not None:
-            sizes, threshold = own.latest.relations, own.latest.thresholds[reached]
+        reached = own.standing.reached
+        if reached is not None:
+            sizes = own.latest.relations
+            threshold = own.latest.thresholds[reached]
             answers = {each: own.given.count(each) for each in ("right", "wrong", "unsure")}
-            kept = {"predicate": name, "threshold": threshold, "relations": sizes[reached], "of": sizes[-1]}
+            kept = {
+                "predicate": name,
+                "threshold": threshold,
+                "relations": sizes[reached],
+                "of": sizes[-1],
+            }
             sets.append({**kept, "answers": answers})
     asked = {question.key for plan in plans for question in plan.questions}
     lines = [each for state in log.current() if state.key in asked for each in state.judgements]
@@ -359,7 +453,11 @@ def certify(population: Population, settings: CertificateSettings, log: Judgemen
             "error_rows": population.errors,
             "images_without_relations": population.unlabelled,
             "other_relations": population.relations - sum(each["relations"] for each in sets),
-            "recall": "asked about: see `sgpipe stats --judgements`" if log.recall_plans else "not measured",
+            "recall": (
+                "asked about: see `sgpipe stats --judgements`"
+                if log.recall_plans
+                else "not measured"
+            ),
         },
         "judgements": {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
     }
@@ -368,34 +466,55 @@ def certify(population: Population, settings: CertificateSettings, log: Judgemen
 def _check_rounds(
     population: Population, settings: CertificateSettings, plans: Sequence[SamplingPlan]
 ) -> NDArray[np.bool_]:
-    """Draw the rounds of a plan again; return which rows they ask about. Raises UserError: they differ."""
+    """Draw the rounds of a plan again; return which rows they ask about. Raises UserError: they
+    differ.
+    """
     groups = {group.predicate: group for group in population.groups}
     if settings.family not in (None, population.family):
         raise UserError(f"{population.root} {_CHANGED}")
     taken = np.zeros(len(population.table), bool)
     spent: defaultdict[str | None, float] = defaultdict(float)
     for number, (plan, rows) in enumerate(zip(plans, population.rows_of(plans), strict=True)):
-        parts, is_valid = [], _part(plan).number == number
+        parts = []
+        is_valid = _part(plan).number == number
         for each in _part(plan).groups:
             group = groups.get(each.predicate)
-            if group is None or (each.thresholds, each.relations) != (group.thresholds, group.sizes):
+            if group is None or (each.thresholds, each.relations) != (
+                group.thresholds,
+                group.sizes,
+            ):
                 raise UserError(f"{population.root} {_CHANGED}")
             cells = [stratum for stratum in plan.strata if stratum.predicate == each.predicate]
             spent[each.predicate] += each.capital if each.start is not None else 0
             left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level))
-            own = np.flatnonzero((group.level <= max(stratum.level or 0 for stratum in cells)) & (left > 0))
+            own = np.flatnonzero(
+                (group.level <= max(stratum.level or 0 for stratum in cells)) & (left > 0)
+            )
             parts.append((group, own, cells, sum(stratum.sampled for stratum in cells)))
-            there = zip(group.level[own].tolist(), group.scores[own].tolist(), left[own].tolist(), strict=True)
-            is_valid &= [(stratum.level, stratum.scores, stratum.relations) for stratum in cells] == list(there)
+            there = zip(
+                group.level[own].tolist(),
+                group.scores[own].tolist(),
+                left[own].tolist(),
+                strict=True,
+            )
+            is_valid &= [
+                (stratum.level, stratum.scores, stratum.relations) for stratum in cells
+            ] == list(there)
             is_valid &= spent[each.predicate] <= 1 + certificates.TINY
-        if not is_valid or (plan.strata, plan.questions) != _draw(population, parts, settings, number, taken):
-            raise UserError(f"{plan.plan}: its questions are not those that are drawn from {population.root}")
+        if not is_valid or (plan.strata, plan.questions) != _draw(
+            population, parts, settings, number, taken
+        ):
+            raise UserError(
+                f"{plan.plan}: its questions are not those that are drawn from {population.root}"
+            )
         taken[rows] = True
     return taken
 
 
 def check(run: str | Location, judgements: Path) -> dict[str, Any]:
-    """Return a run's certificate, computed again. Raises UserError: run and answers do not give it, or not any more."""
+    """Return a run's certificate, computed again. Raises UserError: run and answers do not give it,
+    or not any more.
+    """
     file = judgements.with_name(CERTIFICATE)
     if not file.is_file():
         raise UserError(f"{run} has no certificate: `sgpipe certify {run} --precision P` makes one")
@@ -403,7 +522,8 @@ def check(run: str | Location, judgements: Path) -> dict[str, Any]:
         given: dict[str, Any] = json.loads(read_text(file, "certificate"))
         names = CertificateSettings.model_fields.keys() & given.keys()
         settings = CertificateSettings(**{name: given[name] for name in names})
-        end, words = int(given["judgements"]["bytes"]), given["not_covered"]["recall"]
+        end = int(given["judgements"]["bytes"])
+        words = given["not_covered"]["recall"]
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         raise UserError(f"{file} is not a file of `sgpipe certify`") from None
     content = judgements.read_bytes() if judgements.is_file() else b""
@@ -435,7 +555,8 @@ def continue_plan(
     """Append the next round of questions if none is open; `values`: as of `settings_for`.
 
     Returns:
-        The certificate, how far each group is, how many questions are open, and as `describe_haste`.
+        The certificate, how far each group is, how many questions are open, and as
+        `describe_haste`.
 
     Raises:
         UserError: as `settings_for` and `extend`.
@@ -486,20 +607,29 @@ def settings_for(index: Index, each: bool = False, **values: Any) -> Certificate
 
 
 def _confidences_of(
-    population: Population, settings: CertificateSettings, progress: Mapping[str | None, GroupProgress]
+    population: Population,
+    settings: CertificateSettings,
+    progress: Mapping[str | None, GroupProgress],
 ) -> dict[str | None, float]:
     """Return the confidence that each group needs, also of those without questions so far."""
     names = [group.predicate for group in population.groups]
     if settings.family is None:
         return dict.fromkeys(names, settings.confidence)
     sizes = np.array([group.sizes[-1] for group in population.groups])
-    is_complete = np.array([name in progress and progress[name].standing.is_complete for name in names])
-    needed = certificates.family_confidence(settings.confidence, sizes, is_complete, settings.family)
+    is_complete = np.array(
+        [name in progress and progress[name].standing.is_complete for name in names]
+    )
+    needed = certificates.family_confidence(
+        settings.confidence, sizes, is_complete, settings.family
+    )
     return dict(zip(names, needed.tolist(), strict=True))
 
 
-def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: str) -> SamplingPlan | None:
-    """Append the next round of questions if none is open; return it, or the present one; None: nothing is left.
+def extend(
+    index: Index, settings: CertificateSettings, log: JudgementLog, by: str
+) -> SamplingPlan | None:
+    """Append the next round of questions if none is open; return it, or the present one; None:
+    nothing is left.
 
     Raises UserError: the run has changed since, or the rounds are not those that are drawn from it.
     """
@@ -519,7 +649,9 @@ def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: s
     groups: list[CertifiedGroup] = []
     for group in sorted(population.groups, key=urgency):
         rounds = progress[group.predicate].rounds if group.predicate in progress else []
-        left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level)).astype(np.float64)
+        left = np.bincount(group.cells[~taken[group.rows]], minlength=len(group.level)).astype(
+            np.float64
+        )
         planned = plan_round(rounds, group, left, settings.precision, confidences[group.predicate])
         if planned is None or len(parts) == _AT_ONCE:
             continue
@@ -539,13 +671,24 @@ def extend(index: Index, settings: CertificateSettings, log: JudgementLog, by: s
         ]
         asked = QUESTIONS if rounds or len(group.sizes) == 1 else FIRST
         parts.append((group, cells, strata, asked if settings.by is None else asked // 2))
-        own: dict[str, Any] = {"predicate": group.predicate, "thresholds": group.thresholds, "relations": group.sizes}
+        own: dict[str, Any] = {
+            "predicate": group.predicate,
+            "thresholds": group.thresholds,
+            "relations": group.sizes,
+        }
         own |= {"odds": odds.tolist(), "start": round_.start, "capital": round_.capital}
         groups.append(CertifiedGroup(**own))
     if not parts:
         return None
     certificate = CertificateRound(settings=settings, number=len(plans), groups=groups)
     strata, questions = _draw(population, parts, settings, certificate.number, taken)
-    common: dict[str, Any] = {"plan": f"{settings.id}-{certificate.number}", "at": utc_now(), "by": by, "seed": 0}
+    common: dict[str, Any] = {
+        "plan": f"{settings.id}-{certificate.number}",
+        "at": utc_now(),
+        "by": by,
+        "seed": 0,
+    }
     common |= {"run": population.run, "kind": "certificate", "certificate": certificate}
-    return cast(SamplingPlan, log.append(SamplingPlan(**common, strata=strata, questions=questions)))
+    return cast(
+        SamplingPlan, log.append(SamplingPlan(**common, strata=strata, questions=questions))
+    )

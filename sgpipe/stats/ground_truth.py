@@ -1,4 +1,6 @@
-"""A run compared with its ground truth: its precision, its calibration, and thresholds for a precision."""
+"""A run compared with its ground truth: its precision, its calibration, and thresholds for a
+precision.
+"""
 
 from dataclasses import dataclass
 
@@ -21,7 +23,9 @@ from sgpipe.storage.run_folder import GroundTruth
 
 @dataclass(frozen=True)
 class PredicateThreshold:
-    """A predicate: its precision at the threshold in use, and the suggested one for the target, if any."""
+    """A predicate: its precision at the threshold in use, and the suggested one for the target, if
+    any.
+    """
 
     predicate: str
     relations: int
@@ -31,7 +35,9 @@ class PredicateThreshold:
 
 @dataclass(frozen=True)
 class GroundTruthMeasures(CalibrationQuality):
-    """A run compared with its ground truth: its precision at `threshold`, and thresholds for the precision `target`."""
+    """A run compared with its ground truth: its precision at `threshold`, and thresholds for the
+    precision `target`.
+    """
 
     images: int
     relations: int
@@ -44,9 +50,14 @@ class GroundTruthMeasures(CalibrationQuality):
 
 
 def measure_against_ground_truth(
-    database: Database, ground_truth: GroundTruth, threshold: float, target: float, calibration: Calibration | None
+    database: Database,
+    ground_truth: GroundTruth,
+    threshold: float,
+    target: float,
+    calibration: Calibration | None,
 ) -> GroundTruthMeasures:
-    """Compare an open run with its ground truth; with a calibration of the tagger, everything is of its probabilities.
+    """Compare an open run with its ground truth; with a calibration of the tagger, everything is of
+    its probabilities.
 
     Raises UserError: the two have no image in common, or a number is out of range.
     """
@@ -58,10 +69,15 @@ def measure_against_ground_truth(
         return JudgedRelations(rows.confidence.astype(np.float32), rows.true_positive, rows.image)
 
     check_share("precision", target)
-    result = label_quality(database.root, ground_truth, threshold=threshold, calibration=calibration)
-    judged, vlm_score = judged_by(result), None
+    result = label_quality(
+        database.root, ground_truth, threshold=threshold, calibration=calibration
+    )
+    judged = judged_by(result)
+    vlm_score = None
     if database.has_vlm_scores:
-        vlm_score = score_quality(judged_by(label_quality(database.root, ground_truth, source="vlm_score")), judged)
+        vlm_score = score_quality(
+            judged_by(label_quality(database.root, ground_truth, source="vlm_score")), judged
+        )
     numbers = {name: number for number, name in enumerate(result.names)}
     predicates = []
     for row in result.predicates:

@@ -1,8 +1,9 @@
-"""Counts, distributions and health checks of a run. DuckDB makes them from the index; only results reach Python.
+"""Counts, distributions and health checks of a run. DuckDB makes them from the index; only results
+reach Python.
 
-The checks are `sgpipe.storage.health_rules`, and whether boxes and captions are what they seem: boxes in another form,
-captions of other images and names of other classes are valid data. Edges of images and the classes that captions name
-show them.
+The checks are `sgpipe.storage.health_rules`, and whether boxes and captions are what they seem:
+boxes in another form, captions of other images and names of other classes are valid data. Edges of
+images and the classes that captions name show them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,113 @@ from sgpipe.storage.manifest import add_up
 from sgpipe.utils.boxes import ClassFinder, class_matrix, match_captions
 
 _EXAMPLES = 5
+
+
+_DOUBTS = (
+    ("clipped_boxes", "boxes at the right or lower edge of their images, unusually many", "boxes",
+     "Are width and height read from corners or from centres, or do the sizes belong to other images? "
+     "Run again with `source.boxes=xyxy` or `cxcywh`."),
+    ("boxes_in_parts", "boxes in the first pixel of their images, as parts of an image read as pixels are", "boxes",
+     "Run again with `source.boxes=xywhn`, `xyxyn` or `cxcywhn`."),
+    ("foreign_captions", "captions that seem to belong to other images: few of the classes that they name have boxes",
+     "captions", "Check the image_id of captions and the category_id of boxes."),
+    ("foreign_classes", "boxes that seem to have the names of other classes: captions of their images name another",
+     "boxes", "Check the category_id of boxes against the ids in the list of categories."),
+)  # fmt: skip
+_LOST = "lost_boxes"
+_NONE = "no_boxes"
+MISSING = frozenset({_LOST, _NONE})
+DOUBTS = frozenset({*MISSING, *(name for name, *_ in _DOUBTS)})
+
+# that are examined
+_IMAGES = 20_000
+_CAPTIONED = 300
+_CLASSES = 500
+_SMALL_IMAGE = 32  # pixels; not all boxes of larger images lie in one pixel
+# Of COCO, V-COCO and HICO-DET, 0 to 7% of the boxes touch the right edge, at most twice as many as
+# the left one; read as width and height, 47 to 57% of the boxes given by corners do, 14 to 31% of
+# those given by centres.
+_RIGHT = 0.1
+_TIMES = 3
+_MARGIN = 10
+
+
+BINS = 20
+
+
+LIKELY = 0.5  # probability
+
+
+_SCORES = """
+    with ranks as (
+        select rank() over (order by confidence) as a, rank() over (order by {score}) as b
+        from relations where {score} is not null and confidence is not null)
+    select count({score}), count(*) - count({score}), avg({score})::double, (select corr(a, b) from ranks), {others}
+    from relations
+"""
+_CLIP = _SCORES.format(
+    score="clip_score",
+    others="""avg((rank = 1)::int), avg(1 / (contrasts + 1)) filter (clip_score is not null),
+        avg((clip_score > swapped)::int)""",
+)
+_VLM = _SCORES.format(
+    score="vlm_score", others=f"null, null, null, avg((vlm_score >= {LIKELY})::int)"
+)
+
+
+THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
+PEOPLE = (
+    "person",
+    "people",
+    "man",
+    "men",
+    "woman",
+    "women",
+    "boy",
+    "girl",
+    "child",
+    "kid",
+    "baby",
+    "guy",
+    "lady",
+)
+# The totals, in the order in which images become relations.
+TOTALS = {
+    "objects": "boxes",
+    "described_objects": "boxes with attributes",
+    "captions": "captions",
+    "different_captions": "distinct captions per image, summed",
+    "distinct_captions": "distinct captions",
+    "triplets": "triplets parsed",
+    "matched_triplets": "triplets with both ends matched",
+    "pairs": "candidate pairs",
+    "candidate_texts": "candidate relation texts",
+    "relations": "relations",
+    "kept_relations": f"relations of confidence ≥ {TRAINING_CONFIDENCE:.2f}",
+    "images_without_relations": "images without relations",
+}
+STAGES = (
+    "captions",
+    "triplets",
+    "matched_triplets",
+    "candidate_texts",
+    "relations",
+    "kept_relations",
+)
+
+
+# Errors without what is specific to one image: paths, quoted names and numbers; and such a name
+# (the id, if nameless).
+_ERRORS = r"""
+    select regexp_replace(regexp_replace(regexp_replace(coalesce(error, 'unknown'),
+        '''[^'']*''|"[^"]*"', '…', 'g'), '\S*/\S*', '…', 'g'), '\d+(x\d+)?', 'N', 'g') as kind, count(*) as number,
+        min(coalesce(nullif(file_name, ''), image_id)) as example from images where status = 'error' group by kind
+"""
+
+_TRIPLETS = """
+    select subject_category, predicate, object_category, times, confidence
+    from run.triplets order by times desc, subject_category, predicate, object_category limit 50
+"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +158,9 @@ class Check:
 
 
 def check_health(database: Database, threshold: float, losses: Sequence[Loss] = ()) -> list[Check]:
-    """Run all checks on the relations of at least `threshold`, on all boxes and captions, and on what was lost."""
+    """Run all checks on the relations of at least `threshold`, on all boxes and captions, and on
+    what was lost.
+    """
     prepare_checks(database.rows, threshold)
     sources = {
         "relations": "kept",
@@ -58,56 +168,43 @@ def check_health(database: Database, threshold: float, losses: Sequence[Loss] = 
         "boxes": "objects",
         "captions": "captions",
     }
-    totals = {name: database.rows(f"select count(*) from {source}")[0][0] for name, source in sources.items()}
+    totals = {
+        name: database.rows(f"select count(*) from {source}")[0][0]
+        for name, source in sources.items()
+    }
     found = {**_box_doubts(database), **_caption_doubts(database, totals)}
     for rule in RULES:
-        rows = database.rows(
-            f"""with found as materialized ({rule.query}),
+        rows = database.rows(f"""with found as materialized ({rule.query}),
             first as (select * from found order by image, text limit {_EXAMPLES})
             select (select coalesce(sum(number), 0)::bigint from found), image_id, text
-            from first join images using (image) order by image, text"""
-        )
+            from first join images using (image) order by image, text""")
         if rows:
             found[rule.name] = rows[0][0], [Example(image_id, text) for _, image_id, text in rows]
     checks = [*_missing_boxes(database, losses)]
-    for name, title, of, advice in (*_DOUBTS, *((rule.name, rule.title, rule.of, rule.advice) for rule in RULES)):
+    for name, title, of, advice in (
+        *_DOUBTS,
+        *((rule.name, rule.title, rule.of, rule.advice) for rule in RULES),
+    ):
         number, examples = found.get(name, (0, []))
         checks.append(Check(name, title, number, totals[of], of, advice, examples))
     return checks
 
 
-_DOUBTS = (
-    ("clipped_boxes", "boxes at the right or lower edge of their images, unusually many", "boxes",
-     "Are width and height read from corners or from centres, or do the sizes belong to other images? "
-     "Run again with `source.boxes=xyxy` or `cxcywh`."),
-    ("boxes_in_parts", "boxes in the first pixel of their images, as parts of an image read as pixels are", "boxes",
-     "Run again with `source.boxes=xywhn`, `xyxyn` or `cxcywhn`."),
-    ("foreign_captions", "captions that seem to belong to other images: few of the classes that they name have boxes",
-     "captions", "Check the image_id of captions and the category_id of boxes."),
-    ("foreign_classes", "boxes that seem to have the names of other classes: captions of their images name another",
-     "boxes", "Check the category_id of boxes against the ids in the list of categories."),
-)  # fmt: skip
-_LOST, _NONE = "lost_boxes", "no_boxes"
-MISSING = frozenset({_LOST, _NONE})
-DOUBTS = frozenset({*MISSING, *(name for name, *_ in _DOUBTS)})
 _Found = dict[str, tuple[int, list[Example]]]
-
-_IMAGES, _CAPTIONED, _CLASSES = 20_000, 300, 500  # that are examined
-_SMALL_IMAGE = 32  # pixels; not all boxes of larger images lie in one pixel
-# Of COCO, V-COCO and HICO-DET, 0 to 7% of the boxes touch the right edge, at most twice as many as the left one; read
-# as width and height, 47 to 57% of the boxes given by corners do, 14 to 31% of those given by centres.
-_RIGHT, _TIMES, _MARGIN = 0.1, 3, 10
 
 
 def _missing_boxes(database: Database, losses: Sequence[Loss]) -> Iterator[Check]:
     """Yield the checks that boxes of the source were lost, and that no image has any."""
     [(boxes,)] = database.rows("select count(*) from objects")
-    [(images, first)] = database.rows("select count(*), min(image_id) from images where status = 'ok'")
+    [(images, first)] = database.rows(
+        "select count(*), min(image_id) from images where status = 'ok'"
+    )
     faults = [loss for loss in losses if loss.kind.of == "boxes" and loss.kind.is_fault]
     lost = sum(loss.lost for loss in faults)
     yield Check(
         _LOST,
-        "boxes of the source that were lost: without area or finite coordinates, or of an unlisted image or class",
+        "boxes of the source that were lost: without area or finite coordinates, or of an unlisted"
+        " image or class",
         lost,
         max((loss.total for loss in faults), default=boxes),
         "boxes",
@@ -120,8 +217,8 @@ def _missing_boxes(database: Database, losses: Sequence[Loss]) -> Iterator[Check
         without,
         images,
         "images",
-        "Without boxes there is nothing to relate: check the annotations, their image ids and their classes, or the "
-        "detector and `detect.threshold`.",
+        "Without boxes there is nothing to relate: check the annotations, their image ids and their"
+        " classes, or the detector and `detect.threshold`.",
         [Example(str(first), "no box")] if without else [],
     )
 
@@ -163,39 +260,59 @@ def _caption_doubts(database: Database, totals: Mapping[str, int]) -> _Found:
     match = match_captions(named, boxed)
     if not match.is_chance:
         return {}
-    if pairs := list(_renamed(named, boxed, names)):
-        return {"foreign_classes": (totals["boxes"], [Example(rows[at][0], text) for text, at in pairs[:_EXAMPLES]])}
-    text = f"of the classes that captions name, {match.same:.0%} have a box in their image, {match.other:.0%} in others"
+    pairs = list(_renamed(named, boxed, names))
+    if pairs:
+        return {
+            "foreign_classes": (
+                totals["boxes"],
+                [Example(rows[at][0], text) for text, at in pairs[:_EXAMPLES]],
+            )
+        }
+    text = (
+        f"of the classes that captions name, {match.same:.0%} have a box in their image,"
+        f" {match.other:.0%} in others"
+    )
     return {"foreign_captions": (totals["captions"], [Example(rows[0][0], text)])}
 
 
-def _renamed(named: NDArray[np.bool_], boxed: NDArray[np.bool_], names: list[str]) -> Iterator[tuple[str, int]]:
-    """Yield pairs of classes that captions and boxes name in the same images, most frequent first, and an image.
+def _renamed(
+    named: NDArray[np.bool_], boxed: NDArray[np.bool_], names: list[str]
+) -> Iterator[tuple[str, int]]:
+    """Yield pairs of classes that captions and boxes name in the same images, most frequent first,
+    and an image.
 
     Nothing, unless the pairs that one half of the images shows fit the captions of the other half.
     """
     half = len(named) // 2
-    if not match_captions(named[half:], boxed[half:][:, _partners(named[:half], boxed[:half])]).is_real:
+    if not match_captions(
+        named[half:], boxed[half:][:, _partners(named[:half], boxed[:half])]
+    ).is_real:
         return
     partners = _partners(named, boxed)
     for at in np.argsort(-named.sum(0), kind="stable").tolist():
-        if len(both := np.flatnonzero(named[:, at] & boxed[:, partners[at]])) and partners[at] != at:
-            yield f"captions name “{names[at]}” where boxes are “{names[partners[at]]}”", int(both[0])
+        both = np.flatnonzero(named[:, at] & boxed[:, partners[at]])
+        if len(both) and partners[at] != at:
+            yield (
+                f"captions name “{names[at]}” where boxes are “{names[partners[at]]}”",
+                int(both[0]),
+            )
 
 
 def _partners(named: NDArray[np.bool_], boxed: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Return the class whose boxes are least by chance in the images whose captions name a class, `[classes]`."""
-    both, share = named.T.astype(float) @ boxed, boxed.mean(0)
+    """Return the class whose boxes are least by chance in the images whose captions name a class,
+    `[classes]`.
+    """
+    both = named.T.astype(float) @ boxed
+    share = boxed.mean(0)
     expected = named.sum(0)[:, None] * share
     return np.argmax((both - expected) / np.sqrt(expected * (1 - share) + 0.1), axis=1)
 
 
-BINS = 20
-
-
 @dataclass(frozen=True)
 class Confidence:
-    """The distribution of confidences, in 20 bins of equal width from 0 to 1; human annotations are `unscored`."""
+    """The distribution of confidences, in 20 bins of equal width from 0 to 1; human annotations are
+    `unscored`.
+    """
 
     histogram: list[int]
     scored: int
@@ -209,8 +326,9 @@ class Confidence:
 class LongTail:
     """How unevenly a total is distributed over kinds.
 
-    `head_share`: of the ten most frequent; `half`: how many of these have half of the total; `singletons`: kinds that
-    occur once. The Gini coefficient is 0 if all are equally frequent; `entropy`: in bits.
+    `head_share`: of the ten most frequent; `half`: how many of these have half of the total;
+    `singletons`: kinds that occur once. The Gini coefficient is 0 if all are equally frequent;
+    `entropy`: in bits.
     """
 
     kinds: int = 0
@@ -241,16 +359,14 @@ def measure_long_tail(counts: Sequence[int]) -> LongTail:
     )
 
 
-LIKELY = 0.5  # probability
-
-
 @dataclass(frozen=True)
 class ScoreMeasures:
     """The scores of another model: their mean, and Spearman's correlation with the confidence.
 
-    Of CLIP's cosines, which mean something only relative to other texts, `first`: share of relations whose text fits
-    better than all contrast texts; `chance`: the same for random ranks; `beats_swapped`: better than with subject and
-    object swapped. Of a vision-language model's probabilities, `likely`: the share of 0.5 or more.
+    Of CLIP's cosines, which mean something only relative to other texts, `first`: share of
+    relations whose text fits better than all contrast texts; `chance`: the same for random ranks;
+    `beats_swapped`: better than with subject and object swapped. Of a vision-language model's
+    probabilities, `likely`: the share of 0.5 or more.
     """
 
     scored: int
@@ -263,44 +379,11 @@ class ScoreMeasures:
     likely: float | None = None
 
 
-_SCORES = """
-    with ranks as (
-        select rank() over (order by confidence) as a, rank() over (order by {score}) as b
-        from relations where {score} is not null and confidence is not null)
-    select count({score}), count(*) - count({score}), avg({score})::double, (select corr(a, b) from ranks), {others}
-    from relations
-"""
-_CLIP = _SCORES.format(
-    score="clip_score",
-    others="""avg((rank = 1)::int), avg(1 / (contrasts + 1)) filter (clip_score is not null),
-        avg((clip_score > swapped)::int)""",
-)
-_VLM = _SCORES.format(score="vlm_score", others=f"null, null, null, avg((vlm_score >= {LIKELY})::int)")
-
-
-THRESHOLDS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6)
-PEOPLE = ("person", "people", "man", "men", "woman", "women", "boy", "girl", "child", "kid", "baby", "guy", "lady")
-# The totals, in the order in which images become relations.
-TOTALS = {
-    "objects": "boxes",
-    "described_objects": "boxes with attributes",
-    "captions": "captions",
-    "different_captions": "distinct captions per image, summed",
-    "distinct_captions": "distinct captions",
-    "triplets": "triplets parsed",
-    "matched_triplets": "triplets with both ends matched",
-    "pairs": "candidate pairs",
-    "candidate_texts": "candidate relation texts",
-    "relations": "relations",
-    "kept_relations": f"relations of confidence ≥ {TRAINING_CONFIDENCE:.2f}",
-    "images_without_relations": "images without relations",
-}
-STAGES = ("captions", "triplets", "matched_triplets", "candidate_texts", "relations", "kept_relations")
-
-
 @dataclass(frozen=True)
 class Level:
-    """What a threshold keeps, with all annotations: relations, and images and pairs of objects that have one."""
+    """What a threshold keeps, with all annotations: relations, and images and pairs of objects that
+    have one.
+    """
 
     threshold: float
     relations: int
@@ -336,11 +419,14 @@ class Measures:
 
     Attributes:
         images: by split. `errors`: error rows by kind; `error_examples`: an image of each kind.
-        totals: those of `TOTALS`, and what was left out (`records.LEFT_OUT`). All rows count, also error rows.
+        totals: those of `TOTALS`, and what was left out (`records.LEFT_OUT`). All rows count, also
+            error rows.
         in_error_rows: how much of the totals is in error rows, which the stages did not finish.
         without_relations: images without relations, by the first stage that left nothing.
-        triplets: the most frequent combinations of subject class, predicate and object class, of `triplet_kinds`.
-        assumed: why candidates are relations, if no model chose them; None: one did, or people annotated them.
+        triplets: the most frequent combinations of subject class, predicate and object class, of
+            `triplet_kinds`.
+        assumed: why candidates are relations, if no model chose them; None: one did, or people
+            annotated them.
         losses: what the run lacks of what its source had.
         threshold_of: what thresholds are of: confidence, or by a calibration probability.
     """
@@ -377,9 +463,14 @@ class Measures:
 
     @property
     def yields(self) -> dict[str, float | None]:
-        """The output of each stage per output of the one before, without error rows; None if that had none."""
+        """The output of each stage per output of the one before, without error rows; None if that
+        had none.
+        """
         done = {name: self.totals[name] - self.in_error_rows[name] for name in STAGES}
-        return {after: done[after] / done[before] if done[before] else None for before, after in pairwise(STAGES)}
+        return {
+            after: done[after] / done[before] if done[before] else None
+            for before, after in pairwise(STAGES)
+        }
 
 
 def _use_probabilities(database: Database, calibration: Calibration) -> None:
@@ -395,23 +486,30 @@ def _use_probabilities(database: Database, calibration: Calibration) -> None:
     )
 
 
-def measure(root: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None) -> Measures:
+def measure(
+    root: Path, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None
+) -> Measures:
     """Measure the run in `root`; see `measure_database`."""
     with open_run(root) as database:
         return measure_database(database, threshold, calibration)
 
 
 def measure_database(
-    database: Database, threshold: float = TRAINING_CONFIDENCE, calibration: Calibration | None = None
+    database: Database,
+    threshold: float = TRAINING_CONFIDENCE,
+    calibration: Calibration | None = None,
 ) -> Measures:
-    """Measure an open run; `threshold`: of the relations whose health is checked, with a calibration a probability.
+    """Measure an open run; `threshold`: of the relations whose health is checked, with a
+    calibration a probability.
 
-    Raises UserError: the threshold is not 0 to 1, or the confidences are of another tagger than the calibration.
+    Raises UserError: the threshold is not 0 to 1, or the confidences are of another tagger than the
+    calibration.
     """
     check_share("threshold", threshold)
     if calibration is not None:
         _use_probabilities(database, calibration)
-    run, rows = database.run, database.rows
+    run = database.run
+    rows = database.rows
     losses = list(add_up(database.files.manifest, 0, {}).losses)
     predicates = _counts(database, "select predicate, relations from predicates")
     [(kinds, of_people)] = rows(
@@ -439,7 +537,9 @@ def measure_database(
         error_examples=dict(rows(f"select kind, example from ({_ERRORS}) order by kind")),
         totals=_totals(database, "true"),
         in_error_rows=_totals(database, "status = 'error'"),
-        without_relations=_counts(database, "select why, count(*) from images where why is not null group by 1"),
+        without_relations=_counts(
+            database, "select why, count(*) from images where why is not null group by 1"
+        ),
         predicates=predicates,
         categories=_counts(database, "select category, count(*) from objects group by 1"),
         attributes=_counts(database, "select unnest(attributes), count(*) from objects group by 1"),
@@ -459,34 +559,28 @@ def measure_database(
     )
 
 
-# Errors without what is specific to one image: paths, quoted names and numbers; and such a name (the id, if nameless).
-_ERRORS = r"""
-    select regexp_replace(regexp_replace(regexp_replace(coalesce(error, 'unknown'),
-        '''[^'']*''|"[^"]*"', '…', 'g'), '\S*/\S*', '…', 'g'), '\d+(x\d+)?', 'N', 'g') as kind, count(*) as number,
-        min(coalesce(nullif(file_name, ''), image_id)) as example from images where status = 'error' group by kind
-"""
-
-_TRIPLETS = """
-    select subject_category, predicate, object_category, times, confidence
-    from run.triplets order by times desc, subject_category, predicate, object_category limit 50
-"""
-
-
 def _counts(database: Database, query: str) -> dict[str, int]:
-    return dict(database.rows(f"select * from ({query}) as counted(name, number) order by number desc, name"))
+    return dict(
+        database.rows(
+            f"select * from ({query}) as counted(name, number) order by number desc, name"
+        )
+    )
 
 
 def _totals(database: Database, where: str) -> dict[str, int]:
     names = ("objects", "captions", "different_captions", "triplets", "matched_triplets", "pairs", "candidate_texts",
              "relations", *(f"{name}_left_out" for name in LEFT_OUT))  # fmt: skip
-    others = ("images_without_relations", "distinct_captions", "kept_relations", "described_objects")
+    others = (
+        "images_without_relations",
+        "distinct_captions",
+        "kept_relations",
+        "described_objects",
+    )
     sums = ", ".join(f"coalesce(sum({name}), 0)::bigint" for name in names)
-    [row] = database.rows(
-        f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),
+    [row] = database.rows(f"""select {sums}, count(*) filter (status = 'ok' and relations = 0),
         (select count(distinct caption) from captions join images using (image) where {where}),
         (select count(*) from relations join images using (image)
             where {where} and certainty >= {TRAINING_CONFIDENCE}::float),
         (select count(attributes) from objects join images using (image) where {where})
-        from images where {where}"""
-    )
+        from images where {where}""")
     return dict(zip((*names, *others), row, strict=True))

@@ -1,8 +1,10 @@
-"""Sampling plans: which relations people are asked about, and what their judgements say about all of them.
+"""Sampling plans: which relations people are asked about, and what their judgements say about all
+of them.
 
-A plan is a stratified random sample. Only judgements of its questions are used, since what people judge in passing is
-not a random sample. Questions come in random order, so those that are judged are a random sample, too. Each stands for
-as many relations as its stratum has per judgement. Of several plans of a run, that with the most judgements counts.
+A plan is a stratified random sample. Only judgements of its questions are used, since what people
+judge in passing is not a random sample. Questions come in random order, so those that are judged
+are a random sample, too. Each stands for as many relations as its stratum has per judgement. Of
+several plans of a run, that with the most judgements counts.
 """
 
 import hashlib
@@ -55,11 +57,13 @@ HASTY_ANSWERS = 10
 HASTY_SECONDS = 5
 _EDGES = (0.0, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0)  # of the bands of confidence
 _OTHERS = "other predicates"
-_PER_PREDICATE, _MOST_PREDICATES = 10, 50
+_PER_PREDICATE = 10
+_MOST_PREDICATES = 50
 _HASHES = 2**64
 _NEAR = 4  # questions of a certificate that are asked in any order
 
-# In each stratum the relations of the lowest hashes. `bound` leaves out most of the others before they are sorted.
+# In each stratum the relations of the lowest hashes. `bound` leaves out most of the others before
+# they are sorted.
 _SAMPLE = """
     with hits as ({select}),
     placed as (
@@ -74,24 +78,45 @@ _SAMPLE = """
 """
 
 
+NO_PLAN = (
+    "no plan that samples the whole run has judgements, and other judgements are not a random"
+    " sample: make one on the page Judge of `sgpipe view`"
+)
+
+
+_NOTHING = SamplingPlan(
+    plan="none", at="", by="nobody", run="", seed=0, kind="bands", strata=[], questions=[]
+)
+
+
 def draw(
     rows: Rows, select: str, values: Sequence[Any], kind: Kind, count: int, seed: int = 0
 ) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
     """Draw a stratified sample of `count` relations, in random order.
 
-    Strata are by confidence, or, for `predicates`, the most frequent predicates, and one of all others. `rows` runs SQL
-    with its values, as `Index.rows`. `select`: SQL of the relations, as of `sgpipe.view.search.select_relations`.
-    Raises UserError: there are no relations, or `count` is out of range.
+    Strata are by confidence, or, for `predicates`, the most frequent predicates, and one of all
+    others. `rows` runs SQL with its values, as `Index.rows`. `select`: SQL of the relations, as of
+    `sgpipe.view.search.select_relations`. Raises UserError: there are no relations, or `count` is
+    out of range.
     """
     if not 1 <= count <= MOST_QUESTIONS:
         raise UserError(f"{count} questions: expected 1 to {MOST_QUESTIONS:,}")
     # Those that can be shown: between boxes that there are.
-    hits = f"select * from ({select}) where subject_category is not null and object_category is not null"
+    hits = (
+        f"select * from ({select}) where subject_category is not null and object_category is not"
+        " null"
+    )
     if kind == "predicates":
-        found = rows(f"select predicate, count(*) from ({hits}) group by 1 order by 2 desc, 1", values)
+        found = rows(
+            f"select predicate, count(*) from ({hits}) group by 1 order by 2 desc, 1", values
+        )
         kept = min(max(count // _PER_PREDICATE - 1, 1), _MOST_PREDICATES)
-        strata = [PlanStratum(name=name, relations=n, sampled=0, predicate=name) for name, n in found[:kept]]
-        if others := sum(relations for _, relations in found[kept:]):
+        strata = [
+            PlanStratum(name=name, relations=n, sampled=0, predicate=name)
+            for name, n in found[:kept]
+        ]
+        others = sum(relations for _, relations in found[kept:])
+        if others:
             strata.append(PlanStratum(name=_OTHERS, relations=others, sampled=0))
     else:
         strata = [PlanStratum(name="none", relations=0, sampled=0)]
@@ -101,26 +126,42 @@ def draw(
         numbers: dict[int, int] = dict(
             rows(f"select {stratum_sql(strata, kind)}, count(*) from ({hits}) group by 1", values)
         )
-        strata = [s.model_copy(update={"relations": numbers[at]}) for at, s in enumerate(strata) if at in numbers]
+        strata = [
+            s.model_copy(update={"relations": numbers[at]})
+            for at, s in enumerate(strata)
+            if at in numbers
+        ]
     if not strata:
         raise UserError("there are no relations to ask about")
     sizes = [stratum.relations for stratum in strata]
     shares = {number: share for number, share in enumerate(equal_shares(sizes, count)) if share}
     # A number that is below all but about twice as many hashes as are asked for.
-    bounds = [min(int((2 * share + 100) / sizes[n] * _HASHES), _HASHES - 1) for n, share in shares.items()]
+    bounds = [
+        min(int((2 * share + 100) / sizes[n] * _HASHES), _HASHES - 1) for n, share in shares.items()
+    ]
     query = _SAMPLE.format(select=hits, stratum=stratum_sql(strata, kind))
     drawn = rows(query, [*values, seed, list(shares), list(shares.values()), bounds])
     questions = [PlannedQuestion._make(row) for row in drawn]
-    asked = np.bincount([question.stratum for question in questions], minlength=len(strata)).tolist()
-    return [s.model_copy(update={"sampled": n}) for s, n in zip(strata, asked, strict=True)], questions
+    asked = np.bincount(
+        [question.stratum for question in questions], minlength=len(strata)
+    ).tolist()
+    return [
+        s.model_copy(update={"sampled": n}) for s, n in zip(strata, asked, strict=True)
+    ], questions
 
 
 def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:
-    """SQL for the number of the stratum that a row of `relations` is in; the number after the last if in none."""
+    """SQL for the number of the stratum that a row of `relations` is in; the number after the last
+    if in none.
+    """
 
     def condition(stratum: PlanStratum) -> str:
         if kind == "predicates":
-            return "true" if stratum.predicate is None else f"predicate::varchar = {quoted(stratum.predicate)}"
+            return (
+                "true"
+                if stratum.predicate is None
+                else f"predicate::varchar = {quoted(stratum.predicate)}"
+            )
         if stratum.start is None or stratum.stop is None:
             return "confidence is null"
         below = f" and confidence < {stratum.stop}::float" if stratum.stop < 1 else ""
@@ -131,8 +172,11 @@ def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:
 
 
 def equal_shares(sizes: Sequence[int], count: int) -> list[int]:
-    """Divide a sample of `count`: strata of these sizes give the same number of relations or, if fewer, all of them."""
-    left, shares = count, [0] * len(sizes)
+    """Divide a sample of `count`: strata of these sizes give the same number of relations or, if
+    fewer, all of them.
+    """
+    left = count
+    shares = [0] * len(sizes)
     for done, stratum in enumerate(np.argsort(sizes, kind="stable").tolist()):
         shares[stratum] = min(sizes[stratum], left // (len(sizes) - done))
         left -= shares[stratum]
@@ -152,19 +196,24 @@ class StratumPrecision:
 class PlanProgress:
     """What people say now about the questions of a plan.
 
-    `given`: the verdict of each, "unsure" without one, None: open; a change says that a relation is wrong.
-    `unsure`, `open`, `conflicts`: numbers of questions; conflicts are unsure ones about which people differ. `right`,
-    `judged` (not open), `stratum`: of each question, `[questions]`. `sizes`: relations of the strata, `[strata]`.
-    What is judged and not right is wrong.
+    `given`: the verdict of each, "unsure" without one, None: open; a change says that a relation is
+    wrong. `unsure`, `open`, `conflicts`: numbers of questions; conflicts are unsure ones about
+    which people differ. `right`, `judged` (not open), `stratum`: of each question, `[questions]`.
+    `sizes`: relations of the strata, `[strata]`. What is judged and not right is wrong.
     """
 
     def __init__(self, plan: SamplingPlan, log: JudgementLog) -> None:
-        self.plan, states = plan, states_of(plan, log)
-        answers: dict[RelationKey, Judged] = {key: state.verdict or "unsure" for key, state in states.items()}
+        self.plan = plan
+        states = states_of(plan, log)
+        answers: dict[RelationKey, Judged] = {
+            key: state.verdict or "unsure" for key, state in states.items()
+        }
         self.given = [answers.get(question.key) for question in plan.questions]
         self.unsure, self.open = self.given.count("unsure"), self.given.count(None)
         asked = zip(plan.questions, self.given, strict=True)
-        self.conflicts = sum(states[question.key].is_conflict for question, answer in asked if answer == "unsure")
+        self.conflicts = sum(
+            states[question.key].is_conflict for question, answer in asked if answer == "unsure"
+        )
         self.right = np.array([answer == "right" for answer in self.given], bool)
         self.judged = np.array([answer is not None for answer in self.given], bool)
         self.sizes = np.array([stratum.relations for stratum in plan.strata], np.float64)
@@ -176,7 +225,9 @@ class PlanProgress:
     @cached_property
     def precisions(self) -> list[PrecisionEstimate]:
         number = len(self.plan.strata)
-        counts = (each[:number] for each in (self.sizes, self.tally(self.judged), self.tally(self.right)))
+        counts = (
+            each[:number] for each in (self.sizes, self.tally(self.judged), self.tally(self.right))
+        )
         sets = np.concatenate([np.ones((1, number)), np.eye(number)])
         return estimate_stratified(*(sets * each for each in counts))
 
@@ -187,19 +238,28 @@ class PlanProgress:
     @property
     def strata(self) -> list[StratumPrecision]:
         parts = zip(self.plan.strata, self.precisions[1:], strict=True)
-        return [StratumPrecision(each.name, each.relations, each.sampled, part) for each, part in parts]
+        return [
+            StratumPrecision(each.name, each.relations, each.sampled, part) for each, part in parts
+        ]
 
     def needed(self) -> int | None:
-        """Estimate how many more judgements it takes until the 95% interval is ± `MARGIN`, perhaps more than are open.
+        """Estimate how many more judgements it takes until the 95% interval is ± `MARGIN`, perhaps
+        more than are open.
 
         Assumes that precisions of strata stay as they are. None: more than any plan can have.
         """
-        sizes, judged, correct = self.sizes, self.tally(self.judged), self.tally(self.right)
-        done, total = int(judged.sum()), min(int(sizes.sum()), MOST_QUESTIONS)
+        sizes = self.sizes
+        judged = self.tally(self.judged)
+        correct = self.tally(self.right)
+        done = int(judged.sum())
+        total = min(int(sizes.sum()), MOST_QUESTIONS)
         share = (correct + (correct.sum() + 1) / (done + 2)) / (judged + 1)
 
         def planned(number: int) -> NDArray[np.int64]:
-            return np.minimum(np.maximum(equal_shares(sizes.astype(int).tolist(), number), judged), sizes.astype(int))
+            return np.minimum(
+                np.maximum(equal_shares(sizes.astype(int).tolist(), number), judged),
+                sizes.astype(int),
+            )
 
         def is_enough(number: int) -> bool:
             each = planned(number)
@@ -215,13 +275,17 @@ class PlanProgress:
         return int(planned(number).sum()) - done
 
     def as_json(self) -> dict[str, Any]:
-        estimates = {"precision": asdict(self.precision), "strata": [asdict(each) for each in self.strata]}
+        estimates = {
+            "precision": asdict(self.precision),
+            "strata": [asdict(each) for each in self.strata],
+        }
         numbers = {"unsure": self.unsure, "conflicts": self.conflicts, "open": self.open}
         return estimates | numbers | {"more": self.needed(), "margin": MARGIN}
 
 
 def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
-    """Return what people say about the relations that were judged when the plan asked; of a certificate's, whenever.
+    """Return what people say about the relations that were judged when the plan asked; of a
+    certificate's, whenever.
 
     Which relations a certificate draws is independent of the judgements before.
     """
@@ -231,15 +295,23 @@ def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, Relati
     return {state.key: state for state in states if asked is None or state.key in asked}
 
 
-def next_question(plan: SamplingPlan, log: JudgementLog, by: str, done: Collection[Any] = ()) -> PlannedQuestion | None:
-    """Return a question that nobody has judged; None if none is left. `done`: predicates of strata to leave out.
+def next_question(
+    plan: SamplingPlan, log: JudgementLog, by: str, done: Collection[Any] = ()
+) -> PlannedQuestion | None:
+    """Return a question that nobody has judged; None if none is left. `done`: predicates of strata
+    to leave out.
 
-    Each person gets them in another random order; those of a certificate nearly in the order of the plan, as an open
-    one counts as wrong. What this person skipped comes last.
+    Each person gets them in another random order; those of a certificate nearly in the order of the
+    plan, as an open one counts as wrong. What this person skipped comes last.
     """
-    asked, skipped = states_of(plan, log), log.skipped(plan.plan, by)
+    asked = states_of(plan, log)
+    skipped = log.skipped(plan.plan, by)
     questions = enumerate(plan.questions)
-    left = [(at, q) for at, q in questions if q.key not in asked and plan.strata[q.stratum].predicate not in done]
+    left = [
+        (at, q)
+        for at, q in questions
+        if q.key not in asked and plan.strata[q.stratum].predicate not in done
+    ]
 
     def order(pair: tuple[int, PlannedQuestion]) -> tuple[int, int, str]:
         text = "\0".join(map(str, (by, *pair[1].key)))
@@ -250,16 +322,24 @@ def next_question(plan: SamplingPlan, log: JudgementLog, by: str, done: Collecti
 
 
 def describe_alpha(states: Iterable[RelationState]) -> str:
-    """Say how far people agree on whether relations are right; empty if no two people are sure of the same one.
+    """Say how far people agree on whether relations are right; empty if no two people are sure of
+    the same one.
 
-    Krippendorff's alpha is 1 if they always agree, 0 if as by chance; it needs answers that are not all the same.
+    Krippendorff's alpha is 1 if they always agree, 0 if as by chance; it needs answers that are not
+    all the same.
     """
-    several = [[state.key in each for each in state.outcomes] for state in states if len(state.outcomes) > 1]
+    several = [
+        [state.key in each for each in state.outcomes]
+        for state in states
+        if len(state.outcomes) > 1
+    ]
     said = Counter(answer for answers in several for answer in answers)
     differing = sum(2 * sum(each) * (len(each) - sum(each)) / (len(each) - 1) for each in several)
     expected = 2 * said[True] * said[False] / max(said.total() - 1, 1)
     alpha = f"; Krippendorff's alpha is {1 - differing / expected:.2f}" if expected else ""
-    return f"Two or more people judged {counted(len(several), 'relation')}{alpha}." if several else ""
+    return (
+        f"Two or more people judged {counted(len(several), 'relation')}{alpha}." if several else ""
+    )
 
 
 def describe_haste(states: Iterable[RelationState]) -> str:
@@ -274,11 +354,13 @@ def describe_haste(states: Iterable[RelationState]) -> str:
                 times[judgement.by].append(datetime.fromisoformat(judgement.at))
     remarks = []
     for person, answered in times.items():
-        answers = _most_within(sorted(time.replace(tzinfo=None) for time in answered), HASTY_SECONDS)
+        answers = _most_within(
+            sorted(time.replace(tzinfo=None) for time in answered), HASTY_SECONDS
+        )
         if answers >= HASTY_ANSWERS:
             remarks.append(
-                f"{single_line(person)} gave {counted(answers, 'answer')} within {HASTY_SECONDS} seconds: "
-                "a look at each image takes longer, so judge some of these again."
+                f"{single_line(person)} gave {counted(answers, 'answer')} within {HASTY_SECONDS}"
+                " seconds: a look at each image takes longer, so judge some of these again."
             )
     return " ".join(remarks)
 
@@ -294,21 +376,19 @@ def _most_within(times: Sequence[datetime], seconds: int) -> int:
     return most_answers
 
 
-NO_PLAN = (
-    "no plan that samples the whole run has judgements, and other judgements are not a random sample: make one on the "
-    "page Judge of `sgpipe view`"
-)
-
-
 @dataclass(frozen=True)
 class JudgementMeasures:
-    """What people's judgements of a sample say; all but the plain counts are weighted by the relations of the strata.
+    """What people's judgements of a sample say; all but the plain counts are weighted by the
+    relations of the strata.
 
     Attributes:
-        plan: whose precision is that of the run, without what is `open`; None: no plan has judgements.
-        unsure: questions without a verdict, which count as wrong. if_unsure_right: the precision if they were right.
+        plan: whose precision is that of the run, without what is `open`; None: no plan has
+            judgements.
+        unsure: questions without a verdict, which count as wrong. if_unsure_right: the precision if
+            they were right.
         relations, relations_now: the run's when the plan was made, and now.
-        strata: "bands" (of confidence) or "predicates"; `bands`: the strata. predicates: the most judged first.
+        strata: "bands" (of confidence) or "predicates"; `bands`: the strata. predicates: the most
+            judged first.
         suggested: the lowest threshold that shows the precision `target`.
         problems: lines that are left out, and why. vlm_score: not weighted.
         recall: by the recall plan with the most answers.
@@ -333,19 +413,27 @@ class JudgementMeasures:
 
 
 def measure_judgements(
-    database: Database, file: Path, target: float, thresholds: Sequence[float], calibration: Calibration | None = None
+    database: Database,
+    file: Path,
+    target: float,
+    thresholds: Sequence[float],
+    calibration: Calibration | None = None,
 ) -> JudgementMeasures:
-    """Estimate the precision of an open run from a file of judgements, and the threshold that reaches the `target`.
+    """Estimate the precision of an open run from a file of judgements, and the threshold that
+    reaches the `target`.
 
-    `calibration`: whose probabilities the database has as certainties. `thresholds`: of the curve. Raises UserError:
-    the file has no line about this run, or the target is out of range.
+    `calibration`: whose probabilities the database has as certainties. `thresholds`: of the curve.
+    Raises UserError: the file has no line about this run, or the target is out of range.
     """
     check_share("precision", target)
     log, plan = _read_log(database, file)
     sample = _Sample(database, plan or _NOTHING, log, calibration)
-    judged, right = sample.tally(sample.judged), sample.tally(sample.right)
+    judged = sample.tally(sample.judged)
+    right = sample.tally(sample.right)
     unsure = sample.tally(np.array([answer == "unsure" for answer in sample.given], bool))
-    [whole, if_right] = estimate_stratified([sample.sizes] * 2, [judged] * 2, [right, right + unsure])
+    [whole, if_right] = estimate_stratified(
+        [sample.sizes] * 2, [judged] * 2, [right, right + unsure]
+    )
     recalls = [measure_recall(each, log, database.rows) for each in log.recall_plans.values()]
     return JudgementMeasures(
         plan=plan.plan if plan else None,
@@ -368,7 +456,9 @@ def measure_judgements(
 
 
 def judge_by_people(run: Path, file: Path) -> JudgedRelations:
-    """Return relations with confidences and weights, judged by a plan of the whole run. Raises UserError: no plan."""
+    """Return relations with confidences and weights, judged by a plan of the whole run. Raises
+    UserError: no plan.
+    """
     with open_run(run) as database:
         log, plan = _read_log(database, file)
         if plan is None:
@@ -377,37 +467,54 @@ def judge_by_people(run: Path, file: Path) -> JudgedRelations:
 
 
 def _read_log(database: Database, file: Path) -> tuple[JudgementLog, SamplingPlan | None]:
-    """Return what is in a file, and the plan of the whole run with the most judgements; None: none has any."""
+    """Return what is in a file, and the plan of the whole run with the most judgements; None: none
+    has any.
+    """
     log = JudgementLog(file, str(database.run.get("fingerprint", "")))
-    if log.problems and not log.plans and not log.recall_plans and next(log.current(), None) is None:
+    if (
+        log.problems
+        and not log.plans
+        and not log.recall_plans
+        and next(log.current(), None) is None
+    ):
         raise UserError(log.problems[0])
-    of_run = (PlanProgress(plan, log) for plan in log.plans.values() if plan.kind in ("bands", "predicates"))
+    of_run = (
+        PlanProgress(plan, log)
+        for plan in log.plans.values()
+        if plan.kind in ("bands", "predicates")
+    )
     best = max(of_run, key=lambda progress: progress.judged.sum(), default=None)
     return log, best.plan if best and best.judged.any() else None
-
-
-_NOTHING = SamplingPlan(plan="none", at="", by="nobody", run="", seed=0, kind="bands", strata=[], questions=[])
 
 
 class _Sample(PlanProgress):
     """The answers to a plan of a whole run, and the relations of the run that they stand for.
 
-    `sizes` and `counts`, the run's relations now, have one more entry, of those in no stratum. `relations`: the judged
-    ones, without weights; those without a confidence have 1.
+    `sizes` and `counts`, the run's relations now, have one more entry, of those in no stratum.
+    `relations`: the judged ones, without weights; those without a confidence have 1.
     """
 
     def __init__(
-        self, database: Database, plan: SamplingPlan, log: JudgementLog, calibration: Calibration | None = None
+        self,
+        database: Database,
+        plan: SamplingPlan,
+        log: JudgementLog,
+        calibration: Calibration | None = None,
     ) -> None:
         super().__init__(plan, log)
-        self._database, self._sql = database, stratum_sql(plan.strata, plan.kind)
+        self._database = database
+        self._sql = stratum_sql(plan.strata, plan.kind)
         self.counts = np.zeros(len(plan.strata) + 1, np.int64)
-        for stratum, number in database.rows(f"select {self._sql} as stratum, count(*) from relations group by 1"):
+        for stratum, number in database.rows(
+            f"select {self._sql} as stratum, count(*) from relations group by 1"
+        ):
             self.counts[stratum] = number
         self.sizes = np.append(self.sizes, self.counts[-1])
         self._scale = self.sizes / np.maximum(self.counts, 1)
         given = np.array([question.confidence for question in plan.questions], np.float32)
-        self._scored = np.array([question.confidence is not None for question in plan.questions], bool)
+        self._scored = np.array(
+            [question.confidence is not None for question in plan.questions], bool
+        )
         if calibration is not None:
             given = calibration.probabilities(given).astype(np.float32)
         self._confidence = np.where(self._scored, given, np.float32(1))
@@ -428,9 +535,13 @@ class _Sample(PlanProgress):
             [list({question.image_id for question in self.plan.questions})],
         )
         scores = {tuple(key): vlm_score for *key, vlm_score in rows}
-        found = np.array([scores.get(tuple(question.key)) for question in self.plan.questions], np.float64)
+        found = np.array(
+            [scores.get(tuple(question.key)) for question in self.plan.questions], np.float64
+        )
         known = self.judged & ~np.isnan(found)
-        return score_quality(JudgedRelations(found[known].astype(np.float32), self.right[known]), self.relations)
+        return score_quality(
+            JudgedRelations(found[known].astype(np.float32), self.right[known]), self.relations
+        )
 
     def predicates(self) -> dict[str, PrecisionEstimate]:
         own = np.array([question.predicate for question in self.plan.questions], object)
@@ -442,17 +553,23 @@ class _Sample(PlanProgress):
             where name in (select unnest(?::varchar[])) group by all"""
         for name, stratum, number in self._database.rows(query, [names]):
             counts[names.index(name), stratum] = number
-        return dict(zip(names, self._estimate(counts, [own == name for name in names]), strict=True))
+        return dict(
+            zip(names, self._estimate(counts, [own == name for name in names]), strict=True)
+        )
 
     def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
         """Return what each threshold keeps; relations without a confidence pass every one."""
         relations = self._above(thresholds)
         precisions = self._estimate(relations, self._passing(thresholds))
         kept = zip(thresholds, precisions, relations.sum(1).tolist(), strict=True)
-        return [ThresholdChoice(threshold, own.judged, own, number) for threshold, own, number in kept]
+        return [
+            ThresholdChoice(threshold, own.judged, own, number) for threshold, own, number in kept
+        ]
 
     def suggest(self, target: float) -> ThresholdChoice | None:
-        """Return the lowest threshold that shows a precision of `target`; None: no threshold does."""
+        """Return the lowest threshold that shows a precision of `target`; None: no threshold
+        does.
+        """
         thresholds = candidates(self.relations.confidence)
         if not thresholds:
             return None
@@ -465,9 +582,13 @@ class _Sample(PlanProgress):
         return choose(self.choices(thresholds), lows, highest, target)
 
     def _above(self, thresholds: Sequence[float]) -> NDArray[np.int64]:
-        """The relations of the run that each threshold keeps, by stratum, `[thresholds, strata]`."""
+        """The relations of the run that each threshold keeps, by stratum, `[thresholds,
+        strata]`.
+        """
         cuts, at = np.unique(np.array(thresholds, np.float32), return_inverse=True)
-        counts = np.zeros((len(cuts), len(self.sizes)), np.int64)  # of the run's relations between two thresholds
+        counts = np.zeros(
+            (len(cuts), len(self.sizes)), np.int64
+        )  # of the run's relations between two thresholds
         query = f"""select cut, stratum, count(*)
             from (select certainty, {self._sql} as stratum from relations) placed
             asof join (select unnest(?::float[]) as cut) on certainty >= cut group by all"""
@@ -480,10 +601,16 @@ class _Sample(PlanProgress):
         """The questions whose relations each threshold keeps."""
         return [self._confidence >= np.float32(threshold) for threshold in thresholds]
 
-    def _tallies(self, chosen: NDArray[np.bool_], sets: Sequence[NDArray[np.bool_]]) -> NDArray[np.int64]:
+    def _tallies(
+        self, chosen: NDArray[np.bool_], sets: Sequence[NDArray[np.bool_]]
+    ) -> NDArray[np.int64]:
         return np.array([self.tally(chosen & questions) for questions in sets])
 
-    def _estimate(self, counts: NDArray[Any], sets: Sequence[NDArray[np.bool_]]) -> list[PrecisionEstimate]:
-        """`counts`: relations of the run that each of the sets of questions stands for, `[sets, strata]`."""
+    def _estimate(
+        self, counts: NDArray[Any], sets: Sequence[NDArray[np.bool_]]
+    ) -> list[PrecisionEstimate]:
+        """`counts`: relations of the run that each of the sets of questions stands for, `[sets,
+        strata]`.
+        """
         judged = self._tallies(self.judged, sets)
         return estimate_stratified(counts * self._scale, judged, self._tallies(self.right, sets))

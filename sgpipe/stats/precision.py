@@ -1,4 +1,5 @@
-"""Relations judged correct or not: their precision with intervals, and how far confidences are from it.
+"""Relations judged correct or not: their precision with intervals, and how far confidences are from
+it.
 
 benchmarks/interval_coverage.py measures how often the intervals contain the truth.
 """
@@ -28,10 +29,12 @@ _TINY = 1e-9
 
 @dataclass(frozen=True)
 class PrecisionEstimate:
-    """How many judged relations are correct, and the precision that they show, with its 95% interval.
+    """How many judged relations are correct, and the precision that they show, with its 95%
+    interval.
 
-    Of a stratified sample, `value` is of the strata with a judged relation, weighted by their relations (`covered`:
-    their share of all), None if there is none; the interval is of all relations.
+    Of a stratified sample, `value` is of the strata with a judged relation, weighted by their
+    relations (`covered`: their share of all), None if there is none; the interval is of all
+    relations.
     """
 
     correct: int
@@ -57,8 +60,11 @@ def estimate(correct: int, judged: int) -> PrecisionEstimate:
 
 
 def wilson(share: ArrayLike, count: ArrayLike, side: int, tail: float = _TAIL) -> Floats:
-    """Return the lower (side -1) or upper (side 1) ends of Wilson's (1927) intervals for shares of `count`."""
-    share, count = np.asarray(share, np.float64), np.asarray(count, np.float64)
+    """Return the lower (side -1) or upper (side 1) ends of Wilson's (1927) intervals for shares of
+    `count`.
+    """
+    share = np.asarray(share, np.float64)
+    count = np.asarray(count, np.float64)
     z = -_NORMAL.inv_cdf(tail)
     half = z * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return np.clip((share + z**2 / (2 * count) + side * half) / (1 + z**2 / count), 0, 1)
@@ -71,7 +77,8 @@ def estimate_clustered(
     left: float = 1.0,
     tail: float = _TAIL,
 ) -> PrecisionEstimate:
-    """Return the precision of relations of a random sample of images, with Wilson's interval for the effective size.
+    """Return the precision of relations of a random sample of images, with Wilson's interval for
+    the effective size.
 
     Args:
         correct: whether each relation is correct, `[relations]`.
@@ -91,13 +98,18 @@ def estimate_clustered(
 
 
 def design_effect(
-    correct: NDArray[np.bool_], images: NDArray[np.int64], weight: Floats | None = None, tail: float = _TAIL
+    correct: NDArray[np.bool_],
+    images: NDArray[np.int64],
+    weight: Floats | None = None,
+    tail: float = _TAIL,
 ) -> float:
-    """Return how many relations say as much as one independent relation; arguments as of `estimate_clustered`.
+    """Return how many relations say as much as one independent relation; arguments as of
+    `estimate_clustered`.
 
-    With a correlation ρ of relations of an image, it is 1 + ρ (m - 1) for m relations in each (Kish 1965). Images with
-    both outcomes tell what ρ is. If there are few, as near a precision of 1, the data underrate it. So ρ counts as if
-    one more image had shown that all its relations are alike; Student's t makes up for few images.
+    With a correlation ρ of relations of an image, it is 1 + ρ (m - 1) for m relations in each (Kish
+    1965). Images with both outcomes tell what ρ is. If there are few, as near a precision of 1, the
+    data underrate it. So ρ counts as if one more image had shown that all its relations are alike;
+    Student's t makes up for few images.
     """
     if not len(images):
         return 1.0
@@ -106,7 +118,9 @@ def design_effect(
     alike = float(together @ together / (weight @ weight))  # the effect if ρ is 1
     if alike <= 1 + _TINY:  # no image has two relations
         return 1.0
-    near = (weight @ correct + weight.mean() / 2) / (weight.sum() + weight.mean())  # so that equal ones vary, too
+    near = (weight @ correct + weight.mean() / 2) / (
+        weight.sum() + weight.mean()
+    )  # so that equal ones vary, too
     residuals = weight * (correct - near)
     sums = np.bincount(images, residuals)
     observed = float(sums @ sums / (residuals @ residuals))
@@ -119,7 +133,9 @@ def design_effect(
 
 
 def _student(freedom: int, tail: float) -> float:
-    """Return the upper quantile of Student's t, by Fisher's expansion (1941), which needs no scipy."""
+    """Return the upper quantile of Student's t, by Fisher's expansion (1941), which needs no
+    scipy.
+    """
     if freedom <= len(_FEW[tail]):
         return _FEW[tail][freedom - 1]
     z = -_NORMAL.inv_cdf(tail)
@@ -135,17 +151,23 @@ def _student(freedom: int, tail: float) -> float:
 def estimate_stratified(
     population: ArrayLike, judged: ArrayLike, correct: ArrayLike, tail: float = _TAIL
 ) -> list[PrecisionEstimate]:
-    """Return the precisions of sets of relations (or weights), some of them judged, and correct; `[sets, strata]`."""
+    """Return the precisions of sets of relations (or weights), some of them judged, and correct;
+    `[sets, strata]`.
+    """
     seen, right = (np.asarray(values, np.int64) for values in (judged, correct))
     size = np.maximum(np.asarray(population, np.float64), seen)
     known = np.where(seen > 0, size, 0)
-    total, covered = size.sum(1), known.sum(1)
+    total = size.sum(1)
+    covered = known.sum(1)
     share = covered / np.where(total > 0, total, 1)
     low, high = stratified_interval(known, seen, right, tail=tail)
     values = (known * right / np.maximum(seen, 1)).sum(1) / np.where(covered > 0, covered, 1)
     ends = low * share, 1 - share * (1 - high)
     columns = (each.tolist() for each in (right.sum(1), seen.sum(1), values, *ends, share))
-    return [PrecisionEstimate(r, n, v if s else None, a, b, s) for r, n, v, a, b, s in zip(*columns, strict=True)]
+    return [
+        PrecisionEstimate(r, n, v if s else None, a, b, s)
+        for r, n, v, a, b, s in zip(*columns, strict=True)
+    ]
 
 
 def stratified_interval(
@@ -155,20 +177,26 @@ def stratified_interval(
     design: float = 1.0,
     tail: float = _TAIL,
 ) -> tuple[Floats, Floats]:
-    """Return both ends of the interval of the share that is correct, `[sets]`; arguments `[sets, strata]`.
+    """Return both ends of the interval of the share that is correct, `[sets]`; arguments `[sets,
+    strata]`.
 
-    `design`: as of `design_effect`. `tail`: how often either end misses; the interval is one of 95% by default.
+    `design`: as of `design_effect`. `tail`: how often either end misses; the interval is one of 95%
+    by default.
 
-    The exact interval (Clopper and Pearson 1934) of the effective sample size: as many simple judgements as have the
-    variance of the stratified ones, fewer where strata have few (Korn and Graubard 1998). For the variance, each
-    stratum gets half a correct and half an incorrect judgement more, so that a unanimous one has some.
+    The exact interval (Clopper and Pearson 1934) of the effective sample size: as many simple
+    judgements as have the variance of the stratified ones, fewer where strata have few (Korn and
+    Graubard 1998). For the variance, each stratum gets half a correct and half an incorrect
+    judgement more, so that a unanimous one has some.
     """
     from scipy.special import betaincinv, ndtri, stdtrit
 
     total = np.maximum(population.sum(1), 1e-12)
-    weight, seen = population / total[:, None], np.maximum(judged, 1)
+    weight = population / total[:, None]
+    seen = np.maximum(judged, 1)
     share = (correct + 0.5) / (judged + 1)
-    left = np.maximum(population - judged, 0) / np.maximum(population - 1, 1)  # a census has no error
+    left = np.maximum(population - judged, 0) / np.maximum(
+        population - 1, 1
+    )  # a census has no error
     variance = weight**2 * share * (1 - share) / seen * left
     spread = np.maximum((variance**2 / np.maximum(judged - 1, 1)).sum(1), 1e-30)
     freedom = np.clip(variance.sum(1) ** 2 / spread, 1, 1e6)  # Satterthwaite's
@@ -176,7 +204,8 @@ def stratified_interval(
     students = ndtri(1 - tail) / stdtrit(freedom, 1 - tail)
     size = middle * (1 - middle) / np.maximum(variance.sum(1), 1e-12) * students**2 / design
     mean = (weight * correct / seen).sum(1)
-    right, wrong = size * mean, size * (1 - mean)
+    right = size * mean
+    wrong = size * (1 - mean)
     low = np.where(right > 1e-9, betaincinv(np.maximum(right, 1e-9), wrong + 1, tail), 0)
     high = np.where(wrong > 1e-9, betaincinv(right + 1, np.maximum(wrong, 1e-9), 1 - tail), 1)
     low = np.maximum(low, correct.sum(1) / total)
@@ -185,7 +214,9 @@ def stratified_interval(
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Relations with a confidence from `start` to `stop`: their mean confidence and their precision."""
+    """Relations with a confidence from `start` to `stop`: their mean confidence and their
+    precision.
+    """
 
     start: float
     stop: float
@@ -194,10 +225,12 @@ class CalibrationBin:
 
 
 def perfect_error(confidence: ArrayLike, judged: ArrayLike, weight: ArrayLike) -> float:
-    """Return the expected calibration error that so few judgements show on average if the confidences are exact.
+    """Return the expected calibration error that so few judgements show on average if the
+    confidences are exact.
 
-    The mean distance of a binomial share from its chance is De Moivre's (1730). `[bins]`: mean confidence, judged
-    relations (with unequal weights, as many equal ones as have the same variance), and weight.
+    The mean distance of a binomial share from its chance is De Moivre's (1730). `[bins]`: mean
+    confidence, judged relations (with unequal weights, as many equal ones as have the same
+    variance), and weight.
     """
 
     def distance(chance: float, number: int) -> float:
@@ -209,14 +242,20 @@ def perfect_error(confidence: ArrayLike, judged: ArrayLike, weight: ArrayLike) -
         return 2 * least * (1 - chance) * likely / number
 
     counts = np.maximum(np.rint(judged), 1).astype(int).tolist()
-    return float(np.average(list(map(distance, np.asarray(confidence).tolist(), counts)), weights=np.asarray(weight)))
+    return float(
+        np.average(
+            list(map(distance, np.asarray(confidence).tolist(), counts)), weights=np.asarray(weight)
+        )
+    )
 
 
 @dataclass(frozen=True)
 class CalibrationQuality:
-    """The expected calibration error (ECE), the mean distance between confidence and precision, weighted by bin size.
+    """The expected calibration error (ECE), the mean distance between confidence and precision,
+    weighted by bin size.
 
-    `perfect_error`: what exact confidences would show on average with as many judgements. None without judgements.
+    `perfect_error`: what exact confidences would show on average with as many judgements. None
+    without judgements.
     """
 
     calibration_error: float | None
@@ -226,9 +265,11 @@ class CalibrationQuality:
 
 @dataclass(frozen=True)
 class ThresholdChoice:
-    """A threshold and the precision of the `kept` judged relations; `relations`: those of the run, if counted.
+    """A threshold and the precision of the `kept` judged relations; `relations`: those of the run,
+    if counted.
 
-    `at_least`: the precision that a suggested threshold shows with 95% confidence, the lower end of one side only.
+    `at_least`: the precision that a suggested threshold shows with 95% confidence, the lower end of
+    one side only.
     """
 
     threshold: float
@@ -239,24 +280,32 @@ class ThresholdChoice:
 
     @property
     def text(self) -> str:
-        """The threshold with all its decimals, at least three: as --threshold, it keeps exactly these relations."""
+        """The threshold with all its decimals, at least three: as --threshold, it keeps exactly
+        these relations.
+        """
         digits = np.format_float_positional(self.threshold, trim="-").partition(".")[2]
         return f"{self.threshold:.{max(3, len(digits))}f}"
 
 
 def short_threshold(confidence: float) -> float:
-    """Return a confidence rounded down to three significant digits, so that a threshold of it keeps the confidence."""
+    """Return a confidence rounded down to three significant digits, so that a threshold of it keeps
+    the confidence.
+    """
     if confidence <= 0:
         return 0.0
     short = float(f"{confidence:.3g}")
-    if np.float32(short) > np.float32(confidence):  # shards store 0.7 as 0.69999999, and a threshold of 0.7 keeps it
+    if np.float32(short) > np.float32(
+        confidence
+    ):  # shards store 0.7 as 0.69999999, and a threshold of 0.7 keeps it
         short = float(f"{short - 10.0 ** (math.floor(math.log10(confidence)) - 2):.3g}")
     return short
 
 
 @dataclass(frozen=True, eq=False)
 class JudgedRelations:
-    """Confidences of judged relations, whether they are correct, images (or none), and weights; all `[relations]`."""
+    """Confidences of judged relations, whether they are correct, images (or none), and weights; all
+    `[relations]`.
+    """
 
     confidence: NDArray[Any]
     correct: NDArray[np.bool_]
@@ -289,7 +338,9 @@ class JudgedRelations:
 
     @cached_property
     def calibration(self) -> CalibrationQuality:
-        """How far confidences are from precision, in ten bins of equal width, without the empty ones."""
+        """How far confidences are from precision, in ten bins of equal width, without the empty
+        ones.
+        """
         bins = []
         independent = []  # relations that say as much as those of the bin
         for at in np.unique(self._bin).tolist():
@@ -301,7 +352,9 @@ class JudgedRelations:
             independent.append(precision.judged / design_effect(self.correct[inside], images))
         if not bins:
             return CalibrationQuality(None, None, [])
-        distances = (abs(part.confidence * part.precision.judged - part.precision.correct) for part in bins)
+        distances = (
+            abs(part.confidence * part.precision.judged - part.precision.correct) for part in bins
+        )
         judged = np.array([part.precision.judged for part in bins])
         perfect = perfect_error([part.confidence for part in bins], independent, judged)
         return CalibrationQuality(sum(distances) / len(self.correct), perfect, bins)
@@ -309,7 +362,8 @@ class JudgedRelations:
 
 @dataclass(frozen=True)
 class ScoreQuality(CalibrationQuality):
-    """How well a model's scores tell correct from incorrect relations, of those that are `judged` and have a score.
+    """How well a model's scores tell correct from incorrect relations, of those that are `judged`
+    and have a score.
 
     `auc`: see `area_under_roc`; `confidence_auc`: that of the confidence, of all judged relations.
     """
@@ -320,13 +374,21 @@ class ScoreQuality(CalibrationQuality):
 
 
 def score_quality(scored: JudgedRelations, confidence: JudgedRelations) -> ScoreQuality:
-    """Compare scores of judged relations with their confidences; some of the relations may lack a score."""
+    """Compare scores of judged relations with their confidences; some of the relations may lack a
+    score.
+    """
     areas = [area_under_roc(each.confidence, each.correct) for each in (scored, confidence)]
-    return ScoreQuality(**vars(scored.calibration), judged=len(scored.correct), auc=areas[0], confidence_auc=areas[1])
+    return ScoreQuality(
+        **vars(scored.calibration),
+        judged=len(scored.correct),
+        auc=areas[0],
+        confidence_auc=areas[1],
+    )
 
 
 def area_under_roc(scores: NDArray[np.float32], correct: NDArray[np.bool_]) -> float | None:
-    """Return the share of pairs of a correct and an incorrect relation in which the correct one has the higher score.
+    """Return the share of pairs of a correct and an incorrect relation in which the correct one has
+    the higher score.
 
     Equal scores count half (Mann and Whitney 1947). None without such a pair.
     """

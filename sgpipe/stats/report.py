@@ -1,6 +1,8 @@
-"""The audit as tables, on the terminal and in one self-contained HTML page, which also has plots and a gallery.
+"""The audit as tables, on the terminal and in one self-contained HTML page, which also has plots
+and a gallery.
 
-Sample images of a run are cards of the gallery, with the scene graph of each, or the contact sheet, one PNG.
+Sample images of a run are cards of the gallery, with the scene graph of each, or the contact sheet,
+one PNG.
 """
 
 import base64
@@ -43,13 +45,43 @@ Values: TypeAlias = dict[str, Any]
 Nodes: TypeAlias = dict[int, Values]
 Samples: TypeAlias = Iterable[tuple[Record, Image.Image | None]]
 
-_TOP, _RAREST = 15, 5
+_TOP = 15
+_RAREST = 5
 _PRECISION = ">precision (95% interval, judged)"
+
+
+_SPREAD = """
+    select image from (
+        select image, coalesce(certainty >= ?::float, false) as has,
+            ntile(?) over (partition by has order by image) as tile
+        from images left join related_images using (image) where status = 'ok')
+    qualify row_number() over (partition by has, tile order by image) = 1
+    order by not has, tile limit ?
+"""
+
+
+_CARD = 480
+_GAP = 16
+_TITLE = 26
+_SHEET_RELATIONS = 8
+_PAPER = "#e9ebee"
+_INK = "#1a1a1a"
+
+
+WIDTH = 480  # of an image and of a graph, in units of their SVG
+_CARD_RELATIONS = 10
+_CAPTIONS = 5
+# the browser's font may be slightly wider than the one measured here
+_TEXT = 14
+_PILL = 24
+_QUALITY = 76
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of both forms; heads that start with `>` are of numbers. `note`: a sentence below it."""
+    """A table of both forms; heads that start with `>` are of numbers. `note`: a sentence below
+    it.
+    """
 
     title: str
     heads: Sequence[str]
@@ -86,20 +118,31 @@ def print_audit(audit: Audit, console: Console) -> None:
 
 
 def overview(measures: Measures) -> list[tuple[str, str, str]]:
-    """Return the main counts, in the order in which images become relations, and the yield of each stage."""
-    rows = [(f"images ({split})", f"{count:,}", "") for split, count in sorted(measures.images.items())]
+    """Return the main counts, in the order in which images become relations, and the yield of each
+    stage.
+    """
+    rows = [
+        (f"images ({split})", f"{count:,}", "") for split, count in sorted(measures.images.items())
+    ]
     rows.append(("error rows", f"{sum(measures.errors.values()):,}", ""))
     for key, name in TOTALS.items():
-        share, lost = measures.yields.get(key), measures.in_error_rows[key]
+        share = measures.yields.get(key)
+        lost = measures.in_error_rows[key]
         if key == "described_objects":
-            each = share_text(measures.totals[key] / (measures.totals["objects"] or 1)) + " of the boxes"
+            each = (
+                share_text(measures.totals[key] / (measures.totals["objects"] or 1))
+                + " of the boxes"
+            )
         elif share is not None:
             before = STAGES[STAGES.index(key) - 1].removesuffix("s").replace("_", " ")
             each = f"{share:.2f} per {before}"
         else:
             each = f"{lost:,} in error rows" if lost else ""
         rows.append((name, f"{measures.totals[key]:,}", each))
-    return [*rows, ("relations with a person as subject", f"{measures.person_subject_share:.1%}", "")]
+    return [
+        *rows,
+        ("relations with a person as subject", f"{measures.person_subject_share:.1%}", ""),
+    ]
 
 
 def _long_tail(measures: Measures) -> str:
@@ -110,9 +153,10 @@ def _long_tail(measures: Measures) -> str:
     head = f", the 10 most frequent for {share_text(tail.head_share)}" if tail.kinds > 10 else ""
     rarest = ", ".join(map(name_text, list(measures.predicates)[: -_RAREST - 1 : -1]))
     return (
-        f"The {most} for half of the relations{head}; {tail.singletons:,} of {count(tail.kinds, 'predicate')} "
-        f"{'occurs' if tail.singletons == 1 else 'occur'} once. Gini {tail.gini:.2f}, entropy {tail.entropy:.1f} bits "
-        f"(like {count(round(2**tail.entropy), 'equally frequent predicate')}). Rarest: {rarest}."
+        f"The {most} for half of the relations{head}; {tail.singletons:,} of"
+        f" {count(tail.kinds, 'predicate')} {'occurs' if tail.singletons == 1 else 'occur'} once."
+        f" Gini {tail.gini:.2f}, entropy {tail.entropy:.1f} bits (like"
+        f" {count(round(2**tail.entropy), 'equally frequent predicate')}). Rarest: {rarest}."
     )
 
 
@@ -121,12 +165,19 @@ def _counted(measures: Measures) -> Iterator[Table]:
     if measures.confidence.scored:
         rows = []
         for level in measures.thresholds:
-            kept = (f"{number:,}" for number in (level.relations, level.predicate_kinds, level.images))
-            means = (f"{mean:.2f}" if level.relations else "–" for mean in (level.per_image, level.per_pair))
+            kept = (
+                f"{number:,}" for number in (level.relations, level.predicate_kinds, level.images)
+            )
+            means = (
+                f"{mean:.2f}" if level.relations else "–"
+                for mean in (level.per_image, level.per_pair)
+            )
             rows.append((f"{level.threshold:.2f}", *kept, *means))
         heads = [">relations", ">predicate kinds", ">images", ">per image", ">per pair"]
         yield Table("relations by threshold", [f"{measures.threshold_of} ≥", *heads], rows)
-    errors = {f"{kind}, such as {measures.error_examples[kind]}": n for kind, n in measures.errors.items()}
+    errors = {
+        f"{kind}, such as {measures.error_examples[kind]}": n for kind, n in measures.errors.items()
+    }
     for what, many, unit, counts in (
         ("predicate", "predicates", "relations", measures.predicates),
         ("class", "classes", "boxes", measures.categories),
@@ -136,25 +187,40 @@ def _counted(measures: Measures) -> Iterator[Table]:
     ):
         if counts:
             total = measures.totals["objects"] if what == "attribute" else sum(counts.values())
-            rows = [(name, f"{number:,}", f"{number / total:.1%}") for name, number in islice(counts.items(), _TOP)]
-            title, note = f"most frequent of {count(len(counts), what, many)}", what == "predicate"
-            yield Table(title, [what, f">{unit}", ">share"], rows, _long_tail(measures) if note else "")
+            rows = [
+                (name, f"{number:,}", f"{number / total:.1%}")
+                for name, number in islice(counts.items(), _TOP)
+            ]
+            title = f"most frequent of {count(len(counts), what, many)}"
+            note = what == "predicate"
+            yield Table(
+                title, [what, f">{unit}", ">share"], rows, _long_tail(measures) if note else ""
+            )
     if measures.triplets:
         rows = []
         for t in measures.triplets[:_TOP]:
             names = (t.subject or "(missing)", t.predicate, t.object or "(missing)")
-            rows.append((*names, f"{t.relations:,}", "–" if t.confidence is None else f"{t.confidence:.2f}"))
+            rows.append(
+                (*names, f"{t.relations:,}", "–" if t.confidence is None else f"{t.confidence:.2f}")
+            )
         heads = ["subject", "predicate", "object", ">relations", ">mean confidence"]
         yield Table(f"most frequent of {count(measures.triplet_kinds, 'triplet')}", heads, rows)
 
 
 def _failed_checks(measures: Measures) -> Iterator[Table]:
     """For the terminal; the page shows all checks, with advice."""
-    if failed := [check for check in measures.health if check.count]:
+    failed = [check for check in measures.health if check.count]
+    if failed:
         rows = []
         for check in failed:
-            example = f"{check.examples[0].text} (image {check.examples[0].image_id})" if check.examples else ""
-            rows.append((check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", example))
+            example = (
+                f"{check.examples[0].text} (image {check.examples[0].image_id})"
+                if check.examples
+                else ""
+            )
+            rows.append(
+                (check.title, f"{check.count:,}", f"{check.share:.1%} of {check.of}", example)
+            )
         title = f"health: {len(failed)} of {len(measures.health)} checks found problems"
         yield Table(title, ["problem", ">count", ">share", "example"], rows)
 
@@ -170,9 +236,14 @@ def _compared(comparison: Comparison | None) -> Iterator[Table]:
         rows.append((name, f"{before:,}", f"{after:,}", change + relative))
     yield Table("what changed", ["", *heads, ">change"], rows)
     only = f"{comparison.gained:,} only in this run, {comparison.lost:,} only in the other"
-    titles = {"predicate": f"predicates whose share changed most; {only}", "check": "health of both runs"}
+    titles = {
+        "predicate": f"predicates whose share changed most; {only}",
+        "check": "health of both runs",
+    }
     for what, changes in (("predicate", comparison.predicates), ("check", comparison.health)):
-        shares = [(name, f"{before:.1%}", f"{after:.1%}") for name, (before, after) in changes.items()]
+        shares = [
+            (name, f"{before:.1%}", f"{after:.1%}") for name, (before, after) in changes.items()
+        ]
         if shares or what == "predicate":
             yield Table(titles[what], [what, *heads], shares)
 
@@ -181,49 +252,83 @@ def _against_truth(truth: GroundTruthMeasures | None, of: str) -> Iterator[Table
     if truth is None:
         return
     choices = [("all", truth.relations, truth.precision, truth.suggested)]
-    choices += [(row.predicate, row.relations, row.at_threshold, row.suggested) for row in truth.predicates[:_TOP]]
+    choices += [
+        (row.predicate, row.relations, row.at_threshold, row.suggested)
+        for row in truth.predicates[:_TOP]
+    ]
     rows = []
     for predicate, relations, precision, suggested in choices:
-        choice = ("not shown", "0") if suggested is None else (suggested.text, f"{suggested.kept:,}")
+        choice = (
+            ("not shown", "0") if suggested is None else (suggested.text, f"{suggested.kept:,}")
+        )
         rows.append((predicate, f"{relations:,}", str(precision), *choice))
-    heads = ["predicate", ">relations", f">precision at {truth.threshold:.2f}", ">threshold", ">keeps"]
+    heads = [
+        "predicate",
+        ">relations",
+        f">precision at {truth.threshold:.2f}",
+        ">threshold",
+        ">keeps",
+    ]
     title = f"thresholds for a precision of {percent(truth.target)}, by the ground truth of "
     note = "Each threshold is shown with 95% confidence by itself, not all of them together."
     yield Table(title + count(truth.images, "image"), heads, rows, note)
     title = "calibration"
     if truth.calibration_error is not None:
         title += f" (calibration error {error_text(truth.calibration_error, truth.perfect_error)})"
-    bins = [(f"{b.start:.1f} to {b.stop:.1f}", f"{b.confidence:.2f}", str(b.precision)) for b in truth.reliability]
+    bins = [
+        (f"{b.start:.1f} to {b.stop:.1f}", f"{b.confidence:.2f}", str(b.precision))
+        for b in truth.reliability
+    ]
     yield Table(title, [of, ">mean", _PRECISION], bins)
 
 
 def _judged(judged: JudgementMeasures | None, of: str) -> Iterator[Table]:
     if judged is None:
         return
-    if (recall := judged.recall) is not None and recall.recall.value is not None:
+    recall = judged.recall
+    if recall is not None and recall.recall.value is not None:
         found = {"all": recall.recall, "pairs of boxes, any predicate": recall.pairs}
-        named = [(name, str(each)) for name, each in (*found.items(), *islice(recall.predicates.items(), _TOP))]
-        yield Table("recall of what people name", ["relations", ">recall (95% interval, named)"], named)
+        named = [
+            (name, str(each))
+            for name, each in (*found.items(), *islice(recall.predicates.items(), _TOP))
+        ]
+        yield Table(
+            "recall of what people name", ["relations", ">recall (95% interval, named)"], named
+        )
     if judged.precision.judged:
         first = "predicate" if judged.strata == "predicates" else "confidence"
         rows = [(row.name, f"{row.relations:,}", str(row.precision)) for row in judged.bands]
         title = f"people judged {count(judged.precision.judged, 'relation')}"
         yield Table(title, [first, ">relations", _PRECISION], rows)
         if first == "confidence":
-            own = [(name, str(precision)) for name, precision in islice(judged.predicates.items(), _TOP)]
+            own = [
+                (name, str(precision))
+                for name, precision in islice(judged.predicates.items(), _TOP)
+            ]
             title = "precision by predicate, weighted by its relations in each band"
             yield Table(title, ["predicate", _PRECISION], own)
         title = f"precision by threshold, weighted by the relations of {judged.strata}"
-        rows = [(f"{each.threshold:.2f}", f"{each.relations or 0:,}", str(each.precision)) for each in judged.curve]
+        rows = [
+            (f"{each.threshold:.2f}", f"{each.relations or 0:,}", str(each.precision))
+            for each in judged.curve
+        ]
         yield Table(title, [f"{of} ≥", ">relations", _PRECISION], rows)
 
 
 def templates(loader: jinja2.BaseLoader) -> jinja2.Environment:
     """Return an environment for pages, which escapes every value."""
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=loader,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"count": count, "isolated": isolated, "thousands": lambda number: f"{number:,}"}
+    environment.filters |= {
+        "count": count,
+        "isolated": isolated,
+        "thousands": lambda number: f"{number:,}",
+    }
     return environment
 
 
@@ -232,16 +337,30 @@ def render(page: str, values: dict[str, Any]) -> str:
     loader = jinja2.PackageLoader("sgpipe.stats", "templates")
     environment = templates(loader)
     environment.globals["svg"] = lambda plot: Markup(plot.inline())  # escapes its own texts
-    style, script = (loader.get_source(environment, name)[0] for name in ("style.css", f"{page}.js"))
+    style, script = (
+        loader.get_source(environment, name)[0] for name in ("style.css", f"{page}.js")
+    )
     # The browser runs only this script, whatever a caption contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    own = {"style": Markup(style), "script": Markup(script), "script_hash": Markup(digest), "version": __version__}
+    own = {
+        "style": Markup(style),
+        "script": Markup(script),
+        "script_hash": Markup(digest),
+        "version": __version__,
+    }
     return environment.get_template(f"{page}.html.jinja").render(values | own)
 
 
-def write_report(file: Path, audit: Audit, samples: Samples, threshold: float = TRAINING_CONFIDENCE) -> tuple[int, int]:
-    """Write the page; `threshold`: of its gallery's filter. Returns how many images it has and lacks."""
-    cards = [make_card(record, image, viz.shown(record.relations, 0.0, _CARD_RELATIONS)) for record, image in samples]
+def write_report(
+    file: Path, audit: Audit, samples: Samples, threshold: float = TRAINING_CONFIDENCE
+) -> tuple[int, int]:
+    """Write the page; `threshold`: of its gallery's filter. Returns how many images it has and
+    lacks.
+    """
+    cards = [
+        make_card(record, image, viz.shown(record.relations, 0.0, _CARD_RELATIONS))
+        for record, image in samples
+    ]
     edges = [edge for card in cards for edge in card["edges"]]
     categories = ({edge["subject"]["category"], edge["object"]["category"]} for edge in edges)
     plots = {"counts": [*_plots_of_counts(audit.measures)], "confidence": [*_plots(audit)]}
@@ -249,7 +368,10 @@ def write_report(file: Path, audit: Audit, samples: Samples, threshold: float = 
     values = {
         "title": audit.measures.run or file.stem,
         "measures": audit.measures,
-        "findings": [(question, list(group)) for question, group in groupby(audit.findings, lambda f: f.question)],
+        "findings": [
+            (question, list(group))
+            for question, group in groupby(audit.findings, lambda f: f.question)
+        ],
         "sections": [section for section in sections if any(section[1:])],
         "cards": cards,
         "shown_predicates": Counter(edge["predicate"] for edge in edges).most_common(),
@@ -263,16 +385,29 @@ def write_report(file: Path, audit: Audit, samples: Samples, threshold: float = 
 def _plots_of_counts(measures: Measures) -> Iterator[Plot]:
     total = measures.totals["relations"]
     if measures.confidence.scored:
-        points = [(0.0, total), *((level.threshold, level.relations) for level in measures.thresholds)]
-        texts, of = [f"≥ {least:.2f}: {kept:,}" for least, kept in points], measures.threshold_of
+        points = [
+            (0.0, total),
+            *((level.threshold, level.relations) for level in measures.thresholds),
+        ]
+        texts = [f"≥ {least:.2f}: {kept:,}" for least, kept in points]
+        of = measures.threshold_of
         lines = [Line(points, texts)]
-        yield Plot("What a threshold keeps", f"minimum {of}", "relations", lines, y_end=round_end(total))
-    if counts := list(measures.predicates.values()):
+        yield Plot(
+            "What a threshold keeps", f"minimum {of}", "relations", lines, y_end=round_end(total)
+        )
+    counts = list(measures.predicates.values())
+    if counts:
         ranks = sorted({round(len(counts) ** (step / 40)) for step in range(41)})
         shares = [sum(counts[:rank]) / total for rank in ranks]
-        texts = [f"the {rank:,} most frequent: {share_text(share)}" for rank, share in zip(ranks, shares, strict=True)]
-        lines, end = [Line([*zip(ranks, shares, strict=True)], texts)], round_end(max(len(counts), 5))
-        yield Plot("The long tail", "most frequent predicates", "share of the relations", lines, x_end=end)
+        texts = [
+            f"the {rank:,} most frequent: {share_text(share)}"
+            for rank, share in zip(ranks, shares, strict=True)
+        ]
+        lines = [Line([*zip(ranks, shares, strict=True)], texts)]
+        end = round_end(max(len(counts), 5))
+        yield Plot(
+            "The long tail", "most frequent predicates", "share of the relations", lines, x_end=end
+        )
 
 
 def _plots(audit: Audit) -> Iterator[Plot]:
@@ -281,7 +416,9 @@ def _plots(audit: Audit) -> Iterator[Plot]:
         histogram = audit.measures.confidence.histogram
         bins = {f"{at / len(histogram):.2f}": count for at, count in enumerate(histogram)}
         top = round_end(max(histogram))
-        yield Plot("Distribution of confidences", "confidence from", "relations", (), bins, 2, y_end=top)
+        yield Plot(
+            "Distribution of confidences", "confidence from", "relations", (), bins, 2, y_end=top
+        )
     if audit.ground_truth is not None:
         parts = audit.ground_truth.reliability
         points = [(part.confidence, part.precision.value or 0.0) for part in parts]
@@ -295,16 +432,6 @@ def _plots(audit: Audit) -> Iterator[Plot]:
         yield Plot("Precision by threshold", f"minimum {of}", "precision", [Line(points, texts)])
 
 
-_SPREAD = """
-    select image from (
-        select image, coalesce(certainty >= ?::float, false) as has,
-            ntile(?) over (partition by has order by image) as tile
-        from images left join related_images using (image) where status = 'ok')
-    qualify row_number() over (partition by has, tile order by image) = 1
-    order by not has, tile limit ?
-"""
-
-
 def open_samples(
     database: Database,
     number: int,
@@ -312,9 +439,11 @@ def open_samples(
     images: ImagePlace | None = None,
     calibration: Calibration | None = None,
 ) -> Iterator[tuple[Record, Image.Image | None]]:
-    """Yield `number` records, evenly spaced among those with a relation of at least `threshold`, and their images.
+    """Yield `number` records, evenly spaced among those with a relation of at least `threshold`,
+    and their images.
 
-    If there are too few of these, others are added, but no error rows. An image that cannot be opened is None.
+    If there are too few of these, others are added, but no error rows. An image that cannot be
+    opened is None.
     """
     [(rows,)] = database.rows("select count(*) from images")
     number = min(number, max(rows, 1))
@@ -331,22 +460,30 @@ def open_samples(
         yield record, image
 
 
-_CARD, _GAP, _TITLE = 480, 16, 26
-_SHEET_RELATIONS = 8
-_PAPER, _INK = "#e9ebee", "#1a1a1a"
-
-
-def write_sheet(database: Database, file: Path, samples: Samples, threshold: float = 0.2) -> tuple[int, int]:
-    """Draw samples into one PNG; return their number, and how many are missing. Raises UserError: there are none."""
-    cards, lost = [], 0
+def write_sheet(
+    database: Database, file: Path, samples: Samples, threshold: float = 0.2
+) -> tuple[int, int]:
+    """Draw samples into one PNG; return their number, and how many are missing. Raises UserError:
+    there are none.
+    """
+    cards = []
+    lost = 0
     for record, opened in samples:
         lost += opened is None
-        cards.append(viz.draw_card(opened, record, viz.shown(record.relations, threshold, _SHEET_RELATIONS), _CARD))
+        cards.append(
+            viz.draw_card(
+                opened, record, viz.shown(record.relations, threshold, _SHEET_RELATIONS), _CARD
+            )
+        )
     if not cards:
         raise UserError(f"{database.root} has no image to draw")
-    title = f"{database.run.get('name') or database.root.name}: relations of {database.measure} {threshold:.2f} or more"
+    title = (
+        f"{database.run.get('name') or database.root.name}: relations of {database.measure}"
+        f" {threshold:.2f} or more"
+    )
     columns = min(len(cards), max(1, round(math.sqrt(len(cards)))))
-    bottoms, corners = [_TITLE + 2 * _GAP] * columns, []
+    bottoms = [_TITLE + 2 * _GAP] * columns
+    corners = []
     for card in cards:  # each is added to the shortest column so far
         column = bottoms.index(min(bottoms))
         corners.append((_GAP + column * (_CARD + _GAP), bottoms[column]))
@@ -354,7 +491,9 @@ def write_sheet(database: Database, file: Path, samples: Samples, threshold: flo
     sheet = Image.new("RGB", (_GAP + columns * (_CARD + _GAP), max(bottoms)), _PAPER)
     letters = viz.font(_TITLE * 0.8)
     text = viz.fit(title, letters, sheet.width - 2 * _GAP)
-    ImageDraw.Draw(sheet).text((_GAP, _GAP + _TITLE / 2), text, fill=_INK, font=letters, anchor="lm")
+    ImageDraw.Draw(sheet).text(
+        (_GAP, _GAP + _TITLE / 2), text, fill=_INK, font=letters, anchor="lm"
+    )
     for card, corner in zip(cards, corners, strict=True):
         sheet.paste(card, corner)
     with write_result(file) as temporary:
@@ -362,31 +501,37 @@ def write_sheet(database: Database, file: Path, samples: Samples, threshold: flo
     return len(cards), lost
 
 
-WIDTH = 480  # of an image and of a graph, in units of their SVG
-_CARD_RELATIONS, _CAPTIONS = 10, 5
-_TEXT, _PILL = 14, 24  # the browser's font may be slightly wider than the one measured here
-_QUALITY = 76
-
-
 def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation]) -> Values:
-    """Return an image with those of the relations whose objects exist, as templates and scripts take it.
+    """Return an image with those of the relations whose objects exist, as templates and scripts
+    take it.
 
-    `image`: a data URI, or None. `nodes`: objects, with the box and the tag on the image, and the pill in the graph.
-    `edges`: relations, with curves on both, and a text in the graph. All in units of SVGs that are `WIDTH` wide.
+    `image`: a data URI, or None. `nodes`: objects, with the box and the tag on the image, and the
+    pill in the graph. `edges`: relations, with curves on both, and a text in the graph. All in
+    units of SVGs that are `WIDTH` wide.
     """
     scale = WIDTH / max(record.width, 1)
     height = min(max(record.height * scale, 60), 2 * WIDTH)
     existing = range(len(record.objects))
-    relations = [relation for relation in relations if relation.subject in existing and relation.object in existing]
+    relations = [
+        relation
+        for relation in relations
+        if relation.subject in existing and relation.object in existing
+    ]
     uri = None
     if image is not None:
-        small, file = image.convert("RGB"), BytesIO()
+        small = image.convert("RGB")
+        file = BytesIO()
         small.thumbnail((WIDTH, 2 * WIDTH), Image.Resampling.LANCZOS)
         small.save(file, "JPEG", quality=_QUALITY, optimize=True)
         uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     nodes, graph_height = _nodes(record, relations, scale, height)
     return {
-        **{"image_id": record.image_id, "split": record.split, "file_name": record.file_name, "image": uri},
+        **{
+            "image_id": record.image_id,
+            "split": record.split,
+            "file_name": record.file_name,
+            "image": uri,
+        },
         **{"height": height, "graph_height": graph_height, "nodes": list(nodes.values())},
         "edges": _edges(relations, nodes, graph_height),
         "relations": len(record.relations),
@@ -394,16 +539,27 @@ def make_card(record: Record, image: Image.Image | None, relations: Sequence[Rel
     }
 
 
-def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: float) -> tuple[Nodes, float]:
-    """Return the objects of the relations by index, on an ellipse in the order of their angles, and its height."""
+def _nodes(
+    record: Record, relations: Sequence[Relation], scale: float, height: float
+) -> tuple[Nodes, float]:
+    """Return the objects of the relations by index, on an ellipse in the order of their angles, and
+    its height.
+    """
     used = viz.drawn_objects(record, relations)
     if not relations:
         used = [index for index in used if not record.objects[index].is_nothing]
-    boxes = {index: viz.corners(record.objects[index].bbox, scale, (WIDTH, height)) for index in used}
+    boxes = {
+        index: viz.corners(record.objects[index].bbox, scale, (WIDTH, height)) for index in used
+    }
     middles = {index: viz.middle(box) for index, box in boxes.items()}
-    centre = [sum(point[axis] for point in middles.values()) / max(len(middles), 1) for axis in (0, 1)]
-    order = sorted(middles, key=lambda i: math.atan2(middles[i][1] - centre[1], middles[i][0] - centre[0]))
-    names, letters = viz.object_names(record.objects), viz.font(_TEXT)
+    centre = [
+        sum(point[axis] for point in middles.values()) / max(len(middles), 1) for axis in (0, 1)
+    ]
+    order = sorted(
+        middles, key=lambda i: math.atan2(middles[i][1] - centre[1], middles[i][0] - centre[0])
+    )
+    names = viz.object_names(record.objects)
+    letters = viz.font(_TEXT)
     graph_height = 110.0 + 34 * max(len(used) - 1, 0)
     room = viz.TextPlacer(WIDTH, height, list(boxes.values()))
     nodes = {}
@@ -412,35 +568,63 @@ def _nodes(record: Record, relations: Sequence[Relation], scale: float, height: 
         width = letters.getlength(name) + 12
         left, top, right, bottom = boxes[index]
         spots = [
-            (x, y) for y in (top - 9, bottom + 9, top + 9, bottom - 9) for x in (left + width / 2, right - width / 2)
+            (x, y)
+            for y in (top - 9, bottom + 9, top + 9, bottom - 9)
+            for x in (left + width / 2, right - width / 2)
         ]
         angle = -math.pi + 2 * math.pi * order.index(index) / len(order)
-        x, y = WIDTH / 2 + 0.36 * WIDTH * math.cos(angle), graph_height / 2 + (graph_height / 2 - 20) * math.sin(angle)
+        x = WIDTH / 2 + 0.36 * WIDTH * math.cos(angle)
+        y = graph_height / 2 + (graph_height / 2 - 20) * math.sin(angle)
         x = min(max(x, width / 2 + 1), WIDTH - width / 2 - 1)
         pill = (x - width / 2, y - _PILL / 2, x + width / 2, y + _PILL / 2)
-        node: Values = {"index": index, "name": name, "category": record.objects[index].category, "box": boxes[index]}
-        nodes[index] = node | {"colour": viz.colour_of(index), "tag": room.place((width, 18), spots), "pill": pill}
+        node: Values = {
+            "index": index,
+            "name": name,
+            "category": record.objects[index].category,
+            "box": boxes[index],
+        }
+        nodes[index] = node | {
+            "colour": viz.colour_of(index),
+            "tag": room.place((width, 18), spots),
+            "pill": pill,
+        }
     return nodes, graph_height
 
 
 def _edges(relations: Sequence[Relation], nodes: Nodes, height: float) -> list[Values]:
     letters = viz.font(_TEXT)
     room = viz.TextPlacer(WIDTH, height, taken=[node["pill"] for node in nodes.values()])
-    between, edges = Counter[tuple[int, int]](), []
+    between = Counter[tuple[int, int]]()
+    edges = []
     for relation in relations:
-        subject, object_ = nodes[relation.subject], nodes[relation.object]
-        pair, pills = (relation.subject, relation.object), (subject["pill"], object_["pill"])
+        subject = nodes[relation.subject]
+        object_ = nodes[relation.object]
+        pair = (relation.subject, relation.object)
+        pills = (subject["pill"], object_["pill"])
         linked = viz.curve(*pills, bend=0.2 + 0.16 * between[pair])
         between[pair] += 1
-        seen = [p for p in linked if not any(a - 2 <= p[0] <= c + 2 and b - 2 <= p[1] <= d + 2 for a, b, c, d in pills)]
+        seen = [
+            p
+            for p in linked
+            if not any(a - 2 <= p[0] <= c + 2 and b - 2 <= p[1] <= d + 2 for a, b, c, d in pills)
+        ]
         linked = seen if len(seen) > 5 else linked
         text = viz.fit(relation.predicate, letters, WIDTH / 2)
         size = (letters.getlength(text) + 12, _TEXT + 4.0)
         same = relation.subject == relation.object or not any(object_["box"])
-        over = [viz.middle(subject["box"])] if same else viz.curve(subject["box"], object_["box"], 24)
-        heads = ["" if same else polyline(viz.arrow_head(points, size)) for points, size in ((over, 13), (linked, 11))]
+        over = (
+            [viz.middle(subject["box"])] if same else viz.curve(subject["box"], object_["box"], 24)
+        )
+        heads = [
+            "" if same else polyline(viz.arrow_head(points, size))
+            for points, size in ((over, 13), (linked, 11))
+        ]
         edge: Values = {"subject": subject, "object": object_, "predicate": relation.predicate}
-        edge |= {"confidence": relation.confidence, "on_image": polyline(over), "image_head": heads[0]}
+        edge |= {
+            "confidence": relation.confidence,
+            "on_image": polyline(over),
+            "image_head": heads[0],
+        }
         edge |= {"in_graph": polyline(linked), "graph_head": heads[1]}
         edges.append(edge | {"text_box": room.place(size, viz.along(linked, size)), "text": text})
     return edges

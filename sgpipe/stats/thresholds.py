@@ -1,9 +1,10 @@
 """Thresholds that are promised: the lowest ones that judged relations show to have a precision.
 
-Thresholds are tested from the strictest down, each with 95% confidence, and the first that is not shown ends the search
-(Maurer, Hothorn and Lehmacher 1995). Their order depends on the confidences only, not on which relations are correct.
-So a wrong threshold can be shown only if the first wrong one in this order is, which happens in at most 5% of samples,
-however many are tested. If no threshold has the precision, all that are shown in these samples are wrong.
+Thresholds are tested from the strictest down, each with 95% confidence, and the first that is not
+shown ends the search (Maurer, Hothorn and Lehmacher 1995). Their order depends on the confidences
+only, not on which relations are correct. So a wrong threshold can be shown only if the first wrong
+one in this order is, which happens in at most 5% of samples, however many are tested. If no
+threshold has the precision, all that are shown in these samples are wrong.
 benchmarks/interval_coverage.py measures it.
 """
 
@@ -24,7 +25,9 @@ _STEP = 1.2  # each keeps a fifth more relations than the one before
 
 
 def candidates(confidence: NDArray[Any]) -> list[float]:
-    """Return thresholds of three significant digits, the strictest first, down to one that keeps all relations."""
+    """Return thresholds of three significant digits, the strictest first, down to one that keeps
+    all relations.
+    """
     number = len(confidence)
     if number < FEWEST:
         return []
@@ -39,7 +42,9 @@ def candidates(confidence: NDArray[Any]) -> list[float]:
 def suggest(relations: JudgedRelations, target: float) -> ThresholdChoice | None:
     """Return the lowest threshold that shows a precision of `target`; None: no threshold does."""
     thresholds = candidates(relations.confidence)
-    all_correct = JudgedRelations(relations.confidence, np.ones(len(relations), bool), relations.images)
+    all_correct = JudgedRelations(
+        relations.confidence, np.ones(len(relations), bool), relations.images
+    )
     kept = [relations.confidence >= np.float32(threshold) for threshold in thresholds]
     lows = [relations.precision(chosen, ONE_SIDE).low for chosen in kept]
     highest = [all_correct.precision(chosen, ONE_SIDE).low for chosen in kept]
@@ -47,8 +52,13 @@ def suggest(relations: JudgedRelations, target: float) -> ThresholdChoice | None
 
 
 def choose(
-    choices: Sequence[ThresholdChoice], lows: Sequence[float], highest: Sequence[float], target: float
+    choices: Sequence[ThresholdChoice],
+    lows: Sequence[float],
+    highest: Sequence[float],
+    target: float,
 ) -> ThresholdChoice | None:
-    """Return the choice of `lowest_shown`; its arguments, and what each threshold keeps, the strictest first."""
+    """Return the choice of `lowest_shown`; its arguments, and what each threshold keeps, the
+    strictest first.
+    """
     at = lowest_shown(lows, highest, target)
     return None if at is None else replace(choices[at], at_least=lows[at])

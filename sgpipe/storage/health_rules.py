@@ -1,7 +1,8 @@
-"""Relations, boxes and captions that are suspicious: health checks as SQL, and what an index marks of a run.
+"""Relations, boxes and captions that are suspicious: health checks as SQL, and what an index marks
+of a run.
 
-Each row of a query is an `image`, a `text`, the `number` of problems it stands for, and the columns a rule `finds`.
-A predicate that is not in the lists of words claims nothing about positions.
+Each row of a query is an `image`, a `text`, the `number` of problems it stands for, and the columns
+a rule `finds`. A predicate that is not in the lists of words claims nothing about positions.
 """
 
 from collections.abc import Callable
@@ -12,11 +13,17 @@ from sgpipe.records import NO_OBJECT
 
 Marked = Literal["relations", "images"]
 
-_POSTURES = ("sitting", "standing", "walking", "running", "lying", "laying", "parked", "driving", "riding")
-
-
-def _in_any_posture(*places: str) -> tuple[str, ...]:
-    return (*places, *(f"{posture} {place}" for place in places for posture in _POSTURES))
+_POSTURES = (
+    "sitting",
+    "standing",
+    "walking",
+    "running",
+    "lying",
+    "laying",
+    "parked",
+    "driving",
+    "riding",
+)
 
 
 LEFT = ("left of", "to left of", "to the left of", "on the left of", "on left of", "left to")
@@ -25,13 +32,55 @@ RIDING = ("riding", "ride", "rides", "riding on", "sitting on", "sits on", "stan
           "laying on", "walking on", "parked on", "mounted on", "resting on")  # fmt: skip
 UPON = ("on", "on top of", "atop", "upon", *RIDING)
 OVER = ("above", "over", "flying over", "hanging over", "jumping over")
-UNDER = _in_any_posture("under", "underneath", "beneath", "below")
-INSIDE = ("within", "contained in", *_in_any_posture("inside", "inside of"))
 HELD = ("holding", "holds", "hold", "carrying", "carries", "carry", "wearing", "wears", "wear", "eating", "eats",
         "drinking", "riding", "petting", "hugging", "touching")  # fmt: skip
 
-# What predicates claim about their two boxes: on which side of an axis the subject is, the object being on the other
-# side, or, without a sign, how they lie. A predicate may claim several.
+NO_RELATION = (
+    "a", "an", "the", "and", "or", "but", "it", "this", "that", "these", "there", "i", "he", "she", "they", "we", "you",
+    "is", "are", "be", "was", "were", "been", "not", "no", "very", "one", "two", "some", "other", "s", "t",
+)  # fmt: skip
+
+_TINY = 4  # pixels
+_SAME = 0.9  # IoU
+_FEW_WORDS = 2
+_MANY_WORDS = 60
+_MANY_PREDICATE_WORDS = 5
+_UNEVEN = 10
+_ENOUGH = 50
+
+
+_TRIPLET = "concat_ws(' ', subject_category, predicate, object_category)"
+_RELATION = ("subject", "object", "predicate")
+_WORDS = r"regexp_extract_all(lower(caption), '[\p{L}\p{M}\p{N}]+')"
+
+# The relations that claim something about positions, with the boxes of both ends: left, top, right,
+# bottom.
+PLACED = """
+    create or replace table placed as
+    select kept.image, subject, object, subject_category, predicate, object_category, claim,
+        s.x as s_left, s.y as s_top, s.x + s.w as s_right, s.y + s.h as s_bottom,
+        o.x as o_left, o.y as o_top, o.x + o.w as o_right, o.y + o.h as o_bottom
+    from kept join claims using (predicate)
+    join objects s on s.image = kept.image and s.number = kept.subject
+    join objects o on o.image = kept.image and o.number = kept.object
+    where sign = 0
+"""
+
+
+_CONFIDENT = 0.5
+_RARE = 3
+_DOUBTED = 0.5  # score
+
+
+def _in_any_posture(*places: str) -> tuple[str, ...]:
+    return (*places, *(f"{posture} {place}" for place in places for posture in _POSTURES))
+
+
+UNDER = _in_any_posture("under", "underneath", "beneath", "below")
+INSIDE = ("within", "contained in", *_in_any_posture("inside", "inside of"))
+
+# What predicates claim about their two boxes: on which side of an axis the subject is, the object
+# being on the other side, or, without a sign, how they lie. A predicate may claim several.
 CLAIMS: dict[tuple[str, int], tuple[str, ...]] = {
     ("left and right", 1): LEFT,
     ("left and right", -1): RIGHT,
@@ -49,24 +98,14 @@ CLAIMS: dict[tuple[str, int], tuple[str, ...]] = {
     ("close", 0): tuple(dict.fromkeys((*HELD, *RIDING))),
 }
 
-NO_RELATION = (
-    "a", "an", "the", "and", "or", "but", "it", "this", "that", "these", "there", "i", "he", "she", "they", "we", "you",
-    "is", "are", "be", "was", "were", "been", "not", "no", "very", "one", "two", "some", "other", "s", "t",
-)  # fmt: skip
-
-_TINY = 4  # pixels
-_SAME = 0.9  # IoU
-_FEW_WORDS, _MANY_WORDS, _MANY_PREDICATE_WORDS = 2, 60, 5
-_UNEVEN, _ENOUGH = 10, 50
-
 
 @dataclass(frozen=True)
 class HealthRule:
     """A check: what it finds (`title`), among which things (`of`), and what to do about it.
 
-    `finds`: the columns that name what a row is about: a relation by `subject`, `object` and `predicate` or by its
-    `number`, a pair by `subject` and `object` (in either direction), all images with a `category`, or, without columns,
-    the image.
+    `finds`: the columns that name what a row is about: a relation by `subject`, `object` and
+    `predicate` or by its `number`, a pair by `subject` and `object` (in either direction), all
+    images with a `category`, or, without columns, the image.
     """
 
     name: str
@@ -86,25 +125,13 @@ def quoted(*texts: object) -> str:
     return ", ".join("'" + str(text).replace("'", "''") + "'" for text in texts)
 
 
-_TRIPLET = "concat_ws(' ', subject_category, predicate, object_category)"
-_RELATION = ("subject", "object", "predicate")
-_WORDS = r"regexp_extract_all(lower(caption), '[\p{L}\p{M}\p{N}]+')"
-
-# The relations that claim something about positions, with the boxes of both ends: left, top, right, bottom.
-PLACED = """
-    create or replace table placed as
-    select kept.image, subject, object, subject_category, predicate, object_category, claim,
-        s.x as s_left, s.y as s_top, s.x + s.w as s_right, s.y + s.h as s_bottom,
-        o.x as o_left, o.y as o_top, o.x + o.w as o_right, o.y + o.h as o_bottom
-    from kept join claims using (predicate)
-    join objects s on s.image = kept.image and s.number = kept.subject
-    join objects o on o.image = kept.image and o.number = kept.object
-    where sign = 0
-"""
-
-
-def _of_relations(name: str, title: str, advice: str, where: str, source: str = "kept") -> HealthRule:
-    query = f"select image, {_TRIPLET} as text, 1 as number, subject, object, predicate from {source} where {where}"
+def _of_relations(
+    name: str, title: str, advice: str, where: str, source: str = "kept"
+) -> HealthRule:
+    query = (
+        f"select image, {_TRIPLET} as text, 1 as number, subject, object, predicate from {source}"
+        f" where {where}"
+    )
     return HealthRule(name, title, "relations", advice, query, _RELATION)
 
 
@@ -128,7 +155,8 @@ RULES = (
         "contradictions",
         "contradictory relations of two objects, such as left of and right of",
         "pairs",
-        "Keep the more confident relation of each pair, or raise the threshold of these predicates.",
+        "Keep the more confident relation of each pair, or raise the threshold of these"
+        " predicates.",
         f"""select image, string_agg({_TRIPLET}, ' / ' order by kept.subject, predicate) as text, 1 as number,
             least(kept.subject, kept.object) as subject, greatest(kept.subject, kept.object) as object
         from kept join claims using (predicate) where sign <> 0 and kept.subject <> kept.object
@@ -138,7 +166,8 @@ RULES = (
     ),
     _of_relations(
         "impossible_places",
-        "relations that contradict the boxes, such as “on” with the subject below, or “inside” without overlap",
+        "relations that contradict the boxes, such as “on” with the subject below, or “inside”"
+        " without overlap",
         "Drop them, or raise the threshold of these predicates.",
         """case claim
             when 'upward' then s_top >= o_bottom
@@ -152,7 +181,8 @@ RULES = (
     _of_relations(
         "far_apart",
         "relations that need contact, between boxes farther apart than the larger one is long",
-        "Another object of the same class is probably meant: drop them, or use `pair.require_overlap=true`.",
+        "Another object of the same class is probably meant: drop them, or use"
+        " `pair.require_overlap=true`.",
         """claim = 'close' and greatest(s_left - o_right, o_left - s_right, s_top - o_bottom, o_top - s_bottom)
             > greatest(s_right - s_left, s_bottom - s_top, o_right - o_left, o_bottom - o_top)""",
         "placed",
@@ -177,7 +207,8 @@ RULES = (
         "uneven_classes",
         f"boxes of a class that is {_UNEVEN} times as frequent in one dataset as in another",
         "boxes",
-        "A model learns to tell the datasets apart: weight the datasets, or merge classes with the same meaning.",
+        "A model learns to tell the datasets apart: weight the datasets, or merge classes with the"
+        " same meaning.",
         f"""with counts as (
             select category, dataset, min(image) as image, count(*) as times from objects join images using (image)
             where category <> '{NO_OBJECT}' and (select count(distinct dataset) from images) > 1 group by all),
@@ -240,19 +271,25 @@ RULES = (
 
 
 def prepare_checks(execute: Callable[..., object], threshold: float) -> None:
-    """Make what the rules read besides the tables of `Database`; `threshold`: minimum certainty of what is checked."""
-    execute(f"create or replace view kept as select * from relations where certainty >= {float(threshold)}::float")
+    """Make what the rules read besides the tables of `Database`; `threshold`: minimum certainty of
+    what is checked.
+    """
+    execute(
+        "create or replace view kept as select * from relations where certainty >="
+        f" {float(threshold)}::float"
+    )
     claims = [(word, claim, sign) for (claim, sign), words in CLAIMS.items() for word in words]
     execute(
-        "create or replace table claimed as select unnest(?) as word, unnest(?) as claim, unnest(?) as sign",
+        "create or replace table claimed as select unnest(?) as word, unnest(?) as claim, unnest(?)"
+        " as sign",
         [*map(list, zip(*claims, strict=True))],
     )
-    execute("create or replace view claims as select predicate, claim, sign from predicates join claimed using (word)")
+    execute(
+        "create or replace view claims as select predicate, claim, sign from predicates join"
+        " claimed using (word)"
+    )
     execute(PLACED)
 
-
-_CONFIDENT, _RARE = 0.5, 3
-_DOUBTED = 0.5  # score
 
 # What an index marks: the hits of MARKS[bit] have this bit in their flags.
 MARKS = (
@@ -269,7 +306,8 @@ MARKS = (
         "low_vlm_score",
         f"relations that the vision-language model finds less probable than {_DOUBTED:.0%}",
         "relations",
-        "Compare them with the image: the model that was asked does not know the tagger's confidence.",
+        "Compare them with the image: the model that was asked does not know the tagger's"
+        " confidence.",
         f"select image, number from raw_relations where vlm_score < {_DOUBTED}",
         ("number",),
     ),
@@ -297,6 +335,9 @@ def mark_hits(bit: int) -> str:
         return f"{found} select image, number, {1 << bit} from found"
     by = f"using ({', '.join(('image', *rule.finds))})"
     if rule.finds == ("subject", "object"):
-        pair = "least(kept.subject, kept.object) = found.subject and greatest(kept.subject, kept.object) = found.object"
+        pair = (
+            "least(kept.subject, kept.object) = found.subject and greatest(kept.subject,"
+            " kept.object) = found.object"
+        )
         by = f"on kept.image = found.image and {pair}"
     return f"{found} select kept.image, kept.number, {1 << bit} from kept semi join found {by}"

@@ -1,7 +1,8 @@
-"""The index of a run: a DuckDB file in RUN/.sgpipe/cache, opened read-only by any number of processes.
+"""The index of a run: a DuckDB file in RUN/.sgpipe/cache, opened read-only by any number of
+processes.
 
-Its name is a hash of the shards' checksums, sizes and times, so a stale one is never read. One process builds it while
-others wait, and deletes the earlier one, which others may still have open.
+Its name is a hash of the shards' checksums, sizes and times, so a stale one is never read. One
+process builds it while others wait, and deletes the earlier one, which others may still have open.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.console import Progress
 from sgpipe.utils.hashing import fingerprint
 
-_REMEMBERED, _MEMORY = 64, "800MB"
+_REMEMBERED = 64
+_MEMORY = "800MB"
 _NAME = f"index-{fingerprint({'definition': DEFINITION})}"  # of those that are made as now
 
 # split, image_id, subject, object, predicate, state: right | wrong | unsure | changed | conflict
@@ -50,6 +52,27 @@ _RESOLVED = """
     join run.relations r on r.image = given.image and r.subject = given.subject and r.object = given.object
         and r.predicate = given.predicate
 """
+
+
+# An index that is open: its file; a connection that has it as `run`, and a table `judged` in
+# memory; what ends both.
+_Opened = tuple[Path, duckdb.DuckDBPyConnection, Callable[[], None]]
+
+
+_RELATIONS = """create or replace view relations as
+    select image, number, subject, object, predicate, subject_category, object_category, confidence,
+        ({certainty})::float as certainty, clip_score, swapped, rank, contrasts, vlm_score, origin
+    from (select *, if(annotated, null, certainty) as confidence from run.relations) raw"""
+_BY_CERTAINTY = (
+    """create or replace table related_images as
+    select image, count(*) as relations, max(certainty) as certainty from relations group by all""",
+    """create or replace table related_pairs as
+    select image, subject, object, count(*) as relations, max(certainty) as certainty from relations group by all""",
+    """create or replace table predicates as
+    select predicate, lower(trim(predicate)) as word, count(*) as relations, max(certainty) as certainty,
+        avg(confidence) as confidence
+    from relations group by all""",
+)
 
 
 @dataclass(frozen=True)
@@ -71,7 +94,9 @@ class RunNames:
     @cached_property
     def most_words(self) -> int:
         """Of a name."""
-        return max((form.count(" ") + 1 for forms in self.names.values() for form in forms), default=1)
+        return max(
+            (form.count(" ") + 1 for forms in self.names.values() for form in forms), default=1
+        )
 
 
 def name_form(name: str) -> str:
@@ -79,20 +104,20 @@ def name_form(name: str) -> str:
     return " ".join(name.casefold().split())
 
 
-# An index that is open: its file; a connection that has it as `run`, and a table `judged` in memory; what ends both.
-_Opened = tuple[Path, duckdb.DuckDBPyConnection, Callable[[], None]]
-
-
 class Index:
-    """The index of a run in one state: what is committed later is in another one, see `newer`. Threads may share it.
+    """The index of a run in one state: what is committed later is in another one, see `newer`.
+    Threads may share it.
 
-    `run`: the header of the manifest, with its `fingerprint`. `problems`: lines of the manifest and shards that are
-    left out. `scored`, `has_vlm_scores`: whether `sgpipe score` asked CLIP, or a vision-language model. `version`:
-    changes with judgements. `connection`: has the index as `run`, read-only; tables of its own are in memory.
+    `run`: the header of the manifest, with its `fingerprint`. `problems`: lines of the manifest and
+    shards that are left out. `scored`, `has_vlm_scores`: whether `sgpipe score` asked CLIP, or a
+    vision-language model. `version`: changes with judgements. `connection`: has the index as `run`,
+    read-only; tables of its own are in memory.
     """
 
     def __init__(self, root: str | Location, progress: Progress | None = None) -> None:
-        """Open the index of a run as it is, built first if need be. Raises as `RunFiles`; UserError: a full disk."""
+        """Open the index of a run as it is, built first if need be. Raises as `RunFiles`;
+        UserError: a full disk.
+        """
         self.files = files = RunFiles(root)
         self.root = files.place
         self.version = 0
@@ -103,13 +128,23 @@ class Index:
         self.run = files.manifest.run
         self.fingerprint = str(self.run.get("fingerprint", ""))
         self.image_roots = files.manifest.image_roots
-        [(self.images, self.relations, self.scored, self.has_vlm_scores)] = self.rows("from run.about")
-        damaged = self.rows("select problem from run.shards where problem is not null order by file")
+        [(self.images, self.relations, self.scored, self.has_vlm_scores)] = self.rows(
+            "from run.about"
+        )
+        damaged = self.rows(
+            "select problem from run.shards where problem is not null order by file"
+        )
         self.problems = [*files.problems, *(problem for (problem,) in damaged)]
 
     def newer(self) -> Index | None:
-        """Index what was committed since, without judgements; None, quickly, if nothing has. Raises as `__init__`."""
-        return None if self._path == _path(RunFiles(self.root)) else Index(self.root, Progress(Console(quiet=True)))
+        """Index what was committed since, without judgements; None, quickly, if nothing has. Raises
+        as `__init__`.
+        """
+        return (
+            None
+            if self._path == _path(RunFiles(self.root))
+            else Index(self.root, Progress(Console(quiet=True)))
+        )
 
     @cached_property
     def vocabulary(self) -> RunNames:
@@ -120,47 +155,76 @@ class Index:
         return RunNames(*(tuple(name for (name,) in self.rows(query)) for query in queries))
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return the rows of a query with `values` for its `?`. Raises UserError: a damaged index, or no memory."""
+        """Return the rows of a query with `values` for its `?`. Raises UserError: a damaged index,
+        or no memory.
+        """
         try:
             with interruptible():
                 return self.connection.cursor().execute(query, list(values)).fetchall()
         except duckdb.OutOfMemoryException:
-            raise UserError(f"a query over {self.root} needs more than {_MEMORY} of memory: ask for less") from None
+            raise UserError(
+                f"a query over {self.root} needs more than {_MEMORY} of memory: ask for less"
+            ) from None
         except FAULTS as error:
-            raise UserError(f"{self._path} cannot be read ({first_line(error)}); delete it to build it anew") from None
+            raise UserError(
+                f"{self._path} cannot be read ({first_line(error)}); delete it to build it anew"
+            ) from None
 
     def remember(self, key: Hashable, compute: Callable[[], Value]) -> Value:
-        """Return what `compute` returns, kept until the judgements change or many others were asked for."""
-        key, remembered = (self.version, key), self._remembered
+        """Return what `compute` returns, kept until the judgements change or many others were asked
+        for.
+        """
+        key = (self.version, key)
+        remembered = self._remembered
         value: Value = remembered[key] if key in remembered else compute()
         self._remembered = {**(remembered if len(remembered) < _REMEMBERED else {}), key: value}
         return value
 
     def predicates(self, prefix: str = "", limit: int = 20) -> list[tuple[str, int]]:
-        """Return the predicates that start with `prefix`, in any case, the most frequent first, and their numbers."""
-        query = "select predicate::varchar, times from run.predicates where starts_with(lower(predicate), lower(?))"
+        """Return the predicates that start with `prefix`, in any case, the most frequent first, and
+        their numbers.
+        """
+        query = (
+            "select predicate::varchar, times from run.predicates where"
+            " starts_with(lower(predicate), lower(?))"
+        )
         return self.rows(f"{query} order by times desc, predicate limit ?", [prefix, limit])
 
     def read_rows(
         self, images: Iterable[int], only: str | None = None, without: str | None = None
     ) -> Iterator[pa.Table]:
-        """Yield the rows of images, as tables of `only` or not `without`. Raises UserError: a damaged shard."""
+        """Yield the rows of images, as tables of `only` or not `without`. Raises UserError: a
+        damaged shard.
+        """
         wanted = list(images)
         query = """select image, file, row from run.images join run.shards using (shard)
             where image in (select unnest(?::int[]))"""
         places = {image: (file, row) for image, file, row in self.rows(query, [wanted])}
-        for file, members in groupby((places[image] for image in wanted), key=lambda place: place[0]):
+        for file, members in groupby(
+            (places[image] for image in wanted), key=lambda place: place[0]
+        ):
             with self.files.open(file) as shard:
-                names = [name for name in shard.schema_arrow.names if name != without and only in (None, name)]
-                sizes = [shard.metadata.row_group(number).num_rows for number in range(shard.num_row_groups)]
+                names = [
+                    name
+                    for name in shard.schema_arrow.names
+                    if name != without and only in (None, name)
+                ]
+                sizes = [
+                    shard.metadata.row_group(number).num_rows
+                    for number in range(shard.num_row_groups)
+                ]
                 starts = np.cumsum([0, *sizes])
                 rows = [row for _, row in members]
-                for group, inside in groupby(rows, key=lambda row: int(np.searchsorted(starts, row, "right")) - 1):
+                for group, inside in groupby(
+                    rows, key=lambda row: int(np.searchsorted(starts, row, "right")) - 1
+                ):
                     table = shard.read_row_group(group, columns=names)
                     yield from (table.slice(row - int(starts[group]), 1) for row in inside)
 
     def set_judged(self, rows: Iterable[JudgedRow]) -> None:
-        """Replace what is known of judgements (`judged`); relations that the run does not have are ignored."""
+        """Replace what is known of judgements (`judged`); relations that the run does not have are
+        ignored.
+        """
         columns = [list(column) for column in zip(*rows, strict=True)]
         with self._judging:
             cursor = self.connection.cursor()
@@ -172,28 +236,14 @@ class Index:
             self.version += 1
 
 
-_RELATIONS = """create or replace view relations as
-    select image, number, subject, object, predicate, subject_category, object_category, confidence,
-        ({certainty})::float as certainty, clip_score, swapped, rank, contrasts, vlm_score, origin
-    from (select *, if(annotated, null, certainty) as confidence from run.relations) raw"""
-_BY_CERTAINTY = (
-    """create or replace table related_images as
-    select image, count(*) as relations, max(certainty) as certainty from relations group by all""",
-    """create or replace table related_pairs as
-    select image, subject, object, count(*) as relations, max(certainty) as certainty from relations group by all""",
-    """create or replace table predicates as
-    select predicate, lower(trim(predicate)) as word, count(*) as relations, max(certainty) as certainty,
-        avg(confidence) as confidence
-    from relations group by all""",
-)
-
-
 class Database(Index):
     """SQL for measures of one run, over its index: `images`, `objects` and `captions`, and
 
-        relations: one row per relation: `subject` and `object` (numbers), `subject_category`, `object_category`,
-            `predicate`, `confidence`, `certainty`, which is 1 where there is no confidence, and scores.
-        related_images, related_pairs, predicates: those with relations, their number, and the highest `certainty`.
+        relations: one row per relation: `subject` and `object` (numbers), `subject_category`,
+            `object_category`, `predicate`, `confidence`, `certainty`, which is 1 where there is no
+            confidence, and scores.
+        related_images, related_pairs, predicates: those with relations, their number, and the
+        highest `certainty`.
 
     `measure`: what the certainty of relations is: confidence or probability.
     """
@@ -214,7 +264,9 @@ class Database(Index):
 
 @contextmanager
 def open_run(root: str | Location) -> Iterator[Database]:
-    """Yield the database of the run in `root`. Raises UserError: it is not a run, or a shard is missing or damaged."""
+    """Yield the database of the run in `root`. Raises UserError: it is not a run, or a shard is
+    missing or damaged.
+    """
     database = Database(root, Progress(Console(quiet=True)))
     try:
         if database.problems:
@@ -231,10 +283,12 @@ def _path(files: RunFiles) -> Path:
 def _make(files: RunFiles, progress: Progress) -> _Opened:
     """Open the index of a run as it is now; build it if there is none."""
     path = _path(files)
-    if opened := _open(path):
+    opened = _open(path)
+    if opened:
         return opened
     with FileLock(files.cache / "lock", thread_local=False):  # one process builds it
-        if (opened := _open(path)) is None:
+        opened = _open(path)
+        if opened is None:
             with temporary_folder(files.cache) as folder:
                 os.replace(build_index(files, folder, progress), path)
             opened = _open(path)
@@ -250,7 +304,8 @@ def _open(path: Path) -> _Opened | None:
     """Open an index; None if there is none, or it is damaged."""
     if not path.exists():
         return None
-    opened, connection = ExitStack(), duckdb.connect()
+    opened = ExitStack()
+    connection = duckdb.connect()
     configure(connection, opened.enter_context(temporary_folder()), _MEMORY)
     opened.callback(connection.close)
     try:
@@ -264,7 +319,8 @@ def _open(path: Path) -> _Opened | None:
 
 @dataclass(frozen=True)
 class IndexedImage:
-    """What the index knows of an image; `shard` and `row`: where it is; `embedded`: whether its file is there, too.
+    """What the index knows of an image; `shard` and `row`: where it is; `embedded`: whether its
+    file is there, too.
 
     `why`: the reason why it has no relations; None if it has some.
     """
@@ -286,8 +342,9 @@ class IndexedImage:
 class RecordView:
     """A row of a run, and what the index knows of its image.
 
-    `scores`: the columns of `sgpipe score` that the run has, with an entry for each relation, None where it could not
-    be scored: `clip_score` dictionaries of `score` (cosine), `swapped`, `rank`, `contrasts`; `vlm_score` probabilities.
+    `scores`: the columns of `sgpipe score` that the run has, with an entry for each relation, None
+    where it could not be scored: `clip_score` dictionaries of `score` (cosine), `swapped`, `rank`,
+    `contrasts`; `vlm_score` probabilities.
     """
 
     record: Record
@@ -306,20 +363,26 @@ def find_image(index: Index, split: str, image_id: str) -> IndexedImage | None:
 
 
 def read_record(index: Index, split: str, image_id: str) -> RecordView | None:
-    """Return the row of an image; None if the index has no such image. Raises UserError: as `Index.read_rows`."""
+    """Return the row of an image; None if the index has no such image. Raises UserError: as
+    `Index.read_rows`.
+    """
     image = find_image(index, split, image_id)
     if image is None:
         return None
     [table] = index.read_rows([image.number], without=IMAGE_COLUMN)
     [record] = from_table(table)
     if (record.split, record.image_id) != (split, image_id):
-        raise UserError(f"shard {image.shard} has changed since it was indexed: `sgpipe verify {index.root}`")
+        raise UserError(
+            f"shard {image.shard} has changed since it was indexed: `sgpipe verify {index.root}`"
+        )
     scores = {name: table[name][0].as_py() or [] for name in SCORES if name in table.column_names}
     return RecordView(record, image, scores)
 
 
 def read_embedded(index: Index, split: str, image_id: str) -> bytes | None:
-    """Return the image file in the image's row; None if there is none. Raises UserError: as `Index.read_rows`."""
+    """Return the image file in the image's row; None if there is none. Raises UserError: as
+    `Index.read_rows`.
+    """
     image = find_image(index, split, image_id)
     if image is None or not image.embedded:
         return None

@@ -1,11 +1,13 @@
 """Build the index of a run from its shards.
 
-Rows are read into a temporary database, with names as text. In the index names are enums, images are numbered in the
-order of the manifest, and each relation has the numbers by which searches choose and order.
+Rows are read into a temporary database, with names as text. In the index names are enums, images
+are numbered in the order of the manifest, and each relation has the numbers by which searches
+choose and order.
 
-Tables: images (with its `shard` and `row`, `why` it has no relations, and `flags`, the marks of the health rules),
-objects (boxes in pixels), captions, relations (`certainty`: the confidence, 1 if `annotated`), triplets, predicates and
-categories (how often they occur), shards (and why one is left out), and counts: marks, everything, about.
+Tables: images (with its `shard` and `row`, `why` it has no relations, and `flags`, the marks of the
+health rules), objects (boxes in pixels), captions, relations (`certainty`: the confidence, 1 if
+`annotated`), triplets, predicates and categories (how often they occur), shards (and why one is
+left out), and counts: marks, everything, about.
 """
 
 from collections.abc import Iterator
@@ -80,7 +82,9 @@ _FROM_SHARDS = (
         unnest(clip_score) as clip, unnest(vlm_score) as vlm_score from rows) where number is not null""",
 )
 # Also where no shard has scores.
-_EMPTY = pa.Table.from_batches([], pa.schema([*SCHEMA, *(pa.field(name, pa.list_(SCORES[name])) for name in SCORES)]))
+_EMPTY = pa.Table.from_batches(
+    [], pa.schema([*SCHEMA, *(pa.field(name, pa.list_(SCORES[name])) for name in SCORES)])
+)
 
 _NAMES = (
     "create table run.shards as from shards order by shard",
@@ -93,7 +97,10 @@ _NAMES = (
         select distinct predicate from raw_relations where predicate is not null order by 1)""",
     """create table run.objects as
     select * replace (category::run.category as category) from raw_objects order by image, number""",
-    "create table run.captions as select *, lower(caption) as folded from captions order by image, number",
+    (
+        "create table run.captions as select *, lower(caption) as folded from captions order by"
+        " image, number"
+    ),
     """create table run.triplets as
     select row_number() over (order by times desc, predicate, subject_category, object_category)::int as triplet, *
     from (select subject_category::run.category as subject_category, predicate::run.predicate as predicate,
@@ -155,7 +162,8 @@ _TABLES = (
     # What the facets of a search for everything count.
     "create table run.everything as "
     + " union all ".join(
-        f"select '{name}' as part, {column}::varchar as value, count(*) as times from run.relations group by {column}"
+        f"select '{name}' as part, {column}::varchar as value, count(*) as times from run.relations"
+        f" group by {column}"
         for name, column in (FACETS | {"confidence": "bin"}).items()
     )
     + f""" union all select 'triplet', triplet::varchar, times from run.triplets where triplet <= {HEAD}
@@ -182,8 +190,13 @@ def build_index(files: RunFiles, folder: Path, progress: Progress) -> Path:
             execute = connection.execute
             configure(connection, folder / "spill")
             execute(_SCRATCH)
-            corrected = any("corrected" in (each or {}) for each in Manifest.identities(files.manifest.run))
-            execute("create table run_header as select ? as removed", [", or removed by people" if corrected else ""])
+            corrected = any(
+                "corrected" in (each or {}) for each in Manifest.identities(files.manifest.run)
+            )
+            execute(
+                "create table run_header as select ? as removed",
+                [", or removed by people" if corrected else ""],
+            )
             _read_shards(connection, files, progress)
             execute(f"attach {quoted(path)} as run")
             for statement in (*_NAMES, *_CHECKED):
@@ -194,12 +207,18 @@ def build_index(files: RunFiles, folder: Path, progress: Progress) -> Path:
             execute("checkpoint run")
             execute("detach run")
     except (*FAULTS, duckdb.DataError) as error:
-        raise UserError(f"the index of {files.root} cannot be built ({first_line(error)})") from None
+        raise UserError(
+            f"the index of {files.root} cannot be built ({first_line(error)})"
+        ) from None
     return path
 
 
 def configure(
-    connection: duckdb.DuckDBPyConnection, spill: Path, memory: str = "600MB", *, ordered: bool = False
+    connection: duckdb.DuckDBPyConnection,
+    spill: Path,
+    memory: str = "600MB",
+    *,
+    ordered: bool = False,
 ) -> None:
     """Bound the memory and threads of a connection; what does not fit spills to a folder.
 
@@ -228,15 +247,23 @@ def interruptible() -> Iterator[None]:
         raise KeyboardInterrupt from None
 
 
-def _read_shards(connection: duckdb.DuckDBPyConnection, files: RunFiles, progress: Progress) -> None:
+def _read_shards(
+    connection: duckdb.DuckDBPyConnection, files: RunFiles, progress: Progress
+) -> None:
     """Read the shards into the temporary database, several at once; note why one is left out.
 
-    The rows of those in a store are kept in the cache, so that of a run that grows only the new ones are downloaded.
+    The rows of those in a store are kept in the cache, so that of a run that grows only the new
+    ones are downloaded.
     """
-    shards, first, kept = files.manifest.shards, 0, dict[str, Path]()
+    shards = files.manifest.shards
+    first = 0
+    kept = dict[str, Path]()
     if isinstance(files.storage, StorePath):
         kept = {
-            file: files.cache / f"rows-{fingerprint({'definition': DEFINITION, 'state': state})}.parquet"
+            file: (
+                files.cache
+                / f"rows-{fingerprint({'definition': DEFINITION, 'state': state})}.parquet"
+            )
             for file, state in files.states().items()
         }
         for path in set(files.cache.glob("rows-*.parquet")).difference(kept.values()):
@@ -251,7 +278,9 @@ def _read_shards(connection: duckdb.DuckDBPyConnection, files: RunFiles, progres
                     tables.append(_rows(files, shard, kept.get(shard.file), number, first))
                 except UserError as error:
                     problem = str(error)
-                connection.execute("insert into shards values (?, ?, ?)", [number, shard.file, problem])
+                connection.execute(
+                    "insert into shards values (?, ?, ?)", [number, shard.file, problem]
+                )
                 first += shard.rows
                 advance(shard.rows, {})
             if tables:
@@ -261,8 +290,12 @@ def _read_shards(connection: duckdb.DuckDBPyConnection, files: RunFiles, progres
             connection.execute("commit")
 
 
-def _rows(files: RunFiles, entry: ShardEntry, kept: Path | None, number: int, first: int) -> pa.Table:
-    """Return the rows of a shard, with their numbers (`pa.array` would import pandas). Raises UserError: damaged."""
+def _rows(
+    files: RunFiles, entry: ShardEntry, kept: Path | None, number: int, first: int
+) -> pa.Table:
+    """Return the rows of a shard, with their numbers (`pa.array` would import pandas). Raises
+    UserError: damaged.
+    """
     rows = None
     if kept:
         with suppress(OSError, pa.ArrowException), pq.ParquetFile(kept) as file:
@@ -275,7 +308,9 @@ def _rows(files: RunFiles, entry: ShardEntry, kept: Path | None, number: int, fi
                     pq.write_table(rows, temporary, compression="zstd")
     own = np.arange(len(rows), dtype=np.int32)
     numbers = (own + first, own, np.full_like(own, number))
-    added = [pa.Array.from_buffers(pa.int32(), len(rows), [None, pa.py_buffer(each)]) for each in numbers]
+    added = [
+        pa.Array.from_buffers(pa.int32(), len(rows), [None, pa.py_buffer(each)]) for each in numbers
+    ]
     return pa.table([*added, *rows.columns], ["image", "row", "shard", *rows.column_names])
 
 
@@ -285,11 +320,15 @@ def _read_rows(files: RunFiles, entry: ShardEntry) -> pa.Table:
         table = file.read([name for name in _EMPTY.column_names if name in there])
         rows = pa.concat_tables([_EMPTY, table], promote_options="permissive").cast(_EMPTY.schema)
         rows.validate(full=True)  # what DuckDB does not check: text that is not UTF-8
-    pairs = rows["pairs"].combine_chunks()  # of whose predicates only the number is kept: they are most of a shard
+    pairs = rows[
+        "pairs"
+    ].combine_chunks()  # of whose predicates only the number is kept: they are most of a shard
     texts = pc.list_value_length(pc.struct_field(pairs.values, "predicates"))
     place = rows.schema.get_field_index("pairs")
     rows = rows.set_column(place, "pairs", pa.ListArray.from_arrays(pairs.offsets, texts))
     if len(rows) != entry.rows:
         raise UserError(f"shard {entry.file} has {len(rows)} rows, the manifest says {entry.rows}")
     embedded = pa.py_buffer(np.full(len(rows), IMAGE_COLUMN in there, np.int32))
-    return rows.append_column("embedded", pa.Array.from_buffers(pa.int32(), len(rows), [None, embedded]))
+    return rows.append_column(
+        "embedded", pa.Array.from_buffers(pa.int32(), len(rows), [None, embedded])
+    )

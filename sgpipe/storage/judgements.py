@@ -1,7 +1,9 @@
-"""The judgements of a run: a file of JSON lines to which people's judgements are appended, and their present state.
+"""The judgements of a run: a file of JSON lines to which people's judgements are appended, and
+their present state.
 
-A line is a judgement or a plan of what to ask. It is synced before `append` returns, so that a killed process loses
-nothing that it acknowledged; flock lets in one process at a time. Lines that cannot be read stay, and are named.
+A line is a judgement or a plan of what to ask. It is synced before `append` returns, so that a
+killed process loses nothing that it acknowledged; flock lets in one process at a time. Lines that
+cannot be read stay, and are named.
 """
 
 from __future__ import annotations
@@ -18,7 +20,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 
 from sgpipe.errors import UserError, add_filename
 from sgpipe.storage.manifest import append_line, sync_folder
@@ -35,12 +44,23 @@ Index = Annotated[int, Field(ge=0, lt=2**31)]
 _Confidence = Annotated[float, Field(allow_inf_nan=False)]  # a run may hold others than 0 to 1
 
 
+Conflicts = Literal["majority", "latest", "drop"]
+
+
+JUDGEMENTS = "judgements.jsonl"
+CERTIFICATE = "certificate.json"  # beside it
+_PROBLEMS_NAMED = 20
+_COMPARED = 2048  # bytes, by which a file that others have changed is recognised
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
 class RelationKey(NamedTuple):
-    """The address of a relation in a run: indices into the objects of its image, and its predicate."""
+    """The address of a relation in a run: indices into the objects of its image, and its
+    predicate.
+    """
 
     split: str
     image_id: str
@@ -52,7 +72,8 @@ class RelationKey(NamedTuple):
 class Correction(Strict):
     """What a person changes about a relation.
 
-    `predicate`: it has another one; `swap`: subject and object change places; `add`: the run lacks it.
+    `predicate`: it has another one; `swap`: subject and object change places; `add`: the run lacks
+    it.
     """
 
     action: Literal["predicate", "swap", "delete", "add"]
@@ -66,10 +87,12 @@ class Correction(Strict):
 
 
 class Judgement(Strict):
-    """One person's judgement of one relation: whether it is right, a change, or that an earlier one is taken back.
+    """One person's judgement of one relation: whether it is right, a change, or that an earlier one
+    is taken back.
 
-    The client makes its `id`; one that is sent again has the same. `at` is UTC, `run` the fingerprint of the run, and
-    `confidence` that of the relation there. Without a `plan`, nobody asked: it is not part of a random sample.
+    The client makes its `id`; one that is sent again has the same. `at` is UTC, `run` the
+    fingerprint of the run, and `confidence` that of the relation there. Without a `plan`, nobody
+    asked: it is not part of a random sample.
     """
 
     id: Id
@@ -106,9 +129,13 @@ class Judgement(Strict):
 
     @property
     def outcome(self) -> frozenset[RelationKey] | None:
-        """What the judgement leaves of the relation: itself, what it was changed into, or nothing; None: unsure."""
+        """What the judgement leaves of the relation: itself, what it was changed into, or nothing;
+        None: unsure.
+        """
         if self.change is None:
-            return {"right": frozenset({self.key}), "wrong": frozenset[RelationKey]()}.get(self.judgement or "")
+            return {"right": frozenset({self.key}), "wrong": frozenset[RelationKey]()}.get(
+                self.judgement or ""
+            )
         changed = {
             "predicate": [self.key._replace(predicate=self.change.predicate or "")],
             "swap": [self.key._replace(subject=self.object, object=self.subject)],
@@ -121,8 +148,8 @@ class Judgement(Strict):
 class PlanStratum(Strict):
     """A part of the relations that a plan is about, of which some are asked about, at random.
 
-    A band of confidence, or of relations without one; a predicate, or all others (None); or a cell of a certificate's
-    round, as `sgpipe.stats.certificates.Round` has it.
+    A band of confidence, or of relations without one; a predicate, or all others (None); or a cell
+    of a certificate's round, as `sgpipe.stats.certificates.Round` has it.
     """
 
     name: str
@@ -139,8 +166,9 @@ class PlanStratum(Strict):
 class CertifiedGroup(Strict):
     """The relations of a predicate, or all (None), in a round of a certificate.
 
-    Nested sets have minimum confidences and numbers of relations, the strictest first. `start`, `capital`: as
-    `sgpipe.stats.certificates.Round` has them. `odds`: log odds of errors at scores of 0; slopes.
+    Nested sets have minimum confidences and numbers of relations, the strictest first. `start`,
+    `capital`: as `sgpipe.stats.certificates.Round` has them. `odds`: log odds of errors at scores
+    of 0; slopes.
     """
 
     predicate: str | None
@@ -158,11 +186,13 @@ class CertifiedGroup(Strict):
 
 
 class CertificateSettings(Strict):
-    """What is to be certified: the precision of relations with at least the threshold, with a confidence.
+    """What is to be certified: the precision of relations with at least the threshold, with a
+    confidence.
 
-    `by` predicate: of the relations of each; `family`: how many relations share the confidence, None: it is of each by
-    itself. `prediction`: the column that predicts which are wrong. `population`: a digest of the sets of relations, so
-    that a run that has changed has another plan.
+    `by` predicate: of the relations of each; `family`: how many relations share the confidence,
+    None: it is of each by itself. `prediction`: the column that predicts which are wrong.
+    `population`: a digest of the sets of relations, so that a run that has changed has another
+    plan.
     """
 
     precision: Annotated[float, Field(gt=0, le=1)]
@@ -231,7 +261,8 @@ class PlanLine(Strict):
 class SamplingPlan(PlanLine):
     """A stratified random sample of relations, in the random order in which they are asked.
 
-    By bands of confidence or by predicates, by bands of a `search` (its parameters in the URL), or for a certificate.
+    By bands of confidence or by predicates, by bands of a `search` (its parameters in the URL), or
+    for a certificate.
     """
 
     kind: Kind
@@ -243,7 +274,9 @@ class SamplingPlan(PlanLine):
     @model_validator(mode="after")
     def _is_consistent(self) -> SamplingPlan:
         asked = Counter(question.stratum for question in self.questions)
-        sampled = {number: stratum.sampled for number, stratum in enumerate(self.strata) if stratum.sampled}
+        sampled = {
+            number: stratum.sampled for number, stratum in enumerate(self.strata) if stratum.sampled
+        }
         if asked != sampled or any(stratum.sampled > stratum.relations for stratum in self.strata):
             raise ValueError("the questions are not those that the strata say")
         if (self.kind == "certificate") != (self.certificate is not None):
@@ -252,7 +285,9 @@ class SamplingPlan(PlanLine):
 
 
 class BlindQuestion(NamedTuple):
-    """Boxes of an image between which people say what holds; `weight`: pairs of the image for each pair of these."""
+    """Boxes of an image between which people say what holds; `weight`: pairs of the image for each
+    pair of these.
+    """
 
     split: str
     image_id: str
@@ -265,7 +300,9 @@ class BlindQuestion(NamedTuple):
 
 
 class RecallPlan(PlanLine):
-    """A random sample of the run's `images` with two boxes or more, in the order in which they are asked about."""
+    """A random sample of the run's `images` with two boxes or more, in the order in which they are
+    asked about.
+    """
 
     kind: Literal["recall"]
     images: Annotated[int, Field(ge=1)]
@@ -281,7 +318,8 @@ class NamedRelation(Strict):
 
 
 class BlindAnswer(Strict):
-    """All that a person says holds between the boxes of a question without seeing the run's relations; None: skipped.
+    """All that a person says holds between the boxes of a question without seeing the run's
+    relations; None: skipped.
 
     Of several answers of one person to one question, the latest in the file counts.
     """
@@ -297,7 +335,11 @@ class BlindAnswer(Strict):
 
 
 Line = Judgement | SamplingPlan | RecallPlan | BlindAnswer
-_KINDS: dict[bytes, type[Line]] = {b"strata": SamplingPlan, b"images": RecallPlan, b"relations": BlindAnswer}
+_KINDS: dict[bytes, type[Line]] = {
+    b"strata": SamplingPlan,
+    b"images": RecallPlan,
+    b"relations": BlindAnswer,
+}
 
 
 def parse_line(data: bytes) -> Line:
@@ -318,15 +360,13 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-Conflicts = Literal["majority", "latest", "drop"]
-
-
 class RelationState(NamedTuple):
-    """What people say about a relation now: the latest judgement of each person, those taken back left out.
+    """What people say about a relation now: the latest judgement of each person, those taken back
+    left out.
 
-    What a person says counts only if more people say it than all else together. Who is unsure says something else.
-    `addition`: whether somebody's addition of a relation that the run lacks stands, even if the same person has judged
-    it since, or all were taken back. None: nobody added it.
+    What a person says counts only if more people say it than all else together. Who is unsure says
+    something else. `addition`: whether somebody's addition of a relation that the run lacks stands,
+    even if the same person has judged it since, or all were taken back. None: nobody added it.
     """
 
     key: RelationKey
@@ -346,7 +386,8 @@ class RelationState(NamedTuple):
 
     @property
     def verdict(self) -> Literal["right", "wrong"] | None:
-        """What most people say about the relation as the run has it, whatever they change it into; None: no majority.
+        """What most people say about the relation as the run has it, whatever they change it into;
+        None: no majority.
 
         Certificates and estimates of precision count a relation without a verdict as wrong.
         """
@@ -361,11 +402,17 @@ class RelationState(NamedTuple):
     @property
     def is_added(self) -> bool:
         """Whether it is a relation that the run lacks: added, and neither deleted nor wrong."""
-        return self.addition is not None and self.state != "wrong" and (self.addition or self.state != "unsure")
+        return (
+            self.addition is not None
+            and self.state != "wrong"
+            and (self.addition or self.state != "unsure")
+        )
 
     @property
     def state(self) -> Literal["right", "wrong", "unsure", "changed", "conflict"]:
-        """In one word; an added relation is right, a deleted one wrong, one without a verdict unsure."""
+        """In one word; an added relation is right, a deleted one wrong, one without a verdict
+        unsure.
+        """
         if self.is_conflict:
             return "conflict"
         if self.verdict == "wrong":
@@ -375,8 +422,9 @@ class RelationState(NamedTuple):
     def resolve(self, conflicts: Conflicts = "majority") -> frozenset[RelationKey] | None:
         """Return what is left of the relation; None: it stays as it is in the run.
 
-        With the majority, it becomes what most people say. If most say that it is wrong, but no majority agrees on
-        what is right instead, nothing is left. Without a verdict it stays, and so does an addition that nobody denies.
+        With the majority, it becomes what most people say. If most say that it is wrong, but no
+        majority agrees on what is right instead, nothing is left. Without a verdict it stays, and
+        so does an addition that nobody denies.
         """
         if conflicts == "latest" and self.outcomes:
             return self.outcomes[-1]
@@ -391,25 +439,27 @@ class RelationState(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         judgements = [each.model_dump(mode="json") for each in self.judgements]
         changed = next(iter(self.resolve() or ()), None) if self.state == "changed" else None
-        values = {"state": self.state, "added": self.is_added, "changed": changed and changed._asdict()}
+        values = {
+            "state": self.state,
+            "added": self.is_added,
+            "changed": changed and changed._asdict(),
+        }
         return {**self.key._asdict(), **values, "judgements": judgements}
-
-
-JUDGEMENTS = "judgements.jsonl"
-CERTIFICATE = "certificate.json"  # beside it
-_PROBLEMS_NAMED = 20
-_COMPARED = 2048  # bytes, by which a file that others have changed is recognised
 
 
 class JudgementLog:
     """A file of judgements, read once and kept up to date; threads may share it.
 
-    `file` need not exist, or is FiftyOne's samples.json. `lines`: by their ids; `version` changes with them.
+    `file` need not exist, or is FiftyOne's samples.json. `lines`: by their ids; `version` changes
+    with them.
     """
 
     def __init__(self, file: Path, fingerprint: str) -> None:
-        """`fingerprint`: of the run; lines of others are left out, and named. Raises UserError: it cannot be read."""
-        self.file, self.fingerprint = file, fingerprint
+        """`fingerprint`: of the run; lines of others are left out, and named. Raises UserError: it
+        cannot be read.
+        """
+        self.file = file
+        self.fingerprint = fingerprint
         self.version = 0
         self._mutex = threading.RLock()
         self._forget()
@@ -418,22 +468,35 @@ class JudgementLog:
     @property
     def problems(self) -> list[str]:
         """One line for each line that is left out, and why; of many, the first ones."""
-        torn = [f"the last line of {self.file} was cut short, so it is left out"] if self._torn else []
+        torn = (
+            [f"the last line of {self.file} was cut short, so it is left out"] if self._torn else []
+        )
         others = [
-            f"{self.file} has {count(lines, 'line')} of another run (fingerprint {run[:80]}): left out"
+            f"{self.file} has {count(lines, 'line')} of another run (fingerprint {run[:80]}):"
+            " left out"
             for run, lines in self._others.items()
         ]
         return [*others, *self._bad[:_PROBLEMS_NAMED], *torn]
 
     def append(self, line: Line) -> Line:
-        """Write and sync a line unless its id is there; return the stored one. Raises UserError; OSError: not saved."""
+        """Write and sync a line unless its id is there; return the stored one. Raises UserError;
+        OSError: not saved.
+        """
         if self.file.suffix == ".json":
-            raise UserError(f"{self.file} is a dataset of FiftyOne: nothing is saved; pass a file of `sgpipe view`")
+            raise UserError(
+                f"{self.file} is a dataset of FiftyOne: nothing is saved; pass a file of `sgpipe"
+                " view`"
+            )
         if line.run != self.fingerprint:
             raise UserError(f"the judgement is about another run (fingerprint {line.run[:80]})")
-        with self._mutex, add_filename(self.file), self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT) as descriptor:
+        with (
+            self._mutex,
+            add_filename(self.file),
+            self._opened(os.O_RDWR | os.O_APPEND | os.O_CREAT) as descriptor,
+        ):
             self._read(descriptor)
-            if (stored := self.lines.get(line.id)) is None:
+            stored = self.lines.get(line.id)
+            if stored is None:
                 self._write(descriptor, line.model_dump_json().encode() + b"\n")
                 self._read(descriptor)
                 stored = self.lines[line.id]
@@ -451,7 +514,9 @@ class JudgementLog:
             raise UserError(f"{self.file} cannot be read: {error.strerror}") from None
 
     def state(self, split: str, image_id: str) -> list[RelationState]:
-        """Return what people say now about the relations of an image, in the order in which they were first judged."""
+        """Return what people say now about the relations of an image, in the order in which they
+        were first judged.
+        """
         with self._mutex:
             latest: dict[RelationKey, dict[str, Judgement]] = defaultdict(dict)
             additions: dict[RelationKey, bool] = {}
@@ -459,13 +524,21 @@ class JudgementLog:
                 if line.is_addition:
                     additions[line.key] = additions.get(line.key, False) or self._counts(line)
                 if self._counts(line):
-                    latest[line.key].pop(line.by, None)  # so that judgements stay in the order of the file
+                    latest[line.key].pop(
+                        line.by, None
+                    )  # so that judgements stay in the order of the file
                     latest[line.key][line.by] = line
-            return [RelationState(key, tuple(each.values()), additions.get(key)) for key, each in latest.items()]
+            return [
+                RelationState(key, tuple(each.values()), additions.get(key))
+                for key, each in latest.items()
+            ]
 
     def was_added(self, key: RelationKey) -> bool:
         """Return whether people added a relation, even if they took it back: the run lacks it."""
-        return any(line.is_addition and line.key == key for line in self._images.get((key.split, key.image_id), ()))
+        return any(
+            line.is_addition and line.key == key
+            for line in self._images.get((key.split, key.image_id), ())
+        )
 
     def current(self) -> Iterator[RelationState]:
         """Yield what people say now about all judged relations."""
@@ -473,23 +546,35 @@ class JudgementLog:
             yield from self.state(split, image_id)
 
     def judged(self, plan: str) -> set[RelationKey]:
-        """Return the relations that were judged when a plan asked; judgements may have changed since."""
+        """Return the relations that were judged when a plan asked; judgements may have changed
+        since.
+        """
         with self._mutex:
             return {line.key for line in self._of_plans.get(plan, ()) if self._counts(line)}
 
     def blind_answers(self, plan: str) -> dict[tuple[str, str], dict[str, BlindAnswer]]:
-        """Return what each person answered to the questions of a recall plan, by split and image."""
+        """Return what each person answered to the questions of a recall plan, by split and
+        image.
+        """
         with self._mutex:
             return {place: dict(answers) for place, answers in self._blind.get(plan, {}).items()}
 
     def skipped(self, plan: str, by: str) -> dict[RelationKey, int]:
-        """Return the relations that a person skipped when a plan asked, each with when, as a number."""
+        """Return the relations that a person skipped when a plan asked, each with when, as a
+        number.
+        """
         with self._mutex:
             lines = enumerate(self._of_plans.get(plan, ()))
-            return {line.key: number for number, line in lines if (line.judgement, line.by) == ("skip", by)}
+            return {
+                line.key: number
+                for number, line in lines
+                if (line.judgement, line.by) == ("skip", by)
+            }
 
     def _counts(self, line: Judgement) -> bool:
-        """Return whether it is a judgement that its person has not taken back; a skipped question is not one."""
+        """Return whether it is a judgement that its person has not taken back; a skipped question
+        is not one.
+        """
         return line.judgement != "skip" and (line.id, line.by) not in self._undone
 
     def _forget(self) -> None:
@@ -503,7 +588,10 @@ class JudgementLog:
         self._undone: set[tuple[str, str]] = set()  # lines that were taken back, and by whom
         self._others = Counter[str]()
         self._bad: list[str] = []
-        self._offset, self._number, self._torn = 0, 1, False  # of what follows the last whole line
+        # of what follows the last whole line
+        self._offset = 0
+        self._number = 1
+        self._torn = False
         self._inode: int | None = None
         self._before = b""  # the bytes before the offset
 
@@ -527,8 +615,12 @@ class JudgementLog:
 
     def _read(self, descriptor: int) -> None:
         """Read what was appended since the last time, or everything if it is another file."""
-        status, size = os.fstat(descriptor), len(self._before)
-        if (status.st_ino, os.pread(descriptor, size, self._offset - size)) != (self._inode, self._before):
+        status = os.fstat(descriptor)
+        size = len(self._before)
+        if (status.st_ino, os.pread(descriptor, size, self._offset - size)) != (
+            self._inode,
+            self._before,
+        ):
             self._forget()
         self._inode = status.st_ino
         data = os.pread(descriptor, status.st_size - self._offset, self._offset)
@@ -539,7 +631,9 @@ class JudgementLog:
         if rest.strip():
             try:
                 parse_line(rest)
-                lines, rest = [*lines, rest], b""  # a whole line, which another program wrote
+                # a whole line, which another program wrote
+                lines = [*lines, rest]
+                rest = b""
             except ValueError:
                 self._torn = True  # whoever wrote it is gone, as the file is locked
         for line in lines:
@@ -547,19 +641,29 @@ class JudgementLog:
                 self._take(line, f"line {self._number}")
             self._number += 1
         self._offset += len(data) - len(rest)
-        self._before = os.pread(descriptor, _COMPARED, max(self._offset - _COMPARED, 0))[: self._offset]
+        self._before = os.pread(descriptor, _COMPARED, max(self._offset - _COMPARED, 0))[
+            : self._offset
+        ]
 
     def _take_fiftyone(self, data: bytes) -> None:
-        """Read a dataset of FiftyOne: tags of relations are judgements, and another label is another predicate."""
+        """Read a dataset of FiftyOne: tags of relations are judgements, and another label is
+        another predicate.
+        """
         self._forget()
         try:
             samples = json.loads(data)["samples"]
             if samples and not any("relations" in each for each in samples):
                 raise KeyError("relations")
-            found = [(each, one) for each in samples for one in (each.get("relations") or {}).get("detections") or ()]
+            found = [
+                (each, one)
+                for each in samples
+                for one in (each.get("relations") or {}).get("detections") or ()
+            ]
             for sample, relation in found:
                 judged = {"right", "wrong", "unsure"}.intersection(relation.get("tags") or ())
-                label, predicate = (" ".join((relation.get(key) or "").split()) for key in ("label", "predicate"))
+                label, predicate = (
+                    " ".join((relation.get(key) or "").split()) for key in ("label", "predicate")
+                )
                 if label != predicate or judged:
                     line = {key: sample.get(key) for key in ("run", "split", "image_id")}
                     line |= {end: relation.get(f"{end}_index") for end in ("subject", "object")}
@@ -571,7 +675,9 @@ class JudgementLog:
                         line["judgement"] = judged.pop() if len(judged) == 1 else "unsure"
                     self._take(json.dumps(line).encode(), f"relation {line['id']}")
         except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError(f"{self.file}: expected the samples.json of a FiftyOne dataset that sgpipe wrote") from None
+            raise UserError(
+                f"{self.file}: expected the samples.json of a FiftyOne dataset that sgpipe wrote"
+            ) from None
 
     def _take(self, data: bytes, name: str) -> None:
         try:
@@ -591,7 +697,9 @@ class JudgementLog:
         elif isinstance(line, RecallPlan):
             self.recall_plans[line.plan] = line
         elif isinstance(line, BlindAnswer):
-            self._blind.setdefault(line.plan, {}).setdefault((line.split, line.image_id), {})[line.by] = line
+            self._blind.setdefault(line.plan, {}).setdefault((line.split, line.image_id), {})[
+                line.by
+            ] = line
         elif line.undoes is not None:
             self._undone.add((line.undoes, line.by))
         else:

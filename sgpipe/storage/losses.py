@@ -1,4 +1,6 @@
-"""What a run lacks of what its source had, by kind: how much, of how much, and whether that is worth a note."""
+"""What a run lacks of what its source had, by kind: how much, of how much, and whether that is
+worth a note.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,23 @@ from sgpipe.records import LEFT_OUT
 
 NOTEWORTHY = 0.05  # a larger share of what there was is a note and a finding
 PROBLEM = "problem."  # prefix of what the shards of an import count of its source
-SOURCE_PROBLEMS = "source_problems"  # in the header of a run: what its source lost while it was read
+SOURCE_PROBLEMS = (  # in the header of a run: what its source lost while it was read
+    "source_problems"
+)
 SOURCE_COUNTS = "source_counts"  # and what the source has
+# What sources count besides, of which nothing is lost.
+SOURCE_REMARKS = {
+    "clipped": "boxes clipped to their image",
+    "crowd": "crowd boxes, which get no pairs",
+    "other_splits": "tasks of other splits",
+}
+_ROW_LOSSES = {
+    "boxes": "boxes", "captions": "captions", "regions": "regions", "words": "words", "grounded": "boxes of words",
+    "pairs": "pairs", "marks": "marks", "answers": "answers",
+}  # fmt: skip
+_PARTS = frozenset(
+    {"marks", "segmentations", "triplets"}
+)  # what is lost of them is still counted among what is kept
 
 
 @dataclass(frozen=True)
@@ -33,47 +50,54 @@ class LossKind:
 
 
 SOURCE_LOSSES = {
-    "not_finite": LossKind("boxes", "boxes with NaN or infinite coordinates", is_fault=True, is_noted=True),
+    "not_finite": LossKind(
+        "boxes", "boxes with NaN or infinite coordinates", is_fault=True, is_noted=True
+    ),
     "degenerate": LossKind("boxes", "boxes without area", is_fault=True),
     "unknown_category": LossKind("boxes", "boxes of categories that are not listed", is_fault=True),
     "unknown_image": LossKind("boxes", "boxes of images that are not listed", is_fault=True),
     "unsized_image": LossKind("boxes", "boxes of images without a size", is_fault=True),
     "duplicate_boxes": LossKind("boxes", "boxes that repeat another"),
     "segmentations": LossKind(
-        "segmentations", "segmentations that are neither polygons nor run lengths of the image", is_fault=True
+        "segmentations",
+        "segmentations that are neither polygons nor run lengths of the image",
+        is_fault=True,
     ),
     "duplicate_images": LossKind("images", "images whose id another one has", is_fault=True),
-    "unlisted_images": LossKind("images", "images with relations that are not listed", is_fault=True),
+    "unlisted_images": LossKind(
+        "images", "images with relations that are not listed", is_fault=True
+    ),
     "skipped_tasks": LossKind("images", "tasks whose annotations were all cancelled"),
     "unannotated_tasks": LossKind("images", "tasks without annotations"),
     "unread_files": LossKind("images", "files that are not images"),
-    "unlisted_captions": LossKind("captions", "captions of images that are not listed", is_fault=True),
+    "unlisted_captions": LossKind(
+        "captions", "captions of images that are not listed", is_fault=True
+    ),
     "compositions": LossKind("captions", "captions of groups of objects"),
-    "unknown_object": LossKind("relations", "relations of objects that do not exist", is_fault=True),
-    "relations_of_dropped_boxes": LossKind("relations", "relations of boxes that are lost", is_fault=True),
+    "unknown_object": LossKind(
+        "relations", "relations of objects that do not exist", is_fault=True
+    ),
+    "relations_of_dropped_boxes": LossKind(
+        "relations", "relations of boxes that are lost", is_fault=True
+    ),
     "repeated_relations": LossKind("relations", "relations that repeat another"),
-    "redundant_relations": LossKind("relations", "relations of a pair that has them in other words"),
-    "relations_beyond_100": LossKind("relations", "relations beyond the 100 that RLIPv2 takes of an image"),
+    "redundant_relations": LossKind(
+        "relations", "relations of a pair that has them in other words"
+    ),
+    "relations_beyond_100": LossKind(
+        "relations", "relations beyond the 100 that RLIPv2 takes of an image"
+    ),
     "ignored_relations": LossKind("relations", "relations, which `sgpipe import coco-rel` reads"),
     "malformed": LossKind("annotations", "unreadable annotations", is_fault=True),
     "nameless": LossKind("annotations", "objects and relations without a name", is_fault=True),
-    "other_results": LossKind("annotations", "annotations that are no rectangles with labels, nor relations"),
+    "other_results": LossKind(
+        "annotations", "annotations that are no rectangles with labels, nor relations"
+    ),
     "further_labels": LossKind("boxes", "further labels of boxes"),
     "further_annotations": LossKind("images", "further annotations of images"),
     "further_predictions": LossKind("images", "further predictions for images"),
 }
-# What sources count besides, of which nothing is lost.
-SOURCE_REMARKS = {
-    "clipped": "boxes clipped to their image",
-    "crowd": "crowd boxes, which get no pairs",
-    "other_splits": "tasks of other splits",
-}
-_ROW_LOSSES = {
-    "boxes": "boxes", "captions": "captions", "regions": "regions", "words": "words", "grounded": "boxes of words",
-    "pairs": "pairs", "marks": "marks", "answers": "answers",
-}  # fmt: skip
 _UNMATCHED = LossKind("triplets", "triplets without a box for each end")
-_PARTS = frozenset({"marks", "segmentations", "triplets"})  # what is lost of them is still counted among what is kept
 
 
 @dataclass(frozen=True)
@@ -104,10 +128,16 @@ def losses_of(run: Mapping[str, Any], counts: Mapping[str, int]) -> list[Loss]:
         run: the header of its manifest.
         counts: what its shards count, in sum.
     """
-    in_shards = {name.removeprefix(PROBLEM): number for name, number in counts.items() if name.startswith(PROBLEM)}
+    in_shards = {
+        name.removeprefix(PROBLEM): number
+        for name, number in counts.items()
+        if name.startswith(PROBLEM)
+    }
     problems = run.get(SOURCE_PROBLEMS) or in_shards
     source = run.get(SOURCE_COUNTS) or counts
-    lost = [(SOURCE_LOSSES[name], number) for name, number in problems.items() if name in SOURCE_LOSSES]
+    lost = [
+        (SOURCE_LOSSES[name], number) for name, number in problems.items() if name in SOURCE_LOSSES
+    ]
     return [*_with_totals(lost, source), *_with_totals(list(_lost_in_rows(counts)), counts)]
 
 
@@ -122,7 +152,11 @@ def _with_totals(lost: list[tuple[LossKind, int]], counts: Mapping[str, int]) ->
     all_lost = Counter[str]()
     for kind, number in lost:
         all_lost[kind.of] += 0 if kind.of in _PARTS else number
-    return [Loss(kind, number, _kept(kind.of, counts) + all_lost[kind.of]) for kind, number in lost if number > 0]
+    return [
+        Loss(kind, number, _kept(kind.of, counts) + all_lost[kind.of])
+        for kind, number in lost
+        if number > 0
+    ]
 
 
 def _kept(of: str, counts: Mapping[str, int]) -> int:

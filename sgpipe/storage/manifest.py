@@ -1,7 +1,8 @@
 """The manifest: the list of committed shards. A shard that it does not list does not exist.
 
-It is a file of JSON lines: the first describes the run, each further one a committed shard. A line is appended and
-synced after its shard is in place, with a checksum, so that one cut short by a crash or a full disk is recognised.
+It is a file of JSON lines: the first describes the run, each further one a committed shard. A line
+is appended and synced after its shard is in place, with a checksum, so that one cut short by a
+crash or a full disk is recognised.
 """
 
 from __future__ import annotations
@@ -21,20 +22,35 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from sgpipe.errors import StoreError, UserError, existing_folder, os_error_reason
-from sgpipe.files.image_roots import ImagePlace, ImageRoot, ImageRoots, IndexFolder, image_root, located
+from sgpipe.files.image_roots import (
+    ImagePlace,
+    ImageRoot,
+    ImageRoots,
+    IndexFolder,
+    image_root,
+    located,
+)
 from sgpipe.files.locations import Location, StorePath, absolute_location, location, sizes
 from sgpipe.files.roots import FolderRoot
 from sgpipe.records import SCHEMA_VERSION
 from sgpipe.storage.losses import Loss, losses_of
 from sgpipe.utils.atomic import atomic_write, fault_point
 
-MANIFEST, DATA = "manifest.jsonl", "data"
+MANIFEST = "manifest.jsonl"
+DATA = "data"
 _CRC = b'{"crc32": "%08x", '  # of the rest of the line
+
+
+_TRIES = 5
+
+
+WRITER = ".sgpipe/writer"
 
 
 @dataclass(frozen=True, slots=True)
 class ShardEntry:
-    """One committed shard: rows `start` to `stop` of its split's source, in `file` (relative to the run).
+    """One committed shard: rows `start` to `stop` of its split's source, in `file` (relative to the
+    run).
 
     seconds, gpus: what it took, as in `stages.base.Usage`.
     """
@@ -59,7 +75,9 @@ class _ShardLine(BaseModel):
 
 
 def _entry(line: bytes) -> ShardEntry | None:
-    """Return the entry that a line of the manifest describes; None if it describes none, or a byte of it changed."""
+    """Return the entry that a line of the manifest describes; None if it describes none, or a byte
+    of it changed.
+    """
     try:
         entry = _ShardLine.model_validate_json(line).shard
     except ValidationError:
@@ -70,10 +88,13 @@ def _entry(line: bytes) -> ShardEntry | None:
 class Manifest:
     """The manifest of one run, read from and appended to its folder.
 
-    `damaged`: the numbers of lines that have changed. What follows the last newline is not one, but a torn write.
+    `damaged`: the numbers of lines that have changed. What follows the last newline is not one, but
+    a torn write.
     """
 
-    def __init__(self, root: Location, run: dict[str, Any], shards: list[ShardEntry], end: int) -> None:
+    def __init__(
+        self, root: Location, run: dict[str, Any], shards: list[ShardEntry], end: int
+    ) -> None:
         self.root = root
         self.run = run
         self.damaged: list[int] = []
@@ -93,9 +114,13 @@ class Manifest:
 
     @property
     def image_roots(self) -> ImageRoots:
-        """Where the images of each split were when the run was made; folders within the run move with it."""
+        """Where the images of each split were when the run was made; folders within the run move
+        with it.
+        """
         base = absolute_location(self.root)
-        places = {split: located(place, base) for split, place in self.run.get("images", {}).items()}
+        places = {
+            split: located(place, base) for split, place in self.run.get("images", {}).items()
+        }
         return ImageRoots(places, IndexFolder(self.root))
 
     def image_root(self, split: str, images: ImagePlace | None = None) -> ImageRoot:
@@ -104,7 +129,9 @@ class Manifest:
 
     @staticmethod
     def identities(run: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return what decided the rows of a run, by its header, after that of the runs that it was made from."""
+        """Return what decided the rows of a run, by its header, after that of the runs that it was
+        made from.
+        """
         return [*run.get("origin", []), run.get("identity", {})]
 
     @classmethod
@@ -115,20 +142,26 @@ class Manifest:
 
     @classmethod
     def load(cls, root: str | Location, *, salvage: bool = False) -> Manifest:
-        """Read the manifest in `root`. Raises UserError: it is missing, damaged, or of another schema; StoreError.
+        """Read the manifest in `root`. Raises UserError: it is missing, damaged, or of another
+        schema; StoreError.
 
         `salvage`: only leave damaged lines out; see `damaged`.
         """
         root = location(root)
-        if (data := read_manifest(root)) is None:
+        data = read_manifest(root)
+        if data is None:
             if isinstance(root, Path):
                 existing_folder(root)
             raise UserError(f"{root} is not an sgpipe run: it has no {MANIFEST}")
         return cls.parse(data, root, root, salvage=salvage)
 
     @classmethod
-    def parse(cls, data: bytes, root: Location, place: Location, *, salvage: bool = False) -> Manifest:
-        """As `load`, of what was read in `place`; `root`: the folder of the run, if it is in one."""
+    def parse(
+        cls, data: bytes, root: Location, place: Location, *, salvage: bool = False
+    ) -> Manifest:
+        """As `load`, of what was read in `place`; `root`: the folder of the run, if it is in
+        one.
+        """
         path = f"{place}/{MANIFEST}"
         first, *others = data.splitlines(keepends=True) or [b""]
         try:
@@ -136,23 +169,35 @@ class Manifest:
         except (ValueError, KeyError):
             run = None
         if not isinstance(run, dict):
-            raise UserError(f"{path} is damaged (its first line has changed); restore it from a copy")
-        if (version := run.get("schema_version")) != SCHEMA_VERSION:
-            raise UserError(f"{path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}")
+            raise UserError(
+                f"{path} is damaged (its first line has changed); restore it from a copy"
+            )
+        version = run.get("schema_version")
+        if version != SCHEMA_VERSION:
+            raise UserError(
+                f"{path} has schema version {version}, this sgpipe reads version {SCHEMA_VERSION}"
+            )
         shards = [_entry(line) for line in others]
         manifest = cls(root, run, [shard for shard in shards if shard], len(data))
         manifest.damaged = [number for number, shard in enumerate(shards, 2) if shard is None]
         if manifest.damaged and not salvage:
-            advice = f", or drop that line: `sgpipe verify {place} --repair`" * isinstance(place, Path)
+            advice = f", or drop that line: `sgpipe verify {place} --repair`" * isinstance(
+                place, Path
+            )
             changed = f"line {manifest.damaged[0]} has changed"
             raise UserError(f"{path} is damaged ({changed}); restore it from a copy{advice}")
         return manifest
 
     def rewrite(self, dropped: Iterable[ShardEntry] = ()) -> None:
-        """Replace the file with a manifest of the live shards without the dropped ones, atomically."""
+        """Replace the file with a manifest of the live shards without the dropped ones,
+        atomically.
+        """
         for shard in dropped:
             del self._shards[shard.split, shard.start]
-        lines = [_line({"run": self.run}), *(_line({"shard": asdict(shard)}) for shard in self.shards)]
+        lines = [
+            _line({"run": self.run}),
+            *(_line({"shard": asdict(shard)}) for shard in self.shards),
+        ]
         self._end = replace_manifest(self.folder, b"".join(lines))
 
     def commit(self, shard: ShardEntry) -> None:
@@ -165,17 +210,24 @@ class Manifest:
         self._end += len(line)
         superseded = self._shards.get((shard.split, shard.start))
         self._shards[shard.split, shard.start] = shard
-        if superseded and superseded.file != shard.file:  # in a store `sweep` deletes it, as copies may still list it
+        if (
+            superseded and superseded.file != shard.file
+        ):  # in a store `sweep` deletes it, as copies may still list it
             (self.folder / superseded.file).unlink(missing_ok=True)
 
     def lost(self, storage: Location) -> list[ShardEntry]:
         """Return the shards whose file is missing or of another size."""
         there = sizes(storage / DATA)
-        return [shard for shard in self.shards if there.get(shard.file.removeprefix(f"{DATA}/")) != shard.bytes]
+        return [
+            shard
+            for shard in self.shards
+            if there.get(shard.file.removeprefix(f"{DATA}/")) != shard.bytes
+        ]
 
     def missing(self, split: str, rows: int) -> list[tuple[int, int]]:
         """Return the ranges of a split's first `rows` rows that no shard covers."""
-        gaps, at = [], 0
+        gaps = []
+        at = 0
         for shard in (s for s in self.shards if s.split == split):
             if shard.start > at:
                 gaps.append((at, min(shard.start, rows)))
@@ -200,7 +252,10 @@ def run_images(run: str | Location, split: str, images: ImagePlace | None) -> Im
         raise UserError(f"{run} does not say where the images of {split} are: pass --images")
     root = image_root(images, IndexFolder(location(run)))
     if isinstance(root, FolderRoot) and not root.folder.is_dir():
-        raise UserError(f"the image folder {root.folder} of {run} is missing; if the images moved, pass --images")
+        raise UserError(
+            f"the image folder {root.folder} of {run} is missing; if the images moved, pass"
+            " --images"
+        )
     return root
 
 
@@ -239,10 +294,11 @@ def sync_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts over all committed shards of a run or import; `planned`: how many images a complete one has.
+    """Counts over all committed shards of a run or import; `planned`: how many images a complete
+    one has.
 
-    `parent`: the run that some columns come from, and what they are, such as {"run": …, "reused": ["captions"]}.
-    `losses`: what it lacks of what its source had.
+    `parent`: the run that some columns come from, and what they are, such as {"run": …, "reused":
+    ["captions"]}. `losses`: what it lacks of what its source had.
     """
 
     root: Location
@@ -260,21 +316,33 @@ class Summary:
 
     def as_json(self) -> dict[str, Any]:
         totals = {name: dict(getattr(self, name)) for name in ("counts", "problems", "seconds")}
-        parts = {"root": str(self.root), "complete": self.complete, "planned": self.planned, "shards": self.shards}
+        parts = {
+            "root": str(self.root),
+            "complete": self.complete,
+            "planned": self.planned,
+            "shards": self.shards,
+        }
         return parts | totals | ({"parent": dict(self.parent)} if self.parent else {})
 
 
 def add_up(manifest: Manifest, planned: int, problems: Mapping[str, int]) -> Summary:
-    counts, seconds = Counter[str](), Counter[str]()
+    counts = Counter[str]()
+    seconds = Counter[str]()
     for shard in manifest.shards:
         counts.update(shard.counts)
         seconds.update(shard.seconds)
     parent = manifest.run.get("parent")
     losses = losses_of(manifest.run, counts)
-    return Summary(manifest.root, planned, counts, seconds, Counter(problems), len(manifest.shards), parent, losses)
-
-
-_TRIES = 5
+    return Summary(
+        manifest.root,
+        planned,
+        counts,
+        seconds,
+        Counter(problems),
+        len(manifest.shards),
+        parent,
+        losses,
+    )
 
 
 def whole_lines(data: bytes) -> bytes:
@@ -283,20 +351,32 @@ def whole_lines(data: bytes) -> bytes:
 
 
 def read_manifest(root: Location) -> bytes | None:
-    """Return the whole lines of a run's manifest; None: it does not exist. Raises UserError; StoreError."""
+    """Return the whole lines of a run's manifest; None: it does not exist. Raises UserError;
+    StoreError.
+    """
     file = root / MANIFEST
     try:
-        found = file.read() if isinstance(file, StorePath) else file.read_bytes() if file.exists() else None
+        found = (
+            file.read()
+            if isinstance(file, StorePath)
+            else file.read_bytes()
+            if file.exists()
+            else None
+        )
     except StoreError:
         raise
     except OSError as error:
         reason = os_error_reason(error)
-        raise UserError(f"{file} cannot be read ({reason}): check its permissions, or copy it back") from None
+        raise UserError(
+            f"{file} cannot be read ({reason}): check its permissions, or copy it back"
+        ) from None
     return found if found is None else whole_lines(found)
 
 
 def put_file(store: StorePath, name: str, content: bytes, check_claim: Callable[[], None]) -> None:
-    """Write a run's manifest or description into its store. Raises StoreError: another run has taken that over."""
+    """Write a run's manifest or description into its store. Raises StoreError: another run has
+    taken that over.
+    """
     file = store / name
     for _ in range(_TRIES):
         version = file.version()
@@ -306,25 +386,32 @@ def put_file(store: StorePath, name: str, content: bytes, check_claim: Callable[
     raise StoreError(f"{store.uri}: {name} changes too often to be written; try again")
 
 
-WRITER = ".sgpipe/writer"
-
-
 class WriterClaim:
-    """Which run writes into a store: the one that claimed it last. An earlier one ends at its next `check`.
+    """Which run writes into a store: the one that claimed it last. An earlier one ends at its next
+    `check`.
 
     A claim needs no renewal, so a run that was killed never keeps the next one waiting.
     """
 
     def __init__(self, store: StorePath) -> None:
-        self._store, self._file, self._content = store, store / WRITER, uuid.uuid4().hex.encode()
+        self._store = store
+        self._file = store / WRITER
+        self._content = uuid.uuid4().hex.encode()
 
     def make(self) -> None:
         """Claim the store. Raises UserError: another run does so at the same moment."""
         self._file.put_if(self._content, self._file.version())
-        if self._file.read() != self._content:  # also right if only the answer to the request was lost
-            raise UserError(f"another run has just started writing into {self._store.uri}; wait for it to finish")
+        if (
+            self._file.read() != self._content
+        ):  # also right if only the answer to the request was lost
+            raise UserError(
+                f"another run has just started writing into {self._store.uri}; wait for it to"
+                " finish"
+            )
 
     def check(self) -> None:
         """Raises StoreError: another run has claimed the store."""
         if self._file.read() != self._content:
-            raise StoreError(f"{self._store.uri}: another run took over; what this one committed there is kept")
+            raise StoreError(
+                f"{self._store.uri}: another run took over; what this one committed there is kept"
+            )

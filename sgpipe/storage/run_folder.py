@@ -1,6 +1,8 @@
-"""The folder of a run: its layout, lock and identity, how it is read, and its copy in an object store.
+"""The folder of a run: its layout, lock and identity, how it is read, and its copy in an object
+store.
 
-From the copy of its manifest any machine can resume or fetch the run. Also where commands may write their results.
+From the copy of its manifest any machine can resume or fetch the run. Also where commands may write
+their results.
 """
 
 import hashlib
@@ -47,18 +49,47 @@ from sgpipe.utils.hashing import differences, file_sha256, fingerprint
 PRIVATE = ".sgpipe"
 _GROUND_TRUTH = "ground_truth.json"
 _SHARD = re.compile(r"\w+-\d{9}-\d{9}(-r\d+)?\.parquet")
-RECIPE, README = "recipe.yaml", "README.md"
+RECIPE = "recipe.yaml"
+README = "README.md"
 REQUESTS = "requests.sqlite"  # the answers of served models
-# Another command may be writing a file of its own next to these, such as a report: its temporary files are left alone.
+# Another command may be writing a file of its own next to these, such as a report: its temporary
+# files are left alone.
 _ROOT_FILES = (MANIFEST, RECIPE, README)
+
+
+_OF_RUN = {MANIFEST, RECIPE, README, JUDGEMENTS, DATA, PRIVATE}
+_OF_MODEL = {
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "special_tokens_map.json",
+}
+_OF_MODEL |= {
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+}
+_OWNED = {  # what a folder that contains the file or folder has of its own
+    MANIFEST: ("run", _OF_RUN),
+    PRIVATE: ("run", _OF_RUN),
+    "run.json": ("training", {RECIPE, "run.json", "metrics.jsonl", "tensorboard"}),
+    "config.json": ("model", _OF_MODEL),
+}
+
+
+_SECONDS_BETWEEN_COPIES = 30.0
+_LONGER_THAN_COPIES = 20.0
 
 
 @dataclass(frozen=True)
 class GroundTruth:
     """Folders of shards with the relations that the images of a run are known to show.
 
-    relations: all of them; a predicted relation is correct if it is one of these. required: those that recall counts
-    (None: all). image_data: Visual Genome's image_data.json, if the ground truth is Visual Genome's and the run COCO's.
+    relations: all of them; a predicted relation is correct if it is one of these. required: those
+    that recall counts (None: all). image_data: Visual Genome's image_data.json, if the ground truth
+    is Visual Genome's and the run COCO's.
     """
 
     relations: Location
@@ -67,10 +98,14 @@ class GroundTruth:
 
 
 class RunFolder:
-    """Layout of a run: `data/*.parquet`, `manifest.jsonl`, `recipe.yaml`, `README.md`, and `.sgpipe/`."""
+    """Layout of a run: `data/*.parquet`, `manifest.jsonl`, `recipe.yaml`, `README.md`, and
+    `.sgpipe/`.
+    """
 
     def __init__(self, root: Path, store: StorePath | None = None) -> None:
-        """`store`: where the shards are instead, with copies of the files that are needed to resume the run."""
+        """`store`: where the shards are instead, with copies of the files that are needed to resume
+        the run.
+        """
         self.root = root
         self.store = store
         self.location: Location = store or root  # where the shards are, for messages
@@ -92,7 +127,11 @@ class RunFolder:
         if ground_truth is None:
             (self.private / _GROUND_TRUTH).unlink(missing_ok=True)
             return
-        places = {role: str(absolute_location(place)) for role, place in vars(ground_truth).items() if place}
+        places = {
+            role: str(absolute_location(place))
+            for role, place in vars(ground_truth).items()
+            if place
+        }
         own = f"{self.private.absolute()}{os.sep}"  # folders of the run move with it
         named = {role: place.removeprefix(own) for role, place in places.items()}
         write_text(self.private / _GROUND_TRUTH, json.dumps(named))
@@ -104,38 +143,56 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Create the folder if needed, which a refused command removes again, and keep every other run out of it.
+        """Create the folder if needed, which a refused command removes again, and keep every other
+        run out of it.
 
         Raises UserError: it is a file, contains something else, or another run is writing into it.
         """
         if str(self.root).startswith(("s3:/", "gs:/", "abfs:/", "abfss:/")):
-            raise UserError(f"--out {self.root} is not a folder; name one, and the store with --store s3://bucket/name")
+            raise UserError(
+                f"--out {self.root} is not a folder; name one, and the store with --store"
+                " s3://bucket/name"
+            )
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"--out {self.root} is a file, not a folder")
         ours = self.private.is_dir() or (self.root / MANIFEST).is_file()
         if self.root.is_dir() and not ours and any(self.root.iterdir()):
-            raise UserError(f"--out {self.root} is not empty and is not an sgpipe run; choose an empty or new folder")
+            raise UserError(
+                f"--out {self.root} is not empty and is not an sgpipe run; choose an empty or new"
+                " folder"
+            )
         is_new = not self.root.exists() and self.store is None
         with add_filename(self.root):
-            self.private.mkdir(parents=True, exist_ok=True)  # first: by it the next run knows the folder
+            self.private.mkdir(
+                parents=True, exist_ok=True
+            )  # first: by it the next run knows the folder
             (self.root / DATA).mkdir(exist_ok=True)
             with only_process(self._lock, self.root):
                 try:
                     yield
                 except UserError:
-                    if is_new and not any((self.root / DATA).iterdir()) and not (self.private / REQUESTS).exists():
+                    if (
+                        is_new
+                        and not any((self.root / DATA).iterdir())
+                        and not (self.private / REQUESTS).exists()
+                    ):
                         shutil.rmtree(self.root, ignore_errors=True)
                     raise
 
     def open(self, run: Mapping[str, Any]) -> Manifest:
-        """Return the manifest, a new one where there are no shards yet; `run`: what it says of the run.
+        """Return the manifest, a new one where there are no shards yet; `run`: what it says of the
+        run.
 
-        Raises UserError: there are shards but no manifest, or of another `identity`, whose differences are listed.
+        Raises UserError: there are shards but no manifest, or of another `identity`, whose
+        differences are listed.
         """
         run = {**run, "fingerprint": fingerprint(run["identity"])}
         if not (self.root / MANIFEST).exists():
             if self._shards():
-                raise UserError(f"{self.location} contains shards but no {MANIFEST}; restore it, or choose another")
+                raise UserError(
+                    f"{self.location} contains shards but no {MANIFEST}; restore it, or choose"
+                    " another"
+                )
             return Manifest.create(self.root, run)
         manifest = Manifest.load(self.root)
         if all(manifest.run.get(key) == run.get(key) for key in ("fingerprint", "store")):
@@ -152,19 +209,25 @@ class RunFolder:
         title = f"{recipe.name}: relations generated by sgpipe"
         origin = "`recipe.yaml` says how the rows were made."
         if not recipe.tag.scores:
-            origin += f" No model chose the relations:\n{UNSCORED[recipe.tag.method]}, with confidence 1."
+            origin += (
+                f" No model chose the relations:\n{UNSCORED[recipe.tag.method]}, with confidence 1."
+            )
         self.write_readme(title, origin, manifest)
 
     def write_readme(self, title: str, origin: str, manifest: Manifest) -> None:
-        """Write the README, which tells people and dataset loaders what is there; `origin`: how it was made."""
+        """Write the README, which tells people and dataset loaders what is there; `origin`: how it
+        was made.
+        """
         splits = sorted({shard.split for shard in manifest.shards})
         configs = [{"split": split, "path": f"{DATA}/{split}-[0-9]*.parquet"} for split in splits]
-        header = yaml.safe_dump({"configs": [{"config_name": "default", "data_files": configs}]}, sort_keys=False)
+        header = yaml.safe_dump(
+            {"configs": [{"config_name": "default", "data_files": configs}]}, sort_keys=False
+        )
         write_text(
             self.root / README,
-            f"---\n{header}---\n\n# {title}\n\n"
-            f"One row per image. {origin} `manifest.jsonl` lists the shards in\n"
-            "`data/`; a run in progress may have others. Statistics: `sgpipe stats` on this folder.\n",
+            f"---\n{header}---\n\n# {title}\n\nOne row per image. {origin} `manifest.jsonl` lists"
+            " the shards in\n`data/`; a run in progress may have others. Statistics: `sgpipe"
+            " stats` on this folder.\n",
         )
 
     def unlisted(self, manifest: Manifest) -> list[str]:
@@ -175,13 +238,18 @@ class RunFolder:
         return {f"{DATA}/{name}" for name in sizes(self.storage / DATA) if _SHARD.fullmatch(name)}
 
     def sweep(self, manifest: Manifest) -> None:
-        """Delete what a killed run left behind: shards that the manifest does not list, and temporary files."""
+        """Delete what a killed run left behind: shards that the manifest does not list, and
+        temporary files.
+        """
         if self.claim:
             self.claim.check()
         for file in self.unlisted(manifest):
             (self.storage / file).unlink(missing_ok=True)
         left = [*(self.root / DATA).glob(".*.tmp"), *self.private.glob("*.tmp")]
-        for path in (*left, *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*.tmp"))):
+        for path in (
+            *left,
+            *(path for name in _ROOT_FILES for path in self.root.glob(f".{name}.*.tmp")),
+        ):
             path.unlink(missing_ok=True)
 
 
@@ -196,17 +264,21 @@ def copy_run(
 ) -> Manifest:
     """Copy a run to `out` with other contents; a copy that stopped is resumed.
 
-    `header`: what differs in that of the manifest. `change` returns the new content of a shard; it is told if `out` has
-    the shard already. `doing`: such as "scoring". `readme`: see `write_readme`. Raises UserError: as `RunFolder.open`.
+    `header`: what differs in that of the manifest. `change` returns the new content of a shard; it
+    is told if `out` has the shard already. `doing`: such as "scoring". `readme`: see
+    `write_readme`. Raises UserError: as `RunFolder.open`.
     """
     run = {name: value for name, value in source.run.items() if name != "store"} | dict(header)
     run["origin"] = Manifest.identities(source.run)
     folder = RunFolder(out)
     with folder.lock():
         manifest = folder.open(run)
-        made = attrgetter("file", "stop", "seconds", "gpus")  # others if a shard was processed again
+        made = attrgetter(
+            "file", "stop", "seconds", "gpus"
+        )  # others if a shard was processed again
         current = {shard.file: made(shard) for shard in source.shards}
-        if outdated := [shard for shard in manifest.shards if current.get(shard.file) != made(shard)]:
+        outdated = [shard for shard in manifest.shards if current.get(shard.file) != made(shard)]
+        if outdated:
             manifest.rewrite(outdated)
         done = {shard.file for shard in manifest.shards}
         folder.sweep(manifest)
@@ -223,110 +295,151 @@ def copy_run(
 
 
 def ground_truth_of(root: Location) -> GroundTruth | None:
-    """Return the ground truth of a run, whose own folders move with it; None: it has none, or is in a store."""
+    """Return the ground truth of a run, whose own folders move with it; None: it has none, or is in
+    a store.
+    """
     if not isinstance(root, Path) or not (file := root / PRIVATE / _GROUND_TRUTH).is_file():
         return None
     named = json.loads(file.read_text(encoding="utf-8"))
-    return GroundTruth(**{role: below(file.parent.absolute(), path) for role, path in named.items()})
+    return GroundTruth(
+        **{role: below(file.parent.absolute(), path) for role, path in named.items()}
+    )
 
 
-def settings_changed(place: Location, before: Mapping[str, Any], now: Mapping[str, Any]) -> UserError:
+def settings_changed(
+    place: Location, before: Mapping[str, Any], now: Mapping[str, Any]
+) -> UserError:
     """Return the error for a place that was made with other settings."""
-    kinds, option = (kind_of(before), kind_of(now)), "--store" if isinstance(place, StorePath) else "--out"
+    kinds = (kind_of(before), kind_of(now))
+    option = "--store" if isinstance(place, StorePath) else "--out"
     if kinds[0] != kinds[1]:
         return UserError(f"{place} contains {kinds[0]}, not {kinds[1]}; choose another {option}")
     lines = "".join(f"\n  {line}" for line in differences(before, now))
     if before.get("source") != now.get("source"):
         lines += "\nTo add images, label them in a run of their own, and `sgpipe merge` both."
-    return UserError(f"{place} was made with other settings; choose another {option}, or revert these settings:{lines}")
+    return UserError(
+        f"{place} was made with other settings; choose another {option}, or revert these"
+        f" settings:{lines}"
+    )
 
 
 def kind_of(identity: Mapping[str, Any]) -> str:
     """Return what an identity is of."""
-    kinds = {"import": "an import", "scored": "a scored copy of a run", "corrected": "a corrected copy of a run"}
-    return next((kind for key, kind in (kinds | {"merged": "a merged run"}).items() if key in identity), "a run")
+    kinds = {
+        "import": "an import",
+        "scored": "a scored copy of a run",
+        "corrected": "a corrected copy of a run",
+    }
+    return next(
+        (kind for key, kind in (kinds | {"merged": "a merged run"}).items() if key in identity),
+        "a run",
+    )
 
 
 class RunFiles:
-    """A run that is read: its `place`, which messages call `root`; its `folder`, if it is one; its shards' `storage`.
+    """A run that is read: its `place`, which messages call `root`; its `folder`, if it is one; its
+    shards' `storage`.
 
     `problems`: damaged lines of the manifest.
     """
 
     def __init__(self, root: str | Location) -> None:
-        """Raises UserError: there is no run, or its manifest is damaged. StoreError: the store cannot be reached."""
+        """Raises UserError: there is no run, or its manifest is damaged. StoreError: the store
+        cannot be reached.
+        """
         self.place = location(root)
         self.root = str(self.place)
         self.folder = self.place if isinstance(self.place, Path) else None
         self.manifest = Manifest.load(self.place, salvage=True)
-        advice = f"`sgpipe verify {self.root} --repair`" if self.folder else "restore it from a copy"
-        self.problems = [f"{self.root}/{MANIFEST}: line {n} is damaged; {advice}" for n in self.manifest.damaged]
+        advice = (
+            f"`sgpipe verify {self.root} --repair`" if self.folder else "restore it from a copy"
+        )
+        self.problems = [
+            f"{self.root}/{MANIFEST}: line {n} is damaged; {advice}" for n in self.manifest.damaged
+        ]
         self.storage = absolute_location(self.place)
         mirror = self.manifest.run.get("store")
-        if mirror and self.folder and not all((self.folder / each.file).is_file() for each in self.manifest.shards):
+        if (
+            mirror
+            and self.folder
+            and not all((self.folder / each.file).is_file() for each in self.manifest.shards)
+        ):
             self.storage = StorePath(mirror)
 
     def states(self) -> dict[str, str]:
-        """Return what changes with each shard's file; "missing": there is none. Raises StoreError."""
-        local, found = isinstance(self.storage, Path), {}
+        """Return what changes with each shard's file; "missing": there is none. Raises
+        StoreError.
+        """
+        local = isinstance(self.storage, Path)
+        found = {}
         if not local:
-            found = {f"{DATA}/{name}": str(size) for name, size in sizes(self.storage / DATA).items()}
+            found = {
+                f"{DATA}/{name}": str(size) for name, size in sizes(self.storage / DATA).items()
+            }
         for shard in self.manifest.shards if local else ():
             with suppress(OSError):
                 status = os.stat(f"{self.storage}/{shard.file}")
                 found[shard.file] = f"{status.st_size} {status.st_mtime_ns}"
-        return {shard.file: f"{shard.sha256} {found.get(shard.file, 'missing')}" for shard in self.manifest.shards}
+        return {
+            shard.file: f"{shard.sha256} {found.get(shard.file, 'missing')}"
+            for shard in self.manifest.shards
+        }
 
     def open(self, file: str) -> AbstractContextManager[pq.ParquetFile]:
-        """Open a shard; of one in a store only what is read is downloaded. Raises as `open_shard`."""
+        """Open a shard; of one in a store only what is read is downloaded. Raises as
+        `open_shard`.
+        """
         return open_shard(self.storage / file, SCHEMA.names)
 
     @property
     def judgements(self) -> Path:
-        """The file of people's judgements: in the folder, or in the cache, as nothing is appended to an object."""
+        """The file of people's judgements: in the folder, or in the cache, as nothing is appended
+        to an object.
+        """
         return (self.folder or self.cache) / JUDGEMENTS
 
     @cached_property
     def cache(self) -> Path:
-        """A folder to keep what was derived: RUN/.sgpipe/cache, or one in the user's cache for a run in a store or in a
-        folder that cannot be written. Raises UserError: it cannot be made."""
+        """A folder to keep what was derived: RUN/.sgpipe/cache, or one in the user's cache for a
+        run in a store or in a folder that cannot be written. Raises UserError: it cannot be made."""
         if self.folder is not None:
             place = self.folder / PRIVATE / "cache"
             with suppress(OSError):
                 place.mkdir(parents=True, exist_ok=True)
-                if os.access(place, os.W_OK | os.X_OK) and "?" not in str(place):  # where DuckDB's options begin
+                if os.access(place, os.W_OK | os.X_OK) and "?" not in str(
+                    place
+                ):  # where DuckDB's options begin
                     return place
         name = self.root if self.folder is None else str(self.folder.absolute())
         place = cache_folder() / "runs" / hashlib.sha256(name.encode()).hexdigest()[:16]
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{place} cannot be made: {os_error_reason(error)}; set SGPIPE_CACHE to a folder") from None
+            raise UserError(
+                f"{place} cannot be made: {os_error_reason(error)}; set SGPIPE_CACHE to a folder"
+            ) from None
         return place
 
 
-_OF_RUN = {MANIFEST, RECIPE, README, JUDGEMENTS, DATA, PRIVATE}
-_OF_MODEL = {"config.json", "generation_config.json", "preprocessor_config.json", "special_tokens_map.json"}
-_OF_MODEL |= {"model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"}
-_OWNED = {  # what a folder that contains the file or folder has of its own
-    MANIFEST: ("run", _OF_RUN),
-    PRIVATE: ("run", _OF_RUN),
-    "run.json": ("training", {RECIPE, "run.json", "metrics.jsonl", "tensorboard"}),
-    "config.json": ("model", _OF_MODEL),
-}
-
-
 def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
-    """Return a path. Raises UserError: it is an input, an image in one, or a run's or a model's; links are followed."""
+    """Return a path. Raises UserError: it is an input, an image in one, or a run's or a model's;
+    links are followed.
+    """
     target = path.resolve()
     for place in map(Path, inputs):
         source = place.resolve()
         # os.path.exists: a value that is not a path, such as of --set, may be too long for one
-        if target == source or (target.exists() and os.path.exists(source) and target.samefile(source)):
+        if target == source or (
+            target.exists() and os.path.exists(source) and target.samefile(source)
+        ):
             raise UserError(f"{path} is read by this command: write to another place")
         inside = target.is_file() and is_image(target.name) and target.is_relative_to(source)
-        if inside and not os.path.exists(source / MANIFEST):  # a run's own files are protected below
-            raise UserError(f"{path} is an image in {place}, which this command reads: write to another place")
+        if inside and not os.path.exists(
+            source / MANIFEST
+        ):  # a run's own files are protected below
+            raise UserError(
+                f"{path} is an image in {place}, which this command reads: write to another place"
+            )
     for folder in target.parents:
         for mark, (kind, names) in _OWNED.items():
             if target.relative_to(folder).parts[0] in names and (folder / mark).exists():
@@ -336,7 +449,9 @@ def check_output(path: Path, inputs: Iterable[str | Path] = ()) -> Path:
 
 @contextmanager
 def write_result(path: Path) -> Iterator[Path]:
-    """Yield a temporary file that then replaces `path`. Raises UserError: it is a folder, or as `check_output`."""
+    """Yield a temporary file that then replaces `path`. Raises UserError: it is a folder, or as
+    `check_output`.
+    """
     if check_output(path).is_dir():
         raise UserError(f"{path} is a folder, not a file")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -350,32 +465,38 @@ def write_result_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-_SECONDS_BETWEEN_COPIES, _LONGER_THAN_COPIES = 30.0, 20.0
-
-
 class ManifestMirror:
-    """Copies the files of a run, apart from shards, into its store. Without a store it does nothing."""
+    """Copies the files of a run, apart from shards, into its store. Without a store it does
+    nothing.
+    """
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
         self.store = folder.store
         self._copied: dict[str, bytes] = {}  # as they are in the store
         self._next = 0.0  # time of the next copy
-        self.has_work, self.is_owner = True, True
+        self.has_work = True
+        self.is_owner = True
 
     @contextmanager
     def reconciled(self) -> Iterator[None]:
-        """Keep the later of the manifests in the folder and in the store, where one continues the other.
+        """Keep the later of the manifests in the folder and in the store, where one continues the
+        other.
 
-        At the end of the block the store is this run's own (`is_owner`), unless there is no work and nothing to copy:
-        another run may be at work. A UserError within restores the folder's manifest.
+        At the end of the block the store is this run's own (`is_owner`), unless there is no work
+        and nothing to copy: another run may be at work. A UserError within restores the folder's
+        manifest.
         """
         local = _lines_of(self.folder.root)
         if local and (manifest := Manifest.load(self.folder.root)).shards:
-            before, now = manifest.run.get("store"), self.store and self.store.uri
+            before = manifest.run.get("store")
+            now = self.store and self.store.uri
             if before != now:
                 advice = f"--store {before}" if before else "no --store, or choose another --out"
-                raise UserError(f"the shards of {self.folder.root} are in {before or 'it'}; resume with {advice}")
+                raise UserError(
+                    f"the shards of {self.folder.root} are in {before or 'it'}; resume with"
+                    f" {advice}"
+                )
         remote = _lines_of(self.store)
         latest = later(local, remote, self.folder)
         if latest != local:
@@ -389,23 +510,35 @@ class ManifestMirror:
                 self._refuse_newer(remote)  # from the claim on, nobody else writes
         except UserError:
             if latest != local:
-                replace_manifest(self.folder.root, local) if local else (self.folder.root / MANIFEST).unlink()
+                (
+                    replace_manifest(self.folder.root, local)
+                    if local
+                    else (self.folder.root / MANIFEST).unlink()
+                )
             raise
 
     def _refuse_newer(self, manifest: bytes) -> None:
         if _lines_of(self.store) != manifest:
-            raise UserError(f"another run is writing into {self.folder.location}; wait for it to finish")
+            raise UserError(
+                f"another run is writing into {self.folder.location}; wait for it to finish"
+            )
 
     def copy_index(self, index: Path) -> None:
-        """Copy a source index into the store unless it is already there; its description is copied last."""
+        """Copy a source index into the store unless it is already there; its description is copied
+        last.
+        """
         description = index.with_suffix(".json")
-        names = {path: path.relative_to(self.folder.root).as_posix() for path in (index, description)}
+        names = {
+            path: path.relative_to(self.folder.root).as_posix() for path in (index, description)
+        }
         if self.store and (self.store / names[description]).read() != description.read_bytes():
             for path, name in names.items():
                 (self.store / name).put(path)
 
     def copy(self) -> None:
-        """Copy everything but the index into the store, the manifest last. Raises StoreError: another run took over."""
+        """Copy everything but the index into the store, the manifest last. Raises StoreError:
+        another run took over.
+        """
         if self.store is None or self.folder.claim is None:
             return
         began = time.monotonic()
@@ -418,13 +551,17 @@ class ManifestMirror:
         self._next = began + took + max(_SECONDS_BETWEEN_COPIES, _LONGER_THAN_COPIES * took)
 
     def copy_soon(self) -> None:
-        """Copy what is new, half a minute after the last copy; later, if a long manifest takes its time."""
+        """Copy what is new, half a minute after the last copy; later, if a long manifest takes its
+        time.
+        """
         if time.monotonic() > self._next:
             self.copy()
 
     @contextmanager
     def copied(self) -> Iterator[None]:
-        """Copy what is committed, however the block ends. Raises OSError, unless another error is on its way."""
+        """Copy what is committed, however the block ends. Raises OSError, unless another error is
+        on its way.
+        """
         try:
             yield
         except BaseException:
@@ -439,16 +576,22 @@ def _lines_of(place: Location | None) -> bytes:
 
 
 def later(local: bytes, remote: bytes, folder: RunFolder) -> bytes:
-    """Return the manifest, of a folder or its store, that continues the other. Raises UserError: neither does."""
+    """Return the manifest, of a folder or its store, that continues the other. Raises UserError:
+    neither does.
+    """
     if not remote.startswith(local) and not local.startswith(remote):
         raise UserError(f"{folder.root} and its store contain different runs; choose a new --out")
     return max(local, remote, key=len)
 
 
-def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]], None]) -> Manifest:
-    """Download a run into a folder, but for files that are there, byte for byte; `advance` gets the rows of each shard.
+def fetch(
+    store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]], None]
+) -> Manifest:
+    """Download a run into a folder, but for files that are there, byte for byte; `advance` gets the
+    rows of each shard.
 
-    Raises UserError: the store contains no run, or the folder another one; StoreError: an object is missing or damaged.
+    Raises UserError: the store contains no run, or the folder another one; StoreError: an object is
+    missing or damaged.
     """
     folder = RunFolder(out)
     remote = read_manifest(store)
@@ -469,7 +612,8 @@ def fetch(store: StorePath, out: Path, advance: Callable[[int, Mapping[str, int]
                     temporary.write_bytes(data)
             advance(shard.rows, shard.counts)
         for name in (RECIPE, README):
-            if (text := (store / name).read()) is not None:
+            text = (store / name).read()
+            if text is not None:
                 with atomic_write(out / name) as temporary:
                     temporary.write_bytes(text)
         replace_manifest(out, content)

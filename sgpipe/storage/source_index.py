@@ -1,6 +1,7 @@
 """The source index: the records of a split as its annotation file gives them, in one Arrow file.
 
-Workers map it into their memory. Counts, problems, class names and origin are in a JSON file beside it, written last.
+Workers map it into their memory. Counts, problems, class names and origin are in a JSON file beside
+it, written last.
 """
 
 import json
@@ -18,7 +19,11 @@ from sgpipe.utils.atomic import atomic_write, write_text
 from sgpipe.utils.hashing import file_sha256, fingerprint
 
 _ROWS_PER_BATCH = 256
-SOURCE_TOTALS = {"images": "images", "boxes": "boxes", "captions": "texts"}  # what `meta` calls them
+SOURCE_TOTALS = {
+    "images": "images",
+    "boxes": "boxes",
+    "captions": "texts",
+}  # what `meta` calls them
 
 
 class SourceIndex:
@@ -28,7 +33,9 @@ class SourceIndex:
         """Raises UserError: the file is missing or not an index."""
         try:
             described = json.loads(_meta_path(path).read_text(encoding="utf-8"))
-            if not isinstance(described, dict) or described.pop("checksum", None) != fingerprint(described):
+            if not isinstance(described, dict) or described.pop("checksum", None) != fingerprint(
+                described
+            ):
                 raise ValueError("its description has changed")
             self.meta: dict[str, Any] = described
             self._file = pa.memory_map(str(path))
@@ -46,21 +53,32 @@ class SourceIndex:
 
 
 def read_records(index: pa.NativeFile, start: int, stop: int, name: Location) -> list[Record]:
-    """Records `start` up to, not including, `stop` of the Arrow file of an index, which messages call `name`."""
-    first, last = start // _ROWS_PER_BATCH, -(-stop // _ROWS_PER_BATCH)
+    """Records `start` up to, not including, `stop` of the Arrow file of an index, which messages
+    call `name`.
+    """
+    first = start // _ROWS_PER_BATCH
+    last = -(-stop // _ROWS_PER_BATCH)
     try:
         reader = pa.ipc.open_file(index)
-        table = pa.Table.from_batches([reader.get_batch(i) for i in range(first, last)], schema=reader.schema)
+        table = pa.Table.from_batches(
+            [reader.get_batch(i) for i in range(first, last)], schema=reader.schema
+        )
     except StoreError:
         raise
     except (OSError, pa.ArrowException) as error:
-        again = "; delete it and its .json, and run the same command again" * isinstance(name, StorePath)
+        again = "; delete it and its .json, and run the same command again" * isinstance(
+            name, StorePath
+        )
         raise UserError(f"the source index {name} cannot be read ({error}){again}") from None
     return from_table(table.slice(start - first * _ROWS_PER_BATCH, stop - start))
 
 
-def write_index(path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mapping[str, Any]]) -> None:
-    """Write the records of a split in batches of equal size, and what `meta` then returns with their counts."""
+def write_index(
+    path: Path, tables: Iterable[pa.Table], meta: Callable[[], Mapping[str, Any]]
+) -> None:
+    """Write the records of a split in batches of equal size, and what `meta` then returns with
+    their counts.
+    """
     _meta_path(path).unlink(missing_ok=True)
     images = boxes = texts = 0
     tables = iter(tables)

@@ -36,7 +36,8 @@ class Problem:
 class Verification:
     """What was checked, and the problems found.
 
-    `at_work`: a run is in progress, and only its commits were checked. `repairs`: what a repair did, in words.
+    `at_work`: a run is in progress, and only its commits were checked. `repairs`: what a repair
+    did, in words.
     """
 
     root: Location
@@ -59,26 +60,37 @@ class Verification:
         return {**asdict(self), "root": str(self.root), "repaired": self.repaired, "ok": self.ok}
 
 
-def verify(root: str | Location, *, repair: bool = False, advance: Advance | None = None) -> Verification:
-    """Check every byte and row of the shards of a run, a few in memory at a time; `advance` gets the rows of each.
+def verify(
+    root: str | Location, *, repair: bool = False, advance: Advance | None = None
+) -> Verification:
+    """Check every byte and row of the shards of a run, a few in memory at a time; `advance` gets
+    the rows of each.
 
-    `repair`: remove bad shards from the manifest; the command that wrote the run then makes them again. If nothing else
-    is wrong, delete shards that the manifest does not list.
+    `repair`: remove bad shards from the manifest; the command that wrote the run then makes them
+    again. If nothing else is wrong, delete shards that the manifest does not list.
     """
     root = location(root)
     stored = isinstance(root, StorePath)
     if stored and repair:
-        raise UserError(f"--repair is for folders; delete what is damaged from {root}, and resume the run")
+        raise UserError(
+            f"--repair is for folders; delete what is damaged from {root}, and resume the run"
+        )
     folder = RunFolder(root if isinstance(root, Path) else Path())
-    Manifest.load(root, salvage=True)  # refuses what is not a run before `lock` makes a folder of it
+    Manifest.load(
+        root, salvage=True
+    )  # refuses what is not a run before `lock` makes a folder of it
     with folder.lock() if repair else nullcontext():
         verification = Verification(root, at_work=not stored and not repair and folder.is_locked)
         manifest = Manifest.load(root, salvage=True)
         _check_place(root, manifest, repair)
         changed = "has changed since it was written"
-        verification.problems += [Problem(MANIFEST, f"line {number} {changed}") for number in manifest.damaged]
+        verification.problems += [
+            Problem(MANIFEST, f"line {number} {changed}") for number in manifest.damaged
+        ]
         faults = _check_shards(root, manifest, advance)
-        listed = {shard.file for shard in Manifest.load(root, salvage=True).shards}  # a run may have replaced some
+        listed = {
+            shard.file for shard in Manifest.load(root, salvage=True).shards
+        }  # a run may have replaced some
         checked = [shard for shard in manifest.shards if shard.file in listed]
         verification.shards = len(checked)
         verification.images = sum(shard.rows for shard in checked)
@@ -94,7 +106,9 @@ def verify(root: str | Location, *, repair: bool = False, advance: Advance | Non
 
 
 def _check_place(root: Location, manifest: Manifest, repair: bool) -> None:
-    """Raises UserError: the shards are in a store, of which `root` is only the folder for the rest."""
+    """Raises UserError: the shards are in a store, of which `root` is only the folder for the
+    rest.
+    """
     store = manifest.run.get("store")
     if not store or not isinstance(root, Path) or not manifest.shards:
         return
@@ -102,10 +116,14 @@ def _check_place(root: Location, manifest: Manifest, repair: bool) -> None:
     if repair:
         raise UserError(f"the shards of {root} come from {store}; fetch them again: {again}")
     if not any((root / shard.file).exists() for shard in manifest.shards):
-        raise UserError(f"the shards of {root} are in {store}; name it instead, or fetch them: {again}")
+        raise UserError(
+            f"the shards of {root} are in {store}; name it instead, or fetch them: {again}"
+        )
 
 
-def _check_shards(root: Location, manifest: Manifest, advance: Advance | None) -> dict[str, list[str]]:
+def _check_shards(
+    root: Location, manifest: Manifest, advance: Advance | None
+) -> dict[str, list[str]]:
     """Return the faults of each shard, by its file."""
     threads = _FETCHED if isinstance(root, StorePath) else 1
     faults: dict[str, list[str]] = {}
@@ -122,10 +140,14 @@ def _check_shards(root: Location, manifest: Manifest, advance: Advance | None) -
     return faults
 
 
-def _repair(folder: RunFolder, manifest: Manifest, bad: Sequence[ShardEntry], unlisted: int) -> list[str]:
+def _repair(
+    folder: RunFolder, manifest: Manifest, bad: Sequence[ShardEntry], unlisted: int
+) -> list[str]:
     """Drop what is damaged; return what was done, in words."""
     if bad or manifest.damaged:
-        if bad and manifest.run.get("finished"):  # of an import: which rows there were is no longer known
+        if bad and manifest.run.get(
+            "finished"
+        ):  # of an import: which rows there were is no longer known
             manifest.run["finished"] = False
         manifest.rewrite(bad)
         counts = [(len(manifest.damaged), "damaged line"), (len(bad), "damaged shard")]
@@ -139,14 +161,19 @@ def _repair(folder: RunFolder, manifest: Manifest, bad: Sequence[ShardEntry], un
 
 
 def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int]]:
-    """Return the faults of a shard, the first of each kind, and, if it has none, a number for each of its images."""
-    faults, counts, images = dict[str, str](), Counter[str](), list[int]()
+    """Return the faults of a shard, the first of each kind, and, if it has none, a number for each
+    of its images.
+    """
+    faults = dict[str, str]()
+    counts = Counter[str]()
+    images = list[int]()
     try:
         with open_shard(root / shard.file, SCHEMA.names, open_checked(root, shard)) as file:
             for column in SCHEMA:
                 if not file.schema_arrow.field(column.name).type.equals(column.type):
                     return [f"column {column.name!r} has the wrong type"], []
-            if (rows := file.metadata.num_rows) != shard.rows:
+            rows = file.metadata.num_rows
+            if rows != shard.rows:
                 faults["rows"] = f"{count(rows, 'row')}, the manifest says {shard.rows:,}"
             for batch in file.iter_batches(_ROWS, columns=SCHEMA.names):
                 table = pa.Table.from_batches([batch])

@@ -1,4 +1,6 @@
-"""Create the network that a training starts from: a copy of an existing one, an official checkpoint, or a new one."""
+"""Create the network that a training starts from: a copy of an existing one, an official
+checkpoint, or a new one.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,21 +23,39 @@ from sgpipe.recipe import MINIWORLD, PackagedModel, named_model
 from sgpipe.training.recipe import Kind, ModelConfig
 from sgpipe.utils.config_file import did_you_mean, merged
 
-CLASSES: dict[Kind, type[RLIPModel]] = {"tagger": RTagger, "parseda": ParSeDA, "parsed": ParSeD, "rlipv1": ParSeD}
+CLASSES: dict[Kind, type[RLIPModel]] = {
+    "tagger": RTagger,
+    "parseda": ParSeDA,
+    "parsed": ParSeD,
+    "rlipv1": ParSeD,
+}
 
 _PACKAGED: dict[Kind, PackagedModel] = {"tagger": "tagger", "parseda": "parseda"}
-_FUSION = ("encoder.fusion_layers.", "encoder.label_layers.", "late_fusion.")  # starts of names of parameters
-_COMMON_WORDS = "a an the on in at of to with by for from near behind under over next front above below beside"
+_FUSION = (
+    "encoder.fusion_layers.",
+    "encoder.label_layers.",
+    "late_fusion.",
+)  # starts of names of parameters
+_COMMON_WORDS = (
+    "a an the on in at of to with by for from near behind under over next front above below beside"
+)
 
 
 def make_initial_model(
-    config: ModelConfig, texts: Sequence[str], seed: int, folder: Path, image_sides: tuple[int, int] | None = None
+    config: ModelConfig,
+    texts: Sequence[str],
+    seed: int,
+    folder: Path,
+    image_sides: tuple[int, int] | None = None,
 ) -> None:
-    """Save the network in `folder`, for `from_pretrained`; config.json has `image_sides`, those of validation images.
+    """Save the network in `folder`, for `from_pretrained`; config.json has `image_sides`, those of
+    validation images.
 
-    `texts`: the names in the data; a new network without RoBERTa gets a tokenizer that knows their words.
+    `texts`: the names in the data; a new network without RoBERTa gets a tokenizer that knows their
+    words.
 
-    Raises UserError: the network does not exist or is of another kind, or a setting is invalid; EngineError: no store.
+    Raises UserError: the network does not exist or is of another kind, or a setting is invalid;
+    EngineError: no store.
     """
     try:
         network = _existing(config, folder, seed) if config.init else _new(config, texts, seed)
@@ -47,12 +67,18 @@ def make_initial_model(
 
 def _existing(config: ModelConfig, folder: Path, seed: int) -> RLIPModel:
     if config.init == MINIWORLD and config.kind not in _PACKAGED:
-        raise CheckpointError(f"init: the packaged models are a tagger and a parseda, not a {config.kind}")
+        raise CheckpointError(
+            f"init: the packaged models are a tagger and a parseda, not a {config.kind}"
+        )
     name = named_model(str(config.init), _PACKAGED.get(config.kind))
     if Path(name).suffix in (".pth", ".pt"):
         converted = folder.with_name(f"{folder.name}-converted")
         if not (converted / "config.json").exists():
-            convert(existing_file(Path(name)), converted, local_model(config.text_encoder or "roberta-base"))
+            convert(
+                existing_file(Path(name)),
+                converted,
+                local_model(config.text_encoder or "roberta-base"),
+            )
         name = str(converted)
     else:
         name = local_model(name)
@@ -60,7 +86,9 @@ def _existing(config: ModelConfig, folder: Path, seed: int) -> RLIPModel:
 
 
 def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLIPModel:
-    """Return it with changed settings; parameters of another `fusion` are random. Raises CheckpointError."""
+    """Return it with changed settings; parameters of another `fusion` are random. Raises
+    CheckpointError.
+    """
     queries = changes.get("num_queries", network.config.num_queries)
     if queries != network.config.num_queries:
         network = prune_queries(network, queries)
@@ -69,12 +97,18 @@ def _reconfigured(network: RLIPModel, changes: dict[str, Any], seed: int) -> RLI
     changed = _random(config, seed)
     parameters = network.state_dict()
     if config.fusion != network.config.fusion:
-        parameters = {name: value for name, value in parameters.items() if not name.startswith(_FUSION)}
-        parameters |= {name: value for name, value in changed.state_dict().items() if name.startswith(_FUSION)}
+        parameters = {
+            name: value for name, value in parameters.items() if not name.startswith(_FUSION)
+        }
+        parameters |= {
+            name: value for name, value in changed.state_dict().items() if name.startswith(_FUSION)
+        }
     try:
         changed.load_state_dict(parameters)
     except RuntimeError:
-        raise CheckpointError(f"the parameters of the network do not fit the settings {changes}") from None
+        raise CheckpointError(
+            f"the parameters of the network do not fit the settings {changes}"
+        ) from None
     if network.tokenizer is not None:
         changed.set_tokenizer(network.tokenizer)
     return changed
@@ -88,14 +122,23 @@ def _new(config: ModelConfig, texts: Sequence[str], seed: int) -> RLIPModel:
         tokenizer = build_tokenizer([*texts, NO_OBJECTS, _COMMON_WORDS])
     else:
         encoder = local_model(config.text_encoder)
-        tokenizer, roberta = load_tokenizer(encoder), load_roberta(encoder)
+        tokenizer = load_tokenizer(encoder)
+        roberta = load_roberta(encoder)
         changes["text_config"] = roberta_sizes(roberta.config)
     if config.backbone == "miniature":
         sizes = tiny_sizes(len(tokenizer))
-        settings = KINDS[config.kind](**merged({**sizes, "text_config": sizes["text_config"].to_dict()}, changes))
+        settings = KINDS[config.kind](
+            **merged({**sizes, "text_config": sizes["text_config"].to_dict()}, changes)
+        )
     elif roberta is None:
-        needs = f"a new network of size {config.backbone} needs a RoBERTa (model.text_encoder: folder or hub id)"
-        hint = "better start from a detector: `sgpipe convert DETECTOR --as ... --out start`, then --init start"
+        needs = (
+            f"a new network of size {config.backbone} needs a RoBERTa (model.text_encoder: folder"
+            " or hub id)"
+        )
+        hint = (
+            "better start from a detector: `sgpipe convert DETECTOR --as ... --out start`, then"
+            " --init start"
+        )
         raise CheckpointError(f"{needs}; {hint}")
     else:
         settings = preset(config.kind, config.backbone, **changes)
@@ -119,5 +162,7 @@ def _checked(kind: type[RLIPConfig], changes: dict[str, Any]) -> dict[str, Any]:
     known = kind().to_dict().keys()
     unknown = sorted(changes.keys() - known)
     if unknown:
-        raise CheckpointError(f"a {kind.__name__} has no setting {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+        raise CheckpointError(
+            f"a {kind.__name__} has no setting {unknown[0]!r}{did_you_mean(unknown[0], known)}"
+        )
     return dict(changes)

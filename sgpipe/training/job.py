@@ -1,7 +1,8 @@
-"""The work of one training process: train from the latest checkpoint until all epochs, or all steps, are done.
+"""The work of one training process: train from the latest checkpoint until all epochs, or all
+steps, are done.
 
-A benchmark of a validation is that of `sgpipe eval … --model` for the same network and shards: unlike in the batches of
-a validation, images are not padded, and those without relations count too.
+A benchmark of a validation is that of `sgpipe eval … --model` for the same network and shards:
+unlike in the batches of a validation, images are not padded, and those without relations count too.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -49,26 +50,51 @@ from sgpipe.utils.prefetch import prefetch_generator
 PRIVATE = ".training"
 
 
+_BOX_PARTS = (
+    "image_encoder",
+    "text_encoder",
+    "label_resizer",
+    "dense_head",
+)  # trained with loss.only_boxes
+_REMEDY = (
+    "lower optimisation.batch (--batch), set optimisation.activation_checkpointing, raise"
+    " workers.count (--workers)"
+)
+
+
 def check_benchmark(recipe: TrainRecipe, validation: TrainingSet | None) -> None:
-    """Raises UserError: `output.best` is a benchmark that the validation data or the network cannot be scored by."""
+    """Raises UserError: `output.best` is a benchmark that the validation data or the network cannot
+    be scored by.
+    """
     name = recipe.output.best
     if name not in BENCHMARKS or validation is None:
         return
     labels = validation.closed_labels
     is_detector = recipe.model.kind != "tagger" and not recipe.loss.only_boxes
     if not is_detector or labels is None or (name == "hico" and PERSON not in labels.objects):
-        classes = f"closed class lists{f' with {PERSON!r}' if name == 'hico' else ''} (data.labels: full)"
-        needs = f"a training of relations that a detector finds, and validation shards with {classes}"
+        classes = (
+            f"closed class lists{f' with {PERSON!r}' if name == 'hico' else ''} (data.labels: full)"
+        )
+        needs = (
+            f"a training of relations that a detector finds, and validation shards with {classes}"
+        )
         raise UserError(f"output.best: {name} needs {needs}; use output.best: ap, recall or loss")
-    if limited := next((part.shards for part in recipe.data.val if part.limit), None):
-        raise UserError(f"output.best: {name} scores all images of {limited}, so data.val takes no limit with it")
+    limited = next((part.shards for part in recipe.data.val if part.limit), None)
+    if limited:
+        raise UserError(
+            f"output.best: {name} scores all images of {limited}, so data.val takes no limit"
+            " with it"
+        )
 
 
 class _LivePredictor(Predictor):
-    """Predicts with the network of a training. Sharded parameters serve equally many passes of all processes."""
+    """Predicts with the network of a training. Sharded parameters serve equally many passes of all
+    processes.
+    """
 
     def __init__(self, config: PredictConfig, objective: Objective) -> None:
-        self.config, self._objective = config, objective
+        self.config = config
+        self._objective = objective
         self._device = next(objective.parameters()).device
         self._dtype = pick_dtype("auto", self._device)
         self._sides = config.sides or (0, 0)
@@ -85,8 +111,9 @@ class _LivePredictor(Predictor):
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Scores a network by one of `BENCHMARKS` on all images of the validation shards, shared by the processes, each of
-    which reads `batch` at once. Raises UserError: the network does not classify subjects.
+    """Scores a network by one of `BENCHMARKS` on all images of the validation shards, shared by the
+    processes, each of which reads `batch` at once. Raises UserError: the network does not classify
+    subjects.
     """
 
     name: str
@@ -98,21 +125,30 @@ class Benchmark:
 
     def __post_init__(self) -> None:
         if self.name == "openimages" and not self.objective.network.config.subject_class:
-            raise UserError("output.best: openimages needs a network that classifies subjects; use output.best: ap")
+            raise UserError(
+                "output.best: openimages needs a network that classifies subjects; use"
+                " output.best: ap"
+            )
 
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
-        """Return the score by the name of the benchmark, the same in every process; nothing without any ground truth.
+        """Return the score by the name of the benchmark, the same in every process; nothing without
+        any ground truth.
 
         Raises UserError: an annotation is not of a listed class, or a prediction is not finite.
         """
-        training, sizes = self.objective.training, (len(self.labels.relations), len(self.labels.objects))
+        training = self.objective.training
+        sizes = (len(self.labels.relations), len(self.labels.objects))
         self.objective.eval()
         try:
             if self.name == "openimages":
-                score = evaluate_open_images(self._images(), OpenImagesSettings(*sizes[::-1])).weighted_score()
+                score = evaluate_open_images(
+                    self._images(), OpenImagesSettings(*sizes[::-1])
+                ).weighted_score()
             else:
-                possible = possible_interactions() if self.labels == HICO.classes else np.ones(sizes)
+                possible = (
+                    possible_interactions() if self.labels == HICO.classes else np.ones(sizes)
+                )
                 score = evaluate_hico(self._images(), HicoSettings(possible)).per_class.mean()
         except EvaluationError as error:
             raise UserError(f"output.best: {self.name} cannot be computed: {error}") from None
@@ -124,13 +160,18 @@ class Benchmark:
         task: Task = "hoi" if self.name == "hico" else "scene graph"
         sides = self.data.short_side, self.data.long_side
         how: dict[str, Any] = {"batch": self.batch, "sides": sides, "threads": self.data.threads}
-        predictor = _LivePredictor(PredictConfig(Path("the network"), self.labels, task, **how), self.objective)
+        predictor = _LivePredictor(
+            PredictConfig(Path("the network"), self.labels, task, **how), self.objective
+        )
         with prefetch_generator(self._row_groups()) as groups:
             for group, targets in groups:
                 for found in predictor(group):
-                    name, pairs = found.row.image_id, found.pairs
+                    name = found.row.image_id
+                    pairs = found.pairs
                     if found.row.error is None:
-                        yield EvaluationImage(name, targets[name], no_pairs(self.labels) if pairs is None else pairs)
+                        yield EvaluationImage(
+                            name, targets[name], no_pairs(self.labels) if pairs is None else pairs
+                        )
         predictor.wait()
 
     def _row_groups(self) -> Generator[tuple[RowGroup, dict[str, ImageGroundTruth]], None, None]:
@@ -140,15 +181,13 @@ class Benchmark:
             for split in config.splits or (None,):
                 places += [(root, group) for group in list_row_groups(root, split, config.images)]
         rank, world_size = self.share
-        for root, group in places[len(places) * rank // world_size : len(places) * (rank + 1) // world_size]:
-            source = shard_annotations(root, self.labels, persons_only=self.name == "hico", group=group)
+        for root, group in places[
+            len(places) * rank // world_size : len(places) * (rank + 1) // world_size
+        ]:
+            source = shard_annotations(
+                root, self.labels, persons_only=self.name == "hico", group=group
+            )
             yield group, read_annotations(source, "image_id", may_be_empty=True)
-
-
-_BOX_PARTS = ("image_encoder", "text_encoder", "label_resizer", "dense_head")  # trained with loss.only_boxes
-_REMEDY = (
-    "lower optimisation.batch (--batch), set optimisation.activation_checkpointing, raise workers.count (--workers)"
-)
 
 
 @dataclass(frozen=True)
@@ -183,18 +222,26 @@ def run_job(
 ) -> None:
     """Do this process's work. Raises as `train`.
 
-    `show` gets every line of metrics, in the first worker; `share`: index of this worker, and number of workers.
+    `show` gets every line of metrics, in the first worker; `share`: index of this worker, and
+    number of workers.
     """
-    recipe, checkpoints = job.recipe, job.checkpoints
+    recipe = job.recipe
+    checkpoints = job.checkpoints
     latest = checkpoints.latest()
     try:
         network = CLASSES[recipe.model.kind].from_pretrained(latest or job.initial_model)
         device = device or pick_device(recipe.workers.device, recipe.workers.gpus)
-        compiled = CompiledLayers(network) if recipe.workers.compile and device.type == "cuda" else None
+        compiled = (
+            CompiledLayers(network) if recipe.workers.compile and device.type == "cuda" else None
+        )
         objective = make_objective(network, recipe)
         nn.Module.to(objective, device)
         step = read_position(latest).step if latest else 0
-        log = metrics_log(job.out, step, recipe.output.tensorboard) if share[0] == 0 else nullcontext(lambda row: None)
+        log = (
+            metrics_log(job.out, step, recipe.output.tensorboard)
+            if share[0] == 0
+            else nullcontext(lambda row: None)
+        )
         with log as write:
 
             def report(row: dict[str, Any]) -> None:
@@ -204,16 +251,28 @@ def run_job(
             def compilation() -> dict[str, float | str]:
                 if compiled is None:
                     return {}
-                error = {} if compiled.failure is None else {"compile_error": one_line(compiled.failure)}
+                error = (
+                    {}
+                    if compiled.failure is None
+                    else {"compile_error": one_line(compiled.failure)}
+                )
                 return {"compilation": compiled.seconds, **error}
 
-            options, output, validation = recipe.optimisation, recipe.output, job.validation_set
+            options = recipe.optimisation
+            output = recipe.output
+            validation = job.validation_set
             intervals = {"log_every", "checkpoint_every", "validate_every", "validate_every_steps"}
             batch = options.batch // share[1] // options.accumulate
             benchmark = None
-            if output.best in BENCHMARKS and validation is not None and validation.closed_labels is not None:
+            if (
+                output.best in BENCHMARKS
+                and validation is not None
+                and validation.closed_labels is not None
+            ):
                 labels = validation.closed_labels
-                benchmark = Benchmark(output.best, objective, recipe.data, labels, max(batch, 1), share)
+                benchmark = Benchmark(
+                    output.best, objective, recipe.data, labels, max(batch, 1), share
+                )
             with enough_memory(device, _REMEDY):
                 if compiled is not None:
                     compiled.compile(objective, batch)
@@ -236,14 +295,21 @@ def run_job(
         raise DivergedError(str(error)) from None
     except refusals() as error:  # in a backward pass, of what `CompiledLayers.compile` did not meet
         remedy = "with workers.compile=false the same command resumes the training"
-        raise EngineError(f"PyTorch could not compile within a step ({one_line(error)}); {remedy}") from None
+        raise EngineError(
+            f"PyTorch could not compile within a step ({one_line(error)}); {remedy}"
+        ) from None
 
 
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
-    """Return the network with its criterion, and parts frozen as configured. Raises UserError: no such part."""
-    loss, options = recipe.loss, recipe.optimisation
+    """Return the network with its criterion, and parts frozen as configured. Raises UserError: no
+    such part.
+    """
+    loss = recipe.loss
+    options = recipe.optimisation
     if loss.only_boxes and not network.config.dense_head:
-        raise UserError("loss.only_boxes needs a detector with a dense head; set model.config.dense_head: true")
+        raise UserError(
+            "loss.only_boxes needs a detector with a dense head; set model.config.dense_head: true"
+        )
     network.requires_grad_(not loss.only_boxes)
     if loss.only_boxes:
         for part in _BOX_PARTS:
@@ -265,10 +331,16 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
     return Objective(network, criterion, options.precision, loss.mask_by_sum, loss.dense)
 
 
-def make_feed(job: TrainingJob, network: RLIPModel, rank: int, world_size: int, *, pinned: bool = False) -> ShardFeed:
-    """Return a worker's batches. As published, the R-Tagger learns from as many relations as it has queries."""
+def make_feed(
+    job: TrainingJob, network: RLIPModel, rank: int, world_size: int, *, pinned: bool = False
+) -> ShardFeed:
+    """Return a worker's batches. As published, the R-Tagger learns from as many relations as it has
+    queries.
+    """
     recipe, options, pairs = job.recipe, job.recipe.optimisation, network.config.num_pairs
-    most, most_pairs = (network.config.num_queries, pairs) if isinstance(network, RTagger) else (pairs, None)
+    most, most_pairs = (
+        (network.config.num_queries, pairs) if isinstance(network, RTagger) else (pairs, None)
+    )
     of_step = recipe.data, options.batch, recipe.seed, most
     stream = StepStream(job.training_set, *of_step, rank, world_size, accumulate=options.accumulate)
     return ShardFeed(stream, job.validation_set, most_pairs, pinned)

@@ -39,8 +39,10 @@ class LayoutTraining:
         pairs: that interact
         predicates: that the model knows
         held_out: images that measured the model
-        precision: share of the held-out pairs of probability 0.5 or more that interact; None: not measured
-        recall: share of the held-out pairs that interact and have this probability; None: not measured
+        precision: share of the held-out pairs of probability 0.5 or more that interact; None: not
+            measured
+        recall: share of the held-out pairs that interact and have this probability; None: not
+            measured
         seconds: that it took
     """
 
@@ -65,11 +67,12 @@ def train_layout(
 ) -> LayoutTraining:
     """Train a layout model on the annotated relations of runs, and those of confidence 0.2 or more.
 
-    Memory does not grow with the runs: of more images with relations, 20,000 are drawn by the seed. Images
-    without relations are left out, as nobody may have annotated them.
+    Memory does not grow with the runs: of more images with relations, 20,000 are drawn by the seed.
+    Images without relations are left out, as nobody may have annotated them.
 
     Raises:
-        UserError: `out` has files; not a run; too few images have relations, or no pair of boxes is without one
+        UserError: `out` has files; not a run; too few images have relations, or no pair of boxes is
+            without one
     """
     began = time.monotonic()
     if out.exists() and any(out.iterdir()):
@@ -78,10 +81,14 @@ def train_layout(
     examples, found = _sample(places, limit or MOST_IMAGES, seed)
     if len(examples) < FEWEST_IMAGES:
         few = f"{count(len(examples), 'image')} with relations between boxes"
-        raise UserError(f"--data {' '.join(runs)}: {few}; a layout model needs at least {FEWEST_IMAGES}")
+        raise UserError(
+            f"--data {' '.join(runs)}: {few}; a layout model needs at least {FEWEST_IMAGES}"
+        )
     examples = _with_frequent_predicates(examples)
     held_out = examples[::HELD_OUT] if len(examples) >= HELD_OUT * FEWEST_HELD_OUT else []
-    fitted = [example for number, example in enumerate(examples) if not held_out or number % HELD_OUT]
+    fitted = [
+        example for number, example in enumerate(examples) if not held_out or number % HELD_OUT
+    ]
     progress.say(f"training on {count(len(fitted), 'image')} of {found:,} with relations")
     settings = LayoutSettings(seed=seed)
     model = fit_layout(fitted, settings if epochs is None else replace(settings, epochs=epochs))
@@ -119,7 +126,9 @@ def _sample(places: Sequence[Location], size: int, seed: int) -> tuple[list[Layo
 def _examples(records: Iterable[Record]) -> Iterator[LayoutExample]:
     """Yield the images with relations between boxes; crowds are no boxes."""
     for record in records:
-        usable = [index for index, box in enumerate(record.objects) if not (box.iscrowd or box.is_nothing)]
+        usable = [
+            index for index, box in enumerate(record.objects) if not (box.iscrowd or box.is_nothing)
+        ]
         if len(usable) > MOST_BOXES:
             continue
         positions = {index: position for position, index in enumerate(usable)}
@@ -133,14 +142,25 @@ def _examples(records: Iterable[Record]) -> Iterator[LayoutExample]:
             whole = image_layout(record, ())
             classes = [record.objects[index].category for index in usable]
             layout = ImageLayout(whole.boxes[usable], classes, record.width, record.height)
-            relations = [(subject, predicates, thing) for (subject, thing), predicates in pairs.items()]
+            relations = [
+                (subject, predicates, thing) for (subject, thing), predicates in pairs.items()
+            ]
             yield LayoutExample(layout, relations)
 
 
 def _with_frequent_predicates(examples: Sequence[LayoutExample]) -> list[LayoutExample]:
-    """Return the examples without all but the most frequent predicates; their pairs still interact."""
-    numbers = Counter(text for example in examples for _, texts, _ in example.relations for text in texts)
-    frequent = {text for text, _ in sorted(numbers.items(), key=lambda item: (-item[1], item[0]))[:MOST_PREDICATES]}
+    """Return the examples without all but the most frequent predicates; their pairs still
+    interact.
+    """
+    numbers = Counter(
+        text for example in examples for _, texts, _ in example.relations for text in texts
+    )
+    frequent = {
+        text
+        for text, _ in sorted(numbers.items(), key=lambda item: (-item[1], item[0]))[
+            :MOST_PREDICATES
+        ]
+    }
     fewer = []
     for example in examples:
         relations = [
@@ -151,16 +171,27 @@ def _with_frequent_predicates(examples: Sequence[LayoutExample]) -> list[LayoutE
     return fewer
 
 
-def _measure(model: LayoutModel, examples: Sequence[LayoutExample]) -> tuple[float | None, float | None]:
-    """Return precision and recall of the pairs of probability 0.5 or more, of subjects that the model knows."""
+def _measure(
+    model: LayoutModel, examples: Sequence[LayoutExample]
+) -> tuple[float | None, float | None]:
+    """Return precision and recall of the pairs of probability 0.5 or more, of subjects that the
+    model knows.
+    """
     labelled = correct = interacting = 0
     for example in examples:
         indices = range(len(example.layout.classes))
         pairs = [(subject, thing) for subject in indices for thing in indices if subject != thing]
         scores = model.score(example.layout, np.array(pairs, np.int64))
         related = {(subject, thing) for subject, _, thing in example.relations}
-        probable = [pair for pair, value in zip(pairs, scores.interacts.tolist(), strict=True) if value >= 0.5]
+        probable = [
+            pair
+            for pair, value in zip(pairs, scores.interacts.tolist(), strict=True)
+            if value >= 0.5
+        ]
         labelled += len(probable)
         correct += len(related.intersection(probable))
         interacting += len(related)
-    return (correct / labelled if labelled else None, correct / interacting if interacting else None)
+    return (
+        correct / labelled if labelled else None,
+        correct / interacting if interacting else None,
+    )

@@ -1,4 +1,6 @@
-"""The metrics of a training: written (metrics.jsonl, TensorBoard), shown while it runs, and summed up at its end."""
+"""The metrics of a training: written (metrics.jsonl, TensorBoard), shown while it runs, and summed
+up at its end.
+"""
 
 import json
 import math
@@ -26,13 +28,17 @@ MEASURES = (*BENCHMARKS, "ap", "recall@20", "recall@50", "recall@100", "precisio
 
 
 @contextmanager
-def metrics_log(out: Path, step: int, tensorboard: bool) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that appends a line of metrics, for TensorBoard too if asked for. Lines of later steps than
-    `step`, from which the training resumes and which are repeated, are removed.
+def metrics_log(
+    out: Path, step: int, tensorboard: bool
+) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a function that appends a line of metrics, for TensorBoard too if asked for. Lines of
+    later steps than `step`, from which the training resumes and which are repeated, are removed.
     """
     rows = [row for row in read_metrics(out) if row["step"] <= step]
     write_text(out / METRICS, "".join(f"{json.dumps(row)}\n" for row in rows))
-    board = _tensorboard(out / "tensorboard", step) if tensorboard else nullcontext(lambda row: None)
+    board = (
+        _tensorboard(out / "tensorboard", step) if tensorboard else nullcontext(lambda row: None)
+    )
     with (out / METRICS).open("a", encoding="utf-8") as file, board as show:
 
         def write(row: dict[str, Any]) -> None:
@@ -44,8 +50,12 @@ def metrics_log(out: Path, step: int, tensorboard: bool) -> Iterator[Callable[[d
 
 @contextmanager
 def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a function that writes to an event file at once: thus a full disk is an error here, not in a thread."""
-    from tensorboardX.event_file_writer import EventsWriter  # it imports boto3 where that is installed
+    """Yield a function that writes to an event file at once: thus a full disk is an error here, not
+    in a thread.
+    """
+    from tensorboardX.event_file_writer import (
+        EventsWriter,
+    )  # it imports boto3 where that is installed
     from tensorboardX.proto.event_pb2 import Event, SessionLog
     from tensorboardX.summary import scalar
 
@@ -59,14 +69,18 @@ def _tensorboard(folder: Path, step: int) -> Iterator[Callable[[dict[str, Any]],
             for name, value in row.items():
                 if name not in _NOT_MEASURES:
                     summary = scalar(f"{group}/{name}", value)
-                    writer.write_event(Event(wall_time=time.time(), step=row["step"], summary=summary))
+                    writer.write_event(
+                        Event(wall_time=time.time(), step=row["step"], summary=summary)
+                    )
             writer.flush()
 
         yield write
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
-    """Return the lines so far, without an incomplete last one, left by a crash. Raises UserError: one is damaged."""
+    """Return the lines so far, without an incomplete last one, left by a crash. Raises UserError:
+    one is damaged.
+    """
     path = out / METRICS
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
@@ -81,9 +95,11 @@ def read_metrics(out: Path) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """The state of a training when it ends: complete epochs, and the last lines of step and of validation metrics.
+    """The state of a training when it ends: complete epochs, and the last lines of step and of
+    validation metrics.
 
-    `network` is the folder to use: that of the best validation (by `best_by`), or without validations the last one.
+    `network` is the folder to use: that of the best validation (by `best_by`), or without
+    validations the last one.
     """
 
     out: Path
@@ -105,31 +121,51 @@ def training_display(progress: Progress) -> Iterator[Callable[[dict[str, Any]], 
 
         def show(row: dict[str, Any]) -> None:
             nonlocal compile_error
-            if (error := row.get("compile_error", compile_error)) != compile_error:
+            error = row.get("compile_error", compile_error)
+            if error != compile_error:
                 compile_error = error
                 progress.say(f"NOTE: training continues without torch.compile: {error}")
             if row["event"] == "validation":
-                measures = ", ".join(f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row)
-                progress.say(f"epoch {row['epoch']}, step {row['step']} validation: {measures or 'no images'}")
+                measures = ", ".join(
+                    f"{name} {row[name]:.3f}" for name in ("loss", *MEASURES) if name in row
+                )
+                progress.say(
+                    f"epoch {row['epoch']}, step {row['step']} validation:"
+                    f" {measures or 'no images'}"
+                )
                 return
             skipped = f", {count(row['skipped'], 'unreadable image')}" if row["skipped"] else ""
             gpu = f", GPU {row['gpu_memory'] / 1e9:.1f} GB" if "gpu_memory" in row else ""
-            rate = f"{row['images_per_second']:.1f} images/s, waiting for images {row['waited']:.0%}"
-            bar(row["step"], row["steps"], f"epoch {row['epoch']}, loss {row['loss']:.3f}, {rate}{gpu}{skipped}")
+            rate = (
+                f"{row['images_per_second']:.1f} images/s, waiting for images {row['waited']:.0%}"
+            )
+            bar(
+                row["step"],
+                row["steps"],
+                f"epoch {row['epoch']}, loss {row['loss']:.3f}, {rate}{gpu}{skipped}",
+            )
 
         yield show
 
 
 def print_training(summary: TrainSummary, use: str, console: Console) -> None:
-    """Print what was trained and how good it is; `use` says where the network is and how to use it."""
-    last, validation = summary.last, summary.validation
+    """Print what was trained and how good it is; `use` says where the network is and how to use
+    it.
+    """
+    last = summary.last
+    validation = summary.validation
     counts = {"images": summary.images, "complete epochs": summary.epochs, "steps": summary.steps}
     rows = {"network": summary.kind, **{name: f"{count:,}" for name, count in counts.items()}}
     if last:
-        rows |= {"loss": f"{last['loss']:.3f}", "time spent waiting for images": f"{last['waited']:.1%}"}
+        rows |= {
+            "loss": f"{last['loss']:.3f}",
+            "time spent waiting for images": f"{last['waited']:.1%}",
+        }
     if "gpu_utilization" in last:
         rows["GPU utilization"] = f"{last['gpu_utilization']:.1%}"
-    rows |= {f"validation {name}": f"{validation[name]:.3f}" for name in MEASURES if name in validation}
+    rows |= {
+        f"validation {name}": f"{validation[name]:.3f}" for name in MEASURES if name in validation
+    }
     if summary.best is not None:
         rows[f"best validation {summary.best_by}"] = f"{abs(summary.best):.3f}"
     print_rows(str(summary.out), rows, console)

@@ -1,8 +1,10 @@
-"""Train a network on shards (`sgpipe train`), with one process or several; an interrupted training resumes. Or plan it.
+"""Train a network on shards (`sgpipe train`), with one process or several; an interrupted training
+resumes. Or plan it.
 
 OUT/recipe.yaml     all settings
-OUT/metrics.jsonl   one line every few steps and per validation; OUT/tensorboard/ has the same for TensorBoard
-OUT/checkpoints/    checkpoints, as folders for `from_pretrained`; OUT/last and OUT/best link to two of them
+OUT/metrics.jsonl   one line every few steps and per validation; OUT/tensorboard/ has the same for
+TensorBoard OUT/checkpoints/    checkpoints, as folders for `from_pretrained`; OUT/last and OUT/best
+link to two of them
 """
 
 from __future__ import annotations
@@ -43,30 +45,44 @@ from sgpipe.utils.gpu import MemoryFullError
 from sgpipe.utils.hashing import fingerprint
 from sgpipe.utils.ray_cluster import prepare_ray
 
-_RUN, _RECIPE = "run.json", "recipe.yaml"
-STEPS, PATIENCE = 4, 60.0  # steps after the first one, and seconds after which fewer are enough
+_RUN = "run.json"
+_RECIPE = "recipe.yaml"
+# steps after the first one, and seconds after which fewer are enough
+STEPS = 4
+PATIENCE = 60.0
 _USABLE = 0.9  # share of the memory
 _STATE = 4  # float32 values per parameter: itself, its gradient, and two moments of AdamW
 
 
 def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None) -> TrainSummary:
-    """Train a recipe's network into the folder `out`; an earlier training of the same recipe in `out` is resumed.
+    """Train a recipe's network into the folder `out`; an earlier training of the same recipe in
+    `out` is resumed.
 
-    Raises UserError: the recipe, the shards, the network or the folder is invalid; EngineError: workers were lost and
-    could not be replaced, or (DivergedError) a loss is not finite; OSError: a checkpoint could not be written.
+    Raises UserError: the recipe, the shards, the network or the folder is invalid; EngineError:
+    workers were lost and could not be replaced, or (DivergedError) a loss is not finite; OSError: a
+    checkpoint could not be written.
     """
-    progress, out = progress or Progress(), Path(out)
+    progress = progress or Progress()
+    out = Path(out)
     disable_progress_bar()
     workers = recipe.workers
     check_devices(workers.device, workers.gpus, workers.count, ("workers.device", "workers.gpus"))
     if out.is_dir() and not (out / PRIVATE).is_dir() and any(out.iterdir()):
-        raise UserError(f"--out {out} contains something that is not an sgpipe training; name an empty or new folder")
+        raise UserError(
+            f"--out {out} contains something that is not an sgpipe training; name an empty or new"
+            " folder"
+        )
     (out / PRIVATE).mkdir(parents=True, exist_ok=True)
     with only_process(out / PRIVATE / "lock", out):
         job = prepare(recipe, out.resolve(), progress)
-        options, position = recipe.optimisation, _position(job)
+        options = recipe.optimisation
+        position = _position(job)
         if options.is_done(position.step, position.epoch):
-            trained = count(position.epoch, "epoch") if options.steps is None else count(position.step, "step")
+            trained = (
+                count(position.epoch, "epoch")
+                if options.steps is None
+                else count(position.step, "step")
+            )
             progress.say(f"nothing left to do: {job.out} has trained {trained}")
         else:
             if position.step:
@@ -79,26 +95,37 @@ def train(recipe: TrainRecipe, out: str | Path, progress: Progress | None = None
                     run_workers(job, show, progress)
                 else:
                     run_job(job, show)
-        rows, position = read_metrics(job.out), _position(job)
+        rows = read_metrics(job.out)
+        position = _position(job)
         last = {row["event"]: row for row in rows}
         return TrainSummary(
             *(job.out, recipe.model.kind, position.epoch, position.step, job.training_set.rows),
             last=last.get("step", {}),
             validation=last.get("validation", {}),
             best=position.best,
-            best_by=position.best_by or recipe.output.best,  # of a finished training, the measure that chose
+            best_by=position.best_by
+            or recipe.output.best,  # of a finished training, the measure that chose
             network=job.out / (BEST if (job.out / BEST).exists() else LAST),
         )
 
 
 def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
-    """Read the shards and create the network. Raises UserError, also if the folder has a training of other settings."""
-    unjudged = recipe.data.val if recipe.model.kind == "tagger" else (*recipe.data.val, *recipe.data.train)
+    """Read the shards and create the network. Raises UserError, also if the folder has a training
+    of other settings.
+    """
+    unjudged = (
+        recipe.data.val if recipe.model.kind == "tagger" else (*recipe.data.val, *recipe.data.train)
+    )
     if any(part.judged for part in unjudged):
         why = "judged shards (--judgements) teach the R-Tagger only"
         raise UserError(f"{why}: set model.kind=tagger, and none in data.val")
-    before = (out / PRIVATE / _RUN).read_text(encoding="utf-8") if (out / PRIVATE / _RUN).exists() else ""
-    if (init := recipe.model.init) and "://" not in init:
+    before = (
+        (out / PRIVATE / _RUN).read_text(encoding="utf-8")
+        if (out / PRIVATE / _RUN).exists()
+        else ""
+    )
+    init = recipe.model.init
+    if init and "://" not in init:
         pinned = pin_model(init, before)
         recipe = changed(recipe, model=changed(recipe.model, init=pinned))
     progress.say("reading the shards")
@@ -110,14 +137,18 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
     fitted = fit_batch(recipe, training)
     if fitted is not recipe:
         before_and_now = f"from {recipe.optimisation.batch} to {fitted.optimisation.batch}"
-        progress.say(f"NOTE: optimisation.batch is lowered {before_and_now}, as an epoch has no more images")
+        progress.say(
+            f"NOTE: optimisation.batch is lowered {before_and_now}, as an epoch has no more images"
+        )
         recipe = fitted
     job = TrainingJob(recipe, out, training, validation)
     now = json.dumps(_identity(job))
     if before and json.loads(before) != json.loads(now):
         if job.checkpoints.latest():
             raise settings_changed(job.out, json.loads(before), json.loads(now))
-        for folder in job.private.glob(f"{job.initial_model.name}*"):  # nothing has been trained: create it again
+        for folder in job.private.glob(
+            f"{job.initial_model.name}*"
+        ):  # nothing has been trained: create it again
             shutil.rmtree(folder)
     write_text(job.private / _RUN, now)
     write_text(job.out / _RECIPE, dump_yaml(recipe.model_dump(mode="json")))
@@ -125,14 +156,19 @@ def prepare(recipe: TrainRecipe, out: Path, progress: Progress) -> TrainingJob:
         progress.say("creating the network")
         sides = recipe.data.short_side, recipe.data.long_side
         known = training.closed_labels
-        names = (known.objects, known.relations) if known else (training.objects.names, training.relations.names)
+        names = (
+            (known.objects, known.relations)
+            if known
+            else (training.objects.names, training.relations.names)
+        )
         texts = [text for each in (*names, *recipe.data.wordings.values()) for text in each]
         make_initial_model(recipe.model, texts, recipe.seed, job.initial_model, sides)
     return job
 
 
 def fit_batch(recipe: TrainRecipe, training_set: TrainingSet) -> TrainRecipe:
-    """Return the recipe, with a lower batch if an epoch has fewer images; the parts of a step do not become larger.
+    """Return the recipe, with a lower batch if an epoch has fewer images; the parts of a step do
+    not become larger.
 
     Raises UserError: the batch cannot be divided evenly between the workers.
     """
@@ -140,15 +176,22 @@ def fit_batch(recipe: TrainRecipe, training_set: TrainingSet) -> TrainRecipe:
     workers = recipe.workers.count
     check_batch(options.batch, workers, options.accumulate)
     images = len(shuffled_epoch(training_set, recipe.data.shuffle, recipe.seed, epoch=0))
-    if images >= options.batch or images < workers:  # `StepStream` refuses what gives a worker nothing
+    if (
+        images >= options.batch or images < workers
+    ):  # `StepStream` refuses what gives a worker nothing
         return recipe
     part = min(options.batch // (workers * options.accumulate), images // workers)
     accumulate = images // (workers * part)
-    return changed(recipe, optimisation=changed(options, batch=workers * part * accumulate, accumulate=accumulate))
+    return changed(
+        recipe,
+        optimisation=changed(options, batch=workers * part * accumulate, accumulate=accumulate),
+    )
 
 
 def _position(job: TrainingJob) -> Position:
-    """Return the position of the latest checkpoint, or the start. Raises UserError: the checkpoint is damaged."""
+    """Return the position of the latest checkpoint, or the start. Raises UserError: the checkpoint
+    is damaged.
+    """
     latest = job.checkpoints.latest()
     try:
         return read_position(latest) if latest else Position()
@@ -157,23 +200,37 @@ def _position(job: TrainingJob) -> Position:
 
 
 def _identity(job: TrainingJob) -> dict[str, Any]:
-    """Return every setting that decides the weights; what is written, and which workers compute, does not."""
+    """Return every setting that decides the weights; what is written, and which workers compute,
+    does not.
+    """
     recipe = job.recipe.model_dump(mode="json", exclude={"name", "output", "workers"})
     for name in ("threads", "prefetch"):
         del recipe["data"][name]
     for part in (*recipe["data"]["train"], *recipe["data"]["val"]):
         del part["images"]
-        part["shards"] = fingerprint({shard.file: shard.sha256 for shard in Manifest.load(part["shards"]).shards})
+        part["shards"] = fingerprint(
+            {shard.file: shard.sha256 for shard in Manifest.load(part["shards"]).shards}
+        )
     found = [folder.judged for folder in job.training_set.folders if folder.judged is not None]
-    judged = [sorted((*key, *each) for key, own in images.items() for each in own) for images in found]
+    judged = [
+        sorted((*key, *each) for key, own in images.items() for each in own) for images in found
+    ]
     if judged:
         recipe["data"]["judgements"] = fingerprint({"judged": judged})
     if job.recipe.data.calibration is not None:
         recipe["data"]["calibration"] = text_sha256(job.recipe.data.calibration)
     sets = {"training": job.training_set, "validation": job.validation_set}
     rows = {name: each.rows if each else 0 for name, each in sets.items()}
-    options = recipe["optimisation"]  # a step schedule can be extended; the length of a cosine is that of its decay
-    unused = ("epochs", "steps") if options["schedule"] == "step" else ("epochs",) if options["steps"] else ()
+    options = recipe[
+        "optimisation"
+    ]  # a step schedule can be extended; the length of a cosine is that of its decay
+    unused = (
+        ("epochs", "steps")
+        if options["schedule"] == "step"
+        else ("epochs",)
+        if options["steps"]
+        else ()
+    )
     for name in unused:
         del options[name]
     return {"sgpipe": __version__, **recipe, "images": rows}
@@ -183,9 +240,10 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
 class TrainingPlan:
     """What a training takes.
 
-    images: per epoch, of all workers. accumulate, part: each worker computed its share of a batch in `accumulate` parts
-    of `part` images. step_seconds, waited: mean time of a step of a worker's share, and the part of it that waited for
-    images. memory, device_memory: bytes at their peak, on the GPU or else of the process, and those that there are.
+    images: per epoch, of all workers. accumulate, part: each worker computed its share of a batch
+    in `accumulate` parts of `part` images. step_seconds, waited: mean time of a step of a worker's
+    share, and the part of it that waited for images. memory, device_memory: bytes at their peak, on
+    the GPU or else of the process, and those that there are.
     fitting: the fewest parts per worker that are estimated to fit. seconds: of all steps alone.
     """
 
@@ -212,10 +270,14 @@ class _EnoughError(Exception):
 
 
 def plan_training(recipe: TrainRecipe, progress: Progress, steps: int = STEPS) -> TrainingPlan:
-    """Make some steps of a worker's share, in twice as many parts until they fit on the GPU. Raises as `train`."""
-    options, workers = recipe.optimisation, recipe.workers.count
+    """Make some steps of a worker's share, in twice as many parts until they fit on the GPU. Raises
+    as `train`.
+    """
+    options = recipe.optimisation
+    workers = recipe.workers.count
     check_batch(options.batch, workers)
-    share, accumulate = options.batch // workers, options.accumulate
+    share = options.batch // workers
+    accumulate = options.accumulate
     while True:
         alone = changed(
             recipe,
@@ -233,7 +295,9 @@ def plan_training(recipe: TrainRecipe, progress: Progress, steps: int = STEPS) -
             progress.say(f"the memory is full: trying optimisation.accumulate={accumulate}")
 
 
-def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, progress: Progress) -> TrainingPlan:
+def _measure(
+    alone: TrainRecipe, recipe: TrainRecipe, steps: int, progress: Progress
+) -> TrainingPlan:
     rows: list[dict[str, Any]] = []
     times: list[float] = []
 
@@ -243,7 +307,8 @@ def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, progress: Prog
         if len(rows) > steps or (len(rows) > 1 and times[-1] - times[0] > PATIENCE):
             raise _EnoughError
 
-    options, workers = recipe.optimisation, recipe.workers.count
+    options = recipe.optimisation
+    workers = recipe.workers.count
     with tempfile.TemporaryDirectory(prefix="sgpipe-plan-") as folder, suppress(_EnoughError):
         (Path(folder) / PRIVATE).mkdir()
         job = prepare(alone, Path(folder).resolve(), progress)
@@ -255,18 +320,28 @@ def _measure(alone: TrainRecipe, recipe: TrainRecipe, steps: int, progress: Prog
         state = _STATE * (job.initial_model / "model.safetensors").stat().st_size
         progress.say(f"measuring {count(steps + 1, 'step')}")
         run_job(job, show)
-    share, accumulate = alone.optimisation.batch, alone.optimisation.accumulate
+    share = alone.optimisation.batch
+    accumulate = alone.optimisation.accumulate
     measured = rows[1:] or rows  # the first one also allocates and warms up
-    seconds = (times[-1] - times[0]) / (len(rows) - 1) if len(rows) > 1 else share / rows[0]["images_per_second"]
-    device, name = pick_device(alone.workers.device, alone.workers.gpus), "CPU"
+    seconds = (
+        (times[-1] - times[0]) / (len(rows) - 1)
+        if len(rows) > 1
+        else share / rows[0]["images_per_second"]
+    )
+    device = pick_device(alone.workers.device, alone.workers.gpus)
+    name = "CPU"
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if device.type == "cuda":
-        name, total = torch.cuda.get_device_name(device), torch.cuda.get_device_properties(device).total_memory
-    part, memory = -(-share // accumulate), int(max(row.get("gpu_memory", row["memory"]) for row in rows))
+        name = torch.cuda.get_device_name(device)
+        total = torch.cuda.get_device_properties(device).total_memory
+    part = -(-share // accumulate)
+    memory = int(max(row.get("gpu_memory", row["memory"]) for row in rows))
     per_image = max(memory - state, 0) / part
     sizes = [size for size in range(1, share + 1) if share % size == 0]
     whole = options.steps or rows[0]["steps"] // (options.epochs * workers) * options.epochs
-    fitting = share // max((size for size in sizes if state + size * per_image <= _USABLE * total), default=1)
+    fitting = share // max(
+        (size for size in sizes if state + size * per_image <= _USABLE * total), default=1
+    )
     return TrainingPlan(
         device=name, epochs=None if options.steps else options.epochs, steps=whole, images=job.training_set.rows,
         batch=options.batch, workers=workers, accumulate=accumulate, part=part, measured_steps=len(measured),
@@ -280,7 +355,10 @@ def print_training_plan(plan: TrainingPlan, console: Console) -> None:
     rate = f"{plan.batch / plan.step_seconds:.3g} images/s, waiting for images {plan.waited:.0%}"
     rows = {
         "device": plan.device,
-        "schedule": f"{count(plan.steps, 'step')}" + (f", {count(plan.epochs, 'epoch')}" if plan.epochs else ""),
+        "schedule": (
+            f"{count(plan.steps, 'step')}"
+            + (f", {count(plan.epochs, 'epoch')}" if plan.epochs else "")
+        ),
         "images": f"{plan.images:,}",
         "step": f"{plan.step_seconds:.3g} s, {rate}",
         "batch": f"{plan.batch}: {count(plan.workers, 'worker')} × {parts}",

@@ -33,13 +33,17 @@ _REFUSALS = {each.__name__: each for each in (UserError, DivergedError)}
 _POLL_SECONDS = 0.5
 
 
-def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progress: Progress) -> None:
+def run_workers(
+    job: TrainingJob, show: Callable[[dict[str, Any]], None], progress: Progress
+) -> None:
     """Run the job in `workers.count` processes. Raises as `train`."""
-    config, refusal = job.recipe.workers, job.private / _REFUSAL
+    config = job.recipe.workers
+    refusal = job.private / _REFUSAL
     refusal.unlink(missing_ok=True)
     progress.say(f"joining Ray at {config.address}" if config.address else "starting Ray")
     start_ray(config.address)
-    if note := check_workers(ray.nodes(), config.count, config.cpus, _gpus(config)):
+    note = check_workers(ray.nodes(), config.count, config.cpus, _gpus(config))
+    if note:
         progress.say(note)
     progress.say(f"{config.count} workers, {config.parallel}")
     for name in ("ray.train", "ray.data"):
@@ -51,8 +55,12 @@ def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progre
         _worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
-        scaling_config=ScalingConfig(num_workers=config.count, use_gpu=bool(gpus), resources_per_worker=resources),
-        run_config=RunConfig(name="workers", storage_path=str(job.private / "ray"), failure_config=restarts),
+        scaling_config=ScalingConfig(
+            num_workers=config.count, use_gpu=bool(gpus), resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name="workers", storage_path=str(job.private / "ray"), failure_config=restarts
+        ),
     )
     try:
         _fit(trainer, job, show)
@@ -65,9 +73,11 @@ def run_workers(job: TrainingJob, show: Callable[[dict[str, Any]], None], progre
 
 
 def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[dict[str, Any]], None]) -> None:
-    """Show new metrics until the training ends, a worker refuses its input (Ray would only retry), or Ctrl-C.
+    """Show new metrics until the training ends, a worker refuses its input (Ray would only retry),
+    or Ctrl-C.
 
-    It runs in a thread, because in the main thread Ray Train would handle Ctrl-C itself and return as if it were done.
+    It runs in a thread, because in the main thread Ray Train would handle Ctrl-C itself and return
+    as if it were done.
     """
     outcome: Future[Any] = Future()
 
@@ -78,7 +88,8 @@ def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[dict[str, Any]
             outcome.set_exception(error)
 
     threading.Thread(target=run, name="trainer", daemon=True).start()
-    shown, is_over = 0, False
+    shown = 0
+    is_over = False
     try:
         while not is_over:
             wait([outcome], timeout=_POLL_SECONDS)
@@ -95,16 +106,21 @@ def _fit(trainer: TorchTrainer, job: TrainingJob, show: Callable[[dict[str, Any]
 
 
 def _worker(config: dict[str, Any]) -> None:
-    """The body of a worker. A refusal is passed on in a file, because Ray wraps errors in pages of its own frames."""
+    """The body of a worker. A refusal is passed on in a file, because Ray wraps errors in pages of
+    its own frames.
+    """
     job: TrainingJob = config["job"]
-    workers, context = job.recipe.workers, ray.train.get_context()
+    workers = job.recipe.workers
+    context = ray.train.get_context()
     refusal = job.private / _REFUSAL
     if refusal.exists():
         raise EngineError("the input was refused before; a retry would change nothing")
     torch.set_num_threads(max(1, int(workers.cpus)))
     share = context.get_world_rank(), context.get_world_size()
     wrap: Callable[[Objective], nn.Module] = wrap_fsdp
-    if workers.parallel == "ddp":  # some parameters, such as the relation decoder's box heads, get no gradient
+    if (
+        workers.parallel == "ddp"
+    ):  # some parameters, such as the relation decoder's box heads, get no gradient
         wrap = partial(DistributedDataParallel, find_unused_parameters=True)
     try:
         run_job(job, device=worker_device(workers), share=share, wrap=wrap)
@@ -114,7 +130,9 @@ def _worker(config: dict[str, Any]) -> None:
 
 
 def worker_device(config: WorkersConfig) -> torch.device:
-    """Return the GPU that Ray gave to this worker; without one the CPU, though Ray Train has chosen the first GPU."""
+    """Return the GPU that Ray gave to this worker; without one the CPU, though Ray Train has chosen
+    the first GPU.
+    """
     if _gpus(config) and torch.cuda.is_available():
         return get_device()
     return pick_device(config.device if _gpus(config) else "cpu", _gpus(config))
@@ -129,7 +147,9 @@ def wrap_fsdp(objective: Objective) -> nn.Module:
     for module in objective.network.modules():
         if isinstance(module, HEAVY):
             fully_shard(module)
-    fully_shard(objective, reshard_after_forward=True)  # also after validations, which have no backward pass
+    fully_shard(
+        objective, reshard_after_forward=True
+    )  # also after validations, which have no backward pass
     for method in (Objective.evaluate, Objective.count, Objective.detect):
         register_fsdp_forward_method(objective, method.__name__)
     return objective

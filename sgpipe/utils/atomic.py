@@ -1,4 +1,6 @@
-"""Files that are written whole or not at all, and locks that end with their process, however it ends."""
+"""Files that are written whole or not at all, and locks that end with their process, however it
+ends.
+"""
 
 import os
 import shutil
@@ -18,14 +20,23 @@ from sgpipe.errors import StoreError, UserError, add_filename
 FAULT_VARIABLE = "SGPIPE_FAULT"
 
 
+_OWNER = "process "
+_PATIENCE = 0.5  # seconds: `is_locked` takes the lock for a moment
+# seconds
+_TEMPORARY = ".sgpipe-"
+_LOCK = ".lock"
+_YOUNG = 60
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary file next to `path` that replaces it when the block ends without an error.
 
-    Its name starts with a dot and ends in `.tmp`; two writers never share one. What a link points to is replaced. A
-    device or a pipe, such as /dev/stdout, receives the content.
+    Its name starts with a dot and ends in `.tmp`; two writers never share one. What a link points
+    to is replaced. A device or a pipe, such as /dev/stdout, receives the content.
 
-    Raises OSError, which names `path`: the disk is full, or the folder is missing or cannot be written.
+    Raises OSError, which names `path`: the disk is full, or the folder is missing or cannot be
+    written.
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         with tempfile.TemporaryDirectory() as folder:
@@ -39,7 +50,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, target)
     except OSError as error:
-        if error.filename in (None, temporary, str(temporary)) and not isinstance(error, StoreError):
+        if error.filename in (None, temporary, str(temporary)) and not isinstance(
+            error, StoreError
+        ):
             error.filename = str(path)
         raise
     finally:
@@ -53,7 +66,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fault_point(name: str) -> None:
-    """Kill this process if `SGPIPE_FAULT` is "NAME:FILE" and FILE exists, which is deleted: only one process dies."""
+    """Kill this process if `SGPIPE_FAULT` is "NAME:FILE" and FILE exists, which is deleted: only
+    one process dies.
+    """
     point, _, charge = os.environ.get(FAULT_VARIABLE, "").partition(":")
     if point == name:
         with suppress(FileNotFoundError):
@@ -61,14 +76,11 @@ def fault_point(name: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-_OWNER = "process "
-_PATIENCE = 0.5  # seconds: `is_locked` takes the lock for a moment
-_TEMPORARY, _LOCK, _YOUNG = ".sgpipe-", ".lock", 60  # seconds
-
-
 @contextmanager
 def only_process(file: Path, folder: Path) -> Iterator[None]:
-    """Lock `file`, which is made if needed. Raises UserError: another process has, and writes into `folder`."""
+    """Lock `file`, which is made if needed. Raises UserError: another process has, and writes into
+    `folder`.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file, timeout=_PATIENCE, poll_interval=0.1, thread_local=False)
     try:
@@ -80,7 +92,8 @@ def only_process(file: Path, folder: Path) -> Iterator[None]:
     try:
         with add_filename(file):
             # Where the system has no locks, filelock keeps a record of its own there.
-            if (there := file.read_text(errors="replace")).startswith(_OWNER) or not there:
+            there = file.read_text(errors="replace")
+            if there.startswith(_OWNER) or not there:
                 file.write_text(f"{_OWNER}{os.getpid()} on {socket.gethostname()}")
         yield
     finally:
@@ -101,7 +114,9 @@ def is_locked(file: Path) -> bool:
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Make a folder in `parent` (None: the system's) for the block; those of killed processes are deleted, too."""
+    """Make a folder in `parent` (None: the system's) for the block; those of killed processes are
+    deleted, too.
+    """
     parent = parent or Path(tempfile.gettempdir())
     for folder in parent.glob(f"{_TEMPORARY}*"):
         with suppress(OSError):
@@ -110,7 +125,9 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
             if is_own and time.time() - lock.stat().st_mtime > _YOUNG and not is_locked(lock):
                 shutil.rmtree(folder, ignore_errors=True)
     with (
-        tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=parent, ignore_cleanup_errors=True) as name,
+        tempfile.TemporaryDirectory(
+            prefix=_TEMPORARY, dir=parent, ignore_cleanup_errors=True
+        ) as name,
         FileLock(Path(name, _LOCK), thread_local=False),
     ):
         yield Path(name)
@@ -118,15 +135,20 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder, renamed to `out` when the block ends, and deleted if the block fails.
+    """Yield a temporary folder, renamed to `out` when the block ends, and deleted if the block
+    fails.
 
-    Raises UserError: `out` exists and is not an empty folder, or cannot be replaced; OSError: it was made meanwhile.
+    Raises UserError: `out` exists and is not an empty folder, or cannot be replaced; OSError: it
+    was made meanwhile.
     """
-    named, out = out, Path(os.path.realpath(out))
+    named = out
+    out = Path(os.path.realpath(out))
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"--out {named} exists and is not overwritten; name a new folder")
     if out == Path.cwd() or out.is_mount():
-        raise UserError(f"--out {named} is the working folder or a mount point; name a new folder in it")
+        raise UserError(
+            f"--out {named} is the working folder or a mount point; name a new folder in it"
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     with temporary_folder(out.parent) as folder:
         made = folder / out.name

@@ -1,6 +1,7 @@
 """Boxes as numpy arrays, and whether boxes and captions look like what they are taken for.
 
-Wrong data rarely fails: boxes read in another form are clipped, and captions of other images match few boxes.
+Wrong data rarely fails: boxes read in another form are clipped, and captions of other images match
+few boxes.
 """
 
 import math
@@ -17,13 +18,32 @@ from sgpipe.utils.lemmas import lemmas
 Boxes = NDArray[Any]
 
 
+FORMS: tuple[BoxForm, ...] = get_args(BoxForm)
+
+_PARTS = "n"  # the end of the forms in parts of the image
+_LARGEST_PART = 1.5  # boxes may reach over the edge; boxes in pixels are larger
+_TOLERANCE = 0.01  # of the side of an image, for boxes that are rounded
+
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+# Of human captions of COCO 0.8, of V-COCO, which has boxes only of what people use, 0.6; shuffled
+# at most 0.1.
+_LITTLE = 0.25
+_CERTAIN = 3.0  # standard errors
+_FEW_IMAGES = 8
+
+
 def xywh_to_xyxy(boxes: Boxes) -> Boxes:
     """`[boxes, 4]` of the same type: left, top, right, bottom."""
     return np.concatenate((boxes[:, :2], boxes[:, :2] + boxes[:, 2:]), axis=1)
 
 
 def iou(first: Boxes, second: Boxes) -> NDArray[Any]:
-    """Intersection over union `[boxes]` of xyxy boxes, one to one; identical boxes have 1, even without area."""
+    """Intersection over union `[boxes]` of xyxy boxes, one to one; identical boxes have 1, even
+    without area.
+    """
     sides = np.minimum(first[:, 2:], second[:, 2:]) - np.maximum(first[:, :2], second[:, :2])
     intersection = np.maximum(sides, 0).prod(1)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (first, second)]
@@ -33,10 +53,11 @@ def iou(first: Boxes, second: Boxes) -> NDArray[Any]:
 
 
 def clip_xywh(boxes: Boxes, sizes: NDArray[Any]) -> tuple[Boxes, NDArray[np.bool_], NDArray[Any]]:
-    """Clip xywh boxes `[boxes, 4]` to images whose widths and heights are `sizes` `[boxes, 2]`, both float64.
+    """Clip xywh boxes `[boxes, 4]` to images whose widths and heights are `sizes` `[boxes, 2]`,
+    both float64.
 
-    Return them, bit for bit the input where nothing was cut off; which have an area inside the image; and how far each
-    reached beyond the image at its worst side.
+    Return them, bit for bit the input where nothing was cut off; which have an area inside the
+    image; and how far each reached beyond the image at its worst side.
     """
     finite = np.logical_and.reduce(np.isfinite(boxes), axis=1)
     xywh = np.where(finite[:, None], boxes, 0.0)
@@ -52,11 +73,16 @@ def clip_xywh(boxes: Boxes, sizes: NDArray[Any]) -> tuple[Boxes, NDArray[np.bool
 def clip_box(
     xywh: tuple[float, float, float, float], width: float, height: float
 ) -> tuple[float, float, float, float] | None:
-    """`clip_xywh` of a single box, faster for a few; None if it is outside, or an edge overflows to infinity."""
+    """`clip_xywh` of a single box, faster for a few; None if it is outside, or an edge overflows to
+    infinity.
+    """
     x, y, w, h = xywh
     if not all(math.isfinite(value) for value in (x, y, w, h, x + w, y + h)) or w <= 0 or h <= 0:
         return None
-    left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
+    left = max(x, 0.0)
+    top = max(y, 0.0)
+    right = min(x + w, width)
+    bottom = min(y + h, height)
     if left >= right or top >= bottom:
         return None
     if (left, top, right, bottom) == (x, y, x + w, y + h):
@@ -64,19 +90,15 @@ def clip_box(
     return (left, top, right - left, bottom - top)
 
 
-FORMS: tuple[BoxForm, ...] = get_args(BoxForm)
-
-_PARTS = "n"  # the end of the forms in parts of the image
-_LARGEST_PART = 1.5  # boxes may reach over the edge; boxes in pixels are larger
-_TOLERANCE = 0.01  # of the side of an image, for boxes that are rounded
-
-
 def to_xywh(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> NDArray[Any]:
-    """Return boxes `[boxes, 4]` of any form as xywh in pixels; `sizes`: width, height of their images `[boxes, 2]`."""
+    """Return boxes `[boxes, 4]` of any form as xywh in pixels; `sizes`: width, height of their
+    images `[boxes, 2]`.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         if form.endswith(_PARTS):
             boxes = boxes * np.tile(sizes, 2)
-        first, second = boxes[:, :2], boxes[:, 2:]
+        first = boxes[:, :2]
+        second = boxes[:, 2:]
         if form.startswith("xyxy"):
             return np.hstack([first, second - first])
         if form.startswith("cxcywh"):
@@ -85,11 +107,15 @@ def to_xywh(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> NDArray[
 
 
 def share_inside(boxes: NDArray[Any], sizes: NDArray[Any], form: BoxForm) -> float:
-    """Return the share of boxes inside their images by this form; 1 without finite boxes in images with a size."""
+    """Return the share of boxes inside their images by this form; 1 without finite boxes in images
+    with a size.
+    """
     known = np.isfinite(boxes).all(1) & (sizes > 0).all(1)
     with np.errstate(over="ignore", invalid="ignore"):
-        xywh, slack = to_xywh(boxes, sizes, form), _TOLERANCE * sizes + 1
-        x1y1, x2y2 = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
+        xywh = to_xywh(boxes, sizes, form)
+        slack = _TOLERANCE * sizes + 1
+        x1y1 = xywh[:, :2]
+        x2y2 = xywh[:, :2] + xywh[:, 2:]
         inside = (x1y1 >= -slack).all(1) & (x2y2 <= sizes + slack).all(1) & (xywh[:, 2:] > 0).all(1)
     return float(inside[known].mean()) if known.any() else 1.0
 
@@ -101,18 +127,21 @@ def are_parts(boxes: NDArray[Any]) -> bool:
 
 
 def best_form(boxes: NDArray[Any], sizes: NDArray[Any]) -> tuple[BoxForm, float]:
-    """Return the form in pixels, or in parts if they are, in which most boxes lie in their images, and their share."""
+    """Return the form in pixels, or in parts if they are, in which most boxes lie in their images,
+    and their share.
+    """
     parts = are_parts(boxes)
-    shares = {form: share_inside(boxes, sizes, form) for form in FORMS if form.endswith(_PARTS) == parts}
+    shares = {
+        form: share_inside(boxes, sizes, form) for form in FORMS if form.endswith(_PARTS) == parts
+    }
     best = max(shares, key=shares.__getitem__)
     return best, shares[best]
 
 
-_WORD = re.compile(r"[^\W_]+")
-
-
 class ClassFinder:
-    """Finds the classes that a text names: by whole words, in singular or plural, the longest known phrase first."""
+    """Finds the classes that a text names: by whole words, in singular or plural, the longest known
+    phrase first.
+    """
 
     def __init__(self, phrases: Mapping[str, Iterable[str]]) -> None:
         """`phrases` by class name, which is a phrase itself; "!hot dog" is a phrase of none."""
@@ -125,13 +154,24 @@ class ClassFinder:
                 self._classes.setdefault("".join(words), None if phrase.startswith("!") else name)
 
     def __call__(self, text: str) -> set[str]:
-        words, found, start = _WORD.findall(text.lower()), set(), 0
+        words = _WORD.findall(text.lower())
+        found = set()
+        start = 0
         while start < len(words):
             for stop in range(min(start + self._longest, len(words)), start, -1):
-                head, last = "".join(words[start : stop - 1]), words[stop - 1]
-                key = next((k for k in (head + w for w in (last, *lemmas(last, "NOUN"))) if k in self._classes), None)
+                head = "".join(words[start : stop - 1])
+                last = words[stop - 1]
+                key = next(
+                    (
+                        k
+                        for k in (head + w for w in (last, *lemmas(last, "NOUN")))
+                        if k in self._classes
+                    ),
+                    None,
+                )
                 if key is not None:
-                    if name := self._classes[key]:
+                    name = self._classes[key]
+                    if name:
                         found.add(name)
                     start = stop - 1
                     break
@@ -142,9 +182,10 @@ class ClassFinder:
 class CaptionMatch(NamedTuple):
     """How well the classes that captions name agree with the boxes of the same images.
 
-    `same`: share of the named classes that have a box in the image; `other`: in another image, on average, as captions
-    of wrong images would show; `gain`: (same - other) / (1 - other), 0 if captions and boxes are unrelated; `error`:
-    its standard error, infinite if the images do not differ.
+    `same`: share of the named classes that have a box in the image; `other`: in another image, on
+    average, as captions of wrong images would show; `gain`: (same - other) / (1 - other), 0 if
+    captions and boxes are unrelated; `error`: its standard error, infinite if the images do not
+    differ.
     """
 
     images: int
@@ -155,7 +196,9 @@ class CaptionMatch(NamedTuple):
 
     @property
     def is_chance(self) -> bool:
-        """Whether captions and boxes certainly have little to do with each other. Eight images at least show it."""
+        """Whether captions and boxes certainly have little to do with each other. Eight images at
+        least show it.
+        """
         return self.images >= _FEW_IMAGES and self.gain + _CERTAIN * self.error < _LITTLE
 
     @property
@@ -163,21 +206,20 @@ class CaptionMatch(NamedTuple):
         return self.images >= _FEW_IMAGES and self.gain - _CERTAIN * self.error > _LITTLE
 
 
-# Of human captions of COCO 0.8, of V-COCO, which has boxes only of what people use, 0.6; shuffled at most 0.1.
-_LITTLE = 0.25
-_CERTAIN = 3.0  # standard errors
-_FEW_IMAGES = 8
-
-
 def match_captions(named: NDArray[np.bool_], boxed: NDArray[np.bool_]) -> CaptionMatch:
-    """Compare the classes that captions name with those that have boxes, `[images, classes]`, where there are both."""
+    """Compare the classes that captions name with those that have boxes, `[images, classes]`, where
+    there are both.
+    """
     kept = named.any(1) & boxed.any(1)
-    named, boxed = named[kept], boxed[kept]
-    images, total = len(named), int(named.sum())
+    named = named[kept]
+    boxed = boxed[kept]
+    images = len(named)
+    total = int(named.sum())
     if images < 2:
         return CaptionMatch(images, 1.0, 1.0, 0.0, np.inf)
     elsewhere = (boxed.sum(0) - boxed) / (images - 1)
-    same, other = (named & boxed).sum(1), (named * elsewhere).sum(1)
+    same = (named & boxed).sum(1)
+    other = (named * elsewhere).sum(1)
     possible = named.sum(1) - other
     shares = float(same.sum() / total), float(other.sum() / total)
     if possible.sum() <= 0:

@@ -11,7 +11,14 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from yaml.constructor import ConstructorError
 
 from sgpipe.errors import UserError, existing_file
@@ -20,7 +27,9 @@ Kind = TypeVar("Kind", bound=BaseModel)
 Section = TypeVar("Section")  # a `Config`, or a dataclass within one
 
 _shown = reprlib.Repr()  # of a value that may be as large as it likes
-_shown.maxlevel, _shown.maxstring, _shown.maxother = 3, 200, 200
+_shown.maxlevel = 3
+_shown.maxstring = 200
+_shown.maxother = 200
 
 
 class Config(BaseModel):
@@ -40,14 +49,17 @@ class Config(BaseModel):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 (core schema), of which PyYAML reads 1.1: 010 is 10 and not 8, 1:30, yes and off are texts."""
+    """YAML 1.2 (core schema), of which PyYAML reads 1.1: 010 is 10 and not 8, 1:30, yes and off are
+    texts.
+    """
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - PyYAML's own attribute
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """Return a mapping. Raises YAMLError: two of its keys are the same."""
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        if twice := next((name for name, times in Counter(names).items() if times > 1), None):
+        twice = next((name for name, times in Counter(names).items() if times > 1), None)
+        if twice:
             raise ConstructorError(None, None, f"duplicate key {twice}", node.start_mark)
         return super().construct_mapping(node, deep)
 
@@ -66,17 +78,29 @@ for _kind, _pattern, _first in (
 ):
     for _class in (_Loader, _Dumper):
         first: list[Any] = ["" if letter == "\0" else letter for letter in _first]
-        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), first)
+        _class.add_implicit_resolver(
+            f"tag:yaml.org,2002:{_kind}", re.compile(f"(?:{_pattern})$"), first
+        )
 _Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda _, node: int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10))
+    "tag:yaml.org,2002:int",
+    lambda _, node: int(node.value, {"0o": 8, "0x": 16}.get(node.value[:2], 10)),
 )
 
 
 def parse_yaml(text: str) -> Any:
-    """Return plain values. Raises ValueError, in one line: it is not YAML 1.2, or a tag does not fit its value."""
+    """Return plain values. Raises ValueError, in one line: it is not YAML 1.2, or a tag does not
+    fit its value.
+    """
     try:
         return _Loader(text).get_single_data()
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
@@ -85,23 +109,31 @@ def dump_yaml(values: Mapping[str, Any]) -> str:
 
 
 def recipe_folder() -> Path:
-    """Return the folder of the packaged recipes: in the wheel, or next to the packages in a checkout."""
+    """Return the folder of the packaged recipes: in the wheel, or next to the packages in a
+    checkout.
+    """
     here = Path(__file__).parents[1]
     return here / "pipelines" if (here / "pipelines").is_dir() else here.parent / "pipelines"
 
 
-def load(kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[str, Any], *overlays: Path) -> Kind:
-    """Return the recipe of a packaged name in `folder` or a YAML file, with overlays and then overrides applied.
+def load(
+    kind: type[Kind], name: str | Path, folder: Path, overrides: Mapping[str, Any], *overlays: Path
+) -> Kind:
+    """Return the recipe of a packaged name in `folder` or a YAML file, with overlays and then
+    overrides applied.
 
-    `overrides`: values by dotted key, as in `{"tag.threshold": 0.1}`. `overlays`: files whose keys replace others.
-    Raises UserError: no such recipe, not YAML, or a setting that is unknown or of the wrong type.
+    `overrides`: values by dotted key, as in `{"tag.threshold": 0.1}`. `overlays`: files whose keys
+    replace others. Raises UserError: no such recipe, not YAML, or a setting that is unknown or of
+    the wrong type.
     """
     path = _find(str(name), folder)
     config: Any = {}
     for file in (path, *overlays):
         config = merged(config, read_yaml(file))
     for key, value in overrides.items():
-        config = _replaced(config, key.split("."), str(value) if isinstance(value, PurePath) else value, key)
+        config = _replaced(
+            config, key.split("."), str(value) if isinstance(value, PurePath) else value, key
+        )
     with explained(kind, f"recipe {path}: ", overrides):
         return kind.model_validate(config)
 
@@ -114,7 +146,9 @@ def merged(below: Any, above: Any) -> Any:
 
 
 def _replaced(values: Any, path: Sequence[str], value: Any, key: str) -> Any:
-    """Return a copy of nested mappings and lists with another value at a path; `key`: the path, for messages."""
+    """Return a copy of nested mappings and lists with another value at a path; `key`: the path, for
+    messages.
+    """
     if not path:
         return value
     first, *rest = path
@@ -127,14 +161,22 @@ def _replaced(values: Any, path: Sequence[str], value: Any, key: str) -> Any:
 
 
 def changed(section: Section, **settings: Any) -> Section:
-    """Return a section of a recipe with those settings that are not None. Raises UserError: a value is invalid."""
+    """Return a section of a recipe with those settings that are not None. Raises UserError: a value
+    is invalid.
+    """
     given = {name: value for name, value in settings.items() if value is not None}
     with explained(type(section)):
-        return TypeAdapter(type(section)).validate_python({**vars(section), **given}) if given else section
+        return (
+            TypeAdapter(type(section)).validate_python({**vars(section), **given})
+            if given
+            else section
+        )
 
 
 def parse_set(assignments: list[str]) -> dict[str, Any]:
-    """Return `["tag.threshold=0.1"]` as overrides; values are YAML. Raises UserError: it is not key=value."""
+    """Return `["tag.threshold=0.1"]` as overrides; values are YAML. Raises UserError: it is not
+    key=value.
+    """
     overrides: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, value = assignment.partition("=")
@@ -143,12 +185,16 @@ def parse_set(assignments: list[str]) -> dict[str, Any]:
         try:
             overrides[key.strip()] = parse_yaml(value)
         except ValueError:
-            raise UserError(f"--set {assignment!r}: the value is not valid YAML; put it in quotes") from None
+            raise UserError(
+                f"--set {assignment!r}: the value is not valid YAML; put it in quotes"
+            ) from None
     return overrides
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a file. Raises UserError: it cannot be read, or contains something else."""
+    """Return the keys and values of a file. Raises UserError: it cannot be read, or contains
+    something else.
+    """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -161,13 +207,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _find(name: str, folder: Path) -> Path:
-    packaged, is_file = folder / f"{name}.yaml", name.endswith((".yaml", ".yml"))
+    packaged = folder / f"{name}.yaml"
+    is_file = name.endswith((".yaml", ".yml"))
     if not is_file and not name.startswith((".", "/", "~")) and packaged.is_file():
         return packaged
     if Path(name).exists() or "/" in name or is_file:
         return existing_file(Path(name))
     names = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-    raise UserError(f"no recipe {name!r}: it is neither a file nor one of the packaged recipes ({names})")
+    raise UserError(
+        f"no recipe {name!r}: it is neither a file nor one of the packaged recipes ({names})"
+    )
 
 
 @contextmanager
@@ -186,22 +235,33 @@ def explained(kind: type, where: str = "", overrides: Iterable[str] = ()) -> Ite
         first = error.errors()[0]
         path = [str(part) for part in first["loc"] if part != "[key]"]
         key = ".".join(path)
-        if any(f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.") for each in overrides):
+        if any(
+            f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.")
+            for each in overrides
+        ):
             where = ""
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            raise UserError(f"{where}unknown setting {key!r}{_similar_setting(kind, path)}") from None
+            raise UserError(
+                f"{where}unknown setting {key!r}{_similar_setting(kind, path)}"
+            ) from None
         got = "" if isinstance(first["input"], dict) else f", got {_shown.repr(first['input'])}"
-        raise UserError(f"{where}{key}: {first['msg'].removeprefix('Value error, ')}{got}") from None
+        raise UserError(
+            f"{where}{key}: {first['msg'].removeprefix('Value error, ')}{got}"
+        ) from None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return what to add to the message about an unknown name: the known one that is most like it, if any is."""
+    """Return what to add to the message about an unknown name: the known one that is most like it,
+    if any is.
+    """
     similar = get_close_matches(name, list(known), n=1)
     return f"; did you mean {similar[0]!r}?" if similar else ""
 
 
 def _similar_setting(kind: type, path: Sequence[str]) -> str:
-    """Return what to add to the message about an unknown setting: one like it in its section, or in any other."""
+    """Return what to add to the message about an unknown setting: one like it in its section, or in
+    any other.
+    """
     *outer, name = path
     sections = [kind]
     for part in outer:
@@ -215,18 +275,24 @@ def _similar_setting(kind: type, path: Sequence[str]) -> str:
 def _settings(section: Any) -> dict[str, Any]:
     """Return the names of the settings of a section, with their types."""
     names = section.__dataclass_fields__ if is_dataclass(section) else section.model_fields
-    return {name: annotation for name, annotation in get_type_hints(section).items() if name in names}
+    return {
+        name: annotation for name, annotation in get_type_hints(section).items() if name in names
+    }
 
 
 def _sections_in(annotation: Any) -> list[type]:
     """Return the sections that a type consists of, such as that of a list or a mapping of them."""
-    if isinstance(annotation, type) and (issubclass(annotation, BaseModel) or is_dataclass(annotation)):
+    if isinstance(annotation, type) and (
+        issubclass(annotation, BaseModel) or is_dataclass(annotation)
+    ):
         return [annotation]
     return [section for part in get_args(annotation) for section in _sections_in(part)]
 
 
 def _all_settings(kind: type) -> Iterator[str]:
-    """Yield the dotted name of each setting of a section and of the sections in it, but not in its lists."""
+    """Yield the dotted name of each setting of a section and of the sections in it, but not in its
+    lists.
+    """
     for name, annotation in _settings(kind).items():
         yield name
         if _sections_in(annotation) == [annotation]:

@@ -1,4 +1,6 @@
-"""Printing: results to standard output, progress and errors to standard error, by Rich, imported when it is needed."""
+"""Printing: results to standard output, progress and errors to standard error, by Rich, imported
+when it is needed.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,22 @@ if TYPE_CHECKING:
 QUIET = "SGPIPE_QUIET"  # an environment variable, so that worker processes see it, too
 
 # Exit codes of every command. EXIT_FAILED: the work is not finished, or a check failed.
-EXIT_FAILED, EXIT_BAD_INPUT, EXIT_ALL_FAILED, EXIT_INTERRUPTED = 1, 2, 3, 130
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_ALL_FAILED = 3
+EXIT_INTERRUPTED = 130
 _FILE_WIDTH = 120  # columns
-# Shown instead of characters that a terminal would act on, by their category, such as controls and those of no width.
+# Shown instead of characters that a terminal would act on, by their category, such as controls and
+# those of no width.
 _INSTEAD = {"Cc": " ", "Zl": " ", "Zp": " ", "Cs": "?", "Cf": ""}
+
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+Advance: TypeAlias = Callable[
+    [int, Mapping[str, int]], None
+]  # images that are done, and their relations and errors
 
 
 def output() -> Console:
@@ -42,14 +56,20 @@ def progress() -> Console:
 
 
 def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
-    """Return a console that prints no character which the terminal would act on, wherever a text comes from."""
+    """Return a console that prints no character which the terminal would act on, wherever a text
+    comes from.
+    """
     from rich.console import Console, ConsoleOptions, RenderableType
     from rich.segment import Segment
 
     class SafeConsole(Console):
-        def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        def render(
+            self, renderable: RenderableType, options: ConsoleOptions | None = None
+        ) -> Iterable[Segment]:
             for segment in super().render(renderable, options):
-                yield segment if segment.control else segment._replace(text=_printable(segment.text))
+                yield (
+                    segment if segment.control else segment._replace(text=_printable(segment.text))
+                )
 
     return SafeConsole(markup=False, highlight=False, stderr=stderr, quiet=quiet)
 
@@ -57,23 +77,32 @@ def _console(*, stderr: bool = False, quiet: bool = False) -> Console:
 def _printable(text: str) -> str:
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
-    return "".join(each if each == "\n" else _INSTEAD.get(unicodedata.category(each), each) for each in text)
+    return "".join(
+        each if each == "\n" else _INSTEAD.get(unicodedata.category(each), each) for each in text
+    )
 
 
 def single_line(text: str, limit: int | None = None) -> str:
-    """Text of data as a terminal can show it on one line, cut with an ellipsis after `limit` characters."""
+    """Text of data as a terminal can show it on one line, cut with an ellipsis after `limit`
+    characters.
+    """
     line = " ".join(_printable(text).split())
     return line if limit is None or len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 
 def isolated(text: str) -> str:
-    """Text of data, without isolates of its own, whose direction of writing changes none of the text around it."""
+    """Text of data, without isolates of its own, whose direction of writing changes none of the
+    text around it.
+    """
     return f"\u2068{single_line(text)}\u2069"
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
-    """Return JSON for standard output. Escaped is what a terminal acts on, or what its encoding lacks."""
-    text, encoding = json.dumps(value, indent=indent, ensure_ascii=False), getattr(sys.stdout, "encoding", None)
+    """Return JSON for standard output. Escaped is what a terminal acts on, or what its encoding
+    lacks.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    encoding = getattr(sys.stdout, "encoding", None)
     escaped = {
         each
         for each in {*text} - {"\n"}
@@ -95,11 +124,10 @@ def print_rows(title: str, rows: Mapping[str, str], console: Console) -> None:
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun: "1 file", "2,000 files"; `plural`: if it is not the noun with an s."""
+    """Return a number with its noun: "1 file", "2,000 files"; `plural`: if it is not the noun with
+    an s.
+    """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def duration(seconds: float) -> str:
@@ -115,9 +143,6 @@ def listed(words: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
-Advance: TypeAlias = Callable[[int, Mapping[str, int]], None]  # images that are done, and their relations and errors
-
-
 class Progress:
     """Messages and the progress over images, on standard error."""
 
@@ -128,8 +153,12 @@ class Progress:
         self.console.print(message, style="dim", markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
-    def bar(self, work: str, expected: int | None = None) -> Iterator[Callable[[int, int | None, str], None]]:
-        """Yield a function that shows what is done, of how much (None: unknown), and a note; a file gets few lines."""
+    def bar(
+        self, work: str, expected: int | None = None
+    ) -> Iterator[Callable[[int, int | None, str], None]]:
+        """Yield a function that shows what is done, of how much (None: unknown), and a note; a file
+        gets few lines.
+        """
         if not self.console.is_terminal:
             last = time.monotonic()
 
@@ -141,26 +170,46 @@ class Progress:
 
             yield show
             return
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
         from rich.progress import Progress as RichProgress
 
-        columns = (TextColumn(work), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            TextColumn(work),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         with RichProgress(*columns, TextColumn("{task.fields[note]}"), console=self.console) as bar:
             task = bar.add_task(work, total=expected, note="")
             yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
 
     @contextmanager
     def images(self, total: int | None, work: str = "labelling") -> Iterator[Advance]:
-        """Show progress over `total` images (None: unknown); call the value with (images, counts) as they are done."""
+        """Show progress over `total` images (None: unknown); call the value with (images, counts)
+        as they are done.
+        """
         with self.bar(work, total) as show:
-            done, tally, began = 0, Counter[str](), time.monotonic()
+            done = 0
+            tally = Counter[str]()
+            began = time.monotonic()
 
             def advance(images: int, counts: Mapping[str, int]) -> None:
                 nonlocal done
                 done += images
                 tally.update(counts)
                 notes = [f"{done / max(time.monotonic() - began, 1e-9):,.2f} images/s"]
-                notes += [count(tally[noun + "s"], noun) for noun in ("relation", "error") if tally[noun + "s"]]
+                notes += [
+                    count(tally[noun + "s"], noun)
+                    for noun in ("relation", "error")
+                    if tally[noun + "s"]
+                ]
                 show(done, total, ", ".join(notes))
 
             yield advance

@@ -1,4 +1,6 @@
-"""The device and number format of a model, by their names in a recipe. PyTorch is imported only when it is needed."""
+"""The device and number format of a model, by their names in a recipe. PyTorch is imported only
+when it is needed.
+"""
 
 from __future__ import annotations
 
@@ -33,24 +35,34 @@ def pick_device(name: str, gpus: float | None = 0, setting: str = "device") -> t
     number = _gpu_number(name, setting)
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         if gpus and name == "auto":
-            raise UserError(f"a GPU is requested, but {_visible_gpus()}: set {setting} to cpu to compute without one")
+            raise UserError(
+                f"a GPU is requested, but {_visible_gpus()}: set {setting} to cpu to compute"
+                " without one"
+            )
         return torch.device("cpu")
     if name != "auto" and (number or 0) >= torch.cuda.device_count():
         raise UserError(f"{setting} {name!r}: {_visible_gpus()}")
-    # float32 is float32, as on a CPU; who wants speed takes bfloat16. Blocks of memory grow instead of being cut up.
+    # float32 is float32, as on a CPU; who wants speed takes bfloat16. Blocks of memory grow instead
+    # of being cut up.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     return torch.device("cuda") if number is None else torch.device("cuda", number)
 
 
 def hide_gpus() -> None:
-    """Let this process, a worker that has asked for no GPU, see none. Not every version of Ray does so."""
+    """Let this process, a worker that has asked for no GPU, see none. Not every version of Ray does
+    so.
+    """
     os.environ[_VISIBLE] = ""
 
 
 def usable_gpus() -> int:
     """Return how many GPUs PyTorch can compute on; 0 if the driver does not fit."""
-    if "torch" not in sys.modules and sys.platform == "linux" and not any(map(os.path.exists, _DRIVERS)):
+    if (
+        "torch" not in sys.modules
+        and sys.platform == "linux"
+        and not any(map(os.path.exists, _DRIVERS))
+    ):
         return 0
     import torch
 
@@ -58,25 +70,39 @@ def usable_gpus() -> int:
 
 
 def check_devices(device: str, gpus: float, workers: int, names: tuple[str, str]) -> None:
-    """Raise UserError for a device or number of GPUs that would be ignored; `workers`: several run on Ray."""
+    """Raise UserError for a device or number of GPUs that would be ignored; `workers`: several run
+    on Ray.
+    """
     device_name, gpus_name = names
     if workers == 1:
         if gpus or device != "auto":
             pick_device(device, gpus, device_name)
     elif _gpu_number(device, device_name) is not None or (device == "cuda" and not gpus):
-        raise UserError(f"{device_name} {device!r}: Ray chooses the GPU of each worker: set {gpus_name} to 1 instead")
+        raise UserError(
+            f"{device_name} {device!r}: Ray chooses the GPU of each worker: set {gpus_name} to 1"
+            " instead"
+        )
 
 
-def check_workers(nodes: Sequence[Mapping[str, Any]], workers: int, cpus: float, gpus: float) -> str | None:
-    """Refuse workers that would wait for ever; return a note if there are GPUs that they do not use.
+def check_workers(
+    nodes: Sequence[Mapping[str, Any]], workers: int, cpus: float, gpus: float
+) -> str | None:
+    """Refuse workers that would wait for ever; return a note if there are GPUs that they do not
+    use.
 
-    `nodes`: `ray.nodes()`; each worker needs `cpus` and `gpus` on one of them. Raises UserError: they have too few.
+    `nodes`: `ray.nodes()`; each worker needs `cpus` and `gpus` on one of them. Raises UserError:
+    they have too few.
     """
     machines = [node["Resources"] for node in nodes if node["Alive"]]
     if sum(room_for({"CPU": cpus, "GPU": gpus}, machine) for machine in machines) < workers:
-        there = "; ".join(f"CPU {machine.get('CPU', 0):g}, GPU {machine.get('GPU', 0):g}" for machine in machines)
+        there = "; ".join(
+            f"CPU {machine.get('CPU', 0):g}, GPU {machine.get('GPU', 0):g}" for machine in machines
+        )
         each = f"each needs CPU {cpus:g}, GPU {gpus:g}, and its machines have {there}"
-        raise UserError(f"Ray has no room for {count(workers, 'worker')}: {each}; lower --workers, or what each needs")
+        raise UserError(
+            f"Ray has no room for {count(workers, 'worker')}: {each}; lower --workers, or what each"
+            " needs"
+        )
     if gpus or not (unused := sum(machine.get("GPU", 0) for machine in machines)):
         return None
     return f"NOTE: Ray has GPUs ({unused:g}), but the workers use none (--gpus)"
@@ -84,7 +110,9 @@ def check_workers(nodes: Sequence[Mapping[str, Any]], workers: int, cpus: float,
 
 def room_for(needs: Mapping[str, float], machine: Mapping[str, float]) -> int:
     """Return how many workers fit on an idle machine, by Ray's names of resources."""
-    room = [int(machine.get(name, 0) / amount + _ROUNDING) for name, amount in needs.items() if amount]
+    room = [
+        int(machine.get(name, 0) / amount + _ROUNDING) for name, amount in needs.items() if amount
+    ]
     gpus = needs.get("GPU", 0)
     if 0 < gpus < 1:  # a part of one GPU, never of two
         room.append(int(machine.get("GPU", 0)) * int(1 / gpus + _ROUNDING))
@@ -106,11 +134,16 @@ def _visible_gpus() -> str:
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype called "float32", "bfloat16" or "auto" (bfloat16 on GPUs that have it, float32 elsewhere)."""
+    """Return the dtype called "float32", "bfloat16" or "auto" (bfloat16 on GPUs that have it,
+    float32 elsewhere).
+    """
     import torch
 
     if name == "auto":
-        # Older GPUs only emulate bfloat16, slowly, which `torch.cuda.is_bf16_supported` does not tell.
-        half = device.type == "cuda" and (torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0))
+        # Older GPUs only emulate bfloat16, slowly, which `torch.cuda.is_bf16_supported` does not
+        # tell.
+        half = device.type == "cuda" and (
+            torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
+        )
         return torch.bfloat16 if half else torch.float32
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]

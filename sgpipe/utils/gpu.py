@@ -20,49 +20,69 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 _Shapes: TypeAlias = tuple[tuple[Any, ...], ...]
 
-_WARM_UP_CALLS, _MOST_SHAPES = 8, 4
+_WARM_UP_CALLS = 8
+_MOST_SHAPES = 4
 _LONGEST_REASON = 200
 _COMPILING = Lock()  # of this process, in which PyTorch compiles one function at a time
+
+
+GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the last one
 
 
 class MemoryFullError(UserError):
     """The memory of a GPU is full."""
 
 
-GPU_THREADS = 2  # one starts the work of a batch, while the other waits for the last one
-
-
 def gpu_use(
     device: torch.device | None, *compiled: Compiled, attention: str = "", graph_error: str = ""
 ) -> dict[str, Any]:
-    """Return what a stage uses of a GPU, as plain values for a manifest; nothing on a CPU or a server.
+    """Return what a stage uses of a GPU, as plain values for a manifest; nothing on a CPU or a
+    server.
 
-    `memory`: the peak of this process, in bytes; `compilation`: seconds; `…_error`: why that did not work.
+    `memory`: the peak of this process, in bytes; `compilation`: seconds; `…_error`: why that did
+    not work.
     """
     if device is None or device.type != "cuda":
         return {}
-    use = {"gpu": torch.cuda.get_device_name(device), "memory": torch.cuda.max_memory_reserved(device)}
+    use = {
+        "gpu": torch.cuda.get_device_name(device),
+        "memory": torch.cuda.max_memory_reserved(device),
+    }
     seconds = sum(each.seconds for each in compiled)
     error = next((each.failure for each in compiled if each.failure), "")
-    more = {"attention": attention, "compilation": seconds, "compile_error": error, "graph_error": graph_error}
+    more = {
+        "attention": attention,
+        "compilation": seconds,
+        "compile_error": error,
+        "graph_error": graph_error,
+    }
     return use | {name: value for name, value in more.items() if value}
 
 
 class GpuMemory:
     """The memory of a GPU that threads of this process share.
 
-    After a batch did not fit, threads compute one after the other; one that does not fit alone is computed in halves,
-    to which `batch_size` shrinks. `remedy`: what to do if an item does not fit.
+    After a batch did not fit, threads compute one after the other; one that does not fit alone is
+    computed in halves, to which `batch_size` shrinks. `remedy`: what to do if an item does not fit.
     """
 
-    def __init__(self, device: torch.device, remedy: str, threads: int, batch_size: int = 1) -> None:
+    def __init__(
+        self, device: torch.device, remedy: str, threads: int, batch_size: int = 1
+    ) -> None:
         self.batch_size = batch_size
-        self._device, self._remedy, self._threads = device, remedy, threads
-        self._places, self._turn = BoundedSemaphore(threads), Lock()
+        self._device = device
+        self._remedy = remedy
+        self._threads = threads
+        self._places = BoundedSemaphore(threads)
+        self._turn = Lock()
         self._is_scarce = False
 
-    def compute(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
-        """Return the result of each item of a batch. Raises UserError: an item alone is too large."""
+    def compute(
+        self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]
+    ) -> list[Result]:
+        """Return the result of each item of a batch. Raises UserError: an item alone is too
+        large.
+        """
         if not self._is_scarce:
             with suppress(MemoryFullError), enough_memory(self._device, self._remedy), self._places:
                 return function(items)
@@ -72,14 +92,18 @@ class GpuMemory:
         with self.alone():
             return self._compute_alone(function, items)
 
-    def _compute_alone(self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]) -> list[Result]:
+    def _compute_alone(
+        self, function: Callable[[Sequence[Item]], list[Result]], items: Sequence[Item]
+    ) -> list[Result]:
         can_be_halved = (MemoryFullError,) if len(items) > 1 else ()
         with suppress(*can_be_halved), enough_memory(self._device, self._remedy):
             return function(items)
         torch.cuda.empty_cache()
         half = len(items) // 2
         self.batch_size = min(self.batch_size, half)
-        return self._compute_alone(function, items[:half]) + self._compute_alone(function, items[half:])
+        return self._compute_alone(function, items[:half]) + self._compute_alone(
+            function, items[half:]
+        )
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -102,22 +126,29 @@ def enough_memory(device: torch.device, remedy: str) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-    raise MemoryFullError(f"the memory of {device} is full; {remedy}")  # not above, where `error` keeps what was there
+    raise MemoryFullError(
+        f"the memory of {device} is full; {remedy}"
+    )  # not above, where `error` keeps what was there
 
 
 class Compiled:
     """A function that PyTorch compiles, for a few shapes of its arguments. Threads may share it.
 
-    While it compiles, for up to minutes, other threads call `function` as it is, and so does everything if that fails.
-    Shapes are those of tensors, and tuples of numbers; each is compiled after `warm_up_calls`. It has no gradients.
-    `seconds`: how long it has compiled; `failure`: why it cannot be compiled, in one line.
+    While it compiles, for up to minutes, other threads call `function` as it is, and so does
+    everything if that fails. Shapes are those of tensors, and tuples of numbers; each is compiled
+    after `warm_up_calls`. It has no gradients. `seconds`: how long it has compiled; `failure`: why
+    it cannot be compiled, in one line.
     """
 
-    def __init__(self, function: Callable[..., Any], warm_up_calls: int = 0, backend: Any = "inductor") -> None:
-        self._function, self._warm_up_calls = function, warm_up_calls
+    def __init__(
+        self, function: Callable[..., Any], warm_up_calls: int = 0, backend: Any = "inductor"
+    ) -> None:
+        self._function = function
+        self._warm_up_calls = warm_up_calls
         self._calls: Counter[_Shapes] = Counter()
         self._chosen: set[_Shapes] = set()  # those that are compiled
-        self.seconds, self.failure = 0.0, ""
+        self.seconds = 0.0
+        self.failure = ""
         self._compiled = function
         try:
             self._compiled = torch.compile(function, fullgraph=True, dynamic=False, backend=backend)
@@ -126,17 +157,26 @@ class Compiled:
 
     def __call__(self, *arguments: Any) -> Any:
         shapes = tuple(
-            each.shape if isinstance(each, Tensor) else each for each in arguments if isinstance(each, Tensor | tuple)
+            each.shape if isinstance(each, Tensor) else each
+            for each in arguments
+            if isinstance(each, Tensor | tuple)
         )
         if shapes in self._chosen and not self.failure and not _COMPILING.locked():
             return self._run(arguments)
         self._calls[shapes] += 1
         is_chosen = self._calls[shapes] > self._warm_up_calls and len(self._chosen) < _MOST_SHAPES
-        if self.failure or shapes in self._chosen or not is_chosen or not _COMPILING.acquire(blocking=False):
+        if (
+            self.failure
+            or shapes in self._chosen
+            or not is_chosen
+            or not _COMPILING.acquire(blocking=False)
+        ):
             return self._function(*arguments)
         began = time.perf_counter()
         try:
-            torch._inductor.config.compile_threads = torch.get_num_threads()  # a setting of this thread
+            torch._inductor.config.compile_threads = (
+                torch.get_num_threads()
+            )  # a setting of this thread
             return self._run(arguments)
         finally:
             self._chosen.add(shapes)
@@ -152,7 +192,9 @@ class Compiled:
 
 
 def compile_forward(*modules: nn.Module) -> Compiled:
-    """Compile the forward pass of modules of one class for each shape that recurs; equal modules are compiled once."""
+    """Compile the forward pass of modules of one class for each shape that recurs; equal modules
+    are compiled once.
+    """
     compiled = Compiled(type(modules[0]).forward, _WARM_UP_CALLS * len(modules))
     for module in modules:
         module.forward = partial(compiled, module)
@@ -160,9 +202,13 @@ def compile_forward(*modules: nn.Module) -> Compiled:
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """Return what PyTorch raises for what it cannot compile. No constant: importing its compiler takes seconds."""
+    """Return what PyTorch raises for what it cannot compile. No constant: importing its compiler
+    takes seconds.
+    """
     errors = torch._dynamo.exc
-    return errors.TorchDynamoException, getattr(errors, "FailOnRecompileLimitHit", errors.TorchDynamoException)
+    return errors.TorchDynamoException, getattr(
+        errors, "FailOnRecompileLimitHit", errors.TorchDynamoException
+    )
 
 
 def one_line(reason: Exception) -> str:

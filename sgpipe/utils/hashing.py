@@ -7,28 +7,32 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+PINNED = "#sha256:"  # between the URI of a model in a store and the hash of its files
+_MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model", "*.jinja")
+
 
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-PINNED = "#sha256:"  # between the URI of a model in a store and the hash of its files
-_MODEL_FILES = ("*.json", "*.txt", "*.safetensors", "*.bin", "*.model", "*.jinja")
-
-
 def model_sha256(name: str | None) -> str | None:
-    """Return a hub id unchanged; a folder as the hash of its configuration, vocabulary, weights and chat template.
+    """Return a hub id unchanged; a folder as the hash of its configuration, vocabulary, weights and
+    chat template.
 
-    The URI of a model in a store that has its hash in it is that hash. An architecture with a file of weights, such as
-    "ViT-B-32:clip.safetensors", is the architecture and the hash of the file.
+    The URI of a model in a store that has its hash in it is that hash. An architecture with a file
+    of weights, such as "ViT-B-32:clip.safetensors", is the architecture and the hash of the file.
     """
     if name is None or not Path(name).is_dir():
         uri, mark, sha256 = (name or "").partition(PINNED)
         if mark and "://" in uri:
             return f"sha256:{sha256}"
         architecture, _, weights = (name or "").partition(":")
-        return f"{architecture}:sha256:{file_sha256(Path(weights))[:16]}" if Path(weights).is_file() else name
+        return (
+            f"{architecture}:sha256:{file_sha256(Path(weights))[:16]}"
+            if Path(weights).is_file()
+            else name
+        )
     digest = hashlib.sha256()
     files = {path for pattern in _MODEL_FILES for path in Path(name).glob(pattern)}
     for path in sorted(files):
@@ -44,7 +48,9 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], absent: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Return the settings in which two identities differ, one line each; `absent`: values of keys that one may lack."""
+    """Return the settings in which two identities differ, one line each; `absent`: values of keys
+    that one may lack.
+    """
     old, new = ({**(absent or {}), **dict(_flatten(identity))} for identity in (before, now))
     keys = sorted({*old, *new}, key=str)
     pairs = [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]

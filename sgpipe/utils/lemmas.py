@@ -5,6 +5,8 @@ from functools import lru_cache
 from importlib.util import find_spec, module_from_spec
 from typing import Any
 
+_AUXILIARIES = frozenset({"am", "is", "are", "was", "were", "be", "been", "being"})
+
 
 @lru_cache(maxsize=1 << 16)
 def lemmas(word: str, pos: str) -> tuple[str, ...]:
@@ -19,13 +21,17 @@ def verb_lemma(verb: str) -> str:
 
 @lru_cache(maxsize=1 << 16)
 def is_verb(word: str) -> bool:
-    """Return whether the dictionaries have a word as a form of a verb; the rules for others inflect anything."""
+    """Return whether the dictionaries have a word as a form of a verb; the rules for others inflect
+    anything.
+    """
     return bool(_dictionaries()[0].getAllLemmas(word, "VERB"))
 
 
 @lru_cache(maxsize=1 << 16)
 def gerund(verb: str) -> str:
-    """Return the -ing form of any form of a verb: the predicate of a passive clause that is turned active."""
+    """Return the -ing form of any form of a verb: the predicate of a passive clause that is turned
+    active.
+    """
     return next(iter(_inflections(verb_lemma(verb), "VBG")), verb)
 
 
@@ -35,11 +41,10 @@ def is_participle(verb: str) -> bool:
     return verb in _inflections(verb_lemma(verb), "VBN")
 
 
-_AUXILIARIES = frozenset({"am", "is", "are", "was", "were", "be", "been", "being"})
-
-
 def predicate_lemma(text: str) -> str:
-    """Return a predicate in lower case with its verb as a lemma: "is Sitting  on" and "sits on" become "sit on"."""
+    """Return a predicate in lower case with its verb as a lemma: "is Sitting  on" and "sits on"
+    become "sit on".
+    """
     words = without_auxiliaries(text)
     return " ".join([verb_lemma(words[0]), *words[1:]]) if words else ""
 
@@ -60,13 +65,17 @@ def plural(noun: str) -> str:
 def _inflections(word: str, form: str) -> tuple[str, ...]:
     try:
         return tuple(_dictionaries()[1].getInflection(word, form))
-    except IndexError:  # lemminflect's rules fail for some words that it does not know, such as "cpg"
+    except (
+        IndexError
+    ):  # lemminflect's rules fail for some words that it does not know, such as "cpg"
         return ()
 
 
 @lru_cache(maxsize=1)
 def _dictionaries() -> tuple[Any, Any]:
-    """Return lemminflect's lemmatizer and inflector, without its `__init__`, which imports spaCy (seconds)."""
+    """Return lemminflect's lemmatizer and inflector, without its `__init__`, which imports spaCy
+    (seconds).
+    """
     if "lemminflect" in sys.modules:
         from lemminflect.core.Inflections import Inflections
         from lemminflect.core.Lemmatizer import Lemmatizer

@@ -1,4 +1,6 @@
-"""Compute results before they are requested, in their order: of items, in threads, or of a generator, in one thread."""
+"""Compute results before they are requested, in their order: of items, in threads, or of a
+generator, in one thread.
+"""
 
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
@@ -19,10 +21,12 @@ def start_early(
     is_full: Callable[[Collection[Started]], bool] = lambda pending: False,
     cancel: Callable[[Started], Any] = lambda started: None,
 ) -> Generator[Started, None, None]:
-    """Yield what `start` returns for each item, such as a future, after it has been called for the next items too.
+    """Yield what `start` returns for each item, such as a future, after it has been called for the
+    next items too.
 
-    `most`: number of results that are computed or wait, at least 1; fewer are enough if these are `is_full`. `cancel`:
-    called for what was not requested when the generator is closed. `items` are read in the caller's thread.
+    `most`: number of results that are computed or wait, at least 1; fewer are enough if these are
+    `is_full`. `cancel`: called for what was not requested when the generator is closed. `items` are
+    read in the caller's thread.
     """
     pending: deque[Started] = deque()
     try:
@@ -41,29 +45,40 @@ def start_early(
 def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], threads: int, most: int
 ) -> Iterator[Iterator[Result]]:
-    """Yield the results of each item, computed in threads; without threads, when they are requested.
+    """Yield the results of each item, computed in threads; without threads, when they are
+    requested.
 
-    Items, most: see `start_early`. An exception is raised where its result is requested; the end waits for no thread.
+    Items, most: see `start_early`. An exception is raised where its result is requested; the end
+    waits for no thread.
     """
     if not threads:
         yield (function(item) for item in items)
         return
     pool = ThreadPoolExecutor(threads, "prefetch")
     try:
-        yield (future.result() for future in start_early(lambda item: pool.submit(function, item), items, most))
+        yield (
+            future.result()
+            for future in start_early(lambda item: pool.submit(function, item), items, most)
+        )
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 @contextmanager
-def prefetch_generator(results: Generator[Result, None, None], most: int = 3) -> Iterator[Iterator[Result]]:
-    """Yield the results of a generator, which runs in a thread; an exception comes after the results before it.
+def prefetch_generator(
+    results: Generator[Result, None, None], most: int = 3
+) -> Iterator[Iterator[Result]]:
+    """Yield the results of a generator, which runs in a thread; an exception comes after the
+    results before it.
 
-    `most`: number of results that are computed or wait. At the end, the generator is closed when its thread is done.
+    `most`: number of results that are computed or wait. At the end, the generator is closed when
+    its thread is done.
     """
     pool = ThreadPoolExecutor(1, "prefetch")
     try:
-        futures = start_early(lambda count: pool.submit(list, islice(results, count)), repeat(1), most)
+        futures = start_early(
+            lambda count: pool.submit(list, islice(results, count)), repeat(1), most
+        )
         yield chain.from_iterable(takewhile(bool, (future.result() for future in futures)))
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,6 +1,8 @@
-"""Start or join Ray, which reads its environment when it is imported: here, only by the functions that need it.
+"""Start or join Ray, which reads its environment when it is imported: here, only by the functions
+that need it.
 
-A cluster may require a token. Ray presents one only with RAY_AUTH_MODE=token, to which an open cluster cannot answer.
+A cluster may require a token. Ray presents one only with RAY_AUTH_MODE=token, to which an open
+cluster cannot answer.
 """
 
 from __future__ import annotations
@@ -29,25 +31,35 @@ from sgpipe.utils.console import QUIET, count
 if TYPE_CHECKING:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-_MODE, _TOKEN, _TOKEN_PATH, _TOKEN_FILE = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token"
+_MODE = "RAY_AUTH_MODE"
+_TOKEN = "RAY_AUTH_TOKEN"
+_TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+_TOKEN_FILE = "~/.ray/auth_token"
 _STDERR = 2
 _LEVEL_LINE = b"Set ray log level from environment variable"
-_CONNECT_SECONDS, _PROBE_SECONDS = 5, 60
+_CONNECT_SECONDS = 5
+_PROBE_SECONDS = 60
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data makes every driver report an error that is none
+os.environ.setdefault(
+    "RAY_BACKEND_LOG_LEVEL", "fatal"
+)  # Ray Data makes every driver report an error that is none
 
 
 def prepare_ray(address: str | None = None) -> None:
-    """Choose how Ray authenticates at `address` (None: on this machine alone). Call it before Ray is imported.
+    """Choose how Ray authenticates at `address` (None: on this machine alone). Call it before Ray
+    is imported.
 
-    A local Ray gets a token in memory: the file that Ray would write would also lock clusters that start here later.
-    Raises EngineError: nothing answers at the address, or no cluster that this machine may join.
+    A local Ray gets a token in memory: the file that Ray would write would also lock clusters that
+    start here later. Raises EngineError: nothing answers at the address, or no cluster that this
+    machine may join.
     """
     if "ray" in sys.modules or _MODE in os.environ:
         return
     file = Path(_TOKEN_FILE).expanduser()
-    has_token = any(map(os.environ.get, (_TOKEN, _TOKEN_PATH))) or (file.is_file() and file.stat().st_size > 0)
+    has_token = any(map(os.environ.get, (_TOKEN, _TOKEN_PATH))) or (
+        file.is_file() and file.stat().st_size > 0
+    )
     if address is None:
         os.environ[_MODE] = "token"
         if not has_token:
@@ -56,27 +68,48 @@ def prepare_ray(address: str | None = None) -> None:
     try:
         _check_port(address.removeprefix("ray://"))
     except OSError as error:
-        raise EngineError(f"the Ray cluster at {address} cannot be joined: {error.strerror or error}") from None
+        raise EngineError(
+            f"the Ray cluster at {address} cannot be joined: {error.strerror or error}"
+        ) from None
     modes = ("disabled", "token") if has_token else ("disabled",)
-    answered = iter(modes[-1:]) if address.startswith("ray://") else filter(partial(_answers, address), modes)
-    if (mode := next(answered, None)) is None:
-        token = "the token of this machine is not its own" if has_token else f"it requires a token ({_TOKEN_FILE})"
-        raise EngineError(f"the Ray cluster at {address} cannot be joined: it does not answer, or {token}")
+    answered = (
+        iter(modes[-1:])
+        if address.startswith("ray://")
+        else filter(partial(_answers, address), modes)
+    )
+    mode = next(answered, None)
+    if mode is None:
+        token = (
+            "the token of this machine is not its own"
+            if has_token
+            else f"it requires a token ({_TOKEN_FILE})"
+        )
+        raise EngineError(
+            f"the Ray cluster at {address} cannot be joined: it does not answer, or {token}"
+        )
     os.environ[_MODE] = mode
 
 
 def _answers(address: str, mode: str) -> bool:
     command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
     command += [] if address == "auto" else ["--address", address]
-    environment = {**os.environ, _MODE: mode, "RAY_gcs_rpc_server_connect_timeout_s": str(_CONNECT_SECONDS)}
+    environment = {
+        **os.environ,
+        _MODE: mode,
+        "RAY_gcs_rpc_server_connect_timeout_s": str(_CONNECT_SECONDS),
+    }
     try:  # only a process of its own can find out
-        return not subprocess.run(command, env=environment, capture_output=True, timeout=_PROBE_SECONDS).returncode
+        return not subprocess.run(
+            command, env=environment, capture_output=True, timeout=_PROBE_SECONDS
+        ).returncode
     except subprocess.TimeoutExpired:
         return False
 
 
 def start_ray(address: str | None = None, cpus: int | None = None) -> None:
-    """Join the cluster at `address`, or start one on this machine with `cpus` CPUs (None: all). Raises EngineError."""
+    """Join the cluster at `address`, or start one on this machine with `cpus` CPUs (None: all).
+    Raises EngineError.
+    """
     import ray
 
     if ray.is_initialized():
@@ -91,9 +124,15 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
         with _without_level_line() if QUIET in os.environ else nullcontext():
             ray.init(address or "local", **quiet)
     except Exception as error:  # noqa: BLE001 - Ray raises a plain Exception on a machine that is too slow for it
-        what = f"the Ray cluster at {address} cannot be joined" if address else "Ray did not start here"
+        what = (
+            f"the Ray cluster at {address} cannot be joined"
+            if address
+            else "Ray did not start here"
+        )
         reason = getattr(error, "strerror", None) or first_line(error)
-        if reason.endswith(":"):  # it announces the other lines, as that of two versions which differ
+        if reason.endswith(
+            ":"
+        ):  # it announces the other lines, as that of two versions which differ
             reason = " ".join(str(error).split())
         raise EngineError(f"{what}: {reason}") from None
     if threading.current_thread() is threading.main_thread():
@@ -102,7 +141,9 @@ def start_ray(address: str | None = None, cpus: int | None = None) -> None:
 
 @contextmanager
 def _without_level_line() -> Iterator[None]:
-    """Leave out what Ray's C++ part says of its log level, which no setting prevents; other lines follow at the end."""
+    """Leave out what Ray's C++ part says of its log level, which no setting prevents; other lines
+    follow at the end.
+    """
     stream = sys.__stderr__
     if stream is None:
         yield
@@ -123,27 +164,42 @@ def _without_level_line() -> Iterator[None]:
 
 
 def tell_losses(say: Callable[[str], None]) -> Iterator[None]:
-    """Say at each step what the cluster has lost since the last one: machines, or its head, without which Ray ends."""
+    """Say at each step what the cluster has lost since the last one: machines, or its head, without
+    which Ray ends.
+    """
     import ray
 
     def lost() -> int:
         return sum(not node["Alive"] for node in ray.nodes())
 
-    head = getattr(ray.get_runtime_context(), "gcs_address", "")  # a client at ray:// does not know it
-    before, answered = lost(), True
+    head = getattr(
+        ray.get_runtime_context(), "gcs_address", ""
+    )  # a client at ray:// does not know it
+    before = lost()
+    answered = True
     while True:
         yield
         try:
             _check_port(head)
         except OSError:
             if answered:
-                say("NOTE: the head of Ray does not answer; unless it returns soon, this command ends with exit code 1")
-                say("Committed work is kept; run the same command again to resume, also on another cluster.")
+                say(
+                    "NOTE: the head of Ray does not answer; unless it returns soon, this command"
+                    " ends with exit code 1"
+                )
+                say(
+                    "Committed work is kept; run the same command again to resume, also on another"
+                    " cluster."
+                )
             answered = False
             continue
         answered = True
-        if (now := lost()) > before:
-            say(f"NOTE: Ray has lost {count(now - before, 'machine')}; others take over the units in progress there")
+        now = lost()
+        if now > before:
+            say(
+                f"NOTE: Ray has lost {count(now - before, 'machine')}; others take over the units"
+                " in progress there"
+            )
         before = now
 
 
@@ -153,7 +209,9 @@ def software() -> str:
 
 
 def on_driver_node() -> NodeAffinitySchedulingStrategy:
-    """Schedule an actor on the driver's machine, so that it is lost only together with the driver."""
+    """Schedule an actor on the driver's machine, so that it is lost only together with the
+    driver.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -162,13 +220,19 @@ def on_driver_node() -> NodeAffinitySchedulingStrategy:
 
 def worker_failure(error: BaseException) -> str:
     """Return the innermost message of what Ray raised, in one line."""
-    named = [line for line in str(error).splitlines() if re.match(r"[\w.]+([Ee]rror|Exception)(: |$)", line)]
+    named = [
+        line
+        for line in str(error).splitlines()
+        if re.match(r"[\w.]+([Ee]rror|Exception)(: |$)", line)
+    ]
     inner = [line for line in named if not line.startswith(("ray.", "UserCodeException"))]
     return f"a worker failed: {(inner or [first_line(error)])[0]}"
 
 
 def _check_port(address: str) -> None:
-    """Raises OSError: nothing answers at HOST:PORT. Ray itself would try for a minute, and then end the process."""
+    """Raises OSError: nothing answers at HOST:PORT. Ray itself would try for a minute, and then end
+    the process.
+    """
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_SECONDS).close()

@@ -1,7 +1,9 @@
-"""The Starlette application of `sgpipe view`: who may ask it what, the pages of all modules, and its server.
+"""The Starlette application of `sgpipe view`: who may ask it what, the pages of all modules, and
+its server.
 
-Every web page that a user visits can reach a server on this machine. Three checks keep these out: the name by which it
-was called (DNS rebinding), the page that a write comes from, and, where other machines can reach it, a token.
+Every web page that a user visits can reach a server on this machine. Three checks keep these out:
+the name by which it was called (DNS rebinding), the page that a write comes from, and, where other
+machines can reach it, a token.
 """
 
 import asyncio
@@ -45,8 +47,8 @@ _COOKIE_SECONDS = 30 * 24 * 3600
 
 HEADERS = {
     "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src"
+        " 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "same-origin",
@@ -55,12 +57,21 @@ HEADERS = {
 }
 
 
+LOCAL = "127.0.0.1"
+_PORTS = 50  # that are tried, from the one asked for on
+_GRACE_SECONDS = 3
+# for a request, and for what waits to be sent
+_REQUEST_SECONDS = 20.0
+_STALLED_SECONDS = 60.0
+
+
 @dataclass(frozen=True)
 class Guard:
     """The middleware: refuses requests, and adds the headers to every answer.
 
-    A request must bring one of the `names` of this machine ("localhost" and IP addresses always do), and a token, if
-    any, which is in the address that the command prints, then in a cookie. `read_only`: refuse every write.
+    A request must bring one of the `names` of this machine ("localhost" and IP addresses always
+    do), and a token, if any, which is in the address that the command prints, then in a cookie.
+    `read_only`: refuse every write.
     """
 
     app: ASGIApp
@@ -72,29 +83,50 @@ class Guard:
         """Why a request is refused, as status and message; None: it is not."""
         host = request.headers.get("host", "")
         if not self._knows(host):
-            return HTTPStatus.MISDIRECTED_REQUEST, "this server was called by a name that it does not have"
+            return (
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "this server was called by a name that it does not have",
+            )
         shown = [request.query_params.get("token"), request.cookies.get(_cookie(request))]
         if self.token is not None and not any(map(self.is_token, shown)):
-            return HTTPStatus.UNAUTHORIZED, "open the address that `sgpipe view` printed: its token is needed here"
+            return (
+                HTTPStatus.UNAUTHORIZED,
+                "open the address that `sgpipe view` printed: its token is needed here",
+            )
         if request.method in _READS:
             return None
         if self.read_only:
             return HTTPStatus.FORBIDDEN, "the server is read-only"
         # A page of this server, or a program, which sends neither header.
-        origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site", "none")
-        own = site in ("same-origin", "none") if origin is None else origin in (f"http://{host}", f"https://{host}")
+        origin = request.headers.get("origin")
+        site = request.headers.get("sec-fetch-site", "none")
+        own = (
+            site in ("same-origin", "none")
+            if origin is None
+            else origin in (f"http://{host}", f"https://{host}")
+        )
         if not own:
             return HTTPStatus.FORBIDDEN, "writes are only accepted from the pages of this server"
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        if (
+            request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            != "application/json"
+        ):
             return HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "the body must be application/json"
         return None
 
     def _knows(self, host: str) -> bool:
-        """Return whether a host is an address or a name of this machine: DNS rebinding needs another name."""
+        """Return whether a host is an address or a name of this machine: DNS rebinding needs
+        another name.
+        """
         try:
             parts = urlsplit(f"//{host}")
-            name, _ = parts.hostname or "", parts.port
-            if name == "localhost" or name.endswith(".localhost") or name in (known.lower() for known in self.names):
+            name = parts.hostname or ""
+            _ = parts.port
+            if (
+                name == "localhost"
+                or name.endswith(".localhost")
+                or name in (known.lower() for known in self.names)
+            ):
                 return True
             return bool(ipaddress.ip_address(name))
         except ValueError:  # of any of them
@@ -102,22 +134,41 @@ class Guard:
 
     def is_token(self, shown: str | None) -> bool:
         """Return whether this is the token, compared in constant time."""
-        return bool(shown and self.token) and hmac.compare_digest(str(shown).encode(), str(self.token).encode())
+        return bool(shown and self.token) and hmac.compare_digest(
+            str(shown).encode(), str(self.token).encode()
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope)
-        if refused := self.refusal(request):
+        refused = self.refusal(request)
+        if refused:
             status, message = refused
             is_api = request.url.path.startswith("/api/")
-            answer = JSONResponse({"error": message}, status) if is_api else PlainTextResponse(f"{message}\n", status)
+            answer = (
+                JSONResponse({"error": message}, status)
+                if is_api
+                else PlainTextResponse(f"{message}\n", status)
+            )
             await answer(scope, receive, _with_headers(send))
-        elif self.token is not None and "token" in request.query_params and request.method in _READS:
-            # The same address without the token, which moves into a cookie: it shall not stay in the history.
+        elif (
+            self.token is not None and "token" in request.query_params and request.method in _READS
+        ):
+            # The same address without the token, which moves into a cookie: it shall not stay in
+            # the history.
             query = request.url.remove_query_params("token").query
-            moved = RedirectResponse("/" + request.url.path.lstrip("/") + (query and f"?{query}"))  # "//" names a host
+            moved = RedirectResponse(
+                "/" + request.url.path.lstrip("/") + (query and f"?{query}")
+            )  # "//" names a host
             if self.is_token(request.query_params["token"]):
-                # "strict" would refuse whoever follows a link from another site; writes are checked by their origin.
-                moved.set_cookie(_cookie(request), self.token, max_age=_COOKIE_SECONDS, httponly=True, samesite="lax")
+                # "strict" would refuse whoever follows a link from another site; writes are checked
+                # by their origin.
+                moved.set_cookie(
+                    _cookie(request),
+                    self.token,
+                    max_age=_COOKIE_SECONDS,
+                    httponly=True,
+                    samesite="lax",
+                )
             await moved(scope, receive, _with_headers(send))
         else:
             await self.app(scope, receive, _with_headers(send))
@@ -146,7 +197,9 @@ def create_app(viewer: Viewer, names: Collection[str] = (), token: str | None = 
     app = Starlette(
         routes=[*pages.ROUTES, *judging.ROUTES, static],
         middleware=[guard, Middleware(RequestBodyLimitMiddleware, LARGEST_BODY)],
-        exception_handlers=dict.fromkeys((UserError, HTTPException, OSError, ClientDisconnect, Exception), _refuse),
+        exception_handlers=dict.fromkeys(
+            (UserError, HTTPException, OSError, ClientDisconnect, Exception), _refuse
+        ),
     )
     app.state.freshness = Freshness(viewer)
     return app
@@ -155,32 +208,40 @@ def create_app(viewer: Viewer, names: Collection[str] = (), token: str | None = 
 def _refuse(request: Request, error: Exception) -> Response:
     """Return one line about what is wrong, as a page, or as JSON below /api/."""
     if isinstance(error, HTTPException):
-        status, message = error.status_code, str(error.detail)
+        status = error.status_code
+        message = str(error.detail)
     elif isinstance(error, UserError):
-        status, message = 422, str(error)
+        status = 422
+        message = str(error)
     elif isinstance(error, ClientDisconnect):
-        status, message = 400, "the connection ended before the request did"  # nobody reads it
+        # nobody reads it
+        status = 400
+        message = "the connection ended before the request did"
     elif isinstance(error, OSError):
-        status, message = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503, format_os_error(error)
+        status = 507 if error.errno in (errno.ENOSPC, errno.EDQUOT) else 503
+        message = format_os_error(error)
     else:  # as for the commands: one line, or with --verbose all
         sys.excepthook(type(error), error, error.__traceback__)
-        status, message = 500, f"internal error: {type(error).__name__}; the terminal of `sgpipe view` says more"
+        status = 500
+        message = f"internal error: {type(error).__name__}; the terminal of `sgpipe view` says more"
     is_api = request.url.path.startswith("/api/")
     values = {"message": message, "status": status}
-    response = JSONResponse({"error": message}, status) if is_api else render(request, "error", values, status)
-    response.headers.update(HEADERS)  # Starlette answers unexpected errors outside of all middleware
+    response = (
+        JSONResponse({"error": message}, status)
+        if is_api
+        else render(request, "error", values, status)
+    )
+    response.headers.update(
+        HEADERS
+    )  # Starlette answers unexpected errors outside of all middleware
     return response
-
-
-LOCAL = "127.0.0.1"
-_PORTS = 50  # that are tried, from the one asked for on
-_GRACE_SECONDS = 3
-_REQUEST_SECONDS, _STALLED_SECONDS = 20.0, 60.0  # for a request, and for what waits to be sent
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where the server listens: its socket does already, so that the first request waits instead of failing."""
+    """Where the server listens: its socket does already, so that the first request waits instead of
+    failing.
+    """
 
     socket: socket.socket
     host: str
@@ -193,9 +254,13 @@ class Address:
 
 
 def listen(host: str, port: int) -> Address:
-    """Listen at the first free port from `port` on; 0: any. Raises UserError: no such host, or no port is free."""
+    """Listen at the first free port from `port` on; 0: any. Raises UserError: no such host, or no
+    port is free.
+    """
     try:
-        family, _, _, _, found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        family, _, _, _, found = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
     except (OSError, UnicodeError):
         raise UserError(f"--host {host} is not an address of this machine") from None
     for number in range(port, min(port + _PORTS, 65536) if port else 1):
@@ -203,17 +268,25 @@ def listen(host: str, port: int) -> Address:
             listener = socket.create_server((found[0], number), family=family, backlog=128)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                raise UserError(f"--host {host} --port {number} cannot be used: {error.strerror}") from None
+                raise UserError(
+                    f"--host {host} --port {number} cannot be used: {error.strerror}"
+                ) from None
             continue
         with suppress(ValueError):  # a name
-            if ipaddress.ip_address(host).is_unspecified:  # 0.0.0.0 and :: are all addresses; browsers accept a name
+            if ipaddress.ip_address(
+                host
+            ).is_unspecified:  # 0.0.0.0 and :: are all addresses; browsers accept a name
                 host = socket.gethostname()
         return Address(listener, host, listener.getsockname()[1])
-    raise UserError(f"no port from {port} to {number} is free; choose another --port, or --port 0 for any")
+    raise UserError(
+        f"no port from {port} to {number} is free; choose another --port, or --port 0 for any"
+    )
 
 
 class _Protocol(H11Protocol):
-    """HTTP/1.1 that closes connections whose request arrives, or whose answer is read, too slowly."""
+    """HTTP/1.1 that closes connections whose request arrives, or whose answer is read, too
+    slowly.
+    """
 
     _timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle
@@ -245,15 +318,27 @@ class _Protocol(H11Protocol):
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
     """Return the server of the application, which says itself what goes wrong."""
-    quiet: dict[str, Any] = {"log_config": None, "log_level": "critical", "access_log": False, "server_header": False}
-    plain: dict[str, Any] = {"ws": "none", "lifespan": "off", "timeout_graceful_shutdown": _GRACE_SECONDS}
+    quiet: dict[str, Any] = {
+        "log_config": None,
+        "log_level": "critical",
+        "access_log": False,
+        "server_header": False,
+    }
+    plain: dict[str, Any] = {
+        "ws": "none",
+        "lifespan": "off",
+        "timeout_graceful_shutdown": _GRACE_SECONDS,
+    }
     return uvicorn.Server(uvicorn.Config(app, http=_Protocol, **quiet, **plain))
 
 
 def serve(app: ASGIApp, address: Address) -> None:
     """Serve until Ctrl-C or SIGTERM."""
-    # uvicorn, once it has stopped, raises the signals again that stopped it; here they have done what they should.
-    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    # uvicorn, once it has stopped, raises the signals again that stopped it; here they have done
+    # what they should.
+    before = {
+        number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         server_of(app).run(sockets=[address.socket])
     finally:
@@ -262,7 +347,9 @@ def serve(app: ASGIApp, address: Address) -> None:
 
 
 def open_browser(url: str) -> None:
-    """Open a page in the user's browser, but in none for terminals, which would take the terminal from the server."""
+    """Open a page in the user's browser, but in none for terminals, which would take the terminal
+    from the server.
+    """
     has_windows = any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")))
     if has_windows or not sys.platform.startswith("linux"):
         threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()

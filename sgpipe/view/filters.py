@@ -1,4 +1,6 @@
-"""A search: its language (docs/view.md), which makes a `Query` of a line of text; as a URL has it; and as SQL."""
+"""A search: its language (docs/view.md), which makes a `Query` of a line of text; as a URL has it;
+and as SQL.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,49 @@ _FORM = "a relation is SUBJECT PREDICATE OBJECT, such as person riding *"
 _ORIGINS = {f"origin:{name}": name for name in ORIGINS}
 
 
+_TOKEN = re.compile(
+    r"""\s*(?:(?P<quoted>["“”]) (?P<caption>[^"“”]*) (?P<closed>["“”]?)
+    | '(?P<name>[^']+)'(?=[\s|,]|$)
+    | (?P<sign>[|,]|\*(?=[\s|,]|$)|-(?=\S))
+    | (?P<word>[^\s|,"“”]+))""",
+    re.VERBOSE,
+)
+
+
+WITHOUT = "without_relations"
+_JUDGED = (
+    "exists (select 1 from judged where judged.image = hit.image and judged.number = hit.number{})"
+)
+_NOT_JUDGED = f"not {_JUDGED.format('')}"
+_CONDITIONS: dict[str, tuple[Marked, str]] = {
+    WITHOUT: ("images", "why is not null"),
+    "errors": ("images", "status = 'error'"),
+    "not_judged": ("relations", _NOT_JUDGED),
+    "conflicts": ("relations", _JUDGED.format(" and state = 'conflict'")),
+    **{mark.name: (mark.marked, f"(flags & {1 << bit}) <> 0") for bit, mark in enumerate(MARKS)},
+}
+
+
+Order = Literal["confidence", "-confidence", "rarity", "clip_score", "vlm_score", "shuffle"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+_TRIPLET = ("subject", "predicate", "object")
+_OF_BOTH = {name: name for name in ("dataset", "split", "status")}
+_OF_RELATIONS = {
+    "subject": "subject_category",
+    "predicate": "predicate",
+    "object": "object_category",
+}
+FIELDS = (*_TRIPLET, *_OF_BOTH, "judged", "origin")  # that can be repeated in a URL
+_SINGLE = ("low", "high", "queue", "order", "seed")
+# of a search: each of the hundreds of links of a page repeats them
+_MOST_VALUES = 100
+_MOST_CHARACTERS = 5000
+
+
 class QueryError(UserError):
-    """A query that cannot be understood; `position`: index of the character in the text from which it fails."""
+    """A query that cannot be understood; `position`: index of the character in the text from which
+    it fails.
+    """
 
     def __init__(self, message: str, position: int) -> None:
         super().__init__(message)
@@ -42,8 +85,9 @@ class Pattern(NamedTuple):
 class Query:
     """A query; without terms it finds everything.
 
-    An image must have a relation like each of the `patterns`; these relations are found. Of each of `mentions`, a
-    relation must match one pattern. Each of `captions` must be in a caption of the image, in any case.
+    An image must have a relation like each of the `patterns`; these relations are found. Of each of
+    `mentions`, a relation must match one pattern. Each of `captions` must be in a caption of the
+    image, in any case.
     """
 
     text: str = ""
@@ -57,11 +101,14 @@ class Query:
 
 
 def parse(text: str, vocabulary: RunNames) -> Query:
-    """Read a query; of names, the longest that the run knows are taken. Raises QueryError: it cannot be understood."""
+    """Read a query; of names, the longest that the run knows are taken. Raises QueryError: it
+    cannot be understood.
+    """
     if len(text) > _LONGEST:
         raise QueryError(f"the query has more than {_LONGEST:,} characters", _LONGEST)
     found: dict[str, list[Any]] = defaultdict(list)
-    parser, at = _Parser(text, vocabulary), 0
+    parser = _Parser(text, vocabulary)
+    at = 0
     while (kind := parser.tokens[at].kind) != "end":
         if kind == ",":
             at += 1
@@ -75,15 +122,6 @@ class _Token(NamedTuple):
     kind: str  # word, name, caption, end, or one of * | , -
     text: str
     position: int
-
-
-_TOKEN = re.compile(
-    r"""\s*(?:(?P<quoted>["“”]) (?P<caption>[^"“”]*) (?P<closed>["“”]?)
-    | '(?P<name>[^']+)'(?=[\s|,]|$)
-    | (?P<sign>[|,]|\*(?=[\s|,]|$)|-(?=\S))
-    | (?P<word>[^\s|,"“”]+))""",
-    re.VERBOSE,
-)
 
 
 def _tokens(text: str) -> Iterator[_Token]:
@@ -100,17 +138,23 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 class _Parser:
-    """Reads terms from the left: at each place a relation if there is one, or else a name that stands alone."""
+    """Reads terms from the left: at each place a relation if there is one, or else a name that
+    stands alone.
+    """
 
     def __init__(self, text: str, vocabulary: RunNames) -> None:
-        self.tokens, self._vocabulary = list(_tokens(text)), vocabulary
+        self.tokens = list(_tokens(text))
+        self._vocabulary = vocabulary
         self._furthest = 0  # the token at which a name was missing
 
     def term(self, at: int) -> tuple[str, tuple[Any, ...], int]:
-        """Return the field of a query that a term is of, what is added to it, and the token after the term."""
+        """Return the field of a query that a term is of, what is added to it, and the token after
+        the term.
+        """
         negated = self.tokens[at].kind == "-"
         at += negated
-        token, without = self.tokens[at], "without_" if negated else ""
+        token = self.tokens[at]
+        without = "without_" if negated else ""
         if token.kind == "caption":
             return f"{without}captions", (token.text,), at + 1
         if token.kind == "word" and token.text in _ORIGINS:
@@ -118,16 +162,30 @@ class _Parser:
         for subject, then in self._names(at, "class"):
             for predicate, later in self._names(then, "predicate"):
                 for object_, after in self._names(later, "class"):
-                    return "without" if negated else "patterns", (Pattern(subject, predicate, object_),), after
-        alone = [(after, Pattern(predicate=names)) for names, after in self._names(at, "predicate") if names]
+                    return (
+                        "without" if negated else "patterns",
+                        (Pattern(subject, predicate, object_),),
+                        after,
+                    )
+        alone = [
+            (after, Pattern(predicate=names))
+            for names, after in self._names(at, "predicate")
+            if names
+        ]
         for names, after in self._names(at, "class"):
-            alone += [(after, Pattern(subject=names)), (after, Pattern(object=names))] if names else []
+            alone += (
+                [(after, Pattern(subject=names)), (after, Pattern(object=names))] if names else []
+            )
         if not alone:
             token = self.tokens[self._furthest]
             if token.kind in ("word", "name"):
                 message = f"the run has no class or predicate {single_line(token.text, 60)!r} here"
             else:
-                where = "ends too early" if token.kind == "end" else f"has {token.text} in a wrong place"
+                where = (
+                    "ends too early"
+                    if token.kind == "end"
+                    else f"has {token.text} in a wrong place"
+                )
                 message = f"the query {where}: {_FORM}"
             raise QueryError(message, token.position)
         end = max(after for after, _ in alone)
@@ -150,9 +208,11 @@ class _Parser:
             self._furthest = max(self._furthest, at)
 
     def _name(self, at: int, kind: str) -> Iterator[tuple[tuple[str, ...], int]]:
-        known, first = self._vocabulary.names[kind], self.tokens[at]
+        known = self._vocabulary.names[kind]
+        first = self.tokens[at]
         if first.kind == "name":
-            if names := known.get(name_form(first.text)):
+            names = known.get(name_form(first.text))
+            if names:
                 yield names, at + 1
             return
         last = at
@@ -162,14 +222,21 @@ class _Parser:
             form = name_form(" ".join(token.text for token in self.tokens[at:after]))
             names = known.get(form, ())
             if not names and len(form) > 1 and form.endswith("*"):
-                names = tuple(name for other, own in known.items() if other.startswith(form[:-1]) for name in own)
+                names = tuple(
+                    name
+                    for other, own in known.items()
+                    if other.startswith(form[:-1])
+                    for name in own
+                )
             if names:
                 yield names, after
 
 
 @dataclass(frozen=True)
 class Queue:
-    """Hits worth looking at: `Filters.queue` is `key`. `advice`: what to do about them; empty: nothing special."""
+    """Hits worth looking at: `Filters.queue` is `key`. `advice`: what to do about them; empty:
+    nothing special.
+    """
 
     key: str
     title: str
@@ -177,20 +244,10 @@ class Queue:
     advice: str
 
 
-WITHOUT = "without_relations"
-_JUDGED = "exists (select 1 from judged where judged.image = hit.image and judged.number = hit.number{})"
-_NOT_JUDGED = f"not {_JUDGED.format('')}"
-_CONDITIONS: dict[str, tuple[Marked, str]] = {
-    WITHOUT: ("images", "why is not null"),
-    "errors": ("images", "status = 'error'"),
-    "not_judged": ("relations", _NOT_JUDGED),
-    "conflicts": ("relations", _JUDGED.format(" and state = 'conflict'")),
-    **{mark.name: (mark.marked, f"(flags & {1 << bit}) <> 0") for bit, mark in enumerate(MARKS)},
-}
-
-
 def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
-    """Return what hits are, their condition on `hit`, and the values of its `?`. Raises UserError: no such queue."""
+    """Return what hits are, their condition on `hit`, and the values of its `?`. Raises UserError:
+    no such queue.
+    """
     if key in _CONDITIONS:
         return *_CONDITIONS[key], []
     if key.startswith(f"{WITHOUT}: "):
@@ -198,22 +255,13 @@ def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
     raise UserError(f"queue={single_line(key, 60)}: there is no such queue")
 
 
-Order = Literal["confidence", "-confidence", "rarity", "clip_score", "vlm_score", "shuffle"]
-ORDERS: tuple[Order, ...] = get_args(Order)
-_TRIPLET = ("subject", "predicate", "object")
-_OF_BOTH = {name: name for name in ("dataset", "split", "status")}
-_OF_RELATIONS = {"subject": "subject_category", "predicate": "predicate", "object": "object_category"}
-FIELDS = (*_TRIPLET, *_OF_BOTH, "judged", "origin")  # that can be repeated in a URL
-_SINGLE = ("low", "high", "queue", "order", "seed")
-_MOST_VALUES, _MOST_CHARACTERS = 100, 5000  # of a search: each of the hundreds of links of a page repeats them
-
-
 class Filters(BaseModel):
     """A search: the whole state of the gallery's URL, apart from the page.
 
-    `queue`: the key of one of `queues(index)`. `low`, `high`: of the confidence, both included; 1 if there is none.
-    `order`: the most confident first, or the least (-confidence), the rarest triplets, the lowest scores by CLIP or a
-    vision-language model; shuffle: by `seed`. Images are in the order of the run, or shuffled.
+    `queue`: the key of one of `queues(index)`. `low`, `high`: of the confidence, both included; 1
+    if there is none. `order`: the most confident first, or the least (-confidence), the rarest
+    triplets, the lowest scores by CLIP or a vision-language model; shuffle: by `seed`. Images are
+    in the order of the run, or shuffled.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -235,11 +283,23 @@ class Filters(BaseModel):
 
     @classmethod
     def from_params(cls, params: Sequence[tuple[str, str]], vocabulary: RunNames) -> Filters:
-        """Read the parameters of a URL; others are ignored. Raises QueryError: of `q`; UserError: of another."""
-        if len(params) > _MOST_VALUES or sum(len(name) + len(value) for name, value in params) > _MOST_CHARACTERS:
-            raise UserError(f"a search has at most {_MOST_VALUES} values and {_MOST_CHARACTERS:,} characters")
-        values: dict[str, Any] = {name: value for name, value in params if name in _SINGLE and value}
-        values |= {name: tuple(dict.fromkeys(v for key, v in params if key == name and v)) for name in FIELDS}
+        """Read the parameters of a URL; others are ignored. Raises QueryError: of `q`; UserError:
+        of another.
+        """
+        if (
+            len(params) > _MOST_VALUES
+            or sum(len(name) + len(value) for name, value in params) > _MOST_CHARACTERS
+        ):
+            raise UserError(
+                f"a search has at most {_MOST_VALUES} values and {_MOST_CHARACTERS:,} characters"
+            )
+        values: dict[str, Any] = {
+            name: value for name, value in params if name in _SINGLE and value
+        }
+        values |= {
+            name: tuple(dict.fromkeys(v for key, v in params if key == name and v))
+            for name in FIELDS
+        }
         try:
             return cls(query=parse(dict(params).get("q", ""), vocabulary), **values)
         except ValidationError as error:
@@ -254,10 +314,16 @@ class Filters(BaseModel):
 
     @property
     def finds_images(self) -> bool:
-        """Whether hits are images: nothing is said of relations, but captions, error rows or a queue of images are
-        asked for. Raises UserError: there is no such queue."""
+        """Whether hits are images: nothing is said of relations, but captions, error rows or a
+        queue of images are asked for. Raises UserError: there is no such queue."""
         query = self.query
-        of_relations = (query.patterns, query.mentions, query.without, query.origins, query.without_origins)
+        of_relations = (
+            query.patterns,
+            query.mentions,
+            query.without,
+            query.origins,
+            query.without_origins,
+        )
         named = (self.subject, self.predicate, self.object, self.origin, self.judged)
         if any((*of_relations, *named)) or (self.low, self.high) != (None, None):
             return False
@@ -266,14 +332,18 @@ class Filters(BaseModel):
         return bool(query.captions or query.without_captions or self.status == ("error",))
 
     def without(self, name: str) -> Filters:
-        """Return the search without what a parameter of the URL says; "triplet" and "confidence" are several."""
+        """Return the search without what a parameter of the URL says; "triplet" and "confidence"
+        are several.
+        """
         if name == "confidence":
             return self.model_copy(update={"low": None, "high": None})
         return self.model_copy(update=dict.fromkeys(_TRIPLET if name == "triplet" else (name,), ()))
 
 
 class Where:
-    """The condition of a search on a row `hit` of `run.relations` or `run.images`; `values` replace its `?`."""
+    """The condition of a search on a row `hit` of `run.relations` or `run.images`; `values` replace
+    its `?`.
+    """
 
     def __init__(self, filters: Filters, of_images: bool) -> None:
         """Raises UserError: there is no such queue."""
@@ -301,15 +371,27 @@ class Where:
             if clauses:
                 self.add(" or ".join(clauses), known)
         for name, column in (_OF_BOTH if of_images else _OF_RELATIONS | _OF_BOTH).items():
-            if names := getattr(filters, name):
+            names = getattr(filters, name)
+            if names:
                 self.add(f"{column} in ({_marks(names)})", names)
         for texts, named in ((query.captions, "in"), (query.without_captions, "not in")):
             for text in texts:
-                self.add(f"image {named} (select image from run.captions where contains(folded, lower(?)))", [text])
+                self.add(
+                    f"image {named} (select image from run.captions where contains(folded,"
+                    " lower(?)))",
+                    [text],
+                )
         if filters.queue is not None:
             of, condition, values = queue_condition(filters.queue)
             inside = of == "images" and not of_images
-            self.add(f"image in (select image from run.images hit where {condition})" if inside else condition, values)
+            self.add(
+                (
+                    f"image in (select image from run.images hit where {condition})"
+                    if inside
+                    else condition
+                ),
+                values,
+            )
 
     @property
     def sql(self) -> str:
@@ -320,10 +402,17 @@ class Where:
         self.values += values
 
     def _add_patterns(self, patterns: Sequence[Pattern], form: str) -> None:
-        conditions, values = [], []
+        conditions = []
+        values = []
         for pattern in patterns:
-            named = [(column, names) for column, names in zip(_OF_RELATIONS.values(), pattern, strict=True) if names]
-            conditions.append(" and ".join(f"{column} in ({_marks(names)})" for column, names in named) or "true")
+            named = [
+                (column, names)
+                for column, names in zip(_OF_RELATIONS.values(), pattern, strict=True)
+                if names
+            ]
+            conditions.append(
+                " and ".join(f"{column} in ({_marks(names)})" for column, names in named) or "true"
+            )
             values += [name for _, names in named for name in names]
         if patterns:
             self.add(form.format(" or ".join(f"({condition})" for condition in conditions)), values)

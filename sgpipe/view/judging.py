@@ -1,11 +1,14 @@
 """HTTP handlers for judgements and plans.
 
-- `POST /api/judgements` writes a judgement (the fields of `Judgement` but `at`; an undo needs no relation), or with
-  `relations` an answer to a question of a recall plan, and responds with the line as it is stored.
+- `POST /api/judgements` writes a judgement (the fields of `Judgement` but `at`; an undo needs no
+  relation), or with `relations` an answer to a question of a recall plan, and responds with the
+  line as it is stored.
 - `POST /api/plans` draws a sample: the fields of `_NewPlan`, all but `kind` optional.
-- `GET /api/plans/{plan}?by=`: what the plan shows so far, and the person's next open `question`, or null. Once all
-  questions of a certificate are answered, whoever asks gets the next round; of a recall plan, its figures.
-- `GET /api/recall/{plan}?by=&at=`: a question, by default the next open one, without what the run says of relations.
+- `GET /api/plans/{plan}?by=`: what the plan shows so far, and the person's next open `question`, or
+  null. Once all questions of a certificate are answered, whoever asks gets the next round; of a
+  recall plan, its figures.
+- `GET /api/recall/{plan}?by=&at=`: a question, by default the next open one, without what the run
+  says of relations.
 """
 
 import json
@@ -27,7 +30,14 @@ from starlette.routing import Route
 
 from sgpipe.errors import UserError
 from sgpipe.stats.certify import extend, measure, rounds_of, settings_for, usual_prediction
-from sgpipe.stats.plans import PlanProgress, describe_alpha, describe_haste, draw, next_question, states_of
+from sgpipe.stats.plans import (
+    PlanProgress,
+    describe_alpha,
+    describe_haste,
+    draw,
+    next_question,
+    states_of,
+)
 from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_left
 from sgpipe.storage import judgements as stored
 from sgpipe.storage.index import read_record
@@ -42,18 +52,25 @@ _QUESTIONS = 200
 _CONFLICTS_SHOWN = 100
 
 
-def _writing(handler: Callable[[Request, dict[str, Any]], Response]) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler run in a thread. Status 400: the body is not a JSON object; 409: it is about another run."""
+def _writing(
+    handler: Callable[[Request, dict[str, Any]], Response],
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return a handler run in a thread. Status 400: the body is not a JSON object; 409: it is about
+    another run.
+    """
 
     async def handle(request: Request) -> Response:
-        values, log = None, viewer_of(request).judgements
+        values = None
+        log = viewer_of(request).judgements
         with suppress(ValueError, RecursionError):
             found = json.loads(await request.body())
             values = found if json.dumps(found, allow_nan=False) else None
         if not isinstance(values, dict):
             raise HTTPException(400, "the body is not a JSON object")
         if values.get("run", log.fingerprint) != log.fingerprint:
-            raise HTTPException(409, "this page is about another run than the server: reload it; nothing is saved")
+            raise HTTPException(
+                409, "this page is about another run than the server: reload it; nothing is saved"
+            )
         return await run_in_threadpool(handler, request, values)
 
     return handle
@@ -67,17 +84,25 @@ def _reloaded(request: Request) -> tuple[Viewer, stored.JudgementLog]:
 
 
 def judge(request: Request, values: dict[str, Any]) -> Response:
-    """Write a judgement into the file of the run before it is acknowledged; a repeated one is not written again."""
+    """Write a judgement into the file of the run before it is acknowledged; a repeated one is not
+    written again.
+    """
     viewer, log = _reloaded(request)
-    if known := log.lines.get(str(values.get("id"))):
+    known = log.lines.get(str(values.get("id")))
+    if known:
         return JSONResponse(known.model_dump(mode="json"))
     line: stored.Judgement | stored.BlindAnswer
     who = _who(viewer, str(values.get("by") or ""))
     values |= {"at": stored.utc_now(), "run": log.fingerprint, "by": who}
     if "relations" in values:
         line = _valid(stored.BlindAnswer, values, "an answer")
-        plan, place = log.recall_plans.get(line.plan), (line.split, line.image_id)
-        boxes = next((set(each.boxes) for each in plan.questions if each.place == place), None) if plan else None
+        plan = log.recall_plans.get(line.plan)
+        place = (line.split, line.image_id)
+        boxes = (
+            next((set(each.boxes) for each in plan.questions if each.place == place), None)
+            if plan
+            else None
+        )
         if boxes is None:
             raise HTTPException(404, "there is no such plan, or it does not ask about this image")
         for each in line.relations or ():
@@ -91,9 +116,13 @@ def judge(request: Request, values: dict[str, Any]) -> Response:
         if not isinstance(before, stored.Judgement) or before.undoes is not None:
             raise HTTPException(404, "there is no such judgement to take back")
         if before.by != who:
-            raise HTTPException(409, f"this judgement is by {before.by}, who alone can take it back")
+            raise HTTPException(
+                409, f"this judgement is by {before.by}, who alone can take it back"
+            )
         of_relation = {"subject_category", "object_category", "confidence"}
-        values |= before.model_dump(include={*before.key._asdict(), *of_relation, "plan", "stratum"})
+        values |= before.model_dump(
+            include={*before.key._asdict(), *of_relation, "plan", "stratum"}
+        )
         line = _valid(stored.Judgement, values, "a judgement")
     return JSONResponse(log.append(line).model_dump(mode="json"))
 
@@ -102,21 +131,31 @@ def _valid(kind: type[Model], values: dict[str, Any], what: str) -> Model:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise HTTPException(400, f"not {what}: {single_line(stored.describe_invalid(error), 200)}") from None
+        raise HTTPException(
+            400, f"not {what}: {single_line(stored.describe_invalid(error), 200)}"
+        ) from None
 
 
 def _check_predicate(text: str) -> None:
     if text != single_line(text) or not 0 < len(text) <= 200:
-        raise HTTPException(400, "a predicate is one line of at most 200 characters without outer spaces")
+        raise HTTPException(
+            400, "a predicate is one line of at most 200 characters without outer spaces"
+        )
 
 
 def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
-    """Return the line with what the run says of its relation, and its stratum, if its plan asked about it."""
+    """Return the line with what the run says of its relation, and its stratum, if its plan asked
+    about it.
+    """
     view = read_record(viewer.index, line.split, line.image_id)
     if view is None or max(line.subject, line.object) >= len(view.record.objects):
         raise HTTPException(404, "the run has no such image or boxes")
     subject, object_ = (view.record.objects[end] for end in (line.subject, line.object))
-    found = [each for each in view.record.relations if (each.subject, each.object, each.predicate) == line.key[2:]]
+    found = [
+        each
+        for each in view.record.relations
+        if (each.subject, each.object, each.predicate) == line.key[2:]
+    ]
     action = line.change and line.change.action
     if action != "add" and not found and not viewer.judgements.was_added(line.key):
         raise HTTPException(404, "the run has no such relation")
@@ -126,11 +165,20 @@ def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
         raise HTTPException(400, "a relation needs a subject and another object")
     if action == "swap" and object_.is_nothing:
         raise HTTPException(400, "a relation without an object cannot be swapped")
-    if line.change and (new := line.predicate if action == "add" else line.change.predicate) is not None:
+    if (
+        line.change
+        and (new := line.predicate if action == "add" else line.change.predicate) is not None
+    ):
         _check_predicate(new)
     plan = _plan(viewer, line.plan) if line.plan else None
-    strata = {each.key: each.stratum for each in reversed(plan.questions if plan else [])}  # of repeated, the first
-    confidences = [each.confidence for each in found if each.confidence is not None and isfinite(each.confidence)]
+    strata = {
+        each.key: each.stratum for each in reversed(plan.questions if plan else [])
+    }  # of repeated, the first
+    confidences = [
+        each.confidence
+        for each in found
+        if each.confidence is not None and isfinite(each.confidence)
+    ]
     known = {
         "plan": plan.plan if plan and line.key in strata else None,
         "stratum": strata.get(line.key),
@@ -145,16 +193,22 @@ def judgements_of_image(request: Request) -> Response:
     """Return what people say about the relations of the image `image_id` of a `split`."""
     params, (_, log) = request.query_params, _reloaded(request)
     states = log.state(params.get("split", ""), params.get("image_id", ""))
-    return JSONResponse({"relations": [state.as_json() for state in states], "problems": log.problems})
+    return JSONResponse(
+        {"relations": [state.as_json() for state in states], "problems": log.problems}
+    )
 
 
 class _NewPlan(BaseModel):
-    """What a page says about a plan that is to be made; `search`: the parameters of a search, as in its URL."""
+    """What a page says about a plan that is to be made; `search`: the parameters of a search, as in
+    its URL.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, regex_engine="python-re")
 
     kind: stored.Kind | Literal["recall"]
-    id: str = Field(default_factory=lambda: uuid.uuid4().hex, pattern=r"^(?!certificate-)[\w.:-]{1,64}$")
+    id: str = Field(
+        default_factory=lambda: uuid.uuid4().hex, pattern=r"^(?!certificate-)[\w.:-]{1,64}$"
+    )
     count: int = _QUESTIONS
     precision: float = 0.95
     by_predicate: bool = False
@@ -172,15 +226,25 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
     who = _who(viewer, wanted.by)
     if wanted.kind == "certificate":
         by = "predicate" if wanted.by_predicate else None
-        plan = extend(viewer.index, settings_for(viewer.index, precision=wanted.precision, by=by), log, who)
+        plan = extend(
+            viewer.index, settings_for(viewer.index, precision=wanted.precision, by=by), log, who
+        )
         if plan is None:
             raise HTTPException(400, "there is nothing left to ask")
         return JSONResponse(_summary(plan), 201)
-    common: dict[str, Any] = {"plan": wanted.id, "at": stored.utc_now(), "by": who, "run": log.fingerprint}
+    common: dict[str, Any] = {
+        "plan": wanted.id,
+        "at": stored.utc_now(),
+        "by": who,
+        "run": log.fingerprint,
+    }
     common |= {"seed": wanted.seed, "kind": wanted.kind}
-    if existing := log.recall_plans.get(wanted.id) or log.plans.get(wanted.id):
+    existing = log.recall_plans.get(wanted.id) or log.plans.get(wanted.id)
+    if existing:
         if existing.kind != wanted.kind:
-            raise HTTPException(409, f"{wanted.id} is a plan of another kind ({existing.kind}): give another id")
+            raise HTTPException(
+                409, f"{wanted.id} is a plan of another kind ({existing.kind}): give another id"
+            )
         return JSONResponse(_summary(existing), 201)
     made: stored.RecallPlan | stored.SamplingPlan
     if wanted.kind == "recall":
@@ -191,7 +255,9 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
         filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
         request.app.state.freshness.update_judgements()
         select, parameters = select_relations(viewer.index, filters)
-        strata, questions = draw(viewer.index.rows, select, parameters, wanted.kind, wanted.count, wanted.seed)
+        strata, questions = draw(
+            viewer.index.rows, select, parameters, wanted.kind, wanted.count, wanted.seed
+        )
         made = stored.SamplingPlan(**common, search=search, strata=strata, questions=questions)
     return JSONResponse(_summary(log.append(made)), 201)
 
@@ -201,28 +267,50 @@ def _summary(plan: Any) -> dict[str, Any]:
 
 
 def plan_progress(request: Request) -> Response:
-    """Return a plan's precision, how many more judgements it takes until ±3%, and the next open question."""
+    """Return a plan's precision, how many more judgements it takes until ±3%, and the next open
+    question.
+    """
     (viewer, log), name = _reloaded(request), request.path_params["plan"]
-    if recall := log.recall_plans.get(name):
+    recall = log.recall_plans.get(name)
+    if recall:
         left = questions_left(recall, log, _asker(request))
-        if left and not viewer.read_only:  # figures would tell what the run has of what was just named
+        if (
+            left and not viewer.read_only
+        ):  # figures would tell what the run has of what was just named
             whole = len(recall.questions)
-            said = f"{whole - len(left):,} of {count(whole, 'question')} answered; figures follow the last one."
+            said = (
+                f"{whole - len(left):,} of {count(whole, 'question')} answered; figures follow the"
+                " last one."
+            )
             groups = [{"share": 1 - len(left) / whole, "lines": [said]}]
         else:
             groups = measure_recall(recall, log, viewer.index.rows).as_groups()
-        return JSONResponse({"plan": name, "groups": groups, "open": len(left), "question": bool(left)})
+        return JSONResponse(
+            {"plan": name, "groups": groups, "open": len(left), "question": bool(left)}
+        )
     plan, question = _asked(request)
-    common = {"about_answers": _about_answers(log, plan), "question": question and question._asdict()}
+    common = {
+        "about_answers": _about_answers(log, plan),
+        "question": question and question._asdict(),
+    }
     if plan.certificate:
         groups = _groups(viewer, plan)
-        return JSONResponse({"plan": plan.plan, "groups": groups, "open": sum(own["open"] for own in groups), **common})
+        return JSONResponse(
+            {
+                "plan": plan.plan,
+                "groups": groups,
+                "open": sum(own["open"] for own in groups),
+                **common,
+            }
+        )
     return JSONResponse(_summary(plan) | PlanProgress(plan, log).as_json() | common)
 
 
 def _groups(viewer: Viewer, plan: stored.SamplingPlan) -> list[dict[str, Any]]:
     log = viewer.judgements
-    found = viewer.index.remember((plan.plan, log.version), lambda: measure(_rounds(log, plan), log))
+    found = viewer.index.remember(
+        (plan.plan, log.version), lambda: measure(_rounds(log, plan), log)
+    )
     return [own.as_json() for own in found.values()]
 
 
@@ -231,7 +319,9 @@ def _rounds(log: stored.JudgementLog, plan: stored.SamplingPlan) -> list[stored.
 
 
 def _about_answers(log: stored.JudgementLog, plan: stored.SamplingPlan) -> str:
-    """Say how far people agree about a plan's questions, and whether somebody answered too fast to look."""
+    """Say how far people agree about a plan's questions, and whether somebody answered too fast to
+    look.
+    """
     states: list[stored.RelationState] = []
     for round_ in _rounds(log, plan):
         states += states_of(round_, log).values()
@@ -239,13 +329,18 @@ def _about_answers(log: stored.JudgementLog, plan: stored.SamplingPlan) -> str:
 
 
 def ask_next(request: Request) -> Response:
-    """Go to the page of the plan's next open question, or back to the page of plans if there is none."""
-    if (name := request.path_params["plan"]) in viewer_of(request).judgements.recall_plans:
+    """Go to the page of the plan's next open question, or back to the page of plans if there is
+    none.
+    """
+    name = request.path_params["plan"]
+    if name in viewer_of(request).judgements.recall_plans:
         return RedirectResponse(f"/recall/{name}", 303)
     plan, question = _asked(request)
     if question is None:
         return RedirectResponse(f"/judge#{plan.plan}", 303)
-    place = image_url(question.split, question.image_id, [("plan", plan.plan)], relation_key(question))
+    place = image_url(
+        question.split, question.image_id, [("plan", plan.plan)], relation_key(question)
+    )
     return RedirectResponse(place, 303)
 
 
@@ -258,18 +353,32 @@ def _asked(request: Request) -> tuple[stored.SamplingPlan, stored.PlannedQuestio
         settings = plan.certificate.settings
         with suppress(UserError):  # a run that has changed since gets no more questions
             key = ("round", settings, log.version)
-            plan = viewer.index.remember(key, lambda: extend(viewer.index, settings, log, who)) or plan
-    done = [own["predicate"] for own in _groups(viewer, plan) if not own["open"]] if plan.certificate else ()
+            plan = (
+                viewer.index.remember(key, lambda: extend(viewer.index, settings, log, who)) or plan
+            )
+    done = (
+        [own["predicate"] for own in _groups(viewer, plan) if not own["open"]]
+        if plan.certificate
+        else ()
+    )
     questions = (next_question(each, log, who, done) for each in _rounds(log, plan))
     return plan, next(filter(None, questions), None)
 
 
 def recall_question(request: Request) -> Response:
-    """Return a question of a recall plan and what this person answered, but nothing that the run says of relations."""
-    viewer, plan, who = viewer_of(request), _recall_plan(request), _asker(request)
+    """Return a question of a recall plan and what this person answered, but nothing that the run
+    says of relations.
+    """
+    viewer = viewer_of(request)
+    plan = _recall_plan(request)
+    who = _asker(request)
     at = request.query_params.get("at", "")
     left = questions_left(plan, viewer.judgements, who)
-    number = int(at) if at.isascii() and at.isdigit() and len(at) < 6 else next(iter(left), len(plan.questions))
+    number = (
+        int(at)
+        if at.isascii() and at.isdigit() and len(at) < 6
+        else next(iter(left), len(plan.questions))
+    )
     values = {"number": number, "of": len(plan.questions), "left": len(left), "question": None}
     if number >= len(plan.questions):
         return JSONResponse(values)
@@ -277,32 +386,53 @@ def recall_question(request: Request) -> Response:
     view = read_record(viewer.index, *question.place)
     if view is None or max(question.boxes) >= len(view.record.objects):
         raise HTTPException(404, "the run has changed: it lacks this image or its boxes")
-    record, own = view.record, viewer.judgements.blind_answers(plan.plan).get(question.place, {}).get(who)
-    image = {name: getattr(record, name) for name in ("split", "image_id", "file_name", "width", "height")}
+    record = view.record
+    own = viewer.judgements.blind_answers(plan.plan).get(question.place, {}).get(who)
+    image = {
+        name: getattr(record, name)
+        for name in ("split", "image_id", "file_name", "width", "height")
+    }
     objects = [
-        {"index": index, "name": f"{at} {box.category}", "box": box.bbox, "colour": colour_of(index)}
-        for at, (index, box) in enumerate(((index, record.objects[index]) for index in question.boxes), 1)
+        {
+            "index": index,
+            "name": f"{at} {box.category}",
+            "box": box.bbox,
+            "colour": colour_of(index),
+        }
+        for at, (index, box) in enumerate(
+            ((index, record.objects[index]) for index in question.boxes), 1
+        )
     ]
     said = [each.model_dump() for each in (own and own.relations) or ()]
-    asked = {"image": {**image, "photo": photo_url(*question.place)}, "objects": objects, "relations": said}
+    asked = {
+        "image": {**image, "photo": photo_url(*question.place)},
+        "objects": objects,
+        "relations": said,
+    }
     return JSONResponse({**values, "question": asked})
 
 
 def _recall_plan(request: Request) -> stored.RecallPlan:
     _, log = _reloaded(request)
-    if (plan := log.recall_plans.get(request.path_params["plan"])) is None:
+    plan = log.recall_plans.get(request.path_params["plan"])
+    if plan is None:
         raise HTTPException(404, "there is no such plan")
     return plan
 
 
 def plans_page(request: Request) -> Response:
-    """Return the page on which plans are made and followed; the parameters of a search let one sample it."""
+    """Return the page on which plans are made and followed; the parameters of a search let one
+    sample it.
+    """
     (viewer, log), params = _reloaded(request), request.query_params.multi_items()
     filters = Filters.from_params(params, viewer.index.vocabulary)
-    states, plans = list(log.current()), [*log.plans.values()]
+    states = list(log.current())
+    plans = [*log.plans.values()]
     certificates = {each.certificate.settings: each for each in plans if each.certificate}
     values = {
-        "plans": [(each, PlanProgress(each, log)) for each in reversed(plans) if not each.certificate],
+        "plans": [
+            (each, PlanProgress(each, log)) for each in reversed(plans) if not each.certificate
+        ],
         "certificates": [(plan, _groups(viewer, plan)) for plan in certificates.values()],
         "usual": stored.CertificateSettings(precision=1, prediction=usual_prediction(viewer.index)),
         "recalls": list(log.recall_plans.values()),
@@ -323,7 +453,8 @@ def plans_page(request: Request) -> Response:
 
 def _plan(viewer: Viewer, name: str) -> stored.SamplingPlan:
     """Return a plan; of a certificate, its last round."""
-    if (plan := viewer.judgements.plans.get(name)) is None:
+    plan = viewer.judgements.plans.get(name)
+    if plan is None:
         raise HTTPException(404, "there is no such plan")
     return _rounds(viewer.judgements, plan)[-1]
 
@@ -342,7 +473,9 @@ ROUTES = [
     Route("/api/plans", _writing(draw_plan), methods=["POST"]),
     Route("/api/plans/{plan}", plan_progress),
     Route("/api/recall/{plan}", recall_question),
-    Route("/recall/{plan}", lambda request: render(request, "recall", {"plan": _recall_plan(request)})),
+    Route(
+        "/recall/{plan}", lambda request: render(request, "recall", {"plan": _recall_plan(request)})
+    ),
     Route("/judge", plans_page),
     Route("/judge/{plan}", ask_next),
 ]

@@ -1,10 +1,11 @@
-"""The pages of `sgpipe view`: what all share (state, templates, addresses), the gallery of a search, its images, and
-the page of one image, alone or beside another run.
+"""The pages of `sgpipe view`: what all share (state, templates, addresses), the gallery of a
+search, its images, and the page of one image, alone or beside another run.
 
-Handlers are plain functions, which Starlette runs in threads. They raise `UserError` (shown with status 422) or
-`HTTPException`; `sgpipe.view.app` answers both as a page, or as `{"error": "…"}` below /api/. Only images of rows are
-served, decoded and small or of their size, and only from where the run or `--images` names. Scripts draw the page of an
-image from plain values, which `/api/image/…` also answers with.
+Handlers are plain functions, which Starlette runs in threads. They raise `UserError` (shown with
+status 422) or `HTTPException`; `sgpipe.view.app` answers both as a page, or as `{"error": "…"}`
+below /api/. Only images of rows are served, decoded and small or of their size, and only from where
+the run or `--images` names. Scripts draw the page of an image from plain values, which
+`/api/image/…` also answers with.
 """
 
 import json
@@ -39,7 +40,14 @@ from sgpipe.images import decode, image_file, is_upright
 from sgpipe.records import Box, Record, Relation, deduplicate
 from sgpipe.stages.pair import normalise_predicate, told_triplets
 from sgpipe.stats.report import Values, make_card, templates
-from sgpipe.storage.index import Index, IndexedImage, RecordView, find_image, read_embedded, read_record
+from sgpipe.storage.index import (
+    Index,
+    IndexedImage,
+    RecordView,
+    find_image,
+    read_embedded,
+    read_record,
+)
 from sgpipe.storage.judgements import JudgementLog
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import SCORES
@@ -50,17 +58,71 @@ from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search
 from sgpipe.viz import arrow_head, colour_of, curve, object_names, polyline
 
 FOLDER = Path(__file__).parent
-_place: Callable[[Mapping[str, Any]], tuple[str, str]] = itemgetter("split", "image_id")  # of a path
+_place: Callable[[Mapping[str, Any]], tuple[str, str]] = itemgetter(
+    "split", "image_id"
+)  # of a path
 Params = Iterable[tuple[str, str]]
-_SECONDS_LOCAL, _SECONDS_STORE = 2.0, 30.0  # between two looks for new shards, at least;
+# between two looks for new shards, at least;
+_SECONDS_LOCAL = 2.0
+_SECONDS_STORE = 30.0
 _TIMES_AS_LONG = 10  # as the last one took: it indexes the run
+
+
+PAGE = 48  # hits
+_FACETS = (
+    "predicate",
+    "subject",
+    "object",
+    "triplet",
+    "dataset",
+    "split",
+    "status",
+    "judged",
+    "origin",
+)
+Pairs = list[tuple[str, str]]
+
+
+_WIDTHS = ("320", "640")  # of small images, in pixels
+_QUALITY = 95
+_KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
+_AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, which may be large
+
+
+# Where a candidate comes from that no caption states, by the setting `pair.candidates`.
+_SOURCES = {
+    "prior": "The prior dataset relates these two classes like this (pair.candidates: prior).",
+    "marks": "A vision-language model states it of these boxes (pair.candidates: marks).",
+    "captions+marks": (
+        "A vision-language model states it of these boxes (pair.candidates: captions+marks)."
+    ),
+    "layout": "The layout model finds it probable of these boxes (pair.candidates: layout).",
+    "captions+layout": (
+        "The layout model finds it probable of these boxes (pair.candidates: captions+layout)."
+    ),
+    "image": (
+        "Captions state it of other things, and every pair may carry it (pair.candidates: image)."
+    ),
+}
+
+
+SAME_OBJECT = 0.5  # IoU from which on boxes of a class are the same object
+MOST_RELATIONS = 1000  # of an image that a page lists
+_IN_GRAPH = 20
+_KEY = re.compile(r"([0-9]{1,9})-([0-9]{1,9})-(.*)", re.DOTALL)  # of a relation
+_SUGGESTIONS = 20
+
+
+_PLACE = "/{split}/{image_id:path}"
 
 
 @dataclass(frozen=True)
 class Viewer:
-    """What the handlers share. Its `index` is one state of the run, so that all of an answer fits together.
+    """What the handlers share. Its `index` is one state of the run, so that all of an answer fits
+    together.
 
-    `name`: of the person who judges. `images`: where images are, which counts more than where the run says they are.
+    `name`: of the person who judges. `images`: where images are, which counts more than where the
+    run says they are.
     """
 
     title: str
@@ -77,12 +139,16 @@ class Viewer:
 
 
 class Freshness:
-    """Keeps a viewer up to date with other servers and new shards; `failure`: why the last look failed, or empty."""
+    """Keeps a viewer up to date with other servers and new shards; `failure`: why the last look
+    failed, or empty.
+    """
 
     def __init__(self, viewer: Viewer) -> None:
-        self.viewer, self.failure = viewer, ""
+        self.viewer = viewer
+        self.failure = ""
         self._indexed = -1  # version of the judgements
-        self._judging, self._looking = threading.Lock(), threading.Lock()
+        self._judging = threading.Lock()
+        self._looking = threading.Lock()
         self._seconds = _SECONDS_STORE if "://" in str(viewer.index.root) else _SECONDS_LOCAL
         self._next = time.monotonic() + self._seconds  # time of the next look
 
@@ -105,7 +171,8 @@ class Freshness:
     def _look(self) -> None:
         began = time.monotonic()
         try:
-            if index := self.viewer.index.newer():
+            index = self.viewer.index.newer()
+            if index:
                 with self._judging:
                     self._judge(index)
                     self.viewer = replace(self.viewer, index=index)
@@ -119,23 +186,37 @@ class Freshness:
 
 
 def viewer_of(request: Request) -> Viewer:
-    """Return the state of the application that handles this request, the same until it is answered."""
+    """Return the state of the application that handles this request, the same until it is
+    answered.
+    """
     if not hasattr(request.state, "viewer"):
         request.state.viewer = request.app.state.freshness.viewer
     viewer: Viewer = request.state.viewer
     return viewer
 
 
-def render(request: Request, template: str, values: Mapping[str, Any], status: int = 200) -> HTMLResponse:
-    """Return a page; its template also sees `viewer`, `params` (of the address), `path` and what `_environment` has."""
+def render(
+    request: Request, template: str, values: Mapping[str, Any], status: int = 200
+) -> HTMLResponse:
+    """Return a page; its template also sees `viewer`, `params` (of the address), `path` and what
+    `_environment` has.
+    """
     page = _environment().get_template(f"{template}.html.jinja")
-    shared = {"viewer": viewer_of(request), "params": request.query_params, "path": request.url.path}
+    shared = {
+        "viewer": viewer_of(request),
+        "params": request.query_params,
+        "path": request.url.path,
+    }
     return HTMLResponse(page.render({**shared, **values}), status)
 
 
 def gallery_url(params: Params = (), **changes: str | None) -> str:
-    """Return the gallery with these parameters; `changes` replace parameters of the same name, None removes them."""
-    return _with_params("/", [*(pair for pair in params if pair[0] not in changes), *changes.items()])
+    """Return the gallery with these parameters; `changes` replace parameters of the same name, None
+    removes them.
+    """
+    return _with_params(
+        "/", [*(pair for pair in params if pair[0] not in changes), *changes.items()]
+    )
 
 
 def image_url(split: str, image_id: str, params: Params = (), relation: str | None = None) -> str:
@@ -145,12 +226,16 @@ def image_url(split: str, image_id: str, params: Params = (), relation: str | No
 
 
 def hit_url(hit: Hit, params: Params) -> str:
-    return image_url(hit.split, hit.image_id, params, None if hit.predicate is None else relation_key(hit))
+    return image_url(
+        hit.split, hit.image_id, params, None if hit.predicate is None else relation_key(hit)
+    )
 
 
 def photo_url(split: str, image_id: str, width: int | None = None) -> str:
     """Return the image in its annotated orientation and size, or `width` pixels wide at most."""
-    return _with_params(f"/photo/{_path(split, image_id)}", [("width", str(width) if width else None)])
+    return _with_params(
+        f"/photo/{_path(split, image_id)}", [("width", str(width) if width else None)]
+    )
 
 
 def relation_key(found: Any) -> str:
@@ -171,15 +256,16 @@ def _with_params(path: str, params: Iterable[tuple[str, str | None]]) -> str:
 def _environment() -> jinja2.Environment:
     environment = templates(jinja2.FileSystemLoader(FOLDER / "templates"))
     environment.filters |= {"single_line": single_line}
-    environment.filters |= {"json": lambda value: json.dumps(value, allow_nan=False)}  # for attributes of HTML
-    environment.globals |= {"gallery_url": gallery_url, "image_url": image_url, "photo_url": photo_url}
+    environment.filters |= {
+        "json": lambda value: json.dumps(value, allow_nan=False)
+    }  # for attributes of HTML
+    environment.globals |= {
+        "gallery_url": gallery_url,
+        "image_url": image_url,
+        "photo_url": photo_url,
+    }
     environment.globals |= {"relation_key": relation_key, "with_params": _with_params}
     return environment
-
-
-PAGE = 48  # hits
-_FACETS = ("predicate", "subject", "object", "triplet", "dataset", "split", "status", "judged", "origin")
-Pairs = list[tuple[str, str]]
 
 
 def gallery(request: Request) -> Response:
@@ -194,38 +280,61 @@ def gallery(request: Request) -> Response:
         "queues": queues(viewer.index),
         "orders": [order for order in ORDERS if has.get(order, True)],
         "facets": _FACETS,
-        "problems": [*viewer.index.problems, *viewer.judgements.problems, *filter(None, [freshness.failure])],
+        "problems": [
+            *viewer.index.problems,
+            *viewer.judgements.problems,
+            *filter(None, [freshness.failure]),
+        ],
     }
     try:
         filters = Filters.from_params(pairs, viewer.index.vocabulary)
     except QueryError as error:
         text = dict(pairs).get("q", "")
-        failed = {"before": text[: error.position], "after": text[error.position :], "message": str(error)}
+        failed = {
+            "before": text[: error.position],
+            "after": text[error.position :],
+            "message": str(error),
+        }
         others = [pair for pair in pairs if pair[0] not in ("q", "after")]
-        return render(request, "gallery", {**values, "failed": failed, "state": others, "filters": Filters()})
+        return render(
+            request, "gallery", {**values, "failed": failed, "state": others, "filters": Filters()}
+        )
     hits, after = search(viewer.index, filters, request.query_params.get("after"), PAGE)
     state = filters.to_params()
-    values |= {"failed": None, "filters": filters, "state": state, "found": facets(viewer.index, filters)}
+    values |= {
+        "failed": None,
+        "filters": filters,
+        "state": state,
+        "found": facets(viewer.index, filters),
+    }
     cards = [_card(hit, state) for hit in hits]
-    return render(request, "gallery", {**values, "cards": cards, "after": after, "toggled": _toggled})
+    return render(
+        request, "gallery", {**values, "cards": cards, "after": after, "toggled": _toggled}
+    )
 
 
 def status(request: Request) -> Response:
     """Return how large the run is by now, and look for new shards."""
-    index, freshness = viewer_of(request).index, request.app.state.freshness
+    index = viewer_of(request).index
+    freshness = request.app.state.freshness
     freshness.look_for_shards()
     counts = {"images": index.images, "relations": index.relations}
-    return JSONResponse({**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]})
+    return JSONResponse(
+        {**counts, "problems": [*index.problems, *filter(None, [freshness.failure])]}
+    )
 
 
 def _card(hit: Hit, state: Pairs) -> Values:
-    """Return a hit, the page that it leads to, and an arrow between two boxes as polylines of SVG."""
+    """Return a hit, the page that it leads to, and an arrow between two boxes as polylines of
+    SVG.
+    """
     arrow = head = ""
     if hit.subject_box and hit.object_box and hit.subject != hit.object and any(hit.object_box):
         size = max(hit.width, hit.height)
         first, second = ((x, y, x + w, y + h) for x, y, w, h in (hit.subject_box, hit.object_box))
         points = curve(first, second, size / 12)
-        arrow, head = polyline(points), polyline(arrow_head(points, size / 22))
+        arrow = polyline(points)
+        head = polyline(arrow_head(points, size / 22))
     return {"hit": hit, "url": hit_url(hit, state), "arrow": arrow, "head": head}
 
 
@@ -236,23 +345,33 @@ def _toggled(state: Pairs, params: Pairs) -> str:
     return gallery_url([*state, *(pair for pair in params if pair not in state)])
 
 
-_WIDTHS = ("320", "640")  # of small images, in pixels
-_QUALITY = 95
-_KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
-_AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, which may be large
-
-
 def photo(request: Request) -> Response:
-    """Return an image as annotated, at most `width` pixels wide (of `_WIDTHS`), or a placeholder that says why not."""
+    """Return an image as annotated, at most `width` pixels wide (of `_WIDTHS`), or a placeholder
+    that says why not.
+    """
     viewer, (split, image_id) = viewer_of(request), _place(request.path_params)
-    if (row := find_image(viewer.index, split, image_id)) is None:
-        raise HTTPException(404, f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}")
+    row = find_image(viewer.index, split, image_id)
+    if row is None:
+        raise HTTPException(
+            404,
+            f"the run has no image {single_line(image_id, 80)} in split {single_line(split, 80)}",
+        )
     wanted = request.query_params.get("width", "")
     try:
-        embedded = read_embedded(viewer.index, split, image_id) if row.embedded and not viewer.images else None
-        file, name = image_file(viewer.index.image_roots, split, row.file_name, embedded, viewer.images)
+        embedded = (
+            read_embedded(viewer.index, split, image_id)
+            if row.embedded and not viewer.images
+            else None
+        )
+        file, name = image_file(
+            viewer.index.image_roots, split, row.file_name, embedded, viewer.images
+        )
         data = _jpeg(file, name, row, int(wanted) if wanted in _WIDTHS else row.width)
-    except (UserError, StoreError, EngineError) as error:  # of the image, or of the shard that holds it
+    except (
+        UserError,
+        StoreError,
+        EngineError,
+    ) as error:  # of the image, or of the shard that holds it
         return _placeholder(row, str(error))
     return Response(data, media_type="image/jpeg", headers=_KEPT)
 
@@ -261,7 +380,9 @@ def _jpeg(file: ImageFile, name: str, row: IndexedImage, width: int) -> bytes:
     """Raises ImageError: the image cannot be opened."""
     with _AT_ONCE:
         image = decode(file, (row.width, row.height), name, upright=is_upright(row.dataset))
-        image.thumbnail((width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS)
+        image.thumbnail(
+            (width, max(1, round(width * image.height / image.width))), Image.Resampling.LANCZOS
+        )
         data = BytesIO()
         image.save(data, "JPEG", quality=_QUALITY, subsampling=0)  # small things keep their colours
     return data.getvalue()
@@ -271,25 +392,16 @@ def _placeholder(row: IndexedImage, reason: str) -> Response:
     """Return a grey image of the annotated shape that says why there is no other."""
     height = min(max(round(320 * row.height / max(row.width, 1)), 120), 640)
     texts = "".join(
-        f'<tspan x="160" dy="20">{escape(line)}</tspan>' for line in textwrap.wrap(single_line(reason, 200), 36)
+        f'<tspan x="160" dy="20">{escape(line)}</tspan>'
+        for line in textwrap.wrap(single_line(reason, 200), 36)
     )
     svg = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 {height}" width="320" height="{height}">'
-        '<rect width="100%" height="100%" fill="#c9ccd1"/><text y="20" fill="#1b1f24" font-family="sans-serif" '
-        f'font-size="14" text-anchor="middle">{texts}</text></svg>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 {height}" width="320"'
+        f' height="{height}"><rect width="100%" height="100%" fill="#c9ccd1"/><text y="20"'
+        ' fill="#1b1f24" font-family="sans-serif" font-size="14"'
+        f' text-anchor="middle">{texts}</text></svg>'
     )
     return Response(svg, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
-
-
-# Where a candidate comes from that no caption states, by the setting `pair.candidates`.
-_SOURCES = {
-    "prior": "The prior dataset relates these two classes like this (pair.candidates: prior).",
-    "marks": "A vision-language model states it of these boxes (pair.candidates: marks).",
-    "captions+marks": "A vision-language model states it of these boxes (pair.candidates: captions+marks).",
-    "layout": "The layout model finds it probable of these boxes (pair.candidates: layout).",
-    "captions+layout": "The layout model finds it probable of these boxes (pair.candidates: captions+layout).",
-    "image": "Captions state it of other things, and every pair may carry it (pair.candidates: image).",
-}
 
 
 class Provenance:
@@ -297,33 +409,58 @@ class Provenance:
 
     Attributes:
         statements: the triplets of the record, and those that captions imply (`implied`).
-        candidates: the predicates of each pair, by descending confidence, then as in the shard; `own`: it is the
-            pair's, and not what an annotation or another pair brought in.
+        candidates: the predicates of each pair, by descending confidence, then as in the shard;
+            `own`: it is the pair's, and not what an annotation or another pair brought in.
     """
 
     def __init__(self, record: Record, run: Mapping[str, Any]) -> None:
-        """run: the header of the run's manifest, of which the last settings of a pair stage count."""
-        parts = (each.get("pair") for each in reversed(Manifest.identities(run)) if isinstance(each, Mapping))
-        self._settings: Mapping[str, Any] = next((part for part in parts if isinstance(part, Mapping)), {})
+        """run: the header of the run's manifest, of which the last settings of a pair stage
+        count.
+        """
+        parts = (
+            each.get("pair")
+            for each in reversed(Manifest.identities(run))
+            if isinstance(each, Mapping)
+        )
+        self._settings: Mapping[str, Any] = next(
+            (part for part in parts if isinstance(part, Mapping)), {}
+        )
         match = self._settings.get("match")
         triplets = told_triplets(record, match, self._settings.get("loose") is True)
         own = len(record.triplets)
-        self.statements = [asdict(each) | {"implied": at >= own} for at, each in enumerate(triplets)]
+        self.statements = [
+            asdict(each) | {"implied": at >= own} for at, each in enumerate(triplets)
+        ]
         self.candidates = _candidates(record)
         self._categories = [box.category for box in record.objects]
         self._captions = len(record.captions)
-        self._stated: dict[str, list[int]] = defaultdict(list)  # the numbers of statements, by predicate
+        self._stated: dict[str, list[int]] = defaultdict(
+            list
+        )  # the numbers of statements, by predicate
         for number, triplet in enumerate(triplets):
-            predicate = triplet.predicate if match == "substring" else normalise_predicate(triplet.predicate)
+            predicate = (
+                triplet.predicate
+                if match == "substring"
+                else normalise_predicate(triplet.predicate)
+            )
             self._stated[predicate].append(number)
 
     def stating(self, relation: Relation) -> list[int]:
-        """Return the statements with a relation's predicate: those about its two classes, or else about others."""
+        """Return the statements with a relation's predicate: those about its two classes, or else
+        about others.
+        """
         return self._about(relation) or self._stated.get(relation.predicate, [])
 
     def _about(self, relation: Relation) -> list[int]:
-        ends = {f"{end}_category": self._categories[getattr(relation, end)] for end in ("subject", "object")}
-        return [at for at in self._stated.get(relation.predicate, ()) if ends.items() <= self.statements[at].items()]
+        ends = {
+            f"{end}_category": self._categories[getattr(relation, end)]
+            for end in ("subject", "object")
+        }
+        return [
+            at
+            for at in self._stated.get(relation.predicate, ())
+            if ends.items() <= self.statements[at].items()
+        ]
 
     def explain(self, relation: Relation) -> str:
         """One sentence: why the pair has this predicate."""
@@ -331,17 +468,31 @@ class Provenance:
             return "It was confirmed, changed or added by a person (sgpipe correct)."
         if relation.confidence is None:
             return "It is annotated: it has no confidence."
-        own, source = self._about(relation), str(self._settings.get("candidates"))
+        own = self._about(relation)
+        source = str(self._settings.get("candidates"))
         candidates = self.candidates[relation.subject, relation.object]
-        is_candidate = any(found["own"] and found["predicate"] == relation.predicate for found in candidates)
+        is_candidate = any(
+            found["own"] and found["predicate"] == relation.predicate for found in candidates
+        )
         if own and source not in ("prior", "marks", "layout"):
             stating = len({self.statements[number]["caption"] for number in own})
-            how = "Implied" if all(self.statements[number]["implied"] for number in own) else "Stated"
-            return f"{how} by {stating} of {count(self._captions, 'caption')} for these two classes."
-        if is_candidate and source in _SOURCES and (source != "image" or relation.predicate in self._stated):
+            how = (
+                "Implied" if all(self.statements[number]["implied"] for number in own) else "Stated"
+            )
+            return (
+                f"{how} by {stating} of {count(self._captions, 'caption')} for these two classes."
+            )
+        if (
+            is_candidate
+            and source in _SOURCES
+            and (source != "image" or relation.predicate in self._stated)
+        ):
             return _SOURCES[source]
         if not is_candidate and self._settings.get("restrict") == "group":
-            return "It is a candidate of another pair, and was scored for the whole group (pair.restrict: group)."
+            return (
+                "It is a candidate of another pair, and was scored for the whole group"
+                " (pair.restrict: group)."
+            )
         if is_candidate and self._settings.get("known"):
             return "The run that was extended often has it of these two classes (pair.known)."
         return "The run does not say where this predicate comes from."
@@ -351,11 +502,16 @@ def _candidates(record: Record) -> dict[tuple[int, int], list[Values]]:
     own = {(pair.subject, pair.object): dict.fromkeys(pair.predicates) for pair in record.pairs}
     scores: dict[tuple[int, int], dict[str, float | None]] = {}
     for relation in deduplicate(record.relations):
-        scores.setdefault((relation.subject, relation.object), {})[relation.predicate] = relation.confidence
+        scores.setdefault((relation.subject, relation.object), {})[relation.predicate] = (
+            relation.confidence
+        )
     found = {}
     for pair in dict.fromkeys((*own, *scores)):
-        texts, related = own.get(pair, {}), scores.get(pair, {})
-        ordered = sorted(related, key=lambda text: 1.0 if (score := related[text]) is None else -score)
+        texts = own.get(pair, {})
+        related = scores.get(pair, {})
+        ordered = sorted(
+            related, key=lambda text: 1.0 if (score := related[text]) is None else -score
+        )
         ranks = {text: rank for rank, text in enumerate(ordered, 1) if related[text] is not None}
         found[pair] = [
             {"predicate": text, "confidence": related.get(text), "rank": ranks.get(text)}
@@ -365,23 +521,23 @@ def _candidates(record: Record) -> dict[tuple[int, int], list[Values]]:
     return found
 
 
-SAME_OBJECT = 0.5  # IoU from which on boxes of a class are the same object
-MOST_RELATIONS = 1000  # of an image that a page lists
-_IN_GRAPH = 20
-_KEY = re.compile(r"([0-9]{1,9})-([0-9]{1,9})-(.*)", re.DOTALL)  # of a relation
-_SUGGESTIONS = 20
-
-
 def compare_images(
     record: Record, other_record: Record
 ) -> tuple[list[tuple[Relation, Relation]], list[Relation], list[Relation]]:
-    """Return `existing_relations` with the same predicate between the same objects in two runs, and those of either run
-    alone; the boxes of the runs may differ."""
+    """Return `existing_relations` with the same predicate between the same objects in two runs, and
+    those of either run alone; the boxes of the runs may differ."""
     same = match_objects(record.objects, other_record.objects)
-    waiting = {(found.subject, found.object, found.predicate): found for found in existing_relations(other_record)}
-    both, here = [], []
+    waiting = {
+        (found.subject, found.object, found.predicate): found
+        for found in existing_relations(other_record)
+    }
+    both = []
+    here = []
     for relation in existing_relations(record):
-        other = waiting.pop((same.get(relation.subject, -1), same.get(relation.object, -1), relation.predicate), None)
+        other = waiting.pop(
+            (same.get(relation.subject, -1), same.get(relation.object, -1), relation.predicate),
+            None,
+        )
         if other is None:
             here.append(relation)
         else:
@@ -390,45 +546,73 @@ def compare_images(
 
 
 def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]:
-    """Return the one-to-one match of the largest total IoU of boxes with one class and an IoU of `SAME_OBJECT`."""
+    """Return the one-to-one match of the largest total IoU of boxes with one class and an IoU of
+    `SAME_OBJECT`.
+    """
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = (index.ravel() for index in np.indices((len(first), len(second))))
-    sides = (np.array([box.bbox for box in boxes], np.float64).reshape(-1, 4) for boxes in (first, second))
+    sides = (
+        np.array([box.bbox for box in boxes], np.float64).reshape(-1, 4)
+        for boxes in (first, second)
+    )
     corners = [xywh_to_xyxy(each) for each in sides]
     overlaps = iou(corners[0][rows], corners[1][columns]).reshape(len(first), len(second))
-    same = np.array([[a.category == b.category for b in second] for a in first], bool).reshape(overlaps.shape)
+    same = np.array([[a.category == b.category for b in second] for a in first], bool).reshape(
+        overlaps.shape
+    )
     overlaps = np.where(same & (overlaps >= SAME_OBJECT), overlaps, 0)
     pairs = np.transpose(linear_sum_assignment(-overlaps)).tolist()
     return {row: column for row, column in pairs if overlaps[row, column]}
 
 
 def _predicates_answer(request: Request) -> Response:
-    """Return the run's predicates that start with `prefix`, the most frequent first: `[{"predicate", "count"}]`."""
-    found = viewer_of(request).index.predicates(request.query_params.get("prefix", ""), _SUGGESTIONS)
+    """Return the run's predicates that start with `prefix`, the most frequent first:
+    `[{"predicate", "count"}]`.
+    """
+    found = viewer_of(request).index.predicates(
+        request.query_params.get("prefix", ""), _SUGGESTIONS
+    )
     return JSONResponse([{"predicate": predicate, "count": count} for predicate, count in found])
 
 
 def _values(request: Request) -> Values:
     """Return what the page of an image shows. Status 404: the run does not have it."""
-    viewer, params = viewer_of(request), request.query_params
+    viewer = viewer_of(request)
+    params = request.query_params
     split, image_id = _place(request.path_params)
     view = read_record(viewer.index, split, image_id)
     if view is None:
-        raise HTTPException(404, f"the run has no image {single_line(image_id, 80)!r} in {single_line(split, 80)!r}")
+        raise HTTPException(
+            404, f"the run has no image {single_line(image_id, 80)!r} in {single_line(split, 80)!r}"
+        )
     key = params.get("relation")
     values = image_values(view, viewer.index.run, key)
-    others = [(name, value) for name, value in params.multi_items() if name not in ("relation", "after", "plan")]
+    others = [
+        (name, value)
+        for name, value in params.multi_items()
+        if name not in ("relation", "after", "plan")
+    ]
     chosen = key if any(relation["key"] == key for relation in values["relations"]) else None
     values |= {"gallery": gallery_url(others), "run": viewer.index.fingerprint, "chosen": chosen}
-    return values | _neighbours(request) | {"other": _other_values(viewer, view.record, split, image_id)}
+    return (
+        values
+        | _neighbours(request)
+        | {"other": _other_values(viewer, view.record, split, image_id)}
+    )
 
 
 def _neighbours(request: Request) -> Values:
-    """Return the addresses of the hits before and after the relation in the request's search: `previous` and `next`."""
-    index, params, relation = viewer_of(request).index, request.query_params, None
-    if key := params.get("relation"):
-        if not (parts := _KEY.fullmatch(key)):
+    """Return the addresses of the hits before and after the relation in the request's search:
+    `previous` and `next`.
+    """
+    index = viewer_of(request).index
+    params = request.query_params
+    relation = None
+    key = params.get("relation")
+    if key:
+        parts = _KEY.fullmatch(key)
+        if not parts:
             raise HTTPException(400, f"not a relation: {single_line(key, 80)}")
         relation = int(parts[1]), int(parts[2]), parts[3]
     filters = Filters.from_params(params.multi_items(), index.vocabulary)
@@ -438,7 +622,8 @@ def _neighbours(request: Request) -> Values:
 
 
 def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None) -> Values:
-    """Everything that the page shows of an image of a run (the header of its manifest), as JSON-able values.
+    """Everything that the page shows of an image of a run (the header of its manifest), as
+    JSON-able values.
 
     Of `total` relations, the most confident `MOST_RELATIONS` and the one with the key `chosen`.
     """
@@ -446,32 +631,49 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     relations = existing_relations(record)
     shown = _first(relations, MOST_RELATIONS, chosen)
     names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
-    keys = [relation_key(relation) for relation in record.relations]  # of a repeated relation, the last score counts
+    keys = [
+        relation_key(relation) for relation in record.relations
+    ]  # of a repeated relation, the last score counts
     scores = {name: dict(zip(keys, view.scores.get(name) or (), strict=False)) for name in SCORES}
 
     def values_of(relation: Relation) -> Values:
-        pair, key = provenance.candidates[relation.subject, relation.object], relation_key(relation)
+        pair = provenance.candidates[relation.subject, relation.object]
+        key = relation_key(relation)
         return {
             "key": key,
             **asdict(relation),
-            "rank": next(found["rank"] for found in pair if found["predicate"] == relation.predicate),
+            "rank": next(
+                found["rank"] for found in pair if found["predicate"] == relation.predicate
+            ),
             **{name: found.get(key) for name, found in scores.items()},
             "explanation": provenance.explain(relation),
             "stated": provenance.stating(relation),
         }
 
     image = {name: getattr(record, name) for name in names}
-    image |= {"photo": photo_url(record.split, record.image_id), "shard": view.image.shard, "row": view.image.row}
+    image |= {
+        "photo": photo_url(record.split, record.image_id),
+        "shard": view.image.shard,
+        "row": view.image.row,
+    }
     pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
     values = {
         "image": image,
         "objects": [
             {
-                **{"name": name, "category": box.category, "box": box.bbox, "score": box.score, "phrase": box.phrase},
+                **{
+                    "name": name,
+                    "category": box.category,
+                    "box": box.bbox,
+                    "score": box.score,
+                    "phrase": box.phrase,
+                },
                 "attributes": list(dict.fromkeys(each.name for each in box.attributes)),
                 **{"colour": colour_of(index), "crowd": box.iscrowd, "missing": box.is_nothing},
             }
-            for index, (box, name) in enumerate(zip(record.objects, object_names(record.objects), strict=True))
+            for index, (box, name) in enumerate(
+                zip(record.objects, object_names(record.objects), strict=True)
+            )
         ],
         "relations": [values_of(relation) for relation in shown],
         "total": len(relations),
@@ -481,30 +683,46 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         "graph": _graph(record, _first(relations, _IN_GRAPH, chosen)),
         "why": view.image.why and f"It has no relations: {view.image.why}.",
     }
-    plain: Values = to_jsonable_python(values, inf_nan_mode="null")  # shards that others wrote may hold NaN or infinity
+    plain: Values = to_jsonable_python(
+        values, inf_nan_mode="null"
+    )  # shards that others wrote may hold NaN or infinity
     return plain
 
 
 def existing_relations(record: Record) -> list[Relation]:
-    """Return the record's relations between existing objects, without repetition, the most confident first."""
+    """Return the record's relations between existing objects, without repetition, the most
+    confident first.
+    """
     objects = range(len(record.objects))
-    found = deduplicate(each for each in record.relations if each.subject in objects and each.object in objects)
+    found = deduplicate(
+        each for each in record.relations if each.subject in objects and each.object in objects
+    )
     return sorted(found, key=lambda each: -1.0 if each.confidence is None else -each.confidence)
 
 
 def _first(relations: Sequence[Relation], limit: int, chosen: str | None) -> list[Relation]:
-    return [each for at, each in enumerate(relations) if at < limit or (chosen and relation_key(each) == chosen)]
+    return [
+        each
+        for at, each in enumerate(relations)
+        if at < limit or (chosen and relation_key(each) == chosen)
+    ]
 
 
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:
     card = make_card(record, None, relations)
     for edge, each in zip(card["edges"], relations, strict=True):
         edge |= {"subject": each.subject, "object": each.object, "key": relation_key(each)}
-    return {"height": card["graph_height"], "nodes": card["nodes"] if relations else [], "edges": card["edges"]}
+    return {
+        "height": card["graph_height"],
+        "nodes": card["nodes"] if relations else [],
+        "edges": card["edges"],
+    }
 
 
 def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> Values | None:
-    """Return the image in the other run, and which relations differ; None: there is no other run."""
+    """Return the image in the other run, and which relations differ; None: there is no other
+    run.
+    """
     if viewer.other is None:
         return None
     title = viewer.other_title
@@ -522,12 +740,13 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
     }
 
 
-_PLACE = "/{split}/{image_id:path}"
 ROUTES = [
     Route("/", gallery),
     Route("/api/status", status),
     Route(f"/photo{_PLACE}", photo),
-    Route(f"/image{_PLACE}", lambda request: render(request, "image", {"values": _values(request)})),
+    Route(
+        f"/image{_PLACE}", lambda request: render(request, "image", {"values": _values(request)})
+    ),
     Route(f"/api/image{_PLACE}", lambda request: JSONResponse(_values(request))),
     Route(f"/api/neighbours{_PLACE}", lambda request: JSONResponse(_neighbours(request))),
     Route("/api/predicates", _predicates_answer),

@@ -1,4 +1,6 @@
-"""Searching a run: hits page by page, the neighbours of a hit, and facets (hits counted by what they are)."""
+"""Searching a run: hits page by page, the neighbours of a hit, and facets (hits counted by what
+they are).
+"""
 
 import hashlib
 import re
@@ -19,9 +21,32 @@ _MANY = 500_000  # hits, among which only the triplets that the run has most oft
 _TABLE = {True: "images", False: "relations"}  # of hits
 
 
+Box = tuple[float, float, float, float]  # xywh in pixels
+Row = tuple[Any, ...]  # a hit: the first three are its place
+Place = tuple[
+    Any, int, int
+]  # in an order: the value that is ordered by, the image, and the number in the image
+
+_NUMBER = r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]?\d{1,2})?"
+_CURSOR = re.compile(rf"({_NUMBER})_(\d{{1,9}})_(\d{{1,9}})", re.ASCII)
+
+# What a hit says of a relation, and its columns.
+_OF_RELATION = {"subject": "subject", "object": "object", "predicate": "predicate::varchar"}
+_OF_RELATION |= {
+    "confidence": "if(annotated, null, certainty)",
+    "clip_score": "clip_score",
+    "vlm_score": "vlm_score",
+}
+_OF_RELATION |= {
+    name: f"{name}::varchar" for name in ("subject_category", "object_category", "origin")
+}
+
+
 @dataclass(frozen=True)
 class FacetValue:
-    """A value, how many hits have it, and whether it is among the filters. `params`: of the URL that choose it."""
+    """A value, how many hits have it, and whether it is among the filters. `params`: of the URL
+    that choose it.
+    """
 
     value: str
     count: int
@@ -33,8 +58,9 @@ class FacetValue:
 class Facets:
     """Counts over all hits of a search. Where hits are images, relations are those of these images.
 
-    The most frequent `values` of each facet, and those chosen, count the hits without the facet's own filter, so that
-    others can be chosen; the `histogram` in 20 bins those without `low` and `high`. `unscored`: without confidence.
+    The most frequent `values` of each facet, and those chosen, count the hits without the facet's
+    own filter, so that others can be chosen; the `histogram` in 20 bins those without `low` and
+    `high`. `unscored`: without confidence.
     """
 
     values: dict[str, list[FacetValue]]
@@ -45,15 +71,24 @@ class Facets:
 
 
 def facets(index: Index, filters: Filters, limit: int = 12) -> Facets:
-    """Count the hits of a search by what they are: `limit` values of each facet, and those chosen."""
+    """Count the hits of a search by what they are: `limit` values of each facet, and those
+    chosen.
+    """
     plain = filters.model_copy(update={"order": "confidence", "seed": 0})
     return index.remember(("facets", plain, limit), lambda: _facets(index, plain, limit))
 
 
 def _facets(index: Index, filters: Filters, limit: int) -> Facets:
     images = filters.finds_images
-    searches: dict[tuple[Filters, bool], list[str]] = defaultdict(list)  # what is counted over the hits of which search
-    for part in (*FACETS, "triplet", "confidence", *(["judged"] if index.rows("from judged limit 1") else [])):
+    searches: dict[tuple[Filters, bool], list[str]] = defaultdict(
+        list
+    )  # what is counted over the hits of which search
+    for part in (
+        *FACETS,
+        "triplet",
+        "confidence",
+        *(["judged"] if index.rows("from judged limit 1") else []),
+    ):
         searches[filters.without(part), images and part in _OF_IMAGES].append(part)
     searches[filters, images].append("total")
     counts: dict[str, dict[str, int]] = {}
@@ -62,8 +97,13 @@ def _facets(index: Index, filters: Filters, limit: int) -> Facets:
     values = {}
     for part in FIELDS:
         chosen = getattr(filters, part)
-        found = {**counts.get(part, {}), **{value: counts.get(part, {}).get(value, 0) for value in chosen}}
-        values[part] = [FacetValue(value, n, value in chosen, ((part, value),)) for value, n in found.items()]
+        found = {
+            **counts.get(part, {}),
+            **{value: counts.get(part, {}).get(value, 0) for value in chosen},
+        }
+        values[part] = [
+            FacetValue(value, n, value in chosen, ((part, value),)) for value, n in found.items()
+        ]
     return Facets(
         values={**values, "triplet": _triplets(index, counts["triplet"], filters)},
         total=counts["total"]["hits"],
@@ -74,19 +114,32 @@ def _facets(index: Index, filters: Filters, limit: int) -> Facets:
 
 
 def _count(
-    index: Index, variant: Filters, of_images: bool, parts: Sequence[str], filters: Filters, limit: int
+    index: Index,
+    variant: Filters,
+    of_images: bool,
+    parts: Sequence[str],
+    filters: Filters,
+    limit: int,
 ) -> dict[str, dict[str, int]]:
-    """Return the most frequent values of each part among the hits of a search, and those chosen by `filters`."""
+    """Return the most frequent values of each part among the hits of a search, and those chosen by
+    `filters`.
+    """
     where = Where(variant, of_images)
     everything = not of_images and where.sql == "true"  # which was counted when the index was built
-    hits = f"with hits as materialized (select hit.* from run.{_TABLE[of_images]} hit where {where.sql})"
-    selects, values = [], list(where.values)
+    hits = (
+        f"with hits as materialized (select hit.* from run.{_TABLE[of_images]} hit where"
+        f" {where.sql})"
+    )
+    selects = []
+    values = list(where.values)
     for part in parts:
         chosen = getattr(filters, part) if part in FACETS else ()
         first = f"value in ({', '.join('?' * len(chosen))}) desc, " if chosen else ""
         most = limit + len(chosen) if part in (*FACETS, "triplet") else 100
         source = _values_of(part, everything)
-        selects.append(f"(select '{part}', * from ({source}) order by {first}times desc, value limit {most})")
+        selects.append(
+            f"(select '{part}', * from ({source}) order by {first}times desc, value limit {most})"
+        )
         values += chosen
     counts: dict[str, dict[str, int]] = {part: {} for part in parts}
     found = index.rows(f"{'' if everything else hits} {' union all '.join(selects)}", values)
@@ -110,8 +163,14 @@ def _values_of(part: str, everything: bool) -> str:
         return """select coalesce(state, 'none') as value, count(*) as times
             from hits left join judged using (image, number) group by 1"""
     column = {"triplet": "triplet", "confidence": "bin"}.get(part) or FACETS[part]
-    only = f"where triplet <= {HEAD} or (select count(*) from hits) <= {_MANY}" if part == "triplet" else ""
-    return f"select {column}::varchar as value, count(*) as times from hits {only} group by {column}"
+    only = (
+        f"where triplet <= {HEAD} or (select count(*) from hits) <= {_MANY}"
+        if part == "triplet"
+        else ""
+    )
+    return (
+        f"select {column}::varchar as value, count(*) as times from hits {only} group by {column}"
+    )
 
 
 def _triplets(index: Index, counts: Mapping[str, int], filters: Filters) -> list[FacetValue]:
@@ -123,55 +182,57 @@ def _triplets(index: Index, counts: Mapping[str, int], filters: Filters) -> list
     )
     names = {number: words for number, *words in rows if None not in words}
     values = []
-    for words, times in ((names[number], times) for number, times in counts.items() if number in names):
+    for words, times in (
+        (names[number], times) for number, times in counts.items() if number in names
+    ):
         params = tuple(zip(("subject", "predicate", "object"), words, strict=True))
-        values.append(FacetValue(" ".join(words), times, tuple((word,) for word in words) == chosen, params))
+        values.append(
+            FacetValue(" ".join(words), times, tuple((word,) for word in words) == chosen, params)
+        )
     return values
 
 
 def queues(index: Index) -> list[Queue]:
-    """Return the queues that have hits, such as what the health checks of the audit found, and error rows."""
+    """Return the queues that have hits, such as what the health checks of the audit found, and
+    error rows.
+    """
     return index.remember("queues", lambda: _count_queues(index))
 
 
 def _count_queues(index: Index) -> list[Queue]:
     hits = dict(index.rows("from run.marks"))
-    reasons = index.rows("select why, count(*) from run.images where why is not null group by 1 order by 2 desc, 1")
+    reasons = index.rows(
+        "select why, count(*) from run.images where why is not null group by 1 order by 2 desc, 1"
+    )
     [(errors, conflicts, judged)] = index.rows(
         """select (select count(*) from run.images where status = 'error'),
             count(*) filter (state = 'conflict'), count(*) from judged"""
     )
     bare = "images without relations"
     found = [
-        *(Queue(mark.name, mark.title, hits.get(1 << n, 0), mark.advice) for n, mark in enumerate(MARKS)),
+        *(
+            Queue(mark.name, mark.title, hits.get(1 << n, 0), mark.advice)
+            for n, mark in enumerate(MARKS)
+        ),
         Queue(WITHOUT, bare, sum(n for _, n in reasons) if len(reasons) > 1 else 0, ""),
         *(Queue(f"{WITHOUT}: {why}", f"{bare}: {why}", n, "") for why, n in reasons),
-        Queue("errors", "error rows", errors, "`sgpipe generate --retry-failed` processes them again."),
+        Queue(
+            "errors", "error rows", errors, "`sgpipe generate --retry-failed` processes them again."
+        ),
         Queue("conflicts", "relations on which people disagree", conflicts, ""),
         Queue("not_judged", "relations that nobody has judged", index.relations - judged, ""),
     ]
     return [queue for queue in found if queue.count]
 
 
-Box = tuple[float, float, float, float]  # xywh in pixels
-Row = tuple[Any, ...]  # a hit: the first three are its place
-Place = tuple[Any, int, int]  # in an order: the value that is ordered by, the image, and the number in the image
-
-_NUMBER = r"-?\d{1,20}(?:\.\d{1,20})?(?:e[+-]?\d{1,2})?"
-_CURSOR = re.compile(rf"({_NUMBER})_(\d{{1,9}})_(\d{{1,9}})", re.ASCII)
-
-# What a hit says of a relation, and its columns.
-_OF_RELATION = {"subject": "subject", "object": "object", "predicate": "predicate::varchar"}
-_OF_RELATION |= {name: f"{name}::varchar" for name in ("subject_category", "object_category", "origin")}
-_OF_RELATION |= {"confidence": "if(annotated, null, certainty)", "clip_score": "clip_score", "vlm_score": "vlm_score"}
-
-
 @dataclass(frozen=True)
 class Hit:
-    """A relation that was found and its image; or an image (`Filters.finds_images`), with None for all of the relation.
+    """A relation that was found and its image; or an image (`Filters.finds_images`), with None for
+    all of the relation.
 
-    `caption`: the first of the image that has what the query looks for. `error`, `why`: why the row is an error row, or
-    has no relations. `confidence`: None: annotated. `judged`: the state of judgement.
+    `caption`: the first of the image that has what the query looks for. `error`, `why`: why the row
+    is an error row, or has no relations. `confidence`: None: annotated. `judged`: the state of
+    judgement.
     """
 
     split: str
@@ -195,12 +256,19 @@ class Hit:
     caption: str | None = None
 
 
-def search(index: Index, filters: Filters, after: str | None = None, limit: int = 48) -> tuple[list[Hit], str | None]:
-    """Return a page of hits, and the `after` of the next one, if any. Raises UserError: no such cursor or queue."""
+def search(
+    index: Index, filters: Filters, after: str | None = None, limit: int = 48
+) -> tuple[list[Hit], str | None]:
+    """Return a page of hits, and the `after` of the next one, if any. Raises UserError: no such
+    cursor or queue.
+    """
     start = None
     if after:
-        if not (cursor := _CURSOR.fullmatch(after)):
-            raise UserError(f"after={single_line(after, 60)}: not a page of this search; leave it out")
+        cursor = _CURSOR.fullmatch(after)
+        if not cursor:
+            raise UserError(
+                f"after={single_line(after, 60)}: not a page of this search; leave it out"
+            )
         start = cursor[1], int(cursor[2]), int(cursor[3])
     found = _found(index, filters, start, limit + 1)
     last = "_".join(map(str, found[limit - 1][:3])) if len(found) > limit else None
@@ -208,12 +276,17 @@ def search(index: Index, filters: Filters, after: str | None = None, limit: int 
 
 
 def neighbours(
-    index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None = None
+    index: Index,
+    filters: Filters,
+    split: str,
+    image_id: str,
+    relation: tuple[int, int, str] | None = None,
 ) -> tuple[Hit | None, Hit | None]:
-    """Return the hits before and after a relation (subject, object, predicate), or else an image's first hit.
+    """Return the hits before and after a relation (subject, object, predicate), or else an image's
+    first hit.
 
-    An image without hits comes before all of them. A relation that the image has several times counts as one, from its
-    first place to its last: every walk ends. Raises UserError: as `search`.
+    An image without hits comes before all of them. A relation that the image has several times
+    counts as one, from its first place to its last: every walk ends. Raises UserError: as `search`.
     """
     first = _place(index, filters, split, image_id, relation)
     last = _place(index, filters, split, image_id, relation, last=True) if relation else first
@@ -224,9 +297,14 @@ def neighbours(
 
 
 def select_relations(index: Index, filters: Filters) -> tuple[str, list[Any]]:
-    """Return the relations as SQL, with the values of its `?`. Raises UserError: hits are images, or no such queue."""
+    """Return the relations as SQL, with the values of its `?`. Raises UserError: hits are images,
+    or no such queue.
+    """
     if filters.finds_images:
-        raise UserError("this search finds images, not relations: add a class, a predicate or a range of confidence")
+        raise UserError(
+            "this search finds images, not relations: add a class, a predicate or a range of"
+            " confidence"
+        )
     where = Where(filters, of_images=False)
     names = ("split", "predicate", "subject_category", "object_category")
     columns = ", ".join(f"hit.{name}::varchar as {name}" for name in names)
@@ -253,11 +331,20 @@ def _order(filters: Filters) -> tuple[str, str, bool]:
 
 
 def _place(
-    index: Index, filters: Filters, split: str, image_id: str, relation: tuple[int, int, str] | None, last: bool = False
+    index: Index,
+    filters: Filters,
+    split: str,
+    image_id: str,
+    relation: tuple[int, int, str] | None,
+    last: bool = False,
 ) -> Place | None:
-    """Return the first (or last) place of a relation in a search, or else that of its image's first hit."""
+    """Return the first (or last) place of a relation in a search, or else that of its image's first
+    hit.
+    """
     of_images = filters.finds_images
-    image = index.rows("select image from run.images where image_id = ? and split = ?", [image_id, split])
+    image = index.rows(
+        "select image from run.images where image_id = ? and split = ?", [image_id, split]
+    )
     tries = [(Where(filters, of_images), False)]
     if relation is not None or of_images:
         tries.insert(0, (Where(Filters(), of_images), last))
@@ -265,21 +352,26 @@ def _place(
             tries[0][0].add("subject = ? and object = ? and predicate = ?", relation)
     for where, backwards in tries if image else []:
         where.add("image = ?", image[0])
-        if rows := _ordered(index, filters, where, 1, backwards):
+        rows = _ordered(index, filters, where, 1, backwards)
+        if rows:
             return rows[0][:3]
     return None
 
 
-def _found(index: Index, filters: Filters, start: Place | None, limit: int, back: bool = False) -> list[Row]:
+def _found(
+    index: Index, filters: Filters, start: Place | None, limit: int, back: bool = False
+) -> list[Row]:
     """Return the hits after a place, or before it, the nearest first."""
     where = Where(filters, filters.finds_images)
     if start is not None:
         (value, image, number), (key, kind, falling) = start, _order(filters)
         column = "0" if filters.finds_images else "number"
         less, least = ("<", "<=") if falling != back else (">", ">=")
-        later, at = "<" if back else ">", f"try_cast(? as {kind})"
+        later = "<" if back else ">"
+        at = f"try_cast(? as {kind})"
         where.add(
-            f"{key} {least} {at} and ({key} {less} {at} or image {later} ? or (image = ? and {column} {later} ?))",
+            f"{key} {least} {at} and ({key} {less} {at} or image {later} ? or (image = ? and"
+            f" {column} {later} ?))",
             [value, value, image, image, number],
         )
     return _ordered(index, filters, where, limit, back)
@@ -290,7 +382,8 @@ def _ordered(index: Index, filters: Filters, where: Where, limit: int, back: boo
     key, _, falling = _order(filters)
     of_images = filters.finds_images
     columns = "0 as number" if of_images else f"number, {', '.join(_OF_RELATION.values())}"
-    first, rest = ("desc" if falling != back else "asc"), ("desc" if back else "asc")
+    first = "desc" if falling != back else "asc"
+    rest = "desc" if back else "asc"
     return index.rows(
         f"""select {key}, image, {columns} from run.{_TABLE[of_images]} hit where {where.sql}
         order by {key} {first}, image {rest}, number {rest} limit {int(limit)}""",
@@ -314,12 +407,18 @@ def _hits(index: Index, filters: Filters, found: Sequence[Row]) -> list[Hit]:
         return shown
     ends = {(row[1], end) for row in found for end in row[3:5] if end is not None}
     objects = index.rows(
-        "select image, number, x, y, w, h from run.objects join (select unnest(?::bigint[]) as row) on rowid = row",
+        "select image, number, x, y, w, h from run.objects join (select unnest(?::bigint[]) as row)"
+        " on rowid = row",
         [[images[image][0] + end for image, end in ends if 0 <= end < images[image][1]]],
     )
-    boxes: dict[tuple[int, int], Box] = {(image, number): (x, y, w, h) for image, number, x, y, w, h in objects}
+    boxes: dict[tuple[int, int], Box] = {
+        (image, number): (x, y, w, h) for image, number, x, y, w, h in objects
+    }
     query = "select image, number, state from judged where image in (select unnest(?::int[]))"
-    judged = {(image, number): state for image, number, state in index.rows(query, [[row[1] for row in found]])}
+    judged = {
+        (image, number): state
+        for image, number, state in index.rows(query, [[row[1] for row in found]])
+    }
     return [
         replace(
             hit,

@@ -27,8 +27,14 @@ NAMED = r"dog \[10.0, 10.0, 20.0, 20.0\]"
 Make = Callable[[Path], Any]
 
 
+MANY = [{**BOX, "bbox": [i % 300 * 0.3, i // 300 * 0.2, 9, 9]} for i in range(100_000)]
+TEXT = json.dumps(GOOD)
+
+
 def process(folder: Path, made: Any) -> Outcome:
-    """The records and problem counts of the source, after the stages that open images and pair boxes."""
+    """The records and problem counts of the source, after the stages that open images and pair
+    boxes.
+    """
     captions = folder / "captions.json"
     files = {"annotations": folder / "a.json", "captions": captions if captions.exists() else None}
     source = SourceConfig(splits={"val": SplitConfig(images=folder, **files)})
@@ -41,14 +47,24 @@ def process(folder: Path, made: Any) -> Outcome:
     pairs.setup()
     pairs(records)
     assert all(len(record.pairs) <= PairConfig().max_pairs for record in records)
-    if failed := [str(record.error) for record in records if not record.ok]:
+    failed = [str(record.error) for record in records if not record.ok]
+    if failed:
         return Outcome("error row", "; ".join(failed))
-    if counted := [f"{name} {number}" for name, number in sorted(index.meta["problems"].items()) if number]:
+    counted = [
+        f"{name} {number}" for name, number in sorted(index.meta["problems"].items()) if number
+    ]
+    if counted:
         return Outcome("counted", ", ".join(counted))
     shown = []
     for record in records:
-        boxes = [f"{box.category} {[round(float(side), 2) for side in box.bbox]}" for box in record.objects]
-        shown.append(f"{record.image_id} {record.width}x{record.height} {len(boxes)} boxes: {', '.join(boxes[:3])}")
+        boxes = [
+            f"{box.category} {[round(float(side), 2) for side in box.bbox]}"
+            for box in record.objects
+        ]
+        shown.append(
+            f"{record.image_id} {record.width}x{record.height} {len(boxes)} boxes:"
+            f" {', '.join(boxes[:3])}"
+        )
     return Outcome("accepted", "; ".join(shown))
 
 
@@ -64,7 +80,9 @@ def holds(content: str | bytes, file_name: str = "1.png", captions: str | None =
 
 def says(**arrays: Any) -> Make:
     """The valid file with other arrays; None removes an array."""
-    return holds(json.dumps({key: value for key, value in (GOOD | arrays).items() if value is not None}))
+    return holds(
+        json.dumps({key: value for key, value in (GOOD | arrays).items() if value is not None})
+    )
 
 
 def image(**values: Any) -> Make:
@@ -87,9 +105,6 @@ def without(key: str, of: dict[str, Any]) -> dict[str, Any]:
 def captioned(*captions: Any) -> Make:
     return holds(json.dumps(GOOD), captions=json.dumps({"annotations": [CAPTION, *captions]}))
 
-
-MANY = [{**BOX, "bbox": [i % 300 * 0.3, i // 300 * 0.2, 9, 9]} for i in range(100_000)]
-TEXT = json.dumps(GOOD)
 
 _FILES: tuple[tuple[Any, ...], ...] = (
     ("no file", lambda folder: None, "refused"), ("a folder", lambda folder: (folder / "a.json").mkdir(), "refused"),

@@ -18,7 +18,8 @@ from sgpipe.stages.caption.stage import CaptionStage
 from sgpipe.stages.tag.stage import TagStage
 from tests.bad_data.case import Outcome, cases
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
 Damage = Callable[[Path], object]
 
 
@@ -33,7 +34,9 @@ class Malicious:
 
 
 def run_captioner(folder: Path, made: Any) -> Outcome:
-    stage = CaptionStage(CaptionConfig(captioner=str(folder / "captioner"), samples=1), {"val": folder}, 0)
+    stage = CaptionStage(
+        CaptionConfig(captioner=str(folder / "captioner"), samples=1), {"val": folder}, 0
+    )
     return _run(stage, folder)
 
 
@@ -47,7 +50,9 @@ def _run(stage: CaptionStage | TagStage, folder: Path) -> Outcome:
         stage.setup()
         Image.new("RGB", (64, 64)).save(folder / "1.png")
         box = Box("dog", 1, (0.0, 0.0, 30.0, 30.0))
-        record = Record("1", "coco", "val", "1.png", 64, 64, objects=[box, box], pairs=[Pair(0, 1, ["on"])])
+        record = Record(
+            "1", "coco", "val", "1.png", 64, 64, objects=[box, box], pairs=[Pair(0, 1, ["on"])]
+        )
         stage([record])
     finally:
         assert not (folder / "trace").exists(), "the checkpoint executed code"
@@ -99,7 +104,8 @@ def of_another_size(folder: Path) -> None:
 
 
 _DAMAGES: tuple[tuple[str, Damage, str], ...] = (
-    ("undamaged", lambda folder: None, "accepted"),  # the others are refused because of their damage
+    # the others are refused because of their damage
+    ("undamaged", lambda folder: None, "accepted"),
     ("a missing folder", shutil.rmtree, "refused"), ("no config.json", gone(CONFIG), "refused"),
     ("config.json cut short", cut(CONFIG), "refused"), ("no weights", gone(WEIGHTS), "refused"),
     ("weights cut short", cut(WEIGHTS), "refused"), ("weights of another size", of_another_size, "refused"),
@@ -110,5 +116,9 @@ _DAMAGES: tuple[tuple[str, Damage, str], ...] = (
 CASES = [
     case
     for kind, process in (("captioner", run_captioner), ("tagger", run_tagger))
-    for case in cases(kind, process, ((what, copied(kind, damage), *outcome) for what, damage, *outcome in _DAMAGES))
+    for case in cases(
+        kind,
+        process,
+        ((what, copied(kind, damage), *outcome) for what, damage, *outcome in _DAMAGES),
+    )
 ]

@@ -24,6 +24,11 @@ SIZE = (8, 6)
 NAME = "a.jpg"
 
 
+NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage\n%%EOF\n"
+BIG = (64, 48)
+
+
 def process(folder: Path, made: Any) -> Outcome:
     name, width, height = made if isinstance(made, tuple) else (NAME, *SIZE)
     record = Record("1", "coco", "val", name, width, height)
@@ -41,7 +46,9 @@ def encoded(image: Image.Image, image_format: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def flat(mode: str, colour: Any, image_format: str, size: tuple[int, int] = SIZE, **options: Any) -> bytes:
+def flat(
+    mode: str, colour: Any, image_format: str, size: tuple[int, int] = SIZE, **options: Any
+) -> bytes:
     return encoded(Image.new(mode, size, colour), image_format, **options)
 
 
@@ -62,7 +69,9 @@ def outside(folder: Path) -> tuple[str, int, int]:
 def png_that_claims(width: int, height: int) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(64))), (b"IEND", b"")]
-    parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    parts = (
+        struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -84,13 +93,11 @@ def animated(image_format: str) -> bytes:
     return encoded(frames[0], image_format, save_all=True, append_images=frames[1:], **options)
 
 
-NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
-JPEG, PNG = encoded(NOISE, "JPEG"), encoded(NOISE, "PNG")
+JPEG = encoded(NOISE, "JPEG")
+PNG = encoded(NOISE, "PNG")
 DEEP = encoded(Image.fromarray(np.full((6, 8), 32768, np.uint16)), "PNG")
 FLOATS = encoded(Image.fromarray(np.full((6, 8), 0.5, np.float32)), "TIFF")
 SEE_THROUGH = encoded(Image.new("RGBA", SIZE, (0, 0, 0, 0)).quantize(), "PNG", transparency=0)
-EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n%%EndComments\nshowpage\n%%EOF\n"
-BIG = (64, 48)
 
 _ROWS: tuple[tuple[Any, ...], ...] = (
     ("a missing file", lambda folder: None, "error row"),

@@ -24,14 +24,22 @@ Damage = Callable[[bytes], bytes]
 SHARD = shard_name("val", 0, 2)
 
 
+ALL = "^rows 0 1 2 3 4 5$"
+FIRST_TWO = "^rows 0 1 2 3$"
+
+
 @cache
 def run_files() -> dict[str, bytes]:
-    """The files of a run of three shards, which is created only once: shards are synced to the disk."""
+    """The files of a run of three shards, which is created only once: shards are synced to the
+    disk.
+    """
     with TemporaryDirectory() as folder, RunFolder(root := Path(folder)).lock():
         manifest = Manifest.create(root, {"name": "mine"})
         for start in (0, 2, 4):
             records = [full_record(start), full_record(start + 1)]
-            manifest.commit(write_shard(root, shard_name("val", start, start + 2), "val", start, records, {}))
+            manifest.commit(
+                write_shard(root, shard_name("val", start, start + 2), "val", start, records, {})
+            )
         names = (MANIFEST, *(shard.file for shard in manifest.shards))
         return {name: (root / name).read_bytes() for name in names}
 
@@ -48,11 +56,15 @@ def damaged(file: str, damage: Damage) -> Callable[[Path], None]:
 
 def read(folder: Path, made: Any) -> Outcome:
     """Every record of the run, as a reader gets them."""
-    return Outcome("accepted", "rows " + " ".join(record.image_id for record in iter_records(folder / "run")))
+    return Outcome(
+        "accepted", "rows " + " ".join(record.image_id for record in iter_records(folder / "run"))
+    )
 
 
 def check(folder: Path, made: Any) -> Outcome:
-    """The problems that `sgpipe verify` finds; what a repair leaves is only what the manifest does not list."""
+    """The problems that `sgpipe verify` finds; what a repair leaves is only what the manifest does
+    not list.
+    """
     root = folder / "run"
     found = verify(root, repair=True)
     if not found.problems:
@@ -64,7 +76,8 @@ def check(folder: Path, made: Any) -> Outcome:
 
 
 def of_a_later_version(data: bytes) -> bytes:
-    sink, table = pa.BufferOutputStream(), pq.read_table(pa.BufferReader(data))
+    sink = pa.BufferOutputStream()
+    table = pq.read_table(pa.BufferReader(data))
     pq.write_table(table.replace_schema_metadata({"sgpipe.schema_version": "99"}), sink)
     return bytes(sink.getvalue().to_pybytes())
 
@@ -94,8 +107,6 @@ def says(**values: Any) -> Damage:
 def cut(share: float) -> Damage:
     return lambda data: data[: int(len(data) * share)]
 
-
-ALL, FIRST_TWO = "^rows 0 1 2 3 4 5$", "^rows 0 1 2 3$"
 
 _SHARDS: tuple[tuple[Any, ...], ...] = (
     ("undamaged", lambda data: data, check, "accepted", ALL),
@@ -135,5 +146,7 @@ CASES = [
     case
     for group, file, rows in (("shard", SHARD, _SHARDS), ("manifest", MANIFEST, _MANIFESTS))
     for what, damage, process, *expected in rows
-    for case in cases(f"{group}, {process.__name__}", process, [(what, damaged(file, damage), *expected)])
+    for case in cases(
+        f"{group}, {process.__name__}", process, [(what, damaged(file, damage), *expected)]
+    )
 ]

@@ -1,4 +1,6 @@
-"""Bad inputs of every kind and what becomes of them: a line that names the culprit, an error row, or a count."""
+"""Bad inputs of every kind and what becomes of them: a line that names the culprit, an error row,
+or a count.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,18 @@ from tests.bad_data import annotations, checkpoints, images, shards
 from tests.bad_data.case import Outcome
 
 CASES = [*images.CASES, *annotations.CASES, *checkpoints.CASES, *shards.CASES]
-NAMED = r"a\.json|captions\.json|captioner|tagger|config\.json|manifest|\.parquet|run"  # a file or a setting
+NAMED = (  # a file or a setting
+    r"a\.json|captions\.json|captioner|tagger|config\.json|manifest|\.parquet|run"
+)
 
 
 @pytest.mark.parametrize(("make", "process", "kind", "pattern"), CASES)
 def test_bad_input_has_the_expected_outcome(
-    tmp_path: Path, make: Callable[[Path], Any], process: Callable[[Path, Any], Outcome], kind: str, pattern: str
+    tmp_path: Path,
+    make: Callable[[Path], Any],
+    process: Callable[[Path, Any], Outcome],
+    kind: str,
+    pattern: str,
 ) -> None:
     folder = tmp_path / "input"
     folder.mkdir()

@@ -1,4 +1,6 @@
-"""Random damage becomes rows, problem counts or a one-line error; SGPIPE_FUZZ=20000 tries as many examples per test."""
+"""Random damage becomes rows, problem counts or a one-line error; SGPIPE_FUZZ=20000 tries as many
+examples per test.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +34,33 @@ from tests.sgpipe.sources.test_hoi import HICO_PAIRS, VCOCO_PAIRS, VRD
 from tests.sgpipe.sources.test_import_run import QUIET
 
 TOKENS = (
-    b'null true NaN Infinity -Infinity -1 0 1e400 0.5 99999999999999999999 "" "x" "\\ud800" [] {} [[]] { } [ ] : , " '
-    b"\\ \\u0000 \x00 \xff \xef\xbb\xbf \xe2\x80\xa8 \n \r\n - * & ! % @ ? | > # --- ... <<: !!python/name:os.system"
+    b'null true NaN Infinity -Infinity -1 0 1e400 0.5 99999999999999999999 "" "x" "\\ud800" [] {}'
+    b' [[]] { } [ ] : , " \\ \\u0000 \x00 \xff \xef\xbb\xbf \xe2\x80\xa8 \n \r\n - * & ! % @ ? | >'
+    b" # --- ... <<: !!python/name:os.system"
 ).split(b" ")
+
+
+THINGS = dict(zip(("subject", "object"), GRAPH["objects"], strict=True))
+INLINE = {"image_id": 2, "relationships": [{"predicate": "on"} | THINGS]}
+CONTENTS = {
+    **FILES, "hico pairs": HICO_PAIRS, "vcoco pairs": VCOCO_PAIRS, "openimages vrd": [VRD], "vg inline": [INLINE],
+}  # fmt: skip
+
+
+NUMBERS = (
+    st.floats()
+    | st.floats(-50, 150)
+    | st.integers(-50, 150).map(float)
+    | st.sampled_from((0.0, 100.0, 60.0))
+)
+BBOX = st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)
 
 
 def fuzz(examples: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     number = int(os.environ.get("SGPIPE_FUZZ", examples))
-    return settings(max_examples=number, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=number, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
 
 
 @st.composite
@@ -84,7 +105,11 @@ def test_json_is_read_if_and_only_if_it_is_json(tmp_path: Path, data: bytes) -> 
 
 
 @fuzz(60)
-@given(data=damaged(json.dumps({**GOOD, "annotations": [BOX, {**BOX, "bbox": [90, 70, 50, 50]}]}).encode()))
+@given(
+    data=damaged(
+        json.dumps({**GOOD, "annotations": [BOX, {**BOX, "bbox": [90, 70, 50, 50]}]}).encode()
+    )
+)
 def test_detections_become_rows_counts_or_a_one_line_error(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(data)
@@ -103,14 +128,9 @@ def source_of(kind: str, path: Path) -> AnnotationSource:
             return pseudo_label_source(path, path.parent, "train")
         case "vg":
             return visual_genome_source(path, path.parent, "train")
-    return {"openimages": open_images_source, "hico": hico_source, "vcoco": vcoco_source}[kind](path, "train")
-
-
-THINGS = dict(zip(("subject", "object"), GRAPH["objects"], strict=True))
-INLINE = {"image_id": 2, "relationships": [{"predicate": "on"} | THINGS]}
-CONTENTS = {
-    **FILES, "hico pairs": HICO_PAIRS, "vcoco pairs": VCOCO_PAIRS, "openimages vrd": [VRD], "vg inline": [INLINE],
-}  # fmt: skip
+    return {"openimages": open_images_source, "hico": hico_source, "vcoco": vcoco_source}[kind](
+        path, "train"
+    )
 
 
 @pytest.mark.parametrize("kind", [*CONTENTS, "rel.json"])
@@ -121,13 +141,18 @@ def test_relations_become_rows_counts_or_a_one_line_error(
 ) -> None:
     folder = tmp_path_factory.mktemp("fuzz")
     form = "coco-rel" if kind == "rel.json" else kind
-    files = {"a.json": json.dumps(CONTENTS[form]).encode(), "rel.json": json.dumps(TRIPLETS).encode()}
+    files = {
+        "a.json": json.dumps(CONTENTS[form]).encode(),
+        "rel.json": json.dumps(TRIPLETS).encode(),
+    }
     target = "rel.json" if kind == "rel.json" else "a.json"
     files[target] = data.draw(damaged(files[target]))
     for name, text in files.items():
         (folder / name).write_bytes(text)
     with one_line_at_most():
-        import_annotations(source_of(form.split()[0], folder / "a.json"), folder, folder / "out", QUIET)
+        import_annotations(
+            source_of(form.split()[0], folder / "a.json"), folder, folder / "out", QUIET
+        )
         assert_valid(list(iter_records(folder / "out")), "train")
 
 
@@ -135,13 +160,19 @@ def test_relations_become_rows_counts_or_a_one_line_error(
 def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
     manifest = Manifest.create(tmp_path_factory.mktemp("run"), {"name": "x"})
     for start in range(0, 32, 8):
-        manifest.commit(ShardEntry("val", start, start + 8, f"data/{start}.parquet", "0" * 64, start, {"images": 8}))
+        manifest.commit(
+            ShardEntry(
+                "val", start, start + 8, f"data/{start}.parquet", "0" * 64, start, {"images": 8}
+            )
+        )
     return manifest
 
 
 @fuzz(200)
 @given(data=st.data())
-def test_a_damaged_manifest_is_refused_or_lists_only_original_shards(manifest: Manifest, tmp_path: Path, data) -> None:
+def test_a_damaged_manifest_is_refused_or_lists_only_original_shards(
+    manifest: Manifest, tmp_path: Path, data
+) -> None:
     (tmp_path / MANIFEST).write_bytes(data.draw(damaged((manifest.root / MANIFEST).read_bytes())))
     with one_line_at_most():
         loaded = Manifest.load(tmp_path)
@@ -151,24 +182,27 @@ def test_a_damaged_manifest_is_refused_or_lists_only_original_shards(manifest: M
         assert Manifest.load(tmp_path).shards == loaded.shards
 
 
-NUMBERS = st.floats() | st.floats(-50, 150) | st.integers(-50, 150).map(float) | st.sampled_from((0.0, 100.0, 60.0))
-BBOX = st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)
-
-
 @fuzz(150)
-@given(bboxes=st.lists(BBOX, max_size=6), ends=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=6))
+@given(
+    bboxes=st.lists(BBOX, max_size=6),
+    ends=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=6),
+)
 def test_clipped_boxes_are_inside_their_image_and_keep_their_relations(bboxes, ends) -> None:
     boxes = [Box(f"class {number}", number, bbox) for number, bbox in enumerate(bboxes)]
     relations = [Relation(s, o, f"{s} on {o}") for s, o in ends if max(s, o) < len(boxes)]
-    record, problems = Record("1", "d", "val", "1.jpg", 100, 60, boxes, relations=list(relations)), Counter[str]()
+    record = Record("1", "d", "val", "1.jpg", 100, 60, boxes, relations=list(relations))
+    problems = Counter[str]()
     clip_objects(record, problems)
     assert_valid([record], "val")
     assert problems["not_finite"] == sum(not all(map(math.isfinite, bbox)) for bbox in bboxes)
     assert problems["degenerate"] + problems["not_finite"] == len(boxes) - len(record.objects)
     assert problems["relations_of_dropped_boxes"] == len(relations) - len(record.relations)
     for relation in record.relations:
-        subject, object_ = (record.objects[end].category_id for end in (relation.subject, relation.object))
+        subject, object_ = (
+            record.objects[end].category_id for end in (relation.subject, relation.object)
+        )
         assert relation.predicate == f"{subject} on {object_}"
-    before, again = list(record.objects), Counter[str]()
+    before = list(record.objects)
+    again = Counter[str]()
     clip_objects(record, again)
     assert (record.objects, +again) == (before, Counter())

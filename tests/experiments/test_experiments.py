@@ -15,7 +15,8 @@ from experiments.results import Results
 from experiments.run import Task, open_tasks
 from rlip_model.training.validation import RelationScores
 
-NEW, FEWER = {"split": "train", "seed": 1, "images": 8}, {"caption.samples": 2}
+NEW = {"split": "train", "seed": 1, "images": 8}
+FEWER = {"caption.samples": 2}
 SETS = {
     "truth": {"drawn": {"split": "train", "images": 8}},
     "labels": {"drawn": NEW, "labels": {"set": FEWER}},
@@ -26,7 +27,13 @@ START = {"name": "start", "recipe": "detector", "data": [{"set": "truth"}], **TI
 FIRST = {"name": "first", "recipe": "parseda", "init": "start", "data": [{"set": "labels"}], **TINY}
 OTHER = {**FIRST, "data": [{"set": "truth"}]}
 SECOND = {"name": "second", "recipe": "parseda", "data": [{"set": "truth", "limit": 4}], **TINY}
-TAGGER = {"name": "first", "recipe": "tagger", "data": [{"set": "correct"}], "validate_every": 1, **TINY}
+TAGGER = {
+    "name": "first",
+    "recipe": "tagger",
+    "data": [{"set": "correct"}],
+    "validate_every": 1,
+    **TINY,
+}
 
 
 def plan(**changes):
@@ -58,7 +65,9 @@ def test_the_plan_of_the_project_is_valid_and_its_report_up_to_date():
     results = Results(load_plan())
     files = report(results.plan, {name: results.current(name) for name in results.plan.experiments})
     for path, text in files.items():
-        assert (ROOT / path).read_text(encoding="utf-8") == text, f"run `python -m experiments.report` for {path}"
+        assert (ROOT / path).read_text(encoding="utf-8") == text, (
+            f"run `python -m experiments.report` for {path}"
+        )
 
 
 def test_a_key_changes_with_everything_that_decides_the_weights():
@@ -86,13 +95,26 @@ def test_every_seed_has_its_own_images_tagger_and_labels():
     assert one.shared_key("start", 0) == one.shared_key("start", 1)  # it learns from shared images
     assert one.set_key("correct", 0) == one.set_key("correct", 1)
     judged = {"labels": {**own["labels"], "judged": {"ask": "uncertain", "answers": 5}}}
-    asked = one.model_validate({**one.model_dump(), "sets": {**SETS, **own, **judged, "shared": SETS["truth"]}})
+    asked = one.model_validate(
+        {**one.model_dump(), "sets": {**SETS, **own, **judged, "shared": SETS["truth"]}}
+    )
     assert asked.set_key("labels", 0) != one.set_key("labels", 0)
     few = CaptionerOfFew(of="truth", steps=3)  # learns from the annotated images of its seed alone
-    assert one.captioner(few, 2).model_dump().items() >= {"seed": 2, "train_images": 8, "steps": 3}.items()
+    assert (
+        one.captioner(few, 2).model_dump().items()
+        >= {
+            "seed": 2,
+            "train_images": 8,
+            "steps": 3,
+        }.items()
+    )
     own["labels"]["labels"]["captioner"] = few.model_dump()
-    alone = one.model_validate({**one.model_dump(), "sets": {**SETS, **own, "shared": SETS["truth"]}})
-    assert len({alone.set_key("labels", 0), alone.set_key("labels", 1), one.set_key("labels", 0)}) == 3
+    alone = one.model_validate(
+        {**one.model_dump(), "sets": {**SETS, **own, "shared": SETS["truth"]}}
+    )
+    assert (
+        len({alone.set_key("labels", 0), alone.set_key("labels", 1), one.set_key("labels", 0)}) == 3
+    )
     assert one.experiments["one"].label_sets(one) == [("labels", 0), ("labels", 1), ("correct", 0)]
 
 
@@ -107,7 +129,9 @@ def test_what_has_a_result_is_not_done_again(tmp_path):
     ]
     results.append("one", {"labels": "labels", "key": one.set_key("labels"), "measures": {}})
     results.append("one", arm_row("both", 0, "first", measures={}))
-    assert Task("one", "arm", ("both", "0")) in open_tasks(results, ["one"])  # its second stage is missing
+    assert Task("one", "arm", ("both", "0")) in open_tasks(
+        results, ["one"]
+    )  # its second stage is missing
     results.append("one", arm_row("both", 0, "second", measures={}))
     results.append("one", arm_row("tagger", 1, "first", diverged="the loss is not finite"))
     for seed in (0, 1):
@@ -119,7 +143,12 @@ def test_what_has_a_result_is_not_done_again(tmp_path):
     item = ("first", "seen mAP", "both", "other")  # both arms are complete: they can be compared
     assert open_tasks(results, ["one"])[2:] == [Task("one", "comparison", (*item, "2"))]
     key = results.comparison_key(one.experiments["one"], item)
-    row = {"compared": ["both", "other"], "stage": "first", "measure": "seen mAP", "interval": [0, 1]}
+    row = {
+        "compared": ["both", "other"],
+        "stage": "first",
+        "measure": "seen mAP",
+        "interval": [0, 1],
+    }
     results.append("one", {**row, "key": "of other networks"})
     assert len(open_tasks(results, ["one"])) == 3
     results.append("one", {**row, "key": key})
@@ -139,7 +168,12 @@ def test_what_has_a_result_is_not_done_again(tmp_path):
 )  # fmt: skip
 def test_a_difference_is_shown_if_both_intervals_exclude_0(differences, images, expected):
     rows = [
-        {"arm": arm, "seed": seed, "stage": "first", "measures": {"mAP": 0.5 + (value if arm == "a" else 0)}}
+        {
+            "arm": arm,
+            "seed": seed,
+            "stage": "first",
+            "measures": {"mAP": 0.5 + (value if arm == "a" else 0)},
+        }
         for seed, value in enumerate(differences)
         for arm in "ab"
     ]
@@ -158,13 +192,19 @@ def test_experiments_run_to_the_end_and_once(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=1800)
     logs = "".join(path.read_text() for path in (tmp_path / "work" / "logs").iterdir())
     assert done.stdout.splitlines()[-1] == "all done", done.stdout + done.stderr + logs
-    rows = [json.loads(line) for line in (tmp_path / "results" / "one.jsonl").read_text().splitlines()]
+    rows = [
+        json.loads(line) for line in (tmp_path / "results" / "one.jsonl").read_text().splitlines()
+    ]
     assert len(rows) == 2 + 2 * 4 + 1
     labels = {row["labels"]: row["measures"] for row in rows if "labels" in row}
     assert labels["correct"]["precision"] == 1.0
-    (curve, *_) = [row["curve"] for row in rows if row.get("arm") == "tagger"]
+    curve, *_ = [row["curve"] for row in rows if row.get("arm") == "tagger"]
     assert [step for step, _ in curve] == [1, 2]
-    assert all({"seen mAP", "unseen mAP"} == row["measures"].keys() for row in rows if row.get("arm") == "both")
+    assert all(
+        {"seen mAP", "unseen mAP"} == row["measures"].keys()
+        for row in rows
+        if row.get("arm") == "both"
+    )
     again = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert again.stdout.splitlines()[-1] == "all done"
     assert (tmp_path / "results" / "one.jsonl").read_text().count("\n") == len(rows)
@@ -177,7 +217,8 @@ def test_average_precision_of_resampled_images_is_that_of_the_repeated_images():
         scores.confidences.append(np.sort(rng.random(size))[::-1])
         scores.true_positives.append(rng.random(size) < 0.5)
         scores.targets.append(int(scores.true_positives[-1].sum()) + 1)
-    counts, repeated = np.array([2, 1, 0, 3]), RelationScores()
+    counts = np.array([2, 1, 0, 3])
+    repeated = RelationScores()
     for image, times in enumerate(counts):
         for _ in range(times):
             repeated.confidences.append(scores.confidences[image])
@@ -186,4 +227,6 @@ def test_average_precision_of_resampled_images_is_that_of_the_repeated_images():
     resampled = of_pairs(scores, "seen AP")
     assert len(resampled.images) == 4
     assert resampled.summary(counts)["seen AP"] == pytest.approx(repeated.measures()["ap"])
-    assert resampled.summary(np.ones(4, dtype=int))["seen AP"] == pytest.approx(scores.measures()["ap"])
+    assert resampled.summary(np.ones(4, dtype=int))["seen AP"] == pytest.approx(
+        scores.measures()["ap"]
+    )

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from experiments.layout import __main__ as training
-from experiments.layout.data import TEST_IMAGES, join_instances, read_hico, read_instances, read_lines, read_vcoco
+from experiments.layout.data import (
+    TEST_IMAGES,
+    join_instances,
+    read_hico,
+    read_instances,
+    read_lines,
+    read_vcoco,
+)
 from experiments.layout.measures import (
     Judged,
     area_under_roc,
@@ -22,11 +29,15 @@ from sgpipe.errors import UserError
 from sgpipe.stages.tag.layout import LayoutModel
 from sgpipe.stages.tag.layout.fit import LayoutSettings
 
-PERSON_BOX, BALL_BOX, BENCH_BOX = [10, 10, 60, 150], [40, 60, 60, 80], [150, 100, 300, 180]
+PERSON_BOX = [10, 10, 60, 150]
+BALL_BOX = [40, 60, 60, 80]
+BENCH_BOX = [150, 100, 300, 180]
 ACTIONS = ("hold", "look at")
 
 
-def line(number: int, boxes: Sequence[Sequence[float]] = (PERSON_BOX, BALL_BOX)) -> dict[str, object]:
+def line(
+    number: int, boxes: Sequence[Sequence[float]] = (PERSON_BOX, BALL_BOX)
+) -> dict[str, object]:
     classes = ["person", "sports ball", "person"][: len(boxes)]
     relations = [[0, ["hold obj", "look obj"], 1]]
     size = {"width": 320, "height": 200}
@@ -42,18 +53,37 @@ def write_lines(path: Path, rows: Sequence[dict[str, object]]) -> Path:
 def write_instances(path: Path, numbers: Sequence[int]) -> Path:
     annotations = []
     for number in numbers:
-        for category, (left, top, right, bottom) in ((1, PERSON_BOX), (37, BALL_BOX), (15, BENCH_BOX), (1, BENCH_BOX)):
+        for category, (left, top, right, bottom) in (
+            (1, PERSON_BOX),
+            (37, BALL_BOX),
+            (15, BENCH_BOX),
+            (1, BENCH_BOX),
+        ):
             box = {"bbox": [left, top, right - left, bottom - top], "area": 1.0, "iscrowd": 0}
-            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": category, **box})
-    images = [{"id": number, "width": 320, "height": 200, "file_name": f"{number:012}.jpg"} for number in numbers]
-    categories = [{"id": 1, "name": "person"}, {"id": 37, "name": "sports ball"}, {"id": 15, "name": "bench"}]
-    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": category, **box}
+            )
+    images = [
+        {"id": number, "width": 320, "height": 200, "file_name": f"{number:012}.jpg"}
+        for number in numbers
+    ]
+    categories = [
+        {"id": 1, "name": "person"},
+        {"id": 37, "name": "sports ball"},
+        {"id": 15, "name": "bench"},
+    ]
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": categories})
+    )
     return path
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    write_lines(tmp_path / "train.jsonl.gz", [line(368), line(965, [PERSON_BOX, BALL_BOX, [200, 10, 260, 150]])])
+    write_lines(
+        tmp_path / "train.jsonl.gz",
+        [line(368), line(965, [PERSON_BOX, BALL_BOX, [200, 10, 260, 150]])],
+    )
     write_lines(tmp_path / "val.jsonl.gz", [line(1102)])
     return tmp_path
 
@@ -104,7 +134,9 @@ class TestTrainingData:
     def test_the_command_trains_and_saves_a_model(
         self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(training, "LayoutSettings", lambda: LayoutSettings(networks=1, epochs=1, width=8))
+        monkeypatch.setattr(
+            training, "LayoutSettings", lambda: LayoutSettings(networks=1, epochs=1, width=8)
+        )
         instances = write_instances(data / "instances.json", [368])
         training.main(data, tmp_path / "model", instances)
         assert LayoutModel.load(tmp_path / "model").actions == ACTIONS
@@ -112,7 +144,12 @@ class TestTrainingData:
 
 def test_hico_pairs_share_boxes_that_overlap(tmp_path: Path) -> None:
     shifted = [value + 2 for value in PERSON_BOX]
-    item = {"boxes_h": [PERSON_BOX, shifted], "boxes_o": [BALL_BOX, BENCH_BOX], "object": [0, 1], "verb": [0, 1]}
+    item = {
+        "boxes_h": [PERSON_BOX, shifted],
+        "boxes_o": [BALL_BOX, BENCH_BOX],
+        "object": [0, 1],
+        "verb": [0, 1],
+    }
     names = {"objects": ["sports_ball", "bench"], "verbs": ["hold", "no_interaction"]}
     path = tmp_path / "hico.json"
     path.write_text(json.dumps({"annotation": [item], "size": [[320, 200]], **names}))
@@ -123,7 +160,8 @@ def test_hico_pairs_share_boxes_that_overlap(tmp_path: Path) -> None:
 
 class TestMeasures:
     def test_average_precision_and_area(self) -> None:
-        scores, truth = np.array([0.9, 0.8, 0.7, 0.1]), np.array([True, False, True, False])
+        scores = np.array([0.9, 0.8, 0.7, 0.1])
+        truth = np.array([True, False, True, False])
         assert average_precision(scores, truth) == pytest.approx((1 + 2 / 3) / 2)
         assert area_under_roc(scores, truth) == pytest.approx(3 / 4)
         assert area_under_roc(np.ones(4), truth) == pytest.approx(1 / 2)

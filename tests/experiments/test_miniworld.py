@@ -1,4 +1,6 @@
-"""The models of the miniworld: data, training and quality of captioner and judge; all of them in small."""
+"""The models of the miniworld: data, training and quality of captioner and judge; all of them in
+small.
+"""
 
 from pathlib import Path
 
@@ -35,9 +37,20 @@ from sgpipe.training.initial_model import CLASSES
 from tests.sgpipe.generation.in_process import without_ray
 
 SMALL = CaptionerModelConfig(
-    image_size=32, patch_size=8, vision_width=32, vision_layers=1, text_width=32, text_layers=1, heads=2
+    image_size=32,
+    patch_size=8,
+    vision_width=32,
+    vision_layers=1,
+    text_width=32,
+    text_layers=1,
+    heads=2,
 )
-CONFIG = CaptionerConfig(model=SMALL, train_images=6, steps=4, batch_size=4, dense_share=0.5, warmup=1)
+CONFIG = CaptionerConfig(
+    model=SMALL, train_images=6, steps=4, batch_size=4, dense_share=0.5, warmup=1
+)
+
+
+JUDGE = JudgeConfig(images=4, steps=2, batch_size=4, text_layers=1, text_width=32)
 
 
 @pytest.fixture(scope="module")
@@ -49,18 +62,32 @@ def test_taught_facts_are_true_and_include_all_composed_ones() -> None:
     for number in range(60):
         scene = random_scene(5, "train", number)
         taught = {(fact.subject, fact.predicate, fact.object) for fact in taught_facts(scene)}
-        composed = {(fact.subject, fact.predicate, fact.object) for fact in scene.facts if not fact.implied}
-        assert composed <= taught <= {(fact.subject, fact.predicate, fact.object) for fact in scene.facts}
-        assert all((other, "in front of", one) in taught for one, predicate, other in taught if predicate == "behind")
+        composed = {
+            (fact.subject, fact.predicate, fact.object) for fact in scene.facts if not fact.implied
+        }
+        assert (
+            composed
+            <= taught
+            <= {(fact.subject, fact.predicate, fact.object) for fact in scene.facts}
+        )
+        assert all(
+            (other, "in front of", one) in taught
+            for one, predicate, other in taught
+            if predicate == "behind"
+        )
 
 
-def test_training_follows_from_the_seed_and_starts_with_the_dense_loss(tokenizer: BertTokenizerFast) -> None:
+def test_training_follows_from_the_seed_and_starts_with_the_dense_loss(
+    tokenizer: BertTokenizerFast,
+) -> None:
     data = render_captioner_data(SMALL, tokenizer, CONFIG.train_images, CONFIG.seed)
     first, second = (CaptionerTrainer(CONFIG, tokenizer, data) for _ in range(2))
     losses = [first.step() for _ in range(4)]
     assert losses == [second.step() for _ in range(4)]
     assert [loss.caption > 0 for loss in losses] == [False, False, True, True]
-    for (name, one), two in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+    for (name, one), two in zip(
+        first.model.named_parameters(), second.model.parameters(), strict=True
+    ):
         torch.testing.assert_close(one, two, rtol=0, atol=0, msg=name)
 
 
@@ -76,12 +103,17 @@ def test_the_packaged_captioner_is_correct_on_new_images() -> None:
 
 def test_every_caption_of_the_miniworld_is_true_of_its_scene() -> None:
     judge = CaptionJudge()
-    assert judge.statements(["a horse ridden by a girl", "a horse"]) == [(("person", "riding", "horse"),), ()]
+    assert judge.statements(["a horse ridden by a girl", "a horse"]) == [
+        (("person", "riding", "horse"),),
+        (),
+    ]
     for number in range(40):
         scene = random_scene(9, "val", number)
         for fact in scene.facts:
             assert judge.statements([canonical_caption(scene, fact)]) == [(scene.statement(fact),)]
-        varied = [caption.text for caption in scene_captions(scene, scene_generator(9, "val", number, 1))]
+        varied = [
+            caption.text for caption in scene_captions(scene, scene_generator(9, "val", number, 1))
+        ]
         share = correct_rate([judge.statements(varied)], [truth_of(scene)])
         assert share.hits >= share.total - 1  # compound sentences are at times misparsed
 
@@ -99,12 +131,14 @@ def test_all_models_are_trained_evaluated_and_described(tmp_path, monkeypatch, c
     for name in ("captioner", "tagger", "parseda"):
         assert "CPU-seconds" in (weights / name / "README.md").read_text()
     for name in make_models.NETWORKS:
-        assert CLASSES[network_recipe(name).model.kind].from_pretrained(weights / name).num_parameters() > 500_000
+        assert (
+            CLASSES[network_recipe(name).model.kind]
+            .from_pretrained(weights / name)
+            .num_parameters()
+            > 500_000
+        )
     assert "\n16 images of the train split" in (weights / "tagger" / "README.md").read_text()
     assert "4 steps with 16 images" in (weights / "captioner" / "README.md").read_text()
-
-
-JUDGE = JudgeConfig(images=4, steps=2, batch_size=4, text_layers=1, text_width=32)
 
 
 def test_a_saved_judge_says_what_the_training_sees(tmp_path: Path) -> None:
@@ -124,7 +158,9 @@ def test_a_saved_judge_says_what_the_training_sees(tmp_path: Path) -> None:
         crop = Image.fromarray(data.pixels[row].permute(1, 2, 0).numpy())
         seen = judge.clip.embed_images([crop])[0]
         objects = [Box(KINDS[kind], 0, (0, 0, 1, 1)) for kind in data.classes[row].tolist()]
-        possible = claim_texts().possible[tuple(data.classes[row].tolist())].nonzero()[:, 0].tolist()
+        possible = (
+            claim_texts().possible[tuple(data.classes[row].tolist())].nonzero()[:, 0].tolist()
+        )
         for number in possible:
             own = relation_text(objects[0], PREDICATES[number], objects[1])
             texts = [own, *contrast_texts(objects, Relation(0, 1, PREDICATES[number]))]

@@ -1,4 +1,6 @@
-"""Training the learned parser: reading and aligning gold graphs, joining captions, and the network in both forms."""
+"""Training the learned parser: reading and aligning gold graphs, joining captions, and the network
+in both forms.
+"""
 
 import csv
 import io
@@ -51,13 +53,17 @@ def test_captions_by_which_parsers_are_judged_are_left_out(data, tmp_path):
     gold.write_text(json.dumps({"1": {"caption": "Horse on a  beach"}}))
     assert len(read_gold(data)) == len(ROWS)
     left = read_gold(data, captions_to_exclude(gold))
-    assert [caption.text for caption in left] == [text for text, _ in ROWS if text != "horse on a beach ."]
+    assert [caption.text for caption in left] == [
+        text for text, _ in ROWS if text != "horse on a beach ."
+    ]
 
 
 def test_gold_relations_are_found_in_the_caption(annotated):
     assert relations(annotated[0]) == [("man", "ride", "horse")]
     assert relations(annotated[3]) == [("windows", "side by side with", "windows")]
-    assert annotated[2].aligned.missing == 1  # "person" is no word of it, and one caption teaches no synonym
+    assert (
+        annotated[2].aligned.missing == 1
+    )  # "person" is no word of it, and one caption teaches no synonym
 
 
 def test_the_shipped_forward_pass_is_that_of_the_training(annotated):
@@ -74,12 +80,15 @@ def test_the_shipped_forward_pass_is_that_of_the_training(annotated):
     shipped = Network(weights, tables, mention_logit=-100.0, relation_logit=-100.0)(
         [item.sentence for item in annotated]
     )
-    np.testing.assert_allclose(np.concatenate([each.named for each in shipped]), scores.named[1:], atol=2e-2)
+    np.testing.assert_allclose(
+        np.concatenate([each.named for each in shipped]), scores.named[1:], atol=2e-2
+    )
     row = token = 0
     for example, each in zip(examples, shipped, strict=True):
         found = {tuple(pair): number for number, pair in enumerate(each.pairs.tolist())}
         for first, second in example.pairs[:, :2].tolist():
-            number, length = found[first, second], len(example.tokens)
+            number = found[first, second]
+            length = len(example.tokens)
             np.testing.assert_allclose(each.verb[number], scores.verb[row], atol=2e-2)
             np.testing.assert_allclose(each.rest[number], scores.rest[row], atol=2e-2)
             np.testing.assert_allclose(each.copy[number], scores.copy[row, :length], atol=2e-2)
@@ -91,12 +100,18 @@ def test_the_shipped_forward_pass_is_that_of_the_training(annotated):
 def test_a_training_writes_weights_and_a_card(data, tmp_path):
     gold = tmp_path / "gold"
     gold.mkdir()
-    (gold / "gold_dev.json").write_text(json.dumps({"1": {"caption": "a dog", "set": "random", "triplets": []}}))
+    (gold / "gold_dev.json").write_text(
+        json.dumps({"1": {"caption": "a dog", "set": "random", "triplets": []}})
+    )
     for name in ("score.py", "verb_vocab.json", "words.json"):
         (gold / name).write_text((train.GOLD / name).read_text())
     config = train.ParserTraining(joined=3, epochs=2, least_word=1, least_part=1)
     train.train_parser(data, tmp_path / "model", config, gold, Console(file=io.StringIO()))
-    assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.safetensors", "config.json", "README.md"}
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+    }
     assert "random" in (tmp_path / "model" / "README.md").read_text()
     with pytest.raises(UserError, match="is not a folder with gold_dev"):
         train.train_parser(data, tmp_path / "model", config, tmp_path, Console(file=io.StringIO()))

@@ -43,11 +43,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for image, own in BOXES.items()
         for name, left in own
     ]
-    images = [{"id": image, "file_name": f"{image}.jpg", "width": 200, "height": 100} for image in BOXES]
+    images = [
+        {"id": image, "file_name": f"{image}.jpg", "width": 200, "height": 100} for image in BOXES
+    ]
     categories = [{"id": 1 + place, "name": name} for place, name in enumerate(CLASSES)]
-    captions = [{"image_id": image, "caption": text} for image, texts in CAPTIONS.items() for text in texts]
+    captions = [
+        {"image_id": image, "caption": text} for image, texts in CAPTIONS.items() for text in texts
+    ]
     relations = [
-        {"image_id": image, "subject_id": number(image, one), "predicate": verb, "object_id": number(image, other)}
+        {
+            "image_id": image,
+            "subject_id": number(image, one),
+            "predicate": verb,
+            "object_id": number(image, other),
+        }
         for image, one, verb, other in RELATIONS
     ]
     for name, content in {
@@ -61,7 +70,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(folder: Path) -> Measured:
-    return measure(read_photographs(*(folder / f"{name}.json" for name in ("instances", "captions", "relations"))))
+    return measure(
+        read_photographs(
+            *(folder / f"{name}.json" for name in ("instances", "captions", "relations"))
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,19 +88,47 @@ def measured(folder: Path) -> Measured:
 )
 @pytest.mark.parametrize("parser", ["rules", "learned"])
 def test_pairs_and_verbs_are_counted_by_parser_candidates_and_method(
-    measured: Measured, parser: str, candidates: str, method: str, labelled: int, in_scope: int, found: int, verbs: int
+    measured: Measured,
+    parser: str,
+    candidates: str,
+    method: str,
+    labelled: int,
+    in_scope: int,
+    found: int,
+    verbs: int,
 ) -> None:
-    columns = (page.ANNOTATED, page.VERBS, page.LABELLED, page.IN_SCOPE, page.FOUND, page.VERBS_FOUND)
+    columns = (
+        page.ANNOTATED,
+        page.VERBS,
+        page.LABELLED,
+        page.IN_SCOPE,
+        page.FOUND,
+        page.VERBS_FOUND,
+    )
     totals = [measured.total(column, parser, candidates, method, 2) for column in columns]
     assert totals == [5, 6, labelled, in_scope, found, verbs]
 
 
 def test_pairs_between_subjects_are_counted_apart() -> None:
-    """Two people, of whom one holds the other's hand: both orders are labelled, one is annotated."""
-    boxes = [Box("person", 1, (0, 0, 9, 9)), Box("person", 1, (5, 0, 9, 9)), Box("dog", 2, (9, 0, 9, 9))]
-    truth = Record("1", "coco", "all", "1.jpg", 50, 50, objects=boxes, relations=[Relation(0, 1, "hold")])
-    labels = [Relation(0, 1, "hugging", 1.0), Relation(1, 0, "hugging", 1.0), Relation(0, 2, "with", 1.0)]
-    [counts] = count_found(Photographs([truth], ("person", "dog")), [replace(truth, relations=labels)]).tolist()
+    """Two people, of whom one holds the other's hand: both orders are labelled, one is
+    annotated.
+    """
+    boxes = [
+        Box("person", 1, (0, 0, 9, 9)),
+        Box("person", 1, (5, 0, 9, 9)),
+        Box("dog", 2, (9, 0, 9, 9)),
+    ]
+    truth = Record(
+        "1", "coco", "all", "1.jpg", 50, 50, objects=boxes, relations=[Relation(0, 1, "hold")]
+    )
+    labels = [
+        Relation(0, 1, "hugging", 1.0),
+        Relation(1, 0, "hugging", 1.0),
+        Relation(0, 2, "with", 1.0),
+    ]
+    [counts] = count_found(
+        Photographs([truth], ("person", "dog")), [replace(truth, relations=labels)]
+    ).tolist()
     assert counts[page.FOUND : page.IN_SCOPE + 1] == [1, 1, 3, 3]
     assert (counts[page.BETWEEN_FOUND], counts[page.BETWEEN]) == (1, 2)
 

@@ -1,4 +1,6 @@
-"""The commands of sgpipe, and the fenced blocks of README.md and docs/ with what each of them needs."""
+"""The commands of sgpipe, and the fenced blocks of README.md and docs/ with what each of them
+needs.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,10 @@ from sgpipe.cli.main import app
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")])
 
-_BLOCK = re.compile(r"(?:^<!-- needs: (?P<needs>[^\n]+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```", re.M | re.S)
+_BLOCK = re.compile(
+    r"(?:^<!-- needs: (?P<needs>[^\n]+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```",
+    re.M | re.S,
+)
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,10 @@ def commands(group: Any = None, prefix: str = "") -> dict[str, Any]:
     """All commands by their words, groups such as "import" among them."""
     found = {}
     for name, each in (group or typer.main.get_command(app)).commands.items():
-        found |= {f"{prefix}{name}": each, **(commands(each, f"{name} ") if hasattr(each, "commands") else {})}
+        found |= {
+            f"{prefix}{name}": each,
+            **(commands(each, f"{name} ") if hasattr(each, "commands") else {}),
+        }
     return found
 
 

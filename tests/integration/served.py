@@ -16,11 +16,14 @@ from tests.endpoint_server import wait_until
 
 @contextmanager
 def served(command: Sequence[object], log: Path, environment: Mapping[str, str]) -> Iterator[str]:
-    """The address of a server that answers at /health. `command`: without its last option, the port."""
+    """The address of a server that answers at /health. `command`: without its last option, the
+    port.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    words, address = [*map(str, command), "--port", port], f"http://127.0.0.1:{port}"
+    words = [*map(str, command), "--port", port]
+    address = f"http://127.0.0.1:{port}"
     with log.open("w") as file:
         process = subprocess.Popen(words, stdout=file, stderr=file, env=os.environ | environment)
 

@@ -30,7 +30,9 @@ def test_the_linter_finds_nothing(name):
     linter = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if linter is None:
         pytest.skip("hadolint is not installed")
-    found = subprocess.run([linter, "-c", DOCKER / ".hadolint.yaml", DOCKER / name], capture_output=True, text=True)
+    found = subprocess.run(
+        [linter, "-c", DOCKER / ".hadolint.yaml", DOCKER / name], capture_output=True, text=True
+    )
     assert (found.returncode, found.stdout) == (0, "")
 
 
@@ -41,7 +43,9 @@ def test_ray_takes_the_cluster_file():
 
 
 def test_every_machine_of_a_cluster_has_its_token_and_no_file_does():
-    for variables in (service["environment"] for service in load("compose.yaml")["services"].values()):
+    for variables in (
+        service["environment"] for service in load("compose.yaml")["services"].values()
+    ):
         assert variables["RAY_AUTH_MODE"] == "token"
         assert variables["RAY_AUTH_TOKEN"].startswith("${RAY_AUTH_TOKEN:?")
     options = load("ray-cluster.yaml")["docker"]["run_options"]
@@ -57,11 +61,16 @@ def test_every_machine_of_a_cluster_has_its_token_and_no_file_does():
 
 @pytest.mark.parametrize("name", ["compose.yaml", "ray-cluster.yaml", "rayjob.yaml"])
 def test_sgpipe_is_called_with_options_it_has_and_machines_share_no_path(name):
-    text = re.sub(r"\s*\\?\n#?\s*(?=--)", " ", (DOCKER / name).read_text())  # options on further lines
+    text = re.sub(
+        r"\s*\\?\n#?\s*(?=--)", " ", (DOCKER / name).read_text()
+    )  # options on further lines
     calls = re.findall(r"\bsgpipe ((?:generate|label|doctor)\b[^\n\"'\]]*)", text)
     assert calls
     for command, *words in map(shlex.split, calls):
         typer.main.get_command(app).commands[command].make_context(command, list(words))
         if name != "compose.yaml":
             options = dict(pairwise(words))
-            assert all(options[key].startswith("s3://") for key in ("--root", "--captioner", "--tagger", "--store"))
+            assert all(
+                options[key].startswith("s3://")
+                for key in ("--root", "--captioner", "--tagger", "--store")
+            )

@@ -1,4 +1,6 @@
-"""A dataset in the hub's Parquet form is labelled without unpacking it, and its labels load beside it."""
+"""A dataset in the hub's Parquet form is labelled without unpacking it, and its labels load beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,18 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parquet(drawn: Path) -> Path:
     """The same as the hub has it: two files, several row groups, class numbers with names."""
     annotated = json.loads((drawn / "instances.json").read_text())
-    ids, rows = [each["id"] for each in annotated["categories"]], []
+    ids = [each["id"] for each in annotated["categories"]]
+    rows = []
     for image in annotated["images"]:
         own = [each for each in annotated["annotations"] if each["image_id"] == image["id"]]
-        objects = {"bbox": [each["bbox"] for each in own], "category": [ids.index(each["category_id"]) for each in own]}
-        content = {"bytes": (drawn / "images" / image["file_name"]).read_bytes(), "path": image["file_name"]}
+        objects = {
+            "bbox": [each["bbox"] for each in own],
+            "category": [ids.index(each["category_id"]) for each in own],
+        }
+        content = {
+            "bytes": (drawn / "images" / image["file_name"]).read_bytes(),
+            "path": image["file_name"],
+        }
         rows += [{"image": content, "image_id": image["id"], "objects": objects}] if own else []
     classes = datasets.ClassLabel(names=[each["name"] for each in annotated["categories"]])
     box = datasets.List(datasets.Value("float64"), length=4)
@@ -53,7 +62,12 @@ def parquet(drawn: Path) -> Path:
     features = {"image": datasets.Image(), "image_id": datasets.Value("int64"), "objects": boxes}
     data = drawn.parent / "hub" / "data"
     for number, part in enumerate((rows[:7], rows[7:])):
-        write(data / f"train-{number:05d}-of-00002.parquet", part, datasets.Features(features), batch=3)
+        write(
+            data / f"train-{number:05d}-of-00002.parquet",
+            part,
+            datasets.Features(features),
+            batch=3,
+        )
     return data.parent
 
 
@@ -64,18 +78,31 @@ def facts(out: Path) -> dict[str, tuple]:
             record.status,
             [(box.category, [round(value, 2) for value in box.bbox]) for box in record.objects],
             [caption.text for caption in record.captions],
-            [(item.subject, item.predicate, item.object, round(item.confidence, 4)) for item in record.relations],
+            [
+                (item.subject, item.predicate, item.object, round(item.confidence, 4))
+                for item in record.relations
+            ],
         )
         for record in iter_records(out)
     }
 
 
-def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(drawn, parquet, tmp_path):
+def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(
+    drawn, parquet, tmp_path
+):
     before = sorted(path.name for path in parquet.rglob("*"))
     sgpipe("generate", "hub", "--dataset", parquet, *LABELLED, "--out", tmp_path / "run")
-    coco = ("--images", drawn / "images", "--annotations", drawn / "instances.json", "--split", "train")
+    coco = (
+        "--images",
+        drawn / "images",
+        "--annotations",
+        drawn / "instances.json",
+        "--split",
+        "train",
+    )
     sgpipe("generate", "coco", *coco, *LABELLED, "--out", tmp_path / "coco")
-    found, expected = facts(tmp_path / "run"), facts(tmp_path / "coco")
+    found = facts(tmp_path / "run")
+    expected = facts(tmp_path / "coco")
     assert found == {image_id: expected[image_id] for image_id in found}
     assert len(found) >= IMAGES - 2
     assert any(relations for *_, relations in found.values())
@@ -87,11 +114,23 @@ def test_labels_are_those_of_the_unpacked_images_and_load_beside_the_dataset(dra
     dataset = datasets.load_dataset(str(parquet), cache_dir=cache)["train"]
     assert [int(row["image_id"]) for row in labels] == dataset["image_id"][:]
     assert [row["image"].tobytes() for row in labels] == [row["image"].tobytes() for row in dataset]
-    assert "nothing left to do" in sgpipe("generate", "hub", "--dataset", parquet, *LABELLED, "--out", tmp_path / "run")
+    assert "nothing left to do" in sgpipe(
+        "generate", "hub", "--dataset", parquet, *LABELLED, "--out", tmp_path / "run"
+    )
 
 
 def test_the_dataset_may_be_in_an_object_store(parquet, store: StorePath, tmp_path):  # noqa: F811 - a fixture
     for path in parquet.rglob("*.parquet"):
         (store / path.relative_to(parquet).as_posix()).put(path.read_bytes())
-    sgpipe("generate", "hub", "--dataset", store.uri, *LABELLED, "--limit", "4", "--out", tmp_path / "run")
+    sgpipe(
+        "generate",
+        "hub",
+        "--dataset",
+        store.uri,
+        *LABELLED,
+        "--limit",
+        "4",
+        "--out",
+        tmp_path / "run",
+    )
     assert [record.status for record in iter_records(tmp_path / "run")] == ["ok"] * 4

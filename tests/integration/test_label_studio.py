@@ -1,4 +1,6 @@
-"""A run through a real Label Studio and back, field by field; skipped without `make label-studio`, as in CI."""
+"""A run through a real Label Studio and back, field by field; skipped without `make label-studio`,
+as in CI.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ TOKEN = "0123456789abcdef0123456789abcdef01234567"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (INSTALLED / "data").exists(), reason="Label Studio is not installed; `make label-studio` installs it"
+        not (INSTALLED / "data").exists(),
+        reason="Label Studio is not installed; `make label-studio` installs it",
     ),
 ]
 
@@ -46,11 +49,21 @@ def server(folder: Path) -> Iterator[httpx.Client]:
         "USERNAME": "anna@example.org", "PASSWORD": "only-for-this-test", "USER_TOKEN": TOKEN,
         "ENABLE_LEGACY_API_TOKEN": "true",
     }  # fmt: skip
-    environment = {f"LABEL_STUDIO_{name}": str(value) for name, value in settings.items()} | {"PYTHONPATH": ""}
-    program = [INSTALLED / "bin/label-studio", "start", "--no-browser", "--internal-host", "127.0.0.1"]
+    environment = {f"LABEL_STUDIO_{name}": str(value) for name, value in settings.items()} | {
+        "PYTHONPATH": ""
+    }
+    program = [
+        INSTALLED / "bin/label-studio",
+        "start",
+        "--no-browser",
+        "--internal-host",
+        "127.0.0.1",
+    ]
     with (
         served(program, folder / "server.log", environment) as address,
-        httpx.Client(base_url=address, headers={"Authorization": f"Token {TOKEN}"}, timeout=60) as client,
+        httpx.Client(
+            base_url=address, headers={"Authorization": f"Token {TOKEN}"}, timeout=60
+        ) as client,
     ):
         yield client
 
@@ -64,12 +77,18 @@ def test_a_project_comes_back_with_what_was_changed(server: httpx.Client, folder
     made = [replace(record, split="val") for record in records(12)]
     images = draw_images(folder / "images", made)
     out = export_run(
-        make_shards(folder / "run", made), "label-studio", folder / "out", threshold=0.0, images=images
+        make_shards(folder / "run", made),
+        "label-studio",
+        folder / "out",
+        threshold=0.0,
+        images=images,
     ).root
     tasks = json.loads((out / "val.json").read_text())
     configuration = (out / "labeling_config.xml").read_text()
 
-    project = answer(server.post("/api/projects", json={"title": "sgpipe", "label_config": configuration}))["id"]
+    project = answer(
+        server.post("/api/projects", json={"title": "sgpipe", "label_config": configuration})
+    )["id"]
     answer(server.post("/api/storages/localfiles", json={"project": project, "path": str(images)}))
     counts = answer(server.post(f"/api/projects/{project}/import", json=tasks))
     assert (counts["task_count"], counts["prediction_count"]) == (len(made), len(made))
@@ -90,15 +109,21 @@ def test_a_project_comes_back_with_what_was_changed(server: httpx.Client, folder
 
 def exported(server: httpx.Client, project: int, file: Path) -> None:
     """The annotated tasks of a project, as its button `Export` writes them."""
-    file.write_text(server.get(f"/api/projects/{project}/export", params={"exportType": "JSON"}).text)
+    file.write_text(
+        server.get(f"/api/projects/{project}/export", params={"exportType": "JSON"}).text
+    )
 
 
 def snapshot(server: httpx.Client, project: int, file: Path) -> list[Any]:
-    """All tasks of a project with their predictions, of which the button writes only the numbers."""
+    """All tasks of a project with their predictions, of which the button writes only the
+    numbers.
+    """
     options = {"serialization_options": {"predictions": {"only_id": False}}}
     made = answer(server.post(f"/api/projects/{project}/exports/", json=options))
     query = {"exportType": "JSON"}
-    tasks = answer(server.get(f"/api/projects/{project}/exports/{made['id']}/download", params=query))
+    tasks = answer(
+        server.get(f"/api/projects/{project}/exports/{made['id']}/download", params=query)
+    )
     file.write_text(json.dumps(tasks))
     return tasks
 
@@ -109,14 +134,28 @@ def rows(folder: Path, name: str, **options: Any) -> list[Record]:
 
 
 def correct(tasks: list[Any]) -> tuple[int, list[Any], list[Relation]]:
-    """A task whose first link gets another predicate and direction, as its editor saves it; its number comes first."""
-    number = next(n for n, task in enumerate(tasks) if any("from_id" in item for item in _results(task)))
-    results = [{key: value for key, value in item.items() if key != "scores"} for item in _results(tasks[number])]
+    """A task whose first link gets another predicate and direction, as its editor saves it; its
+    number comes first.
+    """
+    number = next(
+        n for n, task in enumerate(tasks) if any("from_id" in item for item in _results(task))
+    )
+    results = [
+        {key: value for key, value in item.items() if key != "scores"}
+        for item in _results(tasks[number])
+    ]
     links = [item for item in results if item["type"] == "relation"]
     links[0] |= {"labels": ["next to"], "direction": "left"}
-    ends = [(int(link["from_id"].removeprefix("object")), int(link["to_id"].removeprefix("object"))) for link in links]
+    ends = [
+        (int(link["from_id"].removeprefix("object")), int(link["to_id"].removeprefix("object")))
+        for link in links
+    ]
     relations = {(*ends[0][::-1], "next to")}
-    relations |= {(*pair, label) for pair, link in zip(ends[1:], links[1:], strict=True) for label in link["labels"]}
+    relations |= {
+        (*pair, label)
+        for pair, link in zip(ends[1:], links[1:], strict=True)
+        for label in link["labels"]
+    }
     return number, results, [Relation(*each) for each in sorted(relations)]
 
 

@@ -31,16 +31,28 @@ def scrape(url: str) -> Counter[str]:
 
 def test_the_counters_equal_the_manifest(tmp_path: Path) -> None:
     pytest.importorskip(
-        "opentelemetry.exporter.prometheus", reason="ray[default], of sgpipe[cluster], is not installed"
+        "opentelemetry.exporter.prometheus",
+        reason="ray[default], of sgpipe[cluster], is not installed",
     )
     import ray
 
-    settings = {"source.miniworld.images": 12, "engine.unit_size": 3, "engine.kind": "ray", "engine.cpus": 2}
+    settings = {
+        "source.miniworld.images": 12,
+        "engine.unit_size": 3,
+        "engine.kind": "ray",
+        "engine.cpus": 2,
+    }
     try:
-        generate(load_recipe("miniworld", settings), tmp_path / "run", metrics=tmp_path / "metrics.jsonl")
+        generate(
+            load_recipe("miniworld", settings), tmp_path / "run", metrics=tmp_path / "metrics.jsonl"
+        )
         summary = add_up(Manifest.load(tmp_path / "run"), 0, {})
         expected = {f"{name}_total": summary.counts[name] for name in ("images", "relations")}
-        expected |= {f"stage_seconds_total {stage}": seconds for stage, seconds in summary.seconds.items() if seconds}
+        expected |= {
+            f"stage_seconds_total {stage}": seconds
+            for stage, seconds in summary.seconds.items()
+            if seconds
+        }
         url = f"http://{ray.nodes()[0]['NodeManagerAddress']}:{ray.nodes()[0]['MetricsExportPort']}/metrics"
         ends = time.monotonic() + 60
         while (found := scrape(url))["images_total"] < 12 and time.monotonic() < ends:
@@ -50,4 +62,8 @@ def test_the_counters_equal_the_manifest(tmp_path: Path) -> None:
     assert found["queue_images"] == 0
     assert {name: found[name] for name in expected} == pytest.approx(expected)
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (last["images"], last["state"], last["errors"]) == (12, "finished", summary.counts["errors"])
+    assert (last["images"], last["state"], last["errors"]) == (
+        12,
+        "finished",
+        summary.counts["errors"],
+    )

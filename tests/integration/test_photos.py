@@ -1,4 +1,6 @@
-"""`sgpipe label` without options, as a user runs it: models come from a stub of the hub, then from the cache alone."""
+"""`sgpipe label` without options, as a user runs it: models come from a stub of the hub, then from
+the cache alone.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from tests.sgpipe.export.hub_stub import TOKEN, HubStub, serving
 from tests.sgpipe.stages.detect.detectors import make_grounding_dino
 
 ROOT = Path(__file__).parents[2]
-BLIP, DINO = "Salesforce/blip-image-captioning-base", "IDEA-Research/grounding-dino-tiny"
+BLIP = "Salesforce/blip-image-captioning-base"
+DINO = "IDEA-Research/grounding-dino-tiny"
 CLIP = "openai/clip-vit-base-patch32"
 OTHERS = ("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")  # that nobody needs
 
@@ -46,15 +49,28 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubStub]:
         yield stub
 
 
-def sgpipe(*words: object, cache: Path, endpoint: str, offline: bool = False) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(cache), "HF_ENDPOINT": endpoint}
-    environment |= {"HF_HUB_OFFLINE": str(int(offline)), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_TOKEN": TOKEN}
+def sgpipe(
+    *words: object, cache: Path, endpoint: str, offline: bool = False
+) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "HF_HOME": str(cache),
+        "HF_ENDPOINT": endpoint,
+    }
+    environment |= {
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_TOKEN": TOKEN,
+    }
     command = [sys.executable, "-c", "from sgpipe.cli.main import main; main()", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
 def test_photographs_are_labelled_with_models_of_the_hub(hub: HubStub, tmp_path: Path) -> None:
-    cache, endpoint, nowhere = tmp_path / "cache", hub.url, "http://127.0.0.1:9"
+    cache = tmp_path / "cache"
+    endpoint = hub.url
+    nowhere = "http://127.0.0.1:9"
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(2):
@@ -62,12 +78,17 @@ def test_photographs_are_labelled_with_models_of_the_hub(hub: HubStub, tmp_path:
         Image.fromarray(pixels).save(photos / f"{number}.png")
 
     def label(name: str, *words: str, **where: Any) -> subprocess.CompletedProcess[str]:
-        return sgpipe("label", photos, "--out", tmp_path / name, "--json", *words, cache=cache, **where)
+        return sgpipe(
+            "label", photos, "--out", tmp_path / name, "--json", *words, cache=cache, **where
+        )
 
     for offline, place in ((True, endpoint), (False, nowhere)):
         refused = label("refused", endpoint=place, offline=offline)
         assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1), refused.stderr
-        assert all(name in refused.stderr for name in (BLIP, DINO, CLIP, "`sgpipe doctor --recipe photos --fetch`"))
+        assert all(
+            name in refused.stderr
+            for name in (BLIP, DINO, CLIP, "`sgpipe doctor --recipe photos --fetch`")
+        )
     assert not (tmp_path / "refused").exists()
 
     first = label("first", endpoint=endpoint)
@@ -76,7 +97,9 @@ def test_photographs_are_labelled_with_models_of_the_hub(hub: HubStub, tmp_path:
     assert said == [f"downloading {DINO}, {BLIP}, {CLIP}: about 0.0 GB into {cache / 'hub'}"]
     rows = [json.loads(line) for line in first.stdout.splitlines()]
     assert [(row["status"], len(row["captions"])) for row in rows] == [("ok", 10)] * 2
-    assert {path.name for path in (tmp_path / "first").iterdir()} == {f"{n}.png.relations.png" for n in range(2)}
+    assert {path.name for path in (tmp_path / "first").iterdir()} == {
+        f"{n}.png.relations.png" for n in range(2)
+    }
     others = {path for path in hub.downloads if path.endswith(OTHERS)}
     assert others == {f"{hub.commit_of(f'/{CLIP}/resolve/')}/{OTHERS[0]}"}
 
@@ -92,17 +115,26 @@ def test_doctor_lists_and_fetches_the_models_of_a_recipe(hub: HubStub, tmp_path:
     where: dict[str, Any] = {"cache": tmp_path / "cache", "endpoint": hub.url}
     listed = sgpipe("doctor", "--recipe", "photos", **where)
     assert (listed.returncode, listed.stdout.count("missing from")) == (1, 3), listed.stderr
-    hub.failures[f"{hub.commit_of(f'/{BLIP}/resolve/')}/model.safetensors"] = [0, *[500] * 99]  # after its size
+    hub.failures[f"{hub.commit_of(f'/{BLIP}/resolve/')}/model.safetensors"] = [
+        0,
+        *[500] * 99,
+    ]  # after its size
     halfway = sgpipe("doctor", "--recipe", "photos", "--fetch", **where)
     assert halfway.returncode == 1
     assert halfway.stderr.splitlines()[-1].endswith("; the same command resumes the download")
     hub.failures.clear()
     fetched = sgpipe("doctor", "--recipe", "photos", "--fetch", **where)
     assert (fetched.returncode, fetched.stdout.count(f"in {tmp_path}")) == (0, 3), fetched.stderr
-    [weights] = (tmp_path / "cache/hub" / f"models--{BLIP.replace('/', '--')}").glob("snapshots/*/model.safetensors")
+    [weights] = (tmp_path / "cache/hub" / f"models--{BLIP.replace('/', '--')}").glob(
+        "snapshots/*/model.safetensors"
+    )
     weights.unlink()  # a download that broke off
-    found = json.loads(sgpipe("doctor", "--recipe", "photos", "--json", **where, offline=True).stdout)
+    found = json.loads(
+        sgpipe("doctor", "--recipe", "photos", "--json", **where, offline=True).stdout
+    )
     assert {each["name"]: each["state"] for each in found} == {DINO: "ok", BLIP: "bad", CLIP: "ok"}
-    wrong = sgpipe("doctor", "--recipe", "photos", "--set", "tag.tagger=no/such", "--fetch", **where)
+    wrong = sgpipe(
+        "doctor", "--recipe", "photos", "--set", "tag.tagger=no/such", "--fetch", **where
+    )
     assert (wrong.returncode, len(wrong.stderr.splitlines())) == (2, 1), wrong.stderr
     assert "the model no/such is not on the hub" in wrong.stderr

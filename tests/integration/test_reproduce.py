@@ -1,4 +1,6 @@
-"""The paper, from images to its table, in the smallest miniature: every step runs, and every recipe trains."""
+"""The paper, from images to its table, in the smallest miniature: every step runs, and every recipe
+trains.
+"""
 
 import json
 from pathlib import Path
@@ -16,13 +18,24 @@ VALUES = {
 
 def test_the_whole_paper_in_miniature(tmp_path: Path) -> None:
     sets = [word for name, value in VALUES.items() for word in ("--set", f"values.{name}={value}")]
-    words = ["reproduce", "rlipv2", "--scale", "miniature", "--out", str(tmp_path / "out"), *sets, "--json"]
+    words = [
+        "reproduce",
+        "rlipv2",
+        "--scale",
+        "miniature",
+        "--out",
+        str(tmp_path / "out"),
+        *sets,
+        "--json",
+    ]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.stderr
     found = json.loads(done.stdout)
     assert "NOT comparable" in found["note"]
     assert sum(step["figure"] is not None for step in found["steps"].values()) == 8
-    trained = [name for name, step in found["steps"].items() if step["command"].startswith("sgpipe train")]
+    trained = [
+        name for name, step in found["steps"].items() if step["command"].startswith("sgpipe train")
+    ]
     page = (tmp_path / "out" / "report.html").read_text()
     for name in trained:
         rows = [row for row in read_metrics(tmp_path / "out" / name) if row["event"] == "step"]

@@ -1,4 +1,6 @@
-"""Runs with a served captioner or model of marks: faults of the server, and kills of all processes of a run."""
+"""Runs with a served captioner or model of marks: faults of the server, and kills of all processes
+of a run.
+"""
 
 from __future__ import annotations
 
@@ -24,33 +26,52 @@ from tests.integration.faults.runs import descendants
 from tests.marked_model import MarkedWorld
 
 KEY = "sk-only-in-the-environment-4f1c"
-IMAGES, SAMPLES, IN_FLIGHT = 120, 2, 8
+IMAGES = 120
+SAMPLES = 2
+IN_FLIGHT = 8
 
 
 class ServedRun:
-    """`sgpipe generate` in processes of its own, with all of Ray's files in `ray`, whose path must be short."""
+    """`sgpipe generate` in processes of its own, with all of Ray's files in `ray`, whose path must
+    be short.
+    """
 
-    def __init__(self, images: list[str], out: Path, ray: Path, values: Mapping[str, object]) -> None:
+    def __init__(
+        self, images: list[str], out: Path, ray: Path, values: Mapping[str, object]
+    ) -> None:
         values = {"tag.method": "all", "engine.unit_size": 16, **values}
         settings = [word for name, value in values.items() for word in ("--set", f"{name}={value}")]
         program = [sys.executable, "-c", "from sgpipe.cli.main import main; main()"]
         self.command = [*program, "generate", "coco", *images, "--out", str(out), *settings]
-        self.environment = os.environ | {"OPENAI_API_KEY": KEY, "RAY_TMPDIR": str(ray), "RAY_worker_niceness": "0"}
-        self.out, self.log = out, out.with_suffix(".log")
+        self.environment = os.environ | {
+            "OPENAI_API_KEY": KEY,
+            "RAY_TMPDIR": str(ray),
+            "RAY_worker_niceness": "0",
+        }
+        self.out = out
+        self.log = out.with_suffix(".log")
 
     def start(self) -> None:
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=self.environment)
+            self.process = subprocess.Popen(
+                self.command, stdout=log, stderr=log, env=self.environment
+            )
 
     def wait_for(self, server: EndpointServer, answers: int) -> None:
-        wait_until(lambda: sum(server.paid.values()) >= answers or self.process.poll() is not None, 900)
+        wait_until(
+            lambda: sum(server.paid.values()) >= answers or self.process.poll() is not None, 900
+        )
         assert self.process.poll() is None, self.log.read_text()
 
     def kill_when_paid(self, server: EndpointServer, answers: int) -> None:
-        """After this number of answers, while none is on its way: what is then is paid for, but lost."""
+        """After this number of answers, while none is on its way: what is then is paid for, but
+        lost.
+        """
         self.wait_for(server, answers)
         server.pause()
-        wait_until(lambda: len(server.paid.keys() - self.kept()) <= 1)  # the example's answer is not kept
+        wait_until(
+            lambda: len(server.paid.keys() - self.kept()) <= 1
+        )  # the example's answer is not kept
         family = (self.process.pid, *descendants(self.process.pid))
         for pid in family:
             with suppress(ProcessLookupError):
@@ -61,15 +82,23 @@ class ServedRun:
 
     def kept(self) -> set[str]:
         """The hashes of the requests whose answers the run has on disk."""
-        with closing(sqlite3.connect(f"file:{self.out / '.sgpipe' / REQUESTS}?mode=ro", uri=True)) as connection:
-            return {request.hex() for (request,) in connection.execute("SELECT request FROM answers")}
+        with closing(
+            sqlite3.connect(f"file:{self.out / '.sgpipe' / REQUESTS}?mode=ro", uri=True)
+        ) as connection:
+            return {
+                request.hex() for (request,) in connection.execute("SELECT request FROM answers")
+            }
 
 
 def is_gone(pid: int) -> bool:
-    """Whether a process has ended: its files and connections are closed then, even if nobody has asked how it ended."""
+    """Whether a process has ended: its files and connections are closed then, even if nobody has
+    asked how it ended.
+    """
     try:
         ended = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-        return ended and len(os.listdir(f"/proc/{pid}/task")) <= 1  # its other threads have ended, too
+        return (
+            ended and len(os.listdir(f"/proc/{pid}/task")) <= 1
+        )  # its other threads have ended, too
     except (FileNotFoundError, ProcessLookupError):
         return True
 
@@ -103,7 +132,9 @@ def test_nothing_is_lost_or_paid_twice_when_a_run_is_killed(tmp_path: Path, ray:
             if kills == 1:
                 run.wait_for(server, 1)  # for the example
                 server.pause()
-                wait_until(lambda: server.at_once == IN_FLIGHT or run.process.poll() is not None, 300)
+                wait_until(
+                    lambda: server.at_once == IN_FLIGHT or run.process.poll() is not None, 300
+                )
                 server.released.set()
             run.kill_when_paid(server, IMAGES * kills // 4)
         run.start()
@@ -124,7 +155,9 @@ def test_nothing_is_lost_or_paid_twice_when_a_run_is_killed(tmp_path: Path, ray:
 
 
 def test_marks_are_exact_and_paid_once_when_a_run_is_killed(tmp_path: Path, ray: Path) -> None:
-    """The model relates numbered boxes and errs in three of ten; every fourth image it answers at a second try."""
+    """The model relates numbered boxes and errs in three of ten; every fourth image it answers at a
+    second try.
+    """
     world = MarkedWorld(tmp_path / "images", IMAGES, rate=0.3, seed=1)
 
     def answer(body: dict[str, Any]) -> list[str]:
@@ -142,7 +175,9 @@ def test_marks_are_exact_and_paid_once_when_a_run_is_killed(tmp_path: Path, ray:
             run.kill_when_paid(server, IMAGES * kills // 3)
         run.start()
         assert run.process.wait(900) == 0, run.log.read_text()
-    *images, example = sorted(server.paid.values())  # the example is asked for by each worker as it starts
+    *images, example = sorted(
+        server.paid.values()
+    )  # the example is asked for by each worker as it starts
     assert set(images) == {1}
     assert len(images) == IMAGES + IMAGES // 4
     assert example <= 2 * 3
@@ -151,7 +186,11 @@ def test_marks_are_exact_and_paid_once_when_a_run_is_killed(tmp_path: Path, ray:
     for record in world.records:
         row = rows[str(int(record.image_id))]
         found = {(pair.subject, pair.object): set(pair.predicates) for pair in row.pairs}
-        related = {(each.subject, each.predicate, each.object) for each in row.relations if each.origin == "marks"}
+        related = {
+            (each.subject, each.predicate, each.object)
+            for each in row.relations
+            if each.origin == "marks"
+        }
         assert (row.ok, row.captions, found) == (True, [], world.expected(record))
         assert related == set(world.stated(record))
     assert "Traceback" not in run.log.read_text()

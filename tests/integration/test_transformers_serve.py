@@ -1,4 +1,6 @@
-"""Captions by a real server with a random tiny model; skipped without `make transformers-serve`, as in CI."""
+"""Captions by a real server with a random tiny model; skipped without `make transformers-serve`, as
+in CI.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ PYTHON = Path(__file__).parents[2] / ".serving/bin/python"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not PYTHON.exists(), reason="transformers serve is not installed; `make transformers-serve` installs it"
+        not PYTHON.exists(),
+        reason="transformers serve is not installed; `make transformers-serve` installs it",
     ),
 ]
 
@@ -34,7 +37,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def url(model: str) -> Iterator[str]:
     folder = Path(model).parent
-    program = [PYTHON, "-c", "from transformers.cli.transformers import main; main()", "serve", model]
+    program = [
+        PYTHON,
+        "-c",
+        "from transformers.cli.transformers import main; main()",
+        "serve",
+        model,
+    ]
     options = ["--host", "127.0.0.1", "--device", "cpu", "--dtype", "float32"]
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home")}
     with served([*program, *options], folder / "server.log", offline) as address:
@@ -44,7 +53,9 @@ def url(model: str) -> Iterator[str]:
 def test_images_are_captioned(url: str, model: str, tmp_path: Path) -> None:
     for number, colour in enumerate(("red", "green", "blue")):
         Image.new("RGB", (60, 40), colour).save(tmp_path / f"{number}.jpg")
-    config = CaptionConfig(captioner=model, endpoint=url, samples=2, max_tokens=8, requests=Requests(timeout=300))
+    config = CaptionConfig(
+        captioner=model, endpoint=url, samples=2, max_tokens=8, requests=Requests(timeout=300)
+    )
     stage = CaptionStage(config, {"val": tmp_path}, seed=0)
     stage.check()
     stage.setup()
@@ -52,7 +63,11 @@ def test_images_are_captioned(url: str, model: str, tmp_path: Path) -> None:
     records = stage([Record(str(n), "coco", "val", f"{n}.jpg", 60, 40) for n in range(3)])
     assert [record.error for record in records] == [None] * 3
     assert all(len(record.captions) == 2 for record in records)
-    assert all(caption.text.strip() and "\n" not in caption.text for record in records for caption in record.captions)
+    assert all(
+        caption.text.strip() and "\n" not in caption.text
+        for record in records
+        for caption in record.captions
+    )
 
 
 def test_what_it_cannot_do_is_named_before_the_work(url: str, model: str) -> None:
@@ -62,7 +77,10 @@ def test_what_it_cannot_do_is_named_before_the_work(url: str, model: str) -> Non
     with pytest.raises(UserError, match="the answer has no log-probabilities"):
         endpoint.check(example)
     sampled = ChatRequest("Is it red?", max_tokens=1, top_k=50)
-    with pytest.raises(UserError, match=r"refuses such requests .HTTP 422: Unexpected fields in the request: .'top_k'"):
+    with pytest.raises(
+        UserError,
+        match=r"refuses such requests .HTTP 422: Unexpected fields in the request: .'top_k'",
+    ):
         endpoint.check(sampled)
     with pytest.raises(UserError, match="does not serve 'another', but "):
         ChatEndpoint(url, "another", Requests()).check()

@@ -1,7 +1,8 @@
 """Compare sgpipe's candidates and post-processing with RLIPv2's, item by item.
 
-`python -m tests.parity.candidates FOLDER`: RLIPv2's inputs and outputs; FOLDER/../data or FOLDER/../../data has the
-annotations (coco_mini) and class tables (priors). Exits 0 if all sets are equal, 1 if one is not, 2 for other folders.
+`python -m tests.parity.candidates FOLDER`: RLIPv2's inputs and outputs; FOLDER/../data or
+FOLDER/../../data has the annotations (coco_mini) and class tables (priors). Exits 0 if all sets are
+equal, 1 if one is not, 2 for other folders.
 """
 
 from __future__ import annotations
@@ -30,20 +31,43 @@ from sgpipe.stages.tag.stage import Group, reference_groups
 PUBLISHED = "RLIPv2_train2017_threshold20_Top2_Tagger2_Noi24_20e_keep_names_freq"
 DATA = ("coco_mini/instances_train2017", "coco_mini/instances_val2017")
 DATA += ("priors/hico_obj_paraphrase", "priors/o365_obj_paraphrase", f"priors/{PUBLISHED}")
-FILES = ("inputs_scene_graphs", "inputs_o365style_train", "inputs_o365style_val", "inputs_vg_preprocessed")
-FILES += ("expected_candidates_coco", "expected_candidates_o365style", "expected_od_vg", "post_inputs", "post_expected")
+FILES = (
+    "inputs_scene_graphs",
+    "inputs_o365style_train",
+    "inputs_o365style_val",
+    "inputs_vg_preprocessed",
+)
+FILES += (
+    "expected_candidates_coco",
+    "expected_candidates_o365style",
+    "expected_od_vg",
+    "post_inputs",
+    "post_expected",
+)
 FREQUENCIES = ("relationship_freq", "object_freq")
 Check = tuple[str, str, Any, Any]
 Content = Mapping[str, Any]
 
 
+Image = tuple[dict[str, None], list[Box], float, float]
+
+
+Bbox = tuple[float, float, float, float]
+
+
 def load(folder: Path) -> dict[str, Any]:
     """The contents of `FILES` and `DATA` by file name, without their suffix."""
-    data = next((place / "data" for place in folder.parents[:2] if (place / "data").is_dir()), folder)
+    data = next(
+        (place / "data" for place in folder.parents[:2] if (place / "data").is_dir()), folder
+    )
     contents = {}
     for path in (*(folder / name for name in FILES), *(data / name for name in DATA)):
         zipped = path.with_name(f"{path.name}.json.gz")
-        text = gzip.decompress(zipped.read_bytes()) if zipped.is_file() else path.with_suffix(".json").read_bytes()
+        text = (
+            gzip.decompress(zipped.read_bytes())
+            if zipped.is_file()
+            else path.with_suffix(".json").read_bytes()
+        )
         contents[path.name] = json.loads(text)
     return contents
 
@@ -59,14 +83,17 @@ def checks(files: Mapping[str, Any]) -> Iterator[Check]:
 
 
 def coco_checks(files: Mapping[str, Any]) -> Iterator[Check]:
-    train, val = files["instances_train2017"], files["instances_val2017"]
+    train = files["instances_train2017"]
+    val = files["instances_val2017"]
     names = {category["id"]: category["name"] for category in train["categories"]}
     for variant, expected in files["expected_candidates_coco"]["expected"].items():
         if variant == "images":
             continue
         oracle = variant.startswith("oracle_captions/")
         images = annotated_images([train] if oracle else [train, val], names)
-        ours = caption_candidates(files["inputs_scene_graphs"], images, files["hico_obj_paraphrase"], variant, oracle)
+        ours = caption_candidates(
+            files["inputs_scene_graphs"], images, files["hico_obj_paraphrase"], variant, oracle
+        )
         yield f"coco {variant}", describe(ours), ours, expected
 
 
@@ -91,13 +118,20 @@ def prior_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
     yield "visual genome prior", size, table, expected["vg_rel_texts_for_hico_objects_nonempty"]
 
     train = files["instances_train2017"]
-    images = annotated_images([train], {category["id"]: category["name"] for category in train["categories"]})
+    images = annotated_images(
+        [train], {category["id"]: category["name"] for category in train["categories"]}
+    )
     ours = {}
     for image_id in (str(image["id"]) for image in train["images"]):
         objects = images[image_id][1] if image_id in images else []
         pairs, boxes = number_boxes(candidate_pairs(objects, prior)[0], objects)
         ours[image_id] = as_json(reference_groups(pairs, boxes=boxes))
-    yield "coco candidates by prior", describe(ours), ours, expected["expected_candidates_train2017"]
+    yield (
+        "coco candidates by prior",
+        describe(ours),
+        ours,
+        expected["expected_candidates_train2017"],
+    )
 
 
 def with_ties(relations: Sequence[Relation]) -> list[Relation]:
@@ -121,7 +155,10 @@ def post_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
     counts = count_names(records)
     for record in records:
         record.relations = choices["top2"][record.image_id]
-    for name, found in (("keep_names_freq", counts), ("top2_keep_names_freq", count_names(records))):
+    for name, found in (
+        ("keep_names_freq", counts),
+        ("top2_keep_names_freq", count_names(records)),
+    ):
         yield f"post {name}", size_of(found), in_order(found), in_order(expected[name])
 
     published = files[PUBLISHED]
@@ -134,14 +171,20 @@ def post_checks(files: Mapping[str, Any], prior: Prior) -> Iterator[Check]:
 
 
 def top_per_pair(relations: Iterable[Relation], k: int) -> list[Relation]:
-    """The `k` most confident relations per ordered pair, in first-seen order; sorted, stably, only where more."""
+    """The `k` most confident relations per ordered pair, in first-seen order; sorted, stably, only
+    where more.
+    """
     pairs: dict[tuple[int, int], list[Relation]] = {}
     for relation in relations:
         pairs.setdefault((relation.subject, relation.object), []).append(relation)
     return [
         relation
         for group in pairs.values()
-        for relation in (group if len(group) <= k else sorted(group, key=lambda each: -(each.confidence or 0))[:k])
+        for relation in (
+            group
+            if len(group) <= k
+            else sorted(group, key=lambda each: -(each.confidence or 0))[:k]
+        )
     ]
 
 
@@ -149,11 +192,17 @@ def keep_known(record: Record, prior: Prior) -> list[Relation]:
     """The relations whose predicate the prior has between the classes of their boxes."""
     names = [box.category for box in record.objects]
     known = [prior.get((names[each.subject], names[each.object]), ()) for each in record.relations]
-    return [each for each, predicates in zip(record.relations, known, strict=True) if each.predicate in predicates]
+    return [
+        each
+        for each, predicates in zip(record.relations, known, strict=True)
+        if each.predicate in predicates
+    ]
 
 
 def count_names(records: Iterable[Record]) -> dict[str, Any]:
-    """How often each predicate of a relation and the class name of each object occurs, in RLIPv2's form."""
+    """How often each predicate of a relation and the class name of each object occurs, in RLIPv2's
+    form.
+    """
     predicates: Counter[str] = Counter()
     objects: Counter[str] = Counter()
     for record in records:
@@ -163,7 +212,9 @@ def count_names(records: Iterable[Record]) -> dict[str, Any]:
 
 
 def frequencies(*counts: Counter[str]) -> dict[str, Any]:
-    """RLIPv2's `keep_names_freq` of predicates and objects: the most frequent first, ties in first-seen order."""
+    """RLIPv2's `keep_names_freq` of predicates and objects: the most frequent first, ties in
+    first-seen order.
+    """
     predicates, objects = (dict(each.most_common()) for each in counts)
     lists = {"relationship_names": list(predicates), "object_names": list(objects)}
     return {**lists, "relationship_freq": predicates, "object_freq": objects}
@@ -173,12 +224,13 @@ def size_of(found: Mapping[str, Any]) -> str:
     return f"{len(found['relationship_freq'])} predicates, {len(found['object_freq'])} objects"
 
 
-Image = tuple[dict[str, None], list[Box], float, float]
-
-
 def annotated_images(files: list[Any], names: Mapping[int, str]) -> dict[str, Image]:
-    """Per image: class names of all annotations in first-seen order, boxes with area inside it, width and height."""
-    sizes = {image["id"]: (image["width"], image["height"]) for file in files for image in file["images"]}
+    """Per image: class names of all annotations in first-seen order, boxes with area inside it,
+    width and height.
+    """
+    sizes = {
+        image["id"]: (image["width"], image["height"]) for file in files for image in file["images"]
+    }
     images: dict[str, Image] = {}
     for file in files:
         for item in file["annotations"]:
@@ -187,28 +239,41 @@ def annotated_images(files: list[Any], names: Mapping[int, str]) -> dict[str, Im
             name = names[item["category_id"]]
             entry[0].setdefault(name)
             x, y, w, h = item["bbox"]
-            left, top, right, bottom = max(x, 0), max(y, 0), min(x + w, width), min(y + h, height)
+            left = max(x, 0)
+            top = max(y, 0)
+            right = min(x + w, width)
+            bottom = min(y + h, height)
             if right > left and bottom > top:
                 bbox = (left, top, right - left, bottom - top)
                 entry[1].append(Box(name, item["category_id"], bbox, bool(item.get("iscrowd"))))
     return images
 
 
-Bbox = tuple[float, float, float, float]
-
-
 def as_if_normalised(bbox: Bbox, width: float, height: float) -> Bbox:
-    """RLIPv2's slip for Objects365: a box's corners in pixels taken for its normalised centre and size."""
-    left, top, right, bottom = bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]
+    """RLIPv2's slip for Objects365: a box's corners in pixels taken for its normalised centre and
+    size.
+    """
+    left = bbox[0]
+    top = bbox[1]
+    right = bbox[0] + bbox[2]
+    bottom = bbox[1] + bbox[3]
     return (left - right / 2) * width, (top - bottom / 2) * height, right * width, bottom * height
 
 
 def caption_candidates(
-    graphs: Content, images: Mapping[str, Image], table: Content, variant: str, repeats: bool = False
+    graphs: Content,
+    images: Mapping[str, Image],
+    table: Content,
+    variant: str,
+    repeats: bool = False,
 ) -> dict[str, Any]:
-    """RLIPv2's candidate file for parsed captions; `variant`: the synonyms of classes, and if boxes must overlap."""
+    """RLIPv2's candidate file for parsed captions; `variant`: the synonyms of classes, and if boxes
+    must overlap.
+    """
     match, overlap = variant.split("/")[-2:]
-    matcher = SubstringMatcher(table if match == "paraphrases" else {name: (name,) for name in table})
+    matcher = SubstringMatcher(
+        table if match == "paraphrases" else {name: (name,) for name in table}
+    )
     candidates = {}
     for image_id, (present, objects, *_) in images.items():
         if image_id not in graphs:
@@ -224,12 +289,15 @@ def caption_candidates(
 def graph_triplets(graph: Mapping[str, Any]) -> Iterator[Triplet]:
     spans = [entity["span"] for entity in graph["entities"]]
     for relation in graph["relations"]:
-        subject, object_ = spans[relation["subject"]], spans[relation["object"]]
+        subject = spans[relation["subject"]]
+        object_ = spans[relation["object"]]
         yield Triplet(subject, relation["relation"], object_, "", "", "", 0)
 
 
 def number_boxes(pairs: list[Pair], objects: list[Box]) -> tuple[list[Pair], int]:
-    """The pairs with boxes numbered as in RLIPv2, which leaves out crowds, and the number of boxes."""
+    """The pairs with boxes numbered as in RLIPv2, which leaves out crowds, and the number of
+    boxes.
+    """
     usable = [index for index, box in enumerate(objects) if not box.iscrowd]
     number = {index: position for position, index in enumerate(usable)}
     return [Pair(number[p.subject], number[p.object], p.predicates) for p in pairs], len(usable)
@@ -237,11 +305,14 @@ def number_boxes(pairs: list[Pair], objects: list[Box]) -> tuple[list[Pair], int
 
 def labelled_records(images: list[Any]) -> tuple[list[Record], dict[int, int]]:
     """Records with relations, and RLIPv2's relationship id by the identity of a relation."""
-    records, ids = [], {}
+    records = []
+    ids = {}
     for image in images:
         index = {item["object_id"]: position for position, item in enumerate(image["objects"])}
         objects = [Box(o["names"], 0, (o["x"], o["y"], o["w"], o["h"])) for o in image["objects"]]
-        record = Record(str(image["image_id"]), image["dataset"], image["data_split"], "", 0, 0, objects)
+        record = Record(
+            str(image["image_id"]), image["dataset"], image["data_split"], "", 0, 0, objects
+        )
         for item in image["relationships"]:
             ends = index[item["subject_id"]], index[item["object_id"]]
             record.relations.append(Relation(*ends, item["predicate"], item["confidence"]))
@@ -262,7 +333,8 @@ def in_order(value: Mapping[str, Any]) -> list[Any]:
 
 def describe(candidates: Mapping[str, Any]) -> str:
     groups = [group for image in candidates.values() for group in image]
-    entries, texts = sum(len(group[0]) for group in groups), sum(len(group[1]) for group in groups)
+    entries = sum(len(group[0]) for group in groups)
+    texts = sum(len(group[1]) for group in groups)
     return f"{len(candidates)} images, {len(groups)} groups, {entries} entries, {texts} texts"
 
 
@@ -272,14 +344,20 @@ def first_difference(ours: Any, theirs: Any, place: str = "") -> str | None:
         for key in sorted({*ours, *theirs}, key=str):
             if key not in ours or key not in theirs:
                 return f"{place}/{key}: only {'RLIPv2' if key in theirs else 'sgpipe'} has it"
-            if found := first_difference(ours[key], theirs[key], f"{place}/{key}"):
+            found = first_difference(ours[key], theirs[key], f"{place}/{key}")
+            if found:
                 return found
         return None
     if isinstance(ours, list) and isinstance(theirs, list):
         for index, (mine, other) in enumerate(zip(ours, theirs, strict=False)):
-            if found := first_difference(mine, other, f"{place}[{index}]"):
+            found = first_difference(mine, other, f"{place}[{index}]")
+            if found:
                 return found
-        return None if len(ours) == len(theirs) else f"{place}: {len(ours)} items, RLIPv2 {len(theirs)}"
+        return (
+            None
+            if len(ours) == len(theirs)
+            else f"{place}: {len(ours)} items, RLIPv2 {len(theirs)}"
+        )
     return None if ours == theirs else f"{place}: {ours!r}, RLIPv2 {theirs!r}"
 
 

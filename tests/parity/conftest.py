@@ -1,4 +1,6 @@
-"""Where the tests of parity find reference figures: in this repository, and in the full set beside it."""
+"""Where the tests of parity find reference figures: in this repository, and in the full set beside
+it.
+"""
 
 from pathlib import Path
 

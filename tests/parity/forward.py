@@ -1,4 +1,6 @@
-"""Checks of a whole forward pass on both text paths, from backbone to outputs, and of their post-processing."""
+"""Checks of a whole forward pass on both text paths, from backbone to outputs, and of their
+post-processing.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,31 @@ from rlip_model.decoder import DecodedEntities, DecodedRelations
 from rlip_model.encoder import Memory
 from rlip_model.heads import LayerOutput, RelationOutput
 from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
-from rlip_model.postprocess import TripletDetections, hoi_detections, scene_graph_detections, zero_shot_hoi_detections
+from rlip_model.postprocess import (
+    TripletDetections,
+    hoi_detections,
+    scene_graph_detections,
+    zero_shot_hoi_detections,
+)
 from rlip_model.queries import EntityQueries
 from rlip_model.text import LabelFeatures
 from tests.parity.golden import Golden, Report
 
-TOKEN_STEP, CHANNEL_STEP = 3, 8  # at paper size, one in 3 tokens and one in 8 channels are stored
+# at paper size, one in 3 tokens and one in 8 channels are stored
+TOKEN_STEP = 3
+CHANNEL_STEP = 8
+
+
+NOT_THE_NETWORK = {"out.target_verb_sim"} | {
+    f"out.aux{layer}.target_verb_sim" for layer in range(8)
+}
+
+
+PROTOCOLS = {
+    "hoi": hoi_detections,
+    "hoi_zero_shot": zero_shot_hoi_detections,
+    "sgg": scene_graph_detections,
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +60,9 @@ def run_network(model: RLIPModel, golden: Golden, labels: LabelFeatures) -> Run:
     memory = model.fuse(image, labels)
     queries = make_queries(model, golden, memory)
     entities, relations = model.decode(queries, memory)
-    return Run(image, memory, queries, entities, relations, model.read_out(entities, relations, memory))
+    return Run(
+        image, memory, queries, entities, relations, model.read_out(entities, relations, memory)
+    )
 
 
 def make_queries(model: RLIPModel, golden: Golden, memory: Memory) -> EntityQueries:
@@ -53,8 +76,12 @@ def make_queries(model: RLIPModel, golden: Golden, memory: Memory) -> EntityQuer
 def check_forward(model: RLIPModel, golden: Golden, report: Report) -> None:
     """Both text paths; on the raw one every intermediate result that the folder holds."""
     inputs = golden.inputs
-    labels = model.encode_tokens(inputs["input_ids"], inputs["attention_mask"], golden.num_objects, mask_by_sum=True)
-    expected = golden.tensors("outputs_raw_text.safetensors") | golden.tensors("intermediates.safetensors")
+    labels = model.encode_tokens(
+        inputs["input_ids"], inputs["attention_mask"], golden.num_objects, mask_by_sum=True
+    )
+    expected = golden.tensors("outputs_raw_text.safetensors") | golden.tensors(
+        "intermediates.safetensors"
+    )
     compare_known(report, "raw text", golden, forward(model, golden, labels), expected)
     unmasked = LabelFeatures(labels.features, labels.num_objects)
     expected = golden.tensors("outputs_encoded_text.safetensors")
@@ -71,9 +98,15 @@ def forward(model: RLIPModel, golden: Golden, labels: LabelFeatures) -> dict[str
 
 
 def compare_known(
-    report: Report, section: str, golden: Golden, found: dict[str, Tensor], expected: dict[str, Tensor]
+    report: Report,
+    section: str,
+    golden: Golden,
+    found: dict[str, Tensor],
+    expected: dict[str, Tensor],
 ) -> None:
-    """Compare every expected tensor; one that is not computed fails. Pseudo-labels are checked with the losses."""
+    """Compare every expected tensor; one that is not computed fails. Pseudo-labels are checked with
+    the losses.
+    """
     for key, reference in expected.items():
         name = key.removeprefix("inter.").replace("backbone.feat", "feat")
         if name in NOT_THE_NETWORK:
@@ -87,9 +120,6 @@ def compare_known(
         if not golden.small and name.startswith("feat"):
             value = value[:, ::CHANNEL_STEP]
         report.compare(section, key, value, reference)
-
-
-NOT_THE_NETWORK = {"out.target_verb_sim"} | {f"out.aux{layer}.target_verb_sim" for layer in range(8)}
 
 
 def outputs(output: RelationOutput) -> dict[str, Tensor]:
@@ -110,7 +140,8 @@ def layer_outputs(prefix: str, layer: LayerOutput) -> dict[str, Tensor]:
 
 def intermediates(model: RLIPModel, run: Run, labels: LabelFeatures) -> dict[str, Tensor]:
     """What the parts handed to each other, under the names of the reference files."""
-    image, memory = run.image, run.memory
+    image = run.image
+    memory = run.memory
     boxes = torch.stack(run.entities.boxes.chunk(2, dim=2), dim=1)
     relation_boxes = torch.stack((run.relations.subject_boxes, run.relations.object_boxes), dim=1)
     pooled = labels.features.transpose(0, 1)
@@ -124,7 +155,9 @@ def intermediates(model: RLIPModel, run: Run, labels: LabelFeatures) -> dict[str
         "verb_dec.refs": relation_boxes,
     }  # fmt: skip
     if labels.masked is not None:
-        found["text_attention_mask"] = labels.masked.transpose(0, 1).expand(-1, memory.tokens.shape[0])
+        found["text_attention_mask"] = labels.masked.transpose(0, 1).expand(
+            -1, memory.tokens.shape[0]
+        )
     return {**found, **levels(model, image), **queries(model, run.queries)}
 
 
@@ -132,7 +165,9 @@ def levels(model: RLIPModel, image: ImageFeatures) -> dict[str, Tensor]:
     """Positions (without the level's embedding) and masks, cut into levels."""
     found: dict[str, Tensor] = {}
     sizes = [height * width for height, width in image.shapes]
-    cut = zip(image.shapes, image.positions.split(sizes, 1), image.padding.split(sizes, 1), strict=True)
+    cut = zip(
+        image.shapes, image.positions.split(sizes, 1), image.padding.split(sizes, 1), strict=True
+    )
     for level, (shape, positions, padding) in enumerate(cut):
         sine = positions - model.image_encoder.level_embed[level]
         found[f"pos{level}"] = sine.transpose(1, 2).unflatten(2, shape)
@@ -148,25 +183,35 @@ def queries(model: RLIPModel, made: EntityQueries) -> dict[str, Tensor]:
         return {"ho_query_embed": torch.cat([part.weight for part in parts], dim=-1)}
     assert made.positions is not None
     assert made.padding is not None
-    return {"ho_query_embed": torch.cat((made.positions, made.content), dim=-1), "key_padding_mask": made.padding}
+    return {
+        "ho_query_embed": torch.cat((made.positions, made.content), dim=-1),
+        "key_padding_mask": made.padding,
+    }
 
 
 def record(model: RLIPModel) -> tuple[dict[str, Tensor], list[RemovableHandle]]:
-    """What the layers inside the encoders will return, under the names of the reference files; and the hooks."""
+    """What the layers inside the encoders will return, under the names of the reference files; and
+    the hooks.
+    """
     recorded: dict[str, Tensor] = {}
-    backbone, encoder = model.image_encoder.backbone, model.encoder
+    backbone = model.image_encoder.backbone
+    encoder = model.encoder
     handles = [
         backbone.register_forward_hook(
             lambda _, __, maps: recorded.update({f"feat{n}": m for n, m in enumerate(maps)})
         ),
-        encoder.register_forward_hook(lambda _, __, output: recorded.update({"encoder.lang_stack": output[1]})),
+        encoder.register_forward_hook(
+            lambda _, __, output: recorded.update({"encoder.lang_stack": output[1]})
+        ),
     ]
 
     def watch(modules: nn.ModuleList, *names: str) -> None:
         for index, module in enumerate(modules):
             keys = [name.format(index) for name in names]
 
-            def note(_module: nn.Module, _inputs: object, output: Any, keys: list[str] = keys) -> None:
+            def note(
+                _module: nn.Module, _inputs: object, output: Any, keys: list[str] = keys
+            ) -> None:
                 values = (output,) if isinstance(output, Tensor) else output
                 recorded.update(zip(keys, values, strict=True))
 
@@ -179,16 +224,15 @@ def record(model: RLIPModel) -> tuple[dict[str, Tensor], list[RemovableHandle]]:
     return recorded, handles
 
 
-PROTOCOLS = {"hoi": hoi_detections, "hoi_zero_shot": zero_shot_hoi_detections, "sgg": scene_graph_detections}
-
-
 @torch.no_grad()
 def check_postprocessing(model: RLIPModel, golden: Golden, report: Report) -> None:
     """postprocess_on_encoded_outputs.safetensors: labels are equal, scores and boxes close."""
     expected = golden.tensors("postprocess_on_encoded_outputs.safetensors")
     if not expected:
         return
-    labels = model.encode_tokens(golden.inputs["input_ids"], golden.inputs["attention_mask"], golden.num_objects)
+    labels = model.encode_tokens(
+        golden.inputs["input_ids"], golden.inputs["attention_mask"], golden.num_objects
+    )
     output = run_network(model, golden, LabelFeatures(labels.features, labels.num_objects)).output
     found: dict[str, Tensor] = {"target_sizes": expected["target_sizes"]}
     for protocol, detect in PROTOCOLS.items():

@@ -1,4 +1,6 @@
-"""Reference folders of the network: their options, weights and inputs; and reports of how ours differ from them."""
+"""Reference folders of the network: their options, weights and inputs; and reports of how ours
+differ from them.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +32,23 @@ class NotGoldenError(Exception):
     """A folder that is not of the form of the reference folders."""
 
 
-BROKEN = (NotGoldenError, OSError, EOFError, ValueError, KeyError, TypeError, IndexError, SafetensorError)
+BROKEN = (
+    NotGoldenError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    IndexError,
+    SafetensorError,
+)
 
 
 @dataclass
 class Golden:
-    """One folder. `small`: reduced sizes with stored weights; else paper size with name-seeded weights."""
+    """One folder. `small`: reduced sizes with stored weights; else paper size with name-seeded
+    weights.
+    """
 
     folder: Path
     meta: dict[str, Any]
@@ -51,7 +64,9 @@ class Golden:
         """The tensors of a file of the folder; none if there is no such file."""
         return _tensors(self.folder, name)
 
-    def pairs(self, prefix: str = "targets_a.", tensors: dict[str, Tensor] | None = None) -> list[GivenPairs]:
+    def pairs(
+        self, prefix: str = "targets_a.", tensors: dict[str, Tensor] | None = None
+    ) -> list[GivenPairs]:
         """The target pairs of every image of the batch."""
         found = self.inputs if tensors is None else tensors
         pairs: list[GivenPairs] = []
@@ -82,18 +97,30 @@ class Golden:
 
     def _state(self) -> dict[str, Tensor]:
         if self.small:
-            return {key: value.float() for key, value in self.tensors("weights.safetensors").items()}
-        keys = "keys_swint.json" if str(self.options.get("backbone")).startswith("swin") else "keys_r50.json"
-        state = seeded_state(json.loads((self.folder.parent / keys).read_text()), int(self.options["dec_layers"]))
+            return {
+                key: value.float() for key, value in self.tensors("weights.safetensors").items()
+            }
+        keys = (
+            "keys_swint.json"
+            if str(self.options.get("backbone")).startswith("swin")
+            else "keys_r50.json"
+        )
+        state = seeded_state(
+            json.loads((self.folder.parent / keys).read_text()), int(self.options["dec_layers"])
+        )
         for key, (total, magnitude) in self.meta.get("probe", {}).items():
             found = (float(state[key].sum()), float(state[key].abs().sum()))
             if abs(found[0] - total) > 0.01 or abs(found[1] - magnitude) > 1e-4 * magnitude + 0.01:
-                raise NotGoldenError(f"the seeded weight {key} is not the one the folder was made with")
+                raise NotGoldenError(
+                    f"the seeded weight {key} is not the one the folder was made with"
+                )
         return state
 
     def _text_config(self) -> RobertaConfig | None:
         path = self.folder.parent.parent / "roberta_small" / "config.json"
-        return RobertaConfig(**json.loads(path.read_text())) if self.small and path.is_file() else None
+        return (
+            RobertaConfig(**json.loads(path.read_text())) if self.small and path.is_file() else None
+        )
 
 
 def open_golden(folder: Path) -> Golden:
@@ -103,7 +130,9 @@ def open_golden(folder: Path) -> Golden:
             raise NotGoldenError(f"{folder} is not a reference folder: it has no {name}")
     meta = json.loads((folder / "meta.json").read_text())
     small = (folder / "weights.safetensors").is_file()
-    return Golden(folder, meta, parse_flags(meta["flags"]), small, _tensors(folder, "inputs.safetensors"))
+    return Golden(
+        folder, meta, parse_flags(meta["flags"]), small, _tensors(folder, "inputs.safetensors")
+    )
 
 
 def parse_flags(flags: str) -> dict[str, Any]:
@@ -121,13 +150,17 @@ def parse_flags(flags: str) -> dict[str, Any]:
 
 
 def _tensors(folder: Path, name: str) -> dict[str, Tensor]:
-    """The tensors of a file, and those of the folder that base.json names but for what it lists as `without`."""
+    """The tensors of a file, and those of the folder that base.json names but for what it lists as
+    `without`.
+    """
     found: dict[str, Tensor] = {}
     if (folder / BASE).is_file():
         base = json.loads((folder / BASE).read_text())
         if name in base["without"]:
             shared = load_file(folder / base["folder"] / name)
-            found = {key: value for key, value in shared.items() if key not in base["without"][name]}
+            found = {
+                key: value for key, value in shared.items() if key not in base["without"][name]
+            }
     path = folder / name
     return found | (load_file(path) if path.is_file() else {})
 
@@ -143,7 +176,9 @@ class Row:
 
 @dataclass
 class Report:
-    """Largest differences, a row per tensor; at paper size the tolerance grows with the value. `skipped`: why what."""
+    """Largest differences, a row per tensor; at paper size the tolerance grows with the value.
+    `skipped`: why what.
+    """
 
     small: bool
     rows: list[Row] = field(default_factory=list)
@@ -155,15 +190,28 @@ class Report:
             self.rows.append(Row(section, f"{name} {list(found.shape)}", float("inf"), 0.0, False))
             return
         tolerance = self._tolerance(name)
-        known = ~expected.isnan() if expected.is_floating_point() else torch.ones_like(expected, dtype=torch.bool)
-        found, expected = found[known].double(), expected[known].double()
+        known = (
+            ~expected.isnan()
+            if expected.is_floating_point()
+            else torch.ones_like(expected, dtype=torch.bool)
+        )
+        found = found[known].double()
+        expected = expected[known].double()
         difference = (found - expected).abs()
         allowed = tolerance + (0.0 if self.small else tolerance) * expected.abs()
         largest = float(difference.max()) if difference.numel() else 0.0
-        self.rows.append(Row(section, name, largest, tolerance, bool((difference <= allowed).all())))
+        self.rows.append(
+            Row(section, name, largest, tolerance, bool((difference <= allowed).all()))
+        )
 
     def compare_number(
-        self, section: str, name: str, found: Tensor, expected: float, tolerance: float, zero: float = 0.0
+        self,
+        section: str,
+        name: str,
+        found: Tensor,
+        expected: float,
+        tolerance: float,
+        zero: float = 0.0,
     ) -> None:
         """Relative difference; two values that are both not above `zero` are equal."""
         value = float(found.detach())
@@ -186,10 +234,15 @@ class Report:
 
 
 def compare_folders(command: str, check: Callable[[Path], Report], arguments: Sequence[str]) -> int:
-    """Print the reports; the exit code is 0: within tolerance, 1: not, listed at the end, 2: no reference folder."""
+    """Print the reports; the exit code is 0: within tolerance, 1: not, listed at the end, 2: no
+    reference folder.
+    """
     several = command == "model"
     if not arguments or arguments[0].startswith("-") or (len(arguments) > 1 and not several):
-        print(f"usage: python -m tests.parity.{command} FOLDER{' [FOLDER ...]' * several}", file=sys.stderr)
+        print(
+            f"usage: python -m tests.parity.{command} FOLDER{' [FOLDER ...]' * several}",
+            file=sys.stderr,
+        )
         return 2
     failed = []
     for folder in map(Path, arguments):
@@ -197,12 +250,18 @@ def compare_folders(command: str, check: Callable[[Path], Report], arguments: Se
             report = check(folder)
         except BROKEN as reason:
             known = isinstance(reason, NotGoldenError)
-            print(reason if known else f"{folder} is not of the known form: {reason!r}", file=sys.stderr)
+            print(
+                reason if known else f"{folder} is not of the known form: {reason!r}",
+                file=sys.stderr,
+            )
             return 2
         print(folder)
         for row in report.rows:
             mark = "ok" if row.within else "FAIL"
-            print(f"  {mark:4} {row.difference:9.2e} (<= {row.tolerance:.0e})  {row.section}: {row.name}")
+            print(
+                f"  {mark:4} {row.difference:9.2e} (<= {row.tolerance:.0e})  {row.section}:"
+                f" {row.name}"
+            )
         for place in report.skipped:
             print(f"  not compared: {place}")
         for row in report.failed:

@@ -1,4 +1,6 @@
-"""Checks of training: every loss, which query was matched with which triplet, and gradient norms."""
+"""Checks of training: every loss, which query was matched with which triplet, and gradient
+norms.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,13 @@ from rlip_model.text import LabelFeatures
 from tests.parity.forward import run_network
 from tests.parity.golden import Golden, Report
 
-LOSS_TOLERANCE, GRADIENT_TOLERANCE = 1e-4, 1e-3
-SMALLEST_GRADIENT = 1e-6  # less is the rounding error of a gradient that is zero: attention key biases
-NUDGES, ROUNDING = 4, 1e-6
+LOSS_TOLERANCE = 1e-4
+GRADIENT_TOLERANCE = 1e-3
+SMALLEST_GRADIENT = (
+    1e-6  # less is the rounding error of a gradient that is zero: attention key biases
+)
+NUDGES = 4
+ROUNDING = 1e-6
 ZERO_OBJECT = re.compile(r"zero_obj_box_img(\d+)_pair(\d+)$")
 
 
@@ -48,8 +54,11 @@ class TrainingPass:
 
 
 def check_training(model: RLIPModel, golden: Golden, report: Report) -> None:
-    """losses.json, loss_variants.json, matcher.json and grad_norms.json, as far as the folder has them."""
-    norms, losses = golden.json("grad_norms.json"), golden.json("losses.json")
+    """losses.json, loss_variants.json, matcher.json and grad_norms.json, as far as the folder has
+    them.
+    """
+    norms = golden.json("grad_norms.json")
+    losses = golden.json("losses.json")
     if not losses:
         return
     model.freeze()
@@ -65,7 +74,9 @@ def check_training(model: RLIPModel, golden: Golden, report: Report) -> None:
 
 def training_pass(model: RLIPModel, golden: Golden) -> TrainingPass:
     inputs = golden.inputs
-    labels = model.encode_tokens(inputs["input_ids"], inputs["attention_mask"], golden.num_objects, mask_by_sum=True)
+    labels = model.encode_tokens(
+        inputs["input_ids"], inputs["attention_mask"], golden.num_objects, mask_by_sum=True
+    )
     output = run_network(model, golden, labels).output
     tagger = isinstance(model, RTagger)
     return TrainingPass(golden, output, labels, criterion_of(golden.options, tagger))
@@ -75,16 +86,27 @@ def criterion_of(options: Mapping[str, Any], tagger: bool) -> DetectionCriterion
     """The published criterion with the weights of a command line."""
 
     def numbers(*names: str) -> list[float]:
-        return [float(options.get(name, default)) for name, default in zip(names, (1, 1, 2.5, 1), strict=True)]
+        return [
+            float(options.get(name, default))
+            for name, default in zip(names, (1, 1, 2.5, 1), strict=True)
+        ]
 
-    weights = LossWeights(*numbers("obj_loss_coef", "verb_loss_coef", "bbox_loss_coef", "giou_loss_coef"))
+    weights = LossWeights(
+        *numbers("obj_loss_coef", "verb_loss_coef", "bbox_loss_coef", "giou_loss_coef")
+    )
     no_object = float(options.get("eos_coef", 0.1))
     if tagger:
         return TaggerCriterion(weights, no_object)
-    costs = MatchingCosts(*numbers("set_cost_obj_class", "set_cost_verb_class", "set_cost_bbox", "set_cost_giou"))
+    costs = MatchingCosts(
+        *numbers("set_cost_obj_class", "set_cost_verb_class", "set_cost_bbox", "set_cost_giou")
+    )
     quality = bool(options.get("giou_verb_label", False))
-    pseudo = quality and bool(options.get("pseudo_verb", False))  # without quality labels it has no effect there
-    return DetectionCriterion(costs, weights, quality, pseudo, pseudo_label_gradient=True, no_object_weight=no_object)
+    pseudo = quality and bool(
+        options.get("pseudo_verb", False)
+    )  # without quality labels it has no effect there
+    return DetectionCriterion(
+        costs, weights, quality, pseudo, pseudo_label_gradient=True, no_object_weight=no_object
+    )
 
 
 def check_losses(made: TrainingPass, expected: dict[str, Any], report: Report) -> None:
@@ -93,7 +115,9 @@ def check_losses(made: TrainingPass, expected: dict[str, Any], report: Report) -
         compare_losses(report, name, made.losses(made.golden.triplets(f"{name}.")), values)
 
 
-def compare_losses(report: Report, section: str, found: ModelLosses, expected: Mapping[str, float]) -> None:
+def compare_losses(
+    report: Report, section: str, found: ModelLosses, expected: Mapping[str, float]
+) -> None:
     values = {**named_losses(found.final, ""), "TOTAL_WEIGHTED": found.total}
     for index, layer in enumerate(found.auxiliary):
         values.update(named_losses(layer, f"_{index}"))
@@ -101,7 +125,9 @@ def compare_losses(report: Report, section: str, found: ModelLosses, expected: M
         if name not in values:
             report.require(f"losses of {section}", f"{name}: not computed", False)
         else:
-            report.compare_number(f"losses of {section}", name, values[name], number, LOSS_TOLERANCE)
+            report.compare_number(
+                f"losses of {section}", name, values[name], number, LOSS_TOLERANCE
+            )
 
 
 def named_losses(layer: LayerLosses, suffix: str) -> dict[str, Tensor]:
@@ -120,7 +146,12 @@ def check_pseudo_labels(made: TrainingPass, report: Report) -> None:
     for name in ("out.target_verb_sim", *(f"out.aux{index}.target_verb_sim" for index in range(8))):
         if name in expected:
             true = torch.cat([image.relation_labels for image in made.golden.triplets()])
-            report.compare("pseudo-labels", name, pseudo_labels(true, made.relation_features).detach(), expected[name])
+            report.compare(
+                "pseudo-labels",
+                name,
+                pseudo_labels(true, made.relation_features).detach(),
+                expected[name],
+            )
 
 
 def check_variants(made: TrainingPass, expected: dict[str, Any], report: Report) -> None:
@@ -129,7 +160,8 @@ def check_variants(made: TrainingPass, expected: dict[str, Any], report: Report)
         return
     for name, values in expected.items():
         targets = made.golden.triplets()
-        if zero := ZERO_OBJECT.search(name):
+        zero = ZERO_OBJECT.search(name)
+        if zero:
             image, pair = map(int, zero.groups())
             boxes = targets[image].object_boxes.clone()
             boxes[pair] = 0
@@ -141,7 +173,9 @@ def check_variants(made: TrainingPass, expected: dict[str, Any], report: Report)
         if not quality and not name.startswith("plain_focal"):
             report.require("loss variants", f"{name}: unknown", False)
             continue
-        other = replace(made, criterion=replace(made.criterion, quality_labels=quality, pseudo_labels=False))
+        other = replace(
+            made, criterion=replace(made.criterion, quality_labels=quality, pseudo_labels=False)
+        )
         compare_losses(report, name, other.losses(targets), values)
 
 
@@ -149,12 +183,21 @@ def check_matcher(made: TrainingPass, expected: dict[str, Any], report: Report) 
     for name, by_layer in expected.items():
         targets = made.golden.triplets(f"{name}.")
         for layer, pairs in by_layer.items():
-            output = made.output.final if layer == "final" else made.output.auxiliary[int(layer.removeprefix("aux"))]
+            output = (
+                made.output.final
+                if layer == "final"
+                else made.output.auxiliary[int(layer.removeprefix("aux"))]
+            )
             compare_assignment(report, f"{name}, {layer}", made, output, targets, pairs)
 
 
 def compare_assignment(
-    report: Report, name: str, made: TrainingPass, output: LayerOutput, targets: Sequence[Triplets], expected: Any
+    report: Report,
+    name: str,
+    made: TrainingPass,
+    output: LayerOutput,
+    targets: Sequence[Triplets],
+    expected: Any,
 ) -> None:
     """`expected`: queries and triplets of each image, as lists of numbers."""
     assert isinstance(made.criterion, DetectionCriterion)
@@ -168,20 +211,32 @@ def compare_assignment(
     report.require("matcher", name, ours == expected)
 
 
-def check_gradients(model: RLIPModel, golden: Golden, expected: Mapping[str, float | None], report: Report) -> None:
-    """Norms of the gradient by official name; again with nudged pixels where rounding errors at a ReLU may decide."""
+def check_gradients(
+    model: RLIPModel, golden: Golden, expected: Mapping[str, float | None], report: Report
+) -> None:
+    """Norms of the gradient by official name; again with nudged pixels where rounding errors at a
+    ReLU may decide.
+    """
     best = gradient_rows(model, golden, expected, "gradients")
     for seed in range(NUDGES):
         if not best.failed:
             break
         pixels = golden.inputs["images"]
         noise = torch.randn(pixels.shape, generator=torch.Generator().manual_seed(seed))
-        nudged = replace(golden, inputs={**golden.inputs, "images": pixels * (1 + ROUNDING * noise)})
-        best = min(best, gradient_rows(model, nudged, expected, "gradients, nudged"), key=lambda rows: len(rows.failed))
+        nudged = replace(
+            golden, inputs={**golden.inputs, "images": pixels * (1 + ROUNDING * noise)}
+        )
+        best = min(
+            best,
+            gradient_rows(model, nudged, expected, "gradients, nudged"),
+            key=lambda rows: len(rows.failed),
+        )
     report.rows += best.rows
 
 
-def gradient_rows(model: RLIPModel, golden: Golden, expected: Mapping[str, float | None], section: str) -> Report:
+def gradient_rows(
+    model: RLIPModel, golden: Golden, expected: Mapping[str, float | None], section: str
+) -> Report:
     report = Report(golden.small)
     model.zero_grad()
     training_pass(model, golden).losses(golden.triplets()).total.backward()
@@ -194,6 +249,8 @@ def gradient_rows(model: RLIPModel, golden: Golden, expected: Mapping[str, float
         elif norm is None or gradient is None:
             report.require(section, key, norm is None and gradient is None)
         else:
-            report.compare_number(section, key, gradient.norm(), norm, GRADIENT_TOLERANCE, SMALLEST_GRADIENT)
+            report.compare_number(
+                section, key, gradient.norm(), norm, GRADIENT_TOLERANCE, SMALLEST_GRADIENT
+            )
     model.zero_grad()
     return report

@@ -15,7 +15,13 @@ from rlip_model.image import resized
 from rlip_model.settings import Strategy
 from rlip_model.targets import Triplets
 from rlip_model.training.annotations import SceneAnnotation, SceneObject, SceneRelation, label_scene
-from rlip_model.training.sampling import LabelledBatch, LabelledTriplets, LabelVocabulary, NegativeSampling, merge
+from rlip_model.training.sampling import (
+    LabelledBatch,
+    LabelledTriplets,
+    LabelVocabulary,
+    NegativeSampling,
+    merge,
+)
 from tests.parity.evaluation import hico, open_images, vcoco
 from tests.parity.golden import NotGoldenError, Report, compare_folders
 
@@ -25,9 +31,13 @@ CHECKED = ("label_merge_and_sampling.json", "vg_annotation_to_target.json", "eva
 
 def check_folder(folder: Path) -> Report:
     if not any((folder / name).is_file() for name in CHECKED):
-        raise NotGoldenError(f"{folder} is not a reference folder: it has no {' or '.join(CHECKED)}")
+        raise NotGoldenError(
+            f"{folder} is not a reference folder: it has no {' or '.join(CHECKED)}"
+        )
     report = Report(small=True)
-    for name, check in zip(CHECKED, (check_sampling, check_annotation, check_evaluators), strict=True):
+    for name, check in zip(
+        CHECKED, (check_sampling, check_annotation, check_evaluators), strict=True
+    ):
         if (folder / name).is_file():
             check(json.loads((folder / name).read_text()), report)
     return report
@@ -36,7 +46,9 @@ def check_folder(folder: Path) -> Report:
 def check_sampling(content: dict[str, Any], report: Report) -> None:
     """Texts and labels of a merged batch, for every number of negative texts."""
     images = [labelled(image) for image in content["inputs"]]
-    objects, relations = (LabelVocabulary.from_counts(content[f"{part}_freq"]) for part in ("object", "relationship"))
+    objects, relations = (
+        LabelVocabulary.from_counts(content[f"{part}_freq"]) for part in ("object", "relationship")
+    )
     for name, case in content["cases"].items():
         first, _, second = case["strategy"].partition("+")
         strategies = STRATEGIES[first], STRATEGIES[second or first]
@@ -46,14 +58,17 @@ def check_sampling(content: dict[str, Any], report: Report) -> None:
 
 
 def labelled(image: dict[str, Any]) -> LabelledTriplets:
-    count, relations = len(image["obj_labels"]), len(image["verb_classes"])
+    count = len(image["obj_labels"])
+    relations = len(image["verb_classes"])
     ends = [torch.tensor(image[key], dtype=torch.long) for key in ("sub_labels", "obj_labels")]
     labels = torch.tensor(image["verb_labels"]).reshape(count, relations)
     triplets = Triplets(torch.zeros(count, 4), torch.zeros(count, 4), *ends, labels)
     return LabelledTriplets(triplets, tuple(image["obj_classes"]), tuple(image["verb_classes"]))
 
 
-def compare_batch(section: str, found: LabelledBatch, expected: dict[str, Any], report: Report) -> None:
+def compare_batch(
+    section: str, found: LabelledBatch, expected: dict[str, Any], report: Report
+) -> None:
     report.require(section, "object texts", list(found.texts.objects) == expected["obj_texts"])
     report.require(section, "relation texts", list(found.texts.relations) == expected["verb_texts"])
     report.require(section, "images", len(found.triplets) == len(expected["targets"]))
@@ -62,19 +77,27 @@ def compare_batch(section: str, found: LabelledBatch, expected: dict[str, Any], 
 
 
 def compare_labels(section: str, found: Triplets, expected: dict[str, Any], report: Report) -> None:
-    report.require(section, "subject labels", found.subject_labels.tolist() == expected["sub_labels"])
+    report.require(
+        section, "subject labels", found.subject_labels.tolist() == expected["sub_labels"]
+    )
     report.require(section, "object labels", found.object_labels.tolist() == expected["obj_labels"])
-    report.require(section, "relation labels", found.relation_labels.tolist() == expected["verb_labels"])
+    report.require(
+        section, "relation labels", found.relation_labels.tolist() == expected["verb_labels"]
+    )
 
 
 def scene_annotation(image: Mapping[str, Any], threshold: float = 0.0) -> SceneAnnotation:
-    """An entry of scene_graphs.json with one name per object, without relations of a confidence below the threshold."""
+    """An entry of scene_graphs.json with one name per object, without relations of a confidence
+    below the threshold.
+    """
     objects = [
         SceneObject(item["object_id"], item["names"], (item["x"], item["y"], item["w"], item["h"]))
         for item in image["objects"]
     ]
     relations = [
-        SceneRelation(item["subject_id"], item["object_id"], item["predicate"], item.get("confidence"))
+        SceneRelation(
+            item["subject_id"], item["object_id"], item["predicate"], item.get("confidence")
+        )
         for item in image["relationships"]
         if item.get("confidence") is None or item["confidence"] >= threshold
     ]
@@ -88,7 +111,8 @@ def check_annotation(content: dict[str, Any], report: Report) -> None:
     (annotation,) = content["annotation"]
     graph = scene_annotation(annotation, content["relation_threshold"])
     for name, case in content["cases"].items():
-        section, expected = f"annotation, {name}", case["target"]
+        section = f"annotation, {name}"
+        expected = case["target"]
         scene = label_scene(graph, width, height, case["num_queries"] // 2)
         scene = scene.resized(new_width / width, new_height / height)
         found = scene.labelled_triplets(new_width, new_height)
@@ -96,19 +120,35 @@ def check_annotation(content: dict[str, Any], report: Report) -> None:
         report.require(section, "image_id", graph.image_id == expected["image_id"])
         report.require(section, "labels", scene.labels.tolist() == expected["labels"])
         report.require(section, "object texts", list(found.object_texts) == expected["obj_classes"])
-        report.require(section, "relation texts", list(found.relation_texts) == expected["verb_classes"])
+        report.require(
+            section, "relation texts", list(found.relation_texts) == expected["verb_classes"]
+        )
         compare_labels(section, found.triplets, expected, report)
         normalised = scene.resized(1 / new_width, 1 / new_height).boxes
-        boxes = torch.cat(((normalised[:, :2] + normalised[:, 2:]) / 2, normalised[:, 2:] - normalised[:, :2]), 1)
+        boxes = torch.cat(
+            ((normalised[:, :2] + normalised[:, 2:]) / 2, normalised[:, 2:] - normalised[:, :2]), 1
+        )
         report.compare(section, "boxes", boxes, torch.tensor(expected["boxes"]))
-        report.compare(section, "subject boxes", found.triplets.subject_boxes, torch.tensor(expected["sub_boxes"]))
-        report.compare(section, "object boxes", found.triplets.object_boxes, torch.tensor(expected["obj_boxes"]))
+        report.compare(
+            section,
+            "subject boxes",
+            found.triplets.subject_boxes,
+            torch.tensor(expected["sub_boxes"]),
+        )
+        report.compare(
+            section,
+            "object boxes",
+            found.triplets.object_boxes,
+            torch.tensor(expected["obj_boxes"]),
+        )
 
 
 def check_evaluators(content: dict[str, Any], report: Report) -> None:
     """RLIPv2's evaluators on a few random predictions."""
     hico.check_small(content["hico"], "evaluators, hico", report)
-    vcoco.check_small(content["vcoco_in_training_evaluator"], "evaluators, vcoco in training", report)
+    vcoco.check_small(
+        content["vcoco_in_training_evaluator"], "evaluators, vcoco in training", report
+    )
     open_images.check_small(content["oi_sgg"], "evaluators, open images", report)
 
 

@@ -1,4 +1,6 @@
-"""Compare the network, tensor by tensor, with reference folders: `python -m tests.parity.model FOLDER [FOLDER ...]`."""
+"""Compare the network, tensor by tensor, with reference folders: `python -m tests.parity.model
+FOLDER [FOLDER ...]`.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,13 @@ def check_folder(folder: Path) -> Report:
     golden = open_golden(folder)
     model = golden.build()
     report = Report(golden.small)
-    for check in (check_forward, check_queries, check_generation, check_postprocessing, check_training):
+    for check in (
+        check_forward,
+        check_queries,
+        check_generation,
+        check_postprocessing,
+        check_training,
+    ):
         check(model, golden, report)
     return report
 

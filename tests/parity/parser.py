@@ -1,7 +1,9 @@
-"""Score a caption parser against gold triplets: `python -m tests.parity.parser FOLDER [--parser learned]`.
+"""Score a caption parser against gold triplets: `python -m tests.parity.parser FOLDER [--parser
+learned]`.
 
-FOLDER holds `gold_dev.json` and its scorer, `score.py`. Predicates are scored as the caption words them and as lemmas.
-Exits 0 if all bars are passed by both, 1 if one is missed, 2 if FOLDER is not of this form.
+FOLDER holds `gold_dev.json` and its scorer, `score.py`. Predicates are scored as the caption words
+them and as lemmas. Exits 0 if all bars are passed by both, 1 if one is missed, 2 if FOLDER is not
+of this form.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--parser", choices=BARS, default="rules")
     options = parser.parse_args(arguments)
-    folder, bars = options.folder, BARS[options.parser]
+    folder = options.folder
+    bars = BARS[options.parser]
     try:
         gold, scorer = load(folder)
     except ValueError as error:
@@ -43,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     table = Table("captions", "predicate", "level", "P", "R", "F1", "bar")
     missed = 0
-    for form, predictions in predict(gold, CaptionParser(ParseConfig(parser=options.parser))).items():
+    for form, predictions in predict(
+        gold, CaptionParser(ParseConfig(parser=options.parser))
+    ).items():
         for name, result in scores(gold, predictions, scorer).items():
             for level in LEVELS:
                 bar = bars.get(name, {}).get(level, 0.0)

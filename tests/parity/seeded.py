@@ -1,4 +1,6 @@
-"""Weights of the large reference folders: `offset + scale * r`, r from RandomState(crc32(official key))."""
+"""Weights of the large reference folders: `offset + scale * r`, r from RandomState(crc32(official
+key)).
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,13 @@ _INTEGER = re.compile(r"(relative_position_index|position_ids|num_batches_tracke
 
 
 def seeded_state(shapes: Mapping[str, Sequence[int]], decoder_layers: int) -> dict[str, Tensor]:
-    """Every floating-point parameter of a key list, by name; second names get the value of the first."""
+    """Every floating-point parameter of a key list, by name; second names get the value of the
+    first.
+    """
     floats = {key: tuple(shape) for key, shape in shapes.items() if not _INTEGER.search(key)}
-    return {key: seeded_value(_first_name(key, decoder_layers), shape) for key, shape in floats.items()}
+    return {
+        key: seeded_value(_first_name(key, decoder_layers), shape) for key, shape in floats.items()
+    }
 
 
 def seeded_value(key: str, shape: tuple[int, ...]) -> Tensor:
@@ -54,7 +60,8 @@ def _offset_and_scale(key: str, shape: tuple[int, ...]) -> tuple[float, float]:
 
 
 def _by_name(key: str, shape: tuple[int, ...]) -> tuple[float, float] | None:
-    leaf, inputs = key.rsplit(".", 1)[-1], math.prod(shape[1:])
+    leaf = key.rsplit(".", 1)[-1]
+    inputs = math.prod(shape[1:])
     named = {
         "running_mean": (0.0, 0.1), "gamma_v": (0.25, 0.1), "gamma_l": (0.25, 0.1), "bias_obj_a": (0.0, 0.1),
         "bias_pred_a": (0.0, 0.1), "relative_position_bias_table": (0.0, 0.2), "level_embed": (0.0, 0.5),

@@ -1,4 +1,6 @@
-"""Checks of what only the R-Tagger has: the query builder with its noise, and the generated annotations."""
+"""Checks of what only the R-Tagger has: the query builder with its noise, and the generated
+annotations.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,19 @@ class NoNoise:
 
 @torch.no_grad()
 def check_queries(model: RLIPModel, golden: Golden, report: Report) -> None:
-    """prepare_query.safetensors: a training call with recorded noise, full images, and an evaluation call."""
+    """prepare_query.safetensors: a training call with recorded noise, full images, and an
+    evaluation call.
+    """
     expected = golden.tensors("prepare_query.safetensors")
     if not expected or not isinstance(model, RTagger):
         return
-    builder, labels = model.queries, expected["label_embeds"]
+    builder = model.queries
+    labels = expected["label_embeds"]
     drawn = sorted(key for key in expected if key.startswith("draw"))
     noise = RecordedNoise([expected[key] for key in drawn])
-    builder.box_noise, builder.label_noise, builder.noise_range = 0.6, 0.3, "batch"
+    builder.box_noise = 0.6
+    builder.label_noise = 0.3
+    builder.noise_range = "batch"
     pairs = golden.pairs("targets.", expected)
     trained = builder.entities(pairs, labels, noise=noise)
     report.require("queries", "every recorded draw is used", not noise.draws)
@@ -70,17 +77,24 @@ def check_queries(model: RLIPModel, golden: Golden, report: Report) -> None:
     compare_queries(report, "evaluation", builder.entities(pairs, labels), expected, "eval.")
     full = golden.pairs("full.targets.", expected)
     builder.label_noise = 0.0
-    compare_queries(report, "full images", builder.entities(full, labels, noise=NoNoise()), expected, "full.")
-    builder.box_noise, builder.label_noise = model.config.box_noise, model.config.label_noise
+    compare_queries(
+        report, "full images", builder.entities(full, labels, noise=NoNoise()), expected, "full."
+    )
+    builder.box_noise = model.config.box_noise
+    builder.label_noise = model.config.label_noise
     builder.noise_range = model.config.label_noise_range
 
 
-def compare_queries(report: Report, name: str, found: EntityQueries, expected: dict[str, Tensor], prefix: str) -> None:
+def compare_queries(
+    report: Report, name: str, found: EntityQueries, expected: dict[str, Tensor], prefix: str
+) -> None:
     assert found.positions is not None
     assert found.padding is not None
     query = torch.cat((found.positions, found.content), dim=-1)
     report.compare("queries", f"{name} query", query, expected[f"{prefix}query"])
-    report.compare("queries", f"{name} padding", found.padding, expected[f"{prefix}key_padding_mask"])
+    report.compare(
+        "queries", f"{name} padding", found.padding, expected[f"{prefix}key_padding_mask"]
+    )
     if f"{prefix}attn_mask" in expected:
         reference = expected[f"{prefix}attn_mask"]
         mask = torch.zeros_like(reference) if found.attention_mask is None else found.attention_mask
@@ -90,13 +104,23 @@ def compare_queries(report: Report, name: str, found: EntityQueries, expected: d
 def compare_noised_boxes(
     report: Report, builder: PairQueries, found: EntityQueries, expected: dict[str, Tensor]
 ) -> None:
-    """The position vectors are projections of the noised boxes, whose logits the reference recorded."""
+    """The position vectors are projections of the noised boxes, whose logits the reference
+    recorded.
+    """
     assert found.positions is not None
     assert found.padding is not None
     subjects, objects = found.positions.chunk(2, dim=1)
     used = ~found.padding.chunk(2, dim=1)[0]
-    for role, positions, key in (("subject", subjects, "box_embed_in0"), ("object", objects, "box_embed_in1")):
-        report.compare("queries", f"noised {role} positions", positions[used], builder.coord_proj(expected[key]))
+    for role, positions, key in (
+        ("subject", subjects, "box_embed_in0"),
+        ("object", objects, "box_embed_in1"),
+    ):
+        report.compare(
+            "queries",
+            f"noised {role} positions",
+            positions[used],
+            builder.coord_proj(expected[key]),
+        )
 
 
 @dataclass(frozen=True)
@@ -119,7 +143,9 @@ class TaggedImage:
 
     def fuse(self, model: RTagger, predicates: Sequence[str]) -> Memory:
         image = model.encode_image(self.tensors["image"], self.tensors["mask"])
-        return model.fuse(image, model.encode_labels([*self.content["object_texts"], NO_OBJECTS], predicates))
+        return model.fuse(
+            image, model.encode_labels([*self.content["object_texts"], NO_OBJECTS], predicates)
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +161,9 @@ class Case:
 
 @torch.no_grad()
 def check_generation(model: RLIPModel, golden: Golden, report: Report) -> None:
-    """generation.json: the annotation lists for every chunk size, and the raw predictions of every chunk."""
+    """generation.json: the annotation lists for every chunk size, and the raw predictions of every
+    chunk.
+    """
     path = golden.folder / "generation.json"
     if not path.is_file() or not isinstance(model, RTagger):
         return
@@ -143,8 +171,11 @@ def check_generation(model: RLIPModel, golden: Golden, report: Report) -> None:
     tagged = TaggedImage(content, golden.tensors("generation.safetensors"))
     model.set_tokenizer(load_tokenizer(golden.folder.parent.parent / "roberta_small"))
     for name, raw in content["cases"].items():
-        groups = [([(s, o) for s, o in pairs], texts) for pairs, texts in raw["relation_candidates"]]
-        chunk, threshold = raw["img_inference_batch"], raw["relation_threshold"]
+        groups = [
+            ([(s, o) for s, o in pairs], texts) for pairs, texts in raw["relation_candidates"]
+        ]
+        chunk = raw["img_inference_batch"]
+        threshold = raw["relation_threshold"]
         case = Case(name, groups, chunk, threshold, raw["annotation"][0])
         check_relations(report, case, generate(model, case, tagged))
         check_objects(report, case, tagged)
@@ -159,7 +190,9 @@ def generate(model: RTagger, case: Case, tagged: TaggedImage) -> list[Relation]:
         scores = model.score_pairs(memory, [tagged.pairs(group) for group in batch.groups])
         for group, of_group in zip(batch.groups, scores, strict=True):
             for row, column in (of_group[: len(group)] > case.threshold).nonzero().tolist():
-                relations.append(Relation(*group[row], batch.predicates[column], float(of_group[row, column])))
+                relations.append(
+                    Relation(*group[row], batch.predicates[column], float(of_group[row, column]))
+                )
     return relations
 
 
@@ -168,7 +201,12 @@ def check_relations(report: Report, case: Case, found: list[Relation]) -> None:
     expected = case.annotation["relationships"]
     keys = ("relationship_id", "predicate", "subject_id", "object_id")
     ours = [
-        (FIRST_ID + index, relation.predicate, FIRST_ID + relation.subject, FIRST_ID + relation.object)
+        (
+            FIRST_ID + index,
+            relation.predicate,
+            FIRST_ID + relation.subject,
+            FIRST_ID + relation.object,
+        )
         for index, relation in enumerate(found)
     ]
     reference = [tuple(item[key] for key in keys) for item in expected]
@@ -197,7 +235,9 @@ def check_chunks(model: RTagger, report: Report, case: Case, tagged: TaggedImage
     """All predictions of every chunk, in all slots of the network."""
     for index, start in enumerate(range(0, len(case.groups), case.chunk)):
         part = case.groups[start : start + case.chunk]
-        memory = tagged.fuse(model, list(dict.fromkeys(text for _, texts in part for text in texts)))
+        memory = tagged.fuse(
+            model, list(dict.fromkeys(text for _, texts in part for text in texts))
+        )
         pairs = [tagged.pairs(group) for group, _ in part]
         queries = model.queries.entities(pairs, model.object_labels(memory))
         entities, relations = model.decode(queries, memory)

@@ -1,4 +1,6 @@
-"""`python -m tests.parity.COMMAND FOLDER`: all is equal on the reference figures, and what is not is told."""
+"""`python -m tests.parity.COMMAND FOLDER`: all is equal on the reference figures, and what is not
+is told.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,12 @@ CHECKED = {  # how many figures are equal, in the subset and in the full set
     "model/parseda/small": (976, 1028), "model/misc": (75, 75), "evaluation": (162, 214), "parser": (1, 1),
     "candidates": (17, 17),
 }  # fmt: skip
-MAINS = {"evaluation": evaluation.main, "parser": parser.main, "candidates": candidates.main, "model/misc": misc.main}
+MAINS = {
+    "evaluation": evaluation.main,
+    "parser": parser.main,
+    "candidates": candidates.main,
+    "model/misc": misc.main,
+}
 Print = pytest.CaptureFixture[str]
 
 
@@ -54,7 +61,9 @@ def test_a_missed_bar_fails(subset: Path, capsys: Print, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("main", [*MAINS.values(), model.main])
-def test_another_folder_is_refused(main: Callable[[list[str]], int], tmp_path: Path, capsys: Print) -> None:
+def test_another_folder_is_refused(
+    main: Callable[[list[str]], int], tmp_path: Path, capsys: Print
+) -> None:
     assert main([str(tmp_path / "a" / "b")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -62,7 +71,9 @@ def test_another_folder_is_refused(main: Callable[[list[str]], int], tmp_path: P
 def test_visual_genomes_packaged_lists_are_the_published_ones(oracle: Path) -> None:
     published = json.loads((oracle / "data" / "vg" / "zeroshot_triplet_vg150.json").read_text())
     assert vg150_zero_shot().tolist() == published
-    names = json.loads((oracle / "data" / "vg" / "VG-SGG-dicts-with-attri.json").read_text())["idx_to_predicate"]
+    names = json.loads((oracle / "data" / "vg" / "VG-SGG-dicts-with-attri.json").read_text())[
+        "idx_to_predicate"
+    ]
     assert list(VG150_PREDICATES) == [names[str(number)] for number in range(1, 51)]
 
 
@@ -89,12 +100,18 @@ def spoil(path: Path, change: Callable[[Any], object]) -> None:
 
 def test_a_changed_tensor_is_told(network: Path, capsys: Print) -> None:
     changes = (
-        ("outputs_raw_text", "out.aux1.pred_obj_logits", 2e-4, "raw text: out.aux1.pred_obj_logits"),
+        (
+            "outputs_raw_text",
+            "out.aux1.pred_obj_logits",
+            2e-4,
+            "raw text: out.aux1.pred_obj_logits",
+        ),
         ("outputs_encoded_text", "out.pred_sub_boxes", 2e-5, "encoded text: out.pred_sub_boxes"),
         ("prepare_query", "eval.query", 2e-4, "queries: evaluation query"),
     )
     for name, key, by, _ in changes:
-        tensors = load_file(file := network / f"{name}.safetensors")
+        file = network / f"{name}.safetensors"
+        tensors = load_file(file)
         tensors[key].view(-1)[0] += by
         save_file(tensors, file)
     assert model.main([str(network)]) == 1
@@ -103,7 +120,9 @@ def test_a_changed_tensor_is_told(network: Path, capsys: Print) -> None:
     assert all(any(what in line for line in told) for *_, what in changes)
 
 
-@pytest.mark.parametrize(("name", "content"), [("inputs.safetensors", b"cut"), ("meta.json", b"{}")])
+@pytest.mark.parametrize(
+    ("name", "content"), [("inputs.safetensors", b"cut"), ("meta.json", b"{}")]
+)
 def test_a_broken_folder_is_named(network: Path, name: str, content: bytes, capsys: Print) -> None:
     (network / name).write_bytes(content)
     assert model.main([str(network)]) == 2
@@ -112,7 +131,8 @@ def test_a_broken_folder_is_named(network: Path, name: str, content: bytes, caps
 
 def test_not_a_number_never_passes() -> None:
     report = Report(small=True)
-    nan, one = torch.tensor([float("nan")]), torch.ones(1)
+    nan = torch.tensor([float("nan")])
+    one = torch.ones(1)
     report.compare("a", "found nan", nan, one)
     report.compare("a", "expected nan", one, nan)
     report.compare("a", "shape", torch.ones(2), one)
@@ -132,7 +152,11 @@ def test_other_targets_are_told(subset: Path, tmp_path: Path, capsys: Print) -> 
         spoil(tmp_path / "misc" / name, change)
     assert misc.main([str(tmp_path / "misc")]) == 1
     told = failures(capsys.readouterr().out)
-    for what in ("freq_12: object texts", "random_15, image 1: relation labels", "annotation, all: subject boxes"):
+    for what in (
+        "freq_12: object texts",
+        "random_15, image 1: relation labels",
+        "annotation, all: subject boxes",
+    ):
         assert what in told
 
 
@@ -166,7 +190,9 @@ def test_another_candidate_is_told(subset: Path, tmp_path: Path, capsys: Print) 
 
 
 def test_the_first_of_equals_stays_unless_all_do() -> None:
-    rows = [Relation(0, 1, "on", score) for score in (0.3, 0.9, 0.2, 0.9)] + [Relation(1, 0, "on", 0.1)]
+    rows = [Relation(0, 1, "on", score) for score in (0.3, 0.9, 0.2, 0.9)] + [
+        Relation(1, 0, "on", 0.1)
+    ]
     assert [id(row) for row in deduplicate(rows)] == [id(rows[i]) for i in (1, 4)]
     assert [id(row) for row in candidates.with_ties(rows)] == [id(rows[i]) for i in (1, 3, 4)]
     assert deduplicate([rows[1], unsure := Relation(0, 1, "on")]) == [unsure]  # as sure as can be

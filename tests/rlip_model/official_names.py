@@ -37,25 +37,33 @@ _BOX_HEAD = re.compile(r"^(entity|relation)_decoder\.(subject|object)_box_heads\
 
 
 def official_state(model: RLIPModel) -> dict[str, Tensor]:
-    """Published names, each box head under both of its names, with the leftovers of old libraries."""
+    """Published names, each box head under both of its names, with the leftovers of old
+    libraries.
+    """
     anchored = isinstance(model, ParSeDA)
     verb_content = "verb_tgt_embed." if anchored else "transformer.verb_tgt."
     encoder = "transformer.encoder." if anchored else "transformer.ho_encoder."
-    state: dict[str, Tensor] = {"transformer.text_encoder.embeddings.position_ids": torch.arange(514)[None]}
+    state: dict[str, Tensor] = {
+        "transformer.text_encoder.embeddings.position_ids": torch.arange(514)[None]
+    }
     for name, value in model.state_dict().items():
         head = _BOX_HEAD.match(name)
         if head:
             decoder = "ho" if head[1] == "entity" else "verb"
-            role, index = head[2][:3], int(head[3])
+            role = head[2][:3]
+            index = int(head[3])
             first = index + (0 if decoder == "ho" else model.config.decoder_layers)
             state[f"{role}_bbox_embed.{first}.{head[4]}"] = value
-            state[f"transformer.{decoder}_decoder.{role}_bbox_embed.{index}.{head[4]}"] = torch.zeros_like(value)
+            state[f"transformer.{decoder}_decoder.{role}_bbox_embed.{index}.{head[4]}"] = (
+                torch.zeros_like(value)
+            )
             continue
         for pattern, replacement in _NAMES:
             name = re.sub(pattern, replacement, name)
         name = re.sub(r"^queries\.verb_content\.", verb_content, name)
         state[name.replace("transformer.ho_encoder.", encoder)] = value
-    queries, dim = model.config.num_queries, model.config.hidden_dim
+    queries = model.config.num_queries
+    dim = model.config.hidden_dim
     if not anchored:
         state.setdefault("query_embed.weight", torch.zeros(queries, 3 * dim))
     return state
@@ -69,5 +77,8 @@ def write_official(path: Path, model: RLIPModel, **changed: Any) -> Path:
         "dropout": 0.0, "subject_class": True, "fusion_last_vis": True, "enc_n_points": 4, **changed,
     }  # fmt: skip
     args = argparse.Namespace(**{key: value for key, value in options.items() if value is not None})
-    torch.save({"model": official_state(model), "optimizer": {"state": {}}, "epoch": 19, "args": args}, path)
+    torch.save(
+        {"model": official_state(model), "optimizer": {"state": {}}, "epoch": 19, "args": args},
+        path,
+    )
     return path

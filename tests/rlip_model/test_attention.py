@@ -1,4 +1,6 @@
-"""Deformable attention: sampled values and gradients wherever the points lie, by any way, and the layer around it."""
+"""Deformable attention: sampled values and gradients wherever the points lie, by any way, and the
+layer around it.
+"""
 
 import re
 import sys
@@ -11,17 +13,31 @@ from unittest.mock import Mock
 import pytest
 import torch
 from torch import Tensor
-from transformers.models.deformable_detr.modeling_deformable_detr import MultiScaleDeformableAttention
+from transformers.models.deformable_detr.modeling_deformable_detr import (
+    MultiScaleDeformableAttention,
+)
 
 from rlip_model import attention, embedding_bag_sampling
-from rlip_model.attention import DeformableAttention, Operator, gpu_sampling, sample, sample_by_grid, sample_by_operator
+from rlip_model.attention import (
+    DeformableAttention,
+    Operator,
+    gpu_sampling,
+    sample,
+    sample_by_grid,
+    sample_by_operator,
+)
 from rlip_model.embedding_bag_sampling import Shapes, sample_by_embedding_bags
 from rlip_model.position import at_least_float32
 
 SHAPES = [(7, 9), (4, 5), (2, 2)]
 
 
-def random_case(shapes: Shapes, batch: int = 2, queries: int = 11, heads: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+Case = tuple[Tensor, Tensor, Tensor]
+
+
+def random_case(
+    shapes: Shapes, batch: int = 2, queries: int = 11, heads: int = 4
+) -> tuple[Tensor, Tensor, Tensor]:
     """Values, places of which some lie outside of the maps, weights."""
     tokens = sum(height * width for height, width in shapes)
     layout = (heads, len(shapes), 3)
@@ -33,11 +49,17 @@ def random_case(shapes: Shapes, batch: int = 2, queries: int = 11, heads: int = 
     return value, shares * sizes - 0.5, weights
 
 
-def as_deformops(value: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
-    """transformers' implementation, with the arguments of deformops' `msda`, which may differ in precision."""
+def as_deformops(
+    value: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+) -> Tensor:
+    """transformers' implementation, with the arguments of deformops' `msda`, which may differ in
+    precision.
+    """
     weights = weights.unflatten(-1, locations.shape[3:5])
     shapes = [tuple(size) for size in sizes.tolist()]
-    assert starts.tolist() == [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
+    assert starts.tolist() == [
+        sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))
+    ]
     sampled: Tensor = MultiScaleDeformableAttention()(
         *(at_least_float32(value), sizes, shapes, starts, locations, at_least_float32(weights), 64)
     )
@@ -74,8 +96,14 @@ def half_wrong(value: Tensor, *case: Tensor) -> Tensor:
     ("wrong", "reason"),
     [
         (lambda *case: 1.01 * as_deformops(*case), "it differs from grid_sample by 0.0"),
-        (lambda value, *case: as_deformops(value.detach(), *case) + 0 * value.sum(), "it differs from grid_sample by"),
-        (failing(RuntimeError("no kernel image is available")), "cannot be used on cpu: no kernel image is available"),
+        (
+            lambda value, *case: as_deformops(value.detach(), *case) + 0 * value.sum(),
+            "it differs from grid_sample by",
+        ),
+        (
+            failing(RuntimeError("no kernel image is available")),
+            "cannot be used on cpu: no kernel image is available",
+        ),
         (half_wrong, "it differs from grid_sample by"),
         (failing(OSError()), "cannot be used on cpu: OSError"),
         (failing(TritonError("ptxas")), "cannot be used on cpu: ptxas"),
@@ -95,7 +123,9 @@ def test_an_operator_that_is_wrong_or_fails_is_not_used(
 def test_an_operator_is_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     device, (value, places, weights) = torch.device("cpu"), random_case(SHAPES)
 
-    def operator(value: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
+    def operator(
+        value: Tensor, sizes: Tensor, starts: Tensor, locations: Tensor, weights: Tensor
+    ) -> Tensor:
         return (locations * sizes).sum((3, 4, 5)) + (weights * starts.max()).sum(-1) + value.mean()
 
     def sampled(value: Tensor, shapes: Shapes) -> Tensor:
@@ -123,8 +153,10 @@ def test_shared_memory_equals_copies_of_it_and_padding_is_not_looked_at() -> Non
     torch.nn.init.normal_(layer.sampling_offsets.weight)
     torch.nn.init.normal_(layer.attention_weights.weight)
     tokens = sum(height * width for height, width in SHAPES)
-    memory, padding = torch.randn(1, tokens, 32), torch.rand(1, tokens) < 0.3
-    query, references = torch.randn(3, 5, 32), torch.rand(3, 5, 3, 4)
+    memory = torch.randn(1, tokens, 32)
+    padding = torch.rand(1, tokens) < 0.3
+    query = torch.randn(3, 5, 32)
+    references = torch.rand(3, 5, 3, 4)
     shared = layer(query, references, memory, padding, SHAPES)
     copied = layer(query, references, memory.expand(3, -1, -1), padding.expand(3, -1), SHAPES)
     torch.testing.assert_close(shared, copied)
@@ -134,17 +166,20 @@ def test_shared_memory_equals_copies_of_it_and_padding_is_not_looked_at() -> Non
     assert not torch.equal(layer(query, references, changed, None, SHAPES), shared)
 
 
-Case = tuple[Tensor, Tensor, Tensor]
-
-
-def with_gradients(way: Callable[..., Tensor], case: Case, shapes: Shapes = SHAPES) -> tuple[Tensor, ...]:
+def with_gradients(
+    way: Callable[..., Tensor], case: Case, shapes: Shapes = SHAPES
+) -> tuple[Tensor, ...]:
     inputs = [tensor.detach().requires_grad_() for tensor in case]
     sampled = way(inputs[0], shapes, *inputs[1:])
-    pull = torch.randn(sampled.shape, generator=torch.Generator().manual_seed(1), dtype=sampled.dtype)
+    pull = torch.randn(
+        sampled.shape, generator=torch.Generator().manual_seed(1), dtype=sampled.dtype
+    )
     return sampled.detach(), *torch.autograd.grad(sampled, inputs, pull)
 
 
-def check_equal(case: Case, shapes: Shapes = SHAPES, way: Callable[..., Tensor] = sample_by_embedding_bags) -> None:
+def check_equal(
+    case: Case, shapes: Shapes = SHAPES, way: Callable[..., Tensor] = sample_by_embedding_bags
+) -> None:
     found, expected = (with_gradients(each, case, shapes) for each in (way, sample_by_grid))
     torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-11)
 
@@ -164,7 +199,10 @@ def test_equals_grid_sample(monkeypatch: pytest.MonkeyPatch, queries: int, batch
         check_equal(case)
     else:
         gradients = with_gradients(sample_by_embedding_bags, case)
-        assert [tuple(each.shape) for each in gradients] == [(batch, 0, 32), *(tuple(each.shape) for each in case)]
+        assert [tuple(each.shape) for each in gradients] == [
+            (batch, 0, 32),
+            *(tuple(each.shape) for each in case),
+        ]
         assert gradients[1].eq(0).all()
 
 

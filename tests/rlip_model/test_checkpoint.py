@@ -22,7 +22,13 @@ from tests.factories import tiny_config
 from tests.rlip_model.conftest import random_pairs, tiny_network
 from tests.rlip_model.official_names import official_state, write_official
 
-OBJECTS, RELATIONS = ["person", "dog", "horse", "no objects"], ["riding", "next to"]
+OBJECTS = ["person", "dog", "horse", "no objects"]
+RELATIONS = ["riding", "next to"]
+
+
+UNIT_TESTED = ((ParSeD, "none"), (ParSeDA, "after_decoding"), (RTagger, "alif"))
+OTHERS = {*product((ParSeD, ParSeDA, RTagger), get_args(Fusion))} - {*UNIT_TESTED}
+SLOW = (pytest.param(*each, marks=pytest.mark.slow) for each in sorted(OTHERS, key=str))
 
 
 @pytest.fixture(scope="module")
@@ -32,11 +38,6 @@ def words(tmp_path_factory: pytest.TempPathFactory, loaded_tagger: RTagger) -> s
     loaded_tagger.tokenizer.save_pretrained(folder)
     loaded_tagger.config.text_config.save_pretrained(folder)
     return str(folder)
-
-
-UNIT_TESTED = ((ParSeD, "none"), (ParSeDA, "after_decoding"), (RTagger, "alif"))
-OTHERS = {*product((ParSeD, ParSeDA, RTagger), get_args(Fusion))} - {*UNIT_TESTED}
-SLOW = (pytest.param(*each, marks=pytest.mark.slow) for each in sorted(OTHERS, key=str))
 
 
 @torch.no_grad()
@@ -57,7 +58,11 @@ def test_every_network_converts_with_every_fusion(
     for other in (converted, again):
         assert all(torch.equal(*pair) for pair in zip(outputs(other), expected, strict=True))
     config = converted.config
-    assert (config.fusion, config.gating, config.text_config.num_attention_heads) == (fusion, "VXAc", 4)
+    assert (config.fusion, config.gating, config.text_config.num_attention_heads) == (
+        fusion,
+        "VXAc",
+        4,
+    )
     assert getattr(config, "box_noise", 0.6) == 0.6
 
 
@@ -74,20 +79,27 @@ def test_every_gating_is_told_or_asked_for(gating: Gating) -> None:
     config = tiny_config(50)
     config.gating = gating
     state = official_state(RTagger(config))
-    published = {"vision_gate.norm": "layer_norm_gating_v", "label_gate.norm": "layer_norm_gating_l"}
+    published = {
+        "vision_gate.norm": "layer_norm_gating_v",
+        "label_gate.norm": "layer_norm_gating_l",
+    }
     published |= {"vision_gate.branches": "MBF_v", "label_gate.branches": "MBF_l"}
     if gating in ("SOtanh", "SDFOXAcLN"):
         published["_up."] = "_one."
     for ours, theirs in published.items():
         state = {key.replace(ours, theirs): value for key, value in state.items()}
     text = config.text_config
-    inferred = infer_config(state, {"gating_mechanism": gating}, verb_query="vanilla_MBF", text_config=text)
+    inferred = infer_config(
+        state, {"gating_mechanism": gating}, verb_query="vanilla_MBF", text_config=text
+    )
     assert inferred.gating == gating
     load_official(build_model(inferred), state)
     if gating in ("MBF", "SOtanh", "SDFOXAcLN"):
         assert infer_config(state, verb_query="vanilla_MBF", text_config=text).gating == gating
     else:
-        with pytest.raises(CheckpointError, match="weights do not determine the gating: choose one of .*" + gating):
+        with pytest.raises(
+            CheckpointError, match="weights do not determine the gating: choose one of .*" + gating
+        ):
             infer_config(state, verb_query="vanilla_MBF", text_config=text)
 
 
@@ -100,18 +112,27 @@ class Bomb:
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
-    path, trace = tmp_path / "bomb.pth", tmp_path / "trace"
+    path = tmp_path / "bomb.pth"
+    trace = tmp_path / "trace"
     torch.save({"model": {"a": torch.zeros(1)}, "args": Bomb(trace)}, path)
-    with pytest.raises(CheckpointError, match="not a torch checkpoint that can be read safely") as caught:
+    with pytest.raises(
+        CheckpointError, match="not a torch checkpoint that can be read safely"
+    ) as caught:
         read_checkpoint(path)
     assert not trace.exists()
     assert "no code is run" in str(caught.value)
-    assert "weights_only" not in str(caught.value), "torch's advice to load it unsafely is not passed on"
+    assert "weights_only" not in str(caught.value), (
+        "torch's advice to load it unsafely is not passed on"
+    )
 
 
 def test_old_torch_files_are_read(tmp_path: Path) -> None:
     """Detectors of before torch 1.6 are no zip archives."""
-    torch.save({"model": {"a": torch.arange(3.0)}}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    torch.save(
+        {"model": {"a": torch.arange(3.0)}},
+        tmp_path / "old.pth",
+        _use_new_zipfile_serialization=False,
+    )
     state, args = read_checkpoint(tmp_path / "old.pth")
     assert torch.equal(state["a"], torch.arange(3.0))
     assert args == {}
@@ -124,7 +145,9 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, content: bytes) -> None:
         read_checkpoint(tmp_path / "file.pth")
 
 
-def test_what_cannot_be_converted_changes_nothing(tmp_path: Path, tagger: RTagger, words: str) -> None:
+def test_what_cannot_be_converted_changes_nothing(
+    tmp_path: Path, tagger: RTagger, words: str
+) -> None:
     write_official(tmp_path / "good.pth", tagger)
     other = {"model": {"layer.weight": torch.zeros(2, 2)}, "args": argparse.Namespace(a=1)}
     torch.save(other, tmp_path / "other.pth")
@@ -155,7 +178,10 @@ def test_every_published_key_converts(oracle: Path, model: str, keys: str) -> No
     with torch.device("meta"):
         state = {key: torch.empty(shape) for key, shape in shapes.items()}
         fused = "transformer.verb_tgt_generator.fc_1.0.weight" in state
-        options = {"gating_mechanism": "VXAc", "verb_query_tgt_type": "vanilla_MBF" if fused else "vanilla"}
+        options = {
+            "gating_mechanism": "VXAc",
+            "verb_query_tgt_type": "vanilla_MBF" if fused else "vanilla",
+        }
         network = build_model(infer_config(state, options))
     own = {key: value.shape for key, value in network.state_dict().items()}
     names = {key: renamed(key, 3) for key in state if not is_ignored(key, network.config)}
@@ -167,7 +193,11 @@ def test_every_published_key_converts(oracle: Path, model: str, keys: str) -> No
 def test_every_swin_size_builds_and_is_recognised(size: str) -> None:
     swin = SWIN_SIZES[size]
     with torch.device("meta"):
-        network = ParSeD(ParSeDConfig(swin_embed_dim=swin.embed_dim, swin_depths=swin.depths, swin_heads=swin.heads))
+        network = ParSeD(
+            ParSeDConfig(
+                swin_embed_dim=swin.embed_dim, swin_depths=swin.depths, swin_heads=swin.heads
+            )
+        )
     assert network.image_encoder.backbone.channels[-1] == swin.embed_dim * 8
     inferred = infer_config(official_state(network), gating="VXAc", verb_query="vanilla_MBF")
     assert (type(inferred), inferred.swin_window) == (ParSeDConfig, 7)

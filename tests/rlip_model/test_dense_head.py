@@ -1,4 +1,6 @@
-"""The dense head: which tokens stand for which object, its losses, its detections, and queries from its proposals."""
+"""The dense head: which tokens stand for which object, its losses, its detections, and queries from
+its proposals.
+"""
 
 from dataclasses import replace
 from itertools import permutations
@@ -54,7 +56,8 @@ def test_every_object_has_a_token_unless_another_takes_it() -> None:
 def test_perfect_predictions_have_no_loss_and_are_detected() -> None:
     output = head_output(0.75, 0.75)
     targets = [objects((0.3, 0.4, 0.2, 0.3), (0.7, 0.6, 0.5, 0.4)), objects((0.5, 0.5, 0.9, 0.8))]
-    logits, boxes = torch.full_like(output.logits, -20.0), output.boxes.clone()
+    logits = torch.full_like(output.logits, -20.0)
+    boxes = output.boxes.clone()
     images, tokens, chosen = assign(output, targets)
     logits[images, tokens, torch.cat([target.labels for target in targets])[chosen]] = 20.0
     boxes[images, tokens] = torch.cat([target.boxes for target in targets])[chosen]
@@ -65,12 +68,16 @@ def test_perfect_predictions_have_no_loss_and_are_detected() -> None:
         found, scores, labels = perfect.detections(image, 0.5)
         order = labels.argsort()
         torch.testing.assert_close(found[order], to_corners(target.boxes).clamp(0, 1))
-        assert (labels[order].tolist(), bool((scores > 0.99).all())) == (target.labels.tolist(), True)
+        assert (labels[order].tolist(), bool((scores > 0.99).all())) == (
+            target.labels.tolist(),
+            True,
+        )
 
 
 def test_proposals_prefer_boxes_that_do_not_overlap() -> None:
     output = head_output()
-    logits, boxes = torch.full_like(output.logits, -9.0), output.boxes.clone()
+    logits = torch.full_like(output.logits, -9.0)
+    boxes = output.boxes.clone()
     logits[:, :3, 0] = torch.tensor([3.0, 2.0, 1.0])
     boxes[:, 0] = boxes[:, 1] = torch.tensor([0.2, 0.2, 0.2, 0.2])
     boxes[:, 2] = torch.tensor([0.7, 0.7, 0.2, 0.2])
@@ -89,7 +96,8 @@ def test_queries_are_the_most_confident_pairs_of_different_proposals() -> None:
     subjects, others = made.references.chunk(2, dim=1)
     assert subjects.shape == (2, CONFIG.num_pairs, 4)
     ends = (
-        box_iou(to_corners(end[0]), to_corners(proposals.boxes[0])).argmax(1).tolist() for end in (subjects, others)
+        box_iou(to_corners(end[0]), to_corners(proposals.boxes[0])).argmax(1).tolist()
+        for end in (subjects, others)
     )
     pairs = set(zip(*ends, strict=True))
     assert {(0, 1)} <= pairs <= set(permutations(range(4), 2))
@@ -118,7 +126,9 @@ def test_fsdp_can_divide_every_parameter() -> None:
 
 
 def test_scores_are_as_fine_in_bfloat16_as_in_float32() -> None:
-    """In bfloat16 hundreds of tokens share a score, and which of them are the best would be arbitrary."""
+    """In bfloat16 hundreds of tokens share a score, and which of them are the best would be
+    arbitrary.
+    """
     model = network("parseda", **DENSE).eval()
     pixels = torch.randn(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
     labels = model.encode_labels(TEXTS.objects, TEXTS.relations)

@@ -14,11 +14,18 @@ from rlip_model.model import ParSeD, ParSeDA, RLIPModel, RTagger
 from tests.rlip_model.conftest import tiny_network
 from tests.rlip_model.official_names import official_state
 
-DETECTOR_LAYERS, DETECTOR_QUERIES, DIM = 6, 60, 64
+DETECTOR_LAYERS = 6
+DETECTOR_QUERIES = 60
+DIM = 64
+
+
+PARTS_WITHOUT_DETECTOR = ("text_encoder", "encoder", "label_resizer", "scorer", "queries")
 
 
 def detector(anchored: bool) -> dict[str, Tensor]:
-    """As Deformable-DETR or DAB-Deformable-DETR with box refinement is saved: every head under two names."""
+    """As Deformable-DETR or DAB-Deformable-DETR with box refinement is saved: every head under two
+    names.
+    """
     published = official_state(tiny_network(ParSeDA if anchored else ParSeD, "none"))
     generator = torch.Generator().manual_seed(3)
     state: dict[str, Tensor] = {}
@@ -27,7 +34,9 @@ def detector(anchored: bool) -> dict[str, Tensor]:
         state[key] = torch.randn(shape, generator=generator)
 
     for key, value in published.items():
-        if re.match(r"backbone|input_proj|transformer\.level_embed|transformer\.(ho_)?encoder\.layers", key):
+        if re.match(
+            r"backbone|input_proj|transformer\.level_embed|transformer\.(ho_)?encoder\.layers", key
+        ):
             add(key.replace("ho_encoder", "encoder"), value.shape)
         elif re.match(r"transformer\.ho_decoder\.(query_scale|ref_point_head)", key):
             add(key.replace("ho_decoder", "decoder"), value.shape)
@@ -53,14 +62,18 @@ def detector(anchored: bool) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(("kind", "anchored"), [(ParSeDA, True), (ParSeD, False), (RTagger, False)])
 def test_layers_and_heads(kind: type[ParSeD], anchored: bool) -> None:
-    network, state = tiny_network(kind), detector(anchored)
+    network = tiny_network(kind)
+    state = detector(anchored)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     report = initialise_from_detector(network, state)
     for layer in range(3):
         expected = state[f"transformer.decoder.layers.{layer}.linear1.weight"]
         assert torch.equal(network.entity_decoder.layers[layer].linear1.weight, expected)
         assert torch.equal(network.relation_decoder.layers[layer].linear1.weight, expected)
-        for decoder, head in ((network.entity_decoder, layer), (network.relation_decoder, layer + 3)):
+        for decoder, head in (
+            (network.entity_decoder, layer),
+            (network.relation_decoder, layer + 3),
+        ):
             expected = state[f"bbox_embed.{head}.layers.1.weight"]
             assert torch.equal(decoder.subject_box_heads[layer].mlp.layers[1].weight, expected)
             assert torch.equal(decoder.object_box_heads[layer].mlp.layers[1].weight, expected)
@@ -74,16 +87,19 @@ def test_layers_and_heads(kind: type[ParSeD], anchored: bool) -> None:
     assert all(name.split(".")[0] in PARTS_WITHOUT_DETECTOR for name in report.kept)
     without_place = re.compile(r"class_embed\.|transformer\.decoder\.layers\.[345]\.|query_embed\.")
     assert all(without_place.match(key) for key in report.unused)
-    assert {"class_embed.0.weight", "transformer.decoder.layers.3.linear1.weight"} <= set(report.unused)
+    assert {"class_embed.0.weight", "transformer.decoder.layers.3.linear1.weight"} <= set(
+        report.unused
+    )
     assert ("query_embed.weight" in report.unused) == (kind is RTagger)
 
 
-PARTS_WITHOUT_DETECTOR = ("text_encoder", "encoder", "label_resizer", "scorer", "queries")
-
-
 @pytest.mark.parametrize(("kind", "anchored"), [(ParSeDA, True), (ParSeD, False)])
-def test_files_of_the_published_conversion_give_the_same(kind: type[ParSeD], anchored: bool) -> None:
-    """In them the relation decoder's heads have two names with different values; the one read last counts."""
+def test_files_of_the_published_conversion_give_the_same(
+    kind: type[ParSeD], anchored: bool
+) -> None:
+    """In them the relation decoder's heads have two names with different values; the one read last
+    counts.
+    """
     state = detector(anchored)
     converted = {**state, **published_names(state)}
     for key in state:
@@ -92,13 +108,16 @@ def test_files_of_the_published_conversion_give_the_same(kind: type[ParSeD], anc
     for decoder, role in product(("ho", "verb"), ("sub", "obj")):
         for key in [key for key in state if key.startswith("bbox_embed.")]:
             converted[f"transformer.{decoder}_decoder.{role}_{key}"] = state[key]
-    ours, theirs = tiny_network(kind), tiny_network(kind)
+    ours = tiny_network(kind)
+    theirs = tiny_network(kind)
     initialise_from_detector(ours, state)
     initialise_from_detector(theirs, converted)
     torch.testing.assert_close(theirs.state_dict(), ours.state_dict(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("kind", "network"), [("parseda", ParSeDA), ("tagger", RTagger), ("rlipv1", ParSeD)])
+@pytest.mark.parametrize(
+    ("kind", "network"), [("parseda", ParSeDA), ("tagger", RTagger), ("rlipv1", ParSeD)]
+)
 def test_a_folder_from_a_detector_and_a_roberta(
     tmp_path: Path, tagger: RTagger, kind: str, network: type[RLIPModel]
 ) -> None:
@@ -114,6 +133,9 @@ def test_a_folder_from_a_detector_and_a_roberta(
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in "ab"]
     assert files[0] == files[1], "what the detector has not follows from the seed"
     made = network.from_pretrained(tmp_path / "a")
-    assert torch.equal(made.text_encoder.roberta.pooler.dense.weight, tagger.text_encoder.roberta.pooler.dense.weight)
+    assert torch.equal(
+        made.text_encoder.roberta.pooler.dense.weight,
+        tagger.text_encoder.roberta.pooler.dense.weight,
+    )
     assert torch.equal(made.image_encoder.level_embed, state["transformer.level_embed"])
     assert torch.equal(made.encode_texts(["riding"]), tagger.encode_texts(["riding"]))

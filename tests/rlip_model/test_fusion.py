@@ -13,6 +13,10 @@ from rlip_model.model import ParSeD, ParSeDA
 from rlip_model.text import LabelFeatures
 from tests.rlip_model.conftest import tiny_network
 
+PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+OBJECTS = 4
+LABELS = 7
+
 
 def randomised(module: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator().manual_seed(0)
@@ -45,19 +49,18 @@ def expected_gate(gate: Gate, gating: Gating, base: Tensor, update: Tensor) -> T
 @pytest.mark.parametrize("gating", get_args(Gating))
 def test_every_gate(gating: Gating) -> None:
     gate = randomised(Gate(64, gating, 0.25))
-    base, update = torch.randn(2, 3, 64), torch.randn(2, 3, 64)
+    base = torch.randn(2, 3, 64)
+    update = torch.randn(2, 3, 64)
     torch.testing.assert_close(gate(base, update), base + expected_gate(gate, gating, base, update))
     if hasattr(gate, "down"):
         widths = (32, 1) if gating in ("SOtanh", "SDFOXAcLN") else (16, 64)
         assert (gate.down.out_features, gate.up.out_features) == widths
 
 
-PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-OBJECTS, LABELS = 4, 7
-
-
 def features(masked: Tensor | None = None) -> LabelFeatures:
-    return LabelFeatures(torch.randn(1, LABELS, 64, generator=torch.Generator().manual_seed(1)), OBJECTS, masked)
+    return LabelFeatures(
+        torch.randn(1, LABELS, 64, generator=torch.Generator().manual_seed(1)), OBJECTS, masked
+    )
 
 
 @torch.no_grad()
@@ -67,15 +70,23 @@ def test_joint_encoder_by_hand() -> None:
     encoder = JointEncoder(config).eval()
     for parameter in encoder.parameters():
         parameter.uniform_(-0.5, 0.5)
-    queries, labels = torch.randn(2, 5, 32), torch.randn(1, 3, 32)
+    queries = torch.randn(2, 5, 32)
+    labels = torch.randn(1, 3, 32)
     padding = torch.tensor([[False] * 5, [False] * 4 + [True]])
     masked = torch.tensor([[False, True, False]])
     tokens = torch.cat((queries, labels.expand(2, -1, -1)), 1)
     hidden = torch.cat((padding, masked.expand(2, -1)), 1)
     query_states, label_states = encoder(queries, labels, padding, masked)
-    for layer, of_queries, of_labels in zip(encoder.layers, query_states, label_states, strict=True):
+    for layer, of_queries, of_labels in zip(
+        encoder.layers, query_states, label_states, strict=True
+    ):
         normed = layer.norm1(tokens)
-        tokens = tokens + layer.self_attn(normed, normed, normed, key_padding_mask=hidden, need_weights=False)[0]
+        tokens = (
+            tokens
+            + layer.self_attn(normed, normed, normed, key_padding_mask=hidden, need_weights=False)[
+                0
+            ]
+        )
         tokens = tokens + layer.linear2(layer.linear1(layer.norm2(tokens)).relu())
         expected = encoder.norm(tokens)
         torch.testing.assert_close(of_queries, expected[:, :5], atol=1e-5, rtol=1e-4)
@@ -84,7 +95,9 @@ def test_joint_encoder_by_hand() -> None:
 
 @torch.no_grad()
 def test_after_decoding_reads_out_the_last_states() -> None:
-    """Fused states of layer k take the place of decoder layer k's; its boxes move from that layer's references."""
+    """Fused states of layer k take the place of decoder layer k's; its boxes move from that layer's
+    references.
+    """
     model = tiny_network(ParSeD, "after_decoding")
     torch.nn.init.normal_(model.entity_decoder.subject_box_heads[1].mlp.layers[2].weight)
     memory = model.fuse(model.encode_image(PIXELS), features())
@@ -92,11 +105,16 @@ def test_after_decoding_reads_out_the_last_states() -> None:
     output = model.read_out(entities, relations, memory)
     states = model.late_fusion(entities, relations, memory)
     second = output.auxiliary[1]
-    expected = model.scorer.entities(states.entities[1][:, :20], model.scorer.project(states.object_labels[1]))
+    expected = model.scorer.entities(
+        states.entities[1][:, :20], model.scorer.project(states.object_labels[1])
+    )
     assert torch.equal(second.subject_logits, expected)
-    expected = model.scorer.relations(states.relations[1], model.scorer.project(states.relation_labels[1]))
+    expected = model.scorer.relations(
+        states.relations[1], model.scorer.project(states.relation_labels[1])
+    )
     assert torch.equal(second.relation_logits, expected)
-    head, start = model.entity_decoder.subject_box_heads[1], entities.boxes[0][:, :20]
+    head = model.entity_decoder.subject_box_heads[1]
+    start = entities.boxes[0][:, :20]
     assert torch.equal(second.subject_boxes, head(states.entities[1][:, :20], start))
     assert not torch.allclose(second.subject_boxes, entities.boxes[1][:, :20], atol=1e-3)
 

@@ -1,4 +1,6 @@
-"""Matching and losses: empty batches, degenerate boxes, several processes, and where gradients go in whole networks."""
+"""Matching and losses: empty batches, degenerate boxes, several processes, and where gradients go
+in whole networks.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +24,31 @@ from rlip_model.settings import MatchingCosts
 from rlip_model.targets import Triplets, join
 from tests.rlip_model.conftest import tiny_network
 
-OBJECTS, RELATIONS, PAIRS = 5, 4, 6
+OBJECTS = 5
+RELATIONS = 4
+PAIRS = 6
+
+
+COSTS = MatchingCosts()
+
+
+FEATURES = torch.randn(RELATIONS, 8, generator=torch.Generator().manual_seed(3))
+CRITERIA: dict[str, Callable[[RelationOutput, list[Triplets]], ModelLosses]] = {
+    "plain": DetectionCriterion(quality_labels=False, pseudo_labels=False),
+    "quality": DetectionCriterion(pseudo_labels=False),
+    "pseudo": partial(DetectionCriterion(quality_labels=False), relation_features=FEATURES),
+    "pre-training": partial(DetectionCriterion(), relation_features=FEATURES),
+    "tagger": TaggerCriterion(),
+}
+
+
+KINDS = (ParSeD, ParSeDA, RTagger)
+PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(5, 100, (OBJECTS + RELATIONS, 4), generator=torch.Generator().manual_seed(0))
+BOX_HEADS = ("relation_decoder.subject_box_heads", "relation_decoder.object_box_heads")
+
+
+COUNTS = (3, 0, 1, 2)  # triplets of four images; two processes have two images each
 
 
 def random_boxes(generator: torch.Generator, *shape: int) -> Tensor:
@@ -49,7 +75,9 @@ def random_layer(batch: int = 2, seed: int = 0, subjects: bool = True) -> LayerO
     logits = torch.randn(2, batch, PAIRS, OBJECTS, generator=generator)
     relations = 2 * torch.randn(batch, PAIRS, RELATIONS, generator=generator)
     boxes = random_boxes(generator, 2, batch, PAIRS)
-    leaves = [tensor.requires_grad_() for tensor in (logits[0], logits[1], relations, boxes[0], boxes[1])]
+    leaves = [
+        tensor.requires_grad_() for tensor in (logits[0], logits[1], relations, boxes[0], boxes[1])
+    ]
     return LayerOutput(leaves[0] if subjects else None, *leaves[1:])
 
 
@@ -76,9 +104,6 @@ def test_certain_and_wrong_is_finite(loss: Callable[..., torch.Tensor]) -> None:
     assert gradient.isfinite().all()
 
 
-COSTS = MatchingCosts()
-
-
 def test_diverged_predictions_are_refused() -> None:
     output = random_layer(batch=1)
     broken = replace(output, relation_logits=torch.full_like(output.relation_logits, float("nan")))
@@ -87,25 +112,19 @@ def test_diverged_predictions_are_refused() -> None:
 
 
 def test_subjects_that_are_not_classified_cost_nothing_and_are_not_detected() -> None:
-    triplets, layer = random_triplets(3), random_layer(batch=1, subjects=False)
+    triplets = random_triplets(3)
+    layer = random_layer(batch=1, subjects=False)
     other = replace(triplets, subject_labels=(triplets.subject_labels + 1) % 4)
-    first, second = (matching_costs(layer, join([each], RELATIONS), COSTS) for each in (triplets, other))
+    first, second = (
+        matching_costs(layer, join([each], RELATIONS), COSTS) for each in (triplets, other)
+    )
     torch.testing.assert_close(first, second)
-    output, sizes = random_layer(subjects=False), torch.tensor([[100, 200], [50, 40]])
+    output = random_layer(subjects=False)
+    sizes = torch.tensor([[100, 200], [50, 40]])
     assert len(hoi_detections(output, sizes)[0]) == PAIRS
     for detections in (zero_shot_hoi_detections, scene_graph_detections):
         with pytest.raises(ValueError, match="does not classify subjects"):
             detections(output, sizes)
-
-
-FEATURES = torch.randn(RELATIONS, 8, generator=torch.Generator().manual_seed(3))
-CRITERIA: dict[str, Callable[[RelationOutput, list[Triplets]], ModelLosses]] = {
-    "plain": DetectionCriterion(quality_labels=False, pseudo_labels=False),
-    "quality": DetectionCriterion(pseudo_labels=False),
-    "pseudo": partial(DetectionCriterion(quality_labels=False), relation_features=FEATURES),
-    "pre-training": partial(DetectionCriterion(), relation_features=FEATURES),
-    "tagger": TaggerCriterion(),
-}
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -117,7 +136,12 @@ def test_images_without_triplets(name: str, counts: tuple[int, int]) -> None:
     assert losses.total.isfinite()
     assert all(tensor.grad.isfinite().all() for tensor in vars(output.final).values())
     if counts == (0, 0):
-        parts = [losses.final.subject_box, losses.final.object_box, losses.final.subject_giou, losses.final.object_giou]
+        parts = [
+            losses.final.subject_box,
+            losses.final.object_box,
+            losses.final.subject_giou,
+            losses.final.object_giou,
+        ]
         assert [float(part.detach()) for part in parts] == [0] * 4
         assert name != "tagger" or float(losses.total.detach()) == 0
 
@@ -131,12 +155,6 @@ def test_pseudo_labels_move_the_text_encoder_only_if_asked_to(published: bool) -
     assert published or features.grad is None
 
 
-KINDS = (ParSeD, ParSeDA, RTagger)
-PIXELS = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
-TOKENS = torch.randint(5, 100, (OBJECTS + RELATIONS, 4), generator=torch.Generator().manual_seed(0))
-BOX_HEADS = ("relation_decoder.subject_box_heads", "relation_decoder.object_box_heads")
-
-
 def train_step(network: RLIPModel, counts: tuple[int, int] = (4, 3)) -> ModelLosses:
     network.train()
     targets = [random_triplets(count) for count in counts]
@@ -144,13 +162,19 @@ def train_step(network: RLIPModel, counts: tuple[int, int] = (4, 3)) -> ModelLos
     if isinstance(network, RTagger):
         losses = TaggerCriterion()(network(PIXELS, None, labels, targets), targets)
     else:
-        losses = DetectionCriterion()(network(PIXELS, None, labels), targets, labels.features[0, OBJECTS:])
+        losses = DetectionCriterion()(
+            network(PIXELS, None, labels), targets, labels.features[0, OBJECTS:]
+        )
     losses.total.backward()
     return losses
 
 
 def without_gradient(network: RLIPModel) -> set[str]:
-    return {name for name, value in network.named_parameters() if value.requires_grad and value.grad is None}
+    return {
+        name
+        for name, value in network.named_parameters()
+        if value.requires_grad and value.grad is None
+    }
 
 
 def box_heads(network: RLIPModel) -> set[str]:
@@ -159,10 +183,13 @@ def box_heads(network: RLIPModel) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "fusion"), [("swin", "alif"), ("resnet50", "alif"), ("swin", "after_decoding"), ("swin", "none")]
+    ("backbone", "fusion"),
+    [("swin", "alif"), ("resnet50", "alif"), ("swin", "after_decoding"), ("swin", "none")],
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_but_the_relation_decoders_box_heads_learn(kind: type, backbone: str, fusion: Fusion) -> None:
+def test_all_but_the_relation_decoders_box_heads_learn(
+    kind: type, backbone: str, fusion: Fusion
+) -> None:
     network = tiny_network(kind, fusion, backbone=backbone)
     network.freeze()
     frozen = {name for name, value in network.named_parameters() if not value.requires_grad}
@@ -175,31 +202,40 @@ def test_all_but_the_relation_decoders_box_heads_learn(kind: type, backbone: str
     assert all(value.grad is None for name, value in network.named_parameters() if name in frozen)
 
 
-@pytest.mark.parametrize(("kind", "counts"), [*((kind, (0, 0)) for kind in KINDS), (RTagger, (2, 0))])
+@pytest.mark.parametrize(
+    ("kind", "counts"), [*((kind, (0, 0)) for kind in KINDS), (RTagger, (2, 0))]
+)
 def test_images_without_triplets_train(kind: type, counts: tuple[int, int]) -> None:
     network = tiny_network(kind)
     losses = train_step(network, counts)
     assert losses.total.isfinite()
-    assert all(value.grad.isfinite().all() for value in network.parameters() if value.grad is not None)
-
-
-COUNTS = (3, 0, 1, 2)  # triplets of four images; two processes have two images each
+    assert all(
+        value.grad.isfinite().all() for value in network.parameters() if value.grad is not None
+    )
 
 
 def part(output: RelationOutput, images: slice) -> RelationOutput:
     parts = [vars(layer).values() for layer in (output.final, *output.auxiliary)]
-    final, *auxiliary = (LayerOutput(*(tensor.detach()[images] for tensor in layer)) for layer in parts)
+    final, *auxiliary = (
+        LayerOutput(*(tensor.detach()[images] for tensor in layer)) for layer in parts
+    )
     return RelationOutput(final, tuple(auxiliary))
 
 
 def losses(images: slice) -> list[float]:
-    output, triplets = random_output(batch=len(COUNTS)), [random_triplets(count) for count in COUNTS]
-    chosen = [CRITERIA[name](part(output, images), triplets[images]) for name in ("plain", "quality", "tagger")]
+    output = random_output(batch=len(COUNTS))
+    triplets = [random_triplets(count) for count in COUNTS]
+    chosen = [
+        CRITERIA[name](part(output, images), triplets[images])
+        for name in ("plain", "quality", "tagger")
+    ]
     return [float(each.total) for each in chosen]
 
 
 def _one_of_two(number: int, meeting: str) -> None:
-    distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=2)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=number, world_size=2
+    )
     try:
         own = losses(slice(2 * number, 2 * number + 2))
         every = gather(own)

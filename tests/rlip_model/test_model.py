@@ -20,14 +20,24 @@ from tests.rlip_model.conftest import random_pairs, tiny_network
 OBJECTS = ["person", "dog", "horse", "no objects"]
 
 
+UNREAD_QUERIES = (
+    200 * 3 * 256
+)  # the published R-Tagger holds ParSeD's queries, which it never reads
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("fusion", ["alif", "after_decoding", "none"])
 def test_a_batch_of_images_with_label_lists_of_different_lengths(fusion: Fusion) -> None:
-    """Nothing attends to what pads labels and groups: every image gets the scores that it gets alone."""
+    """Nothing attends to what pads labels and groups: every image gets the scores that it gets
+    alone.
+    """
     model = tiny_network(RTagger, fusion)
     draw = torch.Generator().manual_seed(2)
     pixels = torch.randn(3, 3, 64, 96, generator=draw)
-    lists = [LabelFeatures(torch.randn(1, count, 64, generator=draw), len(OBJECTS)) for count in (5, 9, 6)]
+    lists = [
+        LabelFeatures(torch.randn(1, count, 64, generator=draw), len(OBJECTS))
+        for count in (5, 9, 6)
+    ]
     groups = [random_pairs(count, seed=count) for count in (3, 5, 1, 4)]
     owners = [1, 0, 1, 2]
     images = model.encode_image(pixels)
@@ -35,8 +45,12 @@ def test_a_batch_of_images_with_label_lists_of_different_lengths(fusion: Fusion)
     for group, owner, of_group in zip(groups, owners, scores, strict=True):
         memory = model.fuse(model.encode_image(pixels[owner : owner + 1]), lists[owner])
         [alone] = model.score_pairs(memory, [group])
-        torch.testing.assert_close(of_group[: len(group), : alone.shape[1]], alone, atol=1e-5, rtol=1e-5)
-    again = model.score_pairs(model.fuse(images.of([2, 0]), pad_labels([lists[2], lists[0]])), groups[1:], [1, 1, 0])
+        torch.testing.assert_close(
+            of_group[: len(group), : alone.shape[1]], alone, atol=1e-5, rtol=1e-5
+        )
+    again = model.score_pairs(
+        model.fuse(images.of([2, 0]), pad_labels([lists[2], lists[0]])), groups[1:], [1, 1, 0]
+    )
     torch.testing.assert_close(again[0, :5, :1], scores[1, :5, :1], atol=1e-5, rtol=1e-5)
 
 
@@ -44,20 +58,28 @@ def test_a_batch_of_images_with_label_lists_of_different_lengths(fusion: Fusion)
 def test_anchor_positions_and_gates_start_as_in_the_published_transformer(
     monkeypatch: pytest.MonkeyPatch, gating: str
 ) -> None:
-    """Xavier: every weight is uniform up to sqrt(6 / (inputs + outputs)). All others stay those of a seed."""
+    """Xavier: every weight is uniform up to sqrt(6 / (inputs + outputs)). All others stay those of
+    a seed.
+    """
 
     def built() -> ParSeDA:
         torch.manual_seed(0)
         return ParSeDA(ParSeDAConfig(**{**tiny_sizes(20), "gating": gating}))
 
     network = built()
-    own = [(prefix, each) for prefix, each in network.named_modules() if isinstance(each, AnchorPositions | Gate)]
+    own = [
+        (prefix, each)
+        for prefix, each in network.named_modules()
+        if isinstance(each, AnchorPositions | Gate)
+    ]
     parameters = [named for prefix, module in own for named in module.named_parameters(prefix)]
     changed = {name: weight.detach() for name, weight in parameters if weight.dim() > 1}
     for weight in changed.values():
         bound = (6 / sum(weight.shape)) ** 0.5
         assert weight.abs().max() <= bound
-        assert weight.numel() <= 500 or float(weight.std()) == pytest.approx(bound / 3**0.5, rel=0.1)
+        assert weight.numel() <= 500 or float(weight.std()) == pytest.approx(
+            bound / 3**0.5, rel=0.1
+        )
     assert {name.split(".")[0] for name in changed} >= {"entity_decoder", "relation_decoder"}
     monkeypatch.setattr(RLIPModel, "_initialise_as_published", lambda self: None)
     earlier = built().state_dict()
@@ -65,7 +87,9 @@ def test_anchor_positions_and_gates_start_as_in_the_published_transformer(
         assert torch.equal(value, earlier[name]) == (name not in changed), name
 
 
-def test_a_layer_in_parts_equals_the_whole(tagger: RTagger, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_in_parts_equals_the_whole(
+    tagger: RTagger, monkeypatch: pytest.MonkeyPatch
+) -> None:
     image = tagger.encode_image(torch.randn(2, 3, 64, 96))
     references = pixel_centres(image.shapes, image.valid_ratios)
     inputs = (image.tokens, image.positions, references, image.padding, image.shapes)
@@ -76,8 +100,11 @@ def test_a_layer_in_parts_equals_the_whole(tagger: RTagger, monkeypatch: pytest.
         torch.testing.assert_close(layer(*inputs), whole.detach())
 
 
-def test_boxes_move_by_half_and_grow_by_all_of_the_scale_and_labels_are_replaced_with_the_probability() -> None:
-    noise, boxes = TorchNoise(torch.Generator().manual_seed(0)), torch.tensor([[0.5, 0.5, 0.2, 0.1]]).expand(5000, 4)
+def test_boxes_move_by_half_and_grow_by_all_of_the_scale_and_labels_are_replaced_with_the_probability() -> (
+    None
+):
+    noise = TorchNoise(torch.Generator().manual_seed(0))
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.1]]).expand(5000, 4)
     moved = (perturb_boxes(boxes, 0.4, noise) - boxes).abs().amax(0)
     torch.testing.assert_close(moved, torch.tensor([0.04, 0.02, 0.08, 0.04]), rtol=0.01, atol=0)
     labels = torch.full((10_000,), 7)
@@ -92,8 +119,16 @@ def test_large_seeds_give_numbers_of_their_own() -> None:
     seeds = (0, 1, 42, 20240131, 2**31, 2**32, 2**32 + 1, 2**32 + 42, 2**63 - 1, 2**63)
     drawn = []
     for seed in seeds:
-        numbers = (initial_seed(seed), torch_seed(seed), torch_seed(seed, 1), torch_seed(seed, 1, 1))
-        drawn += [tuple(torch.rand(4, generator=torch.Generator().manual_seed(each)).tolist()) for each in numbers]
+        numbers = (
+            initial_seed(seed),
+            torch_seed(seed),
+            torch_seed(seed, 1),
+            torch_seed(seed, 1, 1),
+        )
+        drawn += [
+            tuple(torch.rand(4, generator=torch.Generator().manual_seed(each)).tolist())
+            for each in numbers
+        ]
     assert len(set(drawn)) == len(drawn) - 1  # 0 starts and steps with 0, as ever
 
 
@@ -106,18 +141,25 @@ def test_large_seeds_give_numbers_of_their_own() -> None:
         (RTaggerConfig, {"hidden_dim": 100}, "hidden_dim 100"),
         (RTaggerConfig, {"conv_width": 12}, "conv_width 12 must be a multiple of 8"),
         (RTaggerConfig, {"dense_head": True}, "an R-Tagger gets its boxes"),
-        (RTaggerConfig, {"decoder_layers": 4}, "3 label states, expected one for each of the 4 decoder layers"),
-        (ParSeDConfig, {"dense_head": True, "proposals": 20}, "only ParSeDA takes its queries from boxes"),
+        (
+            RTaggerConfig,
+            {"decoder_layers": 4},
+            "3 label states, expected one for each of the 4 decoder layers",
+        ),
+        (
+            ParSeDConfig,
+            {"dense_head": True, "proposals": 20},
+            "only ParSeDA takes its queries from boxes",
+        ),
         (ParSeDAConfig, {"proposals": 20}, "set dense_head: true"),
         (ParSeDAConfig, {"dense_head": True, "proposals": 10}, "too few pairs for num_queries 200"),
     ],
 )
-def test_sizes_that_contradict_each_other(kind: type[RLIPConfig], sizes: dict[str, Any], message: str) -> None:
+def test_sizes_that_contradict_each_other(
+    kind: type[RLIPConfig], sizes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         kind(**sizes)
-
-
-UNREAD_QUERIES = 200 * 3 * 256  # the published R-Tagger holds ParSeD's queries, which it never reads
 
 
 @pytest.mark.parametrize(("kind", "backbone", "published"), [

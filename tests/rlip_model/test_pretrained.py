@@ -14,6 +14,12 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.prune_queries import prune_queries
 from tests.rlip_model.conftest import tiny_network
 
+QUERY_TABLES = {
+    ParSeD: ["query_embed"],
+    ParSeDA: ["content", "verb_content", "anchors"],
+    RTagger: ["verb_content"],
+}
+
 
 def test_values_are_aligned_as_torch_aligns_them(tagger_folder: Path) -> None:
     """In the file they start at odd places, and kernels for those round differently."""
@@ -27,7 +33,9 @@ def test_folders_of_something_else(tagger_folder: Path, tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     (tmp_path / "official" / "RLIP_PD_v2.pth").touch()
     (tmp_path / "damaged" / "config.json").write_text("{ not json")
-    with pytest.raises(CheckpointError, match="is not an RLIPv2-ParSeD: its model_type is 'rlip_tagger'"):
+    with pytest.raises(
+        CheckpointError, match="is not an RLIPv2-ParSeD: its model_type is 'rlip_tagger'"
+    ):
         ParSeD.from_pretrained(tagger_folder)
     for name, reason in (
         ("roberta", "model_type is 'roberta', expected 'rlip_tagger'"),
@@ -51,16 +59,18 @@ def test_weights_that_do_not_fit_are_listed(tagger_folder: Path, tmp_path: Path)
         RTagger.from_pretrained(folder)
 
 
-def test_half_precision_on_disk_is_float32_in_memory_unless_asked(tagger: RTagger, tmp_path: Path) -> None:
+def test_half_precision_on_disk_is_float32_in_memory_unless_asked(
+    tagger: RTagger, tmp_path: Path
+) -> None:
     copy.deepcopy(tagger).half().save_pretrained(tmp_path)
     loaded = RTagger.from_pretrained(tmp_path)
     assert {value.dtype for value in loaded.parameters()} == {torch.float32}
     for name, value in loaded.named_parameters():
         assert torch.equal(value, tagger.get_parameter(name).half().float())
-    assert RTagger.from_pretrained(tmp_path, dtype="auto").scorer.projection.weight.dtype == torch.float16
-
-
-QUERY_TABLES = {ParSeD: ["query_embed"], ParSeDA: ["content", "verb_content", "anchors"], RTagger: ["verb_content"]}
+    assert (
+        RTagger.from_pretrained(tmp_path, dtype="auto").scorer.projection.weight.dtype
+        == torch.float16
+    )
 
 
 @pytest.mark.parametrize("kind", QUERY_TABLES)
@@ -73,9 +83,15 @@ def test_every_table_is_trimmed(kind: type[ParSeD], pairwise: bool) -> None:
         before, after = (getattr(each.queries, table).weight for each in (network, trimmed))
         assert torch.equal(after, before[rows])
     if kind is not ParSeDA:
-        builders = [each.queries.relation_builder.verb_position.weight for each in (network, trimmed)]
+        builders = [
+            each.queries.relation_builder.verb_position.weight for each in (network, trimmed)
+        ]
         assert torch.equal(builders[1], builders[0][:12])
     assert (trimmed.config.num_pairs, network.config.num_pairs) == (12, 20)
     whole = network.state_dict()
-    others = {name: value for name, value in trimmed.state_dict().items() if not name.startswith("queries.")}
+    others = {
+        name: value
+        for name, value in trimmed.state_dict().items()
+        if not name.startswith("queries.")
+    }
     assert all(torch.equal(value, whole[name]) for name, value in others.items())

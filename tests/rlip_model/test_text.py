@@ -1,4 +1,6 @@
-"""Labels: encoded once, the same whatever they are encoded with; tokenizers that know no words are refused."""
+"""Labels: encoded once, the same whatever they are encoded with; tokenizers that know no words are
+refused.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +16,18 @@ WORDS = "person dog horse on next to holding in front of a b c d e f g h i j k l
 
 
 def test_a_text_is_encoded_once_and_the_same_in_any_company(tagger: RTagger) -> None:
-    many = [f"{a} {b}" for a in ("riding", "holding", "person", "dog") for b in ("on", "to", "of", "at", "in")]
+    many = [
+        f"{a} {b}"
+        for a in ("riding", "holding", "person", "dog")
+        for b in ("on", "to", "of", "at", "in")
+    ]
     reference = tagger.encode_texts(many)
     other = LabelCache(tagger.text_encoder, tagger.tokenizer, capacity=100)
     encoded: list[int] = []
     encode = tagger.text_encoder.encode_equal_lengths
-    tagger.text_encoder.encode_equal_lengths = lambda ids: (encoded.append(len(ids)), encode(ids))[1]
+    tagger.text_encoder.encode_equal_lengths = lambda ids: (encoded.append(len(ids)), encode(ids))[
+        1
+    ]
     for text, features in zip(reversed(many), reversed(reference), strict=True):
         assert torch.equal(other.encode([text, "person"])[0], features)
     calls = len(encoded)
@@ -56,7 +64,10 @@ def test_the_cache_knows_no_autocast_and_no_earlier_weights(tagger: RTagger) -> 
     fresh = LabelCache(tagger.text_encoder, tagger.tokenizer, capacity=5)
     assert torch.equal(under, fresh.encode(["person", "dog"]))
     before = tagger.encode_texts(["person"])
-    state = {key: value * 1.5 if "text_encoder" in key else value for key, value in tagger.state_dict().items()}
+    state = {
+        key: value * 1.5 if "text_encoder" in key else value
+        for key, value in tagger.state_dict().items()
+    }
     tagger.load_state_dict(state)
     assert not torch.equal(tagger.encode_texts(["person"]), before)
 

@@ -10,7 +10,9 @@ from tests.sgpipe.training.trainings import make_run, training
 
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread() -> None:
-    """Small networks are fastest with one thread. Stages set one, too, and sums depend on the number of threads."""
+    """Small networks are fastest with one thread. Stages set one, too, and sums depend on the
+    number of threads.
+    """
     torch.set_num_threads(1)
 
 
@@ -22,7 +24,9 @@ def drawn_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trained_tagger(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A complete training without interruption, validated on its training data; tests must not change it."""
+    """A complete training without interruption, validated on its training data; tests must not
+    change it.
+    """
     out = tmp_path_factory.mktemp("trained") / "out"
     training(drawn_run, out, data__val=[{"shards": str(drawn_run)}], output__tensorboard=True)
     return out

@@ -15,12 +15,19 @@ from sgpipe.files.roots import FolderRoot
 from sgpipe.images import ImageError, open_ahead, open_row_image, read_size, upright_rgb
 from sgpipe.records import Record
 
+NUMBER = 20
+
+
+WHOLE = 4 * 10 * 9  # bytes of the first two images
+
 
 def record(name: str, width: int = 8, height: int = 6) -> Record:
     return Record("1", "coco", "val", name, width, height)
 
 
-@pytest.mark.parametrize("name", ["", "/etc/passwd", "../x.jpg", "a/../../x.jpg", "..\\x.jpg", "a\0b.jpg", "a/.."])
+@pytest.mark.parametrize(
+    "name", ["", "/etc/passwd", "../x.jpg", "a/../../x.jpg", "..\\x.jpg", "a\0b.jpg", "a/.."]
+)
 def test_names_that_leave_the_root_are_refused(tmp_path, name):
     root = tmp_path / "images"
     root.mkdir()
@@ -55,7 +62,9 @@ def test_images_of_a_folder_are_turned_as_exif_says(tmp_path, orientation, size)
     assert annotated.convert("L").tobytes() == stored.tobytes()
 
 
-@pytest.mark.parametrize("fault", [RuntimeError("codec"), MemoryError(), struct.error("unpack"), KeyError("tag")])
+@pytest.mark.parametrize(
+    "fault", [RuntimeError("codec"), MemoryError(), struct.error("unpack"), KeyError("tag")]
+)
 def test_every_error_of_a_decoder_is_an_image_error(tmp_path, monkeypatch, fault):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
 
@@ -72,11 +81,17 @@ def test_an_image_is_taken_from_the_given_folder_then_the_row_then_the_folder_of
         (tmp_path / name).mkdir()
         Image.new("RGB", (8, 6), "red" if name == "run" else "blue").save(tmp_path / name / "a.png")
     Image.new("RGB", (8, 6), "lime").save(tmp_path / "a.png")
-    folders, embedded = {"val": tmp_path / "run"}, (tmp_path / "a.png").read_bytes()
-    red, lime, blue = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    folders = {"val": tmp_path / "run"}
+    embedded = (tmp_path / "a.png").read_bytes()
+    red = (255, 0, 0)
+    lime = (0, 255, 0)
+    blue = (0, 0, 255)
     assert open_row_image(folders, record("a.png")).getpixel((0, 0)) == red
     assert open_row_image(folders, record("a.png"), embedded).getpixel((0, 0)) == lime
-    assert open_row_image(folders, record("a.png"), embedded, tmp_path / "moved").getpixel((0, 0)) == blue
+    assert (
+        open_row_image(folders, record("a.png"), embedded, tmp_path / "moved").getpixel((0, 0))
+        == blue
+    )
     with pytest.raises(ImageError, match=r"neither in the shard nor in a known folder: a\.png"):
         open_row_image({}, record("a.png"))
 
@@ -98,9 +113,6 @@ def test_sizes_are_read_as_images_are_and_errors_name_the_file(tmp_path, monkeyp
         read_size(tmp_path, "1.jpg")
 
 
-NUMBER = 20
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
@@ -113,7 +125,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def feed_records() -> list[Record]:
-    made = [Record(str(number), "coco", "val", f"{number}.png", 10, 8 + number) for number in range(NUMBER)]
+    made = [
+        Record(str(number), "coco", "val", f"{number}.png", 10, 8 + number)
+        for number in range(NUMBER)
+    ]
     made[6].fail("source", "known to be bad")
     made[7].height = 1
     return made
@@ -127,9 +142,16 @@ def test_threads_change_no_image_and_no_error(folder: Path) -> None:
     seen = []
     for threads in (0, 1, 3):
         opened = open_ahead({"val": folder}, feed_records(), content, threads, batch=2)
-        seen.append([(record.image_id, image if isinstance(image, bytes) else str(image)) for record, image in opened])
+        seen.append(
+            [
+                (record.image_id, image if isinstance(image, bytes) else str(image))
+                for record, image in opened
+            ]
+        )
     assert seen[0] == seen[1] == seen[2]
-    assert [number for number, _ in seen[0]] == [str(number) for number in range(NUMBER) if number != 6]
+    assert [number for number, _ in seen[0]] == [
+        str(number) for number in range(NUMBER) if number != 6
+    ]
     assert [number for number, image in seen[0] if isinstance(image, str)] == ["3", "4", "7"]
 
 
@@ -151,9 +173,6 @@ class AtOnce(ThreadPoolExecutor):
         return future
 
 
-WHOLE = 4 * 10 * 9  # bytes of the first two images
-
-
 def name_of_thread(image: Image.Image, file: ImageFile) -> str:
     return threading.current_thread().name
 
@@ -169,7 +188,8 @@ def small(image: Image.Image, file: ImageFile) -> np.ndarray:
 def test_only_a_few_images_are_opened_before_they_are_needed(
     folder, monkeypatch, most_bytes, prepare, threads, expected
 ):
-    started, original = list[str](), module.image_file
+    started = list[str]()
+    original = module.image_file
     monkeypatch.setattr(module, "image_file", lambda *at: started.append(at[-1]) or original(*at))
     monkeypatch.setattr(module, "_MOST_BYTES", most_bytes)
     monkeypatch.setattr(module, "ThreadPoolExecutor", AtOnce)

@@ -1,4 +1,6 @@
-"""The models that ship with sgpipe match their recipes, are small, can be loaded, and have a model card."""
+"""The models that ship with sgpipe match their recipes, are small, can be loaded, and have a model
+card.
+"""
 
 import shutil
 
@@ -48,8 +50,10 @@ def test_a_packaged_network_matches_its_recipe(name):
 
 
 def test_packaged_models_are_noted_on_other_images_whatever_names_them(tmp_path):
-    coco, drawn = load_recipe("coco"), load_recipe("miniworld")
-    copied, trained = tmp_path / "copy", tmp_path / "training"
+    coco = load_recipe("coco")
+    drawn = load_recipe("miniworld")
+    copied = tmp_path / "copy"
+    trained = tmp_path / "training"
     shutil.copytree(packaged_model("tagger"), copied)
     shutil.copytree(packaged_model("parseda"), trained / "best")
     for tagger in (MINIWORLD, str(packaged_model("tagger")), str(copied), str(trained)):
@@ -57,7 +61,12 @@ def test_packaged_models_are_noted_on_other_images_whatever_names_them(tmp_path)
         recipe = coco.model_copy(update={"tag": tag})
         [note] = recipe_notes(recipe, detects=False, source=recipe.source)
         assert "know only synthetic images" in note
-        assert recipe_notes(recipe.model_copy(update={"tag": TagConfig(tagger="someone/tagger")}), detects=False) == []
+        assert (
+            recipe_notes(
+                recipe.model_copy(update={"tag": TagConfig(tagger="someone/tagger")}), detects=False
+            )
+            == []
+        )
     assert recipe_notes(drawn, detects=True, source=drawn.source) == []
     assert "know only synthetic images" in recipe_notes(drawn, detects=True)[0]
     assert miniworld_notes([None, str(packaged_model("captioner"))])
@@ -72,9 +81,14 @@ def test_a_copied_network_states_its_image_sides_and_one_that_does_not_is_noted(
     assert trained_sides(str(copy)) is None
     recipe = load_recipe("coco", {"detect.detector": str(copy), "ground.detector": str(copy)})
     assert recipe_notes(recipe, detects=True)[1:] == size_notes(str(copy)) != []
-    assert "no image_sides, so images are resized to 800 and at most 1333 pixels" in size_notes(str(copy))[0]
+    assert (
+        "no image_sides, so images are resized to 800 and at most 1333 pixels"
+        in size_notes(str(copy))[0]
+    )
     assert size_notes("someone/detector") == size_notes(None) == []
-    with pytest.raises((UserError, EngineError)):  # a store or hub that fails once must not change the size
+    with pytest.raises(
+        (UserError, EngineError)
+    ):  # a store or hub that fails once must not change the size
         trained_sides("someone/detector")
 
 
@@ -89,7 +103,11 @@ def test_recipes_refer_to_packaged_models_by_one_word():
     assert recipe.caption.captioner == str(packaged_model("captioner"))
     assert recipe.tag.tagger == str(packaged_model("tagger"))
     assert recipe.detect.detector == str(packaged_model("parseda"))
-    elsewhere = {"tag.tagger": "elsewhere", "caption.captioner": None, "detect.detector": "elsewhere"}
+    elsewhere = {
+        "tag.tagger": "elsewhere",
+        "caption.captioner": None,
+        "detect.detector": "elsewhere",
+    }
     other = load_recipe("miniworld", elsewhere)
     assert with_model_folders(other) == other
     assert load_recipe("miniworld").tag.tagger == MINIWORLD
@@ -97,7 +115,12 @@ def test_recipes_refer_to_packaged_models_by_one_word():
 
 @pytest.mark.parametrize("name", ["miniworld", "MINIWORLD"])
 def test_packaged_models_have_a_name_wherever_a_model_is_named(tmp_path, name):
-    models = {"detect.detector": name, "ground.detector": name, "caption.captioner": name, "tag.tagger": name}
+    models = {
+        "detect.detector": name,
+        "ground.detector": name,
+        "caption.captioner": name,
+        "tag.tagger": name,
+    }
     recipe = with_model_folders(load_recipe("coco", models))
     assert recipe.caption.captioner == str(packaged_model("captioner"))
     assert recipe.tag.tagger == str(packaged_model("tagger"))
@@ -106,13 +129,20 @@ def test_packaged_models_have_a_name_wherever_a_model_is_named(tmp_path, name):
     assert isinstance(load_detector(name), CLASSES["parseda"])
     for kind in ("tagger", "parseda"):
         make_initial_model(ModelConfig(kind=kind, init=name), [], 0, tmp_path / kind)
-        start, packaged = (CLASSES[kind].from_pretrained(each) for each in (tmp_path / kind, packaged_model(kind)))
-        assert all(torch.equal(value, packaged.state_dict()[key]) for key, value in start.state_dict().items())
+        start, packaged = (
+            CLASSES[kind].from_pretrained(each) for each in (tmp_path / kind, packaged_model(kind))
+        )
+        assert all(
+            torch.equal(value, packaged.state_dict()[key])
+            for key, value in start.state_dict().items()
+        )
     with pytest.raises(UserError, match="a tagger and a parseda, not a rlipv1"):
         make_initial_model(ModelConfig(kind="rlipv1", init=name), [], 0, tmp_path / "rlipv1")
 
 
-def test_a_folder_of_images_does_not_hide_the_packaged_models_but_one_of_a_model_does(tmp_path, monkeypatch):
+def test_a_folder_of_images_does_not_hide_the_packaged_models_but_one_of_a_model_does(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "miniworld").mkdir()
     assert load_recipe("coco", {"tag.tagger": "miniworld"}).tag.tagger == MINIWORLD
@@ -123,7 +153,8 @@ def test_a_folder_of_images_does_not_hide_the_packaged_models_but_one_of_a_model
 
 @pytest.mark.parametrize("names", [["last"], ["best", "last"]])
 def test_the_folder_of_a_training_stands_for_its_best_network(tmp_path, names):
-    training, checkpoint = tmp_path / "training", tmp_path / "training" / "checkpoints" / "1"
+    training = tmp_path / "training"
+    checkpoint = tmp_path / "training" / "checkpoints" / "1"
     checkpoint.mkdir(parents=True)
     (checkpoint / "config.json").touch()
     (training / names[0]).symlink_to("checkpoints/1")
@@ -139,11 +170,15 @@ def test_labels_of_new_images_are_good_and_far_better_than_all_matching_pairs():
     with without_ray():
         found = measure_tagger(*folders, network_recipe("tagger"), 60)
     labels, everything = (row.by_truth for row in found.rows[:2])
-    assert labels["all"].at_threshold.precision > max(0.75, everything["all"].at_threshold.precision + 0.1)
+    assert labels["all"].at_threshold.precision > max(
+        0.75, everything["all"].at_threshold.precision + 0.1
+    )
     assert labels["composed"].at_threshold.recall > 0.55
     assert found.given_pairs["val"] > 0.85
     assert found.given_pairs["test-compositional"] > 0.65
     assert len(quality_rows(found)) == 1 + 16
     assert len(quality_lines(found)) == 2 * 16
-    new_combinations = {row.labels: row.by_truth["composed"] for row in found.rows if row.split == COMPOSITIONAL}
+    new_combinations = {
+        row.labels: row.by_truth["composed"] for row in found.rows if row.split == COMPOSITIONAL
+    }
     assert new_combinations[ANY_PAIR].at(0.5).recall > 0.4

@@ -19,7 +19,8 @@ from sgpipe.miniworld.dataset import IMAGES, INSTANCES, render_dataset
 from sgpipe.records import NO_OBJECT, Box, Record, Relation
 from sgpipe.sources.opening import read_folder
 
-BOXES, CLASSES = [[4, 6, 60, 70], [40.5, 20, 90, 88]], ["person", "dog"]
+BOXES = [[4, 6, 60, 70], [40.5, 20, 90, 88]]
+CLASSES = ["person", "dog"]
 
 
 @pytest.fixture(scope="module")
@@ -71,16 +72,26 @@ def test_labels_depend_neither_on_other_images_nor_on_how_the_path_is_written(
     last = sorted((miniworld / IMAGES).iterdir())[-1]
     monkeypatch.chdir(miniworld)
     (tmp_path / "link").symlink_to(miniworld / IMAGES)
-    dotted = f"../{miniworld.name}/{IMAGES}/{last.name}", tmp_path / "link" / ".." / IMAGES / last.name
+    dotted = (
+        f"../{miniworld.name}/{IMAGES}/{last.name}",
+        tmp_path / "link" / ".." / IMAGES / last.name,
+    )
     for path in (last, str(last), *dotted):
         assert of_boxes(path).record == graphs[-1].record
 
 
 def test_a_graph_gives_triplets_drawings_and_json():
     objects = [Box("dog", 1, (0.0, 0.0, 20.0, 20.0)), Box("dog", 1, (30.0, 5.0, 20.0, 20.0))]
-    relations = [Relation(0, 1, "next to", 0.3), Relation(1, 0, "chasing", 0.9), Relation(0, 1, "on", 0.1)]
+    relations = [
+        Relation(0, 1, "next to", 0.3),
+        Relation(1, 0, "chasing", 0.9),
+        Relation(0, 1, "on", 0.1),
+    ]
     graph = SceneGraph(Record("a", "d", "all", "nowhere.png", 60, 40, objects, relations=relations))
-    assert graph.triplets() == [("dog 2", "chasing", "dog 1", 0.9), ("dog 1", "next to", "dog 2", 0.3)]
+    assert graph.triplets() == [
+        ("dog 2", "chasing", "dog 1", 0.9),
+        ("dog 1", "next to", "dog 2", 0.3),
+    ]
     assert graph.relations == relations
     assert (graph.width, graph.height) == (60, 40)
     for threshold in (float("nan"), float("inf"), -1, "a", None, [0.5, 0.6], np.array([0.1, 0.2])):
@@ -101,7 +112,13 @@ def detected() -> SceneGraph:
         Box("dog", 18, (4, 5, 20, 30), score=0.5),
         Box("dog", 18, (40, 6, 50, 80), score=0.75),
     ]
-    texts = ((1, 2, "next to", 0.3), (1, 2, "next to", 0.7), (1, 2, "chasing", 0.6), (2, 1, "on", 0.1), (1, 0, "run"))
+    texts = (
+        (1, 2, "next to", 0.3),
+        (1, 2, "next to", 0.7),
+        (1, 2, "chasing", 0.6),
+        (2, 1, "on", 0.1),
+        (1, 0, "run"),
+    )
     relations = [Relation(*each) for each in texts]
     return SceneGraph(Record("a", "d", "all", "a.png", 100, 200, objects, relations=relations))
 
@@ -113,7 +130,9 @@ def test_a_graph_of_networkx_has_the_boxes_and_confident_relations(detected):
     edges = {(1, 2, "next to", 0.7), (1, 2, "chasing", 0.6), (1, 0, "run", None)}
     assert set(graph.edges(keys=True, data="confidence")) == edges
     assert detected.to_networkx(0).has_edge(2, 1, "on")
-    given = SceneGraph(Record("a", "d", "all", "a.png", 100, 200, [Box("dog", 1, (0, 0, 9, 9))])).to_networkx()
+    given = SceneGraph(
+        Record("a", "d", "all", "a.png", 100, 200, [Box("dog", 1, (0, 0, 9, 9))])
+    ).to_networkx()
     assert dict(given.nodes) == {0: {"category": "dog", "bbox": (0, 0, 9, 9)}}
     json.dumps(nx.node_link_data(graph))
 
@@ -134,15 +153,20 @@ def test_detections_of_supervision_keep_their_relations_when_filtered(detected):
 
 @pytest.mark.parametrize("size", [(100, 200), (200, 100), (101, 151)])
 def test_an_annotator_draws_relations_between_the_detections_that_are_left(detected, size):
-    image, detections = Image.new("RGB", size, "#204060"), detected.to_supervision()
+    image = Image.new("RGB", size, "#204060")
+    detections = detected.to_supervision()
     drawn = RelationAnnotator().annotate(image, detections)
     assert drawn.size == size
     bgr = np.asarray(image)[:, :, ::-1]
-    assert np.array_equal(RelationAnnotator().annotate(bgr, detections), np.asarray(drawn)[:, :, ::-1])
+    assert np.array_equal(
+        RelationAnnotator().annotate(bgr, detections), np.asarray(drawn)[:, :, ::-1]
+    )
     boxes = RelationAnnotator().annotate(image, detections, relations=[])
     assert ImageChops.difference(drawn, boxes).getbbox()
     dog = detections[[1]]
-    assert RelationAnnotator().annotate(image, dog) == RelationAnnotator().annotate(image, dog, relations=[])
+    assert RelationAnnotator().annotate(image, dog) == RelationAnnotator().annotate(
+        image, dog, relations=[]
+    )
     others = sv.Detections(xyxy=np.array([[4.0, 5, 24, 35], [40, 6, 90, 86]]))
     arrow = RelationAnnotator().annotate(image, others, [Relation(0, 1, "near", 0.5)])
     assert arrow != RelationAnnotator().annotate(image, others)
@@ -157,7 +181,10 @@ def test_an_annotator_draws_relations_between_the_detections_that_are_left(detec
         ({"boxes": np.zeros((2, 4))}, "^boxes=: expected"),
         ({"detector": "nowhere"}, "nowhere is not an object detector"),
         ({"settings": {"tag.device": "gpu"}}, r"tag\.device 'gpu': expected auto"),
-        ({"settings": {"caption.resources.gpus": 1}}, r"sees 0 GPUs here: set caption\.device to cpu"),
+        (
+            {"settings": {"caption.resources.gpus": 1}},
+            r"sees 0 GPUs here: set caption\.device to cpu",
+        ),
         ({"device": "cuda"}, r"^detect\.device 'cuda': .*PyTorch sees 0 GPUs"),
     ],
 )
@@ -193,12 +220,15 @@ def test_a_tagger_replaces_the_clip_of_the_recipe_for_photographs(miniworld, tmp
 
 def invoke(*arguments: object):
     words = map(str, arguments)
-    return CliRunner().invoke(app, ["label", *([] if "--recipe" in arguments else ["--recipe", "miniworld"]), *words])
+    return CliRunner().invoke(
+        app, ["label", *([] if "--recipe" in arguments else ["--recipe", "miniworld"]), *words]
+    )
 
 
 def test_the_command_draws_images_and_prints_relations(miniworld, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no image")
-    images, out = miniworld / IMAGES, tmp_path / "out"
+    images = miniworld / IMAGES
+    out = tmp_path / "out"
     result = invoke(images, tmp_path / "bad.png", "--boxes", miniworld / INSTANCES, "--out", out)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -217,14 +247,20 @@ def test_the_command_draws_images_and_prints_relations(miniworld, tmp_path):
 
 def test_drawings_replace_no_other_and_are_not_images_of_the_next_run(miniworld, tmp_path, file):
     """The folder of the drawings may be inside the folder of the images, or the same."""
-    own, out = tmp_path / "own.relations.png", tmp_path / "labelled"
+    own = tmp_path / "own.relations.png"
+    out = tmp_path / "labelled"
     out.mkdir()
     for path in (own, out / "a.png.relations.png", out / "a.png.relations-2.png", out / "b.png"):
         Image.new("RGB", (8, 6)).save(path)
     result = invoke(tmp_path, "--boxes", miniworld / INSTANCES, "--out", out)
-    assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [str(out / "b.png"), str(own)]
+    assert [line.split(": ")[0] for line in result.stdout.splitlines()] == [
+        str(out / "b.png"),
+        str(own),
+    ]
     (tmp_path / file.name).write_bytes(file.read_bytes())
-    result = invoke(file, tmp_path / file.name, "--boxes", miniworld / INSTANCES, "--out", tmp_path / "out")
+    result = invoke(
+        file, tmp_path / file.name, "--boxes", miniworld / INSTANCES, "--out", tmp_path / "out"
+    )
     assert result.exit_code == 0, result.output
     first, second = (path.read_bytes() for path in (tmp_path / "out").iterdir())
     assert first == second
@@ -272,8 +308,13 @@ def test_odd_file_names_are_handled_as_by_generate(pipeline, file, tmp_path):
         (tmp_path / name).write_bytes(file.read_bytes())
     detections, _ = read_folder(tmp_path, split="all")
     graphs = pipeline([tmp_path / name for name in sorted(names)])
-    assert [str(tmp_path / name) for name in detections.file_names] == [graph.record.file_name for graph in graphs]
-    reasons = [(detections.errors.get(row) or "").replace(": caf", f": {tmp_path}/caf") for row in range(len(names))]
+    assert [str(tmp_path / name) for name in detections.file_names] == [
+        graph.record.file_name for graph in graphs
+    ]
+    reasons = [
+        (detections.errors.get(row) or "").replace(": caf", f": {tmp_path}/caf")
+        for row in range(len(names))
+    ]
     assert reasons == [graph.error or "" for graph in graphs]
     assert [bool(reason) for reason in reasons] == [False, True, False, False]
     assert "source: the file name is not UTF-8: " in reasons[1]
@@ -305,9 +346,17 @@ def test_arrays_are_the_images_that_they_show(pipeline, file, array):
 def test_boxes_of_a_call_replace_the_detector(pipeline, file, array):
     for image in (file, array):
         graph = pipeline(image, boxes=BOXES, classes=CLASSES)
-        assert objects(graph) == [("person", (4.0, 6.0, 56.0, 64.0)), ("dog", (40.5, 20.0, 49.5, 68.0))]
+        assert objects(graph) == [
+            ("person", (4.0, 6.0, 56.0, 64.0)),
+            ("dog", (40.5, 20.0, 49.5, 68.0)),
+        ]
         assert len(graph.captions) == 3
-        for same in (np.array(BOXES), torch.tensor(BOXES), np.array(BOXES, np.float32), tuple(map(tuple, BOXES))):
+        for same in (
+            np.array(BOXES),
+            torch.tensor(BOXES),
+            np.array(BOXES, np.float32),
+            tuple(map(tuple, BOXES)),
+        ):
             assert pipeline(image, boxes=same, classes=np.array(CLASSES)).record == graph.record
     assert objects(pipeline(file)) != objects(graph)  # the next call has its own
 
@@ -324,7 +373,9 @@ def test_other_classes_than_the_detectors_do_not_change_other_calls(pipeline, fi
 
 
 def test_a_pipeline_without_a_detector_takes_boxes_only(file):
-    pipeline = Pipeline("coco", captioner="MINIWORLD", tagger="MINIWORLD", settings={"caption.samples": 2})
+    pipeline = Pipeline(
+        "coco", captioner="MINIWORLD", tagger="MINIWORLD", settings={"caption.samples": 2}
+    )
     assert len(pipeline(file, boxes=BOXES, classes=CLASSES).objects) == 2
     for images in (file, [file]):
         with pytest.raises(UserError, match=r"detect\.detector is not set"):
@@ -346,7 +397,9 @@ def test_boxes_are_of_the_image_as_displayed(pipeline, file, tmp_path):
         graph = pipeline(same, boxes=[[0, 0, 60, 120]], classes=["dog"])
         assert (graph.record.width, graph.record.height) == (60, 120)
         assert objects(graph) == [("dog", (0.0, 0.0, 60.0, 120.0))]
-        with pytest.raises(UserError, match=r"box .* is not inside the image, which has 60x120 pixels"):
+        with pytest.raises(
+            UserError, match=r"box .* is not inside the image, which has 60x120 pixels"
+        ):
             pipeline(same, boxes=[[0, 0, 120, 60]], classes=["dog"])
 
 
@@ -362,7 +415,11 @@ def test_boxes_are_of_the_image_as_displayed(pipeline, file, tmp_path):
         ([[1, 2, 3, float("nan")]], ["dog"], r"box 0 \(1, 2, 3, nan\) is not inside"),
         ([[5, 5, 5, 9]], ["dog"], r"box 0 \(5, 5, 5, 9\) is not inside .*x1 < x2 and y1 < y2"),
         ([[-2, 5, 20, 20]], ["dog"], "is not inside the image, which has"),
-        ([[0.1, 0.2, 0.5, 1.0]], ["dog"], "within the first pixel of the image, .* expected pixels, not shares"),
+        (
+            [[0.1, 0.2, 0.5, 1.0]],
+            ["dog"],
+            "within the first pixel of the image, .* expected pixels, not shares",
+        ),
     ],
 )
 def test_boxes_that_cannot_be_meant_are_refused(pipeline, file, boxes, classes, reason):
@@ -382,12 +439,16 @@ def test_boxes_of_a_list_of_images_are_as_many(pipeline, file):
 
 def test_an_image_in_memory_has_no_name_in_a_file_of_boxes(file, array):
     pipeline = Pipeline(boxes=file.parents[1] / "instances.json")
-    with pytest.raises(ImageError, match=r"an image in memory has no name to find in .*: pass its boxes"):
+    with pytest.raises(
+        ImageError, match=r"an image in memory has no name to find in .*: pass its boxes"
+    ):
         pipeline(array)
     assert len(pipeline(array, boxes=BOXES, classes=CLASSES).objects) == 2
 
 
 def test_label_takes_several_images(pipeline):
     for single in ("a.jpg", Path("a.jpg"), Image.new("RGB", (8, 8)), np.zeros((8, 8, 3))):
-        with pytest.raises(UserError, match=r"label: expected several images, got .*; pipeline\(image\) labels one"):
+        with pytest.raises(
+            UserError, match=r"label: expected several images, got .*; pipeline\(image\) labels one"
+        ):
             pipeline.label(single)

@@ -8,7 +8,17 @@ import pytest
 
 import sgpipe
 
-HEAVY = {"torch", "torchvision", "transformers", "ray", "spacy", "scipy", "sympy", "moto", "pycocotools"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "transformers",
+    "ray",
+    "spacy",
+    "scipy",
+    "sympy",
+    "moto",
+    "pycocotools",
+}
 COMMAND = """
 import atexit, sys
 atexit.register(lambda: print("IMPORTED", *sys.modules))
@@ -18,16 +28,16 @@ main()
 """
 
 
+# Of 0.2.0: none goes without the notice that CHANGELOG.md promises.
+RELEASED = """EngineError ImageError Pipeline RelationAnnotator Run SceneGraph UserError __version__ generate
+iter_records load_recipe load_train_recipe train"""
+
+
 def imported(*arguments: str | Path) -> set[str]:
     """The modules that a command has imported when it ends."""
     script = [sys.executable, "-c", COMMAND, *map(str, arguments)]
     done = subprocess.run(script, capture_output=True, text=True)
     return set(done.stdout.rsplit("IMPORTED ", 1)[1].split())
-
-
-# Of 0.2.0: none goes without the notice that CHANGELOG.md promises.
-RELEASED = """EngineError ImageError Pipeline RelationAnnotator Run SceneGraph UserError __version__ generate
-iter_records load_recipe load_train_recipe train"""
 
 
 def test_every_public_name_can_be_imported() -> None:
@@ -42,7 +52,9 @@ def test_neither_the_package_nor_the_command_line_loads_anything_heavy(name: str
     command = [sys.executable, "-c", f"import sys, {name}; print(*sys.modules)"]
     loaded = set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
     assert name in loaded
-    assert not {"torch", "ray", "numpy", "pyarrow", "PIL", "pydantic", "transformers", "rich"} & loaded
+    assert (
+        not {"torch", "ray", "numpy", "pyarrow", "PIL", "pydantic", "transformers", "rich"} & loaded
+    )
 
 
 def test_commands_without_work_for_models_import_no_model_libraries(tmp_path: Path) -> None:

@@ -7,6 +7,10 @@ from sgpipe.recipe import Recipe, load_recipe
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.utils.config_file import _all_settings, dump_yaml, parse_set, read_yaml, recipe_folder
 
+ALIASES = "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(6)
+)  # a million
+
 
 @pytest.mark.parametrize("path", sorted(recipe_folder().glob("*.yaml")), ids=lambda path: path.stem)
 def test_packaged_recipes_are_valid(path):
@@ -24,9 +28,6 @@ def test_overrides_replace_only_their_key():
         load_recipe("coco", {"caption.scopes": ["image"], "caption.scopes.foo": 1})
     split = {"annotations": "a.json", "images": "images"}
     assert list(load_recipe("coco", {"source.splits": {"mine": split}}).source.splits) == ["mine"]
-
-
-ALIASES = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}' if i else 'x'] * 10)}]\n" for i in range(6))  # a million
 
 
 @pytest.mark.parametrize(
@@ -80,10 +81,39 @@ def test_an_unknown_recipe_is_refused_with_the_list_of_packaged_ones(tmp_path):
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        *(("1", 1), ("010", 10), ("-07", -7), ("0o10", 8), ("0x1F", 31), ("1:30", "1:30"), ("1_000", "1_000")),
-        *(("1e-4", 1e-4), ("1.", 1.0), (".5", 0.5), ("0.10", 0.1), ("-.inf", float("-inf")), ("1e", "1e")),
-        *(("yes", "yes"), ("off", "off"), ("n", "n"), ("True", True), ("false", False), ("2020-01-01", "2020-01-01")),
-        *(("null", None), ("~", None), ("", None), ("'010'", "010"), ("[x, 010]", ["x", 10]), ("a=b", "a=b")),
+        *(
+            ("1", 1),
+            ("010", 10),
+            ("-07", -7),
+            ("0o10", 8),
+            ("0x1F", 31),
+            ("1:30", "1:30"),
+            ("1_000", "1_000"),
+        ),
+        *(
+            ("1e-4", 1e-4),
+            ("1.", 1.0),
+            (".5", 0.5),
+            ("0.10", 0.1),
+            ("-.inf", float("-inf")),
+            ("1e", "1e"),
+        ),
+        *(
+            ("yes", "yes"),
+            ("off", "off"),
+            ("n", "n"),
+            ("True", True),
+            ("false", False),
+            ("2020-01-01", "2020-01-01"),
+        ),
+        *(
+            ("null", None),
+            ("~", None),
+            ("", None),
+            ("'010'", "010"),
+            ("[x, 010]", ["x", 10]),
+            ("a=b", "a=b"),
+        ),
     ],
 )
 def test_values_are_read_as_yaml_1_2_in_files_and_on_the_command_line(text, value, tmp_path):
@@ -95,12 +125,19 @@ def test_values_are_read_as_yaml_1_2_in_files_and_on_the_command_line(text, valu
 
 def test_what_is_written_is_read_again(tmp_path):
     texts = ["1e5", "0o17", "010", "1:30", "yes", "null", "", "2020-01-01", "a: b", ".inf", "<<"]
-    (tmp_path / "a.yaml").write_text(dump_yaml({"classes": texts, "values": [1e-5, 10, None, True]}))
+    (tmp_path / "a.yaml").write_text(
+        dump_yaml({"classes": texts, "values": [1e-5, 10, None, True]})
+    )
     assert read_yaml(tmp_path / "a.yaml") == {"classes": texts, "values": [1e-5, 10, None, True]}
 
 
 def test_an_override_is_blamed_itself_and_not_the_file():
-    for key, value in (("tag.threshold", 3), ("caption", 1), ("source.splits", {"val": {"images": 1}}), ("tag.no", 1)):
+    for key, value in (
+        ("tag.threshold", 3),
+        ("caption", 1),
+        ("source.splits", {"val": {"images": 1}}),
+        ("tag.no", 1),
+    ):
         with pytest.raises(UserError) as refused:
             load_recipe("coco", {key: value, "seed": 1})
         assert "coco" not in str(refused.value)
@@ -108,22 +145,29 @@ def test_an_override_is_blamed_itself_and_not_the_file():
 
 
 @pytest.mark.parametrize(
-    ("load", "name", "kind"), [(load_recipe, "coco", Recipe), (load_train_recipe, "tagger", TrainRecipe)]
+    ("load", "name", "kind"),
+    [(load_recipe, "coco", Recipe), (load_train_recipe, "tagger", TrainRecipe)],
 )
 def test_a_misspelt_setting_names_the_one_that_was_probably_meant(load, name, kind):
     settings = sorted(_all_settings(kind))
     assert len(settings) > 30
     for setting in settings:
         misspelt = f"{setting}{setting[-1]}"
-        with pytest.raises(UserError, match=rf"unknown setting '{misspelt}'; did you mean '{setting}'\?$"):
+        with pytest.raises(
+            UserError, match=rf"unknown setting '{misspelt}'; did you mean '{setting}'\?$"
+        ):
             load(name, {misspelt: 1})
 
 
 def test_a_setting_without_its_section_or_of_a_split_is_found_and_nothing_else_is_guessed(tmp_path):
-    with pytest.raises(UserError, match=r"unknown setting 'treshold'; did you mean '\w+\.threshold'\?$"):
+    with pytest.raises(
+        UserError, match=r"unknown setting 'treshold'; did you mean '\w+\.threshold'\?$"
+    ):
         load_recipe("coco", {"treshold": 0.1})
     (tmp_path / "r.yaml").write_text("source: {splits: {val: {images: a, annotation: b}}}")
-    with pytest.raises(UserError, match=r"'source.splits.val.annotation'; .* 'source.splits.val.annotations'\?$"):
+    with pytest.raises(
+        UserError, match=r"'source.splits.val.annotation'; .* 'source.splits.val.annotations'\?$"
+    ):
         load_recipe(tmp_path / "r.yaml")
     with pytest.raises(UserError, match=r"unknown setting 'zzz'$"):
         load_recipe("coco", {"zzz": 1})

@@ -1,1 +1,3 @@
-"""A simulated GPU for tests: devices, dtypes and waits are those of a GPU, the numbers those of the CPU."""
+"""A simulated GPU for tests: devices, dtypes and waits are those of a GPU, the numbers those of the
+CPU.
+"""

@@ -1,13 +1,16 @@
-"""A simulated GPU: tensors on "cuda:0" that compute on the CPU, and a count of what the host does for a real one.
+"""A simulated GPU: tensors on "cuda:0" that compute on the CPU, and a count of what the host does
+for a real one.
 
-Mixing devices raises. An operation that is no view counts as one launch of a kernel, also fused attention and one over
-a list of tensors. The host waits where it reads a number or a shape that depends on numbers, and where it copies,
-unless from pinned memory with `non_blocking`. There are no kernels and memory, and one stream; `torch.compile` compiles
-nothing. PyTorch goes other ways for these tensors, as in the gradient of `prod`, in which the host waits for a GPU.
+Mixing devices raises. An operation that is no view counts as one launch of a kernel, also fused
+attention and one over a list of tensors. The host waits where it reads a number or a shape that
+depends on numbers, and where it copies, unless from pinned memory with `non_blocking`. There are no
+kernels and memory, and one stream; `torch.compile` compiles nothing. PyTorch goes other ways for
+these tensors, as in the gradient of `prod`, in which the host waits for a GPU.
 
-A CUDA graph records operations with their arguments and results, and computes nothing meanwhile: what they would have
-changed is restored, what they made is filled with NaN or 0. To wait, to pin memory or to compute in another thread then
-raises. A replay, one launch, computes each operation again, into the same memory; an input must still be there.
+A CUDA graph records operations with their arguments and results, and computes nothing meanwhile:
+what they would have changed is restored, what they made is filled with NaN or 0. To wait, to pin
+memory or to compute in another thread then raises. A replay, one launch, computes each operation
+again, into the same memory; an input must still be there.
 """
 
 from __future__ import annotations
@@ -33,18 +36,43 @@ ctypes.CDLL(str(LIBRARY), mode=ctypes.RTLD_GLOBAL)
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing  # noqa: E402
+from torch.utils._python_dispatch import (  # noqa: E402
+    TorchDispatchMode,
+    return_and_correct_aliasing,
+)
 from torch.utils._pytree import tree_leaves, tree_map  # noqa: E402
 
-_ALLOCATE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view", "resize_"}
+_ALLOCATE = {
+    "empty",
+    "empty_like",
+    "new_empty",
+    "empty_strided",
+    "new_empty_strided",
+    "_unsafe_view",
+    "resize_",
+}
 _SHAPE_DEPENDS_ON_NUMBERS = {"nms"}  # operators outside PyTorch have no tags
-_INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "_unsafe_index_put"}
+_INDEXING = {
+    "index",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+    "_unsafe_index",
+    "_unsafe_index_put",
+}
 _ROOTS = ("/sgpipe/", "/rlip_model/")
+_thread = local()  # `is_fused`: within an operation that is one kernel
+_pinned: WeakValueDictionary[int, Any] = WeakValueDictionary()  # storages by address
+
+
+_submit = ThreadPoolExecutor.submit
 
 
 @dataclass
 class Counts:
-    """launches: of kernels, by operation; waits: of the host for the GPU, by what it waits for and the line."""
+    """launches: of kernels, by operation; waits: of the host for the GPU, by what it waits for and
+    the line.
+    """
 
     launches: Counter[str] = field(default_factory=Counter)
     waits: Counter[str] = field(default_factory=Counter)
@@ -61,14 +89,15 @@ class Counts:
 def _line() -> str:
     """Where the project is."""
     frame: FrameType | None = sys._getframe()
-    while frame and (not any(root in frame.f_code.co_filename for root in _ROOTS) or "site-packages" in str(frame)):
+    while frame and (
+        not any(root in frame.f_code.co_filename for root in _ROOTS)
+        or "site-packages" in str(frame)
+    ):
         frame = frame.f_back
     return f"{frame.f_code.co_filename.rpartition('/')[2]}:{frame.f_lineno}" if frame else "a test"
 
 
 counts = Counts()
-_thread = local()  # `is_fused`: within an operation that is one kernel
-_pinned: WeakValueDictionary[int, Any] = WeakValueDictionary()  # storages by address
 
 
 class GpuTensor(Tensor):
@@ -95,7 +124,9 @@ class GpuTensor(Tensor):
 
 
 class _Simulation(TorchDispatchMode):
-    """Sees operations whose tensors are all on the CPU, such as copies to the GPU, and those that make tensors."""
+    """Sees operations whose tensors are all on the CPU, such as copies to the GPU, and those that
+    make tensors.
+    """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _compute(func, args, kwargs or {})
@@ -121,7 +152,13 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         graph.before(func, on_cpu_args)
     found = func(*on_cpu_args, **on_cpu)
     if graph is not None:
-        graph.after(func, on_cpu_args, on_cpu, found, [each for each in tensors if isinstance(each, GpuTensor)])
+        graph.after(
+            func,
+            on_cpu_args,
+            on_cpu,
+            found,
+            [each for each in tensors if isinstance(each, GpuTensor)],
+        )
     if name == "copy_" and not isinstance(args[0], GpuTensor):
         return args[0]
     if target == "cpu" or name == "_local_scalar_dense":
@@ -138,27 +175,48 @@ def _check_devices(name: str, tensors: list[Tensor]) -> None:
     """A GPU takes numbers, and indices, from the CPU; the host waits for the copy of the latter."""
     others = [each for each in tensors if not isinstance(each, GpuTensor) and each.dim()]
     if others and name not in _INDEXING:
-        raise RuntimeError(f"{name}: tensors on cuda:0 and cpu, {[tuple(each.shape) for each in others]}")
+        raise RuntimeError(
+            f"{name}: tensors on cuda:0 and cpu, {[tuple(each.shape) for each in others]}"
+        )
     if others:
         counts.wait("a copy of indices")
 
 
-def _count(func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], target: str | None) -> None:
+def _count(
+    func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], target: str | None
+) -> None:
     source = args[1 if name == "copy_" else 0] if args else None
-    crosses = name == "_to_copy" and target is not None and isinstance(source, GpuTensor) != (target == "cuda")
+    crosses = (
+        name == "_to_copy"
+        and target is not None
+        and isinstance(source, GpuTensor) != (target == "cuda")
+    )
     crosses |= name == "copy_" and isinstance(args[0], GpuTensor) != isinstance(source, GpuTensor)
     if crosses:
         host = source if not isinstance(source, GpuTensor) else args[0] if name == "copy_" else None
-        is_asynchronous = kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2])
+        is_asynchronous = kwargs.get("non_blocking") or (
+            name == "copy_" and len(args) > 2 and args[2]
+        )
         if not (is_asynchronous and is_pinned(host)):
             counts.wait(f"a copy {'from' if isinstance(source, GpuTensor) else 'to'} the GPU")
     elif torch.Tag.data_dependent_output in func.tags:
         counts.wait(f"the value of {name}")
-    elif torch.Tag.dynamic_output_shape in func.tags or name in _INDEXING | _SHAPE_DEPENDS_ON_NUMBERS:
-        masks = [each for each in tree_leaves(args[1:2]) if isinstance(each, Tensor) and each.dtype == torch.bool]
+    elif (
+        torch.Tag.dynamic_output_shape in func.tags or name in _INDEXING | _SHAPE_DEPENDS_ON_NUMBERS
+    ):
+        masks = [
+            each
+            for each in tree_leaves(args[1:2])
+            if isinstance(each, Tensor) and each.dtype == torch.bool
+        ]
         if (name not in _INDEXING or masks) and kwargs.get("output_size") is None:
             counts.wait(f"the shape of {name}")
-    if not (func.is_view or name in _ALLOCATE or name == "_local_scalar_dense" or getattr(_thread, "is_fused", False)):
+    if not (
+        func.is_view
+        or name in _ALLOCATE
+        or name == "_local_scalar_dense"
+        or getattr(_thread, "is_fused", False)
+    ):
         counts.launches["copy" if crosses else name] += 1
 
 
@@ -205,13 +263,19 @@ class Graph:
     def __init__(self) -> None:
         self._operations: list[tuple[Any, Any, Any, list[tuple[int, Tensor]]]] = []
         self._inputs: dict[int, list[ref[GpuTensor]]] = {}
-        self.pool: set[int] = set()  # storages that graphs made which are replayed before it, and it, by address
+        self.pool: set[int] = (
+            set()
+        )  # storages that graphs made which are replayed before it, and it, by address
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}
 
     def before(self, func: Any, args: Any) -> None:
         """Keep what an operation is about to overwrite."""
         for argument, given in zip(func._schema.arguments, args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, Tensor):
+            if (
+                argument.alias_info is not None
+                and argument.alias_info.is_write
+                and isinstance(given, Tensor)
+            ):
                 storage = given.untyped_storage()
                 self._before.setdefault(storage.data_ptr(), (storage, storage.clone()))
 
@@ -219,9 +283,12 @@ class Graph:
         """Record an operation; its results that are no views are computed again."""
         known = {_address(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
         for each in given:
-            if (address := _address(each.values)) not in self.pool:
+            address = _address(each.values)
+            if address not in self.pool:
                 self._inputs.setdefault(address, []).append(ref(each))
-        made = [(at, each) for at, each in enumerate(tree_leaves(found)) if isinstance(each, Tensor)]
+        made = [
+            (at, each) for at, each in enumerate(tree_leaves(found)) if isinstance(each, Tensor)
+        ]
         made = [(at, each) for at, each in made if _address(each) not in known]
         self.pool |= {_address(each) for _, each in made}
         self._operations.append((func, args, kwargs, made))
@@ -237,7 +304,9 @@ class Graph:
 
     def replay(self) -> None:
         counts.launches["graph"] += 1
-        if not all(any(each() is not None for each in of_storage) for of_storage in self._inputs.values()):
+        if not all(
+            any(each() is not None for each in of_storage) for of_storage in self._inputs.values()
+        ):
             raise RuntimeError("an input of the graph is gone")
         for func, args, kwargs, made in self._operations:
             found = tree_leaves(func(*args, **kwargs))
@@ -277,10 +346,9 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-_submit = ThreadPoolExecutor.submit
-
-
-def _submit_simulated(pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+def _submit_simulated(
+    pool: ThreadPoolExecutor, function: Callable[..., Any], /, *args: Any, **kwargs: Any
+) -> Any:
     def run() -> Any:
         torch._C._set_only_lift_cpu_tensors(True)
         with _Simulation():
@@ -296,7 +364,8 @@ def _no_grad(mode: bool = True) -> torch.no_grad:
 @contextmanager
 def simulated() -> Iterator[Counts]:
     """Simulate one GPU in this thread and in those of pools that get work meanwhile."""
-    future, tolist = torch.__future__, Tensor.tolist
+    future = torch.__future__
+    tolist = Tensor.tolist
     device: dict[str, Any] = {
         "is_available": True, "is_initialized": True, "device_count": 1, "current_device": 0, "utilization": 0,
         "get_device_capability": (9, 0), "get_device_name": "simulated", "is_bf16_supported": True,

@@ -1,4 +1,6 @@
-"""A pytest plugin, for `make test-simulated-gpu`: tests run with the simulated GPU, and are skipped without g++."""
+"""A pytest plugin, for `make test-simulated-gpu`: tests run with the simulated GPU, and are skipped
+without g++.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +16,31 @@ REASON = "" if shutil.which("g++") else "the simulated GPU needs g++"
 
 
 def build() -> None:
-    """Compile guard.cpp with the headers of the installed PyTorch, unless that was done for this version."""
+    """Compile guard.cpp with the headers of the installed PyTorch, unless that was done for this
+    version.
+    """
     spec = importlib.util.find_spec("torch")
     assert spec is not None
     assert spec.origin is not None
-    torch, library, version = Path(spec.origin).parent, FOLDER / "build" / "guard.so", FOLDER / "build" / "version"
+    torch = Path(spec.origin).parent
+    library = FOLDER / "build" / "guard.so"
+    version = FOLDER / "build" / "version"
     wanted = (torch / "version.py").read_text() + (FOLDER / "guard.cpp").read_text()
     if library.exists() and version.exists() and version.read_text() == wanted:
         return
     library.parent.mkdir(exist_ok=True)
-    options = ["-O0", "-shared", "-fPIC", "-std=c++20", f"-I{torch / 'include'}", f"-L{torch / 'lib'}"]
+    options = [
+        "-O0",
+        "-shared",
+        "-fPIC",
+        "-std=c++20",
+        f"-I{torch / 'include'}",
+        f"-L{torch / 'lib'}",
+    ]
     linked = ["-lc10", "-ltorch_cpu", f"-Wl,-rpath,{torch / 'lib'}"]
-    subprocess.run(["g++", *options, str(FOLDER / "guard.cpp"), "-o", str(library), *linked], check=True)
+    subprocess.run(
+        ["g++", *options, str(FOLDER / "guard.cpp"), "-o", str(library), *linked], check=True
+    )
     version.write_text(wanted)
 
 
@@ -34,7 +49,8 @@ if not REASON:
     from tests.simulated_gpu.device import simulated
 
     _simulation = simulated()
-    _simulation.__enter__()  # before modules are imported that decorate functions with torch.inference_mode
+    # before modules are imported that decorate functions with torch.inference_mode
+    _simulation.__enter__()
 
 
 @pytest.fixture(autouse=True)

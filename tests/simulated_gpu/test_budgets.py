@@ -1,4 +1,6 @@
-"""How often the host launches kernels and waits for the GPU: networks of the published depths, but narrow."""
+"""How often the host launches kernels and waits for the GPU: networks of the published depths, but
+narrow.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,16 @@ from tests.factories import make_blip
 from tests.rlip_model.training.worlds import ToyFeed, folder, network, options
 from tests.simulated_gpu.device import counts
 
-IMAGES, PREDICATES, TOKENS = 8, ("riding", "next to", "holding"), 16
-NARROW = {"hidden_dim": 64, "feedforward_dim": 64, "num_heads": 4, "fusion_dim": 32, "fusion_heads": 2}
+IMAGES = 8
+PREDICATES = ("riding", "next to", "holding")
+TOKENS = 16
+NARROW = {
+    "hidden_dim": 64,
+    "feedforward_dim": 64,
+    "num_heads": 4,
+    "fusion_dim": 32,
+    "fusion_heads": 2,
+}
 
 
 def hold(launches: float, waits: float, times: float = 1) -> None:
@@ -53,20 +63,31 @@ def images(path: Path) -> Path:
 
 
 def record(number: int) -> Record:
-    boxes = [Box(name, at, (4.0 * at, 5.0, 20.0, 30.0)) for at, name in enumerate(("person", "dog", "bench"))]
-    pairs = [Pair(0, 1, ["riding"]), Pair(0, 2, list(PREDICATES[: 1 + number % 3])), Pair(1, 2, ["next to"])]
+    boxes = [
+        Box(name, at, (4.0 * at, 5.0, 20.0, 30.0))
+        for at, name in enumerate(("person", "dog", "bench"))
+    ]
+    pairs = [
+        Pair(0, 1, ["riding"]),
+        Pair(0, 2, list(PREDICATES[: 1 + number % 3])),
+        Pair(1, 2, ["next to"]),
+    ]
     return Record(str(number), "test", "val", f"{number}.png", 64, 48, boxes, pairs=pairs)
 
 
 @pytest.mark.parametrize("backbone", ["resnet50", "swin_tiny"])
 def test_a_batch_of_the_tagger(tmp_path: Path, backbone: str) -> None:
-    tokenizer = build_tokenizer(["person dog bench no objects riding next to holding a b c d e f g h i j"])
+    tokenizer = build_tokenizer(
+        ["person dog bench no objects riding next to holding a b c d e f g h i j"]
+    )
     small = {} if backbone == "resnet50" else {"swin_embed_dim": 12, "swin_heads": (1, 2, 2, 4)}
     text = tiny_sizes(len(tokenizer))["text_config"]
     tagger = RTagger(preset("tagger", backbone, **NARROW, **small, text_config=text))
     tagger.set_tokenizer(tokenizer)
     tagger.save_pretrained(tmp_path / "tagger")
-    config = TagConfig(tagger=str(tmp_path / "tagger"), threshold=0.0, short_side=64, long_side=96, device="cuda")
+    config = TagConfig(
+        tagger=str(tmp_path / "tagger"), threshold=0.0, short_side=64, long_side=96, device="cuda"
+    )
     stage = TagStage(config, {"val": images(tmp_path)}, ["person", "dog", "bench"])
     stage.setup()
     stage([record(number) for number in range(IMAGES)])
@@ -76,7 +97,9 @@ def test_a_batch_of_the_tagger(tmp_path: Path, backbone: str) -> None:
 
 
 @pytest.mark.parametrize("launches", [120, 375], ids=["by graphs", "without"])
-def test_a_token_of_captions(tmp_path: Path, launches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_of_captions(
+    tmp_path: Path, launches: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if launches > 120:
         monkeypatch.setattr(torch.cuda, "graph", refuse)
     captioner = make_blip(tmp_path / "blip", layers=12)
@@ -94,13 +117,20 @@ def test_a_token_of_captions(tmp_path: Path, launches: int, monkeypatch: pytest.
 
 @pytest.mark.parametrize("kind", ["tagger", "parsed", "parseda", "dense"])
 def test_a_training_step(tmp_path: Path, kind: str) -> None:
-    deep = {"swin_depths": (2, 2, 6, 2), "encoder_layers": 6, "fusion_interval": 2, "decoder_layers": 3}
+    deep = {
+        "swin_depths": (2, 2, 6, 2),
+        "encoder_layers": 6,
+        "fusion_interval": 2,
+        "decoder_layers": 3,
+    }
     if kind == "dense":
         deep |= {"backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 4}
     made = network("parseda" if kind == "dense" else kind, **deep)
     criterion = TaggerCriterion() if kind == "tagger" else DetectionCriterion()
     made.to("cuda")
-    trainer = Trainer(Objective(made, criterion), options(ema=0.999, epochs=1), folder(tmp_path), log_every=100)
+    trainer = Trainer(
+        Objective(made, criterion), options(ema=0.999, epochs=1), folder(tmp_path), log_every=100
+    )
     trainer.module.train()
     for parts in ToyFeed(3, 4)._batches(0, 0):
         counts.clear()

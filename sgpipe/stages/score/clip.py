@@ -1,4 +1,6 @@
-"""Scores by a CLIP model, of open_clip or transformers (CLIP, SigLIP and the like): images and texts in one space."""
+"""Scores by a CLIP model, of open_clip or transformers (CLIP, SigLIP and the like): images and
+texts in one space.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,37 +27,54 @@ Opened: TypeAlias = tuple[Any, int, Callable[..., Any], Callable[..., Any]]
 
 
 class ClipScorer:
-    """The probability of a relation's text against the mean of its contrast texts; see `contrast_texts`.
+    """The probability of a relation's text against the mean of its contrast texts; see
+    `contrast_texts`.
 
-    It is a softmax over cosines, scaled as the checkpoint was trained; by chance 0.5, however many contrast texts there
-    are. As several relations of a pair may hold, it does not depend on what else is asked.
+    It is a softmax over cosines, scaled as the checkpoint was trained; by chance 0.5, however many
+    contrast texts there are. As several relations of a pair may hold, it does not depend on what
+    else is asked.
     """
 
     def __init__(self, model: str, device: str = "auto", gpus: float = 0) -> None:
-        """`model`: see `ClipModel`; "NAME:WEIGHTS" for a named model of open_clip. `gpus`: how many to use."""
-        self.model, self._device_name, self._gpus = model, device, gpus
+        """`model`: see `ClipModel`; "NAME:WEIGHTS" for a named model of open_clip. `gpus`: how many
+        to use.
+        """
+        self.model = model
+        self._device_name = device
+        self._gpus = gpus
 
     def load(self) -> None:
         self.clip = ClipModel(*split_name(self.model), pick_device(self._device_name, self._gpus))
 
-    def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
+    def scores(
+        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
+    ) -> list[Score]:
         """See `VlmScorer.scores`."""
         if not relations:
             return []
         of_pairs = {(each.subject, each.object): each for each in relations}
-        crops = {pair: marked_crop(image, objects, each, self.clip.side) for pair, each in of_pairs.items()}
+        crops = {
+            pair: marked_crop(image, objects, each, self.clip.side)
+            for pair, each in of_pairs.items()
+        }
         shown = {pair: crop for pair, crop in crops.items() if crop is not None}
-        seen = dict(zip(shown, self.clip.in_groups(self.clip.embed_images, [*shown.values()]), strict=True))
+        seen = dict(
+            zip(shown, self.clip.in_groups(self.clip.embed_images, [*shown.values()]), strict=True)
+        )
         texts = []
         for each in relations:
             own = relation_text(objects[each.subject], each.predicate, objects[each.object])
             texts.append([own, *contrast_texts(objects, each)])
         self.clip.embed_texts([text for each in texts for text in each])  # together; they are kept
-        pairs = zip((seen.get((each.subject, each.object)) for each in relations), texts, strict=True)
+        pairs = zip(
+            (seen.get((each.subject, each.object)) for each in relations), texts, strict=True
+        )
         return [NO_AREA if pair is None else self._probability(pair, own) for pair, own in pairs]
 
     def _probability(self, seen: Tensor, texts: Sequence[str]) -> float:
-        """Return how probable the first text is; `seen`: the embedding of a crop. Raises UserError: it is NaN."""
+        """Return how probable the first text is; `seen`: the embedding of a crop. Raises UserError:
+        it is NaN.
+        """
         logits = self.clip.scale * (self.clip.embed_texts(texts) @ seen).double()
         share = float((logits[0] - logits[1:].logsumexp(0) + math.log(len(texts) - 1)).sigmoid())
         if share != share:
@@ -72,17 +91,22 @@ def split_name(model: str) -> tuple[str, str | None]:
 class ClipModel:
     """A dual encoder. Embeddings have unit length, `[count, width]`, float32 on the CPU.
 
-    `side`: pixels per side of the images that it sees. `scale`: what multiplies cosines before a softmax.
+    `side`: pixels per side of the images that it sees. `scale`: what multiplies cosines before a
+    softmax.
     """
 
     def __init__(self, model: str, weights: str | None, device: torch.device) -> None:
-        """Load a model of transformers (hub id, or folder with config.json) or open_clip (name with its `weights`, a
-        file or a tag; hf-hub:ID; other folders). Raises UserError: it cannot be loaded, or open_clip is not installed.
+        """Load a model of transformers (hub id, or folder with config.json) or open_clip (name with
+        its `weights`, a file or a tag; hf-hub:ID; other folders). Raises UserError: it cannot be
+        loaded, or open_clip is not installed.
         """
-        self._device, self._known = device, dict[str, Tensor]()
+        self._device = device
+        self._known = dict[str, Tensor]()
         is_folder = Path(model).is_dir() and not Path(model, "config.json").is_file()
         is_open_clip = weights is not None or model.startswith("hf-hub:") or is_folder
-        opened = _open_clip(model, weights, device) if is_open_clip else _transformers(model, device)
+        opened = (
+            _open_clip(model, weights, device) if is_open_clip else _transformers(model, device)
+        )
         self._network, self.side, self._see, self._read = opened
         self.scale = float(self._network.logit_scale.detach().exp())
 
@@ -96,11 +120,17 @@ class ClipModel:
             self._known.clear()
         new = [text for text in dict.fromkeys(texts) if text not in self._known]
         with torch.inference_mode():
-            self._known.update(zip(new, self.in_groups(lambda some: _unit(self._read(some)), new), strict=True))
+            self._known.update(
+                zip(new, self.in_groups(lambda some: _unit(self._read(some)), new), strict=True)
+            )
         return torch.stack([self._known[text] for text in texts])
 
-    def in_groups(self, embed: Callable[[Sequence[Item]], Tensor], items: Sequence[Item]) -> list[Tensor]:
-        """Embed items, on a CPU one by one, on a GPU in groups padded with repeats: products round by their rows."""
+    def in_groups(
+        self, embed: Callable[[Sequence[Item]], Tensor], items: Sequence[Item]
+    ) -> list[Tensor]:
+        """Embed items, on a CPU one by one, on a GPU in groups padded with repeats: products round
+        by their rows.
+        """
         size = _GPU_GROUP if self._device.type == "cuda" else 1
         parts = [items[at : at + size] for at in range(0, len(items), size)]
         groups = [embed([*part, *[part[-1]] * (size - len(part))])[: len(part)] for part in parts]
@@ -108,17 +138,23 @@ class ClipModel:
 
 
 def _open_clip(model: str, weights: str | None, device: torch.device) -> Opened:
-    """Return a model of open_clip, the side of its images, and its encoders of images and of texts."""
+    """Return a model of open_clip, the side of its images, and its encoders of images and of
+    texts.
+    """
     open_clip = import_extra("open_clip", "clip")
     name = f"local-dir:{model}" if Path(model).is_dir() else model
     with loading(f"CLIP model {model}"):
-        network, _, preprocess = open_clip.create_model_and_transforms(name, pretrained=weights, device=device)
+        network, _, preprocess = open_clip.create_model_and_transforms(
+            name, pretrained=weights, device=device
+        )
         tokenize = open_clip.get_tokenizer(name)
     size = getattr(getattr(network, "visual", None), "image_size", None) or _DEFAULT_SIDE
     return (
         network.eval(),
         int(size[0] if isinstance(size, tuple | list) else size),
-        lambda images: network.encode_image(torch.stack([preprocess(image) for image in images]).to(device)),
+        lambda images: network.encode_image(
+            torch.stack([preprocess(image) for image in images]).to(device)
+        ),
         lambda texts: network.encode_text(tokenize(list(texts)).to(device)),
     )
 
@@ -130,7 +166,8 @@ def _transformers(model: str, device: torch.device) -> Opened:
     network = load_weights(AutoModel, model, "CLIP model")
     if not (hasattr(network, "get_image_features") and hasattr(network, "logit_scale")):
         raise UserError(f"{model} is not a CLIP model: it does not compare images with texts")
-    processor, config = load_part(AutoProcessor, model, "CLIP model"), network.config
+    processor = load_part(AutoProcessor, model, "CLIP model")
+    config = network.config
     length = getattr(config.text_config, "max_position_embeddings", 77)
     how = {"padding": "max_length", "truncation": True, "max_length": length}
 
@@ -144,7 +181,12 @@ def _transformers(model: str, device: torch.device) -> Opened:
         given = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
         return network.get_text_features(**given)
 
-    return network.eval().to(device), int(getattr(config.vision_config, "image_size", _DEFAULT_SIDE)), see, read
+    return (
+        network.eval().to(device),
+        int(getattr(config.vision_config, "image_size", _DEFAULT_SIDE)),
+        see,
+        read,
+    )
 
 
 def _unit(features: Any) -> Tensor:

@@ -1,7 +1,9 @@
-"""What scorers show and ask (an image and relations in, a probability of each out), and vision-language models.
+"""What scorers show and ask (an image and relations in, a probability of each out), and
+vision-language models.
 
-A scorer sees the subject in a red and the object in a blue outline. A model of transformers or behind an endpoint tells
-how probable "yes" is. It is asked twice, with the answers named in both orders: models prefer the first, or the last.
+A scorer sees the subject in a red and the object in a blue outline. A model of transformers or
+behind an endpoint tells how probable "yes" is. It is asked twice, with the answers named in both
+orders: models prefer the first, or the last.
 """
 
 import math
@@ -22,8 +24,37 @@ NO_AREA = Refusal("a box has no area in the image")
 
 # Predicates that hold in both directions: a text with swapped roles says the same.
 SYMMETRIC = frozenset(
-    ("next to", "beside", "near", "by", "close to", "adjacent to", "alongside", "with", "touching", "facing", "hugging")
+    (
+        "next to",
+        "beside",
+        "near",
+        "by",
+        "close to",
+        "adjacent to",
+        "alongside",
+        "with",
+        "touching",
+        "facing",
+        "hugging",
+    )
 )
+
+
+SUBJECT_COLOUR = (230, 30, 30)
+OBJECT_COLOUR = (30, 80, 255)
+_SURROUNDING = (
+    124,
+    116,
+    104,
+)  # the mean colour of ImageNet, where a square reaches beyond the image
+_MARGIN = 0.08  # around both boxes, as a share of the longer side
+
+Corners = tuple[float, float, float, float]  # pixel xyxy
+
+
+LONGEST_SIDE = 1024  # pixels of the image that is shown
+NEITHER = Refusal('the model answers neither "yes" nor "no"')
+_ORDERS = ("yes or no", "no or yes")
 
 
 def relation_text(subject: Box, predicate: str, object_: Box) -> str:
@@ -42,8 +73,11 @@ def is_directed(subject: Box, object_: Box) -> bool:
 
 
 def contrast_texts(objects: Sequence[Box], relation: Relation) -> list[str]:
-    """Return what else the two boxes may show: both things, unrelated, and the relation with swapped roles."""
-    subject, object_ = objects[relation.subject], objects[relation.object]
+    """Return what else the two boxes may show: both things, unrelated, and the relation with
+    swapped roles.
+    """
+    subject = objects[relation.subject]
+    object_ = objects[relation.object]
     if object_.is_nothing:
         return [with_article(subject.category)]
     texts = [f"{with_article(subject.category)} and {with_article(object_.category)}"]
@@ -52,26 +86,33 @@ def contrast_texts(objects: Sequence[Box], relation: Relation) -> list[str]:
     return texts
 
 
-SUBJECT_COLOUR, OBJECT_COLOUR = (230, 30, 30), (30, 80, 255)
-_SURROUNDING = (124, 116, 104)  # the mean colour of ImageNet, where a square reaches beyond the image
-_MARGIN = 0.08  # around both boxes, as a share of the longer side
-
-Corners = tuple[float, float, float, float]  # pixel xyxy
-
-
-def marked_crop(image: Image.Image, objects: Sequence[Box], relation: Relation, side: int) -> Image.Image | None:
-    """Return a square of `side` pixels around both boxes, outlined; None if a box has no area in the image."""
-    if (boxes := visible_boxes(image, objects, relation)) is None:
+def marked_crop(
+    image: Image.Image, objects: Sequence[Box], relation: Relation, side: int
+) -> Image.Image | None:
+    """Return a square of `side` pixels around both boxes, outlined; None if a box has no area in
+    the image.
+    """
+    boxes = visible_boxes(image, objects, relation)
+    if boxes is None:
         return None
     lefts, tops, rights, bottoms = zip(*boxes, strict=True)
-    left, top, right, bottom = min(lefts), min(tops), max(rights), max(bottoms)
+    left = min(lefts)
+    top = min(tops)
+    right = max(rights)
+    bottom = max(bottoms)
     length = max(right - left, bottom - top, 1.0) * (1 + 2 * _MARGIN)
-    x, y, scale = (left + right - length) / 2, (top + bottom - length) / 2, side / length
+    x = (left + right - length) / 2
+    y = (top + bottom - length) / 2
+    scale = side / length
     square = Image.new("RGB", (side, side), _SURROUNDING)
     shown = (max(x, 0.0), max(y, 0.0), min(x + length, image.width), min(y + length, image.height))
-    place = [round((value - start) * scale) for value, start in zip(shown, (x, y, x, y), strict=True)]
+    place = [
+        round((value - start) * scale) for value, start in zip(shown, (x, y, x, y), strict=True)
+    ]
     size = (max(place[2] - place[0], 1), max(place[3] - place[1], 1))
-    square.paste(image.resize(size, Image.Resampling.BICUBIC, shown, reducing_gap=3), (place[0], place[1]))
+    square.paste(
+        image.resize(size, Image.Resampling.BICUBIC, shown, reducing_gap=3), (place[0], place[1])
+    )
     _outline(square, boxes, (x, y), scale, max(side // 48, 1))
     return square
 
@@ -79,45 +120,62 @@ def marked_crop(image: Image.Image, objects: Sequence[Box], relation: Relation, 
 def marked_images(
     image: Image.Image, objects: Sequence[Box], relations: Iterable[Relation], longest: int
 ) -> Iterator[Image.Image]:
-    """Yield the whole image, reduced to at most `longest` pixels, with both outlines of each relation."""
+    """Yield the whole image, reduced to at most `longest` pixels, with both outlines of each
+    relation.
+    """
     scale = min(longest / max(image.size), 1.0)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     reduced = image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3)
     for relation in relations:
         copy = reduced.copy()
-        _outline(copy, visible_boxes(image, objects, relation) or [], (0, 0), scale, max(max(size) // 200, 2))
+        _outline(
+            copy,
+            visible_boxes(image, objects, relation) or [],
+            (0, 0),
+            scale,
+            max(max(size) // 200, 2),
+        )
         yield copy
 
 
-def visible_boxes(image: Image.Image, objects: Sequence[Box], relation: Relation) -> list[Corners] | None:
-    """Return the subject's box and the object's, if there is one, within the image; None if one has no area there."""
+def visible_boxes(
+    image: Image.Image, objects: Sequence[Box], relation: Relation
+) -> list[Corners] | None:
+    """Return the subject's box and the object's, if there is one, within the image; None if one has
+    no area there.
+    """
     boxes: list[Corners] = []
     for box in (objects[relation.subject], objects[relation.object]):
         if not box.is_nothing:
             x, y, width, height = box.bbox
-            right, bottom = min(x + width, float(image.width)), min(y + height, float(image.height))
+            right = min(x + width, float(image.width))
+            bottom = min(y + height, float(image.height))
             boxes.append((max(x, 0.0), max(y, 0.0), right, bottom))
     have_area = all(right > left and bottom > top for left, top, right, bottom in boxes)
     return boxes if boxes and have_area else None
 
 
 def _outline(
-    image: Image.Image, boxes: Sequence[Corners], origin: tuple[float, float], scale: float, width: int
+    image: Image.Image,
+    boxes: Sequence[Corners],
+    origin: tuple[float, float],
+    scale: float,
+    width: int,
 ) -> None:
     """Draw the object's outline first: where they meet, the subject's is seen."""
     pen, (x, y) = ImageDraw.Draw(image), origin
     for box, colour in reversed(list(zip(boxes, (SUBJECT_COLOUR, OBJECT_COLOUR), strict=False))):
-        left, top, right, bottom = ((side - start) * scale for side, start in zip(box, (x, y, x, y), strict=True))
-        pen.rectangle((left, top, max(right - 1, left), max(bottom - 1, top)), outline=colour, width=width)
-
-
-LONGEST_SIDE = 1024  # pixels of the image that is shown
-NEITHER = Refusal('the model answers neither "yes" nor "no"')
-_ORDERS = ("yes or no", "no or yes")
+        left, top, right, bottom = (
+            (side - start) * scale for side, start in zip(box, (x, y, x, y), strict=True)
+        )
+        pen.rectangle(
+            (left, top, max(right - 1, left), max(bottom - 1, top)), outline=colour, width=width
+        )
 
 
 class VlmScorer:
-    """Asks a model, local or served, whether a relation is correct, in two requests of one token each.
+    """Asks a model, local or served, whether a relation is correct, in two requests of one token
+    each.
 
     No answer depends on another question. A server must return log-probabilities.
     """
@@ -126,32 +184,49 @@ class VlmScorer:
         """Raises UserError: the model does not exist."""
         same = ("endpoint", "requests", "device", "dtype", "resources")
         given = {name: getattr(config, name) for name in same}
-        asked = CaptionConfig(captioner=config.tagger, prompt="Is it grey?", min_tokens=1, max_tokens=1, **given)
+        asked = CaptionConfig(
+            captioner=config.tagger, prompt="Is it grey?", min_tokens=1, max_tokens=1, **given
+        )
         self._model: Any = load_captioner(asked, cache, role="scorer")
         self._served = config.endpoint is not None
 
     def check(self) -> None:
-        """Raises UserError: the model cannot be used, or the server does not answer, or ignores a setting."""
+        """Raises UserError: the model cannot be used, or the server does not answer, or ignores a
+        setting.
+        """
         objects = [Box("dog", 0, (4, 4, 40, 40)), Box("cat", 0, (40, 20, 20, 20))]
-        [example, _] = self._ask(Image.new("RGB", (64, 64), "white"), objects, [Relation(0, 1, "next to")])
+        [example, _] = self._ask(
+            Image.new("RGB", (64, 64), "white"), objects, [Relation(0, 1, "next to")]
+        )
         self._model.check(example)
 
     def load(self) -> None:
         self._model.setup()
 
-    def scores(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> list[Score]:
-        """Return the probability that each relation of an RGB image is correct, or why there is none, in their order.
+    def scores(
+        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
+    ) -> list[Score]:
+        """Return the probability that each relation of an RGB image is correct, or why there is
+        none, in their order.
 
         Raises UserError or EngineError if the scorer fails on every image.
         """
         visible = [visible_boxes(image, objects, relation) is not None for relation in relations]
-        answers = map(_share, self._model.ask_all(self._ask(image, objects, [*compress(relations, visible)])))
-        scores = (mean_of_orders(first, second) for first, second in zip(answers, answers, strict=True))
+        answers = map(
+            _share, self._model.ask_all(self._ask(image, objects, [*compress(relations, visible)]))
+        )
+        scores = (
+            mean_of_orders(first, second) for first, second in zip(answers, answers, strict=True)
+        )
         return [next(scores) if there else NO_AREA for there in visible]
 
-    def _ask(self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]) -> Iterator[ChatRequest]:
+    def _ask(
+        self, image: Image.Image, objects: Sequence[Box], relations: Sequence[Relation]
+    ) -> Iterator[ChatRequest]:
         """Yield both questions about each relation."""
-        for relation, marked in zip(relations, marked_images(image, objects, relations, LONGEST_SIDE), strict=True):
+        for relation, marked in zip(
+            relations, marked_images(image, objects, relations, LONGEST_SIDE), strict=True
+        ):
             shown = image_url(marked) if self._served else marked
             for question in ask_about(objects, relation):
                 yield ChatRequest(question, shown, max_tokens=1, logprobs=True)
@@ -160,26 +235,38 @@ class VlmScorer:
 def _share(answer: list[Choice] | Refusal) -> Score:
     if isinstance(answer, Refusal):
         return answer
-    return share_of_yes({token: math.exp(min(value, 0)) for token, value in (answer[0].logprobs or {}).items()})
+    return share_of_yes(
+        {token: math.exp(min(value, 0)) for token, value in (answer[0].logprobs or {}).items()}
+    )
 
 
 def ask_about(objects: Sequence[Box], relation: Relation) -> tuple[str, ...]:
     """Return the question with the answers in both orders."""
-    subject, object_ = objects[relation.subject], objects[relation.object]
+    subject = objects[relation.subject]
+    object_ = objects[relation.object]
     last = "" if object_.is_nothing else f" the {object_.category} (blue box)"
     question = f"Is the {subject.category} (red box) {relation.predicate}{last}?"
     return tuple(f"{question} Answer with one word: {order}." for order in _ORDERS)
 
 
 def mean_of_orders(first: Score, second: Score) -> Score:
-    """Return the mean of the probabilities of both orders, or the first reason why there is none."""
+    """Return the mean of the probabilities of both orders, or the first reason why there is
+    none.
+    """
     if isinstance(first, Refusal) or isinstance(second, Refusal):
         return first if isinstance(first, Refusal) else second
     return (first + second) / 2
 
 
 def share_of_yes(tokens: Mapping[str, float]) -> Score:
-    """Return the probability of "yes" among "yes" and "no", by the probabilities of the likeliest first tokens."""
-    words = [(token.strip(' \n\t"*.,!▁Ġ').lower(), probability) for token, probability in tokens.items()]
-    yes, no = (sum(probability for word, probability in words if word == answer) for answer in ("yes", "no"))
+    """Return the probability of "yes" among "yes" and "no", by the probabilities of the likeliest
+    first tokens.
+    """
+    words = [
+        (token.strip(' \n\t"*.,!▁Ġ').lower(), probability) for token, probability in tokens.items()
+    ]
+    yes, no = (
+        sum(probability for word, probability in words if word == answer)
+        for answer in ("yes", "no")
+    )
     return yes / (yes + no) if yes + no > 0 else NEITHER  # a server may send NaN

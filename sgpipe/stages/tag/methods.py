@@ -1,7 +1,7 @@
 """What each `tag.method` needs, and the methods without a model.
 
-Those make every candidate a relation, or every candidate whose boxes overlap: the baselines of the RLIPv2 paper
-(section 4.3, table 5) for the R-Tagger.
+Those make every candidate a relation, or every candidate whose boxes overlap: the baselines of the
+RLIPv2 paper (section 4.3, table 5) for the R-Tagger.
 """
 
 import numpy as np
@@ -14,20 +14,32 @@ from sgpipe.stages.pair import overlapping, stated_predicates, told_triplets
 
 ASSUMED = 1.0  # so that no threshold drops them; without a confidence they would be annotations
 _WITH_PRIOR = ("clip", "vlm")
-_NEEDED = {"rtagger": "an R-Tagger (from `sgpipe convert`)", "clip": "a CLIP model", "vlm": "a vision-language model"}
+_NEEDED = {
+    "rtagger": "an R-Tagger (from `sgpipe convert`)",
+    "clip": "a CLIP model",
+    "vlm": "a vision-language model",
+}
 
 
 def check_tagger(tag: TagConfig, pair: PairConfig | None = None) -> None:
-    """Raises UserError: the model that the method needs is not named, or a setting is for another method."""
+    """Raises UserError: the model that the method needs is not named, or a setting is for another
+    method.
+    """
     if tag.tagger is None and tag.method in _NEEDED:
-        needed = f"tag.method {tag.method} needs {_NEEDED[tag.method]}; layout, overlap and all need none"
+        needed = (
+            f"tag.method {tag.method} needs {_NEEDED[tag.method]}; layout, overlap and all need"
+            " none"
+        )
         raise UserError(f"tag.tagger is not set (--tagger): {needed}")
     if tag.endpoint is not None and tag.method != "vlm":
         raise UserError(f"tag.method is {tag.method}: tag.endpoint is for vlm")
     if tag.prior is not None and tag.method not in _WITH_PRIOR:
         raise UserError(f"tag.method is {tag.method}: tag.prior is for {' and '.join(_WITH_PRIOR)}")
     if not tag.scores and (tag.calibration is not None or tag.precision is not None):
-        raise UserError(f"tag.method={tag.method} gives no scores: set tag.calibration and tag.precision to null")
+        raise UserError(
+            f"tag.method={tag.method} gives no scores: set tag.calibration and tag.precision to"
+            " null"
+        )
     if pair is not None and pair.restrict == "group" and tag.method != "rtagger":
         raise UserError(f"tag.method is {tag.method}: pair.restrict=group is for rtagger")
 
@@ -38,28 +50,46 @@ class AssumedStage(Stage):
     name = "tag"
 
     def __init__(self, config: TagConfig, pair: PairConfig | None = None) -> None:
-        self.config, self.resources, self.pair = config, config.resources, pair or PairConfig()
+        self.config = config
+        self.resources = config.resources
+        self.pair = pair or PairConfig()
 
     def fill(self, record: Record) -> None:
         pairs = overlapping_pairs(record) if self.config.method == "overlap" else record.pairs
         relations = deduplicate(candidates(pairs, ASSUMED, "captions"))
         if self.pair.marks:  # what no caption led to
-            match, loose = self.pair.match, self.pair.loose
-            told = told_triplets(record, match, loose) if self.pair.candidates == "captions+marks" else ()
+            match = self.pair.match
+            loose = self.pair.loose
+            told = (
+                told_triplets(record, match, loose)
+                if self.pair.candidates == "captions+marks"
+                else ()
+            )
             stated = stated_predicates(told, verbatim=match == "substring")
             for each in relations:
-                classes = record.objects[each.subject].category, record.objects[each.object].category
+                classes = (
+                    record.objects[each.subject].category,
+                    record.objects[each.object].category,
+                )
                 if each.predicate not in stated.get(classes, ()):
                     each.origin = "marks"
         record.relations += relations
 
 
-def candidates(pairs: list[Pair], confidence: float | None, origin: RelationOrigin) -> list[Relation]:
-    return [Relation(pair.subject, pair.object, text, confidence, origin) for pair in pairs for text in pair.predicates]
+def candidates(
+    pairs: list[Pair], confidence: float | None, origin: RelationOrigin
+) -> list[Relation]:
+    return [
+        Relation(pair.subject, pair.object, text, confidence, origin)
+        for pair in pairs
+        for text in pair.predicates
+    ]
 
 
 def overlapping_pairs(record: Record) -> list[Pair]:
-    """Return the candidate pairs whose boxes share some area; boxes that only touch, or have no area, do not."""
+    """Return the candidate pairs whose boxes share some area; boxes that only touch, or have no
+    area, do not.
+    """
     if not record.pairs:
         return []
     boxes = np.array([box.bbox for box in record.objects], np.float64)

@@ -1,4 +1,6 @@
-"""The tag stages: the R-Tagger or another scorer scores candidates; scores above a threshold are relations."""
+"""The tag stages: the R-Tagger or another scorer scores candidates; scores above a threshold are
+relations.
+"""
 
 from __future__ import annotations
 
@@ -37,10 +39,23 @@ from sgpipe.stages.score.scorer import NO_AREA, VlmScorer
 from sgpipe.stages.tag.layout.prior import LayoutPrior
 from sgpipe.stages.tag.methods import candidates
 from sgpipe.utils.devices import pick_dtype
-from sgpipe.utils.gpu import GPU_THREADS, Compiled, GpuMemory, compile_forward, enough_memory, gpu_use
+from sgpipe.utils.gpu import (
+    GPU_THREADS,
+    Compiled,
+    GpuMemory,
+    compile_forward,
+    enough_memory,
+    gpu_use,
+)
 from sgpipe.utils.prefetch import prefetch
 
-Group = tuple[list[tuple[int, int]], list[str]]  # box pairs, and the distinct predicates of all of them
+Group = tuple[
+    list[tuple[int, int]], list[str]
+]  # box pairs, and the distinct predicates of all of them
+
+
+_REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
+GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
 
 
 class Batch(NamedTuple):
@@ -50,12 +65,16 @@ class Batch(NamedTuple):
     predicates: list[str]
 
 
-def reference_groups(pairs: Sequence[Pair], size: int = 100, boxes: int | None = None) -> list[Group]:
+def reference_groups(
+    pairs: Sequence[Pair], size: int = 100, boxes: int | None = None
+) -> list[Group]:
     """RLIPv2's groups, in which it is lost which pair had which predicate.
 
-    An entry of a group is a pair with one of its predicates; with `boxes`, the number of non-crowd boxes, it is a prior
-    candidate: a pair with all of its predicates. N entries form N // size + 1 groups, so the last group is empty if
-    `size` divides N; N counts all ordered pairs of the boxes, whether or not they are candidates.
+    An entry of a group is a pair with one of its predicates; with `boxes`, the number of non-crowd
+    boxes, it is a prior
+    candidate: a pair with all of its predicates. N entries form N // size + 1 groups, so the last
+    group is empty if `size` divides N; N counts all ordered pairs of the boxes, whether or not they
+    are candidates.
     """
     entries = [((pair.subject, pair.object), pair.predicates) for pair in pairs]
     if boxes is None:
@@ -63,13 +82,17 @@ def reference_groups(pairs: Sequence[Pair], size: int = 100, boxes: int | None =
     number = len(entries) if boxes is None else boxes * (boxes - 1)
     chunks = [entries[size * index : size * (index + 1)] for index in range(number // size + 1)]
     return [
-        ([pair for pair, _ in chunk], list(dict.fromkeys(text for _, texts in chunk for text in texts)))
+        (
+            [pair for pair, _ in chunk],
+            list(dict.fromkeys(text for _, texts in chunk for text in texts)),
+        )
         for chunk in chunks
     ]
 
 
 def own_batches(pairs: Sequence[Pair], size: int, chunk: int) -> list[Batch]:
-    """`restrict: pair`: groups of at most `size` pairs, each against the predicates of its own pairs.
+    """`restrict: pair`: groups of at most `size` pairs, each against the predicates of its own
+    pairs.
 
     Groups with the same predicates share a batch, up to `chunk` of them.
     """
@@ -78,7 +101,9 @@ def own_batches(pairs: Sequence[Pair], size: int, chunk: int) -> list[Batch]:
     for start in range(0, len(with_predicates), size):
         group = with_predicates[start : start + size]
         predicates = tuple(sorted({text for pair in group for text in pair.predicates}))
-        by_predicates.setdefault(predicates, []).append([(pair.subject, pair.object) for pair in group])
+        by_predicates.setdefault(predicates, []).append(
+            [(pair.subject, pair.object) for pair in group]
+        )
     return [
         Batch(groups[start : start + chunk], list(predicates))
         for predicates, groups in by_predicates.items()
@@ -94,17 +119,16 @@ def reference_batches(groups: Sequence[Group], chunk: int) -> list[Batch]:
     batches = []
     for start in range(0, len(groups), chunk):
         part = groups[start : start + chunk]
-        if predicates := list(dict.fromkeys(text for _, texts in part for text in texts)):
+        predicates = list(dict.fromkeys(text for _, texts in part for text in texts))
+        if predicates:
             batches.append(Batch([pairs for pairs, _ in part if pairs], predicates))
     return batches
 
 
-_REMEDY = "lower tag.chunk, or raise tag.resources.gpus so that fewer actors share the GPU"
-GPU_IMAGES = 8  # of equal size that a GPU computes at once, unless tag.batch_size says how many
-
-
 class TaggerInput(NamedTuple):
-    """A record whose pairs are scored, and what the network reads: sorted class names, pixels, and texts of batches."""
+    """A record whose pairs are scored, and what the network reads: sorted class names, pixels, and
+    texts of batches.
+    """
 
     record: Record
     batches: list[Batch]
@@ -114,10 +138,12 @@ class TaggerInput(NamedTuple):
 
 
 def text_to_read(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return what a tagger reads for a class: its name or, if a small tokenizer lacks a word of it, a class of COCO or
-    Objects365 that it is a synonym of."""
+    """Return what a tagger reads for a class: its name or, if a small tokenizer lacks a word of it,
+    a class of COCO or Objects365 that it is a synonym of."""
     texts = (name, *(text for matcher in _matchers() for text in matcher.classes(name)))
-    return next((text for text in texts if tokenizer.unk_token_id not in tokenizer(text)["input_ids"]), name)
+    return next(
+        (text for text in texts if tokenizer.unk_token_id not in tokenizer(text)["input_ids"]), name
+    )
 
 
 @cache
@@ -136,10 +162,11 @@ def normalised_boxes(record: Record) -> Tensor:
 class TagStage(ImageStage):
     """Scores the candidate pairs of each record.
 
-    On a CPU one image at a time, so that results do not depend on the batch; on a GPU images of equal size together.
-    The scores of a pair depend on its position among the pairs. With `restrict: pair` these are sorted by their boxes,
-    and each keeps its own candidates. With `restrict: group` they are in the order of the file, and a pair can get any
-    predicate of its chunk of groups, as in RLIPv2.
+    On a CPU one image at a time, so that results do not depend on the batch; on a GPU images of
+    equal size together. The scores of a pair depend on its position among the pairs. With
+    `restrict: pair` these are sorted by their boxes, and each keeps its own candidates. With
+    `restrict: group` they are in the order of the file, and a pair can get any predicate of its
+    chunk of groups, as in RLIPv2.
     """
 
     name = "tag"
@@ -154,7 +181,9 @@ class TagStage(ImageStage):
     ) -> None:
         """`object_names`: every class name of the dataset. `pair`, `seed`: of the run."""
         super().__init__(config, roots)
-        self.pair, self.seed, self.classes = pair or PairConfig(), seed, object_names
+        self.pair = pair or PairConfig()
+        self.seed = seed
+        self.classes = object_names
 
     def check(self) -> None:
         if self.config.tagger is not None:
@@ -171,7 +200,9 @@ class TagStage(ImageStage):
         nn.Module.to(self.tagger, self.device)
         self.tagger.prepare_inference(self.dtype)
         self.texts = {name: text_to_read(name, self.tagger.tokenizer) for name in self.classes}
-        self.object_names = sorted(set(self.texts.values()))  # their order decides the last bits of scores
+        self.object_names = sorted(
+            set(self.texts.values())
+        )  # their order decides the last bits of scores
         self.group_size = min(self.config.group_size, self.tagger.config.num_pairs)
         elsewhere = self.device.type != "cpu"
         self.gpu_threads = GPU_THREADS if elsewhere else 0
@@ -180,9 +211,14 @@ class TagStage(ImageStage):
         on_gpu = self.device.type == "cuda"
         self.compiled: list[Compiled] = []
         if on_gpu and self.config.compile:
-            self.compiled = [compile_forward(self.tagger.image_encoder), compile_forward(*self.tagger.encoder.layers)]
+            self.compiled = [
+                compile_forward(self.tagger.image_encoder),
+                compile_forward(*self.tagger.encoder.layers),
+            ]
         with enough_memory(self.device, _REMEDY):  # for the test of an operator
-            self.attention = str(gpu_sampling(next(self.tagger.parameters()).device)) if on_gpu else ""
+            self.attention = (
+                str(gpu_sampling(next(self.tagger.parameters()).device)) if on_gpu else ""
+            )
 
     def gpu_use(self) -> dict[str, Any]:
         return gpu_use(self.device, *self.compiled, attention=self.attention)
@@ -190,36 +226,56 @@ class TagStage(ImageStage):
     def __call__(self, records: list[Record]) -> list[Record]:
         chosen = self._choose(records)
         classes = sorted(set[str]().union(*(each.classes for each in chosen)))
-        predicates = (text for each in chosen for pair in each.record.pairs for text in pair.predicates)
+        predicates = (
+            text for each in chosen for pair in each.record.pairs for text in pair.predicates
+        )
         self.tagger.encode_texts([*classes, NO_OBJECTS, *dict.fromkeys(predicates)])
-        with prefetch(self._compute, self._inputs(chosen), self.gpu_threads, self.gpu_threads + 1) as computed:
+        with prefetch(
+            self._compute, self._inputs(chosen), self.gpu_threads, self.gpu_threads + 1
+        ) as computed:
             for given, of_image in chain.from_iterable(computed):
                 given.record.relations += self._relations(given, of_image)
         return records
 
     def _choose(self, records: Sequence[Record]) -> list[TaggerInput]:
-        """Return the records to score, and with what; those of equal batch key in sequence if they go together."""
+        """Return the records to score, and with what; those of equal batch key in sequence if they
+        go together.
+        """
         chosen = []
         for record in (record for record in records if record.ok):
             batches = self._batches(record)
             for noun in {box.category for box in record.objects}.difference(self.texts):
-                self.texts[noun] = text_to_read(noun, self.tagger.tokenizer)  # no class that other images read
+                self.texts[noun] = text_to_read(
+                    noun, self.tagger.tokenizer
+                )  # no class that other images read
             if batches:
                 chosen.append(TaggerInput(record, batches, self._classes(record)))
         return sorted(chosen, key=self._batch_key) if self.memory.batch_size > 1 else chosen
 
     def _classes(self, record: Record) -> list[str]:
-        """Return the class names that the network reads with this image, sorted. They depend on no other image."""
+        """Return the class names that the network reads with this image, sorted. They depend on no
+        other image.
+        """
         own = {self.texts[box.category] for box in record.objects}
         if self.config.vocabulary == "dataset":
-            return self.object_names if own.issubset(self.object_names) else sorted(own.union(self.object_names))
+            return (
+                self.object_names
+                if own.issubset(self.object_names)
+                else sorted(own.union(self.object_names))
+            )
         others = (name for name in self.object_names if name not in own)
         key = f"{self.seed}\0{record.image_id}\0"
-        sample = nsmallest(self.config.vocabulary_others, others, lambda name: blake2b((key + name).encode()).digest())
+        sample = nsmallest(
+            self.config.vocabulary_others,
+            others,
+            lambda name: blake2b((key + name).encode()).digest(),
+        )
         return sorted(own.union(sample))
 
     def _batch_key(self, each: TaggerInput) -> tuple[tuple[int, int], int]:
-        """Return the size of an image, and how many class names the network reads; equal for images of a batch."""
+        """Return the size of an image, and how many class names the network reads; equal for images
+        of a batch.
+        """
         return self._size(each.record), len(each.classes)
 
     def _size(self, record: Record) -> tuple[int, int]:
@@ -227,21 +283,30 @@ class TagStage(ImageStage):
         return resized(record.width, record.height, self.config.short_side, self.config.long_side)
 
     def _inputs(self, chosen: Sequence[TaggerInput]) -> Iterator[list[TaggerInput]]:
-        """At most `memory.batch_size` images of equal batch key at a time. Unreadable ones become error rows."""
+        """At most `memory.batch_size` images of equal batch key at a time. Unreadable ones become
+        error rows.
+        """
         by_record = {id(each.record): each for each in chosen}
-        opened = self.opened((each.record for each in chosen), self._network_input, self.memory.batch_size)
+        opened = self.opened(
+            (each.record for each in chosen), self._network_input, self.memory.batch_size
+        )
         ready = (by_record[id(record)]._replace(pixels=pixels) for record, pixels in opened)
         for _, same in groupby(ready, self._batch_key):
             while some := list(islice(same, self.memory.batch_size)):
                 inputs = []
                 for each in some:
                     classes = [*each.classes, NO_OBJECTS]
-                    texts = [self.tagger.encode_labels(classes, batch.predicates) for batch in each.batches]
+                    texts = [
+                        self.tagger.encode_labels(classes, batch.predicates)
+                        for batch in each.batches
+                    ]
                     inputs.append(each._replace(texts=texts))
                 yield inputs
 
     def _network_input(self, image: Image.Image, file: ImageFile) -> Tensor:
-        """Return what is copied to the device: normalised pixels; for a GPU bytes, which it enlarges and normalises."""
+        """Return what is copied to the device: normalised pixels; for a GPU bytes, which it
+        enlarges and normalises.
+        """
         sides = (self.config.short_side, self.config.long_side)
         if self.device.type == "cpu":
             return to_pixel_values(image, *sides)
@@ -255,24 +320,33 @@ class TagStage(ImageStage):
             return own_batches(pairs, self.group_size, self.config.chunk)
         of_classes = self.pair.candidates in ("image", "prior")
         boxes = sum(not box.iscrowd for box in record.objects) if of_classes else None
-        return reference_batches(reference_groups(record.pairs, self.group_size, boxes), self.config.chunk)
+        return reference_batches(
+            reference_groups(record.pairs, self.group_size, boxes), self.config.chunk
+        )
 
     def _compute(self, inputs: list[TaggerInput]) -> list[tuple[TaggerInput, list[Tensor]]]:
         return list(zip(inputs, self.memory.compute(self._forward, inputs), strict=True))
 
     @torch.no_grad()
     def _forward(self, inputs: Sequence[TaggerInput]) -> list[list[Tensor]]:
-        """For each input the scores `[groups, pairs, predicates]` of its batches, float32 on the CPU."""
+        """For each input the scores `[groups, pairs, predicates]` of its batches, float32 on the
+        CPU.
+        """
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext():
             pixels = [each.pixels.to(self.device, non_blocking=True) for each in inputs]
             if pixels[0].dtype == torch.uint8:
                 pixels = [enlarge(each, self._size(inputs[0].record)) for each in pixels]
             stacked = torch.stack(pixels) if len(inputs) > 1 else pixels[0].unsqueeze(0)
-            images = self.tagger.encode_image(normalise(stacked) if stacked.dtype == torch.uint8 else stacked)
+            images = self.tagger.encode_image(
+                normalise(stacked) if stacked.dtype == torch.uint8 else stacked
+            )
             objects = []
             for each in inputs:
-                labels = [bisect_left(each.classes, self.texts[box.category]) for box in each.record.objects]
+                labels = [
+                    bisect_left(each.classes, self.texts[box.category])
+                    for box in each.record.objects
+                ]
                 objects.append((normalised_boxes(each.record), torch.tensor(labels)))
             rows = [
                 (image, batch, texts)
@@ -289,12 +363,22 @@ class TagStage(ImageStage):
                 for number, (image, batch, _) in enumerate(part):
                     groups += [given_pairs(*objects[image], group) for group in batch.groups]
                     owners += [number] * len(batch.groups)
-                found.append(self.tagger.score_pairs(memory, groups, owners if len(part) > 1 else None).float())
+                found.append(
+                    self.tagger.score_pairs(
+                        memory, groups, owners if len(part) > 1 else None
+                    ).float()
+                )
         # One copy, as the host waits for it.
-        flat = torch.cat([each.flatten() for each in found]).cpu() if self.device.type != "cpu" else None
+        flat = (
+            torch.cat([each.flatten() for each in found]).cpu()
+            if self.device.type != "cpu"
+            else None
+        )
         arrived = flat.split([each.numel() for each in found]) if flat is not None else found
         scores: list[list[Tensor]] = [[] for _ in inputs]
-        by_row = (group for own, each in zip(arrived, found, strict=True) for group in own.view_as(each))
+        by_row = (
+            group for own, each in zip(arrived, found, strict=True) for group in own.view_as(each)
+        )
         for image, batch, _ in rows:
             own = torch.stack(list(islice(by_row, len(batch.groups))))
             scores[image].append(own[:, :, : len(batch.predicates)])
@@ -306,17 +390,25 @@ class TagStage(ImageStage):
         for batch, of_batch in zip(given.batches, scores, strict=True):
             if not bool(of_batch.isfinite().all()):  # a threshold would silently drop NaN
                 raise UserError(
-                    f"tagger {self.config.tagger} returns NaN scores in {given.record.file_name!r}: its training "
-                    "diverged, or its weights are damaged"
+                    f"tagger {self.config.tagger} returns NaN scores in {given.record.file_name!r}:"
+                    " its training diverged, or its weights are damaged"
                 )
             for group, of_group in zip(batch.groups, of_batch, strict=True):
                 for row, column in (of_group[: len(group)] > self.threshold).nonzero().tolist():
                     confidence = float(of_group[row, column])
                     subject, object_ = group[row]
-                    relations.append(Relation(subject, object_, batch.predicates[column], confidence, "tagger"))
+                    relations.append(
+                        Relation(subject, object_, batch.predicates[column], confidence, "tagger")
+                    )
         if self.pair.restrict == "pair":
-            own = {(pair.subject, pair.object, text) for pair in given.record.pairs for text in pair.predicates}
-            relations = [each for each in relations if (each.subject, each.object, each.predicate) in own]
+            own = {
+                (pair.subject, pair.object, text)
+                for pair in given.record.pairs
+                for text in pair.predicates
+            }
+            relations = [
+                each for each in relations if (each.subject, each.object, each.predicate) in own
+            ]
             relations.sort(key=lambda relation: (relation.subject, relation.object))
         return deduplicate(relations)
 
@@ -329,26 +421,34 @@ def given_pairs(boxes: Tensor, labels: Tensor, pairs: Sequence[tuple[int, int]])
 
 
 class ScoredStage(ImageStage):
-    """Keeps the candidates that a scorer finds more probable than the threshold; that is their confidence.
+    """Keeps the candidates that a scorer finds more probable than the threshold; that is their
+    confidence.
 
-    A candidate with a box that has no area in the image is not a relation. With `tag.prior`, the scores of pairs that
-    are unlikely to interact, by the layout model, are lower.
+    A candidate with a box that has no area in the image is not a relation. With `tag.prior`, the
+    scores of pairs that are unlikely to interact, by the layout model, are lower.
     """
 
     name = "tag"
 
-    def __init__(self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None) -> None:
+    def __init__(
+        self, config: TagConfig, roots: Mapping[str, ImagePlace], pair: PairConfig | None = None
+    ) -> None:
         super().__init__(config, roots)
         self.pair = pair or PairConfig()
 
     def _make_scorer(self) -> ClipScorer | VlmScorer:
         if self.config.method == "vlm":
             return VlmScorer(self.config, self.cache_folder)
-        return ClipScorer(local_model(str(self.config.tagger)), self.config.device, self.config.resources.gpus or 0)
+        return ClipScorer(
+            local_model(str(self.config.tagger)),
+            self.config.device,
+            self.config.resources.gpus or 0,
+        )
 
     def check(self) -> None:
         threshold_of_recipe(self.config, self.pair)
-        if isinstance(scorer := self._make_scorer(), VlmScorer):
+        scorer = self._make_scorer()
+        if isinstance(scorer, VlmScorer):
             scorer.check()
 
     def setup(self) -> None:
@@ -361,15 +461,25 @@ class ScoredStage(ImageStage):
     def __call__(self, records: list[Record]) -> list[Record]:
         asked = [record for record in records if any(pair.predicates for pair in record.pairs)]
         for record, image in self.opened(asked):
-            relations = candidates(record.pairs, None, "clip" if self.config.method == "clip" else "vlm")
+            relations = candidates(
+                record.pairs, None, "clip" if self.config.method == "clip" else "vlm"
+            )
             found = self.scorer.scores(image, record.objects, relations)
-            if failed := [each for each in found if isinstance(each, Refusal) and each is not NO_AREA]:
+            failed = [each for each in found if isinstance(each, Refusal) and each is not NO_AREA]
+            if failed:
                 record.fail(self.name, failed[0].reason)
                 continue
             scores = [0.0 if isinstance(each, Refusal) else each for each in found]
             if self.prior is not None:
-                scores = [score * factor for score, factor in zip(scores, self.prior.factors(record), strict=True)]
-            for relation, score in zip(relations, torch.tensor(scores, dtype=torch.float32).tolist(), strict=True):
+                scores = [
+                    score * factor
+                    for score, factor in zip(scores, self.prior.factors(record), strict=True)
+                ]
+            for relation, score in zip(
+                relations, torch.tensor(scores, dtype=torch.float32).tolist(), strict=True
+            ):
                 relation.confidence = score  # in the precision of shards
-            record.relations += deduplicate(each for each in relations if (each.confidence or 0) > self.threshold)
+            record.relations += deduplicate(
+                each for each in relations if (each.confidence or 0) > self.threshold
+            )
         return records

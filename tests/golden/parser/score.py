@@ -1,22 +1,27 @@
 """Precision, recall and F1 of the relation triplets of captions against gold triplets.
 
 Gold: {id: {"caption": str, "set": str, "triplets": [[subject, predicate, object], ...]}}
-Predicted: {id: [[subject, predicate, object], ...]}; an id that is missing counts as an empty prediction.
+Predicted: {id: [[subject, predicate, object], ...]}; an id that is missing counts as an empty
+prediction.
 
 Normalization, the same for gold and predicted triplets:
-    noun phrase: lower case, without "'s" and punctuation, without leading determiners, possessives, numbers and
-        quantifiers, last word in the singular (a table of irregular words, then rules for the endings)
-    predicate: lower case, without leading forms of "be" and "have" that something follows, first word as a verb lemma
-        (a table, or -ing, -ed or -s cut off where verb_vocab.json has the rest)
+    noun phrase: lower case, without "'s" and punctuation, without leading determiners, possessives,
+        numbers and quantifiers, last word in the singular (a table of irregular words, then rules
+        for the endings)
+    predicate: lower case, without leading forms of "be" and "have" that something follows, first
+        word as a verb lemma (a table, or -ing, -ed or -s cut off where verb_vocab.json has the
+        rest)
 
 Levels:
     strict: all three parts are equal
     head: the last words of both noun phrases and the predicates are equal
-    relaxed: the last words of both noun phrases are equal, and the predicates are, or their last or first words
+    relaxed: the last words of both noun phrases are equal, and the predicates are, or their last or
+        first words
     pair: the last words of both noun phrases are equal
 
-Within a caption, predicted and gold triplets are matched one to one (a maximum matching); figures are micro averages
-over the captions. Predicted triplets whose predicate is "be" are attributes and not scored, as they are never gold.
+Within a caption, predicted and gold triplets are matched one to one (a maximum matching); figures
+are micro averages over the captions. Predicted triplets whose predicate is "be" are attributes and
+not scored, as they are never gold.
 """
 
 from __future__ import annotations
@@ -35,7 +40,9 @@ Triplet = tuple[str, str, str]
 
 
 def score(
-    gold: Mapping[str, Any], predicted: Mapping[str, Iterable[Sequence[str]]], ids: Collection[str] | None = None
+    gold: Mapping[str, Any],
+    predicted: Mapping[str, Iterable[Sequence[str]]],
+    ids: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The figures of every level over the captions `ids`, by default over all."""
     chosen = [key for key in gold if ids is None or key in ids]
@@ -50,7 +57,10 @@ def score(
         counts["be_dropped"] += len(everything) - len(found)
         for level in LEVELS:
             matched[level] += _matched(level, found, targets)
-    figures = {level: _figures(count, counts["predicted"], counts["gold"]) for level, count in matched.items()}
+    figures = {
+        level: _figures(count, counts["predicted"], counts["gold"])
+        for level, count in matched.items()
+    }
     return {**counts, **figures}
 
 
@@ -64,7 +74,10 @@ def _figures(matched: int, predicted: int, gold: int) -> dict[str, float]:
 
 def _matched(level: str, found: Sequence[Triplet], targets: Sequence[Triplet]) -> int:
     """The size of a maximum matching, by augmenting paths."""
-    fitting = [[index for index, target in enumerate(targets) if _fit(level, each, target)] for each in found]
+    fitting = [
+        [index for index, target in enumerate(targets) if _fit(level, each, target)]
+        for each in found
+    ]
     partner: dict[int, int] = {}
 
     def augment(number: int, seen: set[int]) -> bool:
@@ -86,7 +99,8 @@ def _fit(level: str, one: Triplet, other: Triplet) -> bool:
         return False
     if level == "pair" or one[1] == other[1]:
         return True
-    first, second = one[1].split(" "), other[1].split(" ")
+    first = one[1].split(" ")
+    second = other[1].split(" ")
     return level == "relaxed" and (first[-1] == second[-1] or first[0] == second[0])
 
 

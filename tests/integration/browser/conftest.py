@@ -34,9 +34,19 @@ def browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def view_server(run: Path, *options: str, port: str = "0") -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def view_server(
+    run: Path, *options: str, port: str = "0"
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The address of `sgpipe view` on a run, and its process."""
-    command = [Path(sys.executable).parent / "sgpipe", "view", run, "--no-browser", "--port", port, *options]
+    command = [
+        Path(sys.executable).parent / "sgpipe",
+        "view",
+        run,
+        "--no-browser",
+        "--port",
+        port,
+        *options,
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         try:
@@ -47,20 +57,32 @@ def view_server(run: Path, *options: str, port: str = "0") -> Iterator[tuple[str
 
 @pytest.fixture
 def visit(browser: Browser) -> Iterator[Any]:
-    """A function that opens an address or a file; the test fails if the page complains or loads from elsewhere."""
+    """A function that opens an address or a file; the test fails if the page complains or loads
+    from elsewhere.
+    """
     complaints: list[str] = []
     pages: list[Page] = []
 
     def visit_(url: str, width: int = 1200, scheme: str = "light", **options: Any) -> Page:
         viewport = {"width": width, "height": 900}
-        context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion="reduce", **options)
+        context = browser.new_context(
+            viewport=viewport, color_scheme=scheme, reduced_motion="reduce", **options
+        )
         page = context.new_page()
         pages.append(page)
         home = "/".join(url.split("/")[:3]) + "/"
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("dialog", lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: request.url.startswith((home, "data:")) or complaints.append(request.url))
+        page.on(
+            "dialog",
+            lambda dialog: (complaints.append(f"dialog: {dialog.message}"), dialog.dismiss()),
+        )
+        page.on(
+            "request",
+            lambda request: (
+                request.url.startswith((home, "data:")) or complaints.append(request.url)
+            ),
+        )
         page.goto(url)
         return page
 
@@ -80,13 +102,17 @@ def eventually(read: Callable[[], object], expected: object) -> None:
 
 
 def pattern(text: str) -> str:
-    """A text as a person reads it, whatever its spaces and the marks that isolate texts of another direction."""
+    """A text as a person reads it, whatever its spaces and the marks that isolate texts of another
+    direction.
+    """
     mark = "[\u2068\u2069]*"
     return mark + "".join((r"\s+" if char == " " else re.escape(char)) + mark for char in text)
 
 
 def shows(page: Page, selector: str, text: str) -> None:
-    expect(page.locator(selector)).to_have_text(re.compile(rf"^\s*{pattern(text)}\s*$"), use_inner_text=True)
+    expect(page.locator(selector)).to_have_text(
+        re.compile(rf"^\s*{pattern(text)}\s*$"), use_inner_text=True
+    )
 
 
 def mentions(page: Page, selector: str, text: str) -> None:
@@ -94,8 +120,12 @@ def mentions(page: Page, selector: str, text: str) -> None:
 
 
 def accessibility_faults(page: Page) -> list[str]:
-    """What axe-core finds on a page that keeps people from using it: rule, help, and the first elements."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    """What axe-core finds on a page that keeps people from using it: rule, help, and the first
+    elements.
+    """
+    axe = pytest.importorskip(
+        "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
+    )
     found = axe.Axe().run(page).response["violations"]
     return [
         f"{fault['id']}: {fault['help']}: {[node['html'][:200] for node in fault['nodes'][:3]]}"

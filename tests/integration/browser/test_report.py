@@ -31,15 +31,21 @@ def shown(page) -> dict[str, list[str | None]]:
     found = {}
     for card in page.locator(".card:visible").all():
         items = card.locator("li[data-relation]:visible").all()
-        found[card.locator("h3").inner_text().split()[1]] = [item.get_attribute("data-predicate") for item in items]
+        found[card.locator("h3").inner_text().split()[1]] = [
+            item.get_attribute("data-predicate") for item in items
+        ]
     return found
 
 
 def test_the_filters_show_what_they_say(visit, report):
     page = visit(report.as_uri(), offline=True)
     evil = EVIL_PREDICATE
-    eventually(lambda: shown(page), {"0": ["on", "near"], "1": [evil], "2": [], "3": []})  # of 2, it is below 0.2
-    expect(page.locator(".card:visible .graph .edge:visible")).to_have_count(6)  # a line and a text each
+    eventually(
+        lambda: shown(page), {"0": ["on", "near"], "1": [evil], "2": [], "3": []}
+    )  # of 2, it is below 0.2
+    expect(page.locator(".card:visible .graph .edge:visible")).to_have_count(
+        6
+    )  # a line and a text each
     page.locator("#by-confidence").fill("0.5")
     eventually(lambda: shown(page), {"0": ["on"], "1": [evil], "2": [], "3": []})
     page.select_option("#by-predicate", "near")
@@ -55,7 +61,10 @@ def test_the_filters_show_what_they_say(visit, report):
 def test_it_fits_a_phone_and_is_readable_in_both_schemes(visit, report, scheme):
     page = visit(report.as_uri(), offline=True, width=360, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    ink, ground = (page.evaluate(f"getComputedStyle(document.body).{name}") for name in ("color", "backgroundColor"))
+    ink, ground = (
+        page.evaluate(f"getComputedStyle(document.body).{name}")
+        for name in ("color", "backgroundColor")
+    )
     brightness = [sum(int(part) for part in colour[4:-1].split(",")) for colour in (ink, ground)]
     assert (brightness[0] > brightness[1]) == (scheme == "dark")
     assert abs(brightness[0] - brightness[1]) > 400

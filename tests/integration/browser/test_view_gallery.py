@@ -64,7 +64,12 @@ def test_cards_are_judged_by_key(visit, tmp_path: Path):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_every_screen_and_axe_finds_nothing_serious(visit, server, scheme):
-    searches = (f'?q="very long"&predicate={EVIL}', "?q=person riding *&low=0.5", "?q=ridin", "?status=error")
+    searches = (
+        f'?q="very long"&predicate={EVIL}',
+        "?q=person riding *&low=0.5",
+        "?q=ridin",
+        "?status=error",
+    )
     for path in ("/", *(f"/{search}" for search in searches)):
         page = visit(f"{server}{path}", scheme=scheme)
         for width in (390, 768, 1920):

@@ -1,4 +1,6 @@
-"""The image page of `sgpipe view` in a browser: what it shows, judging and correcting, failing servers."""
+"""The image page of `sgpipe view` in a browser: what it shows, judging and correcting, failing
+servers.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,22 @@ import pytest
 from playwright.sync_api import expect
 
 from sgpipe.records import NO_OBJECT, Box, Caption, Pair, Record, Triplet
-from tests.integration.browser.conftest import accessibility_faults, eventually, mentions, shows, view_server
+from tests.integration.browser.conftest import (
+    accessibility_faults,
+    eventually,
+    mentions,
+    shows,
+    view_server,
+)
 from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 LONG = "a very long story of a man " * 370 + "and a man riding a horse"
-MAN, HORSE = Box("person", 1, (20, 30, 100, 160)), Box("horse", 2, (90, 80, 180, 140))
-DOG, NOTHING = Box("dog", 3, (240, 20, 60, 50)), Box(NO_OBJECT, 0, (0, 0, 0, 0))
+MAN = Box("person", 1, (20, 30, 100, 160))
+HORSE = Box("horse", 2, (90, 80, 180, 140))
+DOG = Box("dog", 3, (240, 20, 60, 50))
+NOTHING = Box(NO_OBJECT, 0, (0, 0, 0, 0))
 IMAGES = 22
 
 
@@ -55,9 +65,17 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "pairs": [Pair(0, 1, ["riding", "on", "next to"]), Pair(0, 2, ["riding"])],
     }
     relations = (0, "on", 1, 0.4), (0, "riding", 2, 0.2)
-    common = [record(f"i{n}", (0, "riding", 1, 0.9 - n / 100), *relations, **stated) for n in range(IMAGES)]
+    common = [
+        record(f"i{n}", (0, "riding", 1, 0.9 - n / 100), *relations, **stated)
+        for n in range(IMAGES)
+    ]
     identity = {"pair": {"candidates": "captions", "match": "head"}, "tag": {"threshold": 0.05}}
-    make_run(root, [*common, *odd_records()], run={"name": f"mini {EVIL}", "identity": identity}, spoilt={"gone": None})
+    make_run(
+        root,
+        [*common, *odd_records()],
+        run={"name": f"mini {EVIL}", "identity": identity},
+        spoilt={"gone": None},
+    )
     return root
 
 
@@ -65,7 +83,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("image") / "other"
     moved = Box("person", 1, (22, 31, 100, 160))
-    records = [record("i0", (1, "riding", 0, 0.6), (2, "near", 0, 0.3), objects=[HORSE, moved, DOG])]
+    records = [
+        record("i0", (1, "riding", 0, 0.6), (2, "near", 0, 0.3), objects=[HORSE, moved, DOG])
+    ]
     make_run(root, records, run={"name": "earlier", "fingerprint": "earlier"})
     return root
 
@@ -91,7 +111,10 @@ def open_image(visit: Any, server: str, image: str, params: str = "", **options:
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "judgements.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (run / "judgements.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_a_relation_is_shown_with_where_it_comes_from(visit, server):
@@ -139,7 +162,9 @@ def test_the_image_is_zoomed_and_moved(visit, server):
 
 def test_two_runs_stand_side_by_side_with_what_differs(visit, server):
     page = open_image(visit, server, "i0")
-    for number, heading in enumerate(["+ Only in this run (2)", "− Only in other (1)", "= In both (1)"], 1):
+    for number, heading in enumerate(
+        ["+ Only in this run (2)", "− Only in other (1)", "= In both (1)"], 1
+    ):
         shows(page, f"#comparison section:nth-child({number}) h3", heading)
     expect(page.locator("#comparison section")).to_have_count(3)
     shows(page, "#comparison section:nth-child(3) li", "person riding horse 0.90 | 0.60")
@@ -221,10 +246,17 @@ def test_a_search_is_judged_by_keyboard_although_the_server_is_killed(browser, r
         page.keyboard.press("Enter")
         mentions(page, "#provenance .answers", "changed to “sitting on”")
     found = lines(run)
-    assert [line["image_id"] for line in found[:-3]] == [f"i{number}" for number in range(IMAGES - 1)]
-    assert [line["judgement"] for line in found[:-3]] == (["right", "wrong", "unsure", "skip"] * 6)[: IMAGES - 1]
+    assert [line["image_id"] for line in found[:-3]] == [
+        f"i{number}" for number in range(IMAGES - 1)
+    ]
+    assert [line["judgement"] for line in found[:-3]] == (["right", "wrong", "unsure", "skip"] * 6)[
+        : IMAGES - 1
+    ]
     changes = [line["change"] and line["change"]["action"] for line in found[-3:]]
-    assert (changes, found[-1]["change"]["predicate"]) == (["swap", None, "predicate"], "sitting on")
+    assert (changes, found[-1]["change"]["predicate"]) == (
+        ["swap", None, "predicate"],
+        "sitting on",
+    )
     assert found[-2]["undoes"] == found[-3]["id"]
     assert {line["by"] for line in found} == {"anna"}
     page.context.close()
@@ -255,7 +287,9 @@ def test_answers_that_are_not_saved_are_kept_and_sent_again(browser, run, judgin
     page.goto(f"{judging}/image/val/i2")
     page.wait_for_selector("body[data-ready]")
     full = {"status": 507, "json": {"error": "not saved: No space left on device"}}
-    page.route("**/api/judgements", lambda route: route.fulfill(**full))  # not those with parameters
+    page.route(
+        "**/api/judgements", lambda route: route.fulfill(**full)
+    )  # not those with parameters
     page.keyboard.press("r")
     mentions(page, "#unsaved", "No space left on device")
     page.keyboard.press("w")  # goes nowhere: the first answer is not saved

@@ -26,7 +26,11 @@ def server(run: Path) -> Iterator[str]:
 
 def lines(run: Path, kind: str) -> list[dict]:
     """The lines of the file of judgements that have this field."""
-    return [line for line in map(json.loads, (run / JUDGEMENTS).read_text().splitlines()) if line.get(kind)]
+    return [
+        line
+        for line in map(json.loads, (run / JUDGEMENTS).read_text().splitlines())
+        if line.get(kind)
+    ]
 
 
 def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(visit, server, run):
@@ -46,7 +50,9 @@ def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(v
         page.keyboard.press("w" if left == 3 else "r")
     expect(page.locator("#precision")).to_contain_text("Plan: 0 questions")
     assert len(heights) == 1  # the buttons stay where they are
-    said = [(each["judgement"], each["by"], each["plan"] is None) for each in lines(run, "judgement")]
+    said = [
+        (each["judgement"], each["by"], each["plan"] is None) for each in lines(run, "judgement")
+    ]
     assert said == [("wrong" if number == 2 else "right", "ben", False) for number in range(5)]
     page.goto(f"{server}/judge")
     card = page.locator(".plan")
@@ -57,7 +63,9 @@ def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(v
     expect(card.locator("[data-go]")).to_be_hidden()
 
 
-def test_what_holds_between_boxes_is_named_by_keyboard_and_what_the_run_has_stays_hidden(visit, server, run):
+def test_what_holds_between_boxes_is_named_by_keyboard_and_what_the_run_has_stays_hidden(
+    visit, server, run
+):
     page = visit(f"{server}/judge")
     page.get_by_label("recall, blind").check()
     page.get_by_label("Questions", exact=True).fill("3")
@@ -92,7 +100,11 @@ def test_what_holds_between_boxes_is_named_by_keyboard_and_what_the_run_has_stay
     expect(page.locator("#about")).to_contain_text("Question 3 of 3")
     page.keyboard.press("Enter")
     expect(page.locator("#about")).to_contain_text("Question 2 of 3, 1 open")
-    answers = [line for line in lines(run, "plan") if line["plan"] == page.url.split("/")[-1] and "images" not in line]
+    answers = [
+        line
+        for line in lines(run, "plan")
+        if line["plan"] == page.url.split("/")[-1] and "images" not in line
+    ]
     named = [line["relations"] for line in answers]
     assert named == [[{"subject": 0, "object": 1, "predicate": "riding"}]] * 2 + [None, []]
     page.get_by_role("link", name="Plans").click()
@@ -106,10 +118,15 @@ def test_a_certificate_is_answered_by_keyboard_until_all_is_certified(visit, ser
     page.get_by_label("Precision", exact=True).fill("0.5")
     page.get_by_role("button", name="Draw the sample").click()
     page.wait_for_url("**/image/**plan=certificate**")
-    counter, plan = page.locator("#precision"), page.url.split("plan=")[1].split("&")[0]
-    expect(counter).to_have_text(re.compile("^Certificate: .*; [0-9]+ questions left in this round$"))
+    counter = page.locator("#precision")
+    plan = page.url.split("plan=")[1].split("&")[0]
+    expect(counter).to_have_text(
+        re.compile("^Certificate: .*; [0-9]+ questions left in this round$")
+    )
     [first] = lines(run, "certificate")
-    for number, question in enumerate(first["questions"][:-1]):  # the first round, but for one, by another person
+    for number, question in enumerate(
+        first["questions"][:-1]
+    ):  # the first round, but for one, by another person
         key = dict(zip(RelationKey._fields, question[:5], strict=True))
         line = {**key, "id": f"c{number}", "by": "cleo", "judgement": "right", "plan": plan}
         assert page.request.post(f"{server}/api/judgements", data=line).ok
@@ -117,7 +134,8 @@ def test_a_certificate_is_answered_by_keyboard_until_all_is_certified(visit, ser
     page.wait_for_selector("body[data-ready=true]")
     expect(counter).to_contain_text("1 question left")
     for _ in range(40):
-        address, said = page.url, counter.text_content()
+        address = page.url
+        said = counter.text_content()
         page.keyboard.press("r")
         expect(counter).not_to_have_text(said)
         if "all is certified" in counter.text_content():
@@ -142,5 +160,7 @@ def test_people_can_use_it(visit, server, run, scheme):
         assert page.request.post(f"{server}/api/judgements", data=line).ok
     page.reload()
     expect(page.locator("#evil [data-show=more]")).to_contain_text("until")
-    expect(page.get_by_role("region", name="Conflicts").get_by_text("anna: wrong; ben: right")).to_be_visible()
+    expect(
+        page.get_by_role("region", name="Conflicts").get_by_text("anna: wrong; ben: right")
+    ).to_be_visible()
     assert accessibility_faults(page) == []

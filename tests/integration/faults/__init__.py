@@ -1,1 +1,3 @@
-"""Whatever happens to a run: kills, full disks, signals, lost machines. The labels are made up, the rest is real."""
+"""Whatever happens to a run: kills, full disks, signals, lost machines. The labels are made up, the
+rest is real.
+"""

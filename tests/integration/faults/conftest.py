@@ -27,14 +27,18 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def store(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> StorePath:
+def store(
+    server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> StorePath:
     """A place of its own in a bucket of its own."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "none")
     monkeypatch.setenv("AWS_ENDPOINT_URL", server)
     connect.cache_clear()
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    bucket = re.sub("[^a-z0-9]+", "-", request.node.name)[:50].strip("-") + f"-{uuid.uuid4().hex[:8]}"
+    bucket = (
+        re.sub("[^a-z0-9]+", "-", request.node.name)[:50].strip("-") + f"-{uuid.uuid4().hex[:8]}"
+    )
     urllib.request.urlopen(urllib.request.Request(f"{server}/{bucket}", method="PUT"))
     return StorePath(f"s3://{bucket}/some/labels")
 
@@ -46,7 +50,9 @@ def upload(root: Path, store: StorePath) -> None:
 
 
 class Faults:
-    """What goes wrong with requests to the server: `fault` gets the method and path of each, and says what."""
+    """What goes wrong with requests to the server: `fault` gets the method and path of each, and
+    says what.
+    """
 
     def __init__(self) -> None:
         self.fault: Callable[[str, str], str | None] = lambda method, path: None
@@ -54,25 +60,31 @@ class Faults:
 
     def answer(self, application: Any, environ: Any, start_response: Any) -> Iterable[bytes]:
         """A fault is "cut" (half of the body), or a status and a code of S3 ("503 SlowDown")."""
-        method, path = environ["REQUEST_METHOD"], environ["PATH_INFO"]
+        method = environ["REQUEST_METHOD"]
+        path = environ["PATH_INFO"]
         self.requests.append((method, path))
         fault = self.fault(method, path)
         if fault in (None, "cut"):
             body = b"".join(application(environ, start_response))
             return [body[: len(body) // 2] if fault else body]
         status, code = fault.split()
-        start_response(f"{status} Error", [("Content-Type", "application/xml"), ("Connection", "close")])
+        start_response(
+            f"{status} Error", [("Content-Type", "application/xml"), ("Connection", "close")]
+        )
         return [f"<Error><Code>{code}</Code><Message>as asked for</Message></Error>".encode()]
 
 
 @pytest.fixture
 def faults(monkeypatch: pytest.MonkeyPatch) -> Faults:
     """Faults of the server, which answers as asked for until the test ends."""
-    faults, original = Faults(), DomainDispatcherApplication.__call__
+    faults = Faults()
+    original = DomainDispatcherApplication.__call__
     monkeypatch.setattr(
         DomainDispatcherApplication,
         "__call__",
-        lambda self, environ, start: faults.answer(lambda *request: original(self, *request), environ, start),
+        lambda self, environ, start: faults.answer(
+            lambda *request: original(self, *request), environ, start
+        ),
     )
     return faults
 

@@ -18,8 +18,8 @@ from sgpipe.storage.shards import iter_records
 from sgpipe.storage.verify import verify
 from tests.integration.faults import stub
 
-# Importing sgpipe takes longer than a run: it is done once, in a process that only forks. What `sgpipe` sets before
-# it imports Ray is set here.
+# Importing sgpipe takes longer than a run: it is done once, in a process that only forks. What
+# `sgpipe` sets before it imports Ray is set here.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([stub.__name__, "sgpipe.view.app"])
@@ -27,12 +27,19 @@ FIFTY = int(os.environ.get("SGPIPE_SOAK_KILLS", "50"))
 
 
 def make_dataset(folder: Path, images: int, fatal: tuple[int, ...] = ()) -> list[str]:
-    """A dataset in COCO form with one empty image, since the stub opens none; returns the options that name it."""
+    """A dataset in COCO form with one empty image, since the stub opens none; returns the options
+    that name it.
+    """
     names = {number: f"{'fatal-' * (number in fatal)}{number:04d}.png" for number in range(images)}
     box = {"bbox": [1, 1, 5, 5], "iscrowd": 0, "category_id": 1}
     annotations = {
-        "images": [{"id": number, "file_name": name, "width": 64, "height": 48} for number, name in names.items()],
-        "annotations": [{**box, "image_id": n, "bbox": [k, 1, 5, 5]} for n in names for k in range(n % 4)],
+        "images": [
+            {"id": number, "file_name": name, "width": 64, "height": 48}
+            for number, name in names.items()
+        ],
+        "annotations": [
+            {**box, "image_id": n, "bbox": [k, 1, 5, 5]} for n in names for k in range(n % 4)
+        ],
         "categories": [{"id": 1, "name": "dog"}],
     }
     captions = {"annotations": [{"image_id": number, "caption": "a dog"} for number in names]}
@@ -61,7 +68,8 @@ class Run:
 
     def start(self) -> None:
         arguments = ["generate", "coco", *self.dataset, "--out", str(self.out), *self.more]
-        # By default Ray's workers stand back behind all other processes of the machine, other tests' among them.
+        # By default Ray's workers stand back behind all other processes of the machine, other
+        # tests' among them.
         environment = {"RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1", **self.environment}
         self.process = SERVER.Process(target=_command, args=(arguments, environment, str(self.log)))
         self.process.start()
@@ -126,7 +134,8 @@ def descendants(pid: int | None) -> list[int]:
         except (FileNotFoundError, ProcessLookupError):
             continue
         parents.setdefault(parent, []).append(int(entry.parent.name))
-    found, at = [], [pid]
+    found = []
+    at = [pid]
     while at:
         children = parents.get(at.pop() or 0, [])
         found += children
@@ -147,7 +156,9 @@ def rows(out: Path) -> list[Record]:
 
 
 def assert_whole(out: Path, expected: list[Record]) -> None:
-    """The run is what an uninterrupted one is: no row lost, none twice, none another, no file too many."""
+    """The run is what an uninterrupted one is: no row lost, none twice, none another, no file too
+    many.
+    """
     assert rows(out) == expected
     found = verify(out)
     assert found.ok, found.problems

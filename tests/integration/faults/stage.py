@@ -19,7 +19,9 @@ MARKS = "SGPIPE_STUB_MARKS"
 
 @dataclass
 class Stub(Stage):
-    """Says of an image what its name decides, in `seconds`; `marks` gets a file per image done, with the GPUs seen."""
+    """Says of an image what its name decides, in `seconds`; `marks` gets a file per image done,
+    with the GPUs seen.
+    """
 
     seconds: float = 0.0
     bytes: int = 0
@@ -38,7 +40,11 @@ class Stub(Stage):
             digest = hashlib.sha256(record.image_id.encode()).digest()
             record.captions = [Caption(digest.hex() + "." * self.bytes)]
             last = len(record.objects) - 1
-            record.relations = [Relation(0, last, f"rank {digest[0]}", digest[1] / 255)] if last > 0 else []
+            record.relations = (
+                [Relation(0, last, f"rank {digest[0]}", digest[1] / 255)] if last > 0 else []
+            )
             if self.marks:
-                Path(self.marks, record.image_id).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+                Path(self.marks, record.image_id).write_text(
+                    os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+                )
         return records

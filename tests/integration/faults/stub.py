@@ -18,11 +18,16 @@ COPIES = "SGPIPE_STUB_COPIES"  # seconds between copies of the manifest to a sto
 
 
 def stages(*_: object) -> list[Stage]:
-    """One stage; or, where it shall leave marks, a quick one that does, and a slow one on half a CPU."""
+    """One stage; or, where it shall leave marks, a quick one that does, and a slow one on half a
+    CPU.
+    """
     last = Stub(float(os.environ.get(SECONDS, "0")))
-    if not (marks := os.environ.get(MARKS)):
+    marks = os.environ.get(MARKS)
+    if not marks:
         return [last]
-    heavy = 400_000  # Ray keeps smaller units with the driver, where no lost machine takes them away
+    heavy = (
+        400_000  # Ray keeps smaller units with the driver, where no lost machine takes them away
+    )
     return [Stub(bytes=heavy, marks=marks), replace(last, resources=Resources(cpus=0.5))]
 
 

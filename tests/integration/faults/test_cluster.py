@@ -1,4 +1,6 @@
-"""Several machines: raylets of their own on this one, with the output folder shared; and joining them."""
+"""Several machines: raylets of their own on this one, with the output folder shared; and joining
+them.
+"""
 
 import os
 import shutil
@@ -17,13 +19,24 @@ from packaging.version import Version
 from ray.cluster_utils import Cluster
 
 from tests.endpoint_server import wait_until
-from tests.integration.faults.runs import Run, assert_whole, descendants, finished, make_dataset, rows
+from tests.integration.faults.runs import (
+    Run,
+    assert_whole,
+    descendants,
+    finished,
+    make_dataset,
+    rows,
+)
 from tests.integration.faults.stage import MARKS, SECONDS
 
 IMAGES = 60
 Guarded = tuple[dict[str, str], str]  # the environment of a machine, and the address of a cluster
-STARTS_WITH_TOKEN = Version(version("ray")) >= Version("2.59")  # `ray start --head` requires it if there is one
-needs_tokens = pytest.mark.skipif(Version(version("ray")) < Version("2.52"), reason="this Ray has no tokens")
+STARTS_WITH_TOKEN = Version(version("ray")) >= Version(
+    "2.59"
+)  # `ray start --head` requires it if there is one
+needs_tokens = pytest.mark.skipif(
+    Version(version("ray")) < Version("2.52"), reason="this Ray has no tokens"
+)
 
 
 @pytest.fixture
@@ -32,7 +45,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     monkeypatch.setenv("RAY_worker_niceness", "0")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
+    )
     for _ in range(2):
         cluster.add_node(num_cpus=1)
     yield cluster
@@ -40,7 +55,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
 
 
 def finish(run: Run) -> None:
-    """To its end. Ray puts the driver on any machine of this address; one that is lost ends it as SIGTERM does."""
+    """To its end. Ray puts the driver on any machine of this address; one that is lost ends it as
+    SIGTERM does.
+    """
     if run.wait() == 130:
         finished(run)
     assert run.wait() == 0, run.said
@@ -50,7 +67,9 @@ def finish(run: Run) -> None:
 @pytest.mark.slow
 def test_a_run_outlives_one_of_three_machines(cluster: Cluster, tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path / "data", IMAGES)
-    run = Run(dataset, tmp_path / "out", ("--set", "engine.unit_size=1", "--ray-address", cluster.address))
+    run = Run(
+        dataset, tmp_path / "out", ("--set", "engine.unit_size=1", "--ray-address", cluster.address)
+    )
     run.environment = {SECONDS: "0.5"}
     run.start()
     assert run.wait_for(lambda: run.committed > 5), run.said
@@ -62,23 +81,31 @@ def test_a_run_outlives_one_of_three_machines(cluster: Cluster, tmp_path: Path) 
 
 
 @pytest.mark.soak
-def test_units_between_stages_may_be_lost_with_their_machine(cluster: Cluster, tmp_path: Path) -> None:
+def test_units_between_stages_may_be_lost_with_their_machine(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
     dataset = make_dataset(tmp_path / "data", IMAGES)
     cluster.add_node(num_cpus=2)
-    run = Run(dataset, tmp_path / "out", ("--set", "engine.unit_size=1", "--ray-address", cluster.address))
+    run = Run(
+        dataset, tmp_path / "out", ("--set", "engine.unit_size=1", "--ray-address", cluster.address)
+    )
     run.environment = {SECONDS: "0.5", MARKS: str(marks)}
     run.start()
     assert run.wait_for(lambda: run.committed > 5), run.said
     for lost in list(cluster.worker_nodes)[:2]:
         cluster.remove_node(lost, allow_graceful=False)
     finish(run)
-    assert {mark.read_text() for mark in marks.iterdir()} == {""}, "they see GPUs that they have not asked for"
+    assert {mark.read_text() for mark in marks.iterdir()} == {""}, (
+        "they see GPUs that they have not asked for"
+    )
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
-    run = Run(make_dataset(tmp_path / "data", 1), tmp_path / "out", ("--ray-address", "127.0.0.1:1"))
+    run = Run(
+        make_dataset(tmp_path / "data", 1), tmp_path / "out", ("--ray-address", "127.0.0.1:1")
+    )
     run.start()
     assert run.wait() == 1
     assert run.said.splitlines()[-2:] == [
@@ -88,7 +115,9 @@ def test_a_cluster_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
 
 
 def machine(folder: Path, token: str = "") -> dict[str, str]:
-    """The environment of a machine of its own as far as Ray can tell: a home, and a folder for sessions."""
+    """The environment of a machine of its own as far as Ray can tell: a home, and a folder for
+    sessions.
+    """
     file = folder / "home" / ".ray" / "auth_token"
     file.parent.mkdir(parents=True)
     if token:
@@ -103,9 +132,17 @@ def guarded() -> Iterator[Guarded]:
     own = machine(folder, "a" * 64) | ({} if STARTS_WITH_TOKEN else {"RAY_AUTH_MODE": "token"})
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH_")
+    }
     environment |= {"PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1", **own}
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", f"--port={port}", "--num-cpus=1"]
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        f"--port={port}",
+        "--num-cpus=1",
+    ]
     command += ["--include-dashboard=false", "--block"]
     log = folder / "ray.log"
     with log.open("wb") as file:
@@ -122,7 +159,12 @@ def guarded() -> Iterator[Guarded]:
 
 def join(environment: dict[str, str], address: str, tmp_path: Path) -> Run:
     """A run that joins a cluster, and has ended."""
-    run = Run(make_dataset(tmp_path / "data", 4), tmp_path / "out", ("--ray-address", address), environment)
+    run = Run(
+        make_dataset(tmp_path / "data", 4),
+        tmp_path / "out",
+        ("--ray-address", address),
+        environment,
+    )
     run.start()
     run.wait()
     return run
@@ -131,7 +173,9 @@ def join(environment: dict[str, str], address: str, tmp_path: Path) -> Run:
 @needs_tokens
 @pytest.mark.slow
 @pytest.mark.parametrize("auto", [False, pytest.param(True, marks=pytest.mark.soak)])
-def test_the_token_of_the_machine_opens_a_cluster(guarded: Guarded, tmp_path: Path, auto: bool) -> None:
+def test_the_token_of_the_machine_opens_a_cluster(
+    guarded: Guarded, tmp_path: Path, auto: bool
+) -> None:
     own, address = guarded
     run = join(own, "auto" if auto else address, tmp_path)
     assert run.process.exitcode == 0, run.said
@@ -141,9 +185,13 @@ def test_the_token_of_the_machine_opens_a_cluster(guarded: Guarded, tmp_path: Pa
 @needs_tokens
 @pytest.mark.soak
 @pytest.mark.parametrize("token", ["", "b" * 64])
-def test_without_the_token_of_a_cluster_a_run_ends_in_one_line(guarded: Guarded, tmp_path: Path, token: str) -> None:
+def test_without_the_token_of_a_cluster_a_run_ends_in_one_line(
+    guarded: Guarded, tmp_path: Path, token: str
+) -> None:
     own, address = guarded
     other = machine(tmp_path / "other", token) | {"RAY_TMPDIR": own["RAY_TMPDIR"]}
     run = join({**own, **other}, address, tmp_path)
     assert run.process.exitcode == 1, run.said
-    assert run.said.splitlines()[-2].startswith(f"error: the Ray cluster at {address} cannot be joined: "), run.said
+    assert run.said.splitlines()[-2].startswith(
+        f"error: the Ray cluster at {address} cannot be joined: "
+    ), run.said

@@ -85,7 +85,9 @@ def kept(request: pytest.FixtureRequest, tmp_path: Path) -> Kept:
 def test_other_versions_and_new_objects_are_error_rows(kept: Kept) -> None:
     store, root = kept
     assert errors(root) == {}
-    replaced, lost = ("patch0.tar", NAMES[::2]) if (store / "patch0.tar").head() else (NAMES[0], NAMES[:1])
+    replaced, lost = (
+        ("patch0.tar", NAMES[::2]) if (store / "patch0.tar").head() else (NAMES[0], NAMES[:1])
+    )
     (store / replaced).put((store / replaced).read() + b" ")
     failed = errors(root)
     assert list(failed) == lost
@@ -95,8 +97,12 @@ def test_other_versions_and_new_objects_are_error_rows(kept: Kept) -> None:
     assert errors(root).keys() == failed.keys()
 
 
-@pytest.mark.parametrize(("fault", "why"), [("cut", "it is truncated"), ("403 InvalidObjectState", "as asked for")])
-def test_cut_and_broken_objects_are_error_rows(kept: Kept, faults: Faults, fault: str, why: str) -> None:
+@pytest.mark.parametrize(
+    ("fault", "why"), [("cut", "it is truncated"), ("403 InvalidObjectState", "as asked for")]
+)
+def test_cut_and_broken_objects_are_error_rows(
+    kept: Kept, faults: Faults, fault: str, why: str
+) -> None:
     _, root = kept
     faults.fault = lambda method, path: fault if "001" in path or "patch1.tar" in path else None
     failed = errors(root)
@@ -110,7 +116,9 @@ def test_keys_that_expire_end_the_run_resumably(kept: Kept, faults: Faults, faul
     _, root = kept
     left = iter(range(10))
     faults.fault = lambda method, path: None if next(left, None) is not None else fault
-    with pytest.raises(EngineError, match=f"{fault[4:]}: as asked for; the keys in the environment"):
+    with pytest.raises(
+        EngineError, match=f"{fault[4:]}: as asked for; the keys in the environment"
+    ):
         errors(root)
     faults.fault = lambda method, path: None
     assert errors(root) == {}
@@ -131,13 +139,19 @@ def test_what_cannot_be_work_is_refused_before_it_begins(images: StorePath, faul
         existing_images(f"{images.uri}/deep")
 
 
-def test_the_indexes_travel_with_the_run(tars: StorePath, store: StorePath, tmp_path: Path, faults: Faults) -> None:
-    """Who reads the run elsewhere gets them from its store; a later run of the same images has its own."""
+def test_the_indexes_travel_with_the_run(
+    tars: StorePath, store: StorePath, tmp_path: Path, faults: Faults
+) -> None:
+    """Who reads the run elsewhere gets them from its store; a later run of the same images has its
+    own.
+    """
     labels = StorePath(f"{store.uri}-labels")
     folder = RunFolder(tmp_path / "out", labels)
     said = io.StringIO()
     progress = Progress(Console(file=said))
-    listed = [{"id": n, "file_name": name, "width": 20 + n, "height": 10} for n, name in enumerate(NAMES)]
+    listed = [
+        {"id": n, "file_name": name, "width": 20 + n, "height": 10} for n, name in enumerate(NAMES)
+    ]
     content = {"images": listed, "annotations": [], "categories": [{"id": 1, "name": "dog"}]}
     (tmp_path / "instances.json").write_text(json.dumps(content))
     split = {"images": tars.uri, "annotations": tmp_path / "instances.json"}
@@ -156,7 +170,9 @@ def test_the_indexes_travel_with_the_run(tars: StorePath, store: StorePath, tmp_
     shutil.rmtree(cache_folder())
     faults.requests.clear()
     assert run_images(labels.uri, "val", tars.uri).contains(NAMES[0])
-    assert not [path for method, path in faults.requests if method == "GET" and path.endswith(".tar")]
+    assert not [
+        path for method, path in faults.requests if method == "GET" and path.endswith(".tar")
+    ]
 
 
 @pytest.mark.soak
@@ -165,11 +181,15 @@ def test_a_thousand_random_faults_change_nothing(
 ) -> None:
     """20 runs; up to three faults in a row for each image."""
     monkeypatch.setattr(locations, "_READ_RETRIES", 8)
-    root, given = image_root(images.uri), 0
+    root = image_root(images.uri)
+    given = 0
     for seed in range(20):
-        choose, left = random.Random(seed), {}
+        choose = random.Random(seed)
+        left = {}
 
-        def fault(method: str, path: str, choose: random.Random = choose, left: dict[str, int] = left) -> str | None:
+        def fault(
+            method: str, path: str, choose: random.Random = choose, left: dict[str, int] = left
+        ) -> str | None:
             nonlocal given
             if left.setdefault(path, choose.randrange(4)) == 0:
                 return None
@@ -179,7 +199,9 @@ def test_a_thousand_random_faults_change_nothing(
 
         faults.fault = fault
         wanted = records()
-        for number, (_, opened) in enumerate(open_ahead({"val": root}, wanted, lambda image, file: (image, file))):
+        for number, (_, opened) in enumerate(
+            open_ahead({"val": root}, wanted, lambda image, file: (image, file))
+        ):
             assert not isinstance(opened, ImageError)
             assert opened[0].size == (20 + number, 10)
             assert opened[1].getvalue() == png(number)

@@ -25,9 +25,12 @@ from sgpipe.view.pages import Viewer
 from tests.integration.faults.runs import FIFTY, SERVER
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
-KILLS, PEOPLE, IMAGES = 15, ("anna", "ben", "cleo"), 10
+KILLS = 15
+PEOPLE = ("anna", "ben", "cleo")
+IMAGES = 10
 SCENES = 3000  # of the run with a certificate: people must not run out of questions
-RUN, QUIET = "drawn", Progress(Console(quiet=True))
+RUN = "drawn"
+QUIET = Progress(Console(quiet=True))
 
 
 def run_server(root: Path, port: int, said: Connection) -> None:
@@ -64,7 +67,9 @@ class Servers:
 
 @pytest.fixture
 def servers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Servers]:
-    records = [plain_record(str(number), "on", (number % 9 + 1) / 10) for number in range(request.param)]
+    records = [
+        plain_record(str(number), "on", (number % 9 + 1) / 10) for number in range(request.param)
+    ]
     make_run(tmp_path / "run", records)
     Index(tmp_path / "run", QUIET).close()
     servers = Servers(tmp_path / "run")
@@ -74,14 +79,17 @@ def servers(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Servers]
 
 
 class Person(threading.Thread):
-    """Somebody who judges until told to stop, and sends each answer until a server acknowledges it."""
+    """Somebody who judges until told to stop, and sends each answer until a server acknowledges
+    it.
+    """
 
     def __init__(self, name: str, servers: Servers) -> None:
         super().__init__(name=name, daemon=True)
         self.acknowledged: list[dict] = []
         self.sent = 0
         self.finished = threading.Event()
-        self._servers, self._client = servers, httpx.Client(timeout=30)
+        self._servers = servers
+        self._client = httpx.Client(timeout=30)
         self._random = random.Random(name)
 
     def run(self) -> None:
@@ -96,16 +104,29 @@ class Person(threading.Thread):
         id_ = uuid.uuid4().hex
         if before and self._random.random() < 0.2:
             return {"id": id_, "by": self.name, "undoes": self._random.choice(before)["id"]}
-        relation = {"split": "train", "image_id": str(self._random.randrange(IMAGES)), "subject": 0, "object": 1}
-        said = self._random.choice([{"judgement": "right"}, {"judgement": "wrong"}, {"change": {"action": "swap"}}])
+        relation = {
+            "split": "train",
+            "image_id": str(self._random.randrange(IMAGES)),
+            "subject": 0,
+            "object": 1,
+        }
+        said = self._random.choice(
+            [{"judgement": "right"}, {"judgement": "wrong"}, {"change": {"action": "swap"}}]
+        )
         return {"id": id_, "by": self.name, **relation, "predicate": "on", **said}
 
     def _post(self, answer: dict | None, path: str = "/api/judgements") -> dict | None:
-        """The line as a server has stored it, or what it answers at a path; None: no server has said so."""
+        """The line as a server has stored it, or what it answers at a path; None: no server has
+        said so.
+        """
         self.sent += 1
-        port, _ = self._servers.running[self.sent % 2]  # what one server leaves open is sent to the other
+        port, _ = self._servers.running[
+            self.sent % 2
+        ]  # what one server leaves open is sent to the other
         try:
-            response = self._client.request("POST" if answer else "GET", f"http://127.0.0.1:{port}{path}", json=answer)
+            response = self._client.request(
+                "POST" if answer else "GET", f"http://127.0.0.1:{port}{path}", json=answer
+            )
             content = response.json()
         except (httpx.TransportError, ValueError):
             return None
@@ -114,14 +135,18 @@ class Person(threading.Thread):
 
 
 class Certifier(Person):
-    """Somebody who answers a certificate's plan, nine times of ten with right, and blind questions in between."""
+    """Somebody who answers a certificate's plan, nine times of ten with right, and blind questions
+    in between.
+    """
 
     plan = ""
 
     def _answer(self) -> dict:
         while True:
             plan = "recall" if self._random.random() < 0.2 else self.plan
-            found = self._post(None, f"/api/{'recall' if plan == 'recall' else 'plans'}/{plan}?by={self.name}")
+            found = self._post(
+                None, f"/api/{'recall' if plan == 'recall' else 'plans'}/{plan}?by={self.name}"
+            )
             if found and (question := found["question"]):
                 break
             time.sleep(0.01)
@@ -134,7 +159,9 @@ class Certifier(Person):
 
 
 def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
-    """What each person says of each relation in the end, from what was acknowledged to them, in their own order."""
+    """What each person says of each relation in the end, from what was acknowledged to them, in
+    their own order.
+    """
     latest = {}
     for person in people:
         undone = {each["undoes"] for each in person.acknowledged}
@@ -144,7 +171,9 @@ def final_answers(people: list[Person]) -> dict[tuple[str, RelationKey], str]:
     return latest
 
 
-def judge_through_kills(people: list[Person], servers: Servers, run: Path, kills: int) -> JudgementLog:
+def judge_through_kills(
+    people: list[Person], servers: Servers, run: Path, kills: int
+) -> JudgementLog:
     """Return what is written, of which nobody's answer is lost, doubled or another."""
     for person in people:
         person.start()
@@ -163,23 +192,33 @@ def judge_through_kills(people: list[Person], servers: Servers, run: Path, kills
     acknowledged = [each for person in people for each in person.acknowledged]
     assert log.problems == []
     answers = [each for each in written if "questions" not in each]
-    assert sorted(answers, key=lambda each: each["id"]) == sorted(acknowledged, key=lambda each: each["id"])
+    assert sorted(answers, key=lambda each: each["id"]) == sorted(
+        acknowledged, key=lambda each: each["id"]
+    )
     assert max(Counter(each["id"] for each in answers).values()) == 1
-    assert sum(person.sent for person in people) > len(acknowledged) > kills  # kills did interrupt requests
+    assert (
+        sum(person.sent for person in people) > len(acknowledged) > kills
+    )  # kills did interrupt requests
     return log
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("servers", [SCENES], indirect=True)
-def test_fifty_kills_while_three_people_answer_a_certificates_plan(servers: Servers, tmp_path: Path) -> None:
+def test_fifty_kills_while_three_people_answer_a_certificates_plan(
+    servers: Servers, tmp_path: Path
+) -> None:
     people = [Certifier(name, servers) for name in PEOPLE]
     people[0]._post({"kind": "recall", "count": SCENES, "id": "recall"}, "/api/plans")
-    Certifier.plan = people[0]._post({"kind": "certificate", "precision": 0.97}, "/api/plans")["plan"]
+    Certifier.plan = people[0]._post({"kind": "certificate", "precision": 0.97}, "/api/plans")[
+        "plan"
+    ]
     log = judge_through_kills(people, servers, tmp_path / "run", FIFTY)
     numbers = [plan.certificate.number for plan in log.plans.values() if plan.certificate]
     assert numbers == list(range(len(numbers)))
     assert log.blind_answers("recall")
-    assert CliRunner().invoke(app, ["certify", str(tmp_path / "run"), "--precision", "0.97"]).exit_code in (0, 1)
+    assert CliRunner().invoke(
+        app, ["certify", str(tmp_path / "run"), "--precision", "0.97"]
+    ).exit_code in (0, 1)
 
 
 @pytest.mark.slow
@@ -187,5 +226,7 @@ def test_fifty_kills_while_three_people_answer_a_certificates_plan(servers: Serv
 def test_kills_of_two_servers_while_three_people_judge(servers: Servers, tmp_path: Path) -> None:
     people = [Person(name, servers) for name in PEOPLE]
     log = judge_through_kills(people, servers, tmp_path / "run", KILLS)
-    found = {(answer.by, state.key): answer.id for state in log.current() for answer in state.judgements}
+    found = {
+        (answer.by, state.key): answer.id for state in log.current() for answer in state.judgements
+    }
     assert found == final_answers(people)

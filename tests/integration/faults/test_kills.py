@@ -1,4 +1,6 @@
-"""Nothing lost, nothing twice, nothing else, whichever process is killed; runs that are stopped; full disks."""
+"""Nothing lost, nothing twice, nothing else, whichever process is killed; runs that are stopped;
+full disks.
+"""
 
 import os
 import random
@@ -20,17 +22,30 @@ from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import fetch
 from sgpipe.utils.atomic import FAULT_VARIABLE
 from tests.endpoint_server import wait_until
-from tests.integration.faults.runs import FIFTY, Run, assert_whole, finished, make_dataset, rows, title_of
+from tests.integration.faults.runs import (
+    FIFTY,
+    Run,
+    assert_whole,
+    finished,
+    make_dataset,
+    rows,
+    title_of,
+)
 from tests.integration.faults.stage import SECONDS
 from tests.integration.faults.stub import COPIES
 from tests.sgpipe.stats.runs import make_shards, scene
 
-IMAGES, KILLS, RUNS = 80, 200, 20
+IMAGES = 80
+KILLS = 200
+RUNS = 20
 ON_THE_WORKER = ("before write", "mid write", "before rename", "after rename")
 ON_THE_DRIVER = ("before manifest entry", "after manifest entry")
 POINTS = (*ON_THE_WORKER, *ON_THE_DRIVER)
 TITLES = {"actor": "MapWorker", "raylet": "raylet", "worker": "generation.engine"}
-VICTIMS = {"ray": ("driver", "raylet", *["actor", "point"] * 3), "local": ("driver", "worker", "point")}
+VICTIMS = {
+    "ray": ("driver", "raylet", *["actor", "point"] * 3),
+    "local": ("driver", "worker", "point"),
+}
 GO_ON = "Committed work is kept; run the same command again to resume."
 STARTING = 12.0  # seconds in which Ray and its workers come up
 
@@ -39,7 +54,9 @@ class Killer:
     """Starts a run again and again and kills it; `kills` counts what was killed."""
 
     def __init__(self, run: Run, rng: random.Random, victims: tuple[str, ...]) -> None:
-        self.run, self.rng, self.victims = run, rng, victims
+        self.run = run
+        self.rng = rng
+        self.victims = victims
         self.kills: Counter[str] = Counter()
         self.charge = run.out.with_suffix(".charge")
 
@@ -48,7 +65,10 @@ class Killer:
         while self.kills.total() < times:
             self.charge.unlink(missing_ok=True)
             point = self.rng.choice(POINTS)
-            self.run.environment = {**self.run.environment, FAULT_VARIABLE: f"{point}:{self.charge}"}
+            self.run.environment = {
+                **self.run.environment,
+                FAULT_VARIABLE: f"{point}:{self.charge}",
+            }
             self.run.start()
             if self.rng.random() < 0.25:
                 self.run.wait_for(lambda: False, self.rng.uniform(0, STARTING))
@@ -62,7 +82,10 @@ class Killer:
         """Wait for one, and somewhat longer; whether the run is still alive then."""
         before = self.run.committed
         self.run.wait_for(lambda: self.run.committed > before)
-        return not self.run.wait_for(lambda: False, self.rng.uniform(0, 0.5)) and self.run.process.is_alive()
+        return (
+            not self.run.wait_for(lambda: False, self.rng.uniform(0, 0.5))
+            and self.run.process.is_alive()
+        )
 
     def _kill(self, point: str) -> None:
         victim = self.rng.choice(self.victims)
@@ -83,7 +106,9 @@ class Killer:
                 wait_until(lambda: not any("generation.engine" in title_of(pid) for pid in workers))
 
     def _settle(self, ends: bool) -> None:
-        """After what ends the run, its end; the process that died is still listed for a moment otherwise."""
+        """After what ends the run, its end; the process that died is still listed for a moment
+        otherwise.
+        """
         if ends:
             self.run.wait()
         else:
@@ -105,7 +130,14 @@ def killed(
 
 
 def options(engine: str) -> tuple[str, ...]:
-    return ("--set", "engine.unit_size=1", "--set", "engine.cpus=2", "--set", f"engine.kind={engine}")
+    return (
+        "--set",
+        "engine.unit_size=1",
+        "--set",
+        "engine.cpus=2",
+        "--set",
+        f"engine.kind={engine}",
+    )
 
 
 def uninterrupted(folder: Path) -> tuple[list[str], list[Record]]:
@@ -114,9 +146,13 @@ def uninterrupted(folder: Path) -> tuple[list[str], list[Record]]:
 
 
 @pytest.mark.parametrize(("engine", "times"), [("local", 4), ("ray", 2)])
-def test_a_run_killed_a_few_times_gives_the_same_rows(tmp_path: Path, engine: str, times: int) -> None:
+def test_a_run_killed_a_few_times_gives_the_same_rows(
+    tmp_path: Path, engine: str, times: int
+) -> None:
     whole = uninterrupted(tmp_path)
-    kills = (killed(tmp_path, *whole, engine, seed, times) for seed in range(5))  # a run may end before its last kill
+    kills = (
+        killed(tmp_path, *whole, engine, seed, times) for seed in range(5)
+    )  # a run may end before its last kill
     assert any(each.total() == times for each in kills)
 
 
@@ -141,7 +177,8 @@ def test_fifty_kills_over_a_store(store: StorePath, tmp_path: Path) -> None:
     kills: Counter[str] = Counter()
     runs = 0
     while kills.total() < FIFTY:
-        place, stored = StorePath(f"{store.uri}/{runs}"), ("--store", f"{store.uri}/{runs}")
+        place = StorePath(f"{store.uri}/{runs}")
+        stored = ("--store", f"{store.uri}/{runs}")
         environment = {SECONDS: "0.1", COPIES: "0.1", **keys}
         run = Run(dataset, tmp_path / f"run{runs}", (*options("local"), *stored), environment)
         killer = Killer(run, random.Random(runs), VICTIMS["local"])
@@ -168,8 +205,12 @@ def stop(run: Run, *signals: signal.Signals) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signals", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGINT)])
-def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tuple[signal.Signals, ...]) -> None:
-    run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "0.5"})
+def test_a_stopped_run_says_how_to_go_on_and_goes_on(
+    tmp_path: Path, signals: tuple[signal.Signals, ...]
+) -> None:
+    run = Run(
+        make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "0.5"}
+    )
     run.start()
     assert run.wait_for(lambda: run.committed > 1)
     second = Run(run.dataset, run.out)
@@ -181,7 +222,9 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tu
     endings = ("interrupted.", "stopped at once.")[: len(signals)]
     assert run.said.splitlines()[-1] in [f"{ending} {GO_ON}" for ending in endings]
     assert "Traceback" not in run.said
-    assert not {record.image_id for record in rows(run.out)} - {str(number) for number in range(IMAGES)}
+    assert not {record.image_id for record in rows(run.out)} - {
+        str(number) for number in range(IMAGES)
+    }
     assert 0 < len(Manifest.load(run.out).shards) < IMAGES
     run.environment = {}
     assert_whole(finished(run).out, rows(finished(Run(run.dataset, tmp_path / "whole")).out))
@@ -190,18 +233,23 @@ def test_a_stopped_run_says_how_to_go_on_and_goes_on(tmp_path: Path, signals: tu
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_nobody_waits_for_a_unit_that_takes_long(tmp_path: Path, times: int) -> None:
-    run = Run(make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "900"})
+    run = Run(
+        make_dataset(tmp_path / "data", IMAGES), tmp_path / "out", environment={SECONDS: "900"}
+    )
     run.start()
     assert run.wait_for(lambda: run.processes("generation.engine"))
     workers = run.processes("generation.engine")
     stop(run, *[signal.SIGINT] * times)
-    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers))  # some seconds, until they notice
+    wait_until(
+        lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers)
+    )  # some seconds, until they notice
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 4 MB, in memory."""
-    (place := tmp_path / "disk").mkdir()
+    place = tmp_path / "disk"
+    place.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", place]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

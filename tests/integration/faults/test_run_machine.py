@@ -1,4 +1,6 @@
-"""Whatever happens to a run in whatever order, the same command completes it with the rows of an undisturbed one."""
+"""Whatever happens to a run in whatever order, the same command completes it with the rows of an
+undisturbed one.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,19 @@ from tests.detections import make_coco
 from tests.integration.faults.conftest import Faults
 from tests.sgpipe.generation.in_process import without_ray
 
-IMAGES, MISSING = 12, 4
+IMAGES = 12
+MISSING = 4
 POINTS = (
     *("before write", "mid write", "before rename", "after rename"),
     *("before manifest entry", "after manifest entry"),
 )
-points, moments, unit_sizes = st.sampled_from(POINTS), st.integers(1, 5), st.sampled_from((1, 3, 5))
+points = st.sampled_from(POINTS)
+moments = st.integers(1, 5)
+unit_sizes = st.sampled_from((1, 3, 5))
+
+
+BUSY = ("503 SlowDown", "500 InternalError", "cut", "400 ExpiredToken")
+MANY = pytest.param(500, marks=pytest.mark.soak)
 
 
 class Killed(BaseException):
@@ -56,7 +65,11 @@ def dataset() -> Path:
 
 
 def label(out: Path, unit_size: int = 4, store: StorePath | None = None, **more: object) -> None:
-    files = {"images": "images", "annotations": "instances_val.json", "captions": "captions_val.json"}
+    files = {
+        "images": "images",
+        "annotations": "instances_val.json",
+        "captions": "captions_val.json",
+    }
     values = {"source.root": str(dataset() / "coco"), "source.splits": {"val": files}}
     values |= {"caption.captioner": None, "tag.method": "overlap", "engine.unit_size": unit_size}
     values |= {"engine.store": store and store.uri}
@@ -116,7 +129,9 @@ class Runs(RuleBasedStateMachine):
 
     def is_lost(self) -> bool:
         sizes = self.sizes()
-        return self.has_shards() and any(sizes.get(Path(each.file).name) != each.bytes for each in self.committed())
+        return self.has_shards() and any(
+            sizes.get(Path(each.file).name) != each.bytes for each in self.committed()
+        )
 
     def write(self, file: str, content: bytes | None) -> None:
         """None: delete it."""
@@ -141,7 +156,8 @@ class Runs(RuleBasedStateMachine):
     @rule(point=points, moment=moments, unit_size=unit_sizes)
     def kill(self, point: str, moment: int, unit_size: int) -> None:
         """As a power cut: what is on the disk at this moment is all that is left."""
-        left, frozen = self.folder / "left", ExitStack()
+        left = self.folder / "left"
+        frozen = ExitStack()
 
         def die() -> None:
             shutil.copytree(self.out, left)
@@ -196,7 +212,9 @@ class Runs(RuleBasedStateMachine):
     @precondition(has_shards)
     @rule(cut=st.integers(1, 60))
     def tear_the_manifest(self, cut: int) -> None:
-        """Its last line is half written; an earlier one may list a shard that was made again under another name."""
+        """Its last line is half written; an earlier one may list a shard that was made again under
+        another name.
+        """
         file = self.out / MANIFEST
         content = file.read_bytes()
         last = content.rstrip(b"\n").rpartition(b"\n")[2]
@@ -221,7 +239,9 @@ class Runs(RuleBasedStateMachine):
     def committed_rows_are_right(self) -> None:
         if not self.lost and self.has_shards():
             rows = list(iter_records(self.out if self.store is None else self.store.uri))
-            assert [row for row in expected() if row.image_id in {row.image_id for row in rows}] == rows
+            assert [
+                row for row in expected() if row.image_id in {row.image_id for row in rows}
+            ] == rows
 
     def teardown(self) -> None:
         self.finish(4)
@@ -237,10 +257,6 @@ def explore(machine: type[Runs], examples: int) -> None:
             suppress_health_check=list(HealthCheck),
         )  # fmt: skip
         machine.TestCase().runTest()
-
-
-BUSY = ("503 SlowDown", "500 InternalError", "cut", "400 ExpiredToken")
-MANY = pytest.param(500, marks=pytest.mark.soak)
 
 
 @pytest.mark.parametrize("examples", [10, MANY])
@@ -286,7 +302,10 @@ def test_any_sequence_of_faults_leads_to_the_same_rows_in_a_store(
         def move_to_another_machine(self) -> None:
             shutil.rmtree(self.out, ignore_errors=True)
 
-        @rule(chance=st.randoms(use_true_random=False), kinds=st.lists(st.sampled_from(BUSY), max_size=6))
+        @rule(
+            chance=st.randoms(use_true_random=False),
+            kinds=st.lists(st.sampled_from(BUSY), max_size=6),
+        )
         def suffer_bad_requests(self, chance: random.Random, kinds: list[str]) -> None:
             """They are made again; if that is in vain, the run ends and can be resumed."""
             left = list(kinds)

@@ -27,7 +27,8 @@ def test_objects_are_read_whole_in_ranges_and_as_files(reader: StorePath) -> Non
     reader.check()
     name = NAMES[1]
     content = name.encode() * 100
-    place, last = reader / name, name.rpartition("/")[2]
+    place = reader / name
+    last = name.rpartition("/")[2]
     info = place.head()
     assert info is not None
     assert (info.name, info.size) == (last, len(content))
@@ -101,13 +102,17 @@ def test_what_the_public_may_read_needs_no_keys(
     assert sorted(info.name for info in public.list()) == sorted(NAMES)
 
 
-def test_objects_come_back_as_they_were_put(store: StorePath, tmp_path: Path, faults: Faults) -> None:
+def test_objects_come_back_as_they_were_put(
+    store: StorePath, tmp_path: Path, faults: Faults
+) -> None:
     (store / "data/a").put(b"first")
     (store / "data/a").put(b"second")
     (tmp_path / "b").write_bytes(bytes(range(256)) * 50_000)
     faults.requests.clear()
     (store / "data/b").put(tmp_path / "b")
-    assert [method for method, _ in faults.requests] == ["PUT"]  # parts would stay there if the process were killed
+    assert [method for method, _ in faults.requests] == [
+        "PUT"
+    ]  # parts would stay there if the process were killed
     assert (store / "data/a").read() == b"second"
     assert sizes(store / "data") == {"a": 6, "b": 12_800_000}
     (store / "data/b").get_file(tmp_path / "c")
@@ -123,7 +128,8 @@ def test_objects_come_back_as_they_were_put(store: StorePath, tmp_path: Path, fa
 
 
 def test_a_run_that_was_taken_over_sweeps_nothing(store: StorePath, tmp_path: Path) -> None:
-    folder, shard = RunFolder(tmp_path / "out", store), "data/val-000000000-000000002.parquet"
+    folder = RunFolder(tmp_path / "out", store)
+    shard = "data/val-000000000-000000002.parquet"
     with folder.lock():
         manifest = Manifest.create(folder.root, {})
         folder.claim.make()

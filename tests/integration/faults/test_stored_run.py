@@ -1,4 +1,6 @@
-"""Runs, models and annotations in an object store: commands and readers find in them what they find in a folder."""
+"""Runs, models and annotations in an object store: commands and readers find in them what they find
+in a folder.
+"""
 
 import gzip
 import json
@@ -38,6 +40,14 @@ from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_
 QUIET = Progress(Console(quiet=True))
 
 
+INSTANCES = {
+    "images": [{"id": n, "file_name": f"{n}.jpg", "width": 80, "height": 60} for n in range(50)],
+    "annotations": [{"image_id": n, "category_id": 1, "bbox": [n, 2, 10, 20]} for n in range(50)],
+    "categories": [{"id": 1, "name": "dog"}],
+}
+CAPTIONS = {"annotations": [{"image_id": n, "caption": f"dog number {n}"} for n in range(50)]}
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SGPIPE_CACHE", "XDG_CACHE_HOME"):
@@ -58,7 +68,9 @@ def folder(tmp_path: Path, store: StorePath) -> Path:
     return tmp_path
 
 
-def test_commands_print_and_write_the_same(folder: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commands_print_and_write_the_same(
+    folder: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(locations, "_WHOLE", 0)  # read in ranges
     commands = [
         "stats PLACE/run --json", "verify PLACE/run", "calibrate PLACE/run --truth PLACE/truth --json --out OUT",
@@ -68,10 +80,14 @@ def test_commands_print_and_write_the_same(folder: Path, store: StorePath, monke
     for command in commands:
         found = []
         for place, out in ((folder, "local"), (store.uri, "stored")):
-            said = sgpipe(*command.replace("PLACE", str(place)).replace("OUT", str(folder / out)).split())
+            said = sgpipe(
+                *command.replace("PLACE", str(place)).replace("OUT", str(folder / out)).split()
+            )
             found.append(said.replace(str(place), "").replace("\n", ""))
         assert found[0] == found[1] or "export" in command, command
-    for path in (path for form in folder.glob("local-*") for path in form.rglob("*") if path.is_file()):
+    for path in (
+        path for form in folder.glob("local-*") for path in form.rglob("*") if path.is_file()
+    ):
         assert Path(str(path).replace("local-", "stored-")).read_bytes() == path.read_bytes()
     assert list(iter_records(f"{store.uri}/run")) == list(iter_records(folder / "run"))
     assert Run(f"{store.uri}/run").to_pandas().equals(Run(folder / "run").to_pandas())
@@ -80,7 +96,12 @@ def test_commands_print_and_write_the_same(folder: Path, store: StorePath, monke
 def test_of_large_shards_only_what_is_needed_is_read(
     tmp_path: Path, store: StorePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_run(tmp_path / "run", [plain_record(name, width=1024, height=1024) for name in "abcd"], rows=2, embedded=True)
+    make_run(
+        tmp_path / "run",
+        [plain_record(name, width=1024, height=1024) for name in "abcd"],
+        rows=2,
+        embedded=True,
+    )
     upload(tmp_path / "run", store)
     lengths: list[int] = []
     read_range = StorePath.read_range
@@ -104,19 +125,29 @@ def test_damage_in_a_store_is_found_and_named(folder: Path, store: StorePath) ->
     (place / shards[2]).put(content[:50])
     assert {problem.file for problem in verify(place).problems} == set(shards)
     sgpipe("verify", place.uri, code=1)
-    assert shards[0] in sgpipe("export", place.uri, "--to", "coco", "--out", folder / "out", code=2).replace("\n", "")
+    assert shards[0] in sgpipe(
+        "export", place.uri, "--to", "coco", "--out", folder / "out", code=2
+    ).replace("\n", "")
     with pytest.raises(UserError):
         verify(place, repair=True)
     for command in ("stats", "verify"):
-        assert f"{store.uri}/nothing" in sgpipe(command, f"{store.uri}/nothing", code=2).replace("\n", " ")
+        assert f"{store.uri}/nothing" in sgpipe(command, f"{store.uri}/nothing", code=2).replace(
+            "\n", " "
+        )
 
 
-def test_a_store_that_fails_during_a_query_is_one_line(folder: Path, store: StorePath, faults: Faults) -> None:
-    faults.fault = lambda method, path: "403 AccessDenied" if "labels/run/data/" in path and method == "GET" else None
+def test_a_store_that_fails_during_a_query_is_one_line(
+    folder: Path, store: StorePath, faults: Faults
+) -> None:
+    faults.fault = lambda method, path: (
+        "403 AccessDenied" if "labels/run/data/" in path and method == "GET" else None
+    )
     assert "AccessDenied" in sgpipe("stats", f"{store.uri}/run", code=1)
 
 
-def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: StorePath, faults: Faults) -> None:
+def test_the_viewer_indexes_and_reads_a_run_that_grows(
+    tmp_path: Path, store: StorePath, faults: Faults
+) -> None:
     root = tmp_path / "run"
     make_run(root, [plain_record(name) for name in "abcd"], rows=2, embedded=True)
     upload(root, store)
@@ -124,17 +155,22 @@ def test_the_viewer_indexes_and_reads_a_run_that_grows(tmp_path: Path, store: St
     def images(index: Index) -> set[str]:
         return {hit.image_id for hit in search(index, Filters())[0]}
 
-    index, local = Index(store.uri, QUIET), Index(root, QUIET)
+    index = Index(store.uri, QUIET)
+    local = Index(root, QUIET)
     assert images(index) == set("abcd")
     assert read_record(index, "train", "c") == read_record(local, "train", "c")
     assert read_embedded(index, "train", "c") == read_embedded(local, "train", "c") is not None
-    Manifest.load(root).commit(write_shard(root, shard_name("train", 4, 5), "train", 4, [plain_record("e")], {}))
+    Manifest.load(root).commit(
+        write_shard(root, shard_name("train", 4, 5), "train", 4, [plain_record("e")], {})
+    )
     upload(root, store)
     faults.requests.clear()
     newer = index.newer()
     assert newer is not None
     assert images(newer) == set("abcde")
-    read = {Path(path).name for method, path in faults.requests if method == "GET" and "data/" in path}
+    read = {
+        Path(path).name for method, path in faults.requests if method == "GET" and "data/" in path
+    }
     assert read == {Path(shard_name("train", 4, 5)).name}  # what is known is not downloaded again
     assert read_embedded(newer, "train", "c") == read_embedded(local, "train", "c")
     (store / shard_name("train", 0, 2)).unlink()
@@ -152,7 +188,11 @@ def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: Stor
         stream = StepStream(scan_training(settings), settings, batch=2, seed=7, most_relations=5)
         with closing(stream.steps(epoch, step)) as found:
             return [
-                [(item.image.image_id, item.graph, item.embedded) for part in step for item in part.items]
+                [
+                    (item.image.image_id, item.graph, item.embedded)
+                    for part in step
+                    for item in part.items
+                ]
                 for step in islice(found, 7)
             ]
 
@@ -163,7 +203,13 @@ def test_steps_of_a_training_are_those_of_the_folder(tmp_path: Path, store: Stor
 def test_a_network_predicts_what_it_does_in_a_folder(tmp_path: Path, store: StorePath) -> None:
     root = trainings.make_run(tmp_path)
     upload(root, below(store, "run"))
-    make_initial_model(trainings.recipe(root, "pretrain").model, ["person", "dog"], 0, tmp_path / "network", (48, 64))
+    make_initial_model(
+        trainings.recipe(root, "pretrain").model,
+        ["person", "dog"],
+        0,
+        tmp_path / "network",
+        (48, 64),
+    )
     for file in (tmp_path / "network").iterdir():
         (store / f"network/{file.name}").put(file)
     predictions = []
@@ -173,14 +219,6 @@ def test_a_network_predicts_what_it_does_in_a_folder(tmp_path: Path, store: Stor
         sgpipe("predict", *model, "--out", out, "--form", "vg")
         predictions.append(out.read_bytes())
     assert predictions[0] == predictions[1]
-
-
-INSTANCES = {
-    "images": [{"id": n, "file_name": f"{n}.jpg", "width": 80, "height": 60} for n in range(50)],
-    "annotations": [{"image_id": n, "category_id": 1, "bbox": [n, 2, 10, 20]} for n in range(50)],
-    "categories": [{"id": 1, "name": "dog"}],
-}
-CAPTIONS = {"annotations": [{"image_id": n, "caption": f"dog number {n}"} for n in range(50)]}
 
 
 def zipped(value: Any) -> bytes:
@@ -197,12 +235,16 @@ def records(source: SourceConfig, path: Path) -> tuple[list[Record], dict[str, A
     return index.records(0, len(index)), index.meta
 
 
-def test_records_are_those_of_local_files_and_are_read_once(store: StorePath, tmp_path: Path, faults: Faults) -> None:
+def test_records_are_those_of_local_files_and_are_read_once(
+    store: StorePath, tmp_path: Path, faults: Faults
+) -> None:
     (tmp_path / "a.json").write_text(json.dumps(INSTANCES))
     (tmp_path / "c.json").write_text(json.dumps(CAPTIONS))
     for name, content in {"a.json.gz": INSTANCES, "c.json.gz": CAPTIONS}.items():
         (store / name).put(zipped(content))
-    expected, meta = records(source(tmp_path, "a.json", "c.json", tmp_path), tmp_path / "local.arrow")
+    expected, meta = records(
+        source(tmp_path, "a.json", "c.json", tmp_path), tmp_path / "local.arrow"
+    )
     stored = source(store.uri, "a.json.gz", "c.json.gz", tmp_path)
     found, also = records(stored, tmp_path / "stored.arrow")
     assert found == expected
@@ -216,20 +258,27 @@ def test_records_are_those_of_local_files_and_are_read_once(store: StorePath, tm
     assert len(records(stored, tmp_path / "stored.arrow")[0]) == 9
     with pytest.raises(UserError, match=r"NoSuchBucket|no such file"):
         content_id("s3://no-such-bucket-here/a.json")
-    faults.fault = lambda method, path: "403 AccessDenied" if method == "GET" and path.endswith("a.json.gz") else None
+    faults.fault = lambda method, path: (
+        "403 AccessDenied" if method == "GET" and path.endswith("a.json.gz") else None
+    )
     with pytest.raises(StoreError, match="AccessDenied"):
         records(stored, tmp_path / "another.arrow")
 
 
-def test_calibrations_and_synonyms_in_a_store_are_part_of_the_identity(store: StorePath, tmp_path: Path) -> None:
+def test_calibrations_and_synonyms_in_a_store_are_part_of_the_identity(
+    store: StorePath, tmp_path: Path
+) -> None:
     make_calibration(tmp_path / "calibration.json", {}, offset=0.1)
     (tmp_path / "synonyms.json").write_text(json.dumps({"person": ["man", "woman", "person"]}))
     for file in tmp_path.iterdir():
         (store / file.name).put(file.read_bytes())
 
     def read(place: Path | str) -> tuple[object, ...]:
-        calibration, synonyms = f"{place}/calibration.json", f"{place}/synonyms.json"
-        parts = identity(load_recipe("coco", {"tag.calibration": calibration, "pair.synonyms": synonyms}), {})
+        calibration = f"{place}/calibration.json"
+        synonyms = f"{place}/synonyms.json"
+        parts = identity(
+            load_recipe("coco", {"tag.calibration": calibration, "pair.synonyms": synonyms}), {}
+        )
         return load_calibration(calibration), load_synonyms(synonyms), parts["tag"], parts["pair"]
 
     before = read(store.uri)

@@ -1,4 +1,6 @@
-"""Images of the reference files as the evaluators take them, and nested numbers, ours beside theirs."""
+"""Images of the reference files as the evaluators take them, and nested numbers, ours beside
+theirs.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,27 @@ from rlip_model.evaluation.triplets import TripletClasses
 from tests.parity.golden import Report, Row
 
 TOLERANCE = 1e-6
-NOT_FIGURES = {"env", "mode", "seconds_official", "cpu_seconds_official", "printed"}  # of how they were made
+NOT_FIGURES = {
+    "env",
+    "mode",
+    "seconds_official",
+    "cpu_seconds_official",
+    "printed",
+}  # of how they were made
 
 
 def compare(report: Report, section: str, ours: Any, theirs: Any, name: str = "") -> None:
-    """One row per list or table of numbers, with the largest difference. What only one side has fails."""
+    """One row per list or table of numbers, with the largest difference. What only one side has
+    fails.
+    """
     if is_table(theirs) and is_table(ours):
         _compare_numbers(report, section, name, ours, theirs)
     elif isinstance(theirs, Mapping) and isinstance(ours, Mapping):
-        numbers = {key: value for key, value in theirs.items() if key not in NOT_FIGURES and is_number(value)}
+        numbers = {
+            key: value
+            for key, value in theirs.items()
+            if key not in NOT_FIGURES and is_number(value)
+        }
         if numbers:
             own = {key: value for key, value in ours.items() if is_number(value)}
             _compare_numbers(report, section, name, own, numbers)
@@ -43,7 +57,9 @@ def is_number(value: Any) -> bool:
 
 
 def is_table(value: Any) -> bool:
-    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [{}]
+    items = (
+        value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else [{}]
+    )
     return all(map(is_number, items))
 
 
@@ -52,7 +68,8 @@ def _keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Iterable[str]:
 
 
 def _compare_numbers(report: Report, section: str, name: str, ours: Any, theirs: Any) -> None:
-    own, other = dict(_numbered(ours)), dict(_numbered(theirs))
+    own = dict(_numbered(ours))
+    other = dict(_numbered(theirs))
     differences = {key: _difference(own[key], other[key]) for key in own.keys() & other.keys()}
     differences.update((key, math.inf) for key in own.keys() ^ other.keys())
     worst = max(differences, key=lambda key: differences[key], default=None)
@@ -83,28 +100,49 @@ def by_class(rows: list[dict[str, Any]], key: str) -> dict[str, dict[str, Any]]:
     return columns
 
 
-def stable_settings(report: Report, section: str, settings: Mapping[str, Any], stable: str) -> dict[str, Any]:
+def stable_settings(
+    report: Report, section: str, settings: Mapping[str, Any], stable: str
+) -> dict[str, Any]:
     """The settings to compare: where some sorted stably, only they."""
     chosen = {name: value for name, value in settings.items() if stable in name} or dict(settings)
     left_out = [name for name in settings if name not in chosen]
-    report.skipped += [f"{section}, {name}: there numpy sorted equal scores as it liked" for name in left_out]
+    report.skipped += [
+        f"{section}, {name}: there numpy sorted equal scores as it liked" for name in left_out
+    ]
     return chosen
 
 
 def pair_images(
-    images: Iterable[dict[str, Any]], section: str, triplets: str, num_predicates: int, sparse: bool = False
+    images: Iterable[dict[str, Any]],
+    section: str,
+    triplets: str,
+    num_predicates: int,
+    sparse: bool = False,
 ) -> list[EvaluationImage]:
-    """`triplets`: the key of the true ones; `sparse`: scores are [pair, predicate, score], others 0."""
-    return [_pair_image(image["gt"], image["pred"], section, triplets, num_predicates, sparse) for image in images]
+    """`triplets`: the key of the true ones; `sparse`: scores are [pair, predicate, score], others
+    0.
+    """
+    return [
+        _pair_image(image["gt"], image["pred"], section, triplets, num_predicates, sparse)
+        for image in images
+    ]
 
 
 def small_set(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The few images of the model's reference folder, in the form of the others."""
-    return [{"gt": truth, "pred": found} for truth, found in zip(content["gts"], content["preds"], strict=True)]
+    return [
+        {"gt": truth, "pred": found}
+        for truth, found in zip(content["gts"], content["preds"], strict=True)
+    ]
 
 
 def _pair_image(
-    truth: dict[str, Any], found: dict[str, Any], name: str, triplets: str, num_predicates: int, sparse: bool
+    truth: dict[str, Any],
+    found: dict[str, Any],
+    name: str,
+    triplets: str,
+    num_predicates: int,
+    sparse: bool,
 ) -> EvaluationImage:
     boxes = np.array(found["boxes"], dtype=np.float32).reshape(-1, 4)
     labels = np.array(found["labels"], dtype=int)
@@ -115,8 +153,12 @@ def _pair_image(
             scores[pair, predicate] = score
     else:
         scores = np.array(found["verb_scores"], dtype=np.float32).reshape(-1, num_predicates)
-    pairs = PredictedPairs(boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores)
-    return EvaluationImage(name, ImageGroundTruth.from_lists(truth["boxes"], truth["labels"], truth[triplets]), pairs)
+    pairs = PredictedPairs(
+        boxes[subjects], boxes[objects], labels[subjects], labels[objects], scores
+    )
+    return EvaluationImage(
+        name, ImageGroundTruth.from_lists(truth["boxes"], truth["labels"], truth[triplets]), pairs
+    )
 
 
 def class_table(scores: ClassScores, classes: TripletClasses) -> dict[str, dict[str, Any]]:
@@ -126,4 +168,8 @@ def class_table(scores: ClassScores, classes: TripletClasses) -> dict[str, dict[
         "gt": scores.targets, "n_pred": scores.detections, "tp": scores.true_positives,
         "ap": scores.average_precision, "max_recall": scores.max_recall,
     }  # fmt: skip
-    return {column: dict(zip(names, values.tolist(), strict=True)) for column, values in columns.items() if names}
+    return {
+        column: dict(zip(names, values.tolist(), strict=True))
+        for column, values in columns.items()
+        if names
+    }

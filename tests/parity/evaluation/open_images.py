@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from rlip_model.evaluation.open_images import OpenImagesScores, OpenImagesSettings, evaluate_open_images
+from rlip_model.evaluation.open_images import (
+    OpenImagesScores,
+    OpenImagesSettings,
+    evaluate_open_images,
+)
 from rlip_model.evaluation.suppression import PairSuppression
-from tests.parity.evaluation.compare import by_class, class_table, compare, pair_images, small_set, stable_settings
+from tests.parity.evaluation.compare import (
+    by_class,
+    class_table,
+    compare,
+    pair_images,
+    small_set,
+    stable_settings,
+)
 from tests.parity.golden import Report
 
 STABLE = "_stable_sort"
@@ -16,10 +27,14 @@ LABELS_AT_MOST = 1000  # micro cases don't say how many there are
 
 def settings_of(name: str, num_objects: int, num_predicates: int) -> OpenImagesSettings:
     suppression = PairSuppression() if name in ("nms", REPAIRED) else None
-    return OpenImagesSettings(num_objects, num_predicates, suppression, "repaired" if name == REPAIRED else "published")
+    return OpenImagesSettings(
+        num_objects, num_predicates, suppression, "repaired" if name == REPAIRED else "published"
+    )
 
 
-def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report) -> None:
+def check_set(
+    inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report
+) -> None:
     sizes = len(inputs["object_names"]), len(inputs["predicate_names"])
     images = pair_images(inputs["images"], section, "rels", sizes[1])
     for name, figures in stable_settings(report, section, expected["settings"], STABLE).items():
@@ -49,9 +64,13 @@ def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
     num_predicates = len(pairs[0]) if pairs else LABELS_AT_MOST
     images = pair_images(case["images"], section, "rels", num_predicates)
     setting = "nms" if case.get("kw", {}).get("nms") else "default"
-    summary = evaluate_open_images(images, settings_of(setting, LABELS_AT_MOST, num_predicates)).summary()
+    summary = evaluate_open_images(
+        images, settings_of(setting, LABELS_AT_MOST, num_predicates)
+    ).summary()
     theirs = case["expected"]
-    compare(report, section, {name: value for name, value in summary.items() if name in theirs}, theirs)
+    compare(
+        report, section, {name: value for name, value in summary.items() if name in theirs}, theirs
+    )
 
 
 def check_small(content: dict[str, Any], section: str, report: Report) -> None:
@@ -59,5 +78,9 @@ def check_small(content: dict[str, Any], section: str, report: Report) -> None:
     num_predicates = len(content["preds"][0]["verb_scores"][0])
     images = pair_images(small_set(content), section, "rels", num_predicates)
     for name, theirs in content["result"].items():
-        settings = settings_of("nms" if name == "nms_True" else "default", LABELS_AT_MOST, num_predicates)
-        compare(report, f"{section}, {name}", evaluate_open_images(images, settings).summary(), theirs)
+        settings = settings_of(
+            "nms" if name == "nms_True" else "default", LABELS_AT_MOST, num_predicates
+        )
+        compare(
+            report, f"{section}, {name}", evaluate_open_images(images, settings).summary(), theirs
+        )

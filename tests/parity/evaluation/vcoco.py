@@ -1,6 +1,8 @@
-"""V-COCO's official figures, and RLIPv2's of validation in training: 11-point AP, not comparable with papers.
+"""V-COCO's official figures, and RLIPv2's of validation in training: 11-point AP, not comparable
+with papers.
 
-Verbs with two roles are two classes; the label after the last object stands for "no object", which every verb may have.
+Verbs with two roles are two classes; the label after the last object stands for "no object", which
+every verb may have.
 """
 
 from __future__ import annotations
@@ -13,26 +15,61 @@ import numpy as np
 
 from rlip_model.evaluation.inputs import Array, EvaluationImage
 from rlip_model.evaluation.scores import ClassScores, Tally, mean
-from rlip_model.evaluation.triplets import TripletTable, best_triplets, blocks, ground_truth_triplets, match
+from rlip_model.evaluation.triplets import (
+    TripletTable,
+    best_triplets,
+    blocks,
+    ground_truth_triplets,
+    match,
+)
 from rlip_model.evaluation.vcoco import VcocoScores, evaluate_vcoco
-from rlip_model.evaluation.vcoco_files import people_images, read_actions, read_people, read_predicted_people
+from rlip_model.evaluation.vcoco_files import (
+    people_images,
+    read_actions,
+    read_people,
+    read_predicted_people,
+)
 from tests.parity.evaluation.compare import compare, pair_images, small_set, stable_settings
 from tests.parity.golden import Report
 
+MOST_DETECTIONS = 100  # per image
+VERBS = (
+    "hold_obj", "stand", "sit_instr", "ride_instr", "walk", "look_obj", "hit_instr", "hit_obj", "eat_obj", "eat_instr",
+    "jump_instr", "lay_instr", "talk_on_phone_instr", "carry_obj", "throw_obj", "catch_obj", "cut_instr", "cut_obj",
+    "run", "work_on_computer_instr", "ski_instr", "surf_instr", "skateboard_instr", "smile", "drink_instr", "kick_obj",
+    "point_instr", "read_obj", "snowboard_instr",
+)  # fmt: skip
+LEFT_OUT = (
+    "stand",
+    "walk",
+    "run",
+    "smile",
+    "point_instr",
+)  # of "mAP_thesis": no object, or too few instances
 
-def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report) -> None:
-    scores = scores_of(inputs["coco"], inputs["vsrl"], inputs["detections"], dict.fromkeys(inputs["image_ids"]))
+
+def check_set(
+    inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report
+) -> None:
+    scores = scores_of(
+        inputs["coco"], inputs["vsrl"], inputs["detections"], dict.fromkeys(inputs["image_ids"])
+    )
     settings = {name: figures for name, figures in expected.items() if name != "env"}
     for name, theirs in stable_settings(report, section, settings, "stable").items():
         compare(report, f"{section}, {name}", figures_of(scores), theirs)
 
 
 def scores_of(
-    coco: dict[str, Any], verbs: list[dict[str, Any]], detections: list[dict[str, Any]], images: Collection[int]
+    coco: dict[str, Any],
+    verbs: list[dict[str, Any]],
+    detections: list[dict[str, Any]],
+    images: Collection[int],
 ) -> VcocoScores:
     actions = read_actions(verbs)
     people = read_people(coco, verbs)
-    found = read_predicted_people([item for item in detections if item["image_id"] in images], actions)
+    found = read_predicted_people(
+        [item for item in detections if item["image_id"] in images], actions
+    )
     chosen = {image: people[image] for image in images}
     return evaluate_vcoco(people_images(chosen, found, actions), actions)
 
@@ -40,7 +77,9 @@ def scores_of(
 def figures_of(scores: VcocoScores) -> dict[str, Any]:
     names = scores.actions.names
     columns = {"per_action": scores.agent_precisions(), "npos": scores.positives}
-    agent = {column: dict(zip(names, values.tolist(), strict=True)) for column, values in columns.items()}
+    agent = {
+        column: dict(zip(names, values.tolist(), strict=True)) for column, values in columns.items()
+    }
     figures: dict[str, Any] = {"agent": {"mean": scores.agent_mean(), **agent}}
     for scenario in scores.roles:
         precisions = scores.role_precisions(scenario).tolist()
@@ -53,7 +92,9 @@ def figures_of(scores: VcocoScores) -> dict[str, Any]:
 
 
 def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
-    """Rows are persons: [annotation, does "hold", role's annotation]; all of them stand and walk."""
+    """Rows are persons: [annotation, does "hold", role's annotation]; all of them stand and
+    walk.
+    """
     persons, labels, objects = (list(column) for column in zip(*case["rows"], strict=True))
     everyone = [1] * len(persons)
     verbs = [verb("hold", persons, labels, {"obj": objects})]
@@ -62,20 +103,29 @@ def check_micro(case: dict[str, Any], section: str, report: Report) -> None:
     detections = []
     for person, object_, score in case["dets"]:
         agents = {f"{action}_agent": score for action in ("hold", "stand", "walk")}
-        detections.append({"image_id": 1, "person_box": person, "hold_obj": [*object_, score], **agents})
+        detections.append(
+            {"image_id": 1, "person_box": person, "hold_obj": [*object_, score], **agents}
+        )
     scores = scores_of(coco, verbs, detections, [1])
-    ours = {f"S{scenario}_hold_obj": float(scores.role_precisions(scenario)[0]) for scenario in scores.roles}
+    ours = {
+        f"S{scenario}_hold_obj": float(scores.role_precisions(scenario)[0])
+        for scenario in scores.roles
+    }
     agents = dict(zip(scores.actions.names, scores.agent_precisions().tolist(), strict=True))
     compare(report, section, {**ours, "agent": agents}, case["expected"])
 
 
-def verb(name: str, persons: list[int], labels: list[int], roles: dict[str, list[int]]) -> dict[str, Any]:
+def verb(
+    name: str, persons: list[int], labels: list[int], roles: dict[str, list[int]]
+) -> dict[str, Any]:
     objects = [*persons, *(number for numbers in roles.values() for number in numbers)]
     ids = {"ann_id": persons, "label": labels, "role_object_id": objects}
     return {"action_name": name, "role_name": ["agent", *roles], **ids}
 
 
-def check_training(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report) -> None:
+def check_training(
+    inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report
+) -> None:
     verbs = inputs["verb_classes"]
     images = pair_images(inputs["images"], section, "hois", len(verbs))
     scores = evaluate_vcoco_training(images, np.array(inputs["correct_mat"]), verbs)
@@ -92,16 +142,6 @@ def check_small(content: dict[str, Any], section: str, report: Report) -> None:
     compare(report, section, scores.summary(), content["result"])
 
 
-MOST_DETECTIONS = 100  # per image
-VERBS = (
-    "hold_obj", "stand", "sit_instr", "ride_instr", "walk", "look_obj", "hit_instr", "hit_obj", "eat_obj", "eat_instr",
-    "jump_instr", "lay_instr", "talk_on_phone_instr", "carry_obj", "throw_obj", "catch_obj", "cut_instr", "cut_obj",
-    "run", "work_on_computer_instr", "ski_instr", "surf_instr", "skateboard_instr", "smile", "drink_instr", "kick_obj",
-    "point_instr", "read_obj", "snowboard_instr",
-)  # fmt: skip
-LEFT_OUT = ("stand", "walk", "run", "smile", "point_instr")  # of "mAP_thesis": no object, or too few instances
-
-
 @dataclass(frozen=True)
 class VcocoTrainingScores:
     """per_class: class numbers are indices into `verbs`."""
@@ -110,8 +150,12 @@ class VcocoTrainingScores:
     per_class: ClassScores
 
     def summary(self) -> dict[str, float]:
-        """AP of each verb with targets, their mean, and "mAP_thesis": without `LEFT_OUT`, 0 without targets."""
-        scored = zip(self.per_class.classes.tolist(), self.per_class.average_precision.tolist(), strict=True)
+        """AP of each verb with targets, their mean, and "mAP_thesis": without `LEFT_OUT`, 0 without
+        targets.
+        """
+        scored = zip(
+            self.per_class.classes.tolist(), self.per_class.average_precision.tolist(), strict=True
+        )
         precisions = {self.verbs[number]: precision for number, precision in scored}
         thesis = [precisions.get(verb, 0.0) for verb in self.verbs if verb not in LEFT_OUT]
         return {
@@ -124,15 +168,20 @@ class VcocoTrainingScores:
 def evaluate_vcoco_training(
     images: Iterable[EvaluationImage], possible: Array, verbs: Sequence[str] = VERBS
 ) -> VcocoTrainingScores:
-    """Of a stream with final scores; `possible[verb, object]`: 0 where impossible, without a column for "no object"."""
+    """Of a stream with final scores; `possible[verb, object]`: 0 where impossible, without a column
+    for "no object".
+    """
     possible = np.append(possible, np.ones((len(verbs), 1)), 1)
     tally = Tally()
     for block in blocks(images):
         for image in block:
             image.ground_truth.check(image.name, possible.shape[1], len(verbs), objectless=True)
             image.predicted.check(image.name, possible.shape[1], len(verbs))
-        target, predicted = ground_truth_triplets(block), best_triplets(block, MOST_DETECTIONS, possible)
-        matches = match(predicted, target, _groups(predicted, len(verbs)), _groups(target, len(verbs)))
+        target = ground_truth_triplets(block)
+        predicted = best_triplets(block, MOST_DETECTIONS, possible)
+        matches = match(
+            predicted, target, _groups(predicted, len(verbs)), _groups(target, len(verbs))
+        )
         tally.add(target.predicates, predicted.predicates, predicted.scores, matches)
     return VcocoTrainingScores(tuple(verbs), tally.class_scores())
 

@@ -15,17 +15,27 @@ from tests.parity.evaluation.compare import compare
 from tests.parity.golden import Report
 
 
-def check_set(inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report, folder: Path) -> None:
-    report.require(section, f"boxes overlap by {vg.MATCH_OVERLAP}", inputs["iou_threshold"] == vg.MATCH_OVERLAP)
+def check_set(
+    inputs: dict[str, Any], expected: dict[str, Any], section: str, report: Report, folder: Path
+) -> None:
+    report.require(
+        section, f"boxes overlap by {vg.MATCH_OVERLAP}", inputs["iou_threshold"] == vg.MATCH_OVERLAP
+    )
     num_predicates = inputs["num_predicates_with_bg"] - 1
-    images = [graph_image(each, f"{section}, image {n}", num_predicates) for n, each in enumerate(inputs["images"])]
+    images = [
+        graph_image(each, f"{section}, image {n}", num_predicates)
+        for n, each in enumerate(inputs["images"])
+    ]
     unseen = zero_shot_triplets(folder, inputs["zeroshot_triplets_file"])
-    scores = vg.evaluate_graphs(images, inputs["mode"], zero_shot=unseen, num_predicates=num_predicates)
+    scores = vg.evaluate_graphs(
+        images, inputs["mode"], zero_shot=unseen, num_predicates=num_predicates
+    )
     compare(report, section, figures_of(scores, list(expected["mean_recall_list_100"])), expected)
 
 
 def graph_image(image: dict[str, Any], name: str, num_predicates: int) -> vg.GraphImage:
-    truth, found = image["gt"], image["pred"]
+    truth = image["gt"]
+    found = image["pred"]
     return vg.GraphImage(
         name,
         vg.GroundTruthGraph(
@@ -52,7 +62,10 @@ def zero_shot_triplets(folder: Path, name: str) -> Array:
 
 def figures_of(scores: vg.GraphScores, predicates: list[str]) -> dict[str, Any]:
     metrics: dict[str, float] = {}
-    for recall, plain, other in ((scores.constrained, "", ""), (scores.unconstrained, "_nogc", "ng_")):
+    for recall, plain, other in (
+        (scores.constrained, "", ""),
+        (scores.unconstrained, "_nogc", "ng_"),
+    ):
         metrics[f"recall{plain}_images"] = len(recall.per_image[RECALL_AT[0]])
         metrics[f"{other}zeroshot_recall_images"] = len(recall.zero_shot_per_image[RECALL_AT[0]])
         for most in RECALL_AT:
@@ -62,7 +75,11 @@ def figures_of(scores: vg.GraphScores, predicates: list[str]) -> dict[str, Any]:
     metrics.update({f"pair_accuracy@{most}": share for most, share in scores.pair_accuracy.items()})
     return {
         "metrics": metrics,
-        "mean_recall_list_100": dict(zip(predicates, scores.constrained.per_predicate[100].tolist(), strict=True)),
-        "ng_mean_recall_list_100": dict(zip(predicates, scores.unconstrained.per_predicate[100].tolist(), strict=True)),
+        "mean_recall_list_100": dict(
+            zip(predicates, scores.constrained.per_predicate[100].tolist(), strict=True)
+        ),
+        "ng_mean_recall_list_100": dict(
+            zip(predicates, scores.unconstrained.per_predicate[100].tolist(), strict=True)
+        ),
         "per_image_recall_100": scores.constrained.per_image[100].tolist(),
     }

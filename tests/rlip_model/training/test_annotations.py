@@ -9,11 +9,45 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlip_model.training import annotations
-from rlip_model.training.annotations import MISSING_OBJECT, SceneAnnotation, SceneObject, SceneTargets, label_scene
+from rlip_model.training.annotations import (
+    MISSING_OBJECT,
+    SceneAnnotation,
+    SceneObject,
+    SceneTargets,
+    label_scene,
+)
 from rlip_model.training.flip_text import flip_text
 from tests.parity.misc import scene_annotation
 
-WIDTH, HEIGHT = 100, 50
+WIDTH = 100
+HEIGHT = 50
+
+
+CHANGES: dict[str, Callable[[SceneTargets], SceneTargets]] = {
+    "label_scene": lambda scene: scene, "flipped": lambda scene: scene.flipped(WIDTH),
+    "shifted": lambda scene: scene.shifted(-5, 3), "resized": lambda scene: scene.resized(2, 0.5),
+    "clamped": lambda scene: scene.clamped(50, 40),
+    "keep": lambda scene: scene.keep(torch.tensor([True, False, True, True])),
+}  # fmt: skip
+
+
+SWAPPED = """
+left = right; left of = right of; to the left of = to the right of; left to = right to; on left = on right;
+on left side of = on right side of; on far left has = on far right has; left hand = right hand;
+on the left in front of = on the right in front of; on left wearing = on right wearing; is left of = is right of;
+upper left corner of = upper right corner of; turning left at = turning right at; facing left in = facing right in;
+has left hand on = has right hand on; right front wheel = left front wheel; man's left shoe = man's right shoe;
+Left-hand glove = Right-hand glove; LEFT_OF = RIGHT_OF; leftmost  zebra = rightmost  zebra;
+between left and right = between right and left
+"""
+UNCHANGED = """
+right next to; standing right next to; right behind; right above; right in front of; right on edge of; ends right by;
+left behind; left out on; left on; left a; left by; has left; has left the; has just left; brightly lit; copyright;
+missing objects
+"""
+
+
+WORDS = sorted({*f"{SWAPPED} {UNCHANGED}".replace(";", "").replace("=", "").split()})
 
 
 def annotation(**changes: Any) -> dict[str, Any]:
@@ -46,7 +80,9 @@ def test_objects_outside_the_image_are_dropped() -> None:
 
 def test_wrong_annotations_are_named() -> None:
     lost = [{"subject_id": 7, "object_id": 99, "predicate": "on"}]
-    with pytest.raises(annotations.AnnotationError, match="image 5: a relation refers to unknown object 99"):
+    with pytest.raises(
+        annotations.AnnotationError, match="image 5: a relation refers to unknown object 99"
+    ):
         label_scene(graph(relationships=lost), WIDTH, HEIGHT, 100)
 
 
@@ -67,17 +103,11 @@ def test_flipped_images_speak_of_other_sides() -> None:
 
 def with_missing_object() -> SceneTargets:
     image = annotation()
-    image["objects"].append({"object_id": 1, "names": MISSING_OBJECT, "x": 0, "y": 0, "w": 0, "h": 0})
+    image["objects"].append(
+        {"object_id": 1, "names": MISSING_OBJECT, "x": 0, "y": 0, "w": 0, "h": 0}
+    )
     image["relationships"].append({"subject_id": 9, "object_id": 1, "predicate": "walk"})
     return label_scene(scene_annotation(image), WIDTH, HEIGHT, 100)
-
-
-CHANGES: dict[str, Callable[[SceneTargets], SceneTargets]] = {
-    "label_scene": lambda scene: scene, "flipped": lambda scene: scene.flipped(WIDTH),
-    "shifted": lambda scene: scene.shifted(-5, 3), "resized": lambda scene: scene.resized(2, 0.5),
-    "clamped": lambda scene: scene.clamped(50, 40),
-    "keep": lambda scene: scene.keep(torch.tensor([True, False, True, True])),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -89,23 +119,9 @@ def test_missing_objects_stay_missing(change: str) -> None:
     assert found.triplets.object_boxes[walking].tolist() == [[0, 0, 0, 0]]
     assert (found.triplets.object_boxes[~walking, 2:] > 0).all()
     assert (found.triplets.subject_boxes[:, 2:] > 0).all()
-    assert [found.object_texts[label] for label in found.triplets.object_labels[walking]] == [MISSING_OBJECT]
-
-
-SWAPPED = """
-left = right; left of = right of; to the left of = to the right of; left to = right to; on left = on right;
-on left side of = on right side of; on far left has = on far right has; left hand = right hand;
-on the left in front of = on the right in front of; on left wearing = on right wearing; is left of = is right of;
-upper left corner of = upper right corner of; turning left at = turning right at; facing left in = facing right in;
-has left hand on = has right hand on; right front wheel = left front wheel; man's left shoe = man's right shoe;
-Left-hand glove = Right-hand glove; LEFT_OF = RIGHT_OF; leftmost  zebra = rightmost  zebra;
-between left and right = between right and left
-"""
-UNCHANGED = """
-right next to; standing right next to; right behind; right above; right in front of; right on edge of; ends right by;
-left behind; left out on; left on; left a; left by; has left; has left the; has just left; brightly lit; copyright;
-missing objects
-"""
+    assert [found.object_texts[label] for label in found.triplets.object_labels[walking]] == [
+        MISSING_OBJECT
+    ]
 
 
 def test_sides_are_swapped_both_ways_and_others_stay() -> None:
@@ -113,9 +129,6 @@ def test_sides_are_swapped_both_ways_and_others_stay() -> None:
     assert [[flip_text(right), flip_text(left)] for left, right in pairs] == pairs
     others = [text.strip() for text in UNCHANGED.split(";")]
     assert [flip_text(text) for text in others] == others
-
-
-WORDS = sorted({*f"{SWAPPED} {UNCHANGED}".replace(";", "").replace("=", "").split()})
 
 
 @given(st.lists(st.sampled_from([*WORDS, "right", "Left"])).map(" ".join) | st.text())

@@ -18,27 +18,47 @@ from rlip_model.training.augment import augment, prepare, random_window
 CHANNELS = ("red", "green", "blue")
 RELATIONS = tuple(
     SceneRelation(*relation)
-    for relation in ((0, 1, "left of"), (1, 2, "near"), (2, 0, "on"), (0, 1, "near"), (1, 3, "looking at"))
+    for relation in (
+        (0, 1, "left of"),
+        (1, 2, "near"),
+        (2, 0, "on"),
+        (0, 1, "near"),
+        (1, 3, "looking at"),
+    )
 )
+
+
+SMALL = Augmentation(
+    jitter=0,
+    short_sides=(48, 56, 80),
+    long_side=133,
+    crop_short_sides=(40, 50, 60),
+    crop_range=(38, 60),
+)
+Scene = tuple[Image.Image, SceneTargets]
 
 
 @st.composite
 def boxes(draw: st.DrawFn, width: int, height: int, least: int = 8) -> tuple[int, int, int, int]:
     """x, y, width, height of a box within the image."""
-    left, top = draw(st.integers(0, width - least)), draw(st.integers(0, height - least))
+    left = draw(st.integers(0, width - least))
+    top = draw(st.integers(0, height - least))
     return left, top, draw(st.integers(least, width - left)), draw(st.integers(least, height - top))
 
 
 @st.composite
 def scenes(draw: st.DrawFn) -> tuple[Image.Image, SceneTargets]:
     """An image of red, green and blue rectangles, and its targets, with a missing object last."""
-    width, height = draw(st.integers(30, 200)), draw(st.integers(30, 200))
+    width = draw(st.integers(30, 200))
+    height = draw(st.integers(30, 200))
     places = [draw(boxes(width, height)) for _ in CHANNELS]
     pixels = np.zeros((height, width, 3), dtype=np.uint8)
     for channel, (x, y, wide, high) in enumerate(places):
         pixels[y : y + high, x : x + wide, channel] = 255
     names = (*CHANNELS, MISSING_OBJECT)
-    objects = [SceneObject(*item) for item in zip(range(4), names, (*places, (0, 0, 0, 0)), strict=True)]
+    objects = [
+        SceneObject(*item) for item in zip(range(4), names, (*places, (0, 0, 0, 0)), strict=True)
+    ]
     graph = annotations.SceneAnnotation("drawn", tuple(objects), RELATIONS)
     return Image.fromarray(pixels), annotations.label_scene(graph, width, height, 100)
 
@@ -47,13 +67,10 @@ def said(targets: SceneTargets) -> set[tuple[str, str, str]]:
     """The relations in words."""
     names = [targets.object_texts[label] for label in targets.labels.tolist()]
     rows = targets.relations.tolist()
-    return {(names[subject], targets.relation_texts[word], names[object_]) for subject, object_, word in rows}
-
-
-SMALL = Augmentation(
-    jitter=0, short_sides=(48, 56, 80), long_side=133, crop_short_sides=(40, 50, 60), crop_range=(38, 60)
-)
-Scene = tuple[Image.Image, SceneTargets]
+    return {
+        (names[subject], targets.relation_texts[word], names[object_])
+        for subject, object_, word in rows
+    }
 
 
 def seen(image: Image.Image, channel: int) -> tuple[float, ...] | None:
@@ -66,7 +83,9 @@ def seen(image: Image.Image, channel: int) -> tuple[float, ...] | None:
 
 @given(scenes(), st.integers(0, 2**32), st.booleans())
 @settings(deadline=None)
-def test_boxes_frame_what_is_seen_and_targets_stay_whole(scene: Scene, seed: int, flip: bool) -> None:
+def test_boxes_frame_what_is_seen_and_targets_stay_whole(
+    scene: Scene, seed: int, flip: bool
+) -> None:
     image, targets = augment(*scene, SMALL, random.Random(seed), flip)
     names = [targets.object_texts[label] for label in targets.labels.tolist()]
     for channel, name in enumerate(CHANNELS):
@@ -102,8 +121,11 @@ def test_the_generator_decides_alone(scene: Scene, seed: int, flip: bool) -> Non
 
 @pytest.mark.parametrize("size", [(640, 480), (480, 640), (50, 20), (3000, 3), (1, 5000)])
 def test_windows_as_drawn_by_detr(size: tuple[int, int]) -> None:
-    """Least and greatest size of the part, whatever the image; less only where the image is smaller."""
-    rng, options = random.Random(0), Augmentation()
+    """Least and greatest size of the part, whatever the image; less only where the image is
+    smaller.
+    """
+    rng = random.Random(0)
+    options = Augmentation()
     for _ in range(100):
         (left, top, right, bottom), shape = random_window(*size, options, rng)
         assert 0 <= left < right <= size[0]

@@ -1,4 +1,6 @@
-"""Layers that are compiled with gradients. Without a GPU, by PyTorch's backends that make no kernels."""
+"""Layers that are compiled with gradients. Without a GPU, by PyTorch's backends that make no
+kernels.
+"""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +30,8 @@ class Backend:
     """Counts what it compiles, or fails."""
 
     def __init__(self, error: Exception | None = None) -> None:
-        self.graphs, self.error = 0, error
+        self.graphs = 0
+        self.error = error
 
     def __call__(self, graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         self.graphs += 1
@@ -40,8 +43,12 @@ class Backend:
 @pytest.mark.parametrize("kind", ["Swin", "ResNet"])
 def test_layers_of_one_width_are_compiled_once_for_all_sizes(kind: str) -> None:
     swin = kind == "Swin"
-    two = [FeedForward(6, 12) if swin else FoldedBottleneck(16, 4, norm_layer=FrozenBatchNorm2d) for _ in range(2)]
-    layers, sizes = nn.Sequential(*two), [(2, 5, 9), (3, 4, 3), (2, 8, 7)]
+    two = [
+        FeedForward(6, 12) if swin else FoldedBottleneck(16, 4, norm_layer=FrozenBatchNorm2d)
+        for _ in range(2)
+    ]
+    layers = nn.Sequential(*two)
+    sizes = [(2, 5, 9), (3, 4, 3), (2, 8, 7)]
     shapes = [(batch, *size, 6) if swin else (batch, 16, *size) for batch, *size in sizes]
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
     expected = [layers(each) for each in inputs]
@@ -57,20 +64,24 @@ def test_layers_of_one_width_are_compiled_once_for_all_sizes(kind: str) -> None:
 
 
 def test_after_a_failure_layers_compute_as_they_are() -> None:
-    target, backend = objective("parseda"), Backend(RuntimeError("no compiler\nand a page of advice"))
+    target = objective("parseda")
+    backend = Backend(RuntimeError("no compiler\nand a page of advice"))
     compiled = CompiledLayers(target.network, backend)
     compiled.compile(target, images=4)
     assert backend.graphs == 1
     assert "no compiler" in str(compiled.failure)
     assert all(parameter.grad is None for parameter in target.parameters())
-    torch.testing.assert_close(gradients(target, batch(64)), gradients(objective("parseda"), batch(64)))
+    torch.testing.assert_close(
+        gradients(target, batch(64)), gradients(objective("parseda"), batch(64))
+    )
     assert backend.graphs == 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("checkpointed", "precision"), [(True, "float32"), (False, "bfloat16")])
 def test_losses_and_gradients_are_the_same_compiled(checkpointed: bool, precision: str) -> None:
-    plain, target = objective("parseda"), objective("parseda")
+    plain = objective("parseda")
+    target = objective("parseda")
     plain.precision = target.precision = precision
     compiled = CompiledLayers(target.network, "aot_eager")
     if checkpointed:

@@ -1,4 +1,6 @@
-"""The training loop: going on exactly, averages, parts of steps, validation, and losses that are no numbers."""
+"""The training loop: going on exactly, averages, parts of steps, validation, and losses that are no
+numbers.
+"""
 
 import json
 from collections.abc import Sequence
@@ -19,12 +21,16 @@ from rlip_model.training.divergence import DivergenceError
 from rlip_model.training.loop import Trainer
 from rlip_model.training.meter import Metrics
 from rlip_model.training.objective import Objective, checkpoint_activations
-from tests.rlip_model.training.worlds import DENSE, TEXTS, ToyFeed, example, folder, network, objective, options
-
-
-def final(path: Path) -> dict[str, Tensor]:
-    return load_file(path / "last" / "model.safetensors")
-
+from tests.rlip_model.training.worlds import (
+    DENSE,
+    TEXTS,
+    ToyFeed,
+    example,
+    folder,
+    network,
+    objective,
+    options,
+)
 
 CRITERIA = {
     "tagger": TaggerCriterion(),
@@ -34,6 +40,10 @@ CRITERIA = {
 }
 DENSE_KINDS = ("dense", "boxes")  # with a dense head, also alone
 TRIPLETS = (3, 0, 1, 2, 0, 4, 1, 1)  # of the images: a mean of means would be another number
+
+
+def final(path: Path) -> dict[str, Tensor]:
+    return load_file(path / "last" / "model.safetensors")
 
 
 def uneven(images: int, kind: str) -> list[TrainingExample]:
@@ -72,7 +82,9 @@ def undisturbed(target: Objective) -> Objective:
 def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path, kind: str) -> None:
     def step(cuts: Sequence[int]) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         if kind in DENSE_KINDS:
-            target = Objective(network("parseda", **DENSE), CRITERIA["HICO"] if kind == "dense" else None)
+            target = Objective(
+                network("parseda", **DENSE), CRITERIA["HICO"] if kind == "dense" else None
+            )
         else:
             target = objective("tagger" if kind == "tagger" else "parseda")
             target.criterion = CRITERIA[kind]
@@ -80,7 +92,11 @@ def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path, kind: str) -> None:
         trainer.module.train()
         parts = [collate(images[slice(*ends)], TEXTS) for ends in pairwise((0, *cuts, len(images)))]
         losses, norm = trainer._step(parts, 0.0)
-        return losses, norm, {name: p.grad for name, p in target.named_parameters() if p.grad is not None}
+        return (
+            losses,
+            norm,
+            {name: p.grad for name, p in target.named_parameters() if p.grad is not None},
+        )
 
     images = uneven(8, kind)
     losses, norm, gradients = step(())
@@ -90,7 +106,9 @@ def test_a_step_in_parts_is_the_step_in_one(tmp_path: Path, kind: str) -> None:
         torch.testing.assert_close(found_norm, norm, rtol=1e-4, atol=0)
         for name, gradient in found_gradients.items():
             scale = float(gradients[name].abs().max())
-            torch.testing.assert_close(gradient, gradients[name], rtol=1e-3, atol=1e-3 * scale + 1e-6)
+            torch.testing.assert_close(
+                gradient, gradients[name], rtol=1e-3, atol=1e-3 * scale + 1e-6
+            )
 
 
 def test_checkpointed_activations_change_nothing() -> None:
@@ -103,9 +121,12 @@ def test_checkpointed_activations_change_nothing() -> None:
         torch.manual_seed(0)
         loss = target(batch)["loss"]
         loss.backward()
-        return loss.detach(), {name: p.grad for name, p in target.named_parameters() if p.grad is not None}
+        return loss.detach(), {
+            name: p.grad for name, p in target.named_parameters() if p.grad is not None
+        }
 
-    plain, again = gradients(False), gradients(True)
+    plain = gradients(False)
+    again = gradients(True)
     assert torch.equal(plain[0], again[0])
     torch.testing.assert_close(again[1], plain[1])
 
@@ -113,7 +134,8 @@ def test_checkpointed_activations_change_nothing() -> None:
 def test_the_average_is_what_is_saved_and_validated(tmp_path: Path) -> None:
     trainer = Trainer(objective(), options(ema=0.5, epochs=1), folder(tmp_path))
     trainer.fit(ToyFeed(3))
-    saved, trained = final(tmp_path), dict(trainer.objective.network.named_parameters())
+    saved = final(tmp_path)
+    trained = dict(trainer.objective.network.named_parameters())
     name = "queries.coord_proj.weight"
     assert torch.equal(saved[name], trainer.ema.values[name])
     assert not torch.equal(saved[name], trained[name])
@@ -153,7 +175,10 @@ def test_a_loss_that_is_no_number_names_the_image(tmp_path: Path, kind: str) -> 
 
 def test_a_batch_of_no_images_moves_nothing() -> None:
     target: Objective = objective("parseda").train()
-    nothing = {"pixel_values": torch.zeros(0, 3, 0, 0), "padding": torch.zeros(0, 0, 0, dtype=torch.bool)}
+    nothing = {
+        "pixel_values": torch.zeros(0, 3, 0, 0),
+        "padding": torch.zeros(0, 0, 0, dtype=torch.bool),
+    }
     full = next(ToyFeed(1)._endless(0, 0))[0]
     losses = target(replace(full, image_ids=(), triplets=(), sizes=(), **nothing))
     losses["loss"].backward()

@@ -1,4 +1,6 @@
-"""Pairs for the R-Tagger, related ones first, and extended label texts; `tests/parity/misc.py` has merged ones."""
+"""Pairs for the R-Tagger, related ones first, and extended label texts; `tests/parity/misc.py` has
+merged ones.
+"""
 
 import random
 from collections import Counter
@@ -13,19 +15,36 @@ from rlip_model.settings import Strategy
 from rlip_model.targets import Triplets
 from rlip_model.training.annotations import MISSING_OBJECT, SceneTargets
 from rlip_model.training.pairs import tagger_triplets
-from rlip_model.training.sampling import LabelledTriplets, LabelVocabulary, Texts, extend, relabelled
+from rlip_model.training.sampling import (
+    LabelledTriplets,
+    LabelVocabulary,
+    Texts,
+    extend,
+    relabelled,
+)
 
 WORDS = ("on", "near", "under")
 Relation = tuple[int, int, int]
 
 
+RELATIONS = [(0, 1, 0), (0, 1, 2), (2, 0, 1), (1, 1, 1)]
+
+
+OBJECTS = LabelVocabulary.from_counts(
+    {name: 100 // rank for rank, name in enumerate("abcdefghijklmnop", 1)}
+)
+
+
 def scene(objects: int, relations: list[Relation], missing: bool = False) -> SceneTargets:
-    """Objects named by their numbers, each 1 pixel to the right of the one before; perhaps a missing one."""
+    """Objects named by their numbers, each 1 pixel to the right of the one before; perhaps a
+    missing one.
+    """
     left = torch.arange(float(objects))
     boxes = torch.stack((left, left, left + 5, left + 5), dim=1)
     names = [str(number) for number in range(objects)]
     if missing:
-        boxes, names = torch.cat((boxes, torch.zeros(1, 4))), [*names, MISSING_OBJECT]
+        boxes = torch.cat((boxes, torch.zeros(1, 4)))
+        names = [*names, MISSING_OBJECT]
     rows = torch.tensor(relations, dtype=torch.long).reshape(-1, 3)
     return SceneTargets(boxes, torch.arange(len(names)), rows, tuple(names), WORDS)
 
@@ -35,21 +54,32 @@ def read(found: LabelledTriplets) -> list[tuple[int, int, frozenset[int]]]:
     triplets = found.triplets
     columns = (triplets.subject_labels, triplets.object_labels, triplets.relation_labels)
     rows = zip(*(column.tolist() for column in columns), strict=True)
-    return [(subject, object_, frozenset(word for word in range(3) if row[word])) for subject, object_, row in rows]
+    return [
+        (subject, object_, frozenset(word for word in range(3) if row[word]))
+        for subject, object_, row in rows
+    ]
 
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[int, list[Relation]]:
     objects = draw(st.integers(0, 7))
     number = st.integers(0, max(objects - 1, 0))
-    relations = draw(st.lists(st.tuples(number, number, st.integers(0, 2)), max_size=40 if objects else 0))
+    relations = draw(
+        st.lists(st.tuples(number, number, st.integers(0, 2)), max_size=40 if objects else 0)
+    )
     return objects, relations
 
 
 @given(cases(), st.integers(1, 60), st.integers(0, 2**32))
-def test_as_many_as_there_is_room_for(case: tuple[int, list[Relation]], most: int, seed: int) -> None:
+def test_as_many_as_there_is_room_for(
+    case: tuple[int, list[Relation]], most: int, seed: int
+) -> None:
     objects, relations = case
-    rows = read(tagger_triplets(scene(objects, relations), 20, 20, most, random.Random(seed), related_first=True))
+    rows = read(
+        tagger_triplets(
+            scene(objects, relations), 20, 20, most, random.Random(seed), related_first=True
+        )
+    )
     mixed = read(tagger_triplets(scene(objects, relations), 20, 20, most, random.Random(seed)))
     assert Counter(rows) == Counter(mixed)
     related = {(subject, object_) for subject, object_, _ in relations}
@@ -63,9 +93,6 @@ def test_as_many_as_there_is_room_for(case: tuple[int, list[Relation]], most: in
         assert words == {word for *pair, word in relations if pair == [subject, object_]}
 
 
-RELATIONS = [(0, 1, 0), (0, 1, 2), (2, 0, 1), (1, 1, 1)]
-
-
 @pytest.mark.parametrize(("most", "of"), [(4, 13), (2, 3)])
 def test_every_pair_has_its_chance(most: int, of: int) -> None:
     drawn = {
@@ -77,17 +104,18 @@ def test_every_pair_has_its_chance(most: int, of: int) -> None:
 
 
 def test_missing_objects_are_in_no_pair() -> None:
-    found = tagger_triplets(scene(3, [(0, 1, 0), (0, 3, 1)], missing=True), 20, 20, 100, random.Random(0))
+    found = tagger_triplets(
+        scene(3, [(0, 1, 0), (0, 3, 1)], missing=True), 20, 20, 100, random.Random(0)
+    )
     assert len(found.triplets) == 6
     assert (found.triplets.object_boxes[:, 2:] > 0).all()
     assert [row for row in read(found) if row[2]] == [(0, 1, {0})]
 
 
-OBJECTS = LabelVocabulary.from_counts({name: 100 // rank for rank, name in enumerate("abcdefghijklmnop", 1)})
-
-
 @given(st.integers(0, 40), st.integers(0, 10**6), st.sampled_from(["frequency", "uniform"]))
-def test_names_are_new_and_never_more_than_there_are(wanted: int, seed: int, strategy: Strategy) -> None:
+def test_names_are_new_and_never_more_than_there_are(
+    wanted: int, seed: int, strategy: Strategy
+) -> None:
     names = ["x", "a", "c"]
     extended = extend(names, OBJECTS, wanted, strategy, random.Random(seed))
     assert extended[:3] == names
@@ -102,7 +130,10 @@ def test_a_name_that_is_hardly_ever_drawn_does_not_hold_up() -> None:
 
 
 def test_relabelling_needs_all_of_an_images_texts() -> None:
-    boxes, labels = torch.zeros(1, 4), torch.zeros(1, dtype=torch.long)
-    image = LabelledTriplets(Triplets(boxes, boxes, labels + 1, labels, torch.ones(1, 1)), ("b", "c"), ("near",))
+    boxes = torch.zeros(1, 4)
+    labels = torch.zeros(1, dtype=torch.long)
+    image = LabelledTriplets(
+        Triplets(boxes, boxes, labels + 1, labels, torch.ones(1, 1)), ("b", "c"), ("near",)
+    )
     with pytest.raises(ValueError, match="is not among the 1 texts"):
         relabelled(image, Texts(("b",), ("near", "on")))

@@ -19,6 +19,8 @@ from rlip_model.training.sampling import Texts
 from rlip_model.training.state import Checkpoints, Position, TrainingState
 from tests.rlip_model.training.worlds import ToyFeed, network
 
+TEXTS = Texts(("dog", "no objects"), ("on",))
+
 
 def test_the_rate_drops_one_step_late_as_published() -> None:
     options = Optimisation(epochs=4, lr_drop=2)
@@ -49,7 +51,8 @@ def test_freezing_means_whole_names() -> None:
 def test_the_average_of_parameters_follows_them() -> None:
     network = nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(network.weight)
-    ema, expected = EMA(network, decay=0.3), 0.0
+    ema = EMA(network, decay=0.3)
+    expected = 0.0
     for update, value in enumerate((1.0, 2.0, -4.0, 8.0, 1.0), 1):
         torch.nn.init.constant_(network.weight, value)
         ema.update()
@@ -59,18 +62,18 @@ def test_the_average_of_parameters_follows_them() -> None:
     assert ema.updates == 5
 
 
-TEXTS = Texts(("dog", "no objects"), ("on",))
-
-
 def example(name: str, height: int, width: int) -> TrainingExample:
     labels = torch.zeros(1, dtype=torch.long)
     triplets = Triplets(torch.rand(1, 4), torch.rand(1, 4), labels, labels, torch.ones(1, 1))
     objects = LabelledBoxes(triplets.subject_boxes, labels)
-    return TrainingExample(name, torch.rand(3, height, width) + 1, triplets, (width, height), objects)
+    return TrainingExample(
+        name, torch.rand(3, height, width) + 1, triplets, (width, height), objects
+    )
 
 
 def test_images_are_padded_right_and_below() -> None:
-    wide, high = example("wide", 4, 9), example("high", 7, 5)
+    wide = example("wide", 4, 9)
+    high = example("high", 7, 5)
     batch = collate([wide, high], TEXTS, skipped=1)
     assert (batch.pixel_values.shape, len(batch), batch.skipped) == ((2, 3, 7, 9), 2, 1)
     for image, each in enumerate((wide, high)):
@@ -84,13 +87,26 @@ def test_metrics_are_means_since_the_last_reading() -> None:
     (batch,) = next(ToyFeed(1, batch=3)._endless(0, 0))
     weight = torch.zeros(1)
     optimizer = torch.optim.SGD(
-        [{"params": [weight], "lr": 0.25, "name": "rest"}, {"params": [], "lr": 1.0, "name": "text"}]
+        [
+            {"params": [weight], "lr": 0.25, "name": "rest"},
+            {"params": [], "lr": 1.0, "name": "text"},
+        ]
     )
     meter = StepMeter(total=10)
     for loss in (1.0, 4.0):
-        meter.add([replace(batch, skipped=1), batch], {"loss": torch.tensor(loss)}, torch.tensor(2 * loss))
+        meter.add(
+            [replace(batch, skipped=1), batch], {"loss": torch.tensor(loss)}, torch.tensor(2 * loss)
+        )
     first = meter.read(1, 2, optimizer)
-    expected = {"event": "step", "epoch": 2, "step": 2, "steps": 10, "loss": 2.5, "gradient_norm": 5.0, "skipped": 2}
+    expected = {
+        "event": "step",
+        "epoch": 2,
+        "step": 2,
+        "steps": 10,
+        "loss": 2.5,
+        "gradient_norm": 5.0,
+        "skipped": 2,
+    }
     assert {name: first[name] for name in expected} == expected
     assert first["lr_rest"] == 0.25
     assert "lr_text" not in first  # it trains nothing
@@ -102,7 +118,9 @@ def test_metrics_are_means_since_the_last_reading() -> None:
 def saved(checkpoints: Checkpoints, step: int, best: bool = False) -> Path:
     model = network(seed=step)
     tensors = {"exp_avg.x": torch.full((4,), float(step))[::2]}
-    return checkpoints.save(model, TrainingState(Position(step=step), model.state_dict(), tensors), best)
+    return checkpoints.save(
+        model, TrainingState(Position(step=step), model.state_dict(), tensors), best
+    )
 
 
 def steps(root: Path) -> list[int]:

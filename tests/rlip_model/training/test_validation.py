@@ -8,10 +8,17 @@ from hypothesis import strategies as st
 
 from rlip_model.postprocess import TripletDetections
 from rlip_model.targets import Triplets
-from rlip_model.training.validation import RelationScores, average_precision, match_triplets, validate
+from rlip_model.training.validation import (
+    RelationScores,
+    average_precision,
+    match_triplets,
+    validate,
+)
 from tests.rlip_model.training.worlds import ToyFeed, objective
 
-LEFT, RIGHT = [0.0, 0.0, 0.4, 1.0], [0.6, 0.0, 1.0, 1.0]  # xyxy
+# xyxy
+LEFT = [0.0, 0.0, 0.4, 1.0]
+RIGHT = [0.6, 0.0, 1.0, 1.0]
 
 
 def found(*rows: tuple[list[float], list[float], int, int, list[float]]) -> TripletDetections:
@@ -24,7 +31,8 @@ def found(*rows: tuple[list[float], list[float], int, int, list[float]]) -> Trip
 def true(*rows: tuple[list[float], list[float], int, int, list[float]]) -> Triplets:
     same = found(*rows)
     centres = [
-        torch.cat(((b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]), 1) for b in (same.subject_boxes, same.object_boxes)
+        torch.cat(((b[:, :2] + b[:, 2:]) / 2, b[:, 2:] - b[:, :2]), 1)
+        for b in (same.subject_boxes, same.object_boxes)
     ]
     return Triplets(*centres, same.subject_labels, same.object_labels, same.relation_scores)
 
@@ -44,36 +52,56 @@ def test_names_and_boxes_have_to_be_right() -> None:
         (LEFT, RIGHT, 0, 2, [0.7, 0.0]), (LEFT, RIGHT, 1, 3, [0.6, 0.0]), (half_off, RIGHT, 1, 2, [0.5, 0.0]),
         (RIGHT, LEFT, 1, 2, [0.4, 0.0]),
     ]  # fmt: skip
-    wrong = [(0.8, False), (0.7, False), (0.6, False), (0.5, False), (0.4, False), *[(0.0, False)] * 4]
+    wrong = [
+        (0.8, False),
+        (0.7, False),
+        (0.6, False),
+        (0.5, False),
+        (0.4, False),
+        *[(0.0, False)] * 4,
+    ]
     assert hits(found(*rows)) == [(0.9, True), *wrong]
     assert [hit for _, hit in hits(found(*rows[1:]))] == [False] * 8
 
 
 def area_under_the_curve(confidences: list[float], right: list[bool], total: int) -> float:
-    """By the definition: over every threshold, what recall gains times the best precision at that recall or more."""
+    """By the definition: over every threshold, what recall gains times the best precision at that
+    recall or more.
+    """
     order = sorted(range(len(right)), key=lambda i: -confidences[i])
     kept = [sum(right[i] for i in order[:cut]) for cut in range(1, len(order) + 1)]
     points = [(found / total, found / cut) for cut, found in enumerate(kept, 1)]
-    area, before = 0.0, 0.0
+    area = 0.0
+    before = 0.0
     for recall, _ in points:
         area += (recall - before) * max(precision for at, precision in points if at >= recall)
         before = recall
     return area
 
 
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40), st.integers(0, 5))
-def test_average_precision_is_the_area_under_the_curve(rows: list[tuple[float, bool]], missed: int) -> None:
-    confidences, right = [c for c, _ in rows], [h for _, h in rows]
+@given(
+    st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40), st.integers(0, 5)
+)
+def test_average_precision_is_the_area_under_the_curve(
+    rows: list[tuple[float, bool]], missed: int
+) -> None:
+    confidences = [c for c, _ in rows]
+    right = [h for _, h in rows]
     total = max(1, sum(right) + missed)
     expected = area_under_the_curve(confidences, right, total)
-    assert average_precision(np.array(confidences), np.array(right), total) == pytest.approx(expected)
+    assert average_precision(np.array(confidences), np.array(right), total) == pytest.approx(
+        expected
+    )
 
 
 def test_measures_of_two_images() -> None:
-    """Of the first image's two relations one is found, surely; of the second's one, at place 25, unsurely."""
+    """Of the first image's two relations one is found, surely; of the second's one, at place 25,
+    unsurely.
+    """
     scores = RelationScores()
     scores.add(
-        found((LEFT, RIGHT, 1, 2, [0.9, 0.0])), true((LEFT, RIGHT, 1, 2, [1.0, 0.0]), (RIGHT, LEFT, 1, 2, [1.0, 0.0]))
+        found((LEFT, RIGHT, 1, 2, [0.9, 0.0])),
+        true((LEFT, RIGHT, 1, 2, [1.0, 0.0]), (RIGHT, LEFT, 1, 2, [1.0, 0.0])),
     )
     wrong = [(LEFT, RIGHT, 0, 0, [0.5, 0.5])] * 12
     scores.add(found(*wrong, (LEFT, RIGHT, 1, 2, [0.1, 0.0])), TRUTH)
@@ -91,8 +119,18 @@ def test_a_validation_leaves_the_network_as_it_was(kind: str) -> None:
     before = {name: value.clone() for name, value in target.state_dict().items()}
     batches = [parts[0] for parts in ToyFeed(2)._batches(0, 0)]
     measures = validate(target, batches, torch.device("cpu"))
-    assert measures == validate(target, batches, torch.device("cpu"))  # nothing random, such as noise, is in it
+    assert measures == validate(
+        target, batches, torch.device("cpu")
+    )  # nothing random, such as noise, is in it
     assert target.training
     assert all(torch.equal(value, before[name]) for name, value in target.state_dict().items())
-    assert measures.keys() == {"loss", "ap", "recall@20", "recall@50", "recall@100", "precision", "recall"}
+    assert measures.keys() == {
+        "loss",
+        "ap",
+        "recall@20",
+        "recall@50",
+        "recall@100",
+        "precision",
+        "recall",
+    }
     assert validate(target, [], torch.device("cpu")) == {}

@@ -28,6 +28,9 @@ SMALLER = {
 WORDS = (*TEXTS.objects, *TEXTS.relations, "one two three four five six seven eight")
 
 
+DENSE = {"backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 3}
+
+
 def example(number: int) -> TrainingExample:
     """Two squares of different colours, and how the first lies to the second."""
     generator = torch.Generator().manual_seed(number)
@@ -40,7 +43,9 @@ def example(number: int) -> TrainingExample:
         pixels[colour, top : top + 16, column : column + 16] = 2.0
         boxes.append(torch.tensor([[column + 8, top + 8, 16, 16]]) / SIDE)
     relations = torch.tensor([[1.0, 0.0] if left else [0.0, 1.0]])
-    triplets = Triplets(boxes[0], boxes[1], torch.tensor([first]), torch.tensor([second]), relations)
+    triplets = Triplets(
+        boxes[0], boxes[1], torch.tensor([first]), torch.tensor([second]), relations
+    )
     objects = LabelledBoxes(torch.cat(boxes), torch.tensor([first, second]))
     return TrainingExample(f"toy-{number}", pixels, triplets, (SIDE, SIDE), objects)
 
@@ -49,9 +54,13 @@ class ToyFeed:
     """`steps` batches of `batch` images, the same ones in every epoch, in an order of its own."""
 
     def __init__(self, steps: int, batch: int = 2, validate: bool = False) -> None:
-        self.steps_per_epoch, self.batch, self.validate = steps, batch, validate
+        self.steps_per_epoch = steps
+        self.batch = batch
+        self.validate = validate
 
-    def read(self, epoch: int, step: int) -> AbstractContextManager[Iterator[Sequence[TrainingBatch]]]:
+    def read(
+        self, epoch: int, step: int
+    ) -> AbstractContextManager[Iterator[Sequence[TrainingBatch]]]:
         return nullcontext(self._endless(epoch, step))
 
     def validation(self) -> AbstractContextManager[Iterator[TrainingBatch]] | None:
@@ -60,17 +69,17 @@ class ToyFeed:
     def _endless(self, epoch: int, step: int) -> Iterator[Sequence[TrainingBatch]]:
         while True:
             yield from self._batches(epoch, step)
-            epoch, step = epoch + 1, 0
+            epoch = epoch + 1
+            step = 0
 
     def _batches(self, epoch: int, first: int) -> Iterator[Sequence[TrainingBatch]]:
         images = self.steps_per_epoch * self.batch
         order = torch.randperm(images, generator=torch.Generator().manual_seed(epoch)).tolist()
         for step in range(first, self.steps_per_epoch):
-            chosen = [example(number) for number in order[step * self.batch : (step + 1) * self.batch]]
+            chosen = [
+                example(number) for number in order[step * self.batch : (step + 1) * self.batch]
+            ]
             yield [collate(chosen, TEXTS)]
-
-
-DENSE = {"backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 3}
 
 
 def network(kind: str = "tagger", seed: int = 0, **changes: object) -> RLIPModel:
@@ -87,7 +96,9 @@ def objective(kind: str = "tagger", seed: int = 0) -> Objective:
 
 
 def options(**changes: float) -> Optimisation:
-    return Optimisation(**{"epochs": 2, "lr": 1e-3, "lr_backbone": 1e-3, "lr_text": 1e-3, **changes})
+    return Optimisation(
+        **{"epochs": 2, "lr": 1e-3, "lr_backbone": 1e-3, "lr_text": 1e-3, **changes}
+    )
 
 
 def folder(path: Path) -> Checkpoints:

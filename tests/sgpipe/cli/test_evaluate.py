@@ -1,4 +1,6 @@
-"""`sgpipe eval`: files, runs, comparisons, and the figures of the official evaluators for the same predictions."""
+"""`sgpipe eval`: files, runs, comparisons, and the figures of the official evaluators for the same
+predictions.
+"""
 
 import csv
 import gzip
@@ -19,8 +21,52 @@ from sgpipe.records import Box, Record, Relation
 from sgpipe.storage.run_folder import GroundTruth
 from tests.sgpipe.stats.runs import make_shards
 
-PERSON, BIKE = {"bbox": [0, 0, 9, 9], "category_id": 1}, {"bbox": [50, 50, 59, 59], "category_id": 2}
-RIDE, HOLD = 77, 37  # of HICO-DET, from 1
+PERSON = {"bbox": [0, 0, 9, 9], "category_id": 1}
+BIKE = {"bbox": [50, 50, 59, 59], "category_id": 2}
+# of HICO-DET, from 1
+RIDE = 77
+HOLD = 37
+
+
+NAMED = {"objects": {"1": "bicycle", "2": "person"}, "relations": {"1": "hold", "3": "ride"}}
+SWAPPED = [{**PERSON, "category_id": 2}, {**BIKE, "category_id": 1}]
+
+
+VERB = {
+    "action_name": "cut",
+    "role_name": ["agent", "obj"],
+    "image_id": [7],
+    "ann_id": [1],
+    "label": [1],
+}
+VERB |= {"role_object_id": [1, 2]}
+COCO = {
+    "images": [{"id": 7, "width": 100, "height": 60}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100},
+        {"id": 2, "image_id": 7, "category_id": 2, "bbox": [50, 20, 10, 10], "area": 100},
+    ],
+}
+DETECTION = {
+    "image_id": 7,
+    "person_box": [0, 0, 9, 9],
+    "cut_agent": 0.5,
+    "cut_obj": [50, 20, 59, 29, 0.5],
+}
+
+
+GRAPH = {
+    "image_id": 3,
+    "boxes": [[0, 0, 9, 9], [20, 20, 29, 29]],
+    "labels": [5, 6],
+    "relations": [[0, 1, 31]],
+}
+FOUND = {
+    **GRAPH,
+    "scores": [1, 1],
+    "pairs": [[0, 1]],
+    "predicate_scores": [[0.1] * 31 + [0.9] + [0.1] * 19],
+}
 
 
 def relation(verb: int, **more: Any) -> dict[str, Any]:
@@ -31,14 +77,24 @@ def annotated(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE) -> dic
     return {"file_name": name, "annotations": [PERSON, BIKE], "hoi_annotation": [relation(verb)]}
 
 
-def predicted(name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE, **more: Any) -> dict[str, Any]:
+def predicted(
+    name: str = "HICO_test2015_00000001.jpg", verb: int = RIDE, **more: Any
+) -> dict[str, Any]:
     found = [relation(verb, **{"score": 0.9, **more})]
     return {"file_name": name, "predictions": [PERSON, BIKE], "hoi_prediction": found}
 
 
 def run(folder: Path, benchmark: str, contents: dict[str, Any], *options: str) -> Result:
     """Write the contents of each option to a file, and evaluate the files."""
-    arguments = ["eval", benchmark, "--csv", f"{folder}/out.csv", "--json-file", f"{folder}/out.json", *options]
+    arguments = [
+        "eval",
+        benchmark,
+        "--csv",
+        f"{folder}/out.csv",
+        "--json-file",
+        f"{folder}/out.json",
+        *options,
+    ]
     for option, content in contents.items():
         path = folder / f"{option}.json"
         path.write_text(json.dumps(content))
@@ -88,55 +144,66 @@ def test_options_reach_the_evaluator(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, expected: list[Any]
 ) -> None:
     benchmark, *options = words.split()
-    name, used = {"hico": "evaluate_hico", "openimages": "evaluate_open_images"}[benchmark], []
+    name = {"hico": "evaluate_hico", "openimages": "evaluate_open_images"}[benchmark]
+    used = []
     evaluate = getattr(benchmarks, name)
-    monkeypatch.setattr(benchmarks, name, lambda images, settings: used.append(settings) or evaluate(images, settings))
-    true, found = annotated(verb=1), predicted(verb=1)
+    monkeypatch.setattr(
+        benchmarks,
+        name,
+        lambda images, settings: used.append(settings) or evaluate(images, settings),
+    )
+    true = annotated(verb=1)
+    found = predicted(verb=1)
     if benchmark == "openimages":
-        true["rel_annotations"], found["rel_prediction"] = true.pop("hoi_annotation"), found.pop("hoi_prediction")
+        true["rel_annotations"], found["rel_prediction"] = (
+            true.pop("hoi_annotation"),
+            found.pop("hoi_prediction"),
+        )
     contents = {"annotations": [true], "predictions": [found]}
     assert run(tmp_path, benchmark, contents, *options).exit_code == 0
     assert [*vars(used[0]).values()][-2:] == expected
-
-
-NAMED = {"objects": {"1": "bicycle", "2": "person"}, "relations": {"1": "hold", "3": "ride"}}
-SWAPPED = [{**PERSON, "category_id": 2}, {**BIKE, "category_id": 1}]
 
 
 def test_predictions_with_a_class_list_are_mapped_by_name(tmp_path: Path) -> None:
     images = [f"HICO_test2015_{number:08}.jpg" for number in (1, 2, 3)]
     first = {**predicted(images[0], verb=3), "predictions": SWAPPED}
     listed = [{**first, "classes": NAMED | {"by": "us"}}, {**first, "file_name": images[1]}]
-    result = hico(tmp_path, [annotated(name) for name in images], [*listed, {**first, "file_name": images[2]}])
+    result = hico(
+        tmp_path, [annotated(name) for name in images], [*listed, {**first, "file_name": images[2]}]
+    )
     assert result.exit_code == 0, result.output
     assert written(tmp_path)["summary"]["mAP"] == 1
     assert hico(tmp_path, [annotated(images[0])], [first]).exit_code == 0
     assert written(tmp_path)["summary"]["mAP"] == 0  # without the list, the numbers are HICO-DET's
 
 
-VERB = {"action_name": "cut", "role_name": ["agent", "obj"], "image_id": [7], "ann_id": [1], "label": [1]}
-VERB |= {"role_object_id": [1, 2]}
-COCO = {
-    "images": [{"id": 7, "width": 100, "height": 60}],
-    "annotations": [
-        {"id": 1, "image_id": 7, "category_id": 1, "bbox": [0, 0, 10, 10], "area": 100},
-        {"id": 2, "image_id": 7, "category_id": 2, "bbox": [50, 20, 10, 10], "area": 100},
-    ],
-}
-DETECTION = {"image_id": 7, "person_box": [0, 0, 9, 9], "cut_agent": 0.5, "cut_obj": [50, 20, 59, 29, 0.5]}
-
-
 def wrong() -> Iterator[Any]:
     """Predictions of each benchmark that are of another form, or do not fit the annotations."""
-    hico, other = predicted(), predicted("HICO_test2015_00000009.jpg")
-    bad_class, bad_box = {**BIKE, "category_id": 12}, {**BIKE, "bbox": [59, 50, 50, 59]}
-    for each in (other, predicted(score=float("nan")), predicted(verb=118), predicted(object_id=2), 7):
+    hico = predicted()
+    other = predicted("HICO_test2015_00000009.jpg")
+    bad_class = {**BIKE, "category_id": 12}
+    bad_box = {**BIKE, "bbox": [59, 50, 50, 59]}
+    for each in (
+        other,
+        predicted(score=float("nan")),
+        predicted(verb=118),
+        predicted(object_id=2),
+        7,
+    ):
         yield "hico", [], [annotated()], [each]
     for box in (bad_class, bad_box):
         yield "hico", [], [annotated()], [{**hico, "predictions": [PERSON, box]}]
-    for found in ({"pairs": [[0, 2]]}, {"predicate_scores": [[0.5] * 50]}, {"labels": [5, 151]}, {"image_id": 4}):
+    for found in (
+        {"pairs": [[0, 2]]},
+        {"predicate_scores": [[0.5] * 50]},
+        {"labels": [5, 151]},
+        {"image_id": 4},
+    ):
         yield "vg", ["--mode", "sgdet"], [GRAPH], [FOUND | found]
-    for each in ({**DETECTION, "image_id": 8}, {"image_id": 7, "person_box": [0, 0, 9, 9], "ride_agent": 0.5}):
+    for each in (
+        {**DETECTION, "image_id": 8},
+        {"image_id": 7, "person_box": [0, 0, 9, 9], "ride_agent": 0.5},
+    ):
         yield "vcoco", [], [VERB], [each]
     yield "vcoco", [], [{**VERB, "label": [1.5]}], [DETECTION]
     yield "hico", [], [annotated()], [hico, hico]
@@ -147,7 +214,11 @@ def wrong() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("benchmark", "options", "annotations", "predictions"), wrong())
 def test_wrong_files_are_refused_in_one_line(
-    tmp_path: Path, benchmark: str, options: list[str], annotations: list[Any], predictions: list[Any]
+    tmp_path: Path,
+    benchmark: str,
+    options: list[str],
+    annotations: list[Any],
+    predictions: list[Any],
 ) -> None:
     contents = {"annotations": annotations, "predictions": predictions}
     contents |= {"coco": COCO} if benchmark == "vcoco" else {}
@@ -156,19 +227,24 @@ def test_wrong_files_are_refused_in_one_line(
     assert not (tmp_path / "out.json").exists()
 
 
-GRAPH = {"image_id": 3, "boxes": [[0, 0, 9, 9], [20, 20, 29, 29]], "labels": [5, 6], "relations": [[0, 1, 31]]}
-FOUND = {**GRAPH, "scores": [1, 1], "pairs": [[0, 1]], "predicate_scores": [[0.1] * 31 + [0.9] + [0.1] * 19]}
-
-
 def test_hico_compared(tmp_path: Path) -> None:
     """The other predictions lack every third interaction."""
-    named = [(f"HICO_test2015_{number:08d}.jpg", RIDE if number % 2 else HOLD) for number in range(12)]
+    named = [
+        (f"HICO_test2015_{number:08d}.jpg", RIDE if number % 2 else HOLD) for number in range(12)
+    ]
     other = [predicted(each, verb + (number % 3 == 0)) for number, (each, verb) in enumerate(named)]
-    (old := tmp_path / "old.json").write_text(json.dumps(other))
-    images, found = [annotated(*each) for each in named], [predicted(*each) for each in named]
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps(other))
+    images = [annotated(*each) for each in named]
+    found = [predicted(*each) for each in named]
     assert hico(tmp_path, images, found, "--compare", str(old), "--resamples", "40").exit_code == 0
     content = written(tmp_path)["comparison"]
-    assert (content["other"], content["images"], content["resamples"], content["seed"]) == (str(old), 12, 40, 0)
+    assert (content["other"], content["images"], content["resamples"], content["seed"]) == (
+        str(old),
+        12,
+        40,
+        0,
+    )
     measure = content["measures"]["mAP"]
     low, high = measure["difference_interval"]
     assert measure["value"] == 1
@@ -176,7 +252,12 @@ def test_hico_compared(tmp_path: Path) -> None:
     assert 0 < low < measure["difference"] < high
     assert measure["shown"] is True
     rare = content["measures"]["mAP rare"]
-    assert (rare["value"], rare["difference"], rare["interval"], rare["shown"]) == (None, None, [None, None], False)
+    assert (rare["value"], rare["difference"], rare["interval"], rare["shown"]) == (
+        None,
+        None,
+        [None, None],
+        False,
+    )
 
 
 def shards(folder: Path, correct: Callable[[int], bool], images: int = 12) -> Path:
@@ -191,16 +272,21 @@ def shards(folder: Path, correct: Callable[[int], bool], images: int = 12) -> Pa
         confidence = float(np.float32(rng.random() / 2 + 0.5))
         boxes[0].score, boxes[1].score = 0.9, confidence
         relations = [Relation(0, 1, "near", confidence), Relation(1, 0, "on", 0.3)]
-        image = Record(str(number), "coco", "val", f"{number}.jpg", 100, 50, boxes, relations=relations)
+        image = Record(
+            str(number), "coco", "val", f"{number}.jpg", 100, 50, boxes, relations=relations
+        )
         records.append(image)
     return make_shards(folder, records)
 
 
 @pytest.mark.parametrize(
-    ("command", "measure"), [(["labels", "--pred"], "recall at 0.2"), (["boxes"], "AP50")], ids=["labels", "boxes"]
+    ("command", "measure"),
+    [(["labels", "--pred"], "recall at 0.2"), (["boxes"], "AP50")],
+    ids=["labels", "boxes"],
 )
 def test_runs_are_compared(tmp_path: Path, command: list[str], measure: str) -> None:
-    truth, other = shards(tmp_path / "truth", lambda _: True), shards(tmp_path / "other", lambda number: number % 2 > 0)
+    truth = shards(tmp_path / "truth", lambda _: True)
+    other = shards(tmp_path / "other", lambda number: number % 2 > 0)
     same = shards(tmp_path / "same", lambda _: True)
     options = ["eval", *command, str(same), "--truth", str(truth), "--resamples", "40", "--compare"]
     result = CliRunner().invoke(app, [*options, str(other), "--json"])
@@ -217,19 +303,39 @@ def test_runs_are_compared(tmp_path: Path, command: list[str], measure: str) -> 
 def test_labels_of_resampled_images_beside_runs_in_which_they_are_repeated(tmp_path: Path) -> None:
     def quality(folder: Path, drawn: list[int]) -> Any:
         rng = np.random.default_rng(1)
-        shift, confidence = rng.random(6) < 0.4, rng.random((6, 3))
+        shift = rng.random(6) < 0.4
+        confidence = rng.random((6, 3))
         texts = rng.choice(["near", "on", "under"], (2, 6, 3))
         runs = []
         for side in range(2):
             records = []
             for place, image in enumerate(drawn):
                 left = 60.0 if side and shift[image] else 40.0
-                boxes = [Box("dog", 18, (5.0, 5.0, 20.0, 20.0)), Box("cup", 47, (left, 5.0, 20.0, 20.0))]
+                boxes = [
+                    Box("dog", 18, (5.0, 5.0, 20.0, 20.0)),
+                    Box("cup", 47, (left, 5.0, 20.0, 20.0)),
+                ]
                 relations = [
-                    Relation(row % 2, 1 - row % 2, str(texts[side, image, row]), float(confidence[image, row]))
+                    Relation(
+                        row % 2,
+                        1 - row % 2,
+                        str(texts[side, image, row]),
+                        float(confidence[image, row]),
+                    )
                     for row in range(3)
                 ]
-                records.append(Record(str(place), "coco", "val", f"{place}.jpg", 100, 50, boxes, relations=relations))
+                records.append(
+                    Record(
+                        str(place),
+                        "coco",
+                        "val",
+                        f"{place}.jpg",
+                        100,
+                        50,
+                        boxes,
+                        relations=relations,
+                    )
+                )
             runs.append(make_shards(folder / str(side), records))
         return label_report(label_quality(runs[1], GroundTruth(runs[0])))
 
@@ -246,7 +352,11 @@ def test_vcoco_gives_the_official_figures(tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "golden" / "evaluation" / "vcoco"
     inputs = json.loads(gzip.decompress((folder / "main300.inputs.json.gz").read_bytes()))
     official = json.loads((folder / "main300.expected.json").read_text())["official"]
-    contents = {"annotations": inputs["vsrl"], "coco": inputs["coco"], "predictions": inputs["detections"]}
+    contents = {
+        "annotations": inputs["vsrl"],
+        "coco": inputs["coco"],
+        "predictions": inputs["detections"],
+    }
     result = run(tmp_path, "vcoco", contents)
     assert result.exit_code == 0, result.output
     summary = written(tmp_path)["summary"]

@@ -8,7 +8,8 @@ from sgpipe.cli.main import app
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import iter_records
 
-MAN, BIKE = {"bbox": [1, 2, 30, 40], "category_id": 1}, {"bbox": [0, 0, 64, 48], "category_id": 2}
+MAN = {"bbox": [1, 2, 30, 40], "category_id": 1}
+BIKE = {"bbox": [0, 0, 64, 48], "category_id": 2}
 RELATION = {"subject_id": 0, "object_id": 1, "category_id": 3}
 GRAPH = {
     "image_id": 1, "width": 64, "height": 48,
@@ -49,7 +50,15 @@ def folder(tmp_path) -> Path:
 
 def options(folder: Path, kind: str, file: str | None = None) -> list[object]:
     relations = ["--relations", folder / "rel.json"] if kind == "coco-rel" else []
-    return ["import", kind, "--annotations", folder / f"{file or kind}_train.json", "--images", folder, *relations]
+    return [
+        "import",
+        kind,
+        "--annotations",
+        folder / f"{file or kind}_train.json",
+        "--images",
+        folder,
+        *relations,
+    ]
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -60,13 +69,20 @@ def test_each_kind_is_imported_and_counted(folder, kind):
     assert (record.ok, record.split, len(record.relations)) == (True, "train", 1)
     lines = [line.split("│") for line in result.stdout.splitlines() if "│" in line]
     cells = {cell[1].strip(): cell[2].strip() for cell in lines}
-    assert (cells["images"], cells["relations"], cells["objects"]) == ("1 of 1", "1", str(len(record.objects)))
+    assert (cells["images"], cells["relations"], cells["objects"]) == (
+        "1 of 1",
+        "1",
+        str(len(record.objects)),
+    )
 
 
 @pytest.mark.parametrize("kind", FILES)
 @pytest.mark.parametrize("file", FILES)
 def test_files_in_another_format_are_refused_by_name(folder, kind, file):
-    if kind == file or (kind, file) == ("rlipv2", "vg"):  # RLIPv2's format includes scene graphs without confidences
+    if kind == file or (kind, file) == (
+        "rlipv2",
+        "vg",
+    ):  # RLIPv2's format includes scene graphs without confidences
         return
     result = invoke(*options(folder, kind, file), "--out", folder / "out")
     assert result.exit_code == 2
@@ -77,7 +93,9 @@ def test_files_in_another_format_are_refused_by_name(folder, kind, file):
 
 def test_options_reach_the_import(folder):
     out = folder / "out"
-    result = invoke(*options(folder, "vg"), "--out", out, "--split", "mine", "--no-preprocess", "--limit", "1")
+    result = invoke(
+        *options(folder, "vg"), "--out", out, "--split", "mine", "--no-preprocess", "--limit", "1"
+    )
     assert result.exit_code == 0
     run = Manifest.load(out).run
     assert (run["identity"]["split"], run["identity"]["options"]) == ("mine", {"preprocess": False})

@@ -1,4 +1,6 @@
-"""What all commands have in common: help, headings, --json, --quiet, a fast start, Ctrl-C; and `sgpipe doctor`."""
+"""What all commands have in common: help, headings, --json, --quiet, a fast start, Ctrl-C; and
+`sgpipe doctor`.
+"""
 
 import json
 import os
@@ -21,11 +23,17 @@ COMMANDS = commands()
 @pytest.mark.parametrize("path", COMMANDS)
 def test_every_command_has_valid_examples(path):
     shown = CliRunner().invoke(app, [*path.split(), "--help"], env={"COLUMNS": "200"}).stdout
-    examples = [line for each in shown.splitlines() if (line := each.strip()).startswith(f"sgpipe {path}")]
+    examples = [
+        line for each in shown.splitlines() if (line := each.strip()).startswith(f"sgpipe {path}")
+    ]
     assert examples
     for example in examples:
         words = shlex.split(example.partition(" <")[0])[1:]
-        name = next(known for known in sorted(COMMANDS, key=len, reverse=True) if " ".join(words).startswith(known))
+        name = next(
+            known
+            for known in sorted(COMMANDS, key=len, reverse=True)
+            if " ".join(words).startswith(known)
+        )
         options = {option for param in COMMANDS[name].params for option in param.opts}
         assert {word for word in words if word.startswith("--")} <= options
 
@@ -33,11 +41,25 @@ def test_every_command_has_valid_examples(path):
 def test_quiet_prints_only_results(tmp_path):
     shards = make_shards(tmp_path / "run", records(8))
     exported = export_run(shards, "hf", tmp_path / "hub").root
-    words = ["import", "hf", "--annotations", str(exported), "--split", "val", "--json", "--out", str(tmp_path / "in")]
-    loud, quiet, again = (CliRunner().invoke(app, [*options, *words]) for options in ([], ["--quiet"], []))
+    words = [
+        "import",
+        "hf",
+        "--annotations",
+        str(exported),
+        "--split",
+        "val",
+        "--json",
+        "--out",
+        str(tmp_path / "in"),
+    ]
+    loud, quiet, again = (
+        CliRunner().invoke(app, [*options, *words]) for options in ([], ["--quiet"], [])
+    )
     assert quiet.stdout == loud.stdout != ""
     assert loud.stderr
-    assert {*loud.stderr.splitlines()} <= {*again.stderr.splitlines()}  # --quiet does not outlive its command
+    assert {*loud.stderr.splitlines()} <= {
+        *again.stderr.splitlines()
+    }  # --quiet does not outlive its command
     assert not quiet.stderr
     wrong = CliRunner().invoke(app, ["--quiet", "verify", str(tmp_path)])
     assert wrong.stderr.startswith("error: ")
@@ -47,14 +69,20 @@ def test_parse_prints_one_json_line_for_each_line():
     result = CliRunner().invoke(app, ["parse"], input="a man riding a horse\n\ntwo dogs\n")
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["caption"] for line in lines] == ["a man riding a horse", "", "two dogs"]
-    triplets = [[(t["subject"], t["predicate"], t["object"]) for t in line["triplets"]] for line in lines]
+    triplets = [
+        [(t["subject"], t["predicate"], t["object"]) for t in line["triplets"]] for line in lines
+    ]
     assert triplets == [[("man", "riding", "horse")], [], []]
 
 
 @pytest.mark.parametrize(
     ("command", "code", "said"),
     [
-        ("parse <&-", 2, "error: standard input is closed; `parse` reads one caption per line from it\n"),
+        (
+            "parse <&-",
+            2,
+            "error: standard input is closed; `parse` reads one caption per line from it\n",
+        ),
         ("--help > /dev/full", 1, "error: No space left on device: standard output"),
     ],
 )
@@ -75,7 +103,10 @@ def test_ctrl_c_in_an_import_of_a_command_is_one_line(tmp_path):
     (tmp_path / "image.png").touch()
     command = [sys.executable, "-c", script, "label", "image.png", "--recipe", "miniworld"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert (process.returncode, process.stderr) == (130, "interrupted. Run the same command again.\n")
+    assert (process.returncode, process.stderr) == (
+        130,
+        "interrupted. Run the same command again.\n",
+    )
 
 
 def test_this_machine_has_what_sgpipe_needs(tmp_path):
@@ -93,10 +124,14 @@ def test_a_missing_hub_model_is_said_before_pytorch_is_imported(command, tmp_pat
     models = "--detector nobody/nothing --captioner miniworld --tagger miniworld"
     words = f"{command} {tmp_path} {models} --out {tmp_path / 'out'}".split()
     script = (
-        "import sys\nfrom sgpipe.cli.main import main\nsys.argv[1:] = " + repr(words) + "\n"
-        "try:\n    main()\nfinally:\n    print(*sorted({'torch', 'transformers', 'ray'} & sys.modules.keys()))\n"
+        "import sys\nfrom sgpipe.cli.main import main\nsys.argv[1:] = "
+        + repr(words)
+        + "\ntry:\n    main()\nfinally:\n    print(*sorted({'torch', 'transformers', 'ray'} &"
+        " sys.modules.keys()))\n"
     )
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    process = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path
+    )
     assert process.returncode == 2, process.stderr
     assert "nobody/nothing" in process.stderr
     assert "(HF_HUB_OFFLINE is set)" in process.stderr

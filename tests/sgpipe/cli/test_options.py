@@ -12,6 +12,11 @@ from sgpipe.cli.main import app
 from sgpipe.cli.options import local
 from tests.integration.documents import commands
 
+WRITES = re.compile(r"\b(Write [^N]|Draw |(New )?[Ff]older for |File for |File to write)")
+
+
+GROUPS = {"": typer.main.get_command(app), **commands()}
+
 
 def refused(*words: object) -> str:
     result = CliRunner().invoke(app, [str(word) for word in words])
@@ -24,7 +29,9 @@ def test_what_typer_refuses_reaches_the_terminal_without_controls() -> None:
     assert refused("--nosuch") == "error: No such option: --nosuch\n"
 
 
-@pytest.mark.parametrize("words", [["label", ""], ["stats", "run", "--html", ""], ["generate", "--out="]])
+@pytest.mark.parametrize(
+    "words", [["label", ""], ["stats", "run", "--html", ""], ["generate", "--out="]]
+)
 def test_an_empty_value_is_refused_and_not_the_current_folder(words: list[str]) -> None:
     assert "a value is empty" in refused(*words)
     assert "is not a name" in refused("view", ".", "--as", " \u200b")
@@ -36,20 +43,23 @@ def test_a_folder_with_colons_is_on_this_machine(tmp_path: Path) -> None:
         local(Path("s3://bucket/x"))
 
 
-WRITES = re.compile(r"\b(Write [^N]|Draw |(New )?[Ff]older for |File for |File to write)")
-
-
 def declared() -> Iterator[tuple[str, Any]]:
     """Each parameter of each command, and what is declared of it."""
     for words, each in commands().items():
-        for parameter in inspect.signature(each.callback).parameters.values() if each.callback else ():
+        for parameter in (
+            inspect.signature(each.callback).parameters.values() if each.callback else ()
+        ):
             if hasattr(parameter.annotation, "__metadata__"):
                 yield f"{words} {parameter.name}", parameter.annotation.__metadata__[0]
 
 
 def test_every_output_is_declared_as_one() -> None:
     """Then it is refused if the command reads it, or a run has it."""
-    written = [(name, each.callback is local) for name, each in declared() if WRITES.search(each.help or "")]
+    written = [
+        (name, each.callback is local)
+        for name, each in declared()
+        if WRITES.search(each.help or "")
+    ]
     assert [name for name, is_output in written if not is_output] == []
     assert len(written) == sum(each.callback is local for _, each in declared()) > 30
 
@@ -67,17 +77,18 @@ def test_every_output_is_declared_as_one() -> None:
     ],
 )  # fmt: skip
 def test_no_command_writes_over_what_it_reads_or_what_a_run_has(words: str, tmp_path: Path) -> None:
-    run, file = tmp_path / "run", tmp_path / "file.json"
+    run = tmp_path / "run"
+    file = tmp_path / "file.json"
     (run / "data").mkdir(parents=True)
     for path in (run / "manifest.jsonl", run / "data/val.parquet", run / "judgements.jsonl", file):
         path.write_text("valuable")
     (tmp_path / "link.json").symlink_to(file)
     said = refused(*words.replace("DIR", str(tmp_path)).split())
-    assert any(each in said for each in ("belongs to the run", "is read by this command", "are the same file"))
+    assert any(
+        each in said
+        for each in ("belongs to the run", "is read by this command", "are the same file")
+    )
     assert {path.read_text() for path in tmp_path.rglob("*.*") if path.is_file()} == {"valuable"}
-
-
-GROUPS = {"": typer.main.get_command(app), **commands()}
 
 
 def given(option: Any) -> tuple[list[str], list[str]]:
@@ -105,7 +116,11 @@ def test_every_single_valued_option_given_twice_is_refused(path: str) -> None:
 
 
 def test_every_option_with_many_values_can_be_repeated() -> None:
-    repeatable = [(path, option) for path, each in GROUPS.items() for option in options_of(each, multiple=True)]
+    repeatable = [
+        (path, option)
+        for path, each in GROUPS.items()
+        for option in options_of(each, multiple=True)
+    ]
     assert len(repeatable) > 5
     for path, option in repeatable:
         first, second = given(option)
@@ -115,6 +130,10 @@ def test_every_option_with_many_values_can_be_repeated() -> None:
 
 def test_repeated_options_are_counted_by_any_name() -> None:
     assert "--quiet is given 3 times" in refused("-qq", "--quiet", "stats", "run")
-    assert "--limit is given 3 times, as 1, 2 and 3:" in refused("train", "--limit", 1, "--limit=2", "--limit", 3)
-    assert "secret" not in refused("generate", "--images", "s3://key:secret@b", "--images", "https://a:secret@c/d")
+    assert "--limit is given 3 times, as 1, 2 and 3:" in refused(
+        "train", "--limit", 1, "--limit=2", "--limit", 3
+    )
+    assert "secret" not in refused(
+        "generate", "--images", "s3://key:secret@b", "--images", "https://a:secret@c/d"
+    )
     assert CliRunner().invoke(app, ["stats", "--json", "--json", "--help"]).exit_code == 0

@@ -1,4 +1,6 @@
-"""`sgpipe reproduce`: packaged lists, what runs in which order, and what is skipped. An integration test runs one."""
+"""`sgpipe reproduce`: packaged lists, what runs in which order, and what is skipped. An integration
+test runs one.
+"""
 
 import json
 from collections.abc import Sequence
@@ -11,7 +13,14 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from sgpipe.cli.main import app
-from sgpipe.cli.reproduction import REPORT, STATE, Reproduction, load_reproduction, make_tasks, reproduce
+from sgpipe.cli.reproduction import (
+    REPORT,
+    STATE,
+    Reproduction,
+    load_reproduction,
+    make_tasks,
+    reproduce,
+)
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import load_recipe
 from sgpipe.training.metrics import METRICS
@@ -33,10 +42,12 @@ def parse_words(command: Any, words: Sequence[str]) -> None:
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_command_of_the_paper_parses_and_names_recipes_that_there_are(scale: str) -> None:
-    paper, root = load_reproduction("rlipv2", scale, []), typer.main.get_command(app)
+    paper = load_reproduction("rlipv2", scale, [])
+    root = typer.main.get_command(app)
     tasks = make_tasks(paper, Path("DATA"), Path("OUT"))
     assert [task.step for task in tasks] == list(paper.steps)  # each is needed for a figure
-    trained, made = set(), set[Path]()
+    trained = set()
+    made = set[Path]()
     for task in tasks:
         assert task.reads <= made
         made.add(task.out)
@@ -45,24 +56,39 @@ def test_every_command_of_the_paper_parses_and_names_recipes_that_there_are(scal
         if task.words[0] == "generate":
             assert load_recipe(task.words[1])
         if task.words[0] == "train":
-            trained.add(load_train_recipe(task.words[1]).name.removeprefix("miniworld-").replace("parseda", "pretrain"))
+            trained.add(
+                load_train_recipe(task.words[1])
+                .name.removeprefix("miniworld-")
+                .replace("parseda", "pretrain")
+            )
     assert len(made) == len(tasks)
     assert trained - {"detector"} == {path.stem for path in train_recipe_folder().glob("*.yaml")}
     assert {task.step.published for task in tasks} - {None} == set(paper.published)
-    assert all(task.missing for task in tasks if task.words[0] in ("import", "convert")) == (scale != "miniature")
+    assert all(task.missing for task in tasks if task.words[0] in ("import", "convert")) == (
+        scale != "miniature"
+    )
 
 
-@pytest.mark.parametrize("path", sorted((train_recipe_folder() / "one-gpu").iterdir()), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((train_recipe_folder() / "one-gpu").iterdir()), ids=lambda path: path.stem
+)
 def test_one_gpu_makes_the_published_steps_in_parts(path: Path) -> None:
-    published, recipe = load_train_recipe(path.stem), load_train_recipe(f"one-gpu/{path.stem}")
-    parts = {"accumulate": recipe.optimisation.batch // 4, "precision": "bfloat16", "activation_checkpointing": True}
+    published = load_train_recipe(path.stem)
+    recipe = load_train_recipe(f"one-gpu/{path.stem}")
+    parts = {
+        "accumulate": recipe.optimisation.batch // 4,
+        "precision": "bfloat16",
+        "activation_checkpointing": True,
+    }
     assert recipe == changed(published, optimisation=changed(published.optimisation, **parts))
 
 
 def test_weights_of_the_authors_replace_the_steps_before_them(tmp_path: Path) -> None:
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "RLIPv2_ParSeDA.pth").touch()
-    tasks = make_tasks(load_reproduction("rlipv2", "published", []), tmp_path, Path("OUT"), "zero-shot")
+    tasks = make_tasks(
+        load_reproduction("rlipv2", "published", []), tmp_path, Path("OUT"), "zero-shot"
+    )
     assert [task.words[0] for task in tasks] == ["convert", "import", "eval"]
     assert tasks[-1].reads == {Path("OUT/pretrained"), Path("OUT/hico-test")}
 
@@ -70,30 +96,52 @@ def test_weights_of_the_authors_replace_the_steps_before_them(tmp_path: Path) ->
 def paper(**changes: Any) -> Reproduction:
     steps = [
         {"name": "a", "run": "import hico --annotations {data}/a.json --out {out}/a", "gives": "a"},
-        {"name": "b", "run": "train hico --data {out}/a@0.5 --steps {n} --out {out}/b", "gives": "b"},
-        {"name": "c", "run": "eval hico --model {out}/b --json-file {out}/c.json", "gives": "c", "figure": "mAP"},
+        {
+            "name": "b",
+            "run": "train hico --data {out}/a@0.5 --steps {n} --out {out}/b",
+            "gives": "b",
+        },
+        {
+            "name": "c",
+            "run": "eval hico --model {out}/b --json-file {out}/c.json",
+            "gives": "c",
+            "figure": "mAP",
+        },
     ]
-    return Reproduction.model_validate({"title": "t", "values": {"n": 3}, "steps": steps, **changes})
+    return Reproduction.model_validate(
+        {"title": "t", "values": {"n": 3}, "steps": steps, **changes}
+    )
 
 
 class Runner:
-    """Stands for sgpipe: writes what a command would; ends like a killed process before the command `kill`."""
+    """Stands for sgpipe: writes what a command would; ends like a killed process before the command
+    `kill`.
+    """
 
     def __init__(self, kill: int | None = None, code: int = 0, figure: float | None = 0.25) -> None:
-        self.kill, self.code, self.figure, self.ran = kill, code, figure, list[str]()
+        self.kill = kill
+        self.code = code
+        self.figure = figure
+        self.ran = list[str]()
 
     def __call__(self, words: Sequence[str]) -> int:
         if len(self.ran) == self.kill:
             raise KeyboardInterrupt
         self.ran.append(words[0])
         place = Path(words[-1])
-        place.write_text(json.dumps({"summary": {"mAP": self.figure}})) if place.suffix else place.mkdir(exist_ok=True)
+        (
+            place.write_text(json.dumps({"summary": {"mAP": self.figure}}))
+            if place.suffix
+            else place.mkdir(exist_ok=True)
+        )
         return self.code
 
 
 def run(root: Path, runner: Runner, chosen: Reproduction | None = None) -> dict[str, Any]:
     chosen = chosen or paper()
-    return reproduce(chosen, make_tasks(chosen, root / "data", root / "out"), root / "out", runner, QUIET)
+    return reproduce(
+        chosen, make_tasks(chosen, root / "data", root / "out"), root / "out", runner, QUIET
+    )
 
 
 @pytest.mark.parametrize("kill", [0, 1, 2])
@@ -108,21 +156,31 @@ def test_killed_at_any_step_the_rest_runs_once(tmp_path: Path, kill: int) -> Non
     assert "25.00" in (tmp_path / "out" / REPORT).read_text()
     (tmp_path / "data" / "a.json").unlink()
     again = Runner()
-    assert (run(tmp_path, again), again.ran) == (state, [])  # inputs of what is done need not be there
+    assert (run(tmp_path, again), again.ran) == (
+        state,
+        [],
+    )  # inputs of what is done need not be there
     (tmp_path / "out" / "b").rmdir()
     run(tmp_path, again)
     assert again.ran == ["train", "eval"]  # what reads it, too
-    (tmp_path / "out" / "b" / METRICS).write_text('{"event": "validation", "epoch": 1, "step": 2}\n')
+    (tmp_path / "out" / "b" / METRICS).write_text(
+        '{"event": "validation", "epoch": 1, "step": 2}\n'
+    )
     run(tmp_path, Runner())  # a training without steps has no curve
     with pytest.raises(
-        UserError, match=r"ran step b with another command: choose another --out, or revert to .*steps 3"
+        UserError,
+        match=r"ran step b with another command: choose another --out, or revert to .*steps 3",
     ):
         run(tmp_path, Runner(), paper(values={"n": 4}))
 
 
 @pytest.mark.parametrize(
     ("code", "kind", "message"),
-    [(1, EngineError, "step a failed with exit code 1"), (2, UserError, "step a failed"), (130, SystemExit, "^130$")],
+    [
+        (1, EngineError, "step a failed with exit code 1"),
+        (2, UserError, "step a failed"),
+        (130, SystemExit, "^130$"),
+    ],
 )
 def test_a_failed_step_ends_the_list_and_is_not_done(
     tmp_path: Path, code: int, kind: type[BaseException], message: str
@@ -162,18 +220,28 @@ def test_what_is_done_does_not_depend_on_how_the_folders_are_named(
 
 def test_all_missing_inputs_are_one_message_before_the_first_step(tmp_path: Path) -> None:
     def invoke(*words: str) -> Result:
-        return CliRunner().invoke(app, ["reproduce", *words, "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+        return CliRunner().invoke(
+            app, ["reproduce", *words, "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+        )
 
     result = invoke("rlipv2", "--until", "tagger")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert result.stderr.startswith("error: 4 inputs missing: ")
-    for name in ("vg/scene_graphs.json", "vg/image_data.json", "vg/images", "weights/deformable_detr.pth"):
+    for name in (
+        "vg/scene_graphs.json",
+        "vg/image_data.json",
+        "vg/images",
+        "weights/deformable_detr.pth",
+    ):
         assert f"{tmp_path}/{name}" in result.stderr
     shown = invoke("rlipv2", "--until", "tagger", "--dry-run").stdout
     assert (shown.count("\n  sgpipe "), shown.count("\n  missing: ")) == (3, 4)
     plan = json.loads(invoke("rlipv2", "--until", "tagger", "--dry-run", "--json").stdout)["steps"]
     assert [len(step["missing"]) for step in plan] == [3, 1, 0]
     assert "--until x: the steps are vg, " in invoke("rlipv2", "--until", "x").stderr
-    assert "'x' is not one of 'published', 'one-gpu', 'miniature'" in invoke("rlipv2", "--scale", "x").stderr
+    assert (
+        "'x' is not one of 'published', 'one-gpu', 'miniature'"
+        in invoke("rlipv2", "--scale", "x").stderr
+    )
     mistyped = invoke("rlipv2", "--scale", "miniature", "--set", "values.tager_steps=3")
     assert mistyped.stderr.startswith("error: --set values.tager_steps: the values are ")

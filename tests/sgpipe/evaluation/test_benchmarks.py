@@ -1,4 +1,6 @@
-"""A network that finds most of what is true, evaluated directly and by way of files: the numbers are the same."""
+"""A network that finds most of what is true, evaluated directly and by way of files: the numbers
+are the same.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,29 @@ QUERIES = 12
 MODEL = Path(__file__).parent  # any folder: `clumsy` does not read it
 
 
+REFUSED = {
+    "": "pass --predictions and --annotations, or --model and --data",
+    "--data RUN --predictions few.json": "pass --predictions", "--data RUN --setting UO": "these are others",
+    "--data RUN --annotations few.json": "few.json has a format",
+    "--data RUN --classes few.json": "is not a listed class",
+    "--data RUN --classes bad.json": "classes file .*bad.json: expected", "--data nowhere": "nowhere",
+}  # fmt: skip
+
+
 def clumsy(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[ImagePrediction]:
     """True pairs with shaken boxes, and others; scores that mean something."""
-    classes, rng = config.classes, np.random.default_rng(0)
-    records = {record.file_name: record for group in row_groups for record in iter_records(group.file.parents[1])}
+    classes = config.classes
+    rng = np.random.default_rng(0)
+    records = {
+        record.file_name: record
+        for group in row_groups
+        for record in iter_records(group.file.parents[1])
+    }
     for row in (row for group in row_groups for row, _ in iter_rows(group)):
         record = records[row.file_name]
-        corners = np.array([(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)])
+        corners = np.array(
+            [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
+        )
         labels = np.array([classes.objects.index(box.category) for box in record.objects])
         ends = rng.integers(0, len(labels), (QUERIES, 2))
         true = np.zeros((QUERIES, len(classes.relations)))
@@ -48,11 +66,17 @@ def clumsy(config: PredictConfig, row_groups: Sequence[RowGroup]) -> Iterator[Im
             true[place, classes.relations.index(relation.predicate)] = 1
         scores = (0.4 * true + 0.6 * rng.random(true.shape)).astype(np.float32)
         boxes = corners[ends] + rng.normal(0, 3, (QUERIES, 2, 4))
-        boxes = np.sort(boxes.reshape(QUERIES, 2, 2, 2), axis=2).reshape(QUERIES, 2, 4).astype(np.float32)
+        boxes = (
+            np.sort(boxes.reshape(QUERIES, 2, 2, 2), axis=2)
+            .reshape(QUERIES, 2, 4)
+            .astype(np.float32)
+        )
         subjects = labels[ends[:, 0]]
         if config.task != "scene graph":
             subjects = np.full(QUERIES, classes.objects.index("person"))
-        yield ImagePrediction(row, PredictedPairs(boxes[:, 0], boxes[:, 1], subjects, labels[ends[:, 1]], scores))
+        yield ImagePrediction(
+            row, PredictedPairs(boxes[:, 0], boxes[:, 1], subjects, labels[ends[:, 1]], scores)
+        )
 
 
 @pytest.fixture(autouse=True)
@@ -66,8 +90,11 @@ def evaluated(folder: Path, *arguments: Any) -> dict[str, Any]:
 
 
 def test_hico_of_a_network_equals_hico_of_its_file(drawn_run: Path, tmp_path: Path) -> None:
-    drawn, out = drawn_run.parent / "drawn", tmp_path / "found.json"
-    direct = evaluated(tmp_path, "hico", "--model", MODEL, "--data", drawn_run, "--plot", tmp_path / "plot.svg")
+    drawn = drawn_run.parent / "drawn"
+    out = tmp_path / "found.json"
+    direct = evaluated(
+        tmp_path, "hico", "--model", MODEL, "--data", drawn_run, "--plot", tmp_path / "plot.svg"
+    )
     assert direct["benchmark"] == "HICO-DET's protocol"
     assert 0.2 < direct["summary"]["mAP"] < 0.99
     classes = ("--classes", drawn / "hico_classes.json")
@@ -84,22 +111,31 @@ def test_hico_of_a_network_equals_hico_of_its_file(drawn_run: Path, tmp_path: Pa
     again = evaluated(tmp_path, "hico", "--model", MODEL, "--data", drawn_run, *annotated)
     assert again["per_class"] == by_file["per_class"]
     assert again["summary"] == by_file["summary"]
-    by_name = [{tuple(row.values())[:3]: row["ground_truth"] for row in one["per_class"]} for one in (direct, again)]
+    by_name = [
+        {tuple(row.values())[:3]: row["ground_truth"] for row in one["per_class"]}
+        for one in (direct, again)
+    ]
     assert by_name[0] == by_name[1]
     assert "<polyline" in (tmp_path / "plot.svg").read_text()
 
 
 def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
-    rng, items = np.random.default_rng(1), []
+    rng = np.random.default_rng(1)
+    items = []
     categories = [1, 1, 2, 19]  # persons, a bicycle, a horse
     verbs = [(0, 2, 77), (0, 3, 77), (1, 2, 37), (0, 1, 43)]  # ride, ride, hold, hug
     relations = [{"subject_id": s, "object_id": o, "category_id": verb} for s, o, verb in verbs]
     for number in range(12):
         corners = zip(rng.integers(0, 200, (4, 2)).tolist(), categories, strict=True)
-        boxes = [{"bbox": [x, y, x + 90, y + 90], "category_id": category} for (x, y), category in corners]
+        boxes = [
+            {"bbox": [x, y, x + 90, y + 90], "category_id": category}
+            for (x, y), category in corners
+        ]
         sizes = {"file_name": f"HICO_test2015_{number:08}.jpg", "width": 320, "height": 320}
         items.append({**sizes, "annotations": boxes, "hoi_annotation": relations})
-    true, run, out = tmp_path / "test_hico.json", tmp_path / "run", tmp_path / "found.json"
+    true = tmp_path / "test_hico.json"
+    run = tmp_path / "run"
+    out = tmp_path / "found.json"
     true.write_text(json.dumps(items))
     import_annotations(hico_source(true, "test"), tmp_path, run, Progress(Console(quiet=True)))
     direct = evaluated(tmp_path, "hico", "--model", MODEL, "--data", run)
@@ -108,14 +144,31 @@ def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
     invoke("predict", MODEL, "--data", run, "--out", out)
     table = out.with_suffix(".parquet")
     invoke("predict", MODEL, "--data", run, "--out", table, "--form", "hico")
-    for options in (("--predictions", out), ("--predictions", table), ("--model", MODEL, "--data", run)):
+    for options in (
+        ("--predictions", out),
+        ("--predictions", table),
+        ("--model", MODEL, "--data", run),
+    ):
         assert evaluated(tmp_path, "hico", *options, "--annotations", true) == direct
     rows = pq.read_table(table)
-    for key, value in (("score", float("nan")), ("score", None), ("subject", "horse"), ("object", "unicorn")):
+    for key, value in (
+        ("score", float("nan")),
+        ("score", None),
+        ("subject", "horse"),
+        ("object", "unicorn"),
+    ):
         wrong = rows.to_pylist()
         wrong[0]["triplets"][1] |= {key: value}
         pq.write_table(pa.Table.from_pylist(wrong, schema=rows.schema), tmp_path / "wrong.parquet")
-        told = invoke("eval", "hico", "--predictions", tmp_path / "wrong.parquet", "--annotations", true, code=2).output
+        told = invoke(
+            "eval",
+            "hico",
+            "--predictions",
+            tmp_path / "wrong.parquet",
+            "--annotations",
+            true,
+            code=2,
+        ).output
         assert "wrong.parquet: image" in told.replace("\n", " ")
     for column in ("triplets", "file_name"):
         pq.write_table(rows.drop_columns(column), tmp_path / f"{column}.parquet")
@@ -135,7 +188,8 @@ def test_scene_graphs_of_a_network_as_open_images_counts(drawn_run: Path, tmp_pa
 
 
 def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_path: Path) -> None:
-    out, classes = tmp_path / "found.json", data_classes(drawn_run)
+    out = tmp_path / "found.json"
+    classes = data_classes(drawn_run)
     direct = evaluated(tmp_path, "vg", "--model", MODEL, "--data", drawn_run)
     assert direct["benchmark"] == "Visual Genome's protocol"
     assert 0.2 < direct["summary"]["mR@50"] < 1
@@ -143,8 +197,13 @@ def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_
     for record in iter_records(drawn_run):
         boxes = [(x, y, x + w, y + h) for x, y, w, h in (box.bbox for box in record.objects)]
         labels = [1 + classes.objects.index(box.category) for box in record.objects]
-        relations = [(one.subject, one.object, 1 + classes.relations.index(one.predicate)) for one in record.relations]
-        items.append({"image_id": record.image_id, "boxes": boxes, "labels": labels, "relations": relations})
+        relations = [
+            (one.subject, one.object, 1 + classes.relations.index(one.predicate))
+            for one in record.relations
+        ]
+        items.append(
+            {"image_id": record.image_id, "boxes": boxes, "labels": labels, "relations": relations}
+        )
     (tmp_path / "true.json").write_text(json.dumps(items))
     (tmp_path / "classes.json").write_text(json.dumps(vars(classes)))
     annotated = ("--annotations", tmp_path / "true.json", "--classes", tmp_path / "classes.json")
@@ -157,10 +216,13 @@ def test_scene_graphs_of_a_network_equal_those_of_its_file(drawn_run: Path, tmp_
 
 
 def test_vcoco_of_a_network_equals_vcoco_of_its_file(tmp_path: Path) -> None:
-    run, out = tmp_path / "run", tmp_path / "found.json"
+    run = tmp_path / "run"
+    out = tmp_path / "found.json"
     write_vcoco(run, tmp_path / "vsrl.json", tmp_path / "coco.json")
     official = ("--annotations", tmp_path / "vsrl.json", "--coco", tmp_path / "coco.json")
-    direct = evaluated(tmp_path, "vcoco", "--model", MODEL, "--data", run, "--images", tmp_path, *official)
+    direct = evaluated(
+        tmp_path, "vcoco", "--model", MODEL, "--data", run, "--images", tmp_path, *official
+    )
     assert 0 < direct["summary"]["role AP, scenario 1"] < 1
     invoke("predict", MODEL, "--data", run, "--images", tmp_path, "--out", out, "--form", "vcoco")
     assert evaluated(tmp_path, "vcoco", "--predictions", out, *official) == direct
@@ -173,45 +235,78 @@ def test_vcoco_of_a_network_equals_vcoco_of_its_file(tmp_path: Path) -> None:
 
 
 def write_vcoco(root: Path, vsrl_file: Path, coco_file: Path) -> None:
-    """Shards of persons with things, and V-COCO's two files about them: all "hold", "hit" and "stand"."""
-    rng, records = np.random.default_rng(3), []
+    """Shards of persons with things, and V-COCO's two files about them: all "hold", "hit" and
+    "stand".
+    """
+    rng = np.random.default_rng(3)
+    records = []
     coco: dict[str, Any] = {"images": [], "annotations": []}
     verbs = {
-        name: {"action_name": name, "role_name": roles, "image_id": [], "ann_id": [], "label": [], "role_object_id": []}
-        for name, roles in (("hold", ["agent", "obj"]), ("hit", ["agent", "instr", "obj"]), ("stand", ["agent"]))
+        name: {
+            "action_name": name,
+            "role_name": roles,
+            "image_id": [],
+            "ann_id": [],
+            "label": [],
+            "role_object_id": [],
+        }
+        for name, roles in (
+            ("hold", ["agent", "obj"]),
+            ("hit", ["agent", "instr", "obj"]),
+            ("stand", ["agent"]),
+        )
     }
     for number in range(1, 9):
         coco["images"].append({"id": number, "width": 200, "height": 100})
         objects = [Box("person", 1, (*rng.integers(0, 50, 2).tolist(), 40, 40))]
-        objects += [Box(name, 2, (*rng.integers(60, 100, 2).tolist(), 40, 40)) for name in ("cup", "sports ball")]
+        objects += [
+            Box(name, 2, (*rng.integers(60, 100, 2).tolist(), 40, 40))
+            for name in ("cup", "sports ball")
+        ]
         objects.append(Box(NO_OBJECT, -1, (0, 0, 0, 0)))
         for place, box in enumerate(objects[:3]):
-            annotation = {"id": 10 * number + place, "image_id": number, "bbox": box.bbox, "area": 1600}
+            annotation = {
+                "id": 10 * number + place,
+                "image_id": number,
+                "bbox": box.bbox,
+                "area": 1600,
+            }
             coco["annotations"].append({**annotation, "category_id": 1 if place == 0 else 40})
         person = 10 * number
         ends = {"hold": [person, person + 1], "hit": [person, 0, person + 2], "stand": [person]}
         for name, verb in verbs.items():
-            for key, value in {"image_id": number, "ann_id": person, "label": 1, "role_object_id": ends[name]}.items():
+            for key, value in {
+                "image_id": number,
+                "ann_id": person,
+                "label": 1,
+                "role_object_id": ends[name],
+            }.items():
                 verb[key].append(value)
         relations = [Relation(0, 1, "hold"), Relation(0, 2, "hit"), Relation(0, 3, "stand")]
-        records.append(Record(str(number), "vcoco", "test", f"{number}.jpg", 200, 100, objects, relations=relations))
+        records.append(
+            Record(
+                str(number),
+                "vcoco",
+                "test",
+                f"{number}.jpg",
+                200,
+                100,
+                objects,
+                relations=relations,
+            )
+        )
     for verb in verbs.values():
         verb["role_object_id"] = np.array(verb["role_object_id"]).T.ravel().tolist()
     (root / "data").mkdir(parents=True)
-    classes = DatasetClasses(("person", "cup", "sports ball", NO_OBJECT), ("hold", "hit", "hit with", "stand"))
-    manifest = Manifest.create(root, {"labels": {"objects": classes.objects, "relations": classes.relations}})
+    classes = DatasetClasses(
+        ("person", "cup", "sports ball", NO_OBJECT), ("hold", "hit", "hit with", "stand")
+    )
+    manifest = Manifest.create(
+        root, {"labels": {"objects": classes.objects, "relations": classes.relations}}
+    )
     manifest.commit(write_shard(root, shard_name("test", 0, 8), "test", 0, records, {}))
     vsrl_file.write_text(json.dumps(list(verbs.values())))
     coco_file.write_text(json.dumps(coco))
-
-
-REFUSED = {
-    "": "pass --predictions and --annotations, or --model and --data",
-    "--data RUN --predictions few.json": "pass --predictions", "--data RUN --setting UO": "these are others",
-    "--data RUN --annotations few.json": "few.json has a format",
-    "--data RUN --classes few.json": "is not a listed class",
-    "--data RUN --classes bad.json": "classes file .*bad.json: expected", "--data nowhere": "nowhere",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("options", REFUSED)
@@ -221,6 +316,8 @@ def test_what_does_not_go_together_is_refused(
     monkeypatch.chdir(tmp_path)
     Path("few.json").write_text('{"objects": ["person"], "relations": ["riding"]}')
     Path("bad.json").write_text('{"objects": ["person", "person"], "relations": ["riding"]}')
-    result = invoke("eval", "hico", "--model", tmp_path, *options.replace("RUN", str(drawn_run)).split(), code=2)
+    result = invoke(
+        "eval", "hico", "--model", tmp_path, *options.replace("RUN", str(drawn_run)).split(), code=2
+    )
     output = " ".join(result.output.split())
     assert re.search(REFUSED[options], output), output

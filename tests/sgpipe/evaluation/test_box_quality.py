@@ -22,19 +22,31 @@ RECALLS = ("AR@1", "AR@10", "AR@100", "AR small", "AR medium", "AR large")
 CATEGORIES = {1: "person", 2: "bicycle", 18: "dog", 44: "bottle"}
 
 
+DOG = Box("dog", 18, (10.0, 10.0, 30.0, 30.0))
+CUP = Box("cup", 47, (60.0, 60.0, 20.0, 20.0))
+WRONG = Box("dog", 18, (60.0, 0.0, 20.0, 20.0))
+
+
 def instances(folder: Path, images: int = 15, seed: int = 0) -> Path:
-    """Boxes of all sizes, some of them crowds, in files without annotation 0; bottles occur nowhere."""
+    """Boxes of all sizes, some of them crowds, in files without annotation 0; bottles occur
+    nowhere.
+    """
     rng = np.random.default_rng(seed)
     annotations = []
     for image in range(images):
         for _ in range(int(rng.integers(0, 8))):
-            corner, sides = rng.integers(0, 200, 2), rng.integers(10, 150, 2)
+            corner = rng.integers(0, 200, 2)
+            sides = rng.integers(10, 150, 2)
             box = {"image_id": image, "bbox": [*map(float, corner), *map(float, sides)]}
             box["area"] = float(sides.prod()) * 0.7  # of the segmentation
-            crowd, category = int(rng.random() < 0.1), int(rng.choice([1, 2, 18]))
+            crowd = int(rng.random() < 0.1)
+            category = int(rng.choice([1, 2, 18]))
             annotations.append({**box, "iscrowd": crowd, "category_id": category})
     content = {
-        "images": [{"id": image, "file_name": f"{image}.jpg", "width": 400, "height": 400} for image in range(images)],
+        "images": [
+            {"id": image, "file_name": f"{image}.jpg", "width": 400, "height": 400}
+            for image in range(images)
+        ],
         "categories": [{"id": number, "name": name} for number, name in CATEGORIES.items()],
         "annotations": [{"id": number, **own} for number, own in enumerate(annotations, 1)],
     }
@@ -44,7 +56,9 @@ def instances(folder: Path, images: int = 15, seed: int = 0) -> Path:
 
 
 def results(folder: Path, truth: Path, seed: int = 1) -> Path:
-    """Shifted boxes, some twice, some missing, some of another class, some anywhere; many scores are equal."""
+    """Shifted boxes, some twice, some missing, some of another class, some anywhere; many scores
+    are equal.
+    """
     rng = np.random.default_rng(seed)
     content = json.loads(truth.read_text())
     numbers = [category["id"] for category in content["categories"]]
@@ -55,7 +69,14 @@ def results(folder: Path, truth: Path, seed: int = 1) -> Path:
             box[2:] = np.maximum(box[2:], 1)
             category = item["category_id"] if rng.random() < 0.8 else int(rng.choice(numbers))
             score = round(float(rng.random()), 2)
-            found.append({"image_id": item["image_id"], "category_id": category, "bbox": box.tolist(), "score": score})
+            found.append(
+                {
+                    "image_id": item["image_id"],
+                    "category_id": category,
+                    "bbox": box.tolist(),
+                    "score": score,
+                }
+            )
     path = folder / "results.json"
     path.write_text(json.dumps(found))
     return path
@@ -78,7 +99,9 @@ def test_equal_to_pycocotools(tmp_path: Path, seed: int) -> None:
     result = evaluate_boxes(found, truth)
     expected = direct(truth, found)
     stats = [np.nan if value == -1 else value for value in expected.stats]
-    assert [result.summary[name] for name in (*MEASURES, *RECALLS)] == pytest.approx(stats, abs=1e-12, nan_ok=True)
+    assert [result.summary[name] for name in (*MEASURES, *RECALLS)] == pytest.approx(
+        stats, abs=1e-12, nan_ok=True
+    )
     precision = expected.eval["precision"][:, :, :, 0, -1]
     names = [category["name"] for category in expected.cocoGt.loadCats(expected.params.catIds)]
     by_class = {row["class"]: row["AP"] for row in result.per_class}
@@ -91,7 +114,12 @@ def test_equal_to_pycocotools(tmp_path: Path, seed: int) -> None:
 
 def copies(items: list[Any], drawn: np.ndarray) -> list[Any]:
     """The items of each image drawn, as often as it was drawn."""
-    return [{**item, "image_id": at} for at, one in enumerate(drawn) for item in items if item["image_id"] == one]
+    return [
+        {**item, "image_id": at}
+        for at, one in enumerate(drawn)
+        for item in items
+        if item["image_id"] == one
+    ]
 
 
 def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path) -> None:
@@ -103,7 +131,9 @@ def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path
     (tmp_path / "results.json").write_text(json.dumps(found))
     resampling = evaluate_boxes(tmp_path / "results.json", truth).resampling
     assert resampling is not None
-    rng, again, repeated = np.random.default_rng(5), tmp_path / "again.json", tmp_path / "repeated.json"
+    rng = np.random.default_rng(5)
+    again = tmp_path / "again.json"
+    repeated = tmp_path / "repeated.json"
     for _ in range(3):
         drawn = np.sort(rng.integers(0, 8, 8))
         images = [{**content["images"][image], "id": place} for place, image in enumerate(drawn)]
@@ -112,16 +142,17 @@ def test_resampled_images_beside_files_in_which_they_are_repeated(tmp_path: Path
         again.write_text(json.dumps(copies(found, drawn)))
         expected = evaluate_boxes(again, repeated).summary
         summary = resampling.summary(np.bincount(drawn, minlength=8))
-        assert summary == pytest.approx({name: expected[name] for name in summary}, abs=1e-12, nan_ok=True)
+        assert summary == pytest.approx(
+            {name: expected[name] for name in summary}, abs=1e-12, nan_ok=True
+        )
 
 
 def record(number: int, *boxes: Box, scores: list[float] | None = None) -> Record:
-    found = [replace(box, score=score) for box, score in zip(boxes, scores or [None] * len(boxes), strict=True)]
+    found = [
+        replace(box, score=score)
+        for box, score in zip(boxes, scores or [None] * len(boxes), strict=True)
+    ]
     return Record(str(number), "coco", "val", f"{number}.jpg", 100, 100, found)
-
-
-DOG, CUP = Box("dog", 18, (10.0, 10.0, 30.0, 30.0)), Box("cup", 47, (60.0, 60.0, 20.0, 20.0))
-WRONG = Box("dog", 18, (60.0, 0.0, 20.0, 20.0))
 
 
 def test_precision_and_recall_at_a_score_and_the_best_f1(tmp_path: Path) -> None:
@@ -135,7 +166,9 @@ def test_precision_and_recall_at_a_score_and_the_best_f1(tmp_path: Path) -> None
     assert summary["AP50"] == pytest.approx((1.0 + 51 / 101) / 2)
 
 
-def test_images_are_matched_by_name_and_resized_and_those_not_run_are_left_out(tmp_path: Path) -> None:
+def test_images_are_matched_by_name_and_resized_and_those_not_run_are_left_out(
+    tmp_path: Path,
+) -> None:
     truth = make_shards(tmp_path / "truth", [record(1, DOG), record(2, DOG)])
     half = Box("Dog", 1, (5.0, 5.0, 15.0, 15.0), score=0.5)
     folder = Record("x", "folder", "all", "photos/1.jpg", 50, 50, [half])
@@ -145,8 +178,12 @@ def test_images_are_matched_by_name_and_resized_and_those_not_run_are_left_out(t
 
 
 def test_what_is_not_compared_is_said(tmp_path: Path) -> None:
-    truth = make_shards(tmp_path / "truth", [record(1, DOG, Box("bird", 3, (50.0, 0.0, 20.0, 20.0)))])
-    run = make_shards(tmp_path / "run", [record(1, DOG, CUP, scores=[0.9, 0.8]), record(9, DOG, scores=[0.9])])
+    truth = make_shards(
+        tmp_path / "truth", [record(1, DOG, Box("bird", 3, (50.0, 0.0, 20.0, 20.0)))]
+    )
+    run = make_shards(
+        tmp_path / "run", [record(1, DOG, CUP, scores=[0.9, 0.8]), record(9, DOG, scores=[0.9])]
+    )
     notes = " ".join(evaluate_boxes(run, truth).notes)
     assert "left out 1 box of classes without ground truth here: 'cup'" in notes
     assert "nothing was detected of 'bird'" in notes
@@ -169,6 +206,8 @@ def test_what_is_not_compared_is_said(tmp_path: Path) -> None:
 def test_other_files_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     truth = make_shards(tmp_path / "truth", [record(1, DOG)])
     found = {"image_id": 1, "category_id": 18, "bbox": [0, 0, 1, 1], "score": 1} | change
-    (tmp_path / "found.json").write_text(json.dumps([{key: v for key, v in found.items() if v is not None}]))
+    (tmp_path / "found.json").write_text(
+        json.dumps([{key: v for key, v in found.items() if v is not None}])
+    )
     with pytest.raises(UserError, match=message):
         evaluate_boxes(tmp_path / "found.json", truth)

@@ -10,7 +10,14 @@ from benchmarks.interval_coverage import detections
 from rlip_model.evaluation.precision import area
 from rlip_model.evaluation.scores import ClassScores
 from sgpipe.errors import UserError
-from sgpipe.evaluation.result import Difference, EvaluationResult, Resampling, class_curve, compare_paired, precision_at
+from sgpipe.evaluation.result import (
+    Difference,
+    EvaluationResult,
+    Resampling,
+    class_curve,
+    compare_paired,
+    precision_at,
+)
 
 
 def scores(targets: int, correct: np.ndarray) -> ClassScores:
@@ -44,10 +51,14 @@ def test_the_plot_has_a_line_and_a_legend_entry_for_each_group_and_escapes_names
     assert {"A & B", "recall", "precision", "<script>: 1.000", "rare: 0.000"} <= set(texts)
 
 
-def share(correct: np.ndarray, names: list[str] | None = None, unpredicted: frozenset[str] = frozenset()) -> Resampling:
+def share(
+    correct: np.ndarray, names: list[str] | None = None, unpredicted: frozenset[str] = frozenset()
+) -> Resampling:
     """The share of images that are correct."""
     names = names or [f"{number:03d}" for number in range(len(correct))]
-    return Resampling(names, lambda counts: {"share": float(counts @ correct / counts.sum())}, unpredicted)
+    return Resampling(
+        names, lambda counts: {"share": float(counts @ correct / counts.sum())}, unpredicted
+    )
 
 
 def compared(first: Resampling, second: Resampling, **options: int) -> Difference:
@@ -56,7 +67,8 @@ def compared(first: Resampling, second: Resampling, **options: int) -> Differenc
 
 def test_intervals_of_shares_are_those_of_known_formulas() -> None:
     rng = np.random.default_rng(0)
-    first, second = rng.random(401) < 0.6, rng.random(401) < 0.5
+    first = rng.random(401) < 0.6
+    second = rng.random(401) < 0.5
     own = compared(share(first), share(second), resamples=4000)
     assert own.difference_interval == pytest.approx(_t_interval(1.0 * first - second), abs=0.003)
     assert own.interval == pytest.approx(_t_interval(first), abs=0.003)
@@ -70,14 +82,18 @@ def _t_interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def test_intervals_contain_their_estimates_and_cover_where_classes_have_few_targets() -> None:
-    """Mean average precision over 20 classes, half of which have three targets or fewer in 100 images."""
+    """Mean average precision over 20 classes, half of which have three targets or fewer in 100
+    images.
+    """
     rng = np.random.default_rng(1)
     found = []
     for _ in range(150):
         sides = detections(rng, images=100, classes=20, targets_per_image=1.2, gain=0.1)
         found.append(compare_paired(*sides, resamples=60).measures["mAP"])
     estimates = np.array([(own.value, own.other, own.difference) for own in found])
-    bounds = np.array([(own.interval, own.other_interval, own.difference_interval) for own in found])
+    bounds = np.array(
+        [(own.interval, own.other_interval, own.difference_interval) for own in found]
+    )
     assert ((bounds[..., 0] < estimates) & (estimates < bounds[..., 1])).all()
     expected = estimates.mean(0)
     covered = ((bounds[..., 0] <= expected) & (expected <= bounds[..., 1])).mean(0)
@@ -87,13 +103,17 @@ def test_intervals_contain_their_estimates_and_cover_where_classes_have_few_targ
 
 def test_the_order_of_images_and_of_the_two_sides_does_not_matter() -> None:
     rng = np.random.default_rng(1)
-    first, second, order = rng.integers(0, 2, 30), rng.integers(0, 2, 30), rng.permutation(30)
+    first = rng.integers(0, 2, 30)
+    second = rng.integers(0, 2, 30)
+    order = rng.permutation(30)
     names = [f"{number:03d}" for number in order]
     once = compared(share(first), share(second), resamples=50)
     assert compared(share(first), share(second[order], names), resamples=50) == once
     turned = compared(share(second), share(first), resamples=50)
     assert turned.interval == once.other_interval
-    assert turned.difference_interval == pytest.approx([-once.difference_interval[1], -once.difference_interval[0]])
+    assert turned.difference_interval == pytest.approx(
+        [-once.difference_interval[1], -once.difference_interval[0]]
+    )
     assert compared(share(first), share(second), resamples=50, seed=1) != once
 
 
@@ -105,7 +125,9 @@ def test_nothing_is_shown_where_nothing_varies() -> None:
         extremes = compared(share(np.ones(images)), share(np.zeros(images)), resamples=20)
         assert extremes.difference == 1
         assert not extremes.shown
-        assert np.isnan([extremes.interval, extremes.other_interval, extremes.difference_interval]).all()
+        assert np.isnan(
+            [extremes.interval, extremes.other_interval, extremes.difference_interval]
+        ).all()
 
 
 def test_halves_in_which_a_measure_is_undefined_are_left_out() -> None:
@@ -113,7 +135,10 @@ def test_halves_in_which_a_measure_is_undefined_are_left_out() -> None:
     weights = np.array([1.0, 1, 0, 0, 0, 0])
 
     def summary(counts: np.ndarray) -> dict[str, float]:
-        return {"rare": float(counts @ rare / (counts @ weights)) if counts @ weights else math.nan, "never": math.nan}
+        return {
+            "rare": float(counts @ rare / (counts @ weights)) if counts @ weights else math.nan,
+            "never": math.nan,
+        }
 
     measures = compare_paired(*[Resampling(list("abcdef"), summary)] * 2, resamples=50).measures
     low, high = measures["rare"].interval
@@ -123,9 +148,14 @@ def test_halves_in_which_a_measure_is_undefined_are_left_out() -> None:
 
 
 def test_other_images_are_refused_with_their_number() -> None:
-    three, lacking = share(np.ones(3)), share(np.ones(3), unpredicted=frozenset({"001"}))
+    three = share(np.ones(3))
+    lacking = share(np.ones(3), unpredicted=frozenset({"001"}))
     for first, second, message in (
-        (share(np.ones(3), ["a", "b", "c"]), share(np.ones(2), ["a", "d"]), "3 images on one side only, such as 'b'"),
+        (
+            share(np.ones(3), ["a", "b", "c"]),
+            share(np.ones(2), ["a", "d"]),
+            "3 images on one side only, such as 'b'",
+        ),
         (three, lacking, "1 image on one side only"),
         (share(np.ones(0)), share(np.ones(0)), "none was scored"),
     ):

@@ -1,4 +1,6 @@
-"""A stub of the Hugging Face hub on loopback: the part of its API for making, filling and reading repositories."""
+"""A stub of the Hugging Face hub on loopback: the part of its API for making, filling and reading
+repositories.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +26,21 @@ COMMIT = "0" * 40
 class HubStub:
     """One user's datasets, by name, and models, by "models/" and name."""
 
-    mode: str = "regular"  # how Parquet files are sent: in the commit, or (lfs) by themselves, then named by it
+    # how Parquet files are sent: in the commit, or (lfs) by themselves, then named by it
+    mode: str = "regular"
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    versions: dict[str, dict[str, bytes]] = field(default_factory=dict)  # the files of a model by commit
+    versions: dict[str, dict[str, bytes]] = field(
+        default_factory=dict
+    )  # the files of a model by commit
     private: dict[str, bool] = field(default_factory=dict)
-    failures: dict[str, list[int]] = field(default_factory=dict)  # the next answers by words in the path; 0: none
+    failures: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # the next answers by words in the path; 0: none
     objects: dict[str, bytes] = field(default_factory=dict)
     commits: list[str] = field(default_factory=list)
-    downloads: list[str] = field(default_factory=list)  # commit and name of the files that were asked for
+    downloads: list[str] = field(
+        default_factory=list
+    )  # commit and name of the files that were asked for
     url: str = ""
 
     def answer(self, method: str, path: str, body: bytes, token: str | None) -> tuple[int, Any]:
@@ -55,7 +64,8 @@ class HubStub:
 
     def commit_of(self, path: str) -> str:
         """The commit of the repository that a path is in, or the one that the path names."""
-        if found := re.search(r"/resolve/([0-9a-f]{40})/", path):
+        found = re.search(r"/resolve/([0-9a-f]{40})/", path)
+        if found:
             return found[1]
         found = re.match(r"/([\w-]+/[\w-]+)/resolve/", path)
         return self._sha(f"models/{found[1]}") if found else COMMIT
@@ -70,7 +80,9 @@ class HubStub:
     def _create(self, wanted: dict[str, Any]) -> tuple[int, Any]:
         name = f"{wanted.get('organization') or 'anna'}/{wanted['name']}"
         if not name.startswith("anna/"):
-            return 403, {"error": "You don't have the rights to create a dataset under this namespace"}
+            return 403, {
+                "error": "You don't have the rights to create a dataset under this namespace"
+            }
         if wanted.get("type", "model") == "model":
             name = f"models/{name}"
         self.repositories.setdefault(name, {".gitattributes": b"*.parquet filter=lfs"})
@@ -84,14 +96,22 @@ class HubStub:
     def _of(self, name: str, rest: str, body: bytes) -> tuple[int, Any]:
         files = self.repositories[name]
         if rest.startswith("/preupload"):
-            paths, large = [each["path"] for each in json.loads(body)["files"]], (".parquet", ".safetensors")
+            paths = [each["path"] for each in json.loads(body)["files"]]
+            large = (".parquet", ".safetensors")
             modes = {path: self.mode if path.endswith(large) else "regular" for path in paths}
             plain = {"shouldIgnore": False, "oid": None}
-            return 200, {"files": [{"path": path, "uploadMode": mode} | plain for path, mode in modes.items()]}
+            return 200, {
+                "files": [
+                    {"path": path, "uploadMode": mode} | plain for path, mode in modes.items()
+                ]
+            }
         if rest.startswith("/commit"):
             return self._commit(name, [json.loads(line) for line in body.splitlines()])
         if rest.startswith("/tree"):
-            return 200, [{"type": "file", "path": path, "size": len(data), "oid": "0"} for path, data in files.items()]
+            return 200, [
+                {"type": "file", "path": path, "size": len(data), "oid": "0"}
+                for path, data in files.items()
+            ]
         if rest.startswith("/info/lfs"):
             objects = json.loads(body)["objects"]
             for each in objects:
@@ -103,8 +123,18 @@ class HubStub:
             return (200, files[file]) if file in files else (404, {"error": "Entry not found"})
         tags = ["sgpipe"] if b"- sgpipe\n" in files.get("README.md", b"") else []
         siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
-        described = {"id": name.removeprefix("models/"), "sha": self._sha(name), "siblings": siblings, "tags": tags}
-        return 200, {**described, "private": self.private.get(name, False), "downloads": 0, "likes": 0}
+        described = {
+            "id": name.removeprefix("models/"),
+            "sha": self._sha(name),
+            "siblings": siblings,
+            "tags": tags,
+        }
+        return 200, {
+            **described,
+            "private": self.private.get(name, False),
+            "downloads": 0,
+            "likes": 0,
+        }
 
     def _commit(self, name: str, lines: list[dict[str, Any]]) -> tuple[int, Any]:
         files = self.repositories[name]
@@ -127,15 +157,21 @@ def serving(stub: HubStub) -> Iterator[HubStub]:
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        disable_nagle_algorithm = True  # else the body of an answer waits 40 ms for the receipt of its header
+        disable_nagle_algorithm = (
+            True  # else the body of an answer waits 40 ms for the receipt of its header
+        )
 
         def _serve(self) -> None:
             path = self.path.partition("?")[0]
-            status, value = stub.answer(self.command, path, self._body(), self.headers.get("Authorization"))
+            status, value = stub.answer(
+                self.command, path, self._body(), self.headers.get("Authorization")
+            )
             data = value if isinstance(value, bytes) else json.dumps(value).encode()
             self.send_response(status)
             if status == 404:
-                self.send_header("X-Error-Code", "EntryNotFound" if "Entry" in value["error"] else "RepoNotFound")
+                self.send_header(
+                    "X-Error-Code", "EntryNotFound" if "Entry" in value["error"] else "RepoNotFound"
+                )
             elif "/resolve/" in path:
                 self.send_header("X-Repo-Commit", stub.commit_of(path))
                 self.send_header("ETag", f'"{hashlib.sha1(data).hexdigest()}"')
@@ -184,7 +220,11 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HubStub]:
     cache = str(tmp_path / "cache")
     with serving(HubStub(mode="lfs")) as stub:
         answer_at(stub.url, monkeypatch)
-        for name, value in {"HF_HUB_OFFLINE": False, "HF_HUB_CACHE": cache, "HF_HUB_DISABLE_XET": True}.items():
+        for name, value in {
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": cache,
+            "HF_HUB_DISABLE_XET": True,
+        }.items():
             monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("HF_HUB_CACHE", cache)  # of workers

@@ -17,36 +17,54 @@ from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.shards import iter_records
 from sgpipe.utils.console import Progress
 
-WIDTH, HEIGHT = 320, 240
+WIDTH = 320
+HEIGHT = 240
 COCO_IDS = {name: number for number, name in category_names("coco").items()}
 NAMES = ("person", "dog", "cup", "tennis racket")
 PREDICATES = ("riding", "next to", 'über "links"', "on")
 
 
-def records(count: int, seed: int = 0, *, crowds: bool = True, confidences: bool = True) -> list[Record]:
+def records(
+    count: int, seed: int = 0, *, crowds: bool = True, confidences: bool = True
+) -> list[Record]:
     """Random images of two splits with everything that shards hold, but for error rows."""
     rng = random.Random(seed)
     made = []
     for number in range(count):
         split = rng.choice(["train", "val"])
-        boxes = [_box(rng, rng.choice(NAMES), crowds and rng.random() < 0.2) for _ in range(rng.randint(0, 6))]
-        record = Record(str(10 + 3 * number), "coco", split, f"{number:012}.jpg", WIDTH, HEIGHT, boxes)
+        boxes = [
+            _box(rng, rng.choice(NAMES), crowds and rng.random() < 0.2)
+            for _ in range(rng.randint(0, 6))
+        ]
+        record = Record(
+            str(10 + 3 * number), "coco", split, f"{number:012}.jpg", WIDTH, HEIGHT, boxes
+        )
         record.captions = [Caption(f"a caption {n}, ü") for n in range(rng.randint(0, 2))]
-        record.triplets = [Triplet("a man", "on", "a dog", "man", "dog", "on", 0) for _ in record.captions]
+        record.triplets = [
+            Triplet("a man", "on", "a dog", "man", "dog", "on", 0) for _ in record.captions
+        ]
         usable = [index for index, box in enumerate(boxes) if not box.iscrowd]
         for _ in range(rng.randint(0, 4) if usable else 0):
             ends = rng.choice(usable), rng.choice(usable)
             predicate = rng.choice(PREDICATES)
             record.pairs.append(Pair(*ends, [predicate]))
-            confidence = rng.randint(20, 99) / 128 if confidences else None  # as exact as shards have it
+            confidence = (
+                rng.randint(20, 99) / 128 if confidences else None
+            )  # as exact as shards have it
             record.relations.append(Relation(*ends, predicate, confidence))
         made.append(record)
     return made
 
 
 def _box(rng: random.Random, name: str, crowd: bool) -> Box:
-    x, y = rng.uniform(0, 200), float(rng.randint(0, 100))
-    return Box(name, COCO_IDS[name], (x, y, rng.uniform(1, WIDTH - x - 1), rng.uniform(1, HEIGHT - y - 1)), crowd)
+    x = rng.uniform(0, 200)
+    y = float(rng.randint(0, 100))
+    return Box(
+        name,
+        COCO_IDS[name],
+        (x, y, rng.uniform(1, WIDTH - x - 1), rng.uniform(1, HEIGHT - y - 1)),
+        crowd,
+    )
 
 
 def draw_images(folder: Path, made: Sequence[Record]) -> Path:

@@ -27,10 +27,25 @@ from tests.sgpipe.export.test_exports import NAMES, NOTHING, ODD_NAMES, PAIR, na
 from tests.sgpipe.stats.runs import make_shards
 
 URL = "https://example.org/images/"
-DOG, CUP = Box("dog", 18, (8.0, 4.0, 20.0, 30.0)), Box("cup", 47, (100.0, 50.0, 8.0, 9.0))
+DOG = Box("dog", 18, (8.0, 4.0, 20.0, 30.0))
+CUP = Box("cup", 47, (100.0, 50.0, 8.0, 9.0))
 
 
-def record(objects: list[Box], relations: list[Relation], name: str = "7.jpg", **columns: Any) -> Record:
+READ = """
+import sys, fiftyone
+from fiftyone import ViewField as F
+kind = fiftyone.types.FiftyOneDataset
+dataset = fiftyone.Dataset.from_dir(sys.argv[1], dataset_type=kind)
+for confidence, tag in ((F("confidence") < 0.4, "wrong"), (F("confidence") >= 0.4, "right")):
+    dataset.filter_labels("relations", confidence).tag_labels(tag, "relations")
+dataset.export(export_dir=sys.argv[2], dataset_type=kind, export_media=False)
+dataset.delete()
+"""
+
+
+def record(
+    objects: list[Box], relations: list[Relation], name: str = "7.jpg", **columns: Any
+) -> Record:
     return Record("7", "coco", "val", name, WIDTH, HEIGHT, objects, relations=relations, **columns)
 
 
@@ -53,20 +68,41 @@ def interface(root: Path) -> LabelInterface:
 def rounded(made: Record) -> Record:
     """Percent round the sides of boxes at the fifteenth digit."""
     boxes = [replace(box, bbox=tuple(round(side, 9) for side in box.bbox)) for box in made.objects]
-    relations = sorted(deduplicate(made.relations), key=lambda item: (item.subject, item.object, item.predicate))
+    relations = sorted(
+        deduplicate(made.relations), key=lambda item: (item.subject, item.object, item.predicate)
+    )
     return replace(made, objects=boxes, relations=relations, triplets=[], pairs=[])
 
 
 def test_a_task_has_boxes_in_percent_and_one_link_for_each_pair(tmp_path):
-    relations = [Relation(0, 1, "on", 0.75), Relation(1, 0, "under"), Relation(0, 1, "next to", 0.25)]
+    relations = [
+        Relation(0, 1, "on", 0.75),
+        Relation(1, 0, "under"),
+        Relation(0, 1, "next to", 0.25),
+    ]
     boxes = [replace(DOG, iscrowd=True), CUP]
-    (task,), written = export(tmp_path, record(boxes, relations, captions=[Caption("a dog"), Caption("?", "box", [0])]))
-    own = {"image_id": "7", "dataset": "coco", "split": "val", "file_name": "7.jpg", "width": WIDTH, "height": HEIGHT}
+    (task,), written = export(
+        tmp_path, record(boxes, relations, captions=[Caption("a dog"), Caption("?", "box", [0])])
+    )
+    own = {
+        "image_id": "7",
+        "dataset": "coco",
+        "split": "val",
+        "file_name": "7.jpg",
+        "width": WIDTH,
+        "height": HEIGHT,
+    }
     more = {"image": URL + "7.jpg", "captions": ["a dog"], "category_ids": {"dog": 18, "cup": 47}}
     assert task["data"] == own | more
     (prediction,) = task["predictions"]
     dog, _, *links = prediction["result"]
-    sides = {"x": 2.5, "y": pytest.approx(400 / HEIGHT), "width": 6.25, "height": 12.5, "rotation": 0}
+    sides = {
+        "x": 2.5,
+        "y": pytest.approx(400 / HEIGHT),
+        "width": 6.25,
+        "height": 12.5,
+        "rotation": 0,
+    }
     assert dog == {
         **{"id": "object0", "type": "rectanglelabels", "from_name": "objects", "to_name": "image"},
         **{"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0},
@@ -74,7 +110,13 @@ def test_a_task_has_boxes_in_percent_and_one_link_for_each_pair(tmp_path):
     }
     ends = {"type": "relation", "direction": "right"}
     assert links == [
-        {**ends, "from_id": "object0", "to_id": "object1", "labels": ["on", "next to"], "scores": [0.75, 0.25]},
+        {
+            **ends,
+            "from_id": "object0",
+            "to_id": "object1",
+            "labels": ["on", "next to"],
+            "scores": [0.75, 0.25],
+        },
         {**ends, "from_id": "object1", "to_id": "object0", "labels": ["under"]},
     ]
     assert (prediction["score"], prediction["model_version"]) == (0.5, "drawn drawn")
@@ -109,10 +151,19 @@ def test_every_name_survives_or_is_counted(classes, predicates):
         labels = set(known.get_control("objects").labels)
     assert (found.image_id, found.file_name, found.captions) == (*PAIR, made.captions)
     kept = [box for box in made.objects if box.category in labels]
-    assert [(box.category, box.category_id) for box in found.objects] == [(b.category, b.category_id) for b in kept]
-    lost = {name: len(getattr(made, name)) - len(getattr(found, name)) for name in ("objects", "relations")}
-    assert {kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost} == lost
-    assert {box.category for box in made.objects} - labels <= {name for name in classes if is_unheld(name)}
+    assert [(box.category, box.category_id) for box in found.objects] == [
+        (b.category, b.category_id) for b in kept
+    ]
+    lost = {
+        name: len(getattr(made, name)) - len(getattr(found, name))
+        for name in ("objects", "relations")
+    }
+    assert {
+        kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost
+    } == lost
+    assert {box.category for box in made.objects} - labels <= {
+        name for name in classes if is_unheld(name)
+    }
 
 
 def is_unheld(name: str) -> bool:
@@ -127,37 +178,34 @@ def test_images_are_local_files_below_the_parent_of_their_folder(tmp_path):
     (root / "val").mkdir(parents=True)
     (task,), written = export(tmp_path, made, images_url=None, images=root / "val")
     assert task["data"]["image"] == "/data/local-files/?d=val/a%20b/%C3%BC%231%2B.jpg"
-    assert f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and add {root / 'val'} to the project" in written.note
+    assert (
+        f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={root}, and add {root / 'val'} to the project"
+        in written.note
+    )
     assert read(tmp_path) == [made]
     with ZipFile(tmp_path / "images.zip", "w") as archive:
         archive.writestr("7.jpg", b"")
-    with pytest.raises(UserError, match=r"images\.zip, not in a folder: pass --embed or --images-url"):
-        export_run(tmp_path / "run", "label-studio", tmp_path / "new", images=tmp_path / "images.zip")
+    with pytest.raises(
+        UserError, match=r"images\.zip, not in a folder: pass --embed or --images-url"
+    ):
+        export_run(
+            tmp_path / "run", "label-studio", tmp_path / "new", images=tmp_path / "images.zip"
+        )
 
 
 def test_tasks_can_contain_their_images(tmp_path):
     made = [replace(item, split="val") for item in records(3)]
     images = draw_images(tmp_path / "images", made)
     (images / made[1].file_name).unlink()
-    (first, second, _), written = export(tmp_path, *made, images_url=None, images=images, embed=True)
+    (first, second, _), written = export(
+        tmp_path, *made, images_url=None, images=images, embed=True
+    )
     kind, _, content = first["data"]["image"].partition(",")
     assert kind == "data:image/jpeg;base64"
     assert base64.b64decode(content) == (images / made[0].file_name).read_bytes()
     assert second["data"]["image"] == made[1].file_name
     assert written.left_out["images that cannot be read"] == 1
     assert [item.file_name for item in read(tmp_path)] == [item.file_name for item in made]
-
-
-READ = """
-import sys, fiftyone
-from fiftyone import ViewField as F
-kind = fiftyone.types.FiftyOneDataset
-dataset = fiftyone.Dataset.from_dir(sys.argv[1], dataset_type=kind)
-for confidence, tag in ((F("confidence") < 0.4, "wrong"), (F("confidence") >= 0.4, "right")):
-    dataset.filter_labels("relations", confidence).tag_labels(tag, "relations")
-dataset.export(export_dir=sys.argv[2], dataset_type=kind, export_media=False)
-dataset.delete()
-"""
 
 
 def sampled(root: Path, made: list[Record], **options: Any) -> list[dict[str, Any]]:
@@ -174,9 +222,16 @@ def states(root: Path, file: Path) -> dict[str, RelationState]:
 
 
 def test_a_sample_has_boxes_relations_around_both_and_captions(tmp_path: Path) -> None:
-    dog, cup = Box("dog", 18, (32, 24, 64, 48), True), Box("cup", 47, (0, 0, 32, 24), False, "detector", 0.5)
-    made = Record("7", "coco", "val", "7.jpg", WIDTH, HEIGHT, [dog, cup, NOTHING], [Caption("a dog")])
-    made.relations = [Relation(1, 0, "on", 0.5), Relation(1, 0, "on", 0.75, "tagger"), Relation(0, 2, "run")]
+    dog = Box("dog", 18, (32, 24, 64, 48), True)
+    cup = Box("cup", 47, (0, 0, 32, 24), False, "detector", 0.5)
+    made = Record(
+        "7", "coco", "val", "7.jpg", WIDTH, HEIGHT, [dog, cup, NOTHING], [Caption("a dog")]
+    )
+    made.relations = [
+        Relation(1, 0, "on", 0.5),
+        Relation(1, 0, "on", 0.75, "tagger"),
+        Relation(0, 2, "run"),
+    ]
     [sample] = sampled(tmp_path, [made])
     assert Path(sample["filepath"]).is_file()
     assert (sample["image_id"], sample["captions"], sample["tags"]) == ("7", ["a dog"], ["val"])
@@ -185,8 +240,16 @@ def test_a_sample_has_boxes_relations_around_both_and_captions(tmp_path: Path) -
     assert [first[key] for key in keys] == ["dog", 0, True, "annotation", None]
     assert [second[key] for key in keys] == ["cup", 1, False, "detector", 0.5]
     keys = ("label", "subject_index", "object_index", "origin", "confidence")
-    assert [relation[key] for key in keys] == ["on", 1, 0, "tagger", 0.75]  # of repeated ones, the most confident
-    assert [relation[end] for end in ("subject", "object")] == [each["_id"]["$oid"] for each in (second, first)]
+    assert [relation[key] for key in keys] == [
+        "on",
+        1,
+        0,
+        "tagger",
+        0.75,
+    ]  # of repeated ones, the most confident
+    assert [relation[end] for end in ("subject", "object")] == [
+        each["_id"]["$oid"] for each in (second, first)
+    ]
     boxes = [0.1, 0.1, 0.2, 0.2], [0, 0, 0.1, 0.1], [0, 0, 0.3, 0.3]
     for each, box in zip((first, second, relation), boxes, strict=True):
         assert each["bounding_box"] == pytest.approx(box)
@@ -198,20 +261,31 @@ def test_ids_are_the_same_in_every_export_and_images_can_be_in_the_folder(tmp_pa
     made = [record for record in records(20) if record.split == "val"]
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    whole, part = sampled(tmp_path / "a", made), sampled(tmp_path / "b", made[1:], threshold=0.5, embed=True)
+    whole = sampled(tmp_path / "a", made)
+    part = sampled(tmp_path / "b", made[1:], threshold=0.5, embed=True)
     for one, other in zip(whole[1:], part, strict=True):
         assert one["_id"] == other["_id"]
-        ids = {each["_id"]["$oid"] for each in one["relations"]["detections"] if each["confidence"] >= 0.5}
+        ids = {
+            each["_id"]["$oid"]
+            for each in one["relations"]["detections"]
+            if each["confidence"] >= 0.5
+        }
         assert ids == {each["_id"]["$oid"] for each in other["relations"]["detections"]}
         image = tmp_path / "b/out" / other["filepath"]
         assert image.read_bytes() == Path(one["filepath"]).read_bytes()
 
 
 def test_tags_and_labels_of_relations_are_judgements(tmp_path: Path) -> None:
-    boxes, said = [Box("dog", 18, (8, 4, 20, 30)), Box("cup", 47, (9, 5, 8, 9))], [Relation(0, 1, "on", 0.75)]
-    made = [Record(str(n), "coco", "val", f"{n}.jpg", WIDTH, HEIGHT, boxes, relations=said) for n in range(5)]
+    boxes = [Box("dog", 18, (8, 4, 20, 30)), Box("cup", 47, (9, 5, 8, 9))]
+    said = [Relation(0, 1, "on", 0.75)]
+    made = [
+        Record(str(n), "coco", "val", f"{n}.jpg", WIDTH, HEIGHT, boxes, relations=said)
+        for n in range(5)
+    ]
     samples = sampled(tmp_path, made)
-    for sample, tags in zip(samples, (["right", "mine"], ["wrong"], ["right", "wrong"], ["mine"], []), strict=True):
+    for sample, tags in zip(
+        samples, (["right", "mine"], ["wrong"], ["right", "wrong"], ["mine"], []), strict=True
+    ):
         sample["relations"]["detections"][0]["tags"] = tags
         sample["objects"]["detections"][0]["tags"] = ["wrong"]
     samples[4]["relations"]["detections"][0]["label"] = "beside"
@@ -223,12 +297,16 @@ def test_tags_and_labels_of_relations_are_judgements(tmp_path: Path) -> None:
     assert found["0"].key == ("val", "0", 0, 1, "on")
     before = (tmp_path / "samples.json").read_bytes()
     log = JudgementLog(tmp_path / "samples.json", samples[0]["run"])
-    with pytest.raises(UserError, match=r"samples\.json is a dataset of FiftyOne: nothing is saved"):
+    with pytest.raises(
+        UserError, match=r"samples\.json is a dataset of FiftyOne: nothing is saved"
+    ):
         log.append(found["0"].judgements[0])
     assert (tmp_path / "samples.json").read_bytes() == before
     for text in ("[]", "{", '{"samples": [{}]}', '{"samples": [1]}'):
         (tmp_path / "samples.json").write_text(text)
-        with pytest.raises(UserError, match=r"samples\.json: expected the samples.json of a FiftyOne dataset"):
+        with pytest.raises(
+            UserError, match=r"samples\.json: expected the samples.json of a FiftyOne dataset"
+        ):
             states(tmp_path, tmp_path / "samples.json")
 
 
@@ -240,16 +318,26 @@ def test_fiftyone_itself_reads_tags_and_writes_it(tmp_path: Path) -> None:
         pytest.skip("SGPIPE_FIFTYONE is not set to a Python that has fiftyone")
     made = [replace(record, split="val") for record in records(20)]
     samples = sampled(tmp_path, made)
-    subprocess.run([python, "-c", READ, str(tmp_path / "out"), str(tmp_path / "tagged")], check=True, stdout=sys.stderr)
+    subprocess.run(
+        [python, "-c", READ, str(tmp_path / "out"), str(tmp_path / "tagged")],
+        check=True,
+        stdout=sys.stderr,
+    )
     again = json.loads((tmp_path / "tagged/samples.json").read_text())["samples"]
     for before, after in zip(samples, again, strict=True):
         for name in ("objects", "relations"):
-            for one, other in zip(before[name]["detections"], after[name]["detections"], strict=True):
+            for one, other in zip(
+                before[name]["detections"], after[name]["detections"], strict=True
+            ):
                 assert one == {key: other.get(key) for key in one} | {"tags": []}
-    log = JudgementLog(tmp_path / "tagged/samples.json", Manifest.load(tmp_path / "run").run["fingerprint"])
+    log = JudgementLog(
+        tmp_path / "tagged/samples.json", Manifest.load(tmp_path / "run").run["fingerprint"]
+    )
     found = {state.key: state.state for state in log.current()}
     expected = {
-        ("val", record.image_id, r.subject, r.object, r.predicate): "right" if (r.confidence or 0) >= 0.4 else "wrong"
+        ("val", record.image_id, r.subject, r.object, r.predicate): (
+            "right" if (r.confidence or 0) >= 0.4 else "wrong"
+        )
         for record in made
         for r in deduplicate(record.relations)
     }

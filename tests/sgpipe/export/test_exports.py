@@ -1,4 +1,6 @@
-"""Exports: as other people's loaders read them, the same again after an import, and never over anything."""
+"""Exports: as other people's loaders read them, the same again after an import, and never over
+anything.
+"""
 
 import errno
 import json
@@ -43,6 +45,38 @@ NOTHING = Box(NO_OBJECT, -1, (0.0, 0.0, 0.0, 0.0))
 IMAGES = 40
 
 
+FORMS = ("coco", "coco-rel", "sgg-benchmark", "vg", "rlipv2", "hf")
+
+
+ODD_NAMES = (
+    *("__background__", " dog", "dog ", "dog", "Dog", "", " "),
+    *("a\nb", "é", "e\u0301", "\u202eon", "\x00", '"`', "\\"),
+)
+NAMES = st.one_of(
+    st.sampled_from(ODD_NAMES), st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+)
+PAIR = ("  7", " a/b .jpg ")  # an image id and a file name with outer spaces
+
+
+POLYGONS = [[1, 1, 5, 1, 5.5, 4.25], [1, 2, 3, 2, 3, 4, 1, 4]]
+RLE = {"counts": [6, 60, 134], "size": [10, 20]}
+COMPRESSED = {"size": [10, 20], "counts": "P137000000000\\3"}
+MASKS = [POLYGONS, RLE, COMPRESSED, [], None]
+ODD_OUTLINES = (
+    [1, 2, 3, 4],
+    [1, 2, 3, 4, 5, 6, 7],
+    [1, 2, 3, 4, 5, "6"],
+    [1, 2, 3, 4, 5, math.nan],
+)
+ODD_COUNTS = (
+    {"counts": [6, 60], "size": [10, 20]},
+    {**RLE, "size": [20, 10]},
+    {"counts": "ab"},
+    {**RLE, "counts": 7},
+)
+BAD_MASKS = [*([outline] for outline in ODD_OUTLINES), *ODD_COUNTS, [1, 2, 3, 4, 5, 6], "x", 7]
+
+
 @pytest.fixture(scope="module")
 def made() -> list[Record]:
     return records(IMAGES)
@@ -64,13 +98,17 @@ def source_of(form: str, out: Path, split: str = "val") -> AnnotationSource:
     """What was exported, as `sgpipe import` reads it."""
     if form == "coco":
         captions = out / f"captions_{split}.json"
-        return coco_source(out / f"instances_{split}.json", split, captions if captions.exists() else None)
+        return coco_source(
+            out / f"instances_{split}.json", split, captions if captions.exists() else None
+        )
     if form == "coco-rel":
         return coco_relations_source(out / f"{split}.json", out / "rel.json", split)
     if form == "sgg-benchmark":
         return coco_relations_source(out / split / "_annotations.coco.json", None, split)
     if form == "vg":
-        return visual_genome_source(out / f"scene_graphs_{split}.json", out, split, preprocess=False)
+        return visual_genome_source(
+            out / f"scene_graphs_{split}.json", out, split, preprocess=False
+        )
     if form == "rlipv2":
         return pseudo_label_source(out / f"{split}.json", out, split)
     return dataset_source(str(out), split)[0]
@@ -95,14 +133,17 @@ def held(form: str, made: list[Record], split: str) -> list[Record]:
     dataset = {"vg": "visual_genome", "rlipv2": "coco2017"}.get(form, "coco_rel")
     kept = only(made, split, dataset=dataset, captions=[], triplets=[], pairs=[])
     if form == "coco-rel":
-        return [replace(r, relations=[replace(item, confidence=None) for item in r.relations]) for r in kept]
+        return [
+            replace(r, relations=[replace(item, confidence=None) for item in r.relations])
+            for r in kept
+        ]
     if form == "sgg-benchmark":
         return kept
-    kept = [with_objects(r, [index for index, box in enumerate(r.objects) if not box.iscrowd]) for r in kept]
+    kept = [
+        with_objects(r, [index for index, box in enumerate(r.objects) if not box.iscrowd])
+        for r in kept
+    ]
     return [replace(r, objects=[replace(box, category_id=0) for box in r.objects]) for r in kept]
-
-
-FORMS = ("coco", "coco-rel", "sgg-benchmark", "vg", "rlipv2", "hf")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -117,16 +158,23 @@ def test_what_a_form_can_hold_comes_back(made, run, tmp_path, form, split):
 
 def test_rlipv2_finds_the_images_of_objects365(made, tmp_path):
     renamed = [
-        replace(record, dataset="objects365", split="train", file_name=f"patch1/{record.file_name}") for record in made
+        replace(record, dataset="objects365", split="train", file_name=f"patch1/{record.file_name}")
+        for record in made
     ]
     out = exported(make_shards(tmp_path / "run", renamed), "rlipv2", tmp_path / "out")
-    source = pseudo_label_source(out / "train.json", tmp_path, "train", out / "image_id_to_filepath.json")
-    found = [(record.file_name, record.dataset) for record in imported(source, tmp_path, tmp_path / "in")]
+    source = pseudo_label_source(
+        out / "train.json", tmp_path, "train", out / "image_id_to_filepath.json"
+    )
+    found = [
+        (record.file_name, record.dataset) for record in imported(source, tmp_path, tmp_path / "in")
+    ]
     assert found == [(record.file_name, "o365") for record in renamed]
 
 
 def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
-    person, dog, cup = (Box(name, COCO_IDS[name], (8.0, 4.0, 20.0, 30.0)) for name in ("person", "dog", "cup"))
+    person, dog, cup = (
+        Box(name, COCO_IDS[name], (8.0, 4.0, 20.0, 30.0)) for name in ("person", "dog", "cup")
+    )
     unknown = Box("wizard", 7, (1.0, 1.0, 5.0, 5.0))
     relations = [
         Relation(1, 2, "walking", 0.5),  # HICO-DET calls it "walk"
@@ -141,7 +189,9 @@ def test_hico_holds_what_persons_do_in_its_verbs(tmp_path):
     record = Record("own id", "hico", "train", name, WIDTH, HEIGHT, [unknown, person, dog, cup])
     root = make_shards(tmp_path / "run", [replace(record, relations=relations)])
     written = export_run(root, "hico", tmp_path / "out", threshold=0.2)
-    (found,) = imported(hico_source(tmp_path / "out/hico_train.json", "train"), tmp_path, tmp_path / "in")
+    (found,) = imported(
+        hico_source(tmp_path / "out/hico_train.json", "train"), tmp_path, tmp_path / "in"
+    )
     kept = [Relation(0, 1, "walk"), Relation(0, 2, "hold")]
     assert found == replace(record, objects=[person, dog, cup], relations=kept)
     assert written.left_out == {
@@ -160,22 +210,31 @@ def test_real_images_of_hico_come_back_as_they_were(oracle, tmp_path):
     path = oracle / "data/hicodet/instances_test2015.json"
     before = imported(hico_source(path, "test"), tmp_path, tmp_path / "in")
     out = exported(tmp_path / "in", "hico", tmp_path / "out")
-    assert imported(hico_source(out / "hico_test.json", "test"), tmp_path, tmp_path / "again") == before
+    assert (
+        imported(hico_source(out / "hico_test.json", "test"), tmp_path, tmp_path / "again")
+        == before
+    )
 
 
 def test_the_hub_s_form_holds_images(made, run, tmp_path, monkeypatch):
     monkeypatch.setattr("sgpipe.export.hugging_face._IMAGES_PER_GROUP", 3)
     out = exported(run, "hf", tmp_path / "out", images=run.parent / "images", embed=True)
     assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(made, "val")
-    shards = [read_file(tmp_path / "in" / shard.file) for shard in Manifest.load(tmp_path / "in").shards]
+    shards = [
+        read_file(tmp_path / "in" / shard.file) for shard in Manifest.load(tmp_path / "in").shards
+    ]
     files = [run.parent / "images" / record.file_name for record in only(made, "val")]
-    assert [image for table in shards for image in embedded_images(table)] == [file.read_bytes() for file in files]
+    assert [image for table in shards for image in embedded_images(table)] == [
+        file.read_bytes() for file in files
+    ]
     again = exported(tmp_path / "in", "hf", tmp_path / "again")
     assert imported(dataset_source(str(again))[0], again, tmp_path / "third") == only(made, "val")
 
 
 def test_origins_of_relations_come_back(tmp_path):
-    record = Record("1", "coco", "val", "1.jpg", WIDTH, HEIGHT, [Box("person", 1, (8.0, 4.0, 20.0, 30.0))])
+    record = Record(
+        "1", "coco", "val", "1.jpg", WIDTH, HEIGHT, [Box("person", 1, (8.0, 4.0, 20.0, 30.0))]
+    )
     record.relations = [Relation(0, 0, "on", 0.5, "tagger")]
     out = exported(make_shards(tmp_path / "run", [record]), "hf", tmp_path / "out")
     (found,) = imported(dataset_source(str(out))[0], tmp_path, tmp_path / "in")
@@ -194,34 +253,40 @@ def test_missing_objects_and_ids_that_are_no_numbers_survive(tmp_path, form):
     assert found.objects[1].is_nothing
 
 
-ODD_NAMES = (
-    *("__background__", " dog", "dog ", "dog", "Dog", "", " "),
-    *("a\nb", "é", "e\u0301", "\u202eon", "\x00", '"`', "\\"),
-)
-NAMES = st.one_of(st.sampled_from(ODD_NAMES), st.text(st.characters(exclude_categories=["Cs"]), max_size=5))
-PAIR = ("  7", " a/b .jpg ")  # an image id and a file name with outer spaces
-
-
 def named_record(classes: Sequence[str], predicates: Sequence[str], texts: Sequence[str]) -> Record:
     numbers = {name: number for number, name in enumerate(dict.fromkeys(classes), 3)}
     boxes = [Box(name, numbers[name], (8.0, 4.0, 20.0, 30.0)) for name in classes]
-    relations = [Relation(0, index % len(boxes), predicate) for index, predicate in enumerate(predicates)]
+    relations = [
+        Relation(0, index % len(boxes), predicate) for index, predicate in enumerate(predicates)
+    ]
     captions = [Caption(text) for text in texts]
-    return Record(PAIR[0], "coco", "val", PAIR[1], WIDTH, HEIGHT, boxes, captions, relations=relations)
+    return Record(
+        PAIR[0], "coco", "val", PAIR[1], WIDTH, HEIGHT, boxes, captions, relations=relations
+    )
 
 
 def blank_names_left_out(record: Record) -> Record:
     """Scene graphs call things without a name nameless: their readers drop them."""
-    record = replace(record, relations=[each for each in record.relations if each.predicate.strip()])
-    return with_objects(record, [index for index, box in enumerate(record.objects) if box.category.strip()])
+    record = replace(
+        record, relations=[each for each in record.relations if each.predicate.strip()]
+    )
+    return with_objects(
+        record, [index for index, box in enumerate(record.objects) if box.category.strip()]
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
-@given(st.lists(NAMES, min_size=1, max_size=4), st.lists(NAMES, max_size=4), st.lists(NAMES, max_size=3))
+@given(
+    st.lists(NAMES, min_size=1, max_size=4),
+    st.lists(NAMES, max_size=4),
+    st.lists(NAMES, max_size=3),
+)
 @example(list(ODD_NAMES), list(ODD_NAMES), list(ODD_NAMES))
 @settings(max_examples=8, deadline=None)
 def test_every_name_survives(form, classes, predicates, texts):
-    """Also names with outer spaces, without characters, on several lines, and equal but for case or normalisation."""
+    """Also names with outer spaces, without characters, on several lines, and equal but for case or
+    normalisation.
+    """
     record = named_record(classes, predicates, texts)
     with TemporaryDirectory() as folder:
         root = Path(folder)
@@ -232,8 +297,13 @@ def test_every_name_survives(form, classes, predicates, texts):
     assert [box.category for box in found.objects] == [box.category for box in expected.objects]
     assert found.relations == ([] if form == "coco" else expected.relations)
     assert found.captions == (record.captions if form in ("coco", "hf") else [])
-    lost = {name: len(getattr(record, name)) - len(getattr(found, name)) for name in ("objects", "relations")}
-    assert {kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost} == lost
+    lost = {
+        name: len(getattr(record, name)) - len(getattr(found, name))
+        for name in ("objects", "relations")
+    }
+    assert {
+        kind: written.left_out.get(f"{kind} that the format cannot hold", 0) for kind in lost
+    } == lost
 
 
 def test_attributes_survive_as_visual_genome_has_them(tmp_path):
@@ -241,13 +311,20 @@ def test_attributes_survive_as_visual_genome_has_them(tmp_path):
     boxes = [Box("car", 3, (1, 1, 9, 9), attributes=texts), Box("dog", 2, (3, 3, 9, 9))]
     root = make_shards(tmp_path / "run", [Record("1", "d", "val", "1.jpg", WIDTH, HEIGHT, boxes)])
     [record] = source_of("vg", exported(root, "vg", tmp_path / "vg")).read(Counter())
-    assert [box.attributes for box in record.objects] == [[Attribute("red"), Attribute("two"), Attribute("shiny")], []]
-    assert "attributes" not in (exported(root, "rlipv2", tmp_path / "rlipv2") / "val.json").read_text()
+    assert [box.attributes for box in record.objects] == [
+        [Attribute("red"), Attribute("two"), Attribute("shiny")],
+        [],
+    ]
+    assert (
+        "attributes" not in (exported(root, "rlipv2", tmp_path / "rlipv2") / "val.json").read_text()
+    )
 
 
 def test_rows_of_people_have_no_threshold(tmp_path):
     made = records(20, confidences=False)
-    out = export_run(make_shards(tmp_path / "run", made), "hf", tmp_path / "out", threshold=0.9).root
+    out = export_run(
+        make_shards(tmp_path / "run", made), "hf", tmp_path / "out", threshold=0.9
+    ).root
     assert imported(dataset_source(str(out), "val")[0], out, tmp_path / "in") == only(made, "val")
     assert list(iter_records(tmp_path / "in"))
 
@@ -265,11 +342,17 @@ def test_dataset_loaders_give_images_and_rows(tmp_path):
         assert [row["image_id"] for row in found] == [record.image_id for record in wanted]
         label = found.features["objects"].feature["label"]
         for row, record in zip(found, wanted, strict=True):
-            assert [label.int2str(item["label"]) for item in row["objects"]] == [box.category for box in record.objects]
-            assert [item["predicate"] for item in row["relations"]] == [item.predicate for item in record.relations]
+            assert [label.int2str(item["label"]) for item in row["objects"]] == [
+                box.category for box in record.objects
+            ]
+            assert [item["predicate"] for item in row["relations"]] == [
+                item.predicate for item in record.relations
+            ]
             if record.image_id != made[-1].image_id:
                 assert row["image"].size == (WIDTH, HEIGHT)
-                assert row["image"].getpixel((0, 0))[0] == pytest.approx(int(record.image_id) % 256, abs=2)
+                assert row["image"].getpixel((0, 0))[0] == pytest.approx(
+                    int(record.image_id) % 256, abs=2
+                )
 
 
 def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
@@ -277,7 +360,10 @@ def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
     run = make_shards(tmp_path / "run", made)
     for shard in Manifest.load(run).shards:
         table = pq.read_table(run / shard.file)
-        scores = [[{"score": item["confidence"]} for item in row] for row in table["relations"].to_pylist()]
+        scores = [
+            [{"score": item["confidence"]} for item in row]
+            for row in table["relations"].to_pylist()
+        ]
         column = pa.array(scores, pa.list_(SCORES["clip_score"]))
         pq.write_table(table.append_column("clip_score", column), run / shard.file)
     out = export_run(run, "hf", tmp_path / "out", threshold=0.5).root
@@ -291,14 +377,21 @@ def test_scores_of_relations_that_are_left_out_are_left_out_too(tmp_path):
 
 def test_what_others_made_of_it_is_checked(tmp_path):
     out = export_run(make_shards(tmp_path / "run", records(20)), "hf", tmp_path / "out").root
-    for split, message in ((None, "several splits: pass --split train or val"), ("test", "no split 'test'")):
+    for split, message in (
+        (None, "several splits: pass --split train or val"),
+        ("test", "no split 'test'"),
+    ):
         with pytest.raises(UserError, match=message):
             dataset_source(str(out), split)
     path = out / "data/val-00000-of-00001.parquet"
     table = pq.read_table(path)
     column = table.schema.get_field_index("width")
-    pq.write_table(table.set_column(column, table.field("width"), pa.array([5] * len(table), pa.int32())), path)
-    with pytest.raises(UserError, match=r"val-00000-of-00001.parquet: bbox is not inside its image"):
+    pq.write_table(
+        table.set_column(column, table.field("width"), pa.array([5] * len(table), pa.int32())), path
+    )
+    with pytest.raises(
+        UserError, match=r"val-00000-of-00001.parquet: bbox is not inside its image"
+    ):
         list(dataset_source(str(out), "val")[0].read({}))
 
 
@@ -322,7 +415,9 @@ def test_webdataset_has_each_image_with_its_row(tmp_path):
     wanted = sorted(made[1:], key=lambda record: record.split)
     for row, record in zip(found, wanted, strict=True):
         assert (row["split"], row["image_id"]) == (record.split, record.image_id)
-        assert [tuple(item["bbox"]) for item in row["objects"]] == [box.bbox for box in record.objects]
+        assert [tuple(item["bbox"]) for item in row["objects"]] == [
+            box.bbox for box in record.objects
+        ]
         confident = [item.confidence for item in record.relations if item.confidence >= 0.5]
         assert [item["confidence"] for item in row["relations"]] == confident
 
@@ -337,11 +432,17 @@ def test_coco_s_own_tools_load_it(tmp_path):
         assert [tuple(item["bbox"]) for item in found] == [box.bbox for box in record.objects]
     dogs = sum(box.category == "dog" for record in wanted for box in record.objects)
     assert len(loaded.getAnnIds(catIds=loaded.getCatIds(catNms=["dog"]))) == dogs > 0
-    assert len(COCO(out / "captions_val.json").anns) == sum(len(record.captions) for record in wanted) > 0
+    assert (
+        len(COCO(out / "captions_val.json").anns)
+        == sum(len(record.captions) for record in wanted)
+        > 0
+    )
 
 
 def test_the_missing_object_of_a_relation_is_no_class(tmp_path):
-    made = [Record("7", "vcoco", "val", "7.jpg", 10, 10, [Box("dog", 3, (1.0, 2.0, 3.0, 4.0)), NOTHING])]
+    made = [
+        Record("7", "vcoco", "val", "7.jpg", 10, 10, [Box("dog", 3, (1.0, 2.0, 3.0, 4.0)), NOTHING])
+    ]
     written = export_run(make_shards(tmp_path / "run", made), "coco", tmp_path / "out")
     assert written.left_out == {"objects that the format cannot hold": 1}
     content = json.loads((tmp_path / "out/instances_val.json").read_text())
@@ -350,35 +451,38 @@ def test_the_missing_object_of_a_relation_is_no_class(tmp_path):
     assert "| objects | 2 | 1 |" in (tmp_path / "out/README.md").read_text()
 
 
-POLYGONS = [[1, 1, 5, 1, 5.5, 4.25], [1, 2, 3, 2, 3, 4, 1, 4]]
-RLE = {"counts": [6, 60, 134], "size": [10, 20]}
-COMPRESSED = {"size": [10, 20], "counts": "P137000000000\\3"}
-MASKS = [POLYGONS, RLE, COMPRESSED, [], None]
-ODD_OUTLINES = ([1, 2, 3, 4], [1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 4, 5, "6"], [1, 2, 3, 4, 5, math.nan])
-ODD_COUNTS = ({"counts": [6, 60], "size": [10, 20]}, {**RLE, "size": [20, 10]}, {"counts": "ab"}, {**RLE, "counts": 7})
-BAD_MASKS = [*([outline] for outline in ODD_OUTLINES), *ODD_COUNTS, [1, 2, 3, 4, 5, 6], "x", 7]
-
-
 @pytest.mark.parametrize("labelled", [False, True], ids=["imported", "read to be labelled"])
 def test_segmentations_come_back_as_the_file_has_them(tmp_path, labelled):
-    """What is neither polygons nor run lengths of the image is left out and counted; its box stays."""
+    """What is neither polygons nor run lengths of the image is left out and counted; its box
+    stays.
+    """
     masks = [*MASKS, *BAD_MASKS]
-    boxes = [{"id": n, "image_id": 1 + n % 2, "category_id": 18, "bbox": [1, 1, 2 + n, 3]} for n in range(len(masks))]
+    boxes = [
+        {"id": n, "image_id": 1 + n % 2, "category_id": 18, "bbox": [1, 1, 2 + n, 3]}
+        for n in range(len(masks))
+    ]
     written = [box | {"segmentation": mask} for box, mask in zip(boxes, masks, strict=True)]
-    images = [{"id": number, "file_name": f"{number}.jpg", "width": 20, "height": 10} for number in (2, 1)]
+    images = [
+        {"id": number, "file_name": f"{number}.jpg", "width": 20, "height": 10} for number in (2, 1)
+    ]
     content = {"annotations": written, "images": images, "categories": [{"id": 18, "name": "dog"}]}
     instances = tmp_path / "instances_val.json"
     instances.write_text(json.dumps(content))
     if labelled:
         detections, _ = read_coco(instances, None, dataset="coco", split="val")
-        made, problems = [record for table in detections.tables() for record in from_table(table)], detections.problems
+        made = [record for table in detections.tables() for record in from_table(table)]
+        problems = detections.problems
         make_shards(tmp_path / "run", made)
     else:
-        problems = import_annotations(coco_source(instances, "val"), tmp_path, tmp_path / "run", QUIET).problems
+        problems = import_annotations(
+            coco_source(instances, "val"), tmp_path, tmp_path / "run", QUIET
+        ).problems
     assert problems["segmentations"] == len(BAD_MASKS)
     export_run(tmp_path / "run", "coco", tmp_path / "out")
     found = json.loads((tmp_path / "out/instances_val.json").read_text())["annotations"]
-    expected = {(1 + n % 2, 2 + n): mask or [] for n, mask in enumerate([*MASKS, *([] for _ in BAD_MASKS)])}
+    expected = {
+        (1 + n % 2, 2 + n): mask or [] for n, mask in enumerate([*MASKS, *([] for _ in BAD_MASKS)])
+    }
     assert {(item["image_id"], item["bbox"][2]): item["segmentation"] for item in found} == expected
 
 
@@ -417,12 +521,16 @@ def test_nothing_is_overwritten_and_equal_runs_give_equal_files(run, tmp_path, f
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_full_disk_is_named_by_its_file_and_leaves_nothing_behind(run, tmp_path, monkeypatch, form):
+def test_a_full_disk_is_named_by_its_file_and_leaves_nothing_behind(
+    run, tmp_path, monkeypatch, form
+):
     def fail(_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    url = ["--images-url", "https://example.org/"] if form in ("label-studio", "instructions") else []
+    url = (
+        ["--images-url", "https://example.org/"] if form in ("label-studio", "instructions") else []
+    )
     images = ["--images", run.parent / "images"] if form == "webdataset" else []
     command = ["export", run, "--to", form, "--out", tmp_path / "out", *url, *images]
     result = CliRunner().invoke(app, [*map(str, command)])

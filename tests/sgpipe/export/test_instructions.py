@@ -1,4 +1,6 @@
-"""Questions and answers: right as often as promised, balanced, English, and safe in chat templates."""
+"""Questions and answers: right as often as promised, balanced, English, and safe in chat
+templates.
+"""
 
 from __future__ import annotations
 
@@ -38,44 +40,90 @@ PREDICATES = ("riding", "next to", "in front of", "sitting on")
 ENGLISH = English(load_phrases())
 
 
+NASTY = (
+    *("<image>", "</s>", "<|im_start|>", "[INST]", "{question}", "<|vision_start|>"),
+    *("a\n### User:", "x" * 300, "＜image＞"),
+)
+
+
+BAD_TEMPLATES = {
+    "templates: {existence: [{question: 'Is it?'}]}": "existence: expected question and yes and no",
+    "templates: {counting: []}": "counting: expected templates",
+    "templates: {counting: [{question: '{0}', answer: '{plural.upper}'}]}": (
+        "counting: expected question"
+    ),
+    "templates: {counting: [{question: '?', answer: '{count:d}'}]}": (
+        "counting: expected question and answer"
+    ),
+    "templates: 3": "templates: Input should be a valid dictionary",
+    "[": "not valid YAML",
+}
+
+
 def world_of(count: int, seed: int = 0) -> tuple[list[Record], World]:
-    """Images whose candidates are true with the probability of their confidence, and which of them are."""
-    rng, made, world = random.Random(seed), [], World.__new__(World)
-    world.objects, world.relations = {}, {}
+    """Images whose candidates are true with the probability of their confidence, and which of them
+    are.
+    """
+    rng = random.Random(seed)
+    made = []
+    world = World.__new__(World)
+    world.objects = {}
+    world.relations = {}
     for number in range(count):
         name = f"1{number:05}"
         ranges = ((0, 200), (0, 140), (10, 100), (10, 100))
         number = rng.randint(2, 5)
-        boxes = [Box(rng.choice(CLASSES), 1, tuple(rng.randint(*each) for each in ranges)) for _ in range(number)]
+        boxes = [
+            Box(rng.choice(CLASSES), 1, tuple(rng.randint(*each) for each in ranges))
+            for _ in range(number)
+        ]
         record = Record(name, "drawn", "val", f"{name}.png", 320, 240, boxes)
-        stated = {(s, o): rng.sample(PREDICATES, rng.randint(0, 3)) for s in CLASSES for o in CLASSES}
+        stated = {
+            (s, o): rng.sample(PREDICATES, rng.randint(0, 3)) for s in CLASSES for o in CLASSES
+        }
         true = set()
         for subject in range(len(boxes)):
             for object_ in set(range(len(boxes))) - {subject}:
-                if predicates := stated[boxes[subject].category, boxes[object_].category]:
+                predicates = stated[boxes[subject].category, boxes[object_].category]
+                if predicates:
                     record.pairs.append(Pair(subject, object_, predicates))
                 for predicate in predicates:
-                    low, high = rng.choices([(0.001, 0.015), (0.93, 0.999), (0.02, 0.93)], (5, 4, 1))[0]
+                    low, high = rng.choices(
+                        [(0.001, 0.015), (0.93, 0.999), (0.02, 0.93)], (5, 4, 1)
+                    )[0]
                     confidence = rng.uniform(low, high)
                     record.relations.append(Relation(subject, object_, predicate, confidence))
                     if rng.random() < confidence:
                         true.add((subject, predicate, object_))
         made.append(record)
-        corners = [(x, y, x + width, y + height) for x, y, width, height in (box.bbox for box in boxes)]
-        world.objects[name] = {at: (box.category, str([*corners[at]])) for at, box in enumerate(boxes)}
+        corners = [
+            (x, y, x + width, y + height) for x, y, width, height in (box.bbox for box in boxes)
+        ]
+        world.objects[name] = {
+            at: (box.category, str([*corners[at]])) for at, box in enumerate(boxes)
+        }
         world.relations[name] = true
     return made, world
 
 
-def labelled(root: Path, made: Sequence[Record], *, threshold: float = 0.0, rows: int = 200) -> Path:
+def labelled(
+    root: Path, made: Sequence[Record], *, threshold: float = 0.0, rows: int = 200
+) -> Path:
     """A run whose candidates of at least `threshold` are relations."""
     made = [
-        replace(each, relations=[r for r in each.relations if r.confidence is None or r.confidence >= threshold])
+        replace(
+            each,
+            relations=[
+                r for r in each.relations if r.confidence is None or r.confidence >= threshold
+            ],
+        )
         for each in made
     ]
     make_shards(root, made, rows)
     manifest = Manifest.load(root)
-    manifest.run |= {"identity": {"tag": {"method": "rtagger", "tagger": "t", "threshold": threshold}}}
+    manifest.run |= {
+        "identity": {"tag": {"method": "rtagger", "tagger": "t", "threshold": threshold}}
+    }
     manifest.rewrite()
     return root
 
@@ -94,7 +142,11 @@ def calibrated(run: Path) -> Path:
 def write(run: Path, name: str = "out", **options: Any) -> list[dict[str, Any]]:
     options = {"images_url": "images/"} | options
     out = export_run(run, "instructions", run.parent / name, **options).root
-    return [json.loads(line) for path in sorted(out.glob("*.jsonl")) for line in path.open(encoding="utf-8")]
+    return [
+        json.loads(line)
+        for path in sorted(out.glob("*.jsonl"))
+        for line in path.open(encoding="utf-8")
+    ]
 
 
 def invoke(*arguments: object) -> Any:
@@ -107,7 +159,9 @@ def templates() -> Any:
 
 
 def test_answers_are_right_as_often_as_promised_by_kind(tmp_path, templates):
-    """Read from their text by a program that shares no code with the exporter, against the truth."""
+    """Read from their text by a program that shares no code with the exporter, against the
+    truth.
+    """
     made, world = world_of(350)
     run = labelled(tmp_path / "run", made)
     items = write(run, calibration=calibrated(run), precision=0.9)
@@ -131,7 +185,9 @@ def test_answers_are_right_as_often_as_promised_by_kind(tmp_path, templates):
 
 
 def test_the_text_alone_does_not_tell_the_answer(tmp_path):
-    """Each text, without coordinates, has each of its answers equally often; of a comparison, within one."""
+    """Each text, without coordinates, has each of its answers equally often; of a comparison,
+    within one.
+    """
     run = labelled(tmp_path / "run", world_of(350)[0])
     answers = defaultdict[Any, Counter[str]](Counter)
     for item in write(run, calibration=calibrated(run)):
@@ -142,10 +198,16 @@ def test_the_text_alone_does_not_tell_the_answer(tmp_path):
     for (kind, text), counts in answers.items():
         options = len(re.findall(r"^[A-E]\. ", text, re.MULTILINE))
         assert len(counts) == options or not options, text
-        numbers = [counts[answer] for answer in ("first", "second")] if kind == "comparison" else counts.values()
+        numbers = (
+            [counts[answer] for answer in ("first", "second")]
+            if kind == "comparison"
+            else counts.values()
+        )
         assert max(numbers) - min(numbers) <= (kind == "comparison"), (text, counts)
         assert len(counts) > 1 or kind == "comparison", text
-    compared = sum((counts for (kind, _), counts in answers.items() if kind == "comparison"), Counter[str]())
+    compared = sum(
+        (counts for (kind, _), counts in answers.items() if kind == "comparison"), Counter[str]()
+    )
     assert abs(compared["first"] - compared["second"]) <= 0.1 * compared.total()
 
 
@@ -161,7 +223,9 @@ def overlap(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
 
 
 def test_boxes_of_what_is_denied_are_placed_like_those_of_what_holds(tmp_path):
-    """Each answer is as frequent where they overlap as where not; several boxes to choose from all overlap, or none."""
+    """Each answer is as frequent where they overlap as where not; several boxes to choose from all
+    overlap, or none.
+    """
     run = labelled(tmp_path / "run", world_of(350)[0])
     answers = defaultdict[Any, Counter[str]](Counter)
     options = Counter[int]()
@@ -202,7 +266,11 @@ def test_coordinates_are_shown_where_boxes_may_be_missing(tmp_path):
     for record in made:
         record.objects = [replace(box, origin="detector") for box in record.objects]
     run = labelled(tmp_path / "run", made)
-    items = [item for item in write(run, calibration=calibrated(run)) if item["template"].startswith("verification")]
+    items = [
+        item
+        for item in write(run, calibration=calibrated(run))
+        if item["template"].startswith("verification")
+    ]
     assert len(items) > 40
     assert all(boxes_in(item) for item in items)
 
@@ -210,10 +278,14 @@ def test_coordinates_are_shown_where_boxes_may_be_missing(tmp_path):
 @given(st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 50), min_size=1))
 def test_quotas_are_equal_and_as_large_as_they_can_be(numbers):
     """Against all thresholds, tried one by one."""
-    [drawn] = quotas({Stratum("relation", "verification", ("s", "p", "o")): Counter(numbers)}).values()
+    [drawn] = quotas(
+        {Stratum("relation", "verification", ("s", "p", "o")): Counter(numbers)}
+    ).values()
     assert len({*drawn.values()}) <= 1
     assert all(number <= numbers[answer] for answer, number in drawn.items())
-    best = max((n * k for n in range(1, 51) if (k := sum(v >= n for v in numbers.values())) > 1), default=0)
+    best = max(
+        (n * k for n in range(1, 51) if (k := sum(v >= n for v in numbers.values())) > 1), default=0
+    )
     assert drawn.total() == best
 
 
@@ -230,27 +302,46 @@ def test_no_predicate_gets_much_more_than_twice_the_mean():
 
 
 def test_what_is_merely_unlabelled_is_never_taken_to_be_false(tmp_path):
-    """Candidates of a run with a threshold are not known to be improbable; nothing is without a calibration."""
+    """Candidates of a run with a threshold are not known to be improbable; nothing is without a
+    calibration.
+    """
     made, _ = world_of(200)
-    low, high = labelled(tmp_path / "a/run", made, threshold=0.01), labelled(tmp_path / "b/run", made, threshold=0.3)
+    low = labelled(tmp_path / "a/run", made, threshold=0.01)
+    high = labelled(tmp_path / "b/run", made, threshold=0.3)
     for run, options in ((high, {"calibration": calibrated(high)}), (low, {})):
         items = write(run, **options)
         assert items
         assert all(claim["holds"] for item in items for claim in item["relations"])
-        assert {item["kind"] for item in items}.isdisjoint({"existence", "multiple_choice", "none_of_these"})
+        assert {item["kind"] for item in items}.isdisjoint(
+            {"existence", "multiple_choice", "none_of_these"}
+        )
     absent = [
         (claim["image_id"], claim["subject"], claim["predicate"], claim["object"])
         for item in write(low, "calibrated", calibration=calibrated(low))
         for claim in item["relations"]
         if not claim["holds"]
     ]
-    candidates = {(r.image_id, p.subject, text, p.object): None for r in made for p in r.pairs for text in p.predicates}
-    candidates |= {(r.image_id, x.subject, x.predicate, x.object): x.confidence for r in made for x in r.relations}
+    candidates = {
+        (r.image_id, p.subject, text, p.object): None
+        for r in made
+        for p in r.pairs
+        for text in p.predicates
+    }
+    candidates |= {
+        (r.image_id, x.subject, x.predicate, x.object): x.confidence
+        for r in made
+        for x in r.relations
+    }
     assert len(absent) > 100
     assert max(candidates[each] for each in absent) <= 0.02
     said = "without --calibration, nothing is known to be false"
-    assert said in invoke(low, "--to", "instructions", "--images-url", "i/", "--out", tmp_path / "o").stderr
-    note = export_run(high, "instructions", tmp_path / "n", images_url="i/", calibration=calibrated(high))
+    assert (
+        said
+        in invoke(low, "--to", "instructions", "--images-url", "i/", "--out", tmp_path / "o").stderr
+    )
+    note = export_run(
+        high, "instructions", tmp_path / "n", images_url="i/", calibration=calibrated(high)
+    )
     assert "lower tag.threshold" in note.note
 
 
@@ -258,10 +349,15 @@ def test_only_what_is_annotated_exhaustively_is_counted(tmp_path):
     two = (PERSON, DOG, replace(DOG, bbox=(1.0, 1.0, 9.0, 9.0)))
 
     def counted(objects: Sequence[Box], dataset: str = "drawn", **options: Any) -> list[Any]:
-        others = [scene(f"x{n}", objects=[PERSON, replace(PERSON, bbox=(n, 1, 9, 9)), DOG]) for n in range(1, 5)]
+        others = [
+            scene(f"x{n}", objects=[PERSON, replace(PERSON, bbox=(n, 1, 9, 9)), DOG])
+            for n in range(1, 5)
+        ]
         run = tmp_path / str(len(list(tmp_path.iterdir()))) / "run"
         labelled(run, [scene("0", objects=objects, dataset=dataset), *others])
-        items = write(run, **{key: value(run) if callable(value) else value for key, value in options.items()})
+        items = write(
+            run, **{key: value(run) if callable(value) else value for key, value in options.items()}
+        )
         return [
             (item["answer"], item["probability"])
             for item in items
@@ -275,10 +371,16 @@ def test_only_what_is_annotated_exhaustively_is_counted(tmp_path):
     for foreign in ("hf", "hub", "label_studio"):  # nobody knows
         assert {p for _, p in counted(two, foreign)} == {None}
         assert counted(two, foreign, calibration=calibrated) == []
-    assert {a for a, _ in counted([PERSON, *(replace(box, origin="grounded") for box in two[1:])])} <= {"1"}
-    assert {a for a, _ in counted([*two, replace(DOG, bbox=(5.0, 5.0, 9.0, 9.0), iscrowd=True)])} <= {"1"}
+    assert {
+        a for a, _ in counted([PERSON, *(replace(box, origin="grounded") for box in two[1:])])
+    } <= {"1"}
+    assert {
+        a for a, _ in counted([*two, replace(DOG, bbox=(5.0, 5.0, 9.0, 9.0), iscrowd=True)])
+    } <= {"1"}
     detected = [replace(box, origin="detector") for box in two]
-    assert {p for _, p in counted(detected)} == {None}  # how many a detector misses is not calibrated
+    assert {p for _, p in counted(detected)} == {
+        None
+    }  # how many a detector misses is not calibrated
     assert counted(detected, calibration=calibrated) == []
 
 
@@ -286,7 +388,11 @@ def claimed(run: Path, **options: Any) -> set[tuple[int, str, int, bool]]:
     """All that the images of a run could be asked about."""
     rows = ExportRows(run, 0.0, **options)
     asked = Instructions(rows, load_phrases())
-    items = [item for record in rows.records("val", "objects", "relations", "pairs") for item in asked.items(record)]
+    items = [
+        item
+        for record in rows.records("val", "objects", "relations", "pairs")
+        for item in asked.items(record)
+    ]
     return {(*key, holds) for item in items for key, holds in item.claims}
 
 
@@ -297,20 +403,34 @@ def test_relations_of_other_origins_neither_hold_nor_are_denied(tmp_path):
         Relation(0, 2, "holding", 0.001, "tagger"), Relation(0, 2, "beside", None, "annotated+tagger"),
     ]  # fmt: skip
     record = scene("0")
-    record.relations, record.pairs = made, [Pair(0, 1, ["near", "on"]), Pair(1, 0, ["under", "over"])]
+    record.relations = made
+    record.pairs = [Pair(0, 1, ["near", "on"]), Pair(1, 0, ["under", "over"])]
     run = labelled(tmp_path / "run", [record])
     calibration = calibrated(run)
-    annotated = {(0, "on", 1, True), (1, "under", 0, True), (0, "beside", 2, True), (1, "over", 0, False)}
+    annotated = {
+        (0, "on", 1, True),
+        (1, "under", 0, True),
+        (0, "beside", 2, True),
+        (1, "over", 0, False),
+    }
     assert claimed(run, calibration=calibration, origins=["annotated"]) == annotated
-    tagged = {(0, "near", 1, True), (0, "beside", 2, True), (1, "under", 0, True), (0, "holding", 2, True)}
-    assert claimed(run, calibration=calibration, origins=["tagger"]) == tagged | {(1, "over", 0, False)}
+    tagged = {
+        (0, "near", 1, True),
+        (0, "beside", 2, True),
+        (1, "under", 0, True),
+        (0, "holding", 2, True),
+    }
+    assert claimed(run, calibration=calibration, origins=["tagger"]) == tagged | {
+        (1, "over", 0, False)
+    }
     out = export_run(run, "instructions", tmp_path / "out", images_url="i/", origins=["annotated"])
     assert out.left_out == {"relations of other origins": 3}
 
 
 def test_equal_seeds_give_equal_rows_whatever_the_shards(tmp_path):
     made, _ = world_of(120)
-    first, other = labelled(tmp_path / "a/run", made), labelled(tmp_path / "b/run", made, rows=7)
+    first = labelled(tmp_path / "a/run", made)
+    other = labelled(tmp_path / "b/run", made, rows=7)
     options: dict[str, Any] = {"calibration": calibrated(first)}
     items = write(first, **options)
     assert write(other, **options) == items
@@ -322,11 +442,14 @@ def test_equal_seeds_give_equal_rows_whatever_the_shards(tmp_path):
 def test_coordinates(tmp_path, coordinates):
     made, _ = world_of(60)
     run = labelled(tmp_path / "run", made)
-    [item, *_] = [item for item in write(run, coordinates=coordinates) if item["kind"] == "description"]
+    [item, *_] = [
+        item for item in write(run, coordinates=coordinates) if item["kind"] == "description"
+    ]
     [record] = [record for record in made if record.image_id == item["image_ids"][0]]
     claim = item["relations"][0]
     x, y, width, height = record.objects[claim["subject"]].bbox
-    corners, sides = (x, y, x + width, y + height), (320, 240, 320, 240)
+    corners = (x, y, x + width, y + height)
+    sides = (320, 240, 320, 240)
     shares = [corner / side for corner, side in zip(corners, sides, strict=True)]
     shown = {
         "pixel": f"{[round(v) for v in corners]}",
@@ -334,12 +457,6 @@ def test_coordinates(tmp_path, coordinates):
         "0-1000": f"{[round(1000 * share) for share in shares]}",
     }[coordinates]
     assert f" at {shown} is {claim['predicate']} the " in item["messages"][1]["content"][0]["text"]
-
-
-NASTY = (
-    *("<image>", "</s>", "<|im_start|>", "[INST]", "{question}", "<|vision_start|>"),
-    *("a\n### User:", "x" * 300, "＜image＞"),
-)
 
 
 @given(st.text() | st.text("abcgpqxyz ", min_size=1) | st.sampled_from(NASTY) | st.just("cPg"))
@@ -364,7 +481,9 @@ def test_a_chat_template_sees_only_its_own_tokens(tmp_path):
             relation.predicate = predicates.get(relation.predicate, relation.predicate)
         record.pairs = []
     run = labelled(tmp_path / "run", made)
-    tokenizer = make_tokenizer(["<|im_start|>", "<|im_end|>", "<|image_pad|>"], eos_token="<|im_end|>")
+    tokenizer = make_tokenizer(
+        ["<|im_start|>", "<|im_end|>", "<|image_pad|>"], eos_token="<|im_end|>"
+    )
     tokenizer.chat_template = QWEN_TEMPLATE
     items = write(run, calibration=calibrated(run))
     assert len(items) > 100
@@ -379,14 +498,20 @@ def test_datasets_reads_both_files(tmp_path):
     made, _ = world_of(15)
     images = draw_images(tmp_path / "images", made)
     run = labelled(tmp_path / "run", made)
-    options: dict[str, Any] = {"images": str(images), "images_url": None, "calibration": calibrated(run)}
+    options: dict[str, Any] = {
+        "images": str(images),
+        "images_url": None,
+        "calibration": calibrated(run),
+    }
     items = write(run, **options)
     export_run(run, "instructions", tmp_path / "embedded", parquet=True, embed=True, **options)
     for kind, file in (("parquet", "embedded/val.parquet"), ("json", "out/val.jsonl")):
         files = {"data_files": str(tmp_path / file), "cache_dir": str(tmp_path / "cache")}
         rows = datasets.load_dataset(kind, split="train", **files)
         assert [row["answer"] for row in rows] == [item["answer"] for item in items]
-        said = [[row["messages"][1]["content"][0]["text"] for row in each] for each in (rows, items)]
+        said = [
+            [row["messages"][1]["content"][0]["text"] for row in each] for each in (rows, items)
+        ]
         assert said[0] == said[1]
         if kind == "parquet":
             assert all(image.size == (320, 240) for row in rows for image in row["images"])
@@ -394,38 +519,48 @@ def test_datasets_reads_both_files(tmp_path):
             assert all(Path(path).is_file() for row in rows for path in row["images"])
 
 
-BAD_TEMPLATES = {
-    "templates: {existence: [{question: 'Is it?'}]}": "existence: expected question and yes and no",
-    "templates: {counting: []}": "counting: expected templates",
-    "templates: {counting: [{question: '{0}', answer: '{plural.upper}'}]}": "counting: expected question",
-    "templates: {counting: [{question: '?', answer: '{count:d}'}]}": "counting: expected question and answer",
-    "templates: 3": "templates: Input should be a valid dictionary",
-    "[": "not valid YAML",
-}
-
-
 def test_bad_templates_are_refused_in_one_line(tmp_path):
-    run, file, out = labelled(tmp_path / "run", world_of(3)[0]), tmp_path / "own.yaml", tmp_path / "out"
+    run = labelled(tmp_path / "run", world_of(3)[0])
+    file = tmp_path / "own.yaml"
+    out = tmp_path / "out"
     for text, message in BAD_TEMPLATES.items():
         file.write_text(text)
-        result = invoke(run, "--to", "instructions", "--templates", file, "--images-url", "i/", "--out", out)
+        result = invoke(
+            run, "--to", "instructions", "--templates", file, "--images-url", "i/", "--out", out
+        )
         assert (result.exit_code, len(result.stderr.splitlines()), out.exists()) == (2, 1, False)
         assert "own.yaml" in result.stderr
         assert message in result.stderr
 
 
 def test_doubled_braces_are_braces_as_in_other_format_strings(tmp_path):
-    own = {"question": 'How many {plural}? As {{"count": NUMBER}}.', "answer": '{{"count": {count}}}'}
+    own = {
+        "question": 'How many {plural}? As {{"count": NUMBER}}.',
+        "answer": '{{"count": {count}}}',
+    }
     (tmp_path / "own.yaml").write_text(yaml.safe_dump({"templates": {"counting": [own]}}))
     [template] = load_phrases(tmp_path / "own.yaml").templates["counting"]
-    assert filled(template["question"], {"plural": "dogs"}) == 'How many dogs? As {"count": NUMBER}.'
+    assert (
+        filled(template["question"], {"plural": "dogs"}) == 'How many dogs? As {"count": NUMBER}.'
+    )
     assert filled(template["answer"], {"count": "2"}) == '{"count": 2}'
 
 
 def test_class_names_as_english_has_them():
     plurals = {
-        **{"a person": "people", "an umbrella": "umbrellas", "a wine glass": "wine glasses", "a knife": "knives"},
-        **{"a cabinet/shelf": "cabinets/shelves", "a sheep": "sheep", "a bus": "buses", "a TV": "TVs", "grass": ""},
+        **{
+            "a person": "people",
+            "an umbrella": "umbrellas",
+            "a wine glass": "wine glasses",
+            "a knife": "knives",
+        },
+        **{
+            "a cabinet/shelf": "cabinets/shelves",
+            "a sheep": "sheep",
+            "a bus": "buses",
+            "a TV": "TVs",
+            "grass": "",
+        },
     }
     for noun, plural in plurals.items():
         assert ENGLISH.noun(noun.removeprefix("an ").removeprefix("a ")) == (noun, plural, False)

@@ -1,4 +1,6 @@
-"""Cards, which say where rows come from and what was left out, and `sgpipe push` against a stub of the hub."""
+"""Cards, which say where rows come from and what was left out, and `sgpipe push` against a stub of
+the hub.
+"""
 
 from __future__ import annotations
 
@@ -35,17 +37,34 @@ from tests.sgpipe.export.runs import imported, records
 from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.stats.runs import make_shards
 
-BLIP, NETWORK = "sha256:0123456789abcdef", "sha256:fedcba9876543210"
+BLIP = "sha256:0123456789abcdef"
+NETWORK = "sha256:fedcba9876543210"
 IDENTITY: dict[str, Any] = {
     **{"sgpipe": "0.1.0", "seed": 1234, "format": "coco", "miniworld": None},
     "source": {"val": {"annotations": "a" * 64, "captions": None}},
-    "caption": {"captioner": BLIP, "decoding": "nucleus", "samples": 10, "top_p": 0.9, "scopes": ["image", "box"]},
+    "caption": {
+        "captioner": BLIP,
+        "decoding": "nucleus",
+        "samples": 10,
+        "top_p": 0.9,
+        "scopes": ["image", "box"],
+    },
     "parse": {"model": "en_core_web_sm 3.8.0"},
     "pair": {"candidates": "captions", "prior": None},
     "tag": {"tagger": NETWORK, "threshold": 0.05},
 }
 CAPTIONED = {"source": {"val": {"annotations": "a" * 64, "captions": "c" * 64}}}
 NO_CAPTIONER = {"caption": {"captioner": None}}
+
+
+PRIOR = {"candidates": "prior", "prior": "9" * 64}
+EXACT = {"tagger": NETWORK, "precision": 0.9, "calibration": "8" * 64}
+MINIWORLD = {"images": 8, "seed": 5, "split": "val"}
+
+
+TO = "anna/relations"
+KEY = f"models/{TO}"
+TAGGER = packaged_model("tagger")
 
 
 def run_of(root: Path, made: list[Record], identity: Mapping[str, Any], **header: Any) -> Path:
@@ -62,20 +81,31 @@ def card(root: Path, out: Path, form: str = "hf", **options: Any) -> str:
     return (written.root / "README.md").read_text(encoding="utf-8")
 
 
-PRIOR = {"candidates": "prior", "prior": "9" * 64}
-EXACT = {"tagger": NETWORK, "precision": 0.9, "calibration": "8" * 64}
-MINIWORLD = {"images": 8, "seed": 5, "split": "val"}
-
-
 @pytest.mark.parametrize(
     ("changes", "present", "absent"),
     [
-        ({}, f"by a captioner (`{BLIP}`), nucleus sampling, 10 captions of each image and each box", "no tagger"),
+        (
+            {},
+            f"by a captioner (`{BLIP}`), nucleus sampling, 10 captions of each image and each box",
+            "no tagger",
+        ),
         ({**CAPTIONED, **NO_CAPTIONER}, "those of the source; no captioner ran", "BLIP"),
-        ({**NO_CAPTIONER, "pair": PRIOR}, "scene graphs of another dataset (`999", "parsed from the captions"),
+        (
+            {**NO_CAPTIONER, "pair": PRIOR},
+            "scene graphs of another dataset (`999",
+            "parsed from the captions",
+        ),
         ({"miniworld": MINIWORLD}, "(8 images, seed 5, split `val`)", "annotations of the source"),
-        ({"detect": {"detector": "sha256:11", "threshold": 0.3}}, "(`sha256:11`, above score 0.3)", "of the source"),
-        ({"tag": EXACT}, "a precision of 0.9 (95% confidence), by calibration `8888888888888888`", "confidence above"),
+        (
+            {"detect": {"detector": "sha256:11", "threshold": 0.3}},
+            "(`sha256:11`, above score 0.3)",
+            "of the source",
+        ),
+        (
+            {"tag": EXACT},
+            "a precision of 0.9 (95% confidence), by calibration `8888888888888888`",
+            "confidence above",
+        ),
         ({"tag": {"tagger": None}}, "all candidates; no tagger ran", "scored by"),
         ({"tag": {"method": "clip", "tagger": "c"}}, "scored by a CLIP model (`c`)", "Tagger ("),
     ],
@@ -96,14 +126,20 @@ def test_provenance_comes_from_the_identity(changes, present, absent):
 )  # fmt: skip
 def test_the_card_says_whether_people_reviewed_relations(after, reviewed, said):
     header = {"origin": [IDENTITY], "identity": after}
-    assert f"**People have not reviewed {said}.**" in "\n".join(describe_origin(header, reviewed)[1])
+    assert f"**People have not reviewed {said}.**" in "\n".join(
+        describe_origin(header, reviewed)[1]
+    )
 
 
 def test_other_origins_are_named_or_called_unknown():
     vg = {"import": "visual_genome", "files": {"annotations": "f" * 64}, "options": {}}
     made = [describe_origin({"identity": identity}, False) for identity in (vg, {}, {"tag": 5})]
     assert [generated for generated, *_ in made] == [False, None, True]
-    texts = ("of format `visual_genome`", "How the rows were made is not recorded.", "a form that sgpipe does not know")
+    texts = (
+        "of format `visual_genome`",
+        "How the rows were made is not recorded.",
+        "a form that sgpipe does not know",
+    )
     assert all(text in "\n".join(steps) for text, (_, steps, _) in zip(texts, made, strict=True))
 
 
@@ -121,7 +157,11 @@ def test_provenance_survives_scoring_and_the_hub(tmp_path):
     imported(dataset_source(str(out), "val")[0], out, tmp_path / "in")
     text = card(tmp_path / "in", tmp_path / "again")
     total, kept = _counts(tmp_path / "run", 0.5)
-    origin = ("those of the source; no captioner ran", f"a Relation Tagger (`{NETWORK}`)", "of format `hf`")
+    origin = (
+        "those of the source; no captioner ran",
+        f"a Relation Tagger (`{NETWORK}`)",
+        "of format `hf`",
+    )
     scores = ("(`ViT-B-32`)", "(`Qwen2.5-VL`, behind an endpoint)")
     exported = f"Exported with {kept} of {total} relations: those of confidence 0.5 or more"
     assert [sentence for sentence in (*origin, *scores, exported) if sentence not in text] == []
@@ -142,33 +182,40 @@ def test_the_threshold_and_what_it_left_out_are_stated(tmp_path, form):
     total, kept = _counts(run, 0.5)
     text = card(run, tmp_path / "out", form, threshold=0.5)
     assert f"| relations | {total} | {kept} |" in text
-    assert f"Relations of confidence below 0.5 (`--threshold`): {total - kept} of {total} relations of the run." in text
+    assert (
+        f"Relations of confidence below 0.5 (`--threshold`): {total - kept} of {total} relations of"
+        " the run." in text
+    )
     assert "The run has 20 of the 30 images of its source." in text
     assert "1 image could not be processed: its row has no relations." in text
     bare = sum(record.ok and not record.relations for record in made)
     assert f"{bare} images of the run have no relations." in text
     related = sum(any(item.confidence >= 0.5 for item in record.relations) for record in made)
     if form == "hf":
-        assert f"| images with relations | {sum(bool(r.relations) for r in made)} | {related} |" in text
+        assert (
+            f"| images with relations | {sum(bool(r.relations) for r in made)} | {related} |"
+            in text
+        )
         return
     assert f"| images | 20 | {sum(record.ok for record in made)} |" in text
     if form == "vg":
-        lost = (f"{name} ({sum(len(getattr(r, name)) for r in made):,})" for name in ("captions", "triplets", "pairs"))
+        lost = (
+            f"{name} ({sum(len(getattr(r, name)) for r in made):,})"
+            for name in ("captions", "triplets", "pairs")
+        )
         assert f"What the format has no place for: {', '.join(lost)}." in text
 
 
 def test_names_cannot_break_the_card(tmp_path):
     made = records(4)
-    made = [replace(record, relations=[replace(r, predicate="a`b\n## x") for r in record.relations]) for record in made]
+    made = [
+        replace(record, relations=[replace(r, predicate="a`b\n## x") for r in record.relations])
+        for record in made
+    ]
     text = card(run_of(tmp_path / "run", made, IDENTITY, name="a\n# b"), tmp_path / "out")
     assert "`a'b ## x` (" in text
     assert "\n# b" not in text
     assert "\n## x" not in text
-
-
-TO = "anna/relations"
-KEY = f"models/{TO}"
-TAGGER = packaged_model("tagger")
 
 
 @pytest.fixture
@@ -205,7 +252,9 @@ def test_the_hub_has_what_export_writes(hub, run, tmp_path, monkeypatch, mode): 
     assert sum(map(len, loaded.values())) == 20
     assert TO in (folder / "README.md").read_text()
     assert not (run / ".sgpipe" / "push").exists()
-    assert TOKEN not in "".join(path.read_text(errors="replace") for path in run.rglob("*") if path.is_file())
+    assert TOKEN not in "".join(
+        path.read_text(errors="replace") for path in run.rglob("*") if path.is_file()
+    )
 
 
 def test_an_interrupted_upload_goes_on_with_the_same_command(hub, run):  # noqa: F811 - a fixture
@@ -215,7 +264,9 @@ def test_an_interrupted_upload_goes_on_with_the_same_command(hub, run):  # noqa:
     assert set(hub.repositories[TO]) == {".gitattributes", "README.md"}
     assert not (run / ".sgpipe" / "push").exists()
     push(run, "--threshold", "0.9")
-    assert len([name for name in hub.repositories[TO] if name.endswith(".parquet")]) == len(Manifest.load(run).shards)
+    assert len([name for name in hub.repositories[TO] if name.endswith(".parquet")]) == len(
+        Manifest.load(run).shards
+    )
     assert "0.9" in hub.repositories[TO]["README.md"].decode()
 
 
@@ -223,7 +274,11 @@ def test_what_is_refused_before_anything_is_sent(hub, run, monkeypatch, tmp_path
     for to in ("relations", "a/b/c", "anna/"):
         assert "expected USER/NAME" in push(run, to=to, code=2).stderr
     assert "the hub refuses this user (403)" in push(run, to="berta/relations", code=2).stderr
-    for status, code, message in ((401, 2, "refuses this user"), (403, 2, "refuses"), (500, 1, "500")):
+    for status, code, message in (
+        (401, 2, "refuses this user"),
+        (403, 2, "refuses"),
+        (500, 1, "500"),
+    ):
         hub.failures = {"datasets": [status]}
         assert message in push(run, code=code).stderr
     assert not (run / ".sgpipe" / "push").exists()
@@ -248,7 +303,10 @@ def test_a_model_comes_back_bit_for_bit_online_and_from_the_cache(hub, monkeypat
     files = hub.repositories[KEY]
     assert not [name for name in files if name.endswith((".bin", ".py", ".pt", ".yaml"))]
     metadata = yaml.safe_load(files["README.md"].decode().split("---\n")[1])
-    assert (metadata["license"], {"sgpipe", "rlip_tagger"} <= {*metadata["tags"]}) == ("apache-2.0", True)
+    assert (metadata["license"], {"sgpipe", "rlip_tagger"} <= {*metadata["tags"]}) == (
+        "apache-2.0",
+        True,
+    )
     pinned = pin_model(TO)
     assert pinned == f"{TO}@{hub._sha(KEY)}"
     expected = RTagger.from_pretrained(TAGGER).state_dict()
@@ -264,7 +322,9 @@ def test_a_model_comes_back_bit_for_bit_online_and_from_the_cache(hub, monkeypat
         ):
             assert isinstance(loaded, RTagger)
             assert loaded.tokenizer is not None
-            assert all(torch.equal(value, expected[key]) for key, value in loaded.state_dict().items())
+            assert all(
+                torch.equal(value, expected[key]) for key, value in loaded.state_dict().items()
+            )
 
 
 def test_the_card_says_what_a_network_was_trained_on(hub, trained_tagger, tmp_path):  # noqa: F811 - a fixture
@@ -276,26 +336,50 @@ def test_the_card_says_what_a_network_was_trained_on(hub, trained_tagger, tmp_pa
     recipe = yaml.safe_load((trained_tagger / "recipe.yaml").read_text())
     assert all(part["shards"] not in card for part in recipe["data"]["train"])
     assert f"lr: {recipe['optimisation']['lr']}" in card
-    for text in ("### Labels of", "| full | 0.33 |", "Not stated.", "| recall |", f'from_pretrained("{TO}")'):
+    for text in (
+        "### Labels of",
+        "| full | 0.33 |",
+        "Not stated.",
+        "| recall |",
+        f'from_pretrained("{TO}")',
+    ):
         assert text in card
     assert "FOLDER_OR_ID" not in card
     run = json.loads((trained_tagger / ".training" / "run.json").read_text())
     shown = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
     assert [*shown["data"]] == [name for name in run["data"] if name not in ("train", "val")]
     own = {"notes.txt": b"1", "my_eval.json": b"{}"}
-    hub.repositories[KEY] |= own | {"model-00001-of-00002.safetensors": b"1", "model.safetensors.index.json": b"{}"}
+    hub.repositories[KEY] |= own | {
+        "model-00001-of-00002.safetensors": b"1",
+        "model.safetensors.index.json": b"{}",
+    }
     before = {*hub.repositories[KEY]}
     push(trained_tagger)
-    assert before - {*hub.repositories[KEY]} == {"model-00001-of-00002.safetensors", "model.safetensors.index.json"}
+    assert before - {*hub.repositories[KEY]} == {
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+    }
 
 
 def test_the_card_keeps_what_its_owner_wrote(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    readme, result = tmp_path / "README.md", tmp_path / "result.json"
-    readme.write_text("---\nlicense: mit\ntags: vision\n---\n# Mine\n\n## Evaluation\n\nold\n\n## Citation\n\nme\n")
+    readme = tmp_path / "README.md"
+    result = tmp_path / "result.json"
+    readme.write_text(
+        "---\nlicense: mit\ntags: vision\n---\n# Mine\n\n## Evaluation\n\nold\n\n##"
+        " Citation\n\nme\n"
+    )
     card = model_card(tmp_path, "anna/model", None, ())
-    assert yaml.safe_load(card.split("---\n")[1]) == {"license": "mit", "tags": ["vision", "sgpipe", "model"]}
-    assert [text in card for text in ("# Mine", "## Citation\n\nme", "`mit`.", "old")] == [True, True, True, False]
+    assert yaml.safe_load(card.split("---\n")[1]) == {
+        "license": "mit",
+        "tags": ["vision", "sgpipe", "model"],
+    }
+    assert [text in card for text in ("# Mine", "## Citation\n\nme", "`mit`.", "old")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     readme.write_text(card.replace("is not recorded", "was said"))
     again = model_card(tmp_path, "anna/model", None, ())
     assert [again.count(text) for text in ("\n## ", "was said", "`mit`.")] == [4, 1, 1]
@@ -310,7 +394,9 @@ def test_the_card_keeps_what_its_owner_wrote(tmp_path):
 
 def test_what_is_refused_in_one_line(hub, run, tmp_path, drawn_run):  # noqa: F811 - a fixture
     others = "data/train-00000-of-00001.parquet"
-    hub.repositories[TO], hub.repositories[KEY] = ({"README.md": b"# mine", name: b"1"} for name in (others, "a.bin"))
+    hub.repositories[TO], hub.repositories[KEY] = (
+        {"README.md": b"# mine", name: b"1"} for name in (others, "a.bin")
+    )
     hub.private |= {TO: False, KEY: False}
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "config.json").write_text("{}")
@@ -324,17 +410,23 @@ def test_what_is_refused_in_one_line(hub, run, tmp_path, drawn_run):  # noqa: F8
         assert message in push(place, *options, code=2).stderr
     assert hub.commits == []
     missing = "the model anna/nothing is not on the hub, or is private"
-    for command in (("predict", "anna/nothing", "--data", drawn_run), ("generate", "--tagger", "anna/nothing")):
+    for command in (
+        ("predict", "anna/nothing", "--data", drawn_run),
+        ("generate", "--tagger", "anna/nothing"),
+    ):
         assert missing in invoke(*command, "--out", tmp_path / "new.json", code=2).stderr
 
 
 @pytest.mark.slow
 def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):  # noqa: F811 - a fixture
     push(TAGGER)
-    first, out = pin_model(TO), tmp_path / "run"
+    first = pin_model(TO)
+    out = tmp_path / "run"
     settings = ("--set", "source.miniworld.images=4", "--set", "engine.unit_size=2")
     invoke("generate", "--tagger", f"{TO}@main", *settings, "--out", out, "--limit", 2)
-    hub.repositories[KEY]["config.json"] += b" "  # a later commit, while the cache has the first one
+    hub.repositories[KEY]["config.json"] += (
+        b" "  # a later commit, while the cache has the first one
+    )
     assert pin_model(TO) == first
     shutil.rmtree(tmp_path / "cache")  # as on another machine
     assert pin_model(TO) != first
@@ -343,14 +435,18 @@ def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):  #
     assert manifest.run["identity"]["tag"]["tagger"] == first
     assert sum(shard.rows for shard in manifest.shards) == 4
     invoke("generate", *settings, "--out", tmp_path / "own")
-    assert [each.counts for each in manifest.shards] == [each.counts for each in Manifest.load(tmp_path / "own").shards]
+    assert [each.counts for each in manifest.shards] == [
+        each.counts for each in Manifest.load(tmp_path / "own").shards
+    ]
 
 
 def test_what_is_a_hub_id(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "tagger").mkdir(parents=True)
     names = {"a/b": ("a/b", None), "a/b@v1": ("a/b", "v1")}
-    names |= dict.fromkeys(("runs/tagger", "a", "a/b/c", "a/b.pth", "./a", "hf-hub:a/b", "s3://a/b"))
+    names |= dict.fromkeys(
+        ("runs/tagger", "a", "a/b/c", "a/b.pth", "./a", "hf-hub:a/b", "s3://a/b")
+    )
     found = {name: HubModel.parse(name) for name in names}
     assert {name: each and (each.name, each.revision) for name, each in found.items()} == names
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -366,5 +462,7 @@ def test_what_is_a_hub_id(tmp_path, monkeypatch):
     for resumes, expected in ((True, (first, second)), (False, ("a/b@v1", "a/b@v2"))):
         made = with_model_folders(recipe, identity, resumes)
         assert (made.tag.tagger, made.ground.detector) == expected
-    with pytest.raises(UserError, match=r"^no such folder: a/b, and the model a/b is not in the hub's cache"):
+    with pytest.raises(
+        UserError, match=r"^no such folder: a/b, and the model a/b is not in the hub's cache"
+    ):
         local_model("a/b")

@@ -24,7 +24,14 @@ from sgpipe.images import open_ahead
 from sgpipe.records import Record
 from sgpipe.utils.console import Progress
 
-NAMES = ("a.jpg", "A.jpg", "patch1/b c.png", "patch1/deep/ü#%.jpg", f"patch2/{'long' * 40}.jpg", "patch2/d.png")
+NAMES = (
+    "a.jpg",
+    "A.jpg",
+    "patch1/b c.png",
+    "patch1/deep/ü#%.jpg",
+    f"patch2/{'long' * 40}.jpg",
+    "patch2/d.png",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +62,9 @@ def make_tar(folder: Path, out: Path) -> Path:
 
 
 def make_patches(folder: Path, out: Path) -> Path:
-    """A tar for each folder of the first level, named within as in the folder; other files in one more."""
+    """A tar for each folder of the first level, named within as in the folder; other files in one
+    more.
+    """
     out.mkdir()
     with tarfile.open(out / "rest.tar", "w") as rest:
         for path in sorted(folder.iterdir()):
@@ -78,7 +87,9 @@ def make_shards(folder: Path, out: Path) -> Path:
 
 FORMS: dict[str, Callable[[Path, Path], Path]] = {
     "zip": lambda folder, out: make_zip(folder, out.with_suffix(".zip")),
-    "deflated zip": lambda folder, out: make_zip(folder, out.with_suffix(".zip"), zipfile.ZIP_DEFLATED),
+    "deflated zip": lambda folder, out: make_zip(
+        folder, out.with_suffix(".zip"), zipfile.ZIP_DEFLATED
+    ),
     "tar": lambda folder, out: make_tar(folder, out.with_suffix(".tar")),
     "patches": make_patches,
 }
@@ -103,7 +114,9 @@ def tar_header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
 
 def pixels(place: Path | ArchiveRoot, names: Sequence[str]) -> list[bytes | None]:
     """What stages see of images; None: an error row."""
-    records = [Record(name, "coco", "val", name, 24 + number, 16) for number, name in enumerate(names)]
+    records = [
+        Record(name, "coco", "val", name, 24 + number, 16) for number, name in enumerate(names)
+    ]
     images = open_ahead({"val": place}, records, lambda image, file: image.tobytes())
     return [image if isinstance(image, bytes) else None for _, image in images]
 
@@ -115,13 +128,23 @@ def test_an_archive_is_read_as_its_folder(folder: Path, tmp_path: Path, form: st
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}
     root = image_root(FORMS[form](folder, tmp_path / "packed"))
     assert isinstance(root, ArchiveRoot)
-    assert {entry.name: entry.size for entry in root.entries()} == {n: each.stat().st_size for n, each in files.items()}
+    assert {entry.name: entry.size for entry in root.entries()} == {
+        n: each.stat().st_size for n, each in files.items()
+    }
     for copied in (root, copy.copy(root)):
         for name in NAMES:
-            assert copied.open(name).read() == copied.open(f"./{name}").read() == files[name].read_bytes()
+            assert (
+                copied.open(name).read()
+                == copied.open(f"./{name}").read()
+                == files[name].read_bytes()
+            )
     assert root.contains(NAMES[2])
     assert not any(map(root.contains, ("none.jpg", "a.JPG", "patch1", "../a.jpg", "")))
-    for name, why in {"none.jpg": "not found", "../a.jpg": "not inside", "/a.jpg": "not inside"}.items():
+    for name, why in {
+        "none.jpg": "not found",
+        "../a.jpg": "not inside",
+        "/a.jpg": "not inside",
+    }.items():
         with pytest.raises(ImageError, match=why):
             root.open(name)
     names = [*NAMES, "patch2/broken.jpg", "patch2/empty.jpg", "missing.jpg", "../a.jpg"]
@@ -147,7 +170,8 @@ def test_shards_are_named_by_a_range_or_by_their_folder(folder: Path, tmp_path: 
 
 
 def test_the_index_is_made_once_and_may_be_in_the_run(folder: Path, tmp_path: Path) -> None:
-    archive, said = make_tar(folder, tmp_path / "photos.tar"), io.StringIO()
+    archive = make_tar(folder, tmp_path / "photos.tar")
+    said = io.StringIO()
     made = image_root(archive, IndexFolder(progress=Progress(Console(file=said))))
     assert "reading the index of" in said.getvalue()
     assert isinstance(made, ArchiveRoot)
@@ -184,7 +208,12 @@ def test_a_name_in_two_archives_is_never_guessed(tmp_path: Path) -> None:
         root.open("a.jpg")
     assert not root.contains("a.jpg")
     assert root.open("patch1/a.jpg").read() == b"1"
-    assert sorted(entry.name for entry in root.entries()) == ["only0.jpg", "only1.jpg", "patch0/a.jpg", "patch1/a.jpg"]
+    assert sorted(entry.name for entry in root.entries()) == [
+        "only0.jpg",
+        "only1.jpg",
+        "patch0/a.jpg",
+        "patch1/a.jpg",
+    ]
 
 
 def test_a_folder_that_holds_all_images_may_be_left_out(folder: Path, tmp_path: Path) -> None:
@@ -192,7 +221,8 @@ def test_a_folder_that_holds_all_images_may_be_left_out(folder: Path, tmp_path: 
     for split in ("train2017", "val2017"):
         (tmp_path / "sets").mkdir(exist_ok=True)
         for name in NAMES[:2]:
-            (place := tmp_path / split / split / name).parent.mkdir(parents=True, exist_ok=True)
+            place = tmp_path / split / split / name
+            place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes((folder / name).read_bytes() + split.encode())
         junk = tmp_path / split / "__MACOSX" / "._a.jpg"
         junk.parent.mkdir()
@@ -212,7 +242,9 @@ def test_a_folder_that_holds_all_images_may_be_left_out(folder: Path, tmp_path: 
 
 def test_what_this_machine_lacks_is_no_fault_of_an_image(folder: Path, tmp_path: Path) -> None:
     root = image_root(make_tar(folder, tmp_path / "packed.tar"))
-    lacks = mock.patch.object(Path, "open", side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE)))
+    lacks = mock.patch.object(
+        Path, "open", side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    )
     with lacks, pytest.raises(EngineError, match="Too many open files"):
         root.open(NAMES[0])
 
@@ -223,10 +255,13 @@ def test_members_that_are_no_files_or_lead_outside_are_left_out_and_counted(tmp_
             add(archive, name)
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE):
             info = tarfile.TarInfo(f"link-{kind.decode()}.jpg")
-            info.type, info.linkname = kind, "/etc/passwd"
+            info.type = kind
+            info.linkname = "/etc/passwd"
             archive.addfile(info)
     said = io.StringIO()
-    root = image_root(tmp_path / "bad.tar", IndexFolder(progress=Progress(Console(file=said, width=300))))
+    root = image_root(
+        tmp_path / "bad.tar", IndexFolder(progress=Progress(Console(file=said, width=300)))
+    )
     assert [entry.name for entry in root.entries()] == ["good.jpg"]
     for reason in ("link or device", "name that leaves the archive"):
         assert f"bad.tar: 3 members left out: {reason}\n" in said.getvalue()
@@ -234,27 +269,42 @@ def test_members_that_are_no_files_or_lead_outside_are_left_out_and_counted(tmp_
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 @pytest.mark.parametrize("damage", ["empty", "text", "half", "less its end", "in a header"])
-def test_what_is_no_archive_or_cut_is_refused_in_one_line(folder: Path, tmp_path: Path, kind: str, damage: str) -> None:
-    whole = (make_zip if kind == "zip" else make_tar)(folder, tmp_path / f"whole.{kind}").read_bytes()
+def test_what_is_no_archive_or_cut_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, kind: str, damage: str
+) -> None:
+    whole = (make_zip if kind == "zip" else make_tar)(
+        folder, tmp_path / f"whole.{kind}"
+    ).read_bytes()
     last = whole.rindex(b"d.png") if kind == "tar" else whole.index(b"PK\1\2")
     content = {
         "empty": b"",
         "text": b"<html>not found</html>",
-        "half": whole[: len(whole) // 2] if kind == "zip" else whole[: whole.rindex(b"d.png") + 100],
+        "half": (
+            whole[: len(whole) // 2] if kind == "zip" else whole[: whole.rindex(b"d.png") + 100]
+        ),
         "less its end": whole[:-5] if kind == "zip" else whole[: last + 700],
         "in a header": whole[: last + 2] + b"\xff" * 200 + whole[last + 202 :],
     }[damage]
     (tmp_path / f"cut.{kind}").write_bytes(content)
-    with pytest.raises(UserError, match=f"cut.{kind} is not a {kind} archive, or is truncated or damaged") as caught:
+    with pytest.raises(
+        UserError, match=f"cut.{kind} is not a {kind} archive, or is truncated or damaged"
+    ) as caught:
         image_root(tmp_path / f"cut.{kind}")
     assert "\n" not in str(caught.value)
 
 
-def test_headers_that_lie_and_compressed_tars_are_refused_in_one_line_and_end(tmp_path: Path) -> None:
-    link, damaged = tarfile.GNUTYPE_LONGNAME, r"\.tar is not a tar archive, or is truncated or damaged \(.+\); copy it"
+def test_headers_that_lie_and_compressed_tars_are_refused_in_one_line_and_end(
+    tmp_path: Path,
+) -> None:
+    link = tarfile.GNUTYPE_LONGNAME
+    damaged = r"\.tar is not a tar archive, or is truncated or damaged \(.+\); copy it"
     for name, content, message in (
         ("lies.tar", tar_header("a.jpg", -1), damaged),
-        ("itself.tar", tar_header("a.jpg", 0) + tar_header("followed by itself", -512, b"V"), damaged),
+        (
+            "itself.tar",
+            tar_header("a.jpg", 0) + tar_header("followed by itself", -512, b"V"),
+            damaged,
+        ),
         ("long.tar", tar_header("link", 1 << 50, link), damaged),
         ("links.tar", tar_header("link", 0, link) * 2000 + tar_header("a.jpg", 0), damaged),
         ("a.tar.gz", gzip.compress(tar_header("a.jpg", 0)), "compressed as a whole"),
@@ -270,20 +320,27 @@ def test_members_with_impossible_entries_do_not_end_in_a_traceback(tmp_path: Pat
         archive.writestr("good.jpg", b"good")
         archive.writestr("last.jpg", b"last")
     good = (tmp_path / "good.zip").read_bytes()
-    entry, end = good.rindex(b"last.jpg") - 46, good.rindex(b"PK\5\6")
+    entry = good.rindex(b"last.jpg") - 46
+    end = good.rindex(b"PK\5\6")
     for at, data in {entry + 10: b"\xff\xff", entry + 46: b"\0"}.items():  # its method, its name
         (tmp_path / "odd.zip").write_bytes(good[:at] + data + good[at + len(data) :])
         root = existing_images(tmp_path / "odd.zip")
         assert root.open("good.jpg").read() == b"good"
         with pytest.raises(ImageError):
             root.open("last.jpg")
-    directory = int.from_bytes(good[end + 16 : end + 20], "little") + 1000  # all members begin before the archive
-    (tmp_path / "odd.zip").write_bytes(good[: end + 16] + directory.to_bytes(4, "little") + good[end + 20 :])
+    directory = (
+        int.from_bytes(good[end + 16 : end + 20], "little") + 1000
+    )  # all members begin before the archive
+    (tmp_path / "odd.zip").write_bytes(
+        good[: end + 16] + directory.to_bytes(4, "little") + good[end + 20 :]
+    )
     with pytest.raises(UserError, match=r"\('good\.jpg' has an impossible size or position\)"):
         existing_images(tmp_path / "odd.zip")
 
 
-def test_members_that_cannot_be_images_are_error_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_members_that_cannot_be_images_are_error_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(roots, "MOST_BYTES", 1 << 20)
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("bomb.jpg", bytes(2 << 20))
@@ -296,16 +353,23 @@ def test_members_that_cannot_be_images_are_error_rows(tmp_path: Path, monkeypatc
     data[at + 24 : at + 28] = (100).to_bytes(4, "little")  # in the directory: no more is unpacked
     (tmp_path / "bomb.zip").write_bytes(data)
     root = image_root(tmp_path / "bomb.zip")
-    reasons = {"bomb": "more than any image", "empty": "the file is empty", "strange": "compressed by method 12"}
+    reasons = {
+        "bomb": "more than any image",
+        "empty": "the file is empty",
+        "strange": "compressed by method 12",
+    }
     for name, reason in {**reasons, "lies": "its part of the archive is damaged"}.items():
         with pytest.raises(ImageError, match=reason):
             root.open(f"{name}.jpg")
     assert root.open("good.jpg").read() == b"good"
 
 
-def test_an_archive_that_is_replaced_or_cut_in_use_gives_error_rows(folder: Path, tmp_path: Path) -> None:
+def test_an_archive_that_is_replaced_or_cut_in_use_gives_error_rows(
+    folder: Path, tmp_path: Path
+) -> None:
     archive = make_tar(folder, tmp_path / "photos.tar")
-    root, late = image_root(archive), copy.copy(image_root(archive))
+    root = image_root(archive)
+    late = copy.copy(image_root(archive))
     assert root.open("a.jpg").read()
     with archive.open("ab") as file:
         file.truncate(1024)
@@ -317,7 +381,9 @@ def test_an_archive_that_is_replaced_or_cut_in_use_gives_error_rows(folder: Path
         copy.copy(late).open("a.jpg")
 
 
-def test_a_folder_with_images_or_folders_beside_archives_is_a_folder(folder: Path, tmp_path: Path) -> None:
+def test_a_folder_with_images_or_folders_beside_archives_is_a_folder(
+    folder: Path, tmp_path: Path
+) -> None:
     make_zip(folder / "patch1", folder / "same.zip")
     assert isinstance(image_root(folder), FolderRoot)
     (tmp_path / "unpacked" / "patch1").mkdir(parents=True)

@@ -18,7 +18,15 @@ from sgpipe.errors import UserError
 from sgpipe.files import json_stream, locations
 from sgpipe.files.image_roots import check_images
 from sgpipe.files.json_stream import JsonStream
-from sgpipe.files.locations import ObjectInfo, StorePath, content_id, open_text, read_ends, read_text, text_sha256
+from sgpipe.files.locations import (
+    ObjectInfo,
+    StorePath,
+    content_id,
+    open_text,
+    read_ends,
+    read_text,
+    text_sha256,
+)
 from sgpipe.files.model_cache import pin_model
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import RunFiles
@@ -28,13 +36,25 @@ TEXT = json.dumps({"a": list(range(3000)), "b": ["x"] * 100}).encode()
 GZIP = gzip.compress(TEXT, mtime=0)
 
 
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+CONTENT = bytes(range(25))
+
+
 def flipped(at: int) -> bytes:
     return GZIP[:at] + bytes([GZIP[at] ^ 0xFF]) + GZIP[at + 1 :]
 
 
 @pytest.mark.parametrize("name", ["a.json.gz", "a.json"])
 def test_gzip_is_read_whatever_its_name(tmp_path, name):
-    path, two_members = tmp_path / name, (gzip.compress(part, mtime=0) for part in (TEXT[:50], TEXT[50:]))
+    path = tmp_path / name
+    two_members = (gzip.compress(part, mtime=0) for part in (TEXT[:50], TEXT[50:]))
     marked = gzip.compress(b"\xef\xbb\xbf" + TEXT, mtime=0)
     for content in (GZIP, b"".join(two_members), GZIP + b"\0" * 512, marked):
         path.write_bytes(content)
@@ -43,7 +63,8 @@ def test_gzip_is_read_whatever_its_name(tmp_path, name):
 
 
 def test_the_hash_is_that_of_the_content(tmp_path):
-    plain, compressed = tmp_path / "a.json", tmp_path / "a.json.gz"
+    plain = tmp_path / "a.json"
+    compressed = tmp_path / "a.json.gz"
     plain.write_bytes(TEXT)
     compressed.write_bytes(GZIP)
     stream = JsonStream(compressed)
@@ -78,7 +99,10 @@ def test_gzip_is_never_decompressed_as_a_whole(tmp_path, monkeypatch):
         *((damaged, "corrupt") for damaged in (flipped(-5), flipped(2), GZIP + b"rest")),
         (gzip.compress(TEXT[:-5], mtime=0), "cut short"),
         *((empty, "is empty") for empty in (gzip.compress(b"", mtime=0), b"\xef\xbb\xbf \n\t ")),
-        *((odd, "is not UTF-8 JSON") for odd in (gzip.compress(GZIP), b"\0" * 4096, TEXT.decode().encode("utf-16"))),
+        *(
+            (odd, "is not UTF-8 JSON")
+            for odd in (gzip.compress(GZIP), b"\0" * 4096, TEXT.decode().encode("utf-16"))
+        ),
         *((wrong, "not valid JSON") for wrong in (TEXT.decode().encode("utf-16-le"), b"{a: 1}")),
         (b'{"a": [1 2]}', "expected ','"),
         (b'{"a": 1} x', "after the end"),
@@ -113,14 +137,12 @@ def test_a_pipe_can_be_read_once(tmp_path):
     writer.join()
 
 
-SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=8
-)
-
-
 @settings(max_examples=60, deadline=None)
-@given(document=st.dictionaries(st.text(), VALUES, max_size=5), indent=st.sampled_from([None, 2]), data=st.data())
+@given(
+    document=st.dictionaries(st.text(), VALUES, max_size=5),
+    indent=st.sampled_from([None, 2]),
+    data=st.data(),
+)
 def test_reads_what_json_reads_wherever_a_chunk_ends(tmp_path_factory, document, indent, data):
     path = tmp_path_factory.mktemp("json") / "a.json"
     path.write_text(json.dumps(document, indent=indent))
@@ -145,9 +167,6 @@ def test_a_long_malformed_file_is_not_read_to_its_end(tmp_path, monkeypatch):
     assert len(stream._text) < 1000
 
 
-CONTENT = bytes(range(25))
-
-
 class Reader(StorePath):
     """Of one object; notes what is asked for."""
 
@@ -165,7 +184,9 @@ class Reader(StorePath):
 
 
 @pytest.mark.parametrize("options", [(), (1,)])
-def test_a_whole_file_is_read_by_few_requests(monkeypatch: pytest.MonkeyPatch, options: tuple[Any, ...]) -> None:
+def test_a_whole_file_is_read_by_few_requests(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[Any, ...]
+) -> None:
     monkeypatch.setattr(locations, "_BUFFER", 10)
     reader = Reader()
     file = reader.open("rb", *options)
@@ -193,7 +214,13 @@ def test_a_whole_file_is_read_by_few_requests(monkeypatch: pytest.MonkeyPatch, o
     ],
 )
 def test_what_is_no_store_is_refused_wherever_a_place_is_named(uri: str, expected: str) -> None:
-    readers: list[Callable[[str], Any]] = [RunFiles, Manifest.load, pin_model, check_images, content_id]
+    readers: list[Callable[[str], Any]] = [
+        RunFiles,
+        Manifest.load,
+        pin_model,
+        check_images,
+        content_id,
+    ]
     for read in readers:
         with pytest.raises(UserError) as caught:
             read(uri)

@@ -1,4 +1,6 @@
-"""Models in object stores, fetched once and known by their hash, and those in the cache of the hub."""
+"""Models in object stores, fetched once and known by their hash, and those in the cache of the
+hub.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,16 @@ from sgpipe.recipe import Recipe, hub_models, load_recipe, packaged_model, with_
 from sgpipe.utils.hashing import model_sha256
 
 URI = "s3://bucket/tagger"
-FILES = {"config.json": b"{}", "model.safetensors": b"weights" * 1000, "tokenizer/vocab.txt": b"a\nb"}
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": b"weights" * 1000,
+    "tokenizer/vocab.txt": b"a\nb",
+}
+
+
+NAME = "user/model"
+SETTINGS = ("config.json", "tokenizer_config.json")
+SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
 
 class Store:
@@ -57,7 +68,9 @@ class Store:
 def store(monkeypatch, tmp_path) -> type[Store]:
     monkeypatch.setenv("SGPIPE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(model_cache, "StorePath", Store)
-    Store.files, Store.reads, Store.fails = dict(FILES), [], []
+    Store.files = dict(FILES)
+    Store.reads = []
+    Store.fails = []
     return Store
 
 
@@ -72,10 +85,16 @@ def test_a_model_is_fetched_once_and_has_the_hash_of_its_folder(store, tmp_path)
     pinned = pin_model(URI)
     assert pinned == pin_model(URI) == pin_model(pinned)
     folder = Path(local_model(pinned))
-    assert {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")} == FILES
+    assert {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*.*")
+    } == FILES
     assert local_model(URI) == str(folder)
     assert sorted(store.reads) == sorted(FILES)
-    assert model_sha256(pinned) == model_sha256(str(folder)) == model_sha256(str(as_folder(tmp_path / "own", FILES)))
+    assert (
+        model_sha256(pinned)
+        == model_sha256(str(folder))
+        == model_sha256(str(as_folder(tmp_path / "own", FILES)))
+    )
 
 
 def test_other_names_stay_as_they_are(tmp_path):
@@ -86,7 +105,9 @@ def test_other_names_stay_as_they_are(tmp_path):
         local_model("./no/such")
 
 
-def test_a_model_that_changes_is_another_one_and_a_run_keeps_the_one_that_it_started_with(store, tmp_path):
+def test_a_model_that_changes_is_another_one_and_a_run_keeps_the_one_that_it_started_with(
+    store, tmp_path
+):
     first = pin_model(URI)
     store.files["config.json"] = b'{"other": 1}'
     second = pin_model(URI)
@@ -104,7 +125,9 @@ def test_an_interrupted_download_leaves_nothing(store, tmp_path):
         pin_model(URI)
     store.fails = []
     assert pin_model(URI)
-    assert len(list((tmp_path / "cache/models").glob("*/*"))) == 3  # the model, its listing, the lock
+    assert (
+        len(list((tmp_path / "cache/models").glob("*/*"))) == 3
+    )  # the model, its listing, the lock
 
 
 def test_processes_of_a_machine_wait_for_each_other(store):
@@ -130,7 +153,8 @@ def test_other_forms_of_a_model(store, files):
 
 
 @pytest.mark.parametrize(
-    ("files", "message"), [({}, "no config.json"), ({"a": b""}, "no config.json"), ({**FILES, "../x": b""}, "outside")]
+    ("files", "message"),
+    [({}, "no config.json"), ({"a": b""}, "no config.json"), ({**FILES, "../x": b""}, "outside")],
 )
 def test_what_is_no_model_is_refused(store, files, message):
     store.files = files
@@ -139,17 +163,18 @@ def test_what_is_no_model_is_refused(store, files, message):
 
 
 def test_recipes_name_models_by_uri(store):
-    store.files = {path.name: path.read_bytes() for path in packaged_model("tagger").iterdir() if path.is_file()}
-    recipe = with_model_folders(load_recipe("miniworld", {"tag.tagger": URI, "caption.captioner": URI}))
+    store.files = {
+        path.name: path.read_bytes()
+        for path in packaged_model("tagger").iterdir()
+        if path.is_file()
+    }
+    recipe = with_model_folders(
+        load_recipe("miniworld", {"tag.tagger": URI, "caption.captioner": URI})
+    )
     assert recipe.tag.tagger == recipe.caption.captioner == pin_model(URI)
     assert with_model_folders(recipe) == recipe
     assert model_sha256(recipe.tag.tagger) == model_sha256(str(packaged_model("tagger")))
     assert pickle.loads(pickle.dumps(recipe)) == recipe  # noqa: S301 - our own
-
-
-NAME = "user/model"
-SETTINGS = ("config.json", "tokenizer_config.json")
-SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 
 
 @pytest.mark.parametrize(
@@ -170,9 +195,13 @@ def test_a_model_is_cached_with_its_settings_and_all_its_weights(
     for folder in ("refs", "snapshots/abc"):
         (model / folder).mkdir(parents=True)
     (model / "refs/main").write_text("abc")
-    shards = SHARDS if "model.safetensors.index.json" in files else ["pytorch_model-00001-of-00001.bin"]
+    shards = (
+        SHARDS if "model.safetensors.index.json" in files else ["pytorch_model-00001-of-00001.bin"]
+    )
     for file in files:
-        (model / "snapshots/abc" / file).write_text(json.dumps({"weight_map": dict(enumerate(shards))}))
+        (model / "snapshots/abc" / file).write_text(
+            json.dumps({"weight_map": dict(enumerate(shards))})
+        )
     assert missing_models([NAME]) == ([] if complete else [NAME])
     for damaged in ("{", "{}", '{"weight_map": 5}'):
         (model / "snapshots/abc/model.safetensors.index.json").write_text(damaged)
@@ -181,7 +210,11 @@ def test_a_model_is_cached_with_its_settings_and_all_its_weights(
 
 def test_only_names_on_the_hub_are_looked_for(tmp_path: Path) -> None:
     def models(detector: str, captioner: str, **tag: str) -> list[str]:
-        settings = {"detect": {"detector": detector}, "caption": {"captioner": captioner}, "tag": tag}
+        settings = {
+            "detect": {"detector": detector},
+            "caption": {"captioner": captioner},
+            "tag": tag,
+        }
         return hub_models(Recipe.model_validate(settings))
 
     assert models("a/b", "c/d", tagger="a/b") == ["a/b", "c/d"]
@@ -189,7 +222,9 @@ def test_only_names_on_the_hub_are_looked_for(tmp_path: Path) -> None:
     assert models("a/b", "c/d", method="all", tagger="e/f") == ["a/b", "c/d"]
     assert models("a/b", "c/d", method="clip", tagger="ViT-B-32:openai") == []
     served = {"endpoint": "http://localhost:1/v1", "captioner": "c/d"}
-    assert hub_models(Recipe.model_validate({"caption": served, "detect": {"detector": "a/b"}})) == ["a/b"]
+    assert hub_models(
+        Recipe.model_validate({"caption": served, "detect": {"detector": "a/b"}})
+    ) == ["a/b"]
     assert hub_models(Recipe.model_validate({"detect": {"detector": "a/b"}}), ["detect"]) == []
 
 

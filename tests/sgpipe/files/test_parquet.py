@@ -56,7 +56,11 @@ def data(file: Any) -> bytes:
 def test_rows_are_images_and_files_still_are(place, folder, hub):
     root = image_root(folder if place == "folder" else "hf://datasets/anna/set@main")
     for each in (root, pickle.loads(pickle.dumps(root))):  # noqa: S301 - our own
-        assert data(each.open(f"{FILE}#2")) == data(each.open(f"{FILE}#image:2", 9)) == row(2)["image"]["bytes"]
+        assert (
+            data(each.open(f"{FILE}#2"))
+            == data(each.open(f"{FILE}#image:2", 9))
+            == row(2)["image"]["bytes"]
+        )
         assert data(each.open("a.png")) == row(9)["image"]["bytes"]
     assert root.contains(f"{FILE}#0")
     assert root.contains("a.png")
@@ -81,7 +85,9 @@ def test_a_dataset_of_the_hub_stays_at_its_commit(tmp_path, monkeypatch):
         return HubDataset(dataset.name, dataset.revision or commits.pop(0)), []
 
     monkeypatch.setattr(HubDataset, "list", listed)
-    source = SourceConfig(splits={"train": SplitConfig(images="hf://datasets/anna/set", annotations="a.json")})
+    source = SourceConfig(
+        splits={"train": SplitConfig(images="hf://datasets/anna/set", annotations="a.json")}
+    )
 
     def location(out: str) -> str:
         folder = RunFolder(tmp_path / out)
@@ -112,7 +118,9 @@ def test_images_are_read_in_any_order(tmp_path):
 def test_images_are_read_after_a_failure_of_the_store(tmp_path):
     files = [bytes([number]) * 100_000 for number in range(40)]
     table = pa.table({"image": pa.array(files, pa.binary())})
-    pq.write_table(table, tmp_path / "a.parquet", compression="none", data_page_size=1, write_batch_size=1)
+    pq.write_table(
+        table, tmp_path / "a.parquet", compression="none", data_page_size=1, write_batch_size=1
+    )
 
     class Stored(io.BytesIO):
         fails = False

@@ -58,7 +58,8 @@ class InProcessEngine:
 @contextmanager
 def without_ray() -> Iterator[None]:
     """Let `generate` run the stages in this process, and load a spaCy model once."""
-    load, loaded = spacy.load, {}
+    load = spacy.load
+    loaded = {}
 
     def load_once(name: str, **options: object) -> Language:
         return loaded.get(name) or loaded.setdefault(name, load(name, **options))
@@ -70,10 +71,14 @@ def without_ray() -> Iterator[None]:
         yield
 
 
-def label(recipe: Recipe, out: Path, parent: Path | str | None = None, **more: Any) -> tuple[Summary, list[str]]:
+def label(
+    recipe: Recipe, out: Path, parent: Path | str | None = None, **more: Any
+) -> tuple[Summary, list[str]]:
     """Run a recipe; returns the lines that it says, too."""
     said = io.StringIO()
-    summary = run.generate(recipe, out, Progress(Console(file=said, width=1000)), parent=parent, **more)
+    summary = run.generate(
+        recipe, out, Progress(Console(file=said, width=1000)), parent=parent, **more
+    )
     return summary, said.getvalue().splitlines()
 
 

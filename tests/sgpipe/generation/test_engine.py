@@ -1,4 +1,6 @@
-"""Sizing pools to the machines of a cluster, sharing the GPUs of a machine, placing actors, and backpressure."""
+"""Sizing pools to the machines of a cluster, sharing the GPUs of a machine, placing actors, and
+backpressure.
+"""
 
 import asyncio
 import os
@@ -17,7 +19,14 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from sgpipe.errors import EngineError, UserError
 from sgpipe.generation import engine, ray_engine
 from sgpipe.generation.engine import share_gpus, stages_sharing_gpus
-from sgpipe.generation.ray_engine import Pool, UnitLimit, is_placed, kill_actors, plan_pools, reserve
+from sgpipe.generation.ray_engine import (
+    Pool,
+    UnitLimit,
+    is_placed,
+    kill_actors,
+    plan_pools,
+    reserve,
+)
 from sgpipe.recipe import STAGES, Recipe, Resources
 from sgpipe.stages.base import Stage
 from sgpipe.utils.ray_cluster import start_ray
@@ -37,11 +46,19 @@ GPU = Resources(gpus=1)
 
 def node(cpus: float, gpus: float = 0, memory: float = 0, alive: bool = True) -> dict[str, Any]:
     """A machine as `ray.nodes()` lists it."""
-    return {"Alive": alive, "Resources": {"CPU": float(cpus), "GPU": float(gpus), "memory": memory * 2**30}}
+    return {
+        "Alive": alive,
+        "Resources": {"CPU": float(cpus), "GPU": float(gpus), "memory": memory * 2**30},
+    }
 
 
-def shape(stages: list[Stub], nodes: list[dict[str, Any]], units: int = 100) -> list[tuple[str, int]]:
-    return [("+".join(stage.name for stage in pool.stages), pool.actors) for pool in plan_pools(stages, units, nodes)]
+def shape(
+    stages: list[Stub], nodes: list[dict[str, Any]], units: int = 100
+) -> list[tuple[str, int]]:
+    return [
+        ("+".join(stage.name for stage in pool.stages), pool.actors)
+        for pool in plan_pools(stages, units, nodes)
+    ]
 
 
 LABEL = [Stub("caption", GPU), Stub("parse"), Stub("pair"), Stub("tag", GPU)]
@@ -51,9 +68,19 @@ LABEL = [Stub("caption", GPU), Stub("parse"), Stub("pair"), Stub("tag", GPU)]
     ("stages", "nodes", "units", "expected"),
     [
         ([Stub("caption"), Stub("parse")], [node(4)], 100, [("caption+parse", 4)]),
-        ([Stub("caption"), Stub("parse")], [node(4), node(2), node(8, alive=False)], 100, [("caption+parse", 6)]),
+        (
+            [Stub("caption"), Stub("parse")],
+            [node(4), node(2), node(8, alive=False)],
+            100,
+            [("caption+parse", 6)],
+        ),
         (LABEL, [node(8, 2)], 100, [("caption", 1), ("parse+pair", 6), ("tag", 1)]),
-        ([Stub("caption", Resources(actors=2)), Stub("tag")], [node(8)], 100, [("caption", 2), ("tag", 6)]),
+        (
+            [Stub("caption", Resources(actors=2)), Stub("tag")],
+            [node(8)],
+            100,
+            [("caption", 2), ("tag", 6)],
+        ),
         ([Stub("tag", Resources(cpus=3))], [node(4), node(5)], 100, [("tag", 2)]),
         ([Stub("tag", Resources(gpus=0.4, cpus=0.1))], [node(8, 3)], 100, [("tag", 6)]),
         ([Stub("tag", Resources(memory=3))], [node(8, memory=10)], 100, [("tag", 3)]),
@@ -70,18 +97,29 @@ def test_pools_share_the_machines(
     [
         ([Stub("tag", Resources(cpus=3))], [node(2), node(2)], "tag"),
         (LABEL, [node(8, 1)], "caption"),
-        ([Stub("parse", Resources(actors=9)), Stub("tag", Resources(cpus=0.5))], [node(8)], "parse"),
+        (
+            [Stub("parse", Resources(actors=9)), Stub("tag", Resources(cpus=0.5))],
+            [node(8)],
+            "parse",
+        ),
         ([Stub("tag", Resources(gpus=0.6, actors=2))], [node(8, 1)], "tag"),
         ([Stub("tag", Resources(memory=3))], [node(8, memory=2)], "tag"),
     ],
 )
-def test_actors_that_do_not_fit_are_refused(stages: list[Stub], nodes: list[dict[str, Any]], setting: str) -> None:
+def test_actors_that_do_not_fit_are_refused(
+    stages: list[Stub], nodes: list[dict[str, Any]], setting: str
+) -> None:
     with pytest.raises(UserError, match=rf"lower {setting}\.resources$"):
         plan_pools(stages, 100, nodes)
 
 
-@given(st.lists(st.tuples(st.integers(1, 16), st.integers(0, 4)), min_size=1, max_size=4), st.integers(1, 50))
-def test_no_pool_is_larger_than_its_work_and_none_can_grow(machines: list[tuple[int, int]], units: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 16), st.integers(0, 4)), min_size=1, max_size=4),
+    st.integers(1, 50),
+)
+def test_no_pool_is_larger_than_its_work_and_none_can_grow(
+    machines: list[tuple[int, int]], units: int
+) -> None:
     stages = [Stub("caption", Resources(cpus=1)), Stub("tag", Resources(cpus=0.5))]
     nodes = [node(*machine) for machine in machines]
     cpus = sum(machine[0] for machine in machines)
@@ -101,7 +139,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe_with(**settings: Any) -> Recipe:
-    return Recipe.model_validate({"caption": {"captioner": "blip"}, "tag": {"tagger": "tagger"}, **settings})
+    return Recipe.model_validate(
+        {"caption": {"captioner": "blip"}, "tag": {"tagger": "tagger"}, **settings}
+    )
 
 
 def shared(number: int, cpus: int, **settings: Any) -> Recipe:
@@ -121,17 +161,31 @@ def planned_on(number: int, cpus: int, **settings: Any) -> list[tuple[str, int]]
 
 @pytest.mark.parametrize(
     ("number", "cpus", "expected"),
-    [(1, 16, (1, 15, 1)), (8, 96, (8, 88, 8)), (2, 8, (2, 6, 2)), (1, 2, (1, 1, 1)), (4, 4, (2, 2, 2))],
+    [
+        (1, 16, (1, 15, 1)),
+        (8, 96, (8, 88, 8)),
+        (2, 8, (2, 6, 2)),
+        (1, 2, (1, 1, 1)),
+        (4, 4, (2, 2, 2)),
+    ],
 )
-def test_each_gpu_gets_a_captioner_and_a_tagger(gpus, number: int, cpus: int, expected: tuple[int, ...]) -> None:
-    assert planned_on(number, cpus) == list(zip(("caption", "parse+pair", "tag"), expected, strict=True))
+def test_each_gpu_gets_a_captioner_and_a_tagger(
+    gpus, number: int, cpus: int, expected: tuple[int, ...]
+) -> None:
+    assert planned_on(number, cpus) == list(
+        zip(("caption", "parse+pair", "tag"), expected, strict=True)
+    )
     neighbours = [("detect+caption", 1), ("parse+pair", 15), ("tag", 1)]
     assert planned_on(1, 16, detect={"detector": "detr"}) == neighbours
 
 
 def test_models_share_the_gpus_of_a_machine(gpus) -> None:
     recipe = shared(1, 16)
-    assert recipe.caption.resources == recipe.tag.resources == Resources(gpus=0.5, cpus=0.5, io_threads=4)
+    assert (
+        recipe.caption.resources
+        == recipe.tag.resources
+        == Resources(gpus=0.5, cpus=0.5, io_threads=4)
+    )
     assert recipe.parse.resources == Resources()
     assert shared(1, 16, caption={}).tag.resources.gpus == 1
     assert shared(4, 8).tag.resources.io_threads == 2
@@ -146,14 +200,19 @@ def test_models_share_the_gpus_of_a_machine(gpus) -> None:
     "settings",
     [
         {"tag": {"tagger": "t", "resources": {"gpus": 0.25}}},
-        {"tag": {"tagger": "t", "device": "cpu"}, "caption": {"captioner": "c", "resources": {"gpus": 0}}},
+        {
+            "tag": {"tagger": "t", "device": "cpu"},
+            "caption": {"captioner": "c", "resources": {"gpus": 0}},
+        },
         {"tag": {"method": "all"}, "caption": {}},
         {"engine": {"address": "auto"}},
     ],
 )
 def test_what_the_recipe_says_of_gpus_and_all_else_is_kept(gpus, settings: dict[str, Any]) -> None:
     assert shared(2, 16, **settings) == recipe_with(**settings)
-    recipe = shared(1, 16, tag={"tagger": "t", "resources": {"cpus": 2, "actors": 3, "io_threads": 7}})
+    recipe = shared(
+        1, 16, tag={"tagger": "t", "resources": {"cpus": 2, "actors": 3, "io_threads": 7}}
+    )
     assert recipe.tag.resources == Resources(gpus=0.16, cpus=2, actors=3, io_threads=7)
     assert planned_on(1, 16, tag={"tagger": "t", "resources": {"actors": 6}})[-1] == ("tag", 6)
 
@@ -165,7 +224,9 @@ def run(scenario: Coroutine[Any, Any, list[str]]) -> list[str]:
 
 
 async def settled() -> None:
-    """Let every task run until it waits: turns of the loop, not seconds, so that a slow machine changes nothing."""
+    """Let every task run until it waits: turns of the loop, not seconds, so that a slow machine
+    changes nothing.
+    """
     for _ in range(100):
         await asyncio.sleep(0)
 
@@ -186,10 +247,13 @@ def test_no_more_units_than_the_limit_are_in_progress_and_one_that_comes_again_i
 
 
 class Cluster:
-    """Answers whether there is room for a graph, from a list; after that always as the last answer."""
+    """Answers whether there is room for a graph, from a list; after that always as the last
+    answer.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *answers: bool) -> None:
-        self.answers, self.polls = answers, 0
+        self.answers = answers
+        self.polls = 0
         self.killed: list[int] = []
         self.long_after = threading.Event()
         monkeypatch.setattr(ray_engine, "_POLL_SECONDS", 0.001)
@@ -207,8 +271,12 @@ class Cluster:
         self.killed.append(self.polls)
 
 
-def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended(monkeypatch: pytest.MonkeyPatch):
-    cluster = Cluster(monkeypatch, True, False, False, True, False)  # the second time the machine does not come back
+def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    cluster = Cluster(
+        monkeypatch, True, False, False, True, False
+    )  # the second time the machine does not come back
 
     def lost() -> Iterator[None]:
         raise ConnectionError  # by a client at ray://
@@ -220,9 +288,12 @@ def test_a_graph_that_stands_still_on_a_cluster_that_is_too_small_is_ended(monke
     assert cluster.killed[:3] == [first, first + 1, first + 2]  # Ray Data replaces some
 
 
-def test_a_graph_that_advances_may_end_on_a_cluster_that_is_too_small(monkeypatch: pytest.MonkeyPatch):
+def test_a_graph_that_advances_may_end_on_a_cluster_that_is_too_small(
+    monkeypatch: pytest.MonkeyPatch,
+):
     cluster = Cluster(monkeypatch, False)
-    polled, entered = cluster.has, threading.Event()
+    polled = cluster.has
+    entered = threading.Event()
 
     def advance(required: object) -> bool:
         assert entered.wait(30)
@@ -252,7 +323,11 @@ def test_actors_of_a_graph_that_failed_make_room_for_the_next(local_ray: None) -
 
     def start(name: str) -> ray.actor.ActorHandle:
         there = PlacementGroupSchedulingStrategy(placed, 0)
-        return ray.remote(Occupant).options(name=name, num_cpus=2, max_restarts=8, scheduling_strategy=there).remote()
+        return (
+            ray.remote(Occupant)
+            .options(name=name, num_cpus=2, max_restarts=8, scheduling_strategy=there)
+            .remote()
+        )
 
     kept = [start("old graph 1"), start("old graph 2")]  # one runs, one waits for room
     ray.get(kept[0].__ray_ready__.remote())
@@ -269,13 +344,18 @@ class Occupant:
 
 
 @pytest.mark.slow
-def test_actors_that_cannot_be_placed_are_fewer_or_refused(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_actors_that_cannot_be_placed_are_fewer_or_refused(
+    local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(ray_engine, "_PLACING_SECONDS", 5.0)
     pool = Pool((Stub("stub"),), Resources(), 3)  # more than the two CPUs have room for
     [smaller], placed = reserve([pool])
     assert smaller.actors == 2
     assert is_placed(placed)
-    with pytest.raises(EngineError, match=r"lower stub\.resources, or wait for other jobs, which leave nothing free"):
+    with pytest.raises(
+        EngineError,
+        match=r"lower stub\.resources, or wait for other jobs, which leave nothing free",
+    ):
         reserve([replace(pool, actors=1)])
     ray.util.remove_placement_group(placed)
     with pytest.raises(UserError, match=r"lower stub\.resources"):

@@ -40,9 +40,16 @@ COUNT = 6
 EQUIVALENTS = load_equivalents(None)
 
 
+ATTRIBUTED = (
+    "VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json --image-data image_data.json"
+)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """Images of the miniworld; `known`: an import of half of their relations, and of some that are odd."""
+    """Images of the miniworld; `known`: an import of half of their relations, and of some that are
+    odd.
+    """
     folder = tmp_path_factory.mktemp("world")
     render_dataset(folder / "drawn", COUNT, 5, "val")
     graphs = json.loads((folder / "drawn" / SCENE_GRAPHS).read_text())
@@ -50,9 +57,15 @@ def world(tmp_path_factory) -> Path:
         graph["relationships"] = graph["relationships"][::2]
         thing = graph["objects"][0]["object_id"]
         if not number:
-            graph["relationships"].append({"predicate": "near", "subject_id": thing, "object_id": thing})
-            graph["relationships"].append({"predicate": "x" * 300, "subject_id": thing, "object_id": thing})
-            graph["objects"].append({"object_id": -1, "x": 0, "y": 0, "w": 9, "h": 9, "names": "n" * 300})
+            graph["relationships"].append(
+                {"predicate": "near", "subject_id": thing, "object_id": thing}
+            )
+            graph["relationships"].append(
+                {"predicate": "x" * 300, "subject_id": thing, "object_id": thing}
+            )
+            graph["objects"].append(
+                {"object_id": -1, "x": 0, "y": 0, "w": 9, "h": 9, "names": "n" * 300}
+            )
     (folder / "known.json").write_text(json.dumps(graphs))
     import_graphs(folder / "known.json", "val", folder / "known", folder / "drawn" / IMAGES)
     return folder
@@ -66,17 +79,22 @@ def extend(run: object, out: Path, *more: object, code: int = 0) -> str:
 
 
 def assert_kept(parent: Sequence[Record], child: Sequence[Record]) -> int:
-    """Boxes and relations are the parent's, and nothing added says what one of them says; how many were added."""
+    """Boxes and relations are the parent's, and nothing added says what one of them says; how many
+    were added.
+    """
     added = 0
     for before, after in zip(parent, child, strict=True):
         for name in ("image_id", "split", "file_name", "objects"):
             assert getattr(after, name) == getattr(before, name)
         if not after.ok:
             continue
-        kept, new = after.relations[: len(before.relations)], after.relations[len(before.relations) :]
+        kept = after.relations[: len(before.relations)]
+        new = after.relations[len(before.relations) :]
         assert kept == before.relations
         said = {EQUIVALENTS.key(each.subject, each.predicate, each.object) for each in kept}
-        assert not said & {EQUIVALENTS.key(each.subject, each.predicate, each.object) for each in new}
+        assert not said & {
+            EQUIVALENTS.key(each.subject, each.predicate, each.object) for each in new
+        }
         assert all(each.confidence is not None for each in new)
         added += len(new)
     return added
@@ -102,16 +120,22 @@ def test_known_relations_stay_and_others_are_added_once(world, extended, tmp_pat
     assert rows(tmp_path / "out") == rows(extended)
 
 
-def test_a_run_is_extended_by_its_own_recipe_and_captions_unless_there_is_another_captioner(extended, tmp_path):
+def test_a_run_is_extended_by_its_own_recipe_and_captions_unless_there_is_another_captioner(
+    extended, tmp_path
+):
     RAN.clear()
     extend(extended, tmp_path / "a", "--set", "pair.candidates=image")
     assert RAN == ["load", "parse", "pair", "tag"]
-    assert [row.captions for row in rows(tmp_path / "a")] == [row.captions for row in rows(extended)]
+    assert [row.captions for row in rows(tmp_path / "a")] == [
+        row.captions for row in rows(extended)
+    ]
     assert assert_kept(rows(extended), rows(tmp_path / "a")) > 0
     RAN.clear()
     extend(extended, tmp_path / "b", "--captioner", "MINIWORLD", "--seed", "3")
     assert RAN[0] == "caption"
-    assert [row.captions for row in rows(tmp_path / "b")] != [row.captions for row in rows(extended)]
+    assert [row.captions for row in rows(tmp_path / "b")] != [
+        row.captions for row in rows(extended)
+    ]
 
 
 def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(extended, tmp_path):
@@ -121,25 +145,37 @@ def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(ex
     certify = ("certify", run, "--precision", "0.5", "--threshold", str(highest))
     while invoke(*certify).exit_code == 1:
         log = JudgementLog(run / "judgements.jsonl", Manifest.load(run).run["fingerprint"])
-        for number, question in enumerate(each for plan in log.plans.values() for each in plan.questions):
+        for number, question in enumerate(
+            each for plan in log.plans.values() for each in plan.questions
+        ):
             values = {"at": "", "by": "anna", "run": log.fingerprint, "judgement": "right"}
             log.append(Judgement(id=f"a{number}", **values, **question.key._asdict()))
     [kept] = json.loads((run / "certificate.json").read_text())["sets"]
     extend(run, tmp_path / "out", "miniworld", "--certified")
     records = rows(run)
     for each in records:
-        each.relations = [r for r in each.relations if r.confidence is None or r.confidence >= kept["threshold"]]
-    assert 0 < sum(len(each.relations) for each in records) < sum(len(each.relations) for each in rows(run))
+        each.relations = [
+            r for r in each.relations if r.confidence is None or r.confidence >= kept["threshold"]
+        ]
+    assert (
+        0
+        < sum(len(each.relations) for each in records)
+        < sum(len(each.relations) for each in rows(run))
+    )
     assert_kept(records, rows(tmp_path / "out"))
     log = JudgementLog(run / "judgements.jsonl", Manifest.load(run).run["fingerprint"])
     correct_run(Manifest.load(run), run, log, tmp_path / "corrected", Progress(Console(quiet=True)))
-    extend(tmp_path / "corrected", tmp_path / "again", "miniworld", "--set", "pair.candidates=image")
+    extend(
+        tmp_path / "corrected", tmp_path / "again", "miniworld", "--set", "pair.candidates=image"
+    )
     assert assert_kept(rows(tmp_path / "corrected"), rows(tmp_path / "again")) > 0
     extend(run, tmp_path / "set", "miniworld", "--set", f"source.threshold={kept['threshold']}")
     extend(run, tmp_path / "all", "miniworld")
     made = [Manifest.load(tmp_path / name).run["fingerprint"] for name in ("out", "set", "all")]
     assert made[0] == made[1] != made[2]
-    assert "pass --extend" in invoke("generate", "--certified", "--out", tmp_path / "x").output.replace("\n", " ")
+    assert "pass --extend" in invoke(
+        "generate", "--certified", "--out", tmp_path / "x"
+    ).output.replace("\n", " ")
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -156,40 +192,59 @@ def test_each_import_is_extended(kind, tmp_path):
     assert_kept([known], rows(tmp_path / "out"))
 
 
-ATTRIBUTED = "VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json --image-data image_data.json"
-
-
 @pytest.mark.parametrize(
     "command",
     [
-        *("psg --annotations psg.json --split all", f"vg150 --split all --annotations {ATTRIBUTED}"),
-        *("coco --annotations instances_val.json", "label-studio --annotations val.json --predictions"),
+        *(
+            "psg --annotations psg.json --split all",
+            f"vg150 --split all --annotations {ATTRIBUTED}",
+        ),
+        *(
+            "coco --annotations instances_val.json",
+            "label-studio --annotations val.json --predictions",
+        ),
         *("svg --annotations sg.json --split val", "gbc --annotations graphs.json"),
     ],
 )
 def test_each_form_is_imported_and_extended(command, tmp_path, world, monkeypatch):
     """With its class lists, to which what is added may not belong."""
-    form, known = command.split()[0], rows(world / "known")
+    form = command.split()[0]
+    known = rows(world / "known")
     monkeypatch.chdir(tmp_path)
     if form in ("svg", "gbc"):
-        content = svg_form(known) if form == "svg" else [{**GRAPH, "img_path": known[0].file_name, "img_size": None}]
+        content = (
+            svg_form(known)
+            if form == "svg"
+            else [{**GRAPH, "img_path": known[0].file_name, "img_size": None}]
+        )
         (tmp_path / command.split()[2]).write_text(json.dumps(content))
     else:
         monkeypatch.chdir(export_run(world / "known", form, tmp_path / "form").root)
-    sgpipe("import", *command.split(), "--images", world / "drawn" / IMAGES, "--out", tmp_path / "run")
+    sgpipe(
+        "import", *command.split(), "--images", world / "drawn" / IMAGES, "--out", tmp_path / "run"
+    )
     extend(tmp_path / "run", tmp_path / "out", "miniworld")
     assert (assert_kept(rows(tmp_path / "run"), rows(tmp_path / "out")) > 0) == (form != "gbc")
     before, after = (Manifest.load(tmp_path / name).run.get("labels") for name in ("run", "out"))
     assert after == before
     assert (before is not None) == (form in ("psg", "vg150"))
-    [file] = export_run(tmp_path / "out", "sgg-benchmark", tmp_path / "again").root.glob("*/_annotations.coco.json")
+    [file] = export_run(tmp_path / "out", "sgg-benchmark", tmp_path / "again").root.glob(
+        "*/_annotations.coco.json"
+    )
     names = [each["name"] for each in json.loads(file.read_text())["rel_categories"]]
     assert not before or names[: len(before["relations"])] == before["relations"]
     assert len(set(names)) == len(names)
 
 
 def test_images_in_the_shards_are_found_there(world, extended, tmp_path):
-    graphs = ["import", "vg", "--annotations", world / "known.json", "--images", world / "drawn" / IMAGES]
+    graphs = [
+        "import",
+        "vg",
+        "--annotations",
+        world / "known.json",
+        "--images",
+        world / "drawn" / IMAGES,
+    ]
     sgpipe(*graphs, "--no-preprocess", "--split", "val", "--embed", "--out", tmp_path / "run")
     dataset = export_run(tmp_path / "run", "hf", tmp_path / "hub").root
     sgpipe("import", "hf", "--annotations", dataset, "--out", tmp_path / "again")
@@ -205,17 +260,25 @@ def test_error_rows_stay_unless_a_stage_that_runs_again_made_them(world, tmp_pat
     records[1].fail("import", "no size")
     records[2].fail("tag", "once more")
     with folder.lock():
-        manifest = folder.open({"identity": {"import": "vg"}, "images": {"val": str(world / "drawn" / IMAGES)}})
-        manifest.commit(write_shard(folder.root, "data/val-000000000-000000006.parquet", "val", 0, records, {}))
+        manifest = folder.open(
+            {"identity": {"import": "vg"}, "images": {"val": str(world / "drawn" / IMAGES)}}
+        )
+        manifest.commit(
+            write_shard(folder.root, "data/val-000000000-000000006.parquet", "val", 0, records, {})
+        )
     extend(folder.root, tmp_path / "out", "miniworld")
     found = rows(tmp_path / "out")
     assert [row.error for row in found if not row.ok] == ["import: no size"]
-    assert_kept([record for record in records if record.error != "tag: once more"], [found[0], *found[1:2], *found[3:]])
+    assert_kept(
+        [record for record in records if record.error != "tag: once more"],
+        [found[0], *found[1:2], *found[3:]],
+    )
 
 
 def test_parent_and_run_may_be_in_stores(world, extended, tmp_path, store):  # noqa: F811
     import_graphs(world / "known.json", "val", tmp_path / "known", world / "drawn" / IMAGES)
-    first, second = f"{store.uri}/first", f"{store.uri}/second"
+    first = f"{store.uri}/first"
+    second = f"{store.uri}/second"
     few = ("--set", "source.miniworld.images=4", "--set", "caption.samples=2")
     sgpipe("generate", "miniworld", *few, "--out", tmp_path / "first", "--store", first)
     extend(first, tmp_path / "second", "miniworld", "--store", second)
@@ -233,26 +296,46 @@ def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
     (tmp_path / "own.yaml").write_text("synonyms: {holding: [held by]}\n")
     (tmp_path / "empty").mkdir()
     moved, unfinished, damaged = (
-        shutil.copytree(world / "known", tmp_path / name) for name in ("moved", "unfinished", "damaged")
+        shutil.copytree(world / "known", tmp_path / name)
+        for name in ("moved", "unfinished", "damaged")
     )
-    for copy, changes in ((unfinished, {"finished": False}), (moved, {"images": {"val": str(tmp_path / "gone")}})):
+    for copy, changes in (
+        (unfinished, {"finished": False}),
+        (moved, {"images": {"val": str(tmp_path / "gone")}}),
+    ):
         manifest = Manifest.load(copy)
         manifest.run |= changes
         manifest.rewrite()
     shard = next((damaged / "data").glob("*.parquet"))
     content = shard.read_bytes()
     shard.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
-    known, new = world / "known", tmp_path / "new"
+    known = world / "known"
+    new = tmp_path / "new"
     for run, out, more, expected in (
         (known, known, (), "is read by this command"),
-        (known, new, ("--from", extended), "--from takes stages over from a run, --extend relations"),
+        (
+            known,
+            new,
+            ("--from", extended),
+            "--from takes stages over from a run, --extend relations",
+        ),
         (tmp_path / "empty", new, (), "is not an sgpipe run"),
         (unfinished, new, (), "is not complete: finish it first"),
         (moved, new, (), "if the images moved, pass --images"),
         (damaged, new, (), "is missing or damaged"),
         (known, new, ("--set", "pair.restrict=group"), "not with --extend"),
-        (known, new, ("--set", f"pair.equivalents={tmp_path / 'own.yaml'}"), "'held by' is both the same as 'holding'"),
-        (known, new, ("--set", "caption.captioner=null", "--set", "pair.known=0"), "has no captions"),
+        (
+            known,
+            new,
+            ("--set", f"pair.equivalents={tmp_path / 'own.yaml'}"),
+            "'held by' is both the same as 'holding'",
+        ),
+        (
+            known,
+            new,
+            ("--set", "caption.captioner=null", "--set", "pair.known=0"),
+            "has no captions",
+        ),
         (known, new, ("--images", tmp_path / "empty"), "has no image of the split val"),
     ):
         said = extend(run, out, "miniworld", *more, code=2).splitlines()
@@ -266,7 +349,9 @@ def test_bad_input_is_refused_in_one_line(world, extended, tmp_path):
     assert rows(new) == rows(extended)
 
 
-def candidates(made: Record, triplets: list, **settings: object) -> dict[tuple[int, int], list[str]]:
+def candidates(
+    made: Record, triplets: list, **settings: object
+) -> dict[tuple[int, int], list[str]]:
     classes = {box.category for box in made.objects} | {"lady", "dog", "bike"}
     stage = PairStage(PairConfig(**settings), "coco", classes, triplets)
     stage.setup()
@@ -275,8 +360,14 @@ def candidates(made: Record, triplets: list, **settings: object) -> dict[tuple[i
 
 
 def test_captions_and_the_runs_own_predicates_are_candidates_by_the_kind_of_a_name():
-    made = record(["young lady", "red bike"], [("a man", "rides", "a bicycle"), ("a boy", "beside", "a bike")])
-    known = [("lady", "next to", "bike", 3), ("lady", "pushing", "bike", 2), ("lady", "leading", "dog", 1)]
+    made = record(
+        ["young lady", "red bike"], [("a man", "rides", "a bicycle"), ("a boy", "beside", "a bike")]
+    )
+    known = [
+        ("lady", "next to", "bike", 3),
+        ("lady", "pushing", "bike", 2),
+        ("lady", "leading", "dog", 1),
+    ]
     assert candidates(made, known) == {(0, 1): ["next to", "pushing", "rides"]}
     assert candidates(made, known, known=1) == {(0, 1): ["next to", "rides"]}
     assert candidates(made, known, known=0) == {(0, 1): ["rides", "beside"]}
@@ -285,14 +376,26 @@ def test_captions_and_the_runs_own_predicates_are_candidates_by_the_kind_of_a_na
 def test_a_missing_object_and_what_is_known_are_no_candidates():
     made = record(["person", "dog"], [("a person", "near", "a dog")])
     made.objects.append(Box(NO_OBJECT, 2, (0.0, 0.0, 0.0, 0.0)))
-    known = [("person", "smile", NO_OBJECT, 5), ("person", "walking", "dog", 2), ("dog", "walked by", "person", 2)]
+    known = [
+        ("person", "smile", NO_OBJECT, 5),
+        ("person", "walking", "dog", 2),
+        ("dog", "walked by", "person", 2),
+    ]
     made.relations = [Relation(1, 0, "next to"), Relation(0, 1, "is walking")]
     assert candidates(made, known) == {}
 
 
 def test_a_tagger_reads_a_class_that_it_knows_in_place_of_words_that_it_does_not():
-    tokenizer = build_tokenizer(["person bicycle dining table cup dog chair bench horse kite car cat bird umbrella"])
-    names = {"lady": "person", "red bike": "bicycle", "mug": "cup", "dog": "dog", "lamp post": "lamp post"}
+    tokenizer = build_tokenizer(
+        ["person bicycle dining table cup dog chair bench horse kite car cat bird umbrella"]
+    )
+    names = {
+        "lady": "person",
+        "red bike": "bicycle",
+        "mug": "cup",
+        "dog": "dog",
+        "lamp post": "lamp post",
+    }
     assert {name: text_to_read(name, tokenizer) for name in names} == names
 
 
@@ -311,16 +414,24 @@ def test_origins_are_counted_and_exported(extended, world, tmp_path):
     assert f"Origin of the relations: annotated {counts(extended)['annotated']}." in readme
     images = ("--images", world / "drawn" / IMAGES)
     sgpipe("import", "hf", "--annotations", tmp_path / "hf", *images, "--out", tmp_path / "again")
-    assert [row.relations for row in rows(tmp_path / "again")] == [row.relations for row in rows(world / "known")]
+    assert [row.relations for row in rows(tmp_path / "again")] == [
+        row.relations for row in rows(world / "known")
+    ]
 
 
 def test_relations_count_by_the_weight_of_their_origin_in_training(extended):
-    data = DataConfig.model_validate({"train": [{"shards": str(extended)}], "origins": {"tagger": 0.25}})
+    data = DataConfig.model_validate(
+        {"train": [{"shards": str(extended)}], "origins": {"tagger": 0.25}}
+    )
     stream = StepStream(scan_training(data), data, batch=COUNT, seed=0, most_relations=100)
 
     def labels(epochs: int) -> Counter[str]:
         items = (
-            item for epoch in range(epochs) for step in stream.epoch(epoch) for part in step for item in part.items
+            item
+            for epoch in range(epochs)
+            for step in stream.epoch(epoch)
+            for part in step
+            for item in part.items
         )
         return Counter(each.origin for item in items for each in item.graph.relations)
 

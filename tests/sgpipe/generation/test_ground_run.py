@@ -23,6 +23,10 @@ GROUNDED = str(recipe_folder() / "miniworld" / "grounded.yaml")
 ON = {"ground.detector": "MINIWORLD", "ground.threshold": 0.45}
 
 
+# The last finds a box for any word: a forklift where the detector sees one most.
+EVERYWHERE = {**ON, "ground.threshold": 0.001, "ground.max_boxes": 9}
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("world") / "world"
@@ -32,37 +36,49 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def half(world: Path) -> dict[str, Any]:
-    """A source that knows the boxes of every second class, and captions that also name things of no class."""
+    """A source that knows the boxes of every second class, and captions that also name things of no
+    class.
+    """
     instances = json.loads((world / INSTANCES).read_text())
     kept = {each["id"]: each for each in instances["categories"][::2]}
-    instances["annotations"] = [each for each in instances["annotations"] if each["category_id"] in kept]
+    instances["annotations"] = [
+        each for each in instances["annotations"] if each["category_id"] in kept
+    ]
     (world / "half.json").write_text(json.dumps({**instances, "categories": list(kept.values())}))
     captions = json.loads((world / "captions.json").read_text())
     for number, each in enumerate(instances["images"]):
         text = "a man next to a forklift in the background"
-        captions["annotations"].append({"id": 10**9 + number, "image_id": each["id"], "caption": text})
+        captions["annotations"].append(
+            {"id": 10**9 + number, "image_id": each["id"], "caption": text}
+        )
     (world / "said.json").write_text(json.dumps(captions))
-    split = {"annotations": world / "half.json", "images": str(world / IMAGES), "captions": world / "said.json"}
+    split = {
+        "annotations": world / "half.json",
+        "images": str(world / IMAGES),
+        "captions": world / "said.json",
+    }
     return {"source.format": "coco", "source.splits": {"val": split}, "caption.captioner": None}
 
 
-def run(recipe: str, changes: dict[str, Any], out: Path, parent: Path | None = None) -> tuple[list[Record], list[str]]:
+def run(
+    recipe: str, changes: dict[str, Any], out: Path, parent: Path | None = None
+) -> tuple[list[Record], list[str]]:
     _, said = label(load_recipe(recipe, {"engine.unit_size": 2, **changes}), out, parent)
     return rows(out), said
 
 
 @pytest.fixture(scope="module")
-def plain(half: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
+def plain(
+    half: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Record]]:
     out = tmp_path_factory.mktemp("plain") / "run"
     return out, run("miniworld", half, out)[0]
 
 
-# The last finds a box for any word: a forklift where the detector sees one most.
-EVERYWHERE = {**ON, "ground.threshold": 0.001, "ground.max_boxes": 9}
-
-
 @pytest.fixture(scope="module")
-def grounded(half: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Record]]:
+def grounded(
+    half: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Record]]:
     out = tmp_path_factory.mktemp("grounded") / "run"
     return out, run("miniworld", {**half, **EVERYWHERE}, out)[0]
 
@@ -73,7 +89,9 @@ def test_given_boxes_are_the_same_bit_for_bit(plain, grounded):
         assert after.objects[: len(before.objects)] == before.objects
         others = after.objects[len(before.objects) :]
         given_classes = {box.category for box in before.objects}
-        assert all(box.origin == "grounded" and box.score is not None and box.phrase for box in others)
+        assert all(
+            box.origin == "grounded" and box.score is not None and box.phrase for box in others
+        )
         assert given_classes.isdisjoint(box.category for box in others)
         added += len(others)
     assert added
@@ -87,13 +105,23 @@ def test_free_nouns_get_relations_and_go_into_exports(grounded, tmp_path):
     out, records = grounded
     forklifts = [box for record in records for box in record.objects if box.category == "forklift"]
     assert len({box.category_id for box in forklifts}) == 1
-    ends = {row.objects[end].category for row in records for r in row.relations for end in (r.subject, r.object)}
+    ends = {
+        row.objects[end].category
+        for row in records
+        for r in row.relations
+        for end in (r.subject, r.object)
+    }
     assert "forklift" in ends
     export_run(out, "coco", tmp_path / "coco")
     instances = json.loads((tmp_path / "coco" / "instances_val.json").read_text())
     ids = {each["name"]: each["id"] for each in instances["categories"]}
     assert ids["forklift"] == forklifts[0].category_id >= 2**30
-    given = {box.category: box.category_id for record in records for box in record.objects if box.origin != "grounded"}
+    given = {
+        box.category: box.category_id
+        for record in records
+        for box in record.objects
+        if box.origin != "grounded"
+    }
     assert {name: ids[name] for name in given} == given
 
 
@@ -102,15 +130,21 @@ def test_a_run_takes_the_captions_of_another_and_grounds_them(plain, grounded, h
     found, said = run("miniworld", {**half, **EVERYWHERE}, tmp_path / "added", plain[0])
     assert RAN[-3:] == ["ground", "pair", "tag"]
     assert found == grounded[1]
-    assert said[0].startswith(f"captions from {plain[0]}; parse, ground, pair and tag to run (ground.detector:")
+    assert said[0].startswith(
+        f"captions from {plain[0]}; parse, ground, pair and tag to run (ground.detector:"
+    )
     RAN.clear()
     assert run("miniworld", half, tmp_path / "removed", grounded[0])[0] == plain[1]
     assert RAN == ["parse", "pair", "tag"]  # attributes of objects are told again
     RAN.clear()
-    found, said = run("miniworld", {**half, **EVERYWHERE, "tag.threshold": 0.5}, tmp_path / "tagged", grounded[0])
+    found, said = run(
+        "miniworld", {**half, **EVERYWHERE, "tag.threshold": 0.5}, tmp_path / "tagged", grounded[0]
+    )
     assert RAN == ["tag"]
     assert "boxes of words" in said[0]
-    assert [(row.objects, row.left_out) for row in found] == [(row.objects, row.left_out) for row in grounded[1]]
+    assert [(row.objects, row.left_out) for row in found] == [
+        (row.objects, row.left_out) for row in grounded[1]
+    ]
 
 
 def test_images_alone_are_labelled_without_a_class_list(world, tmp_path):

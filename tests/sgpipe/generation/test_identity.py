@@ -1,4 +1,6 @@
-"""What decides the labels of a run is part of its identity, and what only moves work around is not."""
+"""What decides the labels of a run is part of its identity, and what only moves work around is
+not.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from sgpipe.generation.identity import identity
 from sgpipe.recipe import Recipe
 from sgpipe.utils.hashing import differences, fingerprint
 
-HERE, THERE = "http://localhost:8000/v1", "http://gpu-7:9000/v1"
+HERE = "http://localhost:8000/v1"
+THERE = "http://gpu-7:9000/v1"
 SERVED = {
     "caption": {"caption__captioner": "org/model", "caption__endpoint": HERE},
     "parse": {"parse__model": "org/model", "parse__parser": "llm", "parse__endpoint": HERE},
@@ -22,17 +25,16 @@ TAGGER = {"tag__tagger": "hub/model"}
 PER_IMAGE = {**TAGGER, "tag__vocabulary": "image"}
 
 
-def parts(seed: int = 0, **overrides: Any) -> dict[str, Any]:
-    values: dict[str, Any] = {"seed": seed}
-    for key, value in overrides.items():
-        section, _, name = key.partition("__")
-        values.setdefault(section, {})[name] = value
-    return identity(Recipe.model_validate(values), {})
-
-
 SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({}, {"caption__batch_size": 1, "parse__batch_size": 3, "tag__device": "cpu"}),
-    ({}, {"tag__resources": {"actors": 2, "cpus": 2}, "engine__unit_size": 7, "engine__address": "auto"}),
+    (
+        {},
+        {
+            "tag__resources": {"actors": 2, "cpus": 2},
+            "engine__unit_size": 7,
+            "engine__address": "auto",
+        },
+    ),
     ({}, {"pair__max_marks": 9, "pair__samples": 3, "pair__temperature": 1.0, "pair__model": "n"}),
     (MARKS, {"pair__endpoint": THERE, "pair__requests": {"key": "OTHER"}, "pair__device": "cpu"}),
     ({}, {"caption__samples": 3}),  # without a captioner
@@ -45,14 +47,11 @@ SAME: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({**TAGGER, "tag__method": "overlap"}, {"tag__tagger": "hub/other", "tag__threshold": 0.5}),
     (TAGGER, {"tag__vocabulary_others": 5}),
     *((SERVED[section], {f"{section}__endpoint": THERE}) for section in SERVED),
-    *((SERVED[section], {f"{section}__requests": {"in_flight": 2, "key": "OTHER"}}) for section in SERVED),
+    *(
+        (SERVED[section], {f"{section}__requests": {"in_flight": 2, "key": "OTHER"}})
+        for section in SERVED
+    ),
 ]
-
-
-@pytest.mark.parametrize(("given", "more"), SAME)
-def test_what_does_not_decide_labels_is_not_part_of_it(given: dict[str, Any], more: dict[str, Any]) -> None:
-    assert fingerprint(parts(**given | more)) == fingerprint(parts(**given))
-    assert "http" not in str(parts(**given))
 
 
 CHANGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -61,7 +60,10 @@ CHANGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({}, {"tag__resources": {"gpus": 1}}, "tag.dtype: 'auto on a CPU' then, 'auto on a GPU' now"),
     ({}, {"parse__model": "other"}, "parse.model: "),
     ({}, {"tag__compile": True}, "tag.compile: "),
-    *((MARKS, {f"pair__{name}": 3}, f"pair.{name}: ") for name in ("max_marks", "samples", "temperature")),
+    *(
+        (MARKS, {f"pair__{name}": 3}, f"pair.{name}: ")
+        for name in ("max_marks", "samples", "temperature")
+    ),
     (MARKS, {"pair__model": "n"}, "pair.model: 'm' then, 'n' now"),
     ({"caption__captioner": "hub/blip"}, {"caption__samples": 3}, "caption.samples: "),
     (PER_IMAGE, {"tag__vocabulary_others": 5}, "tag.vocabulary_others: "),
@@ -72,8 +74,26 @@ CHANGED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
 ]
 
 
+def parts(seed: int = 0, **overrides: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {"seed": seed}
+    for key, value in overrides.items():
+        section, _, name = key.partition("__")
+        values.setdefault(section, {})[name] = value
+    return identity(Recipe.model_validate(values), {})
+
+
+@pytest.mark.parametrize(("given", "more"), SAME)
+def test_what_does_not_decide_labels_is_not_part_of_it(
+    given: dict[str, Any], more: dict[str, Any]
+) -> None:
+    assert fingerprint(parts(**given | more)) == fingerprint(parts(**given))
+    assert "http" not in str(parts(**given))
+
+
 @pytest.mark.parametrize(("given", "more", "line"), CHANGED)
-def test_what_changes_labels_is_told_by_name(given: dict[str, Any], more: dict[str, Any], line: str) -> None:
+def test_what_changes_labels_is_told_by_name(
+    given: dict[str, Any], more: dict[str, Any], line: str
+) -> None:
     (told,) = differences(parts(**given), parts(**given | more))
     assert told.startswith(line)
 
@@ -86,8 +106,13 @@ def test_the_seed_counts_for_stages_that_draw() -> None:
 def test_stages_that_share_a_gpu_are_as_those_that_ask_for_one() -> None:
     recipe = Recipe.model_validate({"caption": {"captioner": "c"}, "tag": {"tagger": "t"}})
     shared = identity(recipe, {}, {"caption"})
-    assert (shared["caption"]["dtype"], shared["tag"]["dtype"]) == ("auto on a GPU", "auto on a CPU")
-    assert parts(caption__captioner="c", caption__resources={"gpus": 0.5}, tag__tagger="t") == shared
+    assert (shared["caption"]["dtype"], shared["tag"]["dtype"]) == (
+        "auto on a GPU",
+        "auto on a CPU",
+    )
+    assert (
+        parts(caption__captioner="c", caption__resources={"gpus": 0.5}, tag__tagger="t") == shared
+    )
 
 
 def test_models_and_calibrations_count_by_their_content(tmp_path: Path) -> None:
@@ -103,15 +128,22 @@ def test_models_and_calibrations_count_by_their_content(tmp_path: Path) -> None:
     assert of(places[1]) == before
     assert parts(tag__calibration=places[0], tag__precision=0.9) != before[1]
     places[1].write_bytes(b"2")
-    for first, other, name in zip(before, of(places[1]), ("tagger", "calibration", "tagger"), strict=True):
+    for first, other, name in zip(
+        before, of(places[1]), ("tagger", "calibration", "tagger"), strict=True
+    ):
         (told,) = differences(first, other)
         assert told.startswith(f"tag.{name}: ")
-    assert parts(tag__method="clip", tag__tagger="ViT-B-32:laion2b")["tag"]["tagger"] == "ViT-B-32:laion2b"
+    assert (
+        parts(tag__method="clip", tag__tagger="ViT-B-32:laion2b")["tag"]["tagger"]
+        == "ViT-B-32:laion2b"
+    )
     with pytest.raises(UserError, match="no such file"):
         parts(tag__calibration=tmp_path / "c.json")
 
 
-def test_a_folder_named_as_a_served_model_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_named_as_a_served_model_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = parts(**SERVED["caption"])
     assert before["caption"]["endpoint"] == "served"
     (tmp_path / "org/model").mkdir(parents=True)

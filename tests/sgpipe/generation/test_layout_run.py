@@ -1,4 +1,6 @@
-"""Runs by the layout model: without captions or with them, without a tagger or with an own model, on both engines."""
+"""Runs by the layout model: without captions or with them, without a tagger or with an own model,
+on both engines.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +22,13 @@ from tests.detections import Files, make_coco
 from tests.factories import make_tagger
 from tests.sgpipe.generation.in_process import label, rows, without_ray
 
+WAYS: list[dict[str, Any]] = [
+    {"pair.candidates": "layout", "captions": False},
+    {"pair.candidates": "captions"},
+    {"pair.candidates": "image"},
+    {"pair.candidates": "captions+layout"},
+]
+
 
 @pytest.fixture(autouse=True)
 def engine_of_test(request: pytest.FixtureRequest) -> Iterator[None]:
@@ -36,14 +45,6 @@ def recipe(files: Files, *, captions: bool = True, **changes: Any) -> Recipe:
     split = {"annotations": files.annotations, "images": files.images}
     splits = {"val": {**split, "captions": files.captions} if captions else split}
     return load_recipe("coco", {"source.splits": splits, "caption.captioner": None, **changes})
-
-
-WAYS: list[dict[str, Any]] = [
-    {"pair.candidates": "layout", "captions": False},
-    {"pair.candidates": "captions"},
-    {"pair.candidates": "image"},
-    {"pair.candidates": "captions+layout"},
-]
 
 
 @pytest.mark.parametrize("changes", WAYS)
@@ -64,9 +65,16 @@ def test_a_recipe_without_a_tagger_labels_by_layout_and_says_how_good_it_is(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("candidates", ["layout", "image"])
-def test_rows_do_not_depend_on_units_or_the_engine(coco: Files, tmp_path: Path, candidates: str) -> None:
+def test_rows_do_not_depend_on_units_or_the_engine(
+    coco: Files, tmp_path: Path, candidates: str
+) -> None:
     for kind, size in (("local", 512), ("local", 1), ("ray", 5)):
-        settings = {"pair.candidates": candidates, "engine.kind": kind, "engine.unit_size": size, "engine.cpus": 2}
+        settings = {
+            "pair.candidates": candidates,
+            "engine.kind": kind,
+            "engine.unit_size": size,
+            "engine.cpus": 2,
+        }
         label(recipe(coco, **settings, **{"tag.threshold": 0.0}), tmp_path / f"{kind}{size}")
     first = rows(tmp_path / "local512")
     assert any(record.relations for record in first)
@@ -74,13 +82,19 @@ def test_rows_do_not_depend_on_units_or_the_engine(coco: Files, tmp_path: Path, 
     assert rows(tmp_path / "ray5") == first
 
 
-def test_an_own_model_is_known_by_its_folder_and_counts_by_its_content(coco: Files, tmp_path: Path) -> None:
+def test_an_own_model_is_known_by_its_folder_and_counts_by_its_content(
+    coco: Files, tmp_path: Path
+) -> None:
     LayoutModel.load().save(tmp_path / "own")
     own = {"tag.tagger": str(tmp_path / "own"), "pair.candidates": "captions+layout"}
     assert resolved(recipe(coco, **own)).pair.model == str(tmp_path / "own")
     label(recipe(coco, **own), tmp_path / "out")
     identity = Manifest.load(tmp_path / "out").run["identity"]
-    assert identity["tag"]["tagger"] == identity["pair"]["model"] == model_sha256(str(tmp_path / "own"))
+    assert (
+        identity["tag"]["tagger"]
+        == identity["pair"]["model"]
+        == model_sha256(str(tmp_path / "own"))
+    )
     config = json.loads((tmp_path / "own/config.json").read_text())
     (tmp_path / "own/config.json").write_text(json.dumps(config | {"note": "other"}))
     with pytest.raises(UserError, match=r"tag\.tagger"):
@@ -95,9 +109,13 @@ def test_a_recipe_that_names_an_r_tagger_takes_it(coco: Files, tmp_path: Path) -
     assert load_recipe("miniworld").tag.method == "rtagger"
 
 
-def test_images_need_not_be_opened(coco: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_need_not_be_opened(
+    coco: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"pair.candidates": "layout", "captions": False, "source.open_images": False}
-    monkeypatch.setattr(ImageRoot, "open", lambda *_: pytest.fail("an image was opened"), raising=False)
+    monkeypatch.setattr(
+        ImageRoot, "open", lambda *_: pytest.fail("an image was opened"), raising=False
+    )
     label(recipe(coco, **settings), tmp_path / "out")
     assert all(record.ok for record in rows(tmp_path / "out"))
 

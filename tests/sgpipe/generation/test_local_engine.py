@@ -1,4 +1,6 @@
-"""The local engine with a made-up stage: rows, crashes and errors; kills: tests/integration/faults/test_kills.py."""
+"""The local engine with a made-up stage: rows, crashes and errors; kills:
+tests/integration/faults/test_kills.py.
+"""
 
 import os
 import time
@@ -37,7 +39,9 @@ class MadeUpRecords(UnitReader):
     names: tuple[str, ...]
 
     def read(self, unit: WorkUnit) -> list[Record]:
-        return [Record(str(n), "coco", "val", self.names[n], 8, 8) for n in range(unit.start, unit.stop)]
+        return [
+            Record(str(n), "coco", "val", self.names[n], 8, 8) for n in range(unit.start, unit.stop)
+        ]
 
 
 def only(stage: Stub, *_: object) -> list[Stub]:
@@ -52,21 +56,30 @@ class RefusalError(UserError):
 @dataclass
 class Raising(Stub):
     def __call__(self, records: list[Record]) -> list[Record]:
-        raise RefusalError("a", "refusal") if os.environ.get("REFUSE") else ValueError("a bug\nin detail")
+        raise (
+            RefusalError("a", "refusal")
+            if os.environ.get("REFUSE")
+            else ValueError("a bug\nin detail")
+        )
 
 
 def builder(folder: Path, stage: Stub, **settings: object) -> StageBuilder:
     recipe = load_recipe("coco", settings)
-    return StageBuilder(partial(only, stage), recipe, {}, {}, {"detect", "ground"}, CacheFolder(folder))
+    return StageBuilder(
+        partial(only, stage), recipe, {}, {}, {"detect", "ground"}, CacheFolder(folder)
+    )
 
 
 def label(folder: Path, names: Sequence[str], stage: Stub) -> dict[str, str | None]:
     """The error of each image."""
     (folder / "data").mkdir()
-    engine = LocalEngine(stages := builder(folder, stage, **{"engine.cpus": 2}))
+    stages = builder(folder, stage, **{"engine.cpus": 2})
+    engine = LocalEngine(stages)
     try:
         units = engine.start(stages, [WorkUnit("val", 0, len(names))], Progress(), len(names))
-        shards = list(engine.run(units, MadeUpRecords(folder, {}, tuple(names)), UnitWriter(folder)))
+        shards = list(
+            engine.run(units, MadeUpRecords(folder, {}, tuple(names)), UnitWriter(folder))
+        )
     finally:
         engine.close()
     tables = [read_file(folder / shard.file) for shard in shards]
@@ -102,7 +115,11 @@ def test_after_a_crash_the_models_are_loaded_once_for_each_worker(
 ) -> None:
     monkeypatch.setattr("sgpipe.generation.engine._IMAGES_PER_WORKER", 1)
     monkeypatch.setenv("LOADED", str(tmp_path))
-    errors = label(tmp_path, [f"{'fatal-' * (number == 3)}{number}.png" for number in range(3 * IMAGES)], Counting())
+    errors = label(
+        tmp_path,
+        [f"{'fatal-' * (number == 3)}{number}.png" for number in range(3 * IMAGES)],
+        Counting(),
+    )
     assert sum(error is not None for error in errors.values()) == 1
     assert {each.name for each in tmp_path.glob("copies-*")} <= {"copies-1", "copies-2"}
 
@@ -112,7 +129,11 @@ def test_after_a_crash_the_models_are_loaded_once_for_each_worker(
     [("1", UserError, "a refusal"), ("", EngineError, "a worker failed: ValueError: a bug")],
 )
 def test_what_a_stage_raises_ends_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse: str, error: type[Exception], message: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    refuse: str,
+    error: type[Exception],
+    message: str,
 ) -> None:
     monkeypatch.setenv("REFUSE", refuse)
     with pytest.raises(error) as caught:
@@ -140,6 +161,8 @@ def test_what_an_interrupted_run_lacks_is_cut_as_the_whole_was(
         ({"tag.resources.gpus": 1}, 10**6, False), ({"tag.resources.cpus": 2}, 10**6, False),
     ],
 )  # fmt: skip
-def test_where_a_run_is_done(tmp_path: Path, settings: dict[str, object], images: int, local: bool) -> None:
+def test_where_a_run_is_done(
+    tmp_path: Path, settings: dict[str, object], images: int, local: bool
+) -> None:
     stages = builder(tmp_path, Stub(), **settings)
     assert runs_locally(stages.recipe, stages, images) == local

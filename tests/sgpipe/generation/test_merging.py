@@ -35,29 +35,59 @@ from tests.sgpipe.sources import test_corrected
 from tests.sgpipe.sources.test_import_run import QUIET
 from tests.sgpipe.training.data.runs import cut_shards
 
-SIDE, IOU = 100, 0.6
+SIDE = 100
+IOU = 0.6
+
+
+# A coarse grid, so that many boxes overlap by about the least.
+sides = st.sampled_from([10.0, 11.0, 13.0, 20.0])
+boxes = st.builds(
+    Box, st.sampled_from(["person", "man", "woman", "Dog", "dogs", "ufo"]), st.just(1),
+    st.tuples(st.sampled_from([0.0, 1.0, 4.0, 30.0]), st.sampled_from([0.0, 2.0]), sides, sides),
+    st.sampled_from([False, False, False, True]), st.sampled_from(["annotation", "detector", "grounded"]),
+    st.sampled_from([None, 0.25, 0.5]), st.sampled_from([None, "a phrase"]), st.just([]),
+    st.sampled_from([None, "[[1,2,3,4,5,6]]"]),
+)  # fmt: skip
 
 
 def make_run(
-    root: Path, records: Sequence[Record], rows: int = 3, images: Any = "/nowhere", embedded: Any = False, **header: Any
+    root: Path,
+    records: Sequence[Record],
+    rows: int = 3,
+    images: Any = "/nowhere",
+    embedded: Any = False,
+    **header: Any,
 ) -> Path:
     folder = RunFolder(root)
     header = {"name": root.name, "identity": {"import": root.name}, **header}
     with folder.lock():
-        manifest = folder.open({**header, "images": {record.split: str(images) for record in records}})
+        manifest = folder.open(
+            {**header, "images": {record.split: str(images) for record in records}}
+        )
         for shard in cut_shards(records, rows):
             given = embedded if isinstance(embedded, bytes) else None
-            files = [given or record.file_name.encode() for record in shard[-1]] if embedded else None
+            files = (
+                [given or record.file_name.encode() for record in shard[-1]] if embedded else None
+            )
             manifest.commit(write_shard(root, *shard, {}, files))
     return root
 
 
 def scene(name: str, *boxes: Box, relations: Sequence[Relation] = (), **values: Any) -> Record:
-    record = Record(name, "made", "train", f"{name}.png", SIDE, SIDE, list(boxes), relations=list(relations))
+    record = Record(
+        name, "made", "train", f"{name}.png", SIDE, SIDE, list(boxes), relations=list(relations)
+    )
     return replace(record, **values)
 
 
-def person(x: float = 10, y: float = 10, w: float = 20, h: float = 40, category: str = "person", **values: Any) -> Box:
+def person(
+    x: float = 10,
+    y: float = 10,
+    w: float = 20,
+    h: float = 40,
+    category: str = "person",
+    **values: Any,
+) -> Box:
     return Box(category, 1, (x, y, w, h), **values)
 
 
@@ -75,33 +105,34 @@ def shards(run: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in (run / "data").iterdir()}
 
 
-# A coarse grid, so that many boxes overlap by about the least.
-sides = st.sampled_from([10.0, 11.0, 13.0, 20.0])
-boxes = st.builds(
-    Box, st.sampled_from(["person", "man", "woman", "Dog", "dogs", "ufo"]), st.just(1),
-    st.tuples(st.sampled_from([0.0, 1.0, 4.0, 30.0]), st.sampled_from([0.0, 2.0]), sides, sides),
-    st.sampled_from([False, False, False, True]), st.sampled_from(["annotation", "detector", "grounded"]),
-    st.sampled_from([None, 0.25, 0.5]), st.sampled_from([None, "a phrase"]), st.just([]),
-    st.sampled_from([None, "[[1,2,3,4,5,6]]"]),
-)  # fmt: skip
-
-
 @st.composite
 def records(draw: st.DrawFn, name: str = "0") -> Record:
     objects = draw(st.lists(boxes, max_size=5))
-    record = scene(name, *(replace(box, attributes=[Attribute(f"of {n}")]) for n, box in enumerate(objects)))
-    record.captions = [Caption(text) for text in draw(st.lists(st.sampled_from(["a man", "a dog"]), max_size=2))]
+    record = scene(
+        name, *(replace(box, attributes=[Attribute(f"of {n}")]) for n, box in enumerate(objects))
+    )
+    record.captions = [
+        Caption(text) for text in draw(st.lists(st.sampled_from(["a man", "a dog"]), max_size=2))
+    ]
     if record.captions:
         matched = draw(st.sampled_from([None, "person"]))
-        record.triplets = [Triplet("man", "on", "dog", "man", "dog", "on", len(record.captions) - 1, matched)]
+        record.triplets = [
+            Triplet("man", "on", "dog", "man", "dog", "on", len(record.captions) - 1, matched)
+        ]
     if objects:
         ends = st.integers(0, len(objects) - 1)
         record.captions.append(Caption("a man", "box", [draw(ends)]))
         record.objects[0].attributes.append(Attribute("red", len(record.captions) - 1))
-        predicates, origins = map(st.sampled_from, (["on", "On", "left of", "right of"], ["tagger", "annotated"]))
+        predicates, origins = map(
+            st.sampled_from, (["on", "On", "left of", "right of"], ["tagger", "annotated"])
+        )
         scores = st.sampled_from([None, 0.25, 0.75])
-        record.relations = draw(st.lists(st.builds(Relation, ends, ends, predicates, scores, origins), max_size=4))
-        record.pairs = [Pair(each.subject, each.object, [each.predicate]) for each in record.relations[:2]]
+        record.relations = draw(
+            st.lists(st.builds(Relation, ends, ends, predicates, scores, origins), max_size=4)
+        )
+        record.pairs = [
+            Pair(each.subject, each.object, [each.predicate]) for each in record.relations[:2]
+        ]
     if draw(st.integers(0, 9)) == 0:
         record.relations = []
         record.fail("load", "missing")
@@ -117,10 +148,15 @@ runs = st.sets(st.integers(0, 4), min_size=1, max_size=4).flatmap(
 @given(runs, runs, runs)
 @pytest.mark.slow
 def test_the_result_depends_on_which_runs_there_are_alone(first, second, third):
-    """A ∪ B = B ∪ A, A ∪ B ∪ A = A ∪ B, and (A ∪ B) ∪ C = A ∪ (B ∪ C) = A ∪ B ∪ C, bit for bit, whatever the boxes."""
+    """A ∪ B = B ∪ A, A ∪ B ∪ A = A ∪ B, and (A ∪ B) ∪ C = A ∪ (B ∪ C) = A ∪ B ∪ C, bit for bit,
+    whatever the boxes.
+    """
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        a, b, c = (make_run(root / name, own) for name, own in zip("abc", (first, second, third), strict=True))
+        a, b, c = (
+            make_run(root / name, own)
+            for name, own in zip("abc", (first, second, third), strict=True)
+        )
         ab = merged(root / "ab", a, b)
         assert merged(root / "aba", a, b, a) == ab
         assert merged(root / "ba", b, a) == ab
@@ -140,32 +176,64 @@ def test_everything_is_there_once(made):
         for box in record.objects:
             box.attributes[0].name = f"{run} {box.attributes[0].name}"
     united, counts = unite(made, IOU)
-    at = {each.name: n for n, box in enumerate(united.objects) for each in box.attributes if "of" in each.name}
-    all_boxes = {box.attributes[0].name: (run, box) for run, record in enumerate(made) for box in record.objects}
+    at = {
+        each.name: n
+        for n, box in enumerate(united.objects)
+        for each in box.attributes
+        if "of" in each.name
+    }
+    all_boxes = {
+        box.attributes[0].name: (run, box)
+        for run, record in enumerate(made)
+        for box in record.objects
+    }
     assert at.keys() == all_boxes.keys()
-    members = [[all_boxes[name] for name, place in at.items() if place == n] for n in range(len(united.objects))]
-    assert all(joinable(one, other) for own in members for i, one in enumerate(own) for other in own[:i])
+    members = [
+        [all_boxes[name] for name, place in at.items() if place == n]
+        for n in range(len(united.objects))
+    ]
+    assert all(
+        joinable(one, other) for own in members for i, one in enumerate(own) for other in own[:i]
+    )
     for i, own in enumerate(members):  # nothing more can be united
         assert not any(all(joinable(x, y) for x in own for y in other) for other in members[:i])
-        strongest = min(own, key=lambda each: ("adg".index(each[1].origin[0]), -(each[1].score or 0), each[1].rank))[1]
+        strongest = min(
+            own,
+            key=lambda each: ("adg".index(each[1].origin[0]), -(each[1].score or 0), each[1].rank),
+        )[1]
         found = united.objects[i]
-        assert (found.bbox, found.category, found.score) == (strongest.bbox, strongest.category, strongest.score)
+        assert (found.bbox, found.category, found.score) == (
+            strongest.bbox,
+            strongest.category,
+            strongest.score,
+        )
         for name in ("phrase", "segmentation"):
-            assert (getattr(found, name) is None) == all(getattr(box, name) is None for _, box in own)
+            assert (getattr(found, name) is None) == all(
+                getattr(box, name) is None for _, box in own
+            )
     assert counts["united_objects"] == sum(len(own) > 1 for own in members)
 
     wanted: dict[Any, Counter[int]] = {}
     for run, record in enumerate(made):
         for each in record.relations:
-            ends = (at[record.objects[end].attributes[0].name] for end in (each.subject, each.object))
+            ends = (
+                at[record.objects[end].attributes[0].name] for end in (each.subject, each.object)
+            )
             wanted.setdefault((*ends, each.predicate.lower()), Counter())[run] += 1
-    there = Counter((each.subject, each.object, each.predicate.lower()) for each in united.relations)
+    there = Counter(
+        (each.subject, each.object, each.predicate.lower()) for each in united.relations
+    )
     assert there == {key: max(runs.values()) for key, runs in wanted.items()}
-    texts = [Counter((each.text, each.scope) for each in record.captions if each.scope == "image") for record in made]
+    texts = [
+        Counter((each.text, each.scope) for each in record.captions if each.scope == "image")
+        for record in made
+    ]
     assert Counter((c.text, c.scope) for c in united.captions if c.scope == "image") == Counter(
         {key: max(own[key] for own in texts) for own in texts for key in own}
     )
-    for box in united.objects:  # the caption that an attribute is of, and the box that a caption is of
+    for (
+        box
+    ) in united.objects:  # the caption that an attribute is of, and the box that a caption is of
         for each in box.attributes:
             if each.caption is not None:
                 assert united.captions[each.caption].text in ("a man", "a dog")
@@ -179,7 +247,12 @@ def joinable(first: tuple[int, Box], second: tuple[int, Box]) -> bool:
     shared = max(0.0, min(x + w, a + c) - max(x, a)) * max(0.0, min(y + h, b + d) - max(y, b))
     near = max(abs(x - a), abs(y - b), abs(x + w - a - c), abs(y + h - b - d)) <= 1
     overlaps = near or shared / (w * h + c * d - shared) >= IOU
-    return run != other_run and one.iscrowd == other.iscrowd and overlaps and are_synonyms(one.category, other.category)
+    return (
+        run != other_run
+        and one.iscrowd == other.iscrowd
+        and overlaps
+        and are_synonyms(one.category, other.category)
+    )
 
 
 @pytest.mark.parametrize(
@@ -198,22 +271,44 @@ def joinable(first: tuple[int, Box], second: tuple[int, Box]) -> bool:
 def test_boxes_of_one_object(first, second, objects):
     united, counts = unite([scene("0", first), scene("0", second)], IOU)
     assert len(united.objects) == objects
-    assert len(unite([scene("0", first, second)], IOU)[0].objects) == 2  # a run's own objects stay apart
-    assert counts["contradictory_classes"] == (objects == 2 and first.bbox == second.bbox and not second.iscrowd)
+    assert (
+        len(unite([scene("0", first, second)], IOU)[0].objects) == 2
+    )  # a run's own objects stay apart
+    assert counts["contradictory_classes"] == (
+        objects == 2 and first.bbox == second.bbox and not second.iscrowd
+    )
 
 
 def test_of_boxes_that_overlap_those_are_united_that_overlap_most():
     near = [person(10), person(13)]
-    united, _ = unite([scene("0", *near), scene("0", *(detected(box.bbox[0] + 1, 10, 20, 40) for box in near))], IOU)
+    united, _ = unite(
+        [scene("0", *near), scene("0", *(detected(box.bbox[0] + 1, 10, 20, 40) for box in near))],
+        IOU,
+    )
     assert united.objects == near
 
 
 def test_relations_keep_the_strongest_confidence_and_all_origins_and_contradictions_are_counted():
     two = (person(), person(50, category="dog"))
     made = [
-        scene("0", *two, relations=[Relation(0, 1, "Left of", 0.4, "clip"), Relation(1, 0, "on", 0.9, "robot")]),
-        scene("0", *reversed(two), relations=[Relation(1, 0, "left of"), Relation(1, 0, "under", 0.2, "clip+vlm")]),
-        scene("0", *two, relations=[Relation(1, 0, "left of", 0.9, "tagger"), Relation(1, 0, "on", 0.8, "tagger")]),
+        scene(
+            "0",
+            *two,
+            relations=[Relation(0, 1, "Left of", 0.4, "clip"), Relation(1, 0, "on", 0.9, "robot")],
+        ),
+        scene(
+            "0",
+            *reversed(two),
+            relations=[Relation(1, 0, "left of"), Relation(1, 0, "under", 0.2, "clip+vlm")],
+        ),
+        scene(
+            "0",
+            *two,
+            relations=[
+                Relation(1, 0, "left of", 0.9, "tagger"),
+                Relation(1, 0, "on", 0.8, "tagger"),
+            ],
+        ),
     ]
     united, counts = unite(made, IOU)
     assert united.relations == [
@@ -225,27 +320,52 @@ def test_relations_keep_the_strongest_confidence_and_all_origins_and_contradicti
 
 
 def test_images_are_matched_by_file_id_or_content(tmp_path):
-    draw = {name: Image.new("RGB", (SIDE, SIDE), colour) for name, colour in {"a": "red", "b": "blue"}.items()}
-    for place, names in {"one": ("a", "b"), "two": ("b", "a")}.items():  # the same names for other images
+    draw = {
+        name: Image.new("RGB", (SIDE, SIDE), colour)
+        for name, colour in {"a": "red", "b": "blue"}.items()
+    }
+    for place, names in {
+        "one": ("a", "b"),
+        "two": ("b", "a"),
+    }.items():  # the same names for other images
         (tmp_path / place).mkdir()
         for name, file in zip("01", names, strict=True):
             draw[file].save(tmp_path / place / f"{name}.png")
     made = [scene("0", person()), scene("1", person(50))]
-    renamed = [replace(made[1], image_id="0", file_name="0.png"), replace(made[0], image_id="1", file_name="1.png")]
+    renamed = [
+        replace(made[1], image_id="0", file_name="0.png"),
+        replace(made[0], image_id="1", file_name="1.png"),
+    ]
     one = make_run(tmp_path / "first", made, images=tmp_path / "one")
     two = make_run(tmp_path / "second", renamed, images=tmp_path / "two")
-    assert [len(each.objects) for each in merged(tmp_path / "hash", one, two, match="hash")] == [1, 1]
+    assert [len(each.objects) for each in merged(tmp_path / "hash", one, two, match="hash")] == [
+        1,
+        1,
+    ]
     assert [len(each.objects) for each in merged(tmp_path / "id", one, two, match="id")] == [2, 2]
     apart = merged(tmp_path / "file", one, two)
-    assert [(each.split, each.image_id) for each in apart] == [(s, n) for s in ("train", "train_2") for n in "01"]
+    assert [(each.split, each.image_id) for each in apart] == [
+        (s, n) for s in ("train", "train_2") for n in "01"
+    ]
     run = Manifest.load(tmp_path / "file").run
-    assert run["matched"] == {"images": 4, "shared": 0, "different": 2, "replaced": 0, "failed": 0, "unread": 0}
+    assert run["matched"] == {
+        "images": 4,
+        "shared": 0,
+        "different": 2,
+        "replaced": 0,
+        "failed": 0,
+        "unread": 0,
+    }
     assert run["images"] == {"train": str(tmp_path / "one"), "train_2": str(tmp_path / "two")}
     again = CliRunner().invoke(app, ["merge", str(one), str(two), "--out", str(tmp_path / "file")])
     assert f"NOTE: split train_2 has the images in {tmp_path / 'two'}" in again.stderr
-    moved = merged(tmp_path / "moved", one, two, images=tmp_path / "one")  # one place: one file of a name
+    moved = merged(
+        tmp_path / "moved", one, two, images=tmp_path / "one"
+    )  # one place: one file of a name
     assert [len(each.objects) for each in moved] == [2, 2]
-    embedded = [make_run(tmp_path / f"e{n}", own, embedded=True) for n, own in enumerate((made, renamed))]
+    embedded = [
+        make_run(tmp_path / f"e{n}", own, embedded=True) for n, own in enumerate((made, renamed))
+    ]
     assert len(merged(tmp_path / "embedded", *embedded, match="hash")) == 2
     [table] = iter_tables(tmp_path / "embedded")
     assert embedded_images(table) == [b"0.png", b"1.png"]
@@ -257,12 +377,21 @@ def test_images_of_shards_may_be_larger_than_the_memory_of_the_database(tmp_path
     made = [[scene(str(n), box) for n in range(20)] for box in (person(), detected(11))]
     runs = [make_run(tmp_path / str(n), own, rows=5, embedded=image) for n, own in enumerate(made)]
     assert len(merged(tmp_path / "out", *runs)) == 20
-    assert all(embedded_images(table) == [image] * len(table) for table in iter_tables(tmp_path / "out"))
+    assert all(
+        embedded_images(table) == [image] * len(table) for table in iter_tables(tmp_path / "out")
+    )
 
 
 def test_images_that_are_not_one_stay_apart(tmp_path):
-    """Of another size; of one name in two splits of a run; of one id. What is in one run alone stays as it is."""
-    one = [scene("0", person()), scene("1", person()), scene("x", file_name="val/0.png"), scene("2", split="val")]
+    """Of another size; of one name in two splits of a run; of one id. What is in one run alone
+    stays as it is.
+    """
+    one = [
+        scene("0", person()),
+        scene("1", person()),
+        scene("x", file_name="val/0.png"),
+        scene("2", split="val"),
+    ]
     one += [scene("3")]
     other = [scene("0", detected(), width=50), scene("1", detected(), split="val")]
     other += [scene("1", detected(50), dataset="folder"), scene("0", file_name="elsewhere/0.png")]
@@ -276,7 +405,14 @@ def test_images_that_are_not_one_stay_apart(tmp_path):
     zeros = [each for (split, name), each in rows.items() if name == "0"]
     assert sorted(each.split for each in zeros) == ["train", "train_2", "train_3"]
     matched = Manifest.load(tmp_path / "out").run["matched"]
-    assert matched == {"images": 8, "shared": 1, "different": 1, "replaced": 0, "failed": 0, "unread": 0}
+    assert matched == {
+        "images": 8,
+        "shared": 1,
+        "different": 1,
+        "replaced": 0,
+        "failed": 0,
+        "unread": 0,
+    }
 
 
 @pytest.mark.parametrize("match", ["file", "id", "hash"])
@@ -284,7 +420,9 @@ def test_an_error_row_counts_only_where_no_run_has_the_image(tmp_path, match):
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (SIDE, SIDE)).save(images / "0.png")
-    failed, lost, whole = scene("0", width=0), scene("1"), scene("0", person())
+    failed = scene("0", width=0)
+    lost = scene("1")
+    whole = scene("0", person())
     failed.fail("load", "truncated")
     lost.fail("load", "missing")
     records = {"one": [failed, lost], "two": [whole, replace(lost, error="tag: x")]}
@@ -295,7 +433,11 @@ def test_an_error_row_counts_only_where_no_run_has_the_image(tmp_path, match):
     assert merged(tmp_path / "again", tmp_path / "out", *runs, match=match) == [first, second]
     matched = Manifest.load(tmp_path / "out").run["matched"]
     assert (matched["replaced"], matched["failed"]) == (1, 1)
-    told = CliRunner().invoke(app, ["merge", *map(str, runs), "--match", match, "--out", str(tmp_path / "out")]).stderr
+    told = (
+        CliRunner()
+        .invoke(app, ["merge", *map(str, runs), "--match", match, "--out", str(tmp_path / "out")])
+        .stderr
+    )
     assert "1 error row left out, as another run has the image" in told
     assert "1 error row kept, as no run has the image" in told
 
@@ -303,27 +445,39 @@ def test_an_error_row_counts_only_where_no_run_has_the_image(tmp_path, match):
 def test_a_run_counts_once(tmp_path, two):
     copied = shutil.copytree(two[0], tmp_path / "copied")
     once = merged(tmp_path / "once", *two)
-    told = CliRunner().invoke(app, ["merge", *map(str, [two[0], copied, two[1]]), "--out", str(tmp_path / "out")])
+    told = CliRunner().invoke(
+        app, ["merge", *map(str, [two[0], copied, two[1]]), "--out", str(tmp_path / "out")]
+    )
     assert f"NOTE: {copied} is the same run as {two[0]}, and counts once" in told.stderr
     assert list(iter_records(tmp_path / "out")) == once
 
 
 def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(tmp_path):
     labels = [{"objects": ["person", name], "relations": ["on"]} for name in ("dog", "cup")]
-    first, second = [scene("0", person())], [scene("0", detected(11)), scene("1")]
+    first = [scene("0", person())]
+    second = [scene("0", detected(11)), scene("1")]
     one = make_run(tmp_path / "one", first, labels=labels[0], origin=[{"import": "vg"}])
     two = make_run(tmp_path / "two", second, labels=labels[1])
     merged(tmp_path / "out", one, two)
     open_list = make_run(tmp_path / "open", [scene("2", person(category="zebra"))])
     merged(tmp_path / "more", open_list, one, two)
-    assert Manifest.load(tmp_path / "more").run["labels"] == Manifest.load(tmp_path / "out").run["labels"]
+    assert (
+        Manifest.load(tmp_path / "more").run["labels"]
+        == Manifest.load(tmp_path / "out").run["labels"]
+    )
     run = Manifest.load(tmp_path / "out").run
     names = {number: each["name"] for number, each in run["runs"].items()}
     [table] = iter_tables(tmp_path / "out")
     sources = table[SOURCES].to_pylist()
-    assert {names[each["run"]]: each["objects"][0]["bbox"][0] for each in sources[0]} == {"one": 10, "two": 11}
+    assert {names[each["run"]]: each["objects"][0]["bbox"][0] for each in sources[0]} == {
+        "one": 10,
+        "two": 11,
+    }
     assert [(names[each["run"]], each["objects"]) for each in sources[1]] == [("two", None)]
-    assert run["labels"] == {"objects": ["person", "cup", "dog"], "relations": ["on"]}  # the larger run first
+    assert run["labels"] == {
+        "objects": ["person", "cup", "dog"],
+        "relations": ["on"],
+    }  # the larger run first
     assert sorted(each["import"] for each in run["origin"]) == ["one", "two", "vg"]
 
 
@@ -334,7 +488,9 @@ def test_a_calibration_is_of_one_tagger(tmp_path):
         for name, tagger in zip("abc", [*taggers, taggers[0]], strict=True)
     )
     merged(tmp_path / "alike", one, same)
-    assert scoring_of_run(Manifest.load(tmp_path / "alike").run) == scoring_of_run(Manifest.load(one).run)
+    assert scoring_of_run(Manifest.load(tmp_path / "alike").run) == scoring_of_run(
+        Manifest.load(one).run
+    )
     merged(tmp_path / "mixed", one, two)
     mixed = Manifest.load(tmp_path / "mixed").run
     assert scoring_of_run(mixed) == {"run": mixed["fingerprint"]}
@@ -343,7 +499,8 @@ def test_a_calibration_is_of_one_tagger(tmp_path):
 def test_a_corrected_copy_of_a_merged_run_is_merged_as_it_is(tmp_path, monkeypatch):
     relation = Relation(0, 1, "on", 0.5, "tagger")
     record = scene("0", person(), person(50, category="dog"), relations=[relation])
-    one, two = make_run(tmp_path / "one", [record]), make_run(tmp_path / "two", [scene("0", person())])
+    one = make_run(tmp_path / "one", [record])
+    two = make_run(tmp_path / "two", [scene("0", person())])
     merged(tmp_path / "out", one, two)
     corrected = correct(tmp_path / "out", tmp_path / "corrected", monkeypatch, (0, 1, "on"))
     [found] = merged(tmp_path / "again", corrected, two)
@@ -353,7 +510,9 @@ def test_a_corrected_copy_of_a_merged_run_is_merged_as_it_is(tmp_path, monkeypat
     assert add_up(manifest, 0, {}).counts["merged.returned_relations"] == 1
 
 
-def correct(run: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *wrong: tuple[int, int, str]) -> Path:
+def correct(
+    run: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *wrong: tuple[int, int, str]
+) -> Path:
     """Copy a run without these relations of its first image."""
     source = Manifest.load(run)
     monkeypatch.setattr(test_corrected, "RUN", source.run["fingerprint"])
@@ -368,19 +527,31 @@ def predicates(record: Record) -> list[str]:
     return sorted(relation.predicate for relation in record.relations)
 
 
-def test_a_preferred_run_keeps_its_relations_alone_and_what_comes_back_is_counted(tmp_path, monkeypatch):
-    """Of its own images; the objects of all runs are united. A later merge keeps what was preferred."""
+def test_a_preferred_run_keeps_its_relations_alone_and_what_comes_back_is_counted(
+    tmp_path, monkeypatch
+):
+    """Of its own images; the objects of all runs are united. A later merge keeps what was
+    preferred.
+    """
     two = (person(), person(50, category="dog"))
     labelled = [Relation(0, 1, "on", 0.5, "tagger"), Relation(0, 1, "near", 0.5, "tagger")]
-    original = make_run(tmp_path / "original", [scene("0", *two, relations=labelled), scene("1", *two)])
-    other_rows = [scene("0", *two, person(80, category="cup"), relations=[Relation(1, 0, "behind", 0.5, "clip")])]
+    original = make_run(
+        tmp_path / "original", [scene("0", *two, relations=labelled), scene("1", *two)]
+    )
+    other_rows = [
+        scene(
+            "0", *two, person(80, category="cup"), relations=[Relation(1, 0, "behind", 0.5, "clip")]
+        )
+    ]
     other_rows.append(scene("2", *two, relations=[Relation(0, 1, "under", 0.5, "clip")]))
     other = make_run(tmp_path / "other", other_rows)
     corrected = correct(original, tmp_path / "corrected", monkeypatch, (0, 1, "on"))
 
     def merge(name: str, *runs: Path, prefer: Path | None = None) -> tuple[list[Record], str]:
         options = [] if prefer is None else ["--prefer", str(prefer)]
-        told = CliRunner().invoke(app, ["merge", *map(str, runs), *options, "--out", str(tmp_path / name)])
+        told = CliRunner().invoke(
+            app, ["merge", *map(str, runs), *options, "--out", str(tmp_path / name)]
+        )
         assert told.exit_code == 0, told.output
         return list(iter_records(tmp_path / name)), told.stderr.replace("\n", " ")
 
@@ -396,11 +567,24 @@ def test_a_preferred_run_keeps_its_relations_alone_and_what_comes_back_is_counte
 
     merge("first", corrected, original, prefer=corrected)
     rows, _ = merge("later", tmp_path / "first", other)
-    assert [predicates(row) for row in rows] == [["behind", "near"], [], ["under"]]  # `other` was not overruled then
+    assert [predicates(row) for row in rows] == [
+        ["behind", "near"],
+        [],
+        ["under"],
+    ]  # `other` was not overruled then
     rows, _ = merge("reversed", tmp_path / "first", original, prefer=original)
     assert predicates(rows[0]) == ["near", "on"]
     refused = CliRunner().invoke(
-        app, ["merge", str(corrected), str(original), "--prefer", str(other), "--out", str(tmp_path / "x")]
+        app,
+        [
+            "merge",
+            str(corrected),
+            str(original),
+            "--prefer",
+            str(other),
+            "--out",
+            str(tmp_path / "x"),
+        ],
     )
     assert (refused.exit_code, "is not one of the runs" in refused.stderr) == (2, True)
 
@@ -410,9 +594,17 @@ def two(tmp_path: Path) -> list[Path]:
     """Two runs of 40 images in many shards, of which 30 are the same ones."""
     dog = person(50, category="dog")
     on = [Relation(0, 1, "on")]
-    made = [scene(f"{n:02}", person(n), dog, relations=on, captions=[Caption("a man")]) for n in range(40)]
+    made = [
+        scene(f"{n:02}", person(n), dog, relations=on, captions=[Caption("a man")])
+        for n in range(40)
+    ]
     found = [
-        scene(f"{n:02}", detected(n + 1), detected(51, category="dog"), relations=[Relation(0, 1, "on", 0.5, "tagger")])
+        scene(
+            f"{n:02}",
+            detected(n + 1),
+            detected(51, category="dog"),
+            relations=[Relation(0, 1, "on", 0.5, "tagger")],
+        )
         for n in range(49, 9, -1)
     ]
     return [make_run(tmp_path / "given", made), make_run(tmp_path / "found", found)]
@@ -421,15 +613,21 @@ def two(tmp_path: Path) -> list[Path]:
 def test_the_output_is_an_ordinary_run(tmp_path, two):
     out = str(tmp_path / "out")
     done = CliRunner().invoke(app, ["merge", *map(str, two), "--out", out])
-    assert done.stdout.startswith(f"{out}: 50 images, 30 of them in several runs (by file); 60 united "), done.output
-    assert json.loads(CliRunner().invoke(app, ["stats", out, "--json"]).stdout)["images"] == {"train": 50}
+    assert done.stdout.startswith(
+        f"{out}: 50 images, 30 of them in several runs (by file); 60 united "
+    ), done.output
+    assert json.loads(CliRunner().invoke(app, ["stats", out, "--json"]).stdout)["images"] == {
+        "train": 50
+    }
     export_run(out, "coco-rel", tmp_path / "coco-rel", origins=["tagger"])
     found = json.loads((tmp_path / "coco-rel/rel.json").read_text())["train"]
     assert sum(map(len, found.values())) == 40
     index = Index(out)
     filters = Filters.from_params([("q", "-origin:tagger")], index.vocabulary)
     assert len(search(index, filters, limit=1000)[0]) == 10
-    assert "annotated+tagger" in {each.origin for record in iter_records(out) for each in record.relations}
+    assert "annotated+tagger" in {
+        each.origin for record in iter_records(out) for each in record.relations
+    }
     again = CliRunner().invoke(app, ["merge", *map(str, reversed(two)), "--out", out, "--json"])
     assert "nothing left to do" in again.stderr
     values = {"images": 50, "shared": 30, "different": 0, "replaced": 0, "failed": 0, "unread": 0}
@@ -469,9 +667,13 @@ def test_a_merge_that_stopped_is_resumed_and_a_lost_shard_made_again(tmp_path, t
     """At any step of a commit."""
     monkeypatch.setattr(merging, "ROWS_PER_SHARD", 4)
     monkeypatch.setattr(merging, "_PLAN", merging._PLAN.replace("// 512", "// 4"))
-    write, written = merging.write_copy, list[str]()
-    monkeypatch.setattr(merging, "write_copy", lambda *given: (written.append(given[1].file), write(*given))[1])
-    whole, out = merged(tmp_path / "whole", *two), tmp_path / "out"
+    write = merging.write_copy
+    written = list[str]()
+    monkeypatch.setattr(
+        merging, "write_copy", lambda *given: (written.append(given[1].file), write(*given))[1]
+    )
+    whole = merged(tmp_path / "whole", *two)
+    out = tmp_path / "out"
 
     def stop() -> None:
         raise KeyboardInterrupt
@@ -487,7 +689,8 @@ def test_a_merge_that_stopped_is_resumed_and_a_lost_shard_made_again(tmp_path, t
     assert merged(out, *reversed(two)) == whole
     assert len(written) == left
     assert not (out / ".sgpipe/merging").exists()
-    (lost := sorted((out / "data").iterdir())[2]).unlink()
+    lost = sorted((out / "data").iterdir())[2]
+    lost.unlink()
     written.clear()
     assert merged(out, *two) == whole
     assert written == [f"data/{lost.name}"]

@@ -1,4 +1,6 @@
-"""What a run tells: utilization, an estimate, the use of GPUs, and the lines of `generate --metrics`."""
+"""What a run tells: utilization, an estimate, the use of GPUs, and the lines of `generate
+--metrics`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,14 @@ from sgpipe.storage.manifest import Manifest, ShardEntry, add_up
 from tests.sgpipe.generation.in_process import label, without_ray
 
 IMAGES = 6
-SETTINGS = ("--set", f"source.miniworld.images={IMAGES}", "--set", "engine.unit_size=2", "--set", "engine.kind=local")
+SETTINGS = (
+    "--set",
+    f"source.miniworld.images={IMAGES}",
+    "--set",
+    "engine.unit_size=2",
+    "--set",
+    "engine.kind=local",
+)
 
 
 def shard(seconds: dict[str, float], rows: int = 1) -> ShardEntry:
@@ -32,8 +41,20 @@ def meter(images: int, *workers: tuple[tuple[str, ...], int]) -> RunMetrics:
 def test_an_estimate_is_made_after_two_units_of_each_worker(monkeypatch):
     clock = [0.0]
     monkeypatch.setattr(metrics.time, "monotonic", lambda: clock[0])
-    run, said = meter(20, (("tag",), 2)), []
-    for clock[0] in (30.0, 30, 35, 35, 40, 40, 45, 45, 50, 50):  # two workers, which load models for 25 seconds
+    run = meter(20, (("tag",), 2))
+    said = []
+    for clock[0] in (
+        30.0,
+        30,
+        35,
+        35,
+        40,
+        40,
+        45,
+        45,
+        50,
+        50,
+    ):  # two workers, which load models for 25 seconds
         said.append(run.add(shard({}, 2), 0.0))
     assert said == [[], [], [], ["estimate: 50.0 s in all"], *[[]] * 6]
     assert list(run.summary())[1] == "estimated 50.0 s, took 50.0 s"
@@ -53,9 +74,16 @@ def test_utilization_is_the_share_of_time_in_which_the_actors_of_a_pool_compute(
     assert utilization_line(f"starting Ray\n{line}\n") == line
 
 
-def test_gpus_are_in_the_log_and_the_manifest(tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch):
+def test_gpus_are_in_the_log_and_the_manifest(
+    tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch
+):
     """The tag stage is told that it has one."""
-    use = {"gpu": "H100", "attention": "grid_sample", "compile_error": "no g++", "graph_error": "old driver"}
+    use = {
+        "gpu": "H100",
+        "attention": "grid_sample",
+        "compile_error": "no g++",
+        "graph_error": "old driver",
+    }
     uses = [use | {"memory": memory} for memory in (2_500_000_000, 4_000_000_000, 3_000_000_000)]
     now = iter(uses)
     monkeypatch.setattr(TagStage, "gpu_use", lambda stage: next(now) | {"compilation": 40.0})
@@ -90,7 +118,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, 
     return folder / "run", [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_the_last_line_of_each_part_has_the_totals_of_the_manifest(run: tuple[Path, list[dict[str, object]]]) -> None:
+def test_the_last_line_of_each_part_has_the_totals_of_the_manifest(
+    run: tuple[Path, list[dict[str, object]]],
+) -> None:
     root, lines = run
     ends = [line for line in lines if line["state"] == "finished"]
     summary = add_up(Manifest.load(root), 0, {})
@@ -101,13 +131,17 @@ def test_the_last_line_of_each_part_has_the_totals_of_the_manifest(run: tuple[Pa
         assert sum(line["seconds"].get(stage, 0) for line in ends) == pytest.approx(seconds)
     assert lines[-1] is ends[-1]
     assert all(line["queue"] == 0 and line["gpu_memory"] == {} for line in ends)
-    running = [line for line in lines if line["state"] == "running"]  # lines that come while it runs
+    running = [
+        line for line in lines if line["state"] == "running"
+    ]  # lines that come while it runs
     assert running[0]["queue"] + running[0]["images"] == 4
     assert [line["elapsed"] for line in running] == sorted(line["elapsed"] for line in running)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no full device")
-def test_a_full_disk_is_one_warning(tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_warning(
+    tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(metrics, "_SECONDS", 0.01)
     said = generate(tmp_path / "run", "--metrics", "/dev/full", "--limit", 2)
     assert said.count("no metrics in /dev/full (No space left on device); the run continues") == 1

@@ -1,4 +1,6 @@
-"""What `sgpipe plan` tells from the shards of a sample, against simulated workers and a run of this machine."""
+"""What `sgpipe plan` tells from the shards of a sample, against simulated workers and a run of this
+machine.
+"""
 
 import heapq
 import io
@@ -22,9 +24,19 @@ from sgpipe.storage.manifest import ShardEntry
 GROUNDED = recipe_folder() / "miniworld" / "grounded.yaml"
 
 
-def simulate(units: list[int], workers: int, load: float, cost: float, seed: int) -> list[tuple[float, ShardEntry]]:
-    """The shards of units of so many rows, and when each comes: workers load models, then take unit after unit."""
-    noise, done = random.Random(seed), []
+SECONDS = {"caption": 20.0, "parse": 1.0, "tag": 9.0, "compilation": 50.0}
+ON_CPUS = {("caption",): 1, ("parse", "tag"): 5}
+ON_GPUS = {("caption",): 2, ("parse",): 1, ("tag",): 2}
+
+
+def simulate(
+    units: list[int], workers: int, load: float, cost: float, seed: int
+) -> list[tuple[float, ShardEntry]]:
+    """The shards of units of so many rows, and when each comes: workers load models, then take unit
+    after unit.
+    """
+    noise = random.Random(seed)
+    done = []
     free = [(load, worker) for worker in range(workers)]
     for number, rows in enumerate(units):
         began, worker = heapq.heappop(free)
@@ -32,7 +44,12 @@ def simulate(units: list[int], workers: int, load: float, cost: float, seed: int
         heapq.heappush(free, (began + seconds, worker))
         stages = {"caption": 0.75 * seconds, "tag": 0.25 * seconds}
         counts = {"errors": rows // 5}
-        done.append((began + seconds, ShardEntry("all", 0, rows, f"{number}", "", 100 * rows, counts, stages)))
+        done.append(
+            (
+                began + seconds,
+                ShardEntry("all", 0, rows, f"{number}", "", 100 * rows, counts, stages),
+            )
+        )
     return sorted(done, key=lambda each: each[0])
 
 
@@ -44,10 +61,19 @@ def simulate(units: list[int], workers: int, load: float, cost: float, seed: int
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_the_plan_of_simulated_workers_is_right(workers: int, load: float, cost: float, whole: int, seed: int) -> None:
+def test_the_plan_of_simulated_workers_is_right(
+    workers: int, load: float, cost: float, whole: int, seed: int
+) -> None:
     units = _sample([WorkUnit("all", 0, whole)], 64, workers, seed)
     rows = [unit.rows for unit in units]
-    plan = _measured(whole, 0.0, simulate(rows, workers, load, cost, seed), {("caption", "tag"): workers}, 0, True)
+    plan = _measured(
+        whole,
+        0.0,
+        simulate(rows, workers, load, cost, seed),
+        {("caption", "tag"): workers},
+        0,
+        True,
+    )
     took = simulate([10] * (whole // 10), workers, load, cost, seed + 1)[-1][0]
     assert abs(plan.seconds() / took - 1) < 0.15
     assert abs(plan.stages["caption"] / plan.stages["tag"] - 3) < 1e-6
@@ -61,33 +87,46 @@ def test_the_plan_of_simulated_workers_is_right(workers: int, load: float, cost:
     assert least <= expected <= most
 
 
-@given(st.lists(st.integers(1, 500), min_size=1, max_size=5), st.integers(1, 200), st.integers(1, 8), st.integers(0, 9))
-def test_a_sample_has_different_images_of_the_units(rows: list[int], images: int, workers: int, seed: int) -> None:
+@given(
+    st.lists(st.integers(1, 500), min_size=1, max_size=5),
+    st.integers(1, 200),
+    st.integers(1, 8),
+    st.integers(0, 9),
+)
+def test_a_sample_has_different_images_of_the_units(
+    rows: list[int], images: int, workers: int, seed: int
+) -> None:
     units = [WorkUnit(str(number), 7, 7 + each) for number, each in enumerate(rows)]
     images = min(images, sum(rows))
     sample = _sample(units, images, workers, seed)
     chosen = [(unit.split, row) for unit in sample for row in range(unit.start, unit.stop)]
     assert len(set(chosen)) == len(chosen)
-    assert set(chosen) <= {(unit.split, row) for unit in units for row in range(unit.start, unit.stop)}
+    assert set(chosen) <= {
+        (unit.split, row) for unit in units for row in range(unit.start, unit.stop)
+    }
     assert sample == _sample(units, images, workers, seed)
     assert len(chosen) == images
 
 
 def test_a_sample_for_a_served_model_keeps_its_requests_under_way() -> None:
     whole = [WorkUnit("all", 0, 5000)]
-    assert [unit.rows for unit in _sample(whole, 1024, 2, 0, 256)] == [256] * 4  # two for each worker: one warms up
+    assert [unit.rows for unit in _sample(whole, 1024, 2, 0, 256)] == [
+        256
+    ] * 4  # two for each worker: one warms up
     assert [unit.rows for unit in _sample(whole, 256, 2, 0, 256)] == [64] * 4
     assert [unit.rows for unit in _sample(whole, 64, 1, 0, 16)] == [22, 22, 20]
 
 
-SECONDS = {"caption": 20.0, "parse": 1.0, "tag": 9.0, "compilation": 50.0}
-ON_CPUS = {("caption",): 1, ("parse", "tag"): 5}
-ON_GPUS = {("caption",): 2, ("parse",): 1, ("tag",): 2}
-
-
-def planned(workers: dict[tuple[str, ...], int], gpus: int = 0, local: bool = False, **used: float | None) -> Plan:
-    """The plan for 100 images of 10 that took `SECONDS`, where stages with a utilization computed on `gpus`."""
-    uses = {name: {"gpu": "H100"} | ({} if u is None else {"utilization": u}) for name, u in used.items()}
+def planned(
+    workers: dict[tuple[str, ...], int], gpus: int = 0, local: bool = False, **used: float | None
+) -> Plan:
+    """The plan for 100 images of 10 that took `SECONDS`, where stages with a utilization computed
+    on `gpus`.
+    """
+    uses = {
+        name: {"gpu": "H100"} | ({} if u is None else {"utilization": u})
+        for name, u in used.items()
+    }
     shard = ShardEntry("all", 0, 10, "a", "", 1000, {}, SECONDS, uses)
     return _measured(100, 0.0, [(5.0, shard)], workers, gpus, local)
 
@@ -107,11 +146,19 @@ def test_the_workers_that_take_longest_decide() -> None:
         (ON_GPUS, 2, 1, {"caption": 2, "parse": 1, "tag": 1}, "caption"),
         (ON_GPUS, 8, 4, {"caption": 8, "parse": 1, "tag": 4}, "caption"),
         (ON_GPUS, 40, 10, {"caption": 40, "parse": 2, "tag": 18}, "parse"),
-        ({("caption", "parse", "tag"): 2}, 8, 8 / 3, {"caption": 6, "parse": 1, "tag": 3}, "caption"),
+        (
+            {("caption", "parse", "tag"): 2},
+            8,
+            8 / 3,
+            {"caption": 6, "parse": 1, "tag": 3},
+            "caption",
+        ),
         (ON_CPUS, 8, 0.5, {"caption": 4, "parse": 1, "tag": 2}, "caption"),
     ],
 )
-def test_stages_on_gpus_grow_with_them_and_others_do_not(workers, gpus, rate, actors, slowest) -> None:
+def test_stages_on_gpus_grow_with_them_and_others_do_not(
+    workers, gpus, rate, actors, slowest
+) -> None:
     known = (0, {}) if workers is ON_CPUS else (2, {"caption": 0.9, "tag": 0.9})
     plan = planned(workers, known[0], **known[1]).with_gpus(gpus)
     assert plan.actors() == actors
@@ -125,9 +172,15 @@ def test_stages_on_gpus_grow_with_them_and_others_do_not(workers, gpus, rate, ac
     ("plan", "said"),
     [
         (planned(ON_CPUS), "not measured: no stage"),
-        (planned(ON_GPUS, 2, caption=None, tag=0.9), "utilization not measured: it takes nvidia-ml-py"),
+        (
+            planned(ON_GPUS, 2, caption=None, tag=0.9),
+            "utilization not measured: it takes nvidia-ml-py",
+        ),
         (planned(ON_GPUS, 2, caption=0.86, tag=0.1), "utilized 86%: enough actors"),
-        (planned(ON_GPUS, 2, caption=0.4, tag=0.9), ".* 40%: .* MPS .*caption.resources.gpus=0.25 .*tag.*=0.25$"),
+        (
+            planned(ON_GPUS, 2, caption=0.4, tag=0.9),
+            ".* 40%: .* MPS .*caption.resources.gpus=0.25 .*tag.*=0.25$",
+        ),
         (
             planned({("caption", "parse", "tag"): 2}, 2, True, caption=0.9, tag=0.4),
             "utilized 72%: .*caption.*gpus=0.25 ",
@@ -135,7 +188,9 @@ def test_stages_on_gpus_grow_with_them_and_others_do_not(workers, gpus, rate, ac
         (planned(ON_GPUS, 2, caption=0.4, tag=0.4).with_gpus(40), "waiting for parse: more cores"),
     ],
 )
-def test_the_advice_follows_from_the_utilization_while_the_slowest_workers_compute(plan: Plan, said: str) -> None:
+def test_the_advice_follows_from_the_utilization_while_the_slowest_workers_compute(
+    plan: Plan, said: str
+) -> None:
     assert re.match(said, plan.advice())
     shown = io.StringIO()
     print_plan(plan.as_json(2, 2.5), Console(file=shown, width=400))
@@ -148,7 +203,9 @@ def test_a_plan_keeps_nothing_and_says_that_all_images_fail(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SGPIPE_QUIET", "1")
     runner = CliRunner()
-    done = runner.invoke(app, ["plan", "--limit", "4", "--sample", "2", "--machines", "2", "--gpus", "9", "--json"])
+    done = runner.invoke(
+        app, ["plan", "--limit", "4", "--sample", "2", "--machines", "2", "--gpus", "9", "--json"]
+    )
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert (found["images"], found["machines"], found["error_rows"]["expected"]) == (4, 2, 0)

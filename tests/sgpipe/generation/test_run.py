@@ -32,9 +32,21 @@ from tests.factories import make_blip, untrained_tagger
 from tests.sgpipe.generation.in_process import RAN, label, rows, without_ray
 from tests.vlm_checkpoints import make_vlm
 
-IMAGES, FEW = 40, 6
+IMAGES = 40
+FEW = 6
 SMALL = {"tag.short_side": 48, "tag.long_side": 64, "tag.threshold": 0.01}
 HIGHER = {"tag.threshold": 0.3}
+
+
+BOXES = [Box("dog", 1, (1, 1, 5, 5), origin="detector", score=0.5)]
+CAPTION = [Caption("a dog")]
+PAIR = [Pair(0, 0, ["near"])]
+FAILED = {
+    "source: no image": {}, "detect: no image": {}, "caption: no image": {"objects": BOXES},
+    "worker: crashed before captions": {"objects": BOXES},
+    "worker: crashed after captions": {"objects": BOXES, "captions": CAPTION},
+    "tag: no image": {"objects": BOXES, "captions": CAPTION, "pairs": PAIR},
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +86,11 @@ def recipe(files: Files, models: Path, **changes: object) -> Recipe:
 
 
 def captioned(files: Files, models: Path, **changes: object) -> Recipe:
-    made = {"caption.captioner": str(models / "captioner"), "caption.samples": 2, "engine.unit_size": 2}
+    made = {
+        "caption.captioner": str(models / "captioner"),
+        "caption.samples": 2,
+        "engine.unit_size": 2,
+    }
     return recipe(files, models, **{**made, **changes})
 
 
@@ -86,11 +102,15 @@ def finished(coco, models, tmp_path_factory) -> Path:
     return out
 
 
-def test_every_image_is_a_row_missing_ones_are_error_rows_and_the_counts_add_up(finished, coco, models):
+def test_every_image_is_a_row_missing_ones_are_error_rows_and_the_counts_add_up(
+    finished, coco, models
+):
     records = rows(finished)
     summary, _ = label(recipe(coco, models), finished)  # nothing left to do
     listed = json.loads(coco.annotations.read_text())
-    assert [record.image_id for record in records] == [str(image["id"]) for image in listed["images"]]
+    assert [record.image_id for record in records] == [
+        str(image["id"]) for image in listed["images"]
+    ]
     assert summary.complete
     assert summary.counts["images"] == IMAGES
     assert summary.counts["boxes"] == len(listed["annotations"])
@@ -98,7 +118,10 @@ def test_every_image_is_a_row_missing_ones_are_error_rows_and_the_counts_add_up(
     assert summary.counts["relations"] == sum(len(record.relations) for record in records) > 0
     for record in records:
         pairs = {(pair.subject, pair.object): pair.predicates for pair in record.pairs}
-        assert all(relation.predicate in pairs[relation.subject, relation.object] for relation in record.relations)
+        assert all(
+            relation.predicate in pairs[relation.subject, relation.object]
+            for relation in record.relations
+        )
     failed = {record.image_id: record.error for record in records if not record.ok}
     assert set(failed) == {"4", "7"}
     assert "image file not found" in failed["4"]
@@ -115,11 +138,17 @@ def test_rows_do_not_depend_on_units_or_the_engine(finished, coco, models, tmp_p
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != "lock"}
+    return {
+        path: path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
 
 
 @pytest.mark.parametrize(("limit", "asked"), [(None, ""), (10, ", of which 10 were asked for")])
-def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, models, monkeypatch, limit, asked):
+def test_a_finished_run_says_that_nothing_is_left_to_do(
+    finished, coco, models, monkeypatch, limit, asked
+):
     """Without an engine and without models."""
     monkeypatch.setattr(generation, "LocalEngine", None)
     monkeypatch.setattr(generation, "build_stages", None)
@@ -133,16 +162,23 @@ def test_a_finished_run_says_that_nothing_is_left_to_do(finished, coco, models, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        pytest.param({"tag.resources": {"cpus": 900}}, "lower tag.resources.cpus", marks=pytest.mark.slow),
+        pytest.param(
+            {"tag.resources": {"cpus": 900}}, "lower tag.resources.cpus", marks=pytest.mark.slow
+        ),
         ({"tag.tagger": "nowhere/at/all"}, "no such folder: nowhere/at/all"),
         ({"tag.tagger": "no-such-tagger"}, "neither a folder nor in the cache .*: no-such-tagger"),
         ({"pair.synonyms": "no.json"}, "no such file: no.json"),
         ({"source.ground_truth": "no"}, "no such folder: no"),
         ({"source.ground_truth": "."}, "is not an sgpipe run"),
-        ({"source.splits": {"a-b": {"annotations": "a", "images": "b"}}}, "source.splits.a-b: String should match"),
+        (
+            {"source.splits": {"a-b": {"annotations": "a", "images": "b"}}},
+            "source.splits.a-b: String should match",
+        ),
     ],
 )
-def test_what_is_refused_changes_nothing_in_a_run(coco, models, finished, tmp_path, options, message):
+def test_what_is_refused_changes_nothing_in_a_run(
+    coco, models, finished, tmp_path, options, message
+):
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     next((out / "data").glob("*.parquet")).unlink()  # there is something to do
@@ -154,19 +190,28 @@ def test_what_is_refused_changes_nothing_in_a_run(coco, models, finished, tmp_pa
 
 
 def test_a_limit_can_be_raised(finished, coco, models, tmp_path):
-    out, shards = tmp_path / "out", set[str]()
+    out = tmp_path / "out"
+    shards = set[str]()
     for limit, images in ((3, 3), (8, 8), (None, IMAGES)):
         assert label(recipe(coco, models, limit=limit), out)[0].counts["images"] == images
-        before, shards = shards, {shard.sha256 for shard in Manifest.load(out).shards}
+        before = shards
+        shards = {shard.sha256 for shard in Manifest.load(out).shards}
         assert before < shards
     assert rows(out) == rows(finished)
 
 
 @pytest.mark.parametrize("family", ["florence2", "qwen3_vl"])
 def test_a_vision_language_captioner_goes_on_with_another_batch_size(few, models, family, tmp_path):
-    own = {"caption.captioner": make_vlm(tmp_path / "model", family), "caption.max_tokens": 12, "tag.method": "all"}
+    own = {
+        "caption.captioner": make_vlm(tmp_path / "model", family),
+        "caption.max_tokens": 12,
+        "tag.method": "all",
+    }
     for name, limit, size in (("whole", None, 8), ("out", 3, 1), ("out", None, 3)):
-        label(captioned(few, models, **own, **{"limit": limit, "caption.batch_size": size}), tmp_path / name)
+        label(
+            captioned(few, models, **own, **{"limit": limit, "caption.batch_size": size}),
+            tmp_path / name,
+        )
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
     assert len({each.text for row in rows(tmp_path / "out") for each in row.captions}) > FEW
 
@@ -176,34 +221,49 @@ def test_failed_rows_are_done_again_on_request(models, tmp_path):
     hidden = [files.images / "0004.png", files.images / "0007.png"]
     for path in hidden:
         path.rename(path.with_suffix(".hidden"))
-    made, out = recipe(files, models), tmp_path / "out"
+    made = recipe(files, models)
+    out = tmp_path / "out"
     assert label(made, out)[0].counts["errors"] == 2
     before = rows(out)
     hidden[0].with_suffix(".hidden").rename(hidden[0])
-    assert [label(made, out, retry_failed=retry)[0].counts["errors"] for retry in (False, True)] == [2, 1]
+    assert [
+        label(made, out, retry_failed=retry)[0].counts["errors"] for retry in (False, True)
+    ] == [2, 1]
     after = rows(out)
-    assert [row for row, old in zip(after, before, strict=True) if old.ok] == [row for row in before if row.ok]
+    assert [row for row, old in zip(after, before, strict=True) if old.ok] == [
+        row for row in before if row.ok
+    ]
     assert after[4].captions
     assert {f"data/{path.name}" for path in (out / "data").iterdir()} == {
         each.file for each in Manifest.load(out).shards
     }
 
 
-def test_another_recipe_is_refused_and_leaves_the_ground_truth_of_the_run_as_it_is(finished, coco, models):
+def test_another_recipe_is_refused_and_leaves_the_ground_truth_of_the_run_as_it_is(
+    finished, coco, models
+):
     folder = RunFolder(finished)
     folder.set_ground_truth(GroundTruth(finished))
-    with pytest.raises(UserError, match=r"made with other settings.*\n  tag.threshold: 0.01 then, 0.3 now"):
+    with pytest.raises(
+        UserError, match=r"made with other settings.*\n  tag.threshold: 0.01 then, 0.3 now"
+    ):
         label(recipe(coco, models, **HIGHER), finished)
     assert ground_truth_of(folder.root) == GroundTruth(finished)
     label(recipe(coco, models), finished)  # the same recipe, but no ground truth any more
     assert ground_truth_of(folder.root) is None
 
 
-def test_a_longer_annotation_file_is_another_run_and_merging_is_advised(finished, coco, models, tmp_path):
+def test_a_longer_annotation_file_is_another_run_and_merging_is_advised(
+    finished, coco, models, tmp_path
+):
     listed = json.loads(coco.annotations.read_text())
     longer = tmp_path / "longer.json"
-    longer.write_text(json.dumps(listed | {"images": [*listed["images"], {**listed["images"][0], "id": 99}]}))
-    with pytest.raises(UserError, match=r"annotations: content of SHA-256 \w{8}… then.*\n.*sgpipe merge"):
+    longer.write_text(
+        json.dumps(listed | {"images": [*listed["images"], {**listed["images"][0], "id": 99}]})
+    )
+    with pytest.raises(
+        UserError, match=r"annotations: content of SHA-256 \w{8}… then.*\n.*sgpipe merge"
+    ):
         label(recipe(replace(coco, annotations=longer), models), finished)
     assert Manifest.load(finished).run["source_images"] == IMAGES  # what a dataset card says
 
@@ -237,18 +297,28 @@ def labels(made: Recipe, folder: Path) -> dict[str, Any]:
     found = {}
     for record in rows(folder):
         boxes = [f"{box.category} {box.bbox}" for box in record.objects]
-        relations = [(boxes[r.subject], r.predicate, boxes[r.object], r.confidence) for r in record.relations]
-        captions = [(caption.text, [boxes[index] for index in caption.boxes]) for caption in record.captions]
+        relations = [
+            (boxes[r.subject], r.predicate, boxes[r.object], r.confidence) for r in record.relations
+        ]
+        captions = [
+            (caption.text, [boxes[index] for index in caption.boxes]) for caption in record.captions
+        ]
         found[record.image_id] = (sorted(relations), sorted(captions), record.left_out)
     return found
 
 
 @pytest.mark.parametrize("captioner", [False, True])
-def test_shuffled_annotations_give_the_same_labels(models: Path, tmp_path: Path, captioner: bool) -> None:
+def test_shuffled_annotations_give_the_same_labels(
+    models: Path, tmp_path: Path, captioner: bool
+) -> None:
     files = make_coco(tmp_path / "coco", images=5)
     settings: dict[str, object] = {"tag.group_size": 3, "pair.max_pairs": 10}
     if captioner:
-        settings |= {"caption.samples": 1, "caption.scopes": ["image", "box"], "caption.max_crops": 3}
+        settings |= {
+            "caption.samples": 1,
+            "caption.scopes": ["image", "box"],
+            "caption.max_crops": 3,
+        }
     made = (captioned if captioner else recipe)(files, models, **settings)
     expected = labels(made, tmp_path / "first")
     assert any(relations for relations, _, _ in expected.values()) or captioner
@@ -261,7 +331,8 @@ def test_shuffled_annotations_give_the_same_labels(models: Path, tmp_path: Path,
 
 
 def test_the_saved_recipe_of_the_miniworld_runs_again(tmp_path):
-    first, moved = tmp_path / "first", tmp_path / "moved"
+    first = tmp_path / "first"
+    moved = tmp_path / "moved"
     label(load_recipe("miniworld", {"source.miniworld.images": 2, "caption.samples": 2}), first)
     before = rows(first)
     label(load_recipe(first / "recipe.yaml"), first)
@@ -279,9 +350,14 @@ def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
     images = tmp_path / "drawn" / DRAWN
     source = {"source.format": "folder", "source.splits": {"all": {"images": images}}}
     label(load_recipe("miniworld", source), tmp_path / "out")
-    found = [(each.image_id, each.objects, each.captions, each.relations) for each in rows(tmp_path / "out")]
+    found = [
+        (each.image_id, each.objects, each.captions, each.relations)
+        for each in rows(tmp_path / "out")
+    ]
     one_by_one = [graph.record for graph in Pipeline().label(sorted(images.iterdir()))]
-    assert found == [(each.image_id, each.objects, each.captions, each.relations) for each in one_by_one]
+    assert found == [
+        (each.image_id, each.objects, each.captions, each.relations) for each in one_by_one
+    ]
     assert sum(len(objects) for _, objects, _, _ in found) > 8
 
 
@@ -311,7 +387,11 @@ def scratch(few, models, tmp_path_factory) -> list[Record]:
 
 def test_only_the_tagger_runs_again_if_only_it_differs(parent, scratch, few, models, tmp_path):
     summary, said = label(captioned(few, models, **HIGHER), tmp_path / "new", parent)
-    assert said[0] == f"captions, triplets and pairs from {parent}; tag to run (tag.threshold: 0.01 then, 0.3 now)"
+    assert (
+        said[0]
+        == f"captions, triplets and pairs from {parent}; tag to run (tag.threshold: 0.01 then, 0.3"
+        " now)"
+    )
     assert RAN == ["tag"]
     assert rows(tmp_path / "new") == scratch
     assert sum(len(row.captions) for row in scratch) == 2 * (FEW - 1)
@@ -319,13 +399,19 @@ def test_only_the_tagger_runs_again_if_only_it_differs(parent, scratch, few, mod
     assert now["identity"]["parent"] == before["fingerprint"] != now["fingerprint"]
     assert now["identity"]["caption"] == before["identity"]["caption"]
     assert summary.as_json()["parent"]["reused"] == ["captions", "triplets", "pairs"]
-    assert f"columns are those of another run (`{before['fingerprint']}`)" in " ".join(describe_origin(now, False)[1])
+    assert f"columns are those of another run (`{before['fingerprint']}`)" in " ".join(
+        describe_origin(now, False)[1]
+    )
 
 
-def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(parent, few, models, tmp_path, monkeypatch):
+def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(
+    parent, few, models, tmp_path, monkeypatch
+):
     """The GPU is pretended: the stages compute on the CPU, which they are not told."""
     lent: list[set[str]] = []
-    monkeypatch.setattr(generation, "share_gpus", lambda recipe, stages: (lent.append(set(stages)), recipe)[1])
+    monkeypatch.setattr(
+        generation, "share_gpus", lambda recipe, stages: (lent.append(set(stages)), recipe)[1]
+    )
     monkeypatch.setattr(engine, "usable_gpus", lambda: 1)
     out = tmp_path / "out"
     label(captioned(few, models), out)
@@ -342,7 +428,9 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(parent, few, mod
     assert Manifest.load(tmp_path / "of a CPU").run["identity"]["tag"]["dtype"] == "auto on a CPU"
     assert lent[-1] == set()
     monkeypatch.setattr(engine, "usable_gpus", lambda: 0)
-    with pytest.raises(UserError, match=r"caption\.dtype: 'auto on a GPU' then, 'auto on a CPU' now"):
+    with pytest.raises(
+        UserError, match=r"caption\.dtype: 'auto on a GPU' then, 'auto on a CPU' now"
+    ):
         label(captioned(few, models), out)
 
 
@@ -350,7 +438,10 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(parent, few, mod
     ("changes", "stages"),
     [
         ({"pair.candidates": "image"}, ["pair", "tag"]),
-        ({"pair.candidates": "image", "pair.match": "substring"}, ["parse", "pair", "tag"]),  # whose attributes
+        (
+            {"pair.candidates": "image", "pair.match": "substring"},
+            ["parse", "pair", "tag"],
+        ),  # whose attributes
         ({"pair.loose": False, "parse.attributes": False}, ["parse", "pair", "tag"]),
         (HIGHER, ["tag"]),
     ],
@@ -370,8 +461,15 @@ def test_stages_after_the_first_that_differs_run_and_rows_are_those_of_a_run_wit
     label(recipe(files, models, **changes), tmp_path / "scratch")
     assert rows(tmp_path / "new") == rows(tmp_path / "scratch")
     assert (rows(tmp_path / "new") == rows(tmp_path / "parent")) == (changes == HIGHER)
-    found = {each.name for row in rows(tmp_path / "new") for box in row.objects for each in box.attributes}
-    assert found == (set() if "parse.attributes" in changes else {"small", "red", "two", "wet", "old", "tall"})
+    found = {
+        each.name
+        for row in rows(tmp_path / "new")
+        for box in row.objects
+        for each in box.attributes
+    }
+    assert found == (
+        set() if "parse.attributes" in changes else {"small", "red", "two", "wet", "old", "tall"}
+    )
 
 
 def test_the_captioner_need_not_exist_any_more(parent, scratch, few, models, tmp_path):
@@ -382,10 +480,14 @@ def test_the_captioner_need_not_exist_any_more(parent, scratch, few, models, tmp
     label(parent_recipe(str(parent), HIGHER), tmp_path / "new", parent)
     assert RAN == ["tag"]
     assert rows(tmp_path / "new") == scratch
-    with pytest.raises(UserError, match=r"nothing of .* can be reused.*caption\.samples: 2 then, 1 now"):
+    with pytest.raises(
+        UserError, match=r"nothing of .* can be reused.*caption\.samples: 2 then, 1 now"
+    ):
         label(parent_recipe(str(parent), {"caption.samples": 1}), tmp_path / "other", parent)
     make_blip(gone, seed=1)
-    with pytest.raises(UserError, match=r"nothing of .* can be reused.*caption\.captioner: 'sha256:"):
+    with pytest.raises(
+        UserError, match=r"nothing of .* can be reused.*caption\.captioner: 'sha256:"
+    ):
         label(parent_recipe(str(parent), HIGHER), tmp_path / "other", parent)
 
 
@@ -393,7 +495,9 @@ def test_a_stopped_run_goes_on_also_with_other_units(parent, scratch, few, model
     label(captioned(few, models, limit=3, **HIGHER), tmp_path / "new", parent)
     label(captioned(few, models, **HIGHER, **{"engine.unit_size": 5}), tmp_path / "new", parent)
     assert rows(tmp_path / "new") == scratch
-    with pytest.raises(UserError, match=r"made with other settings.*\n  parent: '\w+' then, None now"):
+    with pytest.raises(
+        UserError, match=r"made with other settings.*\n  parent: '\w+' then, None now"
+    ):
         label(captioned(few, models, **HIGHER), tmp_path / "new")
     label(captioned(few, models, **HIGHER, limit=2), tmp_path / "other")
     with pytest.raises(UserError, match=r"made with other settings.*\n  parent: None then"):
@@ -417,9 +521,21 @@ def test_a_moved_run_keeps_its_images(few, models, tmp_path, monkeypatch):
     ("damage", "changes", "message"),
     [
         ("", {}, "nothing differs from {run}"),
-        ("", {"seed": 1}, "nothing of {run} can be reused, as its first stage differs (seed: 0 then, 1 now)"),
-        ("annotations", {}, "{run} has other images or annotations (source.val.annotations: content of SHA-256 "),
-        ("", {"source.format": "objects365"}, "other images or annotations (format: 'coco' then, 'objects365' now)"),
+        (
+            "",
+            {"seed": 1},
+            "nothing of {run} can be reused, as its first stage differs (seed: 0 then, 1 now)",
+        ),
+        (
+            "annotations",
+            {},
+            "{run} has other images or annotations (source.val.annotations: content of SHA-256 ",
+        ),
+        (
+            "",
+            {"source.format": "objects365"},
+            "other images or annotations (format: 'coco' then, 'objects365' now)",
+        ),
         ("shorter", {}, "{run} lacks 2 of 6 images: finish it first"),
         ("locked", {}, "another process is writing into {run}"),
         ("lost", {}, "data/val-000000004-000000006.parquet of {run} is missing or damaged"),
@@ -430,7 +546,8 @@ def test_a_moved_run_keeps_its_images(few, models, tmp_path, monkeypatch):
 def test_what_cannot_be_taken_over_is_one_line_and_leaves_no_trace(
     parent, few, models, tmp_path, monkeypatch, damage, changes, message
 ):
-    files, out = few, tmp_path / "new"
+    files = few
+    out = tmp_path / "new"
     manifest = Manifest.load(parent)
     if damage == "annotations":
         other = json.loads(few.annotations.read_text())
@@ -447,7 +564,9 @@ def test_what_cannot_be_taken_over_is_one_line_and_leaves_no_trace(
         manifest.run["identity"] = {"scored": "x"}
         manifest.rewrite()
     out = parent if damage == "itself" else out
-    given = captioned(files, models, **(HIGHER if damage or "source" in str(changes) else {}), **changes)
+    given = captioned(
+        files, models, **(HIGHER if damage or "source" in str(changes) else {}), **changes
+    )
     with pytest.raises(UserError) as caught:
         label(given, out, parent)
     assert message.format(run=parent) in str(caught.value)
@@ -466,7 +585,9 @@ def test_a_shard_whose_bytes_changed_is_named_and_the_rest_kept(parent, few, mod
     assert label(captioned(few, models, **HIGHER), tmp_path / "new", parent)[0].complete
 
 
-def taken_over(folder: Path, made: Sequence[Record], reused: Sequence[str], start: int = 0) -> list[Record]:
+def taken_over(
+    folder: Path, made: Sequence[Record], reused: Sequence[str], start: int = 0
+) -> list[Record]:
     """What is taken of the rows of a parent where these stages are reused."""
     source = [Record(row.image_id, "folder", "all", row.file_name, 9, 9) for row in made]
     write_index(folder / "index.arrow", [to_table(source)], dict)
@@ -480,25 +601,28 @@ def taken_over(folder: Path, made: Sequence[Record], reused: Sequence[str], star
 def failed(rows: Mapping[str, dict[str, Any]], **columns: object) -> list[Record]:
     """Error rows: what each says, and what stages had found until then."""
     return [
-        Record(str(n), "folder", "all", f"{n}.png", 9, 9, status="error", error=error, **found, **columns)
+        Record(
+            str(n),
+            "folder",
+            "all",
+            f"{n}.png",
+            9,
+            9,
+            status="error",
+            error=error,
+            **found,
+            **columns,
+        )
         for n, (error, found) in enumerate(rows.items())
     ]
-
-
-BOXES = [Box("dog", 1, (1, 1, 5, 5), origin="detector", score=0.5)]
-CAPTION, PAIR = [Caption("a dog")], [Pair(0, 0, ["near"])]
-FAILED = {
-    "source: no image": {}, "detect: no image": {}, "caption: no image": {"objects": BOXES},
-    "worker: crashed before captions": {"objects": BOXES},
-    "worker: crashed after captions": {"objects": BOXES, "captions": CAPTION},
-    "tag: no image": {"objects": BOXES, "captions": CAPTION, "pairs": PAIR},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(("reused", "kept"), [(("detect",), 2), (("detect", "caption"), 4)])
 def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept):
     count = len(FAILED) + 1
-    fine = Record(str(count - 1), "folder", "all", f"{count - 1}.png", 9, 9, **FAILED["tag: no image"])
+    fine = Record(
+        str(count - 1), "folder", "all", f"{count - 1}.png", 9, 9, **FAILED["tag: no image"]
+    )
     fine.left_out = {"boxes": 5, "regions": 6, "pairs": 7}
     fine.relations = [Relation(0, 0, "near", 0.5)]
     taken = taken_over(tmp_path, [*failed(FAILED), fine], reused, start=1)
@@ -506,7 +630,9 @@ def test_errors_of_stages_that_run_again_are_tried_again(tmp_path, reused, kept)
     assert taken[-1].objects == BOXES
     assert taken[-1].captions == (CAPTION if "caption" in reused else [])
     assert taken[-1].pairs == taken[-1].relations == []
-    assert taken[-1].left_out == ({"boxes": 5, "regions": 6} if "caption" in reused else {"boxes": 5})
+    assert taken[-1].left_out == (
+        {"boxes": 5, "regions": 6} if "caption" in reused else {"boxes": 5}
+    )
 
 
 @pytest.mark.parametrize("with_words", [False, True])
@@ -516,9 +642,13 @@ def test_boxes_of_words_are_taken_over_with_their_stage_alone(tmp_path, with_wor
         "ground: no image": {"objects": BOXES}, "worker: crashed before or without words": {"objects": BOXES},
         "worker: crashed after words": {"objects": [*BOXES, word]}, "tag: no image": {"objects": [*BOXES, word]},
     }  # fmt: skip
-    made = failed(rows, captions=CAPTION, triplets=[Triplet("dog", "near", "cone", "dog", "cone", "near", 0)])
+    made = failed(
+        rows, captions=CAPTION, triplets=[Triplet("dog", "near", "cone", "dog", "cone", "near", 0)]
+    )
     made[-1].left_out = {"words": 3, "grounded": 4, "pairs": 7}
-    taken = taken_over(tmp_path, made, ("detect", "caption", "parse", *(["ground"] if with_words else [])))
+    taken = taken_over(
+        tmp_path, made, ("detect", "caption", "parse", *(["ground"] if with_words else []))
+    )
     kept = 2 if with_words else 0
     assert [row.error for row in taken] == [*list(rows)[:kept], *[None] * (len(rows) - kept)]
     assert [row.objects for row in taken[2:]] == [[*BOXES, word] if with_words else BOXES] * 2
@@ -527,7 +657,8 @@ def test_boxes_of_words_are_taken_over_with_their_stage_alone(tmp_path, with_wor
 
 def test_retrying_takes_what_the_parent_has_made_good_since(models, tmp_path):
     files = make_coco(tmp_path / "coco", images=3, missing=(1,))
-    new, parent = tmp_path / "new", tmp_path / "parent"
+    new = tmp_path / "new"
+    parent = tmp_path / "parent"
 
     def errors(**more: bool) -> int:
         return label(recipe(files, models, **HIGHER), new, parent, **more)[0].counts["errors"]

@@ -1,4 +1,6 @@
-"""`sgpipe score` with a tiny random CLIP or a served model: what is done with scores, not what they say of images."""
+"""`sgpipe score` with a tiny random CLIP or a served model: what is done with scores, not what they
+say of images.
+"""
 
 import json
 import math
@@ -57,7 +59,11 @@ def score(run: Path, out: Path, *options: object) -> Result:
 
 
 def column(root: Path, name: str = "clip_score") -> list:
-    return [row for shard in Manifest.load(root).shards for row in pq.read_table(root / shard.file)[name].to_pylist()]
+    return [
+        row
+        for shard in Manifest.load(root).shards
+        for row in pq.read_table(root / shard.file)[name].to_pylist()
+    ]
 
 
 def test_scores_are_cosines_and_ranks_count_better_contrasts(model, run):
@@ -67,10 +73,18 @@ def test_scores_are_cosines_and_ranks_count_better_contrasts(model, run):
     image = Image.new("RGB", (320, 240), "red")
     clip_score, _ = RelationRanker(str(model), None, ["on", "near", "under", "at"])(record, image)
     network, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model}")
-    texts = ["a person on a dog", "a dog on a person", *(f"a person {p} a dog" for p in ("near", "under", "at"))]
+    texts = [
+        "a person on a dog",
+        "a dog on a person",
+        *(f"a person {p} a dog" for p in ("near", "under", "at")),
+    ]
     with torch.inference_mode():
-        seen = network.eval().encode_image(preprocess(image.crop((10, 10, 110, 90)))[None], normalize=True)
-        said = network.encode_text(open_clip.get_tokenizer(f"local-dir:{model}")(texts), normalize=True)
+        seen = network.eval().encode_image(
+            preprocess(image.crop((10, 10, 110, 90)))[None], normalize=True
+        )
+        said = network.encode_text(
+            open_clip.get_tokenizer(f"local-dir:{model}")(texts), normalize=True
+        )
     expected = (said @ seen.T)[:, 0]
     assert clip_score.score == pytest.approx(expected[0].item(), abs=1e-5)
     assert clip_score.swapped == pytest.approx(expected[1].item(), abs=1e-5)
@@ -86,18 +100,28 @@ def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_
     scores = column(tmp_path / "scored")
     assert [len(row) for row in scores] == [2, 1, 2, 0, 1]
     assert scores[4] == [None]
-    assert [entry["swapped"] is None for entry in scores[2]] == [True, True]  # no object; a dog and itself
+    assert [entry["swapped"] is None for entry in scores[2]] == [
+        True,
+        True,
+    ]  # no object; a dog and itself
     said = CliRunner().invoke(app, ["stats", str(tmp_path / "scored"), "--json"]).stdout
     found = json.loads(said)["clip_score"]
     assert (found["scored"], found["unscored"]) == (5, 1)
     entries = [entry for row in scores for entry in row if entry]
     assert found["mean"] == pytest.approx(sum(entry["score"] for entry in entries) / 5)
     assert found["first"] == sum(entry["rank"] == 1 for entry in entries) / 5
-    assert found["chance"] == pytest.approx(sum(1 / (entry["contrasts"] + 1) for entry in entries) / 5)
-    beaten = [entry["score"] > entry["swapped"] for entry in entries if entry["swapped"] is not None]
+    assert found["chance"] == pytest.approx(
+        sum(1 / (entry["contrasts"] + 1) for entry in entries) / 5
+    )
+    beaten = [
+        entry["score"] > entry["swapped"] for entry in entries if entry["swapped"] is not None
+    ]
     assert found["beats_swapped"] == pytest.approx(sum(beaten) / len(beaten))
     assert -1 <= found["correlation"] <= 1
-    assert json.loads(CliRunner().invoke(app, ["stats", str(run), "--json"]).stdout)["clip_score"] is None
+    assert (
+        json.loads(CliRunner().invoke(app, ["stats", str(run), "--json"]).stdout)["clip_score"]
+        is None
+    )
 
 
 def test_scoring_goes_on_and_refuses_another_model(model, run, tmp_path, monkeypatch):
@@ -121,17 +145,22 @@ def test_scoring_goes_on_and_refuses_another_model(model, run, tmp_path, monkeyp
     assert "contrasts: ['near', 'on', 'smiling'] then, ['near'] now" in other.stderr
 
 
-def test_shards_that_were_processed_again_are_scored_again_and_all_scores_are_counted(model, run, tmp_path):
+def test_shards_that_were_processed_again_are_scored_again_and_all_scores_are_counted(
+    model, run, tmp_path
+):
     first = json.loads(score(run, tmp_path / "out", "--model", model, "--json").stdout)
     assert json.loads(score(run, tmp_path / "out", "--model", model, "--json").stdout) == first
     manifest = Manifest.load(run)
-    old, kept = manifest.shards[0], list(iter_records(run))[: manifest.shards[0].rows]
+    old = manifest.shards[0]
+    kept = list(iter_records(run))[: manifest.shards[0].rows]
     kept[0].relations = kept[0].relations[:1]
     name = shard_name(old.split, old.start, old.stop, revision=1)
     manifest.commit(write_shard(run, name, old.split, old.start, kept, {}))
     again = json.loads(score(run, tmp_path / "out", "--model", model, "--json").stdout)
     assert again == {**first, "scored": first["scored"] - 1}
-    assert [len(each.relations) for each in iter_records(tmp_path / "out")] == [*map(len, column(tmp_path / "out"))]
+    assert [len(each.relations) for each in iter_records(tmp_path / "out")] == [
+        *map(len, column(tmp_path / "out"))
+    ]
     assert not (tmp_path / "out" / old.file).exists()
 
 
@@ -146,8 +175,17 @@ def test_a_served_model_is_asked_about_every_relation(flat: Path, tmp_path: Path
     assert "5 relations scored, 2 without an image or a box with an area" in result.stdout
     assert list(iter_records(tmp_path / "scored")) == list(iter_records(flat))
     yes = pytest.approx(YES)
-    assert column(tmp_path / "scored", "vlm_score") == [[yes, yes], [yes], [yes, yes], [], [None], [None]]
-    assert "the score of a vision-language model" in (tmp_path / "scored" / "README.md").read_text(encoding="utf-8")
+    assert column(tmp_path / "scored", "vlm_score") == [
+        [yes, yes],
+        [yes],
+        [yes, yes],
+        [],
+        [None],
+        [None],
+    ]
+    assert "the score of a vision-language model" in (tmp_path / "scored" / "README.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_scoring_goes_on_and_nothing_is_asked_twice(flat: Path, tmp_path: Path) -> None:
@@ -164,7 +202,10 @@ def test_scoring_goes_on_and_nothing_is_asked_twice(flat: Path, tmp_path: Path) 
         assert max(server.paid.values()) <= 2, "once to check, once to judge"
         again = len(server.requests)
         assert again > asked
-        assert json.loads(score(flat, out, *by(server, "--json")).stdout) == {"scored": 5, "unscored": 2}
+        assert json.loads(score(flat, out, *by(server, "--json")).stdout) == {
+            "scored": 5,
+            "unscored": 2,
+        }
         assert len(server.requests) == again, "nothing is left"
         other = score(flat, out, "--by", "vlm", "--endpoint", server.url, "--model", "other")
     assert (other.exit_code, "model: 'tiny-vlm' then, 'other' now" in other.stderr) == (2, True)

@@ -1,4 +1,6 @@
-"""Runs and plans whose captions come from a server: what they keep, what they ask again, and what ends them."""
+"""Runs and plans whose captions come from a server: what they keep, what they ask again, and what
+ends them.
+"""
 
 from __future__ import annotations
 
@@ -55,13 +57,17 @@ def test_what_was_refused_is_asked_again_if_that_is_asked_for(coco: Files, tmp_p
 
 
 def test_answers_of_a_run_without_a_shard_are_kept(coco: Files, tmp_path: Path) -> None:
-    with EndpointServer(caption, lambda body, attempt: "broken" if len(server.requests) > 4 else None) as server:
+    with EndpointServer(
+        caption, lambda body, attempt: "broken" if len(server.requests) > 4 else None
+    ) as server:
         with pytest.raises(EngineError, match="does not answer: HTTP 500"):
             label(captioned(coco, server), tmp_path / "run")
         assert (tmp_path / "run/.sgpipe" / REQUESTS).is_file()
         server.faults = scripted()
         label(captioned(coco, server), tmp_path / "run")
-        assert sorted(server.paid.values()) == [1] * IMAGES + [2]  # the last is the example before the work
+        assert sorted(server.paid.values()) == [1] * IMAGES + [
+            2
+        ]  # the last is the example before the work
 
 
 @pytest.mark.parametrize(
@@ -71,12 +77,16 @@ def test_answers_of_a_run_without_a_shard_are_kept(coco: Files, tmp_path: Path) 
         (300, 1, 0, 100),  # a unit
     ],
 )  # fmt: skip
-def test_a_plan_asks_about_no_more_images_than_said(coco, images, in_flight, patience, asked, monkeypatch) -> None:
+def test_a_plan_asks_about_no_more_images_than_said(
+    coco, images, in_flight, patience, asked, monkeypatch
+) -> None:
     monkeypatch.setattr("sgpipe.generation.plan.PATIENCE", patience)
     said = io.StringIO()
     with EndpointServer() as server:
         settings = {"caption.requests.in_flight": in_flight, "engine.cpus": 1, "limit": None}
-        found = plan(captioned(coco, server, **settings), Progress(Console(file=said, width=200)), images)
+        found = plan(
+            captioned(coco, server, **settings), Progress(Console(file=said, width=200)), images
+        )
     assert found.sampled == asked
     assert len(server.requests) == asked + 1  # an example before the work
     most = asked if patience else images

@@ -1,4 +1,6 @@
-"""Predictions of a small untrained network for synthetic images, and the commands that write them."""
+"""Predictions of a small untrained network for synthetic images, and the commands that write
+them.
+"""
 
 from __future__ import annotations
 
@@ -66,10 +68,14 @@ def assert_close(ones: list[ImagePrediction], others: list[ImagePrediction], pix
 
 def test_batch_size_and_threads_change_only_rounding(drawn_run: Path, network: Path) -> None:
     first = predicted(drawn_run, network)
-    assert [one.row.image_id for one in first] == [str(1_000_000 + number) for number in range(IMAGES)]
+    assert [one.row.image_id for one in first] == [
+        str(1_000_000 + number) for number in range(IMAGES)
+    ]
     assert_close(first, predicted(drawn_run, network, batch=5, threads=1), pixels=0.5)
     assert all(one.pairs.subject_boxes.max() > 64 for one in first)  # in pixels of the image
-    assert {one.pairs.scores.shape for one in first} == {(8, len(data_classes(drawn_run).relations))}
+    assert {one.pairs.scores.shape for one in first} == {
+        (8, len(data_classes(drawn_run).relations))
+    }
 
 
 def test_other_image_sizes_in_the_batch_change_nothing(drawn_run: Path) -> None:
@@ -94,11 +100,17 @@ def test_unreadable_images_are_reported(drawn_run: Path, network: Path, tmp_path
     ones = list(predict(config(drawn_run, network), list_row_groups(drawn_run, images=images)))
     assert [one.row.image_id for one in ones if one.pairs is None] == ["1000003", "1000004"]
     assert "not found" in str(ones[4].error)
-    good = [(one, same) for one, same in zip(ones, predicted(drawn_run, network), strict=True) if one.pairs]
+    good = [
+        (one, same)
+        for one, same in zip(ones, predicted(drawn_run, network), strict=True)
+        if one.pairs
+    ]
     assert all(np.allclose(one.pairs.scores, same.pairs.scores, atol=1e-4) for one, same in good)
 
 
-def test_a_parquet_file_holds_the_best_triplets_by_name(drawn_run: Path, network: Path, tmp_path: Path) -> None:
+def test_a_parquet_file_holds_the_best_triplets_by_name(
+    drawn_run: Path, network: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "deep" / "predictions.parquet"
     predict_command(network, drawn_run, out, "--per-image", "7")
     rows = pq.read_table(out).to_pylist()
@@ -107,13 +119,17 @@ def test_a_parquet_file_holds_the_best_triplets_by_name(drawn_run: Path, network
     for row, one in zip(rows, predicted(drawn_run, network), strict=True):
         scores = [triplet["score"] for triplet in row["triplets"]]
         assert scores == sorted(scores, reverse=True)
-        assert scores == pytest.approx(np.sort(one.pairs.scores, axis=None)[::-1][:7].tolist(), abs=1e-4)
+        assert scores == pytest.approx(
+            np.sort(one.pairs.scores, axis=None)[::-1][:7].tolist(), abs=1e-4
+        )
         assert {triplet["predicate"] for triplet in row["triplets"]} <= set(classes.relations)
         assert [len(triplet["subject_box"]) for triplet in row["triplets"]] == [4] * 7
     assert [path.name for path in out.parent.iterdir()] == ["predictions.parquet"]
 
 
-def test_invalid_input_is_refused(drawn_run: Path, network: Path, trained_tagger: Path, tmp_path: Path) -> None:
+def test_invalid_input_is_refused(
+    drawn_run: Path, network: Path, trained_tagger: Path, tmp_path: Path
+) -> None:
     for folder, reason in (
         (trained_tagger, "is an R-Tagger"),
         (tmp_path, "is not an RLIPv2-ParSeDA folder"),
@@ -139,39 +155,64 @@ def test_a_network_that_has_diverged_or_does_not_fit_into_memory_is_refused(
     save_file(weights, diverged / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match="predicts NaN for image 1000000"):
         predicted(drawn_run, diverged)
-    monkeypatch.setattr(ParSeDA, "forward", Mock(side_effect=torch.cuda.OutOfMemoryError("CUDA out of memory")))
+    monkeypatch.setattr(
+        ParSeDA, "forward", Mock(side_effect=torch.cuda.OutOfMemoryError("CUDA out of memory"))
+    )
     with pytest.raises(UserError, match="memory of cpu is full; lower --batch 4"):
         predicted(drawn_run, network)
 
 
-def test_a_training_is_its_best_network_whose_copy_keeps_the_image_size(trained_tagger: Path, tmp_path: Path) -> None:
+def test_a_training_is_its_best_network_whose_copy_keeps_the_image_size(
+    trained_tagger: Path, tmp_path: Path
+) -> None:
     assert network_folder(trained_tagger) == trained_tagger / "best"
     copy = shutil.copytree(trained_tagger / "best", tmp_path / "copy")
     assert trained_sides(str(trained_tagger)) == trained_sides(str(copy)) == (48, 64)
 
 
 def test_classes_from_a_file_are_predicted(drawn_run: Path, network: Path, tmp_path: Path) -> None:
-    classes, out = tmp_path / "classes.json", tmp_path / "predictions.json"
-    classes.write_text(json.dumps({"objects": {"1": "person", "19": "horse"}, "relations": ["riding"]}))
+    classes = tmp_path / "classes.json"
+    out = tmp_path / "predictions.json"
+    classes.write_text(
+        json.dumps({"objects": {"1": "person", "19": "horse"}, "relations": ["riding"]})
+    )
     result = predict_command(network, drawn_run, out, "--classes", str(classes), "--json")
     count = Manifest.load(drawn_run).shards[0].rows
-    assert json.loads(result.stdout) == {"out": str(out), "images": count, "failed": 0, "reason": ""}
+    assert json.loads(result.stdout) == {
+        "out": str(out),
+        "images": count,
+        "failed": 0,
+        "reason": "",
+    }
     items = json.loads(out.read_text())
     assert {box["category_id"] for item in items for box in item["predictions"]} <= {1, 19}
     assert {relation["category_id"] for item in items for relation in item["hoi_prediction"]} == {1}
 
 
 @pytest.mark.slow
-def test_two_workers_predict_as_one_process_or_are_refused(drawn_run: Path, network: Path, tmp_path: Path) -> None:
+def test_two_workers_predict_as_one_process_or_are_refused(
+    drawn_run: Path, network: Path, tmp_path: Path
+) -> None:
     ray = pytest.importorskip("ray")
     start_ray(cpus=2)
     try:
-        row_groups, two = list_row_groups(drawn_run) * 4, config(drawn_run, network, workers=2)
-        assert_close(list(predict(config(drawn_run, network), row_groups)), list(predict(two, row_groups)), pixels=1e-3)
+        row_groups = list_row_groups(drawn_run) * 4
+        two = config(drawn_run, network, workers=2)
+        assert_close(
+            list(predict(config(drawn_run, network), row_groups)),
+            list(predict(two, row_groups)),
+            pixels=1e-3,
+        )
         for refused, reason in (
             (replace(two, model=tmp_path / "nowhere"), "nowhere"),
-            (replace(two, workers=4), "no room for 4 workers: each needs CPU 1, GPU 0, .* have CPU 2, GPU 0;"),
-            (replace(two, gpus=1, device="auto"), "no room for 2 workers: each needs CPU 1, GPU 1, .* CPU 2, GPU 0;"),
+            (
+                replace(two, workers=4),
+                "no room for 4 workers: each needs CPU 1, GPU 0, .* have CPU 2, GPU 0;",
+            ),
+            (
+                replace(two, gpus=1, device="auto"),
+                "no room for 2 workers: each needs CPU 1, GPU 1, .* CPU 2, GPU 0;",
+            ),
         ):
             with pytest.raises(UserError, match=reason) as caught:
                 list(predict(refused, row_groups))

@@ -18,38 +18,52 @@ Sentences = list[tuple[Scene, SceneCaption]]
 @pytest.fixture(scope="module")
 def sentences() -> Sentences:
     scenes = [random_scene(21, split, number) for split in SPLITS for number in range(60)]
-    captions = [(scene, scene_captions(scene, np.random.default_rng(scene.number))) for scene in scenes]
+    captions = [
+        (scene, scene_captions(scene, np.random.default_rng(scene.number))) for scene in scenes
+    ]
     return [(scene, caption) for scene, own in captions for caption in own]
 
 
 def lemma(statement: Statement) -> Statement:
     subject, predicate, object_ = statement
     first, *rest = predicate.split()
-    return subject, " ".join([verb_lemma(first) if first.endswith("ing") else first, *rest]), object_
+    return (
+        subject,
+        " ".join([verb_lemma(first) if first.endswith("ing") else first, *rest]),
+        object_,
+    )
 
 
 @pytest.fixture(scope="module", params=["rules", "learned"])
 def understood(sentences: Sentences, request: pytest.FixtureRequest) -> list[set[Statement]]:
-    """What the parse and pair stages extract from each sentence, with all classes of the miniworld present."""
-    parser, pair = CaptionParser(ParseConfig(parser=request.param)), PairStage(PairConfig(), "coco", KINDS)
+    """What the parse and pair stages extract from each sentence, with all classes of the miniworld
+    present.
+    """
+    parser = CaptionParser(ParseConfig(parser=request.param))
+    pair = PairStage(PairConfig(), "coco", KINDS)
     pair.setup()
     objects = [Box(kind, 1, (0, 0, 1, 1)) for kind in KINDS]
     records = [
         Record("1", "coco", "val", "1.jpg", 9, 9, objects, [Caption(c.text)], triplets=triplets)
-        for (_, c), triplets in zip(sentences, parser.parse(c.text for _, c in sentences), strict=True)
+        for (_, c), triplets in zip(
+            sentences, parser.parse(c.text for _, c in sentences), strict=True
+        )
     ]
     return [{statement(triplet) for triplet in record.triplets} for record in pair(records)]
 
 
 def statement(found: Triplet) -> Statement:
-    verb = "lie on" if found.predicate_lemma == "lay on" else found.predicate_lemma  # the learned parser's lemma
+    verb = (
+        "lie on" if found.predicate_lemma == "lay on" else found.predicate_lemma
+    )  # the learned parser's lemma
     return str(found.subject_category), verb, str(found.object_category)
 
 
 def test_sentences_are_true_and_understood_as_they_are_meant(
     sentences: Sentences, understood: list[set[Statement]]
 ) -> None:
-    wrong, false = [], []
+    wrong = []
+    false = []
     for (scene, caption), statements in zip(sentences, understood, strict=True):
         assert set() < set(caption.facts) <= set(scene.facts)
         if statements != {lemma(scene.statement(fact)) for fact in caption.facts}:

@@ -1,4 +1,6 @@
-"""Scenes: inside the image, of their split, every relation looks as it says; a box has the pixels of its thing."""
+"""Scenes: inside the image, of their split, every relation looks as it says; a box has the pixels
+of its thing.
+"""
 
 from collections import Counter
 from itertools import combinations
@@ -11,15 +13,34 @@ from PIL import Image
 from sgpipe.miniworld import relations
 from sgpipe.miniworld.actors import TOPS, Actor, Extent, Fact, SceneGroup, random_actor
 from sgpipe.miniworld.dataset import render
-from sgpipe.miniworld.relations import COMPOSITIONAL, RULES, SPLITS, CompositionRule, Statement, closure, statements_of
-from sgpipe.miniworld.scene import APART, GROUP_GAP, Scene, random_group, random_scene, relate, stays_apart
+from sgpipe.miniworld.relations import (
+    COMPOSITIONAL,
+    RULES,
+    SPLITS,
+    CompositionRule,
+    Statement,
+    closure,
+    statements_of,
+)
+from sgpipe.miniworld.scene import (
+    APART,
+    GROUP_GAP,
+    Scene,
+    random_group,
+    random_scene,
+    relate,
+    stays_apart,
+)
 
 CASES = [(rule, statement) for rule in RULES for statement in rule.statements]
 
 
-def compose(rule: CompositionRule, statement: Statement, seed: int) -> tuple[SceneGroup, Actor, Actor]:
+def compose(
+    rule: CompositionRule, statement: Statement, seed: int
+) -> tuple[SceneGroup, Actor, Actor]:
     rng = np.random.default_rng(seed)
-    subject, object_ = random_actor(statement[0], rng), random_actor(statement[2], rng)
+    subject = random_actor(statement[0], rng)
+    object_ = random_actor(statement[2], rng)
     group = SceneGroup()
     group.add(object_ if rule.first == "object" else subject)
     relate(group, rule, subject, object_, rng)
@@ -33,15 +54,23 @@ def gap(a: Extent, b: Extent) -> float:
 
 def looks_right(predicate: str, subject: Actor, object_: Actor) -> bool:
     """Whether two actors stand to each other as the predicate says."""
-    box, other = subject.extent(), object_.extent()
+    box = subject.extent()
+    other = object_.extent()
     middle = (box.left + box.right) / 2
     if predicate == "next to":
         return 0 < gap(box, other) < APART / 2
     if predicate in ("on", "sitting on", "standing on", "lying on"):
         top = object_.place(TOPS[object_.kind][0]).imag
         legs_hang = predicate == "sitting on" and subject.kind == "person"
-        resting = box.bottom < top + 0.1 if legs_hang else box.bottom == pytest.approx(top, abs=0.12)
-        return bool(resting) and gap(box, other) < 0 and box.top > top and subject.depth > object_.depth
+        resting = (
+            box.bottom < top + 0.1 if legs_hang else box.bottom == pytest.approx(top, abs=0.12)
+        )
+        return (
+            bool(resting)
+            and gap(box, other) < 0
+            and box.top > top
+            and subject.depth > object_.depth
+        )
     if predicate == "under":
         return box.top < other.top and other.left < middle < other.right
     if predicate in ("flying over", "jumping over"):
@@ -53,11 +82,16 @@ def looks_right(predicate: str, subject: Actor, object_: Actor) -> bool:
         return subject.facing == object_.facing == 1 and 0 < other.left - box.right < 0.5
     if predicate == "holding":
         hand = subject.hands[0] or complex(np.inf, np.inf)
-        return other.left - 0.1 < hand.real < other.right + 0.1 and other.bottom - 0.1 < hand.imag < other.top + 0.1
+        return (
+            other.left - 0.1 < hand.real < other.right + 0.1
+            and other.bottom - 0.1 < hand.imag < other.top + 0.1
+        )
     if predicate in ("looking at", "kicking", "pushing"):
         return subject.facing == 1 and (other.left + other.right) / 2 > middle
     if predicate == "riding":
-        return other.left < middle < other.right and box.top > other.top - 0.2 * (other.top - other.bottom)
+        return other.left < middle < other.right and box.top > other.top - 0.2 * (
+            other.top - other.bottom
+        )
     return True
 
 
@@ -65,7 +99,9 @@ def looks_right(predicate: str, subject: Actor, object_: Actor) -> bool:
 def test_every_relation_of_every_two_classes_looks_as_it_says(seed: int) -> None:
     for rule, statement in CASES:
         group, subject, object_ = compose(rule, statement, seed)
-        assert group.bonds == [Fact(group.actors.index(subject), statement[1], group.actors.index(object_))]
+        assert group.bonds == [
+            Fact(group.actors.index(subject), statement[1], group.actors.index(object_))
+        ]
         assert group.extent().bottom > -0.25
         assert looks_right(statement[1], subject, object_), statement
 
@@ -74,14 +110,19 @@ def test_a_leash_and_a_string_lead_from_the_hand_to_the_other_end() -> None:
     for rule, statement in CASES:
         if statement[1] in ("walking", "flying") and statement[2] != "bicycle":
             group, subject, object_ = compose(rule, statement, 3)
-            points = np.concatenate([shape.points for _, shapes in group.extras for shape in shapes])
-            hand, box = subject.hands[0], object_.extent()
+            points = np.concatenate(
+                [shape.points for _, shapes in group.extras for shape in shapes]
+            )
+            hand = subject.hands[0]
+            box = object_.extent()
             assert abs(points - hand).min() < 0.05
             inside = (points.real > box.left) & (points.real < box.right)
             assert (inside & (points.imag > box.bottom) & (points.imag < box.top)).any()
 
 
-def pair(distance: float, kinds: tuple[str, str] = ("chair", "dog"), rise: float = 0.0) -> SceneGroup:
+def pair(
+    distance: float, kinds: tuple[str, str] = ("chair", "dog"), rise: float = 0.0
+) -> SceneGroup:
     rng = np.random.default_rng(0)
     first, second = (random_actor(kind, rng) for kind in kinds)
     second.at = complex(first.extent().right + distance - second.extent().left, rise)
@@ -90,7 +131,11 @@ def pair(distance: float, kinds: tuple[str, str] = ("chair", "dog"), rise: float
 
 def test_only_related_things_may_be_near_above_or_below_each_other() -> None:
     near = pair(0.1)
-    assert [stays_apart(each) for each in (near, pair(-0.3), pair(APART + 0.01))] == [False, False, True]
+    assert [stays_apart(each) for each in (near, pair(-0.3), pair(APART + 0.01))] == [
+        False,
+        False,
+        True,
+    ]
     near.bonds.append(Fact(0, "next to", 1))
     assert stays_apart(near)
     bird = pair(-0.3, ("chair", "bird"), rise=2.0)
@@ -116,7 +161,8 @@ def test_groups_are_connected_and_use_only_statements_of_their_split(split: str)
         assert set().union(*related) == set(range(len(group.actors)))
         for (i, one), (j, other) in combinations(enumerate(group.actors), 2):
             if frozenset((i, j)) not in related:
-                a, b = one.extent(), other.extent()
+                a = one.extent()
+                b = other.extent()
                 assert gap(a, b) >= APART or max(a.bottom, b.bottom) >= min(a.top, b.top)
     assert sizes == {2, 3}
 
@@ -151,7 +197,12 @@ def test_facts_relate_things_of_the_scene_and_belong_to_its_split(scenes: list[S
         allowed = stated(scene.split)
         assert scene.facts
         for fact in scene.facts:
-            assert 0 <= min(fact.subject, fact.object) < max(fact.subject, fact.object) < len(scene.things)
+            assert (
+                0
+                <= min(fact.subject, fact.object)
+                < max(fact.subject, fact.object)
+                < len(scene.things)
+            )
             assert scene.statement(fact) in allowed
         composed = {scene.statement(fact) for fact in scene.facts if not fact.implied}
         assert composed <= statements_of(scene.split)
@@ -163,7 +214,9 @@ def test_groups_are_inside_the_image_and_apart(scenes: list[Scene]) -> None:
         right = 0.0
         for placed in scene.placed:
             extent = placed.group.extent()
-            sides = (-extent.right, -extent.left) if placed.mirrored else (extent.left, extent.right)
+            sides = (
+                (-extent.right, -extent.left) if placed.mirrored else (extent.left, extent.right)
+            )
             left = placed.at[0] + sides[0] * placed.scale
             assert left >= (right + GROUP_GAP * placed.scale - 1e-6 if right else 0)
             right = placed.at[0] + sides[1] * placed.scale
@@ -181,7 +234,9 @@ def test_scenes_are_varied(scenes: list[Scene]) -> None:
     assert len({thing.kind for scene in train for thing in scene.things}) == 15
     assert {scene.indoors for scene in train} == {True, False}
     assert any(len({thing.kind for thing in scene.things}) < len(scene.things) for scene in train)
-    related = [{end for fact in scene.facts for end in (fact.subject, fact.object)} for scene in train]
+    related = [
+        {end for fact in scene.facts for end in (fact.subject, fact.object)} for scene in train
+    ]
     assert any(len(ends) < len(scene.things) for ends, scene in zip(related, train, strict=True))
     assert {sum(not fact.implied for fact in scene.facts) for scene in train} >= {1, 2, 3}
 
@@ -204,7 +259,9 @@ def test_boxes_are_tight_around_visible_pixels(split: str, monkeypatch: pytest.M
                 pixels = changed(rendered.image, render(scene).image)
             (top, left), (bottom, right) = pixels.min(0), pixels.max(0) + 1
             # A pixel belongs to the box if any part of it does.
-            assert (np.array([left, top, -right, -bottom]) >= np.floor([x, y, -x - width, -y - height])).all()
+            assert (
+                np.array([left, top, -right, -bottom]) >= np.floor([x, y, -x - width, -y - height])
+            ).all()
             # Where a thing has the colour of what is behind it, no pixel changes.
             loose += max(left - x, top - y, x + width - right, y + height - bottom) > 2
             things += 1
@@ -239,5 +296,9 @@ def test_owners_are_the_things_visible_at_each_pixel() -> None:
 
 def full_areas(scene: Scene) -> np.ndarray:
     """Areas in pixels [things] of the boxes around things including hidden parts."""
-    extents = [(*actor.extent(), placed.scale) for placed in scene.placed for actor in placed.group.actors]
-    return np.array([(right - left) * (top - bottom) * scale**2 for left, bottom, right, top, scale in extents])
+    extents = [
+        (*actor.extent(), placed.scale) for placed in scene.placed for actor in placed.group.actors
+    ]
+    return np.array(
+        [(right - left) * (top - bottom) * scale**2 for left, bottom, right, top, scale in extents]
+    )

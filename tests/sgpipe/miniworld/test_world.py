@@ -27,7 +27,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def load(folder: Path, name: str) -> dict:
@@ -39,7 +41,9 @@ def statements(folder: Path) -> set[Statement]:
     for graph in load(folder, "scene_graphs.json"):
         names = {item["object_id"]: item["names"] for item in graph["objects"]}
         for relation in graph["relationships"]:
-            found.add((names[relation["subject_id"]], relation["predicate"], names[relation["object_id"]]))
+            found.add(
+                (names[relation["subject_id"]], relation["predicate"], names[relation["object_id"]])
+            )
     return found
 
 
@@ -48,24 +52,32 @@ def test_the_same_numbers_give_the_same_bytes(world: Path, tmp_path: Path) -> No
     assert contents(tmp_path) == contents(world / "val")
     render_dataset(tmp_path / "other", 10, 4, "val")
     folders = (tmp_path / "other", world / "val", world / "train")
-    assert len({image for folder in folders for image in contents(folder / "images").values()}) == 30
+    assert (
+        len({image for folder in folders for image in contents(folder / "images").values()}) == 30
+    )
 
 
 def test_fewer_images_are_a_prefix(world: Path, tmp_path: Path) -> None:
     render_dataset(tmp_path, 5, 3, "train")
     whole = contents(world / "train" / "images")
-    assert contents(tmp_path / "images") == {name: whole[name] for name in (file_name("train", n) for n in range(5))}
+    assert contents(tmp_path / "images") == {
+        name: whole[name] for name in (file_name("train", n) for n in range(5))
+    }
     first = {image_id("train", number) for number in range(5)}
     for name in ("instances.json", "captions.json"):
         items = load(world / "train", name)["annotations"]
-        assert load(tmp_path, name)["annotations"] == [item for item in items if item["image_id"] in first]
+        assert load(tmp_path, name)["annotations"] == [
+            item for item in items if item["image_id"] in first
+        ]
     assert load(tmp_path, "scene_graphs.json") == load(world / "train", "scene_graphs.json")[:5]
 
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_the_coco_reader_reports_no_problem(world: Path, split: str) -> None:
     folder = world / split
-    detections, _ = read_coco(folder / "instances.json", folder / "captions.json", dataset="coco", split=split)
+    detections, _ = read_coco(
+        folder / "instances.json", folder / "captions.json", dataset="coco", split=split
+    )
     records = [record for table in detections.tables() for record in from_table(table)]
     assert (detections.problems.total(), len(records)) == (0, 10)
     for record in records:
@@ -78,26 +90,42 @@ def test_the_coco_reader_reports_no_problem(world: Path, split: str) -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_scene_graphs_have_the_boxes_of_the_instances_and_relations_between_them(world: Path, split: str) -> None:
+def test_scene_graphs_have_the_boxes_of_the_instances_and_relations_between_them(
+    world: Path, split: str
+) -> None:
     names = category_names("coco")
     instances = load(world / split, "instances.json")["annotations"]
-    expected = {item["id"]: (item["image_id"], names[item["category_id"]], *item["bbox"]) for item in instances}
+    expected = {
+        item["id"]: (item["image_id"], names[item["category_id"]], *item["bbox"])
+        for item in instances
+    }
     found = {}
     for graph in load(world / split, "scene_graphs.json"):
         keys = ("names", "x", "y", "w", "h")
-        own = {item["object_id"]: (graph["image_id"], *map(item.get, keys)) for item in graph["objects"]}
+        own = {
+            item["object_id"]: (graph["image_id"], *map(item.get, keys))
+            for item in graph["objects"]
+        }
         found |= own
-        ends = {relation[end] for relation in graph["relationships"] for end in ("subject_id", "object_id")}
+        ends = {
+            relation[end]
+            for relation in graph["relationships"]
+            for end in ("subject_id", "object_id")
+        }
         assert set() < ends <= own.keys()
     assert found == expected
 
 
 def test_scene_graphs_are_a_prior(world: Path) -> None:
     prior = read_prior(world / "val" / "scene_graphs.json", HeadMatcher({}, KINDS))
-    assert {(s, p, o) for (s, o), found in prior.items() for p in found} == statements(world / "val")
+    assert {(s, p, o) for (s, o), found in prior.items() for p in found} == statements(
+        world / "val"
+    )
 
 
-def test_an_interrupted_dataset_is_not_there_and_the_same_call_renders_it(world: Path, tmp_path: Path) -> None:
+def test_an_interrupted_dataset_is_not_there_and_the_same_call_renders_it(
+    world: Path, tmp_path: Path
+) -> None:
     drawn = count(1)
 
     def interrupt() -> None:
@@ -109,13 +137,17 @@ def test_an_interrupted_dataset_is_not_there_and_the_same_call_renders_it(world:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / ".set.tmp/images").mkdir(parents=True)  # of a killed call
     assert render_dataset(tmp_path / "set", 10, 3, "val")
-    assert contents(tmp_path) == {f"set/{name}": content for name, content in contents(world / "val").items()}
+    assert contents(tmp_path) == {
+        f"set/{name}": content for name, content in contents(world / "val").items()
+    }
 
 
 def test_another_set_is_refused_and_a_complete_one_left_alone(world: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (world / "val").rglob("*")}
     for other in ((11, 3, "val"), (9, 3, "val"), (10, 4, "val"), (10, 3, "train")):
-        with pytest.raises(UserError, match=r"another set .* \({.images.: 10, .seed.: 3, .split.: .val.}\)"):
+        with pytest.raises(
+            UserError, match=r"another set .* \({.images.: 10, .seed.: 3, .split.: .val.}\)"
+        ):
             render_dataset(world / "val", *other)
     assert not render_dataset(world / "val", 10, 3, "val")
     assert {path: path.stat().st_mtime_ns for path in (world / "val").rglob("*")} == before

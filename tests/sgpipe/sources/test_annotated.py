@@ -46,7 +46,9 @@ def test_formats_are_detected_by_items(tmp_path, content, expected):
 
 def test_a_file_of_another_format_is_refused(tmp_path):
     path = write(tmp_path, {"images": [], "annotations": [{"image_id": 1, **BOX}]})
-    with pytest.raises(UserError, match=r"file.json has the format 'coco', not 'hico' or 'hico pairs'"):
+    with pytest.raises(
+        UserError, match=r"file.json has the format 'coco', not 'hico' or 'hico pairs'"
+    ):
         require_format(path, "hico", "hico pairs")
     with pytest.raises(UserError, match="has a format that sgpipe does not know, not 'vcoco'"):
         require_format(write(tmp_path, [{"some": "thing"}]), "vcoco")
@@ -70,9 +72,13 @@ def test_the_split_is_what_file_and_folder_are_named_after(annotations, images, 
     assert infer_split(Path(annotations), Path(images), default="other") == split
 
 
-@pytest.mark.parametrize("images", ["interval", "my_tests", "test_of_a_camera", "data/test_photos/images"])
+@pytest.mark.parametrize(
+    "images", ["interval", "my_tests", "test_of_a_camera", "data/test_photos/images"]
+)
 def test_a_split_that_nothing_is_named_after_is_asked_for(images):
-    with pytest.raises(UserError, match=r"of boxes.json nor of the image folder .* says .*; pass --split NAME"):
+    with pytest.raises(
+        UserError, match=r"of boxes.json nor of the image folder .* says .*; pass --split NAME"
+    ):
         infer_split(Path("boxes.json"), Path(images))
     assert infer_split(Path("boxes.json"), Path(images), default="other") == "other"
     with pytest.raises(UserError, match="pass --split train or --split val"):

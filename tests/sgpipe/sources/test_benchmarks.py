@@ -1,4 +1,6 @@
-"""PSG, VG150, SVG and GBC, made here in the form of their loaders: read, refused if bad, written and read again."""
+"""PSG, VG150, SVG and GBC, made here in the form of their loaders: read, refused if bad, written
+and read again.
+"""
 
 import json
 from collections import Counter
@@ -26,7 +28,38 @@ from sgpipe.storage.verify import verify
 from tests.sgpipe.export.runs import imported
 from tests.sgpipe.stats.runs import make_shards
 
-WIDTH, HEIGHT = 12, 8
+WIDTH = 12
+HEIGHT = 8
+
+
+BOXES = (0, 0, 12, 8), (2, 1, 6, 4), (7, 3, 11, 8)  # xyxy, later ones on top of earlier ones
+IDS = np.zeros((HEIGHT, WIDTH), np.uint32)
+BAD = [
+    *({"annotations": each} for each in ([{}] * 3, [])),
+    *({"segments_info": [each] * 3} for each in (None, {"category_id": 3})),
+    *({"relations": [triplet]} for triplet in ([0, 3, 0], [-1, 0, 0], [0, 1, 2], [0, 1])),
+]
+
+
+NAMES = ("person", "dog", "grass", "n" * 300, 'ü "q", \u2028')
+
+
+h5py = pytest.importorskip("h5py")
+
+
+BAD_TABLES = {
+    **{
+        "relationships": [[0, 2]] * 6,
+        "predicates": [[3]] * 6,
+        "labels": [[0]] * 14,
+        "attributes": [[9]] * 14,
+    },
+    **{"img_to_last_box": [99] * 8, "img_to_first_rel": [5] * 8},
+}
+
+
+THING = {"name": "dog", "bbox": [1, 2, 5, 6]}
+SIZE = {"width": 20, "height": 10}
 
 
 def rle(mask: np.ndarray) -> dict[str, Any]:
@@ -34,31 +67,43 @@ def rle(mask: np.ndarray) -> dict[str, Any]:
     return {"size": runs["size"], "counts": runs["counts"].decode()}
 
 
-BOXES = (0, 0, 12, 8), (2, 1, 6, 4), (7, 3, 11, 8)  # xyxy, later ones on top of earlier ones
-IDS = np.zeros((HEIGHT, WIDTH), np.uint32)
 for number, (left, top, right, bottom) in enumerate(BOXES):
     IDS[top:bottom, left:right] = 70_000 + number
 
 
 def psg(folder: Path, **changes: Any) -> Path:
-    """A psg.json of two images in `folder`, the second a test image without relations; `changes`: of the first."""
+    """A psg.json of two images in `folder`, the second a test image without relations; `changes`:
+    of the first.
+    """
     classes = (2, 0, 1)
-    segments = [{"id": 70_000 + n, "category_id": c, "isthing": int(c < 2)} for n, c in enumerate(classes)]
+    segments = [
+        {"id": 70_000 + n, "category_id": c, "isthing": int(c < 2)} for n, c in enumerate(classes)
+    ]
     item = {
         **{"file_name": "val2017/1.jpg", "height": HEIGHT, "width": WIDTH, "image_id": "1"},
-        **{"pan_seg_file_name": "panoptic/1.png", "segments_info": [s | {"iscrowd": 0, "area": 9} for s in segments]},
-        "annotations": [{"bbox": list(box), "category_id": c} for box, c in zip(BOXES, classes, strict=True)],
+        **{
+            "pan_seg_file_name": "panoptic/1.png",
+            "segments_info": [s | {"iscrowd": 0, "area": 9} for s in segments],
+        },
+        "annotations": [
+            {"bbox": list(box), "category_id": c} for box, c in zip(BOXES, classes, strict=True)
+        ],
         "relations": [[1, 2, 1], [2, 2, 0]],
     }
     content = {
-        "data": [item | changes, item | {"image_id": "2", "file_name": "val2017/2.jpg", "relations": []}],
+        "data": [
+            item | changes,
+            item | {"image_id": "2", "file_name": "val2017/2.jpg", "relations": []},
+        ],
         **{"thing_classes": ["person", "dog"], "stuff_classes": ["grass-merged"]},
         **{"predicate_classes": ["over", "in front of"], "test_image_ids": ["2"]},
     }
     (folder / "panoptic").mkdir(exist_ok=True)
     colours = np.stack([IDS & 255, IDS >> 8 & 255, IDS >> 16], -1).astype(np.uint8)
     Image.fromarray(colours).save(folder / "panoptic/1.png")
-    (folder / "psg.json").write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+    (folder / "psg.json").write_text(
+        json.dumps({k: v for k, v in content.items() if v is not None})
+    )
     return folder / "psg.json"
 
 
@@ -67,11 +112,16 @@ def test_psg_is_read_with_its_splits_and_masks(tmp_path):
     (record,) = imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "train")
     assert [box.category for box in record.objects] == ["grass-merged", "person", "dog"]
     assert [box.bbox for box in record.objects] == [(0, 0, 12, 8), (2, 1, 4, 3), (7, 3, 4, 5)]
-    assert [json.loads(box.segmentation) for box in record.objects] == [rle(70_000 + n == IDS) for n in range(3)]
+    assert [json.loads(box.segmentation) for box in record.objects] == [
+        rle(70_000 + n == IDS) for n in range(3)
+    ]
     assert record.relations == [Relation(1, 2, "in front of"), Relation(2, 2, "over")]
     (other,) = imported(psg_source(path, "test"), tmp_path, tmp_path / "test")
     assert (other.image_id, other.relations, other.objects[0].segmentation) == ("2", [], None)
-    assert [r.image_id for r in imported(psg_source(path, "all"), tmp_path, tmp_path / "all")] == ["1", "2"]
+    assert [r.image_id for r in imported(psg_source(path, "all"), tmp_path, tmp_path / "all")] == [
+        "1",
+        "2",
+    ]
     with pytest.raises(UserError, match="has no split 'val': pass --split train, test or all"):
         psg_source(path, "val")
 
@@ -80,23 +130,21 @@ def test_boxes_of_segments_come_from_any_outline(tmp_path):
     path = psg(tmp_path, annotations=[{"category_id": 0}] * 3)
     (record,) = imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "masks")
     assert [box.bbox for box in record.objects] == [(0, 0, 12, 8), (2, 1, 4, 3), (7, 3, 4, 5)]
-    polygon, runs = [[2, 1, 6, 1, 6, 4], [3, 2, 7.5, 2, 4, 3]], {"size": [8, 12], "counts": [17, 3, 5, 3, 68]}
+    polygon = [[2, 1, 6, 1, 6, 4], [3, 2, 7.5, 2, 4, 3]]
+    runs = {"size": [8, 12], "counts": [17, 3, 5, 3, 68]}
     path = psg(tmp_path, annotations=[{"segmentation": each} for each in (polygon, runs, RUNS)])
     (record,) = imported(psg_source(path, "train"), tmp_path, tmp_path / "run")
     assert [box.bbox for box in record.objects] == [(2, 1, 5.5, 3), (2, 1, 2, 3), (2, 1, 4, 3)]
 
 
 RUNS = rle(IDS == 70_001)
-BAD = [
-    *({"annotations": each} for each in ([{}] * 3, [])),
-    *({"segments_info": [each] * 3} for each in (None, {"category_id": 3})),
-    *({"relations": [triplet]} for triplet in ([0, 3, 0], [-1, 0, 0], [0, 1, 2], [0, 1])),
-]
 
 
 @pytest.mark.parametrize("changes", BAD)
 def test_bad_images_of_psg_are_error_rows(tmp_path, changes):
-    first, second = imported(psg_source(psg(tmp_path, **changes), "all"), tmp_path, tmp_path / "run")
+    first, second = imported(
+        psg_source(psg(tmp_path, **changes), "all"), tmp_path, tmp_path / "run"
+    )
     assert first.error
     assert second.ok
     assert verify(tmp_path / "run").ok
@@ -118,7 +166,10 @@ def test_run_lengths_of_another_size_are_dropped_where_only_the_image_states_its
     annotations = [{"id": n, "image_id": 1, "category_id": 1, "bbox": [n, 0, 3, 3]} | each for n, each in enumerate(
         ({"segmentation": RUNS}, {"segmentation": rle(np.ones((8, 11), np.uint8))})
     )]  # fmt: skip
-    content = {"images": [{"id": 1, "file_name": "1.png"}], "categories": [{"id": 1, "name": "cat"}]}
+    content = {
+        "images": [{"id": 1, "file_name": "1.png"}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
     (tmp_path / "coco.json").write_text(json.dumps(content | {"annotations": annotations}))
     (record,) = imported(coco_source(tmp_path / "coco.json", "train"), tmp_path, tmp_path / "run")
     assert [box.segmentation for box in record.objects] == [json.dumps(RUNS), None]
@@ -128,7 +179,9 @@ def test_run_lengths_of_another_size_are_dropped_where_only_the_image_states_its
 @pytest.mark.parametrize("outline", BAD_OUTLINES)
 def test_bad_segmentations_are_dropped_and_counted(tmp_path, outline):
     entries = [{"bbox": list(BOXES[0]), "segmentation": each} for each in (outline, RUNS, None)]
-    (record,) = imported(psg_source(psg(tmp_path, annotations=entries), "train"), tmp_path, tmp_path / "run")
+    (record,) = imported(
+        psg_source(psg(tmp_path, annotations=entries), "train"), tmp_path, tmp_path / "run"
+    )
     assert [box.segmentation for box in record.objects] == [None, json.dumps(RUNS), None]
     assert Manifest.load(tmp_path / "run").shards[0].counts["problem.segmentations"] == 1
 
@@ -139,19 +192,22 @@ def test_a_missing_or_wrong_panoptic_png_is_an_error_row(tmp_path):
     (record,) = imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "a")
     assert "it is 3x3, the annotation says 12x8" in (record.error or "")
     (tmp_path / "panoptic/1.png").unlink()
-    assert "1.png" in str(imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "b")[0].error)
+    assert "1.png" in str(
+        imported(psg_source(path, "train", tmp_path), tmp_path, tmp_path / "b")[0].error
+    )
 
 
 def test_class_lists_that_are_missing_or_ambiguous_are_refused(tmp_path):
     path = psg(tmp_path)
     content = json.loads(path.read_text())
-    for key, value in (("predicate_classes", []), ("thing_classes", ["dog", "dog"]), ("stuff_classes", ["dog"])):
+    for key, value in (
+        ("predicate_classes", []),
+        ("thing_classes", ["dog", "dog"]),
+        ("stuff_classes", ["dog"]),
+    ):
         path.write_text(json.dumps({k: v for k, v in (content | {key: value}).items() if v}))
         with pytest.raises(UserError, match="is missing, or has a name twice"):
             psg_source(path, "train")
-
-
-NAMES = ("person", "dog", "grass", "n" * 300, 'ü "q", \u2028')
 
 
 @st.composite
@@ -159,17 +215,24 @@ def boxes(draw: Callable[..., Any]) -> Box:
     x, y = (draw(st.integers(0, 4 * HEIGHT - 2)) / 4 for _ in "xy")
     w, h = (draw(st.integers(1, int(4 * (HEIGHT - at)))) / 4 for at in (x, y))
     outline = [x, y, x + w, y, x + w, y + h]
-    mask = np.array(draw(st.lists(st.booleans(), min_size=WIDTH * HEIGHT, max_size=WIDTH * HEIGHT))).reshape(HEIGHT, -1)
+    mask = np.array(
+        draw(st.lists(st.booleans(), min_size=WIDTH * HEIGHT, max_size=WIDTH * HEIGHT))
+    ).reshape(HEIGHT, -1)
     segmentation = draw(st.sampled_from([None, rle(mask), [outline], [outline, outline]]))
     crowd = draw(st.booleans())
-    attributes = [Attribute(name) for name in draw(st.lists(st.sampled_from(["red", "a" * 300, "é"]), max_size=3))]
+    attributes = [
+        Attribute(name)
+        for name in draw(st.lists(st.sampled_from(["red", "a" * 300, "é"]), max_size=3))
+    ]
     kept = {"attributes": attributes, "segmentation": segmentation and json.dumps(segmentation)}
     return Box(draw(st.sampled_from(NAMES)), 0, (x, y, w, h), crowd, **kept)
 
 
 @st.composite
 def graphs(draw: Callable[..., Any], splits: tuple[str, ...]) -> list[Record]:
-    """Images of random objects and relations, also from an object to itself; confidences are none."""
+    """Images of random objects and relations, also from an object to itself; confidences are
+    none.
+    """
     made = []
     for number in range(draw(st.integers(1, 4))):
         name = f"folder {number}/{number}.jpg"
@@ -183,18 +246,25 @@ def graphs(draw: Callable[..., Any], splits: tuple[str, ...]) -> list[Record]:
     return made
 
 
-def again(made: list[Record], form: str, source: Callable[[Path, str], AnnotationSource]) -> list[Record]:
+def again(
+    made: list[Record], form: str, source: Callable[[Path, str], AnnotationSource]
+) -> list[Record]:
     """The records of each split, exported and imported again."""
     with TemporaryDirectory() as folder:
         run = make_shards(Path(folder) / "run", sorted(made, key=lambda record: record.split))
         out = export_run(run, form, Path(folder) / "out").root
         splits = sorted({record.split for record in made})
-        return [r for split in splits for r in imported(source(out, split), out, Path(folder) / split)]
+        return [
+            r for split in splits for r in imported(source(out, split), out, Path(folder) / split)
+        ]
 
 
 def bare(records: list[Record], **changes: Any) -> list[Record]:
     """Records by split and id, with other values in their objects: what a form does not hold."""
-    made = [replace(each, objects=[replace(box, category_id=0, **changes) for box in each.objects]) for each in records]
+    made = [
+        replace(each, objects=[replace(box, category_id=0, **changes) for box in each.objects])
+        for each in records
+    ]
     return sorted(made, key=lambda record: (record.split, record.image_id))
 
 
@@ -210,24 +280,34 @@ def test_panoptic_pngs_and_stuff_come_back(tmp_path):
     before = imported(source, tmp_path, tmp_path / "run")
     exported = export_run(tmp_path / "run", "psg", tmp_path / "out")
     content = json.loads((tmp_path / "out/psg.json").read_text())
-    assert (content["thing_classes"], content["stuff_classes"]) == (["person", "dog"], ["grass-merged"])
+    assert (content["thing_classes"], content["stuff_classes"]) == (
+        ["person", "dog"],
+        ["grass-merged"],
+    )
     assert [each["isthing"] for each in content["data"][0]["segments_info"]] == [0, 1, 1]
     assert [each["area"] for each in content["data"][0]["segments_info"]] == [96 - 12 - 20, 12, 20]
     for entry in content["data"][0]["annotations"]:
         del entry["segmentation"]
     (tmp_path / "out/psg.json").write_text(json.dumps(content))
-    found = imported(psg_source(tmp_path / "out/psg.json", "train", tmp_path / "out"), tmp_path, tmp_path / "again")
+    found = imported(
+        psg_source(tmp_path / "out/psg.json", "train", tmp_path / "out"),
+        tmp_path,
+        tmp_path / "again",
+    )
     assert found == before
     assert exported.left_out == {}
-    assert Manifest.load(tmp_path / "again").run["labels"] == Manifest.load(tmp_path / "run").run["labels"]
-
-
-h5py = pytest.importorskip("h5py")
+    assert (
+        Manifest.load(tmp_path / "again").run["labels"]
+        == Manifest.load(tmp_path / "run").run["labels"]
+    )
 
 
 def vg150(folder: Path, **changes: Any) -> tuple[Path, Path, Path]:
-    """The files of VG150, `changes` in the HDF5. Of 8 images 1 has no boxes, 2 no relations; 5 to 7 are for testing."""
-    first, related = [0, -1, 2, 4, 6, 8, 10, 12], [0, -1, -1, 1, 2, 3, 4, 5]
+    """The files of VG150, `changes` in the HDF5. Of 8 images 1 has no boxes, 2 no relations; 5 to 7
+    are for testing.
+    """
+    first = [0, -1, 2, 4, 6, 8, 10, 12]
+    related = [0, -1, -1, 1, 2, 3, 4, 5]
     tables = {
         "split": [0] * 5 + [2] * 3,
         **{"img_to_first_box": first, "img_to_last_box": [1, -1, 3, 5, 7, 9, 11, 13]},
@@ -240,10 +320,19 @@ def vg150(folder: Path, **changes: Any) -> tuple[Path, Path, Path]:
         for name, values in (tables | changes).items():
             if values is not None:
                 file[name] = np.array(values, np.int32)
-    kinds = {"label": ["dog", "frisbee"], "predicate": ["near", "catching"], "attribute": ["red", "round"]}
-    dicts = {f"{kind}_to_idx": {name: n for n, name in enumerate(names, 1)} for kind, names in kinds.items()}
+    kinds = {
+        "label": ["dog", "frisbee"],
+        "predicate": ["near", "catching"],
+        "attribute": ["red", "round"],
+    }
+    dicts = {
+        f"{kind}_to_idx": {name: n for n, name in enumerate(names, 1)}
+        for kind, names in kinds.items()
+    }
     (folder / "dicts.json").write_text(json.dumps(dicts))
-    listed = [{"image_id": n, "width": 512, "height": 400, "url": "…"} for n in [*range(8), 1592, 1722]]
+    listed = [
+        {"image_id": n, "width": 512, "height": 400, "url": "…"} for n in [*range(8), 1592, 1722]
+    ]
     (folder / "image_data.json").write_text(json.dumps(listed))
     return folder / "VG-SGG.h5", folder / "dicts.json", folder / "image_data.json"
 
@@ -256,7 +345,12 @@ def test_vg150_is_read_as_its_loader_reads_it(tmp_path, monkeypatch):
     assert [row.image_id for row in rows] == [str(n) for n in range(8)]
     assert rows[0].objects == [
         Box("dog", 1, (0.0, 125.0, 100.0, 50.0)),
-        Box("frisbee", 2, (230.5, 206.0, 50.5, 100.0), attributes=[Attribute("round"), Attribute("red")]),
+        Box(
+            "frisbee",
+            2,
+            (230.5, 206.0, 50.5, 100.0),
+            attributes=[Attribute("round"), Attribute("red")],
+        ),
     ]
     assert rows[0].relations == [Relation(0, 1, "catching")]
     assert (rows[0].file_name, rows[3].file_name) == ("VG_100K_2/0.jpg", "3.jpg")
@@ -270,12 +364,6 @@ def test_vg150_is_read_as_its_loader_reads_it(tmp_path, monkeypatch):
     with h5py.File(files[0], "r+") as file:
         file.attrs["validation_images"] = 1
     assert ids("train") == "1234"
-
-
-BAD_TABLES = {
-    **{"relationships": [[0, 2]] * 6, "predicates": [[3]] * 6, "labels": [[0]] * 14, "attributes": [[9]] * 14},
-    **{"img_to_last_box": [99] * 8, "img_to_first_rel": [5] * 8},
-}
 
 
 @pytest.mark.parametrize("name", BAD_TABLES)
@@ -296,7 +384,12 @@ def test_bad_files_of_vg150_are_refused(tmp_path):
     for content in (whole[: len(whole) // 2], whole[:100], b"", b"[]" * 900):
         hdf5.write_bytes(content)
         refused(r"VG-SGG.h5 is not a whole VG-SGG.h5 \(")
-    for changes in ({"labels": None}, {"labels": [[1]] * 3}, {"attributes": [[1]]}, {"boxes_1024": [[1, 2, 3]] * 14}):
+    for changes in (
+        {"labels": None},
+        {"labels": [[1]] * 3},
+        {"attributes": [[1]]},
+        {"boxes_1024": [[1, 2, 3]] * 14},
+    ):
         vg150(tmp_path, **changes)
         refused(rf"is not a whole VG-SGG.h5 \(.*{next(iter(changes))}")
     vg150(tmp_path)
@@ -315,10 +408,15 @@ def test_vg150_comes_back_as_it_was(made):
         files = ("VG-SGG-with-attri.h5", "VG-SGG-dicts-with-attri.json", "image_data.json")
         return vg150_source(*(out / name for name in files), out, split)
 
-    made = [replace(each, dataset="vg150", objects=[replace(b, iscrowd=False) for b in each.objects]) for each in made]
+    made = [
+        replace(each, dataset="vg150", objects=[replace(b, iscrowd=False) for b in each.objects])
+        for each in made
+    ]
     found = bare(again(made, "vg150", source))
     for box in (box for record in found for box in record.objects):
-        box.bbox = tuple(round(number, 6) for number in box.bbox)  # 1024 is the longer side in the file
+        box.bbox = tuple(
+            round(number, 6) for number in box.bbox
+        )  # 1024 is the longer side in the file
     assert found == bare(made, segmentation=None)
 
 
@@ -332,19 +430,29 @@ def test_numbered_splits_of_merged_runs_stay_on_their_side(tmp_path):
     assert len(set(ids.values())) == len(splits)
     test = [ids[f"{split}.jpg"] for split in ("test", "test_2", "val", "val_2")]
     assert content["test_image_ids"] == test
-    sides = {"train": {"train", "train_2", "all"}, "test": {"test", "test_2"}, "val": {"val"}, "val_2": {"val_2"}}
+    sides = {
+        "train": {"train", "train_2", "all"},
+        "test": {"test", "test_2"},
+        "val": {"val"},
+        "val_2": {"val_2"},
+    }
     for split, names in sides.items():
-        found = imported(psg_source(tmp_path / "psg/psg.json", split), tmp_path, tmp_path / f"in {split}")
+        found = imported(
+            psg_source(tmp_path / "psg/psg.json", split), tmp_path, tmp_path / f"in {split}"
+        )
         assert {record.file_name for record in found} == {f"{name}.jpg" for name in names}
     with pytest.raises(
-        UserError, match="has no split 'x': pass --split train, test_2, train_2, val, val_2, test or all"
+        UserError,
+        match="has no split 'x': pass --split train, test_2, train_2, val, val_2, test or all",
     ):
         psg_source(tmp_path / "psg/psg.json", "x")
     out = export_run(run, "vg150", tmp_path / "vg150").root
     listed = json.loads((out / "image_data.json").read_text())
     assert len({each["image_id"] for each in listed}) == len(splits)
     with h5py.File(out / "VG-SGG-with-attri.h5") as file:
-        sides = dict(zip((each["file_name"] for each in listed), file["split"][()].tolist(), strict=True))
+        sides = dict(
+            zip((each["file_name"] for each in listed), file["split"][()].tolist(), strict=True)
+        )
         assert file.attrs["validation_images"] == 2
     assert [name for name in sides if sides[name] == 2] == ["test.jpg", "test_2.jpg"]
     assert list(sides)[:2] == ["val.jpg", "val_2.jpg"]
@@ -376,7 +484,9 @@ def svg_form(records: list[Record]) -> dict[str, Any]:
                 "bbox": [x, y, x + w, y + h],
                 "attributes": [attribute.name for attribute in box.attributes],
                 "segmentation": box.segmentation and json.loads(box.segmentation),
-                "relations": [{"object": str(100 - each.object), "name": each.predicate} for each in own],
+                "relations": [
+                    {"object": str(100 - each.object), "name": each.predicate} for each in own
+                ],
             }
         form[record.image_id] = {"width": record.width, "height": record.height, "objects": things}
     return form
@@ -395,19 +505,25 @@ def test_svg_is_read_field_by_field(made):
     with TemporaryDirectory() as folder:
         found = svg(Path(folder), svg_form(made))
     for record in made:
-        record.dataset, record.file_name = "svg", f"{record.image_id}.jpg"
+        record.dataset = "svg"
+        record.file_name = f"{record.image_id}.jpg"
         record.objects = [replace(box, iscrowd=False) for box in record.objects]
         record.relations.sort(key=lambda relation: relation.subject)
     assert found == made
 
 
-THING, SIZE = {"name": "dog", "bbox": [1, 2, 5, 6]}, {"width": 20, "height": 10}
-
-
 def test_bad_objects_of_svg_make_an_error_row(tmp_path):
-    odd = ({"name": None}, {"bbox": [1, 2, 3]}, {"relations": 7}, {"attributes": "red"}, {"relations": [{"object": 1}]})
+    odd = (
+        {"name": None},
+        {"bbox": [1, 2, 3]},
+        {"relations": 7},
+        {"attributes": "red"},
+        {"relations": [{"object": 1}]},
+    )
     things = [THING, {"name": "dog"}, [1], *(THING | each for each in odd)]
-    good, *bad = svg(tmp_path, {str(n): SIZE | {"objects": {"1": thing}} for n, thing in enumerate(things)})
+    good, *bad = svg(
+        tmp_path, {str(n): SIZE | {"objects": {"1": thing}} for n, thing in enumerate(things)}
+    )
     assert good.objects == [Box("dog", 0, (1, 2, 4, 4))]
     assert len(bad) == 7
     assert all(row.error for row in bad)
@@ -426,7 +542,9 @@ def test_svg_counts_relations_of_unknown_objects_and_refuses_other_forms(tmp_pat
             imported(svg_source(tmp_path / "sg.json", "train"), tmp_path, tmp_path / "other")
 
 
-def vertex(name: str, label: str, *texts: str, into: str | None = None, to: tuple[str, ...] = ()) -> dict[str, Any]:
+def vertex(
+    name: str, label: str, *texts: str, into: str | None = None, to: tuple[str, ...] = ()
+) -> dict[str, Any]:
     return {
         "vertex_id": name,
         "bbox": {"left": 0.25, "top": 0.5, "right": 0.75, "bottom": 1.0, "confidence": 0.75},
@@ -441,10 +559,18 @@ GRAPH = {
     "vertices": [
         vertex("", "image", "A horse and trees.", to=("horse", "trees", "[horse|trees]")),
         vertex("horse", "entity", "A brown horse.", into="brown horse"),
-        vertex("trees", "composition", "Tree 1 is left of tree 2.", into="trees", to=("trees_0", "trees_1")),
+        vertex(
+            "trees",
+            "composition",
+            "Tree 1 is left of tree 2.",
+            into="trees",
+            to=("trees_0", "trees_1"),
+        ),
         vertex("trees_0", "entity", into="tree 1"),
         vertex("trees_1", "entity", into="tree 2"),
-        vertex("[horse|trees_0]", "relation", "The horse is under a tree.", to=("horse", "trees_0")),
+        vertex(
+            "[horse|trees_0]", "relation", "The horse is under a tree.", to=("horse", "trees_0")
+        ),
         vertex("[horse|trees]", "relation", "Trees are behind it.", to=("horse", "trees")),
     ],
     **{"img_path": "wiki/horses.jpg", "img_url": None, "img_size": [80, 40]},
@@ -466,18 +592,29 @@ def test_gbc_gives_boxes_and_their_captions(tmp_path, lines):
     phrases = {"brown horse": "brown horse", "tree 1": "tree", "tree 2": "tree"}
     boxes = [Box(name, 0, phrase=phrase, **at) for phrase, name in phrases.items()]
     captions = [Caption("A horse and trees."), Caption("A brown horse.", "box", [0])]
-    captions += [Caption("The horse is under a tree.", "pair", [0, 1]), Caption("Trees are behind it.")]
+    captions += [
+        Caption("The horse is under a tree.", "pair", [0, 1]),
+        Caption("Trees are behind it."),
+    ]
     assert row == Record("wiki/horses", "gbc", "all", "wiki/horses.jpg", 80, 40, boxes, captions)
     assert Manifest.load(tmp_path / "run").shards[0].counts["problem.compositions"] == 1
 
 
 def test_gbc_takes_sizes_and_names_from_images_and_addresses(tmp_path):
     Image.new("RGB", (80, 40)).save(tmp_path / "7.png")
-    bare = GRAPH | {"img_path": None, "img_url": "https://example.org/a/7.png?x=1", "img_size": None}
+    bare = GRAPH | {
+        "img_path": None,
+        "img_url": "https://example.org/a/7.png?x=1",
+        "img_size": None,
+    }
     others = [GRAPH | {"img_path": path} for path in ("a/1.jpg", "b/1.jpg")]
     others.append(bare | {"img_url": "https://example.org/b/7.png?x=1"})
     row, *rows = gbc(tmp_path, bare, *others)
-    assert (row.image_id, row.file_name, row.objects[0].bbox) == (bare["img_url"], "7.png", (20, 20, 40, 20))
+    assert (row.image_id, row.file_name, row.objects[0].bbox) == (
+        bare["img_url"],
+        "7.png",
+        (20, 20, 40, 20),
+    )
     assert [each.image_id for each in rows] == ["a/1", "b/1", others[-1]["img_url"]]
     assert [each.ok for each in rows] == [True, True, False]
     assert "an earlier image has the file name 7.png, too" in rows[-1].error

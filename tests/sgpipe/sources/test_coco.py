@@ -1,4 +1,6 @@
-"""COCO's form: as columns to be labelled, as records to be imported with relations, and as Objects365 has it."""
+"""COCO's form: as columns to be labelled, as records to be imported with relations, and as
+Objects365 has it.
+"""
 
 import json
 from collections import Counter
@@ -20,6 +22,14 @@ IMAGE = {"id": 1, "file_name": "1.jpg", "width": 100, "height": 50}
 DOG = {"id": 18, "name": "dog"}
 
 
+NAME = "images/v1/patch8/1.jpg"
+
+
+IMAGES = [IMAGE | {"id": 7, "file_name": "7.jpg"}, IMAGE | {"id": 8, "file_name": "8.jpg"}]
+CATEGORIES = [{"id": 3, "name": "dog"}, {"id": 1, "name": "person"}]
+NAMES = ["__background__", "on", "by"]
+
+
 def box(bbox, image_id=1, category_id=18, **more):
     return {"image_id": image_id, "category_id": category_id, "bbox": bbox, **more}
 
@@ -29,10 +39,14 @@ def save(path: Path, content) -> Path:
     return path
 
 
-def index_of(tmp_path, annotations, images=(IMAGE,), categories=(DOG,), captions=None) -> SourceIndex:
+def index_of(
+    tmp_path, annotations, images=(IMAGE,), categories=(DOG,), captions=None
+) -> SourceIndex:
     content = {"annotations": annotations, "images": list(images), "categories": list(categories)}
     path = save(tmp_path / "instances.json", content)
-    captions_path = None if captions is None else save(tmp_path / "captions.json", {"annotations": captions})
+    captions_path = (
+        None if captions is None else save(tmp_path / "captions.json", {"annotations": captions})
+    )
     detections, meta = read_coco(path, captions_path, dataset="coco", split="val")
     write_detections(tmp_path / "index.arrow", detections, meta)
     return SourceIndex(tmp_path / "index.arrow")
@@ -43,32 +57,64 @@ def problems_of(index: SourceIndex) -> dict[str, int]:
 
 
 def test_boxes_are_clipped_to_their_image(tmp_path):
-    given = ([10, 10, 20, 20], [-5, 10, 20, 20], [-1e300, 0, 2e300, 50], [200, 10, 5, 5], [1, 1, float("inf"), 5])
-    [record] = (index := index_of(tmp_path, [*map(box, given)])).records(0, 1)
-    assert [box.bbox for box in record.objects] == [(10, 10, 20, 20), (0, 10, 15, 20), (0, 0, 100, 50)]
+    given = (
+        [10, 10, 20, 20],
+        [-5, 10, 20, 20],
+        [-1e300, 0, 2e300, 50],
+        [200, 10, 5, 5],
+        [1, 1, float("inf"), 5],
+    )
+    index = index_of(tmp_path, [*map(box, given)])
+    [record] = index.records(0, 1)
+    assert [box.bbox for box in record.objects] == [
+        (10, 10, 20, 20),
+        (0, 10, 15, 20),
+        (0, 0, 100, 50),
+    ]
     assert problems_of(index) == {"clipped": 2, "degenerate": 1, "not_finite": 1}
 
 
 def test_duplicates_unknown_ids_and_crowds_are_counted(tmp_path):
     annotations = [
-        *(box([1, 1, 5, 5], image_id="1"), box([1, 1, 5, 5.001]), box([1, 1, 5, 5], image_id=1.0, iscrowd=1)),
-        *(box([1, 1, 5, 5], category_id=99), box([1, 1, 5, 5], image_id=7), {"bbox": [1, 2, 3, 4]}, "not an object"),
+        *(
+            box([1, 1, 5, 5], image_id="1"),
+            box([1, 1, 5, 5.001]),
+            box([1, 1, 5, 5], image_id=1.0, iscrowd=1),
+        ),
+        *(
+            box([1, 1, 5, 5], category_id=99),
+            box([1, 1, 5, 5], image_id=7),
+            {"bbox": [1, 2, 3, 4]},
+            "not an object",
+        ),
     ]
     index = index_of(tmp_path, annotations, images=[IMAGE, IMAGE | {"file_name": "again.jpg"}])
     (record,) = index.records(0, len(index))
-    assert [(b.category, b.category_id, b.iscrowd) for b in record.objects] == [("dog", 18, False), ("dog", 18, True)]
+    assert [(b.category, b.category_id, b.iscrowd) for b in record.objects] == [
+        ("dog", 18, False),
+        ("dog", 18, True),
+    ]
     once = ("crowd", "duplicate_boxes", "duplicate_images", "unknown_category", "unknown_image")
     assert problems_of(index) == {**dict.fromkeys(once, 1), "malformed": 2}
-    assert (record.image_id, record.dataset, record.split, record.file_name) == ("1", "coco", "val", "1.jpg")
+    assert (record.image_id, record.dataset, record.split, record.file_name) == (
+        "1",
+        "coco",
+        "val",
+        "1.jpg",
+    )
 
 
 def test_slices_keep_every_box_with_its_image(tmp_path, monkeypatch):
     monkeypatch.setattr("sgpipe.sources.detections._SLICE", 7)
     owners = np.random.default_rng(0).integers(0, 50, 400)
-    boxes = [box([n % 90, n % 40, 3 + n / 100, 2], image_id=int(owner)) for n, owner in enumerate(owners)]
+    boxes = [
+        box([n % 90, n % 40, 3 + n / 100, 2], image_id=int(owner)) for n, owner in enumerate(owners)
+    ]
     index = index_of(tmp_path, boxes, images=[IMAGE | {"id": i} for i in range(50)])
     for owner, record in enumerate(index.records(0, 50)):
-        assert [list(b.bbox) for b in record.objects] == [b["bbox"] for b in boxes if b["image_id"] == owner]
+        assert [list(b.bbox) for b in record.objects] == [
+            b["bbox"] for b in boxes if b["image_id"] == owner
+        ]
     assert [r.image_id for r in index.records(6, 8)] == ["6", "7"]
 
 
@@ -80,7 +126,9 @@ def test_captions_are_attached_to_their_images_and_limited_whatever_their_order(
     assert ([c.text for c in record.captions], record.left_out) == (["a dog runs"], {"captions": 1})
     assert problems_of(index) == {"malformed": 1, "unlisted_captions": 1}
     captions = [{"image_id": 1, "caption": f"dog {i}"} for i in range(MAX_CAPTIONS + 50)]
-    (one,), (other,) = (index_of(tmp_path, [], captions=o).records(0, 1) for o in (captions, captions[::-1]))
+    (one,), (other,) = (
+        index_of(tmp_path, [], captions=o).records(0, 1) for o in (captions, captions[::-1])
+    )
     assert one.left_out == other.left_out == {"captions": 50}
     assert len(one.captions) == MAX_CAPTIONS
     assert {c.text for c in one.captions} == {c.text for c in other.captions}
@@ -89,13 +137,23 @@ def test_captions_are_attached_to_their_images_and_limited_whatever_their_order(
 @pytest.mark.parametrize("part", ["images", "annotations", "categories", "captions"])
 def test_the_order_of_entries_changes_only_the_order_of_rows_and_boxes(tmp_path, part):
     rng = np.random.default_rng(7)
-    places = zip(*rng.random((2, 60)).round(3) * 40, rng.integers(0, 5, 60), rng.integers(1, 4, 60), strict=True)
-    boxes = [box([float(x), float(y), 9, 9], int(image), int(category)) for x, y, image, category in places]
+    places = zip(
+        *rng.random((2, 60)).round(3) * 40,
+        rng.integers(0, 5, 60),
+        rng.integers(1, 4, 60),
+        strict=True,
+    )
+    boxes = [
+        box([float(x), float(y), 9, 9], int(image), int(category))
+        for x, y, image, category in places
+    ]
     boxes += [{**each, "bbox": [*each["bbox"][:3], 9.001]} for each in boxes[:20]]
     parts = {
         "images": [IMAGE | {"id": i, "file_name": f"{i}.jpg"} for i in range(5)],
         "annotations": boxes,
-        "categories": [{"id": i, "name": name} for i, name in enumerate(("dog", "cat", "cup"), start=1)],
+        "categories": [
+            {"id": i, "name": name} for i, name in enumerate(("dog", "cat", "cup"), start=1)
+        ],
         "captions": [{"image_id": i % 5, "caption": f"caption {i}"} for i in range(20)],
     }
 
@@ -116,16 +174,25 @@ def test_the_order_of_entries_changes_only_the_order_of_rows_and_boxes(tmp_path,
 
 
 def test_the_annotation_file_is_read_again_only_after_a_change_or_damage(tmp_path, monkeypatch):
-    content, index = {"images": [IMAGE], "annotations": [], "categories": [DOG]}, tmp_path / "i.arrow"
+    content = {"images": [IMAGE], "annotations": [], "categories": [DOG]}
+    index = tmp_path / "i.arrow"
     path = save(tmp_path / "instances.json", content)
     source = SourceConfig(splits={"val": SplitConfig(annotations=path, images=tmp_path)})
     expected = open_source(source, "val", index).meta
     with monkeypatch.context() as patch:
-        patch.setattr("sgpipe.sources.opening.read_coco", lambda *a, **k: pytest.fail("the file was read again"))
+        patch.setattr(
+            "sgpipe.sources.opening.read_coco",
+            lambda *a, **k: pytest.fail("the file was read again"),
+        )
         assert len(open_source(source, "val", index)) == 1
     described = index.with_suffix(".json")
     text = described.read_text()
-    changed = (text.replace('"dog"', '"bat"'), text.replace('"categories"', '"categoriez"'), "[]", "{")
+    changed = (
+        text.replace('"dog"', '"bat"'),
+        text.replace('"categories"', '"categoriez"'),
+        "[]",
+        "{",
+    )
     damages = (partial(index.write_bytes, b"x"), index.unlink, described.unlink)
     for damage in (*damages, *(partial(described.write_text, each) for each in changed)):
         damage()
@@ -143,10 +210,9 @@ def test_real_coco_counts(oracle: Path, tmp_path):
     assert (meta["categories"][:3], len(meta["categories"])) == (["person", "bicycle", "car"], 80)
 
 
-NAME = "images/v1/patch8/1.jpg"
-
-
-@pytest.mark.parametrize("on_disk", [NAME, "v1/patch8/1.jpg", "patch8/1.jpg", "1.jpg", "elsewhere.jpg"])
+@pytest.mark.parametrize(
+    "on_disk", [NAME, "v1/patch8/1.jpg", "patch8/1.jpg", "1.jpg", "elsewhere.jpg"]
+)
 def test_images_of_objects365_are_found_in_every_layout(tmp_path, on_disk):
     expected = "patch8/1.jpg" if on_disk == "elsewhere.jpg" else on_disk
     image = tmp_path / "train" / on_disk
@@ -156,16 +222,13 @@ def test_images_of_objects365_are_found_in_every_layout(tmp_path, on_disk):
     content = {"images": [IMAGE | {"file_name": NAME}], "annotations": [box([9, 8, 7, 6], 1, 38)]}
     path = save(tmp_path / "zhiyuan_objv2_train.json", content | {"categories": categories})
     splits = {"train": SplitConfig(annotations=path, images=tmp_path / "train")}
-    index = open_source(SourceConfig(format="objects365", splits=splits), "train", tmp_path / "index.arrow")
+    index = open_source(
+        SourceConfig(format="objects365", splits=splits), "train", tmp_path / "index.arrow"
+    )
     [record] = index.records(0, 1)
     assert (record.file_name, record.dataset) == (expected, "objects365")
     assert record.objects[0].category == index.meta["categories"][0] != "Moniter/TV"
     assert index.meta["categories"][1] == "basket"
-
-
-IMAGES = [IMAGE | {"id": 7, "file_name": "7.jpg"}, IMAGE | {"id": 8, "file_name": "8.jpg"}]
-CATEGORIES = [{"id": 3, "name": "dog"}, {"id": 1, "name": "person"}]
-NAMES = ["__background__", "on", "by"]
 
 
 def at(image_id, x, category_id=3, **more):
@@ -175,7 +238,9 @@ def at(image_id, x, category_id=3, **more):
 def write(folder, annotations, relations, names=NAMES):
     content = {"images": IMAGES, "annotations": annotations, "categories": CATEGORIES}
     triplets = {"val": relations, "train": {}, "rel_categories": names}
-    return coco_relations_source(save(folder / "val.json", content), save(folder / "rel.json", triplets), "val")
+    return coco_relations_source(
+        save(folder / "val.json", content), save(folder / "rel.json", triplets), "val"
+    )
 
 
 def test_relations_refer_to_boxes_without_crowds(tmp_path):
@@ -183,7 +248,11 @@ def test_relations_refer_to_boxes_without_crowds(tmp_path):
     problems: Counter[str] = Counter()
     first, second = write(tmp_path, annotations, {"7": [[1, 0, 1], [0, 1, 2]]}).read(problems)
     assert not +problems
-    places = [("dog", 3, (2, 0, 10, 10), True), ("dog", 3, (3, 0, 10, 10)), ("person", 1, (5, 0, 10, 10))]
+    places = [
+        ("dog", 3, (2, 0, 10, 10), True),
+        ("dog", 3, (3, 0, 10, 10)),
+        ("person", 1, (5, 0, 10, 10)),
+    ]
     assert first.objects == [Box(*place) for place in places]
     assert first.relations == [Relation(2, 1, "on"), Relation(1, 2, "by")]
     assert (first.width, first.height, first.dataset) == (100, 50, "coco_rel")
@@ -193,7 +262,10 @@ def test_relations_refer_to_boxes_without_crowds(tmp_path):
 @pytest.mark.parametrize(
     ("annotations", "triplets"),
     [
-        *(([at(7, 0)], each) for each in ([[0, 1, 1]], [[-1, 0, 1]], [[0, 0, 0]], [[0, 0, 3]], [[0, 0]], {"a": 1})),
+        *(
+            ([at(7, 0)], each)
+            for each in ([[0, 1, 1]], [[-1, 0, 1]], [[0, 0, 0]], [[0, 0, 3]], [[0, 0]], {"a": 1})
+        ),
         ([at(7, 0, 99)], []),
         ([at(7, 0)], None),
         ([at(7, 0, None), at(7, 1)], [[0, 0, 1]]),
@@ -207,7 +279,9 @@ def test_an_invalid_image_is_an_error_row(tmp_path, annotations, triplets):
     assert good.relations == [Relation(0, 0, "on")]
 
 
-@pytest.mark.parametrize("names", [["__background__", "__background__", "on"], ["on", "__background__"]])
+@pytest.mark.parametrize(
+    "names", [["__background__", "__background__", "on"], ["on", "__background__"]]
+)
 def test_only_category_0_is_no_relation(tmp_path, names):
     source = write(tmp_path, [at(7, 0)], {"7": [[0, 0, 1]]}, names)
     assert source.classes.relations == tuple(names[-2:])
@@ -215,7 +289,13 @@ def test_only_category_0_is_no_relation(tmp_path, names):
 
 
 def related(subject, predicate, object_, image_id=7, **more):
-    return {"image_id": image_id, "subject_id": subject, "predicate_id": predicate, "object_id": object_, **more}
+    return {
+        "image_id": image_id,
+        "subject_id": subject,
+        "predicate_id": predicate,
+        "object_id": object_,
+        **more,
+    }
 
 
 def read_own(folder, annotations, relations, names=("on", "by")):
@@ -230,7 +310,12 @@ def read_own(folder, annotations, relations, names=("on", "by")):
 
 def test_relations_in_the_instances_refer_to_ids_of_boxes(tmp_path):
     annotations = [at(8, 1, id=5), at(7, 2, id=0, iscrowd=1), at(7, 3, id=9)]
-    relations = [related(9, 1, 0, confidence=0.5), related(0, 0, 9), related(5, 0, 5, 8), related(5, 0, 5, 6)]
+    relations = [
+        related(9, 1, 0, confidence=0.5),
+        related(0, 0, 9),
+        related(5, 0, 5, 8),
+        related(5, 0, 5, 6),
+    ]
     (first, second), problems, classes = read_own(tmp_path, annotations, relations)
     assert first.relations == [Relation(1, 0, "by", 0.5), Relation(0, 1, "on")]
     assert second.relations == [Relation(0, 0, "on")]
@@ -245,22 +330,36 @@ def test_relations_in_the_instances_refer_to_ids_of_boxes(tmp_path):
     [
         *((relation, ["on"], False) for relation in (related(1, 0, 5), related(1, 2, 1))),
         (related(1, 0, 1), ["__background__", "on"], False),
-        *((item, ["on"], True) for item in (related("?", 0, 1), related(1, 0, 1, confidence=2), None)),
+        *(
+            (item, ["on"], True)
+            for item in (related("?", 0, 1), related(1, 0, 1, confidence=2), None)
+        ),
     ],
 )
 def test_an_invalid_relation_makes_an_error_row_or_is_counted(tmp_path, relation, names, malformed):
     annotations = [at(7, 1, id=1), at(8, 1, id=5), at(8, 1, id="six"), at(8, 1, id=10**400)]
-    (first, second), problems, _ = read_own(tmp_path, annotations, [relation, related(5, 0, 5, 8)], [*names, "by"][:2])
+    (first, second), problems, _ = read_own(
+        tmp_path, annotations, [relation, related(5, 0, 5, 8)], [*names, "by"][:2]
+    )
     assert second.ok or names[0] == "__background__"
     assert (first.ok, problems) == (malformed, {"malformed": 1} if malformed else {})
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
-    (first, _), problems, _ = read_own(tmp_path, [at(7, 0, id=1)], [])  # an empty list of relations does
+    (first, _), problems, _ = read_own(
+        tmp_path, [at(7, 0, id=1)], []
+    )  # an empty list of relations does
     assert (first.relations, problems) == ([], {})
     files = write(tmp_path, [at(7, 0)], {}).files
     for relations, split, reason in (
-        (None, "val", r"has no rel_annotations or no rel_categories: give its relations by --relations rel\.json"),
+        (
+            None,
+            "val",
+            (
+                r"has no rel_annotations or no rel_categories: give its relations by --relations"
+                r" rel\.json"
+            ),
+        ),
         (files["relations"], "test", r"rel\.json has no split 'test': pass --split train or val"),
         (files["annotations"], "val", "has the format 'coco', not 'triplets'"),
     ):
@@ -272,15 +371,23 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_a_class_is_named_by_a_text_or_a_number(tmp_path):
-    categories = [{"id": number, "name": name} for number, name in enumerate(("dog", 7, None, [1], " "))]
-    file = save(tmp_path / "val.json", {"images": IMAGES, "annotations": [at(7, 0)], "categories": categories})
+    categories = [
+        {"id": number, "name": name} for number, name in enumerate(("dog", 7, None, [1], " "))
+    ]
+    file = save(
+        tmp_path / "val.json",
+        {"images": IMAGES, "annotations": [at(7, 0)], "categories": categories},
+    )
     found, _ = read_coco(file, None, dataset="", split="")
     assert (found.categories, found.problems["malformed"]) == ({0: "dog", 1: "7"}, 3)
 
 
 def test_a_category_id_with_two_names_is_refused(tmp_path):
     categories = [*CATEGORIES, {"id": 3, "name": "cat"}]
-    file = save(tmp_path / "val.json", {"images": IMAGES, "annotations": [at(7, 0)], "categories": categories})
+    file = save(
+        tmp_path / "val.json",
+        {"images": IMAGES, "annotations": [at(7, 0)], "categories": categories},
+    )
     for read in (
         lambda: list(coco_source(file, "val").read(Counter())),
         lambda: read_coco(file, None, dataset="", split=""),

@@ -27,9 +27,24 @@ from tests.sgpipe.training.data.test_feed import feed, training
 RUN = "drawn"
 
 
-def judge(root: Path, image_id: str, place: tuple[int, int, str], by: str = "anna", **answer: Any) -> Judgement:
+PLACES = [(s, o, p) for s in range(2) for o in range(2) for p in ("on", "near")]
+OUTCOMES = st.dictionaries(
+    st.sampled_from(PLACES), st.frozensets(st.sampled_from(PLACES), max_size=1), max_size=6
+)
+
+
+def judge(
+    root: Path, image_id: str, place: tuple[int, int, str], by: str = "anna", **answer: Any
+) -> Judgement:
     log = JudgementLog(root / JUDGEMENTS, RUN)
-    values = {"id": uuid.uuid4().hex, "at": "", "by": by, "run": RUN, "split": "train", "image_id": image_id}
+    values = {
+        "id": uuid.uuid4().hex,
+        "at": "",
+        "by": by,
+        "run": RUN,
+        "split": "train",
+        "image_id": image_id,
+    }
     key = dict(zip(("subject", "object", "predicate"), place, strict=True))
     return log.append(Judgement.model_validate({**values, **key, **answer}))
 
@@ -39,7 +54,11 @@ def change(action: str, **values: str) -> dict[str, Any]:
 
 
 def scene(image_id: str, *relations: tuple[int, int, str, float | None]) -> Record:
-    boxes = [Box("person", 1, (2, 2, 8, 8)), Box("dog", 2, (12, 4, 8, 10)), Box("cup", 3, (1, 1, 4, 4))]
+    boxes = [
+        Box("person", 1, (2, 2, 8, 8)),
+        Box("dog", 2, (12, 4, 8, 10)),
+        Box("cup", 3, (1, 1, 4, 4)),
+    ]
     made = [Relation(*each) for each in relations]
     return Record(image_id, "drawn", "train", f"{image_id}.png", 24, 16, boxes, relations=made)
 
@@ -62,7 +81,8 @@ def run(tmp_path: Path) -> Path:
     names = ("right", "wrong", "unsure", "predicate", "swap", "delete", "untouched")
     records = [scene(name, (0, 1, "on", 0.8), (0, 2, "holding", 0.3)) for name in names]
     labels = {"objects": ["person", "dog", "cup"], "relations": ["on", "holding"]}
-    run, on = make_run(tmp_path / "run", records, rows=4, run={"labels": labels}).shards, (0, 1, "on")
+    run = make_run(tmp_path / "run", records, rows=4, run={"labels": labels}).shards
+    on = (0, 1, "on")
     for judgement in ("right", "wrong", "unsure"):
         judge(run, judgement, on, judgement=judgement)
     judge(run, "predicate", on, **change("predicate", predicate="near"))
@@ -81,7 +101,13 @@ def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
         "delete": [held, (1, 2, "under", None)], "untouched": [(0, 1, "on", 0.8), held],
     }  # fmt: skip
     counts = {"confirmed": 1, "removed": 2, "changed": 2, "added": 1, "unsure": 1, "undecided": 0}
-    assert (found.counts, found.conflicts, found.missing, found.images, found.shards) == (counts, 0, 0, 7, 2)
+    assert (found.counts, found.conflicts, found.missing, found.images, found.shards) == (
+        counts,
+        0,
+        0,
+        7,
+        2,
+    )
     assert verify(tmp_path / "out").ok
     plain = [replace(record, relations=[]) for record in iter_records(run)]
     assert [replace(record, relations=[]) for record in iter_records(tmp_path / "out")] == plain
@@ -99,7 +125,9 @@ def test_relations_become_what_people_say_and_all_else_stays(run, tmp_path):
      ("drop", {"tie": [], "two": []})],
 )  # fmt: skip
 def test_people_who_differ(tmp_path, conflicts, left):
-    run = make_run(tmp_path / "run", [scene("tie", (0, 1, "on", 0.8)), scene("two", (0, 1, "on", 0.8))]).shards
+    run = make_run(
+        tmp_path / "run", [scene("tie", (0, 1, "on", 0.8)), scene("two", (0, 1, "on", 0.8))]
+    ).shards
     on = (0, 1, "on")
     for image, judged in (("tie", ("right", "wrong")), ("two", ("wrong", "wrong", "right"))):
         for by, judgement in zip(("anna", "ben", "cleo"), judged, strict=False):
@@ -111,15 +139,13 @@ def test_people_who_differ(tmp_path, conflicts, left):
     assert found.counts["undecided"] == (1 if conflicts == "majority" else 0)
 
 
-PLACES = [(s, o, p) for s in range(2) for o in range(2) for p in ("on", "near")]
-OUTCOMES = st.dictionaries(st.sampled_from(PLACES), st.frozensets(st.sampled_from(PLACES), max_size=1), max_size=6)
-
-
 @settings(max_examples=100, deadline=None)
 @given(there=st.lists(st.sampled_from(PLACES), max_size=8), outcomes=OUTCOMES)
 def test_what_is_certain_is_there_once_and_what_nobody_judged_stays(there, outcomes):
     names = ("subject", "object", "predicate", "confidence")
-    rows = [dict(zip(names, (*place, number / 10), strict=True)) for number, place in enumerate(there)]
+    rows = [
+        dict(zip(names, (*place, number / 10), strict=True)) for number, place in enumerate(there)
+    ]
     corrected, before = correct_relations(rows, outcomes)
     certain = {place for left in outcomes.values() for place in left}
     found = [(tuple(each[name] for name in names[:3]), each["confidence"]) for each in corrected]
@@ -147,7 +173,9 @@ def test_a_corrected_run_is_resumed_and_other_judgements_make_another(run, tmp_p
     assert len(Manifest.load(tmp_path / "out").shards) == 1
     assert replace(correct(run, tmp_path / "out"), root=whole.root) == whole
     assert relations(tmp_path / "out") == relations(tmp_path / "whole")
-    judge(run, "untouched", (0, 1, "on"), judgement="unsure")  # changes no relation, but what is known of one
+    judge(
+        run, "untouched", (0, 1, "on"), judgement="unsure"
+    )  # changes no relation, but what is known of one
     judge(run, "untouched", (0, 2, "holding"), judgement="wrong")
     with pytest.raises(UserError, match="made with other settings"):
         correct(run, tmp_path / "out")
@@ -161,11 +189,17 @@ def test_scores_stay_with_their_relations(run, tmp_path):
         column = pa.array([[{"score": 0.5}, {"score": 0.25}]] * table.num_rows, score)
         manifest.commit(write_copy(run, shard, table.append_column(CLIP_SCORE, column)))
     correct(run, tmp_path / "out")
-    tables = [read_file(tmp_path / "out" / shard.file) for shard in Manifest.load(tmp_path / "out").shards]
+    tables = [
+        read_file(tmp_path / "out" / shard.file) for shard in Manifest.load(tmp_path / "out").shards
+    ]
     rows = [row for table in tables for row in table.to_pylist()]
     scores = {row["image_id"]: [each and each["score"] for each in row[CLIP_SCORE]] for row in rows}
     assert scores["right"] == scores["untouched"] == [0.5, 0.25]
-    assert (scores["wrong"], scores["predicate"], scores["delete"]) == ([0.25], [None, 0.25], [0.25, None])
+    assert (scores["wrong"], scores["predicate"], scores["delete"]) == (
+        [0.25],
+        [None, 0.25],
+        [0.25, None],
+    )
     assert tables[0].schema.metadata[b"sgpipe.schema_version"]
 
 
@@ -179,8 +213,12 @@ def test_training_reads_a_corrected_run_wherever_the_images_are(tmp_path, place)
     if place == "moved":
         (tmp_path / "images").rename(tmp_path / "elsewhere")
     correct(run, tmp_path / "out", images=tmp_path / "elsewhere" if place == "moved" else None)
-    batches = [each for step in training(feed(ShardsConfig(shards=tmp_path / "out")), 2) for each in step]
-    assert sorted(image for batch in batches for image in batch.image_ids) == [str(n) for n in range(8)]
+    batches = [
+        each for step in training(feed(ShardsConfig(shards=tmp_path / "out")), 2) for each in step
+    ]
+    assert sorted(image for batch in batches for image in batch.image_ids) == [
+        str(n) for n in range(8)
+    ]
     assert not any(batch.skipped for batch in batches)
     assert all("chasing" in batch.texts.relations for batch in batches)
     [shard, *_] = Manifest.load(tmp_path / "out").shards
@@ -195,12 +233,22 @@ def test_the_command(run, tmp_path):
     result = CliRunner().invoke(app, ["correct", str(run), "--out", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
-    for part in ("1 undecided", "people differ on 1 relation", "1 judged relation left out", "cut short"):
+    for part in (
+        "1 undecided",
+        "people differ on 1 relation",
+        "1 judged relation left out",
+        "cut short",
+    ):
         assert part in text
-    again = CliRunner().invoke(app, ["-q", "correct", str(run), "--out", str(tmp_path / "out"), "--json"])
+    again = CliRunner().invoke(
+        app, ["-q", "correct", str(run), "--out", str(tmp_path / "out"), "--json"]
+    )
     assert json.loads(again.output)["counts"]["changed"] == 2
-    other, out = tmp_path / "other.jsonl", tmp_path / "no"
+    other = tmp_path / "other.jsonl"
+    out = tmp_path / "no"
     other.write_text((run / JUDGEMENTS).read_text().replace('"run":"drawn"', '"run":"other"'))
-    refused = CliRunner().invoke(app, ["correct", str(run), "--judgements", str(other), "--out", str(out)])
+    refused = CliRunner().invoke(
+        app, ["correct", str(run), "--judgements", str(other), "--out", str(out)]
+    )
     assert (refused.exit_code, out.exists()) == (2, False)
     assert "of another run" in refused.output

@@ -1,4 +1,6 @@
-"""Wrong data that reads well: each fault is named before anything runs, and right data is passed in silence."""
+"""Wrong data that reads well: each fault is named before anything runs, and right data is passed in
+silence.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class Dataset(NamedTuple):
 
     def change_boxes(self, form: str) -> None:
         """Write the boxes in another form than x, y, width, height."""
-        sizes = {image["id"]: (image["width"], image["height"]) for image in self.instances["images"]}
+        sizes = {
+            image["id"]: (image["width"], image["height"]) for image in self.instances["images"]
+        }
         for box in self.instances["annotations"]:
             (x, y, w, h), (width, height) = box["bbox"], sizes[box["image_id"]]
             forms = {"xyxy": [x, y, x + w, y + h], "cxcywh": [x + w / 2, y + h / 2, w, h]}
@@ -45,8 +49,12 @@ class Dataset(NamedTuple):
     def part(self, start: int, stop: int) -> Dataset:
         images = self.instances["images"][start:stop]
         ids = {image["id"] for image in images}
-        boxes, captions = ([a for a in part["annotations"] if a["image_id"] in ids] for part in self)
-        return Dataset({**self.instances, "images": images, "annotations": boxes}, {"annotations": captions})
+        boxes, captions = (
+            [a for a in part["annotations"] if a["image_id"] in ids] for part in self
+        )
+        return Dataset(
+            {**self.instances, "images": images, "annotations": boxes}, {"annotations": captions}
+        )
 
     def save(self, folder: Path) -> tuple[Path, Path]:
         files = folder / "instances.json", folder / "captions.json"
@@ -70,7 +78,9 @@ def dataset(world) -> Dataset:
 def opened(dataset: Dataset, folder: Path, boxes: str | None = None) -> SourceIndex:
     instances, captions = dataset.save(folder)
     split = SplitConfig(annotations=instances, images=str(folder), captions=captions)
-    return open_source(SourceConfig(splits={"val": split}, boxes=boxes), "val", folder / "index.arrow")
+    return open_source(
+        SourceConfig(splits={"val": split}, boxes=boxes), "val", folder / "index.arrow"
+    )
 
 
 def boxes_of(records: list[Record]) -> list[list[float]]:
@@ -78,16 +88,22 @@ def boxes_of(records: list[Record]) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("form", ["xyxy", "cxcywh", "xywhn"])
-def test_boxes_of_another_form_are_refused_and_read_as_what_the_message_names(dataset, tmp_path, form):
+def test_boxes_of_another_form_are_refused_and_read_as_what_the_message_names(
+    dataset, tmp_path, form
+):
     right = opened(dataset, tmp_path)
     dataset.change_boxes(form)
-    with pytest.raises(UserError, match=f"instances.json: .* boxes .*: pass --set source.boxes={form}, or"):
+    with pytest.raises(
+        UserError, match=f"instances.json: .* boxes .*: pass --set source.boxes={form}, or"
+    ):
         opened(dataset, tmp_path)
     index = opened(dataset, tmp_path, form)
     assert index.meta["notes"] == []
     assert boxes_of(index.records(0, IMAGES)) == boxes_of(right.records(0, IMAGES))
     assert index.meta["annotations_sha256"] != right.meta["annotations_sha256"]  # another run
-    assert "source.boxes" in opened(dataset, tmp_path, "xywh").meta["notes"][0]  # as the user insists
+    assert (
+        "source.boxes" in opened(dataset, tmp_path, "xywh").meta["notes"][0]
+    )  # as the user insists
 
 
 def renumber(items: list[dict[str, Any]], key: str, before: list[int], after: list[int]) -> None:
@@ -98,13 +114,25 @@ def renumber(items: list[dict[str, Any]], key: str, before: list[int], after: li
 
 
 def test_a_fault_is_named_once(dataset, tmp_path):
-    instances, captions = dataset.instances, dataset.captions["annotations"]
-    boxes, images = (instances["annotations"], "category_id"), [image["id"] for image in instances["images"]]
+    instances = dataset.instances
+    captions = dataset.captions["annotations"]
+    boxes = (instances["annotations"], "category_id")
+    images = [image["id"] for image in instances["images"]]
     categories = [category["id"] for category in instances["categories"]]
     for note, items, before, after in (
-        ("if each caption were of the image before", (captions, "image_id"), images, [*images[1:], images[0]]),
+        (
+            "if each caption were of the image before",
+            (captions, "image_id"),
+            images,
+            [*images[1:], images[0]],
+        ),
         ("do they belong together", (captions, "image_id"), images, images[::-1]),
-        ("had the previous category of the list", boxes, categories, [*categories[1:], categories[0]]),
+        (
+            "had the previous category of the list",
+            boxes,
+            categories,
+            [*categories[1:], categories[0]],
+        ),
         ("if they were smaller by one", boxes, categories, [number + 1 for number in categories]),
     ):
         renumber(*items, before, after)
@@ -117,12 +145,17 @@ def test_a_fault_is_named_once(dataset, tmp_path):
     assert "are width and height those of the images" in found
 
 
-@pytest.mark.parametrize("name", ["miniworld", "coco_mini val", "coco_mini train", "vcoco_captions"])
+@pytest.mark.parametrize(
+    "name", ["miniworld", "coco_mini val", "coco_mini train", "vcoco_captions"]
+)
 @pytest.mark.parametrize("images", [1, 2, 5, 500])
 def test_right_data_is_passed_in_silence(request, world, tmp_path, name, images):
     folder, _, split = name.partition(" ")
     root = world if name == "miniworld" else request.getfixturevalue("oracle") / "data" / folder
-    files = (f"{kind}_{split}2017.json" if split else f"{kind}.json" for kind in ("instances", "captions"))
+    files = (
+        f"{kind}_{split}2017.json" if split else f"{kind}.json"
+        for kind in ("instances", "captions")
+    )
     dataset = Dataset.load(*(root / file for file in files))
     for start in range(0, IMAGES, max(images, 10)):
         assert opened(dataset.part(start, start + images), tmp_path).meta["notes"] == []
@@ -140,11 +173,14 @@ class Said(Progress):
 def test_an_import_is_doubted_likewise(dataset, tmp_path):
     instances, captions = dataset.save(tmp_path)
     said = Said()
-    import_annotations(coco_source(instances, "val", captions), str(tmp_path), tmp_path / "right", said)
+    import_annotations(
+        coco_source(instances, "val", captions), str(tmp_path), tmp_path / "right", said
+    )
     assert said.notes == []
     dataset.change_boxes("xyxy")
     dataset.save(tmp_path)
-    source, out = coco_source(instances, "val", captions), tmp_path / "out"
+    source = coco_source(instances, "val", captions)
+    out = tmp_path / "out"
     with pytest.raises(UserError, match="pass --boxes xyxy, or --boxes xywh if they are right"):
         import_annotations(source, str(tmp_path), out, said)
     import_annotations(source, str(tmp_path), out, said, boxes="xyxy")
@@ -153,8 +189,11 @@ def test_an_import_is_doubted_likewise(dataset, tmp_path):
 
 
 def test_interactions_with_widths_for_corners_are_refused(world, tmp_path):
-    content, out = json.loads((world / "hico.json").read_text()), tmp_path / "out"
-    file, classes, said = tmp_path / "hico.json", world / "hico_classes.json", Said()
+    content = json.loads((world / "hico.json").read_text())
+    out = tmp_path / "out"
+    file = tmp_path / "hico.json"
+    classes = world / "hico_classes.json"
+    said = Said()
     source = hico_source(world / "hico.json", "val", classes)
     import_annotations(source, world / "images", tmp_path / "right", said)
     assert said.notes == []

@@ -16,6 +16,60 @@ MAN = {"bbox": [10, 20, 30, 60], "category_id": 1}
 BIKE = {"bbox": [0, 0, 100, 50], "category_id": 2}
 
 
+MAN_BOX = [10, 20, 30, 60]
+BIKE_BOX = [0, 0, 100, 50]
+CUP_BOX = [5, 5, 9, 9]
+HICO_PAIRS = {
+    "annotation": [
+        {
+            "boxes_h": [MAN_BOX, MAN_BOX],
+            "boxes_o": [BIKE_BOX, CUP_BOX],
+            "object": [1, 0],
+            "verb": [1, 0],
+        },
+        {"boxes_h": [], "boxes_o": [], "object": [], "verb": []},
+    ],
+    "filenames": ["HICO_train2015_00000001.jpg", "HICO_train2015_00000002.jpg"],
+    **{
+        "objects": ["wine_glass", "bicycle"],
+        "verbs": ["drink_with", "ride"],
+        "size": [[640, 480], [320, 240]],
+    },
+}
+VCOCO_ENDS = {
+    "boxes_h": [MAN_BOX, MAN_BOX],
+    "boxes_o": [BIKE_BOX, MAN_BOX],
+    "objects": [2, 1],
+    "actions": [1, 0],
+}
+VCOCO_PAIRS = {
+    "annotations": [VCOCO_ENDS | {"file_name": "COCO_train2014_000000000165.jpg"}],
+    "classes": ["talk_on_phone instr", "sit instr"],
+    "objects": ["background", "person", "bicycle"],
+}
+
+
+OWN = {"objects": {"1": "person", "37": "kite"}, "relations": ["holding", "flying"]}
+
+
+NAMES = category_names("open_images")
+RELATIONS = relation_names("open_images")
+APPLE, SINK = (
+    next(number for number, name in NAMES.items() if name == wanted) for wanted in ("apple", "sink")
+)
+VRD = {
+    "img_fn": "003e363ce1f302cd",
+    "img_size": [1024, 768],
+    "det_labels": [APPLE, SINK],
+    "rel": [[0, 1, 7]],
+}
+VRD |= {"bbox": [[1, 2, 11, 22], [0, 0, 50, 50]]}
+
+
+BAD_LABELS = ([APPLE, 601], [APPLE], [APPLE, [1]])
+BAD_RELATIONS = ([0, 2, 7], [0, 1, 30], [0.5, 1, 3], 3)
+
+
 def hoi(subject, object_, verb):
     return {"subject_id": subject, "object_id": object_, "category_id": verb}
 
@@ -27,7 +81,11 @@ def save(folder: Path, content, name: str = "hoi.json") -> Path:
 
 def write(folder, *items, prefix="HICO_test2015_"):
     content = [
-        {"file_name": f"{prefix}{number:08d}.jpg", "annotations": boxes, "hoi_annotation": relations}
+        {
+            "file_name": f"{prefix}{number:08d}.jpg",
+            "annotations": boxes,
+            "hoi_annotation": relations,
+        }
         for number, (boxes, relations) in enumerate(items, 1)
     ]
     return save(folder, content)
@@ -47,10 +105,18 @@ def hico_test(oracle):
 
 
 def test_boxes_become_objects_and_ids_become_names(tmp_path):
-    (record,) = records(hico_source(write(tmp_path, ([MAN, BIKE], [hoi(0, 1, 77), hoi(0, 1, 88)])), "test"))
-    assert (record.image_id, record.file_name) == ("HICO_test2015_00000001", "HICO_test2015_00000001.jpg")
+    (record,) = records(
+        hico_source(write(tmp_path, ([MAN, BIKE], [hoi(0, 1, 77), hoi(0, 1, 88)])), "test")
+    )
+    assert (record.image_id, record.file_name) == (
+        "HICO_test2015_00000001",
+        "HICO_test2015_00000001.jpg",
+    )
     assert (record.dataset, record.split, record.width) == ("hico", "test", 0)
-    assert record.objects == [Box("person", 1, (10, 20, 20, 40)), Box("bicycle", 2, (0, 0, 100, 50))]
+    assert record.objects == [
+        Box("person", 1, (10, 20, 20, 40)),
+        Box("bicycle", 2, (0, 0, 100, 50)),
+    ]
     assert record.relations == [Relation(0, 1, "ride"), Relation(0, 1, "sit on")]
 
 
@@ -76,23 +142,36 @@ def test_an_invalid_image_is_an_error_row(tmp_path, boxes, relations, reason):
 
 
 def test_relations_without_object_share_a_box(tmp_path):
-    path = write(tmp_path, ([MAN, BIKE], [hoi(0, -1, 23), hoi(0, 1, 3), hoi(0, -1, 1)]), prefix="COCO_val2014_")
+    path = write(
+        tmp_path,
+        ([MAN, BIKE], [hoi(0, -1, 23), hoi(0, 1, 3), hoi(0, -1, 1)]),
+        prefix="COCO_val2014_",
+    )
     (record,) = records(vcoco_source(path, "val"))
     assert record.image_id == "1"
     assert record.objects[2:] == [Box(NO_OBJECT, -1, (0, 0, 0, 0))]
-    assert record.relations == [Relation(0, 2, "smile"), Relation(0, 1, "ride on"), Relation(0, 2, "stand")]
+    assert record.relations == [
+        Relation(0, 2, "smile"),
+        Relation(0, 1, "ride on"),
+        Relation(0, 2, "stand"),
+    ]
 
 
 def test_files_whose_names_show_no_dataset_may_be_of_both(tmp_path):
     path = write(tmp_path, ([MAN, BIKE], [hoi(0, 1, 5)]), prefix="renamed_")
-    (as_hico,), (as_vcoco,) = records(hico_source(path, "train")), records(vcoco_source(path, "train"))
+    (as_hico,), (as_vcoco,) = (
+        records(hico_source(path, "train")),
+        records(vcoco_source(path, "train")),
+    )
     assert (as_hico.relations[0].predicate, as_vcoco.relations[0].predicate) == ("board", "look at")
 
 
 def test_class_lists_are_the_official_ones(oracle):
     data = oracle / "data"
     objects = tuple(json.loads((data / "hicodet/hico_object_names.txt").read_text()))
-    verbs = [line.split()[-1] for line in (data / "hicodet/hico_verb_names.txt").read_text().splitlines()]
+    verbs = [
+        line.split()[-1] for line in (data / "hicodet/hico_verb_names.txt").read_text().splitlines()
+    ]
     assert HICO.classes.objects == objects
     assert HICO.classes.relations == tuple(verb.replace("_", " ") for verb in verbs)
     names = json.loads((data / "vcoco/vcoco_names_v3.json").read_text())
@@ -106,35 +185,27 @@ def test_class_lists_are_the_official_ones(oracle):
 
 def test_both_formats_have_the_same_relations(oracle, hico_test):
     """300 test images of HICO-DET in HOIA format, and all 9,658 as box pairs."""
-    hoia = records(hico_source(oracle / "data/hicodet/test_hico_sample300.qpic_format.json", "test"))
+    hoia = records(
+        hico_source(oracle / "data/hicodet/test_hico_sample300.qpic_format.json", "test")
+    )
     by_id = {record.image_id: record for record in hico_test}
     assert len(hoia) == 300
     assert all(record.ok for record in hoia)
-    assert [_facts(record) for record in hoia] == [_facts(by_id[record.image_id]) for record in hoia]
+    assert [_facts(record) for record in hoia] == [
+        _facts(by_id[record.image_id]) for record in hoia
+    ]
 
 
 def _facts(record) -> Counter:
     return Counter(
-        (record.objects[r.subject].bbox, r.predicate, record.objects[r.object].category, record.objects[r.object].bbox)
+        (
+            record.objects[r.subject].bbox,
+            r.predicate,
+            record.objects[r.object].category,
+            record.objects[r.object].bbox,
+        )
         for r in record.relations
     )
-
-
-MAN_BOX, BIKE_BOX, CUP_BOX = [10, 20, 30, 60], [0, 0, 100, 50], [5, 5, 9, 9]
-HICO_PAIRS = {
-    "annotation": [
-        {"boxes_h": [MAN_BOX, MAN_BOX], "boxes_o": [BIKE_BOX, CUP_BOX], "object": [1, 0], "verb": [1, 0]},
-        {"boxes_h": [], "boxes_o": [], "object": [], "verb": []},
-    ],
-    "filenames": ["HICO_train2015_00000001.jpg", "HICO_train2015_00000002.jpg"],
-    **{"objects": ["wine_glass", "bicycle"], "verbs": ["drink_with", "ride"], "size": [[640, 480], [320, 240]]},
-}
-VCOCO_ENDS = {"boxes_h": [MAN_BOX, MAN_BOX], "boxes_o": [BIKE_BOX, MAN_BOX], "objects": [2, 1], "actions": [1, 0]}
-VCOCO_PAIRS = {
-    "annotations": [VCOCO_ENDS | {"file_name": "COCO_train2014_000000000165.jpg"}],
-    "classes": ["talk_on_phone instr", "sit instr"],
-    "objects": ["background", "person", "bicycle"],
-}
 
 
 def test_equal_boxes_of_hico_pairs_are_one_object(tmp_path):
@@ -156,10 +227,19 @@ def test_vcoco_pairs_get_the_names_of_sgpipe(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"object": [1]}, {"object": [1, 9]}, {"verb": [1, None]}, {"boxes_h": [MAN_BOX, [1, 2]]}, {"boxes_h": None}],
+    [
+        {"object": [1]},
+        {"object": [1, 9]},
+        {"verb": [1, None]},
+        {"boxes_h": [MAN_BOX, [1, 2]]},
+        {"boxes_h": None},
+    ],
 )
 def test_invalid_pairs_are_an_error_row(tmp_path, change):
-    content = {**HICO_PAIRS, "annotation": [HICO_PAIRS["annotation"][0] | change, HICO_PAIRS["annotation"][1]]}
+    content = {
+        **HICO_PAIRS,
+        "annotation": [HICO_PAIRS["annotation"][0] | change, HICO_PAIRS["annotation"][1]],
+    }
     broken, good = records(hico_source(save(tmp_path, content), "train"))
     assert good.ok
     assert broken.error
@@ -169,9 +249,18 @@ def test_invalid_pairs_are_an_error_row(tmp_path, change):
 @pytest.mark.parametrize(
     ("content", "open_source"),
     [
-        *(({**HICO_PAIRS, **odd}, hico_source) for odd in ({"objects": ["unicorn"]}, {"verbs": ["levitate"]})),
-        *(({**HICO_PAIRS, **odd}, hico_source) for odd in ({"verbs": []}, {"filenames": ["1.jpg"]})),
-        *(({**VCOCO_PAIRS, **odd}, vcoco_source) for odd in ({"classes": ["sit"]}, {"objects": []})),
+        *(
+            ({**HICO_PAIRS, **odd}, hico_source)
+            for odd in ({"objects": ["unicorn"]}, {"verbs": ["levitate"]})
+        ),
+        *(
+            ({**HICO_PAIRS, **odd}, hico_source)
+            for odd in ({"verbs": []}, {"filenames": ["1.jpg"]})
+        ),
+        *(
+            ({**VCOCO_PAIRS, **odd}, vcoco_source)
+            for odd in ({"classes": ["sit"]}, {"objects": []})
+        ),
     ],
 )
 def test_names_of_another_dataset_are_refused(tmp_path, content, open_source):
@@ -196,11 +285,9 @@ def drawn(tmp_path, relations, objects=(1, 37)):
     return write(tmp_path, *[(boxes, [hoi(0, 1, verb) for verb in relations])] * 4, prefix="")
 
 
-OWN = {"objects": {"1": "person", "37": "kite"}, "relations": ["holding", "flying"]}
-
-
 @pytest.mark.parametrize(
-    ("relations", "objects"), [((1, 3), (1, 38)), ((150, 200), (1, 38)), ((0,), (1, 38)), ((37,), (1, 200))]
+    ("relations", "objects"),
+    [((1, 3), (1, 38)), ((150, 200), (1, 38)), ((0,), (1, 38)), ((37,), (1, 200))],
 )
 def test_a_file_of_other_classes_than_hico_det_is_refused(tmp_path, relations, objects):
     with pytest.raises(UserError, match=r"are not those of HICO-DET: .*pass --classes FILE"):
@@ -217,7 +304,9 @@ def test_a_file_of_other_classes_is_read_with_their_list(tmp_path):
     found = records(source)
     assert (source.dataset, set(source.files)) == ("hoia", {"annotations", "classes"})
     assert source.classes.relations == ("holding", "flying")
-    assert [[relation.predicate for relation in record.relations] for record in found] == [["holding", "flying"]] * 4
+    assert [[relation.predicate for relation in record.relations] for record in found] == [
+        ["holding", "flying"]
+    ] * 4
     assert {box.category for box in found[0].objects} == {"person", "kite"}
     with pytest.raises(UserError, match=r"are not those of .*hoi_classes\.json"):
         hico_source(drawn(tmp_path, (9,)), "train", classes)
@@ -225,15 +314,14 @@ def test_a_file_of_other_classes_is_read_with_their_list(tmp_path):
     assert records(vcoco)[0].relations[0].predicate == "holding"
 
 
-NAMES, RELATIONS = category_names("open_images"), relation_names("open_images")
-APPLE, SINK = (next(number for number, name in NAMES.items() if name == wanted) for wanted in ("apple", "sink"))
 HOIA = {
     "file_name": "003e363ce1f302cd.jpg",
-    "annotations": [{"bbox": [1, 2, 11, 22], "category_id": APPLE}, {"bbox": [0, 0, 50, 50], "category_id": SINK}],
+    "annotations": [
+        {"bbox": [1, 2, 11, 22], "category_id": APPLE},
+        {"bbox": [0, 0, 50, 50], "category_id": SINK},
+    ],
     "rel_annotations": [hoi(0, 1, 7)],
 }
-VRD = {"img_fn": "003e363ce1f302cd", "img_size": [1024, 768], "det_labels": [APPLE, SINK], "rel": [[0, 1, 7]]}
-VRD |= {"bbox": [[1, 2, 11, 22], [0, 0, 50, 50]]}
 
 
 @pytest.mark.parametrize(("item", "size"), [(HOIA, (0, 0)), (VRD, (1024, 768))])
@@ -242,29 +330,39 @@ def test_both_formats_of_open_images_give_the_same_record(tmp_path, item, size):
     (record,) = records(source)
     assert (record.image_id, record.file_name) == ("003e363ce1f302cd", "003e363ce1f302cd.jpg")
     assert (record.width, record.height) == size
-    assert record.objects == [Box("apple", APPLE, (1, 2, 10, 20)), Box("sink", SINK, (0, 0, 50, 50))]
+    assert record.objects == [
+        Box("apple", APPLE, (1, 2, 10, 20)),
+        Box("sink", SINK, (0, 0, 50, 50)),
+    ]
     assert record.relations == [Relation(0, 1, "on")]
     assert (len(source.classes.objects), source.classes.objects[APPLE]) == (601, "apple")
 
 
 def test_only_the_given_classes_of_open_images_are_kept(tmp_path):
     """The ids of the annotations refer to all 601 classes, not to the given list."""
-    categories = save(tmp_path, {"obj": ["sink", "bird"], "rel": list(RELATIONS.values())}, "categories.json")
-    source, problems = open_images_source(save(tmp_path, [VRD]), "test", categories), Counter()
+    categories = save(
+        tmp_path, {"obj": ["sink", "bird"], "rel": list(RELATIONS.values())}, "categories.json"
+    )
+    source = open_images_source(save(tmp_path, [VRD]), "test", categories)
+    problems = Counter()
     (record,) = source.read(problems)
     assert source.classes.objects == ("sink", "bird")
     assert (record.objects, record.relations) == ([Box("sink", SINK, (0, 0, 50, 50))], [])
     assert +problems == {"unknown_category": 1, "relations_of_dropped_boxes": 1}
-    for wrong in ({"obj": ["unicorn"], "rel": list(RELATIONS.values())}, {"obj": ["sink"], "rel": ["on"]}, [1]):
+    for wrong in (
+        {"obj": ["unicorn"], "rel": list(RELATIONS.values())},
+        {"obj": ["sink"], "rel": ["on"]},
+        [1],
+    ):
         with pytest.raises(UserError, match=r"categories\.json.*expected"):
-            open_images_source(tmp_path / "hoi.json", "test", save(tmp_path, wrong, "categories.json"))
-
-
-BAD_LABELS, BAD_RELATIONS = ([APPLE, 601], [APPLE], [APPLE, [1]]), ([0, 2, 7], [0, 1, 30], [0.5, 1, 3], 3)
+            open_images_source(
+                tmp_path / "hoi.json", "test", save(tmp_path, wrong, "categories.json")
+            )
 
 
 @pytest.mark.parametrize(
-    "change", [*({"det_labels": each} for each in BAD_LABELS), *({"rel": [each]} for each in BAD_RELATIONS)]
+    "change",
+    [*({"det_labels": each} for each in BAD_LABELS), *({"rel": [each]} for each in BAD_RELATIONS)],
 )
 def test_an_invalid_image_of_open_images_is_an_error_row(tmp_path, change):
     found = records(open_images_source(save(tmp_path, [VRD, VRD | change]), "test"))

@@ -1,4 +1,6 @@
-"""Datasets in the hub's form, to be labelled, and with objects and relations as `import hf --map` reads them."""
+"""Datasets in the hub's form, to be labelled, and with objects and relations as `import hf --map`
+reads them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ from sgpipe.files.roots import HubRoot
 from sgpipe.recipe import HubConfig, SourceConfig, load_recipe
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.detections import write_detections
-from sgpipe.sources.hub import check_hub, dataset_source, find_files, prepare_hub, read_split, stamp_split
+from sgpipe.sources.hub import (
+    check_hub,
+    dataset_source,
+    find_files,
+    prepare_hub,
+    read_split,
+    stamp_split,
+)
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.verify import verify
@@ -31,10 +40,17 @@ from tests.sgpipe.export.hub_stub import COMMIT, answer_at, hub  # noqa: F401 - 
 from tests.sgpipe.export.runs import imported
 
 NAMES = ["cat", "dog", "cup"]
-WIDTH, HEIGHT = 80, 60
+WIDTH = 80
+HEIGHT = 60
 # Boxes in every corner, as in real data: x, y, width, height.
-BOXES = [[0.0, 0.0, 30.0, 20.0], [50.0, 40.0, 30.0, 20.0], [40.0, 5.0, 40.0, 50.0], [2.0, 30.0, 10.0, 30.0]]
-TRAIN, TEST = "data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"
+BOXES = [
+    [0.0, 0.0, 30.0, 20.0],
+    [50.0, 40.0, 30.0, 20.0],
+    [40.0, 5.0, 40.0, 50.0],
+    [2.0, 30.0, 10.0, 30.0],
+]
+TRAIN = "data/train-00000-of-00001.parquet"
+TEST = "data/test-00000-of-00001.parquet"
 CARD_WITH_SUBSETS = """---
 configs:
 - config_name: first
@@ -45,28 +61,59 @@ configs:
 """
 
 
+CATEGORIES = {
+    "categories": [{"id": 1, "name": "dog"}, {"id": 7, "name": "ü" * 300}],
+    "rel_categories": [{"id": 0, "name": "on"}, {"id": 3, "name": "near"}],
+}
+ROW = {  # as SGG-Benchmark publishes its datasets; ids of objects count over the whole split
+    **{"image_id": 42, "width": 64, "height": 48, "file_name": "42.jpg"},
+    "objects": [
+        {"id": 900, "category_id": 7, "bbox": [1.5, 2.0, 10.0, 20.0], "area": 200.0, "iscrowd": 0},
+        {"id": 901, "category_id": 1, "bbox": [0.0, 0.0, 64.0, 48.0], "area": 3072.0, "iscrowd": 1},
+    ],
+    "relations": [
+        {"id": 5, "subject_id": 901, "object_id": 900, "predicate_id": 3},
+        {"id": 6, "subject_id": 900, "object_id": 900, "predicate_id": 0},
+    ],
+}
+GRAPH = (
+    [Box("ü" * 300, 7, (1.5, 2, 10, 20)), Box("dog", 1, (0, 0, 64, 48), True)],
+    [Relation(1, 0, "near"), Relation(0, 0, "on")],
+)
+
+
 def jpeg(color: int = 0, size: tuple[int, int] = (WIDTH, HEIGHT), orientation: int = 1) -> bytes:
-    exif, file = Image.Exif(), io.BytesIO()
+    exif = Image.Exif()
+    file = io.BytesIO()
     exif[0x0112] = orientation
     Image.new("RGB", size, (color % 256, 100, 200)).save(file, "PNG", exif=exif)
     return file.getvalue()
 
 
 def features(**columns: Any) -> datasets.Features:
-    box, label = datasets.List(datasets.Value("float32"), length=4), datasets.ClassLabel(names=NAMES)
+    box = datasets.List(datasets.Value("float32"), length=4)
+    label = datasets.ClassLabel(names=NAMES)
     objects = {"bbox": datasets.List(box), "category": datasets.List(label)}
     return datasets.Features({"image": datasets.Image(), "objects": objects, **columns})
 
 
 def row(number: int, **columns: Any) -> dict[str, Any]:
     objects = {"bbox": BOXES, "category": [0, 1, 2, 1]}
-    return {"image": {"bytes": jpeg(number), "path": f"{number}.png"}, "objects": objects, **columns}
+    return {
+        "image": {"bytes": jpeg(number), "path": f"{number}.png"},
+        "objects": objects,
+        **columns,
+    }
 
 
-def write(path: Path, rows: list[dict[str, Any]], kinds: datasets.Features | None = None, batch: int = 100) -> Path:
+def write(
+    path: Path, rows: list[dict[str, Any]], kinds: datasets.Features | None = None, batch: int = 100
+) -> Path:
     """A Parquet file with row groups of `batch` rows, as `datasets` writes it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    datasets.Dataset.from_list(rows, features=kinds or features()).to_parquet(path, batch_size=batch)
+    datasets.Dataset.from_list(rows, features=kinds or features()).to_parquet(
+        path, batch_size=batch
+    )
     return path
 
 
@@ -92,7 +139,11 @@ def classes_of(record: Record) -> list[tuple[str, int]]:
 
 def test_a_dataset_that_states_everything(tmp_path):
     ids = {name: datasets.Value("int64") for name in ("image_id", "width", "height")}
-    write(tmp_path / TRAIN, [row(i, image_id=7 * i, width=WIDTH, height=HEIGHT) for i in range(5)], features(**ids))
+    write(
+        tmp_path / TRAIN,
+        [row(i, image_id=7 * i, width=WIDTH, height=HEIGHT) for i in range(5)],
+        features(**ids),
+    )
     records, meta = read(tmp_path)
     assert [record.image_id for record in records] == ["0", "7", "14", "21", "28"]
     boxes = [Box(NAMES[n], n, tuple(box)) for n, box in zip([0, 1, 2, 1], BOXES, strict=True)]
@@ -103,9 +154,15 @@ def test_a_dataset_that_states_everything(tmp_path):
 
 def as_form(box: list[float], form: str) -> list[float]:
     x, y, w, h = box
-    numbers = {"xywh": [x, y, w, h], "xyxy": [x, y, x + w, y + h], "cxcywh": [x + w / 2, y + h / 2, w, h]}
+    numbers = {
+        "xywh": [x, y, w, h],
+        "xyxy": [x, y, x + w, y + h],
+        "cxcywh": [x + w / 2, y + h / 2, w, h],
+    }
     sides = [WIDTH, HEIGHT] * 2 if form.endswith("n") else [1] * 4
-    return [value / side for value, side in zip(numbers[form.removesuffix("n")], sides, strict=True)]
+    return [
+        value / side for value, side in zip(numbers[form.removesuffix("n")], sides, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("form", ["xyxy", "cxcywh", "xywhn", "cxcywhn"])
@@ -122,45 +179,80 @@ def test_objects_may_be_a_list_of_objects_whose_classes_are_words(tmp_path):
     box = {"bbox": datasets.List(datasets.Value("float64")), "label": datasets.Value("string")}
     kinds = datasets.Features({"photo": datasets.Image(), "annotations": datasets.List(box)})
     rows = [
-        {"photo": {"bytes": jpeg(i), "path": None}, "annotations": [{"bbox": b, "label": n} for b, n in annotated]}
-        for i, annotated in enumerate([[(BOXES[0], "zebra"), (BOXES[1], "ant")], [], [(BOXES[2], "ant")]])
+        {
+            "photo": {"bytes": jpeg(i), "path": None},
+            "annotations": [{"bbox": b, "label": n} for b, n in annotated],
+        }
+        for i, annotated in enumerate(
+            [[(BOXES[0], "zebra"), (BOXES[1], "ant")], [], [(BOXES[2], "ant")]]
+        )
     ]
     write(tmp_path / "train.parquet", rows, kinds)
     records, _ = read(tmp_path)
-    assert [classes_of(record) for record in records] == [[("zebra", 1), ("ant", 0)], [], [("ant", 0)]]
+    assert [classes_of(record) for record in records] == [
+        [("zebra", 1), ("ant", 0)],
+        [],
+        [("ant", 0)],
+    ]
     assert [record.image_id for record in records] == ["0", "1", "2"]
-    assert {(record.width, record.height) for record in records} == {(WIDTH, HEIGHT)}  # the images say so
+    assert {(record.width, record.height) for record in records} == {
+        (WIDTH, HEIGHT)
+    }  # the images say so
 
 
 def test_columns_of_other_names_are_mapped_and_others_listed(tmp_path):
     text = datasets.Value("string")
     kinds = features(frame=datasets.Image(), when=text, says=datasets.List(text))
-    given = {"frame": {"bytes": jpeg(9, (40, 30)), "path": None}, "when": "b", "says": ["a cat", "two  dogs"]}
+    given = {
+        "frame": {"bytes": jpeg(9, (40, 30)), "path": None},
+        "when": "b",
+        "says": ["a cat", "two  dogs"],
+    }
     write(tmp_path / TRAIN, [row(0) | given, row(1) | given], kinds)
     for names, message in (
-        ({}, r"no column of images, or several: image, frame: pass .*columns\.image=COLUMN; it has image, "),
-        ({"image": "frame", "width": "size"}, r"no column size: .*columns\.width=COLUMN; it has .*objects\.bbox"),
+        (
+            {},
+            (
+                r"no column of images, or several: image, frame: pass .*columns\.image=COLUMN; it"
+                r" has image, "
+            ),
+        ),
+        (
+            {"image": "frame", "width": "size"},
+            r"no column size: .*columns\.width=COLUMN; it has .*objects\.bbox",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             read(tmp_path, columns=names)
     columns = {"image": "image", "id": "when", "captions": "says"}
     records, meta = read(tmp_path, columns=columns)
-    assert [(record.image_id, record.file_name) for record in records] == [("b", f"{TRAIN}#image:0")]
+    assert [(record.image_id, record.file_name) for record in records] == [
+        ("b", f"{TRAIN}#image:0")
+    ]
     assert [caption.text for caption in records[0].captions] == ["a cat", "two dogs"]
     assert meta["problems"]["duplicate_images"] == 1
 
 
 def test_columns_within_columns_have_ids_and_sizes_and_others_are_refused(tmp_path):
-    meta, number = {"number": 5, "wide": 40, "high": 30}, datasets.Value("int64")
-    kinds = features(meta=dict.fromkeys(meta, number), thumbnail=datasets.Value("binary"), label=number)
-    write(tmp_path / TRAIN, [row(0) | {"meta": meta, "thumbnail": jpeg(9, (40, 30)), "label": 3}], kinds)
+    meta = {"number": 5, "wide": 40, "high": 30}
+    number = datasets.Value("int64")
+    kinds = features(
+        meta=dict.fromkeys(meta, number), thumbnail=datasets.Value("binary"), label=number
+    )
+    write(
+        tmp_path / TRAIN,
+        [row(0) | {"meta": meta, "thumbnail": jpeg(9, (40, 30)), "label": 3}],
+        kinds,
+    )
     names = {"id": "meta.number", "width": "meta.wide", "height": "meta.high", "image": "thumbnail"}
     (record,), _ = read(tmp_path, columns=names, form="xywh")
     assert (record.image_id, record.width, record.height) == ("5", 40, 30)
     assert record.file_name == f"{TRAIN}#thumbnail:0"
 
     for name in ("objects", "image.bytes"):
-        with pytest.raises(UserError, match=r"no column of images, or several: image: pass .*columns\.image"):
+        with pytest.raises(
+            UserError, match=r"no column of images, or several: image: pass .*columns\.image"
+        ):
             read(tmp_path, columns={"image": name})
 
 
@@ -168,18 +260,30 @@ def test_numbers_without_names_are_refused_unless_the_recipe_names_them(tmp_path
     kinds = features()
     kinds["objects"]["category"] = datasets.List(datasets.Value("int64"))
     write(tmp_path / TRAIN, [row(0)], kinds)
-    with pytest.raises(UserError, match=r"the numbers in objects\.category have no names: pass --set 'source\.hub"):
+    with pytest.raises(
+        UserError, match=r"the numbers in objects\.category have no names: pass --set 'source\.hub"
+    ):
         read(tmp_path)
     assert classes_of(read(tmp_path, classes=["a", "b", "c"])[0][0])[1] == ("b", 1)
 
 
 def test_images_and_boxes_that_cannot_be_used_are_error_rows(tmp_path):
     bad = {"bbox": BOXES, "category": [0]}
-    rows = [row(0), row(1) | {"image": {"bytes": b"no image", "path": "x"}}, row(2) | {"image": None}]
+    rows = [
+        row(0),
+        row(1) | {"image": {"bytes": b"no image", "path": "x"}},
+        row(2) | {"image": None},
+    ]
     rows = [{**each, "id": 1} for each in (*rows, row(3) | {"objects": bad}, row(4))]
     write(tmp_path / TRAIN, rows, features(id=datasets.Value("int64")))
     records, _ = read(tmp_path)
-    assert [record.image_id for record in records] == ["0", "1", "2", "3", "4"]  # ids that are not unique are none
+    assert [record.image_id for record in records] == [
+        "0",
+        "1",
+        "2",
+        "3",
+        "4",
+    ]  # ids that are not unique are none
     assert [record.status for record in records] == ["ok", "error", "error", "error", "ok"]
     assert records[3].error == "source: it has 4 boxes and 1 class"
     assert [boxes_of(record) for record in records] == [BOXES, [], [], [], BOXES]
@@ -197,7 +301,10 @@ def test_sizes_that_nothing_states_are_those_that_datasets_shows(tmp_path):
     ("names", "splits"),
     [
         (["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"], {"train": 2}),
-        (["data/val-00000-of-00001-0123456789abcdef.parquet", "test.parquet"], {"val": 1, "test": 1}),
+        (
+            ["data/val-00000-of-00001-0123456789abcdef.parquet", "test.parquet"],
+            {"val": 1, "test": 1},
+        ),
         (["default/train/0000.parquet", "default/extra/0000.parquet"], {"train": 1, "extra": 1}),
         (["boxes-a.parquet", "boxes-b.parquet"], {"train": 2}),
         (["dev/part-1.parquet", "train/part-1.parquet"], {"validation": 1, "train": 1}),
@@ -218,12 +325,19 @@ def touch(folder: Path, *names: str) -> None:
 def test_splits_and_subsets_of_the_readme(tmp_path):
     touch(tmp_path, "a/x.parquet", "a/y.parquet", "b/x.parquet")
     (tmp_path / "README.md").write_text(CARD_WITH_SUBSETS)
-    with pytest.raises(UserError, match=r"several subsets: pass --set source\.hub\.subset=NAME, one of first, second"):
+    with pytest.raises(
+        UserError,
+        match=r"several subsets: pass --set source\.hub\.subset=NAME, one of first, second",
+    ):
         find_files(HubConfig(dataset=str(tmp_path)))
     _, first = find_files(HubConfig(dataset=str(tmp_path), subset="first"))
     assert first == {"train": ["a/x.parquet"], "held": ["a/y.parquet"]}
-    assert find_files(HubConfig(dataset=str(tmp_path), subset="second"))[1] == {"train": ["b/x.parquet"]}
-    assert list(find_files(HubConfig(dataset=str(tmp_path), subset="first", split="held"))[1]) == ["held"]
+    assert find_files(HubConfig(dataset=str(tmp_path), subset="second"))[1] == {
+        "train": ["b/x.parquet"]
+    }
+    assert list(find_files(HubConfig(dataset=str(tmp_path), subset="first", split="held"))[1]) == [
+        "held"
+    ]
     with pytest.raises(UserError, match="no split 'test': pass --split train or held"):
         find_files(HubConfig(dataset=str(tmp_path), subset="first", split="test"))
 
@@ -247,7 +361,8 @@ def test_what_is_no_dataset_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, monkeypatch):
-    commit, folder = "0123456789abcdef0123456789abcdef01234567", tmp_path / "cache/datasets--anna--set"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "cache/datasets--anna--set"
     write(folder / "snapshots" / commit / TRAIN, [row(i) for i in range(3)])
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(commit)
@@ -270,10 +385,17 @@ def test_a_dataset_of_the_hub_is_read_from_its_cache_without_the_hub(tmp_path, m
 def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch, hub):  # noqa: F811 - a fixture
     local = write(tmp_path / "train.parquet", [row(i) for i in range(3)])
     hub.repositories["anna/set"] = {TRAIN: local.read_bytes(), TEST: b"", "README.md": b"# card"}
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between the attempts of huggingface_hub
-    asked, ask = list[int](), HfApi.dataset_info
-    monkeypatch.setattr(HfApi, "dataset_info", lambda *args, **named: asked.append(1) or ask(*args, **named))
-    prepared = prepare_hub(SourceConfig(format="hub", hub=HubConfig(dataset="anna/set", split="train")))
+    monkeypatch.setattr(
+        time, "sleep", lambda seconds: None
+    )  # between the attempts of huggingface_hub
+    asked = list[int]()
+    ask = HfApi.dataset_info
+    monkeypatch.setattr(
+        HfApi, "dataset_info", lambda *args, **named: asked.append(1) or ask(*args, **named)
+    )
+    prepared = prepare_hub(
+        SourceConfig(format="hub", hub=HubConfig(dataset="anna/set", split="train"))
+    )
     assert len(asked) == 1
     assert prepared.images("train") == f"hf://datasets/anna/set@{COMMIT}"
     read_split(prepared, "train")
@@ -283,9 +405,13 @@ def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch, 
     assert set(hub.downloads) == {f"{COMMIT}/README.md", f"{COMMIT}/{TRAIN}"}
     assert len(hub.downloads) == 4  # each was asked for, then downloaded
     hub.failures = {"/resolve/": [401]}
-    with pytest.raises(EngineError, match=r"data/test.* refuses this user \(401\)"):  # no fault of an image
+    with pytest.raises(
+        EngineError, match=r"data/test.* refuses this user \(401\)"
+    ):  # no fault of an image
         root.open(f"{TEST}#0")
-    with pytest.raises(ImageError, match=r"a\.jpg of the dataset anna/set does not exist on the hub"):
+    with pytest.raises(
+        ImageError, match=r"a\.jpg of the dataset anna/set does not exist on the hub"
+    ):
         root.open("a.jpg")
     assert [*map(root.contains, (f"./{TRAIN}#5", "a.jpg", "../a"))] == [True, False, False]
     with pytest.raises(UserError, match="the dataset anna/other is not on the hub, or is private"):
@@ -296,7 +422,9 @@ def test_a_dataset_of_the_hub_is_downloaded_file_by_file(tmp_path, monkeypatch, 
     answer_at("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(StoreError, match="the hub cannot be reached"):
         prepare_hub(prepared)
-    with pytest.raises(StoreError, match=rf"{TEST} of the dataset anna/set: the hub cannot be reached \("):
+    with pytest.raises(
+        StoreError, match=rf"{TEST} of the dataset anna/set: the hub cannot be reached \("
+    ):
         root.open(f"{TEST}#0")
 
 
@@ -304,7 +432,11 @@ def test_gaps_are_counted_and_rows_without_boxes_stay(tmp_path):
     kinds = features()
     kinds["objects"]["bbox"] = datasets.List(datasets.List(datasets.Value("float64")))
     kinds["objects"]["iscrowd"] = datasets.List(datasets.Value("int8"))
-    gaps = {"bbox": [BOXES[0], [1.0, 2.0], None, BOXES[1]], "category": [0, 1, 2, None], "iscrowd": [1, 0, 0, None]}
+    gaps = {
+        "bbox": [BOXES[0], [1.0, 2.0], None, BOXES[1]],
+        "category": [0, 1, 2, None],
+        "iscrowd": [1, 0, 0, None],
+    }
     empty = {"bbox": [], "category": [], "iscrowd": []}
     write(tmp_path / TRAIN, [row(0) | {"objects": each} for each in (gaps, None, empty)], kinds)
     records, meta = read(tmp_path)
@@ -328,17 +460,31 @@ def test_boxes_of_another_type_or_outside_every_image_are_refused(tmp_path):
 
 
 def test_columns_of_other_values_and_flat_names_are_refused_and_damaged_pages_are_named(tmp_path):
-    image, boxes, names = {"bytes": jpeg(), "path": None}, [BOXES[0]], ["cat"]
+    image = {"bytes": jpeg(), "path": None}
+    boxes = [BOXES[0]]
+    names = ["cat"]
     kept = {"image": image, "phash": b"1", "objects": {"bbox": boxes, "category": names}}
     for given, columns, message in (
         (kept, {}, ""),
-        ({"image": image, "objects.bbox": boxes, "objects.category": names}, {}, "no column of boxes: pass"),
-        ({"image": image, "bbox": BOXES[0], "label": names * 4}, {}, r"boxes of four numbers \(bbox has others\)"),
-        (kept | {"says": 5}, {"captions": "says"}, r"no column of texts \(says has others\): pass .*columns\.captions"),
+        (
+            {"image": image, "objects.bbox": boxes, "objects.category": names},
+            {},
+            "no column of boxes: pass",
+        ),
+        (
+            {"image": image, "bbox": BOXES[0], "label": names * 4},
+            {},
+            r"boxes of four numbers \(bbox has others\)",
+        ),
+        (
+            kept | {"says": 5},
+            {"captions": "says"},
+            r"no column of texts \(says has others\): pass .*columns\.captions",
+        ),
     ):
         pq.write_table(pa.Table.from_pylist([given]), tmp_path / "train.parquet")
         with pytest.raises(UserError, match=message) if message else nullcontext():
-            ((record,), _) = read(tmp_path, columns=columns)
+            (record,), _ = read(tmp_path, columns=columns)
             assert (record.file_name, len(record.objects)) == ("train.parquet#0", 1)
     file = write(tmp_path / "train.parquet", [row(0)])
     content = bytearray(file.read_bytes())
@@ -354,28 +500,9 @@ def test_a_recipe_without_a_dataset_or_captions_is_refused(change):
         check_hub(load_recipe("hub", {"source.hub.dataset": "a/b", **change}))
 
 
-CATEGORIES = {
-    "categories": [{"id": 1, "name": "dog"}, {"id": 7, "name": "ü" * 300}],
-    "rel_categories": [{"id": 0, "name": "on"}, {"id": 3, "name": "near"}],
-}
-ROW = {  # as SGG-Benchmark publishes its datasets; ids of objects count over the whole split
-    **{"image_id": 42, "width": 64, "height": 48, "file_name": "42.jpg"},
-    "objects": [
-        {"id": 900, "category_id": 7, "bbox": [1.5, 2.0, 10.0, 20.0], "area": 200.0, "iscrowd": 0},
-        {"id": 901, "category_id": 1, "bbox": [0.0, 0.0, 64.0, 48.0], "area": 3072.0, "iscrowd": 1},
-    ],
-    "relations": [
-        {"id": 5, "subject_id": 901, "object_id": 900, "predicate_id": 3},
-        {"id": 6, "subject_id": 900, "object_id": 900, "predicate_id": 0},
-    ],
-}
-GRAPH = (
-    [Box("ü" * 300, 7, (1.5, 2, 10, 20)), Box("dog", 1, (0, 0, 64, 48), True)],
-    [Relation(1, 0, "near"), Relation(0, 0, "on")],
-)
-
-
-def save(folder: Path, rows: list[dict[str, Any]], categories: Any = CATEGORIES, split: str = "train") -> Path:
+def save(
+    folder: Path, rows: list[dict[str, Any]], categories: Any = CATEGORIES, split: str = "train"
+) -> Path:
     (folder / "data").mkdir(exist_ok=True, parents=True)
     pq.write_table(pa.Table.from_pylist(rows), folder / f"data/{split}-00000-of-00001.parquet")
     if categories is not None:
@@ -383,7 +510,9 @@ def save(folder: Path, rows: list[dict[str, Any]], categories: Any = CATEGORIES,
     return folder
 
 
-def load(folder: Path, *mapping: str, split: str | None = None, classes: Path | None = None) -> list[Record]:
+def load(
+    folder: Path, *mapping: str, split: str | None = None, classes: Path | None = None
+) -> list[Record]:
     source, root = dataset_source(str(folder), split, mapping, classes)
     rows = imported(source, Path(root), folder / f"run{len(list(folder.glob('run*')))}")
     assert verify(folder / "run0").ok
@@ -395,15 +524,22 @@ def without(*keys: str) -> dict[str, Any]:
 
 
 def test_sgg_benchmarks_form_is_read_without_a_mapping(tmp_path):
-    assert load(save(tmp_path, [ROW])) == [Record("42", "hf", "train", "42.jpg", 64, 48, GRAPH[0], relations=GRAPH[1])]
-    row = without("width", "height", "file_name") | {"image": {"bytes": jpeg(0, (64, 48)), "path": "42.jpg"}}
+    assert load(save(tmp_path, [ROW])) == [
+        Record("42", "hf", "train", "42.jpg", 64, 48, GRAPH[0], relations=GRAPH[1])
+    ]
+    row = without("width", "height", "file_name") | {
+        "image": {"bytes": jpeg(0, (64, 48)), "path": "42.jpg"}
+    }
     (record,) = load(save(tmp_path, [row]))
     assert (record.dataset, record.file_name) == ("hub", "data/train-00000-of-00001.parquet#0")
     assert (record.width, record.height, record.objects) == (64, 48, GRAPH[0])
 
 
 def test_rows_without_a_file_name_and_blank_predicates_are_dropped(tmp_path):
-    predicates = {**CATEGORIES, "rel_categories": [{"id": 0, "name": " "}, {"id": 3, "name": "near"}]}
+    predicates = {
+        **CATEGORIES,
+        "rel_categories": [{"id": 0, "name": " "}, {"id": 3, "name": "near"}],
+    }
     rows = [ROW, ROW | {"image_id": 43, "file_name": None}, ROW | {"image_id": 44, "file_name": ""}]
     (record,) = load(save(tmp_path, rows, predicates))
     assert (record.image_id, record.relations) == ("42", GRAPH[1][:1])
@@ -414,12 +550,28 @@ def test_rows_without_a_file_name_and_blank_predicates_are_dropped(tmp_path):
 def test_columns_of_any_name_are_mapped(tmp_path):
     row = {
         **{"path": "a.jpg", "w": 64, "h": 48},
-        "boxes": {"xywh": [[1.5, 2.0, 10.0, 20.0], [0.0, 0.0, 64.0, 48.0]], "what": ["ü" * 300, "dog"]},
-        "edges": [{"a": 1, "b": 0, "verb": "near", "p": 0.5}, {"a": 0, "b": 0, "verb": "on", "p": None}],
+        "boxes": {
+            "xywh": [[1.5, 2.0, 10.0, 20.0], [0.0, 0.0, 64.0, 48.0]],
+            "what": ["ü" * 300, "dog"],
+        },
+        "edges": [
+            {"a": 1, "b": 0, "verb": "near", "p": 0.5},
+            {"a": 0, "b": 0, "verb": "on", "p": None},
+        ],
     }
     mapping = [
-        *("file_name=path", "width=w", "height=h", "objects.bbox=boxes.xywh", "objects.category=boxes.what"),
-        *("relations.subject=edges.a", "relations.object=edges.b", "relations.predicate=edges.verb"),
+        *(
+            "file_name=path",
+            "width=w",
+            "height=h",
+            "objects.bbox=boxes.xywh",
+            "objects.category=boxes.what",
+        ),
+        *(
+            "relations.subject=edges.a",
+            "relations.object=edges.b",
+            "relations.predicate=edges.verb",
+        ),
         "relations.confidence=edges.p",
     ]
     (record,) = load(save(tmp_path, [row], None), *mapping)
@@ -429,7 +581,8 @@ def test_columns_of_any_name_are_mapped(tmp_path):
 
 
 def test_class_labels_and_class_files_name_numbers(tmp_path):
-    label, number = datasets.ClassLabel(names=["dog", "cat"]), datasets.Value("int32")
+    label = datasets.ClassLabel(names=["dog", "cat"])
+    number = datasets.Value("int32")
     kinds = {
         "file_name": datasets.Value("string"),
         "objects": [{"bbox": [datasets.Value("float32")], "category": label}],
@@ -442,16 +595,25 @@ def test_class_labels_and_class_files_name_numbers(tmp_path):
     dataset = datasets.Dataset.from_list([row], features=datasets.Features(kinds))
     dataset.to_parquet(tmp_path / "data/train-00000-of-00001.parquet")
     (record,) = load(tmp_path)
-    assert (record.objects[0].category, record.relations, record.width) == ("cat", [Relation(0, 0, "dog")], 64)
+    assert (record.objects[0].category, record.relations, record.width) == (
+        "cat",
+        [Relation(0, 0, "dog")],
+        64,
+    )
     classes = tmp_path / "classes.json"
-    classes.write_text(json.dumps({"objects": {"1": "bird"}, "relations": {"0": "over", "1": "under"}}))
+    classes.write_text(
+        json.dumps({"objects": {"1": "bird"}, "relations": {"0": "over", "1": "under"}})
+    )
     (record,) = load(tmp_path, classes=classes)
     assert (record.objects[0].category, record.relations[0].predicate) == ("bird", "over")
 
 
 def test_a_mapping_that_names_no_column_lists_those_there_are(tmp_path):
     for mapping, message in (
-        ("objects.bbox=objects.xyxy", r"no column objects\.xyxy: pass --map objects\.bbox=.*; it has image_id, width"),
+        (
+            "objects.bbox=objects.xyxy",
+            r"no column objects\.xyxy: pass --map objects\.bbox=.*; it has image_id, width",
+        ),
         ("relations.subject=", r"no column of relations\.subject: pass --map .*; it has image_id"),
         ("objects.name=x", r"--map objects\.name: expected one of image_id"),
     ):
@@ -461,7 +623,9 @@ def test_a_mapping_that_names_no_column_lists_those_there_are(tmp_path):
 
 def test_numbers_without_names_several_splits_and_damage_are_refused(tmp_path):
     save(tmp_path, [ROW], None)
-    with pytest.raises(UserError, match=r"the numbers in objects.category_id have no names: pass --classes FILE"):
+    with pytest.raises(
+        UserError, match=r"the numbers in objects.category_id have no names: pass --classes FILE"
+    ):
         load(tmp_path)
     save(tmp_path, [ROW], split="val")
     with pytest.raises(UserError, match="has several splits: pass --split train or val"):
@@ -479,16 +643,24 @@ def test_bad_rows_are_error_rows(tmp_path):
         {"relations": [ROW["relations"][0] | {"predicate_id": 9}]},
         {"objects": [one | {"bbox": [1.0, 2, 3]}], "relations": []}, {"objects": []},
     ]  # fmt: skip
-    rows = load(save(tmp_path, [ROW | {"image_id": number} | each for number, each in enumerate(changes)]))
+    rows = load(
+        save(tmp_path, [ROW | {"image_id": number} | each for number, each in enumerate(changes)])
+    )
     assert [row.ok for row in rows] == [True] + [False] * 5
 
 
 def test_rows_need_images_or_names_and_all_files_the_columns(tmp_path):
     save(tmp_path, [without("file_name")])
-    with pytest.raises(UserError, match="has neither images nor their names: pass --map file_name=COLUMN"):
+    with pytest.raises(
+        UserError, match="has neither images nor their names: pass --map file_name=COLUMN"
+    ):
         load(tmp_path)
     for number, row in enumerate((ROW, without("relations"))):
-        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"data/train-0000{number}-of-00002.parquet")
+        pq.write_table(
+            pa.Table.from_pylist([row]), tmp_path / f"data/train-0000{number}-of-00002.parquet"
+        )
     (tmp_path / "data/train-00000-of-00001.parquet").unlink()
-    with pytest.raises(UserError, match=r"train-00001-of-00002.parquet has no column of relations.subject"):
+    with pytest.raises(
+        UserError, match=r"train-00001-of-00002.parquet has no column of relations.subject"
+    ):
         load(tmp_path)

@@ -26,16 +26,21 @@ def graph(number: int) -> dict:
     """A 90 x 60 image with a box to clip, a box without area inside it, and a relation to each."""
     boxes = [(0, 0, 30, 30), (80, 10, 30, 30), (95, 0, 5, 5)]
     objects = [
-        {"object_id": i, "x": x, "y": y, "w": w, "h": h, "names": ["dog"]} for i, (x, y, w, h) in enumerate(boxes)
+        {"object_id": i, "x": x, "y": y, "w": w, "h": h, "names": ["dog"]}
+        for i, (x, y, w, h) in enumerate(boxes)
     ]
-    relationships = [{"predicate": f"p{number % 7}", "subject_id": 0, "object_id": i} for i in (1, 2)]
+    relationships = [
+        {"predicate": f"p{number % 7}", "subject_id": 0, "object_id": i} for i in (1, 2)
+    ]
     size = {} if number in (3, 700) else {"width": 90, "height": 60}
     return {"image_id": number, "objects": objects, "relationships": relationships, **size}
 
 
 @pytest.fixture(scope="module")
 def annotations(tmp_path_factory) -> Path:
-    """Images 3 and 700 have neither a size nor a file; item 600 is not an image; image 5 is there twice."""
+    """Images 3 and 700 have neither a size nor a file; item 600 is not an image; image 5 is there
+    twice.
+    """
     folder = tmp_path_factory.mktemp("vg")
     (folder / "images").mkdir()
     items = [graph(number) for number in range(IMAGES)]
@@ -45,7 +50,9 @@ def annotations(tmp_path_factory) -> Path:
     return folder / "scene_graphs_val.json"
 
 
-def run(annotations: Path, out: Path, images: Path | None = None, preprocess: bool = True, **options) -> Summary:
+def run(
+    annotations: Path, out: Path, images: Path | None = None, preprocess: bool = True, **options
+) -> Summary:
     images = images or annotations.parent / "images"
     source = visual_genome_source(annotations, images, "val", preprocess=preprocess)
     return import_annotations(source, images, out, QUIET, **options)
@@ -77,20 +84,33 @@ def test_the_summary_counts_rows_and_problems(annotations, tmp_path):
     assert summary.complete
     assert summary.counts["images"] == summary.planned == IMAGES
     good = IMAGES - 2
-    assert (summary.counts["errors"], summary.counts["relations"], summary.counts["boxes"]) == (2, good, 2 * good)
-    expected = {"malformed": 2, "clipped": good, "degenerate": good, "relations_of_dropped_boxes": good}
+    assert (summary.counts["errors"], summary.counts["relations"], summary.counts["boxes"]) == (
+        2,
+        good,
+        2 * good,
+    )
+    expected = {
+        "malformed": 2,
+        "clipped": good,
+        "degenerate": good,
+        "relations_of_dropped_boxes": good,
+    }
     expected["duplicate_images"] = 1
     assert summary.problems == expected
     files = [*tmp_path.glob("out/data/*"), tmp_path / "out/manifest.jsonl"]
     before = [path.stat().st_mtime_ns for path in files]
-    assert run(annotations, tmp_path / "out").problems == expected  # a finished import changes nothing
+    assert (
+        run(annotations, tmp_path / "out").problems == expected
+    )  # a finished import changes nothing
     assert [path.stat().st_mtime_ns for path in files] == before
 
 
 @pytest.mark.parametrize("at", [0, 2])
 def test_a_killed_import_resumes(finished, annotations, tmp_path, monkeypatch, at):
     """Killed after a shard was renamed into place, before it was committed to the manifest."""
-    written, out, write_shard = [], tmp_path / "out", import_run.write_shard
+    written = []
+    out = tmp_path / "out"
+    write_shard = import_run.write_shard
 
     def write_and_die(*arguments):
         written.append(write_shard(*arguments))
@@ -105,12 +125,16 @@ def test_a_killed_import_resumes(finished, annotations, tmp_path, monkeypatch, a
     assert len(Manifest.load(out).shards) == at
     assert run(annotations, out).problems == run(annotations, finished).problems
     assert rows(out) == rows(finished)
-    first, second = ([shard.sha256 for shard in Manifest.load(root).shards] for root in (out, finished))
+    first, second = (
+        [shard.sha256 for shard in Manifest.load(root).shards] for root in (out, finished)
+    )
     assert first == second
 
 
 def test_another_import_is_refused(finished, annotations, tmp_path):
-    with pytest.raises(UserError, match=r"made with other settings.*\n  options.preprocess: True then, False now"):
+    with pytest.raises(
+        UserError, match=r"made with other settings.*\n  options.preprocess: True then, False now"
+    ):
         run(annotations, finished, preprocess=False)
     with pytest.raises(UserError, match="embed: False then, True now"):
         run(annotations, finished, embed=True)
@@ -137,7 +161,8 @@ def test_a_limit_can_be_raised_and_lost_shards_are_imported_again(finished, anno
 
 
 def test_error_rows_are_retried_on_request(annotations, tmp_path):
-    images, out = tmp_path / "images", tmp_path / "out"
+    images = tmp_path / "images"
+    out = tmp_path / "out"
     images.mkdir()
     run(annotations, out, images)
     Image.new("RGB", (90, 60)).save(images / "3.jpg")
@@ -153,12 +178,19 @@ def test_embedded_images_make_shards_self_contained(annotations, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     for number in range(4):
-        Image.new("RGB", (90, 60) if number != 2 else (60, 90), (number, 0, 0)).save(images / f"{number}.jpg")
+        Image.new("RGB", (90, 60) if number != 2 else (60, 90), (number, 0, 0)).save(
+            images / f"{number}.jpg"
+        )
     out = tmp_path / "out"
     run(annotations, out, images, embed=True, limit=5)
     table = read_file(out / Manifest.load(out).shards[0].file)
     files = [(images / f"{number}.jpg").read_bytes() for number in range(4)]
-    assert [image and image["bytes"] for image in table["image"].to_pylist()] == [*files[:2], None, files[3], None]
+    assert [image and image["bytes"] for image in table["image"].to_pylist()] == [
+        *files[:2],
+        None,
+        files[3],
+        None,
+    ]
     assert table["image"][1]["path"].as_py() == "1.jpg"
     errors = [record.error for record in rows(out)]
     assert errors[:2] == [None, None]
@@ -167,13 +199,21 @@ def test_embedded_images_make_shards_self_contained(annotations, tmp_path):
 
 
 def test_a_finished_import_says_so_without_reading_its_source_again(tmp_path):
-    (tmp_path / "graphs.json").write_text(json.dumps([graph(1) | {"image_id": number} for number in range(24)]))
-    source, text, reads = visual_genome_source(tmp_path / "graphs.json", tmp_path, "val"), io.StringIO(), []
+    (tmp_path / "graphs.json").write_text(
+        json.dumps([graph(1) | {"image_id": number} for number in range(24)])
+    )
+    source = visual_genome_source(tmp_path / "graphs.json", tmp_path, "val")
+    text = io.StringIO()
+    reads = []
     progress = Progress(Console(file=text, width=300))
 
     def run(limit: int | None = None) -> int:
-        counted = replace(source, read=lambda problems: reads.append(limit) or source.read(problems))
-        return import_annotations(counted, tmp_path, tmp_path / "out", progress, limit=limit).counts["images"]
+        counted = replace(
+            source, read=lambda problems: reads.append(limit) or source.read(problems)
+        )
+        return import_annotations(
+            counted, tmp_path, tmp_path / "out", progress, limit=limit
+        ).counts["images"]
 
     assert run(20) == 20
     assert (run(20), run(10)) == (20, 20)
@@ -186,4 +226,6 @@ def test_a_finished_import_says_so_without_reading_its_source_again(tmp_path):
     assert run() == 24
     assert reads == [20, None, None]
     with pytest.raises(UserError, match="contains no image"):
-        import_annotations(replace(source, read=lambda problems: iter(())), tmp_path, tmp_path / "none", QUIET)
+        import_annotations(
+            replace(source, read=lambda problems: iter(())), tmp_path, tmp_path / "none", QUIET
+        )

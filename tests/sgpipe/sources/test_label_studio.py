@@ -14,7 +14,22 @@ from sgpipe.images import is_upright
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.label_studio import label_studio_source
 
-WIDTH, HEIGHT = 200, 100
+WIDTH = 200
+HEIGHT = 100
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=3)
+    | st.sampled_from(["r1", "on"]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["x", "text", "id"]), inner)
+    ),
+    max_leaves=3,
+)
 
 
 def region(number: int, name: str | None = "dog", x: float = 10, **changes: Any) -> dict[str, Any]:
@@ -23,7 +38,14 @@ def region(number: int, name: str | None = "dog", x: float = 10, **changes: Any)
     value |= {"rectanglelabels": [] if name is None else [name]}
     sizes = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
     names = {"from_name": "label", "to_name": "image", "origin": "manual"}
-    return {"id": f"r{number}", "type": "rectanglelabels", **names, **sizes, "value": value, **changes}
+    return {
+        "id": f"r{number}",
+        "type": "rectanglelabels",
+        **names,
+        **sizes,
+        "value": value,
+        **changes,
+    }
 
 
 def link(first: int, second: int, *labels: str, **changes: Any) -> dict[str, Any]:
@@ -32,12 +54,25 @@ def link(first: int, second: int, *labels: str, **changes: Any) -> dict[str, Any
 
 
 def annotation(*results: Any, **changes: Any) -> dict[str, Any]:
-    return {"id": 1, "completed_by": 1, "was_cancelled": False, "ground_truth": False, "result": [*results], **changes}
+    return {
+        "id": 1,
+        "completed_by": 1,
+        "was_cancelled": False,
+        "ground_truth": False,
+        "result": [*results],
+        **changes,
+    }
 
 
 def task(*results: Any, **changes: Any) -> dict[str, Any]:
     data = {"image": "/data/upload/1/0a1b2c3d-photo.jpg"}
-    return {"id": 5, "data": data, "annotations": [annotation(*results)], "predictions": [], **changes}
+    return {
+        "id": 5,
+        "data": data,
+        "annotations": [annotation(*results)],
+        "predictions": [],
+        **changes,
+    }
 
 
 def read(folder: Path, *tasks: Any, **options: Any) -> tuple[list[Record], dict[str, int]]:
@@ -52,8 +87,12 @@ def box(name: str = "dog", x: float = 20.0, number: int = 0, crowd: bool = False
 
 
 def test_an_annotated_task_is_an_image(tmp_path):
-    found, problems = read(tmp_path, task(region(1), link(1, 2, "on", "next to"), region(2, "cup", 40)))
-    record = Record("5", "label_studio", "all", "photo.jpg", WIDTH, HEIGHT, [box(), box("cup", 80.0)])
+    found, problems = read(
+        tmp_path, task(region(1), link(1, 2, "on", "next to"), region(2, "cup", 40))
+    )
+    record = Record(
+        "5", "label_studio", "all", "photo.jpg", WIDTH, HEIGHT, [box(), box("cup", 80.0)]
+    )
     record.relations = [Relation(0, 1, "on"), Relation(0, 1, "next to")]
     assert (found, problems) == ([record], {})
     assert is_upright("label_studio")  # browsers turn images as EXIF says
@@ -61,26 +100,55 @@ def test_an_annotated_task_is_an_image(tmp_path):
 
 def test_the_direction_of_a_link_says_which_box_is_the_subject(tmp_path):
     directions = {"right": [(0, 1)], "left": [(1, 0)], "bi": [(0, 1), (1, 0)], None: [(0, 1)]}
-    tasks = [task(region(1), region(2), link(1, 2, "on", direction=direction)) for direction in directions]
+    tasks = [
+        task(region(1), region(2), link(1, 2, "on", direction=direction))
+        for direction in directions
+    ]
     found = [record.relations for record in read(tmp_path, *tasks)[0]]
     assert found == [[Relation(*pair, "on") for pair in pairs] for pairs in directions.values()]
 
 
 def test_what_is_no_labelled_rectangle_is_counted(tmp_path):
-    polygon = {"id": "r3", "type": "polygonlabels", "value": {"points": [[1, 1]], "polygonlabels": ["dog"]}}
+    polygon = {
+        "id": "r3",
+        "type": "polygonlabels",
+        "value": {"points": [[1, 1]], "polygonlabels": ["dog"]},
+    }
     choice = {"type": "choices", "from_name": "quality", "value": {"choices": ["good"]}}
-    results = [region(1), polygon, choice, region(2, None), region(4, " "), region(5, item_index=1), "?"]
-    links = [link(1, 3, "on", "by"), link(1, 2, "on"), link(1, 1), link(1, 1, " "), link(1, 1, "on")]
+    results = [
+        region(1),
+        polygon,
+        choice,
+        region(2, None),
+        region(4, " "),
+        region(5, item_index=1),
+        "?",
+    ]
+    links = [
+        link(1, 3, "on", "by"),
+        link(1, 2, "on"),
+        link(1, 1),
+        link(1, 1, " "),
+        link(1, 1, "on"),
+    ]
     (found,), problems = read(tmp_path, task(*results, *links))
     assert (found.objects, found.relations) == ([box()], [Relation(0, 0, "on")])
-    assert problems == {"other_results": 4, "nameless": 4, "unknown_object": 2, "relations_of_dropped_boxes": 1}
+    assert problems == {
+        "other_results": 4,
+        "nameless": 4,
+        "unknown_object": 2,
+        "relations_of_dropped_boxes": 1,
+    }
 
 
 def test_labels_may_be_apart_from_their_rectangle(tmp_path):
     """As the tags Rectangle and Labels write them."""
     value = region(1)["value"]
     del value["rectanglelabels"]
-    parts = region(1, type="rectangle", value=value), region(1, type="labels", value=value | {"labels": ["dog"]})
+    parts = (
+        region(1, type="rectangle", value=value),
+        region(1, type="labels", value=value | {"labels": ["dog"]}),
+    )
     (found,), problems = read(tmp_path, task(*parts, link(1, 1, "on")))
     assert (found.objects, found.relations, problems) == ([box()], [Relation(0, 0, "on")], {})
 
@@ -93,9 +161,15 @@ def test_labels_may_be_apart_from_their_rectangle(tmp_path):
             ([region(1, value=region(1)["value"] | odd)], {})
             for odd in ({"x": "?"}, {"rectanglelabels": 1}, {"rotation": 9})
         ),
-        *(([region(1), link(1, 1, "on", **odd)], {}) for odd in ({"direction": "up"}, {"scores": []}, {"scores": [2]})),
+        *(
+            ([region(1), link(1, 1, "on", **odd)], {})
+            for odd in ({"direction": "up"}, {"scores": []}, {"scores": [2]})
+        ),
         ([], {}),
-        *(([region(1)], {"image": image}) for image in (None, ["1.jpg"], "https://example.org/", "http://[")),
+        *(
+            ([region(1)], {"image": image})
+            for image in (None, ["1.jpg"], "https://example.org/", "http://[")
+        ),
         ([region(1)], {"image": "data:image/png;base64,AA=="}),
     ],
 )
@@ -110,7 +184,9 @@ def test_of_several_annotations_the_ground_truth_counts_or_the_last_one(tmp_path
     early, late = ({"updated_at": f"2026-01-0{day}T00:00:00Z"} for day in (1, 2))
     last, *others = annotation(region(1, "cup"), **late), annotation(region(1), **early)
     true = annotation(region(1), **early, ground_truth=True)
-    found, problems = read(tmp_path, task(annotations=[last, *others]), task(annotations=[last, true]))
+    found, problems = read(
+        tmp_path, task(annotations=[last, *others]), task(annotations=[last, true])
+    )
     assert [record.objects for record in found] == [[box("cup")], [box()]]
     assert problems == {"further_annotations": 2}
 
@@ -125,22 +201,33 @@ def test_the_annotations_of_one_person_can_be_read(tmp_path, annotator):
 
 def test_tasks_that_nobody_annotated_are_left_out(tmp_path):
     skipped = task(annotations=[annotation(region(1), was_cancelled=True)])
-    predicted = task(annotations=[], predictions=[{"result": [region(1, "cup")]}, {"result": [region(1)]}])
+    predicted = task(
+        annotations=[], predictions=[{"result": [region(1, "cup")]}, {"result": [region(1)]}]
+    )
     tasks = skipped, predicted, task(annotations=[])
-    assert read(tmp_path, *tasks, task(region(1)))[1] == {"skipped_tasks": 1, "unannotated_tasks": 2}
+    assert read(tmp_path, *tasks, task(region(1)))[1] == {
+        "skipped_tasks": 1,
+        "unannotated_tasks": 2,
+    }
     (found,), problems = read(tmp_path, *tasks, predictions=True)
     assert found.objects == [box()]
     assert problems == {"skipped_tasks": 1, "unannotated_tasks": 1, "further_predictions": 1}
 
 
 def test_tasks_of_several_splits_are_read_one_at_a_time(tmp_path):
-    tasks = [task(id=n, data={"image": "1.jpg", "split": split}) for n, split in enumerate(["val", "train", "?"])]
+    tasks = [
+        task(id=n, data={"image": "1.jpg", "split": split})
+        for n, split in enumerate(["val", "train", "?"])
+    ]
     for made in tasks:
         made["data"] |= {"width": 8, "height": 8}
     found, problems = read(tmp_path, *tasks, split="val")
     assert [(record.image_id, record.split) for record in found] == [("0", "val"), ("2", "val")]
     assert problems == {"other_splits": 1}
-    for split, message in ((None, "has tasks of several splits"), ("test", "has no task of split 'test'")):
+    for split, message in (
+        (None, "has tasks of several splits"),
+        ("test", "has no task of split 'test'"),
+    ):
         with pytest.raises(UserError, match=f"{message}: pass --split train or val"):
             read(tmp_path, *tasks, split=split)
 
@@ -156,8 +243,12 @@ def test_files_are_found_by_the_address_of_the_image(tmp_path):
         "https://example.org/x/val/a%20b.jpg?token=1": "val/a b.jpg", "s3://bucket/val/a b.jpg": "val/a b.jpg",
         "gs://bucket/other/missing%20file.jpg": "missing%20file.jpg", "../../etc/passwd": "passwd",
     }  # fmt: skip
-    found, _ = read(tmp_path, *(task(region(1), data={"photo": each}) for each in names), image_field="photo")
-    assert [(record.file_name, record.status) for record in found] == [(name, "ok") for name in names.values()]
+    found, _ = read(
+        tmp_path, *(task(region(1), data={"photo": each}) for each in names), image_field="photo"
+    )
+    assert [(record.file_name, record.status) for record in found] == [
+        (name, "ok") for name in names.values()
+    ]
 
 
 def test_sizes_that_no_task_says_are_those_of_the_displayed_image(tmp_path):
@@ -170,21 +261,20 @@ def test_sizes_that_no_task_says_are_those_of_the_displayed_image(tmp_path):
     assert (found.width, found.height, found.objects) == (WIDTH, HEIGHT, [box()])
 
 
-ODD = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.sampled_from(["r1", "on"]),
-    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["x", "text", "id"]), inner),
-    max_leaves=3,
-)
-
-
 def broken(made: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """A dictionary in which some values are others, or missing."""
-    return st.dictionaries(st.sampled_from(sorted(made)), ODD, max_size=2).map(lambda odd: made | odd)
+    return st.dictionaries(st.sampled_from(sorted(made)), ODD, max_size=2).map(
+        lambda odd: made | odd
+    )
 
 
 REGION = broken(region(1)["value"]).map(lambda value: region(2, value=value))
-RESULTS = st.lists(ODD | broken(region(1)) | REGION | broken(link(1, 2, "on", scores=[0.5])), max_size=4)
-DATA = broken({"image": "1.jpg", "file_name": "1.jpg", "width": 8, "height": 8, "category_ids": {"dog": 1}})
+RESULTS = st.lists(
+    ODD | broken(region(1)) | REGION | broken(link(1, 2, "on", scores=[0.5])), max_size=4
+)
+DATA = broken(
+    {"image": "1.jpg", "file_name": "1.jpg", "width": 8, "height": 8, "category_ids": {"dog": 1}}
+)
 
 
 @given(RESULTS, broken(annotation()), broken(task()), DATA)
@@ -192,7 +282,9 @@ DATA = broken({"image": "1.jpg", "file_name": "1.jpg", "width": 8, "height": 8, 
 def test_nothing_in_a_task_stops_an_import(results, made, whole, data):
     made = made | {"result": results} if made["result"] == [] else made
     whole = {**whole, "data": data} if isinstance(whole["data"], dict) else whole
-    whole = {**whole, "annotations": [made, None]} if isinstance(whole["annotations"], list) else whole
+    whole = (
+        {**whole, "annotations": [made, None]} if isinstance(whole["annotations"], list) else whole
+    )
     if isinstance(whole["predictions"], list):  # numbers are refused
         whole["predictions"] = [each for each in whole["predictions"] if not isinstance(each, int)]
     with TemporaryDirectory() as folder:
@@ -202,4 +294,8 @@ def test_nothing_in_a_task_stops_an_import(results, made, whole, data):
     assert len(found) + sum(problems.get(name, 0) for name in left_out) == 2
     for record in found:
         assert record.ok or (record.error and not record.objects)
-        assert all(0 <= end < len(record.objects) for item in record.relations for end in (item.subject, item.object))
+        assert all(
+            0 <= end < len(record.objects)
+            for item in record.relations
+            for end in (item.subject, item.object)
+        )

@@ -1,4 +1,6 @@
-"""The miniworld as a source: generated whole or not at all, and never in place of another run's images."""
+"""The miniworld as a source: generated whole or not at all, and never in place of another run's
+images.
+"""
 
 import json
 import shutil
@@ -32,12 +34,18 @@ def miniworld(tmp_path_factory) -> MiniworldFiles:
 
 
 def facts(root: Path) -> list[Counter]:
-    return [Counter((r.subject, r.predicate, r.object) for r in record.relations) for record in iter_records(root)]
+    return [
+        Counter((r.subject, r.predicate, r.object) for r in record.relations)
+        for record in iter_records(root)
+    ]
 
 
 def true_facts(config: MiniworldConfig, implied_too: bool) -> list[Counter]:
     scenes = [random_scene(config.seed, config.split, number) for number in range(config.images)]
-    return [Counter(fact[:3] for fact in scene.facts if implied_too or not fact.implied) for scene in scenes]
+    return [
+        Counter(fact[:3] for fact in scene.facts if implied_too or not fact.implied)
+        for scene in scenes
+    ]
 
 
 def test_shards_have_all_relations_and_the_composed_ones(miniworld):
@@ -50,7 +58,8 @@ def test_shards_have_all_relations_and_the_composed_ones(miniworld):
 
 
 def test_incomplete_images_are_replaced(tmp_path):
-    files, config = MiniworldFiles(tmp_path / "drawn"), MiniworldConfig(images=3, seed=2)
+    files = MiniworldFiles(tmp_path / "drawn")
+    config = MiniworldConfig(images=3, seed=2)
     (files.world).mkdir(parents=True)
     (files.world / ".instances.json.123.tmp").touch()
     files.make(config)
@@ -64,15 +73,22 @@ def labelled(miniworld: MiniworldFiles, out: Path) -> RunFolder:
     folder.set_ground_truth(MiniworldFiles(folder.private / "drawn").ground_truth)
     (out / "data").mkdir()
     run = {"name": "miniworld", "fingerprint": "0", "identity": {"miniworld": CONFIG.model_dump()}}
-    manifest = Manifest.create(out, {**run, "images": {"test_compositional": ".sgpipe/drawn/world/images"}})
-    split, name = "test_compositional", shard_name("test_compositional", 0, CONFIG.images)
-    manifest.commit(write_shard(out, name, split, 0, list(iter_records(miniworld.composed_relations)), {}))
+    manifest = Manifest.create(
+        out, {**run, "images": {"test_compositional": ".sgpipe/drawn/world/images"}}
+    )
+    split = "test_compositional"
+    name = shard_name("test_compositional", 0, CONFIG.images)
+    manifest.commit(
+        write_shard(out, name, split, 0, list(iter_records(miniworld.composed_relations)), {})
+    )
     return folder
 
 
 def test_a_run_on_other_images_is_refused_and_nothing_is_changed(miniworld, tmp_path):
     folder = labelled(miniworld, tmp_path / "run")
-    recipe = load_recipe("miniworld", {"source.miniworld": CONFIG.model_dump(), "source.miniworld.seed": 4})
+    recipe = load_recipe(
+        "miniworld", {"source.miniworld": CONFIG.model_dump(), "source.miniworld.seed": 4}
+    )
     with pytest.raises(UserError, match=r"\n  miniworld.seed: 3 then, 4 now"):
         generate(recipe, folder.root, QUIET)
     assert facts(ground_truth_of(folder.root).relations) == true_facts(CONFIG, implied_too=True)
@@ -81,7 +97,9 @@ def test_a_run_on_other_images_is_refused_and_nothing_is_changed(miniworld, tmp_
 def test_commands_find_ground_truth_and_images_in_a_moved_run(miniworld, tmp_path):
     labelled(miniworld, tmp_path / "run").root.rename(tmp_path / "moved")
     run = str(tmp_path / "moved")
-    result = CliRunner().invoke(app, ["eval", "labels", "--pred", run, "--json-file", str(tmp_path / "scores.json")])
+    result = CliRunner().invoke(
+        app, ["eval", "labels", "--pred", run, "--json-file", str(tmp_path / "scores.json")]
+    )
     assert result.exit_code == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["counts"]["images compared"] == CONFIG.images
@@ -92,19 +110,27 @@ def test_commands_find_ground_truth_and_images_in_a_moved_run(miniworld, tmp_pat
 
 
 def test_any_source_can_have_ground_truth(miniworld, tmp_path):
-    """The miniworld's images as an ordinary COCO dataset, compared with an import of their scene graphs."""
+    """The miniworld's images as an ordinary COCO dataset, compared with an import of their scene
+    graphs.
+    """
     folder = RunFolder(labelled(miniworld, tmp_path / "run").root)
     shutil.rmtree(folder.private / "drawn")
     folder.set_ground_truth(GroundTruth(miniworld.all_relations))
     [(_, quality), *_] = run_quality(folder.root).items()
     assert quality.at_threshold.precision == 1
-    assert quality.at_threshold.recall < 1  # recall counts all relations, not only the composed ones
+    assert (
+        quality.at_threshold.recall < 1
+    )  # recall counts all relations, not only the composed ones
     folder.set_ground_truth(None)
     assert run_quality(folder.root) == {}
 
 
 def test_a_recipe_names_the_ground_truth_of_its_source(miniworld, tmp_path):
-    names = {"source.root": tmp_path, "source.ground_truth": miniworld.all_relations, "source.image_data": "i.json"}
+    names = {
+        "source.root": tmp_path,
+        "source.ground_truth": miniworld.all_relations,
+        "source.image_data": "i.json",
+    }
     source = load_recipe("coco", names).source
     with pytest.raises(UserError, match=r"no such file: .*i\.json"):
         prepare_source(source, tmp_path / ".sgpipe", print)
@@ -113,4 +139,6 @@ def test_a_recipe_names_the_ground_truth_of_its_source(miniworld, tmp_path):
     assert prepared == source
     assert ground_truth == GroundTruth(miniworld.all_relations, image_data=tmp_path / "i.json")
     with pytest.raises(UserError, match="is not an sgpipe run"):
-        prepare_source(source.model_copy(update={"ground_truth": tmp_path}), tmp_path / ".sgpipe", print)
+        prepare_source(
+            source.model_copy(update={"ground_truth": tmp_path}), tmp_path / ".sgpipe", print
+        )

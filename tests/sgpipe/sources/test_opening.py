@@ -51,7 +51,11 @@ def test_names_that_are_not_utf8_are_called_so(tmp_path):
     for name in (b"caf\xe9.png", b"caf\xe8.png", "café.png".encode()):
         save(root / os.fsdecode(name))
     first, second, third = index(root, tmp_path).records(0, 3)
-    assert [first.image_id, second.image_id, third.image_id] == ["café.png", "caf\\xe8.png", "caf\\xe9.png"]
+    assert [first.image_id, second.image_id, third.image_id] == [
+        "café.png",
+        "caf\\xe8.png",
+        "caf\\xe9.png",
+    ]
     assert first.ok
     assert "not UTF-8: caf\\xe9.png; rename" in third.error
 
@@ -83,7 +87,16 @@ def test_a_folder_without_images_is_refused(tmp_path):
 
 
 def test_files_that_are_not_read_are_counted_and_named(photos, tmp_path):
-    names = ("b/d.RAW", "e.raw", "none", "video.mp4", "o\ndd.psd", "readme.md", "a.json", "b/2.jpg.xmp")
+    names = (
+        "b/d.RAW",
+        "e.raw",
+        "none",
+        "video.mp4",
+        "o\ndd.psd",
+        "readme.md",
+        "a.json",
+        "b/2.jpg.xmp",
+    )
     for name in (*names, ".DS_Store", ".hidden/4.raw", "__MACOSX/._a.raw"):
         (photos / name).parent.mkdir(exist_ok=True)
         (photos / name).write_bytes(b"no image")
@@ -105,7 +118,9 @@ def test_files_that_are_not_read_are_counted_and_named(photos, tmp_path):
 def test_heic_is_read_within_pillows_limit_and_not_rotated_again(tmp_path, monkeypatch):
     name = "a.HEIF"
     turned = Image.Exif()
-    turned[0x0112] = 6  # in HEIC this only repeats what the container says, which the decoder has done
+    turned[0x0112] = (
+        6  # in HEIC this only repeats what the container says, which the decoder has done
+    )
     save(tmp_path / "photos" / name, (64, 48), format="HEIF", exif=turned)
     (record,) = index(tmp_path / "photos", tmp_path).records(0, 1)
     assert (record.ok, record.width, record.height) == (True, 64, 48)

@@ -19,6 +19,14 @@ from sgpipe.sources.scene_graphs import (
     visual_genome_source,
 )
 
+# the IoU of pixels is 0.7, not 69 / 99
+HERE = (0, 0, 99, 99)
+NEARLY = (0, 0, 99, 69)
+THERE = (200, 200, 50, 50)
+MAN = ("man", HERE)
+HAT = ("hat", THERE)
+REDUNDANT = {"redundant_relations": 1}
+
 
 def thing(number, **more):
     return {"object_id": number, "x": 1, "y": 2, "w": 3, "h": 4, "names": ["dog"], **more}
@@ -38,7 +46,9 @@ def test_relations_by_id_and_inline_and_all_kinds_of_names():
     inline = {"subject": thing(9, names="Cat"), "object": {**thing(5), "names": ["man", "person"]}}
     person = {"object_id": 5, "x": 0, "y": 0, "w": 1, "h": 1, "name": "person"}
     relationships = [related(5, 7, "ON"), {"predicate": "by", **inline}]
-    record, problems = read({"image_id": 3, "objects": [person, thing(7, names="hat")], "relationships": relationships})
+    record, problems = read(
+        {"image_id": 3, "objects": [person, thing(7, names="hat")], "relationships": relationships}
+    )
     assert not problems
     assert (record.image_id, record.file_name, record.width) == ("3", "3.jpg", 0)
     assert [box.category for box in record.objects] == ["man", "hat", "Cat"]
@@ -52,7 +62,10 @@ def test_relations_by_id_and_inline_and_all_kinds_of_names():
         ({"relationships": [related(1, 99)]}, "unknown_object"),
         ({"relationships": [related("x", 2)]}, "malformed"),
         ({"relationships": [related(1, 2, None)]}, "malformed"),
-        *(({"relationships": [related(1, 2, confidence=value)]}, "malformed") for value in (1.5, float("nan"))),
+        *(
+            ({"relationships": [related(1, 2, confidence=value)]}, "malformed")
+            for value in (1.5, float("nan"))
+        ),
         ({"relationships": {"a": 1}}, "malformed"),
         *(
             ({"objects": [thing(1), thing(2), other]}, "malformed")
@@ -61,7 +74,9 @@ def test_relations_by_id_and_inline_and_all_kinds_of_names():
     ],
 )
 def test_malformed_items_are_dropped_and_counted(broken, problem):
-    record, problems = read({"image_id": 1, "objects": [thing(1), thing(2)], "relationships": [], **broken})
+    record, problems = read(
+        {"image_id": 1, "objects": [thing(1), thing(2)], "relationships": [], **broken}
+    )
     assert problems == {problem: 1}
     assert len(record.objects) == 2
     assert not record.relations
@@ -102,7 +117,11 @@ def read_labels(folder, items, paths=None):
         (folder / "paths.json").write_text(json.dumps(paths))
         paths = folder / "paths.json"
     (folder / "images").mkdir(exist_ok=True)
-    return list(pseudo_label_source(folder / "labels.json", folder / "images", "train", paths).read(Counter()))
+    return list(
+        pseudo_label_source(folder / "labels.json", folder / "images", "train", paths).read(
+            Counter()
+        )
+    )
 
 
 def test_pseudo_labels_are_not_changed_and_their_images_found(tmp_path):
@@ -119,7 +138,9 @@ def test_pseudo_labels_are_not_changed_and_their_images_found(tmp_path):
 def test_objects365_images_need_image_paths(tmp_path):
     with pytest.raises(UserError, match=r"image 420917 is of Objects365.*--image-paths"):
         read_labels(tmp_path, [O365])
-    known, unknown = read_labels(tmp_path, [O365, {**O365, "image_id": 1}], {"420917": "train/patch8/a.jpg"})
+    known, unknown = read_labels(
+        tmp_path, [O365, {**O365, "image_id": 1}], {"420917": "train/patch8/a.jpg"}
+    )
     assert known.file_name == "train/patch8/a.jpg"
     assert "paths.json has no path for the image" in unknown.error
     with pytest.raises(UserError, match=r"image 420917 is of Objects365.*--image-paths"):
@@ -143,7 +164,9 @@ def genome(tmp_path):
     (tmp_path / "images").mkdir()
 
     def make(**options) -> AnnotationSource:
-        return visual_genome_source(tmp_path / "scene_graphs.json", tmp_path / "images", "train", **options)
+        return visual_genome_source(
+            tmp_path / "scene_graphs.json", tmp_path / "images", "train", **options
+        )
 
     return make
 
@@ -169,10 +192,16 @@ def test_preprocessing_is_the_default_and_can_be_switched_off(genome, tmp_path):
 
 def test_sizes_come_from_image_data(genome, tmp_path):
     sizes = tmp_path / "image_data.json"
-    sizes.write_text(json.dumps([{"image_id": 8, "width": 1, "height": 1}, {"image_id": 7, "width": 80, "height": 60}]))
+    sizes.write_text(
+        json.dumps(
+            [{"image_id": 8, "width": 1, "height": 1}, {"image_id": 7, "width": 80, "height": 60}]
+        )
+    )
     record, _ = only(genome(image_data=sizes))
     assert (record.width, record.height) == (80, 60)
-    with pytest.raises(UserError, match=r"scene_graphs\.json has the format 'vg', not 'image data'"):
+    with pytest.raises(
+        UserError, match=r"scene_graphs\.json has the format 'vg', not 'image data'"
+    ):
         genome(image_data=tmp_path / "scene_graphs.json")
 
 
@@ -186,25 +215,27 @@ def test_images_are_found_in_the_folders_of_the_downloads(genome, tmp_path):
 
 
 def test_real_records_lose_only_counted_relations(oracle, tmp_path):
-    """As many relations remain as after the published preprocessing of these records with these aliases."""
+    """As many relations remain as after the published preprocessing of these records with these
+    aliases.
+    """
     data = oracle / "data/vg"
     aliases = (data / "danfeix_object_alias.txt", data / "danfeix_predicate_alias.txt")
     for suffix, count, left in (("", 41, 35), ("2", 23, 22), ("3", 50, 44)):
         file = data / f"vadbeg_relationships{suffix}.json"
         record, problems = only(visual_genome_source(file, tmp_path, "train", aliases=aliases))
         assert len(record.relations) == left == count - problems.total()
-        facts = [(relation.subject, relation.object, relation.predicate) for relation in record.relations]
+        facts = [
+            (relation.subject, relation.object, relation.predicate) for relation in record.relations
+        ]
         assert len(set(facts)) == len(facts)
         assert problems["repeated_relations"] > 0
 
 
-HERE, NEARLY, THERE = (0, 0, 99, 99), (0, 0, 99, 69), (200, 200, 50, 50)  # the IoU of pixels is 0.7, not 69 / 99
-MAN, HAT, REDUNDANT = ("man", HERE), ("hat", THERE), {"redundant_relations": 1}
-
-
 def relations(text: str) -> list[Relation]:
     """Of lines such as "0 wears 1"."""
-    return [Relation(int(s), int(o), predicate) for s, predicate, o in map(str.split, text.split(", "))]
+    return [
+        Relation(int(s), int(o), predicate) for s, predicate, o in map(str.split, text.split(", "))
+    ]
 
 
 def many(count: int, times: int) -> str:
@@ -214,16 +245,30 @@ def many(count: int, times: int) -> str:
 @pytest.mark.parametrize(
     ("objects", "given", "kept", "problems"),
     [
-        ([MAN, HAT], "0 Wears 1, 1 on 0, 0 wears 1, 0 WEARS 1", "0 wears 1, 1 on 0", {"repeated_relations": 2}),
+        (
+            [MAN, HAT],
+            "0 Wears 1, 1 on 0, 0 wears 1, 0 WEARS 1",
+            "0 wears 1, 1 on 0",
+            {"repeated_relations": 2},
+        ),
         (  # of overlapping boxes
             [MAN, ("man", NEARLY), ("man", THERE), HAT],
-            *("0 wears 3, 1 wears 3, 2 wears 3, 1 has 3", "0 wears 3, 2 wears 3, 1 has 3", REDUNDANT),
+            *(
+                "0 wears 3, 1 wears 3, 2 wears 3, 1 has 3",
+                "0 wears 3, 2 wears 3, 1 has 3",
+                REDUNDANT,
+            ),
         ),
         (  # of aliases, which keep their words
             [MAN, ("men", NEARLY), HAT, ("cap", THERE)],
             *("1 wearing 3, 0 wears 2, 0 has 2", "1 wearing 3, 0 has 2", REDUNDANT),
         ),
-        ([MAN, HAT], many(115, 2), many(MAX_RELATIONS, 1), {"repeated_relations": 115, "relations_beyond_100": 15}),
+        (
+            [MAN, HAT],
+            many(115, 2),
+            many(MAX_RELATIONS, 1),
+            {"repeated_relations": 115, "relations_beyond_100": 15},
+        ),
     ],
 )
 def test_redundant_relations_are_removed(objects, given, kept, problems):
@@ -239,7 +284,13 @@ def test_redundant_relations_are_removed(objects, given, kept, problems):
 def test_alias_tables(tmp_path, oracle):
     path = tmp_path / "alias.txt"
     path.write_text("tree,trees,tree is\nbush\nplant,trees\n")
-    assert load_aliases(path) == {"tree": "tree", "trees": "plant", "tree is": "tree", "bush": "bush", "plant": "plant"}
+    assert load_aliases(path) == {
+        "tree": "tree",
+        "trees": "plant",
+        "tree is": "tree",
+        "bush": "bush",
+        "plant": "plant",
+    }
     path.write_text("tree\nbush\n")
     with pytest.raises(UserError, match="found no comma"):
         load_aliases(path)

@@ -51,14 +51,18 @@ def test_compiling_is_counted_apart_and_usage_adds_up(monkeypatch: pytest.Monkey
     assert usage == Usage(seconds, {"caption": {"memory": 1}, "tag": {"memory": 2}})
 
 
-def test_the_utilization_of_a_gpu_is_that_while_its_stage_computes(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampled, percent = threading.Event(), [0]
+def test_the_utilization_of_a_gpu_is_that_while_its_stage_computes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sampled = threading.Event()
+    percent = [0]
     monkeypatch.setattr("rlip_model.training.gpu_utilization._SECONDS_BETWEEN_SAMPLES", 0.001)
     monkeypatch.setattr("torch.cuda.utilization", lambda device: (sampled.set(), percent[0])[1])
 
     class OnGpu(ImageStage):
         def __init__(self, name: str, device: str) -> None:
-            self.name, self.device = name, torch.device(device)
+            self.name = name
+            self.device = torch.device(device)
 
         def __call__(self, records: list[Record]) -> list[Record]:
             assert self.device.type == "cpu" or sampled.wait(10)

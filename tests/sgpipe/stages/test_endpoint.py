@@ -1,4 +1,6 @@
-"""A served model: requests in order, each until it is answered and paid once; a wrong endpoint is one line."""
+"""A served model: requests in order, each until it is answered and paid once; a wrong endpoint is
+one line.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ import pytest
 from sgpipe.errors import EngineError, UserError
 from sgpipe.recipe import Requests
 from sgpipe.stages import endpoint as served
-from sgpipe.stages.endpoint import CacheFolder, ChatEndpoint, ChatRequest, Choice, Refusal, RequestCache
+from sgpipe.stages.endpoint import (
+    CacheFolder,
+    ChatEndpoint,
+    ChatRequest,
+    Choice,
+    Refusal,
+    RequestCache,
+)
 from tests.endpoint_server import EndpointServer, Fault, at_random, scripted
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
@@ -21,13 +30,17 @@ SCHEMA = {"type": "object", "properties": {}, "additionalProperties": False}
 KEY = "sk-secret-0123456789"
 
 
-def connect(url: str, cache: Path | None = None, in_flight: int = 8, timeout: float = 20) -> ChatEndpoint:
+def connect(
+    url: str, cache: Path | None = None, in_flight: int = 8, timeout: float = 20
+) -> ChatEndpoint:
     requests = Requests(in_flight=in_flight, timeout=timeout, retries=3)
     return ChatEndpoint(url, "tiny-vlm", requests, CacheFolder(cache) if cache else None)
 
 
 def question(number: int, n: int = 1) -> ChatRequest:
-    return ChatRequest(f"What is in image {number}?", max_tokens=16, temperature=1.0, seed=number, n=n)
+    return ChatRequest(
+        f"What is in image {number}?", max_tokens=16, temperature=1.0, seed=number, n=n
+    )
 
 
 def ask(endpoint: ChatEndpoint, request: ChatRequest) -> list[Choice] | Refusal:
@@ -48,7 +61,9 @@ def test_requests_are_taken_as_they_are_needed() -> None:
     """Each may carry an image of megabytes."""
     taken = []
     with EndpointServer() as server:
-        answers = connect(server.url, in_flight=2).ask_all(taken.append(n) or question(n) for n in range(100))  # type: ignore[func-returns-value]
+        answers = connect(server.url, in_flight=2).ask_all(
+            taken.append(n) or question(n) for n in range(100)
+        )  # type: ignore[func-returns-value]
         next(answers)
         assert len(taken) == 8
         assert len(list(answers)) == 99
@@ -59,10 +74,14 @@ def test_requests_are_taken_as_they_are_needed() -> None:
 ])  # fmt: skip
 def test_a_fault_that_passes_and_another_form_change_no_answer(fault: Fault, asked: int) -> None:
     silent = fault in ("silent", "slow")
-    with EndpointServer(lambda body: ["a dog on grass"] * 3, scripted(*[fault] * max(1, asked - 1))) as server:
+    with EndpointServer(
+        lambda body: ["a dog on grass"] * 3, scripted(*[fault] * max(1, asked - 1))
+    ) as server:
         answer = ask(connect(server.url, timeout=0.5 if silent else 20), question(1, n=3))
     assert answer == [Choice("a dog on grass")] * 3
-    assert len(server.requests) == asked or (silent and len(server.requests) > asked)  # a busy machine is late again
+    assert len(server.requests) == asked or (
+        silent and len(server.requests) > asked
+    )  # a busy machine is late again
 
 
 @pytest.mark.parametrize(("fault", "reason"), [
@@ -77,7 +96,9 @@ def test_a_refusal_concerns_one_request(fault: Fault, reason: str) -> None:
     assert isinstance(answers[0], Refusal)
     assert answers[0].reason.startswith(reason)
     assert isinstance(answers[1], list)
-    assert len(server.requests) == 2 + (fault in ("garbled", "nested"))  # another, to see whether it answers any
+    assert len(server.requests) == 2 + (
+        fault in ("garbled", "nested")
+    )  # another, to see whether it answers any
 
 
 def test_a_request_that_always_breaks_is_refused_if_others_are_answered() -> None:
@@ -97,7 +118,10 @@ def test_a_request_that_always_breaks_is_refused_if_others_are_answered() -> Non
     ("broken", "HTTP 500: "), ("limited", "HTTP 429: Rate limit"), ("page", "not a chat"), ("unpaid", "HTTP 402"),
 ])  # fmt: skip
 def test_an_endpoint_that_answers_nothing_ends_the_run(fault: Fault, reason: str) -> None:
-    with EndpointServer(faults=lambda body, attempt: fault) as server, pytest.raises(EngineError, match=reason):
+    with (
+        EndpointServer(faults=lambda body, attempt: fault) as server,
+        pytest.raises(EngineError, match=reason),
+    ):
         list(connect(server.url).ask_all([question(1), question(2)]))
 
 
@@ -124,7 +148,9 @@ def test_a_server_that_rejects_n_is_asked_one_by_one() -> None:
 
     with EndpointServer(faults=faults) as server:
         server.rejection = "Unexpected fields in the request: {'n'}"
-        answers = list(connect(server.url, in_flight=1).ask_all([question(1, n=2), question(2, n=2)]))
+        answers = list(
+            connect(server.url, in_flight=1).ask_all([question(1, n=2), question(2, n=2)])
+        )
         assert [len(answer) for answer in answers if isinstance(answer, list)] == [2, 2]
         assert [body.get("n", 1) for body in server.requests] == [2, 1, 1, 1, 1]
 
@@ -136,7 +162,9 @@ def test_a_server_that_calls_the_limit_by_its_newer_name(tmp_path: Path) -> None
         return "rejected" if "max_tokens" in server.requests[-1] else None
 
     with EndpointServer(faults=faults) as server:
-        server.rejection = "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        server.rejection = (
+            "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        )
         requests = list(map(question, range(8)))
         first = list(connect(server.url, cache=tmp_path).ask_all(requests))
         assert [type(answer) for answer in first] == [list] * 8
@@ -157,9 +185,17 @@ def test_log_probabilities() -> None:
 
 
 def test_what_is_sent() -> None:
-    sampling = {"max_tokens": 5, "temperature": 0.5, "top_p": 0.9, "top_k": 50, "repetition_penalty": 1.1}
+    sampling = {
+        "max_tokens": 5,
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 50,
+        "repetition_penalty": 1.1,
+    }
     with EndpointServer() as server:
-        given = ChatRequest("Hello", system="Be brief.", **sampling, seed=1 << 62, n=2, schema=SCHEMA)
+        given = ChatRequest(
+            "Hello", system="Be brief.", **sampling, seed=1 << 62, n=2, schema=SCHEMA
+        )
         ask(connect(server.url), given)
         (body,) = server.requests
     assert 0 <= body.pop("seed") < 1 << 31
@@ -188,7 +224,13 @@ def test_nothing_is_paid_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "fault", ["half", "[1]", '{"prompt_tokens": {"a": 1}}', f'{{"prompt_tokens": {2**70}, "completion_tokens": -1}}']
+    "fault",
+    [
+        "half",
+        "[1]",
+        '{"prompt_tokens": {"a": 1}}',
+        f'{{"prompt_tokens": {2**70}, "completion_tokens": -1}}',
+    ],
 )
 def test_odd_answers_are_kept(tmp_path: Path, fault: Fault) -> None:
     with EndpointServer(lambda body: ["a dog ?"], faults=scripted(fault)) as server:
@@ -250,7 +292,9 @@ def test_wrong_endpoints(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "HTTP 404: Not Found" in refused(connect(url.removesuffix("/v1")))
         server.faults = lambda body, attempt: "page"
         assert "not a chat completion" in refused(connect(url))
-    assert refused(connect(url)).startswith(f"the endpoint {url} does not answer: it cannot be reached")
+    assert refused(connect(url)).startswith(
+        f"the endpoint {url} does not answer: it cannot be reached"
+    )
     monkeypatch.setenv("OPENAI_API_KEY", f"{KEY}\nX-Other: 1")
     with pytest.raises(UserError, match=r"^OPENAI_API_KEY contains"):
         connect("http://localhost:1/v1")
@@ -263,5 +307,8 @@ def test_the_key_is_neither_shown_nor_sent_elsewhere(monkeypatch: pytest.MonkeyP
         server.key = "another"
         assert "refuses the key in OPENAI_API_KEY (HTTP 401" in refused(connect(server.url))
         server.redirect = other.url
-        assert refused(connect(server.url)) == f"{server.url} redirects to {other.url}/models; set the final URL"
+        assert (
+            refused(connect(server.url))
+            == f"{server.url} redirects to {other.url}/models; set the final URL"
+        )
         assert not other.headers

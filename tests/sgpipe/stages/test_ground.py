@@ -1,4 +1,6 @@
-"""The ground stage: which words are looked for, and which of the boxes that are found become objects."""
+"""The ground stage: which words are looked for, and which of the boxes that are found become
+objects.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,16 @@ Corners = tuple[float, float, float, float]
 Found = Mapping[str, Sequence[tuple[Corners, float]]]
 
 
+PERSON = Box("person", 1, (1.0, 1.0, 9.0, 9.0))
+
+
 class Scripted:
     """A detector that finds what a script says of each text, and keeps what it was asked for."""
 
     def __init__(self, found: Found, limit: int = 99) -> None:
-        self.found, self.limit, self.asked = found, limit, list[list[str]]()
+        self.found = found
+        self.limit = limit
+        self.asked = list[list[str]]()
 
     def reads(self, name: str) -> bool:
         return len(name) <= self.limit
@@ -45,10 +52,18 @@ class Scripted:
         return Prepared({}, (image.height, image.width))
 
     def detect(self, image: Prepared, threshold: float) -> DetectedBoxes:
-        rows = [(*row, label) for label, name in enumerate(self.names) for row in self.found.get(name, ())]
+        rows = [
+            (*row, label)
+            for label, name in enumerate(self.names)
+            for row in self.found.get(name, ())
+        ]
         rows = [row for row in rows if not row[1] <= threshold]
         boxes, scores, labels = zip(*rows, strict=True) if rows else ((), (), ())
-        return DetectedBoxes(torch.tensor(boxes).view(-1, 4), torch.tensor(scores).float(), torch.tensor(labels).long())
+        return DetectedBoxes(
+            torch.tensor(boxes).view(-1, 4),
+            torch.tensor(scores).float(),
+            torch.tensor(labels).long(),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -58,58 +73,99 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def stage(folder: Path, found: Found | Scripted, classes: Sequence[str] = (), **changes: object) -> GroundStage:
+def stage(
+    folder: Path, found: Found | Scripted, classes: Sequence[str] = (), **changes: object
+) -> GroundStage:
     changed = {f"ground.{key}": value for key, value in changes.items()}
     recipe = load_recipe("folder", {"ground.detector": "d", **changed})
-    made = GroundStage(recipe, {"all": folder}, {name: at for at, name in enumerate(classes, 1)}, "coco")
+    made = GroundStage(
+        recipe, {"all": folder}, {name: at for at, name in enumerate(classes, 1)}, "coco"
+    )
     made.detector = found if isinstance(found, Scripted) else Scripted(found)  # type: ignore[assignment]
-    made.threads, made.language = 0, None
+    made.threads = 0
+    made.language = None
     made._learn_names()
     return made
 
 
-def record(*stated: str | tuple[str, str], objects: Sequence[Box] = (), name: str = "a.png") -> Record:
-    """A record with a caption and a triplet for each two nouns, which are phrases, or phrases and their heads."""
+def record(
+    *stated: str | tuple[str, str], objects: Sequence[Box] = (), name: str = "a.png"
+) -> Record:
+    """A record with a caption and a triplet for each two nouns, which are phrases, or phrases and
+    their heads.
+    """
     nouns = [(each, each.split()[-1]) if isinstance(each, str) else each for each in stated]
     nouns += [("view", "view")] * (len(nouns) % 2)
     triplets = [
-        Triplet(nouns[at][0], "near", nouns[at + 1][0], nouns[at][1], nouns[at + 1][1], "near", at // 2)
+        Triplet(
+            nouns[at][0], "near", nouns[at + 1][0], nouns[at][1], nouns[at + 1][1], "near", at // 2
+        )
         for at in range(0, len(nouns), 2)
     ]
     captions = [Caption(f"{each.subject} near {each.object}") for each in triplets]
     return Record("7", "folder", "all", name, *SIZE, list(objects), captions, triplets)
 
 
-def asked(folder: Path, *stated: str | tuple[str, str], objects: Sequence[Box] = (), **changes: object) -> list[str]:
+def asked(
+    folder: Path, *stated: str | tuple[str, str], objects: Sequence[Box] = (), **changes: object
+) -> list[str]:
     return list(stage(folder, {}, **changes).words(record(*stated, objects=objects)))  # type: ignore[arg-type]
 
 
-PERSON = Box("person", 1, (1.0, 1.0, 9.0, 9.0))
-
-
 def test_only_things_that_no_box_carries_are_looked_for(folder: Path) -> None:
-    words = ("two men", "forklifts", "background", "left", "view", "it", "14", "hot dog", "traffic cone", "puppies")
+    words = (
+        "two men",
+        "forklifts",
+        "background",
+        "left",
+        "view",
+        "it",
+        "14",
+        "hot dog",
+        "traffic cone",
+        "puppies",
+    )
     singular = {"forklifts": "forklift", "puppies": "puppy", "two men": "man"}
     nouns = [(each, singular.get(each, each.split()[-1])) for each in words]
     assert asked(folder, *nouns) == ["person", "forklift", "hot dog", "traffic cone", "dog"]
     assert asked(folder, *nouns, objects=[PERSON]) == ["forklift", "hot dog", "traffic cone", "dog"]
-    assert asked(folder, *nouns, ask="words") == ["two man", "forklift", "hot dog", "traffic cone", "puppy"]
+    assert asked(folder, *nouns, ask="words") == [
+        "two man",
+        "forklift",
+        "hot dog",
+        "traffic cone",
+        "puppy",
+    ]
     crowd = Box("dog", 18, (0.0, 0.0, 9.0, 9.0), iscrowd=True)
     assert asked(folder, *nouns, objects=[PERSON, crowd]) == ["forklift", "hot dog", "traffic cone"]
 
 
 def test_a_found_word_is_an_object_after_the_given_ones(folder: Path) -> None:
-    found = {"dog": [((10, 10, 30, 30), 0.75)], "traffic cone": [((40, 5, 70, 40), 0.875), ((-9, -9, 0, 0), 0.9)]}
+    found = {
+        "dog": [((10, 10, 30, 30), 0.75)],
+        "traffic cone": [((40, 5, 70, 40), 0.875), ((-9, -9, 0, 0), 0.9)],
+    }
     made = record("puppy", "traffic cone", "woman", objects=[PERSON])
     given_boxes = copy.deepcopy(made.objects)
     stage(folder, found, ("person", "dog"))([made])
     assert made.objects[:1] == given_boxes
     cone, dog = made.objects[1:]
-    assert cone == Box("cone", cone.category_id, (40, 5, 24, 35), origin="grounded", score=0.875, phrase="traffic cone")
+    assert cone == Box(
+        "cone",
+        cone.category_id,
+        (40, 5, 24, 35),
+        origin="grounded",
+        score=0.875,
+        phrase="traffic cone",
+    )
     assert dog == Box("dog", 2, (10, 10, 20, 20), origin="grounded", score=0.75, phrase="puppy")
     assert 2**30 <= cone.category_id < 2**31
-    [alone] = stage(folder, found)([record("puppy", "cone", "dog")])  # without any classes, ids of COCO
-    assert [(box.category, box.category_id, box.phrase) for box in alone.objects] == [("dog", 18, "puppy, dog")]
+    [alone] = stage(folder, found)(
+        [record("puppy", "cone", "dog")]
+    )  # without any classes, ids of COCO
+    assert [(box.category, box.category_id, box.phrase) for box in alone.objects] == [
+        ("dog", 18, "puppy, dog")
+    ]
 
 
 def matched(ground: GroundStage, made: Record) -> list[tuple[str | None, str | None]]:
@@ -126,11 +182,15 @@ def test_the_pair_stage_matches_free_nouns_by_their_heads(folder: Path) -> None:
     made.triplets[2].object_head = "cone"
     # a hot dog is no dog
     assert matched(stage(folder, found), made) == [("cone", "cone"), (None, "bun"), ("dog", "cone")]
-    given_cone = Box("cone", 5, (0.0, 0.0, 9.0, 9.0))  # a class that the dataset has is known by its name
+    given_cone = Box(
+        "cone", 5, (0.0, 0.0, 9.0, 9.0)
+    )  # a class that the dataset has is known by its name
     assert asked(folder, "traffic cone", objects=[given_cone], words="triplets") == ["traffic cone"]
 
 
-def test_words_that_may_stand_for_a_class_are_carried_by_it_or_named_as_they_are(folder: Path) -> None:
+def test_words_that_may_stand_for_a_class_are_carried_by_it_or_named_as_they_are(
+    folder: Path,
+) -> None:
     bottle = Box("bottle", 44, (0.0, 0.0, 9.0, 9.0))
     assert asked(folder, "beer", objects=[bottle]) == []
     assert asked(folder, "beer") == ["beer"]
@@ -143,11 +203,16 @@ def test_words_that_may_stand_for_a_class_are_carried_by_it_or_named_as_they_are
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_kept_boxes_are_those_of_a_greedy_search(folder: Path, data: st.DataObject) -> None:
-    corner = st.tuples(st.integers(0, 50), st.integers(0, 40), st.integers(1, 14), st.integers(1, 8))
+    corner = st.tuples(
+        st.integers(0, 50), st.integers(0, 40), st.integers(1, 14), st.integers(1, 8)
+    )
     texts = ("dog", "cone", "wheel", "motorcycle")
     scores = iter(data.draw(st.permutations(range(1, 33))))
     found = {
-        text: [((x, y, x + w, y + h), next(scores) / 40) for x, y, w, h in data.draw(st.lists(corner, max_size=8))]
+        text: [
+            ((x, y, x + w, y + h), next(scores) / 40)
+            for x, y, w, h in data.draw(st.lists(corner, max_size=8))
+        ]
         for text in texts
     }
     names = st.sampled_from(("motorbike", "cat", "cup"))
@@ -162,20 +227,33 @@ def test_kept_boxes_are_those_of_a_greedy_search(folder: Path, data: st.DataObje
 
     kept: list[tuple[float, str, Corners]] = []
     within: list[tuple[float, str, Corners]] = []
-    rows = ((score, text, box) for text, some in found.items() for box, score in some if score > 0.1)
+    rows = (
+        (score, text, box) for text, some in found.items() for box, score in some if score > 0.1
+    )
     for row in sorted(rows, reverse=True):
         if not any(other == row[1] and iou(box, row[2]) > 0.5 for _, other, box in within):
             within.append(row)
     for row in within:
         if not any(iou(box, row[2]) > 0.9 for _, _, box in kept):
             kept.append(row)
-    bikes = [(x, y, x + w, y + h) for box in objects if box.category == "motorbike" for x, y, w, h in [box.bbox]]
-    kept = [row for row in kept if row[1] != "motorcycle" or all(iou(box, row[2]) <= 0.5 for box in bikes)]
+    bikes = [
+        (x, y, x + w, y + h)
+        for box in objects
+        if box.category == "motorbike"
+        for x, y, w, h in [box.bbox]
+    ]
+    kept = [
+        row
+        for row in kept
+        if row[1] != "motorcycle" or all(iou(box, row[2]) <= 0.5 for box in bikes)
+    ]
     turns = [sum(other[1] == row[1] for other in kept[:at]) for at, row in enumerate(kept)]
     chosen = sorted(sorted(range(len(kept)), key=lambda at: (turns[at], at))[:limit])
     grounded = made.objects[len(objects) :]
     assert [(box.category, box.bbox) for box in grounded] == [
-        (kept[at][1], (x1, y1, x2 - x1, y2 - y1)) for at in chosen for x1, y1, x2, y2 in [kept[at][2]]
+        (kept[at][1], (x1, y1, x2 - x1, y2 - y1))
+        for at in chosen
+        for x1, y1, x2, y2 in [kept[at][2]]
     ]
     assert made.left_out["grounded"] == len(kept) - len(chosen)
 
@@ -185,7 +263,11 @@ def iou(*boxes: Corners) -> float:
 
 
 def test_many_words_and_boxes_are_cut_and_counted(folder: Path) -> None:
-    grid = [((x * 4, y * 3, x * 4 + 3, y * 3 + 2), 0.5 + (16 * y + x) / 1000) for y in range(15) for x in range(16)]
+    grid = [
+        ((x * 4, y * 3, x * 4 + 3, y * 3 + 2), 0.5 + (16 * y + x) / 1000)
+        for y in range(15)
+        for x in range(16)
+    ]
     below = [((x * 4, 45, x * 4 + 3, 47.5), 0.9) for x in range(16)]
     scripted = Scripted({"bird": grid + below, "cone": [((1, 1, 60, 40), 0.4)]})
     [made] = stage(folder, scripted)([record("bird", "cone")])
@@ -199,7 +281,8 @@ def test_many_words_and_boxes_are_cut_and_counted(folder: Path) -> None:
 
 def test_images_without_words_are_not_opened_and_bad_ones_are_error_rows(folder: Path) -> None:
     scripted = Scripted({})
-    blank, missing = record("view", objects=[PERSON], name="no.png"), record("dog", name="no.png")
+    blank = record("view", objects=[PERSON], name="no.png")
+    missing = record("dog", name="no.png")
     failed = record("dog")
     failed.fail("caption", "why")
     nothing = record("dog")
@@ -214,21 +297,33 @@ def test_images_are_prepared_in_threads_and_get_the_same_boxes(tmp_path: Path) -
     image = Image.effect_mandelbrot(SIZE, (-2, -1, 1, 1), 60).convert("RGB")
     for turn in range(5):
         image.rotate(20 * turn).save(tmp_path / f"{turn}.png")
-    found, values = [], {"ground.detector": str(make_grounding_dino(tmp_path / "d")), "ground.threshold": 0.01}
+    found = []
+    values = {"ground.detector": str(make_grounding_dino(tmp_path / "d")), "ground.threshold": 0.01}
     for threads in (0, 3):
         recipe = load_recipe("folder", {**values, "ground.resources.io_threads": threads})
         made = GroundStage(recipe, {"all": tmp_path}, {}, "coco")
         made.setup()
-        prepare, used = made.detector.prepare, set[threading.Thread]()
-        made.detector.prepare = lambda image: (used.add(threading.current_thread()), prepare(image))[1]  # noqa: B023
-        found.append([each.objects for each in made([record("dog", "cup", name=f"{turn}.png") for turn in range(5)])])
+        prepare = made.detector.prepare
+        used = set[threading.Thread]()
+        made.detector.prepare = lambda image, used=used, prepare=prepare: (
+            used.add(threading.current_thread()),
+            prepare(image),
+        )[1]
+        found.append(
+            [
+                each.objects
+                for each in made([record("dog", "cup", name=f"{turn}.png") for turn in range(5)])
+            ]
+        )
         assert (threading.main_thread() in used) == (threads == 0)
     assert found[0] == found[1]
     assert any(found[0])
 
 
 def test_all_nouns_are_those_of_triplets_and_others(folder: Path) -> None:
-    recipe = load_recipe("folder", {"ground.detector": str(packaged_model("parseda")), "ground.words": "all"})
+    recipe = load_recipe(
+        "folder", {"ground.detector": str(packaged_model("parseda")), "ground.words": "all"}
+    )
     made = GroundStage(recipe, {"all": folder}, {}, "coco")
     made.setup()
     caption = "a red fire truck and a group of people in the background of a wooden barn"
@@ -254,7 +349,9 @@ def test_a_detector_asked_for_other_words_is_one_of_these_classes(tmp_path: Path
     assert not first.reads(long)
     with pytest.raises(UserError, match="tokens"):
         first.ask([long])
-    detect = DetectStage(load_recipe("folder", {"detect.detector": folder}).detect, {"all": tmp_path})
+    detect = DetectStage(
+        load_recipe("folder", {"detect.detector": folder}).detect, {"all": tmp_path}
+    )
     detect.setup()
     assert detect.detector._model is first._model  # type: ignore[attr-defined] # loaded once
 

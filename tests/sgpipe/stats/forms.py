@@ -14,13 +14,21 @@ from tests.sgpipe.stats.runs import invoke
 
 def cells_of(page: str) -> set[tuple[str, ...]]:
     """The cells of tables, row by row."""
-    rows = [re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL) for row in re.findall("<tr.*?</tr>", page, re.DOTALL)]
-    return {tuple(" ".join(unescape(re.sub("<[^>]*>", "", cell)).split()) for cell in cells) for cells in rows}
+    rows = [
+        re.findall(r"<t[hd][ >].*?</t[hd]>", row, re.DOTALL)
+        for row in re.findall("<tr.*?</tr>", page, re.DOTALL)
+    ]
+    return {
+        tuple(" ".join(unescape(re.sub("<[^>]*>", "", cell)).split()) for cell in cells)
+        for cells in rows
+    }
 
 
 def assert_forms_agree(root: Path, folder: Path, *options: object) -> dict:
     """The JSON of a run, which is returned, its page and its tables say the same."""
-    report = json.loads(invoke("stats", root, "--json", "--html", folder / "r.html", *options).stdout)
+    report = json.loads(
+        invoke("stats", root, "--json", "--html", folder / "r.html", *options).stdout
+    )
     text = (folder / "r.html").read_text(encoding="utf-8")
     page = cells_of(text)
     terminal = invoke("stats", root, *options).stdout
@@ -30,7 +38,11 @@ def assert_forms_agree(root: Path, folder: Path, *options: object) -> dict:
     table = {tuple(cell.strip() for cell in cells) for cells in lines}
     for row in _rows(report):
         for rows in (page, table):
-            assert any(cells[0].startswith(row[0]) and cells[1 : len(row)] == row[1:] for cells in rows if cells), row
+            assert any(
+                cells[0].startswith(row[0]) and cells[1 : len(row)] == row[1:]
+                for cells in rows
+                if cells
+            ), row
     for finding in report["findings"]:
         assert str(escape(finding["text"])) in text
         assert finding["text"] in terminal
@@ -39,14 +51,26 @@ def assert_forms_agree(root: Path, folder: Path, *options: object) -> dict:
 
 def _rows(report: dict) -> list[tuple[str, ...]]:
     """The first cells of rows that both kinds of tables must have."""
-    totals, share = report["totals"], report["yields"]["relations"]
-    rows = [("error rows", f"{sum(report['errors'].values()):,}"), ("boxes", f"{totals['objects']:,}")]
+    totals = report["totals"]
+    share = report["yields"]["relations"]
+    rows = [
+        ("error rows", f"{sum(report['errors'].values()):,}"),
+        ("boxes", f"{totals['objects']:,}"),
+    ]
     per_text = [] if share is None else [f"{share:.2f} per candidate text"]
     rows.append(("relations", f"{totals['relations']:,}", *per_text))
     for level in report["thresholds"]:
         if level["relations"]:
             kept = (f"{level[name]:,}" for name in ("relations", "predicate_kinds", "images"))
             rows.append((f"{level['threshold']:.2f}", *kept))
-    rows += [(t["subject"], t["predicate"], t["object"], f"{t['relations']:,}") for t in report["triplets"][:10]]
-    rows += [(reason, f"{count:,}") for reason, count in (report["without_relations"] | report["errors"]).items()]
-    return rows + [(check["title"], f"{check['count']:,}") for check in report["health"] if check["count"]]
+    rows += [
+        (t["subject"], t["predicate"], t["object"], f"{t['relations']:,}")
+        for t in report["triplets"][:10]
+    ]
+    rows += [
+        (reason, f"{count:,}")
+        for reason, count in (report["without_relations"] | report["errors"]).items()
+    ]
+    return rows + [
+        (check["title"], f"{check['count']:,}") for check in report["health"] if check["count"]
+    ]

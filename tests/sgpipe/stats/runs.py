@@ -20,7 +20,9 @@ from sgpipe.storage.shards import write_shard
 from sgpipe.view.search import Filters, select_relations
 from tests.sgpipe.training.data.runs import cut_shards, make_records
 
-PERSON, DOG, CUP = Box("person", 1, (10, 10, 40, 80)), Box("dog", 2, (60, 40, 50, 40)), Box("cup", 3, (30, 30, 10, 10))
+PERSON = Box("person", 1, (10, 10, 40, 80))
+DOG = Box("dog", 2, (60, 40, 50, 40))
+CUP = Box("cup", 3, (30, 30, 10, 10))
 
 
 def scene(
@@ -30,10 +32,14 @@ def scene(
     captions: Sequence[str] = (),
     dataset: str = "drawn",
 ) -> Record:
-    """An image of 320 × 240 pixels; relations as subject, predicate, object, and perhaps the confidence."""
+    """An image of 320 × 240 pixels; relations as subject, predicate, object, and perhaps the
+    confidence.
+    """
     made = [Relation(r[0], r[2], r[1], r[3] if len(r) > 3 else None) for r in relations]
     texts = [Caption(text) for text in captions]
-    return Record(image_id, dataset, "val", f"{image_id}.png", 320, 240, list(objects), texts, relations=made)
+    return Record(
+        image_id, dataset, "val", f"{image_id}.png", 320, 240, list(objects), texts, relations=made
+    )
 
 
 def make_shards(root: Path, records: Sequence[Record], rows: int = 200, **run: Any) -> Path:
@@ -58,29 +64,49 @@ def labelled_records(count: int, seed: int = 0) -> list[Record]:
     records = make_records(count, seed)
     for record in records:
         record.split = rng.choice(["train", "val"])
-        record.captions = [Caption(f"a caption {rng.randrange(30)}") for _ in range(rng.randint(0, 3))]
+        record.captions = [
+            Caption(f"a caption {rng.randrange(30)}") for _ in range(rng.randint(0, 3))
+        ]
         for _ in record.captions:
             names = ("person", rng.choice([None, "dog"]))
             record.triplets.append(Triplet("a man", "on", "a dog", "man", "dog", "on", 0, *names))
         for _ in range(rng.randint(0, 2) if record.objects else 0):
-            record.pairs.append(Pair(0, len(record.objects) - 1, ["on", "near"][: rng.randint(1, 2)]))
+            record.pairs.append(
+                Pair(0, len(record.objects) - 1, ["on", "near"][: rng.randint(1, 2)])
+            )
     return records
 
 
 def said(question: PlannedQuestion, judgement: str | None = None, **values: Any) -> Judgement:
     """Return an answer to a question of the plan "p", if nothing else is said."""
-    line = {"id": uuid.uuid4().hex, "at": "", "by": "anna", "run": "drawn", "judgement": judgement, "plan": "p"}
+    line = {
+        "id": uuid.uuid4().hex,
+        "at": "",
+        "by": "anna",
+        "run": "drawn",
+        "judgement": judgement,
+        "plan": "p",
+    }
     return Judgement.model_validate({**question.key._asdict(), **line, **values})
 
 
-def judge(root: Path, number: int, decide: Callable[[PlannedQuestion], str | None], kind: Kind = "bands") -> Path:
-    """Plan this number of questions about a run and judge them; `decide`: right, wrong, unsure, None: it stays open."""
+def judge(
+    root: Path, number: int, decide: Callable[[PlannedQuestion], str | None], kind: Kind = "bands"
+) -> Path:
+    """Plan this number of questions about a run and judge them; `decide`: right, wrong, unsure,
+    None: it stays open.
+    """
     with open_run(root) as database:
-        run, index = str(database.run["fingerprint"]), database
+        run = str(database.run["fingerprint"])
+        index = database
         strata, questions = draw(index.rows, *select_relations(index, Filters()), kind, number)
     values = {"kind": kind, "seed": 0, "strata": strata, "questions": questions}
     lines = [SamplingPlan(plan="p", at="", by="anna", run=run, **values)]
-    lines += [said(question, judgement, run=run) for question in questions if (judgement := decide(question))]
+    lines += [
+        said(question, judgement, run=run)
+        for question in questions
+        if (judgement := decide(question))
+    ]
     file = root / JUDGEMENTS
     file.write_text("".join(f"{line.model_dump_json()}\n" for line in lines), encoding="utf-8")
     return file

@@ -20,8 +20,10 @@ WORDS = ("near", "holding", "rare")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A run whose confidences are too low, and its ground truth."""
-    folder, rng = tmp_path_factory.mktemp("calibrate"), np.random.default_rng(0)
-    predicted, true = [], []
+    folder = tmp_path_factory.mktemp("calibrate")
+    rng = np.random.default_rng(0)
+    predicted = []
+    true = []
     for n in range(900):
         word = 2 if n % 150 == 0 else n % 2
         confidence = float(np.float32(rng.uniform(0.02, 0.98)))
@@ -36,7 +38,12 @@ def runs(tmp_path_factory):
 def calibrated(runs, tmp_path_factory):
     """The report as JSON, and the file."""
     file = tmp_path_factory.mktemp("calibration") / "calibration.json"
-    return json.loads(invoke("calibrate", runs[0], "--truth", runs[1], "--out", file, "--json").stdout), file
+    return (
+        json.loads(
+            invoke("calibrate", runs[0], "--truth", runs[1], "--out", file, "--json").stdout
+        ),
+        file,
+    )
 
 
 def test_half_of_the_images_judge_the_other_half(calibrated):
@@ -45,7 +52,11 @@ def test_half_of_the_images_judge_the_other_half(calibrated):
     assert 2 * after < before
     assert after < 0.06
     assert 0.01 < exact < 0.06
-    assert all(row["precision"] >= row["target"] for row in report["kept_for_a_target_precision"] if row["kept"])
+    assert all(
+        row["precision"] >= row["target"]
+        for row in report["kept_for_a_target_precision"]
+        if row["kept"]
+    )
     calibration = load_calibration(file)
     assert 400 < report["counts"]["judged held out"] < 500
     assert 1.7 < calibration.slope < 2.3
@@ -59,12 +70,16 @@ def test_a_probability_is_a_minimum_confidence(calibrated):
     assert calibration.probabilities(least) == pytest.approx(0.8, abs=1e-4)
     assert calibration.threshold(0) == 0
     assert calibration.threshold(1) == np.inf
-    assert calibration.threshold(1e-9) == pytest.approx(calibration.lowest)  # nothing is known below it
+    assert calibration.threshold(1e-9) == pytest.approx(
+        calibration.lowest
+    )  # nothing is known below it
     assert stored(0.7) <= np.float32(0.7)
     whole = calibration.model_copy(update={"lowest": 0.0})
     lowest = float(whole.probabilities(1e-7))
     assert whole.threshold(lowest / 2) == 0 < whole.threshold(lowest * 2)
-    flat = calibration.model_copy(update={"slope": 1e-5})  # the minimum confidence has log odds of some 100,000
+    flat = calibration.model_copy(
+        update={"slope": 1e-5}
+    )  # the minimum confidence has log odds of some 100,000
     assert (flat.threshold(0.99), flat.threshold(0.01)) == (np.inf, np.float32(flat.lowest))
 
 
@@ -90,7 +105,9 @@ def test_a_precision_chooses_the_lowest_probability_with_it(calibrated):
 
 def judgements(confidence, correct, images=None) -> JudgedRelations:
     names = np.array(images or [str(n) for n in range(len(confidence))], object)
-    return JudgedRelations(np.array(confidence), np.array(correct, bool), names, np.ones(len(confidence)))
+    return JudgedRelations(
+        np.array(confidence), np.array(correct, bool), names, np.ones(len(confidence))
+    )
 
 
 def test_a_precision_is_kept_although_few_relations_are_judged(runs):
@@ -113,7 +130,12 @@ def test_a_precision_is_kept_although_few_relations_are_judged(runs):
 @pytest.mark.parametrize(
     ("confidence", "correct", "images", "message"),
     [
-        ([0.5] * 49, [1, 0] * 24 + [1], None, "has 49 judged relations; a calibration needs at least 50"),
+        (
+            [0.5] * 49,
+            [1, 0] * 24 + [1],
+            None,
+            "has 49 judged relations; a calibration needs at least 50",
+        ),
         ([0.5] * 60, [1] * 60, None, "correct and incorrect ones in each half"),
         ([0.5] * 60, [1, 0] * 30, ["a"] * 60, "correct and incorrect ones in each half"),
         ([0.5] * 59 + [float("nan")], [1, 0] * 30, None, "has a confidence of nan"),
@@ -127,10 +149,18 @@ def test_judgements_that_teach_nothing_are_refused(runs, confidence, correct, im
 
 def test_judgements_of_people(runs, tmp_path):
     run = shutil.copytree(runs[0], tmp_path / "run")
-    number, rng, out = count(1), np.random.default_rng(0), tmp_path / "calibration.json"
+    number = count(1)
+    rng = np.random.default_rng(0)
+    out = tmp_path / "calibration.json"
 
     def decide(question):
-        return "unsure" if next(number) % 25 == 7 else "right" if rng.random() < question.confidence else "wrong"
+        return (
+            "unsure"
+            if next(number) % 25 == 7
+            else "right"
+            if rng.random() < question.confidence
+            else "wrong"
+        )
 
     judge(run, 100, decide)
     options = ["calibrate", run, "--judgements", "own", "--out", out]
@@ -142,7 +172,9 @@ def test_judgements_of_people(runs, tmp_path):
     invoke(*options[:2], code=2)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"slope": NaN}', "[" * 100_000, "\udc00"])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"format": 2}', '{"slope": NaN}', "[" * 100_000, "\udc00"]
+)
 def test_a_foreign_file_is_refused(tmp_path, text):
     file = tmp_path / "calibration.json"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
@@ -153,16 +185,27 @@ def test_a_foreign_file_is_refused(tmp_path, text):
 def test_a_calibration_fits_its_own_tagger(calibrated):
     calibration = load_calibration(calibrated[1])
     calibration.check_run({"fingerprint": "drawn"}, "here")
-    with pytest.raises(UserError, match="does not fit there, whose confidences are of another tagger"):
+    with pytest.raises(
+        UserError, match="does not fit there, whose confidences are of another tagger"
+    ):
         calibration.check_run({"fingerprint": "other"}, "there")
-    tagger = {"tagger": "sha256:1", "short_side": 96, "long_side": 144, "group_size": 100, "threshold": 0.1, "chunk": 4}
+    tagger = {
+        "tagger": "sha256:1",
+        "short_side": 96,
+        "long_side": 144,
+        "group_size": 100,
+        "threshold": 0.1,
+        "chunk": 4,
+    }
     pair = {"candidates": "captions", "restrict": "pair"}
     of_run = {"identity": {"scored": 1}, "origin": [{"tag": tagger, "pair": pair}]}
     other = calibration.model_copy(update={"tagger": tagger | pair})
     del other.tagger["threshold"], other.tagger["chunk"]
     other.check_run(of_run, "here")
     with pytest.raises(UserError, match="short_side: 97 in the calibration, 96 now"):
-        other.model_copy(update={"tagger": other.tagger | {"short_side": 97}}).check_run(of_run, "here")
+        other.model_copy(update={"tagger": other.tagger | {"short_side": 97}}).check_run(
+            of_run, "here"
+        )
     for changed in ({"tag": 5}, {"tag": {}, "pair": 5}, 5):
         with pytest.raises(UserError, match="does not fit there"):
             other.check_run({"identity": changed}, "there")
@@ -170,7 +213,16 @@ def test_a_calibration_fits_its_own_tagger(calibrated):
 
 def test_the_thresholds_of_stats_are_probabilities(runs, calibrated):
     calibration = load_calibration(calibrated[1])
-    options = ["stats", runs[0], "--truth", runs[1], "--calibration", calibrated[1], "--precision", "0.9"]
+    options = [
+        "stats",
+        runs[0],
+        "--truth",
+        runs[1],
+        "--calibration",
+        calibrated[1],
+        "--precision",
+        "0.9",
+    ]
     audit = json.loads(invoke(*options, "--json").stdout)
     chosen = calibration.probability_for(0.9)
     assert audit["ground_truth"]["threshold"] == chosen
@@ -179,13 +231,24 @@ def test_the_thresholds_of_stats_are_probabilities(runs, calibrated):
     with open_run(runs[0]) as database:
         raw = database.rows("select confidence from relations")
     kept = sum(confidence >= calibration.threshold(0.6) for (confidence,) in raw)
-    assert next(level for level in audit["thresholds"] if level["threshold"] == 0.6)["relations"] == kept
-    assert any(f"relations of probability {chosen:.2f} or more" in each["text"] for each in audit["findings"])
-    assert "threshold and precision both choose" in invoke(*options, "--threshold", "0.5", code=2).output
+    assert (
+        next(level for level in audit["thresholds"] if level["threshold"] == 0.6)["relations"]
+        == kept
+    )
+    assert any(
+        f"relations of probability {chosen:.2f} or more" in each["text"]
+        for each in audit["findings"]
+    )
+    assert (
+        "threshold and precision both choose"
+        in invoke(*options, "--threshold", "0.5", code=2).output
+    )
 
 
 def test_runs_of_other_taggers_are_refused(calibrated, tmp_path):
-    other = make_shards(tmp_path / "other", [scene("0", [(0, "near", 1, 0.5), (0, "on", 1)])], fingerprint="other")
+    other = make_shards(
+        tmp_path / "other", [scene("0", [(0, "near", 1, 0.5), (0, "on", 1)])], fingerprint="other"
+    )
     for command in (["stats"], ["export", "--to", "vg", "--out", tmp_path / "out"]):
         output = invoke(*command, other, "--calibration", calibrated[1], code=2).output
         assert "whose confidences are of another tagger" in output

@@ -22,12 +22,47 @@ from sgpipe.storage.shards import read_file, shard_name, write_shard
 from tests.sgpipe.stats.runs import invoke, make_shards, said, scene
 
 RUN = "drawn"  # the fingerprint of such a run
-RIGHT, WRONG, UNSURE = {"judgement": "right"}, {"judgement": "wrong"}, {"judgement": "unsure"}
+RIGHT = {"judgement": "right"}
+WRONG = {"judgement": "wrong"}
+UNSURE = {"judgement": "unsure"}
+
+
+EDITS = {
+    "capital": 1.0,
+    "start": 7,
+    "odds": [],
+    "scores": [9.0, 9.0],
+    "level": 99,
+    "questions": "reversed",
+}
+
+
+CHANGES = ({"action": "swap"}, {"action": "predicate", "predicate": "under"})
+DISPUTES = {
+    "two of four change it, each otherwise": [
+        RIGHT,
+        RIGHT,
+        *({"change": change} for change in CHANGES),
+    ],
+    "two of five call it right, three change or deny it": [
+        RIGHT,
+        RIGHT,
+        *({"change": c} for c in CHANGES),
+        WRONG,
+    ],
+    "three of four are unsure": [RIGHT, UNSURE, UNSURE, UNSURE],
+    "one of two is unsure": [RIGHT, UNSURE],
+}
 
 
 def round_of(weight, left, slopes, asked, wrong, **changes) -> Round:
-    cells, numbers = len(weight), [np.array(each, float) for each in (left, weight, slopes)]
-    cell_values = (np.zeros(cells, np.int64), np.linspace(-1, 1, cells)[:, None] * np.ones((1, 2)), *numbers)
+    cells = len(weight)
+    numbers = [np.array(each, float) for each in (left, weight, slopes)]
+    cell_values = (
+        np.zeros(cells, np.int64),
+        np.linspace(-1, 1, cells)[:, None] * np.ones((1, 2)),
+        *numbers,
+    )
     answers = (np.array(asked, np.int64), np.array(wrong, bool), np.zeros(len(asked), bool))
     return dataclasses.replace(Round(*cell_values, 0, 1.0, *answers), **changes)
 
@@ -40,7 +75,9 @@ def round_of(weight, left, slopes, asked, wrong, **changes) -> Round:
     precision=st.sampled_from([0.4, 0.5, 0.7, 0.9]),
 )
 @pytest.mark.slow
-def test_capital_does_not_grow_on_average_where_the_promise_is_broken(weight, left, slopes, precision):
+def test_capital_does_not_grow_on_average_where_the_promise_is_broken(
+    weight, left, slopes, precision
+):
     """All orders in which relations of each cell can be drawn, with their exact chances."""
     left = left[: len(weight)]
     cells = np.repeat(np.arange(len(weight)), left)
@@ -54,7 +91,13 @@ def test_capital_does_not_grow_on_average_where_the_promise_is_broken(weight, le
             rest = [number for number in range(len(cells)) if number not in taken]
             if len(taken) == 3 or not rest:
                 own = list(taken)
-                found = gains(round_of(weight, left, slopes, cells[own], wrong[own]), 0, len(cells), limit, limit)
+                found = gains(
+                    round_of(weight, left, slopes, cells[own], wrong[own]),
+                    0,
+                    len(cells),
+                    limit,
+                    limit,
+                )
                 return float(np.exp(found.sum(axis=0)).mean())
             chances = np.array([weight[cells[number]] for number in rest])
             return float(chances @ [mean((*taken, number)) for number in rest] / chances.sum())
@@ -71,11 +114,13 @@ def test_an_answer_that_becomes_right_never_loses_capital(data):
     asked = data.draw(st.lists(st.integers(0, 2), min_size=number, max_size=number))
     wrong = data.draw(st.lists(st.booleans(), min_size=number, max_size=number))
     changed = data.draw(st.integers(0, number - 1))
-    weight, left = data.draw(st.lists(st.floats(0.1, 1), min_size=3, max_size=3)), [40, 30, 20]
+    weight = data.draw(st.lists(st.floats(0.1, 1), min_size=3, max_size=3))
+    left = [40, 30, 20]
     precision = data.draw(st.sampled_from([0.6, 0.9]))
     better = [each and at != changed for at, each in enumerate(wrong)]
     before, after = (
-        evaluate([round_of(weight, left, [1.0, 0.5], asked, each)], [90], precision, 0.95) for each in (wrong, better)
+        evaluate([round_of(weight, left, [1.0, 0.5], asked, each)], [90], precision, 0.95)
+        for each in (wrong, better)
     )
     assert after.evidence >= before.evidence - 1e-9
     assert (after.reached is not None) >= (before.reached is not None)
@@ -93,20 +138,32 @@ def test_a_set_is_reached_only_after_the_stricter_ones():
 
 def test_a_later_chain_that_is_open_does_not_matter_once_all_is_reached():
     asked = np.tile([0, 1], 60)
-    first = round_of([1.0, 1.0], [900, 900], [0.0, 0.0], asked, asked < 0, level=np.array([0, 1]), capital=0.8)
-    later = round_of([1.0, 1.0], [840, 840], [0.0, 0.0], [0, 1], [True, False], level=first.level, capital=0.1)
+    first = round_of(
+        [1.0, 1.0], [900, 900], [0.0, 0.0], asked, asked < 0, level=np.array([0, 1]), capital=0.8
+    )
+    later = round_of(
+        [1.0, 1.0], [840, 840], [0.0, 0.0], [0, 1], [True, False], level=first.level, capital=0.1
+    )
     standing = evaluate([first, later], [900, 1800], 0.9, 0.95)
-    assert (standing.reached, standing.tested, standing.evidence, standing.started) == (1, None, 1.0, 2)
+    assert (standing.reached, standing.tested, standing.evidence, standing.started) == (
+        1,
+        None,
+        1.0,
+        2,
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run, and which of its relations are right: confident ones, but for all that are "near"."""
-    rng, records, right = random.Random(0), [], {}
+    rng = random.Random(0)
+    records = []
+    right = {}
     for number in range(900):
         relations = []
         for subject, object_ in ((0, 1), (1, 0), (0, 2)):
-            predicate, confidence = rng.choice(["on", "on", "near"]), round(rng.random(), 3)
+            predicate = rng.choice(["on", "on", "near"])
+            confidence = round(rng.random(), 3)
             relations.append((subject, predicate, object_, confidence))
             is_right = predicate != "near" and rng.random() < min(0.99, 0.5 + confidence)
             right[str(number), subject, object_, predicate] = is_right
@@ -122,15 +179,20 @@ def copy(run, tmp_path: Path):
     return shutil.copytree(run[0], tmp_path / "run"), run[1]
 
 
-def answer(root: Path, right, by: str = "anna", at: str = "2026-01-01T00:00:00Z", decide=None) -> int:
+def answer(
+    root: Path, right, by: str = "anna", at: str = "2026-01-01T00:00:00Z", decide=None
+) -> int:
     """Answer all open questions; returns how many."""
-    log, answered = JudgementLog(root / JUDGEMENTS, RUN), 0
+    log = JudgementLog(root / JUDGEMENTS, RUN)
+    answered = 0
     known = {state.key for state in log.current()}
     for plan in list(log.plans.values()):
         for question in plan.questions:
             if question.key in known:
                 continue
-            judgement = decide(question) if decide else "right" if right[question.key[1:]] else "wrong"
+            judgement = (
+                decide(question) if decide else "right" if right[question.key[1:]] else "wrong"
+            )
             log.append(said(question, judgement, at=at, by=by, plan=plan.plan))
             answered += 1
     return answered
@@ -143,7 +205,9 @@ def certify(root: Path, right, *options: object, decide=None, rounds: int = 60) 
         if result.exit_code == 0:
             return True
         assert result.exit_code == 1, result.output
-        assert answer(root, right, decide=decide, at=f"20{40 - number % 20}-01-01T00:00:00Z"), "nothing is asked"
+        assert answer(root, right, decide=decide, at=f"20{40 - number % 20}-01-01T00:00:00Z"), (
+            "nothing is asked"
+        )
     return False
 
 
@@ -153,7 +217,9 @@ def test_certify_verify_and_export(copy, tmp_path):
     exported = ("export", root, "--to", "hf", "--certified", "--out", out)
     assert "has no certificate: `sgpipe certify" in invoke(*exported, code=2).output
     assert certify(root, right, "--precision", "0.9", "--by", "predicate")
-    assert "sample of" not in invoke("stats", root, "--judgements", "own").output  # no table of no other plans
+    assert (
+        "sample of" not in invoke("stats", root, "--judgements", "own").output
+    )  # no table of no other plans
     certificate = json.loads((root / CERTIFICATE).read_text())
     kept = {each["predicate"]: each["threshold"] for each in certificate["sets"]}
     assert kept
@@ -162,13 +228,21 @@ def test_certify_verify_and_export(copy, tmp_path):
     assert certificate["dates"] == sorted(certificate["dates"])
     invoke("verify", root)
     invoke(*exported)
-    rows = [row for file in sorted(out.glob("data/*.parquet")) for row in read_file(file)["relations"].to_pylist()]
+    rows = [
+        row
+        for file in sorted(out.glob("data/*.parquet"))
+        for row in read_file(file)["relations"].to_pylist()
+    ]
     kinds = [(each["predicate"], each["confidence"]) for row in rows for each in row]
     assert {predicate for predicate, _ in kinds} == set(kept)
     assert all(confidence >= np.float32(kept[predicate]) for predicate, confidence in kinds)
     assert len(kinds) == sum(each["relations"] for each in certificate["sets"])
-    assert "certify a precision of each predicate of at least 0.9" in " ".join((out / "README.md").read_text().split())
-    training = invoke("train", "tagger", "--data", root, "--certified", "--out", tmp_path / "model", code=2)
+    assert "certify a precision of each predicate of at least 0.9" in " ".join(
+        (out / "README.md").read_text().split()
+    )
+    training = invoke(
+        "train", "tagger", "--data", root, "--certified", "--out", tmp_path / "model", code=2
+    )
     assert "--certified needs one threshold" in training.output.replace("\n", " ")
 
 
@@ -183,10 +257,16 @@ def test_before_an_answer_is_wrong_the_fewest_answers_are_told(copy):
     assert fewest <= kept["answers"]["right"] <= 2 * fewest
     (root / JUDGEMENTS).unlink()
     assert not certify(root, right, *options, decide=lambda _: "wrong", rounds=1)
-    assert "if as many are wrong as so far (25 of 25)" in invoke("certify", root, *options, code=1).output
+    assert (
+        "if as many are wrong as so far (25 of 25)"
+        in invoke("certify", root, *options, code=1).output
+    )
 
 
-@given(st.lists(st.tuples(st.integers(1, 5000), st.booleans()), min_size=1, max_size=30), st.integers(0, 5000))
+@given(
+    st.lists(st.tuples(st.integers(1, 5000), st.booleans()), min_size=1, max_size=30),
+    st.integers(0, 5000),
+)
 def test_groups_that_can_be_wrong_share_the_chance_to_be_wrong(groups, others):
     """Whichever groups are complete: the chances of all others add up to that of the family."""
     sizes = np.array([size for size, _ in groups])
@@ -196,12 +276,16 @@ def test_groups_that_can_be_wrong_share_the_chance_to_be_wrong(groups, others):
     rest = sizes[~is_complete].sum() + others
     assert shared == pytest.approx(0.05 * sizes[~is_complete].sum() / rest if rest else 0)
     assert (chances <= 0.05 + 1e-12).all()
-    fewer = 1 - family_confidence(0.95, sizes, np.zeros(len(sizes), bool), int(sizes.sum()) + others)
+    fewer = 1 - family_confidence(
+        0.95, sizes, np.zeros(len(sizes), bool), int(sizes.sum()) + others
+    )
     assert (chances >= fewer - 1e-12).all()
 
 
 def test_predicates_hold_together_unless_each_is_asked_for(copy):
-    """A family takes more answers, says so, and is verified; smaller ones than the run has are refused."""
+    """A family takes more answers, says so, and is verified; smaller ones than the run has are
+    refused.
+    """
     root, right = copy
     answers = {}
     for options, says, family in (
@@ -223,9 +307,16 @@ def test_predicates_hold_together_unless_each_is_asked_for(copy):
     family = certificate["family"]
     for file in (root / JUDGEMENTS, root / CERTIFICATE):
         text = file.read_text()
-        file.write_text(text.replace(f'"family":{family}', '"family":1').replace(f'"family": {family}', '"family": 1'))
+        file.write_text(
+            text.replace(f'"family":{family}', '"family":1').replace(
+                f'"family": {family}', '"family": 1'
+            )
+        )
     assert "has changed since" in " ".join(invoke("verify", root, code=1).output.split())
-    assert "--each is an option of --by" in invoke("certify", root, "--precision", "0.8", "--each", code=2).output
+    assert (
+        "--each is an option of --by"
+        in invoke("certify", root, "--precision", "0.8", "--each", code=2).output
+    )
 
 
 def test_a_predicate_of_three_relations(copy):
@@ -235,21 +326,36 @@ def test_a_predicate_of_three_relations(copy):
         answer(root, right)
     sets = json.loads((root / CERTIFICATE).read_text())["sets"]
     answers = {"right": 3, "wrong": 0, "unsure": 0}
-    assert {"predicate": "riding", "threshold": 0.5, "relations": 3, "of": 3, "answers": answers} in sets
+    assert {
+        "predicate": "riding",
+        "threshold": 0.5,
+        "relations": 3,
+        "of": 3,
+        "answers": answers,
+    } in sets
 
 
 def test_an_edited_certificate_and_changed_answers_are_refused(copy):
     root, right = copy
-    assert certify(root, right, "--precision", "0.9", "--threshold", "0.6", decide=lambda _: "right")
+    assert certify(
+        root, right, "--precision", "0.9", "--threshold", "0.6", decide=lambda _: "right"
+    )
     file = root / CERTIFICATE
-    text, given = file.read_text(), json.loads(file.read_text())
+    text = file.read_text()
+    given = json.loads(file.read_text())
 
     def refused(says: str = "") -> None:
         output = invoke("verify", root, code=1).output.replace("\n", " ")
         assert f"{CERTIFICATE}: " in output
         assert says in output
 
-    for change in ({"precision": 0.99}, {"people": {"bob": 3}}, {"sets": []}, {"sets": "a"}, {"prediction": "none"}):
+    for change in (
+        {"precision": 0.99},
+        {"people": {"bob": 3}},
+        {"sets": []},
+        {"sets": "a"},
+        {"prediction": "none"},
+    ):
         file.write_text(json.dumps(given | change))
         refused()
     invoke("export", root, "--to", "hf", "--certified", "--out", root.parent / "out", code=2)
@@ -258,12 +364,16 @@ def test_an_edited_certificate_and_changed_answers_are_refused(copy):
     for wrong in (None, [], 5, "a", given | {"judgements": []}):
         file.write_text(json.dumps(wrong))
         refused("is not a file of")
-    file.write_text(json.dumps(given | {"not_covered": given["not_covered"] | {"recall": "in other words"}}))
+    file.write_text(
+        json.dumps(given | {"not_covered": given["not_covered"] | {"recall": "in other words"}})
+    )
     invoke("verify", root)
     file.write_text(text)
     log = JudgementLog(root / JUDGEMENTS, RUN)
     for state in list(log.current()):
-        log.append(state.judgements[0].model_copy(update={"id": uuid.uuid4().hex, "judgement": "wrong"}))
+        log.append(
+            state.judgements[0].model_copy(update={"id": uuid.uuid4().hex, "judgement": "wrong"})
+        )
     refused("answers that were changed since")
     (root / JUDGEMENTS).write_bytes(b"")
     refused("is not what")
@@ -275,11 +385,10 @@ def test_an_edited_certificate_and_changed_answers_are_refused(copy):
     invoke("verify", root)
 
 
-EDITS = {"capital": 1.0, "start": 7, "odds": [], "scores": [9.0, 9.0], "level": 99, "questions": "reversed"}
-
-
 def test_an_edited_plan_is_one_line(copy):
-    """The second of two rounds that start tests, as if the first had spent its capital twice, and so on."""
+    """The second of two rounds that start tests, as if the first had spent its capital twice, and
+    so on.
+    """
     root, right = copy
     assert not certify(root, right, "--precision", "0.9", rounds=2)
     file = root / JUDGEMENTS
@@ -295,7 +404,9 @@ def test_an_edited_plan_is_one_line(copy):
             first["certificate"]["groups"][0] |= {"start": 0, "capital": 0.8}
         file.write_text("".join(f"{json.dumps(line, separators=(',', ':'))}\n" for line in edited))
         result = invoke("certify", root, "--precision", "0.9", code=None)
-        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        assert result.exception is None or isinstance(result.exception, SystemExit), (
+            result.exception
+        )
         assert JudgementLog(file, RUN).problems or result.exit_code == 2, (field, result.output)
 
 
@@ -319,15 +430,6 @@ def test_people_who_answer_at_random_certify_nothing(copy):
     anything = lambda _: rng.choice(["right", "wrong", "unsure"])  # noqa: E731
     assert not certify(root, right, "--precision", "0.9", rounds=5, decide=anything)
     assert not (root / CERTIFICATE).exists()
-
-
-CHANGES = ({"action": "swap"}, {"action": "predicate", "predicate": "under"})
-DISPUTES = {
-    "two of four change it, each otherwise": [RIGHT, RIGHT, *({"change": change} for change in CHANGES)],
-    "two of five call it right, three change or deny it": [RIGHT, RIGHT, *({"change": c} for c in CHANGES), WRONG],
-    "three of four are unsure": [RIGHT, UNSURE, UNSURE, UNSURE],
-    "one of two is unsure": [RIGHT, UNSURE],
-}
 
 
 @pytest.mark.parametrize("wrong", DISPUTES.values(), ids=DISPUTES.keys())

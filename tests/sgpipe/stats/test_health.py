@@ -20,14 +20,9 @@ from sgpipe.storage.shards import iter_records
 from sgpipe.utils.config_file import parse_set
 from tests.sgpipe.stats.runs import CUP, PERSON, make_shards, scene
 
-UP, DOWN = Box("cup", 3, (10, 10, 20, 20)), Box("table", 4, (10, 100, 60, 40))
+UP = Box("cup", 3, (10, 10, 20, 20))
+DOWN = Box("table", 4, (10, 100, 60, 40))
 FAR = Box("skateboard", 5, (280, 200, 20, 10))
-
-
-def found(tmp_path, records: list[Record], threshold: float = 0.2) -> dict[str, Check]:
-    make_shards(tmp_path / "run", records)
-    with open_run(tmp_path / "run") as database:
-        return {check.name: check for check in check_health(database, threshold) if check.count}
 
 
 PLANTED = [
@@ -59,8 +54,29 @@ PLANTED = [
 ]  # fmt: skip
 
 
+FORMS = {
+    "corners": lambda x, y, w, h, image: [x, y, x + w, y + h],
+    "centres": lambda x, y, w, h, image: [x + w / 2, y + h / 2, w, h],
+    "parts": (
+        lambda x, y, w, h, image: np.divide(
+            (x, y, w, h), (image["width"], image["height"]) * 2
+        ).tolist()
+    ),
+}
+
+
+def found(tmp_path, records: list[Record], threshold: float = 0.2) -> dict[str, Check]:
+    make_shards(tmp_path / "run", records)
+    with open_run(tmp_path / "run") as database:
+        return {check.name: check for check in check_health(database, threshold) if check.count}
+
+
 def test_each_check_finds_what_it_is_for_and_nothing_else(tmp_path):
-    clean = scene("1", [(0, "next to", 1), (1, "next to", 0), (2, "on", 0)], captions=["a dog", "a person and a dog"])
+    clean = scene(
+        "1",
+        [(0, "next to", 1), (1, "next to", 0), (2, "on", 0)],
+        captions=["a dog", "a person and a dog"],
+    )
     checks = found(tmp_path, [clean, *(record for _, record, _ in PLANTED)])
     assert checks.keys() == {name for name, *_ in PLANTED}
     for name, check in checks.items():
@@ -73,22 +89,33 @@ def test_each_check_finds_what_it_is_for_and_nothing_else(tmp_path):
 def test_datasets_with_other_classes(tmp_path):
     def images(dataset: str, *classes: str) -> list[Record]:
         boxes = [Box(name, 3, (30, 30, 10, 10)) for name in classes]
-        return [scene(f"{dataset}{n}", objects=[PERSON, boxes[n % 3]], dataset=dataset) for n in range(60)]
+        return [
+            scene(f"{dataset}{n}", objects=[PERSON, boxes[n % 3]], dataset=dataset)
+            for n in range(60)
+        ]
 
     records = [*images("one", "cup", "dog", "car"), *images("two", "cup", "dog", "bus")]
     # "car" and "bus" occur 20 times each: too few to be told from chance.
     assert not found(tmp_path / "few", records)
-    check = found(tmp_path / "many", [record for record in records for _ in range(3)])["uneven_classes"]
-    assert [each.text for each in check.examples] == [f"{n}: 16.7% of one, 0.0% of another" for n in ("car", "bus")]
+    check = found(tmp_path / "many", [record for record in records for _ in range(3)])[
+        "uneven_classes"
+    ]
+    assert [each.text for each in check.examples] == [
+        f"{n}: 16.7% of one, 0.0% of another" for n in ("car", "bus")
+    ]
     assert check.count == 120
 
 
 def test_relations_below_the_threshold_crowds_and_missing_objects_are_no_fault(tmp_path):
     crowd = [Box("cup", 3, (30, 30, 10, 10), True), Box("cup", 3, (30, 30, 10, 10), True)]
     smiling = scene("2", [(0, "smiling", 1)], [PERSON, Box(NO_OBJECT, 0, (0, 0, 0, 0))])
-    assert not found(tmp_path, [scene("0", [(1, "near", 1, 0.1)]), scene("1", objects=crowd), smiling])
+    assert not found(
+        tmp_path, [scene("0", [(1, "near", 1, 0.1)]), scene("1", objects=crowd), smiling]
+    )
     with open_run(tmp_path / "run") as database:
-        assert [check.name for check in check_health(database, 0.05) if check.count] == ["self_relations"]
+        assert [check.name for check in check_health(database, 0.05) if check.count] == [
+            "self_relations"
+        ]
 
 
 def test_the_drawn_world_is_clean(drawn_run, tmp_path):
@@ -101,7 +128,11 @@ def test_the_drawn_world_is_clean(drawn_run, tmp_path):
 
 
 def test_every_setting_that_an_advice_names_is_accepted_by_the_recipe():
-    named = [setting for rule in RULES for setting in re.findall(r"`(\w+(?:\.\w+)+(?:=[^`]*)?)`", rule.advice)]
+    named = [
+        setting
+        for rule in RULES
+        for setting in re.findall(r"`(\w+(?:\.\w+)+(?:=[^`]*)?)`", rule.advice)
+    ]
     assert {"caption.repetition_penalty", "pair.require_overlap=true"} <= set(named)
     for setting in named:
         key, _, value = setting.partition("=")
@@ -113,12 +144,16 @@ def test_every_setting_that_an_advice_names_is_accepted_by_the_recipe():
 @pytest.fixture(scope="module", params=["drawn", "coco_mini"])
 def annotated(request, tmp_path_factory) -> Callable[[], tuple[dict, dict]]:
     """The instances and captions of synthetic images, and of real ones."""
-    folder, form = tmp_path_factory.mktemp("drawn"), "{}"
+    folder = tmp_path_factory.mktemp("drawn")
+    form = "{}"
     if request.param == "drawn":
         render_dataset(folder, 60, 0, "val")
     else:
-        folder, form = request.getfixturevalue("oracle") / "data" / request.param, "{}_val2017"
-    texts = [(folder / f"{form.format(each)}.json").read_text() for each in ("instances", "captions")]
+        folder = request.getfixturevalue("oracle") / "data" / request.param
+        form = "{}_val2017"
+    texts = [
+        (folder / f"{form.format(each)}.json").read_text() for each in ("instances", "captions")
+    ]
     return lambda: tuple(map(json.loads, texts))
 
 
@@ -130,20 +165,15 @@ def records_of(folder: Path, instances: dict, captions: dict, shift: int = 0) ->
         each["image_id"] = owner.get(each["image_id"], each["image_id"])
     for name, content in {"instances": instances, "captions": captions}.items():
         (folder / f"{name}.json").write_text(json.dumps(content))
-    return list(coco_source(folder / "instances.json", "val", folder / "captions.json").read(Counter()))
+    return list(
+        coco_source(folder / "instances.json", "val", folder / "captions.json").read(Counter())
+    )
 
 
 def test_right_data_is_not_doubted_nor_a_few_images_of_it(annotated, tmp_path):
     records = records_of(tmp_path, *annotated())
     for number in (1, 12, len(records)):
         assert not DOUBTS & found(tmp_path / str(number), records[:number]).keys()
-
-
-FORMS = {
-    "corners": lambda x, y, w, h, image: [x, y, x + w, y + h],
-    "centres": lambda x, y, w, h, image: [x + w / 2, y + h / 2, w, h],
-    "parts": lambda x, y, w, h, image: np.divide((x, y, w, h), (image["width"], image["height"]) * 2).tolist(),
-}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -161,7 +191,9 @@ def test_boxes_of_another_form_are_named(annotated, tmp_path, form):
 
 def test_captions_of_other_images_are_named(annotated, tmp_path):
     for shift in (1, 2, -1):
-        check = found(tmp_path / str(shift), records_of(tmp_path, *annotated(), shift))["foreign_captions"]
+        check = found(tmp_path / str(shift), records_of(tmp_path, *annotated(), shift))[
+            "foreign_captions"
+        ]
         assert check.examples[0].text.endswith(" in others")
     assert Audit(measure(tmp_path / "1" / "run")).findings[-1].grade == "bad"
 
@@ -178,4 +210,7 @@ def test_boxes_with_the_names_of_other_classes_are_named(annotated, tmp_path):
         return
     check = checks["foreign_classes"]
     assert (check.count, check.share) == (check.total, 1)
-    assert all(re.fullmatch("captions name “.*” where boxes are “.*”", each.text) for each in check.examples)
+    assert all(
+        re.fullmatch("captions name “.*” where boxes are “.*”", each.text)
+        for each in check.examples
+    )

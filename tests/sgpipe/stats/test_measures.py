@@ -28,7 +28,9 @@ def root(tmp_path_factory):
 @pytest.fixture(scope="module")
 def rows(root):
     """The shards as pyarrow reads them, past everything that is tested."""
-    return pa.concat_tables([pq.read_table(root / shard.file) for shard in Manifest.load(root).shards])
+    return pa.concat_tables(
+        [pq.read_table(root / shard.file) for shard in Manifest.load(root).shards]
+    )
 
 
 def test_totals_are_what_pyarrow_counts(root, rows):
@@ -38,11 +40,20 @@ def test_totals_are_what_pyarrow_counts(root, rows):
     assert measures.images == Counter(rows["split"].to_pylist())
     assert measures.datasets == Counter(rows["dataset"].to_pylist())
     assert sum(measures.errors.values()) == rows["status"].to_pylist().count("error")
-    assert measures.totals["distinct_captions"] == pc.count_distinct(column(rows, "captions", "text")).as_py()
-    different = sum(len({caption["text"] for caption in captions}) for captions in rows["captions"].to_pylist())
+    assert (
+        measures.totals["distinct_captions"]
+        == pc.count_distinct(column(rows, "captions", "text")).as_py()
+    )
+    different = sum(
+        len({caption["text"] for caption in captions}) for captions in rows["captions"].to_pylist()
+    )
     assert measures.totals["different_captions"] == different
-    assert measures.totals["candidate_texts"] == len(pc.list_flatten(column(rows, "pairs", "predicates")))
-    ends = [pc.is_valid(column(rows, "triplets", f"{end}_category")) for end in ("subject", "object")]
+    assert measures.totals["candidate_texts"] == len(
+        pc.list_flatten(column(rows, "pairs", "predicates"))
+    )
+    ends = [
+        pc.is_valid(column(rows, "triplets", f"{end}_category")) for end in ("subject", "object")
+    ]
     assert measures.totals["matched_triplets"] == (pc.sum(pc.and_(*ends)).as_py() or 0)
     assert measures.predicates == Counter(column(rows, "relations", "predicate").to_pylist())
     assert measures.categories == Counter(column(rows, "objects", "category").to_pylist())
@@ -53,7 +64,9 @@ def test_thresholds_keep_what_numpy_counts(root, rows):
     owner = pc.list_parent_indices(rows["relations"].combine_chunks()).to_numpy()
     confidence = pc.fill_null(column(rows, "relations", "confidence"), 1).to_numpy()
     names = np.array(column(rows, "relations", "predicate").to_pylist())
-    pairs = np.stack([owner, *(column(rows, "relations", end).to_numpy() for end in ("subject", "object"))])
+    pairs = np.stack(
+        [owner, *(column(rows, "relations", end).to_numpy() for end in ("subject", "object"))]
+    )
     levels = {level.threshold: level for level in measure(root).thresholds}
     assert list(levels) == [0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6]
     for threshold, level in levels.items():
@@ -81,7 +94,10 @@ def test_confidences_triplets_and_relations_per_image(root, rows):
     found = np.array([score for score in scores.to_pylist() if score is not None])
     bins, _ = np.histogram(found, 20, (0, 1))
     assert measures.confidence.histogram == bins.tolist()
-    assert (measures.confidence.scored, measures.confidence.unscored) == (len(found), scores.null_count)
+    assert (measures.confidence.scored, measures.confidence.unscored) == (
+        len(found),
+        scores.null_count,
+    )
     assert measures.confidence.mean == pytest.approx(found.mean())
     assert measures.confidence.highest == found.max()
     counted = Counter()
@@ -94,7 +110,9 @@ def test_confidences_triplets_and_relations_per_image(root, rows):
     assert sum(measures.person_subject_share * n for n in counted.values()) == pytest.approx(
         sum(n for (subject, *_), n in counted.items() if subject == "person")
     )
-    lengths = pc.list_value_length(rows.filter(pc.equal(rows["status"], "ok"))["relations"]).to_numpy()
+    lengths = pc.list_value_length(
+        rows.filter(pc.equal(rows["status"], "ok"))["relations"]
+    ).to_numpy()
     assert measures.totals["images_without_relations"] == (lengths == 0).sum()
 
 
@@ -108,7 +126,9 @@ def test_images_without_relations_say_what_they_lack(tmp_path):
     whole = scene("", captions=["a dog on a cup"])
     whole.triplets = [Triplet("a dog", "on", "a cup", "dog", "cup", "on", 0, "dog", "cup")]
     whole.pairs = [Pair(0, 1, ["on"])]
-    records = [replace(whole, image_id=str(n), **changes) for n, changes in enumerate(lacking.values())]
+    records = [
+        replace(whole, image_id=str(n), **changes) for n, changes in enumerate(lacking.values())
+    ]
     found = measure(make_shards(tmp_path / "run", records)).without_relations
     assert found == dict.fromkeys(lacking, 1)
     imported = make_shards(tmp_path / "imported", [scene("0"), scene("1")])
@@ -121,22 +141,34 @@ def test_attributes_count_once_for_each_object(tmp_path):
     cup.attributes = [Attribute("wet")]
     broken = scene("2", objects=[dog])
     broken.fail("tag", "broken")
-    measures = measure(make_shards(tmp_path / "run", [scene("0", objects=[PERSON, dog, cup]), scene("1"), broken]))
+    measures = measure(
+        make_shards(tmp_path / "run", [scene("0", objects=[PERSON, dog, cup]), scene("1"), broken])
+    )
     assert measures.attributes == {"wet": 3, "two": 2}
-    assert (measures.totals["described_objects"], measures.in_error_rows["described_objects"]) == (3, 1)
+    assert (measures.totals["described_objects"], measures.in_error_rows["described_objects"]) == (
+        3,
+        1,
+    )
     assert ("boxes with attributes", "3", "43% of the boxes") in overview(measures)
 
 
 def test_errors_are_told_apart_by_kind_not_by_image(tmp_path):
     records = [scene(str(number)) for number in range(5)]
     records[3].file_name = ""
-    sizes = ["image is 12x13, the annotation says 640x480", "image is 14x15, the annotation says 320x240"]
+    sizes = [
+        "image is 12x13, the annotation says 640x480",
+        "image is 14x15, the annotation says 320x240",
+    ]
     errors = [*(f"image file not found: a folder/{number}.jpg" for number in range(3)), *sizes]
     for record, error in zip(records, errors, strict=True):
         record.fail("load", error)
     measures = measure(make_shards(tmp_path / "run", records))
-    lost, scaled = "load: image file not found: a …", "load: image is N, the annotation says N"
-    assert (measures.errors, measures.error_examples) == ({lost: 3, scaled: 2}, {lost: "0.png", scaled: "3"})
+    lost = "load: image file not found: a …"
+    scaled = "load: image is N, the annotation says N"
+    assert (measures.errors, measures.error_examples) == (
+        {lost: 3, scaled: 2},
+        {lost: "0.png", scaled: "3"},
+    )
 
 
 def test_a_run_without_shards_and_one_that_is_damaged(tmp_path):
@@ -157,10 +189,13 @@ def test_yields_leave_out_what_no_stage_has_finished(tmp_path):
     triplet = Triplet("a man", "on", "a dog", "man", "dog", "on", 0, "person", "dog")
     records = [scene(str(n), [(0, "on", 1, 0.9)] * 3, captions=["a", "b"]) for n in range(4)]
     for record in records:
-        record.triplets, record.pairs = [triplet] * 4, [Pair(0, 1, ["on"] * 5)]
+        record.triplets = [triplet] * 4
+        record.pairs = [Pair(0, 1, ["on"] * 5)]
     for record in records[1:]:
         record.fail("caption", "no image")
-        record.triplets, record.pairs, record.relations = [], [], []
+        record.triplets = []
+        record.pairs = []
+        record.relations = []
     measures = measure(make_shards(tmp_path / "run", records))
     assert measures.totals["captions"] == 8
     assert measures.in_error_rows["captions"] == 6
@@ -180,6 +215,8 @@ def test_the_long_tail_of_equal_counts_and_of_one_that_has_nearly_everything():
     assert tail.head_share == pytest.approx(10 / 16)
     assert measure_long_tail([]).kinds == 0
     tail = measure_long_tail([1, 1, 1, 997])
-    assert tail.gini == pytest.approx(6 * 996 / 16 / (2 * 250))  # mean difference of all pairs, over twice the mean
+    assert tail.gini == pytest.approx(
+        6 * 996 / 16 / (2 * 250)
+    )  # mean difference of all pairs, over twice the mean
     assert (tail.half, tail.singletons) == (1, 3)
     assert tail.entropy < 0.05

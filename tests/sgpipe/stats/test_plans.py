@@ -10,15 +10,29 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sgpipe.stats.plans import MARGIN, JudgementMeasures, PlanProgress, draw, measure_judgements, next_question
+from sgpipe.stats.plans import (
+    MARGIN,
+    JudgementMeasures,
+    PlanProgress,
+    draw,
+    measure_judgements,
+    next_question,
+)
 from sgpipe.storage.index import open_run
-from sgpipe.storage.judgements import JUDGEMENTS, JudgementLog, PlannedQuestion, PlanStratum, SamplingPlan
+from sgpipe.storage.judgements import (
+    JUDGEMENTS,
+    JudgementLog,
+    PlannedQuestion,
+    PlanStratum,
+    SamplingPlan,
+)
 from sgpipe.view.search import Filters, select_relations
 from tests.sgpipe.stats.runs import invoke, judge, make_shards, said, scene
 
 RUN = "drawn"  # the fingerprint of such a run
 
-# 300 relations of confidence 0.6 (a third of them "near"), 40 of 0.15, 5 without; the last are all "on".
+# 300 relations of confidence 0.6 (a third of them "near"), 40 of 0.15, 5 without; the last are all
+# "on".
 RELATIONS = [
     *((f"a{n}", ("near", "on", "at")[n % 3], 0.6) for n in range(300)),
     *((f"b{n}", "on", 0.15) for n in range(40)),
@@ -29,7 +43,9 @@ RELATIONS = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The relations as a run."""
-    records = [scene(image, [(0, predicate, 1, confidence)]) for image, predicate, confidence in RELATIONS]
+    records = [
+        scene(image, [(0, predicate, 1, confidence)]) for image, predicate, confidence in RELATIONS
+    ]
     return make_shards(tmp_path_factory.mktemp("plans") / "run", records)
 
 
@@ -68,7 +84,12 @@ def test_bands_get_equal_shares_in_random_order(population):
 
 
 def test_every_relation_of_a_stratum_is_drawn_equally_often(population):
-    counts = Counter(q.key for seed in range(60) for q in draw(*population, "bands", 40, seed)[1] if q.stratum == 1)
+    counts = Counter(
+        q.key
+        for seed in range(60)
+        for q in draw(*population, "bands", 40, seed)[1]
+        if q.stratum == 1
+    )
     assert len(counts) == 40
     expected = 60 * 17 / 40  # the five without a confidence are all drawn
     chi_square = np.sum((np.array(list(counts.values())) - expected) ** 2 / expected)
@@ -83,7 +104,9 @@ def test_predicates_are_strata_and_the_rare_ones_are_one(population):
     assert all(strata[q.stratum].predicate in (q.predicate, None) for q in questions)
 
 
-def test_only_answers_that_the_plan_asked_for_count_until_later_ones_or_other_people_change_them(population, log):
+def test_only_answers_that_the_plan_asked_for_count_until_later_ones_or_other_people_change_them(
+    population, log
+):
     plan = stored(log, "bands", *draw(*population, "bands", 60))
     for question in plan.questions[:20]:
         say(log, question, "right")
@@ -105,15 +128,26 @@ def test_only_answers_that_the_plan_asked_for_count_until_later_ones_or_other_pe
 
 def test_the_number_of_further_answers_narrows_the_interval_to_the_margin(log):
     """That many answers in the same proportions do, and nine tenths of them do not."""
-    strata = [PlanStratum(name=str(n), relations=20_000, sampled=1500, start=n / 2, stop=(n + 1) / 2) for n in range(2)]
-    questions = [PlannedQuestion("val", str(n), 0, 1, "on", "a", "b", 0.2 + n % 2 / 2, n % 2) for n in range(3000)]
+    strata = [
+        PlanStratum(name=str(n), relations=20_000, sampled=1500, start=n / 2, stop=(n + 1) / 2)
+        for n in range(2)
+    ]
+    questions = [
+        PlannedQuestion("val", str(n), 0, 1, "on", "a", "b", 0.2 + n % 2 / 2, n % 2)
+        for n in range(3000)
+    ]
     plan = stored(log, "bands", strata, questions)
 
-    lines = [said(question, "right" if int(question.image_id) % 10 else "wrong") for question in questions]
+    lines = [
+        said(question, "right" if int(question.image_id) % 10 else "wrong")
+        for question in questions
+    ]
 
     def answered(number: int) -> tuple[float, int]:
         """Half of the width of the interval after so many answers, and how many more it takes."""
-        log.file.write_text("".join(f"{line.model_dump_json()}\n" for line in [plan, *lines[:number]]))
+        log.file.write_text(
+            "".join(f"{line.model_dump_json()}\n" for line in [plan, *lines[:number]])
+        )
         now = JudgementLog(log.file, RUN)
         estimate = PlanProgress(plan, now).precision
         return (estimate.high - estimate.low) / 2, PlanProgress(plan, now).needed()
@@ -135,7 +169,11 @@ def test_people_get_questions_in_other_orders_and_what_was_skipped_last(populati
     skipped = next_question(plan, log, "anna")
     say(log, skipped, "skip")
     seen = []
-    while (question := next_question(plan, log, "anna")) and question.key not in seen and len(seen) < 20:
+    while (
+        (question := next_question(plan, log, "anna"))
+        and question.key not in seen
+        and len(seen) < 20
+    ):
         seen.append(question.key)
         say(log, question, "right")
     assert seen[-1] == skipped.key
@@ -154,7 +192,10 @@ def test_the_audit_reads_the_plan_of_the_run_with_the_most_answers(run, populati
     found = measured(run, log.file)
     assert (found.plan, found.precision.judged, found.strata) == ("many", 50, "predicates")
     live = PlanProgress(many, log)
-    assert (found.precision.value, found.precision.low) == (live.precision.value, live.precision.low)
+    assert (found.precision.value, found.precision.low) == (
+        live.precision.value,
+        live.precision.low,
+    )
     assert found.precision.high == live.precision.high
     assert found.bands == live.strata
     assert found.curve[1].relations == 305
@@ -188,7 +229,11 @@ def test_judgements_become_precision_weighted_by_the_bands(run):
     assert found.precision.high - found.precision.low < 0.25
     assert found.precision.covered == pytest.approx(340 / 345)
     assert found.if_unsure_right == pytest.approx(300 / 340)
-    assert [(row.precision.correct, row.precision.judged) for row in found.bands] == [(0, 0), (0, 30), (29, 30)]
+    assert [(row.precision.correct, row.precision.judged) for row in found.bands] == [
+        (0, 0),
+        (0, 30),
+        (29, 30),
+    ]
     assert found.suggested is None  # 29 of 30 show 85 %
     choice = measured(run, file, 0.7).suggested
     assert (choice.threshold, choice.kept, choice.relations) == (pytest.approx(0.15), 60, 345)
@@ -204,11 +249,18 @@ def test_judgements_become_precision_weighted_by_the_bands(run):
 def test_a_suggested_threshold_selects_the_relations_that_it_counts(tmp_path):
     rng = random.Random(4)
     confidences = [min(rng.random() ** 2 + 0.0004, 1.0) for _ in range(400)] + [0.7, 0.7, 0.3]
-    root = make_shards(tmp_path / "run", [scene(str(n), [(0, "on", 1, c)]) for n, c in enumerate(confidences)])
-    file = judge(root, 150, lambda question: "right" if rng.random() < question.confidence + 0.2 else "wrong")
+    root = make_shards(
+        tmp_path / "run", [scene(str(n), [(0, "on", 1, c)]) for n, c in enumerate(confidences)]
+    )
+    file = judge(
+        root, 150, lambda question: "right" if rng.random() < question.confidence + 0.2 else "wrong"
+    )
     for target in (0.3, 0.8):
         text = " ".join(report(root, "--precision", target).split())
-        pattern = r"hreshold of ([\d.]+) keeps (\d+) of 403 relations; with 95% confidence, at least (\d+)%"
+        pattern = (
+            r"hreshold of ([\d.]+) keeps (\d+) of 403 relations; with 95% confidence, at least"
+            r" (\d+)%"
+        )
         told = re.search(pattern, text)
         threshold, kept, correct = told.groups()
         assert sum(np.float32(c) >= np.float32(float(threshold)) for c in confidences) == int(kept)
@@ -221,7 +273,9 @@ def test_a_suggested_threshold_selects_the_relations_that_it_counts(tmp_path):
 def test_a_run_that_has_grown_keeps_the_weights_of_the_plan(tmp_path):
     records = [scene(f"a{n}", [(0, "on", 1, 0.05 if n < 90 else 0.9)]) for n in range(100)]
     before = make_shards(tmp_path / "before", records)
-    after = make_shards(tmp_path / "after", [*records, *(scene(f"b{n}", [(0, "on", 1, 0.9)]) for n in range(50))])
+    after = make_shards(
+        tmp_path / "after", [*records, *(scene(f"b{n}", [(0, "on", 1, 0.9)]) for n in range(50))]
+    )
     file = judge(before, 20, lambda question: "right" if question.confidence > 0.5 else "wrong")
     shutil.copy(file, after / file.name)
     found = json.loads(report(after, "--json"))["judgements"]  # whose shape scripts rely on

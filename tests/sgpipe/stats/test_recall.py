@@ -1,4 +1,6 @@
-"""Recall plans: blind answers over HTTP, the recall that they show, and what two people show about each other."""
+"""Recall plans: blind answers over HTTP, the recall that they show, and what two people show about
+each other.
+"""
 
 import json
 from pathlib import Path
@@ -19,16 +21,25 @@ IMAGES = 60
 
 
 def boxes(number: int) -> list[Box]:
-    return [Box(name, 1, (9 * at, 5, 8, 8)) for at, name in enumerate(["person", "dog", "cup", "car"][:number])]
+    return [
+        Box(name, 1, (9 * at, 5, 8, 8))
+        for at, name in enumerate(["person", "dog", "cup", "car"][:number])
+    ]
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """Of each image, the run has "on" between 0 and 1, and every second one "near" between 1 and 0."""
+    """Of each image, the run has "on" between 0 and 1, and every second one "near" between 1
+    and 0.
+    """
     records = []
     for number in range(IMAGES):
         relations = [(0, "On", 1, 0.4 + number / 200), (2, SECRET, 0, 0.9)]
-        records.append(scene(f"i{number}", [*relations, *([(1, "near", 0, 0.2)] if number % 2 else [])], boxes(4)))
+        records.append(
+            scene(
+                f"i{number}", [*relations, *([(1, "near", 0, 0.2)] if number % 2 else [])], boxes(4)
+            )
+        )
     lonely = scene("lonely", objects=[*boxes(1), Box(NO_OBJECT, 0, (0, 0, 0, 0))])
     return make_shards(tmp_path / "run", [*records, lonely])
 
@@ -39,7 +50,9 @@ def client(run: Path) -> TestClient:
 
 
 def draw(client: TestClient, status: int = 201, **values: object) -> str:
-    made = client.post("/api/plans", json={"kind": "recall", "count": 40, "seed": 1, "id": "r", **values})
+    made = client.post(
+        "/api/plans", json={"kind": "recall", "count": 40, "seed": 1, "id": "r", **values}
+    )
     assert made.status_code == status, made.text
     return made.json().get("plan") or made.json()["error"]
 
@@ -51,11 +64,25 @@ def question(client: TestClient, by: str = "anna", **params: object) -> dict:
 
 
 def answer(
-    client: TestClient, asked: dict, relations: list | None, by: str = "anna", status: int = 200, changes=None
+    client: TestClient,
+    asked: dict,
+    relations: list | None,
+    by: str = "anna",
+    status: int = 200,
+    changes=None,
 ) -> dict:
-    named = relations and [dict(zip(("subject", "predicate", "object"), each, strict=True)) for each in relations]
+    named = relations and [
+        dict(zip(("subject", "predicate", "object"), each, strict=True)) for each in relations
+    ]
     place = {name: asked["question"]["image"][name] for name in ("split", "image_id")}
-    line = {"id": f"{by}{asked['number']}", "plan": "r", "by": by, **place, "relations": named, **(changes or {})}
+    line = {
+        "id": f"{by}{asked['number']}",
+        "plan": "r",
+        "by": by,
+        **place,
+        "relations": named,
+        **(changes or {}),
+    }
     stored = client.post("/api/judgements", json=line)
     assert stored.status_code == status, stored.text
     return stored.json()
@@ -66,7 +93,11 @@ def test_people_answer_blindly_and_the_recall_is_reported(client, run):
     for by in ("anna", "ben"):
         for number in range(20):
             asked = question(client, by)
-            assert (asked["number"], asked["left"], len(asked["question"]["objects"])) == (number, 40 - number, 4)
+            assert (asked["number"], asked["left"], len(asked["question"]["objects"])) == (
+                number,
+                40 - number,
+                4,
+            )
             seen = [(0, "on", 1), (1, "NEAR", 0)] if by == "anna" else [(0, "on", 1)]
             assert answer(client, asked, seen, by)["by"] == by
     viewer = client.app.state.freshness.viewer
@@ -114,14 +145,18 @@ def test_boxes_of_a_question_stand_for_all_pairs_of_the_image(client):
     indices = [each["index"] for each in asked["question"]["objects"]]
     assert len(indices) == 2
     other = next(index for index in range(4) if index not in indices)
-    assert "between two boxes" in answer(client, asked, [(indices[0], "on", other)], status=400)["error"]
+    assert (
+        "between two boxes"
+        in answer(client, asked, [(indices[0], "on", other)], status=400)["error"]
+    )
     plan = client.app.state.freshness.viewer.judgements.recall_plans["r"]
     assert {each.weight for each in plan.questions} == {6.0}
 
 
 def test_what_is_no_answer_and_plans_that_cannot_be_drawn_are_refused(client, run):
     draw(client)
-    before, pair = (run / JUDGEMENTS).read_bytes(), {"subject": 0, "object": 1}
+    before = (run / JUDGEMENTS).read_bytes()
+    pair = {"subject": 0, "object": 1}
     for values, status, message in (
         ({"plan": "none"}, 404, "no such plan"), ({"image_id": "lonely"}, 404, "does not ask"),
         ({"relations": [{"subject": 0, "object": 0, "predicate": "on"}]}, 400, "two boxes"),
@@ -129,11 +164,15 @@ def test_what_is_no_answer_and_plans_that_cannot_be_drawn_are_refused(client, ru
         ({"relations": [{**pair, "predicate": "x" * 201}]}, 400, "200"), ({"relations": "all"}, 400, "relations"),
         ({"run": "another"}, 409, "another run"),
     ):  # fmt: skip
-        assert message in answer(client, question(client), [], status=status, changes=values)["error"]
+        assert (
+            message in answer(client, question(client), [], status=status, changes=values)["error"]
+        )
     assert (run / JUDGEMENTS).read_bytes() == before
     assert "expected 1 to" in draw(client, 422, count=0, id="none")
     assert "2 or more" in draw(client, 422, boxes=1, id="none")
-    assert client.get("/api/recall/none").status_code == client.get("/recall/none").status_code == 404
+    assert (
+        client.get("/api/recall/none").status_code == client.get("/recall/none").status_code == 404
+    )
 
 
 @pytest.mark.parametrize("simulate", [plans, parts_of_all])

@@ -14,6 +14,7 @@ from sgpipe.stats.ground_truth import measure_against_ground_truth
 from sgpipe.stats.measures import measure
 from sgpipe.stats.precision import area_under_roc
 from sgpipe.storage.index import open_run
+from sgpipe.storage.judgements import PlannedQuestion
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.storage.shards import VLM_SCORE, read_file, write_copy
@@ -24,9 +25,14 @@ TRUE = [scene(str(n), [(0, "holding", 2), (1, "near", 2)]) for n in range(20)]
 
 
 def predicted(third: float) -> list[Record]:
-    """The first relation of each image is right, and every other time the second; the third never is."""
+    """The first relation of each image is right, and every other time the second; the third never
+    is.
+    """
     second = {n: "near" if n % 2 else "under" for n in range(20)}
-    return [scene(str(n), [(0, "holding", 2, 0.9), (1, second[n], 2, 0.3), (0, "near", 1, third)]) for n in second]
+    return [
+        scene(str(n), [(0, "holding", 2, 0.9), (1, second[n], 2, 0.3), (0, "near", 1, third)])
+        for n in second
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +57,19 @@ def test_thresholds_that_reach_a_precision(runs):
     rows = {row.predicate: row for row in found.predicates}
     assert rows["holding"].suggested is rows["near"].suggested is rows["under"].suggested is None
     rows = {row.predicate: row.suggested for row in compare(*runs, 0.2, 0.6).predicates}
-    assert (rows["holding"].kept, rows["near"].kept, rows["under"]) == (20, 10, None)  # near: wrong at 0.05
+    assert (rows["holding"].kept, rows["near"].kept, rows["under"]) == (
+        20,
+        10,
+        None,
+    )  # near: wrong at 0.05
     bins = [(round(part.confidence, 2), part.precision.value) for part in found.reliability]
     assert bins == [(0.05, 0.0), (0.3, 0.5), (0.9, 1.0)]
 
 
 def test_a_run_without_a_confident_relation(tmp_path, runs):
-    weak = make_shards(tmp_path / "weak", [scene(str(n), [(0, "holding", 2, 0.01)]) for n in range(20)])
+    weak = make_shards(
+        tmp_path / "weak", [scene(str(n), [(0, "holding", 2, 0.01)]) for n in range(20)]
+    )
     found = compare(weak, runs[1], 0.2, 0.9)
     assert found.precision.value is None
     result = invoke("stats", weak, "--truth", runs[1], "--json")
@@ -95,15 +107,22 @@ def test_ground_truth_says_how_good_it_is(scored: tuple[Path, Path], tmp_path: P
     expected = (20 * 0.05 + 10 * 0.25 + 10 * 0.25 + 19 * 0.15) / 59
     assert found["calibration_error"] == pytest.approx(expected, abs=1e-6)
     assert [part["precision"]["judged"] for part in found["reliability"]] == [19, 10, 10, 20]
-    [text] = [each["text"] for each in report["findings"] if "model, judged by ground truth" in each["text"]]
+    [text] = [
+        each["text"]
+        for each in report["findings"]
+        if "model, judged by ground truth" in each["text"]
+    ]
     assert "in 100.0% of pairs" in text
     assert f"calibration error is {expected:.3f}" in text
     assert_forms_agree(scored[0], tmp_path, "--truth", scored[1])
 
 
 def test_people_say_how_good_it_is(scored: tuple[Path, Path]) -> None:
-    right = lambda question: question.predicate in ("holding", "near") and question.object_category == "cup"  # noqa: E731
-    judge(scored[0], 60, lambda question: "right" if right(question) else "wrong")
+    def verdict(question: PlannedQuestion) -> str:
+        is_right = question.predicate in ("holding", "near") and question.object_category == "cup"
+        return "right" if is_right else "wrong"
+
+    judge(scored[0], 60, verdict)
     report = json.loads(invoke("stats", scored[0], "--judgements", "own", "--json").stdout)
     found = report["judgements"]["vlm_score"]
     assert (found["judged"], found["auc"]) == (59, 1.0)
@@ -122,9 +141,15 @@ def test_the_area_under_the_curve_counts_pairs() -> None:
 def test_relations_that_nothing_scored_are_called_so(tmp_path: Path) -> None:
     records = [scene(str(n), [(0, "holding", 2, 1.0), (0, "near", 1, 1.0)]) for n in range(60)]
     truth = make_shards(tmp_path / "truth", [scene(str(n), [(0, "holding", 2)]) for n in range(60)])
-    run = make_shards(tmp_path / "run", records, identity={"tag": {"method": "overlap"}, "pair": {}})
+    run = make_shards(
+        tmp_path / "run", records, identity={"tag": {"method": "overlap"}, "pair": {}}
+    )
     text = invoke("stats", run).stdout
-    assert "Nothing scored the relations: every candidate pair whose boxes overlap is related" in text
+    assert (
+        "Nothing scored the relations: every candidate pair whose boxes overlap is related" in text
+    )
     assert "how sure the tagger is" not in text
-    with pytest.raises(UserError, match="has no scores to calibrate: every candidate pair whose boxes overlap"):
+    with pytest.raises(
+        UserError, match="has no scores to calibrate: every candidate pair whose boxes overlap"
+    ):
         calibrate(run, judge_by_truth(run, GroundTruth(truth)))

@@ -35,8 +35,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[RunFiles]:
     """The runs of which indexes are built."""
-    built, build = list[RunFiles](), index_module.build_index
-    monkeypatch.setattr(index_module, "build_index", lambda *given: (built.append(given[0]), build(*given))[1])
+    built = list[RunFiles]()
+    build = index_module.build_index
+    monkeypatch.setattr(
+        index_module, "build_index", lambda *given: (built.append(given[0]), build(*given))[1]
+    )
     return built
 
 
@@ -73,9 +76,12 @@ def content(index: Index) -> list[object]:
     return [sorted(index.rows(query), key=str) for query in queries]
 
 
-def test_an_index_is_built_once_and_again_if_it_is_damaged(tmp_path: Path, builds: list[RunFiles]) -> None:
+def test_an_index_is_built_once_and_again_if_it_is_damaged(
+    tmp_path: Path, builds: list[RunFiles]
+) -> None:
     make_run(tmp_path, make_records(12))
-    first, second = Index(tmp_path, QUIET), Index(tmp_path, QUIET)
+    first = Index(tmp_path, QUIET)
+    second = Index(tmp_path, QUIET)
     assert content(first) == content(second)
     assert first.newer() is None
     assert len(builds) == 1
@@ -149,7 +155,9 @@ def test_values_beyond_their_types_leave_out_a_shard_or_find_no_box(tmp_path: Pa
 def test_what_cannot_be_put_into_the_run_goes_into_the_users_cache(tmp_path: Path) -> None:
     make_run(tmp_path / "run", make_records(5))
     shutil.rmtree(tmp_path / "run/.sgpipe", ignore_errors=True)
-    (tmp_path / "run/.sgpipe").write_text("a file")  # as a file system that cannot be written, for root too
+    (tmp_path / "run/.sgpipe").write_text(
+        "a file"
+    )  # as a file system that cannot be written, for root too
     index = Index(tmp_path / "run", QUIET)
     assert index.files.cache.is_relative_to(tmp_path / "cache")
     assert index.images == 5
@@ -176,13 +184,23 @@ def test_rows_are_read_from_their_shards(tmp_path: Path) -> None:
     for number, record in enumerate(records):
         found = read_record(index, "train", record.image_id)
         assert found is not None
-        assert dataclasses.replace(found.record, relations=[]) == dataclasses.replace(record, relations=[])
+        assert dataclasses.replace(found.record, relations=[]) == dataclasses.replace(
+            record, relations=[]
+        )
         start = number // 4 * 4
-        assert (found.image.shard, found.image.row) == (shard_name("train", start, min(start + 4, 11)), number % 4)
+        assert (found.image.shard, found.image.row) == (
+            shard_name("train", start, min(start + 4, 11)),
+            number % 4,
+        )
         assert not found.scores
         row = find_image(index, "train", record.image_id)
         assert row is not None
-        assert (row.file_name, row.width, row.height, row.embedded) == (record.file_name, 24, 16, False)
+        assert (row.file_name, row.width, row.height, row.embedded) == (
+            record.file_name,
+            24,
+            16,
+            False,
+        )
     assert read_record(index, "val", records[0].image_id) is None
     assert read_embedded(index, "train", records[0].image_id) is None
     assert index.image_roots.locations["train"] == str(tmp_path / "images")
@@ -204,7 +222,9 @@ def scored(root: Path, name: str, scores: pa.Array) -> Index:
     return Index(root, QUIET)
 
 
-def test_a_scored_run_is_ordered_by_clip_score_though_cosines_may_be_negative(tmp_path: Path) -> None:
+def test_a_scored_run_is_ordered_by_clip_score_though_cosines_may_be_negative(
+    tmp_path: Path,
+) -> None:
     cosines = [number / 100 - 0.1 for number in range(20)]
     scores = [[{"score": cosine, "swapped": 0.0, "rank": 1, "contrasts": 2}] for cosine in cosines]
     index = scored(tmp_path, CLIP_SCORE, pa.array(scores))
@@ -226,7 +246,10 @@ def test_vlm_scores_order_relations_and_list_those_that_they_doubt(tmp_path: Pat
     assert [hit.image_id for hit in doubted] == ["1", "4"]
     add(tmp_path, [plain_record("6")], 6)
     index = newer(index)
-    assert [hit.vlm_score for hit in search(index, Filters(order="vlm_score"))[0][-2:]] == [None, None]
+    assert [hit.vlm_score for hit in search(index, Filters(order="vlm_score"))[0][-2:]] == [
+        None,
+        None,
+    ]
     other = Index(tmp_path, QUIET)
     assert content(other) == content(index)
 
@@ -240,13 +263,27 @@ def test_an_interrupted_query_interrupts_the_program() -> None:
 
 @pytest.mark.filterwarnings("ignore:Arrow output")
 def test_arrow_keeps_the_order_of_a_query_where_its_connection_is_ordered(tmp_path: Path) -> None:
-    """Without `ordered`, DuckDB 2.0.1 gave 20 of 20 such tables in another order; `fetchall` and `sql` none."""
+    """Without `ordered`, DuckDB 2.0.1 gave 20 of 20 such tables in another order; `fetchall` and
+    `sql` none.
+    """
     with duckdb.connect() as database:
         configure(database, tmp_path, ordered=True)
         database.execute("set threads = 2")
-        database.execute("create table t as select hash(i) % 1000000 as a, i from range(600000) r(i)")
-        values = database.execute("select a, max(i) from t group by 1 order by 1").to_arrow_table()["a"].to_numpy()
+        database.execute(
+            "create table t as select hash(i) % 1000000 as a, i from range(600000) r(i)"
+        )
+        values = (
+            database.execute("select a, max(i) from t group by 1 order by 1")
+            .to_arrow_table()["a"]
+            .to_numpy()
+        )
         assert (values[1:] >= values[:-1]).all()
     package = Path(index_module.__file__).parents[1]
-    reads = {str(path.relative_to(package)) for path in package.rglob("*.py") if ".to_arrow_" in path.read_text()}
-    assert reads == {"generation/merging.py"}  # whose connection is ordered; certify.py sorts by itself
+    reads = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        if ".to_arrow_" in path.read_text()
+    }
+    assert reads == {
+        "generation/merging.py"
+    }  # whose connection is ordered; certify.py sorts by itself

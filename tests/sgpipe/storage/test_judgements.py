@@ -25,7 +25,18 @@ from sgpipe.storage.judgements import (
 RUN = "f" * 16
 KEY = RelationKey("val", "7", 0, 1, "on")
 SWAPPED = KEY._replace(subject=1, object=0)
-RIGHT, WRONG, UNSURE = {"judgement": "right"}, {"judgement": "wrong"}, {"judgement": "unsure"}
+RIGHT = {"judgement": "right"}
+WRONG = {"judgement": "wrong"}
+UNSURE = {"judgement": "unsure"}
+
+
+PERSONS = st.sampled_from(["anna", "ben", "cleo"])
+STEPS = st.lists(
+    st.tuples(
+        PERSONS, st.integers(0, 2), st.sampled_from(["right", "wrong", "unsure", "skip", "undo"])
+    ),
+    max_size=30,
+)
 
 
 def line(by: str = "anna", key: RelationKey = KEY, **values: object) -> Judgement:
@@ -87,15 +98,26 @@ def test_what_is_left_of_a_relation(answers, state, majority, latest):
     assert found.is_added == added
 
 
-ANSWERS = [RIGHT, WRONG, UNSURE, change("swap"), change("predicate", "under"), change("predicate", "near")]
+ANSWERS = [
+    RIGHT,
+    WRONG,
+    UNSURE,
+    change("swap"),
+    change("predicate", "under"),
+    change("predicate", "near"),
+]
 
 
 @given(st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=7))
 def test_what_people_say_counts_only_if_more_say_it_than_all_else_together(answers):
-    state = RelationState(KEY, tuple(line(f"person {number}", **each) for number, each in enumerate(answers)))
+    state = RelationState(
+        KEY, tuple(line(f"person {number}", **each) for number, each in enumerate(answers))
+    )
     persons = len(answers)
     assert (state.verdict == "right") == (answers.count(RIGHT) > persons / 2)
-    assert (state.verdict == "wrong") == (persons - answers.count(RIGHT) - answers.count(UNSURE) > persons / 2)
+    assert (state.verdict == "wrong") == (
+        persons - answers.count(RIGHT) - answers.count(UNSURE) > persons / 2
+    )
     left = state.resolve()
     assert (left is None) == (state.verdict is None)
     if left:
@@ -103,7 +125,9 @@ def test_what_people_say_counts_only_if_more_say_it_than_all_else_together(answe
         assert len(agreeing) > persons / 2
 
 
-@pytest.mark.parametrize(("others", "left"), [([], {KEY}), ([UNSURE, UNSURE], {KEY}), ([WRONG], None)])
+@pytest.mark.parametrize(
+    ("others", "left"), [([], {KEY}), ([UNSURE, UNSURE], {KEY}), ([WRONG], None)]
+)
 def test_an_addition_stays_unless_somebody_denies_it(others, left):
     answers = [change("add"), *others]
     judgements = tuple(line(f"person {number}", **each) for number, each in enumerate(answers))
@@ -129,12 +153,20 @@ def test_lines_of_other_runs_and_lines_that_are_none_are_named(log):
     other = line(run="another")
     with pytest.raises(UserError, match="another run"):
         log.append(other)
-    bad = [b"[]", b"no JSON", *(line().model_dump_json().replace('"right"', x).encode() for x in ('"perhaps"', "null"))]
+    bad = [
+        b"[]",
+        b"no JSON",
+        *(line().model_dump_json().replace('"right"', x).encode() for x in ('"perhaps"', "null")),
+    ]
     log.file.write_bytes(
-        b"\n".join([line().model_dump_json().encode(), other.model_dump_json().encode(), *bad, b"", b""])
+        b"\n".join(
+            [line().model_dump_json().encode(), other.model_dump_json().encode(), *bad, b"", b""]
+        )
     )
     log.reload()
-    assert [problem.partition(" of ")[0] for problem in log.problems[1:]] == [f"line {n}" for n in range(3, 7)]
+    assert [problem.partition(" of ")[0] for problem in log.problems[1:]] == [
+        f"line {n}" for n in range(3, 7)
+    ]
     assert "1 line of another run (fingerprint another)" in log.problems[0]
     assert states(log) == {KEY: "right"}
 
@@ -147,7 +179,9 @@ def test_a_file_that_was_replaced_is_read_anew(log):
     os.replace(rest, log.file)
     log.reload()
     assert [key.image_id for key in states(log)] == ["2"]
-    log.file.write_text("".join(line(key=KEY._replace(image_id=str(n))).model_dump_json() + "\n" for n in range(3)))
+    log.file.write_text(
+        "".join(line(key=KEY._replace(image_id=str(n))).model_dump_json() + "\n" for n in range(3))
+    )
     log.reload()  # in place
     assert [key.image_id for key in states(log)] == ["0", "1", "2"]
     log.file.unlink()
@@ -159,9 +193,13 @@ def test_a_file_that_was_replaced_is_read_anew(log):
 
 
 @pytest.mark.parametrize("failing", ["write", "fsync", "short"])
-def test_what_cannot_be_saved_leaves_the_file_as_it_was_and_can_be_sent_again(log, monkeypatch, failing):
+def test_what_cannot_be_saved_leaves_the_file_as_it_was_and_can_be_sent_again(
+    log, monkeypatch, failing
+):
     log.append(line())
-    before, answer, real = log.file.read_bytes(), line("ben"), os.write
+    before = log.file.read_bytes()
+    answer = line("ben")
+    real = os.write
 
     def fail(*_: object) -> int:
         raise OSError(errno.ENOSPC, "full")
@@ -191,17 +229,13 @@ def test_several_logs_and_threads_lose_and_repeat_nothing(tmp_path):
     parts = [(log, answers[start : start + 40]) for log in logs for start in (0, 20)]
     with ThreadPoolExecutor(len(parts)) as threads:
         list(threads.map(send, *zip(*parts, strict=True)))
-    written = [Judgement.model_validate_json(text) for text in logs[0].file.read_text().splitlines()]
+    written = [
+        Judgement.model_validate_json(text) for text in logs[0].file.read_text().splitlines()
+    ]
     assert sorted(each.id for each in written) == sorted(each.id for each in answers)
     for log in logs:
         log.reload()
         assert states(log) == {answer.key: "right" for answer in answers}
-
-
-PERSONS = st.sampled_from(["anna", "ben", "cleo"])
-STEPS = st.lists(
-    st.tuples(PERSONS, st.integers(0, 2), st.sampled_from(["right", "wrong", "unsure", "skip", "undo"])), max_size=30
-)
 
 
 @settings(max_examples=60, deadline=None)
@@ -223,7 +257,11 @@ def test_replay_agrees_with_each_persons_own_list(tmp_path_factory, steps):
             mine.setdefault(by, []).append((answer.id, image))
     expected = {place: answers[-1] for place, answers in given_.items() if answers}
     for each in (log, JudgementLog(log.file, RUN)):
-        found = {(a.by, int(state.key.image_id)): a.judgement for state in each.current() for a in state.judgements}
+        found = {
+            (a.by, int(state.key.image_id)): a.judgement
+            for state in each.current()
+            for a in state.judgements
+        }
         assert found == expected
 
 

@@ -1,4 +1,6 @@
-"""Nothing is lost in silence: what sources and stages count, what is worth a note, and where it is told."""
+"""Nothing is lost in silence: what sources and stages count, what is worth a note, and where it is
+told.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def test_whatever_a_source_counts_is_a_loss_or_a_remark() -> None:
                 counted |= set(re.findall(r'"(\w+)"', key))
     assert len(counted) > 20
     known = SOURCE_LOSSES.keys() | SOURCE_REMARKS.keys()
-    assert counted - known == set(), "name it in sgpipe/storage/losses.py and in the table of docs/faults.md"
+    assert counted - known == set(), (
+        "name it in sgpipe/storage/losses.py and in the table of docs/faults.md"
+    )
 
 
 def test_the_documented_table_has_every_kind_of_loss() -> None:
@@ -89,40 +93,73 @@ def some_not_finite(number: int, bbox: Sequence[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("command", ["import", "generate"])
-def test_boxes_that_are_not_finite_have_a_reason_a_note_and_a_health_check(tmp_path: Path, command: str) -> None:
+def test_boxes_that_are_not_finite_have_a_reason_a_note_and_a_health_check(
+    tmp_path: Path, command: str
+) -> None:
     file = with_boxes(tmp_path / "coco", some_not_finite)
-    out, data = tmp_path / "run", ("--annotations", file, "--images", tmp_path / "coco/images", "--split", "val")
+    out = tmp_path / "run"
+    data = ("--annotations", file, "--images", tmp_path / "coco/images", "--split", "val")
     if command == "import":
         result = invoke("import", "coco", *data, "--out", out)
     else:
         captions = ("--captions", file.with_name("captions_val.json"))
-        result = invoke("generate", "coco", *data, *captions, "--set", "tag.method=all", "--out", out)
+        result = invoke(
+            "generate", "coco", *data, *captions, "--set", "tag.method=all", "--out", out
+        )
     assert "source: boxes with NaN or infinite coordinates" in result.stdout
-    [note] = [line for line in result.stderr.splitlines() if "NOTE: lost" in line and "boxes (" in line]
+    [note] = [
+        line for line in result.stderr.splitlines() if "NOTE: lost" in line and "boxes (" in line
+    ]
     lost, total = map(int, re.findall(r"\d+", note)[:2])
-    assert note == f"NOTE: lost {lost} of {total} boxes ({lost / total:.0%}): boxes with NaN or infinite coordinates"
+    assert (
+        note
+        == f"NOTE: lost {lost} of {total} boxes ({lost / total:.0%}): boxes with NaN or infinite"
+        " coordinates"
+    )
     audit = json.loads(invoke("stats", out, "--json").stdout)
     [check] = [check for check in audit["health"] if check["name"] == "lost_boxes"]
-    assert (check["count"], check["total"], audit["totals"]["objects"]) == (lost, total, total - lost)
+    assert (check["count"], check["total"], audit["totals"]["objects"]) == (
+        lost,
+        total,
+        total - lost,
+    )
     texts = [finding["text"] for finding in audit["findings"]]
     assert f"Lost {note.removeprefix('NOTE: lost ')}." in texts
-    assert any(text.startswith("Check this first: boxes of the source that were lost") for text in texts)
+    assert any(
+        text.startswith("Check this first: boxes of the source that were lost") for text in texts
+    )
 
 
 def test_a_run_without_any_box_fails_a_health_check(tmp_path: Path) -> None:
     for objects, failed in (([], ["no_boxes"]), (None, [])):
-        bare = [scene(str(number), **({} if objects is None else {"objects": objects})) for number in range(3)]
-        audit = json.loads(invoke("stats", make_shards(tmp_path / str(objects), bare), "--json").stdout)
-        missing = [check for check in audit["health"] if check["name"] in ("no_boxes", "lost_boxes")]
+        bare = [
+            scene(str(number), **({} if objects is None else {"objects": objects}))
+            for number in range(3)
+        ]
+        audit = json.loads(
+            invoke("stats", make_shards(tmp_path / str(objects), bare), "--json").stdout
+        )
+        missing = [
+            check for check in audit["health"] if check["name"] in ("no_boxes", "lost_boxes")
+        ]
         assert [check["name"] for check in missing if check["count"]] == failed
         bad = [finding["text"] for finding in audit["findings"] if finding["grade"] == "bad"]
-        assert any(text.startswith("Check this first: images without boxes") for text in bad) == bool(failed)
+        assert any(
+            text.startswith("Check this first: images without boxes") for text in bad
+        ) == bool(failed)
 
 
 def test_without_losses_nothing_is_said(tmp_path: Path) -> None:
     file = with_boxes(tmp_path / "coco", lambda number, bbox: bbox)
     assert losses_of({}, {}) == []
     result = invoke(
-        "import", "coco", "--annotations", file, "--images", tmp_path / "coco/images", "--out", tmp_path / "run"
+        "import",
+        "coco",
+        "--annotations",
+        file,
+        "--images",
+        tmp_path / "coco/images",
+        "--out",
+        tmp_path / "run",
     )
     assert "lost" not in result.stderr

@@ -1,4 +1,6 @@
-"""The manifest: in a folder; and in a store, whenever its writer is killed, or whoever else writes."""
+"""The manifest: in a folder; and in a store, whenever its writer is killed, or whoever else
+writes.
+"""
 
 import itertools
 import os
@@ -28,7 +30,9 @@ LINES = 6
 
 
 def entry(start: int, stop: int, split: str = "val", file: str | None = None) -> ShardEntry:
-    return ShardEntry(split, start, stop, file or f"data/{split}-{start}-{stop}.parquet", "0" * 64, 10)
+    return ShardEntry(
+        split, start, stop, file or f"data/{split}-{start}-{stop}.parquet", "0" * 64, 10
+    )
 
 
 def test_what_is_committed_is_read_back_and_superseded_by_a_shard_done_again(tmp_path):
@@ -39,7 +43,10 @@ def test_what_is_committed_is_read_back_and_superseded_by_a_shard_done_again(tmp
     assert again.shards == manifest.shards == [entry(0, 8), entry(8, 16)]
     assert again.run["name"] == "x"
     manifest.commit(entry(0, 8, file="data/again.parquet"))
-    assert [shard.file for shard in Manifest.load(tmp_path).shards] == ["data/again.parquet", entry(8, 16).file]
+    assert [shard.file for shard in Manifest.load(tmp_path).shards] == [
+        "data/again.parquet",
+        entry(8, 16).file,
+    ]
 
 
 @pytest.mark.parametrize("torn", [b"{", b'{"crc32": "00000000", "shard": {}}', b'{"crc32'])
@@ -68,7 +75,9 @@ def test_every_flipped_byte_is_found(tmp_path):
 def test_missing_ranges_and_shards_cover_every_row_once(tmp_path_factory, cuts, done, rows):
     ranges = list(itertools.pairwise([0, *sorted(cuts), 40]))
     shards = [entry(start, stop) for start, stop in done.draw(st.sets(st.sampled_from(ranges)))]
-    manifest = Manifest(tmp_path_factory.getbasetemp(), {}, [*shards, entry(0, 99, split="train")], 0)
+    manifest = Manifest(
+        tmp_path_factory.getbasetemp(), {}, [*shards, entry(0, 99, split="train")], 0
+    )
     gaps = manifest.missing("val", rows)
     covered = [row for start, stop in gaps for row in range(start, stop)]
     committed = {row for shard in shards for row in range(shard.start, shard.stop)}
@@ -109,7 +118,8 @@ class Memory(StorePath):
 
     @property
     def _writes(self) -> MemoryStore:
-        if (left := self.left[0]) is not None:
+        left = self.left[0]
+        if left is not None:
             if not left:
                 raise KilledError
             self.left[0] = left - 1
@@ -127,7 +137,8 @@ class Driver:
     def __init__(self, folder: Path, store: Memory) -> None:
         folder.mkdir(exist_ok=True)
         self.path = folder / MANIFEST
-        self.store, self.claim = store, WriterClaim(store)
+        self.store = store
+        self.claim = WriterClaim(store)
         self.claim.make()
         known = read_manifest(store)
         if known is None:
@@ -150,10 +161,13 @@ class Driver:
 
 
 def test_a_writer_may_die_before_every_step(tmp_path: Path) -> None:
-    """What is read afterwards is all that it had copied, or that and the line on its way; others go on from there."""
+    """What is read afterwards is all that it had copied, or that and the line on its way; others go
+    on from there.
+    """
     steps = 0
     while True:
-        folder, store = tmp_path / str(steps), Memory()
+        folder = tmp_path / str(steps)
+        store = Memory()
         store.left[0] = steps
         copied = driver = None
         try:
@@ -192,7 +206,8 @@ def test_a_copy_that_is_on_its_way_at_the_takeover_does_not_count(tmp_path: Path
     """The first run checks its claim just before the second one claims the store."""
     store = Memory()
     first = Driver(tmp_path / "first", store)
-    check, others = first.claim.check, iter([lambda: Driver(tmp_path / "second", store).commit(1), lambda: None])
+    check = first.claim.check
+    others = iter([lambda: Driver(tmp_path / "second", store).commit(1), lambda: None])
 
     def checked() -> None:
         check()
@@ -204,7 +219,9 @@ def test_a_copy_that_is_on_its_way_at_the_takeover_does_not_count(tmp_path: Path
     assert [shard.start for shard in shards(store)] == [1]
 
 
-def test_a_copy_whose_answer_was_lost_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_whose_answer_was_lost_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = Memory()
     driver = Driver(tmp_path, store)
     put_if = Memory.put_if
@@ -228,8 +245,10 @@ def test_of_runs_that_start_at_once_one_wins_and_nothing_is_lost(tmp_path: Path)
 
     with ThreadPoolExecutor(4) as threads:
         for number in range(100):
-            store, runs = Memory(), 2 + number % 3
-            folders, start = [tmp_path / f"{number}-{each}" for each in range(runs)], threading.Barrier(runs)
+            store = Memory()
+            runs = 2 + number % 3
+            folders = [tmp_path / f"{number}-{each}" for each in range(runs)]
+            start = threading.Barrier(runs)
             ended = list(threads.map(run, folders, [store] * runs, [start] * runs))
             assert "" in ended  # more than once where one had finished before the next began
             assert all("another run" in line and "\n" not in line for line in ended if line)
@@ -243,10 +262,15 @@ def test_of_runs_that_start_at_once_one_wins_and_nothing_is_lost(tmp_path: Path)
         (None, "resume with no --store"),
     ],
 )
-def test_a_folder_that_was_made_with_another_store_is_refused_before_any_work(tmp_path, made, message):
+def test_a_folder_that_was_made_with_another_store_is_refused_before_any_work(
+    tmp_path, made, message
+):
     Manifest.create(tmp_path, {"store": made}).commit(entry(0, 1))
     before = (tmp_path / MANIFEST).read_bytes()
-    with pytest.raises(UserError, match=message), ManifestMirror(RunFolder(tmp_path, Memory())).reconciled():
+    with (
+        pytest.raises(UserError, match=message),
+        ManifestMirror(RunFolder(tmp_path, Memory())).reconciled(),
+    ):
         pytest.fail("work has begun")
     assert (tmp_path / MANIFEST).read_bytes() == before
 
@@ -257,7 +281,10 @@ def test_a_damaged_manifest_is_named_also_where_there_is_a_store(tmp_path):
     content = (tmp_path / MANIFEST).read_bytes()
     (store / MANIFEST).put(content)
     (tmp_path / MANIFEST).write_bytes(content.replace(b"parquet", b"parquEt"))
-    with pytest.raises(UserError, match="is damaged"), ManifestMirror(RunFolder(tmp_path, store)).reconciled():
+    with (
+        pytest.raises(UserError, match="is damaged"),
+        ManifestMirror(RunFolder(tmp_path, store)).reconciled(),
+    ):
         pytest.fail("work has begun")
 
 

@@ -26,16 +26,25 @@ def test_a_refused_command_removes_only_a_folder_that_it_made(tmp_path, was_ther
 
 
 def test_only_temporary_files_of_a_run_are_swept(tmp_path):
-    """`sgpipe stats --html RUN/report.html` may be writing into the folder while a run starts or ends."""
+    """`sgpipe stats --html RUN/report.html` may be writing into the folder while a run starts or
+    ends.
+    """
     folder = RunFolder(tmp_path / "run")
     with folder.lock():
         left = [".report.html.1f.tmp", "data/notes.tmp"]
-        swept = [".manifest.jsonl.1f.tmp", ".recipe.yaml.1f.tmp", ".README.md.1f.tmp", "data/.val.1f.tmp"]
+        swept = [
+            ".manifest.jsonl.1f.tmp",
+            ".recipe.yaml.1f.tmp",
+            ".README.md.1f.tmp",
+            "data/.val.1f.tmp",
+        ]
         swept += [".sgpipe/.ground_truth.json.1f.tmp", ".sgpipe/index-val.arrow.tmp"]
         for name in (*left, *swept):
             (folder.root / name).touch()
         folder.sweep(Manifest.create(folder.root, {}))
-    assert sorted(str(path.relative_to(folder.root)) for path in folder.root.rglob("*tmp")) == sorted(left)
+    assert sorted(
+        str(path.relative_to(folder.root)) for path in folder.root.rglob("*tmp")
+    ) == sorted(left)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +55,9 @@ def test_only_temporary_files_of_a_run_are_swept(tmp_path):
         ("run.json", "metrics.jsonl"), ("best/config.json", "best/tokenizer.json"),
     ],
 )  # fmt: skip
-def test_files_of_a_run_a_training_or_a_model_are_not_replaced(existing: str, path: str, tmp_path: Path) -> None:
+def test_files_of_a_run_a_training_or_a_model_are_not_replaced(
+    existing: str, path: str, tmp_path: Path
+) -> None:
     for name in {existing, path}:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("valuable")
@@ -60,12 +71,18 @@ def test_files_of_a_run_a_training_or_a_model_are_not_replaced(existing: str, pa
 
 
 def test_inputs_are_not_replaced(tmp_path: Path) -> None:
-    photos, file = tmp_path / "photos", tmp_path / "annotations.json"
+    photos = tmp_path / "photos"
+    file = tmp_path / "annotations.json"
     photos.mkdir()
     for path in (photos / "1.jpg", file):
         path.write_text("valuable")
     os.link(file, tmp_path / "same.json")
-    for path, read in [(file, file), (tmp_path / "same.json", file), (photos, photos), (photos / "1.jpg", tmp_path)]:
+    for path, read in [
+        (file, file),
+        (tmp_path / "same.json", file),
+        (photos, photos),
+        (photos / "1.jpg", tmp_path),
+    ]:
         with pytest.raises(UserError, match="this command"):
             check_output(path, ["elsewhere", read])
     check_output(photos / "sheet.png", [photos, file])

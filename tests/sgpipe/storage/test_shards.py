@@ -1,4 +1,6 @@
-"""Shards, written and read; and runs that are verified byte for byte and row for row, and repaired."""
+"""Shards, written and read; and runs that are verified byte for byte and row for row, and
+repaired.
+"""
 
 import json
 import os
@@ -17,30 +19,55 @@ from typer.testing import CliRunner
 
 from sgpipe.cli.main import app
 from sgpipe.errors import UserError
-from sgpipe.records import SCHEMA, Attribute, Box, Caption, Pair, Record, Relation, Triplet, from_table, to_table
+from sgpipe.records import (
+    SCHEMA,
+    Attribute,
+    Box,
+    Caption,
+    Pair,
+    Record,
+    Relation,
+    Triplet,
+    from_table,
+    to_table,
+)
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import Run, iter_records, read_file, shard_name, write_shard
 from sgpipe.storage.verify import verify
 from sgpipe.utils.hashing import file_sha256
 
+Harm = Callable[[Path], object]
+FIRST = "data/val-000000000-000000003.parquet"
+SECOND = "data/val-000000003-000000005.parquet"
+
 
 def full_record(number: int) -> Record:
     record = Record(str(number), "coco", "val", f"{number}.jpg", 640, 480)
-    record.objects = [Box("dog", 18, (1.5, 2.25, 3.0, 4.0)), Box("person", 1, (0.0, 0.0, 9.0, 9.0), True)]
+    record.objects = [
+        Box("dog", 18, (1.5, 2.25, 3.0, 4.0)),
+        Box("person", 1, (0.0, 0.0, 9.0, 9.0), True),
+    ]
     record.captions = [Caption("a dog", "pair", [0, 1])]
-    record.triplets = [Triplet("big dog", "running on", "hill", "dog", "hill", "run on", 0, "dog", None)]
+    record.triplets = [
+        Triplet("big dog", "running on", "hill", "dog", "hill", "run on", 0, "dog", None)
+    ]
     record.pairs = [Pair(0, 1, ["near", "on"])]
     record.relations = [Relation(0, 1, "near", 0.25), Relation(1, 0, "on")]
     return record
 
 
 def test_records_survive_the_table_and_the_shard_with_all_that_is_known(tmp_path):
-    failed, found = Record("7", "coco", "val", "7.jpg", 1, 1), full_record(2)
+    failed = Record("7", "coco", "val", "7.jpg", 1, 1)
+    found = full_record(2)
     failed.fail("load", "broken")
     red = [Attribute("red", 0), Attribute("old")]
-    found.objects[0] = replace(found.objects[0], origin="grounded", score=0.25, phrase="the red dog", attributes=red)
-    found.objects[1] = replace(found.objects[1], origin="detector", score=0.5, segmentation="[[0, 0, 1, 0, 1, 1]]")
+    found.objects[0] = replace(
+        found.objects[0], origin="grounded", score=0.25, phrase="the red dog", attributes=red
+    )
+    found.objects[1] = replace(
+        found.objects[1], origin="detector", score=0.5, segmentation="[[0, 0, 1, 0, 1, 1]]"
+    )
     records = [full_record(1), found, failed, Record("8", "coco", "val", "8.jpg", 1, 1)]
     table = to_table(records)
     assert table.schema.equals(SCHEMA)
@@ -61,21 +88,30 @@ def test_a_shard_is_described_as_it_lies_on_disk(tmp_path):
     assert entry.counts["relations"] == 6
     assert entry.counts["matched_triplets"] == 0
     assert pq.read_schema(path).field("relations").type == SCHEMA.field("relations").type
-    assert write_shard(tmp_path / "again", name, "val", 4, records, {"tag": 1.5}) == entry  # the same bytes
+    assert (
+        write_shard(tmp_path / "again", name, "val", 4, records, {"tag": 1.5}) == entry
+    )  # the same bytes
 
 
 def test_row_groups_are_small_enough_to_stream(tmp_path):
     records = [full_record(i) for i in range(1100)]
     write_shard(tmp_path, shard_name("val", 0, 1100), "val", 0, records, {})
     file = pq.ParquetFile(tmp_path / shard_name("val", 0, 1100))
-    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [512, 512, 76]
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [
+        512,
+        512,
+        76,
+    ]
 
 
 def test_images_lie_beside_their_records(tmp_path):
     records = [full_record(i) for i in range(2)]
     name = shard_name("val", 0, 2)
     entry = write_shard(tmp_path, name, "val", 0, records, {}, [b"image", None])
-    assert read_file(tmp_path / name)["image"].to_pylist() == [{"bytes": b"image", "path": "0.jpg"}, None]
+    assert read_file(tmp_path / name)["image"].to_pylist() == [
+        {"bytes": b"image", "path": "0.jpg"},
+        None,
+    ]
     Manifest.create(tmp_path, {}).commit(entry)
     assert list(iter_records(tmp_path)) == records
     with pytest.raises(ValueError, match="zip"):
@@ -84,7 +120,8 @@ def test_images_lie_beside_their_records(tmp_path):
 
 def run_of(root: Path, *shards: list[Record]) -> Run:
     root.mkdir(exist_ok=True)
-    manifest, start = Manifest.create(root, {}), 0
+    manifest = Manifest.create(root, {})
+    start = 0
     for records in shards:
         name = shard_name("val", start, start + len(records))
         manifest.commit(write_shard(root, name, "val", start, records, {}))
@@ -94,7 +131,8 @@ def run_of(root: Path, *shards: list[Record]) -> Run:
 
 def test_relations_of_a_run_are_rows_of_pandas(tmp_path: Path) -> None:
     failed = full_record(2)
-    failed.objects, failed.relations = [], []
+    failed.objects = []
+    failed.relations = []
     failed.fail("tag", "too dark")
     bare = full_record(3)
     bare.relations = []
@@ -108,7 +146,14 @@ def test_relations_of_a_run_are_rows_of_pandas(tmp_path: Path) -> None:
         **{"image_id": "4", "split": "val", "file_name": "4.jpg"},
         **{"subject": 0, "subject_category": "dog"},
         **{"subject_x1": 1.5, "subject_y1": 2.25, "subject_x2": 4.5, "subject_y2": 6.25},
-        **{"object": 1, "object_category": "person", "object_x1": 0, "object_y1": 0, "object_x2": 9, "object_y2": 9},
+        **{
+            "object": 1,
+            "object_category": "person",
+            "object_x1": 0,
+            "object_y1": 0,
+            "object_x2": 9,
+            "object_y2": 9,
+        },
         **{"predicate": "near", "confidence": 0.25},
     }
     assert frame["confidence"].isna().tolist() == [False, True] * 3
@@ -119,22 +164,25 @@ def test_relations_of_a_run_are_rows_of_pandas(tmp_path: Path) -> None:
     assert polars.from_arrow(run.to_arrow(0.3))["predicate"].to_list() == ["on"] * 3
 
 
-def test_a_table_of_a_run_has_its_columns_without_rows_and_needs_pandas_and_a_threshold(tmp_path, monkeypatch):
-    run, empty = run_of(tmp_path / "full", [full_record(1)]), run_of(tmp_path / "empty").to_pandas()
+def test_a_table_of_a_run_has_its_columns_without_rows_and_needs_pandas_and_a_threshold(
+    tmp_path, monkeypatch
+):
+    run = run_of(tmp_path / "full", [full_record(1)])
+    empty = run_of(tmp_path / "empty").to_pandas()
     assert empty.empty
     assert empty.dtypes.equals(run.to_pandas().dtypes)
     with pytest.raises(UserError, match="threshold nan: expected a number from 0 to 1"):
         run.to_pandas(float("nan"))
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(UserError, match=r'^pandas is not installed: pip install "sgpipe\[pandas\]"$'):
+    with pytest.raises(
+        UserError, match=r'^pandas is not installed: pip install "sgpipe\[pandas\]"$'
+    ):
         run.to_pandas()
 
 
-Harm = Callable[[Path], object]
-FIRST, SECOND = "data/val-000000000-000000003.parquet", "data/val-000000003-000000005.parquet"
-
-
-def commit(root: Path, start: int, records: list[Record], manifest: Manifest | None = None) -> ShardEntry:
+def commit(
+    root: Path, start: int, records: list[Record], manifest: Manifest | None = None
+) -> ShardEntry:
     manifest = manifest or Manifest.load(root)
     stop = start + len(records)
     entry = write_shard(root, shard_name("val", start, stop), "val", start, records, {"tag": 0.5})
@@ -173,8 +221,11 @@ def with_columns(root: Path, change: Callable[[pa.Table], pa.Table]) -> None:
 
 
 def claim(root: Path, **values: object) -> None:
-    path, entry = root / FIRST, Manifest.load(root).shards[0]
-    Manifest.load(root).commit(replace(entry, sha256=file_sha256(path), bytes=path.stat().st_size, **values))
+    path = root / FIRST
+    entry = Manifest.load(root).shards[0]
+    Manifest.load(root).commit(
+        replace(entry, sha256=file_sha256(path), bytes=path.stat().st_size, **values)
+    )
 
 
 def wide(table: pa.Table) -> pa.Table:
@@ -193,7 +244,9 @@ def test_images_within_a_shard_are_not_read_at_once(tmp_path):
     with RunFolder(tmp_path).lock():
         manifest = Manifest.create(tmp_path, {"name": "mine"})
         images = [os.urandom(4 << 20) for _ in range(6)]
-        manifest.commit(write_shard(tmp_path, FIRST, "val", 0, [full_record(i) for i in range(6)], {}, images))
+        manifest.commit(
+            write_shard(tmp_path, FIRST, "val", 0, [full_record(i) for i in range(6)], {}, images)
+        )
     del images
     tracemalloc.start()
     try:
@@ -207,15 +260,39 @@ def test_images_within_a_shard_are_not_read_at_once(tmp_path):
     ("harm", "file", "problem"),
     [
         (lambda root: (root / FIRST).unlink(), FIRST, "missing"),
-        (lambda root: (root / FIRST).write_bytes((root / FIRST).read_bytes()[:-5]), FIRST, "truncated"),
+        (
+            lambda root: (root / FIRST).write_bytes((root / FIRST).read_bytes()[:-5]),
+            FIRST,
+            "truncated",
+        ),
         (lambda root: flip(root / SECOND, 100), SECOND, "checksum"),
-        (lambda root: shutil.copy(root / FIRST, root / shard_name("val", 5, 8)), shard_name("val", 5, 8), "not list"),
+        (
+            lambda root: shutil.copy(root / FIRST, root / shard_name("val", 5, 8)),
+            shard_name("val", 5, 8),
+            "not list",
+        ),
         (lambda root: flip(root / MANIFEST, -40), MANIFEST, "line 3 has changed"),
-        (lambda root: commit(root, 5, [full_record(1)]), shard_name("val", 5, 6), "1 image already in the run"),
-        (lambda root: commit(root, 5, [full_record(7)] * 2), shard_name("val", 5, 7), "1 image already in the run"),
+        (
+            lambda root: commit(root, 5, [full_record(1)]),
+            shard_name("val", 5, 6),
+            "1 image already in the run",
+        ),
+        (
+            lambda root: commit(root, 5, [full_record(7)] * 2),
+            shard_name("val", 5, 7),
+            "1 image already in the run",
+        ),
         (lambda root: with_columns(root, wide), FIRST, "column 'width' has the wrong type"),
-        (lambda root: with_columns(root, lambda table: table.slice(1)), FIRST, "2 rows, the manifest says 3"),
-        (lambda root: claim(root, counts={"relations": 7, "problem.x": 3}), FIRST, "relations: 6, the manifest says 7"),
+        (
+            lambda root: with_columns(root, lambda table: table.slice(1)),
+            FIRST,
+            "2 rows, the manifest says 3",
+        ),
+        (
+            lambda root: claim(root, counts={"relations": 7, "problem.x": 3}),
+            FIRST,
+            "relations: 6, the manifest says 7",
+        ),
     ],
 )
 def test_what_is_off_is_listed(run, harm: Harm, file, problem):
@@ -240,16 +317,34 @@ TRIPLET = full_record(0).triplets[0]
 @pytest.mark.parametrize(
     ("record", "problem"),
     [
-        (spoilt(relations=[Relation(2, 0, "on")]), "subject of relations points to none of the objects"),
-        (spoilt(relations=[Relation(0, -1, "on")]), "object of relations points to none of the objects"),
+        (
+            spoilt(relations=[Relation(2, 0, "on")]),
+            "subject of relations points to none of the objects",
+        ),
+        (
+            spoilt(relations=[Relation(0, -1, "on")]),
+            "object of relations points to none of the objects",
+        ),
         (spoilt(relations=[Relation(0, 1, None)]), "relations without predicate"),
         (spoilt(relations=[Relation(0, 1, "on", float("nan"))]), "confidence is not from 0 to 1"),
-        (spoilt(relations=[Relation(0, 1, "on", 0.5, "tagger+zzz")]), "origin of relations is unknown"),
-        (spoilt(objects=[replace(box, origin="z") for box in full_record(0).objects]), "origin of objects is unknown"),
+        (
+            spoilt(relations=[Relation(0, 1, "on", 0.5, "tagger+zzz")]),
+            "origin of relations is unknown",
+        ),
+        (
+            spoilt(objects=[replace(box, origin="z") for box in full_record(0).objects]),
+            "origin of objects is unknown",
+        ),
         (spoilt(pairs=[Pair(0, 7, ["on"])]), "object of pairs points to none of the objects"),
         (spoilt(pairs=[Pair(0, 1, None)]), "pairs without predicates"),
-        (spoilt(captions=[Caption("a", "pair", [0, 2])]), "boxes of captions point to none of the objects"),
-        (spoilt(triplets=[replace(TRIPLET, caption=1)]), "caption of triplets points to none of the captions"),
+        (
+            spoilt(captions=[Caption("a", "pair", [0, 2])]),
+            "boxes of captions point to none of the objects",
+        ),
+        (
+            spoilt(triplets=[replace(TRIPLET, caption=1)]),
+            "caption of triplets points to none of the captions",
+        ),
         (spoilt(captions=[]), "caption of triplets points to none of the captions"),
         (spoilt(objects=boxes(0, 0, 1)), "bbox is not four numbers"),
         (spoilt(objects=boxes(0, 0, float("nan"), 1)), "bbox is not inside its image"),
@@ -268,10 +363,17 @@ def test_faults_within_rows_are_found(run, record, problem):
 
 
 def test_what_may_be_is_no_fault(run):
-    nothing = [Box("dog", 1, (0.0, 0.0, 640.005, 480.0)), Box("missing objects", -1, (0.0, 0.0, 0.0, 0.0))]
+    nothing = [
+        Box("dog", 1, (0.0, 0.0, 640.005, 480.0)),
+        Box("missing objects", -1, (0.0, 0.0, 0.0, 0.0)),
+    ]
     bare = Record("8", "coco", "val", "8.jpg", 0, 0)
     bare.fail("source", "no size")
-    sparse = [bare, Record("9", "coco", "val", "9.jpg", 5, 5), spoilt(objects=nothing, relations=[Relation(0, 1, "x")])]
+    sparse = [
+        bare,
+        Record("9", "coco", "val", "9.jpg", 5, 5),
+        spoilt(objects=nothing, relations=[Relation(0, 1, "x")]),
+    ]
     commit(run, 5, sparse)
     assert not problems(run)
     with_columns(run, lambda table: table.append_column("image", pa.nulls(3, pa.string())))
@@ -283,10 +385,14 @@ def test_a_repaired_run_is_right_and_knows_what_is_missing(run):
     result = CliRunner().invoke(app, ["verify", str(run), "--repair", "--json"])
     told = json.loads(result.stdout)
     assert (result.exit_code, told["ok"], told["repaired"]) == (0, True, True)
-    assert told["repairs"][0].startswith("dropped 1 damaged shard from the manifest; run the command that wrote it")
+    assert told["repairs"][0].startswith(
+        "dropped 1 damaged shard from the manifest; run the command that wrote it"
+    )
     assert problems(run) == [(FIRST, "the manifest does not list it: the next run deletes it")]
     again = CliRunner().invoke(app, ["verify", str(run), "--repair"])
-    assert again.stdout.endswith(f"{run}: repaired: deleted 1 shard that the manifest does not list\n")
+    assert again.stdout.endswith(
+        f"{run}: repaired: deleted 1 shard that the manifest does not list\n"
+    )
     assert problems(run) == []
     manifest = Manifest.load(run)
     assert manifest.missing("val", 5) == [(0, 3)]
@@ -300,7 +406,9 @@ def test_a_run_at_work_is_not_repaired(run):
         "import sys; from pathlib import Path; from sgpipe.storage.run_folder import RunFolder\n"
         "with RunFolder(Path(sys.argv[1])).lock():\n print('locked', flush=True); sys.stdin.read()"
     )
-    other = subprocess.Popen([sys.executable, "-c", script, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    other = subprocess.Popen(
+        [sys.executable, "-c", script, run], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert other.stdout.readline() == b"locked\n"
     found = verify(run)
     assert found.at_work

@@ -1,4 +1,6 @@
-"""The score of a benchmark in validation is that of `sgpipe predict` and `sgpipe eval`, whoever computes it."""
+"""The score of a benchmark in validation is that of `sgpipe predict` and `sgpipe eval`, whoever
+computes it.
+"""
 
 import json
 from collections.abc import Iterator
@@ -57,9 +59,19 @@ def still(run: Path, **changes: Any) -> TrainRecipe:
     part = [{"shards": str(run)}]
     settings = {
         **{f"data.{name}": value for name, value in SHARDS.items()},
-        **{"data.train": part, "data.val": part, "model.init": str(PACKAGED), "model.config": {"num_queries": 40}},
+        **{
+            "data.train": part,
+            "data.val": part,
+            "model.init": str(PACKAGED),
+            "model.config": {"num_queries": 40},
+        },
         **{f"optimisation.{name}": 0 for name in ("lr", "lr_backbone", "lr_text", "weight_decay")},
-        **{"optimisation.steps": 1, "optimisation.batch": 4, "output.best": "hico", "output.tensorboard": False},
+        **{
+            "optimisation.steps": 1,
+            "optimisation.batch": 4,
+            "output.best": "hico",
+            "output.tensorboard": False,
+        },
         **{name.replace("__", "."): value for name, value in changes.items()},
     }
     return load_train_recipe("pretrain", settings)
@@ -80,36 +92,61 @@ def trained(hico_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_score_is_that_of_predict_and_eval(hico_run: Path, trained: Path, tmp_path: Path) -> None:
+def test_the_score_is_that_of_predict_and_eval(
+    hico_run: Path, trained: Path, tmp_path: Path
+) -> None:
     (row,) = [row for row in read_metrics(trained) if row["event"] == "validation"]
     assert row["hico"] > 0.01
     assert json.loads((trained / "last" / TRAINING).read_text())["best"] == row["hico"]
-    drawn, scored = hico_run.parent / "drawn", tmp_path / "scores.json"
+    drawn = hico_run.parent / "drawn"
+    scored = tmp_path / "scores.json"
     for command in (
         f"predict {trained} --data {hico_run} --out {tmp_path}/found.json",
-        f"eval hico --predictions {tmp_path}/found.json --annotations {drawn}/hico.json --json-file {scored}",
+        (
+            f"eval hico --predictions {tmp_path}/found.json --annotations {drawn}/hico.json"
+            f" --json-file {scored}"
+        ),
     ):
-        result = CliRunner().invoke(app, [*command.split(), "--classes", f"{drawn}/hico_classes.json"])
+        result = CliRunner().invoke(
+            app, [*command.split(), "--classes", f"{drawn}/hico_classes.json"]
+        )
         assert result.exit_code == 0, result.output
     assert json.loads(scored.read_text())["summary"]["mAP"] == row["hico"]
 
 
 def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_path: Path) -> None:
     recipe, labels = scanned(hico_run)
-    found = Benchmark("openimages", make_objective(_packaged(), recipe), recipe.data, labels, 4)()["openimages"]
-    command = ("eval", "openimages", "--model", trained, "--data", hico_run, "--json-file", tmp_path / "out")
+    found = Benchmark("openimages", make_objective(_packaged(), recipe), recipe.data, labels, 4)()[
+        "openimages"
+    ]
+    command = (
+        "eval",
+        "openimages",
+        "--model",
+        trained,
+        "--data",
+        hico_run,
+        "--json-file",
+        tmp_path / "out",
+    )
     result = CliRunner().invoke(app, [*map(str, command)])
     assert result.exit_code == 0, result.output
     assert found > 0.01
     assert json.loads((tmp_path / "out").read_text())["summary"]["score_wtd (wmAP)"] == found
 
 
-def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each process has images of its own; what they collect is merged in the order of the shards."""
+def test_several_processes_get_the_score_of_one(
+    hico_run: Path, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process has images of its own; what they collect is merged in the order of the
+    shards.
+    """
     recipe, labels = scanned(hico_run)
     collected: list[Tally] = []
     annotated: list[int] = []
-    read, list_all, annotations = predictor.iter_rows, job.list_row_groups, job.shard_annotations
+    read = predictor.iter_rows
+    list_all = job.list_row_groups
+    annotations = job.shard_annotations
 
     def halves(*place: Any) -> list[RowGroup]:
         return [replace(group, group=half) for group in list_all(*place) for half in (0, 1)]
@@ -145,7 +182,12 @@ def test_several_processes_get_the_score_of_one(hico_run: Path, trained: Path, m
         merged = scores._merged([collected[parts], collected[2 * parts]]).class_scores()
         expected = collected[0].class_scores()
         assert merged.average_precision.tolist() == expected.average_precision.tolist()
-        assert 0 < len(collected[parts].target_classes[0]) < merged.targets.sum() == expected.targets.sum()
+        assert (
+            0
+            < len(collected[parts].target_classes[0])
+            < merged.targets.sum()
+            == expected.targets.sum()
+        )
         assert name == "openimages" or whole["hico"] == row["hico"] == expected.mean()
 
 
@@ -153,9 +195,13 @@ def _packaged() -> ParSeDA:
     return ParSeDA.from_pretrained(PACKAGED)
 
 
-def test_processes_with_fewer_images_wait_for_the_others(hico_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_with_fewer_images_wait_for_the_others(
+    hico_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe, labels = scanned(hico_run)
-    others, passes, whole = [True] * 20, [0], Objective.detect
+    others = [True] * 20
+    passes = [0]
+    whole = Objective.detect
 
     def detect(self: Objective, *images: Any) -> Any:
         passes[0] += 1
@@ -170,16 +216,33 @@ def test_processes_with_fewer_images_wait_for_the_others(hico_run: Path, monkeyp
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__labels": "sampled"}, "and validation shards with closed class lists with 'person'"),
-        ({"model__kind": "tagger"}, "output.best: hico needs a training of relations that a detector finds"),
-        ({"data__val.0.limit": 3}, "output.best: hico scores all images of .*, so data.val takes no limit with it"),
-        ({"loss__only_boxes": True}, "that a detector finds, .*; use output.best: ap, recall or loss"),
+        (
+            {"data__labels": "sampled"},
+            "and validation shards with closed class lists with 'person'",
+        ),
+        (
+            {"model__kind": "tagger"},
+            "output.best: hico needs a training of relations that a detector finds",
+        ),
+        (
+            {"data__val.0.limit": 3},
+            "output.best: hico scores all images of .*, so data.val takes no limit with it",
+        ),
+        (
+            {"loss__only_boxes": True},
+            "that a detector finds, .*; use output.best: ap, recall or loss",
+        ),
     ],
 )
-def test_a_training_that_cannot_be_scored_so_is_refused(hico_run: Path, changes: dict[str, Any], message: str) -> None:
+def test_a_training_that_cannot_be_scored_so_is_refused(
+    hico_run: Path, changes: dict[str, Any], message: str
+) -> None:
     recipe = still(hico_run, **changes)
     validation = scan_validation(recipe.data, scan_training(recipe.data))
     with pytest.raises(UserError, match=message):
         check_benchmark(recipe, validation)
     check_benchmark(recipe, None)  # nothing is validated
-    check_benchmark(recipe.model_copy(update={"output": recipe.output.model_copy(update={"best": "ap"})}), validation)
+    check_benchmark(
+        recipe.model_copy(update={"output": recipe.output.model_copy(update={"best": "ap"})}),
+        validation,
+    )

@@ -24,7 +24,9 @@ def made(folder: Path, seed: int = 0, **changes: Any) -> Any:
 
 def test_a_new_network_knows_all_words_and_distinguishes_all_texts(tmp_path: Path) -> None:
     network = made(tmp_path / "start").eval()
-    assert "<unk>" not in network.tokenizer.convert_ids_to_tokens(network.tokenizer(" ".join(TEXTS))["input_ids"])
+    assert "<unk>" not in network.tokenizer.convert_ids_to_tokens(
+        network.tokenizer(" ".join(TEXTS))["input_ids"]
+    )
     features = torch.nn.functional.normalize(network.encode_texts(TEXTS), dim=1)
     assert (features @ features.T - torch.eye(len(TEXTS))).max() < 0.8
 
@@ -42,17 +44,25 @@ def test_initial_weights_depend_only_on_the_seed(tmp_path: Path) -> None:
 
 
 def test_single_settings_of_the_text_encoder_can_change(tmp_path: Path) -> None:
-    text = made(tmp_path / "new", config={**SIZES, "text_config": {"hidden_dropout_prob": 0.25}}).config.text_config
+    text = made(
+        tmp_path / "new", config={**SIZES, "text_config": {"hidden_dropout_prob": 0.25}}
+    ).config.text_config
     tiny = tiny_sizes(len(TEXTS))["text_config"]
     assert (text.hidden_dropout_prob, text.hidden_size) == (0.25, tiny.hidden_size)
     changes = {"text_config": {"attention_probs_dropout_prob": 0.3}}
     again = made(tmp_path / "again", init=str(tmp_path / "new"), config=changes).config.text_config
-    assert (again.hidden_dropout_prob, again.attention_probs_dropout_prob, again.hidden_size) == (0.25, 0.3, 64)
+    assert (again.hidden_dropout_prob, again.attention_probs_dropout_prob, again.hidden_size) == (
+        0.25,
+        0.3,
+        64,
+    )
 
 
 def test_queries_are_dropped_pair_by_pair(tmp_path: Path) -> None:
     old = made(tmp_path / "old", kind="parseda")
-    new = made(tmp_path / "new", kind="parseda", init=str(tmp_path / "old"), config={"num_queries": 4})
+    new = made(
+        tmp_path / "new", kind="parseda", init=str(tmp_path / "old"), config={"num_queries": 4}
+    )
     assert isinstance(new, ParSeDA)
     assert new.queries.anchors.weight.equal(old.queries.anchors.weight[[0, 1, 8, 9]])
 
@@ -66,9 +76,17 @@ def test_another_fusion_keeps_all_other_weights(tmp_path: Path) -> None:
             [("after_decoding", 1), ("after_decoding", 1), ("after_decoding", 2), ("none", 1)]
         )
     )
-    assert none.keys() == {name for name in old if not name.startswith(("encoder.fusion_", "encoder.label_"))}
-    assert late.keys() - none.keys() == {name for name in late if name.startswith("late_fusion.")} != set()
-    assert all(torch.equal(none[name], old[name]) and torch.equal(late[name], old[name]) for name in none)
+    assert none.keys() == {
+        name for name in old if not name.startswith(("encoder.fusion_", "encoder.label_"))
+    }
+    assert (
+        late.keys() - none.keys()
+        == {name for name in late if name.startswith("late_fusion.")}
+        != set()
+    )
+    assert all(
+        torch.equal(none[name], old[name]) and torch.equal(late[name], old[name]) for name in none
+    )
     assert all(torch.equal(late[name], again[name]) for name in late)
     assert not all(torch.equal(late[name], other[name]) for name in late)
 

@@ -1,4 +1,6 @@
-"""What people judged teaches the R-Tagger: right relations, and wrong ones of exactly their pair and text."""
+"""What people judged teaches the R-Tagger: right relations, and wrong ones of exactly their pair
+and text.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,20 @@ from tests.sgpipe.training.data.runs import data, make_run, plain_record
 from tests.sgpipe.training.trainings import different, steps, training, weights
 from tests.sgpipe.training.trainings import make_run as make_drawn_run
 
+RIGHT = {"judgement": "right"}
+
 
 def said(root: Path, *lines: tuple[RelationKey, dict], by: str = "anna") -> None:
     with (root / JUDGEMENTS).open("a", encoding="utf-8") as file:
         for number, (key, what) in enumerate(lines):
-            values = {"id": f"{by}-{number}", "at": "", "by": by, "run": "drawn", **key._asdict(), **what}
+            values = {
+                "id": f"{by}-{number}",
+                "at": "",
+                "by": by,
+                "run": "drawn",
+                **key._asdict(),
+                **what,
+            }
             file.write(Judgement.model_validate(values).model_dump_json() + "\n")
 
 
@@ -45,17 +56,25 @@ def test_what_people_say_becomes_positives_and_negatives(tmp_path: Path) -> None
     assert judged_relations(str(tmp_path))[0] == {
         ("train", "0"): [JudgedRelation(0, 1, "on", True, 1)],
         ("train", "1"): [JudgedRelation(0, 1, "on", False, 1)],
-        ("train", "2"): [JudgedRelation(0, 1, "on", False, 1), JudgedRelation(0, 1, "under", True, 1)],
+        ("train", "2"): [
+            JudgedRelation(0, 1, "on", False, 1),
+            JudgedRelation(0, 1, "under", True, 1),
+        ],
         ("train", "5"): [JudgedRelation(1, 0, "near", True, 1)],
     }
 
 
 def test_bands_of_which_many_were_asked_count_less(tmp_path: Path) -> None:
     confidences = [0.05] * 40 + [0.9] * 10
-    make_run(tmp_path, [plain_record(str(n), confidence=each) for n, each in enumerate(confidences)])
+    make_run(
+        tmp_path, [plain_record(str(n), confidence=each) for n, each in enumerate(confidences)]
+    )
     judge(tmp_path, 10, lambda question: "right" if question.confidence > 0.5 else "wrong")
     found = [one for own in judged_relations(str(tmp_path))[0].values() for one in own]
-    assert Counter((one.right, round(one.share, 6)) for one in found) == {(False, 1.0): 5, (True, 0.25): 5}
+    assert Counter((one.right, round(one.share, 6)) for one in found) == {
+        (False, 1.0): 5,
+        (True, 0.25): 5,
+    }
     settings = data(ShardsConfig(shards=tmp_path, judged=True), val=())
     fed = ShardFeed(StepStream(scan_training(settings), settings, 5, 0, 10), None, 10)
     labels = Counter[float]()
@@ -63,7 +82,9 @@ def test_bands_of_which_many_were_asked_count_less(tmp_path: Path) -> None:
         for [batch] in islice(batches, 200):
             for image in batch.triplets:
                 labels += Counter(image.relation_labels[~image.relation_labels.isnan()].tolist())
-    assert labels[1] / labels[0] == pytest.approx(0.25, rel=0.2)  # as in the run: 10 of 50 relations
+    assert labels[1] / labels[0] == pytest.approx(
+        0.25, rel=0.2
+    )  # as in the run: 10 of 50 relations
 
 
 def test_a_wrong_relation_lowers_the_score_of_exactly_its_pair_and_text(tmp_path: Path) -> None:
@@ -88,22 +109,25 @@ def test_a_wrong_relation_lowers_the_score_of_exactly_its_pair_and_text(tmp_path
     assert batch.texts.relations[int(known[0].nonzero())] == "on"
 
 
-RIGHT = {"judgement": "right"}
-
-
 @pytest.mark.parametrize("random", [{}, {"limit_seed": 0}])
 def test_a_limit_leaves_judgements_alone(tmp_path: Path, random: dict) -> None:
     config = make_run(tmp_path, [plain_record(str(n), confidence=0.9) for n in range(20)])
     said(tmp_path, *((key(n), RIGHT) for n in range(12, 15)))
-    found = scan_training(data(config, ShardsConfig(shards=tmp_path, judged=True), val=(), limit=8, **random))
-    assert [sum(group.rows for group in found.row_groups if group.folder == n) for n in range(2)] == [8, 3]
+    found = scan_training(
+        data(config, ShardsConfig(shards=tmp_path, judged=True), val=(), limit=8, **random)
+    )
+    assert [
+        sum(group.rows for group in found.row_groups if group.folder == n) for n in range(2)
+    ] == [8, 3]
 
 
 def test_judgements_that_teach_nothing_are_named(tmp_path: Path) -> None:
     make_run(tmp_path, [plain_record(str(n), confidence=0.9) for n in range(3)])
     settings = data(ShardsConfig(shards=tmp_path, judged=True), val=(), negative_texts=0)
     (tmp_path / JUDGEMENTS).write_text("garbage\n")
-    with pytest.raises(UserError, match=r"nobody has judged its relations: line 1 of .* cannot be read"):
+    with pytest.raises(
+        UserError, match=r"nobody has judged its relations: line 1 of .* cannot be read"
+    ):
         scan_training(settings)
     said(tmp_path, (key(99), RIGHT), (key(0, subject=999), RIGHT))
     with pytest.raises(UserError, match=r"no judged relations of .* can be used: .*; line 1 of"):
@@ -117,8 +141,12 @@ def test_judgements_that_teach_nothing_are_named(tmp_path: Path) -> None:
     ]
 
 
-def test_a_certificate_is_needed_of_shards_that_are_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sgpipe.cli.options.certified_threshold", lambda runs: {("a",): 0.5}[tuple(map(str, runs))])
+def test_a_certificate_is_needed_of_shards_that_are_not_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "sgpipe.cli.options.certified_threshold", lambda runs: {("a",): 0.5}[tuple(map(str, runs))]
+    )
     options = ShardsOptions(data=["a"], judgements=["b"], certified=True)
     assert options.applied_to(DataConfig(), None).threshold == 0.5
 
@@ -135,7 +163,9 @@ def test_a_training_with_judgements_is_another_one_and_resumes(tmp_path: Path) -
     assert with_them.images > without.images
     assert different(weights(tmp_path / "without"), weights(tmp_path / "with"))
     assert all(row["loss"] < float("inf") for row in steps(tmp_path / "with"))
-    training(run, tmp_path / "again", optimisation__steps=2)  # the judgements are there, but not asked for
+    training(
+        run, tmp_path / "again", optimisation__steps=2
+    )  # the judgements are there, but not asked for
     assert not different(weights(tmp_path / "without"), weights(tmp_path / "again"))
     judge(run, 4, judge_all)
     with pytest.raises(UserError, match="judgements"):

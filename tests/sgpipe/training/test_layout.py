@@ -20,14 +20,21 @@ def made_record(number: int, *, negatives: bool = True) -> Record:
     left = chance.uniform(0, 40)
     boxes = [Box("person", 1, (left, 10, 40, 80)), Box("cup", 2, (left + 10, 40, 8, 8))]
     if negatives:
-        boxes += [Box("cup", 2, (150 + left, 40, 8, 8)), Box("person", 1, (120, 5, 60, 90), iscrowd=True)]
+        boxes += [
+            Box("cup", 2, (150 + left, 40, 8, 8)),
+            Box("person", 1, (120, 5, 60, 90), iscrowd=True),
+        ]
     relations = [Relation(0, 1, "holding"), Relation(0, 1, "near", 0.1), Relation(0, 0, "near")]
-    return Record(str(number), "made", "train", f"{number}.png", 240, 100, boxes, relations=relations)
+    return Record(
+        str(number), "made", "train", f"{number}.png", 240, 100, boxes, relations=relations
+    )
 
 
 def run_of(folder: Path, number: int, **changes: bool) -> str:
     records = [made_record(index, **changes) for index in range(number)]
-    records.append(Record("bare", "made", "train", "bare.png", 240, 100, [Box("person", 1, (0, 0, 9, 9))]))
+    records.append(
+        Record("bare", "made", "train", "bare.png", 240, 100, [Box("person", 1, (0, 0, 9, 9))])
+    )
     make_run(folder, records, rows=25)
     return str(folder)
 
@@ -36,7 +43,11 @@ def test_a_model_learns_the_relations_of_a_run(tmp_path: Path) -> None:
     run = run_of(tmp_path / "run", 60)
     trained = train_layout([run], tmp_path / "model", Progress(), epochs=40)
     model = LayoutModel.load(tmp_path / "model")
-    assert (model.actions, model.subject_classes, model.classes) == (("holding",), ("person",), ("cup", "person"))
+    assert (model.actions, model.subject_classes, model.classes) == (
+        ("holding",),
+        ("person",),
+        ("cup", "person"),
+    )
     assert (trained.images, trained.of_images, trained.pairs, trained.held_out) == (60, 60, 60, 6)
     assert (trained.precision, trained.recall) == (1.0, 1.0)
 
@@ -49,12 +60,16 @@ def test_the_same_data_give_the_same_bytes_and_more_images_than_the_limit_are_sa
     for name in ("one", "other"):
         trained = train_layout([run], tmp_path / name, Progress(), epochs=1)
     train_layout([run], tmp_path / "seed", Progress(), epochs=1, seed=1)
-    contents = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other", "seed")]
+    contents = [
+        (tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "other", "seed")
+    ]
     assert (trained.images, trained.of_images) == (15, 40)
     assert contents[0] == contents[1] != contents[2]
 
 
-@pytest.mark.parametrize(("images", "negatives", "message"), [(1, True, "1 image with"), (20, False, "do nothing")])
+@pytest.mark.parametrize(
+    ("images", "negatives", "message"), [(1, True, "1 image with"), (20, False, "do nothing")]
+)
 def test_what_nothing_can_be_learned_from_is_one_line(
     tmp_path: Path, images: int, negatives: bool, message: str
 ) -> None:
@@ -65,7 +80,9 @@ def test_what_nothing_can_be_learned_from_is_one_line(
     assert not (tmp_path / "model").exists()
 
 
-def test_rare_predicates_and_crowded_images_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rare_predicates_and_crowded_images_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     records = [made_record(index) for index in range(20)]
     records[0].relations.append(Relation(0, 2, "seeing"))
     records[1].objects += [Box("cup", 2, (0, 0, 5, 5))] * 10

@@ -31,7 +31,9 @@ def test_lines_after_the_checkpoint_are_replaced(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("torn", ['{"event": "step", "st', '{"event": "step", "epoch": 1, "step": 3, "steps": 9}'])
+@pytest.mark.parametrize(
+    "torn", ['{"event": "step", "st', '{"event": "step", "epoch": 1, "step": 3, "steps": 9}']
+)
 def test_an_incomplete_line_is_ignored_and_then_removed(tmp_path: Path, torn: str) -> None:
     written(tmp_path, 0, row(1), row(2))
     with (tmp_path / METRICS).open("a") as file:
@@ -44,18 +46,28 @@ def test_an_incomplete_line_is_ignored_and_then_removed(tmp_path: Path, torn: st
 
 @pytest.mark.parametrize(
     "changes",
-    [{"waited": None}, {"loss": "1.0"}, {"event": "other"}, {"step": 10**400}, {"skipped": ...}, {"event": ...}],
+    [
+        {"waited": None},
+        {"loss": "1.0"},
+        {"event": "other"},
+        {"step": 10**400},
+        {"skipped": ...},
+        {"event": ...},
+    ],
 )
 def test_an_edited_line_is_named(tmp_path: Path, changes: dict[str, Any]) -> None:
     edited = {name: value for name, value in (step_row(2) | changes).items() if value is not ...}
-    (tmp_path / METRICS).write_text("".join(f"{json.dumps(each)}\n" for each in (step_row(1), edited)))
+    (tmp_path / METRICS).write_text(
+        "".join(f"{json.dumps(each)}\n" for each in (step_row(1), edited))
+    )
     with pytest.raises(UserError, match=rf"{METRICS} is damaged: delete it, or its damaged lines"):
         read_metrics(tmp_path)
 
 
 def events(file: Path) -> list[Event]:
     """Read TFRecords: length, its checksum (4 bytes), an event, its checksum."""
-    content, found = file.read_bytes(), []
+    content = file.read_bytes()
+    found = []
     while content:
         length = int.from_bytes(content[:8], "little")
         found.append(Event.FromString(content[12 : 12 + length]))
@@ -65,7 +77,13 @@ def events(file: Path) -> list[Event]:
 
 def test_tensorboard_discards_repeated_steps(tmp_path: Path) -> None:
     written(tmp_path, 0, row(1), row(3), tensorboard=True)
-    written(tmp_path, 2, row(3, loss=2.0), {**row(3), "event": "validation", "ap": 0.5}, tensorboard=True)
+    written(
+        tmp_path,
+        2,
+        row(3, loss=2.0),
+        {**row(3), "event": "validation", "ap": 0.5},
+        tensorboard=True,
+    )
     first, second = map(events, sorted((tmp_path / "tensorboard").iterdir()))
     assert [e.step for e in first[2:] if e.summary.value[0].tag == "train/loss"] == [1, 3]
     assert (second[1].session_log.status, second[1].step) == (SessionLog.START, 3)
@@ -76,7 +94,14 @@ def test_tensorboard_discards_repeated_steps(tmp_path: Path) -> None:
 
 
 def step_row(step: int, **changes: Any) -> dict[str, Any]:
-    values = {"event": "step", "epoch": 1, "step": step, "steps": 30, "loss": 2.5, "images_per_second": 12.0}
+    values = {
+        "event": "step",
+        "epoch": 1,
+        "step": step,
+        "steps": 30,
+        "loss": 2.5,
+        "images_per_second": 12.0,
+    }
     return {**values, "waited": 0.031, "skipped": 0, **changes}
 
 
@@ -89,8 +114,18 @@ def shown(*rows: dict[str, Any]) -> list[str]:
 
 
 def test_the_last_step_and_validations_are_shown() -> None:
-    validation = {"event": "validation", "epoch": 1, "step": 30, "loss": 1.0, "ap": 0.25, "recall@20": 0.5}
+    validation = {
+        "event": "validation",
+        "epoch": 1,
+        "step": 30,
+        "loss": 1.0,
+        "ap": 0.25,
+        "recall@20": 0.5,
+    }
     assert shown(step_row(1), step_row(2), step_row(29), validation, step_row(30, skipped=4)) == [
         "epoch 1, step 30 validation: loss 1.000, ap 0.250, recall@20 0.500",
-        "training 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, 4 unreadable images",
+        (
+            "training 30/30, epoch 1, loss 2.500, 12.0 images/s, waiting for images 3%, 4"
+            " unreadable images"
+        ),
     ]

@@ -6,14 +6,21 @@ from rlip_model.settings import Augmentation
 from sgpipe.errors import UserError
 from sgpipe.training.data.scan import scan_training
 from sgpipe.training.job import TrainingJob
-from sgpipe.training.recipe import TrainRecipe, WorkersConfig, load_train_recipe, shards_options, train_recipe_folder
+from sgpipe.training.recipe import (
+    TrainRecipe,
+    WorkersConfig,
+    load_train_recipe,
+    shards_options,
+    train_recipe_folder,
+)
 from sgpipe.training.run import _identity
 from sgpipe.utils.hashing import differences
 from tests.factories import make_calibration
 from tests.sgpipe.training.data.runs import make_run, plain_record
 
-# What was published, of Swin-T where the scripts differ: epochs, drop after, rate of the rest (a tenth for backbone
-# and text encoder), images per step, queries, labels, quality labels, pseudo-labels, subjects classified.
+# What was published, of Swin-T where the scripts differ: epochs, drop after, rate of the rest (a
+# tenth for backbone and text encoder), images per step, queries, labels, quality labels,
+# pseudo-labels, subjects classified.
 PUBLISHED = {
     "tagger": (20, 15, 1e-4, 32, 200, "sampled", True, True, True),
     "pretrain": (20, 15, 1.41e-4, 64, 200, "sampled", True, True, True),
@@ -31,14 +38,31 @@ NAMES = sorted(path.stem for path in train_recipe_folder().glob("*.yaml"))
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_networks_are_trained_as_published(name):
     epochs, drop, rate, batch, queries, labels, quality, pseudo, subjects = PUBLISHED[name]
-    recipe, kind = load_train_recipe(name), "tagger" if name == "tagger" else "parseda"
-    network, options = preset(kind, recipe.model.backbone, **recipe.model.config), recipe.optimisation
-    assert (recipe.model.kind, network.num_queries, network.subject_class) == (kind, queries, subjects)
-    assert (network.gating, network.verb_query, network.dropout, network.drop_path) == ("VXAc", "vanilla_MBF", 0, 0.2)
+    recipe = load_train_recipe(name)
+    kind = "tagger" if name == "tagger" else "parseda"
+    network = preset(kind, recipe.model.backbone, **recipe.model.config)
+    options = recipe.optimisation
+    assert (recipe.model.kind, network.num_queries, network.subject_class) == (
+        kind,
+        queries,
+        subjects,
+    )
+    assert (network.gating, network.verb_query, network.dropout, network.drop_path) == (
+        "VXAc",
+        "vanilla_MBF",
+        0,
+        0.2,
+    )
     assert kind == "parseda" or (network.box_noise, network.label_noise) == (0.4, 0.2)
-    assert (recipe.data.labels, recipe.loss.quality_labels, recipe.loss.pseudo_labels) == (labels, quality, pseudo)
+    assert (recipe.data.labels, recipe.loss.quality_labels, recipe.loss.pseudo_labels) == (
+        labels,
+        quality,
+        pseudo,
+    )
     assert (options.epochs, options.lr_drop, options.batch) == (epochs, drop, batch)
-    assert (options.lr, options.lr_backbone, options.lr_text) == pytest.approx((rate, rate / 10, rate / 10))
+    assert (options.lr, options.lr_backbone, options.lr_text) == pytest.approx(
+        (rate, rate / 10, rate / 10)
+    )
     assert (options.weight_decay, options.clip_norm, options.schedule) == (1e-4, 0.1, "step")
     assert (options.warmup, options.ema, options.precision, options.frozen) == (0, 0, "float32", ())
 
@@ -48,11 +72,20 @@ def test_settings_shared_by_all_recipes(name):
     recipe = load_train_recipe(name)
     assert recipe.name == name
     assert load_train_recipe(str(train_recipe_folder() / f"{name}.yaml")) == recipe
-    assert (recipe.data.threshold, recipe.data.short_side, recipe.data.long_side) == (0.2, 800, 1333)
+    assert (recipe.data.threshold, recipe.data.short_side, recipe.data.long_side) == (
+        0.2,
+        800,
+        1333,
+    )
     strategies = (recipe.data.object_strategy, recipe.data.relation_strategy)
     assert (recipe.data.negative_texts, *strategies) == (500, "frequency", "frequency")
     crops = {"crop_probability": 0.5, "crop_short_sides": (400, 500, 600), "crop_range": (384, 600)}
-    changes = {"flip": 0.5, "jitter": 0.4, "short_sides": (*range(480, 801, 32),), "long_side": 1333}
+    changes = {
+        "flip": 0.5,
+        "jitter": 0.4,
+        "short_sides": (*range(480, 801, 32),),
+        "long_side": 1333,
+    }
     assert recipe.data.augment == Augmentation(**changes, **crops)
 
 
@@ -76,13 +109,17 @@ def test_folders_of_shards_have_weights(tmp_path):
 def test_label_texts_are_those_of_one_gpu_as_published():
     groups = {name: load_train_recipe(name).data.text_group for name in NAMES}
     assert {name: group for name, group in groups.items() if group} == {"pretrain": 4, "tagger": 4}
-    assert all(load_train_recipe(name).data.labels == "full" for name, group in groups.items() if not group)
+    assert all(
+        load_train_recipe(name).data.labels == "full" for name, group in groups.items() if not group
+    )
     assert {load_train_recipe(name, miniature=True).data.text_group for name in NAMES} == {None}
 
 
 def test_a_training_with_another_calibration_is_another_one(tmp_path):
     shards = make_run(tmp_path / "run", [plain_record("a", confidence=0.9)])
-    files = [make_calibration(tmp_path / f"{n}.json", {"run": "drawn"}, offset=float(n)) for n in (0, 1)]
+    files = [
+        make_calibration(tmp_path / f"{n}.json", {"run": "drawn"}, offset=float(n)) for n in (0, 1)
+    ]
     (tmp_path / "copy.json").write_bytes(files[0].read_bytes())
     found = []
     for file in (*files, tmp_path / "copy.json", None):
@@ -94,7 +131,9 @@ def test_a_training_with_another_calibration_is_another_one(tmp_path):
     assert without["data"]["calibration"] is None
 
 
-def test_a_worker_without_gpus_computes_on_the_cpu_of_a_machine_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_gpus_computes_on_the_cpu_of_a_machine_with_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Ray Train has chosen the first GPU by then, so that hiding it is too late."""
     from sgpipe.training.workers import worker_device
 

@@ -50,6 +50,12 @@ from tests.sgpipe.training.trainings import (
 KillAt = Callable[[int], None]
 
 
+DAMAGES = {
+    "model.safetensors": b"cut", "config.json": b"{", "optimizer.safetensors": b"", "training.json": b'{"epoch": 1}',
+    "tokenizer.json": None,
+}  # fmt: skip
+
+
 class KilledError(Exception):
     """Stands for a killed process."""
 
@@ -75,8 +81,14 @@ def validated(run: Path) -> list[dict[str, str]]:
 
 
 def by_steps(run: Path, **changes: object) -> dict[str, object]:
-    """Five averaged steps, in the middle of the second epoch of three, validated every two steps."""
-    averaged = {"optimisation__steps": 5, "optimisation__ema": 0.9, "output__validate_every_steps": 2}
+    """Five averaged steps, in the middle of the second epoch of three, validated every two
+    steps.
+    """
+    averaged = {
+        "optimisation__steps": 5,
+        "optimisation__ema": 0.9,
+        "output__validate_every_steps": 2,
+    }
     return {**averaged, "data__val": validated(run), **changes}
 
 
@@ -84,11 +96,27 @@ def test_the_files_of_a_training(trained_tagger: Path) -> None:
     kept = TrainRecipe.model_validate(yaml.safe_load((trained_tagger / "recipe.yaml").read_text()))
     assert kept.model.config["num_queries"] == SIZES["num_queries"]
     assert [row["step"] for row in steps(trained_tagger)] == list(range(1, STEPS + 1))
-    assert [row["epoch"] for row in read_metrics(trained_tagger) if row["event"] == "validation"] == [1, 2]
-    losses = {"loss", "entity", "relation", "subject_box", "object_box", "subject_giou", "object_giou"}
+    assert [
+        row["epoch"] for row in read_metrics(trained_tagger) if row["event"] == "validation"
+    ] == [1, 2]
+    losses = {
+        "loss",
+        "entity",
+        "relation",
+        "subject_box",
+        "object_box",
+        "subject_giou",
+        "object_giou",
+    }
     rates = {"lr_rest", "lr_backbone", "lr_text"}
     for row in steps(trained_tagger):
-        assert row.keys() >= losses | rates | {"waited", "images_per_second", "skipped", "memory", "gradient_norm"}
+        assert row.keys() >= losses | rates | {
+            "waited",
+            "images_per_second",
+            "skipped",
+            "memory",
+            "gradient_norm",
+        }
         assert 0 < row["waited"] <= 1
         assert row["skipped"] == 0
     assert list((trained_tagger / "tensorboard").glob("events.*"))
@@ -98,13 +126,19 @@ def test_the_files_of_a_training(trained_tagger: Path) -> None:
     }
 
 
-def test_a_finished_training_is_left_alone(trained_tagger: Path, drawn_run: Path, tmp_path: Path) -> None:
+def test_a_finished_training_is_left_alone(
+    trained_tagger: Path, drawn_run: Path, tmp_path: Path
+) -> None:
     shutil.copytree(trained_tagger, tmp_path / "out", symlinks=True)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "checkpoints").rglob("*")}
+    before = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "checkpoints").rglob("*")
+    }
     events = sorted((tmp_path / "out" / "tensorboard").iterdir())
     settings = {"data__val": validated(drawn_run), "output__tensorboard": True}
     summary = training(drawn_run, tmp_path / "out", **settings)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "checkpoints").rglob("*")} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "checkpoints").rglob("*")
+    } == before
     assert sorted((tmp_path / "out" / "tensorboard").iterdir()) == events
     assert (summary.epochs, summary.steps, summary.last["step"]) == (EPOCHS, STEPS, STEPS)
     assert summary.validation["ap"] > 0
@@ -114,16 +148,24 @@ def test_a_finished_training_is_left_alone(trained_tagger: Path, drawn_run: Path
     assert (summary.best, summary.best_by) == (best, "ap")  # not a loss of this value
 
 
-def test_other_settings_in_the_same_folder_are_refused_and_named(drawn_run: Path, trained_tagger: Path) -> None:
+def test_other_settings_in_the_same_folder_are_refused_and_named(
+    drawn_run: Path, trained_tagger: Path
+) -> None:
     before = weights(trained_tagger)
-    with pytest.raises(UserError, match=r"was made with other settings.*\n  optimisation.lr: 0.001 then, 0.002 now"):
+    with pytest.raises(
+        UserError, match=r"was made with other settings.*\n  optimisation.lr: 0.001 then, 0.002 now"
+    ):
         training(drawn_run, trained_tagger, data__val=validated(drawn_run), optimisation__lr=0.002)
-    with pytest.raises(UserError, match=r"optimisation.epochs: 2 then, 3 now"):  # with cosine, every step differs
+    with pytest.raises(
+        UserError, match=r"optimisation.epochs: 2 then, 3 now"
+    ):  # with cosine, every step differs
         training(drawn_run, trained_tagger, data__val=validated(drawn_run), optimisation__epochs=3)
     assert not different(weights(trained_tagger), before)
 
 
-def test_a_training_can_be_extended_moved_and_written_differently(drawn_run: Path, tmp_path: Path) -> None:
+def test_a_training_can_be_extended_moved_and_written_differently(
+    drawn_run: Path, tmp_path: Path
+) -> None:
     step = {"optimisation__schedule": "step"}
     training(drawn_run, tmp_path / "whole", **step, optimisation__epochs=2)
     training(drawn_run, tmp_path / "out", **step, optimisation__epochs=1)
@@ -144,17 +186,35 @@ def test_other_folders_are_refused(drawn_run: Path) -> None:
     assert not (drawn_run / ".training").exists()
 
 
-def test_a_training_starts_from_an_existing_network(drawn_run: Path, trained_tagger: Path, tmp_path: Path) -> None:
+def test_a_training_starts_from_an_existing_network(
+    drawn_run: Path, trained_tagger: Path, tmp_path: Path
+) -> None:
     init = str(trained_tagger / "best")  # given as the training that it is of
     still = {"optimisation__lr": 0, "optimisation__lr_backbone": 0, "optimisation__lr_text": 0}
-    training(drawn_run, tmp_path / "out", model__init=str(trained_tagger), **still, optimisation__epochs=1)
-    before, after = (RTagger.from_pretrained(path).state_dict() for path in (init, tmp_path / "out" / "last"))
+    training(
+        drawn_run,
+        tmp_path / "out",
+        model__init=str(trained_tagger),
+        **still,
+        optimisation__epochs=1,
+    )
+    before, after = (
+        RTagger.from_pretrained(path).state_dict() for path in (init, tmp_path / "out" / "last")
+    )
     assert not different(after, before)
 
 
 @pytest.mark.slow
-def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(drawn_run: Path, tmp_path: Path) -> None:
-    config = {**SIZES, "backbone": "convolutional", "conv_width": 8, "dense_head": True, "proposals": 4}
+def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(
+    drawn_run: Path, tmp_path: Path
+) -> None:
+    config = {
+        **SIZES,
+        "backbone": "convolutional",
+        "conv_width": 8,
+        "dense_head": True,
+        "proposals": 4,
+    }
     sizes = {"model__config": config, "data__val": validated(drawn_run)}
     training(drawn_run, tmp_path / "boxes", "pretrain", loss__only_boxes=True, **sizes)
     assert {"dense_class", "dense_giou"} <= read_metrics(tmp_path / "boxes")[0].keys()
@@ -166,7 +226,9 @@ def test_a_detector_trained_on_boxes_alone_starts_a_training_on_relations(drawn_
     detector = load(detect, torch.device("cpu"))
     found = detector.detect(detector.prepare(Image.new("RGB", (64, 48))), 0.0)
     assert len(found.boxes) > SIZES["num_queries"]  # those of the dense head, not of queries
-    training(drawn_run, tmp_path / "relations", "pretrain", model__init=str(tmp_path / "boxes"), **sizes)
+    training(
+        drawn_run, tmp_path / "relations", "pretrain", model__init=str(tmp_path / "boxes"), **sizes
+    )
     assert "relation" in read_metrics(tmp_path / "relations")[0]
 
 
@@ -178,12 +240,16 @@ def whole(drawn_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_a_training_ends_after_its_steps_and_its_end_is_validated_and_saved(drawn_run: Path, whole: Path) -> None:
+def test_a_training_ends_after_its_steps_and_its_end_is_validated_and_saved(
+    drawn_run: Path, whole: Path
+) -> None:
     assert [(row["epoch"], row["step"], row["steps"]) for row in steps(whole)] == [
         *((1, step, 5) for step in (1, 2, 3)),
         *((2, step, 5) for step in (4, 5)),
     ]
-    validations = [(row["epoch"], row["step"]) for row in read_metrics(whole) if row["event"] == "validation"]
+    validations = [
+        (row["epoch"], row["step"]) for row in read_metrics(whole) if row["event"] == "validation"
+    ]
     assert validations == [(1, 2), (2, 4), (2, 5)]
     assert (whole / "last").resolve().name == "step-00000005"
     rates = [row["lr_rest"] for row in steps(whole)]
@@ -193,19 +259,34 @@ def test_a_training_ends_after_its_steps_and_its_end_is_validated_and_saved(draw
 
 @pytest.mark.parametrize(
     ("kill", "by"),
-    [(4, "epochs"), (3, "steps"), *(pytest.param(n, "epochs", marks=pytest.mark.soak) for n in (1, 2, 6))],
+    [
+        (4, "epochs"),
+        (3, "steps"),
+        *(pytest.param(n, "epochs", marks=pytest.mark.soak) for n in (1, 2, 6)),
+    ],
 )
 def test_a_killed_training_resumes_exactly(
-    drawn_run: Path, trained_tagger: Path, whole: Path, tmp_path: Path, killed_at: KillAt, kill: int, by: str
+    drawn_run: Path,
+    trained_tagger: Path,
+    whole: Path,
+    tmp_path: Path,
+    killed_at: KillAt,
+    kill: int,
+    by: str,
 ) -> None:
-    """It restarts, resumes at the beginning of an epoch (4), or in its middle: from a validation, or a checkpoint."""
+    """It restarts, resumes at the beginning of an epoch (4), or in its middle: from a validation,
+    or a checkpoint.
+    """
     by_epochs = {"data__val": validated(drawn_run), "output__checkpoint_every": 2}
-    settings, expected = (by_steps(drawn_run), whole) if by == "steps" else (by_epochs, trained_tagger)
+    settings, expected = (
+        (by_steps(drawn_run), whole) if by == "steps" else (by_epochs, trained_tagger)
+    )
     killed_at(kill)
     with pytest.raises(KilledError):
         training(drawn_run, tmp_path / "out", **settings)
     killed_at(0)
-    begun, said = bool(list(tmp_path.glob("out/checkpoints/step-*"))), StringIO()
+    begun = bool(list(tmp_path.glob("out/checkpoints/step-*")))
+    said = StringIO()
     training(drawn_run, tmp_path / "out", progress=Progress(Console(file=said)), **settings)
     assert ("resuming at step" in said.getvalue()) == begun
     assert not different(weights(tmp_path / "out"), weights(expected))
@@ -219,7 +300,9 @@ def test_a_compiler_that_fails_within_a_step_ends_the_training_with_a_remedy(
         raise torch._dynamo.exc.InternalTorchDynamoError("no such size\nand a page of advice")
 
     monkeypatch.setattr(Trainer, "fit", fail)
-    with pytest.raises(EngineError, match=r"within a step \(no such size and a.*\); with workers.compile=false"):
+    with pytest.raises(
+        EngineError, match=r"within a step \(no such size and a.*\); with workers.compile=false"
+    ):
         training(drawn_run, tmp_path / "out")
 
 
@@ -228,7 +311,12 @@ def test_a_plan_has_the_steps_of_the_training_and_keeps_nothing(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     found = plan.plan_training(recipe(drawn_run, optimisation__accumulate=2), QUIET, steps=2)
-    assert (found.steps, found.images, found.batch, found.part) == (STEPS, IMAGES, BATCH, BATCH // 2)
+    assert (found.steps, found.images, found.batch, found.part) == (
+        STEPS,
+        IMAGES,
+        BATCH,
+        BATCH // 2,
+    )
     assert (found.measured_steps, found.fitting, found.gpus) == (2, 1, 0)
     assert found.seconds == STEPS * found.step_seconds > 0
     assert 0 < found.memory < found.device_memory
@@ -241,7 +329,9 @@ def test_a_plan_has_the_steps_of_the_training_and_keeps_nothing(
 
 
 @pytest.mark.parametrize("fits", [2, 4, 8])
-def test_parts_are_halved_until_they_fit(drawn_run: Path, monkeypatch: pytest.MonkeyPatch, fits: int) -> None:
+def test_parts_are_halved_until_they_fit(
+    drawn_run: Path, monkeypatch: pytest.MonkeyPatch, fits: int
+) -> None:
     whole = plan.run_job
 
     def run_job(job: Any, show: Any) -> None:
@@ -281,16 +371,12 @@ def refused(result: Result, code: int = 2) -> str:
     ],
     ids=str,
 )  # fmt: skip
-def test_invalid_settings(drawn_run: Path, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+def test_invalid_settings(
+    drawn_run: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
     said = refused(invoke(drawn_run, tmp_path / "out", **changes))
     assert message in said
     assert len(said) < 600
-
-
-DAMAGES = {
-    "model.safetensors": b"cut", "config.json": b"{", "optimizer.safetensors": b"", "training.json": b'{"epoch": 1}',
-    "tokenizer.json": None,
-}  # fmt: skip
 
 
 def test_a_damaged_checkpoint_is_named(drawn_run: Path, tmp_path: Path) -> None:
@@ -300,10 +386,14 @@ def test_a_damaged_checkpoint_is_named(drawn_run: Path, tmp_path: Path) -> None:
         out = shutil.copytree(tmp_path / "whole", tmp_path / f"damaged-{name}", symlinks=True)
         file = (out / "last").resolve() / name
         file.unlink() if content is None else file.write_bytes(content)
-        assert "step-00000003" in refused(invoke(drawn_run, out, optimisation__schedule="step")), name
+        assert "step-00000003" in refused(invoke(drawn_run, out, optimisation__schedule="step")), (
+            name
+        )
 
 
-def test_a_diverging_training_keeps_the_batch_and_the_last_checkpoint(drawn_run: Path, tmp_path: Path) -> None:
+def test_a_diverging_training_keeps_the_batch_and_the_last_checkpoint(
+    drawn_run: Path, tmp_path: Path
+) -> None:
     result = invoke(drawn_run, tmp_path / "out", optimisation__lr=1e30, output__checkpoint_every=1)
     said = refused(result, code=1)
     assert "step 2" in said
@@ -352,14 +442,20 @@ def test_a_batch_is_lowered_to_the_images_of_an_epoch(
     names = ("optimisation__batch", "workers__count", "optimisation__accumulate")
     original = recipe(drawn_run, **dict(zip(names, given, strict=True)))
     fitted = plan.fit_batch(original, scan_training(original.data))
-    assert (fitted.optimisation.batch, fitted.workers.count, fitted.optimisation.accumulate) == fitting
+    assert (
+        fitted.optimisation.batch,
+        fitted.workers.count,
+        fitted.optimisation.accumulate,
+    ) == fitting
 
 
 def test_a_lowered_batch_is_told_resumed_and_planned(drawn_run: Path, tmp_path: Path) -> None:
     told = StringIO()
     changes = {"optimisation__batch": 200, "optimisation__epochs": 1}
     for _ in range(2):
-        training(drawn_run, tmp_path / "out", progress=Progress(Console(file=told, width=200)), **changes)
+        training(
+            drawn_run, tmp_path / "out", progress=Progress(Console(file=told, width=200)), **changes
+        )
     assert f"NOTE: optimisation.batch is lowered from 200 to {IMAGES}" in told.getvalue()
     assert "nothing left to do" in told.getvalue()
     training(drawn_run, tmp_path / "same", optimisation__batch=IMAGES, optimisation__epochs=1)

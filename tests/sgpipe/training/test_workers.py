@@ -1,4 +1,6 @@
-"""Trainings with several workers on Ray: the same losses as with one, and lost workers are replaced."""
+"""Trainings with several workers on Ray: the same losses as with one, and lost workers are
+replaced.
+"""
 
 import os
 import signal
@@ -18,14 +20,23 @@ from sgpipe.utils.ray_cluster import start_ray
 from tests.integration.faults.runs import descendants, title_of
 from tests.sgpipe.training import trainings
 from tests.sgpipe.training.data.runs import make_records, make_run
-from tests.sgpipe.training.trainings import SIZES, command, curve, different, steps, training, weights
+from tests.sgpipe.training.trainings import (
+    SIZES,
+    command,
+    curve,
+    different,
+    steps,
+    training,
+    weights,
+)
 
 pytestmark = pytest.mark.slow
 
 LOSS_TOLERANCE = 1e-4  # relative, in float32 over some steps; measured: 1.1e-7
 DETERMINED = {"dropout": 0.0, "fusion_dropout": 0.0}
 TEXTS = {"text_config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
-# Equal pairs are masked from each other only if every image of a batch fills all slots; here none does.
+# Equal pairs are masked from each other only if every image of a batch fills all slots; here none
+# does.
 NOISELESS = {"box_noise": 0.0, "label_noise": 0.0, "num_queries": 64}
 TWO: dict[str, Any] = {"workers__count": 2, "data__long_side": 96}
 
@@ -41,7 +52,9 @@ def ray_engine() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def equal_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images of one size: Swin does not mask padding, so with several sizes the batch would matter."""
+    """Images of one size: Swin does not mask padding, so with several sizes the batch would
+    matter.
+    """
     return make_run(tmp_path_factory.mktemp("equal") / "run", make_records(30)).shards
 
 
@@ -49,9 +62,16 @@ def equal_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_workers_have_the_same_losses_as_one(
     ray_engine: None, equal_images: Path, tmp_path: Path, kind: str
 ) -> None:
-    """Groups of 3 and 1 of the 4 images of a step: the second worker has images of both, the first of one only."""
+    """Groups of 3 and 1 of the 4 images of a step: the second worker has images of both, the first
+    of one only.
+    """
     config = {**SIZES, **DETERMINED, **TEXTS, **(NOISELESS if kind == "tagger" else {})}
-    settings = {"model__config": config, "data__long_side": 96, "data__text_group": 3, "data__negative_texts": 30}
+    settings = {
+        "model__config": config,
+        "data__long_side": 96,
+        "data__text_group": 3,
+        "data__negative_texts": 30,
+    }
     settings["optimisation__epochs"] = 3
     for count in (1, 2):
         training(equal_images, tmp_path / str(count), kind, **settings, workers__count=count)
@@ -73,7 +93,9 @@ def kill_a_worker_at_step(out: Path, step: int, killed: list[int]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
-def test_a_lost_worker_is_replaced_and_changes_nothing(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:
+def test_a_lost_worker_is_replaced_and_changes_nothing(
+    ray_engine: None, equal_images: Path, tmp_path: Path
+) -> None:
     settings = {**TWO, "optimisation__epochs": 6, "output__checkpoint_every": 2}
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_worker_at_step, args=(tmp_path / "lost", 5, killed))
@@ -82,7 +104,9 @@ def test_a_lost_worker_is_replaced_and_changes_nothing(ray_engine: None, equal_i
     killer.join()
     assert killed
     training(equal_images, tmp_path / "whole", **settings)
-    assert [step for step, _ in curve(tmp_path / "lost")] == list(range(1, len(steps(tmp_path / "whole")) + 1))
+    assert [step for step, _ in curve(tmp_path / "lost")] == list(
+        range(1, len(steps(tmp_path / "whole")) + 1)
+    )
     assert curve(tmp_path / "lost") == curve(tmp_path / "whole")
     assert not different(weights(tmp_path / "lost"), weights(tmp_path / "whole"))
 
@@ -100,7 +124,9 @@ def test_a_refusal_of_a_worker_is_one_line(ray_engine: None, tmp_path: Path) -> 
 
 
 @pytest.mark.soak
-def test_fsdp_resumes_from_complete_checkpoints(ray_engine: None, equal_images: Path, tmp_path: Path) -> None:
+def test_fsdp_resumes_from_complete_checkpoints(
+    ray_engine: None, equal_images: Path, tmp_path: Path
+) -> None:
     config = {**SIZES, **DETERMINED, **TEXTS}
     settings = {"model__config": config, "data__long_side": 96, "optimisation__schedule": "step"}
     settings |= {"data__val": [{"shards": str(equal_images)}], "data__text_group": 3}
@@ -108,18 +134,27 @@ def test_fsdp_resumes_from_complete_checkpoints(ray_engine: None, equal_images: 
     for epochs in (1, 2):
         spread = {"workers__count": 2, "workers__parallel": "fsdp", "optimisation__epochs": epochs}
         training(equal_images, tmp_path / "spread", "pretrain", **{**settings, **spread})
-    one, spread_losses = ([loss for _, loss in curve(tmp_path / name)] for name in ("one", "spread"))
+    one, spread_losses = (
+        [loss for _, loss in curve(tmp_path / name)] for name in ("one", "spread")
+    )
     assert spread_losses == pytest.approx(one, rel=LOSS_TOLERANCE)
-    whole, parts = weights(tmp_path / "one"), weights(tmp_path / "spread")
-    assert {name: value.shape for name, value in whole.items()} == {name: value.shape for name, value in parts.items()}
-    assert len([row for row in read_metrics(tmp_path / "spread") if row["event"] == "validation"]) == 2
+    whole = weights(tmp_path / "one")
+    parts = weights(tmp_path / "spread")
+    assert {name: value.shape for name, value in whole.items()} == {
+        name: value.shape for name, value in parts.items()
+    }
+    assert (
+        len([row for row in read_metrics(tmp_path / "spread") if row["event"] == "validation"]) == 2
+    )
 
 
 def test_stopping_stops_the_workers(equal_images: Path, tmp_path: Path) -> None:
     long = command(equal_images, tmp_path / "out", **TWO, optimisation__epochs=5000)
     process = subprocess.Popen(long, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 600
-    while len(steps(tmp_path / "out")) < 3 and time.monotonic() < deadline and process.poll() is None:
+    while (
+        len(steps(tmp_path / "out")) < 3 and time.monotonic() < deadline and process.poll() is None
+    ):
         time.sleep(0.1)
     workers = workers_of(process.pid)
     process.send_signal(signal.SIGINT)
@@ -128,7 +163,9 @@ def test_stopping_stops_the_workers(equal_images: Path, tmp_path: Path) -> None:
     assert errors.splitlines()[-1].startswith("interrupted. ")
     assert "Traceback" not in said + errors
     assert len(workers) == 2
-    deadline = time.monotonic() + 300  # the command does not wait for the last breath of its workers
+    deadline = (
+        time.monotonic() + 300
+    )  # the command does not wait for the last breath of its workers
     while (left := [pid for pid in workers if title_of(pid)]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left

@@ -22,7 +22,9 @@ from sgpipe.training.run import train
 from sgpipe.utils.console import Progress
 
 QUIET = Progress(Console(quiet=True))
-IMAGES, BATCH, EPOCHS = 12, 4, 2
+IMAGES = 12
+BATCH = 4
+EPOCHS = 2
 STEPS = EPOCHS * IMAGES // BATCH
 SIZES = {
     "swin_embed_dim": 6, "swin_depths": [1, 1, 1, 1], "swin_heads": [1, 1, 2, 2], "drop_path": 0.0, "hidden_dim": 64,
@@ -40,7 +42,9 @@ def make_run(folder: Path, seed: int = 0) -> Path:
     """Synthetic images in folder/drawn, and their shards in folder/run."""
     render_dataset(folder / "drawn", IMAGES, seed, "train")
     images = folder / "drawn" / "images"
-    source = visual_genome_source(folder / "drawn" / "scene_graphs.json", images, "train", preprocess=False)
+    source = visual_genome_source(
+        folder / "drawn" / "scene_graphs.json", images, "train", preprocess=False
+    )
     import_annotations(source, images, folder / "run", QUIET)
     return folder / "run"
 
@@ -55,14 +59,24 @@ def recipe(run: Path, kind: str = "tagger", **changes: Any) -> TrainRecipe:
     return load_train_recipe(kind, overrides(run, changes), miniature=True)
 
 
-def training(run: Path, out: Path, kind: str = "tagger", *, progress: Progress = QUIET, **changes: Any) -> TrainSummary:
+def training(
+    run: Path, out: Path, kind: str = "tagger", *, progress: Progress = QUIET, **changes: Any
+) -> TrainSummary:
     return train(recipe(run, kind, **changes), out, progress)
 
 
 def command(run: Path, out: Path, kind: str = "tagger", **changes: Any) -> list[str]:
     """The command line of the same training, with one thread as in the tests."""
-    settings = [part for item in overrides(run, changes).items() for part in ("--set", f"{item[0]}={dumped(item[1])}")]
-    python = (sys.executable, "-c", "import torch; torch.set_num_threads(1); from sgpipe.cli.main import main; main()")
+    settings = [
+        part
+        for item in overrides(run, changes).items()
+        for part in ("--set", f"{item[0]}={dumped(item[1])}")
+    ]
+    python = (
+        sys.executable,
+        "-c",
+        "import torch; torch.set_num_threads(1); from sgpipe.cli.main import main; main()",
+    )
     return [*python, "train", kind, "--miniature", "--out", str(out), *settings]
 
 

@@ -1,4 +1,6 @@
-"""Boxes, and which data looks like what it is taken for: captions and boxes of COCO and of V-COCO."""
+"""Boxes, and which data looks like what it is taken for: captions and boxes of COCO and of
+V-COCO.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ REAL = {
 def matrices(instances: Path, captions: Path) -> tuple[np.ndarray, np.ndarray]:
     """The classes that captions name, and those with boxes, `[images, classes]`."""
     content = json.loads(instances.read_text())
-    names = {each["id"]: each["name"] for each in sorted(content["categories"], key=lambda each: each["id"])}
+    names = {
+        each["id"]: each["name"]
+        for each in sorted(content["categories"], key=lambda each: each["id"])
+    }
     synonyms = packaged_synonyms("coco")
     finder = ClassFinder({name: synonyms.get(name, ()) for name in names.values()})
     named = {image["id"]: set() for image in content["images"]}
@@ -40,13 +45,18 @@ def matrices(instances: Path, captions: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("dataset", REAL)
-def test_human_captions_agree_with_their_boxes_and_with_no_others_and_a_few_are_never_called_wrong(oracle, dataset):
+def test_human_captions_agree_with_their_boxes_and_with_no_others_and_a_few_are_never_called_wrong(
+    oracle, dataset
+):
     named, boxed = matrices(*(oracle / "data" / path for path in REAL[dataset]))
     right = match_captions(named, boxed)
     assert right.is_real
     assert right.gain > 0.5
     rng = np.random.default_rng(0)
-    wrong = [*(np.roll(boxed, 1, axis) for axis in (0, 1)), *(rng.permutation(boxed) for _ in range(5))]
+    wrong = [
+        *(np.roll(boxed, 1, axis) for axis in (0, 1)),
+        *(rng.permutation(boxed) for _ in range(5)),
+    ]
     assert all(match_captions(named, each).is_chance for each in wrong)
     for images in (1, 2, 3, 5, 8, 12):
         for _ in range(100):
@@ -63,7 +73,13 @@ def test_unrelated_captions_match_by_chance_on_average(seed):
 
 
 def test_the_longest_phrase_names_the_class():
-    phrases = {"dog": ("puppy",), "hot dog": (), "person": ("man", "!man of war"), "knife": (), "cell phone": ()}
+    phrases = {
+        "dog": ("puppy",),
+        "hot dog": (),
+        "person": ("man", "!man of war"),
+        "knife": (),
+        "cell phone": (),
+    }
     finder = ClassFinder(phrases)
     assert finder("Two men eat hot dogs with knives.") == {"person", "hot dog", "knife"}
     assert finder("A man-of-war; PUPPIES by cellphones") == {"dog", "cell phone"}
@@ -78,7 +94,9 @@ def test_iou_equals_torchvisions() -> None:
 
 
 def test_boxes_are_clipped_to_their_own_images() -> None:
-    boxes = np.array([[-3.0, 0, 10, 10], [0, 0, 20, 10], [30, 0, 5, 5], [1, 1, 0, 5], [np.nan, 0, 1, 1]])
+    boxes = np.array(
+        [[-3.0, 0, 10, 10], [0, 0, 20, 10], [30, 0, 5, 5], [1, 1, 0, 5], [np.nan, 0, 1, 1]]
+    )
     sizes = np.array([[20.0, 10], [15, 10], [20, 10], [20, 10], [20, 10]])
     clipped, inside, overhang = clip_xywh(boxes, sizes)
     assert inside.tolist() == [True, True, False, False, False]
@@ -94,10 +112,19 @@ def test_a_single_box_is_clipped_as_many_are() -> None:
         return rng.choice(odd) if rng.random() < 0.1 else rng.uniform(-100, 700)
 
     boxes = [(number(), number(), number(), number()) for _ in range(3000)]
-    boxes.append((0.0, 1.0, 1.0, 6e-230))  # thinner than the rounding at its position: 1 + 6e-230 is 1
-    boxes = [box for box in boxes if not any(math.isinf(box[axis] + box[axis + 2]) for axis in (0, 1))]
+    boxes.append(
+        (0.0, 1.0, 1.0, 6e-230)
+    )  # thinner than the rounding at its position: 1 + 6e-230 is 1
+    boxes = [
+        box for box in boxes if not any(math.isinf(box[axis] + box[axis + 2]) for axis in (0, 1))
+    ]
     clipped, are_inside, _ = clip_xywh(np.array(boxes), np.array([[640.0, 480.0]]))
     for box, expected, inside in zip(boxes, clipped.tolist(), are_inside, strict=True):
         assert clip_box(box, 640, 480) == (tuple(expected) if inside else None)
     assert 300 < are_inside.sum() < len(boxes) - 300
-    assert clip_box((0.1, 0.2, 0.3, 0.4), 640, 480) == (0.1, 0.2, 0.3, 0.4)  # 0.1 + 0.3 - 0.1 is not 0.3
+    assert clip_box((0.1, 0.2, 0.3, 0.4), 640, 480) == (
+        0.1,
+        0.2,
+        0.3,
+        0.4,
+    )  # 0.1 + 0.3 - 0.1 is not 0.3

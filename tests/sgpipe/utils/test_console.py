@@ -9,9 +9,13 @@ from rich.text import Text
 
 from sgpipe.utils.console import Progress, errors, json_text, output, progress, single_line
 
+EVIL = "on\x1b[31m\x07\x9b2J \u202edeen\u200b \ud800 \u2028ok\u2066"
+
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_progress_counts_relations_and_errors(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_counts_relations_and_errors(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sgpipe.utils.console._SECONDS_BETWEEN_LINES", -1)
     text = io.StringIO()
     screen = Console(file=text, force_terminal=terminal, width=150)
@@ -20,9 +24,6 @@ def test_progress_counts_relations_and_errors(terminal: bool, monkeypatch: pytes
         advance(3, {"relations": 1, "errors": 1})
     assert "4/4" in text.getvalue()
     assert "3 relations, 1 error" in text.getvalue()
-
-
-EVIL = "on\x1b[31m\x07\x9b2J \u202edeen\u200b \ud800 \u2028ok\u2066"
 
 
 def test_text_of_data_is_one_line_without_what_a_terminal_acts_on() -> None:
@@ -43,7 +44,9 @@ def test_every_console_prints_only_what_is_seen(make, capsys) -> None:
     Progress(console).say(f"first\n{EVIL}")
     printed = "".join(capsys.readouterr())
     assert printed.count("deen") == 6
-    assert {unicodedata.category(letter) for letter in printed if letter != "\n"}.isdisjoint({"Cc", "Cf", "Cs", "Zl"})
+    assert {unicodedata.category(letter) for letter in printed if letter != "\n"}.isdisjoint(
+        {"Cc", "Cf", "Cs", "Zl"}
+    )
     assert "first\non" in printed
 
 
@@ -54,4 +57,6 @@ def test_json_for_a_terminal_is_the_same_json(encoding, monkeypatch) -> None:
     text = json_text(value, indent=1)
     assert json.loads(text.encode(encoding).decode(encoding)) == value
     assert ("naïve" in text, "狗 😀" in text) == (encoding != "ascii", encoding == "utf-8")
-    assert {unicodedata.category(letter) for letter in text if letter != "\n"}.isdisjoint({"Cc", "Cf", "Cs", "Zl"})
+    assert {unicodedata.category(letter) for letter in text if letter != "\n"}.isdisjoint(
+        {"Cc", "Cf", "Cs", "Zl"}
+    )

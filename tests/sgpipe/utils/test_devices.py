@@ -1,4 +1,6 @@
-"""Devices, their memory, functions that are compiled for shapes that recur, and Ray clusters to join."""
+"""Devices, their memory, functions that are compiled for shapes that recur, and Ray clusters to
+join.
+"""
 
 import os
 import sys
@@ -19,6 +21,21 @@ from sgpipe.utils.devices import check_devices, check_workers, hide_gpus, pick_d
 from sgpipe.utils.gpu import Compiled, GpuMemory, enough_memory
 from sgpipe.utils.ray_cluster import tell_losses, worker_failure
 
+FULL = (
+    torch.cuda.OutOfMemoryError("CUDA out of memory"),
+    torch.AcceleratorError("CUDA error: out of memory"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+)
+
+
+NAMES = ("the.device", "the.gpus")
+
+
+SIZES = ({"CPU": 2, "GPU": 1}, {"CPU": 3, "GPU": 1}, {"CPU": 3})
+
+
+CALLS = 8
+
 
 def test_numbered_gpus_and_other_words(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -26,7 +43,19 @@ def test_numbered_gpus_and_other_words(monkeypatch):
     assert pick_device("cuda") == torch.device("cuda")
     with pytest.raises(UserError, match="'cuda:2': PyTorch sees 2 GPUs"):
         pick_device("cuda:2")
-    for name in ("gpu", "", "cpu:0", "cuda:", "cuda:x", "cuda:-1", "cuda:²", "cuda:٣", "CUDA", "mps", "meta"):
+    for name in (
+        "gpu",
+        "",
+        "cpu:0",
+        "cuda:",
+        "cuda:x",
+        "cuda:-1",
+        "cuda:²",
+        "cuda:٣",
+        "CUDA",
+        "mps",
+        "meta",
+    ):
         with pytest.raises(UserError, match="expected auto, cpu, cuda or cuda:N"):
             pick_device(name)
 
@@ -39,18 +68,13 @@ def test_gpus_that_were_not_asked_for_are_hidden(monkeypatch):
         pick_device("cuda")
 
 
-FULL = (
-    torch.cuda.OutOfMemoryError("CUDA out of memory"),
-    torch.AcceleratorError("CUDA error: out of memory"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-)
-
-
 @pytest.mark.parametrize("full", FULL, ids=lambda error: type(error).__name__)
 def test_a_batch_that_does_not_fit_is_computed_alone_then_in_halves(monkeypatch, full):
     emptied = []
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(1))
-    memory, tried, room = GpuMemory(torch.device("cpu"), "lower it", 2, batch_size=8), [], [4]
+    memory = GpuMemory(torch.device("cpu"), "lower it", 2, batch_size=8)
+    tried = []
+    room = [4]
 
     def double(items):
         tried.append(len(items))
@@ -75,12 +99,15 @@ def test_dtypes(monkeypatch):
     assert pick_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
     assert pick_dtype("auto", torch.device("cpu")) == torch.float32
     for able in (False, True):
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, able=able: (8, 0) if able else (7, 5))
-        assert pick_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if able else torch.float32)
+        monkeypatch.setattr(
+            torch.cuda,
+            "get_device_capability",
+            lambda device, able=able: (8, 0) if able else (7, 5),
+        )
+        assert pick_dtype("auto", torch.device("cuda")) == (
+            torch.bfloat16 if able else torch.float32
+        )
         assert pick_dtype("float32", torch.device("cuda")) == torch.float32
-
-
-NAMES = ("the.device", "the.gpus")
 
 
 @pytest.mark.parametrize(
@@ -92,12 +119,22 @@ NAMES = ("the.device", "the.gpus")
         (0, "mps", 0, 3, "expected auto, cpu, cuda or cuda:N"),
         (2, "cuda:1", 1, 3, r"Ray chooses the GPU of each worker: set the\.gpus to 1 instead"),
         (2, "cuda", 0, 3, r"'cuda': Ray chooses the GPU of each worker: set the\.gpus to 1"),
-        *((0, "auto", 0, 1, ""), (0, "cpu", 1, 1, ""), (1, "auto", 1, 1, ""), (2, "cuda:1", 1, 1, "")),
+        *(
+            (0, "auto", 0, 1, ""),
+            (0, "cpu", 1, 1, ""),
+            (1, "auto", 1, 1, ""),
+            (2, "cuda:1", 1, 1, ""),
+        ),
         *((0, "auto", 1, 8, ""), (0, "cuda", 1, 8, "")),  # on other machines
     ],
 )
 def test_gpus_that_would_be_ignored_are_refused(
-    monkeypatch: pytest.MonkeyPatch, there: int, device: str, gpus: float, workers: int, message: str
+    monkeypatch: pytest.MonkeyPatch,
+    there: int,
+    device: str,
+    gpus: float,
+    workers: int,
+    message: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
@@ -109,19 +146,26 @@ def test_gpus_that_would_be_ignored_are_refused(
     assert "\n" not in str(caught.value)
 
 
-SIZES = ({"CPU": 2, "GPU": 1}, {"CPU": 3, "GPU": 1}, {"CPU": 3})
-
-
 @pytest.mark.parametrize(
     ("workers", "cpus", "gpus", "message"),
     [
         *((4, 1, 0, None), (2, 2, 1, None), (4, 1, 0.5, None)),
-        (4, 2, 0, r"^Ray has no room for 4 workers: each needs CPU 2, GPU 0, .* CPU 3, GPU 0; lower --workers, "),
+        (
+            4,
+            2,
+            0,
+            (
+                r"^Ray has no room for 4 workers: each needs CPU 2, GPU 0, .* CPU 3, GPU 0; lower"
+                r" --workers, "
+            ),
+        ),
         (3, 1, 1, r"^Ray has no room for 3 workers: each needs CPU 1, GPU 1, .* lower --workers, "),
         (5, 0.5, 0.5, "^Ray has no room for 5 workers"),
     ],
 )
-def test_workers_need_room_on_single_machines(workers: int, cpus: float, gpus: float, message: str | None) -> None:
+def test_workers_need_room_on_single_machines(
+    workers: int, cpus: float, gpus: float, message: str | None
+) -> None:
     machines = [{"Alive": True, "Resources": each} for each in SIZES]
     machines.append({"Alive": False, "Resources": {"CPU": 99, "GPU": 99}})
     if message is None:
@@ -156,16 +200,15 @@ class Position:
     number: int = 0
 
 
-CALLS = 8
-
-
 def scaled(values: Tensor, position: Position) -> Tensor:
     return values * 2 + position.number
 
 
 def call(function: Callable[..., Tensor], rows: int, times: int = 1) -> None:
     for number in range(times):
-        torch.testing.assert_close(function(torch.ones(rows), Position(number)), torch.full((rows,), 2.0 + number))
+        torch.testing.assert_close(
+            function(torch.ones(rows), Position(number)), torch.full((rows,), 2.0 + number)
+        )
 
 
 def test_a_shape_is_compiled_when_it_recurs() -> None:
@@ -194,7 +237,8 @@ def test_without_a_compiler_everything_runs_as_it_is(reason: str) -> None:
 
 
 def test_threads_compute_without_it_while_one_compiles() -> None:
-    compiles, go_on = Event(), Event()
+    compiles = Event()
+    go_on = Event()
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
         compiles.set()
@@ -223,7 +267,9 @@ def test_errors_of_the_function_are_not_taken_for_those_of_the_compiler() -> Non
 
 
 def test_what_a_cluster_loses_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    said, alive, head = list[str](), [True, True, False], [True]
+    said = list[str]()
+    alive = [True, True, False]
+    head = [True]
 
     def check_port(address: str) -> None:
         assert address == "head:6379"
@@ -232,13 +278,24 @@ def test_what_a_cluster_loses_is_told_once(monkeypatch: pytest.MonkeyPatch) -> N
 
     nodes = lambda: [{"Alive": each} for each in alive]  # noqa: E731
     context = SimpleNamespace(gcs_address="head:6379")
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(nodes=nodes, get_runtime_context=lambda: context))
+    monkeypatch.setitem(
+        sys.modules, "ray", SimpleNamespace(nodes=nodes, get_runtime_context=lambda: context)
+    )
     monkeypatch.setattr(ray_cluster, "_check_port", check_port)
     losses = tell_losses(said.append)
-    for alive[0], head[0] in ((True, True), (True, True), (False, True), (False, True), (False, False), (False, False)):
+    for alive[0], head[0] in (
+        (True, True),
+        (True, True),
+        (False, True),
+        (False, True),
+        (False, False),
+        (False, False),
+    ):
         next(losses)
     next(losses)
-    assert said[:1] == ["NOTE: Ray has lost 1 machine; others take over the units in progress there"]
+    assert said[:1] == [
+        "NOTE: Ray has lost 1 machine; others take over the units in progress there"
+    ]
     assert [line.partition(";")[0] for line in said[1:]] == [
         "NOTE: the head of Ray does not answer",
         "Committed work is kept",
@@ -247,7 +304,10 @@ def test_what_a_cluster_loses_is_told_once(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_innermost_error_is_told():
     for text, expected in (
-        ("ray.exceptions.UserCodeException: UDF failed\n  File\nstruct.error: 4 bytes\n\nAnd", "struct.error: 4 bytes"),
+        (
+            "ray.exceptions.UserCodeException: UDF failed\n  File\nstruct.error: 4 bytes\n\nAnd",
+            "struct.error: 4 bytes",
+        ),
         ("something\nelse", "something"),
         ("ValueError: bad", "ValueError: bad"),
     ):
@@ -265,14 +325,18 @@ def test_the_innermost_error_is_told():
 def test_a_token_is_presented_only_where_one_is_needed(
     address, has_token, is_open, mode, own_token, tmp_path, monkeypatch
 ):
-    """A local Ray has its own in memory; one of this machine must not keep it out of an open cluster."""
+    """A local Ray has its own in memory; one of this machine must not keep it out of an open
+    cluster.
+    """
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.setenv(name, "")  # so that what is set here is undone
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delitem(sys.modules, "ray", raising=False)
     monkeypatch.setattr(ray_cluster, "_check_port", lambda address: None)
-    monkeypatch.setattr(ray_cluster, "_answers", lambda address, mode: (mode == "disabled") == is_open)
+    monkeypatch.setattr(
+        ray_cluster, "_answers", lambda address, mode: (mode == "disabled") == is_open
+    )
     if has_token:
         (tmp_path / ".ray").mkdir()
         (tmp_path / ".ray" / "auth_token").write_text("a" * 64)

@@ -1,4 +1,6 @@
-"""Results that are computed before they are requested: the same, in the same order, and only a few of them."""
+"""Results that are computed before they are requested: the same, in the same order, and only a few
+of them.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def test_only_a_few_items_are_read(threads: int, most: int) -> None:
 
 
 def test_closing_cancels_what_waits_and_does_not_wait_for_the_rest() -> None:
-    begun, go_on, ended = [], threading.Event(), []
+    begun = []
+    go_on = threading.Event()
+    ended = []
 
     def block(number: int) -> int:
         begun.append(number)

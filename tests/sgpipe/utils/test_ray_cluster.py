@@ -12,7 +12,10 @@ from sgpipe.errors import EngineError
 from sgpipe.utils.console import QUIET
 from sgpipe.utils.ray_cluster import start_ray
 
-LINE = b"[2026-01-01 00:00:00,000 I 1 1] logging.cc:303: Set ray log level from environment variable X to 3\n"
+LINE = (
+    b"[2026-01-01 00:00:00,000 I 1 1] logging.cc:303: Set ray log level from environment variable X"
+    b" to 3\n"
+)
 
 
 @pytest.mark.parametrize("fails", [False, True])

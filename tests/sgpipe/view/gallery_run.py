@@ -23,17 +23,32 @@ LONG = "a very long caption " * 500
 
 
 def record(
-    image_id: str, *relations: tuple[int, str, int, float | None], caption: str = "", **changes: object
+    image_id: str,
+    *relations: tuple[int, str, int, float | None],
+    caption: str = "",
+    **changes: object,
 ) -> Record:
     """An image of 24 × 16 pixels with a person, a horse and a box of class EVIL."""
-    boxes = [Box("person", 1, (2, 2, 8, 8)), Box("horse", 2, (12, 4, 8, 10)), Box(EVIL, 3, (0, 0, 4, 4))]
-    values = {"file_name": f"{abs(hash(image_id))}.png", "width": SIZE[0], "height": SIZE[1], **changes}
+    boxes = [
+        Box("person", 1, (2, 2, 8, 8)),
+        Box("horse", 2, (12, 4, 8, 10)),
+        Box(EVIL, 3, (0, 0, 4, 4)),
+    ]
+    values = {
+        "file_name": f"{abs(hash(image_id))}.png",
+        "width": SIZE[0],
+        "height": SIZE[1],
+        **changes,
+    }
     return replace(scene(image_id, relations, boxes, [caption] if caption else []), **values)
 
 
 def make_gallery_run(root: Path) -> Path:
-    """A run of which one image is missing, one row failed, and one names a file outside its folder."""
-    failed, crowd = record("failed"), [Box("person", 1, (1, 1, 2, 2))] * 500
+    """A run of which one image is missing, one row failed, and one names a file outside its
+    folder.
+    """
+    failed = record("failed")
+    crowd = [Box("person", 1, (1, 1, 2, 2))] * 500
     failed.fail("caption", f"image cannot be read {EVIL}")
     records = [
         record("a", (0, "riding", 1, 0.9), (1, "next to", 0, 0.3), caption="a person riding a horse"),
@@ -47,7 +62,9 @@ def make_gallery_run(root: Path) -> Path:
     return root
 
 
-def open_client(run: Path | Index, judgements: Path | None = None, images: Path | None = None) -> TestClient:
+def open_client(
+    run: Path | Index, judgements: Path | None = None, images: Path | None = None
+) -> TestClient:
     """A browser at the application over a run, whose judgements may be in another folder."""
     index = run if isinstance(run, Index) else Index(run)
     log = JudgementLog((judgements or index.root) / JUDGEMENTS, index.fingerprint)

@@ -25,7 +25,9 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
 
 def test_committed_shards_appear_and_others_do_not(client: TestClient, tmp_path: Path) -> None:
     root = tmp_path / "run"
-    entry = write_shard(root, shard_name("val", 1, 2), "val", 1, [record("b", (0, "near", 1, 0.8))], {})
+    entry = write_shard(
+        root, shard_name("val", 1, 2), "val", 1, [record("b", (0, "near", 1, 0.8))], {}
+    )
     assert client.get("/api/status").json()["images"] == 1
     Manifest.load(root).commit(entry)
     wait_until(lambda: client.get("/api/status").json()["images"] == 2)
@@ -33,7 +35,9 @@ def test_committed_shards_appear_and_others_do_not(client: TestClient, tmp_path:
     assert 'data-size="2 2"' in client.get("/").text
 
 
-def test_a_run_that_can_no_longer_be_read_is_shown_as_it_was(client: TestClient, tmp_path: Path) -> None:
+def test_a_run_that_can_no_longer_be_read_is_shown_as_it_was(
+    client: TestClient, tmp_path: Path
+) -> None:
     (tmp_path / "run" / MANIFEST).write_text("no manifest")
     wait_until(lambda: client.get("/api/status").json()["problems"] != [])
     page = client.get("/").text
@@ -41,9 +45,15 @@ def test_a_run_that_can_no_longer_be_read_is_shown_as_it_was(client: TestClient,
     assert "1</span> relation" in page
 
 
-def test_the_rows_of_another_shard_are_not_shown_as_those_that_were_indexed(client: TestClient, tmp_path: Path) -> None:
+def test_the_rows_of_another_shard_are_not_shown_as_those_that_were_indexed(
+    client: TestClient, tmp_path: Path
+) -> None:
     [shard] = (tmp_path / "run" / "data").iterdir()
-    other = make_run(tmp_path / "other", [record("b", (0, "near", 1, 0.5))]).shards / "data" / shard.name
+    other = (
+        make_run(tmp_path / "other", [record("b", (0, "near", 1, 0.5))]).shards
+        / "data"
+        / shard.name
+    )
     shard.write_bytes(other.read_bytes())
     page = client.get("/image/val/a")
     assert (page.status_code, "has changed since it was indexed" in page.text) == (422, True)
@@ -51,11 +61,17 @@ def test_the_rows_of_another_shard_are_not_shown_as_those_that_were_indexed(clie
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-def test_pages_read_one_state_of_the_index_while_shards_are_damaged_and_dropped(tmp_path, monkeypatch):
+def test_pages_read_one_state_of_the_index_while_shards_are_damaged_and_dropped(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr("sgpipe.view.pages._SECONDS_LOCAL", 0.0)
     root = tmp_path / "run"
-    make_run(root, [record(f"n{number}", (0, "near", 1, number / 40)) for number in range(40)], rows=2)
-    client, found, done = open_client(root), set(), threading.Event()
+    make_run(
+        root, [record(f"n{number}", (0, "near", 1, number / 40)) for number in range(40)], rows=2
+    )
+    client = open_client(root)
+    found = set()
+    done = threading.Event()
     pages = ("/", "/?order=shuffle&seed={}", "/?predicate=near&low=0.{}", "/image/val/n{}?relation=0-1-near", "/judge",
              "/api/neighbours/val/n{}?relation=0-1-near", "/photo/val/n{}?width=320")  # fmt: skip
 
@@ -78,4 +94,6 @@ def test_pages_read_one_state_of_the_index_while_shards_are_damaged_and_dropped(
         thread.join()
     assert {status for page, status in found if "/n" not in page} == {200}
     assert {status for _, status in found} <= {200, 404, 422}
-    wait_until(lambda: client.get("/api/status").json() == {"images": 16, "relations": 16, "problems": []})
+    wait_until(
+        lambda: client.get("/api/status").json() == {"images": 16, "relations": 16, "problems": []}
+    )

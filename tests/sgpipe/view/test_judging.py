@@ -26,6 +26,20 @@ RELATION = {"split": "val", "image_id": "a", "subject": 0, "object": 1, "predica
 OTHER = {**RELATION, "subject": 1, "object": 0, "predicate": "next to"}
 
 
+LEADING = {**RELATION, "predicate": "leading"}  # which the run lacks
+ANSWERS = {
+    "A": {"change": {"action": "add"}}, "R": {"judgement": "right"}, "W": {"judgement": "wrong"},
+    "U": {"judgement": "unsure"}, "C": {"change": {"action": "predicate", "predicate": "beside"}},
+    "X": {"change": {"action": "swap"}}, "D": {"change": {"action": "delete"}},
+}  # fmt: skip
+Place = tuple[int, int, str]
+
+
+STEP = st.tuples(
+    st.sampled_from(["anna", "ben"]), st.booleans(), st.sampled_from([*ANSWERS, "Z", "A"])
+)
+
+
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Index]:
     alone = [Box("person", 1, (2, 2, 8, 8)), Box(NO_OBJECT, 0, (0, 0, 0, 0))]
@@ -47,8 +61,18 @@ def client(index: Index, tmp_path: Path) -> TestClient:
     return open_client(index, tmp_path)
 
 
-def send(client: TestClient, id: str = "1", relation: dict = RELATION, status: int = 200, **values: object) -> dict:
-    said = values if values.keys() & {"judgement", "change", "undoes"} else {"judgement": "right", **values}
+def send(
+    client: TestClient,
+    id: str = "1",
+    relation: dict = RELATION,
+    status: int = 200,
+    **values: object,
+) -> dict:
+    said = (
+        values
+        if values.keys() & {"judgement", "change", "undoes"}
+        else {"judgement": "right", **values}
+    )
     response = client.post("/api/judgements", json={"id": id, **relation, **said})
     assert response.status_code == status, response.text
     return response.json()
@@ -62,21 +86,18 @@ def lines(folder: Path) -> list[dict]:
 def test_an_answer_is_in_the_file_with_what_the_run_says(client, tmp_path):
     stored = send(client, judgement="right", subject_category="lie", confidence=0.1)
     assert lines(tmp_path) == [stored]
-    assert {**RELATION, "by": "anna", "run": "drawn", "judgement": "right", "plan": None}.items() <= stored.items()
+    assert {
+        **RELATION,
+        "by": "anna",
+        "run": "drawn",
+        "judgement": "right",
+        "plan": None,
+    }.items() <= stored.items()
     assert (stored["subject_category"], stored["object_category"]) == ("person", "horse")
     assert stored["confidence"] == pytest.approx(0.9)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", stored["at"])
     assert send(client, judgement="wrong") == stored  # the same id
     assert len(lines(tmp_path)) == 1
-
-
-LEADING = {**RELATION, "predicate": "leading"}  # which the run lacks
-ANSWERS = {
-    "A": {"change": {"action": "add"}}, "R": {"judgement": "right"}, "W": {"judgement": "wrong"},
-    "U": {"judgement": "unsure"}, "C": {"change": {"action": "predicate", "predicate": "beside"}},
-    "X": {"change": {"action": "swap"}}, "D": {"change": {"action": "delete"}},
-}  # fmt: skip
-Place = tuple[int, int, str]
 
 
 def place_of(relation: dict) -> Place:
@@ -86,13 +107,23 @@ def place_of(relation: dict) -> Place:
 def left_by(key: str, place: Place) -> set[Place]:
     """What an answer of somebody who is sure leaves of a relation."""
     subject, object_, predicate = place
-    changed = {"C": (subject, object_, "beside"), "X": (object_, subject, predicate), "A": place, "R": place}
+    changed = {
+        "C": (subject, object_, "beside"),
+        "X": (object_, subject, predicate),
+        "A": place,
+        "R": place,
+    }
     return {changed[key]} if key in changed else set()
 
 
-def expected_relations(history: list[tuple[str, str, Place, str]], run: set[Place]) -> tuple[set[Place], set[Place]]:
-    """What the image has by all answers `(id, person, place, key)` that count, and which additions a page shows."""
-    found, shown = set(), set()
+def expected_relations(
+    history: list[tuple[str, str, Place, str]], run: set[Place]
+) -> tuple[set[Place], set[Place]]:
+    """What the image has by all answers `(id, person, place, key)` that count, and which additions
+    a page shows.
+    """
+    found = set()
+    shown = set()
     for place in run | {place for _, _, place, _ in history}:
         of_place = [(by, key) for _, by, at, key in history if at == place]
         latest = dict(of_place).values()
@@ -111,9 +142,6 @@ def expected_relations(history: list[tuple[str, str, Place, str]], run: set[Plac
     return found, shown
 
 
-STEP = st.tuples(st.sampled_from(["anna", "ben"]), st.booleans(), st.sampled_from([*ANSWERS, "Z", "A"]))
-
-
 @settings(max_examples=60, deadline=None)
 @given(steps=st.lists(STEP, max_size=12))
 @example(steps=[("anna", True, "A"), ("anna", True, "R")])
@@ -124,7 +152,9 @@ STEP = st.tuples(st.sampled_from(["anna", "ben"]), st.booleans(), st.sampled_fro
 @example(steps=[("anna", True, "A"), ("anna", True, "C")])
 @example(steps=[("anna", True, "A"), ("anna", True, "X"), ("ben", True, "X")])
 @example(steps=[("anna", True, "A"), ("ben", True, "R"), ("anna", True, "Z")])
-def test_an_added_relation_stays_until_it_is_deleted_undone_or_wrong(index, tmp_path_factory, steps):
+def test_an_added_relation_stays_until_it_is_deleted_undone_or_wrong(
+    index, tmp_path_factory, steps
+):
     folder = tmp_path_factory.mktemp("keys")
     client = open_client(index, folder)
     run = {place_of(RELATION), place_of(OTHER)}
@@ -184,7 +214,10 @@ def test_an_answer_is_taken_back_by_its_person_only(client):
 def test_what_is_no_answer_is_refused_and_not_written(client, tmp_path, values, status, message):
     said = values if values.keys() & {"judgement", "change"} else {"judgement": "right", **values}
     response = client.post("/api/judgements", json={"id": "1", **RELATION, **said})
-    assert (response.status_code, message in response.json()["error"]) == (status, True), response.text
+    assert (response.status_code, message in response.json()["error"]) == (
+        status,
+        True,
+    ), response.text
     assert not lines(tmp_path)
 
 
@@ -220,14 +253,22 @@ def test_a_plan_asks_until_all_is_answered_and_says_how_precise_it_is(client, tm
         assert found["more"] > 0
         question = found["question"]
         relation = {name: question[name] for name in RELATION}
-        stored = send(client, str(number), relation, plan="p", judgement="right" if number % 4 else "wrong")
+        stored = send(
+            client, str(number), relation, plan="p", judgement="right" if number % 4 else "wrong"
+        )
         assert (stored["plan"], stored["stratum"]) == ("p", question["stratum"])
     found = client.get("/api/plans/p").json()
     assert (found["question"], found["open"], found["precision"]["judged"]) == (None, 0, 20)
     assert found["precision"]["low"] < found["precision"]["value"] < found["precision"]["high"]
     assert client.get("/judge/p", follow_redirects=False).headers["location"] == "/judge#p"
-    made = plan(client, id="few", kind="search", search="predicate=near&low=0.2&high=0.3", count=100)
-    assert sum(stratum["relations"] for stratum in made["strata"]) == sum(s["sampled"] for s in made["strata"]) == 11
+    made = plan(
+        client, id="few", kind="search", search="predicate=near&low=0.2&high=0.3", count=100
+    )
+    assert (
+        sum(stratum["relations"] for stratum in made["strata"])
+        == sum(s["sampled"] for s in made["strata"])
+        == 11
+    )
     assert {question[4] for question in lines(tmp_path)[-1]["questions"]} == {"near"}
     assert plan(client, kind="predicates")["strata"][0]["name"] == "near"
     assert client.get("/api/plans/none").status_code == client.get("/judge/none").status_code == 404
@@ -246,7 +287,10 @@ def test_a_plan_asks_until_all_is_answered_and_says_how_precise_it_is(client, tm
 )  # fmt: skip
 def test_plans_that_cannot_be_drawn_are_refused(client, tmp_path, values, status, message):
     response = client.post("/api/plans", json={"kind": "bands", **values})
-    assert (response.status_code, message in response.json()["error"]) == (status, True), response.text
+    assert (response.status_code, message in response.json()["error"]) == (
+        status,
+        True,
+    ), response.text
     assert not lines(tmp_path)
 
 
@@ -257,7 +301,14 @@ def test_the_page_of_plans(client, index, tmp_path):
     send(client, "2", judgement="wrong", by=EVIL)
     with (tmp_path / JUDGEMENTS).open("a") as file:
         for said in ("right", "wrong"):  # by other programs, which need not name the classes
-            line = {**OTHER, "id": said, "at": "", "by": said, "run": index.fingerprint, "judgement": said}
+            line = {
+                **OTHER,
+                "id": said,
+                "at": "",
+                "by": said,
+                "run": index.fingerprint,
+                "judgement": said,
+            }
             file.write(f"{json.dumps(line)}\n")
         file.write("torn")
     page = client.get("/judge?predicate=near&q=riding").text
@@ -278,10 +329,12 @@ def test_the_page_of_plans(client, index, tmp_path):
 def test_a_certificate_goes_on_round_after_round(client, tmp_path):
     made = client.post("/api/plans", json={"kind": "certificate", "precision": 0.5, "by": "bob"})
     assert made.status_code == 201
-    name, asked = made.json()["plan"], []
+    name = made.json()["plan"]
+    asked = []
     for _ in range(60):
         found = client.get(f"/api/plans/{name}?by=bob").json()
-        if (question := found["question"]) is None:
+        question = found["question"]
+        if question is None:
             break
         key = {field: question[field] for field in RELATION}
         assert key not in asked
@@ -289,12 +342,18 @@ def test_a_certificate_goes_on_round_after_round(client, tmp_path):
         assert send(client, f"q{len(asked)}", key, by="bob", plan=name)["plan"] is not None
     assert [group["share"] for group in found["groups"]] == [1]
     planned = sum(len(line["questions"]) for line in lines(tmp_path) if "questions" in line)
-    assert (found["open"], len(asked) < planned) == (0, True)  # nothing is asked in vain once all is certified
+    assert (found["open"], len(asked) < planned) == (
+        0,
+        True,
+    )  # nothing is asked in vain once all is certified
     page = client.get("/judge").text
     assert "A certificate: precision 0.5 (0.95 confidence)</h2>" in page
     assert "<code>sgpipe certify RUN --precision 0.5</code>" in page
     assert "certified, all predicates" in page
-    assert client.post("/api/plans", json={"kind": "certificate", "precision": 2}).status_code in (400, 422)
+    assert client.post("/api/plans", json={"kind": "certificate", "precision": 2}).status_code in (
+        400,
+        422,
+    )
     send(client, "undo", {}, by="bob", undoes="q1")
     assert client.get(f"/api/plans/{name}?by=bob").json()["open"] > 0
 
@@ -306,10 +365,16 @@ def test_the_command_of_a_certificate_has_all_settings_that_are_not_usual(client
         extend(index, settings_for(index, precision=0.9, **changes), log, "anna")
     page = client.get("/judge").text
     titles = ["(0.95 confidence)"]
-    titles.append("(0.99 confidence, all predicates together), of relations of confidence 0.1 or more")
+    titles.append(
+        "(0.99 confidence, all predicates together), of relations of confidence 0.1 or more"
+    )
     titles.append("(0.95 confidence, each predicate by itself)")
     assert re.findall("<h2>A certificate: precision 0.9 (.*)</h2>", page) == titles
-    options = ["", " --confidence 0.99 --by predicate --threshold 0.1 --prediction none", " --by predicate --each"]
+    options = [
+        "",
+        " --confidence 0.99 --by predicate --threshold 0.1 --prediction none",
+        " --by predicate --each",
+    ]
     assert re.findall("<code>sgpipe certify RUN --precision 0.9(.*)</code>", page) == options
 
 
@@ -329,8 +394,17 @@ def test_answers_that_came_too_fast_are_remarked(client, index, tmp_path):
     log = JudgementLog(tmp_path / JUDGEMENTS, index.fingerprint)
     questions = log.plans["p"].questions[:16]
     for number, question in enumerate(questions):
-        line = question.key._asdict() | {"id": f"fast{number}", "at": f"2026-12-02T10:00:0{number % 3}Z", "by": "eve"}
-        line |= {"run": index.fingerprint, "judgement": "right", "plan": "p", "stratum": question.stratum}
+        line = question.key._asdict() | {
+            "id": f"fast{number}",
+            "at": f"2026-12-02T10:00:0{number % 3}Z",
+            "by": "eve",
+        }
+        line |= {
+            "run": index.fingerprint,
+            "judgement": "right",
+            "plan": "p",
+            "stratum": question.stratum,
+        }
         log.append(Judgement(**line))
     said = f"eve gave {len(questions)} answers within 5 seconds"
     assert said in client.get("/api/plans/p").json()["about_answers"]
@@ -339,5 +413,7 @@ def test_answers_that_came_too_fast_are_remarked(client, index, tmp_path):
 
 def test_bodies_that_are_no_json_objects_are_refused(client):
     for body in ("", "[]", "{", '{"id": NaN}', '"x"'):
-        response = client.post("/api/judgements", content=body, headers={"content-type": "application/json"})
+        response = client.post(
+            "/api/judgements", content=body, headers={"content-type": "application/json"}
+        )
         assert response.status_code == 400

@@ -28,6 +28,12 @@ from sgpipe.view.pages import (
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
 from tests.sgpipe.view.gallery_run import EVIL, STRANGE, attributes, make_gallery_run, open_client
 
+RUN = {"identity": {"pair": {"candidates": "captions"}, "tag": {"threshold": 0.05}}}
+
+
+MAN = Triplet("young man", "riding", "horses", "man", "horse", "ride", 0)
+BOXES = [Box("person", 1, (0, 0, 9, 9)), Box("horse", 2, (5, 5, 9, 9)), Box("dog", 3, (7, 7, 9, 9))]
+
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
@@ -42,7 +48,11 @@ def get(client: TestClient, path: str) -> str:
 
 def cards(page: str) -> list[str]:
     """The sentences of the cards."""
-    texts = re.findall(r'<span class="sentence[^"]*">(.*?)</span>\s*(?:<span class="caption"|</a>)', page, re.DOTALL)
+    texts = re.findall(
+        r'<span class="sentence[^"]*">(.*?)</span>\s*(?:<span class="caption"|</a>)',
+        page,
+        re.DOTALL,
+    )
     return [" ".join(html.unescape(re.sub(r"<[^>]+>", " ", text)).split()) for text in texts]
 
 
@@ -56,12 +66,15 @@ def test_each_relation_is_a_card_with_its_drawing(client: TestClient) -> None:
 
 
 def test_all_pages_together_show_every_hit_once(client: TestClient) -> None:
-    links, seen = ["/?predicate=near&order=-confidence"], []
+    links = ["/?predicate=near&order=-confidence"]
+    seen = []
     while links:
         page = get(client, links[0])
         seen.append(attributes(page, r'<span class="id" title="val/([^"]+)"'))
         links = attributes(page, r'rel="next" href="([^"]+)"')
-    assert [image for shown in seen for image in shown] == [f"n{number}" for number in range(1, 100)]
+    assert [image for shown in seen for image in shown] == [
+        f"n{number}" for number in range(1, 100)
+    ]
     assert len(seen) == 3
 
 
@@ -72,20 +85,27 @@ def test_facets_add_and_remove_a_value(client: TestClient) -> None:
     page = get(client, both)
     assert "102</span> relations" in page
     assert "/?predicate=riding" in attributes(page, r'<a class="chip" href="([^"]+)"')
-    chosen = attributes(page, r'<a href="([^"]+)" aria-current="true">\s*<span class="value"><bdi>near<')
+    chosen = attributes(
+        page, r'<a href="([^"]+)" aria-current="true">\s*<span class="value"><bdi>near<'
+    )
     assert chosen == ["/?predicate=riding"]
 
 
 @pytest.mark.parametrize(
-    "path", [f"/?predicate={EVIL}", f"/?q='{EVIL}'", "/?status=error", f'/?q="{EVIL}"', f"/?q={EVIL}"]
+    "path",
+    [f"/?predicate={EVIL}", f"/?q='{EVIL}'", "/?status=error", f'/?q="{EVIL}"', f"/?q={EVIL}"],
 )
 def test_nothing_from_the_data_is_read_as_html(client: TestClient, path: str) -> None:
     page = get(client, path)
     assert "&lt;script&gt;alert(" in page
-    assert re.sub(r'<script (type="module" )?src="/static/\w+\.js">', "", page).count("<script") == 0
+    assert (
+        re.sub(r'<script (type="module" )?src="/static/\w+\.js">', "", page).count("<script") == 0
+    )
 
 
-def test_a_bug_is_one_line_for_the_browser(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_one_line_for_the_browser(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: object) -> None:
         raise KeyError("secret")
 
@@ -100,24 +120,39 @@ def test_a_bug_is_one_line_for_the_browser(client: TestClient, monkeypatch: pyte
 
 def test_judgements_of_another_server_are_in_the_next_search(client: TestClient) -> None:
     assert 'class="chip judged right"' not in get(client, "/?q=riding")
-    of_relation = {"split": "val", "image_id": "a", "subject": 0, "object": 1, "predicate": "riding"}
-    by_bob = {"id": "1", "at": "2026-11-26T09:00:00Z", "by": "bob", "run": "drawn", "judgement": "right"}
+    of_relation = {
+        "split": "val",
+        "image_id": "a",
+        "subject": 0,
+        "object": 1,
+        "predicate": "riding",
+    }
+    by_bob = {
+        "id": "1",
+        "at": "2026-11-26T09:00:00Z",
+        "by": "bob",
+        "run": "drawn",
+        "judgement": "right",
+    }
     root = client.app.state.freshness.viewer.index.root
-    JudgementLog(root / JUDGEMENTS, "drawn").append(Judgement.model_validate({**of_relation, **by_bob}))
+    JudgementLog(root / JUDGEMENTS, "drawn").append(
+        Judgement.model_validate({**of_relation, **by_bob})
+    )
     assert get(client, "/?q=riding").count('class="chip judged right"') == 1
 
 
 @pytest.mark.parametrize("path", ["/", "/judge", "/image/val/a", "/api/neighbours/val/a"])
 @pytest.mark.parametrize("values", [[str(number) for number in range(2000)], ["x" * 20_000]])
-def test_a_search_of_very_many_values_is_refused(client: TestClient, path: str, values: list[str]) -> None:
+def test_a_search_of_very_many_values_is_refused(
+    client: TestClient, path: str, values: list[str]
+) -> None:
     answer = client.get(path, params=[("predicate", value) for value in values])
     assert (answer.status_code, len(answer.content) < 10_000) == (422, True)
 
 
-RUN = {"identity": {"pair": {"candidates": "captions"}, "tag": {"threshold": 0.05}}}
-
-
-def values(record: Record, clip_score: Any = None, chosen: str | None = None, vlm_score: Any = None) -> dict[str, Any]:
+def values(
+    record: Record, clip_score: Any = None, chosen: str | None = None, vlm_score: Any = None
+) -> dict[str, Any]:
     scores = {"clip_score": clip_score or [], "vlm_score": vlm_score or []}
     image = IndexedImage(0, "coco", "val", "a", "a.jpg", 1, 1, False, None, "data/val.parquet", 7)
     found = image_values(RecordView(record, image, scores), RUN, chosen)
@@ -125,14 +160,25 @@ def values(record: Record, clip_score: Any = None, chosen: str | None = None, vl
 
 
 def test_everything_that_the_page_shows_is_there() -> None:
-    record = scene("a/b", [(0, "on", 1, 0.4), (0, "near", 1, 0.9), (2, "under", 1)], captions=["a man on a dog"])
+    record = scene(
+        "a/b",
+        [(0, "on", 1, 0.4), (0, "near", 1, 0.9), (2, "under", 1)],
+        captions=["a man on a dog"],
+    )
     record.triplets = [Triplet("man", "on", "dog", "man", "dog", "on", 0, "person", "dog")]
     record.pairs = [Pair(0, 1, ["on", "near", "with"]), Pair(1, 0, ["on"])]
-    found = values(record, clip_score=[{"score": 0.31}, None, None], vlm_score=[0.75, float("nan"), None])
+    found = values(
+        record, clip_score=[{"score": 0.31}, None, None], vlm_score=[0.75, float("nan"), None]
+    )
     assert found["image"]["photo"] == "/photo/val/a/b"
     assert [item["key"] for item in found["relations"]] == ["2-1-under", "0-1-near", "0-1-on"]
     on = found["relations"][2]
-    assert (on["rank"], on["stated"], on["clip_score"], on["vlm_score"]) == (2, [0], {"score": 0.31}, 0.75)
+    assert (on["rank"], on["stated"], on["clip_score"], on["vlm_score"]) == (
+        2,
+        [0],
+        {"score": 0.31},
+        0.75,
+    )
     assert [relation["vlm_score"] for relation in found["relations"][:2]] == [None, None]
     assert [c["predicate"] for c in found["candidates"]["0-1"]] == ["near", "on", "with"]
     assert "1-0" not in found["candidates"]  # only pairs with relations
@@ -188,7 +234,9 @@ def page_values(client: TestClient, path: str) -> dict[str, Any]:
     """The values that a page is drawn from, which are those of its JSON answer."""
     page = client.get(f"/image{path}")
     assert page.status_code == 200, page.text
-    [found] = re.findall(r'<script type="application/json" id="values">(.*?)</script>', page.text, re.DOTALL)
+    [found] = re.findall(
+        r'<script type="application/json" id="values">(.*?)</script>', page.text, re.DOTALL
+    )
     answered = client.get(f"/api/image{path}").json()
     assert json.loads(found) == answered
     return answered
@@ -197,7 +245,10 @@ def page_values(client: TestClient, path: str) -> dict[str, Any]:
 def test_a_page_leads_on_within_its_search(client: TestClient) -> None:
     found = page_values(client, "/val/a?q=person+riding+*&relation=0-1-riding&after=x")
     assert found["chosen"] == "0-1-riding"
-    assert (found["previous"], found["next"]) == (None, "/image/val/gone?q=person+riding+%2A&relation=0-1-riding")
+    assert (found["previous"], found["next"]) == (
+        None,
+        "/image/val/gone?q=person+riding+%2A&relation=0-1-riding",
+    )
     assert found["gallery"] == "/?q=person+riding+%2A"
     beside = client.get("/api/neighbours/val/gone?q=person+riding+*&relation=0-1-riding").json()
     assert beside["previous"] == "/image/val/a?q=person+riding+%2A&relation=0-1-riding"
@@ -212,7 +263,9 @@ def test_names_with_markup_are_text_and_reach_their_page(client: TestClient) -> 
 
 def test_an_image_that_the_run_does_not_have_is_not_found(client: TestClient) -> None:
     assert client.get("/image/val/nothing").status_code == 404
-    assert client.get("/api/image/val/nothing").json() == {"error": "the run has no image 'nothing' in 'val'"}
+    assert client.get("/api/image/val/nothing").json() == {
+        "error": "the run has no image 'nothing' in 'val'"
+    }
 
 
 def test_predicates_are_suggested_by_how_often_they_occur(client: TestClient) -> None:
@@ -220,19 +273,21 @@ def test_predicates_are_suggested_by_how_often_they_occur(client: TestClient) ->
     assert found == [{"predicate": "near", "count": 99}, {"predicate": "next to", "count": 1}]
 
 
-MAN = Triplet("young man", "riding", "horses", "man", "horse", "ride", 0)
-BOXES = [Box("person", 1, (0, 0, 9, 9)), Box("horse", 2, (5, 5, 9, 9)), Box("dog", 3, (7, 7, 9, 9))]
-
-
 def header(imported: str | None = None, **pair: Any) -> dict[str, Any]:
-    """The header of an imported run, or of a generated one with these settings of the pair stage."""
-    return {"identity": {"import": imported} if imported else {"pair": pair, "tag": {"threshold": 0.05}}}
+    """The header of an imported run, or of a generated one with these settings of the pair
+    stage.
+    """
+    return {
+        "identity": {"import": imported} if imported else {"pair": pair, "tag": {"threshold": 0.05}}
+    }
 
 
 def paired(triplets: list[Triplet], **settings: Any) -> Record:
     """A record with the pairs that the pair stage finds."""
     captions = [Caption("a young man riding horses"), Caption("a dog near a horse")]
-    record = Record("0", "coco", "val", "0.jpg", 20, 20, list(BOXES), captions, [replace(t) for t in triplets])
+    record = Record(
+        "0", "coco", "val", "0.jpg", 20, 20, list(BOXES), captions, [replace(t) for t in triplets]
+    )
     stage = PairStage(PairConfig(**settings), "coco", [])
     stage.setup()
     [found] = stage([record])
@@ -250,14 +305,18 @@ def test_a_candidate_leads_back_to_the_triplets_that_state_it(match: str) -> Non
             relation = Relation(pair.subject, pair.object, predicate, 0.5)
             stated[predicate] = provenance.stating(relation)
             number = 2 if predicate == "riding" else 1
-            assert provenance.explain(relation) == f"Stated by {number} of 2 captions for these two classes."
+            assert (
+                provenance.explain(relation)
+                == f"Stated by {number} of 2 captions for these two classes."
+            )
     assert stated == {"riding": [0, 2], "riding on" if match == "head" else "Riding  On": [1]}
 
 
 def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_others() -> None:
     record = paired([MAN], candidates="image")
     provenance = Provenance(record, header(candidates="image", match="head"))
-    own, other = Relation(0, 1, "riding", 0.9), Relation(2, 1, "riding", 0.1)
+    own = Relation(0, 1, "riding", 0.9)
+    other = Relation(2, 1, "riding", 0.1)
     assert (provenance.stating(own), provenance.stating(other)) == ([0], [0])
     assert "pair.candidates: image" in provenance.explain(other)
 
@@ -271,8 +330,12 @@ def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_oth
         ({}, 0.4, "does not say"),
     ],
 )
-def test_a_relation_that_no_caption_states_says_so(run: dict[str, Any], confidence: float | None, origin: str) -> None:
-    record = Record("0", "vg", "val", "0.jpg", 20, 20, list(BOXES), relations=[Relation(0, 1, "on", confidence)])
+def test_a_relation_that_no_caption_states_says_so(
+    run: dict[str, Any], confidence: float | None, origin: str
+) -> None:
+    record = Record(
+        "0", "vg", "val", "0.jpg", 20, 20, list(BOXES), relations=[Relation(0, 1, "on", confidence)]
+    )
     provenance = Provenance(record, run)
     assert origin in provenance.explain(record.relations[0])
     [candidate] = provenance.candidates[0, 1]
@@ -286,19 +349,29 @@ def test_candidates_are_ranked_by_confidence_and_those_without_come_last() -> No
     record.relations = [Relation(0, 1, predicate, confidence) for predicate, confidence in scores]
     found = Provenance(record, header(candidates="captions")).candidates[0, 1]
     assert [tuple(candidate.values()) for candidate in found] == [
-        *(("near", 0.7, 1, True, True), ("on", 0.2, 2, True, True), ("by", None, None, True, False)),
+        *(
+            ("near", 0.7, 1, True, True),
+            ("on", 0.2, 2, True, True),
+            ("by", None, None, True, False),
+        ),
         *(("riding", None, None, False, True), ("at", None, None, False, True)),
     ]
 
 
 def test_what_a_caption_implies_is_a_statement() -> None:
-    boxes, pairs = [Box("person", 1, (0, 0, 9, 9)), Box("skis", 35, (5, 5, 9, 9))], [Pair(0, 1, ["skiing on"])]
+    boxes = [Box("person", 1, (0, 0, 9, 9)), Box("skis", 35, (5, 5, 9, 9))]
+    pairs = [Pair(0, 1, ["skiing on"])]
     captions = [Caption("snow"), Caption("A skier.")]
     record = Record("0", "coco", "val", "0.jpg", 20, 20, boxes, captions, pairs=pairs)
-    for loose, origin in ((True, "Implied by 1 of 2 captions for these two"), (False, "The run does not say")):
+    for loose, origin in (
+        (True, "Implied by 1 of 2 captions for these two"),
+        (False, "The run does not say"),
+    ):
         provenance = Provenance(record, header(candidates="captions", match="head", loose=loose))
         assert provenance.explain(Relation(0, 1, "skiing on", 0.5)).startswith(origin)
-        assert [(each["caption"], each["implied"]) for each in provenance.statements] == [(1, True)] * loose
+        assert [(each["caption"], each["implied"]) for each in provenance.statements] == [
+            (1, True)
+        ] * loose
 
 
 def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:

@@ -46,18 +46,25 @@ def opened(data: bytes) -> Image.Image:
 def test_an_image_is_served_small_and_whole(client: TestClient, image_id: str) -> None:
     for address in (photo_url("val", image_id, 320), photo_url("val", image_id)):
         shown = client.get(address)
-        assert (shown.headers["content-type"], opened(shown.content).size) == ("image/jpeg", (24, 16))
+        assert (shown.headers["content-type"], opened(shown.content).size) == (
+            "image/jpeg",
+            (24, 16),
+        )
 
 
 def test_a_large_image_is_scaled_down_to_one_of_two_widths(client: TestClient) -> None:
-    sizes = {width: opened(client.get(photo_url("val", "large", width)).content).size for width in (320, 640)}
+    sizes = {
+        width: opened(client.get(photo_url("val", "large", width)).content).size
+        for width in (320, 640)
+    }
     assert sizes == {320: (320, 160), 640: (640, 320)}
     for width in ("x", "-1", "1.5", "", "²", "1000000"):
         assert opened(client.get(f"/photo/val/large?width={width}").content).size == (1000, 500)
 
 
 @pytest.mark.parametrize(
-    ("image_id", "reason"), [("gone", "image file not found"), ("outside", "inside the image folder")]
+    ("image_id", "reason"),
+    [("gone", "image file not found"), ("outside", "inside the image folder")],
 )
 def test_a_missing_image_or_one_out_of_its_folder_is_a_placeholder_with_the_reason(
     client: TestClient, image_id: str, reason: str
@@ -71,7 +78,16 @@ def test_a_missing_image_or_one_out_of_its_folder_is_a_placeholder_with_the_reas
 
 
 @pytest.mark.parametrize(
-    "name", ["../manifest.jsonl", "manifest.jsonl", "a.png", "..%2f..%2foutside.png", quote("/etc/passwd"), "", "A"]
+    "name",
+    [
+        "../manifest.jsonl",
+        "manifest.jsonl",
+        "a.png",
+        "..%2f..%2foutside.png",
+        quote("/etc/passwd"),
+        "",
+        "A",
+    ],
 )
 def test_only_images_of_rows_are_served(client: TestClient, name: str) -> None:
     for split in ("val", "train"):
@@ -79,10 +95,18 @@ def test_only_images_of_rows_are_served(client: TestClient, name: str) -> None:
 
 
 @pytest.mark.parametrize("image_id", ["tiff", "turned"])
-def test_what_a_browser_would_not_show_like_the_boxes_is_converted(client: TestClient, image_id: str) -> None:
-    """A TIFF it cannot show; a JPEG it would turn as EXIF says, but COCO's boxes are of the pixels as stored."""
+def test_what_a_browser_would_not_show_like_the_boxes_is_converted(
+    client: TestClient, image_id: str
+) -> None:
+    """A TIFF it cannot show; a JPEG it would turn as EXIF says, but COCO's boxes are of the pixels
+    as stored.
+    """
     shown = opened(client.get(photo_url("val", image_id)).content)
-    assert (shown.format, shown.size, shown.getexif().get(ExifTags.Base.Orientation)) == ("JPEG", (24, 16), None)
+    assert (shown.format, shown.size, shown.getexif().get(ExifTags.Base.Orientation)) == (
+        "JPEG",
+        (24, 16),
+        None,
+    )
     red, _, blue = shown.convert("RGB").getpixel((2, 8))
     assert red > 200 > 60 > blue
 

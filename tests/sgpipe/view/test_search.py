@@ -1,4 +1,6 @@
-"""The search language; searches, facets and queues, compared with a plain reading of the run's records."""
+"""The search language; searches, facets and queues, compared with a plain reading of the run's
+records.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,21 @@ from tests.sgpipe.training.data.runs import SIZE, make_records, make_run
 
 VOCABULARY = RunNames(
     predicates=("on", "riding", "sitting on", "next to", "to", "holding", "Riding", "a|b"),
-    categories=("person", "traffic light", "light", "horse", "table", "dog", "cat", "bread, sliced", "on"),
+    categories=(
+        "person",
+        "traffic light",
+        "light",
+        "horse",
+        "table",
+        "dog",
+        "cat",
+        "bread, sliced",
+        "on",
+    ),
 )
+
+
+Key = tuple[str, str, int | None, int | None, str | None]
 
 
 def read(text: str) -> Query:
@@ -52,7 +67,10 @@ def test_a_relation_is_subject_predicate_object(text: str, pattern: Pattern) -> 
 
 def test_terms_are_combined() -> None:
     query = read('person riding horse, dog on * "a red umbrella" -holding -"no dog" -cat * *')
-    assert query.patterns == (Pattern(("person",), ("riding", "Riding"), ("horse",)), Pattern(("dog",), ("on",)))
+    assert query.patterns == (
+        Pattern(("person",), ("riding", "Riding"), ("horse",)),
+        Pattern(("dog",), ("on",)),
+    )
     assert query.captions == ("a red umbrella",)
     assert query.without == (Pattern(predicate=("holding",)), Pattern(subject=("cat",)))
     assert query.without_captions == ("no dog",)
@@ -63,7 +81,9 @@ def test_a_name_alone_is_a_predicate_or_a_class_at_either_end() -> None:
         (Pattern(predicate=("riding", "Riding")),),
         (Pattern(subject=("dog",)), Pattern(object=("dog",))),
     )
-    assert read("on").mentions == ((Pattern(predicate=("on",)), Pattern(subject=("on",)), Pattern(object=("on",))),)
+    assert read("on").mentions == (
+        (Pattern(predicate=("on",)), Pattern(subject=("on",)), Pattern(object=("on",))),
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,12 +104,18 @@ def test_what_cannot_be_understood_is_pointed_at(text: str, position: int, says:
 
 
 def test_strange_queries_are_read_or_refused() -> None:
-    for text in ("  ", "," * 99, "dog " * 100, "dog|" * 49 + "dog", "- " * 100, "' " * 100, "*" * 500, "-" * 500):
+    for text in (
+        "  ",
+        "," * 99,
+        "dog " * 100,
+        "dog|" * 49 + "dog",
+        "- " * 100,
+        "' " * 100,
+        "*" * 500,
+        "-" * 500,
+    ):
         with suppress(QueryError):  # and nothing else
             assert read(text).text == text
-
-
-Key = tuple[str, str, int | None, int | None, str | None]
 
 
 @dataclass(frozen=True)
@@ -102,7 +128,13 @@ class Row:
     @property
     def key(self) -> Key:
         relation = self.relation
-        return self.record.split, self.record.image_id, relation.subject, relation.object, relation.predicate
+        return (
+            self.record.split,
+            self.record.image_id,
+            relation.subject,
+            relation.object,
+            relation.predicate,
+        )
 
     @property
     def certainty(self) -> float:
@@ -110,7 +142,9 @@ class Row:
 
     @property
     def triplet(self) -> tuple[str, str, str]:
-        subject, object_ = (self.record.objects[end] for end in (self.relation.subject, self.relation.object))
+        subject, object_ = (
+            self.record.objects[end] for end in (self.relation.subject, self.relation.object)
+        )
         return subject.category, self.relation.predicate, object_.category
 
 
@@ -119,9 +153,13 @@ def records() -> list[Record]:
     rng = random.Random(7)
     records = [*make_records(60, seed=1), *make_records(40, seed=2, split="val")]
     for record in records:
-        texts = rng.sample(["A RED Umbrella", "the dog sleeps", "100% 'odd' _text_", "ein Ärgernis"], 2)
+        texts = rng.sample(
+            ["A RED Umbrella", "the dog sleeps", "100% 'odd' _text_", "ein Ärgernis"], 2
+        )
         record.captions = [Caption(text) for text in texts] if record.ok else []
-    records.append(Record("empty", "other", "val", "e.png", *SIZE, objects=[Box("dog", 2, (0, 0, 5, 5))]))
+    records.append(
+        Record("empty", "other", "val", "e.png", *SIZE, objects=[Box("dog", 2, (0, 0, 5, 5))])
+    )
     return records
 
 
@@ -152,7 +190,9 @@ def filters(index: Index, *params: tuple[str, str]) -> Filters:
 
 
 def rows(records: list[Record], wanted: Callable[[Row], bool] = lambda row: True) -> list[Row]:
-    return [row for record in records for each in record.relations if wanted(row := Row(record, each))]
+    return [
+        row for record in records for each in record.relations if wanted(row := Row(record, each))
+    ]
 
 
 def key(hit: Hit) -> Key:
@@ -160,7 +200,8 @@ def key(hit: Hit) -> Key:
 
 
 def all_hits(index: Index, filters: Filters, limit: int = 100) -> list[Hit]:
-    hits, after = [], None
+    hits = []
+    after = None
     while True:
         page, after = search(index, filters, after, limit)
         hits += page
@@ -207,7 +248,9 @@ SEARCHES: dict[str, tuple[list[tuple[str, str]], Callable[[Row], bool]]] = {
 
 
 @pytest.mark.parametrize(("name", "order"), zip(SEARCHES, cycle(ORDERS)))
-def test_a_search_and_its_facets_are_what_reading_the_records_finds(index, records, name, order) -> None:
+def test_a_search_and_its_facets_are_what_reading_the_records_finds(
+    index, records, name, order
+) -> None:
     params, wanted = SEARCHES[name]
     expected = rows(records, wanted)
     hits = all_hits(index, filters(index, *params, ("order", order), ("seed", "4")), limit=23)
@@ -217,10 +260,8 @@ def test_a_search_and_its_facets_are_what_reading_the_records_finds(index, recor
     assert found.total == len(expected)
     assert found.total_images == len({row.key[:2] for row in expected})
     if not {"subject", "predicate"} & dict(params).keys():
-        triplets, objects = (
-            Counter(" ".join(row.triplet) for row in expected),
-            Counter(row.triplet[2] for row in expected),
-        )
+        triplets = Counter(" ".join(row.triplet) for row in expected)
+        objects = Counter(row.triplet[2] for row in expected)
         assert {value.value: value.count for value in found.values["triplet"]} == triplets
         assert {value.value: value.count for value in found.values["object"]} == objects
     if not {"low", "high"} & dict(params).keys():
@@ -237,16 +278,22 @@ def test_orders(index: Index, records: list[Record]) -> None:
     assert sure == sorted(sure, reverse=True)
     unsure = [1.0 if hit.confidence is None else hit.confidence for hit in hits["-confidence"]]
     assert unsure == sorted(unsure)
-    rare = [times[hit.subject_category, hit.predicate, hit.object_category] for hit in hits["rarity"]]  # type: ignore[index]
+    rare = [
+        times[hit.subject_category, hit.predicate, hit.object_category] for hit in hits["rarity"]
+    ]  # type: ignore[index]
     assert rare == sorted(rare)
-    again, other = (all_hits(index, filters(index, ("order", "shuffle"), ("seed", seed))) for seed in ("0", "1"))
+    again, other = (
+        all_hits(index, filters(index, ("order", "shuffle"), ("seed", seed))) for seed in ("0", "1")
+    )
     assert again == hits["shuffle"] != other
     assert sorted(map(key, again)) == sorted(map(key, other))
 
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("params", [[], [("q", '"a red"')]])
-def test_pages_lead_on_and_neighbours_lead_through(index: Index, order: str, params: list[tuple[str, str]]) -> None:
+def test_pages_lead_on_and_neighbours_lead_through(
+    index: Index, order: str, params: list[tuple[str, str]]
+) -> None:
     chosen = filters(index, *params, ("order", order))
     hits = all_hits(index, chosen)
     first, after = search(index, chosen, limit=20)
@@ -268,9 +315,11 @@ def test_walking_ends_though_an_image_has_a_relation_several_times(index: Index)
     chosen = filters(index, ("q", "dog * *"))
     hits = all_hits(index, chosen)
     assert max(Counter(map(key, hits)).values()) > 1
-    hit, steps = hits[0], 1
+    hit = hits[0]
+    steps = 1
     while (after := _beside(index, chosen, hit)[1]) is not None:
-        hit, steps = after, steps + 1
+        hit = after
+        steps = steps + 1
         assert steps <= len(hits)
     assert hit == hits[-1]
 
@@ -284,11 +333,17 @@ def test_captions_alone_find_images(index: Index, records: list[Record]) -> None
     assert {hit.predicate for hit in hits} == {None}
     found = facets(index, chosen, limit=500)
     assert found.total == found.total_images == len(images)
-    assert sum(value.count for value in found.values["predicate"]) == sum(len(image.relations) for image in images)
-    assert {value.value: value.count for value in found.values["split"]} == Counter(image.split for image in images)
+    assert sum(value.count for value in found.values["predicate"]) == sum(
+        len(image.relations) for image in images
+    )
+    assert {value.value: value.count for value in found.values["split"]} == Counter(
+        image.split for image in images
+    )
 
 
-def test_error_rows_and_images_without_relations_are_found(index: Index, records: list[Record]) -> None:
+def test_error_rows_and_images_without_relations_are_found(
+    index: Index, records: list[Record]
+) -> None:
     failed = [record.image_id for record in records if not record.ok]
     for param in (("status", "error"), ("queue", "errors")):
         hits = all_hits(index, filters(index, param))
@@ -298,7 +353,9 @@ def test_error_rows_and_images_without_relations_are_found(index: Index, records
     assert (empty.image_id, empty.why) == ("empty", "no captions")
 
 
-def test_queues_are_the_health_checks_of_the_audit(index: Index, root: Path, records: list[Record]) -> None:
+def test_queues_are_the_health_checks_of_the_audit(
+    index: Index, root: Path, records: list[Record]
+) -> None:
     counts = {queue.key: queue.count for queue in queues(index)}
     exact = ("self_relations", "impossible_places", "far_apart", "no_relation")
     health = {check.name: check.count for check in measure(root).health}
@@ -315,8 +372,13 @@ def test_judgements_can_be_searched(index: Index) -> None:
     hits = list({key(hit): hit for hit in all_hits(index, filters(index))}.values())
     states = ["right", "wrong", "conflict", "right"]
     index.set_judged([(*key(hit), state) for hit, state in zip(hits, states, strict=False)])  # type: ignore[misc]
-    assert {key(hit) for hit in all_hits(index, filters(index, ("judged", "right")))} == {key(hits[0]), key(hits[3])}
-    assert [key(hit) for hit in all_hits(index, filters(index, ("queue", "conflicts")))] == [key(hits[2])]
+    assert {key(hit) for hit in all_hits(index, filters(index, ("judged", "right")))} == {
+        key(hits[0]),
+        key(hits[3]),
+    }
+    assert [key(hit) for hit in all_hits(index, filters(index, ("queue", "conflicts")))] == [
+        key(hits[2])
+    ]
     open_ = all_hits(index, filters(index, ("queue", "not_judged")))
     assert not {key(hit) for hit in open_} & {key(hit) for hit in hits[:4]}
     assert [hit.judged for hit in search(index, filters(index))[0][:3]] == states[:3]
@@ -331,7 +393,15 @@ def test_judgements_can_be_searched(index: Index) -> None:
 
 def test_parameters_and_cursors_without_sense_are_refused(index: Index) -> None:
     huge = "9" * 31
-    for given in ("low=a", "high=2", "low=nan", "order=best", "seed=-1", f"seed={huge}", "judged=x"):
+    for given in (
+        "low=a",
+        "high=2",
+        "low=nan",
+        "order=best",
+        "seed=-1",
+        f"seed={huge}",
+        "judged=x",
+    ):
         with pytest.raises(UserError, match=f"^{given.partition('=')[0]}"):
             filters(index, tuple(given.split("=")))
     for after in ("x", "1_2", "1e999_1_1", "nan_1_1", "0.5_1_1; drop", f"{huge}_1_1"):
@@ -349,7 +419,11 @@ def test_hostile_values_find_nothing(index: Index) -> None:
 def test_a_facet_counts_without_its_own_filter(index: Index, records: list[Record]) -> None:
     found = facets(index, filters(index, ("predicate", "on"), ("subject", "dog")), limit=2)
     expected = Counter(row.triplet[1] for row in rows(records, lambda row: row.triplet[0] == "dog"))
-    assert {value.value: value.count for value in found.values["predicate"]}.items() <= expected.items()
+    assert {
+        value.value: value.count for value in found.values["predicate"]
+    }.items() <= expected.items()
     assert {value.value for value in found.values["predicate"] if value.chosen} == {"on"}
-    assert [value.params for value in found.values["predicate"] if value.chosen] == [(("predicate", "on"),)]
+    assert [value.params for value in found.values["predicate"] if value.chosen] == [
+        (("predicate", "on"),)
+    ]
     assert found.total == expected["on"]

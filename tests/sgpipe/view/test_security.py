@@ -14,6 +14,17 @@ from sgpipe.view.app import Guard
 JSON = {"content-type": "application/json"}
 
 
+OWN = ("localhost", "127.0.0.1:8765", "[::1]:8765", "view.localhost:80", "10.0.0.7", "MyBox:1")
+FOREIGN = (
+    "evil.example",
+    "localhost.evil.example",
+    "127.0.0.1.evil.example:8765",
+    "[::1",
+    "localhost:x",
+    "",
+)
+
+
 async def echo(request: Request) -> Response:
     return PlainTextResponse(f"{request.method} {len(await request.body())}")
 
@@ -24,13 +35,11 @@ def client(host: str = "localhost:8765", **access: object) -> TestClient:
     return TestClient(Starlette(routes=routes, middleware=middleware), base_url=f"http://{host}")
 
 
-OWN = ("localhost", "127.0.0.1:8765", "[::1]:8765", "view.localhost:80", "10.0.0.7", "MyBox:1")
-FOREIGN = ("evil.example", "localhost.evil.example", "127.0.0.1.evil.example:8765", "[::1", "localhost:x", "")
-
-
 @pytest.mark.parametrize("host", [*OWN, *FOREIGN])
 def test_the_server_answers_to_addresses_and_its_own_names_alone(host: str) -> None:
-    """DNS rebinding: a page of evil.example makes its name lead to 127.0.0.1 and reads what the server answers."""
+    """DNS rebinding: a page of evil.example makes its name lead to 127.0.0.1 and reads what the
+    server answers.
+    """
     answer = client(names={"mybox"}).get("/", headers={"host": host})
     assert answer.status_code == (200 if host in OWN else 421)
 
@@ -70,7 +79,9 @@ def test_the_token_moves_from_the_address_into_a_cookie() -> None:
 @pytest.mark.parametrize("host", ["localhost", "evil.example"])
 def test_every_answer_tells_the_browser_what_the_page_may_load(host: str) -> None:
     headers = client(host=host).get("/").headers
-    assert headers["content-security-policy"].startswith("default-src 'none'; script-src 'self'; style-src 'self'; ")
+    assert headers["content-security-policy"].startswith(
+        "default-src 'none'; script-src 'self'; style-src 'self'; "
+    )
     assert "unsafe" not in headers["content-security-policy"]
     assert headers["x-content-type-options"] == "nosniff"
 
@@ -78,7 +89,10 @@ def test_every_answer_tells_the_browser_what_the_page_may_load(host: str) -> Non
 def test_a_large_body_is_refused() -> None:
     assert client().post("/api/x", headers=JSON, content=b"x" * 100).status_code == 200
     assert client().post("/api/x", headers=JSON, content=b"x" * 101).status_code == 413
-    assert client().post("/api/x", headers=JSON, content=iter([b"x" * 60, b"x" * 60])).status_code == 413
+    assert (
+        client().post("/api/x", headers=JSON, content=iter([b"x" * 60, b"x" * 60])).status_code
+        == 413
+    )
 
 
 def test_a_program_sends_the_token_in_the_address() -> None:

@@ -24,6 +24,11 @@ from tests.sgpipe.view.gallery_run import open_client, record
 Start = Callable[..., tuple[Result, TestClient]]
 
 
+LARGE = 40_000_000  # bytes of an image, more than the system's buffers
+HEADERS = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 999"
+POST = b"POST /api/judgements HTTP/1.1\r\n" + HEADERS + b"\r\n\r\n{"
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("view") / "run"
@@ -44,7 +49,9 @@ def start(root: Path, monkeypatch: pytest.MonkeyPatch) -> Start:
     monkeypatch.setattr("sgpipe.view.app.open_browser", None)
 
     def start_(*options: str) -> tuple[Result, TestClient]:
-        result = CliRunner().invoke(app, ["view", str(root), "--no-browser", *options], catch_exceptions=False)
+        result = CliRunner().invoke(
+            app, ["view", str(root), "--no-browser", *options], catch_exceptions=False
+        )
         assert result.exit_code == 0, result.stderr
         return result, TestClient(served.pop(), base_url="http://localhost")
 
@@ -93,11 +100,6 @@ def test_a_host_that_is_not_of_this_machine_is_refused() -> None:
         assert "\n" not in str(refused.value)
 
 
-LARGE = 40_000_000  # bytes of an image, more than the system's buffers
-HEADERS = b"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: 999"
-POST = b"POST /api/judgements HTTP/1.1\r\n" + HEADERS + b"\r\n\r\n{"
-
-
 @pytest.fixture
 def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a running server, whose requests must arrive within a second."""
@@ -105,7 +107,8 @@ def port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr("sgpipe.view.app._STALLED_SECONDS", 1.0)
     monkeypatch.setattr("sgpipe.view.pages._jpeg", lambda *_: bytes(LARGE))
     make_run(tmp_path / "run", [record("a", (0, "riding", 1, 0.9), file_name="a.png")])
-    server, address = server_of(open_client(tmp_path / "run").app), listen("127.0.0.1", 0)
+    server = server_of(open_client(tmp_path / "run").app)
+    address = listen("127.0.0.1", 0)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [address.socket]})
     thread.start()
     yield address.port
@@ -142,7 +145,9 @@ def test_a_whole_request_is_answered_and_its_connection_serves_the_next(port: in
             assert b"Host" not in part or connection.recv(10_000).startswith(b"HTTP/1.1 200")
 
 
-def test_a_browser_that_goes_away_while_it_sends_is_not_a_bug(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_browser_that_goes_away_while_it_sends_is_not_a_bug(
+    port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bugs: list[object] = []
     monkeypatch.setattr(sys, "excepthook", lambda *error: bugs.append(error))
     with connected(port) as connection:

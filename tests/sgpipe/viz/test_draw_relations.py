@@ -19,13 +19,18 @@ def record(*relations: Relation, size=(320, 240)) -> Record:
 
 def changed(record: Record, *relations: Relation) -> tuple[int, int, int, int] | None:
     """Where these relations make the drawing differ from one without any."""
-    before, after = (draw_relations(Image.new("RGB", (320, 240)), record, part, 480) for part in ([], relations))
+    before, after = (
+        draw_relations(Image.new("RGB", (320, 240)), record, part, 480) for part in ([], relations)
+    )
     assert after.size == before.size == (480, 360)
     return ImageChops.difference(before, after).getbbox()
 
 
 def test_people_come_first_then_the_most_confident_and_only_so_many():
-    relations = [Relation(0, 1, name, c) for name, c in (("a", 0.2), ("b", 0.9), ("c", None), ("d", 0.1), ("e", 0.5))]
+    relations = [
+        Relation(0, 1, name, c)
+        for name, c in (("a", 0.2), ("b", 0.9), ("c", None), ("d", 0.1), ("e", 0.5))
+    ]
     assert [r.predicate for r in shown(relations, 0.2, 10)] == ["c", "b", "e", "a"]
     assert [r.predicate for r in shown(relations, 0.2, 2)] == ["c", "b"]
     stored = [Relation(0, 1, "a", float(np.float32(0.7)))]
@@ -40,7 +45,12 @@ def test_a_link_joins_the_centres_in_the_colour_of_its_subject():
 
 
 def test_odd_relations_are_drawn():
-    for odd in ((0, 3, "smiling", 0.9), (1, 1, "looking at", None), (2, 0, "around", 0.3), (4, 1, "a long name " * 12)):
+    for odd in (
+        (0, 3, "smiling", 0.9),
+        (1, 1, "looking at", None),
+        (2, 0, "around", 0.3),
+        (4, 1, "a long name " * 12),
+    ):
         assert changed(record(), Relation(*odd)), odd  # the first has no object
 
 
@@ -54,7 +64,10 @@ def test_labels_stay_in_the_image_and_apart_while_there_is_room():
     room = TextPlacer(400, 300)
     spots = [[(rng.uniform(-50, 450), rng.uniform(-50, 350)) for _ in range(60)] for _ in range(12)]
     placed = [room.place((80, 20), choice) for choice in spots]
-    assert all(left >= 0 and top >= 0 and right <= 400 and bottom <= 300 for left, top, right, bottom in placed)
+    assert all(
+        left >= 0 and top >= 0 and right <= 400 and bottom <= 300
+        for left, top, right, bottom in placed
+    )
     pairs = [(a, b) for number, a in enumerate(placed) for b in placed[:number]]
     assert sum(overlap(a, b) for a, b in pairs) == 0
 
@@ -66,7 +79,9 @@ def test_long_names_are_cut_to_the_width():
     assert short.endswith("…")
     assert 40 < letters.getlength(short) <= 80
     assert fit("two\nlines", letters, 200) == "two lines"
-    assert fit("on \u202edeppils\x1b[0m", letters, 400) == "on deppils [0m"  # what turns text round is not drawn
+    assert (
+        fit("on \u202edeppils\x1b[0m", letters, 400) == "on deppils [0m"
+    )  # what turns text round is not drawn
 
 
 def test_a_card_lists_every_relation_and_says_if_the_image_is_missing():
@@ -74,15 +89,19 @@ def test_a_card_lists_every_relation_and_says_if_the_image_is_missing():
     one, two = (draw_card(None, scene, scene.relations[:count], 320) for count in (1, 2))
     assert two.height > one.height
     assert one.getpixel((5, 5)) == (201, 204, 209)
-    assert len(one.crop((0, 0, 320, 240)).getcolors(1 << 17)) > 2  # something is written on the grey
+    assert (
+        len(one.crop((0, 0, 320, 240)).getcolors(1 << 17)) > 2
+    )  # something is written on the grey
     for odd in ((0, 0), (2, 4000)):
         scene.width, scene.height = odd
         assert draw_card(None, scene, [], 320).height < 1200
 
 
 def test_there_and_back_are_apart_and_heads_point_forward():
-    left, right = (0.0, 0.0, 20.0, 20.0), (100.0, 0.0, 120.0, 20.0)
-    there, back = curve(left, right), curve(right, left)
+    left = (0.0, 0.0, 20.0, 20.0)
+    right = (100.0, 0.0, 120.0, 20.0)
+    there = curve(left, right)
+    back = curve(right, left)
     assert (there[0], there[-1]) == ((10, 10), (110, 10))
     assert there[12][1] < 10 < back[12][1]
     tip, *wings = drawing.arrow_head(there, 5)

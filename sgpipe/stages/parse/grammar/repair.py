@@ -1,7 +1,8 @@
 """Correct the parser's common mistakes on captions in the tree, before the rules read it.
 
-The parser was trained on news, but captions are noun phrases with participles, and it attaches by syntax alone; who can
-act, what is worn and what is a body part resolves most of what is ambiguous to it but not to a reader.
+The parser was trained on news, but captions are noun phrases with participles, and it attaches by
+syntax alone; who can act, what is worn and what is a body part resolves most of what is ambiguous
+to it but not to a reader.
 """
 
 from sgpipe.stages.parse.grammar import lexicon
@@ -11,8 +12,12 @@ from sgpipe.utils.lemmas import verb_lemma
 
 _ANIMATE = lexicon.PEOPLE | lexicon.ANIMALS
 _NOMINAL = frozenset({"nsubj", "nsubjpass", "dobj", "pobj", "attr", "appos"})
-_MISTAKEN_FOR_NOUN = frozenset({"JJ", "JJR", "JJS", "RB", "RBR", "UH", "VB", "VBP", "VBD", "XX", "FW"})
-_PREMODIFIERS = frozenset({"amod", "compound", "nmod", "det", "nummod", "poss", "advmod", "npadvmod"})
+_MISTAKEN_FOR_NOUN = frozenset(
+    {"JJ", "JJR", "JJS", "RB", "RBR", "UH", "VB", "VBP", "VBD", "XX", "FW"}
+)
+_PREMODIFIERS = frozenset(
+    {"amod", "compound", "nmod", "det", "nummod", "poss", "advmod", "npadvmod"}
+)
 _SUBJECTS = ("nsubj", "nsubjpass", "csubj", "expl")
 _MISTAKEN_FOR_SUBJECT = frozenset({"compound", "npadvmod", "nmod", "dep"})
 
@@ -48,10 +53,20 @@ def repair(tree: Tree) -> None:
 
 
 def _retag_unknown_noun(tree: Tree, index: int) -> None:
-    """An adjective or adverb in the position of a noun, other than a colour, is a noun unknown to the parser."""
+    """An adjective or adverb in the position of a noun, other than a colour, is a noun unknown to
+    the parser.
+    """
     misplaced = tree.deps[index] in _NOMINAL and tree.tags[index] in _MISTAKEN_FOR_NOUN
-    misplaced |= tree.tags[index] == "JJ" and tree.heads[index] == index and bool(tree.dependents(index, "det"))
-    if misplaced and tree.texts[index] not in lexicon.COLOURS and not tree.dependents(index, *_SUBJECTS, "dobj"):
+    misplaced |= (
+        tree.tags[index] == "JJ"
+        and tree.heads[index] == index
+        and bool(tree.dependents(index, "det"))
+    )
+    if (
+        misplaced
+        and tree.texts[index] not in lexicon.COLOURS
+        and not tree.dependents(index, *_SUBJECTS, "dobj")
+    ):
         tree.tags[index] = "NN"
 
 
@@ -65,7 +80,9 @@ def _retag_initial_noun(tree: Tree, index: int) -> None:
 
 
 def _restore_preposition(tree: Tree, index: int) -> None:
-    """ "traveling down train tracks", "pulled up to terminal": a particle or "to" before a noun is a preposition."""
+    """ "traveling down train tracks", "pulled up to terminal": a particle or "to" before a noun is
+    a preposition.
+    """
     if tree.deps[index] in ("prt", "advmod") and tree.dependents(index, "pobj"):
         tree.deps[index], tree.tags[index] = "prep", "IN"
     noun = tree.heads[index]
@@ -76,13 +93,23 @@ def _restore_preposition(tree: Tree, index: int) -> None:
 
 
 def _free_participle(tree: Tree, index: int) -> None:
-    """ "[a white shirt] [playing] [tennis]" parsed as one name: the participle connects two phrases."""
-    word, head, noun = tree.texts[index], tree.heads[index], index - 1
+    """ "[a white shirt] [playing] [tennis]" parsed as one name: the participle connects two
+    phrases.
+    """
+    word = tree.texts[index]
+    head = tree.heads[index]
+    noun = index - 1
     if not word.endswith("ing") or word in lexicon.GERUND_NOUNS or word in lexicon.GERUND_MODIFIERS:
         return
-    if tree.deps[index] not in ("compound", "amod", "nmod") or head < index or not tree.is_noun(head):
+    if (
+        tree.deps[index] not in ("compound", "amod", "nmod")
+        or head < index
+        or not tree.is_noun(head)
+    ):
         return
-    modifier = noun >= 0 and tree.is_noun(noun) and tree.deps[noun] in _MISTAKEN_FOR_SUBJECT | {"amod"}
+    modifier = (
+        noun >= 0 and tree.is_noun(noun) and tree.deps[noun] in _MISTAKEN_FOR_SUBJECT | {"amod"}
+    )
     if not modifier or tree.heads[noun] not in (index, head):
         return
     tree.replace(head, noun)
@@ -93,14 +120,23 @@ def _free_participle(tree: Tree, index: int) -> None:
 
 
 def _free_final_participle(tree: Tree, index: int) -> None:
-    """ "giraffe standing between bushes", "a dog sleep on a bed": a verb mistaken for the head noun."""
-    word, noun = tree.texts[index], index - 1
+    """ "giraffe standing between bushes", "a dog sleep on a bed": a verb mistaken for the head
+    noun.
+    """
+    word = tree.texts[index]
+    noun = index - 1
     participle = word.endswith("ing") and len(word) > 4 and word not in lexicon.GERUND_NOUNS
-    if not tree.is_noun(index) or tree.deps[index] == "compound" or not (participle or word in lexicon.POSTURES):
+    if (
+        not tree.is_noun(index)
+        or tree.deps[index] == "compound"
+        or not (participle or word in lexicon.POSTURES)
+    ):
         return
     if noun < 0 or tree.heads[noun] != index:
         return
-    person = participle and tree.deps[noun] == "amod" and tree.texts[noun] in lexicon.PEOPLE  # "a female holding a bag"
+    person = (
+        participle and tree.deps[noun] == "amod" and tree.texts[noun] in lexicon.PEOPLE
+    )  # "a female holding a bag"
     if not (person or (tree.is_noun(noun) and tree.deps[noun] == "compound")):
         return
     tree.replace(index, noun)
@@ -111,10 +147,14 @@ def _free_final_participle(tree: Tree, index: int) -> None:
 
 
 def _free_relative_clause(tree: Tree, index: int) -> None:
-    """ "silver helmet man is wearing", "the bench a man is sitting on": the object precedes the subject."""
+    """ "silver helmet man is wearing", "the bench a man is sitting on": the object precedes the
+    subject.
+    """
     if tree.heads[index] != index or not tree.is_verb(index):
         return
-    subjects = [child for child in tree.dependents(index, "nsubj", "nsubjpass") if tree.is_noun(child)]
+    subjects = [
+        child for child in tree.dependents(index, "nsubj", "nsubjpass") if tree.is_noun(child)
+    ]
     after = [child for child in tree.children[index] if child > index]
     complete = tree.dependents(index, "dobj", "attr", "acomp", "ccomp", "agent")
     if complete or not subjects or any(tree.children[child] for child in after):
@@ -122,7 +162,11 @@ def _free_relative_clause(tree: Tree, index: int) -> None:
     noun = subjects[0]
     if len(subjects) == 1:  # the object is parsed as a part of the subject's name
         compound = noun > 0 and tree.deps[noun - 1] == "compound" and tree.heads[noun - 1] == noun
-        if not compound or not is_a(tree, noun, lexicon.PEOPLE) or is_a(tree, noun - 1, lexicon.PEOPLE):
+        if (
+            not compound
+            or not is_a(tree, noun, lexicon.PEOPLE)
+            or is_a(tree, noun - 1, lexicon.PEOPLE)
+        ):
             return
         noun -= 1
     stranded = [child for child in after if tree.texts[child] in lexicon.STRANDED_PREPOSITIONS]
@@ -146,13 +190,17 @@ def _adopt_subject(tree: Tree, index: int) -> None:
 
 
 def _hand_over_premodifiers(tree: Tree, old: int, new: int) -> None:
-    """Attach the words before the noun `new` to it instead of to `old`, the former head of its phrase."""
+    """Attach the words before the noun `new` to it instead of to `old`, the former head of its
+    phrase.
+    """
     for child in [child for child in tree.children[old] if child < new]:
         tree.attach(child, new, tree.deps[child])
 
 
 def _join_modifier(tree: Tree, conjunct: int) -> None:
-    """ "a sandwich and french fries", parsed as one noun "[sandwich and french] fries": both are things."""
+    """ "a sandwich and french fries", parsed as one noun "[sandwich and french] fries": both are
+    things.
+    """
     first = tree.heads[conjunct]
     head = tree.heads[first]
     modifier = tree.is_noun(first) and tree.deps[first] in ("nmod", "compound") and head > conjunct
@@ -164,31 +212,51 @@ def _join_modifier(tree: Tree, conjunct: int) -> None:
 
 
 def _join_object(tree: Tree, conjunct: int) -> None:
-    """ "holding a drink and a large carrot": a noun is coordinated with a noun, not with the verb before it."""
+    """ "holding a drink and a large carrot": a noun is coordinated with a noun, not with the verb
+    before it.
+    """
     verb = tree.heads[conjunct]
-    if not tree.is_noun(conjunct) or not tree.is_verb(verb) or tree.dependents(conjunct, "nsubj", "aux"):
+    if (
+        not tree.is_noun(conjunct)
+        or not tree.is_verb(verb)
+        or tree.dependents(conjunct, "nsubj", "aux")
+    ):
         return
     things = tree.dependents(verb, "dobj") + tree.below(verb, "prep", "pobj")
-    if before := [thing for thing in things if thing < conjunct and tree.is_noun(thing)]:
+    before = [thing for thing in things if thing < conjunct and tree.is_noun(thing)]
+    if before:
         tree.attach(conjunct, max(before), "conj")
 
 
 def _join_inside(tree: Tree, conjunct: int) -> None:
-    """ "a bathroom with a toilet and a sink": the sink is coordinated with the toilet, not with the bathroom.
+    """ "a bathroom with a toilet and a sink": the sink is coordinated with the toilet, not with the
+    bathroom.
 
-    Likewise the fork in "a man holding a knife and a fork". Not if both nouns are people or animals.
+    Likewise the fork in "a man holding a knife and a fork". Not if both nouns are people or
+    animals.
     """
     head = tree.heads[conjunct]
     if tree.deps[conjunct] != "conj" or not tree.is_noun(conjunct) or not tree.is_noun(head):
         return
     if is_a(tree, conjunct, _ANIMATE) and is_a(tree, head, _ANIMATE):
         return
-    if is_a(tree, conjunct, lexicon.PEOPLE) and is_a(tree, head, lexicon.CLOTHES):  # "men in hats and women"
-        people = (noun for noun in tree.ancestors(head) if tree.is_noun(noun) and is_a(tree, noun, lexicon.PEOPLE))
+    if is_a(tree, conjunct, lexicon.PEOPLE) and is_a(
+        tree, head, lexicon.CLOTHES
+    ):  # "men in hats and women"
+        people = (
+            noun
+            for noun in tree.ancestors(head)
+            if tree.is_noun(noun) and is_a(tree, noun, lexicon.PEOPLE)
+        )
         tree.attach(conjunct, next(people, head), "conj")
         return
-    held = [each for each in tree.below(head, "acl", "dobj") if head < each < conjunct and tree.is_noun(each)]
-    if inside := _things_with(tree, head, conjunct) or held:
+    held = [
+        each
+        for each in tree.below(head, "acl", "dobj")
+        if head < each < conjunct and tree.is_noun(each)
+    ]
+    inside = _things_with(tree, head, conjunct) or held
+    if inside:
         tree.attach(conjunct, inside[-1], "conj")
 
 
@@ -198,25 +266,43 @@ def _move_to_part(tree: Tree, preposition: int) -> None:
         return
     places = tree.dependents(preposition, "pobj")
     things = _things_with(tree, tree.heads[preposition], preposition)
-    if places and things and (is_a(tree, things[-1], lexicon.BODY_PARTS) or is_a(tree, places[0], lexicon.BODY_PARTS)):
+    if (
+        places
+        and things
+        and (
+            is_a(tree, things[-1], lexicon.BODY_PARTS) or is_a(tree, places[0], lexicon.BODY_PARTS)
+        )
+    ):
         tree.attach(preposition, things[-1], "prep")
 
 
 def _move_to_owner(tree: Tree, preposition: int) -> None:
-    """ "a man jumps over a fence with his skateboard": the man has the skateboard, not the fence."""
+    """ "a man jumps over a fence with his skateboard": the man has the skateboard, not the
+    fence.
+    """
     noun = tree.heads[preposition]
     if tree.texts[preposition] != "with" or not tree.is_noun(noun) or is_a(tree, noun, _ANIMATE):
         return
     things = tree.dependents(preposition, "pobj")
-    if things and all(is_a(tree, each, lexicon.CLOTHES) for each in (noun, things[0])):  # "in a suit with a red tie"
+    if things and all(
+        is_a(tree, each, lexicon.CLOTHES) for each in (noun, things[0])
+    ):  # "in a suit with a red tie"
         tree.attach(things[0], noun, "conj")
-    elif any(tree.tags[owner] == "PRP$" for thing in things for owner in tree.dependents(thing, "poss")):
-        actors = (node for node in tree.ancestors(noun) if tree.is_verb(node) or is_a(tree, node, _ANIMATE))
+    elif any(
+        tree.tags[owner] == "PRP$" for thing in things for owner in tree.dependents(thing, "poss")
+    ):
+        actors = (
+            node
+            for node in tree.ancestors(noun)
+            if tree.is_verb(node) or is_a(tree, node, _ANIMATE)
+        )
         tree.attach(preposition, next(actors, noun), "prep")
 
 
 def _move_from_absent(tree: Tree, modifier: int) -> None:
-    """ "a cake without candles on a table": what is absent is nowhere, so the cake is on the table."""
+    """ "a cake without candles on a table": what is absent is nowhere, so the cake is on the
+    table.
+    """
     absent = tree.heads[modifier]
     owner = _owner_of_absent(tree, absent)
     refers_back = any(tree.tags[thing] == "PRP" for thing in tree.dependents(modifier, "pobj"))
@@ -245,7 +331,9 @@ def _free_from_absent(tree: Tree, verb: int) -> None:
 
 
 def _move_to_depiction(tree: Tree, preposition: int) -> None:
-    """ "a picture of a dog on the wall", "a statue of a man in a park": the picture is there, not the dog."""
+    """ "a picture of a dog on the wall", "a statue of a man in a park": the picture is there, not
+    the dog.
+    """
     depiction = _depiction_above(tree, preposition)
     places = tree.dependents(preposition, "pobj")
     if depiction is None or not places:
@@ -256,7 +344,9 @@ def _move_to_depiction(tree: Tree, preposition: int) -> None:
     elif singular(tree.texts[depiction]) == "reflection":
         fitting = lexicon.REFLECTORS
     else:
-        fitting = lexicon.HANGERS if any(is_a(tree, thing, _ANIMATE) for thing in shown) else frozenset()
+        fitting = (
+            lexicon.HANGERS if any(is_a(tree, thing, _ANIMATE) for thing in shown) else frozenset()
+        )
     if is_a(tree, places[0], fitting):
         tree.attach(preposition, depiction, "prep")
 
@@ -278,21 +368,31 @@ def _depiction_above(tree: Tree, preposition: int) -> int | None:
     """Return the depiction whose "of" a preposition is below."""
     for node in tree.ancestors(preposition):
         noun = tree.heads[node]
-        if tree.texts[node] == "of" and tree.deps[node] == "prep" and tree.texts[noun] in lexicon.DEPICTION_WORDS:
+        if (
+            tree.texts[node] == "of"
+            and tree.deps[node] == "prep"
+            and tree.texts[noun] in lexicon.DEPICTION_WORDS
+        ):
             return noun
     return None
 
 
 def _things_with(tree: Tree, head: int, limit: int) -> list[int]:
     """Nouns attached to `head` by "with", before the token `limit`."""
-    things = [each for each in tree.below(head, "prep", "pobj") if tree.texts[tree.heads[each]] == "with"]
+    things = [
+        each for each in tree.below(head, "prep", "pobj") if tree.texts[tree.heads[each]] == "with"
+    ]
     return [each for each in things if max(each, tree.heads[each]) < limit and tree.is_noun(each)]
 
 
 def _move_to_actor(tree: Tree, participle: int) -> None:
-    """ "a man in a shirt standing", "a girl on a skateboard jumping": the owner acts, not the thing."""
+    """ "a man in a shirt standing", "a girl on a skateboard jumping": the owner acts, not the
+    thing.
+    """
     noun = tree.heads[participle]
-    own = any(tree.tags[child] == "PRP" for child in tree.dependents(participle, "nsubj"))  # "the board he is riding"
+    own = any(
+        tree.tags[child] == "PRP" for child in tree.dependents(participle, "nsubj")
+    )  # "the board he is riding"
     if own or tree.tags[participle] != "VBG" or not tree.is_noun(noun):
         return
     while tree.deps[noun] == "conj" and tree.is_noun(tree.heads[noun]):
@@ -309,8 +409,11 @@ def _move_to_actor(tree: Tree, participle: int) -> None:
 
 
 def _acts_better(tree: Tree, actor: int, participle: int) -> bool:
-    """Whether `actor` (a noun, or the verb of one) is a better subject of the participle than its current noun."""
-    noun, verb = singular(tree.texts[tree.heads[participle]]), verb_lemma(tree.texts[participle])
+    """Whether `actor` (a noun, or the verb of one) is a better subject of the participle than its
+    current noun.
+    """
+    noun = singular(tree.texts[tree.heads[participle]])
+    verb = verb_lemma(tree.texts[participle])
     if noun in lexicon.CLOTHES or noun == "hair":
         return verb not in lexicon.PASSIVE_STATES
     if noun in lexicon.PLACES and verb in lexicon.POSTURE_VERBS:

@@ -1,7 +1,8 @@
 """What a caption names without stating that it is so: denied, supposed, likened or only depicted.
 
-"A man without a helmet", "a dog not on the sofa", "as if riding a wave", "a statue of a man on a horse": the tokens of
-such a phrase are a scope, and a relation that needs one of them is not stated. All parsers ask `unstated`.
+"A man without a helmet", "a dog not on the sofa", "as if riding a wave", "a statue of a man on a
+horse": the tokens of such a phrase are a scope, and a relation that needs one of them is not
+stated. All parsers ask `unstated`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from sgpipe.utils.lemmas import verb_lemma
 _SUBJECTS = (*SUBJECT_LABELS, "expl")
 _MODIFIERS = ("compound", "nmod", "amod", "npadvmod", "poss")
 _ANIMATE = lexicon.PEOPLE | lexicon.ANIMALS
-_MEANING_WITHOUT = {text for text, (word, _) in lexicon.EXPRESSIONS.items() if word == "without"}  # "instead of"
+_MEANING_WITHOUT = {
+    text for text, (word, _) in lexicon.EXPRESSIONS.items() if word == "without"
+}  # "instead of"
 _SIGN_REACH = 6  # tokens after "no" or "not" in which "sign" makes it a name: "a do not enter sign"
 
 
@@ -34,8 +37,10 @@ class Unstated:
     """The tokens of a caption that state nothing.
 
     tokens: those in a scope.
-    definite: things that a denied phrase takes for granted, "the bench" in "nobody sits on the bench under the tree".
-    shown: a depiction and what it shows, whose relation to each other is stated: "a screen showing a man".
+    definite: things that a denied phrase takes for granted, "the bench" in "nobody sits on the
+    bench under the tree".
+    shown: a depiction and what it shows, whose relation to each other is stated: "a screen showing
+    a man".
     adjectives: participles that are not verbs: "sliced bread".
     """
 
@@ -45,7 +50,9 @@ class Unstated:
     adjectives: set[int] = field(default_factory=set)
 
     def deny(self, tree: Tree, head: int, trigger: int) -> None:
-        """Add the tokens of a phrase that its denial, or supposition, leaves unstated; `trigger`: the denying word."""
+        """Add the tokens of a phrase that its denial, or supposition, leaves unstated; `trigger`:
+        the denying word.
+        """
         pending = [head]
         while pending:
             node = pending.pop()
@@ -59,7 +66,9 @@ class Unstated:
                     self.definite.add(child)
 
     def covers(self, tree: Tree, subject: int, thing: int, word: int | None) -> bool:
-        """Return whether a relation is not stated; `word`: the token of its verb or preposition, if it has one."""
+        """Return whether a relation is not stated; `word`: the token of its verb or preposition, if
+        it has one.
+        """
         if not (self.tokens or self.adjectives):
             return False
         if word in self.adjectives:
@@ -73,7 +82,9 @@ class Unstated:
 
 
 def _linking(tree: Tree, subject: int, thing: int, word: int | None) -> list[int]:
-    """Return the tokens that relate two things: a predicate's, and those up to the first verb above them."""
+    """Return the tokens that relate two things: a predicate's, and those up to the first verb above
+    them.
+    """
     linking = [] if word is None else [word]
     linking += _up_to_verb(tree, thing, subject)
     if thing in tree.ancestors(subject):  # "the bench a man is not sitting on"
@@ -82,7 +93,9 @@ def _linking(tree: Tree, subject: int, thing: int, word: int | None) -> list[int
 
 
 def _up_to_verb(tree: Tree, start: int, end: int) -> list[int]:
-    """Return the tokens above `start`, below `end`, and up to the first verb; not what `start` is coordinated with."""
+    """Return the tokens above `start`, below `end`, and up to the first verb; not what `start` is
+    coordinated with.
+    """
     tokens = []
     below = start
     for node in tree.ancestors(start):
@@ -97,7 +110,9 @@ def _up_to_verb(tree: Tree, start: int, end: int) -> list[int]:
 
 
 def _is_place(tree: Tree, linking: list[int]) -> bool:
-    """Return whether two things are related by a place that no verb gives them: not "puts the ball in the box"."""
+    """Return whether two things are related by a place that no verb gives them: not "puts the ball
+    in the box".
+    """
     if not any(tree.texts[word] in lexicon.STATIC_PREPOSITIONS for word in linking):
         return False
     verbs = [verb_lemma(tree.texts[word]) for word in linking if tree.is_verb(word)]
@@ -130,7 +145,11 @@ def stated_relations(tree: Tree, hidden: Unstated) -> list[ParsedRelation]:
 def _negator(tree: Tree, index: int, hidden: Unstated) -> None:
     """ "not on a sofa", "no dog", "neither sitting nor standing": what follows is denied."""
     following = index + 1
-    if following == len(tree) or tree.texts[following] in lexicon.NEGATION_ENDS or _names_a_sign(tree, index):
+    if (
+        following == len(tree)
+        or tree.texts[following] in lexicon.NEGATION_ENDS
+        or _names_a_sign(tree, index)
+    ):
         return
     head = _top(tree, index, following)
     if verb_lemma(tree.texts[head]) not in lexicon.UNSTOPPABLE and not _is_excepted(tree, head):
@@ -176,7 +195,11 @@ def _modal(tree: Tree, index: int, hidden: Unstated) -> None:
     """ "a bird that might land on it", but not "can be seen"."""
     verb = tree.heads[index]
     factual = lexicon.UNSTOPPABLE | lexicon.SEEING
-    if tree.tags[index] == "MD" and tree.is_verb(verb) and verb_lemma(tree.texts[verb]) not in factual:
+    if (
+        tree.tags[index] == "MD"
+        and tree.is_verb(verb)
+        and verb_lemma(tree.texts[verb]) not in factual
+    ):
         hidden.deny(tree, verb, index)
 
 
@@ -209,13 +232,20 @@ def _condition(tree: Tree, index: int, hidden: Unstated) -> None:
 
 
 def _likeness(tree: Tree, index: int, hidden: Unstated) -> None:
-    """ "looks like a bear", "like it is driving"; not the toy in "a donut like toy", nor "animals like zebras"."""
+    """ "looks like a bear", "like it is driving"; not the toy in "a donut like toy", nor "animals
+    like zebras".
+    """
     if tree.deps[index] == "mark":
         hidden.deny(tree, tree.heads[index], index)
     elif tree.tags[index] == "IN":
         thing = tree.heads[index]
         compared = tree.dependents(index, "pobj")
-        if thing == index - 1 and tree.is_noun(thing) and compared and not _has_article(tree, compared[0]):
+        if (
+            thing == index - 1
+            and tree.is_noun(thing)
+            and compared
+            and not _has_article(tree, compared[0])
+        ):
             hidden.tokens |= {thing, index}
         elif tree.tags[thing] != "NNS":
             hidden.tokens |= _all_below(tree, [index, _following(tree, index)])
@@ -248,10 +278,16 @@ def _depiction(tree: Tree, index: int, hidden: Unstated) -> None:
 
 
 def _showing(tree: Tree, verb: int, hidden: Unstated) -> None:
-    """ "a television showing a man who eats": what is shown has no relations but to the television."""
+    """ "a television showing a man who eats": what is shown has no relations but to the
+    television.
+    """
     if not tree.is_verb(verb):
         return
-    screens = [noun for noun in (*subjects(tree, verb), *tree.ancestors(verb)) if is_a(tree, noun, lexicon.SCREENS)]
+    screens = [
+        noun
+        for noun in (*subjects(tree, verb), *tree.ancestors(verb))
+        if is_a(tree, noun, lexicon.SCREENS)
+    ]
     if not screens or any(is_the_image(tree, screen) for screen in screens):
         return
     things = [*tree.dependents(verb, "dobj"), *tree.below(verb, "ccomp", "nsubj")]
@@ -266,35 +302,55 @@ def _print(tree: Tree, pronoun: int, hidden: Unstated) -> None:
     printed = tree.heads[preposition]
     holder = tree.heads[printed] - 1
     holds = tree.texts[preposition] == "on" and holder >= 0 and tree.texts[holder + 1] == "with"
-    if holds and is_a(tree, printed, _ANIMATE) and is_a(tree, holder, lexicon.CLOTHES | lexicon.PRINTED):
+    if (
+        holds
+        and is_a(tree, printed, _ANIMATE)
+        and is_a(tree, holder, lexicon.CLOTHES | lexicon.PRINTED)
+    ):
         hidden.tokens |= _all_below(tree, [printed])
 
 
 def is_the_image(tree: Tree, noun: int) -> bool:
-    """Return whether a depiction is the image itself: "a photo of a man on a horse", "takes a picture of a dog"."""
+    """Return whether a depiction is the image itself: "a photo of a man on a horse", "takes a
+    picture of a dog".
+    """
     verb = tree.heads[noun]
     if tree.deps[noun] == "dobj" and verb_lemma(tree.texts[verb]) in lexicon.PHOTOGRAPHING:
         return True
-    begins = not any(tree.is_noun(before) and tree.deps[before] not in _MODIFIERS for before in range(noun))
+    begins = not any(
+        tree.is_noun(before) and tree.deps[before] not in _MODIFIERS for before in range(noun)
+    )
     return begins and is_a(tree, noun, lexicon.IMAGES) and not _hangs(tree, noun)
 
 
 def _hangs(tree: Tree, depiction: int) -> bool:
-    """Return whether a depiction is a thing in the image: "a framed picture", "a picture of a dog on the wall"."""
+    """Return whether a depiction is a thing in the image: "a framed picture", "a picture of a dog
+    on the wall".
+    """
     near = [tree.heads[depiction], *tree.dependents(depiction, "amod", "acl", "relcl")]
     if any(verb_lemma(tree.texts[word]) in lexicon.HANGING for word in near):
         return True
     places = [place for word in (depiction, *near) for place in tree.below(word, "prep", "pobj")]
-    return any(is_a(tree, place, lexicon.HANGERS) for place in places if tree.texts[tree.heads[place]] == "on")
+    return any(
+        is_a(tree, place, lexicon.HANGERS)
+        for place in places
+        if tree.texts[tree.heads[place]] == "on"
+    )
 
 
 # Adjectives.
 
 
 def _adjective(tree: Tree, index: int, hidden: Unstated) -> None:
-    """ "sliced bread" beside "sliced the bread": a participle right before a noun without an article."""
+    """ "sliced bread" beside "sliced the bread": a participle right before a noun without an
+    article.
+    """
     things = tree.dependents(index, "dobj")
-    if not things or tree.dependents(index, *_SUBJECTS) or tree.dependents(things[0], "det", "poss"):
+    if (
+        not things
+        or tree.dependents(index, *_SUBJECTS)
+        or tree.dependents(things[0], "det", "poss")
+    ):
         return
     if all(index < word for word in (*tree.children[things[0]], things[0])):
         hidden.adjectives.add(index)
@@ -327,7 +383,9 @@ def _following(tree: Tree, preposition: int) -> int:
 
 
 def _is_stated_anyway(tree: Tree, child: int, trigger: int) -> bool:
-    """Return whether a part of a denied phrase is not denied: its subject, "the bench", "while …", "but …"."""
+    """Return whether a part of a denied phrase is not denied: its subject, "the bench", "while …",
+    "but …".
+    """
     label = tree.deps[child]
     if label in _SUBJECTS:
         return child < trigger
@@ -337,11 +395,15 @@ def _is_stated_anyway(tree: Tree, child: int, trigger: int) -> bool:
 
 
 def _is_definite(tree: Tree, noun: int) -> bool:
-    return tree.is_noun(noun) and any(tree.texts[word] in lexicon.DEFINITE for word in tree.children[noun])
+    return tree.is_noun(noun) and any(
+        tree.texts[word] in lexicon.DEFINITE for word in tree.children[noun]
+    )
 
 
 def _starts_anew(tree: Tree, conjunct: int) -> bool:
-    """Return whether a conjunct is not in the scope of its head: "no hat but shoes", "not sitting and eating"."""
+    """Return whether a conjunct is not in the scope of its head: "no hat but shoes", "not sitting
+    and eating".
+    """
     head = tree.heads[conjunct]
     joining = [word for word in range(head + 1, conjunct) if tree.deps[word] == "cc"]
     word = tree.texts[joining[-1]] if joining else ","

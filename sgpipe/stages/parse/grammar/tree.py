@@ -1,8 +1,8 @@
 """Captions as tokens, and dependency trees as plain lists that rules can read and change quickly.
 
-The tokeniser folds a preposition of several words ("in front of") into one token, and a quantity ("a group of") into a
-determiner. For these, and for the words in `STAND_INS`, the dependency parser sees a common word of the same syntax;
-the rules read the original.
+The tokeniser folds a preposition of several words ("in front of") into one token, and a quantity
+("a group of") into a determiner. For these, and for the words in `STAND_INS`, the dependency parser
+sees a common word of the same syntax; the rules read the original.
 """
 
 from __future__ import annotations
@@ -22,6 +22,37 @@ if TYPE_CHECKING:
 NOUN_TAGS = frozenset({"NN", "NNS", "NNP", "NNPS"})
 VERB_TAGS = frozenset({"VB", "VBD", "VBG", "VBN", "VBP", "VBZ"})
 AUXILIARIES = frozenset({"aux", "auxpass"})
+
+
+MAX_CHARACTERS = 1000
+
+_ASCII = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-"})
+
+_PARTS = (
+    "top|back|front|rear|end|foot|base|bottom|middle|center|centre|corner|edge|sides?|ends?|edges"
+)
+_WHICH = (
+    "far left|far right|left hand|right"
+    " hand|left|right|far|near|other|opposite|both|either|each|outer"
+)
+_PLACE = (
+    rf"(?P<preposition>on|in|at|to|along|by|near)(?: (?:the|its|a))?(?: (?P<which>{_WHICH}))?"
+    rf"(?: the)?(?: very)? (?P<part>{_PARTS}|left|right) of"
+)
+_SIZES = "a|an|the|some|two|three|several|many|whole|large|small|big|huge|long|little|tall|short"
+_QUANTITY = (
+    rf"(?:(?:{_SIZES}) )*(?:{'|'.join(sorted(lexicon.QUANTITIES))}|close up|bod(?:y|ies)(?= of"
+    r" water)) of"
+)
+
+_FIXED = "|".join(sorted([*lexicon.EXPRESSIONS, *lexicon.SPELLINGS], key=len, reverse=True))
+
+_DETERMINER = "|".join(sorted(lexicon.DETERMINERS))
+_SCANNER = re.compile(
+    rf"(?<![\w'])(?:{_PLACE}|(?P<omitted>{_QUANTITY}(?= (?:{_DETERMINER}) ))"
+    rf"|(?P<quantity>{_QUANTITY})|(?P<fixed>{_FIXED}))(?![\w'])"
+    r"|(?P<word>(?:n't|'(?:s|re|ve|ll|d|m))(?!\w)|\w+?(?=n't(?!\w))|\w+(?:[-.]\w+)*)|(?P<mark>[,.;:!?()])"
+)
 
 
 @dataclass(slots=True)
@@ -57,7 +88,9 @@ class Tree:
         return cls(texts, tags, deps, heads, children)
 
     def attach(self, index: int, head: int, dep: str) -> None:
-        """Attach a token and its subtree to `head`, unless that is in the subtree; `head == index` makes it a root."""
+        """Attach a token and its subtree to `head`, unless that is in the subtree; `head == index`
+        makes it a root.
+        """
         if head != index and index in self.ancestors(head):
             return
         old = self.heads[index]
@@ -78,8 +111,14 @@ class Tree:
         return [child for child in self.children[index] if self.deps[child] in deps]
 
     def below(self, index: int, over: str, *deps: str) -> list[int]:
-        """Return the dependents with one of the labels `deps` of those labelled `over`, in order."""
-        return [child for middle in self.dependents(index, over) for child in self.dependents(middle, *deps)]
+        """Return the dependents with one of the labels `deps` of those labelled `over`, in
+        order.
+        """
+        return [
+            child
+            for middle in self.dependents(index, over)
+            for child in self.dependents(middle, *deps)
+        ]
 
     def ancestors(self, index: int) -> Iterator[int]:
         """Heads above a token, nearest first."""
@@ -94,29 +133,6 @@ class Tree:
         return self.tags[index] in VERB_TAGS and self.deps[index] not in AUXILIARIES
 
 
-MAX_CHARACTERS = 1000
-
-_ASCII = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-"})
-
-_PARTS = "top|back|front|rear|end|foot|base|bottom|middle|center|centre|corner|edge|sides?|ends?|edges"
-_WHICH = "far left|far right|left hand|right hand|left|right|far|near|other|opposite|both|either|each|outer"
-_PLACE = (
-    rf"(?P<preposition>on|in|at|to|along|by|near)(?: (?:the|its|a))?(?: (?P<which>{_WHICH}))?"
-    rf"(?: the)?(?: very)? (?P<part>{_PARTS}|left|right) of"
-)
-_SIZES = "a|an|the|some|two|three|several|many|whole|large|small|big|huge|long|little|tall|short"
-_QUANTITY = rf"(?:(?:{_SIZES}) )*(?:{'|'.join(sorted(lexicon.QUANTITIES))}|close up|bod(?:y|ies)(?= of water)) of"
-
-_FIXED = "|".join(sorted([*lexicon.EXPRESSIONS, *lexicon.SPELLINGS], key=len, reverse=True))
-
-_DETERMINER = "|".join(sorted(lexicon.DETERMINERS))
-_SCANNER = re.compile(
-    rf"(?<![\w'])(?:{_PLACE}|(?P<omitted>{_QUANTITY}(?= (?:{_DETERMINER}) ))"
-    rf"|(?P<quantity>{_QUANTITY})|(?P<fixed>{_FIXED}))(?![\w'])"
-    r"|(?P<word>(?:n't|'(?:s|re|ve|ll|d|m))(?!\w)|\w+?(?=n't(?!\w))|\w+(?:[-.]\w+)*)|(?P<mark>[,.;:!?()])"
-)
-
-
 class Token(NamedTuple):
     """A token of a caption: `word` is what the parser sees, `text` what the rules read."""
 
@@ -125,7 +141,9 @@ class Token(NamedTuple):
 
 
 def tokenise(caption: str) -> list[Token]:
-    """Lower-case tokens of a caption. Final punctuation, symbols and control characters are dropped."""
+    """Lower-case tokens of a caption. Final punctuation, symbols and control characters are
+    dropped.
+    """
     matches = _SCANNER.finditer(clean(caption))
     tokens = [_token(match) for match in matches if not match["omitted"]]
     for index, (before, after) in enumerate(pairwise(tokens)):
@@ -141,20 +159,36 @@ def tokenise(caption: str) -> list[Token]:
 
 
 def clean(caption: str) -> str:
-    """Return the caption in lower case, with compatibility forms unified, single spaces, at most `MAX_CHARACTERS`."""
+    """Return the caption in lower case, with compatibility forms unified, single spaces, at most
+    `MAX_CHARACTERS`.
+    """
     text = caption[:MAX_CHARACTERS]
     if not text.isascii():
         text = unicodedata.normalize("NFKC", text.translate(_ASCII))
     text = text.lower().replace("w/", "with ").replace("/", " and ").replace("&", " and ")
-    return " ".join(text.replace("-covered ", " covered ").split()).replace(" 's", "'s").replace(" n't", "n't")
+    return (
+        " ".join(text.replace("-covered ", " covered ").split())
+        .replace(" 's", "'s")
+        .replace(" n't", "n't")
+    )
 
 
 def _token(match: re.Match[str]) -> Token:
     text = match[0]
-    if preposition := match["preposition"]:
-        which, part = match["which"], match["part"]
-        words = [preposition, *(["the"] if {which, part} & {"left", "right"} else []), which, part, "of"]
-        return Token("beside" if part in ("left", "right") else preposition, " ".join(filter(None, words)))
+    preposition = match["preposition"]
+    if preposition:
+        which = match["which"]
+        part = match["part"]
+        words = [
+            preposition,
+            *(["the"] if {which, part} & {"left", "right"} else []),
+            which,
+            part,
+            "of",
+        ]
+        return Token(
+            "beside" if part in ("left", "right") else preposition, " ".join(filter(None, words))
+        )
     if match["quantity"]:
         return Token("some", "some")
     if match["fixed"] in lexicon.EXPRESSIONS:

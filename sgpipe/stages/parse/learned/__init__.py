@@ -1,4 +1,6 @@
-"""The learned parser: a small network over spaCy's hidden states, dependency trees and the relations of the rules."""
+"""The learned parser: a small network over spaCy's hidden states, dependency trees and the
+relations of the rules.
+"""
 
 from pathlib import Path
 

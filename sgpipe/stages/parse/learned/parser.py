@@ -1,7 +1,9 @@
-"""The learned parser: a caption's dependency tree, the relations of the rules, and a network that decides.
+"""The learned parser: a caption's dependency tree, the relations of the rules, and a network that
+decides.
 
-Its result for a caption does not depend on the batch, bit for bit: all captions are rows of the same matrices, whose
-product is thinc's (see `rules`), and all else is computed per element or per caption.
+Its result for a caption does not depend on the batch, bit for bit: all captions are rows of the
+same matrices, whose product is thinc's (see `rules`), and all else is computed per element or per
+caption.
 """
 
 from __future__ import annotations
@@ -35,24 +37,69 @@ from sgpipe.utils.lemmas import gerund, verb_lemma
 
 Ints = NDArray[np.int64]
 SUFFIXES = 1024  # buckets of the last three letters
-DISTANCE, DEPTH = 12, 5  # larger ones count as these
+# larger ones count as these
+DISTANCE = 12
+DEPTH = 5
 FARTHEST = 11
-DISTANCES, PATHS = 2 * DISTANCE + 1, (DEPTH + 1) ** 2
+DISTANCES = 2 * DISTANCE + 1
+PATHS = (DEPTH + 1) ** 2
 PLACES = 20  # of a token, relative to a pair
 NEIGHBOURS = 6
 
 
-# The words, tags, deps (dependency labels), verbs and rests of predicates that the network knows, with their numbers.
+# The words, tags, deps (dependency labels), verbs and rests of predicates that the network knows,
+# with their numbers.
 Tables: TypeAlias = Mapping[str, Mapping[str, int]]
+
+
+_NAME_ENDS = frozenset(
+    {"DT", "IN", "CC", ",", ".", ":", "POS", "PRP$", "PRP", "TO", "WDT", "WP", "EX", "MD", "PDT"}
+)
+_LONGEST_NAME = 4
+
+
+Floats = NDArray[np.float32]
+Weights = Mapping[str, Floats]
+_EPSILON = 1e-5
+
+
+_NEGLIGIBLE = 10.0  # verbs with logits so far below the best one do not count
+_TRIED = 5  # verbs, and rests of predicates, that are combined
+# how much less likely a predicate is that no training caption has, although its verb has an
+# embedding
+_UNSEEN = 3.0
+_SAME_VERB = {"lay": "lie"}  # FACTUAL's lemma: the caption's
+_JOINED = {
+    "cell phone": "cellphone",
+    "cell phones": "cellphones",
+}  # as FACTUAL writes, like the tokeniser's spellings
+_KEPT = (  # spellings that the tokeniser replaces, and FACTUAL keeps
+    *(
+        "doughnut",
+        "skate board",
+        "lap top",
+        "back pack",
+        "air plane",
+        "bath tub",
+        "motor cycle",
+        "sun glasses",
+    ),
+    "key board",
+)
 
 
 def number_tables(lists: Mapping[str, Sequence[str]]) -> Tables:
     """Number the texts of each list from 1 on."""
-    return {name: {text: number for number, text in enumerate(texts, 1)} for name, texts in lists.items()}
+    return {
+        name: {text: number for number, text in enumerate(texts, 1)}
+        for name, texts in lists.items()
+    }
 
 
 def split_predicate(predicate: str) -> tuple[str, str]:
-    """Return a lemmatised predicate as its verb (or "") and the rest (or ""): "sit on top of" is "sit", "on top of"."""
+    """Return a lemmatised predicate as its verb (or "") and the rest (or ""): "sit on top of" is
+    "sit", "on top of".
+    """
     first, _, rest = predicate.partition(" ")
     return ("", predicate) if first in lexicon.PREPOSITIONS else (first, rest)
 
@@ -70,24 +117,34 @@ class Sentence:
 def token_features(sentences: Sequence[Sentence], tables: Tables) -> tuple[Ints, Ints]:
     """Features and neighbours of the tokens of captions, one after the other.
 
-    Features [tokens, 5]: word, suffix, tag, dependency label, role in the rules' relations. Neighbours [tokens, 6]:
-    previous, next, head, head's head, first and last child, as token numbers from 1 on (0: none).
+    Features [tokens, 5]: word, suffix, tag, dependency label, role in the rules' relations.
+    Neighbours [tokens, 6]: previous, next, head, head's head, first and last child, as token
+    numbers from 1 on (0: none).
     """
     features: list[tuple[int, ...]] = []
     neighbours: list[tuple[int, ...]] = []
-    words, tags, deps = tables["words"], tables["tags"], tables["deps"]
+    words = tables["words"]
+    tags = tables["tags"]
+    deps = tables["deps"]
     for sentence in sentences:
-        tree, start = sentence.tree, len(features) + 1
+        tree = sentence.tree
+        start = len(features) + 1
         subjects = {subject for subject, _ in sentence.rules}
         objects = {thing for _, thing in sentence.rules}
         for index, text in enumerate(tree.texts):
             role = (index in subjects) + 2 * (index in objects)
             label = deps.get(tree.deps[index], 0)
-            features.append((words.get(text, 0), _suffix(text), tags.get(tree.tags[index], 0), label, role))
-            head, children = tree.heads[index], tree.children[index] or [-1]
-            above, after = tree.heads[head], index + 1 if index + 1 < len(tree) else -1
+            features.append(
+                (words.get(text, 0), _suffix(text), tags.get(tree.tags[index], 0), label, role)
+            )
+            head = tree.heads[index]
+            children = tree.children[index] or [-1]
+            above = tree.heads[head]
+            after = index + 1 if index + 1 < len(tree) else -1
             near = (index - 1, after, -1 if head == index else head, -1 if above == head else above)
-            neighbours.append(tuple(start + at if at >= 0 else 0 for at in (*near, children[0], children[-1])))
+            neighbours.append(
+                tuple(start + at if at >= 0 else 0 for at in (*near, children[0], children[-1]))
+            )
     return np.array(features), np.array(neighbours)
 
 
@@ -104,19 +161,24 @@ class PairFeatures(NamedTuple):
     places: list[Ints]  # of each caption: [pairs, tokens]
 
 
-def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int]], tables: Tables) -> PairFeatures:
-    """Features of the ordered pairs of the mentions of captions, and the place of every token relative to them.
+def pair_features(
+    sentences: Sequence[Sentence], mentions: Sequence[Sequence[int]], tables: Tables
+) -> PairFeatures:
+    """Features of the ordered pairs of the mentions of captions, and the place of every token
+    relative to them.
 
-    Mentions with more than `FARTHEST` others between them are not a pair, or a thousand nouns would make a million.
-    The features are the tokens of subject and object, their distance, the path in the tree, whether the rules relate
-    them (1: as it is, 2: the other way round, 3: both), and the verb and rest of their predicate.
+    Mentions with more than `FARTHEST` others between them are not a pair, or a thousand nouns would
+    make a million. The features are the tokens of subject and object, their distance, the path in
+    the tree, whether the rules relate them (1: as it is, 2: the other way round, 3: both), and the
+    verb and rest of their predicate.
     """
     rows: list[tuple[int, ...]] = []
     on_path: list[int] = []
     counts: list[int] = []
     cells = 0
     for sentence, chosen in zip(sentences, mentions, strict=True):
-        before, length = len(rows), len(sentence.tree)
+        before = len(rows)
+        length = len(sentence.tree)
         paths = {mention: [mention, *sentence.tree.ancestors(mention)] for mention in chosen}
         for number, first in enumerate(chosen):
             up = {node: steps for steps, node in enumerate(paths[first])}
@@ -125,7 +187,8 @@ def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int
                 on_path += [cells + node for node in nodes]
                 cells += length
                 distance = min(max(second - first, -DISTANCE), DISTANCE) + DISTANCE
-                forwards, backwards = sentence.rules.get((first, second)), sentence.rules.get((second, first))
+                forwards = sentence.rules.get((first, second))
+                backwards = sentence.rules.get((second, first))
                 if forwards is None and backwards is None:
                     rows.append((first, second, distance, path, 0, 0, 0))
                     continue
@@ -140,31 +203,38 @@ def pair_features(sentences: Sequence[Sentence], mentions: Sequence[Sequence[int
 
 
 def _path(first: list[int], up: Mapping[int, int], second: list[int]) -> tuple[list[int], int]:
-    """Return the tokens between two in the tree, and the number of steps up and down. `up`: positions in `first`."""
+    """Return the tokens between two in the tree, and the number of steps up and down. `up`:
+    positions in `first`.
+    """
     for down, node in enumerate(second):
         if node in up:
             climbed = up[node]
-            return second[:down] + first[: climbed + 1], min(climbed, DEPTH) * (DEPTH + 1) + min(down, DEPTH)
+            return second[:down] + first[: climbed + 1], min(climbed, DEPTH) * (DEPTH + 1) + min(
+                down, DEPTH
+            )
     return second + first, DEPTH * (DEPTH + 1) + DEPTH
 
 
 def _places(features: Ints, counts: Sequence[int], lengths: Ints, on_path: list[int]) -> list[Ints]:
-    """Of every token: before, in, between or after the pair; which of the pair is first; whether on the tree's path."""
+    """Of every token: before, in, between or after the pair; which of the pair is first; whether on
+    the tree's path.
+    """
     widths = np.repeat(lengths, counts)
     ends = np.cumsum(widths)
     tokens = np.arange(widths.sum()) - np.repeat(ends - widths, widths)
-    subject, thing = features[:, 0], features[:, 1]
-    left, right = (np.repeat(side, widths) for side in (np.minimum(subject, thing), np.maximum(subject, thing)))
-    order = (tokens >= left).astype(np.int64) + (tokens > left) + (tokens >= right) + (tokens > right)
+    subject = features[:, 0]
+    thing = features[:, 1]
+    left, right = (
+        np.repeat(side, widths) for side in (np.minimum(subject, thing), np.maximum(subject, thing))
+    )
+    order = (
+        (tokens >= left).astype(np.int64) + (tokens > left) + (tokens >= right) + (tokens > right)
+    )
     places = order * 4 + np.repeat(subject > thing, widths) * 2
     places[on_path] += 1
     parts = np.split(places, np.cumsum(np.array(counts) * lengths)[:-1])
     shapes = zip(counts, lengths.tolist(), strict=True)
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
-
-
-_NAME_ENDS = frozenset({"DT", "IN", "CC", ",", ".", ":", "POS", "PRP$", "PRP", "TO", "WDT", "WP", "EX", "MD", "PDT"})
-_LONGEST_NAME = 4
 
 
 def before_head(tree: Tree, head: int) -> list[int]:
@@ -173,11 +243,6 @@ def before_head(tree: Tree, head: int) -> list[int]:
     while start > 0 and head - start < _LONGEST_NAME and tree.tags[start - 1] not in _NAME_ENDS:
         start -= 1
     return list(range(head - 1, start - 1, -1))
-
-
-Floats = NDArray[np.float32]
-Weights = Mapping[str, Floats]
-_EPSILON = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +259,18 @@ class CaptionScores:
 class Network:
     """The network with its weights, which are named as in `experiments.parser.network`."""
 
-    def __init__(self, weights: Weights, tables: Tables, mention_logit: float, relation_logit: float) -> None:
-        """mention_logit, relation_logit: least scores of a subject or object, and of a related pair."""
+    def __init__(
+        self, weights: Weights, tables: Tables, mention_logit: float, relation_logit: float
+    ) -> None:
+        """mention_logit, relation_logit: least scores of a subject or object, and of a related
+        pair.
+        """
         self._tables = tables
-        self._mention_logit, self._relation_logit = np.float32(mention_logit), np.float32(relation_logit)
-        self._weights = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()}
+        self._mention_logit = np.float32(mention_logit)
+        self._relation_logit = np.float32(relation_logit)
+        self._weights = {
+            name: np.ascontiguousarray(value, dtype=np.float32) for name, value in weights.items()
+        }
         self._gemm = NumpyOps().gemm
         count = sum(name.startswith("layers.") and name.endswith(".weight") for name in weights)
         layers = (self._weights[f"layers.{layer}.weight"] for layer in range(count))
@@ -210,25 +282,37 @@ class Network:
         hidden = _padded(np.concatenate([sentence.hidden for sentence in sentences]))
         states = self._encode(tokens, neighbours, hidden)
         head, named = self._linear("token_out", states).T
-        spans = _slices([len(sentence.tree) for sentence in sentences], start=1)  # of each caption; token 0 is padding
+        spans = _slices(
+            [len(sentence.tree) for sentence in sentences], start=1
+        )  # of each caption; token 0 is padding
         mentions = [np.flatnonzero(head[span] > self._mention_logit).tolist() for span in spans]
         pairs = pair_features(sentences, mentions, self._tables)
         mixed, copies = self._relate(states, pairs, spans)
         related = self._linear("related", mixed)[:, 0] > self._relation_logit
-        verb, rest = self._linear("verb", mixed[related]), self._linear("rest", mixed[related])
-        found, end = [], 0
+        verb = self._linear("verb", mixed[related])
+        rest = self._linear("rest", mixed[related])
+        found = []
+        end = 0
         for span, rows, copy in zip(spans, _slices(pairs.counts), copies, strict=True):
             chosen = related[rows]
-            start, end = end, end + int(chosen.sum())
+            start = end
+            end = end + int(chosen.sum())
             ends = pairs.features[rows, :2][chosen]
-            found.append(CaptionScores(named[span], ends, verb[start:end], rest[start:end], copy[chosen]))
+            found.append(
+                CaptionScores(named[span], ends, verb[start:end], rest[start:end], copy[chosen])
+            )
         return found
 
     def _encode(self, tokens: Ints, neighbours: Ints, hidden: Floats) -> Floats:
-        """States of the tokens, [tokens, width]. Products for neighbours that are not there are left out."""
+        """States of the tokens, [tokens, width]. Products for neighbours that are not there are
+        left out.
+        """
         weights = self._weights
         names = ("word", "suffix", "tag", "dep", "role")
-        parts = [weights[f"{name}.weight"][numbers] for name, numbers in zip(names, tokens.T, strict=True)]
+        parts = [
+            weights[f"{name}.weight"][numbers]
+            for name, numbers in zip(names, tokens.T, strict=True)
+        ]
         states = self._linear("enter", np.concatenate([hidden, *parts], axis=1))
         for layer, (own, *others) in enumerate(self._split):
             read = self._norm(f"norms.{layer}", states)
@@ -239,30 +323,44 @@ class Network:
             states = states + np.maximum(total, 0)
         return self._norm(f"norms.{len(self._split)}", states)
 
-    def _relate(self, states: Floats, pairs: PairFeatures, spans: Sequence[slice]) -> tuple[Floats, list[Floats]]:
-        """States of the pairs, and by caption, whose tokens are a span, the scores of copying each token."""
+    def _relate(
+        self, states: Floats, pairs: PairFeatures, spans: Sequence[slice]
+    ) -> tuple[Floats, list[Floats]]:
+        """States of the pairs, and by caption, whose tokens are a span, the scores of copying each
+        token.
+        """
         weights = self._weights
         starts = np.repeat([span.start for span in spans], pairs.counts).astype(np.int64)
-        first, second = pairs.features[:, 0] + starts, pairs.features[:, 1] + starts
+        first = pairs.features[:, 0] + starts
+        second = pairs.features[:, 1] + starts
         hidden = self._linear("subject", states)[first] + self._linear("object", states)[second]
-        for column, name in enumerate(("distance", "path", "rule", "rule_verb", "rule_rest"), start=2):
+        for column, name in enumerate(
+            ("distance", "path", "rule", "rule_verb", "rule_rest"), start=2
+        ):
             hidden += weights[f"{name}.weight"][pairs.features[:, column]]
         hidden = np.maximum(hidden, 0)
-        context, copies = self._attend(self._linear("query", hidden), self._linear("key", states), pairs, spans)
+        context, copies = self._attend(
+            self._linear("query", hidden), self._linear("key", states), pairs, spans
+        )
         mixed = self._relu("mix", np.concatenate([hidden, context], axis=1)) + hidden
-        # The greatest offers of the pairs that have one of a pair's tokens, as subject or as object.
+        # The greatest offers of the pairs that have one of a pair's tokens, as subject or as
+        # object.
         offers = self._relu("offer", mixed)
-        by_subject, by_object = _greatest(offers, first), _greatest(offers, second)
+        by_subject = _greatest(offers, first)
+        by_object = _greatest(offers, second)
         rivals = [by_subject[first], by_object[second], by_subject[second], by_object[first]]
         return mixed + self._relu("compare", np.concatenate([mixed, *rivals], axis=1)), copies
 
     def _attend(
         self, queries: Floats, keys: Floats, pairs: PairFeatures, spans: Sequence[slice]
     ) -> tuple[Floats, list[Floats]]:
-        """Of every pair: a weighted mean of its caption's tokens, and the scores of copying each token."""
+        """Of every pair: a weighted mean of its caption's tokens, and the scores of copying each
+        token.
+        """
         size = keys.shape[1] // 3
         bias = self._weights["place.weight"]
-        context, copies = np.empty((len(queries), size), np.float32), []
+        context = np.empty((len(queries), size), np.float32)
+        copies = []
         for rows, span, place in zip(_slices(pairs.counts), spans, pairs.places, strict=True):
             count, length = place.shape
             query = queries[rows].reshape(count, 1, 2, size)
@@ -275,7 +373,9 @@ class Network:
         return context, copies
 
     def _linear(self, name: str, rows: Floats) -> Floats:
-        product: Floats = self._gemm(np.ascontiguousarray(rows), self._weights[f"{name}.weight"], trans2=True)
+        product: Floats = self._gemm(
+            np.ascontiguousarray(rows), self._weights[f"{name}.weight"], trans2=True
+        )
         bias = self._weights.get(f"{name}.bias")
         return product if bias is None else product + bias
 
@@ -298,7 +398,9 @@ def _padded(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def _greatest(rows: Floats, numbers: Ints) -> Floats:
-    """Return the greatest values of the rows with the same number, by number; of numbers without rows, zero."""
+    """Return the greatest values of the rows with the same number, by number; of numbers without
+    rows, zero.
+    """
     greatest = np.zeros((int(numbers.max(initial=0)) + 1, rows.shape[1]), dtype=np.float32)
     if len(rows):
         order = np.argsort(numbers, kind="stable")
@@ -307,37 +409,39 @@ def _greatest(rows: Floats, numbers: Ints) -> Floats:
     return greatest
 
 
-_NEGLIGIBLE = 10.0  # verbs with logits so far below the best one do not count
-_TRIED = 5  # verbs, and rests of predicates, that are combined
-_UNSEEN = 3.0  # how much less likely a predicate is that no training caption has, although its verb has an embedding
-_SAME_VERB = {"lay": "lie"}  # FACTUAL's lemma: the caption's
-_JOINED = {"cell phone": "cellphone", "cell phones": "cellphones"}  # as FACTUAL writes, like the tokeniser's spellings
-_KEPT = (  # spellings that the tokeniser replaces, and FACTUAL keeps
-    *("doughnut", "skate board", "lap top", "back pack", "air plane", "bath tub", "motor cycle", "sun glasses"),
-    "key board",
-)
-
-
 def read_sentences(model: Language, captions: Iterable[str], batch_size: int) -> Iterator[Sentence]:
     """Yield the repaired tree of every caption, the rules' relations, and spaCy's hidden states."""
     captions, texts = tee(captions)
     for caption, (tree, doc) in zip(texts, analyse(model, captions, batch_size), strict=True):
-        rules = {(each.subject, each.object): each.lemma for each in reversed(relations(tree))}  # the first counts
+        rules = {
+            (each.subject, each.object): each.lemma for each in reversed(relations(tree))
+        }  # the first counts
         yield Sentence(caption, tree, rules, doc.tensor.astype(np.float32))
 
 
 class LearnedParser(Parser):
-    """Parses captions with the packaged network, and words the predicates and things of related pairs."""
+    """Parses captions with the packaged network, and words the predicates and things of related
+    pairs.
+    """
 
     def __init__(self, config: ParseConfig, folder: Path = WEIGHTS) -> None:
-        """Raises UserError: the spaCy model is not installed, or has no tagger and dependency parser."""
-        self._batch_size, self._attributes = config.batch_size, config.attributes
+        """Raises UserError: the spaCy model is not installed, or has no tagger and dependency
+        parser.
+        """
+        self._batch_size = config.batch_size
+        self._attributes = config.attributes
         self._nlp = load_model(config.model)
         settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        tables, logits = settings["tables"], (settings["mention_logit"], settings["relation_logit"])
-        self._network = Network(load_file(folder / "model.safetensors"), number_tables(tables), *logits)
-        self._verbs, self._rests = ("", *tables["verbs"]), ("", *tables["rests"])
-        self._known_verbs, self._predicates = frozenset(self._verbs), frozenset(settings["predicates"])  # of training
+        tables = settings["tables"]
+        logits = (settings["mention_logit"], settings["relation_logit"])
+        self._network = Network(
+            load_file(folder / "model.safetensors"), number_tables(tables), *logits
+        )
+        self._verbs = ("", *tables["verbs"])
+        self._rests = ("", *tables["rests"])
+        # of training
+        self._known_verbs = frozenset(self._verbs)
+        self._predicates = frozenset(settings["predicates"])
         self._names = settings["names"]  # things by other nouns
 
     def read(self, captions: Iterable[str]) -> list[Parsed]:
@@ -350,8 +454,14 @@ class LearnedParser(Parser):
         return found
 
     def _triplets(self, sentence: Sentence, scores: CaptionScores) -> list[Triplet]:
-        text, tree = clean(sentence.caption), sentence.tree
-        kept = [form for word in _KEPT for form in (word, f"{word}s") if word in text and form in lexicon.SPELLINGS]
+        text = clean(sentence.caption)
+        tree = sentence.tree
+        kept = [
+            form
+            for word in _KEPT
+            for form in (word, f"{word}s")
+            if word in text and form in lexicon.SPELLINGS
+        ]
         spellings = {lexicon.SPELLINGS[form]: form for form in kept} | self._names
         hidden = unstated(tree)
         unstated_things: dict[int, None] = {}
@@ -361,24 +471,38 @@ class LearnedParser(Parser):
             thing = person_meant(tree, named[1], subject)
             if (subject == thing) != (named[0] == named[1]) or (subject, thing) in found:
                 continue
-            worded, lemma, word = self._predicate(tree, scores.verb[row], scores.rest[row], scores.copy[row])
+            worded, lemma, word = self._predicate(
+                tree, scores.verb[row], scores.rest[row], scores.copy[row]
+            )
             if hidden.covers(tree, subject, thing, word):
                 unstated_things[thing] = None
                 continue
             first, first_head = _name(tree, subject, scores, spellings)
             second, second_head = _name(tree, thing, scores, spellings)
-            found[subject, thing] = Triplet(first, worded, second, first_head, second_head, lemma, caption=0)
-        if unstated_things:  # the rules may know what is there instead: "a picture of a dog on the wall"
+            found[subject, thing] = Triplet(
+                first, worded, second, first_head, second_head, lemma, caption=0
+            )
+        if (
+            unstated_things
+        ):  # the rules may know what is there instead: "a picture of a dog on the wall"
             for relation in stated_relations(tree, hidden):
                 pair = relation.subject, relation.object
-                if relation.object in unstated_things and pair not in found and relation.lemma != "have":
+                if (
+                    relation.object in unstated_things
+                    and pair not in found
+                    and relation.lemma != "have"
+                ):
                     found[pair] = triplet_of(tree, relation)
         return list(found.values())
 
-    def _predicate(self, tree: Tree, verbs: Floats, rests: Floats, copies: Floats) -> tuple[str, str, int | None]:
-        """Return the predicate as a caption words it, with its verb as a lemma, and the token that is its verb.
+    def _predicate(
+        self, tree: Tree, verbs: Floats, rests: Floats, copies: Floats
+    ) -> tuple[str, str, int | None]:
+        """Return the predicate as a caption words it, with its verb as a lemma, and the token that
+        is its verb.
 
-        A verb is as probable as its number in the table and all words of the caption with this lemma together.
+        A verb is as probable as its number in the table and all words of the caption with this
+        lemma together.
         """
         lemmas = [verb_lemma(text) for text in tree.texts]
         top = max(float(verbs.max()), float(copies.max()))
@@ -386,15 +510,23 @@ class LearnedParser(Parser):
         for names, logits in ((self._verbs, verbs), (lemmas, copies)):
             for number in np.flatnonzero(logits > top - _NEGLIGIBLE):
                 mass[names[number]] += exp(float(logits[number]) - top)
-        likely = [(self._rests[number], float(rests[number])) for number in np.argsort(-rests, kind="stable")[:_TRIED]]
+        likely = [
+            (self._rests[number], float(rests[number]))
+            for number in np.argsort(-rests, kind="stable")[:_TRIED]
+        ]
         scores: dict[tuple[str, str], float] = {}
         for verb in sorted(mass, key=lambda verb: -mass[verb])[:_TRIED]:
             for rest, logit in likely:
-                if predicate := f"{verb} {rest}".strip():
+                predicate = f"{verb} {rest}".strip()
+                if predicate:
                     unseen = predicate not in self._predicates and verb in self._known_verbs
                     scores[verb, rest] = log(mass[verb]) + logit - (_UNSEEN if unseen else 0)
         verb, rest = max(scores, key=lambda words: scores[words], default=("", ""))
-        words = [index for index, lemma in enumerate(lemmas) if verb and lemma in (verb, _SAME_VERB.get(verb))]
+        words = [
+            index
+            for index, lemma in enumerate(lemmas)
+            if verb and lemma in (verb, _SAME_VERB.get(verb))
+        ]
         source = max(words, key=lambda index: float(copies[index]), default=None)
         if not verb or verb == "have":
             worded = "has" if verb else ""
@@ -405,8 +537,12 @@ class LearnedParser(Parser):
         return f"{worded} {rest}".strip(), f"{verb} {rest}".strip(), source
 
 
-def _name(tree: Tree, head: int, scores: CaptionScores, spellings: Mapping[str, str]) -> tuple[str, str]:
-    """Return the head noun with the words before it that belong to the name, and the head noun in singular."""
+def _name(
+    tree: Tree, head: int, scores: CaptionScores, spellings: Mapping[str, str]
+) -> tuple[str, str]:
+    """Return the head noun with the words before it that belong to the name, and the head noun in
+    singular.
+    """
     joined = _JOINED.get(" ".join(tree.texts[head - 1 : head + 1]))
     if joined:
         return joined, singular(joined)

@@ -16,9 +16,9 @@ from sgpipe.stages.tag.layout.evidence import CaptionEvidence, Flags, Floats
 from sgpipe.stages.tag.layout.model import LayoutModel, PairScores
 from sgpipe.stages.tag.layout.scene import ImageLayout, IntArray
 
-# Confidence of a candidate whose subject is of a class that the model does not know as a subject, such as a dog: the
-# share that is right of 36 with overlapping boxes and of 24 others, stated by human captions of 48 photographs of COCO
-# and looked at one by one.
+# Confidence of a candidate whose subject is of a class that the model does not know as a subject,
+# such as a dog: the share that is right of 36 with overlapping boxes and of 24 others, stated by
+# human captions of 48 photographs of COCO and looked at one by one.
 OVERLAPPING = 0.7
 APART = 0.3
 MANY_BOXES = 1000  # of an image
@@ -32,12 +32,15 @@ class Candidates:
     Attributes:
         pairs: [candidates, 2] subject and object, positions among the objects of the record
         predicates: [candidates]
-        interacts: [candidates] probability that the pair interacts, by the model; 0: it does not know such subjects
-        says: [candidates] probability of the predicate if the pair interacts; NaN: the model does not know it
+        interacts: [candidates] probability that the pair interacts, by the model; 0: it does not
+            know such subjects
+        says: [candidates] probability of the predicate if the pair interacts; NaN: the model does
+            not know it
         overlaps: [candidates] whether the boxes share some area
         related: [candidates] whether a caption relates the classes of the pair
         stated: [candidates] whether a caption states the predicate of them
-        proposed: [candidates] whether this pair of classes was related, not only others of the image
+        proposed: [candidates] whether this pair of classes was related, not only others of the
+            image
         captioned: whether the image has captions
     """
 
@@ -52,7 +55,9 @@ class Candidates:
     captioned: bool
 
     def confidences(self, evidence: CaptionEvidence) -> Floats:
-        """Return how probable each candidate is; without captions the model's probabilities as they are."""
+        """Return how probable each candidate is; without captions the model's probabilities as they
+        are.
+        """
         weighed = evidence if self.captioned else CaptionEvidence()
         interacts = weighed.of_pairs(self.interacts, self.related)
         says = weighed.of_predicates(np.nan_to_num(self.says, nan=1.0), self.stated)
@@ -100,8 +105,12 @@ class CandidateScorer:
             captioned=bool(record.captions),
         )
 
-    def _says(self, scores: PairScores, pair_numbers: IntArray, predicates: Sequence[str]) -> Floats:
-        """Return the probability of the likeliest action that each predicate says; NaN: it says none."""
+    def _says(
+        self, scores: PairScores, pair_numbers: IntArray, predicates: Sequence[str]
+    ) -> Floats:
+        """Return the probability of the likeliest action that each predicate says; NaN: it says
+        none.
+        """
         says = np.full(len(predicates), np.nan)
         rows: dict[str, list[int]] = {}
         for row, predicate in enumerate(predicates):
@@ -112,8 +121,11 @@ class CandidateScorer:
                 says[own] = scores.actions[pair_numbers[own]][:, actions].max(axis=1)
         return says
 
-    def _stated(self, record: Record, pairs: IntArray, predicates: Sequence[str]) -> tuple[Flags, Flags]:
-        """Return which candidates have classes that captions relate, and of which they state the predicate.
+    def _stated(
+        self, record: Record, pairs: IntArray, predicates: Sequence[str]
+    ) -> tuple[Flags, Flags]:
+        """Return which candidates have classes that captions relate, and of which they state the
+        predicate.
 
         A caption states a predicate in other words, too: "riding" states "ride".
         """
@@ -125,7 +137,9 @@ class CandidateScorer:
         texts = stated_predicates(triplets, verbatim=self._pair.match == "substring")
         classes = [box.category for box in record.objects]
         known: dict[tuple[str, str, str], bool] = {}
-        for row, ((subject, object_), predicate) in enumerate(zip(pairs.tolist(), predicates, strict=True)):
+        for row, ((subject, object_), predicate) in enumerate(
+            zip(pairs.tolist(), predicates, strict=True)
+        ):
             ends = classes[subject], classes[object_]
             if ends not in texts:
                 continue
@@ -137,13 +151,16 @@ class CandidateScorer:
         return related, stated
 
     def _say_the_same(self, predicate: str, text: str) -> bool:
-        return predicate == text or not set(self._actions(predicate)).isdisjoint(self._actions(text))
+        return predicate == text or not set(self._actions(predicate)).isdisjoint(
+            self._actions(text)
+        )
 
 
 def image_layout(record: Record, pairs: Sequence[Pair]) -> ImageLayout:
     """Return the boxes of a record; crowds and what stands for no object are of no class.
 
-    Of more than 1,000 boxes only those of the pairs have a class, or all persons would be compared with all things.
+    Of more than 1,000 boxes only those of the pairs have a class, or all persons would be compared
+    with all things.
     """
     boxes = np.array([box.bbox for box in record.objects], np.float32).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]

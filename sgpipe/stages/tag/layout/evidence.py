@@ -1,11 +1,14 @@
-"""Captions as evidence beside the layout model: what they state of two classes makes a relation more probable.
+"""Captions as evidence beside the layout model: what they state of two classes makes a relation
+more probable.
 
     log odds that a pair interacts      = offset + slope · model's log odds + related
-    log odds of a predicate, if it does = offset + slope · model's log odds                (not stated)
-                                        = offset + stated + stated_slope · model's log odds (stated)
+    log odds of a predicate, if it does = offset + slope · model's log odds                (not
+                                        stated) = offset + stated + stated_slope · model's log odds
+                                        (stated)
 
-`related`: only if a caption relates the two classes; stated: a caption states this predicate for the two classes.
-The coefficients are fitted on photographs with human captions by `python -m experiments.layout_evidence`.
+`related`: only if a caption relates the two classes; stated: a caption states this predicate for
+the two classes. The coefficients are fitted on photographs with human captions by `python -m
+experiments.layout_evidence`.
 """
 
 from __future__ import annotations
@@ -41,7 +44,8 @@ class CaptionEvidence:
 
     @classmethod
     def load(cls, folder: Path) -> CaptionEvidence:
-        """Return the coefficients beside a model's weights; those that change nothing if it has none.
+        """Return the coefficients beside a model's weights; those that change nothing if it has
+        none.
 
         Raises:
             UserError: the file is damaged
@@ -52,18 +56,28 @@ class CaptionEvidence:
         try:
             values = json.loads(file.read_text(encoding="utf-8"))
             offset, slope, related = map(float, values["pair"])
-            predicate_offset, predicate_slope, stated, stated_slope = map(float, values["predicate"])
+            predicate_offset, predicate_slope, stated, stated_slope = map(
+                float, values["predicate"]
+            )
         except (OSError, ValueError, KeyError, TypeError) as reason:
-            raise UserError(f"layout model {folder}: {FILE} cannot be read: {first_line(reason)}") from None
-        return cls((offset, slope, related), (predicate_offset, predicate_slope, stated, stated_slope))
+            raise UserError(
+                f"layout model {folder}: {FILE} cannot be read: {first_line(reason)}"
+            ) from None
+        return cls(
+            (offset, slope, related), (predicate_offset, predicate_slope, stated, stated_slope)
+        )
 
     def of_pairs(self, probabilities: Floats, related: Flags) -> Floats:
-        """Return the probabilities `[pairs]` that pairs interact; `related`: whether a caption relates the classes."""
+        """Return the probabilities `[pairs]` that pairs interact; `related`: whether a caption
+        relates the classes.
+        """
         offset, slope, addition = self.pair
         return _probability(offset + slope * log_odds(probabilities) + addition * related)
 
     def of_predicates(self, probabilities: Floats, stated: Flags) -> Floats:
-        """Return the probabilities of predicates of pairs that interact; `stated`: by a caption of the two classes."""
+        """Return the probabilities of predicates of pairs that interact; `stated`: by a caption of
+        the two classes.
+        """
         offset, slope, addition, stated_slope = self.predicate
         slopes = np.where(stated, stated_slope, slope)
         return _probability(offset + slopes * log_odds(probabilities) + addition * stated)

@@ -1,4 +1,6 @@
-"""Training of the layout model with PyTorch: minutes on one core for 10,000 images, the same weights every time."""
+"""Training of the layout model with PyTorch: minutes on one core for 10,000 images, the same
+weights every time.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class LayoutExample:
 
     Attributes:
         layout: its boxes
-        relations: (subject, predicates, object), positions among the boxes; all other pairs are negatives
+        relations: (subject, predicates, object), positions among the boxes; all other pairs are
+            negatives
         weight: of the image in the loss
     """
 
@@ -47,7 +50,8 @@ class LayoutSettings:
         weight_decay: of AdamW
         width: of the description of a pair
         dropout: share of the values left out
-        class_dropout: share of the boxes whose class is left out, so that unknown classes can be scored
+        class_dropout: share of the boxes whose class is left out, so that unknown classes can be
+            scored
         actions_weight: of the actions in the loss, beside 1 for whether a pair interacts
         average: decay of the moving average of the weights, which is returned
     """
@@ -65,7 +69,9 @@ class LayoutSettings:
     average: float = 0.998
 
 
-def fit_layout(examples: Iterable[LayoutExample], settings: LayoutSettings | None = None) -> LayoutModel:
+def fit_layout(
+    examples: Iterable[LayoutExample], settings: LayoutSettings | None = None
+) -> LayoutModel:
     """Train a layout model: bit for bit the same for the same examples and settings.
 
     Its predicates, classes and the classes of subjects are those of the examples.
@@ -99,7 +105,10 @@ class Vocabulary:
                 subjects.add(example.layout.classes[subject])
                 actions.update(predicates)
         if not actions:
-            raise UserError("no image has a relation: the layout model learns from images with annotated relations")
+            raise UserError(
+                "no image has a relation: the layout model learns from images with annotated"
+                " relations"
+            )
         return cls(tuple(sorted(classes)), tuple(sorted(subjects)), tuple(sorted(actions)))
 
 
@@ -125,7 +134,9 @@ class Table:
         ranges = [np.arange(self.starts[image], self.starts[image + 1]) for image in images]
         return np.concatenate(ranges)
 
-    def _targets(self, examples: Sequence[LayoutExample], scene: Scene, actions: Sequence[str]) -> FloatArray:
+    def _targets(
+        self, examples: Sequence[LayoutExample], scene: Scene, actions: Sequence[str]
+    ) -> FloatArray:
         """Return `[rows, 1 + actions]`: whether the pair interacts, and each action."""
         columns = {action: column for column, action in enumerate(actions, start=1)}
         targets = np.zeros((len(self.subjects), 1 + len(actions)), np.float32)
@@ -151,7 +162,9 @@ class LayoutNetwork(nn.Module):
         self.object = nn.Embedding(1 + classes, 2 * width)
         self.object_again = nn.Embedding(1 + classes, 2 * width)
         self.describe = nn.ModuleList([nn.Linear(features, 2 * width), nn.Linear(2 * width, width)])
-        self.decide = nn.ModuleList([nn.Linear(7 * width, 2 * width), nn.Linear(2 * width, 64), nn.Linear(64, outputs)])
+        self.decide = nn.ModuleList(
+            [nn.Linear(7 * width, 2 * width), nn.Linear(2 * width, 64), nn.Linear(64, outputs)]
+        )
         self.dropout = nn.Dropout(settings.dropout)
         for table in (self.object, self.object_again):
             nn.init.normal_(table.weight, std=0.2)
@@ -171,7 +184,8 @@ class Batch:
     """Which rows of some images are rivals. `classes`: [rows] number of the object's class."""
 
     def __init__(self, table: Table, rows: IntArray, dropped: Tensor | None = None) -> None:
-        subjects, objects = table.subjects[rows], table.objects[rows]
+        subjects = table.subjects[rows]
+        objects = table.objects[rows]
         classes = table.classes[objects]
         same = subjects * (int(table.classes.max()) + 1) + classes
         self._subject = _numbered(subjects)
@@ -185,7 +199,9 @@ class Batch:
             self.classes = torch.where(dropped[self._object[0]], UNKNOWN, known)
 
     def rivals(self, hidden: Tensor) -> list[Tensor]:
-        """Return what each row is compared with, each `[rows, width]`, in the order of `Rivals.beside`."""
+        """Return what each row is compared with, each `[rows, width]`, in the order of
+        `Rivals.beside`.
+        """
         return [
             _greatest(hidden, self._object),
             _mean(hidden, self._object),
@@ -219,12 +235,16 @@ def _mean(hidden: Tensor, grouping: tuple[Tensor, int]) -> Tensor:
 class Fitter:
     """Trains a network on a table of candidate pairs."""
 
-    def __init__(self, examples: Sequence[LayoutExample], vocabulary: Vocabulary, settings: LayoutSettings) -> None:
+    def __init__(
+        self, examples: Sequence[LayoutExample], vocabulary: Vocabulary, settings: LayoutSettings
+    ) -> None:
         self.table = Table(examples, vocabulary)
         self.vocabulary = vocabulary
         self.settings = settings
         if self.table.targets[:, 0].all():
-            raise UserError("every candidate pair interacts: the layout model needs pairs that do nothing, too")
+            raise UserError(
+                "every candidate pair interacts: the layout model needs pairs that do nothing, too"
+            )
         self.standardise()
         scaled = np.clip((self.table.features - self.mean) * self.scale, -CLIPPED, CLIPPED)
         self._features = torch.from_numpy(scaled)
@@ -238,13 +258,16 @@ class Fitter:
 
     def make_network(self) -> LayoutNetwork:
         """Return a network with random weights."""
-        classes, outputs = len(self.vocabulary.classes), 1 + len(self.vocabulary.actions)
+        classes = len(self.vocabulary.classes)
+        outputs = 1 + len(self.vocabulary.actions)
         return LayoutNetwork(self._features.shape[1], classes, outputs, self.settings)
 
     def fit(self) -> LayoutModel:
         """Train the networks and return them as a model."""
         seeds = range(self.settings.seed, self.settings.seed + self.settings.networks)
-        return to_model([self._network(seed) for seed in seeds], self.mean, self.scale, self.vocabulary)
+        return to_model(
+            [self._network(seed) for seed in seeds], self.mean, self.scale, self.vocabulary
+        )
 
     def _network(self, seed: int) -> dict[str, Tensor]:
         """Train a network and return its weights, rounded as they are saved."""
@@ -290,7 +313,8 @@ class Fitter:
         objects = len(np.unique(self.table.objects[rows]))
         dropped = torch.rand(objects, generator=generator) < self.settings.class_dropout
         logits = network(self._features[rows], Batch(self.table, rows, dropped))
-        targets, weights = self._targets[rows], self._weights[rows]
+        targets = self._targets[rows]
+        weights = self._weights[rows]
         losses = nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         interacts = losses[:, 0] * weights
         actions = losses[:, 1:].sum(dim=1) * targets[:, 0] * weights
@@ -299,7 +323,10 @@ class Fitter:
 
 
 def to_model(
-    networks: Sequence[Mapping[str, Tensor]], mean: FloatArray, scale: FloatArray, vocabulary: Vocabulary
+    networks: Sequence[Mapping[str, Tensor]],
+    mean: FloatArray,
+    scale: FloatArray,
+    vocabulary: Vocabulary,
 ) -> LayoutModel:
     """Return networks as a model.
 

@@ -1,4 +1,6 @@
-"""Numbers that describe a pair of boxes. A mirrored image has the same ones: left and right never differ."""
+"""Numbers that describe a pair of boxes. A mirrored image has the same ones: left and right never
+differ.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,11 @@ _NEAR = 0.05  # of the subject's size: smaller distances do not differ
 
 
 def describe(scene: Scene, rows: Rows) -> FloatArray:
-    """Return `[rows, features]` of candidate pairs: of the two boxes together, of each alone, and counts."""
-    subjects, objects = scene.boxes[rows.subjects], scene.boxes[rows.objects]
+    """Return `[rows, features]` of candidate pairs: of the two boxes together, of each alone, and
+    counts.
+    """
+    subjects = scene.boxes[rows.subjects]
+    objects = scene.boxes[rows.objects]
     sizes = scene.sizes[rows.subjects]
     columns = [
         *_together(subjects, objects, sizes),
@@ -24,24 +29,32 @@ def describe(scene: Scene, rows: Rows) -> FloatArray:
 
 
 def _together(subjects: FloatArray, objects: FloatArray, sizes: FloatArray) -> list[FloatArray]:
-    """Where the object is relative to the subject, how far, how large, and how much they overlap."""
+    """Where the object is relative to the subject, how far, how large, and how much they
+    overlap.
+    """
     left, top, right, bottom = subjects.T
     object_left, object_top, object_right, object_bottom = objects.T
-    width, height = right - left, bottom - top
-    object_width, object_height = object_right - object_left, object_bottom - object_top
-    area, object_area = width * height, object_width * object_height
-    size, object_size = np.sqrt(area), np.sqrt(object_area)
+    width = right - left
+    height = bottom - top
+    object_width = object_right - object_left
+    object_height = object_bottom - object_top
+    area = width * height
+    object_area = object_width * object_height
+    size = np.sqrt(area)
+    object_size = np.sqrt(object_area)
 
     shared_width = np.minimum(right, object_right) - np.maximum(left, object_left)
     shared_height = np.minimum(bottom, object_bottom) - np.maximum(top, object_top)
     shared = np.maximum(shared_width, 0) * np.maximum(shared_height, 0)
-    gap_x, gap_y = np.maximum(-shared_width, 0), np.maximum(-shared_height, 0)
+    gap_x = np.maximum(-shared_width, 0)
+    gap_y = np.maximum(-shared_height, 0)
     gap = np.hypot(gap_x, gap_y)
 
     across = np.abs(left + right - object_left - object_right) / 2
     down = (object_top + object_bottom - top - bottom) / 2
     distance = np.hypot(across, down)
-    left_part, right_part = (object_left - left) / width, (right - object_right) / width
+    left_part = (object_left - left) / width
+    right_part = (right - object_right) / width
     return [
         across / width,
         across / height,
@@ -72,8 +85,10 @@ def _alone(boxes: FloatArray, sizes: FloatArray) -> list[FloatArray]:
     """Size, shape and place of boxes in their image, and at which of its borders they end."""
     left, top, right, bottom = boxes.T
     image_width, image_height = sizes.T
-    width, height = right - left, bottom - top
-    at_left, at_right = left < _BORDER, right > image_width - _BORDER
+    width = right - left
+    height = bottom - top
+    at_left = left < _BORDER
+    at_right = right > image_width - _BORDER
     return [
         np.log(width * height / (image_width * image_height)),
         np.log(width / height),

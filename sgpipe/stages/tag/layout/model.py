@@ -1,8 +1,10 @@
-"""The layout model at run time: a network in numpy that compares every candidate pair with its rivals.
+"""The layout model at run time: a network in numpy that compares every candidate pair with its
+rivals.
 
-A first part describes each candidate pair (a subject and any other box of its image). Pairs are then compared with the
-pairs of the same object, of the same subject, of the same subject and class, and of the image: by the greatest and the
-mean of what the first part computed. A second part decides with both whether the pair interacts, and how.
+A first part describes each candidate pair (a subject and any other box of its image). Pairs are
+then compared with the pairs of the same object, of the same subject, of the same subject and class,
+and of the image: by the greatest and the mean of what the first part computed. A second part
+decides with both whether the pair interacts, and how.
 """
 
 from __future__ import annotations
@@ -55,8 +57,10 @@ class LayoutModel:
 
     Attributes:
         actions: the predicates that it knows
-        subject_classes: the classes whose boxes can be subjects; pairs with another subject have probability 0
-        classes: the classes that it knows; another class counts as the one that it is a synonym of, or as any class
+        subject_classes: the classes whose boxes can be subjects; pairs with another subject have
+            probability 0
+        classes: the classes that it knows; another class counts as the one that it is a synonym of,
+            or as any class
     """
 
     def __init__(
@@ -89,21 +93,32 @@ class LayoutModel:
             version = config["version"]
             if version != VERSION:
                 raise UserError(
-                    f"layout model {folder} has version {version}, this sgpipe reads version {VERSION}; "
-                    "train it again with `sgpipe train layout`"
+                    f"layout model {folder} has version {version}, this sgpipe reads version"
+                    f" {VERSION}; train it again with `sgpipe train layout`"
                 )
             weights = load_file(folder / MODEL)
             model = cls(weights, config["classes"], config["subject_classes"], config["actions"])
             model._check_shapes(folder)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as reason:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            SafetensorError,
+        ) as reason:
             raise UserError(f"layout model {folder} cannot be read: {first_line(reason)}") from None
         return model
 
     def save(self, folder: Path) -> None:
-        """Write the model into a folder, which is created if it is missing: weights in half precision and a config."""
+        """Write the model into a folder, which is created if it is missing: weights in half
+        precision and a config.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         halves = {name: value.astype(np.float16) for name, value in self._weights.items()}
-        (folder / MODEL).write_bytes(to_safetensors(halves))  # safetensors' own files are for one user alone
+        (folder / MODEL).write_bytes(
+            to_safetensors(halves)
+        )  # safetensors' own files are for one user alone
         config: dict[str, Any] = {
             "version": VERSION,
             "actions": self.actions,
@@ -113,21 +128,29 @@ class LayoutModel:
         write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
     def is_subject(self, name: str) -> bool:
-        """Return whether boxes of a class can be subjects: the class, or one that it is a synonym of."""
+        """Return whether boxes of a class can be subjects: the class, or one that it is a synonym
+        of.
+        """
         return self._known(name) in self._subjects
 
     def score(self, layout: ImageLayout, pairs: IntArray) -> PairScores:
         """Score pairs `[pairs, 2]` of subject and object, positions among the boxes of an image."""
         return self.score_many([layout], [pairs])[0]
 
-    def score_many(self, layouts: Sequence[ImageLayout], pairs: Sequence[IntArray]) -> list[PairScores]:
-        """Score the pairs of several images, as `score`; faster than one image at a time, with the same results."""
+    def score_many(
+        self, layouts: Sequence[ImageLayout], pairs: Sequence[IntArray]
+    ) -> list[PairScores]:
+        """Score the pairs of several images, as `score`; faster than one image at a time, with the
+        same results.
+        """
         scores: list[PairScores] = []
         for first, last in _groups(layouts):
             scores += self._score_group(layouts[first:last], pairs[first:last])
         return scores
 
-    def _score_group(self, layouts: Sequence[ImageLayout], pairs: Sequence[IntArray]) -> list[PairScores]:
+    def _score_group(
+        self, layouts: Sequence[ImageLayout], pairs: Sequence[IntArray]
+    ) -> list[PairScores]:
         scene = self._scene(layouts)
         shaped = [np.asarray(own, np.int64).reshape(-1, 2) for own in pairs]
         counts = [len(own) for own in shaped]
@@ -145,11 +168,15 @@ class LayoutModel:
         """Return the number of a class, or of the class that it is a synonym of."""
         if name in self._numbers:
             return self._numbers[name]
-        match = next((known for known in self._matcher.classes(name, "") if known in self._numbers), None)
+        match = next(
+            (known for known in self._matcher.classes(name, "") if known in self._numbers), None
+        )
         return UNKNOWN if match is None else self._numbers[match]
 
     def _probabilities(self, scene: Scene, pairs: IntArray) -> FloatArray:
-        """Return `[pairs, 1 + actions]`, the mean of all networks; rows of pairs without a subject are not filled."""
+        """Return `[pairs, 1 + actions]`, the mean of all networks; rows of pairs without a subject
+        are not filled.
+        """
         total = np.zeros((len(pairs), 1 + len(self.actions)), np.float32)
         subjects = list(scene.blocks(_ROWS))
         if not len(pairs) or not subjects or not scene.others_of(subjects[0]).any():
@@ -176,7 +203,10 @@ class LayoutModel:
         outputs = self._weights["0.decide.2.weight"].shape[0]
         classes = self._weights["0.object.weight"].shape[0]
         if (outputs, classes) != (1 + len(self.actions), 1 + len(self.classes)):
-            raise UserError(f"layout model {folder} cannot be read: {MODEL} and {CONFIG} are not of the same model")
+            raise UserError(
+                f"layout model {folder} cannot be read: {MODEL} and {CONFIG} are not of the same"
+                " model"
+            )
 
 
 @dataclass(frozen=True)
@@ -187,7 +217,8 @@ class Block:
         rows: the pairs
         features: [rows, features]
         classes: [rows] of the objects
-        by_object, by_image, by_subject, by_class: the rivals; `by_class` of the same subject and class of the object
+        by_object, by_image, by_subject, by_class: the rivals; `by_class` of the same subject and
+        class of the object
     """
 
     rows: Rows
@@ -218,7 +249,9 @@ class Network:
     """A network with its weights, which are named as in `fit.LayoutNetwork`."""
 
     def __init__(self, weights: Mapping[str, FloatArray]) -> None:
-        self._weights = {name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()}
+        self._weights = {
+            name: np.ascontiguousarray(value, np.float32) for name, value in weights.items()
+        }
         self._gemm = NumpyOps().gemm  # its rows do not depend on the other rows, bit for bit
         self.width = self._weights["describe.1.weight"].shape[0]
 
@@ -230,15 +263,20 @@ class Network:
         return np.maximum(self._linear("describe.1", np.maximum(hidden, 0)), 0)
 
     def decide(self, compared: FloatArray, classes: IntArray) -> FloatArray:
-        """The second part: logits `[pairs, 1 + actions]` of what `Rivals.beside` returns and classes of objects."""
+        """The second part: logits `[pairs, 1 + actions]` of what `Rivals.beside` returns and
+        classes of objects.
+        """
         state = self._linear("decide.0", compared)
         state += self._weights["object_again.weight"][classes]
         state = np.maximum(self._linear("decide.1", np.maximum(state, 0)), 0)
         return self._linear("decide.2", state)
 
     def _linear(self, name: str, rows: FloatArray) -> FloatArray:
-        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
-        product: FloatArray = np.asarray(self._gemm(np.ascontiguousarray(rows), weight, trans2=True))
+        weight = self._weights[f"{name}.weight"]
+        bias = self._weights[f"{name}.bias"]
+        product: FloatArray = np.asarray(
+            self._gemm(np.ascontiguousarray(rows), weight, trans2=True)
+        )
         return np.add(product, bias, out=product)
 
 
@@ -262,7 +300,9 @@ class Grouping:
 
     @classmethod
     def by(cls, numbers: IntArray) -> Grouping:
-        """Put the rows together that have the same of `numbers` `[rows]`; there is at least one row."""
+        """Put the rows together that have the same of `numbers` `[rows]`; there is at least one
+        row.
+        """
         order = np.argsort(numbers, kind="stable")
         ordered = numbers[order]
         is_first = np.concatenate([[True], ordered[1:] != ordered[:-1]])
@@ -285,10 +325,13 @@ class Grouping:
 
 
 class Rivals:
-    """What all candidate pairs of each object, and of each image, have in common; taken in block by block."""
+    """What all candidate pairs of each object, and of each image, have in common; taken in block by
+    block.
+    """
 
     def __init__(self, scene: Scene, width: int) -> None:
-        boxes, images = len(scene.boxes), scene.images_count
+        boxes = len(scene.boxes)
+        images = scene.images_count
         self._scene = scene
         self._object_greatest = np.zeros((boxes, width), np.float32)
         self._object_total = np.zeros((boxes, width), np.float32)
@@ -298,7 +341,8 @@ class Rivals:
 
     def add(self, block: Block, hidden: FloatArray) -> None:
         """Take in the descriptions `[rows, width]` of a block."""
-        objects, images = block.by_object, block.by_image
+        objects = block.by_object
+        images = block.by_image
         greatest = np.maximum(self._object_greatest[objects.numbers], objects.greatest(hidden))
         self._object_greatest[objects.numbers] = greatest
         self._object_total[objects.numbers] += objects.total(hidden)

@@ -1,4 +1,6 @@
-"""`tag.prior: layout`: how likely a pair interacts, beside the scores of a model that looks at the image."""
+"""`tag.prior: layout`: how likely a pair interacts, beside the scores of a model that looks at the
+image.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +11,18 @@ from sgpipe.stages.tag.layout.model import LayoutModel
 
 
 class LayoutPrior:
-    """The probability that pairs interact, to a power; 1 for subjects that the packaged layout model does not know."""
+    """The probability that pairs interact, to a power; 1 for subjects that the packaged layout
+    model does not know.
+    """
 
     def __init__(self, power: float) -> None:
         self._model = LayoutModel.load(PACKAGED_LAYOUT)
         self._power = power
 
     def factors(self, record: Record) -> list[float]:
-        """Return what multiplies the score of each candidate of a record, in the order of its pairs and predicates."""
+        """Return what multiplies the score of each candidate of a record, in the order of its pairs
+        and predicates.
+        """
         scores = self._model.score(image_layout(record, record.pairs), pair_positions(record.pairs))
         factors = []
         for pair, probability in zip(record.pairs, scores.interacts.tolist(), strict=True):

@@ -1,4 +1,6 @@
-"""The boxes of several images as arrays, one image after the other, and their candidate pairs as rows."""
+"""The boxes of several images as arrays, one image after the other, and their candidate pairs as
+rows.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ MIN_SIDE = 1.0  # pixels; smaller boxes grow to it, so that every ratio of sides
 
 @dataclass(frozen=True)
 class ImageLayout:
-    """The boxes of an image. `boxes`: [boxes, 4] float32, pixel xyxy; `classes`: a name for each box."""
+    """The boxes of an image. `boxes`: [boxes, 4] float32, pixel xyxy; `classes`: a name for each
+    box.
+    """
 
     boxes: FloatArray
     classes: Sequence[str]
@@ -60,7 +64,9 @@ class Scene:
     is_subject: BoolArray
 
     @classmethod
-    def of(cls, layouts: Sequence[ImageLayout], numbers: Mapping[str, int], subjects: AbstractSet[int]) -> Scene:
+    def of(
+        cls, layouts: Sequence[ImageLayout], numbers: Mapping[str, int], subjects: AbstractSet[int]
+    ) -> Scene:
         """Join the boxes of images.
 
         Args:
@@ -71,7 +77,9 @@ class Scene:
         counts = np.array([len(layout.classes) for layout in layouts], np.int64)
         images = np.repeat(np.arange(len(layouts)), counts)
         starts = np.concatenate([[0], np.cumsum(counts)])
-        sizes = np.array([(layout.width, layout.height) for layout in layouts], np.float32).reshape(-1, 2)
+        sizes = np.array([(layout.width, layout.height) for layout in layouts], np.float32).reshape(
+            -1, 2
+        )
         sizes = np.maximum(sizes, MIN_SIDE)[images]
         boxes = [np.asarray(layout.boxes, np.float32).reshape(-1, 4) for layout in layouts]
         joined = np.concatenate([*boxes, np.zeros((0, 4), np.float32)])
@@ -85,7 +93,9 @@ class Scene:
         return len(self.starts) - 1
 
     def rows_of(self, subjects: IntArray) -> Rows:
-        """Return the candidate pairs of subjects: each with every other box of its image, in the order of the boxes."""
+        """Return the candidate pairs of subjects: each with every other box of its image, in the
+        order of the boxes.
+        """
         counts = self.others_of(subjects)
         repeated = np.repeat(subjects, counts)
         position = np.arange(len(repeated)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -99,7 +109,9 @@ class Scene:
         return counts
 
     def blocks(self, limit: int) -> Iterator[IntArray]:
-        """Yield the subjects in blocks that have at most `limit` candidate pairs, or are a single subject."""
+        """Yield the subjects in blocks that have at most `limit` candidate pairs, or are a single
+        subject.
+        """
         subjects = np.flatnonzero(self.is_subject)
         ends = np.cumsum(self.others_of(subjects))
         start = 0
@@ -111,7 +123,9 @@ class Scene:
 
 
 def _with_area(boxes: FloatArray, sizes: FloatArray) -> FloatArray:
-    """Clip boxes to their images, and make each side at least `MIN_SIDE` long. Coordinates that are NaN become 0."""
+    """Clip boxes to their images, and make each side at least `MIN_SIDE` long. Coordinates that are
+    NaN become 0.
+    """
     limits = np.concatenate([sizes, sizes], axis=1)
     clipped = np.clip(np.nan_to_num(boxes, posinf=np.inf, neginf=-np.inf), 0, limits)
     low = np.minimum(clipped[:, :2], clipped[:, 2:])

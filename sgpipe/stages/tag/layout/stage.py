@@ -12,16 +12,21 @@ from sgpipe.stages.tag.layout.model import LayoutModel
 
 
 class LayoutStage(Stage):
-    """Keeps the candidates that the layout model and the captions find more probable than the threshold.
+    """Keeps the candidates that the layout model and the captions find more probable than the
+    threshold.
 
-    That is their confidence: the probability that the pair interacts, times that of the predicate where the model knows
-    it. Of subjects that the model does not know, whether the boxes overlap decides.
+    That is their confidence: the probability that the pair interacts, times that of the predicate
+    where the model knows it. Of subjects that the model does not know, whether the boxes overlap
+    decides.
     """
 
     name = "tag"
 
     def __init__(
-        self, config: TagConfig, pair: PairConfig | None = None, evidence: CaptionEvidence | None = None
+        self,
+        config: TagConfig,
+        pair: PairConfig | None = None,
+        evidence: CaptionEvidence | None = None,
     ) -> None:
         """evidence: how captions count; None: as beside the weights."""
         self.config = config
@@ -48,11 +53,15 @@ class LayoutStage(Stage):
         return records
 
     def _relations(self, candidates: Candidates) -> list[Relation]:
-        confidences = candidates.confidences(self.evidence).astype("float32")  # as shards store them
+        confidences = candidates.confidences(self.evidence).astype(
+            "float32"
+        )  # as shards store them
         rows = (confidences > self.threshold).nonzero()[0]
         relations = []
         for row in rows.tolist():
             subject, object_ = candidates.pairs[row].tolist()
             confidence = float(confidences[row])
-            relations.append(Relation(subject, object_, candidates.predicates[row], confidence, "layout"))
+            relations.append(
+                Relation(subject, object_, candidates.predicates[row], confidence, "layout")
+            )
         return relations

@@ -26,7 +26,9 @@ def folder(original, tmp_path):
 
 
 def load(source, image_size=None):
-    captioner = BlipCaptioner(settings_of(CaptionConfig(captioner=str(source), image_size=image_size, device="cpu")))
+    captioner = BlipCaptioner(
+        settings_of(CaptionConfig(captioner=str(source), image_size=image_size, device="cpu"))
+    )
     captioner.setup()
     return captioner
 
@@ -41,14 +43,21 @@ def image(width=50, height=37):
 
 
 def test_resized_pixels_are_normalised_on_a_device_to_the_same_bits(original):
-    blip, made = load(original), [image(), image(60, 32)]
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (blip.prepare.mean, blip.prepare.std))
+    blip = load(original)
+    made = [image(), image(60, 32)]
+    mean, std = (
+        torch.tensor(value).view(3, 1, 1) for value in (blip.prepare.mean, blip.prepare.std)
+    )
     for each in made:
-        pixels = torch.from_numpy(np.array(each.resize((32, 32), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+        pixels = torch.from_numpy(
+            np.array(each.resize((32, 32), Image.Resampling.BICUBIC))
+        ).permute(2, 0, 1)
         assert torch.equal(blip.prepare(each), (pixels.float() / 255 - mean) / std)
     resized = [blip.prepare.resize(each) for each in made]
     assert {each.dtype for each in resized} == {torch.uint8}
-    assert torch.equal(blip.to_device(resized), blip.to_device([blip.prepare(each) for each in made]))
+    assert torch.equal(
+        blip.to_device(resized), blip.to_device([blip.prepare(each) for each in made])
+    )
     assert blip.to_device(resized).is_contiguous()
 
 
@@ -79,7 +88,20 @@ def test_another_image_size_interpolates_the_positions(original):
 def test_text_has_no_special_tokens_and_single_spaces(original):
     blip = load(original)
     ids = blip.tokenizer.convert_tokens_to_ids
-    tokens = ["##s", "[PAD]", "on", "[DEC]", "the", "cat", "##s", "[ENC]", ",", "[UNK]", "white", "."]
+    tokens = [
+        "##s",
+        "[PAD]",
+        "on",
+        "[DEC]",
+        "the",
+        "cat",
+        "##s",
+        "[ENC]",
+        ",",
+        "[UNK]",
+        "white",
+        ".",
+    ]
     assert blip.text([ids(token) for token in tokens]) == "s on the cats, white."
     assert blip.text([10_000]) == ""
 
@@ -91,13 +113,22 @@ def test_a_tokenizer_without_dec_and_enc_is_accepted(folder):
     tokenizer = make_tokenizer(folder, blip_tokens=False)
     blip = load(folder)
     assert len(blip.tokenizer) == len(tokenizer) == blip.text_config.vocab_size - 2
-    assert blip.text([blip.text_config.bos_token_id, *blip.prompt_ids("cat on grass")]) == "cat on grass"
+    assert (
+        blip.text([blip.text_config.bos_token_id, *blip.prompt_ids("cat on grass")])
+        == "cat on grass"
+    )
 
 
-def test_a_damaged_preprocessor_and_other_image_sizes_are_refused(folder):  # more with tests/bad_data/checkpoints.py
+def test_a_damaged_preprocessor_and_other_image_sizes_are_refused(
+    folder,
+):  # more with tests/bad_data/checkpoints.py
     with pytest.raises(UserError, match=f"{folder}.*patch size 8"):
         load(folder, image_size=50)
-    for text in ('{"image_mean": [1], "image_std": [1]}', '{"image_std": [0.5, 0.5, 0]}', "{broken"):
+    for text in (
+        '{"image_mean": [1], "image_std": [1]}',
+        '{"image_std": [0.5, 0.5, 0]}',
+        "{broken",
+    ):
         (folder / "preprocessor_config.json").write_text(text)
         with pytest.raises(UserError, match=r"preprocessor_config\.json"):
             load(folder)
@@ -124,4 +155,6 @@ def test_fused_attention_gives_the_same_states(tmp_path, vision_width, heads, im
     fuse_vision_attention(fused)
     pixels = torch.randn(3, 3, image_size, image_size, generator=torch.manual_seed(0))
     expected = reference.vision_model(pixels).last_hidden_state
-    torch.testing.assert_close(fused.vision_model(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        fused.vision_model(pixels).last_hidden_state, expected, atol=1e-5, rtol=1e-5
+    )

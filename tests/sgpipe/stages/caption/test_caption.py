@@ -37,7 +37,9 @@ def records(count=7):
         Box("cup", 4, (24, 20, 6, 9)),
     ]  # fmt: skip
     names = enumerate(SIZES[:count])
-    return [Record(str(n), "coco", "val", f"{n}.png", *size, objects=list(boxes)) for n, size in names]
+    return [
+        Record(str(n), "coco", "val", f"{n}.png", *size, objects=list(boxes)) for n, size in names
+    ]
 
 
 def make_stage(captioner, images, seed=0, **settings):
@@ -55,10 +57,14 @@ def test_captions_do_not_depend_on_order_company_batches_threads_or_scopes(capti
     stage = make_stage(captioner, images, batch_size=3)
     together = captions(stage)
     assert captions(stage, records()[::-1]) == together
-    threads = make_stage(captioner, images, batch_size=1, resources={"io_threads": 2}, scopes=("image", "box"))
+    threads = make_stage(
+        captioner, images, batch_size=1, resources={"io_threads": 2}, scopes=("image", "box")
+    )
     for record in records():
         alone = captions(threads, [record])[record.image_id]
-        assert [caption for caption in alone if caption.scope == "image"] == together[record.image_id]
+        assert [caption for caption in alone if caption.scope == "image"] == together[
+            record.image_id
+        ]
 
 
 def test_captions_depend_on_seed_image_and_dataset(captioner, images):
@@ -76,13 +82,21 @@ def test_captions_record_their_boxes_and_each_region_is_encoded_once(captioner, 
     boxes = [[], [0], [1], [3], [0, 1], [0, 3], [1, 3]]
     expected = [(("image", "box", "pair")[len(each)], each) for each in boxes]
     assert [(caption.scope, caption.boxes) for caption in found[::2]] == expected
-    seen, vision = [], stage.captioner.model.vision_model
-    vision.register_forward_pre_hook(lambda *call: seen.append(call[2]["pixel_values"]), with_kwargs=True)
+    seen = []
+    vision = stage.captioner.model.vision_model
+    vision.register_forward_pre_hook(
+        lambda *call: seen.append(call[2]["pixel_values"]), with_kwargs=True
+    )
     stage(records(1))
-    # One at a time on a CPU: other shapes round differently, and captions would depend on the batch.
+    # One at a time on a CPU: other shapes round differently, and captions would depend on the
+    # batch.
     assert [len(pixels) for pixels in seen] == [1] * (1 + 3 + 3)
     with Image.open(images / "0.png") as image:
-        for window, pixels in (((0, 0, 60, 40), seen[0]), ((2, 3, 20, 18), seen[1]), ((2, 3, 28, 21), seen[4])):
+        for window, pixels in (
+            ((0, 0, 60, 40), seen[0]),
+            ((2, 3, 20, 18), seen[1]),
+            ((2, 3, 28, 21), seen[4]),
+        ):
             assert torch.equal(pixels[0], stage.captioner.prepare(image.crop(window)))
 
 
@@ -104,8 +118,18 @@ def test_an_unreadable_image_becomes_an_error_row(captioner, images, tmp_path):
     (tmp_path / "4.png").write_text("not an image")
     given = records()
     given[5].fail("source", "known to be bad")
-    found = {record.image_id: record for record in make_stage(captioner, tmp_path, batch_size=3)(given)}
-    assert [found[str(number)].status for number in range(7)] == ["ok", "error", "ok", "error", "error", "error", "ok"]
+    found = {
+        record.image_id: record for record in make_stage(captioner, tmp_path, batch_size=3)(given)
+    }
+    assert [found[str(number)].status for number in range(7)] == [
+        "ok",
+        "error",
+        "ok",
+        "error",
+        "error",
+        "error",
+        "ok",
+    ]
     assert found["1"].error.startswith("caption: image file not found")
     assert found["3"].error.startswith("caption: image cannot be read")
     assert found["5"].error == "source: known to be bad"
@@ -121,14 +145,24 @@ def test_limits_that_leave_no_room_are_refused(captioner, images):
 
 
 def record_of(*boxes):
-    return Record("1", "coco", "val", "1.jpg", 100, 80, objects=[Box("thing", 1, box) for box in boxes])
+    return Record(
+        "1", "coco", "val", "1.jpg", 100, 80, objects=[Box("thing", 1, box) for box in boxes]
+    )
 
 
 def test_windows_cover_the_boxes_and_stay_in_the_image():
-    found, _ = regions(record_of((0.4, 1.2, 10.5, 10.3), (88.5, 70.1, 20, 20)), ("box", "pair"), 100)
-    assert [region.window for region in found] == [(0, 1, 11, 12), (88, 70, 100, 80), (0, 1, 100, 80)]
+    found, _ = regions(
+        record_of((0.4, 1.2, 10.5, 10.3), (88.5, 70.1, 20, 20)), ("box", "pair"), 100
+    )
+    assert [region.window for region in found] == [
+        (0, 1, 11, 12),
+        (88, 70, 100, 80),
+        (0, 1, 100, 80),
+    ]
     degenerate = record_of((3, 4, 0, 0), (99.9, 79.9, 0.05, 0.05), (100, 80, 5, 5), (-9, -9, 4, 4))
-    for left, top, right, bottom in (region.window for region in regions(degenerate, ("box",), 100)[0]):
+    for left, top, right, bottom in (
+        region.window for region in regions(degenerate, ("box",), 100)[0]
+    ):
         assert 0 <= left < right <= 100  # a pixel at least
         assert 0 <= top < bottom <= 80
 
@@ -145,12 +179,19 @@ def test_pairs_are_of_the_largest_boxes():
 
 
 def test_which_regions_are_captioned_and_how_does_not_depend_on_the_order_of_boxes():
-    boxes = [(10.0 * (n % 4), 20.0 * (n // 4), 8.0, 8.0) for n in range(8)]  # of equal size, at equal distances
+    boxes = [
+        (10.0 * (n % 4), 20.0 * (n // 4), 8.0, 8.0) for n in range(8)
+    ]  # of equal size, at equal distances
 
     def noise(boxes):
         made = record_of(*boxes)
         found, beyond = regions(made, ("box", "pair"), 5)
-        return sorted((region.window, noise_key(3, made, region.scope, region.boxes)) for region in found), beyond
+        return (
+            sorted(
+                (region.window, noise_key(3, made, region.scope, region.boxes)) for region in found
+            ),
+            beyond,
+        )
 
     first, beyond = noise(boxes)
     assert (len(first), beyond) == (10, 3 + 23)

@@ -1,4 +1,6 @@
-"""Noise, nuclei, and captions by a BLIP decoder, with the scores of transformers' processors and warpers."""
+"""Noise, nuclei, and captions by a BLIP decoder, with the scores of transformers' processors and
+warpers.
+"""
 
 import itertools
 import math
@@ -10,7 +12,15 @@ from scipy.stats import chisquare
 from transformers import BlipForConditionalGeneration
 
 from sgpipe.recipe import CaptionConfig
-from sgpipe.stages.caption.blip import BlipDecoder, beam_captions, gumbel, nucleus, philox, process, sample_captions
+from sgpipe.stages.caption.blip import (
+    BlipDecoder,
+    beam_captions,
+    gumbel,
+    nucleus,
+    philox,
+    process,
+    sample_captions,
+)
 from tests.factories import make_blip
 
 END = 3  # [SEP] of the tokenizer
@@ -18,9 +28,18 @@ PROMPT = [5, 6, 7]
 PUBLISHED = CaptionConfig(max_tokens=20, repetition_penalty=1.1, top_k=50)
 
 
+SHAPES = (
+    {"width": 32, "vision_width": 48, "layers": 2, "heads": 4},
+    {"width": 48, "vision_width": 32, "layers": 1, "heads": 2},
+    {"width": 40, "vision_width": 40, "layers": 3, "heads": 8, "image_size": 40, "patch_size": 4},
+)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    folder = make_blip(tmp_path_factory.mktemp("blip"), seed=3, words="a b c d e f g h i j", layers=1)
+    folder = make_blip(
+        tmp_path_factory.mktemp("blip"), seed=3, words="a b c d e f g h i j", layers=1
+    )
     return BlipForConditionalGeneration.from_pretrained(folder).eval()
 
 
@@ -51,7 +70,9 @@ def test_gumbel_noise_has_its_moments_and_differs_along_every_coordinate():
     tokens = torch.arange(40_000)
     zero = torch.zeros_like(tokens)
     coordinates = ((0, 0, 0), (1, 0, 0), (1 << 40, 0, 0), (0, 1, 0), (0, 0, 1))
-    variants = [gumbel(zero + key, zero + sample, step, tokens) for key, sample, step in coordinates]
+    variants = [
+        gumbel(zero + key, zero + sample, step, tokens) for key, sample, step in coordinates
+    ]
     for noise in variants:
         assert noise.mean().item() == pytest.approx(0.5772, abs=0.03)
         assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=0.08)
@@ -60,7 +81,9 @@ def test_gumbel_noise_has_its_moments_and_differs_along_every_coordinate():
 
 
 def test_nucleus_equals_a_full_sort():
-    scores = torch.randn(200, 500, generator=torch.manual_seed(0)) * torch.linspace(0.1, 6, 200)[:, None]
+    scores = (
+        torch.randn(200, 500, generator=torch.manual_seed(0)) * torch.linspace(0.1, 6, 200)[:, None]
+    )
     for top_p in (0.1, 0.5, 0.9, 0.999):
         shares, order = scores.softmax(-1).double().sort(dim=-1, descending=True, stable=True)
         kept = shares.cumsum(-1) - shares < top_p
@@ -73,8 +96,11 @@ def test_nucleus_equals_a_full_sort():
 
 
 def test_lengths_and_greedy_choice_agree_with_transformers(model):
-    """A nucleus of one token is greedy search; [DEC], prompt and [SEP] count towards both limits."""
-    decoder, states = BlipDecoder(model), image_states(model, images=3)
+    """A nucleus of one token is greedy search; [DEC], prompt and [SEP] count towards both
+    limits.
+    """
+    decoder = BlipDecoder(model)
+    states = image_states(model, images=3)
     for least, most in ((0, 6), (5, 12), (9, 9), (12, 30)):
         settings = sampling(samples=1, top_p=1e-9, beams=1, min_tokens=least, max_tokens=most)
         ours = sample_captions(decoder, states, PROMPT, [1, 2, 3], settings)
@@ -83,11 +109,16 @@ def test_lengths_and_greedy_choice_agree_with_transformers(model):
 
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_a_batch_or_more_samples_give_the_same_captions_as_single_images(model, penalty):
-    decoder, states, keys = BlipDecoder(model), image_states(model, images=4), [11, 22, 33, 44]
+    decoder = BlipDecoder(model)
+    states = image_states(model, images=4)
+    keys = [11, 22, 33, 44]
     settings = sampling(min_tokens=0, repetition_penalty=penalty)
     together = sample_captions(decoder, states, PROMPT, keys, settings)
     more = settings.model_copy(update={"samples": 9})
-    alone = [sample_captions(decoder, states[i : i + 1], PROMPT, keys[i : i + 1], more)[0][:4] for i in range(4)]
+    alone = [
+        sample_captions(decoder, states[i : i + 1], PROMPT, keys[i : i + 1], more)[0][:4]
+        for i in range(4)
+    ]
     assert together == alone
     assert len({len(caption) for caption in itertools.chain(*alone)}) > 1
 
@@ -99,10 +130,14 @@ def test_beam_search_equals_generate(model):
         states = model.vision_model(pixels).last_hidden_state
         ids = torch.tensor([[*PROMPT, 0]] * 2)
         ids[:, 0] = model.config.text_config.bos_token_id
-        expected = model.generate(pixels, input_ids=ids, num_beams=3, do_sample=False, min_length=5, max_length=12)
+        expected = model.generate(
+            pixels, input_ids=ids, num_beams=3, do_sample=False, min_length=5, max_length=12
+        )
     end = model.config.text_config.sep_token_id
     prompt = [model.config.text_config.bos_token_id, *PROMPT[1:]]
-    for (found,), row in zip(beam_captions(model, states, prompt, sampling()), expected.tolist(), strict=True):
+    for (found,), row in zip(
+        beam_captions(model, states, prompt, sampling()), expected.tolist(), strict=True
+    ):
         row = row[len(prompt) :]
         assert found == (row[: row.index(end)] if end in row else row)
         assert found
@@ -123,7 +158,9 @@ def expected_scores(scores, tokens, sampling):
 def found_scores(scores, tokens, sampling):
     processed = process(scores, tokens, sampling, END)
     tokens, kept, _ = nucleus(processed, sampling.top_p)
-    return processed.masked_fill(~torch.zeros_like(processed, dtype=torch.bool).scatter(-1, tokens, kept), -torch.inf)
+    return processed.masked_fill(
+        ~torch.zeros_like(processed, dtype=torch.bool).scatter(-1, tokens, kept), -torch.inf
+    )
 
 
 @pytest.mark.parametrize("length", [4, 5, 12])
@@ -133,7 +170,9 @@ def found_scores(scores, tokens, sampling):
     {"top_k": 400}, {"top_k": 10**12, "top_p": 1.0},
 ])  # fmt: skip
 def test_scores_equal_those_of_transformers(length, changes):
-    """Rows are flat to peaked; scores are of both signs; [DEC], prompt and repeated tokens are among the tokens."""
+    """Rows are flat to peaked; scores are of both signs; [DEC], prompt and repeated tokens are
+    among the tokens.
+    """
     random = torch.manual_seed(length)
     scores = torch.randn(64, 400, generator=random) * torch.linspace(0.2, 6, 64)[:, None]
     scores[::2, END] = 9  # the end would be drawn if it were allowed
@@ -149,19 +188,31 @@ def test_all_tokens_that_tie_with_the_last_of_top_k_stay():
     scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, -1.0]])
     settings = CaptionConfig(top_k=2, top_p=1.0, min_tokens=0)
     tokens = torch.zeros(1, 1, dtype=torch.long)
-    assert process(scores, tokens, settings, END).isfinite().nonzero()[:, 1].tolist() == [1, 2, 3, 4]
-    assert torch.equal(process(scores, tokens, settings, END), expected_scores(scores, tokens, settings))
+    assert process(scores, tokens, settings, END).isfinite().nonzero()[:, 1].tolist() == [
+        1,
+        2,
+        3,
+        4,
+    ]
+    assert torch.equal(
+        process(scores, tokens, settings, END), expected_scores(scores, tokens, settings)
+    )
 
 
 def test_20000_first_tokens_of_a_captioner_follow_the_distribution_of_transformers(model):
-    states, count = image_states(model), 20_000
+    states = image_states(model)
+    count = 20_000
     settings = sampling(samples=count, max_tokens=len(PROMPT) + 1, repetition_penalty=1.6, top_k=6)
     found = sample_captions(BlipDecoder(model), states, PROMPT, [99], settings)[0]
     ids = torch.tensor([PROMPT])
     with torch.no_grad():
-        scores = model.text_decoder(input_ids=ids, encoder_hidden_states=states, use_cache=False).logits[:, -1]
+        scores = model.text_decoder(
+            input_ids=ids, encoder_hidden_states=states, use_cache=False
+        ).logits[:, -1]
     shares = expected_scores(scores, ids, settings).double().softmax(-1)[0]
-    assert not torch.equal(scores.argsort(), process(scores, ids, settings, END).argsort())  # the penalty matters
+    assert not torch.equal(
+        scores.argsort(), process(scores, ids, settings, END).argsort()
+    )  # the penalty matters
     drawn = torch.tensor([caption[0] for caption in found]).bincount(minlength=len(shares))
     kept = shares > 0
     assert drawn[~kept].sum() == 0
@@ -169,21 +220,18 @@ def test_20000_first_tokens_of_a_captioner_follow_the_distribution_of_transforme
     assert chisquare(drawn[kept], count * shares[kept]).pvalue > 0.001
 
 
-SHAPES = (
-    {"width": 32, "vision_width": 48, "layers": 2, "heads": 4},
-    {"width": 48, "vision_width": 32, "layers": 1, "heads": 2},
-    {"width": 40, "vision_width": 40, "layers": 3, "heads": 8, "image_size": 40, "patch_size": 4},
-)
-
-
 @pytest.mark.parametrize("samples", [1, 3])
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"width{shape['width']}")
 @torch.no_grad()
 def test_scores_are_those_of_transformers_token_by_token(tmp_path, shape, samples):
-    model = BlipForConditionalGeneration.from_pretrained(make_blip(tmp_path, seed=1, **shape)).eval()
+    model = BlipForConditionalGeneration.from_pretrained(
+        make_blip(tmp_path, seed=1, **shape)
+    ).eval()
     states = image_states(model, images=2)
     prompt = torch.tensor([[5, 6, 7]] * 2)
-    tails = torch.randint(5, model.config.text_config.vocab_size, (2 * samples, 6), generator=torch.manual_seed(1))
+    tails = torch.randint(
+        5, model.config.text_config.vocab_size, (2 * samples, 6), generator=torch.manual_seed(1)
+    )
     ids = torch.cat([prompt.repeat_interleave(samples, dim=0), tails], dim=1)
     rows = states.repeat_interleave(samples, dim=0)
     expected = model.text_decoder(input_ids=ids, encoder_hidden_states=rows, use_cache=False).logits

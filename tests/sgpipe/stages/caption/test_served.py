@@ -1,4 +1,6 @@
-"""Captions by a server: what it is shown, in which order captions come back, and what becomes of refused images."""
+"""Captions by a server: what it is shown, in which order captions come back, and what becomes of
+refused images.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ COLOURS = ["red", "lime", "blue", "yellow", "white", "black", "cyan", "magenta"]
 
 
 def stage(server: EndpointServer, folder: Path, **settings: Any) -> CaptionStage:
-    values = {"captioner": "tiny-vlm", "endpoint": server.url, "samples": 2, "requests": Requests(in_flight=8)}
+    values = {
+        "captioner": "tiny-vlm",
+        "endpoint": server.url,
+        "samples": 2,
+        "requests": Requests(in_flight=8),
+    }
     made = CaptionStage(CaptionConfig(**(values | settings)), {"val": folder}, seed=0)
     made.check()
     made.setup()
@@ -51,7 +58,8 @@ def test_every_image_gets_its_own_captions_in_order(tmp_path: Path) -> None:
         done = stage(server, tmp_path)(records(tmp_path))
         assert 1 < server.most_at_once <= 8
     assert [[caption.text for caption in record.captions] for record in done] == [
-        [f"{20 + index} {Image.new('RGB', (1, 1), COLOURS[index % 8]).getpixel((0, 0))}"] * 2 for index in range(24)
+        [f"{20 + index} {Image.new('RGB', (1, 1), COLOURS[index % 8]).getpixel((0, 0))}"] * 2
+        for index in range(24)
     ]
 
 
@@ -60,7 +68,10 @@ def test_a_refused_image_is_an_error_row(tmp_path: Path) -> None:
         made = stage(server, tmp_path, requests=Requests(in_flight=1))
         server.faults = scripted("refusal", None, "rejected")
         first, second, third = made(records(tmp_path, 3))
-    assert (first.status, first.error) == ("error", "caption: the model refused: I cannot describe people.")
+    assert (first.status, first.error) == (
+        "error",
+        "caption: the model refused: I cannot describe people.",
+    )
     assert (second.ok, len(second.captions)) == (True, 2)
     assert third.error == "caption: HTTP 400: The prompt is longer than the maximum model length"
 
@@ -91,13 +102,16 @@ def test_plain_files_are_sent_as_they_are(tmp_path: Path, name: str, kind: str) 
 
 @pytest.mark.parametrize("what", ["turned", "transparent", "large", "webp"])
 def test_other_files_are_sent_as_the_captioner_would_see_them(tmp_path: Path, what: str) -> None:
-    image, size, settings = Image.effect_noise((40, 30), 50).convert("RGB"), (40, 30), {}
+    image = Image.effect_noise((40, 30), 50).convert("RGB")
+    size = (40, 30)
+    settings = {}
     file = tmp_path / ("a.webp" if what == "webp" else "a.png")
     options: dict[str, Any] = {"lossless": True} if what == "webp" else {}
     if what == "turned":
         exif = Image.Exif()
         exif[0x0112] = 6
-        size, options = (30, 40), {"exif": exif}
+        size = (30, 40)
+        options = {"exif": exif}
     elif what == "transparent":
         image.putalpha(100)
     elif what == "large":
@@ -110,5 +124,8 @@ def test_other_files_are_sent_as_the_captioner_would_see_them(tmp_path: Path, wh
 
 
 def test_beam_search_is_not_there(tmp_path: Path) -> None:
-    with EndpointServer() as server, pytest.raises(UserError, match=r"^caption.decoding: an endpoint samples"):
+    with (
+        EndpointServer() as server,
+        pytest.raises(UserError, match=r"^caption.decoding: an endpoint samples"),
+    ):
         stage(server, tmp_path, decoding="beam")

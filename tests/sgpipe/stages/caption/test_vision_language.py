@@ -1,4 +1,6 @@
-"""Captioners of every family of tests/vlm_checkpoints.py; those that cannot caption end in one line."""
+"""Captioners of every family of tests/vlm_checkpoints.py; those that cannot caption end in one
+line.
+"""
 
 import json
 import re
@@ -25,7 +27,9 @@ from tests.factories import make_blip
 from tests.vlm_checkpoints import FAMILIES, make_vlm
 
 SIZES = [(60, 40), (33, 90), (64, 64)]
-WRITTEN = "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is on what?<|im_end|>\n"
+WRITTEN = (
+    "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is on what?<|im_end|>\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,20 +59,29 @@ def test_captions_depend_on_the_image_and_the_key_alone(checkpoint, family):
     assert [len(captions) for captions in together] == [3, 3, 3]
     assert len({text for captions in together for text in captions}) == 9
     assert [next(captioner.caption([each])) for each in given[::-1]] == together[::-1]
-    image, key = given[0].image, given[0].key
+    image = given[0].image
+    key = given[0].key
     assert next(captioner.caption([CaptionInput(image, key + 1)])) != together[0]
     other = {tuple(next(captioner.caption([CaptionInput(each.image, key)]))) for each in given}
     assert len(other) > 1, "the image makes no difference"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(checkpoint, family, monkeypatch):
-    """What the copied cache, the positions and the attention mask of every family must amount to."""
-    captioner = make_captioner(checkpoint(family), top_p=0.95, top_k=100, temperature=1.3, repetition_penalty=1.2)
+def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(
+    checkpoint, family, monkeypatch
+):
+    """What the copied cache, the positions and the attention mask of every family must amount
+    to.
+    """
+    captioner = make_captioner(
+        checkpoint(family), top_p=0.95, top_k=100, temperature=1.3, repetition_penalty=1.2
+    )
     [given] = inputs(SIZES[:1])
     drawn = []
     decode = captioner.tokenizer.decode
-    monkeypatch.setattr(captioner.tokenizer, "decode", lambda row, **_: drawn.append(row) or decode(row))
+    monkeypatch.setattr(
+        captioner.tokenizer, "decode", lambda row, **_: drawn.append(row) or decode(row)
+    )
     next(captioner.caption([given]))
     forced = 1 if family == "florence2" else 0  # its first token is always the same
     for sample, tokens in enumerate(drawn):
@@ -81,20 +94,29 @@ def test_each_token_is_the_argmax_of_the_scores_of_a_whole_pass_plus_the_noise(c
                 break  # from here on it may not repeat three tokens
             filtered = process(allowed[None], before, captioner.config)
             number = torch.tensor([sample])
-            assert draw(filtered, 0.95, torch.tensor([given.key]), number, step)[0].item() == tokens[step]
+            assert (
+                draw(filtered, 0.95, torch.tensor([given.key]), number, step)[0].item()
+                == tokens[step]
+            )
 
 
 def whole_pass(captioner, prompt, tokens):
     """The scores of each token, computed without a cache and for one row."""
     following = torch.tensor([tokens])
     if captioner.model.config.is_encoder_decoder:
-        begun = torch.cat([torch.tensor([[captioner.generation.decoder_start_token_id]]), following], dim=1)
-        return captioner.model(**prompt, decoder_input_ids=begun, use_cache=False).logits[0].detach()
+        begun = torch.cat(
+            [torch.tensor([[captioner.generation.decoder_start_token_id]]), following], dim=1
+        )
+        return (
+            captioner.model(**prompt, decoder_input_ids=begun, use_cache=False).logits[0].detach()
+        )
     start = prompt["input_ids"].shape[1] - 1
     longer = {"input_ids": torch.cat([prompt["input_ids"], following], dim=1)}
     longer["attention_mask"] = torch.ones_like(longer["input_ids"])
     if "mm_token_type_ids" in prompt:
-        longer["mm_token_type_ids"] = torch.cat([prompt["mm_token_type_ids"], torch.zeros_like(following)], dim=1)
+        longer["mm_token_type_ids"] = torch.cat(
+            [prompt["mm_token_type_ids"], torch.zeros_like(following)], dim=1
+        )
     return captioner.model(**{**prompt, **longer}, use_cache=False).logits[0, start:].detach()
 
 
@@ -103,20 +125,30 @@ def whole_pass(captioner, prompt, tokens):
 def test_vision_features_are_computed_once_per_image(checkpoint, family, decoding):
     captioner = make_captioner(checkpoint(family), decoding=decoding, samples=5, max_tokens=6)
     towers = ("visual", "vision_model", "vision_tower")
-    [tower] = [module for name, module in captioner.model.named_modules() if name.rpartition(".")[2] in towers]
+    [tower] = [
+        module
+        for name, module in captioner.model.named_modules()
+        if name.rpartition(".")[2] in towers
+    ]
     pixels = []
     tower.register_forward_pre_hook(
         lambda _, *given: pixels.append([*given[0], *given[1].values()][0]), with_kwargs=True
     )
     given = inputs()
-    assert [len(captions) for captions in captioner.caption(given)] == [1 if decoding == "beam" else 5] * 3
+    assert [len(captions) for captions in captioner.caption(given)] == [
+        1 if decoding == "beam" else 5
+    ] * 3
     expected = [captioner.inputs(each.image)["pixel_values"] for each in given]
     assert [seen.numel() for seen in pixels] == [each.numel() for each in expected]
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "florence2", "blip-2"])
-def test_lengths_are_within_limits_and_a_caption_ends_before_its_end_token(checkpoint, family, monkeypatch):
-    captioner = make_captioner(checkpoint(family), samples=20, min_tokens=4, max_tokens=8, top_p=1, temperature=3)
+def test_lengths_are_within_limits_and_a_caption_ends_before_its_end_token(
+    checkpoint, family, monkeypatch
+):
+    captioner = make_captioner(
+        checkpoint(family), samples=20, min_tokens=4, max_tokens=8, top_p=1, temperature=3
+    )
     drawn = []
     monkeypatch.setattr(captioner.tokenizer, "decode", lambda row, **_: drawn.append(row) or "")
     list(captioner.caption(inputs()))
@@ -126,18 +158,26 @@ def test_lengths_are_within_limits_and_a_caption_ends_before_its_end_token(check
 
 
 def test_sampling_settings_and_beams_reach_the_decoder(checkpoint):
-    folder, given = checkpoint("qwen3_vl"), inputs()
-    greedy = [captions[0] for captions in make_captioner(folder, decoding="beam", beams=1).caption(given)]
+    folder = checkpoint("qwen3_vl")
+    given = inputs()
+    greedy = [
+        captions[0] for captions in make_captioner(folder, decoding="beam", beams=1).caption(given)
+    ]
     likeliest = list(make_captioner(folder, top_k=1).caption(given))
     assert [set(captions) for captions in likeliest] == [{text} for text in greedy]
-    assert [captions[0] for captions in make_captioner(folder, decoding="beam").caption(given)] != greedy
+    assert [
+        captions[0] for captions in make_captioner(folder, decoding="beam").caption(given)
+    ] != greedy
 
 
 def test_the_prompt_and_the_system_message_are_in_the_chat_template(checkpoint):
-    captioner = make_captioner(checkpoint("qwen2_5_vl"), prompt="What is on what?", system="Be brief.")
-    assert captioner.text == (
-        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>"
-        "What is on what?<|im_end|>\n<|im_start|>assistant\n"
+    captioner = make_captioner(
+        checkpoint("qwen2_5_vl"), prompt="What is on what?", system="Be brief."
+    )
+    assert (
+        captioner.text == "<|im_start|>system\nBe"
+        " brief.<|im_end|>\n<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is"
+        " on what?<|im_end|>\n<|im_start|>assistant\n"
     )
     asked = make_captioner(checkpoint("qwen2_5_vl")).text
     assert "one short sentence" in asked
@@ -148,7 +188,8 @@ def test_the_prompt_and_the_system_message_are_in_the_chat_template(checkpoint):
 def test_image_size_limits_the_longer_side_and_exif_turns_nothing(checkpoint):
     captioner = make_captioner(checkpoint("qwen2_5_vl"), image_size=56)
     assert captioner.inputs(Image.new("RGB", (112, 112)))["image_grid_thw"].tolist() == [[1, 4, 4]]
-    captioner, wide = make_captioner(checkpoint("qwen2_5_vl")), Image.new("RGB", (112, 56))
+    captioner = make_captioner(checkpoint("qwen2_5_vl"))
+    wide = Image.new("RGB", (112, 56))
     exif = wide.getexif()
     exif[0x0112] = 6  # as displayed, it is turned
     wide.info["exif"] = exif.tobytes()
@@ -159,7 +200,8 @@ def test_image_size_limits_the_longer_side_and_exif_turns_nothing(checkpoint):
 def test_a_thread_prepares_the_next_image_and_changes_no_caption(checkpoint, family):
     alone = make_captioner(checkpoint(family))
     ahead = make_captioner(checkpoint(family), resources={"io_threads": 4})
-    threads, prompt = [], ahead.inputs
+    threads = []
+    prompt = ahead.inputs
     ahead.inputs = lambda *given: threads.append(threading.current_thread().name) or prompt(*given)
     given = inputs(SIZES * 3)
     if family == "qwen2_5_vl":
@@ -230,18 +272,33 @@ def of_nan(folder):
     ("damage", "word"),
     {
         "another model": (lambda folder: BertConfig().save_pretrained(folder), "'bert'"),
-        "another class of the family": (change(architectures=["Qwen2_5_VLModel"]), "expected Qwen2_5_VLForConditional"),
-        "few positions": (change(text_config={"max_position_embeddings": 100}), "caption.max_tokens is 128"),
+        "another class of the family": (
+            change(architectures=["Qwen2_5_VLModel"]),
+            "expected Qwen2_5_VLForConditional",
+        ),
+        "few positions": (
+            change(text_config={"max_position_embeddings": 100}),
+            "caption.max_tokens is 128",
+        ),
         "no vocabulary": (change(text_config={"vocab_size": 9999}), "tokenizer.json or vocab.txt"),
         "a list of models": (change(model_type=["blip"]), "['blip']"),
-        "code of its own": (change(model_type="new_vl", auto_map={"AutoConfig": "x.Y"}), "never run"),
+        "code of its own": (
+            change(model_type="new_vl", auto_map={"AutoConfig": "x.Y"}),
+            "never run",
+        ),
         "no processor": (without("*processor_config.json"), "processor"),
         "no tokenizer": (without("tokenizer*"), "token"),
         "no chat template": (without("chat_template.jinja"), "<|image_pad|>"),
         "a template that raises": (template("{{ raise_exception('only user') }}"), "only user"),
         "a template that is damaged": (template("{% for m in messages"), "template fails"),
-        "a template without the image": (template("{{ messages[0].content[1].text }}"), "0 <|image_pad|>"),
-        "a template without the prompt": (template("<|vision_start|><|image_pad|><|vision_end|>"), "caption.prompt"),
+        "a template without the image": (
+            template("{{ messages[0].content[1].text }}"),
+            "0 <|image_pad|>",
+        ),
+        "a template without the prompt": (
+            template("<|vision_start|><|image_pad|><|vision_end|>"),
+            "caption.prompt",
+        ),
         "NaN": (of_nan, "not finite"),
     }.values(),
 )
@@ -253,7 +310,9 @@ def test_a_damaged_checkpoint_is_refused(folder, damage, word):
 
 
 def test_what_a_checkpoint_does_not_need(folder):
-    """Code in its repository, if transformers has the family; a chat template, if the prompt has what it would add."""
+    """Code in its repository, if transformers has the family; a chat template, if the prompt has
+    what it would add.
+    """
     change(auto_map={"AutoConfig": "configuration.NewConfig"})(folder)
     (folder / "configuration.py").write_text("raise SystemExit('executed')")
     (folder / "chat_template.jinja").unlink()
@@ -285,7 +344,10 @@ def test_failures_while_captioning(folder, monkeypatch):
     texts = iter(["\n", "a cat", "<think> a", "", "- ", "**"])
     with monkeypatch.context() as patch:
         patch.setattr(captioner, "decode", lambda _: next(texts))
-        assert list(captioner.caption(inputs()[:2])) == [["a cat"], Refusal("the answer has no caption in it")]
+        assert list(captioner.caption(inputs()[:2])) == [
+            ["a cat"],
+            Refusal("the answer has no caption in it"),
+        ]
 
     with monkeypatch.context() as patch:
         fail = Mock(side_effect=RuntimeError("shapes do not match\nbut how"))

@@ -10,7 +10,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 SIZE = 32
-_SMALL = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+_SMALL = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 _SWIN = {
     "model_type": "swin", "image_size": SIZE, "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2],
     "window_size": 2, "out_features": ["stage2", "stage3", "stage4"],
@@ -30,10 +35,17 @@ def make_closed(folder: Path) -> Path:
 
 
 def _make_letters(length: int) -> tuple[transformers.CLIPTokenizerFast, dict[str, object]]:
-    """A tokenizer of letters that reads `length` tokens, and the settings of CLIP's text encoder for it."""
+    """A tokenizer of letters that reads `length` tokens, and the settings of CLIP's text encoder
+    for it.
+    """
     letters = [chr(code) for code in range(33, 127)]
     # A text that begins with token 0 is padding to OWL-ViT.
-    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    tokens = [
+        *letters,
+        *(f"{letter}</w>" for letter in letters),
+        "<|startoftext|>",
+        "<|endoftext|>",
+    ]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     options = {"merges": [], "pad_token": "<|endoftext|>", "model_max_length": length}
     tokenizer = transformers.CLIPTokenizerFast(vocab=vocabulary, **options)
@@ -71,12 +83,23 @@ def make_omdet(folder: Path) -> Path:
 
 
 def _make_phrase_tokenizer(folder: Path) -> transformers.BertTokenizerFast:
-    """A tokenizer with BERT's ids of "[CLS]", "[SEP]", "." and "?", which are where Grounding DINO ends a phrase."""
+    """A tokenizer with BERT's ids of "[CLS]", "[SEP]", "." and "?", which are where Grounding DINO
+    ends a phrase.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokens = [f"[unused{number}]" for number in range(1030)]
     tokens[0], tokens[100:104] = "[PAD]", ["[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     tokens[1012], tokens[1029] = ".", "?"
-    tokens += ["dog", "cup", "dining", "table", "-", "t", "shirt", *(f"thing{number}" for number in range(1000))]
+    tokens += [
+        "dog",
+        "cup",
+        "dining",
+        "table",
+        "-",
+        "t",
+        "shirt",
+        *(f"thing{number}" for number in range(1000)),
+    ]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     tokenizer = transformers.BertTokenizerFast.from_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -86,7 +109,11 @@ def _make_phrase_tokenizer(folder: Path) -> transformers.BertTokenizerFast:
 def make_grounding_dino(folder: Path) -> Path:
     torch.manual_seed(0)
     tokenizer = _make_phrase_tokenizer(folder)
-    text = _SMALL | {"model_type": "bert", "vocab_size": len(tokenizer), "max_position_embeddings": 300}
+    text = _SMALL | {
+        "model_type": "bert",
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 300,
+    }
     config = transformers.GroundingDinoConfig(
         backbone_config=_SWIN, text_config=text, d_model=32, num_queries=20,
         encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16,
@@ -104,8 +131,17 @@ def make_sam3(folder: Path) -> Path:
     tokenizer, text = _make_letters(32)
     small = {"hidden_size": 32, "num_attention_heads": 2}
     part = small | {"num_layers": 1, "intermediate_size": 16}
-    backbone = small | {"model_type": "sam3_vit_model", "num_hidden_layers": 1, "intermediate_size": 16}
-    backbone |= {"image_size": 56, "pretrain_image_size": 56, "window_size": 2, "global_attn_indexes": [0]}
+    backbone = small | {
+        "model_type": "sam3_vit_model",
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+    }
+    backbone |= {
+        "image_size": 56,
+        "pretrain_image_size": 56,
+        "window_size": 2,
+        "global_attn_indexes": [0],
+    }
     config = transformers.Sam3Config(
         vision_config={"backbone_config": backbone, "fpn_hidden_size": 32},
         text_config=text | {"model_type": "clip_text_model", "projection_dim": 16}, geometry_encoder_config=part,
@@ -115,9 +151,15 @@ def make_sam3(folder: Path) -> Path:
     with torch.no_grad():
         model.detr_decoder.query_embed.weight.normal_(std=3)  # so that queries differ
     model.save_pretrained(folder)
-    weights = {f"detector_model.{name}": value for name, value in load_file(folder / "model.safetensors").items()}
+    weights = {
+        f"detector_model.{name}": value
+        for name, value in load_file(folder / "model.safetensors").items()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    video = {"model_type": "sam3_video", "detector_config": json.loads((folder / "config.json").read_text())}
+    video = {
+        "model_type": "sam3_video",
+        "detector_config": json.loads((folder / "config.json").read_text()),
+    }
     (folder / "config.json").write_text(json.dumps(video))
     images = transformers.Sam3ImageProcessor(size={"height": 56, "width": 56})
     transformers.Sam3Processor(images, tokenizer).save_pretrained(folder)

@@ -12,8 +12,21 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import DetectConfig, Resources, packaged_model
 from sgpipe.records import Record
 from sgpipe.stages import detect
-from sgpipe.stages.detect import DetectedBoxes, Detector, DetectStage, Prepared, detector_classes, load
-from tests.sgpipe.stages.detect.detectors import make_closed, make_grounding_dino, make_omdet, make_owl, make_sam3
+from sgpipe.stages.detect import (
+    DetectedBoxes,
+    Detector,
+    DetectStage,
+    Prepared,
+    detector_classes,
+    load,
+)
+from tests.sgpipe.stages.detect.detectors import (
+    make_closed,
+    make_grounding_dino,
+    make_omdet,
+    make_owl,
+    make_sam3,
+)
 
 CPU = torch.device("cpu")
 ASKED = ("dog", "cup", "dining table")
@@ -62,11 +75,23 @@ def folder(tmp_path, image) -> Path:
 
 def test_duplicate_boxes_are_removed_and_boxes_clipped(folder):
     boxes = torch.tensor(
-        [[10.0, 10, 30, 30], [11, 10, 31, 30], [11, 10, 31, 30], [-5, -5, 20, 60], [70, 0, 80, 9], [1, 1, 1, 9]]
+        [
+            [10.0, 10, 30, 30],
+            [11, 10, 31, 30],
+            [11, 10, 31, 30],
+            [-5, -5, 20, 60],
+            [70, 0, 80, 9],
+            [1, 1, 1, 9],
+        ]
     )
-    scores, labels = torch.tensor([0.5, 0.9, 0.4, 0.3, 0.8, 0.7]), torch.tensor([0, 0, 1, 0, 0, 0])
+    scores = torch.tensor([0.5, 0.9, 0.4, 0.3, 0.8, 0.7])
+    labels = torch.tensor([0, 0, 1, 0, 0, 0])
     [done] = stage(folder, DetectedBoxes(boxes, scores, labels))([record(folder)])
-    expected = [("dog", 1, (11, 10, 20, 20)), ("cup", 2, (11, 10, 20, 20)), ("dog", 1, (0, 0, 20, 48))]
+    expected = [
+        ("dog", 1, (11, 10, 20, 20)),
+        ("cup", 2, (11, 10, 20, 20)),
+        ("dog", 1, (0, 0, 20, 48)),
+    ]
     assert [(box.category, box.category_id, box.bbox) for box in done.objects] == expected
     assert [box.score for box in done.objects] == pytest.approx([0.9, 0.4, 0.3])
     [few] = stage(folder, DetectedBoxes(boxes, scores, labels), max_boxes=3)([record(folder)])
@@ -100,11 +125,17 @@ def copy_parseda(folder):
     return Path(shutil.copytree(packaged_model("parseda"), folder))
 
 
-@pytest.mark.parametrize("make", [make_closed, make_owl, make_omdet, make_grounding_dino, make_sam3, copy_parseda])
+@pytest.mark.parametrize(
+    "make", [make_closed, make_owl, make_omdet, make_grounding_dino, make_sam3, copy_parseda]
+)
 def test_detectors_with_damaged_weights_are_refused(tmp_path, make):
     file = make(tmp_path / "d") / "model.safetensors"
     kept = load_file(file)
-    name = next(name for name in kept if name.endswith("norm.weight") or name.endswith("layernorm_before.weight"))
+    name = next(
+        name
+        for name in kept
+        if name.endswith("norm.weight") or name.endswith("layernorm_before.weight")
+    )
     missing = {each: kept[each] for each in kept if each != name}
     for weights, reason in (
         ({**kept, name: kept[name] * torch.nan}, "returns NaN scores: its weights are damaged"),
@@ -116,7 +147,9 @@ def test_detectors_with_damaged_weights_are_refused(tmp_path, make):
         assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("make", [make_closed, make_owl, make_omdet, make_grounding_dino, make_sam3, copy_parseda])
+@pytest.mark.parametrize(
+    "make", [make_closed, make_owl, make_omdet, make_grounding_dino, make_sam3, copy_parseda]
+)
 def test_images_are_prepared_in_threads_as_by_the_whole_processor(tmp_path, image, make):
     config = DetectConfig(detector=str(make(tmp_path / "d")), threshold=0.01, max_boxes=7)
     images = [image.rotate(10 * turn).resize((64, 48)) for turn in range(9)]
@@ -126,7 +159,10 @@ def test_images_are_prepared_in_threads_as_by_the_whole_processor(tmp_path, imag
     (tmp_path / "4.png").write_bytes(b"no image")
     found = []
     for threads in (0, 3):
-        made = DetectStage(config.model_copy(update={"resources": Resources(io_threads=threads)}), {"all": tmp_path})
+        made = DetectStage(
+            config.model_copy(update={"resources": Resources(io_threads=threads)}),
+            {"all": tmp_path},
+        )
         made.setup()
         done = made([record(tmp_path, name) for name in names])
         assert [each.ok for each in done] == [number != 4 for number in range(9)]
@@ -155,18 +191,26 @@ def test_a_thousand_classes_of_grounding_dino_are_those_of_each_prompt_alone(tmp
     size = 127  # two tokens each, of 256 with those at both ends
     parts = []
     for first in range(0, 1000, size):
-        part = boxes_of(image, DetectConfig(detector=folder, classes=THOUSAND[first : first + size]), 0.99)
+        part = boxes_of(
+            image, DetectConfig(detector=folder, classes=THOUSAND[first : first + size]), 0.99
+        )
         parts.append(part._replace(labels=part.labels + first))
     assert sum(len(part.labels) > 0 for part in parts) > 4
     assert_same(found, DetectedBoxes(*map(torch.cat, zip(*parts, strict=True))))
     fewer = boxes_of(image, DetectConfig(detector=folder, classes=THOUSAND[: 2 * size]), 0.99)
     first_two = found.labels < 2 * size
-    assert_same(fewer, DetectedBoxes(*(part[first_two] for part in found)))  # classes to come change nothing
+    assert_same(
+        fewer, DetectedBoxes(*(part[first_two] for part in found))
+    )  # classes to come change nothing
 
 
-def test_boxes_of_owl_do_not_depend_on_how_many_classes_are_read_at_once(tmp_path, image, monkeypatch):
+def test_boxes_of_owl_do_not_depend_on_how_many_classes_are_read_at_once(
+    tmp_path, image, monkeypatch
+):
     size = 300
-    config = DetectConfig(detector=str(make_owl(tmp_path / "d")), classes=THOUSAND[::-1])  # the best come late
+    config = DetectConfig(
+        detector=str(make_owl(tmp_path / "d")), classes=THOUSAND[::-1]
+    )  # the best come late
     whole = boxes_of(image, config, 0.05)
     monkeypatch.setattr(detect, "_QUERIES", size)
     pieces = load(config, CPU)
@@ -177,7 +221,9 @@ def test_boxes_of_owl_do_not_depend_on_how_many_classes_are_read_at_once(tmp_pat
 
 def test_sam_3_sees_an_image_once_and_looks_for_each_class_alone(tmp_path, image):
     model = load(DetectConfig(detector=str(make_sam3(tmp_path / "d")), classes=ASKED), CPU)
-    seen, network, processor = [], model._model, model._processor
+    seen = []
+    network = model._model
+    processor = model._processor
     network.vision_encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
     found = model.detect(model.prepare(image), 0.0)
     assert len(seen) == 1
@@ -192,12 +238,20 @@ def test_sam_3_sees_an_image_once_and_looks_for_each_class_alone(tmp_path, image
 
 def test_names_are_found_as_the_tokenizer_spells_them(tmp_path, image, monkeypatch):
     classes = ("Cup", "T-Shirt", "Dog?", "Dining table", "thing1 table")
-    model = load(DetectConfig(detector=str(make_grounding_dino(tmp_path / "d")), classes=classes), CPU)
+    model = load(
+        DetectConfig(detector=str(make_grounding_dino(tmp_path / "d")), classes=classes), CPU
+    )
     assert model._prompts == [["cup", "t-shirt", "dog ", "dining table", "thing1 table"]]
     texts = ["t - shirt", "dog", "cup t - shirt", "dining", "table", "", "do"]
     found = {"boxes": torch.zeros(7, 4), "scores": torch.ones(7), "text_labels": texts}
-    monkeypatch.setattr(model._processor, "post_process_grounded_object_detection", lambda *_, **__: [found])
-    assert model.detect(model.prepare(image), 0.3).labels.tolist() == [1, 2, 3]  # there are two tables
+    monkeypatch.setattr(
+        model._processor, "post_process_grounded_object_detection", lambda *_, **__: [found]
+    )
+    assert model.detect(model.prepare(image), 0.3).labels.tolist() == [
+        1,
+        2,
+        3,
+    ]  # there are two tables
 
 
 @pytest.mark.parametrize(("make", "names", "reason"), [
@@ -211,10 +265,15 @@ def test_a_name_that_a_zero_shot_detector_cannot_read_is_refused(tmp_path, make,
 
 
 def test_other_models_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable is read at import
+    monkeypatch.setattr(
+        huggingface_hub.constants, "HF_HUB_OFFLINE", True
+    )  # the variable is read at import
     (tmp_path / "config.json").write_text('{"model_type": ["detr"]}')
     for name, reason in (
-        (packaged_model("captioner"), "is not an object detector: model_type in its config.json is blip"),
+        (
+            packaged_model("captioner"),
+            "is not an object detector: model_type in its config.json is blip",
+        ),
         ("nowhere/no", "no such folder: nowhere/no, and .* not in the hub.s cache"),
         (tmp_path, r"is not an object detector: model_type in its config.json is \['detr'\]"),
     ):
@@ -225,7 +284,9 @@ def test_other_models_are_refused(tmp_path, monkeypatch):
 @pytest.fixture
 def given_boxes(tmp_path) -> detect.GivenBoxesStage:
     names = ["a/same.jpg", "b/same.jpg", "c/one.jpg", "bare.jpg"]
-    images = [{"id": n, "file_name": name, "width": 40, "height": 30} for n, name in enumerate(names)]
+    images = [
+        {"id": n, "file_name": name, "width": 40, "height": 30} for n, name in enumerate(names)
+    ]
     images[3] |= {"width": 0, "height": 0}
     boxes = [{"id": n, "image_id": n, "category_id": 7, "bbox": [n, 1, 5, 5]} for n in range(4)]
     content = {"images": images, "annotations": boxes, "categories": [{"id": 7, "name": "dog"}]}

@@ -1,4 +1,6 @@
-"""The pair stage: nouns and classes, candidate pairs of boxes, priors of Visual Genome, and whose attributes are."""
+"""The pair stage: nouns and classes, candidate pairs of boxes, priors of Visual Genome, and whose
+attributes are.
+"""
 
 import copy
 import json
@@ -19,12 +21,30 @@ from sgpipe.recipe import PairConfig, ParseConfig
 from sgpipe.records import Attribute, Box, Caption, Pair, Record, Triplet
 from sgpipe.sources.vocabulary import loose_words, packaged_synonyms
 from sgpipe.stages import pair as pairing
-from sgpipe.stages.pair import HeadMatcher, PairStage, SubstringMatcher, candidate_pairs, collect_prior, read_prior
+from sgpipe.stages.pair import (
+    HeadMatcher,
+    PairStage,
+    SubstringMatcher,
+    candidate_pairs,
+    collect_prior,
+    read_prior,
+)
 from sgpipe.stages.parse.stage import ParseStage
 
 COCO = HeadMatcher(packaged_synonyms("coco"))
 OBJECTS365 = HeadMatcher(packaged_synonyms("objects365"))
 LOOSE = HeadMatcher(packaged_synonyms("coco"), loose=loose_words())
+
+
+NAMES = st.sampled_from(["person", "dog", "kite"])
+SIDES = st.integers(1, 12).map(float)
+CROWD = st.sampled_from([False] * 4 + [True])
+OBJECTS = st.lists(st.builds(Box, NAMES, st.just(1), st.tuples(*[SIDES] * 4), CROWD), max_size=12)
+OF_PAIR = st.lists(st.sampled_from(["on", "near", "holding"]), max_size=3, unique=True)
+PREDICATES = st.dictionaries(st.tuples(NAMES, NAMES), OF_PAIR)
+
+
+TABLE = {"person": ["man", "woman"], "horse": ["pony"], "dog": []}
 
 
 @pytest.mark.parametrize(("phrase", "head", "expected"), [
@@ -48,7 +68,12 @@ def test_lookalikes_match_no_class(phrase: str, head: str) -> None:
 
 
 def test_a_class_never_matches_part_of_a_word() -> None:
-    for phrase, wrong in (("carrot", "car"), ("woman", "man"), ("chair", "hair"), ("cattle", "cat")):
+    for phrase, wrong in (
+        ("carrot", "car"),
+        ("woman", "man"),
+        ("chair", "hair"),
+        ("cattle", "cat"),
+    ):
         assert HeadMatcher({}, [phrase, wrong]).classes(phrase) == (phrase,)
         assert HeadMatcher({}, [wrong]).classes(phrase) == ()
         assert wrong in SubstringMatcher({}, [wrong]).classes(phrase)
@@ -73,30 +98,27 @@ def test_a_phrase_stands_for_a_class_of_the_image(
 
 
 def test_phrases_are_excluded_for_their_class_only_and_loose_ones_are_of_known_classes() -> None:
-    matcher = HeadMatcher({"plate": ["!license plate"], "number": ["license plate"], "dish": ["plate"]})
+    matcher = HeadMatcher(
+        {"plate": ["!license plate"], "number": ["license plate"], "dish": ["plate"]}
+    )
     assert matcher.classes("license plates", "plate") == ("number",)
     assert matcher.classes("plates", "plate") == ("plate", "dish")
     assert HeadMatcher({}, ["box"], {"crate": ("box", "cat")}).classes("crates") == ("box",)
 
 
 @pytest.mark.parametrize("dataset", ["coco", "objects365"])
-def test_every_synonym_of_the_packaged_tables_reaches_its_class_whatever_loose_words_there_are(dataset: str) -> None:
+def test_every_synonym_of_the_packaged_tables_reaches_its_class_whatever_loose_words_there_are(
+    dataset: str,
+) -> None:
     table = packaged_synonyms(dataset)
-    strict, loose = HeadMatcher(table), HeadMatcher(table, loose=loose_words())
+    strict = HeadMatcher(table)
+    loose = HeadMatcher(table, loose=loose_words())
     for name, phrases in table.items():
         assert strict.classes(name)[0] == name
         for phrase in phrases:
             own = strict.classes(phrase.removeprefix("!"))
             assert (name in own) != phrase.startswith("!"), f"{phrase!r} under {name!r}"
             assert loose.classes(phrase.removeprefix("!"))[: len(own)] == own, phrase
-
-
-NAMES = st.sampled_from(["person", "dog", "kite"])
-SIDES = st.integers(1, 12).map(float)
-CROWD = st.sampled_from([False] * 4 + [True])
-OBJECTS = st.lists(st.builds(Box, NAMES, st.just(1), st.tuples(*[SIDES] * 4), CROWD), max_size=12)
-OF_PAIR = st.lists(st.sampled_from(["on", "near", "holding"]), max_size=3, unique=True)
-PREDICATES = st.dictionaries(st.tuples(NAMES, NAMES), OF_PAIR)
 
 
 def overlap(first: Box, second: Box) -> bool:
@@ -107,11 +129,20 @@ def overlap(first: Box, second: Box) -> bool:
     )
 
 
-def by_hand(objects: list[Box], predicates: dict[tuple[str, str], list[str]], overlaps: bool) -> list[Pair]:
+def by_hand(
+    objects: list[Box], predicates: dict[tuple[str, str], list[str]], overlaps: bool
+) -> list[Pair]:
     """A loop over every ordered pair, as in RLIPv2."""
     usable = [index for index, box in enumerate(objects) if not box.iscrowd]
-    pairs = [(i, j, predicates.get((objects[i].category, objects[j].category))) for i, j in permutations(usable, 2)]
-    return [Pair(i, j, texts) for i, j, texts in pairs if texts and (not overlaps or overlap(objects[i], objects[j]))]
+    pairs = [
+        (i, j, predicates.get((objects[i].category, objects[j].category)))
+        for i, j in permutations(usable, 2)
+    ]
+    return [
+        Pair(i, j, texts)
+        for i, j, texts in pairs
+        if texts and (not overlaps or overlap(objects[i], objects[j]))
+    ]
 
 
 @given(OBJECTS, PREDICATES, st.booleans())
@@ -130,12 +161,15 @@ def test_limit_keeps_pairs_of_the_largest_boxes_and_counts_the_others(
     rank = {index: position for position, index in enumerate(order)}
 
     def smaller_box(pair: Pair) -> tuple[int, int, int]:
-        first, second = rank[pair.subject], rank[pair.object]
+        first = rank[pair.subject]
+        second = rank[pair.object]
         return max(first, second), min(first, second), first
 
     kept = sorted(every, key=smaller_box)[:limit]
     assert found == sorted(kept, key=lambda pair: (pair.subject, pair.object))
-    assert beyond == len(every) - len(kept) or (overlaps and len(kept) == limit and beyond > len(every) - limit)
+    assert beyond == len(every) - len(kept) or (
+        overlaps and len(kept) == limit and beyond > len(every) - limit
+    )
 
 
 def test_a_hundred_thousand_boxes_need_little_memory() -> None:
@@ -160,9 +194,13 @@ def stage(categories: tuple[str, ...] = (), dataset: str = "coco", **settings: A
     return made
 
 
-def record(classes: list[str], statements: list[tuple[str, str, str]], crowds: tuple[int, ...] = ()) -> Record:
+def record(
+    classes: list[str], statements: list[tuple[str, str, str]], crowds: tuple[int, ...] = ()
+) -> Record:
     boxes = [Box(name, 1, (10.0 * i, 0.0, 8.0, 8.0), i in crowds) for i, name in enumerate(classes)]
-    triplets = [Triplet(s, text, o, s.split()[-1], o.split()[-1], text, 0) for s, text, o in statements]
+    triplets = [
+        Triplet(s, text, o, s.split()[-1], o.split()[-1], text, 0) for s, text, o in statements
+    ]
     return Record("1", "coco", "val", "1.jpg", 640, 480, boxes, triplets=triplets)
 
 
@@ -176,16 +214,32 @@ def test_triplets_become_pairs_of_matching_boxes() -> None:
         ("woman", "on", "horse"), ("a man", "wearing", "hat"),
     ]  # fmt: skip
     [found] = stage()([record(["horse", "person", "person", "dog", "cat"], statements)])
-    assert pairs(found) == [(1, 0, ["riding", "on"]), (2, 0, ["riding", "on"]), (3, 1, ["near"]), (3, 2, ["near"])]
+    assert pairs(found) == [
+        (1, 0, ["riding", "on"]),
+        (2, 0, ["riding", "on"]),
+        (3, 1, ["near"]),
+        (3, 2, ["near"]),
+    ]
     named = [(triplet.subject_category, triplet.object_category) for triplet in found.triplets]
-    assert named == [("person", "horse"), ("dog", "person"), *[("person", "horse")] * 2, ("person", None)]
-    [as_in_rlipv2] = stage(match="substring")([record(["dog", "person"], [("craftsman", "Near ", "dog")])])
+    assert named == [
+        ("person", "horse"),
+        ("dog", "person"),
+        *[("person", "horse")] * 2,
+        ("person", None),
+    ]
+    [as_in_rlipv2] = stage(match="substring")(
+        [record(["dog", "person"], [("craftsman", "Near ", "dog")])]
+    )
     assert pairs(as_in_rlipv2) == [(1, 0, ["Near "])]
 
 
-def test_classes_are_of_the_annotations_beside_the_packaged_table_or_a_custom_one(tmp_path: Path) -> None:
+def test_classes_are_of_the_annotations_beside_the_packaged_table_or_a_custom_one(
+    tmp_path: Path,
+) -> None:
     balls = record(["red ball", "wooden box"], [("red balls", "in", "a wooden box")])
-    assert pairs(stage(("red ball", "wooden box"), dataset="miniworld")([balls])[0]) == [(0, 1, ["in"])]
+    assert pairs(stage(("red ball", "wooden box"), dataset="miniworld")([balls])[0]) == [
+        (0, 1, ["in"])
+    ]
     helmet = record(["person", "helmet"], [("a rider", "with", "a helmet")])
     assert pairs(stage(("helmet", "person"))([helmet])[0]) == [(0, 1, ["with"])]
     table = tmp_path / "table.json"
@@ -212,7 +266,9 @@ def captioned(classes: list[str], *texts: str | Caption) -> Record:
     ("a skier", ["skis"], []), ("a skier", ["person"], []),
     ("skiers and a skier skiing", ["person", "skis"], ["skiing on skis"]),
 ])  # fmt: skip
-def test_a_caption_implies_things_that_have_a_box(text: str, classes: list[str], expected: list[str]) -> None:
+def test_a_caption_implies_things_that_have_a_box(
+    text: str, classes: list[str], expected: list[str]
+) -> None:
     found = pairing.implied_triplets(captioned(classes, "a photograph", text))
     assert [f"{each.predicate} {each.object_category}" for each in found] == expected
     assert all((each.subject_category, each.caption) == ("person", 1) for each in found)
@@ -228,38 +284,68 @@ def test_implied_things_are_candidates_after_what_is_stated_unless_the_recipe_is
 
 
 def test_a_loose_word_never_relates_a_class_to_itself() -> None:
-    statements = [("pizza", "with", "crust"), ("woman", "eating", "crust"), ("pizza", "next to", "pizza")]
+    statements = [
+        ("pizza", "with", "crust"),
+        ("woman", "eating", "crust"),
+        ("pizza", "next to", "pizza"),
+    ]
     [found] = stage()([record(["pizza", "pizza", "person"], statements)])
-    assert pairs(found) == [(0, 1, ["next to"]), (1, 0, ["next to"]), (2, 0, ["eating"]), (2, 1, ["eating"])]
+    assert pairs(found) == [
+        (0, 1, ["next to"]),
+        (1, 0, ["next to"]),
+        (2, 0, ["eating"]),
+        (2, 1, ["eating"]),
+    ]
 
 
 def test_any_pair_of_the_image_may_have_what_its_captions_state() -> None:
-    statements = [("cat", "Riding", "skateboard"), ("dog", "near", "tree"), ("cat", "riding", "board")]
-    [found] = stage(("dog", "skateboard"), candidates="image")([record(["dog", "skateboard", "dog"], statements)])
-    assert pairs(found) == [(s, o, ["riding", "near"]) for s in range(3) for o in range(3) if s != o]
+    statements = [
+        ("cat", "Riding", "skateboard"),
+        ("dog", "near", "tree"),
+        ("cat", "riding", "board"),
+    ]
+    [found] = stage(("dog", "skateboard"), candidates="image")(
+        [record(["dog", "skateboard", "dog"], statements)]
+    )
+    assert pairs(found) == [
+        (s, o, ["riding", "near"]) for s in range(3) for o in range(3) if s != o
+    ]
     assert found.triplets[1].object_category is None
     [silent] = stage(("dog",), candidates="image")([record(["dog", "dog"], [])])
     assert silent.pairs == []
 
 
-TABLE = {"person": ["man", "woman"], "horse": ["pony"], "dog": []}
-
-
 def test_predicates_are_distinct_and_in_order_of_appearance() -> None:
-    stated = "young man,Riding,a pony;woman,ON ,horse;man,riding,horse;man,near,horse;horse,near,fence;dog,,man"
+    stated = (
+        "young man,Riding,a pony;woman,ON"
+        " ,horse;man,riding,horse;man,near,horse;horse,near,fence;dog,,man"
+    )
     parts = [relation.split(",") for relation in stated.split(";")]
-    relations = [{"subject": {"name": s}, "predicate": text, "object": {"name": o}} for s, text, o in parts]
-    graphs = [{"image_id": at, "relationships": part} for at, part in enumerate((relations[:3], relations[3:]))]
-    assert collect_prior(graphs, HeadMatcher(TABLE)) == {("person", "horse"): ["riding", "on", "near"]}
+    relations = [
+        {"subject": {"name": s}, "predicate": text, "object": {"name": o}} for s, text, o in parts
+    ]
+    graphs = [
+        {"image_id": at, "relationships": part}
+        for at, part in enumerate((relations[:3], relations[3:]))
+    ]
+    assert collect_prior(graphs, HeadMatcher(TABLE)) == {
+        ("person", "horse"): ["riding", "on", "near"]
+    }
 
 
 @pytest.mark.parametrize("named", [{"name": "man"}, {"names": ["man", "guy"]}, {"names": "man"}])
 def test_all_layouts_of_visual_genome(tmp_path: Path, named: dict[str, Any]) -> None:
     inline = {"predicate": "ON ", "subject": named, "object": {"names": ["horse"]}}
     path = tmp_path / "relationships.json"
-    path.write_text(json.dumps([{"image_id": 1, "relationships": [inline]}, {"image_id": 2, "relationships": []}]))
+    path.write_text(
+        json.dumps(
+            [{"image_id": 1, "relationships": [inline]}, {"image_id": 2, "relationships": []}]
+        )
+    )
     made = stage(candidates="prior", prior=path)
-    assert pairs(made([record(["horse", "person", "person"], [], crowds=(2,))])[0]) == [(1, 0, ["on"])]
+    assert pairs(made([record(["horse", "person", "person"], [], crowds=(2,))])[0]) == [
+        (1, 0, ["on"])
+    ]
 
 
 @pytest.mark.parametrize("content", [
@@ -317,11 +403,15 @@ def test_a_grounded_box_is_described_by_its_phrase_and_a_region_by_its_caption()
     assert described(made) == [[], []]
     made.objects[1] = replace(made.objects[1], origin="grounded", phrase="beer")
     assert described(made) == [[], [("cold", 0)]]
-    made = captioned(["car", "car"], Caption("a red car", "box", [1]), Caption("a blue car", "box", [0]))
+    made = captioned(
+        ["car", "car"], Caption("a red car", "box", [1]), Caption("a blue car", "box", [0])
+    )
     assert described(made) == [[("blue", 1)], [("red", 0)]]
 
 
-def test_annotated_attributes_stay_and_those_of_captions_are_replaced_where_these_are_parsed() -> None:
+def test_annotated_attributes_stay_and_those_of_captions_are_replaced_where_these_are_parsed() -> (
+    None
+):
     made = captioned(["car"], "a red car")
     made.objects[0].attributes = own = [Attribute("shiny"), Attribute("green", 3)]
     [taken_over] = stage()([copy.deepcopy(made)])

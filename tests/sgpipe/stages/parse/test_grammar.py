@@ -16,19 +16,6 @@ from sgpipe.stages.parse.grammar.repair import repair
 from sgpipe.stages.parse.grammar.tree import Tree, tokenise
 from sgpipe.stages.parse.stage import CaptionParser
 
-
-@pytest.fixture(scope="module", params=["rules", "learned"])
-def parser(request: pytest.FixtureRequest) -> CaptionParser:
-    return CaptionParser(ParseConfig(parser=request.param))
-
-
-@pytest.fixture(scope="module")
-def triples():
-    """(subject, predicate, object) of a caption's triplets, sorted."""
-    rules = CaptionParser()
-    return lambda caption: sorted((t.subject, t.predicate, t.object) for t in rules.parse([caption])[0])
-
-
 # caption: its relations, "subject | predicate | object", separated by semicolons
 RELATIONS = {
     # verbs
@@ -136,9 +123,52 @@ STATED = {
 }  # fmt: skip
 
 
+MENTIONS = {
+    "a red car next to two dogs": "car: red; dogs: two", "3 yellow umbrellas": "umbrellas: three, yellow",
+    "a girl wearing a red , green and black shirt": "girl: ; shirt: red, green, black",
+    "the dog is brown and wet": "dog: brown, wet", "a car that is red": "car: red",
+    "the sky is blue with white clouds": "sky: blue; clouds: white", "a cat that is not happy": "cat: ",
+    "a man in a light blue shirt": "man: ; shirt: light blue",
+    "a smiling woman near parked cars and a brick building": "woman: smiling; cars: parked; building: brick",
+    "a black haired boy": "boy: ", "a hot dog and a teddy bear": "hot dog: ; teddy bear: ",
+    "a large slice of pizza": "pizza: ", "": "",
+}  # fmt: skip
+
+
+WORDS = (
+    "man dogs a riding standing on in with of it them that covered and to wearing shirt his people"
+    " 's field each"
+)
+TAGS = "NN NNS VB VBG VBN VBZ VBD IN DT JJ RB RP PRP PRP$ WDT TO CC EX"
+LABELS = (
+    "nsubj nsubjpass dobj pobj prep acl relcl conj cc compound amod npadvmod nmod aux auxpass expl"
+    " attr agent prt xcomp ccomp advcl poss det appos pcomp dep"
+)
+
+
+PLURALS = """men:man knives:knife leaves:leaf buses:bus bus:bus dress:dress glass:glass pants:pants skis:ski shoes:shoe
+sunglasses:sunglasses scissors:scissors tennis:tennis cookies:cookie people:people dresses:dress"""
+
+
+@pytest.fixture(scope="module", params=["rules", "learned"])
+def parser(request: pytest.FixtureRequest) -> CaptionParser:
+    return CaptionParser(ParseConfig(parser=request.param))
+
+
+@pytest.fixture(scope="module")
+def triples():
+    """(subject, predicate, object) of a caption's triplets, sorted."""
+    rules = CaptionParser()
+    return lambda caption: sorted(
+        (t.subject, t.predicate, t.object) for t in rules.parse([caption])[0]
+    )
+
+
 @pytest.mark.parametrize(("caption", "text"), (RELATIONS | STATED).items())
 def test_relations_of_a_caption(triples, caption, text):
-    assert triples(caption) == sorted(tuple(part.strip().split(" | ")) for part in text.split(";") if part.strip())
+    assert triples(caption) == sorted(
+        tuple(part.strip().split(" | ")) for part in text.split(";") if part.strip()
+    )
 
 
 def tree(*rows: str) -> Tree:
@@ -153,34 +183,28 @@ def test_nothing_is_related_to_itself():
 
 @pytest.mark.parametrize(("joined", "head"), [("woman", 0), ("bone", 2)])
 def test_people_are_joined_to_people_and_things_to_things(joined, head):
-    found = tree("man NN ROOT 0", "with IN prep 0", "dog NN pobj 1", "and CC cc 0", f"{joined} NN conj 0")
+    found = tree(
+        "man NN ROOT 0", "with IN prep 0", "dog NN pobj 1", "and CC cc 0", f"{joined} NN conj 0"
+    )
     repair(found)
     assert found.heads[4] == head
-
-
-MENTIONS = {
-    "a red car next to two dogs": "car: red; dogs: two", "3 yellow umbrellas": "umbrellas: three, yellow",
-    "a girl wearing a red , green and black shirt": "girl: ; shirt: red, green, black",
-    "the dog is brown and wet": "dog: brown, wet", "a car that is red": "car: red",
-    "the sky is blue with white clouds": "sky: blue; clouds: white", "a cat that is not happy": "cat: ",
-    "a man in a light blue shirt": "man: ; shirt: light blue",
-    "a smiling woman near parked cars and a brick building": "woman: smiling; cars: parked; building: brick",
-    "a black haired boy": "boy: ", "a hot dog and a teddy bear": "hot dog: ; teddy bear: ",
-    "a large slice of pizza": "pizza: ", "": "",
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(("caption", "expected"), MENTIONS.items())
 def test_what_a_caption_says_of_things(parser, caption: str, expected: str) -> None:
     [(_, mentions)] = parser.read([caption])
-    assert "; ".join(f"{each.phrase}: {', '.join(each.attributes)}" for each in mentions) == expected
+    assert (
+        "; ".join(f"{each.phrase}: {', '.join(each.attributes)}" for each in mentions) == expected
+    )
 
 
 def test_mentions_have_heads_and_the_number_of_their_caption_if_they_are_wanted() -> None:
     captions = ["a cat", "Two Fire Hydrants."]
     [_, (_, [mention])] = CaptionParser().read(captions)
     assert mention == Mention("fire hydrants", "hydrant", ("two",), 1)
-    assert all(not mentions for _, mentions in CaptionParser(ParseConfig(attributes=False)).read(captions))
+    assert all(
+        not mentions for _, mentions in CaptionParser(ParseConfig(attributes=False)).read(captions)
+    )
 
 
 @pytest.mark.parametrize(("caption", "expected"), [
@@ -189,7 +213,8 @@ def test_mentions_have_heads_and_the_number_of_their_caption_if_they_are_wanted(
     ("a cat, a dog ;", "a cat , a dog"), ("ｆｕｌｌ width", "full width"), ("😀 a dog \x00\x07", "a dog"), ("...", ""),
     ("a large group of people with lots of dogs", "some people with some dogs"),
     ("a close up of a pizza", "a pizza"), ("a body of water", "some water"),
-    ("a top hat on a man", "a top hat on a man"), ("upon topic of men", "upon topic of men"),  # nothing is folded
+    # nothing is folded
+    ("a top hat on a man", "a top hat on a man"), ("upon topic of men", "upon topic of men"),
 ])  # fmt: skip
 def test_words_of_a_caption(caption, expected):
     assert " ".join(token.text for token in tokenise(caption)) == expected
@@ -212,15 +237,10 @@ def test_prepositions_of_several_words_are_one_token(words, expected):
 ])  # fmt: skip
 def test_the_parser_sees_stand_ins_and_the_rules_the_words(caption, seen):
     tokens = tokenise(caption)
-    assert (" ".join(token.word for token in tokens), " ".join(token.text for token in tokens)) == (seen, caption)
-
-
-WORDS = "man dogs a riding standing on in with of it them that covered and to wearing shirt his people 's field each"
-TAGS = "NN NNS VB VBG VBN VBZ VBD IN DT JJ RB RP PRP PRP$ WDT TO CC EX"
-LABELS = (
-    "nsubj nsubjpass dobj pobj prep acl relcl conj cc compound amod npadvmod nmod aux auxpass expl attr agent prt "
-    "xcomp ccomp advcl poss det appos pcomp dep"
-)
+    assert (" ".join(token.word for token in tokens), " ".join(token.text for token in tokens)) == (
+        seen,
+        caption,
+    )
 
 
 @st.composite
@@ -229,17 +249,29 @@ def trees(draw: st.DrawFn) -> Tree:
     order = draw(st.permutations(range(size)))
     heads = list(range(size))
     for place, index in enumerate(order):
-        heads[index] = order[draw(st.integers(0, place - 1))] if place and draw(st.integers(0, 9)) else index
-    choose = {key: st.sampled_from(text.split()) for key, text in (("w", WORDS), ("t", TAGS), ("l", LABELS))}
+        heads[index] = (
+            order[draw(st.integers(0, place - 1))] if place and draw(st.integers(0, 9)) else index
+        )
+    choose = {
+        key: st.sampled_from(text.split())
+        for key, text in (("w", WORDS), ("t", TAGS), ("l", LABELS))
+    }
     labels = ["ROOT" if heads[index] == index else draw(choose["l"]) for index in range(size)]
-    return Tree.build([draw(choose["w"]) for _ in heads], [draw(choose["t"]) for _ in heads], labels, heads)
+    return Tree.build(
+        [draw(choose["w"]) for _ in heads], [draw(choose["t"]) for _ in heads], labels, heads
+    )
 
 
 def is_forest(tree: Tree) -> bool:
-    consistent = all(tree.heads[child] == index for index in range(len(tree)) for child in tree.children[index])
+    consistent = all(
+        tree.heads[child] == index for index in range(len(tree)) for child in tree.children[index]
+    )
     once = sorted(child for children in tree.children for child in children)
     hanging = [index for index in range(len(tree)) if tree.heads[index] != index]
-    bounded = all(len(set(zip(range(len(tree) + 1), tree.ancestors(i), strict=False))) <= len(tree) for i in hanging)
+    bounded = all(
+        len(set(zip(range(len(tree) + 1), tree.ancestors(i), strict=False))) <= len(tree)
+        for i in hanging
+    )
     return consistent and once == hanging and bounded
 
 
@@ -253,16 +285,14 @@ def test_any_tree_is_repaired_to_a_forest_whose_relations_join_two_of_its_words(
         assert relation.predicate.strip()
 
 
-PLURALS = """men:man knives:knife leaves:leaf buses:bus bus:bus dress:dress glass:glass pants:pants skis:ski shoes:shoe
-sunglasses:sunglasses scissors:scissors tennis:tennis cookies:cookie people:people dresses:dress"""
-
-
 def test_every_word_list_that_a_rule_names_exists_and_every_list_is_named():
     code = "".join(path.read_text("utf-8") for path in Path(parse.__file__).parent.rglob("*.py"))
     code += Path(ground.__file__).read_text("utf-8")
     named = set(re.findall(r"lexicon\.([A-Z_]+)", code))
     assert all(getattr(lexicon, name) for name in named)
-    lists = re.findall("^([a-z_]+) =", Path(lexicon.__file__).with_suffix(".toml").read_text("utf-8"), re.MULTILINE)
+    lists = re.findall(
+        "^([a-z_]+) =", Path(lexicon.__file__).with_suffix(".toml").read_text("utf-8"), re.MULTILINE
+    )
     assert {name.upper() for name in lists} <= named
 
 
@@ -279,7 +309,9 @@ def test_singular():
 def test_names_keep_compounds_and_drop_attributes(text, expected):
     *others, head = text.split()
     last = len(others)
-    tree = Tree.build([*others, head], ["NN"] * (last + 1), ["compound"] * last + ["ROOT"], [last] * (last + 1))
+    tree = Tree.build(
+        [*others, head], ["NN"] * (last + 1), ["compound"] * last + ["ROOT"], [last] * (last + 1)
+    )
     assert phrase(tree, last) == expected
 
 

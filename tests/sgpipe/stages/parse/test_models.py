@@ -27,6 +27,24 @@ pytestmark = pytest.mark.usefixtures("no_pauses")
 load_model = cache(rules.load_model)
 
 
+GRAPHS = {
+    "a man riding a horse": "( man , ride , horse )",
+    "two pigs fly on the sky": "( pigs , is , two ) , ( pigs , fly on , sky )",
+    "a black dog under a table": "( dog , is , black ) , ( dog , under , table",
+}
+WORDS = sorted(
+    {word for pair in GRAPHS.items() for text in (*pair, PREFIX) for word in text.split()}
+)
+
+
+GOLD = {
+    "a man riding a horse on a beach": [("man", "riding", "horse"), ("horse", "on", "beach")],
+    "two dogs lying under the table": [("dogs", "lying under", "table")],
+    "a clear sky": [],
+}
+CAPTIONS = list(GOLD)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def one_spacy_model() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -35,26 +53,27 @@ def one_spacy_model() -> Iterator[None]:
         yield
 
 
-GRAPHS = {
-    "a man riding a horse": "( man , ride , horse )",
-    "two pigs fly on the sky": "( pigs , is , two ) , ( pigs , fly on , sky )",
-    "a black dog under a table": "( dog , is , black ) , ( dog , under , table",
-}
-WORDS = sorted({word for pair in GRAPHS.items() for text in (*pair, PREFIX) for word in text.split()})
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A T5 with random weights, large enough that it does not always write the same."""
     vocabulary = {word: number for number, word in enumerate(["<pad>", "</s>", "<unk>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    words.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 1)]
+    )
     tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     folder = tmp_path_factory.mktemp("t5")
     PreTrainedTokenizerFast(tokenizer_object=words, **tokens).save_pretrained(folder)
     torch.manual_seed(0)
-    sizes = {"vocab_size": len(vocabulary), "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
+    sizes = {
+        "vocab_size": len(vocabulary),
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+    }
     config = T5Config(**sizes, initializer_factor=20.0, decoder_start_token_id=0)
     T5ForConditionalGeneration(config).save_pretrained(folder)
     return folder
@@ -73,10 +92,14 @@ def parser(checkpoint: Path) -> Iterator[Seq2SeqParser]:
 
 def test_graphs_become_triplets(parser: Seq2SeqParser, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without attributes and without what was cut; worded as in the caption."""
-    monkeypatch.setattr(parser, "_graphs", lambda captions: [GRAPHS[caption] for caption in captions])
+    monkeypatch.setattr(
+        parser, "_graphs", lambda captions: [GRAPHS[caption] for caption in captions]
+    )
     parsed = parser.parse(list(GRAPHS))
     expected = [[("man", "riding", "ride", "horse")], [("pigs", "fly on", "fly on", "sky")], []]
-    assert [[(t.subject, t.predicate, t.predicate_lemma, t.object) for t in each] for each in parsed] == expected
+    assert [
+        [(t.subject, t.predicate, t.predicate_lemma, t.object) for t in each] for each in parsed
+    ] == expected
 
 
 def test_what_is_written_does_not_depend_on_other_captions(parser: Seq2SeqParser) -> None:
@@ -89,7 +112,8 @@ def test_what_is_written_does_not_depend_on_other_captions(parser: Seq2SeqParser
 
 
 def test_the_utilization_of_its_device_can_be_measured(checkpoint: Path) -> None:
-    (stage := ParseStage(config(checkpoint))).setup()
+    stage = ParseStage(config(checkpoint))
+    stage.setup()
     assert (stage.device.type, stage.gpu_use()) == ("cpu", {})
 
 
@@ -100,7 +124,10 @@ def test_another_kind_of_model(tmp_path: Path) -> None:
 
 
 def test_missing_files(checkpoint: Path, tmp_path: Path) -> None:
-    for name, message in (("tokenizer.json", "tokenizer"), ("model.safetensors", "cannot load its ")):
+    for name, message in (
+        ("tokenizer.json", "tokenizer"),
+        ("model.safetensors", "cannot load its "),
+    ):
         folder = shutil.copytree(checkpoint, tmp_path / name)
         (folder / name).unlink()
         with pytest.raises(UserError, match=message):
@@ -111,14 +138,17 @@ def grounded(caption: str, *texts: Texts) -> list[str]:
     [(tree, _)] = analyse(load_model(), [caption], 1)
     triplets = ground(tree, texts)
     return [
-        f"{t.subject} {t.subject_head} | {t.predicate} | {t.predicate_lemma} | {t.object} {t.object_head}"
+        f"{t.subject} {t.subject_head} | {t.predicate} | {t.predicate_lemma} | {t.object}"
+        f" {t.object_head}"
         for t in triplets
     ]
 
 
 def test_what_a_caption_denies_is_not_stated_whatever_a_model_writes() -> None:
     written = ("man", "wear", "helmet"), ("man", "ride", "bike")
-    assert grounded("a man without a helmet rides a bike", *written) == grounded("a man rides a bike", *written[1:])
+    assert grounded("a man without a helmet rides a bike", *written) == grounded(
+        "a man rides a bike", *written[1:]
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +171,12 @@ def test_texts_as_the_caption_has_them(caption: str, texts: Texts, expected: str
 
 
 def test_attributes_repetitions_and_empty_parts_are_left_out() -> None:
-    texts = [("dog", "is", "black"), ("dog", "on", "sofa"), ("the dog", "on", "a sofa"), ("dog", "on", "!")]
+    texts = [
+        ("dog", "is", "black"),
+        ("dog", "on", "sofa"),
+        ("the dog", "on", "a sofa"),
+        ("dog", "on", "!"),
+    ]
     assert len(grounded("a black dog on a sofa", *texts, ("", "on", "sofa"))) == 1
 
 
@@ -154,14 +189,6 @@ def test_attributes_repetitions_and_empty_parts_are_left_out() -> None:
 ])  # fmt: skip
 def test_graphs_are_read_piece_by_piece(text: str, expected: list[Texts]) -> None:
     assert read_graph(text) == expected
-
-
-GOLD = {
-    "a man riding a horse on a beach": [("man", "riding", "horse"), ("horse", "on", "beach")],
-    "two dogs lying under the table": [("dogs", "lying under", "table")],
-    "a clear sky": [],
-}
-CAPTIONS = list(GOLD)
 
 
 def answers(graphs: Mapping[str, Sequence[Sequence[str]]]) -> Answerer:
@@ -180,7 +207,9 @@ gold = answers(GOLD)
 
 
 def llm_config(server: EndpointServer) -> ParseConfig:
-    return ParseConfig(parser="llm", endpoint=server.url, model="tiny-llm", requests=Requests(retries=1))
+    return ParseConfig(
+        parser="llm", endpoint=server.url, model="tiny-llm", requests=Requests(retries=1)
+    )
 
 
 def served(answer: Any = gold, **options: Any) -> EndpointServer:
@@ -188,7 +217,10 @@ def served(answer: Any = gold, **options: Any) -> EndpointServer:
 
 
 def texts(parser: Any, captions: list[str]) -> list[list[tuple[str, str, str]]]:
-    return [[(each.subject, each.predicate, each.object) for each in parsed] for parsed in parser.parse(captions)]
+    return [
+        [(each.subject, each.predicate, each.object) for each in parsed]
+        for parsed in parser.parse(captions)
+    ]
 
 
 def test_relations_are_those_of_the_model() -> None:
@@ -198,7 +230,11 @@ def test_relations_are_those_of_the_model() -> None:
     schema = server.requests[0]["response_format"]["json_schema"]
     item = schema["schema"]["properties"]["relations"]["items"]
     names = ["subject", "predicate", "object"]
-    assert (schema["strict"], item["required"], item["additionalProperties"]) == (True, names, False)
+    assert (schema["strict"], item["required"], item["additionalProperties"]) == (
+        True,
+        names,
+        False,
+    )
 
 
 @pytest.mark.parametrize("wrong", [

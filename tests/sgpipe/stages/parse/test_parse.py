@@ -1,4 +1,6 @@
-"""The parsers by rules and by the packaged network: batches, caching, hostile text, and missing models."""
+"""The parsers by rules and by the packaged network: batches, caching, hostile text, and missing
+models.
+"""
 
 import random
 from dataclasses import fields
@@ -10,7 +12,12 @@ from sgpipe.errors import UserError
 from sgpipe.recipe import ParseConfig
 from sgpipe.records import Caption, Record
 from sgpipe.stages.parse import rules
-from sgpipe.stages.parse.learned.parser import FARTHEST, LearnedParser, pair_features, read_sentences
+from sgpipe.stages.parse.learned.parser import (
+    FARTHEST,
+    LearnedParser,
+    pair_features,
+    read_sentences,
+)
 from sgpipe.stages.parse.rules import RuleParser, load_model
 from sgpipe.stages.parse.stage import CaptionParser, ParseStage, parse_lines, parser_identity
 
@@ -20,6 +27,13 @@ CAPTIONS = [
     "the eyeglasses the man is wearing", "people sitting in front of a building",
     "a man in a white shirt playing tennis", "a horse is being ridden by two people through a river",
     "car parked on the side of the road", "a dog with a ball in its mouth",
+]  # fmt: skip
+
+
+HOSTILE = [
+    "", " \t ", ".", "...!?", "'s", "n't n't", "\x00\x07\x1b[31m", "\u202e\u200b\ufeff", "😀" * 1500, "中文 字幕",
+    "ＡＢＣ man ｏｎ ａ bed", "dog and " * 300, "of a dog " * 300, "man riding " * 300, "x" * 5000, "," * 5000,
+    "a man that " * 300, "it it it on it with it", "each other next to each other",
 ]  # fmt: skip
 
 
@@ -44,21 +58,35 @@ def record(*texts: str, **columns: object) -> Record:
 
 @pytest.mark.parametrize("kind", ["parser", "learned"])
 def test_triplet_has_surface_lemma_and_heads(kind, request):
-    (triplet,) = request.getfixturevalue(kind).parse(["Two tennis players are sitting on wooden benches"])[0]
-    assert (triplet.subject, triplet.predicate, triplet.object) == ("tennis players", "sitting on", "benches")
-    assert (triplet.subject_head, triplet.predicate_lemma, triplet.object_head) == ("player", "sit on", "bench")
+    (triplet,) = request.getfixturevalue(kind).parse(
+        ["Two tennis players are sitting on wooden benches"]
+    )[0]
+    assert (triplet.subject, triplet.predicate, triplet.object) == (
+        "tennis players",
+        "sitting on",
+        "benches",
+    )
+    assert (triplet.subject_head, triplet.predicate_lemma, triplet.object_head) == (
+        "player",
+        "sit on",
+        "bench",
+    )
 
 
 def test_triplets_do_not_depend_on_the_batch(parser):
     alone = {caption: stated(parser, caption) for caption in CAPTIONS}
     shuffled = random.Random(0).sample(CAPTIONS, len(CAPTIONS))
     other = CaptionParser(ParseConfig(batch_size=7))
-    together = [[(t.subject, t.predicate, t.object) for t in found] for found in other.parse(shuffled)]
+    together = [
+        [(t.subject, t.predicate, t.object) for t in found] for found in other.parse(shuffled)
+    ]
     assert together == [alone[caption] for caption in shuffled]
 
 
 def test_analysis_is_the_same_to_the_last_bit_in_any_batch():
-    """Labels do not depend on batches because the parser's matrix product computes every row independently."""
+    """Labels do not depend on batches because the parser's matrix product computes every row
+    independently.
+    """
     model = load_model()
     captions = [*CAPTIONS, *(" ".join(CAPTIONS[0].split()[:words]) for words in range(1, 6))]
     alone = [next(model.pipe([caption])).tensor.tobytes() for caption in captions]
@@ -69,19 +97,14 @@ def test_analysis_is_the_same_to_the_last_bit_in_any_batch():
 def test_each_distinct_caption_is_analysed_once_and_the_cache_returns_copies(parser, monkeypatch):
     seen: list[str] = []
     read = RuleParser.read
-    monkeypatch.setattr(RuleParser, "read", lambda self, captions: seen.extend(captions) or read(self, captions))
+    monkeypatch.setattr(
+        RuleParser, "read", lambda self, captions: seen.extend(captions) or read(self, captions)
+    )
     parser._cache.clear()
     parser.parse(["a dog on a bed"] * 3 + ["a cat on a bed"])[3][0].subject_category = "cat"
     _, [again] = parser.parse(["a bird on a bed", "a cat on a bed"])
     assert seen == ["a dog on a bed", "a cat on a bed", "a bird on a bed"]
     assert (again.subject_category, again.caption) == (None, 1)
-
-
-HOSTILE = [
-    "", " \t ", ".", "...!?", "'s", "n't n't", "\x00\x07\x1b[31m", "\u202e\u200b\ufeff", "😀" * 1500, "中文 字幕",
-    "ＡＢＣ man ｏｎ ａ bed", "dog and " * 300, "of a dog " * 300, "man riding " * 300, "x" * 5000, "," * 5000,
-    "a man that " * 300, "it it it on it with it", "each other next to each other",
-]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["parser", "learned"])
@@ -95,7 +118,12 @@ def test_stage_fills_good_records_only():
     stage = ParseStage(ParseConfig())
     stage.setup()
     broken = record("a dog on a bed", status="error", error="load: broken")
-    records = [record("a cat", "a dog on a bed"), broken, record(), record("a dog on a bed", "a dog on a bed")]
+    records = [
+        record("a cat", "a dog on a bed"),
+        broken,
+        record(),
+        record("a dog on a bed", "a dog on a bed"),
+    ]
     assert stage(records) == records
     assert all((t.subject, t.object) == ("dog", "bed") for r in records for t in r.triplets)
     assert [[t.caption for t in r.triplets] for r in records] == [[1], [], [], [0, 1]]
@@ -107,7 +135,9 @@ def test_lines_keep_their_order_over_batches(parser):
     assert [result["caption"] for result in results] == [line.strip() for line in lines]
     assert results[-1] == {"caption": "", "triplets": []}
     texts = {"subject": "dog", "predicate": "on", "object": "bed"}
-    assert results[0]["triplets"] == [{**texts, "subject_head": "dog", "object_head": "bed", "predicate_lemma": "on"}]
+    assert results[0]["triplets"] == [
+        {**texts, "subject_head": "dog", "object_head": "bed", "predicate_lemma": "on"}
+    ]
 
 
 def test_a_model_may_be_a_folder_and_those_that_cannot_parse_are_refused(tmp_path, parser):
@@ -146,7 +176,12 @@ def bits(parser: LearnedParser, captions: list[str]) -> list[list[bytes]]:
 
 def test_learned_scores_are_the_same_to_the_last_bit_in_any_batch(learned):
     words = " ".join(CAPTIONS).split()
-    captions = [*CAPTIONS, "", "dog", *(" ".join(words[start : start + 14]) for start in range(0, 60, 3))]
+    captions = [
+        *CAPTIONS,
+        "",
+        "dog",
+        *(" ".join(words[start : start + 14]) for start in range(0, 60, 3)),
+    ]
     alone = [bits(learned, [caption])[0] for caption in captions]
     assert bits(learned, captions) == alone
     order = random.Random(0).sample(range(len(captions)), len(captions))

@@ -1,4 +1,6 @@
-"""Scorers: what they see, both boxes with their outlines; CLIP; and vision-language models, here and served."""
+"""Scorers: what they see, both boxes with their outlines; CLIP; and vision-language models, here
+and served.
+"""
 
 import math
 import random
@@ -10,7 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer, Siglip2Config, Siglip2ImageProcessor, Siglip2Model, Siglip2Processor
+from transformers import (
+    AutoTokenizer,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
+    Siglip2Processor,
+)
 
 from sgpipe.errors import UserError
 from sgpipe.recipe import Requests, Resources, TagConfig, packaged_model
@@ -18,7 +26,13 @@ from sgpipe.records import NO_OBJECT, Box, Relation
 from sgpipe.stages.endpoint import CacheFolder, Choice
 from sgpipe.stages.score import scorer as scoring
 from sgpipe.stages.score.clip import ClipModel, ClipScorer, split_name
-from sgpipe.stages.score.scorer import NO_AREA, OBJECT_COLOUR, SUBJECT_COLOUR, contrast_texts, marked_crop
+from sgpipe.stages.score.scorer import (
+    NO_AREA,
+    OBJECT_COLOUR,
+    SUBJECT_COLOUR,
+    contrast_texts,
+    marked_crop,
+)
 from tests.clip_checkpoints import make_clip, make_open_clip
 from tests.endpoint_server import EndpointServer, shown_image
 from tests.vlm_checkpoints import make_vlm
@@ -28,11 +42,23 @@ OBJECTS = [
     Box(NO_OBJECT, 0, (0, 0, 0, 0)), Box("cup", 2, (30, 30, 0, 10)),
 ]  # fmt: skip
 ENDS = ((0, 1), (1, 0), (0, 2), (1, 2), (0, 3), (0, 4))
-RELATIONS = [Relation(*ends, predicate) for ends in ENDS for predicate in ("holding", "next to", "under")]
+RELATIONS = [
+    Relation(*ends, predicate) for ends in ENDS for predicate in ("holding", "next to", "under")
+]
 
 GREY = (100, 100, 100)
-DOG, CAT, NOTHING = Box("dog", 0, (10, 10, 40, 40)), Box("cat", 0, (60, 20, 30, 50)), OBJECTS[3]
+DOG = Box("dog", 0, (10, 10, 40, 40))
+CAT = Box("cat", 0, (60, 20, 30, 50))
+NOTHING = OBJECTS[3]
 CHASING = Relation(0, 1, "chasing")
+
+
+ASKED = [
+    Relation(0, 1, "riding"),
+    Relation(0, 3, "smiling"),
+    Relation(0, 4, "holding"),
+    Relation(1, 0, "behind"),
+]
 
 
 @pytest.fixture
@@ -69,7 +95,9 @@ def loaded(scorer: Any) -> Any:
     return scorer
 
 
-def test_the_probability_is_the_text_against_the_mean_of_its_contrasts(folder: Path, image: Image.Image) -> None:
+def test_the_probability_is_the_text_against_the_mean_of_its_contrasts(
+    folder: Path, image: Image.Image
+) -> None:
     found = scorer_of(folder).scores(image, OBJECTS, RELATIONS)
     clip = ClipModel(str(folder), None, torch.device("cpu"))
     for relation, probability in zip(RELATIONS, found, strict=True):
@@ -77,8 +105,12 @@ def test_the_probability_is_the_text_against_the_mean_of_its_contrasts(folder: P
         if relation.object == 4:
             assert (crop, probability) == (None, NO_AREA)
             continue
-        subject, object_ = OBJECTS[relation.subject], OBJECTS[relation.object]
-        texts = [scoring.relation_text(subject, relation.predicate, object_), *contrast_texts(OBJECTS, relation)]
+        subject = OBJECTS[relation.subject]
+        object_ = OBJECTS[relation.object]
+        texts = [
+            scoring.relation_text(subject, relation.predicate, object_),
+            *contrast_texts(OBJECTS, relation),
+        ]
         cosines = clip.embed_texts(texts) @ clip.embed_images([crop])[0]
         own, *others = (clip.scale * cosines.double()).exp().tolist()
         expected = own / (own + sum(others) / len(others))
@@ -86,7 +118,9 @@ def test_the_probability_is_the_text_against_the_mean_of_its_contrasts(folder: P
         assert probability == pytest.approx(expected, rel=1e-3)
 
 
-def test_chance_is_one_half_for_symmetric_and_directed_relations_alike(folder: Path, image: Image.Image) -> None:
+def test_chance_is_one_half_for_symmetric_and_directed_relations_alike(
+    folder: Path, image: Image.Image
+) -> None:
     scorer = scorer_of(folder)
     scorer.clip.scale = 0.0  # all texts fit equally
     numbers = {len(contrast_texts(OBJECTS, relation)) for relation in RELATIONS}
@@ -95,7 +129,9 @@ def test_chance_is_one_half_for_symmetric_and_directed_relations_alike(folder: P
     assert {each for each in found if each is not NO_AREA} == {0.5}
 
 
-def test_a_probability_does_not_depend_on_what_else_is_asked(folder: Path, image: Image.Image) -> None:
+def test_a_probability_does_not_depend_on_what_else_is_asked(
+    folder: Path, image: Image.Image
+) -> None:
     scorer = scorer_of(folder)
     together = scorer.scores(image, OBJECTS, RELATIONS)
     alone = [scorer_of(folder).scores(image, OBJECTS, [relation])[0] for relation in RELATIONS[:7]]
@@ -108,7 +144,10 @@ def test_a_probability_does_not_depend_on_what_else_is_asked(folder: Path, image
 
 
 def test_contrasts_are_both_things_and_swapped_roles_where_these_differ() -> None:
-    assert contrast_texts(OBJECTS, Relation(0, 1, "holding")) == ["a person and a dog", "a dog holding a person"]
+    assert contrast_texts(OBJECTS, Relation(0, 1, "holding")) == [
+        "a person and a dog",
+        "a dog holding a person",
+    ]
     assert contrast_texts(OBJECTS, Relation(0, 1, "next to")) == ["a person and a dog"]
     assert contrast_texts(OBJECTS, Relation(1, 2, "holding")) == ["a dog and a dog"]
     assert contrast_texts(OBJECTS, Relation(0, 3, "smiling")) == ["a person"]
@@ -123,7 +162,9 @@ def test_a_named_model_of_open_clip_has_weights() -> None:
         assert split_name(name) == (name, None)
 
 
-def test_models_that_are_not_clip_or_damaged_are_refused(tmp_path: Path, image: Image.Image) -> None:
+def test_models_that_are_not_clip_or_damaged_are_refused(
+    tmp_path: Path, image: Image.Image
+) -> None:
     scorer = scorer_of(make_clip(tmp_path / "clip"))
     torch.nn.init.constant_(scorer.clip._network.visual_projection.weight, torch.nan)
     with pytest.raises(UserError, match="returns NaN"):
@@ -136,30 +177,49 @@ def test_models_that_are_not_clip_or_damaged_are_refused(tmp_path: Path, image: 
 
 def test_a_model_whose_settings_have_no_image_size(tmp_path: Path, image: Image.Image) -> None:
     make_clip(tmp_path)  # for its tokenizer
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     text = {**sizes, "vocab_size": 100, "max_position_embeddings": 12, "projection_size": 32}
     vision = {**sizes, "num_patches": 16, "patch_size": 8}
     Siglip2Model(Siglip2Config(text_config=text, vision_config=vision)).save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
-    Siglip2Processor(Siglip2ImageProcessor(patch_size=8, max_num_patches=16), tokenizer).save_pretrained(tmp_path)
+    Siglip2Processor(
+        Siglip2ImageProcessor(patch_size=8, max_num_patches=16), tokenizer
+    ).save_pretrained(tmp_path)
     assert 0 < scorer_of(tmp_path).scores(image, OBJECTS, RELATIONS)[0] < 1
 
 
 def test_the_subject_is_red_and_the_object_blue_where_they_are(grey: Image.Image) -> None:
-    marked, swapped = scoring.marked_images(grey, [DOG, CAT], [CHASING, Relation(1, 0, "chasing")], 1000)
+    marked, swapped = scoring.marked_images(
+        grey, [DOG, CAT], [CHASING, Relation(1, 0, "chasing")], 1000
+    )
     assert marked.size == grey.size
     assert marked.getpixel((10, 30)) == marked.getpixel((49, 30)) == SUBJECT_COLOUR
     assert marked.getpixel((60, 40)) == marked.getpixel((70, 69)) == OBJECT_COLOUR
-    assert marked.getpixel((30, 30)) == marked.getpixel((70, 40)) == marked.getpixel((55, 30)) == GREY
+    assert (
+        marked.getpixel((30, 30)) == marked.getpixel((70, 40)) == marked.getpixel((55, 30)) == GREY
+    )
     assert grey.getcolors(1) == [(120 * 90, GREY)], "the image itself is not drawn on"
-    assert (swapped.getpixel((10, 30)), swapped.getpixel((60, 40))) == (OBJECT_COLOUR, SUBJECT_COLOUR)
+    assert (swapped.getpixel((10, 30)), swapped.getpixel((60, 40))) == (
+        OBJECT_COLOUR,
+        SUBJECT_COLOUR,
+    )
 
 
 def test_a_crop_is_square_and_shows_both_boxes_with_a_margin(grey: Image.Image) -> None:
     crop = marked_crop(grey, [DOG, CAT], CHASING, 232)
     assert crop.size == (232, 232)
-    scale, left, top = 232 / (80 * 1.16), 50 - 40 * 1.16, 40 - 40 * 1.16  # around (10, 10) to (90, 70)
-    assert crop.getpixel((round((10.5 - left) * scale), round((30 - top) * scale))) == SUBJECT_COLOUR
+    # around (10, 10) to (90, 70)
+    scale = 232 / (80 * 1.16)
+    left = 50 - 40 * 1.16
+    top = 40 - 40 * 1.16
+    assert (
+        crop.getpixel((round((10.5 - left) * scale), round((30 - top) * scale))) == SUBJECT_COLOUR
+    )
     assert crop.getpixel((round((60.5 - left) * scale), round((40 - top) * scale))) == OBJECT_COLOUR
     assert crop.getpixel((round((30 - left) * scale), round((30 - top) * scale))) == GREY
     assert crop.getpixel((116, 2)) != GREY, "beyond the image"
@@ -167,22 +227,32 @@ def test_a_crop_is_square_and_shows_both_boxes_with_a_margin(grey: Image.Image) 
 
 def test_a_relation_without_an_object_has_one_outline(grey: Image.Image) -> None:
     objects = [DOG, NOTHING]
-    for marked in (marked_crop(grey, objects, CHASING, 64), *scoring.marked_images(grey, objects, [CHASING], 64)):
+    for marked in (
+        marked_crop(grey, objects, CHASING, 64),
+        *scoring.marked_images(grey, objects, [CHASING], 64),
+    ):
         colours = {colour for _, colour in marked.getcolors(1 << 16)}
         assert {SUBJECT_COLOUR, OBJECT_COLOUR} & colours == {SUBJECT_COLOUR}
 
 
-@pytest.mark.parametrize("box", [(10, 10, 0, 40), (10, 10, 30, 0), (200, 10, 30, 30), (-30, 10, 30, 30)])
-def test_a_box_without_area_in_the_image_is_not_shown(grey: Image.Image, box: tuple[float, ...]) -> None:
+@pytest.mark.parametrize(
+    "box", [(10, 10, 0, 40), (10, 10, 30, 0), (200, 10, 30, 30), (-30, 10, 30, 30)]
+)
+def test_a_box_without_area_in_the_image_is_not_shown(
+    grey: Image.Image, box: tuple[float, ...]
+) -> None:
     for objects in permutations([DOG, Box("cat", 0, box)]):
-        assert marked_crop(grey, objects, CHASING, 64) is scoring.visible_boxes(grey, objects, CHASING) is None
-
-
-ASKED = [Relation(0, 1, "riding"), Relation(0, 3, "smiling"), Relation(0, 4, "holding"), Relation(1, 0, "behind")]
+        assert (
+            marked_crop(grey, objects, CHASING, 64)
+            is scoring.visible_boxes(grey, objects, CHASING)
+            is None
+        )
 
 
 @pytest.mark.parametrize("family", ["smolvlm", "qwen2_5_vl"])
-def test_a_local_model_is_asked_one_question_at_a_time(family: str, tmp_path: Path, image: Image.Image) -> None:
+def test_a_local_model_is_asked_one_question_at_a_time(
+    family: str, tmp_path: Path, image: Image.Image
+) -> None:
     scorer = vlm_of(make_vlm(tmp_path, family))
     together = scorer.scores(image, OBJECTS, ASKED)
     assert together[2] is NO_AREA
@@ -202,9 +272,12 @@ def test_an_image_that_the_processor_refuses_has_no_score(tmp_path: Path) -> Non
     assert found.reason.startswith("the scorer cannot process the image: ")
 
 
-def test_the_probability_is_that_of_the_first_token_in_both_orders(tmp_path: Path, image: Image.Image) -> None:
+def test_the_probability_is_that_of_the_first_token_in_both_orders(
+    tmp_path: Path, image: Image.Image
+) -> None:
     scorer = vlm_of(make_vlm(tmp_path, "smolvlm"))
-    model, said = scorer._model.model, []
+    model = scorer._model.model
+    said = []
     model.register_forward_hook(lambda _, inputs, found: said.append(found.logits[0, -1].double()))
     [probability] = scorer.scores(image, OBJECTS, ASKED[:1])
     assert len(said) == 2
@@ -220,7 +293,10 @@ def test_the_probability_is_that_of_the_first_token_in_both_orders(tmp_path: Pat
 
 def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> None:
     for model, reason in (
-        (packaged_model("tagger"), "does not read images and text: its model_type is 'rlip_tagger'"),
+        (
+            packaged_model("tagger"),
+            "does not read images and text: its model_type is 'rlip_tagger'",
+        ),
         (tmp_path, r"^scorer .*config\.json: "),
         (make_vlm(tmp_path / "blip2", "blip-2"), "has no chat template"),
     ):
@@ -230,23 +306,34 @@ def test_models_that_cannot_be_asked_are_refused_in_one_line(tmp_path: Path) -> 
 
 def test_the_question_names_both_boxes_and_both_orders() -> None:
     question = "Is the person (red box) riding the dog (blue box)? Answer with one word: "
-    assert list(scoring.ask_about(OBJECTS, ASKED[0])) == [f"{question}yes or no.", f"{question}no or yes."]
+    assert list(scoring.ask_about(OBJECTS, ASKED[0])) == [
+        f"{question}yes or no.",
+        f"{question}no or yes.",
+    ]
     assert scoring.ask_about(OBJECTS, ASKED[1])[0].startswith("Is the person (red box) smiling? ")
 
 
 def test_yes_has_many_spellings() -> None:
-    assert scoring.share_of_yes({"Yes": 0.3, " yes": 0.1, "▁YES": 0.2, "No": 0.2, "nope": 0.5}) == pytest.approx(0.75)
+    assert scoring.share_of_yes(
+        {"Yes": 0.3, " yes": 0.1, "▁YES": 0.2, "No": 0.2, "nope": 0.5}
+    ) == pytest.approx(0.75)
     assert scoring.share_of_yes({"no.": 0.5}) == 0
     assert (
-        scoring.share_of_yes({"The": 0.9}) is scoring.share_of_yes({"yes": float("nan"), "no": 0.5}) is scoring.NEITHER
+        scoring.share_of_yes({"The": 0.9})
+        is scoring.share_of_yes({"yes": float("nan"), "no": 0.5})
+        is scoring.NEITHER
     )
     assert scoring._share([Choice("yes", None, {"yes": 1e6})]) == 1
     assert scoring.mean_of_orders(0.2, 0.6) == pytest.approx(0.4)
     assert scoring.mean_of_orders(0.2, scoring.NEITHER) is scoring.NEITHER
 
 
-def served(server: EndpointServer, cache: CacheFolder | None = None, **requests: object) -> scoring.VlmScorer:
-    config = TagConfig(tagger="tiny-vlm", endpoint=server.url, requests=Requests(**{"retries": 3, **requests}))
+def served(
+    server: EndpointServer, cache: CacheFolder | None = None, **requests: object
+) -> scoring.VlmScorer:
+    config = TagConfig(
+        tagger="tiny-vlm", endpoint=server.url, requests=Requests(**{"retries": 3, **requests})
+    )
     scorer = scoring.VlmScorer(config, cache)
     scorer.load()
     return scorer
@@ -268,9 +355,12 @@ def test_a_served_model_gets_two_requests_of_one_token(image: Image.Image, tmp_p
         assert scorer.scores(image, OBJECTS, ASKED) == found
     assert len(server.requests) == 6, "answers are kept"
     assert found[2] is NO_AREA
-    yes, no = math.exp(-0.25), math.exp(-1.5)
+    yes = math.exp(-0.25)
+    no = math.exp(-1.5)
     assert [found[0], found[1], found[3]] == [pytest.approx(yes / (yes + no))] * 3
     assert all(body["max_tokens"] == 1 and body["logprobs"] for body in server.requests)
     shown = map(shown_image, server.requests)  # in any order
-    found_colours = [(each.size, each.getpixel((10, 30)), each.getpixel((60, 20))) for each in shown]
+    found_colours = [
+        (each.size, each.getpixel((10, 30)), each.getpixel((60, 20))) for each in shown
+    ]
     assert found_colours.count((image.size, SUBJECT_COLOUR, OBJECT_COLOUR)) == 2

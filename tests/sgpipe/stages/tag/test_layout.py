@@ -1,4 +1,6 @@
-"""The layout model: what its scores must not depend on, bad boxes, files that are not its own, and its training."""
+"""The layout model: what its scores must not depend on, bad boxes, files that are not its own, and
+its training.
+"""
 
 import json
 from dataclasses import replace
@@ -17,13 +19,17 @@ from sgpipe.stages.tag.layout.model import CONFIG, MODEL, VERSION, WEIGHTS
 FAST = LayoutSettings(networks=2, epochs=15, batch=16, width=8, average=0.9)
 
 
-def layout(boxes: list[list[float]], classes: list[str], width: float = 640, height: float = 480) -> ImageLayout:
+def layout(
+    boxes: list[list[float]], classes: list[str], width: float = 640, height: float = 480
+) -> ImageLayout:
     return ImageLayout(np.array(boxes, np.float32).reshape(-1, 4), classes, width, height)
 
 
 def every_pair(image: ImageLayout) -> np.ndarray:
     count = len(image.classes)
-    return np.array([(s, o) for s in range(count) for o in range(count) if s != o], np.int64).reshape(-1, 2)
+    return np.array(
+        [(s, o) for s in range(count) for o in range(count) if s != o], np.int64
+    ).reshape(-1, 2)
 
 
 RIDER = layout(
@@ -40,7 +46,9 @@ def shipped() -> LayoutModel:
 def random_layout(seed: int, boxes: int, classes: tuple[str, ...]) -> ImageLayout:
     random = np.random.default_rng(seed)
     corners = np.sort(random.uniform(0, 480, (boxes, 2, 2)), axis=1)
-    return ImageLayout(corners.reshape(-1, 4).astype(np.float32), list(random.choice(classes, boxes)), 480, 480)
+    return ImageLayout(
+        corners.reshape(-1, 4).astype(np.float32), list(random.choice(classes, boxes)), 480, 480
+    )
 
 
 class TestScore:
@@ -56,9 +64,13 @@ class TestScore:
         mirrored = replace(RIDER, boxes=np.stack([640 - right, top, 640 - left, bottom], axis=1))
         for image in (RIDER, mirrored):
             image_scores = shipped.score(image, every_pair(image))
-            np.testing.assert_allclose(image_scores.interacts, shipped.score(RIDER, every_pair(RIDER)).interacts, 1e-4)
+            np.testing.assert_allclose(
+                image_scores.interacts, shipped.score(RIDER, every_pair(RIDER)).interacts, 1e-4
+            )
 
-    def test_scores_depend_neither_on_other_images_nor_on_which_pairs_are_scored(self, shipped: LayoutModel) -> None:
+    def test_scores_depend_neither_on_other_images_nor_on_which_pairs_are_scored(
+        self, shipped: LayoutModel
+    ) -> None:
         images = [random_layout(seed, 3 + seed, ("person", "cup", "dog")) for seed in range(9)]
         together = shipped.score_many(images, [every_pair(image) for image in images])
         for image, scores in zip(images, together, strict=True):
@@ -67,7 +79,9 @@ class TestScore:
                 assert alone.interacts[0] == scores.interacts[row]
                 assert (alone.actions[0] == scores.actions[row]).all()
 
-    def test_large_images_are_scored_in_blocks(self, shipped: LayoutModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_large_images_are_scored_in_blocks(
+        self, shipped: LayoutModel, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         image = random_layout(0, 60, ("person", "cup", "dog"))
         whole = shipped.score(image, every_pair(image))
         monkeypatch.setattr(layout_model, "_ROWS", 300)
@@ -79,7 +93,9 @@ class TestScore:
         assert (scores.interacts == 0).all()
         assert (scores.actions == 0).all()
 
-    def test_a_class_counts_as_its_synonym_and_else_as_any_class(self, shipped: LayoutModel) -> None:
+    def test_a_class_counts_as_its_synonym_and_else_as_any_class(
+        self, shipped: LayoutModel
+    ) -> None:
         pairs = np.array([[0, 1]])
         synonym = replace(RIDER, classes=["Woman", "bike", "man", "puppy"])
         unknown = replace(RIDER, classes=["person", "gizmo", "person", "gadget"])
@@ -93,8 +109,14 @@ class TestScore:
             layout([[0, 0, 9, 9]], ["person"]),
             layout([[0, 0, 9, 9], [5, 5, 9, 9]], ["cup", "dog"]),
             layout([[0, 0, 9, 9]] * 3, ["person"] * 3),
-            layout([[5, 5, 5, 5], [7, 7, 7, 3], [-50, -50, -10, -10], [900, 900, 990, 990]], ["person", "cup"] * 2),
-            layout([[0, 0, np.nan, 9], [0, 0, np.inf, 9], [-np.inf, 0, 1, 9]], ["person", "cup", "person"]),
+            layout(
+                [[5, 5, 5, 5], [7, 7, 7, 3], [-50, -50, -10, -10], [900, 900, 990, 990]],
+                ["person", "cup"] * 2,
+            ),
+            layout(
+                [[0, 0, np.nan, 9], [0, 0, np.inf, 9], [-np.inf, 0, 1, 9]],
+                ["person", "cup", "person"],
+            ),
             layout([[0, 0, 1e30, 1e30], [0, 0, 1e-30, 1e-30]], ["person", "cup"]),
             layout([[0, 0, 9, 9], [0, 0, 9, 9]], ["person", "cup"], 0, 0),
         ],
@@ -109,7 +131,9 @@ class TestScore:
 
 
 class TestLoad:
-    def test_a_saved_model_is_loaded_with_the_same_scores(self, shipped: LayoutModel, tmp_path: Path) -> None:
+    def test_a_saved_model_is_loaded_with_the_same_scores(
+        self, shipped: LayoutModel, tmp_path: Path
+    ) -> None:
         shipped.save(tmp_path / "model")
         loaded = LayoutModel.load(tmp_path / "model")
         assert (loaded.actions, loaded.subject_classes) == (shipped.actions, ("person",))
@@ -117,12 +141,16 @@ class TestLoad:
         assert (loaded.score(RIDER, pairs).actions == shipped.score(RIDER, pairs).actions).all()
         assert (tmp_path / "model" / MODEL).read_bytes() == (WEIGHTS / MODEL).read_bytes()
 
-    def test_what_is_not_a_model_of_this_version_is_refused(self, shipped: LayoutModel, tmp_path: Path) -> None:
+    def test_what_is_not_a_model_of_this_version_is_refused(
+        self, shipped: LayoutModel, tmp_path: Path
+    ) -> None:
         shipped.save(tmp_path)
         config = json.loads((tmp_path / CONFIG).read_text())
         weights = (tmp_path / MODEL).read_bytes()
         for damaged, message in {
-            json.dumps(config | {"version": VERSION + 1}): f"version {VERSION + 1}, this sgpipe reads",
+            json.dumps(
+                config | {"version": VERSION + 1}
+            ): f"version {VERSION + 1}, this sgpipe reads",
             json.dumps(config)[:-9]: "cannot be read",
             json.dumps(config | {"actions": ["hold"]}): "not of the same model",
             json.dumps({"version": VERSION}): "cannot be read",
@@ -157,14 +185,17 @@ def holding_examples(count: int) -> list[LayoutExample]:
         held = [x + 20, y + 50, x + 50, y + 80]
         apart = [x + 200, y + 150, x + 230, y + 180]
         classes = ["robot", *random.permutation(["wrench", "hammer"])]
-        examples.append(LayoutExample(layout([robot, held, apart], classes), [(0, ["grip", "lift"], 1)]))
+        examples.append(
+            LayoutExample(layout([robot, held, apart], classes), [(0, ["grip", "lift"], 1)])
+        )
     return examples
 
 
 class TestFit:
     def test_it_learns_any_vocabulary_bit_for_bit(self) -> None:
         examples = holding_examples(48)
-        model, again = fit_layout(examples, FAST), fit_layout(iter(examples), FAST)
+        model = fit_layout(examples, FAST)
+        again = fit_layout(iter(examples), FAST)
         assert model.actions == ("grip", "lift")
         assert model.subject_classes == ("robot",)
         test = holding_examples(60)[-1].layout
@@ -193,8 +224,12 @@ class TestFit:
         model = to_model([network.state_dict()], 0 * scale, scale, vocabulary)
         images = [example.layout for example in examples]
         scores = model.score_many(images, [np.array([[0, 1], [0, 2]])] * len(images))
-        np.testing.assert_allclose(np.concatenate([one.interacts for one in scores]), expected[:, 0], rtol=1e-4)
-        np.testing.assert_allclose(np.concatenate([one.actions for one in scores]), expected[:, 1:], rtol=1e-4)
+        np.testing.assert_allclose(
+            np.concatenate([one.interacts for one in scores]), expected[:, 0], rtol=1e-4
+        )
+        np.testing.assert_allclose(
+            np.concatenate([one.actions for one in scores]), expected[:, 1:], rtol=1e-4
+        )
 
     def test_examples_without_relations_or_negatives_are_refused(self) -> None:
         examples = holding_examples(3)

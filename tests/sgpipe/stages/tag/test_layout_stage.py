@@ -1,4 +1,6 @@
-"""`tag.method` and `pair.candidates` layout: relations from boxes and captions, and no image is opened."""
+"""`tag.method` and `pair.candidates` layout: relations from boxes and captions, and no image is
+opened.
+"""
 
 import copy
 from pathlib import Path
@@ -19,12 +21,28 @@ from sgpipe.stages.tag.layout.model import LayoutModel
 from sgpipe.stages.tag.layout.prior import LayoutPrior
 from sgpipe.stages.tag.layout.stage import LayoutStage
 
-RIDER, HORSE = (100.0, 50.0, 60.0, 120.0), (60.0, 110.0, 160.0, 130.0)
+RIDER = (100.0, 50.0, 60.0, 120.0)
+HORSE = (60.0, 110.0, 160.0, 130.0)
 FAR = (500.0, 60.0, 60.0, 120.0)
 CLASSES = ("person", "horse", "dog", "skateboard", "thingamajig")
 
 
-def record(*objects: tuple[str, tuple[float, float, float, float]], pairs: list[Pair] | None = None) -> Record:
+LANGUAGES = ["reitet auf", "乗る", "", "ridding", "🐎"]
+ODD = [
+    *(
+        (0.0, 0.0, 0.0, 0.0),
+        (10.0, 10.0, 0.0, 5.0),
+        (-50.0, -50.0, 20.0, 20.0),
+        (900.0, 900.0, 50.0, 50.0),
+    ),
+    *(RIDER, RIDER, (0.0, 0.0, 640.0, 480.0), (1e9, 1e9, 1e9, 1e9)),
+]
+SIDE = st.floats(-1e4, 1e4, allow_nan=False, width=32)
+
+
+def record(
+    *objects: tuple[str, tuple[float, float, float, float]], pairs: list[Pair] | None = None
+) -> Record:
     boxes = [Box(name, 1, box) for name, box in objects]
     return Record("1", "coco", "val", "absent.jpg", 640, 480, boxes, pairs=pairs or [])
 
@@ -36,7 +54,9 @@ def riding(*predicates: str) -> Record:
     return record(("person", RIDER), ("horse", HORSE), ("person", FAR), pairs=pairs)
 
 
-def stage(evidence: CaptionEvidence | None = None, pair: PairConfig | None = None, **changes: object) -> LayoutStage:
+def stage(
+    evidence: CaptionEvidence | None = None, pair: PairConfig | None = None, **changes: object
+) -> LayoutStage:
     config = TagConfig.model_validate({"method": "layout", "threshold": 0.0, **changes})
     made = LayoutStage(config, pair, evidence)
     made.check()
@@ -53,7 +73,9 @@ def pairing(candidates: str = "layout", **changes: object) -> LayoutPairStage:
 
 
 def confidences(tagged: Record) -> dict[tuple[int, str, int], float]:
-    return {(one.subject, one.predicate, one.object): one.confidence or 0.0 for one in tagged.relations}
+    return {
+        (one.subject, one.predicate, one.object): one.confidence or 0.0 for one in tagged.relations
+    }
 
 
 def test_the_confidence_is_that_of_the_pair_times_that_of_the_predicate() -> None:
@@ -62,13 +84,17 @@ def test_the_confidence_is_that_of_the_pair_times_that_of_the_predicate() -> Non
     boxes = np.array([(x, y, x + w, y + h) for x, y, w, h in (RIDER, HORSE, FAR)], np.float32)
     from sgpipe.stages.tag.layout.scene import ImageLayout
 
-    scores = model.score(ImageLayout(boxes, ["person", "horse", "person"], 640, 480), np.array([(0, 1), (2, 1)]))
+    scores = model.score(
+        ImageLayout(boxes, ["person", "horse", "person"], 640, 480), np.array([(0, 1), (2, 1)])
+    )
     ride = scores.actions[:, actions_of("riding", model.actions)].max(1)
     found = confidences(tagged)
     assert {one.origin for one in tagged.relations} == {"layout"}
     for row, subject in enumerate((0, 2)):
         assert found[subject, "next to", 1] == pytest.approx(scores.interacts[row], rel=1e-4)
-        assert found[subject, "riding", 1] == pytest.approx(scores.interacts[row] * ride[row], rel=1e-4)
+        assert found[subject, "riding", 1] == pytest.approx(
+            scores.interacts[row] * ride[row], rel=1e-4
+        )
     assert found[0, "riding", 1] > 0.5 > 0.1 > found[2, "riding", 1]
 
 
@@ -82,7 +108,9 @@ def captioned(predicate: str = "riding") -> Record:
     """The same, with a caption that relates persons to horses."""
     made = riding("riding", "ride", "kicking")
     made.captions = [Caption("A woman.")]
-    made.triplets = [Triplet("woman", predicate, "horse", "woman", "horse", predicate, 0, "person", "horse")]
+    made.triplets = [
+        Triplet("woman", predicate, "horse", "woman", "horse", predicate, 0, "person", "horse")
+    ]
     return made
 
 
@@ -116,7 +144,9 @@ def test_candidates_need_no_captions_and_are_the_probable_actions() -> None:
     assert "ride" in predicates[0, 1]
     assert all(paired.objects[pair.subject].category == "person" for pair in paired.pairs)
     assert set().union(*predicates.values()) <= set(LayoutModel.load().actions)
-    [fewer] = pairing(probability=0.5)([record(("person", RIDER), ("horse", HORSE), ("person", FAR))])
+    [fewer] = pairing(probability=0.5)(
+        [record(("person", RIDER), ("horse", HORSE), ("person", FAR))]
+    )
     assert [(pair.subject, pair.object) for pair in fewer.pairs] == [(0, 1)]
 
 
@@ -130,18 +160,13 @@ def test_candidates_of_captions_are_kept_beside_those_of_the_model_and_not_repea
     assert len(of_rider) > 1
 
 
-LANGUAGES = ["reitet auf", "乗る", "", "ridding", "🐎"]
-ODD = [
-    *((0.0, 0.0, 0.0, 0.0), (10.0, 10.0, 0.0, 5.0), (-50.0, -50.0, 20.0, 20.0), (900.0, 900.0, 50.0, 50.0)),
-    *(RIDER, RIDER, (0.0, 0.0, 640.0, 480.0), (1e9, 1e9, 1e9, 1e9)),
-]
-SIDE = st.floats(-1e4, 1e4, allow_nan=False, width=32)
-
-
 @settings(max_examples=30, deadline=None)
 @given(
     boxes=st.lists(
-        st.tuples(st.sampled_from((*CLASSES, NO_OBJECT)), st.one_of(st.sampled_from(ODD), st.tuples(*[SIDE] * 4))),
+        st.tuples(
+            st.sampled_from((*CLASSES, NO_OBJECT)),
+            st.one_of(st.sampled_from(ODD), st.tuples(*[SIDE] * 4)),
+        ),
         max_size=6,
     ),
     predicate=st.sampled_from(["riding", *LANGUAGES]),
@@ -150,9 +175,16 @@ SIDE = st.floats(-1e4, 1e4, allow_nan=False, width=32)
 def test_odd_boxes_classes_and_words_give_probabilities(
     boxes: list[tuple[str, tuple[float, float, float, float]]], predicate: str, crowds: bool
 ) -> None:
-    """Boxes without area or outside the image, equal ones, unknown classes, no persons, only persons."""
+    """Boxes without area or outside the image, equal ones, unknown classes, no persons, only
+    persons.
+    """
     indices = range(len(boxes))
-    pairs = [Pair(subject, object_, [predicate]) for subject in indices for object_ in indices if subject != object_]
+    pairs = [
+        Pair(subject, object_, [predicate])
+        for subject in indices
+        for object_ in indices
+        if subject != object_
+    ]
     made = record(*boxes, pairs=pairs)
     for box in made.objects[:1]:
         box.iscrowd = crowds
@@ -166,7 +198,13 @@ _PAIRING = pairing()
 
 
 def test_images_do_not_depend_on_those_beside_them() -> None:
-    records = [captioned(), record(), riding("looking at"), record(("dog", RIDER)), record(("person", RIDER))]
+    records = [
+        captioned(),
+        record(),
+        riding("looking at"),
+        record(("dog", RIDER)),
+        record(("person", RIDER)),
+    ]
     together = stage()(copy.deepcopy(records))
     alone = [stage()([copy.deepcopy(each)])[0] for each in records]
     assert together == alone
@@ -190,14 +228,20 @@ def test_too_many_boxes_are_counted() -> None:
 
 
 def test_of_ten_thousand_boxes_the_largest_are_paired() -> None:
-    boxes = [("person" if at % 2 else "cup", (at % 600.0, at % 400.0, 9.0, 9.0)) for at in range(10_000)]
+    boxes = [
+        ("person" if at % 2 else "cup", (at % 600.0, at % 400.0, 9.0, 9.0)) for at in range(10_000)
+    ]
     [paired] = pairing()([record(*boxes, ("person", RIDER), ("horse", HORSE))])
     rider = len(boxes)
-    assert "ride" in {text for pair in paired.pairs if pair.subject == rider for text in pair.predicates}
+    assert "ride" in {
+        text for pair in paired.pairs if pair.subject == rider for text in pair.predicates
+    }
     assert paired.left_out["pairs"] > 10**7
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"pair": [0, 1]}', '{"pair": [0, 1, 0], "predicate": ["a"]}'])
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"pair": [0, 1]}', '{"pair": [0, 1, 0], "predicate": ["a"]}']
+)
 def test_a_damaged_file_of_evidence_is_one_line(tmp_path: Path, content: str) -> None:
     LayoutModel.load().save(tmp_path)
     assert CaptionEvidence.load(tmp_path) == CaptionEvidence()

@@ -1,4 +1,6 @@
-"""The tag stage: what a pair is scored against, what is kept, error rows; and other ways to decide: all, a scorer."""
+"""The tag stage: what a pair is scored against, what is kept, error rows; and other ways to decide:
+all, a scorer.
+"""
 
 import copy
 import dataclasses
@@ -35,12 +37,28 @@ PAIRS = [
 ]  # fmt: skip
 
 
+OTHERS = ("above", "near", "behind", "front", "objects")
+
+
+OBJECTS = [
+    Box("person", 0, (10, 10, 40, 60)), Box("dog", 1, (50, 20, 30, 30)),  # touches the person
+    Box("bench", 2, (20, 50, 70, 30)), Box("cup", 3, (25, 55, 0, 5)), Box(NO_OBJECT, 0, (0, 0, 0, 0)),
+]  # fmt: skip
+CANDIDATES = [
+    Pair(0, 1, ["holding", "next to"]), Pair(0, 2, ["sitting on"]), Pair(0, 3, ["holding"]), Pair(0, 4, ["smiling"]),
+    Pair(2, 1, ["next to"]),
+]  # fmt: skip
+ALL = [(pair.subject, pair.object, text) for pair in CANDIDATES for text in pair.predicates]
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models and images; the scores of an untrained tagger are slightly above 0."""
     folder = tmp_path_factory.mktemp("tag")
     make_clip(folder / "clip")
-    make_tagger(folder / "tagger", [*NAMES, *PREDICATES, "no objects in front of above near behind"])
+    make_tagger(
+        folder / "tagger", [*NAMES, *PREDICATES, "no objects in front of above near behind"]
+    )
     noise = np.random.default_rng(0)
     for index in range(4):
         pixels = noise.integers(0, 256, (90 + index, 120, 3), dtype=np.uint8)
@@ -49,23 +67,42 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def record(index: int, pairs: list[Pair] | None = None) -> Record:
-    boxes = [(10.0, 10.0, 40.0, 60.0), (50.0, 20.0, 30.0, 30.0), (20.0, 50.0, 70.0, 30.0), (0.0, 0.0, 120.0, 80.0)]
+    boxes = [
+        (10.0, 10.0, 40.0, 60.0),
+        (50.0, 20.0, 30.0, 30.0),
+        (20.0, 50.0, 70.0, 30.0),
+        (0.0, 0.0, 120.0, 80.0),
+    ]
     categories = ("person", "dog", "bench", "person")
-    objects = [Box(name, index, bbox) for index, (name, bbox) in enumerate(zip(categories, boxes, strict=True))]
+    objects = [
+        Box(name, index, bbox)
+        for index, (name, bbox) in enumerate(zip(categories, boxes, strict=True))
+    ]
     own = copy.deepcopy(PAIRS) if pairs is None else pairs
     return Record(str(index), "test", "val", f"{index}.png", 120, 90 + index, objects, pairs=own)
 
 
-def stage(folder: Path, pair: PairConfig | None = None, names: Sequence[str] = NAMES, **changes: object) -> TagStage:
+def stage(
+    folder: Path, pair: PairConfig | None = None, names: Sequence[str] = NAMES, **changes: object
+) -> TagStage:
     """A stage of its own, with nothing cached."""
     return copy.deepcopy(_loaded(folder, pair, tuple(names), tuple(changes.items())))
 
 
 @cache
 def _loaded(
-    folder: Path, pair: PairConfig | None, names: tuple[str, ...], changes: tuple[tuple[str, object], ...]
+    folder: Path,
+    pair: PairConfig | None,
+    names: tuple[str, ...],
+    changes: tuple[tuple[str, object], ...],
 ) -> TagStage:
-    values = {"tagger": str(folder / "tagger"), "short_side": 64, "long_side": 128, "threshold": 0.0, **dict(changes)}
+    values = {
+        "tagger": str(folder / "tagger"),
+        "short_side": 64,
+        "long_side": 128,
+        "threshold": 0.0,
+        **dict(changes),
+    }
     made = TagStage(TagConfig.model_validate(values), {"val": folder}, names, pair)
     made.setup()
     return made
@@ -77,22 +114,31 @@ def stated(tagged: Record) -> list[tuple[int, int, str]]:
 
 def test_a_group_shares_its_predicates(folder: Path) -> None:
     [tagged] = stage(folder, PairConfig(restrict="group"))([record(0)])
-    assert set(stated(tagged)) == {(pair.subject, pair.object, text) for pair in PAIRS for text in PREDICATES}
+    assert set(stated(tagged)) == {
+        (pair.subject, pair.object, text) for pair in PAIRS for text in PREDICATES
+    }
     assert len(tagged.relations) == 20, "a pair listed once per predicate is one row per predicate"
     [narrow] = stage(folder, PairConfig(restrict="group"), group_size=3, chunk=1)([record(0)])
-    of_pair = {pair: {text for s, o, text in stated(narrow) if (s, o) == pair} for pair in ((3, 1), (3, 2))}
+    of_pair = {
+        pair: {text for s, o, text in stated(narrow) if (s, o) == pair} for pair in ((3, 1), (3, 2))
+    }
     assert of_pair == {(3, 1): {"holding"}, (3, 2): {"under", "next to", "sitting on"}}
 
 
 def test_the_own_predicates_of_a_pair_have_the_scores_of_the_network(folder: Path) -> None:
-    """By hand: the reduced image, all class names, the group's predicates, and pairs with the largest boxes first."""
+    """By hand: the reduced image, all class names, the group's predicates, and pairs with the
+    largest boxes first.
+    """
     [tagged] = stage(folder)([record(0)])
-    assert set(stated(tagged)) == {(pair.subject, pair.object, text) for pair in PAIRS for text in pair.predicates}
+    assert set(stated(tagged)) == {
+        (pair.subject, pair.object, text) for pair in PAIRS for text in pair.predicates
+    }
     network = RTagger.from_pretrained(folder / "tagger")
     texts = sorted(PREDICATES)
     labels = network.encode_labels(["bench", "dog", "person", "no objects"], texts)
     pixels = to_pixel_values(Image.open(folder / "0.png"), 64, 128)
-    boxes, classes = normalised_boxes(tagged), torch.tensor([2, 1, 0, 2])
+    boxes = normalised_boxes(tagged)
+    classes = torch.tensor([2, 1, 0, 2])
     rows = [(3, 2), (3, 1), (0, 2), (0, 1), (1, 2)]
     subjects, objects = torch.tensor(rows).T
     pairs = GivenPairs(boxes[subjects], boxes[objects], classes[subjects], classes[objects])
@@ -110,7 +156,9 @@ def in_batches(made: TagStage, size: int) -> TagStage:
     return made
 
 
-def of_many_groups(folder: Path, pair: PairConfig | None = None, names: Sequence[str] = NAMES) -> TagStage:
+def of_many_groups(
+    folder: Path, pair: PairConfig | None = None, names: Sequence[str] = NAMES
+) -> TagStage:
     """Groups of pairs of different numbers and predicates."""
     return stage(folder, pair, names, group_size=2, chunk=2)
 
@@ -126,11 +174,15 @@ def of_equal_size() -> list[Record]:
 
 
 @pytest.mark.parametrize("restrict", ["pair", "group"])
-def test_images_in_batches_of_one_size_get_the_scores_that_they_get_alone(folder: Path, restrict: str) -> None:
+def test_images_in_batches_of_one_size_get_the_scores_that_they_get_alone(
+    folder: Path, restrict: str
+) -> None:
     pair = PairConfig.model_validate({"restrict": restrict})
-    records, made = of_equal_size(), in_batches(of_many_groups(folder, pair), 3)
+    records = of_equal_size()
+    made = in_batches(of_many_groups(folder, pair), 3)
     records[2].file_name = "absent.png"
-    shapes, alone = encoded(made), of_many_groups(folder, pair)(copy.deepcopy(records))
+    shapes = encoded(made)
+    alone = of_many_groups(folder, pair)(copy.deepcopy(records))
     assert_same(made(records), alone)
     assert [item.ok for item in records] == [index != 2 for index in range(7)]
     assert sorted(shapes) == [(3, 3, 64, 84), (3, 3, 64, 85)]
@@ -143,11 +195,19 @@ def assert_same(together: list[Record], alone: list[Record]) -> None:
         assert [r.confidence for r in one.relations] == pytest.approx(confidences, abs=1e-5)
 
 
-OTHERS = ("above", "near", "behind", "front", "objects")
-
-
-def per_image(folder: Path, others: int, names: Sequence[str] = (*NAMES, *OTHERS), **changes: object) -> TagStage:
-    return stage(folder, None, names, vocabulary="image", vocabulary_others=others, group_size=2, chunk=2, **changes)
+def per_image(
+    folder: Path, others: int, names: Sequence[str] = (*NAMES, *OTHERS), **changes: object
+) -> TagStage:
+    return stage(
+        folder,
+        None,
+        names,
+        vocabulary="image",
+        vocabulary_others=others,
+        group_size=2,
+        chunk=2,
+        **changes,
+    )
 
 
 def test_a_vocabulary_of_the_image_that_has_all_classes_gives_the_same_bits(folder: Path) -> None:
@@ -158,7 +218,8 @@ def test_a_vocabulary_of_the_image_that_has_all_classes_gives_the_same_bits(fold
 
 
 def test_the_image_decides_its_vocabulary_with_the_seed(folder: Path) -> None:
-    made, records = per_image(folder, 2), of_equal_size()
+    made = per_image(folder, 2)
+    records = of_equal_size()
     lists = [made._classes(each) for each in records]
     assert all(each == sorted(each) and set(NAMES) < set(each) and len(each) == 5 for each in lists)
     assert len({tuple(each) for each in lists}) > 1
@@ -182,8 +243,11 @@ def test_images_with_vocabularies_of_unequal_length_are_scored_as_alone(folder: 
 
 
 def encoded(made: TagStage, most: int = 99) -> list[tuple[int, ...]]:
-    """The shapes of all batches that the tagger will encode; of more than `most` images, it has no memory for one."""
-    shapes, encode_image = [], made.tagger.encode_image
+    """The shapes of all batches that the tagger will encode; of more than `most` images, it has no
+    memory for one.
+    """
+    shapes = []
+    encode_image = made.tagger.encode_image
 
     def encode(pixels: torch.Tensor) -> object:
         shapes.append(tuple(pixels.shape))
@@ -222,12 +286,16 @@ def test_the_order_of_boxes_changes_the_order_of_relations_and_nothing_else(
         ends = [(r.subject, r.object) for r in tagged.relations]
         assert ends == sorted(ends)
         boxes = [str(box) for box in tagged.objects]
-        return sorted((boxes[r.subject], r.predicate, boxes[r.object], r.confidence) for r in tagged.relations)
+        return sorted(
+            (boxes[r.subject], r.predicate, boxes[r.object], r.confidence) for r in tagged.relations
+        )
 
     assert confidences(in_order(record(0), order)) == confidences(record(0))
 
 
-def test_the_image_and_each_text_are_encoded_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_image_and_each_text_are_encoded_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = stage(folder, group_size=1)
     images = encoded(made)
     made([record(0)])
@@ -237,7 +305,9 @@ def test_the_image_and_each_text_are_encoded_once(folder: Path, monkeypatch: pyt
 
 
 def test_unreadable_images_become_error_rows_if_there_is_something_to_score(folder: Path) -> None:
-    failed, wordless, unasked = record(0), record(1, [Pair(0, 1, [])]), record(2, [])
+    failed = record(0)
+    wordless = record(1, [Pair(0, 1, [])])
+    unasked = record(2, [])
     absent, free, good = map(record, (3, 0, 1))
     failed.fail("caption", "no")
     unasked.file_name = absent.file_name = "absent.png"
@@ -279,24 +349,19 @@ def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_pat
 def test_own_batches_join_groups_with_equal_predicates() -> None:
     pairs = [Pair(i, 9, ["b", "a"] if i < 5 else ["c"]) for i in range(8)] + [Pair(0, 1, [])]
     mixed = Batch([[(4, 9), (5, 9)]], ["a", "b", "c"])
-    own = [Batch([[(0, 9), (1, 9)], [(2, 9), (3, 9)]], ["a", "b"]), mixed, Batch([[(6, 9), (7, 9)]], ["c"])]
+    own = [
+        Batch([[(0, 9), (1, 9)], [(2, 9), (3, 9)]], ["a", "b"]),
+        mixed,
+        Batch([[(6, 9), (7, 9)]], ["c"]),
+    ]
     assert own_batches(pairs, size=2, chunk=16) == own
     assert [len(batch.groups) for batch in own_batches(pairs[:5], size=1, chunk=2)] == [2, 2, 1]
 
 
-OBJECTS = [
-    Box("person", 0, (10, 10, 40, 60)), Box("dog", 1, (50, 20, 30, 30)),  # touches the person
-    Box("bench", 2, (20, 50, 70, 30)), Box("cup", 3, (25, 55, 0, 5)), Box(NO_OBJECT, 0, (0, 0, 0, 0)),
-]  # fmt: skip
-CANDIDATES = [
-    Pair(0, 1, ["holding", "next to"]), Pair(0, 2, ["sitting on"]), Pair(0, 3, ["holding"]), Pair(0, 4, ["smiling"]),
-    Pair(2, 1, ["next to"]),
-]  # fmt: skip
-ALL = [(pair.subject, pair.object, text) for pair in CANDIDATES for text in pair.predicates]
-
-
 def candidates(index: int, pairs: Sequence[Pair] = CANDIDATES) -> Record:
-    return dataclasses.replace(record(index, copy.deepcopy([*pairs])), objects=copy.deepcopy(OBJECTS))
+    return dataclasses.replace(
+        record(index, copy.deepcopy([*pairs])), objects=copy.deepcopy(OBJECTS)
+    )
 
 
 def scored(folder: Path, **changes: object) -> ScoredStage:
@@ -328,7 +393,9 @@ def test_overlapping_boxes_share_some_area() -> None:
 def test_a_scorer_keeps_what_is_above_the_threshold(folder: Path) -> None:
     [tagged] = scored(folder)([candidates(0)])
     assert tagged.ok
-    assert stated(tagged) == [each for each in ALL if each[1] != 3], "a cup without area is not seen"
+    assert stated(tagged) == [each for each in ALL if each[1] != 3], (
+        "a cup without area is not seen"
+    )
     least = sorted(item.confidence for item in tagged.relations)[2]
     [fewer] = scored(folder, threshold=least)([candidates(0)])
     assert fewer.relations == [item for item in tagged.relations if item.confidence > least]
@@ -339,7 +406,9 @@ def test_a_scorer_gives_the_same_confidences_whatever_is_beside(folder: Path) ->
     for index in range(3):
         assert scored(folder)([candidates(index)])[0] == together[index]
     [reversed_] = scored(folder)([candidates(1, CANDIDATES[::-1])])
-    assert {item.confidence for item in reversed_.relations} == {item.confidence for item in together[1].relations}
+    assert {item.confidence for item in reversed_.relations} == {
+        item.confidence for item in together[1].relations
+    }
 
 
 def test_what_cannot_be_scored_is_an_error_row(folder: Path) -> None:
@@ -347,7 +416,10 @@ def test_what_cannot_be_scored_is_an_error_row(folder: Path) -> None:
     missing, broken = stage([candidates(7), candidates(0)])
     assert missing.error.startswith("tag: image file not found")
     assert broken.ok
-    stage.scorer.scores = lambda image, objects, relations: [0.5, *[Refusal("too long")] * (len(relations) - 1)]
+    stage.scorer.scores = lambda image, objects, relations: [
+        0.5,
+        *[Refusal("too long")] * (len(relations) - 1),
+    ]
     [refused] = stage([candidates(0)])
     assert (refused.error, refused.relations) == ("tag: too long", [])
 
@@ -359,7 +431,9 @@ def test_what_a_method_needs_and_those_without_a_model_do_not() -> None:
             check_tagger(TagConfig.model_validate(values))
     for method in ("all", "overlap"):
         check_tagger(TagConfig(method=method, tagger="./no/such/folder"), PairConfig())
-        assert "confidence 1" in recipe_notes(Recipe(tag=TagConfig(method=method)), detects=False)[0]
+        assert (
+            "confidence 1" in recipe_notes(Recipe(tag=TagConfig(method=method)), detects=False)[0]
+        )
     check_tagger(TagConfig(method="vlm", tagger="any/name/there", endpoint="http://localhost:1/v1"))
     with pytest.raises(UserError, match=r"pair\.restrict=group is for rtagger"):
         check_tagger(TagConfig(method="all"), PairConfig(restrict="group"))
@@ -373,5 +447,9 @@ def test_a_calibration_is_of_the_same_method_and_model(folder: Path, tmp_path: P
     scored(folder, calibration=str(own), threshold=0.5)
     other = scoring_of_recipe(config.model_copy(update={"method": "vlm"}), PairConfig())
     with pytest.raises(UserError, match="does not fit the model"):
-        scored(folder, calibration=str(make_calibration(tmp_path / "other.json", other)), threshold=0.5)
-    assert "method" not in scoring_of_recipe(TagConfig(tagger="a"), PairConfig()), "as earlier versions wrote it"
+        scored(
+            folder, calibration=str(make_calibration(tmp_path / "other.json", other)), threshold=0.5
+        )
+    assert "method" not in scoring_of_recipe(TagConfig(tagger="a"), PairConfig()), (
+        "as earlier versions wrote it"
+    )

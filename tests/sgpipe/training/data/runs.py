@@ -33,7 +33,8 @@ def _record(rng: random.Random, image_id: str, split: str) -> Record:
         record.fail("caption", "image file not found")
         return record
     for _ in range(rng.randint(1, 5)):
-        left, top = rng.uniform(0, 16), rng.uniform(0, 10)
+        left = rng.uniform(0, 16)
+        top = rng.uniform(0, 10)
         box = (left, top, rng.uniform(2, 24 - left), rng.uniform(2, 16 - top))
         record.objects.append(Box(rng.choice(NAMES), 1, box, rng.random() < 0.1))
     for _ in range(rng.randint(0, 4)):
@@ -43,11 +44,25 @@ def _record(rng: random.Random, image_id: str, split: str) -> Record:
     return record
 
 
-def plain_record(image_id: str, predicate: str = "on", confidence: float | None = None, **changes: Any) -> Record:
+def plain_record(
+    image_id: str, predicate: str = "on", confidence: float | None = None, **changes: Any
+) -> Record:
     """A record of a person and a dog with one relation."""
-    values = {"split": "train", "file_name": f"{image_id}.png", "width": SIZE[0], "height": SIZE[1], **changes}
+    values = {
+        "split": "train",
+        "file_name": f"{image_id}.png",
+        "width": SIZE[0],
+        "height": SIZE[1],
+        **changes,
+    }
     boxes = [Box("person", 1, (2, 2, 8, 8)), Box("dog", 2, (12, 4, 8, 10))]
-    return Record(image_id, "drawn", objects=boxes, relations=[Relation(0, 1, predicate, confidence)], **values)
+    return Record(
+        image_id,
+        "drawn",
+        objects=boxes,
+        relations=[Relation(0, 1, predicate, confidence)],
+        **values,
+    )
 
 
 def make_run(
@@ -60,14 +75,24 @@ def make_run(
     spoilt: Mapping[str, bytes | None] = MappingProxyType({}),
     run: dict[str, Any] | None = None,
 ) -> ShardsConfig:
-    """A run with images in `images` (default: root/images) or its shards; `spoilt`: wrong contents, None: no file."""
+    """A run with images in `images` (default: root/images) or its shards; `spoilt`: wrong contents,
+    None: no file.
+    """
     folder = images or root / "images"
     for place in (root, folder):
         place.mkdir(parents=True, exist_ok=True)
-    header = {"fingerprint": "drawn", "images": {record.split: str(folder) for record in records}, **(run or {})}
+    header = {
+        "fingerprint": "drawn",
+        "images": {record.split: str(folder) for record in records},
+        **(run or {}),
+    }
     manifest = Manifest.create(root, header)
     for shard in cut_shards(records, rows):
-        contents = [spoilt.get(record.image_id, image(record)) for record in shard[-1]] if embedded else None
+        contents = (
+            [spoilt.get(record.image_id, image(record)) for record in shard[-1]]
+            if embedded
+            else None
+        )
         manifest.commit(write_shard(root, *shard, {}, contents))
     for record in records if not embedded else ():
         content = spoilt.get(record.image_id, image(record))
@@ -76,7 +101,9 @@ def make_run(
     return ShardsConfig(shards=root)
 
 
-def cut_shards(records: Sequence[Record], rows: int) -> Iterator[tuple[str, str, int, list[Record]]]:
+def cut_shards(
+    records: Sequence[Record], rows: int
+) -> Iterator[tuple[str, str, int, list[Record]]]:
     """The name, the split, the first row and the records of each shard."""
     for split in dict.fromkeys(record.split for record in records):
         members = [record for record in records if record.split == split]
@@ -95,6 +122,18 @@ def image(record: Record) -> bytes:
 
 def data(*configs: ShardsConfig, **changes: Any) -> DataConfig:
     """Settings for small images."""
-    small = {"short_sides": (12, 16), "crop_short_sides": (14,), "crop_range": (6, 12), "long_side": 32}
-    values = {"train": configs, "val": configs, "augment": small, "short_side": 32, "long_side": 48, "shuffle": 3}
+    small = {
+        "short_sides": (12, 16),
+        "crop_short_sides": (14,),
+        "crop_range": (6, 12),
+        "long_side": 32,
+    }
+    values = {
+        "train": configs,
+        "val": configs,
+        "augment": small,
+        "short_side": 32,
+        "long_side": 48,
+        "shuffle": 3,
+    }
     return DataConfig.model_validate({**values, "negative_texts": 6, **changes})

@@ -25,7 +25,9 @@ def feed(*configs, batch=4, most_pairs=None, rank=0, world=1, accumulate=1, **ch
     return ShardFeed(stream, scan_validation(settings, found), most_pairs)
 
 
-def training(fed: ShardFeed, count: int, epoch: int = 0, step: int = 0) -> list[list[TrainingBatch]]:
+def training(
+    fed: ShardFeed, count: int, epoch: int = 0, step: int = 0
+) -> list[list[TrainingBatch]]:
     with fed.read(epoch, step) as steps:
         return list(islice(steps, count))
 
@@ -36,8 +38,17 @@ def validation(fed: ShardFeed) -> list[TrainingBatch]:
 
 
 def plain(batch: TrainingBatch) -> tuple:
-    triplets = [{name: value.tolist() for name, value in vars(each).items()} for each in batch.triplets]
-    return batch.image_ids, batch.pixel_values.tolist(), batch.padding.tolist(), triplets, batch.texts, batch.skipped
+    triplets = [
+        {name: value.tolist() for name, value in vars(each).items()} for each in batch.triplets
+    ]
+    return (
+        batch.image_ids,
+        batch.pixel_values.tolist(),
+        batch.padding.tolist(),
+        triplets,
+        batch.texts,
+        batch.skipped,
+    )
 
 
 def plain_steps(steps: list[list[TrainingBatch]]) -> list[list[tuple]]:
@@ -79,14 +90,19 @@ def joined(batches: list[TrainingBatch], name: str) -> list:
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 2), (2, 1), (2, 2)])
 def test_the_parts_of_all_workers_make_up_the_step(config, world, accumulate):
-    shares = [training(feed(config, rank=rank, world=world, accumulate=accumulate), 10) for rank in range(world)]
+    shares = [
+        training(feed(config, rank=rank, world=world, accumulate=accumulate), 10)
+        for rank in range(world)
+    ]
     for [whole], *workers in zip(training(feed(config), 10), *shares, strict=True):
         parts = [part for worker in workers for part in worker]
         assert {len(part) for part in parts} == {4 // (world * accumulate)}
         assert joined(parts, "image_ids") == list(whole.image_ids)
         assert all(part.texts == whole.texts for part in parts)
         for name in ("subject_boxes", "relation_labels"):
-            cut, uncut = ([getattr(each, name) for each in joined(of, "triplets")] for of in (parts, [whole]))
+            cut, uncut = (
+                [getattr(each, name) for each in joined(of, "triplets")] for of in (parts, [whole])
+            )
             assert all(map(torch.equal, cut, uncut))
 
 
@@ -135,7 +151,9 @@ def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
     config = make_run(tmp_path, [plain_record(str(n)) for n in range(count)])
     for path in (tmp_path / "images").iterdir():
         path.unlink()
-    with pytest.raises(UserError, match=f"first {min(count, 32)} images cannot be read from {tmp_path}/images"):
+    with pytest.raises(
+        UserError, match=f"first {min(count, 32)} images cannot be read from {tmp_path}/images"
+    ):
         training(feed(config, batch=1), 100)
     with pytest.raises(UserError, match="--images"):
         validation(feed(config))
@@ -144,11 +162,14 @@ def test_a_wrong_image_folder_ends_the_training(tmp_path, count):
 @pytest.mark.parametrize("world", [1, 3])
 def test_a_validation_reads_every_image_once_unchanged(config, world):
     fed = [feed(config, batch=3, rank=rank, world=world) for rank in range(world)]
-    shares, rows = [validation(each) for each in fed], fed[0].stream.training_set.rows
+    shares = [validation(each) for each in fed]
+    rows = fed[0].stream.training_set.rows
     assert {len(share) for share in shares} == {-(-rows // 3)}
     ids = [image_id for share in shares for batch in share for image_id in batch.image_ids]
     assert len(ids) == len(set(ids)) == rows
-    assert {tuple(batch.pixel_values.shape[1:]) for share in shares for batch in share if len(batch)} == {(3, 32, 48)}
+    assert {
+        tuple(batch.pixel_values.shape[1:]) for share in shares for batch in share if len(batch)
+    } == {(3, 32, 48)}
 
 
 def test_no_thread_is_left_running(config, monkeypatch):

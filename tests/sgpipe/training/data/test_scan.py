@@ -17,6 +17,15 @@ from sgpipe.training.recipe import ShardsConfig
 from tests.factories import make_calibration
 from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_record
 
+LABELS = {"objects": ["person", "dog"], "relations": ["on", "left of"]}
+
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "is listed in the manifest but missing": lambda root: next((root / "data").iterdir()).unlink(),
+    "has no shards of any split: there are no shards yet": lambda root: Manifest.create(root, {}),
+    "if the images moved, pass --images": lambda root: (root / "images").rename(root / "moved"),
+}
+
 
 def usable_relations(record: Record, threshold: float) -> list[Relation]:
     """The usable relations of a record, computed in the simplest way."""
@@ -26,13 +35,22 @@ def usable_relations(record: Record, threshold: float) -> list[Relation]:
         if record.ok
         and not record.objects[relation.subject].iscrowd
         and not record.objects[relation.object].iscrowd
-        and (relation.confidence is None or np.float32(relation.confidence) >= np.float32(threshold))
+        and (
+            relation.confidence is None or np.float32(relation.confidence) >= np.float32(threshold)
+        )
     ]
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(0, 10_000), st.integers(1, 25), st.integers(1, 9), st.sampled_from([0.0, 0.1, 0.2, 0.7, 1.0]))
-def test_counts_equal_those_of_a_loop_over_the_records(seed: int, count: int, rows: int, threshold: float) -> None:
+@given(
+    st.integers(0, 10_000),
+    st.integers(1, 25),
+    st.integers(1, 9),
+    st.sampled_from([0.0, 0.1, 0.2, 0.7, 1.0]),
+)
+def test_counts_equal_those_of_a_loop_over_the_records(
+    seed: int, count: int, rows: int, threshold: float
+) -> None:
     records = [*make_records(count, seed), plain_record("last")]
     with TemporaryDirectory() as folder:
         found = scan([make_run(Path(folder), records, rows=rows)], threshold)
@@ -45,19 +63,33 @@ def test_counts_equal_those_of_a_loop_over_the_records(seed: int, count: int, ro
         assert list(zip(vocabulary.names, vocabulary.counts, strict=True)) == names.most_common()
     usable = [bool(usable_relations(record, threshold)) for record in records]
     assert found.rows == sum(usable)
-    assert [note.split()[2] for note in found.notes] == [str(n) for n in (len(records) - found.rows,) if n]
+    assert [note.split()[2] for note in found.notes] == [
+        str(n) for n in (len(records) - found.rows,) if n
+    ]
     assert [row_group.rows for row_group in found.row_groups] == [
-        total for start in range(0, len(records), rows) if (total := sum(usable[start : start + rows]))
+        total
+        for start in range(0, len(records), rows)
+        if (total := sum(usable[start : start + rows]))
     ]
 
 
 def test_names_count_as_often_as_an_epoch_visits_their_folder(tmp_path):
     often = make_run(tmp_path / "a", [plain_record(f"a{n}", "on") for n in range(4)])
-    seldom = make_run(tmp_path / "b", [plain_record(f"b{n}", ("under", "on")[n > 4]) for n in range(6)])
-    weighted = [config.model_copy(update={"weight": each}) for config, each in ((often, 2.5), (seldom, 0.5))]
+    seldom = make_run(
+        tmp_path / "b", [plain_record(f"b{n}", ("under", "on")[n > 4]) for n in range(6)]
+    )
+    weighted = [
+        config.model_copy(update={"weight": each}) for config, each in ((often, 2.5), (seldom, 0.5))
+    ]
     found = scan(weighted, 0.2)
-    assert dict(zip(found.relations.names, found.relations.counts, strict=True)) == {"on": 10.5, "under": 2.5}
-    assert dict(zip(found.objects.names, found.objects.counts, strict=True)) == {"person": 13, "dog": 13}
+    assert dict(zip(found.relations.names, found.relations.counts, strict=True)) == {
+        "on": 10.5,
+        "under": 2.5,
+    }
+    assert dict(zip(found.objects.names, found.objects.counts, strict=True)) == {
+        "person": 13,
+        "dog": 13,
+    }
 
 
 @pytest.mark.parametrize("limit", [1, 4, 9, 10_000])
@@ -79,9 +111,13 @@ def images(found: TrainingSet) -> list[str]:
 @pytest.mark.parametrize("rows", [3, 60])
 def test_random_limits_are_nested_and_do_not_depend_on_row_groups(tmp_path, rows):
     records = make_records(60)
-    other, config = make_run(tmp_path / "other", records, rows=7), make_run(tmp_path / "run", records, rows=rows)
+    other = make_run(tmp_path / "other", records, rows=7)
+    config = make_run(tmp_path / "run", records, rows=rows)
     usable = [record.image_id for record in records if usable_relations(record, 0.2)]
-    chosen = {limit: images(scan([config], 0.2, limit=limit, limit_seed=3)) for limit in (1, 5, 12, len(usable), 999)}
+    chosen = {
+        limit: images(scan([config], 0.2, limit=limit, limit_seed=3))
+        for limit in (1, 5, 12, len(usable), 999)
+    }
     assert chosen[5] == images(scan([other], 0.2, limit=5, limit_seed=3))
     for limit, found in chosen.items():
         assert len(found) == min(limit, len(usable))
@@ -104,21 +140,28 @@ def test_folders_may_have_limits_of_their_own(tmp_path):
     whole = images(scan([drawn, many], 0.2, limit=6, limit_seed=0))
     assert len(whole) == 6
     assert {name for name in whole if name[0] == "a"} <= set(alone)
-    assert images(scan([drawn, first], 0.2)) == [*alone, "a0", "a1", "a2", "a3"]  # the same folder, twice
+    assert images(scan([drawn, first], 0.2)) == [
+        *alone,
+        "a0",
+        "a1",
+        "a2",
+        "a3",
+    ]  # the same folder, twice
 
 
 def test_a_confidence_equal_to_the_threshold_is_usable_although_stored_as_float32(tmp_path):
-    config = make_run(tmp_path, [plain_record("a", confidence=0.7), plain_record("b", confidence=0.69)])
+    config = make_run(
+        tmp_path, [plain_record("a", confidence=0.7), plain_record("b", confidence=0.69)]
+    )
     assert scan([config], 0.7).rows == 1  # the float32 nearest to 0.7 is less than 0.7
-
-
-LABELS = {"objects": ["person", "dog"], "relations": ["on", "left of"]}
 
 
 def test_different_closed_labels_are_refused(tmp_path):
     plain = make_run(tmp_path / "plain", [plain_record("a")])
     closed = make_run(tmp_path / "closed", [plain_record("a")], run={"labels": LABELS})
-    other = make_run(tmp_path / "other", [plain_record("a")], run={"labels": {**LABELS, "relations": ["on"]}})
+    other = make_run(
+        tmp_path / "other", [plain_record("a")], run={"labels": {**LABELS, "relations": ["on"]}}
+    )
     strange = make_run(tmp_path / "strange", [plain_record("a", "riding")], run={"labels": LABELS})
     for configs, message in (
         ([plain], f"{plain.shards} has no closed class lists"),
@@ -129,13 +172,6 @@ def test_different_closed_labels_are_refused(tmp_path):
             scan(configs, 0.2, closed=True)
     with pytest.raises(UserError, match=f"{other.shards} has other classes than {closed.shards}"):
         scan_validation(data(closed, val=(other,), labels="full"), scan([closed], 0.2, closed=True))
-
-
-HARMS: dict[str, Callable[[Path], object]] = {
-    "is listed in the manifest but missing": lambda root: next((root / "data").iterdir()).unlink(),
-    "has no shards of any split: there are no shards yet": lambda root: Manifest.create(root, {}),
-    "if the images moved, pass --images": lambda root: (root / "images").rename(root / "moved"),
-}
 
 
 @pytest.mark.parametrize("message", HARMS)
@@ -156,7 +192,11 @@ def failed(image_id: str) -> Record:
 def test_a_split_without_usable_rows_is_named(tmp_path):
     unsure = plain_record("b", confidence=0.1, split="val")
     for name, records, message in (
-        ("unsure", [unsure], "no image of split val of .* with confidence >= 0.2; .* lower data.threshold"),
+        (
+            "unsure",
+            [unsure],
+            "no image of split val of .* with confidence >= 0.2; .* lower data.threshold",
+        ),
         ("failed", [failed("a")], "no image of split train of .* is without an error"),
         ("one", [plain_record("a"), unsure], "no image of split val"),
     ):
@@ -170,7 +210,9 @@ def test_a_split_without_usable_rows_is_named(tmp_path):
 def test_a_relation_with_a_missing_object_is_an_error(tmp_path, end):
     record = plain_record("a")
     record.relations.append(Relation(0, end, "on"))
-    with pytest.raises(UserError, match=f"image a has a relation with object {end}, which does not exist"):
+    with pytest.raises(
+        UserError, match=f"image a has a relation with object {end}, which does not exist"
+    ):
         scan([make_run(tmp_path, [record])], 0.2)
 
 
@@ -182,22 +224,32 @@ def test_notes_name_left_out_rows(tmp_path):
 
 
 def test_with_a_calibration_the_threshold_is_a_probability(tmp_path):
-    records = [plain_record(f"{word}{n}", word, n / 10) for word in ("on", "under") for n in range(1, 10)]
+    records = [
+        plain_record(f"{word}{n}", word, n / 10) for word in ("on", "under") for n in range(1, 10)
+    ]
     records += [plain_record("people")]
     shards = make_run(tmp_path / "run", records)
     human = make_run(tmp_path / "human", [plain_record("a")], run={"fingerprint": "human"})
     file = make_calibration(tmp_path / "c.json", {"run": "drawn"}, offset=2.0)
     found = scan_training(data(shards, human, calibration=file, threshold=0.5))
-    kept = {f"{word}{n}" for word in ("on", "under") for n in range(2, 10)}  # from a confidence of 0.12 on
+    kept = {
+        f"{word}{n}" for word in ("on", "under") for n in range(2, 10)
+    }  # from a confidence of 0.12 on
     assert set(images(found)) == {*kept, "people", "a"}
     assert scan_training(data(shards, calibration=file, precision=0.8)).rows == len(kept) + 1
     with pytest.raises(UserError):
-        scan_training(data(make_run(tmp_path / "unsure", records[:1]), calibration=file, threshold=0.5))
+        scan_training(
+            data(make_run(tmp_path / "unsure", records[:1]), calibration=file, threshold=0.5)
+        )
     other = make_run(tmp_path / "other", records[:2], run={"fingerprint": "other"})
     settings = data(shards, calibration=file, val=(other,))
-    with pytest.raises(UserError, match=r"does not fit .*other, whose confidences are of another tagger"):
+    with pytest.raises(
+        UserError, match=r"does not fit .*other, whose confidences are of another tagger"
+    ):
         scan_validation(settings, scan_training(settings))
-    with pytest.raises(UserError, match=r"does not fit .*other, whose confidences are of another tagger"):
+    with pytest.raises(
+        UserError, match=r"does not fit .*other, whose confidences are of another tagger"
+    ):
         scan_training(data(other, calibration=file))
     with pytest.raises(UserError, match="precision needs a calibration"):
         scan_training(data(shards, precision=0.9))

@@ -31,10 +31,22 @@ from tests.sgpipe.training.data.runs import data, make_records, make_run, plain_
 Sizes = list[list[int]]
 
 
+sizes = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=3)
+
+
+LABELS = {"objects": ["person", "dog", "cat"], "relations": ["on", "left of"]}
+
+
 def training_set(sizes: Sizes, weights: list[float] | None = None) -> TrainingSet:
     """Folders with row groups of these numbers of rows."""
-    folders = [ShardFolder(str(n), (weights or [1.0] * len(sizes))[n], {}) for n in range(len(sizes))]
-    row_groups = [UsableRowGroup(n, "", group, rows) for n, part in enumerate(sizes) for group, rows in enumerate(part)]
+    folders = [
+        ShardFolder(str(n), (weights or [1.0] * len(sizes))[n], {}) for n in range(len(sizes))
+    ]
+    row_groups = [
+        UsableRowGroup(n, "", group, rows)
+        for n, part in enumerate(sizes)
+        for group, rows in enumerate(part)
+    ]
     nothing = LabelVocabulary((), ())
     return TrainingSet(tuple(folders), tuple(row_groups), 0.2, nothing, nothing, None)
 
@@ -44,17 +56,20 @@ def rows(found: TrainingSet, epoch: Epoch) -> list[tuple[int, int]]:
     numbers = {(each.folder, each.group): number for number, each in enumerate(found.row_groups)}
     ordered = []
     for window, start in enumerate(range(0, len(epoch.visits), epoch.window)):
-        visited = [numbers[each.folder, each.group] for each in epoch.visits[start : start + epoch.window]]
+        visited = [
+            numbers[each.folder, each.group] for each in epoch.visits[start : start + epoch.window]
+        ]
         usable = [range(0, 2 * found.row_groups[number].rows, 2) for number in visited]
         ordered += [(visited[visit], row) for visit, row in epoch.order(window, usable)]
     return ordered
 
 
 def every_row(found: TrainingSet) -> list[tuple[int, int]]:
-    return [(number, 2 * row) for number, row_group in enumerate(found.row_groups) for row in range(row_group.rows)]
-
-
-sizes = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=6), min_size=1, max_size=3)
+    return [
+        (number, 2 * row)
+        for number, row_group in enumerate(found.row_groups)
+        for row in range(row_group.rows)
+    ]
 
 
 @given(sizes, st.integers(1, 4), st.integers(0, 3))
@@ -74,7 +89,9 @@ def test_the_row_groups_of_a_window_are_mixed():
 
 
 @given(sizes, st.lists(st.floats(0.01, 3.5), min_size=3, max_size=3), st.integers(0, 5))
-def test_a_folder_is_visited_as_often_as_its_weight_says(sizes: Sizes, weights: list[float], number: int) -> None:
+def test_a_folder_is_visited_as_often_as_its_weight_says(
+    sizes: Sizes, weights: list[float], number: int
+) -> None:
     found = training_set(sizes, weights)
     epoch = shuffled_epoch(found, 2, 0, number)
     times = Counter(rows(found, epoch))
@@ -93,20 +110,28 @@ def test_a_fraction_has_different_rows_in_every_epoch():
     assert frozenset.union(*shares) == set(every_row(found))
 
 
-LABELS = {"objects": ["person", "dog", "cat"], "relations": ["on", "left of"]}
-
-
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("run"), make_records(90), rows=7)
 
 
 def stream(
-    *configs, rank=0, world=1, batch=4, seed=0, training=True, most_relations=10, accumulate=1, scanned=None, **changes
+    *configs,
+    rank=0,
+    world=1,
+    batch=4,
+    seed=0,
+    training=True,
+    most_relations=10,
+    accumulate=1,
+    scanned=None,
+    **changes,
 ) -> StepStream:
     settings = data(*configs, **changes)
     scanned = scanned or scan_training(settings)
-    return StepStream(scanned, settings, batch, seed, most_relations, rank, world, training, accumulate)
+    return StepStream(
+        scanned, settings, batch, seed, most_relations, rank, world, training, accumulate
+    )
 
 
 def plain(item: TrainingItem) -> tuple:
@@ -141,7 +166,10 @@ def test_resuming_from_a_step_gives_the_same_steps(
     seed: int, rows: int, window: int, batch: int, choice: st.DataObject
 ) -> None:
     with TemporaryDirectory() as folder:
-        records = [*make_records(20, seed), *(plain_record(str(n), height=8 * n + 16) for n in range(5))]
+        records = [
+            *make_records(20, seed),
+            *(plain_record(str(n), height=8 * n + 16) for n in range(5)),
+        ]
         settings = {"batch": batch, "seed": seed, "shuffle": window}
         found = stream(make_run(Path(folder), records, rows=rows), **settings)
         step = choice.draw(st.integers(0, found.steps_per_epoch))
@@ -185,12 +213,23 @@ def check_texts(part: StepPart, group: Sequence[TrainingItem]) -> None:
 
 @pytest.mark.parametrize("group", [1, 3, 5, 13])
 def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, group):
-    """Groups of the 12 images of a step, of which the last may be smaller; more than a batch: one group."""
+    """Groups of the 12 images of a step, of which the last may be smaller; more than a batch: one
+    group.
+    """
     expected = [min(group, 12 - at) for at in range(0, 12, group)]
-    grouped = partial(stream, config, batch=12, scanned=scan_training(data(config)), text_group=group, negative_texts=9)
+    grouped = partial(
+        stream,
+        config,
+        batch=12,
+        scanned=scan_training(data(config)),
+        text_group=group,
+        negative_texts=9,
+    )
     whole = [[part.texts for part in step] for step in islice(grouped().epoch(0), 2)]
     for world, accumulate in [(1, 1), (1, 3), (2, 1), (3, 2), (4, 1), (6, 2), (12, 1)]:
-        workers = [grouped(rank=rank, world=world, accumulate=accumulate).epoch(0) for rank in range(world)]
+        workers = [
+            grouped(rank=rank, world=world, accumulate=accumulate).epoch(0) for rank in range(world)
+        ]
         for number, steps in enumerate(zip(*(islice(each, 2) for each in workers), strict=True)):
             assert len({len(step) for step in steps}) == 1
             parts = [part for step in steps for part in step if part.items]
@@ -211,7 +250,9 @@ def test_flips_are_random_per_image_and_change_names(tmp_path):
     records = [plain_record(str(n), "left of") for n in range(40)]
     for each in records:
         each.objects[1].category = "right hand"
-    items = [item for step in stream(make_run(tmp_path, records)).epoch(0) for item in images_of(step)]
+    items = [
+        item for step in stream(make_run(tmp_path, records)).epoch(0) for item in images_of(step)
+    ]
     plain_names = ("person", "right hand"), ("left of",)
     mirrored = tuple(tuple(map(flip_text, part)) for part in plain_names)
     for item in items:
@@ -253,7 +294,9 @@ def test_batches_that_cannot_be_divided_or_filled_are_refused(config):
 def test_shards_that_changed_after_the_scan_are_named(tmp_path):
     found = stream(make_run(tmp_path, [plain_record(str(n)) for n in range(6)], rows=6))
     make_run(tmp_path, [plain_record(str(n)) for n in range(3)], rows=3)
-    (tmp_path / "data" / "train-000000000-000000003.parquet").rename(found.training_set.row_groups[0].file)
+    (tmp_path / "data" / "train-000000000-000000003.parquet").rename(
+        found.training_set.row_groups[0].file
+    )
     with pytest.raises(UserError, match=r"000000006\.parquet has changed"):
         next(found.steps())
 
@@ -264,10 +307,17 @@ def test_relations_are_reworded_only_in_training(config):
     steps = list(islice(own.steps(), 40))
     parts = steps
     said = Counter(
-        pair for [part] in parts for pair in zip(part.texts.relations, part.network_texts.relations, strict=True)
+        pair
+        for [part] in parts
+        for pair in zip(part.texts.relations, part.network_texts.relations, strict=True)
     )
     assert all(part.network_texts.objects == part.texts.objects for [part] in parts)
-    assert {("left of", "left of"), ("left of", "to the left of"), ("under", "under"), ("under", "below")} < set(said)
+    assert {
+        ("left of", "left of"),
+        ("left of", "to the left of"),
+        ("under", "under"),
+        ("under", "below"),
+    } < set(said)
     assert {spoken for known, spoken in said if known == "on"} == {"on"}
     for [part] in parts:  # never said as another relation of the group
         assert len(set(part.network_texts.relations)) == len(part.texts.relations)
