@@ -39,6 +39,9 @@ class LabelsConfig(Config):
     """How images get pseudo-labels: by the recipe "miniworld", with `set` laid over it."""
 
     tagger: str | None = Field(None, description="network of the plan; null: the packaged one")
+    layout: str | None = Field(
+        None, description="set whose annotations teach a layout model, which tags instead"
+    )
     captioner: CaptionerOfFew | None = Field(
         None, description="null: the packaged one, which saw 40,000 images"
     )
@@ -69,6 +72,13 @@ class SetConfig(Config):
 
     drawn: MiniworldConfig
     labels: LabelsConfig | None = Field(None, description="null: the ground truth")
+    product: tuple[str, str] | None = Field(
+        None,
+        description=(
+            "sets with pseudo-labels of the same images: relations of both, with the geometric mean"
+            " of their confidences"
+        ),
+    )
     judged: JudgedConfig | None = Field(
         None, description="people who judge the pseudo-labels; null: nobody"
     )
@@ -210,6 +220,8 @@ class Plan(Config):
         """A hash of all settings that decide the shards of a set for a seed of an arm."""
         config = self.sets[name]
         drawn = self.drawn(name, seed)
+        if config.product is not None:
+            return fingerprint({"product": [self.set_key(part, seed) for part in config.product]})
         if config.labels is None:
             half = {"half": True} if config.half else {}
             return fingerprint(
@@ -233,6 +245,9 @@ class Plan(Config):
             "drawn": drawn.model_dump(),
             **({"half": True} if half else {}),
         }
+        if labels.layout is not None:
+            tagger = self.set_key(labels.layout, seed)
+            recipe["layout"] = True
         captioner: Any = _packaged("captioner")
         if labels.captioner is not None:
             captioner = self.captioner(labels.captioner, seed).model_dump()
@@ -326,6 +341,9 @@ def load_plan(path: Path = PLAN) -> Plan:
         for each in plan.sets.values()
         if each.labels and each.labels.captioner
     }
+    sets |= {each.labels.layout for each in plan.sets.values() if each.labels} - {None}
+    for each in plan.sets.values():
+        sets.update(each.product or ())
     sets |= {name for experiment in plan.experiments.values() for name in experiment.compared_sets}
     for kind, used, known in (
         ("network", networks - {None}, plan.networks),

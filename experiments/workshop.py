@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import random
 import resource
 import shutil
@@ -41,6 +42,7 @@ from sgpipe.storage.judgements import JUDGEMENTS
 from sgpipe.storage.manifest import MANIFEST, Manifest
 from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
 from sgpipe.storage.shards import iter_records
+from sgpipe.training.layout import train_layout
 from sgpipe.training.recipe import TrainRecipe
 from sgpipe.training.run import train
 from sgpipe.utils.atomic import write_text
@@ -106,6 +108,10 @@ class Workshop:
         `generate`.
         """
         config = self.plan.sets[name]
+        if config.product is not None:
+            first, second = (self.shards(part, seed) for part in config.product)
+            key = self.plan.set_key(name, seed)
+            return self._once("sets", f"{name}-{key}", partial(_multiply, first, second))
         if config.labels is None:
             if config.half:
                 return self._half(self.plan.drawn(name, seed))
@@ -127,6 +133,8 @@ class Workshop:
     def ground_truth(self, name: str, seed: int = 0) -> GroundTruth:
         """What the images of a pseudo-labelled set show."""
         config = self.plan.sets[name]
+        if config.product is not None:
+            return self.ground_truth(config.product[0], seed)
         assert config.labels is not None
         truth = ground_truth_of(self._run(name, config.labels, seed))
         assert truth is not None
@@ -144,6 +152,9 @@ class Workshop:
         }
         if half:
             source = {"source.format": "run", "source.run": str(self._half(drawn))}
+        if labels.layout is not None:
+            tagger = self._layout_model(labels.layout, seed)
+            source["tag.method"] = "layout"
         overrides = {**source, "tag.tagger": str(tagger), "engine.cpus": 1, **labels.set}
         if labels.captioner is not None:
             overrides["caption.captioner"] = str(
@@ -165,6 +176,15 @@ class Workshop:
             train_captioner(config, out, _QUIET)
 
         return self._once("captioners", fingerprint(config.model_dump()), make)
+
+    def _layout_model(self, name: str, seed: int) -> Path:
+        """A layout model that learned from the relations of a set."""
+
+        def make(out: Path) -> None:
+            shutil.rmtree(out, ignore_errors=True)
+            train_layout([str(self.shards(name, seed))], out, _QUIET)
+
+        return self._once("layouts", f"{name}-{self.plan.set_key(name, seed)}", make)
 
     def _half(self, config: MiniworldConfig) -> Path:
         """The shards of drawn images with half of their true relations."""
@@ -292,6 +312,36 @@ def _derive(run: Path, keep: Kept, out: Path) -> None:
         "miniworld", split, read, {"annotations": run / MANIFEST}, {"keep": keep}
     )
     import_annotations(source, images, out, _QUIET)
+
+
+def _multiply(run: Path, other: Path, out: Path) -> None:
+    """Copy a run with the relations that the other has, too, and the geometric mean of both
+    confidences.
+    """
+    [(split, images)] = Manifest.load(run).image_roots.locations.items()
+    others = {record.image_id: record for record in iter_records(other)}
+
+    def read(problems: Counter[str]) -> Iterator[Record]:
+        for record in iter_records(run):
+            confidences = _confidences(others[record.image_id])
+            relations = []
+            for relation in record.relations:
+                key = (relation.subject, relation.object, relation.predicate)
+                if key in confidences:
+                    confidence = math.sqrt((relation.confidence or 0) * confidences[key])
+                    relations.append(replace(relation, confidence=confidence))
+            yield replace(record, relations=relations)
+
+    source = AnnotationSource("miniworld", split, read, {"annotations": run / MANIFEST}, {})
+    import_annotations(source, images, out, _QUIET)
+
+
+def _confidences(record: Record) -> dict[tuple[int, int, str], float]:
+    """Return the confidence of each subject, object and predicate."""
+    return {
+        (relation.subject, relation.object, relation.predicate): relation.confidence or 0
+        for relation in record.relations
+    }
 
 
 def _judge(run: Path, judged: JudgedConfig, seed: int, out: Path) -> None:
