@@ -102,7 +102,7 @@ def vg(
       sgpipe import vg --annotations scene_graphs.json --image-data image_data.json --images VG
       --out vg/
     """
-    from sgpipe.sources.scene_graphs import visual_genome_source
+    from sgpipe.sources.visual_genome import visual_genome_source
 
     split = data.split_name(unsplit=True)
     aliases = (object_aliases, predicate_aliases)
@@ -168,7 +168,7 @@ def rlipv2(
     Examples:
       sgpipe import rlipv2 --annotations RLIPv2_train2017.json --images coco --out rlipv2-coco/
     """
-    from sgpipe.sources.scene_graphs import pseudo_label_source
+    from sgpipe.sources.pseudo_labels import pseudo_label_source
 
     return pseudo_label_source(data.annotations, data.images, data.split_name(), image_paths)
 
@@ -225,7 +225,7 @@ def psg(
     Examples:
       sgpipe import psg --annotations psg.json --images coco --masks coco --split test --out psg/
     """
-    from sgpipe.sources.scene_graphs import psg_source
+    from sgpipe.sources.psg import psg_source
 
     return psg_source(data.annotations, data.split_name(unsplit=True, own_splits=True), masks)
 
@@ -236,7 +236,7 @@ def svg(data: AnnotationOptions) -> AnnotationSource:
     Examples:
       sgpipe import svg --annotations sg.json --images images --split train --out svg/
     """
-    from sgpipe.sources.scene_graphs import svg_source
+    from sgpipe.sources.svg import svg_source
 
     return svg_source(data.annotations, data.split_name(unsplit=True))
 
@@ -249,7 +249,7 @@ def gbc(data: AnnotationOptions) -> AnnotationSource:
     Examples:
       sgpipe import gbc --annotations wiki_gbc_graphs.jsonl --images ml-gbc --out gbc/
     """
-    from sgpipe.sources.scene_graphs import gbc_source
+    from sgpipe.sources.gbc import gbc_source
 
     return gbc_source(data.annotations, data.images, data.split_name(unsplit=True))
 
@@ -270,7 +270,7 @@ def vg150(
       sgpipe import vg150 --annotations VG-SGG-with-attri.h5 --dicts VG-SGG-dicts-with-attri.json \
         --image-data image_data.json --images VG_100K --split test --out vg150/
     """
-    from sgpipe.sources.scene_graphs import vg150_source
+    from sgpipe.sources.vg150 import vg150_source
 
     split = data.split_name(unsplit=True, own_splits=True)
     return vg150_source(data.annotations, dicts, image_data, data.images, split)

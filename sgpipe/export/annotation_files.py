@@ -1,5 +1,5 @@
 """A run as annotation files: COCO with or without relations, Visual Genome, RLIPv2's pseudo-labels,
-HICO-DET in HOIA's form, PSG and VG150 as `sgpipe.sources.scene_graphs` describes them, tasks of
+HICO-DET in HOIA's form, PSG and VG150 as `sgpipe.sources` describes them, tasks of
 Label Studio and datasets of FiftyOne.
 """
 
@@ -27,9 +27,11 @@ from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, Members, as_number, pla
 from sgpipe.images import open_header
 from sgpipe.recipe import WHOLE
 from sgpipe.records import Box, Record, Relation, deduplicate
+from sgpipe.sources.annotated import base_split
 from sgpipe.sources.coco import NO_RELATION
 from sgpipe.sources.label_studio import CROWD, LOCAL_FILES
-from sgpipe.sources.scene_graphs import BOX_SCALE, STUFF, VALIDATION_IMAGES, base_split
+from sgpipe.sources.psg import STUFF
+from sgpipe.sources.vg150 import BOX_SCALE, VALIDATION_IMAGES
 from sgpipe.sources.vocabulary import category_names
 from sgpipe.storage.manifest import Manifest
 from sgpipe.utils.boxes import xywh_to_xyxy

@@ -26,8 +26,7 @@ from sgpipe.utils.console import count
 ProblemCounts: TypeAlias = Counter[str]
 
 CLIP_TOLERANCE = 0.01  # pixels; smaller cuts are not counted
-
-
+NO_CATEGORY_ID = 0  # category_id of classes that have only a name
 _ITEMS_EXAMINED = 20
 _TAIL = 4096  # bytes read at both ends of a file
 
@@ -285,6 +284,11 @@ def infer_split(
         f"the split is unknown: neither the name of {annotations}{beside} says train, val or test;"
         " pass --split NAME"
     )
+
+
+def base_split(split: str) -> str:
+    """Return the split that a further one belongs to: `sgpipe merge` numbers these, as train_2."""
+    return re.sub(r"_\d+$", "", split)
 
 
 def _lower(name: str) -> str:

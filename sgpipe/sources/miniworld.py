@@ -14,7 +14,7 @@ from sgpipe.miniworld.dataset import CAPTIONS, IMAGES, INSTANCES, SCENE_GRAPHS
 from sgpipe.miniworld.dataset import render_dataset as render_dataset
 from sgpipe.recipe import MiniworldConfig, SourceConfig, SplitConfig
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import visual_genome_source
+from sgpipe.sources.visual_genome import visual_genome_source
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.atomic import write_text
 from sgpipe.utils.console import Progress, count

@@ -25,7 +25,8 @@ from sgpipe.sources.coco import coco_relations_source
 from sgpipe.sources.hoi import hico_source, open_images_source, vcoco_source
 from sgpipe.sources.import_run import import_annotations
 from sgpipe.sources.opening import open_source
-from sgpipe.sources.scene_graphs import pseudo_label_source, visual_genome_source
+from sgpipe.sources.pseudo_labels import pseudo_label_source
+from sgpipe.sources.visual_genome import visual_genome_source
 from sgpipe.storage.manifest import MANIFEST, Manifest, ShardEntry
 from sgpipe.storage.shards import iter_records, row_faults
 from tests.bad_data.annotations import BOX, GOOD

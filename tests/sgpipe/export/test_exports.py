@@ -33,7 +33,8 @@ from sgpipe.sources.coco import coco_relations_source, coco_source, read_coco
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.hub import dataset_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import pseudo_label_source, visual_genome_source
+from sgpipe.sources.pseudo_labels import pseudo_label_source
+from sgpipe.sources.visual_genome import visual_genome_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import SCORES, embedded_images, iter_records, read_file
 from sgpipe.utils.atomic import new_folder

@@ -22,7 +22,10 @@ from sgpipe.export.run import export_run
 from sgpipe.records import Attribute, Box, Caption, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
 from sgpipe.sources.coco import coco_source
-from sgpipe.sources.scene_graphs import gbc_source, psg_source, svg_source, vg150_source
+from sgpipe.sources.gbc import gbc_source
+from sgpipe.sources.psg import psg_source
+from sgpipe.sources.svg import svg_source
+from sgpipe.sources.vg150 import vg150_source
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.verify import verify
 from tests.sgpipe.export.runs import imported

@@ -13,7 +13,7 @@ from sgpipe.records import Record
 from sgpipe.sources import import_run
 from sgpipe.sources.hoi import hico_source
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import visual_genome_source
+from sgpipe.sources.visual_genome import visual_genome_source
 from sgpipe.storage.manifest import Manifest, Summary
 from sgpipe.storage.shards import iter_records, read_file
 from sgpipe.utils.console import Progress

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sgpipe.miniworld.dataset import render_dataset
 from sgpipe.sources.import_run import import_annotations
-from sgpipe.sources.scene_graphs import visual_genome_source
+from sgpipe.sources.visual_genome import visual_genome_source
 from sgpipe.training.metrics import TrainSummary, read_metrics
 from sgpipe.training.recipe import TrainRecipe, load_train_recipe
 from sgpipe.training.run import train

@@ -9,12 +9,12 @@ import pytest
 from sgpipe.errors import UserError
 from sgpipe.records import Box, Record, Relation
 from sgpipe.sources.annotated import AnnotationSource
-from sgpipe.sources.scene_graphs import (
+from sgpipe.sources.pseudo_labels import pseudo_label_source
+from sgpipe.sources.visual_genome import (
     MAX_RELATIONS,
     graph_record,
     iter_graphs,
     load_aliases,
-    pseudo_label_source,
     remove_redundant,
     visual_genome_source,
 )
