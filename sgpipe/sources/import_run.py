@@ -1,12 +1,13 @@
-"""`sgpipe import`: human annotations become the same shards that `sgpipe generate` writes; it can
-be resumed.
+"""`sgpipe import`: human annotations become the same shards that `sgpipe generate` writes.
+
+An interrupted import is resumed by the same call.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -18,13 +19,96 @@ from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, error_row
 from sgpipe.sources.detections import settle_records
 from sgpipe.storage.losses import PROBLEM
-from sgpipe.storage.manifest import ShardEntry, Summary, add_up
+from sgpipe.storage.manifest import Manifest, ShardEntry, Summary, add_up
 from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
 from sgpipe.utils import BoxForm, __version__
 from sgpipe.utils.console import Progress, count
 
 ROWS_PER_SHARD = 512
+
+
+@dataclass(frozen=True)
+class _Import:
+    """An import that writes into a folder that it has locked.
+
+    Attributes:
+        embed: store the image files in the shards.
+    """
+
+    source: AnnotationSource
+    images: ImagePlace
+    folder: RunFolder
+    manifest: Manifest
+    progress: Progress
+    embed: bool
+
+    def write_missing(self, redo: Collection[int], limit: int | None) -> tuple[int, int]:
+        """Write the shards that are missing, or whose start is in `redo`.
+
+        Returns:
+            The number of images read, and of shards written.
+
+        Raises:
+            UserError: there is no image, or the annotations cannot be used.
+        """
+        shards = {shard.start: shard for shard in self.manifest.shards}
+        problems: ProblemCounts = Counter()
+        images_read = 0
+        shards_written = 0
+        with self.progress.images(None, "importing") as advance:
+            for start, records, problems_of_unit in _read_units(
+                self.source, shards, limit, problems
+            ):
+                images_read += len(records)
+                if start in shards and start not in redo:
+                    continue
+                shard = self._write_shard(start, records, problems_of_unit, shards.get(start))
+                self.manifest.commit(shard)
+                shards_written += 1
+                advance(shard.rows, shard.counts)
+        if not images_read:
+            listed = [f"{key}: {number:,}" for key, number in sorted(problems.items()) if number]
+            raise UserError(
+                f"{self.source.files['annotations']} contains no image to import"
+                f" ({', '.join(listed) or 'it is empty'})"
+            )
+        return images_read, shards_written
+
+    def _write_shard(
+        self,
+        start: int,
+        records: list[Record],
+        problems: ProblemCounts,
+        earlier: ShardEntry | None,
+    ) -> ShardEntry:
+        """Write the shard of a unit, in place of an earlier one if there is one."""
+        contents, notes = _complete(
+            records, self.source, self.images, self.embed, problems, examine=start == 0
+        )
+        for note in notes:
+            self.progress.say(f"NOTE: {note}")
+        revision = revision_of(earlier.file) + 1 if earlier else 0
+        split = self.source.split
+        name = shard_name(split, start, start + len(records), revision)
+        shard = write_shard(self.folder.root, name, split, start, records, {}, contents)
+        for key, number in problems.items():
+            if number:
+                shard.counts[f"{PROBLEM}{key}"] = number
+        return shard
+
+    def finish(self, limit: int | None) -> None:
+        """Write the README, and mark the run as finished, with `limit` where that cut it short."""
+        self.folder.write_readme(
+            f"{self.source.dataset}: imported by sgpipe",
+            f"Imported from {self.source.files['annotations'].name}; human-annotated relations have"
+            " no confidence.",
+            self.manifest,
+        )
+        state = {"finished": True, "limit": limit}
+        if self.manifest.run | state != self.manifest.run:
+            self.manifest.run |= state
+            self.manifest.rewrite()
 
 
 def import_annotations(
@@ -38,8 +122,7 @@ def import_annotations(
     retry_failed: bool = False,
     boxes: BoxForm | None = None,
 ) -> Summary:
-    """Write the annotated images into `out`, and resume if an earlier import of the same files was
-    interrupted.
+    """Write the annotated images into `out`, or resume an interrupted import of the same files.
 
     Args:
         images: where the images are. They are opened only to embed them, or if their size is not
@@ -49,8 +132,9 @@ def import_annotations(
         retry_failed: import shards with error rows again.
         boxes: the form of the boxes, if it is not that of the format.
 
-    Raises UserError: a file or folder cannot be used, or boxes certainly have another form;
-    committed shards remain.
+    Raises:
+        UserError: a file or folder cannot be used, or boxes certainly have another form; committed
+            shards remain.
     """
     check_images(images)
     if not re.fullmatch(r"\w{1,64}", source.split):
@@ -59,91 +143,68 @@ def import_annotations(
     if boxes is not None:
         source = replace(source, options={**source.options, "boxes": boxes})
     folder = RunFolder(out)
+    images_read = 0
+    shards_written = 0
     with folder.lock():
         progress.say(f"reading {source.files['annotations']}")
-        classes = source.classes
-        identity = {
-            **{
-                "sgpipe": __version__,
-                "import": source.dataset,
-                "split": source.split,
-                "embed": embed,
-            },
-            "files": {role: text_sha256(path) for role, path in source.files.items()},
-            "options": dict(source.options),
-        }
-        description = {
-            **{
-                "name": source.dataset,
-                "identity": identity,
-                "images": {source.split: absolute(images)},
-            },
-            "labels": (
-                classes and {"objects": list(classes.objects), "relations": list(classes.relations)}
-            ),
-            **{"origin": list(map(dict, source.origin)), "finished": False},
-        }
-        manifest = folder.open(description)
-        shards = {shard.start: shard for shard in manifest.shards}
-        redo = {shard.start for shard in manifest.lost(folder.storage)}
-        redo |= {
-            start for start, shard in shards.items() if retry_failed and shard.counts.get("errors")
-        }
-        known = manifest.run.get("limit")  # of a finished import
-        is_finished = manifest.run["finished"] and (
-            known is None or (limit is not None and limit <= known)
-        )
-        read = written = 0
-        problems: ProblemCounts = Counter()
-        if not is_finished or redo:
-            with progress.images(None, "importing") as advance:
-                for start, records, found in _read_units(source, shards, limit, problems):
-                    read += len(records)
-                    if start in shards and start not in redo:
-                        continue
-                    contents, notes = _finish(
-                        records, source, images, embed, found, examine=start == 0
-                    )
-                    for note in notes:
-                        progress.say(f"NOTE: {note}")
-                    revision = revision_of(shards[start].file) + 1 if start in shards else 0
-                    name = shard_name(source.split, start, start + len(records), revision)
-                    shard = write_shard(
-                        folder.root, name, source.split, start, records, {}, contents
-                    )
-                    shard.counts.update(
-                        {f"{PROBLEM}{key}": number for key, number in found.items() if number}
-                    )
-                    manifest.commit(shard)
-                    written += 1
-                    advance(shard.rows, shard.counts)
-            if not read:
-                why = ", ".join(
-                    f"{key}: {number:,}" for key, number in sorted(problems.items()) if number
-                )
-                raise UserError(
-                    f"{source.files['annotations']} contains no image to import"
-                    f" ({why or 'it is empty'})"
-                )
-            origin = (
-                f"Imported from {source.files['annotations'].name}; human-annotated relations have"
-                " no confidence."
-            )
-            folder.write_readme(f"{source.dataset}: imported by sgpipe", origin, manifest)
-            finished = {"finished": True, "limit": limit if read == limit else None}
-            if manifest.run | finished != manifest.run:
-                manifest.run |= finished
-                manifest.rewrite()
+        manifest = folder.open(_header(source, images, embed=embed))
+        redo = _starts_to_redo(folder, manifest, retry_failed=retry_failed)
+        if redo or not _is_finished(manifest, limit):
+            run = _Import(source, images, folder, manifest, progress, embed)
+            images_read, shards_written = run.write_missing(redo, limit)
+            run.finish(limit if images_read == limit else None)
         folder.sweep(manifest)
     rows = sum(shard.rows for shard in manifest.shards)
-    if not written:
+    if not shards_written:
         progress.say(
             f"nothing left to do: {count(rows, 'image')} of {manifest.root} imported before"
         )
-    summary = add_up(manifest, read or rows, {})
+    summary = add_up(manifest, images_read or rows, {})
     for key in [key for key in summary.counts if key.startswith(PROBLEM)]:
         summary.problems[key.removeprefix(PROBLEM)] = summary.counts.pop(key)
     return summary
+
+
+def _header(source: AnnotationSource, images: ImagePlace, *, embed: bool) -> dict[str, object]:
+    """Return what the manifest states of the run."""
+    labels = None
+    if source.classes is not None:
+        labels = {
+            "objects": list(source.classes.objects),
+            "relations": list(source.classes.relations),
+        }
+    identity = {
+        "sgpipe": __version__,
+        "import": source.dataset,
+        "split": source.split,
+        "embed": embed,
+        "files": {role: text_sha256(path) for role, path in source.files.items()},
+        "options": dict(source.options),
+    }
+    return {
+        "name": source.dataset,
+        "identity": identity,
+        "images": {source.split: absolute(images)},
+        "labels": labels,
+        "origin": [dict(identity) for identity in source.origin],
+        "finished": False,
+    }
+
+
+def _starts_to_redo(folder: RunFolder, manifest: Manifest, *, retry_failed: bool) -> set[int]:
+    """Return the starts of the shards that are lost, or to be retried as they have error rows."""
+    redo = {shard.start for shard in manifest.lost(folder.storage)}
+    if retry_failed:
+        redo |= {shard.start for shard in manifest.shards if shard.counts.get("errors")}
+    return redo
+
+
+def _is_finished(manifest: Manifest, limit: int | None) -> bool:
+    """Return whether an earlier import has all images, or as many as `limit` asks for."""
+    if not manifest.run["finished"]:
+        return False
+    earlier_limit = manifest.run.get("limit")
+    return earlier_limit is None or (limit is not None and limit <= earlier_limit)
 
 
 def _read_units(
@@ -152,8 +213,9 @@ def _read_units(
     limit: int | None,
     problems: ProblemCounts,
 ) -> Iterator[tuple[int, list[Record], ProblemCounts]]:
-    """Yield units, each with its start, and with the problems found up to the next; they end where
-    shards do.
+    """Yield units: the start, the records, and the problems counted up to the next one.
+
+    Units end where shards do.
     """
     records = islice(_distinct(source.read(problems), problems), limit)
     start = 0
@@ -178,7 +240,7 @@ def _distinct(records: Iterable[Record], problems: ProblemCounts) -> Iterator[Re
             yield record
 
 
-def _finish(
+def _complete(
     records: list[Record],
     source: AnnotationSource,
     images: ImagePlace,
@@ -187,8 +249,13 @@ def _finish(
     *,
     examine: bool,
 ) -> tuple[list[bytes | None] | None, list[str]]:
-    """Give records their image sizes and clip their boxes; return their image files to embed, and
-    what is doubtful.
+    """Give records their image sizes and clip their boxes.
+
+    Args:
+        examine: tell from these records whether the boxes have the stated form.
+
+    Returns:
+        The image files to embed, and notes on what is doubtful.
     """
     contents: list[bytes | None] = []
     for record in records:
@@ -196,13 +263,7 @@ def _finish(
         with error_row(record):
             if record.ok and not (record.width and record.height):
                 record.width, record.height = read_size(images, record.file_name)
-                for box in (
-                    record.objects
-                ):  # run lengths that have another size, which was unknown until now
-                    value = json.loads(box.segmentation or "[]")
-                    if isinstance(value, dict) and value["size"] != [record.height, record.width]:
-                        box.segmentation = None
-                        problems["segmentations"] += 1
+                _drop_masks_of_other_sizes(record, problems)
             if record.ok and embed:
                 image = source.image(record) if source.image else read_image(images, record)
         contents.append(image)
@@ -211,3 +272,12 @@ def _finish(
         if record.ok:
             clip_objects(record, problems)
     return contents if embed else None, notes
+
+
+def _drop_masks_of_other_sizes(record: Record, problems: ProblemCounts) -> None:
+    """Drop run lengths of another size than the image's, which was unknown when they were read."""
+    for box in record.objects:
+        outline = json.loads(box.segmentation or "[]")
+        if isinstance(outline, dict) and outline["size"] != [record.height, record.width]:
+            box.segmentation = None
+            problems["segmentations"] += 1
