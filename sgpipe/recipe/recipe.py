@@ -1,0 +1,170 @@
+"""The whole recipe: its sections, what it leaves open, and the models that its stages load."""
+
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from sgpipe.files.locations import is_uri
+from sgpipe.files.model_cache import pin_model
+from sgpipe.recipe.models import MINIWORLD, PackagedModel, is_layout_model, named_model
+from sgpipe.recipe.source import SourceConfig
+from sgpipe.recipe.stages import (
+    CaptionConfig,
+    DetectConfig,
+    GroundConfig,
+    PairConfig,
+    ParseConfig,
+    TagConfig,
+)
+from sgpipe.utils import LARGEST_SEED
+from sgpipe.utils.config_file import Config, load, recipe_folder
+
+_MODELS = {
+    "detect": "detector",
+    "caption": "captioner",
+    "parse": "model",
+    "ground": "detector",
+    "pair": "model",
+    "tag": "tagger",
+}
+STAGES = tuple(_MODELS)  # in their order
+_PACKAGED: Mapping[str, PackagedModel] = {
+    "detect": "parseda",
+    "ground": "parseda",
+    "caption": "captioner",
+    "tag": "tagger",
+}
+
+
+class EngineConfig(Config):
+    """How the work is distributed. Nothing here changes a label."""
+
+    kind: Literal["auto", "ray", "local"] = "auto"
+    unit_size: int = Field(
+        512, ge=1, description="maximum number of images per work unit, and so per shard"
+    )
+    address: str | None = Field(
+        None, description="Ray cluster to join; null: start one on this machine"
+    )
+    store: str | None = Field(
+        None, description="object store for the shards, such as s3://bucket/labels"
+    )
+    cpus: int | None = Field(None, ge=1, description="CPUs to use on this machine; null: all")
+
+
+class Recipe(Config):
+    """The data, the models and all settings of a run. Every setting that changes a label is
+    here.
+    """
+
+    name: Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f]+$")] = Field(
+        "sgpipe", description="of the run"
+    )
+    seed: int = Field(0, ge=0, le=LARGEST_SEED, description="seed of the caption sampling")
+    limit: int | None = Field(None, ge=1, description="only the first N images")
+    source: SourceConfig = SourceConfig()
+    detect: DetectConfig = DetectConfig()
+    caption: CaptionConfig = CaptionConfig()
+    parse: ParseConfig = ParseConfig()
+    ground: GroundConfig = GroundConfig()
+    pair: PairConfig = PairConfig()
+    tag: TagConfig = TagConfig()
+    engine: EngineConfig = EngineConfig()
+
+    @property
+    def detects(self) -> bool:
+        """Return whether a detector finds the boxes; otherwise they are given, or only words of
+        captions get some.
+        """
+        return self.source.format == "folder" and self.detect.detector is not None
+
+    @property
+    def needs_captions(self) -> bool:
+        """Return whether captions must be given: nothing else states candidates, and no model
+        captions.
+        """
+        return self.caption.captioner is None and self.pair.candidates in ("captions", "image")
+
+
+def resolved(recipe: Recipe) -> Recipe:
+    """Return the recipe with what it leaves open decided, before anything else reads it.
+
+    `tag.method: auto` is the layout model, the packaged one or that of `tag.tagger`, or else the
+    R-Tagger of `tag.tagger`. Candidates by layout are of the model that scores them, unless
+    `pair.model` names another one.
+    """
+    tag = recipe.tag
+    pair = recipe.pair
+    if tag.method == "auto":
+        by_layout = tag.tagger is None or is_layout_model(tag.tagger)
+        tag = tag.model_copy(update={"method": "layout" if by_layout else "rtagger"})
+    if pair.layout and pair.model is None and tag.method == "layout":
+        pair = pair.model_copy(update={"model": tag.tagger})
+    return recipe.model_copy(update={"tag": tag, "pair": pair})
+
+
+def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Return the recipe of a packaged name or YAML file, with overrides by dotted key; raises
+    UserError, as `load`.
+    """
+    return load(Recipe, name, recipe_folder(), overrides or {})
+
+
+def models_of(recipe: Recipe, skipped: Collection[str] = ()) -> dict[str, str]:
+    """Return the models that stages but `skipped` ones load: not those behind endpoints, nor
+    spaCy's.
+    """
+    asks_pairs = recipe.pair.marks or recipe.pair.layout
+    used = {"parse": recipe.parse.parser == "seq2seq", "pair": asks_pairs, "tag": recipe.tag.scores}
+    configs = {
+        stage: getattr(recipe, stage)
+        for stage in _MODELS
+        if stage not in skipped and used.get(stage, True)
+    }
+    served = {
+        stage for stage, config in configs.items() if getattr(config, "endpoint", None) is not None
+    }
+    models = {
+        stage: getattr(config, _MODELS[stage])
+        for stage, config in configs.items()
+        if stage not in served
+    }
+    return {stage: model for stage, model in models.items() if model is not None}
+
+
+def with_model_folders(
+    recipe: Recipe, before: Mapping[str, Any] | None = None, resumes: bool = True
+) -> Recipe:
+    """Return the recipe with folders of networks in place of MINIWORLD and of trainings.
+
+    What a training's `best` or `last` is now is used throughout the run, and so are the files that
+    a model of an object store has now, and the commit of one of the hub.
+
+    Args:
+        before: the identity of the run that is resumed, or of its parent; models of the hub stay at
+            its commits.
+        resumes: False: `before` is the parent's, from which a revision that the recipe names may
+            differ.
+    """
+    changed = {}
+    for stage, model in models_of(recipe).items():
+        folder = named_model(model, _PACKAGED.get(stage))
+        known = json.dumps((before or {}).get(stage)) if resumes or "@" not in folder else ""
+        changed[stage] = getattr(recipe, stage).model_copy(
+            update={_MODELS[stage]: pin_model(folder, known)}
+        )
+    return recipe.model_copy(update=changed)
+
+
+def hub_models(recipe: Recipe, skipped: Collection[str] = ()) -> list[str]:
+    """Return the hub ids of the models that stages but `skipped` ones load; none if one is
+    open_clip's.
+    """
+    names = dict.fromkeys(models_of(recipe, skipped).values())
+    found = [
+        name for name in names if name != MINIWORLD and not is_uri(name) and not Path(name).exists()
+    ]
+    return [] if any(":" in name for name in found) else found
