@@ -36,9 +36,8 @@ from sgpipe.stats.precision import short_threshold
 
 Ints = NDArray[np.int64]
 
-_LEVELS = np.array(
-    [0.1, 0.35, 0.6]
-)  # error rates that are bet on, as shares of the one that the promise allows
+# error rates that are bet on, as shares of the one that the promise allows
+_LEVELS = np.array([0.1, 0.35, 0.6])
 BETS = len(_LEVELS)
 # expected change of the log odds of an error per standard deviation of a score
 _SLOPE = 0.7
@@ -53,24 +52,9 @@ _MOST = 3000
 # log capital if it is certain; what is taken for 0
 _ALL = 1e3
 TINY = 1e-9
-_SETS = (
-    0.1,
-    0.2,
-    0.35,
-    0.5,
-    0.65,
-    0.8,
-    1.0,
-)  # shares of the relations that the nested sets contain
-_BINS = (
-    0.03,
-    0.07,
-    0.13,
-    0.22,
-    0.35,
-    0.5,
-    0.7,
-)  # shares of the relations, the most doubtful first, between bins
+# shares of the relations: that the nested sets contain; between bins, the most doubtful first
+_SETS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
+_BINS = (0.03, 0.07, 0.13, 0.22, 0.35, 0.5, 0.7)
 # in groups of fewer relations
 _FEW_SETS = (0.25, 0.5, 0.75, 1.0)
 _FEW_BINS = (0.1, 0.4)
@@ -81,10 +65,14 @@ _NORMAL = NormalDist()
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """The relations of a predicate, or all: their `rows` in the table of all, and their `cells`,
-    both `[relations]`.
+    """The relations of a predicate, or all.
 
-    `thresholds`, `sizes`: of the nested sets. `level`, `scores`: of cells, as `Round` has them.
+    Attributes:
+        predicate: None: the group is all relations.
+        rows: of the relations in the table of all, `[relations]`.
+        cells: that the relations are in, `[relations]`.
+        thresholds, sizes: of the nested sets.
+        level, scores: of cells, as `Round` has them.
     """
 
     predicate: str | None
@@ -97,56 +85,88 @@ class Group:
 
     @classmethod
     def divide(
-        cls, predicate: str | None, rows: Ints, confidence: Floats, prediction: Floats, whole: bool
+        cls,
+        predicate: str | None,
+        rows: Ints,
+        confidence: Floats,
+        prediction: Floats,
+        is_one_set: bool,
     ) -> Group:
-        """`whole`: only the set of all is of interest."""
-        few = len(rows) < _FEW
-        falling = np.sort(confidence)[::-1]
-        shares = (1.0,) if whole or len(rows) < _ONE_SET else _FEW_SETS if few else _SETS
-        chosen = [float(falling[math.ceil(share * len(rows)) - 1]) for share in shares]
-        cuts = sorted(
-            {short_threshold(each) for each in chosen if math.isfinite(each)}, reverse=True
-        ) or [0.0]
-        level = np.searchsorted(-np.array(cuts, np.float32), -confidence.astype(np.float32)).astype(
-            np.int64
+        """Divide relations into nested sets and cells.
+
+        Args:
+            predicate: of the group; None: it is all relations.
+            rows: of the relations in the table of all, `[relations]`.
+            confidence, prediction: of the relations, `[relations]`; a prediction may be NaN.
+            is_one_set: whether only the set of all is of interest.
+        """
+        is_small = len(rows) < _FEW
+        is_one_set = is_one_set or len(rows) < _ONE_SET
+        thresholds = _thresholds(confidence, is_one_set, is_small)
+        cuts = -np.array(thresholds, np.float32)
+        level = np.searchsorted(cuts, -confidence.astype(np.float32)).astype(np.int64)
+        sizes = np.bincount(level, minlength=len(thresholds))
+        level_scores = np.zeros(1)
+        if len(thresholds) > 1:
+            level_scores = _normal_scores((np.cumsum(sizes) - sizes / 2) / len(rows))
+
+        bins, bin_scores = _bins(-prediction, _FEW_BINS if is_small else _BINS)
+        pairs, pair_of_row = np.unique(level * len(bin_scores) + bins, return_inverse=True)
+        pair_level, pair_bin = np.divmod(pairs, len(bin_scores))
+        columns = [pair_level, level_scores[pair_level], bin_scores[pair_bin]]
+        scores = np.round(np.column_stack(columns), 4)
+        cells, cell_of_pair = np.unique(scores, axis=0, return_inverse=True)
+        return cls(
+            predicate=predicate,
+            rows=rows,
+            cells=cell_of_pair[pair_of_row],
+            thresholds=thresholds,
+            sizes=np.cumsum(sizes).tolist(),
+            level=cells[:, 0].astype(np.int64),
+            scores=cells[:, 1:],
         )
-        kinds, doubt = _bins(-prediction, _FEW_BINS if few else _BINS)
-        above = np.bincount(level, minlength=len(cuts))
-        middle = (np.cumsum(above) - above / 2) / len(rows)
-        by_level = (
-            np.array([_NORMAL.inv_cdf(each) for each in middle]) if len(cuts) > 1 else np.zeros(1)
-        )
-        pairs, at = np.unique(level * len(doubt) + kinds, return_inverse=True)
-        own, bins = np.divmod(pairs, len(doubt))
-        scores = np.round(np.column_stack([own, by_level[own], doubt[bins]]), 4)
-        scores, cells = np.unique(scores, axis=0, return_inverse=True)
-        sizes = np.cumsum(above).tolist()
-        own = scores[:, 0].astype(np.int64)
-        return cls(predicate, rows, cells[at], cuts, sizes, own, scores[:, 1:])
+
+
+def _thresholds(confidence: Floats, is_one_set: bool, is_small: bool) -> list[float]:
+    """Return the minimum confidences of the nested sets, the strictest first."""
+    shares = _FEW_SETS if is_small else _SETS
+    if is_one_set:
+        shares = (1.0,)
+    falling = np.sort(confidence)[::-1]
+    limits = [float(falling[math.ceil(share * len(falling)) - 1]) for share in shares]
+    thresholds = {short_threshold(limit) for limit in limits if math.isfinite(limit)}
+    return sorted(thresholds, reverse=True) or [0.0]
+
+
+def _normal_scores(shares: Floats) -> Floats:
+    return np.array([_NORMAL.inv_cdf(share) for share in shares])
 
 
 def _bins(doubt: Floats, shares: Sequence[float]) -> tuple[Ints, Floats]:
-    """Return the bins of relations, the most doubtful first, and the standardised score of each;
-    the last: unknown.
+    """Return the bins of relations, and the standardised score of each bin.
+
+    The most doubtful relations are in the first bin, those of unknown doubt (NaN) in the last.
     """
-    known = ~np.isnan(doubt)
-    edges = (
-        np.unique(-np.quantile(doubt[known], 1 - np.array(shares))) if known.any() else np.zeros(0)
-    )
-    found = np.where(known, np.searchsorted(edges, -doubt), len(edges) + 1)
-    sizes = np.bincount(found[known], minlength=len(edges) + 2)
+    is_known = ~np.isnan(doubt)
+    edges = np.zeros(0)
+    if is_known.any():
+        edges = np.unique(-np.quantile(doubt[is_known], 1 - np.array(shares)))
+    unknown = len(edges) + 1
+    bins = np.where(is_known, np.searchsorted(edges, -doubt), unknown)
+    sizes = np.bincount(bins[is_known], minlength=unknown + 1)
     used = np.flatnonzero(sizes)
-    middle = (np.cumsum(sizes) - sizes / 2)[used] / max(int(known.sum()), 1)
-    scores = np.zeros(len(edges) + 2)
+    middle = (np.cumsum(sizes) - sizes / 2)[used] / max(int(is_known.sum()), 1)
+    scores = np.zeros(unknown + 1)
     if len(used) > 1:
-        scores[used] = [-_NORMAL.inv_cdf(each) for each in middle]
-    return found.astype(np.int64), scores
+        scores[used] = -_normal_scores(middle)
+    return bins.astype(np.int64), scores
 
 
 @dataclass(frozen=True, eq=False)
 class Round:
-    """A round of questions about a group of relations; cells that are not listed are not asked
-    about.
+    """A round of questions about a group of relations.
+
+    Cells that are not listed are not asked about.
 
     Attributes:
         level: the first set, counted from the strictest, that contains the cell, `[cells]`.
@@ -220,11 +240,11 @@ def evaluate(
         rest = rest - opening.capital
         starts = starts + 1
         for tested in range(opening.start, len(sizes)):
-            found = math.log(opening.capital) + _best_capital(
+            capital = math.log(opening.capital) + _best_capital(
                 rounds, number, tested, sizes[tested], precision
             )
-            evidence = math.exp(min(found - needed, 0))
-            if found < needed:
+            evidence = math.exp(min(capital - needed, 0))
+            if capital < needed:
                 break
             reached = tested if reached is None else max(reached, tested)
             is_complete |= opening.start == 0 and tested == len(sizes) - 1
@@ -241,8 +261,7 @@ def family_confidence(
     `confidence`, `[groups]`.
 
     Groups share the chance to be wrong in proportion to their relations. A complete group hands its
-    share on to the
-    others: unless something is wrongly certified already, it is not one that can be.
+    share on to the others: unless something is wrongly certified already, it is not one that can be.
 
     Args:
         confidence: of the family.
@@ -264,26 +283,28 @@ def _best_capital(
     best = 0.0
     wrong = 0
     known = 0
-    for at, each in enumerate(rounds):
-        if at >= first and each.level.max() >= number and len(each.asked):
-            paths = capital + np.cumsum(gains(each, number, size, limit, limit - wrong), axis=0)
+    for position, round_ in enumerate(rounds):
+        if position >= first and round_.level.max() >= number and len(round_.asked):
+            gained = gains(round_, number, size, limit, limit - wrong)
+            paths = capital + np.cumsum(gained, axis=0)
             top = paths.max(axis=1)
-            best = max(
-                best, float((top + np.log(np.exp(paths - top[:, None]).sum(axis=1))).max(initial=0))
-            )
+            total = top + np.log(np.exp(paths - top[:, None]).sum(axis=1))
+            best = max(best, float(total.max(initial=0)))
             capital = paths[-1] if len(paths) else capital
-        asked = (each.level <= number)[each.asked]
-        wrong += int(each.wrong[asked].sum())
-        known += int((each.wrong & ~each.is_open)[asked].sum())
+        is_inside = (round_.level <= number)[round_.asked]
+        wrong += int(round_.wrong[is_inside].sum())
+        known += int((round_.wrong & ~round_.is_open)[is_inside].sum())
     return best if known < limit else -math.inf  # answers that were changed may break the promise
 
 
 def gains(round_: Round, number: int, size: int, limit: int, needed: int) -> Floats:
-    """Return what each answer of a round about a set adds to the log capital of each bet,
-    `[answers, bets]`.
+    """Return what answers of a round about a set add to the log capital, `[answers, bets]`.
 
-    `limit`: number of wrong relations that breaks the promise; `needed`: the same among those not
-    asked before.
+    Args:
+        round_: whose answers count.
+        number: of the set. size: its relations.
+        limit: number of wrong relations that breaks the promise.
+        needed: the same among those not asked before.
     """
     inside = round_.level <= number
     asked = inside[round_.asked]
@@ -295,10 +316,9 @@ def gains(round_: Round, number: int, size: int, limit: int, needed: int) -> Flo
 
 
 def place_bets(shape: Floats, weight: Floats, left: Floats, limit: float) -> tuple[Floats, Floats]:
-    """Return the stakes `[…, bets]` and the control variates of cells `[…, bets, cells]` of
-    likelihood ratios.
+    """Return the stakes `[…, bets]` and control variates `[…, bets, cells]` of likelihood ratios.
 
-    They are of predicted error rates q against those rates θ with a mean of `limit` that are
+    The ratios are of predicted error rates q against those rates θ with a mean of `limit` that are
     nearest in relative entropy, where θ - q = μ r θ (1 - θ), with the stake μ, and r, the share of
     a cell over its chance to be drawn. `shape`: predicted log odds of errors, but for a constant;
     `weight`, `left`: as `Round` has them; all `[…, cells]`.
@@ -351,31 +371,33 @@ def settle_bets(
     size = remain.sum(-1, keepdims=True)
     errors = needed[..., None, None] - (np.cumsum(wrong, axis=-1) - wrong)[..., None]
     ratio = (remain * weight[..., None, :]).sum(-1, keepdims=True) / size / weight[..., None, :]
-    own = np.take_along_axis(ratio, cells[..., None], -1)
-    expected = (errors - remain @ np.swapaxes(control, -1, -2)) / size
-    found = (
-        wrong[..., None] - np.take_along_axis(np.swapaxes(control, -1, -2), cells[..., None], -2)
-    ) * own
-    worst = np.max(
-        np.where(remain > 0, ratio, 0)[..., None, :] * (1 - control)[..., None, :, :], axis=-1
-    )
-    room = worst - expected
-    gain = expected - found
+    by_cell = np.swapaxes(control, -1, -2)
+    expected = (errors - remain @ by_cell) / size
+    surprise = wrong[..., None] - np.take_along_axis(by_cell, cells[..., None], -2)
+    observed = surprise * np.take_along_axis(ratio, cells[..., None], -1)
+    possible = np.where(remain > 0, ratio, 0)[..., None, :] * (1 - control)[..., None, :, :]
+    room = np.max(possible, axis=-1) - expected
+    gain = expected - observed
     part = np.minimum(stake, 0.999 / np.maximum(room, TINY))
-    certain = np.where(
-        gain > TINY, _ALL, 0.0
-    )  # the number that would break the promise is out of reach
+    # without room, the number that would break the promise is out of reach
+    certain = np.where(gain > TINY, _ALL, 0.0)
     logs: Floats = np.where(room > TINY, np.log1p(np.maximum(part * gain, -0.9999)), certain)
     return logs
 
 
 def fit_errors(scores: Floats, judged: Floats, wrong: Floats, allowed: float) -> Floats:
-    """Return the log odds of an error at scores of 0 and their slopes, `[…, 1 + scores]`, by
-    logistic regression.
+    """Fit log odds of errors by logistic regression.
 
     The prior: half of the allowed error rate, and scores that tell something; a few answers
-    outweigh it. `scores` `[…, cells, scores]`; `judged`, `wrong`: how many of a cell's relations
-    are, `[…, cells]`.
+    outweigh it.
+
+    Args:
+        scores: of cells, `[…, cells, scores]`.
+        judged, wrong: how many of a cell's relations are, `[…, cells]`.
+        allowed: the error rate that the promise allows.
+
+    Returns:
+        The log odds of an error at scores of 0, and their slopes, `[…, 1 + scores]`.
     """
     number = scores.shape[-1]
     prior = np.array([math.log(0.5 * allowed / (1 - 0.5 * allowed)), *[_SLOPE] * number])
@@ -396,30 +418,41 @@ def fit_errors(scores: Floats, judged: Floats, wrong: Floats, allowed: float) ->
 
 
 def fit_rounds(rounds: Sequence[Round], allowed: float) -> Floats:
-    known = [(each.scores, each.asked[~each.is_open], each.wrong[~each.is_open]) for each in rounds]
-    judged = [np.bincount(at, minlength=len(own)) for own, at, _ in known]
-    wrong = [np.bincount(at, said, len(own)) for own, at, said in known]
-    scores = np.concatenate([np.zeros((0, 2)), *(own for own, _, _ in known)])
+    """Fit the log odds of errors, as `fit_errors`, to the answers of rounds."""
+    scores = [np.zeros((0, 2))]
+    judged = [np.zeros(0)]
+    wrong = [np.zeros(0)]
+    for round_ in rounds:
+        is_known = ~round_.is_open
+        cells = round_.asked[is_known]
+        number = len(round_.scores)
+        scores.append(round_.scores)
+        judged.append(np.bincount(cells, minlength=number))
+        wrong.append(np.bincount(cells, round_.wrong[is_known], number))
     return fit_errors(
-        scores,
-        np.concatenate([np.zeros(0), *judged]),
-        np.concatenate([np.zeros(0), *wrong]),
-        allowed,
+        np.concatenate(scores), np.concatenate(judged), np.concatenate(wrong), allowed
     )
 
 
 def plan_round(
     rounds: Sequence[Round], group: Group, left: Floats, precision: float, confidence: float
 ) -> tuple[Round, Ints, Floats] | None:
-    """Return the next round without questions, its cells, and the predicted log odds of errors;
-    None: nothing to ask.
+    """Plan the next round of questions about a group.
 
     The first round explores if there are several sets. The next one starts a chain at the largest
     set that seems to take few answers, a later one another if that takes half of the answers that
-    going on would. `left`: of all cells.
+    going on would.
+
+    Args:
+        rounds: those before.
+        group: that is asked about.
+        left: relations of each of its cells that were not asked before, `[cells]`.
+        precision, confidence: that the certificate promises.
+
+    Returns:
+        The round without questions, its cells, and the predicted log odds of errors; None: nothing
+        is left to ask.
     """
-    level = group.level
-    scores = group.scores
     last = len(group.sizes) - 1
     allowed = 1 - precision + TINY
     standing = evaluate(rounds, group.sizes, precision, confidence)
@@ -429,41 +462,56 @@ def plan_round(
     capital = round(standing.rest * _CAPITAL, 6) if last else 1.0
 
     def needed(number: int, evidence: float) -> int:
-        inside = level <= number
-        return answers_needed(odds, scores[inside], left[inside], allowed, evidence) or _MOST
+        inside = group.level <= number
+        answers = answers_needed(odds, group.scores[inside], left[inside], allowed, evidence)
+        return answers or _MOST
 
     start = None
     focus = last if standing.tested is None else standing.tested
-    if rounds and standing.reached is None and last:
-        each = [needed(number, capital * (1 - confidence)) for number in range(last + 1)]
-        few = [number for number, answers in enumerate(each) if answers <= _QUICK]
-        best = few[-1] if few else min(range(last + 1), key=lambda number: (each[number], -number))
-        if not standing.started or (
-            best < focus and 2 * each[best] < needed(focus, standing.evidence)
-        ):
+    if not last:
+        start = None if rounds else 0
+    elif rounds and standing.reached is None:
+        answers = [needed(number, capital * (1 - confidence)) for number in range(last + 1)]
+        best = _best_start(answers)
+        is_better = best < focus and 2 * answers[best] < needed(focus, standing.evidence)
+        if is_better or not standing.started:
             start = focus = best
-    elif not last and not rounds:
-        start = 0
-    cells = np.flatnonzero((level <= focus) & (left > 0))
+    cells = np.flatnonzero((group.level <= focus) & (left > 0))
     if not len(cells):
         return None
+
+    level = group.level[cells]
+    scores = group.scores[cells]
     if rounds or not last:
-        weight = weigh(from_log_odds(odds[0] + scores[cells] @ odds[1:]), left[cells])
+        weight = weigh(from_log_odds(odds[0] + scores @ odds[1:]), left[cells])
     else:
-        weight = 1 / np.bincount(level[cells], left[cells])[level[cells]]  # as many of each level
-    weight = np.array([float(f"{each:.4g}") for each in weight / weight.max()])
-    own = (level[cells], scores[cells], left[cells], weight, odds[1:])
-    nothing = np.zeros(0, bool)
+        weight = 1 / np.bincount(level, left[cells])[level]  # as many of each level
+    weight = np.array([float(f"{share:.4g}") for share in weight / weight.max()])
     round_ = Round(
-        *own, start, 0.0 if start is None else capital, np.zeros(0, np.int64), nothing, nothing
+        level=level,
+        scores=scores,
+        left=left[cells],
+        weight=weight,
+        slopes=odds[1:],
+        start=start,
+        capital=0.0 if start is None else capital,
+        asked=np.zeros(0, np.int64),
+        wrong=np.zeros(0, bool),
+        is_open=np.zeros(0, bool),
     )
     return round_, cells, odds
 
 
+def _best_start(answers: Sequence[int]) -> int:
+    """Return the largest set that takes few answers, or else the one that takes the fewest."""
+    quick = [number for number, needed in enumerate(answers) if needed <= _QUICK]
+    if quick:
+        return quick[-1]
+    return min(range(len(answers)), key=lambda number: (answers[number], -number))
+
+
 def weigh(rates: Floats, left: Floats) -> Floats:
-    """Return the weights with which relations are drawn, by their predicted error rates, `[…,
-    cells]`.
-    """
+    """Return the weights of draws by predicted error rates, `[…, cells]`."""
     mean = (rates * left).sum(-1, keepdims=True) / np.maximum(left.sum(-1, keepdims=True), 1)
     weight: Floats = (rates + _LEAST * mean) ** _POWER
     return weight
@@ -478,11 +526,17 @@ def answers_needed(
     *,
     all_right: bool = False,
 ) -> int | None:
-    """Return about how many answers a set takes until its evidence is 1, if as many are wrong as so
-    far; None: many.
+    """Estimate how many answers a set takes until its evidence is 1.
 
-    `odds`: as of `fit_errors`; `scores`, `left`: of the set's cells; `allowed`: the share of
-    errors. `all_right`: if none is wrong instead.
+    Args:
+        odds: as `fit_errors` returns them.
+        scores, left: of the set's cells, `[cells, scores]` and `[cells]`.
+        allowed: the share of errors that the promise allows.
+        evidence: so far.
+        all_right: assume that no further answer is wrong, not as many as so far.
+
+    Returns:
+        The number of answers, or None if they are too many.
     """
     if not left.sum() or allowed >= 1:
         return None

@@ -11,7 +11,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,9 @@ from sgpipe.utils.console import count, single_line
 
 Rows = Callable[[str, Sequence[Any]], list[tuple[Any, ...]]]
 Named = tuple[int, int, str]  # subject, object and normalised predicate
-_Item = tuple[
-    bool, int, float
-]  # whether the run has what was named, the number of the image, and its weight
+_Answers = dict[str, set[Named]]  # what each person named in an image
+# whether the run has what was named, the number of the image, and its weight
+_Item = tuple[bool, int, float]
 BOXES = 8  # of a question
 _TAIL = 0.025  # how often either end of a 95% interval misses
 _LOG_MOST = 50.0  # log of a number of relations that is as good as any
@@ -45,44 +45,51 @@ _RELATIONS = """
 
 
 def draw_recall(rows: Rows, number: int, boxes: int, seed: int) -> tuple[int, list[BlindQuestion]]:
-    """Draw images, and at most `boxes` boxes of each; also return how many there are. Raises
-    UserError: bad numbers.
+    """Draw images, and at most `boxes` boxes of each.
+
+    Returns:
+        The number of images that can be asked about, and a question about each drawn one.
+
+    Raises:
+        UserError: the numbers are out of range, or no image has two boxes.
     """
     if not 1 <= number <= MOST_QUESTIONS or boxes < 2:
         raise UserError(
             f"{number} questions about {boxes} boxes: expected 1 to {MOST_QUESTIONS:,} about 2 or"
             " more"
         )
-    found = rows(_IMAGES, [NO_OBJECT, seed, number])
-    if not found:
+    images = rows(_IMAGES, [NO_OBJECT, seed, number])
+    if not images:
         raise UserError("no image has two boxes to ask about")
     questions = []
-    for split, image_id, own, _ in found:
+    for split, image_id, numbers, _ in images:
         digest = hashlib.sha256(f"{seed}\0{split}\0{image_id}".encode()).digest()
-        chosen = np.random.default_rng(list(digest)).choice(
-            own, min(boxes, len(own)), replace=False
-        )
-        weight = math.comb(len(own), 2) / math.comb(len(chosen), 2)
+        generator = np.random.default_rng(list(digest))
+        chosen = generator.choice(numbers, min(boxes, len(numbers)), replace=False)
+        weight = math.comb(len(numbers), 2) / math.comb(len(chosen), 2)
         questions.append(BlindQuestion(split, image_id, sorted(chosen.tolist()), weight))
-    return found[0][3], questions
+    total = images[0][3]
+    return total, questions
 
 
 def questions_left(plan: RecallPlan, log: JudgementLog, by: str) -> list[int]:
-    """Return the numbers of the questions that a person has not answered, those that were skipped
-    last.
-    """
+    """Return the numbers of the questions that a person has not answered, skipped ones last."""
     answers = {
-        place: own[by].relations for place, own in log.blind_answers(plan.plan).items() if by in own
+        place: by_person[by].relations
+        for place, by_person in log.blind_answers(plan.plan).items()
+        if by in by_person
     }
-    left = [number for number, each in enumerate(plan.questions) if answers.get(each.place) is None]
+    left = [
+        number
+        for number, question in enumerate(plan.questions)
+        if answers.get(question.place) is None
+    ]
     return sorted(left, key=lambda number: plan.questions[number].place in answers)
 
 
 @dataclass(frozen=True)
 class IndependentMisses:
-    """How many relations there are (95% interval) if what one person misses says nothing about what
-    another does.
-    """
+    """The number of relations (95% interval), if people miss relations independently."""
 
     total: float
     low: float
@@ -131,8 +138,15 @@ def recapture(
     first: NDArray[np.int64],
     second: NDArray[np.int64],
 ) -> Completeness | None:
-    """Return what both people, and only one of them, named in each image, `[images]`, tells; None:
-    they named nothing.
+    """Estimate the number of relations from what two people named, in both and in one of the lists.
+
+    Args:
+        people: their names.
+        both: how many relations both named, `[images]`.
+        first, second: how many only one of them named, `[images]`.
+
+    Returns:
+        The estimate, or None if they named nothing.
 
     On average, first · second / both is as many relations as neither named if they miss relations
     independently, and fewer if what is hard for one is hard for the other. Chao's (1987) bound is
@@ -187,9 +201,7 @@ class RecallMeasures:
     people: Completeness | None
 
     def describe(self, estimate_total: bool = False) -> Iterator[str]:
-        """Yield sentences; `estimate_total`: also how many relations there are if people miss them
-        independently.
-        """
+        """Yield sentences; `estimate_total` adds the number of relations under independence."""
         asked = f"{self.answered:,} of {count(self.images, 'image')}"
         if self.recall.value is None:
             yield f"Recall, blind: people have named no relation yet ({asked} answered)."
@@ -203,87 +215,105 @@ class RecallMeasures:
 
     def as_groups(self) -> list[dict[str, Any]]:
         """As values for a page: a bar for the plan, and one for the recall of each predicate."""
-        whole = {
-            "share": self.answered / (self.answered + self.open),
-            "lines": list(self.describe()),
-        }
-        return [
-            whole,
-            *(
-                {"share": own.value, "lines": [f"{name}: {own}"]}
-                for name, own in self.predicates.items()
-            ),
-        ]
+        share = self.answered / (self.answered + self.open)
+        groups: list[dict[str, Any]] = [{"share": share, "lines": list(self.describe())}]
+        for name, recall in self.predicates.items():
+            groups.append({"share": recall.value, "lines": [f"{name}: {recall}"]})
+        return groups
 
 
 def measure_recall(plan: RecallPlan, log: JudgementLog, rows: Rows) -> RecallMeasures:
-    """Compare what people named with the relations of the run (`rows`: as `Index.rows`). What
-    anyone named holds.
+    """Compare what people named with the relations of the run.
+
+    What anyone named holds.
+
+    Args:
+        plan: what people were asked.
+        log: their answers.
+        rows: runs SQL, as `Index.rows`.
     """
-    answers = {
-        place: {
-            by: {
-                (each.subject, each.object, normalise_predicate(each.predicate))
-                for each in answer.relations
-            }
-            for by, answer in own.items()
-            if answer.relations is not None
-        }
-        for place, own in log.blind_answers(plan.plan).items()
-    }
-    asked = [question for question in plan.questions if answers.get(question.place)]
-    run: defaultdict[tuple[str, str], set[Named]] = defaultdict(set)
-    for split, image_id, *ends, predicate in rows(
-        _RELATIONS, [[question.image_id for question in asked]]
-    ):
-        run[split, image_id].add((ends[0], ends[1], normalise_predicate(predicate)))
-    found: defaultdict[str, list[_Item]] = defaultdict(list)
+    answers = _named_relations(plan, log)
+    answered = [question for question in plan.questions if answers.get(question.place)]
+    predicted = _predicted_relations(answered, rows)
+    by_predicate: defaultdict[str, list[_Item]] = defaultdict(list)
     pairs: list[_Item] = []
-    for number, question in enumerate(asked):
-        own = run[question.place]
-        related = {key[:2] for key in run[question.place]}
-        inside = {
-            key
-            for each in answers[question.place].values()
-            for key in each
-            if {*key[:2]} <= {*question.boxes}
-        }
-        for key in sorted(inside):
-            found[key[2]].append((key in own, number, question.weight))
-        pairs += [
-            (pair in related, number, question.weight)
-            for pair in sorted({key[:2] for key in inside})
-        ]
+    for number, question in enumerate(answered):
+        named = _named_inside(question, answers[question.place])
+        relations = predicted[question.place]
+        for relation in sorted(named):
+            item = (relation in relations, number, question.weight)
+            by_predicate[relation[2]].append(item)
+        related = {relation[:2] for relation in relations}
+        for pair in sorted({relation[:2] for relation in named}):
+            pairs.append((pair in related, number, question.weight))
 
-    def recall(items: Sequence[_Item]) -> PrecisionEstimate:
-        has = np.array([item[0] for item in items], bool)
-        images = np.array([item[1] for item in items], np.int64)
-        weight = np.array([item[2] for item in items], np.float64)
-        left = (
-            1 - len(asked) / plan.images if all(question.weight == 1 for question in asked) else 1.0
-        )
-        return estimate_clustered(has, images, weight, left)
-
-    common = Counter(
-        pair for each in asked for pair in combinations(sorted(answers[each.place]), 2)
-    ).most_common(1)
-    people = None
-    if common:
-        (one, other), _ = common[0]
-        named = [answers[question.place] for question in asked]
-        both = [(each[one], each[other]) for each in named if one in each and other in each]
-        counts = [(len(a & b), len(a - b), len(b - a)) for a, b in both]
-        people = recapture((one, other), *np.array(counts).T)
+    is_equally_weighted = all(question.weight == 1 for question in answered)
+    left = 1 - len(answered) / plan.images if is_equally_weighted else 1.0
+    names = sorted(by_predicate, key=lambda name: (-len(by_predicate[name]), name))
     return RecallMeasures(
         plan=plan.plan,
         images=plan.images,
-        answered=len(asked),
-        open=len(plan.questions) - len(asked),
-        recall=recall([item for items in found.values() for item in items]),
-        pairs=recall(pairs),
-        predicates={
-            name: recall(found[name])
-            for name in sorted(found, key=lambda name: (-len(found[name]), name))
-        },
-        people=people,
+        answered=len(answered),
+        open=len(plan.questions) - len(answered),
+        recall=_estimate(list(chain.from_iterable(by_predicate.values())), left),
+        pairs=_estimate(pairs, left),
+        predicates={name: _estimate(by_predicate[name], left) for name in names},
+        people=_compare_people([answers[question.place] for question in answered]),
     )
+
+
+def _named_relations(plan: RecallPlan, log: JudgementLog) -> dict[tuple[str, str], _Answers]:
+    """Return what each person named in each image, without the questions that they skipped."""
+    answers: dict[tuple[str, str], _Answers] = {}
+    for place, by_person in log.blind_answers(plan.plan).items():
+        answers[place] = {}
+        for person, answer in by_person.items():
+            if answer.relations is not None:
+                answers[place][person] = {
+                    (relation.subject, relation.object, normalise_predicate(relation.predicate))
+                    for relation in answer.relations
+                }
+    return answers
+
+
+def _predicted_relations(
+    questions: Sequence[BlindQuestion], rows: Rows
+) -> defaultdict[tuple[str, str], set[Named]]:
+    """Return the relations of the run in the images of questions."""
+    predicted: defaultdict[tuple[str, str], set[Named]] = defaultdict(set)
+    image_ids = [question.image_id for question in questions]
+    for split, image_id, subject, object_, predicate in rows(_RELATIONS, [image_ids]):
+        predicted[split, image_id].add((subject, object_, normalise_predicate(predicate)))
+    return predicted
+
+
+def _named_inside(question: BlindQuestion, answers: _Answers) -> set[Named]:
+    """Return what anyone named between two boxes of the question."""
+    boxes = set(question.boxes)
+    named: set[Named] = set().union(*answers.values())
+    return {relation for relation in named if boxes.issuperset(relation[:2])}
+
+
+def _estimate(items: Sequence[_Item], left: float) -> PrecisionEstimate:
+    """Return the share of the items that the run has; `left`: the share of images not asked about."""
+    is_predicted = np.array([item[0] for item in items], bool)
+    images = np.array([item[1] for item in items], np.int64)
+    weight = np.array([item[2] for item in items], np.float64)
+    return estimate_clustered(is_predicted, images, weight, left)
+
+
+def _compare_people(answers: Sequence[_Answers]) -> Completeness | None:
+    """Compare the two people who answered the most common questions; None: nobody shares one."""
+    common = Counter[tuple[str, str]]()
+    for by_person in answers:
+        common.update(combinations(sorted(by_person), 2))
+    if not common:
+        return None
+    [((one, other), _)] = common.most_common(1)
+    counts = []
+    for by_person in answers:
+        if one in by_person and other in by_person:
+            first = by_person[one]
+            second = by_person[other]
+            counts.append((len(first & second), len(first - second), len(second - first)))
+    return recapture((one, other), *np.array(counts).T)
