@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
+from sgpipe.stats.certificate_rounds import _AT_ONCE, QUESTIONS
 from sgpipe.stats.certificates import family_confidence, most_errors, place_bets, settle_bets
-from sgpipe.stats.certify import _AT_ONCE, QUESTIONS
 from sgpipe.storage.judgements import Judgement, RelationKey, RelationState
 
 SESSIONS = 2000

@@ -79,6 +79,7 @@ from benchmarks.certificate_people import dispute, family, people
 from benchmarks.measure import report
 from sgpipe.calibration import from_log_odds
 from sgpipe.stats import certificates
+from sgpipe.stats.certificate_rounds import FIRST, QUESTIONS
 from sgpipe.stats.certificates import (
     Group,
     Round,
@@ -90,7 +91,6 @@ from sgpipe.stats.certificates import (
     settle_bets,
     weigh,
 )
-from sgpipe.stats.certify import FIRST, QUESTIONS
 from sgpipe.stats.precision import estimate_stratified
 
 RUNS = 100

@@ -176,7 +176,7 @@ def certify(
     by: Annotated[
         Literal["predicate"] | None, cli.option("Certify the relations of each predicate.")
     ] = None,
-    each: Annotated[
+    is_separate: Annotated[
         bool, cli.option("With --by: how sure each certificate is, not all together.", "--each")
     ] = False,
     threshold: Annotated[
@@ -220,7 +220,7 @@ def certify(
         precision=precision,
         confidence=confidence,
         by=by,
-        each=each,
+        is_separate=is_separate,
         threshold=threshold,
         prediction=prediction,
     )

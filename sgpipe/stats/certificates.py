@@ -27,6 +27,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +130,7 @@ class Group:
 
 def _thresholds(confidence: Floats, is_one_set: bool, is_small: bool) -> list[float]:
     """Return the minimum confidences of the nested sets, the strictest first."""
-    shares = _FEW_SETS if is_small else _SETS
+    shares: tuple[float, ...] = _FEW_SETS if is_small else _SETS
     if is_one_set:
         shares = (1.0,)
     falling = np.sort(confidence)[::-1]
@@ -419,9 +420,9 @@ def fit_errors(scores: Floats, judged: Floats, wrong: Floats, allowed: float) ->
 
 def fit_rounds(rounds: Sequence[Round], allowed: float) -> Floats:
     """Fit the log odds of errors, as `fit_errors`, to the answers of rounds."""
-    scores = [np.zeros((0, 2))]
-    judged = [np.zeros(0)]
-    wrong = [np.zeros(0)]
+    scores: list[Floats] = [np.zeros((0, 2))]
+    judged: list[NDArray[Any]] = [np.zeros(0)]
+    wrong: list[NDArray[Any]] = [np.zeros(0)]
     for round_ in rounds:
         is_known = ~round_.is_open
         cells = round_.asked[is_known]

@@ -92,12 +92,19 @@ _NOTHING = SamplingPlan(
 def draw(
     rows: Rows, select: str, values: Sequence[Any], kind: Kind, count: int, seed: int = 0
 ) -> tuple[list[PlanStratum], list[PlannedQuestion]]:
-    """Draw a stratified sample of `count` relations, in random order.
+    """Draw a stratified sample of relations, in random order.
 
-    Strata are by confidence, or, for `predicates`, the most frequent predicates, and one of all
-    others. `rows` runs SQL with its values, as `Index.rows`. `select`: SQL of the relations, as of
-    `sgpipe.view.search.select_relations`. Raises UserError: there are no relations, or `count` is
-    out of range.
+    Args:
+        rows: runs SQL with its values, as `Index.rows`.
+        select: SQL of the relations, as of `sgpipe.view.search.select_relations`.
+        values: of its `?`.
+        kind: strata are by confidence, or, for `predicates`, the most frequent predicates, and one
+            of all others.
+        count: of relations.
+        seed: of the sample.
+
+    Raises:
+        UserError: there are no relations, or `count` is out of range.
     """
     if not 1 <= count <= MOST_QUESTIONS:
         raise UserError(f"{count} questions: expected 1 to {MOST_QUESTIONS:,}")
@@ -107,61 +114,72 @@ def draw(
         " null"
     )
     if kind == "predicates":
-        found = rows(
-            f"select predicate, count(*) from ({hits}) group by 1 order by 2 desc, 1", values
-        )
-        kept = min(max(count // _PER_PREDICATE - 1, 1), _MOST_PREDICATES)
-        strata = [
-            PlanStratum(name=name, relations=n, sampled=0, predicate=name)
-            for name, n in found[:kept]
-        ]
-        others = sum(relations for _, relations in found[kept:])
-        if others:
-            strata.append(PlanStratum(name=_OTHERS, relations=others, sampled=0))
+        strata = _predicate_strata(rows, hits, values, count)
     else:
-        strata = [PlanStratum(name="none", relations=0, sampled=0)]
-        for start, stop in pairwise(_EDGES):
-            name = f"{start:.2f} to {stop:.2f}"
-            strata.append(PlanStratum(name=name, relations=0, sampled=0, start=start, stop=stop))
-        numbers: dict[int, int] = dict(
-            rows(f"select {stratum_sql(strata, kind)}, count(*) from ({hits}) group by 1", values)
-        )
-        strata = [
-            s.model_copy(update={"relations": numbers[at]})
-            for at, s in enumerate(strata)
-            if at in numbers
-        ]
+        strata = _band_strata(rows, hits, values)
     if not strata:
         raise UserError("there are no relations to ask about")
     sizes = [stratum.relations for stratum in strata]
     shares = {number: share for number, share in enumerate(equal_shares(sizes, count)) if share}
     # A number that is below all but about twice as many hashes as are asked for.
     bounds = [
-        min(int((2 * share + 100) / sizes[n] * _HASHES), _HASHES - 1) for n, share in shares.items()
+        min(int((2 * share + 100) / sizes[number] * _HASHES), _HASHES - 1)
+        for number, share in shares.items()
     ]
     query = _SAMPLE.format(select=hits, stratum=stratum_sql(strata, kind))
     drawn = rows(query, [*values, seed, list(shares), list(shares.values()), bounds])
     questions = [PlannedQuestion._make(row) for row in drawn]
-    asked = np.bincount(
-        [question.stratum for question in questions], minlength=len(strata)
-    ).tolist()
+    sampled = Counter(question.stratum for question in questions)
+    strata = [
+        stratum.model_copy(update={"sampled": sampled[number]})
+        for number, stratum in enumerate(strata)
+    ]
+    return strata, questions
+
+
+def _predicate_strata(
+    rows: Rows, hits: str, values: Sequence[Any], count: int
+) -> list[PlanStratum]:
+    """Return a stratum of each of the most frequent predicates, and one of all others."""
+    query = f"select predicate, count(*) from ({hits}) group by 1 order by 2 desc, 1"
+    predicates = rows(query, values)
+    named = min(max(count // _PER_PREDICATE - 1, 1), _MOST_PREDICATES)
+    strata = [
+        PlanStratum(name=predicate, relations=relations, sampled=0, predicate=predicate)
+        for predicate, relations in predicates[:named]
+    ]
+    rest = sum(relations for _, relations in predicates[named:])
+    if rest:
+        strata.append(PlanStratum(name=_OTHERS, relations=rest, sampled=0))
+    return strata
+
+
+def _band_strata(rows: Rows, hits: str, values: Sequence[Any]) -> list[PlanStratum]:
+    """Return the bands of confidence that have relations."""
+    bands = [PlanStratum(name="none", relations=0, sampled=0)]
+    for start, stop in pairwise(_EDGES):
+        name = f"{start:.2f} to {stop:.2f}"
+        bands.append(PlanStratum(name=name, relations=0, sampled=0, start=start, stop=stop))
+    query = f"select {stratum_sql(bands, 'bands')}, count(*) from ({hits}) group by 1"
+    relations: dict[int, int] = dict(rows(query, values))
     return [
-        s.model_copy(update={"sampled": n}) for s, n in zip(strata, asked, strict=True)
-    ], questions
+        band.model_copy(update={"relations": relations[number]})
+        for number, band in enumerate(bands)
+        if number in relations
+    ]
 
 
 def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:
-    """SQL for the number of the stratum that a row of `relations` is in; the number after the last
-    if in none.
+    """Return SQL for the number of the stratum that a row of `relations` is in.
+
+    A row in no stratum has the number after the last.
     """
 
     def condition(stratum: PlanStratum) -> str:
         if kind == "predicates":
-            return (
-                "true"
-                if stratum.predicate is None
-                else f"predicate::varchar = {quoted(stratum.predicate)}"
-            )
+            if stratum.predicate is None:
+                return "true"
+            return f"predicate::varchar = {quoted(stratum.predicate)}"
         if stratum.start is None or stratum.stop is None:
             return "confidence is null"
         below = f" and confidence < {stratum.stop}::float" if stratum.stop < 1 else ""
@@ -172,8 +190,9 @@ def stratum_sql(strata: Sequence[PlanStratum], kind: str) -> str:
 
 
 def equal_shares(sizes: Sequence[int], count: int) -> list[int]:
-    """Divide a sample of `count`: strata of these sizes give the same number of relations or, if
-    fewer, all of them.
+    """Divide a sample of `count` among strata of these sizes.
+
+    Each gives the same number of relations or, if it has fewer, all of them.
     """
     left = count
     shares = [0] * len(sizes)
@@ -196,26 +215,32 @@ class StratumPrecision:
 class PlanProgress:
     """What people say now about the questions of a plan.
 
-    `given`: the verdict of each, "unsure" without one, None: open; a change says that a relation is
-    wrong. `unsure`, `open`, `conflicts`: numbers of questions; conflicts are unsure ones about
-    which people differ. `right`, `judged` (not open), `stratum`: of each question, `[questions]`.
-    `sizes`: relations of the strata, `[strata]`. What is judged and not right is wrong.
+    What is judged and not right is wrong.
+
+    Attributes:
+        answers: the verdict of each question, "unsure" without one, None: open; a change says that
+            a relation is wrong.
+        unsure, open, conflicts: numbers of questions; conflicts are unsure ones about which people
+            differ.
+        right, judged, stratum: of each question, `[questions]`; judged: it is not open.
+        sizes: relations of the strata, `[strata]`.
     """
 
     def __init__(self, plan: SamplingPlan, log: JudgementLog) -> None:
         self.plan = plan
         states = states_of(plan, log)
-        answers: dict[RelationKey, Judged] = {
+        verdicts: dict[RelationKey, Judged] = {
             key: state.verdict or "unsure" for key, state in states.items()
         }
-        self.given = [answers.get(question.key) for question in plan.questions]
-        self.unsure, self.open = self.given.count("unsure"), self.given.count(None)
-        asked = zip(plan.questions, self.given, strict=True)
+        self.answers = [verdicts.get(question.key) for question in plan.questions]
+        self.unsure = self.answers.count("unsure")
+        self.open = self.answers.count(None)
+        asked = zip(plan.questions, self.answers, strict=True)
         self.conflicts = sum(
             states[question.key].is_conflict for question, answer in asked if answer == "unsure"
         )
-        self.right = np.array([answer == "right" for answer in self.given], bool)
-        self.judged = np.array([answer is not None for answer in self.given], bool)
+        self.right = np.array([answer == "right" for answer in self.answers], bool)
+        self.judged = np.array([answer is not None for answer in self.answers], bool)
         self.sizes = np.array([stratum.relations for stratum in plan.strata], np.float64)
         self.stratum = np.array([question.stratum for question in plan.questions], np.int64)
 
@@ -225,11 +250,12 @@ class PlanProgress:
     @cached_property
     def precisions(self) -> list[PrecisionEstimate]:
         number = len(self.plan.strata)
-        counts = (
-            each[:number] for each in (self.sizes, self.tally(self.judged), self.tally(self.right))
-        )
+        # the whole plan, and each stratum by itself
         sets = np.concatenate([np.ones((1, number)), np.eye(number)])
-        return estimate_stratified(*(sets * each for each in counts))
+        sizes = sets * self.sizes[:number]
+        judged = sets * self.tally(self.judged)[:number]
+        right = sets * self.tally(self.right)[:number]
+        return estimate_stratified(sizes, judged, right)
 
     @property
     def precision(self) -> PrecisionEstimate:
@@ -237,16 +263,16 @@ class PlanProgress:
 
     @property
     def strata(self) -> list[StratumPrecision]:
-        parts = zip(self.plan.strata, self.precisions[1:], strict=True)
         return [
-            StratumPrecision(each.name, each.relations, each.sampled, part) for each, part in parts
+            StratumPrecision(stratum.name, stratum.relations, stratum.sampled, precision)
+            for stratum, precision in zip(self.plan.strata, self.precisions[1:], strict=True)
         ]
 
     def needed(self) -> int | None:
-        """Estimate how many more judgements it takes until the 95% interval is ± `MARGIN`, perhaps
-        more than are open.
+        """Estimate how many more judgements it takes until the 95% interval is ± `MARGIN`.
 
-        Assumes that precisions of strata stay as they are. None: more than any plan can have.
+        Assumes that precisions of strata stay as they are. They may be more than are open; None:
+        more than any plan can have.
         """
         sizes = self.sizes
         judged = self.tally(self.judged)
@@ -262,10 +288,11 @@ class PlanProgress:
             )
 
         def is_enough(number: int) -> bool:
-            each = planned(number)
-            right = np.clip(np.rint(share * each).astype(int), correct, each - judged + correct)
-            [whole] = estimate_stratified(sizes[None], each[None], right[None])
-            return whole.value is not None and whole.high - whole.low <= 2 * MARGIN
+            questions = planned(number)
+            expected = np.rint(share * questions).astype(int)
+            right = np.clip(expected, correct, questions - judged + correct)
+            [estimate] = estimate_stratified(sizes[None], questions[None], right[None])
+            return estimate.value is not None and estimate.high - estimate.low <= 2 * MARGIN
 
         if is_enough(0):  # by what is judged
             return 0
@@ -275,19 +302,22 @@ class PlanProgress:
         return int(planned(number).sum()) - done
 
     def as_json(self) -> dict[str, Any]:
-        estimates = {
+        return {
             "precision": asdict(self.precision),
-            "strata": [asdict(each) for each in self.strata],
+            "strata": [asdict(stratum) for stratum in self.strata],
+            "unsure": self.unsure,
+            "conflicts": self.conflicts,
+            "open": self.open,
+            "more": self.needed(),
+            "margin": MARGIN,
         }
-        numbers = {"unsure": self.unsure, "conflicts": self.conflicts, "open": self.open}
-        return estimates | numbers | {"more": self.needed(), "margin": MARGIN}
 
 
 def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, RelationState]:
-    """Return what people say about the relations that were judged when the plan asked; of a
-    certificate's, whenever.
+    """Return what people say about the relations that were judged when the plan asked.
 
-    Which relations a certificate draws is independent of the judgements before.
+    Those of a certificate count whenever they were judged, as which relations it draws is
+    independent of the judgements before.
     """
     asked = None if plan.certificate else log.judged(plan.plan)
     images = dict.fromkeys((question.split, question.image_id) for question in plan.questions)
@@ -298,48 +328,58 @@ def states_of(plan: SamplingPlan, log: JudgementLog) -> dict[RelationKey, Relati
 def next_question(
     plan: SamplingPlan, log: JudgementLog, by: str, done: Collection[Any] = ()
 ) -> PlannedQuestion | None:
-    """Return a question that nobody has judged; None if none is left. `done`: predicates of strata
-    to leave out.
+    """Return a question that nobody has judged; None if none is left.
 
     Each person gets them in another random order; those of a certificate nearly in the order of the
     plan, as an open one counts as wrong. What this person skipped comes last.
+
+    Args:
+        plan: whose questions are asked.
+        log: the judgements so far.
+        by: whom to ask.
+        done: predicates of strata to leave out.
     """
-    asked = states_of(plan, log)
+    judged = states_of(plan, log)
     skipped = log.skipped(plan.plan, by)
-    questions = enumerate(plan.questions)
+
+    def order(numbered: tuple[int, PlannedQuestion]) -> tuple[int, int, str]:
+        number, question = numbered
+        text = "\0".join(map(str, (by, *question.key)))
+        block = number // _NEAR if plan.certificate else 0
+        return skipped.get(question.key, -1), block, hashlib.sha256(text.encode()).hexdigest()
+
     left = [
-        (at, q)
-        for at, q in questions
-        if q.key not in asked and plan.strata[q.stratum].predicate not in done
+        (number, question)
+        for number, question in enumerate(plan.questions)
+        if question.key not in judged and plan.strata[question.stratum].predicate not in done
     ]
-
-    def order(pair: tuple[int, PlannedQuestion]) -> tuple[int, int, str]:
-        text = "\0".join(map(str, (by, *pair[1].key)))
-        block = pair[0] // _NEAR if plan.certificate else 0
-        return skipped.get(pair[1].key, -1), block, hashlib.sha256(text.encode()).hexdigest()
-
     return min(left, key=order)[1] if left else None
 
 
 def describe_alpha(states: Iterable[RelationState]) -> str:
-    """Say how far people agree on whether relations are right; empty if no two people are sure of
-    the same one.
+    """Say how far people agree on whether relations are right.
 
     Krippendorff's alpha is 1 if they always agree, 0 if as by chance; it needs answers that are not
     all the same.
+
+    Returns:
+        A sentence; empty if no two people are sure of the same relation.
     """
-    several = [
-        [state.key in each for each in state.outcomes]
-        for state in states
-        if len(state.outcomes) > 1
-    ]
-    said = Counter(answer for answers in several for answer in answers)
-    differing = sum(2 * sum(each) * (len(each) - sum(each)) / (len(each) - 1) for each in several)
-    expected = 2 * said[True] * said[False] / max(said.total() - 1, 1)
+    relations = 0
+    answers = Counter[bool]()
+    differing = 0.0
+    for state in states:
+        people = len(state.outcomes)
+        if people > 1:
+            right = sum(state.key in outcome for outcome in state.outcomes)
+            relations += 1
+            answers.update({True: right, False: people - right})
+            differing += 2 * right * (people - right) / (people - 1)
+    if not relations:
+        return ""
+    expected = 2 * answers[True] * answers[False] / max(answers.total() - 1, 1)
     alpha = f"; Krippendorff's alpha is {1 - differing / expected:.2f}" if expected else ""
-    return (
-        f"Two or more people judged {counted(len(several), 'relation')}{alpha}." if several else ""
-    )
+    return f"Two or more people judged {counted(relations, 'relation')}{alpha}."
 
 
 def describe_haste(states: Iterable[RelationState]) -> str:
@@ -378,8 +418,9 @@ def _most_within(times: Sequence[datetime], seconds: int) -> int:
 
 @dataclass(frozen=True)
 class JudgementMeasures:
-    """What people's judgements of a sample say; all but the plain counts are weighted by the
-    relations of the strata.
+    """What people's judgements of a sample say.
+
+    All but the plain counts are weighted by the relations of the strata.
 
     Attributes:
         plan: whose precision is that of the run, without what is `open`; None: no plan has
@@ -419,27 +460,33 @@ def measure_judgements(
     thresholds: Sequence[float],
     calibration: Calibration | None = None,
 ) -> JudgementMeasures:
-    """Estimate the precision of an open run from a file of judgements, and the threshold that
-    reaches the `target`.
+    """Estimate the precision of an open run from people's judgements.
 
-    `calibration`: whose probabilities the database has as certainties. `thresholds`: of the curve.
-    Raises UserError: the file has no line about this run, or the target is out of range.
+    Args:
+        database: of the run.
+        file: of judgements.
+        target: the precision for which a threshold is suggested.
+        thresholds: of the curve.
+        calibration: whose probabilities the database has as certainties.
+
+    Raises:
+        UserError: the file has no line about this run, or the target is out of range.
     """
     check_share("precision", target)
     log, plan = _read_log(database, file)
     sample = _Sample(database, plan or _NOTHING, log, calibration)
     judged = sample.tally(sample.judged)
     right = sample.tally(sample.right)
-    unsure = sample.tally(np.array([answer == "unsure" for answer in sample.given], bool))
-    [whole, if_right] = estimate_stratified(
+    unsure = sample.tally(np.array([answer == "unsure" for answer in sample.answers], bool))
+    [precision, if_right] = estimate_stratified(
         [sample.sizes] * 2, [judged] * 2, [right, right + unsure]
     )
-    recalls = [measure_recall(each, log, database.rows) for each in log.recall_plans.values()]
+    recalls = [measure_recall(recall, log, database.rows) for recall in log.recall_plans.values()]
     return JudgementMeasures(
         plan=plan.plan if plan else None,
         unsure=sample.unsure,
         open=sample.open,
-        precision=whole,
+        precision=precision,
         if_unsure_right=if_right.value,
         relations=round(sample.sizes.sum()),
         relations_now=int(sample.counts.sum()),
@@ -451,13 +498,15 @@ def measure_judgements(
         suggested=sample.suggest(target),
         problems=log.problems,
         vlm_score=sample.vlm_score() if plan and database.has_vlm_scores else None,
-        recall=max(recalls, key=lambda found: found.answered, default=None),
+        recall=max(recalls, key=lambda recall: recall.answered, default=None),
     )
 
 
 def judge_by_people(run: Path, file: Path) -> JudgedRelations:
-    """Return relations with confidences and weights, judged by a plan of the whole run. Raises
-    UserError: no plan.
+    """Return relations with confidences and weights, judged by a plan of the whole run.
+
+    Raises:
+        UserError: no plan of the whole run has judgements.
     """
     with open_run(run) as database:
         log, plan = _read_log(database, file)
@@ -467,16 +516,16 @@ def judge_by_people(run: Path, file: Path) -> JudgedRelations:
 
 
 def _read_log(database: Database, file: Path) -> tuple[JudgementLog, SamplingPlan | None]:
-    """Return what is in a file, and the plan of the whole run with the most judgements; None: none
-    has any.
+    """Return a file of judgements, and the plan of the whole run with the most judgements.
+
+    The plan is None if none has any.
+
+    Raises:
+        UserError: no line of the file is about this run.
     """
     log = JudgementLog(file, str(database.run.get("fingerprint", "")))
-    if (
-        log.problems
-        and not log.plans
-        and not log.recall_plans
-        and next(log.current(), None) is None
-    ):
+    is_empty = not log.plans and not log.recall_plans and next(log.current(), None) is None
+    if log.problems and is_empty:
         raise UserError(log.problems[0])
     of_run = (
         PlanProgress(plan, log)
@@ -511,13 +560,13 @@ class _Sample(PlanProgress):
             self.counts[stratum] = number
         self.sizes = np.append(self.sizes, self.counts[-1])
         self._scale = self.sizes / np.maximum(self.counts, 1)
-        given = np.array([question.confidence for question in plan.questions], np.float32)
+        confidence = np.array([question.confidence for question in plan.questions], np.float32)
         self._scored = np.array(
             [question.confidence is not None for question in plan.questions], bool
         )
         if calibration is not None:
-            given = calibration.probabilities(given).astype(np.float32)
-        self._confidence = np.where(self._scored, given, np.float32(1))
+            confidence = calibration.probabilities(confidence).astype(np.float32)
+        self._confidence = np.where(self._scored, confidence, np.float32(1))
         self.relations = JudgedRelations(self._confidence[self.judged], self.right[self.judged])
 
     def scored(self) -> JudgedRelations:
@@ -535,17 +584,16 @@ class _Sample(PlanProgress):
             [list({question.image_id for question in self.plan.questions})],
         )
         scores = {tuple(key): vlm_score for *key, vlm_score in rows}
-        found = np.array(
+        vlm_scores = np.array(
             [scores.get(tuple(question.key)) for question in self.plan.questions], np.float64
         )
-        known = self.judged & ~np.isnan(found)
-        return score_quality(
-            JudgedRelations(found[known].astype(np.float32), self.right[known]), self.relations
-        )
+        known = self.judged & ~np.isnan(vlm_scores)
+        scored = JudgedRelations(vlm_scores[known].astype(np.float32), self.right[known])
+        return score_quality(scored, self.relations)
 
     def predicates(self) -> dict[str, PrecisionEstimate]:
-        own = np.array([question.predicate for question in self.plan.questions], object)
-        names = [name for name, _ in Counter(own[self.judged].tolist()).most_common()]
+        predicates = np.array([question.predicate for question in self.plan.questions], object)
+        names = [name for name, _ in Counter(predicates[self.judged].tolist()).most_common()]
         if not names:
             return {}
         counts = np.zeros((len(names), len(self.sizes)))
@@ -553,23 +601,21 @@ class _Sample(PlanProgress):
             where name in (select unnest(?::varchar[])) group by all"""
         for name, stratum, number in self._database.rows(query, [names]):
             counts[names.index(name), stratum] = number
-        return dict(
-            zip(names, self._estimate(counts, [own == name for name in names]), strict=True)
-        )
+        estimates = self._estimate(counts, [predicates == name for name in names])
+        return dict(zip(names, estimates, strict=True))
 
     def choices(self, thresholds: Sequence[float]) -> list[ThresholdChoice]:
         """Return what each threshold keeps; relations without a confidence pass every one."""
         relations = self._above(thresholds)
         precisions = self._estimate(relations, self._passing(thresholds))
-        kept = zip(thresholds, precisions, relations.sum(1).tolist(), strict=True)
+        choices = zip(thresholds, precisions, relations.sum(1).tolist(), strict=True)
         return [
-            ThresholdChoice(threshold, own.judged, own, number) for threshold, own, number in kept
+            ThresholdChoice(threshold, precision.judged, precision, number)
+            for threshold, precision, number in choices
         ]
 
     def suggest(self, target: float) -> ThresholdChoice | None:
-        """Return the lowest threshold that shows a precision of `target`; None: no threshold
-        does.
-        """
+        """Return the lowest threshold that shows a precision of `target`, if one does."""
         thresholds = candidates(self.relations.confidence)
         if not thresholds:
             return None
@@ -577,24 +623,22 @@ class _Sample(PlanProgress):
         passing = self._passing(thresholds)
         judged = self._tallies(self.judged, passing)
         right = self._tallies(self.right, passing)
-        lows = [own.low for own in estimate_stratified(sizes, judged, right, ONE_SIDE)]
-        highest = [own.low for own in estimate_stratified(sizes, judged, judged, ONE_SIDE)]
+        lows = [estimate.low for estimate in estimate_stratified(sizes, judged, right, ONE_SIDE)]
+        all_right = estimate_stratified(sizes, judged, judged, ONE_SIDE)
+        highest = [estimate.low for estimate in all_right]
         return choose(self.choices(thresholds), lows, highest, target)
 
     def _above(self, thresholds: Sequence[float]) -> NDArray[np.int64]:
-        """The relations of the run that each threshold keeps, by stratum, `[thresholds,
-        strata]`.
-        """
-        cuts, at = np.unique(np.array(thresholds, np.float32), return_inverse=True)
-        counts = np.zeros(
-            (len(cuts), len(self.sizes)), np.int64
-        )  # of the run's relations between two thresholds
+        """The relations of the run that each threshold keeps, `[thresholds, strata]`."""
+        cuts, position = np.unique(np.array(thresholds, np.float32), return_inverse=True)
+        # of the run's relations between two thresholds
+        counts = np.zeros((len(cuts), len(self.sizes)), np.int64)
         query = f"""select cut, stratum, count(*)
             from (select certainty, {self._sql} as stratum from relations) placed
             asof join (select unnest(?::float[]) as cut) on certainty >= cut group by all"""
         for cut, stratum, number in self._database.rows(query, [cuts.tolist()]):
             counts[np.searchsorted(cuts, np.float32(cut)), stratum] = number
-        above: NDArray[np.int64] = np.cumsum(counts[::-1], axis=0)[::-1][at]
+        above: NDArray[np.int64] = np.cumsum(counts[::-1], axis=0)[::-1][position]
         return above
 
     def _passing(self, thresholds: Sequence[float]) -> list[NDArray[np.bool_]]:
@@ -609,8 +653,9 @@ class _Sample(PlanProgress):
     def _estimate(
         self, counts: NDArray[Any], sets: Sequence[NDArray[np.bool_]]
     ) -> list[PrecisionEstimate]:
-        """`counts`: relations of the run that each of the sets of questions stands for, `[sets,
-        strata]`.
+        """Estimate precisions of sets of questions.
+
+        `counts`: relations of the run that each set stands for, `[sets, strata]`.
         """
         judged = self._tallies(self.judged, sets)
         return estimate_stratified(counts * self._scale, judged, self._tallies(self.right, sets))

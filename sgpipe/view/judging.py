@@ -29,7 +29,8 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from sgpipe.errors import UserError
-from sgpipe.stats.certify import extend, measure, rounds_of, settings_for, usual_prediction
+from sgpipe.stats.certificate_progress import measure, rounds_of
+from sgpipe.stats.certificate_rounds import extend
 from sgpipe.stats.plans import (
     PlanProgress,
     describe_alpha,
@@ -38,6 +39,7 @@ from sgpipe.stats.plans import (
     next_question,
     states_of,
 )
+from sgpipe.stats.population import settings_for, usual_prediction
 from sgpipe.stats.recall import BOXES, draw_recall, measure_recall, questions_left
 from sgpipe.storage import judgements as stored
 from sgpipe.storage.index import read_record

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgpipe.errors import UserError
+from sgpipe.stats.certificate_rounds import extend
 from sgpipe.stats.certificates import Round, evaluate, family_confidence, gains, most_errors
-from sgpipe.stats.certify import extend
 from sgpipe.storage.index import open_run
 from sgpipe.storage.judgements import CERTIFICATE, JUDGEMENTS, JudgementLog
 from sgpipe.storage.manifest import Manifest

@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 
 from sgpipe.records import NO_OBJECT, Box, from_table
 from sgpipe.sources.corrected import Corrections
-from sgpipe.stats.certify import extend, settings_for
+from sgpipe.stats.certificate_rounds import extend
+from sgpipe.stats.population import settings_for
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.storage.shards import read_file
