@@ -1,12 +1,10 @@
-"""A search: its language (docs/view.md), which makes a `Query` of a line of text; as a URL has it;
-and as SQL.
-"""
+"""A search: in its language (docs/view.md), as a URL has it, and as SQL."""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -66,8 +64,9 @@ _MOST_CHARACTERS = 5000
 
 
 class QueryError(UserError):
-    """A query that cannot be understood; `position`: index of the character in the text from which
-    it fails.
+    """A query that cannot be understood.
+
+    `position`: index of the character in the text from which it fails.
     """
 
     def __init__(self, message: str, position: int) -> None:
@@ -101,21 +100,24 @@ class Query:
 
 
 def parse(text: str, vocabulary: RunNames) -> Query:
-    """Read a query; of names, the longest that the run knows are taken. Raises QueryError: it
-    cannot be understood.
+    """Read a query; of names, the longest that the run knows are taken.
+
+    Raises:
+        QueryError: it cannot be understood.
     """
     if len(text) > _LONGEST:
         raise QueryError(f"the query has more than {_LONGEST:,} characters", _LONGEST)
-    found: dict[str, list[Any]] = defaultdict(list)
+    terms: dict[str, list[Any]] = defaultdict(list)
     parser = _Parser(text, vocabulary)
-    at = 0
-    while (kind := parser.tokens[at].kind) != "end":
-        if kind == ",":
-            at += 1
+    position = 0
+    while parser.tokens[position].kind != "end":
+        if parser.tokens[position].kind == ",":
+            position += 1
         else:
-            name, values, at = parser.term(at)
-            found[name] += values
-    return Query(text, **{name: tuple(dict.fromkeys(values)) for name, values in found.items()})
+            term = parser.term(position)
+            terms[term.field] += term.values
+            position = term.end
+    return Query(text, **{name: tuple(dict.fromkeys(values)) for name, values in terms.items()})
 
 
 class _Token(NamedTuple):
@@ -124,118 +126,138 @@ class _Token(NamedTuple):
     position: int
 
 
+class _Term(NamedTuple):
+    field: str  # of a query
+    values: tuple[Any, ...]  # which are added to it
+    end: int  # the token after the term
+
+
 def _tokens(text: str) -> Iterator[_Token]:
-    for found in _TOKEN.finditer(text):
-        if found["quoted"]:
-            if not found["closed"] or not found["caption"].strip():
-                fault = "is empty" if found["closed"] else "does not end"
-                raise QueryError(f"the quotation {fault}", found.start("quoted"))
-            yield _Token("caption", found["caption"].strip(), found.start("quoted"))
+    for match in _TOKEN.finditer(text):
+        if match["quoted"]:
+            if not match["closed"] or not match["caption"].strip():
+                fault = "is empty" if match["closed"] else "does not end"
+                raise QueryError(f"the quotation {fault}", match.start("quoted"))
+            yield _Token("caption", match["caption"].strip(), match.start("quoted"))
         else:
-            kind = found.lastgroup or ""
-            yield _Token(found["sign"] or kind, found[kind], found.start(kind))
+            kind = match.lastgroup or ""
+            yield _Token(match["sign"] or kind, match[kind], match.start(kind))
     yield _Token("end", "", len(text))
 
 
 class _Parser:
-    """Reads terms from the left: at each place a relation if there is one, or else a name that
-    stands alone.
-    """
+    """Reads terms from the left: a relation if there is one, or else a name that stands alone."""
 
     def __init__(self, text: str, vocabulary: RunNames) -> None:
         self.tokens = list(_tokens(text))
         self._vocabulary = vocabulary
         self._furthest = 0  # the token at which a name was missing
 
-    def term(self, at: int) -> tuple[str, tuple[Any, ...], int]:
-        """Return the field of a query that a term is of, what is added to it, and the token after
-        the term.
-        """
-        negated = self.tokens[at].kind == "-"
-        at += negated
-        token = self.tokens[at]
-        without = "without_" if negated else ""
+    def term(self, start: int) -> _Term:
+        """Return the term that begins at a token."""
+        negated = self.tokens[start].kind == "-"
+        if negated:
+            start += 1
+        prefix = "without_" if negated else ""
+        token = self.tokens[start]
         if token.kind == "caption":
-            return f"{without}captions", (token.text,), at + 1
+            return _Term(f"{prefix}captions", (token.text,), start + 1)
         if token.kind == "word" and token.text in _ORIGINS:
-            return f"{without}origins", (_ORIGINS[token.text],), at + 1
-        for subject, then in self._names(at, "class"):
-            for predicate, later in self._names(then, "predicate"):
-                for object_, after in self._names(later, "class"):
-                    return (
-                        "without" if negated else "patterns",
-                        (Pattern(subject, predicate, object_),),
-                        after,
-                    )
-        alone = [
-            (after, Pattern(predicate=names))
-            for names, after in self._names(at, "predicate")
-            if names
-        ]
-        for names, after in self._names(at, "class"):
-            alone += (
-                [(after, Pattern(subject=names)), (after, Pattern(object=names))] if names else []
-            )
-        if not alone:
-            token = self.tokens[self._furthest]
-            if token.kind in ("word", "name"):
-                message = f"the run has no class or predicate {single_line(token.text, 60)!r} here"
-            else:
-                where = (
-                    "ends too early"
-                    if token.kind == "end"
-                    else f"has {token.text} in a wrong place"
-                )
-                message = f"the query {where}: {_FORM}"
-            raise QueryError(message, token.position)
-        end = max(after for after, _ in alone)
-        patterns = tuple(pattern for after, pattern in alone if after == end)
-        return ("without", patterns, end) if negated else ("mentions", (patterns,), end)
+            return _Term(f"{prefix}origins", (_ORIGINS[token.text],), start + 1)
+        relation = next(self._relations(start), None)
+        if relation is not None:
+            pattern, end = relation
+            return _Term("without" if negated else "patterns", (pattern,), end)
+        patterns, end = self._lone_name(start)
+        if negated:
+            return _Term("without", patterns, end)
+        return _Term("mentions", (patterns,), end)
 
-    def _names(self, at: int, kind: str) -> Iterator[tuple[Names, int]]:
+    def _relations(self, start: int) -> Iterator[tuple[Pattern, int]]:
+        """Yield the relations that can begin at a token, and the token after them."""
+        for subject, subject_end in self._names(start, "class"):
+            for predicate, predicate_end in self._names(subject_end, "predicate"):
+                for object_, end in self._names(predicate_end, "class"):
+                    yield Pattern(subject, predicate, object_), end
+
+    def _lone_name(self, start: int) -> tuple[tuple[Pattern, ...], int]:
+        """Return what the longest name at a token can stand for, and the token after it."""
+        meanings: list[tuple[Pattern, int]] = []
+        for names, end in self._names(start, "predicate"):
+            if names:
+                meanings.append((Pattern(predicate=names), end))
+        for names, end in self._names(start, "class"):
+            if names:
+                meanings.append((Pattern(subject=names), end))
+                meanings.append((Pattern(object=names), end))
+        if not meanings:
+            raise self._missing_name()
+        longest = max(end for _, end in meanings)
+        return tuple(pattern for pattern, end in meanings if end == longest), longest
+
+    def _missing_name(self) -> QueryError:
+        token = self.tokens[self._furthest]
+        if token.kind in ("word", "name"):
+            name = single_line(token.text, 60)
+            message = f"the run has no class or predicate {name!r} here"
+        elif token.kind == "end":
+            message = f"the query ends too early: {_FORM}"
+        else:
+            message = f"the query has {token.text} in a wrong place: {_FORM}"
+        return QueryError(message, token.position)
+
+    def _names(self, start: int, kind: str) -> Iterator[tuple[Names, int]]:
         """Yield `*`, or names joined by `|`, and the token after them; the longest first."""
-        if self.tokens[at].kind == "*":
-            yield None, at + 1
+        if self.tokens[start].kind == "*":
+            yield None, start + 1
             return
-        found = list(self._name(at, kind))
-        for names, after in found:
+        firsts = list(self._name(start, kind))
+        for names, after in firsts:
             if self.tokens[after].kind != "|":
                 yield names, after
                 continue
             for more, end in self._names(after + 1, kind):
                 yield None if more is None else (*names, *more), end
-        if not found:
-            self._furthest = max(self._furthest, at)
+        if not firsts:
+            self._furthest = max(self._furthest, start)
 
-    def _name(self, at: int, kind: str) -> Iterator[tuple[tuple[str, ...], int]]:
+    def _name(self, start: int, kind: str) -> Iterator[tuple[tuple[str, ...], int]]:
+        """Yield the names that one name can stand for, and the token after it; the longest first."""
         known = self._vocabulary.names[kind]
-        first = self.tokens[at]
+        first = self.tokens[start]
         if first.kind == "name":
             names = known.get(name_form(first.text))
             if names:
-                yield names, at + 1
+                yield names, start + 1
             return
-        last = at
-        while self.tokens[last].kind == "word" and last - at < self._vocabulary.most_words:
-            last += 1
-        for after in range(last, at, -1):
-            form = name_form(" ".join(token.text for token in self.tokens[at:after]))
-            names = known.get(form, ())
-            if not names and len(form) > 1 and form.endswith("*"):
-                names = tuple(
-                    name
-                    for other, own in known.items()
-                    if other.startswith(form[:-1])
-                    for name in own
-                )
+        stop = start
+        while self.tokens[stop].kind == "word" and stop - start < self._vocabulary.most_words:
+            stop += 1
+        for end in range(stop, start, -1):
+            form = name_form(" ".join(token.text for token in self.tokens[start:end]))
+            names = known.get(form) or _names_by_prefix(known, form)
             if names:
-                yield names, after
+                yield names, end
+
+
+def _names_by_prefix(known: Mapping[str, tuple[str, ...]], form: str) -> tuple[str, ...]:
+    """Return the names that a form such as `per*` stands for."""
+    if len(form) < 2 or not form.endswith("*"):
+        return ()
+    names: list[str] = []
+    for known_form, known_names in known.items():
+        if known_form.startswith(form[:-1]):
+            names += known_names
+    return tuple(names)
 
 
 @dataclass(frozen=True)
 class Queue:
-    """Hits worth looking at: `Filters.queue` is `key`. `advice`: what to do about them; empty:
-    nothing special.
+    """Hits worth looking at.
+
+    Attributes:
+        key: `Filters.queue` of the search for them.
+        advice: what to do about them; empty: nothing special.
     """
 
     key: str
@@ -245,8 +267,10 @@ class Queue:
 
 
 def queue_condition(key: str) -> tuple[Marked, str, list[Any]]:
-    """Return what hits are, their condition on `hit`, and the values of its `?`. Raises UserError:
-    no such queue.
+    """Return what hits are, their condition on `hit`, and the values of its `?`.
+
+    Raises:
+        UserError: no such queue.
     """
     if key in _CONDITIONS:
         return *_CONDITIONS[key], []
@@ -283,23 +307,23 @@ class Filters(BaseModel):
 
     @classmethod
     def from_params(cls, params: Sequence[tuple[str, str]], vocabulary: RunNames) -> Filters:
-        """Read the parameters of a URL; others are ignored. Raises QueryError: of `q`; UserError:
-        of another.
+        """Read the parameters of a URL; others are ignored.
+
+        Raises:
+            QueryError: the parameter `q` is not a query.
+            UserError: another parameter has an invalid value.
         """
-        if (
-            len(params) > _MOST_VALUES
-            or sum(len(name) + len(value) for name, value in params) > _MOST_CHARACTERS
-        ):
+        characters = sum(len(name) + len(value) for name, value in params)
+        if len(params) > _MOST_VALUES or characters > _MOST_CHARACTERS:
             raise UserError(
                 f"a search has at most {_MOST_VALUES} values and {_MOST_CHARACTERS:,} characters"
             )
-        values: dict[str, Any] = {
-            name: value for name, value in params if name in _SINGLE and value
-        }
-        values |= {
-            name: tuple(dict.fromkeys(v for key, v in params if key == name and v))
-            for name in FIELDS
-        }
+        values: dict[str, Any] = dict.fromkeys(FIELDS, ())
+        for name, value in params:
+            if name in _SINGLE and value:
+                values[name] = value
+            elif name in FIELDS and value and value not in values[name]:
+                values[name] += (value,)
         try:
             return cls(query=parse(dict(params).get("q", ""), vocabulary), **values)
         except ValidationError as error:
@@ -314,8 +338,14 @@ class Filters(BaseModel):
 
     @property
     def finds_images(self) -> bool:
-        """Whether hits are images: nothing is said of relations, but captions, error rows or a
-        queue of images are asked for. Raises UserError: there is no such queue."""
+        """Whether hits are images, not relations.
+
+        They are if the search says nothing of relations, but asks for captions, error rows or a
+        queue of images.
+
+        Raises:
+            UserError: there is no such queue.
+        """
         query = self.query
         of_relations = (
             query.patterns,
@@ -332,8 +362,9 @@ class Filters(BaseModel):
         return bool(query.captions or query.without_captions or self.status == ("error",))
 
     def without(self, name: str) -> Filters:
-        """Return the search without what a parameter of the URL says; "triplet" and "confidence"
-        are several.
+        """Return the search without a parameter of the URL.
+
+        "triplet" and "confidence" stand for several.
         """
         if name == "confidence":
             return self.model_copy(update={"low": None, "high": None})
@@ -341,57 +372,71 @@ class Filters(BaseModel):
 
 
 class Where:
-    """The condition of a search on a row `hit` of `run.relations` or `run.images`; `values` replace
-    its `?`.
+    """The condition of a search on a row `hit` of `run.relations` or `run.images`.
+
+    `values` replace its `?`.
     """
 
     def __init__(self, filters: Filters, of_images: bool) -> None:
-        """Raises UserError: there is no such queue."""
+        """Collect the conditions.
+
+        Raises:
+            UserError: there is no such queue.
+        """
         self._clauses: list[str] = []
         self.values: list[Any] = []
-        query = filters.query
         if not of_images:
-            self._add_patterns(query.patterns, "{}")
-            for pattern in query.patterns if len(query.patterns) > 1 else ():
-                self._add_patterns([pattern], "image in (select image from run.relations where {})")
-            for patterns in query.mentions:
-                self._add_patterns(patterns, "{}")
-            self._add_patterns(query.without, "({}) is not true")
-            for bound, sign in ((filters.low, ">="), (filters.high, "<=")):
-                if bound is not None:
-                    self.add(f"certainty {sign} ?::float", [bound])
-            if filters.origin:
-                self.add(f"origin in ({_marks(filters.origin)})", filters.origin)
-            for origins, no in ((query.origins, ""), (query.without_origins, "not ")):
-                if origins:
-                    self.add(f"{no}regexp_matches(origin::varchar, ?)", [origins_pattern(origins)])
-            known = [state for state in filters.judged if state != "none"]
-            clauses = [_JUDGED.format(f" and state in ({_marks(known)})")] if known else []
-            clauses += [_NOT_JUDGED] if "none" in filters.judged else []
-            if clauses:
-                self.add(" or ".join(clauses), known)
+            self._add_query(filters.query)
+            self._add_confidence_and_origin(filters)
+            self._add_judged(filters.judged)
         for name, column in (_OF_BOTH if of_images else _OF_RELATIONS | _OF_BOTH).items():
             names = getattr(filters, name)
             if names:
                 self.add(f"{column} in ({_marks(names)})", names)
-        for texts, named in ((query.captions, "in"), (query.without_captions, "not in")):
-            for text in texts:
-                self.add(
-                    f"image {named} (select image from run.captions where contains(folded,"
-                    " lower(?)))",
-                    [text],
-                )
+        self._add_captions(filters.query.captions, "in")
+        self._add_captions(filters.query.without_captions, "not in")
         if filters.queue is not None:
-            of, condition, values = queue_condition(filters.queue)
-            inside = of == "images" and not of_images
-            self.add(
-                (
-                    f"image in (select image from run.images hit where {condition})"
-                    if inside
-                    else condition
-                ),
-                values,
-            )
+            marked, condition, values = queue_condition(filters.queue)
+            if marked == "images" and not of_images:
+                condition = f"image in (select image from run.images hit where {condition})"
+            self.add(condition, values)
+
+    def _add_query(self, query: Query) -> None:
+        self._add_patterns(query.patterns, "{}")
+        if len(query.patterns) > 1:
+            for pattern in query.patterns:
+                self._add_patterns([pattern], "image in (select image from run.relations where {})")
+        for patterns in query.mentions:
+            self._add_patterns(patterns, "{}")
+        self._add_patterns(query.without, "({}) is not true")
+
+    def _add_confidence_and_origin(self, filters: Filters) -> None:
+        if filters.low is not None:
+            self.add("certainty >= ?::float", [filters.low])
+        if filters.high is not None:
+            self.add("certainty <= ?::float", [filters.high])
+        if filters.origin:
+            self.add(f"origin in ({_marks(filters.origin)})", filters.origin)
+        matches = "regexp_matches(origin::varchar, ?)"
+        if filters.query.origins:
+            self.add(matches, [origins_pattern(filters.query.origins)])
+        if filters.query.without_origins:
+            self.add(f"not {matches}", [origins_pattern(filters.query.without_origins)])
+
+    def _add_judged(self, judged: Sequence[str]) -> None:
+        states = [state for state in judged if state != "none"]
+        clauses = []
+        if states:
+            clauses.append(_JUDGED.format(f" and state in ({_marks(states)})"))
+        if "none" in judged:
+            clauses.append(_NOT_JUDGED)
+        if clauses:
+            self.add(" or ".join(clauses), states)
+
+    def _add_captions(self, texts: Sequence[str], operator: str) -> None:
+        captions = "(select image from run.captions where contains(folded, lower(?)))"
+        for text in texts:
+            self.add(f"image {operator} {captions}", [text])
 
     @property
     def sql(self) -> str:
@@ -402,20 +447,18 @@ class Where:
         self.values += values
 
     def _add_patterns(self, patterns: Sequence[Pattern], form: str) -> None:
-        conditions = []
-        values = []
+        if not patterns:
+            return
+        alternatives = []
+        values: list[str] = []
         for pattern in patterns:
-            named = [
-                (column, names)
-                for column, names in zip(_OF_RELATIONS.values(), pattern, strict=True)
-                if names
-            ]
-            conditions.append(
-                " and ".join(f"{column} in ({_marks(names)})" for column, names in named) or "true"
-            )
-            values += [name for _, names in named for name in names]
-        if patterns:
-            self.add(form.format(" or ".join(f"({condition})" for condition in conditions)), values)
+            conditions = []
+            for column, names in zip(_OF_RELATIONS.values(), pattern, strict=True):
+                if names:
+                    conditions.append(f"{column} in ({_marks(names)})")
+                    values += names
+            alternatives.append(f"({' and '.join(conditions) or 'true'})")
+        self.add(form.format(" or ".join(alternatives)), values)
 
 
 def _marks(values: Sequence[Any]) -> str:

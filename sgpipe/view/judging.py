@@ -13,9 +13,10 @@
 
 import json
 import random
+import re
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from math import isfinite
 from typing import Any, Literal, TypeVar
@@ -29,6 +30,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from sgpipe.errors import UserError
+from sgpipe.records import Box, Record
 from sgpipe.stats.certificate_progress import measure, rounds_of
 from sgpipe.stats.certificate_rounds import extend
 from sgpipe.stats.plans import (
@@ -52,21 +54,25 @@ from sgpipe.viz import colour_of
 Model = TypeVar("Model", bound=BaseModel)
 _QUESTIONS = 200
 _CONFLICTS_SHOWN = 100
+_OF_IMAGE = ("split", "image_id", "file_name", "width", "height")
+_OF_RELATION = ("subject_category", "object_category", "confidence")
 
 
 def _writing(
     handler: Callable[[Request, dict[str, Any]], Response],
 ) -> Callable[[Request], Awaitable[Response]]:
-    """Return a handler run in a thread. Status 400: the body is not a JSON object; 409: it is about
-    another run.
+    """Return a handler of writes, which runs in a thread.
+
+    Status 400: the body is not a JSON object; 409: it is about another run.
     """
 
     async def handle(request: Request) -> Response:
         values = None
         log = viewer_of(request).judgements
         with suppress(ValueError, RecursionError):
-            found = json.loads(await request.body())
-            values = found if json.dumps(found, allow_nan=False) else None
+            body = json.loads(await request.body())
+            json.dumps(body, allow_nan=False)  # raises ValueError if a number is not finite
+            values = body
         if not isinstance(values, dict):
             raise HTTPException(400, "the body is not a JSON object")
         if values.get("run", log.fingerprint) != log.fingerprint:
@@ -86,47 +92,51 @@ def _reloaded(request: Request) -> tuple[Viewer, stored.JudgementLog]:
 
 
 def judge(request: Request, values: dict[str, Any]) -> Response:
-    """Write a judgement into the file of the run before it is acknowledged; a repeated one is not
-    written again.
+    """Write a judgement into the file of the run before it is acknowledged.
+
+    A repeated one is not written again.
     """
     viewer, log = _reloaded(request)
     known = log.lines.get(str(values.get("id")))
     if known:
         return JSONResponse(known.model_dump(mode="json"))
-    line: stored.Judgement | stored.BlindAnswer
     who = _who(viewer, str(values.get("by") or ""))
     values |= {"at": stored.utc_now(), "run": log.fingerprint, "by": who}
+    line: stored.Judgement | stored.BlindAnswer
     if "relations" in values:
-        line = _valid(stored.BlindAnswer, values, "an answer")
-        plan = log.recall_plans.get(line.plan)
-        place = (line.split, line.image_id)
-        boxes = (
-            next((set(each.boxes) for each in plan.questions if each.place == place), None)
-            if plan
-            else None
-        )
-        if boxes is None:
-            raise HTTPException(404, "there is no such plan, or it does not ask about this image")
-        for each in line.relations or ():
-            if each.subject == each.object or not {each.subject, each.object} <= boxes:
-                raise HTTPException(400, "a relation is one between two boxes of the question")
-            _check_predicate(each.predicate)
+        line = _blind_answer(log, values)
     elif values.get("undoes") is None:
         line = _checked(viewer, _valid(stored.Judgement, values, "a judgement"))
     else:
-        before = log.lines.get(str(values["undoes"]))
-        if not isinstance(before, stored.Judgement) or before.undoes is not None:
-            raise HTTPException(404, "there is no such judgement to take back")
-        if before.by != who:
-            raise HTTPException(
-                409, f"this judgement is by {before.by}, who alone can take it back"
-            )
-        of_relation = {"subject_category", "object_category", "confidence"}
-        values |= before.model_dump(
-            include={*before.key._asdict(), *of_relation, "plan", "stratum"}
-        )
-        line = _valid(stored.Judgement, values, "a judgement")
+        line = _undo(log, values)
     return JSONResponse(log.append(line).model_dump(mode="json"))
+
+
+def _blind_answer(log: stored.JudgementLog, values: dict[str, Any]) -> stored.BlindAnswer:
+    """Return an answer to a question of a recall plan."""
+    answer = _valid(stored.BlindAnswer, values, "an answer")
+    plan = log.recall_plans.get(answer.plan)
+    place = (answer.split, answer.image_id)
+    boxes = {question.place: set(question.boxes) for question in plan.questions} if plan else {}
+    if place not in boxes:
+        raise HTTPException(404, "there is no such plan, or it does not ask about this image")
+    for relation in answer.relations or ():
+        ends = {relation.subject, relation.object}
+        if len(ends) != 2 or not ends <= boxes[place]:
+            raise HTTPException(400, "a relation is one between two boxes of the question")
+        _check_predicate(relation.predicate)
+    return answer
+
+
+def _undo(log: stored.JudgementLog, values: dict[str, Any]) -> stored.Judgement:
+    """Return a line that takes a judgement back; it repeats what that one is about."""
+    undone = log.lines.get(str(values["undoes"]))
+    if not isinstance(undone, stored.Judgement) or undone.undoes is not None:
+        raise HTTPException(404, "there is no such judgement to take back")
+    if undone.by != values["by"]:
+        raise HTTPException(409, f"this judgement is by {undone.by}, who alone can take it back")
+    about = undone.model_dump(include={*undone.key._asdict(), *_OF_RELATION, "plan", "stratum"})
+    return _valid(stored.Judgement, values | about, "a judgement")
 
 
 def _valid(kind: type[Model], values: dict[str, Any], what: str) -> Model:
@@ -146,41 +156,38 @@ def _check_predicate(text: str) -> None:
 
 
 def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
-    """Return the line with what the run says of its relation, and its stratum, if its plan asked
-    about it.
+    """Return the line with what the run says of its relation.
+
+    It also gets the stratum, if its plan asked about the relation.
     """
     view = read_record(viewer.index, line.split, line.image_id)
     if view is None or max(line.subject, line.object) >= len(view.record.objects):
         raise HTTPException(404, "the run has no such image or boxes")
-    subject, object_ = (view.record.objects[end] for end in (line.subject, line.object))
-    found = [
-        each
-        for each in view.record.relations
-        if (each.subject, each.object, each.predicate) == line.key[2:]
+    subject = view.record.objects[line.subject]
+    object_ = view.record.objects[line.object]
+    relations = [
+        relation
+        for relation in view.record.relations
+        if (relation.subject, relation.object, relation.predicate) == line.key[2:]
     ]
-    action = line.change and line.change.action
-    if action != "add" and not found and not viewer.judgements.was_added(line.key):
+    is_known = bool(relations)
+    if line.is_addition:
+        _check_addition(line, is_known, subject)
+    elif not is_known and not viewer.judgements.was_added(line.key):
         raise HTTPException(404, "the run has no such relation")
-    if action == "add" and found:
-        raise HTTPException(409, "the run has this relation already: judge it instead")
-    if action == "add" and (line.subject == line.object or subject.is_nothing):
-        raise HTTPException(400, "a relation needs a subject and another object")
-    if action == "swap" and object_.is_nothing:
+    if line.change and line.change.action == "swap" and object_.is_nothing:
         raise HTTPException(400, "a relation without an object cannot be swapped")
-    if (
-        line.change
-        and (new := line.predicate if action == "add" else line.change.predicate) is not None
-    ):
-        _check_predicate(new)
-    plan = _plan(viewer, line.plan) if line.plan else None
-    strata = {
-        each.key: each.stratum for each in reversed(plan.questions if plan else [])
-    }  # of repeated, the first
+    if line.change and line.change.predicate is not None:
+        _check_predicate(line.change.predicate)
     confidences = [
-        each.confidence
-        for each in found
-        if each.confidence is not None and isfinite(each.confidence)
+        relation.confidence
+        for relation in relations
+        if relation.confidence is not None and isfinite(relation.confidence)
     ]
+    plan = _plan(viewer, line.plan) if line.plan else None
+    strata: dict[stored.RelationKey, int] = {}
+    for question in plan.questions if plan else ():
+        strata.setdefault(question.key, question.stratum)
     known = {
         "plan": plan.plan if plan and line.key in strata else None,
         "stratum": strata.get(line.key),
@@ -191,9 +198,18 @@ def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
     return line.model_copy(update=known)
 
 
+def _check_addition(line: stored.Judgement, is_known: bool, subject: Box) -> None:
+    if is_known:
+        raise HTTPException(409, "the run has this relation already: judge it instead")
+    if line.subject == line.object or subject.is_nothing:
+        raise HTTPException(400, "a relation needs a subject and another object")
+    _check_predicate(line.predicate)
+
+
 def judgements_of_image(request: Request) -> Response:
     """Return what people say about the relations of the image `image_id` of a `split`."""
-    params, (_, log) = request.query_params, _reloaded(request)
+    params = request.query_params
+    _, log = _reloaded(request)
     states = log.state(params.get("split", ""), params.get("image_id", ""))
     return JSONResponse(
         {"relations": [state.as_json() for state in states], "problems": log.problems}
@@ -201,8 +217,9 @@ def judgements_of_image(request: Request) -> Response:
 
 
 class _NewPlan(BaseModel):
-    """What a page says about a plan that is to be made; `search`: the parameters of a search, as in
-    its URL.
+    """What a page says about a plan that is to be made.
+
+    `search`: the parameters of a search, as in its URL.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, regex_engine="python-re")
@@ -224,44 +241,44 @@ class _NewPlan(BaseModel):
 def draw_plan(request: Request, values: dict[str, Any]) -> Response:
     """Draw a stratified sample and write it into the file of judgements."""
     viewer, log = _reloaded(request)
-    wanted = _valid(_NewPlan, values, "a plan")
-    who = _who(viewer, wanted.by)
-    if wanted.kind == "certificate":
-        by = "predicate" if wanted.by_predicate else None
-        plan = extend(
-            viewer.index, settings_for(viewer.index, precision=wanted.precision, by=by), log, who
-        )
-        if plan is None:
+    options = _valid(_NewPlan, values, "a plan")
+    who = _who(viewer, options.by)
+    if options.kind == "certificate":
+        by = "predicate" if options.by_predicate else None
+        settings = settings_for(viewer.index, precision=options.precision, by=by)
+        round_ = extend(viewer.index, settings, log, who)
+        if round_ is None:
             raise HTTPException(400, "there is nothing left to ask")
-        return JSONResponse(_summary(plan), 201)
+        return JSONResponse(_summary(round_), 201)
+    existing = log.recall_plans.get(options.id) or log.plans.get(options.id)
+    if existing:
+        if existing.kind != options.kind:
+            raise HTTPException(
+                409, f"{options.id} is a plan of another kind ({existing.kind}): give another id"
+            )
+        return JSONResponse(_summary(existing), 201)
     common: dict[str, Any] = {
-        "plan": wanted.id,
+        "plan": options.id,
         "at": stored.utc_now(),
         "by": who,
         "run": log.fingerprint,
+        "seed": options.seed,
+        "kind": options.kind,
     }
-    common |= {"seed": wanted.seed, "kind": wanted.kind}
-    existing = log.recall_plans.get(wanted.id) or log.plans.get(wanted.id)
-    if existing:
-        if existing.kind != wanted.kind:
-            raise HTTPException(
-                409, f"{wanted.id} is a plan of another kind ({existing.kind}): give another id"
-            )
-        return JSONResponse(_summary(existing), 201)
-    made: stored.RecallPlan | stored.SamplingPlan
-    if wanted.kind == "recall":
-        images, asked = draw_recall(viewer.index.rows, wanted.count, wanted.boxes, wanted.seed)
-        made = stored.RecallPlan(**common, images=images, questions=asked)
+    plan: stored.RecallPlan | stored.SamplingPlan
+    if options.kind == "recall":
+        images, blind = draw_recall(viewer.index.rows, options.count, options.boxes, options.seed)
+        plan = stored.RecallPlan(**common, images=images, questions=blind)
     else:
-        search = wanted.search if wanted.kind == "search" else None
+        search = options.search if options.kind == "search" else None
         filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
         request.app.state.freshness.update_judgements()
         select, parameters = select_relations(viewer.index, filters)
         strata, questions = draw(
-            viewer.index.rows, select, parameters, wanted.kind, wanted.count, wanted.seed
+            viewer.index.rows, select, parameters, options.kind, options.count, options.seed
         )
-        made = stored.SamplingPlan(**common, search=search, strata=strata, questions=questions)
-    return JSONResponse(_summary(log.append(made)), 201)
+        plan = stored.SamplingPlan(**common, search=search, strata=strata, questions=questions)
+    return JSONResponse(_summary(log.append(plan)), 201)
 
 
 def _summary(plan: Any) -> dict[str, Any]:
@@ -269,27 +286,15 @@ def _summary(plan: Any) -> dict[str, Any]:
 
 
 def plan_progress(request: Request) -> Response:
-    """Return a plan's precision, how many more judgements it takes until ±3%, and the next open
-    question.
+    """Return what a plan shows so far, and the next open question.
+
+    That is its precision and how many more judgements it takes until ±3%, or how far the groups of
+    a certificate or a recall plan are.
     """
-    (viewer, log), name = _reloaded(request), request.path_params["plan"]
-    recall = log.recall_plans.get(name)
-    if recall:
-        left = questions_left(recall, log, _asker(request))
-        if (
-            left and not viewer.read_only
-        ):  # figures would tell what the run has of what was just named
-            whole = len(recall.questions)
-            said = (
-                f"{whole - len(left):,} of {count(whole, 'question')} answered; figures follow the"
-                " last one."
-            )
-            groups = [{"share": 1 - len(left) / whole, "lines": [said]}]
-        else:
-            groups = measure_recall(recall, log, viewer.index.rows).as_groups()
-        return JSONResponse(
-            {"plan": name, "groups": groups, "open": len(left), "question": bool(left)}
-        )
+    viewer, log = _reloaded(request)
+    name = request.path_params["plan"]
+    if name in log.recall_plans:
+        return _recall_progress(viewer, log.recall_plans[name], _asker(request))
     plan, question = _asked(request)
     common = {
         "about_answers": _about_answers(log, plan),
@@ -297,23 +302,36 @@ def plan_progress(request: Request) -> Response:
     }
     if plan.certificate:
         groups = _groups(viewer, plan)
-        return JSONResponse(
-            {
-                "plan": plan.plan,
-                "groups": groups,
-                "open": sum(own["open"] for own in groups),
-                **common,
-            }
-        )
+        unanswered = sum(group["open"] for group in groups)
+        values = {"plan": plan.plan, "groups": groups, "open": unanswered}
+        return JSONResponse(values | common)
     return JSONResponse(_summary(plan) | PlanProgress(plan, log).as_json() | common)
 
 
-def _groups(viewer: Viewer, plan: stored.SamplingPlan) -> list[dict[str, Any]]:
+def _recall_progress(viewer: Viewer, plan: stored.RecallPlan, who: str) -> Response:
     log = viewer.judgements
-    found = viewer.index.remember(
+    left = questions_left(plan, log, who)
+    if left and not viewer.read_only:
+        # figures would tell what the run has of what was just named
+        questions = len(plan.questions)
+        answered = questions - len(left)
+        line = (
+            f"{answered:,} of {count(questions, 'question')} answered; figures follow the last one."
+        )
+        groups = [{"share": 1 - len(left) / questions, "lines": [line]}]
+    else:
+        groups = measure_recall(plan, log, viewer.index.rows).as_groups()
+    values = {"plan": plan.plan, "groups": groups, "open": len(left), "question": bool(left)}
+    return JSONResponse(values)
+
+
+def _groups(viewer: Viewer, plan: stored.SamplingPlan) -> list[dict[str, Any]]:
+    """Return how far the groups of a certificate are, as values for a page."""
+    log = viewer.judgements
+    progress = viewer.index.remember(
         (plan.plan, log.version), lambda: measure(_rounds(log, plan), log)
     )
-    return [own.as_json() for own in found.values()]
+    return [group.as_json() for group in progress.values()]
 
 
 def _rounds(log: stored.JudgementLog, plan: stored.SamplingPlan) -> list[stored.SamplingPlan]:
@@ -321,9 +339,7 @@ def _rounds(log: stored.JudgementLog, plan: stored.SamplingPlan) -> list[stored.
 
 
 def _about_answers(log: stored.JudgementLog, plan: stored.SamplingPlan) -> str:
-    """Say how far people agree about a plan's questions, and whether somebody answered too fast to
-    look.
-    """
+    """Say how far people agree about a plan's questions, and who answered too fast to look."""
     states: list[stored.RelationState] = []
     for round_ in _rounds(log, plan):
         states += states_of(round_, log).values()
@@ -331,9 +347,7 @@ def _about_answers(log: stored.JudgementLog, plan: stored.SamplingPlan) -> str:
 
 
 def ask_next(request: Request) -> Response:
-    """Go to the page of the plan's next open question, or back to the page of plans if there is
-    none.
-    """
+    """Go to the page of the plan's next open question, or else back to the page of plans."""
     name = request.path_params["plan"]
     if name in viewer_of(request).judgements.recall_plans:
         return RedirectResponse(f"/recall/{name}", 303)
@@ -348,70 +362,67 @@ def ask_next(request: Request) -> Response:
 
 def _asked(request: Request) -> tuple[stored.SamplingPlan, stored.PlannedQuestion | None]:
     """Return the plan that the address names, and its next open question for whoever asks."""
-    (viewer, log), who = _reloaded(request), _asker(request)
+    viewer, log = _reloaded(request)
+    who = _asker(request)
     plan = _plan(viewer, request.path_params["plan"])
     # Once all is answered, by whoever and even if a server was killed then, another round begins.
     if plan.certificate and not viewer.read_only:
         settings = plan.certificate.settings
         with suppress(UserError):  # a run that has changed since gets no more questions
             key = ("round", settings, log.version)
-            plan = (
-                viewer.index.remember(key, lambda: extend(viewer.index, settings, log, who)) or plan
-            )
-    done = (
-        [own["predicate"] for own in _groups(viewer, plan) if not own["open"]]
-        if plan.certificate
-        else ()
-    )
-    questions = (next_question(each, log, who, done) for each in _rounds(log, plan))
+            extended = viewer.index.remember(key, lambda: extend(viewer.index, settings, log, who))
+            plan = extended or plan
+    done = []
+    if plan.certificate:
+        done = [group["predicate"] for group in _groups(viewer, plan) if not group["open"]]
+    questions = (next_question(round_, log, who, done) for round_ in _rounds(log, plan))
     return plan, next(filter(None, questions), None)
 
 
 def recall_question(request: Request) -> Response:
-    """Return a question of a recall plan and what this person answered, but nothing that the run
-    says of relations.
+    """Return a question of a recall plan and what this person answered.
+
+    It contains nothing that the run says of relations.
     """
     viewer = viewer_of(request)
     plan = _recall_plan(request)
     who = _asker(request)
-    at = request.query_params.get("at", "")
     left = questions_left(plan, viewer.judgements, who)
-    number = (
-        int(at)
-        if at.isascii() and at.isdigit() and len(at) < 6
-        else next(iter(left), len(plan.questions))
-    )
-    values = {"number": number, "of": len(plan.questions), "left": len(left), "question": None}
+    number = next(iter(left), len(plan.questions))
+    position = request.query_params.get("at", "")
+    if re.fullmatch(r"[0-9]{1,5}", position):
+        number = int(position)
+    values: dict[str, Any] = {
+        "number": number,
+        "of": len(plan.questions),
+        "left": len(left),
+        "question": None,
+    }
     if number >= len(plan.questions):
         return JSONResponse(values)
     question = plan.questions[number]
     view = read_record(viewer.index, *question.place)
     if view is None or max(question.boxes) >= len(view.record.objects):
         raise HTTPException(404, "the run has changed: it lacks this image or its boxes")
-    record = view.record
-    own = viewer.judgements.blind_answers(plan.plan).get(question.place, {}).get(who)
-    image = {
-        name: getattr(record, name)
-        for name in ("split", "image_id", "file_name", "width", "height")
+    image = {name: getattr(view.record, name) for name in _OF_IMAGE}
+    answers = viewer.judgements.blind_answers(plan.plan).get(question.place, {})
+    relations = answers[who].relations if who in answers else None
+    values["question"] = {
+        "image": image | {"photo": photo_url(*question.place)},
+        "objects": _numbered_boxes(view.record, question.boxes),
+        "relations": [relation.model_dump() for relation in relations or ()],
     }
-    objects = [
-        {
-            "index": index,
-            "name": f"{at} {box.category}",
-            "box": box.bbox,
-            "colour": colour_of(index),
-        }
-        for at, (index, box) in enumerate(
-            ((index, record.objects[index]) for index in question.boxes), 1
-        )
-    ]
-    said = [each.model_dump() for each in (own and own.relations) or ()]
-    asked = {
-        "image": {**image, "photo": photo_url(*question.place)},
-        "objects": objects,
-        "relations": said,
-    }
-    return JSONResponse({**values, "question": asked})
+    return JSONResponse(values)
+
+
+def _numbered_boxes(record: Record, boxes: Sequence[int]) -> list[dict[str, Any]]:
+    """Return boxes of a question as values for its page, numbered from 1."""
+    values = []
+    for number, index in enumerate(boxes, 1):
+        box = record.objects[index]
+        name = f"{number} {box.category}"
+        values.append({"index": index, "name": name, "box": box.bbox, "colour": colour_of(index)})
+    return values
 
 
 def _recall_plan(request: Request) -> stored.RecallPlan:
@@ -423,17 +434,18 @@ def _recall_plan(request: Request) -> stored.RecallPlan:
 
 
 def plans_page(request: Request) -> Response:
-    """Return the page on which plans are made and followed; the parameters of a search let one
-    sample it.
+    """Return the page on which plans are made and followed.
+
+    The parameters of a search let one sample it.
     """
-    (viewer, log), params = _reloaded(request), request.query_params.multi_items()
-    filters = Filters.from_params(params, viewer.index.vocabulary)
+    viewer, log = _reloaded(request)
+    filters = Filters.from_params(request.query_params.multi_items(), viewer.index.vocabulary)
     states = list(log.current())
-    plans = [*log.plans.values()]
-    certificates = {each.certificate.settings: each for each in plans if each.certificate}
+    plans = list(log.plans.values())
+    certificates = {plan.certificate.settings: plan for plan in plans if plan.certificate}
     values = {
         "plans": [
-            (each, PlanProgress(each, log)) for each in reversed(plans) if not each.certificate
+            (plan, PlanProgress(plan, log)) for plan in reversed(plans) if not plan.certificate
         ],
         "certificates": [(plan, _groups(viewer, plan)) for plan in certificates.values()],
         "usual": stored.CertificateSettings(precision=1, prediction=usual_prediction(viewer.index)),

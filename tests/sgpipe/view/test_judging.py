@@ -362,7 +362,7 @@ def test_a_certificate_goes_on_round_after_round(client, tmp_path):
 def test_the_command_of_a_certificate_has_all_settings_that_are_not_usual(client, index, tmp_path):
     log = JudgementLog(tmp_path / JUDGEMENTS, index.fingerprint)
     unusual = {"confidence": 0.99, "threshold": 0.1, "by": "predicate", "prediction": "none"}
-    for changes in ({}, unusual, {"by": "predicate", "each": True}):
+    for changes in ({}, unusual, {"by": "predicate", "is_separate": True}):
         extend(index, settings_for(index, precision=0.9, **changes), log, "anna")
     page = client.get("/judge").text
     titles = ["(0.95 confidence)"]
