@@ -91,7 +91,9 @@ def train_layout(
     ]
     progress.say(f"training on {count(len(fitted), 'image')} of {found:,} with relations")
     settings = LayoutSettings(seed=seed)
-    model = fit_layout(fitted, settings if epochs is None else replace(settings, epochs=epochs))
+    if epochs is not None:
+        settings = replace(settings, epochs=epochs, min_steps=0)
+    model = fit_layout(fitted, settings)
     model.save(out)
     precision, recall = _measure(model, held_out)
     return LayoutTraining(

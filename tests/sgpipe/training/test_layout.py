@@ -52,6 +52,14 @@ def test_a_model_learns_the_relations_of_a_run(tmp_path: Path) -> None:
     assert (trained.precision, trained.recall) == (1.0, 1.0)
 
 
+@pytest.mark.slow
+def test_few_images_are_seen_as_often_as_it_takes_to_learn_from_them(tmp_path: Path) -> None:
+    """An epoch of 60 images is a single step."""
+    run = run_of(tmp_path / "run", 60)
+    trained = train_layout([run], tmp_path / "model", Progress())
+    assert (trained.precision, trained.recall) == (1.0, 1.0)
+
+
 def test_the_same_data_give_the_same_bytes_and_more_images_than_the_limit_are_sampled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

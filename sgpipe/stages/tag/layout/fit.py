@@ -44,7 +44,8 @@ class LayoutSettings:
     Attributes:
         seed: of weights, order and dropout; the networks have this one and the next ones
         networks: whose mean probabilities are the model's
-        epochs: how often each image is seen
+        epochs: how often each image is seen, at least
+        min_steps: of few images, each is seen more often than in `epochs`
         batch: images of a step
         learning_rate: the highest one
         weight_decay: of AdamW
@@ -59,6 +60,7 @@ class LayoutSettings:
     seed: int = 0
     networks: int = 3
     epochs: int = 18
+    min_steps: int = 600
     batch: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
@@ -284,12 +286,14 @@ class Fitter:
             network.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         images = np.flatnonzero(np.diff(self.table.starts))
-        steps = settings.epochs * math.ceil(len(images) / settings.batch)
+        steps_per_epoch = math.ceil(len(images) / settings.batch)
+        epochs = max(settings.epochs, math.ceil(settings.min_steps / steps_per_epoch))
+        steps = epochs * steps_per_epoch
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, settings.learning_rate, total_steps=steps, pct_start=0.1
         )
         average = {name: value.detach().clone() for name, value in network.state_dict().items()}
-        for step, chosen in enumerate(self._batches(images, generator)):
+        for step, chosen in enumerate(self._batches(images, epochs, generator)):
             loss = self._loss(network, chosen, generator)
             optimizer.zero_grad()
             loss.backward()
@@ -301,9 +305,11 @@ class Fitter:
                 average[name].lerp_(value, 1 - decay)
         return average
 
-    def _batches(self, images: IntArray, generator: torch.Generator) -> Iterator[IntArray]:
+    def _batches(
+        self, images: IntArray, epochs: int, generator: torch.Generator
+    ) -> Iterator[IntArray]:
         """Yield the images of each step, ascending."""
-        for _ in range(self.settings.epochs):
+        for _ in range(epochs):
             order = images[torch.randperm(len(images), generator=generator).numpy()]
             for start in range(0, len(order), self.settings.batch):
                 yield np.sort(order[start : start + self.settings.batch])

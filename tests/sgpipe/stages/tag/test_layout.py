@@ -16,7 +16,7 @@ from sgpipe.stages.tag.layout import model as layout_model
 from sgpipe.stages.tag.layout.fit import LayoutExample, LayoutSettings, fit_layout
 from sgpipe.stages.tag.layout.model import CONFIG, MODEL, VERSION, WEIGHTS
 
-FAST = LayoutSettings(networks=2, epochs=15, batch=16, width=8, average=0.9)
+FAST = LayoutSettings(networks=2, epochs=15, min_steps=0, batch=16, width=8, average=0.9)
 
 
 def layout(
