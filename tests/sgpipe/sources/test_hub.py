@@ -28,11 +28,11 @@ from sgpipe.sources.detections import write_detections
 from sgpipe.sources.hub import (
     check_hub,
     dataset_source,
-    find_files,
     prepare_hub,
     read_split,
     stamp_split,
 )
+from sgpipe.sources.hub_files import find_files
 from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.source_index import SourceIndex
 from sgpipe.storage.verify import verify
