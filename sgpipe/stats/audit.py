@@ -1,5 +1,4 @@
-"""The audit of a run: its measures, its comparison with ground truth, people's judgements and
-another run.
+"""The audit of a run: its measures, and how it compares with ground truth, people and another run.
 
 Its findings answer in sentences what the run contains, how good it is, what to drop, and whether to
 train on it.
@@ -7,6 +6,7 @@ train on it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -78,15 +78,13 @@ def _content(measures: Measures) -> _Answers:
             yield "plain", f"{origins_text(measures.origins)}."
     else:
         yield "plain", "No relations."
-    left_out = {what: totals[f"{name}_left_out"] for name, what in LEFT_OUT.items()}
-    if any(left_out.values()):
-        yield (
-            "fair",
-            (
-                "Left out:"
-                f" {listed([f'{number:,} {what}' for what, number in left_out.items() if number])}."
-            ),
-        )
+    left_out = []
+    for key, noun in LEFT_OUT.items():
+        number = totals[f"{key}_left_out"]
+        if number:
+            left_out.append(f"{number:,} {noun}")
+    if left_out:
+        yield "fair", f"Left out: {listed(left_out)}."
     for loss in measures.losses:
         if loss.is_noteworthy:
             text = str(loss)
@@ -94,10 +92,8 @@ def _content(measures: Measures) -> _Answers:
 
 
 def origins_text(origins: Mapping[str, int]) -> str:
-    return (
-        "Origin of the relations:"
-        f" {listed([f'{name} {number:,}' for name, number in origins.items()])}"
-    )
+    numbers = [f"{name} {number:,}" for name, number in origins.items()]
+    return f"Origin of the relations: {listed(numbers)}"
 
 
 def name_text(name: str) -> str:
@@ -106,58 +102,61 @@ def name_text(name: str) -> str:
 
 
 def _quality(audit: Audit) -> _Answers:
+    yield from _confidence(audit)
+    yield from _scores(audit.measures)
+    if audit.ground_truth is not None:
+        yield from _against_truth(audit.ground_truth, audit.measures.threshold_of)
+    if audit.judgements is not None:
+        yield from _judged(audit.judgements, audit.estimate_total)
+        yield from _vlm_quality(audit.judgements.vlm_score, "people")
+    yield _health(audit.measures)
+
+
+def _confidence(audit: Audit) -> _Answers:
     measures = audit.measures
-    ground_truth = audit.ground_truth
-    judgements = audit.judgements
     confidence = measures.confidence
-    unknown = measures.threshold_of == "confidence" and not (ground_truth or judgements)
     if measures.assumed is not None:
-        yield (
-            "fair",
-            f"Nothing scored the relations: {measures.assumed}. Confidence 1 says nothing.",
-        )
+        text = f"Nothing scored the relations: {measures.assumed}. Confidence 1 says nothing."
+        yield "fair", text
     elif confidence.median is not None and confidence.highest is not None:
         grade: Grade = "bad" if confidence.highest < TRAINING_CONFIDENCE else "plain"
-        yield (
-            grade,
-            (
-                f"The median confidence is {confidence.median:.2f}, the highest"
-                f" {confidence.highest:.2f}."
-            ),
-        )
+        text = f"The median confidence is {confidence.median:.2f}, the highest"
+        yield grade, f"{text} {confidence.highest:.2f}."
     if confidence.unscored:
-        yield (
-            "plain",
-            f"{count(confidence.unscored, 'relation')} without a confidence: annotated by people.",
-        )
-    if confidence.scored and unknown and measures.assumed is None:
+        relations = count(confidence.unscored, "relation")
+        yield "plain", f"{relations} without a confidence: annotated by people."
+    is_judged = audit.ground_truth is not None or audit.judgements is not None
+    is_unknown = measures.threshold_of == "confidence" and not is_judged
+    if confidence.scored and is_unknown and measures.assumed is None:
         text = (
             "A confidence says how sure the tagger is, not how often it is correct: judge a sample"
-            " in `sgpipe view`"
+            " in `sgpipe view`, or compare with annotations with --truth."
         )
-        yield "fair", f"{text}, or compare with annotations with --truth."
-    yield from _scores(measures)
-    if ground_truth is not None and ground_truth.precision.value is not None:
-        grade = "good" if ground_truth.precision.low >= ground_truth.target else "fair"
-        what = f"relations of {measures.threshold_of} {ground_truth.threshold:.2f} or more"
-        images = count(ground_truth.images, "image")
-        yield (
-            grade,
-            f"Ground truth of {images}: the precision of {what} is {ground_truth.precision}.",
-        )
-        yield "plain", _advice(ground_truth, ground_truth.relations, "")
-        yield from _vlm_quality(ground_truth.vlm_score, "ground truth")
-    if judgements is not None:
-        yield from _judged(judgements, audit.estimate_total)
-        yield from _vlm_quality(judgements.vlm_score, "people")
-    ill = [check.share for check in measures.health if check.count]
-    if ill:
-        text = f"{len(ill)} of {len(measures.health)} health checks found problems."
-        yield "fair" if max(ill) < _ILL else "bad", text
-    elif any(check.total for check in measures.health if check.of not in ("boxes", "images")):
-        yield "good", f"All {len(measures.health)} health checks passed."
-    else:
-        yield "plain", "There are no relations or captions to check."
+        yield "fair", text
+
+
+def _against_truth(truth: GroundTruthMeasures, threshold_of: str) -> _Answers:
+    if truth.precision.value is None:
+        return
+    grade: Grade = "good" if truth.precision.low >= truth.target else "fair"
+    relations = f"relations of {threshold_of} {truth.threshold:.2f} or more"
+    images = count(truth.images, "image")
+    text = f"Ground truth of {images}: the precision of {relations} is {truth.precision}."
+    yield grade, text
+    yield "plain", _advice(truth, truth.relations, "")
+    yield from _vlm_quality(truth.vlm_score, "ground truth")
+
+
+def _health(measures: Measures) -> tuple[Grade, str]:
+    """Return how many health checks found problems."""
+    checks = len(measures.health)
+    failed = [check.share for check in measures.health if check.count]
+    if failed:
+        text = f"{len(failed)} of {checks} health checks found problems."
+        return "fair" if max(failed) < _ILL else "bad", text
+    if any(check.total for check in measures.health if check.of not in ("boxes", "images")):
+        return "good", f"All {checks} health checks passed."
+    return "plain", "There are no relations or captions to check."
 
 
 def _scores(measures: Measures) -> _Answers:
@@ -166,9 +165,8 @@ def _scores(measures: Measures) -> _Answers:
     if clip is not None and clip.first is not None:
         text = (
             f"CLIP ranks the text of {clip.first:.0%} of {count(clip.scored, 'relation')} above all"
-            " contrast texts "
+            f" contrast texts (by chance {clip.chance:.0%})"
         )
-        text += f"(by chance {clip.chance:.0%})"
         if clip.beats_swapped is not None:
             text += (
                 f", and that of {clip.beats_swapped:.0%} above the same text with the roles swapped"
@@ -177,54 +175,49 @@ def _scores(measures: Measures) -> _Answers:
     if vlm is not None and vlm.likely is not None:
         text = (
             f"Vision-language model: {vlm.likely:.0%} of {count(vlm.scored, 'relation')} have a"
-            " probability of "
+            f" probability of {LIKELY:.2f} or more, {vlm.mean:.2f} on average"
         )
-        text += f"{LIKELY:.2f} or more, {vlm.mean:.2f} on average"
-        if vlm.correlation is not None and vlm.correlation == vlm.correlation:
+        if vlm.correlation is not None and not math.isnan(vlm.correlation):
             text += f"; its rank correlation with the confidence is {vlm.correlation:.2f}"
         yield "plain", f"{text}."
 
 
-def _advice(found: GroundTruthMeasures | JudgementMeasures, judged: int, of: str) -> str:
-    target = percent(found.target)
-    choice = found.suggested
+def _advice(measures: GroundTruthMeasures | JudgementMeasures, judged: int, total: str) -> str:
+    """Say which threshold has the target precision; `total`: the relations of the run, in words."""
+    target = percent(measures.target)
+    choice = measures.suggested
     if choice is None:
-        return (
-            f"{count(judged, 'judged relation')} do not show a threshold with a precision of"
-            f" {target}."
-        )
-    kept = (
-        count(choice.kept, "judged relation")
-        if choice.relations is None
-        else f"{choice.relations:,} of {of}"
-    )
-    shown = f"with 95% confidence, at least {target} of them are correct"
+        relations = count(judged, "judged relation")
+        return f"{relations} do not show a threshold with a precision of {target}."
+    if choice.relations is None:
+        relations = count(choice.kept, "judged relation")
+    else:
+        relations = f"{choice.relations:,} of {total}"
     return (
-        f"A threshold of {choice.text} keeps {kept}; {shown} ({choice.precision.value:.1%} of the"
-        " judged ones)."
+        f"A threshold of {choice.text} keeps {relations}; with 95% confidence, at least"
+        f" {target} of them are correct ({choice.precision.value:.1%} of the judged ones)."
     )
 
 
 def _judged(judged: JudgementMeasures, estimate_total: bool) -> _Answers:
-    for sentence in judged.recall.describe(estimate_total) if judged.recall else ():
-        yield "plain", sentence
+    if judged.recall:
+        for sentence in judged.recall.describe(estimate_total):
+            yield "plain", sentence
     for problem in judged.problems:
         yield "fair", problem
-    found = judged.precision
-    if found.value is None:
+    precision = judged.precision
+    if precision.value is None:
         yield "fair", f"{NO_PLAN[0].upper()}{NO_PLAN[1:]}."
         return
     text = (
-        f"People judged {count(found.judged, 'relation')}: the precision of the judged"
-        f" {judged.strata}, "
+        f"People judged {count(precision.judged, 'relation')}: the precision of the judged"
+        f" {judged.strata}, {share_text(precision.covered)} of the run, is {precision.value:.1%},"
+        " weighted by their relations; that of the run is"
+        f" {precision.low:.1%} to {precision.high:.1%} (95% interval)."
     )
-    text += (
-        f"{share_text(found.covered)} of the run, is {found.value:.1%}, weighted by their"
-        " relations; that of "
-    )
-    grade: Grade = "good" if found.low >= judged.target else "fair"
-    yield grade, f"{text}the run is {found.low:.1%} to {found.high:.1%} (95% interval)."
-    yield "plain", _advice(judged, found.judged, count(judged.relations_now, "relation"))
+    grade: Grade = "good" if precision.low >= judged.target else "fair"
+    yield grade, text
+    yield "plain", _advice(judged, precision.judged, count(judged.relations_now, "relation"))
     if judged.unsure and judged.if_unsure_right is not None:
         unsure = count(judged.unsure, "relation has", "relations have")
         text = (
@@ -284,34 +277,34 @@ def _obstacles(measures: Measures) -> _Answers:
     level = level_at(measures)
     errors = sum(measures.errors.values())
     usable = measures.rows - errors
-    found: list[tuple[Grade, str]] = []
+    obstacles: list[tuple[Grade, str]] = []
     if not level.relations:
-        found.append(
-            (
-                "bad",
-                (
-                    f"No: no relation has a {measures.threshold_of} of {TRAINING_CONFIDENCE:.2f} or"
-                    " more."
-                ),
-            )
+        text = (
+            f"No: no relation has a {measures.threshold_of} of {TRAINING_CONFIDENCE:.2f} or more."
         )
+        obstacles.append(("bad", text))
     elif level.images < (1 - _MANY_BARE) * usable:
         share = share_text(level.images / usable)
-        found.append(("fair", f"Only {share} of the images have a relation that training uses."))
+        text = f"Only {share} of the images have a relation that training uses."
+        obstacles.append(("fair", text))
     if errors > _MANY_ERRORS * measures.rows:
-        text = (
-            f"{share_text(errors / measures.rows)} of the images are error rows: fix the cause,"
-            " then --retry-failed."
-        )
-        found.append(("fair", text))
+        share = share_text(errors / measures.rows)
+        text = f"{share} of the images are error rows: fix the cause, then --retry-failed."
+        obstacles.append(("fair", text))
+    obstacles += _failed_checks(measures)
+    yield from obstacles or [("good", "No problems found.")]
+
+
+def _failed_checks(measures: Measures) -> _Answers:
+    """Yield the health checks that found so many problems that they should be looked at first."""
     for check in measures.health:
-        if check.share > (
-            _ILL if check.of in ("relations", "pairs") or check.name in MISSING else _ILL_DATA
-        ):
+        is_missing = check.name in MISSING
+        limit = _ILL if is_missing or check.of in ("relations", "pairs") else _ILL_DATA
+        if check.share > limit:
             text = f"Check this first: {check.title} ({check.share:.1%} of {check.of})."
-            text += f" {check.advice}" if check.name in MISSING else ""
-            found.append(("bad" if check.name in DOUBTS else "fair", text))
-    yield from found or [("good", "No problems found.")]
+            if is_missing:
+                text += f" {check.advice}"
+            yield "bad" if check.name in DOUBTS else "fair", text
 
 
 def share_text(share: float) -> str:
@@ -351,9 +344,10 @@ class Comparison:
 
 
 def compare(other: Measures, this: Measures) -> Comparison:
-    totals = [max(each.totals["relations"], 1) for each in (other, this)]
+    before = max(other.totals["relations"], 1)
+    now = max(this.totals["relations"], 1)
     shares = {
-        name: (other.predicates.get(name, 0) / totals[0], this.predicates.get(name, 0) / totals[1])
+        name: (other.predicates.get(name, 0) / before, this.predicates.get(name, 0) / now)
         for name in other.predicates | this.predicates
     }
     changed = sorted(shares, key=lambda name: (-abs(shares[name][1] - shares[name][0]), name))
@@ -361,7 +355,7 @@ def compare(other: Measures, this: Measures) -> Comparison:
     checks = zip(other.health, this.health, strict=True)
     return Comparison(
         other="other run" if other.run in (None, "", this.run) else other.run,
-        counts={name: (before, counts[name]) for name, before in _counts(other).items()},
+        counts={name: (number, counts[name]) for name, number in _counts(other).items()},
         predicates={
             name: shares[name]
             for name in changed[:_PREDICATES]
@@ -408,19 +402,26 @@ class Audit:
             "What should I drop?": _to_drop(self.measures),
             "Can I train on it?": _obstacles(self.measures),
         }
-        return [
-            Finding(question, *answer) for question, found in answers.items() for answer in found
-        ]
+        findings = []
+        for question, graded in answers.items():
+            findings += [Finding(question, grade, text) for grade, text in graded]
+        return findings
 
     def as_dict(self) -> dict[str, Any]:
         """Return the audit as plain values; the measures are at the top level."""
         parts: dict[str, Any] = {"ground_truth": self.ground_truth, "comparison": self.comparison}
         judged = self.judgements
         if judged is not None:
-            found = judged.precision
-            low, high = (None, None) if found.value is None else (found.low, found.high)
-            whole = {"precision": found.value, "low": low, "high": high, "judged": found.judged}
-            parts["judgements"] = {**vars(judged), **whole, "covered": found.covered}
+            precision = judged.precision
+            is_known = precision.value is not None
+            parts["judgements"] = {
+                **vars(judged),
+                "precision": precision.value,
+                "low": precision.low if is_known else None,
+                "high": precision.high if is_known else None,
+                "judged": precision.judged,
+                "covered": precision.covered,
+            }
         present = {name: part for name, part in parts.items() if part is not None}
         return {**_plain(self.measures), **_plain(present), "findings": _plain(self.findings)}
 
@@ -435,22 +436,28 @@ def audit(
     calibration: Calibration | None = None,
     estimate_total: bool = False,
 ) -> Audit:
-    """Audit an open run; `target`: the precision for which thresholds are suggested;
-    `estimate_total`: as of `Audit`.
+    """Audit an open run.
 
-    `threshold`: of the relations whose health and precision are measured; with a calibration, a
-    probability.
+    Args:
+        database: of the run.
+        threshold: of the relations whose health and precision are measured; with a calibration, a
+            probability.
+        ground_truth: to compare with.
+        judgements: a file of people's judgements.
+        target: the precision for which thresholds are suggested.
+        other: measures of a run to compare with.
+        calibration: of the confidences.
+        estimate_total: as of `Audit`.
     """
     measures = measure_database(database, threshold, calibration)
-    against = judged = None
+    truth = None
+    judged = None
     if ground_truth is not None:
-        against = measure_against_ground_truth(
-            database, ground_truth, threshold, target, calibration
-        )
+        truth = measure_against_ground_truth(database, ground_truth, threshold, target, calibration)
     if judgements is not None:
         judged = measure_judgements(database, judgements, target, THRESHOLDS, calibration)
     comparison = None if other is None else compare(other, measures)
-    return Audit(measures, against, judged, comparison, estimate_total)
+    return Audit(measures, truth, judged, comparison, estimate_total)
 
 
 def _plain(value: Any) -> Any:

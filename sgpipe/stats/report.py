@@ -1,5 +1,4 @@
-"""The audit as tables, on the terminal and in one self-contained HTML page, which also has plots
-and a gallery.
+"""The audit as tables, on the terminal and in one HTML page, which also has plots and a gallery.
 
 Sample images of a run are cards of the gallery, with the scene graph of each, or the contact sheet,
 one PNG.
@@ -9,11 +8,11 @@ import base64
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
-from itertools import chain, groupby, islice
+from itertools import chain, groupby, islice, product
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -79,8 +78,9 @@ _QUALITY = 76
 
 @dataclass(frozen=True)
 class Table:
-    """A table of both forms; heads that start with `>` are of numbers. `note`: a sentence below
-    it.
+    """A table of both forms; heads that start with `>` are of numbers.
+
+    `note`: a sentence below it.
     """
 
     title: str
@@ -91,11 +91,14 @@ class Table:
 
 def tables(audit: Audit) -> dict[str, list[Table]]:
     """Return what both forms show, by section, without the health checks."""
-    of = audit.measures.threshold_of
+    measure = audit.measures.threshold_of
     return {
-        "counts": [*_counted(audit.measures)],
-        "comparison": [*_compared(audit.comparison)],
-        "confidence": [*_against_truth(audit.ground_truth, of), *_judged(audit.judgements, of)],
+        "counts": list(_counted(audit.measures)),
+        "comparison": list(_compared(audit.comparison)),
+        "confidence": [
+            *_against_truth(audit.ground_truth, measure),
+            *_judged(audit.judgements, measure),
+        ],
     }
 
 
@@ -107,20 +110,18 @@ def print_audit(audit: Audit, console: Console) -> None:
             console.print(f"  {single_line(finding.text)}", soft_wrap=True)
     for table in chain(*tables(audit).values(), _failed_checks(audit.measures)):
         heads = [head.removeprefix(">") for head in table.heads]
-        made = RichTable(title=Text(single_line(table.title)), show_header=any(heads))
+        printed = RichTable(title=Text(single_line(table.title)), show_header=any(heads))
         for head, name in zip(table.heads, heads, strict=True):
-            made.add_column(Text(name), justify="right" if head.startswith(">") else "left")
+            printed.add_column(Text(name), justify="right" if head.startswith(">") else "left")
         for row in table.rows:
-            made.add_row(*(Text(single_line(cell)) for cell in row))
-        console.print(made)
+            printed.add_row(*(Text(single_line(cell)) for cell in row))
+        console.print(printed)
         if table.note:
             console.print(single_line(table.note), soft_wrap=True)
 
 
 def overview(measures: Measures) -> list[tuple[str, str, str]]:
-    """Return the main counts, in the order in which images become relations, and the yield of each
-    stage.
-    """
+    """Return the main counts and the yield of each stage, as images become relations."""
     rows = [
         (f"images ({split})", f"{count:,}", "") for split, count in sorted(measures.images.items())
     ]
@@ -128,17 +129,14 @@ def overview(measures: Measures) -> list[tuple[str, str, str]]:
     for key, name in TOTALS.items():
         share = measures.yields.get(key)
         lost = measures.in_error_rows[key]
+        remark = f"{lost:,} in error rows" if lost else ""
         if key == "described_objects":
-            each = (
-                share_text(measures.totals[key] / (measures.totals["objects"] or 1))
-                + " of the boxes"
-            )
+            boxes = measures.totals["objects"] or 1
+            remark = f"{share_text(measures.totals[key] / boxes)} of the boxes"
         elif share is not None:
             before = STAGES[STAGES.index(key) - 1].removesuffix("s").replace("_", " ")
-            each = f"{share:.2f} per {before}"
-        else:
-            each = f"{lost:,} in error rows" if lost else ""
-        rows.append((name, f"{measures.totals[key]:,}", each))
+            remark = f"{share:.2f} per {before}"
+        rows.append((name, f"{measures.totals[key]:,}", remark))
     return [
         *rows,
         ("relations with a person as subject", f"{measures.person_subject_share:.1%}", ""),
@@ -149,11 +147,11 @@ def _long_tail(measures: Measures) -> str:
     tail = measures.tail
     if tail.kinds == 1:
         return "All relations have the same predicate."
-    most = count(tail.half, "most frequent predicate accounts", "most frequent predicates account")
+    half = count(tail.half, "most frequent predicate accounts", "most frequent predicates account")
     head = f", the 10 most frequent for {share_text(tail.head_share)}" if tail.kinds > 10 else ""
     rarest = ", ".join(map(name_text, list(measures.predicates)[: -_RAREST - 1 : -1]))
     return (
-        f"The {most} for half of the relations{head}; {tail.singletons:,} of"
+        f"The {half} for half of the relations{head}; {tail.singletons:,} of"
         f" {count(tail.kinds, 'predicate')} {'occurs' if tail.singletons == 1 else 'occur'} once."
         f" Gini {tail.gini:.2f}, entropy {tail.entropy:.1f} bits (like"
         f" {count(round(2**tail.entropy), 'equally frequent predicate')}). Rarest: {rarest}."
@@ -163,48 +161,73 @@ def _long_tail(measures: Measures) -> str:
 def _counted(measures: Measures) -> Iterator[Table]:
     yield Table(f"run {measures.run or '(unnamed)'}", ["", ">", ""], overview(measures))
     if measures.confidence.scored:
-        rows = []
-        for level in measures.thresholds:
-            kept = (
-                f"{number:,}" for number in (level.relations, level.predicate_kinds, level.images)
-            )
-            means = (
-                f"{mean:.2f}" if level.relations else "–"
-                for mean in (level.per_image, level.per_pair)
-            )
-            rows.append((f"{level.threshold:.2f}", *kept, *means))
-        heads = [">relations", ">predicate kinds", ">images", ">per image", ">per pair"]
-        yield Table("relations by threshold", [f"{measures.threshold_of} ≥", *heads], rows)
-    errors = {
-        f"{kind}, such as {measures.error_examples[kind]}": n for kind, n in measures.errors.items()
-    }
-    for what, many, unit, counts in (
-        ("predicate", "predicates", "relations", measures.predicates),
-        ("class", "classes", "boxes", measures.categories),
-        ("attribute", "attributes", "boxes", measures.attributes),
-        ("reason", "reasons", "images without relations", measures.without_relations),
-        ("error", "errors", "images", errors),
-    ):
-        if counts:
-            total = measures.totals["objects"] if what == "attribute" else sum(counts.values())
-            rows = [
-                (name, f"{number:,}", f"{number / total:.1%}")
-                for name, number in islice(counts.items(), _TOP)
-            ]
-            title = f"most frequent of {count(len(counts), what, many)}"
-            note = what == "predicate"
-            yield Table(
-                title, [what, f">{unit}", ">share"], rows, _long_tail(measures) if note else ""
-            )
+        yield _by_threshold(measures)
+    if measures.predicates:
+        yield _most_frequent(
+            measures.predicates, ("predicate", "predicates", "relations"), note=_long_tail(measures)
+        )
+    if measures.categories:
+        yield _most_frequent(measures.categories, ("class", "classes", "boxes"))
+    if measures.attributes:
+        boxes = measures.totals["objects"]
+        yield _most_frequent(measures.attributes, ("attribute", "attributes", "boxes"), boxes)
+    if measures.without_relations:
+        nouns = ("reason", "reasons", "images without relations")
+        yield _most_frequent(measures.without_relations, nouns)
+    if measures.errors:
+        errors = {
+            f"{kind}, such as {measures.error_examples[kind]}": number
+            for kind, number in measures.errors.items()
+        }
+        yield _most_frequent(errors, ("error", "errors", "images"))
     if measures.triplets:
-        rows = []
-        for t in measures.triplets[:_TOP]:
-            names = (t.subject or "(missing)", t.predicate, t.object or "(missing)")
-            rows.append(
-                (*names, f"{t.relations:,}", "–" if t.confidence is None else f"{t.confidence:.2f}")
-            )
-        heads = ["subject", "predicate", "object", ">relations", ">mean confidence"]
-        yield Table(f"most frequent of {count(measures.triplet_kinds, 'triplet')}", heads, rows)
+        yield _triplets(measures)
+
+
+def _by_threshold(measures: Measures) -> Table:
+    rows = []
+    for level in measures.thresholds:
+        numbers = (level.relations, level.predicate_kinds, level.images)
+        means = ("–", "–")
+        if level.relations:
+            means = (f"{level.per_image:.2f}", f"{level.per_pair:.2f}")
+        rows.append((f"{level.threshold:.2f}", *(f"{number:,}" for number in numbers), *means))
+    heads = [">relations", ">predicate kinds", ">images", ">per image", ">per pair"]
+    return Table("relations by threshold", [f"{measures.threshold_of} ≥", *heads], rows)
+
+
+def _most_frequent(
+    counts: Mapping[str, int],
+    nouns: tuple[str, str, str],
+    total: int | None = None,
+    note: str = "",
+) -> Table:
+    """Return a table of the most frequent names.
+
+    Args:
+        counts: of each name, the most frequent first.
+        nouns: what is counted, its plural, and what it is counted in.
+        total: which shares are of; None: the sum of all counts.
+        note: of the table.
+    """
+    singular, plural, unit = nouns
+    total = total or sum(counts.values())
+    rows = [
+        (name, f"{number:,}", f"{number / total:.1%}")
+        for name, number in islice(counts.items(), _TOP)
+    ]
+    title = f"most frequent of {count(len(counts), singular, plural)}"
+    return Table(title, [singular, f">{unit}", ">share"], rows, note)
+
+
+def _triplets(measures: Measures) -> Table:
+    rows = []
+    for triplet in measures.triplets[:_TOP]:
+        names = (triplet.subject or "(missing)", triplet.predicate, triplet.object or "(missing)")
+        mean = "–" if triplet.confidence is None else f"{triplet.confidence:.2f}"
+        rows.append((*names, f"{triplet.relations:,}", mean))
+    heads = ["subject", "predicate", "object", ">relations", ">mean confidence"]
+    return Table(f"most frequent of {count(measures.triplet_kinds, 'triplet')}", heads, rows)
 
 
 def _failed_checks(measures: Measures) -> Iterator[Table]:
@@ -248,7 +271,7 @@ def _compared(comparison: Comparison | None) -> Iterator[Table]:
             yield Table(titles[what], [what, *heads], shares)
 
 
-def _against_truth(truth: GroundTruthMeasures | None, of: str) -> Iterator[Table]:
+def _against_truth(truth: GroundTruthMeasures | None, measure: str) -> Iterator[Table]:
     if truth is None:
         return
     choices = [("all", truth.relations, truth.precision, truth.suggested)]
@@ -279,40 +302,35 @@ def _against_truth(truth: GroundTruthMeasures | None, of: str) -> Iterator[Table
         (f"{b.start:.1f} to {b.stop:.1f}", f"{b.confidence:.2f}", str(b.precision))
         for b in truth.reliability
     ]
-    yield Table(title, [of, ">mean", _PRECISION], bins)
+    yield Table(title, [measure, ">mean", _PRECISION], bins)
 
 
-def _judged(judged: JudgementMeasures | None, of: str) -> Iterator[Table]:
+def _judged(judged: JudgementMeasures | None, measure: str) -> Iterator[Table]:
     if judged is None:
         return
     recall = judged.recall
     if recall is not None and recall.recall.value is not None:
-        found = {"all": recall.recall, "pairs of boxes, any predicate": recall.pairs}
-        named = [
-            (name, str(each))
-            for name, each in (*found.items(), *islice(recall.predicates.items(), _TOP))
-        ]
-        yield Table(
-            "recall of what people name", ["relations", ">recall (95% interval, named)"], named
-        )
+        rows = [("all", str(recall.recall)), ("pairs of boxes, any predicate", str(recall.pairs))]
+        for name, estimate in islice(recall.predicates.items(), _TOP):
+            rows.append((name, str(estimate)))
+        heads = ["relations", ">recall (95% interval, named)"]
+        yield Table("recall of what people name", heads, rows)
     if judged.precision.judged:
         first = "predicate" if judged.strata == "predicates" else "confidence"
-        rows = [(row.name, f"{row.relations:,}", str(row.precision)) for row in judged.bands]
+        strata = [(row.name, f"{row.relations:,}", str(row.precision)) for row in judged.bands]
         title = f"people judged {count(judged.precision.judged, 'relation')}"
-        yield Table(title, [first, ">relations", _PRECISION], rows)
+        yield Table(title, [first, ">relations", _PRECISION], strata)
         if first == "confidence":
-            own = [
-                (name, str(precision))
-                for name, precision in islice(judged.predicates.items(), _TOP)
-            ]
+            predicates = islice(judged.predicates.items(), _TOP)
+            rows = [(name, str(precision)) for name, precision in predicates]
             title = "precision by predicate, weighted by its relations in each band"
-            yield Table(title, ["predicate", _PRECISION], own)
+            yield Table(title, ["predicate", _PRECISION], rows)
         title = f"precision by threshold, weighted by the relations of {judged.strata}"
-        rows = [
-            (f"{each.threshold:.2f}", f"{each.relations or 0:,}", str(each.precision))
-            for each in judged.curve
+        choices = [
+            (f"{choice.threshold:.2f}", f"{choice.relations or 0:,}", str(choice.precision))
+            for choice in judged.curve
         ]
-        yield Table(title, [f"{of} ≥", ">relations", _PRECISION], rows)
+        yield Table(title, [f"{measure} ≥", ">relations", _PRECISION], choices)
 
 
 def templates(loader: jinja2.BaseLoader) -> jinja2.Environment:
@@ -342,40 +360,55 @@ def render(page: str, values: dict[str, Any]) -> str:
     )
     # The browser runs only this script, whatever a caption contains.
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    own = {
+    common = {
         "style": Markup(style),
         "script": Markup(script),
         "script_hash": Markup(digest),
         "version": __version__,
     }
-    return environment.get_template(f"{page}.html.jinja").render(values | own)
+    return environment.get_template(f"{page}.html.jinja").render(values | common)
 
 
 def write_report(
     file: Path, audit: Audit, samples: Samples, threshold: float = TRAINING_CONFIDENCE
 ) -> tuple[int, int]:
-    """Write the page; `threshold`: of its gallery's filter. Returns how many images it has and
-    lacks.
+    """Write the page.
+
+    Args:
+        file: to write.
+        audit: to report.
+        samples: records and images of the gallery.
+        threshold: of the gallery's filter.
+
+    Returns:
+        How many images the page has, and how many of them it lacks.
     """
     cards = [
         make_card(record, image, viz.shown(record.relations, 0.0, _CARD_RELATIONS))
         for record, image in samples
     ]
-    edges = [edge for card in cards for edge in card["edges"]]
-    categories = ({edge["subject"]["category"], edge["object"]["category"]} for edge in edges)
-    plots = {"counts": [*_plots_of_counts(audit.measures)], "confidence": [*_plots(audit)]}
-    sections = [(name, found, plots.get(name, [])) for name, found in tables(audit).items()]
+    predicates = Counter[str]()
+    categories = Counter[str]()
+    for edge in chain.from_iterable(card["edges"] for card in cards):
+        predicates[edge["predicate"]] += 1
+        categories.update({edge["subject"]["category"], edge["object"]["category"]})
+    plots = {
+        "counts": list(_plots_of_counts(audit.measures)),
+        "confidence": list(_plots(audit)),
+    }
+    sections = [
+        (name, section_tables, plots.get(name, []))
+        for name, section_tables in tables(audit).items()
+    ]
+    findings = groupby(audit.findings, lambda finding: finding.question)
     values = {
         "title": audit.measures.run or file.stem,
         "measures": audit.measures,
-        "findings": [
-            (question, list(group))
-            for question, group in groupby(audit.findings, lambda f: f.question)
-        ],
+        "findings": [(question, list(group)) for question, group in findings],
         "sections": [section for section in sections if any(section[1:])],
         "cards": cards,
-        "shown_predicates": Counter(edge["predicate"] for edge in edges).most_common(),
-        "shown_categories": Counter(name for pair in categories for name in pair).most_common(),
+        "shown_predicates": predicates.most_common(),
+        "shown_categories": categories.most_common(),
         "threshold": threshold,
     }
     write_result_text(file, render("report", values))
@@ -385,51 +418,62 @@ def write_report(
 def _plots_of_counts(measures: Measures) -> Iterator[Plot]:
     total = measures.totals["relations"]
     if measures.confidence.scored:
-        points = [
-            (0.0, total),
-            *((level.threshold, level.relations) for level in measures.thresholds),
-        ]
-        texts = [f"≥ {least:.2f}: {kept:,}" for least, kept in points]
-        of = measures.threshold_of
-        lines = [Line(points, texts)]
+        levels = [(level.threshold, level.relations) for level in measures.thresholds]
+        points = [(0.0, total), *levels]
+        texts = [f"≥ {threshold:.2f}: {relations:,}" for threshold, relations in points]
         yield Plot(
-            "What a threshold keeps", f"minimum {of}", "relations", lines, y_end=round_end(total)
+            "What a threshold keeps",
+            f"minimum {measures.threshold_of}",
+            "relations",
+            [Line(points, texts)],
+            y_end=round_end(total),
         )
     counts = list(measures.predicates.values())
     if counts:
         ranks = sorted({round(len(counts) ** (step / 40)) for step in range(41)})
         shares = [sum(counts[:rank]) / total for rank in ranks]
-        texts = [
-            f"the {rank:,} most frequent: {share_text(share)}"
-            for rank, share in zip(ranks, shares, strict=True)
-        ]
-        lines = [Line([*zip(ranks, shares, strict=True)], texts)]
-        end = round_end(max(len(counts), 5))
+        tail = list(zip(ranks, shares, strict=True))
+        texts = [f"the {rank:,} most frequent: {share_text(share)}" for rank, share in tail]
         yield Plot(
-            "The long tail", "most frequent predicates", "share of the relations", lines, x_end=end
+            "The long tail",
+            "most frequent predicates",
+            "share of the relations",
+            [Line(tail, texts)],
+            x_end=round_end(max(len(counts), 5)),
         )
 
 
 def _plots(audit: Audit) -> Iterator[Plot]:
-    of = audit.measures.threshold_of
+    measure = audit.measures.threshold_of
     if audit.measures.confidence.scored:
-        histogram = audit.measures.confidence.histogram
-        bins = {f"{at / len(histogram):.2f}": count for at, count in enumerate(histogram)}
-        top = round_end(max(histogram))
-        yield Plot(
-            "Distribution of confidences", "confidence from", "relations", (), bins, 2, y_end=top
-        )
+        yield _histogram(audit.measures.confidence.histogram)
     if audit.ground_truth is not None:
-        parts = audit.ground_truth.reliability
-        points = [(part.confidence, part.precision.value or 0.0) for part in parts]
-        texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in parts]
-        guide = Line([(0, 0), (1, 1)], kind="guide")
-        yield Plot("Calibration", f"mean {of}", "precision", [guide, Line(points, texts)])
+        yield _calibration(audit.ground_truth, measure)
     if audit.judgements is not None and audit.judgements.precision.judged:
-        known = [choice for choice in audit.judgements.curve if choice.kept]
-        points = [(choice.threshold, choice.precision.value or 0.0) for choice in known]
-        texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in known]
-        yield Plot("Precision by threshold", f"minimum {of}", "precision", [Line(points, texts)])
+        yield _precision_by_threshold(audit.judgements, measure)
+
+
+def _histogram(histogram: Sequence[int]) -> Plot:
+    bins = {f"{number / len(histogram):.2f}": count for number, count in enumerate(histogram)}
+    top = round_end(max(histogram))
+    return Plot(
+        "Distribution of confidences", "confidence from", "relations", (), bins, 2, y_end=top
+    )
+
+
+def _calibration(truth: GroundTruthMeasures, measure: str) -> Plot:
+    bins = truth.reliability
+    points = [(part.confidence, part.precision.value or 0.0) for part in bins]
+    texts = [f"{part.start:.1f} to {part.stop:.1f}: {part.precision}" for part in bins]
+    guide = Line([(0, 0), (1, 1)], kind="guide")
+    return Plot("Calibration", f"mean {measure}", "precision", [guide, Line(points, texts)])
+
+
+def _precision_by_threshold(judged: JudgementMeasures, measure: str) -> Plot:
+    choices = [choice for choice in judged.curve if choice.kept]
+    points = [(choice.threshold, choice.precision.value or 0.0) for choice in choices]
+    texts = [f"≥ {choice.threshold:.2f}: {choice.precision}" for choice in choices]
+    return Plot("Precision by threshold", f"minimum {measure}", "precision", [Line(points, texts)])
 
 
 def open_samples(
@@ -439,17 +483,17 @@ def open_samples(
     images: ImagePlace | None = None,
     calibration: Calibration | None = None,
 ) -> Iterator[tuple[Record, Image.Image | None]]:
-    """Yield `number` records, evenly spaced among those with a relation of at least `threshold`,
-    and their images.
+    """Yield records, evenly spaced among those with a relation of at least `threshold`.
 
-    If there are too few of these, others are added, but no error rows. An image that cannot be
-    opened is None.
+    If there are fewer than `number` of these, others are added, but no error rows. Each comes with
+    its image, or None if it cannot be opened.
     """
     [(rows,)] = database.rows("select count(*) from images")
     number = min(number, max(rows, 1))
     numbers = sorted(image for (image,) in database.rows(_SPREAD, [threshold, number, number]))
     for table in database.read_rows(numbers):
-        [record], [embedded] = from_table(table), embedded_images(table)
+        [record] = from_table(table)
+        [embedded] = embedded_images(table)
         if calibration is not None:
             for relation in record.relations:
                 if relation.confidence is not None:
@@ -463,8 +507,13 @@ def open_samples(
 def write_sheet(
     database: Database, file: Path, samples: Samples, threshold: float = 0.2
 ) -> tuple[int, int]:
-    """Draw samples into one PNG; return their number, and how many are missing. Raises UserError:
-    there are none.
+    """Draw samples into one PNG.
+
+    Returns:
+        Their number, and how many lack their image.
+
+    Raises:
+        UserError: there are no samples.
     """
     cards = []
     lost = 0
@@ -502,8 +551,7 @@ def write_sheet(
 
 
 def make_card(record: Record, image: Image.Image | None, relations: Sequence[Relation]) -> Values:
-    """Return an image with those of the relations whose objects exist, as templates and scripts
-    take it.
+    """Return an image with its relations between existing objects, as templates take it.
 
     `image`: a data URI, or None. `nodes`: objects, with the box and the tag on the image, and the
     pill in the graph. `edges`: relations, with curves on both, and a text in the graph. All in
@@ -526,13 +574,13 @@ def make_card(record: Record, image: Image.Image | None, relations: Sequence[Rel
         uri = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
     nodes, graph_height = _nodes(record, relations, scale, height)
     return {
-        **{
-            "image_id": record.image_id,
-            "split": record.split,
-            "file_name": record.file_name,
-            "image": uri,
-        },
-        **{"height": height, "graph_height": graph_height, "nodes": list(nodes.values())},
+        "image_id": record.image_id,
+        "split": record.split,
+        "file_name": record.file_name,
+        "image": uri,
+        "height": height,
+        "graph_height": graph_height,
+        "nodes": list(nodes.values()),
         "edges": _edges(relations, nodes, graph_height),
         "relations": len(record.relations),
         "captions": [caption.text for caption in record.captions[:_CAPTIONS]],
@@ -542,8 +590,9 @@ def make_card(record: Record, image: Image.Image | None, relations: Sequence[Rel
 def _nodes(
     record: Record, relations: Sequence[Relation], scale: float, height: float
 ) -> tuple[Nodes, float]:
-    """Return the objects of the relations by index, on an ellipse in the order of their angles, and
-    its height.
+    """Return the objects of the relations by index, on an ellipse, and its height.
+
+    They are in the order of their angles around the middle of all.
     """
     used = viz.drawn_objects(record, relations)
     if not relations:
@@ -567,23 +616,19 @@ def _nodes(
         name = viz.fit(names[index], letters, WIDTH / 3)
         width = letters.getlength(name) + 12
         left, top, right, bottom = boxes[index]
-        spots = [
-            (x, y)
-            for y in (top - 9, bottom + 9, top + 9, bottom - 9)
-            for x in (left + width / 2, right - width / 2)
-        ]
+        rows = (top - 9, bottom + 9, top + 9, bottom - 9)
+        columns = (left + width / 2, right - width / 2)
+        spots = [(column, row) for row, column in product(rows, columns)]
         angle = -math.pi + 2 * math.pi * order.index(index) / len(order)
         x = WIDTH / 2 + 0.36 * WIDTH * math.cos(angle)
         y = graph_height / 2 + (graph_height / 2 - 20) * math.sin(angle)
         x = min(max(x, width / 2 + 1), WIDTH - width / 2 - 1)
         pill = (x - width / 2, y - _PILL / 2, x + width / 2, y + _PILL / 2)
-        node: Values = {
+        nodes[index] = {
             "index": index,
             "name": name,
             "category": record.objects[index].category,
             "box": boxes[index],
-        }
-        nodes[index] = node | {
             "colour": viz.colour_of(index),
             "tag": room.place((width, 18), spots),
             "pill": pill,
@@ -600,31 +645,44 @@ def _edges(relations: Sequence[Relation], nodes: Nodes, height: float) -> list[V
         subject = nodes[relation.subject]
         object_ = nodes[relation.object]
         pair = (relation.subject, relation.object)
-        pills = (subject["pill"], object_["pill"])
-        linked = viz.curve(*pills, bend=0.2 + 0.16 * between[pair])
+        graph_curve = _visible_curve((subject["pill"], object_["pill"]), 0.2 + 0.16 * between[pair])
         between[pair] += 1
-        seen = [
-            p
-            for p in linked
-            if not any(a - 2 <= p[0] <= c + 2 and b - 2 <= p[1] <= d + 2 for a, b, c, d in pills)
-        ]
-        linked = seen if len(seen) > 5 else linked
+        image_curve = [viz.middle(subject["box"])]
+        image_head = ""
+        graph_head = ""
+        if relation.subject != relation.object and any(object_["box"]):
+            image_curve = viz.curve(subject["box"], object_["box"], 24)
+            image_head = polyline(viz.arrow_head(image_curve, 13))
+            graph_head = polyline(viz.arrow_head(graph_curve, 11))
         text = viz.fit(relation.predicate, letters, WIDTH / 2)
         size = (letters.getlength(text) + 12, _TEXT + 4.0)
-        same = relation.subject == relation.object or not any(object_["box"])
-        over = (
-            [viz.middle(subject["box"])] if same else viz.curve(subject["box"], object_["box"], 24)
-        )
-        heads = [
-            "" if same else polyline(viz.arrow_head(points, size))
-            for points, size in ((over, 13), (linked, 11))
-        ]
-        edge: Values = {"subject": subject, "object": object_, "predicate": relation.predicate}
-        edge |= {
+        edge: Values = {
+            "subject": subject,
+            "object": object_,
+            "predicate": relation.predicate,
             "confidence": relation.confidence,
-            "on_image": polyline(over),
-            "image_head": heads[0],
+            "on_image": polyline(image_curve),
+            "image_head": image_head,
+            "in_graph": polyline(graph_curve),
+            "graph_head": graph_head,
+            "text_box": room.place(size, viz.along(graph_curve, size)),
+            "text": text,
         }
-        edge |= {"in_graph": polyline(linked), "graph_head": heads[1]}
-        edges.append(edge | {"text_box": room.place(size, viz.along(linked, size)), "text": text})
+        edges.append(edge)
     return edges
+
+
+def _visible_curve(pills: tuple[viz.Rectangle, viz.Rectangle], bend: float) -> list[viz.Point]:
+    """Return the curve between two pills of the graph, without what they cover.
+
+    If little is left, they are close together: the whole curve.
+    """
+    curve = viz.curve(*pills, bend=bend)
+    visible = [point for point in curve if not any(_covers(pill, point) for pill in pills)]
+    return visible if len(visible) > 5 else curve
+
+
+def _covers(pill: viz.Rectangle, point: viz.Point) -> bool:
+    left, top, right, bottom = pill
+    x, y = point
+    return left - 2 <= x <= right + 2 and top - 2 <= y <= bottom + 2

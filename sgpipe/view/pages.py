@@ -14,7 +14,6 @@ import re
 import textwrap
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -27,6 +26,7 @@ from urllib.parse import quote, urlencode
 
 import jinja2
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic_core import to_jsonable_python
 from starlette.exceptions import HTTPException
@@ -38,7 +38,6 @@ from sgpipe.errors import EngineError, StoreError, UserError, format_os_error
 from sgpipe.files.image_roots import ImageFile, ImagePlace
 from sgpipe.images import decode, image_file, is_upright
 from sgpipe.records import Box, Record, Relation, deduplicate
-from sgpipe.stages.pair import normalise_predicate, told_triplets
 from sgpipe.stats.report import Values, make_card, templates
 from sgpipe.storage.index import (
     Index,
@@ -49,11 +48,11 @@ from sgpipe.storage.index import (
     read_record,
 )
 from sgpipe.storage.judgements import JudgementLog
-from sgpipe.storage.manifest import Manifest
 from sgpipe.storage.shards import SCORES
 from sgpipe.utils.boxes import iou, xywh_to_xyxy
-from sgpipe.utils.console import count, single_line
+from sgpipe.utils.console import single_line
 from sgpipe.view.filters import ORDERS, QueryError
+from sgpipe.view.provenance import Provenance
 from sgpipe.view.search import Filters, Hit, facets, neighbours, queues, search
 from sgpipe.viz import arrow_head, colour_of, curve, object_names, polyline
 
@@ -89,23 +88,7 @@ _KEPT = {"Cache-Control": "private, max-age=600"}  # by the browser, in seconds
 _AT_ONCE = threading.Semaphore(max(2, os.cpu_count() or 2))  # decoded images, which may be large
 
 
-# Where a candidate comes from that no caption states, by the setting `pair.candidates`.
-_SOURCES = {
-    "prior": "The prior dataset relates these two classes like this (pair.candidates: prior).",
-    "marks": "A vision-language model states it of these boxes (pair.candidates: marks).",
-    "captions+marks": (
-        "A vision-language model states it of these boxes (pair.candidates: captions+marks)."
-    ),
-    "layout": "The layout model finds it probable of these boxes (pair.candidates: layout).",
-    "captions+layout": (
-        "The layout model finds it probable of these boxes (pair.candidates: captions+layout)."
-    ),
-    "image": (
-        "Captions state it of other things, and every pair may carry it (pair.candidates: image)."
-    ),
-}
-
-
+_OF_IMAGE = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
 SAME_OBJECT = 0.5  # IoU from which on boxes of a class are the same object
 MOST_RELATIONS = 1000  # of an image that a page lists
 _IN_GRAPH = 20
@@ -404,176 +387,58 @@ def _placeholder(row: IndexedImage, reason: str) -> Response:
     return Response(svg, media_type="image/svg+xml", headers={"Cache-Control": "no-store"})
 
 
-class Provenance:
-    """Where the relations of one image come from, as plain values.
-
-    Attributes:
-        statements: the triplets of the record, and those that captions imply (`implied`).
-        candidates: the predicates of each pair, by descending confidence, then as in the shard;
-            `own`: it is the pair's, and not what an annotation or another pair brought in.
-    """
-
-    def __init__(self, record: Record, run: Mapping[str, Any]) -> None:
-        """run: the header of the run's manifest, of which the last settings of a pair stage
-        count.
-        """
-        parts = (
-            each.get("pair")
-            for each in reversed(Manifest.identities(run))
-            if isinstance(each, Mapping)
-        )
-        self._settings: Mapping[str, Any] = next(
-            (part for part in parts if isinstance(part, Mapping)), {}
-        )
-        match = self._settings.get("match")
-        triplets = told_triplets(record, match, self._settings.get("loose") is True)
-        own = len(record.triplets)
-        self.statements = [
-            asdict(each) | {"implied": at >= own} for at, each in enumerate(triplets)
-        ]
-        self.candidates = _candidates(record)
-        self._categories = [box.category for box in record.objects]
-        self._captions = len(record.captions)
-        self._stated: dict[str, list[int]] = defaultdict(
-            list
-        )  # the numbers of statements, by predicate
-        for number, triplet in enumerate(triplets):
-            predicate = (
-                triplet.predicate
-                if match == "substring"
-                else normalise_predicate(triplet.predicate)
-            )
-            self._stated[predicate].append(number)
-
-    def stating(self, relation: Relation) -> list[int]:
-        """Return the statements with a relation's predicate: those about its two classes, or else
-        about others.
-        """
-        return self._about(relation) or self._stated.get(relation.predicate, [])
-
-    def _about(self, relation: Relation) -> list[int]:
-        ends = {
-            f"{end}_category": self._categories[getattr(relation, end)]
-            for end in ("subject", "object")
-        }
-        return [
-            at
-            for at in self._stated.get(relation.predicate, ())
-            if ends.items() <= self.statements[at].items()
-        ]
-
-    def explain(self, relation: Relation) -> str:
-        """One sentence: why the pair has this predicate."""
-        if relation.origin == "person":
-            return "It was confirmed, changed or added by a person (sgpipe correct)."
-        if relation.confidence is None:
-            return "It is annotated: it has no confidence."
-        own = self._about(relation)
-        source = str(self._settings.get("candidates"))
-        candidates = self.candidates[relation.subject, relation.object]
-        is_candidate = any(
-            found["own"] and found["predicate"] == relation.predicate for found in candidates
-        )
-        if own and source not in ("prior", "marks", "layout"):
-            stating = len({self.statements[number]["caption"] for number in own})
-            how = (
-                "Implied" if all(self.statements[number]["implied"] for number in own) else "Stated"
-            )
-            return (
-                f"{how} by {stating} of {count(self._captions, 'caption')} for these two classes."
-            )
-        if (
-            is_candidate
-            and source in _SOURCES
-            and (source != "image" or relation.predicate in self._stated)
-        ):
-            return _SOURCES[source]
-        if not is_candidate and self._settings.get("restrict") == "group":
-            return (
-                "It is a candidate of another pair, and was scored for the whole group"
-                " (pair.restrict: group)."
-            )
-        if is_candidate and self._settings.get("known"):
-            return "The run that was extended often has it of these two classes (pair.known)."
-        return "The run does not say where this predicate comes from."
-
-
-def _candidates(record: Record) -> dict[tuple[int, int], list[Values]]:
-    own = {(pair.subject, pair.object): dict.fromkeys(pair.predicates) for pair in record.pairs}
-    scores: dict[tuple[int, int], dict[str, float | None]] = {}
-    for relation in deduplicate(record.relations):
-        scores.setdefault((relation.subject, relation.object), {})[relation.predicate] = (
-            relation.confidence
-        )
-    found = {}
-    for pair in dict.fromkeys((*own, *scores)):
-        texts = own.get(pair, {})
-        related = scores.get(pair, {})
-        ordered = sorted(
-            related, key=lambda text: 1.0 if (score := related[text]) is None else -score
-        )
-        ranks = {text: rank for rank, text in enumerate(ordered, 1) if related[text] is not None}
-        found[pair] = [
-            {"predicate": text, "confidence": related.get(text), "rank": ranks.get(text)}
-            | {"relation": text in related, "own": text in texts}
-            for text in dict.fromkeys((*ordered, *texts))
-        ]
-    return found
-
-
 def compare_images(
     record: Record, other_record: Record
 ) -> tuple[list[tuple[Relation, Relation]], list[Relation], list[Relation]]:
-    """Return `existing_relations` with the same predicate between the same objects in two runs, and
-    those of either run alone; the boxes of the runs may differ."""
-    same = match_objects(record.objects, other_record.objects)
-    waiting = {
-        (found.subject, found.object, found.predicate): found
-        for found in existing_relations(other_record)
+    """Return `existing_relations` with the same predicate between the same objects in two runs.
+
+    Then those of either run alone. The boxes of the runs may differ.
+    """
+    counterpart = match_objects(record.objects, other_record.objects)
+    unmatched = {
+        (relation.subject, relation.object, relation.predicate): relation
+        for relation in existing_relations(other_record)
     }
     both = []
-    here = []
+    only_first = []
     for relation in existing_relations(record):
-        other = waiting.pop(
-            (same.get(relation.subject, -1), same.get(relation.object, -1), relation.predicate),
-            None,
-        )
+        subject = counterpart.get(relation.subject, -1)
+        object_ = counterpart.get(relation.object, -1)
+        other = unmatched.pop((subject, object_, relation.predicate), None)
         if other is None:
-            here.append(relation)
+            only_first.append(relation)
         else:
             both.append((relation, other))
-    return both, here, list(waiting.values())
+    return both, only_first, list(unmatched.values())
 
 
 def match_objects(first: Sequence[Box], second: Sequence[Box]) -> dict[int, int]:
-    """Return the one-to-one match of the largest total IoU of boxes with one class and an IoU of
-    `SAME_OBJECT`.
+    """Match boxes of one class one to one, so that their total IoU is the largest.
+
+    Boxes with an IoU below `SAME_OBJECT` do not match.
     """
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = (index.ravel() for index in np.indices((len(first), len(second))))
-    sides = (
-        np.array([box.bbox for box in boxes], np.float64).reshape(-1, 4)
-        for boxes in (first, second)
-    )
-    corners = [xywh_to_xyxy(each) for each in sides]
-    overlaps = iou(corners[0][rows], corners[1][columns]).reshape(len(first), len(second))
-    same = np.array([[a.category == b.category for b in second] for a in first], bool).reshape(
-        overlaps.shape
-    )
-    overlaps = np.where(same & (overlaps >= SAME_OBJECT), overlaps, 0)
+    overlaps = iou(_corners(first)[rows], _corners(second)[columns])
+    overlaps = overlaps.reshape(len(first), len(second))
+    classes = np.array([box.category for box in first], object)
+    other_classes = np.array([box.category for box in second], object)
+    is_match = (classes[:, None] == other_classes) & (overlaps >= SAME_OBJECT)
+    overlaps = np.where(is_match, overlaps, 0)
     pairs = np.transpose(linear_sum_assignment(-overlaps)).tolist()
     return {row: column for row, column in pairs if overlaps[row, column]}
 
 
+def _corners(boxes: Sequence[Box]) -> NDArray[np.float64]:
+    return xywh_to_xyxy(np.array([box.bbox for box in boxes], np.float64).reshape(-1, 4))
+
+
 def _predicates_answer(request: Request) -> Response:
-    """Return the run's predicates that start with `prefix`, the most frequent first:
-    `[{"predicate", "count"}]`.
-    """
-    found = viewer_of(request).index.predicates(
-        request.query_params.get("prefix", ""), _SUGGESTIONS
-    )
-    return JSONResponse([{"predicate": predicate, "count": count} for predicate, count in found])
+    """Return the run's predicates that start with `prefix`, the most frequent first."""
+    prefix = request.query_params.get("prefix", "")
+    predicates = viewer_of(request).index.predicates(prefix, _SUGGESTIONS)
+    return JSONResponse([{"predicate": name, "count": number} for name, number in predicates])
 
 
 def _values(request: Request) -> Values:
@@ -588,24 +453,22 @@ def _values(request: Request) -> Values:
         )
     key = params.get("relation")
     values = image_values(view, viewer.index.run, key)
-    others = [
+    search = [
         (name, value)
         for name, value in params.multi_items()
         if name not in ("relation", "after", "plan")
     ]
-    chosen = key if any(relation["key"] == key for relation in values["relations"]) else None
-    values |= {"gallery": gallery_url(others), "run": viewer.index.fingerprint, "chosen": chosen}
-    return (
-        values
-        | _neighbours(request)
-        | {"other": _other_values(viewer, view.record, split, image_id)}
-    )
+    is_chosen = any(relation["key"] == key for relation in values["relations"])
+    values["gallery"] = gallery_url(search)
+    values["run"] = viewer.index.fingerprint
+    values["chosen"] = key if is_chosen else None
+    values |= _neighbours(request)
+    values["other"] = _other_values(viewer, view.record, split, image_id)
+    return values
 
 
 def _neighbours(request: Request) -> Values:
-    """Return the addresses of the hits before and after the relation in the request's search:
-    `previous` and `next`.
-    """
+    """Return the addresses of the hits before and after the relation in the request's search."""
     index = viewer_of(request).index
     params = request.query_params
     relation = None
@@ -616,42 +479,29 @@ def _neighbours(request: Request) -> Values:
             raise HTTPException(400, f"not a relation: {single_line(key, 80)}")
         relation = int(parts[1]), int(parts[2]), parts[3]
     filters = Filters.from_params(params.multi_items(), index.vocabulary)
-    found = neighbours(index, filters, *_place(request.path_params), relation)
-    before, after = (hit and hit_url(hit, params.multi_items()) for hit in found)
-    return {"previous": before, "next": after}
+    before, after = neighbours(index, filters, *_place(request.path_params), relation)
+    search = params.multi_items()
+    return {
+        "previous": before and hit_url(before, search),
+        "next": after and hit_url(after, search),
+    }
 
 
 def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = None) -> Values:
-    """Everything that the page shows of an image of a run (the header of its manifest), as
-    JSON-able values.
+    """Return everything that the page shows of an image, as JSON-able values.
 
-    Of `total` relations, the most confident `MOST_RELATIONS` and the one with the key `chosen`.
+    Of `total` relations, they are the most confident `MOST_RELATIONS`, and the chosen one.
+
+    Args:
+        view: of the image.
+        run: the header of the run's manifest.
+        chosen: the key of a relation.
     """
-    record, provenance = view.record, Provenance(view.record, run)
+    record = view.record
+    provenance = Provenance(record, run)
     relations = existing_relations(record)
     shown = _first(relations, MOST_RELATIONS, chosen)
-    names = ("split", "image_id", "dataset", "file_name", "width", "height", "status", "error")
-    keys = [
-        relation_key(relation) for relation in record.relations
-    ]  # of a repeated relation, the last score counts
-    scores = {name: dict(zip(keys, view.scores.get(name) or (), strict=False)) for name in SCORES}
-
-    def values_of(relation: Relation) -> Values:
-        pair = provenance.candidates[relation.subject, relation.object]
-        key = relation_key(relation)
-        return {
-            "key": key,
-            **asdict(relation),
-            "rank": next(
-                found["rank"] for found in pair if found["predicate"] == relation.predicate
-            ),
-            **{name: found.get(key) for name, found in scores.items()},
-            "explanation": provenance.explain(relation),
-            "stated": provenance.stating(relation),
-        }
-
-    image = {name: getattr(record, name) for name in names}
-    image |= {
+    image = {name: getattr(record, name) for name in _OF_IMAGE} | {
         "photo": photo_url(record.split, record.image_id),
         "shard": view.image.shard,
         "row": view.image.row,
@@ -659,23 +509,8 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
     pairs = dict.fromkeys((relation.subject, relation.object) for relation in shown)
     values = {
         "image": image,
-        "objects": [
-            {
-                **{
-                    "name": name,
-                    "category": box.category,
-                    "box": box.bbox,
-                    "score": box.score,
-                    "phrase": box.phrase,
-                },
-                "attributes": list(dict.fromkeys(each.name for each in box.attributes)),
-                **{"colour": colour_of(index), "crowd": box.iscrowd, "missing": box.is_nothing},
-            }
-            for index, (box, name) in enumerate(
-                zip(record.objects, object_names(record.objects), strict=True)
-            )
-        ],
-        "relations": [values_of(relation) for relation in shown],
+        "objects": _object_values(record),
+        "relations": _relation_values(view, provenance, shown),
         "total": len(relations),
         "captions": record.captions,
         "statements": provenance.statements,
@@ -683,35 +518,85 @@ def image_values(view: RecordView, run: Mapping[str, Any], chosen: str | None = 
         "graph": _graph(record, _first(relations, _IN_GRAPH, chosen)),
         "why": view.image.why and f"It has no relations: {view.image.why}.",
     }
-    plain: Values = to_jsonable_python(
-        values, inf_nan_mode="null"
-    )  # shards that others wrote may hold NaN or infinity
+    # shards that others wrote may hold NaN or infinity
+    plain: Values = to_jsonable_python(values, inf_nan_mode="null")
     return plain
 
 
+def _object_values(record: Record) -> list[Values]:
+    names = object_names(record.objects)
+    values = []
+    for index, (box, name) in enumerate(zip(record.objects, names, strict=True)):
+        attributes = dict.fromkeys(attribute.name for attribute in box.attributes)
+        values.append(
+            {
+                "name": name,
+                "category": box.category,
+                "box": box.bbox,
+                "score": box.score,
+                "phrase": box.phrase,
+                "attributes": list(attributes),
+                "colour": colour_of(index),
+                "crowd": box.iscrowd,
+                "missing": box.is_nothing,
+            }
+        )
+    return values
+
+
+def _relation_values(
+    view: RecordView, provenance: Provenance, relations: Sequence[Relation]
+) -> list[Values]:
+    # of a repeated relation, the last score counts
+    keys = [relation_key(relation) for relation in view.record.relations]
+    scores = {name: dict(zip(keys, view.scores.get(name) or (), strict=False)) for name in SCORES}
+    values = []
+    for relation in relations:
+        key = relation_key(relation)
+        candidates = provenance.candidates[relation.subject, relation.object]
+        ranks = {candidate["predicate"]: candidate["rank"] for candidate in candidates}
+        values.append(
+            {
+                "key": key,
+                **asdict(relation),
+                "rank": ranks[relation.predicate],
+                **{name: of_relation.get(key) for name, of_relation in scores.items()},
+                "explanation": provenance.explain(relation),
+                "stated": provenance.stating(relation),
+            }
+        )
+    return values
+
+
 def existing_relations(record: Record) -> list[Relation]:
-    """Return the record's relations between existing objects, without repetition, the most
-    confident first.
+    """Return the record's relations between existing objects, the most confident first.
+
+    A repeated relation is listed once.
     """
     objects = range(len(record.objects))
-    found = deduplicate(
-        each for each in record.relations if each.subject in objects and each.object in objects
+    relations = deduplicate(
+        relation
+        for relation in record.relations
+        if relation.subject in objects and relation.object in objects
     )
-    return sorted(found, key=lambda each: -1.0 if each.confidence is None else -each.confidence)
+    return sorted(
+        relations,
+        key=lambda relation: -1.0 if relation.confidence is None else -relation.confidence,
+    )
 
 
 def _first(relations: Sequence[Relation], limit: int, chosen: str | None) -> list[Relation]:
-    return [
-        each
-        for at, each in enumerate(relations)
-        if at < limit or (chosen and relation_key(each) == chosen)
-    ]
+    """Return the first relations, and the one with the key `chosen`."""
+    later = [relation for relation in relations[limit:] if relation_key(relation) == chosen]
+    return [*relations[:limit], *later]
 
 
 def _graph(record: Record, relations: Sequence[Relation]) -> Values:
     card = make_card(record, None, relations)
-    for edge, each in zip(card["edges"], relations, strict=True):
-        edge |= {"subject": each.subject, "object": each.object, "key": relation_key(each)}
+    for edge, relation in zip(card["edges"], relations, strict=True):
+        edge["subject"] = relation.subject
+        edge["object"] = relation.object
+        edge["key"] = relation_key(relation)
     return {
         "height": card["graph_height"],
         "nodes": card["nodes"] if relations else [],
@@ -720,9 +605,7 @@ def _graph(record: Record, relations: Sequence[Relation]) -> Values:
 
 
 def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> Values | None:
-    """Return the image in the other run, and which relations differ; None: there is no other
-    run.
-    """
+    """Return the image in the other run, if there is one, and which relations differ."""
     if viewer.other is None:
         return None
     title = viewer.other_title
@@ -730,13 +613,14 @@ def _other_values(viewer: Viewer, record: Record, split: str, image_id: str) -> 
     if view is None:
         return {"title": title, "lacks": "It does not have this image."}
     values = image_values(view, viewer.other.run)
-    both, here, there = compare_images(record, view.record)
+    both, only_this, only_other = compare_images(record, view.record)
     return {
-        **{"title": title, "lacks": None},
+        "title": title,
+        "lacks": None,
         **{name: values[name] for name in ("image", "objects", "relations", "total", "why")},
         "both": [[relation_key(first), relation_key(second)] for first, second in both],
-        "here": [relation_key(relation) for relation in here],
-        "there": [relation_key(relation) for relation in there],
+        "here": [relation_key(relation) for relation in only_this],
+        "there": [relation_key(relation) for relation in only_other],
     }
 
 

@@ -19,12 +19,12 @@ from sgpipe.storage.index import IndexedImage, RecordView
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.view.pages import (
     MOST_RELATIONS,
-    Provenance,
     compare_images,
     image_url,
     image_values,
     match_objects,
 )
+from sgpipe.view.provenance import Provenance
 from tests.sgpipe.stats.runs import CUP, DOG, PERSON, scene
 from tests.sgpipe.view.gallery_run import EVIL, STRANGE, attributes, make_gallery_run, open_client
 
