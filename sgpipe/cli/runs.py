@@ -13,6 +13,7 @@ import typer
 
 from sgpipe.cli import options as cli
 from sgpipe.errors import UserError
+from sgpipe.export.formats import BUILT_IN
 from sgpipe.utils import console
 from sgpipe.utils.console import count, single_line
 
@@ -21,12 +22,6 @@ if TYPE_CHECKING:
 
 _LONGEST_NAME = 200
 _Prediction = Literal["vlm_score", "clip_score", "confidence", "none"]
-_FORMATS = (
-    "hf, coco, coco-rel, sgg-benchmark, vg, vg150, psg, rlipv2, hico, label-studio, fiftyone,"
-    " webdataset, instructions"
-)
-
-
 _MERGE_NOTES = (
     ("different", "name", "of several images, whose sizes or files differ; all are kept"),
     ("replaced", "error row", "left out, as another run has the image"),
@@ -435,7 +430,7 @@ class WrittenOptions:
 def export(
     *,
     run: cli.StoredRun,
-    to: Annotated[str, cli.option(f"Format: {_FORMATS}.")],
+    to: Annotated[str, cli.option(f"Format: {', '.join(BUILT_IN)}.")],
     out: Annotated[Path, cli.writes_folder("New folder for the files.")],
     origin: Annotated[
         str | None, cli.option("Only these, such as person,tagger. Default: all.")

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rlip_model.evaluation.hico_classes import CLASSES, PERSON, class_numbers
-from sgpipe.export.annotation_files import corners, image_fields
+from sgpipe.export.fields import corners, image_fields
+from sgpipe.export.formats import Format
 from sgpipe.export.rows import ExportRows, write_json
 from sgpipe.records import Record, Relation
 from sgpipe.sources.vocabulary import category_names, relation_names
@@ -100,3 +101,6 @@ def _interaction_numbers(names: list[str]) -> dict[tuple[str, str, int], int]:
         (names[PERSON], names[object_], verb + 1): number
         for number, (_, object_, verb) in enumerate(labels, 1)
     }
+
+
+HICO = Format("hico", write_hico)

@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 import yaml
 
 from sgpipe.evaluation.label_quality import LABELS, run_quality
-from sgpipe.export.rows import IMAGE_FIELDS, ExportRows, iter_groups, new_file
+from sgpipe.export.formats import BUILT_IN, Format
+from sgpipe.export.rows import COORDINATES, IMAGE_FIELDS, ExportRows, iter_groups, new_file
 from sgpipe.images import open_header
 from sgpipe.records import ORIGINS, TRAINING_CONFIDENCE, from_table
 from sgpipe.sources.fields import single_line
@@ -122,18 +123,12 @@ def certified_text(certificate: Mapping[str, Any]) -> str:
     )
 
 
-def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> None:
-    """Write the README of a form other than the hub's, after its files; `coordinates`: of
-    instructions.
-    """
+def write_readme(rows: ExportRows, out: Path, form: Format) -> None:
+    """Write the README of a format that does not write its own, after its files."""
     before = rows.totals
     common = _common(rows)
     objects = rows.census.categories.total() - rows.left_out["objects that the format cannot hold"]
-    held = {
-        **dict.fromkeys(("coco", "label-studio", "fiftyone"), "captions"),
-        "instructions": "pairs",
-    }.get(form)
-    unheld = [name for name in ("captions", "triplets", "pairs") if name != held]
+    unheld = [name for name in ("captions", "triplets", "pairs") if name not in form.keeps]
     listed = ", ".join(f"{name} ({before[name]:,})" for name in unheld if before[name])
     if listed:
         common["left_out"].append(f"What the format has no place for: {listed}.")
@@ -142,7 +137,13 @@ def write_readme(rows: ExportRows, out: Path, form: str, coordinates: str) -> No
         ("objects", before["boxes"], objects),
         ("relations", before["relations"], exported_relations(rows)),
     ]
-    values = {"form": form, "table": table, "note": rows.note, "coordinates": coordinates}
+    values = {
+        "form": form.name,
+        "is_built_in": form.name in BUILT_IN,
+        "table": table,
+        "note": rows.note,
+        "coordinates": COORDINATES[rows.options.coordinates],
+    }
     (out / README).write_text(
         card_template("readme.md.jinja").render(common, **values), encoding="utf-8"
     )
@@ -263,7 +264,8 @@ def write_hugging_face(rows: ExportRows, out: Path) -> None:
         shards = rows.shards(split)
         for number, shard in enumerate(shards):
             tables = (
-                _with_labels(table, names) for table in _tables(rows, shard, embed=rows.embed)
+                _with_labels(table, names)
+                for table in _tables(rows, shard, embed=rows.options.embed)
             )
             first = next(tables)
             schema = first.schema.with_metadata(_metadata(first.schema, rows, names))
@@ -379,3 +381,9 @@ def feature_of(kind: pa.DataType) -> Any:
         return {inner.name: feature_of(inner.type) for inner in kind}
     names = {pa.float32(): "float32", pa.float64(): "float64"}
     return {"dtype": names.get(kind, str(kind)), "_type": "Value"}
+
+
+HUGGING_FACE = Format(
+    "hf", write_hugging_face, options=("embed", "images"), threshold=0.0, own_readme=True
+)
+WEBDATASET = Format("webdataset", write_webdataset, options=("images",))

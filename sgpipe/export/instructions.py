@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sgpipe.errors import UserError
+from sgpipe.export.formats import Format
 from sgpipe.export.hugging_face import feature_of
 from sgpipe.export.question_items import (
     IMPROBABLE,
@@ -36,16 +38,11 @@ from sgpipe.export.question_items import (
     relation_items,
 )
 from sgpipe.export.question_quotas import quotas
-from sgpipe.export.question_text import English, Phrases, filled, plain_name
+from sgpipe.export.question_text import English, Phrases, filled, load_phrases, plain_name
 from sgpipe.export.rows import ExportRows, new_file
 from sgpipe.records import HUB_DATASET, LABEL_STUDIO_DATASET, Record, list_of
 from sgpipe.storage.manifest import Manifest
 
-COORDINATES = {
-    "pixel": "in pixels",
-    "normalised": "as shares of the sides",
-    "0-1000": "as thousandths of the sides",
-}
 LIKELY = 0.5  # the lowest probability of an answer, unless a threshold is given
 _WAITING = 1000  # images that wait for another one to be compared with
 # Datasets whose annotators did not draw every object of a class, so that nothing can be counted.
@@ -392,16 +389,22 @@ def _sources(item: Item, image_id: str) -> dict[str, list[dict[str, Any]]]:
     return {"objects": objects, "relations": relations}
 
 
-def write_instructions(asked: Instructions, out: Path, *, parquet: bool) -> None:
+def write_instructions(rows: ExportRows, out: Path) -> None:
     """Write SPLIT.jsonl or SPLIT.parquet; paths of images begin with `images_url`, or are where
     they are.
 
     Raises UserError: where the images are is not known.
     """
-    rows = asked.run
+    options = rows.options
+    parquet = options.parquet
+    if options.embed and not parquet:
+        raise UserError("--embed stores the images in Parquet files: pass --parquet, too")
+    asked = Instructions(
+        rows, load_phrases(options.templates), options.coordinates, options.seed or 0
+    )
 
     def made(split: str) -> Iterator[dict[str, Any]]:
-        is_placed = not rows.embed and rows.images_url is None
+        is_placed = not rows.options.embed and rows.options.images_url is None
         if is_placed:
             rows.image_root(split)  # raises before anything is counted
         counts = defaultdict[Stratum, Counter[str]](Counter)
@@ -414,9 +417,9 @@ def write_instructions(asked: Instructions, out: Path, *, parquet: bool) -> None
             path = (
                 rows.image_path(record)
                 if is_placed
-                else f"{rows.images_url or ''}{record.file_name}"
+                else f"{rows.options.images_url or ''}{record.file_name}"
             )
-            if path is not None and (content is not None or not rows.embed):
+            if path is not None and (content is not None or not rows.options.embed):
                 yield from asked.rows(
                     record, {"bytes": content, "path": path} if parquet else path, counts, drawn
                 )
@@ -433,7 +436,7 @@ def write_instructions(asked: Instructions, out: Path, *, parquet: bool) -> None
                 )
                 batches = made(split)
                 with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-                    while batch := list(islice(batches, 100 if rows.embed else 2000)):
+                    while batch := list(islice(batches, 100 if rows.options.embed else 2000)):
                         writer.write_table(pa.Table.from_pylist(batch, schema))
             else:
                 file.writelines(
@@ -448,3 +451,12 @@ def write_instructions(asked: Instructions, out: Path, *, parquet: bool) -> None
         )
         why = why if rows.calibration else "without --calibration, nothing is known to be false"
         rows.note += f"; few or no hard negatives, without which some kinds are missing: {why}"
+
+
+INSTRUCTIONS = Format(
+    "instructions",
+    write_instructions,
+    options=("embed", "images", "images-url", "coordinates", "templates", "seed", "parquet"),
+    keeps=("pairs",),
+    probability=LIKELY,
+)

@@ -17,7 +17,7 @@ from rlip_model.pretrained import CheckpointError
 from rlip_model.training.state import Position, read_position
 from sgpipe.errors import EngineError, StoreError, UserError
 from sgpipe.export.hugging_face import README, card_template, certified_text, describe_origin
-from sgpipe.export.run import HUGGING_FACE, Exported, export_run
+from sgpipe.export.run import Exported, export_run
 from sgpipe.files.hub import HubModel, naming_hub
 from sgpipe.files.model_cache import cache_folder
 from sgpipe.stats.certify import check
@@ -265,7 +265,7 @@ def push_run(root: Path, to: str, *, public: bool = False, **options: Any) -> Pu
     )  # the system's may be small
     place.mkdir(parents=True, exist_ok=True)
     with temporary_folder(place) as folder:
-        exported = export_run(root, HUGGING_FACE, folder / "push", inside=True, **options)
+        exported = export_run(root, "hf", folder / "push", inside=True, **options)
         files = [file for file in exported.files if file not in _ITS_OWN]
         card = (exported.root / README).read_text(encoding="utf-8").replace("FOLDER_OR_ID", to)
         dataset.upload(exported.root, files, card, "a run of sgpipe")

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from itertools import chain
 from pathlib import Path
@@ -29,7 +29,39 @@ from sgpipe.records import NO_OBJECT, ORIGINS, Record, Relation, from_table, ori
 from sgpipe.storage.manifest import Manifest, ShardEntry
 from sgpipe.storage.shards import IMAGE_COLUMN, embedded_images, open_shard
 
+COORDINATES = {
+    "pixel": "in pixels",
+    "normalised": "as shares of the sides",
+    "0-1000": "as thousandths of the sides",
+}
 IMAGE_FIELDS = ("image_id", "dataset", "split", "file_name", "width", "height", "status")
+
+
+@dataclass(frozen=True)
+class FormatOptions:
+    """Options of `sgpipe export` that only some formats have; see `Format.options`.
+
+    Attributes:
+        embed: whether to store the image files.
+        images: where the images are now, if they have moved.
+        images_url: what addresses of images begin with.
+        coordinates, templates, seed, parquet: of instructions.
+    """
+
+    embed: bool = False
+    images: ImagePlace | None = None
+    images_url: str | None = None
+    coordinates: str = "pixel"
+    templates: Path | None = None
+    seed: int | None = None
+    parquet: bool = False
+
+    def named(self) -> list[str]:
+        """Return the options that differ from their defaults, as `Format.options` names them."""
+        default = FormatOptions()
+        names = [each.name for each in fields(self)]
+        changed = [name for name in names if getattr(self, name) != getattr(default, name)]
+        return [name.replace("_", "-") for name in changed]
 
 
 class ExportRows:
@@ -37,7 +69,7 @@ class ExportRows:
 
     Attributes:
         threshold: the minimum confidence or, with a calibration, probability: the `measure`.
-        images_url, embed: what addresses of images begin with, whether to store them.
+        options: those of the format.
         image_root: where the images of a split are. Raises UserError: this is not known, or they
             are missing.
         left_out: what an export has to leave out, by kind; the formats add to it.
@@ -51,16 +83,12 @@ class ExportRows:
         calibration: Location | None = None,
         certificate: Mapping[str, Any] | None = None,
         origins: Collection[str] = ORIGINS,
-        images: ImagePlace | None = None,
-        images_url: str | None = None,
-        *,
-        embed: bool = False,
+        options: FormatOptions | None = None,
     ) -> None:
         """Raises UserError: the folder is not a run, or is an empty one, or the calibration is of
         another tagger.
         """
-        self.images_url = images_url
-        self.embed = embed
+        self.options = options or FormatOptions()
         self.root = root
         self.origins = origins
         self.certificate = certificate
@@ -73,7 +101,7 @@ class ExportRows:
         self.splits = list(dict.fromkeys(shard.split for shard in self.manifest.shards))
         self.totals = sum((Counter(shard.counts) for shard in self.manifest.shards), Counter[str]())
         # Finding one takes as long as all else of an image.
-        self.image_root = cache(lambda split: self.manifest.image_root(split, images))
+        self.image_root = cache(lambda split: self.manifest.image_root(split, self.options.images))
         if not self.manifest.shards:
             raise UserError(f"{root} contains no images yet")
         self.calibration = None if calibration is None else load_calibration(calibration)
@@ -132,7 +160,7 @@ class ExportRows:
         self, split: str, *columns: str
     ) -> Iterator[tuple[Record, bytes | None]]:
         """As `records`, each with its image file if these are embedded; None: it cannot be read."""
-        if not self.embed:
+        if not self.options.embed:
             yield from ((record, None) for record in self.records(split, *columns))
             return
         for shard in self.shards(split):

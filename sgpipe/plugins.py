@@ -1,0 +1,119 @@
+"""Code of others that sgpipe is asked to use: a captioner, a format and so on, by name.
+
+A name is `package.module:attribute`, or that of an entry point which an installed package states
+(`[project.entry-points."sgpipe.captioners"]`). Only importable modules count, never a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
+from typing import Any, Literal, TypeVar
+
+from sgpipe.errors import UserError
+
+Kind = Literal["captioner", "format", "source", "evaluator"]
+Plugin = TypeVar("Plugin")
+
+_REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+def is_reference(name: str) -> bool:
+    """Return whether a name has the form `package.module:attribute`."""
+    return _REFERENCE.fullmatch(name) is not None
+
+
+@cache
+def installed(kind: Kind) -> Mapping[str, str]:
+    """Return the references that installed packages state for a kind, by name."""
+    found = entry_points(group=f"sgpipe.{kind}s")
+    return {entry.name: entry.value for entry in found if is_reference(entry.value)}
+
+
+def reference_of(kind: Kind, name: str) -> str | None:
+    """Return the reference that a name is or that an installed package states; None: neither."""
+    return name if is_reference(name) else installed(kind).get(name)
+
+
+def load(kind: Kind, reference: str) -> Any:
+    """Import what a reference names. Raises UserError: there is no such module or attribute."""
+    module_name, _, attribute = reference.partition(":")
+    try:
+        module = import_module(module_name)
+    except Exception as error:
+        raise UserError(
+            f"{kind} {reference}: {module_name} cannot be imported ({_told(error)}); install its"
+            " package, or name its folder in PYTHONPATH"
+        ) from error
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        raise UserError(
+            f"{kind} {reference}: {module.__file__ or module_name} has no {attribute}"
+        ) from None
+
+
+def load_class(kind: Kind, reference: str, base: type[Plugin]) -> type[Plugin]:
+    """Import a class. Raises UserError: as `load`, or it is not a subclass of `base`."""
+    loaded = load(kind, reference)
+    if not (isinstance(loaded, type) and issubclass(loaded, base)):
+        raise UserError(f"{kind} {reference} is not a subclass of sgpipe.{base.__name__}")
+    return loaded
+
+
+def load_instance(kind: Kind, reference: str, of: type[Plugin]) -> Plugin:
+    """Import a value. Raises UserError: as `load`, or it is not of this class."""
+    loaded = load(kind, reference)
+    if not isinstance(loaded, of):
+        raise UserError(f"{kind} {reference} is not a sgpipe.{of.__name__}")
+    return loaded
+
+
+def called(kind: Kind, reference: str, function: Callable[..., Plugin], *arguments: Any) -> Plugin:
+    """Call code of others. Raises UserError: it failed, with the kind of the error."""
+    try:
+        return function(*arguments)
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        raise UserError(f"{kind} {reference} failed: {_told(error)}") from error
+
+
+def code_identity(kind: Kind, reference: str) -> str:
+    """Return what identifies the code behind a reference: its name, the version of its package and
+    the hash of its module. Raises UserError: as `load`.
+    """
+    loaded = load(kind, reference)
+    module = inspect.getmodule(loaded) or import_module(reference.partition(":")[0])
+    name = f"{module.__name__}:{getattr(loaded, '__qualname__', reference.partition(':')[2])}"
+    try:
+        source = inspect.getsource(module)
+    except (OSError, TypeError):
+        raise UserError(
+            f"{kind} {reference}: {module.__name__} has no source file, which identifies what it"
+            " does; put it into a .py file"
+        ) from None
+    digest = hashlib.sha256(source.encode()).hexdigest()
+    return f"{name} {_version_of(module.__name__)} sha256:{digest}"
+
+
+def _version_of(module: str) -> str:
+    """Return the version of the package that a module is installed from, or else that it states."""
+    package = module.partition(".")[0]
+    for distribution in packages_distributions().get(package, ()):
+        try:
+            return version(distribution)
+        except PackageNotFoundError:
+            continue
+    return str(getattr(import_module(package), "__version__", "no version"))
+
+
+def _told(error: Exception) -> str:
+    """Return an error in one line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
