@@ -1,5 +1,4 @@
-"""The judgements of a run: a file of JSON lines to which people's judgements are appended, and
-their present state.
+"""The judgements of a run: a file of JSON lines to which people append, and their present state.
 
 A line is a judgement or a plan of what to ask. It is synced before `append` returns, so that a
 killed process loses nothing that it acknowledged; flock lets in one process at a time. Lines that
@@ -30,6 +29,7 @@ from pydantic import (
 )
 
 from sgpipe.errors import UserError, add_filename
+from sgpipe.storage.fiftyone_answers import read_answers
 from sgpipe.storage.manifest import append_line, sync_folder
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count
@@ -58,9 +58,7 @@ class Strict(BaseModel):
 
 
 class RelationKey(NamedTuple):
-    """The address of a relation in a run: indices into the objects of its image, and its
-    predicate.
-    """
+    """The address of a relation: indices into the objects of its image, and its predicate."""
 
     split: str
     image_id: str
@@ -87,8 +85,9 @@ class Correction(Strict):
 
 
 class Judgement(Strict):
-    """One person's judgement of one relation: whether it is right, a change, or that an earlier one
-    is taken back.
+    """One person's judgement of one relation.
+
+    It says whether the relation is right, changes it, or takes an earlier judgement back.
 
     The client makes its `id`; one that is sent again has the same. `at` is UTC, `run` the
     fingerprint of the run, and `confidence` that of the relation there. Without a `plan`, nobody
@@ -129,8 +128,9 @@ class Judgement(Strict):
 
     @property
     def outcome(self) -> frozenset[RelationKey] | None:
-        """What the judgement leaves of the relation: itself, what it was changed into, or nothing;
-        None: unsure.
+        """What the judgement leaves of the relation; None: unsure.
+
+        That is the relation itself, what it was changed into, or nothing.
         """
         if self.change is None:
             return {"right": frozenset({self.key}), "wrong": frozenset[RelationKey]()}.get(
@@ -343,8 +343,13 @@ _KINDS: dict[bytes, type[Line]] = {
 
 
 def parse_line(data: bytes) -> Line:
-    """Return a line of the file. Raises ValueError with one line if it is not one."""
-    kind = next((found for field, found in _KINDS.items() if b'"%s":' % field in data), Judgement)
+    """Return a line of the file.
+
+    Raises:
+        ValueError: it is not one; the message has one line.
+    """
+    kinds = (kind for field, kind in _KINDS.items() if b'"%s":' % field in data)
+    kind = next(kinds, Judgement)
     try:
         return kind.model_validate_json(data)
     except ValidationError as error:
@@ -361,9 +366,9 @@ def utc_now() -> str:
 
 
 class RelationState(NamedTuple):
-    """What people say about a relation now: the latest judgement of each person, those taken back
-    left out.
+    """What people say about a relation now: the latest judgement of each person.
 
+    Those taken back are left out.
     What a person says counts only if more people say it than all else together. Who is unsure says
     something else. `addition`: whether somebody's addition of a relation that the run lacks stands,
     even if the same person has judged it since, or all were taken back. None: nobody added it.
@@ -386,9 +391,9 @@ class RelationState(NamedTuple):
 
     @property
     def verdict(self) -> Literal["right", "wrong"] | None:
-        """What most people say about the relation as the run has it, whatever they change it into;
-        None: no majority.
+        """What most people say about the relation as the run has it; None: no majority.
 
+        It does not matter what they change it into.
         Certificates and estimates of precision count a relation without a verdict as wrong.
         """
         right = sum(self.key in outcome for outcome in self.outcomes)
@@ -410,9 +415,7 @@ class RelationState(NamedTuple):
 
     @property
     def state(self) -> Literal["right", "wrong", "unsure", "changed", "conflict"]:
-        """In one word; an added relation is right, a deleted one wrong, one without a verdict
-        unsure.
-        """
+        """One word: an added relation is right, a deleted one wrong, an undecided one unsure."""
         if self.is_conflict:
             return "conflict"
         if self.verdict == "wrong":
@@ -437,26 +440,37 @@ class RelationState(NamedTuple):
         return outcome if self._is_majority(persons) else frozenset()
 
     def as_json(self) -> dict[str, Any]:
-        judgements = [each.model_dump(mode="json") for each in self.judgements]
-        changed = next(iter(self.resolve() or ()), None) if self.state == "changed" else None
-        values = {
+        """As plain values for JSON."""
+        changed = None
+        if self.state == "changed":
+            changed = next(iter(self.resolve() or ()), None)
+        return {
+            **self.key._asdict(),
             "state": self.state,
             "added": self.is_added,
             "changed": changed and changed._asdict(),
+            "judgements": [judgement.model_dump(mode="json") for judgement in self.judgements],
         }
-        return {**self.key._asdict(), **values, "judgements": judgements}
 
 
 class JudgementLog:
     """A file of judgements, read once and kept up to date; threads may share it.
 
-    `file` need not exist, or is FiftyOne's samples.json. `lines`: by their ids; `version` changes
-    with them.
+    Attributes:
+        file: need not exist, or is FiftyOne's samples.json.
+        lines: by their ids.
+        version: changes with the lines.
     """
 
     def __init__(self, file: Path, fingerprint: str) -> None:
-        """`fingerprint`: of the run; lines of others are left out, and named. Raises UserError: it
-        cannot be read.
+        """Read the file.
+
+        Args:
+            file: of judgements.
+            fingerprint: of the run; lines of others are left out, and named.
+
+        Raises:
+            UserError: the file cannot be read.
         """
         self.file = file
         self.fingerprint = fingerprint
@@ -479,8 +493,11 @@ class JudgementLog:
         return [*others, *self._bad[:_PROBLEMS_NAMED], *torn]
 
     def append(self, line: Line) -> Line:
-        """Write and sync a line unless its id is there; return the stored one. Raises UserError;
-        OSError: not saved.
+        """Write and sync a line unless its id is there; return the stored one.
+
+        Raises:
+            UserError: the file is FiftyOne's, or the line is about another run.
+            OSError: the line is not saved.
         """
         if self.file.suffix == ".json":
             raise UserError(
@@ -514,9 +531,7 @@ class JudgementLog:
             raise UserError(f"{self.file} cannot be read: {error.strerror}") from None
 
     def state(self, split: str, image_id: str) -> list[RelationState]:
-        """Return what people say now about the relations of an image, in the order in which they
-        were first judged.
-        """
+        """Return what people say now about the relations of an image, the first judged first."""
         with self._mutex:
             latest: dict[RelationKey, dict[str, Judgement]] = defaultdict(dict)
             additions: dict[RelationKey, bool] = {}
@@ -524,13 +539,12 @@ class JudgementLog:
                 if line.is_addition:
                     additions[line.key] = additions.get(line.key, False) or self._counts(line)
                 if self._counts(line):
-                    latest[line.key].pop(
-                        line.by, None
-                    )  # so that judgements stay in the order of the file
-                    latest[line.key][line.by] = line
+                    by_person = latest[line.key]
+                    by_person.pop(line.by, None)  # judgements stay in the order of the file
+                    by_person[line.by] = line
             return [
-                RelationState(key, tuple(each.values()), additions.get(key))
-                for key, each in latest.items()
+                RelationState(key, tuple(by_person.values()), additions.get(key))
+                for key, by_person in latest.items()
             ]
 
     def was_added(self, key: RelationKey) -> bool:
@@ -546,23 +560,17 @@ class JudgementLog:
             yield from self.state(split, image_id)
 
     def judged(self, plan: str) -> set[RelationKey]:
-        """Return the relations that were judged when a plan asked; judgements may have changed
-        since.
-        """
+        """Return the relations that were judged when a plan asked, whatever people say now."""
         with self._mutex:
             return {line.key for line in self._of_plans.get(plan, ()) if self._counts(line)}
 
     def blind_answers(self, plan: str) -> dict[tuple[str, str], dict[str, BlindAnswer]]:
-        """Return what each person answered to the questions of a recall plan, by split and
-        image.
-        """
+        """Return what each person answered to a recall plan, by split and image."""
         with self._mutex:
             return {place: dict(answers) for place, answers in self._blind.get(plan, {}).items()}
 
     def skipped(self, plan: str, by: str) -> dict[RelationKey, int]:
-        """Return the relations that a person skipped when a plan asked, each with when, as a
-        number.
-        """
+        """Return the relations that a person skipped when a plan asked, numbered in time."""
         with self._mutex:
             lines = enumerate(self._of_plans.get(plan, ()))
             return {
@@ -572,9 +580,7 @@ class JudgementLog:
             }
 
     def _counts(self, line: Judgement) -> bool:
-        """Return whether it is a judgement that its person has not taken back; a skipped question
-        is not one.
-        """
+        """Return whether it is a judgement, not a skip, that its person has not taken back."""
         return line.judgement != "skip" and (line.id, line.by) not in self._undone
 
     def _forget(self) -> None:
@@ -646,38 +652,9 @@ class JudgementLog:
         ]
 
     def _take_fiftyone(self, data: bytes) -> None:
-        """Read a dataset of FiftyOne: tags of relations are judgements, and another label is
-        another predicate.
-        """
         self._forget()
-        try:
-            samples = json.loads(data)["samples"]
-            if samples and not any("relations" in each for each in samples):
-                raise KeyError("relations")
-            found = [
-                (each, one)
-                for each in samples
-                for one in (each.get("relations") or {}).get("detections") or ()
-            ]
-            for sample, relation in found:
-                judged = {"right", "wrong", "unsure"}.intersection(relation.get("tags") or ())
-                label, predicate = (
-                    " ".join((relation.get(key) or "").split()) for key in ("label", "predicate")
-                )
-                if label != predicate or judged:
-                    line = {key: sample.get(key) for key in ("run", "split", "image_id")}
-                    line |= {end: relation.get(f"{end}_index") for end in ("subject", "object")}
-                    line |= {key: relation.get(key) for key in ("predicate", "confidence")}
-                    line |= {"id": relation["_id"]["$oid"], "at": utc_now(), "by": "FiftyOne"}
-                    if label != predicate:
-                        line["change"] = {"action": "predicate", "predicate": label}
-                    else:
-                        line["judgement"] = judged.pop() if len(judged) == 1 else "unsure"
-                    self._take(json.dumps(line).encode(), f"relation {line['id']}")
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError(
-                f"{self.file}: expected the samples.json of a FiftyOne dataset that sgpipe wrote"
-            ) from None
+        for answer in read_answers(self.file, data, utc_now()):
+            self._take(json.dumps(answer).encode(), f"relation {answer['id']}")
 
     def _take(self, data: bytes, name: str) -> None:
         try:

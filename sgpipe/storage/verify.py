@@ -1,7 +1,7 @@
 """`sgpipe verify`: whether a run is what its manifest says, byte for byte and row for row."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sgpipe.errors import StoreError, UserError
 from sgpipe.files.locations import Location, StorePath, location
@@ -63,51 +64,70 @@ class Verification:
 def verify(
     root: str | Location, *, repair: bool = False, advance: Advance | None = None
 ) -> Verification:
-    """Check every byte and row of the shards of a run, a few in memory at a time; `advance` gets
-    the rows of each.
+    """Check every byte and row of the shards of a run, a few in memory at a time.
 
-    `repair`: remove bad shards from the manifest; the command that wrote the run then makes them
-    again. If nothing else is wrong, delete shards that the manifest does not list.
+    Args:
+        root: of the run.
+        repair: remove bad shards from the manifest; the command that wrote the run then makes them
+            again. If nothing else is wrong, delete shards that the manifest does not list.
+        advance: gets the rows of each shard.
+
+    Raises:
+        UserError: there is no run, or it cannot be repaired here.
     """
     root = location(root)
-    stored = isinstance(root, StorePath)
-    if stored and repair:
+    is_stored = isinstance(root, StorePath)
+    if is_stored and repair:
         raise UserError(
             f"--repair is for folders; delete what is damaged from {root}, and resume the run"
         )
     folder = RunFolder(root if isinstance(root, Path) else Path())
-    Manifest.load(
-        root, salvage=True
-    )  # refuses what is not a run before `lock` makes a folder of it
+    # refuses what is not a run before `lock` makes a folder of it
+    Manifest.load(root, salvage=True)
     with folder.lock() if repair else nullcontext():
-        verification = Verification(root, at_work=not stored and not repair and folder.is_locked)
+        at_work = not is_stored and not repair and folder.is_locked
         manifest = Manifest.load(root, salvage=True)
         _check_place(root, manifest, repair)
-        changed = "has changed since it was written"
-        verification.problems += [
-            Problem(MANIFEST, f"line {number} {changed}") for number in manifest.damaged
-        ]
         faults = _check_shards(root, manifest, advance)
-        listed = {
-            shard.file for shard in Manifest.load(root, salvage=True).shards
-        }  # a run may have replaced some
+        # a run at work may have replaced some
+        listed = {shard.file for shard in Manifest.load(root, salvage=True).shards}
         checked = [shard for shard in manifest.shards if shard.file in listed]
-        verification.shards = len(checked)
-        verification.images = sum(shard.rows for shard in checked)
-        for shard in checked:
-            verification.problems += [Problem(shard.file, fault) for fault in faults[shard.file]]
-        unlisted = [] if stored or verification.at_work else folder.unlisted(manifest)
-        left = "the manifest does not list it: the next run deletes it"
-        verification.problems += [Problem(file, left) for file in unlisted]
+        unlisted = [] if is_stored or at_work else folder.unlisted(manifest)
+        verification = Verification(
+            root,
+            shards=len(checked),
+            images=sum(shard.rows for shard in checked),
+            at_work=at_work,
+            problems=_problems(manifest, checked, faults, unlisted),
+        )
         if repair:
             bad = [shard for shard in checked if faults[shard.file]]
             verification.repairs = _repair(folder, manifest, bad, len(unlisted))
     return verification
 
 
+def _problems(
+    manifest: Manifest,
+    shards: Sequence[ShardEntry],
+    faults: Mapping[str, Sequence[str]],
+    unlisted: Sequence[str],
+) -> list[Problem]:
+    """List what is wrong with the manifest, its shards, and files that it does not list."""
+    problems = [
+        Problem(MANIFEST, f"line {number} has changed since it was written")
+        for number in manifest.damaged
+    ]
+    for shard in shards:
+        problems += [Problem(shard.file, fault) for fault in faults[shard.file]]
+    advice = "the manifest does not list it: the next run deletes it"
+    return problems + [Problem(file, advice) for file in unlisted]
+
+
 def _check_place(root: Location, manifest: Manifest, repair: bool) -> None:
-    """Raises UserError: the shards are in a store, of which `root` is only the folder for the
-    rest.
+    """Refuse a folder whose shards are in a store.
+
+    Raises:
+        UserError: they are.
     """
     store = manifest.run.get("store")
     if not store or not isinstance(root, Path) or not manifest.shards:
@@ -145,9 +165,8 @@ def _repair(
 ) -> list[str]:
     """Drop what is damaged; return what was done, in words."""
     if bad or manifest.damaged:
-        if bad and manifest.run.get(
-            "finished"
-        ):  # of an import: which rows there were is no longer known
+        # of an import: which rows there were is no longer known
+        if bad and manifest.run.get("finished"):
             manifest.run["finished"] = False
         manifest.rewrite(bad)
         counts = [(len(manifest.damaged), "damaged line"), (len(bad), "damaged shard")]
@@ -161,32 +180,36 @@ def _repair(
 
 
 def _check_shard(root: Location, shard: ShardEntry) -> tuple[list[str], list[int]]:
-    """Return the faults of a shard, the first of each kind, and, if it has none, a number for each
-    of its images.
-    """
-    faults = dict[str, str]()
-    counts = Counter[str]()
-    images = list[int]()
+    """Return the faults of a shard, and, if it has none, a number for each of its images."""
     try:
         with open_shard(root / shard.file, SCHEMA.names, open_checked(root, shard)) as file:
             for column in SCHEMA:
                 if not file.schema_arrow.field(column.name).type.equals(column.type):
                     return [f"column {column.name!r} has the wrong type"], []
-            rows = file.metadata.num_rows
-            if rows != shard.rows:
-                faults["rows"] = f"{count(rows, 'row')}, the manifest says {shard.rows:,}"
-            for batch in file.iter_batches(_ROWS, columns=SCHEMA.names):
-                table = pa.Table.from_batches([batch])
-                counts.update(count_rows(table))
-                for fault in row_faults(table, shard.split):
-                    faults.setdefault(fault.partition(" (")[0], fault)
-                images += [hash((shard.split, image)) for image in table["image_id"].to_pylist()]
+            return _check_rows(file, shard)
     except StoreError:
         raise
     except OSError as error:
         return [f"cannot be read: {error.strerror or error}"], []
     except UserError as error:
         return [str(error)], []
+
+
+def _check_rows(file: pq.ParquetFile, shard: ShardEntry) -> tuple[list[str], list[int]]:
+    """Return the faults of the rows, the first of each kind, and as `_check_shard`."""
+    faults: dict[str, str] = {}
+    counts = Counter[str]()
+    images: list[int] = []
+    rows = file.metadata.num_rows
+    if rows != shard.rows:
+        faults["rows"] = f"{count(rows, 'row')}, the manifest says {shard.rows:,}"
+    for batch in file.iter_batches(_ROWS, columns=SCHEMA.names):
+        table = pa.Table.from_batches([batch])
+        counts.update(count_rows(table))
+        for fault in row_faults(table, shard.split):
+            kind = fault.partition(" (")[0]
+            faults.setdefault(kind, fault)
+        images += [hash((shard.split, image)) for image in table["image_id"].to_pylist()]
     for name, number in shard.counts.items():
         if name in counts and counts[name] != number:
             faults[name] = f"{name}: {counts[name]:,}, the manifest says {number:,}"
