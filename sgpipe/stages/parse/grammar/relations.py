@@ -10,13 +10,12 @@ from sgpipe.stages.parse.grammar.tree import Tree
 from sgpipe.utils.lemmas import gerund, lemmas, verb_lemma
 
 _PLURAL_ONLY = lexicon.CLOTHES | {"scissors", "binoculars", "stairs"}
-
+_ANIMATE = lexicon.PEOPLE | lexicon.ANIMALS
 
 SUBJECT_LABELS = ("nsubj", "nsubjpass", "csubj")
 _PASSIVE_LABELS = frozenset({"acl", "advcl", "conj", "ROOT", "relcl", "ccomp"})
 # The tree of a malformed sentence can be as deep as the sentence is long.
 _MAX_DEPTH = 12
-
 
 _OF_THE_OTHER_SEX = {
     "he": lexicon.FEMALE_NAMES,
@@ -43,25 +42,27 @@ def head_noun(tree: Tree, index: int) -> str:
 
 
 def phrase(tree: Tree, index: int) -> str:
-    """Return the name of the thing: its head noun with the words that belong to the name ("fire
-    hydrant").
-    """
+    """Return the name of a thing: its head noun and the words of its name ("fire hydrant")."""
     words = [mention_word(tree, index)]
     head = singular(words[0])
     left = index - 1
     while tree.is_noun(index) and left >= 0 and left < tree.heads[left] <= index:
-        word = tree.texts[left]
-        fixed = (word, head) in lexicon.NAMING_PAIRS or (
-            word in ("left", "right") and head in lexicon.SIDED_PARTS
-        )
-        noun = tree.is_noun(left) or word in lexicon.GERUND_MODIFIERS
-        if not (
-            fixed or (noun and singular(word) not in lexicon.ATTRIBUTE_NOUNS)
-        ):  # an attribute of the thing
+        if not _belongs_to_name(tree, left, head):
             break
-        words.insert(0, word)
+        words.insert(0, tree.texts[left])
         left -= 1
     return " ".join(words)
+
+
+def _belongs_to_name(tree: Tree, index: int, head: str) -> bool:
+    """Return whether a word before the noun `head` is part of its name, not an attribute."""
+    word = tree.texts[index]
+    if (word, head) in lexicon.NAMING_PAIRS:
+        return True
+    if word in ("left", "right") and head in lexicon.SIDED_PARTS:
+        return True
+    is_name = tree.is_noun(index) or word in lexicon.GERUND_MODIFIERS
+    return is_name and singular(word) not in lexicon.ATTRIBUTE_NOUNS
 
 
 def mention_word(tree: Tree, index: int) -> str:
@@ -72,9 +73,7 @@ def mention_word(tree: Tree, index: int) -> str:
 
 
 def is_entity(tree: Tree, index: int) -> bool:
-    """Return whether a token is a noun, or a personal pronoun with a meaning of its own ("she" is a
-    woman).
-    """
+    """Return whether a token is a noun, or a pronoun with a meaning ("she" is a woman)."""
     return (
         tree.is_noun(index)
         or tree.texts[index] in lexicon.PRONOUNS
@@ -83,9 +82,7 @@ def is_entity(tree: Tree, index: int) -> bool:
 
 
 def coordinated(tree: Tree, index: int) -> list[int]:
-    """Return a noun and those coordinated with it by "and", "or" or commas, each by its
-    `content`.
-    """
+    """Return a noun and those joined to it by "and", "or" or commas, each by its `content`."""
     members = []
     pending = [index]
     while pending:
@@ -96,49 +93,70 @@ def coordinated(tree: Tree, index: int) -> list[int]:
     return members
 
 
+def _all_coordinated(tree: Tree, indices: list[int]) -> list[int]:
+    """Return those of the tokens that are entities, each with what is coordinated with it."""
+    members: list[int] = []
+    for index in indices:
+        if is_entity(tree, index):
+            members += coordinated(tree, index)
+    return members
+
+
 def content(tree: Tree, index: int) -> int:
-    """Return the thing that a quantity measures, the pizza in "a piece of pizza"; any other noun is
-    returned itself.
-    """
+    """Return what a quantity measures, the pizza in "a piece of pizza"; another noun: itself."""
     while is_a(tree, index, lexicon.PARTITIVES):
-        things = tree.below(index, "prep", "pobj")
-        nouns = [
-            thing
-            for thing in things
-            if tree.is_noun(thing) and tree.texts[tree.heads[thing]] == "of"
-        ]
+        nouns = [noun for noun in tree.below(index, "prep", "pobj") if _is_after_of(tree, noun)]
         if not nouns:
             break
         index = nouns[0]
     return index
 
 
+def _is_after_of(tree: Tree, index: int) -> bool:
+    return tree.is_noun(index) and tree.texts[tree.heads[index]] == "of"
+
+
 def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
-    """Return the subjects of a verb (in a passive: the grammatical ones); empty if the caption
-    names none.
+    """Return the subjects of a verb, in a passive the grammatical ones.
+
+    Args:
+        tree: A repaired tree.
+        verb: The index of the verb.
+        depth: How many verbs up the tree this one was reached from.
+
+    Returns:
+        Indices of nouns; empty if the caption names no subject.
     """
     if depth > _MAX_DEPTH:
         return []
-    for child in tree.dependents(verb, *SUBJECT_LABELS):
-        if _is_relative(tree, child):
-            return antecedents(tree, verb)
-        if (
-            tree.texts[child] in lexicon.SOME_OF
-        ):  # "another": of the nearest people or animals before it
-            before = (noun for noun in range(child - 1, -1, -1) if tree.is_noun(noun))
-            return next(
-                ([noun] for noun in before if is_a(tree, noun, lexicon.PEOPLE | lexicon.ANIMALS)),
-                [],
-            )
-        return coordinated(tree, child) if is_entity(tree, child) else []
-    if tree.dependents(verb, "expl"):
-        things = tree.dependents(verb, "attr", "dobj")
-        return [
-            noun for thing in things if is_entity(tree, thing) for noun in coordinated(tree, thing)
-        ]
-    for node in tree.ancestors(
-        verb
-    ):  # the nearest noun before the verb, or the subjects of the nearest verb
+    labelled = tree.dependents(verb, *SUBJECT_LABELS)
+    if labelled:
+        return _meant_by_subject(tree, verb, labelled[0])
+    if tree.dependents(verb, "expl"):  # "there is a dog"
+        return _all_coordinated(tree, tree.dependents(verb, "attr", "dobj"))
+    return _inherited_subjects(tree, verb, depth)
+
+
+def _meant_by_subject(tree: Tree, verb: int, subject: int) -> list[int]:
+    """Return the nouns that the grammatical subject of a verb means."""
+    if _is_relative(tree, subject):
+        return antecedents(tree, verb)
+    if tree.texts[subject] in lexicon.SOME_OF:
+        return _animate_before(tree, subject)
+    return coordinated(tree, subject) if is_entity(tree, subject) else []
+
+
+def _animate_before(tree: Tree, index: int) -> list[int]:
+    """Return what "another" is one of: the nearest people or animals before it."""
+    for noun in range(index - 1, -1, -1):
+        if tree.is_noun(noun) and is_a(tree, noun, _ANIMATE):
+            return [noun]
+    return []
+
+
+def _inherited_subjects(tree: Tree, verb: int, depth: int) -> list[int]:
+    """Return the nearest noun above and before a verb, or the subjects of the nearest verb."""
+    for node in tree.ancestors(verb):
         if is_entity(tree, node) and node < verb:
             return modified(tree, node, verb)
         if tree.texts[node] in ("for", "like") and tree.heads[verb] == node:
@@ -151,9 +169,9 @@ def subjects(tree: Tree, verb: int, depth: int = 0) -> list[int]:
 def antecedents(tree: Tree, verb: int) -> list[int]:
     """Return the nouns that "that", "which" or "who" refers to in the relative clause of a verb."""
     head = tree.heads[verb]
-    return (
-        modified(tree, head, verb) if tree.deps[verb] == "relcl" and is_entity(tree, head) else []
-    )
+    if tree.deps[verb] == "relcl" and is_entity(tree, head):
+        return modified(tree, head, verb)
+    return []
 
 
 def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
@@ -165,42 +183,49 @@ def modified(tree: Tree, noun: int, modifier: int) -> list[int]:
     root = noun
     while tree.deps[root] == "conj" and is_entity(tree, tree.heads[root]):
         root = tree.heads[root]
-    own_phrases = any(
-        root < child < noun for child in tree.dependents(root, "prep", "acl", "relcl")
-    )
-    start = noun if own_phrases else root
+    phrases = tree.dependents(root, "prep", "acl", "relcl")
+    root_has_phrase = any(root < child < noun for child in phrases)
+    start = noun if root_has_phrase else root
     return [member for member in coordinated(tree, start) if member < modifier]
 
 
 def objects(tree: Tree, verb: int) -> list[int]:
-    """Direct objects, including the noun that a relative clause modifies."""
+    """Return the direct objects of a verb, including the noun that a relative clause modifies."""
     direct: list[int] = []
     for child in tree.dependents(verb, "dobj", "dative"):
-        if _is_relative(tree, child):
-            direct += antecedents(tree, verb)
-        elif (
-            tree.texts[child] == "it" and tree.deps[verb] == "conj"
-        ):  # "picks up a ball and throws it"
-            before = (noun for noun in range(verb - 1, -1, -1) if tree.is_noun(noun))
-            things = (noun for noun in before if tree.deps[noun] in ("dobj", "pobj"))
-            direct += next(([noun] for noun in things if not is_a(tree, noun, lexicon.PEOPLE)), [])
-        elif is_entity(tree, child):
-            direct += coordinated(tree, child)
+        direct += _meant_by_object(tree, verb, child)
     if not direct and verb_lemma(tree.texts[verb]) in lexicon.PERCEPTION:
-        seen = tree.below(verb, "ccomp", "nsubj")
-        direct = [
-            member for noun in seen if is_entity(tree, noun) for member in coordinated(tree, noun)
-        ]
-    if direct or tree.deps[verb] != "relcl" or tree.dependents(verb, "prep", "dobj", "auxpass"):
-        return direct
-    # "the hat the man is wearing"
-    own = tree.dependents(verb, "nsubj")
+        direct = _all_coordinated(tree, tree.below(verb, "ccomp", "nsubj"))
+    return direct or _object_before_clause(tree, verb)
+
+
+def _meant_by_object(tree: Tree, verb: int, child: int) -> list[int]:
+    """Return the nouns that the grammatical object `child` of a verb means."""
+    if _is_relative(tree, child):
+        return antecedents(tree, verb)
+    if tree.texts[child] == "it" and tree.deps[verb] == "conj":
+        return _thing_before(tree, verb)
+    return coordinated(tree, child) if is_entity(tree, child) else []
+
+
+def _thing_before(tree: Tree, verb: int) -> list[int]:
+    """Return what "it" is in "picks up a ball and throws it": the nearest thing that was acted on."""
+    for noun in range(verb - 1, -1, -1):
+        is_object = tree.is_noun(noun) and tree.deps[noun] in ("dobj", "pobj")
+        if is_object and not is_a(tree, noun, lexicon.PEOPLE):
+            return [noun]
+    return []
+
+
+def _object_before_clause(tree: Tree, verb: int) -> list[int]:
+    """Return the hat in "the hat the man is wearing": what a clause without "that" modifies."""
+    if tree.deps[verb] != "relcl" or tree.dependents(verb, "prep", "dobj", "auxpass"):
+        return []
+    doers = tree.dependents(verb, "nsubj")
     head = tree.heads[verb]
-    return (
-        [content(tree, head)]
-        if own and not _is_relative(tree, own[0]) and is_entity(tree, head)
-        else []
-    )
+    if doers and not _is_relative(tree, doers[0]) and is_entity(tree, head):
+        return [content(tree, head)]
+    return []
 
 
 def governor(tree: Tree, preposition: int) -> tuple[list[str], int]:
@@ -227,10 +252,15 @@ def _is_relative(tree: Tree, index: int) -> bool:
 
 
 def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
-    """Return the nearest preceding person that a personal pronoun may refer to, other than the
-    subject.
+    """Return the nearest person before a personal pronoun that it may refer to.
 
-    The token itself if there is none: it is read as a man, a woman or people.
+    Args:
+        tree: A repaired tree.
+        noun: The index of the pronoun; any other noun is returned itself.
+        subject: A person that the pronoun does not refer to.
+
+    Returns:
+        The index of the person, or of the pronoun itself: read as a man, a woman or people.
     """
     pronoun = tree.texts[noun]
     if pronoun not in lexicon.PRONOUNS:
@@ -251,28 +281,28 @@ def person_meant(tree: Tree, noun: int, subject: int | None = None) -> int:
 
 
 def referents(tree: Tree, preposition: int, pronoun: int) -> list[int]:
-    """Return what "it" or "them" is after a preposition: the nearest nouns above it, except its own
-    subject.
+    """Return what "it" or "them" is after a preposition: the nearest nouns above it, but for the
+    preposition's subject.
     """
-    _, head = governor(tree, preposition)
-    is_verb = tree.tags[head].startswith("VB")
-    own = (
-        (objects(tree, head) or subjects(tree, head))
-        if is_verb
-        else modified(tree, head, preposition)
-    )
     plural = tree.texts[pronoun] == "them"
+    related = _related_by(tree, preposition)
     for noun in nouns_above(tree, preposition):
-        thing = content(tree, noun)
-        if noun not in own and noun < pronoun and (not plural or tree.tags[thing].endswith("S")):
+        fits = not plural or tree.tags[content(tree, noun)].endswith("S")
+        if fits and noun < pronoun and noun not in related:
             return [member for member in coordinated(tree, noun) if member < pronoun]
     return []
 
 
+def _related_by(tree: Tree, preposition: int) -> list[int]:
+    """Return the nouns that a preposition relates to the noun after it."""
+    _, head = governor(tree, preposition)
+    if tree.tags[head].startswith("VB"):
+        return objects(tree, head) or subjects(tree, head)
+    return modified(tree, head, preposition)
+
+
 def nouns_above(tree: Tree, index: int) -> list[int]:
-    """Return the nouns among the ancestors of a token, and the subjects of the verbs among them,
-    nearest first.
-    """
+    """Return the nouns above a token and the subjects of the verbs above it, nearest first."""
     nouns: dict[int, None] = {}
     for node in tree.ancestors(index):
         if is_entity(tree, node):
@@ -284,18 +314,15 @@ def nouns_above(tree: Tree, index: int) -> list[int]:
 
 def points_back(tree: Tree, index: int) -> bool:
     """Return whether a phrase below refers back with a pronoun: "a plate with a knife on it"."""
-    owners = [index, *tree.dependents(index, "acl", "relcl")]
-    return any(
-        tree.texts[thing] in ("it", "them")
-        for owner in owners
-        for thing in tree.below(owner, "prep", "pobj")
-    )
+    for owner in (index, *tree.dependents(index, "acl", "relcl")):
+        things = tree.below(owner, "prep", "pobj")
+        if any(tree.texts[thing] in ("it", "them") for thing in things):
+            return True
+    return False
 
 
 class ParsedRelation(NamedTuple):
-    """Token indices of subject and object, the predicate as written in the caption, and its
-    lemma.
-    """
+    """A relation of two tokens: the predicate as the caption has it, and its lemma."""
 
     subject: int
     predicate: str
@@ -304,37 +331,42 @@ class ParsedRelation(NamedTuple):
 
 
 def relations(tree: Tree) -> list[ParsedRelation]:
-    """Return all distinct relations of a repaired tree, in the order of the words that name them,
-    stated or not.
-    """
-    found: dict[ParsedRelation, None] = {}
+    """Return all distinct relations of a repaired tree in word order, stated or not."""
+    distinct: dict[ParsedRelation, None] = {}
     for index in range(len(tree)):
-        found.update(dict.fromkeys(relations_of(tree, index)))
-    return list(found)
+        distinct.update(dict.fromkeys(relations_of(tree, index)))
+    return list(distinct)
 
 
 def relations_of(tree: Tree, index: int) -> list[ParsedRelation]:
     """Return the relations whose predicate is a token."""
-    found: list[ParsedRelation] = []
-    word = tree.texts[index]
+    return [*_of_word(tree, index), *_of_adjective(tree, index)]
+
+
+def _of_word(tree: Tree, index: int) -> list[ParsedRelation]:
+    """Relations of a verb, a preposition or a possessive."""
     dep = tree.deps[index]
     if tree.is_verb(index):
-        found += _of_verb(tree, index)
-    elif dep in ("prep", "agent", "dative") or (tree.tags[index] == "IN" and dep != "mark"):
-        found += _of_preposition(tree, index)
-    elif dep == "poss":
-        found += _of_possessive(tree, index)
+        return _of_verb(tree, index)
+    if dep in ("prep", "agent", "dative") or (tree.tags[index] == "IN" and dep != "mark"):
+        return _of_preposition(tree, index)
+    if dep == "poss":
+        return _of_possessive(tree, index)
+    return []
+
+
+def _of_adjective(tree: Tree, index: int) -> list[ParsedRelation]:
+    """Relations in a noun's adjective: of "snow covered hills", of "a black haired boy"."""
+    word = tree.texts[index]
     noun = tree.heads[index]
-    if word == "covered" and dep in ("amod", "compound", "nmod") and noun > index > 0:
-        if tree.is_noun(index - 1) and tree.is_noun(noun):  # "snow covered hills"
-            found += _stated(tree, [index - 1], ["covering"], [noun])
-    elif (
-        word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES
-        and is_entity(tree, noun)
-        and noun > index
-    ):
-        found += _stated(tree, [noun], ["has"], [index])  # "a black haired boy" has hair
-    return found
+    if noun <= index:
+        return []
+    if word == "covered" and tree.deps[index] in ("amod", "compound", "nmod"):
+        if index > 0 and tree.is_noun(index - 1) and tree.is_noun(noun):
+            return _stated(tree, [index - 1], ["covering"], [noun])
+    elif word.rsplit("-", 1)[-1] in lexicon.HAVING_ADJECTIVES and is_entity(tree, noun):
+        return _stated(tree, [noun], ["has"], [index])
+    return []
 
 
 def _stated(
@@ -343,9 +375,13 @@ def _stated(
     """Return the relations of people that are meant and of things; `verb`: whether their predicate
     starts with one.
     """
-    people = [person_meant(tree, noun) for noun in subjects]
-    pairs = [(subject, person_meant(tree, noun, subject)) for subject in people for noun in objects]
-    return [_related(subject, words, thing, verb) for subject, thing in pairs if subject != thing]
+    relations = []
+    for subject in [person_meant(tree, noun) for noun in subjects]:
+        for noun in objects:
+            thing = person_meant(tree, noun, subject)
+            if subject != thing:
+                relations.append(_related(subject, words, thing, verb))
+    return relations
 
 
 def _related(subject: int, words: list[str], thing: int, verb: bool) -> ParsedRelation:
@@ -355,37 +391,45 @@ def _related(subject: int, words: list[str], thing: int, verb: bool) -> ParsedRe
 
 def _of_verb(tree: Tree, verb: int) -> list[ParsedRelation]:
     """Relations of a transitive verb."""
-    if tree.texts[verb] in lexicon.BE:
+    word = tree.texts[verb]
+    if word in lexicon.BE:
         return []
     things = objects(tree, verb)
-    lemma = verb_lemma(tree.texts[verb])
+    lemma = verb_lemma(word)
     if lemma in ("do", "perform"):
         things = [thing for thing in things if head_noun(tree, thing) not in lexicon.EVENT_NOUNS]
-    if lemma == "have" and any(points_back(tree, each) for each in (verb, *things)):
+    if lemma == "have" and any(points_back(tree, index) for index in (verb, *things)):
         return []
     if things:
-        return _stated(
-            tree, subjects(tree, verb), [tree.texts[verb], *_particles(tree, verb)], things
-        )
-    if any(tree.texts[child] == "each other" for child in tree.dependents(verb, "dobj")):
-        return _reciprocal(subjects(tree, verb), [tree.texts[verb]], verb=True)
+        return _stated(tree, subjects(tree, verb), [word, *_particles(tree, verb)], things)
+    if _is_reciprocal(tree, verb, "dobj"):
+        return _reciprocal(subjects(tree, verb), [word], verb=True)
     return []
 
 
 def _of_preposition(tree: Tree, preposition: int) -> list[ParsedRelation]:
     """Relations of a preposition with the noun, verb, adjective or preposition that governs it."""
     words, head = governor(tree, preposition)
-    if head == preposition or (
-        words == ["of"] and tree.texts[tree.heads[preposition]] in lexicon.SOME_OF
-    ):
+    if head == preposition:
         return []
-    of_verb = tree.tags[head].startswith("VB")
-    if any(tree.texts[child] == "each other" for child in tree.dependents(preposition, "pobj")):
-        if is_entity(tree, head):
-            return _reciprocal(modified(tree, head, len(tree)), words, verb=False)
-        copula = tree.texts[head] in lexicon.BE
-        stated = words if copula else [tree.texts[head], *words]
-        return _reciprocal(subjects(tree, head), stated, verb=not copula) if of_verb else []
+    if words == ["of"] and tree.texts[tree.heads[preposition]] in lexicon.SOME_OF:
+        return []
+    if _is_reciprocal(tree, preposition, "pobj"):
+        return _to_each_other(tree, head, words)
+    things = _things_after(tree, preposition, head)
+    if not things:
+        return []
+    if tree.tags[head].startswith("VB"):
+        return _after_verb(tree, head, words, things)
+    if is_entity(tree, head):
+        return _after_noun(tree, head, preposition, words, things)
+    if tree.dependents(head, "nsubj"):
+        return _place(tree, subjects(tree, head), words, things)
+    return []
+
+
+def _things_after(tree: Tree, preposition: int, head: int) -> list[int]:
+    """Return the nouns that a preposition relates to `head`, its governor."""
     things: list[int] = []
     for child in tree.dependents(preposition, "pobj", "pcomp"):
         if tree.texts[child] in ("it", "them"):
@@ -393,46 +437,55 @@ def _of_preposition(tree: Tree, preposition: int) -> list[ParsedRelation]:
         elif is_entity(tree, child):
             things += coordinated(tree, child)
     stranded = not tree.children[preposition] and tree.deps[head] == "relcl"
-    if stranded and is_entity(tree, tree.heads[head]):
-        things = [tree.heads[head]]
-    if things and of_verb:
-        return _after_verb(tree, head, words, things)
-    if things and is_entity(tree, head):
-        return _after_noun(tree, head, preposition, words, things)
-    return (
-        _place(tree, subjects(tree, head), words, things)
-        if things and tree.dependents(head, "nsubj")
-        else []
-    )
+    if stranded and is_entity(tree, tree.heads[head]):  # "the bench a man sits on"
+        return [tree.heads[head]]
+    return things
+
+
+def _is_reciprocal(tree: Tree, index: int, dep: str) -> bool:
+    return any(tree.texts[child] == "each other" for child in tree.dependents(index, dep))
+
+
+def _to_each_other(tree: Tree, head: int, words: list[str]) -> list[ParsedRelation]:
+    """Relations of a preposition before "each other"; `head` governs it."""
+    if is_entity(tree, head):
+        return _reciprocal(modified(tree, head, len(tree)), words, verb=False)
+    if not tree.tags[head].startswith("VB"):
+        return []
+    if tree.texts[head] in lexicon.BE:
+        return _reciprocal(subjects(tree, head), words, verb=False)
+    return _reciprocal(subjects(tree, head), [tree.texts[head], *words], verb=True)
 
 
 def _reciprocal(nouns: list[int], words: list[str], verb: bool) -> list[ParsedRelation]:
     """Relate two nouns to each other, or a plural to itself ("two dogs next to each other")."""
-    return (
-        [_related(nouns[0], words, nouns[1] if len(nouns) > 1 else nouns[0], verb)] if nouns else []
-    )
+    if not nouns:
+        return []
+    partner = nouns[1] if len(nouns) > 1 else nouns[0]
+    return [_related(nouns[0], words, partner, verb)]
 
 
 def _after_verb(tree: Tree, verb: int, words: list[str], things: list[int]) -> list[ParsedRelation]:
+    """Relations of a preposition that a verb governs."""
     doers = subjects(tree, verb)
     direct = objects(tree, verb)
-    if tree.texts[verb] in lexicon.BE:
+    word = tree.texts[verb]
+    if word in lexicon.BE:
         return _place(tree, doers, words, things)
-    if not direct and (stated := _passive(tree, verb, words, doers, things)) is not None:
-        return stated
     if direct and words == ["at"] and head_noun(tree, things[0]) not in lexicon.PLACES:
-        return _stated(tree, doers, [tree.texts[verb], "at"], things)
+        return _stated(tree, doers, [word, "at"], things)
     if direct:
-        return _place(tree, _located(tree, verb, words, doers, direct, things), words, things)
+        located = _located(tree, verb, words, doers, direct, things)
+        return _place(tree, located, words, things)
+    passive = _passive(tree, verb, words, doers, things)
+    if passive is not None:
+        return passive
     if words == ["in"] and head_noun(tree, things[0]) in lexicon.CLOTHES:
         return _stated(tree, doers, ["wearing"], things)
-    particles = _particles(tree, verb)
-    if (
-        words[0] in lexicon.STATIC_PREPOSITIONS
-        and verb_lemma(tree.texts[verb]) in lexicon.POSTURE_VERBS
-    ):
-        particles = []
-    return _stated(tree, doers, [tree.texts[verb], *particles, *words], things)
+    is_posture = verb_lemma(word) in lexicon.POSTURE_VERBS
+    if is_posture and words[0] in lexicon.STATIC_PREPOSITIONS:
+        return _stated(tree, doers, [word, *words], things)
+    return _stated(tree, doers, [word, *_particles(tree, verb), *words], things)
 
 
 def _passive(
@@ -441,19 +494,22 @@ def _passive(
     """Return a passive with an agent as active, "ridden by a man" as "man riding"; None if it is
     not a passive.
     """
-    lemma = verb_lemma(tree.texts[verb])
-    participle = tree.tags[verb] in ("VBN", "VBD") and tree.deps[verb] in _PASSIVE_LABELS
-    active = not participle or tree.dependents(verb, "dobj", "aux")
-    if active and not tree.dependents(verb, "auxpass", "nsubjpass"):
+    if not _is_passive(tree, verb):
         return None
+    lemma = verb_lemma(tree.texts[verb])
     agent = words == ["by"] and lemma not in lexicon.LOCATIVE_BY
     if agent or (words in (["in"], ["with"]) and lemma in ("cover", "surround")):
         return _stated(tree, things, [gerund(tree.texts[verb])], undergoers)
-    return (
-        _stated(tree, undergoers, ["wearing"], things)
-        if lemma == "dress" and words == ["in"]
-        else None
-    )
+    if lemma == "dress" and words == ["in"]:
+        return _stated(tree, undergoers, ["wearing"], things)
+    return None
+
+
+def _is_passive(tree: Tree, verb: int) -> bool:
+    if tree.dependents(verb, "auxpass", "nsubjpass"):
+        return True
+    participle = tree.tags[verb] in ("VBN", "VBD") and tree.deps[verb] in _PASSIVE_LABELS
+    return participle and not tree.dependents(verb, "dobj", "aux")
 
 
 def _located(
@@ -465,12 +521,9 @@ def _located(
     """
     place = head_noun(tree, things[0])
     lemma = verb_lemma(tree.texts[verb])
-    if (
-        not doers
-        or place in lexicon.BODY_PARTS
-        or things[0] in doers
-        or (lemma == "wear" and words == ["with"])
-    ):
+    if not doers or place in lexicon.BODY_PARTS or things[0] in doers:
+        return direct
+    if lemma == "wear" and words == ["with"]:
         return direct
     if place in lexicon.PLACES or words in (["at"], ["with"]):
         return doers
@@ -503,9 +556,7 @@ def _place(
 
 
 def _of_noun(tree: Tree, noun: int, things: list[int]) -> list[ParsedRelation]:
-    """ "of" after a container or a depiction names its contents, otherwise the owner of the
-    noun.
-    """
+    """ "of" after a container or a depiction names its contents, else the owner of the noun."""
     head = head_noun(tree, noun)
     if head in lexicon.PARTITIVES:
         return []

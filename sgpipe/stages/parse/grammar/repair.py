@@ -56,17 +56,13 @@ def _retag_unknown_noun(tree: Tree, index: int) -> None:
     """An adjective or adverb in the position of a noun, other than a colour, is a noun unknown to
     the parser.
     """
-    misplaced = tree.deps[index] in _NOMINAL and tree.tags[index] in _MISTAKEN_FOR_NOUN
-    misplaced |= (
-        tree.tags[index] == "JJ"
-        and tree.heads[index] == index
-        and bool(tree.dependents(index, "det"))
-    )
-    if (
-        misplaced
-        and tree.texts[index] not in lexicon.COLOURS
-        and not tree.dependents(index, *_SUBJECTS, "dobj")
-    ):
+    tag = tree.tags[index]
+    misplaced = tree.deps[index] in _NOMINAL and tag in _MISTAKEN_FOR_NOUN
+    is_root = tree.heads[index] == index
+    if not misplaced and not (tag == "JJ" and is_root and tree.dependents(index, "det")):
+        return
+    is_colour = tree.texts[index] in lexicon.COLOURS
+    if not is_colour and not tree.dependents(index, *_SUBJECTS, "dobj"):
         tree.tags[index] = "NN"
 
 
@@ -84,7 +80,8 @@ def _restore_preposition(tree: Tree, index: int) -> None:
     a preposition.
     """
     if tree.deps[index] in ("prt", "advmod") and tree.dependents(index, "pobj"):
-        tree.deps[index], tree.tags[index] = "prep", "IN"
+        tree.deps[index] = "prep"
+        tree.tags[index] = "IN"
     noun = tree.heads[index]
     infinitive = tree.texts[index] == "to" and tree.deps[index] == "aux"
     if infinitive and tree.is_noun(noun) and noun != tree.heads[noun]:
@@ -97,20 +94,15 @@ def _free_participle(tree: Tree, index: int) -> None:
     phrases.
     """
     word = tree.texts[index]
-    head = tree.heads[index]
-    noun = index - 1
     if not word.endswith("ing") or word in lexicon.GERUND_NOUNS or word in lexicon.GERUND_MODIFIERS:
         return
-    if (
-        tree.deps[index] not in ("compound", "amod", "nmod")
-        or head < index
-        or not tree.is_noun(head)
-    ):
+    head = tree.heads[index]
+    in_name = tree.deps[index] in ("compound", "amod", "nmod") and head >= index
+    noun = index - 1
+    if not in_name or not tree.is_noun(head) or noun < 0 or not tree.is_noun(noun):
         return
-    modifier = (
-        noun >= 0 and tree.is_noun(noun) and tree.deps[noun] in _MISTAKEN_FOR_SUBJECT | {"amod"}
-    )
-    if not modifier or tree.heads[noun] not in (index, head):
+    is_modifier = tree.deps[noun] in _MISTAKEN_FOR_SUBJECT or tree.deps[noun] == "amod"
+    if not is_modifier or tree.heads[noun] not in (index, head):
         return
     tree.replace(head, noun)
     tree.tags[index] = "VBG"
@@ -123,27 +115,29 @@ def _free_final_participle(tree: Tree, index: int) -> None:
     """ "giraffe standing between bushes", "a dog sleep on a bed": a verb mistaken for the head
     noun.
     """
-    word = tree.texts[index]
-    noun = index - 1
-    participle = word.endswith("ing") and len(word) > 4 and word not in lexicon.GERUND_NOUNS
-    if (
-        not tree.is_noun(index)
-        or tree.deps[index] == "compound"
-        or not (participle or word in lexicon.POSTURES)
-    ):
+    if not tree.is_noun(index) or tree.deps[index] == "compound":
         return
+    participle = _is_participle(tree.texts[index])
+    if not participle and tree.texts[index] not in lexicon.POSTURES:
+        return
+    noun = index - 1
     if noun < 0 or tree.heads[noun] != index:
         return
-    person = (
-        participle and tree.deps[noun] == "amod" and tree.texts[noun] in lexicon.PEOPLE
-    )  # "a female holding a bag"
-    if not (person or (tree.is_noun(noun) and tree.deps[noun] == "compound")):
+    if participle and tree.deps[noun] == "amod" and tree.texts[noun] in lexicon.PEOPLE:
+        tag = "NN"  # "a female holding a bag"
+    elif tree.is_noun(noun) and tree.deps[noun] == "compound":
+        tag = tree.tags[noun]
+    else:
         return
     tree.replace(index, noun)
-    tree.tags[noun] = "NN" if person else tree.tags[noun]
+    tree.tags[noun] = tag
     tree.tags[index] = "VBG" if participle else "VBP"
     tree.attach(index, noun, "acl")
     _hand_over_premodifiers(tree, index, noun)
+
+
+def _is_participle(word: str) -> bool:
+    return word.endswith("ing") and len(word) > len("ring") and word not in lexicon.GERUND_NOUNS
 
 
 def _free_relative_clause(tree: Tree, index: int) -> None:
@@ -152,30 +146,39 @@ def _free_relative_clause(tree: Tree, index: int) -> None:
     """
     if tree.heads[index] != index or not tree.is_verb(index):
         return
-    subjects = [
-        child for child in tree.dependents(index, "nsubj", "nsubjpass") if tree.is_noun(child)
-    ]
     after = [child for child in tree.children[index] if child > index]
     complete = tree.dependents(index, "dobj", "attr", "acomp", "ccomp", "agent")
-    if complete or not subjects or any(tree.children[child] for child in after):
+    if complete or any(tree.children[child] for child in after):
         return
-    noun = subjects[0]
-    if len(subjects) == 1:  # the object is parsed as a part of the subject's name
-        compound = noun > 0 and tree.deps[noun - 1] == "compound" and tree.heads[noun - 1] == noun
-        if (
-            not compound
-            or not is_a(tree, noun, lexicon.PEOPLE)
-            or is_a(tree, noun - 1, lexicon.PEOPLE)
-        ):
-            return
-        noun -= 1
+    noun = _object_before_subject(tree, index)
+    if noun is None:
+        return
     stranded = [child for child in after if tree.texts[child] in lexicon.STRANDED_PREPOSITIONS]
     if not stranded and verb_lemma(tree.texts[index]) not in lexicon.TRANSITIVE_VERBS:
         return
     for child in stranded:
-        tree.deps[child], tree.tags[child] = "prep", "IN"
+        tree.deps[child] = "prep"
+        tree.tags[child] = "IN"
     tree.replace(index, noun)
     tree.attach(index, noun, "relcl")
+
+
+def _object_before_subject(tree: Tree, verb: int) -> int | None:
+    """Return the helmet of "silver helmet man is wearing": the first of two subjects, or a part of
+    the subject's name.
+    """
+    labelled = tree.dependents(verb, "nsubj", "nsubjpass")
+    nouns = [child for child in labelled if tree.is_noun(child)]
+    if not nouns:
+        return None
+    person = nouns[0]
+    if len(nouns) > 1:
+        return person
+    thing = person - 1
+    if thing < 0 or tree.deps[thing] != "compound" or tree.heads[thing] != person:
+        return None
+    is_person = is_a(tree, person, lexicon.PEOPLE)
+    return thing if is_person and not is_a(tree, thing, lexicon.PEOPLE) else None
 
 
 def _adopt_subject(tree: Tree, index: int) -> None:
@@ -216,11 +219,9 @@ def _join_object(tree: Tree, conjunct: int) -> None:
     before it.
     """
     verb = tree.heads[conjunct]
-    if (
-        not tree.is_noun(conjunct)
-        or not tree.is_verb(verb)
-        or tree.dependents(conjunct, "nsubj", "aux")
-    ):
+    if not tree.is_noun(conjunct) or not tree.is_verb(verb):
+        return
+    if tree.dependents(conjunct, "nsubj", "aux"):
         return
     things = tree.dependents(verb, "dobj") + tree.below(verb, "prep", "pobj")
     before = [thing for thing in things if thing < conjunct and tree.is_noun(thing)]
@@ -240,24 +241,20 @@ def _join_inside(tree: Tree, conjunct: int) -> None:
         return
     if is_a(tree, conjunct, _ANIMATE) and is_a(tree, head, _ANIMATE):
         return
-    if is_a(tree, conjunct, lexicon.PEOPLE) and is_a(
-        tree, head, lexicon.CLOTHES
-    ):  # "men in hats and women"
-        people = (
-            noun
-            for noun in tree.ancestors(head)
-            if tree.is_noun(noun) and is_a(tree, noun, lexicon.PEOPLE)
-        )
-        tree.attach(conjunct, next(people, head), "conj")
+    if is_a(tree, conjunct, lexicon.PEOPLE) and is_a(tree, head, lexicon.CLOTHES):
+        tree.attach(conjunct, _person_above(tree, head), "conj")  # "men in hats and women"
         return
-    held = [
-        each
-        for each in tree.below(head, "acl", "dobj")
-        if head < each < conjunct and tree.is_noun(each)
-    ]
-    inside = _things_with(tree, head, conjunct) or held
+    inside = _things_with(tree, head, conjunct) or _things_held(tree, head, conjunct)
     if inside:
         tree.attach(conjunct, inside[-1], "conj")
+
+
+def _person_above(tree: Tree, noun: int) -> int:
+    """Return the nearest person above a noun, or the noun itself."""
+    for node in tree.ancestors(noun):
+        if tree.is_noun(node) and is_a(tree, node, lexicon.PEOPLE):
+            return node
+    return noun
 
 
 def _move_to_part(tree: Tree, preposition: int) -> None:
@@ -266,13 +263,9 @@ def _move_to_part(tree: Tree, preposition: int) -> None:
         return
     places = tree.dependents(preposition, "pobj")
     things = _things_with(tree, tree.heads[preposition], preposition)
-    if (
-        places
-        and things
-        and (
-            is_a(tree, things[-1], lexicon.BODY_PARTS) or is_a(tree, places[0], lexicon.BODY_PARTS)
-        )
-    ):
+    if not places or not things:
+        return
+    if any(is_a(tree, noun, lexicon.BODY_PARTS) for noun in (things[-1], places[0])):
         tree.attach(preposition, things[-1], "prep")
 
 
@@ -284,29 +277,34 @@ def _move_to_owner(tree: Tree, preposition: int) -> None:
     if tree.texts[preposition] != "with" or not tree.is_noun(noun) or is_a(tree, noun, _ANIMATE):
         return
     things = tree.dependents(preposition, "pobj")
-    if things and all(
-        is_a(tree, each, lexicon.CLOTHES) for each in (noun, things[0])
-    ):  # "in a suit with a red tie"
-        tree.attach(things[0], noun, "conj")
-    elif any(
-        tree.tags[owner] == "PRP$" for thing in things for owner in tree.dependents(thing, "poss")
-    ):
-        actors = (
-            node
-            for node in tree.ancestors(noun)
-            if tree.is_verb(node) or is_a(tree, node, _ANIMATE)
-        )
-        tree.attach(preposition, next(actors, noun), "prep")
+    if not things:
+        return
+    if all(is_a(tree, index, lexicon.CLOTHES) for index in (noun, things[0])):
+        tree.attach(things[0], noun, "conj")  # "in a suit with a red tie"
+    elif any(_has_possessive_pronoun(tree, thing) for thing in things):
+        tree.attach(preposition, _actor_above(tree, noun), "prep")
+
+
+def _has_possessive_pronoun(tree: Tree, noun: int) -> bool:
+    return any(tree.tags[owner] == "PRP$" for owner in tree.dependents(noun, "poss"))
+
+
+def _actor_above(tree: Tree, noun: int) -> int:
+    """Return the nearest verb, person or animal above a noun, or the noun itself."""
+    for node in tree.ancestors(noun):
+        if tree.is_verb(node) or is_a(tree, node, _ANIMATE):
+            return node
+    return noun
 
 
 def _move_from_absent(tree: Tree, modifier: int) -> None:
     """ "a cake without candles on a table": what is absent is nowhere, so the cake is on the
     table.
     """
-    absent = tree.heads[modifier]
-    owner = _owner_of_absent(tree, absent)
-    refers_back = any(tree.tags[thing] == "PRP" for thing in tree.dependents(modifier, "pobj"))
-    if owner is not None and tree.texts[modifier] != "of" and not refers_back:
+    owner = _owner_of_absent(tree, tree.heads[modifier])
+    if owner is None or tree.texts[modifier] == "of":
+        return
+    if not any(tree.tags[thing] == "PRP" for thing in tree.dependents(modifier, "pobj")):
         tree.attach(modifier, owner, tree.deps[modifier] if tree.is_noun(owner) else "prep")
 
 
@@ -338,51 +336,60 @@ def _move_to_depiction(tree: Tree, preposition: int) -> None:
     places = tree.dependents(preposition, "pobj")
     if depiction is None or not places:
         return
-    shown = tree.below(depiction, "prep", "pobj")
-    if is_a(tree, depiction, lexicon.FIGURES):
-        fitting = lexicon.SQUARES
-    elif singular(tree.texts[depiction]) == "reflection":
-        fitting = lexicon.REFLECTORS
-    else:
-        fitting = (
-            lexicon.HANGERS if any(is_a(tree, thing, _ANIMATE) for thing in shown) else frozenset()
-        )
-    if is_a(tree, places[0], fitting):
+    if is_a(tree, places[0], _places_of(tree, depiction)):
         tree.attach(preposition, depiction, "prep")
+
+
+def _places_of(tree: Tree, depiction: int) -> frozenset[str]:
+    """Return where a depiction can be, but not what it shows."""
+    if is_a(tree, depiction, lexicon.FIGURES):
+        return lexicon.SQUARES
+    if singular(tree.texts[depiction]) == "reflection":
+        return lexicon.REFLECTORS
+    shown = tree.below(depiction, "prep", "pobj")
+    return lexicon.HANGERS if any(is_a(tree, thing, _ANIMATE) for thing in shown) else frozenset()
 
 
 def _move_to_sign(tree: Tree, preposition: int) -> None:
     """ "a sign saying no parking on a pole": the sign is on the pole."""
-    said = tree.heads[preposition]
-    verb = tree.heads[said]
+    text = tree.heads[preposition]
+    verb = tree.heads[text]
+    if tree.deps[text] != "dobj" or tree.texts[verb] not in lexicon.SAYING:
+        return
     places = tree.dependents(preposition, "pobj")
-    quoted = tree.deps[said] == "dobj" and tree.texts[verb] in lexicon.SAYING
-    signs = [*tree.dependents(verb, "nsubj"), tree.heads[verb]]
-    if quoted and places and is_a(tree, places[0], lexicon.POSTS):
-        signs = [sign for sign in signs if tree.is_noun(sign) and is_a(tree, sign, lexicon.SIGNS)]
-        if signs:
-            tree.attach(preposition, signs[0], "prep")
+    if not places or not is_a(tree, places[0], lexicon.POSTS):
+        return
+    for sign in (*tree.dependents(verb, "nsubj"), tree.heads[verb]):
+        if tree.is_noun(sign) and is_a(tree, sign, lexicon.SIGNS):
+            tree.attach(preposition, sign, "prep")
+            return
 
 
 def _depiction_above(tree: Tree, preposition: int) -> int | None:
     """Return the depiction whose "of" a preposition is below."""
     for node in tree.ancestors(preposition):
         noun = tree.heads[node]
-        if (
-            tree.texts[node] == "of"
-            and tree.deps[node] == "prep"
-            and tree.texts[noun] in lexicon.DEPICTION_WORDS
-        ):
+        is_of = tree.texts[node] == "of" and tree.deps[node] == "prep"
+        if is_of and tree.texts[noun] in lexicon.DEPICTION_WORDS:
             return noun
     return None
 
 
 def _things_with(tree: Tree, head: int, limit: int) -> list[int]:
-    """Nouns attached to `head` by "with", before the token `limit`."""
-    things = [
-        each for each in tree.below(head, "prep", "pobj") if tree.texts[tree.heads[each]] == "with"
-    ]
-    return [each for each in things if max(each, tree.heads[each]) < limit and tree.is_noun(each)]
+    """Return the nouns attached to `head` by "with", before the token `limit`."""
+    nouns = []
+    for thing in tree.below(head, "prep", "pobj"):
+        preposition = tree.heads[thing]
+        is_before = thing < limit and preposition < limit
+        if is_before and tree.texts[preposition] == "with" and tree.is_noun(thing):
+            nouns.append(thing)
+    return nouns
+
+
+def _things_held(tree: Tree, head: int, limit: int) -> list[int]:
+    """Return the objects of the participles of `head`, between it and the token `limit`."""
+    things = tree.below(head, "acl", "dobj")
+    return [thing for thing in things if head < thing < limit and tree.is_noun(thing)]
 
 
 def _move_to_actor(tree: Tree, participle: int) -> None:
@@ -390,22 +397,28 @@ def _move_to_actor(tree: Tree, participle: int) -> None:
     thing.
     """
     noun = tree.heads[participle]
-    own = any(
-        tree.tags[child] == "PRP" for child in tree.dependents(participle, "nsubj")
-    )  # "the board he is riding"
-    if own or tree.tags[participle] != "VBG" or not tree.is_noun(noun):
+    if tree.tags[participle] != "VBG" or not tree.is_noun(noun):
         return
+    doers = tree.dependents(participle, "nsubj")
+    if any(tree.tags[child] == "PRP" for child in doers):  # "the board he is riding"
+        return
+    actor = _owner_of(tree, noun)
+    if actor is not None and _acts_better(tree, actor, participle):
+        tree.attach(participle, actor, "acl" if tree.is_noun(actor) else "advcl")
+
+
+def _owner_of(tree: Tree, noun: int) -> int | None:
+    """Return the noun or verb that a thing belongs to: the man in "a man in a shirt"."""
     while tree.deps[noun] == "conj" and tree.is_noun(tree.heads[noun]):
         noun = tree.heads[noun]
     link = tree.heads[noun]
     if tree.deps[noun] == "dobj" and tree.texts[link] in ("wearing", "wears"):
-        actor = link
+        owner = link
     elif tree.deps[noun] == "pobj" and tree.texts[link] != "of":
-        actor = tree.heads[link]
+        owner = tree.heads[link]
     else:
-        return
-    if (tree.is_noun(actor) or tree.is_verb(actor)) and _acts_better(tree, actor, participle):
-        tree.attach(participle, actor, "acl" if tree.is_noun(actor) else "advcl")
+        return None
+    return owner if tree.is_noun(owner) or tree.is_verb(owner) else None
 
 
 def _acts_better(tree: Tree, actor: int, participle: int) -> bool:

@@ -65,6 +65,12 @@ class Unstated:
                 elif _is_definite(tree, child):
                     self.definite.add(child)
 
+    def show(self, tree: Tree, depictions: Iterable[int], things: Iterable[int]) -> None:
+        """State the relations of depictions with the things that they show."""
+        for depiction in depictions:
+            for thing in things:
+                self.shown.update((depiction, noun) for noun in coordinated(tree, thing))
+
     def covers(self, tree: Tree, subject: int, thing: int, word: int | None) -> bool:
         """Return whether a relation is not stated; `word`: the token of its verb or preposition, if
         it has one.
@@ -166,9 +172,10 @@ def _nobody(tree: Tree, index: int, hidden: Unstated) -> None:
 def _absence(tree: Tree, index: int, hidden: Unstated) -> None:
     """ "without a hat", "instead of riding it", "missing a wheel", "with a slice missing"."""
     hidden.tokens.add(index)
+    things = tree.dependents(index, "dobj")
     if not tree.is_verb(index) and tree.deps[index] not in ("amod", "acl"):
         hidden.tokens |= _all_below(tree, [index, _following(tree, index)])
-    elif things := tree.dependents(index, "dobj"):
+    elif things:
         hidden.tokens |= _all_below(tree, things)
     elif tree.is_noun(tree.heads[index]):
         hidden.tokens.add(tree.heads[index])
@@ -194,12 +201,9 @@ def _is_excepted(tree: Tree, head: int) -> bool:
 def _modal(tree: Tree, index: int, hidden: Unstated) -> None:
     """ "a bird that might land on it", but not "can be seen"."""
     verb = tree.heads[index]
-    factual = lexicon.UNSTOPPABLE | lexicon.SEEING
-    if (
-        tree.tags[index] == "MD"
-        and tree.is_verb(verb)
-        and verb_lemma(tree.texts[verb]) not in factual
-    ):
+    if tree.tags[index] != "MD" or not tree.is_verb(verb):
+        return
+    if verb_lemma(tree.texts[verb]) not in lexicon.UNSTOPPABLE | lexicon.SEEING:
         hidden.deny(tree, verb, index)
 
 
@@ -235,20 +239,24 @@ def _likeness(tree: Tree, index: int, hidden: Unstated) -> None:
     """ "looks like a bear", "like it is driving"; not the toy in "a donut like toy", nor "animals
     like zebras".
     """
+    thing = tree.heads[index]
     if tree.deps[index] == "mark":
-        hidden.deny(tree, tree.heads[index], index)
-    elif tree.tags[index] == "IN":
-        thing = tree.heads[index]
-        compared = tree.dependents(index, "pobj")
-        if (
-            thing == index - 1
-            and tree.is_noun(thing)
-            and compared
-            and not _has_article(tree, compared[0])
-        ):
-            hidden.tokens |= {thing, index}
-        elif tree.tags[thing] != "NNS":
-            hidden.tokens |= _all_below(tree, [index, _following(tree, index)])
+        hidden.deny(tree, thing, index)
+    elif tree.tags[index] != "IN":
+        return
+    elif _is_donut_like(tree, index):
+        hidden.tokens |= {thing, index}
+    elif tree.tags[thing] != "NNS":
+        hidden.tokens |= _all_below(tree, [index, _following(tree, index)])
+
+
+def _is_donut_like(tree: Tree, index: int) -> bool:
+    """Return whether "like" makes an adjective of the noun before it: "a donut like toy"."""
+    noun = tree.heads[index]
+    compared = tree.dependents(index, "pobj")
+    if noun != index - 1 or not tree.is_noun(noun) or not compared:
+        return False
+    return not _has_article(tree, compared[0])
 
 
 def _guise(tree: Tree, index: int, hidden: Unstated) -> None:
@@ -264,17 +272,18 @@ def _guise(tree: Tree, index: int, hidden: Unstated) -> None:
 
 def _depiction(tree: Tree, index: int, hidden: Unstated) -> None:
     """ "a poster of a man holding a guitar": what is shown has no relations but to the poster."""
-    if not tree.is_noun(index) or is_the_image(tree, index):
-        return
     following = index + 1
-    if tree.texts[following : following + 1] != ["of"]:
+    if following == len(tree) or tree.texts[following] != "of":
+        return
+    if not tree.is_noun(index) or is_the_image(tree, index):
         return
     things = tree.dependents(following, "pobj")
     if any(is_a(tree, thing, _ANIMATE) for thing in things):  # "a statue of a boy and a girl"
-        things += [other for other in tree.dependents(index, "conj") if is_a(tree, other, _ANIMATE)]
+        conjuncts = tree.dependents(index, "conj")
+        things += [noun for noun in conjuncts if is_a(tree, noun, _ANIMATE)]
     hidden.tokens |= _all_below(tree, things)
     if singular(tree.texts[index]) in lexicon.DEPICTIONS | {"reflection"}:
-        hidden.shown |= {(index, member) for thing in things for member in coordinated(tree, thing)}
+        hidden.show(tree, [index], things)
 
 
 def _showing(tree: Tree, verb: int, hidden: Unstated) -> None:
@@ -283,17 +292,13 @@ def _showing(tree: Tree, verb: int, hidden: Unstated) -> None:
     """
     if not tree.is_verb(verb):
         return
-    screens = [
-        noun
-        for noun in (*subjects(tree, verb), *tree.ancestors(verb))
-        if is_a(tree, noun, lexicon.SCREENS)
-    ]
+    nouns = (*subjects(tree, verb), *tree.ancestors(verb))
+    screens = [noun for noun in nouns if is_a(tree, noun, lexicon.SCREENS)]
     if not screens or any(is_the_image(tree, screen) for screen in screens):
         return
     things = [*tree.dependents(verb, "dobj"), *tree.below(verb, "ccomp", "nsubj")]
     hidden.tokens |= _all_below(tree, [*things, *tree.dependents(verb, "ccomp")])
-    members = {member for thing in things for member in coordinated(tree, thing)}
-    hidden.shown |= {(screen, member) for screen in screens for member in members}
+    hidden.show(tree, screens, things)
 
 
 def _print(tree: Tree, pronoun: int, hidden: Unstated) -> None:
@@ -301,12 +306,10 @@ def _print(tree: Tree, pronoun: int, hidden: Unstated) -> None:
     preposition = tree.heads[pronoun]
     printed = tree.heads[preposition]
     holder = tree.heads[printed] - 1
-    holds = tree.texts[preposition] == "on" and holder >= 0 and tree.texts[holder + 1] == "with"
-    if (
-        holds
-        and is_a(tree, printed, _ANIMATE)
-        and is_a(tree, holder, lexicon.CLOTHES | lexicon.PRINTED)
-    ):
+    if tree.texts[preposition] != "on" or holder < 0 or tree.texts[holder + 1] != "with":
+        return
+    is_cloth = is_a(tree, holder, lexicon.CLOTHES | lexicon.PRINTED)
+    if is_cloth and is_a(tree, printed, _ANIMATE):
         hidden.tokens |= _all_below(tree, [printed])
 
 
@@ -317,25 +320,27 @@ def is_the_image(tree: Tree, noun: int) -> bool:
     verb = tree.heads[noun]
     if tree.deps[noun] == "dobj" and verb_lemma(tree.texts[verb]) in lexicon.PHOTOGRAPHING:
         return True
-    begins = not any(
-        tree.is_noun(before) and tree.deps[before] not in _MODIFIERS for before in range(noun)
-    )
-    return begins and is_a(tree, noun, lexicon.IMAGES) and not _hangs(tree, noun)
+    for before in range(noun):
+        if tree.is_noun(before) and tree.deps[before] not in _MODIFIERS:
+            return False
+    return is_a(tree, noun, lexicon.IMAGES) and not _hangs(tree, noun)
 
 
 def _hangs(tree: Tree, depiction: int) -> bool:
     """Return whether a depiction is a thing in the image: "a framed picture", "a picture of a dog
     on the wall".
     """
-    near = [tree.heads[depiction], *tree.dependents(depiction, "amod", "acl", "relcl")]
-    if any(verb_lemma(tree.texts[word]) in lexicon.HANGING for word in near):
+    words = [tree.heads[depiction], *tree.dependents(depiction, "amod", "acl", "relcl")]
+    if any(verb_lemma(tree.texts[word]) in lexicon.HANGING for word in words):
         return True
-    places = [place for word in (depiction, *near) for place in tree.below(word, "prep", "pobj")]
-    return any(
-        is_a(tree, place, lexicon.HANGERS)
-        for place in places
-        if tree.texts[tree.heads[place]] == "on"
-    )
+    return any(_is_on_hanger(tree, word) for word in (depiction, *words))
+
+
+def _is_on_hanger(tree: Tree, index: int) -> bool:
+    for place in tree.below(index, "prep", "pobj"):
+        if tree.texts[tree.heads[place]] == "on" and is_a(tree, place, lexicon.HANGERS):
+            return True
+    return False
 
 
 # Adjectives.
@@ -346,13 +351,11 @@ def _adjective(tree: Tree, index: int, hidden: Unstated) -> None:
     article.
     """
     things = tree.dependents(index, "dobj")
-    if (
-        not things
-        or tree.dependents(index, *_SUBJECTS)
-        or tree.dependents(things[0], "det", "poss")
-    ):
+    if not things or tree.dependents(index, *_SUBJECTS):
         return
-    if all(index < word for word in (*tree.children[things[0]], things[0])):
+    thing = things[0]
+    first_word = min([thing, *tree.children[thing]])
+    if index < first_word and not tree.dependents(thing, "det", "poss"):
         hidden.adjectives.add(index)
 
 
@@ -395,9 +398,9 @@ def _is_stated_anyway(tree: Tree, child: int, trigger: int) -> bool:
 
 
 def _is_definite(tree: Tree, noun: int) -> bool:
-    return tree.is_noun(noun) and any(
-        tree.texts[word] in lexicon.DEFINITE for word in tree.children[noun]
-    )
+    if not tree.is_noun(noun):
+        return False
+    return any(tree.texts[word] in lexicon.DEFINITE for word in tree.children[noun])
 
 
 def _starts_anew(tree: Tree, conjunct: int) -> bool:

@@ -96,7 +96,8 @@ class Tree:
         old = self.heads[index]
         if old != index:
             self.children[old].remove(index)
-        self.heads[index], self.deps[index] = head, dep
+        self.heads[index] = head
+        self.deps[index] = dep
         if head != index:
             self.children[head].append(index)
             self.children[head].sort()
@@ -111,14 +112,11 @@ class Tree:
         return [child for child in self.children[index] if self.deps[child] in deps]
 
     def below(self, index: int, over: str, *deps: str) -> list[int]:
-        """Return the dependents with one of the labels `deps` of those labelled `over`, in
-        order.
-        """
-        return [
-            child
-            for middle in self.dependents(index, over)
-            for child in self.dependents(middle, *deps)
-        ]
+        """Return the dependents labelled `deps` of those labelled `over`, in order."""
+        tokens = []
+        for middle in self.dependents(index, over):
+            tokens += self.dependents(middle, *deps)
+        return tokens
 
     def ancestors(self, index: int) -> Iterator[int]:
         """Heads above a token, nearest first."""
@@ -174,24 +172,25 @@ def clean(caption: str) -> str:
 
 
 def _token(match: re.Match[str]) -> Token:
-    text = match[0]
-    preposition = match["preposition"]
-    if preposition:
-        which = match["which"]
-        part = match["part"]
-        words = [
-            preposition,
-            *(["the"] if {which, part} & {"left", "right"} else []),
-            which,
-            part,
-            "of",
-        ]
-        return Token(
-            "beside" if part in ("left", "right") else preposition, " ".join(filter(None, words))
-        )
+    """Return the token of a match of the scanner."""
+    if match["preposition"]:
+        return _place_token(match["preposition"], match["which"], match["part"])
     if match["quantity"]:
         return Token("some", "some")
+    text = match[0]
     if match["fixed"] in lexicon.EXPRESSIONS:
         return Token(*lexicon.EXPRESSIONS[text])
     text = lexicon.SPELLINGS.get(text, text)
     return Token(lexicon.STAND_INS.get(text, text), text)
+
+
+def _place_token(preposition: str, which: str | None, part: str) -> Token:
+    """Return one token for "on the left side of"; the parser sees "on", or "beside"."""
+    words = [preposition]
+    if which in ("left", "right") or part in ("left", "right"):
+        words.append("the")
+    if which:
+        words.append(which)
+    words += [part, "of"]
+    word = "beside" if part in ("left", "right") else preposition
+    return Token(word, " ".join(words))
