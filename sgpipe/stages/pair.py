@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import lru_cache
-from itertools import compress, groupby, product
+from itertools import chain, compress, groupby, product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,7 +22,7 @@ from sgpipe.errors import UserError
 from sgpipe.files.json_stream import JsonStream
 from sgpipe.files.locations import Location
 from sgpipe.recipe import PairConfig
-from sgpipe.records import Attribute, Box, Pair, Record, Triplet
+from sgpipe.records import Attribute, Box, Mention, Pair, Record, Triplet
 from sgpipe.sources import vocabulary
 from sgpipe.sources.vocabulary import category_names, implied_things, load_equivalents, loose_words
 from sgpipe.stages.base import Stage
@@ -33,19 +33,14 @@ _POSSESSIVE = re.compile(r"\s*['’]s\b|['’]")
 _WORD = re.compile(r"[^\W_]+")
 _CACHED_PHRASES = 1 << 17
 
-
 Predicates: TypeAlias = Mapping[tuple[str, str], Sequence[str]]
-
-
 Prior: TypeAlias = dict[tuple[str, str], list[str]]
-TripletCount: TypeAlias = tuple[
-    str, str, str, int
-]  # subject class, predicate, object class, how often
+# subject class, predicate, object class, number of relations
+TripletCount: TypeAlias = tuple[str, str, str, int]
 
 
 class HeadMatcher:
-    """Matches the longest known phrase around the head noun to classes, which have names and
-    synonyms.
+    """Matches the longest known phrase around a head noun to classes by name and synonym.
 
     Whole words are compared, in singular, plural or possessive form, with or without spaces ("surf
     board"). The longest phrase decides even if its class is absent from the image: a hot dog is
@@ -92,25 +87,31 @@ class HeadMatcher:
                 self._inflected.setdefault("".join(words[:-1]) + lemma, {}).setdefault(name, rank)
 
     def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
-        words, at = locate_head(split_words(phrase), split_words(head))
+        words, position = locate_head(split_words(phrase), split_words(head))
         for length in range(min(self._longest, len(words)), 0, -1):
-            for start in range(max(0, at - length + 1), min(at, len(words) - length) + 1):
-                left = "".join(words[start:at])
-                right = "".join(words[at + 1 : start + length])
-                keys = [left + form + right for form in (words[at], *noun_lemmas(words[at]))]
-                # What is written in the table takes precedence over other inflections.
-                found = (
-                    table[key]
-                    for table in (self._exact, self._inflected)
-                    for key in keys
-                    if key in table
-                )
-                ranks = next(found, None)
+            first = max(0, position - length + 1)
+            last = min(position, len(words) - length)
+            for start in range(first, last + 1):
+                ranks = self._ranks(words[start : start + length], position - start)
                 if ranks is not None:
-                    return tuple(
-                        sorted((name for name in ranks if ranks[name] >= 0), key=ranks.__getitem__)
-                    )
+                    listed = [name for name in ranks if ranks[name] >= 0]
+                    return tuple(sorted(listed, key=ranks.__getitem__))
         return ()
+
+    def _ranks(self, words: Sequence[str], position: int) -> dict[str, int] | None:
+        """Return the ranks of the classes that words name, whose head noun is at a position.
+
+        Phrases as the table writes them take precedence over their inflections.
+        """
+        noun = words[position]
+        left = "".join(words[:position])
+        right = "".join(words[position + 1 :])
+        keys = [left + form + right for form in (noun, *noun_lemmas(noun))]
+        for table in (self._exact, self._inflected):
+            for key in keys:
+                if key in table:
+                    return table[key]
+        return None
 
 
 class SubstringMatcher:
@@ -123,12 +124,10 @@ class SubstringMatcher:
 
     def __init__(self, synonyms: Mapping[str, Iterable[str]], names: Iterable[str] = ()) -> None:
         self.loose = frozenset[str]()
-        self._synonyms = {
-            name: tuple(
-                phrase for phrase in synonyms.get(name, (name,)) if not phrase.startswith("!")
-            )
-            for name in dict.fromkeys((*synonyms, *names))
-        }
+        self._synonyms: dict[str, list[str]] = {}
+        for name in dict.fromkeys((*synonyms, *names)):
+            phrases = synonyms.get(name, (name,))
+            self._synonyms[name] = [phrase for phrase in phrases if not phrase.startswith("!")]
         self.classes = lru_cache(_CACHED_PHRASES)(self._classes)
 
     def choose(self, phrase: str, head: str, present: dict[str, None]) -> str | None:
@@ -137,11 +136,11 @@ class SubstringMatcher:
 
     def _classes(self, phrase: str, head: str = "") -> tuple[str, ...]:
         text = phrase.lower()
-        return tuple(
-            name
-            for name, phrases in self._synonyms.items()
-            if any(part in text for part in phrases)
-        )
+        matching = []
+        for name, synonyms in self._synonyms.items():
+            if any(synonym in text for synonym in synonyms):
+                matching.append(name)
+        return tuple(matching)
 
 
 Matcher: TypeAlias = HeadMatcher | SubstringMatcher
@@ -173,12 +172,15 @@ def locate_head(words: list[str], head: list[str]) -> tuple[list[str], int]:
     if not head:
         return words, len(words) - 1
     noun = head[-1]
-    forms = {noun, *noun_lemmas(noun)}
-    same = [at for at, word in enumerate(words) if word == noun]
-    similar = same or [
-        at for at, word in enumerate(words) if not forms.isdisjoint((word, *noun_lemmas(word)))
-    ]
-    return (words, similar[-1]) if similar else (head, len(head) - 1)
+    positions = [index for index, word in enumerate(words) if word == noun]
+    if not positions:
+        forms = {noun, *noun_lemmas(noun)}
+        positions = [
+            index
+            for index, word in enumerate(words)
+            if not forms.isdisjoint((word, *noun_lemmas(word)))
+        ]
+    return (words, positions[-1]) if positions else (head, len(head) - 1)
 
 
 def candidate_pairs(
@@ -191,38 +193,27 @@ def candidate_pairs(
     """Return all ordered pairs of distinct boxes whose (subject class, object class) has
     predicates; without crowds.
 
-    `require_overlap`: keep only pairs of boxes that share some area. `limit`: number of pairs.
     Boxes are visited by `Box.rank`, the largest first, each adding its pairs with the boxes visited
     before it.
 
-    Returns pairs of indices, sorted, each with its own copy of the predicates; and the number of
-    pairs beyond the limit, among which those of boxes that were not visited count as overlapping.
+    Args:
+        objects: The boxes of an image.
+        predicates: The predicates of each (subject class, object class).
+        require_overlap: Keep only pairs of boxes that share some area.
+        limit: The number of pairs to return.
+
+    Returns:
+        Pairs of indices, sorted, each with its own copy of the predicates; and the number of pairs
+        beyond the limit, among which those of boxes that were not visited count as overlapping.
     """
     present = {box.category for box in objects}
-    related = [
-        (s, o) for (s, o), texts in predicates.items() if texts and s in present and o in present
-    ]
-    subjects = defaultdict[str, list[str]](list)
-    partners = defaultdict[str, list[str]](list)
-    for subject, object_ in related:
-        subjects[object_].append(subject)
-        partners[subject].append(object_)
-    classes = {name for pair in related for name in pair}
-    usable = [
-        i
-        for i, box in enumerate(objects)
-        if box.category in classes and not (box.iscrowd or box.is_nothing)
-    ]
-    usable.sort(key=lambda index: objects[index].rank)
-    boxes = np.array([objects[index].bbox for index in usable], np.float64)
+    related = _related_classes(predicates, present)
+    usable = _usable_boxes(objects, related)
     names = [objects[index].category for index in usable]
-    number = Counter(names)
-    beyond = sum(number[s] * (number[o] - (s == o)) for s, o in related)
-    visited = defaultdict[str, list[int]](list)
+    boxes = np.array([objects[index].bbox for index in usable], np.float64)
+    beyond = _count_pairs(names, related)
     chosen: list[tuple[int, int]] = []
-    for late, name in enumerate(names):
-        pairs = [(early, late) for subject in subjects[name] for early in visited[subject]]
-        pairs += [(late, early) for object_ in partners[name] for early in visited[object_]]
+    for pairs in _pairs_by_box(names, related):
         beyond -= len(pairs)
         if require_overlap and pairs:
             pairs = list(compress(pairs, overlapping(boxes, np.array(pairs))))
@@ -232,11 +223,60 @@ def candidate_pairs(
             chosen += pairs[: limit - len(chosen)]
             break
         chosen += pairs
+    candidates = []
+    for subject, object_ in sorted((usable[s], usable[o]) for s, o in chosen):
+        classes = (objects[subject].category, objects[object_].category)
+        candidates.append(Pair(subject, object_, list(predicates[classes])))
+    return candidates, beyond
+
+
+def _related_classes(predicates: Predicates, present: Collection[str]) -> list[tuple[str, str]]:
+    """Return the pairs of classes that are present and have predicates."""
+    related = []
+    for (subject, object_), texts in predicates.items():
+        if texts and subject in present and object_ in present:
+            related.append((subject, object_))
+    return related
+
+
+def _usable_boxes(objects: Sequence[Box], related: Iterable[tuple[str, str]]) -> list[int]:
+    """Return the indices of the boxes of related classes by rank; without crowds."""
+    classes = set(chain.from_iterable(related))
+    usable = []
+    for index, box in enumerate(objects):
+        if box.category in classes and not (box.iscrowd or box.is_nothing):
+            usable.append(index)
+    return sorted(usable, key=lambda index: objects[index].rank)
+
+
+def _count_pairs(names: Iterable[str], related: Iterable[tuple[str, str]]) -> int:
+    """Return the number of ordered pairs of distinct boxes, with these classes, that are
+    related.
+    """
+    boxes = Counter(names)
+    return sum(boxes[s] * (boxes[o] - (s == o)) for s, o in related)
+
+
+def _pairs_by_box(
+    names: Sequence[str], related: Iterable[tuple[str, str]]
+) -> Iterator[list[tuple[int, int]]]:
+    """Yield for each box its pairs with the boxes before it, first those that it is the object
+    of.
+    """
+    subjects = defaultdict[str, list[str]](list)
+    partners = defaultdict[str, list[str]](list)
+    for subject, object_ in related:
+        subjects[object_].append(subject)
+        partners[subject].append(object_)
+    visited = defaultdict[str, list[int]](list)
+    for late, name in enumerate(names):
+        pairs: list[tuple[int, int]] = []
+        for subject in subjects[name]:
+            pairs += [(early, late) for early in visited[subject]]
+        for object_ in partners[name]:
+            pairs += [(late, early) for early in visited[object_]]
+        yield pairs
         visited[name].append(late)
-    pairs = sorted((usable[subject], usable[object_]) for subject, object_ in chosen)
-    return [
-        Pair(s, o, list(predicates[objects[s].category, objects[o].category])) for s, o in pairs
-    ], beyond
 
 
 def overlapping(
@@ -270,30 +310,30 @@ def collect_prior(graphs: Iterable[Any], matcher: Matcher, *, verbatim: bool = F
 
     All of VG's layouts are accepted: `scene_graphs.json` and RLIP's preprocessed files
     (relationships with `subject_id` and `object_id`), or `relationships.json` (with subject and
-    object). If a name matches several classes, its relationships count for each. Unless `verbatim`,
-    predicates are lower-cased with single spaces, none is empty.
+    object). If a name matches several classes, its relationships count for all of them. Unless
+    `verbatim`, predicates are lower-cased with single spaces, none is empty.
     """
     predicates: dict[tuple[str, str], dict[str, None]] = {}
     for graph in graphs:
         things = {item["object_id"]: item for item in graph.get("objects", ())}
         for relation in graph["relationships"]:
-            classes: dict[str, tuple[str, ...]] = {}
-            for role in ("subject", "object"):
-                item = relation[role] if role in relation else things[relation[f"{role}_id"]]
-                names = (
-                    item["names"] if "names" in item else item["name"]
-                )  # a string in RLIP's files, else a list
-                classes[role] = matcher.classes(
-                    str(names if isinstance(names, str) else next(iter(names), ""))
-                )
-            text = (
-                str(relation["predicate"])
-                if verbatim
-                else normalise_predicate(str(relation["predicate"]))
-            )
-            for pair in product(classes["subject"], classes["object"]) if text or verbatim else ():
+            subjects = matcher.classes(_name_in_graph(relation, "subject", things))
+            objects = matcher.classes(_name_in_graph(relation, "object", things))
+            text = str(relation["predicate"])
+            if not verbatim:
+                text = normalise_predicate(text)
+                if not text:
+                    continue
+            for pair in product(subjects, objects):
                 predicates.setdefault(pair, {})[text] = None
     return {pair: list(texts) for pair, texts in predicates.items()}
+
+
+def _name_in_graph(relation: Any, role: str, things: Mapping[Any, Any]) -> str:
+    """Return the name of a relation's subject or object: a string in RLIP's files, else a list."""
+    item = relation[role] if role in relation else things[relation[f"{role}_id"]]
+    names = item["names"] if "names" in item else item["name"]
+    return str(names if isinstance(names, str) else next(iter(names), ""))
 
 
 def check_pair(config: PairConfig) -> None:
@@ -314,11 +354,9 @@ def synonyms_of(config: PairConfig, dataset: str) -> Mapping[str, tuple[str, ...
     """Return the recipe's synonym table, or the packaged one of a dataset. Raises UserError: as
     `load_synonyms`.
     """
-    return (
-        vocabulary.load_synonyms(config.synonyms)
-        if config.synonyms
-        else vocabulary.packaged_synonyms(dataset)
-    )
+    if config.synonyms:
+        return vocabulary.load_synonyms(config.synonyms)
+    return vocabulary.packaged_synonyms(dataset)
 
 
 class PairStage(Stage):
@@ -350,9 +388,8 @@ class PairStage(Stage):
         self._names = sorted({*categories, *category_names(dataset).values()})
         self._dataset = dataset
         self._known = known
-        self._verbatim = (
-            config.match == "substring"
-        )  # predicates as the parser or VG spells them, as in RLIPv2
+        # Predicates as the parser or VG spells them, as in RLIPv2.
+        self._verbatim = config.match == "substring"
 
     def setup(self) -> None:
         synonyms = synonyms_of(self.config, self._dataset)
@@ -378,32 +415,32 @@ class PairStage(Stage):
 
     def fill(self, record: Record) -> None:
         present = dict.fromkeys(box.category for box in record.objects)
-        free = {box.category for box in record.objects if box.origin == "grounded"}.difference(
-            self._names
-        )
+        grounded = {box.category for box in record.objects if box.origin == "grounded"}
+        free = grounded.difference(self._names)
         assign_categories(self._matcher, record.triplets, present, free)
         if self._extended is not None:
             self._extended.assign_kinds(record.triplets, present)
         assign_attributes(self._matcher, record)
-        triplets = told_triplets(record, self.config.match, self.config.loose)
-        if self.config.candidates == "prior":
-            predicates: Predicates = {
-                (s, o): self._prior.get((s, o), []) for s in present for o in present
-            }
-        elif self.config.candidates in ("marks", "layout"):
-            predicates = {}
-        elif self.config.candidates == "image":
-            texts = [
-                each.predicate if self._verbatim else normalise_predicate(each.predicate)
-                for each in triplets
-            ]
-            texts = list(dict.fromkeys(texts))
-            predicates = {(s, o): texts for s in present for o in present}
-        else:
-            predicates = stated_predicates(triplets, verbatim=self._verbatim)
+        predicates = self._predicates(record, present)
         if self._extended is not None:
             predicates = self._extended.predicates(predicates, present)
         record.left_out["pairs"] = self._list_pairs(record, record.objects, predicates)
+
+    def _predicates(self, record: Record, present: Iterable[str]) -> Predicates:
+        """Return the candidates of each pair of classes, by `pair.candidates`."""
+        if self.config.candidates in ("marks", "layout"):
+            return {}
+        pairs = [(subject, object_) for subject, object_ in product(present, repeat=2)]
+        if self.config.candidates == "prior":
+            return {pair: self._prior.get(pair, []) for pair in pairs}
+        triplets = told_triplets(record, self.config.match, self.config.loose)
+        if self.config.candidates != "image":  # captions, alone or beside others
+            return stated_predicates(triplets, verbatim=self._verbatim)
+        texts = [triplet.predicate for triplet in triplets]
+        if not self._verbatim:
+            texts = [normalise_predicate(text) for text in texts]
+        distinct = list(dict.fromkeys(texts))
+        return dict.fromkeys(pairs, distinct)
 
     def _list_pairs(self, record: Record, objects: Sequence[Box], predicates: Predicates) -> int:
         """Set the pairs by the classes of these objects, without known relations; returns how many
@@ -443,12 +480,10 @@ class ExtendedRun:
         counts = defaultdict[tuple[str, str], Counter[str]](Counter)
         for subject, predicate, object_, times in known:
             counts[self._kinds[subject], self._kinds[object_]][predicate] += times
-        most = config.known
-        texts = {pair: sorted(found) for pair, found in counts.items()}
-        self._frequent = {
-            pair: sorted(own, key=lambda text: -counts[pair][text])[:most]
-            for pair, own in texts.items()
-        }
+        self._frequent: dict[tuple[str, str], list[str]] = {}
+        for pair, times_of in counts.items():
+            by_frequency = sorted(times_of, key=lambda text: (-times_of[text], text))
+            self._frequent[pair] = by_frequency[: config.known]
 
     def assign_kinds(self, triplets: Iterable[Triplet], present: Iterable[str]) -> None:
         """Set the categories that `assign_categories` left empty to the first class of the image of
@@ -457,33 +492,34 @@ class ExtendedRun:
         classes = {self._kinds.get(name, name): name for name in reversed(list(present))}
 
         def of_kind(phrase: str, head: str) -> str | None:
-            return next(
-                (classes[kind] for kind in self._matcher.classes(phrase, head) if kind in classes),
-                None,
-            )
+            kinds = self._matcher.classes(phrase, head)
+            return next((classes[kind] for kind in kinds if kind in classes), None)
 
-        for each in triplets:
-            each.subject_category = each.subject_category or of_kind(
-                each.subject, each.subject_head
-            )
-            each.object_category = each.object_category or of_kind(each.object, each.object_head)
+        for triplet in triplets:
+            if not triplet.subject_category:
+                triplet.subject_category = of_kind(triplet.subject, triplet.subject_head)
+            if not triplet.object_category:
+                triplet.object_category = of_kind(triplet.object, triplet.object_head)
 
     def predicates(self, stated: Predicates, present: Iterable[str]) -> Predicates:
         """Return the predicates of pairs of classes: those of the run, and those stated that say
         something else.
         """
-        kinds_of = {
-            name: self._kinds.get(name, name) for name in present
-        }  # a free noun is of its own kind
+        # A free noun is of its own kind.
+        kinds_of = {name: self._kinds.get(name, name) for name in present}
         pairs = {(s, o): (kinds_of[s], kinds_of[o]) for s, o in product(kinds_of, repeat=2)}
-        meant: dict[tuple[str, str], dict[Any, str]] = {kinds: {} for kinds in pairs.values()}
-        texts = [(each, text) for each in meant for text in self._frequent.get(each, ())]
-        for kinds, text in (
-            *texts,
-            *((pairs[pair], text) for pair, own in stated.items() for text in own),
-        ):
-            meant[kinds].setdefault(self.equivalents.key(0, text, 1), text)
-        return {pair: list(meant[kinds].values()) for pair, kinds in pairs.items()}
+        texts: dict[tuple[str, str], dict[Any, str]] = {kinds: {} for kinds in pairs.values()}
+
+        def add(kinds: tuple[str, str], text: str) -> None:
+            texts[kinds].setdefault(self.equivalents.key(0, text, 1), text)
+
+        for kinds in texts:
+            for text in self._frequent.get(kinds, ()):
+                add(kinds, text)
+        for pair, stated_texts in stated.items():
+            for text in stated_texts:
+                add(pairs[pair], text)
+        return {pair: list(texts[kinds].values()) for pair, kinds in pairs.items()}
 
 
 def assign_categories(
@@ -495,25 +531,25 @@ def assign_categories(
     """Set the categories of the triplets' subjects and objects; None if the image has no such
     class, or a loose word would relate a class to itself ("a pizza with a crust").
 
-    `present`: the class names of the image's boxes, including crowds, in order of first appearance.
-    `free`: those that are heads of nouns, unknown to the matcher; they precede classes that a noun
-    may loosely stand for.
+    Args:
+        matcher: Matches the nouns with classes.
+        triplets: The triplets to change.
+        present: The class names of the image's boxes, including crowds, in order of first
+            appearance.
+        free: Those that are heads of nouns, unknown to the matcher; they precede classes that a
+            noun may loosely stand for.
     """
 
     def category(phrase: str, head: str) -> str | None:
         name = matcher.choose(phrase, head, present)
-        return (
-            head
-            if head in free and (name is None or not matcher.loose.isdisjoint((phrase, head)))
-            else name
-        )
+        is_loose = not matcher.loose.isdisjoint((phrase, head))
+        return head if head in free and (name is None or is_loose) else name
 
     for triplet in triplets:
         subject = category(triplet.subject, triplet.subject_head)
         object_ = category(triplet.object, triplet.object_head)
-        is_loose = object_ not in free and not matcher.loose.isdisjoint(
-            (triplet.object, triplet.object_head)
-        )
+        words = (triplet.object, triplet.object_head)
+        is_loose = object_ not in free and not matcher.loose.isdisjoint(words)
         triplet.subject_category = subject
         triplet.object_category = None if is_loose and subject == object_ else object_
 
@@ -522,7 +558,9 @@ def told_triplets(record: Record, match: str | None, loose: bool | None) -> list
     """Return the triplets of a record, then those that its captions imply; `match`, `loose`: of the
     pair stage.
     """
-    return [*record.triplets, *(implied_triplets(record) if loose and match != "substring" else ())]
+    if not loose or match == "substring":
+        return list(record.triplets)
+    return [*record.triplets, *implied_triplets(record)]
 
 
 def assign_attributes(matcher: Matcher, record: Record) -> None:
@@ -536,31 +574,45 @@ def assign_attributes(matcher: Matcher, record: Record) -> None:
     if record.mentions is None:
         return
     for box in record.objects:
-        box.attributes = [each for each in box.attributes if each.caption is None]
+        box.attributes = [attribute for attribute in box.attributes if attribute.caption is None]
     present = dict.fromkeys(box.category for box in record.objects)
-    for number, own in groupby(record.mentions, lambda mention: mention.caption):
-        named = [
-            (mention, matcher.choose(mention.phrase, mention.head, present)) for mention in own
-        ]
-        often = Counter(category for _, category in named)
-        boxes = [record.objects[index] for index in record.captions[number].boxes] or record.objects
-        for mention, category in named:
+    for caption, mentions in groupby(record.mentions, lambda mention: mention.caption):
+        named = [(matcher.choose(item.phrase, item.head, present), item) for item in mentions]
+        times = Counter(category for category, _ in named)
+        grounded = [record.objects[index] for index in record.captions[caption].boxes]
+        for category, mention in named:
             if not mention.attributes:
                 continue
-            meant = [
-                box for box in boxes if box.phrase and mention.phrase in box.phrase.split(", ")
-            ]
-            if (
-                not meant
-                and often[category] == 1
-                and matcher.loose.isdisjoint((mention.phrase, mention.head))
-            ):
-                meant = [box for box in boxes if box.category == category]
-            counts = [NUMBERS.index(name) for name in mention.attributes if name in NUMBERS]
-            if len(meant) == (counts[0] if counts else 1) and not any(box.iscrowd for box in meant):
-                for box in meant:
-                    box.attributes += [Attribute(name, number) for name in mention.attributes]
+            boxes = _boxes_meant(
+                matcher, mention, category, grounded or record.objects, times[category] == 1
+            )
+            _add_attributes(boxes, mention)
     record.mentions = None
+
+
+def _boxes_meant(
+    matcher: Matcher,
+    mention: Mention,
+    category: str | None,
+    boxes: Sequence[Box],
+    is_alone: bool,
+) -> list[Box]:
+    """Return the boxes that a mention means; `is_alone`: the caption names its class once."""
+    phrase = mention.phrase
+    grounded = [box for box in boxes if box.phrase and phrase in box.phrase.split(", ")]
+    if grounded or not is_alone or not matcher.loose.isdisjoint((phrase, mention.head)):
+        return grounded
+    return [box for box in boxes if box.category == category]
+
+
+def _add_attributes(boxes: Sequence[Box], mention: Mention) -> None:
+    """Add the attributes of a mention to the boxes that it means, if they are as many as it says."""
+    numbers = [NUMBERS.index(name) for name in mention.attributes if name in NUMBERS]
+    number = numbers[0] if numbers else 1
+    if len(boxes) != number or any(box.iscrowd for box in boxes):
+        return
+    for box in boxes:
+        box.attributes += [Attribute(name, mention.caption) for name in mention.attributes]
 
 
 def implied_triplets(record: Record) -> list[Triplet]:
@@ -568,20 +620,25 @@ def implied_triplets(record: Record) -> list[Triplet]:
     skiing on skis.
     """
     present = {box.category for box in record.objects}
+    if "person" not in present:
+        return []
     pattern, rows = implied_things()
-    found: dict[tuple[int, int], Triplet] = {}
-    for number, caption in enumerate(record.captions if "person" in present else ()):
+    implied: dict[tuple[int, int], Triplet] = {}
+    for number, caption in enumerate(record.captions):
         for match in pattern.finditer(" ".join(split_words(caption.text))):
-            predicate, classes = rows[(match.lastindex or 1) - 1]
-            name = next((each for each in classes if each in present), None)
+            row = match.lastindex or 1
+            predicate, classes = rows[row - 1]
+            name = next((name for name in classes if name in present), None)
             if name:
-                verb, *rest = predicate.split(" ")
-                lemma = " ".join([verb_lemma(verb), *rest])
-                triplet = Triplet(
-                    "person", predicate, name, "person", name, lemma, number, "person", name
-                )
-                found[number, match.lastindex or 1] = triplet
-    return list(found.values())
+                implied[number, row] = _of_person(predicate, name, number)
+    return list(implied.values())
+
+
+def _of_person(predicate: str, name: str, caption: int) -> Triplet:
+    """Return the triplet of a person and a class of the dataset."""
+    verb, *rest = predicate.split(" ")
+    lemma = " ".join([verb_lemma(verb), *rest])
+    return Triplet("person", predicate, name, "person", name, lemma, caption, "person", name)
 
 
 def stated_predicates(
