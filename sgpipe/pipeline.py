@@ -74,7 +74,7 @@ ImageInput: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[np.uint8
 ImageList: TypeAlias = "list[ImageInput] | tuple[ImageInput, ...]"
 Scene = TypeVar("Scene", Image.Image, NDArray[np.uint8])
 
-_ON_DEVICES = ("detect", "caption", "ground", "pair", "tag")  # the stages with a model
+_ON_DEVICES = [name for name, config in Recipe().stages.items() if config.takes_device]
 _SPLIT = "all"
 _GIVEN = "coco"  # dataset of images with given boxes, which refer to the stored image as COCO's do
 _ROOTS = {_SPLIT: FolderRoot(Path("/"))}
@@ -344,7 +344,7 @@ class Pipeline:
             )
         self.recipe = with_model_folders(resolved(recipe))
         for name in _ON_DEVICES:
-            stage = getattr(self.recipe, name)
+            stage = self.recipe.stages[name]
             check_devices(
                 stage.device,
                 stage.resources.gpus or 0,

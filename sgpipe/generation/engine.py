@@ -25,7 +25,7 @@ from typing import Any, Protocol
 from sgpipe.errors import EngineError, UserError, first_line, format_os_error
 from sgpipe.files.image_roots import ImageRoot
 from sgpipe.files.locations import Location, open_file
-from sgpipe.recipe import STAGES, Recipe, Resources, models_of
+from sgpipe.recipe import AUTO_ON_CPU, STAGES, Recipe, Resources, models_of
 from sgpipe.records import Record, from_table
 from sgpipe.stages.base import IsolatedRunner, Stage, StageRunner, Usage
 from sgpipe.stages.endpoint import CacheFolder
@@ -38,7 +38,6 @@ from sgpipe.utils.devices import usable_gpus
 _UNITS_PER_ACTOR = 4
 
 
-AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
 # of an actor that shares a GPU
 _GPU_ACTOR_CPUS = 0.5
 _MOST_THREADS = 4
@@ -163,9 +162,7 @@ class StageBuilder:
             }
             stages.append(DetectStage(self.recipe.detect, self.roots))
         stages += self.build(self.recipe, self.roots, classes)
-        stages = [
-            stage for stage in stages if stage.name.replace("load", "caption") not in self.skipped
-        ]
+        stages = [stage for stage in stages if stage.section not in self.skipped]
         for stage in stages:
             stage.check()
             stage.cache_folder = self.cache_folder
@@ -247,11 +244,8 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
     """Return the stages that share this machine's GPUs: none if one asks for GPUs, or `before`
     began on CPUs.
     """
-    models = {name: getattr(recipe, name) for name in models_of(recipe)}
-    if recipe.tag.method == "layout":  # which computes on the CPU
-        models.pop("tag", None)
-    if recipe.pair.layout:
-        models.pop("pair", None)
+    configs = {name: recipe.stages[name] for name in models_of(recipe)}
+    models = {name: config for name, config in configs.items() if config.shares_gpus}
     able = {
         name
         for name, each in models.items()

@@ -9,15 +9,21 @@ over up to the first stage that differs.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sgpipe.errors import UserError
-from sgpipe.files.locations import StorePath, content_id, text_sha256
-from sgpipe.generation.engine import AUTO_ON_CPU, UnitReader, WorkUnit, stages_sharing_gpus
-from sgpipe.recipe import PACKAGED_LAYOUT, SERVED, STAGES, Recipe, load_recipe, with_model_folders
+from sgpipe.files.locations import StorePath
+from sgpipe.generation.engine import UnitReader, WorkUnit, stages_sharing_gpus
+from sgpipe.recipe import (
+    STAGES,
+    IdentityFacts,
+    Recipe,
+    StageConfig,
+    load_recipe,
+    with_model_folders,
+)
 from sgpipe.records import Record, from_table
 from sgpipe.sources.opening import open_parent
 from sgpipe.stages.caption.captioner import settings_of
@@ -28,24 +34,8 @@ from sgpipe.storage.source_index import SourceIndex
 from sgpipe.utils import __version__
 from sgpipe.utils.atomic import temporary_folder
 from sgpipe.utils.console import count, listed
-from sgpipe.utils.hashing import differences, model_sha256
+from sgpipe.utils.hashing import differences
 
-_DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
-_OF_MARKS = {"model", "endpoint", "max_marks", "samples", "temperature", "dtype"}
-_OF_PRIOR = {"prior", "prior_power"}
-_OF_RTAGGER = {"short_side", "long_side", "group_size", "chunk", "vocabulary", "vocabulary_others"}
-
-
-_FILLS = {
-    "detect": "objects",
-    "caption": "captions",
-    "parse": "triplets",
-    "ground": "objects",
-    "pair": "pairs",
-}
-_NOUNS = {**_FILLS, "detect": "boxes", "ground": "boxes of words"}
-_LEFT_OUT = {"detect": ["boxes"], "caption": ["regions"], "ground": ["words", "grounded"]}
-_LEFT_OUT["pair"] = ["pairs", "marks", "answers"]
 _EVERY_ROW = (
     "image_id",
     "dataset",
@@ -69,7 +59,6 @@ _MATCHING = (
     "synonyms",
     "loose",
 )  # settings of the pair stage that decide whose attributes are whose
-_KINDS = {"parse": "parser", "tag": "method"}
 
 
 def identity(
@@ -87,69 +76,17 @@ def identity(
     parts["miniworld"] = recipe.source.synthetic
     if not recipe.source.open_images:
         parts["open_images"] = False
+    sections = recipe.stages
+    sections["caption"] = settings_of(recipe.caption)
+    facts = IdentityFacts(recipe.seed, recipe.source.format == "run")
     if recipe.detects:
-        parts["detect"] = recipe.detect.model_dump(mode="json", exclude=_DISTRIBUTION)
-        parts["detect"]["detector"] = model_sha256(recipe.detect.detector)
-    recipe = recipe.model_copy(update={"caption": settings_of(recipe.caption)})
-    for stage in ("caption", "parse", "pair", "tag"):
-        parts[stage] = settings_of_stage(recipe, stage)
+        parts["detect"] = recipe.detect.identity(facts)
+    for name in ("caption", "parse", "pair", "tag"):
+        of_stage = replace(facts, shares_gpu=name in sharing)
+        parts[name] = sections[name].identity(of_stage)
     parts["parse"]["model"] = parser_identity(recipe.parse)
-    if recipe.caption.captioner is None:
-        parts["caption"] = {"captioner": None}
-    else:
-        parts["caption"] |= _model(recipe, "caption", "captioner", sharing)
-        if recipe.caption.decoding == "beam":
-            del parts["caption"]["repetition_penalty"], parts["caption"]["top_k"]
-    parts["tag"] |= _model(recipe, "tag", "tagger", sharing)
-    if recipe.tag.method != "rtagger":
-        parts["tag"] = {
-            name: value for name, value in parts["tag"].items() if name not in _OF_RTAGGER
-        }
-    elif recipe.tag.vocabulary == "dataset":
-        del parts["tag"]["vocabulary_others"]
-    else:
-        parts["tag"]["seed"] = recipe.seed
-    if recipe.tag.prior is None:
-        parts["tag"] = {
-            name: value for name, value in parts["tag"].items() if name not in _OF_PRIOR
-        }
-    else:
-        parts["tag"]["prior"] = model_sha256(str(PACKAGED_LAYOUT))
-    if recipe.tag.method == "layout":
-        parts["tag"]["tagger"] = model_sha256(recipe.tag.tagger or str(PACKAGED_LAYOUT))
-        del parts["tag"]["dtype"], parts["tag"]["compile"]
-    if recipe.tag.method == "clip":  # which computes in float32
-        del parts["tag"]["dtype"]
-    if not recipe.tag.scores:
-        parts["tag"] = {"method": recipe.tag.method}
-    elif recipe.tag.calibration is None:
-        del parts["tag"]["calibration"], parts["tag"]["precision"]
-    else:
-        content_id(recipe.tag.calibration)
-        parts["tag"]["calibration"] = text_sha256(recipe.tag.calibration)
-    if recipe.pair.marks:
-        parts["pair"] |= {**_model(recipe, "pair", "model", sharing), "seed": recipe.seed}
-    else:
-        parts["pair"] = {
-            name: value for name, value in parts["pair"].items() if name not in _OF_MARKS
-        }
-    if recipe.pair.layout:
-        parts["pair"]["model"] = model_sha256(recipe.pair.model or str(PACKAGED_LAYOUT))
-    else:
-        del parts["pair"]["probability"]
-    if recipe.source.format != "run":
-        del parts["pair"]["equivalents"], parts["pair"]["known"]
-    for name in {"synonyms", "prior", "equivalents"} & parts["pair"].keys():
-        path, parts["pair"][name] = getattr(recipe.pair, name), None
-        if path is not None:
-            with suppress(
-                FileNotFoundError, IsADirectoryError
-            ):  # a pair stage that does not run needs no file
-                parts["pair"][name] = text_sha256(path)
     if recipe.ground.detector is not None:
-        parts["ground"] = settings_of_stage(recipe, "ground")
-        parts["ground"] |= {name: parts["pair"][name] for name in ("synonyms", "loose")}
-        parts["ground"]["detector"] = model_sha256(recipe.ground.detector)
+        parts["ground"] = recipe.ground.identity(facts) | recipe.pair.matching(facts)
     return parts
 
 
@@ -164,28 +101,6 @@ def source_identity(indexes: Mapping[str, SourceIndex]) -> dict[str, Any]:
         )
         for split, index in indexes.items()
     }
-
-
-def settings_of_stage(recipe: Recipe, stage: str) -> dict[str, Any]:
-    """Return the settings of a stage that decide its labels; models by name, files by path."""
-    settings: dict[str, Any] = getattr(recipe, stage).model_dump(mode="json", exclude=_DISTRIBUTION)
-    if settings.get("endpoint") is not None:
-        settings["endpoint"] = SERVED
-    return settings
-
-
-def _model(
-    recipe: Recipe, stage: str, setting: str, sharing: Collection[str]
-) -> dict[str, str | None]:
-    """Return the content of a model's files, of a served one its name, and its `dtype`."""
-    config = getattr(recipe, stage)
-    name = getattr(config, setting)
-    dtype = config.dtype
-    if config.endpoint is not None:
-        return {setting: name, "dtype": SERVED}
-    if dtype == "auto":  # half precision needs a GPU, and actors that ask for no GPU see none
-        dtype = "auto on a GPU" if stage in sharing or config.resources.gpus else AUTO_ON_CPU
-    return {setting: model_sha256(name), "dtype": dtype}
 
 
 def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
@@ -307,8 +222,13 @@ class Reuse:
     def stages(self) -> list[str]:
         return [stage for stage in STAGES if stage in self.identity and stage not in self.reused]
 
+    @property
+    def nouns(self) -> list[str]:
+        """What is taken over, in words."""
+        return [self.recipe.stages[stage].noun for stage in self.reused]
+
     def __str__(self) -> str:
-        taken = listed([_NOUNS[stage] for stage in self.reused])
+        taken = listed(self.nouns)
         return (
             f"{taken} from {self.files.root}; {listed(self.stages)} to run"
             f" ({'; '.join(self.changes)})"
@@ -343,11 +263,12 @@ class Reuse:
         place = str(self.files.folder.resolve()) if self.files.folder else self.files.root
         return {
             "identity": now,
-            "parent": {"run": place, "reused": [_NOUNS[stage] for stage in self.reused]},
+            "parent": {"run": place, "reused": self.nouns},
         }
 
     def reader(self, reader: UnitReader) -> ParentReader:
-        return ParentReader(reader.storage, reader.indexes, self.files, self.reused)
+        reused = {stage: self.recipe.stages[stage] for stage in self.reused}
+        return ParentReader(reader.storage, reader.indexes, self.files, reused)
 
 
 def _check_same(files: RunFiles, now: Mapping[str, Any], *keys: str) -> None:
@@ -368,10 +289,11 @@ def _changes(
     keys = ["caption", "seed"] if stage == "caption" and now["caption"]["captioner"] else [stage]
     old = before.get(stage, {})
     new = now.get(stage, {})
-    kind = _KINDS.get(stage, "" if old and new else "detector")
+    config = recipe.stages[stage]
+    kind = config.kind_setting or ("" if old and new else config.setting_of_model)
     if kind and old.get(kind) != new.get(kind):  # others have other settings
         return differences({stage: {kind: old.get(kind)}}, {stage: {kind: new.get(kind)}})
-    named_alike = settings_of_stage(then, stage) == settings_of_stage(recipe, stage)
+    named_alike = then.stages[stage].labelling_settings() == config.labelling_settings()
     if named_alike and all(
         _is_same(old.get(name), new.get(name)) for name in (*_FILES, "dtype", "seed")
     ):
@@ -398,7 +320,7 @@ class ParentReader(UnitReader):
     """
 
     files: RunFiles
-    reused: Sequence[str]
+    reused: Mapping[str, StageConfig]
 
     def read(self, unit: WorkUnit) -> list[Record]:
         """As `UnitReader.read`; errors of reused stages stay. Raises UserError: a shard is damaged,
@@ -406,7 +328,7 @@ class ParentReader(UnitReader):
         """
         records = super().read(unit)
         columns = self._columns
-        limited = {name for stage in self.reused for name in _LEFT_OUT.get(stage, ())}
+        limited = {name for config in self.reused.values() for name in config.left_out}
         for record, row in zip(records, self._rows(unit), strict=True):
             if record.image_id != row.image_id:
                 images = f"{row.image_id!r} in place of {record.image_id!r}"
@@ -419,7 +341,7 @@ class ParentReader(UnitReader):
                 what: number for what, number in row.left_out.items() if what in limited
             }
             stage = (row.error or "").partition(":")[0]
-            ground = self.reused[-1] == "ground"
+            ground = [*self.reused][-1] == "ground"
             filled = any(
                 not ground or each.origin == "grounded" for each in getattr(row, columns[-1])
             )
@@ -435,7 +357,7 @@ class ParentReader(UnitReader):
         """The columns that are taken over; attributes of objects with the captions' triplets."""
         return [
             *(["objects"] if "parse" in self.reused else []),
-            *(_FILLS[stage] for stage in self.reused),
+            *(config.column for config in self.reused.values()),
         ]
 
     def _rows(self, unit: WorkUnit) -> Iterator[Record]:

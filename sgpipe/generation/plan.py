@@ -197,17 +197,11 @@ def plan(
             longest = max(unit.rows for unit in run.start_engine(units))
             assert run.engine is not None
             workers = run.engine.workers
-            served = [
-                stage
-                for stage in (recipe.caption, recipe.parse, recipe.pair, recipe.tag)
-                if stage.endpoint
-            ]
-            least = min(
-                longest, _IN_FLIGHT * max((stage.requests.in_flight for stage in served), default=0)
-            )
+            in_flight = max(config.requests_in_flight for config in recipe.stages.values())
+            least = min(longest, _IN_FLIGHT * in_flight)
             images = images or max(SAMPLE, min(2 * least * sum(workers.values()), LARGEST))
             sample = _sample(units, min(images, whole), sum(workers.values()), recipe.seed, least)
-            if served:
+            if in_flight:
                 progress.say(f"asking the served model about {count(min(images, whole), 'image')}")
             done: list[tuple[float, ShardEntry]] = []
             with closing(

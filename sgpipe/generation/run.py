@@ -169,8 +169,7 @@ class LabellingRun:
         progress = self.progress
         if (folder.root / MANIFEST).exists() and (there := Manifest.load(folder.root)).shards:
             self.before = there.run["identity"]
-        absent = {"detect": not self.recipe.detects, "ground": self.recipe.ground.detector is None}
-        skipped = {*(reuse.reused if reuse else ()), *(name for name in absent if absent[name])}
+        skipped = {*(reuse.reused if reuse else ()), *self.recipe.absent}
         cache = CacheFolder(folder.private.absolute())
         self._stages = StageBuilder(build_stages, self._with_gpus(), {}, {}, skipped, cache)
         if not self.before and runs_locally(self._stages.recipe, self._stages, math.inf):
@@ -435,8 +434,10 @@ def check_recipe(recipe: Recipe, stages: Sequence[str] = STAGES) -> None:
         raise UserError(
             "engine.kind=local does not join a Ray cluster: omit engine.address (--ray-address)"
         )
-    for name in {"detect", "caption", "ground", "pair", "tag"} & {*stages}:
-        stage = getattr(recipe, name)
+    for name in stages:
+        stage = recipe.stages[name]
+        if not stage.takes_device:
+            continue
         shared = (
             usable_gpus() if recipe.engine.address is None and stage.resources.gpus is None else 0
         )

@@ -41,8 +41,15 @@ from sgpipe.recipe.source import (
     SplitName,
     StoredPath,
 )
-from sgpipe.recipe.stages import (
+from sgpipe.recipe.stage import (
+    AUTO_ON_CPU,
     SERVED,
+    IdentityFacts,
+    Requests,
+    Resources,
+    StageConfig,
+)
+from sgpipe.recipe.stages import (
     UNSCORED,
     CandidateSource,
     CaptionConfig,
@@ -50,13 +57,12 @@ from sgpipe.recipe.stages import (
     GroundConfig,
     PairConfig,
     ParseConfig,
-    Requests,
-    Resources,
     TagConfig,
 )
 from sgpipe.utils.config_file import Config
 
 __all__ = [
+    "AUTO_ON_CPU",
     "DEFAULT_SIDES",
     "MINIWORLD",
     "PACKAGED_LAYOUT",
@@ -72,6 +78,7 @@ __all__ = [
     "GroundConfig",
     "HubColumns",
     "HubConfig",
+    "IdentityFacts",
     "ImageLocation",
     "MiniworldConfig",
     "ModelName",
@@ -84,6 +91,7 @@ __all__ = [
     "SourceConfig",
     "SplitConfig",
     "SplitName",
+    "StageConfig",
     "StoredPath",
     "TagConfig",
     "hub_models",

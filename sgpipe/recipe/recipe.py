@@ -9,8 +9,9 @@ from pydantic import Field, StringConstraints
 
 from sgpipe.files.locations import is_uri
 from sgpipe.files.model_cache import pin_model
-from sgpipe.recipe.models import MINIWORLD, PackagedModel, is_layout_model, named_model
+from sgpipe.recipe.models import MINIWORLD, is_layout_model, named_model
 from sgpipe.recipe.source import SourceConfig
+from sgpipe.recipe.stage import StageConfig
 from sgpipe.recipe.stages import (
     CaptionConfig,
     DetectConfig,
@@ -22,21 +23,7 @@ from sgpipe.recipe.stages import (
 from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.config_file import Config, load, recipe_folder
 
-_MODELS = {
-    "detect": "detector",
-    "caption": "captioner",
-    "parse": "model",
-    "ground": "detector",
-    "pair": "model",
-    "tag": "tagger",
-}
-STAGES = tuple(_MODELS)  # in their order
-_PACKAGED: Mapping[str, PackagedModel] = {
-    "detect": "parseda",
-    "ground": "parseda",
-    "caption": "captioner",
-    "tag": "tagger",
-}
+STAGES = ("detect", "caption", "parse", "ground", "pair", "tag")  # in their order
 
 
 class EngineConfig(Config):
@@ -82,6 +69,17 @@ class Recipe(Config):
         return self.source.format == "folder" and self.detect.detector is not None
 
     @property
+    def stages(self) -> dict[str, StageConfig]:
+        """Return the section of each stage by its name, in their order."""
+        return {name: getattr(self, name) for name in STAGES}
+
+    @property
+    def absent(self) -> set[str]:
+        """Return the stages that do not run for this recipe."""
+        runs = {"detect": self.detects, "ground": self.ground.detector is not None}
+        return {name for name, is_run in runs.items() if not is_run}
+
+    @property
     def needs_captions(self) -> bool:
         """Return whether captions must be given: nothing else states candidates, and no model
         captions.
@@ -117,22 +115,11 @@ def models_of(recipe: Recipe, skipped: Collection[str] = ()) -> dict[str, str]:
     """Return the models that stages but `skipped` ones load: not those behind endpoints, nor
     spaCy's.
     """
-    asks_pairs = recipe.pair.marks or recipe.pair.layout
-    used = {"parse": recipe.parse.parser == "seq2seq", "pair": asks_pairs, "tag": recipe.tag.scores}
-    configs = {
-        stage: getattr(recipe, stage)
-        for stage in _MODELS
-        if stage not in skipped and used.get(stage, True)
-    }
-    served = {
-        stage for stage, config in configs.items() if getattr(config, "endpoint", None) is not None
-    }
-    models = {
-        stage: getattr(config, _MODELS[stage])
-        for stage, config in configs.items()
-        if stage not in served
-    }
-    return {stage: model for stage, model in models.items() if model is not None}
+    models = {}
+    for name, config in recipe.stages.items():
+        if name not in skipped and config.loaded_model is not None:
+            models[name] = config.loaded_model
+    return models
 
 
 def with_model_folders(
@@ -150,12 +137,11 @@ def with_model_folders(
             differ.
     """
     changed = {}
-    for stage, model in models_of(recipe).items():
-        folder = named_model(model, _PACKAGED.get(stage))
-        known = json.dumps((before or {}).get(stage)) if resumes or "@" not in folder else ""
-        changed[stage] = getattr(recipe, stage).model_copy(
-            update={_MODELS[stage]: pin_model(folder, known)}
-        )
+    for name, model in models_of(recipe).items():
+        config = recipe.stages[name]
+        folder = named_model(model, config.packaged)
+        known = json.dumps((before or {}).get(name)) if resumes or "@" not in folder else ""
+        changed[name] = config.with_model(pin_model(folder, known))
     return recipe.model_copy(update=changed)
 
 

@@ -1,18 +1,30 @@
 """The sections of a recipe that set the stages, in their order."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
-from sgpipe.recipe.models import ModelName
+from sgpipe.files.locations import content_id, text_sha256
+from sgpipe.recipe.models import PACKAGED_LAYOUT, ModelName
 from sgpipe.recipe.source import StoredPath
-from sgpipe.utils.config_file import Config
+from sgpipe.recipe.stage import IdentityFacts, Requests, Resources, StageConfig, file_identity
+from sgpipe.utils.hashing import model_sha256
 
 CandidateSource = Literal[
     "captions", "image", "prior", "marks", "captions+marks", "layout", "captions+layout"
 ]
-SERVED = "served"  # what identities say of an endpoint, whose address may change
+_MARKS_ONLY = {"model", "endpoint", "max_marks", "samples", "temperature", "dtype"}
+_PAIR_FILES = ("synonyms", "prior", "equivalents")
+_PRIOR_ONLY = {"prior", "prior_power"}
+_RTAGGER_ONLY = {
+    "short_side",
+    "long_side",
+    "group_size",
+    "chunk",
+    "vocabulary",
+    "vocabulary_others",
+}
 # Methods without scores, and what their relations are.
 UNSCORED: Mapping[str, str] = {
     "all": "every candidate pair is related (tag.method: all)",
@@ -20,41 +32,14 @@ UNSCORED: Mapping[str, str] = {
 }
 
 
-class Resources(Config):
-    """Resources of each actor of a stage, and the number of actors."""
-
-    actors: int | None = Field(
-        None, ge=1, description="parallel copies of the stage; null: as many as fit"
-    )
-    cpus: float = Field(1, gt=0, description="CPUs per actor, and its number of torch threads")
-    gpus: float | None = Field(
-        None, ge=0, le=1, description="GPUs per actor, one or a part; null: a share of all"
-    )
-    memory: float = Field(
-        0, ge=0, description="GiB of memory per actor that Ray keeps free for it; 0: not counted"
-    )
-    io_threads: int | None = Field(
-        None, ge=0, le=64, description="threads that open images; null: by CPUs and GPUs"
-    )
-
-
-class Requests(Config):
-    """How an endpoint is asked. Nothing here changes an answer."""
-
-    in_flight: int = Field(16, ge=1, description="requests of one actor that are under way at once")
-    timeout: float = Field(120, gt=0, description="seconds to wait for an answer")
-    retries: int = Field(
-        6, ge=0, description="further attempts after a cut connection, a 429 or a 5xx"
-    )
-    key: str = Field(
-        "OPENAI_API_KEY",
-        pattern=r"^[A-Za-z_]\w*$",
-        description="environment variable with it, if set",
-    )
-
-
-class DetectConfig(Config):
+class DetectConfig(StageConfig):
     """The detector for images without annotations (format: folder, and `sgpipe label`)."""
+
+    setting_of_model = "detector"
+    packaged = "parseda"
+    column = "objects"
+    noun = "boxes"
+    left_out = ("boxes",)
 
     detector: ModelName | None = Field(
         None, description="hub id or folder of an object detector; or miniworld"
@@ -70,9 +55,18 @@ class DetectConfig(Config):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     resources: Resources = Resources()
 
+    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+        return self.labelling_settings() | {"detector": model_sha256(self.detector)}
 
-class CaptionConfig(Config):
+
+class CaptionConfig(StageConfig):
     """Captions by a model, or, with captioner: null, from the captions file of each split."""
+
+    setting_of_model = "captioner"
+    packaged = "captioner"
+    column = "captions"
+    noun = "captions"
+    left_out = ("regions",)
 
     captioner: ModelName | None = Field(
         None, description="BLIP or other: hub id, folder, name at the endpoint, or miniworld"
@@ -114,9 +108,21 @@ class CaptionConfig(Config):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     resources: Resources = Resources()
 
+    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+        if self.captioner is None:
+            return {"captioner": None}
+        unused = {"repetition_penalty", "top_k"} if self.decoding == "beam" else set()
+        return self.labelling_settings(unused) | self._model_identity(self.dtype, facts)
 
-class ParseConfig(Config):
+
+class ParseConfig(StageConfig):
     """Captions to relation triplets."""
+
+    setting_of_model = "model"
+    kind_setting = "parser"
+    column = "triplets"
+    noun = "triplets"
+    takes_device = False
 
     parser: Literal["rules", "learned", "seq2seq", "llm"] = "rules"
     model: str | None = Field(
@@ -131,11 +137,21 @@ class ParseConfig(Config):
     batch_size: int = Field(256, ge=1, description="captions parsed together")
     resources: Resources = Resources()
 
+    @property
+    def reads_model(self) -> bool:
+        return self.parser == "seq2seq"
 
-class GroundConfig(Config):
+
+class GroundConfig(StageConfig):
     """Boxes for the words of captions that no box of the image carries; other boxes stay as they
     are.
     """
+
+    setting_of_model = "detector"
+    packaged = "parseda"
+    column = "objects"
+    noun = "boxes of words"
+    left_out = ("words", "grounded")
 
     detector: ModelName | None = Field(
         None, description="hub id or folder of a detector of texts, or miniworld; null: none"
@@ -160,9 +176,17 @@ class GroundConfig(Config):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     resources: Resources = Resources()
 
+    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+        return self.labelling_settings() | {"detector": model_sha256(self.detector)}
 
-class PairConfig(Config):
+
+class PairConfig(StageConfig):
     """From triplets and boxes to ordered pairs of boxes, each with its candidate predicates."""
+
+    setting_of_model = "model"
+    column = "pairs"
+    noun = "pairs"
+    left_out = ("pairs", "marks", "answers")
 
     candidates: CandidateSource = "captions"
     model: str | None = None
@@ -217,9 +241,51 @@ class PairConfig(Config):
         """Return whether the layout model relates boxes."""
         return self.candidates in ("layout", "captions+layout")
 
+    @property
+    def reads_model(self) -> bool:
+        return self.marks or self.layout
 
-class TagConfig(Config):
+    @property
+    def shares_gpus(self) -> bool:
+        return not self.layout  # which computes on the CPU
+
+    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+        parts = self.labelling_settings(self._unused(facts))
+        for setting in _PAIR_FILES:
+            if setting in parts:
+                parts[setting] = file_identity(getattr(self, setting))
+        if self.marks:
+            parts |= self._model_identity(self.dtype, facts)
+            parts["seed"] = facts.seed
+        if self.layout:
+            parts["model"] = model_sha256(self.model or str(PACKAGED_LAYOUT))
+        return parts
+
+    def matching(self, facts: IdentityFacts) -> dict[str, Any]:
+        """Return what decides which noun fits which class, also where other stages ask."""
+        parts = self.identity(facts)
+        return {setting: parts[setting] for setting in ("synonyms", "loose")}
+
+    def _unused(self, facts: IdentityFacts) -> set[str]:
+        """Return the settings that are for other candidates than these."""
+        unused: set[str] = set()
+        if not self.marks:
+            unused |= _MARKS_ONLY
+        if not self.layout:
+            unused.add("probability")
+        if not facts.extends:
+            unused |= {"equivalents", "known"}
+        return unused
+
+
+class TagConfig(StageConfig):
     """Which candidates are relations: every candidate pair is scored against its predicates."""
+
+    setting_of_model = "tagger"
+    packaged = "tagger"
+    kind_setting = "method"
+    column = "relations"
+    noun = "relations"
 
     method: Literal["auto", "rtagger", "all", "overlap", "clip", "vlm", "layout"] = "rtagger"
     tagger: ModelName | None = None
@@ -266,3 +332,45 @@ class TagConfig(Config):
     def scores(self) -> bool:
         """Return whether relations are scored; otherwise they have confidence 1."""
         return self.method not in UNSCORED
+
+    @property
+    def reads_model(self) -> bool:
+        return self.scores
+
+    @property
+    def shares_gpus(self) -> bool:
+        return self.method != "layout"  # which computes on the CPU
+
+    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+        """Return what decides the relations. Raises UserError: the calibration is missing."""
+        if not self.scores:
+            return {"method": self.method}
+        parts = self.labelling_settings() | self._model_identity(self.dtype, facts)
+        if self.method == "layout":
+            parts["tagger"] = model_sha256(self.tagger or str(PACKAGED_LAYOUT))
+        if self.method == "rtagger" and self.vocabulary == "image":
+            parts["seed"] = facts.seed
+        if self.prior is not None:
+            parts["prior"] = model_sha256(str(PACKAGED_LAYOUT))
+        if self.calibration is not None:
+            content_id(self.calibration)
+            parts["calibration"] = text_sha256(self.calibration)
+        unused = self._unused()
+        return {setting: value for setting, value in parts.items() if setting not in unused}
+
+    def _unused(self) -> set[str]:
+        """Return the settings that are for other methods than this one."""
+        unused: set[str] = set()
+        if self.method != "rtagger":
+            unused |= _RTAGGER_ONLY
+        elif self.vocabulary == "dataset":
+            unused.add("vocabulary_others")
+        if self.prior is None:
+            unused |= _PRIOR_ONLY
+        if self.method == "layout":
+            unused |= {"dtype", "compile"}
+        if self.method == "clip":  # which computes in float32
+            unused.add("dtype")
+        if self.calibration is None:
+            unused |= {"calibration", "precision"}
+        return unused

@@ -62,6 +62,11 @@ class Stage:
     cache_folder: CacheFolder | None = None
     device: torch.device | None = None
 
+    @property
+    def section(self) -> str:
+        """The section of the recipe that has its settings and decides whether it runs."""
+        return self.name
+
     def check(self) -> None:
         """Before workers start, raise UserError if its configuration tells that there is no such
         model.
@@ -158,6 +163,7 @@ class LoadStage(ImageStage):
     """
 
     name = "load"
+    section = "caption"  # it stands where a captioner would
 
     def __init__(
         self, roots: Mapping[str, ImagePlace], resources: Resources, *, opens: bool = True

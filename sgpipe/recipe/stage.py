@@ -1,0 +1,170 @@
+"""What every section of a stage has: its resources, and the facts that the pipeline asks of it."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field
+
+from sgpipe.files.locations import Location, text_sha256
+from sgpipe.recipe.models import PackagedModel
+from sgpipe.utils.config_file import Config
+from sgpipe.utils.hashing import model_sha256
+
+SERVED = "served"  # what identities say of an endpoint, whose address may change
+AUTO_ON_CPU = "auto on a CPU"  # what an identity says of a model without a GPU
+_AUTO_ON_GPU = "auto on a GPU"
+# Settings of all stages that only distribute work
+_DISTRIBUTION = {"resources", "batch_size", "device", "requests"}
+
+
+class Resources(Config):
+    """Resources of each actor of a stage, and the number of actors."""
+
+    actors: int | None = Field(
+        None, ge=1, description="parallel copies of the stage; null: as many as fit"
+    )
+    cpus: float = Field(1, gt=0, description="CPUs per actor, and its number of torch threads")
+    gpus: float | None = Field(
+        None, ge=0, le=1, description="GPUs per actor, one or a part; null: a share of all"
+    )
+    memory: float = Field(
+        0, ge=0, description="GiB of memory per actor that Ray keeps free for it; 0: not counted"
+    )
+    io_threads: int | None = Field(
+        None, ge=0, le=64, description="threads that open images; null: by CPUs and GPUs"
+    )
+
+
+class Requests(Config):
+    """How an endpoint is asked. Nothing here changes an answer."""
+
+    in_flight: int = Field(16, ge=1, description="requests of one actor that are under way at once")
+    timeout: float = Field(120, gt=0, description="seconds to wait for an answer")
+    retries: int = Field(
+        6, ge=0, description="further attempts after a cut connection, a 429 or a 5xx"
+    )
+    key: str = Field(
+        "OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_]\w*$",
+        description="environment variable with it, if set",
+    )
+
+
+@dataclass(frozen=True)
+class IdentityFacts:
+    """What decides the labels of a stage besides its own section of the recipe.
+
+    Attributes:
+        seed: of the run.
+        extends: the run extends another one.
+        shares_gpu: the stage shares the GPUs of this machine without having asked for one.
+    """
+
+    seed: int = 0
+    extends: bool = False
+    shares_gpu: bool = False
+
+
+class StageConfig(Config):
+    """The section of a stage. A subclass states what is true of its stage alone.
+
+    Attributes:
+        setting_of_model: the setting that names its model.
+        packaged: which packaged model it has for the name miniworld.
+        kind_setting: the setting by which other settings and models are of another kind.
+        column: of a record, which the stage fills.
+        noun: what the stage adds, in messages.
+        left_out: the counts of `Record.left_out` that are the stage's.
+        takes_device: its settings of device and GPUs are checked before a run.
+    """
+
+    setting_of_model: ClassVar[str]
+    packaged: ClassVar[PackagedModel | None] = None
+    kind_setting: ClassVar[str | None] = None
+    column: ClassVar[str]
+    noun: ClassVar[str]
+    left_out: ClassVar[tuple[str, ...]] = ()
+    takes_device: ClassVar[bool] = True
+
+    if TYPE_CHECKING:  # each section has these where its reader expects them
+        device: str = "auto"
+        resources: Resources = Resources()
+
+    @property
+    def named_model(self) -> str | None:
+        """The model that the recipe names."""
+        model: str | None = getattr(self, self.setting_of_model)
+        return model
+
+    @property
+    def served_at(self) -> str | None:
+        """The URL of the endpoint that is asked instead of a model here."""
+        endpoint: str | None = getattr(self, "endpoint", None)
+        return endpoint
+
+    @property
+    def requests_in_flight(self) -> int:
+        """How many requests of an actor are under way at once; 0 without an endpoint."""
+        requests: Requests | None = getattr(self, "requests", None)
+        return requests.in_flight if requests and self.served_at else 0
+
+    @property
+    def reads_model(self) -> bool:
+        """Whether these settings use a model that is named by its folder or hub id."""
+        return True
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether its model computes on a GPU if there is one."""
+        return True
+
+    @property
+    def loaded_model(self) -> str | None:
+        """The model that the stage loads; None for a served one, or spaCy's."""
+        return self.named_model if self.reads_model and self.served_at is None else None
+
+    def with_model(self, model: str) -> Self:
+        """Return the section with another model."""
+        return self.model_copy(update={self.setting_of_model: model})
+
+    def labelling_settings(self, unused: Collection[str] = ()) -> dict[str, Any]:
+        """Return the settings that decide labels, but `unused` ones; models by name, files by
+        path.
+        """
+        settings = self.model_dump(mode="json", exclude=_DISTRIBUTION | set(unused))
+        if settings.get("endpoint") is not None:
+            settings["endpoint"] = SERVED
+        return settings
+
+    def identity(self, facts: IdentityFacts) -> dict[str, Any]:
+        """Return what decides the labels of the stage, with the content of models and files."""
+        return self.labelling_settings()
+
+    def _model_identity(
+        self, dtype: Literal["auto", "float32", "bfloat16"], facts: IdentityFacts
+    ) -> dict[str, str | None]:
+        """Return the content of the model's files, of a served one its name, and the number
+        format.
+        """
+        setting = self.setting_of_model
+        if self.served_at is not None:
+            return {setting: self.named_model, "dtype": SERVED}
+        computed_in: str = dtype
+        if dtype == "auto":  # half precision needs a GPU; actors that ask for none see none
+            on_gpu = facts.shares_gpu or self.resources.gpus
+            computed_in = _AUTO_ON_GPU if on_gpu else AUTO_ON_CPU
+        return {setting: model_sha256(self.named_model), "dtype": computed_in}
+
+
+def file_identity(path: Location | None) -> str | None:
+    """Return the hash of a text file; None: no file is named, or it is not there.
+
+    A stage that does not run needs no file.
+    """
+    if path is None:
+        return None
+    try:
+        return text_sha256(path)
+    except (FileNotFoundError, IsADirectoryError):
+        return None
