@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from sgpipe.cli.main import app
 from sgpipe.generation.engine import WorkUnit
 from sgpipe.generation.plan import Plan, _measured, _sample, print_plan
-from sgpipe.recipe import recipe_folder
 from sgpipe.storage.manifest import ShardEntry
+from sgpipe.utils.config_file import recipe_folder
 
 GROUNDED = recipe_folder() / "miniworld" / "grounded.yaml"
 
