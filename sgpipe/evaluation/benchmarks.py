@@ -6,13 +6,14 @@ EngineError as `predict`.
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlip_model.evaluation import visual_genome
 from rlip_model.evaluation.hico import HicoScores, HicoSettings, evaluate_hico
@@ -27,7 +28,13 @@ from rlip_model.evaluation.open_images import (
 from rlip_model.evaluation.scores import ClassScores
 from rlip_model.evaluation.suppression import PairSuppression
 from rlip_model.evaluation.triplets import TripletClasses
-from rlip_model.evaluation.vcoco import VcocoScores, evaluate_vcoco
+from rlip_model.evaluation.vcoco import (
+    Actions,
+    People,
+    PredictedPeople,
+    VcocoScores,
+    evaluate_vcoco,
+)
 from rlip_model.evaluation.vcoco_files import (
     people_images,
     read_actions,
@@ -184,84 +191,102 @@ def score_open_images(
 def score_vcoco(
     given: PredictionFiles | ModelRun, coco: Path, possible: Path | None = None
 ) -> EvaluationResult:
-    """Evaluate by V-COCO's protocol, with its own vcoco_test.json and the COCO instances of its
-    images.
+    """Evaluate by V-COCO's protocol, with its own vcoco_test.json.
 
-    possible: with a model, a run such as the training set: what never occurs in it is scored 0.
-    Default: all occur.
+    Args:
+        coco: the COCO instances of its images.
+        possible: with a model, a run such as the training set: what never occurs in it is scored 0.
+            Without one, all occurs.
+
+    Raises:
+        UserError: a file is malformed, or lacks images.
     """
     assert given.annotations is not None
-    found = ScoredImages()
-    verbs = _read_json(given.annotations)
-    instances = _read_json(coco)
-    with inputs.naming(f"{given.annotations} and {coco}"):
-        annotated = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
-        known = {image["id"] for image in instances["images"]}
-        missing = [image for image in annotated if image not in known]
-        if missing:
-            need = "use instances_vcoco_all_2014.json"
-            raise UserError(f"{coco} lacks image {missing[0]} of {given.annotations}; {need}")
-        actions = read_actions(verbs)
-        people = {
-            image: own for image, own in read_people(instances, verbs).items() if image in annotated
-        }
+    scored = ScoredImages()
+    actions, people = _read_vcoco(given.annotations, coco)
     if isinstance(given, PredictionFiles):
-        detections = _read_json(given.predictions)
-        if not isinstance(detections, list) or not detections:
-            raise UserError(
-                f"{given.predictions} contains no predictions: expected a list of detections"
-            )
-        with inputs.naming(str(given.predictions)):
-            predicted = read_predicted_people(detections, actions)
+        predicted = _read_predicted_people(given.predictions, actions)
     else:
         config = given.config("hoi")
-        occurs = None
-        objects = config.classes.objects
-        relations = config.classes.relations
-        if possible:
-            columns = (
-                (table["predicate"], table["object_category"])
-                for table in Run(possible).relation_tables()
-            )
-            seen = {
-                pair
-                for both in columns
-                for pair in zip(*(each.to_pylist() for each in both), strict=True)
-            }
-            occurs = np.array(
-                [[(predicate, object_) in seen for object_ in objects] for predicate in relations]
-            )
+        occurs = None if possible is None else _occurring_pairs(possible, config.classes)
         convert = inference.people_converter(config.classes, actions, occurs)
-        predictions = _predictions(given, config, people, inference.coco_image_id, found)
-        predicted = {number: convert(pairs) for number, pairs in predictions}
+        predictions = _predictions(given, config, people, inference.coco_image_id, scored)
+        predicted = {image: convert(pairs) for image, pairs in predictions}
     with _explained(given):
-        scores = evaluate_vcoco(found.named(people_images(people, predicted, actions)), actions)
-    found.predicted = {*predicted}
-    found.lack(people, missed=True)
-    found.unpredicted = frozenset()  # its format has no item for an image without persons
-    parts = [
-        (f"role, scenario {number}", part, actions.role_names())
-        for number, part in scores.roles.items()
-    ]
-    parts.append(("agent", scores.agents, list(actions.names)))
+        scores = evaluate_vcoco(scored.named(people_images(people, predicted, actions)), actions)
+    scored.predicted = {*predicted}
+    scored.lack(people, missed=True)
+    scored.unpredicted = frozenset()  # its format has no item for an image without persons
+
     rows: Rows = []
-    for kind, part, names in parts:
-        rows += class_rows(
-            part, [{"kind": kind, "class": names[number]} for number in part.classes.tolist()]
-        )
+    curves = {}
+    for kind, part, names in _vcoco_parts(scores, actions):
+        labels = [{"kind": kind, "class": names[number]} for number in part.classes.tolist()]
+        rows += class_rows(part, labels)
+        curves[kind] = class_curve(part)
+    return scored.result("V-COCO", {}, scores, _vcoco_summary, rows, curves)
 
-    def summary(scores: VcocoScores) -> dict[str, float]:
-        means = {}
-        for scenario in scores.roles:
-            means[f"role AP, scenario {scenario}"] = scores.role_mean(scenario)
-            means[f"role AP, scenario {scenario}, with point"] = scores.role_mean(
-                scenario, without_point=False
+
+def _read_vcoco(annotations: Path, coco: Path) -> tuple[Actions, dict[int, People]]:
+    """Return V-COCO's actions, and the people of its images.
+
+    Raises:
+        UserError: a file is malformed, or the COCO instances lack an image.
+    """
+    verbs = _read_json(annotations)
+    instances = _read_json(coco)
+    with inputs.naming(f"{annotations} and {coco}"):
+        images = dict.fromkeys(image for verb in verbs for image in verb["image_id"])
+        known_images = {image["id"] for image in instances["images"]}
+        missing = [image for image in images if image not in known_images]
+        if missing:
+            raise UserError(
+                f"{coco} lacks image {missing[0]} of {annotations}; use"
+                " instances_vcoco_all_2014.json"
             )
-        return {**means, "agent AP": scores.agent_mean()}
+        actions = read_actions(verbs)
+        people = read_people(instances, verbs)
+        return actions, {image: people[image] for image in people if image in images}
 
-    return found.result(
-        "V-COCO", {}, scores, summary, rows, {kind: class_curve(part) for kind, part, _ in parts}
-    )
+
+def _read_predicted_people(path: Path, actions: Actions) -> dict[int, PredictedPeople]:
+    detections = _read_json(path)
+    if not isinstance(detections, list) or not detections:
+        raise UserError(f"{path} contains no predictions: expected a list of detections")
+    with inputs.naming(str(path)):
+        return read_predicted_people(detections, actions)
+
+
+def _occurring_pairs(run: Path, classes: DatasetClasses) -> NDArray[np.bool_]:
+    """Return `[predicates, objects]`: whether a relation of the run has both."""
+    pairs: set[tuple[str, str]] = set()
+    for table in Run(run).relation_tables():
+        predicates = table["predicate"].to_pylist()
+        pairs.update(zip(predicates, table["object_category"].to_pylist(), strict=True))
+    rows = []
+    for predicate in classes.relations:
+        rows.append([(predicate, object_) in pairs for object_ in classes.objects])
+    return np.array(rows)
+
+
+def _vcoco_parts(
+    scores: VcocoScores, actions: Actions
+) -> list[tuple[str, ClassScores, Sequence[str]]]:
+    """Return the kinds of classes that are scored: their title, scores and names."""
+    parts: list[tuple[str, ClassScores, Sequence[str]]] = []
+    for scenario, roles in scores.roles.items():
+        parts.append((f"role, scenario {scenario}", roles, actions.role_names()))
+    parts.append(("agent", scores.agents, actions.names))
+    return parts
+
+
+def _vcoco_summary(scores: VcocoScores) -> dict[str, float]:
+    means = {}
+    for scenario in scores.roles:
+        title = f"role AP, scenario {scenario}"
+        means[title] = scores.role_mean(scenario)
+        means[f"{title}, with point"] = scores.role_mean(scenario, without_point=False)
+    return {**means, "agent AP": scores.agent_mean()}
 
 
 def score_graphs(

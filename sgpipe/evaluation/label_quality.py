@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -257,13 +257,16 @@ def label_quality(
     iou: float = 0.5,
     calibration: Calibration | None = None,
 ) -> LabelQuality:
-    """Compare the relations of a run with ground truth. source, calibration: as for `iter_graphs`.
+    """Compare the relations of a run with ground truth.
 
-    synonyms: `{predicate: [other texts]}` that count as the same predicate. iou: least of two boxes
-    of the same object.
+    Args:
+        source, calibration: as for `iter_graphs`.
+        synonyms: `{predicate: [other texts]}` that count as the same predicate.
+        iou: from which two boxes are the same object.
 
-    Raises UserError: a folder is not a run or is damaged, they have no image in common, or a number
-    is out of range.
+    Raises:
+        UserError: a folder is not a run or is damaged, they have no image in common, or a number is
+            out of range.
     """
     if not 0 <= threshold <= 1 or not 0 < iou <= 1:
         raise UserError(
@@ -271,77 +274,130 @@ def label_quality(
         )
     words = Vocabulary(normalise_predicate)
     predicates = graphs.predicate_vocabulary(synonyms)
-    coco_ids = (
-        None if ground_truth.image_data is None else graphs.read_coco_ids(ground_truth.image_data)
-    )
-    folders = [root for root in (ground_truth.relations, ground_truth.required) if root is not None]
-    indexes = [GroundTruthIndex(root, words, predicates, coco_ids) for root in folders]
-    truth = indexes[0]
-    targets = indexes[-1]
+    coco_ids = None
+    if ground_truth.image_data is not None:
+        coco_ids = graphs.read_coco_ids(ground_truth.image_data)
+    truth = GroundTruthIndex(ground_truth.relations, words, predicates, coco_ids)
+    targets = truth
+    if ground_truth.required is not None:
+        targets = GroundTruthIndex(ground_truth.required, words, predicates, coco_ids)
     classes = graphs.class_meanings(words, graphs.class_names(run))
-    seen = np.zeros(len(truth.graphs.names), dtype=bool)
-    image_of_target = np.full(len(targets.graphs.names), NO_IMAGE)
-    counts = Counter[str]()
-    parts = list[Relations]()
-    compared = list[Array]()
+    comparison = _Comparison(truth, targets, classes, iou)
     for shard in graphs.iter_graphs(run, words, predicates, source, calibration):
-        images = _images_to_compare(shard, truth, seen, counts)
-        target_images = np.where(images == NO_IMAGE, NO_IMAGE, targets.find(shard.names))
-        has_targets = target_images != NO_IMAGE
-        image_of_target[target_images[has_targets]] = images[has_targets]
-        compared.append(images[images != NO_IMAGE])
-        matches = truth.match(shard, images, classes, iou)
-        target_matches = (
-            matches if targets is truth else targets.match(shard, target_images, classes, iou)
-        )
-        usable = images[shard.relation_image] != NO_IMAGE
-        rows = _distinct(shard, np.flatnonzero(usable))
-        subject = shard.subject[rows]
-        object_ = shard.object[rows]
-        predicate = shard.predicate[rows]
-        true = truth.has(matches[subject], matches[object_], predicate)
-        matched = targets.has(target_matches[subject], target_matches[object_], predicate)
-        image = images[shard.relation_image[rows]]
-        annotated = shard.annotated[rows]
-        parts.append(
-            Relations(predicate, shard.confidence[rows], true | matched, matched, image, annotated)
-        )
-        counts["objects"] += int((images[shard.image] != NO_IMAGE).sum())
-        counts["objects matched"] += int((matches != NO_MATCH).sum())
-        counts["relations"] += len(rows)
-        counts["relations not compared"] += int((~usable).sum())
-    if counts["images failed"] == counts["images"]:
-        why = (
-            "only failed images; `sgpipe stats` shows why they failed"
-            if parts
-            else "no images; is the run finished?"
-        )
-        raise UserError(f"{run} contains {why}")
-    if not counts["images compared"]:
-        both = (
-            f"one has {shard.names[0].base_name!r}, the other {truth.graphs.names[0].base_name!r}"
-        )
-        hint = "if they are COCO and Visual Genome, pass --image-data"
-        raise UserError(
-            f"{run} and {ground_truth.relations} have no image in common: {both}; {hint}"
-        )
-    counts["ground truth images not in run"] = len({*truth.graphs.names}) - int(seen.sum())
-    columns = [
-        np.concatenate([getattr(part, each.name) for part in parts]) for each in fields(Relations)
-    ]
-    image = image_of_target[targets.graphs.relation_image[targets.statements]]
-    known = image != NO_IMAGE
+        comparison.add(shard)
+    comparison.check(run, ground_truth.relations)
+
+    counts = comparison.counts
+    counts["ground truth images not in run"] = comparison.images_not_in_run()
+    target_predicates, target_images = comparison.targets_of_compared_images()
     return LabelQuality(
         threshold,
         source,
         counts,
-        Relations(*columns),
-        targets.graphs.predicate[targets.statements][known],
-        image[known],
+        comparison.relations(),
+        target_predicates,
+        target_images,
         tuple(predicates.names),
         truth.graphs.names,
-        np.concatenate(compared),
+        np.concatenate(comparison.compared),
     )
+
+
+class _Comparison:
+    """The relations of the shards of a run beside ground truth.
+
+    Attributes:
+        counts: of images, objects and relations.
+        compared: of each shard, the ground truth's images that it has.
+    """
+
+    def __init__(
+        self,
+        truth: GroundTruthIndex,
+        targets: GroundTruthIndex,
+        classes: Callable[[int], list[int]],
+        iou: float,
+    ) -> None:
+        self.counts = Counter[str]()
+        self.compared: list[Array] = []
+        self._truth = truth
+        self._targets = targets
+        self._classes = classes
+        self._iou = iou
+        self._seen = np.zeros(len(truth.graphs.names), dtype=bool)
+        self._image_of_target = np.full(len(targets.graphs.names), NO_IMAGE)
+        self._parts: list[Relations] = []
+        self._example: ImageName | None = None  # an image of the run
+
+    def add(self, shard: Graphs) -> None:
+        """Match the objects of a shard, and tell which of its relations are true positives."""
+        if len(shard.names):
+            self._example = shard.names[0]
+        images = _images_to_compare(shard, self._truth, self._seen, self.counts)
+        is_compared = images != NO_IMAGE
+        self.compared.append(images[is_compared])
+        target_images = np.where(is_compared, self._targets.find(shard.names), NO_IMAGE)
+        has_targets = target_images != NO_IMAGE
+        self._image_of_target[target_images[has_targets]] = images[has_targets]
+        matches = self._truth.match(shard, images, self._classes, self._iou)
+        target_matches = matches
+        if self._targets is not self._truth:
+            target_matches = self._targets.match(shard, target_images, self._classes, self._iou)
+
+        is_usable = images[shard.relation_image] != NO_IMAGE
+        rows = _distinct(shard, np.flatnonzero(is_usable))
+        subject = shard.subject[rows]
+        object_ = shard.object[rows]
+        predicate = shard.predicate[rows]
+        is_true = self._truth.has(matches[subject], matches[object_], predicate)
+        is_target = self._targets.has(target_matches[subject], target_matches[object_], predicate)
+        relations = Relations(
+            predicate,
+            shard.confidence[rows],
+            is_true | is_target,
+            is_target,
+            images[shard.relation_image[rows]],
+            shard.annotated[rows],
+        )
+        self._parts.append(relations)
+        self.counts["objects"] += int((images[shard.image] != NO_IMAGE).sum())
+        self.counts["objects matched"] += int((matches != NO_MATCH).sum())
+        self.counts["relations"] += len(rows)
+        self.counts["relations not compared"] += int((~is_usable).sum())
+
+    def check(self, run: Location, truth: Location) -> None:
+        """Raises UserError: no image could be compared."""
+        counts = self.counts
+        if counts["images failed"] == counts["images"]:
+            problem = "no images; is the run finished?"
+            if self._parts:
+                problem = "only failed images; `sgpipe stats` shows why they failed"
+            raise UserError(f"{run} contains {problem}")
+        if not counts["images compared"]:
+            assert self._example is not None
+            first = self._truth.graphs.names[0]
+            raise UserError(
+                f"{run} and {truth} have no image in common: one has"
+                f" {self._example.base_name!r}, the other {first.base_name!r}; if they are COCO and"
+                " Visual Genome, pass --image-data"
+            )
+
+    def images_not_in_run(self) -> int:
+        return len({*self._truth.graphs.names}) - int(self._seen.sum())
+
+    def relations(self) -> Relations:
+        columns = []
+        for field in fields(Relations):
+            columns.append(np.concatenate([getattr(part, field.name) for part in self._parts]))
+        return Relations(*columns)
+
+    def targets_of_compared_images(self) -> tuple[Array, Array]:
+        """Return the predicates and images of the targets of images that were compared."""
+        graphs = self._targets.graphs
+        statements = self._targets.statements
+        images = self._image_of_target[graphs.relation_image[statements]]
+        is_compared = images != NO_IMAGE
+        return graphs.predicate[statements][is_compared], images[is_compared]
 
 
 def _images_to_compare(
