@@ -116,6 +116,7 @@ class RecipeOptions:
     detector: cli.Detector = None
     captioner: cli.Captioner = None
     tagger: cli.Tagger = None
+    threshold: cli.MinConfidence = None
     calibration: cli.CalibrationFile = None
     precision: cli.ExpectedPrecision = None
     limit: cli.Limit = None
@@ -155,6 +156,11 @@ class RecipeOptions:
         else:
             loaded = load_recipe(recipe or "miniworld", settings)
         caption = changed(loaded.caption, captioner=self.captioner)
+        tag = loaded.tag
+        if self.threshold is not None:
+            if self.precision is not None:
+                raise UserError("--threshold and --precision both choose the relations; pass one")
+            tag = tag.model_copy(update={"precision": None})
         replaces_layout = (
             self.tagger and loaded.tag.method == "layout" and "tag.method" not in settings
         )
@@ -166,7 +172,8 @@ class RecipeOptions:
             detect=changed(loaded.detect, detector=self.detector),
             caption=caption.model_copy(update={"captioner": None}) if data.captions else caption,
             tag=changed(
-                loaded.tag,
+                tag,
+                threshold=self.threshold,
                 method="auto" if replaces_layout else None,
                 tagger=self.tagger,
                 calibration=self.calibration,

@@ -216,6 +216,10 @@ Tagger = Annotated[
 CalibrationFile = Annotated[
     Place | None, reads_stored("File of `sgpipe calibrate`: thresholds are probabilities.")
 ]
+MinConfidence = Annotated[
+    float | None,
+    option("Minimum confidence of relations (--calibration: probability).", min=0, max=1),
+]
 ExpectedPrecision = Annotated[
     float | None, option("--calibration: keep relations of this precision.", min=0, max=1)
 ]

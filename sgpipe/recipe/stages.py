@@ -298,7 +298,7 @@ class TagConfig(StageConfig):
         0.5, gt=0, le=1, description="prior: the probability of the pair is raised to this"
     )
     threshold: float = Field(
-        0.05, ge=0, lt=1, description="above this confidence; calibrated: probability"
+        0.05, ge=0, lt=1, description="minimum confidence; with a calibration, minimum probability"
     )
     calibration: StoredPath | None = Field(
         None, description="file of `sgpipe calibrate` for this tagger; null: none"

@@ -385,7 +385,7 @@ class TagStage(ImageStage):
         return scores
 
     def _relations(self, given: TaggerInput, scores: Sequence[Tensor]) -> list[Relation]:
-        """Return every pair and predicate with a score strictly above the threshold."""
+        """Return every pair and predicate with at least the score of the threshold."""
         relations: list[Relation] = []
         for batch, of_batch in zip(given.batches, scores, strict=True):
             if not bool(of_batch.isfinite().all()):  # a threshold would silently drop NaN
@@ -394,7 +394,9 @@ class TagStage(ImageStage):
                     " its training diverged, or its weights are damaged"
                 )
             for group, of_group in zip(batch.groups, of_batch, strict=True):
-                for row, column in (of_group[: len(group)] > self.threshold).nonzero().tolist():
+                of_pairs = of_group[: len(group)]
+                kept = (of_pairs >= self.threshold) & (of_pairs > 0)
+                for row, column in kept.nonzero().tolist():
                     confidence = float(of_group[row, column])
                     subject, object_ = group[row]
                     relations.append(
@@ -479,7 +481,9 @@ class ScoredStage(ImageStage):
                 relations, torch.tensor(scores, dtype=torch.float32).tolist(), strict=True
             ):
                 relation.confidence = score  # in the precision of shards
-            record.relations += deduplicate(
-                each for each in relations if (each.confidence or 0) > self.threshold
-            )
+            kept = [relation for relation in relations if self._keeps(relation.confidence or 0.0)]
+            record.relations += deduplicate(kept)
         return records
+
+    def _keeps(self, confidence: float) -> bool:
+        return confidence >= self.threshold and confidence > 0

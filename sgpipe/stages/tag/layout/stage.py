@@ -56,7 +56,8 @@ class LayoutStage(Stage):
         confidences = candidates.confidences(self.evidence).astype(
             "float32"
         )  # as shards store them
-        rows = (confidences > self.threshold).nonzero()[0]
+        kept = (confidences >= self.threshold) & (confidences > 0)
+        rows = kept.nonzero()[0]
         relations = []
         for row in rows.tolist():
             subject, object_ = candidates.pairs[row].tolist()

@@ -320,12 +320,12 @@ def test_unreadable_images_become_error_rows_if_there_is_something_to_score(fold
     assert [bool(item.relations) for item in results] == [False] * 4 + [True] * 2
 
 
-def test_only_confidences_strictly_above_the_threshold(folder: Path) -> None:
+def test_only_confidences_of_at_least_the_threshold(folder: Path) -> None:
     [everything] = stage(folder)([record(0)])
     middle = sorted(item.confidence for item in everything.relations)[3]
     [fewer] = stage(folder, threshold=middle)([record(0)])
-    assert fewer.relations == [item for item in everything.relations if item.confidence > middle]
-    assert len(fewer.relations) == len(everything.relations) - 4
+    assert fewer.relations == [item for item in everything.relations if item.confidence >= middle]
+    assert len(fewer.relations) == len(everything.relations) - 3
 
 
 def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_path: Path) -> None:
@@ -335,7 +335,7 @@ def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_pat
     half = load_calibration(file).threshold(0.5)
     assert half == pytest.approx(1 / (1 + math.exp(-1)))
     kept = stage(folder, calibration=file, threshold=0.5)([record(0)])[0].relations
-    assert kept == [item for item in scored if item.confidence > half]
+    assert kept == [item for item in scored if item.confidence >= half]
     assert stage(folder, calibration=file, precision=0.8).threshold == half
     with pytest.raises(UserError, match=r"precision 0\.99: .*no threshold has this precision"):
         stage(folder, calibration=file, precision=0.99)
