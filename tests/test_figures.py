@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -343,3 +344,21 @@ def test_another_figure_and_a_figure_without_result_are_faults(page: str) -> Non
 
 def test_lines_of_costs_are_those_of_the_pages() -> None:
     assert json_lines(LINES) == list(cost_lines())
+
+
+def test_verdicts_on_doubts_are_those_of_the_results() -> None:
+    rows = json_lines(ROOT / "benchmarks/results/doubts_by_hand.jsonl")
+    counts = Counter((row["kind"], row["verdict"]) for row in rows)
+    improbable, missing = (
+        [counts[kind, verdict] for verdict in ("error", "fine", "cannot tell")]
+        for kind in ("improbable", "missing")
+    )
+    assert sum(improbable) == sum(missing) == 50
+    audit = " ".join(page_text("docs/audit.md").split())
+    text = "improbable annotations {} are errors, {} are fine, and {} cannot be told"
+    assert text.format(*improbable) in audit
+    text = "likely missing ones {} are missing, {} are not, and {} cannot be told"
+    assert text.format(*missing) in audit
+    page = page_text("benchmarks/results/doubts_by_hand.md")
+    assert "| improbable annotations | {} | {} | {} |".format(*improbable) in page
+    assert "| likely missing | {} | {} | {} |".format(*missing) in page

@@ -76,12 +76,17 @@ def stats(
             "Estimate how many relations exist, as if two people missed them independently."
         ),
     ] = False,
+    doubts: Annotated[
+        int | None,
+        cli.option("Let the layout model list this many doubtful annotations and gaps.", min=1),
+    ] = None,
 ) -> None:
     """Count what a run contains, check its health, and show samples.
 
     Examples:
       sgpipe stats coco-relations/
       sgpipe stats coco-relations/ --html report.html --sheet sheet.png
+      sgpipe stats vg/ --doubts 50
     """
     from sgpipe.calibration import load_calibration, probability_for
     from sgpipe.records import TRAINING_CONFIDENCE
@@ -105,7 +110,15 @@ def stats(
     with open_run(run) as database:
         ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
         found = audit.audit(
-            database, least, ground_truth, judgements, target, before, probabilities, estimate_total
+            database,
+            least,
+            ground_truth,
+            judgements,
+            target,
+            before,
+            probabilities,
+            estimate_total,
+            doubts,
         )
         if not cli.printed_json(json_, found.as_dict()):
             report.print_audit(found, console.output())

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sgpipe.calibration import Calibration
 from sgpipe.records import LEFT_OUT, TRAINING_CONFIDENCE
@@ -30,6 +30,9 @@ from sgpipe.stats.precision import ScoreQuality
 from sgpipe.storage.index import Database
 from sgpipe.storage.run_folder import GroundTruth
 from sgpipe.utils.console import count, isolated, listed, single_line
+
+if TYPE_CHECKING:
+    from sgpipe.stats.doubts import Doubts
 
 Grade = Literal["good", "fair", "bad", "plain"]
 _Answers = Iterator[tuple[Grade, str]]
@@ -109,6 +112,8 @@ def _quality(audit: Audit) -> _Answers:
     if audit.judgements is not None:
         yield from _judged(audit.judgements, audit.estimate_total)
         yield from _vlm_quality(audit.judgements.vlm_score, "people")
+    if audit.doubts is not None:
+        yield from _doubted(audit.doubts)
     yield _health(audit.measures)
 
 
@@ -157,6 +162,21 @@ def _health(measures: Measures) -> tuple[Grade, str]:
     if any(check.total for check in measures.health if check.of not in ("boxes", "images")):
         return "good", f"All {checks} health checks passed."
     return "plain", "There are no relations or captions to check."
+
+
+def _doubted(doubts: Doubts) -> _Answers:
+    relations = count(doubts.relations, "annotated relation")
+    improbable = f"{doubts.improbable_count:,} of {relations} of persons"
+    missing = f"{count(doubts.missing_count, 'pair')} that nobody annotated"
+    yield (
+        "plain",
+        (
+            f"The layout model finds {improbable} improbable, and {missing} probable: judge them in"
+            " `sgpipe view`, on the page Judge."
+        ),
+    )
+    for note in doubts.notes:
+        yield "fair", f"{note[0].upper()}{note[1:]}."
 
 
 def _scores(measures: Measures) -> _Answers:
@@ -393,6 +413,7 @@ class Audit:
     judgements: JudgementMeasures | None = None
     comparison: Comparison | None = None
     estimate_total: bool = False
+    doubts: Doubts | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -409,7 +430,11 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the audit as plain values; the measures are at the top level."""
-        parts: dict[str, Any] = {"ground_truth": self.ground_truth, "comparison": self.comparison}
+        parts: dict[str, Any] = {
+            "ground_truth": self.ground_truth,
+            "comparison": self.comparison,
+            "doubts": self.doubts,
+        }
         judged = self.judgements
         if judged is not None:
             precision = judged.precision
@@ -435,6 +460,7 @@ def audit(
     other: Measures | None = None,
     calibration: Calibration | None = None,
     estimate_total: bool = False,
+    doubts: int | None = None,
 ) -> Audit:
     """Audit an open run.
 
@@ -448,6 +474,7 @@ def audit(
         other: measures of a run to compare with.
         calibration: of the confidences.
         estimate_total: as of `Audit`.
+        doubts: how many of each kind the layout model lists; None: it is not asked.
     """
     measures = measure_database(database, threshold, calibration)
     truth = None
@@ -457,7 +484,13 @@ def audit(
     if judgements is not None:
         judged = measure_judgements(database, judgements, target, THRESHOLDS, calibration)
     comparison = None if other is None else compare(other, measures)
-    return Audit(measures, truth, judged, comparison, estimate_total)
+    doubted = None
+    if doubts is not None:
+        # Imports spaCy, which takes a second that other audits need not spend.
+        from sgpipe.stats.doubts import find_doubts
+
+        doubted = find_doubts(database.root, doubts)
+    return Audit(measures, truth, judged, comparison, estimate_total, doubted)
 
 
 def _plain(value: Any) -> Any:

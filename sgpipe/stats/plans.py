@@ -60,7 +60,8 @@ _OTHERS = "other predicates"
 _PER_PREDICATE = 10
 _MOST_PREDICATES = 50
 _HASHES = 2**64
-_NEAR = 4  # questions of a certificate that are asked in any order
+_IN_ORDER = ("certificate", "doubts")  # kinds of plans
+_NEAR = 4  # questions of these that are asked in any order
 
 # In each stratum the relations of the lowest hashes. `bound` leaves out most of the others before
 # they are sorted.
@@ -331,7 +332,8 @@ def next_question(
     """Return a question that nobody has judged; None if none is left.
 
     Each person gets them in another random order; those of a certificate nearly in the order of the
-    plan, as an open one counts as wrong. What this person skipped comes last.
+    plan, as an open one counts as wrong, and so do those of doubts, the greatest first. What this
+    person skipped comes last.
 
     Args:
         plan: whose questions are asked.
@@ -345,7 +347,7 @@ def next_question(
     def order(numbered: tuple[int, PlannedQuestion]) -> tuple[int, int, str]:
         number, question = numbered
         text = "\0".join(map(str, (by, *question.key)))
-        block = number // _NEAR if plan.certificate else 0
+        block = number // _NEAR if plan.kind in _IN_ORDER else 0
         return skipped.get(question.key, -1), block, hashlib.sha256(text.encode()).hexdigest()
 
     left = [

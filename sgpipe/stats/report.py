@@ -4,6 +4,8 @@ Sample images of a run are cards of the gallery, with the scene graph of each, o
 one PNG.
 """
 
+from __future__ import annotations
+
 import base64
 import hashlib
 import math
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain, groupby, islice, product
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jinja2
 from markupsafe import Markup
@@ -39,6 +41,9 @@ from sgpipe.storage.shards import embedded_images
 from sgpipe.utils import __version__
 from sgpipe.utils.console import count, isolated, single_line
 from sgpipe.viz import Line, Plot, polyline, round_end
+
+if TYPE_CHECKING:
+    from sgpipe.stats.doubts import Doubt, Doubts
 
 Values: TypeAlias = dict[str, Any]
 Nodes: TypeAlias = dict[int, Values]
@@ -98,6 +103,7 @@ def tables(audit: Audit) -> dict[str, list[Table]]:
         "confidence": [
             *_against_truth(audit.ground_truth, measure),
             *_judged(audit.judgements, measure),
+            *_doubted(audit.doubts),
         ],
     }
 
@@ -331,6 +337,33 @@ def _judged(judged: JudgementMeasures | None, measure: str) -> Iterator[Table]:
             for choice in judged.curve
         ]
         yield Table(title, [f"{measure} ≥", ">relations", _PRECISION], choices)
+
+
+def _doubted(doubts: Doubts | None) -> Iterator[Table]:
+    if doubts is None:
+        return
+    relations = count(doubts.relations, "annotated relation")
+    title = f"the most improbable of {relations} of persons, by the layout model"
+    yield _doubt_table(title, doubts.improbable)
+    pairs = count(doubts.missing_count, "pair")
+    note = "Probability: that the two boxes interact. The predicate is the likeliest."
+    title = f"likely missing: {pairs} that nobody annotated"
+    yield _doubt_table(title, doubts.missing, note)
+
+
+def _doubt_table(title: str, doubts: Sequence[Doubt], note: str = "") -> Table:
+    rows = []
+    for doubt in doubts:
+        subject = f"{doubt.subject_category} {_box_text(doubt.subject_box)}"
+        thing = f"{doubt.object_category} {_box_text(doubt.object_box)}"
+        image = f"{doubt.image_id} ({doubt.split})"
+        rows.append((f"{doubt.probability:.4f}", image, subject, doubt.predicate, thing))
+    heads = [">probability", "image", "subject (x, y, width, height)", "predicate", "object"]
+    return Table(title, heads, rows, note)
+
+
+def _box_text(box: Sequence[float]) -> str:
+    return f"({', '.join(f'{value:.0f}' for value in box)})"
 
 
 def templates(loader: jinja2.BaseLoader) -> jinja2.Environment:

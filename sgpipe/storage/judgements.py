@@ -35,7 +35,7 @@ from sgpipe.utils import LARGEST_SEED
 from sgpipe.utils.console import count
 
 CERTIFICATE_PLAN = "certificate-"  # what the ids of such plans, and of no others, begin with
-Kind = Literal["bands", "predicates", "search", "certificate"]
+Kind = Literal["bands", "predicates", "search", "certificate", "doubts"]
 MOST_QUESTIONS = 10_000  # of a plan, which is one line
 Id = Annotated[str, StringConstraints(pattern=r"^[\w.:-]{1,64}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -262,7 +262,8 @@ class SamplingPlan(PlanLine):
     """A stratified random sample of relations, in the random order in which they are asked.
 
     By bands of confidence or by predicates, by bands of a `search` (its parameters in the URL), or
-    for a certificate.
+    for a certificate. Doubts are no random sample, and their `confidence` is the probability by the
+    layout model; some of them are relations that the run lacks.
     """
 
     kind: Kind

@@ -170,10 +170,17 @@ def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
         for relation in view.record.relations
         if (relation.subject, relation.object, relation.predicate) == line.key[2:]
     ]
+    plan = _plan(viewer, line.plan) if line.plan else None
+    strata: dict[stored.RelationKey, int] = {}
+    for question in plan.questions if plan else ():
+        strata.setdefault(question.key, question.stratum)
     is_known = bool(relations)
+    is_proposed = plan is not None and plan.kind == "doubts" and line.key in strata
+    if is_proposed and not is_known:
+        line = _answer_to_proposal(line)
     if line.is_addition:
         _check_addition(line, is_known, subject)
-    elif not is_known and not viewer.judgements.was_added(line.key):
+    elif not (is_known or is_proposed or viewer.judgements.was_added(line.key)):
         raise HTTPException(404, "the run has no such relation")
     if line.change and line.change.action == "swap" and object_.is_nothing:
         raise HTTPException(400, "a relation without an object cannot be swapped")
@@ -184,10 +191,6 @@ def _checked(viewer: Viewer, line: stored.Judgement) -> stored.Judgement:
         for relation in relations
         if relation.confidence is not None and isfinite(relation.confidence)
     ]
-    plan = _plan(viewer, line.plan) if line.plan else None
-    strata: dict[stored.RelationKey, int] = {}
-    for question in plan.questions if plan else ():
-        strata.setdefault(question.key, question.stratum)
     known = {
         "plan": plan.plan if plan and line.key in strata else None,
         "stratum": strata.get(line.key),
@@ -204,6 +207,21 @@ def _check_addition(line: stored.Judgement, is_known: bool, subject: Box) -> Non
     if line.subject == line.object or subject.is_nothing:
         raise HTTPException(400, "a relation needs a subject and another object")
     _check_predicate(line.predicate)
+
+
+def _answer_to_proposal(line: stored.Judgement) -> stored.Judgement:
+    """Return an answer about a relation that the run lacks and a plan proposes: "right" adds it.
+    Status 409: it is a change.
+    """
+    if line.change and line.change.action in ("predicate", "swap"):
+        raise HTTPException(
+            409, "the run lacks this relation: answer wrong, then add the one that holds"
+        )
+    if line.judgement == "right":
+        return line.model_copy(
+            update={"judgement": None, "change": stored.Correction(action="add")}
+        )
+    return line
 
 
 def judgements_of_image(request: Request) -> Response:
@@ -269,6 +287,8 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
     if options.kind == "recall":
         images, blind = draw_recall(viewer.index.rows, options.count, options.boxes, options.seed)
         plan = stored.RecallPlan(**common, images=images, questions=blind)
+    elif options.kind == "doubts":
+        plan = _doubts_plan(viewer, options, who)
     else:
         search = options.search if options.kind == "search" else None
         filters = Filters.from_params(parse_qsl(search or ""), viewer.index.vocabulary)
@@ -279,6 +299,16 @@ def draw_plan(request: Request, values: dict[str, Any]) -> Response:
         )
         plan = stored.SamplingPlan(**common, search=search, strata=strata, questions=questions)
     return JSONResponse(_summary(log.append(plan)), 201)
+
+
+def _doubts_plan(viewer: Viewer, options: _NewPlan, who: str) -> stored.SamplingPlan:
+    """Ask the layout model what it doubts: half of the questions are of each kind."""
+    from sgpipe.stats.doubts import find_doubts, plan_doubts
+
+    if not 1 <= options.count <= stored.MOST_QUESTIONS:
+        raise UserError(f"{options.count} questions: expected 1 to {stored.MOST_QUESTIONS:,}")
+    doubts = find_doubts(viewer.index.root, (options.count + 1) // 2)
+    return plan_doubts(doubts, viewer.judgements.fingerprint, who, options.id)
 
 
 def _summary(plan: Any) -> dict[str, Any]:

@@ -458,13 +458,33 @@ def _values(request: Request) -> Values:
         for name, value in params.multi_items()
         if name not in ("relation", "after", "plan")
     ]
-    is_chosen = any(relation["key"] == key for relation in values["relations"])
+    values["proposed"] = _proposed(viewer, view.record, params.get("plan"))
+    listed = (*values["relations"], *values["proposed"])
+    is_chosen = any(relation["key"] == key for relation in listed)
     values["gallery"] = gallery_url(search)
     values["run"] = viewer.index.fingerprint
     values["chosen"] = key if is_chosen else None
     values |= _neighbours(request)
     values["other"] = _other_values(viewer, view.record, split, image_id)
     return values
+
+
+def _proposed(viewer: Viewer, record: Record, plan: str | None) -> list[Values]:
+    """Return the relations that a plan of doubts asks about and the record lacks."""
+    doubts = viewer.judgements.plans.get(plan or "")
+    if doubts is None or doubts.kind != "doubts":
+        return []
+    present = {relation_key(relation) for relation in record.relations}
+    proposed = []
+    for question in doubts.questions:
+        key = relation_key(question)
+        in_image = (question.split, question.image_id) == (record.split, record.image_id)
+        exists = max(question.subject, question.object) < len(record.objects)
+        if in_image and exists and key not in present:
+            names = ("subject", "object", "predicate", "confidence")
+            values = {name: getattr(question, name) for name in names}
+            proposed.append({"key": key, "probability": values.pop("confidence"), **values})
+    return proposed
 
 
 def _neighbours(request: Request) -> Values:

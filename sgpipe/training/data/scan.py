@@ -87,6 +87,8 @@ def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelatio
     log = JudgementLog(files.judgements, str(files.manifest.run.get("fingerprint", "")))
     weights: dict[RelationKey, float] = {}
     for plan in log.plans.values():
+        if plan.kind == "doubts":  # no random sample: each stands for itself
+            continue
         asked = log.judged(plan.plan)
         strata = {
             question.key: question.stratum for question in plan.questions if question.key in asked

@@ -193,6 +193,7 @@ function option(relation, values, { chosen, judged, mark = "" }) {
     state ? html("span", { class: `chip ${state}` }, `${SIGNS[state]} ${state}`) : "",
     changed ? [" → ", sentence(changed, values.objects)] : "",
     relation.added ? html("span", { class: "chip" }, "added") : "",
+    relation.proposed ? html("span", { class: "chip" }, "proposed") : "",
     mark,
     html("span", { class: "number quiet" }, score(relation.confidence)));
 }

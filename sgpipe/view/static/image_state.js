@@ -1,5 +1,5 @@
 // What the page knows and what is chosen: one object, which the other modules of the page read and change.
-import { getJson, isolated, shortened } from "./image_dom.js";
+import { getJson, isolated, score, shortened } from "./image_dom.js";
 import { person, readOnly, rename as remember } from "./person.js";
 
 export const element = (id) => document.getElementById(id);
@@ -29,7 +29,10 @@ export const keyOf = ({ subject, object, predicate }) => `${subject}-${object}-$
 export const params = () => new URLSearchParams(location.search);
 export const compared = () => Boolean(page.values.other && !page.values.other.lacks);
 
-// The run's relations, and those that people added.
+const proposal = ({ probability }) =>
+  `Nobody annotated it: the layout model finds with probability ${score(probability)} that these two boxes interact, most likely so. “Right” adds it.`;
+
+// The run's relations, those that people added, and those that a plan of doubts proposes.
 export function relations() {
   const { values, judged } = page;
   const isNew = (state) => state.added && !values.relations.some((relation) => relation.key === state.key);
@@ -37,9 +40,11 @@ export function relations() {
   const unknown = { confidence: null, rank: null, clip_score: null, vlm_score: null, stated: [] };
   const explanation = "It was added by hand: the run does not have it.";
   const added = [...judged.values()].filter((state) => isNew(state) && exists(state));
+  const proposed = values.proposed.filter((relation) => !added.some((state) => state.key === relation.key));
   return [
     ...values.relations,
     ...added.map(({ key, subject, object, predicate }) => ({ key, subject, object, predicate, ...unknown, explanation, added: true })),
+    ...proposed.map((relation) => ({ ...unknown, ...relation, explanation: proposal(relation), proposed: true })),
   ];
 }
 

@@ -119,7 +119,7 @@ export class Walk {
   }
 
   showPlan(found) {
-    if (found) element("precision").textContent = found.groups ? evidence(found) : `Plan: ${counted(found.open, "question")} open, ${precision(found)}`;
+    if (found) element("precision").textContent = found.groups ? evidence(found) : progress(found);
   }
 }
 
@@ -132,6 +132,12 @@ function evidence({ groups, open }) {
   const estimate = left.some((group) => group.at_least) ? "at least" : "about";
   const end = Number.isFinite(more) ? `${estimate} ${counted(more, "more answer")}` : groups.some((group) => group.share) ? "no end in sight" : "the first round shows where to start";
   return `Certificate: ${left.length ? `${done}${end}; ${counted(open, "question")} left in this round` : "all is certified"}`;
+}
+
+// Doubts are no random sample, so their precision says nothing of the run.
+function progress(found) {
+  const open = `${counted(found.open, "question")} open`;
+  return found.kind === "doubts" ? `Doubts: ${open}` : `Plan: ${open}, ${precision(found)}`;
 }
 
 // Short, so that the bar keeps its height: the buttons stay where the pointer is.

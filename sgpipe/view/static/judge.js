@@ -42,13 +42,15 @@ function go(card, found) {
 
 function show(card, found) {
   if (found.groups) return showGroups(card, found);
-  const { value, low, high } = found.precision, asked = found.strata.reduce((sum, stratum) => sum + stratum.sampled, 0);
+  const { value, low, high } = found.precision, isSample = found.kind !== "doubts", asked = found.strata.reduce((sum, stratum) => sum + stratum.sampled, 0);
   const say = (name, text) => { card.querySelector(`[data-show=${name}]`).textContent = text; };
-  say("value", value === null ? "–" : percent(value));
-  say("interval", value === null ? "no judgements yet" : `correct; 95% interval ${percent(low)} to ${percent(high)}`);
+  if (isSample) {
+    say("value", value === null ? "–" : percent(value));
+    say("interval", value === null ? "no judgements yet" : `correct; 95% interval ${percent(low)} to ${percent(high)}`);
+  }
   const conflicts = found.conflicts ? ` (people differ on ${number(found.conflicts)})` : "";
   say("counts", `${number(asked - found.open)} judged, ${number(found.unsure)} unsure${conflicts}, ${number(found.open)} open`);
-  say("more", more(found));
+  say("more", isSample ? more(found) : "");
   card.querySelector("progress").value = asked - found.open;
   go(card, found);
 }

@@ -20,6 +20,7 @@ from sgpipe.stats.population import settings_for
 from sgpipe.storage.index import Index
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, JudgementLog
 from sgpipe.storage.shards import read_file
+from tests.sgpipe.stats.runs import scene
 from tests.sgpipe.training.data.runs import make_run
 from tests.sgpipe.view.gallery_run import EVIL, attributes, open_client, record
 
@@ -418,3 +419,35 @@ def test_bodies_that_are_no_json_objects_are_refused(client):
             "/api/judgements", content=body, headers={"content-type": "application/json"}
         )
         assert response.status_code == 400
+
+
+def test_doubts_are_asked_and_right_adds_what_the_run_lacks(tmp_path: Path) -> None:
+    rider = Box("person", 1, (110, 40, 50, 110))
+    horse = Box("horse", 2, (80, 90, 120, 110))
+    boxes = [rider, horse, Box("person", 1, (2, 150, 12, 30)), Box("cup", 3, (300, 5, 8, 8))]
+    make_run(tmp_path / "run", [scene("a", [(2, "holding", 3)], boxes)])
+    client = open_client(tmp_path / "run", tmp_path)
+    plan = client.post("/api/plans", json={"kind": "doubts", "count": 4}).json()
+    asked = next(line for line in lines(tmp_path) if "questions" in line)["questions"]
+    assert [question[2:5] for question in asked] == [[2, 3, "holding"], [0, 1, "ride"]]
+    page = client.get(f"/api/image/val/a?plan={plan['plan']}&relation=0-1-ride").json()
+    assert page["chosen"] == "0-1-ride"
+    [proposed] = page["proposed"]
+    assert proposed["probability"] > 0.8
+    assert client.get("/api/image/val/a").json()["proposed"] == []
+    missing = {**RELATION, "predicate": "ride"}
+    send(client, "0", missing, status=404)  # nobody asked
+    changed = {"action": "predicate", "predicate": "leading"}
+    send(client, "1", missing, status=409, plan=plan["plan"], change=changed)
+    stored = send(client, "2", missing, plan=plan["plan"], judgement="right")
+    assert (stored["judgement"], stored["change"]["action"]) == (None, "add")
+    wrong = {**RELATION, "subject": 2, "object": 3, "predicate": "holding"}
+    send(client, "3", wrong, plan=plan["plan"], judgement="wrong")
+    progress = client.get(f"/api/plans/{plan['plan']}").json()
+    assert progress["open"] == 0
+    states = JudgementLog(tmp_path / JUDGEMENTS, "drawn").current()
+    assert {state.key.predicate: state.state for state in states} == {
+        "ride": "right",
+        "holding": "wrong",
+    }
+    assert "Doubts of the layout model" in client.get("/judge").text
