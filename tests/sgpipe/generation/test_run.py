@@ -594,7 +594,9 @@ def taken_over(
     shard = write_shard(folder, "data/all-000000000-000000009.parquet", "all", 0, list(made), {})
     reader = UnitReader(folder, {"all": "index.arrow"})
     Manifest.create(folder, {}).commit(shard)
-    parent = ParentReader(reader.storage, reader.indexes, RunFiles(folder), tuple(reused))
+    sections = Recipe().stages
+    reused_sections = {name: sections[name] for name in reused}
+    parent = ParentReader(reader.storage, reader.indexes, RunFiles(folder), reused_sections)
     return parent(WorkUnit("all", start, len(made)))
 
 

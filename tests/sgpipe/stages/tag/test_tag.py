@@ -390,7 +390,7 @@ def test_overlapping_boxes_share_some_area() -> None:
     assert stated(nearer) == [(0, 1, "holding"), (0, 1, "next to"), (0, 2, "sitting on")]
 
 
-def test_a_scorer_keeps_what_is_above_the_threshold(folder: Path) -> None:
+def test_a_scorer_keeps_what_has_at_least_the_threshold(folder: Path) -> None:
     [tagged] = scored(folder)([candidates(0)])
     assert tagged.ok
     assert stated(tagged) == [each for each in ALL if each[1] != 3], (
@@ -398,7 +398,7 @@ def test_a_scorer_keeps_what_is_above_the_threshold(folder: Path) -> None:
     )
     least = sorted(item.confidence for item in tagged.relations)[2]
     [fewer] = scored(folder, threshold=least)([candidates(0)])
-    assert fewer.relations == [item for item in tagged.relations if item.confidence > least]
+    assert fewer.relations == [item for item in tagged.relations if item.confidence >= least]
 
 
 def test_a_scorer_gives_the_same_confidences_whatever_is_beside(folder: Path) -> None:
