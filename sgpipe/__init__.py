@@ -13,11 +13,19 @@ if TYPE_CHECKING:
     from sgpipe.errors import EngineError as EngineError
     from sgpipe.errors import ImageError as ImageError
     from sgpipe.errors import UserError as UserError
+    from sgpipe.export.formats import Format as Format
+    from sgpipe.export.rows import ExportRows as ExportRows
+    from sgpipe.export.rows import Members as Members
+    from sgpipe.export.rows import write_json as write_json
     from sgpipe.generation.run import generate as generate
     from sgpipe.pipeline import Pipeline as Pipeline
     from sgpipe.pipeline import RelationAnnotator as RelationAnnotator
     from sgpipe.pipeline import SceneGraph as SceneGraph
     from sgpipe.recipe import load_recipe as load_recipe
+    from sgpipe.records import Record as Record
+    from sgpipe.stages.base import Stage as Stage
+    from sgpipe.stages.caption.captioner import Captioner as Captioner
+    from sgpipe.stages.caption.captioner import CaptionInput as CaptionInput
     from sgpipe.storage.shards import Run as Run
     from sgpipe.storage.shards import iter_records as iter_records
     from sgpipe.training.recipe import load_train_recipe as load_train_recipe
@@ -28,6 +36,11 @@ _PUBLIC = {
     **dict.fromkeys(("EngineError", "ImageError", "UserError"), "sgpipe.errors"),
     **dict.fromkeys(("Pipeline", "RelationAnnotator", "SceneGraph"), "sgpipe.pipeline"),
     **dict.fromkeys(("Run", "iter_records"), "sgpipe.storage.shards"),
+    **dict.fromkeys(("Captioner", "CaptionInput"), "sgpipe.stages.caption.captioner"),
+    **dict.fromkeys(("ExportRows", "Members", "write_json"), "sgpipe.export.rows"),
+    "Format": "sgpipe.export.formats",
+    "Record": "sgpipe.records",
+    "Stage": "sgpipe.stages.base",
     "generate": "sgpipe.generation.run",
     "load_recipe": "sgpipe.recipe",
     "load_train_recipe": "sgpipe.training.recipe",

@@ -148,6 +148,8 @@ class RecipeOptions:
         if recipe is None and (parent or extend):
             from sgpipe.generation.identity import extended_recipe, parent_recipe
 
+            if self.captioner is not None:
+                settings = {"caption.captioner": self.captioner, **settings}
             loaded = (
                 extended_recipe(extend, settings)
                 if extend

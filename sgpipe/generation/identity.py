@@ -107,7 +107,14 @@ def parent_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:
     """Return the recipe of a run with overrides, stored elsewhere. Raises UserError: see
     `_open`.
     """
-    return _open(run, {"engine.store": None, "engine.address": None, **overrides})[1]
+    recipe = _open(run, {"engine.store": None, "engine.address": None, **overrides})[1]
+    captioner = recipe.caption.captioner
+    if recipe.caption.plugin is not None and overrides.get("caption.captioner") != captioner:
+        raise UserError(
+            f"{run}: its captioner {captioner} is code, which is not imported because a run names"
+            f" it; if you trust it, pass --captioner {captioner}"
+        )
+    return recipe
 
 
 def extended_recipe(run: str, overrides: Mapping[str, Any]) -> Recipe:

@@ -113,7 +113,7 @@ def load_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) ->
 
 def models_of(recipe: Recipe, skipped: Collection[str] = ()) -> dict[str, str]:
     """Return the models that stages but `skipped` ones load: not those behind endpoints, nor
-    spaCy's.
+    spaCy's, nor a captioner of the user's own.
     """
     models = {}
     for name, config in recipe.stages.items():

@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from sgpipe.files.locations import content_id, text_sha256
+from sgpipe.plugins import code_identity, reference_of
 from sgpipe.recipe.models import PACKAGED_LAYOUT, ModelName
 from sgpipe.recipe.source import StoredPath
 from sgpipe.recipe.stage import IdentityFacts, Requests, Resources, StageConfig, file_identity
@@ -111,8 +112,22 @@ class CaptionConfig(StageConfig):
     def identity(self, facts: IdentityFacts) -> dict[str, Any]:
         if self.captioner is None:
             return {"captioner": None}
+        if self.plugin is not None:
+            code = code_identity("captioner", self.plugin)
+            return self.labelling_settings() | {"captioner": code}
         unused = {"repetition_penalty", "top_k"} if self.decoding == "beam" else set()
         return self.labelling_settings(unused) | self._model_identity(self.dtype, facts)
+
+    @property
+    def plugin(self) -> str | None:
+        """`package.module:Class` of a captioner of the user's own; None: another one."""
+        if self.captioner is None or self.endpoint is not None:
+            return None
+        return reference_of("captioner", self.captioner)
+
+    @property
+    def reads_model(self) -> bool:
+        return self.plugin is None
 
 
 class ParseConfig(StageConfig):

@@ -62,7 +62,13 @@ class CaptionInput:
 class Captioner:
     """Captions of images, which depend on the image's pixels, its key and the recipe only; see
     `Stage`.
+
+    One of the user's own (`--captioner package.module:Class`) is made with the recipe's
+    `CaptionConfig`, in each process that captions.
     """
+
+    def __init__(self, config: CaptionConfig) -> None:
+        self.config = config
 
     def check(self) -> None: ...
 
@@ -82,6 +88,8 @@ def settings_of(config: CaptionConfig) -> CaptionConfig:
     """Return the settings with the captioner's own in place of null; one that cannot be read yet
     counts as BLIP.
     """
+    if config.plugin is not None:
+        return config
     family = "chat" if config.endpoint is not None else "blip"
     if config.endpoint is None and config.captioner is not None:
         family = str(known_settings(config.captioner).get("model_type", "blip"))

@@ -1,0 +1,110 @@
+"""The examples of docs/extend.md work, and what is wrong with code of others is told in a line."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from sgpipe import load_recipe
+from sgpipe.cli.main import app
+from sgpipe.generation.run import generate
+from sgpipe.plugins import code_identity
+from sgpipe.storage.manifest import Manifest
+from sgpipe.storage.shards import iter_records
+
+PAGE = (Path(__file__).parents[2] / "docs" / "extend.md").read_text(encoding="utf-8")
+CAPTIONER = "own.captions:ColourCaptioner"
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """The package of the page, importable here and in processes that this one starts."""
+    folder = tmp_path / "code"
+    for name, code in re.findall(r'```python title="(\S+)"\n(.*?)```', PAGE, re.DOTALL):
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    )
+    yield folder
+    for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
+        del sys.modules[name]
+
+
+def labelled(out: Path, engine: str = "local", captioner: str = CAPTIONER) -> list[str]:
+    settings = {"caption.captioner": captioner, "source.miniworld.images": 4, "engine.kind": engine}
+    generate(load_recipe("miniworld", settings), out)
+    return [caption.text for record in iter_records(out) for caption in record.captions]
+
+
+def test_the_captioner_and_the_format_of_the_page_work(own, tmp_path):
+    captions = labelled(tmp_path / "run")
+    assert len(captions) == 4
+    assert all(
+        re.fullmatch(r"a person next to a dog in a (bright|dark) room", text) for text in captions
+    )
+    identity = Manifest.load(tmp_path / "run").run["identity"]["caption"]["captioner"]
+    assert identity == code_identity("captioner", CAPTIONER)
+    assert identity.startswith(f"{CAPTIONER} no version sha256:")
+    command = ["export", tmp_path / "run", "--to", "own.lines:LINES", "--threshold", "0", "--out"]
+    done = CliRunner().invoke(app, [*map(str, command), str(tmp_path / "lines")])
+    assert done.exit_code == 0, done.stderr
+    relations = sum(len(record.relations) for record in iter_records(tmp_path / "run"))
+    assert len((tmp_path / "lines" / "val.txt").read_text().splitlines()) == relations
+    assert "--to lines" in (tmp_path / "lines" / "README.md").read_text()
+
+
+def test_a_run_does_not_have_its_captioner_imported(own, tmp_path):
+    labelled(tmp_path / "run")
+    shutil.rmtree(own)
+    for command in (["verify"], ["stats"]):
+        script = [sys.executable, "-m", "sgpipe.cli.main"]
+        code = "import sys; from sgpipe.cli.main import main; main()"
+        done = subprocess.run(
+            [script[0], "-c", code, *command, tmp_path / "run"], capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+    out = ["--tagger", "x", "--out", str(tmp_path / "new")]
+    done = CliRunner().invoke(app, ["generate", "--from", str(tmp_path / "run"), *out])
+    assert done.exit_code == 2
+    assert f"pass --captioner {CAPTIONER}" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "told"),
+    [
+        ("", "nowhere.at:All", "nowhere.at cannot be imported (ModuleNotFoundError"),
+        ("1 / 0", "wrong:Captions", "wrong cannot be imported (ZeroDivisionError"),
+        ("", "wrong:Captions", "has no Captions"),
+        ("class Captions: pass", "wrong:Captions", "is not a subclass of sgpipe.Captioner"),
+        (
+            "import sgpipe\nclass Captions(sgpipe.Captioner):\n    def __init__(self, config): 1 / 0",
+            "wrong:Captions",
+            "failed: ZeroDivisionError",
+        ),
+    ],
+)
+def test_what_is_wrong_with_code_is_told_in_a_line(tmp_path, monkeypatch, code, name, told):
+    (tmp_path / "wrong.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wrong", raising=False)
+    done = CliRunner().invoke(
+        app, ["generate", "--captioner", name, "--out", str(tmp_path / "run")]
+    )
+    monkeypatch.delitem(sys.modules, "wrong", raising=False)
+    assert done.exit_code == 2
+    assert f"captioner {name}" in done.stderr
+    assert told in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
+
+
+@pytest.mark.slow
+def test_a_captioner_of_ones_own_labels_alike_on_ray(own, tmp_path):
+    assert labelled(tmp_path / "ray", "ray") == labelled(tmp_path / "local")
