@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from rlip_model.attention import gpu_sampling
+from rlip_model.backbone import ImageFeatures
 from rlip_model.image import enlarge, normalise, resized, to_pixel_values, to_pixels
 from rlip_model.model import RTagger
 from rlip_model.queries import GivenPairs
@@ -135,6 +136,9 @@ class TaggerInput(NamedTuple):
     classes: list[str]
     pixels: Tensor = torch.empty(0)  # once the image is opened
     texts: Sequence[LabelFeatures] = ()
+
+
+Row = tuple[int, Batch, LabelFeatures]  # index of an image, and a batch of it with its texts
 
 
 def text_to_read(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -334,55 +338,57 @@ class TagStage(ImageStage):
         """
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype) if half else nullcontext():
-            pixels = [each.pixels.to(self.device, non_blocking=True) for each in inputs]
-            if pixels[0].dtype == torch.uint8:
-                pixels = [enlarge(each, self._size(inputs[0].record)) for each in pixels]
-            stacked = torch.stack(pixels) if len(inputs) > 1 else pixels[0].unsqueeze(0)
-            images = self.tagger.encode_image(
-                normalise(stacked) if stacked.dtype == torch.uint8 else stacked
-            )
-            objects = []
-            for each in inputs:
-                labels = [
-                    bisect_left(each.classes, self.texts[box.category])
-                    for box in each.record.objects
-                ]
-                objects.append((normalised_boxes(each.record), torch.tensor(labels)))
-            rows = [
-                (image, batch, texts)
-                for image, each in enumerate(inputs)
-                for batch, texts in zip(each.batches, each.texts, strict=True)
-            ]
-            found: list[Tensor] = []
+            images = self.tagger.encode_image(self._stack_pixels(inputs))
+            objects = [self._boxes_and_labels(item) for item in inputs]
+            rows: list[Row] = []
+            for image, item in enumerate(inputs):
+                batches = zip(item.batches, item.texts, strict=True)
+                rows += [(image, batch, texts) for batch, texts in batches]
+            scores: list[Tensor] = []
             for start in range(0, len(rows), len(inputs)):
-                part = rows[start : start + len(inputs)]
-                texts = pad_labels([texts for _, _, texts in part])
-                memory = self.tagger.fuse(images.of([image for image, _, _ in part]), texts)
-                groups: list[GivenPairs] = []
-                owners: list[int] = []
-                for number, (image, batch, _) in enumerate(part):
-                    groups += [given_pairs(*objects[image], group) for group in batch.groups]
-                    owners += [number] * len(batch.groups)
-                found.append(
-                    self.tagger.score_pairs(
-                        memory, groups, owners if len(part) > 1 else None
-                    ).float()
-                )
-        # One copy, as the host waits for it.
-        flat = (
-            torch.cat([each.flatten() for each in found]).cpu()
-            if self.device.type != "cpu"
-            else None
-        )
-        arrived = flat.split([each.numel() for each in found]) if flat is not None else found
-        scores: list[list[Tensor]] = [[] for _ in inputs]
-        by_row = (
-            group for own, each in zip(arrived, found, strict=True) for group in own.view_as(each)
-        )
+                scores.append(self._score(images, objects, rows[start : start + len(inputs)]))
+        by_group = chain.from_iterable(self._on_cpu(scores))
+        by_image: list[list[Tensor]] = [[] for _ in inputs]
         for image, batch, _ in rows:
-            own = torch.stack(list(islice(by_row, len(batch.groups))))
-            scores[image].append(own[:, :, : len(batch.predicates)])
-        return scores
+            of_batch = torch.stack(list(islice(by_group, len(batch.groups))))
+            by_image[image].append(of_batch[:, :, : len(batch.predicates)])
+        return by_image
+
+    def _stack_pixels(self, inputs: Sequence[TaggerInput]) -> Tensor:
+        """Return the normalised pixels of images of equal size, on the device."""
+        pixels = [item.pixels.to(self.device, non_blocking=True) for item in inputs]
+        if pixels[0].dtype == torch.uint8:
+            size = self._size(inputs[0].record)
+            pixels = [enlarge(image, size) for image in pixels]
+        stacked = torch.stack(pixels) if len(inputs) > 1 else pixels[0].unsqueeze(0)
+        return normalise(stacked) if stacked.dtype == torch.uint8 else stacked
+
+    def _boxes_and_labels(self, item: TaggerInput) -> tuple[Tensor, Tensor]:
+        """Return the normalised boxes of an image and the indices of their class names."""
+        names = [self.texts[box.category] for box in item.record.objects]
+        labels = [bisect_left(item.classes, name) for name in names]
+        return normalised_boxes(item.record), torch.tensor(labels)
+
+    def _score(
+        self, images: ImageFeatures, objects: Sequence[tuple[Tensor, Tensor]], rows: Sequence[Row]
+    ) -> Tensor:
+        """Return the scores `[groups, pairs, predicates]` of all groups of the rows, in order."""
+        texts = pad_labels([texts for _, _, texts in rows])
+        memory = self.tagger.fuse(images.of([image for image, _, _ in rows]), texts)
+        groups: list[GivenPairs] = []
+        owners: list[int] = []
+        for number, (image, batch, _) in enumerate(rows):
+            groups += [given_pairs(*objects[image], group) for group in batch.groups]
+            owners += [number] * len(batch.groups)
+        return self.tagger.score_pairs(memory, groups, owners if len(rows) > 1 else None).float()
+
+    def _on_cpu(self, scores: list[Tensor]) -> list[Tensor]:
+        """Return the scores on the CPU; from a GPU in one copy, as the host waits for it."""
+        if self.device.type == "cpu":
+            return scores
+        flat = torch.cat([part.flatten() for part in scores]).cpu()
+        copied = flat.split([part.numel() for part in scores])
+        return [values.view_as(part) for values, part in zip(copied, scores, strict=True)]
 
     def _relations(self, given: TaggerInput, scores: Sequence[Tensor]) -> list[Relation]:
         """Return every pair and predicate with at least the score of the threshold."""
