@@ -6,7 +6,7 @@ unlike in the batches of a validation, images are not padded, and those without 
 """
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,75 +220,18 @@ def run_job(
     share: tuple[int, int] = (0, 1),
     wrap: Callable[[Objective], nn.Module] | None = None,
 ) -> None:
-    """Do this process's work. Raises as `train`.
+    """Do this process's work.
 
-    `show` gets every line of metrics, in the first worker; `share`: index of this worker, and
-    number of workers.
+    Args:
+        show: gets every line of metrics, in the first worker.
+        share: index of this worker, and number of workers.
+        wrap: makes the module that is trained, such as a distributed one.
+
+    Raises:
+        UserError, EngineError, DivergedError: as `train`.
     """
-    recipe = job.recipe
-    checkpoints = job.checkpoints
-    latest = checkpoints.latest()
     try:
-        network = CLASSES[recipe.model.kind].from_pretrained(latest or job.initial_model)
-        device = device or pick_device(recipe.workers.device, recipe.workers.gpus)
-        compiled = (
-            CompiledLayers(network) if recipe.workers.compile and device.type == "cuda" else None
-        )
-        objective = make_objective(network, recipe)
-        nn.Module.to(objective, device)
-        step = read_position(latest).step if latest else 0
-        log = (
-            metrics_log(job.out, step, recipe.output.tensorboard)
-            if share[0] == 0
-            else nullcontext(lambda row: None)
-        )
-        with log as write:
-
-            def report(row: dict[str, Any]) -> None:
-                write(row)
-                show(row)
-
-            def compilation() -> dict[str, float | str]:
-                if compiled is None:
-                    return {}
-                error = (
-                    {}
-                    if compiled.failure is None
-                    else {"compile_error": one_line(compiled.failure)}
-                )
-                return {"compilation": compiled.seconds, **error}
-
-            options = recipe.optimisation
-            output = recipe.output
-            validation = job.validation_set
-            intervals = {"log_every", "checkpoint_every", "validate_every", "validate_every_steps"}
-            batch = options.batch // share[1] // options.accumulate
-            benchmark = None
-            if (
-                output.best in BENCHMARKS
-                and validation is not None
-                and validation.closed_labels is not None
-            ):
-                labels = validation.closed_labels
-                benchmark = Benchmark(
-                    output.best, objective, recipe.data, labels, max(batch, 1), share
-                )
-            with enough_memory(device, _REMEDY):
-                if compiled is not None:
-                    compiled.compile(objective, batch)
-                trainer = Trainer(
-                    *(objective, options, checkpoints),
-                    seed=recipe.seed,
-                    wrap=wrap,
-                    report=report,
-                    extra_metrics=compilation,
-                    benchmark=benchmark,
-                    best_by=output.best,
-                    **output.model_dump(include=intervals),
-                )
-                if latest:
-                    trainer.restore(latest)
-                trainer.fit(make_feed(job, network, *share, pinned=device.type == "cuda"))
+        _train(job, show, device, share, wrap)
     except (CheckpointError, TokenizerError) as error:
         raise UserError(str(error)) from None
     except DivergenceError as error:
@@ -300,9 +243,90 @@ def run_job(
         ) from None
 
 
+def _train(
+    job: TrainingJob,
+    show: Callable[[dict[str, Any]], None],
+    device: torch.device | None,
+    share: tuple[int, int],
+    wrap: Callable[[Objective], nn.Module] | None,
+) -> None:
+    """Train from the latest checkpoint to the end; arguments as of `run_job`."""
+    recipe = job.recipe
+    output = recipe.output
+    worker, workers = share
+    latest = job.checkpoints.latest()
+    network = CLASSES[recipe.model.kind].from_pretrained(latest or job.initial_model)
+    device = device or pick_device(recipe.workers.device, recipe.workers.gpus)
+    on_gpu = device.type == "cuda"
+    compiled = CompiledLayers(network) if recipe.workers.compile and on_gpu else None
+    objective = make_objective(network, recipe)
+    nn.Module.to(objective, device)
+    batch = recipe.optimisation.batch // workers // recipe.optimisation.accumulate
+    with _metrics_log(job, latest, worker) as write:
+
+        def report(row: dict[str, Any]) -> None:
+            write(row)
+            show(row)
+
+        benchmark = _make_benchmark(job, objective, max(batch, 1), share)
+        with enough_memory(device, _REMEDY):
+            if compiled is not None:
+                compiled.compile(objective, batch)
+            trainer = Trainer(
+                objective,
+                recipe.optimisation,
+                job.checkpoints,
+                seed=recipe.seed,
+                wrap=wrap,
+                report=report,
+                extra_metrics=lambda: _compilation_metrics(compiled),
+                benchmark=benchmark,
+                best_by=output.best,
+                log_every=output.log_every,
+                checkpoint_every=output.checkpoint_every,
+                validate_every=output.validate_every,
+                validate_every_steps=output.validate_every_steps,
+            )
+            if latest:
+                trainer.restore(latest)
+            trainer.fit(make_feed(job, network, worker, workers, pinned=on_gpu))
+
+
+def _metrics_log(
+    job: TrainingJob, latest: Path | None, worker: int
+) -> AbstractContextManager[Callable[[dict[str, Any]], None]]:
+    """Return what writes lines of metrics; only the first worker does."""
+    if worker > 0:
+        return nullcontext(lambda row: None)
+    step = read_position(latest).step if latest else 0
+    return metrics_log(job.out, step, job.recipe.output.tensorboard)
+
+
+def _compilation_metrics(compiled: CompiledLayers | None) -> dict[str, float | str]:
+    if compiled is None:
+        return {}
+    metrics: dict[str, float | str] = {"compilation": compiled.seconds}
+    if compiled.failure is not None:
+        metrics["compile_error"] = one_line(compiled.failure)
+    return metrics
+
+
+def _make_benchmark(
+    job: TrainingJob, objective: Objective, batch: int, share: tuple[int, int]
+) -> Benchmark | None:
+    """Return the benchmark that chooses the best checkpoint, if one does."""
+    best = job.recipe.output.best
+    labels = job.validation_set.closed_labels if job.validation_set is not None else None
+    if best not in BENCHMARKS or labels is None:
+        return None
+    return Benchmark(best, objective, job.recipe.data, labels, batch, share)
+
+
 def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
-    """Return the network with its criterion, and parts frozen as configured. Raises UserError: no
-    such part.
+    """Return the network with its criterion, and parts frozen as configured.
+
+    Raises:
+        UserError: there is no such part.
     """
     loss = recipe.loss
     options = recipe.optimisation
@@ -334,13 +358,24 @@ def make_objective(network: RLIPModel, recipe: TrainRecipe) -> Objective:
 def make_feed(
     job: TrainingJob, network: RLIPModel, rank: int, world_size: int, *, pinned: bool = False
 ) -> ShardFeed:
-    """Return a worker's batches. As published, the R-Tagger learns from as many relations as it has
-    queries.
+    """Return a worker's batches.
+
+    As published, the R-Tagger learns from as many relations as it has queries.
     """
-    recipe, options, pairs = job.recipe, job.recipe.optimisation, network.config.num_pairs
-    most, most_pairs = (
-        (network.config.num_queries, pairs) if isinstance(network, RTagger) else (pairs, None)
+    recipe = job.recipe
+    max_relations = network.config.num_pairs
+    max_pairs = None
+    if isinstance(network, RTagger):
+        max_relations = network.config.num_queries
+        max_pairs = network.config.num_pairs
+    stream = StepStream(
+        job.training_set,
+        recipe.data,
+        recipe.optimisation.batch,
+        recipe.seed,
+        max_relations,
+        rank,
+        world_size,
+        accumulate=recipe.optimisation.accumulate,
     )
-    of_step = recipe.data, options.batch, recipe.seed, most
-    stream = StepStream(job.training_set, *of_step, rank, world_size, accumulate=options.accumulate)
-    return ShardFeed(stream, job.validation_set, most_pairs, pinned)
+    return ShardFeed(stream, job.validation_set, max_pairs, pinned)
