@@ -1,4 +1,4 @@
-"""Code of others that sgpipe is asked to use: a captioner, a format and so on, by name.
+"""Third-party code that a user names: a captioner or an export format.
 
 A name is `package.module:attribute`, or that of an entry point which an installed package states
 (`[project.entry-points."sgpipe.captioners"]`). Only importable modules count, never a path.
@@ -17,7 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from sgpipe.errors import UserError
 
-Kind = Literal["captioner", "format", "source", "evaluator"]
+Kind = Literal["captioner", "format"]
 Plugin = TypeVar("Plugin")
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -47,7 +47,7 @@ def load(kind: Kind, reference: str) -> Any:
         module = import_module(module_name)
     except Exception as error:
         raise UserError(
-            f"{kind} {reference}: {module_name} cannot be imported ({_told(error)}); install its"
+            f"{kind} {reference}: {module_name} cannot be imported ({_described(error)}); install its"
             " package, or name its folder in PYTHONPATH"
         ) from error
     try:
@@ -66,11 +66,11 @@ def load_class(kind: Kind, reference: str, base: type[Plugin]) -> type[Plugin]:
     return loaded
 
 
-def load_instance(kind: Kind, reference: str, of: type[Plugin]) -> Plugin:
+def load_instance(kind: Kind, reference: str, expected: type[Plugin]) -> Plugin:
     """Import a value. Raises UserError: as `load`, or it is not of this class."""
     loaded = load(kind, reference)
-    if not isinstance(loaded, of):
-        raise UserError(f"{kind} {reference} is not a sgpipe.{of.__name__}")
+    if not isinstance(loaded, expected):
+        raise UserError(f"{kind} {reference} is not a sgpipe.{expected.__name__}")
     return loaded
 
 
@@ -81,7 +81,7 @@ def called(kind: Kind, reference: str, function: Callable[..., Plugin], *argumen
     except (UserError, OSError):
         raise
     except Exception as error:
-        raise UserError(f"{kind} {reference} failed: {_told(error)}") from error
+        raise UserError(f"{kind} {reference} failed: {_described(error)}") from error
 
 
 def code_identity(kind: Kind, reference: str) -> str:
@@ -113,7 +113,7 @@ def _version_of(module: str) -> str:
     return str(getattr(import_module(package), "__version__", "no version"))
 
 
-def _told(error: Exception) -> str:
+def _described(error: Exception) -> str:
     """Return an error in one line."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

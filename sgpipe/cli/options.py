@@ -207,7 +207,10 @@ Detector = Annotated[
 ]
 Captioner = Annotated[
     str | None,
-    reads_model("Image-text-to-text model, such as BLIP: folder or hub id; or miniworld."),
+    reads_model(
+        "Image-text-to-text model, such as BLIP: folder or hub id; miniworld; or a class of your"
+        " own: package.module:Class."
+    ),
 ]
 Tagger = Annotated[
     str | None,

@@ -316,7 +316,7 @@ def _obstacles(measures: Measures) -> _Answers:
 
 
 def _failed_checks(measures: Measures) -> _Answers:
-    """Yield the health checks that found so many problems that they should be looked at first."""
+    """Yield the health checks whose share of problems is above their limit."""
     for check in measures.health:
         is_missing = check.name in MISSING
         limit = _ILL if is_missing or check.of in ("relations", "pairs") else _ILL_DATA
