@@ -83,11 +83,15 @@ def measure(files: MiniworldFiles, work: Path, title: str) -> list[Table | str]:
         "source.format": "folder",
         "source.splits": {"all": {"images": str(files.world / IMAGES)}},
     }
-    names = {each["id"]: each["name"] for each in instances["categories"]}
+    names = {category["id"]: category["name"] for category in instances["categories"]}
     half = sorted(names.values())[::2]
     annotated = work / "half.json"
-    kept = [each for each in instances["annotations"] if names[each["category_id"]] in half]
-    classes = [each for each in instances["categories"] if each["name"] in half]
+    kept = [
+        annotation
+        for annotation in instances["annotations"]
+        if names[annotation["category_id"]] in half
+    ]
+    classes = [category for category in instances["categories"] if category["name"] in half]
     annotated.write_text(
         json.dumps({**instances, "annotations": kept, "categories": classes}), encoding="utf-8"
     )
@@ -107,7 +111,7 @@ def measure(files: MiniworldFiles, work: Path, title: str) -> list[Table | str]:
         ),
     }
     objects: dict[str, list[tuple[str, list[float]]]] = {}
-    files_by_id = {each["id"]: each["file_name"] for each in instances["images"]}
+    files_by_id = {image["id"]: image["file_name"] for image in instances["images"]}
     for each in instances["annotations"]:
         objects.setdefault(files_by_id[each["image_id"]], []).append(
             (names[each["category_id"]], each["bbox"])

@@ -65,7 +65,7 @@ def scene(number: int, detected: bool) -> Record:
         order = own.sample(range(len(objects)), len(objects))
         record.objects = [objects[index] for index in order]
         new = {index: place for place, index in enumerate(order)}
-        kept = [each for each in relations if own.random() < 0.7]
+        kept = [relation for relation in relations if own.random() < 0.7]
         record.relations = [
             Relation(new[r.subject], new[r.object], r.predicate, own.random(), "tagger")
             for r in kept
@@ -81,7 +81,8 @@ def scene(number: int, detected: bool) -> Record:
             for _ in range(4)
         ]
         record.pairs = [
-            Pair(each.subject, each.object, [each.predicate]) for each in record.relations
+            Pair(relation.subject, relation.object, [relation.predicate])
+            for relation in record.relations
         ]
         record.triplets = [Triplet("a man", "on", "a dog", "man", "dog", "on", 0, "person", "dog")]
     return record
@@ -159,23 +160,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=200_000)
     parser.add_argument("--kills", type=int, default=20)
-    given = parser.parse_args()
+    args = parser.parse_args()
     table = Table(
         "images", "seconds", "CPU seconds", "peak MB", title="Two runs, all images in both"
     )
     with tempfile.TemporaryDirectory() as name:
-        for images in (given.images // 10, given.images):
+        for images in (args.images // 10, args.images):
             place = Path(name) / str(images)
             runs = [place / kind for kind in ("annotated", "detected")]
             for run in runs:
                 make_run(run, images, run.name == "detected")
             arguments = ["merge", *map(str, runs)]
             table.add_row(f"{images:,}", *cost_of_sgpipe(*arguments, "--out", str(place / "out")))
-        small = Path(name) / str(given.images // 10)
+        small = Path(name) / str(args.images // 10)
         times, later = killed(
             small / "killed",
             ["merge", *(str(small / kind) for kind in ("detected", "annotated"))],
-            given.kills,
+            args.kills,
         )
         same = (
             "the same files" if digest(small / "killed") == digest(small / "out") else "OTHER FILES"

@@ -77,8 +77,8 @@ def make_batch(images: int = 1, height: int = 800, width: int = 1066) -> Trainin
         pixel_values=torch.randn(images, 3, height, width),
         padding=torch.zeros(images, height, width, dtype=torch.bool),
         triplets=tuple(
-            Triplets(**vars(pairs), relation_labels=of)
-            for pairs, of in zip(groups, relations, strict=True)
+            Triplets(**vars(pairs), relation_labels=relation)
+            for pairs, relation in zip(groups, relations, strict=True)
         ),
         texts=Texts(tuple(objects), tuple(texts[-RELATION_TEXTS:])),
         sizes=((width, height),) * images,

@@ -185,7 +185,7 @@ def host_table(roots: dict[str, Path], records: Sequence[Record], rounds: int) -
         for name, (way, given) in parts.items()
     }
     total["all, for a CPU"] = sum(total.values())
-    for_gpu = sum(best(partial(_bytes, roots, each), rounds) for each in records)
+    for_gpu = sum(best(partial(_bytes, roots, record), rounds) for record in records)
     total["all, for a GPU, which enlarges and normalises"] = for_gpu
     for name, taken in total.items():
         table.add_row(name, f"{1000 * taken / len(records):.1f}")

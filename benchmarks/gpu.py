@@ -245,7 +245,7 @@ def difference(machine: Machine) -> str:
         scores.append(tagger.score_pairs(memory, given).cpu().double())
     torch.backends.cudnn.allow_tf32 = True
     largest = float((scores[0].logit() - scores[1].logit()).abs().max())
-    labels = [each > scores[0].median() for each in scores]
+    labels = [score > scores[0].median() for score in scores]
     return (
         f"Logits of the tagger in float32 differ from those of the CPU by at most {largest:.0e}"
         f" (goal: 1e-3); of {int(labels[0].sum()):,} labels above their median"

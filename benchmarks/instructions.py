@@ -104,8 +104,8 @@ class World:
                 for each in graph["objects"]
             }
             self.relations[image] = {
-                (each["subject_id"], each["predicate"], each["object_id"])
-                for each in graph["relationships"]
+                (relationship["subject_id"], relationship["predicate"], relationship["object_id"])
+                for relationship in graph["relationships"]
             }
 
     def holds(self, image: str, said: Mapping[str, str]) -> bool:
@@ -458,7 +458,7 @@ def tables(checked: Sequence[Checked], others: Sequence[Checked]) -> Iterator[Ta
         "kind", "questions", "chance", "most frequent answer", "words", "words and coordinates"
     )
     text_only = [each for each in checked if each.item["kind"] != "description"]
-    guessed = guesses([each for each in others if each.item["kind"] != "description"], text_only)
+    guessed = guesses([other for other in others if other.item["kind"] != "description"], text_only)
     chance = chances(text_only)
     for kind in [*sorted({each.item["kind"] for each in checked}), "all"]:
         some = [each for each in checked if kind in ("all", each.item["kind"])]

@@ -50,13 +50,13 @@ def session(
     """Return the certified threshold by number of answers; None: there is none yet."""
     (run / JUDGEMENTS).unlink(missing_ok=True)
     found: dict[int, float | None] = {}
-    for most in ANSWERS:
+    for answer in ANSWERS:
         while True:
             state = json.loads(sgpipe("certify", run, "--precision", target, "--json"))
             before = answer_plans(run, right, slips, 0)
-            if not state["open"] or before >= most:
+            if not state["open"] or before >= answer:
                 break
-            answer_plans(run, right, slips, most)
+            answer_plans(run, right, slips, answer)
         sets = state["certificate"]["sets"]
         found[before] = sets[0]["threshold"] if sets else None
     sgpipe("verify", run)
@@ -72,7 +72,7 @@ def main() -> None:
             "miniworld",
             "--out",
             run,
-            *(part for each in settings for part in ("--set", each)),
+            *(part for setting in settings for part in ("--set", setting)),
         )
     right, confidence = truth_of(run)
     keys = sorted(right, key=lambda key: -confidence[key])

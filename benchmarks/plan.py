@@ -90,7 +90,7 @@ def main() -> None:
     options = parser.parse_args()
     rows = [(kind, actors) for kind in options.recipes for actors in options.actors]
     ratios: dict[tuple[str, int], list[float]] = {row: [] for row in rows}
-    each = Table(
+    table = Table(
         "round",
         "recipe",
         "actors",
@@ -118,13 +118,13 @@ def main() -> None:
                 ratios[kind, actors].append(ratio)
                 figures = [plan["seconds"], plan["start_seconds"], measured]
                 row = [number, kind, actors, *(f"{value:.1f}" for value in figures), f"{ratio:.2f}"]
-                each.add_row(*map(str, row), f"{os.getloadavg()[0]:.0f}")
+                table.add_row(*map(str, row), f"{os.getloadavg()[0]:.0f}")
                 print(*row, f"load {os.getloadavg()[0]:.0f}", file=sys.stderr, flush=True)
     medians = Table("recipe", "actors", "rounds", "median ratio", "smallest", "largest")
     for (kind, actors), own in ratios.items():
         shown = (statistics.median(own), min(own), max(own))
         medians.add_row(kind, str(actors), str(len(own)), *(f"{value:.2f}" for value in shown))
-    report(__doc__, f"{options.images:,} images.", medians, each)
+    report(__doc__, f"{options.images:,} images.", medians, table)
 
 
 if __name__ == "__main__":

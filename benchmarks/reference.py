@@ -50,7 +50,7 @@ class PaddedTextEncoder(nn.Module):
 @contextmanager
 def as_the_reference() -> Iterator[None]:
     """In here, backbones, encoder layers and deformable attention work as the reference's do."""
-    own = ResNet50.forward
+    forward = ResNet50.forward
     folded = FoldedBottleneck.forward
     attention.sample = sample_by_grid
     encoder.TOKENS_PER_PART = 10**9
@@ -60,7 +60,7 @@ def as_the_reference() -> Iterator[None]:
     finally:
         attention.sample = sample
         encoder.TOKENS_PER_PART = TOKENS_PER_PART
-        ResNet50.forward = own
+        ResNet50.forward = forward
         FoldedBottleneck.forward = folded
 
 

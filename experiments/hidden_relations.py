@@ -68,10 +68,14 @@ def free_names() -> Mapping[str, list[str]]:
     people = [noun for kind in ("man", "woman", "boy", "girl") for noun in NOUNS[kind]]
     classes = load_recipe("miniworld").detect.classes or ()
     nouns = {
-        each: list(dict.fromkeys(people if each == "person" else NOUNS.get(each, (each,))))
-        for each in classes
+        class_name: list(
+            dict.fromkeys(
+                people if class_name == "person" else NOUNS.get(class_name, (class_name,))
+            )
+        )
+        for class_name in classes
     }
-    names = {each: list(own) for each, own in nouns.items()}
+    names = {each: list(noun) for each, noun in nouns.items()}
     described = [
         (each, f"{word} {noun}")
         for word, each in product(_ADJECTIVES, classes)
@@ -87,10 +91,14 @@ def half_of(graphs: list[Graph], rng: random.Random) -> list[Graph]:
     halves = []
     for graph in graphs:
         said: dict[Key, list[Graph]] = {}
-        for each in graph["relationships"]:
-            key = EQUIVALENTS.key(each["subject_id"], each["predicate"], each["object_id"])
-            said.setdefault(key, []).append(each)
-        known = [each for relations in said.values() if rng.random() < 0.5 for each in relations]
+        for relationship in graph["relationships"]:
+            key = EQUIVALENTS.key(
+                relationship["subject_id"], relationship["predicate"], relationship["object_id"]
+            )
+            said.setdefault(key, []).append(relationship)
+        known = [
+            relation for relations in said.values() if rng.random() < 0.5 for relation in relations
+        ]
         halves.append({**graph, "relationships": known})
     return halves
 
@@ -132,12 +140,12 @@ def compare(truth: Path, half: Path, extended: Path) -> Found:
         new = after.relations[len(before.relations) :]
         assert after.relations[: len(before.relations)] == before.relations, after.image_id
         assert after.objects == before.objects, after.image_id
-        said = {key(before, each) for each in before.relations}
+        said = {key(before, relation) for relation in before.relations}
         assert not said.intersection(key(after, each) for each in new), after.image_id
         assert all(each.confidence is not None and each.origin == "tagger" for each in new), (
             after.image_id
         )
-        true |= {key(whole, each) for each in whole.relations}
+        true |= {key(whole, relation) for relation in whole.relations}
         known |= said
         added += [(each.confidence or 0, key(after, each)) for each in new]
         relations += len(before.relations)

@@ -62,7 +62,9 @@ def resampling(workshop: Workshop, measure: str, stage: Stage, network: Network)
 
 def of_pairs(scores: RelationScores, measure: str) -> Resampling:
     """Average precision over all given pairs. Images are named by their order."""
-    image = np.repeat(np.arange(len(scores.targets)), [len(each) for each in scores.confidences])
+    image = np.repeat(
+        np.arange(len(scores.targets)), [len(confidence) for confidence in scores.confidences]
+    )
     confidences = np.concatenate(scores.confidences)
     correct = np.concatenate(scores.true_positives)
     order = np.argsort(-confidences, kind="stable")

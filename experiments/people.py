@@ -57,12 +57,12 @@ def truth_of(run: Path) -> tuple[dict[RelationKey, bool], dict[RelationKey, floa
     right = dict[RelationKey, bool]()
     confidence = dict[RelationKey, float]()
     for record in iter_records(run):
-        for each in record.relations:
+        for relation in record.relations:
             key = RelationKey(
-                record.split, record.image_id, each.subject, each.object, each.predicate
+                record.split, record.image_id, relation.subject, relation.object, relation.predicate
             )
-            right[key] = statement_of(record, each) in stated.get(record.image_id, frozenset())
-            confidence[key] = max(each.confidence or 0.0, confidence.get(key, 0.0))
+            right[key] = statement_of(record, relation) in stated.get(record.image_id, frozenset())
+            confidence[key] = max(relation.confidence or 0.0, confidence.get(key, 0.0))
     return right, confidence
 
 

@@ -217,9 +217,9 @@ def count_found(photographs: Photographs, labelled: Sequence[Record]) -> Array:
         ends = {
             pair: [truth.objects[index].category in subjects for index in pair] for pair in stated
         }
-        between = {pair for pair, own in ends.items() if all(own)}
+        between = {pair for pair, end in ends.items() if all(end)}
         verbs = [(pair, verb) for pair, own in annotated.items() for verb in own]
-        in_scope = [pair for pair, own in ends.items() if own[0]]
+        in_scope = [pair for pair, end in ends.items() if end[0]]
         sayings = [
             (pair, lemma)
             for pair in in_scope
@@ -231,7 +231,7 @@ def count_found(photographs: Photographs, labelled: Sequence[Record]) -> Array:
                 len(annotated.keys() & stated.keys()),
                 len(annotated),
                 len(stated),
-                sum(own[0] for own in ends.values()),
+                sum(end[0] for end in ends.values()),
                 sum(says(stated.get(pair, set()), verb) for pair, verb in verbs),
                 len(verbs),
                 len(annotated.keys() & between),
@@ -307,7 +307,7 @@ def bound_by_captions(photographs: Photographs, labelled: Sequence[Record], capt
         found = _verbs(record).keys()
         for pair in _verbs(truth):
             ends = {truth.objects[index].category for index in pair}
-            beside = any(ends <= own for own in classes)
+            beside = any(ends <= class_name for class_name in classes)
             named += ends <= anywhere
             together += beside
             if pair in found:
@@ -387,22 +387,22 @@ def fit_on(photographs: Photographs, parsed: Sequence[Record]) -> list[CaptionEv
 
 def page(photographs: Photographs, measured: Measured) -> str:
     """The page as Markdown."""
-    most = photographs.captions
-    first: Key = ("rules", "captions", "all", most)
+    captions = photographs.captions
+    first: Key = ("rules", "captions", "all", captions)
     parts = [
         HEAD.format(
             images=len(photographs.records),
-            captions=most,
+            captions=captions,
             pairs=measured.total(ANNOTATED, *first),
             verbs=measured.total(VERBS, *first),
             subjects=", ".join(sorted(photographs.subjects)),
         )
     ]
-    parts += _quality(photographs, measured, most)
+    parts += _quality(photographs, measured, captions)
     parts += _by_confidence(photographs, measured)
-    parts += _loose(photographs, measured, most)
-    parts += _bound(photographs, measured, most)
-    parts += ["## Which words count as a verb", _verb_table(photographs, measured, most)]
+    parts += _loose(photographs, measured, captions)
+    parts += _bound(photographs, measured, captions)
+    parts += ["## Which words count as a verb", _verb_table(photographs, measured, captions)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
@@ -538,9 +538,9 @@ def _loose(photographs: Photographs, measured: Measured, most: int) -> list[str]
             measured.counts["rules", "captions", method, number],
             count_found(photographs, strict),
         ]
-        for name, own in halves(photographs).items():
-            part = replace(photographs, records=list(compress(photographs.records, own)))
-            measures = compare(part, *(side[own] for side in sides)).values()
+        for name, half in halves(photographs).items():
+            part = replace(photographs, records=list(compress(photographs.records, half)))
+            measures = compare(part, *(side[half] for side in sides)).values()
             for loose in ("false", "true"):
                 cells = [
                     _cell(

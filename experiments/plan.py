@@ -329,7 +329,12 @@ def load_plan(path: Path = PLAN) -> Plan:
                 )
     stages = [
         *plan.networks.values(),
-        *(one for each in plan.experiments.values() for arm in each.arms.values() for one in arm),
+        *(
+            one
+            for experiment in plan.experiments.values()
+            for arm in experiment.arms.values()
+            for one in arm
+        ),
     ]
     networks = {stage.init for stage in stages} | {
         each.labels.tagger for each in plan.sets.values() if each.labels

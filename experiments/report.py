@@ -65,7 +65,7 @@ def interval(values: Sequence[float]) -> float:
 
 def report(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
     """Return the files of the report by path."""
-    rows = [row for each in results.values() for row in each]
+    rows = [row for result in results.values() for row in result]
     hours = sum(row.get("cpu_seconds", 0.0) for row in rows) / 3600
     answers = [INTRODUCTION]
     tables = [TABLES_INTRODUCTION, f"\n{count(len(rows), 'result')} in {hours:.1f} CPU-hours."]
@@ -76,7 +76,7 @@ def report(plan: Plan, results: Mapping[str, Sequence[Row]]) -> dict[str, str]:
         tables += ["", *_tables(experiment, results[name])]
         commits = sorted({row["commit"] for row in results[name] if row.get("commit")})
         if commits:
-            tables.append(f"\nCode of {', '.join(f'`{each}`' for each in commits)}.")
+            tables.append(f"\nCode of {', '.join(f'`{commit}`' for commit in commits)}.")
         plot = _curves(experiment, results[name])
         if plot:
             files[f"docs/{PLOTS}/{name}.svg"] = plot
@@ -94,7 +94,7 @@ def same_networks(plan: Plan) -> list[list[str]]:
     for experiment in plan.experiments.values():
         for arm, stages in experiment.arms.items():
             names.setdefault(tuple(plan.stage_keys(stages, 0)), {})[arm] = None
-    return [list(each) for each in names.values() if len(each) > 1]
+    return [list(name) for name in names.values() if len(name) > 1]
 
 
 def _for_every_seed(experiment: Experiment, rows: Sequence[Row]) -> list[Row]:
@@ -282,7 +282,7 @@ def _speed_table(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     for row in (row for row in rows if row.get("curve")):
         curves.setdefault(row["stage"], {}).setdefault(row["arm"], []).append(row["curve"])
     for arms in curves.values():
-        reached = min(max(value for _, value in curve) for each in arms.values() for curve in each)
+        reached = min(max(value for _, value in curve) for arm in arms.values() for curve in arm)
         level = math.floor(10 * reached) / 10
         yield f"\n| arm | steps to an average precision of {level:.1f} |"
         yield "|---|---|"
@@ -316,8 +316,8 @@ def _curves(experiment: Experiment, rows: Sequence[Row]) -> str | None:
     for arm in experiment.arms:
         curves = [dict(row["curve"]) for row in rows if row.get("arm") == arm and row.get("curve")]
         if curves:
-            steps = sorted(set.intersection(*(set(each) for each in curves)))
-            points = [(float(step), fmean(each[step] for each in curves)) for step in steps]
+            steps = sorted(set.intersection(*(set(curve) for curve in curves)))
+            points = [(float(step), fmean(curve[step] for curve in curves)) for step in steps]
             lines.append(Line(points, [f"{arm}, step {x:g}: {y:.3f}" for x, y in points], arm))
     if not lines:
         return None

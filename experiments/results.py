@@ -77,7 +77,7 @@ class Results:
             for arm in item[2:]
             for seed in experiment.seeds_of(arm)[:seeds]
         ]
-        return fingerprint({"item": item, "networks": [list(own.values()) for own in keys]})
+        return fingerprint({"item": item, "networks": [list(key.values()) for key in keys]})
 
     def _keys(self, experiment: Experiment, arm: str, seed: int) -> dict[str, str]:
         """The hash of each stage of an arm by its name; none if the experiment has no such arm or

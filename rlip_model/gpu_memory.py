@@ -28,11 +28,11 @@ def send_all(tensors: Sequence[Tensor], device: torch.device | str) -> list[Tens
     `send`.
     """
     device = torch.device(device)
-    if all(each.device.type != "cuda" for each in tensors) and device.type != "cuda":
-        return [each.to(device) for each in tensors]
+    if all(tensor.device.type != "cuda" for tensor in tensors) and device.type != "cuda":
+        return [tensor.to(device) for tensor in tensors]
     sent: dict[int, Tensor] = {}
-    for dtype in {each.dtype for each in tensors}:
-        numbers = [number for number, each in enumerate(tensors) if each.dtype == dtype]
+    for dtype in {tensor.dtype for tensor in tensors}:
+        numbers = [number for number, tensor in enumerate(tensors) if tensor.dtype == dtype]
         flat = send(torch.cat([tensors[number].flatten() for number in numbers]), device)
         parts = flat.split([tensors[number].numel() for number in numbers])
         sent |= {

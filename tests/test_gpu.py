@@ -141,9 +141,14 @@ def tagged(run: Path, **settings: Any) -> dict[tuple[str, int, int, str], float]
         )
     _check_compiled(stage.gpu_use(), settings)
     return {
-        (record.image_id, found.subject, found.object, found.predicate): found.confidence or 0.0
+        (
+            record.image_id,
+            relation.subject,
+            relation.object,
+            relation.predicate,
+        ): relation.confidence or 0.0
         for record in records
-        for found in record.relations
+        for relation in record.relations
     }
 
 

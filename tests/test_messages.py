@@ -155,9 +155,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (folder / "hollow/inner/notes.txt").touch()
     (folder / "others").mkdir()
     (folder / "others/of_another_dataset.jpg").touch()
-    whole = (folder / "coco/instances_val.json").read_text()
+    text = (folder / "coco/instances_val.json").read_text()
     (folder / "cut.json").write_text(
-        whole[: whole.index('"annotations"') + 20]
+        text[: text.index('"annotations"') + 20]
     )  # an error once all is read
     (folder / "bert").mkdir()
     (folder / "bert/config.json").write_text(json.dumps({"model_type": "bert"}))

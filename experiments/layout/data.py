@@ -188,15 +188,17 @@ def join_instances(image: AnnotatedImage, instances: ImageLayout) -> AnnotatedIm
     """Add the instances that are not boxes of the image yet: things that nobody touches, and other
     persons.
     """
-    own = image.layout
-    first = np.repeat(own.boxes, len(instances.boxes), axis=0)
-    second = np.tile(instances.boxes, (len(own.boxes), 1))
-    overlaps = iou(first, second).reshape(len(own.boxes), len(instances.boxes))
-    same_class = np.equal.outer(np.array(own.classes, object), np.array(instances.classes, object))
+    layout = image.layout
+    first = np.repeat(layout.boxes, len(instances.boxes), axis=0)
+    second = np.tile(instances.boxes, (len(layout.boxes), 1))
+    overlaps = iou(first, second).reshape(len(layout.boxes), len(instances.boxes))
+    same_class = np.equal.outer(
+        np.array(layout.classes, object), np.array(instances.classes, object)
+    )
     is_new = np.where(same_class, overlaps, 0).max(axis=0, initial=0) <= SAME_BOX
-    boxes = np.concatenate([own.boxes, instances.boxes[is_new]])
-    classes = [*own.classes, *compress(instances.classes, is_new.tolist())]
-    return replace(image, layout=replace(own, boxes=boxes, classes=classes))
+    boxes = np.concatenate([layout.boxes, instances.boxes[is_new]])
+    classes = [*layout.classes, *compress(instances.classes, is_new.tolist())]
+    return replace(image, layout=replace(layout, boxes=boxes, classes=classes))
 
 
 def refuse_test_images(images: Sequence[AnnotatedImage], place: Path) -> None:

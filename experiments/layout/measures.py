@@ -50,12 +50,12 @@ class Judged:
         interacts = []
         done = []
         classes = []
-        for image, own in zip(images, pairs, strict=True):
+        for image, pair in zip(images, pairs, strict=True):
             predicates = {
                 (subject, thing): set(words) - {nothing}
                 for subject, words, thing in image.relations
             }
-            for subject, thing in own.tolist():
+            for subject, thing in pair.tolist():
                 words = predicates.get((subject, thing), set())
                 interacts.append(bool(words))
                 done.append([columns[word] for word in words if word in columns])

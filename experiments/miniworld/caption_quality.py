@@ -104,8 +104,8 @@ def correct_rate(
     """The share of correct captions among all captions of all images."""
     hits = [
         is_true(stated, truth)
-        for own, truth in zip(captions, truths, strict=True)
-        for stated in own
+        for caption, truth in zip(captions, truths, strict=True)
+        for stated in caption
     ]
     return HitRate(sum(hits), len(hits))
 
@@ -131,8 +131,8 @@ def by_predicate(
     correct = Counter[str]()
     targets = Counter[str]()
     matched = Counter[str]()
-    for own, truth in zip(captions, truths, strict=True):
-        statements = list(chain.from_iterable(own))
+    for caption, truth in zip(captions, truths, strict=True):
+        statements = list(chain.from_iterable(caption))
         predicted.update(predicate for _, predicate, _ in statements)
         correct.update(statement[1] for statement in statements if statement in truth.everything)
         targets.update(predicate for _, predicate, _ in truth.composed)
@@ -286,7 +286,7 @@ def _captions(
 def _read(
     judge: CaptionJudge, captions: Sequence[Sequence[str]]
 ) -> list[list[tuple[Statement, ...]]]:
-    return [judge.statements(own) for own in captions]
+    return [judge.statements(caption) for caption in captions]
 
 
 def _objects_only(seed: int, counted: int) -> ObjectsOnlyGuess:

@@ -153,17 +153,17 @@ def method_rows(methods: list[MethodQuality]) -> list[list[str]]:
     head = ["who decides", "relations", "precision", "recall", "AP", "AUC", "ECE"]
     return [head] + [
         [
-            each.method,
-            f"{each.predicted:,}",
-            f"{each.precision:.1%}",
-            f"{each.recall:.1%}",
-            f"{each.average_precision:.3f}",
+            method.method,
+            f"{method.predicted:,}",
+            f"{method.precision:.1%}",
+            f"{method.recall:.1%}",
+            f"{method.average_precision:.3f}",
             *(
                 "–" if value is None else f"{value:.3f}"
-                for value in (each.auc, each.calibration_error)
+                for value in (method.auc, method.calibration_error)
             ),
         ]
-        for each in methods
+        for method in methods
     ]
 
 

@@ -69,7 +69,8 @@ class Optimisation:
             torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self._schedules = [
-            torch.optim.lr_scheduler.LambdaLR(each, self._rate) for each in self._optimizers
+            torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+            for optimizer in self._optimizers
         ]
 
     def minimise(self, loss: torch.Tensor) -> None:

@@ -131,8 +131,8 @@ def _compose(
     if any(index not in moved for pair in second.aligned.relations for index in pair):
         return None
     names = {
-        head: frozenset(index for index in own if index in moved)
-        for head, own in second.aligned.names.items()
+        head: frozenset(index for index in name if index in moved)
+        for head, name in second.aligned.names.items()
         if head in moved and head not in shared
     }
     added = Aligned(second.aligned.relations, names, 0).shifted(moved)

@@ -130,9 +130,9 @@ def make_example(item: Annotated, tables: Tables, mentions: Sequence[int]) -> Ex
         rests[row] = tables["rests"].get(rest, -1) if rest else 0
         copies[row] = [verb == lemma for lemma in lemmas]
     named = np.full(count, -1)
-    for head, own in aligned.names.items():
+    for head, name in aligned.names.items():
         for index in before_head(tree, head):
-            named[index] = max(named[index], index in own)
+            named[index] = max(named[index], index in name)
     tokens, neighbours = token_features([sentence], tables)
     head_flags = np.isin(np.arange(count), sorted(heads)).astype(np.int64)
     return Example(

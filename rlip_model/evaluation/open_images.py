@@ -101,16 +101,16 @@ class OpenImagesScores:
         number is score_wtd (wmAP).
         """
         summary = {}
-        for most in MOST_DETECTIONS:
+        for limit in MOST_DETECTIONS:
             parts = (
-                ("RelD", self.relations[most], self.recall(most)),
-                ("PhrD", self.phrases[most], self.phrase_recall(most)),
+                ("RelD", self.relations[limit], self.recall(limit)),
+                ("PhrD", self.phrases[limit], self.phrase_recall(limit)),
             )
             for name, scores, recall in parts:
-                summary[f"mAP@{most} ({name})"] = scores.mean()
-                summary[f"wmAP@{most} ({name})"] = scores.weighted_mean()
-                summary[f"mean max recall@{most} ({name})"] = scores.mean_max_recall()
-                summary[f"max recall@{most} ({name})"] = recall
+                summary[f"mAP@{limit} ({name})"] = scores.mean()
+                summary[f"wmAP@{limit} ({name})"] = scores.weighted_mean()
+                summary[f"mean max recall@{limit} ({name})"] = scores.mean_max_recall()
+                summary[f"max recall@{limit} ({name})"] = recall
         summary["score_wtd (mAP)"] = self.weighted_score(by_frequency=False)
         summary["score_wtd (wmAP)"] = self.weighted_score()
         return summary
@@ -134,8 +134,8 @@ def evaluate_open_images(
     """
     settings = settings or OpenImagesSettings()
     classes = settings.classes
-    relations = {most: Tally() for most in MOST_DETECTIONS}
-    phrases = {most: Tally() for most in MOST_DETECTIONS}
+    relations = {limit: Tally() for limit in MOST_DETECTIONS}
+    phrases = {limit: Tally() for limit in MOST_DETECTIONS}
     for number, block in enumerate(blocks(images)):
         for image in block:
             image.ground_truth.check(image.name, settings.num_objects, settings.num_predicates)

@@ -55,8 +55,8 @@ class Recall:
         predicates = self.occurrences[:, 1]
         images = np.maximum(np.bincount(predicates, minlength=self.num_predicates), 1)
         sums = {
-            most: np.bincount(predicates, own, self.num_predicates)
-            for most, own in self.recalls.items()
+            most: np.bincount(predicates, recall, self.num_predicates)
+            for most, recall in self.recalls.items()
         }
         return {most: own / images for most, own in sums.items()}
 

@@ -63,10 +63,12 @@ class ClassScores:
         before = total[ends - self.detections]
         hit_ends = np.cumsum(self.true_positives)
         matched_before = matched[hit_ends - self.true_positives]
-        own = self.occurrences
-        targets = np.bincount(own.target_rows, counts[own.targets], len(self.classes)).astype(int)
+        occurrences = self.occurrences
+        targets = np.bincount(
+            occurrences.target_rows, counts[occurrences.targets], len(self.classes)
+        ).astype(int)
         precisions = weighted_averages(
-            own.measure,
+            occurrences.measure,
             total[hits + 1] - before[rows],
             matched[1:] - matched_before[rows],
             rows,
@@ -202,8 +204,8 @@ class Tally:
         parts = [_descending(rows, scores, last_first) for rows in np.split(by_class, ends)[:-1]]
         true_positives = [correct[rows] for rows in parts]
         precisions = [
-            average_precision(own, int(count))
-            for own, count in zip(true_positives, targets, strict=True)
+            average_precision(true_positive, int(count))
+            for true_positive, count in zip(true_positives, targets, strict=True)
         ]
         order = _joined(parts, int)
         occurrences = None
@@ -216,8 +218,12 @@ class Tally:
         return ClassScores(
             classes=classes,
             targets=targets,
-            detections=np.array([len(own) for own in true_positives], dtype=int),
-            true_positives=np.array([own.sum() for own in true_positives], dtype=int),
+            detections=np.array(
+                [len(true_positive) for true_positive in true_positives], dtype=int
+            ),
+            true_positives=np.array(
+                [true_positive.sum() for true_positive in true_positives], dtype=int
+            ),
             average_precision=np.array(precisions, dtype=float),
             scores=scores[order],
             correct=correct[order],
@@ -235,7 +241,7 @@ def _merged(parts: Sequence[Tally]) -> Tally:
         merged.predicted_classes += part.predicted_classes
         merged.scores += part.scores
         merged.matches += [
-            np.where(own == NO_MATCH, NO_MATCH, own + merged.total) for own in part.matches
+            np.where(match == NO_MATCH, NO_MATCH, match + merged.total) for match in part.matches
         ]
         merged.total += part.total
     return merged

@@ -265,12 +265,14 @@ def _with_given(image: GraphImage, mode: Mode) -> GraphImage:
     """In predcls, replace the predicted boxes and labels by those that the model was given."""
     if mode != "predcls":
         return image
-    given = image.ground_truth
-    check_equal(image.name, "predicted boxes", len(image.predicted.boxes), len(given.boxes))
-    certain = np.ones(len(given.boxes), dtype=np.float32)
+    ground_truth = image.ground_truth
+    check_equal(image.name, "predicted boxes", len(image.predicted.boxes), len(ground_truth.boxes))
+    certain = np.ones(len(ground_truth.boxes), dtype=np.float32)
     return replace(
         image,
-        predicted=replace(image.predicted, boxes=given.boxes, labels=given.labels, scores=certain),
+        predicted=replace(
+            image.predicted, boxes=ground_truth.boxes, labels=ground_truth.labels, scores=certain
+        ),
     )
 
 

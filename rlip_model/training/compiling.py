@@ -57,7 +57,7 @@ class CompiledLayers:
             False  # it divides what is compiled; here every layer is apart already
         )
         try:
-            for layer in (each for each in network.modules() if isinstance(each, LAYERS)):
+            for layer in (module for module in network.modules() if isinstance(module, LAYERS)):
                 compiled = torch.compile(layer.forward, dynamic=True, backend=backend)
                 self._layers.append(layer.forward)
                 setattr(layer, "forward", partial(self._run, layer.forward, compiled))  # noqa: B010

@@ -31,7 +31,7 @@ class EMA:
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(
             list(self.values.values()),
-            [each.detach() for each in self._parameters.values()],
+            [parameter.detach() for parameter in self._parameters.values()],
             1 - decay,
         )
 

@@ -158,8 +158,8 @@ class Trainer:
                 for n, t in tensors.items()
                 if n.startswith(_PARAMETER)
             }
-            whole = get_model_state_dict(network, options=_EVERYWHERE)
-            set_model_state_dict(network, {**whole, **parameters}, options=_EVERYWHERE)
+            model_state_dict = get_model_state_dict(network, options=_EVERYWHERE)
+            set_model_state_dict(network, {**model_state_dict, **parameters}, options=_EVERYWHERE)
 
     def fit(self, feed: Feed) -> None:
         """Train until all epochs, or all steps, are done.

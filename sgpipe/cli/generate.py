@@ -477,15 +477,15 @@ def _files(images: list[Path], out: Path) -> Iterator[Path]:
         if not path.is_dir():
             yield path
             continue
-        found = list_folder(FolderRoot(path))
-        inside = (path / name for name in found.images)
+        folder = list_folder(FolderRoot(path))
+        inside = (path / name for name in folder.images)
         files = [
             file
             for file in inside
             if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)
         ]
         if not files:
-            raise UserError(no_images(path, found.notes))
-        for note in found.notes:
+            raise UserError(no_images(path, folder.notes))
+        for note in folder.notes:
             cli.say(f"NOTE: {path}: {note}")
         yield from files

@@ -61,7 +61,8 @@ class ShardsOptions:
         from sgpipe.utils.config_file import changed
 
         judged = [
-            {**each, "judged": True} for each in shards_options(self.judgements or (), self.images)
+            {**option, "judged": True}
+            for option in shards_options(self.judgements or (), self.images)
         ]
         shards = (
             shards_options(self.data, self.images)
@@ -170,9 +171,9 @@ def train(
     from sgpipe.training import run  # it imports PyTorch
 
     if out is None or plan:
-        found = run.plan_training(loaded, console.Progress())
-        if not cli.printed_json(json_, asdict(found)):
-            run.print_training_plan(found, console.output())
+        training = run.plan_training(loaded, console.Progress())
+        if not cli.printed_json(json_, asdict(training)):
+            run.print_training_plan(training, console.output())
         return
     summary = run.train(loaded, out, console.Progress())
     network = out / summary.network.name

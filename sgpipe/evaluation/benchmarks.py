@@ -104,7 +104,7 @@ class ModelRun(InferenceConfig):
         """Raises UserError: the data has no classes, or a store no such model."""
         schema = self.hoia_schema()
         classes = schema.classes if schema else inputs.data_classes(self.data)
-        how = {each.name: getattr(self, each.name) for each in fields(InferenceConfig)}
+        how = {field.name: getattr(self, field.name) for field in fields(InferenceConfig)}
         name = named_model(str(self.model), "parseda")
         model = location(pin_model(name))  # one version on all machines
         return PredictConfig(model, classes, task, **how)
@@ -127,8 +127,8 @@ def score_hico(
     pair_nms: suppress overlapping pairs. zero_shot: with a model that was not fine-tuned, leave out
     subjects that look like another class.
     """
-    found = ScoredImages()
-    classes, images = _pairs(given, "zero-shot hoi" if zero_shot else "hoi", HICO, found)
+    scored_images = ScoredImages()
+    classes, images = _pairs(given, "zero-shot hoi" if zero_shot else "hoi", HICO, scored_images)
     official = classes == HICO.classes
     if not official and setting != "default":
         raise UserError(f"--setting {setting} groups HICO-DET's classes, but these are others")
@@ -139,7 +139,7 @@ def score_hico(
     )
     settings = HicoSettings(possible, PairSuppression() if pair_nms else None, known_object)
     with _explained(given):
-        scores = evaluate_hico(found.named(images), settings)
+        scores = evaluate_hico(scored_images.named(images), settings)
     parts = split(setting)
     names = ("rare", "non-rare") if setting in ("default", "NF") else ("unseen", "seen")
     groups = dict(zip(names, (parts.rare, parts.non_rare), strict=True)) if official else {}
@@ -152,7 +152,7 @@ def score_hico(
             "mean max recall": scores.per_class.mean_max_recall(),
         }
 
-    return found.result(
+    return scored_images.result(
         "HICO-DET" if official else "HICO-DET's protocol",
         {"setting": setting, "known_object": known_object, "pair_nms": pair_nms},
         scores,
@@ -169,16 +169,16 @@ def score_open_images(
     given: PredictionFiles | ModelRun, suppression: Suppression = "none"
 ) -> EvaluationResult:
     """Evaluate scene graphs by Open Images' protocol."""
-    found = ScoredImages()
-    classes, images = _pairs(given, "scene graph", OPEN_IMAGES, found)
+    scored_images = ScoredImages()
+    classes, images = _pairs(given, "scene graph", OPEN_IMAGES, scored_images)
     order: PhraseOrder = "repaired" if suppression == "repaired" else "published"
     nms = PairSuppression() if suppression != "none" else None
     settings = OpenImagesSettings(len(classes.objects), len(classes.relations), nms, order)
     with _explained(given):
-        scores = evaluate_open_images(found.named(images), settings)
+        scores = evaluate_open_images(scored_images.named(images), settings)
     relations = scores.relations[100]
     phrases = scores.phrases[100]
-    return found.result(
+    return scored_images.result(
         "Open Images V6" if classes == OPEN_IMAGES.classes else "Open Images' protocol",
         {"nms": suppression},
         scores,
@@ -295,11 +295,13 @@ def score_graphs(
     """Evaluate scene graphs by Visual Genome's protocol, of VG150 or other classes; those of a
     model in mode sgdet.
     """
-    found = ScoredImages()
+    scored_images = ScoredImages()
     if isinstance(given, PredictionFiles):
         classes = read_classes(given.classes).classes if given.classes else inputs.VG150_CLASSES
         annotated = inputs.read_graphs(given.annotations)
-        predictions = inputs.read_predicted_graphs(given.predictions, classes, annotated, found)
+        predictions = inputs.read_predicted_graphs(
+            given.predictions, classes, annotated, scored_images
+        )
     else:
         config = given.config("scene graph")
         classes = config.classes
@@ -309,11 +311,11 @@ def score_graphs(
             shards = inputs.shard_annotations(given.data, classes, given.split, persons_only=False)
             annotated = {
                 name: visual_genome.GroundTruthGraph(
-                    own.boxes, own.labels + 1, np.add(own.triplets, (0, 0, 1))
+                    annotation.boxes, annotation.labels + 1, np.add(annotation.triplets, (0, 0, 1))
                 )
-                for name, own in inputs.read_annotations(shards, "image_id").items()
+                for name, annotation in inputs.read_annotations(shards, "image_id").items()
             }
-        pairs = _predictions(given, config, annotated, lambda row: row.image_id, found)
+        pairs = _predictions(given, config, annotated, lambda row: row.image_id, scored_images)
         predictions = ((name, inference.predicted_graph(own, MOST_PAIRS)) for name, own in pairs)
     images = (
         visual_genome.GraphImage(f"image {name}", annotated[name], predicted)
@@ -327,8 +329,10 @@ def score_graphs(
     )
     with _explained(given):
         unseen = visual_genome.vg150_zero_shot() if official else None
-        scores = visual_genome.evaluate_graphs(found.named(images), mode, zero_shot=unseen, **sizes)
-        found.lack(annotated, missed=False)
+        scores = visual_genome.evaluate_graphs(
+            scored_images.named(images), mode, zero_shot=unseen, **sizes
+        )
+        scored_images.lack(annotated, missed=False)
     rows: Rows = [{"predicate": name} for name in names]
     for prefix, recall in (("", scores.constrained), ("ng-", scores.unconstrained)):
         for most, shares in recall.per_predicate.items():
@@ -341,7 +345,7 @@ def score_graphs(
         }
 
     title = "Visual Genome" if official else "Visual Genome's protocol"
-    return found.result(title, {"mode": mode}, scores, summary, rows)
+    return scored_images.result(title, {"mode": mode}, scores, summary, rows)
 
 
 def _triplet_names(

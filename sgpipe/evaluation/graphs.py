@@ -352,10 +352,10 @@ class GroundTruthIndex:
         meanings = [
             classes(number) for number in distinct.tolist()
         ]  # an object may be of several classes
-        counts = np.array([len(each) for each in meanings], dtype=np.int64)
+        counts = np.array([len(meaning) for meaning in meanings], dtype=np.int64)
         firsts = np.cumsum(counts) - counts
         entries = np.repeat(objects, counts[kind])
-        flat = np.array([number for each in meanings for number in each], dtype=np.int64)
+        flat = np.array([number for meaning in meanings for number in meaning], dtype=np.int64)
         kinds = flat[_ranges(firsts[kind], (firsts + counts)[kind])]
         usable = np.flatnonzero((images[graphs.image] >= 0) & ~graphs.crowd)
         count = 1 + max(kinds.max(initial=0), graphs.category.max(initial=0))

@@ -115,7 +115,7 @@ def read_pairs(
     numbers = _class_numbers(schema, classes)
     if is_parquet:
         numbers = tuple(
-            {name: index for index, name in enumerate(each)} for each in vars(classes).values()
+            {name: index for index, name in enumerate(names)} for names in vars(classes).values()
         )
     predicted: dict[str, _Triplets] = {}
     for item in (
@@ -236,7 +236,8 @@ def read_annotations(
     """
     assert source.classes is not None
     objects, predicates = (
-        {name: number for number, name in enumerate(each)} for each in vars(source.classes).values()
+        {name: number for number, name in enumerate(names)}
+        for names in vars(source.classes).values()
     )
     path = source.files["annotations"]
     problems = Counter[str]()
@@ -297,10 +298,12 @@ def hoia_schema_of(classes: DatasetClasses) -> HoiaSchema:
     """Return the official numbers of HICO-DET's and Open Images' classes; other classes count from
     1.
     """
-    own = HoiaSchema(
+    hoia_schema = HoiaSchema(
         HICO.key, dict(enumerate(classes.objects, 1)), dict(enumerate(classes.relations, 1))
     )
-    return next((official for official in (HICO, OPEN_IMAGES) if official.classes == classes), own)
+    return next(
+        (official for official in (HICO, OPEN_IMAGES) if official.classes == classes), hoia_schema
+    )
 
 
 def shard_annotations(

@@ -539,7 +539,7 @@ def print_run_quality(
     first = next(iter(qualities.values()))
     title = f"Relations of confidence {first.threshold:g} or more"
     table = Table("", "relations", "precision", "recall", title=title)
-    rows = [(name, own.at_threshold) for name, own in qualities.items()]
+    rows = [(name, quality.at_threshold) for name, quality in qualities.items()]
     if predicates:
         rows += [(single_line(row.predicate, 48), row.quality) for row in first.predicates]
     for number, (name, own) in enumerate(rows, 1):

@@ -231,7 +231,8 @@ class EvaluationResult:
             images = count(self.comparison.images, "image")
             halves = count(self.comparison.resamples, "random half", "random halves")
             differences = [
-                {"measure": name, **vars(own)} for name, own in self.comparison.measures.items()
+                {"measure": name, **vars(measure)}
+                for name, measure in self.comparison.measures.items()
             ]
             console.print(
                 _table(f"Compared with {other}: {images}, {halves}, 95% intervals", differences)
@@ -383,8 +384,8 @@ def class_rows(scores: ClassScores, names: Sequence[Mapping[str, str]]) -> Rows:
     keys = ("ground_truth", "detections", "hits", "average_precision", "max_recall")
     values = zip(*(column.tolist() for column in counts), strict=True)
     return [
-        {**name, **dict(zip(keys, own, strict=True))}
-        for name, own in zip(names, values, strict=True)
+        {**name, **dict(zip(keys, value, strict=True))}
+        for name, value in zip(names, values, strict=True)
     ]
 
 

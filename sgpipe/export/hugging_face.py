@@ -96,7 +96,11 @@ def describe_origin(
         "options", {}
     ).get("predictions")
     generated = (
-        True if any("tag" in each for each in identities) else False if is_annotated else None
+        True
+        if any("tag" in identity for identity in identities)
+        else False
+        if is_annotated
+        else None
     )
     return generated, steps or ["How the rows were made is not recorded."], identities
 
@@ -214,7 +218,8 @@ def _common(rows: ExportRows) -> dict[str, Any]:
         "generated": generated,
         "steps": [*steps, *([certified_text(rows.certificate)] if rows.certificate else [])],
         "identities": [
-            yaml.safe_dump(dict(each), sort_keys=False, allow_unicode=True) for each in identities
+            yaml.safe_dump(dict(identity), sort_keys=False, allow_unicode=True)
+            for identity in identities
         ],
         "left_out": _sentences(
             "left_out.md.jinja", rows=rows, before=rows.totals, problems=problems

@@ -23,8 +23,8 @@ def write_psg(rows: ExportRows, out: Path) -> None:
     """
     known = {
         name
-        for each in Manifest.identities(rows.manifest.run)
-        for name in each.get("options", {}).get(STUFF, ())
+        for identity in Manifest.identities(rows.manifest.run)
+        for name in identity.get("options", {}).get(STUFF, ())
     }
     names, predicates = rows.names
     things, stuff = ([name for name in names if (name in known) == kind] for kind in (False, True))
@@ -69,8 +69,8 @@ def write_psg(rows: ExportRows, out: Path) -> None:
             **{"image_id": image_id, "split": record.split, "pan_seg_file_name": png},
             **{"segments_info": segments, "annotations": annotations},
             "relations": [
-                [own.subject, own.object, verbs[own.predicate]]
-                for own in rows.relations(record, indices)
+                [relation.subject, relation.object, verbs[relation.predicate]]
+                for relation in rows.relations(record, indices)
             ],
         }
 

@@ -180,8 +180,8 @@ def _predicate_choices(facts: Facts) -> Iterator[Item]:
     for pair in dict.fromkeys([*right, *wrong]):
         options = sorted(wrong[pair])[:MOST]
         for size in range(1, min(len(options), MOST - 1) + 1):
-            for others in combinations(options, size):
-                yield from _items_with_options(facts, "choose_predicate", right[pair], others)
+            for combination in combinations(options, size):
+                yield from _items_with_options(facts, "choose_predicate", right[pair], combination)
 
 
 def _box_choices(facts: Facts, form: str, asked: int) -> Iterator[Item]:

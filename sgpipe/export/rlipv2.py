@@ -32,9 +32,9 @@ def write_rlipv2(rows: ExportRows, out: Path) -> None:
     if _OBJECTS365 in ids:
         records = (record for split in rows.splits for record in rows.records(split))
         paths = (
-            (each.image_id, each.file_name)
-            for each in records
-            if each.dataset in ("objects365", _OBJECTS365)
+            (record.image_id, record.file_name)
+            for record in records
+            if record.dataset in ("objects365", _OBJECTS365)
         )
         write_json(out / "image_id_to_filepath.json", Members(paths))
 

@@ -238,7 +238,7 @@ class ExportRows:
 
     def choose(self, record: Record) -> list[bool]:
         """Return which relations are to be exported; the others are left out."""
-        own = [not set(each.origins).isdisjoint(self.origins) for each in record.relations]
+        own = [not set(relation.origins).isdisjoint(self.origins) for relation in record.relations]
         pairs = zip(record.relations, own, strict=True)
         chosen = [is_own and self.keeps(each.predicate, each.confidence) for each, is_own in pairs]
         self.left_out["relations of other origins"] += own.count(False)

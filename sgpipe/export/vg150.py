@@ -38,7 +38,10 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
     names, predicates = rows.names
     records = (record for split in order for record in rows.records(split, "objects"))
     attributes = Counter(
-        each.name for record in records for box in record.objects for each in box.attributes
+        attribute.name
+        for record in records
+        for box in record.objects
+        for attribute in box.attributes
     )
     objects = Counter[str]()
     dicts = dict[str, Any]()
@@ -84,7 +87,7 @@ def write_vg150(rows: ExportRows, out: Path) -> None:
             x, y, w, h = (value * scale for value in box.bbox)
             tables["boxes_1024"].extend((x + w / 2, y + h / 2, w, h))
             tables["labels"].append(dicts["label_to_idx"][box.category])
-            numbers = [dicts["attribute_to_idx"][each.name] for each in box.attributes]
+            numbers = [dicts["attribute_to_idx"][attribute.name] for attribute in box.attributes]
             rows.left_out["attributes that the format cannot hold"] += len(numbers[_ATTRIBUTES:])
             tables["attributes"].extend((numbers + [0] * _ATTRIBUTES)[:_ATTRIBUTES])
         for item in relations:

@@ -41,7 +41,9 @@ def graph(
     things = []
     for box in (record.objects[index] for index in indices):
         sides = dict(zip("xywh", map(plain, box.bbox), strict=True))
-        attributes = list(dict.fromkeys(each.name for each in box.attributes)) if as_vg else []
+        attributes = (
+            list(dict.fromkeys(attribute.name for attribute in box.attributes)) if as_vg else []
+        )
         things.append(
             {"object_id": next(ids[0]), **sides, "names": [box.category] if as_vg else box.category}
         )

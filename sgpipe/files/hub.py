@@ -187,7 +187,7 @@ def find_models(
                     .siblings
                     or ()
                 )
-            sizes = {each.rfilename: each.size or 0 for each in siblings}
+            sizes = {sibling.rfilename: sibling.size or 0 for sibling in siblings}
             parts = [
                 [file for file in sizes if _SETTINGS.fullmatch(file) and "/" not in file],
                 _weights(sizes),

@@ -38,7 +38,8 @@ class FileIndex:
             table = pa.ipc.open_file(file).read_all()
         self.meta: dict[str, Any] = json.loads(table.schema.metadata[_META])
         chunks = (
-            each.chunk(0) if each.num_chunks else each.combine_chunks() for each in table.columns
+            column.chunk(0) if column.num_chunks else column.combine_chunks()
+            for column in table.columns
         )
         self._columns = dict(zip(table.column_names, chunks, strict=True))
         self._names = self._columns[NAME]
@@ -69,7 +70,7 @@ def index_table(columns: Mapping[str, pa.DataType], rows: Iterator[tuple[Any, ..
     while chunk := list(islice(rows, _ROWS_PER_BATCH)):
         names, *others = zip(*chunk, strict=True)
         values = [[name.encode("utf-8", "replace").decode() for name in names], *others]
-        arrays = [pa.array(each, field.type) for each, field in zip(values, schema, strict=True)]
+        arrays = [pa.array(value, field.type) for value, field in zip(values, schema, strict=True)]
         batches.append(pa.RecordBatch.from_arrays(arrays, schema=schema))
     return pa.Table.from_batches(batches, schema)
 

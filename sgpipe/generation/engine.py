@@ -248,10 +248,10 @@ def stages_sharing_gpus(recipe: Recipe, before: Mapping[str, Any]) -> frozenset[
     models = {name: config for name, config in configs.items() if config.shares_gpus}
     able = {
         name
-        for name, each in models.items()
-        if each.resources.gpus is None and each.device in ("auto", "cuda")
+        for name, model in models.items()
+        if model.resources.gpus is None and model.device in ("auto", "cuda")
     }
-    settled = any(each.resources.gpus for each in models.values())
+    settled = any(model.resources.gpus for model in models.values())
     settled |= any(before.get(name, {}).get("dtype") == AUTO_ON_CPU for name in able)
     if (
         settled
@@ -348,11 +348,11 @@ class LocalEngine(Engine):
     def __init__(self, stages: StageBuilder) -> None:
         resources = stages.resources
         cpus = stages.recipe.engine.cpus or usable_cpus()
-        self._gpus = usable_gpus() if any(each.gpus for each in resources) else 0
-        self._threads = max(1, *(int(each.cpus) for each in resources))
-        actors = [each.actors for each in resources if each.actors]
+        self._gpus = usable_gpus() if any(resource.gpus for resource in resources) else 0
+        self._threads = max(1, *(int(resource.cpus) for resource in resources))
+        actors = [resource.actors for resource in resources if resource.actors]
         share, name = max(
-            (each.cpus, name) for each, name in zip(resources, stages.names, strict=True)
+            (resource.cpus, name) for resource, name in zip(resources, stages.names, strict=True)
         )
         if share > cpus:
             raise UserError(
@@ -378,7 +378,7 @@ class LocalEngine(Engine):
             if not (each := getattr(stages.recipe, name)).resources.gpus
         }
         on_cpus = {
-            name: each.model_copy(update={"device": "cpu"}) for name, each in on_cpus.items()
+            name: stage.model_copy(update={"device": "cpu"}) for name, stage in on_cpus.items()
         }
         self._stages = replace(stages, recipe=stages.recipe.model_copy(update=on_cpus))
         self._first = min(self.max_workers, max(1, rows // _IMAGES_PER_WORKER))
@@ -442,7 +442,7 @@ class LocalEngine(Engine):
 
     def _add(self) -> WorkerProcess:
         number = min(
-            set(range(len(self._processes) + 1)) - {each.number for each in self._processes}
+            set(range(len(self._processes) + 1)) - {process.number for process in self._processes}
         )
         environment = {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(self._threads)),

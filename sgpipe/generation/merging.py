@@ -320,7 +320,7 @@ def _overrules(
             losers[run] = (
                 losers[run] | set(runs) - winners if run in winners else losers[run] - winners
             )
-    return {run: sorted(others) for run, others in losers.items() if others}
+    return {run: sorted(images) for run, images in losers.items() if images}
 
 
 def _earlier_overrules(inputs: Mapping[str, RunFiles], runs: Sequence[str]) -> dict[str, set[str]]:
@@ -329,8 +329,8 @@ def _earlier_overrules(inputs: Mapping[str, RunFiles], runs: Sequence[str]) -> d
         for run, others in files.manifest.run.get("identity", {}).get("prefer", {}).items():
             losers[run].update(others)
     return {
-        run: {other for other in others if run not in losers[other]}
-        for run, others in losers.items()
+        run: {other for other in images if run not in losers[other]}
+        for run, images in losers.items()
     }
 
 

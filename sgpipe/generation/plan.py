@@ -97,7 +97,7 @@ class Plan:
         if pools:
             pace = 1 / max(map(self._seconds, pools))
             spare = 0.4
-        return {name: max(1, round(pace * each + spare)) for name, each in self.stages.items()}
+        return {name: max(1, round(pace * stage + spare)) for name, stage in self.stages.items()}
 
     def advice(self) -> str:
         """Return how many actors should share a GPU, by how much of the time it computes."""

@@ -325,10 +325,10 @@ def kill_actors(name: str) -> None:
     """Kill the actors of a name for good: after an error Ray Data leaves some alive, which keep
     their CPUs forever.
     """
-    for each in list_named_actors():
-        if each.startswith(name):
+    for actor in list_named_actors():
+        if actor.startswith(name):
             with suppress(ValueError):  # it has just ended
-                ray.kill(ray.get_actor(each))
+                ray.kill(ray.get_actor(actor))
 
 
 def _mapped(
@@ -441,7 +441,7 @@ def reserve(pools: Sequence[Pool]) -> tuple[list[Pool], PlacementGroup]:
             free = ray.available_resources()
             refusal = too_large(planned, machines)
             if all(
-                free.get(name, 0) >= sum(each.get(name, 0) for each in machines)
+                free.get(name, 0) >= sum(machine.get(name, 0) for machine in machines)
                 for name in ("CPU", "GPU")
             ):
                 raise refusal

@@ -85,8 +85,8 @@ class RelationRanker:
                     present, self._clip.embed_images(list(present.values())), strict=True
                 )
         return [
-            self._score(record, each, features.get((each.subject, each.object)))
-            for each in record.relations
+            self._score(record, relation, features.get((relation.subject, relation.object)))
+            for relation in record.relations
         ]
 
     def _score(self, record: Record, relation: Relation, image: Tensor | None) -> ClipScore | None:
@@ -94,13 +94,19 @@ class RelationRanker:
             return None
         ends = relation.subject, relation.object
         subject, object_ = (record.objects[end] for end in ends)
-        said = {each.predicate for each in record.relations if (each.subject, each.object) == ends}
+        said = {
+            relation.predicate
+            for relation in record.relations
+            if (relation.subject, relation.object) == ends
+        }
         texts = [relation_text(subject, relation.predicate, object_)]
         directed = is_directed(subject, object_)
         if directed:
             texts.append(relation_text(object_, relation.predicate, subject))
         texts += [
-            relation_text(subject, each, object_) for each in self._predicates if each not in said
+            relation_text(subject, predicate, object_)
+            for predicate in self._predicates
+            if predicate not in said
         ]
         scores = self._clip.embed_texts(texts) @ image
         rank = 1 + int((scores[1:] > scores[0]).sum())

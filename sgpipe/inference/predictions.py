@@ -363,7 +363,10 @@ def _official_role(name: str) -> tuple[str, str]:
     """V-COCO's action and role for a predicate of sgpipe; the role is empty if only the person
     acts.
     """
-    official_names = {own: official for official, own in official_relation_names("vcoco").items()}
+    official_names = {
+        official_relation_name: official
+        for official, official_relation_name in official_relation_names("vcoco").items()
+    }
     official = official_names.get(name, name)
     action, _, role = official.rpartition("_")
     return (action, role) if role in ("obj", "instr") else (official, "")

@@ -155,11 +155,14 @@ class Predictor:
                 found = of_people(output, sides, self.config.classes.objects.index(PERSON))
             detections.update(zip(indices, found, strict=True))
         fetched = iter(
-            send_all([part for each in detections.values() for part in vars(each).values()], "cpu")
+            send_all(
+                [part for detection in detections.values() for part in vars(detection).values()],
+                "cpu",
+            )
         )
         detections = {
-            index: TripletDetections(*islice(fetched, len(vars(each))))
-            for index, each in detections.items()
+            index: TripletDetections(*islice(fetched, len(vars(detection))))
+            for index, detection in detections.items()
         }
         return [detections[index] for index in range(len(images))]
 

@@ -490,6 +490,7 @@ def _add(
             }
             interactions["hoi_annotation"].append(interaction)
     captions = (
-        {"id": index, **own, "caption": each.text} for index, each in enumerate(sentences, first)
+        {"id": index, **own, "caption": sentence.text}
+        for index, sentence in enumerate(sentences, first)
     )
     files[CAPTIONS]["annotations"] += captions

@@ -569,8 +569,8 @@ def implied(subject: str, predicate: str, object_: str) -> list[tuple[str, bool]
     """
     direct = [*_ALSO.get(predicate, ()), *_ALSO_OF.get((subject, predicate, object_), ())]
     converse = [CONVERSE[each] for each in (predicate, *direct) if each in CONVERSE]
-    return [(each, False) for each in dict.fromkeys(direct)] + [
-        (each, True) for each in dict.fromkeys(converse)
+    return [(predicate, False) for predicate in dict.fromkeys(direct)] + [
+        (predicate, True) for predicate in dict.fromkeys(converse)
     ]
 
 
@@ -593,7 +593,9 @@ def statements_of(split: str) -> frozenset[Statement]:
 
     def apart_from(statements: Iterable[Statement]) -> frozenset[Statement]:
         others = frozenset().union(*map(closure, statements))
-        return frozenset(each for each in all_statements if closure(each).isdisjoint(others))
+        return frozenset(
+            statement for statement in all_statements if closure(statement).isdisjoint(others)
+        )
 
     seen = apart_from(_HELD_OUT)
     return apart_from(seen) if split == COMPOSITIONAL else seen

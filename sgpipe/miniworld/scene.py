@@ -239,7 +239,7 @@ def random_group(allowed: frozenset[Statement], rng: Generator) -> SceneGroup:
     if rng.random() < _THIRD_THING_PROBABILITY:
         named = _options(allowed).items()
         fitting = {
-            name: [each for each in options if any(_anchors(group, each))]
+            name: [option for option in options if any(_anchors(group, option))]
             for name, options in named
         }
         fitting = {name: options for name, options in fitting.items() if options}
@@ -317,7 +317,9 @@ def _choose(options: Options, rng: Generator) -> Option:
     share.
     """
     predicates = list(options)
-    weights = np.array([max(option.rule.weight for option in options[each]) for each in predicates])
+    weights = np.array(
+        [max(option.rule.weight for option in options[predicate]) for predicate in predicates]
+    )
     choices = options[predicates[rng.choice(len(predicates), p=weights / weights.sum())]]
     shares = np.array([option.share for option in choices])
     return choices[rng.choice(len(choices), p=shares / shares.sum())]

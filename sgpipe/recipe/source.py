@@ -135,7 +135,7 @@ class SourceConfig(Config):
     def _drawn_again(cls, splits: dict[str, SplitConfig], info: Any) -> dict[str, SplitConfig]:
         """Leave out the images that an earlier run of a saved recipe drew in its folder."""
         drawn = info.data.get("format") == "miniworld" and all(
-            _DRAWN in each.images for each in splits.values()
+            _DRAWN in split.images for split in splits.values()
         )
         return {} if drawn else splits
 

@@ -229,8 +229,8 @@ class Detections:
             errors = [self.errors.get(row) for row in part]
             texts = [limit_captions(self.captions.get(row, [])) for row in part]
             left_out = [
-                {"captions": self.blank_captions[row] + len(self.captions.get(row, [])) - len(own)}
-                for row, own in zip(part, texts, strict=True)
+                {"captions": self.blank_captions[row] + len(self.captions.get(row, [])) - len(text)}
+                for row, text in zip(part, texts, strict=True)
             ]
             columns = {
                 "image_id": ids[part.start : part.stop],
@@ -442,7 +442,7 @@ def doubt_detections(detections: Detections, captions: object) -> list[str]:
         shifts = [
             word
             for word, step in (("smaller", -1), ("larger", 1))
-            if {each + step for each in ids} <= listed
+            if {identifier + step for identifier in ids} <= listed
         ]
         advice = f"; all would be listed if they were {shifts[0]} by one" if shifts else ""
         boxes = f"{int(unlisted.sum()):,} of {count(len(used), 'box', 'boxes')}"
@@ -458,7 +458,9 @@ def doubt_detections(detections: Detections, captions: object) -> list[str]:
         boxed[rows[index]].add(detections.categories.get(detections.box_categories[index], ""))
     classes = [name for _, name in sorted(detections.categories.items())]
     synonyms = {**packaged_synonyms("objects365"), **packaged_synonyms("coco")}
-    find = geometry.ClassFinder({each: synonyms.get(each, ()) for each in classes})
+    find = geometry.ClassFinder(
+        {class_name: synonyms.get(class_name, ()) for class_name in classes}
+    )
     named = geometry.class_matrix(
         [set().union(*map(find, detections.captions[row])) for row in captioned], classes
     )

@@ -386,7 +386,8 @@ def _vrd_as_hoia(item: Any) -> Any:
     if isinstance(relations, list):
         keys = ("subject_id", "object_id", "category_id")
         triplets = (
-            each if isinstance(each, list) and len(each) == len(keys) else () for each in relations
+            relation if isinstance(relation, list) and len(relation) == len(keys) else ()
+            for relation in relations
         )
-        hoia["rel_annotations"] = [dict(zip(keys, each, strict=False)) for each in triplets]
+        hoia["rel_annotations"] = [dict(zip(keys, triplet, strict=False)) for triplet in triplets]
     return hoia

@@ -107,14 +107,16 @@ def _results(
     """
     annotations = _dicts(task.get("annotations"))
     if annotator is not None:  # Label Studio writes an id, or an object with `id` and `email`
-        people = [each.get("completed_by") for each in annotations]
+        people = [annotation.get("completed_by") for annotation in annotations]
         names = [
             [who.get("id"), who.get("email")] if isinstance(who, dict) else [who] for who in people
         ]
         annotations = [
-            each for each, own in zip(annotations, names, strict=True) if annotator in map(str, own)
+            annotation
+            for annotation, name in zip(annotations, names, strict=True)
+            if annotator in map(str, name)
         ]
-    found = [each for each in annotations if not each.get("was_cancelled")]
+    found = [annotation for annotation in annotations if not annotation.get("was_cancelled")]
     further = "further_annotations"
     if not annotations and predictions:
         found = _dicts(task.get("predictions"))

@@ -162,9 +162,9 @@ def _stamp(source: SourceConfig, split: str, images: ImagePlace) -> dict[str, An
         }
     stamp |= {"format": source.format, "images": absolute(images), "boxes": source.boxes}
     if config.annotations is None:
-        found = list_folder(images)
-        states = [(each.name, each.size, each.state) for each in found.images.values()]
-        return stamp | {"contents": [_hash(states), _hash(found.unread)]}
+        folder = list_folder(images)
+        states = [(image.name, image.size, image.state) for image in folder.images.values()]
+        return stamp | {"contents": [_hash(states), _hash(folder.unread)]}
     files = {"annotations": config.annotations, "captions": config.captions}
     return stamp | {
         name: content_id(source.path(path)) for name, path in files.items() if path is not None
@@ -237,7 +237,7 @@ def read_folder(location: ImagePlace, *, split: str) -> tuple[Detections, dict[s
     if not detections.file_names:
         raise UserError(no_images(root.location, files.notes))
     detections.problems["unread_files"] = len(files.unread)
-    hashed = _hash([[each.name, each.size] for each in files.images.values()])
+    hashed = _hash([[image.name, image.size] for image in files.images.values()])
     origin = {"annotations": root.location, "captions": "", "annotations_sha256": hashed}
     return detections, origin | {"notes": files.notes}
 

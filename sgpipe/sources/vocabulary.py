@@ -150,7 +150,7 @@ def _check_table(table: Any, place: str, form: str, fewest: int = 0) -> Mapping[
         raise UserError(f"{place}: expected {{{form}}}")
     for name, texts in table.items():
         words = [name, *texts] if isinstance(texts, list) and len(texts) >= fewest else [None]
-        if not all(isinstance(each, str) and each.removeprefix("!").strip() for each in words):
+        if not all(isinstance(word, str) and word.removeprefix("!").strip() for word in words):
             raise UserError(
                 f"{place}: key {name!r}: expected {form}, found"
                 f" {json.dumps(texts, default=str)[:60]}"

@@ -272,11 +272,11 @@ class ZeroShotDetector(Detector):
         most = self._limit - special if self._together else most
         self._prompts: list[list[str]] = []  # class names read together
         room = 0
-        for name, given in zip(names, classes, strict=True):
+        for name, class_name in zip(names, classes, strict=True):
             tokens = self._tokens(name)
             if tokens > self._limit:
                 raise UserError(
-                    f"detect.classes: {given!r} would be {tokens} tokens, and this {self._kind}"
+                    f"detect.classes: {class_name!r} would be {tokens} tokens, and this {self._kind}"
                     f" reads {self._limit}; name it in fewer words"
                 )
             cost = tokens - special if self._together else 1

@@ -117,9 +117,12 @@ class GroundStage(ImageStage):
         words: dict[str, Word] = {}
         said: dict[str, set[int]] = {}
         named = [
-            (each.caption, *name)
-            for each in record.triplets
-            for name in ((each.subject, each.subject_head), (each.object, each.object_head))
+            (triplet.caption, *name)
+            for triplet in record.triplets
+            for name in (
+                (triplet.subject, triplet.subject_head),
+                (triplet.object, triplet.object_head),
+            )
         ]
         if self.language is not None:
             analysed = analyse(self.language, (caption.text for caption in record.captions), 256)

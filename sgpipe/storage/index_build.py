@@ -191,7 +191,8 @@ def build_index(files: RunFiles, folder: Path, progress: Progress) -> Path:
             configure(connection, folder / "spill")
             execute(_SCRATCH)
             corrected = any(
-                "corrected" in (each or {}) for each in Manifest.identities(files.manifest.run)
+                "corrected" in (identity or {})
+                for identity in Manifest.identities(files.manifest.run)
             )
             execute(
                 "create table run_header as select ? as removed",
@@ -309,15 +310,16 @@ def _rows(
     own = np.arange(len(rows), dtype=np.int32)
     numbers = (own + first, own, np.full_like(own, number))
     added = [
-        pa.Array.from_buffers(pa.int32(), len(rows), [None, pa.py_buffer(each)]) for each in numbers
+        pa.Array.from_buffers(pa.int32(), len(rows), [None, pa.py_buffer(number)])
+        for number in numbers
     ]
     return pa.table([*added, *rows.columns], ["image", "row", "shard", *rows.column_names])
 
 
 def _read_rows(files: RunFiles, entry: ShardEntry) -> pa.Table:
     with files.open(entry.file) as file:
-        there = file.schema_arrow.names
-        table = file.read([name for name in _EMPTY.column_names if name in there])
+        names = file.schema_arrow.names
+        table = file.read([name for name in _EMPTY.column_names if name in names])
         rows = pa.concat_tables([_EMPTY, table], promote_options="permissive").cast(_EMPTY.schema)
         rows.validate(full=True)  # what DuckDB does not check: text that is not UTF-8
     pairs = rows[
@@ -328,7 +330,7 @@ def _read_rows(files: RunFiles, entry: ShardEntry) -> pa.Table:
     rows = rows.set_column(place, "pairs", pa.ListArray.from_arrays(pairs.offsets, texts))
     if len(rows) != entry.rows:
         raise UserError(f"shard {entry.file} has {len(rows)} rows, the manifest says {entry.rows}")
-    embedded = pa.py_buffer(np.full(len(rows), IMAGE_COLUMN in there, np.int32))
+    embedded = pa.py_buffer(np.full(len(rows), IMAGE_COLUMN in names, np.int32))
     return rows.append_column(
         "embedded", pa.Array.from_buffers(pa.int32(), len(rows), [None, embedded])
     )

@@ -143,8 +143,8 @@ def losses_of(run: Mapping[str, Any], counts: Mapping[str, int]) -> list[Loss]:
 
 def _lost_in_rows(counts: Mapping[str, int]) -> Iterator[tuple[LossKind, int]]:
     """Yield what the stages left out."""
-    for name, of in _ROW_LOSSES.items():
-        yield LossKind(of, LEFT_OUT[name]), counts.get(f"{name}_left_out", 0)
+    for name, row_loss in _ROW_LOSSES.items():
+        yield LossKind(row_loss, LEFT_OUT[name]), counts.get(f"{name}_left_out", 0)
     yield _UNMATCHED, counts.get("triplets", 0) - counts.get("matched_triplets", 0)
 
 

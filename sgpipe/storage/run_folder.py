@@ -362,7 +362,7 @@ class RunFiles:
         if (
             mirror
             and self.folder
-            and not all((self.folder / each.file).is_file() for each in self.manifest.shards)
+            and not all((self.folder / shard.file).is_file() for shard in self.manifest.shards)
         ):
             self.storage = StorePath(mirror)
 

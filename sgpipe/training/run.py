@@ -213,7 +213,7 @@ def _identity(job: TrainingJob) -> dict[str, Any]:
         )
     found = [folder.judged for folder in job.training_set.folders if folder.judged is not None]
     judged = [
-        sorted((*key, *each) for key, own in images.items() for each in own) for images in found
+        sorted((*key, *each) for key, image in images.items() for each in image) for images in found
     ]
     if judged:
         recipe["data"]["judgements"] = fingerprint({"judged": judged})

@@ -92,8 +92,8 @@ def only_process(file: Path, folder: Path) -> Iterator[None]:
     try:
         with add_filename(file):
             # Where the system has no locks, filelock keeps a record of its own there.
-            there = file.read_text(errors="replace")
-            if there.startswith(_OWNER) or not there:
+            text = file.read_text(errors="replace")
+            if text.startswith(_OWNER) or not text:
                 file.write_text(f"{_OWNER}{os.getpid()} on {socket.gethostname()}")
         yield
     finally:

@@ -231,5 +231,5 @@ def match_captions(named: NDArray[np.bool_], boxed: NDArray[np.bool_]) -> Captio
 
 def class_matrix(classes: Iterable[Collection[str]], names: Sequence[str]) -> NDArray[np.bool_]:
     """Return which of `names` each image has, `[images, classes]`."""
-    rows = [[name in own for name in names] for own in classes]
+    rows = [[name in class_name for name in names] for class_name in classes]
     return np.array(rows, bool).reshape(len(rows), len(names))

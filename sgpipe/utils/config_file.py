@@ -112,8 +112,8 @@ def recipe_folder() -> Path:
     """Return the folder of the packaged recipes: in the wheel, or next to the packages in a
     checkout.
     """
-    here = Path(__file__).parents[1]
-    return here / "pipelines" if (here / "pipelines").is_dir() else here.parent / "pipelines"
+    parent = Path(__file__).parents[1]
+    return parent / "pipelines" if (parent / "pipelines").is_dir() else parent.parent / "pipelines"
 
 
 def load(
@@ -236,8 +236,8 @@ def explained(kind: type, where: str = "", overrides: Iterable[str] = ()) -> Ite
         path = [str(part) for part in first["loc"] if part != "[key]"]
         key = ".".join(path)
         if any(
-            f"{key}.".startswith(f"{each}.") or f"{each}.".startswith(f"{key}.")
-            for each in overrides
+            f"{key}.".startswith(f"{override}.") or f"{override}.".startswith(f"{key}.")
+            for override in overrides
         ):
             where = ""
         if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -268,7 +268,9 @@ def _similar_setting(kind: type, path: Sequence[str]) -> str:
         inner = [settings[part] for settings in map(_settings, sections) if part in settings]
         if inner:  # otherwise it is a free name, such as that of a split, or the number of an item
             sections = [section for annotation in inner for section in _sections_in(annotation)]
-    siblings = [".".join([*outer, each]) for section in sections for each in _settings(section)]
+    siblings = [
+        ".".join([*outer, setting]) for section in sections for setting in _settings(section)
+    ]
     return did_you_mean(".".join(path), siblings) or did_you_mean(name, _all_settings(kind))
 
 

@@ -157,9 +157,9 @@ class Compiled:
 
     def __call__(self, *arguments: Any) -> Any:
         shapes = tuple(
-            each.shape if isinstance(each, Tensor) else each
-            for each in arguments
-            if isinstance(each, Tensor | tuple)
+            argument.shape if isinstance(argument, Tensor) else argument
+            for argument in arguments
+            if isinstance(argument, Tensor | tuple)
         )
         if shapes in self._chosen and not self.failure and not _COMPILING.locked():
             return self._run(arguments)

@@ -69,8 +69,8 @@ def copied(kind: Any, damage: Damage) -> Callable[[Path], object]:
 
 def cut(name: str) -> Damage:
     def damage(folder: Path) -> None:
-        whole = (folder / name).read_bytes()
-        (folder / name).write_bytes(whole[: len(whole) // 2])
+        data_bytes = (folder / name).read_bytes()
+        (folder / name).write_bytes(data_bytes[: len(data_bytes) // 2])
 
     return damage
 

@@ -57,7 +57,7 @@ def plan(**changes):
 def arm_row(arm, seed, stage, **values):
     one = Plan.model_validate(plan())
     stages = one.experiments["one"].arms[arm]
-    keys = dict(zip((each.name for each in stages), one.stage_keys(stages, seed), strict=True))
+    keys = dict(zip((stage.name for stage in stages), one.stage_keys(stages, seed), strict=True))
     return {"arm": arm, "seed": seed, "stage": stage, "key": keys[stage], **values}
 
 

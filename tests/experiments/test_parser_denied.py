@@ -34,7 +34,8 @@ def test_a_denied_relation_is_found_by_its_things_and_by_its_verb_if_another_is_
 def test_parsers_state_what_captions_state_and_not_what_they_deny(parser):
     captions = read_captions()
     counts = count(
-        captions, CaptionParser(ParseConfig(parser=parser)).parse(each.text for each in captions)
+        captions,
+        CaptionParser(ParseConfig(parser=parser)).parse(caption.text for caption in captions),
     )
     assert (len(captions), counts.stated) == (60, 61)
     assert counts.denied_stated <= MOST_DENIED[parser]

@@ -40,8 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     boxes: list[dict[str, Any]] = [
         {"id": number(image, name), "image_id": image, "category_id": 1 + CLASSES.index(name)}
         | {"bbox": [left, 0, 20, 20], "area": 400, "iscrowd": 0}
-        for image, own in BOXES.items()
-        for name, left in own
+        for image, box in BOXES.items()
+        for name, left in box
     ]
     images = [
         {"id": image, "file_name": f"{image}.jpg", "width": 200, "height": 100} for image in BOXES

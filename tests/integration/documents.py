@@ -52,10 +52,10 @@ class Block:
 def commands(group: Any = None, prefix: str = "") -> dict[str, Any]:
     """All commands by their words, groups such as "import" among them."""
     found = {}
-    for name, each in (group or typer.main.get_command(app)).commands.items():
+    for name, command in (group or typer.main.get_command(app)).commands.items():
         found |= {
-            f"{prefix}{name}": each,
-            **(commands(each, f"{name} ") if hasattr(each, "commands") else {}),
+            f"{prefix}{name}": command,
+            **(commands(command, f"{name} ") if hasattr(command, "commands") else {}),
         }
     return found
 

@@ -43,10 +43,14 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parquet(drawn: Path) -> Path:
     """The same as the hub has it: two files, several row groups, class numbers with names."""
     annotated = json.loads((drawn / "instances.json").read_text())
-    ids = [each["id"] for each in annotated["categories"]]
+    ids = [category["id"] for category in annotated["categories"]]
     rows = []
     for image in annotated["images"]:
-        own = [each for each in annotated["annotations"] if each["image_id"] == image["id"]]
+        own = [
+            annotation
+            for annotation in annotated["annotations"]
+            if annotation["image_id"] == image["id"]
+        ]
         objects = {
             "bbox": [each["bbox"] for each in own],
             "category": [ids.index(each["category_id"]) for each in own],
@@ -56,7 +60,7 @@ def parquet(drawn: Path) -> Path:
             "path": image["file_name"],
         }
         rows += [{"image": content, "image_id": image["id"], "objects": objects}] if own else []
-    classes = datasets.ClassLabel(names=[each["name"] for each in annotated["categories"]])
+    classes = datasets.ClassLabel(names=[category["name"] for category in annotated["categories"]])
     box = datasets.List(datasets.Value("float64"), length=4)
     boxes = {"bbox": datasets.List(box), "category": datasets.List(classes)}
     features = {"image": datasets.Image(), "image_id": datasets.Value("int64"), "objects": boxes}

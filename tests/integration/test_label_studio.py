@@ -156,7 +156,7 @@ def correct(tasks: list[Any]) -> tuple[int, list[Any], list[Relation]]:
         for pair, link in zip(ends[1:], links[1:], strict=True)
         for label in link["labels"]
     }
-    return number, results, [Relation(*each) for each in sorted(relations)]
+    return number, results, [Relation(*relation) for relation in sorted(relations)]
 
 
 def _results(task: Any) -> list[Any]:

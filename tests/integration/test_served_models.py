@@ -187,9 +187,9 @@ def test_marks_are_exact_and_paid_once_when_a_run_is_killed(tmp_path: Path, ray:
         row = rows[str(int(record.image_id))]
         found = {(pair.subject, pair.object): set(pair.predicates) for pair in row.pairs}
         related = {
-            (each.subject, each.predicate, each.object)
-            for each in row.relations
-            if each.origin == "marks"
+            (relation.subject, relation.predicate, relation.object)
+            for relation in row.relations
+            if relation.origin == "marks"
         }
         assert (row.ok, row.captions, found) == (True, [], world.expected(record))
         assert related == set(world.stated(record))

@@ -191,11 +191,14 @@ def top_per_pair(relations: Iterable[Relation], k: int) -> list[Relation]:
 def keep_known(record: Record, prior: Prior) -> list[Relation]:
     """The relations whose predicate the prior has between the classes of their boxes."""
     names = [box.category for box in record.objects]
-    known = [prior.get((names[each.subject], names[each.object]), ()) for each in record.relations]
+    known = [
+        prior.get((names[relation.subject], names[relation.object]), ())
+        for relation in record.relations
+    ]
     return [
-        each
-        for each, predicates in zip(record.relations, known, strict=True)
-        if each.predicate in predicates
+        relation
+        for relation, predicates in zip(record.relations, known, strict=True)
+        if relation.predicate in predicates
     ]
 
 
@@ -215,7 +218,7 @@ def frequencies(*counts: Counter[str]) -> dict[str, Any]:
     """RLIPv2's `keep_names_freq` of predicates and objects: the most frequent first, ties in
     first-seen order.
     """
-    predicates, objects = (dict(each.most_common()) for each in counts)
+    predicates, objects = (dict(count.most_common()) for count in counts)
     lists = {"relationship_names": list(predicates), "object_names": list(objects)}
     return {**lists, "relationship_freq": predicates, "object_freq": objects}
 

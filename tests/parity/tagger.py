@@ -241,6 +241,6 @@ def check_chunks(model: RTagger, report: Report, case: Case, tagged: TaggedImage
         pairs = [tagged.pairs(group) for group, _ in part]
         queries = model.queries.entities(pairs, model.object_labels(memory))
         entities, relations = model.decode(queries, memory)
-        found = model.read_out(entities, relations, memory).final
-        for key, value in layer_outputs(f"{case.name}.chunk{index}.", found).items():
+        final = model.read_out(entities, relations, memory).final
+        for key, value in layer_outputs(f"{case.name}.chunk{index}.", final).items():
             report.compare("generation", key, value, tagged.tensors[key])

@@ -129,9 +129,9 @@ def test_an_operator_is_part_of_a_compiled_graph(monkeypatch: pytest.MonkeyPatch
         return (locations * sizes).sum((3, 4, 5)) + (weights * starts.max()).sum(-1) + value.mean()
 
     def sampled(value: Tensor, shapes: Shapes) -> Tensor:
-        found = gpu_sampling(value.device).operator
-        assert found is not None
-        return sample_by_operator(found, value, shapes, places, weights)
+        operator = gpu_sampling(value.device).operator
+        assert operator is not None
+        return sample_by_operator(operator, value, shapes, places, weights)
 
     monkeypatch.setattr(attention, "_SAMPLINGS", {device: attention.GpuSampling(operator)})
     compiled = torch.compile(sampled, fullgraph=True, dynamic=False, backend="eager")
@@ -199,7 +199,7 @@ def test_equals_grid_sample(monkeypatch: pytest.MonkeyPatch, queries: int, batch
         check_equal(case)
     else:
         gradients = with_gradients(sample_by_embedding_bags, case)
-        assert [tuple(each.shape) for each in gradients] == [
+        assert [tuple(gradient.shape) for gradient in gradients] == [
             (batch, 0, 32),
             *(tuple(each.shape) for each in case),
         ]

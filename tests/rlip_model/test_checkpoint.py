@@ -28,7 +28,7 @@ RELATIONS = ["riding", "next to"]
 
 UNIT_TESTED = ((ParSeD, "none"), (ParSeDA, "after_decoding"), (RTagger, "alif"))
 OTHERS = {*product((ParSeD, ParSeDA, RTagger), get_args(Fusion))} - {*UNIT_TESTED}
-SLOW = (pytest.param(*each, marks=pytest.mark.slow) for each in sorted(OTHERS, key=str))
+SLOW = (pytest.param(*other, marks=pytest.mark.slow) for other in sorted(OTHERS, key=str))
 
 
 @pytest.fixture(scope="module")

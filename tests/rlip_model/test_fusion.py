@@ -125,6 +125,6 @@ def test_without_fusion_labels_are_the_same_for_every_layer_and_do_not_meet() ->
     memory = model.fuse(model.encode_image(PIXELS), features())
     assert torch.equal(memory.labels[0], memory.labels[2])
     fewer = LabelFeatures(features().features[:, :-1], OBJECTS)
-    whole = model(PIXELS, None, features()).final.relation_logits
+    relation_logits = model(PIXELS, None, features()).final.relation_logits
     part = model(PIXELS, None, fewer).final.relation_logits
-    torch.testing.assert_close(whole[..., :-1], part)
+    torch.testing.assert_close(relation_logits[..., :-1], part)

@@ -48,10 +48,10 @@ def test_a_batch_of_images_with_label_lists_of_different_lengths(fusion: Fusion)
         torch.testing.assert_close(
             of_group[: len(group), : alone.shape[1]], alone, atol=1e-5, rtol=1e-5
         )
-    again = model.score_pairs(
+    pairs = model.score_pairs(
         model.fuse(images.of([2, 0]), pad_labels([lists[2], lists[0]])), groups[1:], [1, 1, 0]
     )
-    torch.testing.assert_close(again[0, :5, :1], scores[1, :5, :1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pairs[0, :5, :1], scores[1, :5, :1], atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("gating", ["VXAc", "SDFXAc", "MBF"])
@@ -126,8 +126,8 @@ def test_large_seeds_give_numbers_of_their_own() -> None:
             torch_seed(seed, 1, 1),
         )
         drawn += [
-            tuple(torch.rand(4, generator=torch.Generator().manual_seed(each)).tolist())
-            for each in numbers
+            tuple(torch.rand(4, generator=torch.Generator().manual_seed(number)).tolist())
+            for number in numbers
         ]
     assert len(set(drawn)) == len(drawn) - 1  # 0 starts and steps with 0, as ever
 

@@ -168,17 +168,17 @@ def test_the_folder_of_a_training_stands_for_its_best_network(tmp_path, names):
 def test_labels_of_new_images_are_good_and_far_better_than_all_matching_pairs():
     folders = packaged_model("captioner"), packaged_model("tagger")
     with without_ray():
-        found = measure_tagger(*folders, network_recipe("tagger"), 60)
-    labels, everything = (row.by_truth for row in found.rows[:2])
+        tagger = measure_tagger(*folders, network_recipe("tagger"), 60)
+    labels, everything = (row.by_truth for row in tagger.rows[:2])
     assert labels["all"].at_threshold.precision > max(
         0.75, everything["all"].at_threshold.precision + 0.1
     )
     assert labels["composed"].at_threshold.recall > 0.55
-    assert found.given_pairs["val"] > 0.85
-    assert found.given_pairs["test-compositional"] > 0.65
-    assert len(quality_rows(found)) == 1 + 16
-    assert len(quality_lines(found)) == 2 * 16
+    assert tagger.given_pairs["val"] > 0.85
+    assert tagger.given_pairs["test-compositional"] > 0.65
+    assert len(quality_rows(tagger)) == 1 + 16
+    assert len(quality_lines(tagger)) == 2 * 16
     new_combinations = {
-        row.labels: row.by_truth["composed"] for row in found.rows if row.split == COMPOSITIONAL
+        row.labels: row.by_truth["composed"] for row in tagger.rows if row.split == COMPOSITIONAL
     }
     assert new_combinations[ANY_PAIR].at(0.5).recall > 0.4

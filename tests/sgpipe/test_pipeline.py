@@ -119,7 +119,7 @@ def detected() -> SceneGraph:
         (2, 1, "on", 0.1),
         (1, 0, "run"),
     )
-    relations = [Relation(*each) for each in texts]
+    relations = [Relation(*text) for text in texts]
     return SceneGraph(Record("a", "d", "all", "a.png", 100, 200, objects, relations=relations))
 
 

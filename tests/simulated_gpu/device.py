@@ -108,12 +108,12 @@ class GpuTensor(Tensor):
 
     @staticmethod
     def __new__(cls, values: Tensor) -> GpuTensor:
-        made = Tensor._make_wrapper_subclass(
+        wrapper_subclass = Tensor._make_wrapper_subclass(
             cls, values.shape, strides=values.stride(), storage_offset=values.storage_offset(), dtype=values.dtype,
             layout=values.layout, device="cuda:0",
         )  # fmt: skip
-        made.values = values
-        return made
+        wrapper_subclass.values = values
+        return wrapper_subclass
 
     def __repr__(self) -> str:
         return f"GpuTensor({self.values!r})"
@@ -134,8 +134,8 @@ class _Simulation(TorchDispatchMode):
 
 def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     name: str = func.overloadpacket.__name__
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
-    here = any(isinstance(each, GpuTensor) for each in tensors)
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    here = any(isinstance(tensor, GpuTensor) for tensor in tensors)
     target = torch.device(kwargs["device"]).type if kwargs.get("device") is not None else None
     if not here and target != "cuda":
         return func(*args, **kwargs)
@@ -157,7 +157,7 @@ def _compute(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             on_cpu_args,
             on_cpu,
             found,
-            [each for each in tensors if isinstance(each, GpuTensor)],
+            [tensor for tensor in tensors if isinstance(tensor, GpuTensor)],
         )
     if name == "copy_" and not isinstance(args[0], GpuTensor):
         return args[0]
@@ -173,10 +173,10 @@ def _values(each: Any) -> Any:
 
 def _check_devices(name: str, tensors: list[Tensor]) -> None:
     """A GPU takes numbers, and indices, from the CPU; the host waits for the copy of the latter."""
-    others = [each for each in tensors if not isinstance(each, GpuTensor) and each.dim()]
+    others = [tensor for tensor in tensors if not isinstance(tensor, GpuTensor) and tensor.dim()]
     if others and name not in _INDEXING:
         raise RuntimeError(
-            f"{name}: tensors on cuda:0 and cpu, {[tuple(each.shape) for each in others]}"
+            f"{name}: tensors on cuda:0 and cpu, {[tuple(other.shape) for other in others]}"
         )
     if others:
         counts.wait("a copy of indices")
@@ -205,9 +205,9 @@ def _count(
         torch.Tag.dynamic_output_shape in func.tags or name in _INDEXING | _SHAPE_DEPENDS_ON_NUMBERS
     ):
         masks = [
-            each
-            for each in tree_leaves(args[1:2])
-            if isinstance(each, Tensor) and each.dtype == torch.bool
+            leaf
+            for leaf in tree_leaves(args[1:2])
+            if isinstance(leaf, Tensor) and leaf.dtype == torch.bool
         ]
         if (name not in _INDEXING or masks) and kwargs.get("output_size") is None:
             counts.wait(f"the shape of {name}")
@@ -281,13 +281,13 @@ class Graph:
 
     def after(self, func: Any, args: Any, kwargs: Any, found: Any, given: list[GpuTensor]) -> None:
         """Record an operation; its results that are no views are computed again."""
-        known = {_address(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        known = {_address(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         for each in given:
             address = _address(each.values)
             if address not in self.pool:
                 self._inputs.setdefault(address, []).append(ref(each))
         made = [
-            (at, each) for at, each in enumerate(tree_leaves(found)) if isinstance(each, Tensor)
+            (at, leaf) for at, leaf in enumerate(tree_leaves(found)) if isinstance(leaf, Tensor)
         ]
         made = [(at, each) for at, each in made if _address(each) not in known]
         self.pool |= {_address(each) for _, each in made}

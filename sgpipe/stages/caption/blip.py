@@ -64,7 +64,7 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> tuple[Tensor, ..
     multiplied = torch.stack((a, c))
     others = torch.stack((b, d))
     keys = torch.stack(tuple(key))
-    factors, steps = (each.view(2, *[1] * a.dim()) for each in _philox_constants(a.device))
+    factors, steps = (constant.view(2, *[1] * a.dim()) for constant in _philox_constants(a.device))
     for _ in range(10):
         products = (multiplied * factors).flip(
             0
@@ -234,11 +234,11 @@ class BlipCaptioner(Captioner):
         self.gpu_threads = 1 if on_gpu else 0  # graphs hardly need the host, and are of one thread
         self.memory = GpuMemory(self.device, _REMEDY, 1, GPU_GROUP if on_gpu else 1)
         least = max(config.min_tokens, len(self.prompt) + 1)
-        most = self.text_config.max_position_embeddings
-        if not least <= (config.max_tokens or 0) <= most:
+        max_position_embeddings = self.text_config.max_position_embeddings
+        if not least <= (config.max_tokens or 0) <= max_position_embeddings:
             raise UserError(
                 f"caption.max_tokens is {config.max_tokens}: expected {least} (caption.min_tokens,"
-                f" and more than [DEC] and the prompt) to {most}, the positions of this captioner"
+                f" and more than [DEC] and the prompt) to {max_position_embeddings}, the positions of this captioner"
             )
 
     def _load(self, dtype: torch.dtype) -> None:
@@ -285,7 +285,7 @@ class BlipCaptioner(Captioner):
         """Return images as by `prepare`, or only resized, on the model's device as float32 [images,
         3, size, size].
         """
-        pixels = torch.stack([each.to(self.model.device, non_blocking=True) for each in images])
+        pixels = torch.stack([image.to(self.model.device, non_blocking=True) for image in images])
         return self.prepare.normalise(pixels) if pixels.dtype == torch.uint8 else pixels
 
     @torch.inference_mode()

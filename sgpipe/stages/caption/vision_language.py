@@ -90,13 +90,13 @@ class VisionLanguageCaptioner(ChatCaptioner):
         if self.role != "captioner" and not self.is_chat:
             raise UserError(f"{self.name} has no chat template, so it cannot be asked")
         text = {**config, **(config.get("text_config") or {})}
-        least = self.config.min_tokens
+        min_tokens = self.config.min_tokens
         most = self.config.max_tokens or 0
         positions = text.get("max_position_embeddings")
         vocabulary = text.get("vocab_size")
-        if most < least or (isinstance(positions, int) and most > positions):
+        if most < min_tokens or (isinstance(positions, int) and most > positions):
             raise UserError(
-                f"caption.max_tokens is {most}: expected at least caption.min_tokens ({least}) and"
+                f"caption.max_tokens is {most}: expected at least caption.min_tokens ({min_tokens}) and"
                 f" at most the positions of {self.name} ({positions or 'unknown'})"
             )
         if isinstance(vocabulary, int):
@@ -323,7 +323,7 @@ def sample_nucleus(
     Raises UserError: scores are not finite.
     """
     prompt = input_ids.shape[1]
-    most = generation_config.max_new_tokens
+    max_new_tokens = generation_config.max_new_tokens
     scores, inputs = _forward(model, input_ids, inputs, is_first_iteration=True)
     has_encoder = model.config.is_encoder_decoder
     input_ids, inputs = model._expand_inputs_for_generation(
@@ -339,15 +339,15 @@ def sample_nucleus(
     ).reshape(-1)
     numbers = torch.arange(samples, device=scores.device)
     keys = torch.full_like(numbers, key)
-    lengths = torch.full_like(numbers, most)
-    for step in range(most):
+    lengths = torch.full_like(numbers, max_new_tokens)
+    for step in range(max_new_tokens):
         scores = process(logits_processor(input_ids, scores), input_ids[:, prompt:], sampling)
         tokens, finite, _ = draw(scores, sampling.top_p, keys, numbers, step)
         check_finite(bool(finite), sampling)
         input_ids = torch.cat([input_ids, tokens[:, None]], dim=-1)
         ended = torch.isin(tokens, ends) & (lengths > step)
         lengths = lengths.where(~ended, step)
-        if step + 1 == most or bool((lengths <= step).all()):
+        if step + 1 == max_new_tokens or bool((lengths <= step).all()):
             break
         scores, inputs = _forward(model, input_ids, inputs, next_sequence_length=1)
     rows = zip(input_ids[:, prompt:].tolist(), lengths.tolist(), strict=True)

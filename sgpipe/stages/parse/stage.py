@@ -87,7 +87,8 @@ def read_relations(text: str) -> list[tuple[Any, Any, Any]] | None:
         if answered or not isinstance(relations, list):
             return None
         found = [
-            (each.pop("subject"), each.pop("predicate"), each.pop("object")) for each in relations
+            (relation.pop("subject"), relation.pop("predicate"), relation.pop("object"))
+            for relation in relations
         ]
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
@@ -152,7 +153,7 @@ def _read(text: str) -> list[tuple[str, str, str]] | None:
     graph = read_relations(text)
     return (
         graph
-        if graph is not None and all(isinstance(each, str) for texts in graph for each in texts)
+        if graph is not None and all(isinstance(text, str) for texts in graph for text in texts)
         else None
     )
 

@@ -52,10 +52,10 @@ class ClipScorer:
         """See `VlmScorer.scores`."""
         if not relations:
             return []
-        of_pairs = {(each.subject, each.object): each for each in relations}
+        of_pairs = {(relation.subject, relation.object): relation for relation in relations}
         crops = {
-            pair: marked_crop(image, objects, each, self.clip.side)
-            for pair, each in of_pairs.items()
+            pair: marked_crop(image, objects, of_pair, self.clip.side)
+            for pair, of_pair in of_pairs.items()
         }
         shown = {pair: crop for pair, crop in crops.items() if crop is not None}
         seen = dict(
@@ -67,7 +67,9 @@ class ClipScorer:
             texts.append([own, *contrast_texts(objects, each)])
         self.clip.embed_texts([text for each in texts for text in each])  # together; they are kept
         pairs = zip(
-            (seen.get((each.subject, each.object)) for each in relations), texts, strict=True
+            (seen.get((relation.subject, relation.object)) for relation in relations),
+            texts,
+            strict=True,
         )
         return [NO_AREA if pair is None else self._probability(pair, own) for pair, own in pairs]
 

@@ -66,13 +66,13 @@ class AssumedStage(Stage):
                 else ()
             )
             stated = stated_predicates(told, verbatim=match == "substring")
-            for each in relations:
+            for relation in relations:
                 classes = (
-                    record.objects[each.subject].category,
-                    record.objects[each.object].category,
+                    record.objects[relation.subject].category,
+                    record.objects[relation.object].category,
                 )
-                if each.predicate not in stated.get(classes, ()):
-                    each.origin = "marks"
+                if relation.predicate not in stated.get(classes, ()):
+                    relation.origin = "marks"
         record.relations += relations
 
 

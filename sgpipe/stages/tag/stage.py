@@ -415,7 +415,9 @@ class TagStage(ImageStage):
                 for text in pair.predicates
             }
             relations = [
-                each for each in relations if (each.subject, each.object, each.predicate) in own
+                relation
+                for relation in relations
+                if (relation.subject, relation.object, relation.predicate) in own
             ]
             relations.sort(key=lambda relation: (relation.subject, relation.object))
         return deduplicate(relations)

@@ -119,8 +119,10 @@ def judged_relations(run: str) -> tuple[dict[tuple[str, str], list[JudgedRelatio
     most = max(weight for _, weight in found.values())
     images = dict[tuple[str, str], list[JudgedRelation]]()
     for key, (right, weight) in found.items():
-        own = JudgedRelation(key.subject, key.object, key.predicate, right, weight / most)
-        images.setdefault((key.split, key.image_id), []).append(own)
+        judged_relation = JudgedRelation(
+            key.subject, key.object, key.predicate, right, weight / most
+        )
+        images.setdefault((key.split, key.image_id), []).append(judged_relation)
     return images, log.problems
 
 

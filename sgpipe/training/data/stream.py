@@ -98,7 +98,7 @@ def shuffled_epoch(training_set: TrainingSet, window: int, seed: int, epoch: int
     rng = generator("visits", seed, epoch)
     visits = []
     for index, folder in enumerate(training_set.folders):
-        own = [each for each in training_set.row_groups if each.folder == index]
+        own = [row_group for row_group in training_set.row_groups if row_group.folder == index]
         rng.shuffle(own)
         whole = int(folder.weight)
         # Rounded so that the sum is the fraction of all rows.
@@ -293,17 +293,20 @@ class StepStream:
         them.
         """
         rng = generator("texts", self.seed, epoch, number)
-        found = self.training_set
+        training_set = self.training_set
         data = self.data
-        if found.closed_labels is not None:
-            texts = Texts((*found.closed_labels.objects, NO_OBJECTS), found.closed_labels.relations)
+        if training_set.closed_labels is not None:
+            texts = Texts(
+                (*training_set.closed_labels.objects, NO_OBJECTS),
+                training_set.closed_labels.relations,
+            )
         else:
             strategies = data.object_strategy, data.relation_strategy
             sampling = NegativeSampling(
-                found.objects, found.relations, data.negative_texts, *strategies
+                training_set.objects, training_set.relations, data.negative_texts, *strategies
             )
             names = [item.graph.names() for item in group]
-            objects, predicates = ([each[kind] for each in names] for kind in (0, 1))
+            objects, predicates = ([name[kind] for name in names] for kind in (0, 1))
             texts = batch_texts(objects, predicates, sampling, rng, whole=True)
         wordings = data.wordings if self.training else {}
         relations = list(texts.relations)
@@ -332,8 +335,8 @@ class StepStream:
         weights: Mapping[Any, float] = self.data.origins if self.training else {}
         if weights:
             chances = (
-                max(weights.get(name, 1.0) for name in each.origin.split("+"))
-                for each in graph.relations
+                max(weights.get(name, 1.0) for name in relation.origin.split("+"))
+                for relation in graph.relations
             )
             pairs = zip(graph.relations, chances, strict=True)
             graph = replace(
@@ -454,7 +457,7 @@ class ShardFeed:
 
         try:  # nothing here keeps the last step's images
             started = start_early(start, steps, data.prefetch + 1)
-            yield from ([collated(*each) for each in parts] for parts in started)
+            yield from ([collated(*part) for part in parts] for parts in started)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -475,9 +478,11 @@ class ShardFeed:
         if self.most_pairs is None:
             triplets = targets.labelled_triplets(width, height, self.stream.most_relations)
         else:
-            most = self.most_pairs
+            most_pairs = self.most_pairs
             first = data.related_first
-            triplets = tagger_triplets(targets, width, height, most, item.rng, related_first=first)
+            triplets = tagger_triplets(
+                targets, width, height, most_pairs, item.rng, related_first=first
+            )
         boxes = LabelledBoxes(*targets.boxes_and_labels(width, height, texts.objects))
         return TrainingExample(
             item.image.image_id, pixel_values, relabelled(triplets, texts), size, boxes
@@ -492,8 +497,8 @@ class ImageReader:
     def __init__(self, training_set: TrainingSet, world_size: int = 1) -> None:
         self._roots = [folder.root for folder in training_set.folders]
         self._images = [
-            ImageRoots(each.images, IndexFolder(location(each.root)))
-            for each in training_set.folders
+            ImageRoots(folder.images, IndexFolder(location(folder.root)))
+            for folder in training_set.folders
         ]
         self._most_failures = max(1, min(_FAILURES_BEFORE_REFUSAL, training_set.rows // world_size))
         self._failures = 0

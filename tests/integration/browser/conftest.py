@@ -126,9 +126,9 @@ def accessibility_faults(page: Page) -> list[str]:
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed"
     )
-    found = axe.Axe().run(page).response["violations"]
+    violations = axe.Axe().run(page).response["violations"]
     return [
         f"{fault['id']}: {fault['help']}: {[node['html'][:200] for node in fault['nodes'][:3]]}"
-        for fault in found
+        for fault in violations
         if fault["impact"] in ("serious", "critical")
     ]

@@ -51,7 +51,7 @@ def test_a_search_is_sampled_and_judged_by_keyboard_and_its_precision_followed(v
     expect(page.locator("#precision")).to_contain_text("Plan: 0 questions")
     assert len(heights) == 1  # the buttons stay where they are
     said = [
-        (each["judgement"], each["by"], each["plan"] is None) for each in lines(run, "judgement")
+        (line["judgement"], line["by"], line["plan"] is None) for line in lines(run, "judgement")
     ]
     assert said == [("wrong" if number == 2 else "right", "ben", False) for number in range(5)]
     page.goto(f"{server}/judge")

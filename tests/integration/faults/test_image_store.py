@@ -147,8 +147,8 @@ def test_the_indexes_travel_with_the_run(
     """
     labels = StorePath(f"{store.uri}-labels")
     folder = RunFolder(tmp_path / "out", labels)
-    said = io.StringIO()
-    progress = Progress(Console(file=said))
+    string_io = io.StringIO()
+    progress = Progress(Console(file=string_io))
     listed = [
         {"id": n, "file_name": name, "width": 20 + n, "height": 10} for n, name in enumerate(NAMES)
     ]
@@ -163,7 +163,7 @@ def test_the_indexes_travel_with_the_run(
         keep_indexes(roots, folder)
         [index] = folder.private.glob("images-*.arrow")
         assert (labels / f".sgpipe/{index.name}").head()
-        assert "2 archives" in said.getvalue()
+        assert "2 archives" in string_io.getvalue()
         shutil.rmtree(folder.private)
         shutil.rmtree(cache_folder())
         assert errors(copy.deepcopy(roots["val"])) == {}  # which has opened no index

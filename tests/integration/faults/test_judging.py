@@ -195,7 +195,7 @@ def judge_through_kills(
     assert sorted(answers, key=lambda each: each["id"]) == sorted(
         acknowledged, key=lambda each: each["id"]
     )
-    assert max(Counter(each["id"] for each in answers).values()) == 1
+    assert max(Counter(answer["id"] for answer in answers).values()) == 1
     assert (
         sum(person.sent for person in people) > len(acknowledged) > kills
     )  # kills did interrupt requests

@@ -153,7 +153,7 @@ def test_a_run_killed_a_few_times_gives_the_same_rows(
     kills = (
         killed(tmp_path, *whole, engine, seed, times) for seed in range(5)
     )  # a run may end before its last kill
-    assert any(each.total() == times for each in kills)
+    assert any(kill.total() == times for kill in kills)
 
 
 @pytest.mark.soak

@@ -131,8 +131,8 @@ def pair_images(
 def small_set(content: dict[str, Any]) -> list[dict[str, Any]]:
     """The few images of the model's reference folder, in the form of the others."""
     return [
-        {"gt": truth, "pred": found}
-        for truth, found in zip(content["gts"], content["preds"], strict=True)
+        {"gt": truth, "pred": pred}
+        for truth, pred in zip(content["gts"], content["preds"], strict=True)
     ]
 
 

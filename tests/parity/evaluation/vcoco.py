@@ -67,11 +67,11 @@ def scores_of(
 ) -> VcocoScores:
     actions = read_actions(verbs)
     people = read_people(coco, verbs)
-    found = read_predicted_people(
+    predicted_people = read_predicted_people(
         [item for item in detections if item["image_id"] in images], actions
     )
     chosen = {image: people[image] for image in images}
-    return evaluate_vcoco(people_images(chosen, found, actions), actions)
+    return evaluate_vcoco(people_images(chosen, predicted_people, actions), actions)
 
 
 def figures_of(scores: VcocoScores) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def check_set(
     )
     num_predicates = inputs["num_predicates_with_bg"] - 1
     images = [
-        graph_image(each, f"{section}, image {n}", num_predicates)
-        for n, each in enumerate(inputs["images"])
+        graph_image(image, f"{section}, image {n}", num_predicates)
+        for n, image in enumerate(inputs["images"])
     ]
     unseen = zero_shot_triplets(folder, inputs["zeroshot_triplets_file"])
     scores = vg.evaluate_graphs(
@@ -35,7 +35,7 @@ def check_set(
 
 def graph_image(image: dict[str, Any], name: str, num_predicates: int) -> vg.GraphImage:
     truth = image["gt"]
-    found = image["pred"]
+    pred = image["pred"]
     return vg.GraphImage(
         name,
         vg.GroundTruthGraph(
@@ -44,11 +44,11 @@ def graph_image(image: dict[str, Any], name: str, num_predicates: int) -> vg.Gra
             table(truth["relation_tuple"], (-1, 3), int),
         ),
         vg.PredictedGraph(
-            table(found["boxes"], (-1, 4), np.float32),
-            table(found["pred_labels"], (-1,), int),
-            table(found["pred_scores"], (-1,), np.float32),
-            table(found["rel_pair_idxs"], (-1, 2), int),
-            table(found["pred_rel_scores"], (-1, num_predicates + 1), np.float32),
+            table(pred["boxes"], (-1, 4), np.float32),
+            table(pred["pred_labels"], (-1,), int),
+            table(pred["pred_scores"], (-1,), np.float32),
+            table(pred["rel_pair_idxs"], (-1, 2), int),
+            table(pred["pred_rel_scores"], (-1, num_predicates + 1), np.float32),
         ),
     )
 

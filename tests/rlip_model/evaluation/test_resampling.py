@@ -97,7 +97,9 @@ def test_vcoco() -> None:
     actions = read_actions(inputs["vsrl"])
     people = read_people(inputs["coco"], inputs["vsrl"])
     chosen = {image: people[image] for image in list(dict.fromkeys(inputs["image_ids"]))[:IMAGES]}
-    people_found = [each for each in inputs["detections"] if each["image_id"] in chosen]
+    people_found = [
+        detection for detection in inputs["detections"] if detection["image_id"] in chosen
+    ]
     images = list(people_images(chosen, read_predicted_people(people_found, actions), actions))
     scores = evaluate_vcoco(images, actions)
     for counts in draws(len(images)):
@@ -113,8 +115,8 @@ def test_vcoco() -> None:
 
 def test_visual_genome() -> None:
     images = [
-        graph_image(each, str(number), 50)
-        for number, each in enumerate(golden("vg/sgcls")["images"][:IMAGES])
+        graph_image(image, str(number), 50)
+        for number, image in enumerate(golden("vg/sgcls")["images"][:IMAGES])
     ]
     assert evaluate_graphs(images, "sgcls").pair_accuracy
     check_resampled(

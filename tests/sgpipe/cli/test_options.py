@@ -45,9 +45,9 @@ def test_a_folder_with_colons_is_on_this_machine(tmp_path: Path) -> None:
 
 def declared() -> Iterator[tuple[str, Any]]:
     """Each parameter of each command, and what is declared of it."""
-    for words, each in commands().items():
+    for words, command in commands().items():
         for parameter in (
-            inspect.signature(each.callback).parameters.values() if each.callback else ()
+            inspect.signature(command.callback).parameters.values() if command.callback else ()
         ):
             if hasattr(parameter.annotation, "__metadata__"):
                 yield f"{words} {parameter.name}", parameter.annotation.__metadata__[0]
@@ -118,8 +118,8 @@ def test_every_single_valued_option_given_twice_is_refused(path: str) -> None:
 def test_every_option_with_many_values_can_be_repeated() -> None:
     repeatable = [
         (path, option)
-        for path, each in GROUPS.items()
-        for option in options_of(each, multiple=True)
+        for path, group in GROUPS.items()
+        for option in options_of(group, multiple=True)
     ]
     assert len(repeatable) > 5
     for path, option in repeatable:

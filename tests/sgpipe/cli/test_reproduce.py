@@ -155,14 +155,14 @@ def test_killed_at_any_step_the_rest_runs_once(tmp_path: Path, kill: int) -> Non
     assert state["c"]["figure"] == 25
     assert "25.00" in (tmp_path / "out" / REPORT).read_text()
     (tmp_path / "data" / "a.json").unlink()
-    again = Runner()
-    assert (run(tmp_path, again), again.ran) == (
+    runner = Runner()
+    assert (run(tmp_path, runner), runner.ran) == (
         state,
         [],
     )  # inputs of what is done need not be there
     (tmp_path / "out" / "b").rmdir()
-    run(tmp_path, again)
-    assert again.ran == ["train", "eval"]  # what reads it, too
+    run(tmp_path, runner)
+    assert runner.ran == ["train", "eval"]  # what reads it, too
     (tmp_path / "out" / "b" / METRICS).write_text(
         '{"event": "validation", "epoch": 1, "step": 2}\n'
     )
@@ -210,8 +210,8 @@ def test_what_is_done_does_not_depend_on_how_the_folders_are_named(
         (tmp_path / place).mkdir()
     monkeypatch.chdir(tmp_path)
     run(Path(), Runner())
-    run(tmp_path, again := Runner())
-    assert again.ran == []
+    run(tmp_path, runner := Runner())
+    assert runner.ran == []
     for damaged in ('{"a": 1}', '{"a": {"command": "x"}}', "[", "[]"):
         (tmp_path / "out" / STATE).write_text(damaged)
         with pytest.raises(UserError, match=r"^\S+/out/reproduce.json is damaged: delete it"):

@@ -160,7 +160,7 @@ def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
         wrong = rows.to_pylist()
         wrong[0]["triplets"][1] |= {key: value}
         pq.write_table(pa.Table.from_pylist(wrong, schema=rows.schema), tmp_path / "wrong.parquet")
-        told = invoke(
+        output = invoke(
             "eval",
             "hico",
             "--predictions",
@@ -169,14 +169,14 @@ def test_hico_det_itself_by_its_own_numbers(tmp_path: Path) -> None:
             true,
             code=2,
         ).output
-        assert "wrong.parquet: image" in told.replace("\n", " ")
+        assert "wrong.parquet: image" in output.replace("\n", " ")
     for column in ("triplets", "file_name"):
         pq.write_table(rows.drop_columns(column), tmp_path / f"{column}.parquet")
     (tmp_path / "text.parquet").write_bytes(b"PAR1 but not really")
     for name in ("triplets", "file_name", "text"):
         file = tmp_path / f"{name}.parquet"
-        told = invoke("eval", "hico", "--predictions", file, "--annotations", true, code=2).output
-        assert "was not written by `sgpipe predict" in " ".join(told.split())
+        output = invoke("eval", "hico", "--predictions", file, "--annotations", true, code=2).output
+        assert "was not written by `sgpipe predict" in " ".join(output.split())
 
 
 def test_scene_graphs_of_a_network_as_open_images_counts(drawn_run: Path, tmp_path: Path) -> None:

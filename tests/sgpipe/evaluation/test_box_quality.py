@@ -48,7 +48,9 @@ def instances(folder: Path, images: int = 15, seed: int = 0) -> Path:
             for image in range(images)
         ],
         "categories": [{"id": number, "name": name} for number, name in CATEGORIES.items()],
-        "annotations": [{"id": number, **own} for number, own in enumerate(annotations, 1)],
+        "annotations": [
+            {"id": number, **annotation} for number, annotation in enumerate(annotations, 1)
+        ],
     }
     path = folder / "instances.json"
     path.write_text(json.dumps(content))
@@ -189,8 +191,8 @@ def test_what_is_not_compared_is_said(tmp_path: Path) -> None:
     assert "nothing was detected of 'bird'" in notes
     assert "1 image of the run without ground truth" in notes
     assert "the lowest score is 0.800" in notes
-    given = make_shards(tmp_path / "given", [record(1, DOG)])
-    assert "the boxes have no scores" in " ".join(evaluate_boxes(given, truth).notes)
+    shards = make_shards(tmp_path / "given", [record(1, DOG)])
+    assert "the boxes have no scores" in " ".join(evaluate_boxes(shards, truth).notes)
 
 
 @pytest.mark.parametrize(

@@ -251,7 +251,7 @@ def test_random_runs_agree_with_the_definitions(tmp_path: Path) -> None:
     pred, truth, targets = (
         make_shards(
             tmp_path / part,
-            [record(r, each[3], each[0]) for r, each in zip(own, images, strict=True)],
+            [record(r, image[3], image[0]) for r, image in zip(own, images, strict=True)],
             rows=3,
         )
         for part, own in parts.items()

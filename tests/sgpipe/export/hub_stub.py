@@ -96,7 +96,7 @@ class HubStub:
     def _of(self, name: str, rest: str, body: bytes) -> tuple[int, Any]:
         files = self.repositories[name]
         if rest.startswith("/preupload"):
-            paths = [each["path"] for each in json.loads(body)["files"]]
+            paths = [file["path"] for file in json.loads(body)["files"]]
             large = (".parquet", ".safetensors")
             modes = {path: self.mode if path.endswith(large) else "regular" for path in paths}
             plain = {"shouldIgnore": False, "oid": None}

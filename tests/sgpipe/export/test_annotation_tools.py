@@ -266,11 +266,11 @@ def test_ids_are_the_same_in_every_export_and_images_can_be_in_the_folder(tmp_pa
     for one, other in zip(whole[1:], part, strict=True):
         assert one["_id"] == other["_id"]
         ids = {
-            each["_id"]["$oid"]
-            for each in one["relations"]["detections"]
-            if each["confidence"] >= 0.5
+            detection["_id"]["$oid"]
+            for detection in one["relations"]["detections"]
+            if detection["confidence"] >= 0.5
         }
-        assert ids == {each["_id"]["$oid"] for each in other["relations"]["detections"]}
+        assert ids == {detection["_id"]["$oid"] for detection in other["relations"]["detections"]}
         image = tmp_path / "b/out" / other["filepath"]
         assert image.read_bytes() == Path(one["filepath"]).read_bytes()
 

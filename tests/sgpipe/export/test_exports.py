@@ -270,7 +270,7 @@ def named_record(classes: Sequence[str], predicates: Sequence[str], texts: Seque
 def blank_names_left_out(record: Record) -> Record:
     """Scene graphs call things without a name nameless: their readers drop them."""
     record = replace(
-        record, relations=[each for each in record.relations if each.predicate.strip()]
+        record, relations=[relation for relation in record.relations if relation.predicate.strip()]
     )
     return with_objects(
         record, [index for index, box in enumerate(record.objects) if box.category.strip()]
@@ -481,11 +481,13 @@ def test_segmentations_come_back_as_the_file_has_them(tmp_path, labelled):
         ).problems
     assert problems["segmentations"] == len(BAD_MASKS)
     export_run(tmp_path / "run", "coco", tmp_path / "out")
-    found = json.loads((tmp_path / "out/instances_val.json").read_text())["annotations"]
+    annotations = json.loads((tmp_path / "out/instances_val.json").read_text())["annotations"]
     expected = {
         (1 + n % 2, 2 + n): mask or [] for n, mask in enumerate([*MASKS, *([] for _ in BAD_MASKS)])
     }
-    assert {(item["image_id"], item["bbox"][2]): item["segmentation"] for item in found} == expected
+    assert {
+        (item["image_id"], item["bbox"][2]): item["segmentation"] for item in annotations
+    } == expected
 
 
 def test_numbers_of_classes_are_kept_where_they_mean_something():

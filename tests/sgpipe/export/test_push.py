@@ -435,8 +435,8 @@ def test_a_run_that_is_resumed_keeps_the_commit_of_its_models(hub, tmp_path):  #
     assert manifest.run["identity"]["tag"]["tagger"] == first
     assert sum(shard.rows for shard in manifest.shards) == 4
     invoke("generate", *settings, "--out", tmp_path / "own")
-    assert [each.counts for each in manifest.shards] == [
-        each.counts for each in Manifest.load(tmp_path / "own").shards
+    assert [shard.counts for shard in manifest.shards] == [
+        shard.counts for shard in Manifest.load(tmp_path / "own").shards
     ]
 
 

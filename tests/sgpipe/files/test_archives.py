@@ -129,7 +129,7 @@ def test_an_archive_is_read_as_its_folder(folder: Path, tmp_path: Path, form: st
     root = image_root(FORMS[form](folder, tmp_path / "packed"))
     assert isinstance(root, ArchiveRoot)
     assert {entry.name: entry.size for entry in root.entries()} == {
-        n: each.stat().st_size for n, each in files.items()
+        n: file.stat().st_size for n, file in files.items()
     }
     for copied in (root, copy.copy(root)):
         for name in NAMES:
@@ -149,7 +149,7 @@ def test_an_archive_is_read_as_its_folder(folder: Path, tmp_path: Path, form: st
             root.open(name)
     names = [*NAMES, "patch2/broken.jpg", "patch2/empty.jpg", "missing.jpg", "../a.jpg"]
     assert pixels(root, names) == pixels(folder, names)
-    assert [each is None for each in pixels(root, names)] == [False] * len(NAMES) + [True] * 4
+    assert [pixel is None for pixel in pixels(root, names)] == [False] * len(NAMES) + [True] * 4
 
 
 def test_shards_are_named_by_a_range_or_by_their_folder(folder: Path, tmp_path: Path) -> None:
@@ -171,9 +171,9 @@ def test_shards_are_named_by_a_range_or_by_their_folder(folder: Path, tmp_path: 
 
 def test_the_index_is_made_once_and_may_be_in_the_run(folder: Path, tmp_path: Path) -> None:
     archive = make_tar(folder, tmp_path / "photos.tar")
-    said = io.StringIO()
-    made = image_root(archive, IndexFolder(progress=Progress(Console(file=said))))
-    assert "reading the index of" in said.getvalue()
+    string_io = io.StringIO()
+    made = image_root(archive, IndexFolder(progress=Progress(Console(file=string_io))))
+    assert "reading the index of" in string_io.getvalue()
     assert isinstance(made, ArchiveRoot)
     written = made.index.path.stat().st_mtime_ns
     image_root(archive, IndexFolder(StorePath("s3://not-asked/x"))).open("a.jpg")
@@ -258,13 +258,13 @@ def test_members_that_are_no_files_or_lead_outside_are_left_out_and_counted(tmp_
             info.type = kind
             info.linkname = "/etc/passwd"
             archive.addfile(info)
-    said = io.StringIO()
+    string_io = io.StringIO()
     root = image_root(
-        tmp_path / "bad.tar", IndexFolder(progress=Progress(Console(file=said, width=300)))
+        tmp_path / "bad.tar", IndexFolder(progress=Progress(Console(file=string_io, width=300)))
     )
     assert [entry.name for entry in root.entries()] == ["good.jpg"]
     for reason in ("link or device", "name that leaves the archive"):
-        assert f"bad.tar: 3 members left out: {reason}\n" in said.getvalue()
+        assert f"bad.tar: 3 members left out: {reason}\n" in string_io.getvalue()
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -272,18 +272,20 @@ def test_members_that_are_no_files_or_lead_outside_are_left_out_and_counted(tmp_
 def test_what_is_no_archive_or_cut_is_refused_in_one_line(
     folder: Path, tmp_path: Path, kind: str, damage: str
 ) -> None:
-    whole = (make_zip if kind == "zip" else make_tar)(
+    data_bytes = (make_zip if kind == "zip" else make_tar)(
         folder, tmp_path / f"whole.{kind}"
     ).read_bytes()
-    last = whole.rindex(b"d.png") if kind == "tar" else whole.index(b"PK\1\2")
+    last = data_bytes.rindex(b"d.png") if kind == "tar" else data_bytes.index(b"PK\1\2")
     content = {
         "empty": b"",
         "text": b"<html>not found</html>",
         "half": (
-            whole[: len(whole) // 2] if kind == "zip" else whole[: whole.rindex(b"d.png") + 100]
+            data_bytes[: len(data_bytes) // 2]
+            if kind == "zip"
+            else data_bytes[: data_bytes.rindex(b"d.png") + 100]
         ),
-        "less its end": whole[:-5] if kind == "zip" else whole[: last + 700],
-        "in a header": whole[: last + 2] + b"\xff" * 200 + whole[last + 202 :],
+        "less its end": data_bytes[:-5] if kind == "zip" else data_bytes[: last + 700],
+        "in a header": data_bytes[: last + 2] + b"\xff" * 200 + data_bytes[last + 202 :],
     }[damage]
     (tmp_path / f"cut.{kind}").write_bytes(content)
     with pytest.raises(

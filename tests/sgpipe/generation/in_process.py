@@ -75,11 +75,11 @@ def label(
     recipe: Recipe, out: Path, parent: Path | str | None = None, **more: Any
 ) -> tuple[Summary, list[str]]:
     """Run a recipe; returns the lines that it says, too."""
-    said = io.StringIO()
+    string_io = io.StringIO()
     summary = run.generate(
-        recipe, out, Progress(Console(file=said, width=1000)), parent=parent, **more
+        recipe, out, Progress(Console(file=string_io, width=1000)), parent=parent, **more
     )
-    return summary, said.getvalue().splitlines()
+    return summary, string_io.getvalue().splitlines()
 
 
 def rows(out: Path | str) -> list[Record]:

@@ -322,10 +322,15 @@ def test_actors_of_a_graph_that_failed_make_room_for_the_next(local_ray: None) -
     [pool], placed = reserve(pools)
 
     def start(name: str) -> ray.actor.ActorHandle:
-        there = PlacementGroupSchedulingStrategy(placed, 0)
+        placement_group_scheduling_strategy = PlacementGroupSchedulingStrategy(placed, 0)
         return (
             ray.remote(Occupant)
-            .options(name=name, num_cpus=2, max_restarts=8, scheduling_strategy=there)
+            .options(
+                name=name,
+                num_cpus=2,
+                max_restarts=8,
+                scheduling_strategy=placement_group_scheduling_strategy,
+            )
             .remote()
         )
 

@@ -141,12 +141,12 @@ def test_a_run_is_extended_by_its_own_recipe_and_captions_unless_there_is_anothe
 def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(extended, tmp_path):
     run = shutil.copytree(extended, tmp_path / "run")
     assert "has no certificate" in extend(run, tmp_path / "none", "--certified", code=2)
-    highest = max(each.confidence or 0 for record in rows(run) for each in record.relations)
+    highest = max(relation.confidence or 0 for record in rows(run) for relation in record.relations)
     certify = ("certify", run, "--precision", "0.5", "--threshold", str(highest))
     while invoke(*certify).exit_code == 1:
         log = JudgementLog(run / "judgements.jsonl", Manifest.load(run).run["fingerprint"])
         for number, question in enumerate(
-            each for plan in log.plans.values() for each in plan.questions
+            question for plan in log.plans.values() for question in plan.questions
         ):
             values = {"at": "", "by": "anna", "run": log.fingerprint, "judgement": "right"}
             log.append(Judgement(id=f"a{number}", **values, **question.key._asdict()))
@@ -160,7 +160,7 @@ def test_the_certified_relations_of_a_run_and_its_corrected_copy_are_extended(ex
     assert (
         0
         < sum(len(each.relations) for each in records)
-        < sum(len(each.relations) for each in rows(run))
+        < sum(len(row.relations) for row in rows(run))
     )
     assert_kept(records, rows(tmp_path / "out"))
     log = JudgementLog(run / "judgements.jsonl", Manifest.load(run).run["fingerprint"])
@@ -231,7 +231,9 @@ def test_each_form_is_imported_and_extended(command, tmp_path, world, monkeypatc
     [file] = export_run(tmp_path / "out", "sgg-benchmark", tmp_path / "again").root.glob(
         "*/_annotations.coco.json"
     )
-    names = [each["name"] for each in json.loads(file.read_text())["rel_categories"]]
+    names = [
+        rel_category["name"] for rel_category in json.loads(file.read_text())["rel_categories"]
+    ]
     assert not before or names[: len(before["relations"])] == before["relations"]
     assert len(set(names)) == len(names)
 
@@ -400,7 +402,7 @@ def test_a_tagger_reads_a_class_that_it_knows_in_place_of_words_that_it_does_not
 
 
 def counts(run: Path) -> Counter[str]:
-    return Counter(each.origin for row in rows(run) for each in row.relations)
+    return Counter(relation.origin for row in rows(run) for relation in row.relations)
 
 
 def test_origins_are_counted_and_exported(extended, world, tmp_path):
@@ -433,10 +435,12 @@ def test_relations_count_by_the_weight_of_their_origin_in_training(extended):
             for part in step
             for item in part.items
         )
-        return Counter(each.origin for item in items for each in item.graph.relations)
+        return Counter(relation.origin for item in items for relation in item.graph.relations)
 
-    relations = [each for row in rows(extended) for each in row.relations]
-    usable = Counter(each.origin for each in relations if (each.confidence or 1) >= data.threshold)
+    relations = [relation for row in rows(extended) for relation in row.relations]
+    usable = Counter(
+        relation.origin for relation in relations if (relation.confidence or 1) >= data.threshold
+    )
     seen = labels(200)
     assert seen["annotated"] == 200 * usable["annotated"]
     assert seen["tagger"] / (200 * usable["tagger"]) == pytest.approx(0.25, abs=0.06)

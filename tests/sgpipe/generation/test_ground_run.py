@@ -40,16 +40,16 @@ def half(world: Path) -> dict[str, Any]:
     class.
     """
     instances = json.loads((world / INSTANCES).read_text())
-    kept = {each["id"]: each for each in instances["categories"][::2]}
+    kept = {category["id"]: category for category in instances["categories"][::2]}
     instances["annotations"] = [
-        each for each in instances["annotations"] if each["category_id"] in kept
+        annotation for annotation in instances["annotations"] if annotation["category_id"] in kept
     ]
     (world / "half.json").write_text(json.dumps({**instances, "categories": list(kept.values())}))
     captions = json.loads((world / "captions.json").read_text())
-    for number, each in enumerate(instances["images"]):
+    for number, image in enumerate(instances["images"]):
         text = "a man next to a forklift in the background"
         captions["annotations"].append(
-            {"id": 10**9 + number, "image_id": each["id"], "caption": text}
+            {"id": 10**9 + number, "image_id": image["id"], "caption": text}
         )
     (world / "said.json").write_text(json.dumps(captions))
     split = {
@@ -114,7 +114,7 @@ def test_free_nouns_get_relations_and_go_into_exports(grounded, tmp_path):
     assert "forklift" in ends
     export_run(out, "coco", tmp_path / "coco")
     instances = json.loads((tmp_path / "coco" / "instances_val.json").read_text())
-    ids = {each["name"]: each["id"] for each in instances["categories"]}
+    ids = {category["name"]: category["id"] for category in instances["categories"]}
     assert ids["forklift"] == forklifts[0].category_id >= 2**30
     given = {
         box.category: box.category_id

@@ -121,9 +121,9 @@ def test_models_and_calibrations_count_by_their_content(tmp_path: Path) -> None:
         return [parts(**clip), parts(tag__calibration=file), parts(tag__tagger=str(file.parent))]
 
     places = [tmp_path / name / "model.safetensors" for name in "ab"]
-    for each in places:
-        each.parent.mkdir()
-        each.write_bytes(b"1")
+    for place in places:
+        place.parent.mkdir()
+        place.write_bytes(b"1")
     before = of(places[0])
     assert of(places[1]) == before
     assert parts(tag__calibration=places[0], tag__precision=0.9) != before[1]

@@ -105,7 +105,7 @@ class Counting(Stub):
     def __call__(self, records: list[Record]) -> list[Record]:
         time.sleep(0.2)
         loaded = Path(os.environ["LOADED"])
-        alive = sum(title_of(int(each.name)) != "" for each in loaded.glob("[0-9]*"))
+        alive = sum(title_of(int(path.name)) != "" for path in loaded.glob("[0-9]*"))
         (loaded / f"copies-{alive}").touch()
         return super().__call__(records)
 
@@ -121,7 +121,7 @@ def test_after_a_crash_the_models_are_loaded_once_for_each_worker(
         Counting(),
     )
     assert sum(error is not None for error in errors.values()) == 1
-    assert {each.name for each in tmp_path.glob("copies-*")} <= {"copies-1", "copies-2"}
+    assert {path.name for path in tmp_path.glob("copies-*")} <= {"copies-1", "copies-2"}
 
 
 @pytest.mark.parametrize(

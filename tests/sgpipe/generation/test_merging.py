@@ -131,7 +131,8 @@ def records(draw: st.DrawFn, name: str = "0") -> Record:
             st.lists(st.builds(Relation, ends, ends, predicates, scores, origins), max_size=4)
         )
         record.pairs = [
-            Pair(each.subject, each.object, [each.predicate]) for each in record.relations[:2]
+            Pair(relation.subject, relation.object, [relation.predicate])
+            for relation in record.relations[:2]
         ]
     if draw(st.integers(0, 9)) == 0:
         record.relations = []
@@ -177,10 +178,10 @@ def test_everything_is_there_once(made):
             box.attributes[0].name = f"{run} {box.attributes[0].name}"
     united, counts = unite(made, IOU)
     at = {
-        each.name: n
+        attribute.name: n
         for n, box in enumerate(united.objects)
-        for each in box.attributes
-        if "of" in each.name
+        for attribute in box.attributes
+        if "of" in attribute.name
     }
     all_boxes = {
         box.attributes[0].name: (run, box)
@@ -193,7 +194,10 @@ def test_everything_is_there_once(made):
         for n in range(len(united.objects))
     ]
     assert all(
-        joinable(one, other) for own in members for i, one in enumerate(own) for other in own[:i]
+        joinable(one, other)
+        for member in members
+        for i, one in enumerate(member)
+        for other in member[:i]
     )
     for i, own in enumerate(members):  # nothing more can be united
         assert not any(all(joinable(x, y) for x in own for y in other) for other in members[:i])
@@ -211,7 +215,7 @@ def test_everything_is_there_once(made):
             assert (getattr(found, name) is None) == all(
                 getattr(box, name) is None for _, box in own
             )
-    assert counts["united_objects"] == sum(len(own) > 1 for own in members)
+    assert counts["united_objects"] == sum(len(member) > 1 for member in members)
 
     wanted: dict[Any, Counter[int]] = {}
     for run, record in enumerate(made):
@@ -220,16 +224,19 @@ def test_everything_is_there_once(made):
                 at[record.objects[end].attributes[0].name] for end in (each.subject, each.object)
             )
             wanted.setdefault((*ends, each.predicate.lower()), Counter())[run] += 1
-    there = Counter(
-        (each.subject, each.object, each.predicate.lower()) for each in united.relations
+    counter = Counter(
+        (relation.subject, relation.object, relation.predicate.lower())
+        for relation in united.relations
     )
-    assert there == {key: max(runs.values()) for key, runs in wanted.items()}
+    assert counter == {key: max(runs.values()) for key, runs in wanted.items()}
     texts = [
-        Counter((each.text, each.scope) for each in record.captions if each.scope == "image")
+        Counter(
+            (caption.text, caption.scope) for caption in record.captions if caption.scope == "image"
+        )
         for record in made
     ]
     assert Counter((c.text, c.scope) for c in united.captions if c.scope == "image") == Counter(
-        {key: max(own[key] for own in texts) for own in texts for key in own}
+        {key: max(text[key] for text in texts) for own in texts for key in own}
     )
     for (
         box
@@ -402,8 +409,8 @@ def test_images_that_are_not_one_stay_apart(tmp_path):
     assert rows["val", "1"] == other[1]
     assert rows["val", "2"] == one[3]
     assert rows["train", "x"] == one[2]
-    zeros = [each for (split, name), each in rows.items() if name == "0"]
-    assert sorted(each.split for each in zeros) == ["train", "train_2", "train_3"]
+    zeros = [row for (split, name), row in rows.items() if name == "0"]
+    assert sorted(zero.split for zero in zeros) == ["train", "train_2", "train_3"]
     matched = Manifest.load(tmp_path / "out").run["matched"]
     assert matched == {
         "images": 8,
@@ -433,13 +440,13 @@ def test_an_error_row_counts_only_where_no_run_has_the_image(tmp_path, match):
     assert merged(tmp_path / "again", tmp_path / "out", *runs, match=match) == [first, second]
     matched = Manifest.load(tmp_path / "out").run["matched"]
     assert (matched["replaced"], matched["failed"]) == (1, 1)
-    told = (
+    stderr = (
         CliRunner()
         .invoke(app, ["merge", *map(str, runs), "--match", match, "--out", str(tmp_path / "out")])
         .stderr
     )
-    assert "1 error row left out, as another run has the image" in told
-    assert "1 error row kept, as no run has the image" in told
+    assert "1 error row left out, as another run has the image" in stderr
+    assert "1 error row kept, as no run has the image" in stderr
 
 
 def test_a_run_counts_once(tmp_path, two):
@@ -469,11 +476,11 @@ def test_a_row_keeps_the_rows_of_single_runs_and_the_header_says_what_these_are(
     names = {number: each["name"] for number, each in run["runs"].items()}
     [table] = iter_tables(tmp_path / "out")
     sources = table[SOURCES].to_pylist()
-    assert {names[each["run"]]: each["objects"][0]["bbox"][0] for each in sources[0]} == {
+    assert {names[source["run"]]: source["objects"][0]["bbox"][0] for source in sources[0]} == {
         "one": 10,
         "two": 11,
     }
-    assert [(names[each["run"]], each["objects"]) for each in sources[1]] == [("two", None)]
+    assert [(names[source["run"]], source["objects"]) for source in sources[1]] == [("two", None)]
     assert run["labels"] == {
         "objects": ["person", "cup", "dog"],
         "relations": ["on"],
@@ -620,13 +627,13 @@ def test_the_output_is_an_ordinary_run(tmp_path, two):
         "train": 50
     }
     export_run(out, "coco-rel", tmp_path / "coco-rel", origins=["tagger"])
-    found = json.loads((tmp_path / "coco-rel/rel.json").read_text())["train"]
-    assert sum(map(len, found.values())) == 40
+    train = json.loads((tmp_path / "coco-rel/rel.json").read_text())["train"]
+    assert sum(map(len, train.values())) == 40
     index = Index(out)
     filters = Filters.from_params([("q", "-origin:tagger")], index.vocabulary)
     assert len(search(index, filters, limit=1000)[0]) == 10
     assert "annotated+tagger" in {
-        each.origin for record in iter_records(out) for each in record.relations
+        relation.origin for record in iter_records(out) for relation in record.relations
     }
     again = CliRunner().invoke(app, ["merge", *map(str, reversed(two)), "--out", out, "--json"])
     assert "nothing left to do" in again.stderr

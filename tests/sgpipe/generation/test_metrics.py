@@ -87,14 +87,14 @@ def test_gpus_are_in_the_log_and_the_manifest(
     uses = [use | {"memory": memory} for memory in (2_500_000_000, 4_000_000_000, 3_000_000_000)]
     now = iter(uses)
     monkeypatch.setattr(TagStage, "gpu_use", lambda stage: next(now) | {"compilation": 40.0})
-    made = load_recipe("miniworld", {"source.miniworld.images": IMAGES, "engine.unit_size": 2})
-    _, said = label(made, tmp_path / "out")
+    recipe = load_recipe("miniworld", {"source.miniworld.images": IMAGES, "engine.unit_size": 2})
+    _, said = label(recipe, tmp_path / "out")
     assert said.count("tag computes on H100, deformable attention by grid_sample") == 1
     assert said.count("NOTE: tag continues without torch.compile: no g++") == 1
     assert said.count("NOTE: tag continues without CUDA graphs: old driver") == 1
     assert any("; peak GPU memory: tag 4.0 GB" in line for line in said)
     shards = Manifest.load(tmp_path / "out").shards
-    assert [each.gpus for each in shards] == [{"tag": each} for each in uses]
+    assert [each.gpus for each in shards] == [{"tag": use} for use in uses]
     assert [each.seconds.get("compilation", 0.0) for each in shards] == [40.0, 0.0, 0.0]
 
 

@@ -96,7 +96,7 @@ def test_the_plan_of_simulated_workers_is_right(
 def test_a_sample_has_different_images_of_the_units(
     rows: list[int], images: int, workers: int, seed: int
 ) -> None:
-    units = [WorkUnit(str(number), 7, 7 + each) for number, each in enumerate(rows)]
+    units = [WorkUnit(str(number), 7, 7 + row) for number, row in enumerate(rows)]
     images = min(images, sum(rows))
     sample = _sample(units, images, workers, seed)
     chosen = [(unit.split, row) for unit in sample for row in range(unit.start, unit.stop)]

@@ -213,7 +213,7 @@ def test_a_vision_language_captioner_goes_on_with_another_batch_size(few, models
             tmp_path / name,
         )
     assert rows(tmp_path / "out") == rows(tmp_path / "whole")
-    assert len({each.text for row in rows(tmp_path / "out") for each in row.captions}) > FEW
+    assert len({caption.text for row in rows(tmp_path / "out") for caption in row.captions}) > FEW
 
 
 def test_failed_rows_are_done_again_on_request(models, tmp_path):
@@ -235,7 +235,7 @@ def test_failed_rows_are_done_again_on_request(models, tmp_path):
     ]
     assert after[4].captions
     assert {f"data/{path.name}" for path in (out / "data").iterdir()} == {
-        each.file for each in Manifest.load(out).shards
+        shard.file for shard in Manifest.load(out).shards
     }
 
 
@@ -351,8 +351,7 @@ def test_a_folder_is_labelled_as_its_images_one_by_one(tmp_path):
     source = {"source.format": "folder", "source.splits": {"all": {"images": images}}}
     label(load_recipe("miniworld", source), tmp_path / "out")
     found = [
-        (each.image_id, each.objects, each.captions, each.relations)
-        for each in rows(tmp_path / "out")
+        (row.image_id, row.objects, row.captions, row.relations) for row in rows(tmp_path / "out")
     ]
     one_by_one = [graph.record for graph in Pipeline().label(sorted(images.iterdir()))]
     assert found == [
@@ -415,8 +414,11 @@ def test_runs_on_a_machine_with_gpus_are_resumed_and_taken_over(
     monkeypatch.setattr(engine, "usable_gpus", lambda: 1)
     out = tmp_path / "out"
     label(captioned(few, models), out)
-    there = Manifest.load(out).run["identity"]
-    assert (there["caption"]["dtype"], there["tag"]["dtype"]) == ("auto on a GPU", "auto on a GPU")
+    identity = Manifest.load(out).run["identity"]
+    assert (identity["caption"]["dtype"], identity["tag"]["dtype"]) == (
+        "auto on a GPU",
+        "auto on a GPU",
+    )
     assert lent[-1] == {"caption", "tag"}
     _, lines = label(load_recipe(out / "recipe.yaml"), out)
     assert any(line.startswith("nothing left to do") for line in lines)
@@ -462,10 +464,10 @@ def test_stages_after_the_first_that_differs_run_and_rows_are_those_of_a_run_wit
     assert rows(tmp_path / "new") == rows(tmp_path / "scratch")
     assert (rows(tmp_path / "new") == rows(tmp_path / "parent")) == (changes == HIGHER)
     found = {
-        each.name
+        attribute.name
         for row in rows(tmp_path / "new")
         for box in row.objects
-        for each in box.attributes
+        for attribute in box.attributes
     }
     assert found == (
         set() if "parse.attributes" in changes else {"small", "red", "two", "wet", "old", "tall"}
@@ -576,12 +578,12 @@ def test_what_cannot_be_taken_over_is_one_line_and_leaves_no_trace(
 
 def test_a_shard_whose_bytes_changed_is_named_and_the_rest_kept(parent, few, models, tmp_path):
     shard = parent / "data" / "val-000000002-000000004.parquet"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:99] + bytes([whole[99] ^ 1]) + whole[100:])
+    data_bytes = shard.read_bytes()
+    shard.write_bytes(data_bytes[:99] + bytes([data_bytes[99] ^ 1]) + data_bytes[100:])
     with pytest.raises(UserError, match=rf"^data/{shard.name} of {parent} is missing or damaged"):
         label(captioned(few, models, **HIGHER), tmp_path / "new", parent)
     assert len(Manifest.load(tmp_path / "new").shards) == 1
-    shard.write_bytes(whole)
+    shard.write_bytes(data_bytes)
     assert label(captioned(few, models, **HIGHER), tmp_path / "new", parent)[0].complete
 
 

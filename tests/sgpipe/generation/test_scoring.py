@@ -104,20 +104,20 @@ def test_a_scored_run_keeps_its_records_and_has_a_column_beside(model, run, tmp_
         True,
         True,
     ]  # no object; a dog and itself
-    said = CliRunner().invoke(app, ["stats", str(tmp_path / "scored"), "--json"]).stdout
-    found = json.loads(said)["clip_score"]
-    assert (found["scored"], found["unscored"]) == (5, 1)
+    stdout = CliRunner().invoke(app, ["stats", str(tmp_path / "scored"), "--json"]).stdout
+    clip_score = json.loads(stdout)["clip_score"]
+    assert (clip_score["scored"], clip_score["unscored"]) == (5, 1)
     entries = [entry for row in scores for entry in row if entry]
-    assert found["mean"] == pytest.approx(sum(entry["score"] for entry in entries) / 5)
-    assert found["first"] == sum(entry["rank"] == 1 for entry in entries) / 5
-    assert found["chance"] == pytest.approx(
+    assert clip_score["mean"] == pytest.approx(sum(entry["score"] for entry in entries) / 5)
+    assert clip_score["first"] == sum(entry["rank"] == 1 for entry in entries) / 5
+    assert clip_score["chance"] == pytest.approx(
         sum(1 / (entry["contrasts"] + 1) for entry in entries) / 5
     )
     beaten = [
         entry["score"] > entry["swapped"] for entry in entries if entry["swapped"] is not None
     ]
-    assert found["beats_swapped"] == pytest.approx(sum(beaten) / len(beaten))
-    assert -1 <= found["correlation"] <= 1
+    assert clip_score["beats_swapped"] == pytest.approx(sum(beaten) / len(beaten))
+    assert -1 <= clip_score["correlation"] <= 1
     assert (
         json.loads(CliRunner().invoke(app, ["stats", str(run), "--json"]).stdout)["clip_score"]
         is None
@@ -158,7 +158,7 @@ def test_shards_that_were_processed_again_are_scored_again_and_all_scores_are_co
     manifest.commit(write_shard(run, name, old.split, old.start, kept, {}))
     again = json.loads(score(run, tmp_path / "out", "--model", model, "--json").stdout)
     assert again == {**first, "scored": first["scored"] - 1}
-    assert [len(each.relations) for each in iter_records(tmp_path / "out")] == [
+    assert [len(record.relations) for record in iter_records(tmp_path / "out")] == [
         *map(len, column(tmp_path / "out"))
     ]
     assert not (tmp_path / "out" / old.file).exists()

@@ -81,13 +81,15 @@ def test_a_plan_asks_about_no_more_images_than_said(
     coco, images, in_flight, patience, asked, monkeypatch
 ) -> None:
     monkeypatch.setattr("sgpipe.generation.plan.PATIENCE", patience)
-    said = io.StringIO()
+    string_io = io.StringIO()
     with EndpointServer() as server:
         settings = {"caption.requests.in_flight": in_flight, "engine.cpus": 1, "limit": None}
         found = plan(
-            captioned(coco, server, **settings), Progress(Console(file=said, width=200)), images
+            captioned(coco, server, **settings),
+            Progress(Console(file=string_io, width=200)),
+            images,
         )
     assert found.sampled == asked
     assert len(server.requests) == asked + 1  # an example before the work
     most = asked if patience else images
-    assert f"asking the served model about {most} images\n" in said.getvalue()
+    assert f"asking the served model about {most} images\n" in string_io.getvalue()

@@ -88,9 +88,9 @@ def test_other_image_sizes_in_the_batch_change_nothing(drawn_run: Path) -> None:
 def test_hoi_predicts_only_persons_as_subjects(drawn_run: Path, network: Path) -> None:
     person = data_classes(drawn_run).objects.index("person")
     pairs = [one.pairs for one in predicted(drawn_run, network, task="hoi")]
-    assert all(own is not None and (own.subject_labels == person).all() for own in pairs)
+    assert all(pair is not None and (pair.subject_labels == person).all() for pair in pairs)
     fewer = [one.pairs for one in predicted(drawn_run, network, task="zero-shot hoi")]
-    assert sum(len(own) for own in fewer if own) < sum(len(own) for own in pairs if own)
+    assert sum(len(own) for own in fewer if own) < sum(len(pair) for pair in pairs if pair)
 
 
 def test_unreadable_images_are_reported(drawn_run: Path, network: Path, tmp_path: Path) -> None:

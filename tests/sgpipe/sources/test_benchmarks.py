@@ -265,8 +265,8 @@ def again(
 def bare(records: list[Record], **changes: Any) -> list[Record]:
     """Records by split and id, with other values in their objects: what a form does not hold."""
     made = [
-        replace(each, objects=[replace(box, category_id=0, **changes) for box in each.objects])
-        for each in records
+        replace(record, objects=[replace(box, category_id=0, **changes) for box in record.objects])
+        for record in records
     ]
     return sorted(made, key=lambda record: (record.split, record.image_id))
 
@@ -383,8 +383,8 @@ def test_bad_files_of_vg150_are_refused(tmp_path):
         with pytest.raises(UserError, match=message):
             vg150_source(*files, tmp_path, split)
 
-    whole = hdf5.read_bytes()
-    for content in (whole[: len(whole) // 2], whole[:100], b"", b"[]" * 900):
+    data_bytes = hdf5.read_bytes()
+    for content in (data_bytes[: len(data_bytes) // 2], data_bytes[:100], b"", b"[]" * 900):
         hdf5.write_bytes(content)
         refused(r"VG-SGG.h5 is not a whole VG-SGG.h5 \(")
     for changes in (
@@ -618,8 +618,8 @@ def test_gbc_takes_sizes_and_names_from_images_and_addresses(tmp_path):
         "7.png",
         (20, 20, 40, 20),
     )
-    assert [each.image_id for each in rows] == ["a/1", "b/1", others[-1]["img_url"]]
-    assert [each.ok for each in rows] == [True, True, False]
+    assert [row.image_id for row in rows] == ["a/1", "b/1", others[-1]["img_url"]]
+    assert [row.ok for row in rows] == [True, True, False]
     assert "an earlier image has the file name 7.png, too" in rows[-1].error
 
 
@@ -627,7 +627,7 @@ def test_bad_graphs_of_gbc_are_error_rows(tmp_path):
     odd = ({"bbox": None}, {"vertex_id": 3}, {"descs": None}, {"out_edges": ["b"]})
     changes = [{"vertices": [{}]}, *({"vertices": [vertex("a", "entity") | each]} for each in odd)]
     changes += [{"img_size": size} for size in ([1, 2, 3], None)]
-    bad = [GRAPH | each | {"img_path": f"{number}.jpg"} for number, each in enumerate(changes)]
+    bad = [GRAPH | change | {"img_path": f"{number}.jpg"} for number, change in enumerate(changes)]
     good, *failed = gbc(tmp_path, GRAPH, *bad)
     assert (good.ok, len(good.captions)) == (True, 4)
     assert len(failed) == 7

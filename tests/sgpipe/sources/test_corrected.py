@@ -59,7 +59,7 @@ def scene(image_id: str, *relations: tuple[int, int, str, float | None]) -> Reco
         Box("dog", 2, (12, 4, 8, 10)),
         Box("cup", 3, (1, 1, 4, 4)),
     ]
-    made = [Relation(*each) for each in relations]
+    made = [Relation(*relation) for relation in relations]
     return Record(image_id, "drawn", "train", f"{image_id}.png", 24, 16, boxes, relations=made)
 
 
@@ -133,7 +133,10 @@ def test_people_who_differ(tmp_path, conflicts, left):
         for by, judgement in zip(("anna", "ben", "cleo"), judged, strict=False):
             judge(run, image, on, by, judgement=judgement)
     found = correct(run, tmp_path / "out", conflicts)
-    kept = {name: [(r[2], r[3]) for r in own] for name, own in relations(tmp_path / "out").items()}
+    kept = {
+        name: [(r[2], r[3]) for r in relation]
+        for name, relation in relations(tmp_path / "out").items()
+    }
     assert kept == left
     assert found.conflicts == 2
     assert found.counts["undecided"] == (1 if conflicts == "majority" else 0)

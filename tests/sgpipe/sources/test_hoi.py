@@ -93,9 +93,9 @@ def write(folder, *items, prefix="HICO_test2015_"):
 
 def records(source: AnnotationSource) -> list[Record]:
     problems: Counter[str] = Counter()
-    found = list(source.read(problems))
+    read = list(source.read(problems))
     assert not +problems
-    return found
+    return read
 
 
 @pytest.fixture(scope="module")
@@ -362,7 +362,10 @@ def test_only_the_given_classes_of_open_images_are_kept(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [*({"det_labels": each} for each in BAD_LABELS), *({"rel": [each]} for each in BAD_RELATIONS)],
+    [
+        *({"det_labels": each} for each in BAD_LABELS),
+        *({"rel": [bad_relation]} for bad_relation in BAD_RELATIONS),
+    ],
 )
 def test_an_invalid_image_of_open_images_is_an_error_row(tmp_path, change):
     found = records(open_images_source(save(tmp_path, [VRD, VRD | change]), "test"))

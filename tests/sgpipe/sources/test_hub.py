@@ -644,7 +644,9 @@ def test_bad_rows_are_error_rows(tmp_path):
         {"objects": [one | {"bbox": [1.0, 2, 3]}], "relations": []}, {"objects": []},
     ]  # fmt: skip
     rows = load(
-        save(tmp_path, [ROW | {"image_id": number} | each for number, each in enumerate(changes)])
+        save(
+            tmp_path, [ROW | {"image_id": number} | change for number, change in enumerate(changes)]
+        )
     )
     assert [row.ok for row in rows] == [True] + [False] * 5
 

@@ -169,8 +169,8 @@ def test_error_rows_are_retried_on_request(annotations, tmp_path):
     assert run(annotations, out, images).counts["errors"] == 2
     summary = run(annotations, out, images, retry_failed=True)
     assert (summary.counts["errors"], summary.counts["images"]) == (1, IMAGES)
-    again = rows(out)[3]
-    assert (again.status, again.width, again.height, len(again.relations)) == ("ok", 90, 60, 1)
+    row = rows(out)[3]
+    assert (row.status, row.width, row.height, len(row.relations)) == ("ok", 90, 60, 1)
     assert len(list(out.glob("data/*"))) == 3
 
 

@@ -244,7 +244,7 @@ def test_files_are_found_by_the_address_of_the_image(tmp_path):
         "gs://bucket/other/missing%20file.jpg": "missing%20file.jpg", "../../etc/passwd": "passwd",
     }  # fmt: skip
     found, _ = read(
-        tmp_path, *(task(region(1), data={"photo": each}) for each in names), image_field="photo"
+        tmp_path, *(task(region(1), data={"photo": name}) for name in names), image_field="photo"
     )
     assert [(record.file_name, record.status) for record in found] == [
         (name, "ok") for name in names.values()
@@ -286,7 +286,9 @@ def test_nothing_in_a_task_stops_an_import(results, made, whole, data):
         {**whole, "annotations": [made, None]} if isinstance(whole["annotations"], list) else whole
     )
     if isinstance(whole["predictions"], list):  # numbers are refused
-        whole["predictions"] = [each for each in whole["predictions"] if not isinstance(each, int)]
+        whole["predictions"] = [
+            prediction for prediction in whole["predictions"] if not isinstance(prediction, int)
+        ]
     with TemporaryDirectory() as folder:
         found, problems = read(Path(folder), task(region(1)), whole, predictions=True)
     assert found[0].objects == [box()]

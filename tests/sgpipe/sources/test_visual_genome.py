@@ -86,7 +86,7 @@ def test_attributes_are_kept_without_repetitions_and_objects_whatever_they_are()
     given = (["Shiny", " red ", "red", ""], ["red", 3, None, ["x"]], "red", {"a": 1}, None)
     things = [thing(number, attributes=attributes) for number, attributes in enumerate(given)]
     record, problems = read({"image_id": 1, "objects": things, "relationships": []})
-    names = [[each.name for each in box.attributes] for box in record.objects]
+    names = [[attribute.name for attribute in box.attributes] for box in record.objects]
     assert names == [["Shiny", "red"], ["red"], [], [], []]
     assert problems == {"malformed": 5}
 

@@ -155,10 +155,10 @@ def test_tables_are_followed_to_their_ends_or_refused(table):
         with pytest.raises(UserError, match="remove one"):
             Equivalents(table)
         return
-    found = Equivalents(table)
+    equivalents = Equivalents(table)
     for first, second, swapped in product(WORDS, WORDS, (False, True)):
-        equal = found.key(3, first, 5) == (
-            found.key(5, second, 3) if swapped else found.key(3, second, 5)
+        equal = equivalents.key(3, first, 5) == (
+            equivalents.key(5, second, 3) if swapped else equivalents.key(3, second, 5)
         )
         assert equal == ((second, swapped) in reached(table, first))
 
@@ -168,15 +168,22 @@ def test_a_table_of_ones_own_replaces_what_the_packaged_one_says_of_its_texts(tm
     file.write_text(
         "synonyms: {made by: [by], next to: ['!near']}\ninverses: {left of: [port of]}\n"
     )
-    own = load_equivalents(file)
+    equivalents = load_equivalents(file)
     assert (
-        own.key(0, "by", 1)
-        == own.key(0, "made by", 1)
-        != own.key(0, "next to", 1)
-        == own.key(1, "beside", 0)
+        equivalents.key(0, "by", 1)
+        == equivalents.key(0, "made by", 1)
+        != equivalents.key(0, "next to", 1)
+        == equivalents.key(1, "beside", 0)
     )
-    assert own.key(0, "near", 1) not in (own.key(0, "next to", 1), own.key(1, "near", 0))
-    assert own.key(0, "right of", 1) == own.key(0, "port of", 1) == own.key(1, "to the left of", 0)
+    assert equivalents.key(0, "near", 1) not in (
+        equivalents.key(0, "next to", 1),
+        equivalents.key(1, "near", 0),
+    )
+    assert (
+        equivalents.key(0, "right of", 1)
+        == equivalents.key(0, "port of", 1)
+        == equivalents.key(1, "to the left of", 0)
+    )
 
 
 def test_tables_that_contradict_themselves_are_refused_in_one_line(tmp_path):

@@ -130,7 +130,7 @@ def test_nothing_but_the_key_comes_from_the_environment(monkeypatch: pytest.Monk
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-another-server")
     with EndpointServer() as server:
         assert isinstance(ask(connect(server.url), question(1)), list)
-    assert "of-another-server" not in repr([dict(each) for each in server.headers])
+    assert "of-another-server" not in repr([dict(header) for header in server.headers])
 
 
 def test_a_server_with_few_choices_is_asked_for_the_rest_with_other_seeds() -> None:
@@ -193,10 +193,10 @@ def test_what_is_sent() -> None:
         "repetition_penalty": 1.1,
     }
     with EndpointServer() as server:
-        given = ChatRequest(
+        chat_request = ChatRequest(
             "Hello", system="Be brief.", **sampling, seed=1 << 62, n=2, schema=SCHEMA
         )
-        ask(connect(server.url), given)
+        ask(connect(server.url), chat_request)
         (body,) = server.requests
     assert 0 <= body.pop("seed") < 1 << 31
     form = {"name": "answer", "strict": True, "schema": SCHEMA}
@@ -213,13 +213,13 @@ def test_nothing_is_paid_twice(tmp_path: Path) -> None:
     with EndpointServer(faults=at_random(1, share=0.3)) as server:
         server.most_choices = 2
         first = list(connect(server.url, cache=tmp_path).ask_all(requests[:15]))
-        again = list(connect(server.url, cache=tmp_path).ask_all(requests))
-        assert again[:15] == first
+        ask_all = list(connect(server.url, cache=tmp_path).ask_all(requests))
+        assert ask_all[:15] == first
         assert set(server.paid.values()) == {1}
         assert len(server.paid) == 40
     assert RequestCache(CacheFolder(tmp_path).file).tokens() == 20 * (5 + 6) + 20 * (5 + 3)
     with EndpointServer() as server:
-        assert list(connect(server.url, cache=tmp_path).ask_all(requests)) == again
+        assert list(connect(server.url, cache=tmp_path).ask_all(requests)) == ask_all
         assert not server.requests
 
 

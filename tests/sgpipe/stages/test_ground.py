@@ -78,14 +78,14 @@ def stage(
 ) -> GroundStage:
     changed = {f"ground.{key}": value for key, value in changes.items()}
     recipe = load_recipe("folder", {"ground.detector": "d", **changed})
-    made = GroundStage(
+    ground_stage = GroundStage(
         recipe, {"all": folder}, {name: at for at, name in enumerate(classes, 1)}, "coco"
     )
-    made.detector = found if isinstance(found, Scripted) else Scripted(found)  # type: ignore[assignment]
-    made.threads = 0
-    made.language = None
-    made._learn_names()
-    return made
+    ground_stage.detector = found if isinstance(found, Scripted) else Scripted(found)  # type: ignore[assignment]
+    ground_stage.threads = 0
+    ground_stage.language = None
+    ground_stage._learn_names()
+    return ground_stage
 
 
 def record(
@@ -102,7 +102,7 @@ def record(
         )
         for at in range(0, len(nouns), 2)
     ]
-    captions = [Caption(f"{each.subject} near {each.object}") for each in triplets]
+    captions = [Caption(f"{triplet.subject} near {triplet.object}") for triplet in triplets]
     return Record("7", "folder", "all", name, *SIZE, list(objects), captions, triplets)
 
 
@@ -126,7 +126,7 @@ def test_only_things_that_no_box_carries_are_looked_for(folder: Path) -> None:
         "puppies",
     )
     singular = {"forklifts": "forklift", "puppies": "puppy", "two men": "man"}
-    nouns = [(each, singular.get(each, each.split()[-1])) for each in words]
+    nouns = [(word, singular.get(word, word.split()[-1])) for word in words]
     assert asked(folder, *nouns) == ["person", "forklift", "hot dog", "traffic cone", "dog"]
     assert asked(folder, *nouns, objects=[PERSON]) == ["forklift", "hot dog", "traffic cone", "dog"]
     assert asked(folder, *nouns, ask="words") == [
@@ -301,18 +301,20 @@ def test_images_are_prepared_in_threads_and_get_the_same_boxes(tmp_path: Path) -
     values = {"ground.detector": str(make_grounding_dino(tmp_path / "d")), "ground.threshold": 0.01}
     for threads in (0, 3):
         recipe = load_recipe("folder", {**values, "ground.resources.io_threads": threads})
-        made = GroundStage(recipe, {"all": tmp_path}, {}, "coco")
-        made.setup()
-        prepare = made.detector.prepare
+        ground_stage = GroundStage(recipe, {"all": tmp_path}, {}, "coco")
+        ground_stage.setup()
+        prepare = ground_stage.detector.prepare
         used = set[threading.Thread]()
-        made.detector.prepare = lambda image, used=used, prepare=prepare: (
+        ground_stage.detector.prepare = lambda image, used=used, prepare=prepare: (
             used.add(threading.current_thread()),
             prepare(image),
         )[1]
         found.append(
             [
                 each.objects
-                for each in made([record("dog", "cup", name=f"{turn}.png") for turn in range(5)])
+                for each in ground_stage(
+                    [record("dog", "cup", name=f"{turn}.png") for turn in range(5)]
+                )
             ]
         )
         assert (threading.main_thread() in used) == (threads == 0)
@@ -324,10 +326,12 @@ def test_all_nouns_are_those_of_triplets_and_others(folder: Path) -> None:
     recipe = load_recipe(
         "folder", {"ground.detector": str(packaged_model("parseda")), "ground.words": "all"}
     )
-    made = GroundStage(recipe, {"all": folder}, {}, "coco")
-    made.setup()
+    ground_stage = GroundStage(recipe, {"all": folder}, {}, "coco")
+    ground_stage.setup()
     caption = "a red fire truck and a group of people in the background of a wooden barn"
-    words = made.words(Record("1", "folder", "all", "a.png", *SIZE, captions=[Caption(caption)]))
+    words = ground_stage.words(
+        Record("1", "folder", "all", "a.png", *SIZE, captions=[Caption(caption)])
+    )
     expected = [(each, each) for each in ("truck", "person", "barn")]
     assert [(text, word.category) for text, word in words.items()] == expected
 

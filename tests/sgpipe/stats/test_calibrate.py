@@ -236,8 +236,8 @@ def test_the_thresholds_of_stats_are_probabilities(runs, calibrated):
         == kept
     )
     assert any(
-        f"relations of probability {chosen:.2f} or more" in each["text"]
-        for each in audit["findings"]
+        f"relations of probability {chosen:.2f} or more" in finding["text"]
+        for finding in audit["findings"]
     )
     assert (
         "threshold and precision both choose"

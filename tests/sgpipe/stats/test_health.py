@@ -83,7 +83,7 @@ def test_each_check_finds_what_it_is_for_and_nothing_else(tmp_path):
         wanted = {record.image_id: text for of, record, text in PLANTED if of == name}
         assert check.count == len(wanted)
         assert check.share == check.count / check.total < 0.5
-        assert {each.image_id: each.text for each in check.examples} == wanted
+        assert {example.image_id: example.text for example in check.examples} == wanted
 
 
 def test_datasets_with_other_classes(tmp_path):
@@ -100,7 +100,7 @@ def test_datasets_with_other_classes(tmp_path):
     check = found(tmp_path / "many", [record for record in records for _ in range(3)])[
         "uneven_classes"
     ]
-    assert [each.text for each in check.examples] == [
+    assert [example.text for example in check.examples] == [
         f"{n}: 16.7% of one, 0.0% of another" for n in ("car", "bus")
     ]
     assert check.count == 120
@@ -200,10 +200,10 @@ def test_captions_of_other_images_are_named(annotated, tmp_path):
 
 def test_boxes_with_the_names_of_other_classes_are_named(annotated, tmp_path):
     instances, captions = annotated()
-    ids = [each["id"] for each in instances["categories"]]
+    ids = [category["id"] for category in instances["categories"]]
     following = dict(zip(ids, [*ids[1:], ids[0]], strict=True))
-    for each in instances["annotations"]:
-        each["category_id"] = following[each["category_id"]]
+    for annotation in instances["annotations"]:
+        annotation["category_id"] = following[annotation["category_id"]]
     checks = found(tmp_path, records_of(tmp_path, instances, captions))
     if len(ids) == 80:  # 79 images are too few to tell which of 80 classes is which
         assert checks.keys() & DOUBTS == {"foreign_captions"}
@@ -211,6 +211,6 @@ def test_boxes_with_the_names_of_other_classes_are_named(annotated, tmp_path):
     check = checks["foreign_classes"]
     assert (check.count, check.share) == (check.total, 1)
     assert all(
-        re.fullmatch("captions name “.*” where boxes are “.*”", each.text)
-        for each in check.examples
+        re.fullmatch("captions name “.*” where boxes are “.*”", example.text)
+        for example in check.examples
     )

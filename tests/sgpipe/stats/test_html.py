@@ -68,8 +68,8 @@ def test_findings_follow_from_the_measures(tmp_path):
         scene("7"),
     ]
     bad[2].fail("load", "gone")
-    found = Audit(measure(make_shards(tmp_path / "bad", bad))).findings
-    training = [each for each in found if each.question == "Can I train on it?"]
+    findings = Audit(measure(make_shards(tmp_path / "bad", bad))).findings
+    training = [each for each in findings if each.question == "Can I train on it?"]
     assert [each.grade for each in training] == ["fair", "fair"]
     assert "20% of the images are error rows" in training[0].text
     assert "objects related to themselves (100.0% of relations)" in training[1].text
@@ -124,10 +124,12 @@ def test_a_run_without_labels_says_so_in_all_forms(tmp_path):
     boxless = "1 of 17 health checks found problems."
     for name, record, quality in (("failed", failed, nothing), ("bare", bare, boxless)):
         findings = assert_forms_agree(make_shards(tmp_path / name, [record]), tmp_path)["findings"]
-        texts = [each["text"] for each in findings if each["question"] == "How good is it?"]
+        texts = [
+            finding["text"] for finding in findings if finding["question"] == "How good is it?"
+        ]
         assert texts == [quality]
         assert "bad" in [
-            each["grade"] for each in findings if each["question"] == "Can I train on it?"
+            finding["grade"] for finding in findings if finding["question"] == "Can I train on it?"
         ]
 
 
@@ -188,9 +190,9 @@ def run_of(root, confidences, **options):
 def opened(root, count, *images):
     """The ids of the sampled images, and of those that can be opened."""
     with open_run(root) as database:
-        found = list(open_samples(database, count, 0.2, *images))
-    return [record.image_id for record, _ in found], [
-        record.image_id for record, image in found if image
+        samples = list(open_samples(database, count, 0.2, *images))
+    return [record.image_id for record, _ in samples], [
+        record.image_id for record, image in samples if image
     ]
 
 

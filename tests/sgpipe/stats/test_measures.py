@@ -129,8 +129,8 @@ def test_images_without_relations_say_what_they_lack(tmp_path):
     records = [
         replace(whole, image_id=str(n), **changes) for n, changes in enumerate(lacking.values())
     ]
-    found = measure(make_shards(tmp_path / "run", records)).without_relations
-    assert found == dict.fromkeys(lacking, 1)
+    without_relations = measure(make_shards(tmp_path / "run", records)).without_relations
+    assert without_relations == dict.fromkeys(lacking, 1)
     imported = make_shards(tmp_path / "imported", [scene("0"), scene("1")])
     assert measure(imported).without_relations == {"nothing annotated": 2}
 

@@ -278,7 +278,11 @@ def test_a_run_that_has_grown_keeps_the_weights_of_the_plan(tmp_path):
     )
     file = judge(before, 20, lambda question: "right" if question.confidence > 0.5 else "wrong")
     shutil.copy(file, after / file.name)
-    found = json.loads(report(after, "--json"))["judgements"]  # whose shape scripts rely on
-    assert (found["precision"], found["judged"], found["covered"]) == (pytest.approx(0.1), 20, 1)
-    assert 0 < found["low"] < found["high"] < 1
+    judgements = json.loads(report(after, "--json"))["judgements"]  # whose shape scripts rely on
+    assert (judgements["precision"], judgements["judged"], judgements["covered"]) == (
+        pytest.approx(0.1),
+        20,
+        1,
+    )
+    assert 0 < judgements["low"] < judgements["high"] < 1
     assert "The run had 100 relations when the plan was made and has 150 now" in report(after)

@@ -72,7 +72,8 @@ def answer(
     changes=None,
 ) -> dict:
     named = relations and [
-        dict(zip(("subject", "predicate", "object"), each, strict=True)) for each in relations
+        dict(zip(("subject", "predicate", "object"), relation, strict=True))
+        for relation in relations
     ]
     place = {name: asked["question"]["image"][name] for name in ("split", "image_id")}
     line = {
@@ -102,16 +103,16 @@ def test_people_answer_blindly_and_the_recall_is_reported(client, run):
             assert answer(client, asked, seen, by)["by"] == by
     viewer = client.app.state.freshness.viewer
     log = JudgementLog(run / JUDGEMENTS, viewer.index.fingerprint)
-    found = measure_recall(log.recall_plans["r"], log, viewer.index.rows)
-    rows = found.predicates
-    assert (found.answered, found.open, found.images) == (20, 20, IMAGES)
+    recall = measure_recall(log.recall_plans["r"], log, viewer.index.rows)
+    rows = recall.predicates
+    assert (recall.answered, recall.open, recall.images) == (20, 20, IMAGES)
     assert (rows["on"].correct, rows["on"].judged) == (20, 20)
     assert rows["near"].judged == 20
     assert 3 < rows["near"].correct < 17
-    assert found.recall.value == pytest.approx((20 + rows["near"].correct) / 40)
-    assert found.recall.low < found.recall.value < found.recall.high
-    assert (found.people.both, found.people.one) == (20, 20)
-    assert "anna and ben answered 20 common questions" in found.as_groups()[0]["lines"][1]
+    assert recall.recall.value == pytest.approx((20 + rows["near"].correct) / 40)
+    assert recall.recall.low < recall.recall.value < recall.recall.high
+    assert (recall.people.both, recall.people.one) == (20, 20)
+    assert "anna and ben answered 20 common questions" in recall.as_groups()[0]["lines"][1]
     shown = client.get("/judge").text + client.get("/api/plans/r?by=ben").text
     assert "20 of 40 questions answered" in shown  # and no figure before the last answer
     assert not any(text in shown for text in ("of the relations that", "near:", "common question"))
@@ -134,8 +135,8 @@ def test_nothing_of_the_labels_reaches_the_page_or_its_answers(client):
             assert "confidence" not in text
             assert "near" not in text
     assert question(client, "ben", at=0)["question"]["relations"] == []  # nor what others said
-    own = question(client, at=0)["question"]["relations"]
-    assert own == [{"subject": 0, "object": 1, "predicate": "on"}]
+    relations = question(client, at=0)["question"]["relations"]
+    assert relations == [{"subject": 0, "object": 1, "predicate": "on"}]
     assert client.get("/judge/r", follow_redirects=False).headers["location"] == "/recall/r"
 
 

@@ -91,26 +91,28 @@ def scored(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def test_how_probable_it_finds_relations(scored: tuple[Path, Path]) -> None:
-    found = measure(scored[0]).vlm_score
-    assert (found.scored, found.unscored) == (59, 1)
-    assert found.likely == pytest.approx(30 / 59)
-    assert found.mean == pytest.approx((20 * 0.95 + 10 * 0.75 + 10 * 0.25 + 19 * 0.15) / 59)
-    assert 0 < found.correlation < 1
+    vlm_score = measure(scored[0]).vlm_score
+    assert (vlm_score.scored, vlm_score.unscored) == (59, 1)
+    assert vlm_score.likely == pytest.approx(30 / 59)
+    assert vlm_score.mean == pytest.approx((20 * 0.95 + 10 * 0.75 + 10 * 0.25 + 19 * 0.15) / 59)
+    assert 0 < vlm_score.correlation < 1
     assert measure(scored[1]).vlm_score is None
 
 
 def test_ground_truth_says_how_good_it_is(scored: tuple[Path, Path], tmp_path: Path) -> None:
     report = json.loads(invoke("stats", scored[0], "--truth", scored[1], "--json").stdout)
-    found = report["ground_truth"]["vlm_score"]
-    assert (found["judged"], found["auc"]) == (59, 1.0)
-    assert found["confidence_auc"] == pytest.approx((20 * 30 + 10 * 0 + 10 * 10 / 2) / (30 * 30))
+    vlm_score = report["ground_truth"]["vlm_score"]
+    assert (vlm_score["judged"], vlm_score["auc"]) == (59, 1.0)
+    assert vlm_score["confidence_auc"] == pytest.approx(
+        (20 * 30 + 10 * 0 + 10 * 10 / 2) / (30 * 30)
+    )
     expected = (20 * 0.05 + 10 * 0.25 + 10 * 0.25 + 19 * 0.15) / 59
-    assert found["calibration_error"] == pytest.approx(expected, abs=1e-6)
-    assert [part["precision"]["judged"] for part in found["reliability"]] == [19, 10, 10, 20]
+    assert vlm_score["calibration_error"] == pytest.approx(expected, abs=1e-6)
+    assert [part["precision"]["judged"] for part in vlm_score["reliability"]] == [19, 10, 10, 20]
     [text] = [
-        each["text"]
-        for each in report["findings"]
-        if "model, judged by ground truth" in each["text"]
+        finding["text"]
+        for finding in report["findings"]
+        if "model, judged by ground truth" in finding["text"]
     ]
     assert "in 100.0% of pairs" in text
     assert f"calibration error is {expected:.3f}" in text
@@ -124,8 +126,8 @@ def test_people_say_how_good_it_is(scored: tuple[Path, Path]) -> None:
 
     judge(scored[0], 60, verdict)
     report = json.loads(invoke("stats", scored[0], "--judgements", "own", "--json").stdout)
-    found = report["judgements"]["vlm_score"]
-    assert (found["judged"], found["auc"]) == (59, 1.0)
+    vlm_score = report["judgements"]["vlm_score"]
+    assert (vlm_score["judged"], vlm_score["auc"]) == (59, 1.0)
 
 
 def test_the_area_under_the_curve_counts_pairs() -> None:

@@ -121,8 +121,10 @@ def test_rows_that_were_processed_again_replace_the_earlier_ones(tmp_path: Path)
 def test_a_damaged_shard_is_named_and_the_rest_is_shown(tmp_path: Path, damage: str) -> None:
     make_run(tmp_path, [plain_record(str(number), "on") for number in range(9)], rows=3)
     shard = tmp_path / shard_name("train", 3, 6)
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-20] if damage == "cut" else whole[:4] + bytes(1996) + whole[2000:])
+    data_bytes = shard.read_bytes()
+    shard.write_bytes(
+        data_bytes[:-20] if damage == "cut" else data_bytes[:4] + bytes(1996) + data_bytes[2000:]
+    )
     if damage == "missing":
         shard.unlink()
     index = Index(tmp_path, QUIET)
@@ -130,7 +132,7 @@ def test_a_damaged_shard_is_named_and_the_rest_is_shown(tmp_path: Path, damage: 
     assert shard_name("train", 3, 6) in problem
     assert {hit.image_id for hit in search(index, Filters())[0]} == set("012678")
     assert read_record(index, "train", "4") is None
-    shard.write_bytes(whole)
+    shard.write_bytes(data_bytes)
     index = newer(index)
     assert (index.images, index.problems) == (9, [])
 

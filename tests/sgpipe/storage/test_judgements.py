@@ -62,10 +62,10 @@ def states(log: JudgementLog) -> dict[RelationKey, str]:
 def test_what_is_appended_is_read_back_and_a_repeated_id_is_not_written(log):
     first = log.append(line())
     assert log.append(line(id=first.id, **WRONG)) == first
-    again = JudgementLog(log.file, RUN)
-    assert again.lines[first.id] == first
+    judgement_log = JudgementLog(log.file, RUN)
+    assert judgement_log.lines[first.id] == first
     assert len(log.file.read_bytes().splitlines()) == 1
-    assert not again.problems
+    assert not judgement_log.problems
 
 
 @pytest.mark.parametrize(
@@ -88,14 +88,14 @@ def test_what_is_appended_is_read_back_and_a_repeated_id_is_not_written(log):
 )  # fmt: skip
 def test_what_is_left_of_a_relation(answers, state, majority, latest):
     added = answers == [change("add")]
-    judgements = tuple(line(f"person {number}", **each) for number, each in enumerate(answers))
-    found = RelationState(KEY, judgements, True if added else None)
-    assert found.state == state
-    assert found.resolve() == majority
-    assert found.resolve("latest") == (majority if latest is ... else latest)
-    assert found.resolve("drop") == (set() if state == "conflict" else majority)
-    assert found.is_conflict == (state == "conflict")
-    assert found.is_added == added
+    judgements = tuple(line(f"person {number}", **answer) for number, answer in enumerate(answers))
+    relation_state = RelationState(KEY, judgements, True if added else None)
+    assert relation_state.state == state
+    assert relation_state.resolve() == majority
+    assert relation_state.resolve("latest") == (majority if latest is ... else latest)
+    assert relation_state.resolve("drop") == (set() if state == "conflict" else majority)
+    assert relation_state.is_conflict == (state == "conflict")
+    assert relation_state.is_added == added
 
 
 ANSWERS = [
@@ -111,7 +111,7 @@ ANSWERS = [
 @given(st.lists(st.sampled_from(ANSWERS), min_size=1, max_size=7))
 def test_what_people_say_counts_only_if_more_say_it_than_all_else_together(answers):
     state = RelationState(
-        KEY, tuple(line(f"person {number}", **each) for number, each in enumerate(answers))
+        KEY, tuple(line(f"person {number}", **answer) for number, answer in enumerate(answers))
     )
     persons = len(answers)
     assert (state.verdict == "right") == (answers.count(RIGHT) > persons / 2)
@@ -130,7 +130,7 @@ def test_what_people_say_counts_only_if_more_say_it_than_all_else_together(answe
 )
 def test_an_addition_stays_unless_somebody_denies_it(others, left):
     answers = [change("add"), *others]
-    judgements = tuple(line(f"person {number}", **each) for number, each in enumerate(answers))
+    judgements = tuple(line(f"person {number}", **answer) for number, answer in enumerate(answers))
     assert RelationState(KEY, judgements, addition=True).resolve() == left
 
 
@@ -139,13 +139,13 @@ def test_a_torn_last_line_is_named_and_does_not_spoil_the_next_one(log, torn):
     kept = log.append(line())
     with log.file.open("ab") as file:
         file.write(torn)
-    again = JudgementLog(log.file, RUN)
-    assert kept.id in again.lines
-    assert "cut short" in again.problems[0]
-    new = again.append(line("ben"))
-    assert [problem.partition(" of ")[0] for problem in again.problems] == ["line 2"]
+    judgement_log = JudgementLog(log.file, RUN)
+    assert kept.id in judgement_log.lines
+    assert "cut short" in judgement_log.problems[0]
+    new = judgement_log.append(line("ben"))
+    assert [problem.partition(" of ")[0] for problem in judgement_log.problems] == ["line 2"]
     assert log.append(line(id=new.id)) == new  # a second server on the run
-    assert log.problems == JudgementLog(log.file, RUN).problems == again.problems
+    assert log.problems == JudgementLog(log.file, RUN).problems == judgement_log.problems
     assert len(list(log.state("val", "7")[0].judgements)) == 2
 
 
@@ -232,7 +232,7 @@ def test_several_logs_and_threads_lose_and_repeat_nothing(tmp_path):
     written = [
         Judgement.model_validate_json(text) for text in logs[0].file.read_text().splitlines()
     ]
-    assert sorted(each.id for each in written) == sorted(each.id for each in answers)
+    assert sorted(each.id for each in written) == sorted(answer.id for answer in answers)
     for log in logs:
         log.reload()
         assert states(log) == {answer.key: "right" for answer in answers}
@@ -277,10 +277,13 @@ def test_plans_are_lines_too_and_know_what_was_answered_when_they_asked(log):
     log.append(line("ben"))
     answer = log.append(line("anna", plan="p1", stratum=0))
     log.append(line("cleo", plan="p1", stratum=0, judgement="skip"))
-    again = JudgementLog(log.file, RUN)
-    assert again.plans == {"p1": plan()}
-    assert again.judged("p1") == {KEY}
-    assert (again.skipped("p1", "cleo"), again.skipped("p1", "anna")) == ({KEY: 1}, {})
+    judgement_log = JudgementLog(log.file, RUN)
+    assert judgement_log.plans == {"p1": plan()}
+    assert judgement_log.judged("p1") == {KEY}
+    assert (judgement_log.skipped("p1", "cleo"), judgement_log.skipped("p1", "anna")) == (
+        {KEY: 1},
+        {},
+    )
     log.append(line("anna", undoes=answer.id))
     assert log.judged("p1") == set()
 

@@ -63,9 +63,9 @@ def test_a_torn_last_line_is_dropped_and_overwritten(tmp_path, torn):
 def test_every_flipped_byte_is_found(tmp_path):
     Manifest.create(tmp_path, {"name": "x"}).commit(entry(0, 8))
     path = tmp_path / MANIFEST
-    whole = path.read_bytes()
-    for at in range(len(whole) - 1):
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    data_bytes = path.read_bytes()
+    for at in range(len(data_bytes) - 1):
+        path.write_bytes(data_bytes[:at] + bytes([data_bytes[at] ^ 1]) + data_bytes[at + 1 :])
         with pytest.raises(UserError, match="damaged"):
             Manifest.load(tmp_path)
 

@@ -210,7 +210,7 @@ def flip(path: Path, at: int) -> None:
 
 
 def problems(root: Path) -> list[tuple[str, str]]:
-    return [(found.file, found.problem) for found in verify(root).problems]
+    return [(problem.file, problem.problem) for problem in verify(root).problems]
 
 
 def with_columns(root: Path, change: Callable[[pa.Table], pa.Table]) -> None:

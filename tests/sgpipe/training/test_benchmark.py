@@ -116,9 +116,9 @@ def test_the_score_is_that_of_predict_and_eval(
 
 def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_path: Path) -> None:
     recipe, labels = scanned(hico_run)
-    found = Benchmark("openimages", make_objective(_packaged(), recipe), recipe.data, labels, 4)()[
-        "openimages"
-    ]
+    openimages = Benchmark(
+        "openimages", make_objective(_packaged(), recipe), recipe.data, labels, 4
+    )()["openimages"]
     command = (
         "eval",
         "openimages",
@@ -131,8 +131,8 @@ def test_open_images_score_is_that_of_eval(hico_run: Path, trained: Path, tmp_pa
     )
     result = CliRunner().invoke(app, [*map(str, command)])
     assert result.exit_code == 0, result.output
-    assert found > 0.01
-    assert json.loads((tmp_path / "out").read_text())["summary"]["score_wtd (wmAP)"] == found
+    assert openimages > 0.01
+    assert json.loads((tmp_path / "out").read_text())["summary"]["score_wtd (wmAP)"] == openimages
 
 
 def test_several_processes_get_the_score_of_one(

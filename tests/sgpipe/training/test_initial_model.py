@@ -50,8 +50,14 @@ def test_single_settings_of_the_text_encoder_can_change(tmp_path: Path) -> None:
     tiny = tiny_sizes(len(TEXTS))["text_config"]
     assert (text.hidden_dropout_prob, text.hidden_size) == (0.25, tiny.hidden_size)
     changes = {"text_config": {"attention_probs_dropout_prob": 0.3}}
-    again = made(tmp_path / "again", init=str(tmp_path / "new"), config=changes).config.text_config
-    assert (again.hidden_dropout_prob, again.attention_probs_dropout_prob, again.hidden_size) == (
+    text_config = made(
+        tmp_path / "again", init=str(tmp_path / "new"), config=changes
+    ).config.text_config
+    assert (
+        text_config.hidden_dropout_prob,
+        text_config.attention_probs_dropout_prob,
+        text_config.hidden_size,
+    ) == (
         0.25,
         0.3,
         64,

@@ -67,10 +67,15 @@ def test_what_people_say_becomes_positives_and_negatives(tmp_path: Path) -> None
 def test_bands_of_which_many_were_asked_count_less(tmp_path: Path) -> None:
     confidences = [0.05] * 40 + [0.9] * 10
     make_run(
-        tmp_path, [plain_record(str(n), confidence=each) for n, each in enumerate(confidences)]
+        tmp_path,
+        [plain_record(str(n), confidence=confidence) for n, confidence in enumerate(confidences)],
     )
     judge(tmp_path, 10, lambda question: "right" if question.confidence > 0.5 else "wrong")
-    found = [one for own in judged_relations(str(tmp_path))[0].values() for one in own]
+    found = [
+        one
+        for judged_relation in judged_relations(str(tmp_path))[0].values()
+        for one in judged_relation
+    ]
     assert Counter((one.right, round(one.share, 6)) for one in found) == {
         (False, 1.0): 5,
         (True, 0.25): 5,

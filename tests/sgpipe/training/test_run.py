@@ -286,9 +286,9 @@ def test_a_killed_training_resumes_exactly(
         training(drawn_run, tmp_path / "out", **settings)
     killed_at(0)
     begun = bool(list(tmp_path.glob("out/checkpoints/step-*")))
-    said = StringIO()
-    training(drawn_run, tmp_path / "out", progress=Progress(Console(file=said)), **settings)
-    assert ("resuming at step" in said.getvalue()) == begun
+    string_io = StringIO()
+    training(drawn_run, tmp_path / "out", progress=Progress(Console(file=string_io)), **settings)
+    assert ("resuming at step" in string_io.getvalue()) == begun
     assert not different(weights(tmp_path / "out"), weights(expected))
     assert curve(tmp_path / "out") == curve(expected)
 
@@ -450,14 +450,17 @@ def test_a_batch_is_lowered_to_the_images_of_an_epoch(
 
 
 def test_a_lowered_batch_is_told_resumed_and_planned(drawn_run: Path, tmp_path: Path) -> None:
-    told = StringIO()
+    string_io = StringIO()
     changes = {"optimisation__batch": 200, "optimisation__epochs": 1}
     for _ in range(2):
         training(
-            drawn_run, tmp_path / "out", progress=Progress(Console(file=told, width=200)), **changes
+            drawn_run,
+            tmp_path / "out",
+            progress=Progress(Console(file=string_io, width=200)),
+            **changes,
         )
-    assert f"NOTE: optimisation.batch is lowered from 200 to {IMAGES}" in told.getvalue()
-    assert "nothing left to do" in told.getvalue()
+    assert f"NOTE: optimisation.batch is lowered from 200 to {IMAGES}" in string_io.getvalue()
+    assert "nothing left to do" in string_io.getvalue()
     training(drawn_run, tmp_path / "same", optimisation__batch=IMAGES, optimisation__epochs=1)
     assert not different(weights(tmp_path / "out"), weights(tmp_path / "same"))
     assert plan.plan_training(recipe(drawn_run, **changes), QUIET).batch == IMAGES

@@ -166,7 +166,7 @@ def test_gpus_that_would_be_ignored_are_refused(
 def test_workers_need_room_on_single_machines(
     workers: int, cpus: float, gpus: float, message: str | None
 ) -> None:
-    machines = [{"Alive": True, "Resources": each} for each in SIZES]
+    machines = [{"Alive": True, "Resources": resources} for resources in SIZES]
     machines.append({"Alive": False, "Resources": {"CPU": 99, "GPU": 99}})
     if message is None:
         note = check_workers(machines, workers, cpus, gpus)

@@ -177,11 +177,13 @@ def test_an_added_relation_stays_until_it_is_deleted_undone_or_wrong(
             history.append((str(number), by, place_of(relation), key))
     found, shown = expected_relations(history, run)
     states = client.get("/api/judgements?split=val&image_id=a").json()["relations"]
-    assert {place_of(each) for each in states if each["added"]} == shown
+    assert {place_of(state) for state in states if state["added"]} == shown
     log = JudgementLog(folder / JUDGEMENTS, index.fingerprint)
     table = read_file(index.files.storage / index.files.manifest.shards[0].file)
     [record, *_] = from_table(Corrections(log.current(), "majority").apply(table, Counter()))
-    assert {(each.subject, each.object, each.predicate) for each in record.relations} == found
+    assert {
+        (relation.subject, relation.object, relation.predicate) for relation in record.relations
+    } == found
 
 
 def test_an_answer_is_taken_back_by_its_person_only(client):

@@ -315,9 +315,9 @@ def test_a_candidate_leads_back_to_the_triplets_that_state_it(match: str) -> Non
 def test_with_candidates_of_the_whole_image_a_pair_may_carry_what_is_said_of_others() -> None:
     record = paired([MAN], candidates="image")
     provenance = Provenance(record, header(candidates="image", match="head"))
-    own = Relation(0, 1, "riding", 0.9)
+    relation = Relation(0, 1, "riding", 0.9)
     other = Relation(2, 1, "riding", 0.1)
-    assert (provenance.stating(own), provenance.stating(other)) == ([0], [0])
+    assert (provenance.stating(relation), provenance.stating(other)) == ([0], [0])
     assert "pair.candidates: image" in provenance.explain(other)
 
 
@@ -369,19 +369,19 @@ def test_what_a_caption_implies_is_a_statement() -> None:
     ):
         provenance = Provenance(record, header(candidates="captions", match="head", loose=loose))
         assert provenance.explain(Relation(0, 1, "skiing on", 0.5)).startswith(origin)
-        assert [(each["caption"], each["implied"]) for each in provenance.statements] == [
-            (1, True)
-        ] * loose
+        assert [
+            (statement["caption"], statement["implied"]) for statement in provenance.statements
+        ] == [(1, True)] * loose
 
 
 def test_the_settings_are_those_of_the_last_run_that_has_them() -> None:
-    made = header(candidates="image", match="head")["identity"]
+    identity = header(candidates="image", match="head")["identity"]
     record = paired([MAN], candidates="image")
     other = header(candidates="captions", match="head")["identity"]
     for run, says in (
-        ({"origin": [{"import": "vg"}], "identity": made}, "pair.candidates: image"),
-        ({"origin": [other, made], "identity": {"scored": "x"}}, "pair.candidates: image"),
-        ({"origin": [made], "identity": other}, "does not say"),
+        ({"origin": [{"import": "vg"}], "identity": identity}, "pair.candidates: image"),
+        ({"origin": [other, identity], "identity": {"scored": "x"}}, "pair.candidates: image"),
+        ({"origin": [identity], "identity": other}, "does not say"),
         (header(candidates="captions", known=3), "was extended often has it"),
         ({"identity": {"pair": 3}}, "does not say"), ({"origin": [None], "identity": {}}, "does not say"),
         ({"identity": {"pair": {"candidates": [], "match": {}}}}, "does not say"),

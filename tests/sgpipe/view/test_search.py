@@ -191,7 +191,10 @@ def filters(index: Index, *params: tuple[str, str]) -> Filters:
 
 def rows(records: list[Record], wanted: Callable[[Row], bool] = lambda row: True) -> list[Row]:
     return [
-        row for record in records for each in record.relations if wanted(row := Row(record, each))
+        row
+        for record in records
+        for relation in record.relations
+        if wanted(row := Row(record, relation))
     ]
 
 

@@ -414,7 +414,8 @@ def read_sentences(model: Language, captions: Iterable[str], batch_size: int) ->
     captions, texts = tee(captions)
     for caption, (tree, doc) in zip(texts, analyse(model, captions, batch_size), strict=True):
         rules = {
-            (each.subject, each.object): each.lemma for each in reversed(relations(tree))
+            (relation.subject, relation.object): relation.lemma
+            for relation in reversed(relations(tree))
         }  # the first counts
         yield Sentence(caption, tree, rules, doc.tensor.astype(np.float32))
 

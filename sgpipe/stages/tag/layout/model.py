@@ -152,7 +152,7 @@ class LayoutModel:
         self, layouts: Sequence[ImageLayout], pairs: Sequence[IntArray]
     ) -> list[PairScores]:
         scene = self._scene(layouts)
-        shaped = [np.asarray(own, np.int64).reshape(-1, 2) for own in pairs]
+        shaped = [np.asarray(pair, np.int64).reshape(-1, 2) for pair in pairs]
         counts = [len(own) for own in shaped]
         joined = np.concatenate(shaped) + np.repeat(scene.starts[:-1], counts)[:, None]
         probabilities = self._probabilities(scene, joined)
@@ -182,7 +182,7 @@ class LayoutModel:
         if not len(pairs) or not subjects or not scene.others_of(subjects[0]).any():
             return total
         only = Block.of(scene, subjects[0]) if len(subjects) == 1 else None
-        located = [_positions(scene, some, pairs) for some in subjects]
+        located = [_positions(scene, subject, pairs) for subject in subjects]
         for network in self._networks:
             rivals = Rivals(scene, network.width)
             for some in subjects:

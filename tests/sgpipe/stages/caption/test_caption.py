@@ -80,7 +80,7 @@ def test_captions_record_their_boxes_and_each_region_is_encoded_once(captioner, 
     stage = make_stage(captioner, images, scopes=("image", "box", "pair"), samples=2)
     found = captions(stage)["0"]
     boxes = [[], [0], [1], [3], [0, 1], [0, 3], [1, 3]]
-    expected = [(("image", "box", "pair")[len(each)], each) for each in boxes]
+    expected = [(("image", "box", "pair")[len(box)], box) for box in boxes]
     assert [(caption.scope, caption.boxes) for caption in found[::2]] == expected
     seen = []
     vision = stage.captioner.model.vision_model
@@ -104,8 +104,8 @@ def test_beam_search_gives_one_deterministic_caption(captioner, images):
     found = captions(make_stage(captioner, images, decoding="beam", batch_size=1), records(4))
     assert all(len(each) == 1 for each in found.values())
     unused = {"repetition_penalty": 5.0, "top_k": 1, "top_p": 0.1, "temperature": 3.0}
-    others = make_stage(captioner, images, decoding="beam", seed=5, batch_size=8, **unused)
-    assert captions(others, records(4)) == found
+    stage = make_stage(captioner, images, decoding="beam", seed=5, batch_size=8, **unused)
+    assert captions(stage, records(4)) == found
     greedy = captions(make_stage(captioner, images, decoding="beam", beams=1), records(4))
     assert greedy != found
     assert greedy == captions(make_stage(captioner, images, samples=1, top_p=1e-9), records(4))
@@ -184,11 +184,12 @@ def test_which_regions_are_captioned_and_how_does_not_depend_on_the_order_of_box
     ]  # of equal size, at equal distances
 
     def noise(boxes):
-        made = record_of(*boxes)
-        found, beyond = regions(made, ("box", "pair"), 5)
+        record = record_of(*boxes)
+        found, beyond = regions(record, ("box", "pair"), 5)
         return (
             sorted(
-                (region.window, noise_key(3, made, region.scope, region.boxes)) for region in found
+                (region.window, noise_key(3, record, region.scope, region.boxes))
+                for region in found
             ),
             beyond,
         )

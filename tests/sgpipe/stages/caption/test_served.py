@@ -32,11 +32,11 @@ def stage(server: EndpointServer, folder: Path, **settings: Any) -> CaptionStage
         "samples": 2,
         "requests": Requests(in_flight=8),
     }
-    made = CaptionStage(CaptionConfig(**(values | settings)), {"val": folder}, seed=0)
-    made.check()
-    made.setup()
+    caption_stage = CaptionStage(CaptionConfig(**(values | settings)), {"val": folder}, seed=0)
+    caption_stage.check()
+    caption_stage.setup()
     server.requests.clear()
-    return made
+    return caption_stage
 
 
 def records(folder: Path, number: int = 24) -> list[Record]:

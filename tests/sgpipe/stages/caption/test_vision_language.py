@@ -40,7 +40,9 @@ def checkpoint(tmp_path_factory):
 def inputs(sizes=SIZES):
     rng = np.random.default_rng(0)
     pixels = (rng.integers(0, 256, (4, 4, 3), dtype=np.uint8) for _ in sizes)
-    images = [Image.fromarray(each).resize(size) for each, size in zip(pixels, sizes, strict=True)]
+    images = [
+        Image.fromarray(pixel).resize(size) for pixel, size in zip(pixels, sizes, strict=True)
+    ]
     return [CaptionInput(image, 2**62 + 12345 * number) for number, image in enumerate(images)]
 
 

@@ -44,10 +44,10 @@ def boxes_of(image: Image.Image, config: DetectConfig, threshold: float) -> Dete
 
 
 def stage(folder: Path, found: DetectedBoxes, **settings) -> DetectStage:
-    made = DetectStage(DetectConfig(detector="d", **settings), {"all": folder})
-    made.classes = ("dog", "cup", "N/A")
-    made.detector = Found(found)
-    return made
+    detect_stage = DetectStage(DetectConfig(detector="d", **settings), {"all": folder})
+    detect_stage.classes = ("dog", "cup", "N/A")
+    detect_stage.detector = Found(found)
+    return detect_stage
 
 
 class Found(Detector):
@@ -114,11 +114,11 @@ def test_classes_of_a_closed_detector_are_read_without_its_weights(tmp_path, ima
     with pytest.raises(UserError, match="has a fixed set of classes"):
         detector_classes(DetectConfig(detector=str(folder), classes=("a",)))
     (tmp_path / "away").rename(folder / "model.safetensors")
-    found = boxes_of(image, DetectConfig(detector=str(folder)), 0.0)
-    assert len(found.labels)
-    assert set(found.labels.tolist()) <= {0, 1, 2}
-    assert found.boxes.shape == (len(found.scores), 4)
-    assert found.boxes.abs().max() > 2  # pixels, no shares
+    boxes = boxes_of(image, DetectConfig(detector=str(folder)), 0.0)
+    assert len(boxes.labels)
+    assert set(boxes.labels.tolist()) <= {0, 1, 2}
+    assert boxes.boxes.shape == (len(boxes.scores), 4)
+    assert boxes.boxes.abs().max() > 2  # pixels, no shares
 
 
 def copy_parseda(folder):
@@ -159,18 +159,18 @@ def test_images_are_prepared_in_threads_as_by_the_whole_processor(tmp_path, imag
     (tmp_path / "4.png").write_bytes(b"no image")
     found = []
     for threads in (0, 3):
-        made = DetectStage(
+        detect_stage = DetectStage(
             config.model_copy(update={"resources": Resources(io_threads=threads)}),
             {"all": tmp_path},
         )
-        made.setup()
-        done = made([record(tmp_path, name) for name in names])
+        detect_stage.setup()
+        done = detect_stage([record(tmp_path, name) for name in names])
         assert [each.ok for each in done] == [number != 4 for number in range(9)]
         found.append([(each.image_id, each.error, each.objects) for each in done])
     assert found[0] == found[1]
     assert any(objects for _, _, objects in found[0])
-    detector = made.detector
-    assert make is make_closed or len(made.classes) == 80
+    detector = detect_stage.detector
+    assert make is make_closed or len(detect_stage.classes) == 80
     if isinstance(detector, detect.ZeroShotDetector):
         text = detector._prompts[0] if make is make_sam3 else detector._prompts[:1]
         whole = detector._processor(images=image, text=text, return_tensors="pt")
@@ -187,7 +187,7 @@ def assert_same(one: DetectedBoxes, other: DetectedBoxes) -> None:
 
 def test_a_thousand_classes_of_grounding_dino_are_those_of_each_prompt_alone(tmp_path, image):
     folder = str(make_grounding_dino(tmp_path / "d"))
-    found = boxes_of(image, DetectConfig(detector=folder, classes=THOUSAND), 0.99)
+    boxes = boxes_of(image, DetectConfig(detector=folder, classes=THOUSAND), 0.99)
     size = 127  # two tokens each, of 256 with those at both ends
     parts = []
     for first in range(0, 1000, size):
@@ -196,11 +196,11 @@ def test_a_thousand_classes_of_grounding_dino_are_those_of_each_prompt_alone(tmp
         )
         parts.append(part._replace(labels=part.labels + first))
     assert sum(len(part.labels) > 0 for part in parts) > 4
-    assert_same(found, DetectedBoxes(*map(torch.cat, zip(*parts, strict=True))))
+    assert_same(boxes, DetectedBoxes(*map(torch.cat, zip(*parts, strict=True))))
     fewer = boxes_of(image, DetectConfig(detector=folder, classes=THOUSAND[: 2 * size]), 0.99)
-    first_two = found.labels < 2 * size
+    first_two = boxes.labels < 2 * size
     assert_same(
-        fewer, DetectedBoxes(*(part[first_two] for part in found))
+        fewer, DetectedBoxes(*(part[first_two] for part in boxes))
     )  # classes to come change nothing
 
 
@@ -211,12 +211,12 @@ def test_boxes_of_owl_do_not_depend_on_how_many_classes_are_read_at_once(
     config = DetectConfig(
         detector=str(make_owl(tmp_path / "d")), classes=THOUSAND[::-1]
     )  # the best come late
-    whole = boxes_of(image, config, 0.05)
+    boxes = boxes_of(image, config, 0.05)
     monkeypatch.setattr(detect, "_QUERIES", size)
     pieces = load(config, CPU)
     assert len(pieces._prompts) == -(-1000 // size)
-    assert whole.labels.max() > size
-    assert_same(pieces.detect(pieces.prepare(image), 0.05), whole)
+    assert boxes.labels.max() > size
+    assert_same(pieces.detect(pieces.prepare(image), 0.05), boxes)
 
 
 def test_sam_3_sees_an_image_once_and_looks_for_each_class_alone(tmp_path, image):
@@ -231,9 +231,9 @@ def test_sam_3_sees_an_image_once_and_looks_for_each_class_alone(tmp_path, image
         with torch.no_grad():
             output = network(**processor(images=image, text=name, return_tensors="pt"))
         expected = (output.pred_logits.sigmoid() * output.presence_logits.sigmoid())[0]
-        own = DetectedBoxes(*(part[found.labels == label] for part in found))
+        detected_boxes = DetectedBoxes(*(part[found.labels == label] for part in found))
         boxes = output.pred_boxes[0] * torch.tensor([64, 48, 64, 48])
-        assert_same(own, DetectedBoxes(boxes, expected, torch.full((20,), label)))
+        assert_same(detected_boxes, DetectedBoxes(boxes, expected, torch.full((20,), label)))
 
 
 def test_names_are_found_as_the_tokenizer_spells_them(tmp_path, image, monkeypatch):

@@ -201,7 +201,10 @@ def test_what_captions_state_remains_beside_it(tmp_path: Path) -> None:
             assert pairs(record) == {(0, 1): ["on", "by"], (2, 0): ["by"]}
             pair = PairConfig(candidates=candidates, model="m", endpoint="u")
             AssumedStage(TagConfig(method="all"), pair)([record])
-            origins = [(each.subject, each.predicate, each.origin) for each in record.relations]
+            origins = [
+                (relation.subject, relation.predicate, relation.origin)
+                for relation in record.relations
+            ]
             assert origins == [(0, "on", on), (0, "by", "marks"), (2, "by", "marks")]
     with EndpointServer(lambda body: ["no"]) as server:
         record = replace(one_image(tmp_path), triplets=[triplet])
@@ -332,7 +335,7 @@ def test_label_needs_no_captioner_with_it(tmp_path: Path) -> None:
             ["zebu", "okapi"],
         ):  # the second are no classes of the recipe
             graph = pipeline(tmp_path / "1.png", boxes=boxes, classes=classes)
-            assert [tuple(each) for each in graph.triplets()] == [
+            assert [tuple(triplet) for triplet in graph.triplets()] == [
                 (classes[0], "chasing", classes[1], 1.0)
             ]
         assert shown_image(server.requests[-1]).size == (1024, 819)

@@ -189,9 +189,9 @@ def test_a_hundred_thousand_boxes_need_little_memory() -> None:
 
 
 def stage(categories: tuple[str, ...] = (), dataset: str = "coco", **settings: Any) -> PairStage:
-    made = PairStage(PairConfig(**settings), dataset, categories)
-    made.setup()
-    return made
+    pair_stage = PairStage(PairConfig(**settings), dataset, categories)
+    pair_stage.setup()
+    return pair_stage
 
 
 def record(
@@ -250,7 +250,7 @@ def test_classes_are_of_the_annotations_beside_the_packaged_table_or_a_custom_on
 
 def captioned(classes: list[str], *texts: str | Caption) -> Record:
     made = record(classes, [])
-    made.captions = [each if isinstance(each, Caption) else Caption(each) for each in texts]
+    made.captions = [text if isinstance(text, Caption) else Caption(text) for text in texts]
     return made
 
 
@@ -373,7 +373,10 @@ def described(made: Record, attributes: bool = True) -> list[list[tuple[str, int
     parse, pair = ready(attributes)
     [found] = pair(parse([made]))
     assert found.mentions is None
-    return [[(each.name, each.caption) for each in box.attributes] for box in found.objects]
+    return [
+        [(attribute.name, attribute.caption) for attribute in box.attributes]
+        for box in found.objects
+    ]
 
 
 @pytest.mark.parametrize(("classes", "captions", "expected"), [

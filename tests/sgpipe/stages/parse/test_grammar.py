@@ -194,7 +194,8 @@ def test_people_are_joined_to_people_and_things_to_things(joined, head):
 def test_what_a_caption_says_of_things(parser, caption: str, expected: str) -> None:
     [(_, mentions)] = parser.read([caption])
     assert (
-        "; ".join(f"{each.phrase}: {', '.join(each.attributes)}" for each in mentions) == expected
+        "; ".join(f"{mention.phrase}: {', '.join(mention.attributes)}" for mention in mentions)
+        == expected
     )
 
 

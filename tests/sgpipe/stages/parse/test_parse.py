@@ -171,7 +171,7 @@ def test_learned_predicates_are_worded_as_in_the_caption(learned):
 
 def bits(parser: LearnedParser, captions: list[str]) -> list[list[bytes]]:
     scores = parser._network(list(read_sentences(parser._nlp, captions, 256)))
-    return [[getattr(each, field.name).tobytes() for field in fields(each)] for each in scores]
+    return [[getattr(score, field.name).tobytes() for field in fields(score)] for score in scores]
 
 
 def test_learned_scores_are_the_same_to_the_last_bit_in_any_batch(learned):

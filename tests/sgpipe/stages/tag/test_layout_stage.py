@@ -58,18 +58,18 @@ def stage(
     evidence: CaptionEvidence | None = None, pair: PairConfig | None = None, **changes: object
 ) -> LayoutStage:
     config = TagConfig.model_validate({"method": "layout", "threshold": 0.0, **changes})
-    made = LayoutStage(config, pair, evidence)
-    made.check()
-    made.setup()
-    return made
+    layout_stage = LayoutStage(config, pair, evidence)
+    layout_stage.check()
+    layout_stage.setup()
+    return layout_stage
 
 
 def pairing(candidates: str = "layout", **changes: object) -> LayoutPairStage:
     config = PairConfig.model_validate({"candidates": candidates, **changes})
-    made = LayoutPairStage(config, "coco", CLASSES)
-    made.check()
-    made.setup()
-    return made
+    layout_pair_stage = LayoutPairStage(config, "coco", CLASSES)
+    layout_pair_stage.check()
+    layout_pair_stage.setup()
+    return layout_pair_stage
 
 
 def confidences(tagged: Record) -> dict[tuple[int, str, int], float]:

@@ -103,9 +103,9 @@ def _loaded(
         "threshold": 0.0,
         **dict(changes),
     }
-    made = TagStage(TagConfig.model_validate(values), {"val": folder}, names, pair)
-    made.setup()
-    return made
+    tag_stage = TagStage(TagConfig.model_validate(values), {"val": folder}, names, pair)
+    tag_stage.setup()
+    return tag_stage
 
 
 def stated(tagged: Record) -> list[tuple[int, int, str]]:
@@ -334,8 +334,8 @@ def test_with_a_calibration_the_threshold_is_a_probability(folder: Path, tmp_pat
     file = make_calibration(tmp_path / "c.json", tagger, offset=-1.0)
     half = load_calibration(file).threshold(0.5)
     assert half == pytest.approx(1 / (1 + math.exp(-1)))
-    kept = stage(folder, calibration=file, threshold=0.5)([record(0)])[0].relations
-    assert kept == [item for item in scored if item.confidence >= half]
+    relations = stage(folder, calibration=file, threshold=0.5)([record(0)])[0].relations
+    assert relations == [item for item in scored if item.confidence >= half]
     assert stage(folder, calibration=file, precision=0.8).threshold == half
     with pytest.raises(UserError, match=r"precision 0\.99: .*no threshold has this precision"):
         stage(folder, calibration=file, precision=0.99)
@@ -443,8 +443,8 @@ def test_what_a_method_needs_and_those_without_a_model_do_not() -> None:
 def test_a_calibration_is_of_the_same_method_and_model(folder: Path, tmp_path: Path) -> None:
     config = TagConfig(method="clip", tagger=str(folder / "clip"))
     scoring = scoring_of_recipe(config, PairConfig())
-    own = make_calibration(tmp_path / "own.json", scoring)
-    scored(folder, calibration=str(own), threshold=0.5)
+    calibration = make_calibration(tmp_path / "own.json", scoring)
+    scored(folder, calibration=str(calibration), threshold=0.5)
     other = scoring_of_recipe(config.model_copy(update={"method": "vlm"}), PairConfig())
     with pytest.raises(UserError, match="does not fit the model"):
         scored(

@@ -39,7 +39,8 @@ def validation(fed: ShardFeed) -> list[TrainingBatch]:
 
 def plain(batch: TrainingBatch) -> tuple:
     triplets = [
-        {name: value.tolist() for name, value in vars(each).items()} for each in batch.triplets
+        {name: value.tolist() for name, value in vars(triplet).items()}
+        for triplet in batch.triplets
     ]
     return (
         batch.image_ids,

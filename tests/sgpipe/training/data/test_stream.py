@@ -53,11 +53,15 @@ def training_set(sizes: Sizes, weights: list[float] | None = None) -> TrainingSe
 
 def rows(found: TrainingSet, epoch: Epoch) -> list[tuple[int, int]]:
     """(row group, row) of an epoch in order; every other row of a row group's table is usable."""
-    numbers = {(each.folder, each.group): number for number, each in enumerate(found.row_groups)}
+    numbers = {
+        (row_group.folder, row_group.group): number
+        for number, row_group in enumerate(found.row_groups)
+    }
     ordered = []
     for window, start in enumerate(range(0, len(epoch.visits), epoch.window)):
         visited = [
-            numbers[each.folder, each.group] for each in epoch.visits[start : start + epoch.window]
+            numbers[visit.folder, visit.group]
+            for visit in epoch.visits[start : start + epoch.window]
         ]
         usable = [range(0, 2 * found.row_groups[number].rows, 2) for number in visited]
         ordered += [(visited[visit], row) for visit, row in epoch.order(window, usable)]
@@ -144,7 +148,7 @@ def objects(item: TrainingItem) -> tuple[str, ...]:
 
 
 def relations(item: TrainingItem) -> tuple[str, ...]:
-    return tuple(each.predicate for each in item.graph.relations)
+    return tuple(relation.predicate for relation in item.graph.relations)
 
 
 def images_of(step: TrainingStep) -> list[TrainingItem]:
@@ -230,7 +234,9 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
         workers = [
             grouped(rank=rank, world=world, accumulate=accumulate).epoch(0) for rank in range(world)
         ]
-        for number, steps in enumerate(zip(*(islice(each, 2) for each in workers), strict=True)):
+        for number, steps in enumerate(
+            zip(*(islice(worker, 2) for worker in workers), strict=True)
+        ):
             assert len({len(step) for step in steps}) == 1
             parts = [part for step in steps for part in step if part.items]
             items = [item for part in parts for item in part.items]
@@ -248,8 +254,8 @@ def test_every_group_of_a_step_has_texts_of_its_own_whoever_computes_it(config, 
 
 def test_flips_are_random_per_image_and_change_names(tmp_path):
     records = [plain_record(str(n), "left of") for n in range(40)]
-    for each in records:
-        each.objects[1].category = "right hand"
+    for record in records:
+        record.objects[1].category = "right hand"
     items = [
         item for step in stream(make_run(tmp_path, records)).epoch(0) for item in images_of(step)
     ]
@@ -306,7 +312,7 @@ def test_relations_are_reworded_only_in_training(config):
     own = stream(config, wordings=wordings)
     steps = list(islice(own.steps(), 40))
     parts = steps
-    said = Counter(
+    counter = Counter(
         pair
         for [part] in parts
         for pair in zip(part.texts.relations, part.network_texts.relations, strict=True)
@@ -317,8 +323,8 @@ def test_relations_are_reworded_only_in_training(config):
         ("left of", "to the left of"),
         ("under", "under"),
         ("under", "below"),
-    } < set(said)
-    assert {spoken for known, spoken in said if known == "on"} == {"on"}
+    } < set(counter)
+    assert {spoken for known, spoken in counter if known == "on"} == {"on"}
     for [part] in parts:  # never said as another relation of the group
         assert len(set(part.network_texts.relations)) == len(part.texts.relations)
     assert [plain_step(step) for step in steps] == first(stream(config, wordings=wordings), 40)
