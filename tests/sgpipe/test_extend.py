@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import ray
 from typer.testing import CliRunner
 
 from sgpipe import load_recipe
@@ -107,4 +108,5 @@ def test_what_is_wrong_with_code_is_told_in_a_line(tmp_path, monkeypatch, code, 
 
 @pytest.mark.slow
 def test_a_captioner_of_ones_own_labels_alike_on_ray(own, tmp_path):
+    ray.shutdown()  # workers of a Ray that another test started do not know the folder
     assert labelled(tmp_path / "ray", "ray") == labelled(tmp_path / "local")
