@@ -17,25 +17,27 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from sgpipe.cli import interrupt
+from sgpipe.cli.certify import calibrate, certify
+from sgpipe.cli.convert import convert
+from sgpipe.cli.correct import correct
 from sgpipe.cli.doctor import doctor
-from sgpipe.cli.generate import generate, label, miniworld, parse, plan
+from sgpipe.cli.evaluate import app as eval_app
+from sgpipe.cli.export import export, push
+from sgpipe.cli.generate import generate, plan
 from sgpipe.cli.imports import app as import_app
-from sgpipe.cli.models import app as eval_app
-from sgpipe.cli.models import convert, predict, reproduce, score, train
+from sgpipe.cli.label import label
+from sgpipe.cli.merge import merge
+from sgpipe.cli.miniworld import miniworld
 from sgpipe.cli.options import USAGE_ERROR, command
+from sgpipe.cli.parse import parse
+from sgpipe.cli.predict import predict
 from sgpipe.cli.repeated import CommandOfSingleValues, GroupOfSingleValues
-from sgpipe.cli.runs import (
-    calibrate,
-    certify,
-    correct,
-    export,
-    fetch,
-    merge,
-    push,
-    stats,
-    verify,
-    view,
-)
+from sgpipe.cli.reproduce import reproduce
+from sgpipe.cli.score import score
+from sgpipe.cli.stats import stats
+from sgpipe.cli.train import train
+from sgpipe.cli.verify import fetch, verify
+from sgpipe.cli.view import view
 from sgpipe.errors import DivergedError, EngineError, StoreError, UserError, format_os_error
 from sgpipe.utils import __version__, console
 from sgpipe.utils.console import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_INTERRUPTED

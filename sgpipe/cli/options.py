@@ -187,6 +187,10 @@ def show(line: str) -> None:
     console.output().print(line, soft_wrap=True)
 
 
+def run_size(images: int, shards: int) -> str:
+    return f"{console.count(images, 'image')} in {console.count(shards, 'shard')}"
+
+
 def printed_json(is_requested: bool, result: Any) -> bool:
     """Print a result as JSON instead of text if that is requested, and return whether it is."""
     if is_requested:

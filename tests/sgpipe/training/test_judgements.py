@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlip_model.relation_losses import focal_loss
-from sgpipe.cli.models import ShardsOptions
+from sgpipe.cli.train import ShardsOptions
 from sgpipe.errors import UserError
 from sgpipe.records import Relation
 from sgpipe.storage.judgements import JUDGEMENTS, Judgement, RelationKey

@@ -1,0 +1,306 @@
+"""`sgpipe eval`: predictions and models by each benchmark's own measure, a run by ground truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sgpipe.cli import options as cli
+from sgpipe.cli.repeated import CommandOfSingleValues
+from sgpipe.errors import UserError
+from sgpipe.utils import LARGEST_SEED, console
+
+if TYPE_CHECKING:
+    from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
+    from sgpipe.evaluation.result import EvaluationResult
+
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="""Evaluate predictions as the official evaluators do.
+
+Examples:
+
+  sgpipe eval hico --predictions predictions.json --annotations test_hico.json
+""",
+)
+
+
+Annotations = Annotated[Path | None, cli.reads_file("Annotation file; optional with --model.")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """How a result is printed, the files that it is written to, and what it is compared with."""
+
+    compare: Annotated[
+        cli.Place | None, cli.reads_model("Print differences to this.", parser=cli.as_location)
+    ] = None
+    resamples: Annotated[
+        int, cli.option("With --compare: random halves of the images.", min=10)
+    ] = 1000
+    seed: Annotated[int, cli.option("With --compare: random seed.", min=0, max=LARGEST_SEED)] = 0
+    json: cli.Json = False
+    json_file: Annotated[
+        Path | None, cli.writes_file("Write the full result as JSON to this file.")
+    ] = None
+    csv: Annotated[Path | None, cli.writes_file("Write one line per class to this file.")] = None
+    plot: Annotated[
+        Path | None, cli.writes_file("Write the precision-recall curves to this SVG file.")
+    ] = None
+
+    def run_and_report(
+        self, evaluate: Callable[[Path | None], EvaluationResult], *, per_class: bool = False
+    ) -> None:
+        """Evaluate, compare, print and write; `evaluate` takes what is evaluated instead of the
+        first, if anything.
+        """
+        from sgpipe.storage.run_folder import write_result_text
+
+        result = evaluate(None)
+        if self.compare is not None:
+            other = evaluate(self.compare)
+            result = result.compared_with(other, str(self.compare), self.resamples, self.seed)
+        if self.json:
+            print(result.as_json(), end="")
+        else:
+            result.print(console.output(), per_class=per_class)
+        for file, form in (
+            (self.json_file, result.as_json),
+            (self.csv, result.as_csv),
+            (self.plot, result.as_svg),
+        ):
+            if file:
+                write_result_text(file, form())
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputOptions(cli.InferenceOptions):
+    """A predictions file and annotations, or a trained model and the shards to run it on."""
+
+    predictions: Annotated[
+        Path | None, cli.reads_file("Predictions file, as in docs/formats.md.")
+    ] = None
+    model: Annotated[
+        cli.Place | None, cli.reads_model("Trained model to run.", parser=cli.as_location)
+    ] = None
+    data: Annotated[
+        cli.Place | None, cli.reads_stored("With --model: folder of shards, or their object store.")
+    ] = None
+
+    def given(
+        self, annotations: Path | None, classes: Path | None = None, other: Path | None = None
+    ) -> PredictionFiles | ModelRun:
+        """Return what is evaluated; `other`: instead of predictions or model. Raises UserError: too
+        few options.
+        """
+        from sgpipe.evaluation.benchmarks import ModelRun, PredictionFiles
+
+        if self.predictions and annotations and not self.model and not self.data:
+            return PredictionFiles(other or self.predictions, annotations, classes)
+        if self.predictions or not self.model or not self.data:
+            raise UserError("pass --predictions and --annotations, or --model and --data")
+        how = {name: value for name, value in vars(self).items() if name != "predictions"}
+        return ModelRun(
+            **how | {"model": other or self.model, "annotations": annotations, "classes": classes}
+        )
+
+
+def hico(
+    *,
+    annotations: Annotations = None,
+    setting: Annotated[
+        Literal["default", "NF", "UC-RF", "UC-NF", "UO"], cli.option("Groups of classes.")
+    ] = "default",
+    known_object: Annotated[
+        bool, cli.option("Evaluate a class on images with its object.", "--known-object")
+    ] = False,
+    pair_nms: Annotated[
+        bool, cli.option("Suppress pairs that overlap better ones.", "--pair-nms")
+    ] = False,
+    zero_shot: Annotated[
+        bool, cli.option("--model: drop subjects that are not persons.", "--zero-shot")
+    ] = False,
+    classes: cli.Classes = None,
+    inputs: InputOptions,
+    report: ReportOptions,
+) -> None:
+    """HICO-DET: mean average precision over full, rare and non-rare classes, or over unseen and
+    seen classes.
+
+    Examples:
+      sgpipe eval hico --predictions predictions.json --annotations test_hico.json --json
+    """
+    from sgpipe.evaluation.benchmarks import score_hico
+
+    how = {"known_object": known_object, "pair_nms": pair_nms, "zero_shot": zero_shot}
+    report.run_and_report(
+        lambda other: score_hico(inputs.given(annotations, classes, other), setting=setting, **how)
+    )
+
+
+def vcoco(
+    *,
+    annotations: Annotated[Path, cli.reads_file("V-COCO's own annotations: vcoco_test.json.")],
+    coco: Annotated[
+        Path, cli.reads_file("The COCO instances they refer to: instances_vcoco_all_2014.json.")
+    ],
+    possible: Annotated[
+        cli.Place | None, cli.reads_stored("--model: training shards; 0 for what they lack.")
+    ] = None,
+    inputs: InputOptions,
+    report: ReportOptions,
+) -> None:
+    """V-COCO: role AP in scenarios 1 and 2, and agent AP.
+
+    Examples:
+      sgpipe eval vcoco --predictions predictions.json --annotations vcoco_test.json --coco
+      instances.json
+    """
+    from sgpipe.evaluation.benchmarks import score_vcoco
+
+    report.run_and_report(
+        lambda other: score_vcoco(inputs.given(annotations, other=other), coco, possible)
+    )
+
+
+def openimages(
+    *,
+    annotations: Annotations = None,
+    nms: Annotated[
+        Literal["none", "published", "repaired"], cli.option("NMS, as published or repaired.")
+    ] = "none",
+    inputs: InputOptions,
+    report: ReportOptions,
+) -> None:
+    """Open Images V6: R@50, wmAP of relations and of phrases, and score_wtd.
+
+    Examples:
+      sgpipe eval openimages --predictions predictions.json --annotations vrd-test-anno.json
+    """
+    from sgpipe.evaluation.benchmarks import score_open_images
+
+    report.run_and_report(
+        lambda other: score_open_images(inputs.given(annotations, other=other), nms)
+    )
+
+
+def vg(
+    *,
+    mode: Annotated[
+        Literal["predcls", "sgcls", "sgdet"] | None, cli.option("What the model was given.")
+    ] = None,
+    annotations: Annotations = None,
+    classes: cli.Classes = None,
+    inputs: InputOptions,
+    report: ReportOptions,
+) -> None:
+    """Visual Genome (VG150): recall, mean recall and zero-shot recall, with and without graph
+    constraint (ng-).
+
+    Examples:
+      sgpipe eval vg --predictions predictions.json --annotations vg150.json --mode sgdet
+    """
+    from sgpipe.evaluation.benchmarks import score_graphs
+
+    if (mode is None) if inputs.model is None else (mode not in (None, "sgdet")):
+        raise UserError(
+            "pass --mode predcls, sgcls or sgdet: what the model was given; with --model it is"
+            " sgdet"
+        )
+    if report.plot:
+        raise UserError(
+            "--plot: scene graphs are scored by recall, without precision-recall curves"
+        )
+    report.run_and_report(
+        lambda other: score_graphs(inputs.given(annotations, classes, other), mode or "sgdet")
+    )
+
+
+def labels(
+    *,
+    pred: Annotated[
+        cli.Place, cli.reads_stored("Folder of a run of `sgpipe generate`, or its object store.")
+    ],
+    truth: cli.GroundTruthFolder = None,
+    targets: Annotated[
+        cli.Place | None, cli.reads_stored("Shards with the target relations. Default: all.")
+    ] = None,
+    source: Annotated[
+        Literal["relations", "candidates"], cli.option("Relations, or all candidates.")
+    ] = "relations",
+    threshold: Annotated[
+        float, cli.option("Minimum confidence of the relations that count.")
+    ] = 0.2,
+    iou: Annotated[float, cli.option("Minimum IoU of matching boxes.")] = 0.5,
+    synonyms: Annotated[
+        Path | None,
+        cli.reads_file("YAML or JSON: lists of texts that mean a predicate, by predicate."),
+    ] = None,
+    image_data: cli.ImageData = None,
+    report: ReportOptions,
+) -> None:
+    """Compare a run's relations with ground truth: precision, recall and AP, by threshold,
+    predicate and frequency.
+
+    Examples:
+      sgpipe eval labels --pred coco-relations/ --truth vg/ --image-data image_data.json
+    """
+    from sgpipe.evaluation.label_quality import label_quality, label_report
+    from sgpipe.sources.vocabulary import load_predicate_synonyms
+
+    ground_truth = cli.ground_truth_for(pred, truth, image_data, targets)
+    texts = load_predicate_synonyms(synonyms) if synonyms else None
+
+    def evaluate(other: Path | None) -> EvaluationResult:
+        run = other or pred
+        quality = label_quality(
+            run, ground_truth, source=source, threshold=threshold, synonyms=texts, iou=iou
+        )
+        truths = {"truth": ground_truth.relations, "targets": ground_truth.required}
+        paths = {"pred": run, **truths, "synonyms": synonyms, "image_data": ground_truth.image_data}
+        return label_report(
+            quality, iou=iou, **{name: str(path) for name, path in paths.items() if path}
+        )
+
+    report.run_and_report(evaluate)
+
+
+def boxes(
+    *,
+    run: Annotated[
+        cli.Place, cli.stored_argument("Run, its object store, or COCO results.", "RUN")
+    ],
+    truth: Annotated[
+        cli.Place | None, cli.reads_stored("Run, import or COCO instances. Default: its own.")
+    ] = None,
+    threshold: Annotated[float | None, cli.option("Minimum score. Default: the run's own.")] = None,
+    per_class: Annotated[
+        bool, cli.option("Print a row for each class, too.", "--per-class")
+    ] = False,
+    report: ReportOptions,
+) -> None:
+    """Compare detected boxes with ground truth: COCO's AP and AR, precision and recall, and the
+    best F1.
+
+    Examples:
+      sgpipe eval boxes detected/ --truth instances_val2017.json --per-class
+      sgpipe eval boxes detected/ --truth coco/ --compare detected-by-another/
+    """
+    from sgpipe.evaluation.box_quality import evaluate_boxes, own_threshold
+
+    known = truth or cli.ground_truth_for(run).relations
+    level = (
+        own_threshold(run) if threshold is None else threshold
+    )  # the same for what it is compared with
+    report.run_and_report(
+        lambda other: evaluate_boxes(other or run, known, level), per_class=per_class
+    )
+
+
+for _benchmark in (hico, vcoco, openimages, vg, labels, boxes):
+    app.command(cls=CommandOfSingleValues)(cli.command(_benchmark))

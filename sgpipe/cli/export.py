@@ -1,0 +1,166 @@
+"""`sgpipe export` and `push`: a run or a model for others."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from sgpipe.cli import options as cli
+from sgpipe.errors import UserError
+from sgpipe.export.formats import BUILT_IN
+from sgpipe.utils import console
+from sgpipe.utils.console import count
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenOptions:
+    """Which relations a dataset for others gets, and whether it gets the images."""
+
+    threshold: Annotated[
+        float | None, cli.option("Minimum confidence. Default: 0.2; hf: none.", min=0, max=1)
+    ] = None
+    calibration: cli.CalibrationFile = None
+    precision: cli.ExpectedPrecision = None
+    certified: cli.Certified = False
+    embed: Annotated[
+        bool, cli.option("Store images in rows, in tasks or in the folder.", "--embed")
+    ] = False
+    images: cli.MovedImages = None
+
+    def as_arguments(self, run: Any) -> dict[str, Any]:
+        """Return the arguments of `export_run` and `push_run`. Raises UserError: the certificate is
+        not valid.
+        """
+        certificate = cli.certificate_of(run) if self.certified else None
+        return {name: value for name, value in vars(self).items() if name != "certified"} | {
+            "certificate": certificate
+        }
+
+
+def export(
+    *,
+    run: cli.StoredRun,
+    to: Annotated[str, cli.option(f"Format: {', '.join(BUILT_IN)}.")],
+    out: Annotated[Path, cli.writes_folder("New folder for the files.")],
+    origin: Annotated[
+        str | None, cli.option("Only these, such as person,tagger. Default: all.")
+    ] = None,
+    relations: WrittenOptions,
+    images_url: Annotated[
+        str | None, cli.option("Start of addresses of images: https://….")
+    ] = None,
+    coordinates: Annotated[
+        Literal["pixel", "normalised", "0-1000"], cli.option("Of boxes in instructions.")
+    ] = "pixel",
+    templates: Annotated[
+        Path | None, cli.reads_file("YAML: other templates of instructions.", panel=None)
+    ] = None,
+    seed: cli.Seed = None,
+    parquet: Annotated[
+        bool, cli.option("Instructions as Parquet, not JSON lines.", "--parquet")
+    ] = False,
+    json_: cli.Json = False,
+) -> None:
+    """Convert a run to another format.
+
+    For the Hugging Face hub, COCO tools, scene-graph models, RLIPv2, HICO-DET,
+    Label Studio, FiftyOne or the training of vision-language models.
+
+    Examples:
+      sgpipe export coco-relations/ --to hf --embed --out for-the-hub/
+      sgpipe export coco-relations/ --to rlipv2 --threshold 0.2 --out rlipv2/
+      sgpipe export coco-relations/ --to label-studio --out for-label-studio/
+      sgpipe export coco-relations/ --to instructions --calibration calibration.json --precision 0.9
+      --out instructions/
+    """
+    from sgpipe.export.run import export_run
+    from sgpipe.records import ORIGINS
+
+    how: dict[str, Any] = {
+        "images_url": images_url,
+        "coordinates": coordinates,
+        "templates": templates,
+    }
+    how |= {
+        "seed": seed,
+        "parquet": parquet,
+        "origins": ORIGINS if origin is None else origin.split(","),
+    }
+    written = export_run(run, to, out, **how, **relations.as_arguments(run))
+    if written.note:
+        cli.say(f"NOTE: {written.note}")
+    if cli.printed_json(json_, vars(written) | {"root": str(out)}):
+        return
+    cli.show(f"wrote {count(len(written.files), 'file')} to {out}")
+    for what, number in written.left_out.items():
+        cli.show(f"left out: {what} ({number:,})")
+
+
+def push(
+    *,
+    source: Annotated[
+        cli.Place, cli.stored_argument("Folder or store of a run, a model or a training.")
+    ],
+    to: Annotated[str, cli.option("Dataset or model on the hub: USER/NAME or ORGANISATION/NAME.")],
+    public: Annotated[
+        bool, cli.option("Make what is new public. Default: private.", "--public")
+    ] = False,
+    relations: WrittenOptions,
+    licence: Annotated[
+        str | None, cli.option("Of a model, such as apache-2.0.", "--license")
+    ] = None,
+    evaluations: Annotated[
+        list[Path] | None, cli.option("By `eval --json-file`.", "--evaluation", exists=True)
+    ] = None,
+    json_: cli.Json = False,
+) -> None:
+    """Upload a run to the Hugging Face hub as a dataset, or a model as a model, with a card.
+
+    A run is exported as by `export --to hf`. The same command continues an
+    interrupted upload.
+
+    Examples:
+      sgpipe push coco-relations/ --to anna/coco-relations
+      sgpipe push coco-relations/ --to anna/coco-relations --embed --threshold 0.2 --public
+      sgpipe push tagger/ --to anna/tagger --license apache-2.0
+    """
+    if console.QUIET not in os.environ:  # an upload may take hours
+        os.environ.pop(
+            "HF_HUB_DISABLE_PROGRESS_BARS", None
+        )  # set for commands that load models; read at import
+        import huggingface_hub
+
+        huggingface_hub.logging.set_verbosity_info()
+    from sgpipe.export.push import push_model, push_run
+    from sgpipe.files.locations import info_of
+    from sgpipe.files.model_cache import local_model
+    from sgpipe.recipe import network_folder
+    from sgpipe.storage.manifest import MANIFEST
+
+    is_stored = not isinstance(source, Path)
+    if info_of(source / MANIFEST) is None and (
+        is_stored or (network_folder(source) / "config.json").is_file()
+    ):
+        if relations != WrittenOptions():
+            raise UserError(
+                f"{source} is a model: only --public, --license and --evaluation are for models"
+            )
+        folder = network_folder(Path(local_model(str(source))))
+        pushed = push_model(
+            folder, to, public=public, licence=licence, evaluations=evaluations or ()
+        )
+    elif licence or evaluations:
+        raise UserError("--license and --evaluation are for models")
+    else:
+        pushed = push_run(source, to, public=public, **relations.as_arguments(source))
+    if cli.printed_json(json_, pushed.as_json()):
+        return
+    seen = "private: only you or your organisation can see it" if pushed.private else "public"
+    cli.show(f"pushed {count(len(pushed.files), 'file')} to {pushed.url} ({seen})")
+    if pushed.exported is not None:
+        if pushed.exported.note:
+            cli.say(f"NOTE: {pushed.exported.note}")
+        for what, number in pushed.exported.left_out.items():
+            cli.show(f"left out: {what} ({number:,})")

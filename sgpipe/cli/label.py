@@ -1,0 +1,133 @@
+"""`sgpipe label`: the relations in a few images, printed and drawn."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sgpipe.cli import options as cli
+from sgpipe.cli.recipe_options import settings_with_tagger
+from sgpipe.errors import UserError
+from sgpipe.utils import console
+from sgpipe.utils.console import count
+
+_DRAWN = re.compile(r".*\.relations(-\d+)?\.png", re.DOTALL)
+
+
+def label(
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of them.", exists=True)],
+    out: Annotated[Path, cli.writes_folder("Folder for images with drawn relations.")] = Path(
+        "labelled"
+    ),
+    boxes: Annotated[
+        Path | None, cli.reads_file("COCO instances file with boxes; no detector runs.")
+    ] = None,
+    detector: cli.Detector = None,
+    captioner: cli.Captioner = None,
+    tagger: cli.Tagger = None,
+    recipe: Annotated[
+        str, cli.option("Models and settings; miniworld for its images.", panel=cli.MODELS)
+    ] = "photos",
+    threshold: Annotated[
+        float, cli.option("Minimum confidence of the relations shown.", min=0, max=1)
+    ] = 0.2,
+    assign: cli.Settings = None,
+    json_: Annotated[
+        bool, cli.option("Print JSON: one line per image, with everything.", "--json")
+    ] = False,
+) -> None:
+    """Find the relations in images, print them, and draw them. No annotations are needed.
+
+    The default recipe uses models of the Hugging Face hub, downloaded on first
+    use. With it, --tagger replaces CLIP by an R-Tagger.
+
+    Examples:
+      sgpipe label photos/
+      sgpipe label a.jpg --boxes boxes.json
+      sgpipe label miniworld/images --recipe miniworld
+    """
+    from sgpipe.files.hub import fetch_models, find_models, missing_models
+    from sgpipe.recipe import hub_models, load_recipe, recipe_notes
+    from sgpipe.utils.atomic import atomic_write
+    from sgpipe.utils.config_file import parse_set
+
+    files = list(_files(images, out))
+    settings = settings_with_tagger(recipe, tagger, parse_set(assign or []))
+    if boxes is not None and recipe == "photos":
+        settings = {"ground.detector": None, **settings}
+    own = any((detector, captioner, tagger, assign))
+    fetch_command = "" if own else f"sgpipe doctor --recipe {recipe} --fetch"
+    skipped = () if boxes is None else ("detect",)
+    models = {"detect.detector": detector, "caption.captioner": captioner, "tag.tagger": tagger}
+    changes = {key: value for key, value in models.items() if value is not None} | settings
+    find_models(missing_models(hub_models(load_recipe(recipe, changes), skipped)), fetch_command)
+    from sgpipe.pipeline import Pipeline  # it imports PyTorch: what is missing is said before
+
+    pipeline = Pipeline(
+        recipe,
+        detector=detector,
+        captioner=captioner,
+        tagger=tagger,
+        boxes=boxes,
+        settings=settings,
+    )
+    for note in recipe_notes(pipeline.recipe, detects=boxes is None):
+        cli.say(f"NOTE: {note}")
+    missing = missing_models(hub_models(pipeline.recipe, skipped))
+    if missing:
+        fetch_models(missing, fetch_command)
+    failed = 0
+    named = Counter[str]()
+    out.mkdir(parents=True, exist_ok=True)
+    for file, graph in zip(files, pipeline.label(files), strict=True):
+        named[file.name] += 1
+        number = "" if named[file.name] == 1 else f"-{named[file.name]}"
+        drawing = out / f"{file.name}.relations{number}.png"  # not the name of any image
+        failed += graph.error is not None
+        if graph.error is None:
+            with atomic_write(drawing) as temporary:
+                graph.draw(threshold).save(temporary, "PNG")
+        if json_:
+            print(console.json_text(graph.as_json()))
+            continue
+        triplets = graph.triplets(threshold)
+        counts = (
+            f"{count(len(graph.objects), 'object')}, {count(len(triplets), 'relation')} → {drawing}"
+        )
+        cli.show(console.single_line(f"{file}: {graph.error or counts}"))
+        for subject, predicate, object_, confidence in triplets:
+            score = "" if confidence is None else f"{confidence:.2f}  "
+            cli.show(f"  {score}{console.single_line(f'{subject} · {predicate} · {object_}')}")
+    if failed == len(files):
+        raise typer.Exit(console.EXIT_ALL_FAILED)
+
+
+def _files(images: list[Path], out: Path) -> Iterator[Path]:
+    """Yield the images, also those in folders, not drawings in `out`. Raises UserError: a folder
+    has none.
+    """
+    from sgpipe.files.roots import FolderRoot
+    from sgpipe.sources.opening import list_folder, no_images
+
+    drawings = out.resolve()
+    for path in images:
+        if not path.is_dir():
+            yield path
+            continue
+        folder = list_folder(FolderRoot(path))
+        inside = (path / name for name in folder.images)
+        files = [
+            file
+            for file in inside
+            if not (_DRAWN.fullmatch(file.name) and file.parent.resolve() == drawings)
+        ]
+        if not files:
+            raise UserError(no_images(path, folder.notes))
+        for note in folder.notes:
+            cli.say(f"NOTE: {path}: {note}")
+        yield from files

@@ -1,0 +1,103 @@
+"""`sgpipe stats`: what a run contains, its health, and samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from sgpipe.cli import options as cli
+from sgpipe.errors import UserError
+from sgpipe.utils import console
+from sgpipe.utils.console import count
+
+
+def stats(
+    *,
+    run: cli.StoredRun,
+    json_: cli.Json = False,
+    html: Annotated[
+        Path | None, cli.writes_file("Write the full report, with a gallery, to this file.")
+    ] = None,
+    sheet: Annotated[
+        Path | None, cli.writes_file("Draw images with their relations into this PNG file.")
+    ] = None,
+    shown: Annotated[
+        int, cli.option("Images in the gallery or on the sheet.", "--shown", min=1)
+    ] = 20,
+    threshold: Annotated[
+        float | None, cli.option("Minimum confidence. Default: 0.2.", min=0, max=1)
+    ] = None,
+    calibration: cli.CalibrationFile = None,
+    precision: Annotated[
+        float | None, cli.option("Target precision of thresholds (0.8).", min=0, max=1)
+    ] = None,
+    images: cli.MovedImages = None,
+    compare: Annotated[
+        cli.Place | None, cli.reads_stored("Earlier run: show what has changed.")
+    ] = None,
+    truth: cli.GroundTruthFolder = None,
+    image_data: cli.ImageData = None,
+    judgements: cli.JudgedFile = None,
+    estimate_total: Annotated[
+        bool,
+        cli.option(
+            "Estimate how many relations exist, as if two people missed them independently."
+        ),
+    ] = False,
+    doubts: Annotated[
+        int | None,
+        cli.option("Let the layout model list this many doubtful annotations and gaps.", min=1),
+    ] = None,
+) -> None:
+    """Count what a run contains, check its health, and show samples.
+
+    Examples:
+      sgpipe stats coco-relations/
+      sgpipe stats coco-relations/ --html report.html --sheet sheet.png
+      sgpipe stats vg/ --doubts 50
+    """
+    from sgpipe.calibration import load_calibration, probability_for
+    from sgpipe.records import TRAINING_CONFIDENCE
+    from sgpipe.stats import audit, measures, report
+    from sgpipe.storage.index import open_run
+    from sgpipe.storage.run_folder import GroundTruth, ground_truth_of
+
+    if image_data is not None and truth is None:
+        raise UserError("--image-data needs --truth")
+    judgements = cli.judged_file(run, judgements)
+    if estimate_total and judgements is None:
+        raise UserError(
+            "--estimate-total needs --judgements, in which two people answered a recall plan"
+        )
+    if calibration is not None and precision is not None:
+        threshold = probability_for(calibration, precision, threshold)
+    least = TRAINING_CONFIDENCE if threshold is None else threshold
+    target = 0.8 if precision is None else precision
+    probabilities = None if calibration is None else load_calibration(calibration)
+    before = measures.measure(compare, least, probabilities) if compare else None
+    with open_run(run) as database:
+        ground_truth = GroundTruth(truth, None, image_data) if truth else ground_truth_of(run)
+        found = audit.audit(
+            database,
+            least,
+            ground_truth,
+            judgements,
+            target,
+            before,
+            probabilities,
+            estimate_total,
+            doubts,
+        )
+        if not cli.printed_json(json_, found.as_dict()):
+            report.print_audit(found, console.output())
+        sampled = (database, shown, least, images, probabilities)
+        if html is not None:
+            drawn, lost = report.write_report(html, found, report.open_samples(*sampled), least)
+            cli.say(f"wrote {html} with {count(drawn, 'image')} in its gallery{_missing(lost)}")
+        if sheet is not None:
+            drawn, lost = report.write_sheet(database, sheet, report.open_samples(*sampled), least)
+            cli.say(f"drew {count(drawn, 'image')} into {sheet}{_missing(lost)}")
+
+
+def _missing(lost: int) -> str:
+    return f", {lost} of them without their image (if they moved, pass --images)" if lost else ""

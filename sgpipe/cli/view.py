@@ -1,0 +1,84 @@
+"""`sgpipe view`: a run in the browser."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Annotated
+
+from sgpipe.cli import options as cli
+from sgpipe.errors import UserError
+from sgpipe.utils import console
+from sgpipe.utils.console import count, single_line
+
+_LONGEST_NAME = 200
+
+
+def view(
+    run: cli.StoredRun,
+    other: Annotated[
+        cli.Place | None, cli.stored_argument("A second one, to compare with.")
+    ] = None,
+    port: Annotated[
+        int, cli.option("Port, or the next free one. 0: any.", min=0, max=65535)
+    ] = 8765,
+    host: Annotated[
+        str | None, cli.option("Address, such as 0.0.0.0; prints a token. Default: 127.0.0.1.")
+    ] = None,
+    no_browser: Annotated[bool, cli.option("Do not open a browser.", "--no-browser")] = False,
+    read_only: Annotated[bool, cli.option("Accept no judgements.", "--read-only")] = False,
+    name: Annotated[
+        str | None, cli.option("Your name in judgements. Default: that of your account.", "--as")
+    ] = None,
+    images: cli.MovedImages = None,
+) -> None:
+    """Search, see, judge and correct relations in the browser.
+
+    Works offline, also on a run in progress. Judgements are appended to
+    judgements.jsonl in the run's folder. Ctrl-C ends the server.
+
+    Examples:
+      sgpipe view coco-relations/
+      sgpipe view coco-relations/ earlier-relations/ --as anna
+      sgpipe view s3://bucket/coco --read-only --no-browser
+    """
+    import getpass
+    import secrets
+    import socket
+
+    from sgpipe.files.locations import absolute_location
+    from sgpipe.storage.index import Index
+    from sgpipe.storage.judgements import JudgementLog
+    from sgpipe.view import app
+    from sgpipe.view.pages import Viewer
+
+    if name is None:
+        with suppress(OSError, KeyError):  # in a container, the user may have none
+            name = getpass.getuser()
+    elif not single_line(name):
+        raise UserError(f"--as {name!r} is not a name")
+    judge = single_line(name or "", _LONGEST_NAME) or "anonymous"
+    opened = []
+    for root in (run, other) if other is not None else (run,):
+        opened.append(index := Index(root, console.Progress()))
+        cli.say(f"{root}: {count(index.images, 'image')}, {count(index.relations, 'relation')}")
+        for problem in index.problems:
+            cli.say(f"left out: {problem}")
+    judgements = JudgementLog(opened[0].files.judgements, opened[0].fingerprint)
+    title = str(opened[0].run.get("name") or absolute_location(run).name)
+    viewer = Viewer(
+        title, opened[0], judgements, opened[1] if other else None, judge, read_only, images
+    )
+    address = app.listen(host or app.LOCAL, port)
+    token = secrets.token_urlsafe(24) if host else None
+    names = {address.host, socket.gethostname(), socket.getfqdn()}
+    url = address.url(token)
+    cli.show(url)
+    if token is not None:
+        may_judge = "" if read_only else " and judge relations"
+        cli.say(f"keep this address secret: whoever has it can see the run{may_judge}")
+    cli.say("Ctrl-C ends the server")
+    if not no_browser:
+        app.open_browser(url)
+    app.serve(app.create_app(viewer, names, token), address)
+    file = viewer.judgements.file
+    cli.say(f"stopped; judgements are in {file}" if file.exists() else "stopped")
