@@ -64,6 +64,8 @@ def place(tmp_path_factory) -> Path:
     for name in RUNS:
         shutil.copytree(folder / "made", folder / name)
     shutil.rmtree(folder / "drawn")
+    (folder / "docs").mkdir()
+    (folder / "docs" / "images").symlink_to(ROOT / "docs" / "images")
     return folder
 
 
