@@ -14,6 +14,7 @@ import numpy as np
 from sgpipe.errors import UserError
 from sgpipe.files.locations import Location, location
 from sgpipe.records import TRAINING_CONFIDENCE, Record
+from sgpipe.stages.tag.layout.calibrate import MAX_IMAGES, fit_temperatures, with_temperatures
 from sgpipe.stages.tag.layout.candidates import image_layout
 from sgpipe.stages.tag.layout.fit import LayoutExample, LayoutSettings, fit_layout
 from sgpipe.stages.tag.layout.model import LayoutModel
@@ -94,6 +95,9 @@ def train_layout(
     if epochs is not None:
         settings = replace(settings, epochs=epochs, min_steps=0)
     model = fit_layout(fitted, settings)
+    if len(fitted) <= MAX_IMAGES:
+        progress.say("measuring by cross-validation how sure the model may be")
+        model = with_temperatures(model, fit_temperatures(fitted, settings))
     model.save(out)
     precision, recall = _measure(model, held_out)
     return LayoutTraining(

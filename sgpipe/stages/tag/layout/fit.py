@@ -255,8 +255,8 @@ class Fitter:
 
     def standardise(self) -> None:
         """Set what is taken off the features, and by what they are multiplied then."""
-        self.mean = _rounded(self.table.features.mean(axis=0))
-        self.scale = _rounded(1 / np.maximum(self.table.features.std(axis=0), _MIN_DEVIATION))
+        self.mean = rounded(self.table.features.mean(axis=0))
+        self.scale = rounded(1 / np.maximum(self.table.features.std(axis=0), _MIN_DEVIATION))
 
     def make_network(self) -> LayoutNetwork:
         """Return a network with random weights."""
@@ -349,7 +349,7 @@ def to_model(
     return LayoutModel(arrays, vocabulary.classes, vocabulary.subject_classes, vocabulary.actions)
 
 
-def _rounded(values: FloatArray) -> FloatArray:
+def rounded(values: FloatArray) -> FloatArray:
     """Round to half precision, in which they are saved."""
     return values.astype(np.float16).astype(np.float32)
 

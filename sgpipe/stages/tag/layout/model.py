@@ -61,6 +61,7 @@ class LayoutModel:
             probability 0
         classes: the classes that it knows; another class counts as the one that it is a synonym of,
             or as any class
+        weights: of all networks, by name
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class LayoutModel:
         self.actions = tuple(actions)
         self.subject_classes = tuple(subject_classes)
         self.classes = tuple(classes)
-        self._weights = dict(weights)
+        self.weights = dict(weights)
         self._networks = _networks(weights)
         self._numbers = {name: number for number, name in enumerate(classes, start=1)}
         self._subjects = {self._numbers[name] for name in subject_classes}
@@ -115,7 +116,7 @@ class LayoutModel:
         precision and a config.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        halves = {name: value.astype(np.float16) for name, value in self._weights.items()}
+        halves = {name: value.astype(np.float16) for name, value in self.weights.items()}
         (folder / MODEL).write_bytes(
             to_safetensors(halves)
         )  # safetensors' own files are for one user alone
@@ -200,8 +201,8 @@ class LayoutModel:
 
     def _check_shapes(self, folder: Path) -> None:
         """Raise UserError unless the weights fit the lists of classes and actions."""
-        outputs = self._weights["0.decide.2.weight"].shape[0]
-        classes = self._weights["0.object.weight"].shape[0]
+        outputs = self.weights["0.decide.2.weight"].shape[0]
+        classes = self.weights["0.object.weight"].shape[0]
         if (outputs, classes) != (1 + len(self.actions), 1 + len(self.classes)):
             raise UserError(
                 f"layout model {folder} cannot be read: {MODEL} and {CONFIG} are not of the same"
