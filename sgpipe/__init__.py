@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from sgpipe.pipeline import RelationAnnotator as RelationAnnotator
     from sgpipe.pipeline import SceneGraph as SceneGraph
     from sgpipe.recipe import load_recipe as load_recipe
+    from sgpipe.records import Attribute as Attribute
+    from sgpipe.records import Box as Box
+    from sgpipe.records import Caption as Caption
+    from sgpipe.records import Pair as Pair
     from sgpipe.records import Record as Record
+    from sgpipe.records import Relation as Relation
+    from sgpipe.records import Triplet as Triplet
+    from sgpipe.sources.plugin import Source as Source
     from sgpipe.stages.base import Stage as Stage
     from sgpipe.stages.caption.captioner import Captioner as Captioner
     from sgpipe.stages.caption.captioner import CaptionInput as CaptionInput
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from sgpipe.training.recipe import load_train_recipe as load_train_recipe
     from sgpipe.training.run import train as train
 
+_NOUNS = ("Attribute", "Box", "Caption", "Pair", "Record", "Relation", "Triplet")
 # Imported when they are asked for: they take seconds, and the command line must start without them.
 _PUBLIC = {
     **dict.fromkeys(("EngineError", "ImageError", "UserError"), "sgpipe.errors"),
@@ -39,7 +47,8 @@ _PUBLIC = {
     **dict.fromkeys(("Captioner", "CaptionInput"), "sgpipe.stages.caption.captioner"),
     **dict.fromkeys(("ExportRows", "Members", "write_json"), "sgpipe.export.rows"),
     "Format": "sgpipe.export.formats",
-    "Record": "sgpipe.records",
+    **dict.fromkeys(_NOUNS, "sgpipe.records"),
+    "Source": "sgpipe.sources.plugin",
     "Stage": "sgpipe.stages.base",
     "generate": "sgpipe.generation.run",
     "load_recipe": "sgpipe.recipe",

@@ -1,4 +1,4 @@
-"""Third-party code that a user names: a captioner or an export format.
+"""Third-party code that a user names: a source, a captioner or an export format.
 
 A name is `package.module:attribute`, or that of an entry point which an installed package states
 (`[project.entry-points."sgpipe.captioners"]`). Only importable modules count, never a path.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, packages_distributions, version
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeVar
 
 from sgpipe.errors import UserError
 
-Kind = Literal["captioner", "format"]
+Kind = Literal["captioner", "format", "source"]
 Plugin = TypeVar("Plugin")
 
 _REFERENCE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -74,10 +75,15 @@ def load_instance(kind: Kind, reference: str, expected: type[Plugin]) -> Plugin:
     return loaded
 
 
-def called(kind: Kind, reference: str, function: Callable[..., Plugin], *arguments: Any) -> Plugin:
-    """Call code of others. Raises UserError: it failed, with the kind of the error."""
+@contextmanager
+def failures_told(kind: Kind, reference: str) -> Iterator[None]:
+    """Run code of others in the body of a `with` statement.
+
+    Raises:
+        UserError: it failed, with the kind of the error.
+    """
     try:
-        return function(*arguments)
+        yield
     except (UserError, OSError):
         raise
     except Exception as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sgpipe.errors import UserError
 from sgpipe.files.image_roots import ImagePlace, absolute, check_images
-from sgpipe.files.locations import text_sha256
+from sgpipe.files.locations import Location, text_sha256
 from sgpipe.images import read_image, read_size
 from sgpipe.records import Record
 from sgpipe.sources.annotated import AnnotationSource, ProblemCounts, clip_objects, error_row
@@ -24,6 +24,7 @@ from sgpipe.storage.run_folder import RunFolder
 from sgpipe.storage.shards import revision_of, shard_name, write_shard
 from sgpipe.utils import BoxForm, __version__
 from sgpipe.utils.console import Progress, count
+from sgpipe.utils.hashing import folder_sha256
 
 ROWS_PER_SHARD = 512
 
@@ -178,7 +179,7 @@ def _header(source: AnnotationSource, images: ImagePlace, *, embed: bool) -> dic
         "import": source.dataset,
         "split": source.split,
         "embed": embed,
-        "files": {role: text_sha256(path) for role, path in source.files.items()},
+        "files": {role: _content_sha256(path) for role, path in source.files.items()},
         "options": dict(source.options),
     }
     return {
@@ -189,6 +190,13 @@ def _header(source: AnnotationSource, images: ImagePlace, *, embed: bool) -> dic
         "origin": [dict(identity) for identity in source.origin],
         "finished": False,
     }
+
+
+def _content_sha256(place: Location) -> str:
+    """Return the hash of a text file, or of all files below a folder."""
+    if isinstance(place, Path) and place.is_dir():
+        return folder_sha256(place)
+    return text_sha256(place)
 
 
 def _starts_to_redo(folder: RunFolder, manifest: Manifest, *, retry_failed: bool) -> set[int]:

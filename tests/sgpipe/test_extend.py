@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from PIL import Image
 from typer.testing import CliRunner
 
 from sgpipe import load_recipe
@@ -60,6 +61,95 @@ def test_the_captioner_and_the_format_of_the_page_work(own, tmp_path):
     relations = sum(len(record.relations) for record in iter_records(tmp_path / "run"))
     assert len((tmp_path / "lines" / "val.txt").read_text().splitlines()) == relations
     assert "--to lines" in (tmp_path / "lines" / "README.md").read_text()
+
+
+def run(*words: object) -> str:
+    """Run a command that succeeds; return what it prints to standard error."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == 0, done.stderr
+    return done.stderr
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    """The images and the annotations that the source of the page reads."""
+    for name in ("labels", "photos"):
+        (tmp_path / name).mkdir()
+    for number in range(3):
+        Image.new("RGB", (640, 480), (number, 90, 90)).save(tmp_path / f"photos/{number}.png")
+        lines = ["0 0.5 0.5 0.2 0.4", "1 0.5 0.6 0.2 0.2", "2 0.95 0.5 0.2 0.1"]
+        (tmp_path / f"labels/{number}.txt").write_text("\n".join(lines))
+    return ["--annotations", tmp_path / "labels", "--images", tmp_path / "photos"]
+
+
+def test_the_source_of_the_page_is_imported_and_labelled(own, yolo, tmp_path):
+    command = ("import", "own.yolo:YOLO", *yolo, "--split", "val", "--out", tmp_path / "imported")
+    run(*command)
+    records = list(iter_records(tmp_path / "imported"))
+    assert [record.image_id for record in records] == ["0", "1", "2"]
+    assert [box.category for box in records[0].objects] == ["person", "dog", "ball"]
+    assert records[0].objects[0].bbox == pytest.approx((256, 144, 128, 192))
+    assert records[0].objects[2].bbox == pytest.approx((544, 216, 96, 48))  # clipped
+    identity = Manifest.load(tmp_path / "imported").run["identity"]
+    assert identity["options"] == {"source": code_identity("source", "own.yolo:YOLO")}
+
+    assert "imported before" in run(*command)
+    (tmp_path / "labels/0.txt").write_text("0 0.5 0.5 0.2 0.4")
+    done = CliRunner().invoke(app, [str(word) for word in command])
+    assert done.exit_code == 2
+    assert "files.annotations: content of SHA-256" in done.stderr
+
+    settings = ("--captioner", "miniworld", "--tagger", "miniworld", "--out", tmp_path / "labelled")
+    run("generate", "miniworld", "--extend", tmp_path / "imported", *settings)
+    labelled = list(iter_records(tmp_path / "labelled"))
+    assert [record.objects for record in labelled] == [record.objects for record in records]
+    assert all(record.captions for record in labelled)
+
+
+@pytest.mark.parametrize(
+    ("code", "name", "told"),
+    [
+        ("", "nowhere.at:SOURCE", "nowhere.at cannot be imported"),
+        ("SOURCE = 1", "wrong:SOURCE", "is not a sgpipe.Source"),
+        ("yield 1 / 0", "wrong:SOURCE", "failed: ZeroDivisionError: division by zero"),
+        ("yield 1", "wrong:SOURCE", "yields something else than sgpipe.Record"),
+        ("yield from ()", "wrong:SOURCE", "contains no image to import"),
+    ],
+)
+def test_what_is_wrong_with_a_source_is_told_in_a_line(
+    tmp_path, yolo, monkeypatch, code, name, told
+):
+    if "yield" in code:
+        code = (
+            f"import sgpipe\ndef read(place, split): {code}\nSOURCE = sgpipe.Source('wrong', read)"
+        )
+    (tmp_path / "wrong.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wrong", raising=False)
+    words = ["import", name, *map(str, yolo), "--out", str(tmp_path / "imported")]
+    done = CliRunner().invoke(app, words)
+    monkeypatch.delitem(sys.modules, "wrong", raising=False)
+    assert done.exit_code == 2
+    assert told in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error")]) == 1
+
+
+def test_relations_of_a_source_have_objects(tmp_path, yolo, monkeypatch):
+    code = """
+from sgpipe import Box, Record, Relation, Source
+def read(place, split):
+    for name, end in (("0", 1), ("1", 2)):
+        boxes = [Box("dog", 1, (5, 5, 50, 50)), Box("cat", 2, (50, 50, 50, 50))]
+        relations = [Relation(0, end, "near")]
+        yield Record(name, "own", split, f"{name}.png", 0, 0, boxes, relations=relations)
+SOURCE = Source("own", read)
+"""
+    (tmp_path / "ends.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    run("import", "ends:SOURCE", *yolo, "--out", tmp_path / "imported")
+    first, second = iter_records(tmp_path / "imported")
+    assert (first.width, first.height, len(first.relations)) == (640, 480, 1)
+    assert second.error == "import: object 2 of a relation is not among the image's 2 objects"
 
 
 def test_a_run_does_not_have_its_captioner_imported(own, tmp_path):

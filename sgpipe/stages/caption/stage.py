@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from sgpipe.files.image_roots import ImagePlace
 from sgpipe.files.model_cache import local_model
-from sgpipe.plugins import called, load_class
+from sgpipe.plugins import failures_told, load_class
 from sgpipe.recipe import CaptionConfig
 from sgpipe.records import Caption, Record, Scope
 from sgpipe.stages.base import ImageStage
@@ -111,7 +111,8 @@ def load_captioner(
         return ServedCaptioner(settings_of(config), cache_folder)
     if config.plugin is not None and role == "captioner":
         own_class = load_class("captioner", config.plugin, Captioner)
-        return called("captioner", config.plugin, own_class, config)
+        with failures_told("captioner", config.plugin):
+            return own_class(config)
     config = config.model_copy(update={"captioner": local_model(str(config.captioner))})
     if read_config(str(config.captioner), role).get("model_type") == "blip" and role == "captioner":
         from sgpipe.stages.caption.blip import BlipCaptioner
